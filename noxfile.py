@@ -1,0 +1,83 @@
+"""Everything that is checked or shown, one session each: `nox -l` lists them."""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_external_run = True
+nox.options.error_on_missing_interpreters = False  # `tests_all` runs those that are there
+
+PYPROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
+VERSION_CLASSIFIER = "Programming Language :: Python :: "
+ALL_SUPPORTED = [
+    classifier.removeprefix(VERSION_CLASSIFIER)
+    for classifier in PYPROJECT["project"]["classifiers"]
+    if classifier.startswith(VERSION_CLASSIFIER)
+]
+
+
+def run_tests(session: nox.Session) -> None:
+    session.install("-e", ".[tests,crawler]")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests and every documented example on the current Python."""
+    run_tests(session)
+
+
+@nox.session(python=ALL_SUPPORTED)
+def tests_all(session: nox.Session) -> None:
+    """Run the tests on every supported Python that is installed."""
+    run_tests(session)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install(*PYPROJECT["project"]["optional-dependencies"]["lint"])
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the package, the examples and what users see, with two checkers."""
+    session.install("-e", ".[typing,tests,crawler]")
+    session.run("mypy", "--strict")
+    # Its notice of a newer release would ask the network.
+    session.run("pyright", env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"})
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning or a broken reference is an error."""
+    session.install("-e", ".[docs]")
+    shutil.rmtree("docs/_build", ignore_errors=True)
+    session.run(
+        *("python", "-m", "sphinx", "-W", "-n", "--keep-going"),
+        *("-d", "docs/_build/doctrees", "docs", "docs/_build/html"),
+        *session.posargs,
+    )
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks."""
+    session.install("-e", ".")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def crawl(session: nox.Session) -> None:
+    """Crawl a local site, kill the crawler half way, resume it, and prove that nothing was lost."""
+    session.install("-e", ".[crawler]")
+    session.run("python", "-m", "examples.crawl_demo", *session.posargs)

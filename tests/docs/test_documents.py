@@ -1,0 +1,64 @@
+"""Every Python block of the README and the documentation is executed, or says why not.
+
+The blocks themselves are collected by the `conftest.py` at the root.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(path for path in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in path.parts),
+]
+
+NEAR_MISS = re.compile(
+    r"^ *(?!```python\n)(?:`{3,}|~{3,}|:{3,}) *(?:\{[\w-]+\} *)?(?:python3?|py|pycon)\b.*$",
+    re.MULTILINE | re.IGNORECASE,
+)
+"""An opening fence for Python that is not exactly "```python", the one spelling that is run."""
+
+SKIP = re.compile(r"^.*(?:<!--|%) *skip:.*$", re.MULTILINE)
+SKIP_WITH_REASON = re.compile(r'<!-- skip: next "[^"]+" -->')
+
+
+def faults(text: str) -> list[str]:
+    """What in a document would keep a Python block from being run, unsaid."""
+    found = [f"write ```python: {match[0]}" for match in NEAR_MISS.finditer(text)]
+    found += [
+        f'write <!-- skip: next "the reason" -->: {match[0]}'
+        for match in SKIP.finditer(text)
+        if not SKIP_WITH_REASON.fullmatch(match[0])
+    ]
+    return found
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_python_block_escapes_being_run(path: Path) -> None:
+    assert faults(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```py\nx\n```\n",
+        "```python3\nx\n```\n",
+        "```Python notest\nx\n```\n",
+        "```{code-block} python\nx\n```\n",
+        "- a list\n\n  ```py\n  x\n  ```\n",
+        "~~~python\nx\n~~~\n",
+        "<!-- skip: next -->\n```python\nx\n```\n",
+        "<!-- skip: start -->\n```python\nx\n```\n",
+        '% skip: next "a reason"\n```python\nx\n```\n',
+    ],
+)
+def test_faults_finds_what_would_escape(text: str) -> None:
+    assert faults(text) != []
+
+
+def test_faults_accepts_a_block_that_runs_and_a_skip_with_a_reason() -> None:
+    assert faults('```python\nx\n```\n<!-- skip: next "needs S3" -->\n```python\ny\n```\n') == []

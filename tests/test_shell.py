@@ -1,0 +1,71 @@
+"""The files around the code agree with each other and do what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def commands(text: str) -> list[str]:
+    """The lines that call nox."""
+    return [line for line in text.splitlines() if "/nox -s " in line]
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    in_readme = re.findall(r"^```sh\n(.*?)^```$", read("README.md"), re.MULTILINE | re.DOTALL)
+    _crawl, test = commands("".join(in_readme))
+    assert test.endswith(" tests")
+    assert commands(read(".ci/run")) == [test]
+
+
+def test_the_changelog_begins_with_the_version_of_the_package() -> None:
+    version = tomllib.loads(read("pyproject.toml"))["project"]["version"]
+    newest = re.search(r"^## \[(.+?)\]", read("CHANGELOG.md"), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == version
+
+
+SKIPS = {
+    "a test": "import pytest\ndef test_it(): pytest.skip('no server')\n",
+    "a marked test": "import pytest\n@pytest.mark.skip('no server')\ndef test_it(): pass\n",
+    "an expected failure": "import pytest\n@pytest.mark.xfail(reason='no server')\n"
+    "def test_it(): raise OSError\n",
+    "a module": "import pytest\npytest.skip('no server', allow_module_level=True)\n",
+}
+
+
+@pytest.mark.parametrize("source", SKIPS.values(), ids=SKIPS.keys())
+def test_skips_fail_in_ci_only_and_give_their_reason(tmp_path: Path, source: str) -> None:
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "test_it.py").write_text(source + "def test_other(): pass\n", encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+
+    def run(ci: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", tmp_path],
+            env={**os.environ, "CI": ci},
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert run("").returncode in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    in_ci = run("true")
+    assert in_ci.returncode in (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
+    assert "CI allows no skips: " in in_ci.stdout
+    assert "no server" in in_ci.stdout

@@ -1,0 +1,276 @@
+"""Every error of the library, under one root.
+
+An error says what happened, to which batch, and what to do now.  Leaves also
+inherit the builtin that fits: `RuntimeError` for a caller's bug, `ValueError`
+for bad input, `OSError` is never imitated: the system's own errors are causes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class TrioCkptError(Exception):
+    """The root: ``except TrioCkptError`` catches whatever this library raises.
+
+    Attributes:
+        run_id: The run it happened in, if it happened in one.
+        stream: The parts of the stream's key; ``()`` where no stream is meant.
+        batch_index: The batch, if it happened to one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        run_id: str | None = None,
+        stream: tuple[str, ...] = (),
+        batch_index: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.stream = stream
+        self.batch_index = batch_index
+
+
+def describe_batch(run_id: str | None, stream: tuple[str, ...], batch_index: int | None) -> str:
+    """Name a batch the way every message does: ``batch 3 of 'run' ('repo', 'pulls')``."""
+    where = f"run {run_id!r}" if run_id is not None else "no run"
+    if stream:
+        where = f"{where}, stream {'/'.join(stream)!r}"
+    return where if batch_index is None else f"batch {batch_index} of {where}"
+
+
+# ---------------------------------------------------------------------------------------
+# Tokens
+# ---------------------------------------------------------------------------------------
+
+
+class CheckpointFailedError(TrioCkptError):
+    """`CheckpointToken.wait` raises this when the checkpoint will never be confirmed.
+
+    Attributes:
+        reason: The text of the failure.  The exception that caused it, if there was
+            one, is ``__cause__``.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        run_id: str | None = None,
+        stream: tuple[str, ...] = (),
+        batch_index: int | None = None,
+    ) -> None:
+        where = describe_batch(run_id, stream, batch_index)
+        super().__init__(
+            f"the checkpoint of {where} failed: {reason}",
+            run_id=run_id,
+            stream=stream,
+            batch_index=batch_index,
+        )
+        self.reason = reason
+
+
+class BatchCancelledError(CheckpointFailedError):
+    """The batch was cancelled, or its owner closed, before it was settled."""
+
+
+class BatchWithdrawnError(CheckpointFailedError):
+    """There was no such batch after all: its loop took it back with ``withdraw()``."""
+
+
+class BatchFailedError(CheckpointFailedError):
+    """The batch failed for good: nothing in the retry table lets it run again."""
+
+
+class TokenNeverSettledError(TrioCkptError, RuntimeError):
+    """A batch was left without ``complete``, ``fail``, ``skip`` or ``withdraw``."""
+
+
+class DuplicateCheckpointError(TrioCkptError, RuntimeError):
+    """A token for this batch is pending already."""
+
+
+# ---------------------------------------------------------------------------------------
+# Runs and streams
+# ---------------------------------------------------------------------------------------
+
+
+class RunLockedError(TrioCkptError):
+    """Another live process (or another `open_run` of this one) owns the run.
+
+    Attributes:
+        host: Its host name.
+        pid: Its process id.
+        since: When it took the run, ISO 8601, UTC.
+    """
+
+    def __init__(self, run_id: str, *, host: str, pid: int, since: str) -> None:
+        super().__init__(
+            f"run {run_id!r} is owned by process {pid} on {host} since {since}; "
+            "wait for it to end or stop it: the lock goes with its process",
+            run_id=run_id,
+        )
+        self.host = host
+        self.pid = pid
+        self.since = since
+
+
+class RunStoppedError(TrioCkptError):
+    """The run was asked to stop and did so; start it again to go on.
+
+    Attributes:
+        exit_code: What a command should exit with: 75 when every open batch was
+            saved, 130 or 143 when the stop was forced.
+        resume_command: A shell line that goes on, or None where it is not known.
+    """
+
+    def __init__(self, run_id: str, *, exit_code: int, resume_command: str | None) -> None:
+        how = "drained" if exit_code == EXIT_DRAINED else "forced"
+        then = f"; go on with: {resume_command}" if resume_command else ""
+        super().__init__(f"run {run_id!r} was stopped ({how}){then}", run_id=run_id)
+        self.exit_code = exit_code
+        self.resume_command = resume_command
+
+
+EXIT_COMPLETE = 0
+EXIT_SKIPPED = 3
+EXIT_DRAINED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+EXIT_SIGINT = 130
+EXIT_SIGTERM = 143
+
+
+class StreamsStillOpenError(TrioCkptError, RuntimeError):
+    """`open_run` was left while streams of it were open in other tasks."""
+
+
+class StreamBusyError(TrioCkptError, RuntimeError):
+    """A stream was used by another task than its owner's, opened twice, or by an old loop."""
+
+
+class StreamFailedError(TrioCkptError):
+    """The stream failed, now or in an earlier session, and is not to be retried."""
+
+
+class StreamEndedError(TrioCkptError):
+    """A stream ended without the batches that somebody waits for."""
+
+
+class SourceChangedError(TrioCkptError, ValueError):
+    """The batch source changed under what is confirmed.
+
+    Attributes:
+        was: What the record of the batch says of its item.
+        now: What the source gives at that index today.
+    """
+
+    def __init__(
+        self, was: str, now: str, *, run_id: str, stream: tuple[str, ...], batch_index: int
+    ) -> None:
+        where = describe_batch(run_id, stream, batch_index)
+        super().__init__(
+            f"the source changed under what is confirmed: {where} was worked with item {was}, "
+            f"the source now gives {now}; restore the source, use a Frontier for work "
+            "without an order, or start over with fresh=True",
+            run_id=run_id,
+            stream=stream,
+            batch_index=batch_index,
+        )
+        self.was = was
+        self.now = now
+
+
+class ConfigChangedError(TrioCkptError, ValueError):
+    """The configuration differs from the one the run was begun with.
+
+    Attributes:
+        changes: One ``(field, was, now)`` per difference, sorted by field.
+    """
+
+    def __init__(self, run_id: str, changes: tuple[tuple[str, str, str], ...]) -> None:
+        lines = "".join(f"\n  {name}: {was} -> {now}" for name, was, now in changes)
+        super().__init__(
+            f"the configuration of run {run_id!r} changed:{lines}\n"
+            "restore it, or choose on_config_change='accept' to go on with the new one "
+            "or 'restart' to archive the run and begin again",
+            run_id=run_id,
+        )
+        self.changes = changes
+
+
+# ---------------------------------------------------------------------------------------
+# Results, outputs, state
+# ---------------------------------------------------------------------------------------
+
+
+class NotEncodableError(TrioCkptError, ValueError):
+    """A value cannot be stored.
+
+    Attributes:
+        path: Where in the value the offending leaf is, ``metadata.loss[3]``.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path} cannot be stored: {problem}")
+        self.path = path
+
+
+class OutputError(TrioCkptError):
+    """Something is wrong with an output file.
+
+    Attributes:
+        path: The output, relative to the run's output folder.
+    """
+
+    def __init__(self, path: str | Path, problem: str) -> None:
+        super().__init__(f"output {str(path)!r}: {problem}")
+        self.path = str(path)
+
+
+class OutputClaimedError(OutputError, ValueError):
+    """Another batch has confirmed a file of this name already."""
+
+
+class OutputsMissingError(OutputError):
+    """So many confirmed outputs are gone that the folder itself is in doubt."""
+
+
+class CannotRedoError(OutputError):
+    """A confirmed output is damaged and its batch cannot be redone alone."""
+
+
+class SinkClosedError(OutputError):
+    """An append sink failed to reach the disk; it takes nothing more in this session."""
+
+
+# ---------------------------------------------------------------------------------------
+# Stores
+# ---------------------------------------------------------------------------------------
+
+
+class StoreError(TrioCkptError):
+    """A store cannot be opened, read or written; the message says which and why."""
+
+
+class StoreConflictError(StoreError):
+    """Somebody else owns the run now, or has saved what was about to be saved."""
+
+
+class StoreDamagedError(StoreError):
+    """What the store returned is not what was saved: refused, never guessed."""
+
+
+class StoreVersionError(StoreError):
+    """The store was written by a newer version of the library, or is not one of ours."""
+
+
+class SaveOutcomeUnknownError(StoreError):
+    """A save has neither ended nor failed: nobody knows whether it landed.
+
+    The run is poisoned: this process saves nothing more.  The next start reads the
+    store and learns what landed.
+    """

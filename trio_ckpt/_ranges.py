@@ -1,0 +1,150 @@
+"""Sets of batch indexes, kept as intervals.
+
+A run that confirms in order is one interval however long it is; one that confirms
+in any order stays as small as its gaps.  Lookups are a bisection, so a stream of a
+million batches costs what one of ten costs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+
+class IndexSet:
+    """A set of ints >= 0 as sorted, disjoint, non-adjacent half-open intervals.
+
+    Iterating gives the indexes in ascending order; `intervals` gives the intervals.
+    """
+
+    __slots__ = ("_count", "_starts", "_stops")
+
+    def __init__(self, indexes: Iterable[int] = ()) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+        self._count = 0
+        for index in indexes:
+            self.add(index)
+
+    # -- reading --------------------------------------------------------------------
+
+    def __contains__(self, index: int) -> bool:
+        at = bisect_right(self._starts, index) - 1
+        return at >= 0 and index < self._stops[at]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[int]:
+        for start, stop in self.intervals():
+            yield from range(start, stop)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, IndexSet):
+            return NotImplemented
+        return self._starts == other._starts and self._stops == other._stops
+
+    __hash__ = None  # type: ignore[assignment]  # mutable, as set is
+
+    def __repr__(self) -> str:
+        spans = (f"{a}" if b - a == 1 else f"{a}-{b - 1}" for a, b in self.intervals())
+        return f"IndexSet({', '.join(spans)})"
+
+    def intervals(self) -> Iterator[tuple[int, int]]:
+        """The ``(start, stop)`` pairs, ascending, stop exclusive."""
+        return zip(self._starts, self._stops, strict=True)
+
+    def first_missing(self, start: int) -> int:
+        """The least index >= `start` that is not in the set."""
+        at = bisect_right(self._starts, start) - 1
+        return self._stops[at] if at >= 0 and start < self._stops[at] else start
+
+    def missing(self, start: int, stop: int) -> Iterator[int]:
+        """The indexes of ``range(start, stop)`` that are not in the set, ascending."""
+        index = self.first_missing(start)
+        while index < stop:
+            yield index
+            index = self.first_missing(index + 1)
+
+    def covers(self, start: int, stop: int) -> bool:
+        """Whether the whole of ``range(start, stop)`` is in the set."""
+        return self.first_missing(start) >= stop
+
+    # -- changing -------------------------------------------------------------------
+
+    def add(self, index: int) -> bool:
+        """Put `index` into the set.
+
+        Returns:
+            False if it was in it.
+
+        Raises:
+            ValueError: it is negative.
+        """
+        if index < 0:
+            raise ValueError(f"a batch index is >= 0, not {index}")
+        starts, stops = self._starts, self._stops
+        at = bisect_right(starts, index) - 1  # the interval that starts at or before
+        if at >= 0 and index < stops[at]:
+            return False
+        joins_left = at >= 0 and stops[at] == index
+        joins_right = at + 1 < len(starts) and starts[at + 1] == index + 1
+        if joins_left and joins_right:
+            stops[at] = stops.pop(at + 1)
+            starts.pop(at + 1)
+        elif joins_left:
+            stops[at] = index + 1
+        elif joins_right:
+            starts[at + 1] = index
+        else:
+            starts.insert(at + 1, index)
+            stops.insert(at + 1, index + 1)
+        self._count += 1
+        return True
+
+    def discard(self, index: int) -> bool:
+        """Take `index` out of the set; False if it was not in it."""
+        starts, stops = self._starts, self._stops
+        at = bisect_right(starts, index) - 1
+        if at < 0 or index >= stops[at]:
+            return False
+        start, stop = starts[at], stops[at]
+        replacement = [(a, b) for a, b in ((start, index), (index + 1, stop)) if a < b]
+        starts[at : at + 1] = [a for a, _ in replacement]
+        stops[at : at + 1] = [b for _, b in replacement]
+        self._count -= 1
+        return True
+
+    def copy(self) -> IndexSet:
+        """A set of its own with the same indexes."""
+        twin = IndexSet()
+        twin._starts, twin._stops = self._starts.copy(), self._stops.copy()
+        twin._count = self._count
+        return twin
+
+    # -- storing --------------------------------------------------------------------
+
+    def to_steps(self) -> list[int]:
+        """The interval borders as differences: small numbers, so few bytes."""
+        borders = [0, *(border for pair in self.intervals() for border in pair)]
+        return [after - before for before, after in pairwise(borders)]
+
+    @classmethod
+    def from_steps(cls, steps: Iterable[int]) -> IndexSet:
+        """The inverse of `to_steps`.
+
+        Raises:
+            ValueError: the steps do not describe a set (odd in number, or not ascending).
+        """
+        self = cls()
+        border = 0
+        for position, step in enumerate(steps):
+            if step < 0 or (step == 0 and position > 0):
+                raise ValueError("interval borders must ascend")
+            border += step
+            (self._stops if position % 2 else self._starts).append(border)
+        if len(self._starts) != len(self._stops):
+            raise ValueError("an interval has no end")
+        self._count = sum(stop - start for start, stop in self.intervals())
+        return self

@@ -1,0 +1,96 @@
+"""The pending tokens, for whoever watches.
+
+Watching is level-triggered: the registry has a version that grows with every change,
+and `TokenRegistry.wait_changed` returns at once if it has moved past the version that
+the caller knows.  So a monitor that was busy misses intermediate states, never the
+latest one, and nobody polls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from ._errors import DuplicateCheckpointError, describe_batch
+from ._records import StreamKey
+from ._token import CheckpointToken
+
+AnyToken = CheckpointToken[Any]
+
+
+class TokenRegistry:
+    """Every token that is PENDING or COMPLETED, by run, stream and batch.
+
+    Attributes:
+        version: Grows with every change of any token, and with nothing else.
+    """
+
+    __slots__ = ("_changed", "_tokens", "version")
+
+    def __init__(self) -> None:
+        self._tokens: dict[tuple[str, StreamKey, int], AnyToken] = {}
+        self._changed: trio.Event | None = None
+        self.version = 0
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def find(self, run_id: str, stream: StreamKey, batch_index: int) -> AnyToken | None:
+        """The pending token of a batch; None says nothing about success."""
+        return self._tokens.get((run_id, stream, batch_index))
+
+    def pending(self, run_id: str | None = None) -> tuple[AnyToken, ...]:
+        """The pending tokens, oldest first; of one run, or of all."""
+        tokens = self._tokens.values()  # a dict keeps the order of making
+        if run_id is None:
+            return tuple(tokens)
+        return tuple(token for token in tokens if token.run_id == run_id)
+
+    async def wait_changed(self, since: int) -> int:
+        """Wait until the version is another than `since`.
+
+        Returns:
+            The version now: give it to the next call.
+
+        Cancellation: always a cancellation and a schedule point.
+        """
+        if self.version == since:
+            if self._changed is None:
+                self._changed = trio.Event()
+            await self._changed.wait()
+        else:
+            await trio.lowlevel.checkpoint()
+        return self.version
+
+    # -- for the hosts of tokens ------------------------------------------------------
+
+    def add(self, token: AnyToken) -> None:
+        """Take in a new token.
+
+        Raises:
+            DuplicateCheckpointError: one of the same batch is pending.
+        """
+        key = (token.run_id, token.stream, token.batch_index)
+        if key in self._tokens:
+            raise DuplicateCheckpointError(
+                f"a token of {describe_batch(*key)} is pending already: settle that one first",
+                run_id=token.run_id,
+                stream=token.stream,
+                batch_index=token.batch_index,
+            )
+        self._tokens[key] = token
+        self.touch()
+
+    def moved(self, token: AnyToken) -> None:
+        """Notice that a token's state has changed; let go of it if it is settled."""
+        if not token.is_pending:
+            self._tokens.pop((token.run_id, token.stream, token.batch_index), None)
+        self.touch()
+
+    def touch(self) -> None:
+        """Raise the version and wake the monitors."""
+        self.version += 1
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None

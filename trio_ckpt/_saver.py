@@ -1,0 +1,372 @@
+"""Group commit: the way from a submitted checkpoint to a confirmed one.
+
+Theory of operation
+===================
+
+One trio task per run saves.  It takes *all* that is queued, saves it as one group, and
+never waits for time: while one group is on its way to the disk the next one gathers by
+itself.  After a group it passes one schedule point, so that the loops it has just woken
+can submit their next batch; without that they split into two alternating halves.
+
+For each checkpoint of a group, in this order:
+
+    lines appended and fsynced -> store.save -> progress -> token -> the loop wakes
+
+so nobody learns of a checkpoint before it is durable, and whoever wakes sees progress
+that includes it.
+
+A checkpoint that fails takes with it the later ones of its lane that were submitted
+already: their sequence numbers follow on from one that is not there.  They run again.
+
+A save that does not end in time has an unknown outcome.  Then the run is *poisoned*:
+this process saves nothing more, and only the next start can tell what landed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import attrs
+import trio
+
+from ._errors import SaveOutcomeUnknownError, StoreConflictError, TrioCkptError, describe_batch
+from ._records import (
+    Progress,
+    Record,
+    Seal,
+    StreamKey,
+    apply,
+    encode_key,
+    encode_progress,
+)
+from ._threads import WorkerThread
+from .abc import Checkpoint, Fold, RunKey, Store
+from .outputs import AppendFile
+
+log = logging.getLogger("trio_ckpt.saver")
+
+RECORDS_PER_FOLD = 1_000  # what resuming reads at most, and what a fold is spread over
+MAX_GROUP = 4_096  # bounds the memory and the time of one transaction
+DEFAULT_SAVE_TIMEOUT_S = 60.0
+
+
+@attrs.define(eq=False)
+class Lane:
+    """One stream's way to the store.
+
+    Attributes:
+        key: The stream's key.
+        text: The same as stores know it.
+        seal: Binds its records to their places.
+        progress: What is durable, nothing else.
+        submitted: The sequence of the newest checkpoint on its way.
+        sinks: Its append files, by path.
+        is_dirty: Progress has moved since the last fold.
+    """
+
+    key: StreamKey
+    text: str
+    seal: Seal
+    progress: Progress
+    submitted: int
+    sinks: dict[str, AppendFile] = attrs.field(factory=dict)
+    is_dirty: bool = False
+
+
+@attrs.define(eq=False)
+class Submission:
+    """One checkpoint on its way to the store, and who waits for it.
+
+    Attributes:
+        lane: Its stream.
+        record: What it says.
+        checkpoint: The same as bytes.
+        lines: What to append first: a file of the lane, and bytes.
+        landed: Called with None or the error, before any waiter wakes.
+    """
+
+    lane: Lane
+    record: Record
+    checkpoint: Checkpoint
+    lines: tuple[tuple[AppendFile, bytes], ...]
+    landed: Callable[[Exception | None], None]
+    is_over: bool = False
+    error: Exception | None = None
+    _tasks: list[trio.lowlevel.Task] = attrs.field(factory=list, init=False)
+
+    async def wait(self) -> None:
+        """Wait for the outcome.
+
+        Raises:
+            Exception: whatever kept it from being saved.
+
+        Cancellation: none; a submitted save is never abandoned.  It ends in bounded time,
+            see `Saver`.
+        """
+        if not self.is_over:
+            self._tasks.append(trio.lowlevel.current_task())
+            await trio.lowlevel.wait_task_rescheduled(_refuse_to_abort)
+        if self.error is not None:
+            raise self.error
+
+    def end(self, error: Exception | None) -> None:
+        """State the outcome, tell the owner, wake who waits."""
+        self.is_over, self.error = True, error
+        self.landed(error)
+        for task in self._tasks:
+            trio.lowlevel.reschedule(task)
+
+
+def _refuse_to_abort(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.FAILED
+
+
+class Saver:
+    """Saves what is submitted; its `run` is a background task of the run.
+
+    Attributes:
+        run_key: Who saves.
+        poison: Why nothing is saved any more, if so.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        run_key: RunKey,
+        *,
+        save_timeout_s: float,
+        on_poison: Callable[[], None],
+    ) -> None:
+        self.run_key = run_key
+        self.poison: Exception | None = None
+        self._store = store
+        self._save_timeout_s = save_timeout_s
+        self._on_poison = on_poison
+        self._queue: list[Submission] = []
+        self._lanes: list[Lane] = []
+        self._unfolded = 0
+        self._idle_task: trio.lowlevel.Task | None = None
+        self._is_closing = False
+        self._appender = WorkerThread("trio_ckpt appender")
+
+    # -- the way in -------------------------------------------------------------------
+
+    def add_lane(self, key: StreamKey, progress: Progress) -> Lane:
+        """Make the way for a stream, going on from `progress`."""
+        seal = self._store.seal(self.run_key.run_id, self.run_key.generation, key)
+        lane = Lane(key, encode_key(key), seal, progress, progress.sequence)
+        self._lanes.append(lane)
+        return lane
+
+    async def encode(self, lane: Lane, payload: bytes) -> Checkpoint:
+        """Seal the next record of a lane; a large one is put as a blob, durably, first.
+
+        The sequence number is taken when this returns: call `submit` without a
+        cancellation point between.
+
+        Raises:
+            StoreError: the blob cannot be put.
+
+        Cancellation: while a blob is put; nothing is submitted then.
+        """
+        if len(payload) < self._store.inline_limit_bytes:
+            return self._place(lane, payload)
+        return await self._place_blob(lane, payload)
+
+    def _place(self, lane: Lane, payload: bytes) -> Checkpoint:
+        sequence = lane.submitted + 1
+        return Checkpoint(lane.text, sequence, lane.seal.close(sequence, payload))
+
+    async def _place_blob(self, lane: Lane, payload: bytes) -> Checkpoint:
+        while True:
+            sequence = lane.submitted + 1
+            sealed = lane.seal.close(sequence, payload)
+            digest = blob_digest(sealed)
+            await self._store.put_blob(digest, sealed)
+            if lane.submitted + 1 == sequence:  # nobody else of the stream came between
+                return Checkpoint(lane.text, sequence, b"", digest)
+
+    def submit(self, submission: Submission) -> None:
+        """Queue a checkpoint for the next group.
+
+        Raises:
+            TrioCkptError: the run is poisoned.
+        """
+        if self.poison is not None:
+            raise self.poison
+        submission.lane.submitted = submission.checkpoint.sequence
+        self._queue.append(submission)
+        self._wake()
+
+    def close(self) -> None:
+        """Let `run` end when everything submitted has been saved."""
+        self._is_closing = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._idle_task is not None:
+            trio.lowlevel.reschedule(self._idle_task)
+            self._idle_task = None
+
+    # -- the background task ------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Save group after group until closed.
+
+        Cancellation: none; it ends by `close`, or when the run is poisoned.
+        """
+        with trio.CancelScope(shield=True):
+            try:
+                while self._queue or not self._is_closing:
+                    if self._queue:
+                        await self._save_next_group()
+                        await trio.lowlevel.cancel_shielded_checkpoint()  # see above
+                    else:
+                        self._idle_task = trio.lowlevel.current_task()
+                        await trio.lowlevel.wait_task_rescheduled(_refuse_to_abort)
+                await self._save_folds()
+            finally:
+                self._appender.stop()
+
+    async def _save_next_group(self) -> None:
+        taken, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
+        if self.poison is not None:
+            self._end_all(taken, self.poison)
+            return
+        group = await self._append_lines(taken) if any(s.lines for s in taken) else taken
+        folds = self._due_folds()
+        outcomes = await self._save(group, folds)
+        if len(outcomes) == len(group) and all(outcome is None for outcome in outcomes):
+            self._unfolded += len(group)
+            for submission in group:
+                self._land(submission)
+        else:
+            self._sort_out(group, outcomes)
+
+    async def _save(
+        self, group: list[Submission], folds: list[Fold]
+    ) -> list[Exception | None]:
+        with trio.move_on_after(self._save_timeout_s):
+            try:
+                checkpoints = [submission.checkpoint for submission in group]
+                return await self._store.save(self.run_key, checkpoints, folds)
+            except (StoreConflictError, SaveOutcomeUnknownError) as error:
+                self._set_poison(error)
+                return [error] * len(group)
+            except Exception as error:
+                log.error("saving %d checkpoints failed: %s", len(group), error)
+                return [error] * len(group)
+        unknown = SaveOutcomeUnknownError(
+            f"a save of run {self.run_key.run_id!r} has not ended after "
+            f"{self._save_timeout_s:g} s: whether it landed is unknown; start the run again",
+            run_id=self.run_key.run_id,
+        )
+        self._set_poison(unknown)
+        return [unknown] * len(group)
+
+    def _land(self, submission: Submission) -> None:
+        lane, record = submission.lane, submission.record
+        apply(lane.progress, submission.checkpoint.sequence, record)
+        lane.is_dirty = True
+        for sink, lines in submission.lines:
+            sink.confirm(sink.confirmed + len(lines))
+        submission.end(None)
+
+    def _sort_out(self, group: list[Submission], outcomes: list[Exception | None]) -> None:
+        for submission, outcome in zip(group, outcomes, strict=True):
+            if outcome is None and not submission.is_over:
+                self._unfolded += 1
+                self._land(submission)
+            elif outcome is not None and not submission.is_over:
+                self._fail(submission, outcome)
+
+    def _fail(self, submission: Submission, error: Exception) -> None:
+        """End a checkpoint that was not saved, and the queued ones that follow on from it."""
+        lane = submission.lane
+        followers = [queued for queued in self._queue if queued.lane is lane]
+        self._queue = [queued for queued in self._queue if queued.lane is not lane]
+        lane.submitted = submission.checkpoint.sequence - 1
+        self._end_all([submission, *followers], error)
+
+    def _end_all(self, submissions: Iterable[Submission], error: Exception) -> None:
+        for submission in submissions:
+            if not submission.is_over:
+                submission.end(error)
+
+    def _set_poison(self, error: TrioCkptError) -> None:
+        if self.poison is None:
+            where = describe_batch(self.run_key.run_id, (), None)
+            log.error("%s is poisoned, nothing more is saved: %s", where, error)
+            self.poison = error
+            self._end_all(self._queue, error)
+            self._queue.clear()
+            self._on_poison()
+
+    # -- append sinks --------------------------------------------------------------------
+
+    async def _append_lines(self, taken: list[Submission]) -> list[Submission]:
+        """Append all lines of a group, one fsync per file; returns those to go on with."""
+        chunks: dict[AppendFile, list[bytes]] = {}
+        for submission in taken:
+            for sink, lines in submission.lines:
+                chunks.setdefault(sink, []).append(lines)
+        with trio.move_on_after(self._save_timeout_s) as scope:
+            failures = await self._appender.run(_append_all, chunks)
+        if scope.cancelled_caught:
+            unknown = SaveOutcomeUnknownError("an append has not ended; start the run again")
+            self._set_poison(unknown)
+            self._end_all(taken, unknown)
+            return []
+        failed_lanes = {
+            submission.lane: failures[sink]
+            for submission in taken
+            for sink, _ in submission.lines
+            if sink in failures
+        }
+        for submission in taken:
+            if submission.lane in failed_lanes and not submission.is_over:
+                self._fail(submission, failed_lanes[submission.lane])
+        return [submission for submission in taken if not submission.is_over]
+
+    # -- folds -----------------------------------------------------------------------------
+
+    def _due_folds(self) -> list[Fold]:
+        """The folds of all lanes that have moved, every so many records of the run."""
+        if self._unfolded < RECORDS_PER_FOLD:
+            return []
+        return self._take_folds()
+
+    def _take_folds(self) -> list[Fold]:
+        self._unfolded = 0
+        folds = []
+        for lane in self._lanes:
+            if lane.is_dirty:
+                lane.is_dirty = False
+                through = lane.progress.sequence
+                payload = lane.seal.close(-through, encode_progress(lane.progress))
+                folds.append(Fold(lane.text, through, payload))
+        return folds
+
+    async def _save_folds(self) -> None:
+        """Leave folds behind for the next start, best effort: they save time, no truth."""
+        folds = self._take_folds()
+        if folds and self.poison is None:
+            await self._save([], folds)
+
+
+def _append_all(chunks: dict[AppendFile, list[bytes]]) -> dict[AppendFile, Exception]:
+    failures: dict[AppendFile, Exception] = {}
+    for sink, lines in chunks.items():
+        try:
+            sink.append(lines)
+        except Exception as error:  # each file fails for itself; the saver tells its batches
+            failures[sink] = error
+    return failures
+
+
+def blob_digest(payload: bytes) -> str:
+    """The name of a blob: the SHA-256 of its content, hexadecimal."""
+    return hashlib.sha256(payload).hexdigest()

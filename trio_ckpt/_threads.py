@@ -1,0 +1,174 @@
+"""The one seam for blocking calls.
+
+Every blocking call of the library goes through here.  Two things happen at the seam:
+
+* While a call is out, an autojump mock clock must not jump: trio counts a task that
+  waits for a thread as idle (trio issue 456), so a call of 0.2 s would move virtual
+  time by hours and fire every timeout there is.  The seam holds such a clock at the
+  first call out and lets it go at the last.  It knows the clock by its attribute and
+  never imports `trio.testing`.
+* Under such a clock nothing else can notice a call that never ends, so the seam does,
+  after `STUCK_AFTER_S` of real time.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
+
+import attrs
+import outcome
+import trio
+
+from ._errors import TrioCkptError
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+STUCK_AFTER_S = 60.0  # real seconds that one call may take under a mock clock
+
+
+class _JumpingClock(Protocol):
+    autojump_threshold: float
+
+
+@attrs.define
+class _Held:
+    """How many calls are out in this trio run, and what to restore after the last."""
+
+    calls_out: int = 0
+    threshold: float = math.inf
+
+
+_held: trio.lowlevel.RunVar[_Held] = trio.lowlevel.RunVar("trio_ckpt held clock")
+
+
+@contextmanager
+def hold_clock() -> Iterator[bool]:
+    """Keep an autojump clock from jumping while the block runs; yields whether there is one."""
+    clock = trio.lowlevel.current_clock()
+    if not hasattr(clock, "autojump_threshold"):
+        yield False
+        return
+    jumping = cast("_JumpingClock", clock)
+    try:
+        held = _held.get()
+    except LookupError:
+        held = _Held()
+        _held.set(held)
+    if held.calls_out == 0:
+        held.threshold = jumping.autojump_threshold
+        jumping.autojump_threshold = math.inf
+    held.calls_out += 1
+    try:
+        yield True
+    finally:
+        held.calls_out -= 1
+        if held.calls_out == 0:
+            jumping.autojump_threshold = held.threshold
+
+
+async def run_blocking(func: Callable[[*Ts], T], *args: *Ts) -> T:
+    """Run a blocking function in one of trio's threads.
+
+    Cancellation: not while it runs; a call that has begun is waited for.
+    """
+    with hold_clock():
+        return await trio.to_thread.run_sync(func, *args)
+
+
+class CallStuckError(TrioCkptError):
+    """A blocking call has been out for `STUCK_AFTER_S` of real time under a mock clock."""
+
+
+@attrs.define(eq=False)
+class _Call:
+    func: Callable[[], Any]
+    task: trio.lowlevel.Task
+    trio_token: trio.lowlevel.TrioToken
+    is_over: bool = False  # decided on trio's side only
+
+    def finish(self, result: outcome.Outcome[Any]) -> None:
+        """Give the caller its result, unless it went away (trio's side)."""
+        if not self.is_over:
+            self.is_over = True
+            trio.lowlevel.reschedule(self.task, result)
+
+
+class WorkerThread:
+    """One long-lived daemon thread that runs blocking calls in the order they came.
+
+    Cheaper than a hop into trio's pool (by half) and bound to one thread, as a database
+    connection likes it.  It is a daemon because a call that hangs in the kernel must not
+    keep the process from ending.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._name = name
+        self._thread: threading.Thread | None = None
+
+    async def run(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Run ``func(*args)`` in the thread and return what it returns.
+
+        Cancellation: gives up waiting at once; the call itself goes on, and its result is
+        dropped.  Callers that must know the outcome shield this.
+
+        Raises:
+            CallStuckError: under a mock clock, when the call takes forever.
+        """
+        call = _Call(
+            functools.partial(func, *args),
+            trio.lowlevel.current_task(),
+            trio.lowlevel.current_trio_token(),
+        )
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._thread.start()
+
+        def give_up(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            call.is_over = True
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        with hold_clock() as is_mock:
+            alarm = self._set_alarm(call) if is_mock else None
+            self._calls.put(call)
+            try:
+                return cast("T", await trio.lowlevel.wait_task_rescheduled(give_up))
+            finally:
+                if alarm is not None:
+                    alarm.cancel()
+
+    def stop(self) -> None:
+        """Let the thread end when it has done what was asked of it."""
+        if self._thread is not None:
+            self._calls.put(None)
+            self._thread = None
+
+    def _set_alarm(self, call: _Call) -> threading.Timer:
+        stuck = CallStuckError(
+            f"{call.func.func.__qualname__} in thread {self._name!r} has not returned after "  # type: ignore[attr-defined]  # a partial
+            f"{STUCK_AFTER_S:g} s of real time"
+        )
+        alarm = threading.Timer(STUCK_AFTER_S, _deliver, (call, outcome.Error(stuck)))
+        alarm.daemon = True
+        alarm.start()
+        return alarm
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            _deliver(call, outcome.capture(call.func))
+            del call  # or the thread keeps the last call's data alive while it waits
+
+
+def _deliver(call: _Call, result: outcome.Outcome[Any]) -> None:
+    try:
+        call.trio_token.run_sync_soon(call.finish, result)
+    except trio.RunFinishedError:
+        pass  # the program ended without waiting; nobody is left to tell

@@ -1,0 +1,303 @@
+"""Every contract that users can plug into.
+
+A store takes bytes and gives bytes back.  It knows runs, streams and sequences, but
+nothing of batches: what a checkpoint means is decided in `trio_ckpt._records`, in one
+place for all stores.  `trio_ckpt.testing.check_store` is this whole contract as one
+function.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Generic, Literal, TypeVar
+
+import attrs
+
+from ._records import Progress, Seal, StreamKey, apply, decode_key, decode_progress, decode_record
+
+S = TypeVar("S")
+
+Durability = Literal["full", "process", "none"]
+
+INLINE_LIMIT_BYTES = 2**20  # from here on a payload is a blob: a write-once file, or its like
+
+
+@attrs.frozen
+class RunKey:
+    """Who saves: carried by every save and compared in its transaction.
+
+    Attributes:
+        run_id: The run.
+        generation: Counts the times it was begun afresh, from 0.
+        owner: The number that `Store.lock_run` gave, the fence.
+    """
+
+    run_id: str
+    generation: int
+    owner: int
+
+
+@attrs.frozen
+class Checkpoint:
+    """One record on its way into a store.
+
+    Attributes:
+        stream: The stream's key as text, see `trio_ckpt._records.encode_key`.
+        sequence: The predecessor's plus one; 1 for the first of a stream.
+        payload: The sealed record; empty if it is a blob.
+        blob: The digest under which the payload was put with `Store.put_blob`.
+    """
+
+    stream: str
+    sequence: int
+    payload: bytes
+    blob: str | None = None
+
+
+@attrs.frozen
+class Fold:
+    """The progress of a stream, through a checkpoint that is saved already.
+
+    Attributes:
+        stream: The stream's key as text.
+        through: The sequence of the newest record folded into it.
+        payload: The progress, sealed under ``-through`` so that it is never taken for a
+            record.
+    """
+
+    stream: str
+    through: int
+    payload: bytes
+
+
+@attrs.frozen
+class StoredRecord:
+    """One saved record as it comes back, its blob resolved."""
+
+    sequence: int
+    payload: bytes
+
+
+@attrs.frozen
+class StoredStream:
+    """What resuming needs to know of a stream.
+
+    Attributes:
+        stream: Its key as text.
+        sequence: Of its newest record.
+        fold: Its newest fold, or None.
+        tail: The records after the fold, oldest first; the first is ``fold.through + 1``.
+    """
+
+    stream: str
+    sequence: int
+    fold: Fold | None
+    tail: tuple[StoredRecord, ...]
+
+
+@attrs.frozen
+class StoredRun:
+    """What resuming needs to know of a run."""
+
+    run_id: str
+    generation: int
+    owner: int
+    streams: tuple[StoredStream, ...]
+
+
+@attrs.frozen
+class HistoryPage:
+    """Some records of a stream, newest first.
+
+    Attributes:
+        records: At most as many as were asked for.
+        cursor: Give it to `Store.history` for the next page; None: that was the last.
+    """
+
+    records: tuple[StoredRecord, ...]
+    cursor: str | None
+
+
+@attrs.frozen
+class RunSummary:
+    """One line of a list of runs."""
+
+    run_id: str
+    generation: int
+    owner: int
+    streams: int
+    records: int
+
+
+@attrs.frozen
+class StreamView:
+    """A stream as the store has it."""
+
+    key: StreamKey
+    progress: Progress
+
+
+@attrs.frozen
+class RunView:
+    """A run as the store has it: ``view.streams["repo", "pulls"].progress.confirmed``."""
+
+    run_id: str
+    generation: int
+    owner: int
+    streams: dict[StreamKey, StreamView]
+
+
+class StateCodec(ABC, Generic[S]):
+    """How the state of a stream becomes bytes.  Pure: no I/O, never pickle."""
+
+    @abstractmethod
+    def encode(self, state: S) -> bytes:
+        """The bytes of `state`; NotEncodableError names the leaf that has none."""
+
+    @abstractmethod
+    def decode(self, payload: bytes) -> S:
+        """The state that `encode` made these bytes of; StoreDamagedError: it made none such."""
+
+
+class Store(ABC):
+    """Where checkpoints are durable.
+
+    Attributes:
+        url: How to open it again, for messages.
+        mac_key: Seals records with a key, so that altered ones are noticed even if
+            somebody altered them on purpose.
+        inline_limit_bytes: Payloads of this size and more are put as blobs first.
+        durability: What an acknowledged save survives: "full" is power loss, "process"
+            kill -9 only, "none" neither.
+    """
+
+    url: str
+    durability: Durability = "full"
+    mac_key: bytes | None = None
+    inline_limit_bytes: int = INLINE_LIMIT_BYTES
+
+    @abstractmethod
+    def lock_run(self, run_id: str) -> AbstractAsyncContextManager[int]:
+        """Own a run while the block runs; yields the owner number, greater than any before.
+
+        The number is durable when the block begins.  On one host the lock is the kernel's
+        and dies with the process.  A run exists from its first lock on.
+
+        Leaving the block gives the run back, with one exception: when a save of it was
+        given up on (cancelled, or `SaveOutcomeUnknownError`), the lock is kept until the
+        process ends, because that save may still land.
+
+        Cancellation: nothing is held when it is cancelled on the way in; leaving is shielded.
+
+        Raises:
+            RunLockedError: another live owner has it; naming its host, pid and start.
+            StoreError: the store cannot be used.
+        """
+
+    @abstractmethod
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        """Make checkpoints durable, in one transaction where the store can.
+
+        Each checkpoint is saved whole or not at all.  One that fails takes with it the
+        later ones of its own stream in the group; other streams are untouched.  A run or
+        a stream that is not known yet is created.  A `generation` one above the stored one
+        begins the run afresh: the older generation stays readable by number.
+
+        Args:
+            run: Compared in the same transaction.
+            group: In the order of their streams' sequences.
+            folds: Replace the folds of their streams, in the same transaction; one that is
+                ahead of its stream's records (because those failed) is left out.
+
+        Returns:
+            For each checkpoint of the group None, or why it was not saved.
+
+        Raises:
+            StoreConflictError: `run.owner` is not the newest owner, or `run.generation`
+                neither the newest nor the next; nothing was saved.
+            SaveOutcomeUnknownError: it may have been saved or not.
+            StoreError: nothing was saved.
+
+        Durability: what came back as None survives kill -9 and power loss.
+        Cancellation: the caller shields it, and cancels only to give up on it: then the
+            outcome is unknown.
+        """
+
+    @abstractmethod
+    async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
+        """What resuming needs, of the newest generation or the one named; None: no such run.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+
+    @abstractmethod
+    async def history(
+        self,
+        run_id: str,
+        stream: str,
+        *,
+        generation: int | None = None,
+        cursor: str | None = None,
+        limit: int = 1000,
+    ) -> HistoryPage:
+        """The records of a stream, newest first, a page at a time; blobs are resolved.
+
+        A stream that does not exist has no records.  A page may hold fewer records than
+        `limit`, so that it fits into memory; only a cursor of None says that it was the last.
+
+        Raises:
+            StoreDamagedError: a record or a blob is missing.
+            StoreError: the cursor was not given for this stream.
+            ValueError: `limit` is not positive.
+        """
+
+    @abstractmethod
+    async def list_runs(self) -> tuple[RunSummary, ...]:
+        """All runs, sorted by id; never touches payloads."""
+
+    @abstractmethod
+    async def put_blob(self, digest: str, payload: bytes) -> None:
+        """Make a payload durable under its SHA-256 (hexadecimal).  Putting it twice is fine.
+
+        Put and save it under one lock of the run: a blob that no record names may be removed
+        once nobody owns a run of the store.  Reading one that was altered or is gone raises
+        `StoreDamagedError`.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Let go of everything; twice is fine."""
+
+    def seal(self, run_id: str, generation: int, stream: StreamKey) -> Seal:
+        """What binds the records of a stream to their places."""
+        return Seal(run_id, generation, stream, self.mac_key)
+
+    async def load_run(self, run_id: str, generation: int | None = None) -> RunView | None:
+        """The progress of every stream of a run, without outputs or state.
+
+        Raises:
+            StoreDamagedError: a record is not what was saved.
+        """
+        stored = await self.read_run(run_id, generation)
+        if stored is None:
+            return None
+        streams = {}
+        for entry in stored.streams:
+            key = decode_key(entry.stream)
+            seal = self.seal(run_id, stored.generation, key)
+            streams[key] = StreamView(key, _fold_up(entry, seal))
+        return RunView(run_id, stored.generation, stored.owner, streams)
+
+
+def _fold_up(entry: StoredStream, seal: Seal) -> Progress:
+    progress = Progress()
+    if entry.fold is not None:
+        progress = decode_progress(seal.open(-entry.fold.through, entry.fold.payload))
+    for stored in entry.tail:
+        apply(progress, stored.sequence, decode_record(seal.open(stored.sequence, stored.payload)))
+    return progress

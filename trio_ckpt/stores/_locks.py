@@ -1,0 +1,180 @@
+"""Who owns a run on this host: locks of the kernel that die with their process.
+
+Theory of operation.  ``lock/`` holds one file per run, named by a hash of the run's id, and
+two for the store as a whole.  A run is owned by whoever holds flock(2) on its file; the
+file's content (host, pid, since) is for the message of the one who is refused, nothing
+else.  The lock belongs to the open file, so a second `open_run` in the same process is
+refused like one in another process.  Lock files are never deleted: a process that waits on
+a deleted file would own a lock that nobody else can see.
+
+``lock/store`` is held shared by whoever owns any run and exclusively by whoever removes
+orphans; ``lock/open`` exclusively while the database is made.
+
+A child made by fork without exec shares the open file and so holds on to the lock when
+its parent is killed; leaving the block releases it for both.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import attrs
+
+from .._errors import RunLockedError, StoreError
+from .._records import utc_now
+from ._files import explain, make_folder, open_file
+
+if sys.platform != "win32":
+    import fcntl
+
+HAS_FLOCK = sys.platform != "win32"
+MAX_NOTE_BYTES = 4096  # what is read of a lock file
+NOTE_READS = 5
+NOTE_PAUSE_S = 0.01  # longer than it takes to write one
+_REFUSED = (errno.EWOULDBLOCK, errno.EACCES)
+
+
+@attrs.frozen
+class FileLock:
+    """flock(2) on an open file."""
+
+    path: Path
+    fd: int
+
+    @classmethod
+    def open(cls, path: Path) -> FileLock:
+        """Open or make the file; nothing is locked yet."""
+        return cls(path, open_file(path, os.O_RDWR | os.O_CREAT))
+
+    def take(self, *, shared: bool = False, wait: bool = True) -> bool:
+        """Lock it, or change the kind of the lock; False: somebody else has it.
+
+        Raises:
+            StoreError: the file system does not lock.
+        """
+        how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        try:
+            fcntl.flock(self.fd, how)
+        except OSError as error:
+            if error.errno in _REFUSED and not wait:
+                return False
+            raise StoreError(
+                f"{self.path}: the file system refuses locks ({error.strerror}); put the store "
+                "on a local one"
+            ) from error
+        return True
+
+    def release(self) -> None:
+        """Unlock (also for children that share the open file) and close it."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+        finally:
+            os.close(self.fd)
+
+
+@attrs.frozen
+class RunLock:
+    """A run is owned while this is not released.
+
+    Attributes:
+        is_alone: Nobody else owned a run of the store when it was taken; the store's lock
+            is exclusive until `share`.
+    """
+
+    run: FileLock
+    store: FileLock
+    is_alone: bool
+
+    def share(self) -> None:
+        """Let others own runs of the store."""
+        self.store.take(shared=True)
+
+    def release(self) -> None:
+        """Give the run back."""
+        try:
+            os.ftruncate(self.run.fd, 0)
+        finally:
+            self.run.release()
+            self.store.release()
+
+
+def lock_opening(folder: Path) -> FileLock:
+    """Hold the store while its database is made or looked at; waits for others.
+
+    Raises:
+        StoreError: there are no locks here.
+    """
+    if not HAS_FLOCK:
+        raise StoreError(
+            f"{folder}: this platform has no flock(2), so nothing would keep two processes "
+            "from working at one run; use a store that is made for many machines"
+        )
+    with explain(folder, "opening its lock"):
+        make_folder(folder / "lock")
+        lock = FileLock.open(folder / "lock" / "open")
+    try:
+        lock.take()
+    except BaseException:
+        os.close(lock.fd)
+        raise
+    return lock
+
+
+def lock_run(folder: Path, run_id: str) -> RunLock:
+    """Own a run.
+
+    Raises:
+        RunLockedError: somebody else does.
+        StoreError: the file cannot be locked.
+    """
+    name = hashlib.sha256(run_id.encode()).hexdigest()[:32]
+    with explain(folder, f"locking run {run_id!r}"):
+        run = FileLock.open(folder / "lock" / name)
+        try:
+            if not run.take(wait=False):
+                raise _locked_error(run, run_id)
+            _write_note(run.fd, run_id)
+            store = FileLock.open(folder / "lock" / "store")
+        except BaseException:
+            os.close(run.fd)
+            raise
+    try:
+        is_alone = store.take(wait=False)
+        if not is_alone:
+            store.take(shared=True)
+    except BaseException:
+        os.close(run.fd)
+        os.close(store.fd)
+        raise
+    return RunLock(run, store, is_alone)
+
+
+def _write_note(fd: int, run_id: str) -> None:
+    note = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": utc_now().isoformat(timespec="seconds"),
+        "run_id": run_id,
+    }
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, json.dumps(note).encode() + b"\n", 0)
+
+
+def _locked_error(lock: FileLock, run_id: str) -> RunLockedError:
+    """What the holder wrote; looked at again if it may be writing it this moment."""
+    for _ in range(NOTE_READS):
+        try:
+            note = json.loads(os.pread(lock.fd, MAX_NOTE_BYTES, 0))
+            return RunLockedError(
+                run_id, host=str(note["host"]), pid=int(note["pid"]), since=str(note["since"])
+            )
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            time.sleep(NOTE_PAUSE_S)
+    return RunLockedError(run_id, host="an unknown host", pid=0, since="an unknown time")

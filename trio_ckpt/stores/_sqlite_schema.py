@@ -1,0 +1,182 @@
+"""The database of the SQLite store: its tables, how it is opened, what its errors mean."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from .._errors import StoreDamagedError, StoreError, StoreVersionError
+from ._files import explain, make_folder, open_file, refuse_links, sync_folder
+
+APPLICATION_ID = 0x74636B70  # "tckp", in bytes 68 to 71 of the file
+FORMAT_VERSION = 1
+BUSY_TIMEOUT_S = 30.0  # for a writer of another run of the store; well under a save's 60 s
+MEMBERS = ("state.db", "state.db-journal", "state.db-wal", "state.db-shm", "blobs", "lock")
+_MAGIC = b"SQLite format 3\0"
+
+TABLES = {
+    # One row per run; `generation` is the newest, `owner` the fence.
+    "runs": """CREATE TABLE runs (
+        id INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE,
+        generation INTEGER NOT NULL, owner INTEGER NOT NULL)""",
+    "streams": """CREATE TABLE streams (
+        id INTEGER PRIMARY KEY, run INTEGER NOT NULL, generation INTEGER NOT NULL,
+        stream TEXT NOT NULL, UNIQUE (run, generation, stream))""",
+    # The newest record of each stream: its sequence, and its row in `log`.
+    "heads": """CREATE TABLE heads (
+        stream INTEGER PRIMARY KEY, sequence INTEGER NOT NULL, last INTEGER NOT NULL)""",
+    "folds": """CREATE TABLE folds (
+        stream INTEGER PRIMARY KEY, through INTEGER NOT NULL, payload BLOB NOT NULL)""",
+    # All records of all streams; `prev` is the row of the stream's record before, 0: none.
+    "log": """CREATE TABLE log (
+        id INTEGER PRIMARY KEY, stream INTEGER NOT NULL, sequence INTEGER NOT NULL,
+        prev INTEGER NOT NULL, payload BLOB NOT NULL, blob TEXT)""",
+    "log_blob": "CREATE INDEX log_blob ON log (blob) WHERE blob IS NOT NULL",
+}
+
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def primary_code(error: sqlite3.Error) -> int:
+    """SQLite's result code without its extension; -1 where the error is not SQLite's own."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return -1 if code is None else code & 0xFF
+
+
+def store_error(database: Path, doing: str, error: sqlite3.Error) -> StoreError:
+    """Say what an error of SQLite means for the store."""
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    reason = f"{database}: {doing} failed: {error} ({name})"
+    if primary_code(error) in _DAMAGED:
+        return StoreDamagedError(f"{reason}; the database is damaged, restore it from a copy")
+    if primary_code(error) == sqlite3.SQLITE_BUSY:
+        return StoreError(f"{reason}: another process has been writing for {BUSY_TIMEOUT_S:g} s")
+    return StoreError(reason)
+
+
+@contextmanager
+def explain_sqlite(database: Path, doing: str) -> Iterator[None]:
+    """Turn SQLite's errors into `StoreError`, naming the file and the reason."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise store_error(database, doing, error) from error
+
+
+def make_members(folder: Path, *, create: bool) -> None:
+    """Make what is not there of the store's folder; the database may be empty after it.
+
+    Raises:
+        StoreError: it is no folder, is somebody else's, or cannot be written.
+    """
+    with explain(folder, "opening the store"):
+        if folder.exists() and not folder.is_dir():
+            raise StoreError(f"{folder} is a file, not the folder of a store")
+        if not create and not (folder / "state.db").exists():
+            raise StoreError(f"there is no store at {folder}")
+        make_folder(folder)
+        refuse_links(folder, MEMBERS)
+        if _is_new(folder / "state.db"):
+            _refuse_strangers(folder)
+            os.close(open_file(folder / "state.db", os.O_RDWR | os.O_CREAT))
+            sync_folder(folder.parent)  # a crash may have come between its making and this
+        make_folder(folder / "blobs")
+        sync_folder(folder)
+
+
+def _is_new(database: Path) -> bool:
+    """Whether nothing was written yet; leaves no trace in what is not ours."""
+    try:
+        with open(open_file(database, os.O_RDONLY), "rb") as file:
+            header = file.read(100)  # https://www.sqlite.org/fileformat2.html#database_header
+    except FileNotFoundError:
+        return True
+    if header.startswith(_MAGIC) and header[68:72] != APPLICATION_ID.to_bytes(4, "big"):
+        raise StoreError(f"{database} is not a trio_ckpt store; choose another folder")
+    return not header
+
+
+def connect(database: Path) -> sqlite3.Connection:
+    """Open the database; the caller's thread is the only one that may use it."""
+    connection = sqlite3.connect(
+        database, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=True
+    )
+    try:
+        connection.execute("PRAGMA trusted_schema = OFF")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def set_durability(
+    connection: sqlite3.Connection, database: Path, durability: Literal["full", "process"]
+) -> None:
+    """Switch to the write-ahead log, and see that SQLite really did.
+
+    One failed fsync leaves it in the rollback journal without an error, and with that
+    acknowledged saves were lost in real power cuts.
+
+    Raises:
+        StoreError: it did not.
+    """
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StoreError(f"{database} is in journal mode {mode!r}: its disk has no shared memory")
+    wanted = "FULL" if durability == "full" else "NORMAL"
+    connection.execute(f"PRAGMA synchronous = {wanted}")
+    (level,) = connection.execute("PRAGMA synchronous").fetchone()
+    if level != (2 if durability == "full" else 1):
+        raise StoreError(f"{database}: SQLite would not switch to synchronous = {wanted}")
+    connection.execute("PRAGMA fullfsync = ON")  # where fsync(2) stops at the drive's cache
+    connection.execute("PRAGMA checkpoint_fullfsync = ON")
+
+
+def check_format(connection: sqlite3.Connection, database: Path) -> None:
+    """See that the database is of our version; make its tables if it is empty.
+
+    Raises:
+        StoreVersionError: a newer version wrote it.
+        StoreDamagedError: its tables are not what we made.
+    """
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    schema = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+    if not application_id and not version and not schema:
+        _make_tables(connection)
+        return
+    if version > FORMAT_VERSION:
+        raise StoreVersionError(
+            f"{database} has format {version}, this version of trio_ckpt knows formats up to "
+            f"{FORMAT_VERSION}: update trio_ckpt"
+        )
+    if (application_id, version) != (APPLICATION_ID, FORMAT_VERSION) or schema != TABLES:
+        # SQLite keeps the text of its tables; a trigger would show here, too
+        raise StoreDamagedError(f"{database}: its tables are not those of a trio_ckpt store")
+
+
+def _refuse_strangers(folder: Path) -> None:
+    strangers = sorted(set(os.listdir(folder)).difference(MEMBERS))
+    if strangers:
+        raise StoreError(
+            f"{folder} is not a trio_ckpt store: it holds {strangers[0]!r}; choose an empty or "
+            "a new folder"
+        )
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in TABLES.values():
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,326 @@
+"""The side of the SQLite store that writes: one connection, in one thread.
+
+Theory of operation.  `log` is append-only and has no index by stream: each row names the
+row of its stream's previous record, so the records of a group land on the same few pages,
+whatever their streams are.  `heads` says where each stream's chain begins and is moved by
+compare-and-set, in the transaction that compared the owner.
+
+While an owner has the run, nobody else moves its heads, so they are remembered here.  The
+memory is keyed by owner and generation, is dropped on any error, and is not trusted: the
+compare-and-set in the database decides, and a sequence that does not fit is looked up
+before it is refused.
+
+A statement that fails for its values changes nothing (SQLite undoes a statement by
+itself), so a bad checkpoint needs no savepoint: it is left out and the transaction goes
+on.  Any other error undoes the whole transaction.
+
+An error of COMMIT itself says little about what is on the disk.  After an I/O error other
+than a refused write the frames may be in the write-ahead log and come back with the next
+start, and a file whose fsync failed once is not to be trusted: the outcome is unknown and
+nothing more is written.  After any other error, the heads are read back.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, NoReturn
+
+import attrs
+
+from .._errors import SaveOutcomeUnknownError, StoreConflictError, StoreDamagedError, StoreError
+from ..abc import Checkpoint, Fold, RunKey
+from ._files import Blobs
+from ._locks import lock_opening
+from ._sqlite_schema import (
+    check_format,
+    connect,
+    explain_sqlite,
+    make_members,
+    primary_code,
+    set_durability,
+    store_error,
+)
+
+logger = logging.getLogger("trio_ckpt.stores.sqlite")
+
+# What a value can do wrong; SQLite's own trouble (disk, locks, damage) is none of these.
+_BAD_VALUE = (
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    OverflowError,
+    TypeError,
+    ValueError,
+)
+
+_FIND_RUN = "SELECT id, generation, owner FROM runs WHERE run_id = ?"
+_ADD_RUN = "INSERT INTO runs (run_id, generation, owner) VALUES (?, ?, ?)"
+_RAISE_OWNER = "UPDATE runs SET owner = owner + 1 WHERE id = ?"
+_RAISE_GENERATION = "UPDATE runs SET generation = ? WHERE id = ?"
+_FIND_HEAD = (
+    "SELECT streams.id, sequence, last FROM streams JOIN heads ON heads.stream = streams.id "
+    "WHERE run = ? AND generation = ? AND streams.stream = ?"
+)
+_READ_HEAD = "SELECT sequence, last FROM heads WHERE stream = ?"
+_ADD_STREAM = "INSERT INTO streams (run, generation, stream) VALUES (?, ?, ?)"
+_ADD_HEAD = "INSERT INTO heads (stream, sequence, last) VALUES (?, 0, 0)"
+_APPEND = "INSERT INTO log (stream, sequence, prev, payload, blob) VALUES (?, ?, ?, ?, ?)"
+_MOVE_HEAD = "UPDATE heads SET sequence = ?, last = ? WHERE stream = ? AND sequence = ?"
+_FOLD = "INSERT OR REPLACE INTO folds (stream, through, payload) VALUES (?, ?, ?)"
+_IS_NAMED = "SELECT 1 FROM log WHERE blob = ? LIMIT 1"
+
+
+class _Head(NamedTuple):
+    stream: int
+    sequence: int
+    last: int
+
+
+@attrs.define
+class _Known:
+    """What is remembered of a run: true as long as its owner and generation are."""
+
+    run: int
+    generation: int
+    owner: int
+    heads: dict[str, _Head] = attrs.field(factory=dict)
+
+
+class Writer:
+    """Opens, makes and writes the database.  Everything here blocks."""
+
+    def __init__(
+        self, folder: Path, *, durability: Literal["full", "process"], create: bool
+    ) -> None:
+        """Open the store.
+
+        Raises:
+            StoreError: see `trio_ckpt.stores.open_store`.
+        """
+        self._database = folder / "state.db"
+        self._known: dict[str, _Known] = {}
+        self._broken: str | None = None
+        self._blobs = Blobs(folder / "blobs")
+        make_members(folder, create=create)
+        lock = lock_opening(folder)
+        try:
+            with explain_sqlite(self._database, "opening"):
+                self._connection = connect(self._database)
+                try:
+                    check_format(self._connection, self._database)
+                    set_durability(self._connection, self._database, durability)
+                except BaseException:
+                    self._connection.close()
+                    raise
+        finally:
+            lock.release()
+        self._cursor = self._connection.cursor()
+
+    def close(self) -> None:
+        """Bring the write-ahead log into the database, if nobody else needs it; close."""
+        try:
+            self._cursor.execute("PRAGMA busy_timeout = 0")
+            self._cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            logger.warning("%s: the write-ahead log stays: %s", self._database, error)
+        self._connection.close()
+
+    def raise_owner(self, run_id: str) -> int:
+        """A new owner number for a run, durable."""
+        with explain_sqlite(self._database, f"locking run {run_id!r}"):
+            self._begin()
+            try:
+                row = self._cursor.execute(_FIND_RUN, (run_id,)).fetchone()
+                owner = 1 if row is None else row[2] + 1
+                if row is None:
+                    self._cursor.execute(_ADD_RUN, (run_id, 0, owner))
+                else:
+                    self._cursor.execute(_RAISE_OWNER, (row[0],))
+                self._cursor.execute("COMMIT")  # raised and unsaid is no harm
+            except BaseException:
+                self._roll_back()
+                raise
+        return int(owner)
+
+    def remove_orphans(self) -> None:
+        """Remove blobs that no record names; what goes wrong is logged."""
+        try:
+            self._blobs.remove_orphans(self._is_named)
+        except (OSError, sqlite3.Error) as error:
+            logger.warning("%s: orphans are left: %s", self._database, error)
+
+    def _is_named(self, digest: str) -> bool:
+        return self._cursor.execute(_IS_NAMED, (digest,)).fetchone() is not None
+
+    def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+    ) -> list[Exception | None]:
+        """See `Store.save`."""
+        with explain_sqlite(self._database, "saving"):
+            self._begin()
+            try:
+                known = self._fence(run)
+                outcomes, moved = self._append(known, group)
+                if folds:
+                    self._fold(known, moved, folds)
+            except BaseException:
+                self._known.pop(run.run_id, None)
+                self._roll_back()
+                raise
+        self._commit(run.run_id, moved)
+        known.heads.update(moved)
+        self._known[run.run_id] = known
+        return outcomes
+
+    def _begin(self) -> None:
+        if self._broken is not None:
+            raise StoreError(
+                f"{self._database} failed with {self._broken}; nothing more is written to it: "
+                "see to the disk and start again"
+            )
+        self._cursor.execute("BEGIN IMMEDIATE")
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:  # SQLite undoes some errors by itself
+            self._cursor.execute("ROLLBACK")
+
+    def _fence(self, key: RunKey) -> _Known:
+        """Compare the owner, raise the generation; what is known of the run."""
+        row = self._cursor.execute(_FIND_RUN, (key.run_id,)).fetchone()
+        if row is None:
+            self._cursor.execute(_ADD_RUN, (key.run_id, key.generation, key.owner))
+            return _Known(_row_id(self._cursor), key.generation, key.owner)
+        run, generation, owner = row
+        if owner != key.owner:
+            raise StoreConflictError(
+                f"owner {owner} has the run now, this is owner {key.owner}: nothing was saved",
+                run_id=key.run_id,
+            )
+        if key.generation == generation + 1:
+            self._cursor.execute(_RAISE_GENERATION, (key.generation, run))
+        elif key.generation != generation:
+            raise StoreConflictError(
+                f"generation {key.generation} is neither the newest, {generation}, nor the next: "
+                "nothing was saved",
+                run_id=key.run_id,
+            )
+        known = self._known.get(key.run_id)
+        if known is None or (known.owner, known.generation) != (owner, key.generation):
+            known = _Known(run, key.generation, owner)
+        return known
+
+    def _append(
+        self, known: _Known, group: Sequence[Checkpoint]
+    ) -> tuple[list[Exception | None], dict[str, _Head]]:
+        """Add the group to the log and move the heads; what became of each."""
+        outcomes: list[Exception | None] = []
+        moved: dict[str, _Head] = {}
+        moves: list[tuple[int, int, int, int]] = []
+        failed: dict[str, int] = {}
+        for checkpoint in group:
+            stream = checkpoint.stream
+            try:
+                if stream in failed:
+                    raise StoreError(f"checkpoint {failed[stream]} before it was not")
+                head = self._append_one(known, moved.get(stream), checkpoint)
+            except (StoreError, *_BAD_VALUE) as error:
+                failed.setdefault(stream, checkpoint.sequence)
+                outcomes.append(_refusal(checkpoint, error))
+            else:
+                moved[stream] = head
+                moves.append((head.sequence, head.last, head.stream, head.sequence - 1))
+                outcomes.append(None)
+        if moves and self._cursor.executemany(_MOVE_HEAD, moves).rowcount != len(moves):
+            raise StoreConflictError(
+                f"{self._database}: somebody saves to the same streams without owning the run: "
+                "nothing was saved"
+            )
+        return outcomes, moved
+
+    def _append_one(self, known: _Known, head: _Head | None, checkpoint: Checkpoint) -> _Head:
+        sequence, blob = checkpoint.sequence, checkpoint.blob
+        if head is None:
+            head = self._find_head(known, checkpoint.stream, sequence - 1)
+        if sequence != head.sequence + 1:
+            raise StoreConflictError(f"the next one is {head.sequence + 1}")
+        if blob is not None and not self._blobs.has(blob):
+            raise StoreError(f"blob {blob} was not put")
+        self._cursor.execute(_APPEND, (head.stream, sequence, head.last, checkpoint.payload, blob))
+        return _Head(head.stream, sequence, _row_id(self._cursor))
+
+    def _find_head(self, known: _Known, stream: str, expected: int) -> _Head:
+        """The newest record of a stream, remembered or read; a new stream is made."""
+        head = known.heads.get(stream)
+        if head is not None and head.sequence == expected:
+            return head
+        key = (known.run, known.generation, stream)
+        row = self._cursor.execute(_FIND_HEAD, key).fetchone()
+        if row is not None:
+            return _Head(*row)
+        if expected != 0:
+            return _Head(0, 0, 0)  # to be refused: makes no stream
+        self._cursor.execute(_ADD_STREAM, key)
+        number = _row_id(self._cursor)
+        self._cursor.execute(_ADD_HEAD, (number,))
+        return _Head(number, 0, 0)
+
+    def _fold(self, known: _Known, moved: dict[str, _Head], folds: Sequence[Fold]) -> None:
+        rows = []
+        for fold in folds:
+            head = moved.get(fold.stream) or self._find_head(known, fold.stream, fold.through)
+            if fold.through <= head.sequence:
+                rows.append((head.stream, fold.through, fold.payload))
+        try:
+            self._cursor.executemany(_FOLD, rows)
+        except _BAD_VALUE as error:
+            raise StoreError(f"{self._database}: a fold cannot be saved: {error}") from error
+
+    def _commit(self, run_id: str, moved: dict[str, _Head]) -> None:
+        try:
+            self._cursor.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._known.pop(run_id, None)
+            if not self._has_landed(error, moved):
+                raise store_error(self._database, "saving", error) from error
+            logger.warning("%s: COMMIT raised, but it is saved: %s", self._database, error)
+
+    def _has_landed(self, error: sqlite3.Error, moved: dict[str, _Head]) -> bool:
+        """Whether what COMMIT raised an error for was saved all the same."""
+        is_write = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_WRITE
+        if primary_code(error) == sqlite3.SQLITE_IOERR and not is_write:
+            self._give_up(error)
+        try:
+            self._roll_back()
+            stored = [
+                self._cursor.execute(_READ_HEAD, (head.stream,)).fetchone() == head[1:]
+                for head in moved.values()
+            ]
+        except sqlite3.Error:
+            self._give_up(error)
+        return bool(stored) and all(stored)
+
+    def _give_up(self, error: sqlite3.Error) -> NoReturn:
+        self._broken = str(error)
+        raise SaveOutcomeUnknownError(
+            f"{self._database}: COMMIT failed with {error}, and whether it was saved cannot be "
+            "told; nothing more is written: see to the disk and start again"
+        ) from error
+
+
+def _row_id(cursor: sqlite3.Cursor) -> int:
+    row = cursor.lastrowid
+    if row is None:
+        raise StoreDamagedError("SQLite gave a new row no number")
+    return row
+
+
+def _refusal(checkpoint: Checkpoint, problem: Exception) -> StoreError:
+    kind = StoreConflictError if isinstance(problem, StoreConflictError) else StoreError
+    error = kind(
+        f"checkpoint {checkpoint.sequence} of {checkpoint.stream} was not saved: {problem}"
+    )
+    error.__cause__ = problem
+    return error
