@@ -7,6 +7,8 @@ once, so requests per second are those of one busy core and the CPU figures are 
 Candidates that are not installed are named and left out. The first row of each table is ours.
 """
 
+from __future__ import annotations
+
 import argparse
 import gc
 import importlib.util
@@ -17,7 +19,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urljoin, urlsplit
 
 import trio
@@ -26,10 +28,11 @@ from benchmarks.site import SiteSettings, page_html, page_path
 from examples._web import http, page, urls
 
 # The candidates below are optional and partly untyped; Any is honest about both.
-type Get = Callable[[str], Awaitable[tuple[int, bytes]]]
-type OpenClient = Callable[[int], AbstractAsyncContextManager[Get]]
+Get: TypeAlias = Callable[[str], Awaitable[tuple[int, bytes]]]
+OpenClient: TypeAlias = Callable[[int], AbstractAsyncContextManager[Get]]
 
 PARSE_REPEATS = 2000
+HOSTILE_BYTES = 100_000
 
 
 # ------------------------------------------------------------------------------------ HTTP clients
@@ -120,7 +123,8 @@ def links_selectolax(body: bytes, url: str) -> int:
 
     tree = LexborHTMLParser(body)
     title = tree.css_first("title")
-    assert title is not None and title.text()
+    assert title is not None
+    assert title.text()
     return len([node.attributes.get("href") for node in tree.css("a[href]")])
 
 
@@ -206,14 +210,21 @@ def installed(candidates: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, candidate
 
 
-def cpu_us_each(work: Callable[[], object], repeats: int) -> float:
+def cpu_us_each(work: Callable[..., object], calls: list[tuple[Any, ...]]) -> float:
     """CPU microseconds of one call, the garbage of others collected before."""
-    work()
+    work(*calls[-1])
     gc.collect()
     started = time.process_time()
-    for _ in range(repeats):
-        work()
-    return (time.process_time() - started) / repeats * 1e6
+    for arguments in calls:
+        work(*arguments)
+    return (time.process_time() - started) / len(calls) * 1e6
+
+
+def cpu_us_once(links: Callable[[bytes, str], int], body: bytes) -> float:
+    """CPU microseconds of one parse."""
+    started = time.process_time()
+    links(body, "http://site.test/hostile")
+    return (time.process_time() - started) * 1e6
 
 
 @contextmanager
@@ -266,8 +277,24 @@ def print_html() -> None:
     print(f"\nHTML: title and links of a page of {len(body)} bytes with 20 links")
     for name, links in installed(HTML_CANDIDATES):
         assert links(body, "http://site.test/page/5") == 20, name
-        cpu_us = cpu_us_each(lambda: links(body, "http://site.test/page/5"), PARSE_REPEATS)
+        pages = [(body, "http://site.test/page/5")] * PARSE_REPEATS
+        cpu_us = cpu_us_each(links, pages)
         print(f"{name:32} {cpu_us:8.1f} CPU us/page")
+
+
+def print_hostile() -> None:
+    """Time for pages made to be slow: what decides between a tree and events."""
+    hostile = {
+        "nested": b"<div>" * (HOSTILE_BYTES // 5),
+        "attributes": b"<a " + b" ".join(b"a%d=1" % n for n in range(HOSTILE_BYTES // 8)) + b">",
+    }
+    print(f"\nHTML: {HOSTILE_BYTES // 1000} KB made to be slow, CPU ms/page")
+    for name, links in installed(HTML_CANDIDATES):
+        figures = []
+        for kind, tags in hostile.items():
+            body = b"<title>t</title>" + tags
+            figures.append(f"{kind} {cpu_us_once(links, body) / 1000:8.1f}")
+        print(f"{name:32} {'   '.join(figures)}")
 
 
 def print_urls() -> None:
@@ -278,8 +305,7 @@ def print_urls() -> None:
     ]
     print(f"\nURLs: {fresh[7]!r}")
     for name, normalize in installed(URL_CANDIDATES):
-        waiting = iter(fresh)
-        cpu_us = cpu_us_each(lambda: normalize(next(waiting)), len(fresh) - 1)
+        cpu_us = cpu_us_each(normalize, [(url,) for url in fresh])
         print(f"{name:32} {cpu_us:8.1f} CPU us/URL   {normalize(fresh[7])}")
 
 
@@ -291,6 +317,7 @@ def main() -> None:
     options = parser.parse_args()
     print_http(options.connections, options.requests)
     print_html()
+    print_hostile()
     print_urls()
 
 

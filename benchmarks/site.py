@@ -12,8 +12,11 @@ built once, asyncio's callback protocols answer without a task or a parser, and 
 timer per request. Requests are read as far as GET needs: a target, and where the head ends.
 """
 
+from __future__ import annotations
+
 import argparse
 import asyncio
+import contextlib
 import enum
 import json
 import socket
@@ -123,7 +126,7 @@ class Pages:
     hits: Counter[bytes] = attrs.Factory(Counter)
 
     @classmethod
-    def build(cls, settings: SiteSettings) -> "Pages":
+    def build(cls, settings: SiteSettings) -> Pages:
         """Render every page once."""
         answers = {
             page_path(index).encode(): response("200 OK", page_html(index, settings))
@@ -254,10 +257,8 @@ def main() -> None:
         forbidden=options.forbidden,
         fault_every={fault: getattr(options, f"every_{fault.value}") for fault in Fault},
     )
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # the usual way to end it by hand
         asyncio.run(serve(settings, options.host, options.port))
-    except KeyboardInterrupt:
-        pass  # the usual way to end it by hand
 
 
 if __name__ == "__main__":

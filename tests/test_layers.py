@@ -106,7 +106,7 @@ def own_imports(path: Path, package: Path, modules: Collection[str]) -> Iterator
     folder = path.relative_to(package.parent).parent.parts
     for node in ast.walk(tree):
         for base, name in asked_for(node, folder):
-            if base[0] != package.name:
+            if base[:1] != (package.name,):
                 continue
             # `from trio_ckpt import abc` may take a module or a name: it is one if we know it.
             whole, target = ".".join((*base[1:], *name)), ".".join(base[1:])

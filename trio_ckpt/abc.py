@@ -286,7 +286,7 @@ class Store(ABC):
         stored = await self.read_run(run_id, generation)
         if stored is None:
             return None
-        streams = {}
+        streams: dict[StreamKey, StreamView] = {}
         for entry in stored.streams:
             key = decode_key(entry.stream)
             seal = self.seal(run_id, stored.generation, key)

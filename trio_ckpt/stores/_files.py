@@ -9,7 +9,7 @@ import re
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ _TEMPORARY = ".tmp"
 
 
 @contextmanager
-def explain(path: Path, doing: str) -> Iterator[None]:
+def explain(path: Path, doing: str) -> Generator[None, None, None]:
     """Turn the system's errors into `StoreError`, naming the path and the reason."""
     try:
         yield

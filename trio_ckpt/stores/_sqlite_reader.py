@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Reader:
             self._connection = None
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Cursor]:
+    def _reading(self) -> Generator[sqlite3.Cursor, None, None]:
         """One transaction: what is read in it is of one moment."""
         with explain_sqlite(self._database, "reading"):
             if self._connection is None:
@@ -119,13 +119,14 @@ class Reader:
                 return HistoryPage((), None)
             number, sequence, row = head
             records: list[StoredRecord] = []
-            size = 0
+            size, following = 0, None
             for found in self._walk(cursor, number, row, sequence):
                 records.append(self._resolve(found))
                 size += len(records[-1].payload)
+                following = _place_after(found)
                 if len(records) >= limit or size >= MAX_PAGE_BYTES:
                     break
-            return HistoryPage(tuple(records), _next_place(found))
+            return HistoryPage(tuple(records), following)
 
     def _find_head(
         self, cursor: sqlite3.Cursor, run_id: str, stream: str, generation: int | None
@@ -157,14 +158,14 @@ class Reader:
 
     def _resolve(self, row: _Row) -> StoredRecord:
         _, sequence, _, payload, blob = row
-        if blob is not None:
+        if isinstance(blob, str):
             payload = self._blobs.get(blob)
-        elif not isinstance(payload, bytes):
+        if not isinstance(payload, bytes):
             raise StoreDamagedError(f"{self._database}: checkpoint {sequence} is not bytes")
         return StoredRecord(sequence, payload)
 
 
-_Row = tuple[int, int, int, bytes, str | None]
+_Row = tuple[int, int, int, object, object]  # as it is in the file: to be checked
 
 
 def _check_place(
@@ -179,5 +180,5 @@ def _check_place(
     raise StoreError(f"{place!r} is not a cursor of this stream's history")
 
 
-def _next_place(found: _Row) -> str | None:
+def _place_after(found: _Row) -> str | None:
     return f"{found[2]}.{found[1] - 1}" if found[1] > 1 else None

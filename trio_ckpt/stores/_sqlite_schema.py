@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -59,7 +59,7 @@ def store_error(database: Path, doing: str, error: sqlite3.Error) -> StoreError:
 
 
 @contextmanager
-def explain_sqlite(database: Path, doing: str) -> Iterator[None]:
+def explain_sqlite(database: Path, doing: str) -> Generator[None, None, None]:
     """Turn SQLite's errors into `StoreError`, naming the file and the reason."""
     try:
         yield

@@ -86,7 +86,7 @@ class _Known:
     run: int
     generation: int
     owner: int
-    heads: dict[str, _Head] = attrs.field(factory=dict)
+    heads: dict[str, _Head] = attrs.field(factory=dict[str, _Head])
 
 
 class Writer:
@@ -268,7 +268,7 @@ class Writer:
         return _Head(number, 0, 0)
 
     def _fold(self, known: _Known, moved: dict[str, _Head], folds: Sequence[Fold]) -> None:
-        rows = []
+        rows: list[tuple[int, int, bytes]] = []
         for fold in folds:
             head = moved.get(fold.stream) or self._find_head(known, fold.stream, fold.through)
             if fold.through <= head.sequence:

@@ -45,7 +45,7 @@ _CURSOR = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})", re.ASCII)
 @attrs.define
 class _Stream:
     number: int  # makes cursors its own
-    log: list[Checkpoint] = attrs.field(factory=list)  # sequence n is log[n - 1]
+    log: list[Checkpoint] = attrs.field(factory=list[Checkpoint])  # sequence n is log[n - 1]
     fold: Fold | None = None
 
 
@@ -61,9 +61,9 @@ class _Run:
 
 @attrs.define
 class _Memory:
-    runs: dict[str, _Run] = attrs.field(factory=dict)
-    blobs: dict[str, bytes] = attrs.field(factory=dict)
-    locked_since: dict[str, str] = attrs.field(factory=dict)
+    runs: dict[str, _Run] = attrs.field(factory=dict[str, _Run])
+    blobs: dict[str, bytes] = attrs.field(factory=dict[str, bytes])
+    locked_since: dict[str, str] = attrs.field(factory=dict[str, str])
     streams: int = 0
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal, TypeVar, TypeVarTuple
@@ -106,10 +106,14 @@ class SqliteStore(Store):
         """
         await trio.lowlevel.checkpoint()
         folder = _absolute(path)
+
+        def open_writer() -> Writer:
+            return Writer(folder, durability=durability, create=create)
+
         thread = WorkerThread(f"trio_ckpt writes {folder.name}")
         try:
-            with trio.CancelScope(shield=True):  # or nobody would close the connection
-                writer = await thread.run(_open_writer, folder, durability, create)
+            # Shielded, or nobody would close the connection.
+            writer = await _shielded(thread.run, open_writer)
         except BaseException:
             thread.stop()
             raise
@@ -127,25 +131,22 @@ class SqliteStore(Store):
         """See `Store.lock_run`.  The kernel's lock: it goes with this process."""
         self._check_open()
         await trio.lowlevel.checkpoint()
-        with trio.CancelScope(shield=True):
-            lock = await run_blocking(lock_run, self._folder, run_id)
+        lock = await _shielded(run_blocking, lock_run, self._folder, run_id)
         try:
             if lock.is_alone:
-                await self._clean(lock)
+                await _shielded(self._clean, lock)
             owner = await self._writing.run(self._writer.raise_owner, run_id)
             yield owner
         finally:
             if run_id in self._in_doubt:
                 logger.error("run %r stays locked: a save may still land", run_id)
             else:
-                with trio.CancelScope(shield=True):
-                    await run_blocking(lock.release)
+                await _shielded(run_blocking, lock.release)
 
     async def _clean(self, lock: RunLock) -> None:
         """Remove what crashes left, then let others own runs."""
-        with trio.CancelScope(shield=True):
-            await self._writing.run(self._writer.remove_orphans)
-            await run_blocking(lock.share)
+        await self._writing.run(self._writer.remove_orphans)
+        await run_blocking(lock.share)
 
     async def save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
@@ -200,10 +201,9 @@ class SqliteStore(Store):
             await trio.lowlevel.checkpoint()
             return
         self._is_closed = True
-        with trio.CancelScope(shield=True):
-            if not self._in_doubt:
-                await self._reading.run(self._reader.close)
-                await self._writing.run(self._writer.close)
+        if not self._in_doubt:
+            await _shielded(self._reading.run, self._reader.close)
+            await _shielded(self._writing.run, self._writer.close)
         self._reading.stop()
         self._writing.stop()
 
@@ -216,11 +216,14 @@ class SqliteStore(Store):
             raise StoreError(f"the store {self.url} is closed")
 
 
+async def _shielded(func: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+    results: list[T] = []  # a type checker must think that the scope may swallow something
+    with trio.CancelScope(shield=True):
+        results.append(await func(*args))
+    return results[0]
+
+
 def _absolute(path: str | os.PathLike[str]) -> Path:
     if "\0" in os.fspath(path):
         raise StoreError(f"{path!r} cannot be the name of a folder")
     return Path(os.path.abspath(path))
-
-
-def _open_writer(folder: Path, durability: Literal["full", "process"], create: bool) -> Writer:
-    return Writer(folder, durability=durability, create=create)

@@ -1,0 +1,1 @@
+"""Whole programs built on trio_ckpt, to read and to start from."""

@@ -1,0 +1,443 @@
+"""An HTTP/1.1 client for one purpose: GET many pages of few sites, and know how each one failed.
+
+h11 speaks the protocol over trio's streams, as h11's documentation shows; around it is what a
+crawler needs: keep-alive, limits on everything, and a small tree of errors. A general client
+(httpx, httpcore) costs 4 to 6 times the CPU per request (benchmarks/crawl_parts.py prints it).
+
+Theory of operation
+===================
+
+A connection belongs to one request at a time, and goes back to the pool only when the response
+was read to its end and nothing else came with it. In every other case, cancellation included, it
+is closed; so no response can be taken for the answer to another request.
+
+A server may close an idle connection at any time, also while the next request is on its way.
+Then nothing of an answer has come, and the server has not answered anybody: the request is sent
+once more, on a fresh connection. If that one closes as well, it is the server's answer.
+"""
+
+from __future__ import annotations
+
+import ssl
+import zlib
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import attrs
+import h11
+import trio
+
+from . import urls
+
+DEFAULT_MAX_BODY_BYTES = 16 * 1024 * 1024
+# Security policies and cookies make heads of 20 KB; h11's own limit is 16 KB.
+MAX_HEAD_BYTES = 64 * 1024
+# Common servers close idle connections after 5 s and more. Before that we never meet the
+# "408 Request Timeout" with which some of them say goodbye, and few closed connections.
+MAX_IDLE_S = 4.0
+RECEIVE_BYTES = 64 * 1024
+# A response may be compressed again by a proxy; more layers are made to be expensive.
+MAX_CONTENT_CODINGS = 2
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_EVERYTHING_READ = (b"", False)
+
+
+class FetchError(Exception):
+    """No response, or none that can be used. Another attempt may succeed."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(url, problem)
+        self.url = url
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.problem}: {self.url}"
+
+
+class FetchTimeout(FetchError):
+    """The response was not complete in time."""
+
+
+class ConnectionReset(FetchError):
+    """No connection, or it ended with a reset or before the head of a response."""
+
+
+class TruncatedBody(FetchError):
+    """The connection closed before the end that the response had announced."""
+
+
+class BodyTooLarge(FetchError):
+    """The body, as sent or decoded, is larger than allowed. Another attempt is no use."""
+
+
+class BadResponse(FetchError):
+    """What came is no HTTP, or a body that cannot be decoded."""
+
+
+@attrs.frozen
+class Headers(Mapping[str, str]):
+    """The headers of a response, by name in any case; repeated ones are joined by commas."""
+
+    _by_name: dict[str, str]
+
+    @classmethod
+    def of(cls, raw: h11.Headers | list[tuple[bytes, bytes]]) -> Headers:
+        """From h11's pairs, whose names are in lower case."""
+        by_name: dict[str, str] = {}
+        for raw_name, raw_value in raw:
+            name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
+            by_name[name] = f"{by_name[name]}, {value}" if name in by_name else value
+        return cls(by_name)
+
+    def __getitem__(self, name: str) -> str:
+        return self._by_name[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+
+@attrs.frozen(kw_only=True)
+class Response:
+    """A complete response, its body decoded."""
+
+    url: str
+    status: int
+    headers: Headers
+    body: bytes = attrs.field(repr=False)
+
+    @property
+    def content_type(self) -> str:
+        """The header's value, or an empty string."""
+        return self.headers.get("content-type", "")
+
+    @property
+    def location(self) -> str | None:
+        """Where a redirect leads, absolute and normalized; None for everything else."""
+        location = self.headers.get("location")
+        if self.status not in _REDIRECTS or location is None:
+            return None
+        return urls.normalize(location, self.url)
+
+
+# ------------------------------------------------------------------------------ content codings
+
+
+def decode_body(body: bytes, codings: str, max_bytes: int, url: str) -> bytes:
+    """Undo the Content-Encoding of a body.
+
+    Args:
+        body: As received, itself at most ``max_bytes``.
+        codings: The header's value; the last coding named was applied last.
+        max_bytes: How large a result may get. Not one byte more is ever decompressed than that
+            and one, so a small bomb stays small.
+        url: For the errors.
+
+    Raises:
+        BodyTooLarge, TruncatedBody, BadResponse: As their names say.
+    """
+    names = [name for part in codings.lower().split(",") if (name := part.strip())]
+    names = [name for name in names if name != "identity"]
+    if len(names) > MAX_CONTENT_CODINGS:
+        raise BadResponse(url, f"{len(names)} content codings")
+    for name in reversed(names):
+        if name not in ("gzip", "x-gzip", "deflate"):
+            raise BadResponse(url, f"unknown content coding {name[:40]!r}")
+        try:
+            body = _decompress(body, max_bytes, url)
+        except zlib.error as error:
+            raise BadResponse(url, f"not decodable as {name} ({error})") from error
+    return body
+
+
+def _decompress(body: bytes, max_bytes: int, url: str) -> bytes:
+    """gzip (RFC 1952, several members), zlib (RFC 1950), or bare deflate as some servers send."""
+    pieces: list[bytes] = []
+    room = max_bytes
+    while body:
+        decompressor = zlib.decompressobj(_window_bits(body))
+        piece = decompressor.decompress(body, room + 1)
+        room -= len(piece)
+        if room < 0:
+            raise BodyTooLarge(url, f"decoded body of more than {max_bytes} bytes")
+        if not decompressor.eof:
+            raise TruncatedBody(url, "compressed body without its end")
+        pieces.append(piece)
+        body = decompressor.unused_data
+        if not body.startswith(b"\x1f\x8b"):
+            break  # what follows is padding, which browsers ignore, too
+    return b"".join(pieces)
+
+
+def _window_bits(body: bytes) -> int:
+    """zlib's name of the format: by magic number, not by the header, which often is wrong."""
+    if body.startswith(b"\x1f\x8b"):
+        return 16 + zlib.MAX_WBITS
+    is_zlib = body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+    return zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
+
+
+# ---------------------------------------------------------------------------------- connections
+
+
+class _StaleConnection(Exception):
+    """A reused connection ended without a byte of an answer."""
+
+
+@attrs.define(eq=False)
+class _Connection:
+    """One connection to one site; ``fetch`` one response after the other."""
+
+    site: str
+    stream: trio.abc.Stream
+    max_body_bytes: int
+    protocol: h11.Connection = attrs.Factory(
+        lambda: h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+    )
+    idle_since: float = 0.0
+    is_reused: bool = False
+    is_answered: bool = False
+    is_closed_by_peer: bool = False
+
+    async def fetch(self, url: str, request: h11.Request) -> Response:
+        """Send the request and read the response to its end.
+
+        Raises:
+            FetchError: As its leaves say.
+            _StaleConnection: If it is worth another connection.
+
+        Cancellation: the connection is of no use afterwards; `close` it.
+        """
+        self.is_answered = False
+        try:
+            outgoing = self.protocol.send(request) + self.protocol.send(h11.EndOfMessage())
+            await self.stream.send_all(outgoing)
+            return await self._read_response(url)
+        except h11.RemoteProtocolError as error:
+            raise self._explained(url, error) from error
+        except (trio.BrokenResourceError, OSError) as error:
+            self._refuse_stale(error)
+            raise self._broken(url, error) from error
+
+    async def _read_response(self, url: str) -> Response:
+        head: h11.Response | None = None
+        pieces: list[bytes] = []
+        room = self.max_body_bytes
+        while True:
+            event = await self._next_event()
+            if type(event) is h11.Data:
+                room -= len(event.data)
+                if room < 0:
+                    raise BodyTooLarge(url, f"body of more than {self.max_body_bytes} bytes")
+                pieces.append(event.data)
+            elif type(event) is h11.Response:
+                head = event
+                self._check_length(url, head)
+            elif type(event) is h11.EndOfMessage and head is not None:
+                break
+            elif type(event) is not h11.InformationalResponse:
+                raise BadResponse(url, f"unexpected {type(event).__name__}")
+        headers = Headers.of(list(head.headers))
+        body = b"".join(pieces)
+        if "content-encoding" in headers:
+            body = decode_body(body, headers["content-encoding"], self.max_body_bytes, url)
+        return Response(url=url, status=head.status_code, headers=headers, body=body)
+
+    async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        while (event := self.protocol.next_event()) is h11.NEED_DATA:
+            received = await self.stream.receive_some(RECEIVE_BYTES)
+            if received:
+                self.is_answered = True
+            else:
+                self.is_closed_by_peer = True
+                self._refuse_stale(None)
+            self.protocol.receive_data(received)
+        return event
+
+    def _check_length(self, url: str, head: h11.Response) -> None:
+        """Refuse what announces itself as too large before reading any of it."""
+        for name, value in head.headers:
+            # h11 has checked that the value is a number.
+            if name == b"content-length" and int(value) > self.max_body_bytes:
+                raise BodyTooLarge(url, f"body of {int(value)} bytes")
+
+    def _refuse_stale(self, cause: BaseException | None) -> None:
+        if self.is_reused and not self.is_answered:
+            raise _StaleConnection from cause
+
+    def _explained(self, url: str, error: h11.RemoteProtocolError) -> FetchError:
+        if not self.is_closed_by_peer:
+            return BadResponse(url, f"not HTTP ({error})")
+        if self.protocol.their_state is h11.SEND_RESPONSE or not self.is_answered:
+            return ConnectionReset(url, "closed before the head of a response")
+        return TruncatedBody(url, f"closed in the middle of the body ({error})")
+
+    def _broken(self, url: str, error: BaseException) -> FetchError:
+        if isinstance(error.__cause__, ssl.CertificateError):
+            return BadResponse(url, f"certificate refused ({error.__cause__})")
+        return ConnectionReset(url, f"connection reset ({error.__cause__ or error})")
+
+    def make_reusable(self) -> bool:
+        """After a complete response: whether another request may use this connection."""
+        if self.protocol.trailing_data != _EVERYTHING_READ:
+            return False  # bytes that no request asked for would answer the next one
+        if self.protocol.our_state is not h11.DONE or self.protocol.their_state is not h11.DONE:
+            return False
+        self.protocol.start_next_cycle()
+        self.is_reused = True
+        self.idle_since = trio.current_time()
+        return True
+
+    async def close(self) -> None:
+        """Close at once, without the farewells of TLS."""
+        await trio.aclose_forcefully(self.stream)
+
+
+async def _open_stream(site: str, url: str, tls: ssl.SSLContext | None) -> trio.abc.Stream:
+    parts = urlsplit(site)
+    host, port = parts.hostname or "", parts.port
+    try:
+        if parts.scheme == "http":
+            return await trio.open_tcp_stream(host, port or 80)
+        context = tls or ssl.create_default_context()
+        return await trio.open_ssl_over_tcp_stream(
+            host, port or 443, ssl_context=context, https_compatible=True
+        )
+    except OSError as error:
+        raise ConnectionReset(url, f"no connection to {parts.netloc} ({error})") from error
+
+
+# ------------------------------------------------------------------------------------ the client
+
+
+@attrs.define(eq=False)
+class Client:
+    """GETs over a pool of kept connections. Made by `open_client`."""
+
+    user_agent: str
+    timeout_s: float
+    max_body_bytes: int
+    connections: int
+    _tls: ssl.SSLContext | None
+    _slots: trio.Semaphore
+    # Oldest first; the newest is taken first, so that what a lull leaves over can age.
+    _idle: list[_Connection] = attrs.Factory(list)
+    _busy: int = 0
+
+    async def get(self, url: str) -> Response:
+        """One GET, without following redirects; any status is a response.
+
+        Waits while all connections are in use; the timeout starts after that.
+
+        Raises:
+            FetchError: As its leaves say.
+            ValueError: If this is not a URL that can be fetched.
+
+        Cancellation: safe at any time; the connection is closed.
+        """
+        normalized = urls.normalize(url)
+        if normalized is None:
+            raise ValueError(f"not an absolute http or https URL: {url[:200]!r}")
+        async with self._slots:
+            self._busy += 1
+            try:
+                with trio.fail_after(self.timeout_s):
+                    return await self._get(normalized)
+            except trio.TooSlowError as error:
+                raise FetchTimeout(normalized, f"not complete in {self.timeout_s} s") from error
+            finally:
+                self._busy -= 1
+
+    async def _get(self, url: str) -> Response:
+        site = urls.site_of(url)
+        request = self._request(site, url)
+        kept = await self._take_idle(site)
+        if kept is not None:
+            try:
+                return await self._fetch_over(kept, url, request)
+            except _StaleConnection:
+                pass
+        stream = await _open_stream(site, url, self._context(site))
+        fresh = _Connection(site, stream, self.max_body_bytes)
+        return await self._fetch_over(fresh, url, request)
+
+    def _request(self, site: str, url: str) -> h11.Request:
+        headers = [
+            ("Host", site.partition("://")[2]),
+            ("User-Agent", self.user_agent),
+            ("Accept", "*/*"),
+            ("Accept-Encoding", "gzip, deflate"),
+        ]
+        return h11.Request(method="GET", target=url[len(site) :], headers=headers)
+
+    async def _fetch_over(
+        self, connection: _Connection, url: str, request: h11.Request
+    ) -> Response:
+        is_kept = False
+        try:
+            response = await connection.fetch(url, request)
+            is_kept = connection.make_reusable()
+        finally:
+            if not is_kept:
+                await connection.close()
+        self._idle.append(connection)
+        return response
+
+    async def _take_idle(self, site: str) -> _Connection | None:
+        """The newest idle connection to the site; closes those that aged or are over the limit."""
+        expired_before = trio.current_time() - MAX_IDLE_S
+        while self._idle and self._idle[0].idle_since < expired_before:
+            await self._idle.pop(0).close()
+        for position in reversed(range(len(self._idle))):
+            if self._idle[position].site == site:
+                return self._idle.pop(position)
+        while self._idle and self._busy + len(self._idle) > self.connections:
+            await self._idle.pop(0).close()
+        return None
+
+    def _context(self, site: str) -> ssl.SSLContext | None:
+        # Reading the trusted certificates takes 10 ms and more: only if there is an https site.
+        if self._tls is None and site.startswith("https:"):
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+    async def _close(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
+
+
+@asynccontextmanager
+async def open_client(
+    *,
+    user_agent: str,
+    connections: int = 16,
+    timeout_s: float = 30.0,
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[Client]:
+    """A client; its connections are closed with the block.
+
+    Args:
+        user_agent: Who we are; politeness asks for a name and a way to reach us.
+        connections: How many may be open at once, over all sites.
+        timeout_s: For a whole request, from looking up the name to the last byte.
+        max_body_bytes: For a body, as sent and as decoded.
+        tls: Instead of the system's trusted certificates.
+    """
+    if connections < 1:
+        raise ValueError(f"connections must be at least 1, not {connections}")
+    client = Client(
+        user_agent=user_agent,
+        timeout_s=timeout_s,
+        max_body_bytes=max_body_bytes,
+        connections=connections,
+        tls=tls,
+        slots=trio.Semaphore(connections),
+    )
+    try:
+        yield client
+    finally:
+        await client._close()

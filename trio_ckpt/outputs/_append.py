@@ -1,0 +1,147 @@
+@attrs.define(eq=False)
+class AppendFile:
+    """A file that grows at its end, from `AppendFile.open`.
+
+    The order of one turn is `append`, the store's commit, `confirm`.  An append that is
+    never confirmed is cut off by the next.  One thread at a time.
+
+    Attributes:
+        path: Relative to the output folder.
+        confirmed: Bytes that records speak for.
+        cut_bytes: How many were cut off when it was opened.
+    """
+
+    path: str
+    confirmed: int
+    cut_bytes: int
+    _outdir: OutputDir
+    _fd: int
+    _end: int  # of the last append
+    _problem: str = attrs.field(default="it is closed", init=False)
+
+    @classmethod
+    def open(cls, outdir: OutputDir, path: AnyPath, confirmed: int) -> AppendFile:
+        """Open or make a file, and cut off what is behind its `confirmed` bytes.
+
+        Durability: the file's name and its confirmed length survive a power cut once this
+        has returned.
+
+        Raises:
+            SinkTooShortError: confirmed bytes are missing.
+            OutputError: it cannot be opened, or is not a regular file.
+        """
+        name = outdir.relative(path)
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | (0 if confirmed else os.O_CREAT)
+        sync = _Sync.ALL if confirmed else _Sync.MAKE
+        with _told(name):
+            try:
+                with outdir._folder(name, sync) as (folder, last):
+                    outdir._refuse_lost(name)
+                    fd = outdir.system.open(last, flags, dir_fd=folder)
+                    self = cls(name, confirmed, 0, outdir, fd, confirmed)
+                    self._begin(folder)
+            except FileNotFoundError:
+                raise SinkTooShortError(name, 0, confirmed) from None
+        return self
+
+    def append(self, chunks: Sequence[bytes]) -> None:
+        """Write `chunks` behind the confirmed bytes, in place of what an append left there.
+
+        The confirmed length stays as it is until `confirm`.
+
+        Durability: the bytes survive a power cut once this has returned.  One fdatasync
+        does it: it leaves out times, but not the size (fdatasync(2)), and the name was
+        synced when the file was opened.
+
+        Raises:
+            SinkClosedError: they could not be written, now or at an earlier call: the
+                file takes nothing more in this session.
+            OutputError: somebody shortened or removed the file; it is closed, too.
+        """
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self._refuse_closed()
+        self._end = self.confirmed
+        try:
+            self._cut()
+            _write_all(self._outdir.system, self._fd, data, self.confirmed)
+            self._outdir.system.fdatasync(self._fd)
+        except OutputError as error:
+            self._give_up(error)
+            raise
+        except BaseException as error:
+            self._outdir._lost.add(self.path)  # opening it again would sync it again
+            self._give_up(error)
+            if isinstance(error, OSError):
+                raise SinkClosedError(self.path, self._problem) from error
+            raise
+        self._end = self.confirmed + len(data)
+
+    def confirm(self, length: int) -> None:
+        """Say that records speak for the first `length` bytes now: they are committed.
+
+        Raises:
+            ValueError: it is less than what was confirmed, or more than was appended.
+            SinkClosedError: as for `append`.
+        """
+        self._refuse_closed()
+        if not self.confirmed <= length <= self._end:
+            raise ValueError(
+                f"{self.path!r}: between {self.confirmed} and {self._end} bytes can be "
+                f"confirmed, not {length}"
+            )
+        self.confirmed = length
+
+    def read_back(self, offset: int, size: int) -> bytes:
+        """The `size` bytes at `offset`, to be compared with a record's digest.
+
+        Raises:
+            OutputError: they are not all there, or cannot be read.
+        """
+        self._refuse_closed()
+        chunks: list[bytes] = []
+        with _told(self.path):
+            while size and (chunk := self._outdir.system.pread(self._fd, size, offset)):
+                chunks.append(chunk)
+                offset, size = offset + len(chunk), size - len(chunk)
+        if size:
+            raise OutputError(self.path, f"ends {size} bytes before it should, at byte {offset}")
+        return b"".join(chunks)
+
+    def close(self) -> None:
+        """Give the file back; twice is harmless.  What was not confirmed stays behind."""
+        fd, self._fd = self._fd, -1
+        if fd != -1:
+            self._outdir.system.close(fd)
+
+    def _begin(self, folder: int) -> None:
+        try:
+            self.cut_bytes = self._cut()
+            if self.cut_bytes:
+                self._outdir._sync(self._fd, self.path)
+            self._outdir._sync(folder, _above(self.path))
+        except BaseException:
+            self.close()
+            raise
+
+    def _cut(self) -> int:
+        """Cut off what is behind the confirmed bytes, and say how many that were."""
+        found = self._outdir.system.fstat(self._fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OutputError(self.path, "is not a regular file")
+        if found.st_nlink == 0:
+            raise OutputError(self.path, "was removed while it was open")
+        if found.st_size < self.confirmed:
+            raise SinkTooShortError(self.path, found.st_size, self.confirmed)
+        if found.st_size > self.confirmed:
+            self._outdir.system.truncate(self._fd, self.confirmed)
+        return found.st_size - self.confirmed
+
+    def _refuse_closed(self) -> None:
+        if self._fd == -1:
+            raise SinkClosedError(self.path, self._problem)
+
+    def _give_up(self, error: BaseException) -> None:
+        why = _words(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+        self._problem = f"an append failed ({why}), so it is closed until the next session"
+        with suppress(OSError):
+            self.close()

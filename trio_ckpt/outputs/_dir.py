@@ -1,0 +1,297 @@
+@attrs.frozen
+class Archived:
+    """What `OutputDir.archive` did.
+
+    Attributes:
+        moved: Where each output went, relative to the root.
+        missing: Those that were not there, or were no files.
+    """
+
+    moved: dict[str, str]
+    missing: tuple[str, ...]
+
+
+@attrs.define(eq=False)
+class OutputDir:
+    """A folder of outputs, from `OutputDir.open`.
+
+    Threads may use it at the same time, for different paths; `close` comes after all.
+
+    Attributes:
+        root: Its absolute path.
+        system: What carries out its operations.
+    """
+
+    root: str
+    system: System
+    _fd: int
+    _sure: set[str] = attrs.field(factory=set, init=False)  # folders whose names are durable
+    _lost: set[str] = attrs.field(factory=set, init=False)  # what failed to sync
+
+    @classmethod
+    def open(cls, path: AnyPath, *, system: System | None = None) -> OutputDir:
+        """Open the folder at `path`, which may be reached through links; make it if need be.
+
+        Durability: its name, and those of the folders made above it, survive a power cut.
+
+        Raises:
+            OutputError: it cannot be opened or made, or is not a folder.
+        """
+        root = os.path.abspath(path)
+        if os.open not in os.supports_dir_fd:
+            raise OutputError(root, "outputs need openat(2), which this platform has not")
+        system = System() if system is None else system
+        with _told(root):
+            return cls(root, system, _open_root(system, root))
+
+    def close(self) -> None:
+        """Give the folder back; twice is harmless."""
+        fd, self._fd = self._fd, -1
+        if fd != -1:
+            self.system.close(fd)
+
+    def relative(self, path: AnyPath) -> str:
+        """The name of an output, see `relative_path`; the root may be spelt as it resolves."""
+        try:
+            return relative_path(self.root, path)
+        except OutputPathError:
+            if not os.path.isabs(path):
+                raise
+            return relative_path(os.path.realpath(self.root), path)
+
+    def write(self, path: AnyPath, data: bytes) -> Output:
+        """Write a file whole, in place of the one that has its name.
+
+        Durability: file, name and folders survive a power cut once this has returned.  An
+        error before the rename leaves the old file whole; after it, the new one.
+
+        Raises:
+            OutputError: it cannot be written, or something that is no file has its name.
+        """
+        name = self.relative(path)
+        with _told(name), self._folder(name, _Sync.MAKE) as (folder, last):
+            if not stat.S_ISREG(self._mode(folder, last) or stat.S_IFREG):
+                raise OutputError(name, "something that is no regular file has its name")
+            written = self._replace(folder, last, data)
+            self._lost.discard(name)  # it is another file now
+            self._sync(folder, _above(name))
+        return Output(name, written.st_size, written.st_mtime_ns, hashlib.sha256(data).hexdigest())
+
+    def adopt(self, path: AnyPath) -> Output:
+        """Take a file that the user wrote as an output.
+
+        Durability: file, name and folders survive a power cut once this has returned.
+
+        Raises:
+            OutputError: it is missing, no regular file, behind a link, or still changing.
+        """
+        name = self.relative(path)
+        with (
+            _told(name),
+            self._folder(name, _Sync.ALL) as (folder, last),
+            self._opened(folder, last) as (fd, before),
+        ):
+            if not stat.S_ISREG(before.st_mode):
+                raise OutputError(name, "is not a regular file")
+            size, sha256 = self._hash(fd)
+            self._sync(fd, name)
+            after = self.system.fstat(fd)
+            if size != after.st_size or before.st_mtime_ns != after.st_mtime_ns:
+                raise OutputError(name, "was written to while it was hashed: close it first")
+            self._sync(folder, _above(name))
+        return Output(name, size, after.st_mtime_ns, sha256)
+
+    def check(self, output: Output, verify: Verify = "size") -> str | None:
+        """Compare a confirmed output with the file that is there.
+
+        Args:
+            output: As it was confirmed.
+            verify: ``"size"``: size and mtime, and the content where the mtime differs;
+                ``"sha256"``: the content.
+
+        Returns:
+            None if it is good, else what is wrong with it, in words.
+
+        Raises:
+            OutputError: it is not known, because the file may not be opened.
+        """
+        try:
+            name = self.relative(output.path)
+            with (
+                self._folder(name, _Sync.NONE) as (folder, last),
+                self._opened(folder, last) as (fd, found),
+            ):
+                return self._compare(fd, found, output, verify)
+        except FileNotFoundError:
+            return "missing"
+        except OutputPathError as error:
+            return str(error)
+        except OSError as error:
+            if error.errno == errno.EIO or error.errno in _TROUBLE:
+                return _words(error)
+            raise OutputError(output.path, f"cannot be checked: {_words(error)}") from error
+
+    def remove_orphans(self, folders: Iterable[str] | None = None) -> list[str]:
+        """Remove temporary files that writers left behind when they were killed.
+
+        Those of writers that are alive are locked, and stay.  Nothing is raised: what
+        cannot be removed is logged.
+
+        Args:
+            folders: Where to look, relative to the root (``""``); None: everywhere below
+                it, except in the archive.
+
+        Returns:
+            What was removed, relative to the root.
+        """
+        removed: list[str] = []
+        left = [""] if folders is None else [at and self.relative(at) for at in folders]
+        while left:
+            at = left.pop()
+            try:
+                with self._folder(_below(at, "-"), _Sync.NONE) as (folder, _):
+                    for name, is_folder in self.system.scan(folder):
+                        where = _below(at, name)
+                        if is_folder and folders is None and where != ARCHIVE:
+                            left.append(where)
+                        elif not is_folder and self._remove_orphan(folder, name):
+                            removed.append(where)
+            except OSError as error:
+                _log.warning("leftovers in %r stay: %s", at, error)
+        return removed
+
+    def archive(self, paths: Iterable[str], label: str) -> Archived:
+        """Move outputs into ``.archive/<label>/``, each keeping its path.
+
+        What an earlier call under the same label has moved counts as moved, so a call that
+        was interrupted can be made again.
+
+        Durability: all moves survive a power cut once this has returned; during it, a
+        file has its old name or its new one.
+
+        Args:
+            paths: Of outputs, as recorded.
+            label: Of the run they belong to, one part of a path.
+
+        Raises:
+            OutputError: one cannot be moved.
+        """
+        if relative_path(self.root, label) != label or "/" in label:
+            raise OutputPathError(label, "is no label: one part of a path is")
+        moved: dict[str, str] = {}
+        missing: list[str] = []
+        for path in paths:
+            name = self.relative(path)
+            with _told(name):
+                goal = self._move(name, f"{ARCHIVE}/{label}/{name}")
+            if goal is None:
+                missing.append(name)
+            else:
+                moved[name] = goal
+        for folder in dict.fromkeys(map(_above, [*moved.values(), *moved])):  # goals first
+            with _told(folder), suppress(FileNotFoundError):
+                with self._folder(_below(folder, "-"), _Sync.NONE) as (fd, _):
+                    self._sync(fd, folder)
+        return Archived(moved, tuple(missing))
+
+    # -- one file -------------------------------------------------------------------
+
+    def _replace(self, folder: int, last: str, data: bytes) -> os.stat_result:
+        system = self.system
+        stem = last.encode()[:_TEMP_STEM_BYTES].decode(errors="ignore")
+        temp = f".{stem}.ckpt-tmp-{os.urandom(8).hex()}"
+        fd = system.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, dir_fd=folder)
+        try:
+            try:
+                with suppress(OSError):  # some file systems have no locks
+                    system.lock(fd)  # until it is closed: remove_orphans leaves it alone
+                _write_all(system, fd, data, 0)
+                system.fsync(fd)
+                written = system.fstat(fd)
+                system.rename(temp, last, src_dir_fd=folder, dst_dir_fd=folder)
+            finally:
+                system.close(fd)
+        except BaseException:
+            with suppress(OSError):
+                system.unlink(temp, dir_fd=folder)
+            raise
+        return written
+
+    def _hash(self, fd: int) -> tuple[int, str]:
+        """Size and SHA-256 of what can be read."""
+        hasher, size = hashlib.sha256(), 0
+        while chunk := self.system.pread(fd, HASH_CHUNK_BYTES, size):
+            hasher.update(chunk)
+            size += len(chunk)
+        return size, hasher.hexdigest()
+
+    def _compare(
+        self, fd: int, found: os.stat_result, output: Output, verify: Verify
+    ) -> str | None:
+        if not stat.S_ISREG(found.st_mode):
+            return "is not a regular file"
+        if found.st_size < output.size:
+            return f"truncated: {found.st_size} of {output.size} bytes"
+        if found.st_size > output.size:
+            return f"altered: {found.st_size} bytes instead of {output.size}"
+        if verify == "size" and found.st_mtime_ns == output.mtime_ns:
+            return None
+        _, sha256 = self._hash(fd)
+        if sha256 == output.sha256:
+            return None
+        return f"altered: sha256 {sha256} instead of {output.sha256}"
+
+    def _remove_orphan(self, folder: int, name: str) -> bool:
+        if not _TEMP_NAME.fullmatch(name):
+            return False
+        try:
+            fd = self.system.open(name, _READ, dir_fd=folder)
+            try:
+                self.system.lock(fd)
+                self.system.unlink(name, dir_fd=folder)
+            finally:
+                self.system.close(fd)
+        except BlockingIOError:
+            return False  # its writer is alive
+        except OSError as error:
+            _log.warning("leftover %r stays: %s", name, error)
+            return False
+        return True
+
+    def _move(self, name: str, goal: str) -> str | None:
+        """Where a file is after it was moved to `goal`; None if there is none to move."""
+        if not self._has_file(name):
+            return goal if self._has_file(goal) else None
+        with (
+            self._folder(name, _Sync.NONE) as (source, last),
+            self._folder(goal, _Sync.MAKE) as (target, wanted),
+        ):
+            free, copy = wanted, 1
+            while self._mode(target, free):
+                copy += 1
+                free = f"{wanted}~{copy}"
+            self.system.rename(last, free, src_dir_fd=source, dst_dir_fd=target)
+        return _below(_above(goal), free)
+
+    def _has_file(self, name: str) -> bool:
+        try:
+            with self._folder(name, _Sync.NONE) as (folder, last):
+                return stat.S_IFMT(self._mode(folder, last)) not in (0, stat.S_IFDIR)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _mode(self, folder: int, name: str) -> int:
+        """The file mode of what has a name, links not followed; 0 if nothing has it."""
+        try:
+            return self.system.lstat(name, dir_fd=folder).st_mode
+        except FileNotFoundError:
+            return 0
+
+    @contextmanager
+    def _opened(self, folder: int, name: str) -> Iterator[tuple[int, os.stat_result]]:
+        """What has a name, opened for reading without waiting; it may be no regular file."""
+        fd = self.system.open(name, _READ, dir_fd=folder)
+        try:
+            yield fd, self.system.fstat(fd)
+        finally:
+            self.system.close(fd)

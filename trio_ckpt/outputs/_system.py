@@ -1,0 +1,102 @@
+"""What outputs ask of the operating system, and how its errors are told."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+
+from .._errors import OutputError
+
+if sys.platform != "win32":
+    import fcntl
+
+READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # never waits
+APPEND = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+FOLDER = READ | getattr(os, "O_DIRECTORY", 0)
+ROOT = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+
+TROUBLE = {
+    errno.ELOOP: "is a symbolic link, which is not followed",
+    errno.ENOTDIR: "a part of its path is no folder, or a symbolic link, which is not followed",
+    errno.EISDIR: "is a folder",
+    errno.ENXIO: "is not a regular file",
+}
+
+
+class System:
+    """What is asked of the operating system, one method per call; see `os` for each."""
+
+    def open(self, path: str, flags: int, *, dir_fd: int | None = None) -> int:
+        return os.open(path, flags, 0o666, dir_fd=dir_fd)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def mkdir(self, name: str, *, dir_fd: int) -> None:
+        os.mkdir(name, dir_fd=dir_fd)
+
+    def fstat(self, fd: int) -> os.stat_result:
+        return os.fstat(fd)
+
+    def lstat(self, name: str, *, dir_fd: int) -> os.stat_result:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+
+    def scan(self, fd: int) -> Iterator[tuple[str, bool]]:
+        """The names in a folder, each with whether it is a folder (a link is not)."""
+        with os.scandir(fd) as entries:
+            yield from ((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        return os.pread(fd, size, offset)
+
+    def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
+        return os.pwrite(fd, data, offset)
+
+    def truncate(self, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)
+
+    def lock(self, fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def fsync(self, fd: int) -> None:
+        if sys.platform == "darwin":
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # there, fsync leaves data in the drive's cache
+        else:
+            os.fsync(fd)
+
+    def fdatasync(self, fd: int) -> None:
+        """Sync content and size: only times may be lost, see fdatasync(2)."""
+        if sys.platform == "linux":
+            os.fdatasync(fd)
+        else:
+            self.fsync(fd)
+
+    def rename(self, name: str, goal: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        os.rename(name, goal, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    def unlink(self, name: str, *, dir_fd: int) -> None:
+        os.unlink(name, dir_fd=dir_fd)
+
+
+def words(error: OSError) -> str:
+    return TROUBLE.get(error.errno or 0) or error.strerror or str(error)
+
+
+@contextmanager
+def told(path: str) -> Generator[None]:
+    """Name the file in the system's errors."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(path, words(error)) from error
+
+
+def write_all(system: System, fd: int, data: bytes, offset: int) -> None:
+    left = memoryview(data)
+    while left:
+        written = system.pwrite(fd, left, offset)
+        left, offset = left[written:], offset + written

@@ -1,0 +1,134 @@
+"""A store that goes wrong where it is told to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+
+import attrs
+import trio
+
+from .._errors import StoreError
+from ..abc import Checkpoint, Fold, HistoryPage, RunKey, RunSummary, Store, StoredRun
+
+
+@attrs.frozen
+class Fail:
+    """The save raises `StoreError`; nothing is saved."""
+
+
+@attrs.frozen
+class Hang:
+    """The save never ends, and saves nothing.  It can be cancelled."""
+
+
+@attrs.frozen
+class Delay:
+    """The save takes `delay_s` seconds of trio's clock more."""
+
+    delay_s: float
+
+
+@attrs.frozen
+class CommitThenError:
+    """Everything is saved, and then the save raises `StoreError`."""
+
+
+@attrs.frozen
+class Reject:
+    """The first checkpoint of a stream in the group is refused, and with it the later ones."""
+
+    stream: str
+
+
+Fault = Fail | Hang | Delay | CommitThenError | Reject
+
+
+class FaultyStore(Store):
+    """Another store, with faults in its saves.
+
+    Hangs and delays are on trio's side, so timeouts fire and a mock clock jumps.
+
+    Attributes:
+        saves: How many saves have begun.
+    """
+
+    def __init__(self, store: Store, plan: Mapping[int, Fault]) -> None:
+        """Wrap a store.
+
+        Args:
+            store: Does the work.
+            plan: What goes wrong at which save; the first is 1.
+        """
+        self.url = store.url
+        self.mac_key = store.mac_key
+        self.inline_limit_bytes = store.inline_limit_bytes
+        self.durability = store.durability
+        self.saves = 0
+        self._store = store
+        self._plan = dict(plan)
+
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        """See `Store.save`; and go wrong as planned."""
+        self.saves += 1
+        fault = self._plan.get(self.saves)
+        match fault:
+            case Fail():
+                raise StoreError(f"save {self.saves} fails as planned; nothing was saved")
+            case Hang():
+                await trio.sleep_forever()
+            case Delay(delay_s):
+                await trio.sleep(delay_s)
+            case Reject(stream):
+                return await self._save_without(stream, run, group, folds)
+            case CommitThenError() | None:
+                pass
+        number = self.saves
+        outcomes = await self._store.save(run, group, folds)
+        if isinstance(fault, CommitThenError):
+            raise StoreError(f"save {number} fails as planned, after it was saved")
+        return outcomes
+
+    async def _save_without(
+        self, stream: str, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+    ) -> list[Exception | None]:
+        error = StoreError(f"save {self.saves} refuses stream {stream} as planned")
+        kept = [checkpoint for checkpoint in group if checkpoint.stream != stream]
+        saved = iter(await self._store.save(run, kept, folds))
+        return [error if checkpoint.stream == stream else next(saved) for checkpoint in group]
+
+    def lock_run(self, run_id: str) -> AbstractAsyncContextManager[int]:
+        """See `Store.lock_run`."""
+        return self._store.lock_run(run_id)
+
+    async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
+        """See `Store.read_run`."""
+        return await self._store.read_run(run_id, generation)
+
+    async def history(
+        self,
+        run_id: str,
+        stream: str,
+        *,
+        generation: int | None = None,
+        cursor: str | None = None,
+        limit: int = 1000,
+    ) -> HistoryPage:
+        """See `Store.history`."""
+        return await self._store.history(
+            run_id, stream, generation=generation, cursor=cursor, limit=limit
+        )
+
+    async def list_runs(self) -> tuple[RunSummary, ...]:
+        """See `Store.list_runs`."""
+        return await self._store.list_runs()
+
+    async def put_blob(self, digest: str, payload: bytes) -> None:
+        """See `Store.put_blob`."""
+        await self._store.put_blob(digest, payload)
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`."""
+        await self._store.aclose()

@@ -1,0 +1,82 @@
+"""What the clauses of `check_store` work with."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+
+import attrs
+
+from .._errors import StoreConflictError
+from ..abc import Checkpoint, RunKey, Store, StoredRun, StoredStream
+
+A, B, C = '["a"]', '["b"]', '["c"]'
+
+
+def expect(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise AssertionError(otherwise)
+
+
+def payload_of(sequence: int) -> bytes:
+    return b"%d\x00\xff" % sequence
+
+
+def chain(stream: str, first: int, last: int) -> list[Checkpoint]:
+    return [Checkpoint(stream, n, payload_of(n)) for n in range(first, last + 1)]
+
+
+@attrs.frozen
+class Case:
+    """One clause at work: opens handles, and says what is wrong."""
+
+    maker: Callable[[], Awaitable[Store]]
+    run_id: str
+    handles: AsyncExitStack
+
+    async def open(self) -> Store:
+        store = await self.maker()
+        self.handles.push_async_callback(store.aclose)
+        return store
+
+    async def save_all(self, store: Store, run: RunKey, group: Sequence[Checkpoint]) -> None:
+        outcomes = await store.save(run, group)
+        expect(outcomes == [None] * len(group), f"saving gave {outcomes}")
+
+    async def reopen(self, store: Store) -> Store:
+        await store.aclose()
+        return await self.open()
+
+    async def read(self, store: Store, generation: int | None = None) -> StoredRun:
+        stored = await store.read_run(self.run_id, generation)
+        if stored is None:
+            raise AssertionError(f"generation {generation} of the run is not there")
+        expect(stored.run_id == self.run_id, f"it came back as run {stored.run_id!r}")
+        return stored
+
+    async def read_stream(self, store: Store, stream: str) -> StoredStream:
+        found = [entry for entry in (await self.read(store)).streams if entry.stream == stream]
+        expect(len(found) == 1, f"stream {stream} is there {len(found)} times")
+        return found[0]
+
+    async def expect_saved(self, store: Store, sequences: dict[str, int]) -> None:
+        """Each of these streams has the records 1 … n, and there are no others."""
+        stored = await self.read(store)
+        heads = {entry.stream: entry.sequence for entry in stored.streams}
+        expect(heads == sequences, f"the newest records are {heads}, not {sequences}")
+        for entry in stored.streams:
+            expect_tail(entry, 1)
+
+
+def expect_tail(entry: StoredStream, first: int) -> None:
+    found = [(record.sequence, record.payload) for record in entry.tail]
+    wanted = [(n, payload_of(n)) for n in range(first, entry.sequence + 1)]
+    expect(found == wanted, f"the tail of {entry.stream} is {found[:5]}, not {wanted[:5]}")
+
+
+async def expect_conflict(store: Store, run: RunKey, group: Sequence[Checkpoint]) -> None:
+    try:
+        outcomes = await store.save(run, group)
+    except StoreConflictError:
+        return
+    raise AssertionError(f"a save as {run} gave {outcomes}, not StoreConflictError")

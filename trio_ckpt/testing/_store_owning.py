@@ -1,0 +1,126 @@
+"""The clauses of the store contract about owning a run and its generations."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import datetime
+
+import trio
+
+from .._errors import RunLockedError
+from ..abc import Fold, RunKey, Store
+from ._store_case import A, B, Case, chain, expect, expect_conflict
+
+
+async def owner_grows(case: Case) -> None:
+    """Each lock of a run yields a greater owner number, also after the store was reopened."""
+    store = await case.open()
+    numbers: list[int] = []
+    for _ in range(3):
+        for _ in range(2):
+            async with store.lock_run(case.run_id) as owner:
+                numbers.append(owner)
+                expect((await case.read(store)).owner == owner, "read_run tells another owner")
+        store = await case.reopen(store)
+    expect(numbers == sorted(set(numbers)), f"the numbers were {numbers}")
+
+
+async def fence(case: Case) -> None:
+    """A save that carries another owner number than the newest saves nothing."""
+    store = await case.open()
+    async with store.lock_run(case.run_id) as old:
+        await case.save_all(store, RunKey(case.run_id, 0, old), chain(A, 1, 1))
+    other = await case.open()
+    async with other.lock_run(case.run_id) as owner:
+        await case.save_all(other, RunKey(case.run_id, 0, owner), chain(A, 2, 2))
+        for wrong in (old, owner + 1):
+            key = RunKey(case.run_id, 0, wrong)
+            await expect_conflict(store, key, [*chain(B, 1, 1), *chain(A, 3, 3)])
+        await expect_conflict(store, RunKey(case.run_id, 1, old), chain(A, 1, 1))
+        await case.save_all(other, RunKey(case.run_id, 0, owner), chain(A, 3, 3))
+    await case.expect_saved(store, {A: 3})
+
+
+async def lock_excludes(case: Case) -> None:
+    """A run has one owner at a time; who is refused learns its host, process and start."""
+    store, other = await case.open(), await case.open()
+    async with store.lock_run(case.run_id):
+        for handle in (other, store):
+            await expect_locked(handle, case.run_id)
+        async with other.lock_run(f"{case.run_id} 2"):
+            pass
+    async with other.lock_run(case.run_id):
+        await expect_locked(store, case.run_id)
+    async with store.lock_run(case.run_id):
+        pass
+    try:
+        async with store.lock_run(case.run_id):
+            raise KeyError("the body's own")
+    except KeyError:
+        pass
+    async with other.lock_run(case.run_id):
+        pass
+
+
+async def expect_locked(store: Store, run_id: str) -> None:
+    try:
+        async with store.lock_run(run_id):
+            pass
+    except RunLockedError as error:
+        expect(error.run_id == run_id, f"run_id is {error.run_id!r}")
+        expect(error.host == socket.gethostname(), f"host is {error.host!r}")
+        expect(error.pid == os.getpid(), f"pid is {error.pid!r}")
+        since = datetime.fromisoformat(error.since)
+        expect(since.tzinfo is not None, f"since is {error.since!r}, without a time zone")
+        return
+    raise AssertionError("a second owner was let in")
+
+
+async def lock_cancelled(case: Case) -> None:
+    """Cancelled on the way in, a lock is not held; cancelled inside, it is given back."""
+    store = await case.open()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with store.lock_run(case.run_id):
+            await trio.lowlevel.checkpoint()
+    async with store.lock_run(case.run_id):
+        pass
+    with trio.CancelScope() as scope:
+        async with store.lock_run(case.run_id):
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+    async with store.lock_run(case.run_id):
+        pass
+
+
+async def generations(case: Case) -> None:
+    """The next generation begins empty; the older ones stay readable by number."""
+    store = await case.open()
+    async with store.lock_run(case.run_id) as owner:
+        await case.save_all(store, RunKey(case.run_id, 0, owner), chain(A, 1, 3))
+        await store.save(RunKey(case.run_id, 0, owner), [], [Fold(A, 3, b"old")])
+        await expect_conflict(store, RunKey(case.run_id, 2, owner), chain(A, 1, 1))
+        fresh = RunKey(case.run_id, 1, owner)
+        await case.save_all(store, fresh, [*chain(A, 1, 1), *chain(B, 1, 2)])
+        await expect_conflict(store, RunKey(case.run_id, 0, owner), chain(A, 4, 4))
+        await case.save_all(store, fresh, chain(A, 2, 2))
+    store = await case.reopen(store)
+    await case.expect_saved(store, {A: 2, B: 2})
+    expect((await case.read(store)).generation == 1, "the newest is not 1")
+    archive = await case.read(store, 0)
+    expect(archive.generation == 0, f"generation 0 came back as {archive.generation}")
+    heads = {entry.stream: entry.sequence for entry in archive.streams}
+    expect(heads == {A: 3}, f"generation 0 has {heads}")
+    page = await store.history(case.run_id, A, generation=0)
+    expect([r.sequence for r in page.records] == [3, 2, 1], "generation 0 has another history")
+    expect(await store.read_run(case.run_id, 2) is None, "there is a generation 2")
+
+
+CLAUSES = (
+    owner_grows,
+    fence,
+    lock_excludes,
+    lock_cancelled,
+    generations,
+)

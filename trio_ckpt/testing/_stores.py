@@ -1,0 +1,50 @@
+"""The contract of `trio_ckpt.abc.Store` as one function.
+
+Every clause of the contract is a function in one of the files beside this; its docstring is
+the clause, and is what a failure says.  Each works on a run of its own, so that one store
+serves them all, and opens another handle where it wants to see what a restart would find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+from ..abc import Store
+from . import _store_owning as owning, _store_reading as reading, _store_saving as saving
+from ._store_case import Case
+
+CLAUSES: tuple[Callable[[Case], Awaitable[None]], ...] = (
+    *saving.CLAUSES,
+    *owning.CLAUSES,
+    *reading.CLAUSES,
+)
+
+
+async def check_store(maker: Callable[[], Awaitable[Store]]) -> None:
+    """See that a store keeps the whole contract of `trio_ckpt.abc.Store`.
+
+    Use it in the tests of a store of your own::
+
+        async def test_my_store(tmp_path):
+            await check_store(lambda: MyStore.open(tmp_path / "store"))
+
+    Args:
+        maker: Opens the store: each call gives a new handle onto the same store, as another
+            process would open it.  There are no runs in it at first.
+
+    Cancellation: safe at any time; handles are closed.
+
+    Raises:
+        AssertionError: the first clause that does not hold, in words.
+    """
+    for clause in CLAUSES:
+        says = " ".join((clause.__doc__ or "").split())
+        async with AsyncExitStack() as handles:
+            case = Case(maker, f"check {clause.__name__}", handles)
+            try:
+                await clause(case)
+            except AssertionError as error:
+                raise AssertionError(f"{says} Here: {error}") from error
+            except Exception as error:
+                raise AssertionError(f"{says} Here: it raised {error!r}") from error
