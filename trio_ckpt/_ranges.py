@@ -55,6 +55,11 @@ class IndexSet:
         """The ``(start, stop)`` pairs, ascending, stop exclusive."""
         return zip(self._starts, self._stops, strict=True)
 
+    @property
+    def stop(self) -> int:
+        """One more than the greatest index; 0 where there is none."""
+        return self._stops[-1] if self._stops else 0
+
     def first_missing(self, start: int) -> int:
         """The least index >= `start` that is not in the set."""
         at = bisect_right(self._starts, start) - 1

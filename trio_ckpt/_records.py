@@ -392,6 +392,7 @@ class Progress:
         status: As far as the records know: a stream that is neither complete nor failed
             is INTERRUPTED here, and IN_PROGRESS while somebody has it open.
         error: Why it failed.
+        outputs: Files confirmed so far, redone ones counted again; 0: nothing to verify.
         sinks: Confirmed bytes per append file.
         metadata: Of the finished stream.
         started_at, updated_at, completed_at, failed_at: Unix time, s; None: not yet.
@@ -408,6 +409,7 @@ class Progress:
     last_index: int | None = None
     status: Status = Status.PENDING
     error: ErrorInfo | None = None
+    outputs: int = 0
     sinks: dict[str, int] = attrs.field(factory=dict)
     metadata: dict[str, Any] = attrs.field(factory=dict)
     started_at: float | None = None
@@ -458,6 +460,7 @@ def _apply_batch(progress: Progress, record: Record) -> None:
     progress.skipped.discard(index)
     progress.failures.pop(index, None)
     progress.records += record.records
+    progress.outputs += len(record.outputs)
     add_amounts(progress.totals, record.totals)
     for lines in record.lines:
         progress.sinks[lines.path] = progress.sinks.get(lines.path, 0) + lines.size
@@ -510,8 +513,9 @@ def _apply_retry(progress: Progress, record: Record) -> None:
         progress.failures.pop(index, None)
 
 
-def _apply_note(progress: Progress, _record: Record) -> None:
-    """A record of the run's own stream changes no progress."""
+def _apply_note(progress: Progress, record: Record) -> None:
+    """A record of the run's own stream: its newest facts are its metadata."""
+    progress.metadata = dict(record.metadata)
 
 
 def _open(progress: Progress) -> None:
@@ -556,6 +560,7 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     last_index: int | None
     status: Status
     error: ErrorInfo | None
+    outputs: int
     sinks: dict[str, int]
     metadata: dict[str, Any]
     times: tuple[float | None, float | None, float | None, float | None]
@@ -579,6 +584,7 @@ def encode_progress(progress: Progress) -> bytes:
             progress.last_index,
             progress.status,
             progress.error,
+            progress.outputs,
             progress.sinks,
             progress.metadata,
             (progress.started_at, progress.updated_at, progress.completed_at, progress.failed_at),
@@ -607,6 +613,7 @@ def decode_progress(payload: bytes) -> Progress:
             last_index=fold.last_index,
             status=fold.status,
             error=fold.error,
+            outputs=fold.outputs,
             sinks=fold.sinks,
             metadata=fold.metadata,
             started_at=started_at,

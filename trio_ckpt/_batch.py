@@ -1,0 +1,300 @@
+"""One attempt at one batch, as the user's loop holds it.
+
+Nothing that is called here is durable, but for the files that are written: what the
+body says is *staged*, and the gate (`trio_ckpt._gate`) saves all of it together.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+import attrs
+import msgspec
+import trio
+
+from ._records import (
+    CheckpointResult,
+    Output,
+    Status as Status,
+    canonical_json,
+    check_amounts,
+    check_plain,
+)
+from ._threads import run_blocking
+from ._token import CheckpointToken, TokenEvent, move
+from ._totals import Number
+from .outputs import OutputDir, encode_lines
+
+T = TypeVar("T")
+
+UNSET = msgspec.UNSET
+AnyPath = str | os.PathLike[str]
+
+
+class AttemptState(enum.Enum):
+    """Where an attempt stands."""
+
+    OPEN = "open"
+    COMPLETED = "completed"
+    SUBMITTED = "submitted"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    WITHDRAWN = "withdrawn"
+    OVER = "over"
+
+    __hash__ = object.__hash__
+
+
+@attrs.define(eq=False)
+class Staged:
+    """What travels with a batch's checkpoint."""
+
+    outputs: dict[str, Output] = attrs.field(factory=dict)
+    adopted: list[AnyPath] = attrs.field(factory=list)
+    records: int = 0
+    cursor: Any = UNSET
+    totals: dict[str, Number] = attrs.field(factory=dict)
+    spent: dict[str, Number] = attrs.field(factory=dict)
+    metadata: dict[str, Any] = attrs.field(factory=dict)
+    is_last: bool = False
+    lines: dict[str, bytearray] = attrs.field(factory=dict)
+    adds: list[Any] = attrs.field(factory=list)
+    error: BaseException | str | None = None
+    is_final: bool = False  # no retry, whatever the table says
+
+
+class BatchHost(Protocol):
+    """What a batch asks of its stream."""
+
+    @property
+    def output_dir(self) -> OutputDir:
+        """Where outputs go; RuntimeError if the run has no folder for them."""
+        ...
+
+    def claim(self, batch: Batch[Any], path: str) -> None:
+        """Reserve an output's name; OutputClaimedError if another batch has it."""
+        ...
+
+    def claim_sink(self, path: str) -> None:
+        """Reserve an append file's name; OutputClaimedError if another stream has it."""
+        ...
+
+    def check_withdraw(self, batch: Batch[Any]) -> None:
+        """Raise RuntimeError where the batch cannot be taken back."""
+        ...
+
+    def check_cursor(self) -> None:
+        """Raise ValueError where batches are worked on side by side."""
+        ...
+
+    def stage_items(self, items: Iterable[Any]) -> list[Any]:
+        """Those that are new to the stream's frontier; TypeError if it has none."""
+        ...
+
+    async def confirm(self, batch: Batch[Any]) -> None:
+        """Pass the gate now."""
+        ...
+
+
+@attrs.define(eq=False)
+class Batch(Generic[T]):
+    """One attempt at one batch: settle it once, with `complete`, `fail` or `skip`.
+
+    Attributes:
+        index: The batch's number in its stream.
+        item: What the source gave for it; None where there is no source.
+        attempt: 1 for the first try, over all sessions.
+        token: The promise of its checkpoint, the same for all attempts.
+        state: Where this attempt stands.
+        staged: What will be saved with it.
+    """
+
+    index: int
+    item: T
+    attempt: int
+    token: CheckpointToken[CheckpointResult]
+    _host: BatchHost
+    digest: bytes = b""
+    task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
+    state: AttemptState = AttemptState.OPEN
+    staged: Staged = attrs.field(factory=Staged)
+
+    # -- settling -----------------------------------------------------------------------
+
+    def complete(
+        self,
+        *,
+        outputs: Iterable[AnyPath] = (),
+        records: int = 0,
+        cursor: Any = UNSET,
+        totals: Mapping[str, Number] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        last: bool = False,
+    ) -> bool:
+        """Say that the batch is done.  It is confirmed at the gate: when the loop asks for
+        the next one, the block ends, or `confirm` is called.
+
+        Args:
+            outputs: Files that the body wrote below the output folder by itself; those of
+                `write_bytes` and its like are known already and may be named again.
+            records: How many records it produced.
+            cursor: Where the loop goes on; `Stream.cursor` from then on, also on resume.
+            totals: What it produced, by name; summed exactly over all batches.
+            metadata: Anything JSON-like to be kept with its checkpoint.
+            last: There is no batch after this one: the stream is complete with it.
+
+        Returns:
+            False if this attempt was settled before; nothing is changed then.
+
+        Raises:
+            NotEncodableError: a value cannot be stored; the batch stays unsettled.
+            ValueError: a `cursor` where batches are worked on side by side.
+        """
+        if self.state is not AttemptState.OPEN:
+            return False
+        staged = self.staged
+        if cursor is not UNSET:
+            self._host.check_cursor()
+            check_plain(cursor, "cursor")
+            staged.cursor = cursor
+        if totals:
+            staged.totals = check_amounts(totals, "totals")
+        if metadata:
+            plain = dict(metadata)
+            check_plain(plain, "metadata")
+            staged.metadata = plain
+        if type(records) is not int or records < 0:
+            raise ValueError(f"records is a count, not {records!r}")
+        staged.records = records
+        staged.is_last = last
+        staged.adopted += [path for path in outputs if os.fspath(path) not in staged.outputs]
+        self.state = AttemptState.COMPLETED
+        move(self.token, TokenEvent.COMPLETE)
+        return True
+
+    def fail(self, error: BaseException | str) -> bool:
+        """Say that this attempt failed; the retry table decides whether it runs again.
+
+        Returns:
+            False if this attempt was settled before.
+        """
+        return self._settle(AttemptState.FAILED, error)
+
+    def skip(self, reason: BaseException | str) -> bool:
+        """Give the batch up on purpose: saved as skipped, the loop goes on.
+
+        Returns:
+            False if this attempt was settled before.
+        """
+        return self._settle(AttemptState.SKIPPED, reason)
+
+    def withdraw(self) -> bool:
+        """Take the batch back: there is no such batch, and the stream is complete.
+
+        For loops that notice the end by an empty page.
+
+        Returns:
+            False if this attempt was settled before.
+
+        Raises:
+            RuntimeError: the source says how many batches there are, or several are worked
+                on at once.
+        """
+        if self.state is AttemptState.OPEN:
+            self._host.check_withdraw(self)
+        return self._settle(AttemptState.WITHDRAWN, None)
+
+    def _settle(self, state: AttemptState, error: BaseException | str | None) -> bool:
+        if self.state is not AttemptState.OPEN:
+            return False
+        self.state = state
+        self.staged.error = error
+        return True
+
+    async def confirm(self) -> None:
+        """Pass the gate now, and go on in the body when the checkpoint is durable.
+
+        Raises:
+            TokenNeverSettledError: the batch is not settled; nothing has happened.
+            BatchFailedError: it was failed, for good.
+            Exception: whatever kept it from being saved.
+
+        Cancellation: a save that has begun is waited for.
+        """
+        await self._host.confirm(self)
+
+    # -- staging ------------------------------------------------------------------------
+
+    def spend(self, **amounts: Number) -> None:
+        """Count what this attempt costs; kept whether it succeeds or not, never subtracted.
+
+        Raises:
+            NotEncodableError: an amount is not a finite number.
+        """
+        for name, amount in check_amounts(amounts, "spend").items():
+            self.staged.spent[name] = self.staged.spent.get(name, 0) + amount
+
+    def add(self, items: Iterable[Any]) -> None:
+        """Stage new items for the stream's frontier; they are there when this is confirmed.
+
+        Items that the frontier has had already are left out.
+
+        Raises:
+            NotEncodableError: an item is not JSON-like.
+            TypeError: the stream's state is no `Frontier`.
+        """
+        self.staged.adds += self._host.stage_items(items)
+
+    def append_json(self, path: AnyPath, *records: Any) -> None:
+        """Stage JSON lines for an append file, which belongs to this stream.
+
+        They are appended in one piece when the batch is saved: the file holds the lines
+        of confirmed batches, each once.
+
+        Raises:
+            NotEncodableError: a record is not JSON-like.
+            OutputError: a bad path, or one that another stream appends to.
+        """
+        name = self._host.output_dir.relative(path)
+        self._host.claim_sink(name)
+        self.staged.lines.setdefault(name, bytearray()).extend(encode_lines(records))
+
+    async def write_bytes(self, path: AnyPath, data: bytes) -> str:
+        """Write an output file, whole or not at all.
+
+        Args:
+            path: Below the run's output folder; missing folders are made.
+            data: The content.
+
+        Returns:
+            The path relative to the output folder.
+
+        Raises:
+            OutputClaimedError: another batch has confirmed a file of that name.
+            OutputError: it cannot be written; the file is as it was.
+
+        Durability: when this returns the file and its name survive power loss.
+        Cancellation: a write that has begun is waited for.
+        """
+        outputs = self._host.output_dir
+        name = outputs.relative(path)
+        self._host.claim(self, name)
+        output = await run_blocking(outputs.write, name, data)
+        self.staged.outputs[output.path] = output
+        return output.path
+
+    async def write_text(self, path: AnyPath, text: str) -> str:
+        """Write an output file as UTF-8; else as `write_bytes`."""
+        return await self.write_bytes(path, text.encode())
+
+    async def write_json(self, path: AnyPath, value: Any) -> str:
+        """Write an output file as canonical JSON; else as `write_bytes`.
+
+        Raises:
+            NotEncodableError: with the path of the leaf that is not JSON-like.
+        """
+        check_plain(value, "value")
+        return await self.write_bytes(path, canonical_json(value).encode() + b"\n")

@@ -1,0 +1,593 @@
+"""The gate: the one function that every way out of a batch passes.
+
+Theory of operation
+===================
+
+A batch is left in one of five ways: the loop asks for the next one, `confirm` is
+called, its block ends, an exception leaves, or it is cancelled.  What that means depends
+on where the attempt stands: the table `GATE` says it, and `Desk.pass_gate` does it.  It
+saves first and moves the token last:
+
+    check outputs -> capture state -> submit -> (the saver) -> token CONFIRMED
+
+A completed batch whose checks fail is a failed attempt.  A failed attempt is saved, and
+the retry table says whether the batch runs again.
+
+Where nothing can be raised any more, because an exception is leaving already, what goes
+wrong while saving is logged: the exception that leaves is the one that matters.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+import trio
+
+from ._batch import AttemptState, Batch
+from ._coordinator import CheckpointCoordinator
+from ._errors import (
+    BatchFailedError,
+    NotEncodableError,
+    OutputClaimedError,
+    OutputError,
+    TokenNeverSettledError,
+    describe_batch,
+)
+from ._records import (
+    CheckpointResult,
+    Kind,
+    Record,
+    SinkLines,
+    describe_error,
+    encode_record,
+)
+from ._registry import AnyToken
+from ._retry import Again, RetryTable, Then
+from ._saver import Lane, Saver, Submission
+from ._stop import Stop
+from ._threads import run_blocking
+from ._token import (
+    CANCELLED,
+    WITHDRAWN,
+    Failure,
+    TokenEvent,
+    TokenState,
+    failure_of,
+    may,
+    move,
+)
+from .abc import StateCodec
+from .outputs import AppendFile, OutputDir, lines_digest
+from .state import Frontier
+
+log = logging.getLogger("trio_ckpt.gate")
+
+
+class Way(enum.Enum):
+    """A way out of a batch."""
+
+    NEXT = "next batch"
+    CONFIRM = "confirm()"
+    EXIT = "block left normally"
+    ERROR = "left by an exception"
+    CANCEL = "left by cancellation"
+
+    __hash__ = object.__hash__
+
+
+class Action(enum.Enum):
+    """What the gate does."""
+
+    PASS = "nothing"
+    REFUSE = "TokenNeverSettledError; the token stays PENDING"
+    FORGOTTEN = "fail with TokenNeverSettledError, save, raise it"
+    FAIL = "fail with the exception, save"
+    CANCEL = "BatchCancelledError for waiters; no record"
+    SAVE = "check, capture, save, confirm"
+    REJECT = "FAILED, runs again; no record"
+    SAVE_OR_REJECT = "save, shielded; with state: reject"
+    WAIT = "wait for its outcome"
+    DECIDE = "save; the retry table: again, or raise BatchFailedError"
+    GIVE_UP = "save, raise BatchFailedError"
+    RECORD = "save"
+    END = "save; the loop ends"
+    FORGET = "WITHDRAWN; no record"
+    ILLEGAL = "RuntimeError"
+
+
+GATE: dict[AttemptState, dict[Way, Action]] = {
+    AttemptState.OVER: dict.fromkeys(Way, Action.PASS),
+    AttemptState.OPEN: {
+        Way.NEXT: Action.FORGOTTEN,
+        Way.CONFIRM: Action.REFUSE,
+        Way.EXIT: Action.FORGOTTEN,
+        Way.ERROR: Action.FAIL,
+        Way.CANCEL: Action.CANCEL,
+    },
+    AttemptState.COMPLETED: {
+        Way.NEXT: Action.SAVE,
+        Way.CONFIRM: Action.SAVE,
+        Way.EXIT: Action.SAVE,
+        Way.ERROR: Action.REJECT,
+        Way.CANCEL: Action.SAVE_OR_REJECT,
+    },
+    AttemptState.SUBMITTED: dict.fromkeys(Way, Action.WAIT),
+    AttemptState.FAILED: {
+        Way.NEXT: Action.DECIDE,
+        Way.CONFIRM: Action.GIVE_UP,
+        Way.EXIT: Action.GIVE_UP,
+        Way.ERROR: Action.RECORD,
+        Way.CANCEL: Action.RECORD,
+    },
+    AttemptState.SKIPPED: dict.fromkeys(Way, Action.RECORD),
+    AttemptState.WITHDRAWN: {
+        Way.NEXT: Action.END,
+        Way.CONFIRM: Action.ILLEGAL,
+        Way.EXIT: Action.END,
+        Way.ERROR: Action.FORGET,
+        Way.CANCEL: Action.FORGET,
+    },
+}
+
+_LEAVING = (Way.ERROR, Way.CANCEL)
+
+
+class Passed(enum.Enum):
+    """What the loop may do after the gate; or it gets an `Again`."""
+
+    GO_ON = "go on"
+    ENDED = "the loop ends"
+
+
+@attrs.define(eq=False)
+class Desk:
+    """All that the gate needs to know of one open stream; also the host of its tokens.
+
+    Attributes:
+        run_id: The run.
+        lane: Its way to the store.
+        open: The attempts handed out, by batch index.
+        tokens: The tokens of batches handed out or waiting to run again.
+        failed: Batches that failed for good in this session.
+        claims: Output names of the run and who has them; shared by all its streams.
+        state: What is captured with every batch, where there is state.
+        state_bytes: The last confirmed state.
+        changed: Called when a batch is over, or work has come back.
+    """
+
+    run_id: str
+    lane: Lane
+    saver: Saver
+    coordinator: CheckpointCoordinator
+    stop: Stop
+    retry: RetryTable
+    claims: dict[str, tuple[str, int]]
+    outputs: OutputDir | None = None
+    codec: StateCodec[Any] | None = None
+    frontier: Frontier[Any] | None = None
+    first_index: int = 0
+    state: Any = None
+    state_bytes: bytes = b""
+    open: dict[int, Batch[Any]] = attrs.field(factory=dict)
+    tokens: dict[int, AnyToken] = attrs.field(factory=dict)
+    failed: dict[int, Failure] = attrs.field(factory=dict)
+    is_parallel: bool = False
+    is_open_ended: bool = False
+    session_confirmed: int = 0
+    session_retries: int = 0
+    changed: Callable[[], None] = lambda: None
+
+    # -- handing out ----------------------------------------------------------------------
+
+    def hand_out(self, index: int, item: Any, digest: bytes) -> Batch[Any]:
+        """Make the next attempt at a batch."""
+        token = self.tokens.get(index)
+        if token is None:
+            token = self.coordinator.adopt(self.run_id, self.lane.key, index, self)
+            self.tokens[index] = token
+            self.failed.pop(index, None)
+        before = self.lane.progress.failures.get(index)
+        attempt = 1 if before is None else before.attempts + 1
+        batch: Batch[Any] = Batch(index, item, attempt, token, self, digest)
+        self.open[index] = batch
+        self.stop.busy += 1
+        return batch
+
+    # -- the gate -------------------------------------------------------------------------
+
+    async def pass_gate(
+        self, batch: Batch[Any], way: Way, error: BaseException | None = None
+    ) -> Passed | Again:
+        """Leave a batch.  See the table `GATE`.
+
+        Raises:
+            TokenNeverSettledError, BatchFailedError: as the table says.
+            Exception: whatever kept the checkpoint from being saved, unless an exception
+                is leaving already.
+
+        Cancellation: none once something is being saved.
+        """
+        action = GATE[batch.state][way]
+        if action is Action.PASS:
+            return Passed.GO_ON
+        shield = trio.CancelScope(shield=True) if way in _LEAVING else nullcontext()
+        try:
+            with shield:
+                return await self._act(action, batch, error)
+        except (TokenNeverSettledError, BatchFailedError):
+            raise
+        except Exception as problem:
+            self._drop(batch, failure_of(problem))
+            if way not in _LEAVING:
+                raise
+            where = describe_batch(self.run_id, self.lane.key, batch.index)
+            log.error("while an exception left %s, saving failed: %s", where, problem)
+            return Passed.GO_ON
+
+    async def _act(
+        self, action: Action, batch: Batch[Any], error: BaseException | None
+    ) -> Passed | Again:
+        match action:
+            case Action.SAVE:
+                return await self._save_batch(batch)
+            case Action.SAVE_OR_REJECT:
+                if self.codec is None:
+                    return await self._save_batch(batch)
+                self._drop(batch, CANCELLED)
+            case Action.DECIDE | Action.GIVE_UP:
+                return await self._decide(batch, may_retry=action is Action.DECIDE)
+            case Action.RECORD if batch.state is AttemptState.SKIPPED:
+                await self._save_skip(batch, batch.staged.error)
+            case Action.RECORD:
+                await self._save_attempt(batch, batch.staged.error, is_final=True)
+            case Action.FAIL:
+                await self._save_attempt(batch, error, is_final=True)
+            case Action.FORGOTTEN:
+                forgotten = self._forgotten(batch)
+                await self._save_attempt(batch, forgotten, is_final=True)
+                raise forgotten
+            case Action.REFUSE:
+                raise self._forgotten(batch)
+            case Action.CANCEL:
+                self._drop(batch, CANCELLED)
+            case Action.REJECT:
+                self._drop(batch, failure_of(error) if error is not None else CANCELLED)
+            case Action.WAIT:
+                await self._wait_submitted(batch)
+            case Action.END:
+                await self._save_end(batch)
+                return Passed.ENDED
+            case Action.FORGET:
+                self._drop(batch, WITHDRAWN)
+            case Action.ILLEGAL:
+                raise RuntimeError("a withdrawn batch has nothing to confirm")
+            case Action.PASS:
+                pass
+        return Passed.GO_ON
+
+    # -- saving -----------------------------------------------------------------------------
+
+    async def _save_batch(self, batch: Batch[Any]) -> Passed | Again:
+        staged = batch.staged
+        try:
+            if staged.adopted:
+                await self._adopt(batch)
+            state = self._capture(batch)
+            lines = await self._open_sinks(batch) if staged.lines else ()
+            record = Record(
+                at=time.time(),
+                index=batch.index,
+                item=batch.digest,
+                attempts=batch.attempt,
+                records=staged.records,
+                outputs=tuple(staged.outputs.values()),
+                lines=tuple(SinkLines(s.path, len(b), lines_digest(b)) for s, b in lines),
+                totals=staged.totals,
+                spent=staged.spent,
+                cursor=staged.cursor,
+                metadata=staged.metadata,
+                state=state,
+                last_index=batch.index if staged.is_last else None,
+            )
+            payload = encode_record(record)
+        except (OutputError, NotEncodableError) as problem:
+            batch.state = AttemptState.FAILED  # its checks failed, so the attempt has
+            batch.staged.error = problem
+            return await self._decide(batch, may_retry=True)
+        await self._save(batch, record, payload, lines, self._confirmed)
+        return Passed.GO_ON
+
+    def _confirmed(self, batch: Batch[Any], record: Record) -> None:
+        if self.frontier is not None:
+            self.frontier.fold(record.state)
+            self.frontier.finish(batch.index - self.first_index)
+        elif record.state:
+            self.state_bytes = record.state
+        for output in record.outputs:
+            self.claims[output.path] = (self.lane.text, batch.index)
+        self.session_confirmed += 1
+        result = CheckpointResult(
+            record.outputs,
+            record.metadata,
+            record.records,
+            datetime.fromtimestamp(record.at, UTC),
+        )
+        self._close(batch)
+        move(batch.token, TokenEvent.CONFIRM, result)
+
+    async def _decide(self, batch: Batch[Any], *, may_retry: bool) -> Passed | Again:
+        """Save a failed attempt, and say what becomes of the batch."""
+        error = batch.staged.error or "it failed"
+        verdict: Again | Then = Then.FAIL
+        if may_retry and not batch.staged.is_final and isinstance(error, BaseException):
+            verdict = self.retry.decide(error, batch.attempt)
+        if isinstance(verdict, Again):
+            await self._save_attempt(batch, error, is_final=False)
+            self.session_retries += 1
+            self.restore_state()
+            return verdict
+        if verdict is Then.SKIP:
+            await self._save_skip(batch, error)
+            self.restore_state()
+            return Passed.GO_ON
+        await self._save_attempt(batch, error, is_final=True)
+        failure = failure_of(error)
+        raise BatchFailedError(
+            failure.reason,
+            run_id=self.run_id,
+            stream=self.lane.key,
+            batch_index=batch.index,
+        ) from failure.cause
+
+    async def _save_attempt(
+        self, batch: Batch[Any], error: BaseException | str | None, *, is_final: bool
+    ) -> None:
+        error = error or "it failed"
+
+        def landed(batch: Batch[Any], _record: Record) -> None:
+            self._close(batch)
+            if is_final:
+                self._fail_token(batch.token, failure_of(error))
+            elif may(batch.token, TokenEvent.RETRY):
+                move(batch.token, TokenEvent.RETRY)
+
+        record = self._record(Kind.ATTEMPT, batch, error)
+        await self._save(batch, record, encode_record(record), (), landed)
+
+    async def _save_skip(self, batch: Batch[Any], error: BaseException | str | None) -> None:
+        error = error or "it was skipped"
+
+        def landed(batch: Batch[Any], _record: Record) -> None:
+            self._close(batch)
+            self._fail_token(batch.token, failure_of(error))
+
+        record = self._record(Kind.SKIP, batch, error)
+        await self._save(batch, record, encode_record(record), (), landed)
+
+    async def _save_end(self, batch: Batch[Any]) -> None:
+        def landed(batch: Batch[Any], _record: Record) -> None:
+            self._close(batch)
+            move(batch.token, TokenEvent.WITHDRAW, WITHDRAWN)
+
+        record = Record(
+            kind=Kind.FINISH,
+            at=time.time(),
+            spent=batch.staged.spent,
+            last_index=batch.index - 1 if batch.index > 0 else None,
+        )
+        await self._save(batch, record, encode_record(record), (), landed)
+
+    def _record(self, kind: Kind, batch: Batch[Any], error: BaseException | str) -> Record:
+        return Record(
+            kind=kind,
+            at=time.time(),
+            index=batch.index,
+            item=batch.digest,
+            attempts=batch.attempt,
+            spent=batch.staged.spent,
+            error=describe_error(error, batch_index=batch.index),
+        )
+
+    async def _save(
+        self,
+        batch: Batch[Any],
+        record: Record,
+        payload: bytes,
+        lines: tuple[tuple[AppendFile, bytes], ...],
+        landed: Callable[[Batch[Any], Record], None],
+    ) -> None:
+        """Send a record of a batch on its way and wait for the outcome."""
+
+        def tell(error: Exception | None) -> None:
+            if error is None:
+                landed(batch, record)
+            else:
+                self._drop(batch, failure_of(error))
+
+        batch.state = AttemptState.SUBMITTED
+        checkpoint = await self.saver.encode(self.lane, payload)
+        submission = Submission(self.lane, record, checkpoint, lines, tell)
+        self.saver.submit(submission)
+        await submission.wait()
+
+    async def save_plain(self, record: Record) -> None:
+        """Save a record of the stream that is not about a batch, and wait for it.
+
+        Cancellation: none once it is submitted.
+        """
+        checkpoint = await self.saver.encode(self.lane, encode_record(record))
+        submission = Submission(self.lane, record, checkpoint, (), lambda _error: None)
+        self.saver.submit(submission)
+        await submission.wait()
+
+    async def _wait_submitted(self, batch: Batch[Any]) -> None:
+        version = self.coordinator.registry.version
+        while batch.state is AttemptState.SUBMITTED:
+            version = await self.coordinator.registry.wait_changed(version)
+
+    # -- what goes into a checkpoint ----------------------------------------------------------
+
+    async def _adopt(self, batch: Batch[Any]) -> None:
+        outputs = self.output_dir
+        for path in batch.staged.adopted:
+            name = outputs.relative(path)
+            if name not in batch.staged.outputs:
+                self.claim(batch, name)
+                batch.staged.outputs[name] = await run_blocking(outputs.adopt, name)
+        batch.staged.adopted.clear()
+
+    def _capture(self, batch: Batch[Any]) -> bytes:
+        if self.frontier is not None:
+            return self.frontier.encode(self.frontier.stage(batch.staged.adds))
+        if self.codec is None:
+            return b""
+        payload = self.codec.encode(self.state)
+        return b"" if payload == self.state_bytes else payload
+
+    def restore_state(self) -> None:
+        """Undo what a failed attempt did to the state in memory."""
+        if self.codec is not None:
+            self.state = self.codec.decode(self.state_bytes)
+
+    async def _open_sinks(self, batch: Batch[Any]) -> tuple[tuple[AppendFile, bytes], ...]:
+        for path in batch.staged.lines:
+            if path not in self.lane.sinks:
+                opened = await run_blocking(AppendFile.open, self.output_dir, path, 0)
+                self.lane.sinks.setdefault(path, opened)
+        return tuple((self.lane.sinks[p], bytes(b)) for p, b in batch.staged.lines.items() if b)
+
+    # -- the ends of tokens -------------------------------------------------------------------
+
+    def _close(self, batch: Batch[Any]) -> None:
+        if self.open.pop(batch.index, None) is not None:
+            self.stop.leave_batch()
+        batch.state = AttemptState.OVER
+
+    def _drop(self, batch: Batch[Any], failure: Failure) -> None:
+        """End an attempt without a record: the batch runs again in another session."""
+        self._close(batch)
+        self._fail_token(batch.token, failure)
+
+    def _fail_token(self, token: AnyToken, failure: Failure) -> None:
+        if token.is_pending:
+            self.failed[token.batch_index] = failure
+            event = TokenEvent.WITHDRAW if failure is WITHDRAWN else TokenEvent.REJECT
+            move(token, event, failure)
+
+    def close(self) -> None:
+        """Leave no token pending."""
+        for batch in tuple(self.open.values()):
+            self._drop(batch, CANCELLED)
+        for token in tuple(self.tokens.values()):
+            self._fail_token(token, CANCELLED)
+
+    def _forgotten(self, batch: Batch[Any]) -> TokenNeverSettledError:
+        where = describe_batch(self.run_id, self.lane.key, batch.index)
+        return TokenNeverSettledError(
+            f"{where} was left without complete(), fail(), skip() or withdraw()",
+            run_id=self.run_id,
+            stream=self.lane.key,
+            batch_index=batch.index,
+        )
+
+    # -- the host of tokens ---------------------------------------------------------------------
+
+    def complete(self, token: AnyToken, result: Any) -> bool:
+        """Settle a batch through its token, from whatever task has it."""
+        batch = self.open.get(token.batch_index)
+        if batch is None:
+            return False
+        if result is None:
+            return batch.complete()
+        if not isinstance(result, CheckpointResult):
+            kind = type(result).__qualname__
+            raise TypeError(f"in a run a token is completed with a CheckpointResult, not {kind}")
+        return batch.complete(
+            outputs=[output.path for output in result.outputs],
+            records=result.records,
+            metadata=result.metadata,
+        )
+
+    def fail(self, token: AnyToken, error: BaseException | str) -> bool:
+        """Fail a batch through its token: for good."""
+        batch = self.open.get(token.batch_index)
+        if batch is None or not batch.fail(error):
+            return False
+        batch.staged.is_final = True
+        return True
+
+    def check_wait(self, token: AnyToken) -> None:
+        """Refuse to let a body wait for itself."""
+        batch = self.open.get(token.batch_index)
+        if batch is not None and batch.task is trio.lowlevel.current_task():
+            raise RuntimeError(
+                "a body that waits for its own token waits for ever: use 'await batch.confirm()'"
+            )
+
+    def moved(self, token: AnyToken) -> None:
+        """Tell the monitors, and whoever waits for work."""
+        if token.state not in (TokenState.PENDING, TokenState.COMPLETED):
+            self.tokens.pop(token.batch_index, None)
+        self.coordinator.registry.moved(token)
+        self.changed()
+
+    # -- the host of batches --------------------------------------------------------------------
+
+    @property
+    def output_dir(self) -> OutputDir:
+        """Where outputs go."""
+        if self.outputs is None:
+            raise RuntimeError("the run has no folder for outputs: open_run(..., output_dir=...)")
+        return self.outputs
+
+    def claim(self, batch: Batch[Any], path: str) -> None:
+        """Reserve an output's name for a batch."""
+        owner = (self.lane.text, batch.index)
+        has = self.claims.setdefault(path, owner)
+        if has != owner:
+            raise OutputClaimedError(
+                path, f"it belongs to batch {has[1]} of stream {has[0]}; batches share no files"
+            )
+
+    def claim_sink(self, path: str) -> None:
+        """Reserve an append file's name for this stream."""
+        has = self.claims.setdefault(path, (self.lane.text, -1))
+        if has != (self.lane.text, -1):
+            raise OutputClaimedError(path, f"it belongs to stream {has[0]}")
+
+    def check_withdraw(self, batch: Batch[Any]) -> None:
+        """Only an open end can be found to be no batch."""
+        if not self.is_open_ended or self.is_parallel:
+            raise RuntimeError(
+                "withdraw() is for batches() without a source, one at a time; "
+                f"batch {batch.index} is in the source: skip() it"
+            )
+
+    def check_cursor(self) -> None:
+        """A cursor has an order."""
+        if self.is_parallel:
+            raise ValueError("a cursor needs batches in order: concurrency=1")
+
+    def stage_items(self, items: Iterable[Any]) -> list[Any]:
+        """Those that are new to the frontier."""
+        if self.frontier is None:
+            raise TypeError("batch.add() needs a stream whose state is a Frontier")
+        return self.frontier.stage(items)
+
+    async def confirm(self, batch: Batch[Any]) -> None:
+        """The gate pulled forward."""
+        await self.pass_gate(batch, Way.CONFIRM)
+
+    def release_claims(self, index: int) -> None:
+        """Let go of the names of a batch that goes back to work."""
+        owner = (self.lane.text, index)
+        for path in [path for path, has in self.claims.items() if has == owner]:
+            del self.claims[path]
+

@@ -1,0 +1,72 @@
+"""Stopping a run in good order.
+
+A stop parks every loop where the gate would hand out the next batch.  When no batch is
+open any more, or the grace is over, the scopes of the open streams are cancelled.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from ._errors import EXIT_DRAINED, EXIT_SIGTERM
+
+
+class Stop:
+    """Whether a run is being stopped, and how far it has come.
+
+    Attributes:
+        busy: Batches that are open now.
+        exit_code: What the command should exit with; 0 until the stop is through.
+        scopes: Those of the open streams.
+    """
+
+    def __init__(self) -> None:
+        self.busy = 0
+        self.exit_code = 0
+        self.scopes: set[trio.CancelScope] = set()
+        self._forced_code = EXIT_SIGTERM
+        self._requested = trio.Event()
+        self._idle = trio.Event()
+        self._hurry = trio.CancelScope()
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether somebody wants the run to stop."""
+        return self._requested.is_set()
+
+    def request(self, forced_code: int = EXIT_SIGTERM) -> None:
+        """Ask for a stop; asking again cancels at once."""
+        if self._requested.is_set():
+            self._hurry.cancel()
+        self._forced_code = forced_code
+        self._requested.set()
+        if self.busy == 0:
+            self._idle.set()
+
+    def leave_batch(self) -> None:
+        """Count one open batch less."""
+        self.busy -= 1
+        if self.busy == 0 and self._requested.is_set():
+            self._idle.set()
+
+    async def park(self) -> None:
+        """Return at once, or never while a stop is under way.
+
+        Cancellation: the only way out of a stop.
+        """
+        if self._requested.is_set():
+            await trio.sleep_forever()
+
+    async def see_through(self, grace_s: float) -> None:
+        """Wait for a request, then for the open batches, then cancel the streams."""
+        await self._requested.wait()
+        with self._hurry, trio.move_on_after(grace_s):
+            await self._idle.wait()
+        self.cancel_streams(EXIT_DRAINED if self.busy == 0 else self._forced_code)
+
+    def cancel_streams(self, exit_code: int) -> None:
+        """Cancel every open stream; those that open later end at once."""
+        self.exit_code = exit_code
+        self._requested.set()
+        for scope in self.scopes:
+            scope.cancel()
