@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 from urllib.parse import urljoin, urlsplit
@@ -39,7 +39,7 @@ HOSTILE_BYTES = 100_000
 
 
 @asynccontextmanager
-async def open_ours(connections: int) -> Any:
+async def open_ours(connections: int) -> AsyncIterator[Get]:
     """examples/_web/http.py."""
     async with http.open_client(user_agent="bench", connections=connections) as client:
 
@@ -51,13 +51,14 @@ async def open_ours(connections: int) -> Any:
 
 
 @asynccontextmanager
-async def open_httpcore(connections: int) -> Any:
+async def open_httpcore(connections: int) -> AsyncIterator[Get]:
     """httpcore's pool, with the timeouts that every crawler sets."""
     import httpcore
 
-    limits = {"max_connections": connections, "max_keepalive_connections": connections}
     timeouts = {"connect": 30.0, "read": 30.0, "write": 30.0, "pool": 30.0}
-    async with httpcore.AsyncConnectionPool(**limits) as pool:
+    async with httpcore.AsyncConnectionPool(
+        max_connections=connections, max_keepalive_connections=connections
+    ) as pool:
 
         async def get(url: str) -> tuple[int, bytes]:
             response = await pool.request(
@@ -69,7 +70,7 @@ async def open_httpcore(connections: int) -> Any:
 
 
 @asynccontextmanager
-async def open_httpx(connections: int) -> Any:
+async def open_httpx(connections: int) -> AsyncIterator[Get]:
     """httpx, which stands on httpcore."""
     import httpx
 

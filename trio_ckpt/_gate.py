@@ -159,7 +159,8 @@ class Desk:
         claims: Output names of the run and who has them; shared by all its streams.
         state: What is captured with every batch, where there is state.
         state_bytes: The last confirmed state.
-        changed: Called when a batch is over, or work has come back.
+        changed: Called when a token has moved.
+        put_back: Called with the index of a confirmed batch that goes back to work.
     """
 
     run_id: str
@@ -183,6 +184,7 @@ class Desk:
     session_confirmed: int = 0
     session_retries: int = 0
     changed: Callable[[], None] = lambda: None
+    put_back: Callable[[int], None] = lambda _index: None
 
     # -- handing out ----------------------------------------------------------------------
 
@@ -579,7 +581,7 @@ class Desk:
         """Those that are new to the frontier."""
         if self.frontier is None:
             raise TypeError("batch.add() needs a stream whose state is a Frontier")
-        return self.frontier.stage(items)
+        return [item for item in items if self.frontier.key_of(item)]
 
     async def confirm(self, batch: Batch[Any]) -> None:
         """The gate pulled forward."""

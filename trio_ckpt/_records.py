@@ -25,7 +25,7 @@ import msgspec
 
 from ._errors import NotEncodableError, StoreDamagedError, describe_batch
 from ._ranges import IndexSet
-from ._totals import ExactSum, Number, add_amounts
+from ._totals import MAX_SHIFT, ExactSum, Number, add_amounts
 
 StreamKey = tuple[str, ...]
 
@@ -175,7 +175,10 @@ def describe_error(
 ) -> ErrorInfo:
     """Turn an exception, or a reason in words, into what is remembered of it."""
     kind = "str" if isinstance(error, str) else type(error).__qualname__
-    return ErrorInfo(kind, str(error)[:MAX_ERROR_CHARS], retryable, batch_index)
+    message = str(error)[:MAX_ERROR_CHARS]
+    if not message.isascii():  # lone surrogates (of a file's name, say) cannot be stored
+        message = message.encode(errors="backslashreplace").decode()[:MAX_ERROR_CHARS]
+    return ErrorInfo(kind, message, retryable, batch_index)
 
 
 # ---------------------------------------------------------------------------------------
@@ -303,7 +306,7 @@ def decode_record(payload: bytes) -> Record:
 # ---------------------------------------------------------------------------------------
 
 MAX_DEPTH = 100  # deeper than any sane document, shallower than the interpreter's stack
-_PLAIN_LEAVES = (str, bool, type(None))
+_PLAIN_LEAVES = (bool, type(None))
 _INT_RANGE = range(-(2**63), 2**64)  # what MessagePack holds
 
 
@@ -312,10 +315,13 @@ def check_plain(value: Any, path: str, depth: int = 0) -> None:
 
     Raises:
         NotEncodableError: naming the path of the first leaf that is not: NaN, infinity,
-            an int over 64 bits, a key that is not a str, any other type, nesting deeper
-            than `MAX_DEPTH`.
+            an int over 64 bits, a str with a lone surrogate, a key that is not a str, any
+            other type, nesting deeper than `MAX_DEPTH`.
     """
     kind = type(value)
+    if kind is str:
+        _check_unicode(value, path)
+        return
     if kind in _PLAIN_LEAVES:
         return
     if depth > MAX_DEPTH:
@@ -324,6 +330,7 @@ def check_plain(value: Any, path: str, depth: int = 0) -> None:
         for key, item in value.items():
             if type(key) is not str:
                 raise NotEncodableError(path, f"its key {key!r} is not a str")
+            _check_unicode(key, path)
             check_plain(item, f"{path}.{key}", depth + 1)
     elif kind is list or kind is tuple:
         for position, item in enumerate(value):
@@ -335,6 +342,15 @@ def check_plain(value: Any, path: str, depth: int = 0) -> None:
         raise NotEncodableError(path, f"a {kind.__qualname__} is not JSON-like")
     elif value not in _INT_RANGE:
         raise NotEncodableError(path, "an int of more than 64 bits")
+
+
+def _check_unicode(text: str, path: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise NotEncodableError(path, f"{text[:50]!r} has a lone surrogate in it") from error
 
 
 def check_amounts(amounts: Mapping[str, Number], path: str) -> dict[str, Number]:
@@ -504,6 +520,8 @@ def _apply_redo(progress: Progress, record: Record) -> None:
         progress.confirmed.discard(index)
     progress.records -= record.records
     add_amounts(progress.totals, record.totals, sign=-1)
+    for lines in record.lines:
+        progress.sinks[lines.path] = progress.sinks.get(lines.path, 0) - lines.size
 
 
 def _apply_retry(progress: Progress, record: Record) -> None:
@@ -592,6 +610,12 @@ def encode_progress(progress: Progress) -> bytes:
     )
 
 
+def _decode_sum(top: str, shift: int) -> ExactSum:
+    if not 0 <= shift <= MAX_SHIFT:  # adding to it would shift by as much
+        raise ValueError(f"a sum over 2**{shift} is none of finite floats")
+    return ExactSum(int(top, 16), shift)
+
+
 def decode_progress(payload: bytes) -> Progress:
     """The inverse of `encode_progress`.
 
@@ -607,8 +631,8 @@ def decode_progress(payload: bytes) -> Progress:
             skipped=IndexSet.from_steps(fold.skipped),
             failures=fold.failures,
             records=fold.records,
-            totals={name: ExactSum(int(top, 16), shift) for name, (top, shift) in fold.totals.items()},
-            spent={name: ExactSum(int(top, 16), shift) for name, (top, shift) in fold.spent.items()},
+            totals={name: _decode_sum(*total) for name, total in fold.totals.items()},
+            spent={name: _decode_sum(*total) for name, total in fold.spent.items()},
             cursor=fold.cursor,
             last_index=fold.last_index,
             status=fold.status,

@@ -40,10 +40,16 @@ class ExactSum:
 
     @property
     def value(self) -> Number:
-        """An int where the sum is whole, else the nearest float."""
-        return self.numerator if self.shift == 0 else self.numerator / (1 << self.shift)
+        """An int where the sum is whole or no float reaches it, else the nearest float."""
+        if self.shift == 0:
+            return self.numerator
+        try:
+            return self.numerator / (1 << self.shift)
+        except OverflowError:  # beyond 1.8e308 the fraction is no loss
+            return self.numerator >> self.shift
 
 
+MAX_SHIFT = 1_074  # of the smallest float, 2**-1074 (IEEE 754)
 ZERO = ExactSum()
 
 

@@ -40,7 +40,7 @@ async def crawl(url: str, out: Path) -> dict[str, object]:
     )
 
     async def record_page(context: ParselCrawlingContext) -> None:
-        record = {
+        record: dict[str, str | int | None] = {
             "url": context.request.url,
             "status": context.http_response.status_code,
             "title": context.selector.css("title::text").get(),

@@ -15,13 +15,14 @@ A server may close an idle connection at any time, also while the next request i
 Then nothing of an answer has come, and the server has not answered anybody: the request is sent
 once more, on a fresh connection. If that one closes as well, it is the server's answer.
 """
+# ruff: noqa: N818 - the leaves are named for what happened; FetchError says that it is an error
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from urllib.parse import urlsplit
 
 import attrs
@@ -82,7 +83,7 @@ class Headers(Mapping[str, str]):
     _by_name: dict[str, str]
 
     @classmethod
-    def of(cls, raw: h11.Headers | list[tuple[bytes, bytes]]) -> Headers:
+    def of(cls, raw: Iterable[tuple[bytes, bytes]]) -> Headers:
         """From h11's pairs, whose names are in lower case."""
         by_name: dict[str, str] = {}
         for raw_name, raw_value in raw:
@@ -199,7 +200,9 @@ class _Connection:
     )
     idle_since: float = 0.0
     is_reused: bool = False
+    # Of the response being read: its first byte, its head.
     is_answered: bool = False
+    has_head: bool = False
     is_closed_by_peer: bool = False
 
     async def fetch(self, url: str, request: h11.Request) -> Response:
@@ -211,7 +214,7 @@ class _Connection:
 
         Cancellation: the connection is of no use afterwards; `close` it.
         """
-        self.is_answered = False
+        self.is_answered = self.has_head = False
         try:
             outgoing = self.protocol.send(request) + self.protocol.send(h11.EndOfMessage())
             await self.stream.send_all(outgoing)
@@ -228,19 +231,20 @@ class _Connection:
         room = self.max_body_bytes
         while True:
             event = await self._next_event()
-            if type(event) is h11.Data:
+            if isinstance(event, h11.Data):
                 room -= len(event.data)
                 if room < 0:
                     raise BodyTooLarge(url, f"body of more than {self.max_body_bytes} bytes")
                 pieces.append(event.data)
-            elif type(event) is h11.Response:
+            elif isinstance(event, h11.Response):
                 head = event
+                self.has_head = True
                 self._check_length(url, head)
-            elif type(event) is h11.EndOfMessage and head is not None:
+            elif isinstance(event, h11.EndOfMessage) and head is not None:
                 break
-            elif type(event) is not h11.InformationalResponse:
-                raise BadResponse(url, f"unexpected {type(event).__name__}")
-        headers = Headers.of(list(head.headers))
+            elif not isinstance(event, h11.InformationalResponse):
+                raise BadResponse(url, f"unexpected {event!r:.80}")
+        headers = Headers.of(head.headers)
         body = b"".join(pieces)
         if "content-encoding" in headers:
             body = decode_body(body, headers["content-encoding"], self.max_body_bytes, url)
@@ -254,7 +258,7 @@ class _Connection:
             else:
                 self.is_closed_by_peer = True
                 self._refuse_stale(None)
-            self.protocol.receive_data(received)
+            self.protocol.receive_data(bytes(received))
         return event
 
     def _check_length(self, url: str, head: h11.Response) -> None:
@@ -271,7 +275,7 @@ class _Connection:
     def _explained(self, url: str, error: h11.RemoteProtocolError) -> FetchError:
         if not self.is_closed_by_peer:
             return BadResponse(url, f"not HTTP ({error})")
-        if self.protocol.their_state is h11.SEND_RESPONSE or not self.is_answered:
+        if not self.has_head:
             return ConnectionReset(url, "closed before the head of a response")
         return TruncatedBody(url, f"closed in the middle of the body ({error})")
 
@@ -306,7 +310,7 @@ async def _open_stream(site: str, url: str, tls: ssl.SSLContext | None) -> trio.
         return await trio.open_ssl_over_tcp_stream(
             host, port or 443, ssl_context=context, https_compatible=True
         )
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that IDNA refuses
         raise ConnectionReset(url, f"no connection to {parts.netloc} ({error})") from error
 
 
@@ -320,12 +324,11 @@ class Client:
     user_agent: str
     timeout_s: float
     max_body_bytes: int
-    connections: int
-    _tls: ssl.SSLContext | None
-    _slots: trio.Semaphore
+    _tls: ssl.SSLContext | None = attrs.field(alias="tls")
+    # One for each connection that may be open, busy or idle.
+    _slots: trio.Semaphore = attrs.field(alias="slots")
     # Oldest first; the newest is taken first, so that what a lull leaves over can age.
     _idle: list[_Connection] = attrs.Factory(list)
-    _busy: int = 0
 
     async def get(self, url: str) -> Response:
         """One GET, without following redirects; any status is a response.
@@ -342,24 +345,19 @@ class Client:
         if normalized is None:
             raise ValueError(f"not an absolute http or https URL: {url[:200]!r}")
         async with self._slots:
-            self._busy += 1
             try:
                 with trio.fail_after(self.timeout_s):
                     return await self._get(normalized)
             except trio.TooSlowError as error:
                 raise FetchTimeout(normalized, f"not complete in {self.timeout_s} s") from error
-            finally:
-                self._busy -= 1
 
     async def _get(self, url: str) -> Response:
         site = urls.site_of(url)
         request = self._request(site, url)
         kept = await self._take_idle(site)
         if kept is not None:
-            try:
+            with contextlib.suppress(_StaleConnection):
                 return await self._fetch_over(kept, url, request)
-            except _StaleConnection:
-                pass
         stream = await _open_stream(site, url, self._context(site))
         fresh = _Connection(site, stream, self.max_body_bytes)
         return await self._fetch_over(fresh, url, request)
@@ -394,7 +392,7 @@ class Client:
         for position in reversed(range(len(self._idle))):
             if self._idle[position].site == site:
                 return self._idle.pop(position)
-        while self._idle and self._busy + len(self._idle) > self.connections:
+        while len(self._idle) > self._slots.value:
             await self._idle.pop(0).close()
         return None
 
@@ -409,7 +407,7 @@ class Client:
             await self._idle.pop().close()
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def open_client(
     *,
     user_agent: str,
@@ -433,7 +431,6 @@ async def open_client(
         user_agent=user_agent,
         timeout_s=timeout_s,
         max_body_bytes=max_body_bytes,
-        connections=connections,
         tls=tls,
         slots=trio.Semaphore(connections),
     )

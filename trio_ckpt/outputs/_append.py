@@ -1,3 +1,35 @@
+"""Files that grow at their end, and are cut to what was confirmed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+
+import attrs
+
+from .._errors import CannotRedoError, OutputError, SinkClosedError
+from ._dir import OutputDir
+from ._names import AnyPath, above
+from ._system import APPEND, told, words, write_all
+from ._tree import Sync, Tree
+
+
+class SinkTooShortError(CannotRedoError):
+    """An append file has lost bytes that were confirmed.
+
+    Attributes:
+        missing_bytes: How many.
+    """
+
+    def __init__(self, path: str, size: int, confirmed: int) -> None:
+        self.missing_bytes = confirmed - size
+        super().__init__(
+            path, f"{self.missing_bytes} of its {confirmed} confirmed bytes are missing"
+        )
+
+
 @attrs.define(eq=False)
 class AppendFile:
     """A file that grows at its end, from `AppendFile.open`.
@@ -14,7 +46,7 @@ class AppendFile:
     path: str
     confirmed: int
     cut_bytes: int
-    _outdir: OutputDir
+    _tree: Tree
     _fd: int
     _end: int  # of the last append
     _problem: str = attrs.field(default="it is closed", init=False)
@@ -31,16 +63,18 @@ class AppendFile:
             OutputError: it cannot be opened, or is not a regular file.
         """
         name = outdir.relative(path)
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | (0 if confirmed else os.O_CREAT)
-        sync = _Sync.ALL if confirmed else _Sync.MAKE
-        with _told(name):
+        flags = APPEND if confirmed else APPEND | os.O_CREAT
+        sync = Sync.ALL if confirmed else Sync.MAKE
+        with told(name):
             try:
-                with outdir._folder(name, sync) as (folder, last):
-                    outdir._refuse_lost(name)
-                    fd = outdir.system.open(last, flags, dir_fd=folder)
-                    self = cls(name, confirmed, 0, outdir, fd, confirmed)
+                with outdir.tree.folder(name, sync) as (folder, last):
+                    outdir.tree.refuse_lost(name)
+                    fd = outdir.tree.system.open(last, flags, dir_fd=folder)
+                    self = cls(name, confirmed, 0, outdir.tree, fd, confirmed)
                     self._begin(folder)
             except FileNotFoundError:
+                if not confirmed:
+                    raise
                 raise SinkTooShortError(name, 0, confirmed) from None
         return self
 
@@ -63,13 +97,13 @@ class AppendFile:
         self._end = self.confirmed
         try:
             self._cut()
-            _write_all(self._outdir.system, self._fd, data, self.confirmed)
-            self._outdir.system.fdatasync(self._fd)
+            write_all(self._tree.system, self._fd, self.path, data, self.confirmed)
+            self._tree.system.fdatasync(self._fd)
         except OutputError as error:
             self._give_up(error)
             raise
         except BaseException as error:
-            self._outdir._lost.add(self.path)  # opening it again would sync it again
+            self._tree.mark_lost(self.path)  # opening it again would sync it again
             self._give_up(error)
             if isinstance(error, OSError):
                 raise SinkClosedError(self.path, self._problem) from error
@@ -99,8 +133,8 @@ class AppendFile:
         """
         self._refuse_closed()
         chunks: list[bytes] = []
-        with _told(self.path):
-            while size and (chunk := self._outdir.system.pread(self._fd, size, offset)):
+        with told(self.path):
+            while size and (chunk := self._tree.system.pread(self._fd, size, offset)):
                 chunks.append(chunk)
                 offset, size = offset + len(chunk), size - len(chunk)
         if size:
@@ -111,21 +145,21 @@ class AppendFile:
         """Give the file back; twice is harmless.  What was not confirmed stays behind."""
         fd, self._fd = self._fd, -1
         if fd != -1:
-            self._outdir.system.close(fd)
+            self._tree.system.close(fd)
 
     def _begin(self, folder: int) -> None:
         try:
             self.cut_bytes = self._cut()
             if self.cut_bytes:
-                self._outdir._sync(self._fd, self.path)
-            self._outdir._sync(folder, _above(self.path))
+                self._tree.sync(self._fd, self.path)
+            self._tree.sync(folder, above(self.path))
         except BaseException:
             self.close()
             raise
 
     def _cut(self) -> int:
         """Cut off what is behind the confirmed bytes, and say how many that were."""
-        found = self._outdir.system.fstat(self._fd)
+        found = self._tree.system.fstat(self._fd)
         if not stat.S_ISREG(found.st_mode):
             raise OutputError(self.path, "is not a regular file")
         if found.st_nlink == 0:
@@ -133,7 +167,7 @@ class AppendFile:
         if found.st_size < self.confirmed:
             raise SinkTooShortError(self.path, found.st_size, self.confirmed)
         if found.st_size > self.confirmed:
-            self._outdir.system.truncate(self._fd, self.confirmed)
+            self._tree.system.truncate(self._fd, self.confirmed)
         return found.st_size - self.confirmed
 
     def _refuse_closed(self) -> None:
@@ -141,7 +175,7 @@ class AppendFile:
             raise SinkClosedError(self.path, self._problem)
 
     def _give_up(self, error: BaseException) -> None:
-        why = _words(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+        why = words(error) if isinstance(error, OSError) else str(error) or type(error).__name__
         self._problem = f"an append failed ({why}), so it is closed until the next session"
         with suppress(OSError):
             self.close()

@@ -1,3 +1,40 @@
+"""Files written whole: replaced, adopted, checked, archived."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Literal
+
+import attrs
+
+from .._errors import OutputError
+from .._records import Output
+from ._names import (
+    ARCHIVE,
+    TEMP_NAME,
+    AnyPath,
+    OutputPathError,
+    above,
+    below,
+    relative_path,
+    temp_name,
+)
+from ._system import NEW, READ, TROUBLE, System, told, words, write_all
+from ._tree import Sync, Tree
+
+Verify = Literal["size", "sha256"]
+
+HASH_CHUNK_BYTES = 2**20  # what hashing a file holds in memory
+
+_log = logging.getLogger(__name__)
+
+
 @attrs.frozen
 class Archived:
     """What `OutputDir.archive` did.
@@ -15,18 +52,15 @@ class Archived:
 class OutputDir:
     """A folder of outputs, from `OutputDir.open`.
 
-    Threads may use it at the same time, for different paths; `close` comes after all.
+    Threads may use it at the same time, for different paths; `close` comes after all.  It
+    remembers which folders it has made durable: a user who removes one and makes it anew
+    in the same session calls `adopt` for what is in it.
 
     Attributes:
-        root: Its absolute path.
-        system: What carries out its operations.
+        tree: The folders below the root, for the append files in it.
     """
 
-    root: str
-    system: System
-    _fd: int
-    _sure: set[str] = attrs.field(factory=set, init=False)  # folders whose names are durable
-    _lost: set[str] = attrs.field(factory=set, init=False)  # what failed to sync
+    tree: Tree
 
     @classmethod
     def open(cls, path: AnyPath, *, system: System | None = None) -> OutputDir:
@@ -40,24 +74,30 @@ class OutputDir:
         root = os.path.abspath(path)
         if os.open not in os.supports_dir_fd:
             raise OutputError(root, "outputs need openat(2), which this platform has not")
-        system = System() if system is None else system
-        with _told(root):
-            return cls(root, system, _open_root(system, root))
+        with told(root):
+            return cls(Tree.open(System() if system is None else system, root))
+
+    @property
+    def root(self) -> str:
+        """The folder's absolute path."""
+        return self.tree.root
 
     def close(self) -> None:
         """Give the folder back; twice is harmless."""
-        fd, self._fd = self._fd, -1
-        if fd != -1:
-            self.system.close(fd)
+        self.tree.close()
+
+    @property
+    def _system(self) -> System:
+        return self.tree.system
 
     def relative(self, path: AnyPath) -> str:
         """The name of an output, see `relative_path`; the root may be spelt as it resolves."""
         try:
-            return relative_path(self.root, path)
+            return relative_path(self.tree.root, path)
         except OutputPathError:
             if not os.path.isabs(path):
                 raise
-            return relative_path(os.path.realpath(self.root), path)
+            return relative_path(os.path.realpath(self.tree.root), path)
 
     def write(self, path: AnyPath, data: bytes) -> Output:
         """Write a file whole, in place of the one that has its name.
@@ -69,12 +109,12 @@ class OutputDir:
             OutputError: it cannot be written, or something that is no file has its name.
         """
         name = self.relative(path)
-        with _told(name), self._folder(name, _Sync.MAKE) as (folder, last):
-            if not stat.S_ISREG(self._mode(folder, last) or stat.S_IFREG):
+        with told(name), self.tree.folder(name, Sync.MAKE) as (folder, last):
+            if not stat.S_ISREG(self.tree.mode(folder, last) or stat.S_IFREG):
                 raise OutputError(name, "something that is no regular file has its name")
             written = self._replace(folder, last, data)
-            self._lost.discard(name)  # it is another file now
-            self._sync(folder, _above(name))
+            self.tree.mark_new(name)  # it is another file now
+            self.tree.sync(folder, above(name))
         return Output(name, written.st_size, written.st_mtime_ns, hashlib.sha256(data).hexdigest())
 
     def adopt(self, path: AnyPath) -> Output:
@@ -87,18 +127,18 @@ class OutputDir:
         """
         name = self.relative(path)
         with (
-            _told(name),
-            self._folder(name, _Sync.ALL) as (folder, last),
-            self._opened(folder, last) as (fd, before),
+            told(name),
+            self.tree.folder(name, Sync.ALL) as (folder, last),
+            self.tree.opened(folder, last) as (fd, before),
         ):
             if not stat.S_ISREG(before.st_mode):
                 raise OutputError(name, "is not a regular file")
             size, sha256 = self._hash(fd)
-            self._sync(fd, name)
-            after = self.system.fstat(fd)
+            self.tree.sync(fd, name)
+            after = self._system.fstat(fd)
             if size != after.st_size or before.st_mtime_ns != after.st_mtime_ns:
                 raise OutputError(name, "was written to while it was hashed: close it first")
-            self._sync(folder, _above(name))
+            self.tree.sync(folder, above(name))
         return Output(name, size, after.st_mtime_ns, sha256)
 
     def check(self, output: Output, verify: Verify = "size") -> str | None:
@@ -118,8 +158,8 @@ class OutputDir:
         try:
             name = self.relative(output.path)
             with (
-                self._folder(name, _Sync.NONE) as (folder, last),
-                self._opened(folder, last) as (fd, found),
+                self.tree.folder(name, Sync.NONE) as (folder, last),
+                self.tree.opened(folder, last) as (fd, found),
             ):
                 return self._compare(fd, found, output, verify)
         except FileNotFoundError:
@@ -127,9 +167,9 @@ class OutputDir:
         except OutputPathError as error:
             return str(error)
         except OSError as error:
-            if error.errno == errno.EIO or error.errno in _TROUBLE:
-                return _words(error)
-            raise OutputError(output.path, f"cannot be checked: {_words(error)}") from error
+            if error.errno == errno.EIO or error.errno in TROUBLE:
+                return words(error)
+            raise OutputError(output.path, f"cannot be checked: {words(error)}") from error
 
     def remove_orphans(self, folders: Iterable[str] | None = None) -> list[str]:
         """Remove temporary files that writers left behind when they were killed.
@@ -149,13 +189,15 @@ class OutputDir:
         while left:
             at = left.pop()
             try:
-                with self._folder(_below(at, "-"), _Sync.NONE) as (folder, _):
-                    for name, is_folder in self.system.scan(folder):
-                        where = _below(at, name)
+                with self.tree.folder(below(at, "-"), Sync.NONE) as (folder, _):
+                    for name, is_folder in self._system.scan(folder):
+                        where = below(at, name)
                         if is_folder and folders is None and where != ARCHIVE:
                             left.append(where)
                         elif not is_folder and self._remove_orphan(folder, name):
                             removed.append(where)
+            except FileNotFoundError:
+                continue
             except OSError as error:
                 _log.warning("leftovers in %r stay: %s", at, error)
         return removed
@@ -176,36 +218,37 @@ class OutputDir:
         Raises:
             OutputError: one cannot be moved.
         """
-        if relative_path(self.root, label) != label or "/" in label:
+        if relative_path(self.tree.root, label) != label or "/" in label:
             raise OutputPathError(label, "is no label: one part of a path is")
         moved: dict[str, str] = {}
         missing: list[str] = []
         for path in paths:
             name = self.relative(path)
-            with _told(name):
+            with told(name):
                 goal = self._move(name, f"{ARCHIVE}/{label}/{name}")
             if goal is None:
                 missing.append(name)
             else:
                 moved[name] = goal
-        for folder in dict.fromkeys(map(_above, [*moved.values(), *moved])):  # goals first
-            with _told(folder), suppress(FileNotFoundError):
-                with self._folder(_below(folder, "-"), _Sync.NONE) as (fd, _):
-                    self._sync(fd, folder)
+        for folder in dict.fromkeys(map(above, [*moved.values(), *moved])):  # goals first
+            with (
+                told(folder),
+                suppress(FileNotFoundError),  # the old place of what an earlier call has moved
+                self.tree.folder(below(folder, "-"), Sync.NONE) as (fd, _),
+            ):
+                self.tree.sync(fd, folder)
         return Archived(moved, tuple(missing))
 
     # -- one file -------------------------------------------------------------------
 
     def _replace(self, folder: int, last: str, data: bytes) -> os.stat_result:
-        system = self.system
-        stem = last.encode()[:_TEMP_STEM_BYTES].decode(errors="ignore")
-        temp = f".{stem}.ckpt-tmp-{os.urandom(8).hex()}"
-        fd = system.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, dir_fd=folder)
+        system, temp = self._system, temp_name(last)
+        fd = system.open(temp, NEW, dir_fd=folder)
         try:
             try:
                 with suppress(OSError):  # some file systems have no locks
                     system.lock(fd)  # until it is closed: remove_orphans leaves it alone
-                _write_all(system, fd, data, 0)
+                write_all(system, fd, last, data, 0)
                 system.fsync(fd)
                 written = system.fstat(fd)
                 system.rename(temp, last, src_dir_fd=folder, dst_dir_fd=folder)
@@ -220,7 +263,7 @@ class OutputDir:
     def _hash(self, fd: int) -> tuple[int, str]:
         """Size and SHA-256 of what can be read."""
         hasher, size = hashlib.sha256(), 0
-        while chunk := self.system.pread(fd, HASH_CHUNK_BYTES, size):
+        while chunk := self._system.pread(fd, HASH_CHUNK_BYTES, size):
             hasher.update(chunk)
             size += len(chunk)
         return size, hasher.hexdigest()
@@ -242,15 +285,15 @@ class OutputDir:
         return f"altered: sha256 {sha256} instead of {output.sha256}"
 
     def _remove_orphan(self, folder: int, name: str) -> bool:
-        if not _TEMP_NAME.fullmatch(name):
+        if not TEMP_NAME.fullmatch(name):
             return False
         try:
-            fd = self.system.open(name, _READ, dir_fd=folder)
+            fd = self._system.open(name, READ, dir_fd=folder)
             try:
-                self.system.lock(fd)
-                self.system.unlink(name, dir_fd=folder)
+                self._system.lock(fd)
+                self._system.unlink(name, dir_fd=folder)
             finally:
-                self.system.close(fd)
+                self._system.close(fd)
         except BlockingIOError:
             return False  # its writer is alive
         except OSError as error:
@@ -263,35 +306,19 @@ class OutputDir:
         if not self._has_file(name):
             return goal if self._has_file(goal) else None
         with (
-            self._folder(name, _Sync.NONE) as (source, last),
-            self._folder(goal, _Sync.MAKE) as (target, wanted),
+            self.tree.folder(name, Sync.NONE) as (source, last),
+            self.tree.folder(goal, Sync.MAKE) as (target, wanted),
         ):
             free, copy = wanted, 1
-            while self._mode(target, free):
+            while self.tree.mode(target, free):
                 copy += 1
                 free = f"{wanted}~{copy}"
-            self.system.rename(last, free, src_dir_fd=source, dst_dir_fd=target)
-        return _below(_above(goal), free)
+            self._system.rename(last, free, src_dir_fd=source, dst_dir_fd=target)
+        return below(above(goal), free)
 
     def _has_file(self, name: str) -> bool:
         try:
-            with self._folder(name, _Sync.NONE) as (folder, last):
-                return stat.S_IFMT(self._mode(folder, last)) not in (0, stat.S_IFDIR)
+            with self.tree.folder(name, Sync.NONE) as (folder, last):
+                return stat.S_IFMT(self.tree.mode(folder, last)) not in (0, stat.S_IFDIR)
         except (FileNotFoundError, NotADirectoryError):
             return False
-
-    def _mode(self, folder: int, name: str) -> int:
-        """The file mode of what has a name, links not followed; 0 if nothing has it."""
-        try:
-            return self.system.lstat(name, dir_fd=folder).st_mode
-        except FileNotFoundError:
-            return 0
-
-    @contextmanager
-    def _opened(self, folder: int, name: str) -> Iterator[tuple[int, os.stat_result]]:
-        """What has a name, opened for reading without waiting; it may be no regular file."""
-        fd = self.system.open(name, _READ, dir_fd=folder)
-        try:
-            yield fd, self.system.fstat(fd)
-        finally:
-            self.system.close(fd)

@@ -83,6 +83,7 @@ class System:
 
 
 def words(error: OSError) -> str:
+    """What the system said, or what it means for an output."""
     return TROUBLE.get(error.errno or 0) or error.strerror or str(error)
 
 
@@ -95,8 +96,11 @@ def told(path: str) -> Generator[None]:
         raise OutputError(path, words(error)) from error
 
 
-def write_all(system: System, fd: int, data: bytes, offset: int) -> None:
+def write_all(system: System, fd: int, name: str, data: bytes, offset: int) -> None:
+    """Write `data` at `offset`, however few bytes the system takes at a time."""
     left = memoryview(data)
     while left:
         written = system.pwrite(fd, left, offset)
+        if not written:
+            raise OutputError(name, f"a write took none of {len(left)} bytes")
         left, offset = left[written:], offset + written

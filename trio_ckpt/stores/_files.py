@@ -66,6 +66,8 @@ def make_folder(folder: Path) -> None:
             raise
         return
     except FileNotFoundError:
+        if folder.parent.is_dir():
+            raise  # /proc is such a place
         make_folder(folder.parent)
         make_folder(folder)
         return

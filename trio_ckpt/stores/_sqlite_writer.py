@@ -22,6 +22,7 @@ nothing more is written.  After any other error, the heads are read back.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Sequence
@@ -304,6 +305,8 @@ class Writer:
 
     def _give_up(self, error: sqlite3.Error) -> NoReturn:
         self._broken = str(error)
+        with contextlib.suppress(sqlite3.Error):
+            self._roll_back()  # or it would keep the other writers of the store waiting
         raise SaveOutcomeUnknownError(
             f"{self._database}: COMMIT failed with {error}, and whether it was saved cannot be "
             "told; nothing more is written: see to the disk and start again"

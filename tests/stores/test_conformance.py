@@ -1,0 +1,340 @@
+"""Every store keeps the whole contract, and `check_store` notices those that do not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock
+
+from trio_ckpt._errors import StoreConflictError
+from trio_ckpt.abc import (
+    Checkpoint,
+    Fold,
+    HistoryPage,
+    RunKey,
+    RunSummary,
+    Store,
+    StoredRecord,
+    StoredRun,
+)
+from trio_ckpt.stores import MemoryStore, SqliteStore, open_store
+from trio_ckpt.testing import FaultyStore, Hang, check_store
+
+
+def _memory(kind: type[MemoryStore]) -> Callable[[], Awaitable[Store]]:
+    """A maker of handles onto one store of a kind."""
+    first = kind()
+
+    async def maker() -> Store:
+        handle = kind()
+        handle._memory = first._memory
+        return handle
+
+    return maker
+
+
+async def test_memory() -> None:
+    await check_store(_memory(MemoryStore))
+
+
+async def test_sqlite(tmp_path: Path) -> None:
+    await check_store(lambda: open_store(tmp_path / "store"))
+
+
+async def test_sqlite_durable_for_the_process(tmp_path: Path) -> None:
+    await check_store(lambda: open_store(tmp_path / "store", durability="process"))
+
+
+async def test_sqlite_under_a_jumping_clock(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """No call to the disk lets virtual time pass."""
+    await check_store(lambda: open_store(tmp_path / "store"))
+    assert trio.current_time() == 0
+
+
+async def test_faulty_store_without_faults() -> None:
+    maker = _memory(MemoryStore)
+
+    async def faulty() -> Store:
+        return FaultyStore(await maker(), {1_000_000: Hang()})
+
+    await check_store(faulty)
+
+
+# ---------------------------------------------------------------------------------------
+# Stores that each break one clause
+# ---------------------------------------------------------------------------------------
+
+
+class ForgetsOnReopen(MemoryStore):
+    async def aclose(self) -> None:
+        for run in self._memory.runs.values():
+            for stream in run.generations[run.generation].values():
+                del stream.log[-1:]
+        await super().aclose()
+
+
+class LetsGapsPass(MemoryStore):
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        streams = self._fence(run)
+        heads = {name: len(stream.log) for name, stream in streams.items()}
+        renumbered = []
+        for checkpoint in group:
+            heads[checkpoint.stream] = heads.get(checkpoint.stream, 0) + 1
+            renumbered.append(attrs.evolve(checkpoint, sequence=heads[checkpoint.stream]))
+        return await super().save(run, renumbered, folds)
+
+
+class AllOrNothing(MemoryStore):
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        probe = self.after_crash()
+        failed = [one for one in await MemoryStore.save(probe, run, group) if one is not None]
+        if failed:
+            return [failed[0]] * len(group)
+        return await super().save(run, group, folds)
+
+
+class SavesLaterOnes(MemoryStore):
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        outcomes = [(await super(SavesLaterOnes, self).save(run, [one]))[0] for one in group]
+        await super().save(run, [], folds)
+        return outcomes
+
+
+class NoFence(MemoryStore):
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        newest = self._memory.runs[run.run_id].owner
+        return await super().save(attrs.evolve(run, owner=newest), group, folds)
+
+
+class FencesTooLate(MemoryStore):
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        try:
+            return await super().save(run, group, folds)
+        except StoreConflictError:
+            newest = self._memory.runs[run.run_id]
+            right = attrs.evolve(run, owner=newest.owner, generation=newest.generation)
+            await super().save(right, group, folds)
+            raise
+
+
+class OwnerStays(MemoryStore):
+    @asynccontextmanager
+    async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
+        async with super().lock_run(run_id):
+            self._memory.runs[run_id].owner = 1
+            yield 1
+
+
+class NoLock(MemoryStore):
+    @asynccontextmanager
+    async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
+        locked_since = self._memory.locked_since
+        locked_since.pop(run_id, None)
+        async with super().lock_run(run_id) as owner:
+            try:
+                yield owner
+            finally:
+                locked_since.setdefault(run_id, "")
+
+
+class KeepsLockOnError(MemoryStore):
+    @asynccontextmanager
+    async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
+        async with super().lock_run(run_id) as owner:
+            try:
+                yield owner
+            except BaseException:
+                self._in_doubt.add(run_id)
+                raise
+
+
+class FreshWipes(MemoryStore):
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        outcomes = await super().save(run, group, folds)
+        generations = self._memory.runs[run.run_id].generations
+        for number in [number for number in generations if number < run.generation]:
+            generations[number] = {}
+        return outcomes
+
+
+class FreshKeeps(MemoryStore):
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        stored = self._memory.runs[run.run_id]
+        if run.generation == stored.generation + 1 and run.owner == stored.owner:
+            stored.generations[run.generation] = stored.generations[stored.generation]
+        return await super().save(run, group, folds)
+
+
+class DropsFolds(MemoryStore):
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        return await super().save(run, group)
+
+
+class TailOverlapsFold(MemoryStore):
+    async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
+        stored = await super().read_run(run_id, generation)
+        if stored is None:
+            return None
+        entries = []
+        for entry in stored.streams:
+            if entry.fold is not None and entry.fold.through:
+                again = StoredRecord(entry.fold.through, b"")
+                entry = attrs.evolve(entry, tail=(again, *entry.tail))
+            entries.append(entry)
+        return attrs.evolve(stored, streams=tuple(entries))
+
+
+class TakesFoldsAhead(MemoryStore):
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        outcomes = await super().save(run, group, folds)
+        for fold in folds:
+            stream = self._memory.runs[run.run_id].generations[run.generation].get(fold.stream)
+            if stream is not None:
+                stream.fold = fold
+        return outcomes
+
+
+class _OtherHistory(MemoryStore):
+    async def history(
+        self,
+        run_id: str,
+        stream: str,
+        *,
+        generation: int | None = None,
+        cursor: str | None = None,
+        limit: int = 1000,
+    ) -> HistoryPage:
+        page = await super().history(
+            run_id, stream, generation=generation, cursor=self.take(cursor), limit=limit
+        )
+        return attrs.evolve(page, records=self.order(page.records))
+
+    def take(self, cursor: str | None) -> str | None:
+        return cursor
+
+    def order(self, records: tuple[StoredRecord, ...]) -> tuple[StoredRecord, ...]:
+        return records
+
+
+class OldestFirst(_OtherHistory):
+    def order(self, records: tuple[StoredRecord, ...]) -> tuple[StoredRecord, ...]:
+        return records[::-1]
+
+
+class GuessesCursors(_OtherHistory):
+    def take(self, cursor: str | None) -> str | None:
+        return cursor if cursor and cursor.count(".") == 1 else None
+
+
+class EmptyForLostBlobs(MemoryStore):
+    def _resolve(self, checkpoint: Checkpoint) -> StoredRecord:
+        if checkpoint.blob is not None:
+            return StoredRecord(checkpoint.sequence, checkpoint.payload)
+        return super()._resolve(checkpoint)
+
+
+class ListsInAnyOrder(MemoryStore):
+    async def list_runs(self) -> tuple[RunSummary, ...]:
+        return (await super().list_runs())[::-1]
+
+
+class MixesUpCase(MemoryStore):
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        lower = [attrs.evolve(one, stream=one.stream.lower()) for one in group]
+        return await super().save(run, lower, folds)
+
+
+class NeverCloses(MemoryStore):
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class DeafToCancellation(MemoryStore):
+    async def _begin(self) -> None:
+        with trio.CancelScope(shield=True):
+            await super()._begin()
+
+
+BROKEN = {
+    ForgetsOnReopen: "What was acknowledged is there",
+    LetsGapsPass: "A checkpoint's sequence is its predecessor's plus one",
+    AllOrNothing: "A checkpoint that fails leaves the other streams",
+    SavesLaterOnes: "A checkpoint that fails takes the later ones",
+    NoFence: "A group may be empty",
+    FencesTooLate: "A save that carries another owner number",
+    OwnerStays: "Each lock of a run yields a greater owner number",
+    NoLock: "A run has one owner at a time.*a second owner was let in",
+    KeepsLockOnError: "A run has one owner at a time.*RunLockedError",
+    FreshWipes: "The next generation begins empty.*generation 0 has {}",
+    FreshKeeps: "The next generation begins empty",
+    DropsFolds: "A group may be empty, with folds",
+    TailOverlapsFold: "A fold replaces the one before it",
+    TakesFoldsAhead: "A fold replaces the one before it.*ahead",
+    OldestFirst: "The next generation begins empty.*another history",
+    GuessesCursors: "A cursor that was not given for this stream",
+    EmptyForLostBlobs: "Blobs come back in place of the payload",
+    ListsInAnyOrder: "list_runs names every run once",
+    MixesUpCase: "Any text is a good run id",
+    NeverCloses: "Closing twice is fine",
+    DeafToCancellation: "A cancelled read ends",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "clause"), BROKEN.items(), ids=lambda value: getattr(value, "__name__", "")
+)
+async def test_broken_store_is_caught(kind: type[MemoryStore], clause: str) -> None:
+    with pytest.raises(AssertionError, match=f"(?s)^{clause}"):
+        await check_store(_memory(kind))
+
+
+async def test_raising_store_is_caught() -> None:
+    """What a store raises by mistake is told as a broken clause, too."""
+
+    class Raises(MemoryStore):
+        async def list_runs(self) -> tuple[RunSummary, ...]:
+            raise ZeroDivisionError
+
+    with pytest.raises(AssertionError, match=r"list_runs names every run once.*ZeroDivision"):
+        await check_store(_memory(Raises))
+
+
+async def test_handles_are_closed(tmp_path: Path) -> None:
+    """Also after a failure, `check_store` leaves no handle open."""
+    opened: list[Store] = []
+
+    async def maker() -> Store:
+        opened.append(await SqliteStore.open(tmp_path / "store"))
+        if len(opened) == 5:
+            raise OSError("enough")
+        return opened[-1]
+
+    with pytest.raises(AssertionError, match="enough"):
+        await check_store(maker)
+    await opened.pop().aclose()
+    assert all(store._is_closed for store in opened)  # type: ignore[attr-defined]

@@ -1,0 +1,220 @@
+"""Several batches at once, progress still exact."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
+
+import trio
+
+from ._batch import AttemptState, Batch
+from ._gate import Way
+from ._ranges import IndexSet
+from ._retry import Again, RetryTable
+from ._source import Source
+from ._stream import Items, Stream, way_of
+
+T = TypeVar("T")
+
+MAX_CONCURRENCY = 10_000  # tasks; a batch is no packet
+
+
+async def run_batches(
+    stream: Stream[Any],
+    items: Items[T] | None,
+    handler: Callable[[Batch[T]], Awaitable[None]],
+    *,
+    concurrency: int = 1,
+    retry: RetryTable | None = None,
+    key: Callable[[T], str] | None = None,
+    start: int | None = None,
+    end: int | None = None,
+) -> None:
+    """Work on the batches that are left, several at once; each has a token of its own.
+
+    Args:
+        stream: Whose batches; the caller must be the task that opened it.
+        items: As for `Stream.batches`; None: the items of the stream's `Frontier`.
+        handler: Called with each batch; must settle it.  An exception fails the attempt.
+        concurrency: How many batches are worked on at the same time.
+        retry: What to do with failed attempts; default: the stream's table.  Batches that
+            wait for their next attempt keep nobody from working.
+        key: As for `Stream.batches`.
+        start: Only batches from this index on.
+        end: Only batches up to this index, inclusive.
+
+    Raises:
+        BatchFailedError: an attempt failed and the retry table gave up; the other batches
+            are cancelled and run again on resume.
+        TokenNeverSettledError: the handler returned without settling its batch.
+        ValueError: `concurrency` > 1 with a state or a cursor that has an order; or no
+            items and no frontier.
+
+    Cancellation: batches in flight are cancelled, completed ones are saved.
+    """
+    stream.check_owner()
+    desk = stream.desk
+    if not 1 <= concurrency <= MAX_CONCURRENCY:
+        raise ValueError(f"concurrency is between 1 and {MAX_CONCURRENCY}, not {concurrency}")
+    if concurrency > 1 and (desk.codec is not None or desk.lane.progress.cursor is not None):
+        raise ValueError("a state or cursor needs batches in order: concurrency=1, or a Frontier")
+    if items is None and desk.frontier is None:
+        raise ValueError("run_batches needs items, or a stream whose state is a Frontier")
+    await trio.lowlevel.checkpoint()
+    await stream.settle_open(Way.NEXT)
+    source = None if items is None else stream.open_source(items, key)
+    feed: Feed[T] = Feed(stream, source, start, end)
+    desk.is_parallel = concurrency > 1
+    table, desk.retry = desk.retry, desk.retry if retry is None else retry
+    desk.changed, desk.put_back = feed.wake, feed.put_back
+    try:
+        await _run_workers(feed, handler, concurrency)
+    finally:
+        desk.retry, desk.is_parallel = table, False
+        desk.changed, desk.put_back = _nothing, _nothing_with_index
+
+
+def _nothing() -> None:
+    """Nobody waits for work."""
+
+
+def _nothing_with_index(_index: int) -> None:
+    """A sequential loop looks for itself."""
+
+
+async def _run_workers(
+    feed: Feed[T], handler: Callable[[Batch[T]], Awaitable[None]], concurrency: int
+) -> None:
+    """Run the workers; a single failure leaves as it is, not in a group."""
+    alone: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(concurrency):
+                nursery.start_soon(_work, feed, handler)
+    except BaseExceptionGroup as group:
+        _, failures = group.split(trio.Cancelled)
+        if failures is None or len(failures.exceptions) != 1:
+            raise
+        alone = failures.exceptions[0]
+    if alone is not None:
+        raise alone
+
+
+async def _work(feed: Feed[T], handler: Callable[[Batch[T]], Awaitable[None]]) -> None:
+    desk = feed.stream.desk
+    while (batch := await feed.next()) is not None:
+        try:
+            await handler(batch)
+        except Exception as error:
+            if way_of(error) is Way.CANCEL:
+                await desk.pass_gate(batch, Way.CANCEL, error)
+                raise
+            if batch.state is AttemptState.OPEN:
+                batch.fail(error)
+            elif batch.state is not AttemptState.FAILED:
+                await desk.pass_gate(batch, Way.ERROR, error)
+                raise
+        except BaseException as error:
+            await desk.pass_gate(batch, way_of(error), error)
+            raise
+        passed = await desk.pass_gate(batch, Way.NEXT)
+        if isinstance(passed, Again):
+            feed.delay(batch, passed.after_s)
+        feed.wake()
+
+
+class Feed(Generic[T]):
+    """Hands out what is left, each batch to one worker; retries when they are due."""
+
+    def __init__(
+        self,
+        stream: Stream[Any],
+        source: Source[T] | None,
+        start: int | None,
+        end: int | None,
+    ) -> None:
+        self.stream = stream
+        self._desk = stream.desk
+        self._source = source
+        self._next = max(start or 0, stream.first_index)
+        self._end = end
+        self._is_exhausted = False
+        self._taken = IndexSet()  # handed out or delayed: not to be handed out again
+        self._delayed: list[tuple[float, int, T | None, bytes]] = []
+        self._idle = trio.lowlevel.ParkingLot()
+
+    async def next(self) -> Batch[T] | None:
+        """The next batch to work on; None: nothing is left.
+
+        Cancellation: always a cancellation and a schedule point.
+        """
+        await trio.lowlevel.checkpoint()
+        while True:
+            await self._desk.stop.park()
+            found = self._due() or self._fresh()
+            if found is not None:
+                return self._desk.hand_out(*found)
+            if not self._delayed and not self._desk.open:
+                if not await self.stream.wait_verified():
+                    await self._finish()
+                    return None
+                continue
+            due = self._delayed[0][0] if self._delayed else math.inf
+            with trio.move_on_at(due):
+                await self._idle.park()
+
+    def delay(self, batch: Batch[T], after_s: float) -> None:
+        """Hand a failed batch out again, later."""
+        entry = (trio.current_time() + after_s, batch.index, batch.item, batch.digest)
+        heapq.heappush(self._delayed, entry)
+
+    def put_back(self, index: int) -> None:
+        """Hand out again a batch whose outputs are damaged."""
+        if self._source is not None:
+            self._taken.discard(index)
+            self._next = min(self._next, index)
+            self._is_exhausted = False
+            self.wake()
+
+    def wake(self) -> None:
+        """Let those who wait for work look again."""
+        self._idle.unpark_all()
+
+    def _due(self) -> tuple[int, T | None, bytes] | None:
+        if self._delayed and self._delayed[0][0] <= trio.current_time():
+            return heapq.heappop(self._delayed)[1:]
+        return None
+
+    def _fresh(self) -> tuple[int, T | None, bytes] | None:
+        if self._source is None:
+            return self._fresh_of_frontier()
+        while not self._is_exhausted:
+            index = self._desk.lane.progress.first_left(self._next)
+            if self._end is not None and index > self._end:
+                self._is_exhausted = True
+            elif index in self._taken:
+                self._next = self._taken.first_missing(index)
+            elif (found := self._source.get(index)) is None:
+                self._is_exhausted = True
+            else:
+                self._taken.add(index)
+                return index, *found
+        return None
+
+    def _fresh_of_frontier(self) -> tuple[int, T | None, bytes] | None:
+        frontier = self._desk.frontier
+        assert frontier is not None
+        position = frontier.take()
+        if position is None:
+            return None
+        return self.stream.first_index + position, frontier.item(position), b""
+
+    async def _finish(self) -> None:
+        if self._source is None:
+            assert self._desk.frontier is not None
+            await self.stream.complete(self.stream.first_index + len(self._desk.frontier))
+        elif self._end is None:
+            await self.stream.complete(self._desk.lane.progress.first_left(self._next))
+        self.wake()

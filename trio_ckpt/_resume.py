@@ -1,0 +1,216 @@
+"""Opening a stream: what was saved is read, looked at, and made ready to go on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
+
+import attrs
+import trio
+
+from ._errors import NotEncodableError, StreamFailedError, describe_batch
+from ._gate import Desk
+from ._records import RUN_STREAM, Kind, Record, Status, StreamKey, decode_record, encode_key
+from ._stream import Stream
+from ._threads import run_blocking
+from ._verify import Verifier, Verify, read_pages
+from .abc import RunView, Store
+from .outputs import AppendFile, OutputDir
+from .state import Frontier, PlainCodec
+
+log = logging.getLogger("trio_ckpt.resume")
+
+S = TypeVar("S")
+
+
+@attrs.frozen
+class Settings:
+    """How a run resumes."""
+
+    verify: Verify
+    redo_missing: bool
+    retry_failed: bool
+
+
+@attrs.define(eq=False)
+class Resume:
+    """Makes one stream ready."""
+
+    store: Store
+    desk: Desk
+    settings: Settings
+
+    async def open(
+        self, first_index: int, state: S | None, nursery: trio.Nursery
+    ) -> Stream[S]:
+        """Read what was saved, verify it, restore the state.
+
+        Raises:
+            StreamFailedError: the stream failed for good.
+            OutputError: confirmed outputs are damaged; see `trio_ckpt._verify`.
+        """
+        desk = self.desk
+        await self._take_up_failed()
+        await self._open_sinks()
+        wait_verified = _no_wait
+        known: dict[int, bytes] = {}
+        if isinstance(state, Frontier):
+            await self._load_frontier(cast("Frontier[Any]", state))
+        else:
+            wait_verified = await self._read_newest(known, nursery)
+            if state is not None:
+                await self._restore_plain(state)
+        return Stream(desk, first_index=first_index, known=known, wait_verified=wait_verified)
+
+    async def _take_up_failed(self) -> None:
+        progress = self.desk.lane.progress
+        is_final = progress.error is not None and not progress.error.retryable
+        if progress.status is Status.FAILED and is_final and not self.settings.retry_failed:
+            assert progress.error is not None
+            raise StreamFailedError(
+                f"{describe_batch(self.desk.run_id, self.desk.lane.key, None)} failed for good "
+                f"in an earlier session: {progress.error.message}; retry_failed=True tries again",
+                run_id=self.desk.run_id,
+                stream=self.desk.lane.key,
+            )
+        if self.settings.retry_failed and (progress.skipped or progress.status is Status.FAILED):
+            skipped = tuple(progress.skipped)
+            await self.desk.save_plain(Record(kind=Kind.RETRY, at=time.time(), indexes=skipped))
+
+    async def _open_sinks(self) -> None:
+        lane = self.desk.lane
+        for path, size in lane.progress.sinks.items():
+            self.desk.claim_sink(path)
+            if path not in lane.sinks:
+                sink = await run_blocking(AppendFile.open, self.desk.output_dir, path, size)
+                lane.sinks[path] = sink
+                if sink.cut_bytes:
+                    log.warning("%s: an unconfirmed tail of %d bytes was cut off", path, sink.cut_bytes)
+
+    def _verifier(self) -> Verifier:
+        return Verifier(self.desk, self.settings.verify, self.settings.redo_missing)
+
+    # -- frontiers ----------------------------------------------------------------------------
+
+    async def _load_frontier(self, frontier: Frontier[Any]) -> None:
+        """Fold the items of all checkpoints; their outputs are verified on the way."""
+        desk = self.desk
+        verifier, adds = self._verifier(), list[bytes]()
+        if desk.lane.progress.sequence > 0:
+            async for records in read_pages(self.store, desk):
+                if desk.lane.progress.outputs:
+                    await verifier.check(records)
+                adds += [record.state for record in records if record.state]
+        for payload in reversed(adds):
+            frontier.fold(payload)
+        progress, first = desk.lane.progress, desk.first_index
+        frontier.settle_loaded(
+            lambda position: first + position in progress.confirmed,
+            lambda position: progress.is_done(first + position),
+        )
+        desk.frontier = frontier
+        if seeds := frontier.stage(frontier.seeds):
+            payload = frontier.encode(seeds)
+            await desk.save_plain(Record(kind=Kind.SAVE, at=time.time(), state=payload))
+            frontier.fold(payload)
+
+    # -- other streams ------------------------------------------------------------------------
+
+    async def _read_newest(
+        self, known: dict[int, bytes], nursery: trio.Nursery
+    ) -> Callable[[], Awaitable[bool]]:
+        """Check the newest records now, the others beside the run."""
+        desk = self.desk
+        if desk.lane.progress.sequence == 0:
+            return _no_wait
+        pages = read_pages(self.store, desk)
+        records = await anext(pages)
+        for record in records:
+            if record.index is not None and record.item and desk.lane.progress.is_done(record.index):
+                known.setdefault(record.index, record.item)
+        verifier = self._verifier()
+        if not desk.lane.progress.outputs:
+            await pages.aclose()
+            return _no_wait
+        await verifier.check(records)
+        beside = _Beside(desk, verifier, pages)
+        nursery.start_soon(beside.run)
+        return beside.wait
+
+    async def _restore_plain(self, state: Any) -> None:
+        desk = self.desk
+        codec = PlainCodec()
+        try:
+            saved = codec.encode(state)
+        except NotEncodableError as error:
+            raise NotEncodableError(error.path, f"{error}; a state is JSON-like") from error
+        if desk.lane.progress.sequence > 0:
+            async for records in read_pages(self.store, desk):
+                newest = next((record.state for record in records if record.state), None)
+                if newest is not None:
+                    saved = newest
+                    break
+        desk.codec, desk.state_bytes = codec, saved
+        desk.state = codec.decode(saved) if desk.lane.progress.sequence > 0 else state
+
+
+async def _no_wait() -> bool:
+    await trio.lowlevel.checkpoint_if_cancelled()
+    return False
+
+
+class _Beside:
+    """The verification of the older records, beside the run."""
+
+    def __init__(self, desk: Desk, verifier: Verifier, pages: Any) -> None:
+        self._desk = desk
+        self._verifier = verifier
+        self._pages = pages
+        self._done = trio.Event()
+        self._is_told = False
+
+    async def run(self) -> None:
+        """Check page after page."""
+        try:
+            async for records in self._pages:
+                await self._verifier.check(records)
+        finally:
+            self._done.set()
+
+    async def wait(self) -> bool:
+        """Wait for the end; True the first time: look again whether work has come back."""
+        await self._done.wait()
+        first, self._is_told = not self._is_told, True
+        return first
+
+
+async def archive_outputs(store: Store, view: RunView, outputs: OutputDir) -> None:
+    """Move the recorded outputs of a run out of the way of a fresh one; delete nothing."""
+    paths: set[str] = set()
+    for key, entry in view.streams.items():
+        if key != RUN_STREAM:
+            paths.update(entry.progress.sinks)
+            if entry.progress.outputs:
+                paths |= await _recorded_paths(store, view, key)
+    if paths:
+        label = f"{view.run_id}-{view.generation}"
+        archived = await run_blocking(outputs.archive, sorted(paths), label)
+        log.info("%d outputs of the old run were archived", len(archived.moved))
+
+
+async def _recorded_paths(store: Store, view: RunView, key: StreamKey) -> set[str]:
+    seal = store.seal(view.run_id, view.generation, key)
+    paths: set[str] = set()
+    cursor = None
+    while True:
+        page = await store.history(
+            view.run_id, encode_key(key), generation=view.generation, cursor=cursor
+        )
+        for stored in page.records:
+            record = decode_record(seal.open(stored.sequence, stored.payload))
+            paths.update(output.path for output in record.outputs)
+        cursor = page.cursor
+        if cursor is None:
+            return paths

@@ -1,0 +1,394 @@
+"""A stream: an ordered sequence of batches, owned by one trio task."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar, cast
+
+import trio
+
+from ._batch import UNSET, Batch
+from ._errors import StreamBusyError, StreamFailedError, describe_batch
+from ._gate import Desk, Passed, Way
+from ._records import (
+    ErrorInfo,
+    FailedAttempt,
+    Kind,
+    Progress,
+    Record,
+    Status,
+    StreamKey,
+    check_plain,
+    describe_error,
+)
+from ._retry import Again
+from ._source import Source
+from ._statistics import StreamStatistics, eta_s, rate_per_s
+from .state import Frontier
+
+log = logging.getLogger("trio_ckpt.stream")
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+Items = Sequence[T] | Callable[[], Iterable[T]]
+
+
+class Stream(Generic[S]):
+    """One ordered sequence of batches; made by ``run.open_stream``, used by that task.
+
+    Attributes:
+        key: The parts of its key.
+        first_index: The index of its first batch.
+        expected_batches: How many there will be in all, where that is known.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        *,
+        first_index: int,
+        known: Mapping[int, bytes],
+        wait_verified: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self.key: StreamKey = desk.lane.key
+        self.first_index = first_index
+        self.expected_batches: int | None = None
+        self._desk = desk
+        self._known = known
+        self.wait_verified = wait_verified
+        self._task = trio.lowlevel.current_task()
+        self._loop: Batches[Any] | None = None
+        self._batch: Batch[Any] | None = None
+        self._opened = trio.current_time()
+        self._is_closed = False
+
+    # -- reading --------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> Progress:
+        """What is durable.  For reading."""
+        return self._desk.lane.progress
+
+    @property
+    def status(self) -> Status:
+        """Where the stream stands."""
+        status = self.progress.status
+        if status in (Status.COMPLETE, Status.FAILED) or self._is_closed:
+            return status
+        return Status.IN_PROGRESS
+
+    @property
+    def error(self) -> ErrorInfo | None:
+        """Why it failed, if it did."""
+        return self.progress.error
+
+    @property
+    def cursor(self) -> Any:
+        """Where the loop goes on, as the last confirmed checkpoint said; None before that."""
+        return self.progress.cursor
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What `finish` was given."""
+        return self.progress.metadata
+
+    @property
+    def state(self) -> S:
+        """What the loop needs to go on; restored on resume, saved with every batch."""
+        desk = self._desk
+        return cast("S", desk.frontier if desk.frontier is not None else desk.state)
+
+    @state.setter
+    def state(self, value: S) -> None:
+        if self._desk.codec is None:
+            raise TypeError("open the stream with state=... to have a state that can be set")
+        self._desk.state = value
+
+    def skipped(self) -> Iterator[tuple[int, Any, FailedAttempt]]:
+        """The batches given up: index, item (of a frontier; else None), and what went wrong."""
+        frontier = self._desk.frontier
+        for index in self.progress.skipped:
+            item = frontier.item(index - self.first_index) if frontier is not None else None
+            yield index, item, self.progress.failures[index]
+
+    def statistics(self) -> StreamStatistics:
+        """Counts, rate and ETA, at this moment."""
+        desk, progress = self._desk, self.progress
+        left = self._count_left()
+        rate = rate_per_s(desk.session_confirmed, trio.current_time() - self._opened)
+        return StreamStatistics(
+            confirmed=len(progress.confirmed),
+            skipped=len(progress.skipped),
+            left=left,
+            in_flight=len(desk.open),
+            waiting=len(desk.tokens) - len(desk.open),
+            session_confirmed=desk.session_confirmed,
+            session_retries=desk.session_retries,
+            rate_per_s=rate,
+            eta_s=eta_s(left, rate),
+        )
+
+    def _count_left(self) -> int | None:
+        progress = self.progress
+        done = len(progress.confirmed) + len(progress.skipped)
+        if self._desk.frontier is not None:
+            return len(self._desk.frontier) - done
+        if progress.last_index is not None:
+            return progress.last_index + 1 - self.first_index - done
+        return None if self.expected_batches is None else self.expected_batches - done
+
+    # -- loops ------------------------------------------------------------------------------
+
+    def batches(
+        self,
+        items: Items[T] | None = None,
+        *,
+        key: Callable[[T], str] | None = None,
+        start: int | None = None,
+        end: int | None = None,
+    ) -> Batches[T]:
+        """Loop over the batches that are left: ``async for batch in stream.batches(...)``.
+
+        The loop hands out a batch when the one before it is durable.
+
+        Args:
+            items: The whole list, or a function that returns it: item j is batch
+                ``first_index + j``.  Without, the end is open: use ``last=True``,
+                `Batch.withdraw` or `finish`.
+            key: Names an item, to notice a list that changed; default: its canonical JSON.
+            start: Only batches from this index on.
+            end: Only batches up to this index, inclusive.
+        """
+        return Batches(self, items, key, start, end)
+
+    @asynccontextmanager
+    async def open_batch(self) -> AsyncIterator[Batch[None]]:
+        """Hold the first batch that is left for a block; for loops that are no ``for`` loops.
+
+        The same gate as that of `batches`: when the block ends, the batch is durable.
+
+        Raises:
+            TokenNeverSettledError, BatchFailedError: as the gate says.
+        """
+        self.check_owner()
+        await self.settle_open(Way.NEXT)
+        await self._desk.stop.park()
+        self._desk.is_open_ended = True
+        batch: Batch[None] = self._desk.hand_out(
+            self.progress.first_left(self.first_index), None, b""
+        )
+        try:
+            yield batch
+        except BaseException as error:
+            await self._desk.pass_gate(batch, way_of(error), error)
+            raise
+        await self._desk.pass_gate(batch, Way.EXIT)
+
+    async def advance(self, loop: Batches[T]) -> Batch[T]:
+        """Pass the gate for the open batch, and hand out the next one to `loop`."""
+        self.check_owner()
+        desk = self._desk
+        if loop.source is None:  # its first step: it takes the place of an older loop
+            await trio.lowlevel.checkpoint()
+            await self.settle_open(Way.NEXT)
+            loop.source = self.open_source(loop.items, loop.key)
+            self._loop = loop
+        elif self._loop is not loop:
+            raise StreamBusyError("a newer batches() has taken the place of this one")
+        elif await self.settle_open(Way.NEXT) is Passed.ENDED:
+            raise StopAsyncIteration
+        found = await self._find_next(loop, loop.source)
+        await desk.stop.park()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if found is None:
+            raise StopAsyncIteration
+        index, item, digest = found
+        self._batch = desk.hand_out(index, item, digest)
+        return self._batch
+
+    async def _find_next(
+        self, loop: Batches[T], source: Source[T]
+    ) -> tuple[int, T | None, bytes] | None:
+        while True:
+            index = self.progress.first_left(max(loop.start or 0, self.first_index))
+            is_past_end = loop.end is not None and index > loop.end
+            last = self.progress.last_index
+            is_past_last = last is not None and index > last and source.is_open_ended
+            found = None if is_past_end or is_past_last else source.get(index)
+            if found is not None:
+                return index, *found
+            if not await self.wait_verified():
+                break  # nothing came back to work meanwhile
+        if not is_past_end and not source.is_open_ended:
+            await self.complete(index)
+        elif is_past_last:
+            await self.complete(index)
+        return None
+
+    async def settle_open(self, way: Way) -> Passed:
+        """Pass the gate for the batch of the loop, and wait until it may run again if so."""
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return Passed.GO_ON
+        passed = await self._desk.pass_gate(batch, way)
+        if isinstance(passed, Again):
+            await trio.sleep(passed.after_s)
+            return Passed.GO_ON
+        return passed
+
+    def open_source(self, items: Items[T] | None, key: Callable[[T], str] | None) -> Source[T]:
+        """The source of a loop, checked against what is confirmed."""
+        progress = self.progress
+        source = Source(
+            items,
+            first_index=self.first_index,
+            key=key,
+            known=self._known,
+            confirmed_stop=max(progress.confirmed.stop, progress.skipped.stop),
+            where=(self._desk.run_id, self.key),
+        )
+        self._desk.is_open_ended = source.is_open_ended
+        if source.stop is not None:
+            self.expected_batches = source.stop - self.first_index
+        return source
+
+    # -- the stream as a whole ----------------------------------------------------------------
+
+    async def complete(self, stop: int) -> None:
+        """Save that nothing is left below `stop`, if that is so and not saved yet."""
+        progress = self.progress
+        if progress.status is not Status.COMPLETE and progress.covers(self.first_index, stop):
+            await self._desk.save_plain(Record(kind=Kind.FINISH, at=time.time()))
+
+    async def finish(self, metadata: Mapping[str, Any] | None = None) -> None:
+        """Say that the stream is complete; an open batch passes the gate first.
+
+        Args:
+            metadata: Anything JSON-like to be kept with the stream.
+
+        Durability: when this returns it is saved.
+        """
+        self.check_owner()
+        plain = dict(metadata or {})
+        check_plain(plain, "metadata")
+        await self.settle_open(Way.NEXT)
+        stop = max(self.progress.confirmed.stop, self.progress.skipped.stop)
+        last = stop - 1 if stop > 0 else None
+        await self._desk.save_plain(
+            Record(kind=Kind.FINISH, at=time.time(), metadata=plain, last_index=last)
+        )
+
+    async def save(self, *, cursor: Any = UNSET) -> None:
+        """Save state and cursor between batches.
+
+        Durability: when this returns they are saved.
+        """
+        self.check_owner()
+        desk = self._desk
+        if cursor is not UNSET:
+            desk.check_cursor()
+            check_plain(cursor, "cursor")
+        state = desk.codec.encode(desk.state) if desk.codec is not None else b""
+        await desk.save_plain(Record(kind=Kind.SAVE, at=time.time(), cursor=cursor, state=state))
+        desk.state_bytes = state
+
+    async def fail(self, error: BaseException | str, *, retryable: bool = True) -> None:
+        """Record that the stream failed; its block raises `StreamFailedError` at the end.
+
+        Args:
+            error: Why.
+            retryable: Whether a plain resume may take it up again.
+        """
+        self.check_owner()
+        await self.settle_open(Way.NEXT)
+        await self._save_failure(describe_error(error, retryable=retryable))
+
+    async def _save_failure(self, info: ErrorInfo) -> None:
+        await self._desk.save_plain(Record(kind=Kind.FAIL, at=time.time(), error=info))
+
+    # -- ownership ------------------------------------------------------------------------------
+
+    def check_owner(self) -> None:
+        """Raise StreamBusyError unless the caller is the task that opened the stream."""
+        if self._is_closed or trio.lowlevel.current_task() is not self._task:
+            where = describe_batch(self._desk.run_id, self.key, None)
+            raise StreamBusyError(
+                f"{where} is used outside its block or by another task than the one that opened it",
+                run_id=self._desk.run_id,
+                stream=self.key,
+            )
+
+    @property
+    def desk(self) -> Desk:
+        """What the gate works on; for the library's own loops."""
+        return self._desk
+
+    async def leave(self, error: BaseException | None) -> None:
+        """Pass the gate for what is open, record a failure, leave no token pending."""
+        desk = self._desk
+        try:
+            batch, self._batch = self._batch, None
+            if batch is not None:
+                await desk.pass_gate(batch, Way.EXIT if error is None else way_of(error), error)
+        except BaseException as problem:
+            await self._record_exit(problem)
+            raise
+        else:
+            await self._record_exit(error)
+        finally:
+            self._is_closed = True
+            desk.close()
+            desk.coordinator.registry.touch()
+
+    async def _record_exit(self, error: BaseException | None) -> None:
+        where = describe_batch(self._desk.run_id, self.key, None)
+        if error is None:
+            if self.status is Status.IN_PROGRESS:
+                log.info("%s was left before its end: INTERRUPTED", where)
+        elif way_of(error) is Way.ERROR and isinstance(error, Exception):
+            if isinstance(error, StreamFailedError) or self._desk.saver.poison is not None:
+                return
+            with trio.CancelScope(shield=True):
+                try:
+                    await self._save_failure(describe_error(error))
+                except Exception as problem:
+                    log.error("%s failed, and saving that failed: %s", where, problem)
+
+
+class Batches(Generic[T]):
+    """The loop of ``async for batch in stream.batches(...)``; it holds no scope open."""
+
+    def __init__(
+        self,
+        stream: Stream[Any],
+        items: Items[T] | None,
+        key: Callable[[T], str] | None,
+        start: int | None,
+        end: int | None,
+    ) -> None:
+        self._stream = stream
+        self.items = items
+        self.key = key
+        self.start = start
+        self.end = end
+        self.source: Source[T] | None = None
+
+    def __aiter__(self) -> Batches[T]:
+        return self
+
+    async def __anext__(self) -> Batch[T]:
+        return await self._stream.advance(self)
+
+
+def way_of(error: BaseException) -> Way:
+    """Whether an exception leaves, or cancellation."""
+    if isinstance(error, trio.Cancelled):
+        return Way.CANCEL
+    if isinstance(error, BaseExceptionGroup):
+        _, rest = error.split(trio.Cancelled)
+        return Way.ERROR if rest is not None else Way.CANCEL
+    return Way.ERROR
