@@ -1,1 +1,1 @@
-"""Whole programs built on trio_ckpt, to read and to start from."""
+"""Programs that use trio_ckpt for real work."""

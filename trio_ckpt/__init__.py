@@ -49,6 +49,7 @@ from ._loops import run_batches as run_batches
 from ._records import (
     CheckpointResult as CheckpointResult,
     ErrorInfo as ErrorInfo,
+    FailedAttempt as FailedAttempt,
     Output as Output,
     Progress as Progress,
     Status as Status,

@@ -39,7 +39,10 @@ def normalize(url: str, base: str | None = None) -> str | None:
     url = url.strip(_STRIPPED)
     if len(url) > MAX_URL_LENGTH:
         return None
+    if base is not None and url[:1].isdigit():
+        url = "./" + url  # yarl takes "12:30-news" for a scheme, which cannot start with a digit
     try:
+        url.encode()  # yarl drops lone surrogates, in ways that depend on what is around them
         parsed = yarl.URL(url) if base is None else yarl.URL(base).join(yarl.URL(url))
         text = _spelled(parsed) if _is_fetchable(parsed) else ""
     except (ValueError, IndexError):  # yarl 1.25: IndexError for "http://]"
@@ -49,9 +52,6 @@ def normalize(url: str, base: str | None = None) -> str | None:
 
 def _spelled(url: yarl.URL) -> str:
     text = str(url).partition("#")[0]
-    if "%3A" in text:
-        # yarl writes the colon of a relative "1:2" as %3A, and reads it back as ":".
-        text = str(yarl.URL(text))
     # yarl keeps "http://host" as it is; with a query it adds the slash itself.
     return text + "/" if text.count("/") == 2 else text
 

@@ -168,7 +168,7 @@ async def test_a_cut_gzip_body_is_truncated(site: Site, client: Client) -> None:
         pytest.param(truncated(), http.TruncatedBody, id="truncated"),
         pytest.param(truncated_chunked, http.TruncatedBody, id="truncated chunk"),
         pytest.param(garbage, http.BadResponse, id="garbage"),
-        pytest.param(raw(b"SSH-2.0-x\r\n" * 9), http.BadResponse, id="other protocol"),
+        pytest.param(raw(b"SSH-2.0-x\r\n\r\n"), http.BadResponse, id="other protocol"),
         pytest.param(raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 99_999), http.BadResponse, id="head"),
         pytest.param(huge(LIMIT + 1, announced=True), http.BodyTooLarge, id="announced"),
         pytest.param(huge(LIMIT + 1, announced=False), http.BodyTooLarge, id="found out"),

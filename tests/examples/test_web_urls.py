@@ -56,6 +56,7 @@ def test_what_may_name_another_page_stays(url: str) -> None:
         "http://[::1/",
         "http://[fe80::1%25eth0]/",
         "http://]",
+        "http://example.com/\ud800",
         "http://[é:]/",
         "http://example.com/" + "a" * MAX_URL_LENGTH,
         "http://example.com/" + "é" * (MAX_URL_LENGTH // 2),

@@ -37,7 +37,7 @@ def explain(path: Path, doing: str) -> Generator[None, None, None]:
 
 def open_file(path: Path, flags: int) -> int:
     """Open a member of the store, private to its user, never through a link."""
-    return os.open(path, flags | os.O_CLOEXEC | _NO_FOLLOW, 0o600)
+    return os.open(path, flags | _NO_FOLLOW, 0o600)
 
 
 def sync_file(fd: int) -> None:
@@ -50,7 +50,7 @@ def sync_file(fd: int) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

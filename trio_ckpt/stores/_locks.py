@@ -29,7 +29,7 @@ import attrs
 
 from .._errors import RunLockedError, StoreError
 from .._records import utc_now
-from ._files import explain, make_folder, open_file
+from ._files import explain, open_file
 
 if sys.platform != "win32":
     import fcntl
@@ -105,19 +105,26 @@ class RunLock:
             self.store.release()
 
 
-def lock_opening(folder: Path) -> FileLock:
-    """Hold the store while its database is made or looked at; waits for others.
+def need_flock(folder: Path) -> None:
+    """See that there are locks here.
 
     Raises:
-        StoreError: there are no locks here.
+        StoreError: there are none.
     """
     if not HAS_FLOCK:
         raise StoreError(
             f"{folder}: this platform has no flock(2), so nothing would keep two processes "
             "from working at one run; use a store that is made for many machines"
         )
+
+
+def lock_opening(folder: Path) -> FileLock:
+    """Hold the store while its database is made or looked at; waits for others.
+
+    Raises:
+        StoreError: the file system does not lock.
+    """
     with explain(folder, "opening its lock"):
-        make_folder(folder / "lock")
         lock = FileLock.open(folder / "lock" / "open")
     try:
         lock.take()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,6 @@ APPLICATION_ID = 0x74636B70  # "tckp", in bytes 68 to 71 of the file
 FORMAT_VERSION = 1
 BUSY_TIMEOUT_S = 30.0  # for a writer of another run of the store; well under a save's 60 s
 MEMBERS = ("state.db", "state.db-journal", "state.db-wal", "state.db-shm", "blobs", "lock")
-_MAGIC = b"SQLite format 3\0"
 
 TABLES = {
     # One row per run; `generation` is the newest, `owner` the fence.
@@ -67,37 +66,58 @@ def explain_sqlite(database: Path, doing: str) -> Generator[None, None, None]:
         raise store_error(database, doing, error) from error
 
 
-def make_members(folder: Path, *, create: bool) -> None:
-    """Make what is not there of the store's folder; the database may be empty after it.
+def make_folders(folder: Path, *, create: bool) -> None:
+    """Make the store's folder and those in it; leaves no trace in what is not ours.
 
     Raises:
         StoreError: it is no folder, is somebody else's, or cannot be written.
     """
+    database = folder / "state.db"
     with explain(folder, "opening the store"):
         if folder.exists() and not folder.is_dir():
             raise StoreError(f"{folder} is a file, not the folder of a store")
-        if not create and not (folder / "state.db").exists():
+        if not create and not database.exists():
             raise StoreError(f"there is no store at {folder}")
         make_folder(folder)
         refuse_links(folder, MEMBERS)
-        if _is_new(folder / "state.db"):
+        if not database.exists() or _is_blank_file(database):
             _refuse_strangers(folder)
-            os.close(open_file(folder / "state.db", os.O_RDWR | os.O_CREAT))
-            sync_folder(folder.parent)  # a crash may have come between its making and this
+        make_folder(folder / "lock")
         make_folder(folder / "blobs")
+
+
+def make_database(folder: Path) -> None:
+    """Make an empty database that is the user's alone, its name durable.
+
+    The caller holds the lock of opening.  Only here, and only while there is none yet, is
+    the database opened other than by SQLite: closing a descriptor of it would drop the
+    locks of every connection that this process has (https://www.sqlite.org/howtocorrupt.html).
+    """
+    with explain(folder, "opening the store"):
+        try:
+            os.close(open_file(folder / "state.db", os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
         sync_folder(folder)
+        sync_folder(folder.parent)  # a crash may have come between its making and this
 
 
-def _is_new(database: Path) -> bool:
-    """Whether nothing was written yet; leaves no trace in what is not ours."""
-    try:
-        with open(open_file(database, os.O_RDONLY), "rb") as file:
-            header = file.read(100)  # https://www.sqlite.org/fileformat2.html#database_header
-    except FileNotFoundError:
-        return True
-    if header.startswith(_MAGIC) and header[68:72] != APPLICATION_ID.to_bytes(4, "big"):
+def _is_blank_file(database: Path) -> bool:
+    with explain_sqlite(database, "opening"), closing(connect(database)) as connection:
+        return _is_blank(connection, database)
+
+
+def _is_blank(connection: sqlite3.Connection, database: Path) -> bool:
+    """Whether nothing was written to it yet.
+
+    Raises:
+        StoreError: it is another program's.
+    """
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application_id != APPLICATION_ID and (application_id or tables):
         raise StoreError(f"{database} is not a trio_ckpt store; choose another folder")
-    return not header
+    return application_id != APPLICATION_ID
 
 
 def connect(database: Path) -> sqlite3.Connection:
@@ -137,25 +157,23 @@ def set_durability(
 
 
 def check_format(connection: sqlite3.Connection, database: Path) -> None:
-    """See that the database is of our version; make its tables if it is empty.
+    """See that the database is ours and of our version; make its tables if it is empty.
 
     Raises:
+        StoreError: it is another program's.
         StoreVersionError: a newer version wrote it.
         StoreDamagedError: its tables are not what we made.
     """
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    if _is_blank(connection, database):
+        _make_tables(connection)
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     schema = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
-    if not application_id and not version and not schema:
-        _make_tables(connection)
-        return
     if version > FORMAT_VERSION:
         raise StoreVersionError(
             f"{database} has format {version}, this version of trio_ckpt knows formats up to "
             f"{FORMAT_VERSION}: update trio_ckpt"
         )
-    if (application_id, version) != (APPLICATION_ID, FORMAT_VERSION) or schema != TABLES:
-        # SQLite keeps the text of its tables; a trigger would show here, too
+    if version != FORMAT_VERSION or schema != TABLES:  # SQLite keeps their text
         raise StoreDamagedError(f"{database}: its tables are not those of a trio_ckpt store")
 
 

@@ -34,12 +34,13 @@ import attrs
 from .._errors import SaveOutcomeUnknownError, StoreConflictError, StoreDamagedError, StoreError
 from ..abc import Checkpoint, Fold, RunKey
 from ._files import Blobs
-from ._locks import lock_opening
+from ._locks import lock_opening, need_flock
 from ._sqlite_schema import (
     check_format,
     connect,
     explain_sqlite,
-    make_members,
+    make_database,
+    make_folders,
     primary_code,
     set_durability,
     store_error,
@@ -105,9 +106,11 @@ class Writer:
         self._known: dict[str, _Known] = {}
         self._broken: str | None = None
         self._blobs = Blobs(folder / "blobs")
-        make_members(folder, create=create)
+        need_flock(folder)
+        make_folders(folder, create=create)
         lock = lock_opening(folder)
         try:
+            make_database(folder)
             with explain_sqlite(self._database, "opening"):
                 self._connection = connect(self._database)
                 try:

@@ -1,0 +1,252 @@
+"""The SQLite store: saves that fail, and what is said of them."""
+
+# ruff: noqa: ASYNC221, ASYNC240  # a test may block its own loop
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.stores.tools import A, B, chain, heads
+from trio_ckpt._errors import (
+    RunLockedError,
+    SaveOutcomeUnknownError,
+    StoreConflictError,
+    StoreError,
+)
+from trio_ckpt.abc import Checkpoint, Fold, RunKey
+from trio_ckpt.stores import SqliteStore
+
+
+async def test_bad_values_go_alone(folder: Path) -> None:
+    """A value that SQLite cannot take is like any checkpoint that fails: it goes alone."""
+    store = await SqliteStore.open(folder)
+    bad: list[Any] = [
+        Checkpoint('["\ud800"]', 1, b""),
+        Checkpoint('["type"]', 1, object()),  # type: ignore[arg-type]  # the bad value
+        Checkpoint('["null"]', 1, None),  # type: ignore[arg-type]  # the bad value
+        Checkpoint('["big"]', 2**70, b""),
+    ]
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        for one in bad[:2] + bad[3:]:
+            outcomes = await store.save(run, [*chain(A, 1, 1), one, *chain(B, 1, 1)])
+            assert [outcome is None for outcome in outcomes] == [True, False, True]
+            assert isinstance(outcomes[1], StoreError)
+            assert outcomes[1].__cause__ is not None
+            run = RunKey("run", run.generation + 1, owner)
+        assert await heads(store) == {A: 1, B: 1}
+    await store.aclose()
+
+
+async def test_bad_fold_saves_nothing(folder: Path) -> None:
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, chain(A, 1, 1))
+        with pytest.raises(StoreError, match="a fold cannot be saved"):
+            await store.save(run, chain(A, 2, 2), [Fold(A, 1, object())])  # type: ignore[arg-type]
+        assert await heads(store) == {A: 1}
+        assert await store.save(run, chain(A, 2, 2)) == [None]
+    await store.aclose()
+
+
+async def test_full_database_saves_nothing_and_goes_on(folder: Path) -> None:
+    """SQLITE_FULL is told with the path; when there is room again, saving goes on."""
+    store = await SqliteStore.open(folder)
+
+    def limit(pages: int) -> None:
+        store._writer._connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, chain(A, 1, 2))
+        await store._writing.run(limit, 20)
+        big = Checkpoint(A, 3, bytes(500_000))
+        with pytest.raises(StoreError, match=r"state.db: saving failed: .*full \(SQLITE_FULL\)"):
+            await store.save(run, [*chain(B, 1, 1), big])
+        assert await heads(store) == {A: 2}
+        await store._writing.run(limit, 1_000_000)
+        assert await store.save(run, [*chain(B, 1, 1), big]) == [None, None]
+    assert await heads(store) == {A: 3, B: 1}
+    await store.aclose()
+
+
+_NO_ROOM = """
+    import resource, sys, trio
+    from trio_ckpt import _errors
+    from trio_ckpt.abc import Checkpoint, RunKey
+    from trio_ckpt.stores import open_store
+
+    async def main():
+        store = await open_store(sys.argv[1])
+        async with store.lock_run("run") as owner:
+            run = RunKey("run", 0, owner)
+            saved = 0
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+            try:
+                while True:
+                    await store.save(run, [Checkpoint("s", saved + 1, bytes(5_000))])
+                    saved += 1
+            except _errors.StoreError as error:
+                print(type(error).__name__, error)
+            try:
+                await store.put_blob("00" * 32, bytes(300_000))
+            except _errors.StoreError as error:
+                print(type(error).__name__, error)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            assert await store.save(run, [Checkpoint("s", saved + 1, b"")]) == [None]
+            print(saved + 1)
+        await store.aclose()
+
+    trio.run(main)
+"""
+
+
+async def test_disk_takes_no_more(folder: Path) -> None:
+    """A real write that fails in the kernel: nothing is half saved, and room lets it go on."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_NO_ROOM), folder],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    saving, blob, last = done.stdout.splitlines()
+    assert saving.startswith(f"StoreError {folder}/state.db: saving failed:")
+    assert "writing the blob failed: File too large" in blob
+    assert not list(folder.glob("blobs/??/*"))
+    store = await SqliteStore.open(folder)
+    assert await heads(store) == {"s": int(last)}
+    await store.aclose()
+
+
+class _Cursor:
+    """A cursor whose COMMIT raises, after it was done or instead of it."""
+
+    def __init__(self, cursor: sqlite3.Cursor, code: int, *, is_done: bool) -> None:
+        self._cursor = cursor
+        self._code = code
+        self._is_done = is_done
+
+    def execute(self, sql: str, *args: Any) -> Any:
+        if sql != "COMMIT":
+            return self._cursor.execute(sql, *args)
+        if self._is_done:
+            self._cursor.execute(sql)
+        error = sqlite3.OperationalError("as planned")
+        error.sqlite_errorcode = self._code
+        raise error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+
+@contextlib.contextmanager
+def _failing_commit(store: SqliteStore, code: int, *, is_done: bool) -> Iterator[None]:
+    writer: Any = store._writer
+    real = writer._cursor
+    writer._cursor = _Cursor(real, code, is_done=is_done)
+    try:
+        yield
+    finally:
+        writer._cursor = real
+
+
+async def test_commit_that_raised_but_saved(folder: Path) -> None:
+    """The heads are read back: what is there was saved, and is not saved again."""
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        with _failing_commit(store, sqlite3.SQLITE_BUSY, is_done=True):
+            assert await store.save(run, chain(A, 1, 2)) == [None, None]
+        assert await store.save(run, chain(A, 3, 3)) == [None]
+    await store.aclose()
+
+
+async def test_commit_that_raised_and_saved_nothing(folder: Path) -> None:
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, chain(A, 1, 1))
+        with (
+            _failing_commit(store, sqlite3.SQLITE_FULL, is_done=False),
+            pytest.raises(StoreError, match="as planned"),
+        ):
+            await store.save(run, [*chain(A, 2, 2), *chain(B, 1, 1)])
+        assert await heads(store) == {A: 1}
+        assert await store.save(run, [*chain(A, 2, 2), *chain(B, 1, 1)]) == [None, None]
+    await store.aclose()
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+async def test_failed_fsync_leaves_the_outcome_unknown(folder: Path, is_done: bool) -> None:
+    """After it nothing more is written, and the run stays locked while the process lives."""
+    store = await SqliteStore.open(folder)
+    other = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        with (
+            _failing_commit(store, sqlite3.SQLITE_IOERR_FSYNC, is_done=is_done),
+            pytest.raises(SaveOutcomeUnknownError, match="cannot be told"),
+        ):
+            await store.save(run, chain(A, 1, 1))
+        with pytest.raises(StoreError, match="nothing more is written"):
+            await store.save(run, chain(B, 1, 1))
+    for handle in (store, other):
+        with pytest.raises(RunLockedError, match=f"process {os.getpid()} on"):
+            async with handle.lock_run("run"):
+                pass
+    async with other.lock_run("another"):
+        pass
+    await store._writing.run(store._writer._connection.close)
+    await store.aclose()
+    await other.aclose()
+
+
+async def test_save_that_was_given_up_on_keeps_the_lock(folder: Path) -> None:
+    """The cancelled save is still in the thread: nobody may go on before it ended."""
+    store = await SqliteStore.open(folder)
+    blocker = sqlite3.connect(folder / "state.db", isolation_level=None)
+    async with store.lock_run("run") as owner:
+        blocker.execute("BEGIN IMMEDIATE")
+        with trio.move_on_after(0.05) as scope:
+            await store.save(RunKey("run", 0, owner), chain(A, 1, 1))
+        assert scope.cancelled_caught
+    with pytest.raises(RunLockedError):
+        async with store.lock_run("run"):
+            pass
+    blocker.execute("COMMIT")
+    blocker.close()
+    await store._writing.run(store._writer._connection.close)
+    await store.aclose()
+    again = await SqliteStore.open(folder)
+    assert await heads(again) == {A: 1}  # it landed
+    await again.aclose()
+
+
+async def test_second_writer_with_the_same_owner_is_noticed(folder: Path) -> None:
+    """What is remembered of a run is not trusted: the database compares and sets."""
+    store, intruder = await SqliteStore.open(folder), await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, chain(A, 1, 1))
+        await intruder.save(run, chain(A, 2, 2))
+        with pytest.raises(StoreConflictError, match="without owning the run"):
+            await store.save(run, [*chain(A, 2, 2), *chain(B, 1, 1)])
+        assert await heads(store) == {A: 2}
+        assert await store.save(run, [*chain(A, 3, 3), *chain(B, 1, 1)]) == [None, None]
+        await intruder.save(run, chain(A, 4, 4))
+        assert await store.save(run, chain(A, 5, 5)) == [None]
+    await store.aclose()
+    await intruder.aclose()

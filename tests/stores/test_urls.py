@@ -1,0 +1,56 @@
+"""What `open_store` takes, and what it refuses."""
+
+# ruff: noqa: ASYNC240  # a test may block its own loop
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trio_ckpt._errors import (
+    StoreError,
+)
+from trio_ckpt.stores import open_store
+
+
+@pytest.mark.parametrize("url", ["plain", "sqlite:plain", "./plain", Path("plain")])
+async def test_url_of_a_folder(
+    url: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = await open_store(url)
+    monkeypatch.chdir("/")
+    assert store.url == f"sqlite:{tmp_path / 'plain'}"
+    async with store.lock_run("run"):  # a later chdir changes nothing
+        pass
+    await store.aclose()
+    await (await open_store(store.url)).aclose()
+
+
+@pytest.mark.parametrize("url", ["C:\\x", "./re:2025", "sqlite:re:2025", "a/b:c", "10:30"])
+async def test_colon_in_a_folder(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    await (await open_store(url)).aclose()
+    assert (tmp_path / url.removeprefix("sqlite:") / "state.db").exists()
+
+
+@pytest.mark.parametrize("url", ["json:x", "postgresql://h/d", "s3://b/p", "re:2025", "SQLITE:x"])
+async def test_unknown_scheme(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match=r"no stores of kind '.*:'; known are sqlite:.*memory:"):
+        await open_store(url)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", ["", "sqlite:", "sqlite:///x", "memory:x", "a\0b"])
+async def test_url_that_names_nothing(url: str) -> None:
+    with pytest.raises(StoreError):
+        await open_store(url)
+
+
+async def test_settings_arrive(folder: Path) -> None:
+    store = await open_store(folder, mac_key=b"key", durability="process")
+    assert (store.mac_key, store.durability) == (b"key", "process")
+    await store.aclose()
+    assert (await open_store("memory:", mac_key=b"key")).mac_key == b"key"
