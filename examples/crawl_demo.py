@@ -118,14 +118,15 @@ async def demonstrate(out: Path, kill_after: int) -> int:
         serve = [sys.executable, "-I", "-m", "pydoc", "-p", str(port), "-n", "127.0.0.1"]
         async with trio.open_nursery() as nursery:
             quiet = subprocess.DEVNULL
-            start = partial(
-                trio.run_process, serve, cwd=empty, stdin=subprocess.PIPE, check=False
+            # The server ends when its standard input does, so it gets one that stays open.
+            run_server = partial(trio.run_process, serve, cwd=empty, check=False)
+            await nursery.start(
+                partial(run_server, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet)
             )
-            nursery.start_soon(partial(start, stdout=quiet, stderr=quiet))
             await wait_listening(port)
             proxy = CountingProxy(port)
             listeners = await nursery.start(
-                trio.serve_tcp, proxy.handle, 0
+                partial(trio.serve_tcp, host="127.0.0.1"), proxy.handle, 0
             )
             front = listeners[0].socket.getsockname()[1]
             with trio.fail_after(END_WITHIN_S):

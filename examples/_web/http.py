@@ -132,7 +132,8 @@ def decode_body(body: bytes, codings: str, max_bytes: int, url: str) -> bytes:
 
     Args:
         body: As received, itself at most ``max_bytes``.
-        codings: The header's value; the last coding named was applied last.
+        codings: The header's value. It says how many layers there are; what a layer is, is read
+            from its first bytes, which are right more often.
         max_bytes: How large a result may get. Not one byte more is ever decompressed than that
             and one, so a small bomb stays small.
         url: For the errors.
@@ -144,7 +145,7 @@ def decode_body(body: bytes, codings: str, max_bytes: int, url: str) -> bytes:
     names = [name for name in names if name != "identity"]
     if len(names) > MAX_CONTENT_CODINGS:
         raise BadResponse(url, f"{len(names)} content codings")
-    for name in reversed(names):
+    for name in names:
         if name not in ("gzip", "x-gzip", "deflate"):
             raise BadResponse(url, f"unknown content coding {name[:40]!r}")
         try:
@@ -174,7 +175,7 @@ def _decompress(body: bytes, max_bytes: int, url: str) -> bytes:
 
 
 def _window_bits(body: bytes) -> int:
-    """zlib's name of the format: by magic number, not by the header, which often is wrong."""
+    """zlib's name of the format, by its magic number."""
     if body.startswith(b"\x1f\x8b"):
         return 16 + zlib.MAX_WBITS
     is_zlib = body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0

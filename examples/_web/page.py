@@ -23,8 +23,6 @@ MAX_LINKS_PER_PAGE = 5_000
 # Bytes of a page that are parsed: 40 ms per MiB of common HTML, 0.13 s per MiB of the worst.
 MAX_PARSED_BYTES = 4 * 1024 * 1024
 MAX_TITLE_LENGTH = 300
-# A browser shows no more than a line; this much is read to have a title left after collapsing.
-_MAX_TITLE_READ = 10 * MAX_TITLE_LENGTH
 
 _HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 _CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s;"']+)""", re.IGNORECASE)
@@ -47,7 +45,6 @@ class _Collector:
     follow: bool = True
     _links_seen: int = 0
     _title_parts: list[str] = attrs.Factory(list)
-    _title_length: int = 0
     _in_title: bool = False
     _title_seen: bool = False
 
@@ -67,9 +64,8 @@ class _Collector:
             self._in_title = False
 
     def data(self, text: str) -> None:
-        if self._in_title and self._title_length < _MAX_TITLE_READ:
-            self._title_parts.append(text[:_MAX_TITLE_READ])
-            self._title_length += len(text)
+        if self._in_title:
+            self._title_parts.append(text)
 
     def close(self) -> None:
         pass

@@ -45,7 +45,7 @@ def normalize(url: str, base: str | None = None) -> str | None:
         url.encode()  # yarl drops lone surrogates, in ways that depend on what is around them
         parsed = yarl.URL(url) if base is None else yarl.URL(base).join(yarl.URL(url))
         text = _spelled(parsed) if _is_fetchable(parsed) else ""
-    except (ValueError, IndexError):  # yarl 1.25: IndexError for "http://]"
+    except (ValueError, IndexError):  # yarl 1.25: IndexError for "http://[]@"
         return None
     return text if 0 < len(text) <= MAX_URL_LENGTH else None
 
@@ -60,7 +60,7 @@ def _is_fetchable(url: yarl.URL) -> bool:
     if url.scheme not in ("http", "https") or url.raw_user is not None or url.port == 0:
         return False
     host = url.raw_host
-    if not host or url.raw_authority.endswith(":"):  # what yarl makes of "http://[é:]"
+    if not host or url.raw_authority.endswith(":"):  # what yarl joins from "http://[。:]"
         return False
     if ":" in host:
         # yarl takes anything in brackets; this raises the ValueError that normalize awaits. A zone

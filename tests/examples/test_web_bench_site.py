@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 import trio
@@ -41,12 +42,11 @@ def test_a_page_is_4_kb_and_shows_its_links_to_a_crawler() -> None:
 @pytest.fixture
 async def bench_url() -> AsyncIterator[str]:
     command = [sys.executable, "-m", "benchmarks.site", *FLAGS, *FAULTS]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield f"http://127.0.0.1:{int(await trio.to_thread.run_sync(process.stdout.readline))}"
-        finally:
-            process.terminate()
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(partial(trio.run_process, command, stdout=subprocess.PIPE))
+        port = await process.stdout.receive_some()
+        yield f"http://127.0.0.1:{int(port)}"
+        nursery.cancel_scope.cancel()
 
 
 async def outcome(client: http.Client, url: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import pickle
 import ssl
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator
 from functools import partial
@@ -15,7 +16,7 @@ import pytest
 import trio
 
 from examples._web import http
-from examples._web.http import Client, Response, open_client
+from examples._web.http import Client, Response, decode_body, open_client
 from tests.examples.site import (
     Exchange,
     Handler,
@@ -186,6 +187,26 @@ async def test_every_fault_has_its_name(
     # The client works on, over another connection.
     assert (await get(client, site, html("fine"))).body == b"fine"
     assert site.hits["/page"] == 2
+
+
+async def test_an_announced_excess_is_refused_unread(site: Site, client: Client) -> None:
+    async def announce(exchange: Exchange) -> None:
+        await exchange.send(head(200, {"Content-Length": "999999999"}))
+        await trio.sleep_forever()
+
+    with pytest.raises(http.BodyTooLarge, match="body of 999999999 bytes"):
+        await get(client, site, announce)
+
+
+def test_a_bomb_takes_no_more_memory_than_the_limit() -> None:
+    bomb = gzip.compress(bytes(64 * LIMIT))
+    tracemalloc.start()
+    try:
+        with pytest.raises(http.BodyTooLarge):
+            decode_body(bomb, "gzip", LIMIT, "http://e.test/")
+        assert tracemalloc.get_traced_memory()[1] < 8 * LIMIT
+    finally:
+        tracemalloc.stop()
 
 
 async def test_limits_are_inclusive(site: Site, client: Client) -> None:

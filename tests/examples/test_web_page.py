@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, strategies as st
+from lxml import etree
 
 from examples._web import page
 from examples._web.page import MAX_LINKS_PER_PAGE, MAX_TITLE_LENGTH, Page, parse_page
@@ -121,6 +124,21 @@ MORE = [b"&#x", b"<!--", b"<script>", b"<svg>", b"<![CDATA[", b"<table>", b"<?xm
 def test_never_raises(body: bytes, charset: str) -> None:
     found = parse_page(body, URL, f"text/html; charset={charset}")
     assert all(link.startswith(("http://", "https://")) for link in found.links)
+
+
+def test_what_was_read_before_the_parser_gives_up_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_parser = page._open_parser
+
+    class GivesUp:
+        def __init__(self, *arguments: Any) -> None:
+            self._parser = open_parser(*arguments)
+
+        def feed(self, body: bytes) -> None:
+            self._parser.feed(body)
+            raise etree.XMLSyntaxError("too much", 1, 1, 1)
+
+    monkeypatch.setattr(page, "_open_parser", GivesUp)
+    assert links_of('<a href="a">x</a>') == ("http://e.test/dir/a",)
 
 
 @pytest.mark.parametrize("tag", [b"<div>", b"<b><p>", b"<ul><li>"])

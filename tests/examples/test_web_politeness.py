@@ -71,6 +71,21 @@ async def test_a_pause_reaches_those_who_wait_already(
         assert await starts_of(gate, 2) == pytest.approx([21, 26])
 
 
+async def test_the_order_is_that_of_arrival(autojump_clock: trio.testing.MockClock) -> None:
+    gate = HostGate(8, 10)
+    order: list[int] = []
+
+    async def request(number: int) -> None:
+        await trio.sleep(number)
+        async with gate.slot():
+            order.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            nursery.start_soon(request, number)
+    assert order == list(range(8))
+
+
 async def test_cancelled_waiters_leave_nothing_behind(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

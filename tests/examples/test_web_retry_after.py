@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+
 import pytest
 
 from examples._web.http import Headers
@@ -9,6 +12,17 @@ from examples._web.retry_after import MAX_RETRY_AFTER_S, retry_after_s
 
 # 1994-11-06 08:49:37 GMT
 NOW = 784_111_777.0
+HUGE_ZONE = "Sun, 06 Nov 1994 08:49:47 +99999999999999"
+
+
+@pytest.fixture
+def far_from_greenwich(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The zone of this machine is not that of HTTP's dates."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "UTC-5")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 @pytest.mark.parametrize(
@@ -25,13 +39,26 @@ NOW = 784_111_777.0
         ("Sun, 06 Nov 2094 08:49:47 GMT", MAX_RETRY_AFTER_S),
     ],
 )
+@pytest.mark.usefixtures("far_from_greenwich")
 def test_values(value: str, expected: float) -> None:
     assert retry_after_s({"retry-after": value}, NOW) == expected
 
 
 @pytest.mark.parametrize(
     "value",
-    ["", "-1", "1.5", "soon", "٣", "1 2", "Sun, 99 Nov 1994 08:49:47 GMT", "nan", "inf", "1, 2"],
+    [
+        "",
+        "-1",
+        "1.5",
+        "soon",
+        "٣",
+        "1 2",
+        "Sun, 99 Nov 1994 08:49:47 GMT",
+        "nan",
+        "inf",
+        "1, 2",
+        HUGE_ZONE,
+    ],
 )
 def test_garbage_is_none(value: str) -> None:
     assert retry_after_s({"retry-after": value}, NOW) is None

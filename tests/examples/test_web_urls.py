@@ -55,10 +55,11 @@ def test_what_may_name_another_page_stays(url: str) -> None:
         "http://" + "a" * 64 + ".com/",
         "http://[::1/",
         "http://[fe80::1%25eth0]/",
-        "http://]",
+        "http://[]@",
         "http://example.com/\ud800",
         "http://[é:]/",
         "http://example.com/" + "a" * MAX_URL_LENGTH,
+        "http://example.com/#" + "a" * MAX_URL_LENGTH,
         "http://example.com/" + "é" * (MAX_URL_LENGTH // 2),
     ],
 )
@@ -95,7 +96,8 @@ def test_relative_to_a_base(href: str, expected: str | None) -> None:
     st.sampled_from(["", "http://", "https://"]),
     st.sampled_from([None, "http://e.test/a/b", "no base"]),
 )
-@example(":]", "http://", None)
+@example("[]@", "http://", None)
+@example("[h\u3002h:]", "http://", "http://e.test/")
 def test_never_raises_and_twice_is_once(text: str, scheme: str, base: str | None) -> None:
     once = normalize(scheme + text, base)
     if once is not None:

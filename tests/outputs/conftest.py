@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_ckpt.outputs import (
-    OutputDir,
-)
+from trio_ckpt.outputs import OutputDir
 
 
 @pytest.fixture

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trio_ckpt._errors import OutputError
-from trio_ckpt.outputs import (
-    OutputDir,
-    System,
-)
+from trio_ckpt.outputs import OutputDir, System
 from trio_ckpt.outputs._names import TEMP_NAME
 from trio_ckpt.outputs._system import ROOT
 

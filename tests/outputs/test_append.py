@@ -10,11 +10,7 @@ import pytest
 
 from tests.outputs.faulty import ERRORS, FaultySystem, files_in
 from trio_ckpt._errors import CannotRedoError, OutputError, SinkClosedError
-from trio_ckpt.outputs import (
-    AppendFile,
-    OutputDir,
-    SinkTooShortError,
-)
+from trio_ckpt.outputs import AppendFile, OutputDir, SinkTooShortError
 
 
 @pytest.fixture

@@ -13,12 +13,7 @@ import pytest
 
 from tests.outputs.faulty import FaultySystem, files_in, sha256
 from trio_ckpt._errors import OutputError
-from trio_ckpt.outputs import (
-    AppendFile,
-    Output,
-    OutputDir,
-    System,
-)
+from trio_ckpt.outputs import AppendFile, Output, OutputDir, System
 from trio_ckpt.outputs._names import TEMP_NAME, temp_name
 
 # ---------------------------------------------------------------------------------------

@@ -10,12 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trio_ckpt._errors import NotEncodableError, OutputError
-from trio_ckpt.outputs import (
-    OutputPathError,
-    encode_lines,
-    lines_digest,
-    relative_path,
-)
+from trio_ckpt.outputs import OutputPathError, encode_lines, lines_digest, relative_path
 from trio_ckpt.outputs._names import TEMP_NAME, temp_name
 
 # ---------------------------------------------------------------------------------------

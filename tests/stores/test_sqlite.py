@@ -10,6 +10,7 @@ import logging
 import os
 import sqlite3
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from trio_ckpt._errors import (
     StoreVersionError,
 )
 from trio_ckpt.abc import Checkpoint, RunKey
-from trio_ckpt.stores import SqliteStore, _locks, _sqlite_reader, open_store
+from trio_ckpt.stores import SqliteStore, _files, _locks, _sqlite_reader, open_store
 
 # ---------------------------------------------------------------------------------------
 # The folder
@@ -130,6 +131,7 @@ async def test_no_locks_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(_locks, "HAS_FLOCK", False)
     with pytest.raises(StoreError, match=r"has no flock\(2\)"):
         await open_store(folder)
+    assert not folder.exists()
 
 
 async def test_file_system_refuses_locks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +265,34 @@ async def test_blob_names_are_digests(folder: Path, digest: str) -> None:
     async with store.lock_run("run") as owner:
         (outcome,) = await store.save(RunKey("run", 0, owner), [Checkpoint(A, 1, b"", digest)])
         assert isinstance(outcome, StoreError)
+    await store.aclose()
+
+
+async def test_blob_is_durable_before_it_has_its_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file's content, then the name, then the folders that hold the name."""
+    store = await SqliteStore.open(folder)
+    digest = hashlib.sha256(b"blob").hexdigest()
+    done: list[str] = []
+
+    def spy(name: str, real: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            done.append(f"{name} {Path(args[-1]).name}" if name != "file" else name)
+            real(*args)
+
+        return call
+
+    monkeypatch.setattr(_files, "sync_file", spy("file", _files.sync_file))
+    monkeypatch.setattr(_files, "sync_folder", spy("folder", _files.sync_folder))
+    monkeypatch.setattr(os, "replace", spy("rename", os.replace))
+    await store.put_blob(digest, b"blob")
+    inner = digest[:2]
+    ends = [f"folder {inner}", "folder blobs"]
+    assert done == ["folder blobs", "file", f"rename {digest}", *ends]
+    done.clear()
+    await store.put_blob(digest, b"blob")
+    assert done == ends
     await store.aclose()
 
 

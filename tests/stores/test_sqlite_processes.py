@@ -14,9 +14,7 @@ import pytest
 import trio
 
 from tests.stores.tools import A
-from trio_ckpt._errors import (
-    RunLockedError,
-)
+from trio_ckpt._errors import RunLockedError
 from trio_ckpt.abc import Checkpoint, RunKey
 from trio_ckpt.stores import MemoryStore, SqliteStore, open_store
 
@@ -49,9 +47,9 @@ _SAVER = """
 """
 
 
-def _start(code: str, folder: Path) -> subprocess.Popen[str]:
+def _start(code: str, path: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), folder], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(code), path], stdout=subprocess.PIPE, text=True
     )
 
 
@@ -100,6 +98,33 @@ async def test_lock_of_another_process(folder: Path) -> None:
     process.wait()
     async with store.lock_run("run") as owner:
         assert owner == 2
+    await store.aclose()
+
+
+_READER = """
+    import sqlite3, sys
+    database = sqlite3.connect(sys.argv[1])
+    print(database.execute("SELECT count(*) FROM log").fetchone()[0])
+    database.close()
+"""
+
+
+async def test_second_handle_leaves_the_locks_of_the_first(folder: Path) -> None:
+    """Closing any descriptor of a file drops the process' fcntl(2) locks on it.
+
+    So only SQLite may open the database: else the next process to close it would take
+    itself for the last and delete the write-ahead log under the first handle.
+    """
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        for n in range(1, 4):
+            assert await store.save(run, [Checkpoint(A, n, b"")]) == [None]
+            await (await SqliteStore.open(folder)).aclose()
+            await (await SqliteStore.open(folder, create=False)).aclose()
+            reader = _start(_READER, folder / "state.db")
+            assert reader.communicate()[0] == f"{n}\n"
+            assert (folder / "state.db-wal").exists()
     await store.aclose()
 
 

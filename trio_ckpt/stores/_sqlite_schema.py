@@ -115,9 +115,10 @@ def _is_blank(connection: sqlite3.Connection, database: Path) -> bool:
     """
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if application_id != APPLICATION_ID and (application_id or tables):
+    is_ours = bool(application_id == APPLICATION_ID)
+    if not is_ours and (application_id or tables):
         raise StoreError(f"{database} is not a trio_ckpt store; choose another folder")
-    return application_id != APPLICATION_ID
+    return not is_ours
 
 
 def connect(database: Path) -> sqlite3.Connection:

@@ -274,8 +274,8 @@ class Writer:
     def _fold(self, known: _Known, moved: dict[str, _Head], folds: Sequence[Fold]) -> None:
         rows: list[tuple[int, int, bytes]] = []
         for fold in folds:
-            head = moved.get(fold.stream) or self._find_head(known, fold.stream, fold.through)
-            if fold.through <= head.sequence:
+            head = moved.get(fold.stream) or self._find_head(known, fold.stream, -1)
+            if 1 <= fold.through <= head.sequence:
                 rows.append((head.stream, fold.through, fold.payload))
         try:
             self._cursor.executemany(_FOLD, rows)

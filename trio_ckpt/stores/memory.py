@@ -138,7 +138,7 @@ class MemoryStore(Store):
         outcomes = [self._append(streams, checkpoint, failed) for checkpoint in group]
         for fold in folds:
             stream = streams.get(fold.stream)
-            if stream is not None and fold.through <= len(stream.log):
+            if stream is not None and 1 <= fold.through <= len(stream.log):
                 stream.fold = fold
         return outcomes
 
