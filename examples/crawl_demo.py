@@ -66,7 +66,7 @@ class CountingProxy:
         async with await trio.open_tcp_stream("127.0.0.1", self.port) as server:
             await server.send_all(head)
             async for data in server:
-                status = status or data[:12]
+                status = status or bytes(data[:12])
                 await client.send_all(data)
         if status.endswith(b" 200"):
             self.answered[path] += 1

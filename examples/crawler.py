@@ -201,14 +201,19 @@ async def show(crawler: Crawler, out: TextIO) -> None:
 @asynccontextmanager
 async def shown(crawler: Crawler, out: TextIO) -> AsyncIterator[None]:
     """Show how it goes while the block runs, and once more at its end."""
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(show, crawler, out)
         try:
             yield
+        except Exception as error:  # leaves below as it is, not in the nursery's group
+            failure = error
         finally:
             nursery.cancel_scope.cancel()
             end = "\r\x1b[K" if out.isatty() else ""
             print(f"{end}{describe(crawler)}", file=out, flush=True)
+    if failure is not None:
+        raise failure
 
 
 # ---------------------------------------------------------------------------------------
@@ -257,9 +262,7 @@ async def crawl(options: argparse.Namespace) -> int:
         return run.exit_code
 
 
-def write_failed(
-    folder: Path, skipped: Sequence[tuple[int, Url, trio_ckpt.FailedAttempt]]
-) -> None:
+def write_failed(folder: Path, skipped: Sequence[tuple[int, Url, trio_ckpt.FailedAttempt]]) -> None:
     """Write what was given up, all of it anew, so that it is always the present truth."""
     lines = [
         json.dumps(

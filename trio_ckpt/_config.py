@@ -75,7 +75,9 @@ def diff_config(
         before, after = was.get(name, _ABSENT), now.get(name, _ABSENT)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             changes += diff_config(before, after, f"{field}.")
-        elif before is _ABSENT or after is _ABSENT or canonical_json(before) != canonical_json(after):
+        elif (
+            before is _ABSENT or after is _ABSENT or canonical_json(before) != canonical_json(after)
+        ):
             changes.append((field, _show(before), _show(after)))
     return tuple(changes)
 

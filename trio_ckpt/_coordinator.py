@@ -8,15 +8,15 @@ closed, so that no waiter sleeps for ever.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import trio
 
 from ._errors import TokenNeverSettledError, describe_batch
-from ._records import StreamKey, check_run_id
+from ._records import StreamKey, check_run_id, check_stream_key
 from ._registry import AnyToken, TokenRegistry
 from ._token import (
     CANCELLED,
@@ -59,12 +59,18 @@ class CheckpointCoordinator:
 
         Raises:
             DuplicateCheckpointError: this batch has a pending token.
-            ValueError: a bad run id or batch index.
+            ValueError: a bad run id, stream or batch index.
+            TypeError: `stream` is not a tuple of str.
+            RuntimeError: this is no trio program.
             trio.ClosedResourceError: the coordinator is closed.
         """
         check_run_id(run_id)
         if batch_index < 0:
             raise ValueError(f"a batch index is >= 0, not {batch_index}")
+        if stream != ():
+            if not isinstance(cast("object", stream), tuple):
+                raise TypeError(f"a stream is a tuple of its key's parts, not {stream!r}")
+            check_stream_key(stream)
         return self.adopt(run_id, stream, batch_index, _Immediate(self.registry))
 
     def adopt(
@@ -73,12 +79,9 @@ class CheckpointCoordinator:
         """Make a token whose events mean what `host` says: for the streams of runs."""
         if self._is_closed:
             raise trio.ClosedResourceError("the coordinator is closed")
+        self.registry.check_free(run_id, stream, batch_index)
         token: CheckpointToken[Any] = CheckpointToken(run_id, stream, batch_index, host)
-        try:
-            self.registry.add(token)
-        except BaseException:
-            move(token, TokenEvent.FAIL, _CLOSED)  # it never was: no warning when it goes
-            raise
+        self.registry.add(token)
         return token
 
     def find_checkpoint(
@@ -94,7 +97,7 @@ class CheckpointCoordinator:
     @asynccontextmanager
     async def open_checkpoint(
         self, run_id: str, batch_index: int, *, stream: StreamKey = ()
-    ) -> AsyncIterator[CheckpointToken[Any]]:
+    ) -> AsyncGenerator[CheckpointToken[Any]]:
         """Hold the token of a batch for a block, so that it is settled when the block ends.
 
         An exception fails the token and leaves the block as it is; cancellation gives
@@ -109,23 +112,20 @@ class CheckpointCoordinator:
         await trio.lowlevel.cancel_shielded_checkpoint()
         try:
             yield token
-        except trio.Cancelled:
-            _fail(token, CANCELLED)
-            raise
         except BaseException as error:
             _fail(token, failure_of(error))
             raise
         await trio.lowlevel.cancel_shielded_checkpoint()
         if token.is_pending:
-            error = TokenNeverSettledError(
+            forgotten = TokenNeverSettledError(
                 f"the block of {describe_batch(run_id, stream, batch_index)} ended without "
                 "complete() or fail()",
                 run_id=run_id,
                 stream=stream,
                 batch_index=batch_index,
             )
-            _fail(token, failure_of(error))
-            raise error
+            _fail(token, failure_of(forgotten))
+            raise forgotten
 
     def close(self) -> None:
         """Fail what is pending and make no more tokens.  Twice is fine."""

@@ -226,8 +226,21 @@ class OutputError(TrioCkptError):
         path: The output, relative to the run's output folder.
     """
 
-    def __init__(self, path: str | Path, problem: str) -> None:
-        super().__init__(f"output {str(path)!r}: {problem}")
+    def __init__(
+        self,
+        path: str | Path,
+        problem: str,
+        *,
+        run_id: str | None = None,
+        stream: tuple[str, ...] = (),
+        batch_index: int | None = None,
+    ) -> None:
+        super().__init__(
+            f"output {str(path)!r}: {problem}",
+            run_id=run_id,
+            stream=stream,
+            batch_index=batch_index,
+        )
         self.path = str(path)
 
 

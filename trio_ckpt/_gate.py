@@ -592,4 +592,3 @@ class Desk:
         owner = (self.lane.text, index)
         for path in [path for path, has in self.claims.items() if has == owner]:
             del self.claims[path]
-

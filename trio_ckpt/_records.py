@@ -307,6 +307,7 @@ def decode_record(payload: bytes) -> Record:
 
 MAX_DEPTH = 100  # deeper than any sane document, shallower than the interpreter's stack
 _PLAIN_LEAVES = (bool, type(None))
+_PLAIN_CONTAINERS = (dict, list, tuple)
 _INT_RANGE = range(-(2**63), 2**64)  # what MessagePack holds
 
 
@@ -324,7 +325,7 @@ def check_plain(value: Any, path: str, depth: int = 0) -> None:
         return
     if kind in _PLAIN_LEAVES:
         return
-    if depth > MAX_DEPTH:
+    if depth >= MAX_DEPTH and kind in _PLAIN_CONTAINERS:
         raise NotEncodableError(path, f"nested deeper than {MAX_DEPTH}")
     if kind is dict:
         for key, item in value.items():

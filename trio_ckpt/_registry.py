@@ -23,7 +23,7 @@ class TokenRegistry:
     """Every token that is PENDING or COMPLETED, by run, stream and batch.
 
     Attributes:
-        version: Grows with every change of any token, and with nothing else.
+        version: Grows with every change of any token, and when a stream opens or ends.
     """
 
     __slots__ = ("_changed", "_tokens", "version")
@@ -65,21 +65,24 @@ class TokenRegistry:
 
     # -- for the hosts of tokens ------------------------------------------------------
 
-    def add(self, token: AnyToken) -> None:
-        """Take in a new token.
+    def check_free(self, run_id: str, stream: StreamKey, batch_index: int) -> None:
+        """See that a batch may have a new token.
 
         Raises:
             DuplicateCheckpointError: one of the same batch is pending.
         """
-        key = (token.run_id, token.stream, token.batch_index)
-        if key in self._tokens:
+        if (run_id, stream, batch_index) in self._tokens:
             raise DuplicateCheckpointError(
-                f"a token of {describe_batch(*key)} is pending already: settle that one first",
-                run_id=token.run_id,
-                stream=token.stream,
-                batch_index=token.batch_index,
+                f"a token of {describe_batch(run_id, stream, batch_index)} is pending already: "
+                "settle that one first",
+                run_id=run_id,
+                stream=stream,
+                batch_index=batch_index,
             )
-        self._tokens[key] = token
+
+    def add(self, token: AnyToken) -> None:
+        """Take in a new token; `check_free` comes before it is made."""
+        self._tokens[token.run_id, token.stream, token.batch_index] = token
         self.touch()
 
     def moved(self, token: AnyToken) -> None:

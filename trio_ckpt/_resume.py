@@ -42,9 +42,7 @@ class Resume:
     desk: Desk
     settings: Settings
 
-    async def open(
-        self, first_index: int, state: S | None, nursery: trio.Nursery
-    ) -> Stream[S]:
+    async def open(self, first_index: int, state: S | None, nursery: trio.Nursery) -> Stream[S]:
         """Read what was saved, verify it, restore the state.
 
         Raises:
@@ -87,7 +85,9 @@ class Resume:
                 sink = await run_blocking(AppendFile.open, self.desk.output_dir, path, size)
                 lane.sinks[path] = sink
                 if sink.cut_bytes:
-                    log.warning("%s: an unconfirmed tail of %d bytes was cut off", path, sink.cut_bytes)
+                    log.warning(
+                        "%s: an unconfirmed tail of %d bytes was cut off", path, sink.cut_bytes
+                    )
 
     def _verifier(self) -> Verifier:
         return Verifier(self.desk, self.settings.verify, self.settings.redo_missing)
@@ -128,7 +128,11 @@ class Resume:
         pages = read_pages(self.store, desk)
         records = await anext(pages)
         for record in records:
-            if record.index is not None and record.item and desk.lane.progress.is_done(record.index):
+            if (
+                record.index is not None
+                and record.item
+                and desk.lane.progress.is_done(record.index)
+            ):
                 known.setdefault(record.index, record.item)
         verifier = self._verifier()
         if not desk.lane.progress.outputs:

@@ -36,7 +36,7 @@ class RetryRule:
         attempts: How often a batch is tried in all, the first time included.
         then: What happens after the last of them.
         backoff_s: Before the second attempt, in seconds; doubled before each further one.
-        max_backoff_s: Never longer than this.
+        max_backoff_s: The doubling ends here.
         jitter: Each wait is longer by up to this fraction, so that many do not come at once.
         retry_after: Reads from the exception how long the other side asks to wait,
             in seconds; None where it does not say.  It replaces a shorter backoff.
@@ -45,15 +45,15 @@ class RetryRule:
     errors: tuple[type[BaseException], ...]
     attempts: int = attrs.field(default=5, validator=attrs.validators.ge(1))
     then: Then = Then.FAIL
-    backoff_s: float = 1.0
-    max_backoff_s: float = 60.0
-    jitter: float = 0.1
+    backoff_s: float = attrs.field(default=1.0, validator=attrs.validators.ge(0))
+    max_backoff_s: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
+    jitter: float = attrs.field(default=0.1, validator=attrs.validators.ge(0))
     retry_after: Callable[[BaseException], float | None] | None = None
 
     def wait_s(self, error: BaseException, attempts: int) -> float:
         """Seconds to wait after the `attempts`-th failure."""
-        doublings = min(attempts - 1, 32)  # 2**32 s outlasts every max_backoff_s
-        wait = min(self.backoff_s * 2**doublings, self.max_backoff_s)
+        doublings = float(min(attempts - 1, 32))  # a sane end; beyond it nobody waits
+        wait = min(self.backoff_s * 2.0**doublings, self.max_backoff_s)
         wait *= 1 + random.random() * self.jitter  # noqa: S311  # spreads load, no secret
         asked = self.retry_after(error) if self.retry_after is not None else None
         return wait if asked is None else max(wait, asked)

@@ -241,9 +241,7 @@ class Run:
         error.__cause__ = self._saver.poison
         return error
 
-    async def wait_confirmed(
-        self, stream: Stream[Any] | StreamKey, indexes: Iterable[int]
-    ) -> None:
+    async def wait_confirmed(self, stream: Stream[Any] | StreamKey, indexes: Iterable[int]) -> None:
         """Wait until batches are durable, also such as are not begun yet.
 
         Raises:

@@ -246,9 +246,7 @@ class Saver:
         else:
             self._sort_out(group, outcomes)
 
-    async def _save(
-        self, group: list[Submission], folds: list[Fold]
-    ) -> list[Exception | None]:
+    async def _save(self, group: list[Submission], folds: list[Fold]) -> list[Exception | None]:
         with trio.move_on_after(self._save_timeout_s):
             try:
                 checkpoints = [submission.checkpoint for submission in group]

@@ -18,7 +18,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
 
 import attrs
@@ -168,7 +168,5 @@ class WorkerThread:
 
 
 def _deliver(call: _Call, result: outcome.Outcome[Any]) -> None:
-    try:
+    with suppress(trio.RunFinishedError):  # the program ended; nobody is left to tell
         call.trio_token.run_sync_soon(call.finish, result)
-    except trio.RunFinishedError:
-        pass  # the program ended without waiting; nobody is left to tell

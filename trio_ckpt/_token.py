@@ -24,6 +24,9 @@ The `trio.Event` behind a token is made when somebody waits, so a token that nob
 waits for costs one small object.
 """
 
+# `may` and `move` belong to the token, but not among the methods that users see.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import enum
@@ -102,15 +105,26 @@ class Failure:
     error: type[CheckpointFailedError] = CheckpointFailedError
 
 
+CANCELLED = Failure("it was cancelled before it was settled", error=BatchCancelledError)
+WITHDRAWN = Failure("it was withdrawn: there is no such batch", error=BatchWithdrawnError)
+
+
 def failure_of(error: BaseException | str) -> Failure:
-    """Say in words, and keep, what an exception or a text says."""
+    """Say in words, and keep, what an exception or a text says.
+
+    trio's own cancellation is never kept: waiters of a cancelled batch are not cancelled.
+    """
     if isinstance(error, str):
         return Failure(error)
+    if _is_cancellation(error):
+        return CANCELLED
     return Failure(str(error) or type(error).__qualname__, error)
 
 
-CANCELLED = Failure("it was cancelled before it was settled", error=BatchCancelledError)
-WITHDRAWN = Failure("it was withdrawn: there is no such batch", error=BatchWithdrawnError)
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_cancellation, cast("BaseExceptionGroup[Any]", error).exceptions))
+    return isinstance(error, trio.Cancelled)
 
 
 class TokenHost(Protocol):
@@ -159,11 +173,11 @@ class CheckpointToken(Generic[T]):
     )
 
     def __init__(self, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost) -> None:
+        self._created = trio.current_time()  # first: outside of trio there is no token
+        self._created_at = time.time()
         self.run_id = run_id
         self.stream = stream
         self.batch_index = batch_index
-        self._created_at = time.time()
-        self._created = trio.current_time()
         self._state = _PENDING
         self._outcome: object = None
         self._event: trio.Event | None = None
@@ -262,7 +276,7 @@ class CheckpointToken(Generic[T]):
         return f"<CheckpointToken of {where}: {self._state.value}>"
 
     def __del__(self) -> None:
-        if self._state not in _FINAL:
+        if getattr(self, "_state", _CONFIRMED) not in _FINAL:  # unset if __init__ raised
             where = describe_batch(self.run_id, self.stream, self.batch_index)
             warnings.warn(
                 f"the token of {where} was never settled: call complete() or fail(), or use "

@@ -117,10 +117,7 @@ class Verifier:
 
     def _refuse_many(self, damages: list[Damage], checked: int) -> None:
         missing = [damage for damage in damages if damage.reason == "missing"]
-        if (
-            len(missing) > max(MISSING_MANY, checked * MISSING_SHARE)
-            and not self.redo_missing
-        ):
+        if len(missing) > max(MISSING_MANY, checked * MISSING_SHARE) and not self.redo_missing:
             raise OutputsMissingError(
                 missing[0].path,
                 f"and {len(missing) - 1} more of {checked} confirmed outputs are missing: is this "
@@ -171,4 +168,3 @@ def _find_damages(outputs: OutputDir, records: list[Record], mode: Verify) -> li
                 damages.append(Damage(record.index, record, output.path, reason))
                 break
     return damages
-

@@ -95,7 +95,7 @@ async def _run(steps: list[tuple[Any, ...]], folder: Path) -> None:
     assert memory.said == disk.said
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(_steps, max_size=12))
 def test_memory_and_disk_agree(steps: list[tuple[Any, ...]]) -> None:
     folder = Path(tempfile.mkdtemp())

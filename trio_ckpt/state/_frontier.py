@@ -118,7 +118,9 @@ class Frontier(Generic[T]):
         """Make an item ready again, before all others."""
         self._ready.appendleft(position)
 
-    def settle_loaded(self, is_confirmed: Callable[[int], bool], is_done: Callable[[int], bool]) -> None:
+    def settle_loaded(
+        self, is_confirmed: Callable[[int], bool], is_done: Callable[[int], bool]
+    ) -> None:
         """After loading: let go of what is confirmed, make ready what is left."""
         for position in [p for p in self._items if is_confirmed(p)]:
             del self._items[position]

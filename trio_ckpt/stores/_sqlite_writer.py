@@ -247,7 +247,7 @@ class Writer:
     def _append_one(self, known: _Known, head: _Head | None, checkpoint: Checkpoint) -> _Head:
         sequence, blob = checkpoint.sequence, checkpoint.blob
         if head is None:
-            head = self._find_head(known, checkpoint.stream, sequence - 1)
+            head = self._find_head(known, checkpoint.stream, sequence)
         if sequence != head.sequence + 1:
             raise StoreConflictError(f"the next one is {head.sequence + 1}")
         if blob is not None and not self._blobs.has(blob):
@@ -255,27 +255,26 @@ class Writer:
         self._cursor.execute(_APPEND, (head.stream, sequence, head.last, checkpoint.payload, blob))
         return _Head(head.stream, sequence, _row_id(self._cursor))
 
-    def _find_head(self, known: _Known, stream: str, expected: int) -> _Head:
-        """The newest record of a stream, remembered or read; a new stream is made."""
+    def _find_head(self, known: _Known, stream: str, sequence: int) -> _Head:
+        """What a checkpoint comes after: remembered, read, or a new stream's nothing."""
         head = known.heads.get(stream)
-        if head is not None and head.sequence == expected:
-            return head
-        key = (known.run, known.generation, stream)
-        row = self._cursor.execute(_FIND_HEAD, key).fetchone()
-        if row is not None:
-            return _Head(*row)
-        if expected != 0:
-            return _Head(0, 0, 0)  # to be refused: makes no stream
-        self._cursor.execute(_ADD_STREAM, key)
-        number = _row_id(self._cursor)
-        self._cursor.execute(_ADD_HEAD, (number,))
-        return _Head(number, 0, 0)
+        if head is None or head.sequence != sequence - 1:
+            head = self._read_head(known, stream)
+        if head is None and sequence == 1:
+            self._cursor.execute(_ADD_STREAM, (known.run, known.generation, stream))
+            head = _Head(_row_id(self._cursor), 0, 0)
+            self._cursor.execute(_ADD_HEAD, (head.stream,))
+        return head or _Head(0, 0, 0)
+
+    def _read_head(self, known: _Known, stream: str) -> _Head | None:
+        row = self._cursor.execute(_FIND_HEAD, (known.run, known.generation, stream)).fetchone()
+        return None if row is None else _Head(*row)
 
     def _fold(self, known: _Known, moved: dict[str, _Head], folds: Sequence[Fold]) -> None:
         rows: list[tuple[int, int, bytes]] = []
         for fold in folds:
-            head = moved.get(fold.stream) or self._find_head(known, fold.stream, -1)
-            if 1 <= fold.through <= head.sequence:
+            head = moved.get(fold.stream) or self._read_head(known, fold.stream)
+            if head is not None and 1 <= fold.through <= head.sequence:
                 rows.append((head.stream, fold.through, fold.payload))
         try:
             self._cursor.executemany(_FOLD, rows)

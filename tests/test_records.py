@@ -1,0 +1,473 @@
+"""Records: what is saved comes back, what was not saved does not, and it all adds up."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, strategies as st
+
+from trio_ckpt._errors import NotEncodableError, StoreDamagedError
+from trio_ckpt._ranges import IndexSet
+from trio_ckpt._records import (
+    DIGEST_BYTES,
+    MAX_DEPTH,
+    MAX_ERROR_CHARS,
+    MAX_KEY_CHARS,
+    MAX_RUN_ID_CHARS,
+    ErrorInfo,
+    FailedAttempt,
+    Kind,
+    Output,
+    Progress,
+    Record,
+    Seal,
+    SinkLines,
+    Status,
+    apply,
+    canonical_json,
+    check_amounts,
+    check_plain,
+    check_run_id,
+    check_stream_key,
+    decode_key,
+    decode_progress,
+    decode_record,
+    describe_error,
+    encode_key,
+    encode_progress,
+    encode_record,
+    item_digest,
+)
+from trio_ckpt._totals import shown
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+INTS = st.integers(-(2**63), 2**64 - 1)
+PLAIN = st.recursive(
+    st.one_of(st.none(), st.booleans(), INTS, FLOATS, TEXT),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXT, inner, max_size=3)),
+    max_leaves=8,
+)
+AMOUNTS = st.dictionaries(st.sampled_from("ab"), st.one_of(st.integers(-9, 9), FLOATS), max_size=2)
+INDEX = st.integers(0, 6)
+COUNT = st.integers(0, 99)
+ERROR = st.builds(ErrorInfo, TEXT, TEXT, st.booleans(), st.none() | INDEX)
+RECORDS = st.builds(
+    Record,
+    kind=st.sampled_from(Kind),
+    at=FLOATS,
+    index=INDEX,
+    item=st.binary(max_size=8),
+    attempts=COUNT,
+    records=COUNT,
+    outputs=st.lists(st.builds(Output, TEXT, COUNT, COUNT, TEXT), max_size=2).map(tuple),
+    lines=st.lists(st.builds(SinkLines, TEXT, COUNT, st.binary()), max_size=2).map(tuple),
+    totals=AMOUNTS,
+    spent=AMOUNTS,
+    cursor=st.just(msgspec.UNSET) | PLAIN,
+    metadata=st.dictionaries(TEXT, PLAIN, max_size=2),
+    state=st.binary(max_size=8),
+    last_index=st.none() | INDEX,
+    indexes=st.lists(INDEX, max_size=3).map(tuple),
+    error=st.none() | ERROR,
+)
+
+# ---------------------------------------------------------------------------------------
+# Names
+# ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run_id", ["a", "gh-2025", "ü 1", "...", "a" * MAX_RUN_ID_CHARS])
+def test_good_run_ids(run_id: str) -> None:
+    assert check_run_id(run_id) == run_id
+
+
+@pytest.mark.parametrize(
+    "run_id", ["", ".", "..", "a/b", "a\\b", "a\0", "a\n", "\ud800", "a" * (MAX_RUN_ID_CHARS + 1)]
+)
+def test_bad_run_ids(run_id: str) -> None:
+    with pytest.raises(ValueError, match="a run id"):
+        check_run_id(run_id)
+
+
+@pytest.mark.parametrize("parts", [("a",), ("org/repo", "pulls"), ("x", "@y"), ("/", "..")])
+def test_good_stream_keys(parts: tuple[str, ...]) -> None:
+    assert check_stream_key(parts) == parts
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [(), ("",), ("a", ""), ("@phase", "x"), ("a\n",), ("\udc80",), ("a" * MAX_KEY_CHARS, "b")],
+)
+def test_bad_stream_keys(parts: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="stream"):
+        check_stream_key(parts)
+
+
+@pytest.mark.parametrize("check", [check_run_id, lambda part: check_stream_key((part,))])
+def test_names_are_text(check: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError, match="not int"):
+        check(3)
+
+
+@given(st.lists(TEXT).map(tuple), st.lists(TEXT).map(tuple))
+def test_keys_come_back_and_are_as_different_as_their_parts(
+    one: tuple[str, ...], other: tuple[str, ...]
+) -> None:
+    assert decode_key(encode_key(one)) == one
+    assert (encode_key(one) == encode_key(other)) == (one == other)
+
+
+# ---------------------------------------------------------------------------------------
+# Plain values
+# ---------------------------------------------------------------------------------------
+
+
+@given(PLAIN)
+def test_a_plain_value_comes_back_equal(value: Any) -> None:
+    check_plain(value, "x")
+    record = Record(at=0.0, cursor=value)
+    assert decode_record(encode_record(record)).cursor == value
+    assert msgspec.json.decode(canonical_json(value)) == value
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Mapped(dict[str, int]):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        (math.nan, "m"),
+        ({"a": [0, math.inf]}, "m.a[1]"),
+        ({"a": {"b": (1, {2})}}, "m.a.b[1]"),
+        ([{"a": b"x"}], "m[0].a"),
+        ({"a": {1: 2}}, "m.a"),
+        ([2**64], "m[0]"),
+        ([-(2**63) - 1], "m[0]"),
+        (Text("x"), "m"),
+        (Mapped(), "m"),
+        (Kind.BATCH, "m"),
+        (["ok", "\ud800"], "m[1]"),
+        ({"a": {"\udfff": 1}}, "m.a"),
+    ],
+)
+def test_what_is_not_plain_is_refused_with_its_path(value: object, path: str) -> None:
+    with pytest.raises(NotEncodableError) as caught:
+        check_plain(value, "m")
+    assert caught.value.path == path
+
+
+def test_nesting_has_a_limit_and_a_circle_ends_there() -> None:
+    deep: Any = "leaf"
+    for _ in range(MAX_DEPTH):
+        deep = [deep]
+    check_plain(deep, "m")
+    assert decode_record(encode_record(Record(at=0.0, cursor=deep))).cursor == deep
+    circle: list[Any] = []
+    circle.append(circle)
+    for value in ([deep], circle):
+        with pytest.raises(NotEncodableError, match="nested deeper"):
+            check_plain(value, "m")
+
+
+def test_amounts_are_finite_numbers() -> None:
+    assert check_amounts({"a": 1, "b": 0.5}, "totals") == {"a": 1, "b": 0.5}
+    for bad in (True, "1", None, math.nan, 2**64):
+        with pytest.raises(NotEncodableError, match=r"totals\.a"):
+            check_amounts({"a": bad}, "totals")  # type: ignore[dict-item]
+
+
+def test_canonical_json_has_one_text_and_no_nan() -> None:
+    assert canonical_json({"b": [1, "é"], "a": None}) == '{"a":null,"b":[1,"é"]}'
+    assert canonical_json({"a": 1, "b": 2}) == canonical_json({"b": 2, "a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        canonical_json(math.nan)
+
+
+def test_item_digests_tell_items_apart() -> None:
+    assert len(item_digest("a")) == 8
+    assert item_digest("a") == item_digest("a") != item_digest("b")
+
+
+def test_any_error_can_be_remembered() -> None:
+    assert describe_error("gone", retryable=False) == ErrorInfo("str", "gone", retryable=False)
+    info = describe_error(ValueError("é\udc80" + "x" * 9_999), batch_index=3)
+    assert (info.type, info.batch_index, len(info.message)) == ("ValueError", 3, MAX_ERROR_CHARS)
+    assert info.message.startswith("é\\udc80x")
+    assert decode_record(encode_record(Record(at=0.0, error=info))).error == info
+
+
+# ---------------------------------------------------------------------------------------
+# Records and seals
+# ---------------------------------------------------------------------------------------
+
+
+@given(RECORDS)
+def test_a_record_comes_back_equal(record: Record) -> None:
+    assert decode_record(encode_record(record)) == record
+
+
+def test_what_cannot_be_encoded_is_said_so() -> None:
+    for cursor in (object(), 2**64, "\ud800"):
+        with pytest.raises(NotEncodableError):
+            encode_record(Record(at=0.0, cursor=cursor))
+
+
+@given(RECORDS, st.data())
+def test_damaged_bytes_are_a_record_or_refused(record: Record, data: st.DataObject) -> None:
+    payload = bytearray(encode_record(record))
+    for _ in range(data.draw(st.integers(1, 4))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    size = data.draw(st.integers(0, len(payload)))
+    with contextlib.suppress(StoreDamagedError):
+        assert isinstance(decode_record(bytes(payload[:size])), Record)
+
+
+CURSOR = b"\x82\xa1t\xcb" + bytes(8) + b"\xa1c"  # a record up to the value of its cursor
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\x91" * 100_000],
+    ids=["array", "map", "bytes", "depth"],
+)
+def test_a_length_that_lies_costs_nothing(value: bytes) -> None:
+    assert decode_record(CURSOR + b"\x01").cursor == 1
+    with pytest.raises(StoreDamagedError):
+        decode_record(CURSOR + value)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_no_record_and_no_fold(garbage: bytes) -> None:
+    with pytest.raises(StoreDamagedError):
+        decode_progress(garbage)
+    try:
+        record = decode_record(garbage)
+    except StoreDamagedError:
+        return
+    assert isinstance(record, Record)
+
+
+PLACES = [
+    ("run", 0, ("s",), None),
+    ("run2", 0, ("s",), None),
+    ("run", 1, ("s",), None),
+    ("run", 0, ("s", "s"), None),
+    ("run", 0, ("t",), None),
+    ("run", 0, ("s",), b"key"),
+    ("run", 0, ("s",), b"other key"),
+]
+
+
+@given(st.binary(max_size=50), st.integers(-9, 9))
+def test_a_sealed_payload_opens_where_it_was_sealed_and_nowhere_else(
+    payload: bytes, sequence: int
+) -> None:
+    seals = [Seal(*place) for place in PLACES]
+    for seal in seals:
+        sealed = seal.close(sequence, payload)
+        assert seal.open(sequence, sealed) == payload
+        for other in seals:
+            if other is not seal:
+                with pytest.raises(StoreDamagedError):
+                    other.open(sequence, sealed)
+        with pytest.raises(StoreDamagedError, match=f"checkpoint {sequence + 1} of run 'run"):
+            seal.open(sequence + 1, sealed)
+
+
+def test_every_truncation_and_every_flipped_bit_is_noticed() -> None:
+    seal = Seal("run", 0, ("s",), None)
+    sealed = seal.close(1, b"payload")
+    assert len(sealed) == DIGEST_BYTES + 7
+    damaged = [sealed[:size] for size in range(len(sealed))] + [sealed + b"\0"]
+    for bit in range(len(sealed) * 8):
+        flipped = bytearray(sealed)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for wrong in damaged:
+        with pytest.raises(StoreDamagedError):
+            seal.open(1, wrong)
+
+
+# ---------------------------------------------------------------------------------------
+# Progress
+# ---------------------------------------------------------------------------------------
+
+BOOM = ErrorInfo("ValueError", "boom")
+
+
+def progress_of(*records: Record) -> Progress:
+    progress = Progress()
+    for sequence, record in enumerate(records, 1):
+        apply(progress, sequence, record)
+    return progress
+
+
+def batch(index: int, **fields: Any) -> Record:
+    return Record(at=float(index), index=index, **fields)
+
+
+def test_a_batch_is_confirmed_with_all_it_brought() -> None:
+    output, lines = Output("f", 1, 2, "3"), SinkLines("log", 10, b"")
+    progress = progress_of(
+        batch(4, records=3, outputs=(output,), lines=(lines,), totals={"usd": 0.1}, cursor="next"),
+        batch(5, records=2, lines=(lines,), totals={"usd": 0.2}, spent={"s": 1}, last_index=5),
+    )
+    assert (list(progress.confirmed), progress.sequence, progress.records) == ([4, 5], 2, 5)
+    assert (progress.outputs, progress.sinks) == (1, {"log": 20})
+    assert shown(progress.totals) == {"usd": 0.1 + 0.2}
+    assert shown(progress.spent) == {"s": 1}
+    assert (progress.cursor, progress.last_index) == ("next", 5)
+    assert (progress.started_at, progress.updated_at) == (4.0, 5.0)
+    assert progress.status is Status.INTERRUPTED
+    assert progress.is_done(4)
+    assert not progress.is_done(3)
+    assert progress.covers(4, 6)
+
+
+def test_a_cursor_may_be_set_to_none() -> None:
+    assert progress_of(batch(0, cursor=1), batch(1)).cursor == 1
+    assert progress_of(batch(0, cursor=1), batch(1, cursor=None)).cursor is None
+
+
+def test_an_attempt_is_remembered_until_its_batch_is_confirmed() -> None:
+    failed = batch(0, kind=Kind.ATTEMPT, attempts=2, error=BOOM, spent={"usd": 1})
+    progress = progress_of(failed)
+    assert progress.failures == {0: FailedAttempt(2, BOOM)}
+    assert progress.first_left(0) == 0
+    progress = progress_of(failed, batch(0, spent={"usd": 1}))
+    assert progress.failures == {}
+    assert shown(progress.spent) == {"usd": 2}
+
+
+def test_a_skip_is_done_but_not_confirmed_and_retry_puts_it_back() -> None:
+    skip = batch(1, kind=Kind.SKIP, attempts=3, error=BOOM)
+    progress = progress_of(batch(0), skip, batch(2))
+    assert (list(progress.confirmed), list(progress.skipped)) == ([0, 2], [1])
+    assert progress.failures == {1: FailedAttempt(3, BOOM)}
+    assert progress.first_left(0) == 3
+    retry = Record(kind=Kind.RETRY, at=9.0, indexes=(1,))
+    progress = progress_of(batch(0), skip, batch(2), retry)
+    assert (list(progress.skipped), progress.failures, progress.first_left(0)) == ([], {}, 1)
+    progress = progress_of(skip, batch(1))
+    assert (list(progress.skipped), progress.failures) == ([], {})
+
+
+def test_a_failed_stream_says_why_until_it_goes_on() -> None:
+    fail = Record(kind=Kind.FAIL, at=5.0, error=BOOM, index=1, attempts=4)
+    progress = progress_of(batch(0), fail)
+    assert (progress.status, progress.error, progress.failed_at) == (Status.FAILED, BOOM, 5.0)
+    assert progress.failures == {1: FailedAttempt(4, BOOM)}
+    assert progress_of(Record(kind=Kind.FAIL, at=5.0, error=BOOM)).failures == {}
+    progress = progress_of(batch(0), fail, Record(kind=Kind.RETRY, at=6.0, indexes=(1,)))
+    assert (progress.status, progress.error, progress.failed_at, progress.failures) == (
+        Status.INTERRUPTED,
+        None,
+        None,
+        {},
+    )
+
+
+def test_a_finished_stream_is_complete_until_it_is_opened_again() -> None:
+    finish = Record(kind=Kind.FINISH, at=7.0, metadata={"loss": 1}, last_index=0)
+    fail = Record(kind=Kind.FAIL, at=6.0, error=BOOM)
+    progress = progress_of(batch(0), fail, finish)
+    assert (progress.status, progress.completed_at) == (Status.COMPLETE, 7.0)
+    assert (progress.error, progress.failed_at) == (None, None)
+    assert (progress.metadata, progress.last_index) == ({"loss": 1}, 0)
+    progress = progress_of(batch(0), finish, Record(kind=Kind.SAVE, at=8.0, cursor="c"))
+    assert (progress.status, progress.completed_at) == (Status.INTERRUPTED, None)
+    assert (progress.cursor, list(progress.confirmed)) == ("c", [0])
+
+
+def test_redo_opens_holes_and_takes_back_what_the_batches_had_added() -> None:
+    lines = SinkLines("log", 10, b"")
+    add: dict[str, Any] = {"records": 3, "totals": {"usd": 0.3}, "lines": (lines,)}
+    redo = Record(kind=Kind.REDO, at=3.0, indexes=(1,), spent={"s": 1}, **add)
+    progress = progress_of(batch(0, records=1, totals={"usd": 0.1}), batch(1, **add), redo)
+    assert (list(progress.confirmed), progress.records, progress.first_left(0)) == ([0], 1, 1)
+    assert (shown(progress.totals), shown(progress.spent)) == ({"usd": 0.1}, {"s": 1})
+    assert progress.sinks == {"log": 0}
+
+
+@pytest.mark.parametrize("kind", [Kind.SESSION, Kind.END])
+def test_notes_of_the_run_are_its_newest_metadata(kind: Kind) -> None:
+    notes = [Record(kind=kind, at=1.0, metadata={"a": 1}), Record(kind=kind, at=2.0, metadata={})]
+    assert progress_of(notes[0]).metadata == {"a": 1}
+    progress = progress_of(*notes)
+    assert (progress.metadata, progress.status, len(progress.confirmed)) == ({}, Status.PENDING, 0)
+
+
+@pytest.mark.parametrize("sequence", [0, 2, -1])
+def test_a_gap_in_the_sequence_is_damage(sequence: int) -> None:
+    progress = Progress()
+    with pytest.raises(StoreDamagedError, match="checkpoint 1 is missing"):
+        apply(progress, sequence, batch(0))
+    assert progress == Progress()
+
+
+@pytest.mark.parametrize("kind", [Kind.BATCH, Kind.SKIP, Kind.ATTEMPT])
+@pytest.mark.parametrize("index", [None, -1])
+def test_a_batch_without_an_index_is_damage(kind: Kind, index: int | None) -> None:
+    with pytest.raises(StoreDamagedError, match=f"kind {kind.name} names no batch"):
+        progress_of(Record(kind=kind, at=0.0, index=index))
+
+
+@given(st.sets(INDEX), st.sets(INDEX), INDEX)
+def test_what_is_left_is_neither_confirmed_nor_skipped(
+    confirmed: set[int], skipped: set[int], start: int
+) -> None:
+    progress = Progress(confirmed=IndexSet(confirmed), skipped=IndexSet(skipped))
+    left = [index for index in range(start, 20) if index not in confirmed | skipped]
+    assert progress.first_left(start) == left[0]
+    for stop in range(start, 9):
+        assert progress.covers(start, stop) == (left[0] >= stop)
+
+
+@given(st.lists(RECORDS, max_size=12), st.data())
+def test_a_fold_and_its_tail_are_the_whole(records: list[Record], data: st.DataObject) -> None:
+    split = data.draw(st.integers(0, len(records)))
+    folded = decode_progress(encode_progress(progress_of(*records[:split])))
+    for sequence, record in enumerate(records[split:], split + 1):
+        apply(folded, sequence, record)
+    assert folded == progress_of(*records)
+    assert encode_progress(folded) == encode_progress(progress_of(*records))
+
+
+def test_every_kind_is_applied() -> None:
+    for kind in Kind:
+        assert progress_of(batch(0, kind=kind)).sequence == 1
+
+
+@given(st.lists(RECORDS, max_size=5), st.data())
+def test_a_damaged_fold_is_a_fold_that_can_be_used_or_refused(
+    records: list[Record], data: st.DataObject
+) -> None:
+    payload = bytearray(encode_progress(progress_of(*records)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        progress = decode_progress(bytes(payload))
+    except StoreDamagedError:
+        return
+    shown(progress.totals)
+    apply(progress, progress.sequence + 1, batch(0, totals={"a": 0.1, "b": 1}))
+
+
+def test_a_sum_no_floats_can_have_is_damage() -> None:
+    fields = msgspec.msgpack.decode(encode_progress(progress_of(batch(0, totals={"a": 1}))))
+    assert fields[5] == {"a": ["1", 0]}
+    for shift in (2**62, 1_075, -1):
+        fields[5] = {"a": ["1", shift]}
+        with pytest.raises(StoreDamagedError, match="finite floats"):
+            decode_progress(msgspec.msgpack.encode(fields))
