@@ -7,8 +7,13 @@ from pathlib import Path
 import attrs
 
 from benchmarks import Options, Section, Target
-from benchmarks.crawl_kills import CrawlFigures, crawler_command, report, site_command
-from benchmarks.crawl_kills import measure as measure_crawl
+from benchmarks.crawl_kills import (
+    CrawlFigures,
+    crawler_command,
+    measure as measure_crawl,
+    report,
+    site_command,
+)
 
 PAGES = 3_000
 QUICK_PAGES = 300

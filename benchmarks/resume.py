@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from benchmarks import Options, Section, Target, folder_bytes, median
-from trio_ckpt import Progress, open_run
+from trio_ckpt import Batch, Progress, Stream, open_run
 from trio_ckpt._records import Record, apply, encode_key, encode_progress, encode_record
 from trio_ckpt._saver import RECORDS_PER_FOLD
 from trio_ckpt.abc import Checkpoint, Fold, RunKey
@@ -73,6 +73,8 @@ async def time_first_batch(folder: Path) -> float:
     """Milliseconds from calling `open_run` to holding a batch: all of a start but imports."""
     started = time.perf_counter()
     taken = 0.0
+    stream: Stream[None]
+    batch: Batch[None]
     async with (
         open_run(RUN, store=folder, handle_signals=False) as run,
         run.open_stream(*STREAM) as stream,

@@ -21,7 +21,7 @@ import trio
 from benchmarks import Options, Section, Target, folder_bytes, median
 from benchmarks.controls import raw_sqlite, thread_hop_sqlite
 from benchmarks.peers import PEERS_FOLDER, ensure_environment
-from trio_ckpt import Run, open_run
+from trio_ckpt import Batch, Run, Stream, open_run
 
 LOOPS = (1, 8, 64)
 PEERS = ("dbos", "langgraph")
@@ -57,6 +57,8 @@ class Steps:
 
 async def run_loop(run: Run, name: str, batches: int) -> None:
     """One loop: a stream, and nothing in the body."""
+    stream: Stream[None]
+    batch: Batch[None]
     async with run.open_stream(name) as stream:
         async for batch in stream.batches():
             batch.complete(last=batch.index == batches - 1)

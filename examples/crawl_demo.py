@@ -25,7 +25,11 @@ import trio
 
 # The server renders a page by importing the module; these act on import, or take long.
 EXCLUDE = r"/(test|idlelib|lib2to3|turtledemo|turtle|tkinter|antigravity|this|search|get|topic)\b"
-INCLUDE = r"/(index\.html)?$|/(asyncio|collections|concurrent|ctypes|email|encodings|html|http|importlib|json|logging|multiprocessing|os|sqlite3|unittest|urllib|wsgiref|xml|zoneinfo)\b"
+PACKAGES = (
+    "asyncio collections concurrent ctypes email encodings html http importlib json logging "
+    "multiprocessing os sqlite3 unittest urllib wsgiref xml zoneinfo"
+)
+INCLUDE = rf"/(index\.html)?$|/({'|'.join(PACKAGES.split())})\b"
 MAX_HEAD_BYTES = 64 * 1024
 START_WITHIN_S = 30
 END_WITHIN_S = 120
@@ -37,13 +41,17 @@ class CountingProxy:
 
     Attributes:
         port: Of the server behind.
-        begun: Requests by path.
         answered: Complete answers with status 200, by path.
     """
 
     port: int
-    begun: Counter[str] = attrs.field(factory=Counter)
     answered: Counter[str] = attrs.field(factory=Counter)
+    _changed: trio.Event = attrs.field(factory=trio.Event)
+
+    async def wait_answered(self, pages: int) -> None:
+        """Wait until so many answers have passed."""
+        while self.answered.total() < pages:
+            await self._changed.wait()
 
     async def handle(self, client: trio.SocketStream) -> None:
         """Serve one connection; a killed crawler is no error here."""
@@ -61,7 +69,6 @@ class CountingProxy:
             if not data or len(head) > MAX_HEAD_BYTES:
                 return
         path = head.split(b" ", 2)[1].decode("latin-1")
-        self.begun[path] += 1
         status = b""
         async with await trio.open_tcp_stream("127.0.0.1", self.port) as server:
             await server.send_all(head)
@@ -70,6 +77,8 @@ class CountingProxy:
                 await client.send_all(data)
         if status.endswith(b" 200"):
             self.answered[path] += 1
+            self._changed.set()
+            self._changed = trio.Event()
 
 
 def free_port() -> int:
@@ -137,8 +146,7 @@ async def demonstrate(out: Path, kill_after: int) -> int:
 
 async def _kill_and_resume(url: str, out: Path, proxy: CountingProxy, kill_after: int) -> int:
     process = await run_crawler(url, out)
-    while sum(proxy.answered.values()) < kill_after and process.poll() is None:
-        await trio.sleep(0.01)
+    await proxy.wait_answered(kill_after)
     process.send_signal(signal.SIGKILL)
     await process.wait()
     print(f"killed with SIGKILL after {len(read_urls(out))} lines were written", flush=True)

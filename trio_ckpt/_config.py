@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
 from ._errors import NotEncodableError
-from ._records import canonical_json, check_plain
+from ._records import MAX_DEPTH, canonical_json, check_plain
 
 MAX_CONFIG_BYTES = 2**20  # it is kept with every session; a table of data is not a config
 
@@ -30,33 +30,45 @@ def canonical_config(config: Any, exclude: Collection[str] = ()) -> dict[str, An
     """
     if config is None:
         return {}
-    plain = _plain(config, "config")
-    if not isinstance(plain, dict):
+    fields = _fields(config)
+    if fields is None:
         raise NotEncodableError("config", "it is neither an attrs instance nor a mapping")
-    for name in exclude:
-        plain.pop(name, None)
+    kept = {name: value for name, value in fields.items() if name not in exclude}
+    plain: dict[str, Any] = _plain(kept, "config")
     check_plain(plain, "config")
     if len(canonical_json(plain)) > MAX_CONFIG_BYTES:
         raise NotEncodableError("config", f"over {MAX_CONFIG_BYTES} bytes")
     return plain
 
 
-def _plain(value: Any, path: str) -> Any:
-    if attrs.has(type(value)):
-        fields = attrs.fields(type(value))
-        return {f.name: _plain(getattr(value, f.name), f"{path}.{f.name}") for f in fields}
+def _fields(value: object) -> Mapping[str, Any] | None:
+    """What an attrs instance or a mapping holds by name; None if it is neither."""
+    kind = type(value)
+    if attrs.has(kind):
+        return {field.name: getattr(value, field.name) for field in attrs.fields(kind)}
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else None
+
+
+def _plain(value: Any, path: str, depth: int = 0) -> Any:
+    if depth > MAX_DEPTH:
+        raise NotEncodableError(path, f"nested deeper than {MAX_DEPTH}")
+    below = depth + 1
+    fields = _fields(value)
+    if fields is not None:
+        return {name: _plain(item, f"{path}.{name}", below) for name, item in fields.items()}
     if isinstance(value, enum.Enum):
-        return _plain(value.value, path)
+        return _plain(value.value, path, below)
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, datetime | date):
         return value.isoformat()
-    if isinstance(value, Mapping):
-        return {key: _plain(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, set | frozenset):
-        return sorted((_plain(item, path) for item in value), key=canonical_json)
+        items = [_plain(item, path, below) for item in cast("frozenset[Any]", value)]
+        check_plain(items, path)  # or the JSON that they are sorted by could not be made
+        return sorted(items, key=canonical_json)
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{path}[{at}]") for at, item in enumerate(value)]
+        sequence = cast("Sequence[Any]", value)
+        return [_plain(item, f"{path}[{at}]", below) for at, item in enumerate(sequence)]
     return value
 
 
@@ -74,12 +86,11 @@ def diff_config(
         field = f"{path}{name}"
         before, after = was.get(name, _ABSENT), now.get(name, _ABSENT)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            changes += diff_config(before, after, f"{field}.")
-        elif (
-            before is _ABSENT or after is _ABSENT or canonical_json(before) != canonical_json(after)
-        ):
+            deeper = cast("tuple[Mapping[str, Any], Mapping[str, Any]]", (before, after))
+            changes += diff_config(*deeper, f"{field}.")
+        elif _show(before) != _show(after):
             changes.append((field, _show(before), _show(after)))
-    return tuple(changes)
+    return tuple(sorted(changes))
 
 
 _ABSENT = object()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import random
 from collections.abc import Callable
 
@@ -52,8 +53,8 @@ class RetryRule:
 
     def wait_s(self, error: BaseException, attempts: int) -> float:
         """Seconds to wait after the `attempts`-th failure."""
-        doublings = float(min(attempts - 1, 32))  # a sane end; beyond it nobody waits
-        wait = min(self.backoff_s * 2.0**doublings, self.max_backoff_s)
+        doublings = min(attempts - 1, 1_000)  # below where a float overflows
+        wait = min(math.ldexp(self.backoff_s, doublings), self.max_backoff_s)
         wait *= 1 + random.random() * self.jitter  # noqa: S311  # spreads load, no secret
         asked = self.retry_after(error) if self.retry_after is not None else None
         return wait if asked is None else max(wait, asked)

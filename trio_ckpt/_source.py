@@ -64,8 +64,12 @@ class Source(Generic[T]):
                 f"a source is a sequence or a function that returns the items, not a "
                 f"{type(items).__qualname__}: it must be the whole list on every start"
             )
-        self._list = items if isinstance(items, Sequence) else None
-        self._make = cast("Callable[[], Iterable[T]] | None", items if callable(items) else None)
+        self._list: Sequence[T] | None = None
+        self._make: Callable[[], Iterable[T]] | None = None
+        if isinstance(items, Sequence):
+            self._list = items
+        elif items is not None:
+            self._make = items
         self._first = first_index
         self._key = key or default_key
         self._known = known
@@ -96,20 +100,21 @@ class Source(Generic[T]):
         Raises:
             SourceChangedError: it is not the item that the record of the batch is of.
         """
-        if self.is_open_ended:
-            return None, b""
         position = index - self._first
         if self._list is not None:
-            if position >= len(self._list):
+            if not 0 <= position < len(self._list):
                 return None
             item = self._list[position]
             return item, self._checked(index, item)
-        return self._read_to(position)
+        if self._make is not None:
+            return self._read_to(position, self._make) if position >= 0 else None
+        return None, b""
 
-    def _read_to(self, position: int) -> tuple[T | None, bytes] | None:
-        assert self._make is not None
+    def _read_to(
+        self, position: int, make: Callable[[], Iterable[T]]
+    ) -> tuple[T | None, bytes] | None:
         if self._made is None or position < self._position:
-            self._made, self._position = iter(self._make()), -1
+            self._made, self._position = iter(make()), -1
         while self._position < position:
             try:
                 self._current = next(self._made)
@@ -118,7 +123,7 @@ class Source(Generic[T]):
                 return None
             self._position += 1
             if self._first + self._position in self._known:
-                self._checked(self._first + self._position, cast("T", self._current))
+                self._checked(self._first + self._position, self._current)
         current = cast("T", self._current)
         return current, item_digest(self._key(current))
 

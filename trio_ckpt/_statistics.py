@@ -44,4 +44,6 @@ def rate_per_s(confirmed: int, elapsed_s: float) -> float | None:
 
 def eta_s(left: int | None, rate: float | None) -> float | None:
     """Seconds until nothing is left."""
+    if left == 0:
+        return 0.0
     return None if left is None or not rate else left / rate

@@ -122,8 +122,9 @@ def failure_of(error: BaseException | str) -> Failure:
 
 
 def _is_cancellation(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return all(map(_is_cancellation, cast("BaseExceptionGroup[Any]", error).exceptions))
+    if isinstance(error, BaseExceptionGroup):  # of all cancelled children of a nursery
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return group.split(trio.Cancelled)[1] is None
     return isinstance(error, trio.Cancelled)
 
 
