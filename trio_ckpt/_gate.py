@@ -416,8 +416,7 @@ class Desk:
         batch.state = AttemptState.SUBMITTED
         checkpoint = await self.saver.encode(self.lane, payload)
         submission = Submission(self.lane, record, checkpoint, lines, tell)
-        self.saver.submit(submission)
-        await submission.wait()
+        await self.saver.save(submission)
 
     async def save_plain(self, record: Record) -> None:
         """Save a record of the stream that is not about a batch, and wait for it.
@@ -426,8 +425,7 @@ class Desk:
         """
         checkpoint = await self.saver.encode(self.lane, encode_record(record))
         submission = Submission(self.lane, record, checkpoint, (), lambda _error: None)
-        self.saver.submit(submission)
-        await submission.wait()
+        await self.saver.save(submission)
 
     async def _wait_submitted(self, batch: Batch[Any]) -> None:
         version = self.coordinator.registry.version

@@ -53,7 +53,7 @@ class RetryRule:
 
     def wait_s(self, error: BaseException, attempts: int) -> float:
         """Seconds to wait after the `attempts`-th failure."""
-        doublings = min(attempts - 1, 1_000)  # below where a float overflows
+        doublings = min(attempts - 1, 64)  # 2**64 s outlasts every max_backoff_s
         wait = min(math.ldexp(self.backoff_s, doublings), self.max_backoff_s)
         wait *= 1 + random.random() * self.jitter  # noqa: S311  # spreads load, no secret
         asked = self.retry_after(error) if self.retry_after is not None else None

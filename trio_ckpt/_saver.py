@@ -3,10 +3,14 @@
 Theory of operation
 ===================
 
-One trio task per run saves.  It takes *all* that is queued, saves it as one group, and
+One trio task of the run saves.  It takes *all* that is queued, saves it as one group, and
 never waits for time: while one group is on its way to the disk the next one gathers by
 itself.  After a group it passes one schedule point, so that the loops it has just woken
 can submit their next batch; without that they split into two alternating halves.
+
+While that task rests, whoever comes with a checkpoint saves it itself, and the task gets
+what has gathered meanwhile.  So a loop that is alone switches tasks no more often than
+any hop to a thread does.
 
 For each checkpoint of a group, in this order:
 
@@ -27,7 +31,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import attrs
 import trio
@@ -48,7 +51,7 @@ from .outputs import AppendFile
 
 log = logging.getLogger("trio_ckpt.saver")
 
-RECORDS_PER_FOLD = 1_000  # what resuming reads at most, and what a fold is spread over
+RECORDS_PER_FOLD = 500  # what resuming reads at most, and what a fold is spread over
 MAX_GROUP = 4_096  # bounds the memory and the time of one transaction
 DEFAULT_SAVE_TIMEOUT_S = 60.0
 
@@ -189,6 +192,36 @@ class Saver:
             if lane.submitted + 1 == sequence:  # nobody else of the stream came between
                 return Checkpoint(lane.text, sequence, b"", digest)
 
+    async def save(self, submission: Submission) -> None:
+        """Submit a checkpoint and wait for its outcome.
+
+        Raises:
+            TrioCkptError: the run is poisoned.
+            Exception: whatever kept it from being saved.
+
+        Durability: when this returns it is saved.
+        Cancellation: none; a submitted save is never abandoned.
+        """
+        resting, self._idle_task = self._idle_task, None  # what is submitted now gathers
+        try:
+            self.submit(submission)
+            if resting is not None:
+                await self._save_alone(submission)
+        finally:
+            if resting is not None:
+                self._idle_task = resting
+                if self._queue or self._is_closing:
+                    self._wake()
+        await submission.wait()
+
+    async def _save_alone(self, submission: Submission) -> None:
+        try:
+            await self._save_next_group()
+        except BaseException as error:
+            if not submission.is_over:  # something broke on the way, nobody knows how far
+                self._set_poison(self._unknown(f"was left by {type(error).__qualname__}"))
+            raise
+
     def submit(self, submission: Submission) -> None:
         """Queue a checkpoint for the next group.
 
@@ -247,7 +280,7 @@ class Saver:
             self._sort_out(group, outcomes)
 
     async def _save(self, group: list[Submission], folds: list[Fold]) -> list[Exception | None]:
-        with trio.move_on_after(self._save_timeout_s):
+        with trio.move_on_after(self._save_timeout_s, shield=True):
             try:
                 checkpoints = [submission.checkpoint for submission in group]
                 return await self._store.save(self.run_key, checkpoints, folds)
@@ -257,13 +290,16 @@ class Saver:
             except Exception as error:
                 log.error("saving %d checkpoints failed: %s", len(group), error)
                 return [error] * len(group)
-        unknown = SaveOutcomeUnknownError(
-            f"a save of run {self.run_key.run_id!r} has not ended after "
-            f"{self._save_timeout_s:g} s: whether it landed is unknown; start the run again",
-            run_id=self.run_key.run_id,
-        )
+        unknown = self._unknown(f"has not ended after {self._save_timeout_s:g} s")
         self._set_poison(unknown)
         return [unknown] * len(group)
+
+    def _unknown(self, problem: str) -> SaveOutcomeUnknownError:
+        return SaveOutcomeUnknownError(
+            f"a save of run {self.run_key.run_id!r} {problem}: whether it landed is unknown; "
+            "start the run again",
+            run_id=self.run_key.run_id,
+        )
 
     def _land(self, submission: Submission) -> None:
         lane, record = submission.lane, submission.record
@@ -311,7 +347,7 @@ class Saver:
         for submission in taken:
             for sink, lines in submission.lines:
                 chunks.setdefault(sink, []).append(lines)
-        with trio.move_on_after(self._save_timeout_s) as scope:
+        with trio.move_on_after(self._save_timeout_s, shield=True) as scope:
             failures = await self._appender.run(_append_all, chunks)
         if scope.cancelled_caught:
             unknown = SaveOutcomeUnknownError("an append has not ended; start the run again")

@@ -79,6 +79,17 @@ def test_opening_cuts_the_tail_and_says_so(outdir: OutputDir, root: Path) -> Non
         sink.append([b"y"])
 
 
+def test_a_cut_is_durable_before_anything_is_appended(root: Path) -> None:
+    root.mkdir()
+    (root / "log").write_bytes(b"good\ntorn")
+    system = FaultySystem()
+    outdir = OutputDir.open(root, system=system)
+    system.changes.clear()
+    AppendFile.open(outdir, "log", 5).close()
+    assert system.changes == ["truncate log", "fsync log", "fsync root"]
+    outdir.close()
+
+
 def test_missing_confirmed_bytes_are_refused_and_counted(outdir: OutputDir, root: Path) -> None:
     (root / "log").write_bytes(b"123")
     for name, missing in (("log", 7), ("gone", 10), ("no/where", 10)):
@@ -87,6 +98,7 @@ def test_missing_confirmed_bytes_are_refused_and_counted(outdir: OutputDir, root
         assert caught.value.missing_bytes == missing
         assert isinstance(caught.value, CannotRedoError)
     assert files_in(root) == {"log": b"123"}
+    assert not (root / "no").exists()
     AppendFile.open(outdir, "log", 2).close()  # after a rewind
 
 

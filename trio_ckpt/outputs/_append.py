@@ -94,7 +94,6 @@ class AppendFile:
         """
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         self._refuse_closed()
-        self._end = self.confirmed
         try:
             self._cut()
             write_all(self._tree.system, self._fd, self.path, data, self.confirmed)

@@ -1,0 +1,160 @@
+"""Sources: item j is batch first_index + j, and a changed list does not go unnoticed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from trio_ckpt import NotEncodableError, SourceChangedError
+from trio_ckpt._records import item_digest
+from trio_ckpt._source import Source, default_key
+
+WHERE = ("run", ("stream",))
+PAGES = ["a", "b", "c", "d"]
+
+
+def source(
+    items: Any,
+    *,
+    first_index: int = 1,
+    key: Callable[[Any], str] | None = None,
+    known: Mapping[int, bytes] | None = None,
+    confirmed_stop: int = 0,
+) -> Source[Any]:
+    return Source(
+        items,
+        first_index=first_index,
+        key=key,
+        known=known or {},
+        confirmed_stop=confirmed_stop,
+        where=WHERE,
+    )
+
+
+def digests(items: list[Any], first_index: int = 1) -> dict[int, bytes]:
+    return {first_index + at: item_digest(default_key(item)) for at, item in enumerate(items)}
+
+
+def as_list(items: list[str]) -> Any:
+    return items
+
+
+def as_factory(items: list[str]) -> Any:
+    return lambda: iter(items)
+
+
+BOTH = pytest.mark.parametrize("form", [as_list, as_factory])
+
+
+@BOTH
+def test_item_j_is_batch_first_index_plus_j(form: Callable[[list[str]], Any]) -> None:
+    pages = source(form(PAGES), first_index=3)
+    got = [pages.get(index) for index in range(3, 8)]
+    assert [found and found[0] for found in got] == [*PAGES, None]
+    assert got[4] is None
+    assert [found[1] for found in got if found] == list(digests(PAGES).values())
+
+
+@BOTH
+def test_there_is_nothing_before_the_first_batch(form: Callable[[list[str]], Any]) -> None:
+    pages = source(form(PAGES), first_index=3)
+    assert pages.get(2) is None
+    assert pages.get(0) is None
+
+
+def test_only_a_list_knows_its_end() -> None:
+    assert source(PAGES, first_index=3).stop == 7
+    assert source(range(5), first_index=0).stop == 5
+    assert source(lambda: PAGES).stop is None
+    assert source(None).stop is None
+
+
+def test_an_open_end_gives_batches_without_items() -> None:
+    pages = source(None, known={1: b"x"}, confirmed_stop=2)
+    assert pages.is_open_ended
+    assert pages.get(10**9) == (None, b"")
+    assert not source(PAGES).is_open_ended
+    assert not source(lambda: PAGES).is_open_ended
+
+
+def test_a_factory_is_read_once_going_forward_and_again_going_back() -> None:
+    calls = 0
+
+    def make() -> Iterator[str]:
+        nonlocal calls
+        calls += 1
+        yield from PAGES
+
+    pages = source(make)
+    assert calls == 0  # making a source reads nothing
+    assert [pages.get(index) for index in (1, 3, 3, 4)][1:] == [
+        ("c", item_digest('"c"')),
+        ("c", item_digest('"c"')),
+        ("d", item_digest('"d"')),
+    ]
+    assert calls == 1
+    assert pages.get(2) == ("b", item_digest('"b"'))
+    assert calls == 2
+    assert [pages.get(9), pages.get(9), pages.get(4)] == [None, None, ("d", item_digest('"d"'))]
+
+
+def test_what_a_second_start_could_not_read_again_is_refused() -> None:
+    for items in (iter(PAGES), (page for page in PAGES), set(PAGES), 7):
+        with pytest.raises(TypeError, match="the whole list on every start"):
+            source(items)
+
+
+@BOTH
+def test_a_changed_item_under_what_is_confirmed_is_noticed(
+    form: Callable[[list[str]], Any],
+) -> None:
+    with pytest.raises(SourceChangedError) as caught:
+        source(form(["a", "X", "c"]), known=digests(PAGES[:2]), confirmed_stop=3).get(3)
+    error = caught.value
+    assert (error.run_id, error.stream, error.batch_index) == ("run", ("stream",), 2)
+    assert error.was == item_digest('"b"').hex()
+    assert '"X"' in error.now
+
+
+@BOTH
+def test_a_shorter_source_is_noticed(form: Callable[[list[str]], Any]) -> None:
+    with pytest.raises(SourceChangedError) as caught:
+        source(form(PAGES[:2]), known=digests(PAGES[:3]), confirmed_stop=4).get(4)
+    assert caught.value.batch_index == 3
+    assert "shorter" in caught.value.now
+
+
+@BOTH
+def test_growth_at_the_end_and_changes_of_what_is_left_are_fine(
+    form: Callable[[list[str]], Any],
+) -> None:
+    pages = source(form(["a", "b", "new", "more"]), known=digests(PAGES[:2]), confirmed_stop=3)
+    assert pages.get(3) == ("new", item_digest('"new"'))
+    assert pages.get(4) == ("more", item_digest('"more"'))
+
+
+def test_a_record_without_a_digest_or_before_the_first_batch_says_nothing() -> None:
+    assert source(["X"], known={1: b""}, confirmed_stop=2).get(1) == ("X", item_digest('"X"'))
+    assert source(["X"], first_index=5, known={1: b"older"}).get(5) is not None
+
+
+def test_a_key_of_ones_own_names_items() -> None:
+    class Page:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    pages = [Page(1), Page(2)]
+    known = {1: item_digest("1")}
+    numbered = source(pages, key=lambda page: str(page.number), known=known, confirmed_stop=2)
+    assert numbered.get(2) == (pages[1], item_digest("2"))
+    with pytest.raises(NotEncodableError, match="give key="):
+        source(pages).get(1)
+
+
+@pytest.mark.parametrize(
+    ("item", "key"), [(7, "7"), ("7", '"7"'), ({"b": 1, "a": [None]}, '{"a":[null],"b":1}')]
+)
+def test_the_default_key_is_canonical_json(item: object, key: str) -> None:
+    assert default_key(item) == key
