@@ -1,21 +1,80 @@
 """Settings of the documentation (Sphinx)."""
 
+from __future__ import annotations
+
+import re
+import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
-PROJECT = tomllib.loads(
-    Path(__file__).parents[1].joinpath("pyproject.toml").read_text(encoding="utf-8")
-)["project"]
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text(encoding="utf-8"))["project"]
+sys.path.insert(0, str(ROOT))
 
 project = "trio_ckpt"
 author = PROJECT["authors"][0]["name"]
 copyright = author
 version = release = PROJECT["version"]
 
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_class_signature = "separated"  # users do not make most of these: open_* does
+napoleon_use_ivar = True  # else an attribute that is also a property has two entries
+napoleon_use_rtype = False
+
+# No other project's inventory is fetched, so that the pages build without a network: a name
+# of another library is text, not a link.  Names of ours that are not public are text, too.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(collections|contextlib|datetime|enum|os|pathlib|typing|types)\..*"),
+    (r"py:.*", r"(attrs|msgspec|trio)\..*"),
+    (r"py:.*", r"(trio_ckpt\.)?(\w+\.)*_\w+(\.\w+)*"),
+    (r"py:exc", r".*, .*"),  # several errors of one reason
+    (r"py:class", r"\w|Any|AnyPath|AnyToken|Items|Number|StreamKey|optional"),
+]
+
 html_theme = "furo"
 html_title = f"{project} {release}"
+
+SAYS = re.compile(r"(Cancellation|Durability): (.*)")
+
+
+def set_apart(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
+    """Make paragraphs of what a docstring says of cancellation and durability."""
+    done: list[str] = []
+    is_inside = False
+    for line in lines:
+        match = SAYS.fullmatch(line)
+        if match:
+            done += ["", f"**{match[1]}:** {match[2]}"]
+        else:
+            is_inside = is_inside and line.startswith(" ")
+            done.append(line.strip() if is_inside else line)
+        is_inside = is_inside or match is not None
+    lines[:] = done
+
+
+def find_public(app: Any, env: Any, node: Any, content: Any) -> Any:
+    """Lead a reference to ``trio_ckpt._token.CheckpointToken`` to ``trio_ckpt.CheckpointToken``."""
+    target = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or not re.match(r"trio_ckpt\.(\w+\.)?_", target):
+        return None
+    last = target.rsplit(".", 1)[-1]
+    for module in ("trio_ckpt", "trio_ckpt.outputs", "trio_ckpt.stores", "trio_ckpt.testing"):
+        found = env.domains["py"].resolve_xref(
+            env, node["refdoc"], app.builder, node["reftype"], f"{module}.{last}", node, content
+        )
+        if found is not None:
+            return found
+    return None
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", set_apart, priority=400)  # before napoleon's 500
+    app.connect("missing-reference", find_public)

@@ -12,38 +12,36 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trio_ckpt._errors import NotEncodableError, StoreDamagedError
+from trio_ckpt._progress import FailedAttempt, Progress, apply, decode_progress, encode_progress
 from trio_ckpt._ranges import IndexSet
 from trio_ckpt._records import (
     DIGEST_BYTES,
-    MAX_DEPTH,
     MAX_ERROR_CHARS,
-    MAX_KEY_CHARS,
-    MAX_RUN_ID_CHARS,
     ErrorInfo,
-    FailedAttempt,
     Kind,
     Output,
-    Progress,
     Record,
     Seal,
     SinkLines,
     Status,
-    apply,
+    decode_record,
+    describe_error,
+    encode_record,
+)
+from trio_ckpt._totals import shown
+from trio_ckpt._values import (
+    MAX_DEPTH,
+    MAX_KEY_CHARS,
+    MAX_RUN_ID_CHARS,
     canonical_json,
     check_amounts,
     check_plain,
     check_run_id,
     check_stream_key,
     decode_key,
-    decode_progress,
-    decode_record,
-    describe_error,
     encode_key,
-    encode_progress,
-    encode_record,
     item_digest,
 )
-from trio_ckpt._totals import shown
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)

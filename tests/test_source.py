@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from trio_ckpt import NotEncodableError, SourceChangedError
-from trio_ckpt._records import item_digest
 from trio_ckpt._source import Source, default_key
+from trio_ckpt._values import item_digest
 
 WHERE = ("run", ("stream",))
 PAGES = ["a", "b", "c", "d"]

@@ -12,7 +12,7 @@ The floor plan; a file imports only from floors below its own:
         state/      codecs, the frontier              stores/     bytes in, bytes out
     L1  abc         every contract                    _token      the token's table
         outputs     durable files
-    L0  _errors, _ranges, _totals, _records, _threads
+    L0  _errors, _ranges, _totals, _values, _records, _progress, _threads
 """
 
 from ._batch import Batch as Batch
@@ -46,12 +46,11 @@ from ._errors import (
     TrioCkptError as TrioCkptError,
 )
 from ._loops import run_batches as run_batches
+from ._progress import FailedAttempt as FailedAttempt, Progress as Progress
 from ._records import (
     CheckpointResult as CheckpointResult,
     ErrorInfo as ErrorInfo,
-    FailedAttempt as FailedAttempt,
     Output as Output,
-    Progress as Progress,
     Status as Status,
 )
 from ._registry import TokenRegistry as TokenRegistry

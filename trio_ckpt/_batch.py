@@ -15,17 +15,11 @@ import attrs
 import msgspec
 import trio
 
-from ._records import (
-    CheckpointResult,
-    Output,
-    Status as Status,
-    canonical_json,
-    check_amounts,
-    check_plain,
-)
+from ._records import CheckpointResult, Output, Status as Status
 from ._threads import run_blocking
 from ._token import CheckpointToken, TokenEvent, move
 from ._totals import Number
+from ._values import canonical_json, check_amounts, check_plain
 from .outputs import OutputDir, encode_lines
 
 T = TypeVar("T")
@@ -52,16 +46,16 @@ class AttemptState(enum.Enum):
 class Staged:
     """What travels with a batch's checkpoint."""
 
-    outputs: dict[str, Output] = attrs.field(factory=dict)
-    adopted: list[AnyPath] = attrs.field(factory=list)
+    outputs: dict[str, Output] = attrs.field(factory=dict[str, Output])
+    adopted: list[AnyPath] = attrs.field(factory=list[AnyPath])
     records: int = 0
     cursor: Any = UNSET
-    totals: dict[str, Number] = attrs.field(factory=dict)
-    spent: dict[str, Number] = attrs.field(factory=dict)
-    metadata: dict[str, Any] = attrs.field(factory=dict)
+    totals: dict[str, Number] = attrs.field(factory=dict[str, Number])
+    spent: dict[str, Number] = attrs.field(factory=dict[str, Number])
+    metadata: dict[str, Any] = attrs.field(factory=dict[str, Any])
     is_last: bool = False
-    lines: dict[str, bytearray] = attrs.field(factory=dict)
-    adds: list[Any] = attrs.field(factory=list)
+    lines: dict[str, bytearray] = attrs.field(factory=dict[str, bytearray])
+    adds: list[Any] = attrs.field(factory=list[Any])
     error: BaseException | str | None = None
     is_final: bool = False  # no retry, whatever the table says
 
@@ -121,6 +115,7 @@ class Batch(Generic[T]):
     task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
     state: AttemptState = AttemptState.OPEN
     staged: Staged = attrs.field(factory=Staged)
+    problem: Exception | None = None  # what kept it from being saved
 
     # -- settling -----------------------------------------------------------------------
 
@@ -155,19 +150,16 @@ class Batch(Generic[T]):
         """
         if self.state is not AttemptState.OPEN:
             return False
-        staged = self.staged
         if cursor is not UNSET:
             self._host.check_cursor()
             check_plain(cursor, "cursor")
-            staged.cursor = cursor
-        if totals:
-            staged.totals = check_amounts(totals, "totals")
-        if metadata:
-            plain = dict(metadata)
-            check_plain(plain, "metadata")
-            staged.metadata = plain
+        plain = dict(metadata or {})
+        check_plain(plain, "metadata")
+        amounts = check_amounts(totals or {}, "totals")
         if type(records) is not int or records < 0:
             raise ValueError(f"records is a count, not {records!r}")
+        staged = self.staged
+        staged.cursor, staged.totals, staged.metadata = cursor, amounts, plain
         staged.records = records
         staged.is_last = last
         staged.adopted += [path for path in outputs if os.fspath(path) not in staged.outputs]
@@ -228,12 +220,21 @@ class Batch(Generic[T]):
 
     # -- staging ------------------------------------------------------------------------
 
+    def _check_staging(self) -> None:
+        if self.state in (AttemptState.SUBMITTED, AttemptState.OVER):
+            raise RuntimeError(
+                f"attempt {self.attempt} at batch {self.index} is over: what is staged now "
+                "would travel with no checkpoint"
+            )
+
     def spend(self, **amounts: Number) -> None:
         """Count what this attempt costs; kept whether it succeeds or not, never subtracted.
 
         Raises:
             NotEncodableError: an amount is not a finite number.
+            RuntimeError: this attempt is over; so say all that stage something.
         """
+        self._check_staging()
         for name, amount in check_amounts(amounts, "spend").items():
             self.staged.spent[name] = self.staged.spent.get(name, 0) + amount
 
@@ -246,6 +247,7 @@ class Batch(Generic[T]):
             NotEncodableError: an item is not JSON-like.
             TypeError: the stream's state is no `Frontier`.
         """
+        self._check_staging()
         self.staged.adds += self._host.stage_items(items)
 
     def append_json(self, path: AnyPath, *records: Any) -> None:
@@ -258,6 +260,7 @@ class Batch(Generic[T]):
             NotEncodableError: a record is not JSON-like.
             OutputError: a bad path, or one that another stream appends to.
         """
+        self._check_staging()
         name = self._host.output_dir.relative(path)
         self._host.claim_sink(name)
         self.staged.lines.setdefault(name, bytearray()).extend(encode_lines(records))
@@ -279,10 +282,12 @@ class Batch(Generic[T]):
         Durability: when this returns the file and its name survive power loss.
         Cancellation: a write that has begun is waited for.
         """
+        self._check_staging()
         outputs = self._host.output_dir
         name = outputs.relative(path)
         self._host.claim(self, name)
         output = await run_blocking(outputs.write, name, data)
+        self._check_staging()
         self.staged.outputs[output.path] = output
         return output.path
 

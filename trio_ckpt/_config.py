@@ -12,7 +12,7 @@ from typing import Any, cast
 import attrs
 
 from ._errors import NotEncodableError
-from ._records import MAX_DEPTH, canonical_json, check_plain
+from ._values import MAX_DEPTH, canonical_json, check_plain
 
 MAX_CONFIG_BYTES = 2**20  # it is kept with every session; a table of data is not a config
 

@@ -16,7 +16,6 @@ from typing import Any, cast
 import trio
 
 from ._errors import TokenNeverSettledError, describe_batch
-from ._records import StreamKey, check_run_id, check_stream_key
 from ._registry import AnyToken, TokenRegistry
 from ._token import (
     CANCELLED,
@@ -29,6 +28,7 @@ from ._token import (
     move,
     stamp,
 )
+from ._values import StreamKey, check_run_id, check_stream_key
 
 _CLOSED = Failure("its coordinator was closed before it was settled", error=CANCELLED.error)
 

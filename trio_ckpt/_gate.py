@@ -11,7 +11,8 @@ saves first and moves the token last:
     check outputs -> capture state -> submit -> (the saver) -> token CONFIRMED
 
 A completed batch whose checks fail is a failed attempt.  A failed attempt is saved, and
-the retry table says whether the batch runs again.
+the retry table says whether the batch runs again.  Whatever an attempt did to the state
+in memory is undone unless it is confirmed.
 
 Where nothing can be raised any more, because an exception is leaving already, what goes
 wrong while saving is logged: the exception that leaves is the one that matters.
@@ -22,7 +23,7 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
@@ -37,17 +38,11 @@ from ._errors import (
     NotEncodableError,
     OutputClaimedError,
     OutputError,
+    StreamBusyError,
     TokenNeverSettledError,
     describe_batch,
 )
-from ._records import (
-    CheckpointResult,
-    Kind,
-    Record,
-    SinkLines,
-    describe_error,
-    encode_record,
-)
+from ._records import CheckpointResult, Kind, Record, SinkLines, describe_error, encode_record
 from ._registry import AnyToken
 from ._retry import Again, RetryTable, Then
 from ._saver import Lane, Saver, Submission
@@ -85,7 +80,7 @@ class Way(enum.Enum):
 class Action(enum.Enum):
     """What the gate does."""
 
-    PASS = "nothing"
+    PASS = "nothing"  # noqa: S105  # no password
     REFUSE = "TokenNeverSettledError; the token stays PENDING"
     FORGOTTEN = "fail with TokenNeverSettledError, save, raise it"
     FAIL = "fail with the exception, save"
@@ -159,6 +154,7 @@ class Desk:
         claims: Output names of the run and who has them; shared by all its streams.
         state: What is captured with every batch, where there is state.
         state_bytes: The last confirmed state.
+        is_state_saved: Whether the store has it; at first it is only what the user gave.
         changed: Called when a token has moved.
         put_back: Called with the index of a confirmed batch that goes back to work.
     """
@@ -176,20 +172,34 @@ class Desk:
     first_index: int = 0
     state: Any = None
     state_bytes: bytes = b""
-    open: dict[int, Batch[Any]] = attrs.field(factory=dict)
-    tokens: dict[int, AnyToken] = attrs.field(factory=dict)
-    failed: dict[int, Failure] = attrs.field(factory=dict)
+    is_state_saved: bool = False
+    open: dict[int, Batch[Any]] = attrs.field(factory=dict[int, Batch[Any]])
+    tokens: dict[int, AnyToken] = attrs.field(factory=dict[int, AnyToken])
+    failed: dict[int, Failure] = attrs.field(factory=dict[int, Failure])
     is_parallel: bool = False
     is_open_ended: bool = False
     session_confirmed: int = 0
     session_retries: int = 0
     changed: Callable[[], None] = lambda: None
     put_back: Callable[[int], None] = lambda _index: None
+    _claimed: dict[int, set[str]] = attrs.field(factory=dict[int, set[str]], init=False)
 
     # -- handing out ----------------------------------------------------------------------
 
     def hand_out(self, index: int, item: Any, digest: bytes) -> Batch[Any]:
-        """Make the next attempt at a batch."""
+        """Make the next attempt at a batch.
+
+        Raises:
+            StreamBusyError: an attempt at it is open.
+        """
+        if index in self.open:
+            where = describe_batch(self.run_id, self.lane.key, index)
+            raise StreamBusyError(
+                f"{where} is open already: settle it, or use run_batches for several at once",
+                run_id=self.run_id,
+                stream=self.lane.key,
+                batch_index=index,
+            )
         token = self.tokens.get(index)
         if token is None:
             token = self.coordinator.adopt(self.run_id, self.lane.key, index, self)
@@ -216,16 +226,23 @@ class Desk:
 
         Cancellation: none once something is being saved.
         """
+        if batch.state is AttemptState.SUBMITTED:
+            await self._wait_submitted(batch, way)
         action = GATE[batch.state][way]
         if action is Action.PASS:
             return Passed.GO_ON
+        if action is Action.REFUSE:
+            raise self._forgotten(batch)
+        if action is Action.ILLEGAL:
+            raise RuntimeError("a withdrawn batch has nothing to confirm")
         shield = trio.CancelScope(shield=True) if way in _LEAVING else nullcontext()
         try:
             with shield:
-                return await self._act(action, batch, error)
+                return await self._act(action, batch, way, error)
         except (TokenNeverSettledError, BatchFailedError):
             raise
         except Exception as problem:
+            batch.problem = problem
             self._drop(batch, failure_of(problem))
             if way not in _LEAVING:
                 raise
@@ -234,15 +251,13 @@ class Desk:
             return Passed.GO_ON
 
     async def _act(
-        self, action: Action, batch: Batch[Any], error: BaseException | None
+        self, action: Action, batch: Batch[Any], way: Way, error: BaseException | None
     ) -> Passed | Again:
         match action:
             case Action.SAVE:
-                return await self._save_batch(batch)
-            case Action.SAVE_OR_REJECT:
-                if self.codec is None:
-                    return await self._save_batch(batch)
-                self._drop(batch, CANCELLED)
+                return await self._save_batch(batch, way)
+            case Action.SAVE_OR_REJECT if self.codec is None:
+                return await self._save_batch(batch, way)
             case Action.DECIDE | Action.GIVE_UP:
                 return await self._decide(batch, may_retry=action is Action.DECIDE)
             case Action.RECORD if batch.state is AttemptState.SKIPPED:
@@ -255,34 +270,32 @@ class Desk:
                 forgotten = self._forgotten(batch)
                 await self._save_attempt(batch, forgotten, is_final=True)
                 raise forgotten
-            case Action.REFUSE:
-                raise self._forgotten(batch)
-            case Action.CANCEL:
+            case Action.CANCEL | Action.SAVE_OR_REJECT:
                 self._drop(batch, CANCELLED)
+                await self._keep_spent(batch)
             case Action.REJECT:
                 self._drop(batch, failure_of(error) if error is not None else CANCELLED)
-            case Action.WAIT:
-                await self._wait_submitted(batch)
+                await self._keep_spent(batch)
             case Action.END:
                 await self._save_end(batch)
                 return Passed.ENDED
             case Action.FORGET:
                 self._drop(batch, WITHDRAWN)
-            case Action.ILLEGAL:
-                raise RuntimeError("a withdrawn batch has nothing to confirm")
-            case Action.PASS:
-                pass
+                await self._keep_spent(batch)
+            case _:
+                raise RuntimeError(f"the gate cannot {action.value}")
         return Passed.GO_ON
 
     # -- saving -----------------------------------------------------------------------------
 
-    async def _save_batch(self, batch: Batch[Any]) -> Passed | Again:
+    async def _save_batch(self, batch: Batch[Any], way: Way) -> Passed | Again:
         staged = batch.staged
+        batch.state = AttemptState.SUBMITTED
         try:
             if staged.adopted:
                 await self._adopt(batch)
-            state = self._capture(batch)
             lines = await self._open_sinks(batch) if staged.lines else ()
+            state = self._capture(batch)
             record = Record(
                 at=time.time(),
                 index=batch.index,
@@ -302,7 +315,7 @@ class Desk:
         except (OutputError, NotEncodableError) as problem:
             batch.state = AttemptState.FAILED  # its checks failed, so the attempt has
             batch.staged.error = problem
-            return await self._decide(batch, may_retry=True)
+            return await self._act(GATE[batch.state][way], batch, way, problem)
         await self._save(batch, record, payload, lines, self._confirmed)
         return Passed.GO_ON
 
@@ -311,9 +324,8 @@ class Desk:
             self.frontier.fold(record.state)
             self.frontier.finish(batch.index - self.first_index)
         elif record.state:
-            self.state_bytes = record.state
-        for output in record.outputs:
-            self.claims[output.path] = (self.lane.text, batch.index)
+            self.state_bytes, self.is_state_saved = record.state, True
+        self._release(batch.index, {output.path for output in record.outputs})
         self.session_confirmed += 1
         result = CheckpointResult(
             record.outputs,
@@ -333,11 +345,9 @@ class Desk:
         if isinstance(verdict, Again):
             await self._save_attempt(batch, error, is_final=False)
             self.session_retries += 1
-            self.restore_state()
             return verdict
         if verdict is Then.SKIP:
             await self._save_skip(batch, error)
-            self.restore_state()
             return Passed.GO_ON
         await self._save_attempt(batch, error, is_final=True)
         failure = failure_of(error)
@@ -355,7 +365,9 @@ class Desk:
 
         def landed(batch: Batch[Any], _record: Record) -> None:
             self._close(batch)
+            self.restore_state()
             if is_final:
+                self._release(batch.index)
                 self._fail_token(batch.token, failure_of(error))
             elif may(batch.token, TokenEvent.RETRY):
                 move(batch.token, TokenEvent.RETRY)
@@ -368,6 +380,8 @@ class Desk:
 
         def landed(batch: Batch[Any], _record: Record) -> None:
             self._close(batch)
+            self.restore_state()
+            self._release(batch.index)
             self._fail_token(batch.token, failure_of(error))
 
         record = self._record(Kind.SKIP, batch, error)
@@ -411,12 +425,14 @@ class Desk:
             if error is None:
                 landed(batch, record)
             else:
+                batch.problem = error
                 self._drop(batch, failure_of(error))
 
         batch.state = AttemptState.SUBMITTED
         checkpoint = await self.saver.encode(self.lane, payload)
         submission = Submission(self.lane, record, checkpoint, lines, tell)
-        await self.saver.save(submission)
+        self.saver.submit(submission)
+        await submission.wait()
 
     async def save_plain(self, record: Record) -> None:
         """Save a record of the stream that is not about a batch, and wait for it.
@@ -425,12 +441,24 @@ class Desk:
         """
         checkpoint = await self.saver.encode(self.lane, encode_record(record))
         submission = Submission(self.lane, record, checkpoint, (), lambda _error: None)
-        await self.saver.save(submission)
+        self.saver.submit(submission)
+        await submission.wait()
 
-    async def _wait_submitted(self, batch: Batch[Any]) -> None:
-        version = self.coordinator.registry.version
-        while batch.state is AttemptState.SUBMITTED:
-            version = await self.coordinator.registry.wait_changed(version)
+    async def _keep_spent(self, batch: Batch[Any]) -> None:
+        """Save what an attempt has cost that leaves no record of its own."""
+        if batch.staged.spent and self.saver.poison is None:
+            record = Record(kind=Kind.SAVE, at=time.time(), spent=batch.staged.spent)
+            await self.save_plain(record)
+
+    async def _wait_submitted(self, batch: Batch[Any], way: Way) -> None:
+        """Another task passes the gate with this batch: wait for the outcome."""
+        registry = self.coordinator.registry
+        version = registry.version
+        with trio.CancelScope(shield=True):
+            while batch.state is AttemptState.SUBMITTED:
+                version = await registry.wait_changed(version)
+        if batch.problem is not None and way not in _LEAVING:
+            raise batch.problem
 
     # -- what goes into a checkpoint ----------------------------------------------------------
 
@@ -440,7 +468,8 @@ class Desk:
             name = outputs.relative(path)
             if name not in batch.staged.outputs:
                 self.claim(batch, name)
-                batch.staged.outputs[name] = await run_blocking(outputs.adopt, name)
+                with trio.CancelScope(shield=True):
+                    batch.staged.outputs[name] = await run_blocking(outputs.adopt, name)
         batch.staged.adopted.clear()
 
     def _capture(self, batch: Batch[Any]) -> bytes:
@@ -449,7 +478,7 @@ class Desk:
         if self.codec is None:
             return b""
         payload = self.codec.encode(self.state)
-        return b"" if payload == self.state_bytes else payload
+        return b"" if payload == self.state_bytes and self.is_state_saved else payload
 
     def restore_state(self) -> None:
         """Undo what a failed attempt did to the state in memory."""
@@ -459,9 +488,23 @@ class Desk:
     async def _open_sinks(self, batch: Batch[Any]) -> tuple[tuple[AppendFile, bytes], ...]:
         for path in batch.staged.lines:
             if path not in self.lane.sinks:
-                opened = await run_blocking(AppendFile.open, self.output_dir, path, 0)
-                self.lane.sinks.setdefault(path, opened)
+                await self.open_sink(path, 0)
         return tuple((self.lane.sinks[p], bytes(b)) for p, b in batch.staged.lines.items() if b)
+
+    async def open_sink(self, path: str, confirmed: int) -> None:
+        """Open an append file for the session; what is behind its confirmed bytes is cut off.
+
+        Raises:
+            OutputError: it cannot be opened, or confirmed bytes are missing.
+        """
+        with trio.CancelScope(shield=True):
+            sink = await run_blocking(AppendFile.open, self.output_dir, path, confirmed)
+        if path in self.lane.sinks:  # another batch was faster
+            sink.close()
+            return
+        self.lane.sinks[path] = sink
+        if sink.cut_bytes:
+            log.warning("%s: an unconfirmed tail of %d bytes was cut off", path, sink.cut_bytes)
 
     # -- the ends of tokens -------------------------------------------------------------------
 
@@ -471,8 +514,11 @@ class Desk:
         batch.state = AttemptState.OVER
 
     def _drop(self, batch: Batch[Any], failure: Failure) -> None:
-        """End an attempt without a record: the batch runs again in another session."""
+        """End an attempt without a record: the batch runs again."""
+        if batch.index in self.open and failure is not WITHDRAWN:
+            self.restore_state()
         self._close(batch)
+        self._release(batch.index)
         self._fail_token(batch.token, failure)
 
     def _fail_token(self, token: AnyToken, failure: Failure) -> None:
@@ -482,11 +528,13 @@ class Desk:
             move(token, event, failure)
 
     def close(self) -> None:
-        """Leave no token pending."""
+        """Leave no token pending, but for those whose save is under way: they are told."""
         for batch in tuple(self.open.values()):
-            self._drop(batch, CANCELLED)
+            if batch.state is not AttemptState.SUBMITTED:
+                self._drop(batch, CANCELLED)
         for token in tuple(self.tokens.values()):
-            self._fail_token(token, CANCELLED)
+            if token.batch_index not in self.open:
+                self._fail_token(token, CANCELLED)
 
     def _forgotten(self, batch: Batch[Any]) -> TokenNeverSettledError:
         where = describe_batch(self.run_id, self.lane.key, batch.index)
@@ -552,9 +600,11 @@ class Desk:
         owner = (self.lane.text, batch.index)
         has = self.claims.setdefault(path, owner)
         if has != owner:
+            whose = f"batch {has[1]} of stream" if has[1] >= 0 else "the append files of stream"
             raise OutputClaimedError(
-                path, f"it belongs to batch {has[1]} of stream {has[0]}; batches share no files"
+                path, f"it belongs to {whose} {has[0]}; batches share no files"
             )
+        self._claimed.setdefault(batch.index, set()).add(path)
 
     def claim_sink(self, path: str) -> None:
         """Reserve an append file's name for this stream."""
@@ -585,8 +635,8 @@ class Desk:
         """The gate pulled forward."""
         await self.pass_gate(batch, Way.CONFIRM)
 
-    def release_claims(self, index: int) -> None:
-        """Let go of the names of a batch that goes back to work."""
-        owner = (self.lane.text, index)
-        for path in [path for path, has in self.claims.items() if has == owner]:
-            del self.claims[path]
+    def _release(self, index: int, kept: Collection[str] = ()) -> None:
+        """Let go of the names that attempts at a batch have reserved, but for those confirmed."""
+        for path in self._claimed.pop(index, ()):
+            if path not in kept:
+                del self.claims[path]

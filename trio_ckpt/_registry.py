@@ -13,8 +13,8 @@ from typing import Any
 import trio
 
 from ._errors import DuplicateCheckpointError, describe_batch
-from ._records import StreamKey
 from ._token import CheckpointToken
+from ._values import StreamKey
 
 AnyToken = CheckpointToken[Any]
 

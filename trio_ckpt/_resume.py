@@ -12,9 +12,10 @@ import trio
 
 from ._errors import NotEncodableError, StreamFailedError, describe_batch
 from ._gate import Desk
-from ._records import RUN_STREAM, Kind, Record, Status, StreamKey, decode_record, encode_key
+from ._records import Kind, Record, Status, decode_record
 from ._stream import Stream
 from ._threads import run_blocking
+from ._values import RUN_STREAM, StreamKey, encode_key
 from ._verify import Verifier, Verify, read_pages
 from .abc import RunView, Store
 from .outputs import AppendFile, OutputDir

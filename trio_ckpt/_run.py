@@ -23,7 +23,6 @@ from ._errors import (
     EXIT_COMPLETE,
     EXIT_DRAINED,
     EXIT_SKIPPED,
-    BatchFailedError,
     ConfigChangedError,
     RunStoppedError,
     StreamBusyError,
@@ -33,23 +32,15 @@ from ._errors import (
     describe_batch,
 )
 from ._gate import Desk
-from ._records import (
-    RUN_STREAM,
-    Kind,
-    Progress,
-    Record,
-    Status,
-    StreamKey,
-    check_run_id,
-    check_stream_key,
-    encode_record,
-)
+from ._progress import Progress
+from ._records import Kind, Record, Status, encode_record
+from ._resume import Resume, Settings, archive_outputs
 from ._retry import NO_RETRIES, RetryTable
 from ._saver import DEFAULT_SAVE_TIMEOUT_S, Lane, Saver, Submission
 from ._stop import Stop
 from ._stream import Stream, way_of
 from ._threads import run_blocking
-from ._resume import Resume, Settings, archive_outputs
+from ._values import RUN_STREAM, StreamKey, check_run_id, check_stream_key
 from .abc import RunKey, RunView, Store
 from .outputs import OutputDir
 from .stores import open_store

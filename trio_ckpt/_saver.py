@@ -8,9 +8,9 @@ never waits for time: while one group is on its way to the disk the next one gat
 itself.  After a group it passes one schedule point, so that the loops it has just woken
 can submit their next batch; without that they split into two alternating halves.
 
-While that task rests, whoever comes with a checkpoint saves it itself, and the task gets
-what has gathered meanwhile.  So a loop that is alone switches tasks no more often than
-any hop to a thread does.
+A loop that is alone needs no such task: while it rests, and the group before was of one,
+whoever comes with a checkpoint saves it by itself, and the task gets what has gathered
+meanwhile.  So that loop switches tasks no more often than any hop to a thread does.
 
 For each checkpoint of a group, in this order:
 
@@ -36,16 +36,10 @@ import attrs
 import trio
 
 from ._errors import SaveOutcomeUnknownError, StoreConflictError, TrioCkptError, describe_batch
-from ._records import (
-    Progress,
-    Record,
-    Seal,
-    StreamKey,
-    apply,
-    encode_key,
-    encode_progress,
-)
+from ._progress import Progress, apply, encode_progress
+from ._records import Record, Seal
 from ._threads import WorkerThread
+from ._values import StreamKey, encode_key
 from .abc import Checkpoint, Fold, RunKey, Store
 from .outputs import AppendFile
 
@@ -153,6 +147,7 @@ class Saver:
         self._unfolded = 0
         self._idle_task: trio.lowlevel.Task | None = None
         self._is_closing = False
+        self._was_alone = False  # the newest group was of one
         self._appender = WorkerThread("trio_ckpt appender")
 
     # -- the way in -------------------------------------------------------------------
@@ -202,7 +197,9 @@ class Saver:
         Durability: when this returns it is saved.
         Cancellation: none; a submitted save is never abandoned.
         """
-        resting, self._idle_task = self._idle_task, None  # what is submitted now gathers
+        resting = None
+        if self._was_alone:
+            resting, self._idle_task = self._idle_task, None  # what others submit now gathers
         try:
             self.submit(submission)
             if resting is not None:
@@ -266,6 +263,7 @@ class Saver:
 
     async def _save_next_group(self) -> None:
         taken, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
+        self._was_alone = len(taken) == 1
         if self.poison is not None:
             self._end_all(taken, self.poison)
             return

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 from ._errors import NotEncodableError, SourceChangedError
-from ._records import StreamKey, canonical_json, check_plain, item_digest
+from ._values import StreamKey, canonical_json, check_plain, item_digest
 
 T = TypeVar("T")
 

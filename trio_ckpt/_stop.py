@@ -16,7 +16,7 @@ class Stop:
 
     Attributes:
         busy: Batches that are open now.
-        exit_code: What the command should exit with; 0 until the stop is through.
+        exit_code: What the command should exit with; 0 until the streams are cancelled.
         scopes: Those of the open streams.
     """
 
@@ -31,11 +31,15 @@ class Stop:
 
     @property
     def is_requested(self) -> bool:
-        """Whether somebody wants the run to stop."""
+        """Whether somebody asked for a stop; streams are cancelled for other reasons, too."""
         return self._requested.is_set()
 
     def request(self, forced_code: int = EXIT_SIGTERM) -> None:
-        """Ask for a stop; asking again cancels at once."""
+        """Ask for a stop; asking again cancels at once.
+
+        Args:
+            forced_code: What the command should exit with if batches were still open.
+        """
         if self._requested.is_set():
             self._hurry.cancel()
         self._forced_code = forced_code
@@ -54,7 +58,7 @@ class Stop:
 
         Cancellation: the only way out of a stop.
         """
-        if self._requested.is_set():
+        if self._requested.is_set() or self.exit_code:
             await trio.sleep_forever()
 
     async def see_through(self, grace_s: float) -> None:
@@ -66,7 +70,6 @@ class Stop:
 
     def cancel_streams(self, exit_code: int) -> None:
         """Cancel every open stream; those that open later end at once."""
-        self.exit_code = exit_code
-        self._requested.set()
+        self.exit_code = self.exit_code or exit_code
         for scope in self.scopes:
             scope.cancel()

@@ -21,21 +21,12 @@ import trio
 from ._batch import UNSET, Batch
 from ._errors import StreamBusyError, StreamFailedError, describe_batch
 from ._gate import Desk, Passed, Way
-from ._records import (
-    ErrorInfo,
-    FailedAttempt,
-    Kind,
-    Progress,
-    Record,
-    Status,
-    StreamKey,
-    check_plain,
-    describe_error,
-)
+from ._progress import FailedAttempt, Progress
+from ._records import ErrorInfo, Kind, Record, Status, describe_error
 from ._retry import Again
 from ._source import Source
 from ._statistics import StreamStatistics, eta_s, rate_per_s
-from .state import Frontier
+from ._values import StreamKey, check_plain
 
 log = logging.getLogger("trio_ckpt.stream")
 

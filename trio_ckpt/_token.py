@@ -44,7 +44,8 @@ from ._errors import (
     CheckpointFailedError,
     describe_batch,
 )
-from ._records import CheckpointResult, StreamKey, utc_now
+from ._records import CheckpointResult, utc_now
+from ._values import StreamKey
 
 T = TypeVar("T")
 

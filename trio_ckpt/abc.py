@@ -15,7 +15,9 @@ from typing import Generic, Literal, TypeVar
 
 import attrs
 
-from ._records import Progress, Seal, StreamKey, apply, decode_key, decode_progress, decode_record
+from ._progress import Progress, apply, decode_progress
+from ._records import Seal, decode_record
+from ._values import StreamKey, decode_key
 
 S = TypeVar("S")
 
@@ -44,7 +46,7 @@ class Checkpoint:
     """One record on its way into a store.
 
     Attributes:
-        stream: The stream's key as text, see `trio_ckpt._records.encode_key`.
+        stream: The stream's key as text, see `trio_ckpt._values.encode_key`.
         sequence: The predecessor's plus one; 1 for the first of a stream.
         payload: The sealed record; empty if it is a blob.
         blob: The digest under which the payload was put with `Store.put_blob`.

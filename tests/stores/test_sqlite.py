@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.stores.tools import A, chain, make
+from tests.stores.tools import A, B, chain, make
 from trio_ckpt._errors import (
     StoreDamagedError,
     StoreError,
@@ -221,6 +221,27 @@ async def test_lost_record(folder: Path) -> None:
     await store.aclose()
 
 
+async def test_record_of_another_place(folder: Path) -> None:
+    await make(folder, *chain(A, 1, 9))
+    with contextlib.closing(sqlite3.connect(folder / "state.db")) as database:
+        database.execute("UPDATE log SET sequence = 6 WHERE sequence = 5")
+        database.commit()
+    store = await SqliteStore.open(folder)
+    with pytest.raises(StoreDamagedError, match="checkpoint 5 of stream"):
+        await store.read_run("run")
+    await store.aclose()
+
+
+async def test_cursor_of_another_stream_is_no_damage(folder: Path) -> None:
+    await make(folder, *chain(A, 1, 9), *chain(B, 1, 9))
+    store = await SqliteStore.open(folder)
+    page = await store.history("run", B, limit=4)
+    with pytest.raises(StoreError, match="is not a cursor of this stream's history") as caught:
+        await store.history("run", A, cursor=page.cursor)
+    assert not isinstance(caught.value, StoreDamagedError)
+    await store.aclose()
+
+
 @pytest.mark.parametrize("damage", ["missing", "altered", "cut", "link"])
 async def test_damaged_blob(folder: Path, damage: str) -> None:
     payload = b"blob" * 1000
@@ -317,6 +338,13 @@ async def test_orphans_are_removed(folder: Path, caplog: pytest.LogCaptureFixtur
         await other.put_blob(names[1], orphan)
         async with other.lock_run("another"):
             assert there() == {*names, "README"}
+        holder = other.lock_run("another")
+        await holder.__aenter__()
+    async with store.lock_run("run"):  # the other handle still owns a run
+        assert there() == {*names, "README"}
+    await holder.__aexit__(None, None, None)
+    async with store.lock_run("run"):
+        assert there() == {names[0], "README"}
     await store.aclose()
     await other.aclose()
     assert f"{names[1]}, left by a crash" in caplog.text
@@ -371,6 +399,19 @@ async def test_reads_do_not_delay_saves(folder: Path) -> None:
 async def test_closing_takes_the_log_in(folder: Path) -> None:
     await make(folder, *chain(A, 1, 3))
     assert sorted(path.name for path in folder.iterdir()) == ["blobs", "lock", "state.db"]
+
+
+async def test_closing_beside_another_handle_empties_the_log(folder: Path) -> None:
+    await make(folder)
+    other = await SqliteStore.open(folder)
+    await other.list_runs()
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        await store.save(RunKey("run", 0, owner), chain(A, 1, 3))
+    assert (folder / "state.db-wal").stat().st_size > 0
+    await store.aclose()
+    assert (folder / "state.db-wal").stat().st_size == 0
+    await other.aclose()
 
 
 async def test_log_does_not_grow_without_bound(folder: Path) -> None:

@@ -35,17 +35,18 @@ async def test_bad_values_go_alone(folder: Path) -> None:
         Checkpoint('["\ud800"]', 1, b""),
         Checkpoint('["type"]', 1, object()),  # type: ignore[arg-type]  # the bad value
         Checkpoint('["null"]', 1, None),  # type: ignore[arg-type]  # the bad value
+        Checkpoint('["text"]', 1, "text"),  # type: ignore[arg-type]  # the bad value
         Checkpoint('["big"]', 2**70, b""),
     ]
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
-        for one in bad[:2] + bad[3:]:
+        for one in bad:
             outcomes = await store.save(run, [*chain(A, 1, 1), one, *chain(B, 1, 1)])
             assert [outcome is None for outcome in outcomes] == [True, False, True]
             assert isinstance(outcomes[1], StoreError)
             assert outcomes[1].__cause__ is not None
+            assert await heads(store) == {A: 1, B: 1}
             run = RunKey("run", run.generation + 1, owner)
-        assert await heads(store) == {A: 1, B: 1}
     await store.aclose()
 
 
@@ -245,6 +246,8 @@ async def test_second_writer_with_the_same_owner_is_noticed(folder: Path) -> Non
         with pytest.raises(StoreConflictError, match="without owning the run"):
             await store.save(run, [*chain(A, 2, 2), *chain(B, 1, 1)])
         assert await heads(store) == {A: 2}
+        (outcome,) = await store.save(run, chain(A, 2, 2))
+        assert "the next one is 3" in str(outcome)
         assert await store.save(run, [*chain(A, 3, 3), *chain(B, 1, 1)]) == [None, None]
         await intruder.save(run, chain(A, 4, 4))
         assert await store.save(run, chain(A, 5, 5)) == [None]

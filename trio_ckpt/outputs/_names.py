@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from .._errors import OutputError
-from .._records import check_plain
+from .._values import check_plain
 
 AnyPath = str | os.PathLike[str]
 

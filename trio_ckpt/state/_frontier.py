@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 
 from .._errors import NotEncodableError, StoreDamagedError
-from .._records import canonical_json, check_plain
+from .._values import canonical_json, check_plain
 
 T = TypeVar("T")
 

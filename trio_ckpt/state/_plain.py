@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from .._errors import StoreDamagedError
-from .._records import check_plain
+from .._values import check_plain
 from ..abc import StateCodec
 
 

@@ -33,7 +33,8 @@ TABLES = {
     # All records of all streams; `prev` is the row of the stream's record before, 0: none.
     "log": """CREATE TABLE log (
         id INTEGER PRIMARY KEY, stream INTEGER NOT NULL, sequence INTEGER NOT NULL,
-        prev INTEGER NOT NULL, payload BLOB NOT NULL, blob TEXT)""",
+        prev INTEGER NOT NULL, payload BLOB NOT NULL CHECK (typeof(payload) = 'blob'),
+        blob TEXT)""",
     "log_blob": "CREATE INDEX log_blob ON log (blob) WHERE blob IS NOT NULL",
 }
 

@@ -22,7 +22,6 @@ nothing more is written.  After any other error, the heads are read back.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sqlite3
 from collections.abc import Sequence
@@ -51,6 +50,7 @@ logger = logging.getLogger("trio_ckpt.stores.sqlite")
 # What a value can do wrong; SQLite's own trouble (disk, locks, damage) is none of these.
 _BAD_VALUE = (
     sqlite3.DataError,
+    sqlite3.IntegrityError,
     sqlite3.InterfaceError,
     sqlite3.ProgrammingError,
     OverflowError,
@@ -170,11 +170,11 @@ class Writer:
                 outcomes, moved = self._append(known, group)
                 if folds:
                     self._fold(known, moved, folds)
+                self._commit(moved)
             except BaseException:
                 self._known.pop(run.run_id, None)
                 self._roll_back()
                 raise
-        self._commit(run.run_id, moved)
         known.heads.update(moved)
         self._known[run.run_id] = known
         return outcomes
@@ -188,8 +188,12 @@ class Writer:
         self._cursor.execute("BEGIN IMMEDIATE")
 
     def _roll_back(self) -> None:
-        if self._connection.in_transaction:  # SQLite undoes some errors by itself
-            self._cursor.execute("ROLLBACK")
+        """Undo the transaction, or the other writers of the store would wait for it."""
+        try:
+            if self._connection.in_transaction:  # SQLite undoes some errors by itself
+                self._cursor.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            logger.warning("%s: ROLLBACK failed: %s", self._database, error)
 
     def _fence(self, key: RunKey) -> _Known:
         """Compare the owner, raise the generation; what is known of the run."""
@@ -281,11 +285,10 @@ class Writer:
         except _BAD_VALUE as error:
             raise StoreError(f"{self._database}: a fold cannot be saved: {error}") from error
 
-    def _commit(self, run_id: str, moved: dict[str, _Head]) -> None:
+    def _commit(self, moved: dict[str, _Head]) -> None:
         try:
             self._cursor.execute("COMMIT")
         except sqlite3.Error as error:
-            self._known.pop(run_id, None)
             if not self._has_landed(error, moved):
                 raise store_error(self._database, "saving", error) from error
             logger.warning("%s: COMMIT raised, but it is saved: %s", self._database, error)
@@ -293,10 +296,12 @@ class Writer:
     def _has_landed(self, error: sqlite3.Error, moved: dict[str, _Head]) -> bool:
         """Whether what COMMIT raised an error for was saved all the same."""
         is_write = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_WRITE
-        if primary_code(error) == sqlite3.SQLITE_IOERR and not is_write:
+        self._roll_back()
+        if self._connection.in_transaction or (
+            primary_code(error) == sqlite3.SQLITE_IOERR and not is_write
+        ):
             self._give_up(error)
         try:
-            self._roll_back()
             stored = [
                 self._cursor.execute(_READ_HEAD, (head.stream,)).fetchone() == head[1:]
                 for head in moved.values()
@@ -307,8 +312,6 @@ class Writer:
 
     def _give_up(self, error: sqlite3.Error) -> NoReturn:
         self._broken = str(error)
-        with contextlib.suppress(sqlite3.Error):
-            self._roll_back()  # or it would keep the other writers of the store waiting
         raise SaveOutcomeUnknownError(
             f"{self._database}: COMMIT failed with {error}, and whether it was saved cannot be "
             "told; nothing more is written: see to the disk and start again"

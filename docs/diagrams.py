@@ -1,0 +1,81 @@
+"""Write the tables of the code into the documentation.
+
+    python docs/diagrams.py
+
+replaces what is between the markers in ``docs/explanation/how-it-works.md``.  A test sees
+that the page is up to date.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from trio_ckpt._gate import GATE, Way  # noqa: E402  # the path comes first
+from trio_ckpt._token import TRANSITIONS, TokenState  # noqa: E402
+
+PAGE = ROOT / "docs" / "explanation" / "how-it-works.md"
+
+
+def token_diagram() -> str:
+    """The token's states as a tree that begins at PENDING."""
+    lines = [TokenState.PENDING.name, *_branches(TokenState.PENDING, {TokenState.PENDING})]
+    return "\n".join(["```text", *lines, "```"])
+
+
+def _branches(state: TokenState, seen: set[TokenState]) -> list[str]:
+    """The events of a state, a line each, and below each what follows from there."""
+    by_target: dict[TokenState, list[str]] = {}
+    for event, target in TRANSITIONS[state].items():
+        by_target.setdefault(target, []).append(event.value)
+    labels = {target: ", ".join(events) for target, events in by_target.items()}
+    width = max(map(len, labels.values()), default=0)
+    lines: list[str] = []
+    for position, (target, label) in enumerate(labels.items()):
+        is_last = position == len(labels) - 1
+        is_new = target not in seen
+        seen.add(target)
+        note = " (final)" if not TRANSITIONS[target] else "" if is_new else " (again)"
+        arrow = "─" * (width - len(label) + 1) + "▶"
+        lines.append(f"{'└' if is_last else '├'}─ {label} {arrow} {target.name}{note}")
+        below = _branches(target, seen) if is_new else []
+        indent = (" " if is_last else "│") + " " * (width + 6)
+        lines += [f"{indent}{line}" for line in below]
+    return lines
+
+
+def gate_table() -> str:
+    """The gate: a row for each attempt, a column for each way out of it."""
+    rows = [
+        ["attempt", *(way.value for way in Way)],
+        ["---"] * (len(Way) + 1),
+        *([state.name, *(actions[way].value for way in Way)] for state, actions in GATE.items()),
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+BLOCKS = {"token": token_diagram, "gate": gate_table}
+
+
+def render(page: str) -> str:
+    """The text of a page with all blocks as the code says now.
+
+    Raises:
+        ValueError: a block has no markers.
+    """
+    for name, block in BLOCKS.items():
+        begin, end = f"<!-- {name}: made by docs/diagrams.py -->", f"<!-- end of {name} -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        text = f"{begin}\n\n{block()}\n\n{end}"
+        page, count = pattern.subn(lambda _match, text=text: text, page)
+        if count != 1:
+            raise ValueError(f"the markers of {name!r} are there {count} times")
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
