@@ -35,7 +35,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(attrs|msgspec|trio)\..*"),
     (r"py:.*", r"(trio_ckpt\.)?(\w+\.)*_\w+(\.\w+)*"),
     (r"py:exc", r".*, .*"),  # several errors of one reason
-    (r"py:class", r"\w|Any|AnyPath|AnyToken|Items|Number|StreamKey|optional"),
+    (r"py:class", r"(trio_ckpt\.abc\.)?[A-Z]|Any\w*|Items|Number|Path|StreamKey|\w+_at"),
 ]
 
 html_theme = "furo"
@@ -44,8 +44,10 @@ html_title = f"{project} {release}"
 SAYS = re.compile(r"(Cancellation|Durability): (.*)")
 
 
-def set_apart(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
+def set_apart(_app: Any, what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
     """Make paragraphs of what a docstring says of cancellation and durability."""
+    if what == "property" and lines:
+        lines[0] = lines[0].replace(": ", " – ", 1)  # napoleon takes it for a type
     done: list[str] = []
     is_inside = False
     for line in lines:

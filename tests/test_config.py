@@ -51,10 +51,10 @@ def test_the_order_of_keys_and_of_sets_says_nothing() -> None:
         (date(2026, 1, 2), "2026-01-02"),
         (Mode.FAST, "fast"),
         ({Mode.FAST, 2}, ["fast", 2]),
+        (set("qwertyuiop"), sorted("qwertyuiop")),
         ((1, (2.5, None)), [1, [2.5, None]]),
         (True, True),
     ],
-    ids=str,
 )
 def test_each_kind_has_one_form(value: object, plain: object) -> None:
     assert canonical_config({"field": value}) == {"field": plain}
@@ -75,7 +75,6 @@ def test_no_config_is_an_empty_one() -> None:
         ({1: "a key that is no text"}, "config.field"),
         (2**80, "config.field"),
     ],
-    ids=repr,
 )
 def test_anything_else_is_refused_with_its_key(value: object, path: str) -> None:
     with pytest.raises(NotEncodableError) as caught:
@@ -83,7 +82,7 @@ def test_anything_else_is_refused_with_its_key(value: object, path: str) -> None
     assert caught.value.path.startswith(path)
 
 
-@pytest.mark.parametrize("config", [[1, 2], "text", 7, Path("a")], ids=repr)
+@pytest.mark.parametrize("config", [[1, 2], "text", 7, Path("a")])
 def test_a_config_has_fields(config: object) -> None:
     with pytest.raises(NotEncodableError, match="neither an attrs instance nor a mapping"):
         canonical_config(config)

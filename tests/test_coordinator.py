@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,6 +211,20 @@ async def advance(token: CheckpointToken[Any]) -> int:
     return token.batch_index + 1
 
 
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference" / "from-the-seeds.md"
+
+
+def test_the_reference_names_tests_that_are_there() -> None:
+    """A row is shown by ``file: name``, or by a name of this file."""
+    rows = re.findall(r"^\|.*`(test_\w+)` \|", REFERENCE.read_text(encoding="utf-8"), re.MULTILINE)
+    sources = [
+        path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py")
+    ]
+    names = set(re.findall(r"^(?:async )?def (test_\w+)", "\n".join(sources), re.MULTILINE))
+    assert len(rows) > 13
+    assert set(rows) - names == set()
+
+
 # -- names ----------------------------------------------------------------------------------
 
 
@@ -320,7 +336,7 @@ async def test_cancellation_closes_too() -> None:
 
 
 async def failure_of_block(token: CheckpointToken[Any]) -> CheckpointFailedError:
-    with pytest.raises(CheckpointFailedError) as caught:
+    with trio.fail_after(1), pytest.raises(CheckpointFailedError) as caught:
         await token.wait()
     return caught.value
 

@@ -54,7 +54,7 @@ ROUTES: dict[TokenState, tuple[TokenEvent, ...]] = {
     FAILED: (FAIL,),
     GONE: (WITHDRAW,),
 }
-FINAL = {CONFIRMED, FAILED, GONE}
+FINAL = (CONFIRMED, FAILED, GONE)
 
 
 class Host:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator
 from typing import Any, TypeVar, cast
 
 import attrs
@@ -18,7 +18,7 @@ from ._threads import run_blocking
 from ._values import RUN_STREAM, StreamKey, encode_key
 from ._verify import Verifier, Verify, read_pages
 from .abc import RunView, Store
-from .outputs import AppendFile, OutputDir
+from .outputs import OutputDir
 from .state import Frontier, PlainCodec
 
 log = logging.getLogger("trio_ckpt.resume")
@@ -42,6 +42,7 @@ class Resume:
     store: Store
     desk: Desk
     settings: Settings
+    _beside: _Beside | None = attrs.field(default=None, init=False)
 
     async def open(self, first_index: int, state: S | None, nursery: trio.Nursery) -> Stream[S]:
         """Read what was saved, verify it, restore the state.
@@ -50,45 +51,50 @@ class Resume:
             StreamFailedError: the stream failed for good.
             OutputError: confirmed outputs are damaged; see `trio_ckpt._verify`.
         """
-        desk = self.desk
         await self._take_up_failed()
         await self._open_sinks()
-        wait_verified = _no_wait
         known: dict[int, bytes] = {}
         if isinstance(state, Frontier):
             await self._load_frontier(cast("Frontier[Any]", state))
         else:
-            wait_verified = await self._read_newest(known, nursery)
+            await self._read_newest(known, nursery)
             if state is not None:
                 await self._restore_plain(state)
-        return Stream(desk, first_index=first_index, known=known, wait_verified=wait_verified)
+        return Stream(
+            self.desk, first_index=first_index, known=known, wait_verified=self._wait_verified
+        )
+
+    async def close(self) -> None:
+        """End the verification beside the run: it has no business with a stream that is left.
+
+        Cancellation: none; it ends after the record that is being saved.
+        """
+        if self._beside is not None:
+            await self._beside.close()
+
+    async def _wait_verified(self) -> bool:
+        return False if self._beside is None else await self._beside.wait()
 
     async def _take_up_failed(self) -> None:
         progress = self.desk.lane.progress
-        is_final = progress.error is not None and not progress.error.retryable
-        if progress.status is Status.FAILED and is_final and not self.settings.retry_failed:
-            assert progress.error is not None
+        error = progress.error if progress.status is Status.FAILED else None
+        if error is not None and not error.retryable and not self.settings.retry_failed:
             raise StreamFailedError(
                 f"{describe_batch(self.desk.run_id, self.desk.lane.key, None)} failed for good "
-                f"in an earlier session: {progress.error.message}; retry_failed=True tries again",
+                f"in an earlier session: {error.message}; retry_failed=True tries again",
                 run_id=self.desk.run_id,
                 stream=self.desk.lane.key,
             )
         if self.settings.retry_failed and (progress.skipped or progress.status is Status.FAILED):
-            skipped = tuple(progress.skipped)
-            await self.desk.save_plain(Record(kind=Kind.RETRY, at=time.time(), indexes=skipped))
+            indexes = tuple(sorted({*progress.skipped, *progress.failures}))
+            await self.desk.save_plain(Record(kind=Kind.RETRY, at=time.time(), indexes=indexes))
 
     async def _open_sinks(self) -> None:
         lane = self.desk.lane
         for path, size in lane.progress.sinks.items():
             self.desk.claim_sink(path)
             if path not in lane.sinks:
-                sink = await run_blocking(AppendFile.open, self.desk.output_dir, path, size)
-                lane.sinks[path] = sink
-                if sink.cut_bytes:
-                    log.warning(
-                        "%s: an unconfirmed tail of %d bytes was cut off", path, sink.cut_bytes
-                    )
+                await self.desk.open_sink(path, size)
 
     def _verifier(self) -> Verifier:
         return Verifier(self.desk, self.settings.verify, self.settings.redo_missing)
@@ -119,30 +125,24 @@ class Resume:
 
     # -- other streams ------------------------------------------------------------------------
 
-    async def _read_newest(
-        self, known: dict[int, bytes], nursery: trio.Nursery
-    ) -> Callable[[], Awaitable[bool]]:
+    async def _read_newest(self, known: dict[int, bytes], nursery: trio.Nursery) -> None:
         """Check the newest records now, the others beside the run."""
         desk = self.desk
-        if desk.lane.progress.sequence == 0:
-            return _no_wait
+        progress = desk.lane.progress
+        if progress.sequence == 0:
+            return
         pages = read_pages(self.store, desk)
         records = await anext(pages)
         for record in records:
-            if (
-                record.index is not None
-                and record.item
-                and desk.lane.progress.is_done(record.index)
-            ):
+            if record.index is not None and record.item and progress.is_done(record.index):
                 known.setdefault(record.index, record.item)
-        verifier = self._verifier()
-        if not desk.lane.progress.outputs:
+        if not progress.outputs:
             await pages.aclose()
-            return _no_wait
+            return
+        verifier = self._verifier()
         await verifier.check(records)
-        beside = _Beside(desk, verifier, pages)
-        nursery.start_soon(beside.run)
-        return beside.wait
+        self._beside = _Beside(verifier, pages)
+        nursery.start_soon(self._beside.run)
 
     async def _restore_plain(self, state: Any) -> None:
         desk = self.desk
@@ -155,40 +155,52 @@ class Resume:
             async for records in read_pages(self.store, desk):
                 newest = next((record.state for record in records if record.state), None)
                 if newest is not None:
-                    saved = newest
+                    saved, desk.is_state_saved = newest, True
                     break
         desk.codec, desk.state_bytes = codec, saved
         desk.state = codec.decode(saved) if desk.lane.progress.sequence > 0 else state
 
 
-async def _no_wait() -> bool:
-    await trio.lowlevel.checkpoint_if_cancelled()
-    return False
-
-
 class _Beside:
     """The verification of the older records, beside the run."""
 
-    def __init__(self, desk: Desk, verifier: Verifier, pages: Any) -> None:
-        self._desk = desk
+    def __init__(self, verifier: Verifier, pages: AsyncGenerator[list[Record]]) -> None:
         self._verifier = verifier
         self._pages = pages
+        self._scope = trio.CancelScope()
         self._done = trio.Event()
-        self._is_told = False
+        self._failed = False
 
     async def run(self) -> None:
-        """Check page after page."""
+        """Check page after page; an error is the run's."""
         try:
-            async for records in self._pages:
-                await self._verifier.check(records)
+            with self._scope:
+                async for records in self._pages:
+                    await self._verifier.check(records)
+        except BaseException:
+            self._failed = True
+            raise
         finally:
             self._done.set()
 
     async def wait(self) -> bool:
-        """Wait for the end; True the first time: look again whether work has come back."""
+        """Wait for the end; True if there was something to wait for: look again then.
+
+        Cancellation: a cancellation point; the only way out when the verification fails,
+            because its error is about to end the run.
+        """
+        if self._done.is_set() and not self._failed:
+            return False
         await self._done.wait()
-        first, self._is_told = not self._is_told, True
-        return first
+        if self._failed:
+            await trio.sleep_forever()
+        return True
+
+    async def close(self) -> None:
+        """Give up on it."""
+        self._scope.cancel()
+        with trio.CancelScope(shield=True):
+            await self._done.wait()
 
 
 async def archive_outputs(store: Store, view: RunView, outputs: OutputDir) -> None:

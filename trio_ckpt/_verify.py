@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Literal
 
 import attrs
@@ -40,7 +40,7 @@ class Damage:
     reason: str
 
 
-async def read_pages(store: Store, desk: Desk) -> AsyncIterator[list[Record]]:
+async def read_pages(store: Store, desk: Desk) -> AsyncGenerator[list[Record]]:
     """The records of a stream, newest first, a page at a time.
 
     Raises:
@@ -70,7 +70,7 @@ class Verifier:
     desk: Desk
     mode: Verify
     redo_missing: bool
-    _superseded: set[int] = attrs.field(factory=set, init=False)
+    _superseded: set[int] = attrs.field(factory=set[int], init=False)
 
     async def check(self, records: list[Record]) -> None:
         """Check a page of records, and put back to work what is damaged.
@@ -81,9 +81,9 @@ class Verifier:
             OutputClaimedError: two batches have confirmed one file.
         """
         current = self._current(records)
-        if not current or self.mode == "off" or self.desk.outputs is None:
-            return
-        damages = await run_blocking(_find_damages, self.desk.outputs, current, self.mode)
+        outputs, damages = self.desk.outputs, list[Damage]()
+        if current and self.mode != "off" and outputs is not None:
+            damages = await run_blocking(_find_damages, outputs, current, self.mode)
         self._refuse_many(damages, len(current))
         if damages:
             await self._redo(damages)
@@ -94,20 +94,20 @@ class Verifier:
 
     def _current(self, records: list[Record]) -> list[Record]:
         """Those with outputs that still stand: the newest record of each confirmed batch."""
-        current = []
+        current: list[Record] = []
         for record in records:
             if record.kind is Kind.REDO:
                 self._superseded.update(record.indexes)
             elif record.kind is Kind.BATCH and record.outputs:
                 index = record.index
-                if index in self._superseded or index not in self.desk.lane.progress.confirmed:
+                confirmed = self.desk.lane.progress.confirmed
+                if index is None or index in self._superseded or index not in confirmed:
                     continue
                 current.append(record)
         return current
 
     def _claim(self, record: Record) -> None:
-        assert record.index is not None
-        owner = (self.desk.lane.text, record.index)
+        owner = (self.desk.lane.text, record.index or 0)
         for output in record.outputs:
             has = self.desk.claims.setdefault(output.path, owner)
             if has != owner:
@@ -154,17 +154,15 @@ class Verifier:
                 )
             )
             self._superseded.add(damage.index)
-            desk.release_claims(damage.index)
             desk.put_back(damage.index)
 
 
 def _find_damages(outputs: OutputDir, records: list[Record], mode: Verify) -> list[Damage]:
-    damages = []
+    damages: list[Damage] = []
     for record in records:
-        assert record.index is not None
         for output in record.outputs:
             reason = outputs.check(output, "sha256" if mode == "sha256" else "size")
             if reason is not None:
-                damages.append(Damage(record.index, record, output.path, reason))
+                damages.append(Damage(record.index or 0, record, output.path, reason))
                 break
     return damages

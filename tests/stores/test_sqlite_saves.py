@@ -135,13 +135,16 @@ async def test_disk_takes_no_more(folder: Path) -> None:
 class _Cursor:
     """A cursor whose COMMIT raises, after it was done or instead of it."""
 
-    def __init__(self, cursor: sqlite3.Cursor, code: int, *, is_done: bool) -> None:
+    def __init__(
+        self, cursor: sqlite3.Cursor, code: int, *, is_done: bool, can_roll_back: bool
+    ) -> None:
+        self._can_roll_back = can_roll_back
         self._cursor = cursor
         self._code = code
         self._is_done = is_done
 
     def execute(self, sql: str, *args: Any) -> Any:
-        if sql != "COMMIT":
+        if sql != "COMMIT" and (sql != "ROLLBACK" or self._can_roll_back):
             return self._cursor.execute(sql, *args)
         if self._is_done:
             self._cursor.execute(sql)
@@ -154,10 +157,12 @@ class _Cursor:
 
 
 @contextlib.contextmanager
-def _failing_commit(store: SqliteStore, code: int, *, is_done: bool) -> Iterator[None]:
+def _failing_commit(
+    store: SqliteStore, code: int, *, is_done: bool, can_roll_back: bool = True
+) -> Iterator[None]:
     writer: Any = store._writer
     real = writer._cursor
-    writer._cursor = _Cursor(real, code, is_done=is_done)
+    writer._cursor = _Cursor(real, code, is_done=is_done, can_roll_back=can_roll_back)
     try:
         yield
     finally:
@@ -187,6 +192,19 @@ async def test_commit_that_raised_and_saved_nothing(folder: Path) -> None:
             await store.save(run, [*chain(A, 2, 2), *chain(B, 1, 1)])
         assert await heads(store) == {A: 1}
         assert await store.save(run, [*chain(A, 2, 2), *chain(B, 1, 1)]) == [None, None]
+    await store.aclose()
+
+
+async def test_read_back_is_not_fooled_by_an_open_transaction(folder: Path) -> None:
+    """Where even ROLLBACK fails, the heads that the connection sees are not yet saved."""
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        with (
+            _failing_commit(store, sqlite3.SQLITE_FULL, is_done=False, can_roll_back=False),
+            pytest.raises(SaveOutcomeUnknownError),
+        ):
+            await store.save(RunKey("run", 0, owner), chain(A, 1, 1))
+    await store._writing.run(store._writer._connection.close)
     await store.aclose()
 
 

@@ -135,7 +135,8 @@ class SqliteStore(Store):
         try:
             if lock.is_alone:
                 await _shielded(self._clean, lock)
-            owner = await self._writing.run(self._writer.raise_owner, run_id)
+            # Shielded: raised late, the number would lock out whoever owns the run by then.
+            owner = await _shielded(self._writing.run, self._writer.raise_owner, run_id)
             yield owner
         finally:
             if run_id in self._in_doubt:
