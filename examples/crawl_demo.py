@@ -62,7 +62,7 @@ class CountingProxy:
             pass
 
     async def _pass_on(self, client: trio.SocketStream) -> None:
-        head = b""
+        head = bytearray()
         while b"\r\n\r\n" not in head:
             data = await client.receive_some()
             head += data

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from ._batch import AttemptState, Batch
-from ._gate import Way
+from ._gate import Desk, Passed, Way
 from ._ranges import IndexSet
 from ._retry import Again, RetryTable
 from ._source import Source
@@ -49,8 +49,8 @@ async def run_batches(
         BatchFailedError: an attempt failed and the retry table gave up; the other batches
             are cancelled and run again on resume.
         TokenNeverSettledError: the handler returned without settling its batch.
-        ValueError: `concurrency` > 1 with a state or a cursor that has an order; or no
-            items and no frontier.
+        ValueError: `concurrency` > 1 with a state or a cursor that has an order; no items
+            and no frontier, or both; a range of a frontier, whose items have no order.
 
     Cancellation: batches in flight are cancelled, completed ones are saved.
     """
@@ -60,8 +60,10 @@ async def run_batches(
         raise ValueError(f"concurrency is between 1 and {MAX_CONCURRENCY}, not {concurrency}")
     if concurrency > 1 and (desk.codec is not None or desk.lane.progress.cursor is not None):
         raise ValueError("a state or cursor needs batches in order: concurrency=1, or a Frontier")
-    if items is None and desk.frontier is None:
+    if (items is None) is (desk.frontier is None):
         raise ValueError("run_batches needs items, or a stream whose state is a Frontier")
+    if items is None and (start is not None or end is not None):
+        raise ValueError("start= and end= narrow a list; a Frontier has no order")
     await trio.lowlevel.checkpoint()
     await stream.settle_open(Way.NEXT)
     source = None if items is None else stream.open_source(items, key)
@@ -71,6 +73,7 @@ async def run_batches(
     desk.changed, desk.put_back = feed.wake, feed.put_back
     try:
         await _run_workers(feed, handler, concurrency)
+        await feed.finish()
     finally:
         desk.retry, desk.is_parallel = table, False
         desk.changed, desk.put_back = _nothing, _nothing_with_index
@@ -103,26 +106,27 @@ async def _run_workers(
 
 
 async def _work(feed: Feed[T], handler: Callable[[Batch[T]], Awaitable[None]]) -> None:
-    desk = feed.stream.desk
     while (batch := await feed.next()) is not None:
+        passed: Passed | Again = Passed.GO_ON
         try:
-            await handler(batch)
-        except Exception as error:
-            if way_of(error) is Way.CANCEL:
-                await desk.pass_gate(batch, Way.CANCEL, error)
-                raise
-            if batch.state is AttemptState.OPEN:
-                batch.fail(error)
-            elif batch.state is not AttemptState.FAILED:
-                await desk.pass_gate(batch, Way.ERROR, error)
-                raise
-        except BaseException as error:
-            await desk.pass_gate(batch, way_of(error), error)
+            passed = await _work_on(feed.stream.desk, batch, handler)
+        finally:
+            feed.leave(batch, passed)
+
+
+async def _work_on(
+    desk: Desk, batch: Batch[T], handler: Callable[[Batch[T]], Awaitable[None]]
+) -> Passed | Again:
+    try:
+        await handler(batch)
+    except BaseException as error:
+        way = way_of(error)
+        is_attempt = way is Way.ERROR and isinstance(error, Exception)
+        if not is_attempt or batch.state not in (AttemptState.OPEN, AttemptState.FAILED):
+            await desk.pass_gate(batch, way, error)
             raise
-        passed = await desk.pass_gate(batch, Way.NEXT)
-        if isinstance(passed, Again):
-            feed.delay(batch, passed.after_s)
-        feed.wake()
+        batch.fail(error)
+    return await desk.pass_gate(batch, Way.NEXT)
 
 
 class Feed(Generic[T]):
@@ -141,9 +145,13 @@ class Feed(Generic[T]):
         self._next = max(start or 0, stream.first_index)
         self._end = end
         self._is_exhausted = False
+        self._working = 0  # workers that have a batch
         self._taken = IndexSet()  # handed out or delayed: not to be handed out again
         self._delayed: list[tuple[float, int, T | None, bytes]] = []
         self._idle = trio.lowlevel.ParkingLot()
+        if self._desk.frontier is not None:
+            progress, first = self._desk.lane.progress, stream.first_index
+            self._desk.frontier.make_ready(lambda position: progress.is_done(first + position))
 
     async def next(self) -> Batch[T] | None:
         """The next batch to work on; None: nothing is left.
@@ -152,23 +160,27 @@ class Feed(Generic[T]):
         """
         await trio.lowlevel.checkpoint()
         while True:
-            await self._desk.stop.park()
             found = self._due() or self._fresh()
             if found is not None:
+                await self._desk.stop.park()
+                self._working += 1
                 return self._desk.hand_out(*found)
-            if not self._delayed and not self._desk.open:
-                if not await self.stream.wait_verified():
-                    await self._finish()
-                    return None
-                continue
+            if not self._delayed and not self._working:
+                if await self.stream.wait_verified():
+                    continue  # batches may have come back to work meanwhile
+                self.wake()
+                return None
             due = self._delayed[0][0] if self._delayed else math.inf
             with trio.move_on_at(due):
                 await self._idle.park()
 
-    def delay(self, batch: Batch[T], after_s: float) -> None:
-        """Hand a failed batch out again, later."""
-        entry = (trio.current_time() + after_s, batch.index, batch.item, batch.digest)
-        heapq.heappush(self._delayed, entry)
+    def leave(self, batch: Batch[T], passed: Passed | Again) -> None:
+        """Take note that a worker is done with a batch, or that it runs again, later."""
+        self._working -= 1
+        if isinstance(passed, Again):
+            due = trio.current_time() + passed.after_s
+            heapq.heappush(self._delayed, (due, batch.index, batch.item, batch.digest))
+        self.wake()
 
     def put_back(self, index: int) -> None:
         """Hand out again a batch whose outputs are damaged."""
@@ -205,16 +217,15 @@ class Feed(Generic[T]):
 
     def _fresh_of_frontier(self) -> tuple[int, T | None, bytes] | None:
         frontier = self._desk.frontier
-        assert frontier is not None
-        position = frontier.take()
-        if position is None:
+        position = frontier.take() if frontier is not None else None
+        if frontier is None or position is None:
             return None
         return self.stream.first_index + position, frontier.item(position), b""
 
-    async def _finish(self) -> None:
-        if self._source is None:
-            assert self._desk.frontier is not None
+    async def finish(self) -> None:
+        """Save that nothing is left, if that is so."""
+        if self._source is not None:
+            end = None if self._end is not None else self._desk.lane.progress.first_left(self._next)
+            await self.stream.complete_source(self._source, end)
+        elif self._desk.frontier is not None:
             await self.stream.complete(self.stream.first_index + len(self._desk.frontier))
-        elif self._end is None:
-            await self.stream.complete(self._desk.lane.progress.first_left(self._next))
-        self.wake()

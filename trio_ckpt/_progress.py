@@ -51,17 +51,17 @@ class Progress:
     sequence: int = 0
     confirmed: IndexSet = attrs.field(factory=IndexSet)
     skipped: IndexSet = attrs.field(factory=IndexSet)
-    failures: dict[int, FailedAttempt] = attrs.field(factory=dict)
+    failures: dict[int, FailedAttempt] = attrs.field(factory=dict[int, FailedAttempt])
     records: int = 0
-    totals: dict[str, ExactSum] = attrs.field(factory=dict)
-    spent: dict[str, ExactSum] = attrs.field(factory=dict)
+    totals: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
+    spent: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
     cursor: Any = None
     last_index: int | None = None
     status: Status = Status.PENDING
     error: ErrorInfo | None = None
     outputs: int = 0
-    sinks: dict[str, int] = attrs.field(factory=dict)
-    metadata: dict[str, Any] = attrs.field(factory=dict)
+    sinks: dict[str, int] = attrs.field(factory=dict[str, int])
+    metadata: dict[str, Any] = attrs.field(factory=dict[str, Any])
     started_at: float | None = None
     updated_at: float | None = None
     completed_at: float | None = None

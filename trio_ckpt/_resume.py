@@ -113,10 +113,7 @@ class Resume:
         for payload in reversed(adds):
             frontier.fold(payload)
         progress, first = desk.lane.progress, desk.first_index
-        frontier.settle_loaded(
-            lambda position: first + position in progress.confirmed,
-            lambda position: progress.is_done(first + position),
-        )
+        frontier.settle_loaded(lambda position: first + position in progress.confirmed)
         desk.frontier = frontier
         if seeds := frontier.stage(frontier.seeds):
             payload = frontier.encode(seeds)

@@ -10,9 +10,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import attrs
 import trio
@@ -25,13 +25,14 @@ from ._errors import (
     EXIT_SKIPPED,
     ConfigChangedError,
     RunStoppedError,
+    StoreConflictError,
     StreamBusyError,
     StreamEndedError,
     StreamFailedError,
     StreamsStillOpenError,
     describe_batch,
 )
-from ._gate import Desk
+from ._gate import Desk, Way
 from ._progress import Progress
 from ._records import Kind, Record, Status, encode_record
 from ._resume import Resume, Settings, archive_outputs
@@ -40,7 +41,8 @@ from ._saver import DEFAULT_SAVE_TIMEOUT_S, Lane, Saver, Submission
 from ._stop import Stop
 from ._stream import Stream, way_of
 from ._threads import run_blocking
-from ._values import RUN_STREAM, StreamKey, check_run_id, check_stream_key
+from ._token import Failure
+from ._values import RUN_STREAM, StreamKey, check_run_id, check_stream_key, encode_key
 from .abc import RunKey, RunView, Store
 from .outputs import OutputDir
 from .stores import open_store
@@ -124,7 +126,11 @@ class Run:
         self._resume_command = resume_command
         self._lanes: dict[StreamKey, Lane] = {}
         self._desks: dict[StreamKey, Desk] = {}
-        self._claims: dict[str, tuple[str, int]] = {}
+        self._failures: dict[StreamKey, dict[int, Failure]] = {}
+        self._claims: dict[str, tuple[str, int]] = {
+            path: (encode_key(key), -1) for key, p in self._progress.items() for path in p.sinks
+        }
+        self._is_closed = False
 
     @property
     def exit_code(self) -> int:
@@ -146,7 +152,7 @@ class Run:
         state: S | None = None,
         retry: RetryTable | None = None,
         on_fail: Literal["raise", "record"] = "raise",
-    ) -> AsyncIterator[Stream[S]]:
+    ) -> AsyncGenerator[Stream[S]]:
         """Own a stream for a block.
 
         Args:
@@ -168,16 +174,20 @@ class Run:
         Cancellation: entering and leaving are schedule points; what was completed is saved.
         """
         key = check_stream_key(parts)
+        if self._is_closed:
+            raise trio.ClosedResourceError(f"run {self.run_id!r} is closed")
         if key in self._desks:
-            raise StreamBusyError(f"stream {'/'.join(key)!r} is open already", stream=key)
+            where = describe_batch(self.run_id, key, None)
+            raise StreamBusyError(f"{where} is open already", run_id=self.run_id, stream=key)
         desk = self._open_desk(key, first_index, retry)
+        resume = Resume(self._store, desk, self._settings)
         scope = trio.CancelScope()
         self._stop.scopes.add(scope)
         try:
             if self._stop.exit_code:
                 scope.cancel()
             with scope:
-                resume = Resume(self._store, desk, self._settings)
+                await trio.lowlevel.checkpoint()
                 stream: Stream[S] = await resume.open(first_index, state, self._nursery)
                 try:
                     yield stream
@@ -190,6 +200,7 @@ class Run:
                 raise self._stopped()
         finally:
             self._stop.scopes.discard(scope)
+            await resume.close()
             desk.close()
             del self._desks[key]
             self.coordinator.registry.touch()
@@ -209,18 +220,20 @@ class Run:
             self._claims,
             self._outputs,
             first_index=first_index,
+            failed=self._failures.setdefault(key, {}),
         )
         return desk
 
     def _check_left(self, stream: Stream[Any], on_fail: str) -> None:
-        if stream.status is Status.FAILED and on_fail == "raise":
-            assert stream.error is not None
-            raise StreamFailedError(
-                f"{describe_batch(self.run_id, stream.key, None)} failed: {stream.error.message}",
-                run_id=self.run_id,
-                stream=stream.key,
-            )
-        if self._stop.is_requested and stream.status is Status.INTERRUPTED:
+        if stream.status is Status.FAILED:
+            if on_fail == "raise" and stream.error is not None:
+                where = describe_batch(self.run_id, stream.key, None)
+                raise StreamFailedError(
+                    f"{where} failed: {stream.error.message}",
+                    run_id=self.run_id,
+                    stream=stream.key,
+                )
+        elif self._stop.is_requested and stream.status is not Status.COMPLETE:
             raise self._stopped()
 
     def _stopped(self) -> RunStoppedError:
@@ -251,15 +264,11 @@ class Run:
             wanted = {index for index in wanted if index not in progress.confirmed}
             if not wanted:
                 return
-            desk = self._desks.get(key)
-            if desk is not None:
-                was_open = True
-                for index in sorted(wanted & desk.failed.keys()):
-                    failure = desk.failed[index]
-                    raise failure.error(
-                        failure.reason, run_id=self.run_id, stream=key, batch_index=index
-                    ) from failure.cause
-            if (desk is None and was_open) or progress.status is Status.COMPLETE:
+            self._raise_failure(key, progress, wanted)
+            is_open = key in self._desks
+            was_open = was_open or is_open
+            is_over = was_open or self._is_closed or progress.status is Status.COMPLETE
+            if is_over and not is_open:
                 raise StreamEndedError(
                     f"{describe_batch(self.run_id, key, None)} ended without batches "
                     f"{sorted(wanted)[:10]}",
@@ -268,43 +277,66 @@ class Run:
                 )
             await registry.wait_changed(version)
 
+    def _raise_failure(self, key: StreamKey, progress: Progress, wanted: set[int]) -> None:
+        failed = self._failures.get(key, {})
+        skipped = {index for index in wanted if index in progress.skipped}
+        for index in sorted(skipped | (wanted & failed.keys())):
+            failure = failed.get(index, SKIPPED)
+            raise failure.error(
+                failure.reason, run_id=self.run_id, stream=key, batch_index=index
+            ) from failure.cause
+
     # -- leaving -----------------------------------------------------------------------------
 
-    def check_closed(self, error: BaseException | None) -> BaseException | None:
-        """Cancel streams that are still open; returns what is to leave the run's block."""
-        if not self._desks:
-            return error
-        names = ", ".join(repr("/".join(key)) for key in self._desks)
-        self._stop.cancel_streams(EXIT_DRAINED)
-        for desk in tuple(self._desks.values()):
-            desk.close()
-        if error is not None:
-            return error
-        return StreamsStillOpenError(
-            f"run {self.run_id!r} was left while streams were open in other tasks: {names}; "
-            "open the nursery inside open_run",
-            run_id=self.run_id,
-        )
+    async def close(self, error: BaseException | None, grace_s: float) -> BaseException | None:
+        """End streams that are still open; returns what is to leave the run's block.
 
-    def stop_instead(self, error: BaseException | None) -> BaseException | None:
+        They pass the gate in their own tasks, which have `grace_s` for it.
+        """
+        self._is_closed = True
+        registry = self.coordinator.registry
+        if self._desks:
+            names = ", ".join(repr("/".join(key)) for key in self._desks)
+            error = error or StreamsStillOpenError(
+                f"run {self.run_id!r} was left while streams were open in other tasks: {names}; "
+                "open the nursery inside open_run",
+                run_id=self.run_id,
+            )
+            self._stop.cancel_streams(EXIT_DRAINED)
+            with trio.move_on_after(grace_s, shield=True):
+                version = registry.version
+                while self._desks:
+                    version = await registry.wait_changed(version)
+            for desk in tuple(self._desks.values()):
+                desk.close()
+        registry.touch()
+        return self._stop_instead(error)
+
+    def _stop_instead(self, error: BaseException | None) -> BaseException | None:
         """What leaves a run that was stopped: one RunStoppedError, or the body's own error."""
-        if not self._stop.is_requested:
+        poison = self._saver.poison
+        if not self._stop.is_requested and poison is None:
             return error
         if error is None:
-            done = all(p.status is Status.COMPLETE for k, p in self._progress.items() if k)
-            return None if done and self._stop.exit_code == 0 else self._stopped()
-        if is_only_stopped(error):
-            return self._stopped()
-        if error.__context__ is None:
-            error.__context__ = self._stopped()
-        return error
+            parts = [p for key, p in self._progress.items() if key != RUN_STREAM]
+            if poison is None and all(p.status is Status.COMPLETE for p in parts):
+                return None
+        elif not is_only_stopped(error, poison):
+            if error.__context__ is None and not isinstance(error, trio.Cancelled):
+                error.__context__ = self._stopped()
+            return error
+        return poison if isinstance(poison, StoreConflictError) else self._stopped()
 
 
-def is_only_stopped(error: BaseException) -> bool:
+SKIPPED = Failure("it was skipped")
+
+
+def is_only_stopped(error: BaseException, poison: Exception | None) -> bool:
     """Whether an exception, or a group of them, says nothing but that the run was stopped."""
     if isinstance(error, BaseExceptionGroup):
-        return all(is_only_stopped(part) for part in error.exceptions)
-    return isinstance(error, RunStoppedError)
+        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        return all(is_only_stopped(part, poison) for part in parts)
+    return error is poison or isinstance(error, RunStoppedError)
 
 
 @asynccontextmanager
@@ -326,7 +358,7 @@ async def open_run(
     save_timeout_s: float = DEFAULT_SAVE_TIMEOUT_S,
     resume_command: str | None = None,
     coordinator: CheckpointCoordinator | None = None,
-) -> AsyncIterator[Run]:
+) -> AsyncGenerator[Run]:
     """Own a run for a block: begin it, or go on where it was left.
 
     Args:
@@ -396,7 +428,7 @@ async def open_run(
             "session": found.sessions + 1,
             "config": plain,
             "config_digest": config_digest(plain),
-            "output_dir": os.path.abspath(output_dir) if output_dir is not None else None,
+            "output_dir": outputs.root if outputs is not None else None,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "began": time.time(),
@@ -407,11 +439,12 @@ async def open_run(
             resume_command = shlex.join(sys.orig_argv)
         body_error: BaseException | None = None
         background: BaseException | None = None
+        has_signals = _wants_signals(handle_signals, run_id)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(saver.run)
                 nursery.start_soon(stop.see_through, grace_s)
-                if _wants_signals(handle_signals, run_id):
+                if has_signals:
                     await nursery.start(_receive_signals, stop)
                 try:
                     await _save_fact(saver, lane, Kind.SESSION, facts)
@@ -431,7 +464,7 @@ async def open_run(
                         yield run
                     except BaseException as error:
                         body_error = error
-                    body_error = run.stop_instead(run.check_closed(body_error))
+                    body_error = await run.close(body_error, grace_s)
                     with trio.CancelScope(shield=True):
                         await _say_goodbye(saver, lane, facts, body_error)
                 finally:
@@ -442,15 +475,16 @@ async def open_run(
         except BaseExceptionGroup as group:
             background = _background_error(group, body_error)
         finally:
-            _signals_taken.set(False)
+            if has_signals:
+                _signals_taken.set(False)
+            if saver.poison is None:  # else a thread may still be writing to them
+                saver.close_sinks()
         if background is not None:
-            if body_error is not None and background is not body_error:
+            if background is not body_error and not isinstance(body_error, trio.Cancelled):
                 background.__context__ = body_error
             raise background
         if body_error is not None:
             raise body_error
-        if saver.poison is not None:
-            raise saver.poison
 
 
 def _background_error(
@@ -472,9 +506,7 @@ async def _close_store(store: Store) -> None:
 async def _save_fact(saver: Saver, lane: Lane, kind: Kind, facts: dict[str, Any]) -> None:
     record = Record(kind=kind, at=time.time(), metadata=facts)
     checkpoint = await saver.encode(lane, encode_record(record))
-    submission = Submission(lane, record, checkpoint, (), lambda _error: None)
-    saver.submit(submission)
-    await submission.wait()
+    await saver.save(Submission(lane, record, checkpoint, (), lambda _error: None))
 
 
 async def _say_goodbye(
@@ -484,12 +516,19 @@ async def _say_goodbye(
     if saver.poison is not None:
         return
     ended = "ended" if error is None else f"ended by {type(error).__qualname__}"
-    if error is not None and way_of(error).name == "CANCEL":
+    if isinstance(error, RunStoppedError):
+        ended = "was stopped"
+    elif error is not None and way_of(error) is Way.CANCEL:
         ended = "was cancelled"
     try:
         await _save_fact(saver, lane, Kind.END, {**facts, "ended": ended, "at": time.time()})
     except Exception as problem:
         log.warning("how the session ended could not be saved: %s", problem)
+
+
+def _is_to_retry(progress: Progress, index: int) -> bool:
+    last = progress.last_index
+    return index not in progress.skipped and (last is None or index <= last)
 
 
 def _look(view: RunView | None) -> Found:
@@ -503,7 +542,7 @@ def _look(view: RunView | None) -> Found:
         streams=len(parts),
         confirmed=sum(len(progress.confirmed) for progress in parts),
         skipped=sum(len(progress.skipped) for progress in parts),
-        to_retry=sum(len(p.failures.keys() - set(p.skipped)) for p in parts),
+        to_retry=sum(_is_to_retry(p, index) for p in parts for index in p.failures),
         records=sum(progress.records for progress in parts),
         last_end=facts.get("ended", "was killed") if facts else None,
     )

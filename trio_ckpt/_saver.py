@@ -69,7 +69,7 @@ class Lane:
     seal: Seal
     progress: Progress
     submitted: int
-    sinks: dict[str, AppendFile] = attrs.field(factory=dict)
+    sinks: dict[str, AppendFile] = attrs.field(factory=dict[str, AppendFile])
     is_dirty: bool = False
 
 
@@ -92,7 +92,9 @@ class Submission:
     landed: Callable[[Exception | None], None]
     is_over: bool = False
     error: Exception | None = None
-    _tasks: list[trio.lowlevel.Task] = attrs.field(factory=list, init=False)
+    _tasks: list[trio.lowlevel.Task] = attrs.field(
+        factory=list[trio.lowlevel.Task], init=False
+    )
 
     async def wait(self) -> None:
         """Wait for the outcome.
@@ -147,6 +149,7 @@ class Saver:
         self._unfolded = 0
         self._idle_task: trio.lowlevel.Task | None = None
         self._is_closing = False
+        self._is_over = False
         self._was_alone = False  # the newest group was of one
         self._appender = WorkerThread("trio_ckpt appender")
 
@@ -168,7 +171,7 @@ class Saver:
         Raises:
             StoreError: the blob cannot be put.
 
-        Cancellation: while a blob is put; nothing is submitted then.
+        Cancellation: none; a store that does not take a blob in time poisons the run.
         """
         if len(payload) < self._store.inline_limit_bytes:
             return self._place(lane, payload)
@@ -183,7 +186,12 @@ class Saver:
             sequence = lane.submitted + 1
             sealed = lane.seal.close(sequence, payload)
             digest = blob_digest(sealed)
-            await self._store.put_blob(digest, sealed)
+            with trio.move_on_after(self._save_timeout_s, shield=True) as scope:
+                await self._store.put_blob(digest, sealed)
+            if scope.cancelled_caught:
+                unknown = self._unknown(f"waits for a blob since {self._save_timeout_s:g} s")
+                self._set_poison(unknown)
+                raise unknown
             if lane.submitted + 1 == sequence:  # nobody else of the stream came between
                 return Checkpoint(lane.text, sequence, b"", digest)
 
@@ -227,6 +235,8 @@ class Saver:
         """
         if self.poison is not None:
             raise self.poison
+        if self._is_over:
+            raise TrioCkptError("the run is closed", run_id=self.run_key.run_id)
         submission.lane.submitted = submission.checkpoint.sequence
         self._queue.append(submission)
         self._wake()
@@ -235,6 +245,12 @@ class Saver:
         """Let `run` end when everything submitted has been saved."""
         self._is_closing = True
         self._wake()
+
+    def close_sinks(self) -> None:
+        """Give the append files back; what was not confirmed stays behind."""
+        for lane in self._lanes:
+            for sink in lane.sinks.values():
+                sink.close()
 
     def _wake(self) -> None:
         if self._idle_task is not None:
@@ -257,8 +273,10 @@ class Saver:
                     else:
                         self._idle_task = trio.lowlevel.current_task()
                         await trio.lowlevel.wait_task_rescheduled(_refuse_to_abort)
+                self._is_over = True
                 await self._save_folds()
             finally:
+                self._is_over = True
                 self._appender.stop()
 
     async def _save_next_group(self) -> None:
@@ -268,6 +286,8 @@ class Saver:
             self._end_all(taken, self.poison)
             return
         group = await self._append_lines(taken) if any(s.lines for s in taken) else taken
+        if not group:
+            return
         folds = self._due_folds()
         outcomes = await self._save(group, folds)
         if len(outcomes) == len(group) and all(outcome is None for outcome in outcomes):
@@ -320,7 +340,7 @@ class Saver:
         lane = submission.lane
         followers = [queued for queued in self._queue if queued.lane is lane]
         self._queue = [queued for queued in self._queue if queued.lane is not lane]
-        lane.submitted = submission.checkpoint.sequence - 1
+        lane.submitted = min(lane.submitted, submission.checkpoint.sequence - 1)
         self._end_all([submission, *followers], error)
 
     def _end_all(self, submissions: Iterable[Submission], error: Exception) -> None:
@@ -345,6 +365,7 @@ class Saver:
         for submission in taken:
             for sink, lines in submission.lines:
                 chunks.setdefault(sink, []).append(lines)
+        failures: dict[AppendFile, Exception] = {}
         with trio.move_on_after(self._save_timeout_s, shield=True) as scope:
             failures = await self._appender.run(_append_all, chunks)
         if scope.cancelled_caught:
@@ -352,7 +373,7 @@ class Saver:
             self._set_poison(unknown)
             self._end_all(taken, unknown)
             return []
-        failed_lanes = {
+        failed_lanes: dict[Lane, Exception] = {
             submission.lane: failures[sink]
             for submission in taken
             for sink, _ in submission.lines
@@ -373,7 +394,7 @@ class Saver:
 
     def _take_folds(self) -> list[Fold]:
         self._unfolded = 0
-        folds = []
+        folds: list[Fold] = []
         for lane in self._lanes:
             if lane.is_dirty:
                 lane.is_dirty = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import (
-    AsyncIterator,
+    AsyncGenerator,
     Awaitable,
     Callable,
     Iterable,
@@ -19,7 +19,13 @@ from typing import Any, Generic, TypeVar, cast
 import trio
 
 from ._batch import UNSET, Batch
-from ._errors import StreamBusyError, StreamFailedError, describe_batch
+from ._errors import (
+    RunStoppedError,
+    StreamBusyError,
+    StreamEndedError,
+    TrioCkptError,
+    describe_batch,
+)
 from ._gate import Desk, Passed, Way
 from ._progress import FailedAttempt, Progress
 from ._records import ErrorInfo, Kind, Record, Status, describe_error
@@ -165,7 +171,7 @@ class Stream(Generic[S]):
         return Batches(self, items, key, start, end)
 
     @asynccontextmanager
-    async def open_batch(self) -> AsyncIterator[Batch[None]]:
+    async def open_batch(self) -> AsyncGenerator[Batch[None]]:
         """Hold the first batch that is left for a block; for loops that are no ``for`` loops.
 
         The same gate as that of `batches`: when the block ends, the batch is durable.
@@ -174,18 +180,28 @@ class Stream(Generic[S]):
             TokenNeverSettledError, BatchFailedError: as the gate says.
         """
         self.check_owner()
+        self._check_no_frontier()
+        await trio.lowlevel.checkpoint()
         await self.settle_open(Way.NEXT)
+        await self.wait_verified()
         await self._desk.stop.park()
+        index = self.progress.first_left(self.first_index)
+        if self._is_past_end(index):
+            raise StreamEndedError(
+                f"{describe_batch(self._desk.run_id, self.key, None)} is complete: there is no "
+                f"batch {index}",
+                run_id=self._desk.run_id,
+                stream=self.key,
+            )
         self._desk.is_open_ended = True
-        batch: Batch[None] = self._desk.hand_out(
-            self.progress.first_left(self.first_index), None, b""
-        )
+        batch: Batch[None] = self._desk.hand_out(index, None, b"")
         try:
             yield batch
         except BaseException as error:
             await self._desk.pass_gate(batch, way_of(error), error)
             raise
         await self._desk.pass_gate(batch, Way.EXIT)
+        await self._complete_if_last()
 
     async def advance(self, loop: Batches[T]) -> Batch[T]:
         """Pass the gate for the open batch, and hand out the next one to `loop`."""
@@ -201,10 +217,10 @@ class Stream(Generic[S]):
         elif await self.settle_open(Way.NEXT) is Passed.ENDED:
             raise StopAsyncIteration
         found = await self._find_next(loop, loop.source)
+        if found is None:  # also during a stop: what is done is done
+            raise StopAsyncIteration
         await desk.stop.park()
         await trio.lowlevel.checkpoint_if_cancelled()
-        if found is None:
-            raise StopAsyncIteration
         index, item, digest = found
         self._batch = desk.hand_out(index, item, digest)
         return self._batch
@@ -212,21 +228,24 @@ class Stream(Generic[S]):
     async def _find_next(
         self, loop: Batches[T], source: Source[T]
     ) -> tuple[int, T | None, bytes] | None:
+        start = max(loop.start or 0, self.first_index)
         while True:
-            index = self.progress.first_left(max(loop.start or 0, self.first_index))
-            is_past_end = loop.end is not None and index > loop.end
-            last = self.progress.last_index
-            is_past_last = last is not None and index > last and source.is_open_ended
-            found = None if is_past_end or is_past_last else source.get(index)
+            index = self.progress.first_left(start)
+            is_beyond = loop.end is not None and index > loop.end
+            if source.is_open_ended:
+                is_beyond = is_beyond or self._is_past_end(index)
+            found = None if is_beyond else source.get(index)
             if found is not None:
                 return index, *found
             if not await self.wait_verified():
                 break  # nothing came back to work meanwhile
-        if not is_past_end and not source.is_open_ended:
-            await self.complete(index)
-        elif is_past_last:
-            await self.complete(index)
+        await self.complete_source(source, None if is_beyond else index)
         return None
+
+    def _is_past_end(self, index: int) -> bool:
+        """Whether the records say that an open end has come before a batch."""
+        last = self.progress.last_index
+        return self.progress.status is Status.COMPLETE if last is None else index > last
 
     async def settle_open(self, way: Way) -> Passed:
         """Pass the gate for the batch of the loop, and wait until it may run again if so."""
@@ -241,6 +260,8 @@ class Stream(Generic[S]):
 
     def open_source(self, items: Items[T] | None, key: Callable[[T], str] | None) -> Source[T]:
         """The source of a loop, checked against what is confirmed."""
+        if items is None:
+            self._check_no_frontier()
         progress = self.progress
         source = Source(
             items,
@@ -263,6 +284,26 @@ class Stream(Generic[S]):
         if progress.status is not Status.COMPLETE and progress.covers(self.first_index, stop):
             await self._desk.save_plain(Record(kind=Kind.FINISH, at=time.time()))
 
+    async def complete_source(self, source: Source[Any], end: int | None) -> None:
+        """Save that nothing is left of a source, if that is so.
+
+        Args:
+            source: The source.
+            end: Where it was found to end; None: nobody has looked.
+        """
+        if source.is_open_ended:
+            await self._complete_if_last()
+        elif (stop := end if source.stop is None else source.stop) is not None:
+            await self.complete(stop)
+
+    async def _complete_if_last(self) -> None:
+        if self.progress.last_index is not None:
+            await self.complete(self.progress.last_index + 1)
+
+    def _check_no_frontier(self) -> None:
+        if self._desk.frontier is not None:
+            raise TypeError("the items of a Frontier are worked on with run_batches")
+
     async def finish(self, metadata: Mapping[str, Any] | None = None) -> None:
         """Say that the stream is complete; an open batch passes the gate first.
 
@@ -282,7 +323,7 @@ class Stream(Generic[S]):
         )
 
     async def save(self, *, cursor: Any = UNSET) -> None:
-        """Save state and cursor between batches.
+        """Save state and cursor between batches; an open batch passes the gate first.
 
         Durability: when this returns they are saved.
         """
@@ -291,9 +332,17 @@ class Stream(Generic[S]):
         if cursor is not UNSET:
             desk.check_cursor()
             check_plain(cursor, "cursor")
+        await self.settle_open(Way.NEXT)
+        if desk.open:
+            raise StreamBusyError(
+                "save() is for between batches: settle the open one first",
+                run_id=desk.run_id,
+                stream=self.key,
+            )
         state = desk.codec.encode(desk.state) if desk.codec is not None else b""
         await desk.save_plain(Record(kind=Kind.SAVE, at=time.time(), cursor=cursor, state=state))
-        desk.state_bytes = state
+        if desk.codec is not None:
+            desk.state_bytes, desk.is_state_saved = state, True
 
     async def fail(self, error: BaseException | str, *, retryable: bool = True) -> None:
         """Record that the stream failed; its block raises `StreamFailedError` at the end.
@@ -328,32 +377,36 @@ class Stream(Generic[S]):
 
     async def leave(self, error: BaseException | None) -> None:
         """Pass the gate for what is open, record a failure, leave no token pending."""
-        desk = self._desk
+        desk, batch = self._desk, self._batch
+        self._batch = None
+        index = batch.index if batch is not None and batch.index in desk.open else None
         try:
-            batch, self._batch = self._batch, None
             if batch is not None:
                 await desk.pass_gate(batch, Way.EXIT if error is None else way_of(error), error)
+            if error is None and self.progress.status is not Status.FAILED:
+                await self._complete_if_last()
         except BaseException as problem:
-            await self._record_exit(problem)
+            await self._record_exit(problem, index)
             raise
         else:
-            await self._record_exit(error)
+            await self._record_exit(error, index)
         finally:
             self._is_closed = True
             desk.close()
             desk.coordinator.registry.touch()
 
-    async def _record_exit(self, error: BaseException | None) -> None:
-        where = describe_batch(self._desk.run_id, self.key, None)
-        if error is None:
+    async def _record_exit(self, error: BaseException | None, index: int | None) -> None:
+        desk = self._desk
+        where = describe_batch(desk.run_id, self.key, None)
+        if error is None or way_of(error) is Way.CANCEL:
             if self.status is Status.IN_PROGRESS:
                 log.info("%s was left before its end: INTERRUPTED", where)
-        elif way_of(error) is Way.ERROR and isinstance(error, Exception):
-            if isinstance(error, StreamFailedError) or self._desk.saver.poison is not None:
-                return
+        elif desk.saver.poison is None:
+            if isinstance(error, TrioCkptError) and error.stream == self.key:
+                index = error.batch_index
             with trio.CancelScope(shield=True):
                 try:
-                    await self._save_failure(describe_error(error))
+                    await self._save_failure(describe_error(error, batch_index=index))
                 except Exception as problem:
                     log.error("%s failed, and saving that failed: %s", where, problem)
 
@@ -384,10 +437,12 @@ class Batches(Generic[T]):
 
 
 def way_of(error: BaseException) -> Way:
-    """Whether an exception leaves, or cancellation."""
-    if isinstance(error, trio.Cancelled):
-        return Way.CANCEL
+    """Whether an exception leaves that is the batch's own, or one that ends it from outside.
+
+    Outside are cancellation, a stop of the run, and what Python ends a program with.
+    """
+    outside = (trio.Cancelled, RunStoppedError, KeyboardInterrupt, SystemExit, GeneratorExit)
     if isinstance(error, BaseExceptionGroup):
-        _, rest = error.split(trio.Cancelled)
-        return Way.ERROR if rest is not None else Way.CANCEL
-    return Way.ERROR
+        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        return Way.ERROR if Way.ERROR in map(way_of, parts) else Way.CANCEL
+    return Way.CANCEL if isinstance(error, outside) else Way.ERROR

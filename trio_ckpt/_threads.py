@@ -17,7 +17,7 @@ import functools
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
 
@@ -49,7 +49,7 @@ _held: trio.lowlevel.RunVar[_Held] = trio.lowlevel.RunVar("trio_ckpt held clock"
 
 
 @contextmanager
-def hold_clock() -> Iterator[bool]:
+def hold_clock() -> Generator[bool, None, None]:
     """Keep an autojump clock from jumping while the block runs; yields whether there is one."""
     clock = trio.lowlevel.current_clock()
     if not hasattr(clock, "autojump_threshold"):

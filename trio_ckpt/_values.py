@@ -54,7 +54,7 @@ def check_stream_key(parts: StreamKey) -> StreamKey:
     return parts
 
 
-def _check_text(what: str, text: str, max_chars: int) -> None:
+def _check_text(what: str, text: object, max_chars: int) -> None:
     if not isinstance(text, str):
         raise TypeError(f"{what} is a str, not {type(text).__name__}")
     if not text:

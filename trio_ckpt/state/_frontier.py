@@ -50,7 +50,7 @@ class Frontier(Generic[T]):
 
     @property
     def left(self) -> int:
-        """How many items are neither confirmed nor skipped nor being worked on for good."""
+        """How many items are not confirmed; those that were skipped are among them."""
         return len(self._items)
 
     def item(self, position: int) -> T:
@@ -63,9 +63,8 @@ class Frontier(Generic[T]):
         Raises:
             NotEncodableError: the item is not JSON-like, or its key no str of good length.
         """
-        if self._key is None and type(item) is str:
-            key = item
-        else:
+        key: object = item
+        if self._key is not None or type(item) is not str:
             check_plain(item, "item")
             key = self._key(item) if self._key is not None else canonical_json(item)
         if not isinstance(key, str) or len(key) > MAX_KEY_CHARS:
@@ -114,16 +113,13 @@ class Frontier(Generic[T]):
         """The number of the next item to work on, oldest first; None: none is ready."""
         return self._ready.popleft() if self._ready else None
 
-    def put_back(self, position: int) -> None:
-        """Make an item ready again, before all others."""
-        self._ready.appendleft(position)
-
-    def settle_loaded(
-        self, is_confirmed: Callable[[int], bool], is_done: Callable[[int], bool]
-    ) -> None:
-        """After loading: let go of what is confirmed, make ready what is left."""
+    def settle_loaded(self, is_confirmed: Callable[[int], bool]) -> None:
+        """After loading: let go of what is confirmed."""
         for position in [p for p in self._items if is_confirmed(p)]:
             del self._items[position]
+
+    def make_ready(self, is_done: Callable[[int], bool]) -> None:
+        """Begin to work: all is ready that is neither confirmed nor skipped."""
         self._ready = deque(p for p in self._items if not is_done(p))
 
     def positions(self) -> Iterator[int]:

@@ -143,7 +143,7 @@ class Writer:
                     self._cursor.execute(_ADD_RUN, (run_id, 0, owner))
                 else:
                     self._cursor.execute(_RAISE_OWNER, (row[0],))
-                self._cursor.execute("COMMIT")  # raised and unsaid is no harm
+                self._commit({})
             except BaseException:
                 self._roll_back()
                 raise
