@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import tomllib
@@ -24,7 +25,6 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_class_signature = "separated"  # users do not make most of these: open_* does
 napoleon_use_ivar = True  # else an attribute that is also a property has two entries
 napoleon_use_rtype = False
 
@@ -61,6 +61,16 @@ def set_apart(_app: Any, what: str, _name: str, _obj: Any, _options: Any, lines:
     lines[:] = done
 
 
+def show_as_context_manager(
+    _app: Any, _what: str, _name: str, obj: Any, _options: Any, signature: str, returns: str | None
+) -> tuple[str, str] | None:
+    """Say of what is used in ``async with`` that it is, not that it is a generator inside."""
+    inner = re.fullmatch(r".*Async(?:Generator|Iterator)\[(.*?)(?:, None)?\]", returns or "")
+    if inner is None or not inspect.isasyncgenfunction(inspect.unwrap(obj)):
+        return None
+    return signature, f"~contextlib.AbstractAsyncContextManager[{inner[1]}]"
+
+
 def find_public(app: Any, env: Any, node: Any, content: Any) -> Any:
     """Lead a reference to ``trio_ckpt._token.CheckpointToken`` to ``trio_ckpt.CheckpointToken``."""
     target = node.get("reftarget", "")
@@ -79,4 +89,5 @@ def find_public(app: Any, env: Any, node: Any, content: Any) -> Any:
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", set_apart, priority=400)  # before napoleon's 500
+    app.connect("autodoc-process-signature", show_as_context_manager)
     app.connect("missing-reference", find_public)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.stores.tools import A, B, chain, heads
 from trio_ckpt._errors import (
@@ -245,10 +246,20 @@ async def test_save_that_was_given_up_on_keeps_the_lock(folder: Path) -> None:
     with pytest.raises(RunLockedError):
         async with store.lock_run("run"):
             pass
-    blocker.execute("COMMIT")
-    blocker.close()
-    await store._writing.run(store._writer._connection.close)
-    await store.aclose()
+    ended = trio.Event()
+
+    async def outlive() -> None:
+        await store._writing.run(store._writer._connection.close)  # after the save, in its thread
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outlive)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(10):  # it does not wait for the save
+            await store.aclose()
+        assert not ended.is_set()
+        blocker.execute("COMMIT")
+        blocker.close()
     again = await SqliteStore.open(folder)
     assert await heads(again) == {A: 1}  # it landed
     await again.aclose()

@@ -1,0 +1,43 @@
+"""What the documentation says of the two tables is what the tables say."""
+
+from __future__ import annotations
+
+import pytest
+
+from docs import diagrams
+from trio_ckpt._gate import GATE, Way
+from trio_ckpt._token import TRANSITIONS
+
+
+def test_the_page_is_up_to_date() -> None:
+    """If this fails: ``python docs/diagrams.py``."""
+    page = diagrams.PAGE.read_text(encoding="utf-8")
+    assert diagrams.render(page) == page
+
+
+def test_a_block_that_is_not_up_to_date_is_noticed() -> None:
+    page = diagrams.PAGE.read_text(encoding="utf-8")
+    stale = page.replace("▶ CONFIRMED", "▶ FAILED")
+    assert stale != page
+    assert diagrams.render(stale) == page
+
+
+def test_a_page_without_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="markers"):
+        diagrams.render("no markers")
+
+
+def test_the_diagram_has_every_state_and_every_transition() -> None:
+    diagram = diagrams.token_diagram()
+    for events in TRANSITIONS.values():
+        for event, target in events.items():
+            assert any(event.value in line and target.name in line for line in diagram.splitlines())
+    assert all(state.name in diagram for state in TRANSITIONS)
+
+
+def test_the_table_has_every_cell() -> None:
+    rows = diagrams.gate_table().splitlines()
+    assert len(rows) == len(GATE) + 2
+    for row, (state, actions) in zip(rows[2:], GATE.items(), strict=True):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells == [state.name, *(actions[way].value for way in Way)]

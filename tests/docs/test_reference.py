@@ -1,0 +1,73 @@
+"""The reference names everything that is public, and nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import trio_ckpt
+import trio_ckpt.stores
+import trio_ckpt.testing
+from trio_ckpt import _errors
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
+DIRECTIVE = re.compile(r"^\.\. auto(?:class|exception|function):: (\w+)", re.MULTILINE)
+FIRST_CELL = re.compile(r"^\| `([\w.]+)` \|", re.MULTILINE)
+
+
+def read(name: str) -> str:
+    return (REFERENCE / name).read_text(encoding="utf-8")
+
+
+def section(text: str, module: str) -> str:
+    """The part of the page that documents a module's names."""
+    parts = re.split(r"^\.\. currentmodule:: (\S+)$", text, flags=re.MULTILINE)
+    return parts[parts.index(module) + 1]
+
+
+def public(module: object) -> set[str]:
+    return {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
+    }
+
+
+def test_every_public_name_is_documented_once() -> None:
+    names = DIRECTIVE.findall(section(read("api.md"), "trio_ckpt"))
+    assert sorted(names) == sorted(public(trio_ckpt))
+
+
+def test_every_public_name_for_tests_is_documented() -> None:
+    names = DIRECTIVE.findall(section(read("api.md"), "trio_ckpt.testing"))
+    assert set(names) == public(trio_ckpt.testing)
+
+
+def test_every_error_says_what_to_do() -> None:
+    errors = {name for name in public(trio_ckpt) if name.endswith("Error")} - {"TrioCkptError"}
+    assert set(FIRST_CELL.findall(read("errors.md"))) == errors
+
+
+def test_every_setting_of_a_run_is_listed_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? *\|", read("settings.md"), re.MULTILINE)
+    parameters = inspect.signature(trio_ckpt.open_run).parameters.values()
+    assert [(name, default) for name, default in rows] == [
+        (p.name, "" if p.default is p.empty else repr(p.default)) for p in parameters
+    ]
+
+
+def test_every_exit_code_is_listed() -> None:
+    codes = {value for name, value in vars(_errors).items() if name.startswith("EXIT_")}
+    listed = re.findall(r"^\| (\d+) \|", read("exit-codes.md"), re.MULTILINE)
+    assert {int(code) for code in listed} == codes
+
+
+def test_every_logger_is_listed() -> None:
+    loggers: set[str] = set()
+    for path in (ROOT / "trio_ckpt").rglob("*.py"):
+        for argument in re.findall(r"getLogger\((.+?)\)", path.read_text(encoding="utf-8")):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            loggers.add(module if argument == "__name__" else argument.strip('"'))
+    assert set(FIRST_CELL.findall(read("logging.md"))) == loggers
