@@ -202,7 +202,7 @@ class SqliteStore(Store):
             await trio.lowlevel.checkpoint()
             return
         self._is_closed = True
-        if True:
+        if not self._in_doubt:
             await _shielded(self._reading.run, self._reader.close)
             await _shielded(self._writing.run, self._writer.close)
         self._reading.stop()
