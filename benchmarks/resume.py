@@ -56,7 +56,7 @@ async def build(folder: Path, batches: int) -> None:
         await store.aclose()
 
 
-async def time_load(folder: Path, repeats: int) -> float:
+async def time_load(folder: Path, batches: int, repeats: int) -> float:
     """Milliseconds of `load_run`, the median; the store is open."""
     store = await open_store(folder)
     taken = []
@@ -66,6 +66,7 @@ async def time_load(folder: Path, repeats: int) -> float:
             view = await store.load_run(RUN)
             taken.append((time.perf_counter() - started) * 1000)
             assert view is not None, "the run is gone"
+            assert len(view.streams[STREAM].progress.confirmed) == batches, "batches are gone"
     finally:
         await store.aclose()
     return median(taken)
@@ -96,7 +97,7 @@ def measure(options: Options) -> Section:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="resume-") as temporary:
             store = Path(temporary) / "store"
             trio.run(build, store, batches)
-            load_ms = trio.run(time_load, store, 5 if options.is_quick else 21)
+            load_ms = trio.run(time_load, store, batches, 5 if options.is_quick else 21)
             bytes_each = folder_bytes(store) / batches
             first_ms = trio.run(time_first_batch, store)  # later ones find it complete
         figures[str(batches)] = {

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+import trio.testing
 
 from trio_ckpt import (
     BatchCancelledError,
@@ -32,7 +33,7 @@ from trio_ckpt._retry import Again
 from trio_ckpt._stream import Stream, way_of
 from trio_ckpt._values import encode_key
 from trio_ckpt.stores import MemoryStore
-from trio_ckpt.testing import Fail, FaultyStore
+from trio_ckpt.testing import Delay, Fail, FaultyStore
 
 CONFIRMED, FAILED, PENDING = TokenState.CONFIRMED, TokenState.FAILED, TokenState.PENDING
 WITHDRAWN = TokenState.WITHDRAWN
@@ -154,7 +155,9 @@ async def reach(batch: Batch[Any], stream: Stream[Any], state: AttemptState) -> 
 @pytest.mark.parametrize("has_state", [False, True], ids=["stateless", "state"])
 @pytest.mark.parametrize("way", Way)
 @pytest.mark.parametrize("state", S)
-async def test_every_cell(state: AttemptState, way: Way, has_state: bool) -> None:
+async def test_every_cell(
+    state: AttemptState, way: Way, has_state: bool, autojump_clock: trio.testing.MockClock
+) -> None:
     law = LAW | WITH_STATE if has_state else LAW
     cell = law[state, way]
     store = MemoryStore()
@@ -168,8 +171,9 @@ async def test_every_cell(state: AttemptState, way: Way, has_state: bool) -> Non
         except CheckpointFailedError as problem:
             waited.append(type(problem))
 
+    slow = FaultyStore(store, {2: Delay(1.0)} if state is S.SUBMITTED else {})
     async with (
-        open_run("r", store=store, handle_signals=False) as run,
+        open_run("r", store=slow, handle_signals=False) as run,
         run.open_stream("s", state=initial) as stream,
         trio.open_nursery() as nursery,
     ):
@@ -333,8 +337,10 @@ async def test_who_waits_for_a_submitted_batch_gets_its_outcome() -> None:
     assert len(set(map(id, problems))) == 1
 
 
-async def test_cancelling_who_waits_for_a_submitted_batch_abandons_nothing() -> None:
-    store = MemoryStore()
+async def test_cancelling_who_waits_for_a_submitted_batch_abandons_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = FaultyStore(MemoryStore(), {2: Delay(1.0)})
     async with (
         open_run("r", store=store, handle_signals=False) as run,
         run.open_stream("s") as stream,

@@ -431,7 +431,8 @@ class Desk:
         batch.state = AttemptState.SUBMITTED
         checkpoint = await self.saver.encode(self.lane, payload)
         submission = Submission(self.lane, record, checkpoint, lines, tell)
-        await self.saver.save(submission)
+        self.saver.submit(submission)
+        await submission.wait()
 
     async def save_plain(self, record: Record) -> None:
         """Save a record of the stream that is not about a batch, and wait for it.
@@ -440,7 +441,8 @@ class Desk:
         """
         checkpoint = await self.saver.encode(self.lane, encode_record(record))
         submission = Submission(self.lane, record, checkpoint, (), lambda _error: None)
-        await self.saver.save(submission)
+        self.saver.submit(submission)
+        await submission.wait()
 
     async def _keep_spent(self, batch: Batch[Any]) -> None:
         """Save what an attempt has cost that leaves no record of its own."""

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from ._errors import NotEncodableError
+from ._errors import NotEncodableError, StoreDamagedError
 from ._totals import Number
 
 StreamKey = tuple[str, ...]
@@ -71,8 +71,18 @@ def encode_key(parts: StreamKey) -> str:
 
 
 def decode_key(text: str) -> StreamKey:
-    """The inverse of `encode_key`."""
-    return tuple(json.loads(text))
+    """The inverse of `encode_key`.
+
+    Raises:
+        StoreDamagedError: it is no key.
+    """
+    try:
+        parts = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StoreDamagedError(f"the name of a stream cannot be read: {text[:50]!r}") from error
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise StoreDamagedError(f"the name of a stream is no array of texts: {text[:50]!r}")
+    return tuple(parts)
 
 
 # ---------------------------------------------------------------------------------------
