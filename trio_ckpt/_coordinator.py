@@ -45,6 +45,7 @@ class CheckpointCoordinator:
 
     def __init__(self) -> None:
         self.registry = TokenRegistry()
+        self._host = _Immediate(self.registry)
         self._is_closed = False
 
     def create_checkpoint(
@@ -71,7 +72,7 @@ class CheckpointCoordinator:
             if not isinstance(cast("object", stream), tuple):
                 raise TypeError(f"a stream is a tuple of its key's parts, not {stream!r}")
             check_stream_key(stream)
-        return self.adopt(run_id, stream, batch_index, _Immediate(self.registry))
+        return self.adopt(run_id, stream, batch_index, self._host)
 
     def adopt(
         self, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost

@@ -506,7 +506,9 @@ async def _close_store(store: Store) -> None:
 async def _save_fact(saver: Saver, lane: Lane, kind: Kind, facts: dict[str, Any]) -> None:
     record = Record(kind=kind, at=time.time(), metadata=facts)
     checkpoint = await saver.encode(lane, encode_record(record))
-    await saver.save(Submission(lane, record, checkpoint, (), lambda _error: None))
+    submission = Submission(lane, record, checkpoint, (), lambda _error: None)
+    saver.submit(submission)
+    await submission.wait()
 
 
 async def _say_goodbye(

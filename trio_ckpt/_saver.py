@@ -8,10 +8,6 @@ never waits for time: while one group is on its way to the disk the next one gat
 itself.  After a group it passes one schedule point, so that the loops it has just woken
 can submit their next batch; without that they split into two alternating halves.
 
-A loop that is alone needs no such task: while it rests, and the group before was of one,
-whoever comes with a checkpoint saves it by itself, and the task gets what has gathered
-meanwhile.  So that loop switches tasks no more often than any hop to a thread does.
-
 For each checkpoint of a group, in this order:
 
     lines appended and fsynced -> store.save -> progress -> token -> the loop wakes
@@ -150,7 +146,6 @@ class Saver:
         self._idle_task: trio.lowlevel.Task | None = None
         self._is_closing = False
         self._is_over = False
-        self._was_alone = False  # the newest group was of one
         self._appender = WorkerThread("trio_ckpt appender")
 
     # -- the way in -------------------------------------------------------------------
@@ -194,38 +189,6 @@ class Saver:
                 raise unknown
             if lane.submitted + 1 == sequence:  # nobody else of the stream came between
                 return Checkpoint(lane.text, sequence, b"", digest)
-
-    async def save(self, submission: Submission) -> None:
-        """Submit a checkpoint and wait for its outcome.
-
-        Raises:
-            TrioCkptError: the run is poisoned.
-            Exception: whatever kept it from being saved.
-
-        Durability: when this returns it is saved.
-        Cancellation: none; a submitted save is never abandoned.
-        """
-        resting = None
-        if self._was_alone:
-            resting, self._idle_task = self._idle_task, None  # what others submit now gathers
-        try:
-            self.submit(submission)
-            if resting is not None:
-                await self._save_alone(submission)
-        finally:
-            if resting is not None:
-                self._idle_task = resting
-                if self._queue or self._is_closing:
-                    self._wake()
-        await submission.wait()
-
-    async def _save_alone(self, submission: Submission) -> None:
-        try:
-            await self._save_next_group()
-        except BaseException as error:
-            if not submission.is_over:  # something broke on the way, nobody knows how far
-                self._set_poison(self._unknown(f"was left by {type(error).__qualname__}"))
-            raise
 
     def submit(self, submission: Submission) -> None:
         """Queue a checkpoint for the next group.
@@ -281,7 +244,6 @@ class Saver:
 
     async def _save_next_group(self) -> None:
         taken, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
-        self._was_alone = len(taken) == 1
         if self.poison is not None:
             self._end_all(taken, self.poison)
             return

@@ -61,6 +61,8 @@ def _check_text(what: str, text: object, max_chars: int) -> None:
         raise ValueError(f"{what} is empty")
     if len(text) > max_chars:
         raise ValueError(f"{what} has {len(text)} characters, over {max_chars}")
+    if text.isascii() and text.isprintable():
+        return  # nearly every name, and a token's creation passes here
     if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
         raise ValueError(f"{what} has a control character in it: {text!r}")
 
