@@ -92,9 +92,7 @@ def peak_rss_bytes() -> int:
 def fresh_rss_mb(folder: Path, batches: int) -> float:
     """The peak memory of a fresh process that runs 64 loops."""
     command = [sys.executable, "-m", "benchmarks.steps", "--folder", str(folder)]
-    done = subprocess.run(
-        [*command, "--batches", str(batches)], check=True, stdout=subprocess.PIPE
-    )
+    done = subprocess.run([*command, "--batches", str(batches)], check=True, stdout=subprocess.PIPE)
     return float(done.stdout) / 1e6
 
 

@@ -4,6 +4,8 @@
 the token, which records are saved, and what the next start finds left to do.
 """
 
+# ruff: noqa: PT017  (what a whole block does is the claim)
+
 from __future__ import annotations
 
 import logging
@@ -64,9 +66,7 @@ GIVEN_UP = Cell(FAILED, (Kind.ATTEMPT,), raises=BatchFailedError, error=Checkpoi
 RECORDED = Cell(FAILED, (Kind.ATTEMPT,), error=CheckpointFailedError)
 SKIPPED = Cell(FAILED, (Kind.SKIP,), error=CheckpointFailedError, left=1)
 CANCELLED = Cell(FAILED, error=BatchCancelledError)
-ENDED = Cell(
-    WITHDRAWN, (Kind.FINISH,), error=BatchWithdrawnError, left=None, passed=Passed.ENDED
-)
+ENDED = Cell(WITHDRAWN, (Kind.FINISH,), error=BatchWithdrawnError, left=None, passed=Passed.ENDED)
 NEXT, CONFIRM, EXIT, ERROR, CANCEL = Way
 S = AttemptState
 
@@ -420,3 +420,16 @@ async def test_the_way_of_an_exception() -> None:
     assert way_of(BodyError()) is ERROR
     assert way_of(group(BodyError())) is ERROR
     assert way_of(KeyboardInterrupt()) is CANCEL
+
+
+async def test_what_an_unconfirmed_attempt_did_to_the_state_is_undone() -> None:
+    async with (
+        open_run("r", store="memory:", handle_signals=False) as run,
+        run.open_stream("s", state={"n": 0}) as stream,
+    ):
+        for way, settle in [(CANCEL, S.OPEN), (ERROR, S.COMPLETED), (ERROR, S.FAILED)]:
+            batch = stream.desk.hand_out(0, None, b"")
+            stream.state["n"] += 1
+            SETTLE[settle](batch)
+            await stream.desk.pass_gate(batch, way, BodyError())
+            assert stream.state == {"n": 0}

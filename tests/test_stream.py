@@ -1,5 +1,7 @@
 """Streams: loops over batches, every way out of them, and what the next start finds."""
 
+# ruff: noqa: B023, PT012, PT017, SIM117  (what a whole block does is the claim)
+
 from __future__ import annotations
 
 import random

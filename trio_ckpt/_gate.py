@@ -183,6 +183,7 @@ class Desk:
     changed: Callable[[], None] = lambda: None
     put_back: Callable[[int], None] = lambda _index: None
     _claimed: dict[int, set[str]] = attrs.field(factory=dict[int, set[str]], init=False)
+    _sink_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
 
     # -- handing out ----------------------------------------------------------------------
 
@@ -498,13 +499,15 @@ class Desk:
             OutputError: it cannot be opened, or confirmed bytes are missing.
         """
         with trio.CancelScope(shield=True):
-            sink = await run_blocking(AppendFile.open, self.output_dir, path, confirmed)
-        if path in self.lane.sinks:  # another batch was faster
-            sink.close()
-            return
-        self.lane.sinks[path] = sink
-        if sink.cut_bytes:
-            log.warning("%s: an unconfirmed tail of %d bytes was cut off", path, sink.cut_bytes)
+            async with self._sink_lock:  # opening cuts: a second one would cut what was appended
+                if path in self.lane.sinks:
+                    return
+                sink = await run_blocking(AppendFile.open, self.output_dir, path, confirmed)
+                self.lane.sinks[path] = sink
+                if sink.cut_bytes:
+                    log.warning(
+                        "%s: an unconfirmed tail of %d bytes was cut off", path, sink.cut_bytes
+                    )
 
     # -- the ends of tokens -------------------------------------------------------------------
 

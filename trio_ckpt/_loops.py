@@ -156,14 +156,15 @@ class Feed(Generic[T]):
     async def next(self) -> Batch[T] | None:
         """The next batch to work on; None: nothing is left.
 
-        Cancellation: always a cancellation and a schedule point.
+        Cancellation: a cancellation and a schedule point, unless nothing is left: what is done
+            is done, also during a stop.
         """
-        await trio.lowlevel.checkpoint()
         while True:
             found = self._due() or self._fresh()
             if found is not None:
+                self._working += 1  # or the others would take it that nothing is left
+                await trio.lowlevel.checkpoint()
                 await self._desk.stop.park()
-                self._working += 1
                 return self._desk.hand_out(*found)
             if not self._delayed and not self._working:
                 if await self.stream.wait_verified():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
 from typing import Any, TypeVar, cast
 
 import attrs
@@ -57,9 +58,9 @@ class Resume:
         if isinstance(state, Frontier):
             await self._load_frontier(cast("Frontier[Any]", state))
         else:
-            await self._read_newest(known, nursery)
             if state is not None:
                 await self._restore_plain(state)
+            await self._read_newest(known, nursery)
         return Stream(
             self.desk, first_index=first_index, known=known, wait_verified=self._wait_verified
         )
@@ -106,10 +107,11 @@ class Resume:
         desk = self.desk
         verifier, adds = self._verifier(), list[bytes]()
         if desk.lane.progress.sequence > 0:
-            async for records in read_pages(self.store, desk):
-                if desk.lane.progress.outputs:
-                    await verifier.check(records)
-                adds += [record.state for record in records if record.state]
+            async with aclosing(read_pages(self.store, desk)) as pages:
+                async for records in pages:
+                    if desk.lane.progress.outputs:
+                        await verifier.check(records)
+                    adds += [record.state for record in records if record.state]
         for payload in reversed(adds):
             frontier.fold(payload)
         progress, first = desk.lane.progress, desk.first_index
@@ -128,18 +130,18 @@ class Resume:
         progress = desk.lane.progress
         if progress.sequence == 0:
             return
-        pages = read_pages(self.store, desk)
-        records = await anext(pages)
-        for record in records:
-            if record.index is not None and record.item and progress.is_done(record.index):
-                known.setdefault(record.index, record.item)
-        if not progress.outputs:
-            await pages.aclose()
-            return
-        verifier = self._verifier()
-        await verifier.check(records)
-        self._beside = _Beside(verifier, pages)
-        nursery.start_soon(self._beside.run)
+        async with AsyncExitStack() as stack:
+            pages = await stack.enter_async_context(aclosing(read_pages(self.store, desk)))
+            records = await anext(pages)
+            for record in records:
+                if record.index is not None and record.item and progress.is_done(record.index):
+                    known.setdefault(record.index, record.item)
+            if progress.outputs:
+                verifier = self._verifier()
+                await verifier.check(records)
+                self._beside = _Beside(verifier, pages)
+                nursery.start_soon(self._beside.run)
+                stack.pop_all()  # they are its pages now
 
     async def _restore_plain(self, state: Any) -> None:
         desk = self.desk
@@ -149,11 +151,12 @@ class Resume:
         except NotEncodableError as error:
             raise NotEncodableError(error.path, f"{error}; a state is JSON-like") from error
         if desk.lane.progress.sequence > 0:
-            async for records in read_pages(self.store, desk):
-                newest = next((record.state for record in records if record.state), None)
-                if newest is not None:
-                    saved, desk.is_state_saved = newest, True
-                    break
+            async with aclosing(read_pages(self.store, desk)) as pages:
+                async for records in pages:
+                    newest = next((record.state for record in records if record.state), None)
+                    if newest is not None:
+                        saved, desk.is_state_saved = newest, True
+                        break
         desk.codec, desk.state_bytes = codec, saved
         desk.state = codec.decode(saved) if desk.lane.progress.sequence > 0 else state
 
@@ -172,8 +175,9 @@ class _Beside:
         """Check page after page; an error is the run's."""
         try:
             with self._scope:
-                async for records in self._pages:
-                    await self._verifier.check(records)
+                async with aclosing(self._pages) as pages:
+                    async for records in pages:
+                        await self._verifier.check(records)
         except BaseException:
             self._failed = True
             raise

@@ -470,8 +470,6 @@ async def open_run(
                 finally:
                     saver.close()
                     nursery.cancel_scope.cancel()
-                if body_error is not None:
-                    raise body_error
         except BaseExceptionGroup as group:
             background = _background_error(group, body_error)
         finally:

@@ -88,9 +88,7 @@ class Submission:
     landed: Callable[[Exception | None], None]
     is_over: bool = False
     error: Exception | None = None
-    _tasks: list[trio.lowlevel.Task] = attrs.field(
-        factory=list[trio.lowlevel.Task], init=False
-    )
+    _tasks: list[trio.lowlevel.Task] = attrs.field(factory=list[trio.lowlevel.Task], init=False)
 
     async def wait(self) -> None:
         """Wait for the outcome.

@@ -92,7 +92,7 @@ class Frontier(Generic[T]):
         if not payload:
             return 0
         try:
-            items: Any = msgspec.msgpack.decode(payload, type=list)
+            items = msgspec.msgpack.decode(payload, type=list[Any])
         except (msgspec.MsgspecError, RecursionError) as error:
             raise StoreDamagedError(f"saved frontier items cannot be read: {error}") from error
         before = len(self._seen)

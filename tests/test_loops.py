@@ -1,0 +1,260 @@
+"""run_batches: several batches at once, progress exact, each item once."""
+
+# ruff: noqa: SIM117  (what a whole block does is the claim)
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_ckpt import (
+    Batch,
+    BatchFailedError,
+    Frontier,
+    RetryRule,
+    RetryTable,
+    Status,
+    Then,
+    TokenNeverSettledError,
+    open_run,
+    run_batches,
+)
+from trio_ckpt.stores import MemoryStore
+
+
+class BodyError(Exception):
+    """What a handler raises."""
+
+
+def begin(store: Any, **settings: Any) -> Any:
+    return open_run("r", **{"store": store, "handle_signals": False} | settings)
+
+
+async def test_known_items_with_gaps() -> None:
+    store, done = MemoryStore(), list[int]()
+
+    async def even(batch: Batch[str]) -> None:
+        assert batch.item == f"i{batch.index}"
+        await trio.lowlevel.checkpoint()
+        if batch.index % 2:
+            raise BodyError
+        batch.complete(records=1)
+
+    async def every(batch: Batch[str]) -> None:
+        done.append(batch.index)
+        batch.complete(records=1)
+
+    items = [f"i{index}" for index in range(10)]
+    skip = RetryTable((RetryRule((BodyError,), attempts=1, then=Then.SKIP),))
+    async with begin(store) as run, run.open_stream("s") as stream:
+        await run_batches(stream, items, even, concurrency=4, retry=skip)
+    assert stream.status is Status.COMPLETE
+    assert run.exit_code == 3
+    async with begin(store, retry_failed=True) as run, run.open_stream("s") as stream:
+        await run_batches(stream, [*items, "i10"], every, concurrency=4)
+        assert stream.progress.records == 11
+    assert sorted(done) == [1, 3, 5, 7, 9, 10]
+    assert stream.status is Status.COMPLETE
+
+
+TREE = {"0": ["1", "2", "3"], "1": ["4", "5"], "2": ["5", "6"], "6": ["7", "0"], "7": ["8"]}
+
+
+@pytest.mark.parametrize("concurrency", [1, 16])
+@pytest.mark.parametrize("cut", [None, 1, 4, 8])
+async def test_a_frontier_grows_each_item_once_and_resumes(
+    concurrency: int, cut: int | None, autojump_clock: trio.testing.MockClock
+) -> None:
+    store, done = MemoryStore(), list[str]()
+
+    async def handle(batch: Batch[str]) -> None:
+        await trio.sleep(1)
+        batch.add(TREE.get(batch.item, []))
+        batch.complete(records=1)
+        done.append(batch.item)
+
+    async def go(store: MemoryStore, seeds: list[str]) -> tuple[Any, Any]:
+        async with begin(store) as run, run.open_stream("s", state=Frontier(seeds)) as stream:
+            await run_batches(stream, None, handle, concurrency=concurrency)
+        return stream, run
+
+    if cut is not None:
+        with trio.move_on_after(cut + 0.5):
+            await go(store, ["0"])
+    stream, _ = await go(store.after_crash(), ["0", "9"])
+    assert sorted(done) == [str(number) for number in range(10)]
+    assert stream.progress.records == 10
+    assert stream.status is Status.COMPLETE
+    assert stream.state.left == 0
+
+
+async def test_a_retry_that_waits_holds_no_worker_and_ends_no_loop(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The last batch of a frontier fails, runs again, and its items find all workers."""
+    at_work, most, finished = 0, 0, list[tuple[str, float]]()
+
+    async def handle(batch: Batch[str]) -> None:
+        nonlocal at_work, most
+        if batch.item == "0" and batch.attempt == 1:
+            raise BodyError
+        at_work += 1
+        most = max(most, at_work)
+        await trio.sleep(1)
+        at_work -= 1
+        if batch.item == "0":
+            batch.add(["a", "b", "c"])
+        batch.complete()
+        finished.append((batch.item, trio.current_time()))
+
+    retry = RetryTable((RetryRule((BodyError,), backoff_s=100.0, jitter=0.0),))
+    async with begin("memory:") as run:
+        async with run.open_stream("s", state=Frontier(["0", "x"]), retry=retry) as stream:
+            await run_batches(stream, None, handle, concurrency=3)
+            assert stream.statistics().session_retries == 1
+    assert finished[0][0] == "x"
+    assert most == 3
+    assert trio.current_time() == pytest.approx(62, abs=0.1)
+
+
+async def test_a_failure_cancels_the_others_which_run_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store, again = MemoryStore(), list[int]()
+
+    async def handle(batch: Batch[int]) -> None:
+        await trio.sleep(batch.item)
+        if batch.item == 1:
+            raise BodyError
+        batch.complete()
+
+    async def note(batch: Batch[int]) -> None:
+        again.append(batch.index)
+        batch.complete()
+
+    with pytest.raises(BatchFailedError) as info:
+        async with begin(store) as run, run.open_stream("s") as stream:
+            await run_batches(stream, [0, 1, 2, 3], handle, concurrency=4)
+    assert isinstance(info.value.__cause__, BodyError)
+    assert list(stream.progress.failures) == [1]
+    assert stream.status is Status.FAILED
+    async with begin(store) as run, run.open_stream("s") as stream:
+        await run_batches(stream, [0, 1, 2, 3], note, concurrency=4)
+    assert sorted(again) == [1, 2, 3]
+
+
+async def test_after_a_caught_failure_a_frontier_goes_on_with_what_is_left() -> None:
+    async def handle(batch: Batch[str]) -> None:
+        if batch.item == "b" and batch.attempt == 1:
+            raise BodyError
+        batch.complete()
+
+    async with begin("memory:") as run, run.open_stream("s", state=Frontier("abc")) as stream:
+        with pytest.raises(BatchFailedError):
+            await run_batches(stream, None, handle)
+        await run_batches(stream, None, handle)
+        assert len(stream.progress.confirmed) == 3
+    assert stream.status is Status.COMPLETE
+
+
+async def test_a_handler_that_forgets_is_an_error() -> None:
+    async def forget(batch: Batch[int]) -> None:
+        if batch.index == 1:
+            await trio.sleep_forever()
+
+    with pytest.raises(TokenNeverSettledError):
+        async with begin("memory:") as run, run.open_stream("s") as stream:
+            await run_batches(stream, [1, 2], forget, concurrency=2)
+
+
+async def test_what_needs_an_order_refuses_concurrency() -> None:
+    async def cursor(batch: Batch[int]) -> None:
+        with pytest.raises(ValueError, match="concurrency=1"):
+            batch.complete(cursor=1)
+        with pytest.raises(RuntimeError, match="skip"):
+            batch.withdraw()
+        batch.complete()
+
+    async with begin("memory:") as run:
+        async with run.open_stream("s") as stream:
+            await run_batches(stream, [1, 2], cursor, concurrency=2)
+            with pytest.raises(ValueError, match="Frontier"):
+                await run_batches(stream, None, cursor)
+            with pytest.raises(ValueError, match="between 1"):
+                await run_batches(stream, [1], cursor, concurrency=0)
+        async with run.open_stream("t", state={}) as stream:
+            with pytest.raises(ValueError, match="order"):
+                await run_batches(stream, [1, 2], cursor, concurrency=2)
+        async with run.open_stream("f", state=Frontier()) as stream:
+            with pytest.raises(ValueError, match="order"):
+                await run_batches(stream, None, cursor, start=1)
+            with pytest.raises(TypeError, match="run_batches"):
+                await anext(stream.batches())
+
+
+async def test_a_range_is_no_whole() -> None:
+    store, done = MemoryStore(), list[int]()
+
+    async def handle(batch: Batch[int]) -> None:
+        done.append(batch.index)
+        batch.complete()
+
+    for start, end, status in [
+        (2, 3, Status.INTERRUPTED),
+        (0, 1, Status.INTERRUPTED),
+        (4, 4, Status.COMPLETE),
+    ]:
+        async with begin(store) as run, run.open_stream("s") as stream:
+            await run_batches(stream, range(5), handle, concurrency=2, start=start, end=end)
+        assert stream.status is status
+    assert sorted(done) == [0, 1, 2, 3, 4]
+
+
+async def test_damaged_outputs_of_a_frontier_are_done_again(tmp_path: Any) -> None:
+    store, done = MemoryStore(), list[str]()
+
+    async def handle(batch: Batch[str]) -> None:
+        done.append(batch.item)
+        await batch.write_text(batch.item, batch.item)
+        batch.add(TREE.get(batch.item, []))
+        batch.complete(records=1)
+
+    for expected in ([str(number) for number in range(9)], ["2"]):
+        done.clear()
+        async with begin(store, output_dir=tmp_path) as run:
+            async with run.open_stream("s", state=Frontier(["0"])) as stream:
+                await run_batches(stream, None, handle, concurrency=4)
+        assert sorted(done) == expected
+        assert stream.progress.records == 9
+        (tmp_path / "2").write_text("")
+
+
+async def test_lines_of_concurrent_batches_stay_together(tmp_path: Any) -> None:
+    async def handle(batch: Batch[int]) -> None:
+        for _ in range(3):
+            batch.append_json("all.jsonl", batch.index)
+            await trio.lowlevel.checkpoint()
+        batch.complete()
+
+    async with begin("memory:", output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        await run_batches(stream, range(50), handle, concurrency=16)
+    lines = (tmp_path / "all.jsonl").read_text().split()
+    assert len(lines) == 150
+    threes = [lines[at : at + 3] for at in range(0, 150, 3)]
+    assert all(len(set(three)) == 1 for three in threes)
+    assert {three[0] for three in threes} == {str(index) for index in range(50)}
+
+
+async def test_an_exhausted_loop_ends_during_a_stop() -> None:
+    async def handle(batch: Batch[int]) -> None:
+        if batch.index == 3:
+            run.request_stop()
+        batch.complete()
+
+    async with begin("memory:") as run:
+        async with run.open_stream("s") as stream:
+            await run_batches(stream, range(4), handle, concurrency=1)
+        assert stream.status is Status.COMPLETE
