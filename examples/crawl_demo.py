@@ -65,16 +65,16 @@ class CountingProxy:
         head = bytearray()
         while b"\r\n\r\n" not in head:
             data = await client.receive_some()
-            head += data
+            head.extend(data)
             if not data or len(head) > MAX_HEAD_BYTES:
                 return
         path = head.split(b" ", 2)[1].decode("latin-1")
-        status = b""
+        status: bytes = b""
         async with await trio.open_tcp_stream("127.0.0.1", self.port) as server:
-            await server.send_all(head)
-            async for data in server:
-                status = status or bytes(data[:12])
-                await client.send_all(data)
+            await server.send_all(bytes(head))
+            async for part in server:
+                status = status or bytes(part[:12])
+                await client.send_all(part)
         if status.endswith(b" 200"):
             self.answered[path] += 1
             self._changed.set()

@@ -138,7 +138,7 @@ class Crawler:
             self.run.request_stop()
 
     def _pages(self) -> int:
-        return self.stream.progress.records + len(self.stream.desk.open)
+        return self.stream.progress.records + self.stream.statistics().in_flight
 
     def _check_status(self, response: http.Response) -> None:
         status = response.status

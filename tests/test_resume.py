@@ -1,4 +1,4 @@
-"""Resuming: outputs are the truth, sinks are cut to what is confirmed, frontiers come back whole."""
+"""Resuming: outputs are the truth, sinks are cut, frontiers come back whole."""
 
 from __future__ import annotations
 
@@ -113,18 +113,23 @@ async def test_older_records_are_verified_beside_the_run(tmp_path: Path) -> None
 
 async def test_with_a_cursor_a_damaged_batch_cannot_be_redone_alone(tmp_path: Path) -> None:
     store = MemoryStore()
-    for expected in (trio_ckpt.RunStoppedError, trio_ckpt.CannotRedoError):
-        with pytest.raises(expected):
-            async with (
-                trio_ckpt.open_run("r", store=store, output_dir=tmp_path) as run,
-                run.open_stream("s") as stream,
-            ):
-                async for batch in stream.batches():
-                    path = await batch.write_text(f"{batch.index}.txt", "text")
-                    batch.complete(outputs=[path], cursor=batch.index)
-                    if batch.index == 4:
-                        run.request_stop()
-        (tmp_path / "2.txt").unlink(missing_ok=True)
+    with pytest.raises(trio_ckpt.RunStoppedError):
+        await follow_cursor(store, tmp_path, stop_at=4)
+    (tmp_path / "2.txt").unlink()
+    with pytest.raises(trio_ckpt.CannotRedoError, match=r"2\.txt"):
+        await follow_cursor(store, tmp_path, stop_at=9)
+
+
+async def follow_cursor(store: MemoryStore, folder: Path, stop_at: int) -> None:
+    async with (
+        trio_ckpt.open_run("r", store=store, output_dir=folder) as run,
+        run.open_stream("s") as stream,
+    ):
+        async for batch in stream.batches():
+            path = await batch.write_text(f"{batch.index}.txt", "text")
+            batch.complete(outputs=[path], cursor=batch.index)
+            if batch.index == stop_at:
+                run.request_stop()
 
 
 async def test_two_batches_cannot_write_one_file(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ The floor plan; a file imports only from floors below its own:
     L4  _batch      one attempt                       _stop       stopping in good order
         _gate       the law of order                  _stream     loops over batches
         _verify     outputs on resume                 _resume     opening a stream
-        _run        open_run
+        _session    what was found    _run, _open   open_run
     L3  _coordinator  tokens without I/O              _saver      group commit
     L2  _registry   pending tokens                    _config, _retry, _source, _statistics
         state/      codecs, the frontier              stores/     bytes in, bytes out
@@ -46,6 +46,7 @@ from ._errors import (
     TrioCkptError as TrioCkptError,
 )
 from ._loops import run_batches as run_batches
+from ._open import open_run as open_run
 from ._progress import FailedAttempt as FailedAttempt, Progress as Progress
 from ._records import (
     CheckpointResult as CheckpointResult,
@@ -55,7 +56,8 @@ from ._records import (
 )
 from ._registry import TokenRegistry as TokenRegistry
 from ._retry import RetryRule as RetryRule, RetryTable as RetryTable, Then as Then
-from ._run import Found as Found, Run as Run, open_run as open_run
+from ._run import Run as Run
+from ._session import Found as Found
 from ._statistics import StreamStatistics as StreamStatistics
 from ._stream import Batches as Batches, Stream as Stream
 from ._token import CheckpointToken as CheckpointToken, TokenState as TokenState

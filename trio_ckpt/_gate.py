@@ -341,8 +341,9 @@ class Desk:
         """Save a failed attempt, and say what becomes of the batch."""
         error = batch.staged.error or "it failed"
         verdict: Again | Then = Then.FAIL
-        if may_retry and not batch.staged.is_final and isinstance(error, BaseException):
-            verdict = self.retry.decide(error, batch.attempt)
+        if may_retry and not batch.staged.is_final:
+            problem = error if isinstance(error, BaseException) else Exception(error)
+            verdict = self.retry.decide(problem, batch.attempt)
         if isinstance(verdict, Again):
             await self._save_attempt(batch, error, is_final=False)
             self.session_retries += 1

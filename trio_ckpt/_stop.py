@@ -6,9 +6,15 @@ open any more, or the grace is over, the scopes of the open streams are cancelle
 
 from __future__ import annotations
 
+import logging
+import signal
+import threading
+
 import trio
 
 from ._errors import EXIT_DRAINED, EXIT_SIGTERM
+
+log = logging.getLogger("trio_ckpt.stop")
 
 
 class Stop:
@@ -73,3 +79,37 @@ class Stop:
         self.exit_code = self.exit_code or exit_code
         for scope in self.scopes:
             scope.cancel()
+
+
+_signals_taken: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_ckpt signals", False)
+
+
+def take_signals(wanted: bool | None) -> bool:
+    """Whether to listen for SIGINT and SIGTERM; by default the first run of the main thread."""
+    if wanted is None:
+        is_main = threading.current_thread() is threading.main_thread()
+        wanted = is_main and not _signals_taken.get()
+        if not wanted:
+            log.info("signals are left alone: another run or thread has them")
+    if wanted:
+        _signals_taken.set(True)
+    return wanted
+
+
+def release_signals() -> None:
+    """Let the next run have the signals."""
+    _signals_taken.set(False)
+
+
+async def receive_signals(
+    stop: Stop, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Turn SIGINT and SIGTERM into a request to stop.
+
+    Cancellation: ends it, and gives the signals back.
+    """
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("%s: stopping in good order", signal.Signals(number).name)
+            stop.request(128 + number)

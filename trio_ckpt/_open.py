@@ -1,0 +1,211 @@
+"""`open_run`: the lock, the store, the background tasks, and the shape of errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import AsyncGenerator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Literal
+
+import trio
+
+from ._config import canonical_config
+from ._coordinator import CheckpointCoordinator
+from ._errors import EXIT_DRAINED
+from ._resume import Settings, archive_outputs
+from ._run import Run
+from ._saver import DEFAULT_SAVE_TIMEOUT_S, Saver
+from ._session import OnConfigChange, Session, is_restart, look
+from ._stop import Stop, receive_signals, release_signals, take_signals
+from ._threads import run_blocking
+from ._values import check_run_id
+from .abc import RunKey, Store
+from .outputs import OutputDir
+from .stores import open_store
+
+log = logging.getLogger("trio_ckpt.run")
+
+DEFAULT_GRACE_S = 30.0
+
+
+@asynccontextmanager
+async def open_run(
+    run_id: str,
+    *,
+    store: Store | str | os.PathLike[str],
+    config: Any = None,
+    exclude: Collection[str] = (),
+    tunable: Collection[str] = (),
+    on_config_change: OnConfigChange = "refuse",
+    output_dir: str | os.PathLike[str] | None = None,
+    verify: Literal["off", "size", "sha256"] = "size",
+    redo_missing: bool = False,
+    fresh: bool = False,
+    retry_failed: bool = False,
+    handle_signals: bool | None = None,
+    grace_s: float = DEFAULT_GRACE_S,
+    save_timeout_s: float = DEFAULT_SAVE_TIMEOUT_S,
+    resume_command: str | None = None,
+    coordinator: CheckpointCoordinator | None = None,
+) -> AsyncGenerator[Run]:
+    """Own a run for a block: begin it, or go on where it was left.
+
+    Args:
+        run_id: Its name, without path separators and control characters.
+        store: A folder, a URL (``sqlite:path``, ``memory:``), or a store.
+        config: What the run depends on: an attrs instance or JSON-like mapping.  A resume
+            with another one is refused, field by field.
+        exclude: Fields of `config` that do not count.
+        tunable: Fields of `config` that may change; a change is logged.
+        on_config_change: What to do when others changed: refuse, archive the run and start
+            over, or go on.
+        output_dir: The folder of the outputs; it is made if it is not there.
+        verify: How confirmed outputs are looked at: not at all, by size and time (by hash
+            where the time differs), or by hash.
+        redo_missing: Go on even if very many outputs are gone.
+        fresh: Archive what was there and begin again; nothing is deleted.
+        retry_failed: Put back to work what was skipped or has failed for good.
+        handle_signals: Stop in good order on SIGINT and SIGTERM.  Default: in the main
+            thread, for the first run that is open.
+        grace_s: How long a stop waits for open batches, in seconds.
+        save_timeout_s: How long a save may take before its outcome is called unknown.
+        resume_command: What to tell people to type after a stop; default: this command.
+        coordinator: To share one registry between runs.
+
+    Yields:
+        The open run.
+
+    Raises:
+        RunLockedError: another live process owns it.
+        ConfigChangedError: see `config`.
+        RunStoppedError: it was stopped.
+        StreamsStillOpenError: it was left while streams were open.
+        StoreError: the store cannot be used.
+
+    Durability: what was confirmed survives kill -9 and power loss, as the store says.
+    Cancellation: completed batches are saved before it takes effect.
+    """
+    check_run_id(run_id)
+    plain = canonical_config(config, exclude)
+    async with AsyncExitStack() as stack:
+        if not isinstance(store, Store):
+            store = await open_store(store)
+            stack.push_async_callback(_close_store, store)
+        owner = await stack.enter_async_context(store.lock_run(run_id))
+        outputs = None
+        if output_dir is not None:
+            outputs = await run_blocking(OutputDir.open, output_dir)
+            stack.callback(outputs.close)
+        view = await store.load_run(run_id)
+        generation = view.generation if view is not None else 0
+        if fresh or is_restart(view, plain, tunable, on_config_change, run_id):
+            if view is not None:
+                if outputs is not None:
+                    await archive_outputs(store, view, outputs)
+                generation += 1
+            view = None
+        stop = Stop()
+        saver = Saver(
+            store,
+            RunKey(run_id, generation, owner),
+            save_timeout_s=save_timeout_s,
+            on_poison=lambda: stop.cancel_streams(EXIT_DRAINED),
+        )
+        found = look(view)
+        log.info("run %r: %s", run_id, found)
+        if found.was_killed and outputs is not None:
+            await _remove_orphans(outputs)
+        session = Session(
+            saver,
+            view,
+            number=found.sessions + 1,
+            config=plain,
+            output_dir=outputs.root if outputs is not None else None,
+        )
+        async with _background_tasks(saver, stop, grace_s, handle_signals) as nursery:
+            await session.begin()
+            run = Run(
+                view=view,
+                store=store,
+                saver=saver,
+                stop=stop,
+                nursery=nursery,
+                coordinator=coordinator or CheckpointCoordinator(),
+                outputs=outputs,
+                settings=Settings(verify, redo_missing, retry_failed),
+                found=found,
+                resume_command=resume_command or shlex.join(sys.orig_argv) or None,
+            )
+            body_error: BaseException | None = None
+            try:
+                yield run
+            except BaseException as error:
+                body_error = error
+            body_error = await run.close(body_error, grace_s)
+            await session.end(body_error)
+            if body_error is not None:
+                raise body_error
+
+
+@asynccontextmanager
+async def _background_tasks(
+    saver: Saver, stop: Stop, grace_s: float, handle_signals: bool | None
+) -> AsyncGenerator[trio.Nursery]:
+    """Save and listen for signals while the block runs; errors keep their shape.
+
+    The block's exception leaves as the same object, not in a group.  A failure of a
+    background task cancels the block and is raised alone, with the block's as its context.
+    """
+    body_error: BaseException | None = None
+    failure: BaseException | None = None
+    has_signals = take_signals(handle_signals)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(saver.run)
+            nursery.start_soon(stop.see_through, grace_s)
+            if has_signals:
+                await nursery.start(receive_signals, stop)
+            try:
+                yield nursery
+            except BaseException as error:
+                body_error = error
+            finally:
+                saver.close()
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        failure = _background_failure(group, body_error)
+    finally:
+        if has_signals:
+            release_signals()
+        if saver.poison is None:  # else a thread may still be writing to them
+            saver.close_sinks()
+    if failure is not None:
+        if not isinstance(body_error, trio.Cancelled):
+            failure.__context__ = body_error
+        raise failure
+    if body_error is not None:
+        raise body_error
+
+
+def _background_failure(
+    group: BaseExceptionGroup[BaseException], body_error: BaseException | None
+) -> BaseException | None:
+    """One failure alone; several as a group; none if the block's own error says more."""
+    _, failures = group.split(trio.Cancelled)
+    if failures is None:
+        return group if body_error is None else None
+    return failures.exceptions[0] if len(failures.exceptions) == 1 else failures
+
+
+async def _close_store(store: Store) -> None:
+    with trio.CancelScope(shield=True):
+        await store.aclose()
+
+
+async def _remove_orphans(outputs: OutputDir) -> None:
+    """Tidy up what a killed session left of half-written files, best effort."""
+    for path in await run_blocking(outputs.remove_orphans):
+        log.info("%s was left by a killed session and is removed", path)
