@@ -114,8 +114,12 @@ def _is_blank(connection: sqlite3.Connection, database: Path) -> bool:
     Raises:
         StoreError: it is another program's.
     """
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    connection.execute("BEGIN")  # both of one moment: somebody else may be making the tables
+    try:
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    finally:
+        connection.execute("ROLLBACK")
     is_ours = bool(application_id == APPLICATION_ID)
     if not is_ours and (application_id or tables):
         raise StoreError(f"{database} is not a trio_ckpt store; choose another folder")
