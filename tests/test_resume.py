@@ -285,3 +285,39 @@ async def test_a_frontier_redoes_what_lost_its_output(tmp_path: Path) -> None:
     (tmp_path / "b").unlink()
     await session()
     assert worked[3:] == ["b"]
+
+
+async def test_outputs_without_a_folder_are_said_to_be_unverified(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    await write_pages(store, tmp_path, 3)
+    async with trio_ckpt.open_run("r", store=store) as run, run.open_stream("pages") as stream:
+        assert stream.status is Status.COMPLETE
+    assert "not verified" in caplog.text
+
+
+async def test_a_killed_session_leaves_no_half_written_files(tmp_path: Path) -> None:
+    store = MemoryStore()
+    await write_pages(store, tmp_path, 3)
+    orphan = tmp_path / ".3.json.ckpt-tmp-0123456789abcdef"
+    orphan.write_text("half")
+    await write_pages(store, tmp_path, 4)
+    assert orphan.exists(), "the last session ended in good order: there is nothing to look for"
+    async with trio_ckpt.open_run("r", store=store, output_dir=tmp_path):
+        killed = store.after_crash()
+    await write_pages(killed, tmp_path, 5)
+    assert not orphan.exists()
+
+
+async def test_the_exit_code_is_never_0_with_work_left() -> None:
+    async with trio_ckpt.open_run("r", store="memory:") as run:
+        async with run.open_stream("s") as stream:
+            async for batch in stream.batches(range(3)):
+                batch.complete()
+                break
+        assert run.exit_code == 75
+        async with run.open_stream("s") as stream:
+            async for batch in stream.batches(range(3)):
+                batch.complete()
+        assert run.exit_code == 0

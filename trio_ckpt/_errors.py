@@ -125,12 +125,20 @@ class RunStoppedError(TrioCkptError):
 
     Attributes:
         exit_code: What a command should exit with: 75 when every open batch was
-            saved, 130 or 143 when the stop was forced.
+            saved or the run is poisoned, 130 or 143 when the stop was forced.
         resume_command: A shell line that goes on, or None where it is not known.
     """
 
-    def __init__(self, run_id: str, *, exit_code: int, resume_command: str | None) -> None:
-        how = "drained" if exit_code == EXIT_DRAINED else "forced"
+    def __init__(
+        self,
+        run_id: str,
+        *,
+        exit_code: int,
+        resume_command: str | None,
+        poison: Exception | None = None,
+    ) -> None:
+        how = "every open batch is saved" if exit_code == EXIT_DRAINED else "at once"
+        how = how if poison is None else f"nothing more can be saved: {poison}"
         then = f"; go on with: {resume_command}" if resume_command else ""
         super().__init__(f"run {run_id!r} was stopped ({how}){then}", run_id=run_id)
         self.exit_code = exit_code

@@ -136,7 +136,10 @@ class Resume:
             for record in records:
                 if record.index is not None and record.item and progress.is_done(record.index):
                     known.setdefault(record.index, record.item)
-            if progress.outputs:
+            if progress.outputs and desk.outputs is None:
+                where = describe_batch(desk.run_id, desk.lane.key, None)
+                log.warning("the outputs of %s are not verified: there is no output_dir", where)
+            elif progress.outputs:
                 verifier = self._verifier()
                 await verifier.check(records)
                 self._beside = _Beside(verifier, pages)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
-from typing import Any, Literal, TypeVar, cast
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Literal, TypeVar, cast, overload
 
 import trio
 
@@ -107,6 +107,26 @@ class Run:
 
     # -- streams ----------------------------------------------------------------------------
 
+    @overload
+    def open_stream(
+        self,
+        *parts: str,
+        first_index: int = 0,
+        state: None = None,
+        retry: RetryTable | None = None,
+        on_fail: Literal["raise", "record"] = "raise",
+    ) -> AbstractAsyncContextManager[Stream[None]]: ...
+
+    @overload
+    def open_stream(
+        self,
+        *parts: str,
+        first_index: int = 0,
+        state: S,
+        retry: RetryTable | None = None,
+        on_fail: Literal["raise", "record"] = "raise",
+    ) -> AbstractAsyncContextManager[Stream[S]]: ...
+
     @asynccontextmanager
     async def open_stream(
         self,
@@ -204,6 +224,7 @@ class Run:
             self.run_id,
             exit_code=self._stop.exit_code or EXIT_DRAINED,
             resume_command=self._resume_command,
+            poison=self._saver.poison,
         )
         error.__cause__ = self._saver.poison
         return error

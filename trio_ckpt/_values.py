@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from ._errors import NotEncodableError, StoreDamagedError
 from ._totals import Number
 
@@ -79,12 +81,9 @@ def decode_key(text: str) -> StreamKey:
         StoreDamagedError: it is no key.
     """
     try:
-        parts = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return msgspec.json.decode(text, type=tuple[str, ...])
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise StoreDamagedError(f"the name of a stream cannot be read: {text[:50]!r}") from error
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-        raise StoreDamagedError(f"the name of a stream is no array of texts: {text[:50]!r}")
-    return tuple(parts)
 
 
 # ---------------------------------------------------------------------------------------
@@ -106,7 +105,7 @@ def check_plain(value: Any, path: str, depth: int = 0) -> None:
             an int over 64 bits, a str with a lone surrogate, a key that is not a str, any
             other type, nesting deeper than `MAX_DEPTH`.
     """
-    kind = type(value)
+    kind: type[Any] = type(value)
     if kind is str:
         _check_unicode(value, path)
         return
