@@ -14,6 +14,7 @@ from ._files import explain, make_folder, open_file, refuse_links, sync_folder
 
 APPLICATION_ID = 0x74636B70  # "tckp", in bytes 68 to 71 of the file
 FORMAT_VERSION = 1
+CACHE_KIB = 512  # a log is written once and read seldom; SQLite takes 2 MB if it is let
 BUSY_TIMEOUT_S = 30.0  # for a writer of another run of the store; well under a save's 60 s
 MEMBERS = ("state.db", "state.db-journal", "state.db-wal", "state.db-shm", "blobs", "lock")
 
@@ -133,6 +134,7 @@ def connect(database: Path) -> sqlite3.Connection:
     )
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     except BaseException:
         connection.close()
         raise
