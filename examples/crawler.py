@@ -17,7 +17,9 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -138,7 +140,8 @@ class Crawler:
             self.run.request_stop()
 
     def _pages(self) -> int:
-        return self.stream.progress.records + self.stream.statistics().in_flight
+        now = self.stream.statistics()
+        return now.session_confirmed + now.in_flight
 
     def _check_status(self, response: http.Response) -> None:
         status = response.status
@@ -175,8 +178,8 @@ def describe(crawler: Crawler) -> str:
     parts = [f"{now.confirmed:,} done", f"{(now.left or 0):,} in queue"]
     if now.rate_per_s is not None:
         parts.append(f"{now.rate_per_s:,.0f}/s")
-    if now.eta_s is not None:
-        parts.append(f"ETA {now.eta_s:,.0f} s (as the queue is now)")
+    if now.eta_s:
+        parts.append(f"ETA {math.ceil(now.eta_s):,} s")
     if now.session_retries:
         parts.append(f"{now.session_retries:,} retries")
     if now.skipped:
@@ -184,7 +187,9 @@ def describe(crawler: Crawler) -> str:
     if now.waiting:
         parts.append(f"{now.waiting:,} waiting to be tried again")
     if crawler.gate.paused_for_s:
-        parts.append(f"Retry-After: waiting {crawler.gate.paused_for_s:,.0f} s")
+        parts.append(f"Retry-After: waiting {math.ceil(crawler.gate.paused_for_s):,} s")
+    if crawler.run.is_stopping:
+        parts.append(f"stopping: {now.in_flight:,} in flight")
     return ", ".join(parts)
 
 
@@ -193,7 +198,7 @@ async def show(crawler: Crawler, out: TextIO) -> None:
     is_live = out.isatty()
     while True:
         await trio.sleep(LIVE_EVERY_S if is_live else PLAIN_EVERY_S)
-        line = describe(crawler)
+        line = describe(crawler)[: shutil.get_terminal_size().columns - 1 if is_live else None]
         print(f"\r\x1b[K{line}" if is_live else line, end="" if is_live else "\n", file=out)
         out.flush()
 
@@ -258,8 +263,16 @@ async def crawl(options: argparse.Namespace) -> int:
                     )
             finally:
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(write_failed, options.out, list(stream.skipped()))
+                    await save_failed(options.out, stream)
         return run.exit_code
+
+
+async def save_failed(folder: Path, stream: trio_ckpt.Stream[Frontier]) -> None:
+    """Write failed.jsonl; where that cannot be done, what is leaving says more."""
+    try:
+        await trio.to_thread.run_sync(write_failed, folder, list(stream.skipped()))
+    except trio_ckpt.OutputError as error:
+        log.warning("%s", error)
 
 
 def write_failed(folder: Path, skipped: Sequence[tuple[int, Url, trio_ckpt.FailedAttempt]]) -> None:
@@ -297,29 +310,36 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of pages.jsonl")
     parser.add_argument("--store", type=Path, help="folder of the checkpoints (OUT/crawl.ckpt)")
     parser.add_argument("--concurrency", type=_count, default=16, help="pages at once (16)")
-    parser.add_argument("--per-host", type=_count, help="requests to the host at once")
+    parser.add_argument("--per-host", type=_count, help="requests to the host at once (all)")
     parser.add_argument("--delay", type=_seconds, default=0.0, help="s between two requests")
     parser.add_argument("--timeout", type=_seconds, default=30.0, help="s for one request (30)")
-    parser.add_argument("--max-pages", type=_count, help="stop, resumably, after so many pages")
-    parser.add_argument("--include", action="append", default=[], metavar="REGEX")
-    parser.add_argument("--exclude", action="append", default=[], metavar="REGEX")
+    parser.add_argument("--max-pages", type=_count, help="stop after so many, this time")
+    for name, which in (
+        ("--include", "only URLs that match"),
+        ("--exclude", "no URL that matches"),
+    ):
+        parser.add_argument(
+            name, action="append", default=[], metavar="REGEX", help=f"{which}; repeatable"
+        )
     parser.add_argument("--fresh", action="store_true", help="archive what is there, begin again")
     parser.add_argument("--retry-failed", action="store_true", help="try failed pages once more")
-    parser.add_argument("--user-agent", default=DEFAULT_USER_AGENT)
+    parser.add_argument("--user-agent", default=DEFAULT_USER_AGENT, help="who we say we are")
     return parser.parse_args(words)
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 10**9:
-        raise ValueError(text)
-    return number
+    if not text.isdecimal() or not 1 <= int(text) <= 10**9:
+        raise argparse.ArgumentTypeError(f"a whole number from 1, not {text!r}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 <= number <= 86_400:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"seconds from 0 to 86400, not {text!r}")
     return number
 
 
@@ -332,12 +352,22 @@ def main() -> int:
     except trio_ckpt.RunStoppedError as stopped:
         print(f"stopped; go on with:\n  {stopped.resume_command}", file=sys.stderr)
         return stopped.exit_code
+    except trio_ckpt.ConfigChangedError as error:
+        changes = "; ".join(f"{name}: {was} -> {now}" for name, was, now in error.changes)
+        print(
+            f"cannot go on with another crawl: {changes}\n"
+            "give the same URL, --include and --exclude as before, or --fresh",
+            file=sys.stderr,
+        )
     except (CannotCrawlError, robots.RobotsUnavailableError, ValueError) as error:
         print(f"cannot crawl: {error}", file=sys.stderr)
     except trio_ckpt.BatchFailedError as error:
         print(f"cannot crawl: {error.__cause__ or error}", file=sys.stderr)
     except (trio_ckpt.TrioCkptError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    except ExceptionGroup as group:
+        for part in group.exceptions:
+            print(f"{type(part).__name__}: {part}", file=sys.stderr)
     return EXIT_CANNOT
 
 

@@ -66,7 +66,7 @@ GIVEN_UP = Cell(FAILED, (Kind.ATTEMPT,), raises=BatchFailedError, error=Checkpoi
 RECORDED = Cell(FAILED, (Kind.ATTEMPT,), error=CheckpointFailedError)
 SKIPPED = Cell(FAILED, (Kind.SKIP,), error=CheckpointFailedError, left=1)
 CANCELLED = Cell(FAILED, error=BatchCancelledError)
-ENDED = Cell(WITHDRAWN, (Kind.FINISH,), error=BatchWithdrawnError, left=None, passed=Passed.ENDED)
+ENDED = Cell(WITHDRAWN, (Kind.SAVE,), error=BatchWithdrawnError, left=None, passed=Passed.ENDED)
 NEXT, CONFIRM, EXIT, ERROR, CANCEL = Way
 S = AttemptState
 

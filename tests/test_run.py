@@ -16,17 +16,23 @@ import trio
 import trio.testing
 
 from trio_ckpt import (
+    BatchFailedError,
     CannotRedoError,
     CheckpointFailedError,
     ConfigChangedError,
+    Frontier,
     OutputClaimedError,
     OutputsMissingError,
+    RetryRule,
+    RetryTable,
     Run,
     RunLockedError,
     RunStoppedError,
     SaveOutcomeUnknownError,
     Status,
+    StoreError,
     StreamEndedError,
+    StreamFailedError,
     StreamsStillOpenError,
     open_run,
     run_batches,
@@ -178,11 +184,15 @@ async def test_a_stop_is_forced_after_the_grace_or_by_a_second_request(
     is_twice: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
     with pytest.raises(RunStoppedError) as info:
-        async with begin("memory:", grace_s=20) as run, run.open_stream("s") as stream:
+        async with (
+            begin("memory:", grace_s=20, handle_signals=True) as run,
+            run.open_stream("s") as stream,
+        ):
             async for _ in stream.batches(range(1)):
                 run.request_stop()
+                run.request_stop()  # changes nothing: only signals force
                 if is_twice:
-                    run.request_stop()
+                    os.kill(os.getpid(), signal.SIGTERM)
                 await trio.sleep_forever()
     assert info.value.exit_code == 143
     assert trio.current_time() == pytest.approx(0 if is_twice else 20, abs=1)
@@ -503,10 +513,165 @@ async def test_after_a_refused_checkpoint_the_failure_of_the_stream_is_saved() -
     async def handle(batch: Any) -> None:
         batch.complete()
 
-    with pytest.raises(ExceptionGroup):
+    with pytest.raises(StoreError):  # one refusal that fails four workers is one error
         async with begin(FaultyStore(store, {2: Reject('["s"]')})) as run:
             async with run.open_stream("s") as stream:
                 await run_batches(stream, range(4), handle, concurrency=4)
     assert stream.status is Status.FAILED
     async with begin(store) as run:
         assert await work(run, count=4) == [0, 1, 2, 3]
+
+
+# ---------------------------------------------------------------------------------------
+# What a review found: each of these hung, lost work or hid an error once
+# ---------------------------------------------------------------------------------------
+
+
+async def test_a_stop_without_streams_ends_the_run(autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(RunStoppedError):
+        async with begin("memory:") as run:
+            run.request_stop()
+    with pytest.raises(RunStoppedError):
+        async with begin("memory:", handle_signals=True) as run:
+            run.request_stop()
+            os.kill(os.getpid(), signal.SIGINT)
+            await trio.sleep(1_000)
+    assert trio.current_time() < 1_000
+
+
+async def test_opening_fails_where_signals_cannot_be_had() -> None:
+    def elsewhere() -> None:
+        async def main() -> None:
+            async with begin("memory:", handle_signals=True):
+                pass
+
+        trio.run(main)
+
+    with trio.fail_after(30), pytest.raises(RuntimeError):
+        await trio.to_thread.run_sync(elsewhere)
+
+
+async def test_a_coordinator_that_is_closed_under_a_batch_hangs_nobody() -> None:
+    with trio.fail_after(30):
+        async with begin("memory:") as run, run.open_stream("s") as stream:
+            with pytest.raises(trio.ClosedResourceError):
+                async for batch in stream.batches(range(2)):
+                    batch.complete()
+                    run.coordinator.close()
+        assert list(stream.progress.confirmed) == [0]
+
+
+async def test_a_frontier_key_that_raises_in_the_saver_ends_the_run() -> None:
+    calls = 0
+
+    def key(item: str) -> str:
+        nonlocal calls
+        calls += 1
+        if calls > 4:
+            raise BodyError
+        return item
+
+    with trio.fail_after(30), pytest.raises(BodyError):
+        async with begin("memory:") as run:
+            async with run.open_stream("f", state=Frontier(["a"], key=key)) as stream:
+
+                async def handle(batch: Any) -> None:
+                    batch.add(["b"])
+                    batch.complete()
+
+                await run_batches(stream, None, handle)
+
+
+async def test_withdrawing_over_holes_does_not_complete_the_stream() -> None:
+    async with begin("memory:") as run:
+        async with run.open_stream("s") as stream:
+            async for batch in stream.batches(start=5):
+                if batch.index == 7:
+                    batch.withdraw()
+                else:
+                    batch.complete()
+        assert stream.status is Status.INTERRUPTED
+        assert run.exit_code == 75
+        async with run.open_stream("s") as stream:
+            assert [batch.index async for batch in stream.batches() if batch.complete()] == [
+                0, 1, 2, 3, 4,
+            ]  # fmt: skip
+        assert stream.status is Status.COMPLETE
+
+
+async def test_a_stream_that_failed_hands_out_nothing_more() -> None:
+    with pytest.raises(StreamFailedError, match="bad"):
+        async with begin("memory:") as run, run.open_stream("s") as stream:
+            async for batch in stream.batches(range(3)):
+                batch.complete()
+                await stream.fail("bad", retryable=False)
+    assert list(stream.progress.confirmed) == [0]
+    assert stream.status is Status.FAILED
+    assert stream.error is not None
+    assert not stream.error.retryable
+
+
+async def test_finish_does_not_swallow_a_failed_batch() -> None:
+    table = RetryTable((RetryRule((OSError,)),))
+    with pytest.raises(BatchFailedError):
+        async with begin("memory:") as run, run.open_stream("s", retry=table) as stream:
+            async for batch in stream.batches():
+                batch.fail(OSError("down"))
+                break
+            await stream.finish()
+    assert stream.status is Status.FAILED
+
+
+async def test_finish_inside_open_batch_passes_the_gate_first() -> None:
+    async with begin("memory:") as run, run.open_stream("s") as stream:
+        async with stream.open_batch() as batch:
+            batch.complete()
+            await stream.finish()
+            assert list(stream.progress.confirmed) == [0]
+    assert stream.status is Status.COMPLETE
+
+
+async def test_confirm_of_an_attempt_that_is_over_says_how_it_ended() -> None:
+    with pytest.raises(BatchFailedError):
+        async with begin("memory:") as run, run.open_stream("s") as stream:
+            async for batch in stream.batches(range(1)):
+                batch.fail("no")
+                with pytest.raises(BatchFailedError):
+                    await batch.confirm()
+                await batch.confirm()
+
+
+async def test_a_generator_that_raised_is_made_anew() -> None:
+    attempts = 0
+
+    def items() -> Any:
+        nonlocal attempts
+        attempts += 1
+        yield from range(2)
+        if attempts == 1:
+            raise OSError("broken off")
+        yield 2
+
+    async with begin("memory:") as run, run.open_stream("s") as stream:
+        loop = stream.batches(items)
+        with pytest.raises(OSError, match="broken off"):
+            async for batch in loop:
+                batch.complete()
+        async for batch in loop:
+            batch.complete()
+    assert list(stream.progress.confirmed) == [0, 1, 2]
+    assert stream.status is Status.COMPLETE
+
+
+async def test_a_file_that_no_record_knows_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "lines.jsonl").write_text("mine\n")
+    async with begin("memory:", output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            batch.append_json("lines.jsonl", 1)
+            batch.complete()
+    assert (tmp_path / "lines.jsonl").read_text() == "1\n"
+    (kept,) = (tmp_path / ".archive").rglob("lines.jsonl")
+    assert kept.read_text() == "mine\n"
+    assert "kept as" in caplog.text

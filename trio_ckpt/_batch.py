@@ -17,7 +17,7 @@ import trio
 
 from ._records import CheckpointResult, Output, Status as Status
 from ._threads import run_blocking
-from ._token import CheckpointToken, TokenEvent, move
+from ._token import CheckpointToken, TokenEvent, may, move
 from ._totals import Number
 from ._values import canonical_json, check_amounts, check_plain
 from .outputs import OutputDir, encode_lines
@@ -148,8 +148,10 @@ class Batch(Generic[T]):
             NotEncodableError: a value cannot be stored; the batch stays unsettled.
             ValueError: a `cursor` where batches are worked on side by side.
         """
-        if self.state is not AttemptState.OPEN:
+        if self.state is not AttemptState.OPEN or not may(self.token, TokenEvent.COMPLETE):
             return False
+        if isinstance(outputs, str | bytes | os.PathLike):
+            raise TypeError(f"outputs is several paths, not one: [{outputs!r}]")
         if cursor is not UNSET:
             self._host.check_cursor()
             check_plain(cursor, "cursor")

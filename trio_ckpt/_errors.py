@@ -7,6 +7,8 @@ for bad input, `OSError` is never imitated: the system's own errors are causes.
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -110,11 +112,14 @@ class RunLockedError(TrioCkptError):
     """
 
     def __init__(self, run_id: str, *, host: str, pid: int, since: str) -> None:
-        super().__init__(
-            f"run {run_id!r} is owned by process {pid} on {host} since {since}; "
-            "wait for it to end or stop it: the lock goes with its process",
-            run_id=run_id,
-        )
+        if (host, pid) == (socket.gethostname(), os.getpid()):
+            message = f"run {run_id!r} is open here already: process {pid} on {host} since {since}"
+        else:
+            message = (
+                f"run {run_id!r} is owned by process {pid} on {host} since {since}; "
+                "wait for it to end or stop it: the lock goes with its process"
+            )
+        super().__init__(message, run_id=run_id)
         self.host = host
         self.pid = pid
         self.since = since

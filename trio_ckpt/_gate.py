@@ -231,6 +231,8 @@ class Desk:
             await self._wait_submitted(batch, way)
         action = GATE[batch.state][way]
         if action is Action.PASS:
+            if way is Way.CONFIRM:
+                self._check_confirmed(batch)
             return Passed.GO_ON
         if action is Action.REFUSE:
             raise self._forgotten(batch)
@@ -250,6 +252,18 @@ class Desk:
             where = describe_batch(self.run_id, self.lane.key, batch.index)
             log.error("while an exception left %s, saving failed: %s", where, problem)
             return Passed.GO_ON
+
+    def _check_confirmed(self, batch: Batch[Any]) -> None:
+        """Raise if an attempt that is over did not end in a saved batch."""
+        if batch.token.state is TokenState.CONFIRMED or self.lane.progress.is_done(batch.index):
+            return
+        failure = self.failed.get(batch.index, Failure("this attempt at it is over"))
+        raise batch.problem or BatchFailedError(
+            failure.reason,
+            run_id=self.run_id,
+            stream=self.lane.key,
+            batch_index=batch.index,
+        ) from failure.cause
 
     async def _act(
         self, action: Action, batch: Batch[Any], way: Way, error: BaseException | None
@@ -335,7 +349,8 @@ class Desk:
             datetime.fromtimestamp(record.at, UTC),
         )
         self._close(batch)
-        move(batch.token, TokenEvent.CONFIRM, result)
+        if may(batch.token, TokenEvent.CONFIRM):  # a coordinator closed meanwhile has failed it
+            move(batch.token, TokenEvent.CONFIRM, result)
 
     async def _decide(self, batch: Batch[Any], *, may_retry: bool) -> Passed | Again:
         """Save a failed attempt, and say what becomes of the batch."""
@@ -343,7 +358,10 @@ class Desk:
         verdict: Again | Then = Then.FAIL
         if may_retry and not batch.staged.is_final:
             problem = error if isinstance(error, BaseException) else Exception(error)
-            verdict = self.retry.decide(problem, batch.attempt)
+            try:
+                verdict = self.retry.decide(problem, batch.attempt)
+            except Exception:  # the batch's own error is the one that matters
+                log.exception("the retry table failed for %r", problem)
         if isinstance(verdict, Again):
             await self._save_attempt(batch, error, is_final=False)
             self.session_retries += 1
@@ -373,6 +391,8 @@ class Desk:
                 self._fail_token(batch.token, failure_of(error))
             elif may(batch.token, TokenEvent.RETRY):
                 move(batch.token, TokenEvent.RETRY)
+            else:  # the token stays PENDING, but who waits for this attempt has to know
+                self.coordinator.registry.touch()
 
         record = self._record(Kind.ATTEMPT, batch, error)
         await self._save(batch, record, encode_record(record), (), landed)
@@ -392,13 +412,15 @@ class Desk:
     async def _save_end(self, batch: Batch[Any]) -> None:
         def landed(batch: Batch[Any], _record: Record) -> None:
             self._close(batch)
+            self.restore_state()
+            self._release(batch.index)
             move(batch.token, TokenEvent.WITHDRAW, WITHDRAWN)
 
         record = Record(
-            kind=Kind.FINISH,
+            kind=Kind.SAVE,
             at=time.time(),
             spent=batch.staged.spent,
-            last_index=batch.index - 1 if batch.index > 0 else None,
+            last_index=batch.index - 1,
         )
         await self._save(batch, record, encode_record(record), (), landed)
 
@@ -424,11 +446,15 @@ class Desk:
         """Send a record of a batch on its way and wait for the outcome."""
 
         def tell(error: Exception | None) -> None:
-            if error is None:
+            try:
+                if error is not None:
+                    raise error
                 landed(batch, record)
-            else:
-                batch.problem = error
-                self._drop(batch, failure_of(error))
+            except Exception as problem:
+                batch.problem = problem
+                self._drop(batch, failure_of(problem))
+                if problem is not error:  # a user's key function, say: the run ends with it
+                    raise
 
         batch.state = AttemptState.SUBMITTED
         checkpoint = await self.saver.encode(self.lane, payload)
@@ -503,12 +529,21 @@ class Desk:
             async with self._sink_lock:  # opening cuts: a second one would cut what was appended
                 if path in self.lane.sinks:
                     return
+                if confirmed == 0:
+                    await self._keep_foreign(path)
                 sink = await run_blocking(AppendFile.open, self.output_dir, path, confirmed)
                 self.lane.sinks[path] = sink
                 if sink.cut_bytes:
                     log.warning(
                         "%s: an unconfirmed tail of %d bytes was cut off", path, sink.cut_bytes
                     )
+
+    async def _keep_foreign(self, path: str) -> None:
+        """Move a file out of the way that no record knows: it may be somebody's only copy."""
+        label = f"{self.run_id}-unconfirmed"
+        archived = await run_blocking(self.output_dir.archive, [path], label)
+        for goal in archived.moved.values():
+            log.warning("%s held lines that no checkpoint knows: it is kept as %s", path, goal)
 
     # -- the ends of tokens -------------------------------------------------------------------
 
@@ -519,7 +554,7 @@ class Desk:
 
     def _drop(self, batch: Batch[Any], failure: Failure) -> None:
         """End an attempt without a record: the batch runs again."""
-        if batch.index in self.open and failure is not WITHDRAWN:
+        if batch.index in self.open:
             self.restore_state()
         self._close(batch)
         self._release(batch.index)

@@ -98,8 +98,8 @@ async def _run_workers(
                 nursery.start_soon(_work, feed, handler)
     except BaseExceptionGroup as group:
         _, failures = group.split(trio.Cancelled)
-        if failures is None or len(failures.exceptions) != 1:
-            raise
+        if failures is None or len(set(map(id, failures.exceptions))) != 1:
+            raise  # one save that fails many workers is one failure
         alone = failures.exceptions[0]
     if alone is not None:
         raise alone
@@ -142,7 +142,7 @@ class Feed(Generic[T]):
         self.stream = stream
         self._desk = stream.desk
         self._source = source
-        self._next = max(start or 0, stream.first_index)
+        self._start = self._next = max(start or 0, stream.first_index)
         self._end = end
         self._is_exhausted = False
         self._working = 0  # workers that have a batch
@@ -185,7 +185,7 @@ class Feed(Generic[T]):
 
     def put_back(self, index: int) -> None:
         """Hand out again a batch whose outputs are damaged."""
-        if self._source is not None:
+        if self._source is not None and index >= self._start:
             self._taken.discard(index)
             self._next = min(self._next, index)
             self._is_exhausted = False

@@ -141,7 +141,8 @@ async def open_run(
             )
             body_error: BaseException | None = None
             try:
-                yield run
+                with stop.body:
+                    yield run
             except BaseException as error:
                 body_error = error
             body_error = await run.close(body_error, grace_s)
@@ -164,11 +165,11 @@ async def _background_tasks(
     has_signals = take_signals(handle_signals)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(saver.run)
-            nursery.start_soon(stop.see_through, grace_s)
-            if has_signals:
-                await nursery.start(receive_signals, stop)
             try:
+                nursery.start_soon(saver.run)
+                nursery.start_soon(stop.see_through, grace_s)
+                if has_signals:
+                    await nursery.start(receive_signals, stop)
                 yield nursery
             except BaseException as error:
                 body_error = error

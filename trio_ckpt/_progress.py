@@ -144,8 +144,10 @@ def _apply_finish(progress: Progress, record: Record) -> None:
         progress.last_index = record.last_index
 
 
-def _apply_save(progress: Progress, _record: Record) -> None:
+def _apply_save(progress: Progress, record: Record) -> None:
     _open(progress)
+    if record.last_index is not None:  # a batch was withdrawn: it was none
+        progress.last_index = record.last_index
 
 
 def _apply_redo(progress: Progress, record: Record) -> None:

@@ -126,7 +126,7 @@ class Kind(enum.IntEnum):
     ATTEMPT = 2  # an attempt at a batch failed; it may run again
     FAIL = 3  # the stream failed
     FINISH = 4  # the stream is complete (with or without a last index)
-    SAVE = 5  # state, cursor, spent between batches; a frontier's first items
+    SAVE = 5  # between batches: state, cursor, spent, a last index, a frontier's first items
     REDO = 6  # batches go back to work; amounts are what they had added
     SESSION = 7  # in the run's own stream: a session began
     END = 8  # in the run's own stream: it ended

@@ -40,10 +40,6 @@ log = logging.getLogger("trio_ckpt.run")
 
 S = TypeVar("S")
 
-DEFAULT_GRACE_S = 30.0
-
-_signals_taken: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_ckpt signals", False)
-
 
 class Run:
     """An open run; made by `open_run`.
@@ -101,9 +97,15 @@ class Run:
             return EXIT_DRAINED
         return EXIT_SKIPPED if any(progress.skipped for progress in parts) else EXIT_COMPLETE
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a signal or `request_stop` has asked it to stop."""
+        return self._stop.is_requested
+
     def request_stop(self) -> None:
         """Stop in good order: hand out nothing more, save what is open, cancel the streams."""
-        self._stop.request()
+        if not self._stop.is_requested:  # a second signal forces; a second call changes nothing
+            self._stop.request()
 
     # -- streams ----------------------------------------------------------------------------
 
@@ -175,8 +177,10 @@ class Run:
                 try:
                     yield stream
                 except BaseException as error:
+                    await resume.close()
                     await stream.leave(error)
                     raise
+                await resume.close()
                 await stream.leave(None)
                 self._check_left(stream, on_fail)
             if scope.cancelled_caught:
@@ -303,7 +307,8 @@ class Run:
             return error
         if error is None:
             parts = [p for key, p in self._progress.items() if key != RUN_STREAM]
-            if poison is None and all(p.status is Status.COMPLETE for p in parts):
+            is_done = bool(parts) and all(p.status is Status.COMPLETE for p in parts)
+            if poison is None and is_done:
                 return None
         elif not is_only_stopped(error, poison):
             if error.__context__ is None and not isinstance(error, trio.Cancelled):

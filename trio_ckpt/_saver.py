@@ -108,9 +108,11 @@ class Submission:
     def end(self, error: Exception | None) -> None:
         """State the outcome, tell the owner, wake who waits."""
         self.is_over, self.error = True, error
-        self.landed(error)
-        for task in self._tasks:
-            trio.lowlevel.reschedule(task)
+        try:
+            self.landed(error)
+        finally:
+            for task in self._tasks:
+                trio.lowlevel.reschedule(task)
 
 
 def _refuse_to_abort(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
@@ -139,6 +141,7 @@ class Saver:
         self._save_timeout_s = save_timeout_s
         self._on_poison = on_poison
         self._queue: list[Submission] = []
+        self._taken: list[Submission] = []  # the group in flight
         self._lanes: list[Lane] = []
         self._unfolded = 0
         self._idle_task: trio.lowlevel.Task | None = None
@@ -236,12 +239,16 @@ class Saver:
                         await trio.lowlevel.wait_task_rescheduled(_refuse_to_abort)
                 self._is_over = True
                 await self._save_folds()
+            except BaseException as error:  # a bug of a store or a key function: nobody sleeps on
+                self._set_poison(self._unknown(f"was left by {type(error).__qualname__}"))
+                raise
             finally:
                 self._is_over = True
                 self._appender.stop()
 
     async def _save_next_group(self) -> None:
         taken, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
+        self._taken = taken
         if self.poison is not None:
             self._end_all(taken, self.poison)
             return
@@ -313,7 +320,7 @@ class Saver:
             where = describe_batch(self.run_key.run_id, (), None)
             log.error("%s is poisoned, nothing more is saved: %s", where, error)
             self.poison = error
-            self._end_all(self._queue, error)
+            self._end_all([*self._taken, *self._queue], error)
             self._queue.clear()
             self._on_poison()
 
@@ -359,7 +366,11 @@ class Saver:
             if lane.is_dirty:
                 lane.is_dirty = False
                 through = lane.progress.sequence
-                payload = lane.seal.close(-through, encode_progress(lane.progress))
+                try:
+                    payload = lane.seal.close(-through, encode_progress(lane.progress))
+                except (TypeError, ValueError, OverflowError) as error:
+                    log.warning("progress of %s cannot be folded: %s", lane.text, error)
+                    continue
                 folds.append(Fold(lane.text, through, payload))
         return folds
 

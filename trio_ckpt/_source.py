@@ -121,6 +121,9 @@ class Source(Generic[T]):
             except StopIteration:
                 self._check_end(self._first + self._position + 1)
                 return None
+            except BaseException:
+                self._made = None  # a generator that raised would say next that it has ended
+                raise
             self._position += 1
             if self._first + self._position in self._known:
                 self._checked(self._first + self._position, self._current)

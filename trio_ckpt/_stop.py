@@ -24,6 +24,7 @@ class Stop:
         busy: Batches that are open now.
         exit_code: What the command should exit with; 0 until the streams are cancelled.
         scopes: Those of the open streams.
+        body: The run's own, for what goes on outside of streams: a second request ends it.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,7 @@ class Stop:
         self._requested = trio.Event()
         self._idle = trio.Event()
         self._hurry = trio.CancelScope()
+        self.body = trio.CancelScope()
 
     @property
     def is_requested(self) -> bool:
@@ -48,6 +50,7 @@ class Stop:
         """
         if self._requested.is_set():
             self._hurry.cancel()
+            self.body.cancel()
         self._forced_code = forced_code
         self._requested.set()
         if self.busy == 0:
@@ -81,24 +84,24 @@ class Stop:
             scope.cancel()
 
 
-_signals_taken: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_ckpt signals", False)
+_signals_taken: trio.lowlevel.RunVar[int] = trio.lowlevel.RunVar("trio_ckpt signals", 0)
 
 
 def take_signals(wanted: bool | None) -> bool:
     """Whether to listen for SIGINT and SIGTERM; by default the first run of the main thread."""
     if wanted is None:
         is_main = threading.current_thread() is threading.main_thread()
-        wanted = is_main and not _signals_taken.get()
+        wanted = is_main and _signals_taken.get() == 0
         if not wanted:
             log.info("signals are left alone: another run or thread has them")
     if wanted:
-        _signals_taken.set(True)
+        _signals_taken.set(_signals_taken.get() + 1)
     return wanted
 
 
 def release_signals() -> None:
     """Let the next run have the signals."""
-    _signals_taken.set(False)
+    _signals_taken.set(_signals_taken.get() - 1)
 
 
 async def receive_signals(

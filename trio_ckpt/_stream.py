@@ -23,6 +23,7 @@ from ._errors import (
     RunStoppedError,
     StreamBusyError,
     StreamEndedError,
+    StreamFailedError,
     TrioCkptError,
     describe_batch,
 )
@@ -70,6 +71,7 @@ class Stream(Generic[S]):
         self._batch: Batch[Any] | None = None
         self._opened = trio.current_time()
         self._is_closed = False
+        self._failure: ErrorInfo | None = None
 
     # -- reading --------------------------------------------------------------------------
 
@@ -180,6 +182,7 @@ class Stream(Generic[S]):
             TokenNeverSettledError, BatchFailedError: as the gate says.
         """
         self.check_owner()
+        self.check_failed()
         self._check_no_frontier()
         await trio.lowlevel.checkpoint()
         await self.settle_open(Way.NEXT)
@@ -195,17 +198,21 @@ class Stream(Generic[S]):
             )
         self._desk.is_open_ended = True
         batch: Batch[None] = self._desk.hand_out(index, None, b"")
+        self._batch = batch  # so that finish(), save() and fail() pass the gate for it
         try:
             yield batch
         except BaseException as error:
             await self._desk.pass_gate(batch, way_of(error), error)
             raise
+        finally:
+            self._batch = None
         await self._desk.pass_gate(batch, Way.EXIT)
         await self._complete_if_last()
 
     async def advance(self, loop: Batches[T]) -> Batch[T]:
         """Pass the gate for the open batch, and hand out the next one to `loop`."""
         self.check_owner()
+        self.check_failed()
         desk = self._desk
         if loop.source is None:  # its first step: it takes the place of an older loop
             await trio.lowlevel.checkpoint()
@@ -214,8 +221,8 @@ class Stream(Generic[S]):
             self._loop = loop
         elif self._loop is not loop:
             raise StreamBusyError("a newer batches() has taken the place of this one")
-        elif await self.settle_open(Way.NEXT) is Passed.ENDED:
-            raise StopAsyncIteration
+        else:
+            await self.settle_open(Way.NEXT)
         found = await self._find_next(loop, loop.source)
         if found is None:  # also during a stop: what is done is done
             raise StopAsyncIteration
@@ -315,7 +322,7 @@ class Stream(Generic[S]):
         self.check_owner()
         plain = dict(metadata or {})
         check_plain(plain, "metadata")
-        await self.settle_open(Way.NEXT)
+        await self.settle_open(Way.EXIT)
         stop = max(self.progress.confirmed.stop, self.progress.skipped.stop)
         last = stop - 1 if stop > 0 else None
         await self._desk.save_plain(
@@ -332,7 +339,7 @@ class Stream(Generic[S]):
         if cursor is not UNSET:
             desk.check_cursor()
             check_plain(cursor, "cursor")
-        await self.settle_open(Way.NEXT)
+        await self.settle_open(Way.EXIT)
         if desk.open:
             raise StreamBusyError(
                 "save() is for between batches: settle the open one first",
@@ -347,13 +354,16 @@ class Stream(Generic[S]):
     async def fail(self, error: BaseException | str, *, retryable: bool = True) -> None:
         """Record that the stream failed; its block raises `StreamFailedError` at the end.
 
+        No batch is handed out any more.
+
         Args:
             error: Why.
             retryable: Whether a plain resume may take it up again.
         """
         self.check_owner()
-        await self.settle_open(Way.NEXT)
-        await self._save_failure(describe_error(error, retryable=retryable))
+        await self.settle_open(Way.EXIT)
+        self._failure = describe_error(error, retryable=retryable)
+        await self._save_failure(self._failure)
 
     async def _save_failure(self, info: ErrorInfo) -> None:
         await self._desk.save_plain(Record(kind=Kind.FAIL, at=time.time(), error=info))
@@ -361,11 +371,21 @@ class Stream(Generic[S]):
     # -- ownership ------------------------------------------------------------------------------
 
     def check_owner(self) -> None:
-        """Raise StreamBusyError unless the caller is the task that opened the stream."""
+        """Raise unless the caller is the task that opened the stream."""
         if self._is_closed or trio.lowlevel.current_task() is not self._task:
             where = describe_batch(self._desk.run_id, self.key, None)
             raise StreamBusyError(
                 f"{where} is used outside its block or by another task than the one that opened it",
+                run_id=self._desk.run_id,
+                stream=self.key,
+            )
+
+    def check_failed(self) -> None:
+        """Raise StreamFailedError after `fail`."""
+        if self._failure is not None:
+            raise StreamFailedError(
+                f"{describe_batch(self._desk.run_id, self.key, None)} has failed: "
+                f"{self._failure.message}",
                 run_id=self._desk.run_id,
                 stream=self.key,
             )
@@ -383,7 +403,9 @@ class Stream(Generic[S]):
         try:
             if batch is not None:
                 await desk.pass_gate(batch, Way.EXIT if error is None else way_of(error), error)
-            if error is None and self.progress.status is not Status.FAILED:
+            if self._failure is not None and self.progress.status is not Status.FAILED:
+                await self._save_failure(self._failure)  # a later record had opened it again
+            elif error is None and self._failure is None:
                 await self._complete_if_last()
         except BaseException as problem:
             await self._record_exit(problem, index)
@@ -401,7 +423,7 @@ class Stream(Generic[S]):
         if error is None or way_of(error) is Way.CANCEL:
             if self.status is Status.IN_PROGRESS:
                 log.info("%s was left before its end: INTERRUPTED", where)
-        elif desk.saver.poison is None:
+        elif desk.saver.poison is None and self._failure is None:
             if isinstance(error, TrioCkptError) and error.stream == self.key:
                 index = error.batch_index
             with trio.CancelScope(shield=True):

@@ -15,7 +15,7 @@ In memory a frontier holds the keys of all items, and the items of those that ar
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -121,7 +121,3 @@ class Frontier(Generic[T]):
     def make_ready(self, is_done: Callable[[int], bool]) -> None:
         """Begin to work: all is ready that is neither confirmed nor skipped."""
         self._ready = deque(p for p in self._items if not is_done(p))
-
-    def positions(self) -> Iterator[int]:
-        """The numbers of the items that are kept: left or skipped."""
-        return iter(self._items)
