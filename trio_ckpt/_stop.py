@@ -34,7 +34,6 @@ class Stop:
         self._forced_code = EXIT_SIGTERM
         self._requested = trio.Event()
         self._idle = trio.Event()
-        self._hurry = trio.CancelScope()
         self.body = trio.CancelScope()
 
     @property
@@ -49,7 +48,7 @@ class Stop:
             forced_code: What the command should exit with if batches were still open.
         """
         if self._requested.is_set():
-            self._hurry.cancel()
+            self.cancel_streams(EXIT_DRAINED if self.busy == 0 else forced_code)
             self.body.cancel()
         self._forced_code = forced_code
         self._requested.set()
@@ -73,9 +72,10 @@ class Stop:
     async def see_through(self, grace_s: float) -> None:
         """Wait for a request, then for the open batches, then cancel the streams."""
         await self._requested.wait()
-        with self._hurry, trio.move_on_after(grace_s):
+        with trio.move_on_after(grace_s):
             await self._idle.wait()
-        self.cancel_streams(EXIT_DRAINED if self.busy == 0 else self._forced_code)
+        if self.exit_code == 0:
+            self.cancel_streams(EXIT_DRAINED if self.busy == 0 else self._forced_code)
 
     def cancel_streams(self, exit_code: int) -> None:
         """Cancel every open stream; those that open later end at once."""
