@@ -64,8 +64,8 @@ class Found:
             return "nothing saved yet"
         return (
             f"{self.confirmed:,} batches done, {self.skipped:,} skipped, {self.to_retry:,} to "
-            f"retry, {self.records:,} records in {self.streams:,} streams; last session "
-            f"({self.sessions}) {self.last_end}"
+            f"retry, {self.records:,} records; streams: {self.streams:,}; "
+            f"session {self.sessions} {self.last_end}"
         )
 
 
