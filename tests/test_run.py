@@ -675,3 +675,28 @@ async def test_a_file_that_no_record_knows_is_kept(
     (kept,) = (tmp_path / ".archive").rglob("lines.jsonl")
     assert kept.read_text() == "mine\n"
     assert "kept as" in caplog.text
+
+
+async def test_finish_refuses_to_leave_holes() -> None:
+    async with begin("memory:") as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(start=2, end=3):
+            batch.complete()
+        with pytest.raises(RuntimeError, match="batch 0"):
+            await stream.finish()
+    assert stream.status is Status.INTERRUPTED
+
+
+async def test_a_fresh_run_names_what_it_leaves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    for fresh in (False, True):
+        with caplog.at_level(logging.INFO):
+            async with begin(store, output_dir=tmp_path, fresh=fresh) as run:
+                async with run.open_stream("s") as stream:
+                    async for batch in stream.batches(range(1)):
+                        await batch.write_text("ours.txt", "text")
+                        batch.complete()
+        (tmp_path / "theirs.txt").write_text("text")
+    assert "no record has are left: theirs.txt" in caplog.text
+    assert len(list((tmp_path / ".archive").rglob("ours.txt"))) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
@@ -19,8 +20,10 @@ from ._threads import run_blocking
 from ._values import RUN_STREAM, StreamKey, encode_key
 from ._verify import Verifier, Verify, read_pages
 from .abc import RunView, Store
-from .outputs import OutputDir
+from .outputs import ARCHIVE, OutputDir
 from .state import Frontier, PlainCodec
+
+MAX_SHOWN = 10  # names in one line of the log
 
 log = logging.getLogger("trio_ckpt.resume")
 
@@ -220,6 +223,10 @@ async def archive_outputs(store: Store, view: RunView, outputs: OutputDir) -> No
         label = f"{view.run_id}-{view.generation}"
         archived = await run_blocking(outputs.archive, sorted(paths), label)
         log.info("%d outputs of the old run were archived", len(archived.moved))
+    strangers = sorted(set(await run_blocking(os.listdir, outputs.root)) - {ARCHIVE})
+    if strangers:
+        shown = ", ".join(strangers[:MAX_SHOWN])
+        log.info("%d names that no record has are left: %s", len(strangers), shown)
 
 
 async def _recorded_paths(store: Store, view: RunView, key: StreamKey) -> set[str]:

@@ -317,6 +317,9 @@ class Stream(Generic[S]):
         Args:
             metadata: Anything JSON-like to be kept with the stream.
 
+        Raises:
+            RuntimeError: there are holes: batches before the last one that are left.
+
         Durability: when this returns it is saved.
         """
         self.check_owner()
@@ -324,6 +327,11 @@ class Stream(Generic[S]):
         check_plain(plain, "metadata")
         await self.settle_open(Way.EXIT)
         stop = max(self.progress.confirmed.stop, self.progress.skipped.stop)
+        if not self.progress.covers(self.first_index, stop):
+            left = self.progress.first_left(self.first_index)
+            raise RuntimeError(
+                f"finish() with work left: batch {left} of {stop} is neither confirmed nor skipped"
+            )
         last = stop - 1 if stop > 0 else None
         await self._desk.save_plain(
             Record(kind=Kind.FINISH, at=time.time(), metadata=plain, last_index=last)

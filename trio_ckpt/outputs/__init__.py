@@ -27,6 +27,7 @@ from .._records import Output as Output
 from ._append import AppendFile as AppendFile, SinkTooShortError as SinkTooShortError
 from ._dir import Archived as Archived, OutputDir as OutputDir, Verify as Verify
 from ._names import (
+    ARCHIVE as ARCHIVE,
     LINES_DIGEST_BYTES as LINES_DIGEST_BYTES,
     AnyPath as AnyPath,
     OutputPathError as OutputPathError,
