@@ -72,8 +72,9 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks."""
-    session.install("-e", ".")
-    session.run("python", "-m", "benchmarks", *session.posargs)
+    session.install("-e", ".[crawler]")
+    peers = str(session.cache_dir / "peers")  # DBOS and the like have an environment of their own
+    session.run("python", "-m", "benchmarks", "--peers-cache", peers, *session.posargs)
 
 
 @nox.session
