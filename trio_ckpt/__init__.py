@@ -2,7 +2,7 @@
 
 The floor plan; a file imports only from floors below its own:
 
-    L5  _loops      run_batches                       progress    (later) live display
+    L5  _loops      run_batches
     L4  _batch      one attempt                       _stop       stopping in good order
         _gate       the law of order                  _stream     loops over batches
         _verify     outputs on resume                 _resume     opening a stream

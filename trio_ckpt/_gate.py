@@ -463,14 +463,8 @@ class Desk:
         await submission.wait()
 
     async def save_plain(self, record: Record) -> None:
-        """Save a record of the stream that is not about a batch, and wait for it.
-
-        Cancellation: none once it is submitted.
-        """
-        checkpoint = await self.saver.encode(self.lane, encode_record(record))
-        submission = Submission(self.lane, record, checkpoint, (), lambda _error: None)
-        self.saver.submit(submission)
-        await submission.wait()
+        """Save a record of the stream that is not about a batch; see `Saver.save`."""
+        await self.saver.save(self.lane, record)
 
     async def _keep_spent(self, batch: Batch[Any]) -> None:
         """Save what an attempt has cost that leaves no record of its own."""

@@ -33,7 +33,7 @@ import trio
 
 from ._errors import SaveOutcomeUnknownError, StoreConflictError, TrioCkptError, describe_batch
 from ._progress import Progress, apply, encode_progress
-from ._records import Record, Seal
+from ._records import Record, Seal, encode_record
 from ._threads import WorkerThread
 from ._values import StreamKey, encode_key
 from .abc import Checkpoint, Fold, RunKey, Store
@@ -190,6 +190,21 @@ class Saver:
                 raise unknown
             if lane.submitted + 1 == sequence:  # nobody else of the stream came between
                 return Checkpoint(lane.text, sequence, b"", digest)
+
+    async def save(self, lane: Lane, record: Record) -> None:
+        """Save a record that is not about a batch, and wait for it.
+
+        Raises:
+            NotEncodableError: a value in it cannot be encoded.
+            Exception: whatever kept it from being saved.
+
+        Durability: when this returns it is saved.
+        Cancellation: none once it is submitted.
+        """
+        checkpoint = await self.encode(lane, encode_record(record))
+        submission = Submission(lane, record, checkpoint, (), lambda _error: None)
+        self.submit(submission)
+        await submission.wait()
 
     def submit(self, submission: Submission) -> None:
         """Queue a checkpoint for the next group.

@@ -19,8 +19,8 @@ from ._config import config_digest, diff_config
 from ._errors import ConfigChangedError, RunStoppedError
 from ._gate import Way
 from ._progress import Progress
-from ._records import Kind, Record, encode_record
-from ._saver import Lane, Saver, Submission
+from ._records import Kind, Record
+from ._saver import Lane, Saver
 from ._stream import way_of
 from ._values import RUN_STREAM
 from .abc import RunView
@@ -143,7 +143,7 @@ class Session:
 
     async def begin(self) -> None:
         """Save that it began, and with it a new generation if there is one."""
-        await self._save(Kind.SESSION, self._facts)
+        await self._saver.save(self._lane, _fact(Kind.SESSION, self._facts))
 
     async def end(self, error: BaseException | None) -> None:
         """Save how it ended, best effort.
@@ -155,16 +155,13 @@ class Session:
         facts = {**self._facts, "ended": _how_ended(error), "at": time.time()}
         with trio.CancelScope(shield=True):
             try:
-                await self._save(Kind.END, facts)
+                await self._saver.save(self._lane, _fact(Kind.END, facts))
             except Exception as problem:
                 log.warning("how the session ended could not be saved: %s", problem)
 
-    async def _save(self, kind: Kind, facts: dict[str, Any]) -> None:
-        record = Record(kind=kind, at=time.time(), metadata=facts)
-        checkpoint = await self._saver.encode(self._lane, encode_record(record))
-        submission = Submission(self._lane, record, checkpoint, (), lambda _error: None)
-        self._saver.submit(submission)
-        await submission.wait()
+
+def _fact(kind: Kind, facts: dict[str, Any]) -> Record:
+    return Record(kind=kind, at=time.time(), metadata=facts)
 
 
 def _how_ended(error: BaseException | None) -> str:
