@@ -19,16 +19,18 @@ from trio_ckpt._records import (
     MAX_ERROR_CHARS,
     ErrorInfo,
     Kind,
+    Opened,
     Output,
     Record,
     Seal,
     SinkLines,
     Status,
+    Taken,
     decode_record,
     describe_error,
     encode_record,
 )
-from trio_ckpt._totals import shown
+from trio_ckpt._totals import ExactSum, encode_sums, shown
 from trio_ckpt._values import (
     MAX_DEPTH,
     MAX_KEY_CHARS,
@@ -52,6 +54,10 @@ PLAIN = st.recursive(
     max_leaves=8,
 )
 AMOUNTS = st.dictionaries(st.sampled_from("ab"), st.one_of(st.integers(-9, 9), FLOATS), max_size=2)
+TIME = st.floats(0, 2e9)
+SUMS = st.dictionaries(
+    st.sampled_from("ab"), st.tuples(st.integers(-9, 9).map(lambda n: f"{n:x}"), st.integers(0, 9))
+)
 INDEX = st.integers(0, 6)
 COUNT = st.integers(0, 99)
 ERROR = st.builds(ErrorInfo, TEXT, TEXT, st.booleans(), st.none() | INDEX)
@@ -71,7 +77,13 @@ RECORDS = st.builds(
     metadata=st.dictionaries(TEXT, PLAIN, max_size=2),
     state=st.binary(max_size=8),
     last_index=st.none() | INDEX,
-    indexes=st.lists(INDEX, max_size=3).map(tuple),
+    steps=st.lists(INDEX, max_size=3).map(lambda found: tuple(IndexSet(found).to_steps())),
+    adds=st.binary(max_size=8),
+    expected=st.none() | COUNT,
+    opened=st.none() | st.builds(Opened, TIME, INDEX),
+    adopted=st.booleans(),
+    taken=st.none() | st.builds(Taken, SUMS, SUMS, st.booleans()),
+    position=st.none() | COUNT,
     error=st.none() | ERROR,
 )
 
@@ -354,7 +366,7 @@ def test_a_skip_is_done_but_not_confirmed_and_retry_puts_it_back() -> None:
     assert (list(progress.confirmed), list(progress.skipped)) == ([0, 2], [1])
     assert progress.failures == {1: FailedAttempt(3, BOOM)}
     assert progress.first_left(0) == 3
-    retry = Record(kind=Kind.RETRY, at=9.0, indexes=(1,))
+    retry = Record(kind=Kind.RETRY, at=9.0, steps=(1, 1))
     progress = progress_of(batch(0), skip, batch(2), retry)
     assert (list(progress.skipped), progress.failures, progress.first_left(0)) == ([], {}, 1)
     progress = progress_of(skip, batch(1))
@@ -367,7 +379,7 @@ def test_a_failed_stream_says_why_until_it_goes_on() -> None:
     assert (progress.status, progress.error, progress.failed_at) == (Status.FAILED, BOOM, 5.0)
     assert progress.failures == {1: FailedAttempt(4, BOOM)}
     assert progress_of(Record(kind=Kind.FAIL, at=5.0, error=BOOM)).failures == {}
-    progress = progress_of(batch(0), fail, Record(kind=Kind.RETRY, at=6.0, indexes=(1,)))
+    progress = progress_of(batch(0), fail, Record(kind=Kind.RETRY, at=6.0, steps=(1, 1)))
     assert (progress.status, progress.error, progress.failed_at, progress.failures) == (
         Status.INTERRUPTED,
         None,
@@ -391,7 +403,10 @@ def test_a_finished_stream_is_complete_until_it_is_opened_again() -> None:
 def test_redo_opens_holes_and_takes_back_what_the_batches_had_added() -> None:
     lines = SinkLines("log", 10, b"")
     add: dict[str, Any] = {"records": 3, "totals": {"usd": 0.3}, "lines": (lines,)}
-    redo = Record(kind=Kind.REDO, at=3.0, indexes=(1,), spent={"s": 1}, **add)
+    taken = Taken(encode_sums({"usd": ExactSum().plus(0.3)}), {})
+    redo = Record(
+        kind=Kind.REDO, at=3.0, steps=(1, 1), spent={"s": 1}, records=3, lines=(lines,), taken=taken
+    )
     progress = progress_of(batch(0, records=1, totals={"usd": 0.1}), batch(1, **add), redo)
     assert (list(progress.confirmed), progress.records, progress.first_left(0)) == ([0], 1, 1)
     assert (shown(progress.totals), shown(progress.spent)) == ({"usd": 0.1}, {"s": 1})

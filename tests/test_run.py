@@ -17,7 +17,6 @@ import trio.testing
 
 from trio_ckpt import (
     BatchFailedError,
-    CannotRedoError,
     CheckpointFailedError,
     ConfigChangedError,
     Frontier,
@@ -314,7 +313,7 @@ async def test_fresh_archives_and_deletes_nothing(tmp_path: Path) -> None:
         async with begin(store, output_dir=tmp_path, fresh=fresh) as run:
             assert await write(run, 2) == [0, 1]
     archived = sorted(p.name for p in (tmp_path / ".archive").rglob("*.json"))
-    assert archived == ["0.json", "1.json"]
+    assert archived == ["0.json", "1.json", "manifest.json"]
 
 
 async def write(run: Run, count: int, **settings: Any) -> list[int]:
@@ -349,14 +348,13 @@ async def test_damaged_outputs_are_done_again_exactly(tmp_path: Path) -> None:
         assert await write(run, 20) == list(range(12))
 
 
-async def test_what_later_batches_build_on_cannot_be_redone_alone(tmp_path: Path) -> None:
+async def test_what_later_batches_build_on_goes_back_together(tmp_path: Path) -> None:
     store = MemoryStore()
     async with begin(store, output_dir=tmp_path) as run:
         await write(run, 3, state={})
     (tmp_path / "1.json").unlink()
-    with pytest.raises(CannotRedoError):
-        async with begin(store, output_dir=tmp_path) as run:
-            await write(run, 3, state={})
+    async with begin(store, output_dir=tmp_path) as run:
+        assert await write(run, 3, state={}) == [1, 2]
 
 
 async def test_a_path_belongs_to_one_batch(tmp_path: Path) -> None:

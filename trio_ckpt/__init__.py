@@ -2,13 +2,20 @@
 
 The floor plan; a file imports only from floors below its own:
 
-    L5  _loops      run_batches
+    L5  _loops      run_batches                       progress    a live display
+        _drift      files against records             _maintain   for commands
+        _archive, _export, _import                    _explain    what a resume would do
     L4  _batch      one attempt                       _stop       stopping in good order
-        _gate       the law of order                  _stream     loops over batches
-        _verify     outputs on resume                 _resume     opening a stream
-        _session    what was found    _run, _open   open_run
-    L3  _coordinator  tokens without I/O              _saver      group commit
-    L2  _registry   pending tokens                    _config, _retry, _source, _statistics
+        _staging    files of a stream                 _gate       the law of order
+        _redo       back to work                      _rescan     outputs without records
+        _stream     loops over batches                _verify     outputs on resume
+        _resume     opening a stream                  _phase      done once
+        _session    what was found                    _manifest   what a complete run left
+        _fresh      beginning again   _run, _open   open_run
+    L3  _coordinator  tokens without I/O              _lane, _saver   group commit
+        _history    for readers
+    L2  _registry   pending tokens                    _config, _retry, _source
+        _groups, _statistics                          sums of streams
         state/      codecs, the frontier              stores/     bytes in, bytes out
     L1  abc         every contract                    _token      the token's table
         outputs     durable files
@@ -17,7 +24,9 @@ The floor plan; a file imports only from floors below its own:
 
 from ._batch import Batch as Batch
 from ._coordinator import CheckpointCoordinator as CheckpointCoordinator
+from ._drift import Drift as Drift, DriftProblem as DriftProblem, find_drift as find_drift
 from ._errors import (
+    ArchiveError as ArchiveError,
     BatchCancelledError as BatchCancelledError,
     BatchFailedError as BatchFailedError,
     BatchWithdrawnError as BatchWithdrawnError,
@@ -28,6 +37,7 @@ from ._errors import (
     NotEncodableError as NotEncodableError,
     OutputClaimedError as OutputClaimedError,
     OutputError as OutputError,
+    OutputInvalidError as OutputInvalidError,
     OutputsMissingError as OutputsMissingError,
     RunLockedError as RunLockedError,
     RunStoppedError as RunStoppedError,
@@ -44,9 +54,15 @@ from ._errors import (
     StreamsStillOpenError as StreamsStillOpenError,
     TokenNeverSettledError as TokenNeverSettledError,
     TrioCkptError as TrioCkptError,
+    UnknownRunError as UnknownRunError,
+    UnknownStreamError as UnknownStreamError,
 )
+from ._groups import Summary as Summary
+from ._history import SessionView as SessionView, read_sessions as read_sessions
 from ._loops import run_batches as run_batches
+from ._maintain import Maintenance as Maintenance, open_maintenance as open_maintenance
 from ._open import open_run as open_run
+from ._phase import Phase as Phase
 from ._progress import FailedAttempt as FailedAttempt, Progress as Progress
 from ._records import (
     CheckpointResult as CheckpointResult,
@@ -55,10 +71,21 @@ from ._records import (
     Status as Status,
 )
 from ._registry import TokenRegistry as TokenRegistry
-from ._retry import RetryRule as RetryRule, RetryTable as RetryTable, Then as Then
-from ._run import Run as Run
+from ._retry import (
+    Again as Again,
+    GiveUp as GiveUp,
+    RetryRule as RetryRule,
+    RetryTable as RetryTable,
+    Then as Then,
+    http_retries as http_retries,
+)
+from ._run import Listed as Listed, Run as Run
 from ._session import Found as Found
-from ._statistics import StreamStatistics as StreamStatistics
+from ._statistics import (
+    RunStatistics as RunStatistics,
+    StreamStatistics as StreamStatistics,
+    Waiting as Waiting,
+)
 from ._stream import Batches as Batches, Stream as Stream
 from ._token import CheckpointToken as CheckpointToken, TokenState as TokenState
 from .state import Frontier as Frontier

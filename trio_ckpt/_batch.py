@@ -16,11 +16,10 @@ import msgspec
 import trio
 
 from ._records import CheckpointResult, Output, Status as Status
-from ._threads import run_blocking
 from ._token import CheckpointToken, TokenEvent, may, move
 from ._totals import Number
 from ._values import canonical_json, check_amounts, check_plain
-from .outputs import OutputDir, encode_lines
+from .outputs import encode_lines
 
 T = TypeVar("T")
 
@@ -63,13 +62,12 @@ class Staged:
 class BatchHost(Protocol):
     """What a batch asks of its stream."""
 
-    @property
-    def output_dir(self) -> OutputDir:
-        """Where outputs go; RuntimeError if the run has no folder for them."""
+    def output_name(self, path: AnyPath) -> str:
+        """The name under which an output is kept; RuntimeError if the run has no folder."""
         ...
 
-    def claim(self, batch: Batch[Any], path: str) -> None:
-        """Reserve an output's name; OutputClaimedError if another batch has it."""
+    async def write(self, batch: Batch[Any], path: AnyPath, data: bytes) -> tuple[Output, str]:
+        """Write an output; returns it, and its path as users name it."""
         ...
 
     def claim_sink(self, path: str) -> None:
@@ -164,7 +162,7 @@ class Batch(Generic[T]):
         staged.cursor, staged.totals, staged.metadata = cursor, amounts, plain
         staged.records = records
         staged.is_last = last
-        staged.adopted += [path for path in outputs if os.fspath(path) not in staged.outputs]
+        staged.adopted += outputs
         self.state = AttemptState.COMPLETED
         move(self.token, TokenEvent.COMPLETE)
         return True
@@ -263,7 +261,7 @@ class Batch(Generic[T]):
             OutputError: a bad path, or one that another stream appends to.
         """
         self._check_staging()
-        name = self._host.output_dir.relative(path)
+        name = self._host.output_name(path)
         self._host.claim_sink(name)
         self.staged.lines.setdefault(name, bytearray()).extend(encode_lines(records))
 
@@ -271,11 +269,11 @@ class Batch(Generic[T]):
         """Write an output file, whole or not at all.
 
         Args:
-            path: Below the run's output folder; missing folders are made.
+            path: Below the output folder of the stream; missing folders are made.
             data: The content.
 
         Returns:
-            The path relative to the output folder.
+            The path relative to that folder.
 
         Raises:
             OutputClaimedError: another batch has confirmed a file of that name.
@@ -285,13 +283,10 @@ class Batch(Generic[T]):
         Cancellation: a write that has begun is waited for.
         """
         self._check_staging()
-        outputs = self._host.output_dir
-        name = outputs.relative(path)
-        self._host.claim(self, name)
-        output = await run_blocking(outputs.write, name, data)
+        output, shown = await self._host.write(self, path, data)
         self._check_staging()
         self.staged.outputs[output.path] = output
-        return output.path
+        return shown
 
     async def write_text(self, path: AnyPath, text: str) -> str:
         """Write an output file as UTF-8; else as `write_bytes`."""

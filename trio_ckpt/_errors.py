@@ -86,7 +86,23 @@ class BatchWithdrawnError(CheckpointFailedError):
 
 
 class BatchFailedError(CheckpointFailedError):
-    """The batch failed for good: nothing in the retry table lets it run again."""
+    """The batch failed for good: nothing in the retry table lets it run again.
+
+    Attributes:
+        retryable: Whether a plain resume tries it again.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        run_id: str | None = None,
+        stream: tuple[str, ...] = (),
+        batch_index: int | None = None,
+        retryable: bool = True,
+    ) -> None:
+        super().__init__(reason, run_id=run_id, stream=stream, batch_index=batch_index)
+        self.retryable = retryable
 
 
 class TokenNeverSettledError(TrioCkptError, RuntimeError):
@@ -166,7 +182,38 @@ class StreamBusyError(TrioCkptError, RuntimeError):
 
 
 class StreamFailedError(TrioCkptError):
-    """The stream failed, now or in an earlier session, and is not to be retried."""
+    """The stream failed, now or in an earlier session.
+
+    Attributes:
+        reason: Why, in words.
+        retryable: Whether a plain resume takes it up again.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        run_id: str | None = None,
+        stream: tuple[str, ...] = (),
+        batch_index: int | None = None,
+        retryable: bool = True,
+    ) -> None:
+        super().__init__(
+            f"{describe_batch(run_id, stream, batch_index)} failed: {reason}",
+            run_id=run_id,
+            stream=stream,
+            batch_index=batch_index,
+        )
+        self.reason = reason
+        self.retryable = retryable
+
+
+class UnknownRunError(TrioCkptError, LookupError):
+    """There is no such run in the store."""
+
+
+class UnknownStreamError(TrioCkptError, LookupError):
+    """There is no such stream in the run."""
 
 
 class StreamEndedError(TrioCkptError):
@@ -261,6 +308,30 @@ class OutputClaimedError(OutputError, ValueError):
     """Another batch has confirmed a file of this name already."""
 
 
+class OutputInvalidError(OutputError, ValueError):
+    """An output is not what the stream's ``validate=`` asks for.
+
+    Attributes:
+        field: Where in it, ``lines[3].text``; empty: the whole.
+        reason: What is wrong there.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        field: str,
+        reason: str,
+        *,
+        run_id: str | None = None,
+        stream: tuple[str, ...] = (),
+        batch_index: int | None = None,
+    ) -> None:
+        super().__init__(path, reason, run_id=run_id, stream=stream, batch_index=batch_index)
+        self.args = (": ".join(part for part in (path, field, reason) if part),)
+        self.field = field
+        self.reason = reason
+
+
 class OutputsMissingError(OutputError):
     """So many confirmed outputs are gone that the folder itself is in doubt."""
 
@@ -292,6 +363,10 @@ class StoreDamagedError(StoreError):
 
 class StoreVersionError(StoreError):
     """The store was written by a newer version of the library, or is not one of ours."""
+
+
+class ArchiveError(TrioCkptError, RuntimeError):
+    """A run cannot be written into an archive, or taken out of one; the message says why."""
 
 
 class SaveOutcomeUnknownError(StoreError):

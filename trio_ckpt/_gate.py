@@ -23,12 +23,13 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
 import attrs
+import msgspec
 import trio
 
 from ._batch import AttemptState, Batch
@@ -36,18 +37,29 @@ from ._coordinator import CheckpointCoordinator
 from ._errors import (
     BatchFailedError,
     NotEncodableError,
-    OutputClaimedError,
     OutputError,
     StreamBusyError,
+    StreamFailedError,
     TokenNeverSettledError,
     describe_batch,
 )
-from ._records import CheckpointResult, Kind, Record, SinkLines, describe_error, encode_record
+from ._lane import Lane
+from ._records import (
+    CheckpointResult,
+    Kind,
+    Opened,
+    Output,
+    Record,
+    SinkLines,
+    describe_error,
+    encode_record,
+)
 from ._registry import AnyToken
-from ._retry import Again, RetryTable, Then
-from ._saver import Lane, Saver, Submission
+from ._retry import Again, GiveUp, RetryTable, Then
+from ._saver import Saver, Submission
+from ._staging import AnyPath, StreamFiles
+from ._statistics import Waiting
 from ._stop import Stop
-from ._threads import run_blocking
 from ._token import (
     CANCELLED,
     WITHDRAWN,
@@ -59,7 +71,7 @@ from ._token import (
     move,
 )
 from .abc import StateCodec
-from .outputs import AppendFile, OutputDir, lines_digest
+from .outputs import AppendFile, lines_digest
 from .state import Frontier
 
 log = logging.getLogger("trio_ckpt.gate")
@@ -151,10 +163,13 @@ class Desk:
         open: The attempts handed out, by batch index.
         tokens: The tokens of batches handed out or waiting to run again.
         failed: Batches that failed for good in this session.
-        claims: Output names of the run and who has them; shared by all its streams.
+        files: Its outputs.
         state: What is captured with every batch, where there is state.
         state_bytes: The last confirmed state.
         is_state_saved: Whether the store has it; at first it is only what the user gave.
+        opened_at: Unix time, s; the first record from then on says so.
+        expected: How many batches there are in all, where that is known.
+        pause: Until when nothing is handed out, and why; trio's clock.
         changed: Called when a token has moved.
         put_back: Called with the index of a confirmed batch that goes back to work.
     """
@@ -165,8 +180,7 @@ class Desk:
     coordinator: CheckpointCoordinator
     stop: Stop
     retry: RetryTable
-    claims: dict[str, tuple[str, int]]
-    outputs: OutputDir | None = None
+    files: StreamFiles
     codec: StateCodec[Any] | None = None
     frontier: Frontier[Any] | None = None
     first_index: int = 0
@@ -178,12 +192,11 @@ class Desk:
     failed: dict[int, Failure] = attrs.field(factory=dict[int, Failure])
     is_parallel: bool = False
     is_open_ended: bool = False
-    session_confirmed: int = 0
-    session_retries: int = 0
+    opened_at: float = attrs.field(factory=time.time)
+    expected: int | None = None
+    pause: tuple[float, str] | None = None
     changed: Callable[[], None] = lambda: None
     put_back: Callable[[int], None] = lambda _index: None
-    _claimed: dict[int, set[str]] = attrs.field(factory=dict[int, set[str]], init=False)
-    _sink_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
 
     # -- handing out ----------------------------------------------------------------------
 
@@ -308,9 +321,11 @@ class Desk:
         batch.state = AttemptState.SUBMITTED
         try:
             if staged.adopted:
-                await self._adopt(batch)
-            lines = await self._open_sinks(batch) if staged.lines else ()
-            state = self._capture(batch)
+                await self.files.adopt(staged.adopted, batch.index, staged.outputs)
+                staged.adopted.clear()
+            await self.files.check(staged.outputs)
+            lines = await self.files.open_sinks(staged.lines) if staged.lines else ()
+            adds = self._encode_adds(batch) if self.frontier is not None else b""
             record = Record(
                 at=time.time(),
                 index=batch.index,
@@ -323,8 +338,11 @@ class Desk:
                 spent=staged.spent,
                 cursor=staged.cursor,
                 metadata=staged.metadata,
-                state=state,
+                state=self._capture() if self.codec is not None else b"",
+                adds=adds,
                 last_index=batch.index if staged.is_last else None,
+                expected=self._new_expected(),
+                opened=self._new_opening(),
             )
             payload = encode_record(record)
         except (OutputError, NotEncodableError) as problem:
@@ -336,18 +354,18 @@ class Desk:
 
     def _confirmed(self, batch: Batch[Any], record: Record) -> None:
         if self.frontier is not None:
-            self.frontier.fold(record.state)
+            self.frontier.fold(record.adds)
             self.frontier.finish(batch.index - self.first_index)
         elif record.state:
             self.state_bytes, self.is_state_saved = record.state, True
-        self._release(batch.index, {output.path for output in record.outputs})
-        self.session_confirmed += 1
+        self.files.release(batch.index, {output.path for output in record.outputs})
         result = CheckpointResult(
             record.outputs,
             record.metadata,
             record.records,
             datetime.fromtimestamp(record.at, UTC),
         )
+        self.lane.confirmed += 1
         self._close(batch)
         if may(batch.token, TokenEvent.CONFIRM):  # a coordinator closed meanwhile has failed it
             move(batch.token, TokenEvent.CONFIRM, result)
@@ -355,7 +373,7 @@ class Desk:
     async def _decide(self, batch: Batch[Any], *, may_retry: bool) -> Passed | Again:
         """Save a failed attempt, and say what becomes of the batch."""
         error = batch.staged.error or "it failed"
-        verdict: Again | Then = Then.FAIL
+        verdict: Again | GiveUp = GiveUp(Then.FAIL)
         if may_retry and not batch.staged.is_final:
             problem = error if isinstance(error, BaseException) else Exception(error)
             try:
@@ -364,22 +382,67 @@ class Desk:
                 log.exception("the retry table failed for %r", problem)
         if isinstance(verdict, Again):
             await self._save_attempt(batch, error, is_final=False)
-            self.session_retries += 1
+            self.lane.retries += 1
+            if verdict.pauses:
+                self._pause(verdict.after_s, f"asked to wait: {failure_of(error).reason}")
             return verdict
-        if verdict is Then.SKIP:
+        if verdict.then is Then.SKIP:
             await self._save_skip(batch, error)
             return Passed.GO_ON
-        await self._save_attempt(batch, error, is_final=True)
+        await self._save_attempt(batch, error, is_final=True, retryable=verdict.retryable)
         failure = failure_of(error)
-        raise BatchFailedError(
+        kind = StreamFailedError if verdict.then is Then.FAIL_STREAM else BatchFailedError
+        raise kind(
             failure.reason,
             run_id=self.run_id,
             stream=self.lane.key,
             batch_index=batch.index,
+            retryable=verdict.retryable,
         ) from failure.cause
 
+    def _pause(self, for_s: float, reason: str) -> None:
+        until = trio.current_time() + for_s
+        if self.pause is None or until > self.pause[0]:
+            self.pause = until, reason
+            log.info("%s waits %.3g s: %s", self.where(), for_s, reason)
+
+    async def wait_paused(self) -> None:
+        """Wait until nobody asks the stream to wait any more.
+
+        Cancellation: a cancellation point if there is something to wait for.
+        """
+        while (pause := self.pause) is not None:
+            await trio.sleep_until(pause[0])
+            if self.pause == pause:  # it may have been made longer meanwhile
+                self.pause = None
+
+    def waiting(self) -> Waiting | None:
+        """What the stream waits for before it begins another batch, if it does."""
+        if self.pause is None:
+            return None
+        until, reason = self.pause
+        left_s = until - trio.current_time()
+        return Waiting(self.lane.key, reason, left_s) if left_s > 0 else None
+
+    def left(self) -> int | None:
+        """How many batches are known to be left; None where nobody knows."""
+        progress = self.lane.progress
+        expected = self.expected if self.frontier is None else len(self.frontier)
+        if expected is None:
+            return progress.left
+        return expected - len(progress.confirmed) - len(progress.skipped)
+
+    def where(self, index: int | None = None) -> str:
+        """The stream, or a batch of it, in words."""
+        return describe_batch(self.run_id, self.lane.key, index)
+
     async def _save_attempt(
-        self, batch: Batch[Any], error: BaseException | str | None, *, is_final: bool
+        self,
+        batch: Batch[Any],
+        error: BaseException | str | None,
+        *,
+        is_final: bool,
+        retryable: bool = True,
     ) -> None:
         error = error or "it failed"
 
@@ -387,14 +450,14 @@ class Desk:
             self._close(batch)
             self.restore_state()
             if is_final:
-                self._release(batch.index)
+                self.files.release(batch.index)
                 self._fail_token(batch.token, failure_of(error))
             elif may(batch.token, TokenEvent.RETRY):
                 move(batch.token, TokenEvent.RETRY)
             else:  # the token stays PENDING, but who waits for this attempt has to know
                 self.coordinator.registry.touch()
 
-        record = self._record(Kind.ATTEMPT, batch, error)
+        record = self._record(Kind.ATTEMPT, batch, error, retryable=retryable)
         await self._save(batch, record, encode_record(record), (), landed)
 
     async def _save_skip(self, batch: Batch[Any], error: BaseException | str | None) -> None:
@@ -403,7 +466,8 @@ class Desk:
         def landed(batch: Batch[Any], _record: Record) -> None:
             self._close(batch)
             self.restore_state()
-            self._release(batch.index)
+            self.files.release(batch.index)
+            self.lane.skipped += 1
             self._fail_token(batch.token, failure_of(error))
 
         record = self._record(Kind.SKIP, batch, error)
@@ -413,7 +477,7 @@ class Desk:
         def landed(batch: Batch[Any], _record: Record) -> None:
             self._close(batch)
             self.restore_state()
-            self._release(batch.index)
+            self.files.release(batch.index)
             move(batch.token, TokenEvent.WITHDRAW, WITHDRAWN)
 
         record = Record(
@@ -421,10 +485,18 @@ class Desk:
             at=time.time(),
             spent=batch.staged.spent,
             last_index=batch.index - 1,
+            opened=self._new_opening(),
         )
         await self._save(batch, record, encode_record(record), (), landed)
 
-    def _record(self, kind: Kind, batch: Batch[Any], error: BaseException | str) -> Record:
+    def _record(
+        self,
+        kind: Kind,
+        batch: Batch[Any],
+        error: BaseException | str,
+        *,
+        retryable: bool = True,
+    ) -> Record:
         return Record(
             kind=kind,
             at=time.time(),
@@ -432,8 +504,20 @@ class Desk:
             item=batch.digest,
             attempts=batch.attempt,
             spent=batch.staged.spent,
-            error=describe_error(error, batch_index=batch.index),
+            error=describe_error(error, retryable=retryable, batch_index=batch.index),
+            opened=self._new_opening(),
         )
+
+    def _new_opening(self) -> Opened | None:
+        """What the first record of a stream that was opened says of it."""
+        if self.lane.progress.opened_at == self.opened_at:
+            return None
+        return Opened(self.opened_at, self.first_index)
+
+    def _new_expected(self) -> int | None:
+        """How many batches there are, if the records do not know."""
+        expected = self.expected if self.frontier is None else len(self.frontier)
+        return None if expected == self.lane.progress.expected else expected
 
     async def _save(
         self,
@@ -464,6 +548,9 @@ class Desk:
 
     async def save_plain(self, record: Record) -> None:
         """Save a record of the stream that is not about a batch; see `Saver.save`."""
+        opened, expected = self._new_opening(), self._new_expected()
+        if opened is not None or expected is not None:
+            record = msgspec.structs.replace(record, opened=opened, expected=expected)
         await self.saver.save(self.lane, record)
 
     async def _keep_spent(self, batch: Batch[Any]) -> None:
@@ -484,19 +571,11 @@ class Desk:
 
     # -- what goes into a checkpoint ----------------------------------------------------------
 
-    async def _adopt(self, batch: Batch[Any]) -> None:
-        outputs = self.output_dir
-        for path in batch.staged.adopted:
-            name = outputs.relative(path)
-            if name not in batch.staged.outputs:
-                self.claim(batch, name)
-                with trio.CancelScope(shield=True):
-                    batch.staged.outputs[name] = await run_blocking(outputs.adopt, name)
-        batch.staged.adopted.clear()
+    def _encode_adds(self, batch: Batch[Any]) -> bytes:
+        frontier = self.frontier
+        return b"" if frontier is None else frontier.encode(frontier.stage(batch.staged.adds))
 
-    def _capture(self, batch: Batch[Any]) -> bytes:
-        if self.frontier is not None:
-            return self.frontier.encode(self.frontier.stage(batch.staged.adds))
+    def _capture(self) -> bytes:
         if self.codec is None:
             return b""
         payload = self.codec.encode(self.state)
@@ -506,38 +585,6 @@ class Desk:
         """Undo what a failed attempt did to the state in memory."""
         if self.codec is not None:
             self.state = self.codec.decode(self.state_bytes)
-
-    async def _open_sinks(self, batch: Batch[Any]) -> tuple[tuple[AppendFile, bytes], ...]:
-        for path in batch.staged.lines:
-            if path not in self.lane.sinks:
-                await self.open_sink(path, 0)
-        return tuple((self.lane.sinks[p], bytes(b)) for p, b in batch.staged.lines.items() if b)
-
-    async def open_sink(self, path: str, confirmed: int) -> None:
-        """Open an append file for the session; what is behind its confirmed bytes is cut off.
-
-        Raises:
-            OutputError: it cannot be opened, or confirmed bytes are missing.
-        """
-        with trio.CancelScope(shield=True):
-            async with self._sink_lock:  # opening cuts: a second one would cut what was appended
-                if path in self.lane.sinks:
-                    return
-                if confirmed == 0:
-                    await self._keep_foreign(path)
-                sink = await run_blocking(AppendFile.open, self.output_dir, path, confirmed)
-                self.lane.sinks[path] = sink
-                if sink.cut_bytes:
-                    log.warning(
-                        "%s: an unconfirmed tail of %d bytes was cut off", path, sink.cut_bytes
-                    )
-
-    async def _keep_foreign(self, path: str) -> None:
-        """Move a file out of the way that no record knows: it may be somebody's only copy."""
-        label = f"{self.run_id}-unconfirmed"
-        archived = await run_blocking(self.output_dir.archive, [path], label)
-        for goal in archived.moved.values():
-            log.warning("%s held lines that no checkpoint knows: it is kept as %s", path, goal)
 
     # -- the ends of tokens -------------------------------------------------------------------
 
@@ -551,7 +598,7 @@ class Desk:
         if batch.index in self.open:
             self.restore_state()
         self._close(batch)
-        self._release(batch.index)
+        self.files.release(batch.index)
         self._fail_token(batch.token, failure)
 
     def _fail_token(self, token: AnyToken, failure: Failure) -> None:
@@ -621,29 +668,18 @@ class Desk:
 
     # -- the host of batches --------------------------------------------------------------------
 
-    @property
-    def output_dir(self) -> OutputDir:
-        """Where outputs go."""
-        if self.outputs is None:
-            raise RuntimeError("the run has no folder for outputs: open_run(..., output_dir=...)")
-        return self.outputs
+    def output_name(self, path: AnyPath) -> str:
+        """The name under which an output is kept."""
+        return self.files.name(path)
 
-    def claim(self, batch: Batch[Any], path: str) -> None:
-        """Reserve an output's name for a batch."""
-        owner = (self.lane.text, batch.index)
-        has = self.claims.setdefault(path, owner)
-        if has != owner:
-            whose = f"batch {has[1]} of stream" if has[1] >= 0 else "the append files of stream"
-            raise OutputClaimedError(
-                path, f"it belongs to {whose} {has[0]}; batches share no files"
-            )
-        self._claimed.setdefault(batch.index, set()).add(path)
-
-    def claim_sink(self, path: str) -> None:
+    def claim_sink(self, name: str) -> None:
         """Reserve an append file's name for this stream."""
-        has = self.claims.setdefault(path, (self.lane.text, -1))
-        if has != (self.lane.text, -1):
-            raise OutputClaimedError(path, f"it belongs to stream {has[0]}")
+        self.files.claim_sink(name)
+
+    async def write(self, batch: Batch[Any], path: AnyPath, data: bytes) -> tuple[Output, str]:
+        """Write an output; returns it, and its path as users name it."""
+        output = await self.files.write(path, data, batch.index)
+        return output, self.files.path(output.path)
 
     def check_withdraw(self, batch: Batch[Any]) -> None:
         """Only an open end can be found to be no batch."""
@@ -667,9 +703,3 @@ class Desk:
     async def confirm(self, batch: Batch[Any]) -> None:
         """The gate pulled forward."""
         await self.pass_gate(batch, Way.CONFIRM)
-
-    def _release(self, index: int, kept: Collection[str] = ()) -> None:
-        """Let go of the names that attempts at a batch have reserved, but for those confirmed."""
-        for path in self._claimed.pop(index, ()):
-            if path not in kept:
-                del self.claims[path]

@@ -15,6 +15,7 @@ from ._ranges import IndexSet
 from ._retry import Again, RetryTable
 from ._source import Source
 from ._stream import Items, Stream, way_of
+from .outputs import Validate, Validator
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ async def run_batches(
     *,
     concurrency: int = 1,
     retry: RetryTable | None = None,
+    validate: Validate | None = None,
     key: Callable[[T], str] | None = None,
     start: int | None = None,
     end: int | None = None,
@@ -41,6 +43,8 @@ async def run_batches(
         concurrency: How many batches are worked on at the same time.
         retry: What to do with failed attempts; default: the stream's table.  Batches that
             wait for their next attempt keep nobody from working.
+        validate: What every JSON output must pass before its batch is confirmed; default:
+            as the stream was opened with, which also has it checked on resume.
         key: As for `Stream.batches`.
         start: Only batches from this index on.
         end: Only batches up to this index, inclusive.
@@ -67,15 +71,21 @@ async def run_batches(
     await trio.lowlevel.checkpoint()
     await stream.settle_open(Way.NEXT)
     source = None if items is None else stream.open_source(items, key)
+    if source is not None:
+        await stream.begin_range(source, start, end)
     feed: Feed[T] = Feed(stream, source, start, end)
     desk.is_parallel = concurrency > 1
     table, desk.retry = desk.retry, desk.retry if retry is None else retry
+    checks = desk.files.validator
+    if validate is not None:
+        desk.files.validator = Validator.of(validate)
     desk.changed, desk.put_back = feed.wake, feed.put_back
     try:
         await _run_workers(feed, handler, concurrency)
         await feed.finish()
     finally:
         desk.retry, desk.is_parallel = table, False
+        desk.files.validator = checks
         desk.changed, desk.put_back = _nothing, _nothing_with_index
 
 
@@ -164,6 +174,7 @@ class Feed(Generic[T]):
             if found is not None:
                 self._working += 1  # or the others would take it that nothing is left
                 await trio.lowlevel.checkpoint()
+                await self._desk.wait_paused()
                 await self._desk.stop.park()
                 return self._desk.hand_out(*found)
             if not self._delayed and not self._working:

@@ -15,10 +15,11 @@ import trio
 from ._config import canonical_config
 from ._coordinator import CheckpointCoordinator
 from ._errors import EXIT_DRAINED
-from ._resume import Settings, archive_outputs
+from ._fresh import archive_outputs
+from ._resume import Settings
 from ._run import Run
 from ._saver import DEFAULT_SAVE_TIMEOUT_S, Saver
-from ._session import OnConfigChange, Session, is_restart, look
+from ._session import OnConfigChange, Session, compare_config, look
 from ._stop import Stop, receive_signals, release_signals, take_signals
 from ._threads import run_blocking
 from ._values import check_run_id
@@ -101,7 +102,8 @@ async def open_run(
             stack.callback(outputs.close)
         view = await store.load_run(run_id)
         generation = view.generation if view is not None else 0
-        if fresh or is_restart(view, plain, tunable, on_config_change, run_id):
+        change = compare_config(None if fresh else view, plain, tunable, on_config_change, run_id)
+        if fresh or change.is_restart:
             if view is not None:
                 if outputs is not None:
                     await archive_outputs(store, view, outputs)
@@ -121,8 +123,8 @@ async def open_run(
         session = Session(
             saver,
             view,
-            number=found.sessions + 1,
             config=plain,
+            changes=change.fields,
             output_dir=outputs.root if outputs is not None else None,
         )
         async with _background_tasks(saver, stop, grace_s, handle_signals) as nursery:
@@ -137,6 +139,7 @@ async def open_run(
                 outputs=outputs,
                 settings=Settings(verify, redo_missing, retry_failed),
                 found=found,
+                runtime_s=session.runtime_s,
                 resume_command=resume_command or shlex.join(sys.orig_argv) or None,
             )
             body_error: BaseException | None = None
@@ -147,6 +150,8 @@ async def open_run(
                 body_error = error
             body_error = await run.close(body_error, grace_s)
             await session.end(body_error)
+            if body_error is None:
+                await run.write_manifest(session.facts)
             if body_error is not None:
                 raise body_error
 

@@ -15,7 +15,7 @@ import msgspec
 from ._errors import StoreDamagedError
 from ._ranges import IndexSet
 from ._records import ErrorInfo, Kind, Record, Status
-from ._totals import MAX_SHIFT, ExactSum, add_amounts
+from ._totals import ExactSum, StoredSum, add_amounts, add_sums, decode_sums, encode_sums
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, array_like=True):
@@ -37,8 +37,15 @@ class Progress:
         records: Records produced by the confirmed batches.
         totals: Produced by the confirmed batches; exact.
         spent: On all attempts, of confirmed batches or not; exact.
+        spent_confirmed: On the attempts that confirmed a batch: what resuming saves.
+        adopted: Confirmed batches whose outputs were found, not made: what they produced
+            is in no total.
         cursor: Where the loop goes on, as its last checkpoint said.
+        has_state: Whether records hold state to go on from.
+        first_index: Of the first batch.
         last_index: Of the last batch, once known.
+        expected: How many batches there are in all, as far as was known last.
+        position: On the run's list of streams; None: it is not on it.
         status: As far as the records know: a stream that is neither complete nor failed
             is INTERRUPTED here, and IN_PROGRESS while somebody has it open.
         error: Why it failed.
@@ -46,6 +53,9 @@ class Progress:
         sinks: Confirmed bytes per append file.
         metadata: Of the finished stream.
         started_at, updated_at, completed_at, failed_at: Unix time, s; None: not yet.
+        opens: How often it was opened and then saved something.
+        opened_at: The last time it was; Unix time, s.
+        earlier_s: Seconds that it was worked on before that, downtime left out.
     """
 
     sequence: int = 0
@@ -55,8 +65,14 @@ class Progress:
     records: int = 0
     totals: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
     spent: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
+    spent_confirmed: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
+    adopted: IndexSet = attrs.field(factory=IndexSet)
     cursor: Any = None
+    has_state: bool = False
+    first_index: int = 0
     last_index: int | None = None
+    expected: int | None = None
+    position: int | None = None
     status: Status = Status.PENDING
     error: ErrorInfo | None = None
     outputs: int = 0
@@ -66,6 +82,31 @@ class Progress:
     updated_at: float | None = None
     completed_at: float | None = None
     failed_at: float | None = None
+    opens: int = 0
+    opened_at: float | None = None
+    earlier_s: float = 0.0
+
+    @property
+    def runtime_s(self) -> float:
+        """Seconds that it was worked on, in all sessions, downtime left out."""
+        if self.opened_at is None or self.updated_at is None:
+            return self.earlier_s
+        return self.earlier_s + max(0.0, self.updated_at - self.opened_at)
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether later batches build on earlier ones: one alone cannot be done again."""
+        return self.has_state or self.cursor is not None or any(self.sinks.values())
+
+    @property
+    def left(self) -> int | None:
+        """How many batches are known to be left; None where nobody knows."""
+        done = len(self.confirmed) + len(self.skipped)
+        if self.last_index is not None:
+            return max(0, self.last_index + 1 - self.first_index - done)
+        if self.expected is not None:
+            return max(0, self.expected - done)
+        return 0 if self.status is Status.COMPLETE else None
 
     def is_done(self, index: int) -> bool:
         """Whether nothing is left to do for a batch."""
@@ -94,13 +135,27 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
             f"checkpoint {progress.sequence + 1} is missing: the next one is {sequence}"
         )
     progress.sequence = sequence
+    if record.kind is Kind.ADD:
+        progress.position = record.position
+        return
+    if record.opened is not None:
+        progress.earlier_s = progress.runtime_s
+        progress.opens += 1
+        progress.opened_at, progress.first_index = record.opened.at, record.opened.first_index
     if progress.started_at is None:
         progress.started_at = record.at
     progress.updated_at = record.at
     add_amounts(progress.spent, record.spent)
     if record.cursor is not msgspec.UNSET:
         progress.cursor = record.cursor
-    _APPLY[record.kind](progress, record)
+    if record.state:
+        progress.has_state = True
+    if record.expected is not None:
+        progress.expected = record.expected
+    try:
+        _APPLY[record.kind](progress, record)
+    except ValueError as error:
+        raise StoreDamagedError(f"checkpoint {sequence} cannot be added: {error}") from error
 
 
 def _apply_batch(progress: Progress, record: Record) -> None:
@@ -112,6 +167,9 @@ def _apply_batch(progress: Progress, record: Record) -> None:
     progress.records += record.records
     progress.outputs += len(record.outputs)
     add_amounts(progress.totals, record.totals)
+    add_amounts(progress.spent_confirmed, record.spent)
+    if record.adopted:
+        progress.adopted.add(index)
     for lines in record.lines:
         progress.sinks[lines.path] = progress.sinks.get(lines.path, 0) + lines.size
     if record.last_index is not None:
@@ -151,25 +209,36 @@ def _apply_save(progress: Progress, record: Record) -> None:
 
 
 def _apply_redo(progress: Progress, record: Record) -> None:
-    _open(progress)
-    for index in record.indexes:
-        progress.confirmed.discard(index)
+    _put_back(progress, record)
     progress.records -= record.records
-    add_amounts(progress.totals, record.totals, sign=-1)
     for lines in record.lines:
         progress.sinks[lines.path] = progress.sinks.get(lines.path, 0) - lines.size
+    if record.index is not None and (progress.last_index or 0) > record.index:
+        progress.last_index = None
+    if record.taken is not None:
+        add_sums(progress.totals, decode_sums(record.taken.totals), sign=-1)
+        add_sums(progress.spent_confirmed, decode_sums(record.taken.spent), sign=-1)
+        if record.taken.resets_state:
+            progress.has_state = False
 
 
-def _apply_retry(progress: Progress, record: Record) -> None:
+def _put_back(progress: Progress, record: Record) -> None:
     _open(progress)
-    for index in record.indexes:
-        progress.skipped.discard(index)
-        progress.failures.pop(index, None)
+    indexes = IndexSet.from_steps(record.steps)
+    progress.confirmed.subtract(indexes)
+    progress.skipped.subtract(indexes)
+    progress.adopted.subtract(indexes)
+    for index in [index for index in progress.failures if index in indexes]:
+        del progress.failures[index]
 
 
-def _apply_note(progress: Progress, record: Record) -> None:
+def _apply_facts(progress: Progress, record: Record) -> None:
     """A record of the run's own stream: its newest facts are its metadata."""
     progress.metadata = dict(record.metadata)
+
+
+def _apply_note(_progress: Progress, _record: Record) -> None:
+    """For the history only."""
 
 
 def _open(progress: Progress) -> None:
@@ -191,9 +260,10 @@ _APPLY = {
     Kind.FINISH: _apply_finish,
     Kind.SAVE: _apply_save,
     Kind.REDO: _apply_redo,
-    Kind.RETRY: _apply_retry,
-    Kind.SESSION: _apply_note,
-    Kind.END: _apply_note,
+    Kind.RETRY: _put_back,
+    Kind.SESSION: _apply_facts,
+    Kind.END: _apply_facts,
+    Kind.NOTE: _apply_note,
 }
 
 
@@ -208,16 +278,25 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     skipped: list[int]
     failures: dict[int, FailedAttempt]
     records: int
-    totals: dict[str, tuple[str, int]]  # the numerator may be of any length
-    spent: dict[str, tuple[str, int]]
+    totals: dict[str, StoredSum]
+    spent: dict[str, StoredSum]
+    spent_confirmed: dict[str, StoredSum]
+    adopted: list[int]
     cursor: Any
+    has_state: bool
+    first_index: int
     last_index: int | None
+    expected: int | None
+    position: int | None
     status: Status
     error: ErrorInfo | None
     outputs: int
     sinks: dict[str, int]
     metadata: dict[str, Any]
     times: tuple[float | None, float | None, float | None, float | None]
+    opens: int
+    opened_at: float | None
+    earlier_s: float
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -233,24 +312,27 @@ def encode_progress(progress: Progress) -> bytes:
             progress.skipped.to_steps(),
             progress.failures,
             progress.records,
-            {name: (f"{s.numerator:x}", s.shift) for name, s in progress.totals.items()},
-            {name: (f"{s.numerator:x}", s.shift) for name, s in progress.spent.items()},
+            encode_sums(progress.totals),
+            encode_sums(progress.spent),
+            encode_sums(progress.spent_confirmed),
+            progress.adopted.to_steps(),
             progress.cursor,
+            progress.has_state,
+            progress.first_index,
             progress.last_index,
+            progress.expected,
+            progress.position,
             progress.status,
             progress.error,
             progress.outputs,
             progress.sinks,
             progress.metadata,
             (progress.started_at, progress.updated_at, progress.completed_at, progress.failed_at),
+            progress.opens,
+            progress.opened_at,
+            progress.earlier_s,
         )
     )
-
-
-def _decode_sum(top: str, shift: int) -> ExactSum:
-    if not 0 <= shift <= MAX_SHIFT:  # adding to it would shift by as much
-        raise ValueError(f"a sum over 2**{shift} is none of finite floats")
-    return ExactSum(int(top, 16), shift)
 
 
 def decode_progress(payload: bytes) -> Progress:
@@ -268,10 +350,16 @@ def decode_progress(payload: bytes) -> Progress:
             skipped=IndexSet.from_steps(fold.skipped),
             failures=fold.failures,
             records=fold.records,
-            totals={name: _decode_sum(*total) for name, total in fold.totals.items()},
-            spent={name: _decode_sum(*total) for name, total in fold.spent.items()},
+            totals=decode_sums(fold.totals),
+            spent=decode_sums(fold.spent),
+            spent_confirmed=decode_sums(fold.spent_confirmed),
+            adopted=IndexSet.from_steps(fold.adopted),
             cursor=fold.cursor,
+            has_state=fold.has_state,
+            first_index=fold.first_index,
             last_index=fold.last_index,
+            expected=fold.expected,
+            position=fold.position,
             status=fold.status,
             error=fold.error,
             outputs=fold.outputs,
@@ -281,6 +369,9 @@ def decode_progress(payload: bytes) -> Progress:
             updated_at=updated_at,
             completed_at=completed_at,
             failed_at=failed_at,
+            opens=fold.opens,
+            opened_at=fold.opened_at,
+            earlier_s=fold.earlier_s,
         )
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreDamagedError(f"saved progress cannot be read: {error}") from error

@@ -10,6 +10,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from sys import maxsize
+
+_BEYOND = maxsize  # every batch index is less
 
 
 class IndexSet:
@@ -64,6 +67,12 @@ class IndexSet:
         """The least index >= `start` that is not in the set."""
         at = bisect_right(self._starts, start) - 1
         return self._stops[at] if at >= 0 and start < self._stops[at] else start
+
+    def count(self, start: int, stop: int | None = None) -> int:
+        """How many indexes >= `start`, and < `stop` if that is given, are in the set."""
+        end = _BEYOND if stop is None else stop
+        spans = ((max(a, start), min(b, end)) for a, b in self.intervals())
+        return sum(b - a for a, b in spans if a < b)
 
     def missing(self, start: int, stop: int) -> Iterator[int]:
         """The indexes of ``range(start, stop)`` that are not in the set, ascending."""
@@ -120,6 +129,28 @@ class IndexSet:
         stops[at : at + 1] = [b for _, b in replacement]
         self._count -= 1
         return True
+
+    def after(self, index: int) -> IndexSet:
+        """Those that are greater than `index`."""
+        later = self.copy()
+        later.subtract(IndexSet.from_steps([0, index + 1]) if index >= 0 else IndexSet())
+        return later
+
+    def subtract(self, other: IndexSet) -> None:
+        """Take all indexes of `other` out of the set."""
+        kept = IndexSet()
+        gone = iter([*other.intervals(), (_BEYOND, _BEYOND)])
+        start_gone, stop_gone = next(gone)
+        for start, stop in self.intervals():
+            while start < stop:
+                while stop_gone <= start:
+                    start_gone, stop_gone = next(gone)
+                if start_gone > start:
+                    kept._starts.append(start)
+                    kept._stops.append(min(stop, start_gone))
+                start = min(stop, stop_gone) if start_gone < stop else stop
+        kept._count = sum(stop - start for start, stop in kept.intervals())
+        self._starts, self._stops, self._count = kept._starts, kept._stops, kept._count
 
     def copy(self) -> IndexSet:
         """A set of its own with the same indexes."""

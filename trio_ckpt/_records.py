@@ -19,7 +19,7 @@ import attrs
 import msgspec
 
 from ._errors import NotEncodableError, StoreDamagedError, describe_batch
-from ._totals import Number
+from ._totals import Number, StoredSum
 from ._values import StreamKey, encode_key
 
 # ---------------------------------------------------------------------------------------
@@ -127,10 +127,12 @@ class Kind(enum.IntEnum):
     FAIL = 3  # the stream failed
     FINISH = 4  # the stream is complete (with or without a last index)
     SAVE = 5  # between batches: state, cursor, spent, a last index, a frontier's first items
-    REDO = 6  # batches go back to work; amounts are what they had added
+    REDO = 6  # batches go back to work, all after `index` if there is one (a rewind)
     SESSION = 7  # in the run's own stream: a session began
     END = 8  # in the run's own stream: it ended
     RETRY = 9  # skipped batches and a failed stream go back to work
+    NOTE = 10  # for the history; it changes nothing
+    ADD = 11  # the stream is on the run's list, at a position
 
 
 class SinkLines(msgspec.Struct, frozen=True, array_like=True):
@@ -139,6 +141,32 @@ class SinkLines(msgspec.Struct, frozen=True, array_like=True):
     path: str
     size: int
     digest: bytes
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True):
+    """That a stream was opened, on the first record that it saves from then on.
+
+    Attributes:
+        at: Unix time, s.
+        first_index: Of its first batch.
+    """
+
+    at: float
+    first_index: int
+
+
+class Taken(msgspec.Struct, frozen=True, array_like=True):
+    """What batches that go back to work had added, exactly.
+
+    Attributes:
+        totals: Produced by them.
+        spent: On the attempts that had confirmed them; it stays spent, but saves nothing now.
+        resets_state: There is no saved state any more: it begins as the user gives it.
+    """
+
+    totals: dict[str, StoredSum]
+    spent: dict[str, StoredSum]
+    resets_state: bool = False
 
 
 # dict itself, which msgspec makes fastest, under types that checkers understand
@@ -162,8 +190,14 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     cursor: Any = msgspec.field(name="c", default=msgspec.UNSET)
     metadata: dict[str, Any] = msgspec.field(name="m", default_factory=_no_metadata)
     state: bytes = msgspec.field(name="x", default=b"")
+    adds: bytes = msgspec.field(name="f", default=b"")  # new items of a frontier
     last_index: int | None = msgspec.field(name="l", default=None)
-    indexes: tuple[int, ...] = msgspec.field(name="r", default=())  # REDO, RETRY
+    expected: int | None = msgspec.field(name="g", default=None)  # batches in all, as known now
+    opened: Opened | None = msgspec.field(name="b", default=None)  # on the first after opening
+    adopted: bool = msgspec.field(name="w", default=False)  # found, not made: totals are unknown
+    steps: tuple[int, ...] = msgspec.field(name="r", default=())  # REDO, RETRY: an `IndexSet`
+    taken: Taken | None = msgspec.field(name="z", default=None)  # REDO
+    position: int | None = msgspec.field(name="q", default=None)  # ADD
     error: ErrorInfo | None = msgspec.field(name="e", default=None)
 
 

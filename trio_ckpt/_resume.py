@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
@@ -12,18 +11,18 @@ from typing import Any, TypeVar, cast
 import attrs
 import trio
 
-from ._errors import NotEncodableError, StreamFailedError, describe_batch
+from ._errors import NotEncodableError, StreamFailedError
 from ._gate import Desk
-from ._records import Kind, Record, Status, decode_record
+from ._history import read_pages
+from ._progress import Progress
+from ._ranges import IndexSet
+from ._records import Kind, Record, Status
+from ._redo import Redo
 from ._stream import Stream
-from ._threads import run_blocking
-from ._values import RUN_STREAM, StreamKey, encode_key
-from ._verify import Verifier, Verify, read_pages
-from .abc import RunView, Store
-from .outputs import ARCHIVE, OutputDir
+from ._verify import Verifier, Verify
+from .abc import Store
+from .outputs import SinkTooShortError
 from .state import Frontier, PlainCodec
-
-MAX_SHOWN = 10  # names in one line of the log
 
 log = logging.getLogger("trio_ckpt.resume")
 
@@ -46,9 +45,14 @@ class Resume:
     store: Store
     desk: Desk
     settings: Settings
+    _redo: Redo = attrs.field(init=False)
     _beside: _Beside | None = attrs.field(default=None, init=False)
 
-    async def open(self, first_index: int, state: S | None, nursery: trio.Nursery) -> Stream[S]:
+    def __attrs_post_init__(self) -> None:
+        desk = self.desk
+        self._redo = Redo(self.store, desk.saver, desk.lane, desk.files.root)
+
+    async def open(self, state: S | None, nursery: trio.Nursery) -> Stream[S]:
         """Read what was saved, verify it, restore the state.
 
         Raises:
@@ -61,12 +65,10 @@ class Resume:
         if isinstance(state, Frontier):
             await self._load_frontier(cast("Frontier[Any]", state))
         else:
+            await self._verify(known, nursery)
             if state is not None:
                 await self._restore_plain(state)
-            await self._read_newest(known, nursery)
-        return Stream(
-            self.desk, first_index=first_index, known=known, wait_verified=self._wait_verified
-        )
+        return Stream(self.desk, known=known, redo=self._redo, wait_verified=self._wait_verified)
 
     async def close(self) -> None:
         """End the verification beside the run: it has no business with a stream that is left.
@@ -84,24 +86,42 @@ class Resume:
         error = progress.error if progress.status is Status.FAILED else None
         if error is not None and not error.retryable and not self.settings.retry_failed:
             raise StreamFailedError(
-                f"{describe_batch(self.desk.run_id, self.desk.lane.key, None)} failed for good "
-                f"in an earlier session: {error.message}; retry_failed=True tries again",
+                f"for good, in an earlier session: {error.message}; retry_failed=True tries again",
                 run_id=self.desk.run_id,
                 stream=self.desk.lane.key,
+                retryable=False,
             )
-        if self.settings.retry_failed and (progress.skipped or progress.status is Status.FAILED):
-            indexes = tuple(sorted({*progress.skipped, *progress.failures}))
-            await self.desk.save_plain(Record(kind=Kind.RETRY, at=time.time(), indexes=indexes))
+        if self.settings.retry_failed and (record := retry_record(progress)) is not None:
+            await self.desk.save_plain(record)
 
     async def _open_sinks(self) -> None:
-        lane = self.desk.lane
-        for path, size in lane.progress.sinks.items():
-            self.desk.claim_sink(path)
-            if path not in lane.sinks:
-                await self.desk.open_sink(path, size)
+        """Open the append files; one that lost lines puts back to work whose lines those were."""
+        desk = self.desk
+        for path in tuple(desk.lane.progress.sinks):
+            desk.files.claim_sink(path)
+        while True:
+            try:
+                for path, size in desk.lane.progress.sinks.items():
+                    if size:
+                        await desk.files.open_sink(path)
+            except SinkTooShortError as error:
+                await self._rewind_shortened(error)
+            else:
+                return
+
+    async def _rewind_shortened(self, error: SinkTooShortError) -> None:
+        """Go on before the lines that are missing, unless the file itself is in doubt."""
+        path, size = error.path, self.desk.lane.progress.sinks[error.path]
+        if error.missing_bytes == size and not self.settings.redo_missing:
+            raise error
+        await self._redo.rewind_shortened(path, size - error.missing_bytes)
+
+    def _pages(self) -> AsyncGenerator[list[tuple[int, Record]]]:
+        key = self.desk.saver.run_key
+        return read_pages(self.store, key.run_id, key.generation, self.desk.lane.key)
 
     def _verifier(self) -> Verifier:
-        return Verifier(self.desk, self.settings.verify, self.settings.redo_missing)
+        return Verifier(self.desk, self._redo, self.settings.verify, self.settings.redo_missing)
 
     # -- frontiers ----------------------------------------------------------------------------
 
@@ -110,11 +130,12 @@ class Resume:
         desk = self.desk
         verifier, adds = self._verifier(), list[bytes]()
         if desk.lane.progress.sequence > 0:
-            async with aclosing(read_pages(self.store, desk)) as pages:
+            async with aclosing(self._pages()) as pages:
                 async for records in pages:
                     if desk.lane.progress.outputs:
                         await verifier.check(records)
-                    adds += [record.state for record in records if record.state]
+                    adds += [record.adds for _, record in records if record.adds]
+            await verifier.rewind()
         for payload in reversed(adds):
             frontier.fold(payload)
         progress, first = desk.lane.progress, desk.first_index
@@ -122,32 +143,37 @@ class Resume:
         desk.frontier = frontier
         if seeds := frontier.stage(frontier.seeds):
             payload = frontier.encode(seeds)
-            await desk.save_plain(Record(kind=Kind.SAVE, at=time.time(), state=payload))
+            await desk.save_plain(Record(kind=Kind.SAVE, at=time.time(), adds=payload))
             frontier.fold(payload)
 
     # -- other streams ------------------------------------------------------------------------
 
-    async def _read_newest(self, known: dict[int, bytes], nursery: trio.Nursery) -> None:
-        """Check the newest records now, the others beside the run."""
+    async def _verify(self, known: dict[int, bytes], nursery: trio.Nursery) -> None:
+        """Check the newest records now, the others beside the run where that can be."""
         desk = self.desk
         progress = desk.lane.progress
         if progress.sequence == 0:
             return
+        has_folder = desk.files.root is not None
+        if progress.outputs and not has_folder:
+            log.warning("the outputs of %s are not verified: there is no output_dir", desk.where())
+        verifier = self._verifier()
         async with AsyncExitStack() as stack:
-            pages = await stack.enter_async_context(aclosing(read_pages(self.store, desk)))
-            records = await anext(pages)
-            for record in records:
-                if record.index is not None and record.item and progress.is_done(record.index):
-                    known.setdefault(record.index, record.item)
-            if progress.outputs and desk.outputs is None:
-                where = describe_batch(desk.run_id, desk.lane.key, None)
-                log.warning("the outputs of %s are not verified: there is no output_dir", where)
-            elif progress.outputs:
-                verifier = self._verifier()
-                await verifier.check(records)
-                self._beside = _Beside(verifier, pages)
-                nursery.start_soon(self._beside.run)
-                stack.pop_all()  # they are its pages now
+            pages = await stack.enter_async_context(aclosing(self._pages()))
+            newest = await anext(pages)
+            if progress.outputs and has_folder:
+                await verifier.check(newest)
+                if progress.is_ordered:
+                    async for records in pages:
+                        await verifier.check(records)
+                    await verifier.rewind()
+                else:
+                    self._beside = _Beside(verifier, pages)
+                    nursery.start_soon(self._beside.run)
+                    stack.pop_all()  # they are its pages now
+        for _, record in newest:
+            if record.index is not None and record.item and progress.is_done(record.index):
+                known.setdefault(record.index, record.item)
 
     async def _restore_plain(self, state: Any) -> None:
         desk = self.desk
@@ -156,21 +182,31 @@ class Resume:
             saved = codec.encode(state)
         except NotEncodableError as error:
             raise NotEncodableError(error.path, f"{error}; a state is JSON-like") from error
-        if desk.lane.progress.sequence > 0:
-            async with aclosing(read_pages(self.store, desk)) as pages:
+        desk.codec, desk.state = codec, state
+        if desk.lane.progress.has_state:
+            async with aclosing(self._pages()) as pages:
                 async for records in pages:
-                    newest = next((record.state for record in records if record.state), None)
+                    newest = next((record.state for _, record in records if record.state), None)
                     if newest is not None:
                         saved, desk.is_state_saved = newest, True
                         break
-        desk.codec, desk.state_bytes = codec, saved
-        desk.state = codec.decode(saved) if desk.lane.progress.sequence > 0 else state
+        desk.state_bytes = saved
+        if desk.lane.progress.sequence > 0:
+            desk.state = codec.decode(saved)
+
+
+def retry_record(progress: Progress) -> Record | None:
+    """What puts the skipped and failed batches of a stream back to work; None: there is none."""
+    if not progress.skipped and progress.status is not Status.FAILED:
+        return None
+    indexes = IndexSet([*progress.skipped, *progress.failures])
+    return Record(kind=Kind.RETRY, at=time.time(), steps=tuple(indexes.to_steps()))
 
 
 class _Beside:
     """The verification of the older records, beside the run."""
 
-    def __init__(self, verifier: Verifier, pages: AsyncGenerator[list[Record]]) -> None:
+    def __init__(self, verifier: Verifier, pages: AsyncGenerator[list[tuple[int, Record]]]) -> None:
         self._verifier = verifier
         self._pages = pages
         self._scope = trio.CancelScope()
@@ -209,37 +245,3 @@ class _Beside:
         self._scope.cancel()
         with trio.CancelScope(shield=True):
             await self._done.wait()
-
-
-async def archive_outputs(store: Store, view: RunView, outputs: OutputDir) -> None:
-    """Move the recorded outputs of a run out of the way of a fresh one; delete nothing."""
-    paths: set[str] = set()
-    for key, entry in view.streams.items():
-        if key != RUN_STREAM:
-            paths.update(entry.progress.sinks)
-            if entry.progress.outputs:
-                paths |= await _recorded_paths(store, view, key)
-    if paths:
-        label = f"{view.run_id}-{view.generation}"
-        archived = await run_blocking(outputs.archive, sorted(paths), label)
-        log.info("%d outputs of the old run were archived", len(archived.moved))
-    strangers = sorted(set(await run_blocking(os.listdir, outputs.root)) - {ARCHIVE})
-    if strangers:
-        shown = ", ".join(strangers[:MAX_SHOWN])
-        log.info("%d names that no record has are left: %s", len(strangers), shown)
-
-
-async def _recorded_paths(store: Store, view: RunView, key: StreamKey) -> set[str]:
-    seal = store.seal(view.run_id, view.generation, key)
-    paths: set[str] = set()
-    cursor = None
-    while True:
-        page = await store.history(
-            view.run_id, encode_key(key), generation=view.generation, cursor=cursor
-        )
-        for stored in page.records:
-            record = decode_record(seal.open(stored.sequence, stored.payload))
-            paths.update(output.path for output in record.outputs)
-        cursor = page.cursor
-        if cursor is None:
-            return paths

@@ -8,12 +8,14 @@ import random
 from collections.abc import Callable
 
 import attrs
+import trio
 
 
 class Then(enum.Enum):
     """What happens when a rule's attempts are used up."""
 
-    FAIL = "fail"  # the batch fails for good; its loop raises
+    FAIL = "fail"  # the batch fails for good; its loop raises, and so does the run
+    FAIL_STREAM = "fail the stream"  # the same; on_fail="record" lets the next stream go on
     SKIP = "skip"  # the batch is recorded as skipped; the loop goes on
 
 
@@ -23,9 +25,24 @@ class Again:
 
     Attributes:
         after_s: After so many seconds, on trio's clock.
+        pauses: The other side asked to wait: no batch of the stream is begun before that.
     """
 
     after_s: float
+    pauses: bool = False
+
+
+@attrs.frozen
+class GiveUp:
+    """The batch does not run again in this session.
+
+    Attributes:
+        then: What happens instead.
+        retryable: Whether the next session may try again by itself.
+    """
+
+    then: Then
+    retryable: bool = True
 
 
 @attrs.frozen
@@ -34,35 +51,46 @@ class RetryRule:
 
     Attributes:
         errors: The exceptions it is for.
+        when: Which of them; default: all.
         attempts: How often a batch is tried in all, the first time included.
         then: What happens after the last of them.
+        retryable: Whether a plain resume tries again what failed so.
         backoff_s: Before the second attempt, in seconds; doubled before each further one.
         max_backoff_s: The doubling ends here.
         jitter: Each wait is longer by up to this fraction, so that many do not come at once.
         retry_after: Reads from the exception how long the other side asks to wait,
-            in seconds; None where it does not say.  It replaces a shorter backoff.
+            in seconds; None where it does not say.  The whole stream waits as long, and
+            the backoff, where that is longer.
     """
 
     errors: tuple[type[BaseException], ...]
+    when: Callable[[BaseException], bool] | None = None
     attempts: int = attrs.field(default=5, validator=attrs.validators.ge(1))
     then: Then = Then.FAIL
+    retryable: bool = True
     backoff_s: float = attrs.field(default=1.0, validator=attrs.validators.ge(0))
     max_backoff_s: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
     jitter: float = attrs.field(default=0.1, validator=attrs.validators.ge(0))
     retry_after: Callable[[BaseException], float | None] | None = None
 
-    def wait_s(self, error: BaseException, attempts: int) -> float:
-        """Seconds to wait after the `attempts`-th failure."""
+    def matches(self, error: BaseException) -> bool:
+        """Whether it is for this error."""
+        return isinstance(error, self.errors) and (self.when is None or self.when(error))
+
+    def again(self, error: BaseException, attempts: int) -> Again:
+        """How long to wait after the `attempts`-th failure."""
         doublings = min(attempts - 1, 64)  # 2**64 s outlasts every max_backoff_s
         wait = min(math.ldexp(self.backoff_s, doublings), self.max_backoff_s)
         wait *= 1 + random.random() * self.jitter  # noqa: S311  # spreads load, no secret
         asked = self.retry_after(error) if self.retry_after is not None else None
-        return wait if asked is None else max(wait, asked)
+        return Again(wait) if asked is None else Again(max(wait, asked), pauses=True)
 
 
 @attrs.frozen
 class RetryTable:
     """Rules by class of error; the first that matches wins, and none means FAIL.
+
+    A table is code, not data: the next session may have another.
 
     Attributes:
         rules: In order.
@@ -70,14 +98,98 @@ class RetryTable:
 
     rules: tuple[RetryRule, ...] = ()
 
-    def decide(self, error: BaseException, attempts: int) -> Again | Then:
+    def decide(self, error: BaseException, attempts: int) -> Again | GiveUp:
         """Say what becomes of a batch that has failed `attempts` times, with `error` now."""
         for rule in self.rules:
-            if isinstance(error, rule.errors):
+            if rule.matches(error):
                 if attempts < rule.attempts:
-                    return Again(rule.wait_s(error, attempts))
-                return rule.then
-        return Then.FAIL
+                    return rule.again(error, attempts)
+                return GiveUp(rule.then, rule.retryable)
+        return GiveUp(Then.FAIL)
 
 
 NO_RETRIES = RetryTable()
+
+TOO_MANY_REQUESTS = 429
+REFUSED = frozenset({401, 403, 404, 410, 451})  # asking again changes nothing
+SERVER_ERROR = 500
+NETWORK_ERRORS = (TimeoutError, ConnectionError, trio.TooSlowError, trio.BrokenResourceError)
+
+
+def http_retries(
+    *,
+    status_of: Callable[[BaseException], int | None] | None = None,
+    retry_after: Callable[[BaseException], float | None] | None = None,
+    attempts: int = 5,
+    backoff_s: float = 1.0,
+    max_backoff_s: float = 60.0,
+) -> RetryTable:
+    """The table that suits most collections over HTTP.
+
+    =====================================  ==================================================
+    429                                    the stream waits as the server asks; then again
+    5xx, timeouts, broken connections      again, with backoff
+    401, 403, 404, 410, 451                the stream fails, and is not retried by itself
+    anything else                          the batch fails, and its loop raises
+    =====================================  ==================================================
+
+    Args:
+        status_of: Reads the status code from an exception; default: its ``status_code`` or
+            ``status``, or that of its ``response``, where that is an int.
+        retry_after: Reads the seconds of Retry-After (RFC 9110, section 10.2.3) from it;
+            default: its ``retry_after``, where that is a number.
+        attempts: How often a batch is tried in all.
+        backoff_s: As for `RetryRule`.
+        max_backoff_s: As for `RetryRule`.
+    """
+    status_of = status_of or _status_of
+    retry_after = retry_after or _retry_after
+
+    def status(error: BaseException) -> int:
+        return status_of(error) or 0
+
+    return RetryTable(
+        (
+            RetryRule(
+                (Exception,),
+                when=lambda error: status(error) == TOO_MANY_REQUESTS,
+                attempts=attempts,
+                then=Then.FAIL_STREAM,
+                backoff_s=backoff_s,
+                max_backoff_s=max_backoff_s,
+                retry_after=retry_after,
+            ),
+            RetryRule(
+                (Exception,),
+                when=lambda error: status(error) in REFUSED,
+                attempts=1,
+                then=Then.FAIL_STREAM,
+                retryable=False,
+            ),
+            RetryRule(
+                (Exception,),
+                when=lambda e: isinstance(e, NETWORK_ERRORS) or status(e) >= SERVER_ERROR,
+                attempts=attempts,
+                then=Then.FAIL_STREAM,
+                backoff_s=backoff_s,
+                max_backoff_s=max_backoff_s,
+                retry_after=retry_after,
+            ),
+        )
+    )
+
+
+def _status_of(error: BaseException) -> int | None:
+    for thing in (error, getattr(error, "response", None)):
+        for name in ("status_code", "status"):
+            code = getattr(thing, name, None)
+            if isinstance(code, int):
+                return code
+    return None
+
+
+def _retry_after(error: BaseException) -> float | None:
+    asked: object = getattr(error, "retry_after", None)
+    if isinstance(asked, int | float) and math.isfinite(asked) and asked >= 0:
+        return float(asked)
+    return None

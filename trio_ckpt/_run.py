@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterable
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, TypeVar, cast, overload
 
+import attrs
 import trio
 
 from ._coordinator import CheckpointCoordinator
@@ -20,23 +22,46 @@ from ._errors import (
     StreamEndedError,
     StreamFailedError,
     StreamsStillOpenError,
+    TrioCkptError,
+    UnknownStreamError,
     describe_batch,
 )
 from ._gate import Desk
+from ._groups import (
+    PHASE,
+    Summary,
+    current_phase,
+    group_status,
+    groups_of,
+    in_order,
+    phases_of,
+    status_of,
+    summarize,
+)
+from ._lane import Added, Lane
+from ._manifest import MANIFEST, is_complete, write_manifest
+from ._phase import Phase, open_phase
 from ._progress import Progress
-from ._records import Status
+from ._ranges import IndexSet
+from ._records import Kind, Record, Status
+from ._redo import Redo
 from ._resume import Resume, Settings
 from ._retry import NO_RETRIES, RetryTable
-from ._saver import Lane, Saver
+from ._saver import Saver
 from ._session import Found
+from ._staging import SINK, Claims, StreamFiles
+from ._statistics import RunStatistics, eta_s, rate_per_s
 from ._stop import Stop
 from ._stream import Stream
 from ._token import Failure
+from ._totals import shown
 from ._values import RUN_STREAM, StreamKey, check_stream_key, encode_key
 from .abc import RunView, Store
-from .outputs import OutputDir
+from .outputs import OutputDir, Validate, Validator
 
 log = logging.getLogger("trio_ckpt.run")
+
+MAX_SHOWN = 10  # names in one line of the log
 
 S = TypeVar("S")
 
@@ -62,6 +87,7 @@ class Run:
         outputs: OutputDir | None,
         settings: Settings,
         found: Found,
+        runtime_s: float,
         resume_command: str | None,
     ) -> None:
         self.run_id = saver.run_key.run_id
@@ -77,12 +103,17 @@ class Run:
         self._outputs = outputs
         self._settings = settings
         self._resume_command = resume_command
+        self._began = trio.current_time()
+        self._runtime_before = runtime_s
+        self._phases: set[StreamKey] = set()
         self._lanes: dict[StreamKey, Lane] = {}
         self._desks: dict[StreamKey, Desk] = {}
         self._failures: dict[StreamKey, dict[int, Failure]] = {}
-        self._claims: dict[str, tuple[str, int]] = {
-            path: (encode_key(key), -1) for key, p in self._progress.items() for path in p.sinks
+        self._claims: Claims = {
+            path: (encode_key(key), SINK) for key, p in self._progress.items() for path in p.sinks
         }
+        if outputs is not None:
+            self._claims[MANIFEST] = (encode_key(RUN_STREAM), SINK)
         self._is_closed = False
 
     @property
@@ -117,6 +148,9 @@ class Run:
         state: None = None,
         retry: RetryTable | None = None,
         on_fail: Literal["raise", "record"] = "raise",
+        validate: Validate | None = None,
+        output_dir: str | None = None,
+        retry_failed: bool | None = None,
     ) -> AbstractAsyncContextManager[Stream[None]]: ...
 
     @overload
@@ -127,6 +161,9 @@ class Run:
         state: S,
         retry: RetryTable | None = None,
         on_fail: Literal["raise", "record"] = "raise",
+        validate: Validate | None = None,
+        output_dir: str | None = None,
+        retry_failed: bool | None = None,
     ) -> AbstractAsyncContextManager[Stream[S]]: ...
 
     @asynccontextmanager
@@ -137,6 +174,9 @@ class Run:
         state: S | None = None,
         retry: RetryTable | None = None,
         on_fail: Literal["raise", "record"] = "raise",
+        validate: Validate | None = None,
+        output_dir: str | None = None,
+        retry_failed: bool | None = None,
     ) -> AsyncGenerator[Stream[S]]:
         """Own a stream for a block.
 
@@ -146,7 +186,13 @@ class Run:
             state: What the loop needs to go on, as it is at the very beginning: JSON-like,
                 or a `Frontier`.  On resume ``stream.state`` is what was saved last.
             retry: What to do with failed attempts; default: they fail for good.
-            on_fail: "record": a stream that `Stream.fail` was called on is left quietly.
+            on_fail: "record": a stream that has failed, by `Stream.fail` or as the retry
+                table says (`Then.FAIL_STREAM`), is left quietly, so that the next can go on.
+            validate: What every JSON output must pass before its batch is confirmed, and
+                again on resume; see `trio_ckpt.outputs.Validator.of`.
+            output_dir: A folder in that of the run; outputs of the stream are named
+                relative to it.
+            retry_failed: As for `open_run`, for this stream.
 
         Raises:
             StreamBusyError: it is open already.
@@ -164,8 +210,11 @@ class Run:
         if key in self._desks:
             where = describe_batch(self.run_id, key, None)
             raise StreamBusyError(f"{where} is open already", run_id=self.run_id, stream=key)
-        desk = self._open_desk(key, first_index, retry)
-        resume = Resume(self._store, desk, self._settings)
+        desk = self._open_desk(key, first_index, retry, self._files_for(validate, output_dir))
+        settings = self._settings
+        if retry_failed is not None:
+            settings = attrs.evolve(settings, retry_failed=retry_failed)
+        resume = Resume(self._store, desk, settings)
         scope = trio.CancelScope()
         self._stop.scopes.add(scope)
         try:
@@ -173,16 +222,18 @@ class Run:
                 scope.cancel()
             with scope:
                 await trio.lowlevel.checkpoint()
-                stream: Stream[S] = await resume.open(first_index, state, self._nursery)
+                stream: Stream[S] = await resume.open(state, self._nursery)
                 try:
                     yield stream
                 except BaseException as error:
                     await resume.close()
                     await stream.leave(error)
-                    raise
-                await resume.close()
-                await stream.leave(None)
-                self._check_left(stream, on_fail)
+                    if not (on_fail == "record" and is_own_failure(error, key)):
+                        raise
+                else:
+                    await resume.close()
+                    await stream.leave(None)
+                    self._check_left(stream, on_fail)
             if scope.cancelled_caught:
                 raise self._stopped()
         finally:
@@ -192,11 +243,33 @@ class Run:
             del self._desks[key]
             self.coordinator.registry.touch()
 
-    def _open_desk(self, key: StreamKey, first_index: int, retry: RetryTable | None) -> Desk:
+    def _lane(self, key: StreamKey) -> Lane:
         lane = self._lanes.get(key)
         if lane is None:
             progress = self._progress.setdefault(key, Progress())
             lane = self._lanes[key] = self._saver.add_lane(key, progress)
+        return lane
+
+    def _files_for(
+        self, validate: Validate | None, folder: str | None
+    ) -> tuple[Validator | None, str]:
+        validator = None if validate is None else Validator.of(validate)
+        if folder is None:
+            return validator, ""
+        if self._outputs is None:
+            raise ValueError("output_dir of a stream is in that of the run: open_run(output_dir=…)")
+        return validator, self._outputs.relative(folder)
+
+    def _open_desk(
+        self,
+        key: StreamKey,
+        first_index: int,
+        retry: RetryTable | None,
+        checked: tuple[Validator | None, str],
+    ) -> Desk:
+        lane = self._lane(key)
+        validator, folder = checked
+        files = StreamFiles(self.run_id, lane, self._claims, self._outputs, folder, validator)
         self._desks[key] = desk = Desk(
             self.run_id,
             lane,
@@ -204,8 +277,7 @@ class Run:
             self.coordinator,
             self._stop,
             retry or NO_RETRIES,
-            self._claims,
-            self._outputs,
+            files,
             first_index=first_index,
             failed=self._failures.setdefault(key, {}),
         )
@@ -214,11 +286,11 @@ class Run:
     def _check_left(self, stream: Stream[Any], on_fail: str) -> None:
         if stream.status is Status.FAILED:
             if on_fail == "raise" and stream.error is not None:
-                where = describe_batch(self.run_id, stream.key, None)
                 raise StreamFailedError(
-                    f"{where} failed: {stream.error.message}",
+                    stream.error.message,
                     run_id=self.run_id,
                     stream=stream.key,
+                    retryable=stream.error.retryable,
                 )
         elif self._stop.is_requested and stream.status is not Status.COMPLETE:
             raise self._stopped()
@@ -232,6 +304,210 @@ class Run:
         )
         error.__cause__ = self._saver.poison
         return error
+
+    # -- the list of streams ------------------------------------------------------------------
+
+    async def add_streams(self, keys: Iterable[StreamKey]) -> Listed:
+        """Put streams on the run's list, in order, before anybody opens them.
+
+        Doing it again changes nothing but to add what is new; what is not named any more
+        is reported and kept.
+
+        Args:
+            keys: The parts of each.
+
+        Raises:
+            ValueError: a bad key.
+
+        Durability: when this returns the list is saved.
+        Cancellation: none once it is being saved.
+        """
+        wanted = list(dict.fromkeys(check_stream_key(_parts(key)) for key in keys))
+        listed = [key for key, p in self._progress.items() if p.position is not None]
+        new = [key for key in wanted if key not in set(listed)]
+        first = len(listed)
+        now = time.time()
+        await self._saver.save_all(
+            (self._lane(key), Record(kind=Kind.ADD, at=now, position=first + place))
+            for place, key in enumerate(new)
+        )
+        unlisted = tuple(key for key in listed if key not in set(wanted))
+        if unlisted:
+            shown = ", ".join("/".join(key) for key in unlisted[:MAX_SHOWN])
+            log.info("%d streams are listed no longer, and kept: %s", len(unlisted), shown)
+        self.coordinator.registry.touch()
+        return Listed(tuple(new), unlisted)
+
+    def streams_to_process(
+        self, *, retry_failed: bool = False, start_from: StreamKey | None = None
+    ) -> list[StreamKey]:
+        """The streams with work left, in the order in which they were listed.
+
+        Args:
+            retry_failed: Also those that failed for good or skipped batches; open them with
+                ``retry_failed=True``.
+            start_from: Only this one and those after it; its first parts are enough.
+
+        Raises:
+            UnknownStreamError: there is no such stream.
+        """
+        order = in_order(self._progress)
+        if start_from is not None:
+            start = _parts(start_from)
+            place = next((i for i, key in enumerate(order) if key[: len(start)] == start), None)
+            if place is None:
+                raise UnknownStreamError(
+                    f"run {self.run_id!r} has no stream {'/'.join(start)!r} to start from",
+                    run_id=self.run_id,
+                    stream=start,
+                )
+            order = order[place:]
+        return [key for key in order if _is_to_process(self._progress[key], retry_failed)]
+
+    async def rewind(self, key: StreamKey, *, to: int, reason: str) -> IndexSet:
+        """Go back to when batch `to` of a stream was the last one that was confirmed.
+
+        All later ones go back to work; state and cursor are again what they were then.
+        Outputs, and lines of append files, are kept in the archive of the output folder.
+        Where batches build on each other, those go back, too, that were saved after the
+        first of them.
+
+        Args:
+            key: Of a stream that is not open.
+            to: Batch index; less than the first one: back to the beginning.
+            reason: Why; kept in the history.
+
+        Returns:
+            The batches that went back to work.
+
+        Raises:
+            StreamBusyError: the stream is open.
+            UnknownStreamError: there is no such stream.
+
+        Durability: when this returns it is saved.
+        """
+        key = _parts(key)
+        if key in self._desks:
+            raise StreamBusyError(
+                f"{describe_batch(self.run_id, key, None)} is open: rewind it before",
+                run_id=self.run_id,
+                stream=key,
+            )
+        if key not in self._progress or key == RUN_STREAM:
+            raise UnknownStreamError(
+                f"run {self.run_id!r} has no stream {'/'.join(key)!r}",
+                run_id=self.run_id,
+                stream=key,
+            )
+        redo = Redo(self._store, self._saver, self._lane(key), self._outputs)
+        return await redo.rewind(to, reason)
+
+    # -- phases -------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def phase(self, name: str) -> AsyncGenerator[Phase]:
+        """Do a part of the run once: ``async with run.phase("discovery") as phase:``.
+
+        It is complete when the block ends without an exception; ``phase.complete`` then
+        says so to every later session, whose block has nothing to do.
+
+        Raises:
+            StreamBusyError: it is open already.
+            ValueError: a bad name.
+
+        Durability: what it was left with is saved when the block has ended.
+        Cancellation: entering and leaving are schedule points.
+        """
+        check_stream_key((name,))
+        key = (PHASE, name)
+        if key in self._phases:
+            raise StreamBusyError(f"phase {name!r} is open already", run_id=self.run_id, stream=key)
+        self._phases.add(key)
+        try:
+            async with open_phase(self._saver, self._lane(key)) as phase:
+                yield phase
+        finally:
+            self._phases.discard(key)
+            self.coordinator.registry.touch()
+
+    @property
+    def current_phase(self) -> str | None:
+        """The newest phase that is not complete."""
+        return current_phase(self._progress)
+
+    @property
+    def phases(self) -> dict[str, Status]:
+        """All phases, and where they stand."""
+        return {
+            name: status_of(progress, is_open=(PHASE, name) in self._phases)
+            for name, progress in phases_of(self._progress).items()
+        }
+
+    # -- sums ---------------------------------------------------------------------------------
+
+    def group(self, *parts: str) -> Summary:
+        """What the streams under `parts` add up to; all streams where there are none."""
+        mine = {key: self._progress[key] for key in in_order(self._progress)}
+        found = {key: p for key, p in mine.items() if key[: len(parts)] == parts}
+        return summarize(parts, found, open_streams=self._desks)
+
+    def groups(self) -> dict[StreamKey, Summary]:
+        """The same for every group, which are the streams under one first part."""
+        return {
+            key: summarize(key, parts, open_streams=self._desks)
+            for key, parts in groups_of(self._progress).items()
+        }
+
+    def statistics(self) -> RunStatistics:
+        """Counts, sums, rate and ETA, at this moment."""
+        mine = {key: self._progress[key] for key in in_order(self._progress)}
+        whole = summarize((), mine, open_streams=self._desks)
+        groups = dict.fromkeys(Status, 0)
+        for summary in self.groups().values():
+            groups[summary.status] += 1
+        lanes = [lane for key, lane in self._lanes.items() if key in mine]
+        session = Added.by_session(lanes)
+        confirmed = sum(lane.confirmed for lane in lanes)
+        session_s = trio.current_time() - self._began
+        rate = rate_per_s(confirmed, session_s)
+        left = self._count_left(mine)
+        pauses = (desk.waiting() for desk in self._desks.values())
+        return RunStatistics(
+            status=group_status([whole.status, *self.phases.values()]) if mine else whole.status,
+            current_phase=self.current_phase,
+            streams=whole.streams,
+            groups=groups,
+            confirmed=whole.confirmed,
+            skipped=whole.skipped,
+            failing=whole.failing,
+            left=left,
+            in_flight=sum(len(desk.open) for desk in self._desks.values()),
+            records=whole.records,
+            totals=whole.totals,
+            spent=whole.spent,
+            saved=whole.saved,
+            adopted=whole.adopted,
+            session_confirmed=confirmed,
+            session_skipped=sum(lane.skipped for lane in lanes),
+            session_retries=sum(lane.retries for lane in lanes),
+            session_records=session.records,
+            session_totals=shown(session.totals),
+            session_spent=shown(session.spent),
+            runtime_s=self._runtime_before + session_s,
+            session_s=session_s,
+            rate_per_s=rate,
+            eta_s=eta_s(left, rate),
+            waiting=tuple(pause for pause in pauses if pause is not None),
+        )
+
+    def _count_left(self, mine: Mapping[StreamKey, Progress]) -> int | None:
+        lefts = [
+            self._desks[key].left() if key in self._desks else progress.left
+            for key, progress in mine.items()
+        ]
+        return None if None in lefts else sum(left or 0 for left in lefts)
+
+    # -- waiting ------------------------------------------------------------------------------
 
     async def wait_confirmed(self, stream: Stream[Any] | StreamKey, indexes: Iterable[int]) -> None:
         """Wait until batches are durable, also such as are not begun yet.
@@ -300,6 +576,18 @@ class Run:
         registry.touch()
         return self._stop_instead(error)
 
+    async def write_manifest(self, facts: Mapping[str, Any]) -> None:
+        """Leave a manifest behind if the run is complete and has a folder, best effort."""
+        if self._outputs is None or not is_complete(self._progress):
+            return
+        with trio.CancelScope(shield=True):
+            try:
+                await write_manifest(
+                    self._store, self._saver.run_key, self._progress, self._outputs, facts
+                )
+            except TrioCkptError as error:
+                log.warning("the manifest of run %r could not be written: %s", self.run_id, error)
+
     def _stop_instead(self, error: BaseException | None) -> BaseException | None:
         """What leaves a run that was stopped: one RunStoppedError, or the body's own error."""
         poison = self._saver.poison
@@ -318,6 +606,41 @@ class Run:
 
 
 SKIPPED = Failure("it was skipped")
+
+
+@attrs.frozen
+class Listed:
+    """What `Run.add_streams` found.
+
+    Attributes:
+        new: Streams that were not on the list before.
+        unlisted: Streams on the list that were not named this time.
+    """
+
+    new: tuple[StreamKey, ...]
+    unlisted: tuple[StreamKey, ...]
+
+
+def _parts(key: StreamKey | str) -> StreamKey:
+    if isinstance(key, str):
+        raise TypeError(f"the key of a stream is a tuple of its parts, not a str: {key!r}")
+    return tuple(key)
+
+
+def _is_to_process(progress: Progress, retry_failed: bool) -> bool:
+    if progress.status is Status.COMPLETE:
+        return retry_failed and bool(progress.skipped)
+    if progress.status is Status.FAILED and progress.error is not None:
+        return retry_failed or progress.error.retryable
+    return True
+
+
+def is_own_failure(error: BaseException, key: StreamKey) -> bool:
+    """Whether an exception says nothing but that the stream has failed."""
+    if isinstance(error, BaseExceptionGroup):
+        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        return all(is_own_failure(part, key) for part in parts)
+    return isinstance(error, StreamFailedError) and error.stream == key
 
 
 def is_only_stopped(error: BaseException, poison: Exception | None) -> bool:

@@ -32,8 +32,9 @@ import attrs
 import trio
 
 from ._errors import SaveOutcomeUnknownError, StoreConflictError, TrioCkptError, describe_batch
+from ._lane import Lane
 from ._progress import Progress, apply, encode_progress
-from ._records import Record, Seal, encode_record
+from ._records import Record, encode_record
 from ._threads import WorkerThread
 from ._values import StreamKey, encode_key
 from .abc import Checkpoint, Fold, RunKey, Store
@@ -44,29 +45,6 @@ log = logging.getLogger("trio_ckpt.saver")
 RECORDS_PER_FOLD = 500  # what resuming reads at most, and what a fold is spread over
 MAX_GROUP = 4_096  # bounds the memory and the time of one transaction
 DEFAULT_SAVE_TIMEOUT_S = 60.0
-
-
-@attrs.define(eq=False)
-class Lane:
-    """One stream's way to the store.
-
-    Attributes:
-        key: The stream's key.
-        text: The same as stores know it.
-        seal: Binds its records to their places.
-        progress: What is durable, nothing else.
-        submitted: The sequence of the newest checkpoint on its way.
-        sinks: Its append files, by path.
-        is_dirty: Progress has moved since the last fold.
-    """
-
-    key: StreamKey
-    text: str
-    seal: Seal
-    progress: Progress
-    submitted: int
-    sinks: dict[str, AppendFile] = attrs.field(factory=dict[str, AppendFile])
-    is_dirty: bool = False
 
 
 @attrs.define(eq=False)
@@ -151,6 +129,11 @@ class Saver:
 
     # -- the way in -------------------------------------------------------------------
 
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """All of them."""
+        return tuple(self._lanes)
+
     def add_lane(self, key: StreamKey, progress: Progress) -> Lane:
         """Make the way for a stream, going on from `progress`."""
         seal = self._store.seal(self.run_key.run_id, self.run_key.generation, key)
@@ -201,10 +184,21 @@ class Saver:
         Durability: when this returns it is saved.
         Cancellation: none once it is submitted.
         """
-        checkpoint = await self.encode(lane, encode_record(record))
-        submission = Submission(lane, record, checkpoint, (), lambda _error: None)
-        self.submit(submission)
-        await submission.wait()
+        await self.save_all([(lane, record)])
+
+    async def save_all(self, records: Iterable[tuple[Lane, Record]]) -> None:
+        """Save several records, each of which is not about a batch, in one group.
+
+        Raises, Durability, Cancellation: as for `save`; what it raises is the first that
+            was not saved, and the others may have been.
+        """
+        submissions: list[Submission] = []
+        for lane, record in records:
+            checkpoint = await self.encode(lane, encode_record(record))
+            submissions.append(Submission(lane, record, checkpoint, (), lambda _error: None))
+            self.submit(submissions[-1])
+        for submission in submissions:
+            await submission.wait()
 
     def submit(self, submission: Submission) -> None:
         """Queue a checkpoint for the next group.

@@ -9,7 +9,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import attrs
@@ -18,16 +19,19 @@ import trio
 from ._config import config_digest, diff_config
 from ._errors import ConfigChangedError, RunStoppedError
 from ._gate import Way
+from ._groups import PHASE, in_order, summarize
+from ._history import KILLED, run_facts, run_runtime_s
+from ._lane import Added, Lane
 from ._progress import Progress
 from ._records import Kind, Record
-from ._saver import Lane, Saver
+from ._saver import Saver
+from ._statistics import format_amount
 from ._stream import way_of
+from ._totals import Number, shown
 from ._values import RUN_STREAM
 from .abc import RunView
 
 log = logging.getLogger("trio_ckpt.session")
-
-KILLED = "was killed"
 
 OnConfigChange = Literal["refuse", "restart", "accept"]
 
@@ -43,7 +47,10 @@ class Found:
         skipped: Batches given up.
         to_retry: Batches that failed and may run again.
         records: Records produced.
+        totals: Produced, by name.
+        spent: On all attempts, by name.
         last_end: How the last session ended, in words; None: there was none.
+        ended_at: When, Unix time, s; for a session that was killed, when it last saved.
     """
 
     sessions: int
@@ -52,7 +59,10 @@ class Found:
     skipped: int
     to_retry: int
     records: int
+    totals: Mapping[str, Number]
+    spent: Mapping[str, Number]
     last_end: str | None
+    ended_at: float | None
 
     @property
     def was_killed(self) -> bool:
@@ -62,58 +72,77 @@ class Found:
     def __str__(self) -> str:
         if self.last_end is None:
             return "nothing saved yet"
+        sums = [f"{format_amount(total)} {name}" for name, total in self.totals.items()]
+        sums += [f"{format_amount(total)} {name} spent" for name, total in self.spent.items()]
+        when = ""
+        if self.ended_at is not None:
+            at = datetime.fromtimestamp(self.ended_at, UTC)
+            when = f" at {at:%Y-%m-%d %H:%M:%S} UTC"
         return (
             f"{self.confirmed:,} batches done, {self.skipped:,} skipped, {self.to_retry:,} to "
-            f"retry, {self.records:,} records; streams: {self.streams:,}; "
-            f"session {self.sessions} {self.last_end}"
+            f"retry, {', '.join([f'{self.records:,} records', *sums])} in all; "
+            f"streams: {self.streams:,}; session {self.sessions} {self.last_end}{when}"
         )
-
-
-def _is_to_retry(progress: Progress, index: int) -> bool:
-    last = progress.last_index
-    return index not in progress.skipped and (last is None or index <= last)
 
 
 def look(view: RunView | None) -> Found:
     """Sum up what is saved of a run."""
     if view is None:
-        return Found(0, 0, 0, 0, 0, 0, None)
-    parts = [entry.progress for key, entry in view.streams.items() if key != RUN_STREAM]
-    own = view.streams.get(RUN_STREAM)
-    facts = own.progress.metadata if own is not None else {}
+        return Found(0, 0, 0, 0, 0, 0, {}, {}, None, None)
+    every = {key: entry.progress for key, entry in view.streams.items()}
+    parts = {key: every[key] for key in in_order(every)}
+    whole = summarize((), parts)
+    facts = run_facts(view)
+    updates = [progress.updated_at for progress in every.values() if progress.updated_at]
     return Found(
-        sessions=int(facts.get("session", 0)),
+        sessions=facts.get("session", 0),
         streams=len(parts),
-        confirmed=sum(len(progress.confirmed) for progress in parts),
-        skipped=sum(len(progress.skipped) for progress in parts),
-        to_retry=sum(_is_to_retry(p, index) for p in parts for index in p.failures),
-        records=sum(progress.records for progress in parts),
+        confirmed=whole.confirmed,
+        skipped=whole.skipped,
+        to_retry=whole.failing,
+        records=whole.records,
+        totals=whole.totals,
+        spent=whole.spent,
         last_end=facts.get("ended", KILLED) if facts else None,
+        ended_at=max(updates, default=None) if facts else None,
     )
 
 
-def is_restart(
+@attrs.frozen
+class ConfigChange:
+    """How a configuration differs from that of the last session.
+
+    Attributes:
+        fields: ``(field, was, now)`` each.
+        is_restart: Whether the run is to be begun again because of it.
+    """
+
+    fields: tuple[tuple[str, str, str], ...] = ()
+    is_restart: bool = False
+
+
+def compare_config(
     view: RunView | None,
     plain: dict[str, Any],
     tunable: Collection[str],
     policy: OnConfigChange,
     run_id: str,
-) -> bool:
-    """Compare the configuration with that of the last session; whether to start over.
+) -> ConfigChange:
+    """Compare the configuration with that of the last session.
 
     Raises:
         ConfigChangedError: a field that may not change has, and the policy is to refuse.
     """
-    own = view.streams.get(RUN_STREAM) if view is not None else None
-    if own is None or "config" not in own.progress.metadata:
-        return False
-    changes = diff_config(own.progress.metadata["config"], plain)
+    facts = run_facts(view) if view is not None else {}
+    if "config" not in facts:
+        return ConfigChange()
+    changes = diff_config(facts["config"], plain)
     refused = tuple(c for c in changes if c[0].split(".")[0] not in tunable)
     for name, was, now in changes:
         log.info("config of run %r: %s: %s -> %s", run_id, name, was, now)
     if refused and policy == "refuse":
         raise ConfigChangedError(run_id, refused)
-    return bool(refused) and policy == "restart"
+    return ConfigChange(changes, bool(refused) and policy == "restart")
 
 
 class Session:
@@ -124,15 +153,18 @@ class Session:
         saver: Saver,
         view: RunView | None,
         *,
-        number: int,
         config: dict[str, Any],
+        changes: tuple[tuple[str, str, str], ...],
         output_dir: str | None,
     ) -> None:
         own = view.streams.get(RUN_STREAM) if view is not None else None
         self._saver = saver
         self._lane: Lane = saver.add_lane(RUN_STREAM, own.progress if own else Progress())
-        self._facts: dict[str, Any] = {
-            "session": number,
+        self.runtime_s = run_runtime_s(view) if view is not None else 0.0
+        self.facts: dict[str, Any] = {
+            "session": (run_facts(view).get("session", 0) if view is not None else 0) + 1,
+            "runtime_s": self.runtime_s,
+            "changes": changes,
             "config": config,
             "config_digest": config_digest(config),
             "output_dir": output_dir,
@@ -143,7 +175,7 @@ class Session:
 
     async def begin(self) -> None:
         """Save that it began, and with it a new generation if there is one."""
-        await self._saver.save(self._lane, _fact(Kind.SESSION, self._facts))
+        await self._saver.save(self._lane, _fact(Kind.SESSION, self.facts))
 
     async def end(self, error: BaseException | None) -> None:
         """Save how it ended, best effort.
@@ -152,12 +184,31 @@ class Session:
         """
         if self._saver.poison is not None:
             return
-        facts = {**self._facts, "ended": _how_ended(error), "at": time.time()}
+        facts = {
+            **self.facts,
+            "ended": _how_ended(error),
+            "at": time.time(),
+            "counts": _counts(self._saver),
+        }
         with trio.CancelScope(shield=True):
             try:
                 await self._saver.save(self._lane, _fact(Kind.END, facts))
             except Exception as problem:
                 log.warning("how the session ended could not be saved: %s", problem)
+
+
+def _counts(saver: Saver) -> dict[str, Any]:
+    """What the session did."""
+    lanes = [lane for lane in saver.lanes if lane.key[:1] not in ((), (PHASE,))]
+    added = Added.by_session(lanes)
+    return {
+        "batches": sum(lane.confirmed for lane in lanes),
+        "skipped": sum(lane.skipped for lane in lanes),
+        "retries": sum(lane.retries for lane in lanes),
+        "records": added.records,
+        "totals": shown(added.totals),
+        "spent": shown(added.spent),
+    }
 
 
 def _fact(kind: Kind, facts: dict[str, Any]) -> Record:

@@ -1,11 +1,33 @@
-"""Counts, rate and ETA of a stream: of this session and no other."""
+"""Counts, rate and ETA: of this session and of all, always told apart."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
+
+from ._progress import Progress
+from ._records import Status
+from ._totals import Number, shown
+from ._values import StreamKey
 
 WARM_AFTER_BATCHES = 20  # before that a rate says more about start-up than about the work
 WARM_AFTER_S = 2.0
+
+
+@attrs.frozen
+class Waiting:
+    """A stream that waits before it begins another batch.
+
+    Attributes:
+        stream: Its key.
+        reason: What it waits for, in words.
+        for_s: How long still, in seconds of trio's clock.
+    """
+
+    stream: StreamKey
+    reason: str
+    for_s: float
 
 
 @attrs.frozen
@@ -18,8 +40,18 @@ class StreamStatistics:
         left: Batches known to be left; None where nobody knows.
         in_flight: Batches handed out now.
         waiting: Of those left: failed ones that wait for their next attempt.
+        pause: What the whole stream waits for, if it does.
+        records: Produced, of all sessions.
+        totals: Produced, of all sessions, by name.
+        spent: On all attempts of all sessions, by name.
+        saved: Of that, on the attempts that confirmed a batch: what resuming saves.
+        adopted: Confirmed batches whose share of `totals` is not known.
         session_confirmed: Batches confirmed by this session.
+        session_skipped: Batches given up by this session.
         session_retries: Attempts beyond the first in this session.
+        session_records, session_totals, session_spent: What this session has added.
+        runtime_s: Seconds worked, in all sessions, downtime left out.
+        session_s: Of them in this session.
         rate_per_s: Batches confirmed per second of this session; None before it is warm.
         eta_s: Seconds until nothing is left at that rate; None where that is not known.
     """
@@ -29,10 +61,71 @@ class StreamStatistics:
     left: int | None
     in_flight: int
     waiting: int
+    pause: Waiting | None
+    records: int
+    totals: Mapping[str, Number]
+    spent: Mapping[str, Number]
+    saved: Mapping[str, Number]
+    adopted: int
     session_confirmed: int
+    session_skipped: int
     session_retries: int
+    session_records: int
+    session_totals: Mapping[str, Number]
+    session_spent: Mapping[str, Number]
+    runtime_s: float
+    session_s: float
     rate_per_s: float | None
     eta_s: float | None
+
+
+@attrs.frozen
+class RunStatistics:
+    """Where a run stands, at one moment.
+
+    Attributes:
+        status: Derived from its streams and phases.
+        current_phase: The newest phase that is not complete.
+        streams: How many there are of each status.
+        groups: The same for groups, which are the streams under one first part.
+        confirmed, skipped, left, in_flight: As for a stream, summed up; `left` is None
+            where one stream does not know.
+        failing: Batches that failed and may run again.
+        records, totals, spent, saved, adopted: As for a stream, summed up.
+        session_confirmed, session_skipped, session_retries: What this session has done.
+        session_records, session_totals, session_spent: What it has added.
+        runtime_s: Seconds that the run was open, in all sessions.
+        session_s: In this one.
+        rate_per_s: Batches confirmed per second of this session; None before it is warm.
+        eta_s: Seconds until nothing is left at that rate; None where that is not known.
+        waiting: Streams that wait, and why.
+    """
+
+    status: Status
+    current_phase: str | None
+    streams: Mapping[Status, int]
+    groups: Mapping[Status, int]
+    confirmed: int
+    skipped: int
+    failing: int
+    left: int | None
+    in_flight: int
+    records: int
+    totals: Mapping[str, Number]
+    spent: Mapping[str, Number]
+    saved: Mapping[str, Number]
+    adopted: int
+    session_confirmed: int
+    session_skipped: int
+    session_retries: int
+    session_records: int
+    session_totals: Mapping[str, Number]
+    session_spent: Mapping[str, Number]
+    runtime_s: float
+    session_s: float
+    rate_per_s: float | None
+    eta_s: float | None
+    waiting: tuple[Waiting, ...]
 
 
 def rate_per_s(confirmed: int, elapsed_s: float) -> float | None:
@@ -40,6 +133,43 @@ def rate_per_s(confirmed: int, elapsed_s: float) -> float | None:
     if confirmed < WARM_AFTER_BATCHES or elapsed_s < WARM_AFTER_S:
         return None
     return confirmed / elapsed_s
+
+
+def resume_line(
+    progress: Progress, first_index: int, start: int | None, stop: int | None
+) -> str | None:
+    """What going on passes over, what that saves, and what is left; None: nothing is done yet.
+
+    Args:
+        progress: Of the stream.
+        first_index: Of its first batch.
+        start: Of the part that is worked on; None: from the first on.
+        stop: One more than its last batch; None: nobody knows.
+    """
+    first = max(first_index, start or 0)
+    confirmed = progress.confirmed.count(first, stop)
+    skipped = progress.skipped.count(first, stop)
+    if not confirmed + skipped:
+        return None
+    of = "" if stop is None else f" of {stop - first:,}"
+    parts = [f"resuming: {confirmed:,}{of} batches done"]
+    if skipped:
+        parts.append(f"{skipped:,} skipped")
+    share = confirmed / len(progress.confirmed) if confirmed else 0.0
+    about = "" if share in (0.0, 1.0) else "about "
+    parts += [
+        f"{about}{format_amount(total * share)} {name} saved"
+        for name, total in shown(progress.spent_confirmed).items()
+        if share and total
+    ]
+    if stop is not None:
+        parts.append(f"{max(0, stop - first - confirmed - skipped):,} left")
+    return ", ".join(parts)
+
+
+def format_amount(amount: Number) -> str:
+    """A total as people read it: rounded here and nowhere else."""
+    return f"{amount:,}" if isinstance(amount, int) else f"{amount:,.4f}".rstrip("0").rstrip(".")
 
 
 def eta_s(left: int | None, rate: float | None) -> float | None:

@@ -20,6 +20,7 @@ import trio
 
 from ._batch import UNSET, Batch
 from ._errors import (
+    BatchFailedError,
     RunStoppedError,
     StreamBusyError,
     StreamEndedError,
@@ -28,11 +29,16 @@ from ._errors import (
     describe_batch,
 )
 from ._gate import Desk, Passed, Way
+from ._lane import Added
 from ._progress import FailedAttempt, Progress
 from ._records import ErrorInfo, Kind, Record, Status, describe_error
+from ._redo import Redo
+from ._rescan import adopt_outputs as adopt_found, find_outputs
 from ._retry import Again
 from ._source import Source
-from ._statistics import StreamStatistics, eta_s, rate_per_s
+from ._staging import AnyPath
+from ._statistics import StreamStatistics, eta_s, rate_per_s, resume_line
+from ._totals import shown
 from ._values import StreamKey, check_plain
 
 log = logging.getLogger("trio_ckpt.stream")
@@ -49,31 +55,36 @@ class Stream(Generic[S]):
     Attributes:
         key: The parts of its key.
         first_index: The index of its first batch.
-        expected_batches: How many there will be in all, where that is known.
     """
 
     def __init__(
         self,
         desk: Desk,
         *,
-        first_index: int,
         known: Mapping[int, bytes],
+        redo: Redo,
         wait_verified: Callable[[], Awaitable[bool]],
     ) -> None:
         self.key: StreamKey = desk.lane.key
-        self.first_index = first_index
-        self.expected_batches: int | None = None
+        self.first_index = desk.first_index
         self._desk = desk
         self._known = known
+        self._redo = redo
         self.wait_verified = wait_verified
         self._task = trio.lowlevel.current_task()
         self._loop: Batches[Any] | None = None
         self._batch: Batch[Any] | None = None
         self._opened = trio.current_time()
+        self._runtime_before = desk.lane.progress.runtime_s - desk.lane.open_s
         self._is_closed = False
         self._failure: ErrorInfo | None = None
 
     # -- reading --------------------------------------------------------------------------
+
+    @property
+    def expected_batches(self) -> int | None:
+        """How many batches there will be in all, where that is known."""
+        return self._desk.expected
 
     @property
     def progress(self) -> Progress:
@@ -123,30 +134,71 @@ class Stream(Generic[S]):
             yield index, item, self.progress.failures[index]
 
     def statistics(self) -> StreamStatistics:
-        """Counts, rate and ETA, at this moment."""
-        desk, progress = self._desk, self.progress
-        left = self._count_left()
-        rate = rate_per_s(desk.session_confirmed, trio.current_time() - self._opened)
+        """Counts, sums, rate and ETA, at this moment."""
+        desk, lane, progress = self._desk, self._desk.lane, self.progress
+        open_s = 0.0 if self._is_closed else trio.current_time() - self._opened
+        session_s = lane.open_s + open_s
+        left = desk.left()
+        rate = rate_per_s(lane.confirmed, session_s)
+        session = Added.by_session([lane])
         return StreamStatistics(
             confirmed=len(progress.confirmed),
             skipped=len(progress.skipped),
             left=left,
             in_flight=len(desk.open),
             waiting=len(desk.tokens) - len(desk.open),
-            session_confirmed=desk.session_confirmed,
-            session_retries=desk.session_retries,
+            pause=desk.waiting(),
+            records=progress.records,
+            totals=shown(progress.totals),
+            spent=shown(progress.spent),
+            saved=shown(progress.spent_confirmed),
+            adopted=len(progress.adopted),
+            session_confirmed=lane.confirmed,
+            session_skipped=lane.skipped,
+            session_retries=lane.retries,
+            session_records=session.records,
+            session_totals=shown(session.totals),
+            session_spent=shown(session.spent),
+            runtime_s=self._runtime_before + session_s,
+            session_s=session_s,
             rate_per_s=rate,
             eta_s=eta_s(left, rate),
         )
 
-    def _count_left(self) -> int | None:
+    def remaining(
+        self, *, total: int | None = None, start: int | None = None, end: int | None = None
+    ) -> list[int]:
+        """The batches that are left, ascending.  It only reports: a loop finds them itself.
+
+        Args:
+            total: How many batches there are in all, where nobody has said yet.
+            start: Only from this index on.
+            end: Only up to this index, inclusive.
+
+        Raises:
+            ValueError: nobody knows where the stream ends.
+        """
+        stop = self._stop(total, end)
         progress = self.progress
-        done = len(progress.confirmed) + len(progress.skipped)
-        if self._desk.frontier is not None:
-            return len(self._desk.frontier) - done
-        if progress.last_index is not None:
-            return progress.last_index + 1 - self.first_index - done
-        return None if self.expected_batches is None else self.expected_batches - done
+        first = max(self.first_index, start or 0)
+        left = progress.confirmed.missing(first, stop)
+        return [index for index in left if index not in progress.skipped]
+
+    def _stop(self, total: int | None, end: int | None) -> int:
+        """One more than the last batch."""
+        progress = self.progress
+        total = self._desk.expected if total is None else total
+        total = progress.expected if total is None else total
+        stops = [] if end is None else [end + 1]
+        if total is not None:
+            stops.append(self.first_index + total)
+        elif progress.last_index is not None:
+            stops.append(progress.last_index + 1)
+        elif progress.status is Status.COMPLETE:
+            stops.append(max(progress.confirmed.stop, progress.skipped.stop))
+        if not stops:
+            raise ValueError("nobody knows where the stream ends: give total= or end=")
+        return min(stops)
 
     # -- loops ------------------------------------------------------------------------------
 
@@ -187,6 +239,7 @@ class Stream(Generic[S]):
         await trio.lowlevel.checkpoint()
         await self.settle_open(Way.NEXT)
         await self.wait_verified()
+        await self._desk.wait_paused()
         await self._desk.stop.park()
         index = self.progress.first_left(self.first_index)
         if self._is_past_end(index):
@@ -218,6 +271,7 @@ class Stream(Generic[S]):
             await trio.lowlevel.checkpoint()
             await self.settle_open(Way.NEXT)
             loop.source = self.open_source(loop.items, loop.key)
+            await self.begin_range(loop.source, loop.start, loop.end)
             self._loop = loop
         elif self._loop is not loop:
             raise StreamBusyError("a newer batches() has taken the place of this one")
@@ -226,6 +280,7 @@ class Stream(Generic[S]):
         found = await self._find_next(loop, loop.source)
         if found is None:  # also during a stop: what is done is done
             raise StopAsyncIteration
+        await desk.wait_paused()
         await desk.stop.park()
         await trio.lowlevel.checkpoint_if_cancelled()
         index, item, digest = found
@@ -280,8 +335,21 @@ class Stream(Generic[S]):
         )
         self._desk.is_open_ended = source.is_open_ended
         if source.stop is not None:
-            self.expected_batches = source.stop - self.first_index
+            self._desk.expected = source.stop - self.first_index
         return source
+
+    async def begin_range(self, source: Source[Any], start: int | None, end: int | None) -> None:
+        """Say what is passed over, and keep in the history which part is worked on.
+
+        Durability: when this returns a range is saved.
+        """
+        progress = self.progress
+        stop = source.stop if end is None or source.stop is None else min(end + 1, source.stop)
+        if progress.sequence and (line := resume_line(progress, self.first_index, start, stop)):
+            log.info("%s: %s", self._desk.where(), line)
+        if start is not None or end is not None:
+            note = {"range": [start, end]}
+            await self._desk.save_plain(Record(kind=Kind.NOTE, at=time.time(), metadata=note))
 
     # -- the stream as a whole ----------------------------------------------------------------
 
@@ -376,6 +444,74 @@ class Stream(Generic[S]):
     async def _save_failure(self, info: ErrorInfo) -> None:
         await self._desk.save_plain(Record(kind=Kind.FAIL, at=time.time(), error=info))
 
+    # -- back to work -------------------------------------------------------------------------
+
+    async def redo(self, indexes: Iterable[int], *, reason: str) -> None:
+        """Put confirmed or skipped batches back to work; an open batch passes the gate first.
+
+        Their outputs are moved into the archive of the output folder.
+
+        Args:
+            indexes: Which.
+            reason: Why; kept in the history.
+
+        Raises:
+            ValueError: one is neither confirmed nor skipped.
+            CannotRedoError: later batches build on them; `Run.rewind` can help then.
+            TypeError: the stream's state is a `Frontier`, which has let go of their items.
+
+        Durability: when this returns it is saved.
+        """
+        self.check_owner()
+        self._check_no_frontier()
+        await self.settle_open(Way.EXIT)
+        wanted = sorted(set(indexes))
+        if wanted:
+            await self._redo.redo(wanted, reason)
+            for index in wanted:
+                self._desk.put_back(index)
+
+    async def rescan(
+        self,
+        path_of: Callable[[int], AnyPath],
+        *,
+        total: int | None = None,
+        adopt_outputs: bool = False,
+    ) -> list[int]:
+        """Look for valid outputs of batches that are left: for a store that was lost.
+
+        Args:
+            path_of: Gives the path of a batch's output, below the folder of the stream.
+            total: How many batches there are in all, where nobody has said yet.
+            adopt_outputs: Confirm the batches by what was found; what they had produced is
+                in no total then, see `Progress.adopted`.
+
+        Returns:
+            The batches whose outputs were found.
+
+        Raises:
+            ValueError: nobody knows where the stream ends.
+            TypeError: later batches build on earlier ones, so a file alone confirms none.
+
+        Durability: when this returns what was adopted is saved.
+        """
+        self.check_owner()
+        desk = self._desk
+        self._check_no_frontier()
+        if desk.codec is not None or self.progress.is_ordered:
+            raise TypeError(
+                "rescan() is for streams whose batches stand alone: no state, no cursor"
+            )
+        await self.settle_open(Way.EXIT)
+        found = await find_outputs(desk, self.remaining(total=total), path_of)
+        log.info("%s: %d outputs were found that no record names", desk.where(), len(found))
+        if adopt_outputs and found:
+            await adopt_found(desk, found)
+        else:
+            for index in found:
+                desk.files.release(index)
+        return list(found)
+
     # -- ownership ------------------------------------------------------------------------------
 
     def check_owner(self) -> None:
@@ -392,10 +528,10 @@ class Stream(Generic[S]):
         """Raise StreamFailedError after `fail`."""
         if self._failure is not None:
             raise StreamFailedError(
-                f"{describe_batch(self._desk.run_id, self.key, None)} has failed: "
-                f"{self._failure.message}",
+                self._failure.message,
                 run_id=self._desk.run_id,
                 stream=self.key,
+                retryable=self._failure.retryable,
             )
 
     @property
@@ -422,6 +558,7 @@ class Stream(Generic[S]):
             await self._record_exit(error, index)
         finally:
             self._is_closed = True
+            desk.lane.open_s += trio.current_time() - self._opened
             desk.close()
             desk.coordinator.registry.touch()
 
@@ -432,11 +569,18 @@ class Stream(Generic[S]):
             if self.status is Status.IN_PROGRESS:
                 log.info("%s was left before its end: INTERRUPTED", where)
         elif desk.saver.poison is None and self._failure is None:
-            if isinstance(error, TrioCkptError) and error.stream == self.key:
-                index = error.batch_index
+            info = describe_error(error, batch_index=index)
+            if isinstance(error, BatchFailedError | StreamFailedError) and error.stream == self.key:
+                info = describe_error(  # what it failed with says more than that it failed
+                    error.__cause__ or error.reason,
+                    retryable=error.retryable,
+                    batch_index=error.batch_index,
+                )
+            elif isinstance(error, TrioCkptError) and error.stream == self.key:
+                info = describe_error(error, batch_index=error.batch_index)
             with trio.CancelScope(shield=True):
                 try:
-                    await self._save_failure(describe_error(error, batch_index=index))
+                    await self._save_failure(info)
                 except Exception as problem:
                     log.error("%s failed, and saving that failed: %s", where, problem)
 

@@ -31,9 +31,13 @@ class ExactSum:
         if isinstance(amount, float) and not math.isfinite(amount):
             raise ValueError(f"only finite numbers can be summed, not {amount!r}")
         top, bottom = amount.as_integer_ratio()
-        shift = max(self.shift, bottom.bit_length() - 1)
+        return self.with_sum(ExactSum(top, bottom.bit_length() - 1), sign)
+
+    def with_sum(self, other: ExactSum, sign: int = 1) -> ExactSum:
+        """This sum with another one added (``sign=-1``: taken away)."""
+        shift = max(self.shift, other.shift)
         top = (self.numerator << (shift - self.shift)) + sign * (
-            top << (shift - bottom.bit_length() + 1)
+            other.numerator << (shift - other.shift)
         )
         spare = min(shift, (top & -top).bit_length() - 1) if top else shift
         return ExactSum(top >> spare, shift - spare)
@@ -59,6 +63,32 @@ def add_amounts(sums: dict[str, ExactSum], amounts: Mapping[str, Number], sign: 
         sums[name] = sums.get(name, ZERO).plus(amount, sign)
 
 
+def add_sums(sums: dict[str, ExactSum], others: Mapping[str, ExactSum], sign: int = 1) -> None:
+    """Add each of `others` to the sum of its name, in place."""
+    for name, other in others.items():
+        sums[name] = sums.get(name, ZERO).with_sum(other, sign)
+
+
 def shown(sums: Mapping[str, ExactSum]) -> dict[str, Number]:
     """The sums as plain numbers."""
     return {name: total.value for name, total in sums.items()}
+
+
+StoredSum = tuple[str, int]  # the numerator in hexadecimal, which may be of any length; the shift
+
+
+def encode_sums(sums: Mapping[str, ExactSum]) -> dict[str, StoredSum]:
+    """The sums as they are stored, exactly."""
+    return {name: (f"{total.numerator:x}", total.shift) for name, total in sums.items()}
+
+
+def decode_sums(stored: Mapping[str, StoredSum]) -> dict[str, ExactSum]:
+    """The inverse of `encode_sums`.
+
+    Raises:
+        ValueError: one is no sum of finite floats; adding to it would shift by as much.
+    """
+    for _, shift in stored.values():
+        if not 0 <= shift <= MAX_SHIFT:
+            raise ValueError(f"a sum over 2**{shift} is none of finite floats")
+    return {name: ExactSum(int(top, 16), shift) for name, (top, shift) in stored.items()}

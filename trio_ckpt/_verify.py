@@ -1,61 +1,47 @@
 """Outputs are the truth: what the records name is looked at before it is believed.
 
 The newest records of a stream are checked before its first batch, the rest beside the
-run, a page at a time.  What is missing or altered goes back to work, by a REDO record
-that takes back what the batch had added.
+run, a page at a time.  What is missing, altered or invalid goes back to work.
+
+Where batches build on each other all records are checked before the first batch, because
+the stream is then rewound to before the first bad one, which cannot be done under a loop
+that is running.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import AsyncGenerator
+from collections.abc import Sequence
 from typing import Literal
 
 import attrs
+import trio
 
-from ._errors import CannotRedoError, OutputClaimedError, OutputsMissingError, describe_batch
+from ._errors import OutputInvalidError, OutputsMissingError, describe_batch
 from ._gate import Desk
-from ._records import Kind, Record, decode_record
+from ._history import Standing, StandingRecord
+from ._records import Record
+from ._redo import Redo
 from ._threads import run_blocking
-from .abc import Store
-from .outputs import OutputDir
+from .outputs import OutputDir, Validator, check_outputs
 
 log = logging.getLogger("trio_ckpt.verify")
 
 Verify = Literal["off", "size", "sha256"]
 
-PAGE = 1_000  # records that are held and checked at a time
+PARALLEL = 4  # threads that look at files: hashing and waiting for disks leave the GIL
 MISSING_MANY = 10  # more than these, and more than a tenth: the folder is in doubt
 MISSING_SHARE = 0.1
+MISSING = "missing"
 
 
 @attrs.frozen
 class Damage:
     """A confirmed batch whose outputs are not what was confirmed."""
 
-    index: int
-    record: Record
+    entry: StandingRecord
     path: str
     reason: str
-
-
-async def read_pages(store: Store, desk: Desk) -> AsyncGenerator[list[Record]]:
-    """The records of a stream, newest first, a page at a time.
-
-    Raises:
-        StoreDamagedError: one is not what was saved.
-    """
-    lane, cursor = desk.lane, None
-    key = desk.saver.run_key
-    while True:
-        page = await store.history(
-            key.run_id, lane.text, generation=key.generation, cursor=cursor, limit=PAGE
-        )
-        yield [decode_record(lane.seal.open(s.sequence, s.payload)) for s in page.records]
-        cursor = page.cursor
-        if cursor is None:
-            return
 
 
 @attrs.define(eq=False)
@@ -63,60 +49,62 @@ class Verifier:
     """Checks the outputs of one stream, newest first.
 
     Attributes:
+        desk: The stream.
+        redo: Puts what is damaged back to work.
         mode: How closely.
         redo_missing: Go on even if very many are gone.
     """
 
     desk: Desk
+    redo: Redo
     mode: Verify
     redo_missing: bool
-    _superseded: set[int] = attrs.field(factory=set[int], init=False)
+    _standing: Standing = attrs.field(init=False)
+    _first_bad: Damage | None = attrs.field(default=None, init=False)
 
-    async def check(self, records: list[Record]) -> None:
+    def __attrs_post_init__(self) -> None:
+        self._standing = Standing(self.desk.lane.progress, self.desk.lane.redone)
+
+    async def check(self, records: list[tuple[int, Record]]) -> None:
         """Check a page of records, and put back to work what is damaged.
+
+        Where batches build on each other it is only remembered, for `rewind`.
 
         Raises:
             OutputsMissingError: so many are gone that the folder itself is in doubt.
-            CannotRedoError: a damaged batch cannot be redone alone.
             OutputClaimedError: two batches have confirmed one file.
         """
-        current = self._current(records)
-        outputs, damages = self.desk.outputs, list[Damage]()
-        if current and self.mode != "off" and outputs is not None:
-            damages = await run_blocking(_find_damages, outputs, current, self.mode)
-        self._refuse_many(damages, len(current))
-        if damages:
-            await self._redo(damages)
-        damaged = {damage.index for damage in damages}
-        for record in current:
-            if record.index not in damaged:
-                self._claim(record)
+        entries = [entry for entry in self._standing.of(records) if entry.record.outputs]
+        files, damages = self.desk.files, list[Damage]()
+        if entries and self.mode != "off" and files.root is not None:
+            damages = await find_damages(files.root, entries, self.mode, files.validator)
+        self._refuse_many(damages, len(entries))
+        for damage in damages:
+            await self._take(damage)
+        damaged = {damage.entry.index for damage in damages}
+        for entry in entries:
+            if entry.index not in damaged:
+                files.claim_confirmed(entry.index, entry.record.outputs)
 
-    def _current(self, records: list[Record]) -> list[Record]:
-        """Those with outputs that still stand: the newest record of each confirmed batch."""
-        current: list[Record] = []
-        for record in records:
-            if record.kind is Kind.REDO:
-                self._superseded.update(record.indexes)
-            elif record.kind is Kind.BATCH and record.outputs:
-                index = record.index
-                confirmed = self.desk.lane.progress.confirmed
-                if index is None or index in self._superseded or index not in confirmed:
-                    continue
-                current.append(record)
-        return current
+    async def rewind(self) -> None:
+        """Rewind the stream to before the first damaged batch, if there was one."""
+        damage, self._first_bad = self._first_bad, None
+        if damage is not None:
+            reason = f"{damage.path} is {damage.reason}, and later batches build on it"
+            await self.redo.rewind_before(damage.entry.sequence, reason)
 
-    def _claim(self, record: Record) -> None:
-        owner = (self.desk.lane.text, record.index or 0)
-        for output in record.outputs:
-            has = self.desk.claims.setdefault(output.path, owner)
-            if has != owner:
-                raise OutputClaimedError(
-                    output.path, f"batch {has[1]} of {has[0]} and batch {owner[1]} of {owner[0]}"
-                )
+    async def _take(self, damage: Damage) -> None:
+        entry = damage.entry
+        where = describe_batch(self.desk.run_id, self.desk.lane.key, entry.index)
+        log.warning("%s goes back to work: %s is %s", where, damage.path, damage.reason)
+        if not self.desk.lane.progress.is_ordered:
+            await self.redo.take_damaged(entry.index, entry.record, damage.path, damage.reason)
+            self.desk.put_back(entry.index)
+        elif self._first_bad is None or entry.sequence < self._first_bad.entry.sequence:
+            self._first_bad = damage
 
     def _refuse_many(self, damages: list[Damage], checked: int) -> None:
-        missing = [damage for damage in damages if damage.reason == "missing"]
+        missing = [damage for damage in damages if damage.reason == MISSING]
         if len(missing) > max(MISSING_MANY, checked * MISSING_SHARE) and not self.redo_missing:
             raise OutputsMissingError(
                 missing[0].path,
@@ -126,43 +114,57 @@ class Verifier:
                 stream=self.desk.lane.key,
             )
 
-    async def _redo(self, damages: list[Damage]) -> None:
-        desk = self.desk
-        progress = desk.lane.progress
-        if progress.cursor is not None or desk.codec is not None or progress.sinks:
-            first = min(damages, key=lambda damage: damage.index)
-            raise CannotRedoError(
-                first.path,
-                f"is {first.reason}, and batch {first.index} cannot be redone alone because later "
-                "ones build on it; restore the file, or archive the run with fresh=True and "
-                "begin again",
-                run_id=desk.run_id,
-                stream=desk.lane.key,
-                batch_index=first.index,
+
+async def find_damages(
+    outputs: OutputDir,
+    entries: Sequence[StandingRecord],
+    mode: Literal["size", "sha256"],
+    validator: Validator | None = None,
+) -> list[Damage]:
+    """Compare the outputs of records with the files that are there, several at once.
+
+    Cancellation: what the threads have begun is waited for.
+    """
+    found: list[Damage] = []
+    errors: list[Exception] = []
+
+    async def look(part: int) -> None:
+        try:
+            found.extend(
+                await run_blocking(_find_damages, outputs, entries[part::PARALLEL], mode, validator)
             )
-        for damage in damages:
-            where = describe_batch(desk.run_id, desk.lane.key, damage.index)
-            log.warning("%s goes back to work: %s is %s", where, damage.path, damage.reason)
-            await desk.save_plain(
-                Record(
-                    kind=Kind.REDO,
-                    at=time.time(),
-                    indexes=(damage.index,),
-                    records=damage.record.records,
-                    totals=damage.record.totals,
-                    metadata={"path": damage.path, "reason": damage.reason},
-                )
-            )
-            self._superseded.add(damage.index)
-            desk.put_back(damage.index)
+        except Exception as error:  # raised below, alone
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for part in range(min(PARALLEL, len(entries))):
+            nursery.start_soon(look, part)
+    if errors:
+        raise errors[0]
+    return sorted(found, key=lambda damage: -damage.entry.sequence)
 
 
-def _find_damages(outputs: OutputDir, records: list[Record], mode: Verify) -> list[Damage]:
+def _find_damages(
+    outputs: OutputDir,
+    entries: Sequence[StandingRecord],
+    mode: Literal["size", "sha256"],
+    validator: Validator | None,
+) -> list[Damage]:
     damages: list[Damage] = []
-    for record in records:
-        for output in record.outputs:
-            reason = outputs.check(output, "sha256" if mode == "sha256" else "size")
+    for entry in entries:
+        listed = entry.record.outputs
+        for output in listed:
+            reason = outputs.check(output, mode)
             if reason is not None:
-                damages.append(Damage(record.index or 0, record, output.path, reason))
+                damages.append(Damage(entry, output.path, reason))
                 break
+        else:
+            if validator is not None:
+                try:
+                    check_outputs(outputs, listed, validator)
+                except OutputInvalidError as error:
+                    reason = (
+                        f"invalid: {error.field}: {error.reason}" if error.field else error.reason
+                    )
+                    damages.append(Damage(entry, error.path, reason))
     return damages

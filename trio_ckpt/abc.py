@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Generic, Literal, TypeVar
 
 import attrs
@@ -134,6 +135,37 @@ class RunSummary:
 
 
 @attrs.frozen
+class Owner:
+    """Who owns a run at this moment.
+
+    Attributes:
+        host: Its host name.
+        pid: Its process id.
+        since: When it took the run, aware, in UTC.
+    """
+
+    host: str
+    pid: int
+    since: datetime
+
+
+@attrs.frozen
+class Pruned:
+    """What `Store.prune` removed.
+
+    Attributes:
+        generations: How many.
+        records: The records of those generations, all streams together.
+        bytes: The payloads of those records and of their folds, and the blobs that no record
+            of the store names any more.
+    """
+
+    generations: int
+    records: int
+    bytes: int
+
+
+@attrs.frozen
 class StreamView:
     """A stream as the store has it."""
 
@@ -207,7 +239,7 @@ class Store(ABC):
         Each checkpoint is saved whole or not at all.  One that fails takes with it the
         later ones of its own stream in the group; other streams are untouched.  A run or
         a stream that is not known yet is created.  A `generation` one above the stored one
-        begins the run afresh: the older generation stays readable by number.
+        begins the run afresh: the older generation stays readable by number, until `prune`.
 
         Args:
             run: Compared in the same transaction.
@@ -269,6 +301,47 @@ class Store(ABC):
         Put and save it under one lock of the run: a blob that no record names may be removed
         once nobody owns a run of the store.  Reading one that was altered or is gone raises
         `StoreDamagedError`.
+        """
+
+    @abstractmethod
+    async def read_owner(self, run_id: str) -> Owner | None:
+        """Who owns a run now; None: nobody does.
+
+        It only looks: it never takes the lock, so nobody who wants to own the run at the same
+        moment is refused for it, and it writes nothing.  It works from another process while
+        the run is running.  Where the owner's own words cannot be read, only that it is there
+        is sure: the host is ``an unknown host`` then and the process id 0.
+
+        Raises:
+            StoreError: it cannot be told.
+        """
+
+    @abstractmethod
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        """Remove all generations of a run but the newest `keep`, in one transaction.
+
+        With 0 the run itself goes: it is in `list_runs` and `read_run` no more until it is
+        locked or saved again.  Its owner number stays, so the fence only grows.  So does the
+        number of its generation: a run begun later under this id has the next one, so no
+        sealed record of the old one, wherever a copy of it is left, can pass for a new one.
+
+        The caller owns the run's lock.  Blobs that no record names any more go with the
+        generations, but for those that other owners of the store may be about to name:
+        these go when a run is locked or given back while nobody else owns one.
+
+        Args:
+            run: Compared in the same transaction.
+            keep: How many generations, the newest one counted, are left.
+
+        Raises:
+            StoreConflictError: `run.owner` is not the newest owner, or `run.generation` not
+                the newest; nothing was removed.
+            SaveOutcomeUnknownError: they may have been removed or not.
+            StoreError: nothing was removed.
+            ValueError: `keep` is negative.
+
+        Durability: what is removed does not come back after power loss.
+        Cancellation: not once it has begun.
         """
 
     @abstractmethod

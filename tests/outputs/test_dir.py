@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.outputs.faulty import FaultySystem, files_in, sha256
+from tests.outputs.faulty import FaultySystem, Killed, files_in, sha256
 from trio_ckpt._errors import OutputError
 from trio_ckpt.outputs import AppendFile, Output, OutputDir, System
+from trio_ckpt.outputs._dir import HASH_CHUNK_BYTES
 from trio_ckpt.outputs._names import TEMP_NAME, temp_name
 
 # ---------------------------------------------------------------------------------------
@@ -313,3 +314,83 @@ def test_threads_may_write_into_the_same_new_folders(outdir: OutputDir, root: Pa
     for thread in threads:
         thread.join()
     assert len(files_in(root)) == 120
+
+
+# ---------------------------------------------------------------------------------------
+# Reading, and writing piece by piece
+# ---------------------------------------------------------------------------------------
+
+
+def test_read_has_a_limit_that_is_seen_before_anything_is_read(root: Path) -> None:
+    system = FaultySystem()
+    outdir = OutputDir.open(root, system=system)
+    outdir.write("a/f", b"12345")
+    assert outdir.read("a/f", 5) == b"12345"
+    system.fail_at, system.error, system.only, system.count = 1, Killed(), "pread", 0
+    with pytest.raises(OutputError, match="has 5 bytes, over 4"):
+        outdir.read("a/f", 4)
+    assert not system.failed
+    outdir.close()
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(root: Path) -> None:
+    class Growing(System):
+        def pread(self, fd: int, size: int, offset: int) -> bytes:
+            with (root / "f").open("ab") as file:
+                file.write(b"more")
+            return super().pread(fd, size, offset)
+
+    outdir = OutputDir.open(root, system=Growing())
+    outdir.write("f", b"123")
+    with pytest.raises(OutputError, match="has grown over 5 bytes"):
+        outdir.read("f", 5)
+    outdir.close()
+
+
+def test_only_regular_files_below_the_root_are_read(
+    outdir: OutputDir, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "outside").write_bytes(b"secret")
+    (root / "link").symlink_to(tmp_path / "outside")
+    (root / "up").symlink_to(tmp_path)
+    (root / "folder").mkdir()
+    os.mkfifo(root / "pipe")
+    for name in ("link", "up/outside", "folder", "pipe", "gone", "../outside"):
+        with pytest.raises(OutputError):
+            outdir.read(name, 100)
+        with pytest.raises(OutputError):
+            list(outdir.read_pieces(name, 100))
+
+
+def test_pieces_end_at_the_limit_or_with_the_file(outdir: OutputDir) -> None:
+    outdir.write("f", b"x" * (2 * HASH_CHUNK_BYTES + 1))
+    for limit in (0, 5, HASH_CHUNK_BYTES, 2 * HASH_CHUNK_BYTES, 10 * HASH_CHUNK_BYTES):
+        pieces = list(outdir.read_pieces("f", limit))
+        assert sum(map(len, pieces)) == min(limit, 2 * HASH_CHUNK_BYTES + 1)
+        assert max(map(len, pieces), default=0) <= HASH_CHUNK_BYTES
+
+
+def test_a_new_file_has_its_name_when_it_is_committed_and_not_before(
+    outdir: OutputDir, root: Path
+) -> None:
+    outdir.write("a/f", b"old")
+    file = outdir.create("a/f")
+    file.write(b"new ")
+    assert (root / "a/f").read_bytes() == b"old"
+    file.write(b"content")
+    output = file.commit()
+    assert output == Output("a/f", 11, output.mtime_ns, sha256(b"new content"))
+    assert outdir.check(output, "sha256") is None
+    file.close()
+    file.close()
+    assert files_in(root) == {"a/f": b"new content"}
+
+
+def test_a_new_file_that_is_not_committed_leaves_nothing(outdir: OutputDir, root: Path) -> None:
+    outdir.write("a/f", b"old")
+    file = outdir.create("a/f")
+    file.write(b"new")
+    assert outdir.remove_orphans() == []  # its writer is alive
+    file.close()
+    file.close()
+    assert files_in(root) == {"a/f": b"old"}

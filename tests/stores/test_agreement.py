@@ -1,4 +1,4 @@
-"""The store in memory says what the store on disk says, whatever is asked of them."""
+"""The store in memory says what the stores on disk say, whatever is asked of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from hypothesis import given, settings, strategies as st
 
 from trio_ckpt._errors import StoreError
 from trio_ckpt.abc import Checkpoint, Fold, RunKey, Store
-from trio_ckpt.stores import MemoryStore, SqliteStore
+from trio_ckpt.stores import MemoryStore, open_store
 
+GENERATIONS = 5  # looked for where the run is gone
 STREAMS = ('["a"]', '["b"]', '["c"]')
 
 # Each number is what is added to the right one: most are right, some are not.
@@ -25,7 +26,8 @@ _saves = st.tuples(
     _near,  # owner
     st.sampled_from([0, 0, 0, 0, 1, 2, -1]),  # generation
 )
-_steps = st.one_of(_saves, _saves, _saves, st.tuples(st.just("reopen")))
+_prunes = st.tuples(st.just("prune"), st.integers(0, 3), _near, _near)  # keep, owner, generation
+_steps = st.one_of(_saves, _saves, _saves, _saves, _prunes, st.tuples(st.just("reopen")))
 
 
 class _Driver:
@@ -43,7 +45,7 @@ class _Driver:
         generation: int,
     ) -> None:
         stored = await self.store.read_run("run")
-        assert stored is not None
+        assert stored is not None  # it is locked
         heads = {entry.stream: entry.sequence for entry in stored.streams}
         run = RunKey("run", stored.generation + generation, owner)
         if generation == 1:
@@ -61,10 +63,19 @@ class _Driver:
         else:
             self.said.append([type(outcome) for outcome in outcomes])
 
+    async def prune(self, owner: int, keep: int, generation: int) -> None:
+        stored = await self.store.read_run("run")
+        assert stored is not None  # it is locked
+        run = RunKey("run", stored.generation + generation, owner)
+        try:
+            self.said.append(await self.store.prune(run, keep=keep))
+        except StoreError as error:
+            self.said.append(type(error))
+
     async def look(self) -> None:
         stored = await self.store.read_run("run")
-        assert stored is not None
-        for number in range(-1, stored.generation + 2):
+        self.said.append(stored is None)
+        for number in range(-1, GENERATIONS if stored is None else stored.generation + 2):
             again = await self.store.read_run("run", number)
             if again is not None:
                 again = (again.owner, {entry.stream: entry for entry in again.streams})
@@ -75,24 +86,34 @@ class _Driver:
         self.said.append(await self.store.list_runs())
 
 
+async def _open(scheme: str, folder: Path, before: Store | None = None) -> Store:
+    if isinstance(before, MemoryStore):
+        return before.reopen()
+    if scheme == "memory":
+        return MemoryStore()
+    return await open_store(f"{scheme}:{folder}", durability="process")
+
+
 async def _run(steps: list[tuple[Any, ...]], folder: Path) -> None:
-    memory = _Driver(MemoryStore())
-    disk = _Driver(await SqliteStore.open(folder, durability="process"))
-    for driver in (memory, disk):
+    said: dict[str, list[Any]] = {}
+    for scheme in ("memory", "sqlite", "json"):
+        driver = _Driver(await _open(scheme, folder / scheme))
         for step in [*steps, ("reopen",)]:
             async with driver.store.lock_run("run") as owner:
                 if step[0] == "save":
                     _, group, folds, off, generation = step
                     await driver.save(owner + off, group, folds, generation)
+                elif step[0] == "prune":
+                    _, keep, off, generation = step
+                    await driver.prune(owner + off, keep, generation)
+            await driver.look()
             if step[0] == "reopen":
-                await driver.look()
                 await driver.store.aclose()
-                if isinstance(driver.store, MemoryStore):
-                    driver.store = driver.store.reopen()
-                else:
-                    driver.store = await SqliteStore.open(folder, durability="process")
+                driver.store = await _open(scheme, folder / scheme, driver.store)
         await driver.store.aclose()
-    assert memory.said == disk.said
+        said[scheme] = driver.said
+    assert said["memory"] == said["sqlite"]
+    assert said["memory"] == said["json"]
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import attrs
@@ -16,13 +19,15 @@ from trio_ckpt.abc import (
     Checkpoint,
     Fold,
     HistoryPage,
+    Owner,
+    Pruned,
     RunKey,
     RunSummary,
     Store,
     StoredRecord,
     StoredRun,
 )
-from trio_ckpt.stores import MemoryStore, SqliteStore, open_store
+from trio_ckpt.stores import MemoryStore, SqliteStore, _json_writer, open_store
 from trio_ckpt.testing import FaultyStore, Hang, check_store
 
 
@@ -42,18 +47,37 @@ async def test_memory() -> None:
     await check_store(_memory(MemoryStore))
 
 
-async def test_sqlite(tmp_path: Path) -> None:
-    await check_store(lambda: open_store(tmp_path / "store"))
+LOCAL = pytest.mark.parametrize("scheme", ["sqlite", "json"])
 
 
-async def test_sqlite_durable_for_the_process(tmp_path: Path) -> None:
-    await check_store(lambda: open_store(tmp_path / "store", durability="process"))
+@LOCAL
+async def test_local(scheme: str, tmp_path: Path) -> None:
+    await check_store(lambda: open_store(f"{scheme}:{tmp_path / 'store'}"))
 
 
-async def test_sqlite_under_a_jumping_clock(tmp_path: Path, autojump_clock: MockClock) -> None:
+@LOCAL
+async def test_local_durable_for_the_process(scheme: str, tmp_path: Path) -> None:
+    url = f"{scheme}:{tmp_path / 'store'}"
+    await check_store(lambda: open_store(url, durability="process"))
+
+
+@LOCAL
+async def test_local_under_a_jumping_clock(
+    scheme: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
     """No call to the disk lets virtual time pass."""
-    await check_store(lambda: open_store(tmp_path / "store"))
+    await check_store(lambda: open_store(f"{scheme}:{tmp_path / 'store'}"))
     assert trio.current_time() == 0
+
+
+async def test_json_written_anew_with_every_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the journal ends and checkpoint.json begins makes no difference."""
+    monkeypatch.setattr(_json_writer, "MIN_REWRITE_BYTES", 0)
+    monkeypatch.setattr(_json_writer, "REWRITE_SHARE", 0.0)
+    await check_store(lambda: open_store(f"json:{tmp_path / 'store'}"))
+    assert "the journal grows on" not in caplog.text
 
 
 async def test_faulty_store_without_faults() -> None:
@@ -269,6 +293,120 @@ class MixesUpCase(MemoryStore):
         return await super().save(run, lower, folds)
 
 
+class NobodyOwns(MemoryStore):
+    async def read_owner(self, run_id: str) -> Owner | None:
+        await self._begin()
+        return None
+
+
+class OwnsForEver(MemoryStore):
+    async def read_owner(self, run_id: str) -> Owner | None:
+        await self._begin()
+        if run_id not in self._memory.runs:
+            return None
+        return Owner(socket.gethostname(), os.getpid(), datetime.now(UTC))
+
+
+class LooksByLocking(MemoryStore):
+    async def read_owner(self, run_id: str) -> Owner | None:
+        owner = await super().read_owner(run_id)
+        if owner is None and run_id in self._memory.runs:
+            self._memory.locked_since[run_id] = datetime.now(UTC).isoformat()
+            try:
+                await trio.lowlevel.checkpoint()
+            finally:
+                del self._memory.locked_since[run_id]
+        return owner
+
+
+class LocalTime(MemoryStore):
+    async def read_owner(self, run_id: str) -> Owner | None:
+        owner = await super().read_owner(run_id)
+        zone = timezone(timedelta(hours=5))
+        return owner and attrs.evolve(owner, since=owner.since.astimezone(zone))
+
+
+class PrunesOneTooMany(MemoryStore):
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        return await super().prune(run, keep=max(keep - 1, min(keep, 1)))
+
+
+class PrunesNothing(MemoryStore):
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        return await super().prune(run, keep=keep + 9)
+
+
+class HidesWhatIsPruned(MemoryStore):
+    """It says that a generation is gone, but its history is still there."""
+
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        kept = self.after_crash()._memory.runs[run.run_id].generations
+        pruned = await super().prune(run, keep=keep)
+        self.kept = {n: streams for n, streams in kept.items() if n < run.generation + 1 - keep}
+        return pruned
+
+    async def history(
+        self,
+        run_id: str,
+        stream: str,
+        *,
+        generation: int | None = None,
+        cursor: str | None = None,
+        limit: int = 1000,
+    ) -> HistoryPage:
+        if generation in getattr(self, "kept", {}):
+            found = self.kept[generation][stream].log
+            return HistoryPage(tuple(map(self._resolve, reversed(found))), None)
+        return await super().history(
+            run_id, stream, generation=generation, cursor=cursor, limit=limit
+        )
+
+
+class BeginsAtZeroAgain(MemoryStore):
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        pruned = await super().prune(run, keep=keep)
+        if keep == 0:
+            self._memory.runs[run.run_id].next_generation = 0
+        return pruned
+
+
+class ForgetsTheOwner(MemoryStore):
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        pruned = await super().prune(run, keep=keep)
+        if keep == 0 and pruned.generations:
+            self._memory.runs[run.run_id].owner = 0
+        return pruned
+
+
+class PrunesForAnybody(MemoryStore):
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        owner = self._memory.runs[run.run_id].owner
+        return await super().prune(attrs.evolve(run, owner=owner), keep=keep)
+
+
+class PrunesAnyGeneration(MemoryStore):
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        newest = self._memory.runs[run.run_id].generation
+        return await super().prune(attrs.evolve(run, generation=newest), keep=keep)
+
+
+class KeepsBlobs(MemoryStore):
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        pruned = await super().prune(run, keep=keep)
+        self._memory.was_pruned = False
+        return pruned
+
+
+class PrunesBlobsInUse(MemoryStore):
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        before = self._memory.blobs_named()
+        pruned = await super().prune(run, keep=keep)
+        if pruned.generations:
+            for digest in before:
+                self._memory.blobs.pop(digest, None)
+        return pruned
+
+
 class NeverCloses(MemoryStore):
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -300,6 +438,19 @@ BROKEN = {
     EmptyForLostBlobs: "Blobs come back in place of the payload",
     ListsInAnyOrder: "list_runs names every run once",
     MixesUpCase: "Any text is a good run id",
+    NobodyOwns: "read_owner tells who owns a run now.*is locked has no owner",
+    OwnsForEver: "read_owner tells who owns a run now.*given back has an owner",
+    LooksByLocking: "Whoever locks a run is not refused because somebody looks",
+    LocalTime: "read_owner tells who owns a run now.*not in UTC",
+    PrunesOneTooMany: "prune removes all generations but the newest ones",
+    PrunesNothing: "prune removes all generations but the newest ones",
+    HidesWhatIsPruned: "prune removes all generations but the newest ones.*has a history",
+    BeginsAtZeroAgain: "Of a run pruned to nothing the numbers stay",
+    ForgetsTheOwner: "Of a run pruned to nothing the numbers stay",
+    PrunesForAnybody: "prune removes nothing for another owner",
+    PrunesAnyGeneration: "prune removes nothing for another owner",
+    KeepsBlobs: "With the records go the blobs.*still there",
+    PrunesBlobsInUse: "With the records go the blobs.*missing or was altered",
     NeverCloses: "Closing twice is fine",
     DeafToCancellation: "A cancelled read ends",
 }

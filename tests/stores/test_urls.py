@@ -35,22 +35,45 @@ async def test_colon_in_a_folder(url: str, tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / url.removeprefix("sqlite:") / "state.db").exists()
 
 
-@pytest.mark.parametrize("url", ["json:x", "postgresql://h/d", "s3://b/p", "re:2025", "SQLITE:x"])
+@pytest.mark.parametrize("url", ["postgresql://h/d", "s3://b/p", "re:2025", "SQLITE:x"])
 async def test_unknown_scheme(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StoreError, match=r"no stores of kind '.*:'; known are sqlite:.*memory:"):
+    with pytest.raises(
+        StoreError, match=r"no stores of kind '.*:'; known are sqlite:.*json:.*memory:"
+    ):
         await open_store(url)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("url", ["", "sqlite:", "sqlite:///x", "memory:x", "a\0b"])
+@pytest.mark.parametrize(
+    "url", ["", "sqlite:", "sqlite:///x", "json:", "json://x", "memory:x", "a\0b"]
+)
 async def test_url_that_names_nothing(url: str) -> None:
     with pytest.raises(StoreError):
         await open_store(url)
 
 
-async def test_settings_arrive(folder: Path) -> None:
-    store = await open_store(folder, mac_key=b"key", durability="process")
+async def test_url_of_readable_files(folder: Path) -> None:
+    store = await open_store(f"json:{folder}")
+    assert store.url == f"json:{folder}"
+    await store.aclose()
+    await (await open_store(store.url, create=False)).aclose()
+    assert (folder / "store.json").exists()
+
+
+@pytest.mark.parametrize("kinds", [("sqlite", "json"), ("json", "sqlite")])
+async def test_store_of_another_kind(folder: Path, kinds: tuple[str, str]) -> None:
+    """A folder is one kind of store; opened as the other it is refused and left as it is."""
+    await (await open_store(f"{kinds[0]}:{folder}")).aclose()
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(StoreError, match="is not a trio_ckpt"):
+        await open_store(f"{kinds[1]}:{folder}")
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "json"])
+async def test_settings_arrive(scheme: str, folder: Path) -> None:
+    store = await open_store(f"{scheme}:{folder}", mac_key=b"key", durability="process")
     assert (store.mac_key, store.durability) == (b"key", "process")
     await store.aclose()
     assert (await open_store("memory:", mac_key=b"key")).mac_key == b"key"

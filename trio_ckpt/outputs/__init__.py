@@ -35,4 +35,11 @@ from ._names import (
     lines_digest as lines_digest,
     relative_path as relative_path,
 )
+from ._new import NewFile as NewFile
 from ._system import System as System
+from ._tail import find_lines_damage as find_lines_damage, keep_tail as keep_tail
+from ._validate import (
+    Validate as Validate,
+    Validator as Validator,
+    check_outputs as check_outputs,
+)

@@ -7,8 +7,8 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Generator, Iterable
+from contextlib import closing, contextmanager, suppress
 from typing import Literal
 
 import attrs
@@ -23,9 +23,9 @@ from ._names import (
     above,
     below,
     relative_path,
-    temp_name,
 )
-from ._system import NEW, READ, TROUBLE, System, told, words, write_all
+from ._new import NewFile
+from ._system import READ, TROUBLE, System, told, words
 from ._tree import Sync, Tree
 
 Verify = Literal["size", "sha256"]
@@ -108,14 +108,43 @@ class OutputDir:
         Raises:
             OutputError: it cannot be written, or something that is no file has its name.
         """
+        with closing(self.create(path)) as file:
+            file.write(data)
+            return file.commit()
+
+    def create(self, path: AnyPath) -> NewFile:
+        """Begin a file that is too large to be held: written piece by piece, then committed.
+
+        Raises:
+            OutputError: it cannot be made, or something that is no file has its name.
+        """
+        return NewFile.open(self.tree, self.relative(path))
+
+    def read(self, path: AnyPath, limit_bytes: int) -> bytes:
+        """The content of a file, links not followed.
+
+        Raises:
+            OutputError: it is missing, no regular file, behind a link, or larger than
+                `limit_bytes`; that is noticed before it is read.
+        """
         name = self.relative(path)
-        with told(name), self.tree.folder(name, Sync.MAKE) as (folder, last):
-            if not stat.S_ISREG(self.tree.mode(folder, last) or stat.S_IFREG):
-                raise OutputError(name, "something that is no regular file has its name")
-            written = self._replace(folder, last, data)
-            self.tree.mark_new(name)  # it is another file now
-            self.tree.sync(folder, above(name))
-        return Output(name, written.st_size, written.st_mtime_ns, hashlib.sha256(data).hexdigest())
+        with told(name), self._regular(name) as (fd, found):
+            if found.st_size > limit_bytes:
+                raise OutputError(name, f"has {found.st_size:,} bytes, over {limit_bytes:,}")
+            data = b"".join(self._pieces(fd, limit_bytes + 1))
+        if len(data) > limit_bytes:
+            raise OutputError(name, f"has grown over {limit_bytes:,} bytes while it was read")
+        return data
+
+    def read_pieces(self, path: AnyPath, limit_bytes: int) -> Generator[bytes]:
+        """The content of a file piece by piece, `limit_bytes` in all; close it at the end.
+
+        Raises:
+            OutputError: it is missing, no regular file, or behind a link.
+        """
+        name = self.relative(path)
+        with told(name), self._regular(name) as (fd, _):
+            yield from self._pieces(fd, limit_bytes)
 
     def adopt(self, path: AnyPath) -> Output:
         """Take a file that the user wrote as an output.
@@ -241,24 +270,26 @@ class OutputDir:
 
     # -- one file -------------------------------------------------------------------
 
-    def _replace(self, folder: int, last: str, data: bytes) -> os.stat_result:
-        system, temp = self._system, temp_name(last)
-        fd = system.open(temp, NEW, dir_fd=folder)
-        try:
-            try:
-                with suppress(OSError):  # some file systems have no locks
-                    system.lock(fd)  # until it is closed: remove_orphans leaves it alone
-                write_all(system, fd, last, data, 0)
-                system.fsync(fd)
-                written = system.fstat(fd)
-                system.rename(temp, last, src_dir_fd=folder, dst_dir_fd=folder)
-            finally:
-                system.close(fd)
-        except BaseException:
-            with suppress(OSError):
-                system.unlink(temp, dir_fd=folder)
-            raise
-        return written
+    @contextmanager
+    def _regular(self, name: str) -> Generator[tuple[int, os.stat_result]]:
+        """A regular file, opened for reading."""
+        with (
+            self.tree.folder(name, Sync.NONE) as (folder, last),
+            self.tree.opened(folder, last) as (fd, found),
+        ):
+            if not stat.S_ISREG(found.st_mode):
+                raise OutputError(name, "is not a regular file")
+            yield fd, found
+
+    def _pieces(self, fd: int, limit_bytes: int) -> Generator[bytes]:
+        """What can be read of a file, up to a limit."""
+        offset = 0
+        while size := min(limit_bytes - offset, HASH_CHUNK_BYTES):
+            piece = self._system.pread(fd, size, offset)
+            if not piece:
+                return
+            yield piece
+            offset += len(piece)
 
     def _hash(self, fd: int) -> tuple[int, str]:
         """Size and SHA-256 of what can be read."""

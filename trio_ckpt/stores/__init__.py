@@ -9,10 +9,15 @@ from typing import Literal
 
 from .._errors import StoreError
 from ..abc import Store
+from .json import JsonStore as JsonStore
 from .memory import MemoryStore as MemoryStore
 from .sqlite import SqliteStore as SqliteStore
 
-_KNOWN = "sqlite:FOLDER (or just the folder), memory:"
+_KNOWN = "sqlite:FOLDER (or just the folder), json:FOLDER, memory:"
+_FOLDER_STORES: dict[str, type[SqliteStore] | type[JsonStore]] = {
+    "sqlite": SqliteStore,
+    "json": JsonStore,
+}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)  # one letter is a drive, C:\x
 
 
@@ -28,6 +33,7 @@ async def open_store(
     ==================  ==================================================================
     ``gh.ckpt``         a folder with an SQLite database, made if it is not there
     ``sqlite:gh.ckpt``  the same; the way to write a folder whose name looks like a URL
+    ``json:gh.ckpt``    a folder with a readable ``checkpoint.json`` per run
     ``memory:``         in memory, gone with the object; each is a store of its own
     ==================  ==================================================================
 
@@ -56,7 +62,8 @@ async def open_store(
     scheme, path = _split(url)
     if scheme == "memory":
         return MemoryStore(mac_key=mac_key)
-    return await SqliteStore.open(Path(path), mac_key=mac_key, durability=durability, create=create)
+    kind = _FOLDER_STORES[scheme]
+    return await kind.open(Path(path), mac_key=mac_key, durability=durability, create=create)
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -64,9 +71,9 @@ def _split(url: str) -> tuple[str, str]:
     scheme, rest = match.groups() if match else ("sqlite", url)
     if scheme == "memory" and rest:
         raise StoreError(f"{url!r}: a store in memory has no name, write 'memory:'")
-    if scheme == "sqlite" and (not rest or rest.startswith("//")):
-        raise StoreError(f"{url!r} names no folder; write 'sqlite:FOLDER', without '//'")
-    if scheme not in ("memory", "sqlite"):
+    if scheme in _FOLDER_STORES and (not rest or rest.startswith("//")):
+        raise StoreError(f"{url!r} names no folder; write '{scheme}:FOLDER', without '//'")
+    if scheme != "memory" and scheme not in _FOLDER_STORES:
         raise StoreError(
             f"{url!r}: there are no stores of kind {scheme + ':'!r}; known are {_KNOWN}. "
             f"For a folder of that name write {'sqlite:' + url!r}"

@@ -7,6 +7,14 @@ else.  The lock belongs to the open file, so a second `open_run` in the same pro
 refused like one in another process.  Lock files are never deleted: a process that waits on
 a deleted file would own a lock that nobody else can see.
 
+To see whether a run is owned nobody may take that lock, not even shared and for a moment:
+an owner on its way in would meet it and be refused.  flock(2) has no question that is no
+attempt, and /proc/locks hides the owners in other containers.  So an owner also *marks* the
+file, with a lock of the other kind (``F_OFD_SETLK`` of fcntl(2)), which belongs to the same
+open file and dies with it; ``F_OFD_GETLK`` asks for it and takes nothing.  The mark comes
+after flock and the note, so whoever sees it finds the note written, and it decides nothing:
+flock alone says who owns the run.
+
 ``lock/store`` is held shared by whoever owns any run and exclusively by whoever removes
 orphans; ``lock/open`` exclusively while the database is made.
 
@@ -21,14 +29,17 @@ import hashlib
 import json
 import os
 import socket
+import struct
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import attrs
 
 from .._errors import RunLockedError, StoreError
 from .._records import utc_now
+from ..abc import Owner
 from ._files import explain, open_file
 
 if sys.platform != "win32":
@@ -38,7 +49,9 @@ HAS_FLOCK = sys.platform != "win32"
 MAX_NOTE_BYTES = 4096  # what is read of a lock file
 NOTE_READS = 5
 NOTE_PAUSE_S = 0.01  # longer than it takes to write one
+UNKNOWN_HOST = "an unknown host"
 _REFUSED = (errno.EWOULDBLOCK, errno.EACCES)
+_FLOCK = "hhqqi0q"  # struct flock of fcntl(2): type, whence, start, length (0: all of it), pid
 
 
 @attrs.frozen
@@ -71,9 +84,33 @@ class FileLock:
             ) from error
         return True
 
+    def mark(self) -> None:
+        """Let those who only look see that it is locked; does nothing where nobody can look.
+
+        Raises:
+            StoreError: the file system does not lock.
+        """
+        if sys.platform == "linux":
+            with explain(self.path, "marking the lock"):
+                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
+
+    def is_marked(self) -> bool:
+        """Whether somebody else marked it; takes nothing, not even for a moment.
+
+        Raises:
+            StoreError: this cannot be asked here.
+        """
+        if sys.platform == "linux":
+            with explain(self.path, "looking at the lock"):
+                found = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_RDLCK))
+            return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
+        raise StoreError(f"{self.path}: this platform does not tell who holds a lock")
+
     def release(self) -> None:
         """Unlock (also for children that share the open file) and close it."""
         try:
+            if sys.platform == "linux":
+                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK))
             fcntl.flock(self.fd, fcntl.LOCK_UN)
         finally:
             os.close(self.fd)
@@ -95,6 +132,14 @@ class RunLock:
     def share(self) -> None:
         """Let others own runs of the store."""
         self.store.take(shared=True)
+
+    def be_alone(self) -> bool:
+        """Whether nobody else owns a run of the store; if so, nobody does until `release`.
+
+        If not, the store is no longer held at all (flock(2) lets go of a lock before it takes
+        another kind of it), so this is for an owner on its way out.
+        """
+        return self.store.take(wait=False)
 
     def release(self) -> None:
         """Give the run back."""
@@ -141,13 +186,13 @@ def lock_run(folder: Path, run_id: str) -> RunLock:
         RunLockedError: somebody else does.
         StoreError: the file cannot be locked.
     """
-    name = hashlib.sha256(run_id.encode()).hexdigest()[:32]
     with explain(folder, f"locking run {run_id!r}"):
-        run = FileLock.open(folder / "lock" / name)
+        run = FileLock.open(_lock_path(folder, run_id))
         try:
             if not run.take(wait=False):
                 raise _locked_error(run, run_id)
             _write_note(run.fd, run_id)
+            run.mark()
             store = FileLock.open(folder / "lock" / "store")
         except BaseException:
             os.close(run.fd)
@@ -163,6 +208,38 @@ def lock_run(folder: Path, run_id: str) -> RunLock:
     return RunLock(run, store, is_alone)
 
 
+def read_owner(folder: Path, run_id: str) -> Owner | None:
+    """Who owns a run now, without taking anything.
+
+    Raises:
+        StoreError: it cannot be told.
+    """
+    path = _lock_path(folder, run_id)
+    with explain(path, f"looking who owns run {run_id!r}"):
+        try:
+            lock = FileLock(path, open_file(path, os.O_RDONLY))
+        except FileNotFoundError:
+            return None  # nobody ever locked it
+        try:
+            if not lock.is_marked():
+                return None
+            owner = _read_note(lock)
+            if owner is not None or not lock.is_marked():
+                return owner  # or it was given back while its words were read
+            written_at = os.fstat(lock.fd).st_mtime
+        finally:
+            os.close(lock.fd)
+    return Owner(UNKNOWN_HOST, 0, datetime.fromtimestamp(written_at, UTC))
+
+
+def _lock_path(folder: Path, run_id: str) -> Path:
+    return folder / "lock" / hashlib.sha256(run_id.encode()).hexdigest()[:32]
+
+
+def _flock(kind: int) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
+
+
 def _write_note(fd: int, run_id: str) -> None:
     note = {
         "host": socket.gethostname(),
@@ -174,14 +251,21 @@ def _write_note(fd: int, run_id: str) -> None:
     os.pwrite(fd, json.dumps(note).encode() + b"\n", 0)
 
 
-def _locked_error(lock: FileLock, run_id: str) -> RunLockedError:
+def _read_note(lock: FileLock) -> Owner | None:
     """What the holder wrote; looked at again if it may be writing it this moment."""
     for _ in range(NOTE_READS):
         try:
             note = json.loads(os.pread(lock.fd, MAX_NOTE_BYTES, 0))
-            return RunLockedError(
-                run_id, host=str(note["host"]), pid=int(note["pid"]), since=str(note["since"])
-            )
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            since = datetime.fromisoformat(note["since"])
+            return Owner(str(note["host"]), int(note["pid"]), since.astimezone(UTC))
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             time.sleep(NOTE_PAUSE_S)
-    return RunLockedError(run_id, host="an unknown host", pid=0, since="an unknown time")
+    return None
+
+
+def _locked_error(lock: FileLock, run_id: str) -> RunLockedError:
+    owner = _read_note(lock)
+    if owner is None:
+        return RunLockedError(run_id, host=UNKNOWN_HOST, pid=0, since="an unknown time")
+    since = owner.since.isoformat(timespec="seconds")
+    return RunLockedError(run_id, host=owner.host, pid=owner.pid, since=since)

@@ -26,7 +26,7 @@ from ._sqlite_schema import connect, explain_sqlite
 MAX_PAGE_BYTES = 64 * 2**20  # a page of history ends here, however many records were asked for
 _CURSOR = re.compile(r"([1-9][0-9]{0,17})\.([1-9][0-9]{0,17})", re.ASCII)  # fits 64 bits
 
-_FIND_RUN = "SELECT id, generation, owner FROM runs WHERE run_id = ?"
+_FIND_RUN = "SELECT id, generation, first, owner FROM runs WHERE run_id = ?"
 _READ_STREAMS = (
     "SELECT streams.stream, streams.id, sequence, last, through, payload FROM streams "
     "JOIN heads ON heads.stream = streams.id LEFT JOIN folds ON folds.stream = streams.id "
@@ -41,7 +41,7 @@ _LIST_RUNS = (
     "SELECT run_id, runs.generation, owner, count(sequence), coalesce(sum(sequence), 0) "
     "FROM runs LEFT JOIN streams ON run = runs.id AND streams.generation = runs.generation "
     "LEFT JOIN heads ON heads.stream = streams.id AND sequence > 0 "
-    "GROUP BY runs.id ORDER BY run_id"
+    "WHERE first <= runs.generation GROUP BY runs.id ORDER BY run_id"
 )
 
 
@@ -80,9 +80,9 @@ class Reader:
             row = cursor.execute(_FIND_RUN, (run_id,)).fetchone()
             if row is None:
                 return None
-            run, newest, owner = row
+            run, newest, first, owner = row
             wanted = newest if generation is None else generation
-            if not 0 <= wanted <= newest:
+            if not first <= wanted <= newest:
                 return None
             rows = cursor.execute(_READ_STREAMS, (run, wanted)).fetchall()
             streams = tuple([self._read_stream(cursor, *row) for row in rows])

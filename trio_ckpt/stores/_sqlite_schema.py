@@ -19,10 +19,11 @@ BUSY_TIMEOUT_S = 30.0  # for a writer of another run of the store; well under a 
 MEMBERS = ("state.db", "state.db-journal", "state.db-wal", "state.db-shm", "blobs", "lock")
 
 TABLES = {
-    # One row per run; `generation` is the newest, `owner` the fence.
+    # One row per run; `generation` is the newest, `first` the oldest that was not pruned
+    # (greater: all were, and the run is gone but for this), `owner` the fence.
     "runs": """CREATE TABLE runs (
         id INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE,
-        generation INTEGER NOT NULL, owner INTEGER NOT NULL)""",
+        generation INTEGER NOT NULL, first INTEGER NOT NULL, owner INTEGER NOT NULL)""",
     "streams": """CREATE TABLE streams (
         id INTEGER PRIMARY KEY, run INTEGER NOT NULL, generation INTEGER NOT NULL,
         stream TEXT NOT NULL, UNIQUE (run, generation, stream))""",

@@ -31,7 +31,7 @@ from typing import Literal, NamedTuple, NoReturn
 import attrs
 
 from .._errors import SaveOutcomeUnknownError, StoreConflictError, StoreDamagedError, StoreError
-from ..abc import Checkpoint, Fold, RunKey
+from ..abc import Checkpoint, Fold, Pruned, RunKey
 from ._files import Blobs
 from ._locks import lock_opening, need_flock
 from ._sqlite_schema import (
@@ -58,9 +58,10 @@ _BAD_VALUE = (
     ValueError,
 )
 
-_FIND_RUN = "SELECT id, generation, owner FROM runs WHERE run_id = ?"
-_ADD_RUN = "INSERT INTO runs (run_id, generation, owner) VALUES (?, ?, ?)"
-_RAISE_OWNER = "UPDATE runs SET owner = owner + 1 WHERE id = ?"
+_FIND_RUN = "SELECT id, generation, first, owner FROM runs WHERE run_id = ?"
+_ADD_RUN = "INSERT INTO runs (run_id, generation, first, owner) VALUES (?, ?, 0, ?)"
+# One that was pruned begins anew: from its first lock on a run exists.
+_RAISE_OWNER = "UPDATE runs SET owner = owner + 1, generation = max(generation, first) WHERE id = ?"
 _RAISE_GENERATION = "UPDATE runs SET generation = ? WHERE id = ?"
 _FIND_HEAD = (
     "SELECT streams.id, sequence, last FROM streams JOIN heads ON heads.stream = streams.id "
@@ -72,6 +73,22 @@ _ADD_HEAD = "INSERT INTO heads (stream, sequence, last) VALUES (?, 0, 0)"
 _APPEND = "INSERT INTO log (stream, sequence, prev, payload, blob) VALUES (?, ?, ?, ?, ?)"
 _MOVE_HEAD = "UPDATE heads SET sequence = ?, last = ? WHERE stream = ? AND sequence = ?"
 _FOLD = "INSERT OR REPLACE INTO folds (stream, through, payload) VALUES (?, ?, ?)"
+_DOOMED = "(SELECT id FROM streams WHERE run = :run AND generation < :first)"
+_COUNT_RECORDS = (
+    f"SELECT count(*), coalesce(sum(length(payload)), 0) FROM log WHERE stream IN {_DOOMED}"  # noqa: S608  # no text from outside
+)
+_SUM_FOLDS = f"SELECT coalesce(sum(length(payload)), 0) FROM folds WHERE stream IN {_DOOMED}"  # noqa: S608
+_ORPHANS = (
+    f"SELECT DISTINCT blob FROM log WHERE blob IS NOT NULL AND stream IN {_DOOMED} EXCEPT "  # noqa: S608
+    f"SELECT blob FROM log WHERE blob IS NOT NULL AND stream NOT IN {_DOOMED}"
+)
+_PRUNE = (
+    f"DELETE FROM log WHERE stream IN {_DOOMED}",  # noqa: S608
+    f"DELETE FROM folds WHERE stream IN {_DOOMED}",  # noqa: S608
+    f"DELETE FROM heads WHERE stream IN {_DOOMED}",  # noqa: S608
+    "DELETE FROM streams WHERE run = :run AND generation < :first",
+    "UPDATE runs SET first = :first WHERE id = :run",
+)
 _IS_NAMED = "SELECT 1 FROM log WHERE blob = ? LIMIT 1"
 
 
@@ -138,7 +155,7 @@ class Writer:
             self._begin()
             try:
                 row = self._cursor.execute(_FIND_RUN, (run_id,)).fetchone()
-                owner = 1 if row is None else row[2] + 1
+                owner = 1 if row is None else row[3] + 1
                 if row is None:
                     self._cursor.execute(_ADD_RUN, (run_id, 0, owner))
                 else:
@@ -148,6 +165,9 @@ class Writer:
                 self._roll_back()
                 raise
         return int(owner)
+
+    def give_back(self, run_id: str) -> None:
+        """The run is about to be unlocked: nothing is held of it here."""
 
     def remove_orphans(self) -> None:
         """Remove blobs that no record names; what goes wrong is logged."""
@@ -179,6 +199,41 @@ class Writer:
         self._known[run.run_id] = known
         return outcomes
 
+    def prune(self, run: RunKey, keep: int) -> Pruned:
+        """See `Store.prune`; blobs are only counted.  It looks at every row of the log."""
+        with explain_sqlite(self._database, f"pruning run {run.run_id!r}"):
+            self._begin()
+            try:
+                pruned = self._prune(run, keep)
+                self._commit({})
+            except BaseException:
+                self._roll_back()
+                raise
+            finally:
+                self._known.pop(run.run_id, None)
+        return pruned
+
+    def _prune(self, key: RunKey, keep: int) -> Pruned:
+        row = self._cursor.execute(_FIND_RUN, (key.run_id,)).fetchone()
+        if row is None:
+            return Pruned(0, 0, 0)
+        run, generation, first, owner = row
+        _compare_owner(owner, key)
+        if key.generation != generation:
+            raise StoreConflictError(
+                f"generation {key.generation} is not the newest, {generation} is: nothing was "
+                "removed",
+                run_id=key.run_id,
+            )
+        doomed = {"run": run, "first": max(first, generation + 1 - keep)}
+        records, size = self._cursor.execute(_COUNT_RECORDS, doomed).fetchone()
+        size += self._cursor.execute(_SUM_FOLDS, doomed).fetchone()[0]
+        orphans = self._cursor.execute(_ORPHANS, doomed).fetchall()
+        size += sum(self._blobs.size(digest) for (digest,) in orphans)
+        for statement in _PRUNE:
+            self._cursor.execute(statement, doomed)
+        return Pruned(doomed["first"] - first, records, size)
+
     def _begin(self) -> None:
         if self._broken is not None:
             raise StoreError(
@@ -201,15 +256,11 @@ class Writer:
         if row is None:
             self._cursor.execute(_ADD_RUN, (key.run_id, key.generation, key.owner))
             return _Known(_row_id(self._cursor), key.generation, key.owner)
-        run, generation, owner = row
-        if owner != key.owner:
-            raise StoreConflictError(
-                f"owner {owner} has the run now, this is owner {key.owner}: nothing was saved",
-                run_id=key.run_id,
-            )
+        run, generation, first, owner = row
+        _compare_owner(owner, key)
         if key.generation == generation + 1:
             self._cursor.execute(_RAISE_GENERATION, (key.generation, run))
-        elif key.generation != generation:
+        elif key.generation != generation or first > generation:
             raise StoreConflictError(
                 f"generation {key.generation} is neither the newest, {generation}, nor the next: "
                 "nothing was saved",
@@ -316,6 +367,14 @@ class Writer:
             f"{self._database}: COMMIT failed with {error}, and whether it was saved cannot be "
             "told; nothing more is written: see to the disk and start again"
         ) from error
+
+
+def _compare_owner(owner: int, key: RunKey) -> None:
+    if owner != key.owner:
+        raise StoreConflictError(
+            f"owner {owner} has the run now, this is owner {key.owner}: nothing was changed",
+            run_id=key.run_id,
+        )
 
 
 def _row_id(cursor: sqlite3.Cursor) -> int:

@@ -14,6 +14,7 @@ import re
 import socket
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 import attrs
 import trio
@@ -31,6 +32,8 @@ from ..abc import (
     Durability,
     Fold,
     HistoryPage,
+    Owner,
+    Pruned,
     RunKey,
     RunSummary,
     Store,
@@ -52,11 +55,17 @@ class _Stream:
 @attrs.define
 class _Run:
     owner: int
-    generations: dict[int, dict[str, _Stream]]  # the greatest is the newest
+    generations: dict[int, dict[str, _Stream]]  # the greatest is the newest; none: it was pruned
+    next_generation: int = 1
 
     @property
     def generation(self) -> int:
-        return max(self.generations)
+        return self.next_generation - 1
+
+    def begin(self, generation: int) -> dict[str, _Stream]:
+        """The streams of a generation, the newest or the next."""
+        self.next_generation = generation + 1
+        return self.generations.setdefault(generation, {})
 
 
 @attrs.define
@@ -65,6 +74,25 @@ class _Memory:
     blobs: dict[str, bytes] = attrs.field(factory=dict[str, bytes])
     locked_since: dict[str, str] = attrs.field(factory=dict[str, str])
     streams: int = 0
+    was_pruned: bool = False  # so there may be blobs that nobody names any more
+
+    def blobs_named(self) -> set[str]:
+        """The digests that the records of all runs name."""
+        return {
+            checkpoint.blob
+            for run in self.runs.values()
+            for streams in run.generations.values()
+            for stream in streams.values()
+            for checkpoint in stream.log
+            if checkpoint.blob is not None
+        }
+
+    def remove_orphans(self) -> None:
+        """Remove blobs that nobody names, once nobody owns a run who may be about to."""
+        if self.was_pruned and not self.locked_since:
+            self.was_pruned = False
+            for digest in self.blobs.keys() - self.blobs_named():
+                del self.blobs[digest]
 
 
 class MemoryStore(Store):
@@ -101,10 +129,12 @@ class MemoryStore(Store):
                     }
                     for generation, streams in run.generations.items()
                 },
+                run.next_generation,
             )
             for run_id, run in self._memory.runs.items()
         }
         other._memory = _Memory(runs, dict(self._memory.blobs), streams=self._memory.streams)
+        other._memory.was_pruned = self._memory.was_pruned
         return other
 
     @asynccontextmanager
@@ -115,14 +145,18 @@ class MemoryStore(Store):
         since = memory.locked_since.get(run_id)
         if since is not None:
             raise RunLockedError(run_id, host=socket.gethostname(), pid=os.getpid(), since=since)
+        memory.remove_orphans()
         memory.locked_since[run_id] = utc_now().isoformat(timespec="seconds")
         run = memory.runs.setdefault(run_id, _Run(0, {0: {}}))
         run.owner += 1
+        if not run.generations:  # it was pruned; from its first lock on a run exists
+            run.begin(run.next_generation)
         try:
             yield run.owner
         finally:
             if run_id not in self._in_doubt:
                 del memory.locked_since[run_id]
+                memory.remove_orphans()
 
     async def save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
@@ -144,19 +178,19 @@ class MemoryStore(Store):
 
     def _fence(self, key: RunKey) -> dict[str, _Stream]:
         """The streams to save to, if the owner and the generation are right."""
-        run = self._memory.runs.setdefault(key.run_id, _Run(key.owner, {key.generation: {}}))
-        if run.owner != key.owner:
-            raise StoreConflictError(
-                f"owner {run.owner} has the run now, this is owner {key.owner}: nothing was saved",
-                run_id=key.run_id,
-            )
-        if key.generation not in (run.generation, run.generation + 1):
+        run = self._memory.runs.get(key.run_id)
+        if run is None:
+            run = _Run(key.owner, {key.generation: {}}, key.generation + 1)
+            self._memory.runs[key.run_id] = run
+        _compare_owner(run, key)
+        allowed = {run.next_generation, *([run.generation] if run.generations else [])}
+        if key.generation not in allowed:
             raise StoreConflictError(
                 f"generation {key.generation} is neither the newest, {run.generation}, nor the "
                 "next: nothing was saved",
                 run_id=key.run_id,
             )
-        return run.generations.setdefault(key.generation, {})
+        return run.begin(key.generation)
 
     def _append(
         self, streams: dict[str, _Stream], checkpoint: Checkpoint, failed: dict[str, int]
@@ -193,7 +227,7 @@ class MemoryStore(Store):
         if run is None:
             return None
         number = run.generation if generation is None else generation
-        if not 0 <= number <= run.generation:
+        if number not in run.generations:
             return None
         streams = tuple(
             StoredStream(
@@ -202,7 +236,7 @@ class MemoryStore(Store):
                 stream.fold,
                 tuple(map(self._resolve, stream.log[stream.fold.through if stream.fold else 0 :])),
             )
-            for key, stream in run.generations.get(number, {}).items()
+            for key, stream in run.generations[number].items()
         )
         return StoredRun(run_id, number, run.owner, streams)
 
@@ -242,7 +276,39 @@ class MemoryStore(Store):
                 sum(len(stream.log) for stream in run.generations[run.generation].values()),
             )
             for run_id, run in sorted(self._memory.runs.items())
+            if run.generations
         )
+
+    async def read_owner(self, run_id: str) -> Owner | None:
+        """See `Store.read_owner`."""
+        await self._begin()
+        since = self._memory.locked_since.get(run_id)
+        if since is None:
+            return None
+        return Owner(socket.gethostname(), os.getpid(), datetime.fromisoformat(since))
+
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        """See `Store.prune`."""
+        if keep < 0:
+            raise ValueError(f"keep is {keep}, less than 0")
+        await self._begin()
+        stored = self._memory.runs.get(run.run_id, _Run(run.owner, {}, run.generation + 1))
+        _compare_owner(stored, run)
+        if run.generation != stored.generation:
+            raise StoreConflictError(
+                f"generation {run.generation} is not the newest, {stored.generation} is: nothing "
+                "was removed",
+                run_id=run.run_id,
+            )
+        doomed = [n for n in stored.generations if n <= stored.generation - keep]
+        streams = [stream for n in doomed for stream in stored.generations.pop(n).values()]
+        log = [checkpoint for stream in streams for checkpoint in stream.log]
+        size = sum(len(checkpoint.payload) for checkpoint in log)
+        size += sum(len(stream.fold.payload) for stream in streams if stream.fold is not None)
+        orphans = {one.blob for one in log if one.blob} - self._memory.blobs_named()
+        size += sum(len(self._memory.blobs.get(digest, b"")) for digest in orphans)
+        self._memory.was_pruned = True
+        return Pruned(len(doomed), len(log), size)
 
     async def put_blob(self, digest: str, payload: bytes) -> None:
         """See `Store.put_blob`."""
@@ -266,6 +332,14 @@ class MemoryStore(Store):
             if hashlib.sha256(payload).hexdigest() != checkpoint.blob:
                 raise StoreDamagedError(f"blob {checkpoint.blob} is missing or was altered")
         return StoredRecord(checkpoint.sequence, payload)
+
+
+def _compare_owner(run: _Run, key: RunKey) -> None:
+    if run.owner != key.owner:
+        raise StoreConflictError(
+            f"owner {run.owner} has the run now, this is owner {key.owner}: nothing was changed",
+            run_id=key.run_id,
+        )
 
 
 def _place(cursor: str, stream: _Stream) -> int:

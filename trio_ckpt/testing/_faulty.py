@@ -9,7 +9,17 @@ import attrs
 import trio
 
 from .._errors import StoreError
-from ..abc import Checkpoint, Fold, HistoryPage, RunKey, RunSummary, Store, StoredRun
+from ..abc import (
+    Checkpoint,
+    Fold,
+    HistoryPage,
+    Owner,
+    Pruned,
+    RunKey,
+    RunSummary,
+    Store,
+    StoredRun,
+)
 
 
 @attrs.frozen
@@ -128,6 +138,14 @@ class FaultyStore(Store):
     async def put_blob(self, digest: str, payload: bytes) -> None:
         """See `Store.put_blob`."""
         await self._store.put_blob(digest, payload)
+
+    async def read_owner(self, run_id: str) -> Owner | None:
+        """See `Store.read_owner`."""
+        return await self._store.read_owner(run_id)
+
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        """See `Store.prune`."""
+        return await self._store.prune(run, keep=keep)
 
     async def aclose(self) -> None:
         """See `Store.aclose`."""

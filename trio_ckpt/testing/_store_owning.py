@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import trio
 
 from .._errors import RunLockedError
-from ..abc import Fold, RunKey, Store
+from ..abc import Fold, Owner, RunKey, Store
 from ._store_case import A, B, Case, chain, expect, expect_conflict
 
 
@@ -117,10 +117,67 @@ async def generations(case: Case) -> None:
     expect(await store.read_run(case.run_id, 2) is None, "there is a generation 2")
 
 
+async def read_owner(case: Case) -> None:
+    """read_owner tells who owns a run now, on any handle; None: nobody does."""
+    store, other = await case.open(), await case.open()
+    expect(await store.read_owner(case.run_id) is None, "a run that is not there has an owner")
+    expect(await store.read_run(case.run_id) is None, "looking for its owner made a run")
+    began = datetime.now(UTC) - timedelta(seconds=1)  # it may be told in whole seconds
+    async with store.lock_run(case.run_id) as number:
+        for handle in (store, other):
+            owner = await handle.read_owner(case.run_id)
+            expect_this_process(owner, began)
+        async with other.lock_run(f"{case.run_id} 2"):
+            pass
+        expect(await other.read_owner(f"{case.run_id} 2") is None, "one given back has an owner")
+    for handle in (other, store):
+        expect(await handle.read_owner(case.run_id) is None, "one given back has an owner")
+    async with other.lock_run(case.run_id) as following:
+        expect(following == number + 1, f"after owner {number}, looking, comes {following}")
+        expect_this_process(await store.read_owner(case.run_id), began)
+
+
+def expect_this_process(owner: Owner | None, began: datetime) -> None:
+    if owner is None:
+        raise AssertionError("a run that is locked has no owner")
+    expect(owner.host == socket.gethostname(), f"host is {owner.host!r}")
+    expect(owner.pid == os.getpid(), f"pid is {owner.pid!r}")
+    expect(owner.since.utcoffset() == timedelta(0), f"since is {owner.since!r}, not in UTC")
+    now = datetime.now(UTC)
+    expect(began <= owner.since <= now, f"since is {owner.since}, not from {began} to {now}")
+
+
+LOOKS = 40
+
+
+async def looking_refuses_nobody(case: Case) -> None:
+    """Whoever locks a run is not refused because somebody looks who owns it."""
+    store, other = await case.open(), await case.open()
+    done = trio.Event()
+
+    async def look() -> None:
+        while not done.is_set():
+            await other.read_owner(case.run_id)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(look)
+        try:
+            for _ in range(LOOKS):
+                async with store.lock_run(case.run_id):
+                    pass
+        except RunLockedError as error:
+            raise AssertionError(f"it was: {error}") from error
+        finally:
+            done.set()
+
+
 CLAUSES = (
     owner_grows,
     fence,
     lock_excludes,
     lock_cancelled,
+    read_owner,
+    looking_refuses_nobody,
     generations,
 )

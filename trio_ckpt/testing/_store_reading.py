@@ -202,6 +202,7 @@ async def reads_are_cancellable(case: Case) -> None:
         for read in (
             lambda: store.read_run(case.run_id),
             lambda: store.history(case.run_id, A),
+            lambda: store.read_owner(case.run_id),
             store.list_runs,
         ):
             with trio.CancelScope() as scope:
@@ -226,6 +227,8 @@ async def closing(case: Case) -> None:
         "read_run": lambda: store.read_run(case.run_id),
         "history": lambda: store.history(case.run_id, A),
         "list_runs": store.list_runs,
+        "read_owner": lambda: store.read_owner(case.run_id),
+        "prune": lambda: store.prune(run, keep=1),
         "put_blob": lambda: store.put_blob(digest, b""),
         "lock_run": store.lock_run(case.run_id).__aenter__,
     }

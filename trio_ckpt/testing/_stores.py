@@ -11,13 +11,19 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 from ..abc import Store
-from . import _store_owning as owning, _store_reading as reading, _store_saving as saving
+from . import (
+    _store_owning as owning,
+    _store_pruning as pruning,
+    _store_reading as reading,
+    _store_saving as saving,
+)
 from ._store_case import Case
 
 CLAUSES: tuple[Callable[[Case], Awaitable[None]], ...] = (
     *saving.CLAUSES,
     *owning.CLAUSES,
     *reading.CLAUSES,
+    *pruning.CLAUSES,
 )
 
 

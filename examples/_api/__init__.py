@@ -1,0 +1,1 @@
+"""A small paged API over the Unicode character database, with faults on request."""

@@ -1,0 +1,314 @@
+"""The local stores among processes: crashes, locks, and who looks at them."""
+
+# ruff: noqa: ASYNC240  # a test may block its own loop
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.stores.tools import A
+from trio_ckpt._errors import RunLockedError
+from trio_ckpt._records import utc_now
+from trio_ckpt.abc import Checkpoint, RunKey, Store
+from trio_ckpt.stores import MemoryStore, SqliteStore, open_store
+
+KILLS = 10
+
+_SAVER = """
+    import os, sys, trio
+    from trio_ckpt.abc import Checkpoint, Fold, RunKey
+    from trio_ckpt.stores import open_store
+
+    async def main():
+        store = await open_store(sys.argv[1])
+        async with store.lock_run("run") as owner:
+            run = RunKey("run", 0, owner)
+            stored = await store.read_run("run")
+            heads = {entry.stream: entry.sequence for entry in stored.streams}
+            names = [f'["{number}"]' for number in range(5)]
+            n = min([heads.get(name, 0) for name in names])
+            assert {heads.get(name, 0) for name in names} == {n}, heads
+            os.write(1, b"begun\\n")
+            while True:
+                n += 1
+                payload = b"%d" % n
+                folds = [Fold(names[0], n, payload)] if n % 50 == 0 else []
+                group = [Checkpoint(name, n, payload) for name in names]
+                assert await store.save(run, group, folds) == [None] * 5
+                os.write(1, b"%d\\n" % n)
+
+    trio.run(main)
+"""
+
+
+@pytest.fixture(params=["sqlite", "json"])
+def url(folder: Path, request: pytest.FixtureRequest) -> str:
+    return f"{request.param}:{folder}"
+
+
+def _start(code: str, path: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), path], stdout=subprocess.PIPE, text=True
+    )
+
+
+async def test_nothing_acknowledged_is_lost_by_kill_9(url: str) -> None:
+    acknowledged = 0
+    for kill in range(KILLS):
+        process = _start(_SAVER, url)
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3 + 17 * kill)]
+        process.send_signal(signal.SIGKILL)
+        lines += process.stdout.readlines()
+        process.stdout.close()
+        process.wait()
+        acknowledged = max([acknowledged, *[int(line) for line in lines[1:]]])
+        store = await open_store(url)
+        stored = await store.read_run("run")
+        assert stored is not None
+        assert len(stored.streams) == 5
+        for entry in stored.streams:
+            assert acknowledged <= entry.sequence <= acknowledged + 2
+            first = entry.fold.through + 1 if entry.fold else 1
+            assert [(record.sequence, record.payload) for record in entry.tail] == [
+                (n, b"%d" % n) for n in range(first, entry.sequence + 1)
+            ]
+        acknowledged = stored.streams[0].sequence
+        await store.aclose()
+    assert acknowledged > 3 * KILLS
+
+
+async def test_lock_of_another_process(url: str) -> None:
+    """It is refused with that process' id, other runs are free, and it dies with it."""
+    began = utc_now() - timedelta(seconds=1)
+    process = _start(_SAVER, url)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    store = await open_store(url)
+    seen = await store.read_owner("run")
+    assert seen is not None
+    assert (seen.host, seen.pid) == (socket.gethostname(), process.pid)
+    assert began <= seen.since <= utc_now()
+    with pytest.raises(RunLockedError) as caught:
+        async with store.lock_run("run"):
+            pass
+    assert caught.value.pid == process.pid
+    async with store.lock_run("another") as owner:  # while the other one is saving
+        for n in range(1, 20):
+            run = RunKey("another", 0, owner)
+            assert await store.save(run, [Checkpoint(A, n, b"")]) == [None]
+    process.kill()
+    process.stdout.close()
+    process.wait()
+    assert await store.read_owner("run") is None  # though its words are still in the file
+    assert any(path.read_text() for path in Path(url.partition(":")[2]).glob("lock/*"))
+    async with store.lock_run("run") as owner:
+        assert owner == 2
+    await store.aclose()
+
+
+_LOCKER = """
+    import sys, trio
+    from trio_ckpt.stores import open_store
+
+    async def main():
+        store = await open_store(sys.argv[1])
+        for n in range(200):
+            async with store.lock_run("run") as owner:
+                assert owner == n + 1
+        await store.aclose()
+
+    trio.run(main)
+"""
+
+
+async def test_looking_from_another_process_refuses_nobody(url: str) -> None:
+    """While one process takes and gives back a run, another looks all the time."""
+    store = await open_store(url)
+    process = _start(_LOCKER, url)
+    seen: set[int | None] = set()
+    while process.poll() is None:
+        owner = await store.read_owner("run")
+        seen.add(owner.pid if owner is not None else None)
+    process.communicate()
+    assert process.returncode == 0
+    assert seen == {None, process.pid}
+    await store.aclose()
+
+
+_FORKER = """
+    import os, sys, trio
+    from trio_ckpt.stores import open_store
+
+    async def main():
+        store = await open_store(sys.argv[1])
+        async with store.lock_run("run"):
+            if os.fork() == 0:
+                os.write(1, b"forked\\n")
+                os.read(0, 1)
+                os._exit(0)
+            os.kill(os.getpid(), 9)
+
+    trio.run(main)
+"""
+
+
+async def test_child_that_shares_the_lock_is_seen_as_the_owner(url: str) -> None:
+    """A forked child keeps the lock of its dead parent, and the look says so."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(_FORKER), url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "forked\n"
+    process.wait()
+    store = await open_store(url)
+    owner = await store.read_owner("run")
+    assert owner is not None
+    assert owner.pid == process.pid
+    with pytest.raises(RunLockedError):
+        async with store.lock_run("run"):
+            pass
+    process.stdin.close()
+    assert process.stdout.read() == ""  # the child is gone
+    process.stdout.close()
+    async with store.lock_run("run"):
+        pass
+    await store.aclose()
+
+
+_PRUNER = """
+    import os, sys, trio
+    from trio_ckpt._records import utc_now
+from trio_ckpt.abc import Checkpoint, RunKey, Store
+    from trio_ckpt.stores import open_store
+
+    async def main():
+        store = await open_store(sys.argv[1])
+        async with store.lock_run("run") as owner:
+            stored = await store.read_run("run")
+            n = stored.generation
+            os.write(1, b"begun\\n")
+            while True:
+                n += 1
+                run = RunKey("run", n, owner)
+                group = [Checkpoint("s", k, b"%d %d" % (n, k)) for k in range(1, 30)]
+                assert await store.save(run, group) == [None] * 29
+                os.write(1, b"%d\\n" % n)
+                await store.prune(run, keep=2)
+
+    trio.run(main)
+"""
+
+
+async def test_kill_9_while_pruning(url: str) -> None:
+    """A generation is there whole or not at all, and those that are kept are there."""
+    for kill in range(KILLS):
+        process = _start(_PRUNER, url)
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2 + kill)]
+        process.send_signal(signal.SIGKILL)
+        lines += process.stdout.readlines()
+        process.stdout.close()
+        process.wait()
+        newest = int(lines[-1])
+        store = await open_store(url)
+        summaries = await store.list_runs()
+        there = [n for n in range(newest + 2) if await store.read_run("run", n) is not None]
+        assert there[-1] - newest in (0, 1)
+        assert there == list(range(there[0], there[-1] + 1))
+        assert there[0] <= max(there[-1] - 1, 0)
+        for n in there[max(0, 1 - there[0]) :]:  # generation 0 has nothing in it
+            page = await store.history("run", "s", generation=n)
+            found = [record.payload for record in reversed(page.records)]
+            assert found == [b"%d %d" % (n, k) for k in range(1, 30)]
+        assert summaries[0].generation == there[-1]
+        await store.aclose()
+
+
+_READER = """
+    import sqlite3, sys
+    database = sqlite3.connect(sys.argv[1])
+    print(database.execute("SELECT count(*) FROM log").fetchone()[0])
+    database.close()
+"""
+
+
+async def test_second_handle_leaves_the_locks_of_the_first(folder: Path) -> None:
+    """Closing any descriptor of a file drops the process' fcntl(2) locks on it.
+
+    So only SQLite may open the database: else the next process to close it would take
+    itself for the last and delete the write-ahead log under the first handle.
+    """
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        for n in range(1, 4):
+            assert await store.save(run, [Checkpoint(A, n, b"")]) == [None]
+            await (await SqliteStore.open(folder)).aclose()
+            await (await SqliteStore.open(folder, create=False)).aclose()
+            reader = _start(_READER, folder / "state.db")
+            assert reader.communicate()[0] == f"{n}\n"
+            assert (folder / "state.db-wal").exists()
+    await store.aclose()
+
+
+async def test_lock_file_without_a_note(url: str, folder: Path) -> None:
+    """What the file says is advice; the lock alone decides."""
+    store, other = await open_store(url), await open_store(url)
+    async with store.lock_run("run"):
+        for path in folder.glob("lock/" + "?" * 32):
+            path.write_text('{"host": "elsewhere"')
+        with pytest.raises(RunLockedError, match="an unknown host"):
+            async with other.lock_run("run"):
+                pass
+        owner = await other.read_owner("run")
+        assert owner is not None
+        assert (owner.host, owner.pid) == ("an unknown host", 0)
+        assert abs(owner.since - utc_now()) < timedelta(minutes=1)
+    for path in folder.glob("lock/" + "?" * 32):
+        path.write_text('{"host": "h", "pid": 1, "since": "2020-01-01T00:00:00+00:00"}')
+    assert await other.read_owner("run") is None
+    async with other.lock_run("run"):
+        pass
+    await store.aclose()
+    await other.aclose()
+
+
+async def test_looking_writes_nothing(url: str, folder: Path) -> None:
+    store = await open_store(url)
+    assert await store.read_owner("run") is None
+    assert not list(folder.glob("lock/" + "?" * 32))
+    async with store.lock_run("run"):
+        (path,) = folder.glob("lock/" + "?" * 32)
+        before = (path.stat(), path.read_bytes())
+        assert await store.read_owner("run") is not None
+        assert (path.stat().st_mtime_ns, path.read_bytes()) == (before[0].st_mtime_ns, before[1])
+    await store.aclose()
+
+
+async def test_many_handles_open_at_once(url: str) -> None:
+    """Making the store is safe against others who make it at the same time."""
+    stores: list[Store] = []
+
+    async def opener() -> None:
+        stores.append(await open_store(url))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(opener)
+    for store in stores:
+        await store.aclose()
+    assert isinstance(await open_store("memory:"), MemoryStore)

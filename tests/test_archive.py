@@ -1,0 +1,314 @@
+"""An archive is believed only when every byte and every word in it is right."""
+
+from __future__ import annotations
+
+import json
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.export_tools import forge, open_outputs, reseal, unpack, write_run
+from trio_ckpt import ArchiveError, _archive
+from trio_ckpt._archive import FRAME, Archive
+from trio_ckpt._export import _Writer, export_run
+from trio_ckpt.outputs import OutputDir
+from trio_ckpt.stores import MemoryStore
+
+Edit = Callable[[dict[str, bytes], dict[str, Any]], object]
+
+
+@pytest.fixture
+async def archive(tmp_path: Path) -> Path:
+    store = MemoryStore(inline_limit_bytes=2_000)
+    await write_run(store, tmp_path / "out")
+    with closing(open_outputs(tmp_path / "out")) as outputs:
+        await export_run(store, "r", tmp_path / "r.zip", outputs=outputs)
+    return tmp_path / "r.zip"
+
+
+def read_all(path: Path) -> list[bytes]:
+    """All that is in an archive."""
+    with closing(Archive.open(path)) as opened:
+        found = [
+            payload
+            for number in range(len(opened.manifest.streams))
+            for _, payload in opened.records(number)
+        ]
+        for member in opened.outputs.values():
+            found.append(b"".join(opened.pieces(member)))
+        return found
+
+
+# ---------------------------------------------------------------------------------------
+# Damage
+# ---------------------------------------------------------------------------------------
+
+
+async def test_a_flipped_bit_is_found_wherever_it_is(archive: Path, tmp_path: Path) -> None:
+    good, bad = archive.read_bytes(), tmp_path / "bad.zip"
+    read_all(archive)
+    for position in range(len(good)):
+        flipped = bytearray(good)
+        flipped[position] ^= 1 << position % 8
+        bad.write_bytes(flipped)
+        with pytest.raises(ArchiveError):
+            Archive.open(bad)
+
+
+async def test_a_truncated_or_prolonged_archive_is_refused(archive: Path, tmp_path: Path) -> None:
+    good, bad = archive.read_bytes(), tmp_path / "bad.zip"
+    for data in [good[:size] for size in range(0, len(good), 7)] + [good + b"\0", b"\0" + good]:
+        bad.write_bytes(data)
+        with pytest.raises(ArchiveError):
+            Archive.open(bad)
+
+
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as other:
+        other.writestr("a", "b")
+    (tmp_path / "sealed").write_bytes(reseal(b"no zip at all" * 20 + bytes(81)))
+    for name in ("other.zip", "sealed", "."):
+        with pytest.raises(ArchiveError, match=r"no archive of a run|not a regular file"):
+            Archive.open(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        Archive.open(tmp_path / "gone")
+
+
+# ---------------------------------------------------------------------------------------
+# Lies
+# ---------------------------------------------------------------------------------------
+
+CHUNK = "streams/000001/000000000001"
+OUTPUT = "outputs/pages/2.json"
+
+
+def set_size(name: str, size: int) -> Edit:
+    def edit(_: dict[str, bytes], manifest: dict[str, Any]) -> None:
+        for member in manifest["members"]:
+            if member["name"] == name:
+                member["size"] = size
+
+    return edit
+
+
+def rename(name: str, new: str) -> Edit:
+    """In the zip and in the manifest."""
+
+    def edit(files: dict[str, bytes], manifest: dict[str, Any]) -> None:
+        files[new] = files.pop(name)
+        for member in manifest["members"]:
+            if member["name"] == name:
+                member["name"] = new
+
+    return edit
+
+
+def set_chunks(*chunks: int) -> Edit:
+    return lambda _, manifest: manifest["streams"][1].update(chunks=chunks)
+
+
+def set_stream(**changes: Any) -> Edit:
+    return lambda _, manifest: manifest["streams"][1].update(changes)
+
+
+LIES: dict[str, tuple[Edit, str]] = {
+    "an extra member": (lambda f, _: f.update(extra=b"x"), "extra is missing, extra or"),
+    "an extra output": (lambda f, _: f.update({"outputs/x": b"x"}), "outputs/x is missing, extra"),
+    "a missing output": (lambda f, _: f.pop(OUTPUT), "pages/2.json is missing"),
+    "a missing chunk": (lambda f, _: f.pop(CHUNK), "streams/000001/000000000001 is missing"),
+    "other content": (lambda f, _: f.update({OUTPUT: f[OUTPUT][::-1]}), "not what its manifest"),
+    "a longer member": (lambda f, _: f.update({OUTPUT: f[OUTPUT] + b"x"}), "not what its manifest"),
+    "a greater size": (set_size(OUTPUT, 10**9), "not what its manifest says"),
+    "a negative size": (set_size(OUTPUT, -1), "not what its manifest says"),
+    "another format": (lambda _, m: m.update(format="zip"), "no archive of a run"),
+    "a newer version": (lambda _, m: m.update(version=2), "is of version 2; this is version 1"),
+    "a manifest without members": (lambda _, m: m.pop("members"), "missing required field"),
+    "a manifest of other types": (lambda _, m: m.update(streams=3), "no archive of a run"),
+    "a member that the manifest has twice": (
+        lambda _, m: m["members"].append(m["members"][0]),
+        "there twice",
+    ),
+    "a stream that is there twice": (
+        lambda _, m: m["streams"][1].update(key=m["streams"][2]["key"]),
+        "its streams are not",
+    ),
+    "a stream without records": (set_stream(records=0), "its streams are not"),
+    "fewer records": (set_stream(records=3), "is missing"),
+    "more records": (set_stream(records=300), "is missing"),
+    "an empty part of a key": (set_stream(key=["a", ""]), "its streams are not"),
+    "a very long key": (set_stream(key=["a" * 1_001]), "its streams are not"),
+    "no chunks": (set_stream(chunks=[]), "its streams are not"),
+    "chunks twice": (set_chunks(1, 1), "its streams are not"),
+    "chunks that are not there": (set_chunks(1, 3), "its streams are not"),
+    "chunks that do not begin at 1": (set_chunks(2), "its streams are not"),
+    "a name of a run that leads out": (lambda _, m: m.update(run_id="../x"), "separators"),
+}
+
+
+@pytest.mark.parametrize(("edit", "reason"), LIES.values(), ids=LIES.keys())
+async def test_a_lie_is_refused(archive: Path, tmp_path: Path, edit: Edit, reason: str) -> None:
+    with pytest.raises(ArchiveError, match=reason):
+        read_all(forge(archive, tmp_path / "lie.zip", edit))
+
+
+NAMES = [
+    "../../etc/passwd",
+    "/etc/passwd",
+    "a/../../b",
+    "a//b",
+    "./a",
+    "a\\b",
+    "a/",
+    "",
+    ".archive/a",
+    ".a.ckpt-tmp-0123456789abcdef",
+    "a\x01b",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_an_output_that_leads_elsewhere_is_refused(
+    archive: Path, tmp_path: Path, name: str
+) -> None:
+    bad = forge(archive, tmp_path / "lie.zip", rename(OUTPUT, f"outputs/{name}"))
+    with pytest.raises(ArchiveError):
+        Archive.open(bad)
+
+
+def frames(*records: tuple[int, bytes], rest: bytes = b"") -> bytes:
+    return b"".join(FRAME.pack(n, len(payload)) + payload for n, payload in records) + rest
+
+
+CHUNKS = {
+    "a gap": (frames((1, b"a"), (3, b"b")), "record 2 is missing"),
+    "the same twice": (frames((1, b"a"), (1, b"b")), "record 2 is missing"),
+    "half a record": (frames((1, b"a"), rest=b"\0\0"), "in the middle of a record"),
+    "a length that lies": (frames((1, b"a"), rest=struct.pack(">QI", 2, 9)), "in the middle"),
+    "a length beyond all": (
+        frames((1, b"a"), rest=struct.pack(">QI", 2, 2**32 - 1)),
+        "a record of 4,294,967,295 bytes",
+    ),
+    "nothing": (b"", "record 1 of"),
+}
+
+
+@pytest.mark.parametrize(("chunk", "reason"), CHUNKS.values(), ids=CHUNKS.keys())
+async def test_a_chunk_that_lies_is_refused(
+    archive: Path, tmp_path: Path, chunk: bytes, reason: str
+) -> None:
+    bad = forge(
+        archive,
+        tmp_path / "lie.zip",
+        lambda files, _: files.update({CHUNK: chunk}),
+        update_members=True,
+    )
+    with pytest.raises(ArchiveError, match=reason):
+        read_all(bad)
+
+
+async def test_a_chunk_that_begins_elsewhere_than_its_name_says_is_refused(
+    archive: Path, tmp_path: Path
+) -> None:
+    def edit(files: dict[str, bytes], manifest: dict[str, Any]) -> None:
+        files["streams/000001/000000000002"] = frames((3, b"c"))
+        files[CHUNK] = frames((1, b"a"), (2, b"b"))
+        manifest["streams"][1].update(chunks=[1, 2], records=3)
+
+    with pytest.raises(ArchiveError, match="000000000002 is not about record 3"):
+        read_all(forge(archive, tmp_path / "lie.zip", edit, update_members=True))
+
+
+async def test_a_name_that_the_zip_has_twice_is_refused(archive: Path, tmp_path: Path) -> None:
+    for name in (OUTPUT, "manifest.json"):
+        bad = tmp_path / "twice.zip"
+        bad.write_bytes(archive.read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # zipfile says so, too
+            with zipfile.ZipFile(bad, "a") as opened:
+                opened.writestr(name, unpack(archive)[name])
+        bad.write_bytes(reseal(bad.read_bytes()))
+        with pytest.raises(ArchiveError, match=r"there twice|several manifests"):
+            Archive.open(bad)
+
+
+async def test_only_stored_and_deflated_members_are_read(archive: Path, tmp_path: Path) -> None:
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        good = forge(archive, tmp_path / "x.zip", lambda *_: None, compression=compression)
+        assert read_all(good) == read_all(archive)
+    bad = forge(archive, tmp_path / "x.zip", lambda *_: None, compression=zipfile.ZIP_BZIP2)
+    with pytest.raises(ArchiveError, match="neither stored nor deflated"):
+        Archive.open(bad)
+
+
+async def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(
+    archive: Path, tmp_path: Path
+) -> None:
+    """A bomb: the zip's directory and the manifest agree on a size, the content goes on."""
+
+    def edit(files: dict[str, bytes], manifest: dict[str, Any]) -> None:
+        files[OUTPUT] = bytes(10 * 2**20)
+        set_size(OUTPUT, 5)(files, manifest)
+
+    bad = forge(archive, tmp_path / "bomb.zip", edit, compression=zipfile.ZIP_DEFLATED)
+    data = bad.read_bytes()
+    assert data.count(struct.pack("<I", 10 * 2**20)) == 2
+    bad.write_bytes(reseal(data.replace(struct.pack("<I", 10 * 2**20), struct.pack("<I", 5))))
+    with closing(Archive.open(bad)) as opened:
+        seen = 0
+        with pytest.raises(ArchiveError):
+            for piece in opened.pieces(opened.outputs["pages/2.json"]):
+                seen += len(piece)
+        assert seen <= 5
+
+
+# ---------------------------------------------------------------------------------------
+# Limits
+# ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("MAX_MEMBERS", "more than an archive may"),
+        ("MAX_DIRECTORY_BYTES", "more than an archive may"),
+        ("MAX_MANIFEST_BYTES", "too long a one"),
+        ("MAX_TOTAL_BYTES", "would take more than"),
+        ("MAX_RECORD_BYTES", "has a record of"),
+    ],
+)
+async def test_every_limit_is_kept(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, limit: str, reason: str
+) -> None:
+    monkeypatch.setattr(_archive, limit, 6)
+    with pytest.raises(ArchiveError, match=reason):
+        read_all(archive)
+
+
+def test_an_archive_may_have_more_members_than_a_zip_had(tmp_path: Path) -> None:
+    count = 2**16 + 1  # zip64
+    with (
+        closing(OutputDir.open(tmp_path)) as folder,
+        closing(folder.create("big.zip")) as file,
+        closing(_Writer(file)) as writer,
+    ):
+        for number in range(count):
+            writer.add(f"outputs/{number}", 1, [b"x"])
+        writer.finish(run_id="r", generation=0, created_at="", streams=[])
+        file.commit()
+    with closing(Archive.open(tmp_path / "big.zip")) as opened:
+        assert len(opened.outputs) == count
+        assert b"".join(opened.pieces(opened.outputs["65536"])) == b"x"
+
+
+async def test_others_can_unpack_an_archive_and_check_it(archive: Path) -> None:
+    files = unpack(archive)
+    manifest = json.loads(files["manifest.json"])
+    assert json.loads(files[OUTPUT]) == {"page": 2}
+    assert {m["name"] for m in manifest["members"]} == files.keys() - {"manifest.json"}
+    assert all(m["size"] == len(files[m["name"]]) for m in manifest["members"])

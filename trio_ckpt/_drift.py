@@ -1,0 +1,125 @@
+"""Drift: where the files differ from what the records say.  It reads, and changes nothing.
+
+A resume would put such batches back to work; this shows them before anything does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import aclosing
+from typing import Literal
+
+import attrs
+
+from ._errors import OutputError
+from ._groups import in_order
+from ._history import Standing, StandingRecord, read_pages
+from ._threads import run_blocking
+from ._values import StreamKey
+from ._verify import find_damages
+from .abc import RunView, Store
+from .outputs import OutputDir, find_lines_damage
+
+
+@attrs.frozen
+class DriftProblem:
+    """One output that is not what was confirmed.
+
+    Attributes:
+        stream: The key of its stream.
+        batch_index: Its batch; None: a whole append file.
+        path: Relative to the output folder.
+        reason: What is wrong, in words.
+    """
+
+    stream: StreamKey
+    batch_index: int | None
+    path: str
+    reason: str
+
+
+@attrs.frozen
+class Drift:
+    """What looking at the outputs of a run has found.
+
+    Attributes:
+        files: How many were looked at.
+        bytes: How many bytes they should have together.
+        problems: What is wrong, stream by stream, the newest batch first.
+    """
+
+    files: int
+    bytes: int
+    problems: tuple[DriftProblem, ...]
+
+
+async def find_drift(
+    store: Store,
+    view: RunView,
+    outputs: OutputDir,
+    *,
+    mode: Literal["size", "sha256"] = "size",
+    keys: Collection[StreamKey] | None = None,
+) -> Drift:
+    """Compare every confirmed output of a run with the file that is there.
+
+    Args:
+        store: Where the run is.
+        view: The run, as `Store.load_run` gave it.
+        outputs: Its output folder.
+        mode: By size and time (by hash where the time differs), or by hash.
+        keys: Only these streams; default: all.
+
+    Raises:
+        StoreDamagedError: a record is not what was saved.
+
+    Cancellation: what the threads have begun is waited for.
+    """
+    parts = {key: entry.progress for key, entry in view.streams.items()}
+    problems: list[DriftProblem] = []
+    files = size = 0
+    for key in in_order(parts):
+        progress = parts[key]
+        if (keys is not None and key not in keys) or not (progress.outputs or progress.sinks):
+            continue
+        ends = dict(progress.sinks)
+        standing = Standing(progress)
+        async with aclosing(read_pages(store, view.run_id, view.generation, key)) as pages:
+            async for records in pages:
+                through = [entry for entry in records if entry[0] <= progress.sequence]
+                entries = standing.of(through)  # a run that goes on has newer ones
+                files += sum(len(entry.record.outputs) for entry in entries)
+                size += sum(o.size for entry in entries for o in entry.record.outputs)
+                for damage in await find_damages(outputs, entries, mode):
+                    problems.append(
+                        DriftProblem(key, damage.entry.index, damage.path, damage.reason)
+                    )
+                problems += await run_blocking(_check_lines, outputs, key, entries, ends, mode)
+        files += len(progress.sinks)
+        size += sum(progress.sinks.values())
+    return Drift(files, size, tuple(problems))
+
+
+def _check_lines(
+    outputs: OutputDir,
+    key: StreamKey,
+    entries: Sequence[StandingRecord],
+    ends: dict[str, int],
+    mode: Literal["size", "sha256"],
+) -> list[DriftProblem]:
+    """Compare the lines of batches, newest first; `ends` is where those of the next one end."""
+    problems: list[DriftProblem] = []
+    for entry in entries:
+        for lines in entry.record.lines:
+            end = ends[lines.path]
+            ends[lines.path] = end - lines.size
+            digest = lines.digest if mode == "sha256" else None
+            try:
+                reason = find_lines_damage(
+                    outputs, lines.path, end - lines.size, lines.size, digest
+                )
+            except OutputError as error:
+                reason = str(error)
+            if reason is not None:
+                problems.append(DriftProblem(key, entry.index, lines.path, reason))
+    return problems

@@ -1,0 +1,378 @@
+"""A run leaves a store as one file; see `trio_ckpt._archive` for what is in it.
+
+Theory of operation
+===================
+
+An export takes one moment: the newest record that `Store.load_run` knew of each stream.
+What is saved later is left out, so the run may go on meanwhile.  History comes newest
+first and a page at a time; each page becomes a chunk, and the manifest lists the chunks in
+the other order.  The zip is written strictly forward: it is hashed on the way and never
+read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import chain
+
+import attrs
+import msgspec
+
+from ._archive import (
+    FORMAT,
+    FRAME,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    MAX_MEMBERS,
+    MAX_RECORD_BYTES,
+    MAX_TOTAL_BYTES,
+    OUTPUTS,
+    PIECE_BYTES,
+    SEAL_BYTES,
+    SEAL_WORDS,
+    VERSION,
+    Manifest,
+    Member,
+    StreamPart,
+    chunk_name,
+    held,
+    total_bytes,
+)
+from ._errors import ArchiveError, OutputError, StoreDamagedError
+from ._progress import Progress
+from ._ranges import IndexSet
+from ._records import Kind, Output, Record, Seal, decode_record, utc_now
+from ._threads import run_blocking
+from ._values import encode_key
+from .abc import Store, StoredRecord, StreamView
+from .outputs import AnyPath, NewFile, OutputDir
+
+PAGE = 1_000  # records that are held at a time
+SAMPLE_BYTES = 2**16  # of a file, to see whether it becomes smaller by deflating it
+WORTH_IT = 0.9  # the share that must be left at most, or it is stored as it is
+
+
+@attrs.frozen
+class ExportSummary:
+    """What an archive holds, or what was taken out of it.
+
+    Attributes:
+        path: The archive, absolute.
+        run_id: The run in the store: which was exported, or which was imported to.
+        generation: Its generation there.
+        streams: How many streams.
+        records: How many records, of all streams.
+        outputs: How many output files.
+        size_bytes: Of the archive.
+        created_at: When it was exported, ISO 8601, UTC.
+    """
+
+    path: str
+    run_id: str
+    generation: int
+    streams: int
+    records: int
+    outputs: int
+    size_bytes: int
+    created_at: str
+
+
+async def export_run(
+    store: Store, run_id: str, path: AnyPath, *, outputs: OutputDir | None = None
+) -> ExportSummary:
+    """Write the newest generation of a run into an archive.
+
+    The run may go on meanwhile: what is saved after the call began is left out.
+
+    Args:
+        store: Where the run is.
+        run_id: The run.
+        path: The archive; one that is there is replaced.  Its folder is made if need be.
+        outputs: The run's output files, to have those in the archive that confirmed
+            batches name, and append files as far as they are confirmed.
+
+    Returns:
+        What is in it.
+
+    Raises:
+        ArchiveError: there is no such run, or it is larger than an archive takes.
+        OutputError: an output is not what was confirmed, or the archive cannot be written.
+        StoreError: the run cannot be read.
+
+    Durability: the archive survives a power cut once this has returned.
+    Cancellation: leaves what was at `path` as it was, and no temporary file.
+    """
+    view = await store.load_run(run_id)
+    if view is None:
+        raise ArchiveError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    folder_path, name = _split(path)
+    created_at = utc_now().isoformat(timespec="seconds")
+    async with held(await run_blocking(OutputDir.open, folder_path)) as folder:
+        async with (
+            held(await run_blocking(folder.create, name)) as file,
+            held(_Writer(file)) as writer,
+        ):
+            exporter = _Exporter(store, run_id, view.generation, writer)
+            for stream in view.streams.values():
+                if stream.progress.sequence:
+                    await exporter.add_stream(stream)
+            if outputs is not None:
+                await exporter.add_outputs(outputs)
+            manifest = await run_blocking(
+                lambda: writer.finish(
+                    run_id=run_id,
+                    generation=view.generation,
+                    created_at=created_at,
+                    streams=exporter.parts,
+                )
+            )
+            await run_blocking(file.commit)
+        return ExportSummary(
+            path=os.path.join(folder_path, name),
+            run_id=run_id,
+            generation=view.generation,
+            streams=len(manifest.streams),
+            records=manifest.records,
+            outputs=manifest.outputs,
+            size_bytes=file.size,
+            created_at=created_at,
+        )
+
+
+def _split(path: AnyPath) -> tuple[str, str]:
+    return os.path.split(os.path.abspath(path))
+
+
+@attrs.define(eq=False)
+class _Exporter:
+    """Writes one run; what stands is gathered on the way through its records."""
+
+    store: Store
+    run_id: str
+    generation: int
+    writer: _Writer
+    parts: list[StreamPart] = attrs.field(factory=list[StreamPart], init=False)
+    _standing: dict[str, Output] = attrs.field(factory=dict[str, Output], init=False)
+    _sinks: dict[str, int] = attrs.field(factory=dict[str, int], init=False)
+
+    async def add_stream(self, stream: StreamView) -> None:
+        """Write the records of a stream, up to the newest that its view knows."""
+        text, number = encode_key(stream.key), len(self.parts)
+        seal = self.store.seal(self.run_id, self.generation, stream.key)
+        standing = _Standing(stream.progress, self._standing)
+        left, cursor, chunks = stream.progress.sequence, None, list[int]()
+        while left:
+            page = await self.store.history(
+                self.run_id, text, generation=self.generation, cursor=cursor, limit=PAGE
+            )
+            wanted = [stored for stored in page.records if stored.sequence <= left]
+            if [stored.sequence for stored in wanted] != list(range(left, left - len(wanted), -1)):
+                raise StoreDamagedError(f"a record of {text} is missing before record {left}")
+            if wanted:
+                await run_blocking(self._add_chunk, number, seal, wanted, standing)
+                chunks.append(wanted[-1].sequence)
+                left -= len(wanted)
+            cursor = page.cursor
+            if left and cursor is None:
+                raise StoreDamagedError(f"record {left} of {text} is missing")
+        self._sinks.update(stream.progress.sinks)
+        self.parts.append(StreamPart(stream.key, stream.progress.sequence, tuple(reversed(chunks))))
+
+    def _add_chunk(
+        self, number: int, seal: Seal, newest_first: list[StoredRecord], standing: _Standing
+    ) -> None:
+        plain: list[tuple[int, bytes]] = []
+        for stored in newest_first:
+            payload = seal.open(stored.sequence, stored.payload)
+            standing.look_at(decode_record(payload))
+            plain.append((stored.sequence, payload))
+        plain.reverse()
+        pieces = pack(plain)
+        self.writer.add(chunk_name(number, plain[0][0]), sum(map(len, pieces)), pieces)
+
+    async def add_outputs(self, outputs: OutputDir) -> None:
+        """Write the output files that stand, and the append files as far as confirmed."""
+        for output in self._standing.values():
+            await run_blocking(
+                self._add_file, outputs, output.path, output.size, output.size + 1, output.sha256
+            )
+        for path, size in self._sinks.items():
+            await run_blocking(self._add_file, outputs, path, size, size, None)
+
+    def _add_file(
+        self, outputs: OutputDir, path: str, size: int, limit: int, sha256: str | None
+    ) -> None:
+        with closing(outputs.read_pieces(path, limit)) as pieces:
+            member = self.writer.add(f"{OUTPUTS}{path}", size, pieces)
+        if member.size != size or sha256 not in (None, member.sha256):
+            raise OutputError(path, "is not what was confirmed; open the run to have it redone")
+
+
+@attrs.define(eq=False)
+class _Standing:
+    """The outputs of a stream that count, gathered from its records, newest first."""
+
+    progress: Progress
+    found: dict[str, Output]
+    _seen: IndexSet = attrs.field(factory=IndexSet, init=False)
+
+    def look_at(self, record: Record) -> None:
+        """Take a record's outputs if it is the one by which its batch is confirmed."""
+        index = record.index
+        if record.kind is not Kind.BATCH or index is None or index in self._seen:
+            return
+        self._seen.add(index)
+        if index in self.progress.confirmed:
+            self.found.update({output.path: output for output in record.outputs})
+
+
+def pack(records: Iterable[tuple[int, bytes]]) -> list[bytes]:
+    """Records as the frames of a chunk.
+
+    Raises:
+        ArchiveError: one is larger than an archive takes.
+    """
+    pieces: list[bytes] = []
+    for sequence, payload in records:
+        if len(payload) > MAX_RECORD_BYTES:
+            raise ArchiveError(
+                f"a record has {len(payload):,} bytes; an archive takes {MAX_RECORD_BYTES:,}"
+            )
+        pieces += (FRAME.pack(sequence, len(payload)), payload)
+    return pieces
+
+
+# ---------------------------------------------------------------------------------------
+# Writing a zip
+# ---------------------------------------------------------------------------------------
+
+
+class _Sink:
+    """What the zip is written to: it hashes, and holds back the place of the seal."""
+
+    def __init__(self, file: NewFile) -> None:
+        self._file = file
+        self._hasher = hashlib.sha256()
+        self._held = bytearray()
+        self._is_closed = False
+
+    def write(self, data: bytes, /) -> int:
+        if self._is_closed:
+            return len(data)
+        self._held += data
+        if len(self._held) > PIECE_BYTES:
+            self._pass_on()
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing waits for it."""
+
+    def close(self) -> None:
+        """Take nothing more; the file is closed by who opened it."""
+        self._is_closed = True
+
+    def seal(self) -> None:
+        """Write the seal over the zip's comment, the last that was written."""
+        self._pass_on()
+        self._file.write(SEAL_WORDS + self._hasher.hexdigest().encode())
+
+    def _pass_on(self) -> None:
+        data = bytes(self._held[:-SEAL_BYTES])
+        del self._held[:-SEAL_BYTES]
+        self._hasher.update(data)
+        self._file.write(data)
+
+
+class _Writer:
+    """Writes an archive, member after member, into a new file."""
+
+    def __init__(self, file: NewFile) -> None:
+        self._sink = _Sink(file)
+        self._zip = zipfile.ZipFile(self._sink, "w")
+        self._zip.comment = bytes(SEAL_BYTES)
+        self._members: list[Member] = []
+
+    def add(self, name: str, size: int, pieces: Iterable[bytes]) -> Member:
+        """Write a member of `size` bytes, or of as many as there are.
+
+        Raises:
+            ArchiveError: there are too many.
+            OutputError: the archive cannot be written.
+        """
+        if len(self._members) >= MAX_MEMBERS:
+            raise ArchiveError(f"an archive takes {MAX_MEMBERS:,} files and chunks of records")
+        rest = iter(pieces)
+        begin = _take_sample(rest)
+        info = zipfile.ZipInfo(name)  # of 1980: the time is in the manifest
+        info.compress_type = _fitting(b"".join(begin))
+        info.file_size = size  # decides whether it is zip64
+        hasher, written = hashlib.sha256(), 0
+        with self._zip.open(info, "w") as member:
+            for piece in chain(begin, rest):
+                member.write(piece)
+                hasher.update(piece)
+                written += len(piece)
+        self._members.append(Member(name, written, hasher.hexdigest()))
+        return self._members[-1]
+
+    def finish(
+        self,
+        *,
+        run_id: str,
+        generation: int,
+        created_at: str,
+        streams: Iterable[StreamPart],
+    ) -> Manifest:
+        """Write the manifest and the seal; the file is whole then, but not committed.
+
+        Raises:
+            ArchiveError: there is more in it than an archive takes.
+            OutputError: the archive cannot be written.
+        """
+        parts = tuple(streams)
+        manifest = Manifest(
+            FORMAT,
+            VERSION,
+            run_id,
+            generation,
+            created_at,
+            sum(part.records for part in parts),
+            sum(member.name.startswith(OUTPUTS) for member in self._members),
+            parts,
+            tuple(self._members),
+        )
+        data = msgspec.json.encode(manifest)
+        if len(data) > MAX_MANIFEST_BYTES or total_bytes(self._members) > MAX_TOTAL_BYTES:
+            raise ArchiveError(f"run {run_id!r} is larger than an archive takes", run_id=run_id)
+        info = zipfile.ZipInfo(MANIFEST)
+        info.compress_type = zipfile.ZIP_DEFLATED
+        self._zip.writestr(info, data)
+        self._zip.close()
+        self._sink.seal()
+        return manifest
+
+    def close(self) -> None:
+        """Write nothing more: a zip that is dropped would try to end itself."""
+        self._sink.close()
+        self._zip.close()
+
+
+def _take_sample(pieces: Iterator[bytes]) -> list[bytes]:
+    sample: list[bytes] = []
+    size = 0
+    while size < SAMPLE_BYTES and (piece := next(pieces, None)) is not None:
+        sample.append(piece)
+        size += len(piece)
+    return sample
+
+
+def _fitting(sample: bytes) -> int:
+    """How to keep a member that begins like this."""
+    sample = sample[:SAMPLE_BYTES]
+    is_smaller = len(zlib.compress(sample, 1)) <= len(sample) * WORTH_IT
+    return zipfile.ZIP_DEFLATED if is_smaller else zipfile.ZIP_STORED

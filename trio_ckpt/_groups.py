@@ -1,0 +1,169 @@
+"""What streams add up to: a group, a phase, a run.
+
+A group is all streams under first parts, such as the endpoints of a repository.  Its
+status and its sums are derived whenever somebody asks: nothing of it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import attrs
+
+from ._progress import Progress
+from ._records import ErrorInfo, Status
+from ._totals import ExactSum, Number, add_sums, shown
+from ._values import StreamKey
+
+PHASE = "@phase"  # the first part of the streams that phases are
+
+
+@attrs.frozen
+class Summary:
+    """What some streams add up to.
+
+    Attributes:
+        key: Their first parts; ``()`` for the whole run.
+        status: Derived from theirs, see `group_status`.
+        streams: How many there are of each status.
+        confirmed: Batches that are durable.
+        skipped: Batches given up.
+        failing: Batches that failed and may run again.
+        left: Batches known to be left; None where one stream does not know.
+        records: Produced.
+        totals: Produced, by name.
+        spent: On all attempts, by name.
+        saved: Spent on the attempts that confirmed a batch: what resuming saves.
+        adopted: Confirmed batches whose share of `totals` is not known.
+        started_at, updated_at, completed_at, failed_at: Unix time, s; None: not yet.
+        error: Of the stream that failed last.
+    """
+
+    key: StreamKey
+    status: Status
+    streams: Mapping[Status, int]
+    confirmed: int
+    skipped: int
+    failing: int
+    left: int | None
+    records: int
+    totals: Mapping[str, Number]
+    spent: Mapping[str, Number]
+    saved: Mapping[str, Number]
+    adopted: int
+    started_at: float | None
+    updated_at: float | None
+    completed_at: float | None
+    failed_at: float | None
+    error: ErrorInfo | None
+
+
+def group_status(statuses: Iterable[Status]) -> Status:
+    """The status of a group: the first of these that one of its streams has.
+
+    IN_PROGRESS, INTERRUPTED, FAILED; then PENDING if none was begun and COMPLETE if all
+    are; a mixture of the two is IN_PROGRESS.
+    """
+    found = set(statuses)
+    for status in (Status.IN_PROGRESS, Status.INTERRUPTED, Status.FAILED):
+        if status in found:
+            return status
+    if len(found) > 1:
+        return Status.IN_PROGRESS
+    return found.pop() if found else Status.PENDING
+
+
+def failing(progress: Progress) -> int:
+    """How many batches of a stream failed and may run again."""
+    last = progress.last_index
+    return sum(
+        index not in progress.skipped and (last is None or index <= last)
+        for index in progress.failures
+    )
+
+
+def status_of(progress: Progress, *, is_open: bool) -> Status:
+    """The status of a stream, which the records know but for whether somebody has it open."""
+    is_over = progress.status in (Status.COMPLETE, Status.FAILED)
+    return Status.IN_PROGRESS if is_open and not is_over else progress.status
+
+
+def summarize(
+    key: StreamKey,
+    parts: Mapping[StreamKey, Progress],
+    *,
+    open_streams: Collection[StreamKey] = (),
+) -> Summary:
+    """Sum up streams.
+
+    Args:
+        key: What they have in common.
+        parts: The streams.
+        open_streams: Those that somebody has open.
+    """
+    streams = dict.fromkeys(Status, 0)
+    for name, progress in parts.items():
+        streams[status_of(progress, is_open=name in open_streams)] += 1
+    status = group_status(status for status, count in streams.items() if count)
+    totals, spent, saved = dict[str, ExactSum](), dict[str, ExactSum](), dict[str, ExactSum]()
+    for progress in parts.values():
+        add_sums(totals, progress.totals)
+        add_sums(spent, progress.spent)
+        add_sums(saved, progress.spent_confirmed)
+    every = list(parts.values())
+    lefts = [progress.left for progress in every]
+    completed = [progress.completed_at for progress in every]
+    failed = max(every, key=lambda progress: progress.failed_at or 0.0, default=Progress())
+    return Summary(
+        key=key,
+        status=status,
+        streams=streams,
+        confirmed=sum(len(progress.confirmed) for progress in every),
+        skipped=sum(len(progress.skipped) for progress in every),
+        failing=sum(map(failing, every)),
+        left=None if None in lefts else sum(left or 0 for left in lefts),
+        records=sum(progress.records for progress in every),
+        totals=shown(totals),
+        spent=shown(spent),
+        saved=shown(saved),
+        adopted=sum(len(progress.adopted) for progress in every),
+        started_at=min(_known(progress.started_at for progress in every), default=None),
+        updated_at=max(_known(progress.updated_at for progress in every), default=None),
+        completed_at=None if None in completed else max(_known(completed), default=None),
+        failed_at=failed.failed_at,
+        error=failed.error,
+    )
+
+
+def _known(times: Iterable[float | None]) -> list[float]:
+    return [time for time in times if time is not None]
+
+
+def in_order(parts: Mapping[StreamKey, Progress]) -> list[StreamKey]:
+    """The users' streams: those on the run's list by their position, then the others."""
+    keys = [key for key in parts if key and not key[0].startswith("@")]
+    listed = [key for key in keys if parts[key].position is not None]
+    listed.sort(key=lambda key: parts[key].position or 0)
+    return [*listed, *(key for key in keys if parts[key].position is None)]
+
+
+def groups_of(
+    parts: Mapping[StreamKey, Progress], depth: int = 1
+) -> dict[StreamKey, dict[StreamKey, Progress]]:
+    """The users' streams by their first `depth` parts, in order."""
+    groups: dict[StreamKey, dict[StreamKey, Progress]] = {}
+    for key in in_order(parts):
+        groups.setdefault(key[:depth], {})[key] = parts[key]
+    return groups
+
+
+def phases_of(parts: Mapping[StreamKey, Progress]) -> dict[str, Progress]:
+    """The phases of a run, the one begun first first."""
+    phases = {key[1]: progress for key, progress in parts.items() if key[:1] == (PHASE,)}
+    return dict(sorted(phases.items(), key=lambda entry: entry[1].started_at or 0.0))
+
+
+def current_phase(parts: Mapping[StreamKey, Progress]) -> str | None:
+    """The newest phase that is not complete."""
+    names = [name for name, p in phases_of(parts).items() if p.status is not Status.COMPLETE]
+    return names[-1] if names else None

@@ -1,0 +1,179 @@
+"""What a run has been through, for whoever wants to read it; nobody needs to own it.
+
+A stream's history is its records, newest first.  The run's own stream holds its sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any, Literal
+
+import attrs
+
+from ._errors import UnknownRunError
+from ._progress import Progress
+from ._ranges import IndexSet
+from ._records import Kind, Record, decode_record
+from ._values import RUN_STREAM, StreamKey, encode_key
+from .abc import RunView, Store
+
+PAGE = 1_000  # records that are held at a time
+
+KILLED = "was killed"
+RUNNING = "is running"
+
+
+async def read_pages(
+    store: Store, run_id: str, generation: int, key: StreamKey, *, limit: int = PAGE
+) -> AsyncGenerator[list[tuple[int, Record]]]:
+    """The records of a stream with their sequences, newest first, a page at a time.
+
+    Raises:
+        StoreDamagedError: one is not what was saved.
+    """
+    seal, text = store.seal(run_id, generation, key), encode_key(key)
+    cursor = None
+    while True:
+        page = await store.history(run_id, text, generation=generation, cursor=cursor, limit=limit)
+        yield [(s.sequence, decode_record(seal.open(s.sequence, s.payload))) for s in page.records]
+        cursor = page.cursor
+        if cursor is None:
+            return
+
+
+@attrs.frozen
+class SessionView:
+    """One session of a run.
+
+    Attributes:
+        number: 1 for the first.
+        host, pid: Of its process.
+        began: Unix time, s.
+        ended: The same; None: it left no word.
+        how: How it ended, in words.
+        config: What the run was configured with.
+        config_digest: SHA-256 of that, hexadecimal.
+        changes: The fields that changed against the session before: ``[field, was, now]``.
+        output_dir: Where its outputs went.
+        counts: What it did: batches, skipped, retries, records, totals, spent.
+        runtime_s: Seconds that the sessions before it took together.
+    """
+
+    number: int
+    host: str
+    pid: int
+    began: float
+    ended: float | None
+    how: str
+    config: Mapping[str, Any]
+    config_digest: str
+    changes: tuple[tuple[str, str, str], ...]
+    output_dir: str | None
+    counts: Mapping[str, Any]
+    runtime_s: float
+
+
+def run_facts(view: RunView) -> dict[str, Any]:
+    """What the run's own stream says last; empty where it says nothing."""
+    own = view.streams.get(RUN_STREAM)
+    return own.progress.metadata if own is not None else {}
+
+
+def run_runtime_s(view: RunView) -> float:
+    """Seconds that a run was open, in all sessions, as far as its records know."""
+    facts = run_facts(view)
+    if not facts:
+        return 0.0
+    updates = [entry.progress.updated_at or 0.0 for entry in view.streams.values()]
+    return float(facts["runtime_s"] + max(0.0, max(updates) - facts["began"]))
+
+
+async def read_sessions(
+    store: Store, run_id: str, *, generation: int | None = None, is_running: bool = False
+) -> list[SessionView]:
+    """The sessions of a run, the oldest first.
+
+    Args:
+        store: Where it is.
+        run_id: The run.
+        generation: Which of its beginnings; default: the newest.
+        is_running: Whether somebody owns it now: then the last session goes on.
+
+    Raises:
+        UnknownRunError: there is no such run.
+        StoreDamagedError: a record is not what was saved.
+    """
+    stored = await store.read_run(run_id, generation)
+    if stored is None:
+        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    sessions: list[SessionView] = []
+    ends: dict[int, dict[str, Any]] = {}
+    async with aclosing(read_pages(store, run_id, stored.generation, RUN_STREAM)) as pages:
+        async for records in pages:
+            for _, record in records:
+                facts = record.metadata
+                if record.kind is Kind.END:
+                    ends[facts["session"]] = facts
+                elif record.kind is Kind.SESSION:
+                    goes_on = is_running and not sessions
+                    sessions.append(_session(facts, ends.get(facts["session"]), goes_on=goes_on))
+    return sessions[::-1]
+
+
+def _session(facts: dict[str, Any], end: dict[str, Any] | None, *, goes_on: bool) -> SessionView:
+    without_end = RUNNING if goes_on else KILLED
+    return SessionView(
+        number=facts["session"],
+        host=facts["host"],
+        pid=facts["pid"],
+        began=facts["began"],
+        ended=None if end is None else end["at"],
+        how=without_end if end is None else end["ended"],
+        config=facts["config"],
+        config_digest=facts["config_digest"],
+        changes=tuple((change[0], change[1], change[2]) for change in facts["changes"]),
+        output_dir=facts["output_dir"],
+        counts={} if end is None else end["counts"],
+        runtime_s=facts["runtime_s"],
+    )
+
+
+@attrs.frozen
+class StandingRecord:
+    """A record that says how a batch stands now: no later one has taken it back."""
+
+    sequence: int
+    index: int
+    record: Record
+
+
+class Standing:
+    """Tells the records that still stand from those that later ones have taken back.
+
+    Give it the records of a stream, newest first.
+
+    Args:
+        progress: Of the stream.
+        redone: Batches whose newest records are not among them, because they were put
+            back to work meanwhile.
+    """
+
+    def __init__(self, progress: Progress, redone: IndexSet | None = None) -> None:
+        self._progress = progress
+        self._seen = IndexSet() if redone is None else redone.copy()
+
+    def of(
+        self, records: list[tuple[int, Record]], kind: Literal[Kind.BATCH, Kind.SKIP] = Kind.BATCH
+    ) -> list[StandingRecord]:
+        """Those of a page, of one kind, that stand."""
+        confirmed, skipped = self._progress.confirmed, self._progress.skipped
+        done = confirmed if kind is Kind.BATCH else skipped
+        standing: list[StandingRecord] = []
+        for sequence, record in records:
+            index = record.index
+            if record.kind is not kind or index is None or index not in done:
+                continue
+            if self._seen.add(index):  # newest first: any other of this batch was taken back
+                standing.append(StandingRecord(sequence, index, record))
+        return standing

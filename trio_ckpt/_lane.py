@@ -1,0 +1,84 @@
+"""One stream's way to the store: what is durable of it, and what is on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+
+from ._progress import Progress
+from ._ranges import IndexSet
+from ._records import Seal
+from ._totals import ExactSum, add_sums
+from ._values import StreamKey
+from .outputs import AppendFile
+
+
+@attrs.define(eq=False)
+class Lane:
+    """One stream's way to the store.
+
+    Attributes:
+        key: The stream's key.
+        text: The same as stores know it.
+        seal: Binds its records to their places.
+        progress: What is durable, nothing else.
+        submitted: The sequence of the newest checkpoint on its way.
+        sinks: Its append files, by path.
+        is_dirty: Progress has moved since the last fold.
+        redone: Batches that this session has put back to work.
+        before: What other sessions had added.
+        confirmed, skipped, retries: What this session has done.
+        open_s: Seconds that it was open in this session, and is not any more.
+    """
+
+    key: StreamKey
+    text: str
+    seal: Seal
+    progress: Progress
+    submitted: int
+    sinks: dict[str, AppendFile] = attrs.field(factory=dict[str, AppendFile])
+    is_dirty: bool = False
+    redone: IndexSet = attrs.field(factory=IndexSet, init=False)
+    before: Added = attrs.field(
+        default=attrs.Factory(lambda lane: Added.by_all(lane.progress), takes_self=True),
+        init=False,
+    )
+    confirmed: int = attrs.field(default=0, init=False)
+    skipped: int = attrs.field(default=0, init=False)
+    retries: int = attrs.field(default=0, init=False)
+    open_s: float = attrs.field(default=0.0, init=False)
+
+
+@attrs.frozen
+class Added:
+    """What was produced and spent.
+
+    Attributes:
+        records: Produced.
+        totals: Produced, by name.
+        spent: On all attempts, by name.
+    """
+
+    records: int
+    totals: dict[str, ExactSum]
+    spent: dict[str, ExactSum]
+
+    @classmethod
+    def by_all(cls, progress: Progress) -> Added:
+        """By all sessions, up to now."""
+        return cls(progress.records, dict(progress.totals), dict(progress.spent))
+
+    @classmethod
+    def by_session(cls, lanes: Iterable[Lane]) -> Added:
+        """By this session, in some streams."""
+        records, totals, spent = 0, dict[str, ExactSum](), dict[str, ExactSum]()
+        for lane in lanes:
+            records += lane.progress.records - lane.before.records
+            for sums, now, was in (
+                (totals, lane.progress.totals, lane.before.totals),
+                (spent, lane.progress.spent, lane.before.spent),
+            ):
+                add_sums(sums, now)
+                add_sums(sums, was, sign=-1)
+        return cls(records, totals, spent)

@@ -1,0 +1,156 @@
+"""Owning a run without working on it: what commands do to one that is not open."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import attrs
+import trio
+
+from ._errors import UnknownRunError, UnknownStreamError
+from ._fresh import archive_outputs
+from ._groups import in_order
+from ._history import run_facts
+from ._lane import Lane
+from ._progress import Progress
+from ._ranges import IndexSet
+from ._records import Kind, Record
+from ._redo import Redo
+from ._resume import retry_record
+from ._saver import DEFAULT_SAVE_TIMEOUT_S, Saver
+from ._threads import run_blocking
+from ._values import RUN_STREAM, StreamKey
+from .abc import Pruned, RunKey, RunView, Store
+from .outputs import OutputDir
+
+
+@attrs.define(eq=False)
+class Maintenance:
+    """A run that is owned for maintenance; from `open_maintenance`.
+
+    Attributes:
+        store: Where it is.
+        view: The run as it was found.
+        outputs: Its output folder; None: it has none, or it is not there any more.
+    """
+
+    store: Store
+    view: RunView
+    outputs: OutputDir | None
+    _saver: Saver
+    _lanes: dict[StreamKey, Lane] = attrs.field(factory=dict[StreamKey, Lane], init=False)
+
+    async def retry(self, keys: Iterable[StreamKey] | None = None) -> int:
+        """Put what was skipped or has failed for good back to work.
+
+        Args:
+            keys: Of these streams; default: of all.
+
+        Returns:
+            How many streams had something to put back.
+
+        Raises:
+            UnknownStreamError: there is no such stream.
+
+        Durability: when this returns it is saved.
+        """
+        parts = {key: entry.progress for key, entry in self.view.streams.items()}
+        wanted = in_order(parts) if keys is None else list(keys)
+        records = [(self._lane(key), retry_record(parts[key])) for key in wanted]
+        found = [(lane, record) for lane, record in records if record is not None]
+        await self._saver.save_all(found)
+        return len(found)
+
+    async def redo(self, key: StreamKey, indexes: Iterable[int], reason: str) -> None:
+        """Put single batches back to work; see `Stream.redo`."""
+        await self._redo(key).redo(sorted(set(indexes)), reason)
+
+    async def rewind(self, key: StreamKey, *, to: int, reason: str) -> IndexSet:
+        """Put all batches after one back to work; see `Run.rewind`."""
+        return await self._redo(key).rewind(to, reason)
+
+    async def reset(self, reason: str) -> int:
+        """Archive the run and its outputs: the next start begins again.
+
+        Args:
+            reason: Why; kept in the history.
+
+        Returns:
+            The generation that begins.
+
+        Durability: when this returns it is saved.
+        """
+        if self.outputs is not None:
+            await archive_outputs(self.store, self.view, self.outputs)
+        key = RunKey(self.view.run_id, self.view.generation + 1, self._saver.run_key.owner)
+        async with _saving(self.store, key) as saver:
+            note = Record(kind=Kind.NOTE, at=time.time(), metadata={"reset": reason})
+            await saver.save(saver.add_lane(RUN_STREAM, Progress()), note)
+        return key.generation
+
+    async def prune(self, *, keep: int) -> Pruned:
+        """Remove all generations of the run but the newest `keep`; see `Store.prune`."""
+        return await self.store.prune(self._saver.run_key, keep=keep)
+
+    def _redo(self, key: StreamKey) -> Redo:
+        return Redo(self.store, self._saver, self._lane(key), self.outputs)
+
+    def _lane(self, key: StreamKey) -> Lane:
+        if key not in self.view.streams or key == RUN_STREAM:
+            raise UnknownStreamError(
+                f"run {self.view.run_id!r} has no stream {'/'.join(key)!r}",
+                run_id=self.view.run_id,
+                stream=key,
+            )
+        if key not in self._lanes:
+            self._lanes[key] = self._saver.add_lane(key, self.view.streams[key].progress)
+        return self._lanes[key]
+
+
+@asynccontextmanager
+async def open_maintenance(store: Store, run_id: str) -> AsyncGenerator[Maintenance]:
+    """Own a run for a block, without working on it.
+
+    Raises:
+        UnknownRunError: there is no such run.
+        RunLockedError: another live process owns it.
+        StoreError: the store cannot be used.
+
+    Durability: as its methods say.
+    Cancellation: what is being saved is waited for.
+    """
+    if await store.read_run(run_id) is None:  # to lock one would make it
+        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    async with store.lock_run(run_id) as owner, AsyncExitStack() as stack:
+        view = await store.load_run(run_id)
+        if view is None:
+            raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+        folder = run_facts(view).get("output_dir")
+        outputs = None
+        if folder is not None and await run_blocking(os.path.isdir, folder):
+            outputs = await run_blocking(OutputDir.open, folder)
+            stack.callback(outputs.close)
+        saver = await stack.enter_async_context(
+            _saving(store, RunKey(run_id, view.generation, owner))
+        )
+        yield Maintenance(store, view, outputs, saver)
+
+
+@asynccontextmanager
+async def _saving(store: Store, run_key: RunKey) -> AsyncGenerator[Saver]:
+    """Save what the block submits; its exception leaves as it is."""
+    saver = Saver(store, run_key, save_timeout_s=DEFAULT_SAVE_TIMEOUT_S, on_poison=lambda: None)
+    body_error: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(saver.run)
+        try:
+            yield saver
+        except BaseException as error:
+            body_error = error
+        finally:
+            saver.close()
+    if body_error is not None:
+        raise body_error

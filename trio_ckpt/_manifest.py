@@ -1,0 +1,160 @@
+"""The manifest: every output of a complete run with its hash, in one readable file.
+
+Checkpoints are for going on; a manifest is for whoever takes over what was collected.  It
+is written whenever a run is left complete, in place of an older one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, closing
+from typing import Any
+
+from ._errors import OutputError
+from ._groups import in_order, phases_of, summarize
+from ._history import Standing, read_pages
+from ._progress import Progress
+from ._records import Output, Status
+from ._threads import run_blocking
+from ._totals import shown
+from ._values import StreamKey
+from .abc import RunKey, Store
+from .outputs import NewFile, OutputDir
+
+log = logging.getLogger("trio_ckpt.run")
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+MAX_MANIFEST_HEAD_BYTES = 2**16  # enough to see whose manifest one is
+
+
+async def write_manifest(
+    store: Store,
+    run_key: RunKey,
+    parts: Mapping[StreamKey, Progress],
+    outputs: OutputDir,
+    facts: Mapping[str, Any],
+) -> bool:
+    """Write ``manifest.json`` into the output folder.
+
+    It names the run, what it was configured with, its sums, and for each stream its
+    outputs (path, size, sha256, batch) and append files (path, size).  It is written
+    stream by stream: a million outputs are never held.
+
+    Returns:
+        False if the folder has the manifest of another run, which is left alone.
+
+    Durability: when this returns it survives power loss.
+    """
+    if await run_blocking(manifest_owner, outputs) not in (None, run_key.run_id):
+        log.warning("%s is another run's manifest: none is written for this one", MANIFEST)
+        return False
+    file = await run_blocking(outputs.create, MANIFEST)
+    with closing(file):
+        async with aclosing(_pieces(store, run_key, parts, facts)) as pieces:
+            async for piece in pieces:
+                await run_blocking(file.write, piece.encode())
+        await run_blocking(_commit, file)
+    return True
+
+
+def _commit(file: NewFile) -> None:
+    file.commit()
+
+
+async def _pieces(
+    store: Store, run_key: RunKey, parts: Mapping[StreamKey, Progress], facts: Mapping[str, Any]
+) -> AsyncGenerator[str]:
+    mine = {key: parts[key] for key in in_order(parts)}
+    whole = summarize((), mine)
+    head: dict[str, Any] = {
+        "format": FORMAT,
+        "run": run_key.run_id,
+        "generation": run_key.generation,
+        "completed_at": whole.completed_at,
+        "config": facts["config"],
+        "config_digest": facts["config_digest"],
+        "batches": whole.confirmed,
+        "skipped": whole.skipped,
+        "records": whole.records,
+        "totals": whole.totals,
+        "spent": whole.spent,
+        "adopted": whole.adopted,
+        "phases": {name: phase.status.value for name, phase in phases_of(parts).items()},
+    }
+    yield _dump(head)[:-1] + ',"streams":['
+    for place, (key, progress) in enumerate(mine.items()):
+        entry = {
+            "stream": key,
+            "status": progress.status.value,
+            "batches": len(progress.confirmed),
+            "skipped": list(progress.skipped),
+            "records": progress.records,
+            "totals": shown(progress.totals),
+            "spent": shown(progress.spent),
+            "runtime_s": round(progress.runtime_s, 3),
+            "metadata": progress.metadata,
+            "append_files": [{"path": p, "size": size} for p, size in progress.sinks.items()],
+        }
+        yield (",\n" if place else "\n") + _dump(entry)[:-1] + ',"outputs":['
+        if progress.outputs:
+            async with aclosing(_outputs(store, run_key, key, progress)) as pages:
+                separator = "\n"
+                async for page in pages:
+                    yield separator + ",\n".join(page)
+                    separator = ",\n"
+        yield "]}"
+    yield "]}\n"
+
+
+async def _outputs(
+    store: Store, run_key: RunKey, key: StreamKey, progress: Progress
+) -> AsyncGenerator[list[str]]:
+    """The outputs of a stream as JSON, the newest first, a page at a time."""
+    standing = Standing(progress)
+    async with aclosing(read_pages(store, run_key.run_id, run_key.generation, key)) as pages:
+        async for records in pages:
+            lines = [
+                _dump(_entry(entry.index, output))
+                for entry in standing.of(records)
+                for output in entry.record.outputs
+            ]
+            if lines:
+                yield lines
+
+
+def _entry(index: int, output: Output) -> dict[str, Any]:
+    return {
+        "path": output.path,
+        "size": output.size,
+        "sha256": output.sha256,
+        "batch": index,
+    }
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def manifest_owner(outputs: OutputDir) -> str | None:
+    """The run whose manifest is there, empty if it is no manifest; None: there is none."""
+    with closing(outputs.read_pieces(MANIFEST, MAX_MANIFEST_HEAD_BYTES)) as pieces:
+        try:
+            head = b"".join(pieces)
+        except OutputError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+    start = b'{"format":%d,"run":' % FORMAT
+    if not head.startswith(start):
+        return ""
+    name, _ = json.JSONDecoder().raw_decode(head[len(start) :].decode(errors="replace"))
+    return str(name)
+
+
+def is_complete(parts: Mapping[StreamKey, Progress]) -> bool:
+    """Whether nothing of a run is left: all its streams and phases are complete."""
+    begun = [progress for key, progress in parts.items() if key and progress.sequence > 0]
+    return bool(begun) and all(progress.status is Status.COMPLETE for progress in begun)

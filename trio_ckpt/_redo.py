@@ -1,0 +1,300 @@
+"""Putting confirmed batches back to work: alone, or all after one of them.
+
+Theory of operation
+===================
+
+Nothing is ever taken out of a store.  A REDO record says which batches go back to work
+and takes back, exactly, what they had added; their outputs are moved into the archive of
+the output folder once it is saved, so progress is never ahead of the outputs.
+
+A batch of its own can be done again alone.  Where later ones build on it (a state, a
+cursor, an append file), all that came after it in the *sequence* goes back, and state and
+cursor are again what they were before it: the records themselves still say so.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing
+from typing import Any
+
+import attrs
+import msgspec
+
+from ._errors import CannotRedoError, describe_batch
+from ._history import Standing, StandingRecord, read_pages
+from ._lane import Lane
+from ._ranges import IndexSet
+from ._records import Kind, Output, Record, SinkLines, Taken
+from ._saver import Saver
+from ._threads import run_blocking
+from ._totals import ExactSum, add_amounts, encode_sums
+from .abc import Store
+from .outputs import OutputDir, keep_tail
+
+log = logging.getLogger("trio_ckpt.redo")
+
+
+@attrs.define(eq=False)
+class Taking:
+    """What batches that go back to work had added."""
+
+    indexes: IndexSet = attrs.field(factory=IndexSet)
+    records: int = 0
+    totals: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
+    spent: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
+    lines: dict[str, int] = attrs.field(factory=dict[str, int])
+
+    def add(self, index: int, record: Record) -> None:
+        """Count one more."""
+        self.indexes.add(index)
+        self.records += record.records
+        add_amounts(self.totals, record.totals)
+        if record.kind is Kind.BATCH:
+            add_amounts(self.spent, record.spent)
+        for lines in record.lines:
+            self.lines[lines.path] = self.lines.get(lines.path, 0) + lines.size
+
+
+@attrs.define(eq=False)
+class Redo:
+    """Puts batches of one stream back to work; nobody may be working on them.
+
+    Attributes:
+        store: Where the records are.
+        saver: Saves.
+        lane: The stream.
+        outputs: Where its outputs are; None: they are left alone.
+    """
+
+    store: Store
+    saver: Saver
+    lane: Lane
+    outputs: OutputDir | None
+
+    async def redo(self, indexes: Collection[int], reason: str) -> None:
+        """Put single batches back to work, confirmed or skipped ones.
+
+        Raises:
+            ValueError: one is neither.
+            CannotRedoError: later batches build on them.
+
+        Durability: when this returns it is saved, and their outputs are in the archive.
+        """
+        progress = self.lane.progress
+        wanted = IndexSet(indexes)
+        if strangers := [index for index in wanted if not progress.is_done(index)]:
+            raise ValueError(
+                f"neither confirmed nor skipped, so not to be redone: {strangers[:10]}"
+            )
+        if progress.is_ordered:
+            first = next(iter(wanted), None)
+            raise CannotRedoError(
+                f"batch {first}",
+                "cannot be redone alone, because later batches build on it; rewind the stream to "
+                "the batch before it",
+                run_id=self.saver.run_key.run_id,
+                stream=self.lane.key,
+                batch_index=first,
+            )
+        taking = Taking()
+        async with aclosing(self._standing()) as pages:
+            async for records in pages:
+                for entry in records:
+                    if entry.index in wanted:
+                        taking.add(entry.index, entry.record)
+                if len(taking.indexes) == len(wanted):
+                    break
+        await self._take_back(taking, reason)
+
+    async def rewind(self, to: int, reason: str) -> IndexSet:
+        """Put all batches after `to` back to work; returns which.
+
+        Where batches build on each other, those that were saved after the first of them
+        go back, too.
+
+        Durability: as for `redo`.
+        """
+        progress = self.lane.progress
+        done = progress.confirmed.copy()
+        for index in progress.skipped:
+            done.add(index)
+        wanted = done.after(to)
+        if not wanted:
+            return wanted
+        taking, oldest = Taking(), 0
+        async with aclosing(self._standing()) as pages:
+            async for records in pages:
+                for entry in records:
+                    if entry.index in wanted:
+                        taking.add(entry.index, entry.record)
+                        oldest = entry.sequence
+                if len(taking.indexes) == len(wanted):
+                    break
+        if progress.is_ordered:
+            return await self.rewind_before(oldest, reason, to=to)
+        await self._take_back(taking, reason, index=to)
+        return taking.indexes
+
+    async def rewind_before(self, cut: int, reason: str, *, to: int | None = None) -> IndexSet:
+        """Put back to work what was saved from sequence `cut` on; returns which batches.
+
+        Durability: as for `redo`.
+        """
+        progress = self.lane.progress
+        taking, state, cursor = Taking(), b"", None
+        is_found = {"state": not progress.has_state, "cursor": progress.cursor is None}
+        resets = progress.has_state
+        key = self.saver.run_key
+        standing = Standing(progress)
+        async with aclosing(
+            read_pages(self.store, key.run_id, key.generation, self.lane.key)
+        ) as pages:
+            async for records in pages:
+                for entry in _both(standing, records):
+                    if entry.sequence >= cut:
+                        taking.add(entry.index, entry.record)
+                for sequence, record in records:
+                    if sequence >= cut:
+                        continue
+                    if not is_found["state"] and _says_state(record):
+                        is_found["state"], state = True, record.state
+                        resets = not record.state
+                    if not is_found["cursor"] and record.cursor is not msgspec.UNSET:
+                        is_found["cursor"], cursor = True, record.cursor
+                if records and records[-1][0] < cut and all(is_found.values()):
+                    break
+        first = next(iter(taking.indexes), 0)
+        await self._keep_tails(taking.lines)
+        await self._take_back(
+            taking,
+            reason,
+            index=first - 1 if to is None else to,
+            cursor=cursor if progress.cursor is not None else msgspec.UNSET,
+            state=state,
+            resets_state=resets,
+        )
+        return taking.indexes
+
+    async def rewind_shortened(self, path: str, size: int) -> IndexSet:
+        """Put back to work what appended beyond the first `size` bytes of a file.
+
+        Durability: as for `redo`.
+        """
+        end, cut = self.lane.progress.sinks[path], 0
+        async with aclosing(self._standing()) as pages:
+            async for records in pages:
+                for entry in records:
+                    for lines in entry.record.lines:
+                        if lines.path == path and end > size:
+                            cut, end = entry.sequence, end - lines.size
+                if end <= size:
+                    break
+        return await self.rewind_before(cut, f"{path} was shortened to {size} bytes")
+
+    async def take_damaged(self, index: int, record: Record, path: str, reason: str) -> None:
+        """Put one batch back to work whose outputs are damaged.
+
+        They are moved first: somebody may be waiting to write them anew.
+        """
+        taking = Taking()
+        taking.add(index, record)
+        await self._set_aside(record.outputs)
+        await self._save(taking, {"path": path, "reason": reason})
+
+    # -- how ----------------------------------------------------------------------------------
+
+    async def _standing(self) -> AsyncGenerator[list[StandingRecord]]:
+        key = self.saver.run_key
+        standing = Standing(self.lane.progress)
+        async with aclosing(
+            read_pages(self.store, key.run_id, key.generation, self.lane.key)
+        ) as pages:
+            async for records in pages:
+                yield _both(standing, records)
+
+    async def _take_back(self, taking: Taking, reason: str, **fields: Any) -> None:
+        where = describe_batch(self.saver.run_key.run_id, self.lane.key, None)
+        log.warning("%s: %s go back to work: %s", where, taking.indexes, reason)
+        await self._save(taking, {"reason": reason}, **fields)
+        await self._archive(taking.indexes)
+
+    async def _save(
+        self,
+        taking: Taking,
+        metadata: dict[str, Any],
+        *,
+        index: int | None = None,
+        cursor: Any = msgspec.UNSET,
+        state: bytes = b"",
+        resets_state: bool = False,
+    ) -> None:
+        lane = self.lane
+        record = Record(
+            kind=Kind.REDO,
+            at=time.time(),
+            index=index,
+            steps=tuple(taking.indexes.to_steps()),
+            records=taking.records,
+            lines=tuple(SinkLines(path, size, b"") for path, size in taking.lines.items()),
+            taken=Taken(encode_sums(taking.totals), encode_sums(taking.spent), resets_state),
+            cursor=cursor,
+            state=state,
+            metadata=metadata,
+        )
+        await self.saver.save(lane, record)
+        for at in taking.indexes:
+            lane.redone.add(at)
+        for path in taking.lines:  # shorter now: it is opened anew where it ends
+            if path in lane.sinks:
+                lane.sinks.pop(path).close()
+
+    async def _archive(self, taken: IndexSet) -> None:
+        """Move the outputs of batches that went back to work out of the way."""
+        if self.outputs is None or self.lane.progress.outputs == 0:
+            return
+        key = self.saver.run_key
+        standing = Standing(attrs.evolve(self.lane.progress, confirmed=taken))
+        left = len(taken)
+        async with aclosing(
+            read_pages(self.store, key.run_id, key.generation, self.lane.key)
+        ) as pages:
+            async for records in pages:
+                entries = standing.of(records)
+                left -= len(entries)
+                for entry in entries:
+                    await self._set_aside(entry.record.outputs)
+                if left <= 0:
+                    break
+
+    @property
+    def _label(self) -> str:
+        key = self.saver.run_key
+        return f"{key.run_id}-{key.generation}-redo"
+
+    async def _set_aside(self, outputs: tuple[Output, ...]) -> None:
+        if self.outputs is not None and outputs:
+            paths = [output.path for output in outputs]
+            await run_blocking(self.outputs.archive, paths, self._label)
+
+    async def _keep_tails(self, lines: dict[str, int]) -> None:
+        """Copy the lines that are about to be cut off into the archive."""
+        if self.outputs is None:
+            return
+        for path, size in lines.items():
+            end = self.lane.progress.sinks[path]
+            if path in self.lane.sinks:
+                self.lane.sinks.pop(path).close()
+            await run_blocking(keep_tail, self.outputs, path, end - size, self._label)
+
+
+def _both(standing: Standing, records: list[tuple[int, Record]]) -> list[StandingRecord]:
+    """Those that stand, of confirmed and of skipped batches, newest first."""
+    found = [*standing.of(records, Kind.BATCH), *standing.of(records, Kind.SKIP)]
+    return sorted(found, key=lambda entry: -entry.sequence)
+
+
+def _says_state(record: Record) -> bool:
+    return bool(record.state) or (record.taken is not None and record.taken.resets_state)

@@ -1,0 +1,175 @@
+"""The files of one stream: whose they are, where they go, and what they must hold.
+
+Names are relative to the run's folder wherever they are kept; users name them relative
+to the stream's, which is the same or a folder in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterable, Mapping
+
+import attrs
+import trio
+
+from ._errors import OutputClaimedError
+from ._lane import Lane
+from ._records import Output
+from ._threads import run_blocking
+from .outputs import AppendFile, OutputDir, Validator, check_outputs
+
+log = logging.getLogger("trio_ckpt.outputs")
+
+AnyPath = str | os.PathLike[str]
+Claims = dict[str, tuple[str, int]]  # a name -> the stream as text, and the batch
+
+SINK = -1  # in the place of a batch: an append file belongs to its stream
+
+
+@attrs.define(eq=False)
+class StreamFiles:
+    """What a stream knows of its files.
+
+    Attributes:
+        run_id: The run.
+        lane: The stream; its append files are there.
+        claims: Whose each name is; shared by all streams of the run.
+        root: The run's folder; None: it has none.
+        folder: The stream's, relative to it; empty: the same.
+        validator: What its JSON outputs must pass.
+    """
+
+    run_id: str
+    lane: Lane
+    claims: Claims
+    root: OutputDir | None = None
+    folder: str = ""
+    validator: Validator | None = None
+    _claimed: dict[int, set[str]] = attrs.field(factory=dict[int, set[str]], init=False)
+    _sink_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+
+    @property
+    def dir(self) -> OutputDir:
+        """Where outputs go.
+
+        Raises:
+            RuntimeError: the run has no folder.
+        """
+        if self.root is None:
+            raise RuntimeError("the run has no folder for outputs: open_run(..., output_dir=...)")
+        return self.root
+
+    def name(self, path: AnyPath) -> str:
+        """The name under which a file is kept, of a path as users give it.
+
+        Raises:
+            OutputError: it is not below the folder.
+        """
+        return self.dir.relative(os.path.join(self.folder, os.fspath(path)))
+
+    def path(self, name: str) -> str:
+        """The inverse of `name`."""
+        return name.removeprefix(f"{self.folder}/") if self.folder else name
+
+    # -- whose they are -----------------------------------------------------------------------
+
+    def claim(self, index: int, name: str) -> None:
+        """Reserve a name for a batch.
+
+        Raises:
+            OutputClaimedError: another batch has it.
+        """
+        self._take(name, index)
+        self._claimed.setdefault(index, set()).add(name)
+
+    def claim_confirmed(self, index: int, outputs: Iterable[Output]) -> None:
+        """Reserve the names that the record of a batch has."""
+        for output in outputs:
+            self._take(output.path, index)
+
+    def claim_sink(self, name: str) -> None:
+        """Reserve an append file's name for this stream; else as `claim`."""
+        self._take(name, SINK)
+
+    def _take(self, name: str, index: int) -> None:
+        owner = (self.lane.text, index)
+        has = self.claims.setdefault(name, owner)
+        if has != owner:
+            whose = "the append files" if has[1] == SINK else f"batch {has[1]}"
+            raise OutputClaimedError(
+                name, f"it belongs to {whose} of stream {has[0]}; batches share no files"
+            )
+
+    def release(self, index: int, kept: Collection[str] = ()) -> None:
+        """Let go of the names that attempts at a batch have reserved, but for those kept."""
+        for name in self._claimed.pop(index, ()):
+            if name not in kept:
+                del self.claims[name]
+
+    # -- what they hold -----------------------------------------------------------------------
+
+    async def write(self, path: AnyPath, data: bytes, index: int) -> Output:
+        """Write a file of a batch, whole or not at all."""
+        name = self.name(path)
+        self.claim(index, name)
+        return await run_blocking(self.dir.write, name, data)
+
+    async def adopt(self, paths: Iterable[AnyPath], index: int, known: dict[str, Output]) -> None:
+        """Take files that the user wrote as outputs of a batch, into `known`."""
+        for path in paths:
+            name = self.name(path)
+            if name not in known:
+                self.claim(index, name)
+                with trio.CancelScope(shield=True):
+                    known[name] = await run_blocking(self.dir.adopt, name)
+
+    async def check(self, known: Mapping[str, Output]) -> None:
+        """Have the validator look at what a batch has written.
+
+        Raises:
+            OutputInvalidError: it refuses one, or there is none.
+        """
+        if self.validator is not None:
+            outputs = tuple(known.values())
+            with trio.CancelScope(shield=True):
+                await run_blocking(check_outputs, self.dir, outputs, self.validator)
+
+    # -- append files -------------------------------------------------------------------------
+
+    async def open_sinks(
+        self, lines: Mapping[str, bytearray]
+    ) -> tuple[tuple[AppendFile, bytes], ...]:
+        """The append files that lines are staged for, opened, and those lines."""
+        for name in lines:
+            await self.open_sink(name)
+        return tuple((self.lane.sinks[name], bytes(data)) for name, data in lines.items() if data)
+
+    async def open_sink(self, name: str) -> None:
+        """Open an append file for the session; what is behind its confirmed bytes is cut off.
+
+        Raises:
+            OutputError: it cannot be opened, or confirmed bytes are missing.
+        """
+        if name in self.lane.sinks:
+            return
+        with trio.CancelScope(shield=True):
+            async with self._sink_lock:  # opening cuts: a second one would cut what was appended
+                if name in self.lane.sinks:
+                    return
+                confirmed = self.lane.progress.sinks.get(name, 0)
+                if confirmed == 0:
+                    await self._keep_foreign(name)
+                sink = await run_blocking(AppendFile.open, self.dir, name, confirmed)
+                self.lane.sinks[name] = sink
+                if sink.cut_bytes:
+                    log.warning(
+                        "%s: an unconfirmed tail of %d bytes was cut off", name, sink.cut_bytes
+                    )
+
+    async def _keep_foreign(self, name: str) -> None:
+        """Move a file out of the way that no record knows: it may be somebody's only copy."""
+        label = f"{self.run_id}-unconfirmed"
+        archived = await run_blocking(self.dir.archive, [name], label)
+        for goal in archived.moved.values():
+            log.warning("%s held lines that no checkpoint knows: it is kept as %s", name, goal)

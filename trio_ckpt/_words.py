@@ -1,0 +1,102 @@
+"""How people read numbers, times and names: pure functions, used wherever text is shown.
+
+What comes out of a store may have been written by anybody: a stream's name or an error's
+message must not move the cursor of a terminal or turn its text around.  `printable` is the
+one place that sees to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+
+from ._totals import Number
+from ._values import StreamKey
+
+MAX_MESSAGE_CHARS = 200  # of an error, in a line for people; all of it is in the JSON
+MAX_SPANS = 8  # intervals of batch indexes in one line
+
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
+_TENTHS_BELOW_S = 9.95  # from here on it would read 10.0
+_TINY = 1e-3  # below it four decimals would show next to nothing
+_HUGE = 1e15  # above it a float has no decimals
+
+
+def printable(text: str) -> str:
+    r"""The text with everything that is not printed written out, ``\x1b`` for an escape.
+
+    That is control characters, line ends, marks that change the direction of text, and the
+    like: `str.isprintable`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def message_of(text: str) -> str:
+    """A message of somebody else in a line of ours: printable, and cut if it is long."""
+    shown = printable(text)
+    return shown if len(shown) <= MAX_MESSAGE_CHARS else f"{shown[: MAX_MESSAGE_CHARS - 1]}…"
+
+
+def stream_name(key: StreamKey) -> str:
+    """A stream as every message names it: its parts with ``/`` between them."""
+    return printable("/".join(key))
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 batch``, ``84,200 batches``."""
+    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
+def number(value: Number) -> str:
+    """A number as it is read, rounded to four decimals at most."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value and not _TINY <= abs(value) < _HUGE:
+        return f"{value:.4g}"
+    text = f"{value:,.4f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+def amounts(values: Mapping[str, Number]) -> str:
+    """Sums by name: ``cost_usd 12.5, tokens 1,200``; empty where there are none."""
+    return ", ".join(f"{printable(name)} {number(value)}" for name, value in sorted(values.items()))
+
+
+def duration(seconds: float) -> str:
+    """A time span: ``0.4 s``, ``3 min 20 s``, ``2 h 05 min``, ``3 d 4 h``."""
+    seconds = max(0.0, seconds)
+    if seconds < _TENTHS_BELOW_S:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < _MINUTE_S:
+        return f"{whole} s"
+    if whole < _HOUR_S:
+        return f"{whole // _MINUTE_S} min {whole % _MINUTE_S:02} s"
+    if whole < _DAY_S:
+        return f"{whole // _HOUR_S} h {whole % _HOUR_S // _MINUTE_S:02} min"
+    return f"{whole // _DAY_S} d {whole % _DAY_S // _HOUR_S} h"
+
+
+def moment(at: float) -> str:
+    """A point in time: ``2025-11-20 21:30:00 UTC``."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def iso_moment(at: float | None) -> str | None:
+    """A point in time for programs: ISO 8601, UTC."""
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
+def spans(intervals: Iterable[tuple[int, int]]) -> str:
+    """Batch indexes: ``17, 203-210``; of very many the first, and how many intervals more."""
+    texts = [f"{a}" if b - a == 1 else f"{a}-{b - 1}" for a, b in intervals]
+    if len(texts) > MAX_SPANS:
+        texts[MAX_SPANS:] = [f"… ({len(texts) - MAX_SPANS:,} more)"]
+    return ", ".join(texts)

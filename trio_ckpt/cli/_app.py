@@ -1,0 +1,128 @@
+"""The command line: from what was typed to what the process exits with."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from ._exits import (
+    EXIT_INTERRUPTED,
+    EXIT_NO_READER,
+    EXIT_OK,
+    CommandError,
+    error_document,
+    exit_code_of,
+    one_line,
+)
+from ._report import to_json
+
+PROGRAM = "trio-ckpt"
+COMPLETE_VAR = "_TRIO_CKPT_COMPLETE"
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "ls": ("_reads", "List the runs of a store."),
+    "show": ("_reads", "Show where a run stands."),
+    "watch": ("_reads", "Watch a run until its process lets go of it."),
+    "explain": ("_reads", "Say in words what a start would do, and why."),
+    "history": ("_reads", "Tell the sessions of a run, or the checkpoints of a stream."),
+    "verify": ("_reads", "Compare the confirmed outputs with the files."),
+    "export": ("_writes", "Write a run into one file."),
+    "import": ("_writes", "Take a run out of a file."),
+    "retry": ("_writes", "Put back to work what was given up or has failed."),
+    "reset": ("_writes", "Archive a run: the next start begins it anew."),
+    "prune": ("_writes", "Remove archived generations of a run."),
+}
+"""Command -> the module that has it, and what the list of commands says of it.
+
+A command's module is imported when it is typed: those that write need most of the library,
+and `ls` should answer at once.
+"""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{COMMANDS[cmd_name][0]}", __package__)
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    PROGRAM,
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=False,
+)
+@click.version_option(package_name="trio-ckpt", message="%(prog)s %(version)s")
+def app() -> None:
+    """Look at the runs of a store, and put their work in order.
+
+    STORE is a folder or a URL, as open_run takes it. RUN may be left out by commands that only
+    read, where the store has one run. Reading needs no lock: it works while the run is running.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: What was typed after its name; default: those of this process.
+
+    Returns:
+        What to exit with; docs/reference/command.md has the table.
+    """
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # a name that it cannot encode is no reason to fail
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code: Any = app.main(
+            typed, prog_name=PROGRAM, complete_var=COMPLETE_VAR, standalone_mode=False
+        )
+        sys.stdout.flush()
+        return code if isinstance(code, int) else EXIT_OK
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        return _give_up(error, as_json="--json" in typed)
+
+
+def _give_up(error: Exception, *, as_json: bool) -> int:
+    """Say in one line what is wrong; an error that nobody foresaw keeps its traceback."""
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+        devnull = os.open(os.devnull, os.O_WRONLY)  # or Python complains when it flushes at the end
+        os.dup2(devnull, sys.stdout.fileno())
+        return EXIT_NO_READER
+    code = exit_code_of(error)
+    if code is None:
+        raise error
+    message = one_line(_message(error))
+    if as_json:
+        print(to_json(error_document(error, message, code)))
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    return code
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx is not None else PROGRAM
+        return f"{error.format_message()} (see {path} --help)"
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, CommandError):
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

@@ -1,0 +1,244 @@
+"""The commands that write: `retry`, `reset`, `prune`, `export` and `import`.
+
+Those that change a run say first what they would do, and ask; they take the run's lock, so
+they are refused while somebody runs it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+import attrs
+import click
+
+from .._errors import RunLockedError
+from .._export import export_run
+from .._import import import_run
+from .._maintain import open_maintenance
+from .._progress import Progress
+from .._ranges import IndexSet
+from .._records import Status
+from .._threads import run_blocking
+from .._values import StreamKey
+from .._words import number, plural, printable, spans, stream_name
+from ..abc import Store
+from ..outputs import OutputDir
+from ._exits import EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_USAGE, CommandError
+from ._look import Look, choose_stream, choose_streams, look_at
+from ._report import Answer
+
+MAX_BATCHES = 10_000_000  # that one command puts back: more is a mistake in a number
+RETRY_REASON = "asked for with trio-ckpt retry"
+RESET_REASON = "asked for with trio-ckpt reset"
+
+_SPAN = re.compile(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?", re.ASCII)
+
+
+@attrs.frozen
+class Consent:
+    """How a change is agreed to.
+
+    Attributes:
+        yes: It was given beforehand.
+    """
+
+    yes: bool
+
+    def ask(self, what: str) -> None:
+        """Ask on the terminal.
+
+        Raises:
+            CommandError: the answer is no, or there is nobody to ask.
+        """
+        if self.yes:
+            return
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise CommandError(
+                f"this would {what}; give --yes to do it without being asked", EXIT_USAGE
+            )
+        if not click.confirm(printable(f"This would {what}. Go on?"), err=True):
+            raise CommandError("nothing was changed", EXIT_REFUSED)
+
+
+def parse_batches(text: str) -> IndexSet:
+    """``17,203-210`` as a set of batch indexes.
+
+    Raises:
+        CommandError: it is written another way.
+    """
+    found = IndexSet()
+    for part in text.split(","):
+        match = _SPAN.fullmatch(part)
+        if match is None:
+            raise CommandError(f"--batches is written 17,203-210, not {text!r}", EXIT_USAGE)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last - first >= MAX_BATCHES:
+            raise CommandError(f"--batches: {part.strip()} is no span of batches", EXIT_USAGE)
+        for index in range(first, last + 1):
+            found.add(index)
+    return found
+
+
+async def _look_at_free(store: Store, run_id: str) -> Look:
+    """Look at a run that is to be changed; refused at once while somebody runs it."""
+    look = await look_at(store, run_id)
+    if look.owner is not None:
+        owner = look.owner
+        since = owner.since.isoformat(timespec="seconds")
+        raise RunLockedError(run_id, host=owner.host, pid=owner.pid, since=since)
+    return look
+
+
+# ---------------------------------------------------------------------------------------
+# retry
+# ---------------------------------------------------------------------------------------
+
+
+async def retry(store: Store, run_id: str, *, stream: str | None, consent: Consent) -> Answer:
+    """Put back to work what was given up, and streams that failed."""
+    look = await _look_at_free(store, run_id)
+    keys = choose_streams(look.keys, stream)
+    wanted = [key for key in keys if _needs_retry(look.parts[key])]
+    batches = sum(len(look.parts[key].skipped) for key in wanted)
+    if wanted:
+        failed = plural(_failed(look, wanted), "failed stream")
+        skipped = plural(batches, "skipped batch")
+        consent.ask(f"put {skipped} and {failed} of run {run_id!r} back to work")
+        async with open_maintenance(store, run_id) as desk:
+            await desk.retry(wanted)
+    document = {
+        "store": store.url,
+        "run": run_id,
+        "streams": [list(key) for key in wanted],
+        "batches": batches,
+    }
+    if not wanted:
+        return Answer(document, ["nothing was given up and no stream has failed: nothing to do"])
+    text = f"{plural(batches, 'batch')} of {plural(len(wanted), 'stream')} back to work"
+    return Answer(document, [f"{text}; start the program to go on"])
+
+
+def _needs_retry(progress: Progress) -> bool:
+    return bool(progress.skipped) or progress.status is Status.FAILED
+
+
+def _failed(look: Look, keys: list[StreamKey]) -> int:
+    return sum(look.parts[key].status is Status.FAILED for key in keys)
+
+
+async def redo(
+    store: Store, run_id: str, *, stream: str | None, batches: str, consent: Consent
+) -> Answer:
+    """Put batches of one stream back to work, also confirmed ones."""
+    indexes = parse_batches(batches)
+    look = await _look_at_free(store, run_id)
+    key = choose_stream(look.keys, stream)
+    progress = look.parts[key]
+    undone = [index for index in indexes if not progress.is_done(index)]
+    if undone:
+        names = spans(IndexSet(undone).intervals())
+        raise CommandError(
+            f"batches {names} of stream {stream_name(key)!r} are neither confirmed nor skipped: "
+            "there is nothing to put back",
+            EXIT_USAGE,
+        )
+    consent.ask(
+        f"put {plural(len(indexes), 'batch')} of stream {stream_name(key)!r} of run {run_id!r} "
+        "back to work and move their outputs aside"
+    )
+    async with open_maintenance(store, run_id) as desk:
+        await desk.redo(key, indexes, RETRY_REASON)
+    document = {
+        "store": store.url,
+        "run": run_id,
+        "streams": [list(key)],
+        "batches": len(indexes),
+    }
+    text = f"{plural(len(indexes), 'batch')} of stream {stream_name(key)!r} back to work"
+    return Answer(document, [f"{text}; start the program to go on"])
+
+
+# ---------------------------------------------------------------------------------------
+# reset and prune
+# ---------------------------------------------------------------------------------------
+
+
+async def reset(store: Store, run_id: str, *, consent: Consent) -> Answer:
+    """Archive a run: the next start begins it anew.  Nothing is deleted."""
+    look = await _look_at_free(store, run_id)
+    done = plural(look.summary().confirmed, "confirmed batch")
+    consent.ask(f"archive run {run_id!r} with {done} and their outputs, so that it begins anew")
+    async with open_maintenance(store, run_id) as desk:
+        await desk.reset(RESET_REASON)
+    generation = look.view.generation
+    document = {"store": store.url, "run": run_id, "archived_generation": generation}
+    return Answer(
+        document,
+        [
+            f"run {run_id!r} is archived as generation {generation}, with {done}; the next start "
+            "begins it anew"
+        ],
+    )
+
+
+async def prune(store: Store, run_id: str, *, keep: int, consent: Consent) -> Answer:
+    """Remove old generations of a run from the store."""
+    look = await _look_at_free(store, run_id)
+    if keep == 0:
+        consent.ask(f"remove run {run_id!r} from the store, its newest generation too")
+    else:
+        older = max(0, look.view.generation + 1 - keep)
+        consent.ask(f"remove up to {plural(older, 'archived generation')} of run {run_id!r}")
+    async with open_maintenance(store, run_id) as desk:
+        removed = await desk.prune(keep=keep)
+    document = {
+        "store": store.url,
+        "run": run_id,
+        "generations": removed.generations,
+        "records": removed.records,
+        "bytes": removed.bytes,
+    }
+    text = f"{plural(removed.generations, 'generation')} removed: "
+    text += f"{plural(removed.records, 'record')}, {number(removed.bytes)} bytes"
+    return Answer(document, [text])
+
+
+# ---------------------------------------------------------------------------------------
+# export and import
+# ---------------------------------------------------------------------------------------
+
+
+async def export(
+    store: Store, run_id: str, path: str, *, with_outputs: bool, output_dir: str | None
+) -> Answer:
+    """Write a run into one file; it may be running."""
+    look = await look_at(store, run_id)
+    folder: str | None = output_dir or look.facts.get("output_dir")
+    outputs: OutputDir | None = None
+    if with_outputs and folder is not None:
+        if not await run_blocking(os.path.isdir, folder):
+            raise CommandError(
+                f"the output folder {folder} is not there: give --output-dir if it was moved, or "
+                "--no-outputs",
+                EXIT_NOT_FOUND,
+            )
+        outputs = await run_blocking(OutputDir.open, folder)
+    try:
+        done = await export_run(store, look.run_id, path, outputs=outputs)
+    finally:
+        if outputs is not None:
+            outputs.close()
+    text = f"run {look.run_id!r} is in {done.path}: {plural(done.streams, 'stream')}, "
+    text += f"{plural(done.records, 'record')}, {plural(done.outputs, 'output file')}, "
+    text += f"{number(done.size_bytes)} bytes"
+    return Answer({"store": store.url, **attrs.asdict(done)}, [text])
+
+
+async def import_(store: Store, path: str, *, run_id: str | None, output_dir: str | None) -> Answer:
+    """Take a run out of a file; the store is made if it is not there."""
+    done = await import_run(store, path, run_id=run_id, output_dir=output_dir)
+    text = f"run {done.run_id!r} is in {store.url}: {plural(done.streams, 'stream')}, "
+    text += f"{plural(done.records, 'record')}, {plural(done.outputs, 'output file')}"
+    return Answer({"store": store.url, **attrs.asdict(done)}, [text])

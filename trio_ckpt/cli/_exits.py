@@ -1,0 +1,81 @@
+"""What the command exits with, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import click
+
+from .._errors import (
+    RunLockedError,
+    StoreError,
+    TrioCkptError,
+    UnknownRunError,
+    UnknownStreamError,
+)
+from .._words import printable
+
+EXIT_OK = 0
+EXIT_PROBLEMS = 1  # of `verify`: what was looked for was found
+EXIT_USAGE = 2  # click's own, too
+EXIT_NOT_FOUND = 4
+EXIT_OWNED = 5
+EXIT_STORE = 6
+EXIT_REFUSED = 7
+EXIT_NOT_INSTALLED = 8
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+EXIT_NO_READER = 141  # 128 + SIGPIPE: whoever read the output has gone
+
+
+class CommandError(Exception):
+    """Something is wrong that the command itself found.
+
+    Attributes:
+        exit_code: What to exit with.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def one_line(text: str) -> str:
+    """A message on one line, printable."""
+    lines = [line.strip() for line in text.splitlines()]
+    return printable("; ".join(line.rstrip(";") for line in lines if line))
+
+
+def exit_code_of(error: BaseException) -> int | None:
+    """What to exit with because of an error; None: nobody foresaw it."""
+    match error:
+        case CommandError():
+            return error.exit_code
+        case RunLockedError():
+            return EXIT_OWNED
+        case StoreError() | sqlite3.Error():
+            return EXIT_STORE
+        case UnknownRunError() | UnknownStreamError():
+            return EXIT_NOT_FOUND
+        case click.FileError() | FileNotFoundError() | NotADirectoryError():
+            return EXIT_NOT_FOUND
+        case click.ClickException() | ValueError() | LookupError() if not isinstance(
+            error, TrioCkptError
+        ):
+            return EXIT_USAGE
+        case TrioCkptError() | OSError():
+            return EXIT_REFUSED
+        case _:
+            return None
+
+
+def error_document(error: BaseException, message: str, exit_code: int) -> dict[str, Any]:
+    """What ``--json`` says of an error."""
+    document: dict[str, Any] = {
+        "type": type(error).__name__,
+        "message": message,
+        "exit_code": exit_code,
+    }
+    if isinstance(error, RunLockedError):
+        document["owner"] = {"host": error.host, "pid": error.pid, "since": error.since}
+    return {"error": document}

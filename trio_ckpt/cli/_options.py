@@ -1,0 +1,107 @@
+"""What the commands have in common: their arguments and options, and how they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import click
+import trio
+from click.shell_completion import CompletionItem
+
+from .._words import stream_name
+from ..abc import Store
+from ._look import look_at, reading
+from ._report import Answer, show, to_json
+
+DEFAULT_LIMIT = 20
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def complete_run(ctx: click.Context, _param: click.Parameter, start: str) -> list[CompletionItem]:
+    """The names of the runs in the store that was typed."""
+    return _complete(ctx, start, _run_names)
+
+
+def complete_stream(
+    ctx: click.Context, _param: click.Parameter, start: str
+) -> list[CompletionItem]:
+    """The names of the streams of the run that was typed."""
+    return _complete(ctx, start, partial(_stream_names, run_id=ctx.params.get("run")))
+
+
+def _complete(
+    ctx: click.Context, start: str, names: Callable[[Store], Awaitable[list[str]]]
+) -> list[CompletionItem]:
+    async def read() -> list[str]:
+        async with reading(ctx.params["store"]) as store:
+            return await names(store)
+
+    try:
+        found = trio.run(read)
+    except Exception:
+        return []  # nobody wants an error instead of a completion
+    return [CompletionItem(name) for name in found if name.startswith(start)]
+
+
+async def _run_names(store: Store) -> list[str]:
+    return [run.run_id for run in await store.list_runs()]
+
+
+async def _stream_names(store: Store, *, run_id: str | None) -> list[str]:
+    return [stream_name(key) for key in (await look_at(store, run_id)).keys]
+
+
+def store_argument(command: F) -> F:
+    return click.argument("store", type=click.Path())(command)
+
+
+def run_argument(*, required: bool) -> Callable[[F], F]:
+    return click.argument("run", required=required, shell_complete=complete_run)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON document.")
+all_option = click.option("--all", "every", is_flag=True, help="Leave nothing out.")
+yes_option = click.option("--yes", is_flag=True, help="Do it without asking.")
+stream_option = click.option(
+    "--stream",
+    metavar="NAME",
+    shell_complete=complete_stream,
+    help='Only this stream or group, named as messages name it: "org/repo1/pulls", "org/repo1". '
+    'Where two have one name: the JSON array of its parts, \'["org/repo1", "pulls"]\'.',
+)
+output_dir_option = click.option(
+    "--output-dir", type=click.Path(), metavar="FOLDER", help="Where the outputs are now."
+)
+
+
+def limit_option(command: F) -> F:
+    return click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        default=DEFAULT_LIMIT,
+        show_default=True,
+        metavar="N",
+        help="How many, the newest first.",
+    )(command)
+
+
+def answer(
+    url: str,
+    ask: Callable[[Store], Awaitable[Answer]],
+    *,
+    as_json: bool,
+    create: bool = False,
+) -> int:
+    async def main() -> Answer:
+        async with reading(url, create=create) as store:
+            return await ask(store)
+
+    answer = trio.run(main)
+    if as_json:
+        print(to_json(answer.document))
+    else:
+        show(answer.blocks)
+    return answer.exit_code

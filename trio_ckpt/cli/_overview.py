@@ -1,0 +1,332 @@
+"""`ls` and `show`: where runs stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._groups import Summary, current_phase, failing, groups_of, phases_of, status_of
+from .._history import KILLED, RUNNING, run_runtime_s
+from .._progress import Progress
+from .._records import ErrorInfo, Status
+from .._totals import Number
+from .._values import StreamKey
+from .._words import amounts, duration, iso_moment, message_of, moment, plural, stream_name
+from ..abc import Store
+from ._look import (
+    Look,
+    choose_streams,
+    error_part,
+    look_at,
+    owner_document,
+    summary_document,
+    word_of,
+)
+from ._report import Answer, Block, Pairs, Table, capped
+
+MAX_ROWS = 20  # of a table, unless all are asked for
+
+
+# ---------------------------------------------------------------------------------------
+# ls
+# ---------------------------------------------------------------------------------------
+
+
+async def list_runs(store: Store, *, now: float) -> Answer:
+    """All runs of a store, a line each."""
+    looks = [await look_at(store, run.run_id) for run in await store.list_runs()]
+    document = {"store": store.url, "runs": [_run_document(look) for look in looks]}
+    if not looks:
+        return Answer(document, [f"{store.url} has no runs yet"])
+    columns = ("run", "status", "streams", ">done", ">left", ">skipped", "last saved", "session")
+    rows = [_run_row(look, now) for look in looks]
+    return Answer(document, [f"store {store.url}", Table(columns, rows)])
+
+
+def _run_document(look: Look) -> dict[str, Any]:
+    summary = look.summary()
+    parts = summary_document(summary)
+    return {
+        "run": look.run_id,
+        "status": word_of(run_status(look, summary)),
+        "generation": look.view.generation,
+        "running": look.owner is not None,
+        "owner": owner_document(look.owner),
+        "streams": parts["streams"],
+        "batches": parts["batches"],
+        "last_activity": iso_moment(look.last_activity()),
+        "session": _session_document(look),
+        "exit_code": look.exit_code(),
+    }
+
+
+def run_status(look: Look, summary: Summary) -> Status:
+    """IN_PROGRESS while somebody has the run, unless it is complete already."""
+    if look.owner is not None and summary.status is not Status.COMPLETE:
+        return Status.IN_PROGRESS
+    return summary.status
+
+
+def _session_document(look: Look) -> dict[str, Any] | None:
+    if not look.facts:
+        return None
+    return {
+        "number": look.facts["session"],
+        "host": look.facts["host"],
+        "pid": look.facts["pid"],
+        "began": iso_moment(look.facts["began"]),
+        "ended": iso_moment(look.facts.get("at")),
+        "how": last_how(look),
+    }
+
+
+def last_how(look: Look) -> str:
+    """How the last session ended, in words."""
+    if look.owner is not None:
+        return RUNNING
+    how: str = look.facts.get("ended", KILLED)
+    return how
+
+
+def _run_row(look: Look, now: float) -> tuple[str, ...]:
+    summary = look.summary()
+    saved = look.last_activity()
+    if look.owner is not None:
+        session = f"is running: process {look.owner.pid} on {look.owner.host}"
+    else:
+        session = f"{look.facts['session']} {last_how(look)}" if look.facts else "none"
+    return (
+        look.run_id,
+        run_status(look, summary).value,
+        per_status(summary.streams),
+        f"{summary.confirmed:,}",
+        left_text(summary.left),
+        f"{summary.skipped:,}",
+        "never" if saved is None else f"{duration(now - saved)} ago",
+        session,
+    )
+
+
+def per_status(streams: Mapping[Status, int]) -> str:
+    """``3 complete, 1 failed``; only what there is."""
+    texts = [f"{count:,} {status.value}" for status, count in streams.items() if count]
+    return ", ".join(texts) or "none"
+
+
+def left_text(left: int | None) -> str:
+    """How many batches are left, as far as is known."""
+    return "unknown" if left is None else f"{left:,}"
+
+
+# ---------------------------------------------------------------------------------------
+# show
+# ---------------------------------------------------------------------------------------
+
+
+async def show_run(store: Store, run_id: str | None, *, stream: str | None, every: bool) -> Answer:
+    """One run: totals, phases, groups and streams."""
+    look = await look_at(store, run_id)
+    keys = choose_streams(look.keys, stream)
+    limit = None if every else MAX_ROWS
+    summary = look.summary(keys)
+    groups = {
+        key: look.summary(members, key)
+        for key, members in groups_of({key: look.parts[key] for key in keys}).items()
+    }
+    document = {
+        "store": store.url,
+        **_run_document(look),
+        **({"of": [list(key) for key in keys]} if stream is not None else {}),
+        "phase": current_phase(look.parts),
+        "phases": {name: word_of(p.status) for name, p in phases_of(look.parts).items()},
+        "runtime_s": run_runtime_s(look.view),
+        "total": summary_document(summary),
+        "last_session": look.facts.get("counts"),
+        "config_digest": look.facts.get("config_digest"),
+        "output_dir": look.facts.get("output_dir"),
+        "groups": [{"group": list(key), **summary_document(s)} for key, s in groups.items()],
+        "streams": [_stream_document(look, key) for key in keys],
+    }
+    blocks: list[Block] = [Pairs(_run_pairs(look, summary))]
+    if any(len(key) > 1 for key in keys) and len(groups) > 1:
+        rows = [_group_row(key, group) for key, group in groups.items()]
+        blocks.append(capped(_GROUP_COLUMNS, rows, limit, "groups"))
+    if keys:
+        order = keys if every else sorted(keys, key=lambda key: _urgency(look, key))
+        rows = [_stream_row(look, key) for key in order]
+        blocks.append(capped(_STREAM_COLUMNS, rows, limit, "streams"))
+    if len(keys) == 1:
+        blocks += _one_stream(look.parts[keys[0]])
+    return Answer(document, blocks)
+
+
+_GROUP_COLUMNS = ("group", "status", "streams", ">done", ">left", ">skipped", ">records", "spent")
+_STREAM_COLUMNS = ("stream", "status", ">done", ">left", ">skipped", ">records", "spent", "error")
+
+_FIRST = (Status.FAILED, Status.IN_PROGRESS, Status.INTERRUPTED, Status.PENDING, Status.COMPLETE)
+
+
+def _urgency(look: Look, key: StreamKey) -> int:
+    """What a table that is cut shows first."""
+    return _FIRST.index(stream_status(look, key))
+
+
+def stream_status(look: Look, key: StreamKey) -> Status:
+    """The status of a stream: the records do not know who has it open, the owner does."""
+    return status_of(look.parts[key], is_open=key in look.open_streams)
+
+
+def _run_pairs(look: Look, summary: Summary) -> list[tuple[str, str]]:
+    pairs = [("run", f"{look.run_id} in {look.store.url}")]
+    pairs.append(("status", f"{run_status(look, summary).value}; {_session_text(look)}"))
+    sessions = look.facts.get("session", 0)
+    if sessions:
+        runtime = duration(run_runtime_s(look.view))
+        pairs.append(("runtime", f"{runtime} in {plural(sessions, 'session')}, without downtime"))
+    phases = phases_of(look.parts)
+    if phases:
+        texts = [f"{name} {progress.status.value}" for name, progress in phases.items()]
+        pairs.append(("phases", ", ".join(texts)))
+    pairs.append(("streams", per_status(summary.streams)))
+    pairs += total_pairs(summary)
+    pairs.append(("last session", _last_session(look)))
+    if summary.error is not None:
+        pairs.append(("last error", error_text(summary.error)))
+    return pairs
+
+
+def _session_text(look: Look) -> str:
+    if look.owner is not None:
+        owner = look.owner
+        since = moment(owner.since.timestamp())
+        return f"session {look.facts.get('session', 1)} is running since {since}: process " + (
+            f"{owner.pid} on {owner.host}"
+        )
+    if not look.facts:
+        return "it has had no session"
+    return f"session {look.facts['session']} {last_how(look)}"
+
+
+def total_pairs(summary: Summary) -> list[tuple[str, str]]:
+    """What all sessions together have done: produced and spent apart."""
+    done = f"{plural(summary.confirmed, 'batch')} confirmed, {summary.skipped:,} skipped, "
+    done += f"{summary.failing:,} failing, {left_text(summary.left)} left"
+    pairs = [("total", done)]
+    without = ""
+    if summary.adopted:
+        without = f" (without those of {plural(summary.adopted, 'adopted batch')})"
+    produced = amounts({"records": summary.records, **summary.totals})
+    pairs.append(("total produced", f"{produced}{without}"))
+    if summary.spent:
+        pairs.append(("total spent", amounts(summary.spent)))
+        saved = f"{amounts(summary.saved) or 'nothing'} (what resuming saves)"
+        pairs.append(("spent on confirmed batches", f"{saved}{without}"))
+        known = summary.confirmed - summary.adopted
+        if known and summary.saved:
+            pairs.append(("mean per confirmed batch", amounts(_over(summary.saved, known))))
+    return pairs
+
+
+def _over(values: Mapping[str, Number], count: int) -> dict[str, Number]:
+    return {name: value / count for name, value in values.items()}
+
+
+def _last_session(look: Look) -> str:
+    if look.owner is not None:
+        return "is running: its share is in the total, and told apart when it ends"
+    counts: Mapping[str, Any] | None = look.facts.get("counts")
+    if not counts:
+        return "left no counts; its share is in the total" if look.facts else "none"
+    return counts_text(counts)
+
+
+def counts_text(counts: Mapping[str, Any]) -> str:
+    """What a session did, in words."""
+    text = f"{plural(counts.get('batches', 0), 'batch')} confirmed, "
+    text += f"{counts.get('skipped', 0):,} skipped"
+    produced = amounts({"records": counts.get("records", 0), **counts.get("totals", {})})
+    text += f"; produced {produced}"
+    spent = amounts(counts.get("spent", {}))
+    return f"{text}; spent {spent}" if spent else text
+
+
+def error_text(error: ErrorInfo) -> str:
+    """An error that is remembered, and what may be done about it."""
+    where = f" (batch {error.batch_index:,})" if error.batch_index is not None else ""
+    then = "may be tried again" if error.retryable else "for good"
+    return f"{error.type}: {message_of(error.message)}{where}; {then}"
+
+
+def _group_row(key: StreamKey, summary: Summary) -> tuple[str, ...]:
+    return (
+        stream_name(key),
+        summary.status.value,
+        per_status(summary.streams),
+        f"{summary.confirmed:,}",
+        left_text(summary.left),
+        f"{summary.skipped:,}",
+        f"{summary.records:,}",
+        amounts(summary.spent),
+    )
+
+
+def _stream_row(look: Look, key: StreamKey) -> tuple[str, ...]:
+    progress = look.parts[key]
+    error = _error_of(progress)
+    return (
+        stream_name(key),
+        stream_status(look, key).value,
+        f"{len(progress.confirmed):,}",
+        left_text(progress.left),
+        f"{len(progress.skipped):,}",
+        f"{progress.records:,}",
+        amounts({name: total.value for name, total in progress.spent.items()}),
+        "" if error is None else error_text(error),
+    )
+
+
+def _error_of(progress: Progress) -> ErrorInfo | None:
+    """What went wrong last: the stream's own error, or that of a batch that may run again."""
+    if progress.error is not None:
+        return progress.error
+    if not failing(progress):
+        return None
+    index, failure = max(progress.failures.items())
+    if failure.error is None:
+        return None
+    return ErrorInfo(failure.error.type, failure.error.message, True, index)
+
+
+def _stream_document(look: Look, key: StreamKey) -> dict[str, Any]:
+    progress = look.parts[key]
+    return {
+        "stream": list(key),
+        **summary_document(look.summary([key], key)),
+        "confirmed": _intervals(progress.confirmed.intervals()),
+        "skipped": _intervals(progress.skipped.intervals()),
+        "first_index": progress.first_index,
+        "last_index": progress.last_index,
+        "expected": progress.expected,
+        "next": progress.first_left(progress.first_index),
+        "listed": progress.position is not None,
+        "runtime_s": progress.runtime_s,
+        "metadata": progress.metadata,
+        "failures": {
+            str(index): {"attempts": failure.attempts, "error": error_part(failure.error)}
+            for index, failure in sorted(progress.failures.items())
+        },
+        "checkpoints": progress.sequence,
+    }
+
+
+def _intervals(intervals: Any) -> list[list[int]]:
+    """First and last index of each: both are in it."""
+    return [[start, stop - 1] for start, stop in intervals]
+
+
+def _one_stream(progress: Progress) -> Sequence[Block]:
+    pairs = [("runtime of the stream", f"{duration(progress.runtime_s)}, without downtime")]
+    if progress.metadata:
+        texts = [f"{name} {value}" for name, value in progress.metadata.items()]
+        pairs.append(("metadata", ", ".join(texts)))
+    return [Pairs(pairs)]

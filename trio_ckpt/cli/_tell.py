@@ -1,0 +1,296 @@
+"""`explain`, `history` and `verify`: why a run stands where it stands."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from contextlib import aclosing
+from typing import Any, Literal
+
+from .._drift import Drift, find_drift
+from .._explain import Facts, explain_run
+from .._history import SessionView, read_pages, read_sessions
+from .._records import Kind, Record
+from .._threads import run_blocking
+from .._values import StreamKey
+from .._words import duration, iso_moment, moment, number, plural, stream_name
+from ..abc import Store
+from ..outputs import OutputDir
+from ._exits import EXIT_NOT_FOUND, EXIT_PROBLEMS, EXIT_USAGE, CommandError
+from ._look import Look, choose_stream, choose_streams, error_part, look_at, owner_document
+from ._overview import MAX_ROWS, counts_text, error_text
+from ._report import Answer, Block, Table, capped
+
+# ---------------------------------------------------------------------------------------
+# explain
+# ---------------------------------------------------------------------------------------
+
+
+async def explain(
+    store: Store, run_id: str | None, *, stream: str | None, every: bool, now: float
+) -> Answer:
+    """What a start would do, and why, in words."""
+    look = await look_at(store, run_id)
+    keys = choose_streams(look.keys, stream)
+    chosen = set(keys)
+    facts = Facts(
+        run_id=look.run_id,
+        generation=look.view.generation,
+        parts={k: p for k, p in look.parts.items() if stream is None or k in chosen},
+        sessions=await _sessions(look),
+        owner=look.owner,
+        now=now,
+        retry_command=shlex.join(["trio-ckpt", "retry", store.url, look.run_id]),
+    )
+    sentences = explain_run(facts, every=every)
+    document = {
+        "store": store.url,
+        "run": look.run_id,
+        "owner": owner_document(look.owner),
+        "sentences": [
+            {
+                "about": sentence.about,
+                "text": sentence.text,
+                **_action(sentence.action, sentence.streams),
+            }
+            for sentence in sentences
+        ],
+    }
+    return Answer(document, [sentence.text for sentence in sentences])
+
+
+def _action(action: Any, streams: tuple[StreamKey, ...]) -> dict[str, Any]:
+    if action is None:
+        return {}
+    return {"action": action.value, "streams": [list(key) for key in streams]}
+
+
+async def _sessions(look: Look) -> list[SessionView]:
+    return await read_sessions(
+        look.store,
+        look.run_id,
+        generation=look.view.generation,
+        is_running=look.owner is not None,
+    )
+
+
+# ---------------------------------------------------------------------------------------
+# history
+# ---------------------------------------------------------------------------------------
+
+
+async def tell_sessions(store: Store, run_id: str | None, *, limit: int) -> Answer:
+    """The sessions of a run, the newest first."""
+    look = await look_at(store, run_id)
+    sessions = (await _sessions(look))[::-1]
+    document = {
+        "store": store.url,
+        "run": look.run_id,
+        "generation": look.view.generation,
+        "sessions": [_session_document(session) for session in sessions[:limit]],
+        "more": max(0, len(sessions) - limit),
+    }
+    if not sessions:
+        return Answer(document, [f"run {look.run_id!r} has had no session"])
+    columns = (">session", "began", "took", "how it ended", "process", "config", "what it did")
+    rows = [_session_row(session) for session in sessions[:limit]]
+    more = len(sessions) - limit
+    note = f"and {more:,} more sessions; --limit shows more" if more > 0 else ""
+    blocks: list[Block] = [f"run {look.run_id!r} in {store.url}", Table(columns, rows, note)]
+    blocks += [
+        f"session {session.number}: config {field}: {was} -> {now}"
+        for session in sessions[:limit]
+        for field, was, now in session.changes
+    ]
+    return Answer(document, blocks)
+
+
+def _session_document(session: SessionView) -> dict[str, Any]:
+    return {
+        "number": session.number,
+        "host": session.host,
+        "pid": session.pid,
+        "began": iso_moment(session.began),
+        "ended": iso_moment(session.ended),
+        "how": session.how,
+        "config": session.config,
+        "config_digest": session.config_digest,
+        "changes": [list(change) for change in session.changes],
+        "output_dir": session.output_dir,
+        "counts": session.counts or None,
+    }
+
+
+def _session_row(session: SessionView) -> tuple[str, ...]:
+    took = "" if session.ended is None else duration(session.ended - session.began)
+    return (
+        f"{session.number:,}",
+        moment(session.began),
+        took,
+        session.how,
+        f"{session.pid} on {session.host}",
+        session.config_digest[:12] if session.config else "none",
+        counts_text(session.counts) if session.counts else "not told",
+    )
+
+
+KINDS = {
+    Kind.BATCH: "confirmed",
+    Kind.SKIP: "given up",
+    Kind.ATTEMPT: "attempt failed",
+    Kind.FAIL: "stream failed",
+    Kind.FINISH: "stream complete",
+    Kind.SAVE: "saved between batches",
+    Kind.REDO: "back to work",
+    Kind.SESSION: "session began",
+    Kind.END: "session ended",
+    Kind.RETRY: "to be tried again",
+    Kind.NOTE: "note",
+    Kind.ADD: "put on the list",
+}
+
+
+async def tell_checkpoints(store: Store, run_id: str | None, *, stream: str, limit: int) -> Answer:
+    """The checkpoints of a stream, the newest first."""
+    look = await look_at(store, run_id)
+    key = choose_stream(look.keys, stream)
+    found: list[tuple[int, Record]] = []
+    generation = look.view.generation
+    pages = read_pages(store, look.run_id, generation, key, limit=min(limit, 1_000))
+    async with aclosing(pages):
+        async for page in pages:
+            found += page[: limit - len(found)]
+            if len(found) >= limit:
+                break
+    more = max(0, look.parts[key].sequence - len(found))
+    document = {
+        "store": store.url,
+        "run": look.run_id,
+        "generation": generation,
+        "stream": list(key),
+        "checkpoints": [_checkpoint_document(sequence, record) for sequence, record in found],
+        "more": more,
+    }
+    columns = (">checkpoint", "saved", "what", ">batch", ">attempts", ">records", "files", "why")
+    rows = [_checkpoint_row(sequence, record) for sequence, record in found]
+    note = f"and {more:,} more checkpoints; --limit shows more" if more else ""
+    title = f"stream {stream_name(key)!r} of run {look.run_id!r} in {store.url}"
+    return Answer(document, [title, Table(columns, rows, note)])
+
+
+def _checkpoint_document(sequence: int, record: Record) -> dict[str, Any]:
+    return {
+        "checkpoint": sequence,
+        "at": iso_moment(record.at),
+        "kind": record.kind.name.lower(),
+        "batch_index": record.index,
+        "attempts": record.attempts,
+        "records": record.records,
+        "outputs": [
+            {"path": output.path, "size": output.size, "sha256": output.sha256}
+            for output in record.outputs
+        ],
+        "produced": record.totals,
+        "spent": record.spent,
+        "adopted": record.adopted,
+        "metadata": record.metadata,
+        "error": error_part(record.error),
+    }
+
+
+def _checkpoint_row(sequence: int, record: Record) -> tuple[str, ...]:
+    is_batch = record.kind in (Kind.BATCH, Kind.SKIP, Kind.ATTEMPT)
+    files = [output.path for output in record.outputs[:1]]
+    if len(record.outputs) > 1:
+        files.append(f"and {len(record.outputs) - 1:,} more")
+    why = record.metadata.get("reason", "") if record.kind in (Kind.REDO, Kind.NOTE) else ""
+    return (
+        f"{sequence:,}",
+        moment(record.at),
+        "adopted" if record.adopted else KINDS[record.kind],
+        "" if record.index is None else f"{record.index:,}",
+        f"{record.attempts:,}" if is_batch else "",
+        f"{record.records:,}" if record.kind is Kind.BATCH else "",
+        " ".join(files),
+        error_text(record.error) if record.error is not None else str(why),
+    )
+
+
+# ---------------------------------------------------------------------------------------
+# verify
+# ---------------------------------------------------------------------------------------
+
+
+async def verify(
+    store: Store,
+    run_id: str | None,
+    *,
+    stream: str | None,
+    mode: Literal["size", "sha256"],
+    output_dir: str | None,
+    every: bool,
+) -> Answer:
+    """Look at every confirmed output, and change nothing."""
+    look = await look_at(store, run_id)
+    keys = choose_streams(look.keys, stream)
+    folder: str | None = output_dir or look.facts.get("output_dir")
+    drift = Drift(0, 0, ())
+    if folder is None:
+        if any(look.parts[key].outputs or look.parts[key].sinks for key in keys):
+            raise CommandError(
+                "the run does not say where its outputs are: give --output-dir", EXIT_USAGE
+            )
+    else:
+        drift = await _find_drift(look, folder, keys, mode)
+    document = {
+        "store": store.url,
+        "run": look.run_id,
+        "output_dir": folder,
+        "mode": mode,
+        "checked_files": drift.files,
+        "checked_bytes": drift.bytes,
+        "problems": [
+            {
+                "stream": list(problem.stream),
+                "batch_index": problem.batch_index,
+                "path": problem.path,
+                "reason": problem.reason,
+            }
+            for problem in drift.problems
+        ],
+    }
+    how = "size and time, hash where the time differs" if mode == "size" else "sha256"
+    checked = f"{plural(drift.files, 'file')} ({number(drift.bytes)} bytes)"
+    if not drift.problems:
+        return Answer(document, [f"{checked} checked by {how}: all are as confirmed"])
+    columns = ("stream", ">batch", "file", "problem")
+    rows = [
+        (
+            stream_name(problem.stream),
+            "" if problem.batch_index is None else f"{problem.batch_index:,}",
+            problem.path,
+            problem.reason,
+        )
+        for problem in drift.problems
+    ]
+    blocks: list[Block] = [
+        f"{checked} checked by {how}: {plural(len(rows), 'problem')}; nothing was changed, "
+        "a start puts their batches back to work",
+        capped(columns, rows, None if every else MAX_ROWS, "problems"),
+    ]
+    return Answer(document, blocks, EXIT_PROBLEMS)
+
+
+async def _find_drift(
+    look: Look, folder: str, keys: list[StreamKey], mode: Literal["size", "sha256"]
+) -> Drift:
+    if not await run_blocking(os.path.isdir, folder):  # opening it would make it
+        raise CommandError(
+            f"the output folder {folder} is not there; if it was moved, give --output-dir",
+            EXIT_NOT_FOUND,
+        )
+    outputs = await run_blocking(OutputDir.open, folder)
+    try:
+        return await find_drift(look.store, look.view, outputs, mode=mode, keys=keys)
+    finally:
+        outputs.close()

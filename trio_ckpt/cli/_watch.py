@@ -1,0 +1,154 @@
+"""`watch`: a run as it goes on in another process, until that process lets go of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import attrs
+import trio
+
+from .._groups import Summary, current_phase
+from .._statistics import eta_s, rate_per_s
+from .._words import amounts, duration, number, plural
+from ..abc import Store
+from ._look import Look, look_at, owner_document, summary_document, word_of
+from ._overview import left_text, per_status, run_status, total_pairs
+from ._report import Pairs, console_for, to_json, to_lines, to_rich
+
+TERMINAL_EVERY_S = 1.0
+LINES_EVERY_S = 10.0
+
+
+@attrs.frozen
+class Seen:
+    """One look at the run, beside the first one.
+
+    Attributes:
+        look: How it stands.
+        summary: What its streams add up to.
+        since_s: Seconds since the first look.
+        new: Batches confirmed since then.
+        spent: What was spent since then, by name.
+        rate: Batches per second since then; None before it is warm.
+    """
+
+    look: Look
+    summary: Summary
+    since_s: float
+    new: int
+    spent: dict[str, int | float]
+    rate: float | None
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until nothing is left at that rate."""
+        return eta_s(self.summary.left, self.rate)
+
+
+async def watch(
+    store: Store, run_id: str | None, *, every_s: float | None, as_json: bool, file: TextIO
+) -> int:
+    """Show a run until its owner lets go of it.
+
+    Returns:
+        What to exit with, as the run stands then.
+
+    Cancellation: a cancellation point between two looks.
+    """
+    look = await look_at(store, run_id)
+    first, began = look.summary(), trio.current_time()
+    is_live = file.isatty() and not as_json
+    pause_s = every_s or (TERMINAL_EVERY_S if is_live else LINES_EVERY_S)
+    with _drawer(as_json=as_json, is_live=is_live, file=file) as draw:
+        while True:
+            draw(_compare(look, first, trio.current_time() - began))
+            if look.owner is None:
+                return look.exit_code()
+            await trio.sleep(pause_s)
+            look = await look_at(store, look.run_id)
+
+
+def _compare(look: Look, first: Summary, since_s: float) -> Seen:
+    summary = look.summary()
+    new = max(0, summary.confirmed - first.confirmed)  # less if batches went back to work
+    spent = {
+        name: value - first.spent.get(name, 0)
+        for name, value in summary.spent.items()
+        if value != first.spent.get(name, 0)
+    }
+    return Seen(look, summary, since_s, new, spent, rate_per_s(new, since_s))
+
+
+@contextmanager
+def _drawer(*, as_json: bool, is_live: bool, file: TextIO) -> Iterator[Callable[[Seen], None]]:
+    if as_json:
+        yield lambda seen: print(to_json(_document(seen), indent=None), file=file, flush=True)
+    elif not is_live:
+        yield lambda seen: print(_line(seen), file=file, flush=True)
+    else:
+        from rich.live import Live
+
+        with Live(console=console_for(file), auto_refresh=False) as live:
+            yield lambda seen: live.update(to_rich(Pairs(_pairs(seen))), refresh=True)
+
+
+def _document(seen: Seen) -> dict[str, Any]:
+    return {
+        "run": seen.look.run_id,
+        "status": word_of(run_status(seen.look, seen.summary)),
+        "running": seen.look.owner is not None,
+        "owner": owner_document(seen.look.owner),
+        "phase": current_phase(seen.look.parts),
+        "total": summary_document(seen.summary),
+        "watched": {
+            "seconds": round(seen.since_s, 3),
+            "confirmed": seen.new,
+            "spent": seen.spent,
+            "rate_per_s": seen.rate,
+            "eta_s": seen.eta_s,
+        },
+        "exit_code": seen.look.exit_code(),
+    }
+
+
+def _watched(seen: Seen) -> str:
+    text = f"{plural(seen.new, 'batch')} in {duration(seen.since_s)}"
+    if seen.spent:
+        text += f", spent {amounts(seen.spent)}"
+    if seen.rate is not None:
+        text += f", {number(round(seen.rate, 2))} batches/s"
+        if seen.eta_s is not None and seen.summary.left:
+            text += f", ETA {duration(seen.eta_s)}"
+    return text
+
+
+def _line(seen: Seen) -> str:
+    summary = seen.summary
+    texts = [
+        f"{seen.look.run_id} {_status(seen)}",
+        f"streams: {per_status(summary.streams)}",
+        f"total: {plural(summary.confirmed, 'batch')}, {left_text(summary.left)} left, "
+        f"{summary.skipped:,} skipped, {summary.failing:,} failing",
+        f"watched: {_watched(seen)}",
+    ]
+    return to_lines(["; ".join(texts)])[0]
+
+
+def _pairs(seen: Seen) -> list[tuple[str, str]]:
+    return [
+        ("run", f"{seen.look.run_id} {_status(seen)}"),
+        ("streams", per_status(seen.summary.streams)),
+        *total_pairs(seen.summary),
+        ("watched", _watched(seen)),
+    ]
+
+
+def _status(seen: Seen) -> str:
+    look = seen.look
+    phase = current_phase(look.parts)
+    text = run_status(look, seen.summary).value + (f", phase {phase}" if phase is not None else "")
+    if look.owner is None:
+        return f"{text}, nobody runs it"
+    return f"{text}, process {look.owner.pid} on {look.owner.host}"

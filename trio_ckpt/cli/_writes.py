@@ -1,0 +1,103 @@
+"""The commands that write, as they are typed."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import click
+
+from . import _change
+from ._options import (
+    answer,
+    json_option,
+    output_dir_option,
+    run_argument,
+    store_argument,
+    stream_option,
+    yes_option,
+)
+
+
+@click.command("export")
+@store_argument
+@run_argument(required=True)
+@click.argument("file", type=click.Path())
+@click.option("--no-outputs", is_flag=True, help="Leave the output files out.")
+@output_dir_option
+@json_option
+def export_command(
+    store: str, run: str, file: str, no_outputs: bool, output_dir: str | None, as_json: bool
+) -> int:
+    """Write a run and its outputs into FILE; it may be running."""
+    ask = partial(
+        _change.export,
+        run_id=run,
+        path=file,
+        with_outputs=not no_outputs,
+        output_dir=output_dir,
+    )
+    return answer(store, ask, as_json=as_json)
+
+
+@click.command("import")
+@store_argument
+@click.argument("file", type=click.Path())
+@click.option("--as", "run", metavar="RUN", help="Under another name.")
+@click.option(
+    "--output-dir", type=click.Path(), metavar="FOLDER", help="Where the outputs are to go."
+)
+@json_option
+def import_command(
+    store: str, file: str, run: str | None, output_dir: str | None, as_json: bool
+) -> int:
+    """Take a run out of FILE into a store, which is made if it is not there."""
+    ask = partial(_change.import_, path=file, run_id=run, output_dir=output_dir)
+    return answer(store, ask, as_json=as_json, create=True)
+
+
+@click.command("retry")
+@store_argument
+@run_argument(required=True)
+@stream_option
+@click.option("--batches", metavar="17,203-210", help="These batches, also confirmed ones.")
+@yes_option
+@json_option
+def retry_command(
+    store: str, run: str, stream: str | None, batches: str | None, yes: bool, as_json: bool
+) -> int:
+    """Put back to work what was given up and what has failed for good."""
+    consent = _change.Consent(yes)
+    if batches is None:
+        ask = partial(_change.retry, run_id=run, stream=stream, consent=consent)
+        return answer(store, ask, as_json=as_json)
+    redo = partial(_change.redo, run_id=run, stream=stream, batches=batches, consent=consent)
+    return answer(store, redo, as_json=as_json)
+
+
+@click.command("reset")
+@store_argument
+@run_argument(required=True)
+@yes_option
+@json_option
+def reset_command(store: str, run: str, yes: bool, as_json: bool) -> int:
+    """Archive a run, so that the next start begins it anew. Nothing is deleted."""
+    ask = partial(_change.reset, run_id=run, consent=_change.Consent(yes))
+    return answer(store, ask, as_json=as_json)
+
+
+@click.command("prune")
+@store_argument
+@run_argument(required=True)
+@click.option(
+    "--keep",
+    type=click.IntRange(min=0),
+    required=True,
+    metavar="N",
+    help="How many generations are left, the newest counted; 0 removes the run.",
+)
+@yes_option
+@json_option
+def prune_command(store: str, run: str, keep: int, yes: bool, as_json: bool) -> int:
+    """Remove archived generations of a run from the store."""
+    ask = partial(_change.prune, run_id=run, keep=keep, consent=_change.Consent(yes))
+    return answer(store, ask, as_json=as_json)

@@ -1,0 +1,116 @@
+"""JSON as RFC 8259 has it and nothing besides, read under limits: pure.
+
+What the standard library lets pass is refused: NaN and infinities, numbers that would
+become one, a key that an object has twice, lone surrogates.  Nesting is measured before
+anything is parsed, so a hostile document takes no stack.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+from .._values import MAX_DEPTH
+
+MAX_JSON_BYTES = 64 * 2**20  # parsed, a document takes some ten times as much memory
+MAX_NUMBER_CHARS = 1_000  # longer than any float; the time to read an int grows as the square
+
+# A string, or what an unfinished one leaves.  Possessive: one pass, whatever comes.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class JsonError(ValueError):
+    """The bytes are no JSON document, or none that is read here; the text says why."""
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of a JSON document: dict, list, str, int, float, bool or None.
+
+    Raises:
+        JsonError: it is empty, too large, not UTF-8, not JSON, nested deeper than
+            `MAX_DEPTH`, or has a number that is none, a key twice, a lone surrogate.
+    """
+    if len(data) > MAX_JSON_BYTES:
+        raise JsonError(f"has {len(data):,} bytes, over {MAX_JSON_BYTES:,}")
+    text = _decode(data)
+    if _depth(data) > MAX_DEPTH:
+        raise JsonError(f"is nested deeper than {MAX_DEPTH}")
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_float=_float,
+            parse_int=_int,
+        )
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise JsonError(f"is not JSON: {error.msg} ({where})") from error
+    if _SURROGATE.search(text):
+        _refuse_lone_surrogates(value)
+    return value
+
+
+def _decode(data: bytes) -> str:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise JsonError(f"is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from error
+    if not text.strip():
+        raise JsonError("is empty")
+    if text.startswith("\ufeff"):
+        raise JsonError("begins with a byte order mark, which JSON has not")
+    return text
+
+
+def _depth(data: bytes) -> int:
+    """How deep the document is nested, at most; right up to its first error, if it has one."""
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return 0  # nearly always: then it cannot be too deep
+    brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
+    return max(itertools.accumulate(map(_STEPS.__getitem__, brackets)), default=0)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise JsonError(f"an object has the key {key[:100]!r} twice")
+            seen.add(key)
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise JsonError(f"has {name} in it, which is no number in JSON")
+
+
+def _float(text: str) -> float:
+    value = float(_short(text))
+    if not math.isfinite(value):
+        raise JsonError(f"has the number {text[:50]} in it, which no float can hold")
+    return value
+
+
+def _int(text: str) -> int:
+    return int(_short(text))
+
+
+def _short(text: str) -> str:
+    if len(text) > MAX_NUMBER_CHARS:
+        raise JsonError(f"has a number of {len(text):,} characters, over {MAX_NUMBER_CHARS:,}")
+    return text
+
+
+def _refuse_lone_surrogates(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise JsonError("a string in it has a lone surrogate") from error

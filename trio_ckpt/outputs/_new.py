@@ -1,0 +1,100 @@
+"""A file on its way to its name."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import attrs
+
+from .._errors import OutputError
+from .._records import Output
+from ._names import above, temp_name
+from ._system import NEW, told, write_all
+from ._tree import Sync, Tree
+
+
+@attrs.define(eq=False)
+class NewFile:
+    """A file that is written beside its goal and renamed over it, from `OutputDir.create`.
+
+    Until `commit` the goal is as it was.  One thread at a time.
+
+    Attributes:
+        path: Where it will be, relative to the output folder.
+        size: Bytes written so far.
+    """
+
+    path: str
+    _tree: Tree
+    _stack: ExitStack
+    _folder: int
+    _last: str
+    _temp: str
+    _fd: int
+    size: int = attrs.field(default=0, init=False)
+    _hasher: Any = attrs.field(factory=hashlib.sha256, init=False)
+
+    @classmethod
+    def open(cls, tree: Tree, name: str) -> NewFile:
+        """Make the temporary file; the folders on the way are made and durable."""
+        with told(name), ExitStack() as stack:
+            folder, last = stack.enter_context(tree.folder(name, Sync.MAKE))
+            if not stat.S_ISREG(tree.mode(folder, last) or stat.S_IFREG):
+                raise OutputError(name, "something that is no regular file has its name")
+            temp = temp_name(last)
+            fd = tree.system.open(temp, NEW, dir_fd=folder)
+            self = cls(name, tree, ExitStack(), folder, last, temp, fd)
+            with suppress(OSError):  # some file systems have no locks
+                tree.system.lock(fd)  # until it is closed: remove_orphans leaves it alone
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Write `data` behind what was written.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with told(self.path):
+            write_all(self._tree.system, self._fd, self.path, data, self.size)
+        self._hasher.update(data)
+        self.size += len(data)
+
+    def commit(self) -> Output:
+        """Give the file its name, in place of the one that has it.
+
+        Durability: file and name survive a power cut once this has returned.  An error
+        before the rename leaves the old file whole; after it, the new one.
+
+        Raises:
+            OutputError: it could not be made durable, or was not renamed.
+        """
+        system = self._tree.system
+        with told(self.path):
+            system.fsync(self._fd)
+            written = system.fstat(self._fd)
+            system.rename(self._temp, self._last, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self._temp = ""
+            self._close_file()
+            self._tree.mark_new(self.path)  # it is another file now
+            self._tree.sync(self._folder, above(self.path))
+        return Output(self.path, written.st_size, written.st_mtime_ns, self._hasher.hexdigest())
+
+    def close(self) -> None:
+        """Give everything back; what was not committed is removed.  Twice is harmless."""
+        with told(self.path), self._stack:
+            try:
+                self._close_file()
+            finally:
+                temp, self._temp = self._temp, ""
+                if temp:
+                    with suppress(OSError):
+                        self._tree.system.unlink(temp, dir_fd=self._folder)
+
+    def _close_file(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd != -1:
+            self._tree.system.close(fd)

@@ -1,0 +1,105 @@
+"""JSON values against a JSON Schema (https://json-schema.org/draft/2020-12)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import Any, cast
+
+from ._structure import MisfitError, join
+
+MAX_REASON_CHARS = 300  # jsonschema quotes the value, which may be the whole document
+
+_LIBRARIES = ("jsonschema", "jsonschema_specifications", "referencing")
+
+Check = Callable[[Any], None]
+
+
+def make_schema_check(schema: Mapping[str, Any]) -> Check:
+    """A function that raises `MisfitError` for what the schema does not allow.
+
+    The draft is the one that ``$schema`` names, else 2020-12.  Formats are annotations.
+
+    Raises:
+        ImportError: jsonschema is not installed.
+        ValueError: the schema is none, is of a draft that is not known, or refers to what
+            is not in it: nothing is ever fetched.
+    """
+    try:
+        jsonschema, known, referencing = map(_load, _LIBRARIES)
+    except ImportError as error:
+        raise ImportError(
+            "validation by a JSON Schema needs jsonschema: pip install 'trio-ckpt[validate]'"
+        ) from error
+    plain = _plain(schema)
+    uri = plain.setdefault("$schema", jsonschema.Draft202012Validator.META_SCHEMA["$schema"])
+    kind = None
+    if isinstance(uri, str):
+        kind = jsonschema.validators.validator_for(plain, default=None)
+    if kind is None:
+        raise ValueError(f"the schema's $schema is {uri!r}, which is no draft that is known")
+    try:
+        kind.check_schema(plain)
+    except jsonschema.SchemaError as error:
+        raise ValueError(f"it is no JSON Schema: {error.json_path}: {error.message}") from error
+    specification = referencing.jsonschema.specification_with(uri)
+    registry = known.REGISTRY
+    root = specification.create_resource(plain)
+    try:
+        _resolve_all(registry.resolver_with_root(root), root)
+    except referencing.exceptions.Unresolvable as error:
+        raise ValueError(f"the schema refers to {error.ref!r}, which is not in it") from error
+    validator = kind(plain, registry=registry)
+
+    def check(value: Any) -> None:
+        try:
+            _refuse_first(validator.iter_errors(value))
+        except RecursionError as error:
+            raise MisfitError("", "the schema refers to itself without end") from error
+
+    return check
+
+
+def _load(name: str) -> Any:
+    return import_module(name)  # without types: theirs are partly unknown
+
+
+def _plain(value: Any) -> Any:
+    """A copy in dicts and lists, that nobody else changes."""
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, Any]", value).items()
+        return {key: _plain(item) for key, item in items}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in cast("list[Any]", value)]
+    return value
+
+
+def _resolve_all(resolver: Any, resource: Any) -> None:
+    """See that every reference in a schema leads somewhere."""
+    contents: Any = resource.contents
+    if not isinstance(contents, bool):
+        for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
+            reference = contents.get(keyword)
+            if isinstance(reference, str):
+                resolver.lookup(reference)
+    for inner in resource.subresources():
+        _resolve_all(resolver.in_subresource(inner), inner)
+
+
+def _refuse_first(errors: Iterable[Any]) -> None:
+    first, more = None, -1
+    for error in errors:
+        first = first or error
+        more += 1
+    if first is None:
+        return
+    field = ""
+    for step in first.absolute_path:
+        field = join(field, f"[{step}]" if isinstance(step, int) else str(step))
+    reason = str(first.message)
+    if first.validator == "required":
+        missing = next((name for name in first.validator_value if name not in first.instance), "")
+        field, reason = join(field, missing), "required, but missing"
+    if len(reason) > MAX_REASON_CHARS:
+        reason = f"{reason[: MAX_REASON_CHARS - 1]}…"
+    raise MisfitError(field, reason, more)

@@ -1,0 +1,86 @@
+"""The lines of append files: kept before they are cut off, and compared with records."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from .._errors import OutputError
+from ._dir import HASH_CHUNK_BYTES, OutputDir
+from ._names import ARCHIVE, AnyPath, lines_digest
+from ._new import NewFile
+from ._system import told
+from ._tree import Sync
+
+
+def keep_tail(outdir: OutputDir, path: AnyPath, offset: int, label: str) -> str | None:
+    """Copy what an append file holds from `offset` on into ``.archive/<label>/``.
+
+    Durability: the copy survives a power cut once this has returned.
+
+    Returns:
+        Where it is, relative to the root; None: there is nothing to keep.
+
+    Raises:
+        OutputError: it cannot be read or copied.
+    """
+    name = outdir.relative(path)
+    goal = f"{ARCHIVE}/{label}/{name}~{offset}"
+    try:
+        with (
+            told(name),
+            outdir.tree.folder(name, Sync.NONE) as (folder, last),
+            outdir.tree.opened(folder, last) as (fd, found),
+        ):
+            if found.st_size <= offset:
+                return None
+            with closing(NewFile.open(outdir.tree, goal)) as file:
+                while piece := outdir.tree.system.pread(fd, HASH_CHUNK_BYTES, offset):
+                    file.write(piece)
+                    offset += len(piece)
+                file.commit()
+    except FileNotFoundError:
+        return None
+    return goal
+
+
+def find_lines_damage(
+    outdir: OutputDir, path: AnyPath, offset: int, size: int, digest: bytes | None
+) -> str | None:
+    """Compare the lines that a batch has appended with the file that is there.
+
+    Args:
+        outdir: Where the file is.
+        path: Its name.
+        offset: Where the lines begin.
+        size: How many bytes they have.
+        digest: Of them, see `lines_digest`; None: only whether they are there is looked at.
+
+    Returns:
+        None if they are good, else what is wrong with them, in words.
+
+    Raises:
+        OutputError: it is not known, because the file cannot be read.
+    """
+    name = outdir.relative(path)
+    try:
+        with (
+            told(name),
+            outdir.tree.folder(name, Sync.NONE) as (folder, last),
+            outdir.tree.opened(folder, last) as (fd, found),
+        ):
+            if found.st_size < offset + size:
+                missing = min(size, offset + size - found.st_size)
+                return f"truncated: {missing} of {size} bytes at {offset} are missing"
+            if digest is None:
+                return None
+            data = b""
+            while len(data) < size:
+                piece = outdir.tree.system.pread(fd, size - len(data), offset + len(data))
+                if not piece:
+                    break
+                data += piece
+    except OutputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return "missing"
+        raise
+    return None if lines_digest(data) == digest else f"altered: {size} bytes at {offset}"

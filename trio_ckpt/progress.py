@@ -1,0 +1,236 @@
+"""A live display of a run's progress, for programs that people watch.
+
+On a terminal it is a few lines that are drawn anew in place (with rich, the extra ``cli``);
+anywhere else, a file or a log of a service, it is now and then one plain line.  It draws
+from its own trio task: there are no threads, and a run that does nothing draws nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import trio
+
+from ._run import Run
+from ._statistics import RunStatistics
+from ._words import amounts, duration, message_of, number, plural, printable, stream_name
+
+TERMINAL_EVERY_S = 0.5
+LINES_EVERY_S = 10.0
+IDLE_EVERY_S = 1.0  # a terminal's clock goes on while nothing else does
+MAX_WAITING = 3  # streams that wait and are named
+MAX_BAR_CELLS = 40
+
+
+async def show_progress(
+    run: Run, *, file: TextIO | None = None, every_s: float | None = None
+) -> None:
+    """Show how a run comes on, until it is cancelled.
+
+    ``nursery.start_soon(show_progress, run)``, and cancel the nursery when the work is done.
+    This session and the total of all sessions are always shown apart.  Rate and ETA are
+    hidden until they mean something: see `RunStatistics.rate_per_s`.
+
+    Args:
+        run: An open run.
+        file: Where to; default: standard error.
+        every_s: How often at most, in seconds; default: `TERMINAL_EVERY_S` on a terminal,
+            `LINES_EVERY_S` elsewhere.
+
+    Raises:
+        ValueError: `every_s` is not positive.
+
+    Cancellation: it draws once more, so that the last word is how the run stands then.
+    """
+    if every_s is not None and not every_s > 0:
+        raise ValueError(f"every_s is {every_s!r}, not positive")
+    out = sys.stderr if file is None else file
+    if _is_terminal(out):
+        with _live(run.run_id, out) as draw:
+            await _follow(run, draw, every_s or TERMINAL_EVERY_S, IDLE_EVERY_S)
+    else:
+        draw = _line_drawer(run.run_id, out)
+        await _follow(run, draw, every_s or LINES_EVERY_S, idle_s=None)
+
+
+async def _follow(
+    run: Run, draw: Callable[[RunStatistics], None], every_s: float, idle_s: float | None
+) -> None:
+    """Draw when something has changed, and after `idle_s` if nothing has."""
+    registry = run.coordinator.registry
+    try:
+        while True:
+            version = registry.version
+            draw(run.statistics())
+            await trio.sleep(every_s)
+            if idle_s is None:
+                await registry.wait_changed(version)
+            else:
+                with trio.move_on_after(idle_s):
+                    await registry.wait_changed(version)
+    finally:
+        draw(run.statistics())
+
+
+def _is_terminal(file: TextIO) -> bool:
+    return file.isatty() and importlib.util.find_spec("rich") is not None
+
+
+# ---------------------------------------------------------------------------------------
+# Plain lines
+# ---------------------------------------------------------------------------------------
+
+
+def _line_drawer(run_id: str, file: TextIO) -> Callable[[RunStatistics], None]:
+    last = ""
+
+    def draw(statistics: RunStatistics) -> None:
+        nonlocal last
+        line = progress_line(run_id, statistics)
+        if line != last:  # the last word may have been said already
+            print(line, file=file, flush=True)
+            last = line
+
+    return draw
+
+
+def progress_line(run_id: str, statistics: RunStatistics) -> str:
+    """Where a run stands, in one line."""
+    texts = [
+        f"session: {_session(statistics)}",
+        f"total: {_total(statistics)}",
+        *_pace(statistics),
+        *(f"waiting: {text}" for text in _waiting(statistics)),
+    ]
+    return f"{printable(run_id)} {_status(statistics)}; {'; '.join(texts)}"
+
+
+def progress_pairs(run_id: str, statistics: RunStatistics) -> list[tuple[str, str]]:
+    """Where a run stands, as names and what is said of them."""
+    streams = _per_status(statistics.streams)
+    groups = _per_status(statistics.groups)
+    more = f"; groups: {groups}" if sum(statistics.groups.values()) > 1 else ""
+    session = f"{_session(statistics)}; {duration(statistics.session_s)}"
+    total = f"{_total(statistics)}; {duration(statistics.runtime_s)}"
+    pairs = [
+        ("run", f"{printable(run_id)} {_status(statistics)}"),
+        ("streams", f"{streams}{more}"),
+        ("session", session),
+        ("total", total),
+    ]
+    if pace := _pace(statistics):
+        pairs.append(("pace", ", ".join(pace)))
+    pairs += [("waiting", text) for text in _waiting(statistics)]
+    return pairs
+
+
+def _status(statistics: RunStatistics) -> str:
+    phase = statistics.current_phase
+    return statistics.status.value + (f", phase {printable(phase)}" if phase is not None else "")
+
+
+def _per_status(counts: Any) -> str:
+    texts = [f"{count:,} {status.value}" for status, count in counts.items() if count]
+    return ", ".join(texts) or "none yet"
+
+
+def _session(statistics: RunStatistics) -> str:
+    texts = [plural(statistics.session_confirmed, "batch")]
+    if statistics.session_skipped:
+        texts.append(f"{statistics.session_skipped:,} skipped")
+    if statistics.session_retries:
+        texts.append(f"{statistics.session_retries:,} tried again")
+    if statistics.in_flight:
+        texts.append(f"{statistics.in_flight:,} in flight")
+    texts.append(plural(statistics.session_records, "record"))
+    if statistics.session_totals:
+        texts.append(f"produced {amounts(statistics.session_totals)}")
+    if statistics.session_spent:
+        texts.append(f"spent {amounts(statistics.session_spent)}")
+    return ", ".join(texts)
+
+
+def _total(statistics: RunStatistics) -> str:
+    texts = [plural(statistics.confirmed, "batch")]
+    if statistics.left is not None:
+        texts.append(f"{statistics.left:,} left")
+    if statistics.skipped:
+        texts.append(f"{statistics.skipped:,} skipped")
+    if statistics.failing:
+        texts.append(f"{statistics.failing:,} failing")
+    texts.append(plural(statistics.records, "record"))
+    if statistics.totals:
+        texts.append(f"produced {amounts(statistics.totals)}")
+    if statistics.spent:
+        texts.append(f"spent {amounts(statistics.spent)}")
+    if statistics.adopted:
+        texts.append(f"without what {plural(statistics.adopted, 'adopted batch')} produced")
+    return ", ".join(texts)
+
+
+def _pace(statistics: RunStatistics) -> list[str]:
+    """The rate of this session and what follows from it; nothing before it is warm."""
+    if statistics.rate_per_s is None:
+        return []
+    texts = [f"{number(round(statistics.rate_per_s, 2))} batches/s"]
+    if statistics.eta_s is not None and statistics.left:
+        texts.append(f"ETA {duration(statistics.eta_s)}")
+    return texts
+
+
+def _waiting(statistics: RunStatistics) -> Iterator[str]:
+    for waiting in statistics.waiting[:MAX_WAITING]:
+        name, reason = stream_name(waiting.stream), message_of(waiting.reason)
+        yield f"{name!r} for {duration(waiting.for_s)} more: {reason}"
+    more = len(statistics.waiting) - MAX_WAITING
+    if more > 0:
+        yield f"{plural(more, 'stream')} more"
+
+
+# ---------------------------------------------------------------------------------------
+# A terminal
+# ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _live(run_id: str, file: TextIO) -> Iterator[Callable[[RunStatistics], None]]:
+    """Lines in place; what the program prints meanwhile is shown above them."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(file=file, markup=False, highlight=False, emoji=False)
+    is_standard = file in (sys.stdout, sys.stderr)
+    live = Live(
+        console=console,
+        auto_refresh=False,  # its own would be a thread
+        redirect_stdout=is_standard,
+        redirect_stderr=is_standard,
+    )
+    with live:
+        yield lambda statistics: live.update(_to_rich(run_id, statistics), refresh=True)
+
+
+def _to_rich(run_id: str, statistics: RunStatistics) -> Any:
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in progress_pairs(run_id, statistics):
+        grid.add_row(Text(name), Text(text))
+    done, left = statistics.confirmed + statistics.skipped, statistics.left
+    if left is None or not done + left:
+        return grid
+    line = Table.grid(padding=(0, 2))
+    line.add_row(
+        ProgressBar(total=done + left, completed=done, width=MAX_BAR_CELLS),
+        Text(f"{100 * done / (done + left):.1f} %"),
+    )
+    return Group(grid, line)

@@ -1,0 +1,220 @@
+"""What the stores in a local folder have in common: who writes, who owns a run, who cleans up.
+
+Theory of operation.  Whatever changes a store is done by its `Writer`, in the order it was
+asked for, in one long-lived thread.  Blobs go through trio's threads.
+
+A save that was given up on may still land.  So its run stays locked until the process ends,
+and nothing here waits for the writing thread after it.
+
+A blob is put before a record names it, so blobs that nobody names may be removed only while
+nobody owns a run of the store: when a run is locked and nobody else owns one (a crash may
+have left some), and when a run that was pruned is given back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar, TypeVarTuple
+
+import trio
+
+from .._errors import SaveOutcomeUnknownError, StoreError
+from .._threads import WorkerThread, run_blocking
+from ..abc import Checkpoint, Fold, Owner, Pruned, RunKey, Store
+from ._files import Blobs
+from ._locks import RunLock, lock_run, read_owner
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class Writer(Protocol):
+    """Changes a store.  Everything here blocks, and is called in one thread."""
+
+    def raise_owner(self, run_id: str) -> int:
+        """A new owner number for a run, durable; it exists from now on."""
+        ...
+
+    def give_back(self, run_id: str) -> None:
+        """The run is about to be unlocked."""
+        ...
+
+    def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+    ) -> list[Exception | None]:
+        """See `Store.save`."""
+        ...
+
+    def prune(self, run: RunKey, keep: int) -> Pruned:
+        """See `Store.prune`; blobs are only counted."""
+        ...
+
+    def remove_orphans(self) -> None:
+        """Remove blobs that no record names; what goes wrong is logged."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything."""
+        ...
+
+
+class LocalStore(Store):
+    """A store in a local folder."""
+
+    def __init__(
+        self,
+        scheme: str,
+        folder: Path,
+        writer: Writer,
+        thread: WorkerThread,
+        *,
+        mac_key: bytes | None,
+        durability: Literal["full", "process"],
+        inline_limit_bytes: int,
+    ) -> None:
+        self.url = f"{scheme}:{folder}"
+        self.mac_key = mac_key
+        self.durability = durability
+        self.inline_limit_bytes = inline_limit_bytes
+        self._folder = folder
+        self._blobs = Blobs(folder / "blobs")
+        self._writer = writer
+        self._writing = thread
+        self._logger = logging.getLogger(f"trio_ckpt.stores.{scheme}")
+        self._in_doubt: set[str] = set()  # runs with a save whose outcome is unknown
+        self._pruned: set[str] = set()  # since they were locked
+        self._is_closed = False
+
+    @asynccontextmanager
+    async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
+        """See `Store.lock_run`.  The kernel's lock: it goes with this process."""
+        self._check_open()
+        await trio.lowlevel.checkpoint()
+        lock = await shielded(run_blocking, lock_run, self._folder, run_id)
+        try:
+            if lock.is_alone:
+                await shielded(self._clean, lock)
+            # Shielded: raised late, the number would lock out whoever owns the run by then.
+            owner = await shielded(self._writing.run, self._writer.raise_owner, run_id)
+            yield owner
+        finally:
+            if run_id in self._in_doubt:
+                self._logger.error("run %r stays locked: a save may still land", run_id)
+            else:
+                await shielded(self._give_back, lock, run_id)
+
+    async def _clean(self, lock: RunLock) -> None:
+        """Remove what crashes left, then let others own runs."""
+        await self._writing.run(self._writer.remove_orphans)
+        await run_blocking(lock.share)
+
+    async def _give_back(self, lock: RunLock, run_id: str) -> None:
+        try:
+            await self._writing.run(self._writer.give_back, run_id)
+            if run_id in self._pruned:
+                self._pruned.discard(run_id)
+                if await run_blocking(lock.be_alone):
+                    await self._writing.run(self._writer.remove_orphans)
+        finally:
+            await run_blocking(lock.release)
+
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        """See `Store.save`.  One transaction, one fsync."""
+        self._check_open()
+        try:
+            return await self._writing.run(self._writer.save, run, group, folds)
+        except BaseException as error:
+            if not isinstance(error, StoreError) or isinstance(error, SaveOutcomeUnknownError):
+                self._in_doubt.add(run.run_id)
+            raise
+
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        """See `Store.prune`."""
+        if keep < 0:
+            raise ValueError(f"keep is {keep}, less than 0")
+        self._check_open()
+        await trio.lowlevel.checkpoint()
+        try:
+            pruned = await shielded(self._writing.run, self._writer.prune, run, keep)
+        except SaveOutcomeUnknownError:
+            self._in_doubt.add(run.run_id)
+            raise
+        self._pruned.add(run.run_id)
+        return pruned
+
+    async def read_owner(self, run_id: str) -> Owner | None:
+        """See `Store.read_owner`.
+
+        On Linux; elsewhere it raises `StoreError`.
+        """
+        self._check_open()
+        return await run_blocking(read_owner, self._folder, run_id)
+
+    async def put_blob(self, digest: str, payload: bytes) -> None:
+        """See `Store.put_blob`.
+
+        Durability: the file and its name are durable on return.
+        Cancellation: not while it is written.
+        """
+        self._check_open()
+        await run_blocking(self._blobs.put, digest, payload)
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`.
+
+        Cancellation: shielded.  It waits for saves under way, but not for one that was
+            given up on.
+        """
+        if self._is_closed:
+            await trio.lowlevel.checkpoint()
+            return
+        self._is_closed = True
+        await self._stop_reading()
+        if not self._in_doubt:
+            await shielded(self._writing.run, self._writer.close)
+        self._writing.stop()
+
+    @abstractmethod
+    async def _stop_reading(self) -> None:
+        """Let go of what reads; shielded."""
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise StoreError(f"the store {self.url} is closed")
+
+
+async def open_writer(folder: Path, make: Callable[[], T]) -> tuple[T, WorkerThread]:
+    """Make a writer in the thread that is going to be its own.
+
+    Cancellation: not once it has begun.
+    """
+    await trio.lowlevel.checkpoint()
+    thread = WorkerThread(f"trio_ckpt writes {folder.name}")
+    try:
+        # Shielded, or nobody would close what it opened.
+        return await shielded(thread.run, make), thread
+    except BaseException:
+        thread.stop()
+        raise
+
+
+async def shielded(func: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+    """Wait for something that is not to be given up on."""
+    results: list[T] = []  # a type checker must think that the scope may swallow something
+    with trio.CancelScope(shield=True):
+        results.append(await func(*args))
+    return results[0]
+
+
+def absolute_folder(path: str | os.PathLike[str]) -> Path:
+    """Where a store is, whatever the current folder will be."""
+    if "\0" in os.fspath(path):
+        raise StoreError(f"{path!r} cannot be the name of a folder")
+    return Path(os.path.abspath(path))
