@@ -1,6 +1,6 @@
 """Run the benchmarks, print what they found, and say which targets are met.
 
-python -m benchmarks [--only tokens,steps,resume,frontier,crawl] [--quick]
+python -m benchmarks [--only tokens,steps,resume,frontier,pages,crawl] [--quick]
                      [--folder DIR] [--peers-cache DIR] [--json FILE]
 """
 
@@ -17,13 +17,14 @@ from pathlib import Path
 
 import attrs
 
-from benchmarks import Options, Section, Target, crawl, frontier, resume, steps, tokens
+from benchmarks import Options, Section, Target, crawl, frontier, pages, resume, steps, tokens
 
 SECTIONS: dict[str, Callable[[Options], Section]] = {
     "tokens": tokens.measure,
     "steps": steps.measure,
     "resume": resume.measure,
     "frontier": frontier.measure,
+    "pages": pages.measure,
     "crawl": crawl.measure,
 }
 

@@ -104,7 +104,8 @@ class Collector:
 
     async def collect_repos(self, stream: trio_ckpt.Stream[list[Repo]]) -> None:
         """The names of all repositories become the stream's state: a resume has them again."""
-        async for batch in stream.batches():
+        pages: trio_ckpt.Batches[None] = stream.batches()
+        async for batch in pages:
             with failing(batch):
                 page = await self.get("/blocks", page=batch.index)
                 names = [record["full_name"] for record in page["records"]]
@@ -116,7 +117,8 @@ class Collector:
 
     async def collect_characters(self, stream: trio_ckpt.Stream[None], repo: Repo) -> None:
         """By page number: an empty page is the end, and no page."""
-        async for batch in stream.batches():
+        pages: trio_ckpt.Batches[None] = stream.batches()
+        async for batch in pages:
             with failing(batch):
                 page = await self.get(f"/blocks/{repo}/characters", page=batch.index)
                 records = page["records"]
@@ -128,7 +130,8 @@ class Collector:
 
     async def collect_decompositions(self, stream: trio_ckpt.Stream[None], repo: Repo) -> None:
         """By cursor: each page says where the next one begins."""
-        async for batch in stream.batches():
+        pages: trio_ckpt.Batches[None] = stream.batches()
+        async for batch in pages:
             with failing(batch):
                 place = {} if stream.cursor is None else {"cursor": stream.cursor}
                 page = await self.get(f"/blocks/{repo}/decompositions", **place)
@@ -296,14 +299,23 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one ends the program with 2."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.collector",
-        description="Collect paged records from an API, resumably.",
+        description="Collect the pages of every endpoint of every repository of an API, "
+        "resumably: stop or kill it, and the same command goes on.",
+        epilog="exit codes: 0 complete, 75 there is work left, 130 and 143 stopped at once, "
+        "1 it cannot work, 2 a bad command line",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of what is collected")
     parser.add_argument("--store", help="folder or URL of the checkpoints (OUT/collector.ckpt)")
     parser.add_argument("--url", help=f"of the API ({OWN_API}, started here)")
-    parser.add_argument("--per-page", type=_count, default=50, help="records on a page (50)")
     parser.add_argument(
-        "--workers", type=_count, default=2, help="repositories at once, for each endpoint (2)"
+        "--per-page", type=_count, default=50, metavar="N", help="records on a page (50)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=_count,
+        default=2,
+        metavar="N",
+        help="repositories at once, for each endpoint (2)",
     )
     parser.add_argument(
         "--retry-failed", action="store_true", help="also what failed for good, such as 403"

@@ -285,7 +285,7 @@ async def put_back(run: trio_ckpt.Run, stages: Sequence[Stage], pages: Sequence[
             done = [page for page in pages if stream.progress.is_done(page)]
             if done:
                 await stream.redo(done, reason="asked for with --redo")
-                say(f"{stage.name}: pages {', '.join(map(str, done))} go back to work")
+            say(f"{stage.name}: {len(done)} of {len(pages)} pages go back to work: {done}")
 
 
 async def run_stage(
@@ -361,22 +361,33 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one ends the program with 2."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.scan_book",
-        description="Extract and correct the pages of a book, resumably.",
+        description="Extract and correct the pages of a book, resumably: stop or kill it, and "
+        "the same command goes on.",
+        epilog="exit codes: 0 complete, 75 there is work left, 130 and 143 stopped at once, "
+        "1 it cannot work, 2 a bad command line",
     )
     parser.add_argument("text", type=Path, nargs="?", help="a text file (the licence of Python)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pages")
     parser.add_argument("--store", help="folder or URL of the checkpoints (OUT/book.ckpt)")
-    parser.add_argument("--start", type=_count, help="first page of those to work on")
-    parser.add_argument("--end", type=_count, help="last page of those to work on")
+    parser.add_argument("--start", type=_count, metavar="N", help="first page of those to work on")
+    parser.add_argument("--end", type=_count, metavar="N", help="last page of those to work on")
     parser.add_argument(
         "--redo", type=_pages, default=[], metavar="PAGES", help="do these again: 17,203"
     )
-    parser.add_argument("--workers", type=_count, default=4, help="pages at once (4)")
-    parser.add_argument("--lines-per-page", type=_count, default=12, help="(12)")
-    parser.add_argument("--model", default="pretend-1", help="name of the model (pretend-1)")
-    parser.add_argument("--latency", type=float, default=0.0, help="s that an answer takes (0)")
+    parser.add_argument("--workers", type=_count, metavar="N", default=4, help="pages at once (4)")
+    parser.add_argument(
+        "--lines-per-page", type=_count, default=12, metavar="N", help="lines of a page (12)"
+    )
+    parser.add_argument(
+        "--model", default="pretend-1", metavar="NAME", help="name of the model (pretend-1)"
+    )
+    parser.add_argument(
+        "--latency", type=float, default=0.0, metavar="S", help="s that an answer takes (0)"
+    )
     parser.add_argument("--fresh", action="store_true", help="archive what is there, begin again")
-    parser.add_argument("--log", type=Path, help="file for a line for each page that is begun")
+    parser.add_argument(
+        "--log", type=Path, metavar="FILE", help="file for a line for each page that is begun"
+    )
     return parser.parse_args(words)
 
 
@@ -405,6 +416,9 @@ def main() -> int:
         return stopped.exit_code
     except (trio_ckpt.TrioCkptError, OSError, UnicodeError) as error:
         say(f"{type(error).__name__}: {error}")
+    except ExceptionGroup as group:
+        for part in group.exceptions:
+            say(f"{type(part).__name__}: {part}")
     return EXIT_CANNOT
 
 

@@ -5,19 +5,44 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import trio_ckpt
+from tests.outputs.faulty import files_in
 from trio_ckpt._archive import SEAL_BYTES, SEAL_WORDS
+from trio_ckpt._export import ExportSummary, export_run
 from trio_ckpt._progress import encode_progress
 from trio_ckpt._records import Kind, Record, encode_record
 from trio_ckpt._values import StreamKey, encode_key
-from trio_ckpt.abc import Checkpoint, RunKey, Store
+from trio_ckpt.abc import Checkpoint, Fold, RunKey, Store
 from trio_ckpt.outputs import OutputDir
+from trio_ckpt.stores import open_store
 
 BIG = "x" * 5_000  # over the inline limit of the stores that these tests make
+
+
+KINDS = ["memory:", "sqlite:", "json:"]
+
+
+async def make_store(kind: str, folder: Path, mac_key: bytes | None = None) -> Store:
+    """A store of a kind, in a folder if it needs one."""
+    store = await open_store(kind if kind == "memory:" else f"{kind}{folder}", mac_key=mac_key)
+    store.inline_limit_bytes = 2_000
+    return store
+
+
+def outputs_in(folder: Path) -> dict[str, bytes]:
+    """The files in a folder that batches have made: not the list of them at the end."""
+    return {name: data for name, data in files_in(folder).items() if name != "manifest.json"}
+
+
+async def export_all(store: Store, folder: Path, path: Path, run_id: str = "r") -> ExportSummary:
+    """Export a run with the outputs that are in a folder."""
+    with closing(OutputDir.open(folder)) as outputs:
+        return await export_run(store, run_id, path, outputs=outputs)
 
 
 async def write_run(store: Store, folder: Path, run_id: str = "r") -> None:
@@ -46,15 +71,37 @@ async def save_many(
     store: Store, run_id: str, counts: dict[StreamKey, int], payload: bytes = b""
 ) -> None:
     """A run with so many records in these streams, and no folds."""
+    for key, count in counts.items():
+        records = [
+            Record(kind=Kind.BATCH, at=1.0, index=index, state=payload) for index in range(count)
+        ]
+        await save_records(store, run_id, key, records)
+
+
+async def save_records(
+    store: Store, run_id: str, key: StreamKey, records: Sequence[Record]
+) -> None:
+    """A stream with these records, and no fold."""
+    seal = store.seal(run_id, 0, key)
+    group = [
+        Checkpoint(encode_key(key), sequence, seal.close(sequence, encode_record(record)))
+        for sequence, record in enumerate(records, 1)
+    ]
     async with store.lock_run(run_id) as owner:
-        for key, count in counts.items():
-            seal = store.seal(run_id, 0, key)
-            group: list[Checkpoint] = []
-            for sequence in range(1, count + 1):
-                record = Record(kind=Kind.BATCH, at=1.0, index=sequence - 1, state=payload)
-                sealed = seal.close(sequence, encode_record(record))
-                group.append(Checkpoint(encode_key(key), sequence, sealed))
-            assert set(await store.save(RunKey(run_id, 0, owner), group)) <= {None}
+        assert set(await store.save(RunKey(run_id, 0, owner), group)) == {None}
+
+
+async def save_folds(store: Store, run_id: str) -> None:
+    """Fold every stream, as a run does when it is closed."""
+    view = await store.load_run(run_id)
+    assert view is not None
+    async with store.lock_run(run_id) as owner:
+        for key, stream in view.streams.items():
+            through = stream.progress.sequence
+            payload = store.seal(run_id, 0, key).close(-through, encode_progress(stream.progress))
+            await store.save(
+                RunKey(run_id, 0, owner), [], [Fold(encode_key(key), through, payload)]
+            )
 
 
 async def everything(store: Store, run_id: str) -> dict[StreamKey, Any]:
@@ -74,10 +121,6 @@ async def everything(store: Store, run_id: str) -> dict[StreamKey, Any]:
                 break
         found[key] = (encode_progress(stream.progress), records)
     return found
-
-
-def open_outputs(folder: Path) -> OutputDir:
-    return OutputDir.open(folder)
 
 
 # ---------------------------------------------------------------------------------------

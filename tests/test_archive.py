@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
-from tests.export_tools import forge, open_outputs, reseal, unpack, write_run
+from tests.export_tools import forge, reseal, unpack, write_run
 from trio_ckpt import ArchiveError, _archive
 from trio_ckpt._archive import FRAME, Archive
 from trio_ckpt._export import _Writer, export_run
@@ -24,11 +25,14 @@ Edit = Callable[[dict[str, bytes], dict[str, Any]], object]
 
 
 @pytest.fixture
-async def archive(tmp_path: Path) -> Path:
-    store = MemoryStore(inline_limit_bytes=2_000)
-    await write_run(store, tmp_path / "out")
-    with closing(open_outputs(tmp_path / "out")) as outputs:
-        await export_run(store, "r", tmp_path / "r.zip", outputs=outputs)
+def archive(tmp_path: Path) -> Path:
+    async def write() -> None:
+        store = MemoryStore(inline_limit_bytes=2_000)
+        await write_run(store, tmp_path / "out")
+        with closing(OutputDir.open(tmp_path / "out")) as outputs:
+            await export_run(store, "r", tmp_path / "r.zip", outputs=outputs)
+
+    trio.run(write)
     return tmp_path / "r.zip"
 
 
@@ -50,7 +54,7 @@ def read_all(path: Path) -> list[bytes]:
 # ---------------------------------------------------------------------------------------
 
 
-async def test_a_flipped_bit_is_found_wherever_it_is(archive: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_found_wherever_it_is(archive: Path, tmp_path: Path) -> None:
     good, bad = archive.read_bytes(), tmp_path / "bad.zip"
     read_all(archive)
     for position in range(len(good)):
@@ -61,7 +65,7 @@ async def test_a_flipped_bit_is_found_wherever_it_is(archive: Path, tmp_path: Pa
             Archive.open(bad)
 
 
-async def test_a_truncated_or_prolonged_archive_is_refused(archive: Path, tmp_path: Path) -> None:
+def test_a_truncated_or_prolonged_archive_is_refused(archive: Path, tmp_path: Path) -> None:
     good, bad = archive.read_bytes(), tmp_path / "bad.zip"
     for data in [good[:size] for size in range(0, len(good), 7)] + [good + b"\0", b"\0" + good]:
         bad.write_bytes(data)
@@ -152,9 +156,18 @@ LIES: dict[str, tuple[Edit, str]] = {
 
 
 @pytest.mark.parametrize(("edit", "reason"), LIES.values(), ids=LIES.keys())
-async def test_a_lie_is_refused(archive: Path, tmp_path: Path, edit: Edit, reason: str) -> None:
+def test_a_lie_is_refused(archive: Path, tmp_path: Path, edit: Edit, reason: str) -> None:
     with pytest.raises(ArchiveError, match=reason):
         read_all(forge(archive, tmp_path / "lie.zip", edit))
+
+
+def test_a_size_that_lies_is_seen_before_anything_is_unpacked(
+    archive: Path, tmp_path: Path
+) -> None:
+    for size in (0, 10, 12, 2**39):
+        bad = forge(archive, tmp_path / "lie.zip", set_size(OUTPUT, size))
+        with pytest.raises(ArchiveError, match=r"2\.json is not what its manifest says"):
+            Archive.open(bad)
 
 
 NAMES = [
@@ -173,7 +186,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_an_output_that_leads_elsewhere_is_refused(
+def test_an_output_that_leads_elsewhere_is_refused(
     archive: Path, tmp_path: Path, name: str
 ) -> None:
     bad = forge(archive, tmp_path / "lie.zip", rename(OUTPUT, f"outputs/{name}"))
@@ -199,7 +212,7 @@ CHUNKS = {
 
 
 @pytest.mark.parametrize(("chunk", "reason"), CHUNKS.values(), ids=CHUNKS.keys())
-async def test_a_chunk_that_lies_is_refused(
+def test_a_chunk_that_lies_is_refused(
     archive: Path, tmp_path: Path, chunk: bytes, reason: str
 ) -> None:
     bad = forge(
@@ -212,7 +225,7 @@ async def test_a_chunk_that_lies_is_refused(
         read_all(bad)
 
 
-async def test_a_chunk_that_begins_elsewhere_than_its_name_says_is_refused(
+def test_a_chunk_that_begins_elsewhere_than_its_name_says_is_refused(
     archive: Path, tmp_path: Path
 ) -> None:
     def edit(files: dict[str, bytes], manifest: dict[str, Any]) -> None:
@@ -224,7 +237,7 @@ async def test_a_chunk_that_begins_elsewhere_than_its_name_says_is_refused(
         read_all(forge(archive, tmp_path / "lie.zip", edit, update_members=True))
 
 
-async def test_a_name_that_the_zip_has_twice_is_refused(archive: Path, tmp_path: Path) -> None:
+def test_a_name_that_the_zip_has_twice_is_refused(archive: Path, tmp_path: Path) -> None:
     for name in (OUTPUT, "manifest.json"):
         bad = tmp_path / "twice.zip"
         bad.write_bytes(archive.read_bytes())
@@ -237,7 +250,7 @@ async def test_a_name_that_the_zip_has_twice_is_refused(archive: Path, tmp_path:
             Archive.open(bad)
 
 
-async def test_only_stored_and_deflated_members_are_read(archive: Path, tmp_path: Path) -> None:
+def test_only_stored_and_deflated_members_are_read(archive: Path, tmp_path: Path) -> None:
     for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         good = forge(archive, tmp_path / "x.zip", lambda *_: None, compression=compression)
         assert read_all(good) == read_all(archive)
@@ -246,7 +259,7 @@ async def test_only_stored_and_deflated_members_are_read(archive: Path, tmp_path
         Archive.open(bad)
 
 
-async def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(
+def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(
     archive: Path, tmp_path: Path
 ) -> None:
     """A bomb: the zip's directory and the manifest agree on a size, the content goes on."""
@@ -259,12 +272,10 @@ async def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(
     data = bad.read_bytes()
     assert data.count(struct.pack("<I", 10 * 2**20)) == 2
     bad.write_bytes(reseal(data.replace(struct.pack("<I", 10 * 2**20), struct.pack("<I", 5))))
-    with closing(Archive.open(bad)) as opened:
-        seen = 0
-        with pytest.raises(ArchiveError):
-            for piece in opened.pieces(opened.outputs["pages/2.json"]):
-                seen += len(piece)
-        assert seen <= 5
+    seen: list[bytes] = []
+    with closing(Archive.open(bad)) as opened, pytest.raises(ArchiveError):
+        seen.extend(opened.pieces(opened.outputs["pages/2.json"]))
+    assert sum(map(len, seen)) <= 5
 
 
 # ---------------------------------------------------------------------------------------
@@ -282,7 +293,7 @@ async def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(
         ("MAX_RECORD_BYTES", "has a record of"),
     ],
 )
-async def test_every_limit_is_kept(
+def test_every_limit_is_kept(
     archive: Path, monkeypatch: pytest.MonkeyPatch, limit: str, reason: str
 ) -> None:
     monkeypatch.setattr(_archive, limit, 6)
@@ -290,7 +301,9 @@ async def test_every_limit_is_kept(
         read_all(archive)
 
 
-def test_an_archive_may_have_more_members_than_a_zip_had(tmp_path: Path) -> None:
+def test_an_archive_may_have_more_members_than_a_zip_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     count = 2**16 + 1  # zip64
     with (
         closing(OutputDir.open(tmp_path)) as folder,
@@ -304,9 +317,12 @@ def test_an_archive_may_have_more_members_than_a_zip_had(tmp_path: Path) -> None
     with closing(Archive.open(tmp_path / "big.zip")) as opened:
         assert len(opened.outputs) == count
         assert b"".join(opened.pieces(opened.outputs["65536"])) == b"x"
+    monkeypatch.setattr(_archive, "MAX_MEMBERS", count - 1)
+    with pytest.raises(ArchiveError, match=r"has 65,538 members, more than an archive may"):
+        Archive.open(tmp_path / "big.zip")
 
 
-async def test_others_can_unpack_an_archive_and_check_it(archive: Path) -> None:
+def test_others_can_unpack_an_archive_and_check_it(archive: Path) -> None:
     files = unpack(archive)
     manifest = json.loads(files["manifest.json"])
     assert json.loads(files[OUTPUT]) == {"page": 2}

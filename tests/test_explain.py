@@ -156,7 +156,7 @@ def test_a_run_that_is_complete() -> None:
 def test_what_is_left_is_said_to_be_unknown_where_it_is() -> None:
     parts = {("a",): some(range(2), last_index=4), ("b",): some(range(2))}
     (text,) = said(facts_of(parts), "run")
-    assert text.endswith("3 batches are left, how many are left is not known of 1 stream.")
+    assert text.endswith("at least 3 batches are left (of 1 stream it is not known how many).")
     (text,) = said(facts_of({("b",): some(range(2))}), "run")
     assert text.endswith("confirmed; how many are left is not known of 1 stream.")
 
@@ -279,7 +279,7 @@ def test_a_stream_that_failed_for_good() -> None:
 def test_a_stream_that_is_on_no_list() -> None:
     parts = {("a",): Progress(position=0), ("b",): some(range(2))}
     assert said(facts_of(parts), "streams")[0].endswith(
-        " It is not on the list that add_streams was given: kept, and left alone by a start."
+        " add_streams never named it, unlike others: streams_to_process gives it last."
     )
 
 

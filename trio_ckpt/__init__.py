@@ -6,12 +6,14 @@ The floor plan; a file imports only from floors below its own:
         _drift      files against records             _maintain   for commands
         _archive, _export, _import                    _explain    what a resume would do
     L4  _batch      one attempt                       _stop       stopping in good order
-        _staging    files of a stream                 _gate       the law of order
+        _staging    files of a stream                 _desk       one open stream
+        _gate       the law of order                  _walk       loops over batches
         _redo       back to work                      _rescan     outputs without records
-        _stream     loops over batches                _verify     outputs on resume
+        _stream     what users hold                   _verify     outputs on resume
         _resume     opening a stream                  _phase      done once
         _session    what was found                    _manifest   what a complete run left
-        _fresh      beginning again   _run, _open   open_run
+        _fresh      beginning again                   _roster     streams of an open run
+        _run, _open   open_run
     L3  _coordinator  tokens without I/O              _lane, _saver   group commit
         _history    for readers
     L2  _registry   pending tokens                    _config, _retry, _source
@@ -86,6 +88,7 @@ from ._statistics import (
     StreamStatistics as StreamStatistics,
     Waiting as Waiting,
 )
-from ._stream import Batches as Batches, Stream as Stream
+from ._stream import Stream as Stream
 from ._token import CheckpointToken as CheckpointToken, TokenState as TokenState
+from ._walk import Batches as Batches
 from .state import Frontier as Frontier

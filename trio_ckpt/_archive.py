@@ -161,10 +161,8 @@ class Archive:
         """
         hasher, size = hashlib.sha256(), 0
         with _explained(self.path), self._zip.open(member.name) as source:
-            while piece := source.read(min(PIECE_BYTES, member.size - size + 1)):
+            while piece := source.read(PIECE_BYTES):  # never more than the zip announces
                 size += len(piece)
-                if size > member.size:
-                    break
                 hasher.update(piece)
                 yield piece
         if size != member.size or hasher.hexdigest() != member.sha256:

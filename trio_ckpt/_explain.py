@@ -124,11 +124,13 @@ def _headline(facts: Facts) -> Sentence:
 
 def _left(parts: Sequence[Progress]) -> str:
     known = [progress.left for progress in parts if progress.left is not None]
-    unknown = len(parts) - len(known)
+    unknown, left = len(parts) - len(known), sum(known)
     if not unknown:
-        return f"{plural(sum(known), 'batch')} {_are(sum(known))} left"
-    text = f"how many are left is not known of {plural(unknown, 'stream')}"
-    return f"{plural(sum(known), 'batch')} {_are(sum(known))} left, {text}" if sum(known) else text
+        return f"{plural(left, 'batch')} {_are(left)} left"
+    of = f"of {plural(unknown, 'stream')}"
+    if left:
+        return f"at least {plural(left, 'batch')} {_are(left)} left ({of} it is not known how many)"
+    return f"how many are left is not known {of}"
 
 
 def _are(count: int) -> str:
@@ -270,7 +272,7 @@ def explain_streams(facts: Facts, *, every: bool = False) -> Iterator[Sentence]:
                 yield Sentence("streams", text + unlisted, action, (key,))
 
 
-_UNLISTED = " It is not on the list that add_streams was given: kept, and left alone by a start."
+_UNLISTED = " add_streams never named it, unlike others: streams_to_process gives it last."
 
 
 def action_of(progress: Progress) -> Action:

@@ -202,7 +202,8 @@ class _Exporter:
                 self._add_file, outputs, output.path, output.size, output.size + 1, output.sha256
             )
         for path, size in self._sinks.items():
-            await run_blocking(self._add_file, outputs, path, size, size, None)
+            if size:  # nothing of it counts after a rewind, and it may not even be there
+                await run_blocking(self._add_file, outputs, path, size, size, None)
 
     def _add_file(
         self, outputs: OutputDir, path: str, size: int, limit: int, sha256: str | None
@@ -259,11 +260,8 @@ class _Sink:
         self._file = file
         self._hasher = hashlib.sha256()
         self._held = bytearray()
-        self._is_closed = False
 
     def write(self, data: bytes, /) -> int:
-        if self._is_closed:
-            return len(data)
         self._held += data
         if len(self._held) > PIECE_BYTES:
             self._pass_on()
@@ -273,8 +271,7 @@ class _Sink:
         """Nothing waits for it."""
 
     def close(self) -> None:
-        """Take nothing more; the file is closed by who opened it."""
-        self._is_closed = True
+        """The file is closed by who opened it."""
 
     def seal(self) -> None:
         """Write the seal over the zip's comment, the last that was written."""
@@ -357,8 +354,7 @@ class _Writer:
         return manifest
 
     def close(self) -> None:
-        """Write nothing more: a zip that is dropped would try to end itself."""
-        self._sink.close()
+        """End the zip, or it would when it is dropped; twice is harmless."""
         self._zip.close()
 
 

@@ -79,7 +79,8 @@ async def import_run(
         OSError: the archive cannot be read.
 
     Durability: the run and its outputs are durable once this has returned.
-    Cancellation: a save under way is waited for; then it leaves, as if interrupted.
+    Cancellation: a save, and the reading of the archive's seal, are waited for; then it
+        leaves, as if interrupted.
     """
     async with held(await run_blocking(Archive.open, path)) as archive:
         manifest = archive.manifest

@@ -10,11 +10,12 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from ._batch import AttemptState, Batch
-from ._gate import Desk, Passed, Way
+from ._gate import Gate, Passed, Way, way_of
 from ._ranges import IndexSet
 from ._retry import Again, RetryTable
 from ._source import Source
-from ._stream import Items, Stream, way_of
+from ._stream import Stream
+from ._walk import Items, Walk
 from .outputs import Validate, Validator
 
 T = TypeVar("T")
@@ -58,8 +59,8 @@ async def run_batches(
 
     Cancellation: batches in flight are cancelled, completed ones are saved.
     """
-    stream.check_owner()
-    desk = stream.desk
+    walk, desk = stream.walk, stream.desk
+    walk.check_owner()
     if not 1 <= concurrency <= MAX_CONCURRENCY:
         raise ValueError(f"concurrency is between 1 and {MAX_CONCURRENCY}, not {concurrency}")
     if concurrency > 1 and (desk.codec is not None or desk.lane.progress.cursor is not None):
@@ -69,11 +70,11 @@ async def run_batches(
     if items is None and (start is not None or end is not None):
         raise ValueError("start= and end= narrow a list; a Frontier has no order")
     await trio.lowlevel.checkpoint()
-    await stream.settle_open(Way.NEXT)
-    source = None if items is None else stream.open_source(items, key)
-    if source is not None:
-        await stream.begin_range(source, start, end)
-    feed: Feed[T] = Feed(stream, source, start, end)
+    await walk.settle_open(Way.NEXT)
+    source = None if items is None else walk.open_source(items, key)
+    stop = source.stop if source is not None else desk.first_index + len(desk.frontier or ())
+    await walk.begin_range(stop, start, end)
+    feed: Feed[T] = Feed(walk, source, start, end)
     desk.is_parallel = concurrency > 1
     table, desk.retry = desk.retry, desk.retry if retry is None else retry
     checks = desk.files.validator
@@ -119,13 +120,13 @@ async def _work(feed: Feed[T], handler: Callable[[Batch[T]], Awaitable[None]]) -
     while (batch := await feed.next()) is not None:
         passed: Passed | Again = Passed.GO_ON
         try:
-            passed = await _work_on(feed.stream.desk, batch, handler)
+            passed = await _work_on(feed.walk.desk, batch, handler)
         finally:
             feed.leave(batch, passed)
 
 
 async def _work_on(
-    desk: Desk, batch: Batch[T], handler: Callable[[Batch[T]], Awaitable[None]]
+    desk: Gate, batch: Batch[T], handler: Callable[[Batch[T]], Awaitable[None]]
 ) -> Passed | Again:
     try:
         await handler(batch)
@@ -144,15 +145,15 @@ class Feed(Generic[T]):
 
     def __init__(
         self,
-        stream: Stream[Any],
+        walk: Walk,
         source: Source[T] | None,
         start: int | None,
         end: int | None,
     ) -> None:
-        self.stream = stream
-        self._desk = stream.desk
+        self.walk = walk
+        self._desk = walk.desk
         self._source = source
-        self._start = self._next = max(start or 0, stream.first_index)
+        self._start = self._next = max(start or 0, walk.desk.first_index)
         self._end = end
         self._is_exhausted = False
         self._working = 0  # workers that have a batch
@@ -160,7 +161,7 @@ class Feed(Generic[T]):
         self._delayed: list[tuple[float, int, T | None, bytes]] = []
         self._idle = trio.lowlevel.ParkingLot()
         if self._desk.frontier is not None:
-            progress, first = self._desk.lane.progress, stream.first_index
+            progress, first = self._desk.lane.progress, walk.desk.first_index
             self._desk.frontier.make_ready(lambda position: progress.is_done(first + position))
 
     async def next(self) -> Batch[T] | None:
@@ -174,11 +175,10 @@ class Feed(Generic[T]):
             if found is not None:
                 self._working += 1  # or the others would take it that nothing is left
                 await trio.lowlevel.checkpoint()
-                await self._desk.wait_paused()
-                await self._desk.stop.park()
+                await self.walk.wait_for_turn()
                 return self._desk.hand_out(*found)
             if not self._delayed and not self._working:
-                if await self.stream.wait_verified():
+                if await self.walk.wait_verified():
                     continue  # batches may have come back to work meanwhile
                 self.wake()
                 return None
@@ -232,12 +232,12 @@ class Feed(Generic[T]):
         position = frontier.take() if frontier is not None else None
         if frontier is None or position is None:
             return None
-        return self.stream.first_index + position, frontier.item(position), b""
+        return self._desk.first_index + position, frontier.item(position), b""
 
     async def finish(self) -> None:
         """Save that nothing is left, if that is so."""
         if self._source is not None:
             end = None if self._end is not None else self._desk.lane.progress.first_left(self._next)
-            await self.stream.complete_source(self._source, end)
+            await self.walk.complete_source(self._source, end)
         elif self._desk.frontier is not None:
-            await self.stream.complete(self.stream.first_index + len(self._desk.frontier))
+            await self.walk.complete(self._desk.first_index + len(self._desk.frontier))

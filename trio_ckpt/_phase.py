@@ -14,11 +14,10 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from ._gate import Way
+from ._gate import Way, way_of
 from ._lane import Lane
 from ._records import ErrorInfo, Kind, Opened, Record, Status, describe_error
 from ._saver import Saver
-from ._stream import way_of
 
 log = logging.getLogger("trio_ckpt.run")
 

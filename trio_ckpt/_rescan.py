@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 
 import trio
 
+from ._desk import Desk
 from ._errors import OutputError, describe_batch
-from ._gate import Desk
 from ._records import Kind, Output, Record
 from ._staging import AnyPath
 

@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from ._errors import NotEncodableError, StreamFailedError
-from ._gate import Desk
+from ._gate import Gate
 from ._history import read_pages
 from ._progress import Progress
 from ._ranges import IndexSet
@@ -20,6 +20,7 @@ from ._records import Kind, Record, Status
 from ._redo import Redo
 from ._stream import Stream
 from ._verify import Verifier, Verify
+from ._walk import Walk
 from .abc import Store
 from .outputs import SinkTooShortError
 from .state import Frontier, PlainCodec
@@ -43,7 +44,7 @@ class Resume:
     """Makes one stream ready."""
 
     store: Store
-    desk: Desk
+    desk: Gate
     settings: Settings
     _redo: Redo = attrs.field(init=False)
     _beside: _Beside | None = attrs.field(default=None, init=False)
@@ -68,7 +69,7 @@ class Resume:
             await self._verify(known, nursery)
             if state is not None:
                 await self._restore_plain(state)
-        return Stream(self.desk, known=known, redo=self._redo, wait_verified=self._wait_verified)
+        return Stream(Walk(self.desk, known, self._wait_verified), self._redo)
 
     async def close(self) -> None:
         """End the verification beside the run: it has no business with a stream that is left.

@@ -13,9 +13,7 @@ import trio
 
 from ._coordinator import CheckpointCoordinator
 from ._errors import (
-    EXIT_COMPLETE,
     EXIT_DRAINED,
-    EXIT_SKIPPED,
     RunStoppedError,
     StoreConflictError,
     StreamBusyError,
@@ -23,22 +21,14 @@ from ._errors import (
     StreamFailedError,
     StreamsStillOpenError,
     TrioCkptError,
-    UnknownStreamError,
     describe_batch,
 )
-from ._gate import Desk
+from ._gate import Gate
 from ._groups import (
     PHASE,
     Summary,
     current_phase,
-    group_status,
-    groups_of,
-    in_order,
-    phases_of,
-    status_of,
-    summarize,
 )
-from ._lane import Added, Lane
 from ._manifest import MANIFEST, is_complete, write_manifest
 from ._phase import Phase, open_phase
 from ._progress import Progress
@@ -47,14 +37,14 @@ from ._records import Kind, Record, Status
 from ._redo import Redo
 from ._resume import Resume, Settings
 from ._retry import NO_RETRIES, RetryTable
+from ._roster import Roster
 from ._saver import Saver
 from ._session import Found
 from ._staging import SINK, Claims, StreamFiles
-from ._statistics import RunStatistics, eta_s, rate_per_s
+from ._statistics import RunStatistics
 from ._stop import Stop
 from ._stream import Stream
 from ._token import Failure
-from ._totals import shown
 from ._values import RUN_STREAM, StreamKey, check_stream_key, encode_key
 from .abc import RunView, Store
 from .outputs import OutputDir, Validate, Validator
@@ -93,9 +83,8 @@ class Run:
         self.run_id = saver.run_key.run_id
         self.found = found
         self.coordinator = coordinator
-        self._progress: dict[StreamKey, Progress] = {}
-        if view is not None:
-            self._progress = {key: entry.progress for key, entry in view.streams.items()}
+        self._roster = Roster.of(saver, view, runtime_s)
+        self._progress = self._roster.progress
         self._store = store
         self._saver = saver
         self._stop = stop
@@ -103,11 +92,7 @@ class Run:
         self._outputs = outputs
         self._settings = settings
         self._resume_command = resume_command
-        self._began = trio.current_time()
-        self._runtime_before = runtime_s
-        self._phases: set[StreamKey] = set()
-        self._lanes: dict[StreamKey, Lane] = {}
-        self._desks: dict[StreamKey, Desk] = {}
+        self._desks = self._roster.desks
         self._failures: dict[StreamKey, dict[int, Failure]] = {}
         self._claims: Claims = {
             path: (encode_key(key), SINK) for key, p in self._progress.items() for path in p.sinks
@@ -123,10 +108,7 @@ class Run:
         75 while any stream that has records is not COMPLETE, else 3 if any batch was skipped,
         else 0.
         """
-        parts = [p for key, p in self._progress.items() if key != RUN_STREAM and p.sequence > 0]
-        if any(progress.status is not Status.COMPLETE for progress in parts):
-            return EXIT_DRAINED
-        return EXIT_SKIPPED if any(progress.skipped for progress in parts) else EXIT_COMPLETE
+        return self._roster.exit_code
 
     @property
     def is_stopping(self) -> bool:
@@ -243,13 +225,6 @@ class Run:
             del self._desks[key]
             self.coordinator.registry.touch()
 
-    def _lane(self, key: StreamKey) -> Lane:
-        lane = self._lanes.get(key)
-        if lane is None:
-            progress = self._progress.setdefault(key, Progress())
-            lane = self._lanes[key] = self._saver.add_lane(key, progress)
-        return lane
-
     def _files_for(
         self, validate: Validate | None, folder: str | None
     ) -> tuple[Validator | None, str]:
@@ -266,11 +241,11 @@ class Run:
         first_index: int,
         retry: RetryTable | None,
         checked: tuple[Validator | None, str],
-    ) -> Desk:
-        lane = self._lane(key)
+    ) -> Gate:
+        lane = self._roster.lane(key)
         validator, folder = checked
         files = StreamFiles(self.run_id, lane, self._claims, self._outputs, folder, validator)
-        self._desks[key] = desk = Desk(
+        self._desks[key] = desk = Gate(
             self.run_id,
             lane,
             self._saver,
@@ -328,7 +303,7 @@ class Run:
         first = len(listed)
         now = time.time()
         await self._saver.save_all(
-            (self._lane(key), Record(kind=Kind.ADD, at=now, position=first + place))
+            (self._roster.lane(key), Record(kind=Kind.ADD, at=now, position=first + place))
             for place, key in enumerate(new)
         )
         unlisted = tuple(key for key in listed if key not in set(wanted))
@@ -351,18 +326,8 @@ class Run:
         Raises:
             UnknownStreamError: there is no such stream.
         """
-        order = in_order(self._progress)
-        if start_from is not None:
-            start = _parts(start_from)
-            place = next((i for i, key in enumerate(order) if key[: len(start)] == start), None)
-            if place is None:
-                raise UnknownStreamError(
-                    f"run {self.run_id!r} has no stream {'/'.join(start)!r} to start from",
-                    run_id=self.run_id,
-                    stream=start,
-                )
-            order = order[place:]
-        return [key for key in order if _is_to_process(self._progress[key], retry_failed)]
+        start = None if start_from is None else _parts(start_from)
+        return self._roster.to_process(retry_failed=retry_failed, start_from=start)
 
     async def rewind(self, key: StreamKey, *, to: int, reason: str) -> IndexSet:
         """Go back to when batch `to` of a stream was the last one that was confirmed.
@@ -393,13 +358,8 @@ class Run:
                 run_id=self.run_id,
                 stream=key,
             )
-        if key not in self._progress or key == RUN_STREAM:
-            raise UnknownStreamError(
-                f"run {self.run_id!r} has no stream {'/'.join(key)!r}",
-                run_id=self.run_id,
-                stream=key,
-            )
-        redo = Redo(self._store, self._saver, self._lane(key), self._outputs)
+        self._roster.check_known(key)
+        redo = Redo(self._store, self._saver, self._roster.lane(key), self._outputs)
         return await redo.rewind(to, reason)
 
     # -- phases -------------------------------------------------------------------------------
@@ -420,14 +380,14 @@ class Run:
         """
         check_stream_key((name,))
         key = (PHASE, name)
-        if key in self._phases:
+        if key in self._roster.phases:
             raise StreamBusyError(f"phase {name!r} is open already", run_id=self.run_id, stream=key)
-        self._phases.add(key)
+        self._roster.phases.add(key)
         try:
-            async with open_phase(self._saver, self._lane(key)) as phase:
+            async with open_phase(self._saver, self._roster.lane(key)) as phase:
                 yield phase
         finally:
-            self._phases.discard(key)
+            self._roster.phases.discard(key)
             self.coordinator.registry.touch()
 
     @property
@@ -438,74 +398,21 @@ class Run:
     @property
     def phases(self) -> dict[str, Status]:
         """All phases, and where they stand."""
-        return {
-            name: status_of(progress, is_open=(PHASE, name) in self._phases)
-            for name, progress in phases_of(self._progress).items()
-        }
+        return self._roster.phase_statuses()
 
     # -- sums ---------------------------------------------------------------------------------
 
     def group(self, *parts: str) -> Summary:
         """What the streams under `parts` add up to; all streams where there are none."""
-        mine = {key: self._progress[key] for key in in_order(self._progress)}
-        found = {key: p for key, p in mine.items() if key[: len(parts)] == parts}
-        return summarize(parts, found, open_streams=self._desks)
+        return self._roster.group(parts)
 
     def groups(self) -> dict[StreamKey, Summary]:
         """The same for every group, which are the streams under one first part."""
-        return {
-            key: summarize(key, parts, open_streams=self._desks)
-            for key, parts in groups_of(self._progress).items()
-        }
+        return self._roster.groups()
 
     def statistics(self) -> RunStatistics:
         """Counts, sums, rate and ETA, at this moment."""
-        mine = {key: self._progress[key] for key in in_order(self._progress)}
-        whole = summarize((), mine, open_streams=self._desks)
-        groups = dict.fromkeys(Status, 0)
-        for summary in self.groups().values():
-            groups[summary.status] += 1
-        lanes = [lane for key, lane in self._lanes.items() if key in mine]
-        session = Added.by_session(lanes)
-        confirmed = sum(lane.confirmed for lane in lanes)
-        session_s = trio.current_time() - self._began
-        rate = rate_per_s(confirmed, session_s)
-        left = self._count_left(mine)
-        pauses = (desk.waiting() for desk in self._desks.values())
-        return RunStatistics(
-            status=group_status([whole.status, *self.phases.values()]) if mine else whole.status,
-            current_phase=self.current_phase,
-            streams=whole.streams,
-            groups=groups,
-            confirmed=whole.confirmed,
-            skipped=whole.skipped,
-            failing=whole.failing,
-            left=left,
-            in_flight=sum(len(desk.open) for desk in self._desks.values()),
-            records=whole.records,
-            totals=whole.totals,
-            spent=whole.spent,
-            saved=whole.saved,
-            adopted=whole.adopted,
-            session_confirmed=confirmed,
-            session_skipped=sum(lane.skipped for lane in lanes),
-            session_retries=sum(lane.retries for lane in lanes),
-            session_records=session.records,
-            session_totals=shown(session.totals),
-            session_spent=shown(session.spent),
-            runtime_s=self._runtime_before + session_s,
-            session_s=session_s,
-            rate_per_s=rate,
-            eta_s=eta_s(left, rate),
-            waiting=tuple(pause for pause in pauses if pause is not None),
-        )
-
-    def _count_left(self, mine: Mapping[StreamKey, Progress]) -> int | None:
-        lefts = [
-            self._desks[key].left() if key in self._desks else progress.left
-            for key, progress in mine.items()
-        ]
-        return None if None in lefts else sum(left or 0 for left in lefts)
+        return self._roster.statistics()
 
     # -- waiting ------------------------------------------------------------------------------
 
@@ -625,14 +532,6 @@ def _parts(key: StreamKey | str) -> StreamKey:
     if isinstance(key, str):
         raise TypeError(f"the key of a stream is a tuple of its parts, not a str: {key!r}")
     return tuple(key)
-
-
-def _is_to_process(progress: Progress, retry_failed: bool) -> bool:
-    if progress.status is Status.COMPLETE:
-        return retry_failed and bool(progress.skipped)
-    if progress.status is Status.FAILED and progress.error is not None:
-        return retry_failed or progress.error.retryable
-    return True
 
 
 def is_own_failure(error: BaseException, key: StreamKey) -> bool:

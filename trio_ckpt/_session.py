@@ -18,7 +18,7 @@ import trio
 
 from ._config import config_digest, diff_config
 from ._errors import ConfigChangedError, RunStoppedError
-from ._gate import Way
+from ._gate import Way, way_of
 from ._groups import PHASE, in_order, summarize
 from ._history import KILLED, run_facts, run_runtime_s
 from ._lane import Added, Lane
@@ -26,7 +26,6 @@ from ._progress import Progress
 from ._records import Kind, Record
 from ._saver import Saver
 from ._statistics import format_amount
-from ._stream import way_of
 from ._totals import Number, shown
 from ._values import RUN_STREAM
 from .abc import RunView

@@ -6,12 +6,10 @@ import logging
 import time
 from collections.abc import (
     AsyncGenerator,
-    Awaitable,
     Callable,
     Iterable,
     Iterator,
     Mapping,
-    Sequence,
 )
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar, cast
@@ -21,32 +19,28 @@ import trio
 from ._batch import UNSET, Batch
 from ._errors import (
     BatchFailedError,
-    RunStoppedError,
     StreamBusyError,
     StreamEndedError,
     StreamFailedError,
     TrioCkptError,
     describe_batch,
 )
-from ._gate import Desk, Passed, Way
+from ._gate import Gate, Way, way_of
 from ._lane import Added
 from ._progress import FailedAttempt, Progress
 from ._records import ErrorInfo, Kind, Record, Status, describe_error
 from ._redo import Redo
 from ._rescan import adopt_outputs as adopt_found, find_outputs
-from ._retry import Again
-from ._source import Source
 from ._staging import AnyPath
-from ._statistics import StreamStatistics, eta_s, rate_per_s, resume_line
+from ._statistics import StreamStatistics, eta_s, rate_per_s
 from ._totals import shown
 from ._values import StreamKey, check_plain
+from ._walk import Batches, Items, Walk
 
 log = logging.getLogger("trio_ckpt.stream")
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-Items = Sequence[T] | Callable[[], Iterable[T]]
 
 
 class Stream(Generic[S]):
@@ -59,25 +53,17 @@ class Stream(Generic[S]):
 
     def __init__(
         self,
-        desk: Desk,
-        *,
-        known: Mapping[int, bytes],
+        walk: Walk,
         redo: Redo,
-        wait_verified: Callable[[], Awaitable[bool]],
     ) -> None:
+        desk = walk.desk
         self.key: StreamKey = desk.lane.key
         self.first_index = desk.first_index
         self._desk = desk
-        self._known = known
         self._redo = redo
-        self.wait_verified = wait_verified
-        self._task = trio.lowlevel.current_task()
-        self._loop: Batches[Any] | None = None
-        self._batch: Batch[Any] | None = None
+        self._walk = walk
         self._opened = trio.current_time()
         self._runtime_before = desk.lane.progress.runtime_s - desk.lane.open_s
-        self._is_closed = False
-        self._failure: ErrorInfo | None = None
 
     # -- reading --------------------------------------------------------------------------
 
@@ -95,7 +81,7 @@ class Stream(Generic[S]):
     def status(self) -> Status:
         """Where the stream stands."""
         status = self.progress.status
-        if status in (Status.COMPLETE, Status.FAILED) or self._is_closed:
+        if status in (Status.COMPLETE, Status.FAILED) or self._walk.is_closed:
             return status
         return Status.IN_PROGRESS
 
@@ -136,7 +122,7 @@ class Stream(Generic[S]):
     def statistics(self) -> StreamStatistics:
         """Counts, sums, rate and ETA, at this moment."""
         desk, lane, progress = self._desk, self._desk.lane, self.progress
-        open_s = 0.0 if self._is_closed else trio.current_time() - self._opened
+        open_s = 0.0 if self._walk.is_closed else trio.current_time() - self._opened
         session_s = lane.open_s + open_s
         left = desk.left()
         rate = rate_per_s(lane.confirmed, session_s)
@@ -222,7 +208,7 @@ class Stream(Generic[S]):
             start: Only batches from this index on.
             end: Only batches up to this index, inclusive.
         """
-        return Batches(self, items, key, start, end)
+        return Batches(self._walk, items, key, start, end)
 
     @asynccontextmanager
     async def open_batch(self) -> AsyncGenerator[Batch[None]]:
@@ -233,16 +219,15 @@ class Stream(Generic[S]):
         Raises:
             TokenNeverSettledError, BatchFailedError: as the gate says.
         """
-        self.check_owner()
-        self.check_failed()
-        self._check_no_frontier()
+        self._walk.check_owner()
+        self._walk.check_failed()
+        self._walk.check_no_frontier()
         await trio.lowlevel.checkpoint()
-        await self.settle_open(Way.NEXT)
-        await self.wait_verified()
-        await self._desk.wait_paused()
-        await self._desk.stop.park()
+        await self._walk.settle_open(Way.NEXT)
+        await self._walk.wait_verified()
+        await self._walk.wait_for_turn()
         index = self.progress.first_left(self.first_index)
-        if self._is_past_end(index):
+        if self._walk.is_past_end(index):
             raise StreamEndedError(
                 f"{describe_batch(self._desk.run_id, self.key, None)} is complete: there is no "
                 f"batch {index}",
@@ -251,133 +236,18 @@ class Stream(Generic[S]):
             )
         self._desk.is_open_ended = True
         batch: Batch[None] = self._desk.hand_out(index, None, b"")
-        self._batch = batch  # so that finish(), save() and fail() pass the gate for it
+        self._walk.batch = batch  # so that finish(), save() and fail() pass the gate for it
         try:
             yield batch
         except BaseException as error:
             await self._desk.pass_gate(batch, way_of(error), error)
             raise
         finally:
-            self._batch = None
+            self._walk.batch = None
         await self._desk.pass_gate(batch, Way.EXIT)
-        await self._complete_if_last()
-
-    async def advance(self, loop: Batches[T]) -> Batch[T]:
-        """Pass the gate for the open batch, and hand out the next one to `loop`."""
-        self.check_owner()
-        self.check_failed()
-        desk = self._desk
-        if loop.source is None:  # its first step: it takes the place of an older loop
-            await trio.lowlevel.checkpoint()
-            await self.settle_open(Way.NEXT)
-            loop.source = self.open_source(loop.items, loop.key)
-            await self.begin_range(loop.source, loop.start, loop.end)
-            self._loop = loop
-        elif self._loop is not loop:
-            raise StreamBusyError("a newer batches() has taken the place of this one")
-        else:
-            await self.settle_open(Way.NEXT)
-        found = await self._find_next(loop, loop.source)
-        if found is None:  # also during a stop: what is done is done
-            raise StopAsyncIteration
-        await desk.wait_paused()
-        await desk.stop.park()
-        await trio.lowlevel.checkpoint_if_cancelled()
-        index, item, digest = found
-        self._batch = desk.hand_out(index, item, digest)
-        return self._batch
-
-    async def _find_next(
-        self, loop: Batches[T], source: Source[T]
-    ) -> tuple[int, T | None, bytes] | None:
-        start = max(loop.start or 0, self.first_index)
-        while True:
-            index = self.progress.first_left(start)
-            is_beyond = loop.end is not None and index > loop.end
-            if source.is_open_ended:
-                is_beyond = is_beyond or self._is_past_end(index)
-            found = None if is_beyond else source.get(index)
-            if found is not None:
-                return index, *found
-            if not await self.wait_verified():
-                break  # nothing came back to work meanwhile
-        await self.complete_source(source, None if is_beyond else index)
-        return None
-
-    def _is_past_end(self, index: int) -> bool:
-        """Whether the records say that an open end has come before a batch."""
-        last = self.progress.last_index
-        return self.progress.status is Status.COMPLETE if last is None else index > last
-
-    async def settle_open(self, way: Way) -> Passed:
-        """Pass the gate for the batch of the loop, and wait until it may run again if so."""
-        batch, self._batch = self._batch, None
-        if batch is None:
-            return Passed.GO_ON
-        passed = await self._desk.pass_gate(batch, way)
-        if isinstance(passed, Again):
-            await trio.sleep(passed.after_s)
-            return Passed.GO_ON
-        return passed
-
-    def open_source(self, items: Items[T] | None, key: Callable[[T], str] | None) -> Source[T]:
-        """The source of a loop, checked against what is confirmed."""
-        if items is None:
-            self._check_no_frontier()
-        progress = self.progress
-        source = Source(
-            items,
-            first_index=self.first_index,
-            key=key,
-            known=self._known,
-            confirmed_stop=max(progress.confirmed.stop, progress.skipped.stop),
-            where=(self._desk.run_id, self.key),
-        )
-        self._desk.is_open_ended = source.is_open_ended
-        if source.stop is not None:
-            self._desk.expected = source.stop - self.first_index
-        return source
-
-    async def begin_range(self, source: Source[Any], start: int | None, end: int | None) -> None:
-        """Say what is passed over, and keep in the history which part is worked on.
-
-        Durability: when this returns a range is saved.
-        """
-        progress = self.progress
-        stop = source.stop if end is None or source.stop is None else min(end + 1, source.stop)
-        if progress.sequence and (line := resume_line(progress, self.first_index, start, stop)):
-            log.info("%s: %s", self._desk.where(), line)
-        if start is not None or end is not None:
-            note = {"range": [start, end]}
-            await self._desk.save_plain(Record(kind=Kind.NOTE, at=time.time(), metadata=note))
+        await self._walk.complete_if_last()
 
     # -- the stream as a whole ----------------------------------------------------------------
-
-    async def complete(self, stop: int) -> None:
-        """Save that nothing is left below `stop`, if that is so and not saved yet."""
-        progress = self.progress
-        if progress.status is not Status.COMPLETE and progress.covers(self.first_index, stop):
-            await self._desk.save_plain(Record(kind=Kind.FINISH, at=time.time()))
-
-    async def complete_source(self, source: Source[Any], end: int | None) -> None:
-        """Save that nothing is left of a source, if that is so.
-
-        Args:
-            source: The source.
-            end: Where it was found to end; None: nobody has looked.
-        """
-        if source.is_open_ended:
-            await self._complete_if_last()
-        elif (stop := end if source.stop is None else source.stop) is not None:
-            await self.complete(stop)
-
-    async def _complete_if_last(self) -> None:
-        if self.progress.last_index is not None:
-            await self.complete(self.progress.last_index + 1)
-
-    def _check_no_frontier(self) -> None:
-        if self._desk.frontier is not None:
-            raise TypeError("the items of a Frontier are worked on with run_batches")
 
     async def finish(self, metadata: Mapping[str, Any] | None = None) -> None:
         """Say that the stream is complete; an open batch passes the gate first.
@@ -390,10 +260,10 @@ class Stream(Generic[S]):
 
         Durability: when this returns it is saved.
         """
-        self.check_owner()
+        self._walk.check_owner()
         plain = dict(metadata or {})
         check_plain(plain, "metadata")
-        await self.settle_open(Way.EXIT)
+        await self._walk.settle_open(Way.EXIT)
         stop = max(self.progress.confirmed.stop, self.progress.skipped.stop)
         if not self.progress.covers(self.first_index, stop):
             left = self.progress.first_left(self.first_index)
@@ -410,12 +280,12 @@ class Stream(Generic[S]):
 
         Durability: when this returns they are saved.
         """
-        self.check_owner()
+        self._walk.check_owner()
         desk = self._desk
         if cursor is not UNSET:
             desk.check_cursor()
             check_plain(cursor, "cursor")
-        await self.settle_open(Way.EXIT)
+        await self._walk.settle_open(Way.EXIT)
         if desk.open:
             raise StreamBusyError(
                 "save() is for between batches: settle the open one first",
@@ -436,10 +306,10 @@ class Stream(Generic[S]):
             error: Why.
             retryable: Whether a plain resume may take it up again.
         """
-        self.check_owner()
-        await self.settle_open(Way.EXIT)
-        self._failure = describe_error(error, retryable=retryable)
-        await self._save_failure(self._failure)
+        self._walk.check_owner()
+        await self._walk.settle_open(Way.EXIT)
+        self._walk.failure = describe_error(error, retryable=retryable)
+        await self._save_failure(self._walk.failure)
 
     async def _save_failure(self, info: ErrorInfo) -> None:
         await self._desk.save_plain(Record(kind=Kind.FAIL, at=time.time(), error=info))
@@ -462,9 +332,9 @@ class Stream(Generic[S]):
 
         Durability: when this returns it is saved.
         """
-        self.check_owner()
-        self._check_no_frontier()
-        await self.settle_open(Way.EXIT)
+        self._walk.check_owner()
+        self._walk.check_no_frontier()
+        await self._walk.settle_open(Way.EXIT)
         wanted = sorted(set(indexes))
         if wanted:
             await self._redo.redo(wanted, reason)
@@ -495,14 +365,14 @@ class Stream(Generic[S]):
 
         Durability: when this returns what was adopted is saved.
         """
-        self.check_owner()
+        self._walk.check_owner()
         desk = self._desk
-        self._check_no_frontier()
+        self._walk.check_no_frontier()
         if desk.codec is not None or self.progress.is_ordered:
             raise TypeError(
                 "rescan() is for streams whose batches stand alone: no state, no cursor"
             )
-        await self.settle_open(Way.EXIT)
+        await self._walk.settle_open(Way.EXIT)
         found = await find_outputs(desk, self.remaining(total=total), path_of)
         log.info("%s: %d outputs were found that no record names", desk.where(), len(found))
         if adopt_outputs and found:
@@ -514,50 +384,35 @@ class Stream(Generic[S]):
 
     # -- ownership ------------------------------------------------------------------------------
 
-    def check_owner(self) -> None:
-        """Raise unless the caller is the task that opened the stream."""
-        if self._is_closed or trio.lowlevel.current_task() is not self._task:
-            where = describe_batch(self._desk.run_id, self.key, None)
-            raise StreamBusyError(
-                f"{where} is used outside its block or by another task than the one that opened it",
-                run_id=self._desk.run_id,
-                stream=self.key,
-            )
-
-    def check_failed(self) -> None:
-        """Raise StreamFailedError after `fail`."""
-        if self._failure is not None:
-            raise StreamFailedError(
-                self._failure.message,
-                run_id=self._desk.run_id,
-                stream=self.key,
-                retryable=self._failure.retryable,
-            )
-
     @property
-    def desk(self) -> Desk:
+    def desk(self) -> Gate:
         """What the gate works on; for the library's own loops."""
         return self._desk
 
+    @property
+    def walk(self) -> Walk:
+        """Where its owner stands; for the library's own loops."""
+        return self._walk
+
     async def leave(self, error: BaseException | None) -> None:
         """Pass the gate for what is open, record a failure, leave no token pending."""
-        desk, batch = self._desk, self._batch
-        self._batch = None
+        desk, batch = self._desk, self._walk.batch
+        self._walk.batch = None
         index = batch.index if batch is not None and batch.index in desk.open else None
         try:
             if batch is not None:
                 await desk.pass_gate(batch, Way.EXIT if error is None else way_of(error), error)
-            if self._failure is not None and self.progress.status is not Status.FAILED:
-                await self._save_failure(self._failure)  # a later record had opened it again
-            elif error is None and self._failure is None:
-                await self._complete_if_last()
+            if self._walk.failure is not None and self.progress.status is not Status.FAILED:
+                await self._save_failure(self._walk.failure)  # a later record had opened it again
+            elif error is None and self._walk.failure is None:
+                await self._walk.complete_if_last()
         except BaseException as problem:
             await self._record_exit(problem, index)
             raise
         else:
             await self._record_exit(error, index)
         finally:
-            self._is_closed = True
+            self._walk.is_closed = True
             desk.lane.open_s += trio.current_time() - self._opened
             desk.close()
             desk.coordinator.registry.touch()
@@ -568,7 +423,7 @@ class Stream(Generic[S]):
         if error is None or way_of(error) is Way.CANCEL:
             if self.status is Status.IN_PROGRESS:
                 log.info("%s was left before its end: INTERRUPTED", where)
-        elif desk.saver.poison is None and self._failure is None:
+        elif desk.saver.poison is None and self._walk.failure is None:
             info = describe_error(error, batch_index=index)
             if isinstance(error, BatchFailedError | StreamFailedError) and error.stream == self.key:
                 info = describe_error(  # what it failed with says more than that it failed
@@ -583,40 +438,3 @@ class Stream(Generic[S]):
                     await self._save_failure(info)
                 except Exception as problem:
                     log.error("%s failed, and saving that failed: %s", where, problem)
-
-
-class Batches(Generic[T]):
-    """The loop of ``async for batch in stream.batches(...)``; it holds no scope open."""
-
-    def __init__(
-        self,
-        stream: Stream[Any],
-        items: Items[T] | None,
-        key: Callable[[T], str] | None,
-        start: int | None,
-        end: int | None,
-    ) -> None:
-        self._stream = stream
-        self.items = items
-        self.key = key
-        self.start = start
-        self.end = end
-        self.source: Source[T] | None = None
-
-    def __aiter__(self) -> Batches[T]:
-        return self
-
-    async def __anext__(self) -> Batch[T]:
-        return await self._stream.advance(self)
-
-
-def way_of(error: BaseException) -> Way:
-    """Whether an exception leaves that is the batch's own, or one that ends it from outside.
-
-    Outside are cancellation, a stop of the run, and what Python ends a program with.
-    """
-    outside = (trio.Cancelled, RunStoppedError, KeyboardInterrupt, SystemExit, GeneratorExit)
-    if isinstance(error, BaseExceptionGroup):
-        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        return Way.ERROR if Way.ERROR in map(way_of, parts) else Way.CANCEL
-    return Way.CANCEL if isinstance(error, outside) else Way.ERROR

@@ -17,8 +17,8 @@ from typing import Literal
 import attrs
 import trio
 
+from ._desk import Desk
 from ._errors import OutputInvalidError, OutputsMissingError, describe_batch
-from ._gate import Desk
 from ._history import Standing, StandingRecord
 from ._records import Record
 from ._redo import Redo

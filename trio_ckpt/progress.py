@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -156,7 +156,7 @@ def _session(statistics: RunStatistics) -> str:
 
 def _total(statistics: RunStatistics) -> str:
     texts = [plural(statistics.confirmed, "batch")]
-    if statistics.left is not None:
+    if statistics.left is not None and any(statistics.streams.values()):
         texts.append(f"{statistics.left:,} left")
     if statistics.skipped:
         texts.append(f"{statistics.skipped:,} skipped")
@@ -197,7 +197,7 @@ def _waiting(statistics: RunStatistics) -> Iterator[str]:
 
 
 @contextmanager
-def _live(run_id: str, file: TextIO) -> Iterator[Callable[[RunStatistics], None]]:
+def _live(run_id: str, file: TextIO) -> Generator[Callable[[RunStatistics], None]]:
     """Lines in place; what the program prints meanwhile is shown above them."""
     from rich.console import Console
     from rich.live import Live

@@ -71,3 +71,15 @@ def test_every_logger_is_listed() -> None:
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             loggers.add(module if argument == "__name__" else argument.strip('"'))
     assert set(FIRST_CELL.findall(read("logging.md"))) == loggers
+
+
+def test_every_test_that_the_seeds_page_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", read("from-the-seeds.md")))
+    files = (ROOT / "tests").rglob("test_*.py")
+    defined = {
+        name
+        for path in files
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.M)
+    }
+    assert named
+    assert named - defined == set()

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -113,7 +113,8 @@ async def test_every_record_is_collected_once(tmp_path: Path, autojump_clock: Mo
         assert lines(tmp_path, repo) == characters_of(repo)
         assert pages(tmp_path, repo) == decompositions_of(repo)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert set(contents(tmp_path)) <= {output["path"] for output in manifest["outputs"]}
+    files = [file for s in manifest["streams"] for file in [*s["outputs"], *s["append_files"]]]
+    assert sorted(file["path"] for file in files) == list(contents(tmp_path))
 
 
 async def test_the_two_ends_of_a_list(tmp_path: Path, autojump_clock: MockClock) -> None:
@@ -159,24 +160,19 @@ async def test_429_pauses_its_stream_and_no_other(
 
 
 async def test_a_limit_is_of_one_endpoint(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """With one worker for each endpoint, the one that waits holds up its own endpoint only."""
-    held = f"{HIRAGANA}/characters?page=1"
-    client = Direct(api(f"429:60 {held}"))
+    """With one worker for each endpoint, one that waits holds up its own endpoint, and only that.
+
+    Both endpoints are limited, each for a minute: both are done after one.
+    """
+    limited = f"{HIRAGANA}/characters", f"{HIRAGANA}/decompositions"
+    client = Direct(api(*(f"429:60 {path}" for path in limited)))
+    began = trio.current_time()
     assert await collect(client, tmp_path, "--workers", "1") == 0
-    released = client.times(held)[1]
-    early = [target for target, at in client.asked if at < released]
-    assert {target.rpartition("/")[2].partition("?")[0] for target in early} == {
-        "blocks",
-        "characters",
-        "decompositions",
-    }
-    is_other = "/decompositions"
-    assert [t for t in client.order() if is_other in t] == [
-        t.replace("per_page=50&", "") for t in early if is_other in t
-    ], "the other endpoint was done while this one waited"
-    assert [target for target in early if "/characters" in target] == [
-        f"{HIRAGANA}/characters?per_page=50&page=1"
-    ]
+    assert 60 <= trio.current_time() - began < 61
+    for path in limited:
+        endpoint = path.rpartition("/")[2]
+        early = [t for t, at in client.asked if endpoint in t and at < began + 60]
+        assert [target.partition("?")[0] for target in early] == [path]
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "reset", "slow:31"])
@@ -304,6 +300,35 @@ async def test_a_signal_stops_in_good_order(tmp_path: Path, autojump_clock: Mock
         assert lines(tmp_path, repo) == characters_of(repo)
 
 
+async def test_a_stop_does_not_wait_for_a_limit(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A page whose time has not come is no page in hand."""
+    client = Direct(api(f"429:3600 {HIRAGANA}/characters?page=2"))
+    began = trio.current_time()
+
+    async def interrupt() -> None:
+        await trio.sleep(60)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(trio_ckpt.RunStoppedError):
+        await collect_beside(interrupt, client, tmp_path)
+    assert trio.current_time() - began < 61
+    assert await collect(Direct(client.api), tmp_path) == 0
+    assert lines(tmp_path, "kana/hiragana") == characters_of("kana/hiragana")
+
+
+async def collect_beside(other: Callable[[], Awaitable[None]], client: Direct, out: Path) -> None:
+    """Collect, and do something else meanwhile; one failure leaves as it is."""
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        try:
+            await collect(client, out)
+        except Exception as error:
+            failure = error
+    if failure is not None:
+        raise failure
+
+
 async def test_from_leaves_out_what_comes_before(tmp_path: Path, autojump_clock: MockClock) -> None:
     client = Direct(api())
     assert await collect(client, tmp_path, "--from", SMALL[1]) == 75
@@ -375,10 +400,23 @@ async def test_the_api_over_the_network(nursery: trio.Nursery) -> None:
         with pytest.raises(http.ConnectionReset):
             await client.get(f"{url}/blocks?page=1")
         assert (await client.get(f"{url}/blocks?page=1")).status == 200
-    stream = await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2]))
-    async with stream:
-        await stream.send_all(b"DELETE /blocks HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert (await stream.receive_some(100)).startswith(b"HTTP/1.1 405 ")
+
+
+async def test_the_api_over_a_bare_connection(nursery: trio.Nursery) -> None:
+    """Another method than GET, no HTTP at all, and a reset that is one."""
+    url = await nursery.start(serve, api("reset /blocks"))
+    port = int(url.rpartition(":")[2])
+    for request, answer in (
+        (b"DELETE /blocks HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 405 "),
+        (b"what is this?\r\n\r\n", b""),
+    ):
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(request)
+            assert (await stream.receive_some(len(answer) or 1)) == answer
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(b"GET /blocks HTTP/1.1\r\nHost: x\r\n\r\n")
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
 
 
 def test_the_api_by_itself() -> None:
@@ -419,7 +457,7 @@ def test_the_command_collects_over_the_network_and_says_so(tmp_path: Path) -> No
 
 
 def test_the_command_stopped_by_sigterm_says_how_to_go_on(tmp_path: Path) -> None:
-    words = ["--fault", f"slow:1 {HIRAGANA}/characters?page=2", "--workers", "1"]
+    words = ["--fault", f"slow:5 {HIRAGANA}/characters?page=2", "--workers", "1"]
     command = [sys.executable, "-m", "examples.collector", "--out", str(tmp_path), *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT, text=True)
     with process:

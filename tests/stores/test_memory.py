@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import trio
 from trio.testing import MockClock
 
 from trio_ckpt._errors import RunLockedError, StoreError
-from trio_ckpt.abc import Checkpoint, RunKey
+from trio_ckpt.abc import Checkpoint, Pruned, RunKey
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import CommitThenError, Delay, Fail, FaultyStore, Hang, Reject
 
@@ -59,6 +61,42 @@ async def test_lock_is_kept_after_a_save_was_given_up_on() -> None:
             pass
     async with store.after_crash().lock_run("run"):
         pass
+
+
+async def test_after_crash_a_pruned_run_goes_on_from_its_numbers() -> None:
+    store = MemoryStore()
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, [Checkpoint(A, 1, b"")])
+        await store.prune(run, keep=0)
+    survivor = store.after_crash()
+    assert await survivor.read_run("run") is None
+    async with survivor.lock_run("run") as next_owner:
+        stored = await survivor.read_run("run")
+        assert stored is not None
+        assert (stored.owner, stored.generation) == (next_owner, 1) == (owner + 1, 1)
+
+
+async def test_blob_that_another_owner_is_about_to_name_stays() -> None:
+    store = MemoryStore()
+    digest = hashlib.sha256(b"blob").hexdigest()
+    async with store.lock_run("other") as other:
+        async with store.lock_run("run") as owner:
+            run = RunKey("run", 0, owner)
+            await store.put_blob(digest, b"blob")
+            await store.save(run, [Checkpoint(A, 1, b"", digest)])
+            await store.put_blob(digest, b"blob")  # for the other run
+            assert await store.prune(run, keep=0) == Pruned(1, 1, 4)
+        group = [Checkpoint(A, 1, b"", digest)]
+        assert await store.save(RunKey("other", 0, other), group) == [None]
+    async with store.lock_run("other") as other:
+        await store.prune(RunKey("other", 0, other), keep=0)
+        run = RunKey("other", 1, other)
+        assert await store.save(run, [Checkpoint(A, 1, b"", digest)]) == [None]  # not yet gone
+        await store.prune(run, keep=0)
+    async with store.lock_run("run") as owner:
+        (outcome,) = await store.save(RunKey("run", 1, owner), [Checkpoint(A, 1, b"", digest)])
+        assert isinstance(outcome, StoreError)
 
 
 async def test_faults(autojump_clock: MockClock) -> None:

@@ -57,8 +57,19 @@ def url(folder: Path, request: pytest.FixtureRequest) -> str:
 
 def _start(code: str, path: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), path], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(code), path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+
+
+def _close(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    process.stdout.close()
+    process.wait()
 
 
 async def test_nothing_acknowledged_is_lost_by_kill_9(url: str) -> None:
@@ -69,8 +80,7 @@ async def test_nothing_acknowledged_is_lost_by_kill_9(url: str) -> None:
         lines = [process.stdout.readline() for _ in range(3 + 17 * kill)]
         process.send_signal(signal.SIGKILL)
         lines += process.stdout.readlines()
-        process.stdout.close()
-        process.wait()
+        _close(process)
         acknowledged = max([acknowledged, *[int(line) for line in lines[1:]]])
         store = await open_store(url)
         stored = await store.read_run("run")
@@ -107,8 +117,7 @@ async def test_lock_of_another_process(url: str) -> None:
             run = RunKey("another", 0, owner)
             assert await store.save(run, [Checkpoint(A, n, b"")]) == [None]
     process.kill()
-    process.stdout.close()
-    process.wait()
+    _close(process)
     assert await store.read_owner("run") is None  # though its words are still in the file
     assert any(path.read_text() for path in Path(url.partition(":")[2]).glob("lock/*"))
     async with store.lock_run("run") as owner:
@@ -164,12 +173,7 @@ _FORKER = """
 
 async def test_child_that_shares_the_lock_is_seen_as_the_owner(url: str) -> None:
     """A forked child keeps the lock of its dead parent, and the look says so."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(_FORKER), url],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = _start(_FORKER, url)
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == "forked\n"
@@ -183,7 +187,7 @@ async def test_child_that_shares_the_lock_is_seen_as_the_owner(url: str) -> None
             pass
     process.stdin.close()
     assert process.stdout.read() == ""  # the child is gone
-    process.stdout.close()
+    _close(process)
     async with store.lock_run("run"):
         pass
     await store.aclose()
@@ -191,8 +195,7 @@ async def test_child_that_shares_the_lock_is_seen_as_the_owner(url: str) -> None
 
 _PRUNER = """
     import os, sys, trio
-    from trio_ckpt._records import utc_now
-from trio_ckpt.abc import Checkpoint, RunKey, Store
+    from trio_ckpt.abc import Checkpoint, RunKey
     from trio_ckpt.stores import open_store
 
     async def main():
@@ -221,8 +224,7 @@ async def test_kill_9_while_pruning(url: str) -> None:
         lines = [process.stdout.readline() for _ in range(2 + kill)]
         process.send_signal(signal.SIGKILL)
         lines += process.stdout.readlines()
-        process.stdout.close()
-        process.wait()
+        _close(process)
         newest = int(lines[-1])
         store = await open_store(url)
         summaries = await store.list_runs()

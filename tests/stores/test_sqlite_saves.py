@@ -1,15 +1,10 @@
 """The SQLite store: saves that fail, and what is said of them."""
 
-# ruff: noqa: ASYNC221, ASYNC240  # a test may block its own loop
-
 from __future__ import annotations
 
 import contextlib
 import os
 import sqlite3
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,28 +22,6 @@ from trio_ckpt._errors import (
 )
 from trio_ckpt.abc import Checkpoint, Fold, RunKey
 from trio_ckpt.stores import SqliteStore
-
-
-async def test_bad_values_go_alone(folder: Path) -> None:
-    """A value that SQLite cannot take is like any checkpoint that fails: it goes alone."""
-    store = await SqliteStore.open(folder)
-    bad: list[Any] = [
-        Checkpoint('["\ud800"]', 1, b""),
-        Checkpoint('["type"]', 1, object()),  # type: ignore[arg-type]  # the bad value
-        Checkpoint('["null"]', 1, None),  # type: ignore[arg-type]  # the bad value
-        Checkpoint('["text"]', 1, "text"),  # type: ignore[arg-type]  # the bad value
-        Checkpoint('["big"]', 2**70, b""),
-    ]
-    async with store.lock_run("run") as owner:
-        run = RunKey("run", 0, owner)
-        for one in bad:
-            outcomes = await store.save(run, [*chain(A, 1, 1), one, *chain(B, 1, 1)])
-            assert [outcome is None for outcome in outcomes] == [True, False, True]
-            assert isinstance(outcomes[1], StoreError)
-            assert outcomes[1].__cause__ is not None
-            assert await heads(store) == {A: 1, B: 1}
-            run = RunKey("run", run.generation + 1, owner)
-    await store.aclose()
 
 
 async def test_bad_fold_saves_nothing(folder: Path) -> None:
@@ -81,55 +54,6 @@ async def test_full_database_saves_nothing_and_goes_on(folder: Path) -> None:
         await store._writing.run(limit, 1_000_000)
         assert await store.save(run, [*chain(B, 1, 1), big]) == [None, None]
     assert await heads(store) == {A: 3, B: 1}
-    await store.aclose()
-
-
-_NO_ROOM = """
-    import resource, sys, trio
-    from trio_ckpt import _errors
-    from trio_ckpt.abc import Checkpoint, RunKey
-    from trio_ckpt.stores import open_store
-
-    async def main():
-        store = await open_store(sys.argv[1])
-        async with store.lock_run("run") as owner:
-            run = RunKey("run", 0, owner)
-            saved = 0
-            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
-            try:
-                while True:
-                    await store.save(run, [Checkpoint("s", saved + 1, bytes(5_000))])
-                    saved += 1
-            except _errors.StoreError as error:
-                print(type(error).__name__, error)
-            try:
-                await store.put_blob("00" * 32, bytes(300_000))
-            except _errors.StoreError as error:
-                print(type(error).__name__, error)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-            assert await store.save(run, [Checkpoint("s", saved + 1, b"")]) == [None]
-            print(saved + 1)
-        await store.aclose()
-
-    trio.run(main)
-"""
-
-
-async def test_disk_takes_no_more(folder: Path) -> None:
-    """A real write that fails in the kernel: nothing is half saved, and room lets it go on."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_NO_ROOM), folder],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    saving, blob, last = done.stdout.splitlines()
-    assert saving.startswith(f"StoreError {folder}/state.db: saving failed:")
-    assert "writing the blob failed: File too large" in blob
-    assert not list(folder.glob("blobs/??/*"))
-    store = await SqliteStore.open(folder)
-    assert await heads(store) == {"s": int(last)}
     await store.aclose()
 
 
@@ -282,3 +206,57 @@ async def test_second_writer_with_the_same_owner_is_noticed(folder: Path) -> Non
         assert await store.save(run, chain(A, 5, 5)) == [None]
     await store.aclose()
     await intruder.aclose()
+
+
+async def test_prune_whose_commit_failed_removes_nothing(folder: Path) -> None:
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        await store.save(RunKey("run", 0, owner), chain(A, 1, 3))
+        run = RunKey("run", 1, owner)
+        await store.save(run, chain(A, 1, 2))
+        with (
+            _failing_commit(store, sqlite3.SQLITE_FULL, is_done=False),
+            pytest.raises(StoreError, match="as planned") as caught,
+        ):
+            await store.prune(run, keep=0)
+        assert not isinstance(caught.value, SaveOutcomeUnknownError)
+        assert await heads(store) == {A: 2}
+        assert len((await store.history("run", A, generation=0)).records) == 3
+        assert (await store.prune(run, keep=1)).records == 3
+    await store.aclose()
+
+
+async def test_prune_with_an_unknown_outcome_keeps_the_lock(folder: Path) -> None:
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, chain(A, 1, 3))
+        with (
+            _failing_commit(store, sqlite3.SQLITE_IOERR_FSYNC, is_done=False),
+            pytest.raises(SaveOutcomeUnknownError),
+        ):
+            await store.prune(run, keep=0)
+    with pytest.raises(RunLockedError):
+        async with store.lock_run("run"):
+            pass
+    await store._writing.run(store._writer._connection.close)
+    await store.aclose()
+
+
+async def test_room_of_what_was_pruned_is_used_again(folder: Path) -> None:
+    """The database does not shrink, and does not grow either until that is used up."""
+    store = await SqliteStore.open(folder, durability="process")
+    sizes = []
+    async with store.lock_run("run") as owner:
+        for generation in range(4):
+            run = RunKey("run", generation, owner)
+            await store.save(run, [Checkpoint(A, n, bytes(4_000)) for n in range(1, 200)])
+            await store.prune(run, keep=1)
+            await store._writing.run(_checkpoint_log, store)
+            sizes.append((folder / "state.db").stat().st_size)
+    assert sizes[3] == sizes[1]
+    await store.aclose()
+
+
+def _checkpoint_log(store: SqliteStore) -> None:
+    store._writer._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

@@ -1,19 +1,21 @@
-"""What the tests of the SQLite store share."""
+"""What the tests of the local stores share."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-from trio_ckpt.abc import Checkpoint, RunKey
-from trio_ckpt.stores import SqliteStore
+from trio_ckpt.abc import Checkpoint, RunKey, Store
+from trio_ckpt.stores import open_store
 
 A, B = '["a"]', '["b"]'
 
 
-async def make(folder: Path, *group: Checkpoint, blobs: tuple[bytes, ...] = ()) -> None:
+async def make(
+    folder: Path, *group: Checkpoint, blobs: tuple[bytes, ...] = (), scheme: str = "sqlite"
+) -> None:
     """A store with a run that has these checkpoints."""
-    store = await SqliteStore.open(folder)
+    store = await open_store(f"{scheme}:{folder}")
     async with store.lock_run("run") as owner:
         for payload in blobs:
             await store.put_blob(hashlib.sha256(payload).hexdigest(), payload)
@@ -21,7 +23,7 @@ async def make(folder: Path, *group: Checkpoint, blobs: tuple[bytes, ...] = ()) 
     await store.aclose()
 
 
-async def heads(store: SqliteStore) -> dict[str, int]:
+async def heads(store: Store) -> dict[str, int]:
     stored = await store.read_run("run")
     assert stored is not None
     return {entry.stream: entry.sequence for entry in stored.streams}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
+import io
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,14 @@ class _Commands(click.Group):
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError as error:  # click would exit with 1, which means another thing
+            raise CommandError("whoever read the output has gone", EXIT_NO_READER) from error
+        return code
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
@@ -86,30 +95,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         What to exit with; docs/reference/command.md has the table.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):  # a name that it cannot encode is no reason to fail
-        if hasattr(stream, "reconfigure"):
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name it cannot encode is no reason to fail
             stream.reconfigure(errors="backslashreplace")
+    handler = _SaysErrors(logging.ERROR)
+    logging.root.addHandler(handler)
     try:
         code: Any = app.main(
             typed, prog_name=PROGRAM, complete_var=COMPLETE_VAR, standalone_mode=False
         )
-        sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_OK
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
     except Exception as error:
         return _give_up(error, as_json="--json" in typed)
+    finally:
+        logging.root.removeHandler(handler)
+
+
+class _SaysErrors(logging.Handler):
+    """What the library logs: errors on one line; what is less, the command says itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{PROGRAM}: {one_line(record.getMessage())}", file=sys.stderr)
 
 
 def _give_up(error: Exception, *, as_json: bool) -> int:
     """Say in one line what is wrong; an error that nobody foresaw keeps its traceback."""
-    if isinstance(error, OSError) and error.errno == errno.EPIPE:
-        devnull = os.open(os.devnull, os.O_WRONLY)  # or Python complains when it flushes at the end
-        os.dup2(devnull, sys.stdout.fileno())
-        return EXIT_NO_READER
     code = exit_code_of(error)
     if code is None:
         raise error
+    if code == EXIT_NO_READER:
+        devnull = os.open(os.devnull, os.O_WRONLY)  # or Python complains when it flushes at the end
+        os.dup2(devnull, sys.stdout.fileno())
+        return code
     message = one_line(_message(error))
     if as_json:
         print(to_json(error_document(error, message, code)))
@@ -120,7 +139,7 @@ def _give_up(error: Exception, *, as_json: bool) -> int:
 def _message(error: Exception) -> str:
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx is not None else PROGRAM
-        return f"{error.format_message()} (see {path} --help)"
+        return f"{error.format_message().rstrip('.')}; see {path} --help"
     if isinstance(error, click.ClickException):
         return error.format_message()
     if isinstance(error, OSError) and error.strerror and not isinstance(error, CommandError):

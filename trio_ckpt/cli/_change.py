@@ -115,9 +115,12 @@ async def retry(store: Store, run_id: str, *, stream: str | None, consent: Conse
         "batches": batches,
     }
     if not wanted:
-        return Answer(document, ["nothing was given up and no stream has failed: nothing to do"])
+        return Answer(
+            lambda: document,
+            lambda: ["nothing was given up and no stream has failed: nothing to do"],
+        )
     text = f"{plural(batches, 'batch')} of {plural(len(wanted), 'stream')} back to work"
-    return Answer(document, [f"{text}; start the program to go on"])
+    return Answer(lambda: document, lambda: [f"{text}; start the program to go on"])
 
 
 def _needs_retry(progress: Progress) -> bool:
@@ -157,7 +160,7 @@ async def redo(
         "batches": len(indexes),
     }
     text = f"{plural(len(indexes), 'batch')} of stream {stream_name(key)!r} back to work"
-    return Answer(document, [f"{text}; start the program to go on"])
+    return Answer(lambda: document, lambda: [f"{text}; start the program to go on"])
 
 
 # ---------------------------------------------------------------------------------------
@@ -174,13 +177,9 @@ async def reset(store: Store, run_id: str, *, consent: Consent) -> Answer:
         await desk.reset(RESET_REASON)
     generation = look.view.generation
     document = {"store": store.url, "run": run_id, "archived_generation": generation}
-    return Answer(
-        document,
-        [
-            f"run {run_id!r} is archived as generation {generation}, with {done}; the next start "
-            "begins it anew"
-        ],
-    )
+    text = f"run {run_id!r} is archived as generation {generation}, with {done}; the next start "
+    text += "begins it anew"
+    return Answer(lambda: document, lambda: [text])
 
 
 async def prune(store: Store, run_id: str, *, keep: int, consent: Consent) -> Answer:
@@ -202,7 +201,7 @@ async def prune(store: Store, run_id: str, *, keep: int, consent: Consent) -> An
     }
     text = f"{plural(removed.generations, 'generation')} removed: "
     text += f"{plural(removed.records, 'record')}, {number(removed.bytes)} bytes"
-    return Answer(document, [text])
+    return Answer(lambda: document, lambda: [text])
 
 
 # ---------------------------------------------------------------------------------------
@@ -233,7 +232,7 @@ async def export(
     text = f"run {look.run_id!r} is in {done.path}: {plural(done.streams, 'stream')}, "
     text += f"{plural(done.records, 'record')}, {plural(done.outputs, 'output file')}, "
     text += f"{number(done.size_bytes)} bytes"
-    return Answer({"store": store.url, **attrs.asdict(done)}, [text])
+    return Answer(lambda: {"store": store.url, **attrs.asdict(done)}, lambda: [text])
 
 
 async def import_(store: Store, path: str, *, run_id: str | None, output_dir: str | None) -> Answer:
@@ -241,4 +240,4 @@ async def import_(store: Store, path: str, *, run_id: str | None, output_dir: st
     done = await import_run(store, path, run_id=run_id, output_dir=output_dir)
     text = f"run {done.run_id!r} is in {store.url}: {plural(done.streams, 'stream')}, "
     text += f"{plural(done.records, 'record')}, {plural(done.outputs, 'output file')}"
-    return Answer({"store": store.url, **attrs.asdict(done)}, [text])
+    return Answer(lambda: {"store": store.url, **attrs.asdict(done)}, lambda: [text])

@@ -217,6 +217,11 @@ def _quoted(key: StreamKey) -> str:
 # ---------------------------------------------------------------------------------------
 
 
+def left_of(summary: Summary) -> int | None:
+    """How many batches are left; of a run without streams nobody knows."""
+    return summary.left if any(summary.streams.values()) else None
+
+
 def word_of(status: Status) -> str:
     """A status, for programs: one word."""
     return status.name.lower()
@@ -252,7 +257,7 @@ def summary_document(summary: Summary) -> dict[str, Any]:
             "confirmed": summary.confirmed,
             "skipped": summary.skipped,
             "failing": summary.failing,
-            "left": summary.left,
+            "left": left_of(summary),
             "adopted": summary.adopted,
         },
         "records": summary.records,

@@ -29,14 +29,14 @@ def complete_stream(
     ctx: click.Context, _param: click.Parameter, start: str
 ) -> list[CompletionItem]:
     """The names of the streams of the run that was typed."""
-    return _complete(ctx, start, partial(_stream_names, run_id=ctx.params.get("run")))
+    return _complete(ctx, start, partial(_stream_names, run_id=_typed(ctx, "run", 1)))
 
 
 def _complete(
     ctx: click.Context, start: str, names: Callable[[Store], Awaitable[list[str]]]
 ) -> list[CompletionItem]:
     async def read() -> list[str]:
-        async with reading(ctx.params["store"]) as store:
+        async with reading(_typed(ctx, "store", 0) or "") as store:
             return await names(store)
 
     try:
@@ -44,6 +44,14 @@ def _complete(
     except Exception:
         return []  # nobody wants an error instead of a completion
     return [CompletionItem(name) for name in found if name.startswith(start)]
+
+
+def _typed(ctx: click.Context, name: str, place: int) -> str | None:
+    """An argument; click leaves them in a heap when an option has no value yet."""
+    value: str | None = ctx.params.get(name)
+    if value is None and place < len(ctx.args):
+        value = ctx.args[place]
+    return value
 
 
 async def _run_names(store: Store) -> list[str]:
@@ -101,7 +109,7 @@ def answer(
 
     answer = trio.run(main)
     if as_json:
-        print(to_json(answer.document))
+        print(to_json(answer.document()))
     else:
-        show(answer.blocks)
+        show(answer.blocks())
     return answer.exit_code

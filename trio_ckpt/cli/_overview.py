@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from .._groups import Summary, current_phase, failing, groups_of, phases_of, status_of
@@ -17,6 +18,7 @@ from ._look import (
     Look,
     choose_streams,
     error_part,
+    left_of,
     look_at,
     owner_document,
     summary_document,
@@ -35,12 +37,19 @@ MAX_ROWS = 20  # of a table, unless all are asked for
 async def list_runs(store: Store, *, now: float) -> Answer:
     """All runs of a store, a line each."""
     looks = [await look_at(store, run.run_id) for run in await store.list_runs()]
-    document = {"store": store.url, "runs": [_run_document(look) for look in looks]}
-    if not looks:
-        return Answer(document, [f"{store.url} has no runs yet"])
-    columns = ("run", "status", "streams", ">done", ">left", ">skipped", "last saved", "session")
-    rows = [_run_row(look, now) for look in looks]
-    return Answer(document, [f"store {store.url}", Table(columns, rows)])
+
+    def document() -> dict[str, Any]:
+        return {"store": store.url, "runs": [_run_document(look) for look in looks]}
+
+    def blocks() -> Sequence[Block]:
+        if not looks:
+            return [f"{store.url} has no runs yet"]
+        return [f"store {store.url}", Table(_RUN_COLUMNS, [_run_row(look, now) for look in looks])]
+
+    return Answer(document, blocks)
+
+
+_RUN_COLUMNS = ("run", "status", "streams", ">done", ">left", ">skipped", "last saved", "session")
 
 
 def _run_document(look: Look) -> dict[str, Any]:
@@ -100,7 +109,7 @@ def _run_row(look: Look, now: float) -> tuple[str, ...]:
         run_status(look, summary).value,
         per_status(summary.streams),
         f"{summary.confirmed:,}",
-        left_text(summary.left),
+        left_text(left_of(summary)),
         f"{summary.skipped:,}",
         "never" if saved is None else f"{duration(now - saved)} ago",
         session,
@@ -127,37 +136,62 @@ async def show_run(store: Store, run_id: str | None, *, stream: str | None, ever
     """One run: totals, phases, groups and streams."""
     look = await look_at(store, run_id)
     keys = choose_streams(look.keys, stream)
-    limit = None if every else MAX_ROWS
-    summary = look.summary(keys)
-    groups = {
-        key: look.summary(members, key)
-        for key, members in groups_of({key: look.parts[key] for key in keys}).items()
-    }
-    document = {
-        "store": store.url,
+    only = None if stream is None else keys
+    return Answer(
+        lambda: _show_document(look, keys, only),
+        lambda: _show_blocks(look, keys, None if every else MAX_ROWS),
+    )
+
+
+def _show_document(
+    look: Look, keys: Sequence[StreamKey], only: Sequence[StreamKey] | None
+) -> dict[str, Any]:
+    groups = _groups(look, keys)
+    return {
+        "store": look.store.url,
         **_run_document(look),
-        **({"of": [list(key) for key in keys]} if stream is not None else {}),
+        "only": None if only is None else [list(key) for key in only],
         "phase": current_phase(look.parts),
         "phases": {name: word_of(p.status) for name, p in phases_of(look.parts).items()},
         "runtime_s": run_runtime_s(look.view),
-        "total": summary_document(summary),
+        "total": summary_document(look.summary(keys)),
         "last_session": look.facts.get("counts"),
         "config_digest": look.facts.get("config_digest"),
         "output_dir": look.facts.get("output_dir"),
-        "groups": [{"group": list(key), **summary_document(s)} for key, s in groups.items()],
+        "groups": [
+            {"group": list(key), **summary_document(look.summary(members, key))}
+            for key, members in groups.items()
+        ],
         "streams": [_stream_document(look, key) for key in keys],
     }
-    blocks: list[Block] = [Pairs(_run_pairs(look, summary))]
+
+
+def _show_blocks(look: Look, keys: Sequence[StreamKey], limit: int | None) -> Sequence[Block]:
+    blocks: list[Block] = [
+        Pairs(_run_pairs(look, look.summary(keys), is_whole=len(keys) == len(look.keys)))
+    ]
+    groups = _groups(look, keys)
     if any(len(key) > 1 for key in keys) and len(groups) > 1:
-        rows = [_group_row(key, group) for key, group in groups.items()]
-        blocks.append(capped(_GROUP_COLUMNS, rows, limit, "groups"))
+        blocks.append(
+            capped(
+                _GROUP_COLUMNS,
+                list(groups),
+                lambda key: _group_row(key, look.summary(groups[key], key)),
+                limit,
+                "groups",
+            )
+        )
     if keys:
-        order = keys if every else sorted(keys, key=lambda key: _urgency(look, key))
-        rows = [_stream_row(look, key) for key in order]
-        blocks.append(capped(_STREAM_COLUMNS, rows, limit, "streams"))
+        order = keys if limit is None else sorted(keys, key=lambda key: _urgency(look, key))
+        row = partial(_stream_row, look)
+        blocks.append(capped(_STREAM_COLUMNS, order, row, limit, "streams"))
     if len(keys) == 1:
-        blocks += _one_stream(look.parts[keys[0]])
-    return Answer(document, blocks)
+        blocks.append(_one_stream(look.parts[keys[0]]))
+    return blocks
+
+
+def _groups(look: Look, keys: Sequence[StreamKey]) -> dict[StreamKey, dict[StreamKey, Progress]]:
+    return groups_of({key: look.parts[key] for key in keys})
 
 
 _GROUP_COLUMNS = ("group", "status", "streams", ">done", ">left", ">skipped", ">records", "spent")
@@ -176,20 +210,24 @@ def stream_status(look: Look, key: StreamKey) -> Status:
     return status_of(look.parts[key], is_open=key in look.open_streams)
 
 
-def _run_pairs(look: Look, summary: Summary) -> list[tuple[str, str]]:
+def _run_pairs(look: Look, summary: Summary, *, is_whole: bool) -> list[tuple[str, str]]:
     pairs = [("run", f"{look.run_id} in {look.store.url}")]
     pairs.append(("status", f"{run_status(look, summary).value}; {_session_text(look)}"))
     sessions = look.facts.get("session", 0)
-    if sessions:
+    if sessions and is_whole:
         runtime = duration(run_runtime_s(look.view))
         pairs.append(("runtime", f"{runtime} in {plural(sessions, 'session')}, without downtime"))
     phases = phases_of(look.parts)
     if phases:
         texts = [f"{name} {progress.status.value}" for name, progress in phases.items()]
         pairs.append(("phases", ", ".join(texts)))
+    if look.view.generation:
+        text = f"{look.view.generation:,}: begun afresh, what was before is in the archive"
+        pairs.append(("generation", text))
     pairs.append(("streams", per_status(summary.streams)))
     pairs += total_pairs(summary)
-    pairs.append(("last session", _last_session(look)))
+    if is_whole:
+        pairs.append(("last session", _last_session(look)))
     if summary.error is not None:
         pairs.append(("last error", error_text(summary.error)))
     return pairs
@@ -210,7 +248,7 @@ def _session_text(look: Look) -> str:
 def total_pairs(summary: Summary) -> list[tuple[str, str]]:
     """What all sessions together have done: produced and spent apart."""
     done = f"{plural(summary.confirmed, 'batch')} confirmed, {summary.skipped:,} skipped, "
-    done += f"{summary.failing:,} failing, {left_text(summary.left)} left"
+    done += f"{summary.failing:,} failing, {left_text(left_of(summary))} left"
     pairs = [("total", done)]
     without = ""
     if summary.adopted:
@@ -263,7 +301,7 @@ def _group_row(key: StreamKey, summary: Summary) -> tuple[str, ...]:
         summary.status.value,
         per_status(summary.streams),
         f"{summary.confirmed:,}",
-        left_text(summary.left),
+        left_text(left_of(summary)),
         f"{summary.skipped:,}",
         f"{summary.records:,}",
         amounts(summary.spent),
@@ -324,9 +362,9 @@ def _intervals(intervals: Any) -> list[list[int]]:
     return [[start, stop - 1] for start, stop in intervals]
 
 
-def _one_stream(progress: Progress) -> Sequence[Block]:
+def _one_stream(progress: Progress) -> Block:
     pairs = [("runtime of the stream", f"{duration(progress.runtime_s)}, without downtime")]
     if progress.metadata:
         texts = [f"{name} {value}" for name, value in progress.metadata.items()]
         pairs.append(("metadata", ", ".join(texts)))
-    return [Pairs(pairs)]
+    return Pairs(pairs)

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TextIO, TypeVar
 
 import attrs
 
 from .._words import printable
 
 GAP = "  "  # between columns
+MAX_NAME_CELLS = 30  # a name of this width is not folded, other columns are
+MIN_FOLDED_CELLS = 10  # below it a folded column is no help to a reader
+MIN_COLUMNS_CELLS = 60  # on a terminal narrower than this names and texts are set as lines
+
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -45,7 +50,7 @@ Block = str | Pairs | Table
 
 @attrs.frozen
 class Answer:
-    """What a command answers.
+    """What a command answers; only the one of the two that is asked for is made.
 
     Attributes:
         document: For programs: the shape is documented, and kept.
@@ -53,8 +58,8 @@ class Answer:
         exit_code: What the command exits with.
     """
 
-    document: dict[str, Any]
-    blocks: Sequence[Block]
+    document: Callable[[], dict[str, Any]]
+    blocks: Callable[[], Sequence[Block]]
     exit_code: int = 0
 
 
@@ -64,13 +69,17 @@ def to_json(document: dict[str, Any], *, indent: int | None = 2) -> str:
 
 
 def capped(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], limit: int | None, what: str
+    columns: Sequence[str],
+    things: Sequence[T],
+    row: Callable[[T], Sequence[str]],
+    limit: int | None,
+    what: str,
 ) -> Table:
-    """A table of at most `limit` rows that says how many are left out."""
-    if limit is None or len(rows) <= limit:
-        return Table(columns, rows)
-    more = len(rows) - limit
-    return Table(columns, rows[:limit], f"and {more:,} more {what}; --all shows them")
+    """A table of at most `limit` things that says how many are left out."""
+    shown = things if limit is None else things[:limit]
+    more = len(things) - len(shown)
+    note = f"and {more:,} more {what}; --all shows them" if more else ""
+    return Table(columns, [row(thing) for thing in shown], note)
 
 
 def to_lines(blocks: Iterable[Block]) -> list[str]:
@@ -102,16 +111,45 @@ def _table_lines(table: Table) -> list[str]:
     return [*lines, table.note] if table.note else lines
 
 
-def show(blocks: Sequence[Block], file: TextIO | None = None) -> None:
-    """Print blocks: plain lines, or for a terminal with its width and a little colour."""
-    file = file or sys.stdout
+def show(blocks: Sequence[Block]) -> None:
+    """Print blocks: plain lines, or for a terminal in its width and with a little colour."""
+    file = sys.stdout
     if not file.isatty():
         for line in to_lines(blocks):
             print(line, file=file)
         return
     console = console_for(file)
     for block in blocks:
-        console.print(to_rich(block))
+        if isinstance(block, Table):
+            console.print()
+        if _fits(block, console.width):
+            console.print(to_rich(block))
+        else:  # the terminal breaks the lines, and nothing is lost
+            console.print("\n".join(to_lines([block])).strip(), soft_wrap=True)
+
+
+def _fits(block: Block, width: int) -> bool:
+    """Whether a block can be set in columns without squeezing one to nothing."""
+    match block:
+        case str():
+            return True
+        case Pairs():
+            return width >= MIN_COLUMNS_CELLS
+        case Table():
+            fixed = [at for at in range(len(block.columns)) if _is_fixed(block, at)]
+            rest = len(block.columns) - len(fixed)
+            need = sum(_width(block, at) for at in fixed) + rest * MIN_FOLDED_CELLS
+            return width >= need + len(GAP) * len(block.columns)
+
+
+def _width(table: Table, at: int) -> int:
+    cells = [table.columns[at].lstrip(">"), *(printable(row[at]) for row in table.rows)]
+    return max(map(len, cells))
+
+
+def _is_fixed(table: Table, at: int) -> bool:
+    """Whether a column is never folded: numbers, and names that are not too long."""
+    return table.columns[at].startswith(">") or (at == 0 and _width(table, at) <= MAX_NAME_CELLS)
 
 
 def console_for(file: TextIO) -> Any:
@@ -138,13 +176,12 @@ def to_rich(block: Block) -> Any:
             return grid
         case Table():
             table = RichTable(box=None, padding=(0, len(GAP), 0, 0), caption_justify="left")
-            for heading in block.columns:
-                is_right = heading.startswith(">")
+            for at, heading in enumerate(block.columns):
                 table.add_column(
                     Text(heading.lstrip(">")),
-                    justify="right" if is_right else "left",
+                    justify="right" if heading.startswith(">") else "left",
                     overflow="fold",
-                    no_wrap=is_right,
+                    no_wrap=_is_fixed(block, at),
                 )
             for row in block.rows:
                 table.add_row(*(Text(printable(cell)) for cell in row))

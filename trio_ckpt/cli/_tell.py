@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from contextlib import aclosing
+from itertools import groupby
 from typing import Any, Literal
 
-from .._drift import Drift, find_drift
-from .._explain import Facts, explain_run
+from .._drift import Drift, DriftProblem, find_drift
+from .._explain import Facts, Sentence, explain_run
 from .._history import SessionView, read_pages, read_sessions
 from .._records import Kind, Record
 from .._threads import run_blocking
@@ -56,7 +58,16 @@ async def explain(
             for sentence in sentences
         ],
     }
-    return Answer(document, [sentence.text for sentence in sentences])
+    return Answer(lambda: document, lambda: _bulleted(sentences))
+
+
+def _bulleted(sentences: Sequence[Sentence]) -> Sequence[Block]:
+    """What is about the run as paragraphs, what is about streams as a list."""
+    blocks: list[Block] = []
+    for is_list, group in groupby(sentences, key=lambda sentence: sentence.about == "streams"):
+        blocks += [""] if blocks else []
+        blocks += [f"- {sentence.text}" if is_list else sentence.text for sentence in group]
+    return blocks
 
 
 def _action(action: Any, streams: tuple[StreamKey, ...]) -> dict[str, Any]:
@@ -91,18 +102,19 @@ async def tell_sessions(store: Store, run_id: str | None, *, limit: int) -> Answ
         "more": max(0, len(sessions) - limit),
     }
     if not sessions:
-        return Answer(document, [f"run {look.run_id!r} has had no session"])
+        blocks: list[Block] = [f"run {look.run_id!r} has had no session"]
+        return Answer(lambda: document, lambda: blocks)
     columns = (">session", "began", "took", "how it ended", "process", "config", "what it did")
     rows = [_session_row(session) for session in sessions[:limit]]
     more = len(sessions) - limit
-    note = f"and {more:,} more sessions; --limit shows more" if more > 0 else ""
-    blocks: list[Block] = [f"run {look.run_id!r} in {store.url}", Table(columns, rows, note)]
+    note = f"and {plural(more, 'more session')}; --limit shows more" if more > 0 else ""
+    blocks = [f"run {look.run_id!r} in {store.url}", Table(columns, rows, note)]
     blocks += [
         f"session {session.number}: config {field}: {was} -> {now}"
         for session in sessions[:limit]
         for field, was, now in session.changes
     ]
-    return Answer(document, blocks)
+    return Answer(lambda: document, lambda: blocks)
 
 
 def _session_document(session: SessionView) -> dict[str, Any]:
@@ -173,9 +185,9 @@ async def tell_checkpoints(store: Store, run_id: str | None, *, stream: str, lim
     }
     columns = (">checkpoint", "saved", "what", ">batch", ">attempts", ">records", "files", "why")
     rows = [_checkpoint_row(sequence, record) for sequence, record in found]
-    note = f"and {more:,} more checkpoints; --limit shows more" if more else ""
+    note = f"and {plural(more, 'more checkpoint')}; --limit shows more" if more else ""
     title = f"stream {stream_name(key)!r} of run {look.run_id!r} in {store.url}"
-    return Answer(document, [title, Table(columns, rows, note)])
+    return Answer(lambda: document, lambda: [title, Table(columns, rows, note)])
 
 
 def _checkpoint_document(sequence: int, record: Record) -> dict[str, Any]:
@@ -261,24 +273,28 @@ async def verify(
     }
     how = "size and time, hash where the time differs" if mode == "size" else "sha256"
     checked = f"{plural(drift.files, 'file')} ({number(drift.bytes)} bytes)"
+    if not drift.files and not drift.problems:
+        return Answer(lambda: document, lambda: ["no batch has confirmed a file: nothing to check"])
     if not drift.problems:
-        return Answer(document, [f"{checked} checked by {how}: all are as confirmed"])
-    columns = ("stream", ">batch", "file", "problem")
-    rows = [
-        (
-            stream_name(problem.stream),
-            "" if problem.batch_index is None else f"{problem.batch_index:,}",
-            problem.path,
-            problem.reason,
-        )
-        for problem in drift.problems
-    ]
+        text = f"{checked} checked by {how}: all are as confirmed"
+        return Answer(lambda: document, lambda: [text])
+    problems = plural(len(drift.problems), "problem")
     blocks: list[Block] = [
-        f"{checked} checked by {how}: {plural(len(rows), 'problem')}; nothing was changed, "
-        "a start puts their batches back to work",
-        capped(columns, rows, None if every else MAX_ROWS, "problems"),
+        f"{checked} checked by {how}: {problems}; nothing was changed, a start puts their batches "
+        "back to work",
+        capped(
+            _PROBLEM_COLUMNS, drift.problems, _problem_row, None if every else MAX_ROWS, "problems"
+        ),
     ]
-    return Answer(document, blocks, EXIT_PROBLEMS)
+    return Answer(lambda: document, lambda: blocks, EXIT_PROBLEMS)
+
+
+_PROBLEM_COLUMNS = ("stream", ">batch", "file", "problem")
+
+
+def _problem_row(problem: DriftProblem) -> tuple[str, ...]:
+    batch = "" if problem.batch_index is None else f"{problem.batch_index:,}"
+    return (stream_name(problem.stream), batch, problem.path, problem.reason)
 
 
 async def _find_drift(

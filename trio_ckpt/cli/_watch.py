@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -13,7 +13,7 @@ from .._groups import Summary, current_phase
 from .._statistics import eta_s, rate_per_s
 from .._words import amounts, duration, number, plural
 from ..abc import Store
-from ._look import Look, look_at, owner_document, summary_document, word_of
+from ._look import Look, left_of, look_at, owner_document, summary_document, word_of
 from ._overview import left_text, per_status, run_status, total_pairs
 from ._report import Pairs, console_for, to_json, to_lines, to_rich
 
@@ -82,7 +82,7 @@ def _compare(look: Look, first: Summary, since_s: float) -> Seen:
 
 
 @contextmanager
-def _drawer(*, as_json: bool, is_live: bool, file: TextIO) -> Iterator[Callable[[Seen], None]]:
+def _drawer(*, as_json: bool, is_live: bool, file: TextIO) -> Generator[Callable[[Seen], None]]:
     if as_json:
         yield lambda seen: print(to_json(_document(seen), indent=None), file=file, flush=True)
     elif not is_live:
@@ -129,7 +129,7 @@ def _line(seen: Seen) -> str:
     texts = [
         f"{seen.look.run_id} {_status(seen)}",
         f"streams: {per_status(summary.streams)}",
-        f"total: {plural(summary.confirmed, 'batch')}, {left_text(summary.left)} left, "
+        f"total: {plural(summary.confirmed, 'batch')}, {left_text(left_of(summary))} left, "
         f"{summary.skipped:,} skipped, {summary.failing:,} failing",
         f"watched: {_watched(seen)}",
     ]

@@ -38,8 +38,10 @@ def keep_tail(outdir: OutputDir, path: AnyPath, offset: int, label: str) -> str 
                     file.write(piece)
                     offset += len(piece)
                 file.commit()
-    except FileNotFoundError:
-        return None
+    except OutputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
     return goal
 
 

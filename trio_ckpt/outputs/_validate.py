@@ -21,11 +21,6 @@ from ._json import MAX_JSON_BYTES, JsonError, parse_json
 from ._schema import make_schema_check
 from ._structure import MisfitError, is_class, make_structure, misfit_of
 
-Validate: TypeAlias = (
-    "type[Any] | Mapping[str, Any] | Callable[[Any], Any] | Sequence[Validate] | Validator"
-)
-"""What an output is validated by; see `Validator.of`."""
-
 
 @attrs.frozen
 class _Document:
@@ -96,6 +91,12 @@ class Validator:
             more = f" (and {error.more:,} more)" if error.more else ""
             cause = error.__cause__ or error
             raise OutputInvalidError(path, error.field, f"{error.reason}{more}") from cause
+
+
+Validate: TypeAlias = (
+    type[Any] | Mapping[str, Any] | Callable[[Any], Any] | Sequence["Validate"] | Validator
+)
+"""What an output is validated by; see `Validator.of`."""
 
 
 def check_outputs(outputs: OutputDir, listed: Sequence[Output], validator: Validator) -> None:

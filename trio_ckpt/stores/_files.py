@@ -18,8 +18,6 @@ from .._errors import StoreDamagedError, StoreError
 if sys.platform == "darwin":
     import fcntl
 
-logger = logging.getLogger("trio_ckpt.stores.sqlite")
-
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TEMPORARY = ".tmp"
@@ -143,7 +141,7 @@ class Blobs:
             raise StoreDamagedError(f"blob {path} is not what was saved")
         return payload
 
-    def remove_orphans(self, is_named: Callable[[str], bool]) -> None:
+    def remove_orphans(self, is_named: Callable[[str], bool], logger: logging.Logger) -> None:
         """Remove what crashes left: temporary files, and blobs that no record names.
 
         Only while nobody owns a run of the store: a blob is put before it is named.

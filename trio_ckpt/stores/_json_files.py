@@ -179,9 +179,12 @@ def load(folder: Path, run_id: str | None = None) -> Loaded | None:
     for _ in range(READ_TRIES):
         try:
             content = read_whole(path, MAX_FILE_BYTES)
-        except FileNotFoundError:
-            _see_that_nothing_was_saved(folder)
-            return None
+        except FileNotFoundError as error:
+            if not _has_saved(folder):
+                return None
+            if path.exists():
+                continue  # it was made meanwhile
+            raise StoreDamagedError(f"{path} is missing: restore it from a copy") from error
         except OSError as error:
             raise StoreError(f"{path}: reading failed: {error.strerror}") from error
         state = parse_checkpoint(path, content, run_id)
@@ -199,14 +202,13 @@ def load(folder: Path, run_id: str | None = None) -> Loaded | None:
     raise StoreError(f"{folder} is being written anew all the time; try again")
 
 
-def _see_that_nothing_was_saved(folder: Path) -> None:
-    """Where there is no ``checkpoint.json``, a journal has only its first line."""
+def _has_saved(folder: Path) -> bool:
+    """Whether a journal has more than its first line: so there is or was a checkpoint.json."""
     for journal in folder.glob("journal.*.jsonl"):
         with suppress(FileNotFoundError):
             if read_whole(journal, MAX_FILE_BYTES).count(b"\n") > 1:
-                raise StoreDamagedError(
-                    f"{folder / _CHECKPOINT} is missing: restore it from a copy"
-                )
+                return True
+    return False
 
 
 def read_whole(path: Path, limit_bytes: int) -> bytes:

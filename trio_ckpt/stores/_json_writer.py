@@ -2,9 +2,10 @@
 
 Theory of operation.  A save is one line appended to the run's journal and one fdatasync.
 When the journal outgrows ``checkpoint.json`` (and `MIN_REWRITE_BYTES`), the run is written anew:
-both are read, put together and replaced, see `_json_files`.  Each time the run is about twice as
-big as the time before, so all of it together is linear in what was saved.  It is also written
-anew when it is given back, so that after a run ``checkpoint.json`` has everything.
+both are read, put together and replaced, see `_json_files`.  Each time the run has grown by a
+fixed share at least (with records of the usual size it is nearly twice as big), so all of it
+together is linear in what was saved.  It is also written anew when it is given back, so that
+after a run ``checkpoint.json`` has everything.
 
 Only the owner of a run writes its files, and the kernel sees to it that there is one.  So what
 is needed to append is remembered while the run is owned: the open journal, where it ends, the
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,7 @@ import msgspec
 from .._errors import SaveOutcomeUnknownError, StoreConflictError, StoreError
 from ..abc import Checkpoint, Fold, Pruned, RunKey
 from ._files import Blobs, explain, make_folder, open_file, sync_data, sync_folder
+from ._json_content import blobs_of, named_in, payload_bytes
 from ._json_files import (
     MAX_RUN_BYTES,
     Written,
@@ -45,14 +47,14 @@ from ._json_files import (
     run_folders,
     write_all,
 )
-from ._json_format import Line, RunState, StreamState, encode_line, frame
-from ._json_records import decode_entry, decode_fold, encode_entry, encode_fold, payload_of
+from ._json_format import Line, RunState, encode_line, frame
+from ._json_records import encode_entry, encode_fold
 from ._locks import lock_opening, need_flock
 
 logger = logging.getLogger("trio_ckpt.stores.json")
 
 MIN_REWRITE_BYTES = 256 * 2**10  # a few hundred saves; writing a smaller run anew saves little
-REWRITE_SHARE = 1.0  # of checkpoint.json, which the journal outgrows: each writing doubles the run
+REWRITE_SHARE = 1.0  # of checkpoint.json: what the journal outgrows before a run is written anew
 
 _BAD_VALUE = (TypeError, ValueError, OverflowError)
 
@@ -164,7 +166,11 @@ class Writer:
         sync_folder(folder.parent)  # a crash may have come between its making and this
         state = RunState(run_id, 1)
         written = prepare(folder, state)
-        publish(folder)
+        try:
+            publish(folder)
+        except OSError as error:
+            self._broken[run_id] = str(error)  # a name that may not be durable
+            raise
         fd = self._open_journal(folder, written.journal)
         held = _Held(folder, 1, 0, 0, {}, fd, 0, 0, b"", 0, 0)
         _take_over(held, written)
@@ -367,11 +373,11 @@ class Writer:
             raise StoreError(f"{held.folder} is gone")
         state = loaded.state
         doomed = [state.streams.pop(place) for place in list(state.streams) if place[0] < first]
-        digests = set(_blobs_of(doomed))
+        digests = set(blobs_of(doomed))
         if digests:
             others = (folder for folder in run_folders(self._folder) if folder != held.folder)
-            digests.difference_update(_blobs_of(state.streams.values()), _named_in(others))
-        size = sum(map(self._blobs.size, digests)) + sum(map(_payload_bytes, doomed))
+            digests.difference_update(blobs_of(state.streams.values()), named_in(others))
+        size = sum(map(self._blobs.size, digests)) + sum(map(payload_bytes, doomed))
         pruned = Pruned(first - held.first, sum(len(s.entries) for s in doomed), size)
         state.first = first
         with explain(held.folder, "pruning"):
@@ -388,11 +394,11 @@ class Writer:
 
         def is_named(blob: str) -> bool:
             if not named:
-                named.append(set(_named_in(run_folders(self._folder))))
+                named.append(set(named_in(run_folders(self._folder))))
             return blob in named[0]
 
         try:
-            self._blobs.remove_orphans(is_named)
+            self._blobs.remove_orphans(is_named, logger)
         except (OSError, StoreError) as error:
             logger.warning("%s: orphans are left: %s", self._folder, error)
 
@@ -416,27 +422,6 @@ def _encode_folds(heads: dict[str, int], folds: Sequence[Fold]) -> list[tuple[st
         ]
     except _BAD_VALUE as error:
         raise StoreError(f"a fold cannot be saved: {error}; nothing was saved") from error
-
-
-def _blobs_of(streams: Iterable[StreamState]) -> Generator[str, None, None]:
-    for stream in streams:
-        for raw in stream.entries:
-            entry = decode_entry(raw)
-            if entry.blob is not None:
-                yield entry.blob
-
-
-def _named_in(folders: Iterable[Path]) -> Generator[str, None, None]:
-    for folder in folders:
-        loaded = load(folder)
-        if loaded is not None:
-            yield from _blobs_of(loaded.state.streams.values())
-
-
-def _payload_bytes(stream: StreamState) -> int:
-    entries = map(decode_entry, stream.entries)
-    size = sum(len(payload_of(entry)) for entry in entries if entry.blob is None)
-    return size + (len(decode_fold(stream.fold).payload) if stream.fold is not None else 0)
 
 
 def _refusal(checkpoint: Checkpoint, problem: Exception) -> StoreError:

@@ -23,7 +23,7 @@ from typing import Literal, Protocol, TypeVar, TypeVarTuple
 
 import trio
 
-from .._errors import SaveOutcomeUnknownError, StoreError
+from .._errors import SaveOutcomeUnknownError, StoreDamagedError, StoreError
 from .._threads import WorkerThread, run_blocking
 from ..abc import Checkpoint, Fold, Owner, Pruned, RunKey, Store
 from ._files import Blobs
@@ -69,6 +69,7 @@ class LocalStore(Store):
     def __init__(
         self,
         scheme: str,
+        logger: logging.Logger,
         folder: Path,
         writer: Writer,
         thread: WorkerThread,
@@ -85,7 +86,7 @@ class LocalStore(Store):
         self._blobs = Blobs(folder / "blobs")
         self._writer = writer
         self._writing = thread
-        self._logger = logging.getLogger(f"trio_ckpt.stores.{scheme}")
+        self._logger = logger
         self._in_doubt: set[str] = set()  # runs with a save whose outcome is unknown
         self._pruned: set[str] = set()  # since they were locked
         self._is_closed = False
@@ -180,6 +181,19 @@ class LocalStore(Store):
         if not self._in_doubt:
             await shielded(self._writing.run, self._writer.close)
         self._writing.stop()
+
+    async def _read_twice(self, read: Callable[[], Awaitable[T]]) -> T:
+        """What a read says, or a second one where the first found damage.
+
+        Readers hold no lock, so `prune` may take away a blob that a read is about to open.  The
+        second read is after that, and finds damage only where there is some.
+        """
+        self._check_open()
+        try:
+            return await read()
+        except StoreDamagedError as error:
+            self._logger.debug("reading again, after: %s", error)
+            return await read()
 
     @abstractmethod
     async def _stop_reading(self) -> None:

@@ -172,7 +172,7 @@ class Writer:
     def remove_orphans(self) -> None:
         """Remove blobs that no record names; what goes wrong is logged."""
         try:
-            self._blobs.remove_orphans(self._is_named)
+            self._blobs.remove_orphans(self._is_named, logger)
         except (OSError, sqlite3.Error) as error:
             logger.warning("%s: orphans are left: %s", self._database, error)
 

@@ -15,9 +15,11 @@ Saving is done in one long-lived thread (`_local`); reading, which takes no lock
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar, TypeVarTuple
 
 from .._threads import WorkerThread, run_blocking
 from ..abc import INLINE_LIMIT_BYTES, HistoryPage, RunSummary, StoredRun
@@ -25,6 +27,11 @@ from ._json_files import MAX_RUN_BYTES as MAX_RUN_BYTES
 from ._json_reader import Reader
 from ._json_writer import Writer
 from ._local import LocalStore, absolute_folder, open_writer
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+logger = logging.getLogger("trio_ckpt.stores.json")
 
 
 class JsonStore(LocalStore):
@@ -52,6 +59,7 @@ class JsonStore(LocalStore):
     ) -> None:
         super().__init__(
             "json",
+            logger,
             folder,
             writer,
             thread,
@@ -99,8 +107,7 @@ class JsonStore(LocalStore):
 
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
         """See `Store.read_run`."""
-        self._check_open()
-        return await run_blocking(self._reader.read_run, run_id, generation)
+        return await self._read(self._reader.read_run, run_id, generation)
 
     async def history(
         self,
@@ -114,13 +121,14 @@ class JsonStore(LocalStore):
         """See `Store.history`."""
         if limit < 1:
             raise ValueError(f"limit is {limit}, not positive")
-        self._check_open()
-        return await run_blocking(self._reader.history, run_id, stream, generation, cursor, limit)
+        return await self._read(self._reader.history, run_id, stream, generation, cursor, limit)
 
     async def list_runs(self) -> tuple[RunSummary, ...]:
         """See `Store.list_runs`.  It reads the files of every run."""
-        self._check_open()
-        return await run_blocking(self._reader.list_runs)
+        return await self._read(self._reader.list_runs)
+
+    async def _read(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await self._read_twice(lambda: run_blocking(func, *args))
 
     async def _stop_reading(self) -> None:
         """Nothing is kept open for reading."""

@@ -18,6 +18,7 @@ locked, is the same for all local stores: `_local`.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,9 @@ from ._sqlite_writer import Writer
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+logger = logging.getLogger("trio_ckpt.stores.sqlite")
 
 
 class SqliteStore(LocalStore):
@@ -55,6 +59,7 @@ class SqliteStore(LocalStore):
     ) -> None:
         super().__init__(
             "sqlite",
+            logger,
             folder,
             writer,
             thread,
@@ -129,5 +134,4 @@ class SqliteStore(LocalStore):
         self._reading.stop()
 
     async def _read(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
-        self._check_open()
-        return await self._reading.run(func, *args)
+        return await self._read_twice(lambda: self._reading.run(func, *args))

@@ -1,0 +1,343 @@
+"""The commands that write: they ask, they take the lock, and they do what they say."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+import trio_ckpt
+from tests.cli.tools import T0, Terminal, batches, complete, make_run
+from trio_ckpt._records import ErrorInfo, Kind, Record
+from trio_ckpt.stores._locks import lock_run
+
+CHANGING: list[tuple[str, list[object], str]] = [
+    ("retry", [], "put 1 skipped batch and 2 failed streams of run 'gh-2025' back to work"),
+    (
+        "retry",
+        ["--stream", "org/repo1/pulls", "--batches", "1,3"],
+        "put 2 batches of stream 'org/repo1/pulls' of run 'gh-2025' back to work and move their "
+        "outputs aside",
+    ),
+    (
+        "reset",
+        [],
+        "archive run 'gh-2025' with 17 confirmed batches and their outputs, so that it begins anew",
+    ),
+    ("prune", ["--keep", 1], "remove up to 0 archived generations of run 'gh-2025'"),
+    (
+        "prune",
+        ["--keep", 0],
+        "remove run 'gh-2025' from the store, its newest generation too",
+    ),
+]
+IDS = ["retry", "redo", "reset", "prune", "remove"]
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+Typing = Callable[[str], FakeTerminal]
+
+
+@pytest.fixture
+def typing(monkeypatch: pytest.MonkeyPatch) -> Typing:
+    """Somebody at a terminal types an answer; returns what they see on it."""
+
+    def type_(answer: str) -> FakeTerminal:
+        screen = FakeTerminal()
+        monkeypatch.setattr("sys.stdin", FakeTerminal(answer))
+        monkeypatch.setattr("sys.stderr", screen)
+        return screen
+
+    return type_
+
+
+def saved(run: Terminal, store: Path) -> Any:
+    return run("show", store, "gh-2025", "--json").json
+
+
+# -- asking ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("command", "more", "what"), CHANGING, ids=IDS)
+def test_without_a_terminal_they_need_yes(
+    run: Terminal, gh: Path, command: str, more: list[object], what: str
+) -> None:
+    before = saved(run, gh)
+    said = run(command, gh, "gh-2025", *more)
+    assert said.code == 2
+    assert said.err == (f"trio-ckpt: this would {what}; give --yes to do it without being asked\n")
+    assert saved(run, gh) == before
+
+
+@pytest.mark.parametrize(("command", "more", "what"), CHANGING, ids=IDS)
+def test_on_a_terminal_they_ask_and_no_changes_nothing(
+    run: Terminal, gh: Path, typing: Typing, command: str, more: list[object], what: str
+) -> None:
+    before = saved(run, gh)
+    screen = typing("n\n")
+    said = run(command, gh, "gh-2025", *more)
+    assert said.code == 7
+    assert f"This would {what}. Go on? [y/N]" in screen.getvalue()
+    assert screen.getvalue().endswith("trio-ckpt: nothing was changed\n")
+    assert saved(run, gh) == before
+
+
+@pytest.mark.parametrize(("command", "more", "what"), CHANGING, ids=IDS)
+def test_on_a_terminal_a_yes_does_it(
+    run: Terminal, gh: Path, typing: Typing, command: str, more: list[object], what: str
+) -> None:
+    typing("y\n")
+    assert run(command, gh, "gh-2025", *more).code == 0
+
+
+def test_ctrl_c_at_the_question_is_no_traceback(run: Terminal, gh: Path, typing: Typing) -> None:
+    typing("")  # the end of what is typed
+    assert run("reset", gh, "gh-2025").code == 130
+
+
+# -- the lock -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("command", "more", "what"), CHANGING, ids=IDS)
+def test_while_it_is_running_they_are_refused_with_the_owner(
+    run: Terminal, gh: Path, command: str, more: list[object], what: str
+) -> None:
+    lock = lock_run(gh, "gh-2025")
+    try:
+        owner = saved(run, gh)["owner"]
+        said = run(command, gh, "gh-2025", *more, "--yes", "--json")
+    finally:
+        lock.release()
+    assert said.code == 5
+    assert said.err == (
+        f"trio-ckpt: run 'gh-2025' is open here already: process {owner['pid']} on "
+        f"{owner['host']} since {owner['since']}\n"
+    )
+    error = said.json["error"]
+    assert (error["type"], error["exit_code"], error["owner"]) == ("RunLockedError", 5, owner)
+
+
+# -- retry ----------------------------------------------------------------------------------------
+
+
+def test_retry_puts_back_what_was_given_up_and_what_failed(run: Terminal, gh: Path) -> None:
+    said = run("retry", gh, "gh-2025", "--yes")
+    assert (said.code, said.err) == (0, "")
+    assert said.out == "1 batch of 3 streams back to work; start the program to go on\n"
+    document = saved(run, gh)
+    assert document["total"]["streams"]["failed"] == 0
+    assert document["total"]["batches"] == {
+        "confirmed": 17,
+        "skipped": 0,
+        "failing": 0,
+        "left": None,
+        "adopted": 0,
+    }
+    again = run("retry", gh, "gh-2025")  # nothing to ask for
+    assert again.code == 0
+    assert again.out == "nothing was given up and no stream has failed: nothing to do\n"
+
+
+def test_retry_of_one_group(run: Terminal, gh: Path) -> None:
+    said = run("retry", gh, "gh-2025", "--stream", "org/repo2", "--yes", "--json")
+    assert said.json == {
+        "store": f"sqlite:{gh}",
+        "run": "gh-2025",
+        "streams": [["org/repo2", "pulls"], ["org/repo2", "issues"]],
+        "batches": 0,
+    }
+    assert saved(run, gh)["total"]["batches"]["skipped"] == 1
+
+
+def test_retry_of_batches_puts_confirmed_ones_back(run: Terminal, gh: Path) -> None:
+    said = run("retry", gh, "gh-2025", "--stream", "org/repo1/pulls", "--batches", "1,2-3", "--yes")
+    assert (said.code, said.err) == (0, "")
+    assert said.out == (
+        "3 batches of stream 'org/repo1/pulls' back to work; start the program to go on\n"
+    )
+    stream = run("show", gh, "--stream", "org/repo1/pulls", "--json").json["streams"][0]
+    assert stream["confirmed"] == [[0, 0]]
+    assert stream["records"] == 10
+    assert stream["spent"] == {"cost_usd": 1.0}  # what was spent stays spent
+    history = run("history", gh, "--stream", "org/repo1/pulls").out
+    assert "asked for with trio-ckpt retry" in history
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1;2", "1,,2", "0-99999999999"])
+def test_batches_that_are_none(run: Terminal, gh: Path, text: str) -> None:
+    said = run("retry", gh, "gh-2025", "--stream", "org/repo1/pulls", f"--batches={text}", "--yes")
+    assert said.code == 2
+    assert said.err.startswith("trio-ckpt: --batches")
+
+
+def test_batches_that_are_not_done_are_refused(run: Terminal, gh: Path) -> None:
+    said = run(
+        "retry", gh, "gh-2025", "--stream", "org/repo1/issues", "--batches", "2-4,7", "--yes"
+    )
+    assert said.code == 2
+    assert said.err == (
+        "trio-ckpt: batches 3-4, 7 of stream 'org/repo1/issues' are neither confirmed nor "
+        "skipped: there is nothing to put back\n"
+    )
+
+
+# -- reset and prune ------------------------------------------------------------------------------
+
+
+def test_reset_archives_and_prune_removes_the_archive(run: Terminal, gh: Path) -> None:
+    said = run("reset", gh, "gh-2025", "--yes")
+    assert said.out == (
+        "run 'gh-2025' is archived as generation 0, with 17 confirmed batches; the next start "
+        "begins it anew\n"
+    )
+    document = saved(run, gh)
+    assert (document["generation"], document["total"]["batches"]["confirmed"]) == (1, 0)
+    assert "1: begun afresh, what was before is in the archive" in run("show", gh).out
+    pruned = run("prune", gh, "gh-2025", "--keep", 1, "--yes", "--json").json
+    assert pruned["generations"] == 1
+    assert pruned["records"] == 25
+    again = run("prune", gh, "gh-2025", "--keep", 1, "--yes")
+    assert again.out == "0 generations removed: 0 records, 0 bytes\n"
+
+
+def test_prune_of_everything_removes_the_run(run: Terminal, gh: Path) -> None:
+    assert run("prune", gh, "gh-2025", "--keep", 0, "--yes").code == 0
+    assert run("ls", gh, "--json").json["runs"] == []
+
+
+# -- verify, export and import --------------------------------------------------------------------
+
+
+async def write_pages(store: Path, folder: Path) -> list[int]:
+    """Write the pages that are left; which they were."""
+    done: list[int] = []
+    async with (
+        trio_ckpt.open_run("run", store=store, output_dir=folder) as run,
+        run.open_stream("pages") as stream,
+    ):
+        async for page in stream.batches(range(5)):
+            path = await page.write_text(f"{page.index}.txt", f"page {page.index}")
+            page.complete(outputs=[path], records=1)
+            done.append(page.index)
+    return done
+
+
+@pytest.fixture
+def data(store: Path, tmp_path: Path) -> Path:
+    """A run that left files behind, and where."""
+    assert trio.run(write_pages, store, tmp_path / "data") == [0, 1, 2, 3, 4]
+    return tmp_path / "data"
+
+
+def test_verify_finds_nothing_where_nothing_is_wrong(
+    run: Terminal, store: Path, data: Path
+) -> None:
+    assert run("verify", store).out == (
+        "5 files (30 bytes) checked by size and time, hash where the time differs: all are as "
+        "confirmed\n"
+    )
+    assert run("verify", store, "--sha256").code == 0
+
+
+def test_verify_lists_every_problem_and_changes_nothing(
+    run: Terminal, store: Path, data: Path
+) -> None:
+    (data / "1.txt").unlink()
+    (data / "3.txt").write_text("page X")
+    said = run("verify", store, "--sha256")
+    assert said.code == 1
+    lines = [" ".join(line.split()) for line in said.lines]
+    assert lines[0].endswith(
+        "checked by sha256: 2 problems; nothing was changed, a start puts their batches back to "
+        "work"
+    )
+    assert lines[2] == "stream batch file problem"
+    assert {line.split()[1] for line in lines[3:]} == {"1", "3"}
+    document = run("verify", store, "--sha256", "--json").json
+    found = {problem["batch_index"]: problem["path"] for problem in document["problems"]}
+    assert found == {1: "1.txt", 3: "3.txt"}
+    assert run("show", store, "--json").json["streams"][0]["confirmed"] == [[0, 4]]
+
+
+def test_verify_of_a_folder_that_is_gone(run: Terminal, store: Path, data: Path) -> None:
+    moved = data.with_name("moved")
+    data.rename(moved)
+    said = run("verify", store)
+    assert said.code == 4
+    assert said.err == (
+        f"trio-ckpt: the output folder {data} is not there; if it was moved, give --output-dir\n"
+    )
+    assert not data.exists()
+    assert run("verify", store, "--output-dir", moved).code == 0
+
+
+def test_verify_of_a_run_without_files(run: Terminal, gh: Path) -> None:
+    assert run("verify", gh).out == "no batch has confirmed a file: nothing to check\n"
+
+
+def test_export_and_import(run: Terminal, store: Path, data: Path, tmp_path: Path) -> None:
+    archive, other = tmp_path / "run.archive", tmp_path / "other.ckpt"
+    said = run("export", store, "run", archive)
+    assert said.code == 0
+    assert said.out.startswith(f"run 'run' is in {archive}: ")
+    assert "5 output files" in said.out
+    said = run(
+        "import", other, archive, "--as", "copy", "--output-dir", tmp_path / "copy", "--json"
+    )
+    assert (said.json["run_id"], said.json["outputs"]) == ("copy", 5)
+    assert (tmp_path / "copy" / "4.txt").read_text() == "page 4"
+    digest = hashlib.sha256((data / "4.txt").read_bytes()).hexdigest()
+    assert digest == hashlib.sha256((tmp_path / "copy" / "4.txt").read_bytes()).hexdigest()
+    assert run("show", other, "copy", "--json").json["total"]["records"] == 5
+
+
+def test_import_refuses_what_is_no_archive(run: Terminal, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.write_bytes(b"not an archive")
+    said = run("import", tmp_path / "s.ckpt", bad)
+    assert said.code == 7
+    assert said.err.count("\n") == 1
+    assert run("import", tmp_path / "s.ckpt", tmp_path / "none").code == 4
+
+
+def test_export_without_its_folder_of_outputs(run: Terminal, store: Path, data: Path) -> None:
+    data.rename(data.with_name("moved"))
+    said = run("export", store, "run", data.with_name("x"))
+    assert said.code == 4
+    assert said.err == (
+        f"trio-ckpt: the output folder {data} is not there: give --output-dir if it was moved, or "
+        "--no-outputs\n"
+    )
+    assert run("export", store, "run", data.with_name("x"), "--no-outputs").code == 0
+
+
+# -- what a program then finds --------------------------------------------------------------------
+
+
+def test_a_program_goes_on_with_what_was_put_back(run: Terminal, store: Path, data: Path) -> None:
+    assert run("retry", store, "run", "--batches", "1,3", "--yes").code == 0
+    assert trio.run(write_pages, store, data) == [1, 3]
+
+
+def test_what_cannot_be_done_alone_is_refused_with_the_reason(run: Terminal, store: Path) -> None:
+    records = [*batches(2), Record(at=T0 + 20, index=2, cursor="next")]
+    make_run(store, "run", {("a",): records})
+    said = run("retry", store, "run", "--batches", "1", "--yes")
+    assert said.code == 7
+    assert "cannot be redone alone" in said.err or "build on" in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_retry_of_a_run_with_one_skip(run: Terminal, store: Path) -> None:
+    skip = Record(kind=Kind.SKIP, at=T0 + 30, index=4, error=ErrorInfo("E", "no"))
+    make_run(store, "run", {("a",): [*complete(2), skip]})
+    assert run("retry", store, "run", "--yes").out.startswith("1 batch of 1 stream back to work")

@@ -1,0 +1,141 @@
+"""`watch`: it follows a run in another process, and ends with it."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+import trio_ckpt
+from trio_ckpt.cli._watch import watch
+from trio_ckpt.stores import MemoryStore
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+async def collect(
+    store: MemoryStore,
+    *,
+    pages: int = 60,
+    stop_after: int | None = None,
+    skip: int | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """A run that takes a second for each page."""
+    try:
+        async with (
+            trio_ckpt.open_run("run", store=store, handle_signals=False) as run,
+            run.open_stream("pages") as stream,
+        ):
+            task_status.started()
+            async for page in stream.batches(range(pages)):
+                await trio.sleep(1)
+                page.spend(cost_usd=0.5)
+                if page.index == skip:
+                    page.skip("empty")
+                else:
+                    page.complete(records=2)
+                if page.index == stop_after:
+                    run.request_stop()
+    except trio_ckpt.RunStoppedError:
+        pass
+
+
+async def watched(
+    *, as_json: bool = False, file: io.StringIO | None = None, every_s: float = 10.0, **how: Any
+) -> tuple[int, list[str]]:
+    """What watching a run says from beginning to end, and what it exits with."""
+    store, out = MemoryStore(), io.StringIO() if file is None else file
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: collect(store, task_status=task_status, **how))
+        await trio.sleep(0.5)
+        code = await watch(store, "run", every_s=every_s, as_json=as_json, file=out)
+    return code, out.getvalue().splitlines()
+
+
+def after_owner(line: str) -> str:
+    """A line without the process and its host."""
+    status, _, rest = line.partition("; ")
+    return f"{status.partition(', process')[0]}; {rest}"
+
+
+async def test_it_says_lines_and_hides_rate_and_eta_until_they_mean_something(
+    autojump_clock: MockClock,
+) -> None:
+    code, lines = await watched()
+    assert code == 0
+    assert [after_owner(line) for line in lines] == [
+        "run in progress; streams: none; total: 0 batches, unknown left, 0 skipped, 0 failing; "
+        "watched: 0 batches in 0.0 s",
+        "run in progress; streams: 1 in progress; total: 10 batches, 50 left, 0 skipped, "
+        "0 failing; watched: 10 batches in 10 s, spent cost_usd 5",
+        "run in progress; streams: 1 in progress; total: 20 batches, 40 left, 0 skipped, "
+        "0 failing; watched: 20 batches in 20 s, spent cost_usd 10, 1 batches/s, ETA 40 s",
+        "run in progress; streams: 1 in progress; total: 30 batches, 30 left, 0 skipped, "
+        "0 failing; watched: 30 batches in 30 s, spent cost_usd 15, 1 batches/s, ETA 30 s",
+        "run in progress; streams: 1 in progress; total: 40 batches, 20 left, 0 skipped, "
+        "0 failing; watched: 40 batches in 40 s, spent cost_usd 20, 1 batches/s, ETA 20 s",
+        "run in progress; streams: 1 in progress; total: 50 batches, 10 left, 0 skipped, "
+        "0 failing; watched: 50 batches in 50 s, spent cost_usd 25, 1 batches/s, ETA 10 s",
+        "run complete, nobody runs it; streams: 1 complete; total: 60 batches, 0 left, 0 skipped, "
+        "0 failing; watched: 60 batches in 1 min 00 s, spent cost_usd 30, 1 batches/s",
+    ]
+    assert ", process " in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [({}, 0), ({"skip": 3}, 3), ({"stop_after": 4}, 75)], ids=str
+)
+async def test_it_exits_as_the_run_stands(
+    autojump_clock: MockClock, how: dict[str, Any], code: int
+) -> None:
+    assert (await watched(pages=10, **how))[0] == code
+
+
+async def test_with_json_each_line_is_a_document(autojump_clock: MockClock) -> None:
+    _, lines = await watched(as_json=True, pages=30)
+    documents = [json.loads(line) for line in lines]
+    assert [document["total"]["batches"]["confirmed"] for document in documents] == [0, 10, 20, 30]
+    assert [document["running"] for document in documents] == [True, True, True, False]
+    assert set(documents[0]["owner"]) == {"host", "pid", "since"}
+    assert documents[1]["watched"] == {
+        "seconds": 10.0,
+        "confirmed": 10,
+        "spent": {"cost_usd": 5.0},
+        "rate_per_s": None,
+        "eta_s": None,
+    }
+    assert documents[2]["watched"]["rate_per_s"] == 1.0
+    assert documents[-1]["exit_code"] == 0
+
+
+async def test_on_a_terminal_it_draws_in_place(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    screen = FakeTerminal()
+    code, _ = await watched(file=screen, pages=30)
+    assert code == 0
+    assert "\x1b[" in screen.getvalue()  # the cursor goes up to draw again
+    last = screen.getvalue().rpartition("nobody runs it")[2]
+    for text in ("total spent", "cost_usd 15", "watched", "30 batches in 30 s"):
+        assert text in last
+
+
+async def test_a_run_that_nobody_runs_is_shown_once(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    await collect(store, pages=3)
+    out = io.StringIO()
+    assert await watch(store, None, every_s=None, as_json=False, file=out) == 0
+    assert out.getvalue() == (
+        "run complete, nobody runs it; streams: 1 complete; total: 3 batches, 0 left, 0 skipped, "
+        "0 failing; watched: 0 batches in 0.0 s\n"
+    )

@@ -1,0 +1,190 @@
+"""What the local stores have in common: full disks, saves that are given up on, shared blobs."""
+
+# ruff: noqa: ASYNC221, ASYNC240  # a test may block its own loop
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.stores.tools import A, B, chain, heads
+from trio_ckpt._errors import RunLockedError, StoreError
+from trio_ckpt.abc import Checkpoint, Pruned, RunKey
+from trio_ckpt.stores import JsonStore, SqliteStore, _files, open_store
+
+LOCAL = pytest.mark.parametrize("kind", [SqliteStore, JsonStore])
+
+_NO_ROOM = """
+    import resource, sys, trio
+    from trio_ckpt import _errors
+    from trio_ckpt.abc import Checkpoint, RunKey
+    from trio_ckpt.stores import open_store
+
+    async def main():
+        store = await open_store(sys.argv[1])
+        async with store.lock_run("run") as owner:
+            run = RunKey("run", 0, owner)
+            saved = 0
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+            try:
+                while True:
+                    await store.save(run, [Checkpoint("s", saved + 1, bytes(5_000))])
+                    saved += 1
+            except _errors.StoreError as error:
+                print(type(error).__name__, error)
+            try:
+                await store.put_blob("00" * 32, bytes(300_000))
+            except _errors.StoreError as error:
+                print(type(error).__name__, error)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            assert await store.save(run, [Checkpoint("s", saved + 1, b"")]) == [None]
+            print(saved + 1)
+        await store.aclose()
+
+    trio.run(main)
+"""
+
+
+@pytest.mark.parametrize(("scheme", "file"), [("sqlite", "state.db"), ("json", "runs/run/journal")])
+async def test_disk_takes_no_more(folder: Path, scheme: str, file: str) -> None:
+    """A real write that fails in the kernel: nothing is half saved, and room lets it go on."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_NO_ROOM), f"{scheme}:{folder}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    saving, blob, last = done.stdout.splitlines()
+    assert saving.startswith(f"StoreError {folder}/{file}")
+    assert ": saving failed:" in saving
+    assert "writing the blob failed: File too large" in blob
+    assert not list(folder.glob("blobs/??/*"))
+    store = await open_store(f"{scheme}:{folder}")
+    assert await heads(store) == {"s": int(last)}
+    await store.aclose()
+
+
+@LOCAL
+async def test_save_that_was_given_up_on_keeps_the_lock(
+    kind: type[SqliteStore] | type[JsonStore], folder: Path
+) -> None:
+    """It is still in the thread, where it may land: nobody may go on before it ended."""
+    store = await kind.open(folder)
+    begun, release = trio.Event(), threading.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def hang() -> None:
+        token.run_sync_soon(begun.set)
+        release.wait()
+
+    async with trio.open_nursery() as nursery:
+        async with store.lock_run("run") as owner:
+            nursery.start_soon(store._writing.run, hang)
+            await begun.wait()
+            with trio.CancelScope() as scope:
+                nursery.start_soon(_cancel_when_blocked, scope)
+                await store.save(RunKey("run", 0, owner), chain(A, 1, 1))
+            assert scope.cancelled_caught
+        with pytest.raises(RunLockedError):
+            async with store.lock_run("run"):
+                pass
+        assert await store.read_owner("run") is not None
+        release.set()
+    await store._writing.run(int)  # after the save, in its thread
+    again = await kind.open(folder)
+    assert await heads(again) == {A: 1}  # it landed
+    await again.aclose()
+    await store.aclose()
+
+
+async def _cancel_when_blocked(scope: trio.CancelScope) -> None:
+    await trio.testing.wait_all_tasks_blocked()
+    scope.cancel()
+
+
+@LOCAL
+async def test_bad_values_go_alone(kind: type[SqliteStore] | type[JsonStore], folder: Path) -> None:
+    """A value that cannot be written is like any checkpoint that fails: it goes alone."""
+    store = await kind.open(folder)
+    bad = [
+        Checkpoint('["\ud800"]', 1, b""),
+        Checkpoint('["type"]', 1, object()),  # type: ignore[arg-type]  # the bad value
+        Checkpoint('["null"]', 1, None),  # type: ignore[arg-type]  # the bad value
+        Checkpoint('["text"]', 1, "text"),  # type: ignore[arg-type]  # the bad value
+        Checkpoint('["big"]', 2**70, b""),
+    ]
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        for one in bad:
+            outcomes = await store.save(run, [*chain(A, 1, 1), one, *chain(B, 1, 1)])
+            assert [outcome is None for outcome in outcomes] == [True, False, True]
+            assert isinstance(outcomes[1], StoreError)
+            assert outcomes[1].__cause__ is not None
+            assert await heads(store) == {A: 1, B: 1}
+            run = RunKey("run", run.generation + 1, owner)
+    await store.aclose()
+
+
+@LOCAL
+async def test_blob_that_another_owner_is_about_to_name_stays(
+    kind: type[SqliteStore] | type[JsonStore], folder: Path
+) -> None:
+    """Two runs put the same blob; the one is pruned before the other has named it."""
+    store, other = await kind.open(folder), await kind.open(folder)
+    digest = hashlib.sha256(b"blob").hexdigest()
+    path = folder / "blobs" / digest[:2] / digest
+    async with other.lock_run("other") as other_owner:
+        async with store.lock_run("run") as owner:
+            await store.put_blob(digest, b"blob")
+            run = RunKey("run", 0, owner)
+            await store.save(run, [Checkpoint(A, 1, b"", digest)])
+            await other.put_blob(digest, b"blob")
+            assert await store.prune(run, keep=0) == Pruned(1, 1, 4)
+        assert path.exists()
+        group = [Checkpoint(A, 1, b"", digest)]
+        assert await other.save(RunKey("other", 0, other_owner), group) == [None]
+        run = RunKey("other", 1, other_owner)
+        await other.save(run, chain(A, 1, 1))
+        await other.prune(run, keep=1)
+        assert path.exists()
+    assert not path.exists()  # it went when the run was given back: nobody else owned one
+    await store.aclose()
+    await other.aclose()
+
+
+@LOCAL
+async def test_blob_that_was_pruned_while_it_was_read_is_no_damage(
+    kind: type[SqliteStore] | type[JsonStore], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader holds no lock: it reads again, and learns that the generation is gone."""
+    store, other = await kind.open(folder), await kind.open(folder)
+    digest = hashlib.sha256(b"blob").hexdigest()
+    async with store.lock_run("run") as owner:
+        await store.put_blob(digest, b"blob")
+        await store.save(RunKey("run", 0, owner), [Checkpoint(A, 1, b"", digest)])
+        await store.save(RunKey("run", 1, owner), chain(A, 1, 1))
+
+    async def prune() -> None:
+        async with store.lock_run("run") as owner:
+            await store.prune(RunKey("run", 1, owner), keep=1)
+
+    real = _files.Blobs.get
+
+    def late(blobs: _files.Blobs, name: str) -> bytes:
+        trio.from_thread.run(prune, trio_token=token)
+        return real(blobs, name)
+
+    token = trio.lowlevel.current_trio_token()
+    monkeypatch.setattr(_files.Blobs, "get", late)
+    assert await other.read_run("run", 0) is None
+    await store.aclose()
+    await other.aclose()

@@ -1,0 +1,291 @@
+"""One open stream: the attempts that are handed out, their tokens, and its state.
+
+What leaving an attempt means is the law of order, see `trio_ckpt._gate`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import attrs
+import msgspec
+import trio
+
+from ._batch import AttemptState, Batch
+from ._coordinator import CheckpointCoordinator
+from ._errors import StreamBusyError, describe_batch
+from ._lane import Lane
+from ._records import CheckpointResult, Opened, Output, Record
+from ._registry import AnyToken
+from ._retry import RetryTable
+from ._saver import Saver
+from ._staging import AnyPath, StreamFiles
+from ._statistics import Waiting
+from ._stop import Stop
+from ._token import CANCELLED, WITHDRAWN, Failure, TokenEvent, TokenState, move
+from .abc import StateCodec
+from .state import Frontier
+
+log = logging.getLogger("trio_ckpt.stream")
+
+
+@attrs.define(eq=False)
+class Desk(ABC):
+    """One open stream: its attempts, its tokens, what goes into their records.
+
+    It is the host of both; what leaving an attempt means is decided by the gate above it.
+
+    Attributes:
+        run_id: The run.
+        lane: Its way to the store.
+        open: The attempts handed out, by batch index.
+        tokens: The tokens of batches handed out or waiting to run again.
+        failed: Batches that failed for good in this session.
+        files: Its outputs.
+        state: What is captured with every batch, where there is state.
+        state_bytes: The last confirmed state.
+        is_state_saved: Whether the store has it; at first it is only what the user gave.
+        opened_at: Unix time, s; the first record from then on says so.
+        expected: How many batches there are in all, where that is known.
+        pause: Until when nothing is handed out, and why; trio's clock.
+        changed: Called when a token has moved.
+        put_back: Called with the index of a confirmed batch that goes back to work.
+    """
+
+    run_id: str
+    lane: Lane
+    saver: Saver
+    coordinator: CheckpointCoordinator
+    stop: Stop
+    retry: RetryTable
+    files: StreamFiles
+    codec: StateCodec[Any] | None = None
+    frontier: Frontier[Any] | None = None
+    first_index: int = 0
+    state: Any = None
+    state_bytes: bytes = b""
+    is_state_saved: bool = False
+    open: dict[int, Batch[Any]] = attrs.field(factory=dict[int, Batch[Any]])
+    tokens: dict[int, AnyToken] = attrs.field(factory=dict[int, AnyToken])
+    failed: dict[int, Failure] = attrs.field(factory=dict[int, Failure])
+    is_parallel: bool = False
+    is_open_ended: bool = False
+    opened_at: float = attrs.field(factory=time.time)
+    expected: int | None = None
+    pause: tuple[float, str] | None = None
+    changed: Callable[[], None] = lambda: None
+    put_back: Callable[[int], None] = lambda _index: None
+
+    # -- handing out ----------------------------------------------------------------------
+
+    def hand_out(self, index: int, item: Any, digest: bytes) -> Batch[Any]:
+        """Make the next attempt at a batch.
+
+        Raises:
+            StreamBusyError: an attempt at it is open.
+        """
+        if index in self.open:
+            where = describe_batch(self.run_id, self.lane.key, index)
+            raise StreamBusyError(
+                f"{where} is open already: settle it, or use run_batches for several at once",
+                run_id=self.run_id,
+                stream=self.lane.key,
+                batch_index=index,
+            )
+        token = self.tokens.get(index)
+        if token is None:
+            token = self.coordinator.adopt(self.run_id, self.lane.key, index, self)
+            self.tokens[index] = token
+            self.failed.pop(index, None)
+        before = self.lane.progress.failures.get(index)
+        attempt = 1 if before is None else before.attempts + 1
+        batch: Batch[Any] = Batch(index, item, attempt, token, self, digest)
+        self.open[index] = batch
+        self.stop.busy += 1
+        return batch
+
+    # -- waiting --------------------------------------------------------------------------
+
+    def pause_for(self, for_s: float, reason: str) -> None:
+        until = trio.current_time() + for_s
+        if self.pause is None or until > self.pause[0]:
+            self.pause = until, reason
+            log.info("%s waits %.3g s: %s", self.where(), for_s, reason)
+
+    async def wait_paused(self) -> None:
+        """Wait until nobody asks the stream to wait any more.
+
+        Cancellation: a cancellation point if there is something to wait for.
+        """
+        while (pause := self.pause) is not None:
+            await trio.sleep_until(pause[0])
+            if self.pause == pause:  # it may have been made longer meanwhile
+                self.pause = None
+
+    def waiting(self) -> Waiting | None:
+        """What the stream waits for before it begins another batch, if it does."""
+        if self.pause is None:
+            return None
+        until, reason = self.pause
+        left_s = until - trio.current_time()
+        return Waiting(self.lane.key, reason, left_s) if left_s > 0 else None
+
+    def left(self) -> int | None:
+        """How many batches are known to be left; None where nobody knows."""
+        progress = self.lane.progress
+        expected = self.expected if self.frontier is None else len(self.frontier)
+        if expected is None:
+            return progress.left
+        return expected - len(progress.confirmed) - len(progress.skipped)
+
+    def where(self, index: int | None = None) -> str:
+        """The stream, or a batch of it, in words."""
+        return describe_batch(self.run_id, self.lane.key, index)
+
+    # -- what goes into a record ----------------------------------------------------------
+
+    def new_opening(self) -> Opened | None:
+        """What the first record of a stream that was opened says of it."""
+        if self.lane.progress.opened_at == self.opened_at:
+            return None
+        return Opened(self.opened_at, self.first_index)
+
+    def new_expected(self) -> int | None:
+        """How many batches there are, if the records do not know."""
+        expected = self.expected if self.frontier is None else len(self.frontier)
+        return None if expected == self.lane.progress.expected else expected
+
+    async def save_plain(self, record: Record) -> None:
+        """Save a record of the stream that is not about a batch; see `Saver.save`."""
+        opened, expected = self.new_opening(), self.new_expected()
+        if opened is not None or expected is not None:
+            record = msgspec.structs.replace(record, opened=opened, expected=expected)
+        await self.saver.save(self.lane, record)
+
+    def encode_adds(self, batch: Batch[Any]) -> bytes:
+        frontier = self.frontier
+        return b"" if frontier is None else frontier.encode(frontier.stage(batch.staged.adds))
+
+    def capture(self) -> bytes:
+        if self.codec is None:
+            return b""
+        payload = self.codec.encode(self.state)
+        return b"" if payload == self.state_bytes and self.is_state_saved else payload
+
+    def restore_state(self) -> None:
+        """Undo what a failed attempt did to the state in memory."""
+        if self.codec is not None:
+            self.state = self.codec.decode(self.state_bytes)
+
+    # -- the ends of tokens -------------------------------------------------------------------
+
+    def close_attempt(self, batch: Batch[Any]) -> None:
+        if self.open.pop(batch.index, None) is not None:
+            self.stop.leave_batch()
+        batch.state = AttemptState.OVER
+
+    def drop(self, batch: Batch[Any], failure: Failure) -> None:
+        """End an attempt without a record: the batch runs again."""
+        if batch.index in self.open:
+            self.restore_state()
+        self.close_attempt(batch)
+        self.files.release(batch.index)
+        self.fail_token(batch.token, failure)
+
+    def fail_token(self, token: AnyToken, failure: Failure) -> None:
+        if token.is_pending:
+            self.failed[token.batch_index] = failure
+            event = TokenEvent.WITHDRAW if failure is WITHDRAWN else TokenEvent.REJECT
+            move(token, event, failure)
+
+    def close(self) -> None:
+        """Leave no token pending, but for those whose save is under way: they are told."""
+        for batch in tuple(self.open.values()):
+            if batch.state is not AttemptState.SUBMITTED:
+                self.drop(batch, CANCELLED)
+        for token in tuple(self.tokens.values()):
+            if token.batch_index not in self.open:
+                self.fail_token(token, CANCELLED)
+
+    # -- the host of tokens ---------------------------------------------------------------------
+
+    def complete(self, token: AnyToken, result: Any) -> bool:
+        """Settle a batch through its token, from whatever task has it."""
+        batch = self.open.get(token.batch_index)
+        if batch is None:
+            return False
+        if result is None:
+            return batch.complete()
+        if not isinstance(result, CheckpointResult):
+            kind = type(result).__qualname__
+            raise TypeError(f"in a run a token is completed with a CheckpointResult, not {kind}")
+        return batch.complete(
+            outputs=[output.path for output in result.outputs],
+            records=result.records,
+            metadata=result.metadata,
+        )
+
+    def fail(self, token: AnyToken, error: BaseException | str) -> bool:
+        """Fail a batch through its token: for good."""
+        batch = self.open.get(token.batch_index)
+        if batch is None or not batch.fail(error):
+            return False
+        batch.staged.is_final = True
+        return True
+
+    def check_wait(self, token: AnyToken) -> None:
+        """Refuse to let a body wait for itself."""
+        batch = self.open.get(token.batch_index)
+        if batch is not None and batch.task is trio.lowlevel.current_task():
+            raise RuntimeError(
+                "a body that waits for its own token waits for ever: use 'await batch.confirm()'"
+            )
+
+    def moved(self, token: AnyToken) -> None:
+        """Tell the monitors, and whoever waits for work."""
+        if token.state not in (TokenState.PENDING, TokenState.COMPLETED):
+            self.tokens.pop(token.batch_index, None)
+        self.coordinator.registry.moved(token)
+        self.changed()
+
+    # -- the host of batches --------------------------------------------------------------------
+
+    def output_name(self, path: AnyPath) -> str:
+        """The name under which an output is kept."""
+        return self.files.name(path)
+
+    def claim_sink(self, name: str) -> None:
+        """Reserve an append file's name for this stream."""
+        self.files.claim_sink(name)
+
+    async def write(self, batch: Batch[Any], path: AnyPath, data: bytes) -> tuple[Output, str]:
+        """Write an output; returns it, and its path as users name it."""
+        output = await self.files.write(path, data, batch.index)
+        return output, self.files.path(output.path)
+
+    def check_withdraw(self, batch: Batch[Any]) -> None:
+        """Only an open end can be found to be no batch."""
+        if not self.is_open_ended or self.is_parallel:
+            raise RuntimeError(
+                "withdraw() is for batches() without a source, one at a time; "
+                f"batch {batch.index} is in the source: skip() it"
+            )
+
+    def check_cursor(self) -> None:
+        """A cursor has an order."""
+        if self.is_parallel:
+            raise ValueError("a cursor needs batches in order: concurrency=1")
+
+    def stage_items(self, items: Iterable[Any]) -> list[Any]:
+        """Those that are new to the frontier."""
+        if self.frontier is None:
+            raise TypeError("batch.add() needs a stream whose state is a Frontier")
+        return [item for item in items if self.frontier.key_of(item)]
+
+    @abstractmethod
+    async def confirm(self, batch: Batch[Any]) -> None:
+        """The gate pulled forward."""

@@ -1,0 +1,178 @@
+"""The streams of an open run: which there are, where they stand, what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+import trio
+
+from ._errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_SKIPPED, UnknownStreamError
+from ._gate import Gate
+from ._groups import (
+    PHASE,
+    Summary,
+    current_phase,
+    group_status,
+    groups_of,
+    in_order,
+    phases_of,
+    status_of,
+    summarize,
+)
+from ._lane import Added, Lane
+from ._progress import Progress
+from ._records import Status
+from ._saver import Saver
+from ._statistics import RunStatistics, eta_s, rate_per_s
+from ._totals import shown
+from ._values import RUN_STREAM, StreamKey
+from .abc import RunView
+
+
+@attrs.define(eq=False)
+class Roster:
+    """What an open run knows of its streams.
+
+    Attributes:
+        progress: What is durable of each.
+        lanes: Of those that this session has touched.
+        desks: Of those that are open.
+        phases: The phases that are open.
+        began: When the run was opened, on trio's clock.
+        runtime_before_s: Seconds that earlier sessions took.
+    """
+
+    _saver: Saver
+    runtime_before_s: float
+    progress: dict[StreamKey, Progress]
+    lanes: dict[StreamKey, Lane] = attrs.field(factory=dict[StreamKey, Lane], init=False)
+    desks: dict[StreamKey, Gate] = attrs.field(factory=dict[StreamKey, Gate], init=False)
+    phases: set[StreamKey] = attrs.field(factory=set[StreamKey], init=False)
+    began: float = attrs.field(factory=trio.current_time, init=False)
+
+    @classmethod
+    def of(cls, saver: Saver, view: RunView | None, runtime_before_s: float) -> Roster:
+        """Of a run as it was found."""
+        found = {} if view is None else view.streams
+        return cls(saver, runtime_before_s, {key: entry.progress for key, entry in found.items()})
+
+    def lane(self, key: StreamKey) -> Lane:
+        """The way of a stream to the store."""
+        lane = self.lanes.get(key)
+        if lane is None:
+            progress = self.progress.setdefault(key, Progress())
+            lane = self.lanes[key] = self._saver.add_lane(key, progress)
+        return lane
+
+    def check_known(self, key: StreamKey) -> None:
+        """Raise UnknownStreamError unless there is such a stream."""
+        if key not in self.progress or key == RUN_STREAM:
+            raise self._unknown(key)
+
+    def _unknown(self, key: StreamKey) -> UnknownStreamError:
+        run_id = self._saver.run_key.run_id
+        return UnknownStreamError(
+            f"run {run_id!r} has no stream {'/'.join(key)!r}", run_id=run_id, stream=key
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """What a command should exit with now."""
+        parts = [p for key, p in self.progress.items() if key != RUN_STREAM and p.sequence > 0]
+        if any(progress.status is not Status.COMPLETE for progress in parts):
+            return EXIT_DRAINED
+        return EXIT_SKIPPED if any(progress.skipped for progress in parts) else EXIT_COMPLETE
+
+    def to_process(self, *, retry_failed: bool, start_from: StreamKey | None) -> list[StreamKey]:
+        """The streams with work left, in order."""
+        order = in_order(self.progress)
+        if start_from is not None:
+            n = len(start_from)
+            place = next((i for i, key in enumerate(order) if key[:n] == start_from), None)
+            if place is None:
+                raise self._unknown(start_from)
+            order = order[place:]
+        return [key for key in order if _is_to_process(self.progress[key], retry_failed)]
+
+    def phase_statuses(self) -> dict[str, Status]:
+        """All phases, and where they stand."""
+        return {
+            name: status_of(progress, is_open=(PHASE, name) in self.phases)
+            for name, progress in phases_of(self.progress).items()
+        }
+
+    # -- sums ---------------------------------------------------------------------------------
+
+    def _mine(self) -> dict[StreamKey, Progress]:
+        return {key: self.progress[key] for key in in_order(self.progress)}
+
+    def group(self, parts: StreamKey) -> Summary:
+        """What the streams under `parts` add up to."""
+        found = {key: p for key, p in self._mine().items() if key[: len(parts)] == parts}
+        return summarize(parts, found, open_streams=self.desks)
+
+    def groups(self) -> dict[StreamKey, Summary]:
+        """What the streams under each first part add up to."""
+        return {
+            key: summarize(key, parts, open_streams=self.desks)
+            for key, parts in groups_of(self.progress).items()
+        }
+
+    def statistics(self) -> RunStatistics:
+        """Counts, sums, rate and ETA, at this moment."""
+        mine = self._mine()
+        whole = summarize((), mine, open_streams=self.desks)
+        statuses = [whole.status] if mine else []
+        groups = dict.fromkeys(Status, 0)
+        for summary in self.groups().values():
+            groups[summary.status] += 1
+        lanes = [lane for key, lane in self.lanes.items() if key in mine]
+        session = Added.by_session(lanes)
+        confirmed = sum(lane.confirmed for lane in lanes)
+        session_s = trio.current_time() - self.began
+        rate = rate_per_s(confirmed, session_s)
+        left = self._count_left(mine)
+        pauses = (desk.waiting() for desk in self.desks.values())
+        return RunStatistics(
+            status=group_status([*statuses, *self.phase_statuses().values()]),
+            current_phase=current_phase(self.progress),
+            streams=whole.streams,
+            groups=groups,
+            confirmed=whole.confirmed,
+            skipped=whole.skipped,
+            failing=whole.failing,
+            left=left,
+            in_flight=sum(len(desk.open) for desk in self.desks.values()),
+            records=whole.records,
+            totals=whole.totals,
+            spent=whole.spent,
+            saved=whole.saved,
+            adopted=whole.adopted,
+            session_confirmed=confirmed,
+            session_skipped=sum(lane.skipped for lane in lanes),
+            session_retries=sum(lane.retries for lane in lanes),
+            session_records=session.records,
+            session_totals=shown(session.totals),
+            session_spent=shown(session.spent),
+            runtime_s=self.runtime_before_s + session_s,
+            session_s=session_s,
+            rate_per_s=rate,
+            eta_s=eta_s(left, rate),
+            waiting=tuple(pause for pause in pauses if pause is not None),
+        )
+
+    def _count_left(self, mine: Mapping[StreamKey, Progress]) -> int | None:
+        lefts = [
+            self.desks[key].left() if key in self.desks else progress.left
+            for key, progress in mine.items()
+        ]
+        return None if None in lefts else sum(left or 0 for left in lefts)
+
+
+def _is_to_process(progress: Progress, retry_failed: bool) -> bool:
+    if progress.status is Status.COMPLETE:
+        return retry_failed and bool(progress.skipped)
+    if progress.status is Status.FAILED and progress.error is not None:
+        return retry_failed or progress.error.retryable
+    return True

@@ -1,0 +1,244 @@
+"""Where the owner of a stream stands in it, and the loop that goes on from there.
+
+A stream has one loop at a time.  Each of its steps passes the gate for the batch before
+it, and hands out the first one that is left.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import attrs
+import trio
+
+from ._batch import Batch
+from ._errors import StreamBusyError, StreamFailedError
+from ._gate import Gate, Passed, Way
+from ._progress import Progress
+from ._records import ErrorInfo, Kind, Record, Status
+from ._retry import Again
+from ._source import Source
+from ._statistics import resume_line
+
+log = logging.getLogger("trio_ckpt.stream")
+
+T = TypeVar("T")
+
+Items = Sequence[T] | Callable[[], Iterable[T]]
+
+
+@attrs.define(eq=False)
+class Walk:
+    """Where the owner of a stream stands.
+
+    Attributes:
+        desk: The stream.
+        known: What the newest records say of their items.
+        wait_verified: Waits for the verification beside the run; see `Resume`.
+        task: The owner.
+        batch: The one that the loop or block of the owner holds.
+        loop: The newest one; an older one must not go on.
+        failure: Why the stream was said to have failed, if it was.
+        is_closed: The block of the stream has ended.
+    """
+
+    desk: Gate
+    known: Mapping[int, bytes]
+    wait_verified: Callable[[], Awaitable[bool]]
+    task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task, init=False)
+    batch: Batch[Any] | None = attrs.field(default=None, init=False)
+    loop: object = attrs.field(default=None, init=False)
+    failure: ErrorInfo | None = attrs.field(default=None, init=False)
+    is_closed: bool = attrs.field(default=False, init=False)
+
+    @property
+    def progress(self) -> Progress:
+        """What is durable."""
+        return self.desk.lane.progress
+
+    # -- who may -------------------------------------------------------------------------------
+
+    def check_owner(self) -> None:
+        """Raise unless the caller is the task that opened the stream."""
+        if self.is_closed or trio.lowlevel.current_task() is not self.task:
+            raise StreamBusyError(
+                f"{self.desk.where()} is used outside its block or by another task than the one "
+                "that opened it",
+                run_id=self.desk.run_id,
+                stream=self.desk.lane.key,
+            )
+
+    def check_failed(self) -> None:
+        """Raise StreamFailedError after `Stream.fail`."""
+        if self.failure is not None:
+            raise StreamFailedError(
+                self.failure.message,
+                run_id=self.desk.run_id,
+                stream=self.desk.lane.key,
+                retryable=self.failure.retryable,
+            )
+
+    def check_no_frontier(self) -> None:
+        """Raise TypeError where items are found while they are worked on."""
+        if self.desk.frontier is not None:
+            raise TypeError("the items of a Frontier are worked on with run_batches")
+
+    # -- a step --------------------------------------------------------------------------------
+
+    async def settle_open(self, way: Way) -> Passed:
+        """Pass the gate for the batch of the loop, and wait until it may run again if so."""
+        batch, self.batch = self.batch, None
+        if batch is None:
+            return Passed.GO_ON
+        passed = await self.desk.pass_gate(batch, way)
+        if isinstance(passed, Again):
+            await trio.sleep(passed.after_s)
+            return Passed.GO_ON
+        return passed
+
+    async def wait_for_turn(self) -> None:
+        """Wait while the stream is asked to pause; for ever while a stop is under way.
+
+        Cancellation: the only way out of a stop.
+        """
+        await self.desk.wait_paused()
+        await self.desk.stop.park()
+
+    def open_source(self, items: Items[T] | None, key: Callable[[T], str] | None) -> Source[T]:
+        """The source of a loop, checked against what is confirmed."""
+        if items is None:
+            self.check_no_frontier()
+        desk, progress = self.desk, self.progress
+        source = Source(
+            items,
+            first_index=desk.first_index,
+            key=key,
+            known=self.known,
+            confirmed_stop=max(progress.confirmed.stop, progress.skipped.stop),
+            where=(desk.run_id, desk.lane.key),
+        )
+        desk.is_open_ended = source.is_open_ended
+        if source.stop is not None:
+            desk.expected = source.stop - desk.first_index
+        return source
+
+    async def begin_range(self, stop: int | None, start: int | None, end: int | None) -> None:
+        """Say what is passed over, and keep in the history which part is worked on.
+
+        Args:
+            stop: One more than the last batch of the source; None: nobody knows.
+            start: Of the part.
+            end: Its last batch.
+
+        Durability: when this returns a range is saved.
+        """
+        desk, progress = self.desk, self.progress
+        stop = stop if end is None or stop is None else min(end + 1, stop)
+        if progress.sequence and (line := resume_line(progress, desk.first_index, start, stop)):
+            log.info("%s: %s", desk.where(), line)
+        if start is not None or end is not None:
+            note = {"range": [start, end]}
+            await desk.save_plain(Record(kind=Kind.NOTE, at=time.time(), metadata=note))
+
+    def is_past_end(self, index: int) -> bool:
+        """Whether the records say that an open end has come before a batch."""
+        last = self.progress.last_index
+        return self.progress.status is Status.COMPLETE if last is None else index > last
+
+    # -- the end -------------------------------------------------------------------------------
+
+    async def complete(self, stop: int) -> None:
+        """Save that nothing is left below `stop`, if that is so and not saved yet."""
+        progress = self.progress
+        is_done = progress.covers(self.desk.first_index, stop)
+        if progress.status is not Status.COMPLETE and is_done:
+            await self.desk.save_plain(Record(kind=Kind.FINISH, at=time.time()))
+
+    async def complete_source(self, source: Source[Any], end: int | None) -> None:
+        """Save that nothing is left of a source, if that is so.
+
+        Args:
+            source: The source.
+            end: Where it was found to end; None: nobody has looked.
+        """
+        if source.is_open_ended:
+            await self.complete_if_last()
+        elif (stop := end if source.stop is None else source.stop) is not None:
+            await self.complete(stop)
+
+    async def complete_if_last(self) -> None:
+        """The same for an open end whose last batch is known."""
+        if self.progress.last_index is not None:
+            await self.complete(self.progress.last_index + 1)
+
+
+class Batches(Generic[T]):
+    """The loop of ``async for batch in stream.batches(...)``; it holds no scope open."""
+
+    def __init__(
+        self,
+        walk: Walk,
+        items: Items[T] | None,
+        key: Callable[[T], str] | None,
+        start: int | None,
+        end: int | None,
+    ) -> None:
+        self._walk = walk
+        self._items = items
+        self._key = key
+        self._start = start
+        self._end = end
+        self._source: Source[T] | None = None
+
+    def __aiter__(self) -> Batches[T]:
+        return self
+
+    async def __anext__(self) -> Batch[T]:
+        """Pass the gate for the open batch, and hand out the next one."""
+        walk = self._walk
+        walk.check_owner()
+        walk.check_failed()
+        source = self._source
+        if source is None:
+            source = await self._begin()
+        elif walk.loop is not self:
+            raise StreamBusyError("a newer batches() has taken the place of this one")
+        else:
+            await walk.settle_open(Way.NEXT)
+        found = await self._find_next(source)
+        if found is None:  # also during a stop: what is done is done
+            raise StopAsyncIteration
+        await walk.wait_for_turn()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        batch: Batch[T] = walk.desk.hand_out(*found)
+        walk.batch = batch
+        return batch
+
+    async def _begin(self) -> Source[T]:
+        """Take the place of an older loop."""
+        walk = self._walk
+        await trio.lowlevel.checkpoint()
+        await walk.settle_open(Way.NEXT)
+        source = self._source = walk.open_source(self._items, self._key)
+        await walk.begin_range(source.stop, self._start, self._end)
+        walk.loop = self
+        return source
+
+    async def _find_next(self, source: Source[T]) -> tuple[int, T | None, bytes] | None:
+        walk = self._walk
+        start = max(self._start or 0, walk.desk.first_index)
+        while True:
+            index = walk.progress.first_left(start)
+            is_beyond = self._end is not None and index > self._end
+            if source.is_open_ended:
+                is_beyond = is_beyond or walk.is_past_end(index)
+            found = None if is_beyond else source.get(index)
+            if found is not None:
+                return index, *found
+            if not await walk.wait_verified():
+                break  # nothing came back to work meanwhile
+        await walk.complete_source(source, None if is_beyond else index)
+        return None

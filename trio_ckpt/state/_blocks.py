@@ -1,0 +1,396 @@
+"""What changed in a buffer since the last save, copied before it can change again.
+
+Theory of operation
+===================
+
+A save of a buffer has two halves.
+
+*While the program is held* (`Capture`, iterated): find what may have changed and copy it into
+the arena.  The ladder, the cheapest rung that is sure:
+
+======== ============================================ =================================
+rung     when                                         what it costs while held
+======== ============================================ =================================
+identity the memory is of one immutable object        nothing
+pages    the kernel tracked the writes                a look, and a copy of the pages
+hash     there is a table                             a hash of all, a copy of the spans
+dense    over 30 % was changed, two times in a row    a copy of all
+full     there is no table                            a copy of all
+======== ============================================ =================================
+
+*While the program runs again* (`Part.finish`): look at the copies.  Blocks whose digest is
+the one in the table are dropped, the rest is packed together.
+
+The new `Table` is made when all parts are finished.  Its caller keeps it once the save is
+durable and drops it if the save failed; the old one is never altered.
+
+In dense mode nothing asks the tracker: pages that were written stay unprotected, so the
+program's writes cost nothing.  Every fourth time two saves in a row find out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
+
+import attrs
+import numpy as np
+
+from ._arena import SLAB_BYTES, Arena, Slab
+from ._memory import PAGE_BYTES, Bytes, address_of
+from ._pages import Tracker, Untracked, Written, spread
+from ._patches import Ranges, ranges_of
+from ._tables import (
+    BLOCK_BYTES,
+    BLOCKS_PER_SPAN,
+    SPAN_BYTES,
+    Indexes,
+    Mask,
+    Table,
+    block_digests,
+    count_of,
+    empty_table,
+    rows_of,
+    span_digests,
+)
+
+T = TypeVar("T")
+
+Rung = Literal["identity", "pages", "hash", "dense", "full"]
+
+BLOCKS_PER_SLAB = SLAB_BYTES // BLOCK_BYTES
+SPANS_PER_SLAB = SLAB_BYTES // SPAN_BYTES
+SLABS_PER_PART = 32  # so that what is large is written while the rest is still copied
+
+DENSE_ABOVE = 0.3  # of the blocks: then to copy all costs less than to find out
+DENSE_AFTER = 2  # saves in a row
+PROBE_EVERY = 4  # dense saves
+
+
+@attrs.frozen
+class Report:
+    """How one buffer was captured, for statistics.
+
+    Attributes:
+        rung: The rung that found what changed.
+        reason: Why the tracker did not; empty if it did, or none was asked.
+        nbytes: The length of the buffer.
+        copied_bytes: What was copied while the program was held.
+        changed_bytes: What is to be saved.
+    """
+
+    rung: Rung
+    reason: str
+    nbytes: int
+    copied_bytes: int
+    changed_bytes: int
+
+
+@attrs.frozen(eq=False)
+class Changes:
+    """What is to be saved of a part of a buffer.
+
+    Attributes:
+        ranges: Rows of ``(offset, nbytes)``, ascending, apart from each other.
+        chunks: The bytes of all ranges one after the other, in pieces of up to `SLAB_BYTES`
+            that begin and end without regard to the ranges.
+    """
+
+    ranges: Ranges
+    chunks: tuple[Bytes, ...] = attrs.field(repr=False)
+    _slabs: tuple[Slab, ...] = attrs.field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """The length of all chunks."""
+        return sum(chunk.nbytes for chunk in self.chunks)
+
+    def release(self) -> None:
+        """Give the arena its memory back; the chunks are not to be used afterwards."""
+        for slab in self._slabs:
+            slab.release()
+
+
+@attrs.frozen(eq=False)
+class _Copy:
+    """Some blocks, one after the other in a slab."""
+
+    blocks: Indexes
+    slab: Slab
+    nbytes: int
+
+    @property
+    def filled(self) -> Bytes:
+        return self.slab.memory[: self.nbytes]
+
+
+@attrs.define(eq=False)
+class Part:
+    """Copies of what may have changed in a part of a buffer."""
+
+    _copies: list[_Copy]
+    _check: Callable[[_Copy], Mask]
+    _end: Callable[[Indexes], None]
+    _nbytes: int
+
+    def finish(self) -> Changes:
+        """Look at the copies, and drop what did not change.  Once; in any thread."""
+        packed = _Packer()
+        changed: list[Indexes] = []
+        for copy in self._copies:
+            keep = self._check(copy)
+            changed.append(copy.blocks[keep])
+            packed.add(copy, keep)
+        blocks = np.concatenate(changed)
+        self._copies = []
+        self._end(blocks)
+        return Changes(ranges_of(blocks, self._nbytes), *packed.close())
+
+    def release(self) -> None:
+        """Give the memory back of a part that is not finished, because its save was given up."""
+        for copy in self._copies:
+            copy.slab.release()
+        self._copies = []
+
+
+class _Packer:
+    """Moves what is kept to the front of the slabs, and gives back those that are empty."""
+
+    def __init__(self) -> None:
+        self._slabs: list[Slab] = []
+        self._ends: list[int] = []  # how far each of them is filled
+
+    def add(self, copy: _Copy, keep: Mask) -> None:
+        kept = copy.filled
+        if not keep.all():
+            kept = _rows_kept(kept, keep)
+        has_room = bool(self._ends) and self._ends[-1] < SLAB_BYTES
+        if not has_room and keep.all():  # where it is is where it belongs
+            self._slabs.append(copy.slab)
+            self._ends.append(kept.nbytes)
+            return
+        kept = kept.copy()  # a slab that is read here may be written below
+        if kept.nbytes and has_room:
+            room = min(SLAB_BYTES - self._ends[-1], kept.nbytes)
+            self._slabs[-1].memory[self._ends[-1] : self._ends[-1] + room] = kept[:room]
+            self._ends[-1] += room
+            kept = kept[room:]
+        if kept.nbytes:
+            copy.slab.memory[: kept.nbytes] = kept
+            self._slabs.append(copy.slab)
+            self._ends.append(kept.nbytes)
+        else:
+            copy.slab.release()
+
+    def close(self) -> tuple[tuple[Bytes, ...], tuple[Slab, ...]]:
+        pairs = zip(self._slabs, self._ends, strict=True)
+        return tuple(slab.memory[:end] for slab, end in pairs), tuple(self._slabs)
+
+
+def _rows_kept(filled: Bytes, keep: Mask) -> Bytes:
+    """The kept blocks, one after the other; the last may be short."""
+    whole = filled.nbytes // BLOCK_BYTES
+    rows = filled[: whole * BLOCK_BYTES].reshape(-1, BLOCK_BYTES)[keep[:whole]].reshape(-1)
+    if whole == len(keep) or not keep[-1]:
+        return rows
+    return np.concatenate((rows, filled[whole * BLOCK_BYTES :]))
+
+
+class Capture:
+    """One save of one buffer.
+
+    Iterate it while the program is held; `Part.finish` each part then or later, in this or
+    another thread; when all are finished, `table` and `report`.
+
+    Args:
+        data: The buffer: contiguous bytes.
+        table: What the last durable save held, or None.
+        arena: Where copies go.
+        tracker: Who may know what was written.
+        owner: Whose memory it is, for the tracker; None: NumPy knows.
+        root: The immutable object whose memory it is, or None.
+        timeout_s: How long to wait for room in the arena; None: forever.
+    """
+
+    def __init__(
+        self,
+        data: Bytes,
+        table: Table | None,
+        arena: Arena,
+        tracker: Tracker | Untracked | None = None,
+        *,
+        owner: object = None,
+        root: object = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        self._data = data
+        self._has_table = table is not None and table.nbytes == data.nbytes
+        self._old = table if table is not None and self._has_table else empty_table(data.nbytes)
+        self._arena = arena
+        self._timeout_s = timeout_s
+        self._root = root
+        self._count = count_of(data.nbytes, BLOCK_BYTES)
+        self._reason = tracker.reason if isinstance(tracker, Untracked) else ""
+        self._seen: Written | None = None  # the tracker's answer, if it was asked
+        self._compares_blocks = True
+        self._copied_bytes = 0
+        self._changed = 0  # blocks
+        self._found = 0  # blocks that were copied
+        self._open_parts = 0
+        self._is_copied = False
+        self._span_news: list[tuple[Indexes, Bytes | None]] = []
+        self._block_news: list[tuple[Indexes, Bytes | None]] = []
+        self.rung: Rung = self._choose(tracker if isinstance(tracker, Tracker) else None, owner)
+
+    # -- while the program is held ------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Part]:
+        """Copy, part by part: one, unless there is much; none, if there is nothing.
+
+        Raises:
+            ArenaFullError: no room within the timeout.
+        """
+        limit = max(1, min(SLABS_PER_PART, self._arena.limit_bytes // SLAB_BYTES // 2))
+        copies: list[_Copy] = []
+        try:
+            for blocks in self._candidates():
+                slab = self._arena.reserve(timeout_s=self._timeout_s)
+                copies.append(_Copy(blocks, slab, self._copy(blocks, slab.memory)))
+                if len(copies) == limit:
+                    part, copies = self._part(copies), []
+                    yield part
+        except BaseException:
+            for copy in copies:
+                copy.slab.release()
+            raise
+        self._is_copied = True
+        if copies:
+            yield self._part(copies)
+
+    def _choose(self, tracker: Tracker | None, owner: object) -> Rung:
+        old = self._old
+        is_same = self._root is not None and self._root is old.root
+        if is_same and old.address == address_of(self._data):
+            return "identity"
+        is_dense = old.hot_for >= DENSE_AFTER
+        is_probe = is_dense and old.dense_for % PROBE_EVERY == PROBE_EVERY - 1
+        is_after_probe = is_dense and old.dense_for % PROBE_EVERY == 0 and old.dense_for > 0
+        if tracker is not None and (not is_dense or is_probe or is_after_probe):
+            answer = tracker.written(self._data, old.region, old.look, owner=owner)
+            if isinstance(answer, Untracked):
+                self._reason = answer.reason
+            else:
+                self._seen = answer
+                if self._has_table and not is_probe and answer.since is not None:
+                    self._pages = _blocks_of(answer.pages, self._data)
+                    if not is_dense or len(self._pages) <= DENSE_ABOVE * self._count:
+                        return "pages"
+                elif not is_dense:
+                    self._reason = "watched from now on"
+        if is_dense:
+            self._compares_blocks = self._seen is None and (is_probe or is_after_probe)
+            return "dense"
+        if not self._has_table:
+            self._compares_blocks = self._seen is None
+            return "full"
+        return "hash"
+
+    def _candidates(self) -> Iterator[Indexes]:
+        """The blocks that may have changed, a slab of them at a time."""
+        if self.rung == "identity":
+            return
+        if self.rung == "hash":
+            yield from self._hashed()
+            return
+        blocks = self._pages if self.rung == "pages" else np.arange(self._count)
+        for first in range(0, len(blocks), BLOCKS_PER_SLAB):
+            yield blocks[first : first + BLOCKS_PER_SLAB]
+
+    def _hashed(self) -> Iterator[Indexes]:
+        """The blocks of all spans whose digest is not the one in the table."""
+        spans = self._old.spans
+        was, known = spans.rows.tobytes(), spans.known.tolist()
+        size = spans.rows.shape[1]
+        found: list[bytes] = []
+        changed: list[int] = []
+        waiting: list[int] = []
+        for span, digest in enumerate(span_digests(self._data)):
+            if known[span] and digest == was[span * size : (span + 1) * size]:
+                continue
+            found.append(digest)
+            changed.append(span)
+            waiting.append(span)
+            if len(waiting) == SPANS_PER_SLAB:
+                yield self._blocks_in(waiting)
+                waiting = []
+        if waiting:
+            yield self._blocks_in(waiting)
+        if changed:
+            self._span_news.append((np.array(changed, np.intp), rows_of(found)))
+
+    def _blocks_in(self, spans: list[int]) -> Indexes:
+        first = np.array(spans, np.intp) * BLOCKS_PER_SPAN
+        end = np.minimum(first + BLOCKS_PER_SPAN, self._count)
+        return spread(np.stack((first, end), axis=1))
+
+    def _copy(self, blocks: Indexes, slab: Bytes) -> int:
+        """Copy blocks into a slab; returns how many bytes they are."""
+        whole = self._data.nbytes // BLOCK_BYTES
+        first, end = int(blocks[0]), int(blocks[-1]) + 1
+        if end - first == len(blocks):
+            source = self._data[first * BLOCK_BYTES : end * BLOCK_BYTES]
+            np.copyto(slab[: source.nbytes], source)
+            nbytes = source.nbytes
+        else:
+            rows = self._data[: whole * BLOCK_BYTES].reshape(-1, BLOCK_BYTES)
+            inside = blocks if end <= whole else blocks[:-1]
+            nbytes = len(inside) * BLOCK_BYTES
+            np.take(rows, inside, 0, slab[:nbytes].reshape(-1, BLOCK_BYTES), mode="clip")
+            if end > whole:
+                rest = self._data[whole * BLOCK_BYTES :]
+                slab[nbytes : nbytes + rest.nbytes] = rest
+                nbytes += rest.nbytes
+        self._copied_bytes += nbytes
+        self._found += len(blocks)
+        return nbytes
+
+    def _part(self, copies: list[_Copy]) -> Part:
+        self._open_parts += 1
+        return Part(copies, self._check, self._end, self._data.nbytes)
+
+    # -- while the program runs again ---------------------------------------------------
+
+    def _check(self, copy: _Copy) -> Mask:
+        """Which blocks of a copy changed; their digests are kept for the table."""
+        keep = np.ones(len(copy.blocks), np.bool_)
+        if self.rung in ("dense", "full"):
+            keep = self._check_spans(copy)
+        if self._compares_blocks:
+            rows = block_digests(copy.filled)
+            self._block_news.append((copy.blocks, rows))
+            keep &= self._old.blocks.differ(copy.blocks, rows)
+        elif self._old.blocks.known[copy.blocks].any():
+            self._block_news.append((copy.blocks[keep], None))
+        if self.rung == "pages":  # the digests of their spans are not those of the buffer now
+            self._span_news.append((np.unique(copy.blocks[keep] // BLOCKS_PER_SPAN), None))
+        return keep
+
+    def _check_spans(self, copy: _Copy) -> Mask:
+        rows = rows_of(list(span_digests(copy.filled)))
+        spans = int(copy.blocks[0]) // BLOCKS_PER_SPAN + np.arange(len(rows))
+        self._span_news.append((spans, rows))
+        differ = self._old.spans.differ(spans, rows)
+        return np.repeat(differ, BLOCKS_PER_SPAN)[: len(copy.blocks)]
+
+    def _end(self, changed: Indexes) -> None:
+        self._changed += len(changed)
+        self._open_parts -= 1
+        self._changed_bytes = ...
+
+    def table(self) -> Table:
+        """What this save holds; for the next `Capture`, once this save is durable.
+
+        Raises:
+            RuntimeError: a part is not finished.
+        """
+        ...

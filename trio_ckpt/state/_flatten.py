@@ -1,0 +1,420 @@
+"""From a live state to a tree and a list of arrays.
+
+The tree shares no mutable object with the state, so the state may change while the tree is
+saved.  The arrays are the state's own: who takes them copies or watches them.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import attrs
+
+from .._errors import NotEncodableError
+from ._classes import Classes, Shape, Where, extras_of, is_by_identity, is_declared, path_of
+from ._leaves import LEAF_ENCODERS, encode_int
+from ._random import (
+    encode_bit_generator,
+    encode_random,
+    encode_random_state,
+    numpy_random_kind,
+)
+from ._tagged import MAX_TREE_NODES, Tag, Tree, pack, pack_floats
+
+MAX_DEPTH = 100  # deeper than any sane state, shallower than the interpreter's stack
+MAX_STR_BYTES = 2**30  # MessagePack ends at 4 GiB; what is longer belongs in an array
+_LEAF_NODES = 20  # the values that a datetime with a zone is made of; no leaf has more
+_MAX_DIMENSIONS = 64  # NumPy's own
+
+_ATOMS: frozenset[type] = frozenset((type(None), bool, float))
+FACTORIES: dict[str, Callable[[], Any]] = {
+    kind.__name__: kind for kind in (int, float, str, list, dict, set, bool, tuple, bytes)
+}
+"""What a defaultdict may make its values with: looked up by name, never imported."""
+
+_TENSORS = {"torch": ("torch", "Tensor"), "jax": ("jax", "Array"), "jaxlib": ("jax", "Array")}
+_TENSORS_TF = ("Tensor", "Variable")
+
+
+@attrs.frozen(eq=False)
+class ArrayLeaf:
+    """An array of the state.
+
+    Attributes:
+        path: Where it is first, ``state.model.layers[3]``.
+        value: The object itself, not a copy.
+    """
+
+    path: str
+    value: Any
+
+
+@attrs.frozen(eq=False)
+class Flat:
+    """A state taken apart.
+
+    Attributes:
+        tree: Everything but the arrays; ``{Tag.ARRAY: n}`` stands for ``arrays[n]``.
+        arrays: In the order in which the state holds them, each once.
+    """
+
+    tree: Tree
+    arrays: list[ArrayLeaf]
+
+
+def flatten_state(classes: Classes, state: object) -> Flat:
+    """Take a state apart.
+
+    Raises:
+        NotEncodableError: naming the path of the leaf that cannot be saved.
+    """
+    flattener = _Flattener(classes)
+    return Flat(flattener.node(state, None), flattener.arrays)
+
+
+class _Flattener:
+    def __init__(self, classes: Classes) -> None:
+        self.arrays: list[ArrayLeaf] = []
+        self._classes = classes
+        self._nodes = 0
+        self._depth = 0
+        self._by_value = 0  # how many sets and keys are around this place
+        self._numbers: dict[int, int] = {}  # of mutable objects, by id
+        self._open: dict[int, Where] = {}  # those that are being taken apart
+        self._array_numbers: dict[int, int] = {}
+        self._kept: list[Any] = []  # what has a number: its id must not come again
+
+    # -- one value ---------------------------------------------------------------------
+
+    def node(self, value: Any, where: Where) -> Tree:
+        kind: Any = type(value)
+        if kind in _ATOMS:
+            return value
+        if kind is str:
+            return self._text(value, where)
+        if kind is int:
+            return encode_int(value)
+        if kind is bytes:
+            return self._bytes(value, where)
+        walk = _WALKERS.get(kind)
+        if walk is not None:
+            return walk(self, value, where)
+        leaf = LEAF_ENCODERS.get(kind)
+        if leaf is not None:
+            tag, encode = leaf
+            self._count(_LEAF_NODES, where)
+            return {tag: _leaf(encode, value, where)}
+        return self._other(kind, value, where)
+
+    def _other(self, kind: type, value: Any, where: Where) -> Tree:
+        shape = self._classes.shapes.get(kind)
+        if shape is not None:
+            return self._instance(value, where, shape)
+        if kind in self._classes.enums:
+            return self._member(value, where)
+        roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
+        if not roots.isdisjoint(("numpy", "ml_dtypes")):
+            return self._numpy(value, where)
+        if _is_tensor(value, roots):
+            return {Tag.ARRAY: self._array(value, where)}
+        raise _unknown(kind, where)
+
+    def _text(self, value: str, where: Where) -> str:
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                problem = f"{value[:50]!r} has a lone surrogate in it"
+                raise NotEncodableError(path_of(where), problem) from error
+        if len(value) > MAX_STR_BYTES // 4:
+            raise NotEncodableError(path_of(where), "a str of over a quarter GiB")
+        return value
+
+    def _bytes(self, value: bytes | bytearray, where: Where) -> bytes:
+        if len(value) > MAX_STR_BYTES:
+            raise NotEncodableError(path_of(where), f"over {MAX_STR_BYTES} bytes; use an array")
+        return bytes(value)
+
+    # -- mutable objects: the same again, and never inside themselves -------------------
+
+    def _mutable(self, value: Any, where: Where, walk: Callable[[Any, Where], Tree]) -> Tree:
+        known = self._numbers.get(id(value))
+        if known is not None:
+            if id(value) in self._open:
+                around = path_of(self._open[id(value)])
+                raise NotEncodableError(path_of(where), f"it is {around}, which holds it")
+            return {Tag.SAME: known}
+        if self._by_value:
+            problem = f"a {type(value).__qualname__} in a set or a key is known by identity alone"
+            raise NotEncodableError(path_of(where), problem)
+        self._numbers[id(value)] = len(self._numbers)
+        self._kept.append(value)
+        self._open[id(value)] = where
+        tree = self._deeper(value, where, walk)
+        del self._open[id(value)]
+        return tree
+
+    def _deeper(self, value: Any, where: Where, walk: Callable[[Any, Where], Tree]) -> Tree:
+        if self._depth >= MAX_DEPTH:
+            raise NotEncodableError(path_of(where), f"nested deeper than {MAX_DEPTH}")
+        self._depth += 1
+        try:
+            return walk(value, where)
+        finally:
+            self._depth -= 1
+
+    def _count(self, nodes: int, where: Where) -> None:
+        self._nodes += nodes
+        if self._nodes > MAX_TREE_NODES:
+            problem = f"more than {MAX_TREE_NODES} values so far; put numbers in arrays"
+            raise NotEncodableError(path_of(where), problem)
+
+    # -- containers --------------------------------------------------------------------
+
+    def _items(self, items: Iterable[Any], where: Where) -> list[Tree]:
+        node = self.node
+        return [
+            item if type(item) in _ATOMS else node(item, (where, at))
+            for at, item in enumerate(items)
+        ]
+
+    def list_(self, value: list[Any], where: Where) -> Tree:
+        return self._mutable(value, where, self._list)
+
+    def _list(self, value: list[Any], where: Where) -> Tree:
+        floats = pack_floats(value)
+        if floats is not None:
+            return {Tag.FLOATS: floats}
+        self._count(len(value), where)
+        return self._items(value, where)
+
+    def dict_(self, value: dict[Any, Any], where: Where) -> Tree:
+        return self._mutable(value, where, self._dict)
+
+    def _dict(self, value: dict[Any, Any], where: Where) -> Tree:
+        self._count(2 * len(value) + 2, where)
+        if any(type(key) is not str for key in value):
+            return {Tag.DICT: self._pairs(value, where)}
+        node, text = self.node, self._text
+        return {
+            key if key.isascii() else text(key, where): (
+                item if type(item) in _ATOMS else node(item, (where, key))
+            )
+            for key, item in value.items()
+        }
+
+    def _pairs(self, value: dict[Any, Any], where: Where) -> list[Tree]:
+        pairs: list[Tree] = []
+        for key, item in value.items():
+            pairs.append(self._value(key, (where, key)))
+            pairs.append(self.node(item, (where, key)))
+        return pairs
+
+    def _value(self, value: Any, where: Where) -> Tree:
+        """A key, or an item of a set: known by its value, so it has no number."""
+        self._by_value += 1
+        try:
+            return self.node(value, where)
+        finally:
+            self._by_value -= 1
+
+    def tuple_(self, value: tuple[Any, ...], where: Where) -> Tree:
+        self._count(len(value) + 2, where)
+        return {Tag.TUPLE: self._deeper(value, where, self._items)}
+
+    def _members(self, value: Iterable[Any], where: Where) -> list[Tree]:
+        return sorted((self._value(item, (where, item)) for item in value), key=pack)
+
+    def set_(self, value: set[Any], where: Where) -> Tree:
+        self._count(len(value) + 2, where)
+        return {Tag.SET: self._mutable(value, where, self._members)}
+
+    def frozenset_(self, value: frozenset[Any], where: Where) -> Tree:
+        self._count(len(value) + 2, where)
+        return {Tag.FROZENSET: self._deeper(value, where, self._members)}
+
+    def bytearray_(self, value: bytearray, where: Where) -> Tree:
+        return self._tagged(Tag.BYTEARRAY, value, where, self._bytes)
+
+    def random_(self, value: random.Random, where: Where) -> Tree:
+        return self._tagged(Tag.RANDOM, value, where, _leaf_walk(encode_random))
+
+    def deque_(self, value: deque[Any], where: Where) -> Tree:
+        def walk(value: deque[Any], where: Where) -> Tree:
+            return [value.maxlen, self._items(value, where)]
+
+        return self._tagged(Tag.DEQUE, value, where, walk)
+
+    def ordered_(self, value: OrderedDict[Any, Any], where: Where) -> Tree:
+        return self._tagged(Tag.ORDERED_DICT, value, where, self._pairs)
+
+    def counter_(self, value: Counter[Any], where: Where) -> Tree:
+        return self._tagged(Tag.COUNTER, value, where, self._pairs)
+
+    def default_(self, value: defaultdict[Any, Any], where: Where) -> Tree:
+        factory = value.default_factory
+        name = None if factory is None else getattr(factory, "__name__", "")
+        if name is not None and FACTORIES.get(name) is not factory:
+            problem = f"a defaultdict of {factory!r}; it may be of {', '.join(FACTORIES)}"
+            raise NotEncodableError(path_of(where), problem)
+
+        def walk(value: defaultdict[Any, Any], where: Where) -> Tree:
+            return [name, self._pairs(value, where)]
+
+        return self._tagged(Tag.DEFAULT_DICT, value, where, walk)
+
+    def _tagged(
+        self, tag: int, value: Any, where: Where, walk: Callable[[Any, Where], Tree]
+    ) -> Tree:
+        size: int = len(value) if hasattr(value, "__len__") else _LEAF_NODES
+        self._count(2 * size + 4, where)
+        return _tag(tag, self._mutable(value, where, walk))
+
+    # -- instances ---------------------------------------------------------------------
+
+    def _instance(self, value: Any, where: Where, shape: Shape) -> Tree:
+        self._count(2 * len(shape.fields) + 5, where)
+        if shape.problem is not None:
+            raise NotEncodableError(path_of(where), shape.problem)
+
+        def walk(value: Any, where: Where) -> Tree:
+            return [shape.label, self._fields(value, where, shape)]
+
+        if shape.is_tuple:
+            return {Tag.NAMED_TUPLE: self._deeper(value, where, walk)}
+        if self._by_value and not is_by_identity(shape.cls):
+            return {Tag.OBJECT: self._deeper(value, where, walk)}
+        return _tag(Tag.OBJECT, self._mutable(value, where, walk))
+
+    def _fields(self, value: Any, where: Where, shape: Shape) -> dict[str, Tree]:
+        for name in extras_of(shape, value):
+            problem = f"it is no field of {shape.cls.__qualname__}: declare it, excluded or not"
+            raise NotEncodableError(path_of((where, name)), problem)
+        fields: dict[str, Tree] = {}
+        for field in shape.fields.values():
+            if field.is_excluded:
+                continue
+            item = getattr(value, field.name, attrs.NOTHING)
+            unset = item is attrs.NOTHING
+            fields[field.name] = {Tag.UNSET: None} if unset else self.node(item, (where, field.name))
+        return fields
+
+    def _member(self, value: enum.Enum, where: Where) -> Tree:
+        self._count(4, where)
+        cls = type(value)
+        label = f"{cls.__module__}:{cls.__qualname__}"
+        return {Tag.ENUM: [label, self._value(value.value, (where, "value"))]}
+
+    # -- NumPy and tensors -------------------------------------------------------------
+
+    def _numpy(self, value: Any, where: Where) -> Tree:
+        numpy: Any = sys.modules["numpy"]
+        kind: Any = type(value)
+        if isinstance(value, numpy.generic):
+            self._count(4, where)
+            return {Tag.ARRAY_ITEM: self._new_array(numpy.asarray(value), where)}
+        if kind is numpy.ndarray:
+            if value.dtype.kind == "O":
+                return self._tagged(Tag.OBJECT_ARRAY, value, where, self._objects)
+            if value.dtype.hasobject or value.dtype.kind == "T":
+                problem = f"an array of {value.dtype}, which has no fixed size; use dtype=object"
+                raise NotEncodableError(path_of(where), problem)
+            return {Tag.ARRAY: self._array(value, where)}
+        if isinstance(value, numpy.ndarray):
+            problem = f"a {kind.__qualname__} is more than its numbers; use numpy.asarray of it"
+            raise NotEncodableError(path_of(where), problem)
+        random_kind = numpy_random_kind(value)
+        if random_kind == "generator":
+
+            def walk(value: Any, where: Where) -> Tree:
+                return self._numpy(value.bit_generator, (where, "bit_generator"))
+
+            return self._tagged(Tag.GENERATOR, value, where, walk)
+        if random_kind == "random_state":
+            return self._tagged(Tag.RANDOM_STATE, value, where, _leaf_walk(encode_random_state))
+        if random_kind == "bit_generator":
+            return self._tagged(Tag.BIT_GENERATOR, value, where, _leaf_walk(encode_bit_generator))
+        raise _unknown(kind, where)
+
+    def _objects(self, value: Any, where: Where) -> Tree:
+        self._count(value.size + _MAX_DIMENSIONS, where)
+        items: list[Any] = value.reshape(-1).tolist()
+        return [list(value.shape), self._items(items, where)]
+
+    def _array(self, value: Any, where: Where) -> int:
+        known = self._array_numbers.get(id(value))
+        if known is not None:
+            return known
+        number = self._array_numbers[id(value)] = self._new_array(value, where)
+        return number
+
+    def _new_array(self, value: Any, where: Where) -> int:
+        if self._by_value:
+            problem = f"a {type(value).__qualname__} in a set or a key; use a number of Python"
+            raise NotEncodableError(path_of(where), problem)
+        self._count(3, where)
+        self._kept.append(value)
+        self.arrays.append(ArrayLeaf(path_of(where), value))
+        return len(self.arrays) - 1
+
+
+_WALKERS: dict[type, Callable[[_Flattener, Any, Where], Tree]] = {
+    list: _Flattener.list_,
+    dict: _Flattener.dict_,
+    tuple: _Flattener.tuple_,
+    set: _Flattener.set_,
+    frozenset: _Flattener.frozenset_,
+    bytearray: _Flattener.bytearray_,
+    random.Random: _Flattener.random_,
+    deque: _Flattener.deque_,
+    OrderedDict: _Flattener.ordered_,
+    Counter: _Flattener.counter_,
+    defaultdict: _Flattener.default_,
+}
+
+
+def _tag(tag: int, tree: Tree) -> Tree:
+    """The node of a mutable object, unless it is the same again."""
+    return tree if type(tree) is dict and Tag.SAME in tree else {tag: tree}
+
+
+def _leaf(encode: Callable[[Any], Tree], value: Any, where: Where) -> Tree:
+    try:
+        return encode(value)
+    except ValueError as error:
+        raise NotEncodableError(path_of(where), str(error)) from error
+
+
+def _leaf_walk(encode: Callable[[Any], Tree]) -> Callable[[Any, Where], Tree]:
+    return lambda value, where: _leaf(encode, value, where)
+
+
+def _is_tensor(value: object, roots: set[str]) -> bool:
+    """Whether a value is a tensor of a framework; none is imported for the question."""
+    for root in roots & _TENSORS.keys():
+        name, attribute = _TENSORS[root]
+        kind = getattr(sys.modules.get(name), attribute, None)
+        if isinstance(kind, type) and isinstance(value, kind):
+            return True
+    if "tensorflow" in roots:
+        module = sys.modules.get("tensorflow")
+        kinds = [getattr(module, name, None) for name in _TENSORS_TF]
+        return any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
+    return False
+
+
+def _unknown(kind: type, where: Where) -> NotEncodableError:
+    name = kind.__qualname__
+    if is_declared(kind):
+        help_ = (
+            f"the initial state shows no {name}: annotate the field that holds it, "
+            "or give an initial value that has one"
+        )
+    else:
+        help_ = f"a {name} has no plain value: exclude the field, or use an attrs class for it"
+    return NotEncodableError(path_of(where), help_)

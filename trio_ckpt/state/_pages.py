@@ -1,0 +1,411 @@
+"""Which pages were written since the last look: the kernel's answer, without a hash.
+
+Theory of operation
+===================
+
+Linux 6.7 can write-protect pages *asynchronously*: the first write to a protected page is
+resolved by the kernel itself, which only takes the protection away.  ``PAGEMAP_SCAN`` lists
+the pages without protection and protects them again, both in one step per page, so no write
+falls between the two.  A look at 256 MiB costs 0.1 to 1 ms, a first write to a page about
+1 us.  Sources: userfaultfd(2), ioctl_userfaultfd(2), PAGEMAP_SCAN(2const),
+Documentation/admin-guide/mm/pagemap.rst, and the headers named at the constants.
+
+What is tracked are *regions*: the whole pages of one piece of memory with one owner.  A
+region knows of each of its pages at which look it was last found written.  So "written since
+look e" is a comparison, nothing has to be put back after a save that failed, and two chains
+of saves may follow the same memory.
+
+The law: more pages than were written may be reported, never fewer.  Where the tracker cannot
+be sure it says so (`Untracked`, with the reason), and hashing takes over:
+
+* the kernel has no such tracking, or forbids it; the self-test at the start did not see a
+  write by the program or one by the kernel (a file read into the page);
+* the memory is shared or a file's: others write it behind the program's page table;
+* the memory went away: its owner is followed by a weak reference, and a scan refuses a range
+  that is not registered any more (unmapped, moved, replaced);
+* this process is a fork of the one that opened the tracker.
+
+Pages that the memory shares with others' memory, at its ends, are reported each time.  What
+no program can see: devices that write to memory which they pinned before (RDMA, registered
+io_uring buffers, pinned CUDA host memory).  Do not put such memory under the tracker.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import struct
+import sys
+import tempfile
+import threading
+import weakref
+from typing import Any, Protocol
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from ._memory import PAGE_BYTES, address_of, map_pages, owner_of
+
+# Syscall numbers: arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h.
+_SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282, "riscv64": 282, "loongarch64": 282}
+
+# include/uapi/linux/userfaultfd.h.  The numbers hold on the machines above.
+_UFFD_USER_MODE_ONLY = 1
+_UFFD_API = 0xAA
+_UFFD_FEATURE_WP_UNPOPULATED = 1 << 13  # 6.4: pages that nobody touched are protected, too
+_UFFD_FEATURE_WP_ASYNC = 1 << 15  # 6.7
+_UFFDIO_API = 0xC018AA3F  # struct uffdio_api {u64 api, features, ioctls}
+_UFFDIO_REGISTER = 0xC020AA00  # struct uffdio_register {u64 start, len, mode, ioctls}
+_UFFDIO_REGISTER_MODE_WP = 1 << 1
+_UFFDIO_UNREGISTER = 0x8010AA01  # struct uffdio_range {u64 start, len}
+_UFFDIO_WRITEPROTECT = 0xC018AA06  # struct uffdio_writeprotect {u64 start, len, mode}
+_UFFDIO_WRITEPROTECT_MODE_WP = 1 << 0
+
+# include/uapi/linux/fs.h: struct pm_scan_arg, twelve u64: size, flags, start, end, walk_end,
+# vec, vec_len, max_pages, category_inverted, category_mask, category_anyof_mask, return_mask.
+_PAGEMAP_SCAN = 0xC0606610
+_PM_SCAN_ARG = struct.Struct("12Q")
+_WALK_END_OFFSET = 32
+_PM_SCAN_WP_MATCHING = 1 << 0
+_PM_SCAN_CHECK_WPASYNC = 1 << 1  # EPERM if anything in the range is not tracked
+_PAGE_IS_WRITTEN = 1 << 1
+
+_REGIONS_PER_SCAN = 16_384  # struct page_region {u64 start, end, categories}: 384 KiB
+MIN_WATCHED_BYTES = 2**18
+"""Smaller memory is hashed faster than it is asked about: each first write costs 1 us, each
+look a system call."""
+MAX_REGIONS = 4096  # each splits a mapping, and vm.max_map_count is 65,530 by default
+
+
+@attrs.frozen
+class Untracked:
+    """The tracker does not know, and why."""
+
+    reason: str
+
+
+@attrs.frozen
+class Written:
+    """What a look found.
+
+    Attributes:
+        region: The number of the region; another one is another memory.
+        look: The number of this look, for the next `Tracker.written`.
+        pages: The indexes of the pages (counted from the page in which the array begins) that
+            were written after the look asked about; all of them if there was no such look.
+    """
+
+    region: int
+    look: int
+    pages: npt.NDArray[np.intp]
+
+
+class Kernel(Protocol):
+    """What a tracker asks of the kernel; all in bytes, all in whole pages."""
+
+    def protect(self, start: int, nbytes: int) -> None:
+        """Begin to track a range, with all its pages clean."""
+        ...
+
+    def scan(self, start: int, nbytes: int) -> npt.NDArray[np.intp]:
+        """The pages of the range that were written, as indexes; they are clean afterwards."""
+        ...
+
+    def forget(self, start: int, nbytes: int) -> None:
+        """Track it no more."""
+        ...
+
+    def close(self) -> None:
+        """Track nothing more."""
+        ...
+
+
+class LinuxKernel:
+    """userfaultfd and PAGEMAP_SCAN.
+
+    Raises:
+        OSError: the kernel has no asynchronous write-protection, or forbids it.
+    """
+
+    def __init__(self) -> None:
+        number = _SYS_USERFAULTFD.get(platform.machine()) if sys.platform == "linux" else None
+        if number is None or sys.maxsize < 2**32:
+            raise OSError(errno.ENOSYS, "dirty pages are tracked on 64-bit Linux only")
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._uffd: int = libc.syscall(number, os.O_CLOEXEC | _UFFD_USER_MODE_ONLY)
+        if self._uffd < 0:
+            raise OSError(ctypes.get_errno(), "userfaultfd: " + os.strerror(ctypes.get_errno()))
+        try:
+            features = _UFFD_FEATURE_WP_ASYNC | _UFFD_FEATURE_WP_UNPOPULATED
+            fcntl.ioctl(self._uffd, _UFFDIO_API, struct.pack("3Q", _UFFD_API, features, 0))
+            self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            os.close(self._uffd)
+            raise
+        self._found = np.zeros((_REGIONS_PER_SCAN, 3), np.uint64)
+
+    def protect(self, start: int, nbytes: int) -> None:
+        register = struct.pack("4Q", start, nbytes, _UFFDIO_REGISTER_MODE_WP, 0)
+        fcntl.ioctl(self._uffd, _UFFDIO_REGISTER, register)
+        protect = struct.pack("3Q", start, nbytes, _UFFDIO_WRITEPROTECT_MODE_WP)
+        fcntl.ioctl(self._uffd, _UFFDIO_WRITEPROTECT, protect)
+
+    def scan(self, start: int, nbytes: int) -> npt.NDArray[np.intp]:
+        # The mask is the one that the kernel has its fast path for, and the only one with
+        # which pages dropped by madvise(2) count as written on every kernel.
+        runs: list[npt.NDArray[np.intp]] = []
+        at, end = start, start + nbytes
+        while at < end:
+            argument = bytearray(
+                _PM_SCAN_ARG.pack(
+                    _PM_SCAN_ARG.size,
+                    _PM_SCAN_WP_MATCHING | _PM_SCAN_CHECK_WPASYNC,
+                    at,
+                    end,
+                    0,
+                    address_of(self._found),
+                    _REGIONS_PER_SCAN,
+                    0,
+                    0,
+                    _PAGE_IS_WRITTEN,
+                    0,
+                    _PAGE_IS_WRITTEN,
+                )
+            )
+            count = fcntl.ioctl(self._pagemap, _PAGEMAP_SCAN, argument)
+            bounds = (self._found[:count, :2] - np.uint64(start)) // np.uint64(PAGE_BYTES)
+            runs.append(_spread(bounds.astype(np.intp)))
+            (walked,) = struct.unpack_from("Q", argument, _WALK_END_OFFSET)
+            if walked <= at:
+                raise OSError(errno.EIO, "PAGEMAP_SCAN does not go on")
+            at = walked
+        return np.concatenate(runs)
+
+    def forget(self, start: int, nbytes: int) -> None:
+        fcntl.ioctl(self._uffd, _UFFDIO_UNREGISTER, struct.pack("2Q", start, nbytes))
+
+    def close(self) -> None:
+        os.close(self._uffd)  # takes every registration with it
+        os.close(self._pagemap)
+
+
+def _spread(runs: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """The numbers in ``[first, end)`` of every run, in one array."""
+    lengths = runs[:, 1] - runs[:, 0]
+    if not len(runs):
+        return np.empty(0, np.intp)
+    shift = runs[:, 0] - np.concatenate(([0], np.cumsum(lengths)[:-1]))
+    return np.arange(lengths.sum(), dtype=np.intp) + np.repeat(shift, lengths)
+
+
+@attrs.define(eq=False)
+class _Region:
+    """One watched piece of memory: its whole pages, and when each was last found written."""
+
+    number: int
+    start: int
+    pages: int
+    owner: weakref.ref[Any]
+    look: int
+    written_at: npt.NDArray[np.uint32]
+
+
+class Tracker:
+    """Watches memory for writes; closes with `close`, or leaves nothing behind at exit.
+
+    Made by `open_tracker`, which tests it first.  Safe to use from several threads.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._regions: dict[tuple[int, int], _Region] = {}  # by first page and page count
+        self._next = 1
+        self._is_open = True
+
+    @property
+    def regions(self) -> int:
+        """How many pieces of memory are watched."""
+        return len(self._regions)
+
+    def written(
+        self, array: npt.NDArray[Any], region: int | None = None, look: int | None = None
+    ) -> Written | Untracked:
+        """Which pages under a contiguous array were written after `look` at `region`.
+
+        Begins to watch the memory if it is not watched; then, and where `region` or `look` is
+        of other memory or None, every page is reported.  Pages at the ends that belong to
+        other memory, too, are always reported.
+        """
+        if not self._is_open:
+            return Untracked("the tracker is closed")
+        if os.getpid() != self._pid:
+            return Untracked("this process is a fork of the one that tracks")
+        start, nbytes = address_of(array), array.nbytes
+        owner = owner_of(array)
+        low, high = _extent_of(owner, start, nbytes)
+        first, end = -(-low // PAGE_BYTES), high // PAGE_BYTES  # the owner's whole pages
+        if nbytes < MIN_WATCHED_BYTES:
+            return Untracked(f"smaller than {MIN_WATCHED_BYTES} bytes")
+        with self._lock:
+            watched = self._find(owner, first, end)
+            if isinstance(watched, Untracked):
+                return watched
+            try:
+                self._look_at(watched)
+            except OSError as error:
+                self._drop(watched)
+                return Untracked(f"the memory is not tracked any more: {error}")
+            return self._answer(watched, start, nbytes, region, look)
+
+    def close(self) -> None:
+        """Watch nothing more and give everything back.  Again: nothing happens."""
+        with self._lock:
+            if self._is_open:
+                self._is_open = False
+                self._regions.clear()
+                self._kernel.close()
+
+    def _find(self, owner: object, first: int, end: int) -> _Region | Untracked:
+        """The region of these pages; a new one if there is none or its owner is another."""
+        for stale in [r for r in self._regions.values() if r.owner() is None]:
+            self._drop(stale)
+        known = self._regions.get((first, end - first))
+        if known is not None and known.owner() is owner:
+            return known
+        if any(r.start < end and first < r.start + r.pages for r in self._regions.values()):
+            return Untracked("other memory that is watched overlaps it")
+        if len(self._regions) >= MAX_REGIONS:
+            return Untracked(f"{MAX_REGIONS} pieces of memory are watched already")
+        return self._begin(owner, first, end)
+
+    def _begin(self, owner: object, first: int, end: int) -> _Region | Untracked:
+        try:
+            follow = weakref.ref(owner)
+        except TypeError:
+            return Untracked(f"the end of a {type(owner).__name__} cannot be noticed")
+        problem = _why_not_private(first * PAGE_BYTES, end * PAGE_BYTES)
+        if problem is not None:
+            return Untracked(problem)
+        try:
+            self._kernel.protect(first * PAGE_BYTES, (end - first) * PAGE_BYTES)
+        except OSError as error:
+            return Untracked(f"the kernel does not track it: {error}")
+        written_at = np.zeros(end - first, np.uint32)
+        region = _Region(self._next, first, end - first, follow, 0, written_at)
+        self._next += 1
+        self._regions[first, end - first] = region
+        return region
+
+    def _look_at(self, region: _Region) -> None:
+        pages = self._kernel.scan(region.start * PAGE_BYTES, region.pages * PAGE_BYTES)
+        region.look += 1
+        region.written_at[pages] = region.look
+
+    def _drop(self, region: _Region) -> None:
+        del self._regions[region.start, region.pages]
+        try:
+            self._kernel.forget(region.start * PAGE_BYTES, region.pages * PAGE_BYTES)
+        except OSError:  # unmapped: the registration went with the memory
+            pass
+
+    def _answer(
+        self, region: _Region, start: int, nbytes: int, number: int | None, look: int | None
+    ) -> Written:
+        first, end = start // PAGE_BYTES, -(-(start + nbytes) // PAGE_BYTES)
+        low, high = max(first, region.start), min(end, region.start + region.pages)
+        if number != region.number or look is None:
+            return Written(region.number, region.look, np.arange(end - first))
+        inside = region.written_at[low - region.start : high - region.start] > look
+        pages = np.flatnonzero(inside) + (low - first)
+        ends = [np.arange(low - first), np.arange(high - first, end - first)]
+        return Written(region.number, region.look, np.concatenate((ends[0], pages, ends[1])))
+
+
+def _extent_of(owner: object, start: int, nbytes: int) -> tuple[int, int]:
+    """From where to where the memory goes that an array is in: its owner's, if that is known."""
+    if isinstance(owner, np.ndarray):
+        low, high = np.lib.array_utils.byte_bounds(owner)
+        return int(low), int(high)
+    try:
+        with memoryview(owner) as view:  # type: ignore[arg-type]  # what it raises is caught
+            whole = np.frombuffer(view, np.uint8)
+            low = address_of(whole)
+            return low, _end_of_mapping(owner, low + whole.nbytes)
+    except (TypeError, ValueError, BufferError):
+        return start, start + nbytes
+
+
+def _end_of_mapping(owner: object, end: int) -> int:
+    """The rest of the last page of a mapping belongs to nobody else."""
+    return -(-end // PAGE_BYTES) * PAGE_BYTES if type(owner).__name__ == "mmap" else end
+
+
+def _why_not_private(start: int, end: int) -> str | None:
+    """What keeps a range from being tracked: it is not all private anonymous memory, or None.
+
+    Reads /proc/self/maps, see proc_pid_maps(5).
+    """
+    if end - start <= 0:
+        return "it fills no page"
+    covered = start
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        for line in maps:
+            bounds, permissions, _offset, _device, inode, *_name = line.split(maxsplit=5)
+            low, high = (int(part, 16) for part in bounds.split("-"))
+            if high <= start or low >= end:
+                continue
+            if permissions[3] != "p" or inode != "0":
+                return "it is shared memory or a mapped file"
+            if permissions[1] != "w":
+                return "it cannot be written"
+            covered += min(high, end) - max(low, start)
+    return None if covered == end else "it is not mapped"
+
+
+def open_tracker(kernel: Kernel | None = None) -> Tracker | Untracked:
+    """A tracker that was seen to work here, or why there is none.
+
+    Args:
+        kernel: Who tracks; default: Linux.
+    """
+    try:
+        kernel = kernel or LinuxKernel()
+    except OSError as error:
+        return Untracked(f"no dirty-page tracking: {error}")
+    try:
+        problem = _self_test(kernel)
+    except OSError as error:
+        problem = str(error)
+    if problem is not None:
+        kernel.close()
+        return Untracked(f"the test of dirty-page tracking failed: {problem}")
+    return Tracker(kernel)
+
+
+def _self_test(kernel: Kernel) -> str | None:
+    """Write to pages in every way there is, and see that it is noticed; None: all was."""
+    memory = map_pages(4 * PAGE_BYTES)
+    start, nbytes = address_of(memory), memory.nbytes
+    memory[0] = 1
+    kernel.protect(start, nbytes)
+    try:
+        if len(kernel.scan(start, nbytes)):
+            return "pages that were just protected count as written"
+        memory[0] = memory[PAGE_BYTES] = 1  # one page touched before, one never
+        with tempfile.TemporaryFile(buffering=0) as file:
+            file.write(b"x")
+            file.seek(0)
+            file.readinto(memoryview(memory)[3 * PAGE_BYTES :])  # type: ignore[attr-defined]  # a raw file
+        if kernel.scan(start, nbytes).tolist() != [0, 1, 3]:
+            return "a write was not noticed"
+        if len(kernel.scan(start, nbytes)):
+            return "pages stay written"
+    finally:
+        kernel.forget(start, nbytes)
+    return None
