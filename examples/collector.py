@@ -30,7 +30,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import attrs
 import trio
@@ -95,7 +95,7 @@ class Collector:
             http.FetchError: it did not answer.
         """
         words = {"per_page": self.per_page, **query}
-        url = f"{self.url}{path}?{urlencode(words)}"
+        url = f"{self.url}{quote(path)}?{urlencode(words)}"
         response = await self.client.get(url)
         if response.status != 200:
             raise RefusedError(response.status, url, retry_after_s(response.headers, time.time()))
@@ -336,7 +336,10 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="'WHAT[:SECONDS][*TIMES] TARGET'",
         help="what requests meet at the example's API: a status, reset or slow; repeatable",
     )
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.url is not None and options.fault:
+        parser.error("--fault is for the API of the example, not for another --url")
+    return options
 
 
 def _count(text: str) -> int:

@@ -530,7 +530,7 @@ async def test_a_rewind_is_refused_while_the_stream_is_open_or_unknown() -> None
         async with run.open_stream("s") as stream:
             async for batch in stream.batches(range(2)):
                 batch.complete()
-            with pytest.raises(StreamBusyError, match="is open: rewind it before"):
+            with pytest.raises(StreamBusyError, match="is open already"):
                 await run.rewind(("s",), to=0, reason="x")
         for key in (("t",), (), ("s", "t")):
             with pytest.raises(UnknownStreamError, match="has no stream"):

@@ -239,7 +239,7 @@ async def test_outputs_are_named_relative_to_the_folder_of_the_stream(tmp_path: 
     for _ in range(2):
         async with begin(store, output_dir=tmp_path) as run:
             async with run.open_stream("s", output_dir="a/b") as stream:
-                async for batch in stream.batches(range(2)):
+                async for batch in stream.batches(range(1)):
                     worked.append(batch.index)
                     assert await batch.write_text("x/1.txt", "1") == "x/1.txt"
                     (tmp_path / "a" / "b" / "2.txt").write_text("2")
@@ -291,7 +291,7 @@ async def test_damage_in_the_folder_of_a_stream_is_found(tmp_path: Path) -> None
 
 async def test_batches_of_two_streams_share_no_files(tmp_path: Path) -> None:
     async with begin("memory:", output_dir=tmp_path) as run:
-        async with run.open_stream("a") as a, run.open_stream("b", output_dir=".") as b:
+        async with run.open_stream("a") as a, run.open_stream("b") as b:
             one, other = await anext(a.batches()), await anext(b.batches())
             await one.write_text("1.txt", "a")
             with pytest.raises(OutputClaimedError, match="batch 0 of stream"):

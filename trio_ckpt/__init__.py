@@ -59,8 +59,10 @@ from ._errors import (
     UnknownRunError as UnknownRunError,
     UnknownStreamError as UnknownStreamError,
 )
+from ._export import ExportSummary as ExportSummary, export_run as export_run
 from ._groups import Summary as Summary
 from ._history import SessionView as SessionView, read_sessions as read_sessions
+from ._import import import_run as import_run
 from ._loops import run_batches as run_batches
 from ._maintain import Maintenance as Maintenance, open_maintenance as open_maintenance
 from ._open import open_run as open_run

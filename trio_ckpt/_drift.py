@@ -5,20 +5,20 @@ A resume would put such batches back to work; this shows them before anything do
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import aclosing
+from functools import partial
 from typing import Literal
 
 import attrs
 
-from ._errors import OutputError
 from ._groups import in_order
-from ._history import Standing, StandingRecord, read_pages
+from ._history import Standing, read_pages
 from ._threads import run_blocking
 from ._values import StreamKey
-from ._verify import find_damages
+from ._verify import find_damages, find_lines_damages
 from .abc import RunView, Store
-from .outputs import OutputDir, find_lines_damage
+from .outputs import OutputDir
 
 
 @attrs.frozen
@@ -90,36 +90,14 @@ async def find_drift(
                 entries = standing.of(through)  # a run that goes on has newer ones
                 files += sum(len(entry.record.outputs) for entry in entries)
                 size += sum(o.size for entry in entries for o in entry.record.outputs)
-                for damage in await find_damages(outputs, entries, mode):
-                    problems.append(
-                        DriftProblem(key, damage.entry.index, damage.path, damage.reason)
-                    )
-                problems += await run_blocking(_check_lines, outputs, key, entries, ends, mode)
+                damages = await find_damages(outputs, entries, mode)
+                damages += await run_blocking(
+                    partial(find_lines_damages, by_digest=mode == "sha256"), outputs, entries, ends
+                )
+                problems += [
+                    DriftProblem(key, damage.entry.index, damage.path, damage.reason)
+                    for damage in damages
+                ]
         files += len(progress.sinks)
         size += sum(progress.sinks.values())
     return Drift(files, size, tuple(problems))
-
-
-def _check_lines(
-    outputs: OutputDir,
-    key: StreamKey,
-    entries: Sequence[StandingRecord],
-    ends: dict[str, int],
-    mode: Literal["size", "sha256"],
-) -> list[DriftProblem]:
-    """Compare the lines of batches, newest first; `ends` is where those of the next one end."""
-    problems: list[DriftProblem] = []
-    for entry in entries:
-        for lines in entry.record.lines:
-            end = ends[lines.path]
-            ends[lines.path] = end - lines.size
-            digest = lines.digest if mode == "sha256" else None
-            try:
-                reason = find_lines_damage(
-                    outputs, lines.path, end - lines.size, lines.size, digest
-                )
-            except OutputError as error:
-                reason = str(error)
-            if reason is not None:
-                problems.append(DriftProblem(key, entry.index, lines.path, reason))
-    return problems

@@ -85,8 +85,16 @@ def run_runtime_s(view: RunView) -> float:
     facts = run_facts(view)
     if not facts:
         return 0.0
-    updates = [entry.progress.updated_at or 0.0 for entry in view.streams.values()]
-    return float(facts["runtime_s"] + max(0.0, max(updates) - facts["began"]))
+    return float(facts["runtime_s"] + max(0.0, (ended_at(view) or 0.0) - facts["began"]))
+
+
+def ended_at(view: RunView) -> float | None:
+    """When the last session ended, or last saved if it left no word; Unix time, s."""
+    facts = run_facts(view)
+    if "at" in facts:
+        return float(facts["at"])
+    times = [entry.progress.worked_at for entry in view.streams.values()]
+    return max((time for time in times if time is not None), default=None)
 
 
 async def read_sessions(
@@ -161,7 +169,8 @@ class Standing:
 
     def __init__(self, progress: Progress, redone: IndexSet | None = None) -> None:
         self._progress = progress
-        self._seen = IndexSet() if redone is None else redone.copy()
+        self._redone = IndexSet() if redone is None else redone
+        self._seen = IndexSet()
 
     def of(
         self, records: list[tuple[int, Record]], kind: Literal[Kind.BATCH, Kind.SKIP] = Kind.BATCH
@@ -173,6 +182,8 @@ class Standing:
         for sequence, record in records:
             index = record.index
             if record.kind is not kind or index is None or index not in done:
+                continue
+            if index in self._redone:
                 continue
             if self._seen.add(index):  # newest first: any other of this batch was taken back
                 standing.append(StandingRecord(sequence, index, record))

@@ -41,6 +41,7 @@ class Maintenance:
     view: RunView
     outputs: OutputDir | None
     _saver: Saver
+    _run_key: RunKey
     _lanes: dict[StreamKey, Lane] = attrs.field(factory=dict[StreamKey, Lane], init=False)
 
     async def retry(self, keys: Iterable[StreamKey] | None = None) -> int:
@@ -85,15 +86,16 @@ class Maintenance:
         """
         if self.outputs is not None:
             await archive_outputs(self.store, self.view, self.outputs)
-        key = RunKey(self.view.run_id, self.view.generation + 1, self._saver.run_key.owner)
+        key = attrs.evolve(self._run_key, generation=self._run_key.generation + 1)
         async with _saving(self.store, key) as saver:
             note = Record(kind=Kind.NOTE, at=time.time(), metadata={"reset": reason})
             await saver.save(saver.add_lane(RUN_STREAM, Progress()), note)
+        self._run_key = key
         return key.generation
 
     async def prune(self, *, keep: int) -> Pruned:
         """Remove all generations of the run but the newest `keep`; see `Store.prune`."""
-        return await self.store.prune(self._saver.run_key, keep=keep)
+        return await self.store.prune(self._run_key, keep=keep)
 
     def _redo(self, key: StreamKey) -> Redo:
         return Redo(self.store, self._saver, self._lane(key), self.outputs)
@@ -133,10 +135,9 @@ async def open_maintenance(store: Store, run_id: str) -> AsyncGenerator[Maintena
         if folder is not None and await run_blocking(os.path.isdir, folder):
             outputs = await run_blocking(OutputDir.open, folder)
             stack.callback(outputs.close)
-        saver = await stack.enter_async_context(
-            _saving(store, RunKey(run_id, view.generation, owner))
-        )
-        yield Maintenance(store, view, outputs, saver)
+        run_key = RunKey(run_id, view.generation, owner)
+        saver = await stack.enter_async_context(_saving(store, run_key))
+        yield Maintenance(store, view, outputs, saver, run_key)
 
 
 @asynccontextmanager

@@ -41,6 +41,7 @@ class Progress:
         adopted: Confirmed batches whose outputs were found, not made: what they produced
             is in no total.
         cursor: Where the loop goes on, as its last checkpoint said.
+        has_cursor: Whether records hold a cursor; the last one may be None.
         has_state: Whether records hold state to go on from.
         first_index: Of the first batch.
         last_index: Of the last batch, once known.
@@ -55,7 +56,8 @@ class Progress:
         started_at, updated_at, completed_at, failed_at: Unix time, s; None: not yet.
         opens: How often it was opened and then saved something.
         opened_at: The last time it was; Unix time, s.
-        earlier_s: Seconds that it was worked on before that, downtime left out.
+        worked_at: When it was last worked on, which putting batches back is not.
+        earlier_s: Seconds that it was worked on before `opened_at`, downtime left out.
     """
 
     sequence: int = 0
@@ -68,6 +70,7 @@ class Progress:
     spent_confirmed: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
     adopted: IndexSet = attrs.field(factory=IndexSet)
     cursor: Any = None
+    has_cursor: bool = False
     has_state: bool = False
     first_index: int = 0
     last_index: int | None = None
@@ -84,19 +87,20 @@ class Progress:
     failed_at: float | None = None
     opens: int = 0
     opened_at: float | None = None
+    worked_at: float | None = None
     earlier_s: float = 0.0
 
     @property
     def runtime_s(self) -> float:
         """Seconds that it was worked on, in all sessions, downtime left out."""
-        if self.opened_at is None or self.updated_at is None:
+        if self.opened_at is None or self.worked_at is None:
             return self.earlier_s
-        return self.earlier_s + max(0.0, self.updated_at - self.opened_at)
+        return self.earlier_s + max(0.0, self.worked_at - self.opened_at)
 
     @property
     def is_ordered(self) -> bool:
         """Whether later batches build on earlier ones: one alone cannot be done again."""
-        return self.has_state or self.cursor is not None or any(self.sinks.values())
+        return self.has_state or self.has_cursor or any(self.sinks.values())
 
     @property
     def left(self) -> int | None:
@@ -145,9 +149,12 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
     if progress.started_at is None:
         progress.started_at = record.at
     progress.updated_at = record.at
+    if record.kind not in _NO_WORK:
+        progress.worked_at = record.at
     add_amounts(progress.spent, record.spent)
     if record.cursor is not msgspec.UNSET:
         progress.cursor = record.cursor
+        progress.has_cursor = True
     if record.state:
         progress.has_state = True
     if record.expected is not None:
@@ -252,6 +259,8 @@ def _index(record: Record) -> int:
     return record.index
 
 
+_NO_WORK = frozenset({Kind.REDO, Kind.RETRY, Kind.NOTE})
+
 _APPLY = {
     Kind.BATCH: _apply_batch,
     Kind.SKIP: _apply_skip,
@@ -283,6 +292,7 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     spent_confirmed: dict[str, StoredSum]
     adopted: list[int]
     cursor: Any
+    has_cursor: bool
     has_state: bool
     first_index: int
     last_index: int | None
@@ -296,6 +306,7 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     times: tuple[float | None, float | None, float | None, float | None]
     opens: int
     opened_at: float | None
+    worked_at: float | None
     earlier_s: float
 
 
@@ -317,6 +328,7 @@ def encode_progress(progress: Progress) -> bytes:
             encode_sums(progress.spent_confirmed),
             progress.adopted.to_steps(),
             progress.cursor,
+            progress.has_cursor,
             progress.has_state,
             progress.first_index,
             progress.last_index,
@@ -330,6 +342,7 @@ def encode_progress(progress: Progress) -> bytes:
             (progress.started_at, progress.updated_at, progress.completed_at, progress.failed_at),
             progress.opens,
             progress.opened_at,
+            progress.worked_at,
             progress.earlier_s,
         )
     )
@@ -355,6 +368,7 @@ def decode_progress(payload: bytes) -> Progress:
             spent_confirmed=decode_sums(fold.spent_confirmed),
             adopted=IndexSet.from_steps(fold.adopted),
             cursor=fold.cursor,
+            has_cursor=fold.has_cursor,
             has_state=fold.has_state,
             first_index=fold.first_index,
             last_index=fold.last_index,
@@ -371,6 +385,7 @@ def decode_progress(payload: bytes) -> Progress:
             failed_at=failed_at,
             opens=fold.opens,
             opened_at=fold.opened_at,
+            worked_at=fold.worked_at,
             earlier_s=fold.earlier_s,
         )
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from sys import maxsize
 
 _BEYOND = maxsize  # every batch index is less
+MAX_SPANS_SHOWN = 20  # in one line
 
 
 class IndexSet:
@@ -51,8 +52,14 @@ class IndexSet:
     __hash__ = None  # type: ignore[assignment]  # mutable, as set is
 
     def __repr__(self) -> str:
-        spans = (f"{a}" if b - a == 1 else f"{a}-{b - 1}" for a, b in self.intervals())
-        return f"IndexSet({', '.join(spans)})"
+        return f"IndexSet({self})"
+
+    def __str__(self) -> str:
+        """As people write them: ``1, 3-5``; of very many only the first."""
+        spans = [f"{a}" if b - a == 1 else f"{a}-{b - 1}" for a, b in self.intervals()]
+        more = len(spans) - MAX_SPANS_SHOWN
+        shown = spans[:MAX_SPANS_SHOWN] + ([f"and {more:,} more spans"] if more > 0 else [])
+        return ", ".join(shown)
 
     def intervals(self) -> Iterator[tuple[int, int]]:
         """The ``(start, stop)`` pairs, ascending, stop exclusive."""

@@ -22,6 +22,7 @@ from typing import Any
 
 import attrs
 import msgspec
+import trio
 
 from ._errors import CannotRedoError, describe_batch
 from ._history import Standing, StandingRecord, read_pages
@@ -39,9 +40,17 @@ log = logging.getLogger("trio_ckpt.redo")
 
 @attrs.define(eq=False)
 class Taking:
-    """What batches that go back to work had added."""
+    """What batches that go back to work had added.
+
+    Attributes:
+        indexes: Which.
+        confirmed: Those of them that were not skipped.
+        records, totals, spent: By them, exactly.
+        lines: Bytes per append file.
+    """
 
     indexes: IndexSet = attrs.field(factory=IndexSet)
+    confirmed: IndexSet = attrs.field(factory=IndexSet)
     records: int = 0
     totals: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
     spent: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
@@ -53,6 +62,7 @@ class Taking:
         self.records += record.records
         add_amounts(self.totals, record.totals)
         if record.kind is Kind.BATCH:
+            self.confirmed.add(index)
             add_amounts(self.spent, record.spent)
         for lines in record.lines:
             self.lines[lines.path] = self.lines.get(lines.path, 0) + lines.size
@@ -145,7 +155,7 @@ class Redo:
         """
         progress = self.lane.progress
         taking, state, cursor = Taking(), b"", None
-        is_found = {"state": not progress.has_state, "cursor": progress.cursor is None}
+        is_found = {"state": not progress.has_state, "cursor": not progress.has_cursor}
         resets = progress.has_state
         key = self.saver.run_key
         standing = Standing(progress)
@@ -172,7 +182,7 @@ class Redo:
             taking,
             reason,
             index=first - 1 if to is None else to,
-            cursor=cursor if progress.cursor is not None else msgspec.UNSET,
+            cursor=cursor if progress.has_cursor else msgspec.UNSET,
             state=state,
             resets_state=resets,
         )
@@ -217,9 +227,10 @@ class Redo:
 
     async def _take_back(self, taking: Taking, reason: str, **fields: Any) -> None:
         where = describe_batch(self.saver.run_key.run_id, self.lane.key, None)
-        log.warning("%s: %s go back to work: %s", where, taking.indexes, reason)
+        log.warning("%s: batches %s go back to work: %s", where, taking.indexes, reason)
         await self._save(taking, {"reason": reason}, **fields)
-        await self._archive(taking.indexes)
+        with trio.CancelScope(shield=True):
+            await self._archive(taking.confirmed)
 
     async def _save(
         self,

@@ -133,7 +133,7 @@ class Resume:
         if desk.lane.progress.sequence > 0:
             async with aclosing(self._pages()) as pages:
                 async for records in pages:
-                    if desk.lane.progress.outputs:
+                    if desk.lane.progress.outputs or desk.lane.progress.sinks:
                         await verifier.check(records)
                     adds += [record.adds for _, record in records if record.adds]
             await verifier.rewind()
@@ -162,7 +162,7 @@ class Resume:
         async with AsyncExitStack() as stack:
             pages = await stack.enter_async_context(aclosing(self._pages()))
             newest = await anext(pages)
-            if progress.outputs and has_folder:
+            if (progress.outputs or progress.sinks) and has_folder:
                 await verifier.check(newest)
                 if progress.is_ordered:
                     async for records in pages:

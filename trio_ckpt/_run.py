@@ -93,6 +93,7 @@ class Run:
         self._settings = settings
         self._resume_command = resume_command
         self._desks = self._roster.desks
+        self._rewinding: set[StreamKey] = set()
         self._failures: dict[StreamKey, dict[int, Failure]] = {}
         self._claims: Claims = {
             path: (encode_key(key), SINK) for key, p in self._progress.items() for path in p.sinks
@@ -189,9 +190,7 @@ class Run:
         key = check_stream_key(parts)
         if self._is_closed:
             raise trio.ClosedResourceError(f"run {self.run_id!r} is closed")
-        if key in self._desks:
-            where = describe_batch(self.run_id, key, None)
-            raise StreamBusyError(f"{where} is open already", run_id=self.run_id, stream=key)
+        self._check_free(key)
         desk = self._open_desk(key, first_index, retry, self._files_for(validate, output_dir))
         settings = self._settings
         if retry_failed is not None:
@@ -298,15 +297,16 @@ class Run:
         Cancellation: none once it is being saved.
         """
         wanted = list(dict.fromkeys(check_stream_key(_parts(key)) for key in keys))
-        listed = [key for key, p in self._progress.items() if p.position is not None]
-        new = [key for key in wanted if key not in set(listed)]
+        listed = {key: None for key, p in self._progress.items() if p.position is not None}
+        new = [key for key in wanted if key not in listed]
         first = len(listed)
         now = time.time()
         await self._saver.save_all(
             (self._roster.lane(key), Record(kind=Kind.ADD, at=now, position=first + place))
             for place, key in enumerate(new)
         )
-        unlisted = tuple(key for key in listed if key not in set(wanted))
+        named = set(wanted)
+        unlisted = tuple(key for key in listed if key not in named)
         if unlisted:
             shown = ", ".join("/".join(key) for key in unlisted[:MAX_SHOWN])
             log.info("%d streams are listed no longer, and kept: %s", len(unlisted), shown)
@@ -352,15 +352,21 @@ class Run:
         Durability: when this returns it is saved.
         """
         key = _parts(key)
-        if key in self._desks:
-            raise StreamBusyError(
-                f"{describe_batch(self.run_id, key, None)} is open: rewind it before",
-                run_id=self.run_id,
-                stream=key,
-            )
+        self._check_free(key)
         self._roster.check_known(key)
         redo = Redo(self._store, self._saver, self._roster.lane(key), self._outputs)
-        return await redo.rewind(to, reason)
+        self._rewinding.add(key)
+        try:
+            return await redo.rewind(to, reason)
+        finally:
+            self._rewinding.discard(key)
+
+    def _check_free(self, key: StreamKey) -> None:
+        where = describe_batch(self.run_id, key, None)
+        if key in self._desks:
+            raise StreamBusyError(f"{where} is open already", run_id=self.run_id, stream=key)
+        if key in self._rewinding:
+            raise StreamBusyError(f"{where} is being rewound", run_id=self.run_id, stream=key)
 
     # -- phases -------------------------------------------------------------------------------
 

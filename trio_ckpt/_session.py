@@ -20,7 +20,7 @@ from ._config import config_digest, diff_config
 from ._errors import ConfigChangedError, RunStoppedError
 from ._gate import Way, way_of
 from ._groups import PHASE, in_order, summarize
-from ._history import KILLED, run_facts, run_runtime_s
+from ._history import KILLED, ended_at, run_facts, run_runtime_s
 from ._lane import Added, Lane
 from ._progress import Progress
 from ._records import Kind, Record
@@ -92,7 +92,6 @@ def look(view: RunView | None) -> Found:
     parts = {key: every[key] for key in in_order(every)}
     whole = summarize((), parts)
     facts = run_facts(view)
-    updates = [progress.updated_at for progress in every.values() if progress.updated_at]
     return Found(
         sessions=facts.get("session", 0),
         streams=len(parts),
@@ -103,7 +102,7 @@ def look(view: RunView | None) -> Found:
         totals=whole.totals,
         spent=whole.spent,
         last_end=facts.get("ended", KILLED) if facts else None,
-        ended_at=max(updates, default=None) if facts else None,
+        ended_at=ended_at(view) if facts else None,
     )
 
 

@@ -368,11 +368,11 @@ class Stream(Generic[S]):
         self._walk.check_owner()
         desk = self._desk
         self._walk.check_no_frontier()
+        await self._walk.settle_open(Way.EXIT)
         if desk.codec is not None or self.progress.is_ordered:
             raise TypeError(
                 "rescan() is for streams whose batches stand alone: no state, no cursor"
             )
-        await self._walk.settle_open(Way.EXIT)
         found = await find_outputs(desk, self.remaining(total=total), path_of)
         log.info("%s: %d outputs were found that no record names", desk.where(), len(found))
         if adopt_outputs and found:

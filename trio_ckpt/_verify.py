@@ -23,7 +23,7 @@ from ._history import Standing, StandingRecord
 from ._records import Record
 from ._redo import Redo
 from ._threads import run_blocking
-from .outputs import OutputDir, Validator, check_outputs
+from .outputs import OutputDir, Validator, check_outputs, find_lines_damage
 
 log = logging.getLogger("trio_ckpt.verify")
 
@@ -60,10 +60,12 @@ class Verifier:
     mode: Verify
     redo_missing: bool
     _standing: Standing = attrs.field(init=False)
+    _ends: dict[str, int] = attrs.field(init=False)
     _first_bad: Damage | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._standing = Standing(self.desk.lane.progress, self.desk.lane.redone)
+        self._ends = dict(self.desk.lane.progress.sinks)
 
     async def check(self, records: list[tuple[int, Record]]) -> None:
         """Check a page of records, and put back to work what is damaged.
@@ -74,13 +76,17 @@ class Verifier:
             OutputsMissingError: so many are gone that the folder itself is in doubt.
             OutputClaimedError: two batches have confirmed one file.
         """
-        entries = [entry for entry in self._standing.of(records) if entry.record.outputs]
+        standing = self._standing.of(records)
+        entries = [entry for entry in standing if entry.record.outputs]
         files, damages = self.desk.files, list[Damage]()
-        if entries and self.mode != "off" and files.root is not None:
+        if self.mode != "off" and files.root is not None:
             damages = await find_damages(files.root, entries, self.mode, files.validator)
+            if self._ends and self.mode == "sha256":  # their length is looked at anyway
+                damages += await run_blocking(find_lines_damages, files.root, standing, self._ends)
         self._refuse_many(damages, len(entries))
         for damage in damages:
-            await self._take(damage)
+            if damage.entry.index not in self.desk.lane.redone:  # meanwhile
+                await self._take(damage)
         damaged = {damage.entry.index for damage in damages}
         for entry in entries:
             if entry.index not in damaged:
@@ -142,6 +148,32 @@ async def find_damages(
     if errors:
         raise errors[0]
     return sorted(found, key=lambda damage: -damage.entry.sequence)
+
+
+def find_lines_damages(
+    outputs: OutputDir,
+    entries: Sequence[StandingRecord],
+    ends: dict[str, int],
+    *,
+    by_digest: bool = True,
+) -> list[Damage]:
+    """Compare the lines that batches appended with the files that are there.  Blocks.
+
+    Args:
+        outputs: Where the files are.
+        entries: The batches, newest first, none left out.
+        ends: Where the lines of the first of them end, per file; moved on in place.
+        by_digest: Their content, too, not only whether they are there.
+    """
+    damages: list[Damage] = []
+    for entry in entries:
+        for lines in entry.record.lines:
+            ends[lines.path] -= lines.size
+            digest = lines.digest if by_digest else None
+            reason = find_lines_damage(outputs, lines.path, ends[lines.path], lines.size, digest)
+            if reason is not None:
+                damages.append(Damage(entry, lines.path, reason))
+    return damages
 
 
 def _find_damages(

@@ -18,7 +18,7 @@ from tests.cli.tools import (
     make_run,
     session,
 )
-from trio_ckpt._records import ErrorInfo, Kind, Record
+from trio_ckpt._records import ErrorInfo, Kind, Opened, Record
 from trio_ckpt.cli._tell import KINDS
 from trio_ckpt.stores._locks import lock_run
 
@@ -234,7 +234,8 @@ def test_reading_works_while_the_run_is_running_and_says_who_owns_it(
 
 
 def test_show_of_a_running_run_tells_which_streams_are_open(run: Terminal, store: Path) -> None:
-    streams = {("old",): [batch(0)], ("now",): batches(2)}
+    before = batch(0, opened=Opened(T0 - 600, 0))  # in a session before this one
+    streams = {("old",): [before], ("now",): batches(2)}
     make_run(store, "run", streams, [session()])
     lock = lock_run(store, "run")
     try:

@@ -69,12 +69,14 @@ def test_a_narrow_terminal_folds_and_loses_nothing() -> None:
 def test_a_terminal_too_narrow_for_columns_gets_lines(
     run: Terminal, gh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = {command: "".join(run(command, gh).out.split()) for command in ("ls", "show")}
+    make_run(gh, "[bold]run[/bold]", {("a",): complete(1)})
+    commands = [("ls", gh), ("show", gh, "gh-2025"), ("show", gh, "[bold]run[/bold]")]
+    plain = {command: "".join(run(*command).out.split()) for command in commands}
     monkeypatch.setenv("COLUMNS", "40")
     for command, words in plain.items():
         screen = FakeTerminal()
         monkeypatch.setattr("sys.stdout", screen)
-        assert run(command, gh).code == 0
+        assert run(*command).code == 0
         assert "".join(screen.getvalue().split()) == words  # wherever the lines are broken
 
 

@@ -474,16 +474,19 @@ def test_the_command_stopped_by_sigterm_says_how_to_go_on(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "code", "said"),
     [
-        (["--url", "ftp://127.0.0.1"], "not an absolute http or https URL"),
-        (["--from", "no/such"], "UnknownStreamError"),
+        (["--url", "ftp://127.0.0.1"], 1, "not an absolute http or https URL"),
+        (["--from", "no/such"], 1, "UnknownStreamError"),
+        (["--url", "http://127.0.0.1", "--fault", "500 /blocks"], 2, "the API of the example"),
+        (["--fault", "often /blocks"], 2, "--fault"),
+        (["--workers", "0"], 2, "a whole number from 1 to 100"),
     ],
 )
-def test_what_cannot_work_is_one_line_and_exit_code_1(
-    words: list[str], said: str, tmp_path: Path
+def test_what_cannot_work_is_said_without_a_traceback(
+    words: list[str], code: int, said: str, tmp_path: Path
 ) -> None:
     done = run_command(tmp_path, *words)
-    assert done.returncode == 1
+    assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr

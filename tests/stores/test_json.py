@@ -370,6 +370,36 @@ async def test_edited_record_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        {"owner": 1, "generation": 0},
+        {"owner": 2, "generation": -1},
+        {"owner": 2, "generation": 2},
+        {"owner": 2, "generation": 0, "more": 1},
+        {"owner": 2},
+        {"owner": 2, "generation": 0, "folds": [['["c"]', {"through": 1, "payload": ""}]]},
+        {"owner": 2, "generation": 0, "folds": [[A, {"through": 6, "payload": ""}]]},
+        {"owner": 2, "generation": 0, "folds": [[A, {"through": 0, "payload": ""}]]},
+        {"owner": 2, "generation": 0, "folds": [[A, {"payload": ""}]]},
+        {"owner": 2, "generation": 0, "records": [[A, {"sequence": 7, "payload": ""}]]},
+        {"owner": 2, "generation": 0, "records": [[A, {"sequence": 6}]]},
+        {"owner": 2, "generation": 0, "records": [[A, {"sequence": 6, "record": {"kind": "x"}}]]},
+        {"owner": 2, "generation": 0, "records": [[A, {"sequence": 6, "blob": "00" * 32}]]},
+    ],
+)
+async def test_line_that_fits_its_check_but_cannot_be(folder: Path, line: dict[str, Any]) -> None:
+    """The check notices accidents; what a line says is looked at all the same."""
+    await _make_both_files(folder)
+    (path,) = folder.glob("runs/run/journal.*")
+    content = path.read_bytes()
+    check = content.splitlines()[-1][10:42]
+    raw = json.dumps(line).encode()
+    path.write_bytes(content + _json_format.frame(raw, check)[0])
+    with pytest.raises(StoreDamagedError):
+        await _read(folder)
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b"",
@@ -620,5 +650,7 @@ async def test_run_that_is_made_while_it_is_looked_for(
             return real(path, limit_bytes)
 
         monkeypatch.setattr(_json_files, "read_whole", read_whole)
-        assert await heads(store) == {A: 3}
+        stored = _json_reader.Reader(folder).read_run("run", None)
+        assert stored is not None
+        assert stored.streams[0].sequence == 3
     await store.aclose()

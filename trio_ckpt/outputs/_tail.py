@@ -33,6 +33,7 @@ def keep_tail(outdir: OutputDir, path: AnyPath, offset: int, label: str) -> str 
         ):
             if found.st_size <= offset:
                 return None
+            goal = _free(outdir, goal)
             with closing(NewFile.open(outdir.tree, goal)) as file:
                 while piece := outdir.tree.system.pread(fd, HASH_CHUNK_BYTES, offset):
                     file.write(piece)
@@ -43,6 +44,16 @@ def keep_tail(outdir: OutputDir, path: AnyPath, offset: int, label: str) -> str 
             return None
         raise
     return goal
+
+
+def _free(outdir: OutputDir, goal: str) -> str:
+    """A name that no copy before has."""
+    free, copy = goal, 1
+    with outdir.tree.folder(goal, Sync.MAKE) as (folder, _):
+        while outdir.tree.mode(folder, free.rpartition("/")[2]):
+            copy += 1
+            free = f"{goal}~{copy}"
+    return free
 
 
 def find_lines_damage(

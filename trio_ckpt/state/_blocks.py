@@ -31,7 +31,7 @@ program's writes cost nothing.  Every fourth time two saves in a row find out ag
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import attrs
 import numpy as np
@@ -53,8 +53,6 @@ from ._tables import (
     rows_of,
     span_digests,
 )
-
-T = TypeVar("T")
 
 Rung = Literal["identity", "pages", "hash", "dense", "full"]
 
@@ -169,7 +167,6 @@ class _Packer:
             self._slabs.append(copy.slab)
             self._ends.append(kept.nbytes)
             return
-        kept = kept.copy()  # a slab that is read here may be written below
         if kept.nbytes and has_room:
             room = min(SLAB_BYTES - self._ends[-1], kept.nbytes)
             self._slabs[-1].memory[self._ends[-1] : self._ends[-1] + room] = kept[:room]
@@ -231,10 +228,13 @@ class Capture:
         self._root = root
         self._count = count_of(data.nbytes, BLOCK_BYTES)
         self._reason = tracker.reason if isinstance(tracker, Untracked) else ""
-        self._seen: Written | None = None  # the tracker's answer, if it was asked
+        self._seen: Written | None = None  # the tracker's answer, if it had one
+        self._pages: Indexes = np.empty(0, np.intp)
+        self._is_after_probe = False
         self._compares_blocks = True
         self._copied_bytes = 0
         self._changed = 0  # blocks
+        self._changed_bytes = 0
         self._found = 0  # blocks that were copied
         self._open_parts = 0
         self._is_copied = False
@@ -268,27 +268,30 @@ class Capture:
             yield self._part(copies)
 
     def _choose(self, tracker: Tracker | None, owner: object) -> Rung:
-        old = self._old
-        is_same = self._root is not None and self._root is old.root
-        if is_same and old.address == address_of(self._data):
+        old, dense_for = self._old, self._old.dense_for
+        is_here = self._has_table and old.address == address_of(self._data)
+        if is_here and self._root is not None and self._root is old.root:
             return "identity"
         is_dense = old.hot_for >= DENSE_AFTER
-        is_probe = is_dense and old.dense_for % PROBE_EVERY == PROBE_EVERY - 1
-        is_after_probe = is_dense and old.dense_for % PROBE_EVERY == 0 and old.dense_for > 0
-        if tracker is not None and (not is_dense or is_probe or is_after_probe):
-            answer = tracker.written(self._data, old.region, old.look, owner=owner)
+        is_probe = is_dense and dense_for % PROBE_EVERY == PROBE_EVERY - 1
+        self._is_after_probe = is_dense and dense_for > 0 and dense_for % PROBE_EVERY == 0
+        if tracker is not None and (not is_dense or is_probe or self._is_after_probe):
+            region, look = (old.region, old.look) if is_here else (None, None)
+            answer = tracker.written(self._data, region, look, owner=owner)
             if isinstance(answer, Untracked):
                 self._reason = answer.reason
             else:
                 self._seen = answer
-                if self._has_table and not is_probe and answer.since is not None:
+                if answer.pages is None:
+                    self._reason = "watched from now on"
+                elif not is_probe:
                     self._pages = _blocks_of(answer.pages, self._data)
                     if not is_dense or len(self._pages) <= DENSE_ABOVE * self._count:
                         return "pages"
-                elif not is_dense:
-                    self._reason = "watched from now on"
         if is_dense:
-            self._compares_blocks = self._seen is None and (is_probe or is_after_probe)
+            # Without a tracker a probe notes the blocks, and the save after it compares.
+            is_asked = is_probe or self._is_after_probe
+            self._compares_blocks = is_asked and self._seen is None
             return "dense"
         if not self._has_table:
             self._compares_blocks = self._seen is None
@@ -384,13 +387,63 @@ class Capture:
 
     def _end(self, changed: Indexes) -> None:
         self._changed += len(changed)
+        has_last = len(changed) > 0 and changed[-1] == self._count - 1
+        short = self._count * BLOCK_BYTES - self._data.nbytes if has_last else 0
+        self._changed_bytes += len(changed) * BLOCK_BYTES - short
         self._open_parts -= 1
-        self._changed_bytes = ...
+
+    @property
+    def report(self) -> Report:
+        """How it went; of the parts that are finished."""
+        return Report(
+            rung=self.rung,
+            reason=self._reason,
+            nbytes=self._data.nbytes,
+            copied_bytes=self._copied_bytes,
+            changed_bytes=self._changed_bytes,
+        )
 
     def table(self) -> Table:
-        """What this save holds; for the next `Capture`, once this save is durable.
+        """What this save holds: for the next `Capture`, once this save is durable.
 
         Raises:
-            RuntimeError: a part is not finished.
+            RuntimeError: it was not iterated to the end, or a part is not finished.
         """
-        ...
+        if not self._is_copied or self._open_parts:
+            raise RuntimeError("a capture has no table before all of its parts are finished")
+        old = self._old
+        seen = self._seen
+        # Where the tracker was not asked its last look stays: more counts as written since.
+        is_old = seen is None and old.address == address_of(self._data)
+        return Table(
+            nbytes=self._data.nbytes,
+            spans=old.spans.updated(self._span_news),
+            blocks=old.blocks.updated(self._block_news),
+            region=seen.region if seen is not None else old.region if is_old else None,
+            look=seen.look if seen is not None else old.look if is_old else None,
+            root=self._root,
+            address=address_of(self._data),
+            hot_for=self._hot_for(),
+            dense_for=old.dense_for + 1 if self.rung == "dense" else 0,
+        )
+
+    def _hot_for(self) -> int:
+        """How many saves in a row changed much, this one included."""
+        if self.rung == "dense" and not (self._is_after_probe and self._compares_blocks):
+            return self._old.hot_for
+        if self.rung in ("full", "identity"):
+            return 0
+        # Rewritten with the same values costs the program as many faults as a change does.
+        blocks = self._found if self.rung == "pages" else self._changed
+        return self._old.hot_for + 1 if blocks > DENSE_ABOVE * self._count else 0
+
+
+def _blocks_of(pages: Indexes, data: Bytes) -> Indexes:
+    """The blocks of a buffer under pages, counted from the page in which it begins."""
+    phase = address_of(data) % PAGE_BYTES
+    if PAGE_BYTES == BLOCK_BYTES and not phase:
+        return pages
+    start = pages * PAGE_BYTES - phase
+    first = np.maximum(start // BLOCK_BYTES, 0)
+    end = np.minimum(-(-(start + PAGE_BYTES) // BLOCK_BYTES), count_of(data.nbytes, BLOCK_BYTES))
+    return np.unique(spread(np.stack((first, end), axis=1)))

@@ -146,15 +146,17 @@ def _hints_of(cls: type) -> dict[str, Any]:
     """The annotations of a class; one whose names cannot be found is left out."""
     try:
         return typing.get_type_hints(cls)
-    except Exception:  # noqa: BLE001  # an annotation is code: it raises what it likes
+    except Exception:  # an annotation is code: it raises what it likes
         raw: dict[str, Any] = {}
         for base in reversed(cls.__mro__):
-            space = dict(vars(sys.modules[base.__module__])) if base.__module__ in sys.modules else {}
+            space = (
+                dict(vars(sys.modules[base.__module__])) if base.__module__ in sys.modules else {}
+            )
             for name, hint in _raw_hints(base).items():
                 one = types.SimpleNamespace(__annotations__={name: hint})
                 try:
                     raw |= typing.get_type_hints(one, space, {base.__name__: base, **vars(base)})
-                except Exception:  # noqa: BLE001, S112
+                except Exception:  # noqa: S112
                     continue
         return raw
 
@@ -223,7 +225,9 @@ def _fields_of_dataclass(cls: Any) -> dict[str, Field]:
 def _fields_of_tuple(cls: Any) -> dict[str, Field]:
     defaults: Mapping[str, Any] = cls._field_defaults
     return {
-        name: Field(name, is_excluded=False, default=defaults.get(name, attrs.NOTHING), factory=None)
+        name: Field(
+            name, is_excluded=False, default=defaults.get(name, attrs.NOTHING), factory=None
+        )
         for name in cls._fields
     }
 
@@ -263,7 +267,9 @@ def learn_from(classes: Classes, initial: object) -> dict[str, Any]:
         seen[id(value)] = value
         if isinstance(value, Mapping):
             items: Any = typing.cast("Mapping[Any, Any]", value).items()
-            waiting.extend(entry for key, item in items for entry in ((key, where), (item, (where, key))))
+            waiting.extend(
+                entry for key, item in items for entry in ((key, where), (item, (where, key)))
+            )
         elif is_declared(cls):
             classes.learn(cls)
             waiting.extend(_fields_shown(classes.shapes.get(cls), value, where, excluded))

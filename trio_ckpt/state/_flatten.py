@@ -10,14 +10,24 @@ import enum
 import random
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import attrs
 
 from .._errors import NotEncodableError
-from ._classes import Classes, Shape, Where, extras_of, is_by_identity, is_declared, path_of
-from ._leaves import LEAF_ENCODERS, encode_int
+from ._classes import (
+    Classes,
+    Shape,
+    Where,
+    extras_of,
+    is_by_identity,
+    is_declared,
+    label_of,
+    path_of,
+)
+from ._leaves import INTS, LEAF_ENCODERS, encode_int
+from ._numpy_scalars import encode_scalar
 from ._random import (
     encode_bit_generator,
     encode_random,
@@ -26,10 +36,9 @@ from ._random import (
 )
 from ._tagged import MAX_TREE_NODES, Tag, Tree, pack, pack_floats
 
-MAX_DEPTH = 100  # deeper than any sane state, shallower than the interpreter's stack
+MAX_DEPTH = 64  # deeper than any sane state; each costs 8 frames of an interpreter's 1,000
 MAX_STR_BYTES = 2**30  # MessagePack ends at 4 GiB; what is longer belongs in an array
 _LEAF_NODES = 20  # the values that a datetime with a zone is made of; no leaf has more
-_MAX_DIMENSIONS = 64  # NumPy's own
 
 _ATOMS: frozenset[type] = frozenset((type(None), bool, float))
 FACTORIES: dict[str, Callable[[], Any]] = {
@@ -74,7 +83,10 @@ def flatten_state(classes: Classes, state: object) -> Flat:
         NotEncodableError: naming the path of the leaf that cannot be saved.
     """
     flattener = _Flattener(classes)
-    return Flat(flattener.node(state, None), flattener.arrays)
+    try:
+        return Flat(flattener.node(state, None), flattener.arrays)
+    except RecursionError as error:
+        raise NotEncodableError("state", "too deep for what is left of the stack") from error
 
 
 class _Flattener:
@@ -143,15 +155,16 @@ class _Flattener:
     # -- mutable objects: the same again, and never inside themselves -------------------
 
     def _mutable(self, value: Any, where: Where, walk: Callable[[Any, Where], Tree]) -> Tree:
+        if self._by_value:
+            problem = f"a {type(value).__qualname__} in a set or a key is known by identity alone"
+            raise NotEncodableError(path_of(where), problem)
         known = self._numbers.get(id(value))
         if known is not None:
             if id(value) in self._open:
                 around = path_of(self._open[id(value)])
                 raise NotEncodableError(path_of(where), f"it is {around}, which holds it")
+            self._count(2, where)
             return {Tag.SAME: known}
-        if self._by_value:
-            problem = f"a {type(value).__qualname__} in a set or a key is known by identity alone"
-            raise NotEncodableError(path_of(where), problem)
         self._numbers[id(value)] = len(self._numbers)
         self._kept.append(value)
         self._open[id(value)] = where
@@ -176,7 +189,11 @@ class _Flattener:
 
     # -- containers --------------------------------------------------------------------
 
-    def _items(self, items: Iterable[Any], where: Where) -> list[Tree]:
+    def _items(self, items: Collection[Any], where: Where) -> list[Tree]:
+        self._count(len(items) + 4, where)
+        kinds = set(map(type, items))
+        if kinds <= _ATOMS or (kinds == {int} and min(items) in INTS and max(items) in INTS):
+            return list(items)
         node = self.node
         return [
             item if type(item) in _ATOMS else node(item, (where, at))
@@ -190,25 +207,24 @@ class _Flattener:
         floats = pack_floats(value)
         if floats is not None:
             return {Tag.FLOATS: floats}
-        self._count(len(value), where)
         return self._items(value, where)
 
     def dict_(self, value: dict[Any, Any], where: Where) -> Tree:
         return self._mutable(value, where, self._dict)
 
     def _dict(self, value: dict[Any, Any], where: Where) -> Tree:
-        self._count(2 * len(value) + 2, where)
-        if any(type(key) is not str for key in value):
+        if not set(map(type, value)) <= {str}:
             return {Tag.DICT: self._pairs(value, where)}
+        self._count(2 * len(value) + 1, where)
         node, text = self.node, self._text
-        return {
-            key if key.isascii() else text(key, where): (
-                item if type(item) in _ATOMS else node(item, (where, key))
-            )
-            for key, item in value.items()
-        }
+        tree: dict[str, Tree] = {}
+        for key, item in value.items():
+            name = key if key.isascii() else text(key, where)
+            tree[name] = item if type(item) in _ATOMS else node(item, (where, key))
+        return tree
 
     def _pairs(self, value: dict[Any, Any], where: Where) -> list[Tree]:
+        self._count(2 * len(value) + 4, where)
         pairs: list[Tree] = []
         for key, item in value.items():
             pairs.append(self._value(key, (where, key)))
@@ -224,18 +240,16 @@ class _Flattener:
             self._by_value -= 1
 
     def tuple_(self, value: tuple[Any, ...], where: Where) -> Tree:
-        self._count(len(value) + 2, where)
         return {Tag.TUPLE: self._deeper(value, where, self._items)}
 
-    def _members(self, value: Iterable[Any], where: Where) -> list[Tree]:
+    def _members(self, value: Collection[Any], where: Where) -> list[Tree]:
+        self._count(len(value) + 2, where)
         return sorted((self._value(item, (where, item)) for item in value), key=pack)
 
     def set_(self, value: set[Any], where: Where) -> Tree:
-        self._count(len(value) + 2, where)
-        return {Tag.SET: self._mutable(value, where, self._members)}
+        return self._tagged(Tag.SET, value, where, self._members)
 
     def frozenset_(self, value: frozenset[Any], where: Where) -> Tree:
-        self._count(len(value) + 2, where)
         return {Tag.FROZENSET: self._deeper(value, where, self._members)}
 
     def bytearray_(self, value: bytearray, where: Where) -> Tree:
@@ -271,9 +285,7 @@ class _Flattener:
     def _tagged(
         self, tag: int, value: Any, where: Where, walk: Callable[[Any, Where], Tree]
     ) -> Tree:
-        size: int = len(value) if hasattr(value, "__len__") else _LEAF_NODES
-        self._count(2 * size + 4, where)
-        return _tag(tag, self._mutable(value, where, walk))
+        return self._mutable(value, where, lambda value, where: {tag: walk(value, where)})
 
     # -- instances ---------------------------------------------------------------------
 
@@ -289,7 +301,7 @@ class _Flattener:
             return {Tag.NAMED_TUPLE: self._deeper(value, where, walk)}
         if self._by_value and not is_by_identity(shape.cls):
             return {Tag.OBJECT: self._deeper(value, where, walk)}
-        return _tag(Tag.OBJECT, self._mutable(value, where, walk))
+        return self._tagged(Tag.OBJECT, value, where, walk)
 
     def _fields(self, value: Any, where: Where, shape: Shape) -> dict[str, Tree]:
         for name in extras_of(shape, value):
@@ -301,13 +313,14 @@ class _Flattener:
                 continue
             item = getattr(value, field.name, attrs.NOTHING)
             unset = item is attrs.NOTHING
-            fields[field.name] = {Tag.UNSET: None} if unset else self.node(item, (where, field.name))
+            fields[field.name] = (
+                {Tag.UNSET: None} if unset else self.node(item, (where, field.name))
+            )
         return fields
 
     def _member(self, value: enum.Enum, where: Where) -> Tree:
         self._count(4, where)
-        cls = type(value)
-        label = f"{cls.__module__}:{cls.__qualname__}"
+        label = label_of(type(value))
         return {Tag.ENUM: [label, self._value(value.value, (where, "value"))]}
 
     # -- NumPy and tensors -------------------------------------------------------------
@@ -317,6 +330,9 @@ class _Flattener:
         kind: Any = type(value)
         if isinstance(value, numpy.generic):
             self._count(4, where)
+            plain = encode_scalar(value)
+            if plain is not None:
+                return {Tag.NUMPY_SCALAR: plain}
             return {Tag.ARRAY_ITEM: self._new_array(numpy.asarray(value), where)}
         if kind is numpy.ndarray:
             if value.dtype.kind == "O":
@@ -342,7 +358,7 @@ class _Flattener:
         raise _unknown(kind, where)
 
     def _objects(self, value: Any, where: Where) -> Tree:
-        self._count(value.size + _MAX_DIMENSIONS, where)
+        self._count(len(value.shape), where)
         items: list[Any] = value.reshape(-1).tolist()
         return [list(value.shape), self._items(items, where)]
 
@@ -378,11 +394,6 @@ _WALKERS: dict[type, Callable[[_Flattener, Any, Where], Tree]] = {
 }
 
 
-def _tag(tag: int, tree: Tree) -> Tree:
-    """The node of a mutable object, unless it is the same again."""
-    return tree if type(tree) is dict and Tag.SAME in tree else {tag: tree}
-
-
 def _leaf(encode: Callable[[Any], Tree], value: Any, where: Where) -> Tree:
     try:
         return encode(value)
@@ -391,6 +402,7 @@ def _leaf(encode: Callable[[Any], Tree], value: Any, where: Where) -> Tree:
 
 
 def _leaf_walk(encode: Callable[[Any], Tree]) -> Callable[[Any, Where], Tree]:
+    """As the way into a container, for a mutable object that is a leaf."""
     return lambda value, where: _leaf(encode, value, where)
 
 

@@ -22,12 +22,13 @@ from .._errors import TrioCkptError
 from ._tagged import Tag, Tree
 
 MAX_FRACTION_BITS = 2**16  # its greatest common divisor is sought again: a millisecond at this
-_INT_RANGE = range(-(2**63), 2**64)  # what MessagePack holds
+INTS = range(-(2**63), 2**64)  # what MessagePack holds
 
 BAD_LEAF = (
     ValueError,  # and all of msgspec's
     TypeError,
     LookupError,
+    AttributeError,
     ArithmeticError,
 )
 
@@ -55,7 +56,7 @@ class MissingHereError(Exception):
 
 def encode_int(value: int) -> Tree:
     """An int of any size: itself if MessagePack holds it."""
-    if value in _INT_RANGE:
+    if value in INTS:
         return value
     return {Tag.BIG_INT: value.to_bytes(value.bit_length() // 8 + 1, signed=True)}
 
@@ -232,10 +233,10 @@ def _encode_path(value: PurePath) -> Tree:
 
 
 def _decode_path(tree: Tree) -> PurePath:
-    kind, text = _convert(tree, tuple[int, str | bytes])
-    if isinstance(text, bytes):
+    kind, text = tree
+    if type(text) is bytes:
         text = text.decode("utf-8", "surrogateescape")
-    if kind not in range(len(_PATHS)):
+    if type(text) is not str or type(kind) is not int or kind not in range(len(_PATHS)):
         raise ValueError("a path of unknown kind")
     return _PATHS[kind](text)
 

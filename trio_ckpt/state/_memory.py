@@ -7,6 +7,7 @@ the staging arena is cut from (`_arena`) and what a state is restored into (`_bu
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import operator
@@ -39,10 +40,8 @@ def map_pages(nbytes: int) -> Bytes:
     else:
         mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if nbytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
+            with contextlib.suppress(OSError):  # a kernel built without them; small pages do
                 mapping.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:  # a kernel built without them; small pages do
-                pass
     return np.frombuffer(mapping, np.uint8)
 
 
@@ -64,6 +63,24 @@ def owner_of(array: npt.NDArray[Any]) -> object:
 def address_of(array: npt.NDArray[Any]) -> int:
     """Where the first element of an array is."""
     return int(array.__array_interface__["data"][0])
+
+
+class _Held:
+    """Somebody's memory for NumPy, kept alive: the array interface, version 3."""
+
+    def __init__(self, address: int, nbytes: int, keep: object) -> None:
+        self.keep = keep
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (address, True),  # never written through this
+            "shape": (nbytes,),
+            "typestr": "|u1",
+        }
+
+
+def memory_at(address: int, nbytes: int, keep: object) -> Bytes:
+    """Memory that somebody else owns, as bytes to read; `keep` lives as long as they do."""
+    return np.asarray(_Held(address, nbytes, keep))
 
 
 # ---------------------------------------------------------------------------------------

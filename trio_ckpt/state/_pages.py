@@ -32,6 +32,7 @@ io_uring buffers, pinned CUDA host memory).  Do not put such memory under the tr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -95,13 +96,13 @@ class Written:
     Attributes:
         region: The number of the region; another one is another memory.
         look: The number of this look, for the next `Tracker.written`.
-        pages: The indexes of the pages (counted from the page in which the array begins) that
-            were written after the look asked about; all of them if there was no such look.
+        pages: The pages that were written after the look asked about, counted from the one in
+            which the array begins; None: any may be, because that look was at other memory.
     """
 
     region: int
     look: int
-    pages: npt.NDArray[np.intp]
+    pages: npt.NDArray[np.intp] | None
 
 
 class Kernel(Protocol):
@@ -178,7 +179,7 @@ class LinuxKernel:
             )
             count = fcntl.ioctl(self._pagemap, _PAGEMAP_SCAN, argument)
             bounds = (self._found[:count, :2] - np.uint64(start)) // np.uint64(PAGE_BYTES)
-            runs.append(_spread(bounds.astype(np.intp)))
+            runs.append(spread(bounds.astype(np.intp)))
             (walked,) = struct.unpack_from("Q", argument, _WALK_END_OFFSET)
             if walked <= at:
                 raise OSError(errno.EIO, "PAGEMAP_SCAN does not go on")
@@ -193,7 +194,7 @@ class LinuxKernel:
         os.close(self._pagemap)
 
 
-def _spread(runs: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+def spread(runs: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     """The numbers in ``[first, end)`` of every run, in one array."""
     lengths = runs[:, 1] - runs[:, 0]
     if not len(runs):
@@ -234,24 +235,35 @@ class Tracker:
         return len(self._regions)
 
     def written(
-        self, array: npt.NDArray[Any], region: int | None = None, look: int | None = None
+        self,
+        array: npt.NDArray[Any],
+        region: int | None = None,
+        look: int | None = None,
+        *,
+        owner: object = None,
     ) -> Written | Untracked:
         """Which pages under a contiguous array were written after `look` at `region`.
 
-        Begins to watch the memory if it is not watched; then, and where `region` or `look` is
-        of other memory or None, every page is reported.  Pages at the ends that belong to
-        other memory, too, are always reported.
+        Begins to watch the memory if it is not watched.  Pages at the ends that belong to other
+        memory, too, are always among those reported.
+
+        Args:
+            array: Contiguous.
+            region: Of an earlier answer about the same address.
+            look: Of that answer.
+            owner: What keeps the memory alive, if NumPy does not know.
         """
         if not self._is_open:
             return Untracked("the tracker is closed")
         if os.getpid() != self._pid:
             return Untracked("this process is a fork of the one that tracks")
         start, nbytes = address_of(array), array.nbytes
-        owner = owner_of(array)
-        low, high = _extent_of(owner, start, nbytes)
-        first, end = -(-low // PAGE_BYTES), high // PAGE_BYTES  # the owner's whole pages
         if nbytes < MIN_WATCHED_BYTES:
             return Untracked(f"smaller than {MIN_WATCHED_BYTES} bytes")
+        if owner is None:
+            owner = owner_of(array)
+        low, high = _extent_of(owner, start, nbytes)
+        first, end = -(-low // PAGE_BYTES), high // PAGE_BYTES  # the owner's whole pages
         with self._lock:
             watched = self._find(owner, first, end)
             if isinstance(watched, Untracked):
@@ -309,10 +321,8 @@ class Tracker:
 
     def _drop(self, region: _Region) -> None:
         del self._regions[region.start, region.pages]
-        try:
+        with contextlib.suppress(OSError):  # unmapped: the registration went with the memory
             self._kernel.forget(region.start * PAGE_BYTES, region.pages * PAGE_BYTES)
-        except OSError:  # unmapped: the registration went with the memory
-            pass
 
     def _answer(
         self, region: _Region, start: int, nbytes: int, number: int | None, look: int | None
@@ -320,7 +330,7 @@ class Tracker:
         first, end = start // PAGE_BYTES, -(-(start + nbytes) // PAGE_BYTES)
         low, high = max(first, region.start), min(end, region.start + region.pages)
         if number != region.number or look is None:
-            return Written(region.number, region.look, np.arange(end - first))
+            return Written(region.number, region.look, None)
         inside = region.written_at[low - region.start : high - region.start] > look
         pages = np.flatnonzero(inside) + (low - first)
         ends = [np.arange(low - first), np.arange(high - first, end - first)]

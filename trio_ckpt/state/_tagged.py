@@ -15,7 +15,8 @@ offset what
 1      one MessagePack value, and nothing behind it
 ====== ====================================================================================
 
-The value is made of these MessagePack types only; sizes and numbers are big-endian.
+The value is made of these MessagePack types only, each in the shortest form that holds it; sizes
+and numbers are big-endian.  So equal trees have equal bytes, and the other way about.
 
 =============================== ===========================================================
 first byte                      what
@@ -73,6 +74,7 @@ ORDERED_DICT          32    list of key, value, key, …
 COUNTER               33    list of key, value, key, …
 DEFAULT_DICT          34    [name of the factory or None, [key, value, key, …]]
 RANGE                 35    [start, stop, step]
+NUMPY_SCALAR          36    [dtype as NumPy or ml_dtypes writes it, its bytes]
 ===================== ===== ===========================================================
 
 A class is the str ``module:qualified name``.  It is looked up among the classes that the
@@ -97,7 +99,7 @@ Tree: TypeAlias = Any  # recursive: None, bool, int, float, str, bytes, list, di
 FORMAT_VERSION = 1
 MAX_TREE_BYTES = 2**29  # half a GiB beside the arrays; a restore holds it about four times
 MAX_TREE_NODES = 4_000_000  # an empty dict is 1 byte saved and 64 in memory: 256 MiB at worst
-MAX_TREE_DEPTH = 400  # four levels of a tree for each of the state's, see `MAX_DEPTH`
+MAX_TREE_DEPTH = 400  # a state of the greatest depth is under 200, its deltas under 350
 
 
 class Tag:
@@ -138,6 +140,7 @@ class Tag:
     COUNTER: Final = 33
     DEFAULT_DICT: Final = 34
     RANGE: Final = 35
+    NUMPY_SCALAR: Final = 36
 
 
 TAGS = frozenset(number for name, number in vars(Tag).items() if name.isupper())
@@ -207,11 +210,14 @@ def decode_tree(data: bytes, limits: Limits = LIMITS) -> Tree:
         raise StoreDamagedError(f"a saved state is of version {FORMAT_VERSION}, not {found}")
     try:
         _scan(data, limits)
-        return _decoder.decode(memoryview(data)[1:])
+        tree = _decoder.decode(memoryview(data)[1:])
     except IndexError as error:
         raise StoreDamagedError("a saved state ends too early") from error
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise StoreDamagedError(f"a saved state cannot be read: {error}") from error
+    if pack(tree) != memoryview(data)[1:]:
+        raise StoreDamagedError("a saved state has a key twice, or a number in a longer form")
+    return tree
 
 
 def _sizes_of_scalars() -> bytes:
@@ -233,7 +239,7 @@ _COUNTS = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}  # list and dict
 
 
 def _scan(data: bytes, limits: Limits) -> None:
-    """See that `data` is a tree within the limits; builds nothing but the keys of one path.
+    """See that `data` is a tree within the limits; builds nothing.
 
     Raises:
         StoreDamagedError: it is not.
@@ -241,25 +247,23 @@ def _scan(data: bytes, limits: Limits) -> None:
     """
     at, end = 1, len(data)
     nodes, left = 0, 1  # left: how many values the innermost container still has
-    keys: set[bytes] | None = None  # those of the innermost dict; None: it is a list or a node
-    outer: list[tuple[int, set[bytes] | None]] = []
+    pairs = 0  # of the innermost container: how many it has, 0 for a list
+    outer: list[tuple[int, int]] = []
     while True:
         while not left:
             if not outer:
                 if at != end:
                     raise _damaged("ends too early or too late", at)
                 return
-            left, keys = outer.pop()
+            left, pairs = outer.pop()
         nodes += 1
         if nodes > limits.max_nodes:
             raise _damaged(f"has more than {limits.max_nodes} values", at)
         first = data[at]
-        if keys is not None and not left % 2:
-            at, tagged = _scan_key(data, at, left, keys)
-            left -= 1
-            if tagged:
-                keys = None
-            continue
+        if pairs and not left % 2 and not 0xA0 <= first <= 0xBF:  # a key, and no short str
+            is_tag = pairs == 1 and first in TAGS
+            if not is_tag and not 0xD9 <= first <= 0xDB:
+                raise _damaged("has a key that is neither a str nor a tag", at)
         left -= 1
         size = _SCALAR_SIZES[first]
         if size:
@@ -271,10 +275,10 @@ def _scan(data: bytes, limits: Limits) -> None:
             at, count, is_dict = _scan_head(data, at, first)
             if count * (1 + is_dict) > end - at:
                 raise _damaged("counts more values than it has bytes", at)
-            outer.append((left, keys))
+            outer.append((left, pairs))
             if len(outer) > limits.max_depth:
                 raise _damaged(f"is nested deeper than {limits.max_depth}", at)
-            left, keys = count * (1 + is_dict), set() if is_dict else None
+            left, pairs = count * (1 + is_dict), count * is_dict
 
 
 def _scan_head(data: bytes, at: int, first: int) -> tuple[int, int, bool]:
@@ -286,25 +290,6 @@ def _scan_head(data: bytes, at: int, first: int) -> tuple[int, int, bool]:
         raise _damaged(f"has a value of the kind {first:02x}", at)
     stop = at + 1 + size
     return stop, int.from_bytes(data[at + 1 : stop]), first >= 0xDE
-
-
-def _scan_key(data: bytes, at: int, left: int, keys: set[bytes]) -> tuple[int, bool]:
-    """Where a key ends, and whether it is a tag; `left` is 2 for the key of a dict's last pair."""
-    first = data[at]
-    if 0xA0 <= first <= 0xBF:
-        start, stop = at + 1, at + 1 + (first & 0x1F)
-    elif 0xD9 <= first <= 0xDB:
-        start = at + 1 + _LENGTHS[first]
-        stop = start + int.from_bytes(data[at + 1 : start])
-    elif first in TAGS and left == 2 and not keys:
-        return at + 1, True
-    else:
-        raise _damaged("has a key that is neither a str nor a tag", at)
-    key = data[start:stop]
-    if key in keys:
-        raise _damaged("has a key twice", at)
-    keys.add(key)
-    return stop, False
 
 
 def _damaged(problem: str, at: int) -> StoreDamagedError:
