@@ -1,6 +1,6 @@
 """Run the benchmarks, print what they found, and say which targets are met.
 
-python -m benchmarks [--only tokens,steps,resume,frontier,pages,crawl] [--quick]
+python -m benchmarks [--only tokens,steps,resume,frontier,pages,json,crawl] [--quick]
                      [--folder DIR] [--peers-cache DIR] [--json FILE]
 """
 
@@ -17,7 +17,18 @@ from pathlib import Path
 
 import attrs
 
-from benchmarks import Options, Section, Target, crawl, frontier, pages, resume, steps, tokens
+from benchmarks import (
+    Options,
+    Section,
+    Target,
+    crawl,
+    frontier,
+    json_store,
+    pages,
+    resume,
+    steps,
+    tokens,
+)
 
 SECTIONS: dict[str, Callable[[Options], Section]] = {
     "tokens": tokens.measure,
@@ -25,6 +36,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "resume": resume.measure,
     "frontier": frontier.measure,
     "pages": pages.measure,
+    "json": json_store.measure,
     "crawl": crawl.measure,
 }
 
