@@ -1,6 +1,6 @@
 """What trio_ckpt costs, beside the physical controls and the peers of the same run.
 
-    python -m benchmarks [--only tokens,steps,resume,frontier,pages,json,crawl] [--quick]
+    python -m benchmarks [--only tokens,steps,resume,frontier,answers,pages,json,crawl] [--quick]
 
 Machines are noisy, so a figure alone says little: every section measures its controls in turns
 with ours and speaks of ratios. None of this is a test; a target that is not met is printed so.

@@ -1,6 +1,6 @@
 """Run the benchmarks, print what they found, and say which targets are met.
 
-python -m benchmarks [--only tokens,steps,resume,frontier,pages,json,crawl] [--quick]
+python -m benchmarks [--only tokens,steps,resume,frontier,answers,pages,json,crawl] [--quick]
                      [--folder DIR] [--peers-cache DIR] [--json FILE]
 """
 
@@ -21,6 +21,7 @@ from benchmarks import (
     Options,
     Section,
     Target,
+    answers,
     crawl,
     frontier,
     json_store,
@@ -35,6 +36,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "steps": steps.measure,
     "resume": resume.measure,
     "frontier": frontier.measure,
+    "answers": answers.measure,
     "pages": pages.measure,
     "json": json_store.measure,
     "crawl": crawl.measure,

@@ -102,13 +102,13 @@ async def make_outputs(folder: Path, count: int) -> None:
     names = [f"{index}.txt" for index in range(count)]
     stream: Stream[None]
     batch: Batch[list[str]]
-    async with open_run(
-        "outputs", store=folder / "store", output_dir=data, handle_signals=False
-    ) as run:
-        async with run.open_stream("s") as stream:
-            chunks = [names[start : start + 100] for start in range(0, count, 100)]
-            async for batch in stream.batches(chunks):
-                batch.complete(outputs=batch.item)
+    async with (
+        open_run("outputs", store=folder / "store", output_dir=data, handle_signals=False) as run,
+        run.open_stream("s") as stream,
+    ):
+        chunks = [names[start : start + 100] for start in range(0, count, 100)]
+        async for batch in stream.batches(chunks):
+            batch.complete(outputs=batch.item)
 
 
 def hash_loop(folder: Path, count: int) -> None:

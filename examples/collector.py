@@ -104,8 +104,7 @@ class Collector:
 
     async def collect_repos(self, stream: trio_ckpt.Stream[list[Repo]]) -> None:
         """The names of all repositories become the stream's state: a resume has them again."""
-        pages: trio_ckpt.Batches[None] = stream.batches()
-        async for batch in pages:
+        async for batch in stream.batches():
             with failing(batch):
                 page = await self.get("/blocks", page=batch.index)
                 names = [record["full_name"] for record in page["records"]]
@@ -117,8 +116,7 @@ class Collector:
 
     async def collect_characters(self, stream: trio_ckpt.Stream[None], repo: Repo) -> None:
         """By page number: an empty page is the end, and no page."""
-        pages: trio_ckpt.Batches[None] = stream.batches()
-        async for batch in pages:
+        async for batch in stream.batches():
             with failing(batch):
                 page = await self.get(f"/blocks/{repo}/characters", page=batch.index)
                 records = page["records"]
@@ -130,8 +128,7 @@ class Collector:
 
     async def collect_decompositions(self, stream: trio_ckpt.Stream[None], repo: Repo) -> None:
         """By cursor: each page says where the next one begins."""
-        pages: trio_ckpt.Batches[None] = stream.batches()
-        async for batch in pages:
+        async for batch in stream.batches():
             with failing(batch):
                 place = {} if stream.cursor is None else {"cursor": stream.cursor}
                 page = await self.get(f"/blocks/{repo}/decompositions", **place)

@@ -74,7 +74,7 @@ class Desk(ABC):
     failed: dict[int, Failure] = attrs.field(factory=dict[int, Failure])
     is_parallel: bool = False
     is_open_ended: bool = False
-    opened_at: float = attrs.field(factory=time.time)
+    opened_at: float = attrs.field(factory=lambda: time.time())
     expected: int | None = None
     pause: tuple[float, str] | None = None
     changed: Callable[[], None] = lambda: None

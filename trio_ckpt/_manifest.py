@@ -6,6 +6,7 @@ is written whenever a run is left complete, in place of an older one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
@@ -40,7 +41,7 @@ async def write_manifest(
     """Write ``manifest.json`` into the output folder.
 
     It names the run, what it was configured with, its sums, and for each stream its
-    outputs (path, size, sha256, batch) and append files (path, size).  It is written
+    outputs (path, size, sha256, batch) and append files (path, size, sha256).  It is written
     stream by stream: a million outputs are never held.
 
     Returns:
@@ -53,7 +54,7 @@ async def write_manifest(
         return False
     file = await run_blocking(outputs.create, MANIFEST)
     with closing(file):
-        async with aclosing(_pieces(store, run_key, parts, facts)) as pieces:
+        async with aclosing(_pieces(store, run_key, parts, outputs, facts)) as pieces:
             async for piece in pieces:
                 await run_blocking(file.write, piece.encode())
         await run_blocking(_commit, file)
@@ -65,7 +66,11 @@ def _commit(file: NewFile) -> None:
 
 
 async def _pieces(
-    store: Store, run_key: RunKey, parts: Mapping[StreamKey, Progress], facts: Mapping[str, Any]
+    store: Store,
+    run_key: RunKey,
+    parts: Mapping[StreamKey, Progress],
+    outputs: OutputDir,
+    facts: Mapping[str, Any],
 ) -> AsyncGenerator[str]:
     mine = {key: parts[key] for key in in_order(parts)}
     whole = summarize((), mine)
@@ -96,7 +101,10 @@ async def _pieces(
             "spent": shown(progress.spent),
             "runtime_s": round(progress.runtime_s, 3),
             "metadata": progress.metadata,
-            "append_files": [{"path": p, "size": size} for p, size in progress.sinks.items()],
+            "append_files": [
+                await run_blocking(_append_entry, outputs, path, size)
+                for path, size in progress.sinks.items()
+            ],
         }
         yield (",\n" if place else "\n") + _dump(entry)[:-1] + ',"outputs":['
         if progress.outputs:
@@ -123,6 +131,16 @@ async def _outputs(
             ]
             if lines:
                 yield lines
+
+
+def _append_entry(outputs: OutputDir, path: str, size: int) -> dict[str, Any]:
+    """An append file, as far as it is confirmed."""
+    hasher = hashlib.sha256()
+    if size:
+        with closing(outputs.read_pieces(path, size)) as pieces:
+            for piece in pieces:
+                hasher.update(piece)
+    return {"path": path, "size": size, "sha256": hasher.hexdigest()}
 
 
 def _entry(index: int, output: Output) -> dict[str, Any]:

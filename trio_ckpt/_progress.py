@@ -199,6 +199,7 @@ def _apply_fail(progress: Progress, record: Record) -> None:
     if record.index is not None:
         progress.failures[record.index] = FailedAttempt(record.attempts, record.error)
     progress.status, progress.error, progress.failed_at = Status.FAILED, record.error, record.at
+    progress.last_index = None  # what has failed is not known to have come to its end
 
 
 def _apply_finish(progress: Progress, record: Record) -> None:

@@ -202,7 +202,10 @@ class Redo:
                             cut, end = entry.sequence, end - lines.size
                 if end <= size:
                     break
-        return await self.rewind_before(cut, f"{path} was shortened to {size} bytes")
+        reason = f"{path} was shortened to {size} bytes"
+        where = describe_batch(self.saver.run_key.run_id, self.lane.key, None)
+        log.warning("%s: %s", where, reason)
+        return await self.rewind_before(cut, reason)
 
     async def take_damaged(self, index: int, record: Record, path: str, reason: str) -> None:
         """Put one batch back to work whose outputs are damaged.
@@ -227,7 +230,7 @@ class Redo:
 
     async def _take_back(self, taking: Taking, reason: str, **fields: Any) -> None:
         where = describe_batch(self.saver.run_key.run_id, self.lane.key, None)
-        log.warning("%s: batches %s go back to work: %s", where, taking.indexes, reason)
+        log.info("%s: batches %s go back to work: %s", where, taking.indexes, reason)
         await self._save(taking, {"reason": reason}, **fields)
         with trio.CancelScope(shield=True):
             await self._archive(taking.confirmed)

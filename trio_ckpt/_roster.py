@@ -87,6 +87,8 @@ class Roster:
     def to_process(self, *, retry_failed: bool, start_from: StreamKey | None) -> list[StreamKey]:
         """The streams with work left, in order."""
         order = in_order(self.progress)
+        if any(self.progress[key].position is not None for key in order):
+            order = [key for key in order if self.progress[key].position is not None]
         if start_from is not None:
             n = len(start_from)
             place = next((i for i, key in enumerate(order) if key[:n] == start_from), None)

@@ -316,7 +316,7 @@ class Run:
     def streams_to_process(
         self, *, retry_failed: bool = False, start_from: StreamKey | None = None
     ) -> list[StreamKey]:
-        """The streams with work left, in the order in which they were listed.
+        """The streams of the list with work left, in its order; of all streams if none is listed.
 
         Args:
             retry_failed: Also those that failed for good or skipped batches; open them with

@@ -12,7 +12,7 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import asynccontextmanager
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, overload
 
 import trio
 
@@ -188,6 +188,21 @@ class Stream(Generic[S]):
 
     # -- loops ------------------------------------------------------------------------------
 
+    @overload
+    def batches(
+        self, items: None = None, *, start: int | None = None, end: int | None = None
+    ) -> Batches[None]: ...
+
+    @overload
+    def batches(
+        self,
+        items: Items[T],
+        *,
+        key: Callable[[T], str] | None = None,
+        start: int | None = None,
+        end: int | None = None,
+    ) -> Batches[T]: ...
+
     def batches(
         self,
         items: Items[T] | None = None,
@@ -195,7 +210,7 @@ class Stream(Generic[S]):
         key: Callable[[T], str] | None = None,
         start: int | None = None,
         end: int | None = None,
-    ) -> Batches[T]:
+    ) -> Batches[T] | Batches[None]:
         """Loop over the batches that are left: ``async for batch in stream.batches(...)``.
 
         The loop hands out a batch when the one before it is durable.
@@ -300,14 +315,14 @@ class Stream(Generic[S]):
     async def fail(self, error: BaseException | str, *, retryable: bool = True) -> None:
         """Record that the stream failed; its block raises `StreamFailedError` at the end.
 
-        No batch is handed out any more.
+        No batch is handed out any more.  One that is open and not settled has failed with it.
 
         Args:
             error: Why.
             retryable: Whether a plain resume may take it up again.
         """
         self._walk.check_owner()
-        await self._walk.settle_open(Way.EXIT)
+        await self._walk.settle_failed(error)
         self._walk.failure = describe_error(error, retryable=retryable)
         await self._save_failure(self._walk.failure)
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 import trio
 
-from ._batch import Batch
+from ._batch import AttemptState, Batch
 from ._errors import StreamBusyError, StreamFailedError
 from ._gate import Gate, Passed, Way
 from ._progress import Progress
@@ -98,6 +98,15 @@ class Walk:
             await trio.sleep(passed.after_s)
             return Passed.GO_ON
         return passed
+
+    async def settle_failed(self, error: BaseException | str) -> None:
+        """Pass the gate for the batch of the loop; one that is not settled fails with `error`."""
+        batch, self.batch = self.batch, None
+        if batch is None:
+            return
+        batch.fail(error)  # unless it is settled
+        is_failed = batch.state is AttemptState.FAILED
+        await self.desk.pass_gate(batch, Way.ERROR if is_failed else Way.EXIT)
 
     async def wait_for_turn(self) -> None:
         """Wait while the stream is asked to pause; for ever while a stop is under way.

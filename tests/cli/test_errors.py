@@ -224,7 +224,7 @@ def test_what_must_answer_at_once_imports_neither_rich_nor_what_writes(
             "import sys\n"
             "from trio_ckpt.cli import main\n"
             "code = main()\n"
-            "writing = {'rich', 'trio_ckpt._export', 'trio_ckpt.cli._change'}\n"
+            "writing = {'rich', 'trio_ckpt._export', 'trio_ckpt.cli._change', 'trio_ckpt.cli._verify'}\n"
             "sys.exit(f'imported: {writing & sys.modules.keys()}' if writing & sys.modules.keys() "
             "else code)\n"
         ),

@@ -319,7 +319,7 @@ def test_one_object_at_two_places_is_one_object_again() -> None:
 def test_what_holds_itself_is_refused_with_both_paths() -> None:
     state: dict[str, Any] = {"a": {"b": []}}
     state["a"]["b"].append(state["a"])
-    with pytest.raises(NotEncodableError, match="it is state.a, which holds it") as caught:
+    with pytest.raises(NotEncodableError, match=r"it is state\.a, which holds it") as caught:
         Plan.of(state).flatten(state)
     assert caught.value.path == "state.a.b[0]"
 
@@ -393,7 +393,7 @@ def test_an_attribute_that_is_no_field_is_refused_but_a_cached_property_is_not()
     assert state.total == 3
     assert there_and_back(Plan.of(state), state).total == 3
     state.lock = threading.Lock()  # type: ignore[attr-defined]
-    with pytest.raises(NotEncodableError, match="no field of .*Sum") as caught:
+    with pytest.raises(NotEncodableError, match=r"no field of .*Sum") as caught:
         Plan.of(state).flatten(state)
     assert caught.value.path == "state.lock"
 
@@ -598,7 +598,7 @@ def test_random_generators_go_on_where_they_were() -> None:
         result = there_and_back(Plan.of([]), [made, one, legacy])
         assert (made.random(50) == result[0].random(50)).all()
         assert made.spawn(1)[0].random() == result[0].spawn(1)[0].random()
-        assert result[1].gauss(0, 1) == random.Random.gauss(result[1], 0, 1) or True
+        assert list(legacy.standard_normal(3)) == list(result[2].standard_normal(3))
     twin = there_and_back(Plan.of([]), one)
     assert [one.gauss(0, 1) for _ in range(3)] == [twin.gauss(0, 1) for _ in range(3)]
     legacy = np.random.RandomState(5)
@@ -756,10 +756,10 @@ def test_bytes_that_no_tree_has_are_damage(data: bytes) -> None:
 
 def test_limits_hold_before_anything_is_built() -> None:
     nodes = encode_tree([1, 2, {"a": 3}])
-    for limits in ({"max_bytes": 8}, {"max_nodes": 5}, {"max_depth": 1}):
+    for limits in ({"max_bytes": 7}, {"max_nodes": 5}, {"max_depth": 1}):
         with pytest.raises(StoreDamagedError):
             decode_tree(nodes, _tagged.Limits(**limits))
-    assert decode_tree(nodes, _tagged.Limits(9, 6, 2)) == [1, 2, {"a": 3}]
+    assert decode_tree(nodes, _tagged.Limits(8, 6, 2)) == [1, 2, {"a": 3}]
 
 
 def test_a_saved_uuid_and_decimal_keep_their_text() -> None:

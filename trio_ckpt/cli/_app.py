@@ -32,7 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "watch": ("_reads", "Watch a run until its process lets go of it."),
     "explain": ("_reads", "Say in words what a start would do, and why."),
     "history": ("_reads", "Tell the sessions of a run, or the checkpoints of a stream."),
-    "verify": ("_reads", "Compare the confirmed outputs with the files."),
+    "verify": ("_verify", "Compare the confirmed outputs with the files."),
     "export": ("_writes", "Write a run into one file."),
     "import": ("_writes", "Take a run out of a file."),
     "retry": ("_writes", "Put back to work what was given up or has failed."),
@@ -41,8 +41,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 }
 """Command -> the module that has it, and what the list of commands says of it.
 
-A command's module is imported when it is typed: those that write need most of the library,
-and `ls` should answer at once.
+A command's module is imported when it is typed: some need most of the library, and `ls` should
+answer at once.
 """
 
 

@@ -1,4 +1,4 @@
-"""The commands that only read, as they are typed."""
+"""The commands that only read the store, as they are typed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from ._options import (
     answer,
     json_option,
     limit_option,
-    output_dir_option,
     run_argument,
     store_argument,
     stream_option,
@@ -99,36 +98,4 @@ def history_command(
     if stream is None:
         return answer(store, partial(_tell.tell_sessions, run_id=run, limit=limit), as_json=as_json)
     ask = partial(_tell.tell_checkpoints, run_id=run, stream=stream, limit=limit)
-    return answer(store, ask, as_json=as_json)
-
-
-@click.command("verify")
-@store_argument
-@run_argument(required=False)
-@stream_option
-@click.option("--sha256", is_flag=True, help="Read every file and compare its hash.")
-@output_dir_option
-@all_option
-@json_option
-def verify_command(
-    store: str,
-    run: str | None,
-    stream: str | None,
-    sha256: bool,
-    output_dir: str | None,
-    every: bool,
-    as_json: bool,
-) -> int:
-    """Compare the confirmed outputs with the files, and change nothing.
-
-    Exits with 1 if one is missing or not as it was confirmed.
-    """
-    ask = partial(
-        _tell.verify,
-        run_id=run,
-        stream=stream,
-        mode="sha256" if sha256 else "size",
-        output_dir=output_dir,
-        every=every,
-    )
     return answer(store, ask, as_json=as_json)

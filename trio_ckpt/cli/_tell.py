@@ -1,27 +1,22 @@
-"""`explain`, `history` and `verify`: why a run stands where it stands."""
+"""`explain` and `history`: why a run stands where it stands."""
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from contextlib import aclosing
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
-from .._drift import Drift, DriftProblem, find_drift
 from .._explain import Facts, Sentence, explain_run
 from .._history import SessionView, read_pages, read_sessions
 from .._records import Kind, Record
-from .._threads import run_blocking
 from .._values import StreamKey
-from .._words import duration, iso_moment, moment, number, plural, stream_name
+from .._words import duration, iso_moment, moment, plural, stream_name
 from ..abc import Store
-from ..outputs import OutputDir
-from ._exits import EXIT_NOT_FOUND, EXIT_PROBLEMS, EXIT_USAGE, CommandError
 from ._look import Look, choose_stream, choose_streams, error_part, look_at, owner_document
-from ._overview import MAX_ROWS, counts_text, error_text
-from ._report import Answer, Block, Table, capped
+from ._overview import counts_text, error_text
+from ._report import Answer, Block, Table
 
 # ---------------------------------------------------------------------------------------
 # explain
@@ -226,87 +221,3 @@ def _checkpoint_row(sequence: int, record: Record) -> tuple[str, ...]:
         " ".join(files),
         error_text(record.error) if record.error is not None else str(why),
     )
-
-
-# ---------------------------------------------------------------------------------------
-# verify
-# ---------------------------------------------------------------------------------------
-
-
-async def verify(
-    store: Store,
-    run_id: str | None,
-    *,
-    stream: str | None,
-    mode: Literal["size", "sha256"],
-    output_dir: str | None,
-    every: bool,
-) -> Answer:
-    """Look at every confirmed output, and change nothing."""
-    look = await look_at(store, run_id)
-    keys = choose_streams(look.keys, stream)
-    folder: str | None = output_dir or look.facts.get("output_dir")
-    drift = Drift(0, 0, ())
-    if folder is None:
-        if any(look.parts[key].outputs or look.parts[key].sinks for key in keys):
-            raise CommandError(
-                "the run does not say where its outputs are: give --output-dir", EXIT_USAGE
-            )
-    else:
-        drift = await _find_drift(look, folder, keys, mode)
-    document = {
-        "store": store.url,
-        "run": look.run_id,
-        "output_dir": folder,
-        "mode": mode,
-        "checked_files": drift.files,
-        "checked_bytes": drift.bytes,
-        "problems": [
-            {
-                "stream": list(problem.stream),
-                "batch_index": problem.batch_index,
-                "path": problem.path,
-                "reason": problem.reason,
-            }
-            for problem in drift.problems
-        ],
-    }
-    how = "size and time, hash where the time differs" if mode == "size" else "sha256"
-    checked = f"{plural(drift.files, 'file')} ({number(drift.bytes)} bytes)"
-    if not drift.files and not drift.problems:
-        return Answer(lambda: document, lambda: ["no batch has confirmed a file: nothing to check"])
-    if not drift.problems:
-        text = f"{checked} checked by {how}: all are as confirmed"
-        return Answer(lambda: document, lambda: [text])
-    problems = plural(len(drift.problems), "problem")
-    blocks: list[Block] = [
-        f"{checked} checked by {how}: {problems}; nothing was changed, a start puts their batches "
-        "back to work",
-        capped(
-            _PROBLEM_COLUMNS, drift.problems, _problem_row, None if every else MAX_ROWS, "problems"
-        ),
-    ]
-    return Answer(lambda: document, lambda: blocks, EXIT_PROBLEMS)
-
-
-_PROBLEM_COLUMNS = ("stream", ">batch", "file", "problem")
-
-
-def _problem_row(problem: DriftProblem) -> tuple[str, ...]:
-    batch = "" if problem.batch_index is None else f"{problem.batch_index:,}"
-    return (stream_name(problem.stream), batch, problem.path, problem.reason)
-
-
-async def _find_drift(
-    look: Look, folder: str, keys: list[StreamKey], mode: Literal["size", "sha256"]
-) -> Drift:
-    if not await run_blocking(os.path.isdir, folder):  # opening it would make it
-        raise CommandError(
-            f"the output folder {folder} is not there; if it was moved, give --output-dir",
-            EXIT_NOT_FOUND,
-        )
-    outputs = await run_blocking(OutputDir.open, folder)
-    try:
-        return await find_drift(look.store, look.view, outputs, mode=mode, keys=keys)
-    finally:
-        outputs.close()

@@ -306,9 +306,10 @@ def _store(
             views[n] = leaves[n].view(number, 0, strides)
         return Buffer(data, data, None, True, first.strided.itemsize)
     low = min(leaves[n].low for n in cluster)
-    if any((leaves[n].strided.address - low) % leaves[n].strided.itemsize for n in cluster):
-        # torch wants its elements aligned to the memory's begin, so begin where that does.
-        low = min(leaf.strided.base for leaf in (leaves[n] for n in cluster) if not leaf.array)
+    # torch wants its elements aligned to the memory's begin, so begin where that does.
+    tensors = [leaves[n].strided for n in cluster if leaves[n].array is None]
+    if any((strided.address - low) % strided.itemsize for strided in tensors):
+        low = min(low, *(strided.base for strided in tensors))
     for n in cluster:
         strided = leaves[n].strided
         views[n] = leaves[n].view(number, strided.address - low, strided.strides)

@@ -16,8 +16,8 @@ from ._classes import Classes, Field, Shape, Where, path_of
 from ._flatten import FACTORIES, MAX_DEPTH
 from ._leaves import BAD_LEAF, LEAF_DECODERS, MissingHereError, StateChangedError
 from ._numpy_scalars import decode_scalar
-from ._random import decode_bit_generator, decode_random, decode_random_state, import_numpy
-from ._tagged import MUTABLE, Tag, Tree, pack, unpack_floats
+from ._random import decode_bit_generator, decode_legacy, decode_random, import_numpy
+from ._tagged import MUTABLE, Tag, Tree, kind_of, pack, unpack_floats
 
 _ATOMS: frozenset[type] = frozenset((type(None), bool, int, float, str, bytes))
 _MISSING = object()
@@ -60,7 +60,7 @@ class _Builder:
     # -- one node ----------------------------------------------------------------------
 
     def node(self, tree: Tree, where: Where) -> Any:
-        kind: Any = type(tree)
+        kind = kind_of(tree)
         if kind in _ATOMS:
             return tree
         if self._depth >= MAX_DEPTH * 2:  # one for a leaf's node, one for what it is in
@@ -71,8 +71,8 @@ class _Builder:
                 return self._numbered(where, self._list, tree)
             if kind is not dict:
                 raise _damaged(where, f"a {kind.__qualname__} is no part of a tree")
-            tag = next(iter(tree), "")
-            if type(tag) is str:
+            tag: Any = next(iter(tree), "")
+            if kind_of(tag) is str:
                 return self._numbered(where, self._dict, tree)
             return self._tagged(tag, tree[tag], where)
         except BAD_LEAF as error:
@@ -188,7 +188,8 @@ class _Builder:
         shape, saved = self._shape(tree, where)
         if shape.is_tuple or shape.problem is not None:
             raise StateChangedError(path_of(where), shape.problem or "it is a named tuple now")
-        result: Any = object.__new__(shape.cls)
+        cls: Any = shape.cls
+        result: Any = object.__new__(cls)
         for name, value in self._saved_fields(shape, saved, where).items():
             object.__setattr__(result, name, value)
         for field in shape.fields.values():
@@ -206,7 +207,9 @@ class _Builder:
         for field in shape.fields.values():
             if field.name not in values:
                 values[field.name] = _default(field, None, shape, where)
-        return tuple.__new__(shape.cls, [values[name] for name in shape.fields])
+        cls: Any = shape.cls
+        names = list(shape.fields)
+        return cls._make([values[name] for name in names])
 
     def _shape(self, tree: Tree, where: Where) -> tuple[Shape, dict[str, Tree]]:
         label, saved = tree
@@ -214,9 +217,10 @@ class _Builder:
         shape = self._classes.shapes.get(cls)
         if shape is None:
             raise StateChangedError(path_of(where), f"{label} has no fields any more")
-        if type(saved) is not dict or not all(type(name) is str for name in saved):
+        if kind_of(saved) is not dict or not all(kind_of(name) is str for name in saved):
             raise TypeError("the fields of an object are no dict")
-        return shape, cast("dict[str, Tree]", saved)
+        fields: dict[str, Tree] = saved
+        return shape, fields
 
     def _find(self, label: Tree, where: Where) -> type:
         if type(label) is not str:
@@ -260,7 +264,7 @@ class _Builder:
                 return cast("enum.Enum", member)
         if issubclass(cls, enum.Flag) and type(found) is int:
             try:
-                return cls(found)
+                return cast("enum.Enum", cls(found))
             except ValueError:
                 pass
         problem = f"{cls.__qualname__} has no member of the value {found!r} any more"
@@ -294,11 +298,13 @@ class _Builder:
         return result.reshape(shape)
 
     def generator(self, tree: Tree, where: Where) -> Any:
-        numpy = import_numpy()
+        return import_numpy().random.Generator(self._bits(tree, where))
+
+    def _bits(self, tree: Tree, where: Where) -> Any:
         bits = self.node(tree, (where, "bit_generator"))
-        if not isinstance(bits, numpy.random.BitGenerator):
+        if not isinstance(bits, import_numpy().random.BitGenerator):
             raise TypeError("a random generator has no bit generator")
-        return numpy.random.Generator(bits)
+        return bits
 
     def random_(self, tree: Tree, where: Where) -> Any:
         return decode_random(tree)
@@ -307,7 +313,8 @@ class _Builder:
         return decode_bit_generator(tree)
 
     def random_state(self, tree: Tree, where: Where) -> Any:
-        return decode_random_state(tree)
+        bits, *fields = _list_of(tree)
+        return decode_legacy(self._bits(bits, where), fields)
 
     def scalar(self, tree: Tree, where: Where) -> Any:
         return decode_scalar(tree)
@@ -363,9 +370,10 @@ def _index(tree: Tree) -> int:
 
 
 def _list_of(tree: Tree) -> list[Tree]:
-    if type(tree) is not list:
+    if kind_of(tree) is not list:
         raise TypeError("a node holds no list")
-    return cast("list[Tree]", tree)
+    items: list[Tree] = tree
+    return items
 
 
 def _bytes_of(tree: Tree) -> bytes:

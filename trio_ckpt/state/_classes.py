@@ -19,6 +19,8 @@ from typing import Any
 
 import attrs
 
+from ._tagged import kind_of
+
 EXCLUDE = "exclude"
 """The metadata of a field that is not saved: ``field(metadata={EXCLUDE: True})``."""
 
@@ -68,9 +70,10 @@ def label_of(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def is_declared(cls: type) -> bool:
+def is_declared(cls: Any) -> bool:
     """Whether it is a class whose instances can be saved once a plan knows it."""
-    return attrs.has(cls) or dataclasses.is_dataclass(cls) or _is_named_tuple(cls) or _is_enum(cls)
+    tests: tuple[Callable[[Any], bool], ...] = (attrs.has, dataclasses.is_dataclass)
+    return _is_named_tuple(cls) or _is_enum(cls) or any(test(cls) for test in tests)
 
 
 @attrs.define(eq=False)
@@ -161,12 +164,13 @@ def _hints_of(cls: type) -> dict[str, Any]:
         return raw
 
 
-def _raw_hints(cls: type) -> dict[str, Any]:
+def _raw_hints(cls: Any) -> dict[str, Any]:
     if attrs.has(cls):
         return {field.name: field.type for field in attrs.fields(cls) if field.type is not None}
-    if dataclasses.is_dataclass(cls):
-        return {field.name: field.type for field in dataclasses.fields(cls)}
-    return dict(vars(cls).get("__annotations__", {}))
+    own: Any = getattr(cls, "__dataclass_fields__", None)
+    if own is not None:
+        return {field.name: field.type for field in own.values()}
+    return inspect.get_annotations(cls)
 
 
 # ---------------------------------------------------------------------------------------
@@ -178,8 +182,8 @@ def _is_enum(cls: type) -> typing.TypeGuard[type[enum.Enum]]:
     return issubclass(cls, enum.Enum)
 
 
-def _is_named_tuple(cls: type) -> bool:
-    return issubclass(cls, tuple) and cls is not tuple and hasattr(cls, "_fields")
+def _is_named_tuple(cls: Any) -> bool:
+    return tuple in cls.__mro__ and hasattr(cls, "_fields")
 
 
 def _shape_of(cls: type) -> Shape:
@@ -189,7 +193,8 @@ def _shape_of(cls: type) -> Shape:
         fields = _fields_of_tuple(cls)
     else:
         fields = _fields_of_attrs(cls) if attrs.has(cls) else _fields_of_dataclass(cls)
-        if cls.__new__ is not object.__new__:
+        made_by: Any = cls.__new__
+        if made_by is not object.__new__:
             problem = f"{cls.__qualname__} has a __new__ of its own, so it is not only its fields"
     loose = {
         name
@@ -261,12 +266,12 @@ def learn_from(classes: Classes, initial: object) -> dict[str, Any]:
     seen: dict[int, Any] = {}  # the objects too: an id must not come again
     while waiting:
         value, where = waiting.pop()
-        cls: Any = type(value)
+        cls = kind_of(value)
         if cls in _ATOMS or id(value) in seen:
             continue
         seen[id(value)] = value
-        if isinstance(value, Mapping):
-            items: Any = typing.cast("Mapping[Any, Any]", value).items()
+        if issubclass(cls, dict):
+            items: Any = value.items()
             waiting.extend(
                 entry for key, item in items for entry in ((key, where), (item, (where, key)))
             )

@@ -30,11 +30,11 @@ from ._leaves import INTS, LEAF_ENCODERS, encode_int
 from ._numpy_scalars import encode_scalar
 from ._random import (
     encode_bit_generator,
+    encode_legacy,
     encode_random,
-    encode_random_state,
     numpy_random_kind,
 )
-from ._tagged import MAX_TREE_NODES, Tag, Tree, pack, pack_floats
+from ._tagged import MAX_TREE_NODES, Tag, Tree, kind_of, pack, pack_floats
 
 MAX_DEPTH = 64  # deeper than any sane state; each costs 8 frames of an interpreter's 1,000
 MAX_STR_BYTES = 2**30  # MessagePack ends at 4 GiB; what is longer belongs in an array
@@ -104,7 +104,7 @@ class _Flattener:
     # -- one value ---------------------------------------------------------------------
 
     def node(self, value: Any, where: Where) -> Tree:
-        kind: Any = type(value)
+        kind = kind_of(value)
         if kind in _ATOMS:
             return value
         if kind is str:
@@ -256,7 +256,17 @@ class _Flattener:
         return self._tagged(Tag.BYTEARRAY, value, where, self._bytes)
 
     def random_(self, value: random.Random, where: Where) -> Tree:
-        return self._tagged(Tag.RANDOM, value, where, _leaf_walk(encode_random))
+        return self._tagged(Tag.RANDOM, value, where, self._leaf_walk(encode_random))
+
+    def _leaf_walk(self, encode: Callable[[Any], Tree]) -> Callable[[Any, Where], Tree]:
+        """The way into a mutable object that is a leaf."""
+
+        def walk(value: Any, where: Where) -> Tree:
+            tree = _leaf(encode, value, where)
+            self._count(2 + _weigh(tree), where)
+            return tree
+
+        return walk
 
     def deque_(self, value: deque[Any], where: Where) -> Tree:
         def walk(value: deque[Any], where: Where) -> Tree:
@@ -327,7 +337,7 @@ class _Flattener:
 
     def _numpy(self, value: Any, where: Where) -> Tree:
         numpy: Any = sys.modules["numpy"]
-        kind: Any = type(value)
+        kind = kind_of(value)
         if isinstance(value, numpy.generic):
             self._count(4, where)
             plain = encode_scalar(value)
@@ -346,16 +356,22 @@ class _Flattener:
             raise NotEncodableError(path_of(where), problem)
         random_kind = numpy_random_kind(value)
         if random_kind == "generator":
-
-            def walk(value: Any, where: Where) -> Tree:
-                return self._numpy(value.bit_generator, (where, "bit_generator"))
-
-            return self._tagged(Tag.GENERATOR, value, where, walk)
+            return self._tagged(Tag.GENERATOR, value, where, self._generator)
         if random_kind == "random_state":
-            return self._tagged(Tag.RANDOM_STATE, value, where, _leaf_walk(encode_random_state))
+            return self._tagged(Tag.RANDOM_STATE, value, where, self._legacy)
         if random_kind == "bit_generator":
-            return self._tagged(Tag.BIT_GENERATOR, value, where, _leaf_walk(encode_bit_generator))
+            walk = self._leaf_walk(encode_bit_generator)
+            return self._tagged(Tag.BIT_GENERATOR, value, where, walk)
         raise _unknown(kind, where)
+
+    def _generator(self, value: Any, where: Where) -> Tree:
+        self._count(2, where)
+        return self._numpy(value.bit_generator, (where, "bit_generator"))
+
+    def _legacy(self, value: Any, where: Where) -> Tree:
+        self._count(5, where)
+        bits = value._bit_generator  # it may be another's too, and there is no public way to it
+        return [self._numpy(bits, (where, "bit_generator")), *encode_legacy(value)]
 
     def _objects(self, value: Any, where: Where) -> Tree:
         self._count(len(value.shape), where)
@@ -401,9 +417,11 @@ def _leaf(encode: Callable[[Any], Tree], value: Any, where: Where) -> Tree:
         raise NotEncodableError(path_of(where), str(error)) from error
 
 
-def _leaf_walk(encode: Callable[[Any], Tree]) -> Callable[[Any, Where], Tree]:
-    """As the way into a container, for a mutable object that is a leaf."""
-    return lambda value, where: _leaf(encode, value, where)
+def _weigh(tree: Tree) -> int:
+    """How many values a tree is made of, keys counted."""
+    if kind_of(tree) is list:
+        return 1 + sum(map(_weigh, tree))
+    return 2 + sum(map(_weigh, tree.values())) if kind_of(tree) is dict else 1
 
 
 def _is_tensor(value: object, roots: set[str]) -> bool:

@@ -154,9 +154,10 @@ def _decode_timezone(tree: Tree) -> timezone:
 
 
 def _encode_zoneinfo(zone: ZoneInfo) -> Tree:
-    if zone.key is None or _ZONE_KEY.fullmatch(zone.key) is None:  # pyright: ignore[reportUnnecessaryComparison]  # from_file gives None
+    key: Any = zone.key  # None if it was made of a file
+    if key is None or _ZONE_KEY.fullmatch(key) is None:
         raise ValueError("a time zone without a key of the time zone database")
-    return zone.key
+    return key
 
 
 def _decode_zoneinfo(tree: Tree) -> ZoneInfo:
@@ -178,8 +179,8 @@ def _encode_datetime(value: datetime) -> Tree:
 
 def _decode_datetime(tree: Tree) -> datetime:
     *numbers, fold, zone = tree
-    year, month, day, *rest = _convert(numbers, tuple[int, int, int, int, int, int, int])
-    return datetime(year, month, day, *rest, fold=_fold(fold), tzinfo=_decode_zone(zone))
+    plain = datetime(*_convert(numbers, tuple[int, int, int, int, int, int, int]))
+    return plain.replace(fold=_fold(fold), tzinfo=_decode_zone(zone))
 
 
 def _encode_time(value: time) -> Tree:

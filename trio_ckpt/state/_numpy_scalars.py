@@ -25,7 +25,8 @@ def encode_scalar(value: Any) -> Tree:
         return [name, value.tobytes()] if _EXTENDED.fullmatch(name) else None
     if dtype.names is not None or not _PLAIN.fullmatch(dtype.str) or type(value) is not dtype.type:
         return None
-    return [dtype.str, value.tobytes()]
+    # NumPy gives an empty str or bytes one character of room.
+    return [dtype.str, value.tobytes()[: dtype.itemsize]]
 
 
 def decode_scalar(tree: Tree) -> Any:

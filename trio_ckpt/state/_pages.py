@@ -407,7 +407,7 @@ def _self_test(kernel: Kernel) -> str | None:
     try:
         if len(kernel.scan(start, nbytes)):
             return "pages that were just protected count as written"
-        memory[0] = memory[PAGE_BYTES] = 1  # one page touched before, one never
+        memory[0] = memory[PAGE_BYTES] = 2  # one page touched before, one never
         with tempfile.TemporaryFile(buffering=0) as file:
             file.write(b"x")
             file.seek(0)

@@ -16,7 +16,7 @@ import attrs
 import msgspec
 
 from ._leaves import MissingHereError, decode_int, encode_int
-from ._tagged import Tree
+from ._tagged import Tree, kind_of
 
 MAX_SEED_WORDS = 4096  # of entropy, spawn key and pool; NumPy's own seeds have 1 to 8
 
@@ -33,6 +33,8 @@ def encode_random(value: random.Random) -> Tree:
 def decode_random(tree: Tree) -> random.Random:
     """The inverse of `encode_random`."""
     version, words, gauss = msgspec.convert(tree, tuple[int, bytes, float | None])
+    if len(words) != _STATE.size:
+        raise ValueError("words of a random generator of the wrong length")
     result = random.Random(0)  # noqa: S311  # not for secrets
     result.setstate((version, _STATE.unpack(words), gauss))
     return result
@@ -126,17 +128,14 @@ def encode_bit_generator(value: Any) -> Tree:
     name = type(value).__name__
     if name not in _LAYOUTS or type(value).__module__.partition(".")[0] != "numpy":
         raise ValueError(f"the bit generator {name} is none of {', '.join(_LAYOUTS)}")
-    return _encode_bits(name, value.state, value.seed_seq)
-
-
-def _encode_bits(name: str, state: dict[str, Any], seed: Any) -> Tree:
+    state: dict[str, Any] = value.state
     fields: list[Tree] = []
     for field, kind in _LAYOUTS[name].items():
         found: Any = state
         for step in field.split("."):
             found = found[step]
         fields.append(kind.encode(found))
-    return [name, fields, _encode_seed(seed)]
+    return [name, fields, _encode_seed(value.seed_seq)]
 
 
 def decode_bit_generator(tree: Tree) -> Any:
@@ -149,37 +148,40 @@ def decode_bit_generator(tree: Tree) -> Any:
         into = state[outer] if inner else state
         into[inner or outer] = kind.decode(part)
     numpy = import_numpy()
-    result = getattr(numpy.random, name)(_decode_seed(numpy, seed))
+    if seed is not None:
+        result = getattr(numpy.random, name)(_decode_seed(numpy, seed))
+    elif name == "MT19937":
+        result = numpy.random.RandomState(0)._bit_generator  # the only kind without a seed
+    else:
+        raise ValueError("a random generator without a seed")
     result.state = state
     return result
 
 
 def _encode_seed(seed: Any) -> Tree:
-    """What `Generator.spawn` goes on from; None: it was not made of a `SeedSequence`."""
+    """What `Generator.spawn` goes on from; None: there is nothing, as in an old RandomState."""
     numpy: Any = sys.modules["numpy"]
-    if type(seed) is not numpy.random.SeedSequence:
+    if seed is None:
         return None
+    if type(seed) is not numpy.random.SeedSequence:
+        raise ValueError(f"its seed is a {type(seed).__qualname__}; use a SeedSequence")
     spawned: tuple[Any, ...] = tuple(seed.spawn_key)
-    entropy = seed.entropy
-    if entropy is not None and not isinstance(entropy, int):
-        entropy = [encode_int(int(word)) for word in entropy]
-    elif entropy is not None:
-        entropy = encode_int(entropy)
-    if isinstance(entropy, list) and len(entropy) > MAX_SEED_WORDS:
-        raise ValueError(f"its seed has more than {MAX_SEED_WORDS} words")
+    entropy: Any = seed.entropy
+    if entropy is not None:
+        is_one = isinstance(entropy, int)
+        words = [encode_int(int(word)) for word in ([entropy] if is_one else entropy)]
+        if len(words) > MAX_SEED_WORDS // 2:
+            raise ValueError(f"its seed has more than {MAX_SEED_WORDS // 2} words")
+        entropy = words[0] if is_one else words
     key = [encode_int(int(word)) for word in spawned]
     return [entropy, key, int(seed.pool_size), int(seed.n_children_spawned)]
 
 
 def _decode_seed(numpy: Any, tree: Tree) -> Any:
-    if tree is None:
-        return 0
     entropy, key, pool_size, children = msgspec.convert(tree, tuple[Any, list[Any], int, int])
-    if type(entropy) is list:
-        entropy = [decode_int(word) for word in entropy]
-    elif entropy is not None:
-        entropy = decode_int(entropy)
-    words = entropy if isinstance(entropy, list) else [entropy or 0]
+    words = [decode_int(word) for word in (entropy if kind_of(entropy) is list else [entropy or 0])]
+    if entropy is not None:
+        entropy = words if kind_of(entropy) is list else words[0]
     spawn_key = [decode_int(word) for word in key]
     if len(words) + len(spawn_key) + pool_size > MAX_SEED_WORDS or any(
         word < 0 or word.bit_length() > 32 * MAX_SEED_WORDS for word in (*words, *spawn_key)
@@ -191,22 +193,19 @@ def _decode_seed(numpy: Any, tree: Tree) -> Any:
     return make(entropy, spawn_key=spawn_key, pool_size=pool_size, n_children_spawned=children)
 
 
-def encode_random_state(value: Any) -> Tree:
-    """The value of a RANDOM_STATE node."""
+def encode_legacy(value: Any) -> list[Tree]:
+    """What a RandomState has beside its bit generator."""
     state: dict[str, Any] = value.get_state(legacy=False)
-    name = state["bit_generator"]
-    if name not in _LAYOUTS:
-        raise ValueError(f"the bit generator {name} is none of {', '.join(_LAYOUTS)}")
-    return [_encode_bits(name, state, None), int(state["has_gauss"]), float(state["gauss"])]
+    return [int(state["has_gauss"]), float(state["gauss"])]
 
 
-def decode_random_state(tree: Tree) -> Any:
-    """The inverse of `encode_random_state`."""
-    bits, has_gauss, gauss = msgspec.convert(tree, tuple[Any, int, float])
+def decode_legacy(bits: Any, fields: list[Tree]) -> Any:
+    """A RandomState of a bit generator and what `encode_legacy` gave."""
+    has_gauss, gauss = msgspec.convert(fields, tuple[int, float])
     if has_gauss not in (0, 1):
         raise ValueError("a flag of a random generator is neither 0 nor 1")
     numpy = import_numpy()
-    result = numpy.random.RandomState(decode_bit_generator(bits))
+    result = numpy.random.RandomState(bits)
     state = result.get_state(legacy=False)
     result.set_state({**state, "has_gauss": has_gauss, "gauss": gauss})
     return result

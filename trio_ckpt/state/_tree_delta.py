@@ -31,7 +31,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._errors import StoreDamagedError
-from ._tagged import MAX_TREE_DEPTH, Tree, pack
+from ._tagged import MAX_TREE_DEPTH, Tree, kind_of, pack
 
 REPLACE, KEYS, ITEMS, SPLICE, BYTES, INSIDE = range(6)
 
@@ -52,10 +52,10 @@ def diff_tree(old: Tree, new: Tree) -> Tree | None:
 
 
 def _diff(old: Tree, new: Tree, depth: int) -> Tree | None:
-    kind: Any = type(new)
+    kind = kind_of(new)
     if old is new:
         return None
-    if kind is not type(old) or depth >= MAX_DELTA_DEPTH:
+    if kind is not kind_of(old) or depth >= MAX_DELTA_DEPTH:
         return None if pack(old) == pack(new) else [REPLACE, new]
     if kind is dict:
         delta = _diff_dict(old, new, depth)
@@ -261,10 +261,8 @@ def patch_tree(old: Tree, delta: Tree) -> Tree:
 
 
 def _patch(old: Tree, delta: Tree, depth: int) -> Tree:
-    if type(delta) is not list or not delta:
-        raise TypeError("it is no list")
-    action, *rest = delta
-    if type(action) is not int:
+    action, *rest = _check_list(delta)
+    if kind_of(action) is not int:
         raise TypeError("it does not say what to do")
     if action == REPLACE:
         (tree,) = rest
@@ -279,7 +277,7 @@ def _patch(old: Tree, delta: Tree, depth: int) -> Tree:
         return _patch_bytes(old, *rest)
     if action == INSIDE:
         (inner,) = rest
-        tag = _tag_of(old) if type(old) is dict else None
+        tag = _tag_of(old) if kind_of(old) is dict else None
         if tag is None:
             raise TypeError("there is no tagged node")
         return {tag: _patch(old[tag], inner, depth + 1)}
@@ -293,8 +291,8 @@ def _checked(tree: Tree, depth: int) -> Tree:
         node, at = waiting.pop()
         if at > MAX_TREE_DEPTH:
             raise ValueError("the state would be nested too deeply")
-        inner: Any = node.values() if type(node) is dict else node
-        if type(node) in (dict, list):
+        inner = node.values() if kind_of(node) is dict else node
+        if kind_of(node) in (dict, list):
             waiting.extend((item, at + 1) for item in inner if type(item) in (dict, list))
     return tree
 
@@ -346,15 +344,16 @@ def _patch_bytes(old: Tree, edits: Tree) -> Tree:
 
 
 def _index(value: Tree, most: int) -> int:
-    if type(value) is not int or not 0 <= value <= most:
+    if kind_of(value) is not int or not 0 <= value <= most:
         raise ValueError("a position is outside of what it changes")
-    return value
+    return int(value)
 
 
 def _check_list(value: Tree) -> list[Tree]:
-    if type(value) is not list:
+    if kind_of(value) is not list:
         raise TypeError("there is no list")
-    return value
+    items: list[Tree] = value
+    return items
 
 
 def _check_plain(*values: Tree) -> None:

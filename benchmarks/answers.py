@@ -1,0 +1,87 @@
+"""How fast the command answers: `ls`, `show` and `explain` of large runs, whole processes.
+
+One run of 1,000 streams of 100 batches and one of 1 stream of 1,000,000 batches, built through the
+store's own `save` and left with a fold as old as it may be.  The control is a process that imports
+what any trio program imports, and does nothing.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import trio
+
+from benchmarks import Options, Section, Target, median
+from benchmarks.resume import RUN, build as build_long
+from trio_ckpt._progress import Progress, apply, encode_progress
+from trio_ckpt._records import Record, encode_record
+from trio_ckpt._values import encode_key
+from trio_ckpt.abc import Checkpoint, Fold, RunKey
+from trio_ckpt.stores import open_store
+
+COMMANDS = ("ls", "show", "explain")
+STREAMS = 1_000
+BATCHES = 100
+LONG = 1_000_000
+QUICK_LONG = 50_000
+REPEATS = 5
+MAX_S = 0.3
+
+
+async def build_wide(folder: Path, streams: int, batches: int) -> None:
+    """A run of many streams, folded but for the newest batch of some."""
+    store = await open_store(folder)
+    try:
+        async with store.lock_run(RUN) as owner:
+            run_key = RunKey(RUN, 0, owner)
+            for number in range(streams):
+                key = (f"org/repo{number // 4}", f"endpoint{number % 4}")
+                seal, text = store.seal(RUN, 0, key), encode_key(key)
+                progress, group = Progress(), list[Checkpoint]()
+                for index in range(batches):
+                    record = Record(at=time.time(), index=index, records=10)
+                    apply(progress, index + 1, record)
+                    payload = seal.close(index + 1, encode_record(record))
+                    group.append(Checkpoint(text, index + 1, payload))
+                through = progress.sequence
+                fold = Fold(text, through, seal.close(-through, encode_progress(progress)))
+                outcomes = await store.save(run_key, group, [fold])
+                assert not any(outcomes), "the store refused a checkpoint"
+    finally:
+        await store.aclose()
+
+
+def seconds(*arguments: str) -> float:
+    """Of one process, the median."""
+    taken: list[float] = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        taken.append(time.perf_counter() - started)
+    return median(taken)
+
+
+def measure(options: Options) -> Section:
+    """Every command on both runs."""
+    long = QUICK_LONG if options.is_quick else LONG
+    names = {"wide": f"{STREAMS:,} x {BATCHES}", "long": f"1 x {long:,}"}
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as text:
+        folder = Path(text)
+        trio.run(build_wide, folder / "wide", STREAMS, BATCHES)
+        trio.run(build_long, folder / "long", long)
+        control = seconds("-c", "import trio")
+        for kind, name in names.items():
+            for command in COMMANDS:
+                found[f"{command}, {name}"] = seconds(
+                    "-m", "trio_ckpt", command, str(folder / kind)
+                )
+    lines = [f"{'import trio':<28} {control * 1000:>6.0f} ms"]
+    lines += [f"{name:<28} {taken * 1000:>6.0f} ms" for name, taken in found.items()]
+    return Section(
+        figures={"seconds": found, "import_trio_s": control},
+        lines=lines,
+        targets=[Target(name, taken, MAX_S, "s") for name, taken in found.items()],
+    )

@@ -1,0 +1,140 @@
+"""`verify`: the confirmed outputs beside the files.  It needs more of the library than `ls`."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Literal
+
+import click
+
+from .._drift import Drift, DriftProblem, find_drift
+from .._threads import run_blocking
+from .._values import StreamKey
+from .._words import number, plural, stream_name
+from ..abc import Store
+from ..outputs import OutputDir
+from ._exits import EXIT_NOT_FOUND, EXIT_PROBLEMS, EXIT_USAGE, CommandError
+from ._look import Look, choose_streams, look_at
+from ._options import (
+    all_option,
+    answer,
+    json_option,
+    output_dir_option,
+    run_argument,
+    store_argument,
+    stream_option,
+)
+from ._overview import MAX_ROWS
+from ._report import Answer, Block, capped
+
+
+@click.command("verify")
+@store_argument
+@run_argument(required=False)
+@stream_option
+@click.option("--sha256", is_flag=True, help="Read every file and compare its hash.")
+@output_dir_option
+@all_option
+@json_option
+def verify_command(
+    store: str,
+    run: str | None,
+    stream: str | None,
+    sha256: bool,
+    output_dir: str | None,
+    every: bool,
+    as_json: bool,
+) -> int:
+    """Compare the confirmed outputs with the files, and change nothing.
+
+    Exits with 1 if one is missing or not as it was confirmed.
+    """
+    ask = partial(
+        verify,
+        run_id=run,
+        stream=stream,
+        mode="sha256" if sha256 else "size",
+        output_dir=output_dir,
+        every=every,
+    )
+    return answer(store, ask, as_json=as_json)
+
+
+async def verify(
+    store: Store,
+    run_id: str | None,
+    *,
+    stream: str | None,
+    mode: Literal["size", "sha256"],
+    output_dir: str | None,
+    every: bool,
+) -> Answer:
+    """Look at every confirmed output, and change nothing."""
+    look = await look_at(store, run_id)
+    keys = choose_streams(look.keys, stream)
+    folder: str | None = output_dir or look.facts.get("output_dir")
+    drift = Drift(0, 0, ())
+    if folder is None:
+        if any(look.parts[key].outputs or look.parts[key].sinks for key in keys):
+            raise CommandError(
+                "the run does not say where its outputs are: give --output-dir", EXIT_USAGE
+            )
+    else:
+        drift = await _find_drift(look, folder, keys, mode)
+    document = {
+        "store": store.url,
+        "run": look.run_id,
+        "output_dir": folder,
+        "mode": mode,
+        "checked_files": drift.files,
+        "checked_bytes": drift.bytes,
+        "problems": [
+            {
+                "stream": list(problem.stream),
+                "batch_index": problem.batch_index,
+                "path": problem.path,
+                "reason": problem.reason,
+            }
+            for problem in drift.problems
+        ],
+    }
+    how = "size and time, hash where the time differs" if mode == "size" else "sha256"
+    checked = f"{plural(drift.files, 'file')} ({number(drift.bytes)} bytes)"
+    if not drift.files and not drift.problems:
+        return Answer(lambda: document, lambda: ["no batch has confirmed a file: nothing to check"])
+    if not drift.problems:
+        text = f"{checked} checked by {how}: all are as confirmed"
+        return Answer(lambda: document, lambda: [text])
+    problems = plural(len(drift.problems), "problem")
+    blocks: list[Block] = [
+        f"{checked} checked by {how}: {problems}; nothing was changed, a start puts their batches "
+        "back to work",
+        capped(
+            _PROBLEM_COLUMNS, drift.problems, _problem_row, None if every else MAX_ROWS, "problems"
+        ),
+    ]
+    return Answer(lambda: document, lambda: blocks, EXIT_PROBLEMS)
+
+
+_PROBLEM_COLUMNS = ("stream", ">batch", "file", "problem")
+
+
+def _problem_row(problem: DriftProblem) -> tuple[str, ...]:
+    batch = "" if problem.batch_index is None else f"{problem.batch_index:,}"
+    return (stream_name(problem.stream), batch, problem.path, problem.reason)
+
+
+async def _find_drift(
+    look: Look, folder: str, keys: list[StreamKey], mode: Literal["size", "sha256"]
+) -> Drift:
+    if not await run_blocking(os.path.isdir, folder):  # opening it would make it
+        raise CommandError(
+            f"the output folder {folder} is not there; if it was moved, give --output-dir",
+            EXIT_NOT_FOUND,
+        )
+    outputs = await run_blocking(OutputDir.open, folder)
+    try:
+        return await find_drift(look.store, look.view, outputs, mode=mode, keys=keys)
+    finally:
+        outputs.close()
