@@ -1,7 +1,5 @@
 """What streams add up to: statuses, sums and order, derived whenever somebody asks."""
 
-# ruff: noqa: SIM117  (what a whole block does is the claim)
-
 from __future__ import annotations
 
 from collections.abc import Iterable

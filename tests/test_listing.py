@@ -230,9 +230,7 @@ async def test_a_table_that_fails_the_stream_lets_the_next_one_go_on(retryable: 
 
     async def session() -> None:
         for key in run.streams_to_process():
-            async with run.open_stream(
-                *key, on_fail="record", retry=RetryTable((rule,))
-            ) as stream:
+            async with run.open_stream(*key, on_fail="record", retry=RetryTable((rule,))) as stream:
                 async for batch in stream.batches(range(3)):
                     if key == ("bad",) and batch.index == 1 and is_bad:
                         batch.fail(BodyError("the server is gone"))

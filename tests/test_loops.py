@@ -16,7 +16,9 @@ from trio_ckpt import (
     Frontier,
     RetryRule,
     RetryTable,
+    Run,
     Status,
+    StreamFailedError,
     Then,
     TokenNeverSettledError,
     open_run,
@@ -257,4 +259,159 @@ async def test_an_exhausted_loop_ends_during_a_stop() -> None:
     async with begin("memory:") as run:
         async with run.open_stream("s") as stream:
             await run_batches(stream, range(4), handle, concurrency=1)
+        assert stream.status is Status.COMPLETE
+
+
+# ---------------------------------------------------------------------------------------
+# Pauses
+# ---------------------------------------------------------------------------------------
+
+
+class LimitedError(Exception):
+    """429, with the seconds that the server asks to wait."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"429: {seconds} s")
+        self.seconds = seconds
+
+
+LIMITED = RetryTable(
+    (
+        RetryRule(
+            (LimitedError,),
+            jitter=0.0,
+            backoff_s=1.0,
+            retry_after=lambda error: getattr(error, "seconds", None),
+        ),
+    )
+)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_retry_after_pauses_the_stream_and_the_others_go_on(
+    concurrency: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    starts: list[tuple[str, int, float]] = []
+
+    async def handle(batch: Batch[str]) -> None:
+        starts.append((batch.item, batch.index, round(trio.current_time())))
+        await trio.sleep(1)
+        if batch.item == "limited" and batch.index == 2 and batch.attempt == 1:
+            raise LimitedError(30.0)
+        await trio.sleep(1)
+        batch.complete()
+
+    async def collect(run: Run, name: str) -> None:
+        async with run.open_stream(name, retry=LIMITED) as stream:
+            await run_batches(stream, [name] * 8, handle, concurrency=concurrency)
+        assert stream.status is Status.COMPLETE
+
+    async with begin("memory:") as run, trio.open_nursery() as nursery:
+        nursery.start_soon(collect, run, "limited")
+        nursery.start_soon(collect, run, "free")
+        await trio.sleep(2 * (2 // concurrency) + 1.5)
+        (waiting,) = run.statistics().waiting
+        assert waiting.stream == ("limited",)
+        assert waiting.reason == "asked to wait: 429: 30.0 s"
+        assert waiting.for_s == pytest.approx(29.5)
+    began = {(name, index): at for name, index, at in starts}
+    limited_at = 2 * (2 // concurrency) + 1  # when it was told to wait
+    mine = [at for name, _, at in starts if name == "limited"]
+    assert not [at for at in mine if limited_at < at < limited_at + 30]
+    assert min(at for at in mine if at > limited_at) == limited_at + 30
+    assert limited_at + 30 <= began["limited", 2] <= limited_at + 32
+    assert max(at for name, _, at in starts if name == "free") <= 14
+    assert run.statistics().waiting == ()
+    assert [name for name, _, _ in starts].count("limited") == 9
+
+
+async def test_a_pause_holds_a_sequential_loop_and_a_longer_one_lengthens_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    starts: list[tuple[int, float]] = []
+    async with begin("memory:") as run, run.open_stream("s", retry=LIMITED) as stream:
+        async for batch in stream.batches(range(2)):
+            starts.append((batch.index, round(trio.current_time())))
+            if batch.index == 0 and batch.attempt < 3:
+                batch.fail(LimitedError(10.0 * batch.attempt))
+            else:
+                batch.complete()
+    assert starts == [(0, 0), (0, 10), (0, 30), (1, 30)]
+
+
+async def test_of_two_pauses_the_longer_counts(autojump_clock: trio.testing.MockClock) -> None:
+    starts: list[tuple[int, int, float]] = []
+
+    async def handle(batch: Batch[int]) -> None:
+        starts.append((batch.index, batch.attempt, round(trio.current_time())))
+        if batch.attempt == 1 and batch.index < 2:
+            await trio.sleep(batch.index)
+            raise LimitedError((20.0, 5.0)[batch.index])
+        batch.complete()
+
+    async with begin("memory:") as run, run.open_stream("s", retry=LIMITED) as stream:
+        await run_batches(stream, range(3), handle, concurrency=2)
+    assert [(index, attempt) for index, attempt, at in starts if at < 20] == [(0, 1), (1, 1)]
+    assert {index for index, _, at in starts if at >= 20} == {0, 1, 2}
+
+
+async def test_a_backoff_without_retry_after_pauses_nobody_else(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    done: list[tuple[int, float]] = []
+
+    async def handle(batch: Batch[int]) -> None:
+        await trio.sleep(1)
+        if batch.index == 0 and batch.attempt == 1:
+            raise BodyError
+        batch.complete()
+        done.append((batch.index, round(trio.current_time())))
+
+    retry = RetryTable((RetryRule((BodyError,), backoff_s=50.0, jitter=0.0),))
+    async with begin("memory:") as run, run.open_stream("s", retry=retry) as stream:
+        await run_batches(stream, range(4), handle, concurrency=1)
+    assert done == [(1, 2), (2, 3), (3, 4), (0, 52)]
+
+
+async def test_a_batch_that_is_opened_waits_for_the_pause_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with begin("memory:") as run, run.open_stream("s", retry=LIMITED) as stream:
+        async for batch in stream.batches(range(3)):
+            if batch.attempt == 1:
+                batch.fail(LimitedError(10.0))
+                stream.desk.pause = (trio.current_time() + 40.0, "somebody asked")
+            else:
+                batch.complete()
+                break
+        assert trio.current_time() == pytest.approx(40)
+        stream.desk.pause = (trio.current_time() + 7.0, "somebody asked")
+        async with stream.open_batch() as batch:
+            assert trio.current_time() == pytest.approx(47)
+            batch.complete()
+
+
+async def test_a_table_may_fail_the_stream_out_of_many_batches_at_once() -> None:
+    async def handle(batch: Batch[str]) -> None:
+        await trio.lowlevel.checkpoint()
+        if batch.item == "bad" and batch.index == 3:
+            raise BodyError("no")
+        batch.complete()
+
+    retry = RetryTable(
+        (RetryRule((BodyError,), attempts=1, then=Then.FAIL_STREAM, retryable=False),)
+    )
+    store = MemoryStore()
+    async with begin(store) as run:
+        for name in ("bad", "good"):
+            async with run.open_stream(name, retry=retry, on_fail="record") as stream:
+                await run_batches(stream, [name] * 6, handle, concurrency=3, key=lambda _item: "x")
+            assert stream.status is (Status.FAILED if name == "bad" else Status.COMPLETE)
+        assert run.coordinator.get_pending_checkpoints("r") == ()
+    async with begin(store) as run:
+        with pytest.raises(StreamFailedError, match="for good, in an earlier session: no"):
+            async with run.open_stream("bad", retry=retry):
+                pass
+        async with run.open_stream("bad", retry_failed=True) as stream:
+            await run_batches(stream, ["fine"] * 6, handle, concurrency=3, key=lambda _item: "x")
         assert stream.status is Status.COMPLETE

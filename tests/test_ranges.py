@@ -97,3 +97,34 @@ def test_it_is_shown_as_people_write_it_and_has_no_hash() -> None:
     assert repr(IndexSet([0, 1, 2, 5])) == "IndexSet(0-2, 5)"
     with pytest.raises(TypeError):
         hash(IndexSet())
+
+
+@given(SETS, SETS)
+def test_subtracting_is_that_of_sets(one: set[int], other: set[int]) -> None:
+    indexes, gone = IndexSet(one), IndexSet(other)
+    indexes.subtract(gone)
+    check(indexes, one - other)
+    check(gone, other)
+
+
+@given(SETS, st.integers(-3, 12))
+def test_after_is_what_is_greater(plain: set[int], index: int) -> None:
+    indexes = IndexSet(plain)
+    later = indexes.after(index)
+    check(later, {one for one in plain if one > index})
+    later.add(11)
+    check(indexes, plain)
+
+
+@given(SETS, st.integers(-1, 12), st.none() | st.integers(-1, 12))
+def test_counting_is_that_of_a_set(plain: set[int], start: int, stop: int | None) -> None:
+    end = 64 if stop is None else stop
+    assert IndexSet(plain).count(start, stop) == sum(start <= index < end for index in plain)
+
+
+def test_of_a_million_a_few_are_subtracted_and_counted() -> None:
+    indexes = IndexSet.from_steps([0, 1_000_000])
+    indexes.subtract(IndexSet([0, 500_000, 999_999, 2_000_000]))
+    assert list(indexes.intervals()) == [(1, 500_000), (500_001, 999_999)]
+    assert len(indexes) == indexes.count(0) == 999_997
+    assert list(indexes.after(999_996)) == [999_997, 999_998]

@@ -1,6 +1,6 @@
 """Back to work: what is taken back is taken back exactly, and nothing is ever lost."""
 
-# ruff: noqa: PT012, SIM117  (what a whole block does is the claim)
+# ruff: noqa: SIM117  (what a whole block does is the claim)
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import logging
 import random
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -269,12 +270,10 @@ def test_totals_after_any_redo_are_those_of_an_uninterrupted_run(
 
 
 async def redo_and_work(store: Any, folder: Path, **options: Any) -> None:
-    """Put two of four batches back to work once, and do what is left."""
+    """Put two of four batches back to work, and do what is left."""
     async with begin(store, output_dir=folder, **options) as run:
         async with run.open_stream("s") as stream:
-            if stream.progress.spent["cost"].value == exact(*[0.1] * 4):
-                if {1, 2} <= set(stream.progress.confirmed):
-                    await stream.redo([1, 2], reason="x")
+            await stream.redo([1, 2], reason="x")
         await write_pages(run, text="second")
 
 
@@ -299,10 +298,8 @@ async def test_a_fault_at_any_save_of_a_redo_leaves_what_the_next_start_goes_on_
     async with begin(store, output_dir=tmp_path) as run:
         await write_pages(run)
     faulty = FaultyStore(store, {at: fault})
-    try:
+    with suppress(TrioCkptError):
         await redo_and_work(faulty, tmp_path, save_timeout_s=5)
-    except TrioCkptError:
-        pass
     assert faulty.saves >= at, "the plan goes beyond the last save"
     await check_redone(store.after_crash(), tmp_path)
 

@@ -26,7 +26,9 @@ def begin(store: Any, **options: Any) -> Any:
 
 
 @pytest.fixture
-def downtime(monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock) -> list[float]:
+def downtime(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> list[float]:
     """The wall clock goes as trio's does; what is added to the list is downtime."""
     lost = [1_000_000.0]
 
@@ -57,7 +59,9 @@ async def work(
             return stream.statistics(), run.statistics(), store.after_crash() if kill else store
 
 
-async def test_three_sessions_and_a_kill_between_them(downtime: list[float]) -> None:
+async def test_three_sessions_and_a_kill_between_them(
+    downtime: list[float], autojump_clock: trio.testing.MockClock
+) -> None:
     store = MemoryStore()
     before, done = 0, 0.0
     for until, kill in ((3, True), (24, False), (29, False)):
@@ -82,7 +86,7 @@ async def test_three_sessions_and_a_kill_between_them(downtime: list[float]) -> 
 
 
 async def test_runtimes_leave_downtime_out_and_are_kept_with_the_records(
-    downtime: list[float],
+    downtime: list[float], autojump_clock: trio.testing.MockClock
 ) -> None:
     store = MemoryStore()
     for until in (1, 4, 5):
@@ -97,7 +101,9 @@ async def test_runtimes_leave_downtime_out_and_are_kept_with_the_records(
     assert progress.updated_at == pytest.approx(1_002_060)
 
 
-async def test_a_stream_opened_twice_in_a_session_counts_both(downtime: list[float]) -> None:
+async def test_a_stream_opened_twice_in_a_session_counts_both(
+    downtime: list[float], autojump_clock: trio.testing.MockClock
+) -> None:
     async with begin("memory:") as run:
         for until in (1, 3):
             async with run.open_stream("s") as stream:
@@ -192,7 +198,11 @@ def done(*confirmed: int, skipped: tuple[int, ...] = (), **spent: float) -> Prog
             (1, None, 3),
             "resuming: 2 of 2 batches done, 2 cost_usd saved, 0 left",
         ),
-        (done(skipped=(0,), cost=1.0), (0, None, 2), "resuming: 0 of 2 batches done, 1 skipped, 1 left"),
+        (
+            done(skipped=(0,), cost=1.0),
+            (0, None, 2),
+            "resuming: 0 of 2 batches done, 1 skipped, 1 left",
+        ),
         (done(0, 1, cost=0.0), (0, None, 2), "resuming: 2 of 2 batches done, 0 left"),
         (done(5), (0, 0, 5), None),
     ],

@@ -60,7 +60,9 @@ def make_blocks() -> list[bytes]:
         np.frombuffer(b"the quick brown fox " * (NBYTES // 20), np.uint8),
         rng.integers(0, 256, NBYTES, np.uint8),
     ]
-    blocks = [open_compressor().pack(raw, size) for raw, size in zip(raws, (4, 4, 8, 1, 1), strict=True)]
+    blocks = [
+        open_compressor().pack(raw, size) for raw, size in zip(raws, (4, 4, 8, 1, 1), strict=True)
+    ]
     return blocks + [slow.pack(raw, size) for raw, size in zip(raws, (1, 1, 8, 1, 1), strict=True)]
 
 
@@ -102,7 +104,24 @@ ARRAYS = [
 COLLECTED = collect(ARRAYS)
 PLAIN = [view.to_plain() for view in COLLECTED.views]
 SIZES = [buffer.data.nbytes for buffer in COLLECTED.buffers]
-WORDS = [None, 0, 1, -1, 2**31, 2**62, 2**63, 2**64 - 1, -(2**63), "", "<f4", "|O8", "|S9", True, 0.5, []]
+WORDS = [
+    None,
+    0,
+    1,
+    -1,
+    2**31,
+    2**62,
+    2**63,
+    2**64 - 1,
+    -(2**63),
+    "",
+    "<f4",
+    "|O8",
+    "|S9",
+    True,
+    0.5,
+    [],
+]
 
 
 def shake(rng: random.Random, plain: object) -> object:
@@ -125,7 +144,9 @@ def fuzz_view(rng: random.Random) -> str:
     plain = shake(rng, rng.choice(PLAIN))
     if rng.random() < 0.2:
         try:
-            plain = msgspec.msgpack.decode(bytes(damage(rng, bytearray(msgspec.msgpack.encode(plain)))))
+            plain = msgspec.msgpack.decode(
+                bytes(damage(rng, bytearray(msgspec.msgpack.encode(plain))))
+            )
         except (msgspec.MsgspecError, OverflowError, UnicodeDecodeError):
             return "no msgpack"
     view = View.from_plain(plain, SIZES)
@@ -162,7 +183,8 @@ def main() -> None:
     for end, count in fuzz(executions, seed).most_common():
         print(f"{count:10,}  {end}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"{executions:,} executions, seed {seed}, {time.perf_counter() - began:.0f} s, peak {peak} MiB")
+    took = time.perf_counter() - began
+    print(f"{executions:,} executions, seed {seed}, {took:.0f} s, peak {peak} MiB")
 
 
 if __name__ == "__main__":

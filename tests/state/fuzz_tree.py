@@ -25,7 +25,8 @@ from trio_ckpt._errors import StoreDamagedError
 from trio_ckpt.state._leaves import StateChangedError
 from trio_ckpt.state._plan import Plan
 from trio_ckpt.state._tagged import MUTABLE, TAGS, Tree, decode_tree, encode_tree
-from trio_ckpt.state._tree_delta import diff_tree, patch_tree
+from trio_ckpt.state._tree_delta import diff_tree
+from trio_ckpt.state._tree_patch import patch_tree
 
 
 class Side(NamedTuple):
@@ -77,10 +78,8 @@ def seeds() -> tuple[list[bytes], list[tuple[Tree, bytes]], list[Any]]:
     trees = [flat.tree for flat in flats]
     small = [PLAN.flatten([value]).tree for value in example(2).values()]
     pairs = [(old, new) for old in trees for new in trees if old is not new]
-    pairs += [
-        (old[0], PLAN.flatten(new).tree)
-        for old, new in zip(small, example(3).values(), strict=True)
-    ]
+    later = [PLAN.flatten([value]).tree for value in example(3).values()]
+    pairs += zip(small, later, strict=True)
     deltas = [(old, encode_tree(diff_tree(old, new))) for old, new in pairs]
     return (
         [encode_tree(tree) for tree in (*trees, *small)],

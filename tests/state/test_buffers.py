@@ -15,7 +15,16 @@ from hypothesis.extra import numpy as hnp
 from trio_ckpt._errors import NotEncodableError, StoreDamagedError, StoreError
 from trio_ckpt.state._buffers import Collected, View, collect, is_array, rebuild
 from trio_ckpt.state._dtypes import describe_dtype, restore_dtype
-from trio_ckpt.state._memory import PAGE_BYTES, address_of, allocate, array, empty, full, ones, zeros
+from trio_ckpt.state._memory import (
+    PAGE_BYTES,
+    address_of,
+    allocate,
+    array,
+    empty,
+    full,
+    ones,
+    zeros,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -240,7 +249,9 @@ BAD_VIEWS = {
     "a name": attrs.evolve(VIEW, dtype="ml:__import__"),
     "torch, unknown": attrs.evolve(VIEW, kind="torch", dtype="torch:save"),
     "torch, numpy's": attrs.evolve(VIEW, kind="torch", dtype="<f8"),
-    "deep": attrs.evolve(VIEW, dtype=msgspec.json.decode('["array",' * 99 + '"<f8"' + ",[1]]" * 99)),
+    "deep": attrs.evolve(
+        VIEW, dtype=msgspec.json.decode('["array",' * 99 + '"<f8"' + ",[1]]" * 99)
+    ),
 }
 
 
@@ -315,7 +326,12 @@ def test_jax_arrays_come_back() -> None:
 
 
 def test_arrays_in_pages_are_like_those_of_numpy() -> None:
-    made = [zeros((300, 200)), ones(100_000, "<i4"), full((2, 80_000), 2.5, order="F"), empty((0, 3))]
+    made = [
+        zeros((300, 200)),
+        ones(100_000, "<i4"),
+        full((2, 80_000), 2.5, order="F"),
+        empty((0, 3)),
+    ]
     made += [array(np.asfortranarray(np.arange(90_000).reshape(300, 300))), zeros(3)]
     like = [np.zeros((300, 200)), np.ones(100_000, "<i4"), np.full((2, 80_000), 2.5, order="F")]
     like += [np.empty((0, 3)), np.asfortranarray(np.arange(90_000).reshape(300, 300)), np.zeros(3)]

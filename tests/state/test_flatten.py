@@ -27,10 +27,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from trio_ckpt._errors import NotEncodableError, StoreDamagedError
-from trio_ckpt.state import _flatten, _tagged
+from trio_ckpt.state import _flatten, _ledger, _tagged
 from trio_ckpt.state._classes import EXCLUDE
-from trio_ckpt.state._flatten import MAX_DEPTH
 from trio_ckpt.state._leaves import StateChangedError
+from trio_ckpt.state._ledger import MAX_DEPTH
 from trio_ckpt.state._plan import Plan
 from trio_ckpt.state._tagged import Tag, Tree, decode_tree, encode_tree, pack
 
@@ -248,7 +248,7 @@ STATES = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(STATES)
 def test_a_state_comes_back_type_for_type_and_bit_for_bit(state: Any) -> None:
     state = State(Model([Layer(state)]), extra=state)
@@ -417,7 +417,7 @@ def test_depth_and_counts_have_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         assert seen(there_and_back(plan, state)) == seen(state)
         with pytest.raises(NotEncodableError, match="deeper than"):
             plan.flatten(nest(MAX_DEPTH + 1, wrap))
-    monkeypatch.setattr(_flatten, "MAX_TREE_NODES", 1_000)
+    monkeypatch.setattr(_ledger, "MAX_TREE_NODES", 1_000)
     for state in ([None] * 1_001, [[]] * 1_000, {n: n for n in range(600)}, set(range(1_000))):
         with pytest.raises(NotEncodableError, match="more than 1000 values"):
             plan.flatten(state)
@@ -433,7 +433,7 @@ def test_what_the_flattener_lets_pass_the_decoder_takes(state: Any) -> None:
     """The count on the way in is never below that of the decoder."""
     flattener = _flatten._Flattener(PLAN._classes)
     tree = encode_tree(flattener.node([state], None))
-    decode_tree(tree, _tagged.Limits(max_nodes=flattener._nodes + 1))
+    decode_tree(tree, _tagged.Limits(max_nodes=flattener.nodes + 1))
 
 
 # ---------------------------------------------------------------------------------------
@@ -555,6 +555,29 @@ def test_a_member_that_is_gone_is_named() -> None:
     tree[Tag.ENUM][1] = "gone"
     with pytest.raises(StateChangedError, match="Mode has no member of the value 'gone'"):
         PLAN.build(tree, [])
+
+
+def test_a_member_may_be_of_any_value_and_a_kept_hash_is_made_again() -> None:
+    class Odd(enum.Enum):
+        LIST = [1, {"a": (2,)}]  # noqa: RUF012
+        NAN = math.nan
+        PAIR = Pair(1, Point(2))
+        FALSE = False
+        ZERO = "0"
+
+    @attrs.frozen(cache_hash=True)
+    class Slotted:
+        x: Any
+
+    @attrs.frozen(cache_hash=True, slots=False)
+    class Loose:
+        x: Any
+
+    state: list[Any] = [*Odd, {Slotted(Odd.NAN), Loose("a")}, Loose("b"), Slotted(2)]
+    assert all(map(hash, state[-2:]))
+    result = there_and_back(Plan.of(state), state)
+    assert result == state
+    assert all(one is other for one, other in zip(result[: len(Odd)], Odd, strict=True))
 
 
 def test_objects_are_made_without_init_and_unset_fields_stay_unset() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from trio_ckpt.state import _pages
+from trio_ckpt.state import _kernel
 from trio_ckpt.state._memory import PAGE_BYTES, Bytes, address_of, memory_at, zeros
 from trio_ckpt.state._pages import Tracker, Untracked, Written, open_tracker
 
@@ -281,7 +281,7 @@ def test_a_fork_takes_nothing_from_its_parent(tracker: Tracker) -> None:
 def test_without_the_system_call_there_is_no_tracker_and_a_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_pages, "_SYS_USERFAULTFD", {})
+    monkeypatch.setattr(_kernel, "_SYS_USERFAULTFD", {})
     answer = open_tracker()
     assert isinstance(answer, Untracked)
     assert "64-bit Linux" in answer.reason
@@ -293,7 +293,7 @@ def test_without_permission_there_is_no_tracker_and_a_reason(
     def refuse(*_args: object) -> None:
         raise PermissionError(errno.EPERM, "no")
 
-    monkeypatch.setattr(_pages.fcntl, "ioctl", refuse)
+    monkeypatch.setattr(_kernel.fcntl, "ioctl", refuse)
     before = len(os.listdir("/proc/self/fd"))
     answer = open_tracker()
     assert isinstance(answer, Untracked)

@@ -30,16 +30,17 @@ program's writes cost nothing.  Every fourth time two saves in a row find out ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
 import attrs
 import numpy as np
 
-from ._arena import SLAB_BYTES, Arena, Slab
+from ._arena import SLAB_BYTES, Arena
+from ._kernel import spread
 from ._memory import PAGE_BYTES, Bytes, address_of
-from ._pages import Tracker, Untracked, Written, spread
-from ._patches import Ranges, ranges_of
+from ._pages import Tracker, Untracked, Written
+from ._parts import Copy, Part
 from ._tables import (
     BLOCK_BYTES,
     BLOCKS_PER_SPAN,
@@ -62,6 +63,7 @@ SLABS_PER_PART = 32  # so that what is large is written while the rest is still 
 
 DENSE_ABOVE = 0.3  # of the blocks: then to copy all costs less than to find out
 DENSE_AFTER = 2  # saves in a row
+DENSE_FROM_BYTES = 2**18  # what is smaller is hashed in 20 us
 PROBE_EVERY = 4  # dense saves
 
 
@@ -82,115 +84,6 @@ class Report:
     nbytes: int
     copied_bytes: int
     changed_bytes: int
-
-
-@attrs.frozen(eq=False)
-class Changes:
-    """What is to be saved of a part of a buffer.
-
-    Attributes:
-        ranges: Rows of ``(offset, nbytes)``, ascending, apart from each other.
-        chunks: The bytes of all ranges one after the other, in pieces of up to `SLAB_BYTES`
-            that begin and end without regard to the ranges.
-    """
-
-    ranges: Ranges
-    chunks: tuple[Bytes, ...] = attrs.field(repr=False)
-    _slabs: tuple[Slab, ...] = attrs.field(repr=False)
-
-    @property
-    def nbytes(self) -> int:
-        """The length of all chunks."""
-        return sum(chunk.nbytes for chunk in self.chunks)
-
-    def release(self) -> None:
-        """Give the arena its memory back; the chunks are not to be used afterwards."""
-        for slab in self._slabs:
-            slab.release()
-
-
-@attrs.frozen(eq=False)
-class _Copy:
-    """Some blocks, one after the other in a slab."""
-
-    blocks: Indexes
-    slab: Slab
-    nbytes: int
-
-    @property
-    def filled(self) -> Bytes:
-        return self.slab.memory[: self.nbytes]
-
-
-@attrs.define(eq=False)
-class Part:
-    """Copies of what may have changed in a part of a buffer."""
-
-    _copies: list[_Copy]
-    _check: Callable[[_Copy], Mask]
-    _end: Callable[[Indexes], None]
-    _nbytes: int
-
-    def finish(self) -> Changes:
-        """Look at the copies, and drop what did not change.  Once; in any thread."""
-        packed = _Packer()
-        changed: list[Indexes] = []
-        for copy in self._copies:
-            keep = self._check(copy)
-            changed.append(copy.blocks[keep])
-            packed.add(copy, keep)
-        blocks = np.concatenate(changed)
-        self._copies = []
-        self._end(blocks)
-        return Changes(ranges_of(blocks, self._nbytes), *packed.close())
-
-    def release(self) -> None:
-        """Give the memory back of a part that is not finished, because its save was given up."""
-        for copy in self._copies:
-            copy.slab.release()
-        self._copies = []
-
-
-class _Packer:
-    """Moves what is kept to the front of the slabs, and gives back those that are empty."""
-
-    def __init__(self) -> None:
-        self._slabs: list[Slab] = []
-        self._ends: list[int] = []  # how far each of them is filled
-
-    def add(self, copy: _Copy, keep: Mask) -> None:
-        kept = copy.filled
-        if not keep.all():
-            kept = _rows_kept(kept, keep)
-        has_room = bool(self._ends) and self._ends[-1] < SLAB_BYTES
-        if not has_room and keep.all():  # where it is is where it belongs
-            self._slabs.append(copy.slab)
-            self._ends.append(kept.nbytes)
-            return
-        if kept.nbytes and has_room:
-            room = min(SLAB_BYTES - self._ends[-1], kept.nbytes)
-            self._slabs[-1].memory[self._ends[-1] : self._ends[-1] + room] = kept[:room]
-            self._ends[-1] += room
-            kept = kept[room:]
-        if kept.nbytes:
-            copy.slab.memory[: kept.nbytes] = kept
-            self._slabs.append(copy.slab)
-            self._ends.append(kept.nbytes)
-        else:
-            copy.slab.release()
-
-    def close(self) -> tuple[tuple[Bytes, ...], tuple[Slab, ...]]:
-        pairs = zip(self._slabs, self._ends, strict=True)
-        return tuple(slab.memory[:end] for slab, end in pairs), tuple(self._slabs)
-
-
-def _rows_kept(filled: Bytes, keep: Mask) -> Bytes:
-    """The kept blocks, one after the other; the last may be short."""
-    whole = filled.nbytes // BLOCK_BYTES
-    rows = filled[: whole * BLOCK_BYTES].reshape(-1, BLOCK_BYTES)[keep[:whole]].reshape(-1)
-    if whole == len(keep) or not keep[-1]:
-        return rows
-    return np.concatenate((rows, filled[whole * BLOCK_BYTES :]))
 
 
 class Capture:
@@ -251,11 +144,11 @@ class Capture:
             ArenaFullError: no room within the timeout.
         """
         limit = max(1, min(SLABS_PER_PART, self._arena.limit_bytes // SLAB_BYTES // 2))
-        copies: list[_Copy] = []
+        copies: list[Copy] = []
         try:
             for blocks in self._candidates():
                 slab = self._arena.reserve(timeout_s=self._timeout_s)
-                copies.append(_Copy(blocks, slab, self._copy(blocks, slab.memory)))
+                copies.append(Copy(blocks, slab, self._copy(blocks, slab.memory)))
                 if len(copies) == limit:
                     part, copies = self._part(copies), []
                     yield part
@@ -357,13 +250,13 @@ class Capture:
         self._found += len(blocks)
         return nbytes
 
-    def _part(self, copies: list[_Copy]) -> Part:
+    def _part(self, copies: list[Copy]) -> Part:
         self._open_parts += 1
         return Part(copies, self._check, self._end, self._data.nbytes)
 
     # -- while the program runs again ---------------------------------------------------
 
-    def _check(self, copy: _Copy) -> Mask:
+    def _check(self, copy: Copy) -> Mask:
         """Which blocks of a copy changed; their digests are kept for the table."""
         keep = np.ones(len(copy.blocks), np.bool_)
         if self.rung in ("dense", "full"):
@@ -378,7 +271,7 @@ class Capture:
             self._span_news.append((np.unique(copy.blocks[keep] // BLOCKS_PER_SPAN), None))
         return keep
 
-    def _check_spans(self, copy: _Copy) -> Mask:
+    def _check_spans(self, copy: Copy) -> Mask:
         rows = rows_of(list(span_digests(copy.filled)))
         spans = int(copy.blocks[0]) // BLOCKS_PER_SPAN + np.arange(len(rows))
         self._span_news.append((spans, rows))
@@ -435,7 +328,8 @@ class Capture:
             return 0
         # Rewritten with the same values costs the program as many faults as a change does.
         blocks = self._found if self.rung == "pages" else self._changed
-        return self._old.hot_for + 1 if blocks > DENSE_ABOVE * self._count else 0
+        is_hot = blocks > DENSE_ABOVE * self._count and self._data.nbytes >= DENSE_FROM_BYTES
+        return self._old.hot_for + 1 if is_hot else 0
 
 
 def _blocks_of(pages: Indexes, data: Bytes) -> Indexes:

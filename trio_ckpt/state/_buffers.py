@@ -95,7 +95,15 @@ class View:
     def to_plain(self) -> list[Any]:
         """As a list of plain values."""
         sides = [list(self.shape), list(self.strides)]
-        return [self.kind, self.buffer, self.dtype, *sides, self.offset, self.writeable, self.device]
+        return [
+            self.kind,
+            self.buffer,
+            self.dtype,
+            *sides,
+            self.offset,
+            self.writeable,
+            self.device,
+        ]
 
     @classmethod
     def from_plain(cls, plain: object, sizes: Sequence[int]) -> View:
@@ -121,7 +129,8 @@ class View:
         )
         if not is_sound:
             raise StoreDamagedError("a saved view of a buffer is not one")
-        view = cls(kind, buffer, dtype, tuple(shape), tuple(strides), offset, writeable, device)
+        sides = (tuple[int, ...](shape), tuple[int, ...](strides))
+        view = cls(cast("Kind", kind), buffer, dtype, *sides, offset, writeable, device)
         low, high = view._reach(view._itemsize())
         room = 0 if buffer is None else sizes[buffer]
         if offset + low < 0 or offset + high > room:
@@ -206,7 +215,7 @@ class _Leaf:
 def is_array(value: object) -> bool:
     """Whether a value is for `collect`: an array or a tensor, not of objects."""
     if isinstance(value, np.ndarray):
-        return not cast("np.dtype[Any]", value.dtype).hasobject
+        return not cast("np.ndarray[Any, Any]", value).dtype.hasobject
     return kind_of(value) is not None
 
 
@@ -247,11 +256,11 @@ def _open(value: object) -> _Leaf:
         array = to_numpy(value)
         root = value if kind == "jax" else None
         return _Leaf(kind, describe_dtype(array.dtype), _strided(array), array, False, root=root)
-    if not isinstance(value, np.ndarray):
-        raise ValueError(f"a {type(value).__name__} is no array")
+    if type(value) is not np.ndarray:
+        name = type(value).__name__
+        is_more = isinstance(value, np.ndarray)
+        raise ValueError(f"a {name} is " + ("more than its elements" if is_more else "no array"))
     array = cast("np.ndarray[Any, Any]", value)
-    if type(array) is not np.ndarray:
-        raise ValueError(f"a {type(array).__name__} is more than its elements; store those")
     owner = owner_of(array)
     return _Leaf(
         kind="numpy",
@@ -289,9 +298,7 @@ def _clusters(numbers: list[int], leaves: list[_Leaf]) -> list[list[int]]:
     return sorted(found, key=min)
 
 
-def _store(
-    cluster: list[int], leaves: list[_Leaf], views: dict[int, View], number: int
-) -> Buffer:
+def _store(cluster: list[int], leaves: list[_Leaf], views: dict[int, View], number: int) -> Buffer:
     """The buffer of leaves that overlap; their views are put into `views`."""
     first = leaves[min(cluster)]
     same = (first.strided.address, first.strided.shape, first.strided.strides)

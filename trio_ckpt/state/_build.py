@@ -12,9 +12,10 @@ import attrs
 import msgspec
 
 from .._errors import StoreDamagedError
-from ._classes import Classes, Field, Shape, Where, path_of
-from ._flatten import FACTORIES, MAX_DEPTH
+from ._classes import CACHED_HASH, Classes, Field, Shape
+from ._flatten import FACTORIES
 from ._leaves import BAD_LEAF, LEAF_DECODERS, MissingHereError, StateChangedError
+from ._ledger import MAX_DEPTH, Where, path_of
 from ._numpy_scalars import decode_scalar
 from ._random import decode_bit_generator, decode_legacy, decode_random, import_numpy
 from ._tagged import MUTABLE, Tag, Tree, kind_of, pack, unpack_floats
@@ -53,7 +54,6 @@ class _Builder:
         self._excluded = excluded
         self._arrays = arrays
         self._built: list[Any] = []  # mutable objects by number; _MISSING: not complete yet
-        self._members: dict[type, dict[bytes, enum.Enum]] = {}
         self._depth = 0
         self._by_value = 0
 
@@ -192,6 +192,8 @@ class _Builder:
         result: Any = object.__new__(cls)
         for name, value in self._saved_fields(shape, saved, where).items():
             object.__setattr__(result, name, value)
+        if shape.caches_hash:
+            object.__setattr__(result, CACHED_HASH, None)
         for field in shape.fields.values():
             if field.is_excluded:
                 self._set_excluded(result, shape, field, where)

@@ -19,10 +19,13 @@ from typing import Any
 
 import attrs
 
+from ._ledger import Where, path_of
 from ._tagged import kind_of
 
 EXCLUDE = "exclude"
 """The metadata of a field that is not saved: ``field(metadata={EXCLUDE: True})``."""
+
+CACHED_HASH = "_attrs_cached_hash"  # where a class of attrs with cache_hash=True keeps it
 
 _ATOMS: frozenset[type] = frozenset((type(None), bool, int, float, str, bytes))
 
@@ -55,6 +58,9 @@ class Shape:
         label: How it is named in what is saved.
         fields: By name, in order.
         problem: Why its instances cannot be saved, or None.
+        is_tuple: It is a named tuple.
+        caches_hash: Its instances have room for their hash.
+        loose: What an instance may have beside its fields: it is computed again.
     """
 
     cls: type
@@ -62,7 +68,8 @@ class Shape:
     fields: dict[str, Field]
     problem: str | None
     is_tuple: bool
-    loose: frozenset[str]  # what an instance may have beside its fields: it is computed again
+    caches_hash: bool
+    loose: frozenset[str]
 
 
 def label_of(cls: type) -> str:
@@ -127,7 +134,10 @@ class Classes:
         else:
             return _hints_of(cls).values() if typing.is_typeddict(cls) else ()
         self._labels.setdefault(cls.__qualname__, []).append(cls)
-        return () if _is_enum(cls) else _hints_of(cls).values()
+        if _is_enum(cls):
+            learn_from(self, [member.value for member in cls.__members__.values()])
+            return ()
+        return _hints_of(cls).values()
 
 
 def _parts_of(hint: Any) -> Iterable[Any]:
@@ -202,7 +212,12 @@ def _shape_of(cls: type) -> Shape:
         for name, value in vars(base).items()
         if isinstance(value, functools.cached_property)
     }
-    return Shape(cls, label_of(cls), fields, problem, is_tuple, frozenset(loose))
+    # The hash that attrs keeps in an instance is of this process only.
+    code: Any = getattr(cls.__hash__, "__code__", None)
+    caches_hash = code is not None and CACHED_HASH in code.co_names
+    if caches_hash:
+        loose.add(CACHED_HASH)
+    return Shape(cls, label_of(cls), fields, problem, is_tuple, caches_hash, frozenset(loose))
 
 
 def _fields_of_attrs(cls: type) -> dict[str, Field]:
@@ -244,19 +259,6 @@ def _is_excluded(metadata: Mapping[Any, Any]) -> bool:
 # ---------------------------------------------------------------------------------------
 # What the initial value shows
 # ---------------------------------------------------------------------------------------
-
-Where = tuple[Any, Any] | None
-"""A place: the place around it, and the field, key or position; None: the state itself."""
-
-
-def path_of(where: Where) -> str:
-    """A place as messages name it: ``state.model.layers[3]``, ``state.table['a b']``."""
-    parts: list[str] = []
-    while where is not None:
-        where, part = where
-        plain = type(part) is str and part.isidentifier()
-        parts.append(f".{part}" if plain else f"[{part!r}]")
-    return "state" + "".join(reversed(parts))
 
 
 def learn_from(classes: Classes, initial: object) -> dict[str, Any]:

@@ -81,13 +81,13 @@ class Compressor:
             raise ValueError(f"a block has at most {MAX_BLOCK_BYTES} bytes, not {data.nbytes}")
         itemsize = itemsize if 1 <= itemsize <= 255 else 1
         codec = self._choose(data, itemsize)
-        body: Any = memoryview(data)
+        body: bytes | memoryview = data.data
         if codec != RAW:
             body = self._pack(codec, data, itemsize)
             is_ours = codec == ZSTD or _is_our_chunk(body, itemsize, data.nbytes)
             if not is_ours or len(body) > PAYS_BELOW * data.nbytes:
-                codec, body = RAW, memoryview(data)
-        return HEAD.pack(codec, itemsize, data.nbytes, len(body)) + body
+                codec, body = RAW, data.data
+        return b"".join((HEAD.pack(codec, itemsize, data.nbytes, len(body)), body))
 
     def unpack(self, block: bytes | memoryview, target: Bytes) -> None:
         """Fill a piece of memory with what is in a block.
@@ -141,7 +141,9 @@ class Compressor:
 
     def _unpack_blosc(self, body: memoryview, itemsize: int, target: Bytes) -> None:
         if self._blosc2 is None:
-            raise StoreError("the state is packed with blosc2; install trio-ckpt[arrays] to read it")
+            raise StoreError(
+                "the state is packed with blosc2; install trio-ckpt[arrays] to read it"
+            )
         if not _is_our_chunk(body, itemsize, target.nbytes):
             raise StoreDamagedError("a block holds a Blosc2 chunk of another kind")
         try:
@@ -155,7 +157,7 @@ class Compressor:
         filled = 0
         try:
             with self._zstandard.ZstdDecompressor().stream_reader(body) as reader:
-                room = memoryview(target)
+                room = target.data
                 while filled < target.nbytes:
                     count = reader.readinto(room[filled:])
                     if not count:

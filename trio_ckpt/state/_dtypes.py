@@ -8,6 +8,7 @@ itemsize, is_aligned, [[name, title or None, offset, dtype], …]]``, a field th
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Sequence
 from typing import Any, cast
@@ -115,12 +116,13 @@ def _named(text: str) -> np.dtype[Any]:
         if text[3:] not in ML_DTYPES:
             raise ValueError("an unknown name")
         try:
-            import ml_dtypes
+            ml_dtypes: Any = importlib.import_module("ml_dtypes")
         except ImportError as error:
             raise StoreError(
                 f"the state holds arrays of {text[3:]}: install ml_dtypes to read it"
             ) from error
-        return cast("np.dtype[Any]", np.dtype(getattr(ml_dtypes, text[3:])))
+        extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, text[3:]))
+        return extended
     if not _TEXT.fullmatch(text):
         raise ValueError("an unknown text")
     return np.dtype(text)
@@ -132,7 +134,8 @@ def _sides(base: np.dtype[Any], sides: list[int]) -> np.dtype[Any]:
         total *= side
         if total > MAX_ITEM_BYTES or len(sides) > MAX_DEPTH:
             raise ValueError("an array that is too large")
-    return np.dtype(cast("Any", (base, tuple(sides))))
+    found: np.dtype[Any] = np.dtype(cast("Any", (base, tuple(sides))))
+    return found
 
 
 def _struct(itemsize: int, is_aligned: bool, fields: list[Any], depth: int) -> np.dtype[Any]:
@@ -160,4 +163,5 @@ def _struct(itemsize: int, is_aligned: bool, fields: list[Any], depth: int) -> n
     }
     if any(title is not None for title in titles):
         layout["titles"] = titles
-    return cast("np.dtype[Any]", np.dtype(cast("Any", layout), align=is_aligned))
+    found: np.dtype[Any] = np.dtype(cast("Any", layout), align=is_aligned)
+    return found

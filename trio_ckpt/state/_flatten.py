@@ -16,28 +16,14 @@ from typing import Any
 import attrs
 
 from .._errors import NotEncodableError
-from ._classes import (
-    Classes,
-    Shape,
-    Where,
-    extras_of,
-    is_by_identity,
-    is_declared,
-    label_of,
-    path_of,
-)
+from ._classes import Classes, Shape, extras_of, is_by_identity, is_declared, label_of
 from ._leaves import INTS, LEAF_ENCODERS, encode_int
+from ._ledger import ArrayLeaf, Ledger, Where, path_of
 from ._numpy_scalars import encode_scalar
-from ._random import (
-    encode_bit_generator,
-    encode_legacy,
-    encode_random,
-    numpy_random_kind,
-)
-from ._tagged import MAX_TREE_NODES, Tag, Tree, kind_of, pack, pack_floats
+from ._random import encode_bit_generator, encode_legacy, encode_random, numpy_random_kind
+from ._tagged import Tag, Tree, kind_of, pack, pack_floats
 
-MAX_DEPTH = 64  # deeper than any sane state; each costs 8 frames of an interpreter's 1,000
-MAX_STR_BYTES = 2**30  # MessagePack ends at 4 GiB; what is longer belongs in an array
+MAX_LEAF_BYTES = 2**28  # half of a tree's; what is longer belongs in an array
 _LEAF_NODES = 20  # the values that a datetime with a zone is made of; no leaf has more
 
 _ATOMS: frozenset[type] = frozenset((type(None), bool, float))
@@ -48,19 +34,6 @@ FACTORIES: dict[str, Callable[[], Any]] = {
 
 _TENSORS = {"torch": ("torch", "Tensor"), "jax": ("jax", "Array"), "jaxlib": ("jax", "Array")}
 _TENSORS_TF = ("Tensor", "Variable")
-
-
-@attrs.frozen(eq=False)
-class ArrayLeaf:
-    """An array of the state.
-
-    Attributes:
-        path: Where it is first, ``state.model.layers[3]``.
-        value: The object itself, not a copy.
-    """
-
-    path: str
-    value: Any
 
 
 @attrs.frozen(eq=False)
@@ -89,17 +62,10 @@ def flatten_state(classes: Classes, state: object) -> Flat:
         raise NotEncodableError("state", "too deep for what is left of the stack") from error
 
 
-class _Flattener:
+class _Flattener(Ledger):
     def __init__(self, classes: Classes) -> None:
-        self.arrays: list[ArrayLeaf] = []
+        super().__init__()
         self._classes = classes
-        self._nodes = 0
-        self._depth = 0
-        self._by_value = 0  # how many sets and keys are around this place
-        self._numbers: dict[int, int] = {}  # of mutable objects, by id
-        self._open: dict[int, Where] = {}  # those that are being taken apart
-        self._array_numbers: dict[int, int] = {}
-        self._kept: list[Any] = []  # what has a number: its id must not come again
 
     # -- one value ---------------------------------------------------------------------
 
@@ -119,7 +85,7 @@ class _Flattener:
         leaf = LEAF_ENCODERS.get(kind)
         if leaf is not None:
             tag, encode = leaf
-            self._count(_LEAF_NODES, where)
+            self.count(_LEAF_NODES, where)
             return {tag: _leaf(encode, value, where)}
         return self._other(kind, value, where)
 
@@ -133,7 +99,7 @@ class _Flattener:
         if not roots.isdisjoint(("numpy", "ml_dtypes")):
             return self._numpy(value, where)
         if _is_tensor(value, roots):
-            return {Tag.ARRAY: self._array(value, where)}
+            return {Tag.ARRAY: self.array(value, where)}
         raise _unknown(kind, where)
 
     def _text(self, value: str, where: Where) -> str:
@@ -143,54 +109,21 @@ class _Flattener:
             except UnicodeEncodeError as error:
                 problem = f"{value[:50]!r} has a lone surrogate in it"
                 raise NotEncodableError(path_of(where), problem) from error
-        if len(value) > MAX_STR_BYTES // 4:
-            raise NotEncodableError(path_of(where), "a str of over a quarter GiB")
+        self._check_size(len(value), where)
         return value
 
     def _bytes(self, value: bytes | bytearray, where: Where) -> bytes:
-        if len(value) > MAX_STR_BYTES:
-            raise NotEncodableError(path_of(where), f"over {MAX_STR_BYTES} bytes; use an array")
+        self._check_size(len(value), where)
         return bytes(value)
 
-    # -- mutable objects: the same again, and never inside themselves -------------------
-
-    def _mutable(self, value: Any, where: Where, walk: Callable[[Any, Where], Tree]) -> Tree:
-        if self._by_value:
-            problem = f"a {type(value).__qualname__} in a set or a key is known by identity alone"
-            raise NotEncodableError(path_of(where), problem)
-        known = self._numbers.get(id(value))
-        if known is not None:
-            if id(value) in self._open:
-                around = path_of(self._open[id(value)])
-                raise NotEncodableError(path_of(where), f"it is {around}, which holds it")
-            self._count(2, where)
-            return {Tag.SAME: known}
-        self._numbers[id(value)] = len(self._numbers)
-        self._kept.append(value)
-        self._open[id(value)] = where
-        tree = self._deeper(value, where, walk)
-        del self._open[id(value)]
-        return tree
-
-    def _deeper(self, value: Any, where: Where, walk: Callable[[Any, Where], Tree]) -> Tree:
-        if self._depth >= MAX_DEPTH:
-            raise NotEncodableError(path_of(where), f"nested deeper than {MAX_DEPTH}")
-        self._depth += 1
-        try:
-            return walk(value, where)
-        finally:
-            self._depth -= 1
-
-    def _count(self, nodes: int, where: Where) -> None:
-        self._nodes += nodes
-        if self._nodes > MAX_TREE_NODES:
-            problem = f"more than {MAX_TREE_NODES} values so far; put numbers in arrays"
-            raise NotEncodableError(path_of(where), problem)
+    def _check_size(self, size: int, where: Where) -> None:
+        if size > MAX_LEAF_BYTES:
+            raise NotEncodableError(path_of(where), f"over {MAX_LEAF_BYTES} bytes; use an array")
 
     # -- containers --------------------------------------------------------------------
 
     def _items(self, items: Collection[Any], where: Where) -> list[Tree]:
-        self._count(len(items) + 4, where)
+        self.count(len(items) + 4, where)
         kinds = set(map(type, items))
         if kinds <= _ATOMS or (kinds == {int} and min(items) in INTS and max(items) in INTS):
             return list(items)
@@ -201,21 +134,22 @@ class _Flattener:
         ]
 
     def list_(self, value: list[Any], where: Where) -> Tree:
-        return self._mutable(value, where, self._list)
+        return self.mutable(value, where, self._list)
 
     def _list(self, value: list[Any], where: Where) -> Tree:
         floats = pack_floats(value)
         if floats is not None:
+            self._check_size(len(floats), where)
             return {Tag.FLOATS: floats}
         return self._items(value, where)
 
     def dict_(self, value: dict[Any, Any], where: Where) -> Tree:
-        return self._mutable(value, where, self._dict)
+        return self.mutable(value, where, self._dict)
 
     def _dict(self, value: dict[Any, Any], where: Where) -> Tree:
         if not set(map(type, value)) <= {str}:
             return {Tag.DICT: self._pairs(value, where)}
-        self._count(2 * len(value) + 1, where)
+        self.count(2 * len(value) + 1, where)
         node, text = self.node, self._text
         tree: dict[str, Tree] = {}
         for key, item in value.items():
@@ -224,7 +158,7 @@ class _Flattener:
         return tree
 
     def _pairs(self, value: dict[Any, Any], where: Where) -> list[Tree]:
-        self._count(2 * len(value) + 4, where)
+        self.count(2 * len(value) + 4, where)
         pairs: list[Tree] = []
         for key, item in value.items():
             pairs.append(self._value(key, (where, key)))
@@ -232,25 +166,20 @@ class _Flattener:
         return pairs
 
     def _value(self, value: Any, where: Where) -> Tree:
-        """A key, or an item of a set: known by its value, so it has no number."""
-        self._by_value += 1
-        try:
-            return self.node(value, where)
-        finally:
-            self._by_value -= 1
+        return self.by_value(value, where, self.node, in_member=False)
 
     def tuple_(self, value: tuple[Any, ...], where: Where) -> Tree:
-        return {Tag.TUPLE: self._deeper(value, where, self._items)}
+        return {Tag.TUPLE: self.deeper(value, where, self._items)}
 
     def _members(self, value: Collection[Any], where: Where) -> list[Tree]:
-        self._count(len(value) + 2, where)
+        self.count(len(value) + 2, where)
         return sorted((self._value(item, (where, item)) for item in value), key=pack)
 
     def set_(self, value: set[Any], where: Where) -> Tree:
         return self._tagged(Tag.SET, value, where, self._members)
 
     def frozenset_(self, value: frozenset[Any], where: Where) -> Tree:
-        return {Tag.FROZENSET: self._deeper(value, where, self._members)}
+        return {Tag.FROZENSET: self.deeper(value, where, self._members)}
 
     def bytearray_(self, value: bytearray, where: Where) -> Tree:
         return self._tagged(Tag.BYTEARRAY, value, where, self._bytes)
@@ -263,7 +192,7 @@ class _Flattener:
 
         def walk(value: Any, where: Where) -> Tree:
             tree = _leaf(encode, value, where)
-            self._count(2 + _weigh(tree), where)
+            self.count(2 + _weigh(tree), where)
             return tree
 
         return walk
@@ -295,12 +224,12 @@ class _Flattener:
     def _tagged(
         self, tag: int, value: Any, where: Where, walk: Callable[[Any, Where], Tree]
     ) -> Tree:
-        return self._mutable(value, where, lambda value, where: {tag: walk(value, where)})
+        return self.mutable(value, where, lambda value, where: {tag: walk(value, where)})
 
     # -- instances ---------------------------------------------------------------------
 
     def _instance(self, value: Any, where: Where, shape: Shape) -> Tree:
-        self._count(2 * len(shape.fields) + 5, where)
+        self.count(2 * len(shape.fields) + 5, where)
         if shape.problem is not None:
             raise NotEncodableError(path_of(where), shape.problem)
 
@@ -308,9 +237,9 @@ class _Flattener:
             return [shape.label, self._fields(value, where, shape)]
 
         if shape.is_tuple:
-            return {Tag.NAMED_TUPLE: self._deeper(value, where, walk)}
-        if self._by_value and not is_by_identity(shape.cls):
-            return {Tag.OBJECT: self._deeper(value, where, walk)}
+            return {Tag.NAMED_TUPLE: self.deeper(value, where, walk)}
+        if self.is_by_value and not is_by_identity(shape.cls):
+            return {Tag.OBJECT: self.deeper(value, where, walk)}
         return self._tagged(Tag.OBJECT, value, where, walk)
 
     def _fields(self, value: Any, where: Where, shape: Shape) -> dict[str, Tree]:
@@ -329,9 +258,10 @@ class _Flattener:
         return fields
 
     def _member(self, value: enum.Enum, where: Where) -> Tree:
-        self._count(4, where)
+        self.count(4, where)
         label = label_of(type(value))
-        return {Tag.ENUM: [label, self._value(value.value, (where, "value"))]}
+        tree = self.by_value(value.value, (where, "value"), self.node, in_member=True)
+        return {Tag.ENUM: [label, tree]}
 
     # -- NumPy and tensors -------------------------------------------------------------
 
@@ -339,18 +269,18 @@ class _Flattener:
         numpy: Any = sys.modules["numpy"]
         kind = kind_of(value)
         if isinstance(value, numpy.generic):
-            self._count(4, where)
+            self.count(4, where)
             plain = encode_scalar(value)
             if plain is not None:
                 return {Tag.NUMPY_SCALAR: plain}
-            return {Tag.ARRAY_ITEM: self._new_array(numpy.asarray(value), where)}
+            return {Tag.ARRAY_ITEM: self.new_array(numpy.asarray(value), where)}
         if kind is numpy.ndarray:
             if value.dtype.kind == "O":
                 return self._tagged(Tag.OBJECT_ARRAY, value, where, self._objects)
             if value.dtype.hasobject or value.dtype.kind == "T":
                 problem = f"an array of {value.dtype}, which has no fixed size; use dtype=object"
                 raise NotEncodableError(path_of(where), problem)
-            return {Tag.ARRAY: self._array(value, where)}
+            return {Tag.ARRAY: self.array(value, where)}
         if isinstance(value, numpy.ndarray):
             problem = f"a {kind.__qualname__} is more than its numbers; use numpy.asarray of it"
             raise NotEncodableError(path_of(where), problem)
@@ -365,34 +295,18 @@ class _Flattener:
         raise _unknown(kind, where)
 
     def _generator(self, value: Any, where: Where) -> Tree:
-        self._count(2, where)
+        self.count(2, where)
         return self._numpy(value.bit_generator, (where, "bit_generator"))
 
     def _legacy(self, value: Any, where: Where) -> Tree:
-        self._count(5, where)
+        self.count(5, where)
         bits = value._bit_generator  # it may be another's too, and there is no public way to it
         return [self._numpy(bits, (where, "bit_generator")), *encode_legacy(value)]
 
     def _objects(self, value: Any, where: Where) -> Tree:
-        self._count(len(value.shape), where)
+        self.count(len(value.shape), where)
         items: list[Any] = value.reshape(-1).tolist()
         return [list(value.shape), self._items(items, where)]
-
-    def _array(self, value: Any, where: Where) -> int:
-        known = self._array_numbers.get(id(value))
-        if known is not None:
-            return known
-        number = self._array_numbers[id(value)] = self._new_array(value, where)
-        return number
-
-    def _new_array(self, value: Any, where: Where) -> int:
-        if self._by_value:
-            problem = f"a {type(value).__qualname__} in a set or a key; use a number of Python"
-            raise NotEncodableError(path_of(where), problem)
-        self._count(3, where)
-        self._kept.append(value)
-        self.arrays.append(ArrayLeaf(path_of(where), value))
-        return len(self.arrays) - 1
 
 
 _WALKERS: dict[type, Callable[[_Flattener, Any, Where], Tree]] = {

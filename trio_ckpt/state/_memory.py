@@ -52,12 +52,14 @@ def allocate(nbytes: int) -> Bytes:
 
 def owner_of(array: npt.NDArray[Any]) -> object:
     """The object at the end of an array's chain of bases: whose memory it is."""
-    owner: object = array
-    while isinstance(owner, np.ndarray) and owner.base is not None:
-        owner = cast("object", owner.base)
-    while isinstance(owner, memoryview):
-        owner = owner.obj
-    return owner if not isinstance(owner, np.ndarray) or owner is array else owner_of(owner)
+    owner: Any = array
+    while True:
+        if isinstance(owner, np.ndarray) and owner.base is not None:
+            owner = cast("Any", owner.base)
+        elif isinstance(owner, memoryview):
+            owner = cast("Any", owner.obj)
+        else:
+            return cast("object", owner)
 
 
 def address_of(array: npt.NDArray[Any]) -> int:
@@ -126,7 +128,7 @@ def ones(
 
 
 def full(
-    shape: Shape, value: object, dtype: npt.DTypeLike = None, order: Literal["C", "F"] = "C"
+    shape: Shape, value: object, dtype: npt.DTypeLike | None = None, order: Literal["C", "F"] = "C"
 ) -> npt.NDArray[Any]:
     """An array filled with `value` like `numpy.full`, see `empty`."""
     result = empty(shape, np.asarray(value).dtype if dtype is None else dtype, order)
@@ -134,7 +136,7 @@ def full(
     return result
 
 
-def array(values: npt.ArrayLike, dtype: npt.DTypeLike = None) -> npt.NDArray[Any]:
+def array(values: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
     """A copy of `values` like `numpy.array`, see `empty`."""
     source = np.asarray(values, dtype)
     is_fortran = source.flags.f_contiguous and not source.flags.c_contiguous

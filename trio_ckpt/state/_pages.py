@@ -3,12 +3,10 @@
 Theory of operation
 ===================
 
-Linux 6.7 can write-protect pages *asynchronously*: the first write to a protected page is
-resolved by the kernel itself, which only takes the protection away.  ``PAGEMAP_SCAN`` lists
-the pages without protection and protects them again, both in one step per page, so no write
-falls between the two.  A look at 256 MiB costs 0.1 to 1 ms, a first write to a page about
-1 us.  Sources: userfaultfd(2), ioctl_userfaultfd(2), PAGEMAP_SCAN(2const),
-Documentation/admin-guide/mm/pagemap.rst, and the headers named at the constants.
+The kernel protects pages against writes, and takes the protection away at the first one.  A
+*look* lists the pages without protection and protects them again (`_kernel`).  One at 256 MiB
+costs 0.1 to 1 ms, a first write to a page about 1 us.  Sources: userfaultfd(2),
+ioctl_userfaultfd(2), PAGEMAP_SCAN(2const), Documentation/admin-guide/mm/pagemap.rst.
 
 What is tracked are *regions*: the whole pages of one piece of memory with one owner.  A
 region knows of each of its pages at which look it was last found written.  So "written since
@@ -33,49 +31,19 @@ io_uring buffers, pinned CUDA host memory).  Do not put such memory under the tr
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
-import fcntl
 import os
-import platform
-import struct
-import sys
 import tempfile
 import threading
 import weakref
-from typing import Any, Protocol
+from typing import Any, cast
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
+from ._kernel import Kernel, LinuxKernel
 from ._memory import PAGE_BYTES, address_of, map_pages, owner_of
 
-# Syscall numbers: arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h.
-_SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282, "riscv64": 282, "loongarch64": 282}
-
-# include/uapi/linux/userfaultfd.h.  The numbers hold on the machines above.
-_UFFD_USER_MODE_ONLY = 1
-_UFFD_API = 0xAA
-_UFFD_FEATURE_WP_UNPOPULATED = 1 << 13  # 6.4: pages that nobody touched are protected, too
-_UFFD_FEATURE_WP_ASYNC = 1 << 15  # 6.7
-_UFFDIO_API = 0xC018AA3F  # struct uffdio_api {u64 api, features, ioctls}
-_UFFDIO_REGISTER = 0xC020AA00  # struct uffdio_register {u64 start, len, mode, ioctls}
-_UFFDIO_REGISTER_MODE_WP = 1 << 1
-_UFFDIO_UNREGISTER = 0x8010AA01  # struct uffdio_range {u64 start, len}
-_UFFDIO_WRITEPROTECT = 0xC018AA06  # struct uffdio_writeprotect {u64 start, len, mode}
-_UFFDIO_WRITEPROTECT_MODE_WP = 1 << 0
-
-# include/uapi/linux/fs.h: struct pm_scan_arg, twelve u64: size, flags, start, end, walk_end,
-# vec, vec_len, max_pages, category_inverted, category_mask, category_anyof_mask, return_mask.
-_PAGEMAP_SCAN = 0xC0606610
-_PM_SCAN_ARG = struct.Struct("12Q")
-_WALK_END_OFFSET = 32
-_PM_SCAN_WP_MATCHING = 1 << 0
-_PM_SCAN_CHECK_WPASYNC = 1 << 1  # EPERM if anything in the range is not tracked
-_PAGE_IS_WRITTEN = 1 << 1
-
-_REGIONS_PER_SCAN = 16_384  # struct page_region {u64 start, end, categories}: 384 KiB
 MIN_WATCHED_BYTES = 2**18
 """Smaller memory is hashed faster than it is asked about: each first write costs 1 us, each
 look a system call."""
@@ -103,104 +71,6 @@ class Written:
     region: int
     look: int
     pages: npt.NDArray[np.intp] | None
-
-
-class Kernel(Protocol):
-    """What a tracker asks of the kernel; all in bytes, all in whole pages."""
-
-    def protect(self, start: int, nbytes: int) -> None:
-        """Begin to track a range, with all its pages clean."""
-        ...
-
-    def scan(self, start: int, nbytes: int) -> npt.NDArray[np.intp]:
-        """The pages of the range that were written, as indexes; they are clean afterwards."""
-        ...
-
-    def forget(self, start: int, nbytes: int) -> None:
-        """Track it no more."""
-        ...
-
-    def close(self) -> None:
-        """Track nothing more."""
-        ...
-
-
-class LinuxKernel:
-    """userfaultfd and PAGEMAP_SCAN.
-
-    Raises:
-        OSError: the kernel has no asynchronous write-protection, or forbids it.
-    """
-
-    def __init__(self) -> None:
-        number = _SYS_USERFAULTFD.get(platform.machine()) if sys.platform == "linux" else None
-        if number is None or sys.maxsize < 2**32:
-            raise OSError(errno.ENOSYS, "dirty pages are tracked on 64-bit Linux only")
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._uffd: int = libc.syscall(number, os.O_CLOEXEC | _UFFD_USER_MODE_ONLY)
-        if self._uffd < 0:
-            raise OSError(ctypes.get_errno(), "userfaultfd: " + os.strerror(ctypes.get_errno()))
-        try:
-            features = _UFFD_FEATURE_WP_ASYNC | _UFFD_FEATURE_WP_UNPOPULATED
-            fcntl.ioctl(self._uffd, _UFFDIO_API, struct.pack("3Q", _UFFD_API, features, 0))
-            self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        except BaseException:
-            os.close(self._uffd)
-            raise
-        self._found = np.zeros((_REGIONS_PER_SCAN, 3), np.uint64)
-
-    def protect(self, start: int, nbytes: int) -> None:
-        register = struct.pack("4Q", start, nbytes, _UFFDIO_REGISTER_MODE_WP, 0)
-        fcntl.ioctl(self._uffd, _UFFDIO_REGISTER, register)
-        protect = struct.pack("3Q", start, nbytes, _UFFDIO_WRITEPROTECT_MODE_WP)
-        fcntl.ioctl(self._uffd, _UFFDIO_WRITEPROTECT, protect)
-
-    def scan(self, start: int, nbytes: int) -> npt.NDArray[np.intp]:
-        # The mask is the one that the kernel has its fast path for, and the only one with
-        # which pages dropped by madvise(2) count as written on every kernel.
-        runs: list[npt.NDArray[np.intp]] = []
-        at, end = start, start + nbytes
-        while at < end:
-            argument = bytearray(
-                _PM_SCAN_ARG.pack(
-                    _PM_SCAN_ARG.size,
-                    _PM_SCAN_WP_MATCHING | _PM_SCAN_CHECK_WPASYNC,
-                    at,
-                    end,
-                    0,
-                    address_of(self._found),
-                    _REGIONS_PER_SCAN,
-                    0,
-                    0,
-                    _PAGE_IS_WRITTEN,
-                    0,
-                    _PAGE_IS_WRITTEN,
-                )
-            )
-            count = fcntl.ioctl(self._pagemap, _PAGEMAP_SCAN, argument)
-            bounds = (self._found[:count, :2] - np.uint64(start)) // np.uint64(PAGE_BYTES)
-            runs.append(spread(bounds.astype(np.intp)))
-            (walked,) = struct.unpack_from("Q", argument, _WALK_END_OFFSET)
-            if walked <= at:
-                raise OSError(errno.EIO, "PAGEMAP_SCAN does not go on")
-            at = walked
-        return np.concatenate(runs)
-
-    def forget(self, start: int, nbytes: int) -> None:
-        fcntl.ioctl(self._uffd, _UFFDIO_UNREGISTER, struct.pack("2Q", start, nbytes))
-
-    def close(self) -> None:
-        os.close(self._uffd)  # takes every registration with it
-        os.close(self._pagemap)
-
-
-def spread(runs: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """The numbers in ``[first, end)`` of every run, in one array."""
-    lengths = runs[:, 1] - runs[:, 0]
-    if not len(runs):
-        return np.empty(0, np.intp)
-    shift = runs[:, 0] - np.concatenate(([0], np.cumsum(lengths)[:-1]))
-    return np.arange(lengths.sum(), dtype=np.intp) + np.repeat(shift, lengths)
 
 
 @attrs.define(eq=False)
@@ -340,13 +210,12 @@ class Tracker:
 def _extent_of(owner: object, start: int, nbytes: int) -> tuple[int, int]:
     """From where to where the memory goes that an array is in: its owner's, if that is known."""
     if isinstance(owner, np.ndarray):
-        low, high = np.lib.array_utils.byte_bounds(owner)
+        low, high = np.lib.array_utils.byte_bounds(cast("npt.NDArray[Any]", owner))
         return int(low), int(high)
     try:
-        with memoryview(owner) as view:  # type: ignore[arg-type]  # what it raises is caught
-            whole = np.frombuffer(view, np.uint8)
-            low = address_of(whole)
-            return low, _end_of_mapping(owner, low + whole.nbytes)
+        whole = np.frombuffer(cast("Any", owner), np.uint8)
+        low = address_of(whole)
+        return low, _end_of_mapping(owner, low + whole.nbytes)
     except (TypeError, ValueError, BufferError):
         return start, start + nbytes
 
@@ -411,7 +280,7 @@ def _self_test(kernel: Kernel) -> str | None:
         with tempfile.TemporaryFile(buffering=0) as file:
             file.write(b"x")
             file.seek(0)
-            file.readinto(memoryview(memory)[3 * PAGE_BYTES :])  # type: ignore[attr-defined]  # a raw file
+            file.readinto(memory.data[3 * PAGE_BYTES :])
         if kernel.scan(start, nbytes).tolist() != [0, 1, 3]:
             return "a write was not noticed"
         if len(kernel.scan(start, nbytes)):

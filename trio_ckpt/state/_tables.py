@@ -38,14 +38,14 @@ def let_others_run() -> None:
 
 def span_digests(data: Bytes) -> Iterator[bytes]:
     """The digest of each span, one by one; the GIL is released in each but a short last one."""
-    view = memoryview(data)
+    view = data.data
     for start in range(0, data.nbytes, SPAN_BYTES):
         yield xxhash.xxh3_128_digest(view[start : start + SPAN_BYTES])
 
 
 def block_digests(data: Bytes) -> Bytes:
     """The digests of all blocks, as rows of 16 bytes."""
-    digest, view, found = xxhash.xxh3_128_digest, memoryview(data), list[bytes]()
+    digest, view, found = xxhash.xxh3_128_digest, data.data, list[bytes]()
     for start in range(0, data.nbytes, BLOCK_BYTES):
         if start % (_BLOCKS_AT_ONCE * BLOCK_BYTES) == 0:
             let_others_run()
@@ -72,7 +72,8 @@ class Digests:
 
     def differ(self, indexes: Indexes, rows: Bytes) -> Mask:
         """Which pieces are not what they were, as far as is known."""
-        return ~self.known[indexes] | (self.rows[indexes] != rows).any(axis=1)
+        is_other: Mask = (self.rows[indexes] != rows).any(axis=1)
+        return is_other | ~self.known[indexes]
 
     def updated(self, news: list[tuple[Indexes, Bytes | None]]) -> Digests:
         """With new digests; None: they are not known any more."""

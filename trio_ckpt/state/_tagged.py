@@ -149,6 +149,13 @@ class Tag:
     NUMPY_SCALAR: Final = 36
 
 
+def tag_of(node: dict[Any, Tree]) -> int | None:
+    """The tag of a tagged node; None: it is a plain dict."""
+    for key in node:
+        return key if type(key) is int else None
+    return None
+
+
 TAGS = frozenset(number for name, number in vars(Tag).items() if name.isupper())
 
 MUTABLE = frozenset(

@@ -1,4 +1,4 @@
-"""What changed from one tree to the next, and the next from that.
+"""What changed from one tree to the next: as few bytes as the change is worth.
 
 Theory of operation
 ===================
@@ -12,11 +12,12 @@ delta                                 the new tree is
 [0, tree]                             `tree`
 [1, removed, {key: delta}, added]     the dict without the keys in the list `removed`,
                                       those values changed, the dict `added` at its end
+                                      (a key that moved there is removed and added)
 [2, keep, [position, delta, …], tail] the first `keep` items of the list, some of them
                                       changed, then the items of the list `tail`
-[3, at, remove, items]                the list with `items` in place of `remove` items
-[4, [at, remove, bytes, …]]           the bytes, with bytes in place of others; each
-                                      position counts in the old bytes, from left to right
+[3, [at, remove, items, …]]           the list, with lists of items in place of others;
+                                      positions count in the old list, from left to right
+[4, [at, remove, bytes, …]]           the bytes, with bytes in place of others, likewise
 [5, delta]                            the tagged node of the same tag, its value changed
 ===================================== ===================================================
 
@@ -30,14 +31,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._errors import StoreDamagedError
-from ._tagged import MAX_TREE_DEPTH, Tree, kind_of, pack
+from ._tagged import Tree, kind_of, pack, tag_of
 
 REPLACE, KEYS, ITEMS, SPLICE, BYTES, INSIDE = range(6)
 
 MAX_DELTA_DEPTH = 128  # levels of a tree that a delta goes down; each makes two of its own
 _SMALL_BYTES = 48  # a delta of up to this is not compared with a replacement
 _CHUNK_ITEMS = 512  # of a list: their bytes stay in the processor's cache
+_PROBE_ITEMS, _PROBE_BYTES = 8, 72  # how much of a window is sought in the old one
+_MOST_SLID = 256  # items that a window may have moved on; farther, and it is another
 _CHUNK_BYTES = 4096  # of bytes: comparing one costs less than a step of the interpreter
 _PIECE_BYTES = 32  # of such a chunk: what differs in one piece is one run of changed bytes
 _MOST_RUNS = 100_000  # in one value; with more it is replaced
@@ -86,7 +88,7 @@ def _is_same_scalar(old: Any, new: Any) -> bool:
 
 
 def _diff_dict(old: dict[Any, Tree], new: dict[Any, Tree], depth: int) -> Tree | None:
-    old_tag, new_tag = _tag_of(old), _tag_of(new)
+    old_tag, new_tag = tag_of(old), tag_of(new)
     if old_tag is not None or new_tag is not None:
         if old_tag != new_tag:
             return [REPLACE, new]
@@ -94,11 +96,9 @@ def _diff_dict(old: dict[Any, Tree], new: dict[Any, Tree], depth: int) -> Tree |
         if delta is None:
             return None
         return [REPLACE, new] if delta[0] == REPLACE else [INSIDE, delta]
-    removed = [key for key in old if key not in new]
-    added = {key: item for key, item in new.items() if key not in old}
-    kept = [key for key in old if key in new]
-    if [*kept, *added] != list(new):
-        return [REPLACE, new]  # the keys have another order
+    kept = _kept_keys(old, new)
+    removed = [key for key in old if key not in kept]
+    added = {key: item for key, item in new.items() if key not in kept}
     changed: dict[str, Tree] = {}
     for key in kept:
         delta = _diff(old[key], new[key], depth + 1)
@@ -107,11 +107,15 @@ def _diff_dict(old: dict[Any, Tree], new: dict[Any, Tree], depth: int) -> Tree |
     return [KEYS, removed, changed, added] if removed or changed or added else None
 
 
-def _tag_of(node: dict[Any, Tree]) -> int | None:
-    """The tag of a tagged node; None: it is a plain dict."""
-    for key in node:
-        return key if type(key) is int else None
-    return None
+def _kept_keys(old: dict[Any, Tree], new: dict[Any, Tree]) -> dict[Any, None]:
+    """The keys that begin the new dict in the order that they have in the old one."""
+    order = iter(old)
+    kept: dict[Any, None] = {}
+    for key in new:
+        if key not in old or key not in order:  # the latter goes on to the key, or to the end
+            break
+        kept[key] = None
+    return kept
 
 
 # ---------------------------------------------------------------------------------------
@@ -122,6 +126,10 @@ def _tag_of(node: dict[Any, Tree]) -> int | None:
 def _diff_list(old: list[Tree], new: list[Tree], depth: int) -> Tree | None:
     shared = min(len(old), len(new))
     head = _same_items(old, new, shared)
+    if head < min(shared, _PROBE_ITEMS):
+        out = _slid(old, new)
+        if out:
+            return [SPLICE, [0, out, [], len(old), 0, new[len(old) - out :]]]
     if head == shared:
         if len(old) == len(new):
             return None
@@ -129,7 +137,7 @@ def _diff_list(old: list[Tree], new: list[Tree], depth: int) -> Tree | None:
     if len(old) == len(new):
         return [ITEMS, shared, _edits(old, new, head, shared, depth), []]
     tail = _same_tail(old, new, shared - head)
-    splice = [SPLICE, head, len(old) - head - tail, new[head : len(new) - tail]]
+    splice = [SPLICE, [head, len(old) - head - tail, new[head : len(new) - tail]]]
     if tail >= shared - head:
         return splice
     edits = [ITEMS, shared, _edits(old, new, head, shared, depth), new[shared:]]
@@ -143,6 +151,17 @@ def _same_items(old: list[Tree], new: list[Tree], end: int, start: int = 0) -> i
         if pack(old[at:stop]) != pack(new[at:stop]):
             return next(i for i in range(at, stop) if not _is_same(old[i], new[i]))
     return end
+
+
+def _slid(old: list[Tree], new: list[Tree]) -> int:
+    """How many items went at the front while others came at the end; 0: it is no such window."""
+    probe = pack(new[:_PROBE_ITEMS])
+    for out in range(1, min(_MOST_SLID, len(old) - _PROBE_ITEMS + 1)):
+        if pack(old[out : out + _PROBE_ITEMS]) == probe:
+            rest = old[out:]
+            if len(rest) <= len(new) and _same_items(rest, new, len(rest)) == len(rest):
+                return out
+    return 0
 
 
 def _same_tail(old: list[Tree], new: list[Tree], most: int) -> int:
@@ -185,6 +204,10 @@ def _is_same(old: Tree, new: Tree) -> bool:
 def _diff_bytes(old: bytes, new: bytes) -> Tree | None:
     if old == new:
         return None
+    if old[:_PROBE_BYTES] != new[:_PROBE_BYTES]:
+        out = old.find(new[:_PROBE_BYTES])
+        if out > 0 and new.startswith(old[out:]):
+            return [BYTES, [0, out, b"", len(old), 0, new[len(old) - out :]]]
     if len(old) == len(new):
         edits = _byte_edits(old, new)
         return [REPLACE, new] if edits is None else [BYTES, edits]
@@ -235,127 +258,3 @@ def _byte_edits(old: bytes, new: bytes) -> list[Tree] | None:
             stop -= 1
         edits += [start, stop - start, new[start:stop]]
     return edits
-
-
-# ---------------------------------------------------------------------------------------
-# Patching
-# ---------------------------------------------------------------------------------------
-
-
-def patch_tree(old: Tree, delta: Tree) -> Tree:
-    """The tree that `delta` makes of `old`, which stays as it is; they share what did not change.
-
-    Args:
-        old: A tree that was decoded or patched.
-        delta: One that was decoded, by `decode_tree`: nothing in it is trusted.
-
-    Raises:
-        StoreDamagedError: it is no delta of this tree.
-    """
-    try:
-        return _patch(old, delta, 0)
-    except (ValueError, TypeError, LookupError) as error:
-        raise StoreDamagedError(f"a delta does not fit its state: {error}") from error
-    except RecursionError as error:
-        raise StoreDamagedError("a delta is nested too deeply") from error
-
-
-def _patch(old: Tree, delta: Tree, depth: int) -> Tree:
-    action, *rest = _check_list(delta)
-    if kind_of(action) is not int:
-        raise TypeError("it does not say what to do")
-    if action == REPLACE:
-        (tree,) = rest
-        return _checked(tree, depth)
-    if action == KEYS:
-        return _patch_dict(old, *rest, depth=depth)
-    if action == ITEMS:
-        return _patch_items(old, *rest, depth=depth)
-    if action == SPLICE:
-        return _splice(old, *rest, depth=depth)
-    if action == BYTES:
-        return _patch_bytes(old, *rest)
-    if action == INSIDE:
-        (inner,) = rest
-        tag = _tag_of(old) if kind_of(old) is dict else None
-        if tag is None:
-            raise TypeError("there is no tagged node")
-        return {tag: _patch(old[tag], inner, depth + 1)}
-    raise ValueError("it says to do something unknown")
-
-
-def _checked(tree: Tree, depth: int) -> Tree:
-    """A tree that comes in at that depth: a chain of deltas must not grow it without end."""
-    waiting = [(tree, depth)]
-    while waiting:
-        node, at = waiting.pop()
-        if at > MAX_TREE_DEPTH:
-            raise ValueError("the state would be nested too deeply")
-        inner = node.values() if kind_of(node) is dict else node
-        if kind_of(node) in (dict, list):
-            waiting.extend((item, at + 1) for item in inner if type(item) in (dict, list))
-    return tree
-
-
-def _patch_dict(old: Tree, removed: Tree, changed: Tree, added: Tree, *, depth: int) -> Tree:
-    _check_plain(old, changed, added)
-    new = dict(old)
-    for key in _check_list(removed):
-        del new[key]
-    for key, delta in changed.items():
-        new[key] = _patch(new[key], delta, depth + 1)
-    for key, tree in added.items():
-        if key in new:
-            raise ValueError("a key is added that is there")
-        new[key] = _checked(tree, depth + 1)
-    return new
-
-
-def _patch_items(old: Tree, keep: Tree, edits: Tree, tail: Tree, *, depth: int) -> Tree:
-    new = _check_list(old)[: _index(keep, len(old))]
-    flat = iter(_check_list(edits))
-    for position, delta in zip(flat, flat, strict=True):
-        at = _index(position, len(new) - 1)
-        new[at] = _patch(new[at], delta, depth + 1)
-    new += _checked(_check_list(tail), depth)
-    return new
-
-
-def _splice(old: Tree, at: Tree, remove: Tree, items: Tree, *, depth: int) -> Tree:
-    start = _index(at, len(_check_list(old)))
-    stop = start + _index(remove, len(old) - start)
-    return [*old[:start], *_checked(_check_list(items), depth), *old[stop:]]
-
-
-def _patch_bytes(old: Tree, edits: Tree) -> Tree:
-    if type(old) is not bytes:
-        raise TypeError("there are no bytes")
-    parts: list[bytes] = []
-    done = 0
-    flat = iter(_check_list(edits))
-    for at, remove, data in zip(flat, flat, flat, strict=True):
-        start = _index(at, len(old))
-        if start < done or type(data) is not bytes:
-            raise ValueError("its edits of bytes are in disorder")
-        parts += [old[done:start], data]
-        done = start + _index(remove, len(old) - start)
-    parts.append(old[done:])
-    return b"".join(parts)
-
-
-def _index(value: Tree, most: int) -> int:
-    if kind_of(value) is not int or not 0 <= value <= most:
-        raise ValueError("a position is outside of what it changes")
-    return int(value)
-
-
-def _check_list(value: Tree) -> list[Tree]:
-    if kind_of(value) is not list:
-        raise TypeError("there is no list")
-    items: list[Tree] = value
-    return items
-
-
-def _check_plain(*values: Tree) -> None:
-    if any(type(value) is not dict or _tag_of(value) is not None for value in values):
-        raise TypeError("there is no plain dict")

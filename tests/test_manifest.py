@@ -1,0 +1,214 @@
+"""The manifest: what a complete run left behind, and never half of it."""
+
+# ruff: noqa: PT012, SIM117  (what a whole block does is the claim)
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trio_ckpt import OutputClaimedError, Run, open_run
+from trio_ckpt._config import canonical_config, config_digest
+from trio_ckpt._manifest import MAX_MANIFEST_HEAD_BYTES, is_complete, manifest_owner
+from trio_ckpt._progress import Progress
+from trio_ckpt._records import Status
+from trio_ckpt.outputs import OutputDir
+from trio_ckpt.stores import MemoryStore
+
+
+def begin(store: Any, run_id: str = "r", **options: Any) -> Any:
+    return open_run(run_id, **{"store": store, "handle_signals": False} | options)
+
+
+async def work(run: Run, *key: str, count: int = 2, text: str = "x") -> None:
+    async with run.open_stream(*key) as stream:
+        async for batch in stream.batches(range(count)):
+            await batch.write_text(f"{key[0]}-{batch.index}.txt", f"{text} {batch.index}")
+            batch.spend(cost=0.5)
+            batch.complete(records=2, totals={"words": 3})
+        await stream.finish(metadata={"model": "m"})
+
+
+def read(folder: Path) -> Any:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_complete_run_leaves_a_manifest_with_every_output_and_its_hash(
+    kind: str, tmp_path: Path
+) -> None:
+    store: Any = MemoryStore() if kind == "memory" else tmp_path / "r.ckpt"
+    folder = tmp_path / "out"
+    async with begin(store, output_dir=folder, config={"n": 1}) as run:
+        await run.add_streams([("b", "y"), ("a", "x")])
+        async with run.phase("p"):
+            await work(run, "a", "x")
+            async with run.open_stream("b", "y") as stream:
+                async for batch in stream.batches(range(3)):
+                    if batch.index == 1:
+                        batch.skip("no")
+                    else:
+                        batch.append_json("lines.jsonl", batch.index)
+                        batch.complete(records=1)
+        assert not (folder / "manifest.json").exists()
+    found = read(folder)
+    streams = found.pop("streams")
+    completed_at = found.pop("completed_at")
+    assert isinstance(completed_at, float)
+    assert found == {
+        "format": 1,
+        "run": "r",
+        "generation": 0,
+        "config": {"n": 1},
+        "config_digest": config_digest(canonical_config({"n": 1})),
+        "batches": 4,
+        "skipped": 1,
+        "records": 6,
+        "totals": {"words": 6},
+        "spent": {"cost": 1},
+        "adopted": 0,
+        "phases": {"p": "complete"},
+    }
+    lines, pages = streams
+    assert (lines["stream"], pages["stream"]) == (["b", "y"], ["a", "x"])
+    assert (lines["batches"], lines["skipped"], lines["outputs"]) == (2, [1], [])
+    (sink,) = lines["append_files"]
+    data = (folder / "lines.jsonl").read_bytes()
+    assert (sink["path"], sink["size"]) == ("lines.jsonl", len(data))
+    assert (pages["status"], pages["records"], pages["metadata"]) == ("complete", 4, {"model": "m"})
+    assert (pages["totals"], pages["spent"], pages["append_files"]) == (
+        {"words": 6},
+        {"cost": 1},
+        [],
+    )
+    assert [output["batch"] for output in pages["outputs"]] == [1, 0]
+    for output in pages["outputs"]:
+        data = (folder / output["path"]).read_bytes()
+        assert output["size"] == len(data)
+        assert output["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+async def test_a_run_that_is_not_complete_leaves_none(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with begin(store, output_dir=tmp_path):
+        pass  # nothing was begun
+    async with begin(store, output_dir=tmp_path) as run:
+        await run.add_streams([("a",), ("b",)])
+        await work(run, "a")
+    with pytest.raises(KeyError):
+        async with begin(store, output_dir=tmp_path) as run:
+            await work(run, "b")
+            raise KeyError
+    with pytest.raises(KeyError):
+        async with begin(store, output_dir=tmp_path) as run:
+            async with run.phase("p"):
+                raise KeyError
+    async with begin(store, output_dir=tmp_path):
+        pass  # a phase is left
+    assert not (tmp_path / "manifest.json").exists()
+    async with begin(store, output_dir=tmp_path) as run, run.phase("p"):
+        pass
+    assert len(read(tmp_path)["streams"]) == 2
+
+
+async def test_without_a_folder_there_is_nowhere_to_leave_it(tmp_path: Path) -> None:
+    async with begin("memory:") as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            batch.complete()
+
+
+async def test_it_is_written_anew_after_a_redo(tmp_path: Path) -> None:
+    store = MemoryStore()
+    for text in ("first", "second"):
+        async with begin(store, output_dir=tmp_path) as run:
+            if text == "second":
+                await run.rewind(("a",), to=0, reason="x")
+            await work(run, "a", text=text)
+        (stream,) = read(tmp_path)["streams"]
+        hashes = {output["batch"]: output["sha256"] for output in stream["outputs"]}
+        for index in range(2):
+            data = (tmp_path / f"a-{index}.txt").read_bytes()
+            assert hashes.pop(index) == hashlib.sha256(data).hexdigest()
+        assert not hashes
+        assert stream["spent"] == {"cost": 1 if text == "first" else 1.5}
+
+
+async def test_the_manifest_of_another_run_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with begin("memory:", "other", output_dir=tmp_path) as run:
+        await work(run, "a")
+    before = (tmp_path / "manifest.json").read_bytes()
+    async with begin("memory:", "mine", output_dir=tmp_path) as run:
+        await work(run, "b")
+    assert (tmp_path / "manifest.json").read_bytes() == before
+    assert "is another run's manifest: none is written" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format":2,"run":"r"}', '{"a": "' + "x" * 2**17])
+async def test_a_file_that_is_no_manifest_is_left_alone(text: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    async with begin("memory:", output_dir=tmp_path) as run:
+        await work(run, "a")
+    assert (tmp_path / "manifest.json").read_text() == text
+
+
+async def test_its_name_is_reserved(tmp_path: Path) -> None:
+    async with begin("memory:", output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            with pytest.raises(OutputClaimedError):
+                await batch.write_text("manifest.json", "{}")
+            with pytest.raises(OutputClaimedError):
+                batch.append_json("./manifest.json", 1)
+            await batch.write_text("pages/manifest.json", "{}")
+            batch.complete()
+    assert read(tmp_path)["streams"][0]["outputs"][0]["path"] == "pages/manifest.json"
+
+
+async def test_a_fresh_run_archives_its_own(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with begin(store, output_dir=tmp_path) as run:
+        await work(run, "a")
+    async with begin(store, output_dir=tmp_path, fresh=True) as run:
+        assert not (tmp_path / "manifest.json").exists()
+        await work(run, "b", count=1)
+    assert read(tmp_path)["generation"] == 1
+    assert len(list((tmp_path / ".archive").rglob("manifest.json"))) == 1
+
+
+async def test_whose_it_is_is_seen_in_its_head(tmp_path: Path) -> None:
+    outputs = OutputDir.open(tmp_path)
+    assert manifest_owner(outputs) is None
+    name = 'a "quoted" run é'
+    async with begin("memory:", name, output_dir=tmp_path) as run:
+        await work(run, "a")
+    assert manifest_owner(outputs) == name
+    with (tmp_path / "manifest.json").open("a") as file:
+        file.write(" " * 2 * MAX_MANIFEST_HEAD_BYTES)
+    assert manifest_owner(outputs) == name
+    outputs.close()
+
+
+async def test_thousands_of_outputs_are_written_page_by_page(tmp_path: Path) -> None:
+    count = 1_050
+    async with begin("memory:", output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(count)):
+            if batch.index in (0, 20, 1_049):
+                await batch.write_text(f"{batch.index}", "x")
+            batch.complete()
+    (entry,) = read(tmp_path)["streams"]
+    assert [output["batch"] for output in entry["outputs"]] == [1_049, 20, 0]
+
+
+def test_complete_is_all_that_has_begun() -> None:
+    done, left = (Progress(sequence=1, status=s) for s in (Status.COMPLETE, Status.PENDING))
+    assert not is_complete({})
+    assert not is_complete({(): done})
+    assert is_complete({("a",): done, (): left})
+    assert is_complete({("a",): done, ("b",): Progress()})
+    assert not is_complete({("a",): done, ("b",): left})
+    assert not is_complete({("a",): done, ("@phase", "p"): left})

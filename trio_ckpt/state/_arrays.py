@@ -1,0 +1,164 @@
+"""The arrays of a state on their way into a frame.
+
+`ArrayEngine.hold` copies what may have changed, while the program is held; `Held.finish`
+looks at the copies, packs them and hashes them, while it runs again.  Both are for a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+import xxhash
+
+from ._arena import SLAB_BYTES, Arena
+from ._blocks import Capture, Part, Report
+from ._buffers import Collected, collect
+from ._compress import Compressor, open_compressor
+from ._flatten import ArrayLeaf
+from ._frame import Layout, Patch
+from ._pages import Tracker, Untracked, open_tracker
+from ._patches import encode_ranges
+from ._tables import Table
+
+KEPT_SLABS = 8  # below so many free ones, parts are finished while the program is held
+
+
+@attrs.frozen(eq=False)
+class Stored:
+    """Arrays as they go into a frame.
+
+    Attributes:
+        layout: How they lie in their buffers.
+        patches: What is new.
+        pieces: The same, packed, one after the other.
+        tables: What is held then, by buffer: for the next capture, once this is durable.
+        reports: How each buffer was captured.
+    """
+
+    layout: Layout
+    patches: tuple[Patch, ...]
+    pieces: list[bytes] = attrs.field(repr=False)
+    tables: dict[str, Table] = attrs.field(repr=False)
+    reports: dict[str, Report]
+
+
+class ArrayEngine:
+    """Captures arrays: one for a stream, made when it has the first array."""
+
+    def __init__(self) -> None:
+        self.arena = Arena()
+        self.compressor: Compressor = open_compressor()
+        self.tracker: Tracker | Untracked = open_tracker()
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.arena.close()
+        if isinstance(self.tracker, Tracker):
+            self.tracker.close()
+
+    def hold(self, leaves: Sequence[ArrayLeaf], tables: Mapping[str, Table]) -> Held:
+        """Copy what may have changed since `tables`.
+
+        Args:
+            leaves: The arrays of the state.
+            tables: Of what was saved last, by buffer; without one a buffer is copied whole.
+
+        Raises:
+            NotEncodableError: with the path of an array that cannot be saved.
+        """
+        collected = collect([leaf.value for leaf in leaves], [leaf.path for leaf in leaves])
+        held = Held(collected, _names(collected, leaves), self)
+        try:
+            for number, name in enumerate(held.names):
+                held.add(number, tables.get(name))
+        except BaseException:
+            held.release()
+            raise
+        return held
+
+
+@attrs.define(eq=False)
+class Held:
+    """Copies of what may have changed."""
+
+    collected: Collected
+    names: tuple[str, ...]
+    engine: ArrayEngine
+    _captures: list[Capture] = attrs.field(factory=list[Capture], init=False)
+    _parts: list[tuple[int, Part]] = attrs.field(factory=list[tuple[int, Part]], init=False)
+    _patches: list[Patch] = attrs.field(factory=list[Patch], init=False)
+    _pieces: list[bytes] = attrs.field(factory=list[bytes], init=False)
+    _offset: int = attrs.field(default=0, init=False)
+
+    def add(self, number: int, table: Table | None) -> None:
+        """Copy a buffer; where the arena is nearly full, what was copied is packed at once."""
+        buffer, engine = self.collected.buffers[number], self.engine
+        capture = Capture(
+            buffer.data,
+            table,
+            engine.arena,
+            None if buffer.is_copy else engine.tracker,
+            owner=buffer.owner,
+            root=buffer.root,
+        )
+        self._captures.append(capture)
+        for part in capture:
+            self._parts.append((number, part))
+            if engine.arena.free_bytes < KEPT_SLABS * SLAB_BYTES:
+                self._finish_parts()
+
+    def finish(self) -> Stored:
+        """Drop what did not change, and pack the rest."""
+        self._finish_parts()
+        buffers = self.collected.buffers
+        return Stored(
+            Layout(
+                self.names,
+                tuple(buffer.data.nbytes for buffer in buffers),
+                tuple(view.to_plain() for view in self.collected.views),
+            ),
+            tuple(self._patches),
+            self._pieces,
+            {name: c.table() for name, c in zip(self.names, self._captures, strict=True)},
+            {name: c.report for name, c in zip(self.names, self._captures, strict=True)},
+        )
+
+    def release(self) -> None:
+        """Give the copies back: the save was given up."""
+        for _, part in self._parts:
+            part.release()
+        self._parts = []
+
+    def _finish_parts(self) -> None:
+        while self._parts:
+            number, part = self._parts.pop(0)
+            changes = part.finish()
+            try:
+                if not changes.nbytes:
+                    continue
+                itemsize = self.collected.buffers[number].itemsize
+                packed = [self.engine.compressor.pack(chunk, itemsize) for chunk in changes.chunks]
+                self._patches.append(
+                    Patch(
+                        buffer=number,
+                        ranges=encode_ranges(changes.ranges),
+                        offset=self._offset,
+                        stored=tuple(map(len, packed)),
+                        sizes=tuple(chunk.nbytes for chunk in changes.chunks),
+                        digests=b"".join(map(xxhash.xxh3_128_digest, packed)),
+                    )
+                )
+                self._pieces += packed
+                self._offset += sum(map(len, packed))
+            finally:
+                changes.release()
+
+
+def _names(collected: Collected, leaves: Sequence[ArrayLeaf]) -> tuple[str, ...]:
+    """The path of the first array in each buffer."""
+    names: dict[int, str] = {}
+    for view, leaf in zip(collected.views, leaves, strict=True):
+        if view.buffer is not None:
+            names.setdefault(view.buffer, leaf.path)
+    return tuple(names[number] for number in range(len(collected.buffers)))

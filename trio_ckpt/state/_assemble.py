@@ -1,0 +1,209 @@
+"""Buffers out of a chain of frames: every block once, from the newest frame that has it.
+
+First it is planned what has to be read; blocks that a newer frame has replaced are not.
+So restoring costs what the state is large, however many frames the chain has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import numpy as np
+import xxhash
+
+from .._errors import StoreDamagedError
+from ._buffers import View, rebuild
+from ._compress import MAX_BLOCK_BYTES, Compressor
+from ._frame import DIGEST_BYTES, Frame, Layout, Patch, layouts_of
+from ._memory import Bytes, allocate
+from ._patches import decode_ranges
+from ._tables import BLOCK_BYTES, Indexes, Table, count_of, make_table
+
+READ_BYTES = 2**23  # what is read at once, where pieces lie side by side
+
+
+@attrs.frozen(eq=False)
+class Piece:
+    """Some blocks of a buffer, packed as one.
+
+    Attributes:
+        offset: Where it is in the data of its frame.
+        stored: Its length there.
+        digest: Of what is stored.
+        buffer: The number of its buffer.
+        blocks: Which blocks it holds, in order.
+        wanted: Which of them are wanted.
+        size: Its length unpacked.
+    """
+
+    offset: int
+    stored: int
+    digest: bytes
+    buffer: int
+    blocks: Indexes
+    wanted: Indexes
+    size: int
+
+
+@attrs.frozen(eq=False)
+class Read:
+    """Pieces that lie side by side, to be read at once.
+
+    Attributes:
+        frame: Of the chain, the newest is 0.
+        offset: Where to begin in its data.
+        size: How many bytes.
+        pieces: What is in them.
+    """
+
+    frame: int
+    offset: int
+    size: int
+    pieces: tuple[Piece, ...]
+
+
+class Assembly:
+    """The buffers of a state on their way back.
+
+    Args:
+        frames: The newest first, the last one full.
+        names: Only these buffers; default: all.
+
+    Raises:
+        StoreDamagedError: the frames do not fit together.
+    """
+
+    def __init__(self, frames: Sequence[Frame], names: Sequence[str] | None = None) -> None:
+        layouts = layouts_of(frames)
+        self.layout = layouts[0]
+        pieces = sum(len(patch.stored) for frame in frames for patch in frame.patches)
+        if sum(self.layout.sizes) > pieces * MAX_BLOCK_BYTES:  # before memory is taken for it
+            raise StoreDamagedError("a saved state has larger buffers than it can fill")
+        self.reads: list[Read] = []
+        self.buffers: list[Bytes] = []
+        places = {name: number for number, name in enumerate(self.layout.names)}
+        wanted = places.keys() if names is None else places.keys() & set(names)
+        self._needed = {
+            name: np.ones(count_of(self.layout.sizes[places[name]], BLOCK_BYTES), np.bool_)
+            for name in wanted
+        }
+        self._places = places
+        for number, (frame, layout) in enumerate(zip(frames, layouts, strict=True)):
+            self._plan(number, frame, layout)
+        if missing := [name for name, needed in self._needed.items() if needed.any()]:
+            raise StoreDamagedError(f"the saved state has no whole {missing[0]}")
+        for name, size in zip(self.layout.names, self.layout.sizes, strict=True):
+            self.buffers.append(allocate(size if name in self._needed else 0))
+
+    def _plan(self, number: int, frame: Frame, layout: Layout) -> None:
+        pieces: list[Piece] = []
+        for patch in frame.patches:
+            if patch.buffer >= len(layout.names):
+                raise StoreDamagedError("a saved state names a buffer that it has not")
+            name = layout.names[patch.buffer]
+            needed = self._needed.get(name)
+            if needed is None or not needed.any():
+                continue
+            size = layout.sizes[patch.buffer]
+            if size != self.layout.sizes[self._places[name]]:
+                raise StoreDamagedError(f"the size of {name} changed, and it was not saved whole")
+            pieces += self._pieces(patch, name, size, needed)
+        for name in {layout.names[patch.buffer] for patch in frame.patches} & self._needed.keys():
+            self._mark(frame, layout, name)
+        self.reads += _side_by_side(number, pieces)
+
+    def _mark(self, frame: Frame, layout: Layout, name: str) -> None:
+        """Blocks of this frame are not wanted of older ones."""
+        for patch in frame.patches:
+            if layout.names[patch.buffer] == name:
+                ranges = decode_ranges(patch.ranges, layout.sizes[patch.buffer])
+                for start, length in ranges.tolist():
+                    first = start // BLOCK_BYTES
+                    self._needed[name][first : first + count_of(length, BLOCK_BYTES)] = False
+
+    def _pieces(
+        self, patch: Patch, name: str, size: int, needed: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    ) -> list[Piece]:
+        ranges = decode_ranges(patch.ranges, size)
+        first = ranges[:, 0] // BLOCK_BYTES
+        counts = -(-ranges[:, 1] // BLOCK_BYTES)
+        parts = [np.arange(a, a + n) for a, n in zip(first.tolist(), counts.tolist(), strict=True)]
+        blocks = np.concatenate(parts) if parts else np.empty(0, np.intp)
+        if sum(patch.sizes) != int(ranges[:, 1].sum()):
+            raise StoreDamagedError("a saved state has more or fewer bytes than changes")
+        found: list[Piece] = []
+        at, offset = 0, patch.offset
+        for place, (stored, length) in enumerate(zip(patch.stored, patch.sizes, strict=True)):
+            inside = blocks[at : at + count_of(length, BLOCK_BYTES)]
+            at += len(inside)
+            wanted = np.flatnonzero(needed[inside])
+            if len(wanted):
+                digest = patch.digests[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES]
+                number = self._places[name]
+                found.append(Piece(offset, stored, digest, number, inside, wanted, length))
+            offset += stored
+        return found
+
+    def fill(self, read: Read, data: bytes | memoryview, compressor: Compressor) -> None:
+        """Put what was read into its buffers.  For a thread.
+
+        Raises:
+            StoreDamagedError: it is not what was saved.
+        """
+        view = memoryview(data)
+        if len(view) != read.size:
+            raise StoreDamagedError("a saved state ends too early")
+        for piece in read.pieces:
+            start = piece.offset - read.offset
+            stored = view[start : start + piece.stored]
+            if xxhash.xxh3_128_digest(stored) != piece.digest:
+                raise StoreDamagedError(
+                    f"{self.layout.names[piece.buffer]} is not what was saved: "
+                    f"{piece.stored} bytes at {piece.offset} are damaged"
+                )
+            self._put(piece, stored, compressor)
+
+    def arrays(self) -> tuple[list[object], dict[str, Table]]:
+        """The arrays over the buffers, and what is held of those.  For a thread."""
+        views = [View.from_plain(view, self.layout.sizes) for view in self.layout.views]
+        tables = {
+            name: make_table(buffer)
+            for name, buffer in zip(self.layout.names, self.buffers, strict=True)
+        }
+        return rebuild(views, self.buffers), tables
+
+    def _put(self, piece: Piece, stored: memoryview, compressor: Compressor) -> None:
+        target = self.buffers[piece.buffer]
+        blocks = piece.blocks
+        start = int(blocks[0]) * BLOCK_BYTES
+        is_run = int(blocks[-1]) - int(blocks[0]) + 1 == len(blocks)
+        if is_run and len(piece.wanted) == len(blocks):
+            compressor.unpack(stored, target[start : start + piece.size])
+            return
+        unpacked = np.empty(piece.size, np.uint8)
+        compressor.unpack(stored, unpacked)
+        for place in piece.wanted.tolist():
+            chunk = unpacked[place * BLOCK_BYTES : (place + 1) * BLOCK_BYTES]
+            at = int(blocks[place]) * BLOCK_BYTES
+            target[at : at + chunk.nbytes] = chunk
+
+
+def _side_by_side(frame: int, pieces: list[Piece]) -> list[Read]:
+    reads: list[Read] = []
+    run: list[Piece] = []
+    for piece in sorted(pieces, key=lambda piece: piece.offset):
+        if run:
+            end = run[-1].offset + run[-1].stored
+            if piece.offset != end or end + piece.stored - run[0].offset > READ_BYTES:
+                reads.append(_read(frame, run))
+                run = []
+        run.append(piece)
+    if run:
+        reads.append(_read(frame, run))
+    return reads
+
+
+def _read(frame: int, run: list[Piece]) -> Read:
+    start = run[0].offset
+    return Read(frame, start, run[-1].offset + run[-1].stored - start, tuple(run))
