@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,16 @@ async def test_with_listed_streams_that_nobody_opened_the_run_is_not_done() -> N
         assert run.exit_code == 75
         await work(run, *KEYS[-1])
         assert run.exit_code == 0
+
+
+async def test_a_list_of_thousands_is_compared_at_once() -> None:
+    keys = [(f"{n}", "x") for n in range(5_000)]
+    async with begin("memory:") as run:
+        await run.add_streams(keys)
+        began = time.perf_counter()
+        listed = await run.add_streams(keys[1:])
+        assert time.perf_counter() - began < 1  # comparing each with each takes seconds
+        assert (listed.new, listed.unlisted) == ((), (keys[0],))
 
 
 # ---------------------------------------------------------------------------------------

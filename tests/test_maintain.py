@@ -252,3 +252,38 @@ async def test_a_save_that_fails_is_an_error_and_changes_nothing() -> None:
             await maintenance.redo(("t",), [0], "x")
     async with begin(store) as run:
         assert run.found.confirmed == 4
+
+
+async def test_after_a_reset_the_old_generation_can_be_pruned_at_once() -> None:
+    store = MemoryStore()
+    async with begin(store) as run:
+        await write_pages(run, "t")
+    async with open_maintenance(store, "r") as maintenance:
+        await maintenance.redo(("t",), [1], "x")
+        assert await maintenance.reset("x") == 1
+        assert (await maintenance.prune(keep=1)).generations == 1
+        assert await maintenance.reset("x") == 2
+    assert [summary.generation for summary in await store.list_runs()] == [2]
+
+
+async def test_maintenance_is_no_work_and_moves_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, now = MemoryStore(), [1_000.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    async with begin(store) as run, run.open_stream("t") as stream:
+        stream.desk.opened_at = now[0]  # its default was bound to the real clock
+        async for batch in stream.batches(range(3)):
+            now[0] += 5
+            if batch.index == 1:
+                batch.skip("no")
+            else:
+                batch.complete()
+    for _ in range(2):
+        now[0] += 100_000
+        async with open_maintenance(store, "r") as maintenance:
+            await maintenance.retry()
+            await maintenance.rewind(("t",), to=0, reason="x")
+        async with begin(store.after_crash()) as run:
+            assert run.found.ended_at == 1_015
+            assert run.statistics().runtime_s == pytest.approx(15, abs=1)
+            async with run.open_stream("t") as stream:
+                assert stream.statistics().runtime_s == pytest.approx(15, abs=1)

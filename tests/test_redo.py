@@ -31,12 +31,13 @@ from trio_ckpt import (
     StreamBusyError,
     TrioCkptError,
     UnknownStreamError,
+    _verify,
     open_run,
     run_batches,
 )
 from trio_ckpt._history import read_pages
 from trio_ckpt._records import Kind, Record
-from trio_ckpt.abc import Checkpoint, Fold, RunKey
+from trio_ckpt.abc import Checkpoint, Fold, HistoryPage, RunKey
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import CommitThenError, Fail, FaultyStore, Hang
 
@@ -213,12 +214,12 @@ async def test_the_history_keeps_the_reason(caplog: pytest.LogCaptureFixture) ->
         async with run.open_stream("s") as stream:
             async for batch in stream.batches(range(3)):
                 batch.complete()
-            with caplog.at_level(logging.WARNING):
+            with caplog.at_level(logging.INFO):
                 await stream.redo([1], reason="the schema changed")
         await run.rewind(("s",), to=0, reason="the source was corrected")
     notes = [r.metadata["reason"] for r in await read_records(store) if r.kind is Kind.REDO]
     assert notes == ["the schema changed", "the source was corrected"]
-    assert "run 'r', stream 's': IndexSet(1) go back to work: the schema changed" in caplog.text
+    assert "run 'r', stream 's': batches 1 go back to work: the schema changed" in caplog.text
 
 
 AMOUNTS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**63 - 1)
@@ -354,6 +355,123 @@ async def test_a_redo_beside_the_verification_of_older_records(tmp_path: Path) -
             await run_batches(stream, range(count), handle, concurrency=50)
             assert stream.progress.records == count
     assert sorted(worked[count:]) == [3, 1_000, 1_049]
+
+
+# -- what belongs to others ---------------------------------------------------------------
+
+
+async def test_redoing_a_skip_leaves_a_file_that_is_another_batchs_by_now(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            await batch.write_text("a.txt", "0")
+            batch.complete()
+        await stream.redo([0], reason="x")
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(2)):
+            if batch.index == 0:
+                batch.skip("no")
+            else:
+                await batch.write_text("a.txt", "1")
+                batch.complete()
+        await stream.redo([0], reason="try again")
+    assert (tmp_path / "a.txt").read_text() == "1"
+    assert archived(tmp_path) == ["0"]
+
+
+async def test_a_cancelled_redo_that_is_saved_still_moves_the_outputs(tmp_path: Path) -> None:
+    class Cancelling(MemoryStore):
+        scope: trio.CancelScope | None = None
+
+        async def save(
+            self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        ) -> list[Exception | None]:
+            if self.scope is not None:
+                self.scope.cancel()
+            return await super().save(run, group, folds)
+
+    store = Cancelling()
+    async with begin(store, output_dir=tmp_path) as run:
+        await write_pages(run, 2)
+        async with run.open_stream("s") as stream:
+            with trio.CancelScope() as store.scope:
+                await stream.redo([0], reason="x")
+            store.scope = None
+            assert list(stream.progress.confirmed) == [1]
+            assert archived(tmp_path) == ["first 0"]
+
+
+class Gated(MemoryStore):
+    """Holds back a read of the history until the gate opens, after some others."""
+
+    gate: trio.Event | None = None
+    passes = 0
+
+    async def history(self, run_id: str, stream: str, **options: Any) -> HistoryPage:
+        if self.gate is not None and self.passes == 0:
+            gate, self.gate = self.gate, None
+            await gate.wait()
+        elif self.gate is not None:
+            self.passes -= 1
+        return await super().history(run_id, stream, **options)
+
+
+async def write_some(stream: Stream[Any], count: int, some: Iterable[int], text: str) -> list[int]:
+    """Many batches, few of them with a file."""
+    worked, files = [], set(some)
+    async for batch in stream.batches(range(count)):
+        worked.append(batch.index)
+        if batch.index in files:
+            await batch.write_text(f"{batch.index}", text)
+        batch.complete(records=1)
+    return worked
+
+
+async def test_a_batch_that_was_just_redone_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
+    """The verification reads its old record when the new output is there already."""
+    store, count = Gated(), 1_020
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        await write_some(stream, count, [3], "old")
+    store.gate, store.passes = gate, _ = trio.Event(), 1
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        await trio.testing.wait_all_tasks_blocked()  # the verification waits for the older page
+        assert store.gate is None
+        await stream.redo([3], reason="x")
+        async for batch in stream.batches(range(count)):
+            assert batch.index == 3
+            await batch.write_text("3", "brand new")
+            batch.complete(records=1)
+            await batch.confirm()
+            gate.set()
+        assert await write_some(stream, count, [3], "wrong") == []
+    assert stream.progress.records == count
+    assert (tmp_path / "3").read_text() == "brand new"
+
+
+async def test_what_redo_has_taken_is_not_taken_again_by_the_verification(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verification has found the damage, and a redo comes before it."""
+    store, count = MemoryStore(), 1_020
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        await write_some(stream, count, [3], "old")
+    (tmp_path / "3").unlink()
+    find_damages, seen, goes_on = _verify.find_damages, trio.Event(), trio.Event()
+
+    async def slow(*args: Any) -> list[_verify.Damage]:
+        found = await find_damages(*args)
+        if found:
+            seen.set()
+            await goes_on.wait()
+        return found
+
+    monkeypatch.setattr(_verify, "find_damages", slow)
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        await seen.wait()
+        await stream.redo([3], reason="x")
+        goes_on.set()
+        assert await write_some(stream, count, [3], "new") == [3]
+    assert stream.progress.records == count
 
 
 # ---------------------------------------------------------------------------------------
@@ -538,6 +656,70 @@ async def test_a_rewind_is_refused_while_the_stream_is_open_or_unknown() -> None
         assert len(stream.progress.confirmed) == 2
 
 
+async def test_nobody_opens_or_rewinds_a_stream_that_is_being_rewound() -> None:
+    store = Gated()
+    async with begin(store) as run:
+        await follow(run, 3)
+        store.gate = gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+
+            async def rewind() -> None:
+                assert list(await run.rewind(("s",), to=0, reason="x")) == [1, 2]
+
+            nursery.start_soon(rewind)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(StreamBusyError):
+                await run.rewind(("s",), to=1, reason="x")
+            with pytest.raises(StreamBusyError):
+                async with run.open_stream("s"):
+                    pass
+            gate.set()
+        stream = await follow(run, 3)
+        assert (stream.progress.records, stream.cursor) == (3, "0.1.2.")
+
+
+async def test_every_tail_that_a_rewind_cuts_off_is_kept(tmp_path: Path) -> None:
+    async with begin("memory:", output_dir=tmp_path) as run:
+        for text in ("one", "two", "three"):
+            await run.add_streams([("s",)])
+            await run.rewind(("s",), to=0, reason="x")
+            async with run.open_stream("s") as stream:
+                async for batch in stream.batches(range(2)):
+                    batch.append_json("lines.jsonl", text if batch.index else "head")
+                    batch.complete()
+    assert archived(tmp_path) == ['"one"\n', '"two"\n']
+    assert (tmp_path / "lines.jsonl").read_text() == '"head"\n"three"\n'
+
+
+async def follow_to_the_end(store: Any, folder: Path) -> list[tuple[int, int]]:
+    """Pages by a cursor whose last one is None; returns batches and the pages asked for."""
+    asked = []
+    async with begin(store, output_dir=folder) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches():
+            page = stream.cursor or 0
+            asked.append((batch.index, page))
+            await batch.write_json(f"{batch.index}.json", {"page": page})
+            batch.complete(cursor=page + 1 if page < 3 else None, last=page == 3)
+    assert stream.status is Status.COMPLETE
+    return asked
+
+
+@pytest.mark.parametrize("by", ["damage", "rewind"])
+async def test_a_cursor_that_has_come_to_its_end_is_brought_back(by: str, tmp_path: Path) -> None:
+    store = MemoryStore()
+    assert await follow_to_the_end(store, tmp_path) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    async with begin(store, output_dir=tmp_path) as run:
+        if by == "rewind":
+            await run.rewind(("s",), to=1, reason="x")
+        else:
+            (tmp_path / "2.json").unlink()
+            async with run.open_stream("s") as stream:
+                assert stream.cursor == 2
+                with pytest.raises(CannotRedoError):
+                    await stream.redo([0], reason="x")
+    assert await follow_to_the_end(store, tmp_path) == [(2, 2), (3, 3)]
+
+
 # ---------------------------------------------------------------------------------------
 # Damaged outputs
 # ---------------------------------------------------------------------------------------
@@ -635,17 +817,51 @@ async def test_a_shortened_append_file_goes_back_to_before_what_it_lost(
     assert reasons == [f"a.jsonl was shortened to {len(short)} bytes"]
 
 
-async def test_an_emptied_append_file_is_refused_unless_all_is_to_be_done_again(
-    tmp_path: Path,
+@pytest.mark.parametrize("is_gone", [False, True])
+async def test_a_lost_append_file_is_refused_unless_all_is_to_be_done_again(
+    is_gone: bool, tmp_path: Path
 ) -> None:
     store = MemoryStore()
     await append(store, tmp_path)
     whole = {name: (tmp_path / name).read_bytes() for name in ("a.jsonl", "b.jsonl")}
-    (tmp_path / "b.jsonl").write_bytes(b"")
+    if is_gone:
+        (tmp_path / "b.jsonl").unlink()
+    else:
+        (tmp_path / "b.jsonl").write_bytes(b"")
     with pytest.raises(CannotRedoError, match=r"b\.jsonl.*confirmed bytes are missing"):
         await append(store, tmp_path)
     assert await append(store, tmp_path, redo_missing=True) == [1, 2, 3, 4]
     assert {name: (tmp_path / name).read_bytes() for name in whole} == whole
+
+
+@pytest.mark.parametrize("state", [None, "frontier"])
+async def test_altered_lines_go_back_to_work_when_they_are_looked_at(
+    state: str | None, tmp_path: Path
+) -> None:
+    worked: list[int] = []
+
+    async def handle(batch: Batch[Any]) -> None:
+        worked.append(batch.index)
+        batch.append_json("lines.jsonl", batch.index)
+        batch.complete()
+
+    async def work(**options: Any) -> None:
+        worked.clear()
+        frontier: Any = Frontier("abcd") if state is not None else None
+        async with begin(store, output_dir=tmp_path, **options) as run:
+            async with run.open_stream("s", state=frontier) as stream:
+                await run_batches(stream, None if frontier else range(4), handle)
+
+    store = MemoryStore()
+    await work()
+    (tmp_path / "lines.jsonl").write_text("0\n1\n7\n3\n")
+    await work()
+    assert worked == []  # by their length they are good
+    await work(verify="sha256")
+    assert worked == [2, 3]
+    assert (tmp_path / "lines.jsonl").read_text() == "0\n1\n2\n3\n"
+    await work(verify="sha256")
+    assert worked == []
 
 
 async def test_a_mass_of_missing_outputs_is_refused_of_ordered_streams_too(tmp_path: Path) -> None:

@@ -81,6 +81,12 @@ async def test_what_was_adopted_is_verified_and_claimed_like_any_other(tmp_path:
             with pytest.raises(OutputClaimedError, match="batch 1"):
                 await batch.write_text("1.json", "mine")
             batch.complete()
+    async with begin(store, output_dir=tmp_path) as run:
+        async with run.open_stream("s"), run.open_stream("t") as other:
+            async for batch in other.batches(range(1)):
+                with pytest.raises(OutputClaimedError, match="batch 2"):
+                    await batch.write_text("2.json", "mine")
+                batch.complete()
     (tmp_path / "1.json").write_text("other")
     assert await write_pages(store, tmp_path, 4) == [1]
     async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
@@ -125,6 +131,17 @@ async def test_what_was_found_and_not_adopted_is_free_for_its_writer(tmp_path: P
                 batch.complete()
 
 
+async def test_what_was_not_valid_is_free_for_its_writer(tmp_path: Path) -> None:
+    (tmp_path / "0.json").write_text("{")
+    async with begin("memory:", output_dir=tmp_path) as run:
+        async with run.open_stream("s", validate=Page) as stream:
+            assert await stream.rescan(path_of, total=1, adopt_outputs=True) == []
+            async with run.open_stream("other") as other:
+                async for batch in other.batches(range(1)):
+                    await batch.write_text("0.json", "mine")
+                    batch.complete()
+
+
 async def test_one_file_is_the_output_of_one_batch(tmp_path: Path) -> None:
     (tmp_path / "same.json").write_text("{}")
     async with begin("memory:", output_dir=tmp_path) as run, run.open_stream("s") as stream:
@@ -155,8 +172,7 @@ async def test_a_file_alone_confirms_none_where_batches_build_on_each_other(
             if order == "cursor":
                 async for batch in stream.batches():
                     batch.complete(cursor=1)
-                    await batch.confirm()
-                    break
+                    break  # it is saved by the rescan, which then sees its cursor
             with pytest.raises(TypeError):
                 await stream.rescan(path_of, total=2)
 
@@ -190,7 +206,9 @@ async def test_many_are_adopted_in_groups_of_bounded_size(tmp_path: Path) -> Non
     assert max(store.groups) <= RECORDS_PER_SAVE
 
 
-@pytest.mark.parametrize("path_of", [lambda _index: "../out.json", lambda _index: "/etc/passwd"])
+@pytest.mark.parametrize(
+    "path_of", [lambda _index: "../out.json", lambda _index: "/elsewhere.json"]
+)
 async def test_what_is_not_below_the_folder_is_not_found(
     path_of: Callable[[int], str], tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ from trio_ckpt import (
     read_sessions,
 )
 from trio_ckpt._config import canonical_config, config_digest
+from trio_ckpt._records import Kind, Record
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Fail, FaultyStore
 
@@ -211,16 +212,11 @@ async def test_more_sessions_than_fit_on_a_page() -> None:
     store = MemoryStore()
     async with begin(store) as run:
         for _ in range(1_200):
-            await run._saver.save(run._saver.lanes[0], _note())
+            note = Record(kind=Kind.NOTE, at=0.0)
+            await run._saver.save(run._saver.lanes[0], note)
     async with begin(store):
         pass
     assert [view.how for view in await read_sessions(store, "r")] == ["ended", "ended"]
-
-
-def _note() -> Any:
-    from trio_ckpt._records import Kind, Record
-
-    return Record(kind=Kind.NOTE, at=0.0)
 
 
 async def test_an_end_that_cannot_be_saved_is_logged_and_is_a_kill_to_the_next(

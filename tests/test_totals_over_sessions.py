@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from trio_ckpt import RunStatistics, Status, StreamStatistics, open_run
+from trio_ckpt import RetryRule, RetryTable, RunStatistics, Status, StreamStatistics, open_run
 from trio_ckpt._gate import Gate
 from trio_ckpt._progress import Progress
 from trio_ckpt._ranges import IndexSet
@@ -101,6 +102,22 @@ async def test_runtimes_leave_downtime_out_and_are_kept_with_the_records(
     assert progress.updated_at == pytest.approx(1_002_060)
 
 
+async def test_a_batch_that_goes_back_on_resume_brings_no_downtime_in(
+    downtime: list[float], autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    store = MemoryStore()
+    for expected in (20, 30):
+        async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+            async for batch in stream.batches(range(2)):
+                await trio.sleep(10)
+                await batch.write_text(f"{batch.index}", "x")
+                batch.complete()
+            assert stream.statistics().runtime_s == pytest.approx(expected)
+        assert stream.progress.runtime_s == pytest.approx(expected)
+        downtime.append(86_400.0)
+        (tmp_path / "1").unlink()
+
+
 async def test_a_stream_opened_twice_in_a_session_counts_both(
     downtime: list[float], autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -136,8 +153,6 @@ async def test_what_a_session_takes_back_is_taken_from_what_it_has_added() -> No
 
 
 async def test_skips_and_retries_are_counted_by_session() -> None:
-    from trio_ckpt import RetryRule, RetryTable
-
     store = MemoryStore()
     retry = RetryTable((RetryRule((ValueError,), attempts=3, backoff_s=0.0),))
     for number in range(2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 import threading
 from collections.abc import Iterator
@@ -90,7 +91,7 @@ WRITES = st.lists(
 @given(
     saves=st.lists(st.tuples(WRITES, st.sampled_from(["", "", "fails", "rewrite"])), max_size=12)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_any_sequence_of_writes_and_failed_saves_is_restored(
     arena: Arena, rung: str, saves: list[tuple[list[tuple[int, int]], str]]
 ) -> None:
@@ -303,7 +304,7 @@ def test_a_capture_larger_than_the_arena_goes_in_parts() -> None:
         apply(stored, changes.ranges, changes.chunks)
         changes.release()
         parts += 1
-    assert parts == 6
+    assert parts == 3
     assert (stored == data).all()
     assert capture.table().nbytes == data.size
     assert small.statistics().peak_bytes <= small.limit_bytes
@@ -314,19 +315,18 @@ def test_a_capture_waits_for_room_and_a_writer_makes_it() -> None:
     data = noise(12, 9 * SLAB_BYTES)
     stored = np.zeros(data.size, np.uint8)
     capture = Capture(data, None, small)
-    queue: list[Part] = []
+    queue: list[Part | None] = []
     is_there = threading.Semaphore(0)
 
     def write() -> None:
-        for _ in range(5):
-            is_there.acquire()
-            changes: Changes = queue.pop(0).finish()
+        while is_there.acquire() and (part := queue.pop(0)) is not None:
+            changes: Changes = part.finish()
             apply(stored, changes.ranges, changes.chunks)
             changes.release()
 
     writer = threading.Thread(target=write)
     writer.start()
-    for part in capture:
+    for part in itertools.chain(capture, [None]):
         queue.append(part)
         is_there.release()
     writer.join()
@@ -346,6 +346,15 @@ def test_no_room_is_an_error_that_leaves_nothing_behind() -> None:
         part.release()
         part.release()
     assert small.statistics().used_bytes == small.limit_bytes - small.free_bytes
+
+
+def test_a_capture_that_is_given_up_leaves_nothing_behind() -> None:
+    arena = Arena(80 * SLAB_BYTES)
+    parts = iter(Capture(noise(14, 70 * SLAB_BYTES), None, arena))
+    first = next(parts)
+    parts.close()  # type: ignore[attr-defined]  # a generator
+    first.release()
+    assert arena.statistics().used_bytes == 0
 
 
 # -- the arena --------------------------------------------------------------------------

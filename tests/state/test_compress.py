@@ -81,6 +81,23 @@ def test_the_codec_is_the_one_that_pays() -> None:
     assert len(block) < 100
 
 
+def test_a_sample_that_lies_costs_nothing() -> None:
+    data = np.random.default_rng(1).integers(0, 256, 2**20, np.uint8)
+    data[2**18 - 2**14 : 2**18 + 2**14] = data[-(2**18) - 2**14 : -(2**18) + 2**14] = 0
+    assert there_and_back(FAST, data, 1)[0] == RAW
+
+
+@pytest.mark.parametrize("codec", [RAW, BITSHUFFLE_LZ4, ZSTD])
+def test_a_block_is_of_exactly_the_bytes_that_are_asked_for(codec: int) -> None:
+    data = np.zeros(1 if codec == RAW else 5000, np.uint8)
+    block = HEAD.pack(RAW, 1, 1, 1) + b"x"
+    if codec != RAW:
+        block = (FAST if codec == BITSHUFFLE_LZ4 else SLOW).pack(data, 1)
+    for size in (0, data.size - 1, data.size + 1, 2 * data.size):
+        with pytest.raises(StoreDamagedError):
+            SLOW.unpack(block, np.zeros(size, np.uint8))
+
+
 def test_a_block_has_a_largest_size() -> None:
     with pytest.raises(ValueError, match="at most"):
         FAST.pack(np.zeros(MAX_BLOCK_BYTES + 1, np.uint8), 1)

@@ -166,6 +166,7 @@ LOG = [{"step": n, "loss": n / 7} for n in range(2_000)]
         ({str(n): n for n in range(5_000)}, {str(n): n for n in range(1, 5_000)}, 30),
         (deque(LOSS[:900], 900), deque(LOSS[1:901], 900), 40),
         ({"loss": LOSS}, {"loss": [*LOSS[2:], 0.25, 0.5]}, 60),
+        ({"b": bytes(1_000)}, {"b": bytes(500) + b"x" + bytes(499)}, 18),
         (deque("abcdefghijkabcdefghijk"), deque("bcdefghijkabcdefghijkx"), 40),
         ({f"k{n}": n for n in range(99)}, {f"k{n}": n for n in (*range(9), *range(10, 99), 9)}, 30),
         ({"a": {"b": {"c": [0] * 500, "d": 1}}}, {"a": {"b": {"c": [0] * 500, "d": 2}}}, 40),
@@ -217,6 +218,7 @@ def test_what_changed_all_over_is_replaced() -> None:
         ),
         *(
             ([1], [3, [0, 0, 1]]),
+            ([1, 2], [3, [1, 1, [], 0, 1, []]]),
             ("ab", [3, [0, 1, []]]),
             (b"ab", [4, [3, 0, b""]]),
             (b"ab", [4, [0, 3, b""]]),
@@ -257,7 +259,7 @@ def test_a_delta_of_a_deep_tree_is_within_the_limits() -> None:
             leaf = {1: [leaf]}
         return leaf
 
-    for depth in (1, MAX_DELTA_DEPTH // 2 - 1, MAX_DELTA_DEPTH // 2, 99):
+    for depth in (1, MAX_DELTA_DEPTH // 2 - 1, MAX_DELTA_DEPTH // 2, 99, 150):
         check(nest(depth, [1, 2]), nest(depth, [1, 3]))
 
 

@@ -3,8 +3,9 @@
 Capturing copies what changed, so that the live arrays may change again while the copy is
 compressed and written.  Copying into fresh memory takes three times as long as into memory
 that is there already (page faults), so the arena is one mapping, touched before it is
-needed and used again and again.  It is cut into slabs of one size: no fragmentation, and
-the slab given back last is handed out first, still warm in the caches.
+needed and used again and again.  It is cut into slabs of one size, and the lowest free one is
+handed out: so little of the arena is ever touched, and slabs that are reserved one after the
+other are mostly neighbours, which one large copy fills in half the time of many small ones.
 
 When all slabs are out, saves are faster than the disk: `Arena.reserve` waits for one to
 come back and `Arena.reserve_nowait` says no.
@@ -12,9 +13,10 @@ come back and `Arena.reserve_nowait` says no.
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 
@@ -60,10 +62,11 @@ class Slab:
 
     Attributes:
         memory: All of it, as bytes.
+        index: Its place in the arena.
     """
 
     memory: Bytes
-    _index: int
+    index: int
     _give_back: Callable[[int], None]
     _is_out: bool = True
 
@@ -71,7 +74,7 @@ class Slab:
         """Give it back.  Again: nothing happens."""
         if self._is_out:
             self._is_out = False
-            self._give_back(self._index)
+            self._give_back(self.index)
 
 
 class Arena:
@@ -84,7 +87,7 @@ class Arena:
     def __init__(self, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         slabs = -(-max(limit_bytes, 1) // SLAB_BYTES)
         self._memory: Bytes | None = map_pages(slabs * SLAB_BYTES)
-        self._free = list(range(slabs - 1, -1, -1))  # a stack; the lowest is on top
+        self._free = list(range(slabs))  # a heap
         self._slabs = slabs
         self._warm = 0  # slabs below this were touched
         self._returned = threading.Condition(threading.Lock())
@@ -112,6 +115,7 @@ class Arena:
                     self._warm += 1
                     continue
                 self._free.remove(index)
+                heapq.heapify(self._free)
                 slab = self._slab(index)
             slab.memory.fill(0)
             slab.release()
@@ -146,6 +150,14 @@ class Arena:
         with self._returned:
             return self._take()
 
+    def join(self, slabs: Sequence[Slab]) -> Bytes:
+        """The memory of slabs that are neighbours in this order, as one piece."""
+        memory = self._memory
+        if memory is None:
+            raise ArenaClosedError("the staging arena is closed")
+        first = slabs[0].index
+        return memory[first * SLAB_BYTES : (first + len(slabs)) * SLAB_BYTES]
+
     @property
     def free_bytes(self) -> int:
         """How much can be reserved at this moment."""
@@ -178,7 +190,7 @@ class Arena:
             raise ArenaClosedError("the staging arena is closed")
         if not self._free:
             return None
-        index = self._free.pop()
+        index = heapq.heappop(self._free)
         self._peak = max(self._peak, self._slabs - len(self._free))
         return self._slab(index)
 
@@ -191,5 +203,5 @@ class Arena:
     def _give_back(self, index: int) -> None:
         with self._returned:
             if self._memory is not None:
-                self._free.append(index)
+                heapq.heappush(self._free, index)
                 self._returned.notify()

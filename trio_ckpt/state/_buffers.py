@@ -212,11 +212,12 @@ class _Leaf:
         )
 
 
-def is_array(value: object) -> bool:
+def is_array(value: Any) -> bool:
     """Whether a value is for `collect`: an array or a tensor, not of objects."""
-    if isinstance(value, np.ndarray):
-        return not cast("np.ndarray[Any, Any]", value).dtype.hasobject
-    return kind_of(value) is not None
+    if not isinstance(value, np.ndarray):
+        return kind_of(value) is not None
+    array = cast("np.ndarray[tuple[int, ...], Any]", value)
+    return not array.dtype.hasobject
 
 
 def collect(arrays: Sequence[object], paths: Sequence[str] | None = None) -> Collected:
@@ -246,21 +247,21 @@ def collect(arrays: Sequence[object], paths: Sequence[str] | None = None) -> Col
     return Collected(buffers, [views[n] for n in range(len(leaves))])
 
 
-def _open(value: object) -> _Leaf:
+def _open(value: Any) -> _Leaf:
     kind = kind_of(value)
     if kind in ("torch", "torch.parameter"):
         strided, dtype, device, has_gradient = open_torch(value)
         owner = strided.keep if device == "cpu" else None
         return _Leaf(kind, dtype, strided, None, has_gradient, device, owner)
     if kind is not None:
-        array = to_numpy(value)
+        found = to_numpy(value)
         root = value if kind == "jax" else None
-        return _Leaf(kind, describe_dtype(array.dtype), _strided(array), array, False, root=root)
+        return _Leaf(kind, describe_dtype(found.dtype), _strided(found), found, False, root=root)
     if type(value) is not np.ndarray:
         name = type(value).__name__
         is_more = isinstance(value, np.ndarray)
         raise ValueError(f"a {name} is " + ("more than its elements" if is_more else "no array"))
-    array = cast("np.ndarray[Any, Any]", value)
+    array: np.ndarray[Any, Any] = value
     owner = owner_of(array)
     return _Leaf(
         kind="numpy",

@@ -153,8 +153,6 @@ def _struct(itemsize: int, is_aligned: bool, fields: list[Any], depth: int) -> n
         titles.append(title)
         offsets.append(_whole(offset))
         formats.append(_restore(kind, depth + 1))
-        if offsets[-1] + formats[-1].itemsize > itemsize:
-            raise ValueError("a field outside of its structure")
     layout: dict[str, Any] = {
         "names": names,
         "formats": formats,

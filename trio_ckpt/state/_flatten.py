@@ -76,6 +76,7 @@ class _Flattener(Ledger):
         if kind is str:
             return self._text(value, where)
         if kind is int:
+            self.count(2 * (value not in INTS), where)
             return encode_int(value)
         if kind is bytes:
             return self._bytes(value, where)
@@ -140,6 +141,7 @@ class _Flattener(Ledger):
         floats = pack_floats(value)
         if floats is not None:
             self._check_size(len(floats), where)
+            self.count(2, where)
             return {Tag.FLOATS: floats}
         return self._items(value, where)
 
@@ -224,12 +226,13 @@ class _Flattener(Ledger):
     def _tagged(
         self, tag: int, value: Any, where: Where, walk: Callable[[Any, Where], Tree]
     ) -> Tree:
+        self.count(2, where)
         return self.mutable(value, where, lambda value, where: {tag: walk(value, where)})
 
     # -- instances ---------------------------------------------------------------------
 
     def _instance(self, value: Any, where: Where, shape: Shape) -> Tree:
-        self.count(2 * len(shape.fields) + 5, where)
+        self.count(4 * len(shape.fields) + 5, where)
         if shape.problem is not None:
             raise NotEncodableError(path_of(where), shape.problem)
 

@@ -154,11 +154,11 @@ class Tracker:
                 self._kernel.close()
 
     def _find(self, owner: object, first: int, end: int) -> _Region | Untracked:
-        """The region of these pages; a new one if there is none or its owner is another."""
+        """The region of these pages; a new one if there is none, or its owner is gone."""
         for stale in [r for r in self._regions.values() if r.owner() is None]:
             self._drop(stale)
         known = self._regions.get((first, end - first))
-        if known is not None and known.owner() is owner:
+        if known is not None:
             return known
         if any(r.start < end and first < r.start + r.pages for r in self._regions.values()):
             return Untracked("other memory that is watched overlaps it")

@@ -66,7 +66,8 @@ ARRAY_ITEM            24    int: the number of an array of no dimensions, a NumP
 OBJECT_ARRAY          25    [[size of each dimension], [items in C order]]
 SAME                  26    int: the same object again, see below
 RANDOM                27    [version, 625 32-bit little-endian words as bytes, next gauss]
-BIT_GENERATOR         28    [name, [state …], [entropy, spawn key, pool size, children]]
+BIT_GENERATOR         28    [name, [state …], seed]; seed is [entropy, spawn key, pool size,
+                            children], or None where there is none
 GENERATOR             29    the bit generator
 RANDOM_STATE          30    [bit generator, has gauss, gauss]
 DEQUE                 31    [longest or None, [items]]
