@@ -292,7 +292,10 @@ def _is_long(kept: Kept) -> bool:
     """Whether a chain has so many frames, or so much in them is dead, that it begins anew."""
     sizes = [frame.data_bytes + len(frame.tree) for _, frame in kept.chain]
     live = sizes[-1]
-    return len(kept.chain) > MAX_DELTAS or sum(sizes[:-1]) > max(live, DELTA_FROM_BYTES) * SHARE_OF_DEAD
+    return (
+        len(kept.chain) > MAX_DELTAS
+        or sum(sizes[:-1]) > max(live, DELTA_FROM_BYTES) * SHARE_OF_DEAD
+    )
 
 
 def _sha256(pieces: Sequence[bytes]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import attrs
+import trio
 
 from ._progress import Progress
 from ._ranges import IndexSet
@@ -26,7 +27,8 @@ class Lane:
         submitted: The sequence of the newest checkpoint on its way.
         sinks: Its append files, by path.
         is_dirty: Progress has moved since the last fold.
-        redone: Batches that this session has put back to work.
+        redone: Batches that were put back to work since the newest verification began.
+        redo_lock: Whoever puts batches back holds it: none is taken back twice.
         before: What other sessions had added.
         confirmed, skipped, retries: What this session has done.
         open_s: Seconds that it was open in this session, and is not any more.
@@ -40,6 +42,7 @@ class Lane:
     sinks: dict[str, AppendFile] = attrs.field(factory=dict[str, AppendFile])
     is_dirty: bool = False
     redone: IndexSet = attrs.field(factory=IndexSet, init=False)
+    redo_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     before: Added = attrs.field(
         default=attrs.Factory(lambda lane: Added.by_all(lane.progress), takes_self=True),
         init=False,

@@ -156,6 +156,7 @@ class Feed(Generic[T]):
         self._start = self._next = max(start or 0, walk.desk.first_index)
         self._end = end
         self._is_exhausted = False
+        self._source_end: int | None = None  # where it was found to end
         self._working = 0  # workers that have a batch
         self._taken = IndexSet()  # handed out or delayed: not to be handed out again
         self._delayed: list[tuple[float, int, T | None, bytes]] = []
@@ -221,7 +222,7 @@ class Feed(Generic[T]):
             elif index in self._taken:
                 self._next = self._taken.first_missing(index)
             elif (found := self._source.get(index)) is None:
-                self._is_exhausted = True
+                self._is_exhausted, self._source_end = True, index
             else:
                 self._taken.add(index)
                 return index, *found
@@ -237,7 +238,6 @@ class Feed(Generic[T]):
     async def finish(self) -> None:
         """Save that nothing is left, if that is so."""
         if self._source is not None:
-            end = None if self._end is not None else self._desk.lane.progress.first_left(self._next)
-            await self.walk.complete_source(self._source, end)
+            await self.walk.complete_source(self._source, self._source_end)
         elif self._desk.frontier is not None:
             await self.walk.complete(self._desk.first_index + len(self._desk.frontier))

@@ -104,7 +104,7 @@ async def open_run(
         generation = view.generation if view is not None else 0
         change = compare_config(None if fresh else view, plain, tunable, on_config_change, run_id)
         if fresh or change.is_restart:
-            if view is not None:
+            if view is not None and view.streams:
                 if outputs is not None:
                     await archive_outputs(store, view, outputs)
                 generation += 1

@@ -93,8 +93,11 @@ class Redo:
 
         Durability: when this returns it is saved, and their outputs are in the archive.
         """
+        async with self.lane.redo_lock:
+            await self._redo(IndexSet(indexes), reason)
+
+    async def _redo(self, wanted: IndexSet, reason: str) -> None:
         progress = self.lane.progress
-        wanted = IndexSet(indexes)
         if strangers := [index for index in wanted if not progress.is_done(index)]:
             raise ValueError(
                 f"neither confirmed nor skipped, so not to be redone: {strangers[:10]}"
@@ -127,6 +130,10 @@ class Redo:
 
         Durability: as for `redo`.
         """
+        async with self.lane.redo_lock:
+            return await self._rewind(to, reason)
+
+    async def _rewind(self, to: int, reason: str) -> IndexSet:
         progress = self.lane.progress
         done = progress.confirmed.copy()
         for index in progress.skipped:
@@ -144,15 +151,19 @@ class Redo:
                 if len(taking.indexes) == len(wanted):
                     break
         if progress.is_ordered:
-            return await self.rewind_before(oldest, reason, to=to)
+            return await self._rewind_before(oldest, reason, to=to)
         await self._take_back(taking, reason, index=to)
         return taking.indexes
 
-    async def rewind_before(self, cut: int, reason: str, *, to: int | None = None) -> IndexSet:
+    async def rewind_before(self, cut: int, reason: str) -> IndexSet:
         """Put back to work what was saved from sequence `cut` on; returns which batches.
 
         Durability: as for `redo`.
         """
+        async with self.lane.redo_lock:
+            return await self._rewind_before(cut, reason)
+
+    async def _rewind_before(self, cut: int, reason: str, *, to: int | None = None) -> IndexSet:
         progress = self.lane.progress
         taking, state, cursor = Taking(), b"", None
         is_found = {"state": not progress.has_state, "cursor": not progress.has_cursor}
@@ -207,15 +218,23 @@ class Redo:
         log.warning("%s: %s", where, reason)
         return await self.rewind_before(cut, reason)
 
-    async def take_damaged(self, index: int, record: Record, path: str, reason: str) -> None:
+    async def take_damaged(self, entry: StandingRecord, path: str, reason: str) -> bool:
         """Put one batch back to work whose outputs are damaged.
 
         They are moved first: somebody may be waiting to write them anew.
+
+        Returns:
+            False if somebody else has put it back meanwhile.
         """
-        taking = Taking()
-        taking.add(index, record)
-        await self._set_aside(record.outputs)
-        await self._save(taking, {"path": path, "reason": reason})
+        async with self.lane.redo_lock:
+            index = entry.index
+            if index in self.lane.redone or index not in self.lane.progress.confirmed:
+                return False
+            taking = Taking()
+            taking.add(index, entry.record)
+            await self._set_aside(entry.record.outputs)
+            await self._save(taking, {"path": path, "reason": reason})
+            return True
 
     # -- how ----------------------------------------------------------------------------------
 

@@ -61,6 +61,7 @@ class RetryRule:
         retry_after: Reads from the exception how long the other side asks to wait,
             in seconds; None where it does not say.  The whole stream waits as long, and
             the backoff, where that is longer.
+        max_retry_after_s: Nobody waits longer than that: `then` happens at once.
     """
 
     errors: tuple[type[BaseException], ...]
@@ -72,18 +73,23 @@ class RetryRule:
     max_backoff_s: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
     jitter: float = attrs.field(default=0.1, validator=attrs.validators.ge(0))
     retry_after: Callable[[BaseException], float | None] | None = None
+    max_retry_after_s: float = attrs.field(default=3_600.0, validator=attrs.validators.ge(0))
 
     def matches(self, error: BaseException) -> bool:
         """Whether it is for this error."""
         return isinstance(error, self.errors) and (self.when is None or self.when(error))
 
-    def again(self, error: BaseException, attempts: int) -> Again:
-        """How long to wait after the `attempts`-th failure."""
+    def again(self, error: BaseException, attempts: int) -> Again | None:
+        """How long to wait after the `attempts`-th failure; None: it would be too long."""
         doublings = min(attempts - 1, 64)  # 2**64 s outlasts every max_backoff_s
         wait = min(math.ldexp(self.backoff_s, doublings), self.max_backoff_s)
         wait *= 1 + random.random() * self.jitter  # noqa: S311  # spreads load, no secret
         asked = self.retry_after(error) if self.retry_after is not None else None
-        return Again(wait) if asked is None else Again(max(wait, asked), pauses=True)
+        if asked is None:
+            return Again(wait)
+        if not asked <= self.max_retry_after_s:
+            return None
+        return Again(max(wait, asked), pauses=True)
 
 
 @attrs.frozen
@@ -102,9 +108,8 @@ class RetryTable:
         """Say what becomes of a batch that has failed `attempts` times, with `error` now."""
         for rule in self.rules:
             if rule.matches(error):
-                if attempts < rule.attempts:
-                    return rule.again(error, attempts)
-                return GiveUp(rule.then, rule.retryable)
+                again = rule.again(error, attempts) if attempts < rule.attempts else None
+                return again or GiveUp(rule.then, rule.retryable)
         return GiveUp(Then.FAIL)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -188,8 +189,6 @@ class Run:
         Cancellation: entering and leaving are schedule points; what was completed is saved.
         """
         key = check_stream_key(parts)
-        if self._is_closed:
-            raise trio.ClosedResourceError(f"run {self.run_id!r} is closed")
         self._check_free(key)
         desk = self._open_desk(key, first_index, retry, self._files_for(validate, output_dir))
         settings = self._settings
@@ -232,7 +231,8 @@ class Run:
             return validator, ""
         if self._outputs is None:
             raise ValueError("output_dir of a stream is in that of the run: open_run(output_dir=…)")
-        return validator, self._outputs.relative(folder)
+        name = os.path.normpath(folder)
+        return validator, "" if name == "." else self._outputs.relative(name)
 
     def _open_desk(
         self,
@@ -296,6 +296,7 @@ class Run:
         Durability: when this returns the list is saved.
         Cancellation: none once it is being saved.
         """
+        self._check_open()
         wanted = list(dict.fromkeys(check_stream_key(_parts(key)) for key in keys))
         listed = {key: None for key, p in self._progress.items() if p.position is not None}
         new = [key for key in wanted if key not in listed]
@@ -361,7 +362,12 @@ class Run:
         finally:
             self._rewinding.discard(key)
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise trio.ClosedResourceError(f"run {self.run_id!r} is closed")
+
     def _check_free(self, key: StreamKey) -> None:
+        self._check_open()
         where = describe_batch(self.run_id, key, None)
         if key in self._desks:
             raise StreamBusyError(f"{where} is open already", run_id=self.run_id, stream=key)
@@ -384,6 +390,7 @@ class Run:
         Durability: what it was left with is saved when the block has ended.
         Cancellation: entering and leaving are schedule points.
         """
+        self._check_open()
         check_stream_key((name,))
         key = (PHASE, name)
         if key in self._roster.phases:

@@ -20,6 +20,7 @@ import trio
 from ._desk import Desk
 from ._errors import OutputInvalidError, OutputsMissingError, describe_batch
 from ._history import Standing, StandingRecord
+from ._ranges import IndexSet
 from ._records import Record
 from ._redo import Redo
 from ._threads import run_blocking
@@ -62,8 +63,11 @@ class Verifier:
     _standing: Standing = attrs.field(init=False)
     _ends: dict[str, int] = attrs.field(init=False)
     _first_bad: Damage | None = attrs.field(default=None, init=False)
+    _checked: int = attrs.field(default=0, init=False)
+    _missing: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.desk.lane.redone = IndexSet()  # the records that are read from now on have the rest
         self._standing = Standing(self.desk.lane.progress, self.desk.lane.redone)
         self._ends = dict(self.desk.lane.progress.sinks)
 
@@ -83,10 +87,10 @@ class Verifier:
             damages = await find_damages(files.root, entries, self.mode, files.validator)
             if self._ends and self.mode == "sha256":  # their length is looked at anyway
                 damages += await run_blocking(find_lines_damages, files.root, standing, self._ends)
-        self._refuse_many(damages, len(entries))
+        self._checked += len(entries)
+        self._refuse_many(damages)
         for damage in damages:
-            if damage.entry.index not in self.desk.lane.redone:  # meanwhile
-                await self._take(damage)
+            await self._take(damage)
         damaged = {damage.entry.index for damage in damages}
         for entry in entries:
             if entry.index not in damaged:
@@ -101,20 +105,24 @@ class Verifier:
 
     async def _take(self, damage: Damage) -> None:
         entry = damage.entry
+        if entry.index in self.desk.lane.redone:  # meanwhile
+            return
         where = describe_batch(self.desk.run_id, self.desk.lane.key, entry.index)
         log.warning("%s goes back to work: %s is %s", where, damage.path, damage.reason)
         if not self.desk.lane.progress.is_ordered:
-            await self.redo.take_damaged(entry.index, entry.record, damage.path, damage.reason)
-            self.desk.put_back(entry.index)
+            if await self.redo.take_damaged(entry, damage.path, damage.reason):
+                self.desk.put_back(entry.index)
         elif self._first_bad is None or entry.sequence < self._first_bad.entry.sequence:
             self._first_bad = damage
 
-    def _refuse_many(self, damages: list[Damage], checked: int) -> None:
+    def _refuse_many(self, damages: list[Damage]) -> None:
         missing = [damage for damage in damages if damage.reason == MISSING]
-        if len(missing) > max(MISSING_MANY, checked * MISSING_SHARE) and not self.redo_missing:
+        self._missing += len(missing)
+        is_mass = self._missing > max(MISSING_MANY, self._checked * MISSING_SHARE)
+        if missing and is_mass and not self.redo_missing:
             raise OutputsMissingError(
                 missing[0].path,
-                f"and {len(missing) - 1} more of {checked} confirmed outputs are missing: is this "
+                f"and {self._missing - 1} more of {self._checked} are missing: is this "
                 "the right output folder? redo_missing=True does their batches again",
                 run_id=self.desk.run_id,
                 stream=self.desk.lane.key,

@@ -26,6 +26,8 @@ Durability = Literal["full", "process", "none"]
 
 INLINE_LIMIT_BYTES = 2**20  # from here on a payload is a blob: a write-once file, or its like
 
+BlobPayload = bytes | Sequence[bytes | memoryview]  # several buffers are written one after another
+
 
 @attrs.frozen
 class RunKey:
@@ -51,12 +53,16 @@ class Checkpoint:
         sequence: The predecessor's plus one; 1 for the first of a stream.
         payload: The sealed record; empty if it is a blob.
         blob: The digest under which the payload was put with `Store.put_blob`.
+        blobs: The digests of other blobs that it needs, its *attached* blobs: each was put
+            under the same lock, or is named by a record already.  Any number of checkpoints
+            and runs may name the same; it is kept as long as one of them does.
     """
 
     stream: str
     sequence: int
     payload: bytes
     blob: str | None = None
+    blobs: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -77,10 +83,18 @@ class Fold:
 
 @attrs.frozen
 class StoredRecord:
-    """One saved record as it comes back, its blob resolved."""
+    """One saved record as it comes back, its blob resolved.
+
+    Attributes:
+        sequence: Its number in its stream.
+        payload: What was saved.
+        blobs: The attached blobs that it still names, in their order, each once; read them
+            with `Store.read_blob`.
+    """
 
     sequence: int
     payload: bytes
+    blobs: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -156,8 +170,8 @@ class Pruned:
     Attributes:
         generations: How many.
         records: The records of those generations, all streams together.
-        bytes: The payloads of those records and of their folds, and the blobs that no record
-            of the store names any more.
+        bytes: The payloads of those records and of their folds, and the blobs, attached ones
+            included, that no record of the store names any more.
     """
 
     generations: int
@@ -236,7 +250,8 @@ class Store(ABC):
     ) -> list[Exception | None]:
         """Make checkpoints durable, in one transaction where the store can.
 
-        Each checkpoint is saved whole or not at all.  One that fails takes with it the
+        Each checkpoint is saved whole or not at all.  One that fails (its sequence does not
+        follow, a blob that it names is not there) takes with it the
         later ones of its own stream in the group; other streams are untouched.  A run or
         a stream that is not known yet is created.  A `generation` one above the stored one
         begins the run afresh: the older generation stays readable by number, until `prune`.
@@ -295,12 +310,79 @@ class Store(ABC):
         """All runs, sorted by id; never touches payloads."""
 
     @abstractmethod
-    async def put_blob(self, digest: str, payload: bytes) -> None:
-        """Make a payload durable under its SHA-256 (hexadecimal).  Putting it twice is fine.
+    async def put_blob(self, digest: str, payload: BlobPayload) -> None:
+        """Make a payload durable under its SHA-256 (hexadecimal), write-once.
 
-        Put and save it under one lock of the run: a blob that no record names may be removed
-        once nobody owns a run of the store.  Reading one that was altered or is gone raises
+        Several buffers are one payload, written one after another without being joined in
+        memory.  They must not change until this returns.  What is written is hashed on the
+        way.  Putting it twice is fine and cheap: a blob that is there with the right size is
+        neither written nor hashed again.
+
+        Put it, and save what names it, under one lock of the run: meanwhile nobody removes
+        it.  One that no record names by then may be removed once nobody owns a run of the
+        store.  A payload that was altered or is gone is told by `StoreDamagedError` where
+        it is read.
+
+        Args:
+            digest: Of all buffers together.
+            payload: One buffer, or several; contiguous.
+
+        Raises:
+            StoreError: it cannot be written, or `digest` is not its digest; nothing was put.
+            TypeError: a buffer is not contiguous.
+
+        Durability: it survives kill -9 and power loss when this returns.
+        Cancellation: not once it has begun.
+        """
+
+    @abstractmethod
+    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+        """A part of a blob; it needs no lock, and works while the run is running.
+
+        The store does not hash what it gives back: a part has no digest that it would know.
+        Who asks for a part knows what it must be, and sees to it.  It never gives back fewer
+        bytes than were asked for.  Of a blob that is removed meanwhile either the right
+        bytes come or `StoreDamagedError`.
+
+        Args:
+            digest: As it was put.
+            offset: Of the first byte.
+            size: In bytes; None: all that follows.
+
+        Raises:
+            StoreDamagedError: it is gone, or too short.
+            StoreError: it cannot be read, or `digest` is no name of a blob.
+            ValueError: `offset` or `size` is negative.
+        """
+
+    @abstractmethod
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        """Let checkpoints of the newest generation name their attached blobs no longer.
+
+        Their records stay, and are read as before, but for `StoredRecord.blobs`.  A sequence
+        that is not there, or names none, is passed over; so dropping twice is fine.
+
+        The caller owns the run's lock.  A blob that nobody names any more is removed: at once
+        unless somebody put it and has not named it yet, else when a run is locked or given
+        back while nobody else owns one.  Who is reading it gets the right bytes or
         `StoreDamagedError`.
+
+        Args:
+            run: Compared in the same transaction.
+            stream: Its key as text.
+            sequences: Of the checkpoints, in any order.
+
+        Returns:
+            The size in bytes of the blobs that nobody names any more.
+
+        Raises:
+            StoreConflictError: `run.owner` is not the newest owner, or `run.generation` not
+                the newest; nothing was dropped.
+            SaveOutcomeUnknownError: they may have been dropped or not.
+            StoreError: nothing was dropped.
+
+        Durability: what is dropped is not named again after power loss.
+        Cancellation: not once it has begun.
         """
 
     @abstractmethod

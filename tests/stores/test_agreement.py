@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,24 +11,39 @@ from typing import Any
 import trio
 from hypothesis import given, settings, strategies as st
 
-from trio_ckpt._errors import StoreError
+from trio_ckpt._errors import StoreDamagedError, StoreError
 from trio_ckpt.abc import Checkpoint, Fold, RunKey, Store
 from trio_ckpt.stores import MemoryStore, open_store
 
 GENERATIONS = 5  # looked for where the run is gone
+BLOBS = (b"zero", b"one1", b"two22", b"three")
+DIGESTS = tuple(hashlib.sha256(payload).hexdigest() for payload in BLOBS)
 STREAMS = ('["a"]', '["b"]', '["c"]')
 
 # Each number is what is added to the right one: most are right, some are not.
 _near = st.sampled_from([0, 0, 0, 0, 0, 1, -1])
 _saves = st.tuples(
     st.just("save"),
-    st.lists(st.tuples(st.sampled_from(STREAMS), _near), max_size=8),
+    st.lists(
+        st.tuples(st.sampled_from(STREAMS), _near, st.lists(st.sampled_from(DIGESTS), max_size=3)),
+        max_size=8,
+    ),
     st.lists(st.tuples(st.sampled_from(STREAMS), _near), max_size=2),
     _near,  # owner
     st.sampled_from([0, 0, 0, 0, 1, 2, -1]),  # generation
 )
 _prunes = st.tuples(st.just("prune"), st.integers(0, 3), _near, _near)  # keep, owner, generation
-_steps = st.one_of(_saves, _saves, _saves, _saves, _prunes, st.tuples(st.just("reopen")))
+_drops = st.tuples(
+    st.just("drop"),
+    st.sampled_from(STREAMS),
+    st.lists(st.integers(-1, 8), max_size=5),
+    _near,  # owner
+    _near,  # generation
+)
+_puts = st.tuples(st.just("put"), st.sampled_from(BLOBS))
+_steps = st.one_of(
+    _saves, _saves, _saves, _saves, _prunes, _drops, _drops, _puts, st.tuples(st.just("reopen"))
+)
 
 
 class _Driver:
@@ -40,7 +56,7 @@ class _Driver:
     async def save(
         self,
         owner: int,
-        group: list[tuple[str, int]],
+        group: list[tuple[str, int, list[str]]],
         folds: list[tuple[str, int]],
         generation: int,
     ) -> None:
@@ -51,9 +67,10 @@ class _Driver:
         if generation == 1:
             heads = {}
         checkpoints = []
-        for stream, off in group:
+        for stream, off, blobs in group:
             sequence = heads.get(stream, 0) + 1 + off
-            checkpoints.append(Checkpoint(stream, sequence, f"{stream} {sequence}".encode()))
+            payload = f"{stream} {sequence}".encode()
+            checkpoints.append(Checkpoint(stream, sequence, payload, blobs=tuple(blobs)))
             heads[stream] = heads.get(stream, 0) + (off == 0)
         sums = [Fold(stream, max(0, heads.get(stream, 0) + off), b"f") for stream, off in folds]
         try:
@@ -71,6 +88,22 @@ class _Driver:
             self.said.append(await self.store.prune(run, keep=keep))
         except StoreError as error:
             self.said.append(type(error))
+
+    async def drop(self, owner: int, stream: str, sequences: list[int], generation: int) -> None:
+        stored = await self.store.read_run("run")
+        assert stored is not None  # it is locked
+        run = RunKey("run", stored.generation + generation, owner)
+        try:
+            self.said.append(await self.store.drop_blobs(run, stream, sequences))
+        except StoreError as error:
+            self.said.append(type(error))
+
+    async def look_for_blobs(self) -> None:
+        for digest in DIGESTS:
+            try:
+                self.said.append(await self.store.read_blob(digest, 1, 2))
+            except StoreDamagedError as error:
+                self.said.append(type(error))
 
     async def look(self) -> None:
         stored = await self.store.read_run("run")
@@ -98,14 +131,24 @@ async def _run(steps: list[tuple[Any, ...]], folder: Path) -> None:
     said: dict[str, list[Any]] = {}
     for scheme in ("memory", "sqlite", "json"):
         driver = _Driver(await _open(scheme, folder / scheme))
+        async with driver.store.lock_run("run"):
+            for digest, payload in zip(DIGESTS, BLOBS, strict=True):
+                await driver.store.put_blob(digest, payload)
         for step in [*steps, ("reopen",)]:
             async with driver.store.lock_run("run") as owner:
+                await driver.look_for_blobs()
                 if step[0] == "save":
                     _, group, folds, off, generation = step
                     await driver.save(owner + off, group, folds, generation)
                 elif step[0] == "prune":
                     _, keep, off, generation = step
                     await driver.prune(owner + off, keep, generation)
+                elif step[0] == "drop":
+                    _, stream, sequences, off, generation = step
+                    await driver.drop(owner + off, stream, sequences, generation)
+                elif step[0] == "put":
+                    await driver.store.put_blob(hashlib.sha256(step[1]).hexdigest(), step[1])
+                await driver.look_for_blobs()
             await driver.look()
             if step[0] == "reopen":
                 await driver.store.aclose()

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -16,6 +17,7 @@ from trio.testing import MockClock
 
 from trio_ckpt._errors import StoreConflictError
 from trio_ckpt.abc import (
+    BlobPayload,
     Checkpoint,
     Fold,
     HistoryPage,
@@ -27,8 +29,9 @@ from trio_ckpt.abc import (
     StoredRecord,
     StoredRun,
 )
-from trio_ckpt.stores import MemoryStore, SqliteStore, _json_writer, open_store
+from trio_ckpt.stores import MemoryStore, SqliteStore, _blobs, _json_writer, open_store
 from trio_ckpt.testing import FaultyStore, Hang, check_store
+from trio_ckpt.testing._store_blobs import BLOB_BYTES
 
 
 def _memory(kind: type[MemoryStore]) -> Callable[[], Awaitable[Store]]:
@@ -391,10 +394,8 @@ class PrunesAnyGeneration(MemoryStore):
 
 
 class KeepsBlobs(MemoryStore):
-    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
-        pruned = await super().prune(run, keep=keep)
-        self._memory.was_pruned = False
-        return pruned
+    def _remove_orphans(self) -> None:
+        pass
 
 
 class PrunesBlobsInUse(MemoryStore):
@@ -416,6 +417,138 @@ class DeafToCancellation(MemoryStore):
     async def _begin(self) -> None:
         with trio.CancelScope(shield=True):
             await super()._begin()
+
+
+class ForgetsAttached(MemoryStore):
+    def _resolve(self, checkpoint: Checkpoint) -> StoredRecord:
+        return attrs.evolve(super()._resolve(checkpoint), blobs=())
+
+
+class RepeatsAttached(MemoryStore):
+    def _resolve(self, checkpoint: Checkpoint) -> StoredRecord:
+        return attrs.evolve(super()._resolve(checkpoint), blobs=checkpoint.blobs)
+
+
+class RemovesAttached(MemoryStore):
+    """What is only attached counts as named by nobody."""
+
+    @asynccontextmanager
+    async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
+        async with super().lock_run(run_id) as owner:
+            yield owner
+        for streams in self._memory.runs[run_id].generations.values():
+            for digest in {d for s in streams.values() for c in s.log for d in c.blobs}:
+                self._memory.blobs.pop(digest, None)
+
+
+class NamesWhatIsNotThere(MemoryStore):
+    def _append(
+        self, streams: dict[str, Any], checkpoint: Checkpoint, failed: dict[str, int]
+    ) -> Exception | None:
+        there = tuple(name for name in checkpoint.blobs if name in self._memory.blobs)
+        checkpoint = attrs.evolve(checkpoint, blobs=there)
+        return super()._append(streams, checkpoint, failed)
+
+
+class TakesOneBuffer(MemoryStore):
+    async def put_blob(self, digest: str, payload: BlobPayload) -> None:
+        if not isinstance(payload, bytes):
+            payload = bytes(next(iter(payload), b""))
+        await super().put_blob(digest, payload)
+
+
+class TrustsTheDigest(MemoryStore):
+    async def put_blob(self, digest: str, payload: BlobPayload) -> None:
+        await self._begin()
+        self._memory.blobs[digest] = b"".join(_blobs.views_of(payload))
+
+
+class ReadsShort(MemoryStore):
+    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+        whole = await super().read_blob(digest)
+        return whole[offset:] if size is None else whole[offset : offset + size]
+
+
+class ReadsFromTheStart(MemoryStore):
+    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+        part = await super().read_blob(digest, offset, size)
+        return (await super().read_blob(digest))[: len(part)]
+
+
+class DropsNothing(MemoryStore):
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        return await super().drop_blobs(run, stream, [])
+
+
+class DropsTheRecords(MemoryStore):
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        size = await super().drop_blobs(run, stream, sequences)
+        log = self._memory.runs[run.run_id].generations[run.generation].get(stream)
+        for n in sequences if log is not None and size else ():
+            if 1 <= n <= len(log.log):
+                log.log[n - 1] = attrs.evolve(log.log[n - 1], payload=b"")
+        return size
+
+
+class DropsWhatOthersName(MemoryStore):
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        log = self._memory.runs[run.run_id].generations[run.generation].get(stream)
+        numbers = [n for n in sequences if log is not None and 1 <= n <= len(log.log)]
+        digests = {d for n in numbers if log is not None for d in log.log[n - 1].blobs}
+        size = await super().drop_blobs(run, stream, sequences)
+        for digest in digests:
+            self._memory.blobs.pop(digest, None)
+        return size
+
+
+class CountsWhatOthersName(MemoryStore):
+    def _size(self, digests: set[str]) -> int:
+        return sum(len(self._memory.blobs.get(digest, b"")) for digest in digests)
+
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        self._size = super()._size  # type: ignore[method-assign]  # there it is right
+        try:
+            return await super().prune(run, keep=keep)
+        finally:
+            del self._size  # type: ignore[method-assign]
+
+
+class KeepsDropped(MemoryStore):
+    def _remove_orphans(self) -> None:
+        if getattr(self, "kept", None) is None:
+            super()._remove_orphans()
+
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        self.kept = dict(self._memory.blobs)
+        size = await super().drop_blobs(run, stream, sequences)
+        self._memory.blobs.update(self.kept)
+        return size
+
+
+class DropsForAnybody(MemoryStore):
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        owner = self._memory.runs[run.run_id].owner
+        return await super().drop_blobs(attrs.evolve(run, owner=owner), stream, sequences)
+
+
+class DropsInAnyGeneration(MemoryStore):
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        newest = self._memory.runs[run.run_id].generation
+        return await super().drop_blobs(attrs.evolve(run, generation=newest), stream, sequences)
+
+
+class RemovesWhatIsAboutToBeNamed(MemoryStore):
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        self._memory.claims.clear()
+        return await super().drop_blobs(run, stream, sequences)
+
+
+class PrunesWithoutAttached(MemoryStore):
+    """It counts no more than a record's own blob."""
+
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        pruned = await super().prune(run, keep=keep)
+        return attrs.evolve(pruned, bytes=min(pruned.bytes, BLOB_BYTES + 3))
 
 
 BROKEN = {
@@ -451,6 +584,23 @@ BROKEN = {
     PrunesAnyGeneration: "prune removes nothing for another owner",
     KeepsBlobs: "With the records go the blobs.*still there",
     PrunesBlobsInUse: "With the records go the blobs.*missing or was altered",
+    ForgetsAttached: "A checkpoint may name blobs beyond its payload",
+    RepeatsAttached: "A checkpoint may name blobs beyond its payload",
+    RemovesAttached: "A checkpoint may name blobs beyond its payload.*is not there",
+    NamesWhatIsNotThere: "A checkpoint that names a blob that is not there fails",
+    TakesOneBuffer: "A blob is one buffer or several",
+    TrustsTheDigest: "A blob is one buffer or several.*another blob's digest",
+    ReadsShort: "read_blob gives exactly the part",
+    ReadsFromTheStart: "read_blob gives exactly the part.*are other ones",
+    DropsNothing: "drop_blobs ends the naming, not the records",
+    DropsTheRecords: "drop_blobs ends the naming, not the records.*a payload differs",
+    DropsWhatOthersName: "drop_blobs ends the naming, not the records.*is missing or was",
+    CountsWhatOthersName: "drop_blobs ends the naming, not the records.*frees",
+    KeepsDropped: "drop_blobs ends the naming, not the records.*is still there",
+    DropsForAnybody: "drop_blobs drops nothing for another owner",
+    DropsInAnyGeneration: "drop_blobs drops nothing for another owner.*generation=0",
+    RemovesWhatIsAboutToBeNamed: "What was put and is not named yet stays",
+    PrunesWithoutAttached: "prune removes attached blobs that nobody else names",
     NeverCloses: "Closing twice is fine",
     DeafToCancellation: "A cancelled read ends",
 }

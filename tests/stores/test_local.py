@@ -18,7 +18,7 @@ import trio.testing
 from tests.stores.tools import A, B, chain, heads
 from trio_ckpt._errors import RunLockedError, StoreError
 from trio_ckpt.abc import Checkpoint, Pruned, RunKey
-from trio_ckpt.stores import JsonStore, SqliteStore, _files, open_store
+from trio_ckpt.stores import JsonStore, SqliteStore, _blobs, open_store
 
 LOCAL = pytest.mark.parametrize("kind", [SqliteStore, JsonStore])
 
@@ -177,14 +177,14 @@ async def test_blob_that_was_pruned_while_it_was_read_is_no_damage(
         async with store.lock_run("run") as owner:
             await store.prune(RunKey("run", 1, owner), keep=1)
 
-    real = _files.Blobs.get
+    real = _blobs.Blobs.get
 
-    def late(blobs: _files.Blobs, name: str) -> bytes:
+    def late(blobs: _blobs.Blobs, name: str) -> bytes:
         trio.from_thread.run(prune, trio_token=token)
         return real(blobs, name)
 
     token = trio.lowlevel.current_trio_token()
-    monkeypatch.setattr(_files.Blobs, "get", late)
+    monkeypatch.setattr(_blobs.Blobs, "get", late)
     assert await other.read_run("run", 0) is None
     await store.aclose()
     await other.aclose()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import socket
 import subprocess
@@ -238,6 +239,108 @@ async def test_kill_9_while_pruning(url: str) -> None:
             assert found == [b"%d %d" % (n, k) for k in range(1, 30)]
         assert summaries[0].generation == there[-1]
         await store.aclose()
+
+
+_KEEPER = """
+    import hashlib, os, sys, trio
+    from trio_ckpt.abc import Checkpoint, RunKey
+    from trio_ckpt.stores import open_store
+
+    def blob(k):
+        return b"%d" % (k % 7) * 300_000
+
+    async def main():
+        store = await open_store(sys.argv[1])
+        async with store.lock_run("run") as owner:
+            stored = await store.read_run("run")
+            n = stored.streams[0].sequence if stored.streams else 0
+            run = RunKey("run", 0, owner)
+            os.write(1, b"begun\\n")
+            while True:
+                n += 1
+                names = []
+                for k in (n, n + 1):
+                    names.append(hashlib.sha256(blob(k)).hexdigest())
+                    await store.put_blob(names[-1], [blob(k)[:1000], blob(k)[1000:]])
+                one = Checkpoint("s", n, b"%d" % n, blobs=tuple(names))
+                assert await store.save(run, [one]) == [None]
+                os.write(1, b"%d 0\\n" % n)
+                await store.drop_blobs(run, "s", [n - 1])
+                os.write(1, b"%d 1\\n" % n)
+
+    trio.run(main)
+"""
+
+
+async def test_kill_9_while_putting_saving_and_dropping(url: str, folder: Path) -> None:
+    """What is acknowledged as saved or dropped is so; each blob that is named is whole."""
+    newest, is_dropped = 0, 1
+    for kill in range(KILLS):
+        process = _start(_KEEPER, url)
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2 + kill)]
+        process.send_signal(signal.SIGKILL)
+        lines += process.stdout.readlines()
+        _close(process)
+        newest, is_dropped = max(
+            (newest, is_dropped), *[tuple(map(int, line.split())) for line in lines[1:]]
+        )
+        store = await open_store(url)
+        page = await store.history("run", "s")
+        assert page.records[0].sequence - newest in (0, 1)
+        assert [record.payload for record in page.records] == [
+            b"%d" % n for n in range(page.records[0].sequence, 0, -1)
+        ]
+        # One may not have been dropped for each time that it was killed before it could be.
+        named = {record.sequence: record.blobs for record in page.records if record.blobs}
+        assert len(named) <= 2 + kill
+        assert newest in named or page.records[0].sequence > newest
+        assert not (is_dropped and newest - 1 in named)
+        for digest in {digest for blobs in named.values() for digest in blobs}:
+            assert hashlib.sha256(await store.read_blob(digest)).hexdigest() == digest
+        async with store.lock_run("run"):
+            there = {path.name for path in folder.glob("blobs/??/*")}
+            assert there == {digest for blobs in named.values() for digest in blobs}
+        await store.aclose()
+        newest, is_dropped = page.records[0].sequence, 0
+    assert newest > KILLS
+
+
+_HOLDER = """
+    import hashlib, os, sys, trio
+    from trio_ckpt.abc import Checkpoint, RunKey
+    from trio_ckpt.stores import open_store
+
+    async def main():
+        store = await open_store(sys.argv[1])
+        async with store.lock_run("other") as owner:
+            await store.put_blob(hashlib.sha256(b"blob").hexdigest(), b"blob")
+            os.write(1, b"put\\n")
+            os.read(0, 1)
+
+    trio.run(main)
+"""
+
+
+async def test_blob_that_another_process_is_about_to_name(url: str, folder: Path) -> None:
+    """It is not removed while that process lives; after kill -9 nothing keeps it."""
+    digest = hashlib.sha256(b"blob").hexdigest()
+    path = folder / "blobs" / digest[:2] / digest
+    store = await open_store(url)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        process = _start(_HOLDER, url)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "put\n"
+        for n in (1, 2):
+            await store.put_blob(digest, b"blob")
+            assert await store.save(run, [Checkpoint(A, n, b"", blobs=(digest,))]) == [None]
+            assert await store.drop_blobs(run, A, [n]) == 4
+            assert path.exists() == (n == 1)
+            process.kill()
+            process.wait()
+        _close(process)
+    await store.aclose()
 
 
 _READER = """

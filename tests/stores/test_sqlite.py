@@ -24,7 +24,7 @@ from trio_ckpt._errors import (
     StoreVersionError,
 )
 from trio_ckpt.abc import Checkpoint, RunKey
-from trio_ckpt.stores import SqliteStore, _files, _locks, _sqlite_reader, open_store
+from trio_ckpt.stores import SqliteStore, _blobs, _files, _locks, _sqlite_reader, open_store
 
 # ---------------------------------------------------------------------------------------
 # The folder
@@ -91,7 +91,7 @@ async def test_newer_version(folder: Path) -> None:
     await make(folder)
     with contextlib.closing(sqlite3.connect(folder / "state.db")) as database:
         database.execute("PRAGMA user_version = 7")
-    with pytest.raises(StoreVersionError, match=r"format 7, .* knows formats up to 1: update"):
+    with pytest.raises(StoreVersionError, match=r"format 7, .* knows formats up to 2: update"):
         await open_store(folder)
 
 
@@ -304,8 +304,9 @@ async def test_blob_is_durable_before_it_has_its_name(
 
         return call
 
-    monkeypatch.setattr(_files, "sync_file", spy("file", _files.sync_file))
-    monkeypatch.setattr(_files, "sync_folder", spy("folder", _files.sync_folder))
+    monkeypatch.setattr(_blobs, "sync_file", spy("file", _blobs.sync_file))
+    for module in (_blobs, _files):
+        monkeypatch.setattr(module, "sync_folder", spy("folder", _files.sync_folder))
     monkeypatch.setattr(os, "replace", spy("rename", os.replace))
     await store.put_blob(digest, b"blob")
     inner = digest[:2]
@@ -347,7 +348,7 @@ async def test_orphans_are_removed(folder: Path, caplog: pytest.LogCaptureFixtur
         assert there() == {names[0], "README"}
     await store.aclose()
     await other.aclose()
-    assert f"{names[1]}, left by a crash" in caplog.text
+    assert f"{names[1]}, which nobody names" in caplog.text
 
 
 async def test_orphans_that_cannot_be_removed_are_no_error(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from tests.stores.tools import A, B, chain, heads
+from tests.stores.tools import A, B, chain, failing_commit, heads
 from trio_ckpt._errors import (
     RunLockedError,
     SaveOutcomeUnknownError,
@@ -57,49 +54,12 @@ async def test_full_database_saves_nothing_and_goes_on(folder: Path) -> None:
     await store.aclose()
 
 
-class _Cursor:
-    """A cursor whose COMMIT raises, after it was done or instead of it."""
-
-    def __init__(
-        self, cursor: sqlite3.Cursor, code: int, *, is_done: bool, can_roll_back: bool
-    ) -> None:
-        self._can_roll_back = can_roll_back
-        self._cursor = cursor
-        self._code = code
-        self._is_done = is_done
-
-    def execute(self, sql: str, *args: Any) -> Any:
-        if sql != "COMMIT" and (sql != "ROLLBACK" or self._can_roll_back):
-            return self._cursor.execute(sql, *args)
-        if self._is_done:
-            self._cursor.execute(sql)
-        error = sqlite3.OperationalError("as planned")
-        error.sqlite_errorcode = self._code
-        raise error
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cursor, name)
-
-
-@contextlib.contextmanager
-def _failing_commit(
-    store: SqliteStore, code: int, *, is_done: bool, can_roll_back: bool = True
-) -> Iterator[None]:
-    writer: Any = store._writer
-    real = writer._cursor
-    writer._cursor = _Cursor(real, code, is_done=is_done, can_roll_back=can_roll_back)
-    try:
-        yield
-    finally:
-        writer._cursor = real
-
-
 async def test_commit_that_raised_but_saved(folder: Path) -> None:
     """The heads are read back: what is there was saved, and is not saved again."""
     store = await SqliteStore.open(folder)
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
-        with _failing_commit(store, sqlite3.SQLITE_BUSY, is_done=True):
+        with failing_commit(store, sqlite3.SQLITE_BUSY, is_done=True):
             assert await store.save(run, chain(A, 1, 2)) == [None, None]
         assert await store.save(run, chain(A, 3, 3)) == [None]
     await store.aclose()
@@ -111,7 +71,7 @@ async def test_commit_that_raised_and_saved_nothing(folder: Path) -> None:
         run = RunKey("run", 0, owner)
         await store.save(run, chain(A, 1, 1))
         with (
-            _failing_commit(store, sqlite3.SQLITE_FULL, is_done=False),
+            failing_commit(store, sqlite3.SQLITE_FULL, is_done=False),
             pytest.raises(StoreError, match="as planned"),
         ):
             await store.save(run, [*chain(A, 2, 2), *chain(B, 1, 1)])
@@ -125,7 +85,7 @@ async def test_read_back_is_not_fooled_by_an_open_transaction(folder: Path) -> N
     store = await SqliteStore.open(folder)
     async with store.lock_run("run") as owner:
         with (
-            _failing_commit(store, sqlite3.SQLITE_FULL, is_done=False, can_roll_back=False),
+            failing_commit(store, sqlite3.SQLITE_FULL, is_done=False, can_roll_back=False),
             pytest.raises(SaveOutcomeUnknownError),
         ):
             await store.save(RunKey("run", 0, owner), chain(A, 1, 1))
@@ -141,7 +101,7 @@ async def test_failed_fsync_leaves_the_outcome_unknown(folder: Path, is_done: bo
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
         with (
-            _failing_commit(store, sqlite3.SQLITE_IOERR_FSYNC, is_done=is_done),
+            failing_commit(store, sqlite3.SQLITE_IOERR_FSYNC, is_done=is_done),
             pytest.raises(SaveOutcomeUnknownError, match="cannot be told"),
         ):
             await store.save(run, chain(A, 1, 1))
@@ -215,7 +175,7 @@ async def test_prune_whose_commit_failed_removes_nothing(folder: Path) -> None:
         run = RunKey("run", 1, owner)
         await store.save(run, chain(A, 1, 2))
         with (
-            _failing_commit(store, sqlite3.SQLITE_FULL, is_done=False),
+            failing_commit(store, sqlite3.SQLITE_FULL, is_done=False),
             pytest.raises(StoreError, match="as planned") as caught,
         ):
             await store.prune(run, keep=0)
@@ -232,7 +192,7 @@ async def test_prune_with_an_unknown_outcome_keeps_the_lock(folder: Path) -> Non
         run = RunKey("run", 0, owner)
         await store.save(run, chain(A, 1, 3))
         with (
-            _failing_commit(store, sqlite3.SQLITE_IOERR_FSYNC, is_done=False),
+            failing_commit(store, sqlite3.SQLITE_IOERR_FSYNC, is_done=False),
             pytest.raises(SaveOutcomeUnknownError),
         ):
             await store.prune(run, keep=0)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from trio_ckpt.abc import Checkpoint, RunKey, Store
-from trio_ckpt.stores import open_store
+from trio_ckpt.stores import SqliteStore, open_store
 
 A, B = '["a"]', '["b"]'
 
@@ -31,3 +35,40 @@ async def heads(store: Store) -> dict[str, int]:
 
 def chain(stream: str, first: int, last: int) -> list[Checkpoint]:
     return [Checkpoint(stream, n, b"%d" % n) for n in range(first, last + 1)]
+
+
+class _Cursor:
+    """A cursor whose COMMIT raises, after it was done or instead of it."""
+
+    def __init__(
+        self, cursor: sqlite3.Cursor, code: int, *, is_done: bool, can_roll_back: bool
+    ) -> None:
+        self._can_roll_back = can_roll_back
+        self._cursor = cursor
+        self._code = code
+        self._is_done = is_done
+
+    def execute(self, sql: str, *args: Any) -> Any:
+        if sql != "COMMIT" and (sql != "ROLLBACK" or self._can_roll_back):
+            return self._cursor.execute(sql, *args)
+        if self._is_done:
+            self._cursor.execute(sql)
+        error = sqlite3.OperationalError("as planned")
+        error.sqlite_errorcode = self._code
+        raise error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+
+@contextlib.contextmanager
+def failing_commit(
+    store: SqliteStore, code: int, *, is_done: bool, can_roll_back: bool = True
+) -> Iterator[None]:
+    writer: Any = store._writer
+    real = writer._cursor
+    writer._cursor = _Cursor(real, code, is_done=is_done, can_roll_back=can_roll_back)
+    try:
+        yield
+    finally:
+        writer._cursor = real

@@ -17,6 +17,7 @@ def blobs_of(streams: Iterable[StreamState]) -> Generator[str, None, None]:
             entry = decode_entry(raw)
             if entry.blob is not None:
                 yield entry.blob
+            yield from entry.blobs
 
 
 def named_in(folders: Iterable[Path]) -> Generator[str, None, None]:

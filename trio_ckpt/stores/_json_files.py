@@ -44,7 +44,7 @@ from ._json_format import (
 
 logger = logging.getLogger("trio_ckpt.stores.json")
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no attached blobs
 MEMBERS = ("store.json", "store.json.tmp", "runs", "blobs", "lock")
 MAX_RUN_BYTES = 64 * 2**20  # of a run's two files together: a person opens them, we read them whole
 MAX_FILE_BYTES = 2 * MAX_RUN_BYTES  # read into memory: more was never written here
@@ -107,11 +107,7 @@ def make_marker(folder: Path) -> None:
     path = folder / "store.json"
     with explain(folder, "opening the store"):
         if not path.exists():
-            content = msgspec.json.encode(_Marker(_FORMAT, FORMAT_VERSION)) + b"\n"
-            write_durably(folder, "store.json.tmp", content)
-            os.replace(folder / "store.json.tmp", path)
-            sync_folder(folder)
-            sync_folder(folder.parent)  # a crash may have come between its making and this
+            _write_marker(folder)
         try:
             marker = msgspec.json.decode(read_whole(path, MAX_MARKER_BYTES), type=_Marker)
         except (msgspec.MsgspecError, ValueError) as error:
@@ -123,6 +119,18 @@ def make_marker(folder: Path) -> None:
             f"{path} has format {marker.version}, this version of trio_ckpt knows formats up to "
             f"{FORMAT_VERSION}: update trio_ckpt"
         )
+
+    if marker.version < FORMAT_VERSION:
+        with explain(folder, "opening the store"):
+            _write_marker(folder)
+
+
+def _write_marker(folder: Path) -> None:
+    content = msgspec.json.encode(_Marker(_FORMAT, FORMAT_VERSION)) + b"\n"
+    write_durably(folder, "store.json.tmp", content)
+    os.replace(folder / "store.json.tmp", folder / "store.json")
+    sync_folder(folder)
+    sync_folder(folder.parent)  # a crash may have come between its making and this
 
 
 def folder_name(run_id: str) -> str:

@@ -28,6 +28,7 @@ import attrs
 import msgspec
 
 from .._errors import StoreDamagedError
+from ._json_records import without_blobs
 
 T = TypeVar("T")
 
@@ -98,12 +99,16 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What one line of a journal says: who saved, and what; nothing: a run was locked."""
+    """What one line of a journal says: who saved, and what; nothing: a run was locked.
+
+    `drops` are sequences of streams whose attached blobs are named no longer.
+    """
 
     owner: int
     generation: int
     records: list[tuple[str, msgspec.Raw]] = []
     folds: list[tuple[str, msgspec.Raw]] = []
+    drops: list[tuple[str, list[int]]] = []
 
 
 class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -297,6 +302,12 @@ def _apply(path: Path, number: int, state: RunState, raw: bytes) -> None:
         if stream is None:
             raise _damaged(path, number)
         stream.fold = fold
+    for key, sequences in line.drops:
+        stream = state.streams.get((line.generation, key), StreamState())
+        for sequence in sequences:
+            if not 1 <= sequence <= len(stream.entries):
+                raise _damaged(path, number)
+            stream.entries[sequence - 1] = without_blobs(stream.entries[sequence - 1])
 
 
 def _damaged(path: Path, number: int) -> StoreDamagedError:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .._errors import StoreDamagedError, StoreError
 from ..abc import Fold, HistoryPage, RunSummary, StoredRecord, StoredRun, StoredStream
-from ._files import Blobs
+from ._blobs import Blobs
 from ._json_files import load, run_folder, run_folders
 from ._json_format import RunState, StreamState
 from ._json_records import decode_entry, decode_fold, payload_of
@@ -96,7 +96,7 @@ class Reader:
         if entry.sequence != number:
             raise StoreDamagedError(f"checkpoint {number} is missing: {entry.sequence} is there")
         payload = payload_of(entry) if entry.blob is None else self._blobs.get(entry.blob)
-        return StoredRecord(number, payload)
+        return StoredRecord(number, payload, entry.blobs)
 
 
 def _check_place(tag: str, newest: int, place: str) -> int:

@@ -38,6 +38,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
         record: The readable form.
         payload: The bytes themselves, where there is no readable form of them.
         blob: The digest of the blob that holds them.
+        blobs: The attached blobs that it names.
     """
 
     sequence: int
@@ -45,6 +46,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     record: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     payload: bytes | None = None
     blob: str | None = None
+    blobs: tuple[str, ...] = ()
 
 
 class FoldEntry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -108,16 +110,22 @@ def encode_entry(checkpoint: Checkpoint) -> bytes:
     """
     sequence, payload = checkpoint.sequence, checkpoint.payload
     _check_bytes(payload)
+    blobs = tuple(dict.fromkeys(checkpoint.blobs))
     if checkpoint.blob is not None:
-        return _encode(Entry(sequence, blob=checkpoint.blob))
+        return _encode(Entry(sequence, blob=checkpoint.blob, blobs=blobs))
     try:
         record = msgspec.Raw(_encode(_to_readable(decode_record(payload[DIGEST_BYTES:]))))
-        entry = Entry(sequence, payload[:DIGEST_BYTES].hex(), record)
+        entry = Entry(sequence, payload[:DIGEST_BYTES].hex(), record, blobs=blobs)
         if _open_record(entry) == payload:
             return _encode(entry)
     except (StoreDamagedError, TypeError, KeyError, OSError, OverflowError, *_BAD_JSON):
         pass  # it is not a record as we know them, and need not be
-    return _encode(Entry(sequence, payload=payload))
+    return _encode(Entry(sequence, payload=payload, blobs=blobs))
+
+
+def without_blobs(raw: msgspec.Raw) -> msgspec.Raw:
+    """The same entry, but it names no attached blobs."""
+    return msgspec.Raw(_encode(msgspec.structs.replace(decode_entry(raw), blobs=())))
 
 
 def decode_entry(raw: msgspec.Raw) -> Entry:

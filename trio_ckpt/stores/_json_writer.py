@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -31,7 +31,9 @@ import msgspec
 
 from .._errors import SaveOutcomeUnknownError, StoreConflictError, StoreError
 from ..abc import Checkpoint, Fold, Pruned, RunKey
-from ._files import Blobs, explain, make_folder, open_file, sync_data, sync_folder
+from ._blobs import Blobs
+from ._claims import Claims, names_of
+from ._files import explain, make_folder, open_file, sync_data, sync_folder
 from ._json_content import blobs_of, named_in, payload_bytes
 from ._json_files import (
     MAX_RUN_BYTES,
@@ -47,8 +49,8 @@ from ._json_files import (
     run_folders,
     write_all,
 )
-from ._json_format import Line, RunState, encode_line, frame
-from ._json_records import encode_entry, encode_fold
+from ._json_format import Line, RunState, StreamState, encode_line, frame
+from ._json_records import decode_entry, encode_entry, encode_fold
 from ._locks import lock_opening, need_flock
 
 logger = logging.getLogger("trio_ckpt.stores.json")
@@ -94,6 +96,7 @@ class Writer:
         self._folder = folder
         self._is_synced = durability == "full"
         self._blobs = Blobs(folder / "blobs")
+        self.claims = Claims(folder)
         self._held: dict[str, _Held] = {}
         self._broken: dict[str, str] = {}  # runs that nothing more is written to, and why
         need_flock(folder)
@@ -272,8 +275,10 @@ class Writer:
     def _encode_one(self, newest: int, checkpoint: Checkpoint) -> msgspec.Raw:
         if checkpoint.sequence != newest + 1:
             raise StoreConflictError(f"the next one is {newest + 1}")
-        if checkpoint.blob is not None and not self._blobs.has(checkpoint.blob):
-            raise StoreError(f"blob {checkpoint.blob} was not put")
+        for digest in names_of(checkpoint):
+            self.claims.name(digest)  # it stays until the save has ended
+            if not self._blobs.has(digest):
+                raise StoreError(f"blob {digest} was not put")
         checkpoint.stream.encode()  # a lone surrogate has no form in a file
         return msgspec.Raw(encode_entry(checkpoint))
 
@@ -361,12 +366,7 @@ class Writer:
     def prune(self, run: RunKey, keep: int) -> Pruned:
         """See `Store.prune`; blobs are only counted."""
         held = self._fence(run)
-        if run.generation != held.generation:
-            raise StoreConflictError(
-                f"generation {run.generation} is not the newest, {held.generation} is: nothing "
-                "was removed",
-                run_id=run.run_id,
-            )
+        _compare_generation(held.generation, run, "removed")
         first = max(held.first, held.generation + 1 - keep)
         loaded = load(held.folder, run.run_id)
         if loaded is None:
@@ -387,6 +387,28 @@ class Writer:
         if state.is_gone:
             held.generation, held.heads = first - 1, {}
         return pruned
+
+    def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
+        """See `Store.drop_blobs`; the digests that were named.  It reads the whole run."""
+        held = self._fence(run)
+        _compare_generation(held.generation, run, "dropped")
+        loaded = load(held.folder, run.run_id)
+        if loaded is None:
+            raise StoreError(f"{held.folder} is gone")
+        found = loaded.state.streams.get((held.generation, stream), StreamState())
+        there = sorted({n for n in sequences if 1 <= n <= len(found.entries)})
+        named = {n: blobs for n in there if (blobs := decode_entry(found.entries[n - 1]).blobs)}
+        if named:
+            line = Line(run.owner, run.generation, drops=[(stream, list(named))])
+            self._append(run.run_id, held, line)
+        return {digest for blobs in named.values() for digest in blobs}
+
+    def unnamed(self, digests: Iterable[str]) -> list[str]:
+        """Those that no record of the store names.  It reads all runs."""
+        wanted = set(digests)
+        if wanted:
+            wanted.difference_update(named_in(run_folders(self._folder)))
+        return sorted(wanted)
 
     def remove_orphans(self) -> None:
         """Remove blobs that no record names; what goes wrong is logged."""
@@ -422,6 +444,14 @@ def _encode_folds(heads: dict[str, int], folds: Sequence[Fold]) -> list[tuple[st
         ]
     except _BAD_VALUE as error:
         raise StoreError(f"a fold cannot be saved: {error}; nothing was saved") from error
+
+
+def _compare_generation(generation: int, key: RunKey, verb: str) -> None:
+    if key.generation != generation:
+        raise StoreConflictError(
+            f"generation {key.generation} is not the newest, {generation} is: nothing was {verb}",
+            run_id=key.run_id,
+        )
 
 
 def _refusal(checkpoint: Checkpoint, problem: Exception) -> StoreError:

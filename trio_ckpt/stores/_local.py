@@ -6,9 +6,11 @@ asked for, in one long-lived thread.  Blobs go through trio's threads.
 A save that was given up on may still land.  So its run stays locked until the process ends,
 and nothing here waits for the writing thread after it.
 
-A blob is put before a record names it, so blobs that nobody names may be removed only while
+A blob is put before a record names it, so all blobs that nobody names may be removed only while
 nobody owns a run of the store: when a run is locked and nobody else owns one (a crash may
-have left some), and when a run that was pruned is given back.
+have left some), and when a run that was pruned is given back.  Those that were dropped are known
+by name, and each is removed at once unless somebody has put it and not named it yet
+(`trio_ckpt.stores._claims`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar, TypeVarTuple
@@ -25,8 +27,9 @@ import trio
 
 from .._errors import SaveOutcomeUnknownError, StoreDamagedError, StoreError
 from .._threads import WorkerThread, run_blocking
-from ..abc import Checkpoint, Fold, Owner, Pruned, RunKey, Store
-from ._files import Blobs
+from ..abc import BlobPayload, Checkpoint, Fold, Owner, Pruned, RunKey, Store
+from ._blobs import Blobs, check_part
+from ._claims import Claims
 from ._locks import RunLock, lock_run, read_owner
 
 T = TypeVar("T")
@@ -34,7 +37,13 @@ Ts = TypeVarTuple("Ts")
 
 
 class Writer(Protocol):
-    """Changes a store.  Everything here blocks, and is called in one thread."""
+    """Changes a store.  Everything here blocks, and is called in one thread.
+
+    Attributes:
+        claims: What it names in a save is claimed there.
+    """
+
+    claims: Claims
 
     def raise_owner(self, run_id: str) -> int:
         """A new owner number for a run, durable; it exists from now on."""
@@ -52,6 +61,14 @@ class Writer(Protocol):
 
     def prune(self, run: RunKey, keep: int) -> Pruned:
         """See `Store.prune`; blobs are only counted."""
+        ...
+
+    def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
+        """See `Store.drop_blobs`; the digests that were named."""
+        ...
+
+    def unnamed(self, digests: Iterable[str]) -> list[str]:
+        """Those that no record of the store names."""
         ...
 
     def remove_orphans(self) -> None:
@@ -85,10 +102,12 @@ class LocalStore(Store):
         self._folder = folder
         self._blobs = Blobs(folder / "blobs")
         self._writer = writer
+        self._claims = writer.claims
         self._writing = thread
         self._logger = logger
         self._in_doubt: set[str] = set()  # runs with a save whose outcome is unknown
-        self._pruned: set[str] = set()  # since they were locked
+        self._owned = 0  # runs that this handle owns
+        self._leaving: set[str] = set()  # runs of which blobs without a name may be left
         self._is_closed = False
 
     @asynccontextmanager
@@ -97,6 +116,7 @@ class LocalStore(Store):
         self._check_open()
         await trio.lowlevel.checkpoint()
         lock = await shielded(run_blocking, lock_run, self._folder, run_id)
+        self._owned += 1
         try:
             if lock.is_alone:
                 await shielded(self._clean, lock)
@@ -115,10 +135,13 @@ class LocalStore(Store):
         await run_blocking(lock.share)
 
     async def _give_back(self, lock: RunLock, run_id: str) -> None:
+        self._owned -= 1
         try:
             await self._writing.run(self._writer.give_back, run_id)
-            if run_id in self._pruned:
-                self._pruned.discard(run_id)
+            if not self._owned:
+                await run_blocking(self._claims.release_kept)
+            if run_id in self._leaving:
+                self._leaving.discard(run_id)
                 if await run_blocking(lock.be_alone):
                     await self._writing.run(self._writer.remove_orphans)
         finally:
@@ -130,11 +153,23 @@ class LocalStore(Store):
         """See `Store.save`.  One transaction, one fsync."""
         self._check_open()
         try:
-            return await self._writing.run(self._writer.save, run, group, folds)
+            return await self._writing.run(self._save, run, group, folds)
         except BaseException as error:
             if not isinstance(error, StoreError) or isinstance(error, SaveOutcomeUnknownError):
                 self._in_doubt.add(run.run_id)
             raise
+
+    def _save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+    ) -> list[Exception | None]:
+        try:
+            outcomes = self._writer.save(run, group, folds)
+        except BaseException as error:
+            if not isinstance(error, SaveOutcomeUnknownError):  # or what it names is needed yet
+                self._claims.end_save(group)
+            raise
+        self._claims.end_save(group, outcomes)
+        return outcomes
 
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
         """See `Store.prune`."""
@@ -147,8 +182,44 @@ class LocalStore(Store):
         except SaveOutcomeUnknownError:
             self._in_doubt.add(run.run_id)
             raise
-        self._pruned.add(run.run_id)
+        self._leaving.add(run.run_id)
         return pruned
+
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        """See `Store.drop_blobs`."""
+        self._check_open()
+        await trio.lowlevel.checkpoint()
+        try:
+            size, doomed = await shielded(self._writing.run, self._drop, run, stream, sequences)
+        except SaveOutcomeUnknownError:
+            self._in_doubt.add(run.run_id)
+            raise
+        self._leaving.add(run.run_id)
+        if doomed:
+            await shielded(run_blocking, self._remove, doomed)
+        return size
+
+    def _drop(self, run: RunKey, stream: str, sequences: Sequence[int]) -> tuple[int, list[str]]:
+        """Drop, durably; how much nobody names any more, and what of it is to be removed."""
+        dropped = self._writer.drop_blobs(run, stream, sequences)
+        doomed = self._claims.doom(dropped)
+        free: list[str] = []
+        try:
+            free = self._writer.unnamed(dropped)  # after nobody can claim them any more
+            return sum(map(self._blobs.size, free)), [name for name in doomed if name in free]
+        except StoreError as error:  # the drop itself is done
+            self._logger.warning("blobs that were dropped are left: %s", error)
+            return 0, []
+        finally:
+            self._claims.spare(name for name in doomed if name not in free)
+
+    def _remove(self, doomed: list[str]) -> None:
+        try:
+            self._blobs.remove(doomed)
+        except StoreError as error:
+            self._logger.warning("blobs that were dropped are left: %s", error)
+        finally:
+            self._claims.spare(doomed)
 
     async def read_owner(self, run_id: str) -> Owner | None:
         """See `Store.read_owner`.
@@ -158,14 +229,29 @@ class LocalStore(Store):
         self._check_open()
         return await run_blocking(read_owner, self._folder, run_id)
 
-    async def put_blob(self, digest: str, payload: bytes) -> None:
+    async def put_blob(self, digest: str, payload: BlobPayload) -> None:
         """See `Store.put_blob`.
 
         Durability: the file and its name are durable on return.
         Cancellation: not while it is written.
         """
         self._check_open()
-        await run_blocking(self._blobs.put, digest, payload)
+        await run_blocking(self._put, digest, payload)
+
+    def _put(self, digest: str, payload: BlobPayload) -> None:
+        self._claims.hold(digest)
+        try:
+            self._blobs.put(digest, payload)
+            if self._owned:
+                self._claims.keep(digest)
+        finally:
+            self._claims.release(digest)
+
+    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+        """See `Store.read_blob`."""
+        self._check_open()
+        check_part(offset, size)
+        return await run_blocking(self._blobs.read, digest, offset, size)
 
     async def aclose(self) -> None:
         """See `Store.aclose`.
@@ -180,6 +266,7 @@ class LocalStore(Store):
         await self._stop_reading()
         if not self._in_doubt:
             await shielded(self._writing.run, self._writer.close)
+            self._claims.close()
         self._writing.stop()
 
     async def _read_twice(self, read: Callable[[], Awaitable[T]]) -> T:

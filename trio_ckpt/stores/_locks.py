@@ -1,7 +1,7 @@
 """Who owns a run on this host: locks of the kernel that die with their process.
 
 Theory of operation.  ``lock/`` holds one file per run, named by a hash of the run's id, and
-two for the store as a whole.  A run is owned by whoever holds flock(2) on its file; the
+three for the store as a whole.  A run is owned by whoever holds flock(2) on its file; the
 file's content (host, pid, since) is for the message of the one who is refused, nothing
 else.  The lock belongs to the open file, so a second `open_run` in the same process is
 refused like one in another process.  Lock files are never deleted: a process that waits on
@@ -16,7 +16,8 @@ after flock and the note, so whoever sees it finds the note written, and it deci
 flock alone says who owns the run.
 
 ``lock/store`` is held shared by whoever owns any run and exclusively by whoever removes
-orphans; ``lock/open`` exclusively while the database is made.
+orphans; ``lock/open`` exclusively while the database is made.  ``lock/blobs`` is for
+`trio_ckpt.stores._claims`.
 
 A child made by fork without exec shares the open file and so holds on to the lock when
 its parent is killed; leaving the block releases it for both.
@@ -92,7 +93,7 @@ class FileLock:
         """
         if sys.platform == "linux":
             with explain(self.path, "marking the lock"):
-                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
+                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, flock_record(fcntl.F_WRLCK))
 
     def is_marked(self) -> bool:
         """Whether somebody else marked it; takes nothing, not even for a moment.
@@ -102,7 +103,7 @@ class FileLock:
         """
         if sys.platform == "linux":
             with explain(self.path, "looking at the lock"):
-                found = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_RDLCK))
+                found = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, flock_record(fcntl.F_RDLCK))
             return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
         raise StoreError(f"{self.path}: this platform does not tell who holds a lock")
 
@@ -110,7 +111,7 @@ class FileLock:
         """Unlock (also for children that share the open file) and close it."""
         try:
             if sys.platform == "linux":
-                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK))
+                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, flock_record(fcntl.F_UNLCK))
             fcntl.flock(self.fd, fcntl.LOCK_UN)
         finally:
             os.close(self.fd)
@@ -236,8 +237,9 @@ def _lock_path(folder: Path, run_id: str) -> Path:
     return folder / "lock" / hashlib.sha256(run_id.encode()).hexdigest()[:32]
 
 
-def _flock(kind: int) -> bytes:
-    return struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
+def flock_record(kind: int, start: int = 0, length: int = 0) -> bytes:
+    """The struct flock of a lock on a part of a file; a length of 0 is all that follows."""
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0)
 
 
 def _write_note(fd: int, run_id: str) -> None:

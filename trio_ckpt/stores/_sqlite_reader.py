@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .._errors import StoreDamagedError, StoreError
 from ..abc import Fold, HistoryPage, RunSummary, StoredRecord, StoredRun, StoredStream
-from ._files import Blobs
+from ._blobs import Blobs
 from ._sqlite_schema import connect, explain_sqlite
 
 MAX_PAGE_BYTES = 64 * 2**20  # a page of history ends here, however many records were asked for
@@ -37,6 +37,8 @@ _FIND_HEAD = (
     "WHERE run = ? AND generation = ? AND streams.stream = ?"
 )
 _READ_RECORD = "SELECT stream, sequence, prev, payload, blob FROM log WHERE id = ?"
+_HAS_ATTACHED = "SELECT 1 FROM attached LIMIT 1"
+_READ_ATTACHED = "SELECT digest FROM attached WHERE stream = ? AND sequence = ? ORDER BY place"
 _LIST_RUNS = (
     "SELECT run_id, runs.generation, owner, count(sequence), coalesce(sum(sequence), 0) "
     "FROM runs LEFT JOIN streams ON run = runs.id AND streams.generation = runs.generation "
@@ -52,6 +54,7 @@ class Reader:
         self._database = folder / "state.db"
         self._blobs = Blobs(folder / "blobs")
         self._connection: sqlite3.Connection | None = None
+        self._has_attached = False  # whether any record has; else nothing is looked up for each
 
     def close(self) -> None:
         """Let go of the database."""
@@ -69,6 +72,7 @@ class Reader:
             cursor = self._connection.cursor()
             cursor.execute("BEGIN")
             try:
+                self._has_attached = cursor.execute(_HAS_ATTACHED).fetchone() is not None
                 yield cursor
             finally:
                 if self._connection.in_transaction:
@@ -104,7 +108,7 @@ class Reader:
                 raise StoreDamagedError(f"{self._database}: the fold of {stream} is damaged")
             fold = Fold(stream, through, payload)
         walk = self._walk(cursor, number, last, sequence)
-        tail = [self._resolve(next(walk)) for _ in range(sequence - (through or 0))]
+        tail = [self._resolve(cursor, next(walk)) for _ in range(sequence - (through or 0))]
         return StoredStream(stream, sequence, fold, tuple(reversed(tail)))
 
     def history(
@@ -121,7 +125,7 @@ class Reader:
             records: list[StoredRecord] = []
             size, following = 0, None
             for found in self._walk(cursor, number, row, sequence):
-                records.append(self._resolve(found))
+                records.append(self._resolve(cursor, found))
                 size += len(records[-1].payload)
                 following = _place_after(found)
                 if len(records) >= limit or size >= MAX_PAGE_BYTES:
@@ -156,13 +160,16 @@ class Reader:
             row = found[2]
             yield found
 
-    def _resolve(self, row: _Row) -> StoredRecord:
-        _, sequence, _, payload, blob = row
+    def _resolve(self, cursor: sqlite3.Cursor, row: _Row) -> StoredRecord:
+        stream, sequence, _, payload, blob = row
         if isinstance(blob, str):
             payload = self._blobs.get(blob)
         if not isinstance(payload, bytes):
             raise StoreDamagedError(f"{self._database}: checkpoint {sequence} is not bytes")
-        return StoredRecord(sequence, payload)
+        if not self._has_attached:
+            return StoredRecord(sequence, payload)
+        rows = cursor.execute(_READ_ATTACHED, (stream, sequence)).fetchall()
+        return StoredRecord(sequence, payload, tuple([digest for (digest,) in rows]))
 
 
 _Row = tuple[int, int, int, object, object]  # as it is in the file: to be checked

@@ -13,7 +13,7 @@ from .._errors import StoreDamagedError, StoreError, StoreVersionError
 from ._files import explain, make_folder, open_file, refuse_links, sync_folder
 
 APPLICATION_ID = 0x74636B70  # "tckp", in bytes 68 to 71 of the file
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no attached blobs
 CACHE_KIB = 512  # a log is written once and read seldom; SQLite takes 2 MB if it is let
 BUSY_TIMEOUT_S = 30.0  # for a writer of another run of the store; well under a save's 60 s
 MEMBERS = ("state.db", "state.db-journal", "state.db-wal", "state.db-shm", "blobs", "lock")
@@ -38,7 +38,13 @@ TABLES = {
         prev INTEGER NOT NULL, payload BLOB NOT NULL CHECK (typeof(payload) = 'blob'),
         blob TEXT)""",
     "log_blob": "CREATE INDEX log_blob ON log (blob) WHERE blob IS NOT NULL",
+    # The attached blobs that records name; only those that name some have rows here.
+    "attached": """CREATE TABLE attached (
+        stream INTEGER NOT NULL, sequence INTEGER NOT NULL, place INTEGER NOT NULL,
+        digest TEXT NOT NULL, PRIMARY KEY (stream, sequence, place)) WITHOUT ROWID""",
+    "attached_digest": "CREATE INDEX attached_digest ON attached (digest)",
 }
+_SINCE_2 = ("attached", "attached_digest")
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -166,7 +172,9 @@ def set_durability(
 
 
 def check_format(connection: sqlite3.Connection, database: Path) -> None:
-    """See that the database is ours and of our version; make its tables if it is empty.
+    """See that the database is ours and of our version; make what tables it lacks.
+
+    The caller holds the lock of opening.
 
     Raises:
         StoreError: it is another program's.
@@ -174,9 +182,11 @@ def check_format(connection: sqlite3.Connection, database: Path) -> None:
         StoreDamagedError: its tables are not what we made.
     """
     if _is_blank(connection, database):
-        _make_tables(connection)
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    schema = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+        _make_tables(connection, tuple(TABLES))
+    version, schema = _read_format(connection)
+    if version == 1 and schema == {n: sql for n, sql in TABLES.items() if n not in _SINCE_2}:
+        _make_tables(connection, _SINCE_2)
+        version, schema = _read_format(connection)
     if version > FORMAT_VERSION:
         raise StoreVersionError(
             f"{database} has format {version}, this version of trio_ckpt knows formats up to "
@@ -184,6 +194,12 @@ def check_format(connection: sqlite3.Connection, database: Path) -> None:
         )
     if version != FORMAT_VERSION or schema != TABLES:  # SQLite keeps their text
         raise StoreDamagedError(f"{database}: its tables are not those of a trio_ckpt store")
+
+
+def _read_format(connection: sqlite3.Connection) -> tuple[int, dict[str, str]]:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    tables = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+    return version, dict(tables)
 
 
 def _refuse_strangers(folder: Path) -> None:
@@ -195,11 +211,11 @@ def _refuse_strangers(folder: Path) -> None:
         )
 
 
-def _make_tables(connection: sqlite3.Connection) -> None:
+def _make_tables(connection: sqlite3.Connection, names: tuple[str, ...]) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for statement in TABLES.values():
-            connection.execute(statement)
+        for name in names:
+            connection.execute(TABLES[name])
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
         connection.execute("COMMIT")

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -32,7 +32,8 @@ import attrs
 
 from .._errors import SaveOutcomeUnknownError, StoreConflictError, StoreDamagedError, StoreError
 from ..abc import Checkpoint, Fold, Pruned, RunKey
-from ._files import Blobs
+from ._blobs import Blobs
+from ._claims import Claims, names_of
 from ._locks import lock_opening, need_flock
 from ._sqlite_schema import (
     check_format,
@@ -72,6 +73,9 @@ _ADD_STREAM = "INSERT INTO streams (run, generation, stream) VALUES (?, ?, ?)"
 _ADD_HEAD = "INSERT INTO heads (stream, sequence, last) VALUES (?, 0, 0)"
 _APPEND = "INSERT INTO log (stream, sequence, prev, payload, blob) VALUES (?, ?, ?, ?, ?)"
 _MOVE_HEAD = "UPDATE heads SET sequence = ?, last = ? WHERE stream = ? AND sequence = ?"
+_ATTACH = "INSERT INTO attached (stream, sequence, place, digest) VALUES (?, ?, ?, ?)"
+_READ_ATTACHED = "SELECT digest FROM attached WHERE stream = ? AND sequence = ?"
+_DROP = "DELETE FROM attached WHERE stream = ? AND sequence = ?"
 _FOLD = "INSERT OR REPLACE INTO folds (stream, through, payload) VALUES (?, ?, ?)"
 _DOOMED = "(SELECT id FROM streams WHERE run = :run AND generation < :first)"
 _COUNT_RECORDS = (
@@ -79,17 +83,22 @@ _COUNT_RECORDS = (
 )
 _SUM_FOLDS = f"SELECT coalesce(sum(length(payload)), 0) FROM folds WHERE stream IN {_DOOMED}"  # noqa: S608
 _ORPHANS = (
-    f"SELECT DISTINCT blob FROM log WHERE blob IS NOT NULL AND stream IN {_DOOMED} EXCEPT "  # noqa: S608
-    f"SELECT blob FROM log WHERE blob IS NOT NULL AND stream NOT IN {_DOOMED}"
+    f"SELECT blob FROM log WHERE blob IS NOT NULL AND stream IN {_DOOMED} UNION "  # noqa: S608
+    f"SELECT digest FROM attached WHERE stream IN {_DOOMED} EXCEPT "
+    f"SELECT blob FROM log WHERE blob IS NOT NULL AND stream NOT IN {_DOOMED} EXCEPT "
+    f"SELECT digest FROM attached WHERE stream NOT IN {_DOOMED}"
 )
 _PRUNE = (
     f"DELETE FROM log WHERE stream IN {_DOOMED}",  # noqa: S608
+    f"DELETE FROM attached WHERE stream IN {_DOOMED}",  # noqa: S608
     f"DELETE FROM folds WHERE stream IN {_DOOMED}",  # noqa: S608
     f"DELETE FROM heads WHERE stream IN {_DOOMED}",  # noqa: S608
     "DELETE FROM streams WHERE run = :run AND generation < :first",
     "UPDATE runs SET first = :first WHERE id = :run",
 )
-_IS_NAMED = "SELECT 1 FROM log WHERE blob = ? LIMIT 1"
+_IS_NAMED = (
+    "SELECT 1 FROM log WHERE blob = ?1 UNION ALL SELECT 1 FROM attached WHERE digest = ?1 LIMIT 1"
+)
 
 
 class _Head(NamedTuple):
@@ -123,6 +132,7 @@ class Writer:
         self._known: dict[str, _Known] = {}
         self._broken: str | None = None
         self._blobs = Blobs(folder / "blobs")
+        self.claims = Claims(folder)
         need_flock(folder)
         make_folders(folder, create=create)
         lock = lock_opening(folder)
@@ -160,7 +170,7 @@ class Writer:
                     self._cursor.execute(_ADD_RUN, (run_id, 0, owner))
                 else:
                     self._cursor.execute(_RAISE_OWNER, (row[0],))
-                self._commit({})
+                self._commit(lambda: False)
             except BaseException:
                 self._roll_back()
                 raise
@@ -179,6 +189,11 @@ class Writer:
     def _is_named(self, digest: str) -> bool:
         return self._cursor.execute(_IS_NAMED, (digest,)).fetchone() is not None
 
+    def unnamed(self, digests: Iterable[str]) -> list[str]:
+        """Those that no record of the store names."""
+        with explain_sqlite(self._database, "looking for names of blobs"):
+            return [digest for digest in digests if not self._is_named(digest)]
+
     def save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
     ) -> list[Exception | None]:
@@ -190,7 +205,7 @@ class Writer:
                 outcomes, moved = self._append(known, group)
                 if folds:
                     self._fold(known, moved, folds)
-                self._commit(moved)
+                self._commit(lambda: self._have_moved(moved))
             except BaseException:
                 self._known.pop(run.run_id, None)
                 self._roll_back()
@@ -199,13 +214,44 @@ class Writer:
         self._known[run.run_id] = known
         return outcomes
 
+    def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
+        """See `Store.drop_blobs`; the digests that were named."""
+        with explain_sqlite(self._database, f"dropping blobs of run {run.run_id!r}"):
+            self._begin()
+            try:
+                places, digests = self._drop(run, stream, sequences)
+                self._commit(lambda: not any(map(self._attached_at, places)))
+            except BaseException:
+                self._roll_back()
+                raise
+        return digests
+
+    def _drop(
+        self, key: RunKey, stream: str, sequences: Sequence[int]
+    ) -> tuple[list[tuple[int, int]], set[str]]:
+        row = self._cursor.execute(_FIND_RUN, (key.run_id,)).fetchone()
+        if row is None:
+            return [], set()
+        run, generation, _, owner = row
+        _compare_owner(owner, key)
+        _compare_generation(generation, key, "dropped")
+        row = self._cursor.execute(_FIND_HEAD, (run, generation, stream)).fetchone()
+        head = _Head(0, 0, 0) if row is None else _Head(*row)
+        places = [(head.stream, n) for n in set(sequences) if 1 <= n <= head.sequence]
+        digests = {digest for place in places for digest in self._attached_at(place)}
+        self._cursor.executemany(_DROP, places)
+        return places, digests
+
+    def _attached_at(self, place: tuple[int, int]) -> list[str]:
+        return [digest for (digest,) in self._cursor.execute(_READ_ATTACHED, place)]
+
     def prune(self, run: RunKey, keep: int) -> Pruned:
         """See `Store.prune`; blobs are only counted.  It looks at every row of the log."""
         with explain_sqlite(self._database, f"pruning run {run.run_id!r}"):
             self._begin()
             try:
                 pruned = self._prune(run, keep)
-                self._commit({})
+                self._commit(lambda: False)
             except BaseException:
                 self._roll_back()
                 raise
@@ -219,12 +265,7 @@ class Writer:
             return Pruned(0, 0, 0)
         run, generation, first, owner = row
         _compare_owner(owner, key)
-        if key.generation != generation:
-            raise StoreConflictError(
-                f"generation {key.generation} is not the newest, {generation} is: nothing was "
-                "removed",
-                run_id=key.run_id,
-            )
+        _compare_generation(generation, key, "removed")
         doomed = {"run": run, "first": max(first, generation + 1 - keep)}
         records, size = self._cursor.execute(_COUNT_RECORDS, doomed).fetchone()
         size += self._cursor.execute(_SUM_FOLDS, doomed).fetchone()[0]
@@ -305,10 +346,22 @@ class Writer:
             head = self._find_head(known, checkpoint.stream, sequence)
         if sequence != head.sequence + 1:
             raise StoreConflictError(f"the next one is {head.sequence + 1}")
-        if blob is not None and not self._blobs.has(blob):
-            raise StoreError(f"blob {blob} was not put")
+        if blob is not None or checkpoint.blobs:
+            self._need_blobs(checkpoint)
         self._cursor.execute(_APPEND, (head.stream, sequence, head.last, checkpoint.payload, blob))
-        return _Head(head.stream, sequence, _row_id(self._cursor))
+        moved = _Head(head.stream, sequence, _row_id(self._cursor))
+        if checkpoint.blobs:
+            names = enumerate(dict.fromkeys(checkpoint.blobs))
+            rows = [(head.stream, sequence, place, digest) for place, digest in names]
+            self._cursor.executemany(_ATTACH, rows)
+        return moved
+
+    def _need_blobs(self, checkpoint: Checkpoint) -> None:
+        """See that the blobs are there, and stay until the save has ended."""
+        for digest in names_of(checkpoint):
+            self.claims.name(digest)
+            if not self._blobs.has(digest):
+                raise StoreError(f"blob {digest} was not put")
 
     def _find_head(self, known: _Known, stream: str, sequence: int) -> _Head:
         """What a checkpoint comes after: remembered, read, or a new stream's nothing."""
@@ -336,15 +389,16 @@ class Writer:
         except _BAD_VALUE as error:
             raise StoreError(f"{self._database}: a fold cannot be saved: {error}") from error
 
-    def _commit(self, moved: dict[str, _Head]) -> None:
+    def _commit(self, is_done: Callable[[], bool]) -> None:
+        """Commit; an error of it is none if what it was for is read back as done."""
         try:
             self._cursor.execute("COMMIT")
         except sqlite3.Error as error:
-            if not self._has_landed(error, moved):
+            if not self._has_landed(error, is_done):
                 raise store_error(self._database, "saving", error) from error
             logger.warning("%s: COMMIT raised, but it is saved: %s", self._database, error)
 
-    def _has_landed(self, error: sqlite3.Error, moved: dict[str, _Head]) -> bool:
+    def _has_landed(self, error: sqlite3.Error, is_done: Callable[[], bool]) -> bool:
         """Whether what COMMIT raised an error for was saved all the same."""
         is_write = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_WRITE
         self._roll_back()
@@ -353,12 +407,15 @@ class Writer:
         ):
             self._give_up(error)
         try:
-            stored = [
-                self._cursor.execute(_READ_HEAD, (head.stream,)).fetchone() == head[1:]
-                for head in moved.values()
-            ]
+            return is_done()
         except sqlite3.Error:
             self._give_up(error)
+
+    def _have_moved(self, moved: dict[str, _Head]) -> bool:
+        stored = [
+            self._cursor.execute(_READ_HEAD, (head.stream,)).fetchone() == head[1:]
+            for head in moved.values()
+        ]
         return bool(stored) and all(stored)
 
     def _give_up(self, error: sqlite3.Error) -> NoReturn:
@@ -373,6 +430,14 @@ def _compare_owner(owner: int, key: RunKey) -> None:
     if owner != key.owner:
         raise StoreConflictError(
             f"owner {owner} has the run now, this is owner {key.owner}: nothing was changed",
+            run_id=key.run_id,
+        )
+
+
+def _compare_generation(generation: int, key: RunKey, verb: str) -> None:
+    if key.generation != generation:
+        raise StoreConflictError(
+            f"generation {key.generation} is not the newest, {generation} is: nothing was {verb}",
             run_id=key.run_id,
         )
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -28,6 +29,7 @@ from .._errors import (
 from .._records import utc_now
 from ..abc import (
     INLINE_LIMIT_BYTES,
+    BlobPayload,
     Checkpoint,
     Durability,
     Fold,
@@ -41,6 +43,8 @@ from ..abc import (
     StoredRun,
     StoredStream,
 )
+from ._blobs import check_part, need_digest, views_of
+from ._claims import names_of
 
 _CURSOR = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})", re.ASCII)
 
@@ -72,25 +76,24 @@ class _Run:
 class _Memory:
     runs: dict[str, _Run] = attrs.field(factory=dict[str, _Run])
     blobs: dict[str, bytes] = attrs.field(factory=dict[str, bytes])
+    claims: Counter[str] = attrs.field(factory=Counter[str])  # blobs put, and not yet named
     locked_since: dict[str, str] = attrs.field(factory=dict[str, str])
     streams: int = 0
-    was_pruned: bool = False  # so there may be blobs that nobody names any more
 
     def blobs_named(self) -> set[str]:
         """The digests that the records of all runs name."""
         return {
-            checkpoint.blob
+            digest
             for run in self.runs.values()
             for streams in run.generations.values()
             for stream in streams.values()
             for checkpoint in stream.log
-            if checkpoint.blob is not None
+            for digest in names_of(checkpoint)
         }
 
     def remove_orphans(self) -> None:
         """Remove blobs that nobody names, once nobody owns a run who may be about to."""
-        if self.was_pruned and not self.locked_since:
-            self.was_pruned = False
+        if self.blobs and not self.locked_since:
             for digest in self.blobs.keys() - self.blobs_named():
                 del self.blobs[digest]
 
@@ -107,6 +110,9 @@ class MemoryStore(Store):
         self.mac_key = mac_key
         self.inline_limit_bytes = inline_limit_bytes
         self._memory = _Memory()
+        self._owned = 0  # runs that this handle owns
+        self._claims: Counter[str] = Counter()  # this handle's
+        self._leaving = False  # whether it pruned or dropped since it owned no run
         self._in_doubt: set[str] = set()
         self._is_closed = False
 
@@ -134,7 +140,6 @@ class MemoryStore(Store):
             for run_id, run in self._memory.runs.items()
         }
         other._memory = _Memory(runs, dict(self._memory.blobs), streams=self._memory.streams)
-        other._memory.was_pruned = self._memory.was_pruned
         return other
 
     @asynccontextmanager
@@ -145,7 +150,8 @@ class MemoryStore(Store):
         since = memory.locked_since.get(run_id)
         if since is not None:
             raise RunLockedError(run_id, host=socket.gethostname(), pid=os.getpid(), since=since)
-        memory.remove_orphans()
+        self._remove_orphans()
+        self._owned += 1
         memory.locked_since[run_id] = utc_now().isoformat(timespec="seconds")
         run = memory.runs.setdefault(run_id, _Run(0, {0: {}}))
         run.owner += 1
@@ -156,7 +162,16 @@ class MemoryStore(Store):
         finally:
             if run_id not in self._in_doubt:
                 del memory.locked_since[run_id]
-                memory.remove_orphans()
+                self._owned -= 1
+                if not self._owned:
+                    memory.claims.subtract(self._claims)
+                    self._claims.clear()
+                if self._leaving and not memory.locked_since:
+                    self._leaving = False
+                    self._remove_orphans()
+
+    def _remove_orphans(self) -> None:
+        self._memory.remove_orphans()
 
     async def save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
@@ -208,12 +223,17 @@ class MemoryStore(Store):
                 f"checkpoint {checkpoint.sequence} of {checkpoint.stream} was not saved: "
                 f"the next one is {newest + 1}"
             )
-        if checkpoint.blob is not None and checkpoint.blob not in self._memory.blobs:
+        missing = [name for name in names_of(checkpoint) if name not in self._memory.blobs]
+        if missing:
             failed[checkpoint.stream] = checkpoint.sequence
             return StoreError(
                 f"checkpoint {checkpoint.sequence} of {checkpoint.stream} was not saved: "
-                f"blob {checkpoint.blob} was not put"
+                f"blob {missing[0]} was not put"
             )
+        for digest in names_of(checkpoint):
+            if self._claims[digest]:
+                self._claims[digest] -= 1
+                self._memory.claims[digest] -= 1
         if stream is None:
             self._memory.streams += 1
             stream = streams[checkpoint.stream] = _Stream(self._memory.streams)
@@ -294,26 +314,65 @@ class MemoryStore(Store):
         await self._begin()
         stored = self._memory.runs.get(run.run_id, _Run(run.owner, {}, run.generation + 1))
         _compare_owner(stored, run)
-        if run.generation != stored.generation:
-            raise StoreConflictError(
-                f"generation {run.generation} is not the newest, {stored.generation} is: nothing "
-                "was removed",
-                run_id=run.run_id,
-            )
+        _compare_generation(stored, run, "removed")
         doomed = [n for n in stored.generations if n <= stored.generation - keep]
         streams = [stream for n in doomed for stream in stored.generations.pop(n).values()]
         log = [checkpoint for stream in streams for checkpoint in stream.log]
         size = sum(len(checkpoint.payload) for checkpoint in log)
         size += sum(len(stream.fold.payload) for stream in streams if stream.fold is not None)
-        orphans = {one.blob for one in log if one.blob} - self._memory.blobs_named()
-        size += sum(len(self._memory.blobs.get(digest, b"")) for digest in orphans)
-        self._memory.was_pruned = True
+        self._leaving = True
+        size += self._size({name for one in log for name in names_of(one)})
         return Pruned(len(doomed), len(log), size)
 
-    async def put_blob(self, digest: str, payload: bytes) -> None:
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        """See `Store.drop_blobs`."""
+        await self._begin()
+        memory = self._memory
+        stored = memory.runs.get(run.run_id, _Run(run.owner, {}, run.generation + 1))
+        _compare_owner(stored, run)
+        _compare_generation(stored, run, "dropped")
+        log = stored.generations.get(run.generation, {}).get(stream, _Stream(0)).log
+        dropped: set[str] = set()
+        for sequence in sequences:
+            if 1 <= sequence <= len(log):
+                checkpoint = log[sequence - 1]
+                dropped.update(checkpoint.blobs)
+                log[sequence - 1] = attrs.evolve(checkpoint, blobs=())
+        size = self._size(dropped)
+        for digest in dropped - memory.blobs_named():
+            if not memory.claims[digest]:
+                memory.blobs.pop(digest, None)
+        self._leaving = True
+        return size
+
+    def _size(self, digests: set[str]) -> int:
+        """The size of those that nobody names."""
+        orphans = digests - self._memory.blobs_named()
+        return sum(len(self._memory.blobs.get(digest, b"")) for digest in orphans)
+
+    async def put_blob(self, digest: str, payload: BlobPayload) -> None:
         """See `Store.put_blob`."""
         await self._begin()
-        self._memory.blobs[digest] = bytes(payload)
+        need_digest(digest)
+        content = b"".join(views_of(payload))
+        found = hashlib.sha256(content).hexdigest()
+        if found != digest:
+            raise StoreError(f"the payload's SHA-256 is {found}, not {digest}: it was not put")
+        self._memory.blobs[digest] = content
+        if self._owned:
+            self._claims[digest] += 1
+            self._memory.claims[digest] += 1
+
+    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+        """See `Store.read_blob`."""
+        await self._begin()
+        check_part(offset, size)
+        need_digest(digest)
+        content = self._memory.blobs.get(digest)
+        end = offset if size is None else offset + size
+        if content is None or end > len(content):
+            raise StoreDamagedError(f"blob {digest} is missing or too short")
+        return content[offset:] if size is None else content[offset:end]
 
     async def aclose(self) -> None:
         """See `Store.aclose`.  The data stays for `reopen`."""
@@ -331,13 +390,22 @@ class MemoryStore(Store):
             payload = self._memory.blobs.get(checkpoint.blob, b"")
             if hashlib.sha256(payload).hexdigest() != checkpoint.blob:
                 raise StoreDamagedError(f"blob {checkpoint.blob} is missing or was altered")
-        return StoredRecord(checkpoint.sequence, payload)
+        return StoredRecord(checkpoint.sequence, payload, tuple(dict.fromkeys(checkpoint.blobs)))
 
 
 def _compare_owner(run: _Run, key: RunKey) -> None:
     if run.owner != key.owner:
         raise StoreConflictError(
             f"owner {run.owner} has the run now, this is owner {key.owner}: nothing was changed",
+            run_id=key.run_id,
+        )
+
+
+def _compare_generation(run: _Run, key: RunKey, verb: str) -> None:
+    if key.generation != run.generation:
+        raise StoreConflictError(
+            f"generation {key.generation} is not the newest, {run.generation} is: nothing was "
+            f"{verb}",
             run_id=key.run_id,
         )
 

@@ -10,6 +10,7 @@ import trio
 
 from .._errors import StoreError
 from ..abc import (
+    BlobPayload,
     Checkpoint,
     Fold,
     HistoryPage,
@@ -135,9 +136,17 @@ class FaultyStore(Store):
         """See `Store.list_runs`."""
         return await self._store.list_runs()
 
-    async def put_blob(self, digest: str, payload: bytes) -> None:
+    async def put_blob(self, digest: str, payload: BlobPayload) -> None:
         """See `Store.put_blob`."""
         await self._store.put_blob(digest, payload)
+
+    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+        """See `Store.read_blob`."""
+        return await self._store.read_blob(digest, offset, size)
+
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        """See `Store.drop_blobs`."""
+        return await self._store.drop_blobs(run, stream, sequences)
 
     async def read_owner(self, run_id: str) -> Owner | None:
         """See `Store.read_owner`."""

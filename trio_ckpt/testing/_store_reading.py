@@ -197,12 +197,15 @@ async def read_while_saving(case: Case) -> None:
 async def reads_are_cancellable(case: Case) -> None:
     """A cancelled read ends, and the store goes on."""
     store = await case.open()
+    digest = hashlib.sha256(b"").hexdigest()
     async with store.lock_run(case.run_id) as owner:
+        await store.put_blob(digest, b"")
         await case.save_all(store, RunKey(case.run_id, 0, owner), chain(A, 1, 3))
         for read in (
             lambda: store.read_run(case.run_id),
             lambda: store.history(case.run_id, A),
             lambda: store.read_owner(case.run_id),
+            lambda: store.read_blob(digest),
             store.list_runs,
         ):
             with trio.CancelScope() as scope:
@@ -229,6 +232,8 @@ async def closing(case: Case) -> None:
         "list_runs": store.list_runs,
         "read_owner": lambda: store.read_owner(case.run_id),
         "prune": lambda: store.prune(run, keep=1),
+        "read_blob": lambda: store.read_blob(digest),
+        "drop_blobs": lambda: store.drop_blobs(run, A, [1]),
         "put_blob": lambda: store.put_blob(digest, b""),
         "lock_run": store.lock_run(case.run_id).__aenter__,
     }

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 
 from ..abc import Store
 from . import (
+    _store_blobs as blobs,
     _store_owning as owning,
     _store_pruning as pruning,
     _store_reading as reading,
@@ -24,6 +25,7 @@ CLAUSES: tuple[Callable[[Case], Awaitable[None]], ...] = (
     *owning.CLAUSES,
     *reading.CLAUSES,
     *pruning.CLAUSES,
+    *blobs.CLAUSES,
 )
 
 

@@ -1,0 +1,224 @@
+"""Batches go back to work while others look at them, or in a stream that is opened again."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_ckpt import Batch, Run, Status, _verify, open_run, run_batches
+from trio_ckpt.abc import HistoryPage, Store
+from trio_ckpt.stores import MemoryStore
+
+
+def begin(store: Store | str, **settings: Any) -> AbstractAsyncContextManager[Run]:
+    return open_run("r", **{"store": store, "handle_signals": False} | settings)
+
+
+async def test_reopened_after_a_rewind_in_one_session(tmp_path: Path) -> None:
+    worked = []
+
+    async def work(run: Run) -> None:
+        async with run.open_stream("s") as stream:
+            async for batch in stream.batches(range(3)):
+                worked.append(batch.index)
+                batch.append_json("l.jsonl", "x" * (batch.index + 1))
+                batch.complete()
+
+    async with begin("memory:", output_dir=tmp_path, verify="sha256") as run:
+        await work(run)
+        await run.rewind(("s",), to=0, reason="x")
+        await work(run)
+        await work(run)
+    assert worked == [0, 1, 2, 1, 2]
+
+
+async def test_redone_outputs_are_verified_when_reopened_in_the_session(tmp_path: Path) -> None:
+    worked = []
+
+    async def work(run: Run) -> None:
+        async with run.open_stream("s") as stream:
+            async for batch in stream.batches(range(3)):
+                worked.append(batch.index)
+                await batch.write_text(f"{batch.index}", "x")
+                batch.complete()
+
+    async with begin("memory:", output_dir=tmp_path) as run:
+        await work(run)
+        await run.rewind(("s",), to=0, reason="x")
+        await work(run)
+        (tmp_path / "1").unlink()
+        await work(run)
+    assert worked == [0, 1, 2, 1, 2, 1]
+
+
+class GatedHistory(MemoryStore):
+    gate: Any = None
+
+    async def history(self, run_id: str, stream: str, **kw: Any) -> HistoryPage:
+        if self.gate is not None:
+            gate, self.gate = self.gate, None
+            await gate.wait()
+        return await super().history(run_id, stream, **kw)
+
+
+async def test_redo_in_flight_while_the_verification_takes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = GatedHistory()
+
+    async def handle(batch: Batch[Any]) -> None:
+        if batch.index < 5:
+            await batch.write_text(f"{batch.index}", "x")
+        batch.complete(records=1)
+
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        await run_batches(stream, range(1500), handle)
+    (tmp_path / "3").unlink()
+    real, calls, go, seen = _verify.find_damages, [], trio.Event(), trio.Event()
+
+    async def slow(*args: Any, **kw: Any) -> Any:
+        found = await real(*args, **kw)
+        calls.append(found)
+        if found:
+            seen.set()
+            await go.wait()
+        return found
+
+    monkeypatch.setattr(_verify, "find_damages", slow)
+    async with (
+        begin(store, output_dir=tmp_path) as run,
+        run.open_stream("s") as stream,
+        trio.open_nursery() as nursery,
+    ):
+        await seen.wait()
+        store.gate = gate = trio.Event()
+
+        async def conduct() -> None:
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            go.set()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            gate.set()
+
+        nursery.start_soon(conduct)
+        await stream.redo([3], reason="x")
+    assert len(stream.progress.confirmed) == 1499
+    assert stream.progress.records == 1499
+
+
+class GatedThird(MemoryStore):
+    gate: Any = None
+    skip = 0
+
+    async def history(self, run_id: str, stream: str, **kw: Any) -> HistoryPage:
+        if self.gate is not None:
+            if self.skip:
+                self.skip -= 1
+            else:
+                gate, self.gate = self.gate, None
+                await gate.wait()
+        return await super().history(run_id, stream, **kw)
+
+
+async def test_redo_over_pages_while_the_verification_takes_one_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = GatedThird()
+
+    async def handle(batch: Batch[Any]) -> None:
+        if batch.index in (3, 1000):
+            await batch.write_text(f"{batch.index}", "x")
+        batch.complete(records=1)
+
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        await run_batches(stream, range(2600), handle)
+    (tmp_path / "1000").unlink()
+    real, go, seen = _verify.find_damages, trio.Event(), trio.Event()
+
+    async def slow(*args: Any, **kw: Any) -> Any:
+        found = await real(*args, **kw)
+        if found:
+            seen.set()
+            await go.wait()
+        return found
+
+    monkeypatch.setattr(_verify, "find_damages", slow)
+    async with (
+        begin(store, output_dir=tmp_path) as run,
+        run.open_stream("s") as stream,
+        trio.open_nursery() as nursery,
+    ):
+        await seen.wait()
+        gate = trio.Event()
+        store.gate, store.skip = gate, 2
+
+        async def conduct() -> None:
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            go.set()
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            gate.set()
+
+        nursery.start_soon(conduct)
+        await stream.redo([3, 1000], reason="x")
+    assert len(stream.progress.confirmed) == 2598
+    assert stream.progress.records == 2598
+
+
+async def test_a_new_run_that_is_fresh_is_generation_0() -> None:
+    store = MemoryStore()
+    async with begin(store, fresh=True):
+        pass
+    assert [s.generation for s in await store.list_runs()] == [0]
+
+
+async def test_the_folder_of_a_stream_may_be_that_of_the_run(tmp_path: Path) -> None:
+    async with (
+        begin("memory:", output_dir=tmp_path) as run,
+        run.open_stream("s", output_dir=".") as stream,
+    ):
+        async for batch in stream.batches(range(1)):
+            assert await batch.write_text("x", "") == "x"
+            batch.complete()
+
+
+async def test_calls_on_a_closed_run_say_the_same() -> None:
+    async with begin("memory:") as run:
+        pass
+    for call in (
+        lambda: run.add_streams([("a",)]),
+        lambda: run.phase("p").__aenter__(),
+        lambda: run.open_stream("s").__aenter__(),
+    ):
+        with pytest.raises(trio.ClosedResourceError):
+            await call()
+
+
+async def test_mass_missing_is_counted_over_the_stream_not_the_page(tmp_path: Path) -> None:
+    """11 of 1,040 outputs are missing (1 %), but they are on the last page, of 41 records."""
+    store, worked = MemoryStore(), []
+
+    async def handle(batch: Batch[Any]) -> None:
+        worked.append(batch.index)
+        await batch.write_text(f"{batch.index}", "x")
+        batch.complete()
+
+    for _ in range(2):
+        worked.clear()
+        async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+            await run_batches(stream, range(1040), handle, concurrency=1)
+        for n in range(11):
+            (tmp_path / f"{n}").unlink(missing_ok=True)
+    assert sorted(worked) == list(range(11))
+
+
+async def test_a_range_beyond_the_end_of_a_function_completes_run_batches_too() -> None:
+    async def handle(batch: Batch[Any]) -> None:
+        batch.complete()
+
+    async with begin("memory:") as run, run.open_stream("s") as stream:
+        await run_batches(stream, lambda: iter(range(3)), handle, end=99)
+    assert stream.status is Status.COMPLETE  # as `stream.batches(lambda: ..., end=99)` does

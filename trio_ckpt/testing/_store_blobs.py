@@ -1,0 +1,304 @@
+"""The clauses of the store contract about blobs that checkpoints name beyond their payloads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Awaitable, Callable
+
+from .._errors import StoreConflictError, StoreDamagedError, StoreError
+from ..abc import BlobPayload, Checkpoint, Pruned, RunKey, Store
+from ._store_case import A, B, Case, chain, expect, payload_of
+
+BLOB_BYTES = 1000
+
+
+async def _put(store: Store, payload: bytes) -> str:
+    digest = hashlib.sha256(payload).hexdigest()
+    await store.put_blob(digest, payload)
+    return digest
+
+
+async def _put_some(store: Store, count: int) -> dict[str, bytes]:
+    payloads = [os.urandom(BLOB_BYTES + n) for n in range(count)]
+    return {await _put(store, payload): payload for payload in payloads}
+
+
+def _naming(stream: str, sequence: int, *digests: str) -> Checkpoint:
+    return Checkpoint(stream, sequence, payload_of(sequence), blobs=digests)
+
+
+async def _names(case: Case, store: Store, stream: str) -> dict[int, tuple[str, ...]]:
+    """What the records of a stream name, told alike by read_run and by history."""
+    entry = await case.read_stream(store, stream)
+    page = await store.history(case.run_id, stream)
+    expect(page.records[::-1] == entry.tail, "history and read_run differ")
+    for record in entry.tail:
+        expect(record.payload == payload_of(record.sequence), "a payload differs")
+    return {record.sequence: record.blobs for record in entry.tail}
+
+
+async def _expect_there(store: Store, blobs: dict[str, bytes]) -> None:
+    for digest, payload in blobs.items():
+        try:
+            found = await store.read_blob(digest)
+        except StoreDamagedError as error:
+            raise AssertionError(f"a blob that is named is not there: {error}") from error
+        expect(found == payload, "a blob is not what was put")
+
+
+async def _expect_gone(store: Store, digest: str) -> None:
+    try:
+        await store.read_blob(digest)
+    except StoreDamagedError:
+        return
+    raise AssertionError("a blob that nobody names is still there")
+
+
+async def _expect_raised(
+    error: type[Exception], use: Callable[[], Awaitable[object]], what: str
+) -> None:
+    try:
+        found = await use()
+    except error:
+        return
+    raise AssertionError(f"{what} gave {found!r}, not {error.__name__}")
+
+
+async def attached_blobs(case: Case) -> None:
+    """A checkpoint may name blobs beyond its payload: its record tells them, and they are kept."""
+    store = await case.open()
+    async with store.lock_run(case.run_id) as owner:
+        blobs = await _put_some(store, 3)
+        names = tuple(blobs)
+        group = [
+            _naming(A, 1, *names),
+            _naming(A, 2, names[2], names[0], names[2]),
+            *chain(A, 3, 3),
+        ]
+        await case.save_all(store, RunKey(case.run_id, 0, owner), group)
+        own = hashlib.sha256(payload_of(1)).hexdigest()
+        await store.put_blob(own, payload_of(1))
+        group = [Checkpoint(B, 1, b"", own, (names[1],))]
+        await case.save_all(store, RunKey(case.run_id, 0, owner), group)
+    wanted = {1: names, 2: (names[2], names[0]), 3: ()}
+    for _ in range(2):
+        found = await _names(case, store, A)
+        expect(found == wanted, f"its records name {found}, not {wanted}")
+        found = await _names(case, store, B)
+        expect(found == {1: (names[1],)}, f"one whose payload is a blob names {found}")
+        async with store.lock_run(case.run_id):  # where what nobody names may be removed
+            pass
+        await _expect_there(store, blobs)
+        store = await case.reopen(store)
+
+
+async def attached_blobs_are_needed(case: Case) -> None:
+    """A checkpoint that names a blob that is not there fails, and with it its followers only."""
+    store = await case.open()
+    absent = hashlib.sha256(b"never put").hexdigest()
+    async with store.lock_run(case.run_id) as owner:
+        (there,) = await _put_some(store, 1)
+        bad = [_naming(A, 2, there, absent), _naming(A, 2, "no digest"), _naming(A, 2, "../x")]
+        run = RunKey(case.run_id, 0, owner)
+        await case.save_all(store, run, chain(A, 1, 1))
+        for number, one in enumerate(bad, 1):
+            group = [one, *chain(B, number, number), *chain(A, 3, 3)]
+            outcomes = await store.save(run, group)
+            kinds = [outcome if outcome is None else type(outcome) for outcome in outcomes]
+            refused = [isinstance(outcome, StoreError) for outcome in outcomes]
+            expect(refused == [True, False, True], f"naming {one.blobs} gave {kinds}")
+        await case.save_all(store, run, [_naming(A, 2, there)])
+    await case.expect_saved(await case.reopen(store), {A: 2, B: len(bad)})
+
+
+async def put_blob(case: Case) -> None:
+    """A blob is one buffer or several; what its digest does not fit is refused, not put."""
+    store = await case.open()
+    odd = memoryview(memoryview(bytes(range(96))).cast("d", (3, 4)))  # of an array, say
+    payloads: list[tuple[BlobPayload, bytes]] = [
+        (b"", b""),
+        ([], b""),
+        ([b"", memoryview(b"")], b""),
+        (b"one", b"one"),
+        ([b"one"], b"one"),
+        ([b"on", b"", memoryview(b"e tw"), odd, b"o"], b"one tw" + bytes(range(96)) + b"o"),
+        ([bytes([n % 256]) for n in range(3000)], bytes(n % 256 for n in range(3000))),
+    ]
+    async with store.lock_run(case.run_id) as owner:
+        for payload, whole in payloads:
+            digest = hashlib.sha256(whole).hexdigest()
+            for _ in range(2):
+                await store.put_blob(digest, payload)
+                await _expect_there(store, {digest: whole})
+        wrong = hashlib.sha256(b"something else").hexdigest()
+        for payload in (b"one", [b"something", b"else"]):
+
+            async def put_wrong(payload: BlobPayload = payload) -> None:
+                await store.put_blob(wrong, payload)
+
+            await _expect_raised(StoreError, put_wrong, "another blob's digest")
+        (outcome,) = await store.save(RunKey(case.run_id, 0, owner), [_naming(A, 1, wrong)])
+        expect(outcome is not None, "what was refused is there all the same")
+
+
+async def read_blob(case: Case) -> None:
+    """read_blob gives exactly the part that is asked for, without the lock, or raises."""
+    store, other = await case.open(), await case.open()
+    async with store.lock_run(case.run_id) as owner:
+        ((digest, payload),) = (await _put_some(store, 1)).items()
+        await case.save_all(store, RunKey(case.run_id, 0, owner), [_naming(A, 1, digest)])
+        end = len(payload)
+        parts = [(0, None), (0, end), (0, 1), (1, 10), (end - 1, 1), (7, None), (end, 0), (3, 0)]
+        for handle in (store, other):
+            for offset, size in parts:
+                found = await handle.read_blob(digest, offset, size)
+                wanted = payload[offset : None if size is None else offset + size]
+                expect(found == wanted, f"{size} bytes from {offset} on are other ones")
+    absent = hashlib.sha256(b"never put").hexdigest()
+    bad: list[tuple[type[Exception], str, int, int | None]] = [
+        (StoreDamagedError, digest, 0, end + 1),
+        (StoreDamagedError, digest, end, 1),
+        (StoreDamagedError, digest, end + 1, None),
+        (StoreDamagedError, digest, end + 1, 0),
+        (StoreDamagedError, absent, 0, 0),
+        (StoreError, "no digest", 0, None),
+        (ValueError, digest, -1, None),
+        (ValueError, digest, 0, -1),
+    ]
+    for error, name, offset, size in bad:
+
+        async def read(name: str = name, offset: int = offset, size: int | None = size) -> bytes:
+            return await store.read_blob(name, offset, size)
+
+        await _expect_raised(error, read, f"{size} bytes from {offset} on of {end}")
+
+
+async def drop_blobs(case: Case) -> None:
+    """drop_blobs ends the naming, not the records; what nobody else names is removed."""
+    store = await case.open()
+    async with store.lock_run(f"{case.run_id} 2") as owner:
+        theirs = await _put_some(store, 1)
+        run = RunKey(f"{case.run_id} 2", 0, owner)
+        await case.save_all(store, run, [_naming(A, 1, *theirs)])
+    async with store.lock_run(case.run_id) as owner:
+        run = RunKey(case.run_id, 0, owner)
+        blobs = await _put_some(store, 4)
+        one, two, shared, payload = blobs
+        await store.put_blob(*next(iter(theirs.items())))
+        group = [
+            _naming(A, 1, one, shared, payload, *theirs),
+            _naming(A, 2, two, shared),
+            _naming(A, 3, shared),
+            Checkpoint(B, 1, b"", payload),
+        ]
+        await case.save_all(store, run, group)
+        for stream, sequences in ((A, []), (A, [0, -1, 4, 10**30]), (B, [1]), ("?", [1])):
+            size = await store.drop_blobs(run, stream, sequences)
+            expect(size == 0, f"dropping {sequences} of {stream} frees {size} bytes")
+        size = await store.drop_blobs(run, A, [2, 1, 1, 9])
+        wanted = len(blobs[one]) + len(blobs[two])
+        expect(size == wanted, f"it frees {size} bytes, not {wanted}")
+        size = await store.drop_blobs(run, A, [1, 2])
+        expect(size == 0, f"the second time it frees {size} bytes")
+        names = {1: (), 2: (), 3: (shared,)}
+        found = await _names(case, store, A)
+        expect(found == names, f"the records name {found}, not {names}")
+        await case.save_all(store, run, chain(A, 4, 4))
+    store = await case.reopen(store)
+    found = await _names(case, store, A)
+    expect(found == names | {4: ()}, f"the records name {found} once it is opened again")
+    async with store.lock_run(case.run_id) as owner:
+        for digest in (one, two):
+            await _expect_gone(store, digest)
+        await _expect_there(store, {name: blobs[name] for name in (shared, payload)} | theirs)
+        run = RunKey(case.run_id, 0, owner)
+        size = await store.drop_blobs(run, A, [3])
+        expect(size == len(blobs[shared]), f"dropping the last name frees {size} bytes")
+    async with store.lock_run(case.run_id):
+        await _expect_gone(store, shared)
+        await _expect_there(store, {payload: blobs[payload]} | theirs)
+
+
+async def drop_is_fenced(case: Case) -> None:
+    """drop_blobs drops nothing for another owner than the newest, or another generation."""
+    store, other = await case.open(), await case.open()
+    async with store.lock_run(case.run_id) as old:
+        blobs = await _put_some(store, 1)
+        await case.save_all(store, RunKey(case.run_id, 0, old), [_naming(A, 1, *blobs)])
+        await case.save_all(store, RunKey(case.run_id, 1, old), [_naming(A, 1, *blobs)])
+    async with other.lock_run(case.run_id) as owner:
+        for handle, key in (
+            (store, RunKey(case.run_id, 1, old)),
+            (other, RunKey(case.run_id, 1, old)),
+            (other, RunKey(case.run_id, 1, owner + 1)),
+            (other, RunKey(case.run_id, 0, owner)),
+            (other, RunKey(case.run_id, 2, owner)),
+        ):
+
+            async def drop(handle: Store = handle, key: RunKey = key) -> int:
+                return await handle.drop_blobs(key, A, [1])
+
+            await _expect_raised(StoreConflictError, drop, f"dropping as {key}")
+    for generation in (0, 1):
+        entry = (await case.read(other, generation)).streams[0]
+        found = entry.tail[0].blobs
+        expect(found == tuple(blobs), f"generation {generation} names {found}")
+    await _expect_there(other, blobs)
+
+
+async def blob_about_to_be_named(case: Case) -> None:
+    """What was put and is not named yet stays, whoever drops or saves it meanwhile."""
+    store, other = await case.open(), await case.open()
+    async with store.lock_run(case.run_id) as owner, other.lock_run(f"{case.run_id} 2") as second:
+        run, run_2 = RunKey(case.run_id, 0, owner), RunKey(f"{case.run_id} 2", 0, second)
+        blobs = await _put_some(store, 1)
+        ((digest, payload),) = blobs.items()
+        await case.save_all(store, run, [_naming(A, 1, digest)])
+        for handle, key in ((store, run), (other, run_2)):
+            await handle.put_blob(digest, payload)
+            sequence = (await case.read_stream(store, A)).sequence
+            await store.drop_blobs(run, A, [sequence])
+            await _expect_there(handle, blobs)
+            outcomes = await handle.save(key, [_naming(B, 1, digest)])
+            expect(outcomes == [None], f"a blob that was put cannot be named: {outcomes}")
+            await case.save_all(store, run, [_naming(A, sequence + 1, digest)])
+        await store.drop_blobs(run, B, [1])
+        await store.drop_blobs(run, A, [3])
+        await _expect_there(other, blobs)
+        await other.drop_blobs(run_2, B, [1])
+    async with store.lock_run(case.run_id):
+        await _expect_gone(store, digest)
+
+
+async def prune_knows_attached_blobs(case: Case) -> None:
+    """prune removes attached blobs that nobody else names, and no others."""
+    store = await case.open()
+    async with store.lock_run(case.run_id) as owner:
+        blobs = await _put_some(store, 3)
+        lost, kept, dropped = blobs
+        old, run = RunKey(case.run_id, 0, owner), RunKey(case.run_id, 1, owner)
+        await case.save_all(store, old, [_naming(A, 1, lost, kept), _naming(A, 2, dropped)])
+        await store.drop_blobs(old, A, [2])
+        await case.save_all(store, run, [_naming(A, 1, kept)])
+        pruned = await store.prune(run, keep=1)
+        wanted = Pruned(1, 2, len(payload_of(1)) + len(payload_of(2)) + len(blobs[lost]))
+        expect(pruned == wanted, f"it removed {pruned}, not {wanted}")
+    store = await case.reopen(store)
+    async with store.lock_run(case.run_id):
+        await _expect_gone(store, lost)
+        await _expect_there(store, {kept: blobs[kept]})
+    found = await _names(case, store, A)
+    expect(found == {1: (kept,)}, f"the generation that was kept names {found}")
+
+
+CLAUSES = (
+    attached_blobs,
+    attached_blobs_are_needed,
+    put_blob,
+    read_blob,
+    drop_blobs,
+    drop_is_fenced,
+    blob_about_to_be_named,
+    prune_knows_attached_blobs,
+)
