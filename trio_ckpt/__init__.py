@@ -61,7 +61,12 @@ from ._errors import (
 )
 from ._export import ExportSummary as ExportSummary, export_run as export_run
 from ._groups import Summary as Summary
-from ._history import SessionView as SessionView, read_sessions as read_sessions
+from ._history import (
+    CheckpointView as CheckpointView,
+    SessionView as SessionView,
+    read_history as read_history,
+    read_sessions as read_sessions,
+)
 from ._import import import_run as import_run
 from ._loops import run_batches as run_batches
 from ._maintain import Maintenance as Maintenance, open_maintenance as open_maintenance
@@ -85,6 +90,7 @@ from ._retry import (
 )
 from ._run import Listed as Listed, Run as Run
 from ._session import Found as Found
+from ._snapshots import Snapshots as Snapshots
 from ._statistics import (
     RunStatistics as RunStatistics,
     StreamStatistics as StreamStatistics,
@@ -93,4 +99,4 @@ from ._statistics import (
 from ._stream import Stream as Stream
 from ._token import CheckpointToken as CheckpointToken, TokenState as TokenState
 from ._walk import Batches as Batches
-from .state import Frontier as Frontier
+from .state import Frontier as Frontier, StateChangedError as StateChangedError

@@ -102,6 +102,8 @@ class Batch(Generic[T]):
         token: The promise of its checkpoint, the same for all attempts.
         state: Where this attempt stands.
         staged: What will be saved with it.
+        resumed_from: The label of the snapshot that the state is of; None: it is of the
+            batch before.
     """
 
     index: int
@@ -114,6 +116,7 @@ class Batch(Generic[T]):
     state: AttemptState = AttemptState.OPEN
     staged: Staged = attrs.field(factory=Staged)
     problem: Exception | None = None  # what kept it from being saved
+    resumed_from: str | None = None
 
     # -- settling -----------------------------------------------------------------------
 

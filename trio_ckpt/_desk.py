@@ -18,6 +18,7 @@ import trio
 from ._batch import AttemptState, Batch
 from ._coordinator import CheckpointCoordinator
 from ._errors import StreamBusyError, describe_batch
+from ._keeper import StateKeeper
 from ._lane import Lane
 from ._records import CheckpointResult, Opened, Output, Record
 from ._registry import AnyToken
@@ -27,7 +28,6 @@ from ._staging import AnyPath, StreamFiles
 from ._statistics import Waiting
 from ._stop import Stop
 from ._token import CANCELLED, WITHDRAWN, Failure, TokenEvent, TokenState, move
-from .abc import StateCodec
 from .state import Frontier
 
 log = logging.getLogger("trio_ckpt.stream")
@@ -46,9 +46,7 @@ class Desk(ABC):
         tokens: The tokens of batches handed out or waiting to run again.
         failed: Batches that failed for good in this session.
         files: Its outputs.
-        state: What is captured with every batch, where there is state.
-        state_bytes: The last confirmed state.
-        is_state_saved: Whether the store has it; at first it is only what the user gave.
+        keeper: Keeps the state that is captured with every batch, where there is one.
         opened_at: Unix time, s; the first record from then on says so.
         expected: How many batches there are in all, where that is known.
         pause: Until when nothing is handed out, and why; trio's clock.
@@ -63,12 +61,9 @@ class Desk(ABC):
     stop: Stop
     retry: RetryTable
     files: StreamFiles
-    codec: StateCodec[Any] | None = None
+    keeper: StateKeeper[Any] | None = None
     frontier: Frontier[Any] | None = None
     first_index: int = 0
-    state: Any = None
-    state_bytes: bytes = b""
-    is_state_saved: bool = False
     open: dict[int, Batch[Any]] = attrs.field(factory=dict[int, Batch[Any]])
     tokens: dict[int, AnyToken] = attrs.field(factory=dict[int, AnyToken])
     failed: dict[int, Failure] = attrs.field(factory=dict[int, Failure])
@@ -104,6 +99,9 @@ class Desk(ABC):
         before = self.lane.progress.failures.get(index)
         attempt = 1 if before is None else before.attempts + 1
         batch: Batch[Any] = Batch(index, item, attempt, token, self, digest)
+        if self.keeper is not None and self.keeper.resumed_from is not None:
+            resumed_index, label = self.keeper.resumed_from
+            batch.resumed_from = label if resumed_index == index else None
         self.open[index] = batch
         self.stop.busy += 1
         return batch
@@ -159,27 +157,29 @@ class Desk(ABC):
         expected = self.expected if self.frontier is None else len(self.frontier)
         return None if expected == self.lane.progress.expected else expected
 
-    async def save_plain(self, record: Record) -> None:
+    async def save_plain(self, record: Record, blobs: tuple[str, ...] = ()) -> None:
         """Save a record of the stream that is not about a batch; see `Saver.save`."""
         opened, expected = self.new_opening(), self.new_expected()
         if opened is not None or expected is not None:
             record = msgspec.structs.replace(record, opened=opened, expected=expected)
-        await self.saver.save(self.lane, record)
+        await self.saver.save(self.lane, record, blobs)
 
     def encode_adds(self, batch: Batch[Any]) -> bytes:
         frontier = self.frontier
         return b"" if frontier is None else frontier.encode(frontier.stage(batch.staged.adds))
 
-    def capture(self) -> bytes:
-        if self.codec is None:
-            return b""
-        payload = self.codec.encode(self.state)
-        return b"" if payload == self.state_bytes and self.is_state_saved else payload
+    def taint_state(self) -> None:
+        """Take note that a failed attempt may have changed the state in memory."""
+        if self.keeper is not None:
+            self.keeper.taint()
 
-    def restore_state(self) -> None:
-        """Undo what a failed attempt did to the state in memory."""
-        if self.codec is not None:
-            self.state = self.codec.decode(self.state_bytes)
+    async def restore_state(self) -> None:
+        """Undo what a failed attempt did to the state in memory.
+
+        Cancellation: a cancellation point where arrays are read back.
+        """
+        if self.keeper is not None and self.keeper.is_tainted:
+            await self.keeper.restore()
 
     # -- the ends of tokens -------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ class Desk(ABC):
     def drop(self, batch: Batch[Any], failure: Failure) -> None:
         """End an attempt without a record: the batch runs again."""
         if batch.index in self.open:
-            self.restore_state()
+            self.taint_state()
         self.close_attempt(batch)
         self.files.release(batch.index)
         self.fail_token(batch.token, failure)
@@ -204,6 +204,8 @@ class Desk(ABC):
 
     def close(self) -> None:
         """Leave no token pending, but for those whose save is under way: they are told."""
+        if self.keeper is not None:
+            self.keeper.close()
         for batch in tuple(self.open.values()):
             if batch.state is not AttemptState.SUBMITTED:
                 self.drop(batch, CANCELLED)

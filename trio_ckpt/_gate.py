@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, cast
 
 import attrs
@@ -42,6 +43,7 @@ from ._errors import (
     TokenNeverSettledError,
     describe_batch,
 )
+from ._keeper import Saved
 from ._records import (
     CheckpointResult,
     Kind,
@@ -203,7 +205,7 @@ class Gate(Desk):
         match action:
             case Action.SAVE:
                 return await self._save_batch(batch, way)
-            case Action.SAVE_OR_REJECT if self.codec is None:
+            case Action.SAVE_OR_REJECT if self.keeper is None:
                 return await self._save_batch(batch, way)
             case Action.DECIDE | Action.GIVE_UP:
                 return await self._decide(batch, may_retry=action is Action.DECIDE)
@@ -258,6 +260,7 @@ class Gate(Desk):
             await self.files.check(staged.outputs)
             lines = await self.files.open_sinks(staged.lines) if staged.lines else ()
             adds = self.encode_adds(batch) if self.frontier is not None else b""
+            saved = None if self.keeper is None else await self.keeper.save()
             record = Record(
                 at=time.time(),
                 index=batch.index,
@@ -270,7 +273,7 @@ class Gate(Desk):
                 spent=staged.spent,
                 cursor=staged.cursor,
                 metadata=staged.metadata,
-                state=self.capture() if self.codec is not None else b"",
+                state=b"" if saved is None else saved.payload,
                 adds=adds,
                 last_index=batch.index if staged.is_last else None,
                 expected=self.new_expected(),
@@ -281,15 +284,16 @@ class Gate(Desk):
             batch.state = AttemptState.FAILED  # its checks failed, so the attempt has
             batch.staged.error = problem
             return await self._act(GATE[batch.state][way], batch, way, problem)
-        await self._save(batch, record, payload, lines, self._confirmed)
+        blobs = () if saved is None else saved.kept.blobs
+        await self._save(batch, record, payload, lines, partial(self._confirmed, saved), blobs)
         return Passed.GO_ON
 
-    def _confirmed(self, batch: Batch[Any], record: Record) -> None:
+    def _confirmed(self, saved: Saved | None, batch: Batch[Any], record: Record) -> None:
         if self.frontier is not None:
             self.frontier.fold(record.adds)
             self.frontier.finish(batch.index - self.first_index)
-        elif record.state:
-            self.state_bytes, self.is_state_saved = record.state, True
+        elif self.keeper is not None:
+            self.keeper.landed(saved, is_confirmed=True)
         self.files.release(batch.index, {output.path for output in record.outputs})
         result = CheckpointResult(
             record.outputs,
@@ -344,7 +348,7 @@ class Gate(Desk):
 
         def landed(batch: Batch[Any], _record: Record) -> None:
             self.close_attempt(batch)
-            self.restore_state()
+            self.taint_state()
             if is_final:
                 self.files.release(batch.index)
                 self.fail_token(batch.token, failure_of(error))
@@ -355,24 +359,26 @@ class Gate(Desk):
 
         record = self._record(Kind.ATTEMPT, batch, error, retryable=retryable)
         await self._save(batch, record, encode_record(record), (), landed)
+        await self.restore_state()
 
     async def _save_skip(self, batch: Batch[Any], error: BaseException | str | None) -> None:
         error = error or "it was skipped"
 
         def landed(batch: Batch[Any], _record: Record) -> None:
             self.close_attempt(batch)
-            self.restore_state()
+            self.taint_state()
             self.files.release(batch.index)
             self.lane.skipped += 1
             self.fail_token(batch.token, failure_of(error))
 
         record = self._record(Kind.SKIP, batch, error)
         await self._save(batch, record, encode_record(record), (), landed)
+        await self.restore_state()
 
     async def _save_end(self, batch: Batch[Any]) -> None:
         def landed(batch: Batch[Any], _record: Record) -> None:
             self.close_attempt(batch)
-            self.restore_state()
+            self.taint_state()
             self.files.release(batch.index)
             move(batch.token, TokenEvent.WITHDRAW, WITHDRAWN)
 
@@ -411,6 +417,7 @@ class Gate(Desk):
         payload: bytes,
         lines: tuple[tuple[AppendFile, bytes], ...],
         landed: Callable[[Batch[Any], Record], None],
+        blobs: tuple[str, ...] = (),
     ) -> None:
         """Send a record of a batch on its way and wait for the outcome."""
 
@@ -426,7 +433,7 @@ class Gate(Desk):
                     raise
 
         batch.state = AttemptState.SUBMITTED
-        checkpoint = await self.saver.encode(self.lane, payload)
+        checkpoint = await self.saver.encode(self.lane, payload, blobs)
         submission = Submission(self.lane, record, checkpoint, lines, tell)
         self.saver.submit(submission)
         await submission.wait()

@@ -14,7 +14,8 @@ import attrs
 from ._errors import UnknownRunError
 from ._progress import Progress
 from ._ranges import IndexSet
-from ._records import Kind, Record, decode_record
+from ._records import ErrorInfo, Kind, Output, Record, decode_record
+from ._totals import Number
 from ._values import RUN_STREAM, StreamKey, encode_key
 from .abc import RunView, Store
 
@@ -188,3 +189,67 @@ class Standing:
             if self._seen.add(index):  # newest first: any other of this batch was taken back
                 standing.append(StandingRecord(sequence, index, record))
         return standing
+
+
+@attrs.frozen
+class CheckpointView:
+    """One checkpoint of a stream.
+
+    Attributes:
+        sequence: Its place in the stream, from 1.
+        kind: What it says: ``batch``, ``skip``, ``attempt``, ``fail``, ``finish``, …
+        at: When it was saved; Unix time, s.
+        batch_index: Of the batch that it is about, if it is about one.
+        attempts: How often that was tried.
+        records: Produced.
+        outputs: Files, with their hashes.
+        totals: Produced, by name.
+        spent: By name.
+        metadata: Of the batch, or why it was saved.
+        error: What went wrong.
+        state_bytes: Of the state that was saved with it, where that is not in a blob.
+    """
+
+    sequence: int
+    kind: str
+    at: float
+    batch_index: int | None
+    attempts: int
+    records: int
+    outputs: tuple[Output, ...]
+    totals: Mapping[str, Number]
+    spent: Mapping[str, Number]
+    metadata: Mapping[str, Any]
+    error: ErrorInfo | None
+    state_bytes: int
+
+
+async def read_history(
+    store: Store, run_id: str, key: StreamKey, *, generation: int | None = None
+) -> AsyncGenerator[CheckpointView]:
+    """The checkpoints of a stream, newest first; nobody needs to own the run.
+
+    Raises:
+        UnknownRunError: there is no such run.
+        StoreDamagedError: one is not what was saved.
+    """
+    stored = await store.read_run(run_id, generation)
+    if stored is None:
+        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    async with aclosing(read_pages(store, run_id, stored.generation, tuple(key))) as pages:
+        async for records in pages:
+            for sequence, record in records:
+                yield CheckpointView(
+                    sequence,
+                    record.kind.name.lower(),
+                    record.at,
+                    record.index,
+                    record.attempts,
+                    record.records,
+                    record.outputs,
+                    record.totals,
+                    record.spent,
+                    record.metadata,
+                    record.error,
+                    len(record.state),
+                )

@@ -15,14 +15,16 @@ still in memory; arrays are read back from the store.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 import trio
 
 from ._errors import StoreDamagedError
-from ._records import Record
+from ._records import Kind, Record
+from ._saver import Saver
 from ._threads import run_blocking
 from .abc import Store
 from .state import (
@@ -32,7 +34,6 @@ from .state import (
     Layout,
     Plan,
     decode_frame,
-    decode_tree,
     diff_tree,
     encode_frame,
     encode_tree,
@@ -42,8 +43,7 @@ from .state import (
 )
 
 if TYPE_CHECKING:
-    from .state._arrays import ArrayEngine, Held, Stored
-    from .state._tables import Table
+    from .state._arrays import ArrayEngine, Held, Stored, Table
 
 S = TypeVar("S")
 
@@ -106,18 +106,23 @@ class StateKeeper(Generic[S]):
         is_tainted: A failed attempt has changed it.
         head: The newest state that the store has, also one of inside a batch.
         confirmed: The newest that a checkpoint of a batch, or between two, has.
+        initial: As the user gave it, where it has no arrays.
         reports: How the arrays were captured the last time, by name.
+        resumed_from: The batch, and the label of the snapshot in it, that `state` is of.
     """
 
     store: Store
+    saver: Saver
     plan: Plan[S]
     state: S
-    initial: Hold | None = None
     is_tainted: bool = False
     head: Kept | None = None
     confirmed: Kept | None = None
+    initial: Kept | None = None
     reports: dict[str, Any] = attrs.field(factory=dict[str, Any])
+    resumed_from: tuple[int, str] | None = None
     _engine: ArrayEngine | None = None
+    _saved: trio.Event | None = None
 
     # -- saving -------------------------------------------------------------------------------
 
@@ -130,12 +135,21 @@ class StateKeeper(Generic[S]):
         Cancellation: none.
         """
         flat = self.plan.flatten(self.state)
+        base = None if self.head is None or _is_long(self.head) else self.head
         if not flat.arrays:
-            return Hold(self, flat.tree, None)
-        tables = {} if self.head is None else self.head.tables
+            return Hold(self, base, flat.tree, None)
+        tables = {} if base is None else base.tables
         with trio.CancelScope(shield=True):
             held = await run_blocking(self._open_engine().hold, flat.arrays, tables)
-        return Hold(self, flat.tree, held)
+        return Hold(self, base, flat.tree, held)
+
+    async def save(self) -> Saved | None:
+        """Make a frame of the state as it is; None: nothing has changed.
+
+        A snapshot that is on its way lands first.
+        """
+        await self.wait_saved()
+        return await (await self.hold()).pack()
 
     def _open_engine(self) -> ArrayEngine:
         if self._engine is None:
@@ -143,6 +157,34 @@ class StateKeeper(Generic[S]):
 
             self._engine = ArrayEngine()
         return self._engine
+
+    # -- one at a time ------------------------------------------------------------------------
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a snapshot is on its way."""
+        return self._saved is not None
+
+    def begin_saving(self) -> None:
+        """Take note that one is."""
+        self._saved = trio.Event()
+
+    def end_saving(self) -> None:
+        """Take note that it has landed, or failed."""
+        saved, self._saved = self._saved, None
+        if saved is not None:
+            saved.set()
+
+    async def wait_saved(self) -> None:
+        """Wait until none is on its way.
+
+        Cancellation: none; a save ends in bounded time.
+        """
+        with trio.CancelScope(shield=True):
+            while self._saved is not None:
+                await self._saved.wait()
+
+    # -- what the store has -------------------------------------------------------------------
 
     def landed(self, saved: Saved | None, *, is_confirmed: bool) -> None:
         """Take note that a frame is durable; None: that of a state that had not changed."""
@@ -158,13 +200,23 @@ class StateKeeper(Generic[S]):
 
     # -- restoring ----------------------------------------------------------------------------
 
+    async def begin(self, hold: Hold) -> Saved | None:
+        """Take note of the state as the user gave it; returns what is to be saved of it.
+
+        Arrays have to be: nothing else could say later what they were.
+        """
+        if hold.held is not None:
+            return await hold.pack()
+        self.initial = self.confirmed = Kept(hold.tree, encode_tree(hold.tree), ())
+        return None
+
     def taint(self) -> None:
         """Take note that a failed attempt may have changed the state."""
-        self.is_tainted = True
+        self.is_tainted, self.resumed_from = True, None
         kept = self.confirmed
         if kept is not None and not kept.layout.views:
             self.state = self.plan.build(kept.tree, [])
-            self.head, self.is_tainted = kept, False
+            self.head, self.is_tainted = kept if kept.chain else None, False
 
     async def restore(self) -> None:
         """Make the state again what the last confirmed checkpoint says.
@@ -176,26 +228,30 @@ class StateKeeper(Generic[S]):
             self.confirmed = self.head = attrs.evolve(self.confirmed, tables=tables)
             self.is_tainted = False
 
-    async def load(self, pages: AsyncIterator[list[tuple[int, Record]]]) -> None:
+    async def load(self, pages: Callable[[], AsyncGenerator[list[tuple[int, Record]]]]) -> None:
         """Restore the state that the records of a stream end with.
+
+        Args:
+            pages: Gives its records, newest first.
 
         Raises:
             StoreDamagedError: a frame is missing or is not what was saved.
         """
-        chain = await read_chain(pages)
-        if not chain:
+        head, record = await read_chain(pages())
+        if not head or record is None:
             return
-        frames = [frame for _, frame in chain]
-        tree = tree_of(frames)
-        layout = next((frame.layout for frame in frames if frame.layout is not None), NO_ARRAYS)
-        kept = Kept(tree, encode_tree(tree), tuple(chain), layout=layout)
+        kept = _kept(head)
         self.state, tables = await self._build(kept)
         self.head = self.confirmed = attrs.evolve(kept, tables=tables)
+        if record.kind is Kind.SNAPSHOT and record.index is not None:
+            self.resumed_from = (record.index, str(record.metadata.get("label", "")))
+            chain, _ = await read_chain(pages(), with_snapshots=False)
+            self.confirmed = _kept(chain) if chain else self.initial
 
     async def _build(self, kept: Kept) -> tuple[S, dict[str, Table]]:
         if not kept.layout.views:
             return self.plan.build(kept.tree, []), {}
-        from .state._assemble import Assembly  # as above
+        from .state._arrays import Assembly  # as above
 
         frames = [frame for _, frame in kept.chain]
         assembly = Assembly(frames)
@@ -214,13 +270,21 @@ class StateKeeper(Generic[S]):
 
 @attrs.define(eq=False)
 class Hold:
-    """A state as it was at one moment."""
+    """A state as it was at one moment.
+
+    Attributes:
+        keeper: Whose.
+        base: What it is the difference to; None: it begins a chain.
+        tree: Without its arrays.
+        held: Copies of what may have changed in those.
+    """
 
     keeper: StateKeeper[Any]
+    base: Kept | None
     tree: Any
     held: Held | None
 
-    async def pack(self, *, is_full: bool = False) -> Saved | None:
+    async def pack(self) -> Saved | None:
         """Make a frame of it, its blob durable; None: nothing has changed.
 
         Raises:
@@ -228,17 +292,16 @@ class Hold:
 
         Cancellation: none.
         """
-        keeper = self.keeper
-        head = None if is_full or keeper.head is None or _is_long(keeper.head) else keeper.head
-        stored = None
+        keeper, head = self.keeper, self.base
+        stored: Stored | None = None
         if self.held is not None:
             with trio.CancelScope(shield=True):
-                stored = await run_blocking(self.held.finish)
-            keeper.reports = dict(stored.reports)
+                stored = finished = await run_blocking(self.held.finish)
+            keeper.reports = finished.reports
         encoded = encode_tree(self.tree)
         if head is not None and _is_same(head, encoded, stored):
             return None
-        if head is not None and stored is None and len(encoded) < DELTA_FROM_BYTES:
+        if stored is None and len(encoded) < DELTA_FROM_BYTES:
             head = None  # so small that a chain would cost more than it saves
         tree = encoded
         if head is not None:
@@ -251,7 +314,7 @@ class Hold:
         if size > INLINE_BYTES:
             with trio.CancelScope(shield=True):
                 blob = await run_blocking(_sha256, pieces)
-                await keeper.store.put_blob(blob, pieces)
+                await keeper.saver.put_blob(blob, pieces)
         frame = Frame(
             lineage=new_lineage() if head is None else head.chain[0][1].lineage,
             number=0 if head is None else head.chain[0][1].number + 1,
@@ -305,38 +368,78 @@ def _sha256(pieces: Sequence[bytes]) -> str:
     return hasher.hexdigest()
 
 
+def _kept(chain: Sequence[tuple[bytes, Frame]]) -> Kept:
+    frames = [frame for _, frame in chain]
+    tree = tree_of(frames)
+    layout = next((frame.layout for frame in frames if frame.layout is not None), NO_ARRAYS)
+    return Kept(tree, encode_tree(tree), tuple(chain), layout=layout)
+
+
 async def read_chain(
-    pages: AsyncIterator[list[tuple[int, Record]]],
-) -> list[tuple[bytes, Frame]]:
+    pages: AsyncGenerator[list[tuple[int, Record]]], *, with_snapshots: bool = True
+) -> tuple[list[tuple[bytes, Frame]], Record | None]:
     """The frames that a stream's state is restored from, the newest first.
 
+    Snapshots of an attempt that failed later are passed over, but for those that a later
+    frame builds on.
+
     Args:
-        pages: Its records, newest first.
+        pages: The records of the stream, newest first.
+        with_snapshots: Whether the state may be one of inside a batch.
+
+    Returns:
+        The frames, and the record of the newest; none where there is no saved state.
 
     Raises:
         StoreDamagedError: one is missing.
     """
-    chain: list[tuple[bytes, Frame]] = []
-    wanted: bytes | None = None  # the digest of the next; None: whatever is newest
-    number = 0
-    async for records in pages:
-        for _, record in records:
-            if chain and chain[-1][1].is_full:
-                return chain
-            if record.taken is not None and record.taken.resets_state and not chain:
-                return []
-            if not record.state:
-                continue
-            digest = frame_digest(record.state)
-            if wanted is not None and digest != wanted:
-                continue
-            frame = decode_frame(record.state)
-            if chain and (frame.number, frame.lineage) != (number - 1, chain[0][1].lineage):
-                raise StoreDamagedError("a saved state follows one that it does not belong to")
-            chain.append((digest, frame))
-            wanted, number = frame.parent, frame.number
-    if chain and not chain[-1][1].is_full:
+    chain = _Chain(with_snapshots)
+    async with aclosing(pages):
+        async for records in pages:
+            for _, record in records:
+                if chain.add(record):
+                    return chain.links, chain.record
+    if chain.links:
         raise StoreDamagedError(
-            f"the state that {len(chain)} saved ones build on is missing: number {number - 1}"
+            f"the state that {len(chain.links)} saved ones build on is missing: number "
+            f"{chain.links[-1][1].number - 1}"
         )
-    return chain
+    return [], None
+
+
+class _Chain:
+    """Finds the frames of a chain among records, newest first."""
+
+    def __init__(self, with_snapshots: bool) -> None:
+        self.links: list[tuple[bytes, Frame]] = []
+        self.record: Record | None = None
+        self._with_snapshots = with_snapshots
+        self._is_failed = False  # the attempt whose snapshots these are
+
+    def add(self, record: Record) -> bool:
+        """Take note of a record; whether the chain is whole."""
+        if not self.links and not self._may_begin(record):
+            return record.taken is not None and record.taken.resets_state
+        if not record.state:
+            return False
+        digest = frame_digest(record.state)
+        if not self.links:
+            self.record = record
+        elif digest != self.links[-1][1].parent:
+            return False
+        frame = decode_frame(record.state)
+        if self.links:
+            before = self.links[-1][1]
+            if (frame.number, frame.lineage) != (before.number - 1, before.lineage):
+                raise StoreDamagedError("a saved state follows one that it does not belong to")
+        self.links.append((digest, frame))
+        return frame.is_full
+
+    def _may_begin(self, record: Record) -> bool:
+        if record.kind is Kind.SNAPSHOT:
+            return self._with_snapshots and not self._is_failed
+        if record.kind in (Kind.BATCH, Kind.SAVE, Kind.REDO):
+            self._is_failed = False
+        elif record.kind in (Kind.ATTEMPT, Kind.SKIP):
+            self._is_failed = True
+        return bool(record.state)

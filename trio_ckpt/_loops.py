@@ -63,7 +63,7 @@ async def run_batches(
     walk.check_owner()
     if not 1 <= concurrency <= MAX_CONCURRENCY:
         raise ValueError(f"concurrency is between 1 and {MAX_CONCURRENCY}, not {concurrency}")
-    if concurrency > 1 and (desk.codec is not None or desk.lane.progress.cursor is not None):
+    if concurrency > 1 and (desk.keeper is not None or desk.lane.progress.cursor is not None):
         raise ValueError("a state or cursor needs batches in order: concurrency=1, or a Frontier")
     if (items is None) is (desk.frontier is None):
         raise ValueError("run_batches needs items, or a stream whose state is a Frontier")

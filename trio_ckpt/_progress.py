@@ -274,6 +274,7 @@ _APPLY = {
     Kind.SESSION: _apply_facts,
     Kind.END: _apply_facts,
     Kind.NOTE: _apply_note,
+    Kind.SNAPSHOT: _apply_note,
 }
 
 

@@ -133,6 +133,7 @@ class Kind(enum.IntEnum):
     RETRY = 9  # skipped batches and a failed stream go back to work
     NOTE = 10  # for the history; it changes nothing
     ADD = 11  # the stream is on the run's list, at a position
+    SNAPSHOT = 12  # state inside a batch that is not confirmed
 
 
 class SinkLines(msgspec.Struct, frozen=True, array_like=True):

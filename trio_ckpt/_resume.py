@@ -11,9 +11,10 @@ from typing import Any, TypeVar, cast
 import attrs
 import trio
 
-from ._errors import NotEncodableError, StreamFailedError
+from ._errors import StreamFailedError
 from ._gate import Gate
 from ._history import read_pages
+from ._keeper import StateKeeper
 from ._progress import Progress
 from ._ranges import IndexSet
 from ._records import Kind, Record, Status
@@ -23,7 +24,7 @@ from ._verify import Verifier, Verify
 from ._walk import Walk
 from .abc import Store
 from .outputs import SinkTooShortError
-from .state import Frontier, PlainCodec
+from .state import Frontier, Plan
 
 log = logging.getLogger("trio_ckpt.resume")
 
@@ -68,8 +69,8 @@ class Resume:
         else:
             await self._verify(known, nursery)
             if state is not None:
-                await self._restore_plain(state)
-        return Stream(Walk(self.desk, known, self._wait_verified), self._redo)
+                await self._restore(state)
+        return Stream(Walk(self.desk, known, self._wait_verified), self._redo, nursery)
 
     async def close(self) -> None:
         """End the verification beside the run: it has no business with a stream that is left.
@@ -176,24 +177,19 @@ class Resume:
             if record.index is not None and record.item and progress.is_done(record.index):
                 known.setdefault(record.index, record.item)
 
-    async def _restore_plain(self, state: Any) -> None:
-        desk = self.desk
-        codec = PlainCodec()
-        try:
-            saved = codec.encode(state)
-        except NotEncodableError as error:
-            raise NotEncodableError(error.path, f"{error}; a state is JSON-like") from error
-        desk.codec, desk.state = codec, state
-        if desk.lane.progress.has_state:
-            async with aclosing(self._pages()) as pages:
-                async for records in pages:
-                    newest = next((record.state for _, record in records if record.state), None)
-                    if newest is not None:
-                        saved, desk.is_state_saved = newest, True
-                        break
-        desk.state_bytes = saved
-        if desk.lane.progress.sequence > 0:
-            desk.state = codec.decode(saved)
+    async def _restore(self, state: Any) -> None:
+        """Go on from the saved state; where there is none, from what the user gave."""
+        keeper = StateKeeper(self.store, self.desk.saver, Plan.of(state), state)
+        first = await keeper.hold()  # a state that cannot be saved is refused before any work
+        if self.desk.lane.progress.has_state:
+            first.release()
+            await keeper.begin(attrs.evolve(first, held=None))
+            await keeper.load(self._pages)
+        elif (saved := await keeper.begin(first)) is not None:
+            record = Record(kind=Kind.SAVE, at=time.time(), state=saved.payload)
+            await self.desk.save_plain(record, saved.kept.blobs)
+            keeper.landed(saved, is_confirmed=True)
+        self.desk.keeper = keeper
 
 
 def retry_record(progress: Progress) -> Record | None:

@@ -37,7 +37,7 @@ from ._progress import Progress, apply, encode_progress
 from ._records import Record, encode_record
 from ._threads import WorkerThread
 from ._values import StreamKey, encode_key
-from .abc import Checkpoint, Fold, RunKey, Store
+from .abc import BlobPayload, Checkpoint, Fold, RunKey, Store
 from .outputs import AppendFile
 
 log = logging.getLogger("trio_ckpt.saver")
@@ -141,7 +141,7 @@ class Saver:
         self._lanes.append(lane)
         return lane
 
-    async def encode(self, lane: Lane, payload: bytes) -> Checkpoint:
+    async def encode(self, lane: Lane, payload: bytes, blobs: tuple[str, ...] = ()) -> Checkpoint:
         """Seal the next record of a lane; a large one is put as a blob, durably, first.
 
         The sequence number is taken when this returns: call `submit` without a
@@ -153,29 +153,42 @@ class Saver:
         Cancellation: none; a store that does not take a blob in time poisons the run.
         """
         if len(payload) < self._store.inline_limit_bytes:
-            return self._place(lane, payload)
-        return await self._place_blob(lane, payload)
+            sequence = lane.submitted + 1
+            sealed = lane.seal.close(sequence, payload)
+            return Checkpoint(lane.text, sequence, sealed, blobs=blobs)
+        return await self._place_blob(lane, payload, blobs)
 
-    def _place(self, lane: Lane, payload: bytes) -> Checkpoint:
-        sequence = lane.submitted + 1
-        return Checkpoint(lane.text, sequence, lane.seal.close(sequence, payload))
-
-    async def _place_blob(self, lane: Lane, payload: bytes) -> Checkpoint:
+    async def _place_blob(self, lane: Lane, payload: bytes, blobs: tuple[str, ...]) -> Checkpoint:
         while True:
             sequence = lane.submitted + 1
             sealed = lane.seal.close(sequence, payload)
             digest = blob_digest(sealed)
-            with trio.move_on_after(self._save_timeout_s, shield=True) as scope:
-                await self._store.put_blob(digest, sealed)
-            if scope.cancelled_caught:
-                unknown = self._unknown(f"waits for a blob since {self._save_timeout_s:g} s")
-                self._set_poison(unknown)
-                raise unknown
+            await self.put_blob(digest, sealed)
             if lane.submitted + 1 == sequence:  # nobody else of the stream came between
-                return Checkpoint(lane.text, sequence, b"", digest)
+                return Checkpoint(lane.text, sequence, b"", digest, blobs=blobs)
 
-    async def save(self, lane: Lane, record: Record) -> None:
+    async def put_blob(self, digest: str, payload: BlobPayload) -> None:
+        """Put a blob, durably; see `Store.put_blob`.
+
+        Raises:
+            StoreError: it cannot be put.
+
+        Cancellation: none; a store that does not take it in time poisons the run.
+        """
+        with trio.move_on_after(self._save_timeout_s, shield=True) as scope:
+            await self._store.put_blob(digest, payload)
+        if scope.cancelled_caught:
+            unknown = self._unknown(f"waits for a blob since {self._save_timeout_s:g} s")
+            self._set_poison(unknown)
+            raise unknown
+
+    async def save(self, lane: Lane, record: Record, blobs: tuple[str, ...] = ()) -> None:
         """Save a record that is not about a batch, and wait for it.
+
+        Args:
+            lane: Its stream.
+            record: What it says.
+            blobs: That its state names.
 
         Raises:
             NotEncodableError: a value in it cannot be encoded.
@@ -184,7 +197,10 @@ class Saver:
         Durability: when this returns it is saved.
         Cancellation: none once it is submitted.
         """
-        await self.save_all([(lane, record)])
+        checkpoint = await self.encode(lane, encode_record(record), blobs)
+        submission = Submission(lane, record, checkpoint, (), lambda _error: None)
+        self.submit(submission)
+        await submission.wait()
 
     async def save_all(self, records: Iterable[tuple[Lane, Record]]) -> None:
         """Save several records, each of which is not about a batch, in one group.

@@ -31,6 +31,7 @@ from ._progress import FailedAttempt, Progress
 from ._records import ErrorInfo, Kind, Record, Status, describe_error
 from ._redo import Redo
 from ._rescan import adopt_outputs as adopt_found, find_outputs
+from ._snapshots import Snapshots
 from ._staging import AnyPath
 from ._statistics import StreamStatistics, eta_s, rate_per_s
 from ._totals import shown
@@ -55,6 +56,7 @@ class Stream(Generic[S]):
         self,
         walk: Walk,
         redo: Redo,
+        nursery: trio.Nursery,
     ) -> None:
         desk = walk.desk
         self.key: StreamKey = desk.lane.key
@@ -62,6 +64,7 @@ class Stream(Generic[S]):
         self._desk = desk
         self._redo = redo
         self._walk = walk
+        self._nursery = nursery
         self._opened = trio.current_time()
         self._runtime_before = desk.lane.progress.runtime_s - desk.lane.open_s
 
@@ -104,13 +107,15 @@ class Stream(Generic[S]):
     def state(self) -> S:
         """What the loop needs to go on; restored on resume, saved with every batch."""
         desk = self._desk
-        return cast("S", desk.frontier if desk.frontier is not None else desk.state)
+        if desk.frontier is not None:
+            return cast("S", desk.frontier)
+        return cast("S", None if desk.keeper is None else desk.keeper.state)
 
     @state.setter
     def state(self, value: S) -> None:
-        if self._desk.codec is None:
+        if self._desk.keeper is None:
             raise TypeError("open the stream with state=... to have a state that can be set")
-        self._desk.state = value
+        self._desk.keeper.state = value
 
     def skipped(self) -> Iterator[tuple[int, Any, FailedAttempt]]:
         """The batches given up: index, item (of a frontier; else None), and what went wrong."""
@@ -307,10 +312,12 @@ class Stream(Generic[S]):
                 run_id=desk.run_id,
                 stream=self.key,
             )
-        state = desk.codec.encode(desk.state) if desk.codec is not None else b""
-        await desk.save_plain(Record(kind=Kind.SAVE, at=time.time(), cursor=cursor, state=state))
-        if desk.codec is not None:
-            desk.state_bytes, desk.is_state_saved = state, True
+        saved = None if desk.keeper is None else await desk.keeper.save()
+        state, blobs = (b"", ()) if saved is None else (saved.payload, saved.kept.blobs)
+        record = Record(kind=Kind.SAVE, at=time.time(), cursor=cursor, state=state)
+        await desk.save_plain(record, blobs)
+        if desk.keeper is not None:
+            desk.keeper.landed(saved, is_confirmed=True)
 
     async def fail(self, error: BaseException | str, *, retryable: bool = True) -> None:
         """Record that the stream failed; its block raises `StreamFailedError` at the end.
@@ -328,6 +335,35 @@ class Stream(Generic[S]):
 
     async def _save_failure(self, info: ErrorInfo) -> None:
         await self._desk.save_plain(Record(kind=Kind.FAIL, at=time.time(), error=info))
+
+    @asynccontextmanager
+    async def snapshots(self, *, every_s: float = 10.0) -> AsyncGenerator[Snapshots]:
+        """Save the state inside a batch whose body is long.
+
+        Call `Snapshots.point` where the state is sound, as often as that is; one is saved at
+        most every `every_s` seconds, beside the body.  After a crash the batch begins with the
+        state of the newest one, and `Batch.resumed_from` has its label.
+
+        Args:
+            every_s: In seconds; about a hundredth of what may be lost is a good begin.
+
+        Raises:
+            TypeError: the stream has no state, or a `Frontier`.
+            RuntimeError: no batch is open.
+
+        Cancellation: what is being saved is waited for at the end of the block.
+        """
+        self._walk.check_owner()
+        keeper, batch = self._desk.keeper, self._walk.batch
+        if keeper is None:
+            raise TypeError("open the stream with state=... to have a state to take snapshots of")
+        if batch is None or batch.index not in self._desk.open:
+            raise RuntimeError("snapshots() is for the body of a batch, and none is open")
+        snapshots = Snapshots(every_s, self._desk, keeper, batch, self._nursery)
+        try:
+            yield snapshots
+        finally:
+            await snapshots.wait()
 
     # -- back to work -------------------------------------------------------------------------
 
@@ -384,7 +420,7 @@ class Stream(Generic[S]):
         desk = self._desk
         self._walk.check_no_frontier()
         await self._walk.settle_open(Way.EXIT)
-        if desk.codec is not None or self.progress.is_ordered:
+        if desk.keeper is not None or self.progress.is_ordered:
             raise TypeError(
                 "rescan() is for streams whose batches stand alone: no state, no cursor"
             )

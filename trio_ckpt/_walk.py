@@ -115,6 +115,7 @@ class Walk:
         """
         await self.desk.wait_paused()
         await self.desk.stop.park()
+        await self.desk.restore_state()
 
     def open_source(self, items: Items[T] | None, key: Callable[[T], str] | None) -> Source[T]:
         """The source of a loop, checked against what is confirmed."""

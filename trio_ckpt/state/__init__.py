@@ -1,4 +1,18 @@
-"""What a loop needs to go on: plain values, and lists that grow while they are worked on."""
+"""What a loop needs to go on: typed state, arrays, and lists that grow while they are worked on."""
 
+from ._frame import (
+    NO_ARRAYS as NO_ARRAYS,
+    NO_PARENT as NO_PARENT,
+    Frame as Frame,
+    Layout as Layout,
+    decode_frame as decode_frame,
+    encode_frame as encode_frame,
+    frame_digest as frame_digest,
+    new_lineage as new_lineage,
+    tree_of as tree_of,
+)
 from ._frontier import Frontier as Frontier
-from ._plain import PlainCodec as PlainCodec
+from ._leaves import StateChangedError as StateChangedError
+from ._plan import Plan as Plan
+from ._tagged import decode_tree as decode_tree, encode_tree as encode_tree
+from ._tree_delta import diff_tree as diff_tree

@@ -12,14 +12,16 @@ import attrs
 import xxhash
 
 from ._arena import SLAB_BYTES, Arena
-from ._blocks import Capture, Part, Report
+from ._assemble import Assembly as Assembly
+from ._blocks import Capture, Report
 from ._buffers import Collected, collect
 from ._compress import Compressor, open_compressor
-from ._flatten import ArrayLeaf
 from ._frame import Layout, Patch
+from ._ledger import ArrayLeaf
 from ._pages import Tracker, Untracked, open_tracker
+from ._parts import Part
 from ._patches import encode_ranges
-from ._tables import Table
+from ._tables import Table as Table
 
 KEPT_SLABS = 8  # below so many free ones, parts are finished while the program is held
 

@@ -240,9 +240,12 @@ class Capture:
 
     def _fill(self, copies: list[Copy]) -> None:
         """Copy the blocks into their slabs."""
-        self._found += sum(len(copy.blocks) for copy in copies)
+        if not copies:
+            return
+        count = sum(len(copy.blocks) for copy in copies)
+        self._found += count
         self._copied_bytes += sum(copy.nbytes for copy in copies)
-        if self.rung in ("dense", "full"):
+        if copies[-1].blocks[-1] - copies[0].blocks[0] + 1 == count:
             self._fill_runs(copies)
         else:
             self._fill_scattered(copies)

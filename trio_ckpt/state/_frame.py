@@ -27,7 +27,7 @@ import msgspec
 
 from .._errors import StoreDamagedError
 from ._tagged import Tree, decode_tree
-from ._tree_delta import patch_tree
+from ._tree_patch import patch_tree
 
 FRAME_VERSION = 1
 LINEAGE_BYTES = 8

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import platform
 import struct
@@ -21,6 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ._memory import PAGE_BYTES, address_of
+
+if sys.platform == "linux":
+    import fcntl
 
 # Syscall numbers: arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h.
 _SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282, "riscv64": 282, "loongarch64": 282}

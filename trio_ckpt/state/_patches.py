@@ -9,11 +9,12 @@ import numpy.typing as npt
 
 from .._errors import StoreDamagedError
 from ._memory import Bytes
-from ._tables import BLOCK_BYTES, Indexes, count_of
+from ._tables import BLOCK_BYTES, Indexes, count_of, let_others_run
 
 Ranges = npt.NDArray[np.int64]  # rows of (offset, nbytes)
 
 _ROW = np.dtype("<u4")
+_RANGES_AT_ONCE = 1000  # applied in 500 us, in which the GIL is mostly held
 
 
 def ranges_of(blocks: Indexes, nbytes: int) -> Ranges:
@@ -73,16 +74,17 @@ def apply(target: Bytes, ranges: Ranges, chunks: Iterable[Bytes]) -> None:
         raise StoreDamagedError("changes reach outside of their buffer")
     if (start[1:] < start[:-1] + length[:-1]).any():
         raise StoreDamagedError("changes of a buffer overlap")
-    rows = iter(ranges.tolist())
+    rows = enumerate(ranges.tolist())
     at = left = 0  # of the current range
     for chunk in chunks:
         taken = 0
         while taken < chunk.nbytes:
             if not left:
-                row = next(rows, None)
-                if row is None:
+                count, (at, left) = next(rows, (0, (0, 0)))
+                if not left:
                     raise StoreDamagedError("there are more bytes than changes of a buffer")
-                at, left = row
+                if count % _RANGES_AT_ONCE == _RANGES_AT_ONCE - 1:
+                    let_others_run()
             step = min(left, chunk.nbytes - taken)
             target[at : at + step] = chunk[taken : taken + step]
             at, left, taken = at + step, left - step, taken + step

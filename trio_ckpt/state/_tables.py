@@ -83,7 +83,9 @@ class Digests:
         if not news:
             return self
         rows, known = self.rows.copy(), self.known.copy()
-        for indexes, found in news:
+        for count, (indexes, found) in enumerate(news):
+            if count % 64 == 63:
+                let_others_run()
             known[indexes] = found is not None
             if found is not None:
                 rows[indexes] = found

@@ -1,0 +1,229 @@
+"""Train a small network on handwritten digits, die at any moment, and end with the same weights.
+
+    python -m examples.train --out run [--epochs 40] [--hidden 64] [--seed 7]
+
+The data are the 1,797 digits that ship with scikit-learn, the network is NumPy.  All that
+training depends on is in one state: weights, moments, the random generator, the losses.  It is
+saved with every epoch, as the difference to the one before, and every few steps inside an epoch.
+Kill it however you like and start it again: the weights and the curve of losses are, bit for
+bit, those of a run that was never interrupted.
+
+Writes ``weights.npz`` and ``loss.png``, a plot with the points marked where a session took over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import trio
+from sklearn.datasets import load_digits
+
+import trio_ckpt
+
+Floats = npt.NDArray[np.float64]
+
+CLASSES = 10
+BATCH_SIZE = 32
+LEARNING_RATE = 0.002
+MOMENTUM, SCALE, TINY = 0.9, 0.999, 1e-8  # of Adam (Kingma and Ba, 2015)
+
+
+@attrs.define
+class TrainState:
+    """All that the next step depends on.
+
+    Attributes:
+        weights: By layer and part.
+        means: Running means of the gradients, likewise.
+        squares: Running means of their squares.
+        rng: Shuffles the digits.
+        order: Those of this epoch, shuffled.
+        step: Of this epoch.
+        steps: Of all.
+        losses: The mean loss of each epoch.
+        epoch_loss: The sum of this epoch's so far.
+    """
+
+    weights: dict[str, Floats]
+    means: dict[str, Floats]
+    squares: dict[str, Floats]
+    rng: np.random.Generator
+    order: npt.NDArray[np.int64]
+    step: int = 0
+    steps: int = 0
+    losses: list[float] = attrs.field(factory=list[float])
+    epoch_loss: float = 0.0
+
+    @classmethod
+    def new(cls, inputs: int, hidden: int, seed: int) -> TrainState:
+        """As training begins."""
+        rng = np.random.default_rng(seed)
+        weights = {
+            "hidden.weight": rng.normal(0, np.sqrt(2 / inputs), (inputs, hidden)),
+            "hidden.bias": np.zeros(hidden),
+            "output.weight": rng.normal(0, np.sqrt(2 / hidden), (hidden, CLASSES)),
+            "output.bias": np.zeros(CLASSES),
+        }
+        zeros = {name: np.zeros_like(weight) for name, weight in weights.items()}
+        return cls(
+            weights,
+            zeros,
+            {name: np.zeros_like(weight) for name, weight in weights.items()},
+            rng,
+            np.arange(0),
+        )
+
+
+def gradients(
+    weights: dict[str, Floats], images: Floats, labels: npt.NDArray[np.int64]
+) -> tuple[float, dict[str, Floats]]:
+    """The loss (cross-entropy, mean) of some digits, and its gradients.
+
+    Args:
+        weights: Of the network: one hidden layer, ReLU.
+        images: Shape (n, 64).
+        labels: Shape (n,).
+    """
+    active = np.maximum(images @ weights["hidden.weight"] + weights["hidden.bias"], 0)
+    scores = active @ weights["output.weight"] + weights["output.bias"]
+    scores -= scores.max(axis=1, keepdims=True)
+    chances = np.exp(scores)
+    chances /= chances.sum(axis=1, keepdims=True)
+    rows = np.arange(len(labels))
+    loss = float(-np.log(chances[rows, labels]).mean())
+    chances[rows, labels] -= 1
+    chances /= len(labels)
+    back = (chances @ weights["output.weight"].T) * (active > 0)
+    return loss, {
+        "hidden.weight": images.T @ back,
+        "hidden.bias": back.sum(axis=0),
+        "output.weight": active.T @ chances,
+        "output.bias": chances.sum(axis=0),
+    }
+
+
+def take_step(state: TrainState, images: Floats, labels: npt.NDArray[np.int64]) -> None:
+    """Train on the next digits of the epoch; everything changes in place."""
+    chosen = state.order[state.step * BATCH_SIZE : (state.step + 1) * BATCH_SIZE]
+    loss, found = gradients(state.weights, images[chosen], labels[chosen])
+    state.step += 1
+    state.steps += 1
+    state.epoch_loss += loss * len(chosen)
+    for name, gradient in found.items():
+        mean, square = state.means[name], state.squares[name]
+        mean += (1 - MOMENTUM) * (gradient - mean)
+        square += (1 - SCALE) * (gradient**2 - square)
+        unbiased = mean / (1 - MOMENTUM**state.steps)
+        spread = np.sqrt(square / (1 - SCALE**state.steps)) + TINY
+        state.weights[name] -= LEARNING_RATE * unbiased / spread
+
+
+async def train(
+    stream: trio_ckpt.Stream[TrainState], images: Floats, labels: npt.NDArray[np.int64], epochs: int
+) -> None:
+    """Every epoch that is left, from the step at which a killed session had its snapshot."""
+    steps = -(-len(images) // BATCH_SIZE)
+    async for batch in stream.batches(range(epochs)):
+        state = stream.state
+        if batch.resumed_from is None:
+            state.order, state.step, state.epoch_loss = state.rng.permutation(len(images)), 0, 0.0
+        async with stream.snapshots(every_s=0.05) as snapshot:
+            while state.step < steps:
+                take_step(state, images, labels)
+                await snapshot.point(f"step {state.step}")
+        state.losses.append(state.epoch_loss / len(images))
+        batch.complete(records=len(images), metadata={"loss": state.losses[-1]})
+
+
+def accuracy(state: TrainState, images: Floats, labels: npt.NDArray[np.int64]) -> float:
+    """The share of digits that are read right."""
+    weights = state.weights
+    active = np.maximum(images @ weights["hidden.weight"] + weights["hidden.bias"], 0)
+    scores = active @ weights["output.weight"] + weights["output.bias"]
+    return float((scores.argmax(axis=1) == labels).mean())
+
+
+async def resume_points(store: Path, run_id: str) -> list[int]:
+    """The epochs in which a later session took over."""
+    opened = await trio_ckpt.stores.open_store(store)
+    try:
+        sessions = await trio_ckpt.read_sessions(opened, run_id)
+        ends = [
+            checkpoint.at
+            async for checkpoint in trio_ckpt.read_history(opened, run_id, ("train",))
+            if checkpoint.kind == "batch"
+        ][::-1]
+    finally:
+        await opened.aclose()
+    return [sum(end < session.began for end in ends) for session in sessions[1:]]
+
+
+def plot(losses: Sequence[float], resumed: Sequence[int], path: Path) -> None:
+    """The curve of losses, with a mark where a session took over."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(range(1, len(losses) + 1), losses, color="tab:blue", label="loss")
+    for number, epoch in enumerate(resumed):
+        label = "resumed" if number == 0 else None
+        axes.axvline(epoch + 1, color="tab:orange", linestyle="--", label=label)
+    axes.set(xlabel="epoch", ylabel="cross-entropy", yscale="log", title="Handwritten digits")
+    axes.legend()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def digest(state: TrainState) -> str:
+    """What tells two ends of training apart."""
+    hasher = hashlib.sha256()
+    for name in sorted(state.weights):
+        hasher.update(state.weights[name].tobytes())
+    hasher.update(np.array(state.losses).tobytes())
+    return hasher.hexdigest()
+
+
+async def main(options: argparse.Namespace) -> int:
+    """Train, and leave weights and plot behind; returns the exit code."""
+    digits: Any = load_digits()
+    images: Floats = digits.data / 16
+    labels: npt.NDArray[np.int64] = digits.target
+    store = options.out / "train.ckpt"
+    config = {"hidden": options.hidden, "seed": options.seed, "epochs": options.epochs}
+    async with trio_ckpt.open_run(
+        "digits", store=store, config=config, tunable=["epochs"], output_dir=options.out
+    ) as run:
+        initial = TrainState.new(images.shape[1], options.hidden, options.seed)
+        async with run.open_stream("train", state=initial) as stream:
+            await train(stream, images, labels, options.epochs)
+            state = stream.state
+        code = run.exit_code
+    np.savez(options.out / "weights.npz", **state.weights)  # type: ignore[arg-type]  # its stub
+    plot(state.losses, await resume_points(store, "digits"), options.out / "loss.png")
+    share = accuracy(state, images, labels)
+    print(f"{len(state.losses)} epochs, loss {state.losses[-1]:.6f}, {share:.1%} of digits right")
+    print(f"digest {digest(state)}")
+    return code
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m examples.train", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--out", type=Path, required=True, help="the folder to work in")
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=7)
+    try:
+        sys.exit(trio.run(main, parser.parse_args()))
+    except trio_ckpt.RunStoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)

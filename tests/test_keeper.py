@@ -1,0 +1,360 @@
+"""State that survives: with every batch, inside long ones, whatever is killed and wherever."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+import trio
+
+import trio_ckpt
+from trio_ckpt import NotEncodableError, Run, open_run
+from trio_ckpt.abc import Store
+from trio_ckpt.state import Plan, encode_tree
+from trio_ckpt.stores import MemoryStore
+from trio_ckpt.testing import Fail, FaultyStore
+
+
+@attrs.define
+class Model:
+    weights: np.ndarray[Any, Any]
+    bias: np.ndarray[Any, Any]
+    step: int = 0
+    losses: list[float] = attrs.field(factory=list[float])
+    table: dict[str, Any] = attrs.field(factory=dict[str, Any])
+    rng: random.Random = attrs.field(factory=lambda: random.Random(5))
+    cache: list[int] = attrs.field(factory=list[int], metadata={"exclude": True})
+
+
+def new_model() -> Model:
+    return Model(np.zeros((300, 200)), np.zeros(200, np.float32))
+
+
+def step(model: Model) -> None:
+    """Change some of everything, as the model's own generator says."""
+    model.step += 1
+    rng = model.rng
+    model.losses.append(rng.random() if rng.random() < 0.9 else float("nan"))
+    for _ in range(rng.randrange(4)):
+        model.weights[rng.randrange(len(model.weights))] += rng.random()
+    if rng.random() < 0.3:
+        model.table[f"k{rng.randrange(5)}"] = [rng.random(), (1, {2, 3}), -0.0]
+    if rng.random() < 0.2:
+        model.table[f"a{rng.randrange(3)}"] = np.arange(rng.randrange(3_000), dtype=np.int16)
+    if rng.random() < 0.1:
+        model.table.pop(next(iter(model.table), ""), None)
+    if rng.random() < 0.1:
+        model.weights = np.vstack([model.weights, model.weights[:1]])
+    if rng.random() < 0.1:
+        model.bias = np.asfortranarray(model.weights[:50])
+    model.cache.append(model.step)
+
+
+def bits(model: Model) -> tuple[bytes, list[bytes]]:
+    """What tells two states apart, bit for bit."""
+    flat = Plan.of(model).flatten(model)
+    return encode_tree(flat.tree), [
+        leaf.value.tobytes() + repr((leaf.value.dtype, leaf.value.shape)).encode()
+        for leaf in flat.arrays
+    ]
+
+
+def begin(store: Store, **settings: Any) -> Any:
+    return open_run("r", store=store, handle_signals=False, **settings)
+
+
+EPOCHS = 25
+
+
+async def train(run: Run, die_after: int | None = None) -> Model:
+    async with run.open_stream("s", state=new_model()) as stream:
+        done = 0
+        async for batch in stream.batches(range(EPOCHS)):
+            step(stream.state)
+            if die_after == done:
+                raise KeyboardInterrupt
+            done += 1
+            batch.complete()
+        return stream.state
+
+
+async def uninterrupted() -> Model:
+    async with begin(MemoryStore()) as run:
+        return await train(run)
+
+
+async def test_a_run_that_is_killed_again_and_again_ends_with_the_same_state() -> None:
+    expected = bits(await uninterrupted())
+    for seed in range(5):
+        rng = random.Random(seed)
+        store = MemoryStore()
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):
+                async with begin(store) as run:
+                    model = await train(run, die_after=rng.choice([0, 1, 2, 5, None]))
+                    assert bits(model) == expected
+                    break
+            store = store.after_crash()
+
+
+async def test_a_save_that_fails_at_any_place_loses_no_acknowledged_state() -> None:
+    expected = bits(await uninterrupted())
+    for k in range(1, EPOCHS + 4):
+        store = MemoryStore()
+        with pytest.raises(trio_ckpt.StoreError):
+            async with begin(FaultyStore(store, {k: Fail()})) as run:
+                await train(run)
+        async with begin(store.after_crash()) as run:
+            assert bits(await train(run)) == expected, k
+
+
+async def test_a_failed_attempt_leaves_nothing_of_itself_in_the_state() -> None:
+    table = trio_ckpt.RetryTable((trio_ckpt.RetryRule((OSError,), backoff_s=0.0),))
+    expected = bits(await uninterrupted())
+    async with (
+        begin(MemoryStore()) as run,
+        run.open_stream("s", state=new_model(), retry=table) as stream,
+    ):
+        async for batch in stream.batches(range(EPOCHS)):
+            step(stream.state)
+            if batch.attempt < 1 + batch.index % 3:
+                stream.state.weights[:] = 7
+                batch.fail(OSError("once more"))
+                continue
+            batch.complete()
+        assert bits(stream.state) == expected
+
+
+async def test_a_skipped_batch_leaves_nothing_of_itself_in_the_state() -> None:
+    async with begin(MemoryStore()) as run, run.open_stream("s", state=new_model()) as stream:
+        async for batch in stream.batches(range(3)):
+            before = bits(stream.state)
+            step(stream.state)
+            if batch.index == 1:
+                batch.skip("no")
+                await batch_is_over(stream, before)
+            else:
+                batch.complete()
+
+
+async def batch_is_over(stream: Any, before: Any) -> None:
+    await stream.walk.settle_open(trio_ckpt._gate.Way.NEXT)  # type: ignore[attr-defined]
+    assert bits(stream.state) == before
+
+
+async def test_what_is_excluded_is_not_saved() -> None:
+    store = MemoryStore()
+    async with begin(store) as run:
+        assert (await train(run)).cache
+    async with begin(store) as run, run.open_stream("s", state=new_model()) as stream:
+        assert (stream.state.step, stream.state.cache) == (EPOCHS, [])
+
+
+async def test_a_state_that_cannot_be_saved_is_refused_before_any_work() -> None:
+    state = {"a": [1, object()]}
+    with pytest.raises(NotEncodableError, match=r"state\.a\[1\]"):
+        async with begin(MemoryStore()) as run, run.open_stream("s", state=state):
+            raise AssertionError("it was opened")
+
+
+async def test_a_leaf_that_cannot_be_saved_fails_its_batch_by_its_path() -> None:
+    async def session() -> None:
+        async with begin(MemoryStore()) as run, run.open_stream("s", state=new_model()) as stream:
+            async for batch in stream.batches(range(2)):
+                stream.state.table["bad"] = object()
+                batch.complete()
+
+    with pytest.raises(trio_ckpt.BatchFailedError, match=r"state\.table\.bad"):
+        await session()
+
+
+# -- snapshots ----------------------------------------------------------------------------------
+
+
+async def long_body(
+    run: Run, seen: list[tuple[int, str | None, int]], die_at: int | None = None
+) -> Model:
+    async with run.open_stream("s", state=new_model()) as stream:
+        async for batch in stream.batches(range(2)):
+            model = stream.state
+            seen.append((batch.index, batch.resumed_from, model.step))
+            async with stream.snapshots(every_s=1.0) as snapshot:
+                while model.step < 10 * (batch.index + 1):
+                    step(model)
+                    await snapshot.point(f"step {model.step}")
+                    await trio.sleep(0.6)
+                    if model.step == die_at:
+                        raise KeyboardInterrupt
+            batch.complete()
+        return stream.state
+
+
+async def test_a_killed_body_goes_on_with_its_newest_snapshot(autojump_clock: Any) -> None:
+    async with begin(MemoryStore()) as run:
+        expected = bits(await long_body(run, []))
+    store, seen = MemoryStore(), list[tuple[int, str | None, int]]()
+    for die_at in (4, 13, 17):
+        with pytest.raises(KeyboardInterrupt):
+            async with begin(store) as run:
+                await long_body(run, seen, die_at)
+        store = store.after_crash()
+    async with begin(store) as run:
+        assert bits(await long_body(run, seen)) == expected
+    assert seen == [
+        (0, None, 0),
+        (0, "step 3", 3),
+        (1, None, 10),
+        (1, "step 13", 13),
+        (1, "step 16", 16),
+    ]
+
+
+async def test_a_failed_attempt_discards_its_snapshots(autojump_clock: Any) -> None:
+    store = MemoryStore()
+
+    async def session() -> None:
+        async with begin(store) as run, run.open_stream("s", state={"n": 0}) as stream:
+            async for batch in stream.batches(range(3)):
+                assert (batch.resumed_from, stream.state) == (None, {"n": 0})
+                async with stream.snapshots(every_s=0.0) as snapshot:
+                    stream.state["n"] += 1
+                    await snapshot.point("here")
+                raise OSError("no")
+
+    for _ in range(2):
+        with pytest.raises(OSError, match="no"):
+            await session()
+
+
+async def test_a_snapshot_that_cannot_be_encoded_is_left_out_and_earlier_ones_stay(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+
+    async def session() -> None:
+        async with begin(store) as run, run.open_stream("s", state={"n": 0, "x": [0]}) as stream:
+            state: Any = stream.state
+            async for _batch in stream.batches(range(1)):
+                async with stream.snapshots(every_s=0.0) as snapshot:
+                    state["n"] = 1
+                    assert await snapshot.point("one")
+                    await snapshot.wait()
+                    state["n"], state["x"] = 2, [object()]
+                    assert not await snapshot.point("two")
+                    assert (snapshot.saved, snapshot.skipped) == (1, 1)
+                    raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await session()
+    assert "state.x[0]" in caplog.text
+    async with (
+        begin(store.after_crash()) as run,
+        run.open_stream("s", state={"n": 0, "x": [0]}) as stream,
+    ):
+        assert stream.state == {"n": 1, "x": [0]}
+
+
+async def test_a_snapshot_is_never_torn(autojump_clock: Any) -> None:
+    """The state holds its own sum; the loop changes it while a save is on its way."""
+    store = MemoryStore()
+
+    async def work(count: int) -> None:
+        async with (
+            begin(store) as run,
+            run.open_stream("s", state={"a": np.zeros(50_000), "sum": 0.0}) as stream,
+        ):
+            state = stream.state
+            assert float(state["a"].sum()) == state["sum"]  # type: ignore[union-attr]
+            async for _batch in stream.batches(range(10_000)):
+                async with stream.snapshots(every_s=0.0) as snapshot:
+                    for _ in range(count):
+                        state["a"] += 1.0  # type: ignore[operator]
+                        state["sum"] += 50_000.0  # type: ignore[operator]
+                        await snapshot.point()
+                raise KeyboardInterrupt
+
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            await work(30)
+        store = store.after_crash()
+
+
+def in_thread(snapshot: Any, model: Model) -> None:
+    for _ in range(5):
+        step(model)
+        snapshot.point_sync(f"step {model.step}")
+
+
+async def test_points_in_a_thread() -> None:
+    store = MemoryStore()
+
+    async def session() -> None:
+        async with begin(store) as run, run.open_stream("s", state=new_model()) as stream:
+            async for _batch in stream.batches(range(1)):
+                async with stream.snapshots(every_s=0.0) as snapshot:
+                    await trio.to_thread.run_sync(in_thread, snapshot, stream.state)
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await session()
+    async with begin(store.after_crash()) as run, run.open_stream("s", state=new_model()) as stream:
+        assert stream.state.step > 0
+
+
+# -- large arrays -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "sqlite", "json"])
+async def large_store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    kind = request.param
+    return MemoryStore() if kind == "memory" else f"{kind}:{tmp_path / 'store'}"
+
+
+def large() -> dict[str, Any]:
+    return {"a": np.random.default_rng(1).normal(size=(2_000, 300)), "n": 0}
+
+
+async def work_large(store: Store | str, epochs: int) -> tuple[float, bytes]:
+    async with begin(store) as run, run.open_stream("s", state=large()) as stream:
+        async for batch in stream.batches(range(epochs)):
+            state = stream.state
+            state["a"][batch.index :: 500] += 0.5
+            state["n"] += 1
+            if batch.index == 7:
+                state["a"] = state["a"] * 2.0
+            batch.complete()
+        return stream.state["n"], stream.state["a"].tobytes()
+
+
+async def test_large_arrays_come_back_from_every_store(large_store: Store | str) -> None:
+    expected = await work_large(MemoryStore(), 12)
+    for epochs in (3, 8, 12):
+        found = await work_large(large_store, epochs)
+    assert found == expected
+
+
+async def test_a_blob_that_was_altered_is_refused_by_name(tmp_path: Path) -> None:
+    await work_large(f"sqlite:{tmp_path / 'store'}", 2)
+    blobs = [path for path in (tmp_path / "store" / "blobs").rglob("*") if path.is_file()]
+    assert blobs
+    for path in blobs:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.chmod(0o600)
+        path.write_bytes(data)
+    with pytest.raises(trio_ckpt.StoreDamagedError, match=r"state\['a'\]|state\.a"):
+        await work_large(f"sqlite:{tmp_path / 'store'}", 3)
+
+
+async def test_chains_begin_anew_before_they_are_long() -> None:
+    store = MemoryStore()
+    async with begin(store) as run, run.open_stream("s", state=large()) as stream:
+        async for batch in stream.batches(range(120)):
+            stream.state["a"][batch.index] += 1.0
+            batch.complete()
+        assert len(stream.desk.keeper.head.chain) <= 51  # type: ignore[union-attr]

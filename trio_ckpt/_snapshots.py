@@ -1,0 +1,115 @@
+"""Snapshots: the state saved inside a batch whose body is long.
+
+A snapshot has no outputs and no totals, and progress does not move.  If the process dies in
+the body, the next session begins it with the state of the newest one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import attrs
+import trio
+
+from ._batch import Batch
+from ._errors import NotEncodableError
+from ._gate import Gate
+from ._keeper import Hold, StateKeeper
+from ._records import Kind, Record
+
+log = logging.getLogger("trio_ckpt.snapshots")
+
+MAX_LABEL_CHARS = 200
+
+
+@attrs.define(eq=False)
+class Snapshots:
+    """Saves the state of a stream inside a batch; from `Stream.snapshots`.
+
+    Attributes:
+        every_s: At most so often, in seconds of trio's clock.
+        saved: How many this block has saved.
+        skipped: How many could not be saved.
+        overhead_s: Seconds for which the body was held.
+    """
+
+    every_s: float
+    _desk: Gate
+    _keeper: StateKeeper[object]
+    _batch: Batch[object]
+    _nursery: trio.Nursery
+    saved: int = attrs.field(default=0, init=False)
+    skipped: int = attrs.field(default=0, init=False)
+    overhead_s: float = attrs.field(default=0.0, init=False)
+    _due: float = attrs.field(factory=trio.current_time, init=False)
+
+    async def point(self, label: str = "") -> bool:
+        """Save the state as it is here, if it is time; the body must not change it meanwhile.
+
+        It is copied while this is awaited, and saved beside the body.  While one is being
+        saved no other is begun: the next point after it takes the newest state.
+
+        Args:
+            label: Where in the body this is; `Batch.resumed_from` on resume.
+
+        Returns:
+            Whether one was begun.
+
+        Cancellation: always a cancellation and a schedule point; what is being copied is
+            copied.
+        """
+        if len(label) > MAX_LABEL_CHARS:
+            raise ValueError(f"a label has at most {MAX_LABEL_CHARS} characters")
+        await trio.lowlevel.checkpoint()
+        started = trio.current_time()
+        if self._keeper.is_saving or started < self._due:
+            return False
+        held_from = time.perf_counter()
+        try:
+            hold = await self._keeper.hold()
+        except NotEncodableError as error:
+            self.skipped += 1
+            self._due = started + self.every_s
+            log.warning("a snapshot of %s is left out: %s", self._where, error)
+            return False
+        self.overhead_s += time.perf_counter() - held_from
+        self._keeper.begin_saving()
+        self._nursery.start_soon(self._save, hold, label)
+        return True
+
+    def point_sync(self, label: str = "") -> bool:
+        """The same from a thread that trio has started, which waits for it."""
+        return trio.from_thread.run(self.point, label)
+
+    async def wait(self) -> None:
+        """Wait until nothing is being saved any more."""
+        await self._keeper.wait_saved()
+
+    @property
+    def _where(self) -> str:
+        return self._desk.where(self._batch.index)
+
+    async def _save(self, hold: Hold, label: str) -> None:
+        """Save one, beside the body; a failure is logged: earlier ones stay valid."""
+        try:
+            with trio.CancelScope(shield=True):
+                saved = await hold.pack()
+                if saved is not None:
+                    record = Record(
+                        kind=Kind.SNAPSHOT,
+                        at=time.time(),
+                        index=self._batch.index,
+                        attempts=self._batch.attempt,
+                        metadata={"label": label},
+                        state=saved.payload,
+                    )
+                    await self._desk.save_plain(record, saved.kept.blobs)
+                    self._keeper.landed(saved, is_confirmed=False)
+                self.saved += 1
+        except Exception as error:
+            self.skipped += 1
+            log.warning("a snapshot of %s could not be saved: %s", self._where, error)
+        finally:
+            self._due = trio.current_time() + self.every_s
+            self._keeper.end_saving()
