@@ -25,7 +25,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import trio
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 
 import trio_ckpt
 

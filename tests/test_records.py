@@ -396,8 +396,10 @@ def test_a_finished_stream_is_complete_until_it_is_opened_again() -> None:
     assert (progress.error, progress.failed_at) == (None, None)
     assert (progress.metadata, progress.last_index) == ({"loss": 1}, 0)
     progress = progress_of(batch(0), finish, Record(kind=Kind.SAVE, at=8.0, cursor="c"))
-    assert (progress.status, progress.completed_at) == (Status.INTERRUPTED, None)
+    assert (progress.status, progress.completed_at) == (Status.COMPLETE, 7.0)
     assert (progress.cursor, list(progress.confirmed)) == ("c", [0])
+    progress = progress_of(batch(0), finish, batch(1))
+    assert (progress.status, progress.completed_at) == (Status.INTERRUPTED, None)
 
 
 def test_redo_opens_holes_and_takes_back_what_the_batches_had_added() -> None:

@@ -828,7 +828,7 @@ async def test_a_lost_append_file_is_refused_unless_all_is_to_be_done_again(
         (tmp_path / "b.jsonl").unlink()
     else:
         (tmp_path / "b.jsonl").write_bytes(b"")
-    with pytest.raises(CannotRedoError, match=r"b\.jsonl.*confirmed bytes are missing"):
+    with pytest.raises(OutputsMissingError, match=r"b\.jsonl.*all \d+ confirmed bytes"):
         await append(store, tmp_path)
     assert await append(store, tmp_path, redo_missing=True) == [1, 2, 3, 4]
     assert {name: (tmp_path / name).read_bytes() for name in whole} == whole

@@ -219,7 +219,7 @@ async def test_a_sink_that_lost_confirmed_lines_is_refused(tmp_path: Path) -> No
     store = MemoryStore()
     await append_lines(store, tmp_path, 4)
     (tmp_path / "lines.jsonl").write_bytes(b"")
-    with pytest.raises(trio_ckpt.CannotRedoError, match=r"lines\.jsonl"):
+    with pytest.raises(trio_ckpt.OutputsMissingError, match=r"lines\.jsonl"):
         await append_lines(store, tmp_path, 4)
 
 

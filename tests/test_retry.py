@@ -148,7 +148,7 @@ def test_what_the_server_asks_for_pauses_the_stream(code: int) -> None:
     assert HTTP.decide(HttpError("status", code, 0), 1).pauses  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("asked", ["30", -1, float("nan"), float("inf"), [30]])
+@pytest.mark.parametrize("asked", ["soon", "-1", -1, float("nan"), float("inf"), [30]])
 def test_what_is_no_number_of_seconds_asks_for_nothing(asked: Any) -> None:
     verdict = HTTP.decide(HttpError("status", 429, asked), 1)
     assert isinstance(verdict, Again)

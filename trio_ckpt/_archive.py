@@ -5,7 +5,8 @@ Theory of operation
 
 An archive holds ``manifest.json``, the records of each stream in chunks
 (``streams/<number>/<first sequence>``: frames of sequence, length and the record, not
-sealed, because a seal binds a record to its store), and output files (``outputs/<path>``).
+sealed, because a seal binds a record to its store), the blobs that records name, each once
+(``blobs/<SHA-256>``), and output files (``outputs/<path>``).
 The manifest lists every other member with its size and SHA-256, for whoever unpacks one
 by hand.  The zip's comment is the SHA-256 of all bytes before it, so that a bit that was
 flipped anywhere, also in the headers, is found before the zip is looked into.  Neither is
@@ -43,6 +44,7 @@ FORMAT = "trio-ckpt archive"
 VERSION = 1
 MANIFEST = "manifest.json"
 OUTPUTS = "outputs/"
+BLOBS = "blobs/"
 
 MAX_MEMBERS = 500_000  # the zip's directory and the manifest hold a line for each in memory
 MAX_MANIFEST_BYTES = 2**28  # 500 bytes for each of so many members
@@ -72,11 +74,19 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class StreamPart(msgspec.Struct, frozen=True):
-    """One stream: how many records, and the first sequence of each chunk of them."""
+    """One stream of an archive.
+
+    Attributes:
+        key: Its key.
+        records: How many.
+        chunks: The first sequence of each chunk of them.
+        blobs: The sequences of the records that name blobs, and their digests.
+    """
 
     key: StreamKey
     records: int
     chunks: tuple[int, ...]
+    blobs: dict[int, tuple[str, ...]] = {}  # copied for each, see msgspec
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -112,12 +122,14 @@ class Archive:
         size_bytes: Of the file.
         manifest: What it says of itself.
         outputs: Its output files: path below the output folder -> member.
+        blobs: The blobs that its records name: digest -> member.
     """
 
     path: str
     size_bytes: int
     manifest: Manifest
     outputs: dict[str, Member]
+    blobs: dict[str, Member]
     _file: BinaryIO
     _zip: zipfile.ZipFile
     _members: dict[str, Member]
@@ -143,7 +155,8 @@ class Archive:
                 members = _check_members(opened, manifest, name)
                 _check_streams(manifest, members, name)
                 outputs = _find_outputs(manifest, name)
-                return cls(name, size, manifest, outputs, file, opened, members)
+                blobs = _find_blobs(manifest, name)
+                return cls(name, size, manifest, outputs, blobs, file, opened, members)
             except BaseException:
                 file.close()
                 raise
@@ -296,14 +309,14 @@ def _check_members(opened: zipfile.ZipFile, manifest: Manifest, path: str) -> di
 
 
 def _check_streams(manifest: Manifest, members: dict[str, Member], path: str) -> None:
-    """See that the chunks of the streams are the members that are no outputs."""
+    """See that the chunks of the streams are the members that are neither outputs nor blobs."""
     keys = {part.key for part in manifest.streams}
     names = {
         chunk_name(number, first)
         for number, part in enumerate(manifest.streams)
         for first in part.chunks
     }
-    others = {name for name in members if not name.startswith(OUTPUTS)}
+    others = {name for name in members if not name.startswith((OUTPUTS, BLOBS))}
     is_sound = all(
         part.records > 0
         and part.chunks[:1] == (1,)
@@ -330,6 +343,21 @@ def _find_outputs(manifest: Manifest, path: str) -> dict[str, Member]:
                 raise ArchiveError(f"{path!r}: {name!r} is no name of an output")
             outputs[name] = member
     return outputs
+
+
+def _find_blobs(manifest: Manifest, path: str) -> dict[str, Member]:
+    """The blobs by their digests: those that records name, all of them and no others."""
+    blobs = {member.sha256: member for member in manifest.members if member.name.startswith(BLOBS)}
+    names = {member.name for member in manifest.members if member.name.startswith(BLOBS)}
+    named: set[str] = set()
+    for part in manifest.streams:
+        for sequence, digests in part.blobs.items():
+            named.update(digests)
+            if not 1 <= sequence <= part.records or not digests:
+                raise ArchiveError(f"{path!r}: a record that is not there names blobs")
+    if names != {f"{BLOBS}{digest}" for digest in blobs} or blobs.keys() != named:
+        raise ArchiveError(f"{path!r}: its blobs are not those that its records name")
+    return blobs
 
 
 def _frames(pieces: Iterator[bytes], where: str) -> Iterator[tuple[int, bytes]]:

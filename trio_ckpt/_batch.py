@@ -78,6 +78,10 @@ class BatchHost(Protocol):
         """Raise RuntimeError where the batch cannot be taken back."""
         ...
 
+    def check_last(self, batch: Batch[Any]) -> None:
+        """Raise ValueError where the source says where the end is."""
+        ...
+
     def check_cursor(self) -> None:
         """Raise ValueError where batches are worked on side by side."""
         ...
@@ -147,12 +151,15 @@ class Batch(Generic[T]):
 
         Raises:
             NotEncodableError: a value cannot be stored; the batch stays unsettled.
-            ValueError: a `cursor` where batches are worked on side by side.
+            ValueError: a `cursor` where batches are worked on side by side; `last` where
+                the source is a list.
         """
         if self.state is not AttemptState.OPEN or not may(self.token, TokenEvent.COMPLETE):
             return False
         if isinstance(outputs, str | bytes | os.PathLike):
             raise TypeError(f"outputs is several paths, not one: [{outputs!r}]")
+        if last:
+            self._host.check_last(self)
         if cursor is not UNSET:
             self._host.check_cursor()
             check_plain(cursor, "cursor")

@@ -20,7 +20,7 @@ from ._coordinator import CheckpointCoordinator
 from ._errors import StreamBusyError, describe_batch
 from ._keeper import StateKeeper
 from ._lane import Lane
-from ._records import CheckpointResult, Opened, Output, Record
+from ._records import CheckpointResult, ErrorInfo, Opened, Output, Record
 from ._registry import AnyToken
 from ._retry import RetryTable
 from ._saver import Saver
@@ -28,6 +28,7 @@ from ._staging import AnyPath, StreamFiles
 from ._statistics import Waiting
 from ._stop import Stop
 from ._token import CANCELLED, WITHDRAWN, Failure, TokenEvent, TokenState, move
+from ._words import printable
 from .state import Frontier
 
 log = logging.getLogger("trio_ckpt.stream")
@@ -50,6 +51,7 @@ class Desk(ABC):
         opened_at: Unix time, s; the first record from then on says so.
         expected: How many batches there are in all, where that is known.
         pause: Until when nothing is handed out, and why; trio's clock.
+        failure: Why the stream was said to have failed, if it was.
         changed: Called when a token has moved.
         put_back: Called with the index of a confirmed batch that goes back to work.
     """
@@ -72,6 +74,7 @@ class Desk(ABC):
     opened_at: float = attrs.field(factory=lambda: time.time())
     expected: int | None = None
     pause: tuple[float, str] | None = None
+    failure: ErrorInfo | None = None
     changed: Callable[[], None] = lambda: None
     put_back: Callable[[int], None] = lambda _index: None
 
@@ -112,7 +115,7 @@ class Desk(ABC):
         until = trio.current_time() + for_s
         if self.pause is None or until > self.pause[0]:
             self.pause = until, reason
-            log.info("%s waits %.3g s: %s", self.where(), for_s, reason)
+            log.info("%s waits %.3g s: %s", self.where(), for_s, printable(reason))
 
     async def wait_paused(self) -> None:
         """Wait until nobody asks the stream to wait any more.
@@ -275,6 +278,13 @@ class Desk(ABC):
             raise RuntimeError(
                 "withdraw() is for batches() without a source, one at a time; "
                 f"batch {batch.index} is in the source: skip() it"
+            )
+
+    def check_last(self, batch: Batch[Any]) -> None:
+        """A list says itself where it ends."""
+        if not self.is_open_ended:
+            raise ValueError(
+                f"last=True is for batches() without a source; {batch.index} is in one"
             )
 
     def check_cursor(self) -> None:

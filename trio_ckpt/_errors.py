@@ -283,7 +283,7 @@ class OutputError(TrioCkptError):
     """Something is wrong with an output file.
 
     Attributes:
-        path: The output, relative to the run's output folder.
+        path: The output, relative to the run's output folder; empty where none is meant.
     """
 
     def __init__(
@@ -296,7 +296,7 @@ class OutputError(TrioCkptError):
         batch_index: int | None = None,
     ) -> None:
         super().__init__(
-            f"output {str(path)!r}: {problem}",
+            f"output {str(path)!r}: {problem}" if path else problem,
             run_id=run_id,
             stream=stream,
             batch_index=batch_index,

@@ -7,7 +7,8 @@ An export takes one moment: the newest record that `Store.load_run` knew of each
 What is saved later is left out, so the run may go on meanwhile.  History comes newest
 first and a page at a time; each page becomes a chunk, and the manifest lists the chunks in
 the other order.  The zip is written strictly forward: it is hashed on the way and never
-read again.
+read again.  Blobs that records name (the arrays of a state) follow the chunk in which the
+first of these is, piece by piece.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import chain
+from typing import IO
 
 import attrs
 import msgspec
 
 from ._archive import (
+    BLOBS,
     FORMAT,
     FRAME,
     MANIFEST,
@@ -44,13 +47,13 @@ from ._archive import (
     total_bytes,
 )
 from ._errors import ArchiveError, OutputError, StoreDamagedError
-from ._progress import Progress
-from ._ranges import IndexSet
-from ._records import Kind, Output, Record, Seal, decode_record, utc_now
+from ._history import Standing
+from ._records import Output, Record, Seal, decode_record, utc_now
 from ._threads import run_blocking
 from ._values import encode_key
 from .abc import Store, StoredRecord, StreamView
 from .outputs import AnyPath, NewFile, OutputDir
+from .state import decode_frame
 
 PAGE = 1_000  # records that are held at a time
 SAMPLE_BYTES = 2**16  # of a file, to see whether it becomes smaller by deflating it
@@ -102,6 +105,7 @@ async def export_run(
     Raises:
         ArchiveError: there is no such run, or it is larger than an archive takes.
         OutputError: an output is not what was confirmed, or the archive cannot be written.
+        StoreDamagedError: a record, or a blob that one names, is not what was saved.
         StoreError: the run cannot be read.
 
     Durability: the archive survives a power cut once this has returned.
@@ -159,12 +163,13 @@ class _Exporter:
     parts: list[StreamPart] = attrs.field(factory=list[StreamPart], init=False)
     _standing: dict[str, Output] = attrs.field(factory=dict[str, Output], init=False)
     _sinks: dict[str, int] = attrs.field(factory=dict[str, int], init=False)
+    _blobs: set[str] = attrs.field(factory=set[str], init=False)
 
     async def add_stream(self, stream: StreamView) -> None:
         """Write the records of a stream, up to the newest that its view knows."""
         text, number = encode_key(stream.key), len(self.parts)
         seal = self.store.seal(self.run_id, self.generation, stream.key)
-        standing = _Standing(stream.progress, self._standing)
+        standing, named = Standing(stream.progress), dict[int, tuple[str, ...]]()
         left, cursor, chunks = stream.progress.sequence, None, list[int]()
         while left:
             page = await self.store.history(
@@ -174,26 +179,59 @@ class _Exporter:
             if [stored.sequence for stored in wanted] != list(range(left, left - len(wanted), -1)):
                 raise StoreDamagedError(f"a record of {text} is missing before record {left}")
             if wanted:
-                await run_blocking(self._add_chunk, number, seal, wanted, standing)
+                sizes = await run_blocking(self._add_chunk, number, seal, wanted, standing)
+                named.update({s.sequence: s.blobs for s in wanted if s.blobs})
+                for digest in dict.fromkeys(digest for s in wanted for digest in s.blobs):
+                    if digest not in self._blobs:
+                        self._blobs.add(digest)
+                        await self._add_blob(digest, sizes.get(digest))
                 chunks.append(wanted[-1].sequence)
                 left -= len(wanted)
             cursor = page.cursor
             if left and cursor is None:
                 raise StoreDamagedError(f"record {left} of {text} is missing")
         self._sinks.update(stream.progress.sinks)
-        self.parts.append(StreamPart(stream.key, stream.progress.sequence, tuple(reversed(chunks))))
+        part = StreamPart(stream.key, stream.progress.sequence, tuple(reversed(chunks)), named)
+        self.parts.append(part)
 
     def _add_chunk(
-        self, number: int, seal: Seal, newest_first: list[StoredRecord], standing: _Standing
-    ) -> None:
+        self, number: int, seal: Seal, newest_first: list[StoredRecord], standing: Standing
+    ) -> dict[str, int]:
+        """Write a page of records; returns the sizes of the blobs of which they say them."""
         plain: list[tuple[int, bytes]] = []
+        records: list[tuple[int, Record]] = []
+        sizes: dict[str, int] = {}
         for stored in newest_first:
             payload = seal.open(stored.sequence, stored.payload)
-            standing.look_at(decode_record(payload))
+            record = decode_record(payload)
             plain.append((stored.sequence, payload))
+            records.append((stored.sequence, record))
+            if stored.blobs and record.state:
+                with suppress(StoreDamagedError):  # `verify` tells of it; it is carried as it is
+                    frame = decode_frame(record.state)
+                    sizes[frame.blob] = frame.data_bytes
+        for entry in standing.of(records):
+            self._standing.update({output.path: output for output in entry.record.outputs})
         plain.reverse()
         pieces = pack(plain)
         self.writer.add(chunk_name(number, plain[0][0]), sum(map(len, pieces)), pieces)
+        return sizes
+
+    async def _add_blob(self, digest: str, size: int | None) -> None:
+        """Write a blob piece by piece; whole if no record says how large it is."""
+        first = None if size is None else min(size, PIECE_BYTES)
+        piece = await self.store.read_blob(digest, 0, first)
+        left = (len(piece) if size is None else size) - len(piece)
+        begin, name = self.writer.begin, f"{BLOBS}{digest}"
+        async with held(await run_blocking(begin, name, left + len(piece), piece)) as entry:
+            await run_blocking(entry.write, piece)
+            while left:
+                piece = await self.store.read_blob(digest, entry.size, min(left, PIECE_BYTES))
+                await run_blocking(entry.write, piece)
+                left -= len(piece)
+            member = await run_blocking(self.writer.end, entry)
+        if member.sha256 != digest:
+            raise StoreDamagedError(f"blob {digest} is not what was saved")
 
     async def add_outputs(self, outputs: OutputDir) -> None:
         """Write the output files that stand, and the append files as far as confirmed."""
@@ -212,24 +250,6 @@ class _Exporter:
             member = self.writer.add(f"{OUTPUTS}{path}", size, pieces)
         if member.size != size or sha256 not in (None, member.sha256):
             raise OutputError(path, "is not what was confirmed; open the run to have it redone")
-
-
-@attrs.define(eq=False)
-class _Standing:
-    """The outputs of a stream that count, gathered from its records, newest first."""
-
-    progress: Progress
-    found: dict[str, Output]
-    _seen: IndexSet = attrs.field(factory=IndexSet, init=False)
-
-    def look_at(self, record: Record) -> None:
-        """Take a record's outputs if it is the one by which its batch is confirmed."""
-        index = record.index
-        if record.kind is not Kind.BATCH or index is None or index in self._seen:
-            return
-        self._seen.add(index)
-        if index in self.progress.confirmed:
-            self.found.update({output.path: output for output in record.outputs})
 
 
 def pack(records: Iterable[tuple[int, bytes]]) -> list[bytes]:
@@ -285,6 +305,26 @@ class _Sink:
         self._file.write(data)
 
 
+class _Entry:
+    """A member that is being written."""
+
+    def __init__(self, name: str, file: IO[bytes]) -> None:
+        self.name = name
+        self.size = 0
+        self.hasher = hashlib.sha256()
+        self._file = file
+
+    def write(self, piece: bytes) -> None:
+        """Write some more."""
+        self._file.write(piece)
+        self.hasher.update(piece)
+        self.size += len(piece)
+
+    def close(self) -> None:
+        """No more comes; twice is harmless."""
+        self._file.close()
+
+
 class _Writer:
     """Writes an archive, member after member, into a new file."""
 
@@ -301,20 +341,30 @@ class _Writer:
             ArchiveError: there are too many.
             OutputError: the archive cannot be written.
         """
+        rest = iter(pieces)
+        sample = _take_sample(rest)
+        with closing(self.begin(name, size, b"".join(sample))) as entry:
+            for piece in chain(sample, rest):
+                entry.write(piece)
+            return self.end(entry)
+
+    def begin(self, name: str, size: int, sample: bytes) -> _Entry:
+        """Begin a member of `size` bytes that begins like this; close it.
+
+        Raises:
+            ArchiveError: there are too many.
+        """
         if len(self._members) >= MAX_MEMBERS:
             raise ArchiveError(f"an archive takes {MAX_MEMBERS:,} files and chunks of records")
-        rest = iter(pieces)
-        begin = _take_sample(rest)
         info = zipfile.ZipInfo(name)  # of 1980: the time is in the manifest
-        info.compress_type = _fitting(b"".join(begin))
+        info.compress_type = _fitting(sample)
         info.file_size = size  # decides whether it is zip64
-        hasher, written = hashlib.sha256(), 0
-        with self._zip.open(info, "w") as member:
-            for piece in chain(begin, rest):
-                member.write(piece)
-                hasher.update(piece)
-                written += len(piece)
-        self._members.append(Member(name, written, hasher.hexdigest()))
+        return _Entry(name, self._zip.open(info, "w"))
+
+    def end(self, entry: _Entry) -> Member:
+        """The member that was begun is whole."""
+        entry.close()
+        self._members.append(Member(entry.name, entry.size, entry.hasher.hexdigest()))
         return self._members[-1]
 
     def finish(

@@ -23,7 +23,7 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
@@ -64,6 +64,7 @@ from ._token import (
     may,
     move,
 )
+from ._words import printable
 from .outputs import AppendFile, lines_digest
 
 log = logging.getLogger("trio_ckpt.gate")
@@ -184,7 +185,9 @@ class Gate(Desk):
             if way not in _LEAVING:
                 raise
             where = describe_batch(self.run_id, self.lane.key, batch.index)
-            log.error("while an exception left %s, saving failed: %s", where, problem)
+            log.error(
+                "while an exception left %s, saving failed: %s", where, printable(str(problem))
+            )
             return Passed.GO_ON
 
     def _check_confirmed(self, batch: Batch[Any]) -> None:
@@ -327,6 +330,10 @@ class Gate(Desk):
             return Passed.GO_ON
         await self._save_attempt(batch, error, is_final=True, retryable=verdict.retryable)
         failure = failure_of(error)
+        if verdict.then is Then.FAIL_STREAM:  # also if the loop's caller catches what is raised
+            self.failure = describe_error(
+                error, retryable=verdict.retryable, batch_index=batch.index
+            )
         kind = StreamFailedError if verdict.then is Then.FAIL_STREAM else BatchFailedError
         raise kind(
             failure.reason,
@@ -465,3 +472,22 @@ def way_of(error: BaseException) -> Way:
         parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
         return Way.ERROR if Way.ERROR in map(way_of, parts) else Way.CANCEL
     return Way.CANCEL if isinstance(error, outside) else Way.ERROR
+
+
+def telling(errors: Sequence[BaseException]) -> BaseException:
+    """Of several failures the one that decides what a resume may do: for good before not."""
+
+    def rank(error: BaseException) -> int:
+        if isinstance(error, BatchFailedError | StreamFailedError):
+            return 1 if error.retryable else 0
+        return 2
+
+    return min(errors, key=rank)
+
+
+def leaves_of(error: BaseException) -> list[BaseException]:
+    """The exceptions of a group, whatever groups are in it; of another one itself."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
+    return [leaf for part in parts for leaf in leaves_of(part)]

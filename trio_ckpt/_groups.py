@@ -74,7 +74,9 @@ def group_status(statuses: Iterable[Status]) -> Status:
 
 
 def failing(progress: Progress) -> int:
-    """How many batches of a stream failed and may run again."""
+    """How many batches of a stream failed and may run again by themselves."""
+    if progress.error is not None and not progress.error.retryable:
+        return 0
     last = progress.last_index
     return sum(
         index not in progress.skipped and (last is None or index <= last)

@@ -6,7 +6,10 @@ Theory of operation
 Every byte, every record and every name of the archive is looked at before the store is
 asked for anything.  Then, under the lock of the new run: output files first, since a record
 may only speak of a file that is there; then the records, sealed for their new place, in
-groups, with folds.
+groups, with folds; before each group the blobs that it names.
+
+The run's own stream gets one record more.  It says where the outputs are *here*, or that
+they are nowhere: no command may touch the files of the run that was exported.
 
 A crash between must not leave half a run that a program would take up.  A store has no
 transaction over several groups.  But it replaces folds in the transaction of a save, and
@@ -23,6 +26,9 @@ archive it is given.
 
 from __future__ import annotations
 
+import mmap
+import tempfile
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from typing import Any
@@ -34,12 +40,15 @@ import trio
 from ._archive import Archive, Member, held
 from ._errors import ArchiveError, SaveOutcomeUnknownError, StoreDamagedError
 from ._export import PAGE, ExportSummary
+from ._fresh import ARCHIVING, is_archiving, without_archiving
+from ._history import KILLED, Standing
 from ._progress import Progress, apply, encode_progress
-from ._records import Kind, Output, Record, Seal, Status, decode_record
+from ._ranges import IndexSet
+from ._records import Kind, Output, Record, Seal, Status, decode_record, encode_record
 from ._saver import DEFAULT_SAVE_TIMEOUT_S, blob_digest
 from ._threads import run_blocking
-from ._values import check_run_id, decode_key, encode_key
-from .abc import Checkpoint, Fold, RunKey, Store, StoredRun
+from ._values import RUN_STREAM, check_run_id, decode_key, encode_key
+from .abc import BlobPayload, Checkpoint, Fold, RunKey, Store, StoredRun
 from .outputs import AnyPath, OutputDir
 
 GROUP_BYTES = 16 * 2**20  # records in one save: these, or `PAGE`, whichever is less
@@ -56,8 +65,9 @@ async def import_run(
     """Take a run out of an archive and into a store.
 
     Everything in the archive is looked at before anything is saved.  Records keep their
-    sequences, times and metadata; the run gets an owner and a generation of its own.  After
-    an import that was interrupted nobody can open the run, and an import begins it afresh.
+    sequences, times and metadata, and the blobs that they name; the run gets an owner and a
+    generation of its own, and one record that says where its outputs are now.  After an
+    import that was interrupted nobody can open the run, and an import begins it afresh.
 
     Args:
         store: Where it goes.
@@ -76,7 +86,8 @@ async def import_run(
         OutputError: an output cannot be written.
         SaveOutcomeUnknownError: a save has not ended.
         StoreError: a save failed.
-        OSError: the archive cannot be read.
+        OSError: the archive cannot be read, or a blob of it not be unpacked into a temporary
+            file.
 
     Durability: the run and its outputs are durable once this has returned.
     Cancellation: a save, and the reading of the archive's seal, are waited for; then it
@@ -85,14 +96,15 @@ async def import_run(
     async with held(await run_blocking(Archive.open, path)) as archive:
         manifest = archive.manifest
         target = check_run_id(manifest.run_id if run_id is None else run_id)
-        await _check_all(archive)
+        worked_at = await _check_all(archive)
         async with store.lock_run(target) as owner:
             generation = _free_generation(store, await store.read_run(target), target)
-            outputs = 0
+            outputs, root = 0, None
             if output_dir is not None:
                 async with held(await run_blocking(OutputDir.open, output_dir)) as folder:
-                    outputs = await _import_outputs(archive, folder)
-            await _Importer(store, RunKey(target, generation, owner), archive).run()
+                    outputs, root = await _import_outputs(archive, folder), folder.root
+            run_key = RunKey(target, generation, owner)
+            await _Importer(store, run_key, archive, root, worked_at).run()
         return ExportSummary(
             path=archive.path,
             run_id=target,
@@ -125,16 +137,18 @@ def _free_generation(store: Store, stored: StoredRun | None, run_id: str) -> int
 # -- looking ------------------------------------------------------------------------------
 
 
-async def _check_all(archive: Archive) -> None:
-    """Read the whole archive, and see that it is a run.
+async def _check_all(archive: Archive) -> float | None:
+    """Read the whole archive, and see that it is a run; returns when it was last worked on.
 
     Raises:
         ArchiveError: it is not.
     """
     named: dict[str, tuple[int, str | None]] = {}
+    times: list[float] = []
     for number in range(len(archive.manifest.streams)):
         try:
-            await _check_stream(archive, number, named)
+            progress = await _check_stream(archive, number, named)
+            times += [] if progress.worked_at is None else [progress.worked_at]
         except (StoreDamagedError, ValueError, OverflowError, TypeError) as error:
             raise ArchiveError(f"{archive.path!r} has a record that is none: {error}") from error
     for path, member in archive.outputs.items():
@@ -142,23 +156,30 @@ async def _check_all(archive: Archive) -> None:
         if size != member.size or sha256 not in (None, member.sha256):
             raise ArchiveError(f"{archive.path!r}: no record speaks of output {path!r} as it is")
         await run_blocking(_read_through, archive, member)
+    for member in archive.blobs.values():
+        await run_blocking(_read_through, archive, member)
+    return max(times, default=None)
 
 
 async def _check_stream(
     archive: Archive, number: int, named: dict[str, tuple[int, str | None]]
-) -> None:
-    progress, standing = Progress(), dict[int, tuple[Output, ...]]()
+) -> Progress:
+    progress, batches, with_outputs = Progress(), list[tuple[int, Record]](), IndexSet()
     async with _groups(archive, number) as groups:
         async for group in groups:
             for sequence, _, record in group:
                 apply(progress, sequence, record)
                 if record.kind is Kind.BATCH and record.index is not None:
-                    standing[record.index] = record.outputs
+                    if record.outputs:
+                        with_outputs.add(record.index)
+                    if record.index in with_outputs:  # what it needs to know, no more is held
+                        slim = Record(at=record.at, index=record.index, outputs=record.outputs)
+                        batches.append((sequence, slim))
     encode_progress(progress)
-    for index, outputs in standing.items():
-        if index in progress.confirmed:
-            named.update({output.path: (output.size, output.sha256) for output in outputs})
+    for entry in Standing(progress).of(batches[::-1]):
+        named.update({o.path: (o.size, o.sha256) for o in entry.record.outputs})
     named.update({path: (size, None) for path, size in progress.sinks.items()})
+    return progress
 
 
 def _read_through(archive: Archive, member: Member) -> None:
@@ -236,11 +257,22 @@ def _write_output(archive: Archive, folder: OutputDir, path: str) -> None:
 
 @attrs.define(eq=False)
 class _Importer:
-    """Saves the records of an archive as a run; see the theory of operation."""
+    """Saves the records of an archive as a run; see the theory of operation.
+
+    Attributes:
+        store: Where to.
+        run_key: As which run.
+        archive: Where from.
+        output_dir: Where its outputs are now; None: nowhere.
+        worked_at: When it was last worked on.
+    """
 
     store: Store
     run_key: RunKey
     archive: Archive
+    output_dir: str | None
+    worked_at: float | None
+    _put: set[str] = attrs.field(factory=set[str], init=False)
 
     async def run(self) -> None:
         """Save everything, the true fold of the first stream last."""
@@ -262,28 +294,67 @@ class _Importer:
             through = progress.sequence
             return Fold(text, through, seal.close(-through, payload))
 
+        async def save(group: _Group, blobs: dict[int, tuple[str, ...]]) -> None:
+            for sequence, _, record in group:
+                apply(progress, sequence, record)
+            payload = _marker(progress) if is_marked else encode_progress(progress)
+            await self._save(await self._place(text, seal, group, blobs), [fold(payload)])
+
+        archiving: bool | None = None
         async with _groups(self.archive, number) as groups:
             async for group in groups:
-                for sequence, _, record in group:
-                    apply(progress, sequence, record)
-                payload = _marker(progress) if is_marked else encode_progress(progress)
-                await self._save(await self._place(text, seal, group), [fold(payload)])
+                await save(group, part.blobs)
+                if part.key == RUN_STREAM:
+                    said = [is_archiving(record) for _, _, record in group]
+                    archiving = next((word for word in said[::-1] if word is not None), archiving)
+        if part.key == RUN_STREAM:
+            moved = self._moved(progress, bool(archiving))
+            if moved is not None:
+                await save([(progress.sequence + 1, encode_record(moved), moved)], {})
         return fold(encode_progress(progress))
 
-    async def _place(self, text: str, seal: Seal, group: _Group) -> list[Checkpoint]:
+    def _moved(self, own: Progress, archiving: bool) -> Record | None:
+        """What is to be said of where the outputs are; None: what is said already is right.
+
+        It is the end of the last session once more, with the time of that.
+        """
+        facts = own.metadata
+        at = time.time() if own.updated_at is None else own.updated_at
+        if not facts:
+            return without_archiving(at) if archiving else None
+        if facts.get("output_dir") == self.output_dir and not archiving:
+            return None
+        ended = {"ended": KILLED, "at": self.worked_at, "counts": {}, **facts}
+        moved = {**ended, "output_dir": self.output_dir}
+        moved.pop(ARCHIVING, None)
+        return Record(kind=Kind.END, at=at, metadata=moved)
+
+    async def _place(
+        self, text: str, seal: Seal, group: _Group, blobs: dict[int, tuple[str, ...]]
+    ) -> list[Checkpoint]:
         """Seal records for their new place; large ones are put as blobs, durably."""
         placed: list[Checkpoint] = []
         limit = self.store.inline_limit_bytes
         for sequence, payload, sealed in await run_blocking(_seal_all, seal, group):
+            names = blobs.get(sequence, ())
+            for digest in names:
+                if digest not in self._put:
+                    member = self.archive.blobs[digest]
+                    unpacked = await run_blocking(_unpack, self.archive, member)
+                    await self._put_blob(digest, [unpacked])
+                    self._put.add(digest)
             if len(payload) < limit:
-                placed.append(Checkpoint(text, sequence, sealed))
+                placed.append(Checkpoint(text, sequence, sealed, blobs=names))
                 continue
             digest = await run_blocking(blob_digest, sealed)
-            with trio.move_on_after(DEFAULT_SAVE_TIMEOUT_S, shield=True) as scope:
-                await self.store.put_blob(digest, sealed)
-            self._need_end(scope)
-            placed.append(Checkpoint(text, sequence, b"", digest))
+            await self._put_blob(digest, sealed)
+            placed.append(Checkpoint(text, sequence, b"", digest, names))
         return placed
+
+    async def _put_blob(self, digest: str, payload: BlobPayload) -> None:
+        with trio.move_on_after(DEFAULT_SAVE_TIMEOUT_S, shield=True) as scope:
+            await self.store.put_blob(digest, payload)
+        self._need_end(scope)
 
     async def _save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
         """Save, or raise the first reason why not.
@@ -312,16 +383,36 @@ def _seal_all(seal: Seal, group: _Group) -> list[tuple[int, bytes, bytes]]:
     return [(sequence, payload, seal.close(sequence, payload)) for sequence, payload, _ in group]
 
 
+def _unpack(archive: Archive, member: Member) -> bytes | memoryview:
+    """A blob as it is to be put, not in memory: in a file that has no name."""
+    if not member.size:
+        return b""
+    with tempfile.TemporaryFile() as file, closing(archive.pieces(member)) as pieces:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
 # -- the marker ---------------------------------------------------------------------------
 
 
 def _marker(progress: Progress) -> bytes:
     """A fold that nobody takes for progress: with a status that is none."""
     plain: list[Any] = msgspec.msgpack.decode(encode_progress(Progress(progress.sequence)))
-    plain[plain.index(Status.PENDING.value)] = HALF
+    plain[_STATUS] = HALF
     return msgspec.msgpack.encode(plain)
 
 
 def _is_marker(payload: bytes) -> bool:
     plain: Any = msgspec.msgpack.decode(payload)
-    return isinstance(plain, list) and HALF in plain
+    return isinstance(plain, list) and plain[_STATUS : _STATUS + 1] == [HALF]
+
+
+def _status_place() -> int:
+    """Where in a fold the status is: that of an empty one has no other word."""
+    plain: list[Any] = msgspec.msgpack.decode(encode_progress(Progress()))
+    return plain.index(Status.PENDING.value)
+
+
+_STATUS = _status_place()

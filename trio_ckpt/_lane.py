@@ -28,7 +28,9 @@ class Lane:
         sinks: Its append files, by path.
         is_dirty: Progress has moved since the last fold.
         redone: Batches that were put back to work since the newest verification began.
+        cut_back: Append files that a rewind has cut; what is behind is in the archive.
         redo_lock: Whoever puts batches back holds it: none is taken back twice.
+        first_sequence: What `submitted` was when the session began.
         before: What other sessions had added.
         confirmed, skipped, retries: What this session has done.
         open_s: Seconds that it was open in this session, and is not any more.
@@ -42,7 +44,11 @@ class Lane:
     sinks: dict[str, AppendFile] = attrs.field(factory=dict[str, AppendFile])
     is_dirty: bool = False
     redone: IndexSet = attrs.field(factory=IndexSet, init=False)
+    cut_back: set[str] = attrs.field(factory=set[str], init=False)
     redo_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    first_sequence: int = attrs.field(
+        default=attrs.Factory(lambda lane: lane.progress.sequence, takes_self=True), init=False
+    )
     before: Added = attrs.field(
         default=attrs.Factory(lambda lane: Added.by_all(lane.progress), takes_self=True),
         init=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
@@ -10,13 +11,17 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from ._batch import AttemptState, Batch
-from ._gate import Gate, Passed, Way, way_of
+from ._errors import BatchFailedError, StreamFailedError
+from ._gate import Gate, Passed, Way, telling, way_of
 from ._ranges import IndexSet
 from ._retry import Again, RetryTable
 from ._source import Source
 from ._stream import Stream
 from ._walk import Items, Walk
+from ._words import printable
 from .outputs import Validate, Validator
+
+log = logging.getLogger("trio_ckpt.stream")
 
 T = TypeVar("T")
 
@@ -108,12 +113,27 @@ async def _run_workers(
             for _ in range(concurrency):
                 nursery.start_soon(_work, feed, handler)
     except BaseExceptionGroup as group:
-        _, failures = group.split(trio.Cancelled)
-        if failures is None or len(set(map(id, failures.exceptions))) != 1:
-            raise  # one save that fails many workers is one failure
-        alone = failures.exceptions[0]
+        alone = _one_of(group)
+        if alone is None:
+            raise
     if alone is not None:
         raise alone
+
+
+def _one_of(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """The failure that says it all: one save that fails many workers is one failure, and a
+    stream fails once, however many of its batches say so."""
+    _, failures = group.split(trio.Cancelled)
+    if failures is None:
+        return None
+    distinct = list({id(error): error for error in failures.exceptions}.values())
+    if len(distinct) == 1:
+        return distinct[0]
+    if not all(isinstance(error, BatchFailedError | StreamFailedError) for error in distinct):
+        return None
+    for error in distinct:
+        log.error("one of several: %s", printable(str(error)))
+    return telling(distinct)
 
 
 async def _work(feed: Feed[T], handler: Callable[[Batch[T]], Awaitable[None]]) -> None:

@@ -1,7 +1,10 @@
 """The manifest: every output of a complete run with its hash, in one readable file.
 
 Checkpoints are for going on; a manifest is for whoever takes over what was collected.  It
-is written whenever a run is left complete, in place of an older one.
+is written whenever a run is left complete, in place of an older one.  One that is outdated is
+moved aside: when the run is opened or left and is not complete, and before a command puts
+batches back to work.  A session that does so to a complete run and is killed leaves it until
+the next start.
 """
 
 from __future__ import annotations
@@ -168,8 +171,27 @@ def manifest_owner(outputs: OutputDir) -> str | None:
     start = b'{"format":%d,"run":' % FORMAT
     if not head.startswith(start):
         return ""
-    name, _ = json.JSONDecoder().raw_decode(head[len(start) :].decode(errors="replace"))
-    return str(name)
+    try:
+        name, _ = json.JSONDecoder().raw_decode(head[len(start) :].decode(errors="replace"))
+    except (ValueError, RecursionError):  # half a one, or a stranger's
+        return ""
+    return name if isinstance(name, str) else ""
+
+
+async def set_manifest_aside(run_key: RunKey, outputs: OutputDir) -> None:
+    """Move the run's manifest into the archive: it does not say any more what there is.
+
+    Best effort: what cannot be moved is logged, as a manifest that cannot be written is.
+
+    Durability: when this returns the move survives power loss.
+    """
+    try:
+        if await run_blocking(manifest_owner, outputs) == run_key.run_id:
+            label = f"{run_key.run_id}-{run_key.generation}-outdated"
+            await run_blocking(outputs.archive, [MANIFEST], label)
+            log.info("%s says what is so no longer: it is in the archive", MANIFEST)
+    except OutputError as error:
+        log.warning("the outdated manifest of run %r stays: %s", run_key.run_id, error)
 
 
 def is_complete(parts: Mapping[StreamKey, Progress]) -> bool:

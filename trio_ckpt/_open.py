@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import AsyncGenerator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Literal
+from typing import Any, get_args
 
 import trio
 
@@ -23,8 +23,10 @@ from ._session import OnConfigChange, Session, compare_config, look
 from ._stop import Stop, receive_signals, release_signals, take_signals
 from ._threads import run_blocking
 from ._values import check_run_id
+from ._verify import Verify
+from ._words import printable
 from .abc import RunKey, Store
-from .outputs import OutputDir
+from .outputs import ARCHIVE, OutputDir
 from .stores import open_store
 
 log = logging.getLogger("trio_ckpt.run")
@@ -42,7 +44,7 @@ async def open_run(
     tunable: Collection[str] = (),
     on_config_change: OnConfigChange = "refuse",
     output_dir: str | os.PathLike[str] | None = None,
-    verify: Literal["off", "size", "sha256"] = "size",
+    verify: Verify = "size",
     redo_missing: bool = False,
     fresh: bool = False,
     retry_failed: bool = False,
@@ -60,7 +62,7 @@ async def open_run(
         config: What the run depends on: an attrs instance or JSON-like mapping.  A resume
             with another one is refused, field by field.
         exclude: Fields of `config` that do not count.
-        tunable: Fields of `config` that may change; a change is logged.
+        tunable: Fields of `config` that may change, nested ones dotted; a change is logged.
         on_config_change: What to do when others changed: refuse, archive the run and start
             over, or go on.
         output_dir: The folder of the outputs; it is made if it is not there.
@@ -90,6 +92,18 @@ async def open_run(
     Cancellation: completed batches are saved before it takes effect.
     """
     check_run_id(run_id)
+    for name, value, choices in (
+        ("on_config_change", on_config_change, get_args(OnConfigChange)),
+        ("verify", verify, get_args(Verify)),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} is one of {', '.join(choices)}, not {value!r}")
+    for name, seconds in (("grace_s", grace_s), ("save_timeout_s", save_timeout_s)):
+        if not seconds >= 0:
+            raise ValueError(f"{name} is a number of seconds, not {seconds!r}")
+    for name, fields in (("exclude", exclude), ("tunable", tunable)):
+        if isinstance(fields, str):
+            raise TypeError(f"{name} is several names of fields, not one: [{fields!r}]")
     plain = canonical_config(config, exclude)
     async with AsyncExitStack() as stack:
         if not isinstance(store, Store):
@@ -118,6 +132,8 @@ async def open_run(
         )
         found = look(view)
         log.info("run %r: %s", run_id, found)
+        if found.sessions == 0 and not fresh and outputs is not None:
+            await _warn_of_strangers(outputs)
         if found.was_killed and outputs is not None:
             await _remove_orphans(outputs)
         session = Session(
@@ -209,6 +225,18 @@ def _background_failure(
 async def _close_store(store: Store) -> None:
     with trio.CancelScope(shield=True):
         await store.aclose()
+
+
+async def _warn_of_strangers(outputs: OutputDir) -> None:
+    """Say that a new run finds files: its store may have been lost."""
+    strangers = sorted(set(await run_blocking(os.listdir, outputs.root)) - {ARCHIVE})
+    if strangers:
+        log.warning(
+            "the run is new, and %d names are in its output folder already, such as %s: outputs of "
+            "the same names take their place; if a store was lost, Stream.rescan adopts them",
+            len(strangers),
+            printable(strangers[0]),
+        )
 
 
 async def _remove_orphans(outputs: OutputDir) -> None:

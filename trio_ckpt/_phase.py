@@ -18,6 +18,7 @@ from ._gate import Way, way_of
 from ._lane import Lane
 from ._records import ErrorInfo, Kind, Opened, Record, Status, describe_error
 from ._saver import Saver
+from ._words import printable
 
 log = logging.getLogger("trio_ckpt.run")
 
@@ -58,6 +59,10 @@ async def open_phase(saver: Saver, lane: Lane) -> AsyncGenerator[Phase]:
                 try:
                     await saver.save(lane, failure)
                 except Exception as problem:
-                    log.error("phase %r failed, and saving that failed: %s", phase.name, problem)
+                    log.error(
+                        "phase %r failed, and saving that failed: %s",
+                        phase.name,
+                        printable(str(problem)),
+                    )
         raise
     await saver.save(lane, Record(kind=Kind.FINISH, at=time.time()))

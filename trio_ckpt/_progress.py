@@ -58,6 +58,7 @@ class Progress:
         opened_at: The last time it was; Unix time, s.
         worked_at: When it was last worked on, which putting batches back is not.
         earlier_s: Seconds that it was worked on before `opened_at`, downtime left out.
+        done: Batches that are confirmed or skipped.
     """
 
     sequence: int = 0
@@ -89,6 +90,12 @@ class Progress:
     opened_at: float | None = None
     worked_at: float | None = None
     earlier_s: float = 0.0
+    done: IndexSet = attrs.field(
+        init=False,
+        eq=False,
+        repr=False,
+        default=attrs.Factory(lambda self: self.confirmed.union(self.skipped), takes_self=True),
+    )
 
     @property
     def runtime_s(self) -> float:
@@ -114,14 +121,11 @@ class Progress:
 
     def is_done(self, index: int) -> bool:
         """Whether nothing is left to do for a batch."""
-        return index in self.confirmed or index in self.skipped
+        return index in self.done
 
     def first_left(self, start: int) -> int:
         """The least index >= `start` that is neither confirmed nor skipped."""
-        index = self.confirmed.first_missing(start)
-        while index in self.skipped:
-            index = self.confirmed.first_missing(self.skipped.first_missing(index))
-        return index
+        return self.done.first_missing(start)
 
     def covers(self, start: int, stop: int) -> bool:
         """Whether nothing is left to do in ``range(start, stop)``."""
@@ -169,6 +173,7 @@ def _apply_batch(progress: Progress, record: Record) -> None:
     _open(progress)
     index = _index(record)
     progress.confirmed.add(index)
+    progress.done.add(index)
     progress.skipped.discard(index)
     progress.failures.pop(index, None)
     progress.records += record.records
@@ -187,6 +192,7 @@ def _apply_skip(progress: Progress, record: Record) -> None:
     _open(progress)
     index = _index(record)
     progress.skipped.add(index)
+    progress.done.add(index)
     progress.failures[index] = FailedAttempt(record.attempts, record.error)
 
 
@@ -199,7 +205,6 @@ def _apply_fail(progress: Progress, record: Record) -> None:
     if record.index is not None:
         progress.failures[record.index] = FailedAttempt(record.attempts, record.error)
     progress.status, progress.error, progress.failed_at = Status.FAILED, record.error, record.at
-    progress.last_index = None  # what has failed is not known to have come to its end
 
 
 def _apply_finish(progress: Progress, record: Record) -> None:
@@ -211,7 +216,8 @@ def _apply_finish(progress: Progress, record: Record) -> None:
 
 
 def _apply_save(progress: Progress, record: Record) -> None:
-    _open(progress)
+    if progress.status is not Status.COMPLETE or record.adds or record.last_index is not None:
+        _open(progress)
     if record.last_index is not None:  # a batch was withdrawn: it was none
         progress.last_index = record.last_index
 
@@ -236,6 +242,7 @@ def _put_back(progress: Progress, record: Record) -> None:
     progress.confirmed.subtract(indexes)
     progress.skipped.subtract(indexes)
     progress.adopted.subtract(indexes)
+    progress.done.subtract(indexes)
     for index in [index for index in progress.failures if index in indexes]:
         del progress.failures[index]
 

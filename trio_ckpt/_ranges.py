@@ -137,6 +137,18 @@ class IndexSet:
         self._count -= 1
         return True
 
+    def union(self, other: IndexSet) -> IndexSet:
+        """Those of both."""
+        both = IndexSet()
+        for start, stop in sorted([*self.intervals(), *other.intervals()]):
+            if both._stops and start <= both._stops[-1]:
+                both._stops[-1] = max(stop, both._stops[-1])
+            else:
+                both._starts.append(start)
+                both._stops.append(stop)
+        both._count = sum(stop - start for start, stop in both.intervals())
+        return both
+
     def after(self, index: int) -> IndexSet:
         """Those that are greater than `index`."""
         later = self.copy()

@@ -30,8 +30,10 @@ from ._lane import Lane
 from ._ranges import IndexSet
 from ._records import Kind, Output, Record, SinkLines, Taken
 from ._saver import Saver
+from ._staging import Claims
 from ._threads import run_blocking
 from ._totals import ExactSum, add_amounts, encode_sums
+from ._words import printable
 from .abc import Store
 from .outputs import OutputDir, keep_tail
 
@@ -77,12 +79,14 @@ class Redo:
         saver: Saves.
         lane: The stream.
         outputs: Where its outputs are; None: they are left alone.
+        claims: Whose each name is, where the run is open.
     """
 
     store: Store
     saver: Saver
     lane: Lane
     outputs: OutputDir | None
+    claims: Claims = attrs.field(factory=dict[str, tuple[str, int]])
 
     async def redo(self, indexes: Collection[int], reason: str) -> None:
         """Put single batches back to work, confirmed or skipped ones.
@@ -105,9 +109,9 @@ class Redo:
         if progress.is_ordered:
             first = next(iter(wanted), None)
             raise CannotRedoError(
-                f"batch {first}",
-                "cannot be redone alone, because later batches build on it; rewind the stream to "
-                "the batch before it",
+                "",
+                f"batch {first} cannot be redone alone, because later ones build on it; rewind the "
+                "stream to before it",
                 run_id=self.saver.run_key.run_id,
                 stream=self.lane.key,
                 batch_index=first,
@@ -135,10 +139,7 @@ class Redo:
 
     async def _rewind(self, to: int, reason: str) -> IndexSet:
         progress = self.lane.progress
-        done = progress.confirmed.copy()
-        for index in progress.skipped:
-            done.add(index)
-        wanted = done.after(to)
+        wanted = progress.done.after(to)
         if not wanted:
             return wanted
         taking, oldest = Taking(), 0
@@ -232,7 +233,7 @@ class Redo:
                 return False
             taking = Taking()
             taking.add(index, entry.record)
-            await self._set_aside(entry.record.outputs)
+            await self._set_aside(index, entry.record.outputs)
             await self._save(taking, {"path": path, "reason": reason})
             return True
 
@@ -249,7 +250,7 @@ class Redo:
 
     async def _take_back(self, taking: Taking, reason: str, **fields: Any) -> None:
         where = describe_batch(self.saver.run_key.run_id, self.lane.key, None)
-        log.info("%s: batches %s go back to work: %s", where, taking.indexes, reason)
+        log.info("%s: batches %s go back to work: %s", where, taking.indexes, printable(reason))
         await self._save(taking, {"reason": reason}, **fields)
         with trio.CancelScope(shield=True):
             await self._archive(taking.confirmed)
@@ -280,6 +281,7 @@ class Redo:
         await self.saver.save(lane, record)
         for at in taking.indexes:
             lane.redone.add(at)
+        lane.cut_back.update(taking.lines)
         for path in taking.lines:  # shorter now: it is opened anew where it ends
             if path in lane.sinks:
                 lane.sinks.pop(path).close()
@@ -298,7 +300,7 @@ class Redo:
                 entries = standing.of(records)
                 left -= len(entries)
                 for entry in entries:
-                    await self._set_aside(entry.record.outputs)
+                    await self._set_aside(entry.index, entry.record.outputs)
                 if left <= 0:
                     break
 
@@ -307,10 +309,14 @@ class Redo:
         key = self.saver.run_key
         return f"{key.run_id}-{key.generation}-redo"
 
-    async def _set_aside(self, outputs: tuple[Output, ...]) -> None:
-        if self.outputs is not None and outputs:
-            paths = [output.path for output in outputs]
+    async def _set_aside(self, index: int, outputs: tuple[Output, ...]) -> None:
+        """Move the outputs of a batch, but for names that are another's by now."""
+        owner = (self.lane.text, index)
+        paths = [o.path for o in outputs if self.claims.get(o.path, owner) == owner]
+        if self.outputs is not None and paths:
             await run_blocking(self.outputs.archive, paths, self._label)
+            for path in paths:
+                self.claims.pop(path, None)
 
     async def _keep_tails(self, lines: dict[str, int]) -> None:
         """Copy the lines that are about to be cut off into the archive."""

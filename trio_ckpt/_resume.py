@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import attrs
 import trio
 
-from ._errors import StreamFailedError
+from ._errors import OutputsMissingError, StreamFailedError
 from ._gate import Gate
 from ._history import read_pages
 from ._keeper import StateKeeper
@@ -52,7 +52,7 @@ class Resume:
 
     def __attrs_post_init__(self) -> None:
         desk = self.desk
-        self._redo = Redo(self.store, desk.saver, desk.lane, desk.files.root)
+        self._redo = Redo(self.store, desk.saver, desk.lane, desk.files.root, desk.files.claims)
 
     async def open(self, state: S | None, nursery: trio.Nursery) -> Stream[S]:
         """Read what was saved, verify it, restore the state.
@@ -115,7 +115,13 @@ class Resume:
         """Go on before the lines that are missing, unless the file itself is in doubt."""
         path, size = error.path, self.desk.lane.progress.sinks[error.path]
         if error.missing_bytes == size and not self.settings.redo_missing:
-            raise error
+            raise OutputsMissingError(
+                path,
+                f"all {size} confirmed bytes of the append file are missing: is this the right "
+                "output folder? redo_missing=True does their batches again",
+                run_id=self.desk.run_id,
+                stream=self.desk.lane.key,
+            ) from error
         await self._redo.rewind_shortened(path, size - error.missing_bytes)
 
     def _pages(self) -> AsyncGenerator[list[tuple[int, Record]]]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import enum
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import cast
 
 import attrs
 import trio
@@ -106,11 +109,22 @@ class RetryTable:
 
     def decide(self, error: BaseException, attempts: int) -> Again | GiveUp:
         """Say what becomes of a batch that has failed `attempts` times, with `error` now."""
+        error = _alone(error)
         for rule in self.rules:
             if rule.matches(error):
                 again = rule.again(error, attempts) if attempts < rule.attempts else None
                 return again or GiveUp(rule.then, rule.retryable)
         return GiveUp(Then.FAIL)
+
+
+def _alone(error: BaseException) -> BaseException:
+    """The one exception in groups of one, such as a nursery makes."""
+    while isinstance(error, BaseExceptionGroup):
+        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        if len(parts) != 1:
+            return error
+        error = parts[0]
+    return error
 
 
 NO_RETRIES = RetryTable()
@@ -125,6 +139,7 @@ def http_retries(
     *,
     status_of: Callable[[BaseException], int | None] | None = None,
     retry_after: Callable[[BaseException], float | None] | None = None,
+    errors: tuple[type[BaseException], ...] = (),
     attempts: int = 5,
     backoff_s: float = 1.0,
     max_backoff_s: float = 60.0,
@@ -142,13 +157,17 @@ def http_retries(
         status_of: Reads the status code from an exception; default: its ``status_code`` or
             ``status``, or that of its ``response``, where that is an int.
         retry_after: Reads the seconds of Retry-After (RFC 9110, section 10.2.3) from it;
-            default: its ``retry_after``, where that is a number.
+            default: its ``retry_after``, or that header of its ``response``: a number, or a
+            text as servers send it, seconds or a date.
+        errors: What else means a timeout or a broken connection: the exceptions of the
+            library that makes the requests.
         attempts: How often a batch is tried in all.
         backoff_s: As for `RetryRule`.
         max_backoff_s: As for `RetryRule`.
     """
     status_of = status_of or _status_of
     retry_after = retry_after or _retry_after
+    broken: tuple[type[BaseException], ...] = (*NETWORK_ERRORS, *errors)
 
     def status(error: BaseException) -> int:
         return status_of(error) or 0
@@ -173,7 +192,7 @@ def http_retries(
             ),
             RetryRule(
                 (Exception,),
-                when=lambda e: isinstance(e, NETWORK_ERRORS) or status(e) >= SERVER_ERROR,
+                when=lambda e: isinstance(e, broken) or status(e) >= SERVER_ERROR,
                 attempts=attempts,
                 then=Then.FAIL_STREAM,
                 backoff_s=backoff_s,
@@ -195,6 +214,25 @@ def _status_of(error: BaseException) -> int | None:
 
 def _retry_after(error: BaseException) -> float | None:
     asked: object = getattr(error, "retry_after", None)
+    headers: object = getattr(getattr(error, "response", None), "headers", None)
+    if asked is None and isinstance(headers, Mapping):
+        asked = cast("Mapping[str, object]", headers).get("Retry-After")
+    if isinstance(asked, str):
+        asked = _seconds_of(asked)
     if isinstance(asked, int | float) and math.isfinite(asked) and asked >= 0:
         return float(asked)
     return None
+
+
+def _seconds_of(text: str) -> float | None:
+    """What a Retry-After header asks for: seconds, or a date."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        at = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    return max(0.0, (at - datetime.now(UTC)).total_seconds())

@@ -30,7 +30,7 @@ from ._groups import (
     Summary,
     current_phase,
 )
-from ._manifest import MANIFEST, is_complete, write_manifest
+from ._manifest import MANIFEST, is_complete, manifest_owner, write_manifest
 from ._phase import Phase, open_phase
 from ._progress import Progress
 from ._ranges import IndexSet
@@ -45,6 +45,7 @@ from ._staging import SINK, Claims, StreamFiles
 from ._statistics import RunStatistics
 from ._stop import Stop
 from ._stream import Stream
+from ._threads import run_blocking
 from ._token import Failure
 from ._values import RUN_STREAM, StreamKey, check_stream_key, encode_key
 from .abc import RunView, Store
@@ -95,6 +96,8 @@ class Run:
         self._resume_command = resume_command
         self._desks = self._roster.desks
         self._rewinding: set[StreamKey] = set()
+        self._list_lock = trio.Lock()
+        stop.changed = coordinator.registry.touch
         self._failures: dict[StreamKey, dict[int, Failure]] = {}
         self._claims: Claims = {
             path: (encode_key(key), SINK) for key, p in self._progress.items() for path in p.sinks
@@ -189,7 +192,10 @@ class Run:
         Cancellation: entering and leaving are schedule points; what was completed is saved.
         """
         key = check_stream_key(parts)
+        if on_fail not in ("raise", "record"):
+            raise ValueError(f"on_fail is 'raise' or 'record', not {on_fail!r}")
         self._check_free(key)
+        self._check_first_index(key, first_index)
         desk = self._open_desk(key, first_index, retry, self._files_for(validate, output_dir))
         settings = self._settings
         if retry_failed is not None:
@@ -298,14 +304,17 @@ class Run:
         """
         self._check_open()
         wanted = list(dict.fromkeys(check_stream_key(_parts(key)) for key in keys))
-        listed = {key: None for key, p in self._progress.items() if p.position is not None}
-        new = [key for key in wanted if key not in listed]
-        first = len(listed)
-        now = time.time()
-        await self._saver.save_all(
-            (self._roster.lane(key), Record(kind=Kind.ADD, at=now, position=first + place))
-            for place, key in enumerate(new)
-        )
+        async with self._list_lock:
+            listed = {
+                key: p.position for key, p in self._progress.items() if p.position is not None
+            }
+            new = [key for key in wanted if key not in listed]
+            first = max(listed.values(), default=-1) + 1
+            now = time.time()
+            await self._saver.save_all(
+                (self._roster.lane(key), Record(kind=Kind.ADD, at=now, position=first + place))
+                for place, key in enumerate(new)
+            )
         named = set(wanted)
         unlisted = tuple(key for key in listed if key not in named)
         if unlisted:
@@ -355,12 +364,22 @@ class Run:
         key = _parts(key)
         self._check_free(key)
         self._roster.check_known(key)
-        redo = Redo(self._store, self._saver, self._roster.lane(key), self._outputs)
+        redo = Redo(self._store, self._saver, self._roster.lane(key), self._outputs, self._claims)
         self._rewinding.add(key)
         try:
             return await redo.rewind(to, reason)
         finally:
             self._rewinding.discard(key)
+
+    def _check_first_index(self, key: StreamKey, first_index: int) -> None:
+        if type(first_index) is not int or first_index < 0:
+            raise ValueError(f"first_index is a whole number from 0 on, not {first_index!r}")
+        progress = self._progress.get(key, Progress())
+        if progress.opens and progress.first_index != first_index and len(progress.done):
+            raise ValueError(
+                f"{describe_batch(self.run_id, key, None)} was begun with "
+                f"first_index={progress.first_index}, not {first_index}"
+            )
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -435,6 +454,7 @@ class Run:
         Raises:
             CheckpointFailedError: one of them failed, or was skipped.
             StreamEndedError: the stream ended without them.
+            RunStoppedError: the run was stopped before that.
 
         Cancellation: always a cancellation and a schedule point.
         """
@@ -451,6 +471,8 @@ class Run:
             self._raise_failure(key, progress, wanted)
             is_open = key in self._desks
             was_open = was_open or is_open
+            if self._stop.exit_code and not is_open:
+                raise self._stopped()
             is_over = was_open or self._is_closed or progress.status is Status.COMPLETE
             if is_over and not is_open:
                 raise StreamEndedError(
@@ -500,6 +522,11 @@ class Run:
         """Leave a manifest behind if the run is complete and has a folder, best effort."""
         if self._outputs is None or not is_complete(self._progress):
             return
+        if (
+            not self._roster.has_changed
+            and await run_blocking(manifest_owner, self._outputs) == self.run_id
+        ):
+            return  # it says all of this already
         with trio.CancelScope(shield=True):
             try:
                 await write_manifest(

@@ -135,12 +135,17 @@ def compare_config(
     if "config" not in facts:
         return ConfigChange()
     changes = diff_config(facts["config"], plain)
-    refused = tuple(c for c in changes if c[0].split(".")[0] not in tunable)
+    refused = tuple(change for change in changes if not _is_tunable(change[0], tunable))
     for name, was, now in changes:
         log.info("config of run %r: %s: %s -> %s", run_id, name, was, now)
     if refused and policy == "refuse":
         raise ConfigChangedError(run_id, refused)
     return ConfigChange(changes, bool(refused) and policy == "restart")
+
+
+def _is_tunable(field: str, tunable: Collection[str]) -> bool:
+    """Whether a field, or one that it is in, may change."""
+    return any(field == name or field.startswith(f"{name}.") for name in tunable)
 
 
 class Session:

@@ -158,11 +158,12 @@ class StreamFiles:
                 if name in self.lane.sinks:
                     return
                 confirmed = self.lane.progress.sinks.get(name, 0)
-                if confirmed == 0:
+                is_cut_back = name in self.lane.cut_back
+                if confirmed == 0 and not is_cut_back:
                     await self._keep_foreign(name)
                 sink = await run_blocking(AppendFile.open, self.dir, name, confirmed)
                 self.lane.sinks[name] = sink
-                if sink.cut_bytes:
+                if sink.cut_bytes and not is_cut_back:
                     log.warning(
                         "%s: an unconfirmed tail of %d bytes was cut off", name, sink.cut_bytes
                     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Callable
 
 import trio
 
@@ -25,6 +26,7 @@ class Stop:
         exit_code: What the command should exit with; 0 until the streams are cancelled.
         scopes: Those of the open streams.
         body: The run's own, for what goes on outside of streams: a second request ends it.
+        changed: Called when the streams are cancelled.
     """
 
     def __init__(self) -> None:
@@ -35,6 +37,7 @@ class Stop:
         self._requested = trio.Event()
         self._idle = trio.Event()
         self.body = trio.CancelScope()
+        self.changed: Callable[[], None] = _nothing
 
     @property
     def is_requested(self) -> bool:
@@ -82,6 +85,11 @@ class Stop:
         self.exit_code = self.exit_code or exit_code
         for scope in self.scopes:
             scope.cancel()
+        self.changed()
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""
 
 
 _signals_taken: trio.lowlevel.RunVar[int] = trio.lowlevel.RunVar("trio_ckpt signals", 0)

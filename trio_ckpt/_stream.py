@@ -25,7 +25,7 @@ from ._errors import (
     TrioCkptError,
     describe_batch,
 )
-from ._gate import Gate, Way, way_of
+from ._gate import Gate, Way, leaves_of, telling, way_of
 from ._lane import Added
 from ._progress import FailedAttempt, Progress
 from ._records import ErrorInfo, Kind, Record, Status, describe_error
@@ -37,6 +37,7 @@ from ._statistics import StreamStatistics, eta_s, rate_per_s
 from ._totals import shown
 from ._values import StreamKey, check_plain
 from ._walk import Batches, Items, Walk
+from ._words import printable
 
 log = logging.getLogger("trio_ckpt.stream")
 
@@ -330,8 +331,8 @@ class Stream(Generic[S]):
         """
         self._walk.check_owner()
         await self._walk.settle_failed(error)
-        self._walk.failure = describe_error(error, retryable=retryable)
-        await self._save_failure(self._walk.failure)
+        self._desk.failure = describe_error(error, retryable=retryable)
+        await self._save_failure(self._desk.failure)
 
     async def _save_failure(self, info: ErrorInfo) -> None:
         await self._desk.save_plain(Record(kind=Kind.FAIL, at=time.time(), error=info))
@@ -453,9 +454,9 @@ class Stream(Generic[S]):
         try:
             if batch is not None:
                 await desk.pass_gate(batch, Way.EXIT if error is None else way_of(error), error)
-            if self._walk.failure is not None and self.progress.status is not Status.FAILED:
-                await self._save_failure(self._walk.failure)  # a later record had opened it again
-            elif error is None and self._walk.failure is None:
+            if self._desk.failure is not None and self.progress.status is not Status.FAILED:
+                await self._save_failure(self._desk.failure)  # a later record had opened it again
+            elif error is None and self._desk.failure is None:
                 await self._walk.complete_if_last()
         except BaseException as problem:
             await self._record_exit(problem, index)
@@ -474,18 +475,26 @@ class Stream(Generic[S]):
         if error is None or way_of(error) is Way.CANCEL:
             if self.status is Status.IN_PROGRESS:
                 log.info("%s was left before its end: INTERRUPTED", where)
-        elif desk.saver.poison is None and self._walk.failure is None:
-            info = describe_error(error, batch_index=index)
-            if isinstance(error, BatchFailedError | StreamFailedError) and error.stream == self.key:
-                info = describe_error(  # what it failed with says more than that it failed
-                    error.__cause__ or error.reason,
-                    retryable=error.retryable,
-                    batch_index=error.batch_index,
-                )
-            elif isinstance(error, TrioCkptError) and error.stream == self.key:
-                info = describe_error(error, batch_index=error.batch_index)
+        elif self.status is Status.COMPLETE:
+            log.info("%s is complete; what was raised later changes nothing", where)
+        elif desk.saver.poison is None and self._desk.failure is None:
+            info = self._describe(telling(leaves_of(error)), index)
             with trio.CancelScope(shield=True):
                 try:
                     await self._save_failure(info)
                 except Exception as problem:
-                    log.error("%s failed, and saving that failed: %s", where, problem)
+                    log.error(
+                        "%s failed, and saving that failed: %s", where, printable(str(problem))
+                    )
+
+    def _describe(self, error: BaseException, index: int | None) -> ErrorInfo:
+        """What is remembered of what ended the stream."""
+        if not isinstance(error, TrioCkptError) or error.stream != self.key:
+            return describe_error(error, batch_index=index)
+        if isinstance(error, BatchFailedError | StreamFailedError):
+            return describe_error(  # what it failed with says more than that it failed
+                error.__cause__ or error.reason,
+                retryable=error.retryable,
+                batch_index=error.batch_index,
+            )
+        return describe_error(error, batch_index=error.batch_index)

@@ -24,6 +24,7 @@ from ._ranges import IndexSet
 from ._records import Record
 from ._redo import Redo
 from ._threads import run_blocking
+from ._words import printable
 from .outputs import OutputDir, Validator, check_outputs, find_lines_damage
 
 log = logging.getLogger("trio_ckpt.verify")
@@ -62,6 +63,7 @@ class Verifier:
     redo_missing: bool
     _standing: Standing = attrs.field(init=False)
     _ends: dict[str, int] = attrs.field(init=False)
+    _validator: Validator | None = attrs.field(init=False)
     _first_bad: Damage | None = attrs.field(default=None, init=False)
     _checked: int = attrs.field(default=0, init=False)
     _missing: int = attrs.field(default=0, init=False)
@@ -70,6 +72,7 @@ class Verifier:
         self.desk.lane.redone = IndexSet()  # the records that are read from now on have the rest
         self._standing = Standing(self.desk.lane.progress, self.desk.lane.redone)
         self._ends = dict(self.desk.lane.progress.sinks)
+        self._validator = self.desk.files.validator  # a loop may have another
 
     async def check(self, records: list[tuple[int, Record]]) -> None:
         """Check a page of records, and put back to work what is damaged.
@@ -84,7 +87,7 @@ class Verifier:
         entries = [entry for entry in standing if entry.record.outputs]
         files, damages = self.desk.files, list[Damage]()
         if self.mode != "off" and files.root is not None:
-            damages = await find_damages(files.root, entries, self.mode, files.validator)
+            damages = await find_damages(files.root, entries, self.mode, self._validator)
             if self._ends and self.mode == "sha256":  # their length is looked at anyway
                 damages += await run_blocking(find_lines_damages, files.root, standing, self._ends)
         self._checked += len(entries)
@@ -107,8 +110,10 @@ class Verifier:
         entry = damage.entry
         if entry.index in self.desk.lane.redone:  # meanwhile
             return
+        self.desk.files.claim_confirmed(entry.index, entry.record.outputs)  # or another's is moved
         where = describe_batch(self.desk.run_id, self.desk.lane.key, entry.index)
-        log.warning("%s goes back to work: %s is %s", where, damage.path, damage.reason)
+        reason = printable(damage.reason)
+        log.warning("%s goes back to work: %s is %s", where, damage.path, reason)
         if not self.desk.lane.progress.is_ordered:
             if await self.redo.take_damaged(entry, damage.path, damage.reason):
                 self.desk.put_back(entry.index)

@@ -18,7 +18,7 @@ from ._batch import AttemptState, Batch
 from ._errors import StreamBusyError, StreamFailedError
 from ._gate import Gate, Passed, Way
 from ._progress import Progress
-from ._records import ErrorInfo, Kind, Record, Status
+from ._records import Kind, Record, Status
 from ._retry import Again
 from ._source import Source
 from ._statistics import resume_line
@@ -41,7 +41,6 @@ class Walk:
         task: The owner.
         batch: The one that the loop or block of the owner holds.
         loop: The newest one; an older one must not go on.
-        failure: Why the stream was said to have failed, if it was.
         is_closed: The block of the stream has ended.
     """
 
@@ -51,7 +50,6 @@ class Walk:
     task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task, init=False)
     batch: Batch[Any] | None = attrs.field(default=None, init=False)
     loop: object = attrs.field(default=None, init=False)
-    failure: ErrorInfo | None = attrs.field(default=None, init=False)
     is_closed: bool = attrs.field(default=False, init=False)
 
     @property
@@ -73,12 +71,12 @@ class Walk:
 
     def check_failed(self) -> None:
         """Raise StreamFailedError after `Stream.fail`."""
-        if self.failure is not None:
+        if self.desk.failure is not None:
             raise StreamFailedError(
-                self.failure.message,
+                self.desk.failure.message,
                 run_id=self.desk.run_id,
                 stream=self.desk.lane.key,
-                retryable=self.failure.retryable,
+                retryable=self.desk.failure.retryable,
             )
 
     def check_no_frontier(self) -> None:
@@ -146,6 +144,8 @@ class Walk:
         Durability: when this returns a range is saved.
         """
         desk, progress = self.desk, self.progress
+        if start is not None and end is not None and end < start:
+            raise ValueError(f"a range from {start} to {end} has no batch in it")
         stop = stop if end is None or stop is None else min(end + 1, stop)
         if progress.sequence and (line := resume_line(progress, desk.first_index, start, stop)):
             log.info("%s: %s", desk.where(), line)

@@ -342,7 +342,8 @@ class Store(ABC):
         The store does not hash what it gives back: a part has no digest that it would know.
         Who asks for a part knows what it must be, and sees to it.  It never gives back fewer
         bytes than were asked for.  Of a blob that is removed meanwhile either the right
-        bytes come or `StoreDamagedError`.
+        bytes come or `StoreDamagedError`.  Parts of some MiB keep an event loop responsive:
+        giving back the memory of 256 MiB holds the GIL for some 20 ms.
 
         Args:
             digest: As it was put.

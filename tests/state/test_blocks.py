@@ -17,7 +17,8 @@ from hypothesis import given, settings, strategies as st
 
 from trio_ckpt._errors import StoreDamagedError
 from trio_ckpt.state._arena import SLAB_BYTES, Arena, ArenaClosedError, ArenaFullError
-from trio_ckpt.state._blocks import DENSE_AFTER, PROBE_EVERY, Capture, Report, Rung
+from trio_ckpt.state._blocks import DENSE_AFTER, PROBE_EVERY, Capture, Report, Rung, capture
+from trio_ckpt.state._buffers import collect
 from trio_ckpt.state._memory import Bytes, zeros
 from trio_ckpt.state._pages import Tracker, Untracked, open_tracker
 from trio_ckpt.state._parts import Changes, Part
@@ -291,6 +292,46 @@ def test_any_length(arena: Arena, nbytes: int) -> None:
         chain.data[at] ^= 1
         assert 0 < chain.save().changed_bytes <= BLOCK_BYTES
         chain.check()
+
+
+def save_collected(array: Any, table: Table | None, arena: Arena) -> tuple[Table, Report]:
+    (buffer,) = collect([array]).buffers
+    one = capture(buffer, table, arena, TRACKER)
+    for part in one:
+        part.finish().release()
+    return one.table(), one.report
+
+
+TRACKER = open_tracker()
+
+
+@pytest.mark.skipif(isinstance(TRACKER, Untracked), reason="no dirty-page tracking here")
+@pytest.mark.parametrize("library", ["numpy", "pages", "torch"])
+def test_ordinary_arrays_and_tensors_are_tracked_from_save_to_save(
+    arena: Arena, library: str
+) -> None:
+    array: Any = zeros(2**20) if library == "pages" else np.zeros(2**20)
+    if library == "torch":
+        array = pytest.importorskip("torch").zeros(2**20)
+    table, _report = save_collected(array, None, arena)
+    array[2**19] = 1
+    table, report = save_collected(array, table, arena)
+    assert report.rung == "pages"
+    # An array that begins within a page has two blocks in each, and its ends are never sure.
+    assert BLOCK_BYTES <= report.changed_bytes <= 6 * BLOCK_BYTES
+    table, report = save_collected(array, table, arena)
+    assert (report.rung, report.changed_bytes) == ("pages", 0)
+
+
+def test_what_is_copied_for_each_save_is_not_tracked(arena: Arena) -> None:
+    array = np.zeros((2**10, 2**10))[:, ::2]
+    table, _report = save_collected(array, None, arena)
+    array[5, 5] = 1
+    _table, report = save_collected(array, table, arena)
+    assert report.rung == "hash"
+    if isinstance(TRACKER, Tracker):
+        assert report.reason == "it was copied without its holes"
+    assert report.changed_bytes == BLOCK_BYTES
 
 
 def test_a_capture_larger_than_the_arena_goes_in_parts() -> None:

@@ -264,7 +264,7 @@ def test_a_fork_does_not_track(tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
 def test_a_fork_takes_nothing_from_its_parent(tracker: Tracker) -> None:
     array = zeros(NBYTES, np.uint8)
     at = begin(tracker, array)
@@ -323,6 +323,7 @@ def test_everything_is_given_back(tracker: Tracker) -> None:
     tracker.close()
     tracker.close()
     assert isinstance(tracker.written(arrays[0]), Untracked)
+    del arrays[1:]  # the memory goes after the tracker
     arrays[0][:] = 1  # memory that is tracked no more is ordinary memory
 
 

@@ -403,6 +403,28 @@ async def test_put_that_was_never_named_is_kept_until_the_run_is_given_back(
 
 
 @LOCAL
+async def test_claims_end_with_the_last_run_of_a_handle(scheme: str, folder: Path) -> None:
+    store, other = await open_store(f"{scheme}:{folder}"), await open_store(f"{scheme}:{folder}")
+    async with other.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        for is_owned in (True, False):
+            holder = store.lock_run("another")
+            await holder.__aenter__()
+            await store.put_blob(BIG_DIGEST, BIG)
+            if not is_owned:
+                await holder.__aexit__(None, None, None)
+            await other.put_blob(BIG_DIGEST, BIG)
+            sequence = 1 if is_owned else 2
+            assert await other.save(run, [naming(A, sequence, BIG)]) == [None]
+            assert await other.drop_blobs(run, A, [sequence]) == len(BIG)
+            assert files(folder) == ({BIG_DIGEST} if is_owned else set())
+            if is_owned:
+                await holder.__aexit__(None, None, None)
+    await store.aclose()
+    await other.aclose()
+
+
+@LOCAL
 async def test_put_meanwhile_waits_and_writes_anew(
     scheme: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,6 +470,42 @@ async def test_put_meanwhile_waits_and_writes_anew(
     await other.aclose()
 
 
+@LOCAL
+async def test_removing_needs_none_of_the_threads_that_wait_for_it(
+    scheme: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Puts of a blob that is being removed may take all of trio's threads."""
+    monkeypatch.setattr(trio.to_thread.current_default_thread_limiter(), "total_tokens", 1)
+    store = await open_store(f"{scheme}:{folder}")
+    token = trio.lowlevel.current_trio_token()
+    real_doom, real_wait = _claims.Claims.doom, threading.Condition.wait_for
+    is_doomed, waits = threading.Event(), threading.Event()
+
+    def doom(claims: _claims.Claims, digests: set[str]) -> list[str]:
+        doomed = real_doom(claims, digests)
+        token.run_sync_soon(nursery.start_soon, store.put_blob, BIG_DIGEST, BIG)
+        is_doomed.set()
+        assert waits.wait(30)
+        return doomed
+
+    def wait_for(condition: threading.Condition, predicate: Callable[[], bool]) -> bool:
+        if is_doomed.is_set():
+            waits.set()
+        return real_wait(condition, predicate, 10)  # or it would hang where it fails
+
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.put_blob(BIG_DIGEST, BIG)
+        await store.save(run, [naming(A, 1, BIG)])
+        monkeypatch.setattr(_claims.Claims, "doom", doom)
+        monkeypatch.setattr(threading.Condition, "wait_for", wait_for)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                assert await store.drop_blobs(run, A, [1]) == len(BIG)
+        assert await store.read_blob(BIG_DIGEST) == BIG
+    await store.aclose()
+
+
 async def _blocked_twice(holds: list[str]) -> None:
     while len(holds) < 2:
         await trio.lowlevel.checkpoint()
@@ -461,8 +519,9 @@ async def test_save_that_was_refused_keeps_the_claim(scheme: str, folder: Path) 
         await store.put_blob(BIG_DIGEST, BIG)
         await store.save(run, [naming(A, 1, BIG)])
         await store.put_blob(BIG_DIGEST, BIG)
-        (outcome,) = await store.save(run, [naming(B, 7, BIG)])
-        assert outcome is not None
+        for bad in (naming(B, 7, BIG), naming(B, 1, BIG, b"never put")):
+            (outcome,) = await store.save(run, [bad])
+            assert outcome is not None
         await store.drop_blobs(run, A, [1])
         assert files(folder) == {BIG_DIGEST}
         assert await store.save(run, [naming(B, 1, BIG)]) == [None]

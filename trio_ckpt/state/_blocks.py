@@ -37,6 +37,7 @@ import attrs
 import numpy as np
 
 from ._arena import SLAB_BYTES, Arena
+from ._buffers import Buffer
 from ._kernel import spread
 from ._memory import PAGE_BYTES, Bytes, address_of
 from ._pages import Tracker, Untracked, Written
@@ -358,6 +359,29 @@ class Capture:
         blocks = self._found if self.rung == "pages" else self._changed
         is_hot = blocks > DENSE_ABOVE * self._count and self._data.nbytes >= DENSE_FROM_BYTES
         return self._old.hot_for + 1 if is_hot else 0
+
+
+def capture(
+    buffer: Buffer,
+    table: Table | None,
+    arena: Arena,
+    tracker: Tracker | Untracked | None = None,
+    *,
+    timeout_s: float | None = None,
+) -> Capture:
+    """One save of what `trio_ckpt.state._buffers.collect` found, see `Capture`."""
+    if buffer.owner is None and tracker is not None and buffer.root is None:
+        why = "it was copied without its holes" if buffer.is_copy else "its library copies it"
+        tracker = Untracked(why)
+    return Capture(
+        buffer.data,
+        table,
+        arena,
+        tracker,
+        owner=buffer.owner,
+        root=buffer.root,
+        timeout_s=timeout_s,
+    )
 
 
 def _blocks_of(pages: Indexes, data: Bytes) -> Indexes:

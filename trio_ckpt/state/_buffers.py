@@ -55,7 +55,7 @@ class Buffer:
 
     Attributes:
         data: The bytes: the arrays' own memory, or a copy where `is_copy`.
-        owner: What keeps that memory alive; what the dirty-page tracker follows.
+        owner: Whose memory it is, for the dirty-page tracker; None: it is gone at the next save.
         root: The object, if it can never change (`bytes`, a jax array), else None.
         is_copy: Whether `data` was made for this call.
         itemsize: Of the elements of its first array, for the compressor.
@@ -312,7 +312,7 @@ def _store(cluster: list[int], leaves: list[_Leaf], views: dict[int, View], numb
         data, strides = _without_holes(first.strided)
         for n in cluster:
             views[n] = leaves[n].view(number, 0, strides)
-        return Buffer(data, data, None, True, first.strided.itemsize)
+        return Buffer(data, None, None, True, first.strided.itemsize)
     low = min(leaves[n].low for n in cluster)
     # torch wants its elements aligned to the memory's begin, so begin where that does.
     tensors = [leaves[n].strided for n in cluster if leaves[n].array is None]

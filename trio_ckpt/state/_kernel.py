@@ -14,6 +14,7 @@ import os
 import platform
 import struct
 import sys
+import weakref
 from typing import Protocol
 
 import numpy as np
@@ -93,6 +94,7 @@ class LinuxKernel:
         except BaseException:
             os.close(self._uffd)
             raise
+        self._closing = weakref.finalize(self, _close, self._uffd, self._pagemap)
         self._found = np.zeros((_REGIONS_PER_SCAN, 3), np.uint64)
 
     def protect(self, start: int, nbytes: int) -> None:
@@ -136,8 +138,12 @@ class LinuxKernel:
         fcntl.ioctl(self._uffd, _UFFDIO_UNREGISTER, struct.pack("2Q", start, nbytes))
 
     def close(self) -> None:
-        os.close(self._uffd)  # takes every registration with it
-        os.close(self._pagemap)
+        self._closing()
+
+
+def _close(uffd: int, pagemap: int) -> None:
+    os.close(uffd)  # takes every registration with it
+    os.close(pagemap)
 
 
 def spread(runs: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:

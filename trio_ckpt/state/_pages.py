@@ -155,8 +155,8 @@ class Tracker:
 
     def _find(self, owner: object, first: int, end: int) -> _Region | Untracked:
         """The region of these pages; a new one if there is none, or its owner is gone."""
-        for stale in [r for r in self._regions.values() if r.owner() is None]:
-            self._drop(stale)
+        for key in [key for key, region in self._regions.items() if region.owner() is None]:
+            del self._regions[key]
         known = self._regions.get((first, end - first))
         if known is not None:
             return known
@@ -167,15 +167,23 @@ class Tracker:
         return self._begin(owner, first, end)
 
     def _begin(self, owner: object, first: int, end: int) -> _Region | Untracked:
+        start, nbytes = first * PAGE_BYTES, (end - first) * PAGE_BYTES
+        kernel = self._kernel
+
+        def forget(_owner: object) -> None:
+            """The memory goes now, perhaps to somebody else; called before it is freed."""
+            with contextlib.suppress(OSError):
+                kernel.forget(start, nbytes)
+
         try:
-            follow = weakref.ref(owner)
+            follow = weakref.ref(owner, forget)
         except TypeError:
             return Untracked(f"the end of a {type(owner).__name__} cannot be noticed")
-        problem = _why_not_private(first * PAGE_BYTES, end * PAGE_BYTES)
+        problem = _why_not_private(start, start + nbytes)
         if problem is not None:
             return Untracked(problem)
         try:
-            self._kernel.protect(first * PAGE_BYTES, (end - first) * PAGE_BYTES)
+            self._kernel.protect(start, nbytes)
         except OSError as error:
             return Untracked(f"the kernel does not track it: {error}")
         written_at = np.zeros(end - first, np.uint32)

@@ -110,7 +110,7 @@ def encode_entry(checkpoint: Checkpoint) -> bytes:
     """
     sequence, payload = checkpoint.sequence, checkpoint.payload
     _check_bytes(payload)
-    blobs = tuple(dict.fromkeys(checkpoint.blobs))
+    blobs = tuple(dict.fromkeys(checkpoint.blobs)) if checkpoint.blobs else ()
     if checkpoint.blob is not None:
         return _encode(Entry(sequence, blob=checkpoint.blob, blobs=blobs))
     try:

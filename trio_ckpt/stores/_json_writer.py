@@ -275,12 +275,17 @@ class Writer:
     def _encode_one(self, newest: int, checkpoint: Checkpoint) -> msgspec.Raw:
         if checkpoint.sequence != newest + 1:
             raise StoreConflictError(f"the next one is {newest + 1}")
-        for digest in names_of(checkpoint):
-            self.claims.name(digest)  # it stays until the save has ended
-            if not self._blobs.has(digest):
-                raise StoreError(f"blob {digest} was not put")
+        if checkpoint.blob is not None or checkpoint.blobs:
+            self._need_blobs(checkpoint)
         checkpoint.stream.encode()  # a lone surrogate has no form in a file
         return msgspec.Raw(encode_entry(checkpoint))
+
+    def _need_blobs(self, checkpoint: Checkpoint) -> None:
+        """See that the blobs are there, and stay until the save has ended."""
+        for digest in names_of(checkpoint):
+            self.claims.name(digest)
+            if not self._blobs.has(digest):
+                raise StoreError(f"blob {digest} was not put")
 
     def _append(self, run_id: str, held: _Held, line: Line) -> None:
         """One line more, durable."""

@@ -1,7 +1,8 @@
 """What the stores in a local folder have in common: who writes, who owns a run, who cleans up.
 
 Theory of operation.  Whatever changes a store is done by its `Writer`, in the order it was
-asked for, in one long-lived thread.  Blobs go through trio's threads.
+asked for, in one long-lived thread.  Blobs go through trio's threads, but for those that are
+removed: whoever puts one of these waits for it, and may have taken the last of trio's threads.
 
 A save that was given up on may still land.  So its run stays locked until the process ends,
 and nothing here waits for the writing thread after it.
@@ -104,6 +105,7 @@ class LocalStore(Store):
         self._writer = writer
         self._claims = writer.claims
         self._writing = thread
+        self._removing = WorkerThread(f"trio_ckpt removes in {folder.name}")
         self._logger = logger
         self._in_doubt: set[str] = set()  # runs with a save whose outcome is unknown
         self._owned = 0  # runs that this handle owns
@@ -196,7 +198,7 @@ class LocalStore(Store):
             raise
         self._leaving.add(run.run_id)
         if doomed:
-            await shielded(run_blocking, self._remove, doomed)
+            await shielded(self._removing.run, self._remove, doomed)
         return size
 
     def _drop(self, run: RunKey, stream: str, sequences: Sequence[int]) -> tuple[int, list[str]]:
@@ -268,6 +270,7 @@ class LocalStore(Store):
             await shielded(self._writing.run, self._writer.close)
             self._claims.close()
         self._writing.stop()
+        self._removing.stop()
 
     async def _read_twice(self, read: Callable[[], Awaitable[T]]) -> T:
         """What a read says, or a second one where the first found damage.
