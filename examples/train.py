@@ -28,6 +28,7 @@ import trio
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 
 import trio_ckpt
+from trio_ckpt.stores import open_store
 
 Floats = npt.NDArray[np.float64]
 
@@ -154,7 +155,7 @@ def accuracy(state: TrainState, images: Floats, labels: npt.NDArray[np.int64]) -
 
 async def resume_points(store: Path, run_id: str) -> list[int]:
     """The epochs in which a later session took over."""
-    opened = await trio_ckpt.stores.open_store(store)
+    opened = await open_store(store)
     try:
         sessions = await trio_ckpt.read_sessions(opened, run_id)
         ends = [

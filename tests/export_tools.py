@@ -14,9 +14,9 @@ import trio_ckpt
 from tests.outputs.faulty import files_in
 from trio_ckpt._archive import SEAL_BYTES, SEAL_WORDS
 from trio_ckpt._export import ExportSummary, export_run
-from trio_ckpt._progress import encode_progress
-from trio_ckpt._records import Kind, Record, encode_record
-from trio_ckpt._values import StreamKey, encode_key
+from trio_ckpt._progress import Progress, apply, encode_progress
+from trio_ckpt._records import Kind, Record, decode_record, encode_record
+from trio_ckpt._values import RUN_STREAM, StreamKey, encode_key
 from trio_ckpt.abc import Checkpoint, Fold, RunKey, Store
 from trio_ckpt.outputs import OutputDir
 from trio_ckpt.stores import open_store
@@ -35,8 +35,9 @@ async def make_store(kind: str, folder: Path, mac_key: bytes | None = None) -> S
 
 
 def outputs_in(folder: Path) -> dict[str, bytes]:
-    """The files in a folder that batches have made: not the list of them at the end."""
-    return {name: data for name, data in files_in(folder).items() if name != "manifest.json"}
+    """The files in a folder that batches have made: not the list of them, nor older lists."""
+    found = files_in(folder).items()
+    return {name: data for name, data in found if not name.endswith("manifest.json")}
 
 
 async def export_all(store: Store, folder: Path, path: Path, run_id: str = "r") -> ExportSummary:
@@ -104,8 +105,13 @@ async def save_folds(store: Store, run_id: str) -> None:
             )
 
 
-async def everything(store: Store, run_id: str) -> dict[StreamKey, Any]:
-    """Per stream: what it adds up to, and every record as it was before it was sealed."""
+async def everything(
+    store: Store, run_id: str, *, as_exported: bool = False
+) -> dict[StreamKey, Any]:
+    """Per stream: what it adds up to, and every record as it was before it was sealed.
+
+    `as_exported`: without the record by which an import says where the outputs are now.
+    """
     view = await store.load_run(run_id)
     assert view is not None
     found: dict[StreamKey, Any] = {}
@@ -119,7 +125,14 @@ async def everything(store: Store, run_id: str) -> dict[StreamKey, Any]:
             cursor = page.cursor
             if cursor is None:
                 break
-        found[key] = (encode_progress(stream.progress), records)
+        progress = stream.progress
+        if as_exported and key == RUN_STREAM:
+            newest = decode_record(records.pop(0)[1])
+            assert newest.kind is Kind.END
+            progress = Progress()
+            for sequence, payload in reversed(records):
+                apply(progress, sequence, decode_record(payload))
+        found[key] = (encode_progress(progress), records)
     return found
 
 

@@ -86,7 +86,7 @@ async def test_whichever_save_fails_the_run_is_whole_or_none(
             assert outputs_in(tmp_path / f"new{k}") == outputs_in(tmp_path / "out")
         elif await everything(store, "r") == {}:  # it was locked, and that is all
             await import_run(store, tmp_path / "r.zip")
-        assert await everything(store, "r") == wanted
+        assert await everything(store, "r", as_exported=True) == wanted
         await store.aclose()
     assert halves >= 1
 
@@ -130,7 +130,7 @@ async def test_a_cancelled_import_finishes_its_save_and_leaves(
     assert store.saves == 3
     assert await is_half(store)
     await import_run(store, tmp_path / "r.zip")  # the lock was given back
-    assert await everything(store, "r") == wanted
+    assert await everything(store, "r", as_exported=True) == wanted
 
 
 async def test_the_run_is_one_only_after_its_last_save(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ async def test_an_import_that_cannot_write_an_output_saves_nothing(
     assert await everything(store, "r") == {}
     await import_run(store, tmp_path / "r.zip", output_dir=tmp_path / "new")
     assert outputs_in(tmp_path / "new") == outputs_in(tmp_path / "out")
-    assert await everything(store, "r") == wanted
+    assert await everything(store, "r", as_exported=True) == wanted
 
 
 # ---------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ async def test_a_run_of_that_name_is_left_alone(tmp_path: Path) -> None:
     assert await everything(store, "r") == before
     assert outputs_in(tmp_path / "new") == {}
     await import_run(store, tmp_path / "r.zip", run_id="r2")
-    assert await everything(store, "r2") == wanted
+    assert await everything(store, "r2", as_exported=True) == wanted
     async with store.lock_run("r3"):
         with pytest.raises(RunLockedError):
             await import_run(store, tmp_path / "r.zip", run_id="r3")
@@ -204,7 +204,7 @@ async def test_a_pruned_run_leaves_its_name_free(tmp_path: Path) -> None:
     async with store.lock_run("r") as owner:
         await store.prune(RunKey("r", 0, owner), keep=0)
     assert (await import_run(store, tmp_path / "r.zip")).generation == 1
-    assert await everything(store, "r") == wanted
+    assert await everything(store, "r", as_exported=True) == wanted
 
 
 async def test_a_file_that_is_the_same_stays_and_another_is_never_replaced(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ async def test_without_an_output_folder_the_outputs_stay_in_the_archive(tmp_path
     wanted = await make_archive(tmp_path)
     store = MemoryStore()
     assert (await import_run(store, tmp_path / "r.zip")).outputs == 0
-    assert await everything(store, "r") == wanted
+    assert await everything(store, "r", as_exported=True) == wanted
 
 
 # ---------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ class BatchHost(Protocol):
         """Write an output; returns it, and its path as users name it."""
         ...
 
-    def claim_sink(self, path: str) -> None:
+    def claim_sink(self, name: str) -> None:
         """Reserve an append file's name; OutputClaimedError if another stream has it."""
         ...
 

@@ -40,7 +40,7 @@ import trio
 from ._archive import Archive, Member, held
 from ._errors import ArchiveError, SaveOutcomeUnknownError, StoreDamagedError
 from ._export import PAGE, ExportSummary
-from ._fresh import ARCHIVING, is_archiving, without_archiving
+from ._fresh import ARCHIVING, archived_note, is_archiving
 from ._history import KILLED, Standing
 from ._progress import Progress, apply, encode_progress
 from ._ranges import IndexSet
@@ -321,7 +321,7 @@ class _Importer:
         facts = own.metadata
         at = time.time() if own.updated_at is None else own.updated_at
         if not facts:
-            return without_archiving(at) if archiving else None
+            return archived_note(at) if archiving else None
         if facts.get("output_dir") == self.output_dir and not archiving:
             return None
         ended = {"ended": KILLED, "at": self.worked_at, "counts": {}, **facts}

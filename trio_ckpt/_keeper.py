@@ -139,6 +139,7 @@ class StateKeeper(Generic[S]):
         if not flat.arrays:
             return Hold(self, base, flat.tree, None)
         tables = {} if base is None else base.tables
+        held = None
         with trio.CancelScope(shield=True):
             held = await run_blocking(self._open_engine().hold, flat.arrays, tables)
         return Hold(self, base, flat.tree, held)
@@ -296,8 +297,8 @@ class Hold:
         stored: Stored | None = None
         if self.held is not None:
             with trio.CancelScope(shield=True):
-                stored = finished = await run_blocking(self.held.finish)
-            keeper.reports = finished.reports
+                stored = await run_blocking(self.held.finish)
+                keeper.reports = stored.reports
         encoded = encode_tree(self.tree)
         if head is not None and _is_same(head, encoded, stored):
             return None

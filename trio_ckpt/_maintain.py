@@ -11,10 +11,11 @@ import attrs
 import trio
 
 from ._errors import UnknownRunError, UnknownStreamError
-from ._fresh import archive_outputs
+from ._fresh import ARCHIVING, archive_generations, archived_note, replaced_by_next
 from ._groups import in_order
 from ._history import run_facts
 from ._lane import Lane
+from ._manifest import set_manifest_aside
 from ._progress import Progress
 from ._ranges import IndexSet
 from ._records import Kind, Record
@@ -24,7 +25,7 @@ from ._saver import DEFAULT_SAVE_TIMEOUT_S, Saver
 from ._threads import run_blocking
 from ._values import RUN_STREAM, StreamKey
 from .abc import Pruned, RunKey, RunView, Store
-from .outputs import OutputDir
+from .outputs import AnyPath, OutputDir
 
 
 @attrs.define(eq=False)
@@ -62,16 +63,22 @@ class Maintenance:
         wanted = in_order(parts) if keys is None else list(keys)
         records = [(self._lane(key), retry_record(parts[key])) for key in wanted]
         found = [(lane, record) for lane, record in records if record is not None]
+        if found:
+            await self._begin_change()
         await self._saver.save_all(found)
         return len(found)
 
     async def redo(self, key: StreamKey, indexes: Iterable[int], reason: str) -> None:
         """Put single batches back to work; see `Stream.redo`."""
-        await self._redo(key).redo(sorted(set(indexes)), reason)
+        redo = self._redo(key)
+        await self._begin_change()
+        await redo.redo(sorted(set(indexes)), reason)
 
     async def rewind(self, key: StreamKey, *, to: int, reason: str) -> IndexSet:
         """Put all batches after one back to work; see `Run.rewind`."""
-        return await self._redo(key).rewind(to, reason)
+        redo = self._redo(key)
+        await self._begin_change()
+        return await redo.rewind(to, reason)
 
     async def reset(self, reason: str) -> int:
         """Archive the run and its outputs: the next start begins again.
@@ -82,20 +89,42 @@ class Maintenance:
         Returns:
             The generation that begins.
 
-        Durability: when this returns it is saved.
+        Durability: when this returns it is saved, and the outputs are in the archive.  They
+            are moved after it is saved; the next start finishes what a crash interrupts,
+            and moves them where there was no folder here.
         """
-        if self.outputs is not None:
-            await archive_outputs(self.store, self.view, self.outputs)
         key = attrs.evolve(self._run_key, generation=self._run_key.generation + 1)
+        replaced = await replaced_by_next(self.store, self.view)
+        metadata: dict[str, object] = {"reset": reason}
+        if replaced:
+            metadata[ARCHIVING] = replaced
         async with _saving(self.store, key) as saver:
-            note = Record(kind=Kind.NOTE, at=time.time(), metadata={"reset": reason})
-            await saver.save(saver.add_lane(RUN_STREAM, Progress()), note)
-        self._run_key = key
+            lane = saver.add_lane(RUN_STREAM, Progress())
+            await saver.save(lane, Record(kind=Kind.NOTE, at=time.time(), metadata=metadata))
+            await self._take_up(key)
+            if self.outputs is not None:
+                await archive_generations(self.store, key.run_id, replaced, self.outputs)
+                if replaced:
+                    await saver.save(lane, archived_note(time.time()))
+                await set_manifest_aside(key, self.outputs)
         return key.generation
+
+    async def _take_up(self, key: RunKey) -> None:
+        """Go on with another generation of the run."""
+        view = await self.store.load_run(key.run_id)
+        if view is not None:
+            self.view = view
+        self._run_key = key
+        self._lanes.clear()
 
     async def prune(self, *, keep: int) -> Pruned:
         """Remove all generations of the run but the newest `keep`; see `Store.prune`."""
         return await self.store.prune(self._run_key, keep=keep)
+
+    async def _begin_change(self) -> None:
+        """A manifest says what there was: from here on that is not sure."""
+        if self.outputs is not None:
+            await set_manifest_aside(self._run_key, self.outputs)
 
     def _redo(self, key: StreamKey) -> Redo:
         return Redo(self.store, self._saver, self._lane(key), self.outputs)
@@ -113,8 +142,15 @@ class Maintenance:
 
 
 @asynccontextmanager
-async def open_maintenance(store: Store, run_id: str) -> AsyncGenerator[Maintenance]:
+async def open_maintenance(
+    store: Store, run_id: str, *, output_dir: AnyPath | None = None
+) -> AsyncGenerator[Maintenance]:
     """Own a run for a block, without working on it.
+
+    Args:
+        store: Where it is.
+        run_id: The run.
+        output_dir: Where its outputs are; default: where its last session had them.
 
     Raises:
         UnknownRunError: there is no such run.
@@ -130,7 +166,7 @@ async def open_maintenance(store: Store, run_id: str) -> AsyncGenerator[Maintena
         view = await store.load_run(run_id)
         if view is None:
             raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
-        folder = run_facts(view).get("output_dir")
+        folder = run_facts(view).get("output_dir") if output_dir is None else output_dir
         outputs = None
         if folder is not None and await run_blocking(os.path.isdir, folder):
             outputs = await run_blocking(OutputDir.open, folder)

@@ -1,10 +1,10 @@
 """The manifest: every output of a complete run with its hash, in one readable file.
 
 Checkpoints are for going on; a manifest is for whoever takes over what was collected.  It
-is written whenever a run is left complete, in place of an older one.  One that is outdated is
-moved aside: when the run is opened or left and is not complete, and before a command puts
-batches back to work.  A session that does so to a complete run and is killed leaves it until
-the next start.
+is written whenever a run is left complete.  It says of how many checkpoints it is, so that one
+that is outdated is told from one that is not, whatever was killed in between: it is moved into
+the archive when the run is opened or left.  A command that puts batches back to work moves it
+first; between the first redo of a session and the end of that it is there, and outdated.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ async def _pieces(
     mine = {key: parts[key] for key in in_order(parts)}
     whole = summarize((), mine)
     head: dict[str, Any] = {
-        "format": FORMAT,
-        "run": run_key.run_id,
-        "generation": run_key.generation,
+        **_identity(run_key, parts),
         "completed_at": whole.completed_at,
         "config": facts["config"],
         "config_digest": facts["config_digest"],
@@ -161,13 +159,23 @@ def _dump(value: Any) -> str:
 
 def manifest_owner(outputs: OutputDir) -> str | None:
     """The run whose manifest is there, empty if it is no manifest; None: there is none."""
+    return _owner(_read_head(outputs))
+
+
+def _read_head(outputs: OutputDir) -> bytes | None:
+    """How the file begins; None: there is none."""
     with closing(outputs.read_pieces(MANIFEST, MAX_MANIFEST_HEAD_BYTES)) as pieces:
         try:
-            head = b"".join(pieces)
+            return b"".join(pieces)
         except OutputError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None
             raise
+
+
+def _owner(head: bytes | None) -> str | None:
+    if head is None:
+        return None
     start = b'{"format":%d,"run":' % FORMAT
     if not head.startswith(start):
         return ""
@@ -178,20 +186,50 @@ def manifest_owner(outputs: OutputDir) -> str | None:
     return name if isinstance(name, str) else ""
 
 
-async def set_manifest_aside(run_key: RunKey, outputs: OutputDir) -> None:
-    """Move the run's manifest into the archive: it does not say any more what there is.
+async def set_outdated_aside(
+    run_key: RunKey, parts: Mapping[StreamKey, Progress], outputs: OutputDir
+) -> bool:
+    """Move the run's manifest into the archive if anything was saved since it was written.
 
-    Best effort: what cannot be moved is logged, as a manifest that cannot be written is.
+    Returns:
+        Whether there is one that says what is so.
+
+    Raises:
+        OutputError: it cannot be read, or not be moved.
 
     Durability: when this returns the move survives power loss.
     """
-    try:
-        if await run_blocking(manifest_owner, outputs) == run_key.run_id:
-            label = f"{run_key.run_id}-{run_key.generation}-outdated"
-            await run_blocking(outputs.archive, [MANIFEST], label)
-            log.info("%s says what is so no longer: it is in the archive", MANIFEST)
-    except OutputError as error:
-        log.warning("the outdated manifest of run %r stays: %s", run_key.run_id, error)
+    head = await run_blocking(_read_head, outputs)
+    if head is None or _owner(head) != run_key.run_id:
+        return False
+    if head.startswith(_dump(_identity(run_key, parts))[:-1].encode() + b","):
+        return True
+    await set_manifest_aside(run_key, outputs)
+    return False
+
+
+async def set_manifest_aside(run_key: RunKey, outputs: OutputDir) -> None:
+    """Move the run's manifest into the archive, if there is one.
+
+    Raises:
+        OutputError: it cannot be read, or not be moved.
+
+    Durability: when this returns the move survives power loss.
+    """
+    if await run_blocking(manifest_owner, outputs) == run_key.run_id:
+        label = f"{run_key.run_id}-{run_key.generation}-outdated"
+        await run_blocking(outputs.archive, [MANIFEST], label)
+        log.info("%s is not what is so any more: it was archived", MANIFEST)
+
+
+def _identity(run_key: RunKey, parts: Mapping[StreamKey, Progress]) -> dict[str, Any]:
+    """What a manifest begins with: of all that a run was ever, no other has the same."""
+    return {
+        "format": FORMAT,
+        "run": run_key.run_id,
+        "generation": run_key.generation,
+        "checkpoints": sum(progress.sequence for key, progress in parts.items() if key),
+    }
 
 
 def is_complete(parts: Mapping[StreamKey, Progress]) -> bool:

@@ -15,7 +15,7 @@ import trio
 from ._config import canonical_config
 from ._coordinator import CheckpointCoordinator
 from ._errors import EXIT_DRAINED
-from ._fresh import archive_outputs
+from ._fresh import ARCHIVING, clear_outputs, left_to_archive, replaced_by_next
 from ._resume import Settings
 from ._run import Run
 from ._saver import DEFAULT_SAVE_TIMEOUT_S, Saver
@@ -69,7 +69,9 @@ async def open_run(
         verify: How confirmed outputs are looked at: not at all, by size and time (by hash
             where the time differs), or by hash.
         redo_missing: Go on even if very many outputs are gone.
-        fresh: Archive what was there and begin again; nothing is deleted.
+        fresh: Archive what was there and begin again; nothing is deleted.  Outputs are moved
+            when the new beginning is saved; the next start finishes a move that was
+            interrupted.
         retry_failed: Put back to work what was skipped or has failed for good.
         handle_signals: Stop in good order on SIGINT and SIGTERM.  Default: in the main
             thread, for the first run that is open.
@@ -117,10 +119,10 @@ async def open_run(
         view = await store.load_run(run_id)
         generation = view.generation if view is not None else 0
         change = compare_config(None if fresh else view, plain, tunable, on_config_change, run_id)
+        archiving = [] if view is None else await left_to_archive(store, view)
         if fresh or change.is_restart:
             if view is not None and view.streams:
-                if outputs is not None:
-                    await archive_outputs(store, view, outputs)
+                archiving = await replaced_by_next(store, view)
                 generation += 1
             view = None
         stop = Stop()
@@ -143,8 +145,12 @@ async def open_run(
             changes=change.fields,
             output_dir=outputs.root if outputs is not None else None,
         )
+        if archiving:
+            session.facts[ARCHIVING] = archiving
         async with _background_tasks(saver, stop, grace_s, handle_signals) as nursery:
             await session.begin()
+            if outputs is not None:
+                await clear_outputs(store, saver.run_key, session, view, outputs)
             run = Run(
                 view=view,
                 store=store,
@@ -166,8 +172,7 @@ async def open_run(
                 body_error = error
             body_error = await run.close(body_error, grace_s)
             await session.end(body_error)
-            if body_error is None:
-                await run.write_manifest(session.facts)
+            await run.write_manifest(session.facts, is_wanted=body_error is None)
             if body_error is not None:
                 raise body_error
 

@@ -183,9 +183,10 @@ class Resume:
             if record.index is not None and record.item and progress.is_done(record.index):
                 known.setdefault(record.index, record.item)
 
-    async def _restore(self, state: Any) -> None:
+    async def _restore(self, state: object) -> None:
         """Go on from the saved state; where there is none, from what the user gave."""
-        keeper = StateKeeper(self.store, self.desk.saver, Plan.of(state), state)
+        plan = Plan[object].of(state)
+        keeper = StateKeeper(self.store, self.desk.saver, plan, state)
         first = await keeper.hold()  # a state that cannot be saved is refused before any work
         if self.desk.lane.progress.has_state:
             first.release()

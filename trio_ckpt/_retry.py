@@ -119,12 +119,10 @@ class RetryTable:
 
 def _alone(error: BaseException) -> BaseException:
     """The one exception in groups of one, such as a nursery makes."""
-    while isinstance(error, BaseExceptionGroup):
-        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        if len(parts) != 1:
-            return error
-        error = parts[0]
-    return error
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    return _alone(group.exceptions[0]) if len(group.exceptions) == 1 else group
 
 
 NO_RETRIES = RetryTable()

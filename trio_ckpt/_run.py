@@ -30,7 +30,7 @@ from ._groups import (
     Summary,
     current_phase,
 )
-from ._manifest import MANIFEST, is_complete, manifest_owner, write_manifest
+from ._manifest import MANIFEST, is_complete, set_outdated_aside, write_manifest
 from ._phase import Phase, open_phase
 from ._progress import Progress
 from ._ranges import IndexSet
@@ -45,7 +45,6 @@ from ._staging import SINK, Claims, StreamFiles
 from ._statistics import RunStatistics
 from ._stop import Stop
 from ._stream import Stream
-from ._threads import run_blocking
 from ._token import Failure
 from ._values import RUN_STREAM, StreamKey, check_stream_key, encode_key
 from .abc import RunView, Store
@@ -518,20 +517,17 @@ class Run:
         registry.touch()
         return self._stop_instead(error)
 
-    async def write_manifest(self, facts: Mapping[str, Any]) -> None:
+    async def write_manifest(self, facts: Mapping[str, Any], *, is_wanted: bool) -> None:
         """Leave a manifest behind if the run is complete and has a folder, best effort."""
-        if self._outputs is None or not is_complete(self._progress):
+        if self._outputs is None:
             return
-        if (
-            not self._roster.has_changed
-            and await run_blocking(manifest_owner, self._outputs) == self.run_id
-        ):
-            return  # it says all of this already
+        key, progress, outputs = self._saver.run_key, self._progress, self._outputs
         with trio.CancelScope(shield=True):
             try:
-                await write_manifest(
-                    self._store, self._saver.run_key, self._progress, self._outputs, facts
-                )
+                if await set_outdated_aside(key, progress, outputs):
+                    return  # there is one, and it says all of this already
+                if is_wanted and is_complete(progress):
+                    await write_manifest(self._store, key, progress, outputs, facts)
             except TrioCkptError as error:
                 log.warning("the manifest of run %r could not be written: %s", self.run_id, error)
 

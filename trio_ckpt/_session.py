@@ -180,6 +180,10 @@ class Session:
         """Save that it began, and with it a new generation if there is one."""
         await self._saver.save(self._lane, _fact(Kind.SESSION, self.facts))
 
+    async def save(self, record: Record) -> None:
+        """Save something else of the run."""
+        await self._saver.save(self._lane, record)
+
     async def end(self, error: BaseException | None) -> None:
         """Save how it ended, best effort.
 

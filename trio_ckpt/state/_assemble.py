@@ -17,8 +17,9 @@ from ._buffers import View, rebuild
 from ._compress import MAX_BLOCK_BYTES, Compressor
 from ._frame import DIGEST_BYTES, Frame, Layout, Patch, layouts_of
 from ._memory import Bytes, allocate
+from ._kernel import spread
 from ._patches import decode_ranges
-from ._tables import BLOCK_BYTES, Indexes, Table, count_of, make_table
+from ._tables import BLOCK_BYTES, Indexes, Mask, Table, count_of, make_table
 
 READ_BYTES = 2**23  # what is read at once, where pieces lie side by side
 
@@ -122,14 +123,11 @@ class Assembly:
                     first = start // BLOCK_BYTES
                     self._needed[name][first : first + count_of(length, BLOCK_BYTES)] = False
 
-    def _pieces(
-        self, patch: Patch, name: str, size: int, needed: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    ) -> list[Piece]:
+    def _pieces(self, patch: Patch, name: str, size: int, needed: Mask) -> list[Piece]:
         ranges = decode_ranges(patch.ranges, size)
         first = ranges[:, 0] // BLOCK_BYTES
         counts = -(-ranges[:, 1] // BLOCK_BYTES)
-        parts = [np.arange(a, a + n) for a, n in zip(first.tolist(), counts.tolist(), strict=True)]
-        blocks = np.concatenate(parts) if parts else np.empty(0, np.intp)
+        blocks = spread(np.stack((first, first + counts), axis=1).astype(np.intp))
         if sum(patch.sizes) != int(ranges[:, 1].sum()):
             raise StoreDamagedError("a saved state has more or fewer bytes than changes")
         found: list[Piece] = []
