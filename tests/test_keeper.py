@@ -14,6 +14,7 @@ import trio
 
 import trio_ckpt
 from trio_ckpt import NotEncodableError, Run, open_run
+from trio_ckpt._keeper import Version
 from trio_ckpt.abc import Store
 from trio_ckpt.state import Plan, encode_tree
 from trio_ckpt.stores import MemoryStore
@@ -358,3 +359,99 @@ async def test_chains_begin_anew_before_they_are_long() -> None:
             stream.state["a"][batch.index] += 1.0
             batch.complete()
         assert len(stream.desk.keeper.head.chain) <= 51  # type: ignore[union-attr]
+
+
+# -- what is kept -------------------------------------------------------------------------------
+
+
+async def rewrite(store: Store | str, batches: int, **settings: Any) -> trio_ckpt.StateStatistics:
+    """Each batch makes all of the array anew, so each is a chain of its own."""
+    async with (
+        begin(store) as run,
+        run.open_stream("s", state={"a": np.zeros(100_000), "n": 0}, **settings) as stream,
+    ):
+        async for batch in stream.batches():
+            stream.state["a"] = np.random.default_rng(batch.index).normal(size=100_000)
+            stream.state["n"] += 1
+            batch.complete(last=batch.index == batches)
+            if batch.index == batches - 1:
+                await batch.confirm()
+                break
+        found = stream.statistics().state
+        assert found is not None
+        return found
+
+
+def blob_files(folder: Path) -> int:
+    return sum(path.is_file() for path in (folder / "blobs").rglob("*"))
+
+
+async def test_old_arrays_are_let_go_and_the_newest_come_back(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    await rewrite(f"sqlite:{store}", 8)
+    assert blob_files(store) <= 3
+    async with (
+        begin(f"sqlite:{store}") as run,
+        run.open_stream("s", state={"a": np.zeros(100_000), "n": 0}) as stream,
+    ):
+        assert stream.state["n"] == 8
+        newest = np.random.default_rng(7).normal(size=100_000)
+        assert np.array_equal(stream.state["a"], newest)  # type: ignore[arg-type]
+
+
+async def test_a_rewind_finds_what_retention_keeps_and_says_so_where_it_does_not(
+    tmp_path: Path,
+) -> None:
+    store = f"sqlite:{tmp_path / 'store'}"
+    await rewrite(store, 8, retention=trio_ckpt.Retention(last=3))
+    async with begin(store) as run:
+        with pytest.raises(trio_ckpt.CannotRedoError, match="not kept any more"):
+            await run.rewind(("s",), to=1, reason="x")
+        assert list(await run.rewind(("s",), to=5, reason="x")) == [6, 7]
+        async with run.open_stream("s", state={"a": np.zeros(100_000), "n": 0}) as stream:
+            assert stream.state["n"] == 6
+
+
+async def test_a_damaged_state_is_refused_or_gone_back_from(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    await rewrite(f"sqlite:{folder}", 4, retention=trio_ckpt.Retention(last=4))
+    blobs = [path for path in (folder / "blobs").rglob("*") if path.is_file()]
+    newest = max(blobs, key=lambda path: path.stat().st_mtime_ns)
+    newest.chmod(0o600)
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    with pytest.raises(trio_ckpt.StoreDamagedError, match="recover=True"):
+        await rewrite(f"sqlite:{folder}", 4)
+    async with (
+        begin(f"sqlite:{folder}") as run,
+        run.open_stream("s", state={"a": np.zeros(100_000), "n": 0}, recover=True) as stream,
+    ):
+        assert (stream.state["n"], list(stream.progress.confirmed)) == (3, [0, 1, 2])
+    assert (await rewrite(f"sqlite:{folder}", 4)).saves == 1
+
+
+async def test_statistics_say_how_each_array_was_captured(tmp_path: Path) -> None:
+    found = await rewrite("memory:", 3)
+    assert found.saves == 4  # the initial one is saved, too
+    assert found.saved_bytes > 2_000_000
+    assert set(found.arrays) == {"state.a"}
+    assert found.arrays["state.a"].changed_bytes == 800_000
+
+
+def versions(*lineages: bytes) -> list[Version]:
+    return [Version(n + 1, float(n), lineage, True) for n, lineage in enumerate(lineages)]
+
+
+@pytest.mark.parametrize(
+    ("retention", "dropped"),
+    [
+        (trio_ckpt.Retention(last=1), [1, 2, 3]),
+        (trio_ckpt.Retention(last=3), [1, 2]),
+        (trio_ckpt.Retention(last=1, every=2), [3]),
+        (trio_ckpt.Retention(last=1, max_age_s=2.0), [1, 2]),
+    ],
+)
+def test_retention_keeps_whole_chains(retention: trio_ckpt.Retention, dropped: list[int]) -> None:
+    assert retention.choose(versions(b"a", b"a", b"b", b"c", b"c")) == dropped
+    assert retention.choose([]) == []

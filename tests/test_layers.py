@@ -61,6 +61,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_open": (4, 17),
     "_loops": (5, 0),
     "_drift": (5, 1),
+    "_state_check": (5, 1),
     "_maintain": (5, 2),
     "_archive": (5, 3),
     "_export": (5, 4),
@@ -80,7 +81,10 @@ in the same place stand beside each other. The files of one subpackage may impor
 not in a circle."""
 
 
-OPTIONAL = {"state._arrays": "NumPy and what goes with it are an extra"}
+OPTIONAL = {
+    "state._arrays": "NumPy and what goes with it are an extra",
+    "state._memory": "the same",
+}
 """What may be imported where it is needed, so that the core does without, and why."""
 
 

@@ -71,7 +71,8 @@ async def test_redo_puts_single_batches_back(kind: str, tmp_path: Path) -> None:
             with pytest.raises(ValueError, match="neither"):
                 await maintenance.redo(("s",), [1], "again")
         assert not (folder / "1.txt").exists()
-        assert len([p for p in (folder / ".archive").rglob("*") if p.is_file()]) == 2
+        kept = sorted(p.name for p in (folder / ".archive").rglob("*") if p.is_file())
+        assert kept == ["1.txt", "3.txt", "manifest.json"]
         async with begin(store, output_dir=folder) as run:
             assert run.found.confirmed == 2
             assert await write_pages(run) == [1, 3]
@@ -150,7 +151,7 @@ async def test_reset_archives_the_run_and_its_outputs(kind: str, tmp_path: Path)
             for _, record in page
             if record.kind is Kind.NOTE
         ]
-        assert notes == [{"reset": "a new model"}]
+        assert notes == [{"archived": True}, {"reset": "a new model", "archiving": [0]}]
         after = await store.read_run("r")
         assert after is not None
         assert after.owner > before.owner

@@ -63,7 +63,7 @@ async def test_a_complete_run_leaves_a_manifest_with_every_output_and_its_hash(
         "format": 1,
         "run": "r",
         "generation": 0,
-        "checkpoints": 7,
+        "checkpoints": 12,
         "config": {"n": 1},
         "config_digest": config_digest(canonical_config({"n": 1})),
         "batches": 4,

@@ -68,6 +68,7 @@ from ._history import (
     read_sessions as read_sessions,
 )
 from ._import import import_run as import_run
+from ._keeper import Retention as Retention
 from ._loops import run_batches as run_batches
 from ._maintain import Maintenance as Maintenance, open_maintenance as open_maintenance
 from ._open import open_run as open_run
@@ -92,7 +93,9 @@ from ._run import Listed as Listed, Run as Run
 from ._session import Found as Found
 from ._snapshots import Snapshots as Snapshots
 from ._statistics import (
+    ArrayStatistics as ArrayStatistics,
     RunStatistics as RunStatistics,
+    StateStatistics as StateStatistics,
     StreamStatistics as StreamStatistics,
     Waiting as Waiting,
 )

@@ -17,7 +17,7 @@ import trio
 
 from ._batch import AttemptState, Batch
 from ._coordinator import CheckpointCoordinator
-from ._errors import StreamBusyError, describe_batch
+from ._errors import StoreError, StreamBusyError, describe_batch
 from ._keeper import StateKeeper
 from ._lane import Lane
 from ._records import CheckpointResult, ErrorInfo, Opened, Output, Record
@@ -183,6 +183,22 @@ class Desk(ABC):
         """
         if self.keeper is not None and self.keeper.is_tainted:
             await self.keeper.restore()
+
+    async def prune_state(self, *, is_complete: bool = False) -> None:
+        """Let go of arrays of states that nothing needs any more, best effort.
+
+        Cancellation: none.
+        """
+        keeper = self.keeper
+        if keeper is None or not (keeper.needs_pruning or is_complete):
+            return
+        dropped = keeper.take_dropped(is_complete=is_complete)
+        if dropped and self.saver.poison is None:
+            with trio.CancelScope(shield=True):
+                try:
+                    await keeper.store.drop_blobs(self.saver.run_key, self.lane.text, dropped)
+                except StoreError as error:
+                    log.warning("old states of %s stay: %s", self.where(), error)
 
     # -- the ends of tokens -------------------------------------------------------------------
 

@@ -289,6 +289,7 @@ class Gate(Desk):
             return await self._act(GATE[batch.state][way], batch, way, problem)
         blobs = () if saved is None else saved.kept.blobs
         await self._save(batch, record, payload, lines, partial(self._confirmed, saved), blobs)
+        await self.prune_state()
         return Passed.GO_ON
 
     def _confirmed(self, saved: Saved | None, batch: Batch[Any], record: Record) -> None:
@@ -296,7 +297,7 @@ class Gate(Desk):
             self.frontier.fold(record.adds)
             self.frontier.finish(batch.index - self.first_index)
         elif self.keeper is not None:
-            self.keeper.landed(saved, is_confirmed=True)
+            self.keeper.landed(saved, self.lane.progress, is_confirmed=True)
         self.files.release(batch.index, {output.path for output in record.outputs})
         result = CheckpointResult(
             record.outputs,

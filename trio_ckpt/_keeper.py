@@ -15,6 +15,7 @@ still in memory; arrays are read back from the store.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -23,8 +24,10 @@ import attrs
 import trio
 
 from ._errors import StoreDamagedError
+from ._progress import Progress
 from ._records import Kind, Record
 from ._saver import Saver
+from ._statistics import ArrayStatistics, StateStatistics
 from ._threads import run_blocking
 from .abc import Store
 from .state import (
@@ -83,6 +86,58 @@ class Kept:
         return (blob,) if blob else ()
 
 
+@attrs.frozen
+class Version:
+    """A state that the store has.
+
+    Attributes:
+        sequence: Of its record.
+        at: When it was saved; Unix time, s.
+        lineage: Its chain.
+        has_blob: Whether there is something to let go of.
+    """
+
+    sequence: int
+    at: float
+    lineage: bytes
+    has_blob: bool
+
+
+@attrs.frozen
+class Retention:
+    """Which saved states keep their arrays: those that any of these names.
+
+    The states of one chain build on each other, so a chain is kept or goes as a whole; the
+    newest one always stays, and only it once the stream is complete.  Records stay in any
+    case, with trees and small arrays; what is let go of is large arrays.
+
+    Attributes:
+        last: The newest so many.
+        every: One in so many records of the stream; 0: none because of that.
+        max_age_s: Those that were saved in the last so many seconds; 0: none because of that.
+    """
+
+    last: int = attrs.field(default=2, validator=attrs.validators.ge(1))
+    every: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    max_age_s: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
+
+    def choose(self, versions: Sequence[Version]) -> list[int]:
+        """The sequences of those whose blobs may go.
+
+        Args:
+            versions: The oldest first.
+        """
+        if not versions:
+            return []
+        newest = versions[-1].at
+        kept = {version.lineage for version in versions[-self.last :]}
+        for version in versions:
+            is_kth = self.every and version.sequence % self.every == 0
+            if is_kth or (self.max_age_s and newest - version.at <= self.max_age_s):
+                kept.add(version.lineage)
+        return [v.sequence for v in versions if v.has_blob and v.lineage not in kept]
+
+
 @attrs.frozen(eq=False)
 class Saved:
     """A state that is being saved.
@@ -109,6 +164,10 @@ class StateKeeper(Generic[S]):
         initial: As the user gave it, where it has no arrays.
         reports: How the arrays were captured the last time, by name.
         resumed_from: The batch, and the label of the snapshot in it, that `state` is of.
+        versions: What the store has, as far as this session knows, the oldest first.
+        retention: Which of them keep their arrays.
+        saves, saved_bytes, held_s: What saving has cost in this session.
+        needs_pruning: A chain has begun: older ones may have to go.
     """
 
     store: Store
@@ -121,6 +180,12 @@ class StateKeeper(Generic[S]):
     initial: Kept | None = None
     reports: dict[str, Any] = attrs.field(factory=dict[str, Any])
     resumed_from: tuple[int, str] | None = None
+    versions: list[Version] = attrs.field(factory=list[Version])
+    retention: Retention = attrs.field(factory=Retention)
+    saves: int = 0
+    saved_bytes: int = 0
+    held_s: float = 0.0
+    needs_pruning: bool = False
     _engine: ArrayEngine | None = None
     _saved: trio.Event | None = None
 
@@ -134,14 +199,17 @@ class StateKeeper(Generic[S]):
 
         Cancellation: none.
         """
+        started = time.perf_counter()
         flat = self.plan.flatten(self.state)
         base = None if self.head is None or _is_long(self.head) else self.head
         if not flat.arrays:
+            self.held_s += time.perf_counter() - started
             return Hold(self, base, flat.tree, None)
         tables = {} if base is None else base.tables
         held = None
         with trio.CancelScope(shield=True):
             held = await run_blocking(self._open_engine().hold, flat.arrays, tables)
+        self.held_s += time.perf_counter() - started
         return Hold(self, base, flat.tree, held)
 
     async def save(self) -> Saved | None:
@@ -187,12 +255,49 @@ class StateKeeper(Generic[S]):
 
     # -- what the store has -------------------------------------------------------------------
 
-    def landed(self, saved: Saved | None, *, is_confirmed: bool) -> None:
-        """Take note that a frame is durable; None: that of a state that had not changed."""
+    def landed(self, saved: Saved | None, progress: Progress, *, is_confirmed: bool) -> None:
+        """Take note that a frame is durable; None: that of a state that had not changed.
+
+        Args:
+            saved: The frame.
+            progress: Of the stream, the record with the frame included.
+            is_confirmed: Whether that is no snapshot.
+        """
         if saved is not None:
             self.head = saved.kept
+            self.saves += 1
+            frame = saved.kept.chain[0][1]
+            self.saved_bytes += len(saved.payload) + (frame.data_bytes if frame.blob else 0)
+            at = progress.updated_at or 0.0
+            self.versions.append(Version(progress.sequence, at, frame.lineage, bool(frame.blob)))
+            if frame.is_full and frame.blob:
+                self.needs_pruning = True
         if is_confirmed:
             self.confirmed = self.head
+
+    def take_dropped(self, *, is_complete: bool) -> list[int]:
+        """The records whose blobs are not needed any more; the versions are forgotten."""
+        self.needs_pruning = False
+        retention = Retention(last=1) if is_complete else self.retention
+        dropped = retention.choose(self.versions)
+        gone = set(dropped)
+        self.versions = [version for version in self.versions if version.sequence not in gone]
+        return dropped
+
+    def statistics(self) -> StateStatistics:
+        """What the state costs."""
+        kept = self.head
+        return StateStatistics(
+            saves=self.saves,
+            saved_bytes=self.saved_bytes,
+            held_s=self.held_s,
+            tree_bytes=0 if kept is None else len(kept.tree_bytes),
+            chain=0 if kept is None else len(kept.chain),
+            arrays={
+                name: ArrayStatistics(r.rung, r.reason, r.nbytes, r.copied_bytes, r.changed_bytes)
+                for name, r in self.reports.items()
+            },
+        )
 
     def close(self) -> None:
         """Give the memory for copies back."""
@@ -238,7 +343,7 @@ class StateKeeper(Generic[S]):
         Raises:
             StoreDamagedError: a frame is missing or is not what was saved.
         """
-        head, record = await read_chain(pages())
+        head, record = await read_chain(pages(), versions=self.versions)
         if not head or record is None:
             return
         kept = _kept(head)
@@ -377,7 +482,10 @@ def _kept(chain: Sequence[tuple[bytes, Frame]]) -> Kept:
 
 
 async def read_chain(
-    pages: AsyncGenerator[list[tuple[int, Record]]], *, with_snapshots: bool = True
+    pages: AsyncGenerator[list[tuple[int, Record]]],
+    *,
+    with_snapshots: bool = True,
+    versions: list[Version] | None = None,
 ) -> tuple[list[tuple[bytes, Frame]], Record | None]:
     """The frames that a stream's state is restored from, the newest first.
 
@@ -387,6 +495,7 @@ async def read_chain(
     Args:
         pages: The records of the stream, newest first.
         with_snapshots: Whether the state may be one of inside a batch.
+        versions: Gets those that are seen on the way, the oldest first.
 
     Returns:
         The frames, and the record of the newest; none where there is no saved state.
@@ -397,6 +506,12 @@ async def read_chain(
     chain = _Chain(with_snapshots)
     async with aclosing(pages):
         async for records in pages:
+            if versions is not None:
+                versions[:0] = [
+                    version_of(sequence, record)
+                    for sequence, record in reversed(records)
+                    if record.state
+                ]
             for _, record in records:
                 if chain.add(record):
                     return chain.links, chain.record
@@ -406,6 +521,18 @@ async def read_chain(
             f"{chain.links[-1][1].number - 1}"
         )
     return [], None
+
+
+def version_of(sequence: int, record: Record) -> Version:
+    """The version that a record with a state is of."""
+    frame = decode_frame(record.state)
+    return Version(sequence, record.at, frame.lineage, bool(frame.blob))
+
+
+def blobs_of(payload: bytes) -> tuple[str, ...]:
+    """The blobs that a saved state names."""
+    frame = decode_frame(payload) if payload else None
+    return (frame.blob,) if frame is not None and frame.blob else ()
 
 
 class _Chain:

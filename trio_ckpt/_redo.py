@@ -24,8 +24,9 @@ import attrs
 import msgspec
 import trio
 
-from ._errors import CannotRedoError, describe_batch
+from ._errors import CannotRedoError, StoreDamagedError, describe_batch
 from ._history import Standing, StandingRecord, read_pages
+from ._keeper import blobs_of, read_chain
 from ._lane import Lane
 from ._ranges import IndexSet
 from ._records import Kind, Output, Record, SinkLines, Taken
@@ -189,6 +190,8 @@ class Redo:
                 if records and records[-1][0] < cut and all(is_found.values()):
                     break
         first = next(iter(taking.indexes), 0)
+        if state:
+            await self._check_restorable(cut, first)
         await self._keep_tails(taking.lines)
         await self._take_back(
             taking,
@@ -199,6 +202,31 @@ class Redo:
             resets_state=resets,
         )
         return taking.indexes
+
+    async def _check_restorable(self, cut: int, first: int) -> None:
+        """Raise CannotRedoError unless the state before a sequence is whole still."""
+        key = self.saver.run_key
+
+        async def older() -> AsyncGenerator[list[tuple[int, Record]]]:
+            pages = read_pages(self.store, key.run_id, key.generation, self.lane.key)
+            async with aclosing(pages):
+                async for records in pages:
+                    yield [entry for entry in records if entry[0] < cut]
+
+        try:
+            chain, _ = await read_chain(older(), with_snapshots=False)
+            for _, frame in chain:
+                if frame.blob:
+                    await self.store.read_blob(frame.blob, 0, 1)
+        except StoreDamagedError as error:
+            raise CannotRedoError(
+                "",
+                f"the state before batch {first} is not kept any more ({error}): retention= says "
+                "how many are; begin again with fresh=True",
+                run_id=key.run_id,
+                stream=self.lane.key,
+                batch_index=first,
+            ) from error
 
     async def rewind_shortened(self, path: str, size: int) -> IndexSet:
         """Put back to work what appended beyond the first `size` bytes of a file.
@@ -278,7 +306,7 @@ class Redo:
             state=state,
             metadata=metadata,
         )
-        await self.saver.save(lane, record)
+        await self.saver.save(lane, record, blobs_of(state))
         for at in taking.indexes:
             lane.redone.add(at)
         lane.cut_back.update(taking.lines)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import attrs
 import trio
 
-from ._errors import OutputsMissingError, StreamFailedError
+from ._errors import OutputsMissingError, StoreDamagedError, StreamFailedError
 from ._gate import Gate
 from ._history import read_pages
-from ._keeper import StateKeeper
+from ._keeper import Retention, StateKeeper
 from ._progress import Progress
 from ._ranges import IndexSet
 from ._records import Kind, Record, Status
@@ -38,6 +39,8 @@ class Settings:
     verify: Verify
     redo_missing: bool
     retry_failed: bool
+    retention: Retention = attrs.field(factory=Retention)
+    recover: bool = False
 
 
 @attrs.define(eq=False)
@@ -187,16 +190,58 @@ class Resume:
         """Go on from the saved state; where there is none, from what the user gave."""
         plan = Plan[object].of(state)
         keeper = StateKeeper(self.store, self.desk.saver, plan, state)
+        keeper.retention = self.settings.retention
         first = await keeper.hold()  # a state that cannot be saved is refused before any work
         if self.desk.lane.progress.has_state:
             first.release()
             await keeper.begin(attrs.evolve(first, held=None))
-            await keeper.load(self._pages)
+            await self._load(keeper)
         elif (saved := await keeper.begin(first)) is not None:
             record = Record(kind=Kind.SAVE, at=time.time(), state=saved.payload)
             await self.desk.save_plain(record, saved.kept.blobs)
-            keeper.landed(saved, is_confirmed=True)
+            keeper.landed(saved, self.desk.lane.progress, is_confirmed=True)
         self.desk.keeper = keeper
+
+    async def _load(self, keeper: StateKeeper[object]) -> None:
+        """Restore the saved state; where it is damaged, the newest whole one if that is wanted."""
+        try:
+            await keeper.load(self._pages)
+        except StoreDamagedError as error:
+            if not self.settings.recover:
+                raise StoreDamagedError(
+                    f"the state of {self.desk.where()} cannot be restored: {error}; recover=True "
+                    "goes back to the newest that is whole"
+                ) from error
+            log.error("%s: %s", self.desk.where(), error)
+            await self._recover(keeper)
+
+    async def _recover(self, keeper: StateKeeper[object]) -> None:
+        """Rewind the stream to the newest state that can be restored."""
+        async with aclosing(self._pages()) as pages:
+            async for records in pages:
+                for sequence, record in records:
+                    if not record.state or record.kind is Kind.SNAPSHOT:
+                        continue
+                    keeper.versions.clear()
+                    try:
+                        await keeper.load(partial(_up_to, self._pages, sequence))
+                    except StoreDamagedError:
+                        continue
+                    reason = f"the states after sequence {sequence} cannot be restored"
+                    await self._redo.rewind_before(sequence + 1, reason)
+                    keeper.versions.clear()
+                    await keeper.load(self._pages)
+                    return
+        raise StoreDamagedError(f"no saved state of {self.desk.where()} is whole; begin again")
+
+
+async def _up_to(
+    pages: Callable[[], AsyncGenerator[list[tuple[int, Record]]]], last: int
+) -> AsyncGenerator[list[tuple[int, Record]]]:
+    """The records of a stream as they were when one of them was the newest."""
+    async with aclosing(pages()) as newest_first:
+        async for records in newest_first:
+            yield [(sequence, record) for sequence, record in records if sequence <= last]
 
 
 def retry_record(progress: Progress) -> Record | None:

@@ -30,6 +30,7 @@ from ._groups import (
     Summary,
     current_phase,
 )
+from ._keeper import Retention
 from ._manifest import MANIFEST, is_complete, set_outdated_aside, write_manifest
 from ._phase import Phase, open_phase
 from ._progress import Progress
@@ -137,6 +138,8 @@ class Run:
         validate: Validate | None = None,
         output_dir: str | None = None,
         retry_failed: bool | None = None,
+        retention: Retention | None = None,
+        recover: bool = False,
     ) -> AbstractAsyncContextManager[Stream[None]]: ...
 
     @overload
@@ -150,6 +153,8 @@ class Run:
         validate: Validate | None = None,
         output_dir: str | None = None,
         retry_failed: bool | None = None,
+        retention: Retention | None = None,
+        recover: bool = False,
     ) -> AbstractAsyncContextManager[Stream[S]]: ...
 
     @asynccontextmanager
@@ -163,6 +168,8 @@ class Run:
         validate: Validate | None = None,
         output_dir: str | None = None,
         retry_failed: bool | None = None,
+        retention: Retention | None = None,
+        recover: bool = False,
     ) -> AsyncGenerator[Stream[S]]:
         """Own a stream for a block.
 
@@ -179,6 +186,9 @@ class Run:
             output_dir: A folder in that of the run; outputs of the stream are named
                 relative to it.
             retry_failed: As for `open_run`, for this stream.
+            retention: Which saved states keep their large arrays; default: the newest two.
+            recover: Where a saved state is damaged, go back to the newest one that is whole:
+                the batches after it go back to work.
 
         Raises:
             StreamBusyError: it is open already.
@@ -196,9 +206,11 @@ class Run:
         self._check_free(key)
         self._check_first_index(key, first_index)
         desk = self._open_desk(key, first_index, retry, self._files_for(validate, output_dir))
-        settings = self._settings
+        settings = attrs.evolve(self._settings, recover=recover)
         if retry_failed is not None:
             settings = attrs.evolve(settings, retry_failed=retry_failed)
+        if retention is not None:
+            settings = attrs.evolve(settings, retention=retention)
         resume = Resume(self._store, desk, settings)
         scope = trio.CancelScope()
         self._stop.scopes.add(scope)

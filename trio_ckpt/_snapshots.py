@@ -17,6 +17,7 @@ from ._errors import NotEncodableError
 from ._gate import Gate
 from ._keeper import Hold, StateKeeper
 from ._records import Kind, Record
+from ._words import printable
 
 log = logging.getLogger("trio_ckpt.snapshots")
 
@@ -68,10 +69,11 @@ class Snapshots:
         held_from = time.perf_counter()
         try:
             hold = await self._keeper.hold()
-        except NotEncodableError as error:
+        except (NotEncodableError, MemoryError) as error:  # the body goes on without it
             self.skipped += 1
             self._due = started + self.every_s
-            log.warning("a snapshot of %s is left out: %s", self._where, error)
+            problem = str(error) or "there is not enough memory"
+            log.warning("a snapshot of %s is left out: %s", self._where, printable(problem))
             return False
         self.overhead_s += time.perf_counter() - held_from
         self._keeper.begin_saving()
@@ -105,11 +107,13 @@ class Snapshots:
                         state=saved.payload,
                     )
                     await self._desk.save_plain(record, saved.kept.blobs)
-                    self._keeper.landed(saved, is_confirmed=False)
+                    self._keeper.landed(saved, self._desk.lane.progress, is_confirmed=False)
+                    await self._desk.prune_state()
                 self.saved += 1
         except Exception as error:
             self.skipped += 1
-            log.warning("a snapshot of %s could not be saved: %s", self._where, error)
+            problem = printable(str(error) or type(error).__name__)
+            log.warning("a snapshot of %s could not be saved: %s", self._where, problem)
         finally:
             self._due = trio.current_time() + self.every_s
             self._keeper.end_saving()

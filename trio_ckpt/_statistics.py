@@ -31,6 +31,47 @@ class Waiting:
 
 
 @attrs.frozen
+class ArrayStatistics:
+    """How the buffer of an array was captured the last time.
+
+    Attributes:
+        rung: What found the changes: ``identity``, ``pages`` (the kernel's page tables),
+            ``hash``, ``dense`` (all was copied first) or ``full`` (all is new).
+        reason: Why the kernel did not; empty if it did, or was not asked.
+        nbytes: Its size.
+        copied_bytes: What was copied while the program was held.
+        changed_bytes: What was saved.
+    """
+
+    rung: str
+    reason: str
+    nbytes: int
+    copied_bytes: int
+    changed_bytes: int
+
+
+@attrs.frozen
+class StateStatistics:
+    """What the state of a stream costs.
+
+    Attributes:
+        saves: How often it was saved in this session.
+        saved_bytes: What those saves have written, packed.
+        held_s: Seconds for which the program was held for them.
+        tree_bytes: Of the newest, without its arrays.
+        chain: How many frames it would be restored from.
+        arrays: By the path of the first array in each buffer.
+    """
+
+    saves: int
+    saved_bytes: int
+    held_s: float
+    tree_bytes: int
+    chain: int
+    arrays: Mapping[str, ArrayStatistics]
+
+
+@attrs.frozen
 class StreamStatistics:
     """Where a stream stands, at one moment.
 
@@ -54,6 +95,7 @@ class StreamStatistics:
         session_s: Of them in this session.
         rate_per_s: Batches confirmed per second of this session; None before it is warm.
         eta_s: Seconds until nothing is left at that rate; None where that is not known.
+        state: What its state costs; None: it has none, or a `Frontier`.
     """
 
     confirmed: int
@@ -77,6 +119,7 @@ class StreamStatistics:
     session_s: float
     rate_per_s: float | None
     eta_s: float | None
+    state: StateStatistics | None
 
 
 @attrs.frozen

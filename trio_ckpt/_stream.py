@@ -155,6 +155,7 @@ class Stream(Generic[S]):
             session_s=session_s,
             rate_per_s=rate,
             eta_s=eta_s(left, rate),
+            state=None if desk.keeper is None else desk.keeper.statistics(),
         )
 
     def remaining(
@@ -295,6 +296,7 @@ class Stream(Generic[S]):
         await self._desk.save_plain(
             Record(kind=Kind.FINISH, at=time.time(), metadata=plain, last_index=last)
         )
+        await self._desk.prune_state(is_complete=True)
 
     async def save(self, *, cursor: Any = UNSET) -> None:
         """Save state and cursor between batches; an open batch passes the gate first.
@@ -318,7 +320,7 @@ class Stream(Generic[S]):
         record = Record(kind=Kind.SAVE, at=time.time(), cursor=cursor, state=state)
         await desk.save_plain(record, blobs)
         if desk.keeper is not None:
-            desk.keeper.landed(saved, is_confirmed=True)
+            desk.keeper.landed(saved, self.progress, is_confirmed=True)
 
     async def fail(self, error: BaseException | str, *, retryable: bool = True) -> None:
         """Record that the stream failed; its block raises `StreamFailedError` at the end.

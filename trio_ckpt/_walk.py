@@ -166,6 +166,7 @@ class Walk:
         is_done = progress.covers(self.desk.first_index, stop)
         if progress.status is not Status.COMPLETE and is_done:
             await self.desk.save_plain(Record(kind=Kind.FINISH, at=time.time()))
+            await self.desk.prune_state(is_complete=True)
 
     async def complete_source(self, source: Source[Any], end: int | None) -> None:
         """Save that nothing is left of a source, if that is so.

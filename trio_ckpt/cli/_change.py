@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from itertools import pairwise
 
 import attrs
 import click
@@ -68,17 +69,39 @@ def parse_batches(text: str) -> IndexSet:
     Raises:
         CommandError: it is written another way.
     """
-    found = IndexSet()
+    wanted: list[tuple[int, int]] = []
     for part in text.split(","):
         match = _SPAN.fullmatch(part)
         if match is None:
             raise CommandError(f"--batches is written 17,203-210, not {text!r}", EXIT_USAGE)
         first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last - first >= MAX_BATCHES:
+        if last < first:
             raise CommandError(f"--batches: {part.strip()} is no span of batches", EXIT_USAGE)
-        for index in range(first, last + 1):
-            found.add(index)
+        wanted.append((first, last))
+    borders = [0]
+    for first, last in sorted(wanted):
+        if len(borders) > 1 and first <= borders[-1]:
+            borders[-1] = max(borders[-1], last + 1)
+        else:
+            borders += (first, last + 1)
+    found = IndexSet.from_steps(after - before for before, after in pairwise(borders))
+    if len(found) > MAX_BATCHES:
+        raise CommandError(
+            f"--batches: {number(len(found))} batches; at most {number(MAX_BATCHES)} go back at "
+            "a time",
+            EXIT_USAGE,
+        )
     return found
+
+
+async def _need_folder(output_dir: str | None) -> None:
+    """See that a folder of outputs that was named is there.
+
+    Raises:
+        CommandError: it is not.
+    """
+    if output_dir is not None and not await run_blocking(os.path.isdir, output_dir):
+        raise CommandError(f"the output folder {output_dir} is not there", EXIT_NOT_FOUND)
 
 
 async def _look_at_free(store: Store, run_id: str) -> Look:
@@ -96,9 +119,12 @@ async def _look_at_free(store: Store, run_id: str) -> Look:
 # ---------------------------------------------------------------------------------------
 
 
-async def retry(store: Store, run_id: str, *, stream: str | None, consent: Consent) -> Answer:
+async def retry(
+    store: Store, run_id: str, *, stream: str | None, output_dir: str | None, consent: Consent
+) -> Answer:
     """Put back to work what was given up, and streams that failed."""
     look = await _look_at_free(store, run_id)
+    await _need_folder(output_dir)
     keys = choose_streams(look.keys, stream)
     wanted = [key for key in keys if _needs_retry(look.parts[key])]
     batches = sum(len(look.parts[key].skipped) for key in wanted)
@@ -106,7 +132,7 @@ async def retry(store: Store, run_id: str, *, stream: str | None, consent: Conse
         failed = plural(_failed(look, wanted), "failed stream")
         skipped = plural(batches, "skipped batch")
         consent.ask(f"put {skipped} and {failed} of run {run_id!r} back to work")
-        async with open_maintenance(store, run_id) as desk:
+        async with open_maintenance(store, run_id, output_dir=output_dir) as desk:
             await desk.retry(wanted)
     document = {
         "store": store.url,
@@ -132,16 +158,23 @@ def _failed(look: Look, keys: list[StreamKey]) -> int:
 
 
 async def redo(
-    store: Store, run_id: str, *, stream: str | None, batches: str, consent: Consent
+    store: Store,
+    run_id: str,
+    *,
+    stream: str | None,
+    batches: str,
+    output_dir: str | None,
+    consent: Consent,
 ) -> Answer:
     """Put batches of one stream back to work, also confirmed ones."""
     indexes = parse_batches(batches)
     look = await _look_at_free(store, run_id)
+    await _need_folder(output_dir)
     key = choose_stream(look.keys, stream)
-    progress = look.parts[key]
-    undone = [index for index in indexes if not progress.is_done(index)]
+    undone = indexes.copy()
+    undone.subtract(look.parts[key].done)
     if undone:
-        names = spans(IndexSet(undone).intervals())
+        names = spans(undone.intervals())
         raise CommandError(
             f"batches {names} of stream {stream_name(key)!r} are neither confirmed nor skipped: "
             "there is nothing to put back",
@@ -151,7 +184,7 @@ async def redo(
         f"put {plural(len(indexes), 'batch')} of stream {stream_name(key)!r} of run {run_id!r} "
         "back to work and move their outputs aside"
     )
-    async with open_maintenance(store, run_id) as desk:
+    async with open_maintenance(store, run_id, output_dir=output_dir) as desk:
         await desk.redo(key, indexes, RETRY_REASON)
     document = {
         "store": store.url,
@@ -168,12 +201,13 @@ async def redo(
 # ---------------------------------------------------------------------------------------
 
 
-async def reset(store: Store, run_id: str, *, consent: Consent) -> Answer:
+async def reset(store: Store, run_id: str, *, output_dir: str | None, consent: Consent) -> Answer:
     """Archive a run: the next start begins it anew.  Nothing is deleted."""
     look = await _look_at_free(store, run_id)
+    await _need_folder(output_dir)
     done = plural(look.summary().confirmed, "confirmed batch")
     consent.ask(f"archive run {run_id!r} with {done} and their outputs, so that it begins anew")
-    async with open_maintenance(store, run_id) as desk:
+    async with open_maintenance(store, run_id, output_dir=output_dir) as desk:
         await desk.reset(RESET_REASON)
     generation = look.view.generation
     document = {"store": store.url, "run": run_id, "archived_generation": generation}

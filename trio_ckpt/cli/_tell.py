@@ -154,6 +154,7 @@ KINDS = {
     Kind.RETRY: "to be tried again",
     Kind.NOTE: "note",
     Kind.ADD: "put on the list",
+    Kind.SNAPSHOT: "state in a batch",
 }
 
 

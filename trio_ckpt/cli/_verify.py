@@ -9,12 +9,13 @@ from typing import Literal
 import click
 
 from .._drift import Drift, DriftProblem, find_drift
+from .._state_check import StateCheck, StateProblem, check_states
 from .._threads import run_blocking
 from .._values import StreamKey
 from .._words import number, plural, stream_name
 from ..abc import Store
 from ..outputs import OutputDir
-from ._exits import EXIT_NOT_FOUND, EXIT_PROBLEMS, EXIT_USAGE, CommandError
+from ._exits import EXIT_NOT_FOUND, EXIT_OK, EXIT_PROBLEMS, EXIT_USAGE, CommandError
 from ._look import Look, choose_streams, look_at
 from ._options import (
     all_option,
@@ -33,7 +34,7 @@ from ._report import Answer, Block, capped
 @store_argument
 @run_argument(required=False)
 @stream_option
-@click.option("--sha256", is_flag=True, help="Read every file and compare its hash.")
+@click.option("--sha256", is_flag=True, help="Read every file, and every saved state, and compare hashes.")
 @output_dir_option
 @all_option
 @json_option
@@ -48,7 +49,8 @@ def verify_command(
 ) -> int:
     """Compare the confirmed outputs with the files, and change nothing.
 
-    Exits with 1 if one is missing or not as it was confirmed.
+    With --sha256 the saved states are read, too. Exits with 1 if something is missing or not as
+    it was.
     """
     ask = partial(
         verify,
@@ -74,7 +76,7 @@ async def verify(
     look = await look_at(store, run_id)
     keys = choose_streams(look.keys, stream)
     folder: str | None = output_dir or look.facts.get("output_dir")
-    drift = Drift(0, 0, ())
+    drift, states = Drift(0, 0, ()), None
     if folder is None:
         if any(look.parts[key].outputs or look.parts[key].sinks for key in keys):
             raise CommandError(
@@ -82,6 +84,8 @@ async def verify(
             )
     else:
         drift = await _find_drift(look, folder, keys, mode)
+    if mode == "sha256":
+        states = await check_states(look.store, look.view, keys)
     document = {
         "store": store.url,
         "run": look.run_id,
@@ -98,23 +102,53 @@ async def verify(
             }
             for problem in drift.problems
         ],
+        "checked_states": None if states is None else states.states,
+        "checked_state_bytes": None if states is None else states.bytes,
+        "state_problems": [
+            {
+                "stream": list(problem.stream),
+                "checkpoint": problem.checkpoint,
+                "batch_index": problem.batch_index,
+                "reason": problem.reason,
+            }
+            for problem in (states.problems if states is not None else ())
+        ],
     }
+    blocks = [*_file_blocks(drift, mode, every=every), *_state_blocks(states, every=every)]
+    is_good = not drift.problems and (states is None or not states.problems)
+    return Answer(lambda: document, lambda: blocks, EXIT_OK if is_good else EXIT_PROBLEMS)
+
+
+def _file_blocks(drift: Drift, mode: Literal["size", "sha256"], *, every: bool) -> list[Block]:
     how = "size and time, hash where the time differs" if mode == "size" else "sha256"
     checked = f"{plural(drift.files, 'file')} ({number(drift.bytes)} bytes)"
     if not drift.files and not drift.problems:
-        return Answer(lambda: document, lambda: ["no batch has confirmed a file: nothing to check"])
+        return ["no batch has confirmed a file: nothing to check"]
     if not drift.problems:
-        text = f"{checked} checked by {how}: all are as confirmed"
-        return Answer(lambda: document, lambda: [text])
+        return [f"{checked} checked by {how}: all are as confirmed"]
     problems = plural(len(drift.problems), "problem")
-    blocks: list[Block] = [
+    return [
         f"{checked} checked by {how}: {problems}; nothing was changed, a start puts their batches "
         "back to work",
         capped(
             _PROBLEM_COLUMNS, drift.problems, _problem_row, None if every else MAX_ROWS, "problems"
         ),
     ]
-    return Answer(lambda: document, lambda: blocks, EXIT_PROBLEMS)
+
+
+def _state_blocks(states: StateCheck | None, *, every: bool) -> list[Block]:
+    if states is None or not (states.states or states.problems):
+        return []
+    checked = f"{plural(states.states, 'saved state')} ({number(states.bytes)} bytes of arrays)"
+    if not states.problems:
+        return [f"{checked} checked: all are as saved"]
+    problems = plural(len(states.problems), "problem")
+    limit = None if every else MAX_ROWS
+    return [
+        f"{checked} checked: {problems}; restore the store from a copy, or rewind the stream to "
+        "before the damaged one",
+        capped(_STATE_COLUMNS, states.problems, _state_row, limit, "problems"),
+    ]
 
 
 _PROBLEM_COLUMNS = ("stream", ">batch", "file", "problem")
@@ -123,6 +157,15 @@ _PROBLEM_COLUMNS = ("stream", ">batch", "file", "problem")
 def _problem_row(problem: DriftProblem) -> tuple[str, ...]:
     batch = "" if problem.batch_index is None else f"{problem.batch_index:,}"
     return (stream_name(problem.stream), batch, problem.path, problem.reason)
+
+
+_STATE_COLUMNS = ("stream", ">checkpoint", ">batch", "problem")
+
+
+def _state_row(problem: StateProblem) -> tuple[str, ...]:
+    checkpoint = "" if problem.checkpoint is None else f"{problem.checkpoint:,}"
+    batch = "" if problem.batch_index is None else f"{problem.batch_index:,}"
+    return (stream_name(problem.stream), checkpoint, batch, problem.reason)
 
 
 async def _find_drift(

@@ -60,28 +60,35 @@ def import_command(
 @run_argument(required=True)
 @stream_option
 @click.option("--batches", metavar="17,203-210", help="These batches, also confirmed ones.")
+@output_dir_option
 @yes_option
 @json_option
 def retry_command(
-    store: str, run: str, stream: str | None, batches: str | None, yes: bool, as_json: bool
+    store: str,
+    run: str,
+    stream: str | None,
+    batches: str | None,
+    output_dir: str | None,
+    yes: bool,
+    as_json: bool,
 ) -> int:
     """Put back to work what was given up and what has failed for good."""
+    change = _change.retry if batches is None else partial(_change.redo, batches=batches)
     consent = _change.Consent(yes)
-    if batches is None:
-        ask = partial(_change.retry, run_id=run, stream=stream, consent=consent)
-        return answer(store, ask, as_json=as_json)
-    redo = partial(_change.redo, run_id=run, stream=stream, batches=batches, consent=consent)
-    return answer(store, redo, as_json=as_json)
+    ask = partial(change, run_id=run, stream=stream, output_dir=output_dir, consent=consent)
+    return answer(store, ask, as_json=as_json)
 
 
 @click.command("reset")
 @store_argument
 @run_argument(required=True)
+@output_dir_option
 @yes_option
 @json_option
-def reset_command(store: str, run: str, yes: bool, as_json: bool) -> int:
+def reset_command(store: str, run: str, output_dir: str | None, yes: bool, as_json: bool) -> int:
     """Archive a run, so that the next start begins it anew. Nothing is deleted."""
-    ask = partial(_change.reset, run_id=run, consent=_change.Consent(yes))
+    consent = _change.Consent(yes)
+    ask = partial(_change.reset, run_id=run, output_dir=output_dir, consent=consent)
     return answer(store, ask, as_json=as_json)
 
 

@@ -1,5 +1,10 @@
 """What a loop needs to go on: typed state, arrays, and lists that grow while they are worked on."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 from ._frame import (
     NO_ARRAYS as NO_ARRAYS,
     NO_PARENT as NO_PARENT,
@@ -16,3 +21,12 @@ from ._leaves import StateChangedError as StateChangedError
 from ._plan import Plan as Plan
 from ._tagged import decode_tree as decode_tree, encode_tree as encode_tree
 from ._tree_delta import diff_tree as diff_tree
+
+_OF_MEMORY = frozenset({"array", "empty", "full", "ones", "zeros"})
+
+
+def __getattr__(name: str) -> Any:
+    """Arrays in whole pages, see `trio_ckpt.state._memory`; NumPy is needed only for them."""
+    if name in _OF_MEMORY:
+        return getattr(importlib.import_module("._memory", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

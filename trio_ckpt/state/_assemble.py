@@ -16,8 +16,8 @@ from .._errors import StoreDamagedError
 from ._buffers import View, rebuild
 from ._compress import MAX_BLOCK_BYTES, Compressor
 from ._frame import DIGEST_BYTES, Frame, Layout, Patch, layouts_of
-from ._memory import Bytes, allocate
 from ._kernel import spread
+from ._memory import Bytes, allocate
 from ._patches import decode_ranges
 from ._tables import BLOCK_BYTES, Indexes, Mask, Table, count_of, make_table
 

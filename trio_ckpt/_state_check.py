@@ -1,0 +1,175 @@
+"""Whether saved states are what was saved: every frame, and every byte of the blobs they name.
+
+A resume reads only what the newest state needs; this reads the others, too.  Nobody needs to
+own the run, and nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection, Iterator
+from contextlib import aclosing
+
+import attrs
+
+from ._errors import StoreDamagedError
+from ._groups import in_order
+from ._history import read_pages
+from ._keeper import read_chain
+from ._records import Record, Seal, decode_record
+from ._threads import run_blocking
+from ._values import StreamKey, encode_key
+from .abc import RunView, Store, StoredRecord
+from .state import Frame, decode_frame
+from .state._frame import DIGEST_BYTES
+
+PAGE = 100  # records that are held at a time: each may have a state of its own
+READ_BYTES = 2**22  # of a blob that are held at a time
+
+
+@attrs.frozen
+class StateProblem:
+    """One saved state that is not what was saved.
+
+    Attributes:
+        stream: The key of its stream.
+        checkpoint: With which it was saved; None: that of the newest is not whole.
+        batch_index: The batch of that, if it is about one.
+        reason: What is wrong, in words.
+    """
+
+    stream: StreamKey
+    checkpoint: int | None
+    batch_index: int | None
+    reason: str
+
+
+@attrs.frozen
+class StateCheck:
+    """What looking at the saved states of a run has found.
+
+    Attributes:
+        states: How many were looked at.
+        bytes: How many bytes of array data they have together.
+        problems: What is wrong, stream by stream, the newest first.
+    """
+
+    states: int
+    bytes: int
+    problems: tuple[StateProblem, ...]
+
+
+async def check_states(
+    store: Store, view: RunView, keys: Collection[StreamKey] | None = None
+) -> StateCheck:
+    """Read every saved state of a run.
+
+    A state that the library has let go of (`Store.drop_blobs`) is looked at as far as it is
+    there.
+
+    Args:
+        store: Where it is.
+        view: The run.
+        keys: Of these streams; default: of all.
+
+    Raises:
+        StoreDamagedError: a record is not what was saved.
+        StoreError: the store cannot be read.
+        ModuleNotFoundError: there are arrays, and what they need is not installed.
+    """
+    check = _Check(store, view)
+    parts = {key: entry.progress for key, entry in view.streams.items()}
+    for key in in_order(parts) if keys is None else keys:
+        if parts[key].sequence:
+            await check.look_at(key)
+    return StateCheck(check.states, check.bytes, tuple(check.problems))
+
+
+@attrs.define(eq=False)
+class _Check:
+    store: Store
+    view: RunView
+    states: int = 0
+    bytes: int = 0
+    problems: list[StateProblem] = attrs.field(factory=list[StateProblem])
+
+    async def look_at(self, key: StreamKey) -> None:
+        """Look at the states of one stream: first those that a start needs."""
+        needed: set[str] = set()
+        if self.view.streams[key].progress.has_state:
+            try:
+                chain, _ = await read_chain(
+                    read_pages(self.store, self.view.run_id, self.view.generation, key, limit=PAGE)
+                )
+                needed = {frame.blob for _, frame in chain}
+            except StoreDamagedError as error:
+                self.problems.append(StateProblem(key, None, None, str(error)))
+        async with aclosing(self._stored(key)) as pages:
+            async for stored, record in pages:
+                if record.state:
+                    self.states += 1
+                    try:
+                        await self._look_at_state(record, {*stored.blobs, *needed})
+                    except StoreDamagedError as error:
+                        problem = StateProblem(key, stored.sequence, record.index, str(error))
+                        self.problems.append(problem)
+
+    async def _stored(self, key: StreamKey) -> AsyncGenerator[tuple[StoredRecord, Record]]:
+        view, text, cursor = self.view, encode_key(key), None
+        seal: Seal = self.store.seal(view.run_id, view.generation, key)
+        while True:
+            page = await self.store.history(
+                view.run_id, text, generation=view.generation, cursor=cursor, limit=PAGE
+            )
+            for stored in page.records:
+                yield stored, decode_record(seal.open(stored.sequence, stored.payload))
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    async def _look_at_state(self, record: Record, named: Collection[str]) -> None:
+        frame = decode_frame(record.state)
+        if frame.blob and frame.blob not in named:
+            return
+        self.bytes += frame.data_bytes
+        for offset, size, pieces in _reads(frame):
+            if frame.blob:
+                data = await self.store.read_blob(frame.blob, offset, size)
+            else:
+                data = frame.data[offset : offset + size]
+            await run_blocking(_compare, data, offset, pieces)
+
+
+_Piece = tuple[int, int, bytes]  # offset, size, digest
+
+
+def _reads(frame: Frame) -> Iterator[tuple[int, int, list[_Piece]]]:
+    """What to read at once: offset, size, and the pieces in it, which lie side by side."""
+    run: list[_Piece] = []
+    for piece in sorted(_pieces(frame)):
+        if run:
+            end = run[-1][0] + run[-1][1]
+            if piece[0] != end or end + piece[1] - run[0][0] > READ_BYTES:
+                yield run[0][0], end - run[0][0], run
+                run = []
+        run.append(piece)
+    if run:
+        yield run[0][0], run[-1][0] + run[-1][1] - run[0][0], run
+
+
+def _pieces(frame: Frame) -> Iterator[_Piece]:
+    for patch in frame.patches:
+        offset = patch.offset
+        for place, size in enumerate(patch.stored):
+            digest = patch.digests[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES]
+            yield offset, size, digest
+            offset += size
+
+
+def _compare(data: bytes, start: int, pieces: list[_Piece]) -> None:
+    import xxhash  # it comes with what arrays need; who has none needs it not
+
+    view = memoryview(data)
+    for offset, size, digest in pieces:
+        piece = view[offset - start : offset - start + size]
+        if len(piece) != size or xxhash.xxh3_128_digest(piece) != digest:
+            raise StoreDamagedError(f"{size:,} bytes at {offset:,} of its arrays are damaged")
