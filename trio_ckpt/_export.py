@@ -105,7 +105,8 @@ async def export_run(
     Raises:
         ArchiveError: there is no such run, or it is larger than an archive takes.
         OutputError: an output is not what was confirmed, or the archive cannot be written.
-        StoreDamagedError: a record, or a blob that one names, is not what was saved.
+        StoreDamagedError: a record, or a blob that one names, is not what was saved; or the
+            run, which goes on, has let go of a state meanwhile: export it again.
         StoreError: the run cannot be read.
 
     Durability: the archive survives a power cut once this has returned.

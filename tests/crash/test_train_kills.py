@@ -27,7 +27,7 @@ from trio_ckpt.stores import open_store
 
 ROOT = Path(__file__).parents[2]
 KILLS = 5
-EPOCHS = 60
+EPOCHS = 150
 LONGEST_S = 0.03  # from a save to the kill: more than an epoch takes, so it hits any moment of one
 RUN_LIMIT_S = 30
 
@@ -78,7 +78,7 @@ def kill_one(out: Path, chance: random.Random) -> None:
     before = trio.run(read_epochs, out) if (out / "train.ckpt").exists() else 0
     process = start(out)
     try:
-        wait_for(process, out, before + chance.randint(1, 4))
+        wait_for(process, out, before + chance.randint(4, 8))
         time.sleep(chance.random() * LONGEST_S)
         assert process.poll() is None, "it ended before it could be killed"
         os.kill(process.pid, signal.SIGKILL)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import trio_ckpt
 import trio_ckpt.stores
@@ -50,11 +54,25 @@ def test_every_error_says_what_to_do() -> None:
     assert set(FIRST_CELL.findall(read("errors.md"))) == errors
 
 
-def test_every_setting_of_a_run_is_listed_with_its_default() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? *\|", read("settings.md"), re.MULTILINE)
-    parameters = inspect.signature(trio_ckpt.open_run).parameters.values()
+@pytest.mark.parametrize(
+    ("heading", "function"),
+    [
+        (None, trio_ckpt.open_run),
+        ("`run.open_stream`", trio_ckpt.Run.open_stream),
+        ("`run_batches`", trio_ckpt.run_batches),
+    ],
+)
+def test_every_argument_is_listed_with_its_default(
+    heading: str | None, function: Callable[..., Any]
+) -> None:
+    parts = re.split(r"^## (.+)$", read("settings.md"), flags=re.MULTILINE)
+    part = parts[0] if heading is None else parts[parts.index(heading) + 1]
+    rows = re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? *\|", part, re.MULTILINE)
+    parameters = list(inspect.signature(function).parameters.values())
     assert [(name, default) for name, default in rows] == [
-        (p.name, "" if p.default is p.empty else repr(p.default)) for p in parameters
+        (p.name, "" if p.default is p.empty else repr(p.default))
+        for p in parameters
+        if p.name != "self"
     ]
 
 

@@ -132,7 +132,7 @@ def test_the_command_trains_and_a_second_start_has_nothing_left_to_do(tmp_path: 
     assert (second.returncode, second.stdout) == (0, first.stdout), second.stderr
 
 
-def test_another_network_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_another_network_is_refused_by_the_field_that_changed(tmp_path: Path) -> None:
     words = ("--out", str(tmp_path), "--epochs", "1")
     assert run_command(*words).returncode == 0
     refused = run_command(*words, "--hidden", "8")

@@ -34,7 +34,9 @@ from ._report import Answer, Block, capped
 @store_argument
 @run_argument(required=False)
 @stream_option
-@click.option("--sha256", is_flag=True, help="Read every file, and every saved state, and compare hashes.")
+@click.option(
+    "--sha256", is_flag=True, help="Read every file, and every saved state, and compare hashes."
+)
 @output_dir_option
 @all_option
 @json_option
