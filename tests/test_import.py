@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
 
@@ -19,6 +23,7 @@ from tests.export_tools import (
     make_store,
     outputs_in,
     save_many,
+    unpack,
     write_run,
 )
 from tests.outputs.faulty import files_in
@@ -29,13 +34,20 @@ from trio_ckpt import (
     SaveOutcomeUnknownError,
     StoreDamagedError,
     StoreError,
+    _import,
+    read_sessions,
 )
-from trio_ckpt._archive import FRAME
+from trio_ckpt._archive import FRAME, PIECE_BYTES
 from trio_ckpt._export import export_run
+from trio_ckpt._fresh import left_to_archive
+from trio_ckpt._history import run_facts, run_runtime_s
 from trio_ckpt._import import import_run
 from trio_ckpt._records import Kind, Record, encode_record
-from trio_ckpt.abc import RunKey, Store
+from trio_ckpt._session import look
+from trio_ckpt._state_check import check_states
+from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.outputs import NewFile
+from trio_ckpt.state import NO_ARRAYS, Frame, encode_frame
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import CommitThenError, Fail, FaultyStore, Hang, Reject
 
@@ -354,3 +366,226 @@ async def test_damage_after_the_look_leaves_half_a_run_and_no_more(
     with pytest.raises(ArchiveError, match="Bad CRC"):
         await import_run(store, bad)
     assert await is_half(store)
+
+
+# ---------------------------------------------------------------------------------------
+# Whose outputs these are
+# ---------------------------------------------------------------------------------------
+
+
+async def facts_of(store: Store, run_id: str) -> dict[str, Any]:
+    view = await store.load_run(run_id)
+    assert view is not None
+    return run_facts(view)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_no_command_on_the_imported_run_touches_the_files_of_the_other(
+    tmp_path: Path, kind: str
+) -> None:
+    store = await make_store(kind, tmp_path / "s")
+    await write_run(store, tmp_path / "out")
+    before = files_in(tmp_path / "out")
+    await export_all(store, tmp_path / "out", tmp_path / "r.zip")
+    await import_run(store, tmp_path / "r.zip", run_id="copy", output_dir=tmp_path / "new")
+    await import_run(store, tmp_path / "r.zip", run_id="bare")
+    assert (await facts_of(store, "copy"))["output_dir"] == str(tmp_path / "new")
+    assert (await facts_of(store, "bare"))["output_dir"] is None
+    for run_id in ("copy", "bare"):
+        async with trio_ckpt.open_maintenance(store, run_id) as maintenance:
+            await maintenance.redo(("päge", "a/b"), [2], "x")
+            await maintenance.reset("x")
+    assert files_in(tmp_path / "out") == before
+    assert outputs_in(tmp_path / "new").keys() == {
+        ".archive/copy-0-redo/pages/2.json",
+        *(f".archive/copy-0/pages/{n}.json" for n in (0, 1, 3)),
+        ".archive/copy-0/lines.jsonl",
+    }
+    await store.aclose()
+
+
+@pytest.mark.parametrize("was_killed", [False, True])
+async def test_sessions_are_told_as_they_were(tmp_path: Path, was_killed: bool) -> None:
+    store, other = MemoryStore(), MemoryStore()
+    async with trio_ckpt.open_run("r", store=store, output_dir=tmp_path) as run:
+        async with run.open_stream("s") as stream:
+            async for batch in stream.batches(range(2)):
+                batch.complete()
+        killed = store.after_crash()
+    source = killed if was_killed else store
+    await export_run(source, "r", tmp_path / "r.zip")
+    await import_run(other, tmp_path / "r.zip")
+    (told,), (was,) = await read_sessions(other, "r"), await read_sessions(source, "r")
+    assert (told.how, told.output_dir, told.began) == (was.how, was.output_dir, was.began)
+    views = [await handle.load_run("r") for handle in (source, other)]
+    looks = [look(view) for view in views]
+    assert looks[0] == looks[1]
+    assert looks[0].was_killed is was_killed
+    runtimes = [run_runtime_s(view) for view in views if view is not None]
+    assert runtimes[0] == runtimes[1]
+
+
+async def test_a_move_that_is_left_to_a_start_is_not_imported(tmp_path: Path) -> None:
+    store, other = MemoryStore(), MemoryStore()
+    await write_run(store, tmp_path / "out")
+    async with trio_ckpt.open_maintenance(store, "r") as maintenance:
+        maintenance.outputs = None  # it is not there just now
+        await maintenance.reset("x")
+    await export_run(store, "r", tmp_path / "r.zip")
+    await save_many(other, "r", {("mine",): 1})
+    async with other.lock_run("r") as owner:
+        await other.prune(RunKey("r", 0, owner), keep=0)
+    assert (await import_run(other, tmp_path / "r.zip")).generation == 1
+    view = await other.load_run("r")
+    assert view is not None
+    assert await left_to_archive(other, view) == []
+    async with trio_ckpt.open_run("r", store=store, fresh=True):
+        pass  # without a folder, so it is left still
+    await export_run(store, "r", tmp_path / "r.zip")
+    await import_run(other, tmp_path / "r.zip", run_id="r2")
+    assert "archiving" not in await facts_of(other, "r2")
+
+
+async def test_a_program_that_saves_the_words_of_the_marker_has_a_run(tmp_path: Path) -> None:
+    await make_archive(tmp_path)
+    store = MemoryStore()
+    async with trio_ckpt.open_run("r", store=store) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            batch.complete(cursor=_import.HALF)
+    with pytest.raises(ArchiveError, match="has a run 'r' already"):
+        await import_run(store, tmp_path / "r.zip")
+
+
+# ---------------------------------------------------------------------------------------
+# States with arrays
+# ---------------------------------------------------------------------------------------
+
+SHAPE = (300, 200)  # 480,000 bytes: a blob
+
+
+async def train(store: Store, count: int) -> np.ndarray[Any, Any]:
+    """A state that is an array, other in each row with each batch."""
+    state = {"weights": np.zeros(SHAPE), "step": 0}
+    async with (
+        trio_ckpt.open_run("r", store=store, handle_signals=False) as run,
+        run.open_stream("s", state=state) as stream,
+    ):
+        async for batch in stream.batches(range(count)):
+            rng = np.random.default_rng(batch.index)
+            stream.state["weights"] += rng.random(SHAPE)
+            batch.complete()
+        weights: np.ndarray[Any, Any] = stream.state["weights"]
+        return weights.copy()
+
+
+@pytest.mark.parametrize("target", KINDS)
+async def test_large_states_go_on_where_they_are_imported(tmp_path: Path, target: str) -> None:
+    store = await make_store("sqlite:", tmp_path / "a")
+    other = await make_store(target, tmp_path / "b")
+    await train(store, 3)
+    summary = await export_run(store, "r", tmp_path / "r.zip")
+    blobs = [name for name in unpack(tmp_path / "r.zip") if name.startswith("blobs/")]
+    assert blobs
+    assert summary.size_bytes > 480_000
+    await store.aclose()
+    (tmp_path / "a").rename(tmp_path / "gone")
+    await import_run(other, tmp_path / "r.zip")
+    view = await other.load_run("r")
+    assert view is not None
+    check = await check_states(other, view)
+    assert (check.problems, check.states > 0, check.bytes >= 480_000) == ((), True, True)
+    assert (await train(other, 6) == await train(MemoryStore(), 6)).all()
+    await other.aclose()
+
+
+async def test_an_import_of_states_that_is_interrupted_begins_afresh(tmp_path: Path) -> None:
+    source = MemoryStore()
+    await train(source, 3)
+    await export_run(source, "r", tmp_path / "r.zip")
+    k, saves = 0, 0
+    while saves >= k:
+        k += 1
+        store = await make_store("sqlite:", tmp_path / f"{k}")
+        faulty = FaultyStore(store, {k: Fail()})
+        with suppress(StoreError):
+            await import_run(faulty, tmp_path / "r.zip")
+        saves = faulty.saves
+        with suppress(ArchiveError):  # it is whole
+            await import_run(store, tmp_path / "r.zip")
+        assert (await train(store, 4) == await train(MemoryStore(), 4)).all()
+        await store.aclose()
+
+
+def blob_of(files: dict[str, bytes]) -> str:
+    return next(name for name in files if name.startswith("blobs/"))
+
+
+def drop(manifest: dict[str, Any]) -> None:
+    for part in manifest["streams"]:
+        part["blobs"] = {}
+
+
+BLOB_LIES: dict[str, Edit] = {
+    "one is gone": lambda files, _: files.pop(blob_of(files)),
+    "one is another": lambda files, _: files.update({blob_of(files): b"x"}),
+    "one too many": lambda files, _: files.update({f"blobs/{64 * '0'}": b"x"}),
+    "nobody names them": lambda _, manifest: drop(manifest),
+    "a record that is not there": lambda _, manifest: manifest["streams"][0].update(
+        blobs={"99": [64 * "0"]}
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", BLOB_LIES.values(), ids=BLOB_LIES.keys())
+async def test_blobs_that_lie_leave_no_trace(tmp_path: Path, edit: Edit) -> None:
+    source, store = MemoryStore(), MemoryStore()
+    await train(source, 2)
+    await export_run(source, "r", tmp_path / "r.zip")
+    bad = forge(tmp_path / "r.zip", tmp_path / "lie.zip", edit, update_members=True)
+    with pytest.raises(ArchiveError, match="blobs"):
+        await import_run(store, bad)
+    assert await store.list_runs() == ()
+
+
+async def test_a_blob_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes out in pieces, and goes in as a view of a file."""
+    size, asked, put = 2**24, list[int](), list[Any]()
+    blob = os.urandom(2**20) * 16
+    digest = hashlib.sha256(blob).hexdigest()
+    frame = Frame(
+        lineage=bytes(8),
+        number=0,
+        parent=b"",
+        tree=b"x",
+        layout=NO_ARRAYS,
+        blob=digest,
+        data_bytes=size,
+    )
+
+    class Watched(MemoryStore):
+        async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+            assert size is not None
+            asked.append(size)
+            return await super().read_blob(digest, offset, size)
+
+        async def put_blob(self, digest: str, payload: Any) -> None:
+            put.append(payload)
+            await super().put_blob(digest, payload)
+
+    store, other = Watched(), Watched()
+    record = encode_record(Record(kind=Kind.SAVE, at=1.0, state=encode_frame(frame)))
+    async with store.lock_run("r") as owner:
+        await store.put_blob(digest, blob)
+        sealed = store.seal("r", 0, ("s",)).close(1, record)
+        saved = Checkpoint('["s"]', 1, sealed, blobs=(digest,))
+        assert await store.save(RunKey("r", 0, owner), [saved]) == [None]
+    put.clear()
+    tracemalloc.start()
+    await export_run(store, "r", tmp_path / "r.zip")
+    assert tracemalloc.get_traced_memory()[1] < size // 2
+    tracemalloc.stop()
+    assert max(asked) <= PIECE_BYTES
+    await import_run(other, tmp_path / "r.zip")
+    ((view,),) = put
+    assert isinstance(view, memoryview)
+    assert await other.read_blob(digest, 0, size) == blob

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from trio_ckpt import OutputClaimedError, Run, open_run
+from trio_ckpt import OutputClaimedError, Run, StoreError, open_maintenance, open_run
 from trio_ckpt._config import canonical_config, config_digest
 from trio_ckpt._manifest import MAX_MANIFEST_HEAD_BYTES, is_complete, manifest_owner
 from trio_ckpt._progress import Progress
 from trio_ckpt._records import Status
 from trio_ckpt.outputs import OutputDir
 from trio_ckpt.stores import MemoryStore
+from trio_ckpt.testing import Fail, FaultyStore
 
 
 def begin(store: Any, run_id: str = "r", **options: Any) -> Any:
@@ -138,6 +140,117 @@ async def test_it_is_written_anew_after_a_redo(tmp_path: Path) -> None:
         assert stream["spent"] == {"cost": 1 if text == "first" else 1.5}
 
 
+def outdated(folder: Path) -> int:
+    """How many were moved aside."""
+    return len(list((folder / ".archive").rglob("manifest.json*")))
+
+
+async def test_a_complete_run_that_is_opened_again_keeps_its_manifest(tmp_path: Path) -> None:
+    store = MemoryStore()
+    for _ in range(3):
+        async with begin(store, output_dir=tmp_path) as run:
+            await work(run, "a")
+    assert outdated(tmp_path) == 0
+    before = (tmp_path / "manifest.json").stat()
+    with pytest.raises(KeyError):
+        async with begin(store, output_dir=tmp_path):
+            raise KeyError
+    assert (tmp_path / "manifest.json").stat() == before
+
+
+async def left_by_rewind(run: Run) -> None:
+    await run.rewind(("a",), to=0, reason="x")
+
+
+async def left_by_redo(run: Run) -> None:
+    async with run.open_stream("a") as stream:
+        await stream.redo([1], "x")
+
+
+async def left_by_a_new_stream(run: Run) -> None:
+    async with run.open_stream("b") as stream:
+        async for batch in stream.batches(range(2)):
+            batch.complete()
+            break
+
+
+async def left_by_the_list(run: Run) -> None:
+    await run.add_streams([("b",)])
+
+
+async def left_by_a_phase(run: Run) -> None:
+    with contextlib.suppress(KeyError):
+        async with run.phase("p"):
+            raise KeyError
+
+
+LEFT = [left_by_rewind, left_by_redo, left_by_a_new_stream, left_by_the_list, left_by_a_phase]
+
+
+@pytest.mark.parametrize("leave", LEFT)
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_a_run_that_is_not_complete_any_more_has_no_manifest(
+    tmp_path: Path, leave: Any, is_killed: bool
+) -> None:
+    store = MemoryStore()
+    async with begin(store, output_dir=tmp_path) as run:
+        await work(run, "a")
+    before = (tmp_path / "manifest.json").read_bytes()
+    async with begin(store, output_dir=tmp_path) as run:
+        await leave(run)
+        killed = store.after_crash()
+    assert not (tmp_path / "manifest.json").exists()
+    assert outdated(tmp_path) == 1
+    if is_killed:  # as if the session had got no further
+        (tmp_path / "manifest.json").write_bytes(before)
+        async with begin(killed, output_dir=tmp_path):
+            assert not (tmp_path / "manifest.json").exists()
+
+
+async def test_one_that_is_outdated_does_not_pass_for_that_of_a_run_that_is_complete_again(
+    tmp_path: Path,
+) -> None:
+    """All was done again, and then the session was killed, before it could say so."""
+    store = MemoryStore()
+    async with begin(store, output_dir=tmp_path) as run:
+        await work(run, "a", text="first")
+    before = (tmp_path / "manifest.json").read_bytes()
+    async with begin(store, output_dir=tmp_path) as run:
+        await run.rewind(("a",), to=0, reason="x")
+        await work(run, "a", text="second")
+        killed = store.after_crash()
+    (tmp_path / "manifest.json").write_bytes(before)
+    async with begin(killed, output_dir=tmp_path):
+        assert not (tmp_path / "manifest.json").exists()
+    (stream,) = read(tmp_path)["streams"]
+    assert stream["spent"] == {"cost": 1.5}
+
+
+@pytest.mark.parametrize("way", ["redo", "rewind", "retry", "none"])
+async def test_maintenance_moves_the_manifest_aside_before_it_changes_anything(
+    tmp_path: Path, way: str
+) -> None:
+    store = MemoryStore()
+    async with begin(store, output_dir=tmp_path) as run:
+        await work(run, "a")
+        async with run.open_stream("b") as stream:
+            async for batch in stream.batches(range(1)):
+                batch.skip("no")
+    faulty = FaultyStore(store, {1: Fail()})
+    with contextlib.suppress(StoreError):
+        async with open_maintenance(faulty, "r") as maintenance:
+            if way == "redo":
+                await maintenance.redo(("a",), [1], "x")
+            elif way == "rewind":
+                await maintenance.rewind(("a",), to=0, reason="x")
+            else:
+                await maintenance.retry([("b" if way == "retry" else "a",)])
+    assert (tmp_path / "manifest.json").exists() is (way == "none")
+    async with begin(store, output_dir=tmp_path):
+        pass
+    assert (tmp_path / "manifest.json").exists()  # it had failed, so the run is complete
+
+
 async def test_the_manifest_of_another_run_is_left_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -150,12 +263,21 @@ async def test_the_manifest_of_another_run_is_left_alone(
     assert "is another run's manifest: none is written" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"format":2,"run":"r"}', '{"a": "' + "x" * 2**17])
+STRANGE = ["", "{}", '{"format":2,"run":"r"}', '{"a": "' + "x" * 2**17]
+STRANGE += ['{"format":1,"run":' + end for end in ("", '"r', "[" * 30_000, "5}", "nul", "\udcff")]
+
+
+@pytest.mark.parametrize("text", STRANGE, ids=range(len(STRANGE)))
 async def test_a_file_that_is_no_manifest_is_left_alone(text: str, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text(text)
-    async with begin("memory:", output_dir=tmp_path) as run:
-        await work(run, "a")
-    assert (tmp_path / "manifest.json").read_text() == text
+    data = text.encode(errors="surrogateescape")
+    (tmp_path / "manifest.json").write_bytes(data)
+    store = MemoryStore()
+    for fresh in (False, True):
+        async with begin(store, output_dir=tmp_path, fresh=fresh) as run:
+            await work(run, "a")
+    async with open_maintenance(store, "r") as maintenance:
+        await maintenance.reset("x")
+    assert (tmp_path / "manifest.json").read_bytes() == data
 
 
 async def test_its_name_is_reserved(tmp_path: Path) -> None:

@@ -260,7 +260,8 @@ class Gate(Desk):
             if staged.adopted:
                 await self.files.adopt(staged.adopted, batch.index, staged.outputs)
                 staged.adopted.clear()
-            await self.files.check(staged.outputs)
+            if self.files.validator is not None:
+                await self.files.check(staged.outputs)
             lines = await self.files.open_sinks(staged.lines) if staged.lines else ()
             adds = self.encode_adds(batch) if self.frontier is not None else b""
             saved = None if self.keeper is None else await self.keeper.save()
@@ -289,7 +290,8 @@ class Gate(Desk):
             return await self._act(GATE[batch.state][way], batch, way, problem)
         blobs = () if saved is None else saved.kept.blobs
         await self._save(batch, record, payload, lines, partial(self._confirmed, saved), blobs)
-        await self.prune_state()
+        if self.keeper is not None:
+            await self.prune_state()
         return Passed.GO_ON
 
     def _confirmed(self, saved: Saved | None, batch: Batch[Any], record: Record) -> None:

@@ -134,7 +134,7 @@ async def open_run(
         )
         found = look(view)
         log.info("run %r: %s", run_id, found)
-        if found.sessions == 0 and not fresh and outputs is not None:
+        if found.sessions == 0 and not (fresh or archiving) and outputs is not None:
             await _warn_of_strangers(outputs)
         if found.was_killed and outputs is not None:
             await _remove_orphans(outputs)

@@ -7,7 +7,6 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import cast
 
 import attrs
@@ -228,6 +227,8 @@ def _seconds_of(text: str) -> float | None:
         return float(text)
     except ValueError:
         pass
+    from email.utils import parsedate_to_datetime  # a megabyte that few need
+
     try:
         at = parsedate_to_datetime(text)
     except ValueError:

@@ -64,12 +64,17 @@ class Stop:
         if self.busy == 0 and self._requested.is_set():
             self._idle.set()
 
+    @property
+    def is_parking(self) -> bool:
+        """Whether loops are to wait instead of beginning another batch."""
+        return self._requested.is_set() or self.exit_code != 0
+
     async def park(self) -> None:
         """Return at once, or never while a stop is under way.
 
         Cancellation: the only way out of a stop.
         """
-        if self._requested.is_set() or self.exit_code:
+        if self.is_parking:
             await trio.sleep_forever()
 
     async def see_through(self, grace_s: float) -> None:

@@ -111,9 +111,13 @@ class Walk:
 
         Cancellation: the only way out of a stop.
         """
-        await self.desk.wait_paused()
-        await self.desk.stop.park()
-        await self.desk.restore_state()
+        desk = self.desk  # this is passed once a batch: nothing is awaited without need
+        if desk.pause is not None:
+            await desk.wait_paused()
+        if desk.stop.is_parking:
+            await desk.stop.park()
+        if desk.keeper is not None:
+            await desk.restore_state()
 
     def open_source(self, items: Items[T] | None, key: Callable[[T], str] | None) -> Source[T]:
         """The source of a loop, checked against what is confirmed."""

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
 
 import trio_ckpt
 from tests.cli.tools import T0, Terminal, batches, complete, make_run
+from tests.outputs.faulty import files_in
+from trio_ckpt._ranges import IndexSet
 from trio_ckpt._records import ErrorInfo, Kind, Record
+from trio_ckpt.cli._change import parse_batches
 from trio_ckpt.stores._locks import lock_run
 
 CHANGING: list[tuple[str, list[object], str]] = [
@@ -179,6 +184,39 @@ def test_batches_that_are_none(run: Terminal, gh: Path, text: str) -> None:
     assert said.err.startswith("trio-ckpt: --batches")
 
 
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("3", [3, 1]),
+        ("5-6, 0-1", [0, 2, 3, 2]),
+        ("0-1,2-3", [0, 4]),
+        ("0-9,2-3,9-11", [0, 12]),
+        ("7,7", [7, 1]),
+    ],
+)
+def test_spans_of_batches_are_one_set(text: str, steps: list[int]) -> None:
+    assert parse_batches(text) == IndexSet.from_steps(steps)
+
+
+def test_spans_are_never_counted_out(run: Terminal, gh: Path, monkeypatch: Any) -> None:
+    """However many batches are typed: what it costs are the spans."""
+
+    def never(*_: Any) -> None:
+        raise AssertionError("an index was touched")
+
+    for name in ("add", "discard", "__iter__", "__contains__"):
+        monkeypatch.setattr(IndexSet, name, never)
+    ask = ("retry", gh, "gh-2025", "--stream", "org/repo1/pulls", "--yes", "--batches")
+    said = run(*ask, "0-9999999")
+    assert said.code == 2
+    assert "batches 4-9999999 of stream 'org/repo1/pulls' are neither" in said.err
+    said = run(*ask, "0-4999999,5000000-9999999,10000000")  # all of them together
+    assert (said.code, said.err) == (
+        2,
+        "trio-ckpt: --batches: 10,000,001 batches; at most 10,000,000 go back at a time\n",
+    )
+
+
 def test_batches_that_are_not_done_are_refused(run: Terminal, gh: Path) -> None:
     said = run(
         "retry", gh, "gh-2025", "--stream", "org/repo1/issues", "--batches", "2-4,7", "--yes"
@@ -298,6 +336,71 @@ def test_export_and_import(run: Terminal, store: Path, data: Path, tmp_path: Pat
     digest = hashlib.sha256((data / "4.txt").read_bytes()).hexdigest()
     assert digest == hashlib.sha256((tmp_path / "copy" / "4.txt").read_bytes()).hexdigest()
     assert run("show", other, "copy", "--json").json["total"]["records"] == 5
+
+
+@pytest.mark.parametrize("command", [["reset"], ["retry", "--batches", "1"]], ids=["reset", "redo"])
+def test_a_command_on_a_copy_leaves_the_files_of_the_original(
+    run: Terminal, store: Path, data: Path, tmp_path: Path, command: list[str]
+) -> None:
+    before = files_in(data)
+    assert run("export", store, "run", tmp_path / "x").code == 0
+    for name, options in (("copy", ["--output-dir", tmp_path / "copy"]), ("bare", [])):
+        assert run("import", store, tmp_path / "x", "--as", name, *options).code == 0
+        assert run(command[0], store, name, *command[1:], "--yes").code == 0
+    assert files_in(data) == before
+    assert not (tmp_path / "copy/1.txt").exists()
+    assert run("verify", store, "copy").code == 0
+
+
+@pytest.mark.parametrize("command", [["reset"], ["retry", "--batches", "1"]], ids=["reset", "redo"])
+def test_a_folder_that_was_moved_is_named(
+    run: Terminal, store: Path, data: Path, command: list[str]
+) -> None:
+    moved = data.rename(data.with_name("moved"))
+    ask = (command[0], store, "run", *command[1:], "--yes", "--output-dir")
+    said = run(*ask, data)
+    assert (said.code, said.err) == (4, f"trio-ckpt: the output folder {data} is not there\n")
+    assert (moved / "1.txt").exists()
+    assert run(*ask, moved).code == 0
+    assert not (moved / "1.txt").exists()
+    assert (moved / ".archive").is_dir()
+
+
+async def train(store: Path) -> None:
+    state = {"weights": np.zeros(90_000)}
+    async with (
+        trio_ckpt.open_run("run", store=store) as run,
+        run.open_stream("train", state=state) as stream,
+    ):
+        async for batch in stream.batches(range(2)):
+            stream.state["weights"] += np.random.default_rng(batch.index).random(90_000)
+            batch.complete()
+
+
+def test_verify_looks_at_saved_states_if_it_is_to_read_all(run: Terminal, store: Path) -> None:
+    trio.run(train, store)
+    assert run("verify", store, "--json").json["checked_states"] is None
+    said = run("verify", store, "--sha256")
+    assert said.code == 0
+    assert re.search(r"^\d saved states \([\d,]+ bytes of arrays\) checked: all are as saved$", said.out, re.M)
+    document = run("verify", store, "--sha256", "--json").json
+    assert document["state_problems"] == []
+    blobs = sorted(path for path in (store.parent).rglob("*") if len(path.name) == 64)
+    assert blobs
+    for path in blobs:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.chmod(0o600)
+        path.write_bytes(data)
+    said = run("verify", store, "--sha256")
+    assert said.code == 1
+    assert "bytes at" in said.out
+    problems = run("verify", store, "--sha256", "--json").json["state_problems"]
+    assert len(problems) == len(blobs)
+    assert {problem["batch_index"] for problem in problems} <= {None, 0, 1}
+    assert problems[0]["stream"] == ["train"]
+    blobs[0].unlink()
+    assert "missing" in run("verify", store, "--sha256").out
 
 
 def test_import_refuses_what_is_no_archive(run: Terminal, tmp_path: Path) -> None:

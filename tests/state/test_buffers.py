@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+import ml_dtypes
 import msgspec
 import numpy as np
 import pytest
@@ -133,7 +134,6 @@ def test_nan_payloads_and_negative_zero_come_back() -> None:
 
 @pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "int4"])
 def test_small_floats_come_back(name: str) -> None:
-    ml_dtypes = pytest.importorskip("ml_dtypes")
     was = np.arange(6).astype(getattr(ml_dtypes, name)).reshape(2, 3)
     (now,) = restore(collect([was]))
     assert_same(now, was)
@@ -284,52 +284,6 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     view = View("tensorflow", 0, "<f8", (1,), (8,), 0, writeable=False)
     with pytest.raises(StoreError, match="install tensorflow"):
         rebuild([view], [allocate(8)])
-
-
-# -- torch ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def torch() -> Any:
-    return pytest.importorskip("torch")
-
-
-def test_torch_tensors_come_back_with_their_aliases(torch: Any) -> None:
-    base = torch.arange(20, dtype=torch.float32).reshape(4, 5)
-    was = [base[1:, ::2], base, base.t(), torch.nn.Parameter(torch.ones(3)), torch.zeros(0, 2)]
-    was += [torch.tensor(1.5, requires_grad=True), base.view(torch.int32)[1:]]
-    was += [torch.ones(2, dtype=torch.complex64).conj(), torch.ones(3, dtype=torch.bfloat16)]
-    collected = collect(was)
-    now = restore(collected)
-    for is_, tensor in zip(now, was, strict=True):
-        assert (type(is_), is_.dtype, is_.shape) == (type(tensor), tensor.dtype, tensor.shape)
-        assert is_.requires_grad == tensor.requires_grad
-        assert torch.equal(is_, tensor)
-    now[1][2, 2] = 99
-    assert now[0][1, 1] == now[2][2, 2] == 99
-
-
-def test_torch_and_numpy_share_memory_again(torch: Any) -> None:
-    was = np.zeros(100)
-    tensor, now = restore(collect([torch.from_numpy(was), was]))
-    tensor[3] = 5
-    assert now[3] == 5
-
-
-def test_a_tensor_in_the_middle_of_a_graph_is_refused(torch: Any) -> None:
-    with pytest.raises(NotEncodableError, match="detach"):
-        collect([torch.ones(2, requires_grad=True) * 2])
-
-
-def test_jax_arrays_come_back() -> None:
-    jax = pytest.importorskip("jax")
-    was = jax.numpy.arange(6, dtype="bfloat16").reshape(2, 3)
-    collected = collect([was])
-    (now,) = restore(collected)
-    assert isinstance(now, jax.Array)
-    assert now.dtype == was.dtype
-    assert bool((now == was).all())
-    assert collected.buffers[0].root is was
 
 
 # -- arrays in pages --------------------------------------------------------------------
