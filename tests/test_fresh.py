@@ -82,7 +82,7 @@ WAYS = {"fresh": by_fresh, "config": by_config, "reset": by_reset}
 async def test_whichever_save_fails_the_files_are_those_of_the_run_that_is_there(
     tmp_path: Path, fault: Any, way: Begin, autojump_clock: object
 ) -> None:
-    """A resume goes on with what it finds: nothing of the old run is lost, none is taken for new."""
+    """A resume goes on with what it finds: nothing old is lost, nothing old is taken for new."""
     saves, k = 0, 0
     generations: set[int] = set()
     while saves >= k:  # until it is one more than there are

@@ -329,7 +329,7 @@ async def test_large_records_are_blobs_again(tmp_path: Path) -> None:
     put: list[int] = []
 
     class Watched(MemoryStore):
-        async def put_blob(self, digest: str, payload: bytes) -> None:
+        async def put_blob(self, digest: str, payload: Any) -> None:
             put.append(len(payload))
             await super().put_blob(digest, payload)
 
@@ -465,7 +465,7 @@ SHAPE = (300, 200)  # 480,000 bytes: a blob
 
 async def train(store: Store, count: int) -> np.ndarray[Any, Any]:
     """A state that is an array, other in each row with each batch."""
-    state = {"weights": np.zeros(SHAPE), "step": 0}
+    state: dict[str, Any] = {"weights": np.zeros(SHAPE), "step": 0}
     async with (
         trio_ckpt.open_run("r", store=store, handle_signals=False) as run,
         run.open_stream("s", state=state) as stream,

@@ -164,7 +164,7 @@ async def left_by_rewind(run: Run) -> None:
 
 async def left_by_redo(run: Run) -> None:
     async with run.open_stream("a") as stream:
-        await stream.redo([1], "x")
+        await stream.redo([1], reason="x")
 
 
 async def left_by_a_new_stream(run: Run) -> None:
@@ -278,6 +278,23 @@ async def test_a_file_that_is_no_manifest_is_left_alone(text: str, tmp_path: Pat
     async with open_maintenance(store, "r") as maintenance:
         await maintenance.reset("x")
     assert (tmp_path / "manifest.json").read_bytes() == data
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+async def test_what_is_no_file_is_left_alone(kind: str, tmp_path: Path) -> None:
+    store, out = MemoryStore(), tmp_path / "out"
+    out.mkdir()
+    if kind == "folder":
+        (out / "manifest.json").mkdir()
+    else:
+        (out / "manifest.json").symlink_to(tmp_path / "elsewhere")
+    for fresh in (False, True):
+        async with begin(store, output_dir=out, fresh=fresh) as run:
+            await work(run, "a")
+    async with open_maintenance(store, "r") as maintenance:
+        await maintenance.redo(("a",), [1], "x")
+    assert (out / "manifest.json").is_dir() is (kind == "folder")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 async def test_its_name_is_reserved(tmp_path: Path) -> None:

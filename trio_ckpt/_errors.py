@@ -288,7 +288,7 @@ class OutputError(TrioCkptError):
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | None,
         problem: str,
         *,
         run_id: str | None = None,
@@ -296,12 +296,12 @@ class OutputError(TrioCkptError):
         batch_index: int | None = None,
     ) -> None:
         super().__init__(
-            f"output {str(path)!r}: {problem}" if path else problem,
+            problem if path is None else f"output {str(path)!r}: {problem}",
             run_id=run_id,
             stream=stream,
             batch_index=batch_index,
         )
-        self.path = str(path)
+        self.path = "" if path is None else str(path)
 
 
 class OutputClaimedError(OutputError, ValueError):

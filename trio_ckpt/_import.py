@@ -324,9 +324,9 @@ class _Importer:
             return archived_note(at) if archiving else None
         if facts.get("output_dir") == self.output_dir and not archiving:
             return None
-        ended = {"ended": KILLED, "at": self.worked_at, "counts": {}, **facts}
-        moved = {**ended, "output_dir": self.output_dir}
-        moved.pop(ARCHIVING, None)
+        moved: dict[str, Any] = {"ended": KILLED, "at": self.worked_at or at, "counts": {}}
+        moved |= {name: fact for name, fact in facts.items() if name != ARCHIVING}
+        moved["output_dir"] = self.output_dir
         return Record(kind=Kind.END, at=at, metadata=moved)
 
     async def _place(

@@ -163,14 +163,12 @@ def manifest_owner(outputs: OutputDir) -> str | None:
 
 
 def _read_head(outputs: OutputDir) -> bytes | None:
-    """How the file begins; None: there is none."""
+    """How the file begins, empty if it cannot be read (a folder, a link); None: there is none."""
     with closing(outputs.read_pieces(MANIFEST, MAX_MANIFEST_HEAD_BYTES)) as pieces:
         try:
             return b"".join(pieces)
         except OutputError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
+            return None if isinstance(error.__cause__, FileNotFoundError) else b""
 
 
 def _owner(head: bytes | None) -> str | None:
@@ -186,33 +184,34 @@ def _owner(head: bytes | None) -> str | None:
     return name if isinstance(name, str) else ""
 
 
-async def set_outdated_aside(
+async def is_current(
     run_key: RunKey, parts: Mapping[StreamKey, Progress], outputs: OutputDir
 ) -> bool:
+    """Whether the run has a manifest, and nothing was saved since it was written."""
+    head = await run_blocking(_read_head, outputs)
+    wanted = _dump(_identity(run_key, parts))[:-1].encode() + b","
+    return head is not None and head.startswith(wanted)
+
+
+async def set_outdated_aside(
+    run_key: RunKey, parts: Mapping[StreamKey, Progress], outputs: OutputDir
+) -> None:
     """Move the run's manifest into the archive if anything was saved since it was written.
 
-    Returns:
-        Whether there is one that says what is so.
-
     Raises:
-        OutputError: it cannot be read, or not be moved.
+        OutputError: it cannot be moved.
 
     Durability: when this returns the move survives power loss.
     """
-    head = await run_blocking(_read_head, outputs)
-    if head is None or _owner(head) != run_key.run_id:
-        return False
-    if head.startswith(_dump(_identity(run_key, parts))[:-1].encode() + b","):
-        return True
-    await set_manifest_aside(run_key, outputs)
-    return False
+    if not await is_current(run_key, parts, outputs):
+        await set_manifest_aside(run_key, outputs)
 
 
 async def set_manifest_aside(run_key: RunKey, outputs: OutputDir) -> None:
     """Move the run's manifest into the archive, if there is one.
 
     Raises:
-        OutputError: it cannot be read, or not be moved.
+        OutputError: it cannot be moved.
 
     Durability: when this returns the move survives power loss.
     """

@@ -110,7 +110,7 @@ class Redo:
         if progress.is_ordered:
             first = next(iter(wanted), None)
             raise CannotRedoError(
-                "",
+                None,
                 f"batch {first} cannot be redone alone, because later ones build on it; rewind the "
                 "stream to before it",
                 run_id=self.saver.run_key.run_id,
@@ -220,7 +220,7 @@ class Redo:
                     await self.store.read_blob(frame.blob, 0, 1)
         except StoreDamagedError as error:
             raise CannotRedoError(
-                "",
+                None,
                 f"the state before batch {first} is not kept any more ({error}): retention= says "
                 "how many are; begin again with fresh=True",
                 run_id=key.run_id,

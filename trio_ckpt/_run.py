@@ -31,7 +31,7 @@ from ._groups import (
     current_phase,
 )
 from ._keeper import Retention
-from ._manifest import MANIFEST, is_complete, set_outdated_aside, write_manifest
+from ._manifest import MANIFEST, is_complete, is_current, set_outdated_aside, write_manifest
 from ._phase import Phase, open_phase
 from ._progress import Progress
 from ._ranges import IndexSet
@@ -536,9 +536,9 @@ class Run:
         key, progress, outputs = self._saver.run_key, self._progress, self._outputs
         with trio.CancelScope(shield=True):
             try:
-                if await set_outdated_aside(key, progress, outputs):
-                    return  # there is one, and it says all of this already
-                if is_wanted and is_complete(progress):
+                if not (is_wanted and is_complete(progress)):
+                    await set_outdated_aside(key, progress, outputs)
+                elif not await is_current(key, progress, outputs):
                     await write_manifest(self._store, key, progress, outputs, facts)
             except TrioCkptError as error:
                 log.warning("the manifest of run %r could not be written: %s", self.run_id, error)

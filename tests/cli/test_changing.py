@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -382,7 +383,9 @@ def test_verify_looks_at_saved_states_if_it_is_to_read_all(run: Terminal, store:
     assert run("verify", store, "--json").json["checked_states"] is None
     said = run("verify", store, "--sha256")
     assert said.code == 0
-    assert re.search(r"^\d saved states \([\d,]+ bytes of arrays\) checked: all are as saved$", said.out, re.M)
+    assert re.search(
+        r"^\d saved states \([\d,]+ bytes of arrays\) checked: all are as saved$", said.out, re.M
+    )
     document = run("verify", store, "--sha256", "--json").json
     assert document["state_problems"] == []
     blobs = sorted(path for path in (store.parent).rglob("*") if len(path.name) == 64)
@@ -399,6 +402,11 @@ def test_verify_looks_at_saved_states_if_it_is_to_read_all(run: Terminal, store:
     assert len(problems) == len(blobs)
     assert {problem["batch_index"] for problem in problems} <= {None, 0, 1}
     assert problems[0]["stream"] == ["train"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "xxhash", None)
+        said = run("verify", store, "--sha256")
+    assert (said.code, said.err.count("\n")) == (8, 1)
+    assert "trio-ckpt[arrays]" in said.err
     blobs[0].unlink()
     assert "missing" in run("verify", store, "--sha256").out
 

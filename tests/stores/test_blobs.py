@@ -483,8 +483,8 @@ async def test_removing_needs_none_of_the_threads_that_wait_for_it(
 
     def doom(claims: _claims.Claims, digests: set[str]) -> list[str]:
         doomed = real_doom(claims, digests)
+        is_doomed.set()  # before: the put may wait as soon as it is started
         token.run_sync_soon(nursery.start_soon, store.put_blob, BIG_DIGEST, BIG)
-        is_doomed.set()
         assert waits.wait(30)
         return doomed
 

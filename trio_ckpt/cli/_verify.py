@@ -15,7 +15,14 @@ from .._values import StreamKey
 from .._words import number, plural, stream_name
 from ..abc import Store
 from ..outputs import OutputDir
-from ._exits import EXIT_NOT_FOUND, EXIT_OK, EXIT_PROBLEMS, EXIT_USAGE, CommandError
+from ._exits import (
+    EXIT_NOT_FOUND,
+    EXIT_NOT_INSTALLED,
+    EXIT_OK,
+    EXIT_PROBLEMS,
+    EXIT_USAGE,
+    CommandError,
+)
 from ._look import Look, choose_streams, look_at
 from ._options import (
     all_option,
@@ -87,7 +94,13 @@ async def verify(
     else:
         drift = await _find_drift(look, folder, keys, mode)
     if mode == "sha256":
-        states = await check_states(look.store, look.view, keys)
+        try:
+            states = await check_states(look.store, look.view, keys)
+        except ModuleNotFoundError as error:
+            raise CommandError(
+                f"{error.name} is not installed, which arrays need: pip install trio-ckpt[arrays]",
+                EXIT_NOT_INSTALLED,
+            ) from error
     document = {
         "store": store.url,
         "run": look.run_id,
