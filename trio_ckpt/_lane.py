@@ -30,7 +30,6 @@ class Lane:
         redone: Batches that were put back to work since the newest verification began.
         cut_back: Append files that a rewind has cut; what is behind is in the archive.
         redo_lock: Whoever puts batches back holds it: none is taken back twice.
-        first_sequence: What `submitted` was when the session began.
         before: What other sessions had added.
         confirmed, skipped, retries: What this session has done.
         open_s: Seconds that it was open in this session, and is not any more.
@@ -46,9 +45,6 @@ class Lane:
     redone: IndexSet = attrs.field(factory=IndexSet, init=False)
     cut_back: set[str] = attrs.field(factory=set[str], init=False)
     redo_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
-    first_sequence: int = attrs.field(
-        default=attrs.Factory(lambda lane: lane.progress.sequence, takes_self=True), init=False
-    )
     before: Added = attrs.field(
         default=attrs.Factory(lambda lane: Added.by_all(lane.progress), takes_self=True),
         init=False,

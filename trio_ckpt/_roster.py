@@ -65,11 +65,6 @@ class Roster:
             lane = self.lanes[key] = self._saver.add_lane(key, progress)
         return lane
 
-    @property
-    def has_changed(self) -> bool:
-        """Whether this session has saved anything of a stream."""
-        return any(lane.progress.sequence > lane.first_sequence for lane in self.lanes.values())
-
     def check_known(self, key: StreamKey) -> None:
         """Raise UnknownStreamError unless there is such a stream."""
         if key not in self.progress or key == RUN_STREAM:
