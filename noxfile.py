@@ -41,6 +41,13 @@ def tests_all(session: nox.Session) -> None:
 
 
 @nox.session
+def frameworks(session: nox.Session) -> None:
+    """Run the tests that need torch and jax, which are large."""
+    session.install("-e", ".[tests,arrays]", "torch", "jax")
+    session.run("python", "-m", "pytest", "tests/frameworks", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
     session.install(*PYPROJECT["project"]["optional-dependencies"]["lint"])

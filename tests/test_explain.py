@@ -144,13 +144,19 @@ def test_a_run_without_a_batch() -> None:
 def test_a_run_that_is_complete() -> None:
     done = some(range(3), status=Status.COMPLETE)
     assert said(facts_of({("a",): done}), "run") == [
-        "Run 'gh-2025' is complete: its stream is. A start skips 3 batches and finds nothing to "
-        "do, unless outputs were damaged or a source has grown."
+        "Run 'gh-2025' is complete: its stream is. A start skips 3 batches; by the store nothing "
+        "is left to do. Whether a source has grown was not looked at."
     ]
     assert said(facts_of({("a",): done, ("b",): done}), "run") == [
-        "Run 'gh-2025' is complete: all 2 streams are. A start skips 6 batches and finds nothing "
-        "to do, unless outputs were damaged or a source has grown."
+        "Run 'gh-2025' is complete: all 2 streams are. A start skips 6 batches; by the store "
+        "nothing is left to do. Whether a source has grown was not looked at."
     ]
+    for files in ({"outputs": 3}, {"sinks": {"log": 9}}):
+        (text,) = said(facts_of({("a",): attrs.evolve(done, **files)}), "run")
+        assert text.endswith(
+            "The files were not looked at (`trio-ckpt verify` does), nor whether a source has "
+            "grown."
+        )
 
 
 def test_what_is_left_is_said_to_be_unknown_where_it_is() -> None:
@@ -194,11 +200,40 @@ def test_phases() -> None:
     assert said(facts_of(parts), "streams") == []
 
 
+def test_a_complete_phase_with_work_left() -> None:
+    """`if not phase.complete` would pass that work over: the phase was complete too early."""
+    parts = {
+        ("@phase", "discovery"): some(range(1), status=Status.COMPLETE, started_at=1.0),
+        ("@phase", "collection"): some(range(1), status=Status.COMPLETE, started_at=2.0),
+        ("a",): some(range(2), last_index=3),
+    }
+    assert said(facts_of(parts), "phase") == [
+        "Phase 'discovery' is complete: phase.complete is true on a start.",
+        "Phase 'collection' is complete: phase.complete is true on a start. But there are streams "
+        "with work left: a start passes them over where they are in a block with `if not "
+        "phase.complete`.",
+    ]
+    done = {**parts, ("a",): some(range(2), status=Status.COMPLETE)}
+    under_way = {**parts, ("@phase", "collection"): some(started_at=2.0)}
+    for others in (done, under_way):
+        assert not any("But" in text for text in said(facts_of(others), "phase"))
+
+
+def test_two_streams_of_one_name_are_told_apart() -> None:
+    gone = some(range(1), status=Status.FAILED, error=FORBIDDEN)
+    texts = said(facts_of({("a/b", "c"): gone, ("a", "b/c"): gone, (" ",): some()}), "streams")
+    assert texts[0].startswith('Stream ["a/b", "c"] failed for good')
+    assert """--stream '["a/b", "c"]'`""" in texts[0]
+    assert texts[1].startswith('Stream ["a", "b/c"] failed for good')
+    assert texts[2].startswith('Stream [" "] goes on')
+
+
 def test_outputs_are_looked_at_first() -> None:
     facts = facts_of({("a",): some(outputs=3)}, sessions=[session(output_dir="/data")])
     assert said(facts, "outputs") == [
         "A start looks at the 3 confirmed files below /data first; what is missing or altered goes "
-        "back to work. `trio-ckpt verify` says what that would be."
+        "back to work. Where very many or a whole append file are missing it refuses "
+        "(OutputsMissingError), unless redo_missing=True. `trio-ckpt verify` says what is wrong."
     ]
 
 
@@ -218,7 +253,8 @@ def test_a_stream_with_holes() -> None:
     progress = some([0, 1, 2, 4, 8, 9], last_index=11)
     assert said_of(progress) == (
         "Stream 'org/repo1/pulls' goes on at batch 3, because 6 batches are confirmed, but not 3, "
-        "5-7: they were put back to work, or later ones were done first. 6 are left."
+        "5-7: they were put back to work, later ones were done first, or a range left them out. "
+        "6 are left."
     )
 
 

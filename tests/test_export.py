@@ -51,9 +51,9 @@ async def test_what_was_exported_is_what_is_imported(
     store = await make_store(source, tmp_path / "a", b"one key")
     other = await make_store(target, tmp_path / "b", b"another key")
     await write_run(store, tmp_path / "out")
-    summary = await export_all(store, tmp_path / "out", tmp_path / "x/r.zip")
+    summary = await export_all(store, tmp_path / "out", tmp_path / "r.zip")
     imported = await import_run(
-        other, tmp_path / "x/r.zip", run_id="again", output_dir=tmp_path / "new"
+        other, tmp_path / "r.zip", run_id="again", output_dir=tmp_path / "new"
     )
     assert await everything(other, "again", as_exported=True) == await everything(store, "r")
     assert outputs_in(tmp_path / "new") == outputs_in(tmp_path / "out")

@@ -24,7 +24,6 @@ from trio.testing import MockClock
 
 import trio_ckpt
 from trio_ckpt import NotEncodableError, Run, StoreDamagedError, open_run
-from trio_ckpt._history import read_pages
 from trio_ckpt.abc import INLINE_LIMIT_BYTES
 from trio_ckpt.state import _arrays, _compress
 from trio_ckpt.state._pages import Untracked
@@ -40,12 +39,16 @@ async def die_in_body(
     store: Any, state: Any, work: Callable[[Any, trio_ckpt.Snapshots], Any]
 ) -> None:
     """Run a body with snapshots at every point, and die at its end."""
-    with pytest.raises(KeyboardInterrupt):
+
+    async def session() -> None:
         async with begin(store) as run, run.open_stream("s", state=state) as stream:
             async for _batch in stream.batches(range(1)):
                 async with stream.snapshots(every_s=0) as snapshot:
                     await work(stream.state, snapshot)
                     raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await session()
 
 
 async def resumed(store: Any, state: Any) -> Any:
@@ -81,13 +84,18 @@ async def test_edge_case_1_checkpoint_serialization_failure(
 async def test_edge_case_1_at_the_gate_the_batch_fails() -> None:
     """A batch, unlike a snapshot, is a promise: it is not confirmed without its state."""
     store = MemoryStore()
-    with pytest.raises(trio_ckpt.BatchFailedError, match=r"state\.hook") as caught:
-        async with begin(store) as run, run.open_stream("s", state={"done": 0}) as stream:
+
+    async def session() -> None:
+        new: dict[str, Any] = {"done": 0}
+        async with begin(store) as run, run.open_stream("s", state=new) as stream:
             async for batch in stream.batches(range(3)):
                 stream.state["done"] += 1
                 if batch.index == 1:
                     stream.state["hook"] = lambda: None
                 batch.complete()
+
+    with pytest.raises(trio_ckpt.BatchFailedError, match=r"state\.hook") as caught:
+        await session()
     assert isinstance(caught.value.__cause__, NotEncodableError)
     assert await resumed(store, {"done": 0}) == {"done": 1}
 
@@ -98,7 +106,7 @@ def blob_bytes(folder: Path) -> int:
 
 async def test_edge_case_2_large_checkpoints(tmp_path: Path) -> None:
     """They are files beside the database, packed, and what nothing needs any more is removed."""
-    array = np.random.default_rng(2).integers(0, 2**20, 2**18)  # 2 MiB, of which 20 bits in 64 count
+    array = np.random.default_rng(2).integers(0, 2**20, 2**18)  # 2 MiB; 44 of 64 bits are zeros
     folder, seen = tmp_path / "large.ckpt", list[int]()
     async with begin(folder) as run, run.open_stream("s", state={"a": array.copy()}) as stream:
         async for batch in stream.batches(range(6)):
@@ -238,11 +246,14 @@ async def test_edge_case_5_framework_detection_failure(monkeypatch: pytest.Monke
 
 
 async def test_edge_case_5_what_is_no_data_is_refused_by_its_path() -> None:
-    """The seed falls back to pickle, which stores code; here the error says where, and what to do."""
+    """The seed falls back to pickle, which stores code; the error here says where it is."""
+
+    async def session() -> None:
+        async with begin(MemoryStore()) as run, run.open_stream("s", state={"hooks": [print]}):
+            raise AssertionError("it was opened")
+
     with pytest.raises(NotEncodableError, match=r"state\.hooks\[0\].*exclude the field"):
-        async with begin(MemoryStore()) as run:
-            async with run.open_stream("s", state={"hooks": [print]}):
-                raise AssertionError("it was opened")
+        await session()
 
 
 async def test_edge_case_6_delta_compaction() -> None:
@@ -331,7 +342,7 @@ async def test_edge_case_10_at_the_gate_the_batch_fails(monkeypatch: pytest.Monk
         told.append(caught.value)
 
     async def session(run: Run, watcher: trio.Nursery) -> None:
-        new = {"n": 0, "a": np.zeros(50_000)}
+        new: dict[str, Any] = {"n": 0, "a": np.zeros(50_000)}
         async with run.open_stream("s", state=new) as stream:
             async for batch in stream.batches(range(3)):
                 stream.state["n"] += 1
@@ -432,7 +443,9 @@ async def test_example_2_long_running_ml_training(autojump_clock: MockClock) -> 
     assert found.weights.tobytes() == expected.weights.tobytes()
 
 
-async def test_example_2_in_a_store_that_somebody_else_reads(tmp_path: Path, autojump_clock: Any) -> None:
+async def test_example_2_in_a_store_that_somebody_else_reads(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
     """The same with the default store; its history has the snapshots (the seed's example 3)."""
     with pytest.raises(KeyboardInterrupt):
         async with begin(tmp_path / "ml.ckpt") as run:

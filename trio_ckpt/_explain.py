@@ -19,7 +19,17 @@ from ._progress import Progress
 from ._records import ErrorInfo, Status
 from ._totals import ExactSum, add_sums, shown
 from ._values import StreamKey
-from ._words import amounts, duration, message_of, moment, plural, printable, spans, stream_name
+from ._words import (
+    amounts,
+    duration,
+    message_of,
+    moment,
+    plural,
+    printable,
+    quoted_name,
+    spans,
+    stream_names,
+)
 from .abc import Owner
 
 MAX_ALIKE = 5  # streams of one kind that have a sentence each; more are summed up in one
@@ -66,6 +76,7 @@ class Facts:
         owner: The live process that has it, if one has.
         now: Unix time, s.
         retry_command: What to type to put failed work back, without the stream.
+        names: How each stream is named.
     """
 
     run_id: str
@@ -75,6 +86,11 @@ class Facts:
     owner: Owner | None
     now: float
     retry_command: str = "trio-ckpt retry"
+    names: Mapping[StreamKey, str] = attrs.field(init=False)
+
+    @names.default
+    def _name_all(self) -> Mapping[StreamKey, str]:
+        return stream_names(self.parts)
 
 
 def explain_run(facts: Facts, *, every: bool = False) -> tuple[Sentence, ...]:
@@ -112,14 +128,24 @@ def _headline(facts: Facts) -> Sentence:
         what = "its stream is" if complete == 1 else f"all {plural(complete, 'stream')} are"
         return Sentence(
             "run",
-            f"Run {name} is complete: {what}. A start skips {plural(done, 'batch')}{saves} and "
-            "finds nothing to do, unless outputs were damaged or a source has grown.",
+            f"Run {name} is complete: {what}. A start skips {plural(done, 'batch')}{saves}; by "
+            f"the store nothing is left to do. {_unseen(parts)}",
         )
     return Sentence(
         "run",
         f"Run {name}: {complete:,} of {plural(len(parts), 'stream')} complete. A start skips "
         f"{plural(done, 'batch')} that are confirmed{saves}; {_left(parts)}.",
     )
+
+
+def _unseen(parts: Sequence[Progress]) -> str:
+    """What a start may find all the same, because nobody has looked at it here."""
+    if any(progress.outputs or progress.sinks for progress in parts):
+        return (
+            "The files were not looked at (`trio-ckpt verify` does), nor whether a source has "
+            "grown."
+        )
+    return "Whether a source has grown was not looked at."
 
 
 def _left(parts: Sequence[Progress]) -> str:
@@ -224,22 +250,32 @@ def _config(facts: Facts) -> Iterator[Sentence]:
 
 
 def _phases(facts: Facts) -> Iterator[Sentence]:
-    for name, progress in phases_of(facts.parts).items():
+    phases = phases_of(facts.parts)
+    is_over = all(progress.status is Status.COMPLETE for progress in phases.values())
+    has_work = any(facts.parts[k].status is not Status.COMPLETE for k in in_order(facts.parts))
+    for at, (name, progress) in enumerate(phases.items(), 1):
         if progress.status is Status.COMPLETE:
             text = f"Phase {printable(name)!r} is complete: phase.complete is true on a start."
+            if is_over and has_work and at == len(phases):
+                text += (
+                    " But there are streams with work left: a start passes them over where they "
+                    "are in a block with `if not phase.complete`."
+                )
         else:
             text = f"Phase {printable(name)!r} is not complete: a start goes through it again."
         yield Sentence("phase", text)
 
 
 def _outputs(facts: Facts) -> Iterator[Sentence]:
-    files = sum(progress.outputs for progress in facts.parts.values())
+    files = sum(p.outputs + len(p.sinks) for p in facts.parts.values())
     if files and facts.sessions and facts.sessions[-1].output_dir:
         folder = printable(facts.sessions[-1].output_dir)
         yield Sentence(
             "outputs",
             f"A start looks at the {plural(files, 'confirmed file')} below {folder} first; what "
-            "is missing or altered goes back to work. `trio-ckpt verify` says what that would be.",
+            "is missing or altered goes back to work. Where very many or a whole append file are "
+            "missing it refuses (OutputsMissingError), unless redo_missing=True. "
+            "`trio-ckpt verify` says what is wrong.",
         )
 
 
@@ -298,8 +334,8 @@ def holes(progress: Progress) -> list[tuple[int, int]]:
     return found
 
 
-def _name(key: StreamKey) -> str:
-    return repr(stream_name(key))
+def _name(facts: Facts, key: StreamKey) -> str:
+    return quoted_name(facts.names[key])
 
 
 def _error(error: ErrorInfo | None) -> str:
@@ -311,7 +347,7 @@ def _error(error: ErrorInfo | None) -> str:
 def _skip_one(facts: Facts, key: StreamKey) -> str:
     progress = facts.parts[key]
     done = plural(len(progress.confirmed), "batch")
-    text = f"Stream {_name(key)} is complete: it is skipped, with {done} confirmed"
+    text = f"Stream {_name(facts, key)} is complete: it is skipped, with {done} confirmed"
     text += f"{_saved([progress])}."
     if progress.skipped:
         text += f" {_given_up(facts, progress, key)}"
@@ -329,7 +365,7 @@ def _given_up(facts: Facts, progress: Progress, key: StreamKey) -> str:
 
 
 def _retry(facts: Facts, key: StreamKey) -> str:
-    name = stream_name(key)
+    name = facts.names[key]
     quoted = name if name.replace("/", "").isalnum() else "'" + name.replace("'", "'\"'\"'") + "'"
     return f"{facts.retry_command} --stream {quoted}"
 
@@ -343,15 +379,15 @@ def _go_on_one(facts: Facts, key: StreamKey) -> str:
     elif gaps:
         why = (
             f"{plural(done, 'batch')} {_are(done)} confirmed, but not {spans(gaps)}: they were "
-            "put back to work, or later ones were done first"
+            "put back to work, later ones were done first, or a range left them out"
         )
     else:
         why = f"all {done:,} before it are confirmed" if done > 1 else "the one before it is done"
-    text = f"Stream {_name(key)} goes on at batch {at:,}, because {why}{_with(progress)}."
+    text = f"Stream {_name(facts, key)} goes on at batch {at:,}, because {why}{_with(progress)}."
     if progress.left == 0:
         text = (
-            f"Stream {_name(key)} has every batch done that is known of ({done:,} confirmed): a "
-            f"start only finds out that batch {at:,} is none."
+            f"Stream {_name(facts, key)} has every batch done that is known of ({done:,} "
+            f"confirmed): a start only finds out that batch {at:,} is none."
         )
     elif progress.left is not None:
         text += f" {progress.left:,} {_are(progress.left)} left."
@@ -392,25 +428,25 @@ def _failing(progress: Progress) -> str:
     return "".join(texts)
 
 
-def _begin_one(_facts: Facts, key: StreamKey) -> str:
-    return f"Stream {_name(key)} has not begun: a start begins it."
+def _begin_one(facts: Facts, key: StreamKey) -> str:
+    return f"Stream {_name(facts, key)} has not begun: a start begins it."
 
 
 def _try_again_one(facts: Facts, key: StreamKey) -> str:
     progress = facts.parts[key]
     at = progress.first_left(progress.first_index)
     return (
-        f"Stream {_name(key)} failed ({_error(progress.error)}); that may be tried again: a start "
-        f"goes on at batch {at:,}, with {plural(len(progress.confirmed), 'batch')} confirmed."
+        f"Stream {_name(facts, key)} failed ({_error(progress.error)}); that may be tried again: a "
+        f"start goes on at batch {at:,}, with {plural(len(progress.confirmed), 'batch')} confirmed."
     )
 
 
 def _refuse_one(facts: Facts, key: StreamKey) -> str:
     progress = facts.parts[key]
     return (
-        f"Stream {_name(key)} failed for good ({_error(progress.error)}): a start refuses it "
-        f"(StreamFailedError) unless retry_failed=True or `{_retry(facts, key)}` is given first. "
-        f"Its {plural(len(progress.confirmed), 'confirmed batch')} "
+        f"Stream {_name(facts, key)} failed for good ({_error(progress.error)}): a start "
+        f"refuses it (StreamFailedError) unless retry_failed=True or `{_retry(facts, key)}` is "
+        f"given first. Its {plural(len(progress.confirmed), 'confirmed batch')} "
         f"{'stays' if len(progress.confirmed) == 1 else 'stay'}."
     )
 
@@ -418,8 +454,8 @@ def _refuse_one(facts: Facts, key: StreamKey) -> str:
 # -- many alike ------------------------------------------------------------------------------
 
 
-def _named(keys: Sequence[StreamKey]) -> str:
-    names = ", ".join(_name(key) for key in keys[:MAX_NAMED])
+def _named(facts: Facts, keys: Sequence[StreamKey]) -> str:
+    names = ", ".join(_name(facts, key) for key in keys[:MAX_NAMED])
     return f"{names} and {len(keys) - MAX_NAMED:,} more"
 
 
@@ -437,7 +473,7 @@ def _skip_many(facts: Facts, keys: Sequence[StreamKey]) -> str:
     parts = [facts.parts[key] for key in keys]
     done = plural(_done_of(facts, keys), "batch")
     text = f"{len(keys):,} streams are complete: they are skipped, with {done} confirmed"
-    text += f"{_saved(parts)} ({_named(keys)})."
+    text += f"{_saved(parts)} ({_named(facts, keys)})."
     given_up = sum(len(progress.skipped) for progress in parts)
     if given_up:
         text += (
@@ -451,8 +487,8 @@ def _skip_many(facts: Facts, keys: Sequence[StreamKey]) -> str:
 def _go_on_many(facts: Facts, keys: Sequence[StreamKey]) -> str:
     parts = [facts.parts[key] for key in keys]
     places = [
-        f"{_name(key)} at batch {facts.parts[key].first_left(facts.parts[key].first_index):,}"
-        for key in keys[:MAX_NAMED]
+        f"{_name(facts, key)} at batch {progress.first_left(progress.first_index):,}"
+        for key, progress in zip(keys[:MAX_NAMED], parts, strict=False)
     ]
     text = (
         f"{len(keys):,} streams go on where they were left: "
@@ -468,15 +504,15 @@ def _go_on_many(facts: Facts, keys: Sequence[StreamKey]) -> str:
     return text
 
 
-def _begin_many(_facts: Facts, keys: Sequence[StreamKey]) -> str:
-    return f"{len(keys):,} streams have not begun: a start begins them ({_named(keys)})."
+def _begin_many(facts: Facts, keys: Sequence[StreamKey]) -> str:
+    return f"{len(keys):,} streams have not begun: a start begins them ({_named(facts, keys)})."
 
 
 def _try_again_many(facts: Facts, keys: Sequence[StreamKey]) -> str:
     return (
         f"{len(keys):,} streams failed ({_errors_of(facts, keys)}); that may be tried again: a "
         f"start goes on with them, with {plural(_done_of(facts, keys), 'batch')} confirmed "
-        f"({_named(keys)})."
+        f"({_named(facts, keys)})."
     )
 
 
@@ -484,7 +520,7 @@ def _refuse_many(facts: Facts, keys: Sequence[StreamKey]) -> str:
     return (
         f"{len(keys):,} streams failed for good ({_errors_of(facts, keys)}): a start refuses "
         f"them (StreamFailedError) unless retry_failed=True or `{facts.retry_command}` is given "
-        f"first ({_named(keys)})."
+        f"first ({_named(facts, keys)})."
     )
 
 

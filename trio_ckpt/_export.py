@@ -95,7 +95,7 @@ async def export_run(
     Args:
         store: Where the run is.
         run_id: The run.
-        path: The archive; one that is there is replaced.  Its folder is made if need be.
+        path: The archive.  Its folder is there already, a file of its name is not.
         outputs: The run's output files, to have those in the archive that confirmed
             batches name, and append files as far as they are confirmed.
 
@@ -103,7 +103,8 @@ async def export_run(
         What is in it.
 
     Raises:
-        ArchiveError: there is no such run, or it is larger than an archive takes.
+        ArchiveError: there is no such run; it is larger than an archive takes; or `path` is
+            taken, or in a folder that is not there.
         OutputError: an output is not what was confirmed, or the archive cannot be written.
         StoreDamagedError: a record, or a blob that one names, is not what was saved; or the
             run, which goes on, has let go of a state meanwhile: export it again.
@@ -116,6 +117,7 @@ async def export_run(
     if view is None:
         raise ArchiveError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
     folder_path, name = _split(path)
+    await run_blocking(_refuse_taken, folder_path, name)
     created_at = utc_now().isoformat(timespec="seconds")
     async with held(await run_blocking(OutputDir.open, folder_path)) as folder:
         async with (
@@ -136,6 +138,7 @@ async def export_run(
                     streams=exporter.parts,
                 )
             )
+            await run_blocking(_refuse_taken, folder_path, name)  # somebody may have been quicker
             await run_blocking(file.commit)
         return ExportSummary(
             path=os.path.join(folder_path, name),
@@ -151,6 +154,19 @@ async def export_run(
 
 def _split(path: AnyPath) -> tuple[str, str]:
     return os.path.split(os.path.abspath(path))
+
+
+def _refuse_taken(folder: str, name: str) -> None:
+    """See that an archive of this name would be a new file, in a folder that is there.
+
+    Raises:
+        ArchiveError: it would not.
+    """
+    path = os.path.join(folder, name)
+    if os.path.lexists(path):
+        raise ArchiveError(f"{path} is there already: choose another name, or remove it first")
+    if not os.path.isdir(folder):
+        raise ArchiveError(f"{path} cannot be made: there is no folder {folder}")
 
 
 @attrs.define(eq=False)

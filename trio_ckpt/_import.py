@@ -93,28 +93,64 @@ async def import_run(
     Cancellation: a save, and the reading of the archive's seal, are waited for; then it
         leaves, as if interrupted.
     """
+    async with checked_archive(path, run_id=run_id) as checked:
+        return await import_checked(store, checked, output_dir=output_dir)
+
+
+@attrs.frozen
+class CheckedArchive:
+    """An archive all of which was looked at; from `checked_archive`.
+
+    Attributes:
+        archive: It.
+        run_id: What its run is to be called.
+        worked_at: When the run was last worked on.
+    """
+
+    archive: Archive
+    run_id: str
+    worked_at: float | None
+
+
+@asynccontextmanager
+async def checked_archive(
+    path: AnyPath, *, run_id: str | None = None
+) -> AsyncGenerator[CheckedArchive]:
+    """Look at everything in an archive; no store is needed yet, so none is made for a bad one.
+
+    Raises:
+        ArchiveError: it is damaged or none.
+        ValueError: no run can have this name.
+        OSError: it cannot be read.
+    """
     async with held(await run_blocking(Archive.open, path)) as archive:
-        manifest = archive.manifest
-        target = check_run_id(manifest.run_id if run_id is None else run_id)
-        worked_at = await _check_all(archive)
-        async with store.lock_run(target) as owner:
-            generation = _free_generation(store, await store.read_run(target), target)
-            outputs, root = 0, None
-            if output_dir is not None:
-                async with held(await run_blocking(OutputDir.open, output_dir)) as folder:
-                    outputs, root = await _import_outputs(archive, folder), folder.root
-            run_key = RunKey(target, generation, owner)
-            await _Importer(store, run_key, archive, root, worked_at).run()
-        return ExportSummary(
-            path=archive.path,
-            run_id=target,
-            generation=generation,
-            streams=len(manifest.streams),
-            records=manifest.records,
-            outputs=outputs,
-            size_bytes=archive.size_bytes,
-            created_at=manifest.created_at,
-        )
+        target = check_run_id(archive.manifest.run_id if run_id is None else run_id)
+        yield CheckedArchive(archive, target, await _check_all(archive))
+
+
+async def import_checked(
+    store: Store, checked: CheckedArchive, *, output_dir: AnyPath | None = None
+) -> ExportSummary:
+    """See `import_run`."""
+    archive, target = checked.archive, checked.run_id
+    async with store.lock_run(target) as owner:
+        generation = _free_generation(store, await store.read_run(target), target)
+        outputs, root = 0, None
+        if output_dir is not None:
+            async with held(await run_blocking(OutputDir.open, output_dir)) as folder:
+                outputs, root = await _import_outputs(archive, folder), folder.root
+        run_key = RunKey(target, generation, owner)
+        await _Importer(store, run_key, archive, root, checked.worked_at).run()
+    return ExportSummary(
+        path=archive.path,
+        run_id=target,
+        generation=generation,
+        streams=len(archive.manifest.streams),
+        records=archive.manifest.records,
+        outputs=outputs,
+        size_bytes=archive.size_bytes,
+        created_at=archive.manifest.created_at,
+    )
 
 
 def _free_generation(store: Store, stored: StoredRun | None, run_id: str) -> int:
@@ -129,7 +165,8 @@ def _free_generation(store: Store, stored: StoredRun | None, run_id: str) -> int
             if _is_marker(seal.open(-entry.fold.through, entry.fold.payload)):
                 return stored.generation + 1
     raise ArchiveError(
-        f"{store.url} has a run {run_id!r} already; give the imported one another name, run_id=...",
+        f"{store.url} has a run {run_id!r} already; give the imported one another name: run_id=, "
+        "or --as on the command",
         run_id=run_id,
     )
 
@@ -235,7 +272,7 @@ async def _import_outputs(archive: Archive, folder: OutputDir) -> int:
         elif found is not None:
             raise ArchiveError(
                 f"{path!r} is in {folder.root!r} already and is another: {found}; give another "
-                "output_dir="
+                "folder: output_dir=, or --output-dir on the command"
             )
     for path in missing:
         await run_blocking(_write_output, archive, folder, path)

@@ -7,6 +7,9 @@ one place that sees to it.
 
 from __future__ import annotations
 
+import json
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
@@ -46,6 +49,51 @@ def message_of(text: str) -> str:
 def stream_name(key: StreamKey) -> str:
     """A stream as every message names it: its parts with ``/`` between them."""
     return printable("/".join(key))
+
+
+def stream_names(keys: Iterable[StreamKey]) -> dict[StreamKey, str]:
+    """Streams as a list names them, so that each is another one.
+
+    One whose name is blank, or that of another, is the JSON array of its parts, which
+    ``--stream`` takes, too.
+    """
+    names = {key: stream_name(key) for key in keys}
+    counts = Counter(names.values())
+    return {
+        key: name if name.strip() and counts[name] == 1 else json.dumps(key)
+        for key, name in names.items()
+    }
+
+
+def quoted_name(name: str) -> str:
+    """A name of `stream_names` in a sentence; the JSON array is quoted already."""
+    return name if name.startswith("[") else repr(name)
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal a printable text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(_cells_of(char) for char in text)
+
+
+def _cells_of(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def cut(text: str, limit: int) -> str:
+    """The text in at most `limit` columns of a terminal, with an ellipsis if it is longer."""
+    if cells(text) <= limit:
+        return text
+    shown, left = "", limit - 1
+    for char in text:
+        left -= _cells_of(char)
+        if left < 0:
+            break
+        shown += char
+    return f"{shown}…"
 
 
 def plural(count: int, noun: str) -> str:

@@ -35,14 +35,13 @@ CHANGING: list[tuple[str, list[object], str]] = [
         [],
         "archive run 'gh-2025' with 17 confirmed batches and their outputs, so that it begins anew",
     ),
-    ("prune", ["--keep", 1], "remove up to 0 archived generations of run 'gh-2025'"),
     (
         "prune",
         ["--keep", 0],
         "remove run 'gh-2025' from the store, its newest generation too",
     ),
 ]
-IDS = ["retry", "redo", "reset", "prune", "remove"]
+IDS = ["retry", "redo", "reset", "remove"]
 
 
 class FakeTerminal(io.StringIO):
@@ -241,11 +240,25 @@ def test_reset_archives_and_prune_removes_the_archive(run: Terminal, gh: Path) -
     document = saved(run, gh)
     assert (document["generation"], document["total"]["batches"]["confirmed"]) == (1, 0)
     assert "1: begun afresh, what was before is in the archive" in run("show", gh).out
+    asked = run("prune", gh, "gh-2025", "--keep", 1)
+    assert (asked.code, asked.err) == (
+        2,
+        "trio-ckpt: this would remove up to 1 archived generation of run 'gh-2025'; give --yes to "
+        "do it without being asked\n",
+    )
     pruned = run("prune", gh, "gh-2025", "--keep", 1, "--yes", "--json").json
     assert pruned["generations"] == 1
     assert pruned["records"] == 25
-    again = run("prune", gh, "gh-2025", "--keep", 1, "--yes")
-    assert again.out == "0 generations removed: 0 records, 0 bytes\n"
+    for keep in (1, 2, 9):  # nothing to ask for
+        again = run("prune", gh, "gh-2025", "--keep", keep)
+        newest = "generation" if keep == 1 else "generations"
+        assert (again.code, again.out) == (
+            0,
+            f"run 'gh-2025' has nothing older than its newest {keep} {newest}: nothing to prune\n",
+        )
+    none = run("prune", gh, "gh-2025", "--keep", 1, "--json").json
+    assert (none["generations"], none["records"], none["bytes"]) == (0, 0, 0)
+    assert run("prune", gh, "other", "--keep", 1).code == 4
 
 
 def test_prune_of_everything_removes_the_run(run: Terminal, gh: Path) -> None:

@@ -111,7 +111,7 @@ def test_show_keeps_session_and_total_produced_and_spent_apart(run: Terminal, gh
         "spent on confirmed batches  cost_usd 1.75 (what resuming saves)",
         "mean per confirmed batch  cost_usd 0.1029",
         "last session  25 batches confirmed, 0 skipped; produced records 250; spent cost_usd 0.5",
-        "last error  ForbiddenError: 403: not yours (batch 3); for good",
+        "last error  org/repo2/pulls: ForbiddenError: 403: not yours (batch 3); for good",
         "",
         "group  status  streams  done  left  skipped  records  spent",
         "org/repo4  pending  1 pending  0  unknown  0  0",
@@ -357,7 +357,8 @@ def test_explain_in_words(run: Terminal, gh: Path) -> None:
         "- Stream 'org/repo2/issues' failed (RateLimitError: slow down); that may be tried "
         "again: a start goes on at batch 2, with 2 batches confirmed." + never,
         "- Stream 'org/repo1/issues' goes on at batch 3, because 4 batches are confirmed, but "
-        "not 3-4: they were put back to work, or later ones were done first. 6 are left." + never,
+        "not 3-4: they were put back to work, later ones were done first, or a range left them "
+        "out. 6 are left." + never,
         "- Stream 'org/repo4/pulls' has not begun: a start begins it.",
         "- Stream 'org/repo1/pulls' is complete: it is skipped, with 4 batches confirmed (saves "
         "cost_usd 1)." + never,

@@ -46,7 +46,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     """Let a process end by itself; returns the digest that it prints."""
     said, _ = process.communicate(timeout=RUN_LIMIT_S)
     assert process.returncode == 0
-    return re.findall(r"^digest (\w{64})$", said, re.MULTILINE)[0]
+    return str(re.findall(r"^digest (\w{64})$", said, re.MULTILINE)[0])
 
 
 async def read_epochs(out: Path) -> int:

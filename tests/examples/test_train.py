@@ -1,4 +1,4 @@
-"""The training of a network: killed or not, the same weights and the same curve, to the last bit."""
+"""The training of a network, killed or not: the same weights and the same curve, bit for bit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def options(out: Path, **changed: int) -> argparse.Namespace:
 async def run_train(out: Path, capsys: pytest.CaptureFixture[str], **changed: int) -> str:
     """One session; returns the digest that it prints."""
     assert await train.main(options(out, **changed)) == 0
-    return re.findall(r"^digest (\w{64})$", capsys.readouterr().out, re.MULTILINE)[0]
+    return str(re.findall(r"^digest (\w{64})$", capsys.readouterr().out, re.MULTILINE)[0])
 
 
 def die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> list[tuple[int, int]]:

@@ -126,14 +126,22 @@ def _give_up(error: Exception, *, as_json: bool) -> int:
     if code is None:
         raise error
     if code == EXIT_NO_READER:
-        devnull = os.open(os.devnull, os.O_WRONLY)  # or Python complains when it flushes at the end
-        os.dup2(devnull, sys.stdout.fileno())
+        _give_up_output()
         return code
     message = one_line(_message(error))
-    if as_json:
-        print(to_json(error_document(error, message, code)))
+    try:
+        if as_json:
+            print(to_json(error_document(error, message, code)))
+        sys.stdout.flush()
+    except OSError:
+        _give_up_output()
     print(f"{PROGRAM}: {message}", file=sys.stderr)
     return code
+
+
+def _give_up_output() -> None:
+    """Let what was not written go, or Python complains when it flushes at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _message(error: Exception) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from itertools import pairwise
 
@@ -16,7 +17,7 @@ import click
 
 from .._errors import RunLockedError
 from .._export import export_run
-from .._import import import_run
+from .._import import checked_archive, import_checked
 from .._maintain import open_maintenance
 from .._progress import Progress
 from .._ranges import IndexSet
@@ -24,10 +25,10 @@ from .._records import Status
 from .._threads import run_blocking
 from .._values import StreamKey
 from .._words import number, plural, printable, spans, stream_name
-from ..abc import Store
+from ..abc import Owner, Pruned, RunKey, Store
 from ..outputs import OutputDir
 from ._exits import EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_USAGE, CommandError
-from ._look import Look, choose_stream, choose_streams, look_at
+from ._look import Look, choose_stream, choose_streams, look_at, no_such_run, reading
 from ._report import Answer
 
 MAX_BATCHES = 10_000_000  # that one command puts back: more is a mistake in a number
@@ -107,11 +108,29 @@ async def _need_folder(output_dir: str | None) -> None:
 async def _look_at_free(store: Store, run_id: str) -> Look:
     """Look at a run that is to be changed; refused at once while somebody runs it."""
     look = await look_at(store, run_id)
-    if look.owner is not None:
-        owner = look.owner
+    _refuse_owned(run_id, look.owner)
+    return look
+
+
+async def _generation_of_free(store: Store, run_id: str) -> int:
+    """The newest generation of a run that is to be pruned; its progress is not read."""
+    owner = await store.read_owner(run_id)
+    newest = await _generation_of(store, run_id)
+    _refuse_owned(run_id, owner)
+    return newest
+
+
+async def _generation_of(store: Store, run_id: str) -> int:
+    stored = await store.read_run(run_id)
+    if stored is None:
+        raise CommandError(await no_such_run(store, run_id), EXIT_NOT_FOUND)
+    return stored.generation
+
+
+def _refuse_owned(run_id: str, owner: Owner | None) -> None:
+    if owner is not None:
         since = owner.since.isoformat(timespec="seconds")
         raise RunLockedError(run_id, host=owner.host, pid=owner.pid, since=since)
-    return look
 
 
 # ---------------------------------------------------------------------------------------
@@ -217,15 +236,21 @@ async def reset(store: Store, run_id: str, *, output_dir: str | None, consent: C
 
 
 async def prune(store: Store, run_id: str, *, keep: int, consent: Consent) -> Answer:
-    """Remove old generations of a run from the store."""
-    look = await _look_at_free(store, run_id)
-    if keep == 0:
-        consent.ask(f"remove run {run_id!r} from the store, its newest generation too")
-    else:
-        older = max(0, look.view.generation + 1 - keep)
-        consent.ask(f"remove up to {plural(older, 'archived generation')} of run {run_id!r}")
-    async with open_maintenance(store, run_id) as desk:
-        removed = await desk.prune(keep=keep)
+    """Remove old generations of a run from the store, also of one that cannot be read."""
+    newest = await _generation_of_free(store, run_id)
+    removed = Pruned(0, 0, 0)
+    is_needed = keep == 0 or (
+        newest >= keep and await store.read_run(run_id, newest - keep) is not None
+    )
+    if is_needed:
+        if keep == 0:
+            consent.ask(f"remove run {run_id!r} from the store, its newest generation too")
+        else:
+            older = plural(newest + 1 - keep, "archived generation")
+            consent.ask(f"remove up to {older} of run {run_id!r}")
+        async with store.lock_run(run_id) as owner:
+            newest = await _generation_of(store, run_id)
+            removed = await store.prune(RunKey(run_id, newest, owner), keep=keep)
     document = {
         "store": store.url,
         "run": run_id,
@@ -235,6 +260,9 @@ async def prune(store: Store, run_id: str, *, keep: int, consent: Consent) -> An
     }
     text = f"{plural(removed.generations, 'generation')} removed: "
     text += f"{plural(removed.records, 'record')}, {number(removed.bytes)} bytes"
+    if not is_needed:
+        kept = plural(keep, "generation")
+        text = f"run {run_id!r} has nothing older than its newest {kept}: nothing to prune"
     return Answer(lambda: document, lambda: [text])
 
 
@@ -269,9 +297,19 @@ async def export(
     return Answer(lambda: {"store": store.url, **attrs.asdict(done)}, lambda: [text])
 
 
-async def import_(store: Store, path: str, *, run_id: str | None, output_dir: str | None) -> Answer:
-    """Take a run out of a file; the store is made if it is not there."""
-    done = await import_run(store, path, run_id=run_id, output_dir=output_dir)
-    text = f"run {done.run_id!r} is in {store.url}: {plural(done.streams, 'stream')}, "
+async def import_(url: str, path: str, *, run_id: str | None, output_dir: str | None) -> Answer:
+    """Take a run out of a file that is good; the store is made if it is not there."""
+    async with checked_archive(path, run_id=run_id) as checked, reading(url, create=True) as store:
+        done = await import_checked(store, checked, output_dir=output_dir)
+        place, left_out = store.url, len(checked.archive.outputs) - done.outputs
+    text = f"run {done.run_id!r} is in {place}: {plural(done.streams, 'stream')}, "
     text += f"{plural(done.records, 'record')}, {plural(done.outputs, 'output file')}"
-    return Answer(lambda: {"store": store.url, **attrs.asdict(done)}, lambda: [text])
+    texts = [text]
+    if left_out:
+        again = shlex.join(["trio-ckpt", "import", url, path])
+        texts.append(
+            f"{plural(left_out, 'output file')} of the run stayed in {done.path}; to have "
+            f"{'it' if left_out == 1 else 'them'}: {again} --as NEW-NAME --output-dir FOLDER"
+        )
+    document = {"store": place, **attrs.asdict(done), "outputs_left_out": left_out}
+    return Answer(lambda: document, lambda: texts)

@@ -27,7 +27,7 @@ MAX_NAMED = 5  # runs and streams that a message names
 
 @asynccontextmanager
 async def reading(url: str, *, create: bool = False) -> AsyncGenerator[Store]:
-    """Open a store that is there already.
+    """Open a store; one that is not there is made only if asked for.
 
     Raises:
         CommandError: it lives in a process.
@@ -103,7 +103,7 @@ async def look_at(store: Store, run_id: str | None) -> Look:
     owner = await store.read_owner(run_id)
     view = await store.load_run(run_id)
     if view is None:
-        raise CommandError(await _no_such_run(store, run_id), EXIT_NOT_FOUND)
+        raise CommandError(await no_such_run(store, run_id), EXIT_NOT_FOUND)
     facts = run_facts(view)
     parts = {key: e.progress for key, e in view.streams.items() if key != RUN_STREAM}
     began = facts.get("began", 0.0)
@@ -124,7 +124,8 @@ async def _only_run(store: Store) -> str:
     raise CommandError(f"{store.url} has several runs, name one: {_some(runs)}", EXIT_USAGE)
 
 
-async def _no_such_run(store: Store, run_id: str) -> str:
+async def no_such_run(store: Store, run_id: str) -> str:
+    """That the store has no such run, and which it has."""
     runs = [run.run_id for run in await store.list_runs()]
     if not runs:
         return f"{store.url} has no run {run_id!r}: it has no runs yet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from click.shell_completion import CompletionItem
 
 from .._words import stream_name
 from ..abc import Store
+from ._exits import EXIT_REFUSED, CommandError
 from ._look import look_at, reading
 from ._report import Answer, show, to_json
 
@@ -101,15 +103,33 @@ def answer(
     ask: Callable[[Store], Awaitable[Answer]],
     *,
     as_json: bool,
-    create: bool = False,
 ) -> int:
+    """Ask a store that is there, and say the answer; returns what to exit with."""
+
     async def main() -> Answer:
-        async with reading(url, create=create) as store:
+        async with reading(url) as store:
             return await ask(store)
 
+    return say(main, as_json=as_json)
+
+
+def say(main: Callable[[], Awaitable[Answer]], *, as_json: bool) -> int:
+    """Say an answer; returns what to exit with.
+
+    Raises:
+        CommandError: standard output does not take it.
+    """
     answer = trio.run(main)
-    if as_json:
-        print(to_json(answer.document()))
-    else:
-        show(answer.blocks())
+    content = to_json(answer.document()) if as_json else answer.blocks()
+    try:
+        if isinstance(content, str):
+            print(content)
+        else:
+            show(content)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise CommandError(f"the answer could not be written: {why}", EXIT_REFUSED) from error
     return answer.exit_code

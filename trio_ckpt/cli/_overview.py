@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from .._errors import StoreDamagedError
 from .._groups import Summary, current_phase, failing, groups_of, phases_of, status_of
 from .._history import KILLED, RUNNING, run_runtime_s
 from .._progress import Progress
 from .._records import ErrorInfo, Status
 from .._totals import Number
 from .._values import StreamKey
-from .._words import amounts, duration, iso_moment, message_of, moment, plural, stream_name
+from .._words import amounts, duration, iso_moment, message_of, moment, plural, stream_names
 from ..abc import Store
+from ._exits import EXIT_OK, EXIT_STORE, error_document, one_line
 from ._look import (
     Look,
     choose_streams,
@@ -36,17 +38,37 @@ MAX_ROWS = 20  # of a table, unless all are asked for
 
 async def list_runs(store: Store, *, now: float) -> Answer:
     """All runs of a store, a line each."""
-    looks = [await look_at(store, run.run_id) for run in await store.list_runs()]
+    looks = dict[str, Look | StoreDamagedError]()
+    for run in await store.list_runs():
+        try:
+            looks[run.run_id] = await look_at(store, run.run_id)
+        except StoreDamagedError as error:  # the others can be read
+            looks[run.run_id] = error
+    damaged = {run_id: e for run_id, e in looks.items() if isinstance(e, StoreDamagedError)}
 
     def document() -> dict[str, Any]:
-        return {"store": store.url, "runs": [_run_document(look) for look in looks]}
+        return {
+            "store": store.url,
+            "runs": [
+                {"run": run_id, **error_document(look, one_line(str(look)), EXIT_STORE)}
+                if isinstance(look, StoreDamagedError)
+                else _run_document(look)
+                for run_id, look in looks.items()
+            ],
+        }
 
     def blocks() -> Sequence[Block]:
         if not looks:
             return [f"{store.url} has no runs yet"]
-        return [f"store {store.url}", Table(_RUN_COLUMNS, [_run_row(look, now) for look in looks])]
+        found: list[Block] = [f"store {store.url}"]
+        rows = [_run_row(look, now) for look in looks.values() if isinstance(look, Look)]
+        found += [Table(_RUN_COLUMNS, rows)] if rows else []
+        return found + [
+            f"run {run_id!r} cannot be read: {one_line(str(error))}"
+            for run_id, error in damaged.items()
+        ]
 
-    return Answer(document, blocks)
+    return Answer(document, blocks, EXIT_STORE if damaged else EXIT_OK)
 
 
 _RUN_COLUMNS = ("run", "status", "streams", ">done", ">left", ">skipped", "last saved", "session")
@@ -167,23 +189,22 @@ def _show_document(
 
 
 def _show_blocks(look: Look, keys: Sequence[StreamKey], limit: int | None) -> Sequence[Block]:
-    blocks: list[Block] = [
-        Pairs(_run_pairs(look, look.summary(keys), is_whole=len(keys) == len(look.keys)))
-    ]
+    blocks: list[Block] = [Pairs(_run_pairs(look, keys))]
     groups = _groups(look, keys)
+    group_names = stream_names(_groups(look, look.keys))
     if any(len(key) > 1 for key in keys) and len(groups) > 1:
         blocks.append(
             capped(
                 _GROUP_COLUMNS,
                 list(groups),
-                lambda key: _group_row(key, look.summary(groups[key], key)),
+                lambda key: _group_row(group_names[key], look.summary(groups[key], key)),
                 limit,
                 "groups",
             )
         )
     if keys:
         order = keys if limit is None else sorted(keys, key=lambda key: _urgency(look, key))
-        row = partial(_stream_row, look)
+        row = partial(_stream_row, look, stream_names(look.keys))
         blocks.append(capped(_STREAM_COLUMNS, order, row, limit, "streams"))
     if len(keys) == 1:
         blocks.append(_one_stream(look.parts[keys[0]]))
@@ -210,7 +231,8 @@ def stream_status(look: Look, key: StreamKey) -> Status:
     return status_of(look.parts[key], is_open=key in look.open_streams)
 
 
-def _run_pairs(look: Look, summary: Summary, *, is_whole: bool) -> list[tuple[str, str]]:
+def _run_pairs(look: Look, keys: Sequence[StreamKey]) -> list[tuple[str, str]]:
+    summary, is_whole = look.summary(keys), len(keys) == len(look.keys)
     pairs = [("run", f"{look.run_id} in {look.store.url}")]
     pairs.append(("status", f"{run_status(look, summary).value}; {_session_text(look)}"))
     sessions = look.facts.get("session", 0)
@@ -229,7 +251,10 @@ def _run_pairs(look: Look, summary: Summary, *, is_whole: bool) -> list[tuple[st
     if is_whole:
         pairs.append(("last session", _last_session(look)))
     if summary.error is not None:
-        pairs.append(("last error", error_text(summary.error)))
+        last = max(keys, key=lambda key: look.parts[key].failed_at or 0.0)
+        pairs.append(
+            ("last error", f"{stream_names(look.keys)[last]}: {error_text(summary.error)}")
+        )
     return pairs
 
 
@@ -295,9 +320,9 @@ def error_text(error: ErrorInfo) -> str:
     return f"{error.type}: {message_of(error.message)}{where}; {then}"
 
 
-def _group_row(key: StreamKey, summary: Summary) -> tuple[str, ...]:
+def _group_row(name: str, summary: Summary) -> tuple[str, ...]:
     return (
-        stream_name(key),
+        name,
         summary.status.value,
         per_status(summary.streams),
         f"{summary.confirmed:,}",
@@ -308,11 +333,11 @@ def _group_row(key: StreamKey, summary: Summary) -> tuple[str, ...]:
     )
 
 
-def _stream_row(look: Look, key: StreamKey) -> tuple[str, ...]:
+def _stream_row(look: Look, names: Mapping[StreamKey, str], key: StreamKey) -> tuple[str, ...]:
     progress = look.parts[key]
     error = _error_of(progress)
     return (
-        stream_name(key),
+        names[key],
         stream_status(look, key).value,
         f"{len(progress.confirmed):,}",
         left_text(progress.left),

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TextIO, TypeVar
 
 import attrs
 
-from .._words import printable
+from .._words import cells, cut, printable
 
 GAP = "  "  # between columns
-MAX_NAME_CELLS = 30  # a name of this width is not folded, other columns are
-MIN_FOLDED_CELLS = 10  # below it a folded column is no help to a reader
+INDENT = "    "  # of what is set below its row
+MAX_PADDED_CELLS = 60  # a longer cell is not cut, but does not push the other rows aside
+MIN_CUT_CELLS = 10  # a column is not cut to less: it would be no help to a reader
 MIN_COLUMNS_CELLS = 60  # on a terminal narrower than this names and texts are set as lines
 
 T = TypeVar("T")
@@ -35,7 +37,8 @@ class Table:
     """Rows under headings.
 
     Attributes:
-        columns: The headings; one that begins with ``>`` is of numbers, set to the right.
+        columns: The headings; one that begins with ``>`` is of numbers, set to the right, and
+            one with ``=`` of what is short; neither is ever cut.
         rows: As many cells as columns.
         note: A line below it.
     """
@@ -98,17 +101,79 @@ def to_lines(blocks: Iterable[Block]) -> list[str]:
 
 
 def _table_lines(table: Table) -> list[str]:
-    headings = [heading.lstrip(">") for heading in table.columns]
-    rows = [headings, *([printable(cell) for cell in row] for row in table.rows)]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(headings))]
-    lines: list[str] = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if heading.startswith(">") else cell.ljust(width)
-            for cell, width, heading in zip(row, widths, table.columns, strict=True)
-        ]
-        lines.append(GAP.join(cells).rstrip())
+    rows = _texts(table)
+    widths = [_width(rows, at, MAX_PADDED_CELLS) for at in range(len(table.columns))]
+    return _lines(table, rows, widths)
+
+
+def _lines(table: Table, rows: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]:
+    lines = [_row_line(table, row, widths) for row in rows]
     return [*lines, table.note] if table.note else lines
+
+
+def _texts(table: Table) -> list[list[str]]:
+    """Headings and rows, printable."""
+    headings = [heading.lstrip(">=") for heading in table.columns]
+    return [headings, *([printable(cell) for cell in row] for row in table.rows)]
+
+
+def _width(rows: Sequence[Sequence[str]], at: int, limit: int | None = None) -> int:
+    """Of a column; cells that are wider than the limit do not count."""
+    widths = [cells(row[at]) for row in rows]
+    return max(width for width in widths if limit is None or width <= limit)
+
+
+def _row_line(table: Table, row: Sequence[str], widths: Sequence[int]) -> str:
+    texts = list[str]()
+    for at, width in enumerate(widths):
+        padding = " " * max(0, width - cells(row[at]))
+        is_number = table.columns[at].startswith(">")
+        texts.append(padding + row[at] if is_number else row[at] + padding)
+    return GAP.join(texts).rstrip()
+
+
+def fitted_lines(table: Table, width: int) -> list[str] | None:
+    """The lines of a table on a terminal of a width; None: no such columns fit into it.
+
+    If need be the last column, a text, is set below its row, and the others are cut with an
+    ellipsis, the widest first.
+    """
+    rows = _texts(table)
+    widths = [_width(rows, at) for at in range(len(table.columns))]
+    if _sum(widths) <= width:
+        return _lines(table, rows, widths)
+    last = len(widths) - 1
+    if table.columns[last].startswith((">", "=")):
+        return None
+    widths.pop()
+    elastic = [at for at in range(last) if not table.columns[at].startswith((">", "="))]
+    floors = {at: max(MIN_CUT_CELLS, cells(rows[0][at])) for at in elastic}
+    while (over := _sum(widths) - width) > 0:
+        wide = [at for at in elastic if widths[at] > floors[at]]
+        if not wide:
+            return None
+        widest = max(wide, key=lambda at: widths[at])
+        others = [widths[at] for at in wide if widths[at] < widths[widest]]
+        goal = max(floors[widest], widths[widest] - over, max(others, default=0))
+        widths[widest] = min(goal, widths[widest] - 1)
+    lines: list[str] = []
+    for number, row in enumerate(rows):
+        shown = [cut(row[at], widths[at]) for at in range(last)]
+        lines.append(_row_line(table, shown, widths))
+        if number and row[last]:
+            text = f"{rows[0][last]}: {row[last]}"
+            lines += textwrap.wrap(
+                text,
+                width,
+                initial_indent=INDENT,
+                subsequent_indent=2 * INDENT,
+                break_on_hyphens=False,
+            )
+    return [*lines, table.note] if table.note else lines
+
+
+def _sum(widths: Sequence[int]) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1)
 
 
 def show(blocks: Sequence[Block]) -> None:
@@ -122,34 +187,26 @@ def show(blocks: Sequence[Block]) -> None:
     for block in blocks:
         if isinstance(block, Table):
             console.print()
-        if _fits(block, console.width):
+            _print_table(console, block)
+        elif isinstance(block, str) or console.width >= MIN_COLUMNS_CELLS:
             console.print(to_rich(block))
-        else:  # the terminal breaks the lines, and nothing is lost
-            console.print("\n".join(to_lines([block])).strip(), soft_wrap=True)
+        else:
+            _print_lines(console, to_lines([block]))
 
 
-def _fits(block: Block, width: int) -> bool:
-    """Whether a block can be set in columns without squeezing one to nothing."""
-    match block:
-        case str():
-            return True
-        case Pairs():
-            return width >= MIN_COLUMNS_CELLS
-        case Table():
-            fixed = [at for at in range(len(block.columns)) if _is_fixed(block, at)]
-            rest = len(block.columns) - len(fixed)
-            need = sum(_width(block, at) for at in fixed) + rest * MIN_FOLDED_CELLS
-            return width >= need + len(GAP) * len(block.columns)
+def _print_table(console: Any, table: Table) -> None:
+    width = console.width
+    lines = fitted_lines(table, width) if width >= MIN_COLUMNS_CELLS else None
+    if lines is None:
+        _print_lines(console, _table_lines(table))
+    else:
+        _print_lines(console, lines[:1], style="bold")
+        _print_lines(console, lines[1:])
 
 
-def _width(table: Table, at: int) -> int:
-    cells = [table.columns[at].lstrip(">"), *(printable(row[at]) for row in table.rows)]
-    return max(map(len, cells))
-
-
-def _is_fixed(table: Table, at: int) -> bool:
-    """Whether a column is never folded: numbers, and names that are not too long."""
-    return table.columns[at].startswith(">") or (at == 0 and _width(table, at) <= MAX_NAME_CELLS)
+def _print_lines(console: Any, lines: Iterable[str], style: str | None = None) -> None:
+    for line in lines:  # those too long are broken by the terminal, and nothing is lost
+        console.print(line, style=style, soft_wrap=True)
 
 
 def console_for(file: TextIO) -> Any:
@@ -159,8 +216,8 @@ def console_for(file: TextIO) -> Any:
     return Console(file=file, markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
-def to_rich(block: Block) -> Any:
-    """What rich prints of a block."""
+def to_rich(block: str | Pairs) -> Any:
+    """What rich prints of a text, or of pairs."""
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -174,17 +231,3 @@ def to_rich(block: Block) -> Any:
             for name, text in block.rows:
                 grid.add_row(Text(name), Text(printable(text)))
             return grid
-        case Table():
-            table = RichTable(box=None, padding=(0, len(GAP), 0, 0), caption_justify="left")
-            for at, heading in enumerate(block.columns):
-                table.add_column(
-                    Text(heading.lstrip(">")),
-                    justify="right" if heading.startswith(">") else "left",
-                    overflow="fold",
-                    no_wrap=_is_fixed(block, at),
-                )
-            for row in block.rows:
-                table.add_row(*(Text(printable(cell)) for cell in row))
-            if block.note:
-                table.caption = Text(block.note)
-            return table

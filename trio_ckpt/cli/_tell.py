@@ -12,7 +12,7 @@ from .._explain import Facts, Sentence, explain_run
 from .._history import SessionView, read_pages, read_sessions
 from .._records import Kind, Record
 from .._values import StreamKey
-from .._words import duration, iso_moment, moment, plural, stream_name
+from .._words import duration, iso_moment, moment, plural, quoted_name, stream_names
 from ..abc import Store
 from ._look import Look, choose_stream, choose_streams, error_part, look_at, owner_document
 from ._overview import counts_text, error_text
@@ -99,7 +99,7 @@ async def tell_sessions(store: Store, run_id: str | None, *, limit: int) -> Answ
     if not sessions:
         blocks: list[Block] = [f"run {look.run_id!r} has had no session"]
         return Answer(lambda: document, lambda: blocks)
-    columns = (">session", "began", "took", "how it ended", "process", "config", "what it did")
+    columns = (">session", "=began", "=took", "how it ended", "process", "config", "what it did")
     rows = [_session_row(session) for session in sessions[:limit]]
     more = len(sessions) - limit
     note = f"and {plural(more, 'more session')}; --limit shows more" if more > 0 else ""
@@ -179,10 +179,11 @@ async def tell_checkpoints(store: Store, run_id: str | None, *, stream: str, lim
         "checkpoints": [_checkpoint_document(sequence, record) for sequence, record in found],
         "more": more,
     }
-    columns = (">checkpoint", "saved", "what", ">batch", ">attempts", ">records", "files", "why")
+    columns = (">checkpoint", "=saved", "what", ">batch", ">attempts", ">records", "files", "why")
     rows = [_checkpoint_row(sequence, record) for sequence, record in found]
     note = f"and {plural(more, 'more checkpoint')}; --limit shows more" if more else ""
-    title = f"stream {stream_name(key)!r} of run {look.run_id!r} in {store.url}"
+    name = quoted_name(stream_names(look.keys)[key])
+    title = f"stream {name} of run {look.run_id!r} in {store.url}"
     return Answer(lambda: document, lambda: [title, Table(columns, rows, note)])
 
 

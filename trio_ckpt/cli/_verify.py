@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Literal
 
@@ -12,7 +13,8 @@ from .._drift import Drift, DriftProblem, find_drift
 from .._state_check import StateCheck, StateProblem, check_states
 from .._threads import run_blocking
 from .._values import StreamKey
-from .._words import number, plural, stream_name
+from .._verify import MISSING, MISSING_MANY
+from .._words import number, plural, quoted_name, stream_names
 from ..abc import Store
 from ..outputs import OutputDir
 from ._exits import (
@@ -129,29 +131,76 @@ async def verify(
             for problem in (states.problems if states is not None else ())
         ],
     }
-    blocks = [*_file_blocks(drift, mode, every=every), *_state_blocks(states, every=every)]
+    sinks = {key: look.parts[key].sinks for key in keys}
+    names = stream_names(look.keys)
+    blocks = [
+        *_file_blocks(drift, mode, sinks, names, every=every),
+        *_state_blocks(states, names, every=every),
+    ]
     is_good = not drift.problems and (states is None or not states.problems)
     return Answer(lambda: document, lambda: blocks, EXIT_OK if is_good else EXIT_PROBLEMS)
 
 
-def _file_blocks(drift: Drift, mode: Literal["size", "sha256"], *, every: bool) -> list[Block]:
-    how = "size and time, hash where the time differs" if mode == "size" else "sha256"
+_Sinks = Mapping[StreamKey, Mapping[str, int]]
+_Names = Mapping[StreamKey, str]
+
+
+def _how(drift: Drift, mode: Literal["size", "sha256"], sinks: _Sinks) -> str:
+    """How closely files were looked at."""
+    if mode == "sha256":
+        return "sha256"
+    appended = sum(len(paths) for paths in sinks.values())
+    ways = ["size and time, hash where the time differs"] if drift.files > appended else []
+    ways += ["append files by length only (--sha256 reads them)"] if appended else []
+    return "; ".join(ways)
+
+
+def _file_blocks(
+    drift: Drift,
+    mode: Literal["size", "sha256"],
+    sinks: _Sinks,
+    names: _Names,
+    *,
+    every: bool,
+) -> list[Block]:
+    how = _how(drift, mode, sinks)
     checked = f"{plural(drift.files, 'file')} ({number(drift.bytes)} bytes)"
     if not drift.files and not drift.problems:
         return ["no batch has confirmed a file: nothing to check"]
     if not drift.problems:
         return [f"{checked} checked by {how}: all are as confirmed"]
     problems = plural(len(drift.problems), "problem")
+    refusals = list(_refusals(drift, sinks, names))
+    then = "" if refusals else ", a start puts their batches back to work"
+    row, limit = partial(_problem_row, names), None if every else MAX_ROWS
     return [
-        f"{checked} checked by {how}: {problems}; nothing was changed, a start puts their batches "
-        "back to work",
-        capped(
-            _PROBLEM_COLUMNS, drift.problems, _problem_row, None if every else MAX_ROWS, "problems"
-        ),
+        f"{checked} checked by {how}: {problems}; nothing was changed{then}",
+        *refusals,
+        capped(_PROBLEM_COLUMNS, drift.problems, row, limit, "problems"),
     ]
 
 
-def _state_blocks(states: StateCheck | None, *, every: bool) -> list[Block]:
+def _refusals(drift: Drift, sinks: _Sinks, names: _Names) -> Iterator[str]:
+    """Where so much is gone that a start doubts the folder; see `trio_ckpt._verify`."""
+    then = "is this the right output folder? redo_missing=True does their batches again"
+    gone = [problem for problem in drift.problems if problem.reason == MISSING]
+    for key, paths in sinks.items():
+        name = quoted_name(names[key])
+        for path in paths:
+            if any(problem.stream == key and problem.path == path for problem in gone):
+                yield (
+                    f"stream {name}: all of the append file {path} is missing, so a start "
+                    f"refuses (OutputsMissingError); {then}"
+                )
+        files = sum(problem.stream == key and problem.path not in paths for problem in gone)
+        if files > MISSING_MANY:
+            yield (
+                f"stream {name}: outputs of {plural(files, 'batch')} are missing; if that is "
+                f"more than a tenth of them a start refuses (OutputsMissingError); {then}"
+            )
+
+
+def _state_blocks(states: StateCheck | None, names: _Names, *, every: bool) -> list[Block]:
     if states is None or not (states.states or states.problems):
         return []
     checked = f"{plural(states.states, 'saved state')} ({number(states.bytes)} bytes of arrays)"
@@ -162,25 +211,25 @@ def _state_blocks(states: StateCheck | None, *, every: bool) -> list[Block]:
     return [
         f"{checked} checked: {problems}; restore the store from a copy, or rewind the stream to "
         "before the damaged one",
-        capped(_STATE_COLUMNS, states.problems, _state_row, limit, "problems"),
+        capped(_STATE_COLUMNS, states.problems, partial(_state_row, names), limit, "problems"),
     ]
 
 
 _PROBLEM_COLUMNS = ("stream", ">batch", "file", "problem")
 
 
-def _problem_row(problem: DriftProblem) -> tuple[str, ...]:
+def _problem_row(names: _Names, problem: DriftProblem) -> tuple[str, ...]:
     batch = "" if problem.batch_index is None else f"{problem.batch_index:,}"
-    return (stream_name(problem.stream), batch, problem.path, problem.reason)
+    return (names[problem.stream], batch, problem.path, problem.reason)
 
 
 _STATE_COLUMNS = ("stream", ">checkpoint", ">batch", "problem")
 
 
-def _state_row(problem: StateProblem) -> tuple[str, ...]:
+def _state_row(names: _Names, problem: StateProblem) -> tuple[str, ...]:
     checkpoint = "" if problem.checkpoint is None else f"{problem.checkpoint:,}"
     batch = "" if problem.batch_index is None else f"{problem.batch_index:,}"
-    return (stream_name(problem.stream), checkpoint, batch, problem.reason)
+    return (names[problem.stream], checkpoint, batch, problem.reason)
 
 
 async def _find_drift(

@@ -12,6 +12,7 @@ from ._options import (
     json_option,
     output_dir_option,
     run_argument,
+    say,
     store_argument,
     stream_option,
     yes_option,
@@ -51,8 +52,8 @@ def import_command(
     store: str, file: str, run: str | None, output_dir: str | None, as_json: bool
 ) -> int:
     """Take a run out of FILE into a store, which is made if it is not there."""
-    ask = partial(_change.import_, path=file, run_id=run, output_dir=output_dir)
-    return answer(store, ask, as_json=as_json, create=True)
+    ask = partial(_change.import_, store, file, run_id=run, output_dir=output_dir)
+    return say(ask, as_json=as_json)
 
 
 @click.command("retry")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from .._errors import StoreError
+from .._threads import run_blocking
 from ..abc import Store
 from .json import JsonStore as JsonStore
 from .memory import MemoryStore as MemoryStore
@@ -31,14 +32,16 @@ async def open_store(
     r"""Open a store by its URL.
 
     ==================  ==================================================================
-    ``gh.ckpt``         a folder with an SQLite database, made if it is not there
-    ``sqlite:gh.ckpt``  the same; the way to write a folder whose name looks like a URL
+    ``gh.ckpt``         the store in that folder, whichever kind it is; if it is not there, one
+                        of SQLite is made
+    ``sqlite:gh.ckpt``  a folder with an SQLite database
     ``json:gh.ckpt``    a folder with a readable ``checkpoint.json`` per run
     ``memory:``         in memory, gone with the object; each is a store of its own
     ==================  ==================================================================
 
     What comes before a colon is a scheme if it is two letters or more, without a slash:
-    ``C:\x``, ``./a:b`` and any `pathlib.Path` are folders.
+    ``C:\x``, ``./a:b`` and any `pathlib.Path` are folders; ``sqlite:`` or ``json:`` before the
+    name of one is the other way to say so.
 
     Args:
         url: As above.
@@ -55,25 +58,40 @@ async def open_store(
         StoreVersionError: a newer version of the library wrote it.
         StoreDamagedError: it is damaged.
     """
-    if not isinstance(url, str):
-        return await SqliteStore.open(
-            Path(url), mac_key=mac_key, durability=durability, create=create
-        )
-    scheme, path = _split(url)
+    scheme, path = _split(url) if isinstance(url, str) else ("", os.fspath(url))
     if scheme == "memory":
         return MemoryStore(mac_key=mac_key)
-    kind = _FOLDER_STORES[scheme]
+    found = await run_blocking(_kind_in, path)
+    if scheme and found and found != scheme:
+        raise StoreError(
+            f"{path} is not a trio_ckpt {scheme} store, it is a {found} store: {found}:{path}"
+        )
+    kind = _FOLDER_STORES[scheme or found or "sqlite"]
     return await kind.open(Path(path), mac_key=mac_key, durability=durability, create=create)
 
 
+def _kind_in(folder: str) -> str | None:
+    """The kind of store that is in a folder, by the files that only this kind has."""
+    try:
+        if os.path.lexists(os.path.join(folder, "state.db")):
+            return "sqlite"
+        is_json = os.path.isfile(os.path.join(folder, "store.json"))
+        return "json" if is_json and os.path.isdir(os.path.join(folder, "runs")) else None
+    except ValueError:  # no path at all: opening it says so
+        return None
+
+
 def _split(url: str) -> tuple[str, str]:
+    """Scheme and folder; the scheme of a folder alone is empty."""
     match = _SCHEME.fullmatch(url)
-    scheme, rest = match.groups() if match else ("sqlite", url)
+    if match is None and not url:
+        raise StoreError("'' names no folder")
+    scheme, rest = match.groups() if match else ("", url)
     if scheme == "memory" and rest:
         raise StoreError(f"{url!r}: a store in memory has no name, write 'memory:'")
     if scheme in _FOLDER_STORES and (not rest or rest.startswith("//")):
         raise StoreError(f"{url!r} names no folder; write '{scheme}:FOLDER', without '//'")
-    if scheme != "memory" and scheme not in _FOLDER_STORES:
+    if scheme and scheme != "memory" and scheme not in _FOLDER_STORES:
         raise StoreError(
             f"{url!r}: there are no stores of kind {scheme + ':'!r}; known are {_KNOWN}. "
             f"For a folder of that name write {'sqlite:' + url!r}"
