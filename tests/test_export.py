@@ -315,7 +315,7 @@ async def test_an_export_that_fails_or_is_cancelled_leaves_what_was_there(tmp_pa
 
     store = Broken()
     await save_many(store, "r", {("s",): 2_500})
-    (tmp_path / "r.zip").write_bytes(b"old")
+    (tmp_path / "other").write_bytes(b"old")
 
     def fail() -> None:
         raise StoreDamagedError("as planned")
@@ -323,12 +323,43 @@ async def test_an_export_that_fails_or_is_cancelled_leaves_what_was_there(tmp_pa
     store.problem = fail
     with pytest.raises(StoreDamagedError, match="as planned"):
         await export_run(store, "r", tmp_path / "r.zip")
-    assert files_in(tmp_path) == {"r.zip": b"old"}
+    assert files_in(tmp_path) == {"other": b"old"}
     with trio.CancelScope() as scope:
         store.problem = scope.cancel
         await export_run(store, "r", tmp_path / "r.zip")
     assert scope.cancelled_caught
-    assert files_in(tmp_path) == {"r.zip": b"old"}
+    assert files_in(tmp_path) == {"other": b"old"}
+
+
+async def test_what_is_there_is_never_replaced(tmp_path: Path) -> None:
+    class Slow(MemoryStore):
+        """Somebody else makes the file while it is exported to."""
+
+        async def history(
+            self,
+            run_id: str,
+            stream: str,
+            *,
+            generation: int | None = None,
+            cursor: str | None = None,
+            limit: int = 1000,
+        ) -> HistoryPage:
+            (tmp_path / "late").write_bytes(b"old")
+            return await super().history(
+                run_id, stream, generation=generation, cursor=cursor, limit=limit
+            )
+
+    store = Slow()
+    await save_many(store, "r", {("s",): 3})
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link", "late"):
+        with pytest.raises(ArchiveError, match="is there already: choose another name"):
+            await export_run(store, "r", tmp_path / name)
+    with pytest.raises(ArchiveError, match="there is no folder"):
+        await export_run(store, "r", tmp_path / "none/file")
+    (tmp_path / "link").unlink()
+    assert files_in(tmp_path) == {"file": b"old", "late": b"old"}
 
 
 async def test_a_history_with_a_hole_is_refused(tmp_path: Path) -> None:

@@ -441,8 +441,8 @@ async def test_a_move_that_is_left_to_a_start_is_not_imported(tmp_path: Path) ->
     assert await left_to_archive(other, view) == []
     async with trio_ckpt.open_run("r", store=store, fresh=True):
         pass  # without a folder, so it is left still
-    await export_run(store, "r", tmp_path / "r.zip")
-    await import_run(other, tmp_path / "r.zip", run_id="r2")
+    await export_run(store, "r", tmp_path / "r2.zip")
+    await import_run(other, tmp_path / "r2.zip", run_id="r2")
     assert "archiving" not in await facts_of(other, "r2")
 
 

@@ -20,6 +20,29 @@ def test_what_is_not_printed_is_written_out() -> None:
     assert _words.printable("\ud800") == r"\ud800"
 
 
+def test_names_in_a_list_are_all_different() -> None:
+    keys = [("a/b", "c"), ("a", "b/c"), (" ",), ("é", "x"), ("[",)]
+    assert list(_words.stream_names(keys).values()) == [
+        '["a/b", "c"]',
+        '["a", "b/c"]',
+        '[" "]',
+        "é/x",
+        "[",
+    ]
+
+
+@given(st.text(), st.integers(1, 20))
+def test_what_is_cut_takes_at_most_so_many_columns(text: str, limit: int) -> None:
+    shown = _words.cut(text, limit)
+    assert _words.cells(shown) <= limit
+    assert shown == text or (shown.endswith("…") and text.startswith(shown[:-1]))
+
+
+def test_a_wide_character_takes_two_columns_a_combining_one_none() -> None:
+    assert [_words.cells(text) for text in ("abc", "日本", "e\u0301")] == [3, 4, 1]
+    assert _words.cut("日本語", 5) == "日本…"
+
+
 def test_a_long_message_is_cut() -> None:
     assert _words.message_of("x" * 200) == "x" * 200
     assert _words.message_of("x" * 201) == "x" * 199 + "…"

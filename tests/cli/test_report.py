@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.cli.tools import Terminal, complete, make_run
-from trio_ckpt.cli._report import Pairs, Table, capped, console_for, to_json, to_lines, to_rich
+from trio_ckpt.cli._report import (
+    Pairs,
+    Table,
+    capped,
+    console_for,
+    fitted_lines,
+    to_json,
+    to_lines,
+    to_rich,
+)
 
 EVIL = "\x1b[31m\nx [bold]y[/bold] \u202e"
 
@@ -20,6 +29,8 @@ class FakeTerminal(io.StringIO):
 
 
 def drawn(block: str | Pairs | Table, width: int = 80) -> list[str]:
+    if isinstance(block, Table):
+        return fitted_lines(block, width) or to_lines([block])
     screen = FakeTerminal()
     console = console_for(screen)
     console.width = width
@@ -57,13 +68,49 @@ def test_json_is_ascii() -> None:
     assert text.replace("\n", "").isprintable()
 
 
-def test_a_narrow_terminal_folds_and_loses_nothing() -> None:
-    table = Table(("stream", ">done"), [("a-long-name-of-a-stream-that-is-listed", "1,000")])
-    lines = drawn(table, width=30)
-    assert all(len(line) <= 30 for line in lines)
-    assert "1,000" in " ".join(lines)
-    name = "".join(line.split()[0] for line in lines[1:] if line.split())
-    assert "a-long-name-of-a-stream-that-is-listed" in name
+WIDE = Table(
+    ("stream", "=began", ">done", "error"),
+    [
+        ("a-long-name-of-a-stream-that-is-listed", "12:00", "1,000", "403: not yours, " * 5),
+        ("short", "12:01", "7", ""),
+    ],
+    "note",
+)
+
+
+def test_a_narrow_terminal_has_whole_words_and_the_last_column_below() -> None:
+    assert fitted_lines(WIDE, 50) == [
+        "stream                             began   done",
+        "a-long-name-of-a-stream-that-is-…  12:00  1,000",
+        "    error: 403: not yours, 403: not yours, 403:",
+        "        not yours, 403: not yours, 403: not yours,",
+        "short                              12:01      7",
+        "note",
+    ]
+    assert fitted_lines(WIDE, 200) == to_lines([WIDE])[1:]
+    assert fitted_lines(WIDE, 22) is None  # a name of nine letters is none
+    assert fitted_lines(Table((">a",), [("1" * 30,)]), 20) is None
+    full = " ".join(" ".join(to_lines([WIDE])).split())
+    assert WIDE.rows[0][0] in full  # elsewhere nothing is cut
+    assert WIDE.rows[0][3].strip() in full
+
+
+def test_the_widest_columns_are_cut_first() -> None:
+    table = Table(("a", "b", "c", "why"), [("x" * 20, "y" * 40, "z" * 12, "")])
+    assert [line.split() for line in fitted_lines(table, 60) or []] == [
+        ["a", "b", "c"],
+        ["x" * 20, "y" * 23 + "…", "z" * 12],
+    ]
+    for width in range(36, 80):
+        lines = fitted_lines(table, width)
+        assert lines is not None
+        assert max(map(len, lines)) <= width
+        assert max(map(len, lines)) >= min(76, width)  # no more than need be
+
+
+def test_one_long_name_does_not_push_the_other_rows_aside() -> None:
+    table = Table(("stream", ">done"), [("x" * 200, "1"), ("short", "2")])
+    assert to_lines([table])[1:] == ["stream  done", "x" * 200 + "     1", "short      2"]
 
 
 def test_a_terminal_too_narrow_for_columns_gets_lines(
@@ -100,3 +147,30 @@ def test_a_terminal_sees_the_same(
     for line in plain.splitlines():
         for cell in filter(None, line.split("  ")):
             assert cell.strip() in screen.getvalue()
+
+
+@pytest.mark.parametrize("command", [["show"], ["history"], ["ls"]])
+def test_at_80_columns_no_word_is_broken(
+    run: Terminal, gh: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    name = "x" * 200
+    make_run(gh, "gh-2026", {(name,): complete(1), ("a", "b"): complete(1)})
+    ask = [command[0], gh, *([] if command == ["ls"] else ["gh-2025"])]
+    long = ["show", gh, "gh-2026"]
+    for typed in (ask, long):
+        plain = set(run(*typed).out.split())
+        screen = FakeTerminal()
+        with monkeypatch.context() as patch:
+            patch.setenv("COLUMNS", "80")
+            patch.setenv("NO_COLOR", "1")
+            patch.setattr("sys.stdout", screen)
+            assert run(*typed).code == 0
+        text = re.sub(r"\x1b\[\d+m", "", screen.getvalue())
+        lines = text.splitlines()
+        path = str(gh)
+        assert all(len(line) <= 80 for line in lines if path not in line)
+        words = [word for line in lines if path not in line for word in line.split()]
+        labels = {"error:", "spent:", "session:", "what", "did:"}
+        broken = {w for w in words if w not in plain | labels and not w.endswith("…")}
+        assert not {word for word in broken if word not in path}
+    assert name in run(*long).out

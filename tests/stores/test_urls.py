@@ -71,6 +71,33 @@ async def test_store_of_another_kind(folder: Path, kinds: tuple[str, str]) -> No
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize("kind", ["sqlite", "json"])
+async def test_a_folder_is_opened_as_what_is_in_it(folder: Path, kind: str, create: bool) -> None:
+    await (await open_store(f"{kind}:{folder}")).aclose()
+    before = sorted(folder.rglob("*"))
+    for url in (str(folder), folder):
+        store = await open_store(url, create=create)
+        assert store.url == f"{kind}:{folder}"
+        await store.aclose()
+    assert {path for path in before if path.is_file()} <= set(folder.rglob("*"))
+
+
+@pytest.mark.parametrize("kinds", [("sqlite", "json"), ("json", "sqlite")])
+async def test_a_wrong_kind_is_told_the_right_one(folder: Path, kinds: tuple[str, str]) -> None:
+    await (await open_store(f"{kinds[0]}:{folder}")).aclose()
+    right = f"it is a {kinds[0]} store: {kinds[0]}:{folder}$"
+    with pytest.raises(StoreError, match=right):
+        await open_store(f"{kinds[1]}:{folder}", create=False)
+
+
+async def test_a_stranger_of_the_name_of_a_marker_makes_no_store(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "store.json").write_text("{}")
+    with pytest.raises(StoreError, match="is not a trio_ckpt store: it holds 'store.json'"):
+        await open_store(folder)
+
+
 @pytest.mark.parametrize("scheme", ["sqlite", "json"])
 async def test_settings_arrive(scheme: str, folder: Path) -> None:
     store = await open_store(f"{scheme}:{folder}", mac_key=b"key", durability="process")
