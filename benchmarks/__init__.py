@@ -1,6 +1,7 @@
 """What trio_ckpt costs, beside the physical controls and the peers of the same run.
 
-    python -m benchmarks [--only tokens,steps,resume,frontier,answers,pages,json,crawl] [--quick]
+    python -m benchmarks [--only tokens,steps,resume,frontier,answers,pages,json,state,crawl]
+                         [--quick]
 
 Machines are noisy, so a figure alone says little: every section measures its controls in turns
 with ours and speaks of ratios. None of this is a test; a target that is not met is printed so.
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
+
+MIB = 2**20
 
 
 @attrs.frozen
@@ -54,11 +57,13 @@ class Options:
         folder: On the disk to measure; the benchmarks make temporary folders in it.
         is_quick: Fewer operations and rounds: to see that it runs, not to quote it.
         peers_cache: Where the peers' environment is or is to be made; None: leave them out.
+        large_state_mib: A second size for the section `state`; 0: none.
     """
 
     folder: Path
     is_quick: bool = False
     peers_cache: Path | None = None
+    large_state_mib: int = 0
 
 
 def folder_bytes(folder: Path) -> int:

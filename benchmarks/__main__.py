@@ -1,7 +1,8 @@
 """Run the benchmarks, print what they found, and say which targets are met.
 
-python -m benchmarks [--only tokens,steps,resume,frontier,answers,pages,json,crawl] [--quick]
-                     [--folder DIR] [--peers-cache DIR] [--json FILE]
+python -m benchmarks [--only tokens,steps,resume,frontier,answers,pages,json,state,crawl]
+                     [--quick] [--folder DIR] [--peers-cache DIR] [--json FILE]
+                     [--large-state-mib 2048]
 """
 
 import argparse
@@ -27,6 +28,7 @@ from benchmarks import (
     json_store,
     pages,
     resume,
+    state,
     steps,
     tokens,
 )
@@ -39,6 +41,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "answers": answers.measure,
     "pages": pages.measure,
     "json": json_store.measure,
+    "state": state.measure,
     "crawl": crawl.measure,
 }
 
@@ -85,6 +88,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="to see that it runs")
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
     parser.add_argument("--peers-cache", type=Path, help="where the peers are installed once")
+    parser.add_argument(
+        "--large-state-mib", type=int, default=0, metavar="MIB", help="also measure this state"
+    )
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args()
     options.only = options.only.split(",")
@@ -100,6 +106,7 @@ def main() -> None:
         folder=arguments.folder.absolute(),
         is_quick=arguments.quick,
         peers_cache=arguments.peers_cache,
+        large_state_mib=0 if arguments.quick else arguments.large_state_mib,
     )
     report: dict[str, object] = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -76,7 +76,7 @@ class Facts:
         owner: The live process that has it, if one has.
         now: Unix time, s.
         retry_command: What to type to put failed work back, without the stream.
-        names: How each stream is named.
+        names: How each stream is named; default: so that no two of `parts` have one name.
     """
 
     run_id: str
@@ -86,7 +86,7 @@ class Facts:
     owner: Owner | None
     now: float
     retry_command: str = "trio-ckpt retry"
-    names: Mapping[StreamKey, str] = attrs.field(init=False)
+    names: Mapping[StreamKey, str] = attrs.field()
 
     @names.default
     def _name_all(self) -> Mapping[StreamKey, str]:

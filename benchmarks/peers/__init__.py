@@ -18,8 +18,8 @@ REQUIREMENTS = PEERS_FOLDER / "requirements.txt"
 _COMPLETE = "complete"
 
 
-def ensure_environment(folder: Path) -> Path:
-    """The Python of an environment with every peer in it, made under ``folder`` if need be.
+def ensure_environment(folder: Path, requirements: Path = REQUIREMENTS) -> Path:
+    """The Python of an environment with some peers in it, made under ``folder`` if need be.
 
     The environment is named by the hash of the requirements and of this Python's version, and
     marked complete after the installation: a change makes a new one, and one whose making was cut
@@ -27,6 +27,7 @@ def ensure_environment(folder: Path) -> Path:
 
     Args:
         folder: A cache folder, made if it is missing.
+        requirements: What to install; those of the large peers have files of their own.
 
     Returns:
         The path of the environment's Python.
@@ -34,7 +35,7 @@ def ensure_environment(folder: Path) -> Path:
     Raises:
         subprocess.CalledProcessError: The installation failed; pip's own words are on stderr.
     """
-    identity = REQUIREMENTS.read_bytes() + sys.version.encode()
+    identity = requirements.read_bytes() + sys.version.encode()
     environment = folder.absolute() / f"peers-{hashlib.sha256(identity).hexdigest()[:12]}"
     python = environment / "bin" / "python"
     if not (environment / _COMPLETE).exists():
@@ -43,7 +44,7 @@ def ensure_environment(folder: Path) -> Path:
         pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
         # stdout belongs to the benchmark's figures.
         subprocess.run(
-            [*pip, "install", "--requirement", str(REQUIREMENTS)], check=True, stdout=sys.stderr
+            [*pip, "install", "--requirement", str(requirements)], check=True, stdout=sys.stderr
         )
         (environment / _COMPLETE).touch()
     return python

@@ -7,6 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import trio
 
 import trio_ckpt
-from tests.cli.tools import T0, Terminal, batches, complete, make_run
+from tests.cli.tools import T0, Terminal, batches, complete, make_damaged, make_run
 from tests.outputs.faulty import files_in
 from trio_ckpt._ranges import IndexSet
 from trio_ckpt._records import ErrorInfo, Kind, Record
@@ -266,6 +267,16 @@ def test_prune_of_everything_removes_the_run(run: Terminal, gh: Path) -> None:
     assert run("ls", gh, "--json").json["runs"] == []
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "json"])
+def test_a_run_that_cannot_be_read_can_be_removed(run: Terminal, store: Path, kind: str) -> None:
+    url = f"{kind}:{store}"
+    make_damaged(url, "bad")
+    assert run("show", url, "bad").code == 6
+    said = run("prune", url, "bad", "--keep", 0, "--yes")
+    assert (said.code, said.err) == (0, "")
+    assert run("ls", url, "--json").json["runs"] == []
+
+
 # -- verify, export and import --------------------------------------------------------------------
 
 
@@ -431,6 +442,118 @@ def test_import_refuses_what_is_no_archive(run: Terminal, tmp_path: Path) -> Non
     assert said.code == 7
     assert said.err.count("\n") == 1
     assert run("import", tmp_path / "s.ckpt", tmp_path / "none").code == 4
+
+
+def test_export_replaces_no_file_and_makes_no_folder(
+    run: Terminal, gh: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "thesis.txt"
+    file.write_text("mine")
+    said = run("export", gh, "gh-2025", file)
+    assert (said.code, said.err) == (
+        7,
+        f"trio-ckpt: {file} is there already: choose another name, or remove it first\n",
+    )
+    assert file.read_text() == "mine"
+    said = run("export", gh, "gh-2025", tmp_path / "none" / "x")
+    assert said.code == 7
+    assert said.err.endswith(f"there is no folder {tmp_path / 'none'}\n")
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_import_that_fails_makes_no_store(run: Terminal, gh: Path, tmp_path: Path) -> None:
+    archive, new = tmp_path / "run.archive", tmp_path / "new.ckpt"
+    assert run("export", gh, "gh-2025", archive).code == 0
+    assert run("import", new, archive, "--as", "../x").code == 2
+    assert run("import", new, tmp_path / "none").code == 4
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2] ^= 1
+    archive.write_bytes(data)
+    assert run("import", new, archive).code == 7
+    assert not new.exists()
+
+
+def test_import_says_how_to_name_it_and_where_the_files_are(
+    run: Terminal, store: Path, data: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "run.archive"
+    assert run("export", store, "run", archive).code == 0
+    said = run("import", store, archive)
+    assert said.code == 7
+    assert said.err.endswith(
+        "give the imported one another name: run_id=, or --as on the command\n"
+    )
+    said = run("import", store, archive, "--as", "bare")
+    assert said.code == 0
+    assert said.lines[1] == (
+        f"5 output files of the run stayed in {archive}; to have them: trio-ckpt import {store} "
+        f"{archive} --as NEW-NAME --output-dir FOLDER"
+    )
+    whole = ["--as", "whole", "--output-dir", tmp_path / "whole"]
+    assert len(run("import", store, archive, *whole).lines) == 1
+    bare = run("import", store, archive, "--as", "bare2", "--json").json
+    assert (bare["outputs"], bare["outputs_left_out"]) == (0, 5)
+    (tmp_path / "whole" / "1.txt").write_text("another")
+    said = run("import", store, archive, "--as", "x", "--output-dir", tmp_path / "whole")
+    assert "give another folder: output_dir=, or --output-dir on the command" in said.err
+
+
+async def write_lines(store: Path, folder: Path, *, pages: int = 0) -> None:
+    async with trio_ckpt.open_run("run", store=store, output_dir=folder) as run:
+        async with run.open_stream("lines") as stream:
+            async for line in stream.batches(range(3)):
+                line.append_json("lines.jsonl", {"line": line.index})
+                line.complete()
+        async with run.open_stream("pages") as stream:
+            async for page in stream.batches(range(pages)):
+                path = await page.write_text(f"{page.index}.txt", "page")
+                page.complete(outputs=[path])
+
+
+def test_verify_says_how_append_files_are_looked_at(
+    run: Terminal, store: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    trio.run(write_lines, store, data)
+    size = (data / "lines.jsonl").stat().st_size
+    how = "append files by length only (--sha256 reads them)"
+    assert run("verify", store).out == (
+        f"1 file ({size} bytes) checked by {how}: all are as confirmed\n"
+    )
+    trio.run(partial(write_lines, pages=1), tmp_path / "both.ckpt", tmp_path / "both")
+    both = run("verify", tmp_path / "both.ckpt").out
+    assert f"checked by size and time, hash where the time differs; {how}: all" in both
+    text = (data / "lines.jsonl").read_text()
+    (data / "lines.jsonl").write_text(text.replace("1", "7"))
+    assert run("verify", store).code == 0
+    assert run("verify", store, "--sha256").code == 1
+
+
+def test_verify_says_where_a_start_refuses(run: Terminal, store: Path, tmp_path: Path) -> None:
+    """What it says is what a start does: it doubts the folder, and asks for redo_missing."""
+    data = tmp_path / "data"
+    trio.run(partial(write_lines, pages=11), store, data)
+    appended = (data / "lines.jsonl").read_bytes()
+    (data / "lines.jsonl").unlink()
+    then = "is this the right output folder? redo_missing=True does their batches again"
+    lines = run("verify", store).lines
+    assert "start puts" not in lines[0]
+    assert lines[1] == (
+        "stream 'lines': all of the append file lines.jsonl is missing, so a start refuses "
+        f"(OutputsMissingError); {then}"
+    )
+    for page in range(11):
+        (data / f"{page}.txt").unlink()
+    assert run("verify", store).lines[2] == (
+        "stream 'pages': outputs of 11 batches are missing; if that is more than a tenth of them "
+        f"a start refuses (OutputsMissingError); {then}"
+    )
+    with pytest.raises(trio_ckpt.OutputsMissingError, match=r"lines\.jsonl"):
+        trio.run(partial(write_lines, pages=11), store, data)
+    (data / "lines.jsonl").write_bytes(appended)
+    assert "append file" not in "".join(run("verify", store).lines[1:])
+    with pytest.raises(trio_ckpt.OutputsMissingError, match=r"\.txt"):
+        trio.run(partial(write_lines, pages=11), store, data)
 
 
 def test_export_without_its_folder_of_outputs(run: Terminal, store: Path, data: Path) -> None:

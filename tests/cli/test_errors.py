@@ -246,6 +246,29 @@ def test_a_reader_that_goes_away_is_no_error(store: Path) -> None:
     assert process.returncode == 141
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    "command", [["ls"], ["show"], ["show", "--json"], ["show", "none", "--json"], ["watch"]]
+)
+def test_an_output_that_takes_nothing_is_an_error_of_one_line(
+    store: Path, command: list[str]
+) -> None:
+    make_run(store, "run", {(f"{n:03}" + 80 * "x",): complete(1) for n in range(200)})
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "trio_ckpt", command[0], str(store), *command[1:]],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+    assert done.returncode == (4 if "none" in command else 7)
+    assert done.stderr.startswith("trio-ckpt: ")
+    assert done.stderr.count("\n") == 1
+    assert "none" in command or "No space left on device" in done.stderr
+
+
 def test_a_name_that_the_output_cannot_encode_is_no_error(store: Path) -> None:
     make_run(store, "run", {("ümläut",): complete(1)})
     done = subprocess.run(

@@ -15,6 +15,7 @@ from tests.cli.tools import (
     complete,
     ended,
     failed,
+    make_damaged,
     make_run,
     session,
 )
@@ -93,6 +94,38 @@ def test_ls_as_json(run: Terminal, gh: Path) -> None:
             }
         ],
     }
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "json"])
+def test_ls_shows_the_other_runs_where_one_cannot_be_read(
+    run: Terminal, store: Path, kind: str
+) -> None:
+    url = f"{kind}:{store}"
+    make_run(url, "good", {("a",): complete(3)})
+    make_damaged(url, "bad")
+    said = run("ls", url)
+    assert said.code == 6
+    assert said.lines[3].startswith("good  complete  1 complete")
+    assert said.lines[4].startswith("run 'bad' cannot be read: ")
+    bad, good = run("ls", url, "--json").json["runs"]
+    assert (bad["run"], bad["error"]["type"], bad["error"]["exit_code"]) == (
+        "bad",
+        "StoreDamagedError",
+        6,
+    )
+    assert good["batches"]["confirmed"] == 3
+
+
+@pytest.mark.parametrize("command", READING)
+def test_a_plain_folder_is_the_store_that_is_in_it(
+    run: Terminal, store: Path, command: str
+) -> None:
+    make_run(f"json:{store}", "run", {("a",): complete(1)})
+    said = run(command, store, "--json")
+    assert (said.code, said.err) == (0, "")
+    wrong = run(command, f"sqlite:{store}")
+    assert wrong.code == 6
+    assert wrong.err.endswith(f"it is a json store: json:{store}\n")
 
 
 # -- show ------------------------------------------------------------------------------------------
@@ -307,6 +340,15 @@ def test_a_stream_is_named_as_messages_name_it(run: Terminal, gh: Path) -> None:
 def test_two_streams_of_one_name_are_told_apart(run: Terminal, store: Path) -> None:
     streams = {("a/b", "c"): batches(1), ("a", "b/c"): batches(1), ("[x",): batches(1)}
     make_run(store, "run", streams)
+    assert {line.split("  ")[0] for line in run("show", store).lines[-3:]} == {
+        '["a/b", "c"]',
+        '["a", "b/c"]',
+        "[x",
+    }
+    text = run("explain", store, "--stream", '["a", "b/c"]').out
+    assert '- Stream ["a", "b/c"] goes on' in text
+    title = run("history", store, "--stream", '["a", "b/c"]').lines[0]
+    assert title.startswith('stream ["a", "b/c"] of run')
     said = run("show", store, "--stream", "a/b/c")
     assert said.code == 2
     assert said.err == (
@@ -315,6 +357,12 @@ def test_two_streams_of_one_name_are_told_apart(run: Terminal, store: Path) -> N
     )
     assert shown(run, store, '["a", "b/c"]') == [["a", "b/c"]]
     assert shown(run, store, "[x") == [["[x"]]  # no JSON, but a name
+
+
+def test_a_name_that_is_blank_is_seen(run: Terminal, store: Path) -> None:
+    make_run(store, "run", {(" ",): batches(1)})
+    assert squeezed(run("show", store).lines)[-2].startswith('[" "]  interrupted  1')
+    assert shown(run, store, '[" "]') == [[" "]]
 
 
 def test_two_groups_of_one_name_are_told_apart(run: Terminal, store: Path) -> None:

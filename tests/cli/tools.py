@@ -115,6 +115,21 @@ def make_run(
     trio.run(save)
 
 
+def make_damaged(url: str, run_id: str) -> None:
+    """A run with a record that another key sealed: its progress cannot be read."""
+
+    async def save() -> None:
+        store = await open_store(url)
+        async with store.lock_run(run_id) as owner:
+            key = encode_key(("a",))
+            payload = store.seal("another", 0, ("a",)).close(1, encode_record(batch(0)))
+            group = [Checkpoint(key, 1, payload)]
+            assert await store.save(RunKey(run_id, 0, owner), group, []) == [None]
+        await store.aclose()
+
+    trio.run(save)
+
+
 def make_gh(folder: Path, *, sessions: Iterable[Record] | None = None) -> None:
     """A collection with a stream of each kind."""
     first = session()

@@ -94,7 +94,7 @@ async def test_a_wrong_kind_is_told_the_right_one(folder: Path, kinds: tuple[str
 async def test_a_stranger_of_the_name_of_a_marker_makes_no_store(folder: Path) -> None:
     folder.mkdir()
     (folder / "store.json").write_text("{}")
-    with pytest.raises(StoreError, match="is not a trio_ckpt store: it holds 'store.json'"):
+    with pytest.raises(StoreError, match=r"is not a trio_ckpt store: it holds 'store\.json'"):
         await open_store(folder)
 
 

@@ -19,7 +19,7 @@ from .._words import cells, cut, printable
 GAP = "  "  # between columns
 INDENT = "    "  # of what is set below its row
 MAX_PADDED_CELLS = 60  # a longer cell is not cut, but does not push the other rows aside
-MIN_CUT_CELLS = 10  # a column is not cut to less: it would be no help to a reader
+MIN_CUT_CELLS = 8  # a column is not cut to less: it would be no help to a reader
 MIN_COLUMNS_CELLS = 60  # on a terminal narrower than this names and texts are set as lines
 
 T = TypeVar("T")

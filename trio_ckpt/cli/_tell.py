@@ -38,6 +38,7 @@ async def explain(
         owner=look.owner,
         now=now,
         retry_command=shlex.join(["trio-ckpt", "retry", store.url, look.run_id]),
+        names=stream_names(look.keys),
     )
     sentences = explain_run(facts, every=every)
     document = {

@@ -6,21 +6,21 @@ looks at the copies, packs them and hashes them, while it runs again.  Both are 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 import attrs
-import xxhash
 
 from ._arena import SLAB_BYTES, Arena
-from ._assemble import Assembly as Assembly
+from ._assemble import Assembly as Assembly, Read as Read
 from ._blocks import Capture, Report
 from ._buffers import Collected, collect
 from ._compress import Compressor, open_compressor
 from ._frame import Layout, Patch
 from ._ledger import ArrayLeaf
+from ._packing import Packing, Piece
 from ._pages import Tracker, Untracked, open_tracker
 from ._parts import Part
-from ._patches import encode_ranges
 from ._tables import Table as Table
 
 KEPT_SLABS = 8  # below so many free ones, parts are finished while the program is held
@@ -33,16 +33,23 @@ class Stored:
     Attributes:
         layout: How they lie in their buffers.
         patches: What is new.
-        pieces: The same, packed, one after the other.
+        pieces: The same, packed, one after the other; until it is released.
+        name: The SHA-256 of all pieces, in hexadecimal.
         tables: What is held then, by buffer: for the next capture, once this is durable.
         reports: How each buffer was captured.
     """
 
     layout: Layout
     patches: tuple[Patch, ...]
-    pieces: list[bytes] = attrs.field(repr=False)
+    pieces: list[Piece] = attrs.field(repr=False)
+    name: str
     tables: dict[str, Table] = attrs.field(repr=False)
     reports: dict[str, Report]
+    _packing: Packing = attrs.field(repr=False)
+
+    def release(self) -> None:
+        """Give the arena its memory back: the pieces are durable, or given up."""
+        self._packing.release()
 
 
 class ArrayEngine:
@@ -58,6 +65,10 @@ class ArrayEngine:
         self.arena.close()
         if isinstance(self.tracker, Tracker):
             self.tracker.close()
+
+    def check(self, leaves: Sequence[ArrayLeaf]) -> None:
+        """See that all of them can be saved; see `hold`."""
+        collect([leaf.value for leaf in leaves], [leaf.path for leaf in leaves])
 
     def hold(self, leaves: Sequence[ArrayLeaf], tables: Mapping[str, Table]) -> Held:
         """Copy what may have changed since `tables`.
@@ -88,10 +99,8 @@ class Held:
     names: tuple[str, ...]
     engine: ArrayEngine
     _captures: list[Capture] = attrs.field(factory=list[Capture], init=False)
-    _parts: list[tuple[int, Part]] = attrs.field(factory=list[tuple[int, Part]], init=False)
-    _patches: list[Patch] = attrs.field(factory=list[Patch], init=False)
-    _pieces: list[bytes] = attrs.field(factory=list[bytes], init=False)
-    _offset: int = attrs.field(default=0, init=False)
+    _parts: deque[tuple[int, Part]] = attrs.field(factory=deque[tuple[int, Part]], init=False)
+    _packing: Packing | None = attrs.field(default=None, init=False)
 
     def add(self, number: int, table: Table | None) -> None:
         """Copy a buffer; where the arena is nearly full, what was copied is packed at once."""
@@ -108,11 +117,22 @@ class Held:
         for part in capture:
             self._parts.append((number, part))
             if engine.arena.free_bytes < KEPT_SLABS * SLAB_BYTES:
-                self._finish_parts()
+                self._finish_parts().settle()
 
-    def finish(self) -> Stored:
-        """Drop what did not change, and pack the rest."""
-        self._finish_parts()
+    def finish(self, *, in_place: bool = False) -> Stored:
+        """Drop what did not change, and pack the rest.
+
+        Args:
+            in_place: Leave in the arena what does not get smaller, until `Stored.release`.
+        """
+        try:
+            packing = self._finish_parts()
+            name = packing.finish()
+            if not in_place:
+                packing.settle()
+        except BaseException:
+            self.release()
+            raise
         buffers = self.collected.buffers
         return Stored(
             Layout(
@@ -120,41 +140,34 @@ class Held:
                 tuple(buffer.data.nbytes for buffer in buffers),
                 tuple(view.to_plain() for view in self.collected.views),
             ),
-            tuple(self._patches),
-            self._pieces,
+            tuple(packing.patches),
+            packing.pieces,
+            name,
             {name: c.table() for name, c in zip(self.names, self._captures, strict=True)},
             {name: c.report for name, c in zip(self.names, self._captures, strict=True)},
+            packing,
         )
 
     def release(self) -> None:
         """Give the copies back: the save was given up."""
-        for _, part in self._parts:
-            part.release()
-        self._parts = []
-
-    def _finish_parts(self) -> None:
         while self._parts:
-            number, part = self._parts.pop(0)
+            self._parts.popleft()[1].release()
+        if self._packing is not None:
+            self._packing.close()
+            self._packing.release()
+
+    def _finish_parts(self) -> Packing:
+        if self._packing is None:
+            nbytes = sum(part.nbytes for _, part in self._parts)
+            self._packing = Packing(self.engine.compressor, nbytes)
+        while self._parts:
+            number, part = self._parts.popleft()
             changes = part.finish()
-            try:
-                if not changes.nbytes:
-                    continue
-                itemsize = self.collected.buffers[number].itemsize
-                packed = [self.engine.compressor.pack(chunk, itemsize) for chunk in changes.chunks]
-                self._patches.append(
-                    Patch(
-                        buffer=number,
-                        ranges=encode_ranges(changes.ranges),
-                        offset=self._offset,
-                        stored=tuple(map(len, packed)),
-                        sizes=tuple(chunk.nbytes for chunk in changes.chunks),
-                        digests=b"".join(map(xxhash.xxh3_128_digest, packed)),
-                    )
-                )
-                self._pieces += packed
-                self._offset += sum(map(len, packed))
-            finally:
+            if changes.nbytes:
+                self._packing.add(number, changes, self.collected.buffers[number].itemsize)
+            else:
                 changes.release()
+        return self._packing
 
 
 def _names(collected: Collected, leaves: Sequence[ArrayLeaf]) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ from ._tables import (
     block_digests,
     count_of,
     empty_table,
+    let_others_run,
     rows_of,
     span_digests,
 )
@@ -60,7 +61,9 @@ Rung = Literal["identity", "pages", "hash", "dense", "full"]
 
 BLOCKS_PER_SLAB = SLAB_BYTES // BLOCK_BYTES
 SPANS_PER_SLAB = SLAB_BYTES // SPAN_BYTES
+SPANS_AT_ONCE = 128  # hashed in 1 ms, in which nobody else may get the GIL
 SLABS_PER_PART = 32  # so that what is large is written while the rest is looked at
+LONG_RUN = 8  # blocks: from here on a call for each run is faster than one for all blocks
 
 DENSE_ABOVE = 0.3  # of the blocks: then to copy all costs less than to find out
 DENSE_AFTER = 2  # saves in a row
@@ -209,25 +212,22 @@ class Capture:
 
     def _hashed(self) -> Iterator[Indexes]:
         """The blocks of all spans whose digest is not the one in the table."""
-        spans = self._old.spans
-        was, known = spans.rows.tobytes(), spans.known.tolist()
-        size = spans.rows.shape[1]
-        found: list[bytes] = []
-        changed: list[int] = []
         waiting: list[int] = []
-        for span, digest in enumerate(span_digests(self._data)):
-            if known[span] and digest == was[span * size : (span + 1) * size]:
-                continue
-            found.append(digest)
-            changed.append(span)
-            waiting.append(span)
-            if len(waiting) == SPANS_PER_SLAB:
-                yield self._blocks_in(waiting)
-                waiting = []
+        count = count_of(self._data.nbytes, SPAN_BYTES)
+        for first in range(0, count, SPANS_AT_ONCE):
+            let_others_run()
+            spans = np.arange(first, min(first + SPANS_AT_ONCE, count))
+            piece = self._data[first * SPAN_BYTES : (first + SPANS_AT_ONCE) * SPAN_BYTES]
+            rows = rows_of(list(span_digests(piece)))
+            differ = self._old.spans.differ(spans, rows)
+            if differ.any():
+                self._span_news.append((spans[differ], rows[differ]))
+                waiting += spans[differ].tolist()
+            while len(waiting) >= SPANS_PER_SLAB:
+                yield self._blocks_in(waiting[:SPANS_PER_SLAB])
+                del waiting[:SPANS_PER_SLAB]
         if waiting:
             yield self._blocks_in(waiting)
-        if changed:
-            self._span_news.append((np.array(changed, np.intp), rows_of(found)))
 
     def _blocks_in(self, spans: list[int]) -> Indexes:
         first = np.array(spans, np.intp) * BLOCKS_PER_SPAN
@@ -269,15 +269,27 @@ class Capture:
             done = end
 
     def _fill_scattered(self, copies: list[Copy]) -> None:
+        """Copy run by run where runs are long, else block by block in one call."""
+        for copy in copies:
+            blocks = copy.blocks
+            starts = np.concatenate(([0], np.flatnonzero(np.diff(blocks) != 1) + 1))
+            if len(starts) * LONG_RUN > len(blocks):
+                self._fill_blocks(copy)
+                continue
+            at = 0
+            for run in np.split(blocks, starts[1:]):
+                first, nbytes = int(run[0]) * BLOCK_BYTES, self._nbytes_of(run)
+                np.copyto(copy.filled[at : at + nbytes], self._data[first : first + nbytes])
+                at += nbytes
+
+    def _fill_blocks(self, copy: Copy) -> None:
         whole = self._data.nbytes // BLOCK_BYTES
         rows = self._data[: whole * BLOCK_BYTES].reshape(-1, BLOCK_BYTES)
-        for copy in copies:
-            blocks, filled = copy.blocks, copy.filled
-            end = int(blocks[-1]) + 1
-            inside = blocks if end <= whole else blocks[:-1]
-            nbytes = len(inside) * BLOCK_BYTES
-            np.take(rows, inside, 0, filled[:nbytes].reshape(-1, BLOCK_BYTES), mode="clip")
-            filled[nbytes:] = self._data[whole * BLOCK_BYTES :][: copy.nbytes - nbytes]
+        blocks, filled = copy.blocks, copy.filled
+        inside = blocks if int(blocks[-1]) < whole else blocks[:-1]
+        nbytes = len(inside) * BLOCK_BYTES
+        np.take(rows, inside, 0, filled[:nbytes].reshape(-1, BLOCK_BYTES), mode="clip")
+        filled[nbytes:] = self._data[whole * BLOCK_BYTES :][: copy.nbytes - nbytes]
 
     def _part(self, copies: list[Copy]) -> Part:
         """A part of the first of the copies, which it takes out of the list."""
@@ -290,25 +302,40 @@ class Capture:
 
     def _check(self, copy: Copy) -> Mask:
         """Which blocks of a copy changed; their digests are kept for the table."""
+        if self.rung == "pages":
+            # What was written all over is looked at in spans, in a third of the time.
+            is_whole = _is_whole(copy.blocks)
+            keep = self._check_spans(copy) if is_whole else self._check_blocks(copy)
+            if is_whole:
+                self._forget_blocks(copy.blocks[keep])
+            else:  # the digests of their spans are not those of the buffer now
+                self._span_news.append((np.unique(copy.blocks[keep] // BLOCKS_PER_SPAN), None))
+            return keep
         keep = np.ones(len(copy.blocks), np.bool_)
         if self.rung in ("dense", "full"):
             keep = self._check_spans(copy)
         if self._compares_blocks:
-            rows = block_digests(copy.filled)
-            self._block_news.append((copy.blocks, rows))
-            keep &= self._old.blocks.differ(copy.blocks, rows)
-        elif self._old.blocks.known[copy.blocks].any():
-            self._block_news.append((copy.blocks[keep], None))
-        if self.rung == "pages":  # the digests of their spans are not those of the buffer now
-            self._span_news.append((np.unique(copy.blocks[keep] // BLOCKS_PER_SPAN), None))
+            keep &= self._check_blocks(copy)
+        else:
+            self._forget_blocks(copy.blocks[keep])
         return keep
 
     def _check_spans(self, copy: Copy) -> Mask:
+        let_others_run()
         rows = rows_of(list(span_digests(copy.filled)))
         spans = int(copy.blocks[0]) // BLOCKS_PER_SPAN + np.arange(len(rows))
         self._span_news.append((spans, rows))
         differ = self._old.spans.differ(spans, rows)
         return np.repeat(differ, BLOCKS_PER_SPAN)[: len(copy.blocks)]
+
+    def _check_blocks(self, copy: Copy) -> Mask:
+        rows = block_digests(copy.filled)
+        self._block_news.append((copy.blocks, rows))
+        return self._old.blocks.differ(copy.blocks, rows)
+
+    def _forget_blocks(self, blocks: Indexes) -> None:
+        if self._old.blocks.known[blocks].any():
+            self._block_news.append((blocks, None))
 
     def _end(self, changed: Indexes) -> None:
         self._changed += len(changed)
@@ -382,6 +409,13 @@ def capture(
         root=buffer.root,
         timeout_s=timeout_s,
     )
+
+
+def _is_whole(blocks: Indexes) -> bool:
+    """Whether they fill a slab, span after span."""
+    first, last = int(blocks[0]), int(blocks[-1])
+    is_run = last - first + 1 == len(blocks) == BLOCKS_PER_SLAB
+    return is_run and first % BLOCKS_PER_SPAN == 0
 
 
 def _blocks_of(pages: Indexes, data: Bytes) -> Indexes:

@@ -68,7 +68,13 @@ class Compressor:
     _zstandard: Any = attrs.field(repr=False)
 
     def pack(self, data: Bytes, itemsize: int) -> bytes:
-        """A block of these bytes.  For a thread; the GIL is released in the long parts.
+        """A block of these bytes, see `pack_parts`."""
+        return b"".join(self.pack_parts(data, itemsize))
+
+    def pack_parts(self, data: Bytes, itemsize: int) -> tuple[bytes, bytes | memoryview]:
+        """The head and the body of a block; the body is `data` itself where it is raw.
+
+        For a thread; the GIL is released in the long parts.
 
         Args:
             data: At most `MAX_BLOCK_BYTES`.
@@ -87,7 +93,7 @@ class Compressor:
             is_ours = codec == ZSTD or _is_our_chunk(body, itemsize, data.nbytes)
             if not is_ours or len(body) > PAYS_BELOW * data.nbytes:
                 codec, body = RAW, data.data
-        return b"".join((HEAD.pack(codec, itemsize, data.nbytes, len(body)), body))
+        return HEAD.pack(codec, itemsize, data.nbytes, len(body)), body
 
     def unpack(self, block: bytes | memoryview, target: Bytes) -> None:
         """Fill a piece of memory with what is in a block.

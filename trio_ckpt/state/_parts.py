@@ -61,6 +61,11 @@ class Part:
     _end: Callable[[Indexes], None]
     _nbytes: int
 
+    @property
+    def nbytes(self) -> int:
+        """How much was copied, until it is finished."""
+        return sum(copy.nbytes for copy in self._copies)
+
     def finish(self) -> Changes:
         """Look at the copies, and drop what did not change.  Once; in any thread."""
         packed = _Packer()
