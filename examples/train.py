@@ -165,7 +165,8 @@ async def resume_points(store: Path, run_id: str) -> list[int]:
         ][::-1]
     finally:
         await opened.aclose()
-    return [sum(end < session.began for end in ends) for session in sessions[1:]]
+    points = [sum(end < session.began for end in ends) for session in sessions[1:]]
+    return [point for point in points if point < len(ends)]  # a session with nothing left did none
 
 
 def plot(losses: Sequence[float], resumed: Sequence[int], path: Path) -> None:
@@ -220,11 +221,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m examples.train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, required=True, help="the folder to work in")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=40, help="at least 1")
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--seed", type=int, default=7)
     try:
         sys.exit(trio.run(main, parser.parse_args()))
+    except trio_ckpt.ConfigChangedError as error:
+        sys.exit(f"{error}: give another --out")
     except trio_ckpt.RunStoppedError as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)

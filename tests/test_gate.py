@@ -125,11 +125,11 @@ async def records_of(store: MemoryStore, stream: str = "s") -> list[Record]:
     return [decode_record(seal.open(s.sequence, s.payload)) for s in reversed(page.records)]
 
 
-async def left_on_restart(store: MemoryStore) -> int | None:
+async def left_on_restart(store: MemoryStore, state: Any) -> int | None:
     """The batch that the next start hands out; None: the loop has nothing to do."""
     async with (
         open_run("r", store=store.after_crash(), handle_signals=False) as run,
-        run.open_stream("s") as stream,
+        run.open_stream("s", state=state) as stream,
     ):
         async for batch in stream.batches():
             assert batch.complete()
@@ -216,7 +216,7 @@ async def test_every_cell(
         assert desk.stop.busy == 0
         if has_state:
             assert stream.state == {"n": 0}
-        left = await left_on_restart(store)
+        left = await left_on_restart(store, initial)
         assert left == cell.left
         nursery.cancel_scope.cancel()
 
@@ -280,7 +280,7 @@ async def test_a_completed_batch_that_fails_its_checks_is_a_failed_attempt(
                 await stream.desk.pass_gate(batch, way)
         assert batch.token.state is FAILED
         assert [record.kind for record in await records_of(store)] == [Kind.ATTEMPT]
-    assert await left_on_restart(store) == 0
+    assert await left_on_restart(store, None) == 0
 
 
 @pytest.mark.parametrize("way", Way)
@@ -310,7 +310,7 @@ async def test_a_save_that_fails_leaves_no_token_pending(
             assert stream.progress.sequence == 0
             assert stream.desk.stop.busy == 0
     assert await records_of(inner) == []
-    assert await left_on_restart(inner) == 0
+    assert await left_on_restart(inner, None) == 0
 
 
 async def test_who_waits_for_a_submitted_batch_gets_its_outcome() -> None:

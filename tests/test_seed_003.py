@@ -26,6 +26,7 @@ import trio_ckpt
 from trio_ckpt import NotEncodableError, Run, StoreDamagedError, open_run
 from trio_ckpt.abc import INLINE_LIMIT_BYTES
 from trio_ckpt.state import _arrays, _compress
+from trio_ckpt.state._ledger import ArrayLeaf
 from trio_ckpt.state._pages import Untracked
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Delay, FaultyStore
@@ -272,15 +273,21 @@ async def test_edge_case_6_delta_compaction() -> None:
     assert lengths[-1] < 50, "it was never compacted"
 
 
-async def test_edge_case_9_concurrent_checkpoint_calls(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("floats", [0, 2**20], ids=["plain", "with arrays"])
+async def test_edge_case_9_concurrent_checkpoint_calls(
+    floats: int, autojump_clock: MockClock
+) -> None:
     """One at a time, whoever asks; while one is on its way others are not begun, and the next
-    takes the newest state."""
+    takes the newest state.  Arrays are copied in a thread, while others come to their points."""
+    new: dict[str, Any] = {"asked": 0, **({"a": np.zeros(floats)} if floats else {})}
     inner = MemoryStore()
     store = FaultyStore(inner, dict.fromkeys(range(1, 1_000), Delay(1.0)))
     answers: list[bool] = []
 
     async def ask(state: Any, snapshot: trio_ckpt.Snapshots, label: str) -> None:
         state["asked"] += 1
+        if floats:
+            state["a"] += 1
         answers.append(await snapshot.point(label))
 
     async def work(state: Any, snapshot: trio_ckpt.Snapshots) -> None:
@@ -292,9 +299,28 @@ async def test_edge_case_9_concurrent_checkpoint_calls(autojump_clock: MockClock
         assert (snapshot.saved, snapshot.skipped) == (3, 0)
         assert await trio.to_thread.run_sync(snapshot.point_sync, "from a thread")
 
-    await die_in_body(store, {"asked": 0}, work)
+    await die_in_body(store, new, work)
     assert answers.count(True) == 3
-    assert await resumed(inner.after_crash(), {"asked": 0}) == {"asked": 30}
+    found = await resumed(inner.after_crash(), {"asked": 0})
+    assert found["asked"] == 30
+    assert not floats or found["a"].tobytes() == np.full(floats, 30.0).tobytes()
+
+
+async def test_edge_case_9_a_point_that_comes_too_late_is_refused() -> None:
+    """Outside its block it would save the state of another batch under the name of its own."""
+
+    async def session() -> None:
+        async with begin(MemoryStore()) as run, run.open_stream("s", state={"n": 0}) as stream:
+            late: list[trio_ckpt.Snapshots] = []
+            async for batch in stream.batches(range(2)):
+                async with stream.snapshots(every_s=0) as snapshot:
+                    late.append(snapshot)
+                if batch.index == 1:
+                    await late[0].point("late")
+                batch.complete()
+
+    with pytest.raises(RuntimeError, match="body of the batch"):
+        await session()
 
 
 def no_memory(*_args: Any) -> Any:
@@ -308,7 +334,7 @@ async def test_edge_case_10_out_of_memory_checkpoints(
     """It is logged and skipped, the task goes on, and earlier ones stay valid; when there is
     memory again, so do snapshots."""
     target: Any = _arrays.ArrayEngine if place == "copying" else _compress.Compressor
-    name = "hold" if place == "copying" else "pack"
+    name = "hold" if place == "copying" else "pack_parts"
     store = MemoryStore()
     new = {"n": 0, "a": np.zeros(50_000)}
 
@@ -332,6 +358,19 @@ async def test_edge_case_10_out_of_memory_checkpoints(
     assert found["a"].tobytes() == np.full(50_000, 6.0).tobytes()
 
 
+def test_edge_case_10_what_was_copied_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a few failures would use up the memory for copies."""
+    engine = _arrays.ArrayEngine()
+    free_bytes = engine.arena.free_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(_compress.Compressor, "pack_parts", no_memory)
+        held = engine.hold([ArrayLeaf("state.a", np.ones(2**23))], {})
+        with pytest.raises(MemoryError):
+            held.finish()
+    assert engine.arena.free_bytes == free_bytes
+    engine.close()
+
+
 async def test_edge_case_10_at_the_gate_the_batch_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its waiters are told, and it runs again."""
     store, told = MemoryStore(), list[BaseException]()
@@ -350,13 +389,14 @@ async def test_edge_case_10_at_the_gate_the_batch_fails(monkeypatch: pytest.Monk
                 if batch.index == 1:
                     watcher.start_soon(wait, batch.token)
                     await trio.testing.wait_all_tasks_blocked()
-                    monkeypatch.setattr(_compress.Compressor, "pack", no_memory)
+                    monkeypatch.setattr(_compress.Compressor, "pack_parts", no_memory)
                 batch.complete()
 
     async with trio.open_nursery() as watcher:
-        with pytest.raises(MemoryError):
+        with pytest.raises(trio_ckpt.BatchFailedError) as failed:
             async with begin(store) as run:
                 await session(run, watcher)
+    assert isinstance(failed.value.__cause__, MemoryError)
     monkeypatch.undo()
     assert len(told) == 1
     view = await store.load_run("task")

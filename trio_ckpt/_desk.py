@@ -102,9 +102,8 @@ class Desk(ABC):
         before = self.lane.progress.failures.get(index)
         attempt = 1 if before is None else before.attempts + 1
         batch: Batch[Any] = Batch(index, item, attempt, token, self, digest)
-        if self.keeper is not None and self.keeper.resumed_from is not None:
-            resumed_index, label = self.keeper.resumed_from
-            batch.resumed_from = label if resumed_index == index else None
+        if self.keeper is not None:
+            batch.resumed_from = self.keeper.begin_batch(index)
         self.open[index] = batch
         self.stop.busy += 1
         return batch

@@ -64,6 +64,10 @@ class Sentence:
     streams: tuple[StreamKey, ...] = ()
 
 
+def _names_of_parts(facts: Facts) -> Mapping[StreamKey, str]:
+    return stream_names(facts.parts)
+
+
 @attrs.frozen
 class Facts:
     """What is known of a run.
@@ -86,11 +90,9 @@ class Facts:
     owner: Owner | None
     now: float
     retry_command: str = "trio-ckpt retry"
-    names: Mapping[StreamKey, str] = attrs.field()
-
-    @names.default
-    def _name_all(self) -> Mapping[StreamKey, str]:
-        return stream_names(self.parts)
+    names: Mapping[StreamKey, str] = attrs.field(
+        default=attrs.Factory(_names_of_parts, takes_self=True)
+    )
 
 
 def explain_run(facts: Facts, *, every: bool = False) -> tuple[Sentence, ...]:

@@ -284,7 +284,7 @@ class Gate(Desk):
                 opened=self.new_opening(),
             )
             payload = encode_record(record)
-        except (OutputError, NotEncodableError) as problem:
+        except (OutputError, NotEncodableError, MemoryError) as problem:
             batch.state = AttemptState.FAILED  # its checks failed, so the attempt has
             batch.staged.error = problem
             return await self._act(GATE[batch.state][way], batch, way, problem)
@@ -367,6 +367,7 @@ class Gate(Desk):
             else:  # the token stays PENDING, but who waits for this attempt has to know
                 self.coordinator.registry.touch()
 
+        await self._let_snapshot_land()
         record = self._record(Kind.ATTEMPT, batch, error, retryable=retryable)
         await self._save(batch, record, encode_record(record), (), landed)
         await self.restore_state()
@@ -381,9 +382,15 @@ class Gate(Desk):
             self.lane.skipped += 1
             self.fail_token(batch.token, failure_of(error))
 
+        await self._let_snapshot_land()
         record = self._record(Kind.SKIP, batch, error)
         await self._save(batch, record, encode_record(record), (), landed)
         await self.restore_state()
+
+    async def _let_snapshot_land(self) -> None:
+        """A snapshot of an attempt comes before the record that ends it, never after."""
+        if self.keeper is not None:
+            await self.keeper.wait_saved()
 
     async def _save_end(self, batch: Batch[Any]) -> None:
         def landed(batch: Batch[Any], _record: Record) -> None:
@@ -400,6 +407,7 @@ class Gate(Desk):
             opened=self.new_opening(),
         )
         await self._save(batch, record, encode_record(record), (), landed)
+        await self.restore_state()
 
     def _record(
         self,

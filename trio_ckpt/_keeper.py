@@ -14,16 +14,16 @@ still in memory; arrays are read back from the store.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 import trio
 
-from ._errors import StoreDamagedError
+from ._errors import StoreDamagedError, StoreError
 from ._progress import Progress
 from ._records import Kind, Record
 from ._saver import Saver
@@ -46,13 +46,14 @@ from .state import (
 )
 
 if TYPE_CHECKING:
-    from .state._arrays import ArrayEngine, Held, Stored, Table
+    from .state._arrays import ArrayEngine, Assembly, Held, Read, Stored, Table
 
 S = TypeVar("S")
 
 INLINE_BYTES = 2**18  # of array data: more goes into a blob of its own
 DELTA_FROM_BYTES = 2**16  # of the tree: a smaller one is saved whole each time
 MAX_DELTAS = 50
+READERS = 3  # parts of a state that are read and unpacked at the same time
 SHARE_OF_DEAD = 1.0  # of what is live: with more a chain begins anew
 
 
@@ -121,16 +122,19 @@ class Retention:
     every: int = attrs.field(default=0, validator=attrs.validators.ge(0))
     max_age_s: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
 
-    def choose(self, versions: Sequence[Version]) -> list[int]:
+    def choose(
+        self, versions: Sequence[Version], needed: Collection[bytes] = frozenset()
+    ) -> list[int]:
         """The sequences of those whose blobs may go.
 
         Args:
             versions: The oldest first.
+            needed: Chains that stay in any case.
         """
         if not versions:
             return []
         newest = versions[-1].at
-        kept = {version.lineage for version in versions[-self.last :]}
+        kept = {*needed, *(version.lineage for version in versions[-self.last :])}
         for version in versions:
             is_kth = self.every and version.sequence % self.every == 0
             if is_kth or (self.max_age_s and newest - version.at <= self.max_age_s):
@@ -168,6 +172,8 @@ class StateKeeper(Generic[S]):
         retention: Which of them keep their arrays.
         saves, saved_bytes, held_s: What saving has cost in this session.
         needs_pruning: A chain has begun: older ones may have to go.
+        has_snapshot: `head` is of inside a batch: the next confirmed record has a frame of
+            its own, so that a snapshot is never the answer to what was confirmed.
     """
 
     store: Store
@@ -186,6 +192,7 @@ class StateKeeper(Generic[S]):
     saved_bytes: int = 0
     held_s: float = 0.0
     needs_pruning: bool = False
+    has_snapshot: bool = False
     _engine: ArrayEngine | None = None
     _saved: trio.Event | None = None
 
@@ -212,18 +219,29 @@ class StateKeeper(Generic[S]):
         self.held_s += time.perf_counter() - started
         return Hold(self, base, flat.tree, held)
 
+    def look(self) -> Hold:
+        """The same without a copy of what is in arrays: to see that it can be saved."""
+        flat = self.plan.flatten(self.state)
+        if flat.arrays:
+            self._open_engine().check(flat.arrays)
+        return Hold(self, None, flat.tree, None)
+
     async def save(self) -> Saved | None:
         """Make a frame of the state as it is; None: nothing has changed.
 
         A snapshot that is on its way lands first.
         """
         await self.wait_saved()
-        return await (await self.hold()).pack()
+        return await (await self.hold()).pack(is_forced=self.has_snapshot)
 
     def _open_engine(self) -> ArrayEngine:
         if self._engine is None:
-            from .state._arrays import ArrayEngine  # NumPy is needed by those who have arrays
-
+            try:
+                from .state._arrays import ArrayEngine  # NumPy is needed by those who have arrays
+            except ImportError as error:
+                raise StoreError(
+                    f"the state has arrays: install trio-ckpt[arrays] ({error})"
+                ) from error
             self._engine = ArrayEngine()
         return self._engine
 
@@ -272,6 +290,7 @@ class StateKeeper(Generic[S]):
             self.versions.append(Version(progress.sequence, at, frame.lineage, bool(frame.blob)))
             if frame.is_full and frame.blob:
                 self.needs_pruning = True
+        self.has_snapshot = not is_confirmed
         if is_confirmed:
             self.confirmed = self.head
 
@@ -279,7 +298,12 @@ class StateKeeper(Generic[S]):
         """The records whose blobs are not needed any more; the versions are forgotten."""
         self.needs_pruning = False
         retention = Retention(last=1) if is_complete else self.retention
-        dropped = retention.choose(self.versions)
+        needed = {
+            kept.chain[0][1].lineage
+            for kept in (self.confirmed, self.head)
+            if kept is not None and kept.chain
+        }
+        dropped = retention.choose(self.versions, needed)
         gone = set(dropped)
         self.versions = [version for version in self.versions if version.sequence not in gone]
         return dropped
@@ -314,6 +338,23 @@ class StateKeeper(Generic[S]):
         if hold.held is not None:
             return await hold.pack()
         self.initial = self.confirmed = Kept(hold.tree, encode_tree(hold.tree), ())
+        return None
+
+    def replace(self, state: S) -> None:
+        """Take another state from the user: it is what counts, whatever was there."""
+        self.state, self.is_tainted, self.resumed_from = state, False, None
+
+    def begin_batch(self, index: int) -> str | None:
+        """The label of the snapshot that the state is of, if that is of this batch.
+
+        If it is of another one, which is not the first that is left, the state is tainted.
+        """
+        if self.resumed_from is None:
+            return None
+        resumed_index, label = self.resumed_from
+        if resumed_index == index:
+            return label
+        self.taint()
         return None
 
     def taint(self) -> None:
@@ -353,20 +394,40 @@ class StateKeeper(Generic[S]):
             self.resumed_from = (record.index, str(record.metadata.get("label", "")))
             chain, _ = await read_chain(pages(), with_snapshots=False)
             self.confirmed = _kept(chain) if chain else self.initial
+            self.has_snapshot = True
 
     async def _build(self, kept: Kept) -> tuple[S, dict[str, Table]]:
         if not kept.layout.views:
             return self.plan.build(kept.tree, []), {}
+        engine = self._open_engine()
         from .state._arrays import Assembly  # as above
 
         frames = [frame for _, frame in kept.chain]
         assembly = Assembly(frames)
-        compressor = self._open_engine().compressor
-        for read in assembly.reads:
-            data = await self._read(frames[read.frame], read.offset, read.size)
-            await run_blocking(assembly.fill, read, data, compressor)
-        arrays, tables = await run_blocking(assembly.arrays)
+        for reads in assembly.rounds:
+            await self._fill(assembly, frames, reads)
+        arrays, tables = await run_blocking(assembly.arrays, engine.tracker)
         return self.plan.build(kept.tree, arrays), tables
+
+    async def _fill(self, assembly: Assembly, frames: list[Frame], reads: list[Read]) -> None:
+        """Read and unpack, several at a time."""
+        compressor, left = self._open_engine().compressor, iter(reads)
+        failures: list[Exception] = []
+
+        async def fill() -> None:
+            try:
+                for read in left:
+                    data = await self._read(frames[read.frame], read.offset, read.size)
+                    await run_blocking(assembly.fill, read, data, compressor)
+            except Exception as error:  # the first of them is raised, not a group
+                failures.append(error)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(READERS):
+                nursery.start_soon(fill)
+        if failures:
+            raise failures[0]
 
     async def _read(self, frame: Frame, offset: int, size: int) -> bytes:
         if frame.blob:
@@ -390,22 +451,33 @@ class Hold:
     tree: Any
     held: Held | None
 
-    async def pack(self) -> Saved | None:
+    async def pack(self, *, is_forced: bool = False) -> Saved | None:
         """Make a frame of it, its blob durable; None: nothing has changed.
+
+        Args:
+            is_forced: Make one also if nothing has changed.
 
         Raises:
             StoreError: the blob cannot be put.
 
         Cancellation: none.
         """
-        keeper, head = self.keeper, self.base
         stored: Stored | None = None
         if self.held is not None:
             with trio.CancelScope(shield=True):
-                stored = await run_blocking(self.held.finish)
-                keeper.reports = stored.reports
+                stored = await run_blocking(partial(self.held.finish, in_place=True))
+                self.keeper.reports = stored.reports
+        try:
+            return await self._frame(stored, is_forced=is_forced)
+        finally:
+            if stored is not None:
+                stored.release()
+
+    async def _frame(self, stored: Stored | None, *, is_forced: bool) -> Saved | None:
+        """The same, of arrays that are packed."""
+        keeper, head = self.keeper, self.base
         encoded = encode_tree(self.tree)
-        if head is not None and _is_same(head, encoded, stored):
+        if head is not None and not is_forced and _is_same(head, encoded, stored):
             return None
         if stored is None and len(encoded) < DELTA_FROM_BYTES:
             head = None  # so small that a chain would cost more than it saves
@@ -417,10 +489,9 @@ class Hold:
         pieces = [] if stored is None else stored.pieces
         size = sum(map(len, pieces))
         blob = ""
-        if size > INLINE_BYTES:
-            with trio.CancelScope(shield=True):
-                blob = await run_blocking(_sha256, pieces)
-                await keeper.saver.put_blob(blob, pieces)
+        if stored is not None and size > INLINE_BYTES:
+            blob = stored.name
+            await keeper.saver.put_blob(blob, pieces)
         frame = Frame(
             lineage=new_lineage() if head is None else head.chain[0][1].lineage,
             number=0 if head is None else head.chain[0][1].number + 1,
@@ -465,13 +536,6 @@ def _is_long(kept: Kept) -> bool:
         len(kept.chain) > MAX_DELTAS
         or sum(sizes[:-1]) > max(live, DELTA_FROM_BYTES) * SHARE_OF_DEAD
     )
-
-
-def _sha256(pieces: Sequence[bytes]) -> str:
-    hasher = hashlib.sha256()
-    for piece in pieces:
-        hasher.update(piece)
-    return hasher.hexdigest()
 
 
 def _kept(chain: Sequence[tuple[bytes, Frame]]) -> Kept:
@@ -566,7 +630,7 @@ class _Chain:
     def _may_begin(self, record: Record) -> bool:
         if record.kind is Kind.SNAPSHOT:
             return self._with_snapshots and not self._is_failed
-        if record.kind in (Kind.BATCH, Kind.SAVE, Kind.REDO):
+        if record.kind is Kind.BATCH or record.state:
             self._is_failed = False
         elif record.kind in (Kind.ATTEMPT, Kind.SKIP):
             self._is_failed = True

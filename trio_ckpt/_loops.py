@@ -196,7 +196,7 @@ class Feed(Generic[T]):
             if found is not None:
                 self._working += 1  # or the others would take it that nothing is left
                 await trio.lowlevel.checkpoint()
-                await self.walk.wait_for_turn()
+                await self.walk.wait_for_turn(found[0])
                 return self._desk.hand_out(*found)
             if not self._delayed and not self._working:
                 if await self.walk.wait_verified():

@@ -135,7 +135,7 @@ async def open_run(
         found = look(view)
         log.info("run %r: %s", run_id, found)
         if found.sessions == 0 and not (fresh or archiving) and outputs is not None:
-            await _warn_of_strangers(outputs)
+            await _warn_of_strangers(outputs, store)
         if found.was_killed and outputs is not None:
             await _remove_orphans(outputs)
         session = Session(
@@ -232,9 +232,15 @@ async def _close_store(store: Store) -> None:
         await store.aclose()
 
 
-async def _warn_of_strangers(outputs: OutputDir) -> None:
+def _strangers(root: str, store: str) -> list[str]:
+    """The names in a folder that are neither the archive nor the way to the store."""
+    own = os.path.relpath(os.path.abspath(store), root).partition(os.sep)[0] if store else ""
+    return sorted(set(os.listdir(root)) - {ARCHIVE, own})
+
+
+async def _warn_of_strangers(outputs: OutputDir, store: Store) -> None:
     """Say that a new run finds files: its store may have been lost."""
-    strangers = sorted(set(await run_blocking(os.listdir, outputs.root)) - {ARCHIVE})
+    strangers = await run_blocking(_strangers, outputs.root, store.url.partition(":")[2])
     if strangers:
         log.warning(
             "the run is new, and %d names are in its output folder already, such as %s: outputs of "

@@ -107,7 +107,7 @@ def describe_error(
 ) -> ErrorInfo:
     """Turn an exception, or a reason in words, into what is remembered of it."""
     kind = "str" if isinstance(error, str) else type(error).__qualname__
-    message = str(error)[:MAX_ERROR_CHARS]
+    message = (str(error) or kind)[:MAX_ERROR_CHARS]
     if not message.isascii():  # lone surrogates (of a file's name, say) cannot be stored
         message = message.encode(errors="backslashreplace").decode()[:MAX_ERROR_CHARS]
     return ErrorInfo(kind, message, retryable, batch_index)

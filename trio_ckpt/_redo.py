@@ -364,4 +364,7 @@ def _both(standing: Standing, records: list[tuple[int, Record]]) -> list[Standin
 
 
 def _says_state(record: Record) -> bool:
+    """Whether a record says what the confirmed state was then; a snapshot never does."""
+    if record.kind is Kind.SNAPSHOT:
+        return False
     return bool(record.state) or (record.taken is not None and record.taken.resets_state)

@@ -63,7 +63,13 @@ class Resume:
         Raises:
             StreamFailedError: the stream failed for good.
             OutputError: confirmed outputs are damaged; see `trio_ckpt._verify`.
+            TypeError: it was opened with a state before.
         """
+        if state is None and self.desk.lane.progress.has_state:
+            raise TypeError(
+                f"{self.desk.where()} has a saved state: open it with state=..., or its batches "
+                "would go on without it"
+            )
         await self._take_up_failed()
         await self._open_sinks()
         known: dict[int, bytes] = {}
@@ -191,12 +197,11 @@ class Resume:
         plan = Plan[object].of(state)
         keeper = StateKeeper(self.store, self.desk.saver, plan, state)
         keeper.retention = self.settings.retention
-        first = await keeper.hold()  # a state that cannot be saved is refused before any work
+        # A state that cannot be saved is refused before any work.
         if self.desk.lane.progress.has_state:
-            first.release()
-            await keeper.begin(attrs.evolve(first, held=None))
+            await keeper.begin(keeper.look())
             await self._load(keeper)
-        elif (saved := await keeper.begin(first)) is not None:
+        elif (saved := await keeper.begin(await keeper.hold())) is not None:
             record = Record(kind=Kind.SAVE, at=time.time(), state=saved.payload)
             await self.desk.save_plain(record, saved.kept.blobs)
             keeper.landed(saved, self.desk.lane.progress, is_confirmed=True)

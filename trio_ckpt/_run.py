@@ -192,6 +192,7 @@ class Run:
 
         Raises:
             StreamBusyError: it is open already.
+            TypeError: it was opened with a state before, and is not now.
             StreamFailedError: it failed for good in an earlier session; or `Stream.fail` was
                 called.
             RunStoppedError: the run was stopped before the stream was complete.

@@ -64,19 +64,24 @@ class Snapshots:
             raise ValueError(f"a label has at most {MAX_LABEL_CHARS} characters")
         await trio.lowlevel.checkpoint()
         started = trio.current_time()
+        if self._desk.open.get(self._batch.index) is not self._batch:
+            raise RuntimeError("a point is for the body of the batch that the block is in")
         if self._keeper.is_saving or started < self._due:
             return False
         held_from = time.perf_counter()
+        self._keeper.begin_saving()  # before it is copied: another task may come to a point
         try:
             hold = await self._keeper.hold()
-        except (NotEncodableError, MemoryError) as error:  # the body goes on without it
-            self.skipped += 1
+        except BaseException as error:
+            self._keeper.end_saving()
+            if not isinstance(error, NotEncodableError | MemoryError):
+                raise
+            self.skipped += 1  # the body goes on without it
             self._due = started + self.every_s
             problem = str(error) or "there is not enough memory"
             log.warning("a snapshot of %s is left out: %s", self._where, printable(problem))
             return False
         self.overhead_s += time.perf_counter() - held_from
-        self._keeper.begin_saving()
         self._nursery.start_soon(self._save, hold, label)
         return True
 

@@ -116,7 +116,7 @@ class Stream(Generic[S]):
     def state(self, value: S) -> None:
         if self._desk.keeper is None:
             raise TypeError("open the stream with state=... to have a state that can be set")
-        self._desk.keeper.state = value
+        self._desk.keeper.replace(value)
 
     def skipped(self) -> Iterator[tuple[int, Any, FailedAttempt]]:
         """The batches given up: index, item (of a frontier; else None), and what went wrong."""
@@ -247,8 +247,8 @@ class Stream(Generic[S]):
         await trio.lowlevel.checkpoint()
         await self._walk.settle_open(Way.NEXT)
         await self._walk.wait_verified()
-        await self._walk.wait_for_turn()
         index = self.progress.first_left(self.first_index)
+        await self._walk.wait_for_turn(index)
         if self._walk.is_past_end(index):
             raise StreamEndedError(
                 f"{describe_batch(self._desk.run_id, self.key, None)} is complete: there is no "
@@ -315,6 +315,7 @@ class Stream(Generic[S]):
                 run_id=desk.run_id,
                 stream=self.key,
             )
+        await desk.restore_state()
         saved = None if desk.keeper is None else await desk.keeper.save()
         state, blobs = (b"", ()) if saved is None else (saved.payload, saved.kept.blobs)
         record = Record(kind=Kind.SAVE, at=time.time(), cursor=cursor, state=state)

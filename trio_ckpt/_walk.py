@@ -106,8 +106,13 @@ class Walk:
         is_failed = batch.state is AttemptState.FAILED
         await self.desk.pass_gate(batch, Way.ERROR if is_failed else Way.EXIT)
 
-    async def wait_for_turn(self) -> None:
+    async def wait_for_turn(self, index: int) -> None:
         """Wait while the stream is asked to pause; for ever while a stop is under way.
+
+        The state is then what a batch begins with.
+
+        Args:
+            index: The batch.
 
         Cancellation: the only way out of a stop.
         """
@@ -117,6 +122,7 @@ class Walk:
         if desk.stop.is_parking:
             await desk.stop.park()
         if desk.keeper is not None:
+            desk.keeper.begin_batch(index)  # a snapshot is for its own batch alone
             await desk.restore_state()
 
     def open_source(self, items: Items[T] | None, key: Callable[[T], str] | None) -> Source[T]:
@@ -226,7 +232,7 @@ class Batches(Generic[T]):
         found = await self._find_next(source)
         if found is None:  # also during a stop: what is done is done
             raise StopAsyncIteration
-        await walk.wait_for_turn()
+        await walk.wait_for_turn(found[0])
         await trio.lowlevel.checkpoint_if_cancelled()
         batch: Batch[T] = walk.desk.hand_out(*found)
         walk.batch = batch

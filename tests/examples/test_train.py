@@ -111,6 +111,14 @@ async def test_more_epochs_go_on_from_those_that_are_done(
     assert marks(tmp_path / "a" / "loss.png") == 1
 
 
+async def test_a_session_that_has_nothing_left_to_do_leaves_no_mark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        await run_train(tmp_path, capsys, epochs=3)
+    assert marks(tmp_path / "loss.png") == 0
+
+
 def run_command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "examples.train", *words],

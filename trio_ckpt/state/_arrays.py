@@ -161,8 +161,9 @@ class Held:
             nbytes = sum(part.nbytes for _, part in self._parts)
             self._packing = Packing(self.engine.compressor, nbytes)
         while self._parts:
-            number, part = self._parts.popleft()
+            number, part = self._parts[0]
             changes = part.finish()
+            self._parts.popleft()
             if changes.nbytes:
                 self._packing.add(number, changes, self.collected.buffers[number].itemsize)
             else:
@@ -176,4 +177,10 @@ def _names(collected: Collected, leaves: Sequence[ArrayLeaf]) -> tuple[str, ...]
     for view, leaf in zip(collected.views, leaves, strict=True):
         if view.buffer is not None:
             names.setdefault(view.buffer, leaf.path)
-    return tuple(names[number] for number in range(len(collected.buffers)))
+    counts: dict[str, int] = {}
+    unique: list[str] = []
+    for number in range(len(collected.buffers)):
+        name = names[number]
+        counts[name] = counts.get(name, 0) + 1  # keys may look alike and be two
+        unique.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
+    return tuple(unique)

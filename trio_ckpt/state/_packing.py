@@ -5,7 +5,7 @@ Theory of operation
 
 Three things are done to every chunk: it is packed, the packed bytes are hashed for its piece
 (XXH3, to be looked at when it is read) and for the name of the blob (SHA-256, in the order of
-the pieces).  The last takes the longest by far.  So for what is large two threads pack and one
+the pieces).  The last takes the longest by far.  So for what is large one thread packs and one
 names, while whoever calls `Packing.add` looks for the next changes.
 
 What does not get smaller is not copied: it stays in the slabs of the arena until
@@ -28,7 +28,7 @@ from ._parts import Changes
 from ._patches import encode_ranges
 
 THREADS_FROM_BYTES = 2**23  # less is packed before threads have begun
-PACKERS = 2
+PACKERS = 1  # a second one takes the GIL so often that an event loop waits 3 ms for it
 
 Piece = bytes | memoryview
 
@@ -78,11 +78,12 @@ class Packing:
         self._name = hashlib.sha256()
         self._named: Future[None] | None = None  # when all that was taken is hashed
         self._waiting: deque[_Waiting] = deque()
-        self._kept: list[Changes] = []  # whose slabs are among the pieces
+        self._kept: list[Changes] = []  # whose slabs are out
         self._offset = 0
 
     def add(self, buffer: int, changes: Changes, itemsize: int) -> None:
         """Pack what changed in a part of a buffer."""
+        self._kept.append(changes)  # first: they are given back also if packing fails
         packed = [self._submit(chunk, itemsize) for chunk in changes.chunks]
         self._waiting.append(_Waiting(buffer, changes, packed))
         while len(self._waiting) > 1:  # the newest is packed while the caller goes on
@@ -112,7 +113,7 @@ class Packing:
 
     def release(self) -> None:
         """Give the arena its memory back: the pieces are not to be used any more."""
-        for changes in (*self._kept, *(waiting.changes for waiting in self._waiting)):
+        for changes in self._kept:
             changes.release()
         self._kept = []
 
@@ -144,7 +145,6 @@ class Packing:
             )
         )
         self._offset += sum(stored)
-        self._kept.append(changes)
         for each in packed:
             body = bytes(each.body) if is_copied else each.body
             self.pieces += (each.head, body)
