@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import trio
 
 import trio_ckpt
-from trio_ckpt import NotEncodableError, Run, open_run
+from trio_ckpt import Batch, NotEncodableError, Run, open_run
 from trio_ckpt._keeper import Version
 from trio_ckpt.abc import Store
 from trio_ckpt.state import Plan, encode_tree
@@ -455,3 +456,163 @@ def versions(*lineages: bytes) -> list[Version]:
 def test_retention_keeps_whole_chains(retention: trio_ckpt.Retention, dropped: list[int]) -> None:
     assert retention.choose(versions(b"a", b"a", b"b", b"c", b"c")) == dropped
     assert retention.choose([]) == []
+
+
+# -- snapshots never answer for what is confirmed ------------------------------------------------
+
+
+async def count(
+    store: Store, handle: Callable[[Any, Batch[Any]], Awaitable[None]], **settings: Any
+) -> Any:
+    """A stream of three batches with a counter as its state; what it ends with."""
+    async with begin(store, **settings) as run, run.open_stream("s", state={"n": 0}) as stream:
+        async for batch in stream.batches(range(3)):
+            await handle(stream, batch)
+        return stream.state["n"]
+
+
+async def snap(stream: Any, n: int) -> None:
+    stream.state["n"] = n
+    async with stream.snapshots(every_s=0.0) as snapshot:
+        assert await snapshot.point(f"at {n}")
+
+
+async def test_a_batch_that_is_confirmed_as_its_snapshot_was_has_a_state_of_its_own() -> None:
+    store = MemoryStore()
+
+    async def first(stream: Any, batch: Batch[Any]) -> None:
+        if batch.index == 1:
+            raise KeyboardInterrupt
+        await snap(stream, 5)
+        batch.complete()
+
+    with pytest.raises(KeyboardInterrupt):
+        await count(store, first)
+
+    async def second(stream: Any, batch: Batch[Any]) -> None:
+        assert stream.state["n"] == 5
+        if batch.index == 1 and batch.attempt == 1:
+            stream.state["n"] = 99
+            batch.skip("no")
+        else:
+            batch.complete()
+
+    assert await count(store, second) == 5
+
+
+async def test_a_rewind_goes_back_to_what_was_confirmed_not_to_a_snapshot() -> None:
+    store = MemoryStore()
+
+    async def handle(stream: Any, batch: Batch[Any]) -> None:
+        before = stream.state["n"]
+        await snap(stream, 100 + batch.index)
+        stream.state["n"] = before + 1
+        batch.complete()
+
+    assert await count(store, handle) == 3
+    async with begin(store) as run:
+        await run.rewind(("s",), to=0, reason="x")
+    assert await count(store, handle) == 3
+
+
+async def test_a_snapshot_is_for_its_own_batch_alone() -> None:
+    store, seen = MemoryStore(), list[tuple[int, int, str | None]]()
+
+    async def first(stream: Any, batch: Batch[Any]) -> None:
+        if batch.index == 0:
+            batch.skip("later")
+            return
+        await snap(stream, 777)
+        raise KeyboardInterrupt
+
+    async def second(stream: Any, batch: Batch[Any]) -> None:
+        seen.append((batch.index, stream.state["n"], batch.resumed_from))
+        stream.state["n"] += 1
+        batch.complete()
+
+    with pytest.raises(KeyboardInterrupt):
+        await count(store, first)
+    assert await count(store, second, retry_failed=True) == 3
+    assert seen == [(0, 0, None), (1, 1, None), (2, 2, None)]
+
+
+async def test_a_snapshot_never_lands_after_the_record_that_ends_its_attempt() -> None:
+    store = MemoryStore()
+
+    async def handle(stream: Any, batch: Batch[Any]) -> None:
+        if batch.index == 1:
+            stream.state["n"] = 777
+            async with stream.snapshots(every_s=0.0) as snapshot:
+                await snapshot.point()
+                batch.skip("no")
+                await batch.confirm()
+        else:
+            stream.state["n"] = 1
+            batch.complete()
+
+    assert await count(store, handle) == 1
+    async with begin(store) as run, run.open_stream("s", state={"n": 0}) as stream:
+        assert stream.state == {"n": 1}
+
+
+async def test_snapshots_never_push_out_what_is_confirmed() -> None:
+    store = MemoryStore()
+    with pytest.raises(ValueError, match="body"):
+        async with (
+            begin(store) as run,
+            run.open_stream("s", state={"a": np.zeros(100_000)}) as stream,
+        ):
+            await many_snapshots(stream)
+    async with (
+        begin(store) as run,
+        run.open_stream("s", state={"a": np.ones(1)}, on_fail="record") as stream,
+    ):
+        assert stream.state["a"].tobytes() == np.zeros(100_000).tobytes()
+
+
+async def many_snapshots(stream: Any) -> None:
+    async for batch in stream.batches(range(1)):
+        async with stream.snapshots(every_s=0.0) as snapshot:
+            for n in range(6):
+                stream.state["a"] = np.random.default_rng(n).normal(size=100_000)
+                await snapshot.point()
+                await snapshot.wait()
+        assert batch.index == 0
+        raise ValueError("body")
+
+
+async def test_a_stream_that_has_state_is_not_opened_without() -> None:
+    store = MemoryStore()
+
+    async def handle(_stream: Any, batch: Batch[Any]) -> None:
+        batch.complete()
+
+    await count(store, handle)
+    with pytest.raises(TypeError, match="has a saved state"):
+        async with begin(store) as run, run.open_stream("s"):
+            raise AssertionError("it was opened")
+
+
+async def test_keys_that_look_alike_are_two() -> None:
+    store, keys = MemoryStore(), (float("nan"), float("nan"))
+    state = {key: np.full(3, number) for number, key in enumerate(keys)}
+    async with begin(store) as run, run.open_stream("s", state=state) as stream:
+        async for batch in stream.batches(range(1)):
+            batch.complete()
+    async with begin(store) as run, run.open_stream("s", state=state) as stream:
+        assert [array.tolist() for array in stream.state.values()] == [[0, 0, 0], [1, 1, 1]]
+
+
+async def test_a_state_that_the_user_puts_in_place_of_a_tainted_one_is_what_counts() -> None:
+    async with (
+        begin(MemoryStore()) as run,
+        run.open_stream("s", state={"a": np.zeros(10)}) as stream,
+    ):
+        with contextlib.suppress(ValueError):
+            async with stream.open_batch():
+                stream.state["a"] += 5
+                raise ValueError("body")
+        stream.state = {"a": np.full(10, 7.0)}
+        async with stream.open_batch() as batch:
+            assert stream.state["a"][0] == 7.0
+            batch.complete(last=True)

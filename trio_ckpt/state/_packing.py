@@ -28,7 +28,7 @@ from ._parts import Changes
 from ._patches import encode_ranges
 
 THREADS_FROM_BYTES = 2**23  # less is packed before threads have begun
-PACKERS = 1  # a second one takes the GIL so often that an event loop waits 3 ms for it
+PACKERS = 1  # naming takes longer than packing what stays raw; each thread asks for the GIL, too
 
 Piece = bytes | memoryview
 
