@@ -307,9 +307,7 @@ TRACKER = open_tracker()
 
 @pytest.mark.skipif(isinstance(TRACKER, Untracked), reason="no dirty-page tracking here")
 @pytest.mark.parametrize("library", ["numpy", "pages"])
-def test_ordinary_arrays_are_tracked_from_save_to_save(
-    arena: Arena, library: str
-) -> None:
+def test_ordinary_arrays_are_tracked_from_save_to_save(arena: Arena, library: str) -> None:
     array: Any = zeros(2**20) if library == "pages" else np.zeros(2**20)
     table, _report = save_collected(array, None, arena)
     array[2**19] = 1
