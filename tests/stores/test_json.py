@@ -654,3 +654,28 @@ async def test_run_that_is_made_while_it_is_looked_for(
         assert stored is not None
         assert stored.streams[0].sequence == 3
     await store.aclose()
+
+
+async def test_files_that_did_not_change_are_read_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+    real = _json_reader.load
+
+    def load(path: Path, run_id: str | None = None) -> object:
+        reads.append(path)
+        return real(path, run_id)
+
+    monkeypatch.setattr(_json_reader, "load", load)
+    store = await open_store(f"json:{folder}")
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, [Checkpoint(A, 1, b"one")])
+        reads.clear()
+        for _ in range(5):
+            assert len((await store.history("run", A)).records) == 1
+        assert len(reads) == 1
+        await store.save(run, [Checkpoint(A, 2, b"two")])
+        assert len((await store.history("run", A)).records) == 2
+        assert len(reads) == 2
+    await store.aclose()

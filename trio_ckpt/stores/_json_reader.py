@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ._json_format import RunState, StreamState
 from ._json_records import decode_entry, decode_fold, payload_of
 
 MAX_PAGE_BYTES = 64 * 2**20  # a page of history ends here, however many records were asked for
+_Signature = tuple[str, tuple[tuple[str, int, int, int], ...]]
 _CURSOR = re.compile(r"([0-9a-f]{16})\.([1-9][0-9]{0,17})", re.ASCII)
 
 
@@ -23,6 +25,7 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._blobs = Blobs(folder / "blobs")
+        self._newest: tuple[_Signature, RunState] | None = None
 
     def read_run(self, run_id: str, generation: int | None) -> StoredRun | None:
         """See `Store.read_run`."""
@@ -38,8 +41,19 @@ class Reader:
         return StoredRun(run_id, wanted, state.owner, streams)
 
     def _load(self, run_id: str) -> RunState | None:
-        loaded = load(run_folder(self._folder, run_id), run_id)
-        return None if loaded is None or loaded.state.is_gone else loaded.state
+        """The run as its files say; read once as long as they are the same."""
+        folder = run_folder(self._folder, run_id)
+        newest, signature = self._newest, _signature(folder)
+        if newest is not None and newest[0] == signature:
+            state = newest[1]
+        else:
+            loaded = load(folder, run_id)
+            if loaded is None:
+                return None
+            state = loaded.state
+            if _signature(folder) == signature:  # else it was changed while it was read
+                self._newest = signature, state
+        return None if state.is_gone else state
 
     def _read_stream(self, key: str, stream: StreamState) -> StoredStream:
         fold = None
@@ -97,6 +111,17 @@ class Reader:
             raise StoreDamagedError(f"checkpoint {number} is missing: {entry.sequence} is there")
         payload = payload_of(entry) if entry.blob is None else self._blobs.get(entry.blob)
         return StoredRecord(number, payload, entry.blobs)
+
+
+def _signature(folder: Path) -> _Signature:
+    """What tells two states of a run's files apart: an append makes one longer, the rest is new."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    except FileNotFoundError:
+        found = []
+    files = [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+    return str(folder), tuple(sorted(files))
 
 
 def _check_place(tag: str, newest: int, place: str) -> int:
