@@ -18,7 +18,7 @@ from trio_ckpt import Batch, NotEncodableError, Run, open_run
 from trio_ckpt._keeper import Version
 from trio_ckpt.abc import Store
 from trio_ckpt.state import Plan, encode_tree
-from trio_ckpt.stores import MemoryStore
+from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Fail, FaultyStore
 
 
@@ -616,3 +616,24 @@ async def test_a_state_that_the_user_puts_in_place_of_a_tainted_one_is_what_coun
         async with stream.open_batch() as batch:
             assert stream.state["a"][0] == 7.0
             batch.complete(last=True)
+
+
+async def test_some_arrays_are_read_without_the_rest(large_store: Store | str) -> None:
+    state: dict[str, Any] = {"a": np.zeros(100_000), "b": np.arange(90_000), "n": 0}
+    async with begin(large_store) as run, run.open_stream("s", state=state) as stream:
+        async for batch in stream.batches(range(4)):
+            stream.state["a"][batch.index * 1_000] = batch.index
+            stream.state["b"] += 1
+            batch.complete()
+        expected = {name: stream.state[name].tobytes() for name in "ab"}
+    store = large_store if isinstance(large_store, MemoryStore) else await open_store(large_store)
+    found = await trio_ckpt.read_arrays(store, "r", ("s",), ["state.b"])
+    assert {name: array.tobytes() for name, array in found.items()} == {"state.b": expected["b"]}
+    every = await trio_ckpt.read_arrays(store, "r", ("s",))
+    assert {name: array.tobytes() for name, array in every.items()} == {
+        f"state.{name}": value for name, value in expected.items()
+    }
+    with pytest.raises(ValueError, match=r"no array state\.c; it has: state\.a, state\.b"):
+        await trio_ckpt.read_arrays(store, "r", ("s",), ["state.c"])
+    with pytest.raises(trio_ckpt.UnknownRunError):
+        await trio_ckpt.read_arrays(store, "none", ("s",))

@@ -43,6 +43,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_stop": (4, 1),
     "_staging": (4, 2),
     "_keeper": (4, 2),
+    "_partial": (4, 3),
     "_desk": (4, 3),
     "_gate": (4, 4),
     "_walk": (4, 5),

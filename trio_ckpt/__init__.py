@@ -72,6 +72,7 @@ from ._keeper import Retention as Retention
 from ._loops import run_batches as run_batches
 from ._maintain import Maintenance as Maintenance, open_maintenance as open_maintenance
 from ._open import open_run as open_run
+from ._partial import read_arrays as read_arrays
 from ._phase import Phase as Phase
 from ._progress import FailedAttempt as FailedAttempt, Progress as Progress
 from ._records import (

@@ -15,7 +15,7 @@ still in memory; arrays are read back from the store.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -46,7 +46,15 @@ from .state import (
 )
 
 if TYPE_CHECKING:
-    from .state._arrays import ArrayEngine, Assembly, Held, Read, Stored, Table
+    from .state._arrays import (
+        ArrayEngine,
+        Assembly,
+        Compressor,
+        Held,
+        Read,
+        Stored,
+        Table,
+    )
 
 S = TypeVar("S")
 
@@ -404,20 +412,27 @@ class StateKeeper(Generic[S]):
 
         frames = [frame for _, frame in kept.chain]
         assembly = Assembly(frames)
-        for reads in assembly.rounds:
-            await self._fill(assembly, frames, reads)
+        await fill(self.store, assembly, frames, engine.compressor)
         arrays, tables = await run_blocking(assembly.arrays, engine.tracker)
         return self.plan.build(kept.tree, arrays), tables
 
-    async def _fill(self, assembly: Assembly, frames: list[Frame], reads: list[Read]) -> None:
-        """Read and unpack, several at a time."""
-        compressor, left = self._open_engine().compressor, iter(reads)
+
+async def fill(
+    store: Store, assembly: Assembly, frames: Sequence[Frame], compressor: Compressor
+) -> None:
+    """Read what an assembly asks for and unpack it, several parts at a time.
+
+    Raises:
+        StoreDamagedError: it is not what was saved.
+    """
+    for reads in assembly.rounds:
+        left = iter(reads)
         failures: list[Exception] = []
 
-        async def fill() -> None:
+        async def work(left: Iterator[Read] = left, failures: list[Exception] = failures) -> None:
             try:
                 for read in left:
-                    data = await self._read(frames[read.frame], read.offset, read.size)
+                    data = await _read(store, frames[read.frame], read.offset, read.size)
                     await run_blocking(assembly.fill, read, data, compressor)
             except Exception as error:  # the first of them is raised, not a group
                 failures.append(error)
@@ -425,14 +440,15 @@ class StateKeeper(Generic[S]):
 
         async with trio.open_nursery() as nursery:
             for _ in range(READERS):
-                nursery.start_soon(fill)
+                nursery.start_soon(work)
         if failures:
             raise failures[0]
 
-    async def _read(self, frame: Frame, offset: int, size: int) -> bytes:
-        if frame.blob:
-            return await self.store.read_blob(frame.blob, offset, size)
-        return frame.data[offset : offset + size]
+
+async def _read(store: Store, frame: Frame, offset: int, size: int) -> bytes:
+    if frame.blob:
+        return await store.read_blob(frame.blob, offset, size)
+    return frame.data[offset : offset + size]
 
 
 @attrs.define(eq=False)
@@ -541,8 +557,23 @@ def _is_long(kept: Kept) -> bool:
 def _kept(chain: Sequence[tuple[bytes, Frame]]) -> Kept:
     frames = [frame for _, frame in chain]
     tree = tree_of(frames)
-    layout = next((frame.layout for frame in frames if frame.layout is not None), NO_ARRAYS)
-    return Kept(tree, encode_tree(tree), tuple(chain), layout=layout)
+    return Kept(tree, encode_tree(tree), tuple(chain), layout=layout_of(frames))
+
+
+def layout_of(frames: Sequence[Frame]) -> Layout:
+    """How the arrays of the newest of them lie; the newest is the first."""
+    return next((frame.layout for frame in frames if frame.layout is not None), NO_ARRAYS)
+
+
+async def read_named(
+    store: Store, frames: Sequence[Frame], names: Collection[str] | None
+) -> dict[str, Any]:
+    """The arrays of some buffers, by the buffers' names."""
+    from .state._arrays import Assembly, open_compressor  # as above
+
+    assembly = Assembly(frames, names)
+    await fill(store, assembly, frames, await run_blocking(open_compressor))
+    return await run_blocking(assembly.named)
 
 
 async def read_chain(

@@ -15,7 +15,7 @@ from ._arena import SLAB_BYTES, Arena
 from ._assemble import Assembly as Assembly, Read as Read
 from ._blocks import Capture, Report
 from ._buffers import Collected, collect
-from ._compress import Compressor, open_compressor
+from ._compress import Compressor as Compressor, open_compressor as open_compressor
 from ._frame import Layout, Patch
 from ._ledger import ArrayLeaf
 from ._packing import Packing, Piece

@@ -6,7 +6,7 @@ So restoring costs what the state is large, however many frames the chain has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import attrs
 import numpy as np
@@ -76,7 +76,7 @@ class Assembly:
         StoreDamagedError: the frames do not fit together.
     """
 
-    def __init__(self, frames: Sequence[Frame], names: Sequence[str] | None = None) -> None:
+    def __init__(self, frames: Sequence[Frame], names: Collection[str] | None = None) -> None:
         layouts = layouts_of(frames)
         self.layout = layouts[0]
         pieces = sum(len(patch.stored) for frame in frames for patch in frame.patches)
@@ -186,6 +186,16 @@ class Assembly:
             for name, buffer in zip(self.layout.names, self.buffers, strict=True)
         }
         return rebuild(views, self.buffers), tables
+
+    def named(self) -> dict[str, object]:
+        """The first array of each buffer that was asked for, by the buffer's name."""
+        found: dict[str, object] = {}
+        for plain in self.layout.views:
+            view = View.from_plain(plain, self.layout.sizes)
+            name = "" if view.buffer is None else self.layout.names[view.buffer]
+            if name in self._needed and name not in found:
+                found[name] = rebuild([view], self.buffers)[0]
+        return found
 
     def _put(
         self, piece: Piece, stored: memoryview, compressor: Compressor, *, is_full: bool

@@ -1,0 +1,53 @@
+"""Some arrays of a saved state, without the rest of it and without owning the run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import aclosing
+from typing import Any
+
+from ._errors import UnknownRunError
+from ._history import read_pages
+from ._keeper import layout_of, read_chain, read_named
+from ._values import StreamKey
+from .abc import Store
+
+
+async def read_arrays(
+    store: Store, run_id: str, key: StreamKey, names: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Arrays of the newest confirmed state of a stream, by their paths.
+
+    Only the blocks of these are read, each once, from the newest saved state that has it.
+
+    Args:
+        store: Where the run is.
+        run_id: The run.
+        key: The stream.
+        names: Paths such as ``state.model.weights``; default: all.  Where arrays share
+            memory, it goes by the path of the first of them.
+
+    Returns:
+        The arrays, of the kinds that were saved; empty where no state has any.
+
+    Raises:
+        UnknownRunError: there is no such run.
+        ValueError: the state has no array of such a name.
+        StoreDamagedError: what was saved is not whole.
+
+    Cancellation: a cancellation point between parts.
+    """
+    stored = await store.read_run(run_id)
+    if stored is None:
+        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    pages = read_pages(store, run_id, stored.generation, tuple(key))
+    async with aclosing(pages):
+        chain, _ = await read_chain(pages, with_snapshots=False)
+    frames = [frame for _, frame in chain]
+    layout = layout_of(frames)
+    if strangers := sorted(set(names or ()) - set(layout.names)):
+        has = ", ".join(layout.names) or "none"
+        raise ValueError(f"the state has no array {strangers[0]}; it has: {has}")
+    if not layout.views:
+        return {}
+    return await read_named(store, frames, names)
