@@ -164,6 +164,24 @@ def test_retry_of_one_group(run: Terminal, gh: Path) -> None:
     assert saved(run, gh)["total"]["batches"]["skipped"] == 1
 
 
+def test_rewind_puts_back_all_after_a_batch(run: Terminal, gh: Path) -> None:
+    said = run("rewind", gh, "gh-2025", "--stream", "org/repo1/pulls", "--to", "0", "--yes")
+    assert (said.code, said.err) == (0, "")
+    assert said.out == (
+        "3 batches of stream 'org/repo1/pulls' back to work; start the program to go on\n"
+    )
+    stream = run("show", gh, "--stream", "org/repo1/pulls", "--json").json["streams"][0]
+    assert stream["confirmed"] == [[0, 0]]
+    again = run("rewind", gh, "gh-2025", "--stream", "org/repo1/pulls", "--to", "0", "--json")
+    assert again.json["batches"] == 0
+    assert (
+        "asked for with trio-ckpt rewind" in run("history", gh, "--stream", "org/repo1/pulls").out
+    )
+    refused = run("rewind", gh, "gh-2025", "--stream", "org/repo1/pulls", "--to", "-1")
+    assert refused.code == 2
+    assert "all after batch -1, and move their outputs aside; give --yes" in refused.err
+
+
 def test_retry_of_batches_puts_confirmed_ones_back(run: Terminal, gh: Path) -> None:
     said = run("retry", gh, "gh-2025", "--stream", "org/repo1/pulls", "--batches", "1,2-3", "--yes")
     assert (said.code, said.err) == (0, "")

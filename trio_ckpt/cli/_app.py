@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "export": ("_writes", "Write a run into one file."),
     "import": ("_writes", "Take a run out of a file."),
     "retry": ("_writes", "Put back to work what was given up or has failed."),
+    "rewind": ("_writes", "Put back to work all that came after a batch."),
     "reset": ("_writes", "Archive a run: the next start begins it anew."),
     "prune": ("_writes", "Remove archived generations of a run."),
 }

@@ -1,4 +1,4 @@
-"""The commands that write: `retry`, `reset`, `prune`, `export` and `import`.
+"""The commands that write: `retry`, `rewind`, `reset`, `prune`, `export` and `import`.
 
 Those that change a run say first what they would do, and ask; they take the run's lock, so
 they are refused while somebody runs it.
@@ -33,6 +33,7 @@ from ._report import Answer
 
 MAX_BATCHES = 10_000_000  # that one command puts back: more is a mistake in a number
 RETRY_REASON = "asked for with trio-ckpt retry"
+REWIND_REASON = "asked for with trio-ckpt rewind"
 RESET_REASON = "asked for with trio-ckpt reset"
 
 _SPAN = re.compile(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?", re.ASCII)
@@ -213,6 +214,43 @@ async def redo(
     }
     text = f"{plural(len(indexes), 'batch')} of stream {stream_name(key)!r} back to work"
     return Answer(lambda: document, lambda: [f"{text}; start the program to go on"])
+
+
+async def rewind(
+    store: Store,
+    run_id: str,
+    *,
+    stream: str | None,
+    to: int,
+    output_dir: str | None,
+    consent: Consent,
+) -> Answer:
+    """Put all batches of one stream after one of them back to work, its state with them."""
+    look = await _look_at_free(store, run_id)
+    await _need_folder(output_dir)
+    key = choose_stream(look.keys, stream)
+    name = stream_name(key)
+    taken = look.parts[key].done.after(to)
+    if taken:
+        consent.ask(
+            f"put {plural(len(taken), 'batch')} of stream {name!r} of run {run_id!r} back to work, "
+            f"all after batch {number(to)}, and move their outputs aside"
+        )
+        async with open_maintenance(store, run_id, output_dir=output_dir) as desk:
+            taken = await desk.rewind(key, to=to, reason=REWIND_REASON)
+    document = {
+        "store": store.url,
+        "run": run_id,
+        "streams": [list(key)],
+        "batches": len(taken),
+    }
+    text = f"stream {name!r} has no batch after {number(to)}: nothing to do"
+    if taken:
+        text = (
+            f"{plural(len(taken), 'batch')} of stream {name!r} back to work; start the program to "
+            "go on"
+        )
+    return Answer(lambda: document, lambda: [text])
 
 
 # ---------------------------------------------------------------------------------------

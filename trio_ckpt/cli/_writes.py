@@ -80,6 +80,37 @@ def retry_command(
     return answer(store, ask, as_json=as_json)
 
 
+@click.command("rewind")
+@store_argument
+@run_argument(required=True)
+@stream_option
+@click.option(
+    "--to", type=int, required=True, metavar="K", help="The last batch that stays confirmed."
+)
+@output_dir_option
+@yes_option
+@json_option
+def rewind_command(
+    store: str,
+    run: str,
+    stream: str | None,
+    to: int,
+    output_dir: str | None,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Go back to when batch K of a stream was the last one; state and cursor, too."""
+    ask = partial(
+        _change.rewind,
+        run_id=run,
+        stream=stream,
+        to=to,
+        output_dir=output_dir,
+        consent=_change.Consent(yes),
+    )
+    return answer(store, ask, as_json=as_json)
+
+
 @click.command("reset")
 @store_argument
 @run_argument(required=True)
