@@ -47,7 +47,7 @@ def test_every_command_that_is_shown_says_what_is_shown(
         program, *typed = shlex.split(command)
         assert program == "trio-ckpt"
         said = run(*typed)
-        found = said.out.replace(str(tmp_path), "/work")
+        found = said.out.replace(str(tmp_path), "/srv")
         found = found.replace(
             " add_streams never named it, unlike others: streams_to_process gives it last.", ""
         )
