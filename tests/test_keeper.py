@@ -15,7 +15,7 @@ import trio
 
 import trio_ckpt
 from trio_ckpt import Batch, NotEncodableError, Run, open_run
-from trio_ckpt._keeper import Version
+from trio_ckpt._retention import Version
 from trio_ckpt.abc import Store
 from trio_ckpt.state import Plan, encode_tree
 from trio_ckpt.stores import MemoryStore, open_store

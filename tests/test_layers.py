@@ -39,6 +39,8 @@ LAYER: dict[str, tuple[int, int]] = {
     "_lane": (3, 1),
     "_saver": (3, 2),
     "_history": (3, 3),
+    "_retention": (3, 3),
+    "_chain": (3, 4),
     "_batch": (4, 0),
     "_stop": (4, 1),
     "_staging": (4, 2),

@@ -68,7 +68,6 @@ from ._history import (
     read_sessions as read_sessions,
 )
 from ._import import import_run as import_run
-from ._keeper import Retention as Retention
 from ._loops import run_batches as run_batches
 from ._maintain import Maintenance as Maintenance, open_maintenance as open_maintenance
 from ._open import open_run as open_run
@@ -82,6 +81,7 @@ from ._records import (
     Status as Status,
 )
 from ._registry import TokenRegistry as TokenRegistry
+from ._retention import Retention as Retention
 from ._retry import (
     Again as Again,
     GiveUp as GiveUp,

@@ -15,17 +15,18 @@ still in memory; arrays are read back from the store.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 import trio
 
-from ._errors import StoreDamagedError, StoreError
+from ._chain import fill, layout_of, read_chain
+from ._errors import StoreError
 from ._progress import Progress
 from ._records import Kind, Record
+from ._retention import Retention, Version
 from ._saver import Saver
 from ._statistics import ArrayStatistics, StateStatistics
 from ._threads import run_blocking
@@ -36,7 +37,6 @@ from .state import (
     Frame,
     Layout,
     Plan,
-    decode_frame,
     diff_tree,
     encode_frame,
     encode_tree,
@@ -46,22 +46,13 @@ from .state import (
 )
 
 if TYPE_CHECKING:
-    from .state._arrays import (
-        ArrayEngine,
-        Assembly,
-        Compressor,
-        Held,
-        Read,
-        Stored,
-        Table,
-    )
+    from .state._arrays import ArrayEngine, Held, Stored, Table
 
 S = TypeVar("S")
 
 INLINE_BYTES = 2**18  # of array data: more goes into a blob of its own
 DELTA_FROM_BYTES = 2**16  # of the tree: a smaller one is saved whole each time
 MAX_DELTAS = 50
-READERS = 3  # parts of a state that are read and unpacked at the same time
 SHARE_OF_DEAD = 1.0  # of what is live: with more a chain begins anew
 
 
@@ -93,61 +84,6 @@ class Kept:
         """That its newest frame names."""
         blob = self.chain[0][1].blob
         return (blob,) if blob else ()
-
-
-@attrs.frozen
-class Version:
-    """A state that the store has.
-
-    Attributes:
-        sequence: Of its record.
-        at: When it was saved; Unix time, s.
-        lineage: Its chain.
-        has_blob: Whether there is something to let go of.
-    """
-
-    sequence: int
-    at: float
-    lineage: bytes
-    has_blob: bool
-
-
-@attrs.frozen
-class Retention:
-    """Which saved states keep their arrays: those that any of these names.
-
-    The states of one chain build on each other, so a chain is kept or goes as a whole; the
-    newest one always stays, and only it once the stream is complete.  Records stay in any
-    case, with trees and small arrays; what is let go of is large arrays.
-
-    Attributes:
-        last: The newest so many.
-        every: One in so many records of the stream; 0: none because of that.
-        max_age_s: Those that were saved in the last so many seconds; 0: none because of that.
-    """
-
-    last: int = attrs.field(default=2, validator=attrs.validators.ge(1))
-    every: int = attrs.field(default=0, validator=attrs.validators.ge(0))
-    max_age_s: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
-
-    def choose(
-        self, versions: Sequence[Version], needed: Collection[bytes] = frozenset()
-    ) -> list[int]:
-        """The sequences of those whose blobs may go.
-
-        Args:
-            versions: The oldest first.
-            needed: Chains that stay in any case.
-        """
-        if not versions:
-            return []
-        newest = versions[-1].at
-        kept = {*needed, *(version.lineage for version in versions[-self.last :])}
-        for version in versions:
-            is_kth = self.every and version.sequence % self.every == 0
-            if is_kth or (self.max_age_s and newest - version.at <= self.max_age_s):
-                kept.add(version.lineage)
-        return [v.sequence for v in versions if v.has_blob and v.lineage not in kept]
 
 
 @attrs.frozen(eq=False)
@@ -417,40 +353,6 @@ class StateKeeper(Generic[S]):
         return self.plan.build(kept.tree, arrays), tables
 
 
-async def fill(
-    store: Store, assembly: Assembly, frames: Sequence[Frame], compressor: Compressor
-) -> None:
-    """Read what an assembly asks for and unpack it, several parts at a time.
-
-    Raises:
-        StoreDamagedError: it is not what was saved.
-    """
-    for reads in assembly.rounds:
-        left = iter(reads)
-        failures: list[Exception] = []
-
-        async def work(left: Iterator[Read] = left, failures: list[Exception] = failures) -> None:
-            try:
-                for read in left:
-                    data = await _read(store, frames[read.frame], read.offset, read.size)
-                    await run_blocking(assembly.fill, read, data, compressor)
-            except Exception as error:  # the first of them is raised, not a group
-                failures.append(error)
-                nursery.cancel_scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(READERS):
-                nursery.start_soon(work)
-        if failures:
-            raise failures[0]
-
-
-async def _read(store: Store, frame: Frame, offset: int, size: int) -> bytes:
-    if frame.blob:
-        return await store.read_blob(frame.blob, offset, size)
-    return frame.data[offset : offset + size]
-
-
 @attrs.define(eq=False)
 class Hold:
     """A state as it was at one moment.
@@ -558,111 +460,3 @@ def _kept(chain: Sequence[tuple[bytes, Frame]]) -> Kept:
     frames = [frame for _, frame in chain]
     tree = tree_of(frames)
     return Kept(tree, encode_tree(tree), tuple(chain), layout=layout_of(frames))
-
-
-def layout_of(frames: Sequence[Frame]) -> Layout:
-    """How the arrays of the newest of them lie; the newest is the first."""
-    return next((frame.layout for frame in frames if frame.layout is not None), NO_ARRAYS)
-
-
-async def read_named(
-    store: Store, frames: Sequence[Frame], names: Collection[str] | None
-) -> dict[str, Any]:
-    """The arrays of some buffers, by the buffers' names."""
-    from .state._arrays import Assembly, open_compressor  # as above
-
-    assembly = Assembly(frames, names)
-    await fill(store, assembly, frames, await run_blocking(open_compressor))
-    return await run_blocking(assembly.named)
-
-
-async def read_chain(
-    pages: AsyncGenerator[list[tuple[int, Record]]],
-    *,
-    with_snapshots: bool = True,
-    versions: list[Version] | None = None,
-) -> tuple[list[tuple[bytes, Frame]], Record | None]:
-    """The frames that a stream's state is restored from, the newest first.
-
-    Snapshots of an attempt that failed later are passed over, but for those that a later
-    frame builds on.
-
-    Args:
-        pages: The records of the stream, newest first.
-        with_snapshots: Whether the state may be one of inside a batch.
-        versions: Gets those that are seen on the way, the oldest first.
-
-    Returns:
-        The frames, and the record of the newest; none where there is no saved state.
-
-    Raises:
-        StoreDamagedError: one is missing.
-    """
-    chain = _Chain(with_snapshots)
-    async with aclosing(pages):
-        async for records in pages:
-            if versions is not None:
-                versions[:0] = [
-                    version_of(sequence, record)
-                    for sequence, record in reversed(records)
-                    if record.state
-                ]
-            for _, record in records:
-                if chain.add(record):
-                    return chain.links, chain.record
-    if chain.links:
-        raise StoreDamagedError(
-            f"the state that {len(chain.links)} saved ones build on is missing: number "
-            f"{chain.links[-1][1].number - 1}"
-        )
-    return [], None
-
-
-def version_of(sequence: int, record: Record) -> Version:
-    """The version that a record with a state is of."""
-    frame = decode_frame(record.state)
-    return Version(sequence, record.at, frame.lineage, bool(frame.blob))
-
-
-def blobs_of(payload: bytes) -> tuple[str, ...]:
-    """The blobs that a saved state names."""
-    frame = decode_frame(payload) if payload else None
-    return (frame.blob,) if frame is not None and frame.blob else ()
-
-
-class _Chain:
-    """Finds the frames of a chain among records, newest first."""
-
-    def __init__(self, with_snapshots: bool) -> None:
-        self.links: list[tuple[bytes, Frame]] = []
-        self.record: Record | None = None
-        self._with_snapshots = with_snapshots
-        self._is_failed = False  # the attempt whose snapshots these are
-
-    def add(self, record: Record) -> bool:
-        """Take note of a record; whether the chain is whole."""
-        if not self.links and not self._may_begin(record):
-            return record.taken is not None and record.taken.resets_state
-        if not record.state:
-            return False
-        digest = frame_digest(record.state)
-        if not self.links:
-            self.record = record
-        elif digest != self.links[-1][1].parent:
-            return False
-        frame = decode_frame(record.state)
-        if self.links:
-            before = self.links[-1][1]
-            if (frame.number, frame.lineage) != (before.number - 1, before.lineage):
-                raise StoreDamagedError("a saved state follows one that it does not belong to")
-        self.links.append((digest, frame))
-        return frame.is_full
-
-    def _may_begin(self, record: Record) -> bool:
-        if record.kind is Kind.SNAPSHOT:
-            return self._with_snapshots and not self._is_failed
-        if record.kind is Kind.BATCH or record.state:
-            self._is_failed = False
-        elif record.kind in (Kind.ATTEMPT, Kind.SKIP):
-            self._is_failed = True
-        return bool(record.state)

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from contextlib import aclosing
 from typing import Any
 
+from ._chain import layout_of, read_chain, read_named
 from ._errors import UnknownRunError
 from ._history import read_pages
-from ._keeper import layout_of, read_chain, read_named
 from ._values import StreamKey
 from .abc import Store
 

@@ -24,9 +24,9 @@ import attrs
 import msgspec
 import trio
 
+from ._chain import blobs_of, read_chain
 from ._errors import CannotRedoError, StoreDamagedError, describe_batch
 from ._history import Standing, StandingRecord, read_pages
-from ._keeper import blobs_of, read_chain
 from ._lane import Lane
 from ._ranges import IndexSet
 from ._records import Kind, Output, Record, SinkLines, Taken

@@ -15,11 +15,12 @@ import trio
 from ._errors import OutputsMissingError, StoreDamagedError, StreamFailedError
 from ._gate import Gate
 from ._history import read_pages
-from ._keeper import Retention, StateKeeper
+from ._keeper import StateKeeper
 from ._progress import Progress
 from ._ranges import IndexSet
 from ._records import Kind, Record, Status
 from ._redo import Redo
+from ._retention import Retention
 from ._stream import Stream
 from ._verify import Verifier, Verify
 from ._walk import Walk

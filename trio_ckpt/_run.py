@@ -30,7 +30,6 @@ from ._groups import (
     Summary,
     current_phase,
 )
-from ._keeper import Retention
 from ._manifest import MANIFEST, is_complete, is_current, set_outdated_aside, write_manifest
 from ._phase import Phase, open_phase
 from ._progress import Progress
@@ -38,6 +37,7 @@ from ._ranges import IndexSet
 from ._records import Kind, Record, Status
 from ._redo import Redo
 from ._resume import Resume, Settings
+from ._retention import Retention
 from ._retry import NO_RETRIES, RetryTable
 from ._roster import Roster
 from ._saver import Saver

@@ -11,10 +11,10 @@ from contextlib import aclosing
 
 import attrs
 
+from ._chain import read_chain
 from ._errors import StoreDamagedError
 from ._groups import in_order
 from ._history import read_pages
-from ._keeper import read_chain
 from ._records import Record, Seal, decode_record
 from ._threads import run_blocking
 from ._values import StreamKey, encode_key
