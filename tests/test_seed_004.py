@@ -507,12 +507,14 @@ def test_context_manager_and_locking(tmp_path: Path) -> None:
     command = [sys.executable, "-c", OWNER, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
-        assert owner.stdout.readline() == "owns it\n"
-        with pytest.raises(RunLockedError) as caught:
-            trio.run(open_and_close)
-        assert (caught.value.pid, caught.value.host) == (owner.pid, socket.gethostname())
-        assert caught.value.since.endswith("+00:00")
-        assert trio.run(read), "reading needs no lock"
-        owner.kill()
+        try:
+            assert owner.stdout.readline() == "owns it\n"
+            with pytest.raises(RunLockedError) as caught:
+                trio.run(open_and_close)
+            assert (caught.value.pid, caught.value.host) == (owner.pid, socket.gethostname())
+            assert caught.value.since.endswith("+00:00")
+            assert trio.run(read), "reading needs no lock"
+        finally:
+            owner.kill()
     assert trio.run(open_and_close), "it was killed, and nothing had to be removed by hand"
     assert not trio.run(open_and_close)

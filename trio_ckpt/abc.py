@@ -12,15 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
 import attrs
 
 from ._progress import Progress, apply, decode_progress
 from ._records import Seal, decode_record
 from ._values import StreamKey, decode_key
-
-S = TypeVar("S")
 
 Durability = Literal["full", "process", "none"]
 
@@ -195,18 +193,6 @@ class RunView:
     generation: int
     owner: int
     streams: dict[StreamKey, StreamView]
-
-
-class StateCodec(ABC, Generic[S]):
-    """How the state of a stream becomes bytes.  Pure: no I/O, never pickle."""
-
-    @abstractmethod
-    def encode(self, state: S) -> bytes:
-        """The bytes of `state`; NotEncodableError names the leaf that has none."""
-
-    @abstractmethod
-    def decode(self, payload: bytes) -> S:
-        """The state that `encode` made these bytes of; StoreDamagedError: it made none such."""
 
 
 class Store(ABC):

@@ -424,9 +424,12 @@ def test_the_api_by_itself() -> None:
     server = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
     with server:
         assert server.stdout is not None
-        assert server.stdout.readline().startswith("http://127.0.0.1:")
-        server.send_signal(signal.SIGINT)
-        assert server.wait(30) == 0
+        try:
+            assert server.stdout.readline().startswith("http://127.0.0.1:")
+            server.send_signal(signal.SIGINT)
+            assert server.wait(30) == 0
+        finally:
+            server.kill()
 
 
 def run_command(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -462,12 +465,15 @@ def test_the_command_stopped_by_sigterm_says_how_to_go_on(tmp_path: Path) -> Non
     process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT, text=True)
     with process:
         assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("latin/basic-latin characters"):
-                break
-        os.kill(process.pid, signal.SIGTERM)
-        said = process.stderr.read()
-        assert process.wait(30) == 75
+        try:
+            for line in process.stderr:
+                if line.startswith("latin/basic-latin characters"):
+                    break
+            os.kill(process.pid, signal.SIGTERM)
+            said = process.stderr.read()
+            assert process.wait(30) == 75
+        finally:
+            process.kill()
     assert "stopped; go on with:" in said
     assert "examples.collector" in said
     assert run_command(tmp_path).returncode == 0
