@@ -216,6 +216,78 @@ async def test_a_killed_body_goes_on_with_its_newest_snapshot(autojump_clock: An
     ]
 
 
+async def handled(
+    run: Run, seen: list[tuple[int, str | None, int]], die_at: int | None = None
+) -> Model:
+    """What `long_body` does, as a handler."""
+
+    async def handle(batch: Batch[Any]) -> None:
+        model = stream.state
+        seen.append((batch.index, batch.resumed_from, model.step))
+        async with stream.snapshots(every_s=1.0) as snapshot:
+            while model.step < 10 * (batch.index + 1):
+                step(model)
+                await snapshot.point(f"step {model.step}")
+                await trio.sleep(0.6)
+                if model.step == die_at:
+                    raise KeyboardInterrupt
+        batch.complete()
+
+    async with run.open_stream("s", state=new_model()) as stream:
+        await trio_ckpt.run_batches(stream, range(2), handle)
+        return stream.state
+
+
+async def test_a_handler_that_is_killed_goes_on_with_its_newest_snapshot(
+    autojump_clock: Any,
+) -> None:
+    store, seen = MemoryStore(), list[tuple[int, str | None, int]]()
+    async with begin(MemoryStore()) as run:
+        expected = bits(await long_body(run, []))
+    for die_at in (4, 13, 17):
+        with pytest.raises(KeyboardInterrupt):
+            async with begin(store) as run:
+                await handled(run, seen, die_at)
+        store = store.after_crash()
+    async with begin(store) as run:
+        assert bits(await handled(run, seen)) == expected
+    assert seen == [
+        (0, None, 0),
+        (0, "step 3", 3),
+        (1, None, 10),
+        (1, "step 13", 13),
+        (1, "step 16", 16),
+    ]
+
+
+async def test_snapshots_are_for_the_task_that_works_on_the_batch() -> None:
+    refused = list[str]()
+
+    async def snap_elsewhere(stream: Any) -> None:
+        with pytest.raises(trio_ckpt.StreamBusyError):
+            async with stream.snapshots():
+                raise AssertionError("it was opened")
+        refused.append("no")
+
+    async def handle(batch: Batch[Any]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(snap_elsewhere, stream)
+        batch.complete()
+        await batch.confirm()
+        with pytest.raises(trio_ckpt.StreamBusyError):  # its batch is over
+            async with stream.snapshots():
+                raise AssertionError("it was opened")
+        refused.append("over")
+
+    async with begin(MemoryStore()) as run, run.open_stream("s", state={"n": 0}) as stream:
+        await trio_ckpt.run_batches(stream, range(1), handle)
+        with pytest.raises(RuntimeError, match="none is open"):
+            async with stream.snapshots():
+                raise AssertionError("it was opened")
+    await snap_elsewhere(stream)
+    assert refused == ["no", "over", "no"]
+
+
 async def test_a_failed_attempt_discards_its_snapshots(autojump_clock: Any) -> None:
     store = MemoryStore()
 

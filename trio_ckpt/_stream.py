@@ -354,11 +354,13 @@ class Stream(Generic[S]):
         Raises:
             TypeError: the stream has no state, or a `Frontier`.
             RuntimeError: no batch is open.
+            StreamBusyError: the caller is neither the owner of the stream nor the task that
+                `run_batches` runs the handler in.
 
         Cancellation: what is being saved is waited for at the end of the block.
         """
-        self._walk.check_owner()
-        keeper, batch = self._desk.keeper, self._walk.batch
+        batch = self._walk.batch_of_caller()
+        keeper = self._desk.keeper
         if keeper is None:
             raise TypeError("open the stream with state=... to have a state to take snapshots of")
         if batch is None or batch.index not in self._desk.open:
