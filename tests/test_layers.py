@@ -41,6 +41,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_history": (3, 3),
     "_retention": (3, 3),
     "_chain": (3, 4),
+    "_array_tools": (3, 4),
     "_batch": (4, 0),
     "_stop": (4, 1),
     "_staging": (4, 2),

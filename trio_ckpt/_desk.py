@@ -222,8 +222,6 @@ class Desk(ABC):
 
     def close(self) -> None:
         """Leave no token pending, but for those whose save is under way: they are told."""
-        if self.keeper is not None:
-            self.keeper.close()
         for batch in tuple(self.open.values()):
             if batch.state is not AttemptState.SUBMITTED:
                 self.drop(batch, CANCELLED)

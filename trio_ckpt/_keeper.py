@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import attrs
 import trio
 
+from ._array_tools import ArrayTools
 from ._chain import fill, layout_of, read_chain
-from ._errors import StoreError
 from ._progress import Progress
 from ._records import Kind, Record
 from ._retention import Retention, Version
@@ -46,7 +46,7 @@ from .state import (
 )
 
 if TYPE_CHECKING:
-    from .state._arrays import ArrayEngine, Held, Stored, Table
+    from .state._arrays import Held, Stored, Table
 
 S = TypeVar("S")
 
@@ -106,6 +106,7 @@ class StateKeeper(Generic[S]):
     Attributes:
         plan: How the state is taken apart.
         state: As the user's loop has it.
+        tools: What its arrays are captured with, those of the run.
         is_tainted: A failed attempt has changed it.
         head: The newest state that the store has, also one of inside a batch.
         confirmed: The newest that a checkpoint of a batch, or between two, has.
@@ -124,6 +125,7 @@ class StateKeeper(Generic[S]):
     saver: Saver
     plan: Plan[S]
     state: S
+    tools: ArrayTools
     is_tainted: bool = False
     head: Kept | None = None
     confirmed: Kept | None = None
@@ -137,7 +139,6 @@ class StateKeeper(Generic[S]):
     held_s: float = 0.0
     needs_pruning: bool = False
     has_snapshot: bool = False
-    _engine: ArrayEngine | None = None
     _saved: trio.Event | None = None
 
     # -- saving -------------------------------------------------------------------------------
@@ -156,10 +157,9 @@ class StateKeeper(Generic[S]):
         if not flat.arrays:
             self.held_s += time.perf_counter() - started
             return Hold(self, base, flat.tree, None)
-        tables = {} if base is None else base.tables
-        held = None
+        held, tables = None, {} if base is None else base.tables
         with trio.CancelScope(shield=True):
-            held = await run_blocking(self._open_engine().hold, flat.arrays, tables)
+            held = await self.tools.hold(flat.arrays, tables)
         self.held_s += time.perf_counter() - started
         return Hold(self, base, flat.tree, held)
 
@@ -167,7 +167,7 @@ class StateKeeper(Generic[S]):
         """The same without a copy of what is in arrays: to see that it can be saved."""
         flat = self.plan.flatten(self.state)
         if flat.arrays:
-            self._open_engine().check(flat.arrays)
+            self.tools.engine().check(flat.arrays)
         return Hold(self, None, flat.tree, None)
 
     async def save(self) -> Saved | None:
@@ -177,17 +177,6 @@ class StateKeeper(Generic[S]):
         """
         await self.wait_saved()
         return await (await self.hold()).pack(is_forced=self.has_snapshot)
-
-    def _open_engine(self) -> ArrayEngine:
-        if self._engine is None:
-            try:
-                from .state._arrays import ArrayEngine  # NumPy is needed by those who have arrays
-            except ImportError as error:
-                raise StoreError(
-                    f"the state has arrays: install trio-ckpt[arrays] ({error})"
-                ) from error
-            self._engine = ArrayEngine()
-        return self._engine
 
     # -- one at a time ------------------------------------------------------------------------
 
@@ -267,11 +256,6 @@ class StateKeeper(Generic[S]):
             },
         )
 
-    def close(self) -> None:
-        """Give the memory for copies back."""
-        if self._engine is not None:
-            self._engine.close()
-
     # -- restoring ----------------------------------------------------------------------------
 
     async def begin(self, hold: Hold) -> Saved | None:
@@ -343,7 +327,7 @@ class StateKeeper(Generic[S]):
     async def _build(self, kept: Kept) -> tuple[S, dict[str, Table]]:
         if not kept.layout.views:
             return self.plan.build(kept.tree, []), {}
-        engine = self._open_engine()
+        engine = self.tools.engine()
         from .state._arrays import Assembly  # as above
 
         frames = [frame for _, frame in kept.chain]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import attrs
 import trio
 
+from ._array_tools import ArrayTools
 from ._errors import OutputsMissingError, StoreDamagedError, StreamFailedError
 from ._gate import Gate
 from ._history import read_pages
@@ -51,6 +52,7 @@ class Resume:
     store: Store
     desk: Gate
     settings: Settings
+    tools: ArrayTools
     _redo: Redo = attrs.field(init=False)
     _beside: _Beside | None = attrs.field(default=None, init=False)
 
@@ -196,7 +198,7 @@ class Resume:
     async def _restore(self, state: object) -> None:
         """Go on from the saved state; where there is none, from what the user gave."""
         plan = Plan[object].of(state)
-        keeper = StateKeeper(self.store, self.desk.saver, plan, state)
+        keeper = StateKeeper(self.store, self.desk.saver, plan, state, self.tools)
         keeper.retention = self.settings.retention
         # A state that cannot be saved is refused before any work.
         if self.desk.lane.progress.has_state:

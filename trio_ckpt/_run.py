@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast, overload
 import attrs
 import trio
 
+from ._array_tools import ArrayTools
 from ._coordinator import CheckpointCoordinator
 from ._errors import (
     EXIT_DRAINED,
@@ -78,6 +79,7 @@ class Run:
         coordinator: CheckpointCoordinator,
         outputs: OutputDir | None,
         settings: Settings,
+        tools: ArrayTools,
         found: Found,
         runtime_s: float,
         resume_command: str | None,
@@ -93,6 +95,7 @@ class Run:
         self._nursery = nursery
         self._outputs = outputs
         self._settings = settings
+        self._tools = tools
         self._resume_command = resume_command
         self._desks = self._roster.desks
         self._rewinding: set[StreamKey] = set()
@@ -214,7 +217,7 @@ class Run:
             settings = attrs.evolve(settings, retry_failed=retry_failed)
         if retention is not None:
             settings = attrs.evolve(settings, retention=retention)
-        resume = Resume(self._store, desk, settings)
+        resume = Resume(self._store, desk, settings, self._tools)
         scope = trio.CancelScope()
         self._stop.scopes.add(scope)
         try:
