@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import numpy as np
@@ -14,10 +15,10 @@ import pytest
 import trio
 
 import trio_ckpt
-from trio_ckpt import Batch, NotEncodableError, Run, open_run
+from trio_ckpt import Batch, NotEncodableError, Run, _keeper, open_run
 from trio_ckpt._retention import Version
 from trio_ckpt.abc import Store
-from trio_ckpt.state import Plan, encode_tree
+from trio_ckpt.state import Plan, _plan, encode_tree
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Fail, FaultyStore
 
@@ -173,6 +174,96 @@ async def test_a_leaf_that_cannot_be_saved_fails_its_batch_by_its_path() -> None
 
     with pytest.raises(trio_ckpt.BatchFailedError, match=r"state\.table\.bad"):
         await session()
+
+
+# -- large trees --------------------------------------------------------------------------------
+
+
+@attrs.define
+class Celsius:
+    """Whoever reads its field runs code of the program."""
+
+    degrees: float = 0.0
+    seen: ClassVar[list[int]] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "degrees":
+            Celsius.seen.append(threading.get_ident())
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("keys", [100, 10_000])
+async def test_a_large_tree_is_taken_apart_and_compared_in_a_thread(
+    keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: dict[str, list[int]] = {"flatten_state": [], "diff_tree": [], "encode_tree": []}
+
+    def noted(name: str, func: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            where[name].append(threading.get_ident())
+            return func(*args)
+
+        return call
+
+    async with (
+        begin(MemoryStore()) as run,
+        run.open_stream("s", state={f"key{n}": n for n in range(keys)}) as stream,
+    ):
+        for module, name in (
+            (_plan, "flatten_state"),
+            (_keeper, "diff_tree"),
+            (_keeper, "encode_tree"),
+        ):
+            monkeypatch.setattr(module, name, noted(name, getattr(module, name)))
+        for n in range(3):
+            stream.state["key7"] = -n
+            await stream.save()
+        await stream.finish()
+    is_large = keys > 1_000
+    assert where["flatten_state"]
+    assert bool(where["diff_tree"]) is is_large  # a small one is saved whole
+    for threads in where.values():
+        assert all((thread != threading.get_ident()) is is_large for thread in threads)
+
+
+async def test_code_of_the_program_runs_in_its_own_thread_however_large_the_tree_is() -> None:
+    state: dict[str, Any] = {f"key{n}": n for n in range(10_000)}
+    async with (
+        begin(MemoryStore()) as run,
+        run.open_stream("s", state={"now": Celsius(), **state}) as stream,
+    ):
+        Celsius.seen.clear()
+        for n in range(3):
+            stream.state["now"].degrees = float(n)
+            await stream.save()
+        await stream.finish()
+    assert set(Celsius.seen) == {threading.get_ident()}
+
+
+async def test_other_tasks_go_on_while_a_large_tree_is_taken_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The walk waits for another task: on the event loop it would wait for ever."""
+    went_on, real = threading.Event(), _plan.flatten_state
+
+    def wait(*args: Any) -> Any:
+        assert went_on.wait(10)
+        return real(*args)
+
+    async def go_on() -> None:
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        went_on.set()
+
+    async with (
+        begin(MemoryStore()) as run,
+        run.open_stream("s", state={f"key{n}": n for n in range(10_000)}) as stream,
+    ):
+        monkeypatch.setattr(_plan, "flatten_state", wait)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(go_on)
+            await stream.save()
+        await stream.finish()
 
 
 # -- snapshots ----------------------------------------------------------------------------------

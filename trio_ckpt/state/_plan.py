@@ -54,8 +54,18 @@ class Plan(Generic[S]):
         classes = Classes()
         return cls(classes, learn_from(classes, initial))
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether `flatten` may run code of the program, which belongs into the program's thread.
+
+        It does where fields are properties, or attributes are computed by a class of its own.
+        """
+        return self._classes.run_code
+
     def flatten(self, state: S) -> Flat:
         """Take a state apart; it may change afterwards, all but its arrays.
+
+        In another thread, too, where it `runs_code` of nobody.
 
         Raises:
             NotEncodableError: naming the path of the leaf that cannot be saved.
