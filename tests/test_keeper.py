@@ -16,7 +16,6 @@ import trio
 
 import trio_ckpt
 from trio_ckpt import Batch, NotEncodableError, Run, _keeper, open_run
-from trio_ckpt._retention import Version
 from trio_ckpt.abc import Store
 from trio_ckpt.state import Plan, _plan, encode_tree
 from trio_ckpt.stores import MemoryStore, open_store
@@ -601,24 +600,6 @@ async def test_statistics_say_how_each_array_was_captured(tmp_path: Path) -> Non
     assert found.saved_bytes > 2_000_000
     assert set(found.arrays) == {"state.a"}
     assert found.arrays["state.a"].changed_bytes == 800_000
-
-
-def versions(*lineages: bytes) -> list[Version]:
-    return [Version(n + 1, float(n), lineage, True) for n, lineage in enumerate(lineages)]
-
-
-@pytest.mark.parametrize(
-    ("retention", "dropped"),
-    [
-        (trio_ckpt.Retention(last=1), [1, 2, 3]),
-        (trio_ckpt.Retention(last=3), [1, 2]),
-        (trio_ckpt.Retention(last=1, every=2), [3]),
-        (trio_ckpt.Retention(last=1, max_age_s=2.0), [1, 2]),
-    ],
-)
-def test_retention_keeps_whole_chains(retention: trio_ckpt.Retention, dropped: list[int]) -> None:
-    assert retention.choose(versions(b"a", b"a", b"b", b"c", b"c")) == dropped
-    assert retention.choose([]) == []
 
 
 # -- snapshots never answer for what is confirmed ------------------------------------------------

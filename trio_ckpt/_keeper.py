@@ -26,7 +26,7 @@ from ._array_tools import ArrayTools
 from ._chain import fill, layout_of, read_chain
 from ._progress import Progress
 from ._records import Kind, Record
-from ._retention import Retention, Version
+from ._retention import Retention, Version, Versions
 from ._saver import Saver
 from ._statistics import ArrayStatistics, StateStatistics
 from ._threads import run_blocking
@@ -124,8 +124,7 @@ class StateKeeper(Generic[S]):
         initial: As the user gave it, where it has no arrays.
         reports: How the arrays were captured the last time, by name.
         resumed_from: The batch, and the label of the snapshot in it, that `state` is of.
-        versions: What the store has, as far as this session knows, the oldest first.
-        retention: Which of them keep their arrays.
+        versions: What the store has, as far as this session knows, and what is kept of it.
         saves, saved_bytes, held_s: What saving has cost in this session.
         needs_pruning: A chain has begun: older ones may have to go.
         has_snapshot: `head` is of inside a batch: the next confirmed record has a frame of
@@ -143,8 +142,7 @@ class StateKeeper(Generic[S]):
     initial: Kept | None = None
     reports: dict[str, Any] = attrs.field(factory=dict[str, Any])
     resumed_from: tuple[int, str] | None = None
-    versions: list[Version] = attrs.field(factory=list[Version])
-    retention: Retention = attrs.field(factory=Retention)
+    versions: Versions = attrs.field(factory=lambda: Versions(Retention()))
     saves: int = 0
     saved_bytes: int = 0
     held_s: float = 0.0
@@ -245,9 +243,10 @@ class StateKeeper(Generic[S]):
             self.head = saved.kept
             self.saves += 1
             frame = saved.kept.chain[0][1]
-            self.saved_bytes += len(saved.payload) + (frame.data_bytes if frame.blob else 0)
+            blob_bytes = frame.data_bytes if frame.blob else 0
+            self.saved_bytes += len(saved.payload) + blob_bytes
             at = progress.updated_at or 0.0
-            self.versions.append(Version(progress.sequence, at, frame.lineage, bool(frame.blob)))
+            self.versions.add(Version(progress.sequence, at, frame.lineage, blob_bytes))
             if frame.is_full and frame.blob:
                 self.needs_pruning = True
         self.has_snapshot = not is_confirmed
@@ -257,16 +256,12 @@ class StateKeeper(Generic[S]):
     def take_dropped(self, *, is_complete: bool) -> list[int]:
         """The records whose blobs are not needed any more; the versions are forgotten."""
         self.needs_pruning = False
-        retention = Retention(last=1) if is_complete else self.retention
         needed = {
             kept.chain[0][1].lineage
             for kept in (self.confirmed, self.head)
             if kept is not None and kept.chain
         }
-        dropped = retention.choose(self.versions, needed)
-        gone = set(dropped)
-        self.versions = [version for version in self.versions if version.sequence not in gone]
-        return dropped
+        return self.versions.take_dropped(needed, is_complete=is_complete)
 
     def statistics(self) -> StateStatistics:
         """What the state costs."""
@@ -339,7 +334,9 @@ class StateKeeper(Generic[S]):
         Raises:
             StoreDamagedError: a frame is missing or is not what was saved.
         """
-        head, record = await read_chain(pages(), versions=self.versions)
+        seen: list[Version] = []
+        head, record = await read_chain(pages(), versions=seen)
+        self.versions.add_all(seen)
         if not head or record is None:
             return
         kept = _kept(head)

@@ -21,7 +21,7 @@ from ._progress import Progress
 from ._ranges import IndexSet
 from ._records import Kind, Record, Status
 from ._redo import Redo
-from ._retention import Retention
+from ._retention import Retention, Versions
 from ._stream import Stream
 from ._verify import Verifier, Verify
 from ._walk import Walk
@@ -199,7 +199,7 @@ class Resume:
         """Go on from the saved state; where there is none, from what the user gave."""
         plan = Plan[object].of(state)
         keeper = StateKeeper(self.store, self.desk.saver, plan, state, self.tools)
-        keeper.retention = self.settings.retention
+        keeper.versions = Versions(self.settings.retention)
         # A state that cannot be saved is refused before any work.
         if self.desk.lane.progress.has_state:
             await keeper.begin(keeper.look())
