@@ -575,6 +575,16 @@ async def test_a_rewind_finds_what_retention_keeps_and_says_so_where_it_does_not
             assert stream.state["n"] == 6
 
 
+async def test_kept_states_have_at_most_so_many_bytes(tmp_path: Path) -> None:
+    """Each has 800,000 bytes of noise, and a little more."""
+    folder = tmp_path / "store"
+    retention = trio_ckpt.Retention(last=9, max_bytes=2_500_000)
+    await rewrite(f"sqlite:{folder}", 8, retention=retention)
+    assert blob_files(folder) == 3
+    async with begin(f"sqlite:{folder}") as run:
+        assert list(await run.rewind(("s",), to=5, reason="x")) == [6, 7]
+
+
 async def test_a_damaged_state_is_refused_or_gone_back_from(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     await rewrite(f"sqlite:{folder}", 4, retention=trio_ckpt.Retention(last=4))

@@ -28,6 +28,10 @@ def dropped(retention: Retention, saved: Iterable[Version]) -> set[int]:
         (Retention(last=3), {1, 2}),
         (Retention(last=1, every=2), {3}),
         (Retention(last=1, max_age_s=2.0), {1, 2}),
+        (Retention(last=5, max_bytes=5), set()),
+        (Retention(last=5, max_bytes=3), {1, 2}),
+        (Retention(last=5, max_bytes=1), {1, 2, 3}),
+        (Retention(last=1, every=2, max_bytes=4), {3}),
     ],
 )
 def test_whole_chains_are_kept(retention: Retention, expected: set[int]) -> None:
@@ -44,6 +48,14 @@ def test_of_a_complete_stream_the_newest_stays_and_what_is_needed() -> None:
     assert found.take_dropped({b"b"}, is_complete=True) == []
 
 
+def test_what_is_needed_counts_for_the_bytes_and_stays() -> None:
+    found = Versions(Retention(last=9, max_bytes=3))
+    found.add_all(versions(b"a", b"b", b"c", b"d"))
+    assert found.is_too_large
+    assert found.take_dropped({b"a"}, is_complete=False) == [2]
+    assert not found.is_too_large
+
+
 def by_the_book(retention: Retention, saved: list[Version]) -> set[int]:
     """What `Retention` says, from all states."""
     kept = {version.lineage for version in saved[-retention.last :]}
@@ -51,6 +63,15 @@ def by_the_book(retention: Retention, saved: list[Version]) -> set[int]:
         is_kth = retention.every and version.sequence % retention.every == 0
         if is_kth or (retention.max_age_s and saved[-1].at - version.at <= retention.max_age_s):
             kept.add(version.lineage)
+    sizes: dict[bytes, int] = {}
+    for version in saved:
+        sizes[version.lineage] = sizes.get(version.lineage, 0) + version.blob_bytes
+    room = (retention.max_bytes or 2**63) - sizes[saved[-1].lineage]
+    for lineage in sorted(kept - {saved[-1].lineage}, key=int, reverse=True):
+        if sizes[lineage]:
+            room -= sizes[lineage]
+            if room < 0:
+                kept.discard(lineage)
     return {v.sequence for v in saved if v.blob_bytes and v.lineage not in kept}
 
 
@@ -61,6 +82,7 @@ def test_the_account_by_chains_says_what_one_of_all_states_would() -> None:
             last=rng.randrange(1, 5),
             every=rng.choice([0, 0, 3, 7]),
             max_age_s=rng.choice([0.0, 0.0, 5.0]),
+            max_bytes=rng.choice([0, 0, 20, 50]),
         )
         saved: list[Version] = []
         lineage, found = 0, Versions(retention)
@@ -70,7 +92,7 @@ def test_the_account_by_chains_says_what_one_of_all_states_would() -> None:
             blob_bytes = rng.choice([0, 10])
             saved.append(Version(sequence, float(sequence), b"%d" % lineage, blob_bytes))
             found.add(saved[-1])
-            if rng.random() < 0.2:
+            if not retention.max_bytes and rng.random() < 0.2:  # what went for room stays gone
                 gone |= set(found.take_dropped((), is_complete=False))
         gone |= set(found.take_dropped((), is_complete=False))
         assert gone == by_the_book(retention, saved)

@@ -247,7 +247,7 @@ class StateKeeper(Generic[S]):
             self.saved_bytes += len(saved.payload) + blob_bytes
             at = progress.updated_at or 0.0
             self.versions.add(Version(progress.sequence, at, frame.lineage, blob_bytes))
-            if frame.is_full and frame.blob:
+            if (frame.is_full and frame.blob) or self.versions.is_too_large:
                 self.needs_pruning = True
         self.has_snapshot = not is_confirmed
         if is_confirmed:

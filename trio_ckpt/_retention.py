@@ -10,6 +10,7 @@ nothing to let go of, or are let go of soon.  It is as large as what the store k
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Collection, Iterable
 
@@ -47,11 +48,15 @@ class Retention:
         last: The newest so many.
         every: One in so many records of the stream; 0: none because of that.
         max_age_s: Those that were saved in the last so many seconds; 0: none because of that.
+        max_bytes: Of those that are named above, from the newest on, only as many as have at
+            most so many bytes of large arrays together, as they are stored; 0: all.  What
+            stays in any case counts, too.
     """
 
     last: int = attrs.field(default=2, validator=attrs.validators.ge(1))
     every: int = attrs.field(default=0, validator=attrs.validators.ge(0))
     max_age_s: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
+    max_bytes: int = attrs.field(default=0, validator=attrs.validators.ge(0))
 
 
 @attrs.define(eq=False)
@@ -61,6 +66,7 @@ class _Chain:
     newest_at: float = 0.0
     is_kth: bool = False
     blobs: IndexSet = attrs.field(factory=IndexSet)  # the sequences of the records
+    nbytes: int = 0
 
 
 class Versions:
@@ -75,6 +81,7 @@ class Versions:
         self._recent: deque[bytes] = deque(maxlen=retention.last)  # chains of the newest states
         self._newest_at = 0.0
         self._chains: dict[bytes, _Chain] = {}  # the oldest first
+        self._nbytes = 0  # of all chains
         self._newest: tuple[bytes, _Chain] = b"", _Chain()  # it may have nothing to let go of yet
 
     def __len__(self) -> int:
@@ -93,6 +100,8 @@ class Versions:
         chain.is_kth = chain.is_kth or self._is_kth(version.sequence)
         if version.blob_bytes:
             chain.blobs.add(version.sequence)
+            chain.nbytes += version.blob_bytes
+            self._nbytes += version.blob_bytes
             self._chains[lineage] = chain
 
     def add_all(self, versions: Iterable[Version]) -> None:
@@ -104,6 +113,7 @@ class Versions:
         """Forget all."""
         self._recent.clear()
         self._chains.clear()
+        self._nbytes = 0
         self._newest = b"", _Chain()
 
     def take_dropped(self, needed: Collection[bytes], *, is_complete: bool) -> list[int]:
@@ -113,15 +123,35 @@ class Versions:
             needed: Chains that stay in any case.
             is_complete: The stream is: of the others only the newest stays.
         """
-        kept = {*needed}
-        if self._recent:
-            kept.update([self._recent[-1]] if is_complete else self._recent)
-        gone = [
-            lineage
-            for lineage, chain in self._chains.items()
-            if lineage not in kept and (is_complete or not self._is_kept(chain))
-        ]
-        return [sequence for lineage in gone for sequence in self._chains.pop(lineage).blobs]
+        kept = {*needed, *list(self._recent)[-1:]}
+        if not is_complete:
+            kept |= self._named(kept)
+        gone = [lineage for lineage in self._chains if lineage not in kept]
+        sequences: list[int] = []
+        for lineage in gone:
+            chain = self._chains.pop(lineage)
+            self._nbytes -= chain.nbytes
+            sequences += chain.blobs
+        return sequences
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether there are more bytes than may be kept, unless all of them stay in any case."""
+        return 0 < self._retention.max_bytes < self._nbytes
+
+    def _named(self, kept: Collection[bytes]) -> set[bytes]:
+        """The chains that retention names, beside those that stay in any case."""
+        recent = set(self._recent)
+        named: set[bytes] = set()
+        room = self._retention.max_bytes or math.inf
+        room -= sum(chain.nbytes for lineage, chain in self._chains.items() if lineage in kept)
+        for lineage, chain in reversed(self._chains.items()):
+            if lineage not in kept and (lineage in recent or self._is_kept(chain)):
+                room -= chain.nbytes
+                if room < 0:
+                    break
+                named.add(lineage)
+        return named
 
     def _is_kth(self, sequence: int) -> bool:
         every = self._retention.every
