@@ -49,6 +49,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_partial": (4, 3),
     "_desk": (4, 3),
     "_gate": (4, 4),
+    "_pins": (4, 4),
     "_walk": (4, 5),
     "_snapshots": (4, 6),
     "_redo": (4, 6),

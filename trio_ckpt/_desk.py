@@ -191,7 +191,8 @@ class Desk(ABC):
         keeper = self.keeper
         if keeper is None or not (keeper.needs_pruning or is_complete):
             return
-        dropped = keeper.take_dropped(is_complete=is_complete)
+        pinned = {pin.lineage for pin in self.lane.progress.pins.values()}
+        dropped = keeper.take_dropped(pinned, is_complete=is_complete)
         if dropped and self.saver.poison is None:
             with trio.CancelScope(shield=True):
                 try:

@@ -15,7 +15,7 @@ still in memory; arrays are read back from the store.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple
 
@@ -253,15 +253,20 @@ class StateKeeper(Generic[S]):
         if is_confirmed:
             self.confirmed = self.head
 
-    def take_dropped(self, *, is_complete: bool) -> list[int]:
-        """The records whose blobs are not needed any more; the versions are forgotten."""
+    def take_dropped(self, pinned: Collection[bytes], *, is_complete: bool) -> list[int]:
+        """The records whose blobs are not needed any more; the versions are forgotten.
+
+        Args:
+            pinned: Chains that stay.
+            is_complete: Of the others only the newest does.
+        """
         self.needs_pruning = False
         needed = {
             kept.chain[0][1].lineage
             for kept in (self.confirmed, self.head)
             if kept is not None and kept.chain
         }
-        return self.versions.take_dropped(needed, is_complete=is_complete)
+        return self.versions.take_dropped({*needed, *pinned}, is_complete=is_complete)
 
     def statistics(self) -> StateStatistics:
         """What the state costs."""

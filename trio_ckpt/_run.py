@@ -361,7 +361,8 @@ class Run:
 
         All later ones go back to work; state and cursor are again what they were then.
         Outputs, and lines of append files, are kept in the archive of the output folder.
-        Where batches build on each other, those go back, too, that were saved after the
+        States that were pinned (`Stream.pin`) are in `Progress.pins`, each with the batch to go
+        back to.  Where batches build on each other, those go back, too, that were saved after the
         first of them.
 
         Args:
