@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ import trio
 import trio_ckpt
 from trio_ckpt import Batch, NotEncodableError, Run, _keeper, open_run
 from trio_ckpt.abc import Store
-from trio_ckpt.state import Plan, _plan, encode_tree
+from trio_ckpt.state import Plan, _plan, check_kind, encode_tree
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Fail, FaultyStore
 
@@ -173,6 +174,86 @@ async def test_a_leaf_that_cannot_be_saved_fails_its_batch_by_its_path() -> None
 
     with pytest.raises(trio_ckpt.BatchFailedError, match=r"state\.table\.bad"):
         await session()
+
+
+@attrs.define
+class Base:
+    n: int = 0
+
+
+@attrs.define
+class Derived(Base):
+    m: int = 0
+
+
+@attrs.define
+class Other:
+    n: int = 0
+
+
+async def reopened(saved: Any, given: Any) -> Any:
+    """The state of a stream that was begun with one and is opened with another."""
+    store = MemoryStore()
+    for state in (saved, given):
+        async with (
+            begin(store) as run,
+            run.open_stream("s", state=state, on_fail="record") as stream,
+        ):
+            if state is saved:
+                await stream.save()
+    return stream.state
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "names"),
+    [
+        ({"n": 1}, [1], "type dict was saved, state= is of type list"),
+        ([1], {"n": 1}, "type list was saved, state= is of type dict"),
+        (Base(), {"n": 1}, "type Base was saved, state= is of type dict"),
+        ({"n": 1}, Base(), "type dict was saved, state= is of type Base"),
+        (Base(), Other(), "type Base was saved, state= is of type Other"),
+        ("text", b"text", "type str was saved, state= is of type bytes"),
+        (np.zeros(3), [0.0], "type ndarray was saved, state= is of type list"),
+        (1, [1], "type int was saved, state= is of type list"),
+        ({"n": 1}, trio_ckpt.Frontier(), "no Frontier was saved, and state= is a Frontier"),
+    ],
+)
+async def test_a_state_of_another_kind_is_refused_by_the_names_of_both(
+    saved: Any, given: Any, names: str
+) -> None:
+    with pytest.raises(trio_ckpt.StateChangedError, match=names):
+        await reopened(saved, given)
+
+
+@pytest.mark.parametrize(
+    ("saved", "given"),
+    [
+        ({"n": 1}, {}),
+        (Derived(1, 2), Derived()),
+        (1, 2.5),
+        (2.5, True),
+        (np.float32(1), 1.0),
+        (np.zeros(3), np.zeros((2, 2), np.int8)),
+        (Counter("a"), {}),
+        ({"n": 1}, OrderedDict()),
+    ],
+)
+async def test_a_state_of_the_same_kind_is_taken(saved: Any, given: Any) -> None:
+    assert np.array_equal(await reopened(saved, given), saved)
+
+
+async def test_a_saved_none_is_of_any_kind() -> None:
+    store = MemoryStore()
+    async with begin(store) as run, run.open_stream("s", state={"n": 1}) as stream:
+        stream.state = None  # type: ignore[assignment]  # what is tested
+        await stream.save()
+    async with begin(store) as run, run.open_stream("s", state={"n": 1}) as stream:
+        assert stream.state is None
+
+
+def test_a_class_and_one_derived_from_it_are_of_one_kind() -> None:
+    check_kind(Base(), Derived())
+    check_kind(Derived(), Base())
 
 
 # -- large trees --------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from .state import (
     Layout,
     Plan,
     Tree,
+    check_kind,
     diff_tree,
     encode_frame,
     encode_tree,
@@ -338,14 +339,17 @@ class StateKeeper(Generic[S]):
 
         Raises:
             StoreDamagedError: a frame is missing or is not what was saved.
+            StateChangedError: it is of another kind than the state that the user gave.
         """
         seen: list[Version] = []
         head, record = await read_chain(pages(), versions=seen)
         self.versions.add_all(seen)
         if not head or record is None:
             return
-        kept = _kept(head)
+        kept, given = _kept(head), self.state
+        self.plan.check_class(kept.tree, given)
         self.state, tables = await self._build(kept)
+        check_kind(given, self.state)
         self.head = self.confirmed = attrs.evolve(kept, tables=tables)
         if record.kind is Kind.SNAPSHOT and record.index is not None:
             self.resumed_from = (record.index, str(record.metadata.get("label", "")))

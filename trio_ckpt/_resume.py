@@ -27,7 +27,7 @@ from ._verify import Verifier, Verify
 from ._walk import Walk
 from .abc import Store
 from .outputs import SinkTooShortError
-from .state import Frontier, Plan
+from .state import Frontier, Plan, StateChangedError
 
 log = logging.getLogger("trio_ckpt.resume")
 
@@ -67,6 +67,7 @@ class Resume:
             StreamFailedError: the stream failed for good.
             OutputError: confirmed outputs are damaged; see `trio_ckpt._verify`.
             TypeError: it was opened with a state before.
+            StateChangedError: its saved state does not fit.
         """
         if state is None and self.desk.lane.progress.has_state:
             raise TypeError(
@@ -77,6 +78,9 @@ class Resume:
         await self._open_sinks()
         known: dict[int, bytes] = {}
         if isinstance(state, Frontier):
+            if self.desk.lane.progress.has_state:
+                problem = "one that is no Frontier was saved, and state= is a Frontier"
+                raise StateChangedError("state", problem)
             await self._load_frontier(cast("Frontier[Any]", state))
         else:
             await self._verify(known, nursery)

@@ -201,6 +201,7 @@ class Run:
             StreamFailedError: it failed for good in an earlier session; or `Stream.fail` was
                 called.
             RunStoppedError: the run was stopped before the stream was complete.
+            StateChangedError: the saved state does not fit `state`.
             OutputsMissingError, CannotRedoError, OutputError: confirmed outputs are damaged.
             ValueError: a bad key.
 
