@@ -52,6 +52,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_pins": (4, 4),
     "_walk": (4, 5),
     "_snapshots": (4, 6),
+    "_compact": (4, 6),
     "_redo": (4, 6),
     "_rescan": (4, 7),
     "_stream": (4, 8),
@@ -89,6 +90,7 @@ not in a circle."""
 OPTIONAL = {
     "state._arrays": "NumPy and what goes with it are an extra",
     "state._memory": "the same",
+    "state._merge": "the same",
 }
 """What may be imported where it is needed, so that the core does without, and why."""
 

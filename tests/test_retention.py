@@ -95,6 +95,10 @@ def test_the_account_by_chains_says_what_one_of_all_states_would() -> None:
             if not retention.max_bytes and rng.random() < 0.2:  # what went for room stays gone
                 gone |= set(found.take_dropped((), is_complete=False))
         gone |= set(found.take_dropped((), is_complete=False))
+        again = Versions(retention)
+        for version in reversed(saved):
+            again.add_older(version)
+        assert set(again.take_dropped((), is_complete=False)) == by_the_book(retention, saved)
         assert gone == by_the_book(retention, saved)
 
 

@@ -25,6 +25,7 @@ The floor plan; a file imports only from floors below its own:
 """
 
 from ._batch import Batch as Batch
+from ._compact import Compacted as Compacted
 from ._coordinator import CheckpointCoordinator as CheckpointCoordinator
 from ._drift import Drift as Drift, DriftProblem as DriftProblem, find_drift as find_drift
 from ._errors import (

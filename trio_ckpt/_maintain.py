@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import attrs
 import trio
 
+from ._array_tools import ArrayTools
+from ._compact import Compacted, Compaction
 from ._errors import UnknownRunError, UnknownStreamError
 from ._fresh import ARCHIVING, archive_generations, archived_note, replaced_by_next
 from ._groups import in_order
@@ -21,6 +23,7 @@ from ._ranges import IndexSet
 from ._records import Kind, Record
 from ._redo import Redo
 from ._resume import retry_record
+from ._retention import Retention
 from ._saver import DEFAULT_SAVE_TIMEOUT_S, Saver
 from ._threads import run_blocking
 from ._values import RUN_STREAM, StreamKey
@@ -79,6 +82,38 @@ class Maintenance:
         redo = self._redo(key)
         await self._begin_change()
         return await redo.rewind(to, reason)
+
+    async def compact(
+        self, keys: Iterable[StreamKey] | None = None, *, retention: Retention | None = None
+    ) -> Compacted:
+        """Merge saved states, so that a start reads one, and let go of old arrays.
+
+        Args:
+            keys: Of these streams; default: of all.
+            retention: Which old states keep their arrays; default: the newest two.  Pinned
+                ones do in any case, and of a complete stream only the newest.
+
+        Raises:
+            UnknownStreamError: there is no such stream.
+            StoreDamagedError: a state is not what was saved.
+
+        Durability: when this returns it is saved.
+        """
+        parts = {key: entry.progress for key, entry in self.view.streams.items()}
+        wanted = in_order(parts) if keys is None else list(keys)
+        tools = ArrayTools()
+        kept = Retention() if retention is None else retention
+        done: list[Compacted] = []
+        try:
+            for key in wanted:
+                lane = self._lane(key)
+                compaction = Compaction(
+                    self.store, self._saver, lane, tools, kept, self._begin_change
+                )
+                done.append(await compaction.run())
+            return Compacted.total(done)
+        finally:
+            tools.close()
 
     async def reset(self, reason: str) -> int:
         """Archive the run and its outputs: the next start begins again.

@@ -63,6 +63,7 @@ class Retention:
 class _Chain:
     """States that build on each other, at least one of which has something to let go of."""
 
+    newest: int = 0  # sequence
     newest_at: float = 0.0
     is_kth: bool = False
     blobs: IndexSet = attrs.field(factory=IndexSet)  # the sequences of the records
@@ -80,9 +81,9 @@ class Versions:
         self._retention = retention
         self._recent: deque[bytes] = deque(maxlen=retention.last)  # chains of the newest states
         self._newest_at = 0.0
-        self._chains: dict[bytes, _Chain] = {}  # the oldest first
+        self._chains: dict[bytes, _Chain] = {}
         self._nbytes = 0  # of all chains
-        self._newest: tuple[bytes, _Chain] = b"", _Chain()  # it may have nothing to let go of yet
+        self._open: tuple[bytes, _Chain] = b"", _Chain()  # it may have nothing to let go of yet
 
     def __len__(self) -> int:
         """How many chains have something to let go of."""
@@ -90,13 +91,25 @@ class Versions:
 
     def add(self, version: Version) -> None:
         """Take note of one more, the newest."""
-        lineage = version.lineage
-        self._recent.append(lineage)
+        self._recent.append(version.lineage)
         self._newest_at = version.at
-        if lineage != self._newest[0]:
-            self._newest = lineage, self._chains.get(lineage, _Chain())
-        chain = self._newest[1]
-        chain.newest_at = version.at
+        self._count(version)
+
+    def add_older(self, version: Version) -> None:
+        """Take note of one more that is older than all others."""
+        if len(self._recent) < self._retention.last:
+            self._recent.appendleft(version.lineage)
+        if not self._newest_at:
+            self._newest_at = version.at
+        self._count(version)
+
+    def _count(self, version: Version) -> None:
+        lineage = version.lineage
+        if lineage != self._open[0]:
+            self._open = lineage, self._chains.get(lineage, _Chain())
+        chain = self._open[1]
+        if version.sequence > chain.newest:
+            chain.newest, chain.newest_at = version.sequence, version.at
         chain.is_kth = chain.is_kth or self._is_kth(version.sequence)
         if version.blob_bytes:
             chain.blobs.add(version.sequence)
@@ -114,7 +127,8 @@ class Versions:
         self._recent.clear()
         self._chains.clear()
         self._nbytes = 0
-        self._newest = b"", _Chain()
+        self._newest_at = 0.0
+        self._open = b"", _Chain()
 
     def take_dropped(self, needed: Collection[bytes], *, is_complete: bool) -> list[int]:
         """The records whose blobs may go; they are forgotten.
@@ -145,7 +159,8 @@ class Versions:
         named: set[bytes] = set()
         room = self._retention.max_bytes or math.inf
         room -= sum(chain.nbytes for lineage, chain in self._chains.items() if lineage in kept)
-        for lineage, chain in reversed(self._chains.items()):
+        newest_first = sorted(self._chains.items(), key=lambda item: -item[1].newest)
+        for lineage, chain in newest_first:
             if lineage not in kept and (lineage in recent or self._is_kept(chain)):
                 room -= chain.nbytes
                 if room < 0:

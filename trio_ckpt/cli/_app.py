@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "import": ("_writes", "Take a run out of a file."),
     "retry": ("_writes", "Put back to work what was given up or has failed."),
     "rewind": ("_writes", "Put back to work all that came after a batch."),
+    "compact": ("_writes", "Merge saved states, and let go of old arrays."),
     "reset": ("_writes", "Archive a run: the next start begins it anew."),
     "prune": ("_writes", "Remove archived generations of a run."),
 }

@@ -1,4 +1,4 @@
-"""The commands that write: `retry`, `rewind`, `reset`, `prune`, `export` and `import`.
+"""The commands that write: `retry`, `rewind`, `compact`, `reset`, `prune`, `export`, `import`.
 
 Those that change a run say first what they would do, and ask; they take the run's lock, so
 they are refused while somebody runs it.
@@ -15,6 +15,7 @@ from itertools import pairwise
 import attrs
 import click
 
+from .._compact import Compacted
 from .._errors import RunLockedError
 from .._export import export_run
 from .._import import checked_archive, import_checked
@@ -22,6 +23,7 @@ from .._maintain import open_maintenance
 from .._progress import Progress
 from .._ranges import IndexSet
 from .._records import Status
+from .._retention import Retention
 from .._threads import run_blocking
 from .._values import StreamKey
 from .._words import number, plural, printable, spans, stream_name
@@ -254,8 +256,37 @@ async def rewind(
 
 
 # ---------------------------------------------------------------------------------------
-# reset and prune
+# compact, reset and prune
 # ---------------------------------------------------------------------------------------
+
+
+async def compact(
+    store: Store, run_id: str, *, stream: str | None, keep: int, consent: Consent
+) -> Answer:
+    """Merge the saved states of streams, and let go of the arrays of old ones."""
+    look = await _look_at_free(store, run_id)
+    keys = [key for key in choose_streams(look.keys, stream) if look.parts[key].has_state]
+    done = Compacted()
+    if keys:
+        consent.ask(
+            f"merge the saved states of {plural(len(keys), 'stream')} of run {run_id!r} and let "
+            f"go of the large arrays of all but the newest {plural(keep, 'state')} and those pinned"
+        )
+        async with open_maintenance(store, run_id) as desk:
+            done = await desk.compact(keys, retention=Retention(last=keep))
+    document = {
+        "store": store.url,
+        "run": run_id,
+        "streams": [list(key) for key in keys],
+        **attrs.asdict(done),
+    }
+    text = "no state was saved as differences: nothing to merge"
+    if done.merged:
+        text = f"{plural(done.frames, 'saved state')} of {plural(done.merged, 'stream')} merged"
+    if done.dropped:
+        text += f"; arrays of {plural(done.dropped, 'old state')} let go: "
+        text += f"{number(done.freed_bytes)} bytes"
+    return Answer(lambda: document, lambda: [text])
 
 
 async def reset(store: Store, run_id: str, *, output_dir: str | None, consent: Consent) -> Answer:

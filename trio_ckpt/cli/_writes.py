@@ -6,6 +6,7 @@ from functools import partial
 
 import click
 
+from .._retention import Retention
 from . import _change
 from ._options import (
     answer,
@@ -108,6 +109,29 @@ def rewind_command(
         output_dir=output_dir,
         consent=_change.Consent(yes),
     )
+    return answer(store, ask, as_json=as_json)
+
+
+@click.command("compact")
+@store_argument
+@run_argument(required=True)
+@stream_option
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    default=Retention().last,
+    show_default=True,
+    metavar="N",
+    help="How many states keep their large arrays, the newest counted; pinned ones do, too.",
+)
+@yes_option
+@json_option
+def compact_command(
+    store: str, run: str, stream: str | None, keep: int, yes: bool, as_json: bool
+) -> int:
+    """Merge saved states, so that a start reads one, and let go of old arrays."""
+    consent = _change.Consent(yes)
+    ask = partial(_change.compact, run_id=run, stream=stream, keep=keep, consent=consent)
     return answer(store, ask, as_json=as_json)
 
 

@@ -131,13 +131,15 @@ class View:
             raise StoreDamagedError("a saved view of a buffer is not one")
         sides = (tuple[int, ...](shape), tuple[int, ...](strides))
         view = cls(cast("Kind", kind), buffer, dtype, *sides, offset, writeable, device)
-        low, high = view._reach(view._itemsize())
+        low, high = view._reach(view.itemsize)
         room = 0 if buffer is None else sizes[buffer]
         if offset + low < 0 or offset + high > room:
             raise StoreDamagedError("a saved view reaches outside of its buffer")
         return view
 
-    def _itemsize(self) -> int:
+    @property
+    def itemsize(self) -> int:
+        """Of its elements, in bytes."""
         if self.kind in ("torch", "torch.parameter"):
             return torch_itemsize(self.dtype if isinstance(self.dtype, str) else "")
         return restore_dtype(self.dtype).itemsize
