@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -691,6 +693,23 @@ async def test_statistics_say_how_each_array_was_captured(tmp_path: Path) -> Non
     assert found.saved_bytes > 2_000_000
     assert set(found.arrays) == {"state.a"}
     assert found.arrays["state.a"].changed_bytes == 800_000
+
+
+async def test_statistics_say_what_share_of_the_time_the_loop_was_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock that goes on by a second each time somebody looks at it."""
+    seconds = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
+    async with begin(MemoryStore()) as run, run.open_stream("s", state={"n": 0}) as stream:
+        for n in range(3):
+            stream.state["n"] = n
+            await stream.save()
+        found = stream.statistics().state
+        assert found is not None
+        assert found.held_s == 4.0  # three saves, and the look at the initial state
+        assert found.held_share == 4 / 8  # each began a second after the one before had ended
+        assert stream.statistics().state == found  # it does not fade while nothing is saved
 
 
 # -- snapshots never answer for what is confirmed ------------------------------------------------

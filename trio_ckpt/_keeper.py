@@ -149,6 +149,8 @@ class StateKeeper(Generic[S]):
     held_s: float = 0.0
     needs_pruning: bool = False
     has_snapshot: bool = False
+    _opened: float = attrs.field(factory=lambda: time.perf_counter(), init=False)
+    _held_until: float | None = attrs.field(default=None, init=False)
     _saved: trio.Event | None = None
 
     # -- saving -------------------------------------------------------------------------------
@@ -162,18 +164,23 @@ class StateKeeper(Generic[S]):
         Cancellation: none.
         """
         started = time.perf_counter()
+        try:
+            return await self._hold()
+        finally:
+            self._held_until = time.perf_counter()
+            self.held_s += self._held_until - started
+
+    async def _hold(self) -> Hold:
         if self.plan.runs_code:
             flat = self.plan.flatten(self.state)
         else:
             flat = await self.beside(self.plan.flatten, self.state)
         base = None if self.head is None or _is_long(self.head) else self.head
         if not flat.arrays:
-            self.held_s += time.perf_counter() - started
             return Hold(self, base, flat.tree, None)
         held, tables = None, {} if base is None else base.tables
         with trio.CancelScope(shield=True):
             held = await self.tools.hold(flat.arrays, tables)
-        self.held_s += time.perf_counter() - started
         return Hold(self, base, flat.tree, held)
 
     async def beside(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -271,11 +278,12 @@ class StateKeeper(Generic[S]):
 
     def statistics(self) -> StateStatistics:
         """What the state costs."""
-        kept = self.head
+        kept, until = self.head, self._held_until
         return StateStatistics(
             saves=self.saves,
             saved_bytes=self.saved_bytes,
             held_s=self.held_s,
+            held_share=0.0 if until is None else self.held_s / (until - self._opened),
             tree_bytes=0 if kept is None else len(kept.tree_bytes),
             chain=0 if kept is None else len(kept.chain),
             arrays={

@@ -58,6 +58,8 @@ class StateStatistics:
         saves: How often it was saved in this session.
         saved_bytes: What those saves have written, packed.
         held_s: Seconds for which the program was held for them.
+        held_share: Those of the time between the opening of the stream and the newest save:
+            what saving slows the loop down by, from 0 to 1.
         tree_bytes: Of the newest, without its arrays.
         chain: How many frames it would be restored from.
         arrays: By the path of the first array in each buffer.
@@ -66,6 +68,7 @@ class StateStatistics:
     saves: int
     saved_bytes: int
     held_s: float
+    held_share: float
     tree_bytes: int
     chain: int
     arrays: Mapping[str, ArrayStatistics]
