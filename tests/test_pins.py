@@ -66,6 +66,25 @@ async def test_a_pinned_state_can_be_gone_back_to_long_after_others_were_let_go(
     assert np.array_equal(state["a"], np.random.default_rng(1).normal(size=100_000))
 
 
+async def test_a_pinned_state_can_be_read_without_going_back_to_it(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "store")
+    async with begin(store) as run, run.open_stream(*KEY, state=new()) as stream:
+        await work(stream, 1)
+        await stream.pin("good")
+        await work(stream, 5)
+        async for batch in stream.batches():  # its state is that of the batch before
+            batch.complete(last=True)
+    for batch_index, made_by in ((1, 1), (5, 5), (6, 5)):
+        found = await trio_ckpt.read_arrays(store, "r", KEY, batch=batch_index)
+        expected = np.random.default_rng(made_by).normal(size=100_000)
+        assert np.array_equal(found["state.a"], expected)
+    with pytest.raises(trio_ckpt.StoreDamagedError):
+        await trio_ckpt.read_arrays(store, "r", KEY, batch=2)
+    with pytest.raises(ValueError, match="batch 7 was never confirmed"):
+        await trio_ckpt.read_arrays(store, "r", KEY, batch=7)
+    await store.aclose()
+
+
 async def test_an_open_batch_is_saved_before_its_state_is_pinned() -> None:
     async with begin("memory:") as run, run.open_stream(*KEY, state=new()) as stream:
         async for batch in stream.batches(range(3)):
