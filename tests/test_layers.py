@@ -42,6 +42,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_retention": (3, 3),
     "_chain": (3, 4),
     "_array_tools": (3, 4),
+    "_attic": (3, 5),
     "_batch": (4, 0),
     "_stop": (4, 1),
     "_staging": (4, 2),

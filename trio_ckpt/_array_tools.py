@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class ArrayTools:
-    """The arena, the tracker and the compressor of a run."""
+    """The arena, the tracker and the compressor of a run.
+
+    Attributes:
+        archiving: Held by the stream whose old states are being archived.
+    """
+
+    archiving: trio.Lock = attrs.field(factory=trio.Lock)
 
     _engine: ArrayEngine | None = None
     _copying: trio.Lock = attrs.field(factory=trio.Lock)

@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 import attrs
 
 from ._array_tools import ArrayTools
+from ._attic import archive_chains
 from ._chain import blobs_of, fill, layout_of, read_chain, version_of
 from ._history import read_pages
 from ._keeper import Hold, Saved, StateKeeper
@@ -162,4 +163,7 @@ class Compaction:
         dropped = versions.take_dropped(needed, is_complete=is_complete)
         if not dropped:
             return 0, 0
-        return len(dropped), await self.store.drop_blobs(key, self.lane.text, dropped)
+        if self.retention.archive is not None:
+            await archive_chains(self.store, key, self.lane, dropped, self.retention.archive)
+        sequences = [sequence for part in dropped.values() for sequence in part]
+        return len(sequences), await self.store.drop_blobs(key, self.lane.text, sequences)

@@ -15,9 +15,10 @@ import attrs
 import msgspec
 import trio
 
+from ._attic import archive_chains
 from ._batch import AttemptState, Batch
 from ._coordinator import CheckpointCoordinator
-from ._errors import StoreError, StreamBusyError, describe_batch
+from ._errors import StoreError, StreamBusyError, TrioCkptError, describe_batch
 from ._keeper import StateKeeper
 from ._lane import Lane
 from ._records import CheckpointResult, ErrorInfo, Opened, Output, Record
@@ -47,6 +48,7 @@ class Desk(ABC):
         tokens: The tokens of batches handed out or waiting to run again.
         failed: Batches that failed for good in this session.
         files: Its outputs.
+        nursery: That of the run: what goes on beside the loop.
         keeper: Keeps the state that is captured with every batch, where there is one.
         opened_at: Unix time, s; the first record from then on says so.
         expected: How many batches there are in all, where that is known.
@@ -63,6 +65,7 @@ class Desk(ABC):
     stop: Stop
     retry: RetryTable
     files: StreamFiles
+    nursery: trio.Nursery
     keeper: StateKeeper[Any] | None = None
     frontier: Frontier[Any] | None = None
     first_index: int = 0
@@ -186,6 +189,8 @@ class Desk(ABC):
     async def prune_state(self, *, is_complete: bool = False) -> None:
         """Let go of arrays of states that nothing needs any more, best effort.
 
+        Where they are to be archived, that is done beside the loop.
+
         Cancellation: none.
         """
         keeper = self.keeper
@@ -193,12 +198,36 @@ class Desk(ABC):
             return
         pinned = {pin.lineage for pin in self.lane.progress.pins.values()}
         dropped = keeper.take_dropped(pinned, is_complete=is_complete)
-        if dropped and self.saver.poison is None:
-            with trio.CancelScope(shield=True):
+        if not dropped or self.saver.poison is not None:
+            return
+        archive = keeper.versions.retention.archive
+        if archive is None:
+            await self._let_go(keeper, dropped)
+        else:
+            self.nursery.start_soon(self._archive, keeper, dropped, archive)
+
+    async def _archive(
+        self, keeper: StateKeeper[Any], dropped: dict[bytes, list[int]], archive: str
+    ) -> None:
+        with trio.CancelScope(shield=True):
+            async with keeper.tools.archiving:
                 try:
-                    await keeper.store.drop_blobs(self.saver.run_key, self.lane.text, dropped)
-                except StoreError as error:
-                    log.warning("old states of %s stay: %s", self.where(), error)
+                    await archive_chains(
+                        keeper.store, self.saver.run_key, self.lane, dropped, archive
+                    )
+                except TrioCkptError as error:
+                    log.warning("old states of %s are not archived: %s", self.where(), error)
+                    return
+                if self.saver.poison is None:
+                    await self._let_go(keeper, dropped)
+
+    async def _let_go(self, keeper: StateKeeper[Any], dropped: dict[bytes, list[int]]) -> None:
+        sequences = [sequence for part in dropped.values() for sequence in part]
+        with trio.CancelScope(shield=True):
+            try:
+                await keeper.store.drop_blobs(self.saver.run_key, self.lane.text, sequences)
+            except StoreError as error:
+                log.warning("old states of %s stay: %s", self.where(), error)
 
     # -- the ends of tokens -------------------------------------------------------------------
 

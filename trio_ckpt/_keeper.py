@@ -261,8 +261,10 @@ class StateKeeper(Generic[S]):
         if is_confirmed:
             self.confirmed = self.head
 
-    def take_dropped(self, pinned: Collection[bytes], *, is_complete: bool) -> list[int]:
-        """The records whose blobs are not needed any more; the versions are forgotten.
+    def take_dropped(
+        self, pinned: Collection[bytes], *, is_complete: bool
+    ) -> dict[bytes, list[int]]:
+        """The chains that are not needed any more, see `Versions.take_dropped`.
 
         Args:
             pinned: Chains that stay.

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import attrs
-import trio
 
 from ._array_tools import ArrayTools
 from ._compact import Compacted, Compaction
@@ -24,7 +23,7 @@ from ._records import Kind, Record
 from ._redo import Redo
 from ._resume import retry_record
 from ._retention import Retention
-from ._saver import DEFAULT_SAVE_TIMEOUT_S, Saver
+from ._saver import Saver, open_saver
 from ._threads import run_blocking
 from ._values import RUN_STREAM, StreamKey
 from .abc import Pruned, RunKey, RunView, Store
@@ -133,7 +132,7 @@ class Maintenance:
         metadata: dict[str, object] = {"reset": reason}
         if replaced:
             metadata[ARCHIVING] = replaced
-        async with _saving(self.store, key) as saver:
+        async with open_saver(self.store, key) as saver:
             lane = saver.add_lane(RUN_STREAM, Progress())
             await saver.save(lane, Record(kind=Kind.NOTE, at=time.time(), metadata=metadata))
             await self._take_up(key)
@@ -207,22 +206,5 @@ async def open_maintenance(
             outputs = await run_blocking(OutputDir.open, folder)
             stack.callback(outputs.close)
         run_key = RunKey(run_id, view.generation, owner)
-        saver = await stack.enter_async_context(_saving(store, run_key))
+        saver = await stack.enter_async_context(open_saver(store, run_key))
         yield Maintenance(store, view, outputs, saver, run_key)
-
-
-@asynccontextmanager
-async def _saving(store: Store, run_key: RunKey) -> AsyncGenerator[Saver]:
-    """Save what the block submits; its exception leaves as it is."""
-    saver = Saver(store, run_key, save_timeout_s=DEFAULT_SAVE_TIMEOUT_S, on_poison=lambda: None)
-    body_error: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(saver.run)
-        try:
-            yield saver
-        except BaseException as error:
-            body_error = error
-        finally:
-            saver.close()
-    if body_error is not None:
-        raise body_error

@@ -11,6 +11,7 @@ nothing to let go of, or are let go of soon.  It is as large as what the store k
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Collection, Iterable
 
@@ -36,6 +37,10 @@ class Version:
     blob_bytes: int
 
 
+def _url_of(store: str | os.PathLike[str]) -> str:
+    return os.fspath(store)
+
+
 @attrs.frozen
 class Retention:
     """Which saved states keep their arrays: those that any of these names.
@@ -51,12 +56,17 @@ class Retention:
         max_bytes: Of those that are named above, from the newest on, only as many as have at
             most so many bytes of large arrays together, as they are stored; 0: all.  What
             stays in any case counts, too.
+        archive: A store, by its URL or its folder, into which the others are moved instead of
+            being deleted: the run ``RUN-GENERATION`` in it, for `read_arrays`.
     """
 
     last: int = attrs.field(default=2, validator=attrs.validators.ge(1))
     every: int = attrs.field(default=0, validator=attrs.validators.ge(0))
     max_age_s: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
     max_bytes: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    archive: str | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_url_of), kw_only=True
+    )
 
 
 @attrs.define(eq=False)
@@ -130,8 +140,15 @@ class Versions:
         self._newest_at = 0.0
         self._open = b"", _Chain()
 
-    def take_dropped(self, needed: Collection[bytes], *, is_complete: bool) -> list[int]:
-        """The records whose blobs may go; they are forgotten.
+    @property
+    def retention(self) -> Retention:
+        """What is kept of them."""
+        return self._retention
+
+    def take_dropped(
+        self, needed: Collection[bytes], *, is_complete: bool
+    ) -> dict[bytes, list[int]]:
+        """The chains that may go, each with those of its records that have blobs; forgotten.
 
         Args:
             needed: Chains that stay in any case.
@@ -140,13 +157,12 @@ class Versions:
         kept = {*needed, *list(self._recent)[-1:]}
         if not is_complete:
             kept |= self._named(kept)
-        gone = [lineage for lineage in self._chains if lineage not in kept]
-        sequences: list[int] = []
-        for lineage in gone:
+        dropped: dict[bytes, list[int]] = {}
+        for lineage in [lineage for lineage in self._chains if lineage not in kept]:
             chain = self._chains.pop(lineage)
             self._nbytes -= chain.nbytes
-            sequences += chain.blobs
-        return sequences
+            dropped[lineage] = list(chain.blobs)
+        return dropped
 
     @property
     def is_too_large(self) -> bool:

@@ -276,6 +276,7 @@ class Run:
             self._stop,
             retry or NO_RETRIES,
             files,
+            self._nursery,
             first_index=first_index,
             failed=self._failures.setdefault(key, {}),
         )

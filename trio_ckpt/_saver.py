@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
 
 import attrs
 import trio
@@ -404,6 +405,23 @@ class Saver:
         folds = self._take_folds()
         if folds and self.poison is None:
             await self._save([], folds)
+
+
+@asynccontextmanager
+async def open_saver(store: Store, run_key: RunKey) -> AsyncGenerator[Saver]:
+    """Save what the block submits; its exception leaves as it is."""
+    saver = Saver(store, run_key, save_timeout_s=DEFAULT_SAVE_TIMEOUT_S, on_poison=lambda: None)
+    body_error: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(saver.run)
+        try:
+            yield saver
+        except BaseException as error:
+            body_error = error
+        finally:
+            saver.close()
+    if body_error is not None:
+        raise body_error
 
 
 def _append_all(chunks: dict[AppendFile, list[bytes]]) -> dict[AppendFile, Exception]:

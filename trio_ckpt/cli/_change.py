@@ -261,7 +261,13 @@ async def rewind(
 
 
 async def compact(
-    store: Store, run_id: str, *, stream: str | None, keep: int, consent: Consent
+    store: Store,
+    run_id: str,
+    *,
+    stream: str | None,
+    keep: int,
+    archive: str | None,
+    consent: Consent,
 ) -> Answer:
     """Merge the saved states of streams, and let go of the arrays of old ones."""
     look = await _look_at_free(store, run_id)
@@ -269,11 +275,12 @@ async def compact(
     done = Compacted()
     if keys:
         consent.ask(
-            f"merge the saved states of {plural(len(keys), 'stream')} of run {run_id!r} and let "
-            f"go of the large arrays of all but the newest {plural(keep, 'state')} and those pinned"
+            f"merge the saved states of {plural(len(keys), 'stream')} of run {run_id!r} and "
+            f"{'let go of' if archive is None else f'move to {archive}'} the large arrays of all "
+            f"but the newest {plural(keep, 'state')} and those pinned"
         )
         async with open_maintenance(store, run_id) as desk:
-            done = await desk.compact(keys, retention=Retention(last=keep))
+            done = await desk.compact(keys, retention=Retention(last=keep, archive=archive))
     document = {
         "store": store.url,
         "run": run_id,
@@ -284,7 +291,8 @@ async def compact(
     if done.merged:
         text = f"{plural(done.frames, 'saved state')} of {plural(done.merged, 'stream')} merged"
     if done.dropped:
-        text += f"; arrays of {plural(done.dropped, 'old state')} let go: "
+        fate = "let go" if archive is None else f"moved to {archive}"
+        text += f"; arrays of {plural(done.dropped, 'old state')} {fate}: "
         text += f"{number(done.freed_bytes)} bytes"
     return Answer(lambda: document, lambda: [text])
 

@@ -124,14 +124,32 @@ def rewind_command(
     metavar="N",
     help="How many states keep their large arrays, the newest counted; pinned ones do, too.",
 )
+@click.option(
+    "--archive",
+    type=click.Path(),
+    metavar="STORE",
+    help="Move the others there instead of deleting them.",
+)
 @yes_option
 @json_option
 def compact_command(
-    store: str, run: str, stream: str | None, keep: int, yes: bool, as_json: bool
+    store: str,
+    run: str,
+    stream: str | None,
+    keep: int,
+    archive: str | None,
+    yes: bool,
+    as_json: bool,
 ) -> int:
     """Merge saved states, so that a start reads one, and let go of old arrays."""
-    consent = _change.Consent(yes)
-    ask = partial(_change.compact, run_id=run, stream=stream, keep=keep, consent=consent)
+    ask = partial(
+        _change.compact,
+        run_id=run,
+        stream=stream,
+        keep=keep,
+        archive=archive,
+        consent=_change.Consent(yes),
+    )
     return answer(store, ask, as_json=as_json)
 
 
