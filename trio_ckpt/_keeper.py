@@ -15,8 +15,8 @@ still in memory; arrays are read back from the store.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
@@ -46,7 +46,7 @@ from .state import (
 )
 
 if TYPE_CHECKING:
-    from .state._arrays import ArrayEngine, Held, Stored, Table
+    from .state._arrays import ArrayEngine, Held, Piece, Stored, Table
 
 S = TypeVar("S")
 
@@ -380,20 +380,32 @@ class Hold:
 
         Cancellation: none.
         """
-        stored: Stored | None = None
-        if self.held is not None:
-            with trio.CancelScope(shield=True):
-                stored = await run_blocking(partial(self.held.finish, in_place=True))
-                self.keeper.reports = stored.reports
+        held = self.held
+        if held is None:
+            return self._frame(None, b"", "", is_forced=is_forced)
         try:
-            return await self._frame(stored, is_forced=is_forced)
+            data, blob, stored = b"", "", None
+            with trio.CancelScope(shield=True):
+                data, blob = await self._put(held)
+                stored = await run_blocking(held.stored)
+                self.keeper.reports = stored.reports
+            return self._frame(stored, data, blob, is_forced=is_forced)
         finally:
-            if stored is not None:
-                stored.release()
+            held.release()
 
-    async def _frame(self, stored: Stored | None, *, is_forced: bool) -> Saved | None:
+    async def _put(self, held: Held) -> tuple[bytes, str]:
+        """What changed in arrays: the bytes if they are few, else the name of their blob."""
+        pieces = held.pieces()
+        first = await run_blocking(_take_first, pieces)
+        if sum(map(len, first)) > INLINE_BYTES:
+            return b"", await self.keeper.saver.put_blob(chain(first, pieces))
+        return b"".join(first), ""
+
+    def _frame(
+        self, stored: Stored | None, data: bytes, blob: str, *, is_forced: bool
+    ) -> Saved | None:
         """The same, of arrays that are packed."""
-        keeper, head = self.keeper, self.base
+        head = self.base
         encoded = encode_tree(self.tree)
         if head is not None and not is_forced and _is_same(head, encoded, stored):
             return None
@@ -404,12 +416,6 @@ class Hold:
             delta = diff_tree(head.tree, self.tree)
             tree = b"" if delta is None else encode_tree(delta)
         layout = NO_ARRAYS if stored is None else stored.layout
-        pieces = [] if stored is None else stored.pieces
-        size = sum(map(len, pieces))
-        blob = ""
-        if stored is not None and size > INLINE_BYTES:
-            blob = stored.name
-            await keeper.saver.put_blob(blob, pieces)
         frame = Frame(
             lineage=new_lineage() if head is None else head.chain[0][1].lineage,
             number=0 if head is None else head.chain[0][1].number + 1,
@@ -417,9 +423,9 @@ class Hold:
             tree=tree,
             layout=None if head is not None and layout == head.layout else layout,
             patches=() if stored is None else stored.patches,
-            data=b"" if blob else b"".join(pieces),
+            data=data,
             blob=blob,
-            data_bytes=size,
+            data_bytes=0 if stored is None else stored.nbytes,
         )
         payload = encode_frame(frame)
         link = (frame_digest(payload), frame)
@@ -438,6 +444,16 @@ class Hold:
         """Give the copies back: it is not to be saved."""
         if self.held is not None:
             self.held.release()
+
+
+def _take_first(pieces: Iterator[Piece]) -> list[Piece]:
+    """As many as show whether they are few."""
+    first: list[Piece] = []
+    size = 0
+    while size <= INLINE_BYTES and (piece := next(pieces, None)) is not None:
+        first.append(piece)
+        size += len(piece)
+    return first
 
 
 def _is_same(head: Kept, encoded: bytes, stored: Stored | None) -> bool:
