@@ -1,4 +1,4 @@
-"""What a shadow would save: how small changed arrays pack, plain and as the XOR with what they were.
+"""What a shadow would save: how changed arrays pack, plain and as the XOR with what they were.
 
     python -m benchmarks.shadow
 
