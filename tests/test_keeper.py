@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import numpy as np
@@ -14,10 +16,9 @@ import pytest
 import trio
 
 import trio_ckpt
-from trio_ckpt import Batch, NotEncodableError, Run, open_run
-from trio_ckpt._retention import Version
+from trio_ckpt import Batch, NotEncodableError, Run, _keeper, open_run
 from trio_ckpt.abc import Store
-from trio_ckpt.state import Plan, encode_tree
+from trio_ckpt.state import Plan, _plan, check_kind, encode_tree
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Fail, FaultyStore
 
@@ -175,6 +176,176 @@ async def test_a_leaf_that_cannot_be_saved_fails_its_batch_by_its_path() -> None
         await session()
 
 
+@attrs.define
+class Base:
+    n: int = 0
+
+
+@attrs.define
+class Derived(Base):
+    m: int = 0
+
+
+@attrs.define
+class Other:
+    n: int = 0
+
+
+async def reopened(saved: Any, given: Any) -> Any:
+    """The state of a stream that was begun with one and is opened with another."""
+    store = MemoryStore()
+    for state in (saved, given):
+        async with (
+            begin(store) as run,
+            run.open_stream("s", state=state, on_fail="record") as stream,
+        ):
+            if state is saved:
+                await stream.save()
+    return stream.state
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "names"),
+    [
+        ({"n": 1}, [1], "type dict was saved, state= is of type list"),
+        ([1], {"n": 1}, "type list was saved, state= is of type dict"),
+        (Base(), {"n": 1}, "type Base was saved, state= is of type dict"),
+        ({"n": 1}, Base(), "type dict was saved, state= is of type Base"),
+        (Base(), Other(), "type Base was saved, state= is of type Other"),
+        ("text", b"text", "type str was saved, state= is of type bytes"),
+        (np.zeros(3), [0.0], "type ndarray was saved, state= is of type list"),
+        (1, [1], "type int was saved, state= is of type list"),
+        ({"n": 1}, trio_ckpt.Frontier(), "no Frontier was saved, and state= is a Frontier"),
+    ],
+)
+async def test_a_state_of_another_kind_is_refused_by_the_names_of_both(
+    saved: Any, given: Any, names: str
+) -> None:
+    with pytest.raises(trio_ckpt.StateChangedError, match=names):
+        await reopened(saved, given)
+
+
+@pytest.mark.parametrize(
+    ("saved", "given"),
+    [
+        ({"n": 1}, {}),
+        (Derived(1, 2), Derived()),
+        (1, 2.5),
+        (2.5, True),
+        (np.float32(1), 1.0),
+        (np.zeros(3), np.zeros((2, 2), np.int8)),
+        (Counter("a"), {}),
+        ({"n": 1}, OrderedDict()),
+    ],
+)
+async def test_a_state_of_the_same_kind_is_taken(saved: Any, given: Any) -> None:
+    assert np.array_equal(await reopened(saved, given), saved)
+
+
+async def test_a_saved_none_is_of_any_kind() -> None:
+    store = MemoryStore()
+    async with begin(store) as run, run.open_stream("s", state={"n": 1}) as stream:
+        stream.state = None  # type: ignore[assignment]  # what is tested
+        await stream.save()
+    async with begin(store) as run, run.open_stream("s", state={"n": 1}) as stream:
+        assert stream.state is None
+
+
+def test_a_class_and_one_derived_from_it_are_of_one_kind() -> None:
+    check_kind(Base(), Derived())
+    check_kind(Derived(), Base())
+
+
+# -- large trees --------------------------------------------------------------------------------
+
+
+@attrs.define
+class Celsius:
+    """Whoever reads its field runs code of the program."""
+
+    degrees: float = 0.0
+    seen: ClassVar[list[int]] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "degrees":
+            Celsius.seen.append(threading.get_ident())
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("keys", [100, 10_000])
+async def test_a_large_tree_is_taken_apart_and_compared_in_a_thread(
+    keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: dict[str, list[int]] = {"flatten_state": [], "diff_tree": [], "encode_tree": []}
+
+    def noted(name: str, func: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            where[name].append(threading.get_ident())
+            return func(*args)
+
+        return call
+
+    async with (
+        begin(MemoryStore()) as run,
+        run.open_stream("s", state={f"key{n}": n for n in range(keys)}) as stream,
+    ):
+        for module, name in (
+            (_plan, "flatten_state"),
+            (_keeper, "diff_tree"),
+            (_keeper, "encode_tree"),
+        ):
+            monkeypatch.setattr(module, name, noted(name, getattr(module, name)))
+        for n in range(3):
+            stream.state["key7"] = -n
+            await stream.save()
+        await stream.finish()
+    is_large = keys > 1_000
+    assert where["flatten_state"]
+    assert bool(where["diff_tree"]) is is_large  # a small one is saved whole
+    for threads in where.values():
+        assert all((thread != threading.get_ident()) is is_large for thread in threads)
+
+
+async def test_code_of_the_program_runs_in_its_own_thread_however_large_the_tree_is() -> None:
+    state: dict[str, Any] = {f"key{n}": n for n in range(10_000)}
+    async with (
+        begin(MemoryStore()) as run,
+        run.open_stream("s", state={"now": Celsius(), **state}) as stream,
+    ):
+        Celsius.seen.clear()
+        for n in range(3):
+            stream.state["now"].degrees = float(n)
+            await stream.save()
+        await stream.finish()
+    assert set(Celsius.seen) == {threading.get_ident()}
+
+
+async def test_other_tasks_go_on_while_a_large_tree_is_taken_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The walk waits for another task: on the event loop it would wait for ever."""
+    went_on, real = threading.Event(), _plan.flatten_state
+
+    def wait(*args: Any) -> Any:
+        assert went_on.wait(10)
+        return real(*args)
+
+    async def go_on() -> None:
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        went_on.set()
+
+    async with (
+        begin(MemoryStore()) as run,
+        run.open_stream("s", state={f"key{n}": n for n in range(10_000)}) as stream,
+    ):
+        monkeypatch.setattr(_plan, "flatten_state", wait)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(go_on)
+            await stream.save()
+        await stream.finish()
+
+
 # -- snapshots ----------------------------------------------------------------------------------
 
 
@@ -214,6 +385,78 @@ async def test_a_killed_body_goes_on_with_its_newest_snapshot(autojump_clock: An
         (1, "step 13", 13),
         (1, "step 16", 16),
     ]
+
+
+async def handled(
+    run: Run, seen: list[tuple[int, str | None, int]], die_at: int | None = None
+) -> Model:
+    """What `long_body` does, as a handler."""
+
+    async def handle(batch: Batch[Any]) -> None:
+        model = stream.state
+        seen.append((batch.index, batch.resumed_from, model.step))
+        async with stream.snapshots(every_s=1.0) as snapshot:
+            while model.step < 10 * (batch.index + 1):
+                step(model)
+                await snapshot.point(f"step {model.step}")
+                await trio.sleep(0.6)
+                if model.step == die_at:
+                    raise KeyboardInterrupt
+        batch.complete()
+
+    async with run.open_stream("s", state=new_model()) as stream:
+        await trio_ckpt.run_batches(stream, range(2), handle)
+        return stream.state
+
+
+async def test_a_handler_that_is_killed_goes_on_with_its_newest_snapshot(
+    autojump_clock: Any,
+) -> None:
+    store, seen = MemoryStore(), list[tuple[int, str | None, int]]()
+    async with begin(MemoryStore()) as run:
+        expected = bits(await long_body(run, []))
+    for die_at in (4, 13, 17):
+        with pytest.raises(KeyboardInterrupt):
+            async with begin(store) as run:
+                await handled(run, seen, die_at)
+        store = store.after_crash()
+    async with begin(store) as run:
+        assert bits(await handled(run, seen)) == expected
+    assert seen == [
+        (0, None, 0),
+        (0, "step 3", 3),
+        (1, None, 10),
+        (1, "step 13", 13),
+        (1, "step 16", 16),
+    ]
+
+
+async def test_snapshots_are_for_the_task_that_works_on_the_batch() -> None:
+    refused = list[str]()
+
+    async def snap_elsewhere(stream: Any) -> None:
+        with pytest.raises(trio_ckpt.StreamBusyError):
+            async with stream.snapshots():
+                raise AssertionError("it was opened")
+        refused.append("no")
+
+    async def handle(batch: Batch[Any]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(snap_elsewhere, stream)
+        batch.complete()
+        await batch.confirm()
+        with pytest.raises(trio_ckpt.StreamBusyError):  # its batch is over
+            async with stream.snapshots():
+                raise AssertionError("it was opened")
+        refused.append("over")
+
+    async with begin(MemoryStore()) as run, run.open_stream("s", state={"n": 0}) as stream:
+        await trio_ckpt.run_batches(stream, range(1), handle)
+        with pytest.raises(RuntimeError, match="none is open"):
+            async with stream.snapshots():
+                raise AssertionError("it was opened")
+    await snap_elsewhere(stream)
+    assert refused == ["no", "over", "no"]
 
 
 async def test_a_failed_attempt_discards_its_snapshots(autojump_clock: Any) -> None:
@@ -413,6 +656,16 @@ async def test_a_rewind_finds_what_retention_keeps_and_says_so_where_it_does_not
             assert stream.state["n"] == 6
 
 
+async def test_kept_states_have_at_most_so_many_bytes(tmp_path: Path) -> None:
+    """Each has 800,000 bytes of noise, and a little more."""
+    folder = tmp_path / "store"
+    retention = trio_ckpt.Retention(last=9, max_bytes=2_500_000)
+    await rewrite(f"sqlite:{folder}", 8, retention=retention)
+    assert blob_files(folder) == 3
+    async with begin(f"sqlite:{folder}") as run:
+        assert list(await run.rewind(("s",), to=5, reason="x")) == [6, 7]
+
+
 async def test_a_damaged_state_is_refused_or_gone_back_from(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     await rewrite(f"sqlite:{folder}", 4, retention=trio_ckpt.Retention(last=4))
@@ -438,24 +691,6 @@ async def test_statistics_say_how_each_array_was_captured(tmp_path: Path) -> Non
     assert found.saved_bytes > 2_000_000
     assert set(found.arrays) == {"state.a"}
     assert found.arrays["state.a"].changed_bytes == 800_000
-
-
-def versions(*lineages: bytes) -> list[Version]:
-    return [Version(n + 1, float(n), lineage, True) for n, lineage in enumerate(lineages)]
-
-
-@pytest.mark.parametrize(
-    ("retention", "dropped"),
-    [
-        (trio_ckpt.Retention(last=1), [1, 2, 3]),
-        (trio_ckpt.Retention(last=3), [1, 2]),
-        (trio_ckpt.Retention(last=1, every=2), [3]),
-        (trio_ckpt.Retention(last=1, max_age_s=2.0), [1, 2]),
-    ],
-)
-def test_retention_keeps_whole_chains(retention: trio_ckpt.Retention, dropped: list[int]) -> None:
-    assert retention.choose(versions(b"a", b"a", b"b", b"c", b"c")) == dropped
-    assert retention.choose([]) == []
 
 
 # -- snapshots never answer for what is confirmed ------------------------------------------------

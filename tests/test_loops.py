@@ -122,6 +122,51 @@ async def test_a_retry_that_waits_holds_no_worker_and_ends_no_loop(
     assert trio.current_time() == pytest.approx(62, abs=0.1)
 
 
+FLAKY = RetryTable((RetryRule((BodyError,), backoff_s=50.0, jitter=0.0),))
+
+
+@pytest.mark.parametrize("carrier", ["state", "cursor"])
+async def test_no_batch_overtakes_one_that_waits_for_its_next_attempt_where_they_have_an_order(
+    carrier: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    seen: list[tuple[int, Any]] = []
+
+    async def handle(batch: Batch[int]) -> None:
+        before = stream.state["n"] if carrier == "state" else stream.cursor
+        seen.append((batch.index, before))
+        if carrier == "state":
+            stream.state["n"] = batch.index
+        if batch.index == 2 and batch.attempt == 1:
+            raise BodyError
+        if carrier == "cursor":
+            batch.complete(cursor=batch.index)
+        else:
+            batch.complete()
+
+    async with begin("memory:") as run:
+        state: Any = {"n": None} if carrier == "state" else None
+        async with run.open_stream("s", state=state, retry=FLAKY) as stream:
+            await run_batches(stream, range(4), handle)
+    assert seen == [(0, None), (1, 0), (2, 1), (2, 1), (3, 2)]
+    assert trio.current_time() == pytest.approx(50, abs=1)
+
+
+async def test_batches_that_stand_alone_overtake_one_that_waits_for_its_next_attempt(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    seen = list[int]()
+
+    async def handle(batch: Batch[int]) -> None:
+        seen.append(batch.index)
+        if batch.index == 1 and batch.attempt == 1:
+            raise BodyError
+        batch.complete()
+
+    async with begin("memory:") as run, run.open_stream("s", retry=FLAKY) as stream:
+        await run_batches(stream, range(4), handle)
+    assert seen == [0, 1, 2, 3, 1]
+
+
 async def test_a_failure_cancels_the_others_which_run_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -73,7 +73,7 @@ from ._maintain import Maintenance as Maintenance, open_maintenance as open_main
 from ._open import open_run as open_run
 from ._partial import read_arrays as read_arrays
 from ._phase import Phase as Phase
-from ._progress import FailedAttempt as FailedAttempt, Progress as Progress
+from ._progress import FailedAttempt as FailedAttempt, Pin as Pin, Progress as Progress
 from ._records import (
     CheckpointResult as CheckpointResult,
     ErrorInfo as ErrorInfo,

@@ -110,7 +110,7 @@ class _Chain:
 def version_of(sequence: int, record: Record) -> Version:
     """The version that a record with a state is of."""
     frame = decode_frame(record.state)
-    return Version(sequence, record.at, frame.lineage, bool(frame.blob))
+    return Version(sequence, record.at, frame.lineage, frame.data_bytes if frame.blob else 0)
 
 
 def blobs_of(payload: bytes) -> tuple[str, ...]:

@@ -191,7 +191,8 @@ class Desk(ABC):
         keeper = self.keeper
         if keeper is None or not (keeper.needs_pruning or is_complete):
             return
-        dropped = keeper.take_dropped(is_complete=is_complete)
+        pinned = {pin.lineage for pin in self.lane.progress.pins.values()}
+        dropped = keeper.take_dropped(pinned, is_complete=is_complete)
         if dropped and self.saver.poison is None:
             with trio.CancelScope(shield=True):
                 try:
@@ -222,8 +223,6 @@ class Desk(ABC):
 
     def close(self) -> None:
         """Leave no token pending, but for those whose save is under way: they are told."""
-        if self.keeper is not None:
-            self.keeper.close()
         for batch in tuple(self.open.values()):
             if batch.state is not AttemptState.SUBMITTED:
                 self.drop(batch, CANCELLED)

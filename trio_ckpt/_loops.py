@@ -47,8 +47,9 @@ async def run_batches(
         items: As for `Stream.batches`; None: the items of the stream's `Frontier`.
         handler: Called with each batch; must settle it.  An exception fails the attempt.
         concurrency: How many batches are worked on at the same time.
-        retry: What to do with failed attempts; default: the stream's table.  Batches that
-            wait for their next attempt keep nobody from working.
+        retry: What to do with failed attempts; default: the stream's table.  A batch that
+            waits for its next attempt keeps nobody from working, unless batches have an
+            order: with a state that is no `Frontier`, or a cursor, none overtakes another.
         validate: What every JSON output must pass before its batch is confirmed; default:
             as the stream was opened with, which also has it checked on resume.
         key: As for `Stream.batches`.
@@ -192,7 +193,9 @@ class Feed(Generic[T]):
             is done, also during a stop.
         """
         while True:
-            found = self._due() or self._fresh()
+            found = self._due()
+            if found is None and not (self._delayed and self._is_ordered):
+                found = self._fresh()
             if found is not None:
                 self._working += 1  # or the others would take it that nothing is left
                 await trio.lowlevel.checkpoint()
@@ -226,6 +229,12 @@ class Feed(Generic[T]):
     def wake(self) -> None:
         """Let those who wait for work look again."""
         self._idle.unpark_all()
+
+    @property
+    def _is_ordered(self) -> bool:
+        """Whether a batch begins with what the one before it has left, so none may overtake it."""
+        has_order = self._desk.keeper is not None or self._desk.lane.progress.has_cursor
+        return has_order and not self._desk.is_parallel
 
     def _due(self) -> tuple[int, T | None, bytes] | None:
         if self._delayed and self._delayed[0][0] <= trio.current_time():

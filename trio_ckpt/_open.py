@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import trio
 
+from ._array_tools import ArrayTools
 from ._config import canonical_config
 from ._coordinator import CheckpointCoordinator
 from ._errors import EXIT_DRAINED
@@ -116,6 +117,8 @@ async def open_run(
         if output_dir is not None:
             outputs = await run_blocking(OutputDir.open, output_dir)
             stack.callback(outputs.close)
+        tools = ArrayTools()
+        stack.callback(tools.close)
         view = await store.load_run(run_id)
         generation = view.generation if view is not None else 0
         change = compare_config(None if fresh else view, plain, tunable, on_config_change, run_id)
@@ -160,6 +163,7 @@ async def open_run(
                 coordinator=coordinator or CheckpointCoordinator(),
                 outputs=outputs,
                 settings=Settings(verify, redo_missing, retry_failed),
+                tools=tools,
                 found=found,
                 runtime_s=session.runtime_s,
                 resume_command=resume_command or shlex.join(sys.orig_argv) or None,

@@ -25,6 +25,20 @@ class FailedAttempt(msgspec.Struct, frozen=True, array_like=True):
     error: ErrorInfo | None
 
 
+class Pin(msgspec.Struct, frozen=True, array_like=True):
+    """A saved state that keeps its arrays, whatever the retention says.
+
+    Attributes:
+        at: When it was pinned; Unix time, s.
+        batch_index: The last batch that was done then: what to rewind to; None: none was.
+        lineage: The chain of the state; empty: it has none, so it has nothing to let go of.
+    """
+
+    at: float
+    batch_index: int | None
+    lineage: bytes
+
+
 @attrs.define
 class Progress:
     """What the records of one stream add up to.
@@ -53,6 +67,7 @@ class Progress:
         outputs: Files confirmed so far, redone ones counted again; 0: nothing to verify.
         sinks: Confirmed bytes per append file.
         metadata: Of the finished stream.
+        pins: Its pinned states, by label.
         started_at, updated_at, completed_at, failed_at: Unix time, s; None: not yet.
         opens: How often it was opened and then saved something.
         opened_at: The last time it was; Unix time, s.
@@ -90,6 +105,7 @@ class Progress:
     opened_at: float | None = None
     worked_at: float | None = None
     earlier_s: float = 0.0
+    pins: dict[str, Pin] = attrs.field(factory=dict[str, Pin])
     done: IndexSet = attrs.field(
         init=False,
         eq=False,
@@ -227,8 +243,12 @@ def _apply_redo(progress: Progress, record: Record) -> None:
     progress.records -= record.records
     for lines in record.lines:
         progress.sinks[lines.path] = progress.sinks.get(lines.path, 0) - lines.size
-    if record.index is not None and (progress.last_index or 0) > record.index:
-        progress.last_index = None
+    if record.index is not None:
+        if (progress.last_index or 0) > record.index:
+            progress.last_index = None
+        for label, pin in tuple(progress.pins.items()):
+            if pin.batch_index is not None and pin.batch_index > record.index:
+                del progress.pins[label]  # its batch will be another
     if record.taken is not None:
         add_sums(progress.totals, decode_sums(record.taken.totals), sign=-1)
         add_sums(progress.spent_confirmed, decode_sums(record.taken.spent), sign=-1)
@@ -256,6 +276,15 @@ def _apply_note(_progress: Progress, _record: Record) -> None:
     """For the history only."""
 
 
+def _apply_pin(progress: Progress, record: Record) -> None:
+    label, lineage = (str(record.metadata.get(name, "")) for name in ("label", "lineage"))
+    progress.pins[label] = Pin(record.at, record.index, bytes.fromhex(lineage))
+
+
+def _apply_unpin(progress: Progress, record: Record) -> None:
+    progress.pins.pop(str(record.metadata.get("label", "")), None)
+
+
 def _open(progress: Progress) -> None:
     progress.status = Status.INTERRUPTED
     progress.error = progress.completed_at = progress.failed_at = None
@@ -267,7 +296,7 @@ def _index(record: Record) -> int:
     return record.index
 
 
-_NO_WORK = frozenset({Kind.REDO, Kind.RETRY, Kind.NOTE})
+_NO_WORK = frozenset({Kind.REDO, Kind.RETRY, Kind.NOTE, Kind.PIN, Kind.UNPIN})
 
 _APPLY = {
     Kind.BATCH: _apply_batch,
@@ -282,6 +311,8 @@ _APPLY = {
     Kind.END: _apply_facts,
     Kind.NOTE: _apply_note,
     Kind.SNAPSHOT: _apply_note,
+    Kind.PIN: _apply_pin,
+    Kind.UNPIN: _apply_unpin,
 }
 
 
@@ -317,6 +348,7 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     opened_at: float | None
     worked_at: float | None
     earlier_s: float
+    pins: dict[str, Pin]
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -353,6 +385,7 @@ def encode_progress(progress: Progress) -> bytes:
             progress.opened_at,
             progress.worked_at,
             progress.earlier_s,
+            progress.pins,
         )
     )
 
@@ -396,6 +429,7 @@ def decode_progress(payload: bytes) -> Progress:
             opened_at=fold.opened_at,
             worked_at=fold.worked_at,
             earlier_s=fold.earlier_s,
+            pins=fold.pins,
         )
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreDamagedError(f"saved progress cannot be read: {error}") from error

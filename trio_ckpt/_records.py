@@ -134,6 +134,8 @@ class Kind(enum.IntEnum):
     NOTE = 10  # for the history; it changes nothing
     ADD = 11  # the stream is on the run's list, at a position
     SNAPSHOT = 12  # state inside a batch that is not confirmed
+    PIN = 13  # the confirmed state, of which `index` is the last batch, has a label and stays
+    UNPIN = 14  # the state of a label stays for that no longer
 
 
 class SinkLines(msgspec.Struct, frozen=True, array_like=True):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import attrs
 import trio
 
+from ._array_tools import ArrayTools
 from ._errors import OutputsMissingError, StoreDamagedError, StreamFailedError
 from ._gate import Gate
 from ._history import read_pages
@@ -20,13 +21,13 @@ from ._progress import Progress
 from ._ranges import IndexSet
 from ._records import Kind, Record, Status
 from ._redo import Redo
-from ._retention import Retention
+from ._retention import Retention, Versions
 from ._stream import Stream
 from ._verify import Verifier, Verify
 from ._walk import Walk
 from .abc import Store
 from .outputs import SinkTooShortError
-from .state import Frontier, Plan
+from .state import Frontier, Plan, StateChangedError
 
 log = logging.getLogger("trio_ckpt.resume")
 
@@ -51,6 +52,7 @@ class Resume:
     store: Store
     desk: Gate
     settings: Settings
+    tools: ArrayTools
     _redo: Redo = attrs.field(init=False)
     _beside: _Beside | None = attrs.field(default=None, init=False)
 
@@ -65,6 +67,7 @@ class Resume:
             StreamFailedError: the stream failed for good.
             OutputError: confirmed outputs are damaged; see `trio_ckpt._verify`.
             TypeError: it was opened with a state before.
+            StateChangedError: its saved state does not fit.
         """
         if state is None and self.desk.lane.progress.has_state:
             raise TypeError(
@@ -75,6 +78,9 @@ class Resume:
         await self._open_sinks()
         known: dict[int, bytes] = {}
         if isinstance(state, Frontier):
+            if self.desk.lane.progress.has_state:
+                problem = "one that is no Frontier was saved, and state= is a Frontier"
+                raise StateChangedError("state", problem)
             await self._load_frontier(cast("Frontier[Any]", state))
         else:
             await self._verify(known, nursery)
@@ -196,8 +202,8 @@ class Resume:
     async def _restore(self, state: object) -> None:
         """Go on from the saved state; where there is none, from what the user gave."""
         plan = Plan[object].of(state)
-        keeper = StateKeeper(self.store, self.desk.saver, plan, state)
-        keeper.retention = self.settings.retention
+        keeper = StateKeeper(self.store, self.desk.saver, plan, state, self.tools)
+        keeper.versions = Versions(self.settings.retention)
         # A state that cannot be saved is refused before any work.
         if self.desk.lane.progress.has_state:
             await keeper.begin(keeper.look())

@@ -1,10 +1,22 @@
-"""Which saved states keep their arrays."""
+"""Which saved states keep their arrays.
+
+Theory of operation
+===================
+
+The states of one chain build on each other, so a chain is kept or goes as a whole.  `Versions`
+keeps account of chains, not of states: a long run saves millions of states, most of which have
+nothing to let go of, or are let go of soon.  It is as large as what the store keeps of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections import deque
+from collections.abc import Collection, Iterable
 
 import attrs
+
+from ._ranges import IndexSet
 
 
 @attrs.frozen
@@ -15,13 +27,13 @@ class Version:
         sequence: Of its record.
         at: When it was saved; Unix time, s.
         lineage: Its chain.
-        has_blob: Whether there is something to let go of.
+        blob_bytes: Of the arrays that can be let go of; 0: it has none in a blob.
     """
 
     sequence: int
     at: float
     lineage: bytes
-    has_blob: bool
+    blob_bytes: int
 
 
 @attrs.frozen
@@ -36,27 +48,116 @@ class Retention:
         last: The newest so many.
         every: One in so many records of the stream; 0: none because of that.
         max_age_s: Those that were saved in the last so many seconds; 0: none because of that.
+        max_bytes: Of those that are named above, from the newest on, only as many as have at
+            most so many bytes of large arrays together, as they are stored; 0: all.  What
+            stays in any case counts, too.
     """
 
     last: int = attrs.field(default=2, validator=attrs.validators.ge(1))
     every: int = attrs.field(default=0, validator=attrs.validators.ge(0))
     max_age_s: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
+    max_bytes: int = attrs.field(default=0, validator=attrs.validators.ge(0))
 
-    def choose(
-        self, versions: Sequence[Version], needed: Collection[bytes] = frozenset()
-    ) -> list[int]:
-        """The sequences of those whose blobs may go.
+
+@attrs.define(eq=False)
+class _Chain:
+    """States that build on each other, at least one of which has something to let go of."""
+
+    newest_at: float = 0.0
+    is_kth: bool = False
+    blobs: IndexSet = attrs.field(factory=IndexSet)  # the sequences of the records
+    nbytes: int = 0
+
+
+class Versions:
+    """What is known of the saved states of one stream.
+
+    Args:
+        retention: What is kept of them.
+    """
+
+    def __init__(self, retention: Retention) -> None:
+        self._retention = retention
+        self._recent: deque[bytes] = deque(maxlen=retention.last)  # chains of the newest states
+        self._newest_at = 0.0
+        self._chains: dict[bytes, _Chain] = {}  # the oldest first
+        self._nbytes = 0  # of all chains
+        self._newest: tuple[bytes, _Chain] = b"", _Chain()  # it may have nothing to let go of yet
+
+    def __len__(self) -> int:
+        """How many chains have something to let go of."""
+        return len(self._chains)
+
+    def add(self, version: Version) -> None:
+        """Take note of one more, the newest."""
+        lineage = version.lineage
+        self._recent.append(lineage)
+        self._newest_at = version.at
+        if lineage != self._newest[0]:
+            self._newest = lineage, self._chains.get(lineage, _Chain())
+        chain = self._newest[1]
+        chain.newest_at = version.at
+        chain.is_kth = chain.is_kth or self._is_kth(version.sequence)
+        if version.blob_bytes:
+            chain.blobs.add(version.sequence)
+            chain.nbytes += version.blob_bytes
+            self._nbytes += version.blob_bytes
+            self._chains[lineage] = chain
+
+    def add_all(self, versions: Iterable[Version]) -> None:
+        """Take note of several, the oldest first."""
+        for version in versions:
+            self.add(version)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._recent.clear()
+        self._chains.clear()
+        self._nbytes = 0
+        self._newest = b"", _Chain()
+
+    def take_dropped(self, needed: Collection[bytes], *, is_complete: bool) -> list[int]:
+        """The records whose blobs may go; they are forgotten.
 
         Args:
-            versions: The oldest first.
             needed: Chains that stay in any case.
+            is_complete: The stream is: of the others only the newest stays.
         """
-        if not versions:
-            return []
-        newest = versions[-1].at
-        kept = {*needed, *(version.lineage for version in versions[-self.last :])}
-        for version in versions:
-            is_kth = self.every and version.sequence % self.every == 0
-            if is_kth or (self.max_age_s and newest - version.at <= self.max_age_s):
-                kept.add(version.lineage)
-        return [v.sequence for v in versions if v.has_blob and v.lineage not in kept]
+        kept = {*needed, *list(self._recent)[-1:]}
+        if not is_complete:
+            kept |= self._named(kept)
+        gone = [lineage for lineage in self._chains if lineage not in kept]
+        sequences: list[int] = []
+        for lineage in gone:
+            chain = self._chains.pop(lineage)
+            self._nbytes -= chain.nbytes
+            sequences += chain.blobs
+        return sequences
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether there are more bytes than may be kept, unless all of them stay in any case."""
+        return 0 < self._retention.max_bytes < self._nbytes
+
+    def _named(self, kept: Collection[bytes]) -> set[bytes]:
+        """The chains that retention names, beside those that stay in any case."""
+        recent = set(self._recent)
+        named: set[bytes] = set()
+        room = self._retention.max_bytes or math.inf
+        room -= sum(chain.nbytes for lineage, chain in self._chains.items() if lineage in kept)
+        for lineage, chain in reversed(self._chains.items()):
+            if lineage not in kept and (lineage in recent or self._is_kept(chain)):
+                room -= chain.nbytes
+                if room < 0:
+                    break
+                named.add(lineage)
+        return named
+
+    def _is_kth(self, sequence: int) -> bool:
+        every = self._retention.every
+        return every > 0 and sequence % every == 0
+
+    def _is_kept(self, chain: _Chain) -> bool:
+        max_age_s = self._retention.max_age_s
+        is_young = max_age_s > 0 and self._newest_at - chain.newest_at <= max_age_s
+        return chain.is_kth or is_young

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast, overload
 import attrs
 import trio
 
+from ._array_tools import ArrayTools
 from ._coordinator import CheckpointCoordinator
 from ._errors import (
     EXIT_DRAINED,
@@ -78,6 +79,7 @@ class Run:
         coordinator: CheckpointCoordinator,
         outputs: OutputDir | None,
         settings: Settings,
+        tools: ArrayTools,
         found: Found,
         runtime_s: float,
         resume_command: str | None,
@@ -93,6 +95,7 @@ class Run:
         self._nursery = nursery
         self._outputs = outputs
         self._settings = settings
+        self._tools = tools
         self._resume_command = resume_command
         self._desks = self._roster.desks
         self._rewinding: set[StreamKey] = set()
@@ -198,6 +201,7 @@ class Run:
             StreamFailedError: it failed for good in an earlier session; or `Stream.fail` was
                 called.
             RunStoppedError: the run was stopped before the stream was complete.
+            StateChangedError: the saved state does not fit `state`.
             OutputsMissingError, CannotRedoError, OutputError: confirmed outputs are damaged.
             ValueError: a bad key.
 
@@ -214,7 +218,7 @@ class Run:
             settings = attrs.evolve(settings, retry_failed=retry_failed)
         if retention is not None:
             settings = attrs.evolve(settings, retention=retention)
-        resume = Resume(self._store, desk, settings)
+        resume = Resume(self._store, desk, settings, self._tools)
         scope = trio.CancelScope()
         self._stop.scopes.add(scope)
         try:
@@ -358,7 +362,8 @@ class Run:
 
         All later ones go back to work; state and cursor are again what they were then.
         Outputs, and lines of append files, are kept in the archive of the output folder.
-        Where batches build on each other, those go back, too, that were saved after the
+        States that were pinned (`Stream.pin`) are in `Progress.pins`, each with the batch to go
+        back to.  Where batches build on each other, those go back, too, that were saved after the
         first of them.
 
         Args:

@@ -17,11 +17,10 @@ from ._errors import NotEncodableError
 from ._gate import Gate
 from ._keeper import Hold, StateKeeper
 from ._records import Kind, Record
+from ._values import MAX_LABEL_CHARS
 from ._words import printable
 
 log = logging.getLogger("trio_ckpt.snapshots")
-
-MAX_LABEL_CHARS = 200
 
 
 @attrs.define(eq=False)

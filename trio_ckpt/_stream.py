@@ -27,6 +27,7 @@ from ._errors import (
 )
 from ._gate import Gate, Way, leaves_of, telling, way_of
 from ._lane import Added
+from ._pins import pin_state, unpin_state
 from ._progress import FailedAttempt, Progress
 from ._records import ErrorInfo, Kind, Record, Status, describe_error
 from ._redo import Redo
@@ -323,6 +324,37 @@ class Stream(Generic[S]):
         if desk.keeper is not None:
             desk.keeper.landed(saved, self.progress, is_confirmed=True)
 
+    async def pin(self, label: str) -> None:
+        """Keep the arrays of the newest confirmed state, whatever the retention says.
+
+        An open batch passes the gate first.  `Progress.pins` has the pins; `Run.rewind` to the
+        batch of one goes back to its state.  A rewind to before that batch takes the pin
+        with it.  A stream that is complete keeps its pinned states, too.
+
+        Args:
+            label: Names the state, in the history as well; one that is used already moves.
+
+        Raises:
+            TypeError: the stream has no state, or a `Frontier`.
+            ValueError: a bad label, or too many.
+
+        Durability: when this returns it is saved.
+        """
+        self._walk.check_owner()
+        await self._walk.settle_open(Way.EXIT)
+        await pin_state(self._desk, label)
+
+    async def unpin(self, label: str) -> None:
+        """Let the retention decide about a pinned state again; an open batch stays open.
+
+        Raises:
+            ValueError: there is no such pin.
+
+        Durability: when this returns it is saved.
+        """
+        self._walk.check_owner()
+        await unpin_state(self._desk, label)
+
     async def fail(self, error: BaseException | str, *, retryable: bool = True) -> None:
         """Record that the stream failed; its block raises `StreamFailedError` at the end.
 
@@ -354,11 +386,13 @@ class Stream(Generic[S]):
         Raises:
             TypeError: the stream has no state, or a `Frontier`.
             RuntimeError: no batch is open.
+            StreamBusyError: the caller is neither the owner of the stream nor the task that
+                `run_batches` runs the handler in.
 
         Cancellation: what is being saved is waited for at the end of the block.
         """
-        self._walk.check_owner()
-        keeper, batch = self._desk.keeper, self._walk.batch
+        batch = self._walk.batch_of_caller()
+        keeper = self._desk.keeper
         if keeper is None:
             raise TypeError("open the stream with state=... to have a state to take snapshots of")
         if batch is None or batch.index not in self._desk.open:

@@ -21,6 +21,7 @@ StreamKey = tuple[str, ...]
 # ---------------------------------------------------------------------------------------
 
 MAX_RUN_ID_CHARS = 200  # fits every file system and column with room for a suffix
+MAX_LABEL_CHARS = 200  # of a snapshot or a pin; a line of the history has room for it
 MAX_KEY_CHARS = 1_000  # a stream's key is read with every resume
 RUN_STREAM: StreamKey = ()  # the run's own stream: sessions, config, overrides
 
@@ -54,6 +55,16 @@ def check_stream_key(parts: StreamKey) -> StreamKey:
     if parts[0].startswith("@"):
         raise ValueError(f"streams whose first part begins with '@' are the library's: {parts!r}")
     return parts
+
+
+def check_label(label: str) -> str:
+    """Return `label` if it is a good name of a saved state.
+
+    Raises:
+        ValueError: it is empty, longer than `MAX_LABEL_CHARS`, or has a control character.
+    """
+    _check_text("a label", label, MAX_LABEL_CHARS)
+    return label
 
 
 def _check_text(what: str, text: object, max_chars: int) -> None:

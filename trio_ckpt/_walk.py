@@ -69,6 +69,20 @@ class Walk:
                 stream=self.desk.lane.key,
             )
 
+    def batch_of_caller(self) -> Batch[Any] | None:
+        """The batch that the calling task works on; None: the owner calls, and holds none.
+
+        Raises:
+            StreamBusyError: the caller is neither the owner nor a worker of `run_batches`.
+        """
+        task = trio.lowlevel.current_task()
+        if not self.is_closed and task is not self.task:
+            for batch in self.desk.open.values():
+                if batch.task is task:
+                    return batch
+        self.check_owner()
+        return self.batch
+
     def check_failed(self) -> None:
         """Raise StreamFailedError after `Stream.fail`."""
         if self.desk.failure is not None:

@@ -495,6 +495,20 @@ def test_history_tells_the_checkpoints_of_a_stream(run: Terminal, store: Path) -
     assert document["more"] == 3
 
 
+def test_history_shows_what_was_pinned(run: Terminal, store: Path) -> None:
+    pin = {"label": "best so far", "lineage": "00"}
+    records = [
+        *batches(2),
+        Record(kind=Kind.PIN, at=T0 + 20, index=1, metadata=pin),
+        Record(kind=Kind.UNPIN, at=T0 + 30, metadata={"label": "best so far"}),
+    ]
+    make_run(store, "run", {("a",): records})
+    assert squeezed(run("history", store, "--stream", "a").lines)[3:5] == [
+        "4  2025-11-20 12:00:30 UTC  pin taken away  best so far",
+        "3  2025-11-20 12:00:20 UTC  state pinned  1  best so far",
+    ]
+
+
 def test_every_kind_of_record_has_a_word() -> None:
     assert set(KINDS) == set(Kind)
 

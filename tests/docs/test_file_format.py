@@ -190,4 +190,6 @@ def test_the_page_names_what_structs_hold() -> None:
     ):
         assert f"[{', '.join(struct.__struct_fields__)}]" in rows[key], key
     assert set(re.findall(r"\w+", rows["e"])) >= set(_records.ErrorInfo.__struct_fields__)
+    assert "[at, batch_index, lineage]" in TEXT
+    assert _progress.Pin.__struct_fields__ == ("at", "batch_index", "lineage")
     assert _progress.FailedAttempt.__struct_fields__ == ("attempts", "error")

@@ -845,3 +845,60 @@ def test_a_saved_uuid_and_decimal_keep_their_text() -> None:
     assert [str(item) for item in there_and_back(Plan.of([]), state)] == [
         str(item) for item in state
     ]
+
+
+class Shouting(enum.Enum):
+    YES = "yes"
+
+    @property
+    def value(self) -> str:  # type: ignore[override]  # what is tested
+        return str(self._value_).upper()
+
+
+@attrs.define
+class Lazy:
+    one: int = 1
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+
+class Doubled:
+    """A descriptor of the program's."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> int:
+        return 2
+
+    def __set__(self, instance: Any, value: int) -> None:
+        pass
+
+
+@dataclasses.dataclass
+class WithDescriptor:
+    one: int = Doubled()  # type: ignore[assignment]  # what is tested
+
+
+@attrs.define(slots=False)
+class Loosely:
+    one: int = 1
+    two: list[int] = attrs.field(factory=list[int])
+
+
+@pytest.mark.parametrize(
+    ("state", "runs_code"),
+    [
+        ({"a": [1, (2.0, "b")]}, False),
+        (Point(1, 2), False),
+        (Pair(1, "a"), False),
+        (Step(1), False),
+        (Loosely(), False),
+        ([Mode.EVAL, Bits.A, Level.LOW], False),
+        ([Shouting.YES], True),
+        (Lazy(), True),
+        (WithDescriptor(), True),
+    ],
+)
+def test_a_plan_knows_whether_to_read_a_state_runs_code_of_the_program(
+    state: Any, *, runs_code: bool
+) -> None:
+    assert Plan.of(state).runs_code is runs_code

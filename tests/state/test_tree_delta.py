@@ -176,6 +176,16 @@ def test_a_change_costs_its_own_size(old: Any, new: Any, most_bytes: int) -> Non
     assert cost(old, new) <= most_bytes
 
 
+@pytest.mark.parametrize("places", [[0], [511], [512], [1999], [3, 700, 701, 1999]])
+def test_large_dicts_are_compared_in_chunks(places: list[int]) -> None:
+    old = {f"key{n}": [n, 0.0] for n in range(2_000)}
+    new = old | {f"key{n}": [n, -0.0] for n in places}
+    delta = diff_tree(old, new)
+    assert delta is not None
+    assert set(delta[2]) == {f"key{n}" for n in places}
+    assert pack(patch_tree(old, delta)) == pack(new)
+
+
 def test_what_changed_all_over_is_replaced() -> None:
     old, new = LOSS[:1_000], [x + 1 for x in LOSS[:1_000]]
     assert cost({"loss": old}, {"loss": new}) <= 9_050

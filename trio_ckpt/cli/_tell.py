@@ -156,6 +156,8 @@ KINDS = {
     Kind.NOTE: "note",
     Kind.ADD: "put on the list",
     Kind.SNAPSHOT: "state in a batch",
+    Kind.PIN: "state pinned",
+    Kind.UNPIN: "pin taken away",
 }
 
 
@@ -213,7 +215,8 @@ def _checkpoint_row(sequence: int, record: Record) -> tuple[str, ...]:
     files = [output.path for output in record.outputs[:1]]
     if len(record.outputs) > 1:
         files.append(f"and {len(record.outputs) - 1:,} more")
-    why = record.metadata.get("reason", "") if record.kind in (Kind.REDO, Kind.NOTE) else ""
+    says = {Kind.REDO: "reason", Kind.NOTE: "reason", Kind.PIN: "label", Kind.UNPIN: "label"}
+    why = record.metadata.get(says[record.kind], "") if record.kind in says else ""
     return (
         f"{sequence:,}",
         moment(record.at),

@@ -18,8 +18,8 @@ from ._frame import (
 )
 from ._frontier import Frontier as Frontier
 from ._leaves import StateChangedError as StateChangedError
-from ._plan import Plan as Plan
-from ._tagged import decode_tree as decode_tree, encode_tree as encode_tree
+from ._plan import Plan as Plan, check_kind as check_kind
+from ._tagged import Tree as Tree, decode_tree as decode_tree, encode_tree as encode_tree
 from ._tree_delta import diff_tree as diff_tree
 
 _OF_MEMORY = frozenset({"array", "empty", "full", "ones", "zeros"})

@@ -47,7 +47,7 @@ class Stored:
 
 
 class ArrayEngine:
-    """Captures arrays: one for a stream, made when it has the first array."""
+    """Captures arrays: one for a run, made when its first stream with an array is opened."""
 
     def __init__(self) -> None:
         self.arena = Arena()

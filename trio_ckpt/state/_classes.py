@@ -61,6 +61,7 @@ class Shape:
         is_tuple: It is a named tuple.
         caches_hash: Its instances have room for their hash.
         loose: What an instance may have beside its fields: it is computed again.
+        runs_code: To read a field may run code of the program.
     """
 
     cls: type
@@ -70,6 +71,7 @@ class Shape:
     is_tuple: bool
     caches_hash: bool
     loose: frozenset[str]
+    runs_code: bool
 
 
 def label_of(cls: type) -> str:
@@ -106,6 +108,14 @@ class Classes:
         if len(found) == 1:
             return found[0]
         return next((cls for cls in found if label_of(cls) == label), None)
+
+    @property
+    def run_code(self) -> bool:
+        """Whether to read their instances may run code of the program."""
+        value = _static(enum.Enum, "value")
+        return any(shape.runs_code for shape in self.shapes.values()) or any(
+            _static(cls, "value") is not value or _runs_code(cls, ()) for cls in self.enums
+        )
 
     def learn(self, hint: Any) -> None:
         """Take in every class that an annotation names, and those of their fields."""
@@ -217,7 +227,33 @@ def _shape_of(cls: type) -> Shape:
     caches_hash = code is not None and CACHED_HASH in code.co_names
     if caches_hash:
         loose.add(CACHED_HASH)
-    return Shape(cls, label_of(cls), fields, problem, is_tuple, caches_hash, frozenset(loose))
+    runs_code = _runs_code(cls, fields)
+    label = label_of(cls)
+    return Shape(cls, label, fields, problem, is_tuple, caches_hash, frozenset(loose), runs_code)
+
+
+class _Pair(typing.NamedTuple):
+    one: int
+
+
+_OF_PAIR: Any = inspect.getattr_static(_Pair, "one")
+# What reads a slot and what reads a field of a named tuple.
+_PLAIN_READERS: frozenset[Any] = frozenset((types.MemberDescriptorType, kind_of(_OF_PAIR)))
+
+
+def _runs_code(cls: type, names: Iterable[str]) -> bool:
+    """Whether to read attributes of an instance may run code of the program: a property's, say."""
+    if type(_static(cls, "__getattribute__")) is not types.WrapperDescriptorType:
+        return True
+    if _static(cls, "__getattr__") is not None:
+        return True
+    readers = [kind_of(_static(cls, name)) for name in names]
+    return any(hasattr(kind, "__get__") and kind not in _PLAIN_READERS for kind in readers)
+
+
+def _static(cls: type, name: str) -> object:
+    """What a class has under a name, as it lies there; None: nothing."""
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
 def _fields_of_attrs(cls: type) -> dict[str, Field]:

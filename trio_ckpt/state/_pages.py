@@ -35,6 +35,7 @@ import os
 import tempfile
 import threading
 import weakref
+from collections import deque
 from typing import Any, cast
 
 import attrs
@@ -96,13 +97,16 @@ class Tracker:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._regions: dict[tuple[int, int], _Region] = {}  # by first page and page count
+        self._gone: deque[tuple[int, tuple[int, int]]] = deque()  # regions whose owners went
         self._next = 1
         self._is_open = True
 
     @property
     def regions(self) -> int:
         """How many pieces of memory are watched."""
-        return len(self._regions)
+        with self._lock:
+            self._forget_gone()
+            return len(self._regions)
 
     def written(
         self,
@@ -155,8 +159,7 @@ class Tracker:
 
     def _find(self, owner: object, first: int, end: int) -> _Region | Untracked:
         """The region of these pages; a new one if there is none, or its owner is gone."""
-        for key in [key for key, region in self._regions.items() if region.owner() is None]:
-            del self._regions[key]
+        self._forget_gone()
         known = self._regions.get((first, end - first))
         if known is not None:
             return known
@@ -166,12 +169,21 @@ class Tracker:
             return Untracked(f"{MAX_REGIONS} pieces of memory are watched already")
         return self._begin(owner, first, end)
 
+    def _forget_gone(self) -> None:
+        """Drop the regions whose owners went: without a look at all others."""
+        while self._gone:
+            number, key = self._gone.popleft()
+            region = self._regions.get(key)
+            if region is not None and region.number == number:  # else it was dropped before
+                del self._regions[key]
+
     def _begin(self, owner: object, first: int, end: int) -> _Region | Untracked:
         start, nbytes = first * PAGE_BYTES, (end - first) * PAGE_BYTES
-        kernel = self._kernel
+        kernel, gone, number = self._kernel, self._gone, self._next
 
         def forget(_owner: object) -> None:
             """The memory goes now, perhaps to somebody else; called before it is freed."""
+            gone.append((number, (first, end - first)))
             with contextlib.suppress(OSError):
                 kernel.forget(start, nbytes)
 
@@ -187,7 +199,7 @@ class Tracker:
         except OSError as error:
             return Untracked(f"the kernel does not track it: {error}")
         written_at = np.zeros(end - first, np.uint32)
-        region = _Region(self._next, first, end - first, follow, 0, written_at)
+        region = _Region(number, first, end - first, follow, 0, written_at)
         self._next += 1
         self._regions[first, end - first] = region
         return region

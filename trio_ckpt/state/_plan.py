@@ -29,6 +29,7 @@ What comes back:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Number
 from typing import Any, Generic, TypeVar, cast
 
 import attrs
@@ -36,7 +37,8 @@ import attrs
 from ._build import build_state
 from ._classes import Classes, learn_from
 from ._flatten import Flat, flatten_state
-from ._tagged import Tree
+from ._leaves import StateChangedError
+from ._tagged import Tag, Tree, kind_of, tag_of
 
 S = TypeVar("S")
 
@@ -54,8 +56,18 @@ class Plan(Generic[S]):
         classes = Classes()
         return cls(classes, learn_from(classes, initial))
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether `flatten` may run code of the program, which belongs into the program's thread.
+
+        It does where fields are properties, or attributes are computed by a class of its own.
+        """
+        return self._classes.run_code
+
     def flatten(self, state: S) -> Flat:
         """Take a state apart; it may change afterwards, all but its arrays.
+
+        In another thread, too, where it `runs_code` of nobody.
 
         Raises:
             NotEncodableError: naming the path of the leaf that cannot be saved.
@@ -74,3 +86,38 @@ class Plan(Generic[S]):
             StoreDamagedError: no state has such a tree.
         """
         return cast("S", build_state(self._classes, self._excluded, tree, arrays))
+
+    def check_class(self, tree: Tree, given: S) -> None:
+        """See that the class of a saved state is one of the program's.
+
+        Raises:
+            StateChangedError: it is not; naming both.
+        """
+        tag = tag_of(tree) if kind_of(tree) is dict else None
+        if tag in (Tag.OBJECT, Tag.NAMED_TUPLE):
+            label = str(tree[tag][0])
+            if self._classes.find(label) is None:
+                raise _other_kind(label.partition(":")[2], given)
+
+
+def check_kind(given: object, saved: object) -> None:
+    """See that a saved state is of the kind of the one that the program begins with.
+
+    Classes derived from each other are of one kind, and so are all numbers; None is of any.
+
+    Raises:
+        StateChangedError: it is not; naming both.
+    """
+    is_one = (
+        saved is None
+        or isinstance(saved, type(given))
+        or isinstance(given, type(saved))
+        or (isinstance(saved, Number) and isinstance(given, Number))
+    )
+    if not is_one:
+        raise _other_kind(type(saved).__qualname__, given)
+
+
+def _other_kind(saved: str, given: object) -> StateChangedError:
+    problem = f"one of type {saved} was saved, state= is of type {type(given).__qualname__}"
+    return StateChangedError("state", f"{problem}; give one like it, or begin with fresh=True")
