@@ -42,8 +42,8 @@ def tests_all(session: nox.Session) -> None:
 
 @nox.session
 def frameworks(session: nox.Session) -> None:
-    """Run the tests that need torch and jax, which are large."""
-    session.install("-e", ".[tests,arrays]", "torch", "jax")
+    """Run the tests that need torch, jax and TensorFlow, which are large."""
+    session.install("-e", ".[tests,arrays]", "torch", "jax", "tensorflow-cpu")
     session.run("python", "-m", "pytest", "tests/frameworks", *session.posargs)
 
 

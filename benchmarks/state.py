@@ -6,6 +6,7 @@ cannot (`hash`).  *Stall* is how long the body was held, *total* is until the sn
 Every part has a fresh process; the controls are of the same run and the same number of bytes.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -82,13 +83,22 @@ def peer(name: str, options: Options, folder: Path, mib: int) -> Figures:
     return figures
 
 
+def available_bytes() -> int:
+    """Memory that can be had without swapping; where only that is known, what is free."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def need_room(folder: Path, mib: int) -> None:
     """See that a state of this size can be measured.
 
     Raises:
         NotMeasuredError: memory or disk are too small.
     """
-    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB
+    memory = available_bytes() // MIB
     disk = shutil.disk_usage(folder).free // MIB
     for name, found, needed in (
         ("memory", memory, mib * MEMORY_OF_SIZE),

@@ -128,10 +128,10 @@ async def test_the_memory_of_a_stream_that_is_closed_is_not_watched_any_more(
 class SlowStore(MemoryStore):
     """Takes its time for blobs, so that many are on their way at once."""
 
-    async def put_blob(self, digest: str, payload: Any) -> None:
+    async def put_blob(self, payload: Any) -> str:
         for _ in range(20):
             await trio.lowlevel.checkpoint()
-        await super().put_blob(digest, payload)
+        return await super().put_blob(payload)
 
 
 async def test_more_streams_than_threads_save_through_an_arena_that_holds_two_of_them(

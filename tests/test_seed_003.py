@@ -366,7 +366,8 @@ def test_edge_case_10_what_was_copied_is_given_back(monkeypatch: pytest.MonkeyPa
         patch.setattr(_compress.Compressor, "pack_parts", no_memory)
         held = engine.hold([ArrayLeaf("state.a", np.ones(2**23))], {})
         with pytest.raises(MemoryError):
-            held.finish()
+            list(held.pieces())
+        held.release()
     assert engine.arena.free_bytes == free_bytes
     engine.close()
 

@@ -22,7 +22,9 @@ from .state import NO_ARRAYS, Frame, Layout, decode_frame, frame_digest
 if TYPE_CHECKING:
     from .state._arrays import Assembly, Compressor, Read
 
-READERS = 3  # parts of a state that are read and unpacked at the same time
+READERS = (
+    2  # parts of a state that are read and unpacked at the same time; with more all are slower
+)
 
 
 async def read_chain(

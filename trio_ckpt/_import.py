@@ -26,8 +26,6 @@ archive it is given.
 
 from __future__ import annotations
 
-import mmap
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
@@ -45,7 +43,7 @@ from ._history import KILLED, Standing
 from ._progress import Progress, apply, encode_progress
 from ._ranges import IndexSet
 from ._records import Kind, Output, Record, Seal, Status, decode_record, encode_record
-from ._saver import DEFAULT_SAVE_TIMEOUT_S, blob_digest
+from ._saver import DEFAULT_SAVE_TIMEOUT_S
 from ._threads import run_blocking
 from ._values import RUN_STREAM, check_run_id, decode_key, encode_key
 from .abc import BlobPayload, Checkpoint, Fold, RunKey, Store, StoredRun
@@ -376,22 +374,22 @@ class _Importer:
             names = blobs.get(sequence, ())
             for digest in names:
                 if digest not in self._put:
-                    member = self.archive.blobs[digest]
-                    unpacked = await run_blocking(_unpack, self.archive, member)
-                    await self._put_blob(digest, [unpacked])
+                    with closing(self.archive.pieces(self.archive.blobs[digest])) as pieces:
+                        await self._put_blob(pieces)
                     self._put.add(digest)
             if len(payload) < limit:
                 placed.append(Checkpoint(text, sequence, sealed, blobs=names))
                 continue
-            digest = await run_blocking(blob_digest, sealed)
-            await self._put_blob(digest, sealed)
+            digest = await self._put_blob(sealed)
             placed.append(Checkpoint(text, sequence, b"", digest, names))
         return placed
 
-    async def _put_blob(self, digest: str, payload: BlobPayload) -> None:
+    async def _put_blob(self, payload: BlobPayload) -> str:
+        digest = ""
         with trio.move_on_after(DEFAULT_SAVE_TIMEOUT_S, shield=True) as scope:
-            await self.store.put_blob(digest, payload)
+            digest = await self.store.put_blob(payload)
         self._need_end(scope)
+        return digest
 
     async def _save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
         """Save, or raise the first reason why not.
@@ -418,17 +416,6 @@ class _Importer:
 
 def _seal_all(seal: Seal, group: _Group) -> list[tuple[int, bytes, bytes]]:
     return [(sequence, payload, seal.close(sequence, payload)) for sequence, payload, _ in group]
-
-
-def _unpack(archive: Archive, member: Member) -> bytes | memoryview:
-    """A blob as it is to be put, not in memory: in a file that has no name."""
-    if not member.size:
-        return b""
-    with tempfile.TemporaryFile() as file, closing(archive.pieces(member)) as pieces:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 # -- the marker ---------------------------------------------------------------------------

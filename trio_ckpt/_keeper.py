@@ -15,8 +15,8 @@ still in memory; arrays are read back from the store.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple
 
 import attrs
@@ -48,7 +48,7 @@ from .state import (
 )
 
 if TYPE_CHECKING:
-    from .state._arrays import Held, Stored, Table
+    from .state._arrays import Held, Piece, Stored, Table
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -407,18 +407,30 @@ class Hold:
 
         Cancellation: none.
         """
-        stored: Stored | None = None
-        if self.held is not None:
-            with trio.CancelScope(shield=True):
-                stored = await run_blocking(partial(self.held.finish, in_place=True))
-                self.keeper.reports = stored.reports
+        held = self.held
+        if held is None:
+            return await self._frame(None, b"", "", is_forced=is_forced)
         try:
-            return await self._frame(stored, is_forced=is_forced)
+            data, blob, stored = b"", "", None
+            with trio.CancelScope(shield=True):
+                data, blob = await self._put(held)
+                stored = await run_blocking(held.stored)
+                self.keeper.reports = stored.reports
+            return await self._frame(stored, data, blob, is_forced=is_forced)
         finally:
-            if stored is not None:
-                stored.release()
+            held.release()
 
-    async def _frame(self, stored: Stored | None, *, is_forced: bool) -> Saved | None:
+    async def _put(self, held: Held) -> tuple[bytes, str]:
+        """What changed in arrays: the bytes if they are few, else the name of their blob."""
+        pieces = held.pieces()
+        first = await run_blocking(_take_first, pieces)
+        if sum(map(len, first)) > INLINE_BYTES:
+            return b"", await self.keeper.saver.put_blob(chain(first, pieces))
+        return b"".join(first), ""
+
+    async def _frame(
+        self, stored: Stored | None, data: bytes, blob: str, *, is_forced: bool
+    ) -> Saved | None:
         """The same, of arrays that are packed."""
         keeper, head = self.keeper, self.base
         encoded = await keeper.beside(encode_tree, self.tree)
@@ -431,12 +443,6 @@ class Hold:
             is_same = encoded == head.tree_bytes
             tree = b"" if is_same else await keeper.beside(_encode_delta, head.tree, self.tree)
         layout = NO_ARRAYS if stored is None else stored.layout
-        pieces = [] if stored is None else stored.pieces
-        size = sum(map(len, pieces))
-        blob = ""
-        if stored is not None and size > INLINE_BYTES:
-            blob = stored.name
-            await keeper.saver.put_blob(blob, pieces)
         frame = Frame(
             lineage=new_lineage() if head is None else head.chain[0][1].lineage,
             number=0 if head is None else head.chain[0][1].number + 1,
@@ -444,9 +450,9 @@ class Hold:
             tree=tree,
             layout=None if head is not None and layout == head.layout else layout,
             patches=() if stored is None else stored.patches,
-            data=b"" if blob else b"".join(pieces),
+            data=data,
             blob=blob,
-            data_bytes=size,
+            data_bytes=0 if stored is None else stored.nbytes,
         )
         payload = encode_frame(frame)
         link = (frame_digest(payload), frame)
@@ -465,6 +471,16 @@ class Hold:
         """Give the copies back: it is not to be saved."""
         if self.held is not None:
             self.held.release()
+
+
+def _take_first(pieces: Iterator[Piece]) -> list[Piece]:
+    """As many as show whether they are few."""
+    first: list[Piece] = []
+    size = 0
+    while size <= INLINE_BYTES and (piece := next(pieces, None)) is not None:
+        first.append(piece)
+        size += len(piece)
+    return first
 
 
 def _encode_delta(old: Tree, new: Tree) -> bytes:

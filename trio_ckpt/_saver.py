@@ -24,7 +24,6 @@ this process saves nothing more, and only the next start can tell what landed.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -163,25 +162,23 @@ class Saver:
         while True:
             sequence = lane.submitted + 1
             sealed = lane.seal.close(sequence, payload)
-            digest = blob_digest(sealed)
-            await self.put_blob(digest, sealed)
+            digest = await self.put_blob(sealed)
             if lane.submitted + 1 == sequence:  # nobody else of the stream came between
                 return Checkpoint(lane.text, sequence, b"", digest, blobs=blobs)
 
-    async def put_blob(self, digest: str, payload: BlobPayload) -> None:
-        """Put a blob, durably; see `Store.put_blob`.
+    async def put_blob(self, payload: BlobPayload) -> str:
+        """Put a blob, durably; its name, see `Store.put_blob`.
 
         Raises:
             StoreError: it cannot be put.
 
         Cancellation: none; a store that does not take it in time poisons the run.
         """
-        with trio.move_on_after(self._save_timeout_s, shield=True) as scope:
-            await self._store.put_blob(digest, payload)
-        if scope.cancelled_caught:
-            unknown = self._unknown(f"waits for a blob since {self._save_timeout_s:g} s")
-            self._set_poison(unknown)
-            raise unknown
+        with trio.move_on_after(self._save_timeout_s, shield=True):
+            return await self._store.put_blob(payload)
+        unknown = self._unknown(f"waits for a blob since {self._save_timeout_s:g} s")
+        self._set_poison(unknown)
+        raise unknown
 
     async def save(self, lane: Lane, record: Record, blobs: tuple[str, ...] = ()) -> None:
         """Save a record that is not about a batch, and wait for it.
@@ -432,8 +429,3 @@ def _append_all(chunks: dict[AppendFile, list[bytes]]) -> dict[AppendFile, Excep
         except Exception as error:  # each file fails for itself; the saver tells its batches
             failures[sink] = error
     return failures
-
-
-def blob_digest(payload: bytes) -> str:
-    """The name of a blob: the SHA-256 of its content, hexadecimal."""
-    return hashlib.sha256(payload).hexdigest()

@@ -9,7 +9,7 @@ function.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Literal
@@ -24,7 +24,7 @@ Durability = Literal["full", "process", "none"]
 
 INLINE_LIMIT_BYTES = 2**20  # from here on a payload is a blob: a write-once file, or its like
 
-BlobPayload = bytes | Sequence[bytes | memoryview]  # several buffers are written one after another
+BlobPayload = bytes | memoryview | Iterable[bytes | memoryview]  # several are one, in this order
 
 
 @attrs.frozen
@@ -50,7 +50,7 @@ class Checkpoint:
         stream: The stream's key as text, see `trio_ckpt._values.encode_key`.
         sequence: The predecessor's plus one; 1 for the first of a stream.
         payload: The sealed record; empty if it is a blob.
-        blob: The digest under which the payload was put with `Store.put_blob`.
+        blob: What `Store.put_blob` named the payload.
         blobs: The digests of other blobs that it needs, its *attached* blobs: each was put
             under the same lock, or is named by a record already.  Any number of checkpoints
             and runs may name the same; it is kept as long as one of them does.
@@ -296,13 +296,13 @@ class Store(ABC):
         """All runs, sorted by id; never touches payloads."""
 
     @abstractmethod
-    async def put_blob(self, digest: str, payload: BlobPayload) -> None:
-        """Make a payload durable under its SHA-256 (hexadecimal), write-once.
+    async def put_blob(self, payload: BlobPayload) -> str:
+        """Make a payload durable, write-once, and name it by its SHA-256 (hexadecimal).
 
         Several buffers are one payload, written one after another without being joined in
-        memory.  They must not change until this returns.  What is written is hashed on the
-        way.  Putting it twice is fine and cheap: a blob that is there with the right size is
-        neither written nor hashed again.
+        memory.  Whoever makes them may do so as they are asked for: they are taken in a
+        thread, one by one, while the ones before are hashed and written.  None may change
+        until this returns.  Of equal payloads one is kept.
 
         Put it, and save what names it, under one lock of the run: meanwhile nobody removes
         it.  One that no record names by then may be removed once nobody owns a run of the
@@ -310,12 +310,15 @@ class Store(ABC):
         it is read.
 
         Args:
-            digest: Of all buffers together.
             payload: One buffer, or several; contiguous.
 
+        Returns:
+            The digest of all buffers together.
+
         Raises:
-            StoreError: it cannot be written, or `digest` is not its digest; nothing was put.
+            StoreError: it cannot be written; nothing was put.
             TypeError: a buffer is not contiguous.
+            Exception: whatever the iterator of buffers raises; nothing was put.
 
         Durability: it survives kill -9 and power loss when this returns.
         Cancellation: not once it has begun.

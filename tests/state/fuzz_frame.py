@@ -32,9 +32,11 @@ def make_chain(engine: ArrayEngine) -> list[bytes]:
         state["n"] = number
         state["a"][number * 100] = number  # type: ignore[index]
         flat = plan.flatten(state)
-        stored = engine.hold(flat.arrays, tables).finish()
+        held = engine.hold(flat.arrays, tables)
+        data = b"".join(held.pieces())
+        stored = held.stored()
+        held.release()
         delta = None if tree is None else diff_tree(tree, flat.tree)
-        data = b"".join(stored.pieces)
         frame = Frame(
             lineage=lineage,
             number=number,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pytest
 
 from trio_ckpt import state
 from trio_ckpt.state import Frame, new_lineage
-from trio_ckpt.state._arena import SLAB_BYTES
-from trio_ckpt.state._arrays import ArrayEngine, Assembly, Stored
+from trio_ckpt.state._arena import SLAB_BYTES, Arena
+from trio_ckpt.state._arrays import ArrayEngine, Assembly, Stored, Table
 from trio_ckpt.state._ledger import ArrayLeaf
 from trio_ckpt.state._pages import Tracker
 
@@ -26,8 +25,17 @@ def random(nbytes: int) -> Any:
     return array
 
 
-def frame_of(stored: Stored, parent: bytes = b"", number: int = 0) -> Frame:
-    data = b"".join(stored.pieces)
+def saved(
+    engine: ArrayEngine, array: Any, tables: Mapping[str, Table] | None = None
+) -> tuple[Stored, bytes]:
+    held = engine.hold(leaves(array), tables or {})
+    data = b"".join(held.pieces())
+    stored = held.stored()
+    held.release()
+    return stored, data
+
+
+def frame_of(stored: Stored, data: bytes, parent: bytes = b"", number: int = 0) -> Frame:
     return Frame(
         lineage=new_lineage(),
         number=number,
@@ -40,57 +48,72 @@ def frame_of(stored: Stored, parent: bytes = b"", number: int = 0) -> Frame:
     )
 
 
-def restored(engine: ArrayEngine, *frames: Frame) -> tuple[Any, dict[str, Any]]:
+def restored(engine: ArrayEngine, *frames: Frame) -> tuple[list[Any], dict[str, Any]]:
     assembly = Assembly(frames)
     for reads in assembly.rounds:
         for read in reversed(reads):  # in any order within a round
             data = frames[read.frame].data[read.offset : read.offset + read.size]
             assembly.fill(read, data, engine.compressor)
     arrays, tables = assembly.arrays(engine.tracker)
-    return arrays[0], tables
+    return arrays, tables
 
 
-# Fewer bytes than threads are begun for, and more; the last slab is a part of one.
-@pytest.mark.parametrize("nbytes", [3 * SLAB_BYTES + 5, 70 * SLAB_BYTES + 5])
-def test_what_stays_in_the_arena_is_the_same_as_what_is_copied(nbytes: int) -> None:
-    engine, array = ArrayEngine(), random(nbytes)
-    copied = engine.hold(leaves(array), {}).finish()
-    assert engine.arena.statistics().used_bytes == 0
-    in_place = engine.hold(leaves(array), {}).finish(in_place=True)
-    assert engine.arena.statistics().used_bytes >= nbytes
-    joined = b"".join(in_place.pieces)
-    assert joined == b"".join(copied.pieces)
-    assert in_place.name == copied.name == hashlib.sha256(joined).hexdigest()
-    assert in_place.patches == copied.patches
-    in_place.release()
+def test_pieces_stay_in_the_arena_until_they_are_released() -> None:
+    """They are parts of its slabs, not copies; the array may change meanwhile."""
+    engine, array = ArrayEngine(), random(10 * SLAB_BYTES + 5)
+    before = array.tobytes()
+    held = engine.hold(leaves(array), {})
+    pieces = list(held.pieces())
+    array[:] = 7
+    assert engine.arena.statistics().used_bytes >= len(before)
+    raw = b"".join(piece for piece in pieces if isinstance(piece, memoryview))
+    assert raw == before
+    held.release()
+    held.release()
     assert engine.arena.statistics().used_bytes == 0
     engine.close()
 
 
-def test_copies_outlive_the_arena() -> None:
+def test_pieces_are_made_when_they_are_asked_for() -> None:
     engine, array = ArrayEngine(), random(10 * SLAB_BYTES)
-    stored = engine.hold(leaves(array), {}).finish()
-    before = b"".join(stored.pieces)
-    array[:] = 7
-    engine.hold(leaves(array), {}).finish()  # into the same slabs
-    assert b"".join(stored.pieces) == before
+    held = engine.hold(leaves(array), {})
+    pieces = held.pieces()
+    assert not held._packing.nbytes
+    next(pieces)
+    assert 0 < held._packing.nbytes < 2 * SLAB_BYTES
+    held.release()
+    engine.close()
+
+
+def test_small_arena_holds_what_is_larger() -> None:
+    """What is copied out of it in time is the same as what stays in it."""
+    engine, array = ArrayEngine(), random(20 * SLAB_BYTES + 5)
+    wanted, plain = saved(engine, array)
+    engine.arena.close()
+    engine.arena = Arena(10 * SLAB_BYTES)
+    stored, packed = saved(engine, array)
+    assert packed == plain
+    assert stored.nbytes == len(packed) == wanted.nbytes
+    assert engine.arena.statistics().used_bytes == 0
+    (again,), _ = restored(engine, frame_of(stored, packed))
+    assert (again == array).all()
     engine.close()
 
 
 def test_after_a_restore_only_what_was_written_since_is_saved() -> None:
     engine, array = ArrayEngine(), random(10 * SLAB_BYTES)
-    full = engine.hold(leaves(array), {}).finish()
+    full, data = saved(engine, array)
     array[5_000_000] ^= 1
-    delta = engine.hold(leaves(array), full.tables).finish()
-    frames = frame_of(delta, b"p" * 16, 1), frame_of(full)
-    again, tables = restored(engine, *frames)
+    delta, changed = saved(engine, array, full.tables)
+    frames = frame_of(delta, changed, b"p" * 16, 1), frame_of(full, data)
+    (again,), tables = restored(engine, *frames)
     assert (again == array).all()
     again[1_000_000] ^= 1
-    third = engine.hold(leaves(again), tables).finish()
+    third, changed = saved(engine, again, tables)
     (report,) = third.reports.values()
     assert report.changed_bytes == 4096
     if isinstance(engine.tracker, Tracker):
         assert report.rung == "pages"
-    last, _ = restored(engine, frame_of(third, b"q" * 16, 2), *frames)
+    (last,), _ = restored(engine, frame_of(third, changed, b"q" * 16, 2), *frames)
     assert (last == again).all()
     engine.close()

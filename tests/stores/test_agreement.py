@@ -132,8 +132,8 @@ async def _run(steps: list[tuple[Any, ...]], folder: Path) -> None:
     for scheme in ("memory", "sqlite", "json"):
         driver = _Driver(await _open(scheme, folder / scheme))
         async with driver.store.lock_run("run"):
-            for digest, payload in zip(DIGESTS, BLOBS, strict=True):
-                await driver.store.put_blob(digest, payload)
+            for payload in BLOBS:
+                await driver.store.put_blob(payload)
         for step in [*steps, ("reopen",)]:
             async with driver.store.lock_run("run") as owner:
                 await driver.look_for_blobs()
@@ -147,7 +147,7 @@ async def _run(steps: list[tuple[Any, ...]], folder: Path) -> None:
                     _, stream, sequences, off, generation = step
                     await driver.drop(owner + off, stream, sequences, generation)
                 elif step[0] == "put":
-                    await driver.store.put_blob(hashlib.sha256(step[1]).hexdigest(), step[1])
+                    await driver.store.put_blob(step[1])
                 await driver.look_for_blobs()
             await driver.look()
             if step[0] == "reopen":

@@ -10,8 +10,9 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ async def test_write_that_takes_a_part_goes_on(
     buffers = [bytes([n]) * (n * 37 % 2500) for n in range(20)]
     whole = b"".join(buffers)
     store = await SqliteStore.open(folder)
-    await store.put_blob(digest_of(whole), buffers)
+    await store.put_blob(buffers)
     assert await store.read_blob(digest_of(whole)) == whole
     await store.aclose()
 
@@ -97,39 +98,52 @@ async def test_buffers_are_written_where_they_lie(
     store = await SqliteStore.open(folder)
     half = len(payload) // 2
     view = memoryview(payload)
-    await store.put_blob(BIG_DIGEST, [view[:half], view[half:]])
+    await store.put_blob([view[:half], view[half:]])
     assert given
     assert all(one is payload for one in given)
     await store.aclose()
 
 
-async def test_big_blob_is_hashed_beside_writing_it(
+async def test_big_blob_is_hashed_and_synced_beside_writing_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each waits for the other to have begun: it ends only if they run side by side."""
-    both = threading.Barrier(2, timeout=30)
-    real_writev, real_chunks = os.writev, _blobs._chunks
+    """The last write waits for the first hash and the first sync of a thread beside it."""
+    begun = {"hashes": threading.Event(), "syncs": threading.Event()}
+    real_writev, real_hash, real_sync = os.writev, _blobs._hash, _blobs.sync_data
+    written = 0
 
     def writev(fd: int, buffers: Sequence[memoryview]) -> int:
-        monkeypatch.setattr(os, "writev", real_writev)
-        both.wait()
+        nonlocal written
+        written += sum(map(len, buffers))
+        if written == len(BIG):
+            assert begun["hashes"].wait(30)
+            assert begun["syncs"].wait(30) or sys.platform != "linux"
         return real_writev(fd, buffers)
 
-    def chunks(views: Sequence[memoryview]) -> Any:
-        if threading.current_thread().name == "trio_ckpt hashes a blob":
-            both.wait()
-        return real_chunks(views)
+    def note() -> None:
+        for name, event in begun.items():
+            if name in threading.current_thread().name:
+                event.set()
+
+    def hash_all(*args: Any) -> None:
+        note()
+        real_hash(*args)
+
+    def sync(fd: int) -> None:
+        note()
+        real_sync(fd)
 
     monkeypatch.setattr(os, "writev", writev)
-    monkeypatch.setattr(_blobs, "_chunks", chunks)
+    monkeypatch.setattr(_blobs, "_hash", hash_all)
+    monkeypatch.setattr(_blobs, "sync_data", sync)
     store = await SqliteStore.open(folder)
-    await store.put_blob(BIG_DIGEST, BIG)
+    await store.put_blob(BIG)
     assert await store.read_blob(BIG_DIGEST) == BIG
     await store.aclose()
 
 
 @pytest.mark.parametrize("payload", [b"small", BIG])
-@pytest.mark.parametrize("step", ["writev", "sync_file", "replace"])
+@pytest.mark.parametrize("step", ["writev", "sync_data", "replace"])
 async def test_write_that_fails_leaves_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, payload: bytes, step: str
 ) -> None:
@@ -138,48 +152,54 @@ async def test_write_that_fails_leaves_nothing(
 
     store = await SqliteStore.open(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(_blobs if step == "sync_file" else os, step, fail)
-        with pytest.raises(StoreError, match="writing the blob failed: No space left"):
-            await store.put_blob(digest_of(payload), payload)
+        patch.setattr(_blobs if step == "sync_data" else os, step, fail)
+        with pytest.raises(StoreError, match="writing a blob failed: No space left"):
+            await store.put_blob(payload)
     assert files(folder) == set()
-    assert not [one for one in threading.enumerate() if "hashes" in one.name]
-    await store.put_blob(digest_of(payload), payload)
+    assert not [one for one in threading.enumerate() if "a blob" in one.name]
+    await store.put_blob(payload)
     assert files(folder) == {digest_of(payload)}
     await store.aclose()
 
 
 @LOCAL
-async def test_payload_of_another_digest_leaves_nothing(scheme: str, folder: Path) -> None:
+@pytest.mark.parametrize("payload", [b"small", BIG])
+async def test_iterator_that_fails_leaves_nothing(
+    scheme: str, folder: Path, payload: bytes
+) -> None:
+    """Its exception passes as it is, and the next try is a new one."""
+
+    def buffers() -> Iterator[bytes]:
+        yield payload
+        raise KeyError("no more")
+
     store = await open_store(f"{scheme}:{folder}")
-    for payload in (b"small", BIG, [BIG[:100], BIG[101:]]):
-        with pytest.raises(StoreError, match=r"the payload's SHA-256 is \w{64}, not 00.*not put"):
-            await store.put_blob("00" * 32, payload)
+    with pytest.raises(KeyError, match="no more"):
+        await store.put_blob(buffers())
     assert files(folder) == set()
+    assert not [one for one in threading.enumerate() if "a blob" in one.name]
+    assert await store.put_blob(payload) == digest_of(payload)
     await store.aclose()
 
 
 async def test_buffer_that_is_not_contiguous(folder: Path) -> None:
     store = await SqliteStore.open(folder)
     with pytest.raises(TypeError, match="C-contiguous"):
-        await store.put_blob("00" * 32, [memoryview(b"abcdef")[::2]])
+        await store.put_blob([memoryview(b"abcdef")[::2]])
     await store.aclose()
 
 
-async def test_blob_that_is_there_is_not_written_again(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is known by its size; one that was cut is written again."""
+async def test_blob_that_is_there_is_not_touched(folder: Path) -> None:
+    """The file under its name is left as it is; one that was cut is replaced."""
     store = await SqliteStore.open(folder)
-    await store.put_blob(BIG_DIGEST, BIG)
+    await store.put_blob(BIG)
     (path,) = folder.glob("blobs/??/*")
     before = path.stat()
-    with monkeypatch.context() as patch:
-        patch.delattr(os, "writev")
-        patch.delattr(_blobs.hashlib, "sha256")
-        await store.put_blob(BIG_DIGEST, [BIG[:7], BIG[7:]])
+    assert await store.put_blob([BIG[:7], BIG[7:]]) == BIG_DIGEST
     assert path.stat() == before
+    assert len([*folder.glob("blobs/**/*")]) == 2  # its folder and itself
     os.truncate(path, 1000)
-    await store.put_blob(BIG_DIGEST, BIG)
+    await store.put_blob(BIG)
     assert await store.read_blob(BIG_DIGEST) == BIG
     await store.aclose()
 
@@ -208,7 +228,7 @@ async def test_cut_blob_is_damage(scheme: str, folder: Path) -> None:
 async def test_part_that_comes_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_blobs, "MAX_READ_BYTES", 1000)
     store = await SqliteStore.open(folder)
-    await store.put_blob(BIG_DIGEST, BIG)
+    await store.put_blob(BIG)
     for offset, size in ((0, 1000), (5, 1001), (17, 123_456), (0, 0)):
         assert await store.read_blob(BIG_DIGEST, offset, size) == BIG[offset : offset + size]
     await store.aclose()
@@ -218,7 +238,7 @@ async def test_blob_that_is_cut_while_it_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await SqliteStore.open(folder)
-    await store.put_blob(BIG_DIGEST, BIG)
+    await store.put_blob(BIG)
     monkeypatch.setattr(os, "pread", lambda fd, size, offset: b"")
     with pytest.raises(StoreDamagedError, match="was cut"):
         await store.read_blob(BIG_DIGEST, 0, 10)
@@ -233,7 +253,7 @@ async def test_reader_of_a_blob_that_goes_gets_the_right_bytes_or_damage(
     store, reader = await open_store(f"{scheme}:{folder}"), await open_store(f"{scheme}:{folder}")
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
-        await store.put_blob(BIG_DIGEST, BIG)
+        await store.put_blob(BIG)
         await store.save(run, [naming(A, 1, BIG)])
         real = os.pread
         token = trio.lowlevel.current_trio_token()
@@ -297,7 +317,7 @@ async def test_rows_of_attached_blobs_go_with_what_they_are_of(folder: Path) -> 
 
     async with store.lock_run("run") as owner:
         for payload in (b"one", b"two"):
-            await store.put_blob(digest_of(payload), payload)
+            await store.put_blob(payload)
         await store.save(RunKey("run", 0, owner), [naming(A, 1, b"one", b"two", b"one")])
         await store.save(RunKey("run", 1, owner), [naming(A, 1, b"one")])
         assert await store._writing.run(rows) == [(3,)]
@@ -315,7 +335,7 @@ async def test_sqlite_store_of_format_1_is_brought_up_to_date(folder: Path) -> N
         database.execute("PRAGMA user_version = 1")
     store = await SqliteStore.open(folder)
     async with store.lock_run("run") as owner:
-        await store.put_blob(digest_of(b"blob"), b"blob")
+        await store.put_blob(b"blob")
         outcomes = await store.save(RunKey("run", 0, owner), [naming(A, 4, b"blob")])
         assert outcomes == [None]
     await store.aclose()
@@ -341,7 +361,7 @@ async def test_names_are_in_the_line_of_the_record(folder: Path) -> None:
     store = await JsonStore.open(folder)
     async with store.lock_run("run") as owner:
         for payload in (b"one", b"two"):
-            await store.put_blob(digest_of(payload), payload)
+            await store.put_blob(payload)
         group = [naming(A, 1, b"one", b"two"), naming(A, 2, b"one"), *chain(A, 3, 3)]
         await store.save(RunKey("run", 0, owner), group)
         await store.drop_blobs(RunKey("run", 0, owner), A, [2])
@@ -375,7 +395,7 @@ async def test_dropped_blob_is_removed_while_runs_are_owned(scheme: str, folder:
     async with other.lock_run("other"), store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
         for n in range(1, 6):
-            await store.put_blob(digest_of(b"%d" % n), b"%d" % n)
+            await store.put_blob(b"%d" % n)
             await store.save(run, [naming(A, n, b"%d" % n)])
             assert await store.drop_blobs(run, A, [n - 1]) == (n > 1)
             assert files(folder) == {digest_of(b"%d" % n)}
@@ -392,7 +412,7 @@ async def test_put_that_was_never_named_is_kept_until_the_run_is_given_back(
         async with store.lock_run("run") as owner:
             run = RunKey("run", 0, owner)
             for _ in range(2):
-                await store.put_blob(BIG_DIGEST, BIG)
+                await store.put_blob(BIG)
             await store.save(run, [naming(A, 1, BIG)])
             assert await store.drop_blobs(run, A, [1]) == len(BIG)
             assert files(folder) == {BIG_DIGEST}
@@ -410,10 +430,10 @@ async def test_claims_end_with_the_last_run_of_a_handle(scheme: str, folder: Pat
         for is_owned in (True, False):
             holder = store.lock_run("another")
             await holder.__aenter__()
-            await store.put_blob(BIG_DIGEST, BIG)
+            await store.put_blob(BIG)
             if not is_owned:
                 await holder.__aexit__(None, None, None)
-            await other.put_blob(BIG_DIGEST, BIG)
+            await other.put_blob(BIG)
             sequence = 1 if is_owned else 2
             assert await other.save(run, [naming(A, sequence, BIG)]) == [None]
             assert await other.drop_blobs(run, A, [sequence]) == len(BIG)
@@ -449,14 +469,14 @@ async def test_put_meanwhile_waits_and_writes_anew(
 
     async with store.lock_run("run") as owner, other.lock_run("other") as second:
         run = RunKey("run", 0, owner)
-        await store.put_blob(BIG_DIGEST, BIG)
+        await store.put_blob(BIG)
         await store.save(run, [naming(A, 1, BIG)])
         monkeypatch.setattr(_blobs.Blobs, "remove", remove)
         monkeypatch.setattr(_claims.Claims, "hold", hold)
 
         async def put(handle: Store, event: trio.Event) -> None:
             await event.wait()
-            await handle.put_blob(BIG_DIGEST, BIG)
+            await handle.put_blob(BIG)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(put, store, waiting[0])
@@ -484,7 +504,7 @@ async def test_removing_needs_none_of_the_threads_that_wait_for_it(
     def doom(claims: _claims.Claims, digests: set[str]) -> list[str]:
         doomed = real_doom(claims, digests)
         is_doomed.set()  # before: the put may wait as soon as it is started
-        token.run_sync_soon(nursery.start_soon, store.put_blob, BIG_DIGEST, BIG)
+        token.run_sync_soon(nursery.start_soon, store.put_blob, BIG)
         assert waits.wait(30)
         return doomed
 
@@ -495,7 +515,7 @@ async def test_removing_needs_none_of_the_threads_that_wait_for_it(
 
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
-        await store.put_blob(BIG_DIGEST, BIG)
+        await store.put_blob(BIG)
         await store.save(run, [naming(A, 1, BIG)])
         monkeypatch.setattr(_claims.Claims, "doom", doom)
         monkeypatch.setattr(threading.Condition, "wait_for", wait_for)
@@ -516,9 +536,9 @@ async def test_save_that_was_refused_keeps_the_claim(scheme: str, folder: Path) 
     store = await open_store(f"{scheme}:{folder}")
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
-        await store.put_blob(BIG_DIGEST, BIG)
+        await store.put_blob(BIG)
         await store.save(run, [naming(A, 1, BIG)])
-        await store.put_blob(BIG_DIGEST, BIG)
+        await store.put_blob(BIG)
         for bad in (naming(B, 7, BIG), naming(B, 1, BIG, b"never put")):
             (outcome,) = await store.save(run, [bad])
             assert outcome is not None
@@ -537,7 +557,7 @@ async def test_platform_without_such_locks_leaves_it_to_the_next_owner(
     store = await SqliteStore.open(folder)
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
-        await store.put_blob(BIG_DIGEST, BIG)
+        await store.put_blob(BIG)
         await store.save(run, [naming(A, 1, BIG)])
         assert await store.drop_blobs(run, A, [1]) == len(BIG)
         assert files(folder) == {BIG_DIGEST}
@@ -552,13 +572,13 @@ async def test_blob_that_cannot_be_removed_is_no_error(
     store = await open_store(f"{scheme}:{folder}")
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
-        await store.put_blob(BIG_DIGEST, BIG)
+        await store.put_blob(BIG)
         await store.save(run, [naming(A, 1, BIG)])
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", _refuse)
             assert await store.drop_blobs(run, A, [1]) == len(BIG)
         assert "blobs that were dropped are left" in caplog.text
-        await store.put_blob(BIG_DIGEST, BIG)  # it is claimed by nobody any more
+        await store.put_blob(BIG)  # it is claimed by nobody any more
         assert await store.save(run, [naming(A, 2, BIG)]) == [None]
     await store.aclose()
 
@@ -575,7 +595,7 @@ async def test_drop_of_a_run_beside_a_damaged_one_leaves_the_blobs(
     store = await JsonStore.open(folder)
     async with store.lock_run("another") as owner:
         run = RunKey("another", 0, owner)
-        await store.put_blob(BIG_DIGEST, BIG)
+        await store.put_blob(BIG)
         await store.save(run, [naming(A, 1, BIG)])
         (folder / "runs" / "run" / "checkpoint.json").write_text("{}")
         assert await store.drop_blobs(run, A, [1]) == 0
@@ -592,7 +612,7 @@ async def test_drop_whose_commit_failed(folder: Path) -> None:
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
         for payload in (b"one", b"two"):
-            await store.put_blob(digest_of(payload), payload)
+            await store.put_blob(payload)
         await store.save(run, [naming(A, 1, b"one"), naming(A, 2, b"two")])
         with (
             failing_commit(store, sqlite3.SQLITE_FULL, is_done=False),
@@ -647,14 +667,14 @@ async def test_crash_at_any_step_leaves_whole_what_is_named(
         run = RunKey("run", 0, owner)
         for module in (_blobs, _files):
             watch(module, "sync_folder")
-        watch(_blobs, "sync_file")
+        watch(_blobs, "sync_data")
         for name in ("writev", "replace", "write", "fdatasync"):
             watch(os, name)
         watch(Path, "unlink")
         payloads = [b"%d" % n * 3000 for n in range(4)]
         for n in range(1, 4):
             for payload in payloads[n - 1 : n + 1]:
-                await store.put_blob(digest_of(payload), [payload[:10], payload[10:]])
+                await store.put_blob([payload[:10], payload[10:]])
             begun = n
             copy()
             assert await store.save(run, [naming(A, n, *payloads[n - 1 : n + 1])]) == [None]
@@ -678,7 +698,7 @@ async def test_crash_at_any_step_leaves_whole_what_is_named(
                 assert digest_of(await again.read_blob(digest)) == digest, number
         async with again.lock_run("run") as owner:
             assert files(then) == {digest for named in found.values() for digest in named}
-            await again.put_blob(digest_of(b"more"), b"more")
+            await again.put_blob(b"more")
             following = naming(A, len(found) + 1, b"more")
             assert await again.save(RunKey("run", 0, owner), [following]) == [None]
         await again.aclose()

@@ -169,7 +169,7 @@ async def test_only_the_user_may_read_it(folder: Path) -> None:
     digest = hashlib.sha256(b"blob").hexdigest()
     store = await JsonStore.open(folder / "deep" / "deeper")
     async with store.lock_run("run") as owner:
-        await store.put_blob(digest, b"blob")
+        await store.put_blob(b"blob")
         await store.save(RunKey("run", 0, owner), [Checkpoint(A, 1, b"", digest)])
         for path in (folder, *folder.rglob("*")):
             wanted = 0o700 if path.is_dir() else 0o600

@@ -83,9 +83,9 @@ async def test_blob_that_another_owner_is_about_to_name_stays() -> None:
     async with store.lock_run("other") as other:
         async with store.lock_run("run") as owner:
             run = RunKey("run", 0, owner)
-            await store.put_blob(digest, b"blob")
+            await store.put_blob(b"blob")
             await store.save(run, [Checkpoint(A, 1, b"", digest)])
-            await store.put_blob(digest, b"blob")  # for the other run
+            await store.put_blob(b"blob")  # for the other run
             assert await store.prune(run, keep=0) == Pruned(1, 1, 4)
         group = [Checkpoint(A, 1, b"", digest)]
         assert await store.save(RunKey("other", 0, other), group) == [None]

@@ -261,7 +261,7 @@ _KEEPER = """
                 names = []
                 for k in (n, n + 1):
                     names.append(hashlib.sha256(blob(k)).hexdigest())
-                    await store.put_blob(names[-1], [blob(k)[:1000], blob(k)[1000:]])
+                    await store.put_blob([blob(k)[:1000], blob(k)[1000:]])
                 one = Checkpoint("s", n, b"%d" % n, blobs=tuple(names))
                 assert await store.save(run, [one]) == [None]
                 os.write(1, b"%d 0\\n" % n)
@@ -314,7 +314,7 @@ _HOLDER = """
     async def main():
         store = await open_store(sys.argv[1])
         async with store.lock_run("other") as owner:
-            await store.put_blob(hashlib.sha256(b"blob").hexdigest(), b"blob")
+            await store.put_blob(b"blob")
             os.write(1, b"put\\n")
             os.read(0, 1)
 
@@ -333,7 +333,7 @@ async def test_blob_that_another_process_is_about_to_name(url: str, folder: Path
         assert process.stdout is not None
         assert process.stdout.readline() == "put\n"
         for n in (1, 2):
-            await store.put_blob(digest, b"blob")
+            await store.put_blob(b"blob")
             assert await store.save(run, [Checkpoint(A, n, b"", blobs=(digest,))]) == [None]
             assert await store.drop_blobs(run, A, [n]) == 4
             assert path.exists() == (n == 1)

@@ -36,7 +36,7 @@ async def test_only_the_user_may_read_it(folder: Path) -> None:
     digest = hashlib.sha256(payload).hexdigest()
     store = await SqliteStore.open(folder / "deep" / "deeper")
     async with store.lock_run("run") as owner:
-        await store.put_blob(digest, payload)
+        await store.put_blob(payload)
         await store.save(RunKey("run", 0, owner), [Checkpoint(A, 1, b"", digest)])
         for path in (folder, *folder.rglob("*")):
             wanted = 0o700 if path.is_dir() else 0o600
@@ -273,7 +273,7 @@ async def test_damaged_blob_is_mended_by_putting_it_again(folder: Path) -> None:
     await make(folder, Checkpoint(A, 1, b"", digest), blobs=(payload,))
     (folder / "blobs" / digest[:2] / digest).write_bytes(b"")
     store = await SqliteStore.open(folder)
-    await store.put_blob(digest, payload)
+    await store.put_blob(payload)
     assert (await store.history("run", A)).records[0].payload == payload
     await store.aclose()
 
@@ -282,7 +282,7 @@ async def test_damaged_blob_is_mended_by_putting_it_again(folder: Path) -> None:
 async def test_blob_names_are_digests(folder: Path, digest: str) -> None:
     store = await SqliteStore.open(folder)
     with pytest.raises(StoreError, match="is not the name of a blob"):
-        await store.put_blob(digest, b"")
+        await store.read_blob(digest)
     async with store.lock_run("run") as owner:
         (outcome,) = await store.save(RunKey("run", 0, owner), [Checkpoint(A, 1, b"", digest)])
         assert isinstance(outcome, StoreError)
@@ -304,17 +304,17 @@ async def test_blob_is_durable_before_it_has_its_name(
 
         return call
 
-    monkeypatch.setattr(_blobs, "sync_file", spy("file", _blobs.sync_file))
+    monkeypatch.setattr(_blobs, "sync_data", spy("file", _blobs.sync_data))
     for module in (_blobs, _files):
         monkeypatch.setattr(module, "sync_folder", spy("folder", _files.sync_folder))
     monkeypatch.setattr(os, "replace", spy("rename", os.replace))
-    await store.put_blob(digest, b"blob")
+    await store.put_blob(b"blob")
     inner = digest[:2]
     ends = [f"folder {inner}", "folder blobs"]
-    assert done == ["folder blobs", "file", f"rename {digest}", *ends]
+    assert done == ["file", "folder blobs", f"rename {digest}", *ends]
     done.clear()
-    await store.put_blob(digest, b"blob")
-    assert done == ends
+    await store.put_blob(b"blob")
+    assert done == ["file", *ends]
     await store.aclose()
 
 
@@ -324,10 +324,10 @@ async def test_orphans_are_removed(folder: Path, caplog: pytest.LogCaptureFixtur
     kept, orphan = b"kept", b"orphan"
     names = [hashlib.sha256(payload).hexdigest() for payload in (kept, orphan)]
     await make(folder, Checkpoint(A, 1, b"", names[0]), blobs=(kept, orphan))
-    temporary = folder / "blobs" / "00" / "tmpx.tmp"
-    temporary.parent.mkdir(exist_ok=True)
+    temporary = folder / "blobs" / "tmpx.tmp"
     temporary.touch()
     stranger = folder / "blobs" / "00" / "README"
+    stranger.parent.mkdir(exist_ok=True)
     stranger.touch()
 
     def there() -> set[str]:
@@ -336,7 +336,8 @@ async def test_orphans_are_removed(folder: Path, caplog: pytest.LogCaptureFixtur
     store, other = await SqliteStore.open(folder), await SqliteStore.open(folder)
     async with store.lock_run("run"):
         assert there() == {names[0], "README"}
-        await other.put_blob(names[1], orphan)
+        assert not temporary.exists()
+        await other.put_blob(orphan)
         async with other.lock_run("another"):
             assert there() == {*names, "README"}
         holder = other.lock_run("another")
@@ -346,6 +347,7 @@ async def test_orphans_are_removed(folder: Path, caplog: pytest.LogCaptureFixtur
     await holder.__aexit__(None, None, None)
     async with store.lock_run("run"):
         assert there() == {names[0], "README"}
+        assert not temporary.exists()
     await store.aclose()
     await other.aclose()
     assert f"{names[1]}, which nobody names" in caplog.text

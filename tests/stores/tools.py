@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ async def make(
     store = await open_store(f"{scheme}:{folder}")
     async with store.lock_run("run") as owner:
         for payload in blobs:
-            await store.put_blob(hashlib.sha256(payload).hexdigest(), payload)
+            await store.put_blob(payload)
         assert await store.save(RunKey("run", 0, owner), group) == [None] * len(group)
     await store.aclose()
 

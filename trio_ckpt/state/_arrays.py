@@ -1,13 +1,14 @@
 """The arrays of a state on their way into a frame.
 
-`ArrayEngine.hold` copies what may have changed, while the program is held; `Held.finish`
-looks at the copies, packs them and hashes them, while it runs again.  Both are for a thread.
+`ArrayEngine.hold` copies what may have changed, while the program is held.  `Held.pieces`
+looks at the copies and packs them, while it runs again: piece by piece, as they are written.
+All of it is for a thread.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
@@ -18,7 +19,7 @@ from ._buffers import Collected, collect
 from ._compress import Compressor as Compressor, open_compressor as open_compressor
 from ._frame import Layout, Patch
 from ._ledger import ArrayLeaf
-from ._packing import Packing, Piece
+from ._packing import Packing, Piece as Piece
 from ._pages import Tracker, Untracked, open_tracker
 from ._parts import Part
 from ._tables import Table as Table
@@ -28,28 +29,21 @@ KEPT_SLABS = 8  # below so many free ones, parts are finished while the program 
 
 @attrs.frozen(eq=False)
 class Stored:
-    """Arrays as they go into a frame.
+    """Arrays as they went into a frame.
 
     Attributes:
         layout: How they lie in their buffers.
         patches: What is new.
-        pieces: The same, packed, one after the other; until it is released.
-        name: The SHA-256 of all pieces, in hexadecimal.
+        nbytes: How long the pieces of that are.
         tables: What is held then, by buffer: for the next capture, once this is durable.
         reports: How each buffer was captured.
     """
 
     layout: Layout
     patches: tuple[Patch, ...]
-    pieces: list[Piece] = attrs.field(repr=False)
-    name: str
+    nbytes: int
     tables: dict[str, Table] = attrs.field(repr=False)
     reports: dict[str, Report]
-    _packing: Packing = attrs.field(repr=False)
-
-    def release(self) -> None:
-        """Give the arena its memory back: the pieces are durable, or given up."""
-        self._packing.release()
 
 
 class ArrayEngine:
@@ -93,14 +87,18 @@ class ArrayEngine:
 
 @attrs.define(eq=False)
 class Held:
-    """Copies of what may have changed."""
+    """Copies of what may have changed; release it when they are durable, or given up."""
 
     collected: Collected
     names: tuple[str, ...]
     engine: ArrayEngine
     _captures: list[Capture] = attrs.field(factory=list[Capture], init=False)
     _parts: deque[tuple[int, Part]] = attrs.field(factory=deque[tuple[int, Part]], init=False)
-    _packing: Packing | None = attrs.field(default=None, init=False)
+    _copied: list[bytes] = attrs.field(factory=list[bytes], init=False)
+    _packing: Packing = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._packing = Packing(self.engine.compressor)
 
     def add(self, number: int, table: Table | None) -> None:
         """Copy a buffer; where the arena is nearly full, what was copied is packed at once."""
@@ -117,22 +115,16 @@ class Held:
         for part in capture:
             self._parts.append((number, part))
             if engine.arena.free_bytes < KEPT_SLABS * SLAB_BYTES:
-                self._finish_parts().settle()
+                self._copied += map(bytes, self._packed())
+                self._packing.release()
 
-    def finish(self, *, in_place: bool = False) -> Stored:
-        """Drop what did not change, and pack the rest.
+    def pieces(self) -> Iterator[Piece]:
+        """What changed, packed; each is made when it is asked for, and good until `release`."""
+        yield from self._copied
+        yield from self._packed()
 
-        Args:
-            in_place: Leave in the arena what does not get smaller, until `Stored.release`.
-        """
-        try:
-            packing = self._finish_parts()
-            name = packing.finish()
-            if not in_place:
-                packing.settle()
-        except BaseException:
-            self.release()
-            raise
+    def stored(self) -> Stored:
+        """What the pieces are; when all were taken."""
         buffers = self.collected.buffers
         return Stored(
             Layout(
@@ -140,35 +132,29 @@ class Held:
                 tuple(buffer.data.nbytes for buffer in buffers),
                 tuple(view.to_plain() for view in self.collected.views),
             ),
-            tuple(packing.patches),
-            packing.pieces,
-            name,
+            tuple(self._packing.patches),
+            self._packing.nbytes,
             {name: c.table() for name, c in zip(self.names, self._captures, strict=True)},
             {name: c.report for name, c in zip(self.names, self._captures, strict=True)},
-            packing,
         )
 
     def release(self) -> None:
-        """Give the copies back: the save was given up."""
+        """Give the arena its memory back.  Again: nothing happens."""
         while self._parts:
             self._parts.popleft()[1].release()
-        if self._packing is not None:
-            self._packing.close()
-            self._packing.release()
+        self._packing.release()
 
-    def _finish_parts(self) -> Packing:
-        if self._packing is None:
-            nbytes = sum(part.nbytes for _, part in self._parts)
-            self._packing = Packing(self.engine.compressor, nbytes)
+    def _packed(self) -> Iterator[Piece]:
+        """Drop what did not change, and pack the rest."""
         while self._parts:
             number, part = self._parts[0]
             changes = part.finish()
             self._parts.popleft()
             if changes.nbytes:
-                self._packing.add(number, changes, self.collected.buffers[number].itemsize)
+                itemsize = self.collected.buffers[number].itemsize
+                yield from self._packing.add(number, changes, itemsize)
             else:
                 changes.release()
-        return self._packing
 
 
 def _names(collected: Collected, leaves: Sequence[ArrayLeaf]) -> tuple[str, ...]:

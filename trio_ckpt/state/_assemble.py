@@ -22,7 +22,7 @@ from ._pages import Tracker, Untracked
 from ._patches import Ranges, decode_ranges
 from ._tables import BLOCK_BYTES, Indexes, Mask, Table, count_of, empty_table, make_table
 
-READ_BYTES = 2**23  # what is read at once, where pieces lie side by side
+READ_BYTES = 2**24  # what is read at once, where pieces lie side by side
 
 
 @attrs.frozen(eq=False)
@@ -207,15 +207,15 @@ class Assembly:
         if is_run and (is_full or len(piece.wanted) == len(blocks)):
             compressor.unpack(stored, target[start : start + piece.size])
             return
-        unpacked = np.empty(piece.size, np.uint8)
-        compressor.unpack(stored, unpacked)
+        unpacked = compressor.unpacked(stored, piece.size)
         wanted = piece.wanted
         if piece.size % BLOCK_BYTES and int(wanted[-1]) == len(blocks) - 1:  # the short last one
             rest = unpacked[(len(blocks) - 1) * BLOCK_BYTES :]
             at = int(blocks[-1]) * BLOCK_BYTES
             target[at : at + rest.nbytes] = rest
             wanted = wanted[:-1]
-        _rows(target)[blocks[wanted]] = _rows(unpacked)[wanted]
+        rows = _rows(unpacked)
+        _rows(target)[blocks[wanted]] = rows if len(wanted) == len(rows) else rows[wanted]
 
 
 def _blocks_in(ranges: Ranges) -> Indexes:

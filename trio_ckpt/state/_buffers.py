@@ -56,7 +56,8 @@ class Buffer:
     Attributes:
         data: The bytes: the arrays' own memory, or a copy where `is_copy`.
         owner: Whose memory it is, for the dirty-page tracker; None: it is gone at the next save.
-        root: The object, if it can never change (`bytes`, a jax array), else None.
+        root: The object, if it can never change (`bytes`, an array of jax, a tensor of
+            TensorFlow), else None.
         is_copy: Whether `data` was made for this call.
         itemsize: Of the elements of its first array, for the compressor.
     """
@@ -257,7 +258,7 @@ def _open(value: Any) -> _Leaf:
         return _Leaf(kind, dtype, strided, None, has_gradient, device, owner)
     if kind is not None:
         found = to_numpy(value)
-        root = value if kind == "jax" else None
+        root = value if kind in ("jax", "tensorflow") else None
         return _Leaf(kind, describe_dtype(found.dtype), _strided(found), found, False, root=root)
     if type(value) is not np.ndarray:
         name = type(value).__name__

@@ -116,6 +116,20 @@ class Compressor:
         else:
             self._unpack_zstd(body, target)
 
+    def unpacked(self, block: bytes | memoryview, nbytes: int) -> Bytes:
+        """What is in a block, for reading; not copied where it is raw.
+
+        Raises:
+            StoreDamagedError, StoreError: as for `unpack`.
+        """
+        view = memoryview(block)
+        codec, _itemsize, raw_nbytes = read_head(view)
+        if codec == RAW and raw_nbytes == nbytes:
+            return np.frombuffer(view[HEAD.size :], np.uint8)
+        data = np.empty(nbytes, np.uint8)
+        self.unpack(view, data)
+        return data
+
     def _choose(self, data: Bytes, itemsize: int) -> int:
         """The codec that a sample is smallest with; raw unless it pays."""
         best, least = RAW, PAYS_BELOW

@@ -1,11 +1,13 @@
 """The blobs of a local store: write-once files named by their SHA-256.  Blocking functions.
 
 Theory of operation.  A blob is written under another name, made durable, and renamed; so
-under its own name it is whole, and it is never changed there.  That it is there with the
-right size is therefore enough to know that it need not be written again.
+under its own name it is whole, and it is never changed there.  Its name is the SHA-256 of its
+content, known when the last byte is: so nobody has to hash a payload before it is written.
 
-A big one is hashed in a thread of its own while this one writes it and waits for the disk.
-Both let go of the GIL for the whole of a buffer, so an event loop beside them goes on.
+Beside the writing of a big one a thread hashes what is written, and another has the disk
+begin with it: fsync(2) of what the kernel would keep until the end takes as long again as
+writing does.  All three let go of the GIL for the whole of a buffer, so an event loop beside
+them goes on.
 """
 
 from __future__ import annotations
@@ -15,22 +17,27 @@ import logging
 import os
 import re
 import stat
+import sys
 import tempfile
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from .._errors import StoreDamagedError, StoreError
 from ..abc import BlobPayload
-from ._files import explain, make_folder, open_file, sync_file, sync_folder
+from ._beside import Beside
+from ._files import explain, make_folder, open_file, sync_data, sync_folder
 
 OVERLAP_BYTES = 4 * 2**20  # from here on hashing takes longer than a thread to start
-WRITE_BYTES = 32 * 2**20  # at a time, and hashed at a time: how soon the one notices the other
+WRITE_BYTES = 2 * 2**20  # at a time: in longer calls the kernel keeps an event loop waiting
+MAX_WAITING = 32  # such writes that are not hashed yet: an iterator may make them faster
 MAX_BUFFERS = 512  # of one writev(2); Linux takes 1,024
 MAX_READ_BYTES = 2**30  # of one pread(2); Linux takes 2 GiB less a page
+
+Update = Callable[[memoryview], object]  # of a hash
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TEMPORARY = ".tmp"
@@ -46,15 +53,17 @@ def need_digest(digest: str) -> None:
         raise StoreError(f"{digest!r} is not the name of a blob")
 
 
-def views_of(payload: BlobPayload) -> list[memoryview]:
+def views_of(payload: BlobPayload) -> Generator[memoryview]:
     """The bytes of a payload where they lie, empty buffers left out.
 
     Raises:
         TypeError: a buffer is not contiguous.
     """
     buffers = [payload] if isinstance(payload, (bytes, bytearray, memoryview)) else payload
-    views = [memoryview(buffer) for buffer in buffers]
-    return [view.cast("B") for view in views if view.nbytes]
+    for buffer in buffers:
+        view = memoryview(buffer)
+        if view.nbytes:
+            yield view.cast("B")
 
 
 def check_part(offset: int, size: int | None) -> None:
@@ -88,19 +97,43 @@ class Blobs:
         except OSError:
             return 0
 
-    def put(self, digest: str, payload: BlobPayload) -> None:
-        """Write a blob: a temporary file, fsync, rename, fsync of the folder.
+    def put(
+        self, payload: BlobPayload, claim: Callable[[str], AbstractContextManager[None]]
+    ) -> str:
+        """Write a blob: a temporary file, fsync, rename, fsync of the folders; its name.
+
+        Args:
+            payload: Its buffers; they are taken one by one, in this thread.
+            claim: Sees that nobody removes the blob of a name while it is given that name.
 
         Raises:
-            StoreError: it cannot be written, or is not what its digest says.
+            StoreError: it cannot be written.
         """
-        path, views = self._path(digest), views_of(payload)
-        with explain(path, "writing the blob"):
-            make_folder(path.parent)
-            if not _has_size(path, sum(map(len, views))):
-                _write_whole(path, views)
-            sync_folder(path.parent)  # also what was there: a crash may have come before this
-            sync_folder(self._folder)
+        with explain(self._folder, "writing a blob"):
+            make_folder(self._folder)
+            fd, temporary = tempfile.mkstemp(dir=self._folder, suffix=_TEMPORARY)
+            try:
+                try:
+                    digest, size = _write_whole(fd, payload)
+                finally:
+                    os.close(fd)
+                with claim(digest):
+                    self._name(Path(temporary), digest, size)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        return digest
+
+    def _name(self, temporary: Path, digest: str, size: int) -> None:
+        """Give a file that is durable the name of a blob, durably."""
+        path = self._path(digest)
+        make_folder(path.parent)
+        if _has_size(path, size):
+            temporary.unlink()
+        else:
+            os.replace(temporary, path)
+        sync_folder(path.parent)  # also what was there: a crash may have come before this
+        sync_folder(self._folder)
 
     def get(self, digest: str) -> bytes:
         """Read a blob.
@@ -151,7 +184,7 @@ class Blobs:
 
         Only while nobody owns a run of the store: a blob is put before it is named.
         """
-        for path in sorted(self._folder.glob("??/*")):
+        for path in sorted([*self._folder.glob("??/*"), *self._folder.glob("*" + _TEMPORARY)]):
             if path.name.endswith(_TEMPORARY) or (
                 _DIGEST.fullmatch(path.name) and not is_named(path.name)
             ):
@@ -184,62 +217,62 @@ def _read_part(fd: int, offset: int, size: int) -> bytes:
 # ---------------------------------------------------------------------------------------
 
 
-def _write_whole(path: Path, views: Sequence[memoryview]) -> None:
-    fd, temporary = tempfile.mkstemp(dir=path.parent, suffix=_TEMPORARY)
+def _write_whole(fd: int, payload: BlobPayload) -> tuple[str, int]:
+    """Write a payload and make it durable; its SHA-256, in hexadecimal, and its size."""
+    hasher, size = hashlib.sha256(), 0
+    helpers: list[Beside[list[memoryview]]] = []
     try:
-        try:
-            with _hashing(views) as hexdigest:
-                _write_all(fd, views)
-                sync_file(fd)
-                found = hexdigest()
-        finally:
-            os.close(fd)
-        if found != path.name:
-            raise StoreError(f"the payload's SHA-256 is {found}, not {path.name}: it was not put")
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-@contextmanager
-def _hashing(views: Sequence[memoryview]) -> Generator[Callable[[], str]]:
-    """Hash buffers while the block runs; yields what waits for the digest."""
-    hasher = hashlib.sha256()
-    is_over = threading.Event()
-
-    def work() -> None:
-        for chunk in _chunks(views):
-            if is_over.is_set():  # what is written beside it failed
-                return
-            hasher.update(chunk)
-
-    thread = threading.Thread(target=work, name="trio_ckpt hashes a blob", daemon=True)
-
-    def hexdigest() -> str:
-        if is_big:
-            thread.join()
-        return hasher.hexdigest()
-
-    is_big = sum(map(len, views)) >= OVERLAP_BYTES
-    thread.start() if is_big else work()
-    try:
-        yield hexdigest
+        for views in _batches(payload):
+            _write_all(fd, views)
+            size += sum(map(len, views))
+            if size < OVERLAP_BYTES:
+                _hash(hasher.update, [views])
+                continue
+            helpers = helpers or _begin_helpers(fd, hasher.update)
+            for helper in helpers:
+                helper.add(views)
+        for helper in helpers:
+            helper.close()
+        sync_data(fd)  # not after one that failed: that has been raised
     finally:
-        is_over.set()
-        if is_big:
-            thread.join()  # it reads the caller's buffers
+        for helper in helpers:
+            helper.stop()  # they use the caller's buffers and the file
+    return hasher.hexdigest(), size
 
 
-def _chunks(views: Sequence[memoryview]) -> Generator[memoryview]:
-    for view in views:
-        for start in range(0, len(view), WRITE_BYTES):
-            yield view[start : start + WRITE_BYTES]
+def _begin_helpers(fd: int, update: Update) -> list[Beside[list[memoryview]]]:
+    helpers = [Beside("trio_ckpt hashes a blob", partial(_hash, update), MAX_WAITING)]
+    if sys.platform == "linux":  # elsewhere a sync waits for much more than this file
+        helpers.append(Beside("trio_ckpt syncs a blob", lambda _written: sync_data(fd)))
+    return helpers
 
 
-def _write_all(fd: int, views: Sequence[memoryview]) -> None:
+def _hash(update: Update, written: Iterable[list[memoryview]]) -> None:
+    for views in written:
+        for view in views:
+            update(view)
+
+
+def _batches(payload: BlobPayload) -> Generator[list[memoryview]]:
+    """The buffers of a payload, as many as are written at a time; long ones in parts."""
+    batch: list[memoryview] = []
+    room = WRITE_BYTES
+    for view in views_of(payload):
+        at = 0
+        while at < len(view):
+            part = view[at : at + room]
+            batch.append(part)
+            at, room = at + len(part), room - len(part)
+            if not room:
+                yield batch
+                batch, room = [], WRITE_BYTES
+    if batch:
+        yield batch
+
+
+def _write_all(fd: int, views: Iterable[memoryview]) -> None:
     """Write all of it without joining it; a full disk takes a part and refuses the rest."""
-    left = deque(_chunks(views))
+    left = deque(views)
     while left:
         done = os.writev(fd, list(islice(left, MAX_BUFFERS)))
         while left and done >= len(left[0]):

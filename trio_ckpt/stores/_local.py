@@ -19,8 +19,15 @@ from __future__ import annotations
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar, TypeVarTuple
 
@@ -231,19 +238,21 @@ class LocalStore(Store):
         self._check_open()
         return await run_blocking(read_owner, self._folder, run_id)
 
-    async def put_blob(self, digest: str, payload: BlobPayload) -> None:
+    async def put_blob(self, payload: BlobPayload) -> str:
         """See `Store.put_blob`.
 
         Durability: the file and its name are durable on return.
         Cancellation: not while it is written.
         """
         self._check_open()
-        await run_blocking(self._put, digest, payload)
+        return await run_blocking(self._blobs.put, payload, self._claim)
 
-    def _put(self, digest: str, payload: BlobPayload) -> None:
+    @contextmanager
+    def _claim(self, digest: str) -> Generator[None]:
+        """See that nobody removes a blob while it is put, nor before a record names it."""
         self._claims.hold(digest)
         try:
-            self._blobs.put(digest, payload)
+            yield
             if self._owned:
                 self._claims.keep(digest)
         finally:

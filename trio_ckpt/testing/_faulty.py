@@ -136,9 +136,9 @@ class FaultyStore(Store):
         """See `Store.list_runs`."""
         return await self._store.list_runs()
 
-    async def put_blob(self, digest: str, payload: BlobPayload) -> None:
+    async def put_blob(self, payload: BlobPayload) -> str:
         """See `Store.put_blob`."""
-        await self._store.put_blob(digest, payload)
+        return await self._store.put_blob(payload)
 
     async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
         """See `Store.read_blob`."""

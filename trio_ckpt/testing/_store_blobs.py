@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from .._errors import StoreConflictError, StoreDamagedError, StoreError
 from ..abc import BlobPayload, Checkpoint, Pruned, RunKey, Store
@@ -13,10 +13,12 @@ from ._store_case import A, B, Case, chain, expect, payload_of
 BLOB_BYTES = 1000
 
 
+class _HalfError(Exception):
+    """What an iterator of buffers raises."""
+
+
 async def _put(store: Store, payload: bytes) -> str:
-    digest = hashlib.sha256(payload).hexdigest()
-    await store.put_blob(digest, payload)
-    return digest
+    return await store.put_blob(payload)
 
 
 async def _put_some(store: Store, count: int) -> dict[str, bytes]:
@@ -77,8 +79,7 @@ async def attached_blobs(case: Case) -> None:
             *chain(A, 3, 3),
         ]
         await case.save_all(store, RunKey(case.run_id, 0, owner), group)
-        own = hashlib.sha256(payload_of(1)).hexdigest()
-        await store.put_blob(own, payload_of(1))
+        own = await store.put_blob(payload_of(1))
         group = [Checkpoint(B, 1, b"", own, (names[1],))]
         await case.save_all(store, RunKey(case.run_id, 0, owner), group)
     wanted = {1: names, 2: (names[2], names[0]), 3: ()}
@@ -113,7 +114,7 @@ async def attached_blobs_are_needed(case: Case) -> None:
 
 
 async def put_blob(case: Case) -> None:
-    """A blob is one buffer or several; what its digest does not fit is refused, not put."""
+    """A blob is one buffer or several, made when asked for; its name is their SHA-256."""
     store = await case.open()
     odd = memoryview(memoryview(bytes(range(96))).cast("d", (3, 4)))  # of an array, say
     payloads: list[tuple[BlobPayload, bytes]] = [
@@ -129,17 +130,24 @@ async def put_blob(case: Case) -> None:
         for payload, whole in payloads:
             digest = hashlib.sha256(whole).hexdigest()
             for _ in range(2):
-                await store.put_blob(digest, payload)
+                name = await store.put_blob(payload)
+                expect(name == digest, f"a blob is named {name}, not {digest}")
                 await _expect_there(store, {digest: whole})
-        wrong = hashlib.sha256(b"something else").hexdigest()
-        for payload in (b"one", [b"something", b"else"]):
+        made = [os.urandom(BLOB_BYTES) for _ in range(3)]
+        name = await store.put_blob(one for one in made)
+        await _expect_there(store, {name: b"".join(made)})
 
-            async def put_wrong(payload: BlobPayload = payload) -> None:
-                await store.put_blob(wrong, payload)
+        def fail() -> Iterator[bytes]:
+            yield b"half of it" + made[0]
+            raise _HalfError
 
-            await _expect_raised(StoreError, put_wrong, "another blob's digest")
-        (outcome,) = await store.save(RunKey(case.run_id, 0, owner), [_naming(A, 1, wrong)])
-        expect(outcome is not None, "what was refused is there all the same")
+        async def put_half() -> None:
+            await store.put_blob(fail())
+
+        await _expect_raised(_HalfError, put_half, "an iterator that fails")
+        half = hashlib.sha256(b"half of it" + made[0]).hexdigest()
+        (outcome,) = await store.save(RunKey(case.run_id, 0, owner), [_naming(A, 1, half)])
+        expect(outcome is not None, "half of a blob is there")
 
 
 async def read_blob(case: Case) -> None:
@@ -185,7 +193,7 @@ async def drop_blobs(case: Case) -> None:
         run = RunKey(case.run_id, 0, owner)
         blobs = await _put_some(store, 4)
         one, two, shared, payload = blobs
-        await store.put_blob(*next(iter(theirs.items())))
+        await store.put_blob(next(iter(theirs.values())))
         group = [
             _naming(A, 1, one, shared, payload, *theirs),
             _naming(A, 2, two, shared),
@@ -256,7 +264,7 @@ async def blob_about_to_be_named(case: Case) -> None:
         ((digest, payload),) = blobs.items()
         await case.save_all(store, run, [_naming(A, 1, digest)])
         for handle, key in ((store, run), (other, run_2)):
-            await handle.put_blob(digest, payload)
+            await handle.put_blob(payload)
             sequence = (await case.read_stream(store, A)).sequence
             await store.drop_blobs(run, A, [sequence])
             await _expect_there(handle, blobs)

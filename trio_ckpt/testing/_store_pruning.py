@@ -136,12 +136,12 @@ async def prune_removes_blobs(case: Case) -> None:
     lost, shared, borrowed = (os.urandom(1000) for _ in range(3))
     names = [hashlib.sha256(payload).hexdigest() for payload in (lost, shared, borrowed)]
     async with store.lock_run(f"{case.run_id} 2") as owner:
-        await store.put_blob(names[2], borrowed)
+        await store.put_blob(borrowed)
         group = [Checkpoint(A, 1, b"", names[2])]
         await case.save_all(store, RunKey(f"{case.run_id} 2", 0, owner), group)
     async with store.lock_run(case.run_id) as owner:
-        for name, payload in zip(names, (lost, shared, borrowed), strict=True):
-            await store.put_blob(name, payload)
+        for payload in (lost, shared, borrowed):
+            await store.put_blob(payload)
         group = [Checkpoint(A, n, b"", name) for n, name in enumerate(names, 1)]
         await case.save_all(store, RunKey(case.run_id, 0, owner), group)
         run = RunKey(case.run_id, 1, owner)

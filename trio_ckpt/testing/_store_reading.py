@@ -117,7 +117,7 @@ async def blobs(case: Case) -> None:
     async with store.lock_run(case.run_id) as owner:
         run = RunKey(case.run_id, 0, owner)
         for _ in range(2):
-            await store.put_blob(digest, payload)
+            await store.put_blob(payload)
         await case.save_all(store, run, [Checkpoint(A, 1, b"", digest), *chain(A, 2, 2)])
         absent = hashlib.sha256(b"absent").hexdigest()
         outcomes = await store.save(run, [Checkpoint(B, 1, b"", absent), *chain(A, 3, 3)])
@@ -199,7 +199,7 @@ async def reads_are_cancellable(case: Case) -> None:
     store = await case.open()
     digest = hashlib.sha256(b"").hexdigest()
     async with store.lock_run(case.run_id) as owner:
-        await store.put_blob(digest, b"")
+        await store.put_blob(b"")
         await case.save_all(store, RunKey(case.run_id, 0, owner), chain(A, 1, 3))
         for read in (
             lambda: store.read_run(case.run_id),
@@ -234,7 +234,7 @@ async def closing(case: Case) -> None:
         "prune": lambda: store.prune(run, keep=1),
         "read_blob": lambda: store.read_blob(digest),
         "drop_blobs": lambda: store.drop_blobs(run, A, [1]),
-        "put_blob": lambda: store.put_blob(digest, b""),
+        "put_blob": lambda: store.put_blob(b""),
         "lock_run": store.lock_run(case.run_id).__aenter__,
     }
     for name, use in uses.items():
