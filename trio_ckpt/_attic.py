@@ -107,7 +107,8 @@ async def _copy(store: Store, saver: Saver, shelf: Lane, sequence: int, record: 
         for offset in range(0, size, READ_BYTES):
             part = await store.read_blob(digest, offset, min(READ_BYTES, size - offset))
             parts.append(part)
-        await saver.put_blob(digest, parts)
+        if await saver.put_blob(parts) != digest:
+            raise StoreDamagedError(f"blob {digest} of an old state is not what was saved")
     note = Record(
         kind=Kind.NOTE,
         at=record.at,
