@@ -117,6 +117,24 @@ async def test_what_cannot_be_archived_is_kept(
     assert await kept(store, "r") == set(range(24))
 
 
+class Altered(MemoryStore):
+    """Gives other bytes back than it was given."""
+
+    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+        return bytes(reversed(await super().read_blob(digest, offset, size)))
+
+
+async def test_what_was_altered_is_not_archived_as_if_it_were_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Altered()
+    await work(store, tmp_path / "attic")
+    assert "is not what was saved" in caplog.text
+    attic = await open_store(tmp_path / "attic")
+    assert await kept(attic, "r-0") == set()
+    await attic.aclose()
+
+
 async def test_the_loop_does_not_wait_for_the_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

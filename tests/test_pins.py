@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trio
+import trio.lowlevel
 
 import trio_ckpt
 from trio_ckpt import CannotRedoError, Stream, _keeper, open_run
@@ -172,6 +174,36 @@ async def test_a_pin_that_was_not_saved_is_none() -> None:
     assert view is not None
     progress = view.streams[KEY].progress
     assert (list(progress.confirmed), progress.pins) == ([0, 1], {})
+
+
+async def test_a_pin_that_is_taken_away_while_a_snapshot_is_saved_confuses_no_account(
+    tmp_path: Path,
+) -> None:
+    """Both land in one group, so when the snapshot hears of it there is a later record."""
+    folder = tmp_path / "store"
+    async with begin(folder) as run, run.open_stream(*KEY, state=new()) as stream:
+        await work(stream, 0)
+        for label in ("a", "b", "c"):
+            await stream.pin(label)
+        async for batch in stream.batches():
+            async with stream.snapshots(every_s=0) as snapshot:
+                for number, label in enumerate("abc"):
+                    stream.state["a"] = np.random.default_rng(50 + number).normal(size=100_000)
+                    assert await snapshot.point()
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(snapshot.wait)
+                        while stream.desk.lane.submitted == stream.progress.sequence:
+                            await trio.lowlevel.checkpoint()  # until the snapshot is on its way
+                        await stream.unpin(label)
+            batch.complete()
+            await batch.confirm()
+            break
+        sequences = stream.desk.keeper.versions.take_dropped((), is_complete=True)  # type: ignore[union-attr]
+        store = await open_store(folder)
+        history = [entry async for entry in trio_ckpt.read_history(store, "r", KEY)]
+        states = {entry.sequence for entry in history if entry.state_bytes}
+        assert {s for part in sequences.values() for s in part} <= states
+        await store.aclose()
 
 
 async def test_what_cannot_be_pinned_is_refused() -> None:

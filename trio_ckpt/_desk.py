@@ -162,12 +162,12 @@ class Desk(ABC):
         expected = self.expected if self.frontier is None else len(self.frontier)
         return None if expected == self.lane.progress.expected else expected
 
-    async def save_plain(self, record: Record, blobs: tuple[str, ...] = ()) -> None:
+    async def save_plain(self, record: Record, blobs: tuple[str, ...] = ()) -> int:
         """Save a record of the stream that is not about a batch; see `Saver.save`."""
         opened, expected = self.new_opening(), self.new_expected()
         if opened is not None or expected is not None:
             record = msgspec.structs.replace(record, opened=opened, expected=expected)
-        await self.saver.save(self.lane, record, blobs)
+        return await self.saver.save(self.lane, record, blobs)
 
     def encode_adds(self, batch: Batch[Any]) -> bytes:
         frontier = self.frontier

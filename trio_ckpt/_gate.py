@@ -299,7 +299,8 @@ class Gate(Desk):
             self.frontier.fold(record.adds)
             self.frontier.finish(batch.index - self.first_index)
         elif self.keeper is not None:
-            self.keeper.landed(saved, self.lane.progress, is_confirmed=True)
+            sequence = self.lane.progress.sequence  # this is called as it lands
+            self.keeper.landed(saved, sequence, record.at, is_confirmed=True)
         self.files.release(batch.index, {output.path for output in record.outputs})
         result = CheckpointResult(
             record.outputs,

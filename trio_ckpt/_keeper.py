@@ -24,7 +24,6 @@ import trio
 
 from ._array_tools import ArrayTools
 from ._chain import fill, layout_of, read_chain
-from ._progress import Progress
 from ._records import Kind, Record
 from ._retention import Retention, Version, Versions
 from ._saver import Saver
@@ -239,12 +238,13 @@ class StateKeeper(Generic[S]):
 
     # -- what the store has -------------------------------------------------------------------
 
-    def landed(self, saved: Saved | None, progress: Progress, *, is_confirmed: bool) -> None:
+    def landed(self, saved: Saved | None, sequence: int, at: float, *, is_confirmed: bool) -> None:
         """Take note that a frame is durable; None: that of a state that had not changed.
 
         Args:
             saved: The frame.
-            progress: Of the stream, the record with the frame included.
+            sequence: Of the record with it.
+            at: When that was saved; Unix time, s.
             is_confirmed: Whether that is no snapshot.
         """
         if saved is not None:
@@ -253,8 +253,7 @@ class StateKeeper(Generic[S]):
             frame = saved.kept.chain[0][1]
             blob_bytes = frame.data_bytes if frame.blob else 0
             self.saved_bytes += len(saved.payload) + blob_bytes
-            at = progress.updated_at or 0.0
-            self.versions.add(Version(progress.sequence, at, frame.lineage, blob_bytes))
+            self.versions.add(Version(sequence, at, frame.lineage, blob_bytes))
             if (frame.is_full and frame.blob) or self.versions.is_too_large:
                 self.needs_pruning = True
         self.has_snapshot = not is_confirmed

@@ -210,8 +210,8 @@ class Resume:
             await self._load(keeper)
         elif (saved := await keeper.begin(await keeper.hold())) is not None:
             record = Record(kind=Kind.SAVE, at=time.time(), state=saved.payload)
-            await self.desk.save_plain(record, saved.kept.blobs)
-            keeper.landed(saved, self.desk.lane.progress, is_confirmed=True)
+            sequence = await self.desk.save_plain(record, saved.kept.blobs)
+            keeper.landed(saved, sequence, record.at, is_confirmed=True)
         self.desk.keeper = keeper
 
     async def _load(self, keeper: StateKeeper[object]) -> None:

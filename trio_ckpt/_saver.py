@@ -180,13 +180,16 @@ class Saver:
         self._set_poison(unknown)
         raise unknown
 
-    async def save(self, lane: Lane, record: Record, blobs: tuple[str, ...] = ()) -> None:
+    async def save(self, lane: Lane, record: Record, blobs: tuple[str, ...] = ()) -> int:
         """Save a record that is not about a batch, and wait for it.
 
         Args:
             lane: Its stream.
             record: What it says.
             blobs: That its state names.
+
+        Returns:
+            Its sequence; by now there may be later ones.
 
         Raises:
             NotEncodableError: a value in it cannot be encoded.
@@ -199,6 +202,7 @@ class Saver:
         submission = Submission(lane, record, checkpoint, (), lambda _error: None)
         self.submit(submission)
         await submission.wait()
+        return checkpoint.sequence
 
     async def save_all(self, records: Iterable[tuple[Lane, Record]]) -> None:
         """Save several records, each of which is not about a batch, in one group.

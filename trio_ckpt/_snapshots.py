@@ -110,8 +110,8 @@ class Snapshots:
                         metadata={"label": label},
                         state=saved.payload,
                     )
-                    await self._desk.save_plain(record, saved.kept.blobs)
-                    self._keeper.landed(saved, self._desk.lane.progress, is_confirmed=False)
+                    sequence = await self._desk.save_plain(record, saved.kept.blobs)
+                    self._keeper.landed(saved, sequence, record.at, is_confirmed=False)
                     await self._desk.prune_state()
                 self.saved += 1
         except Exception as error:

@@ -320,9 +320,9 @@ class Stream(Generic[S]):
         saved = None if desk.keeper is None else await desk.keeper.save()
         state, blobs = (b"", ()) if saved is None else (saved.payload, saved.kept.blobs)
         record = Record(kind=Kind.SAVE, at=time.time(), cursor=cursor, state=state)
-        await desk.save_plain(record, blobs)
+        sequence = await desk.save_plain(record, blobs)
         if desk.keeper is not None:
-            desk.keeper.landed(saved, self.progress, is_confirmed=True)
+            desk.keeper.landed(saved, sequence, record.at, is_confirmed=True)
 
     async def pin(self, label: str) -> None:
         """Keep the arrays of the newest confirmed state, whatever the retention says.
