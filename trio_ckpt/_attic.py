@@ -110,6 +110,8 @@ async def _copy(store: Store, saver: Saver, shelf: Lane, sequence: int, record: 
     blobs = blobs_of(record.state)
     for digest in blobs:
         size = decode_frame(record.state).data_bytes
+        if await saver.put_blob(_parts(store, digest, size)) != digest:
+            raise StoreDamagedError(f"blob {digest} of an old state is not what was saved")
     note = Record(
         kind=Kind.NOTE,
         at=record.at,
