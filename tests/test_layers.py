@@ -87,6 +87,7 @@ not in a circle."""
 OPTIONAL = {
     "state._arrays": "NumPy and what goes with it are an extra",
     "state._memory": "the same",
+    "remote._sockets": "trio-websocket is an extra, and reading jobs needs none",
 }
 """What may be imported where it is needed, so that the core does without, and why."""
 
