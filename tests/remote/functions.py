@@ -143,3 +143,43 @@ async def train_fast(item: int, work: Work[Sums]) -> dict[str, Any]:
         state.done += 1
         await work.point()
     return {"losses": work.state.losses, "steps": work.state.done}
+
+
+def large_array() -> Any:
+    return np.random.default_rng(3).random(2**19)
+
+
+async def large(_item: int, work: AnyWork) -> float:
+    """An array of 4 MiB, saved; then it waits."""
+    if "array" not in work.state:
+        work.state["array"] = large_array()
+        while not await work.point():  # noqa: ASYNC110  # it is a save that is waited for
+            await trio.sleep(0.01)
+        gate = gates["large"] = trio.Event()
+        await gate.wait()
+    return float(work.state["array"].sum())
+
+
+async def mixed(_item: int, work: AnyWork) -> list[Any]:
+    state = work.state
+    state.setdefault("nested", {"seen": set(), "array": np.zeros(3)})
+    while state.setdefault("n", 0) < 6:
+        await trio.sleep(1.5)
+        state["n"] += 1
+        state["nested"]["seen"].add(state["n"])
+        await work.point()
+    nested = state["nested"]
+    kinds = [type(value).__name__ for value in (nested, nested["array"], nested["seen"])]
+    return [*kinds, len(nested["seen"])]
+
+
+async def eager(item: int, work: AnyWork) -> int:
+    for step in range(100):
+        work.state["step"] = step
+        await trio.sleep(0.1)
+        await work.point()
+    return item
+
+
+async def tell_trace(_item: int, work: AnyWork) -> dict[str, str]:
+    return work.trace
