@@ -102,5 +102,6 @@ from ._statistics import (
 )
 from ._stream import Stream as Stream
 from ._token import CheckpointToken as CheckpointToken, TokenState as TokenState
+from ._tracing import trace_batches as trace_batches
 from ._walk import Batches as Batches
 from .state import Frontier as Frontier, StateChangedError as StateChangedError
