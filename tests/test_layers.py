@@ -67,6 +67,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_drift": (5, 1),
     "_state_check": (5, 1),
     "_tracing": (5, 1),
+    "_look": (5, 1),
     "_maintain": (5, 2),
     "_archive": (5, 3),
     "_export": (5, 4),
