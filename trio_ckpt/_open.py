@@ -16,6 +16,7 @@ from ._config import canonical_config
 from ._coordinator import CheckpointCoordinator
 from ._errors import EXIT_DRAINED
 from ._fresh import ARCHIVING, clear_outputs, left_to_archive, replaced_by_next
+from ._live import publish_live
 from ._observe import Observers
 from ._resume import Settings
 from ._run import Run
@@ -168,6 +169,8 @@ async def open_run(
                 runtime_s=session.runtime_s,
                 resume_command=resume_command or shlex.join(sys.orig_argv) or None,
             )
+            if store.has_live:
+                nursery.start_soon(publish_live, run)
             body_error: BaseException | None = None
             try:
                 with stop.body:

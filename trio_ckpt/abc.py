@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Literal
 
 import attrs
+import trio
 
 from ._progress import Progress, apply, decode_progress
 from ._records import Seal, decode_record
@@ -269,9 +270,11 @@ class Store(ABC):
         inline_limit_bytes: Payloads of this size and more are put as blobs first.
         durability: What an acknowledged save survives: "full" is power loss, "process"
             kill -9 only, "none" neither.
+        has_live: Whether it keeps what `publish` is given, for other processes.
     """
 
     url: str
+    has_live: bool = False
     durability: Durability = "full"
     mac_key: bytes | None = None
     inline_limit_bytes: int = INLINE_LIMIT_BYTES
@@ -448,6 +451,29 @@ class Store(ABC):
         Raises:
             StoreError: it cannot be told.
         """
+
+    async def publish(self, run_id: str, payload: bytes) -> None:
+        """Let other processes see what the owner of a run is at; replaces what was there.
+
+        It is a window, no record: not durable, bound to nothing, and left behind by an owner
+        that was killed.  Empty bytes take it away.  A store may do nothing here; then
+        `has_live` is False.
+
+        Raises:
+            StoreError: it cannot be written.
+
+        Cancellation: not once it has begun.
+        """
+        await trio.lowlevel.checkpoint()
+
+    async def read_live(self, run_id: str) -> bytes:
+        """What `publish` was given last; empty if nothing is there.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        await trio.lowlevel.checkpoint()
+        return b""
 
     @abstractmethod
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:

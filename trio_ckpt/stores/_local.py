@@ -31,6 +31,7 @@ from .._threads import WorkerThread, run_blocking
 from ..abc import BlobPayload, Checkpoint, Fold, Owner, Pruned, RunKey, Store
 from ._blobs import Blobs, check_part
 from ._claims import Claims
+from ._live import read_live, write_live
 from ._locks import RunLock, lock_run, read_owner
 
 T = TypeVar("T")
@@ -83,6 +84,8 @@ class Writer(Protocol):
 
 class LocalStore(Store):
     """A store in a local folder."""
+
+    has_live = True
 
     def __init__(
         self,
@@ -230,6 +233,16 @@ class LocalStore(Store):
         """
         self._check_open()
         return await run_blocking(read_owner, self._folder, run_id)
+
+    async def publish(self, run_id: str, payload: bytes) -> None:
+        """See `Store.publish`."""
+        self._check_open()
+        await run_blocking(write_live, self._folder, run_id, payload)
+
+    async def read_live(self, run_id: str) -> bytes:
+        """See `Store.read_live`."""
+        self._check_open()
+        return await run_blocking(read_live, self._folder, run_id)
 
     async def put_blob(self, digest: str, payload: BlobPayload) -> None:
         """See `Store.put_blob`.
