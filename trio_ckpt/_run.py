@@ -479,7 +479,8 @@ class Run:
     def view(self) -> RunView:
         """The progress of every stream as it is now.  For reading: it goes on changing."""
         key = self._saver.run_key
-        streams = {name: StreamView(name, p) for name, p in self._progress.items()}
+        progress = {**self._progress, **{lane.key: lane.progress for lane in self._saver.lanes}}
+        streams = {name: StreamView(name, part) for name, part in progress.items()}
         return RunView(key.run_id, key.generation, key.owner, streams)
 
     def observing(self, observer: Observer) -> AbstractContextManager[None]:
