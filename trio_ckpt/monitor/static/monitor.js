@@ -272,7 +272,7 @@ function drawFailures() {
   text($("failures-count"), total ? number(total) : "");
   rows($("failures"), few("failures", failures), (one) => JSON.stringify([one.stream, one.batch_index, one.outcome]), (one) => [
     { text: one.name },
-    { text: one.batch_index === null ? "all" : number(one.batch_index), className: "n" },
+    one.batch_index === null ? { text: "all", className: "n whole" } : { text: number(one.batch_index), className: "n" },
     { nodes: [outcome(one)] },
     { text: one.attempts === null ? "" : number(one.attempts), className: "n" },
     { nodes: [reason(one.error)], className: "wide" },
