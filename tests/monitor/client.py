@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -44,7 +44,6 @@ class Client:
 
     port: int
     secret: str | None = SECRET
-    scheme_stream: Any = None
 
     def _headers(self, more: Iterable[tuple[str, str]], host: str | None) -> list[tuple[str, str]]:
         headers = list(more)
@@ -97,11 +96,7 @@ class Client:
             response = await event()
             found = {n.decode().lower(): v.decode() for n, v in response.headers}
 
-            async def pieces() -> AsyncIterator[bytes]:
-                while isinstance(piece := await event(), h11.Data):
-                    yield bytes(piece.data)
-
-            yield response.status_code, found, pieces()
+            yield response.status_code, found, _Pieces(event)
 
     async def ask(self, method: str, target: str, *args: Any, **options: Any) -> Reply:
         """Ask, and read all of the answer."""
@@ -132,16 +127,40 @@ class Client:
             return answer
 
 
-async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, Any]]:
+@attrs.define
+class _Pieces:
+    """The pieces of a body; no generator, so that it may be left anywhere."""
+
+    _event: Callable[[], Awaitable[Any]]
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await self._event()
+        if not isinstance(piece, h11.Data):
+            raise StopAsyncIteration
+        return bytes(piece.data)
+
+
+@attrs.define
+class events:  # noqa: N801  # it reads as a function
     """The events of a stream, comments left out."""
-    buffer = b""
-    async for piece in pieces:
-        buffer += piece
-        while b"\n\n" in buffer:
-            block, _, buffer = buffer.partition(b"\n\n")
+
+    _pieces: AsyncIterator[bytes]
+    _buffer: bytes = b""
+
+    def __aiter__(self) -> events:
+        return self
+
+    async def __anext__(self) -> tuple[str, Any]:
+        while True:
+            while b"\n\n" not in self._buffer:
+                self._buffer += await anext(self._pieces)
+            block, _, self._buffer = self._buffer.partition(b"\n\n")
             fields = dict(line.split(b": ", 1) for line in block.split(b"\n") if b": " in line)
             if b"event" in fields:
-                yield fields[b"event"].decode(), json.loads(fields[b"data"])
+                return fields[b"event"].decode(), json.loads(fields[b"data"])
 
 
 @asynccontextmanager

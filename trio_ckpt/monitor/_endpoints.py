@@ -8,6 +8,7 @@ from typing import Any, Literal
 import attrs
 
 from .._values import MAX_KEY_CHARS, MAX_RUN_ID_CHARS
+from ._jobs import JobAnswer, StorageInfo, TaskAnswer
 from ._parameters import MAX_OFFSET, Parameter
 from ._records import (
     Answer,
@@ -65,6 +66,15 @@ RUN = Parameter(
     max_chars=MAX_RUN_ID_CHARS,
     pattern=r"[^/\\]+",
 )
+JOB = Parameter(
+    "job_id",
+    "string",
+    "The id of a job.",
+    place="path",
+    is_required=True,
+    pattern="[A-Za-z0-9_.-]+",
+)
+TASK = attrs.evolve(JOB, name="task_id", description="The id of a work item.", max_chars=120)
 LIMIT = Parameter("limit", "integer", "How many at most.", default=50, minimum=1)
 NOT_FOUND = {404: "There is no such run."}
 LOCKED = {404: "There is no such run.", 409: "A process has the run, or it is not for now."}
@@ -80,7 +90,58 @@ def _history(window: Window, values: Values) -> Awaitable[Answer]:
     )
 
 
+MAX_JOB_PAGE = 1_000  # items of one answer: a line of theirs is short
+
 ENDPOINTS: tuple[Endpoint, ...] = (
+    Endpoint(
+        "/api/checkpoints/jobs/{job_id}",
+        "A job and its work items",
+        JobAnswer,
+        lambda window, values: window.jobs.job(
+            values["job_id"], after=values["after"], limit=values["limit"]
+        ),
+        (
+            JOB,
+            attrs.evolve(LIMIT, default=MAX_JOB_PAGE, maximum=MAX_JOB_PAGE),
+            Parameter("after", "integer", "Leave out so many.", default=0, maximum=MAX_OFFSET),
+        ),
+        refusals={404: "There is no such job."},
+    ),
+    Endpoint(
+        "/api/checkpoints/tasks/{task_id}",
+        "A work item and its checkpoints",
+        TaskAnswer,
+        lambda window, values: window.jobs.task(values["task_id"]),
+        (TASK,),
+        refusals={404: "There is no such work item."},
+    ),
+    Endpoint(
+        "/api/checkpoints/storage-info/{task_id}",
+        "Where the checkpoints of a work item are",
+        StorageInfo,
+        lambda window, values: window.jobs.storage_info(values["task_id"]),
+        (TASK,),
+        refusals={404: "There is no such work item."},
+    ),
+    Endpoint(
+        "/api/checkpoints/tasks/{task_id}/force-checkpoint",
+        "Have a running work item saved now",
+        Done,
+        lambda window, values: window.jobs.force_checkpoint(values["task_id"]),
+        (TASK,),
+        method="POST",
+        status=202,
+        refusals={404: "There is no such work item.", 409: "No worker has it."},
+    ),
+    Endpoint(
+        "/api/checkpoints/tasks/{task_id}/cleanup",
+        "Free the checkpoints of a work item that is over",
+        Done,
+        lambda window, values: window.jobs.cleanup(values["task_id"]),
+        (TASK,),
+        method="POST",
+        refusals={404: "There is no such work item.", 409: "It is not over."},
+    ),
     Endpoint(
         "/api/runs",
         "The runs, by id",

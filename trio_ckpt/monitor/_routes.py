@@ -9,11 +9,10 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 
 from .._errors import (
     RunLockedError,
@@ -23,14 +22,16 @@ from .._errors import (
     UnknownStreamError,
 )
 from .._words import printable
+from ..remote._errors import UnknownJobError
 from ._access import Refused, Role
 from ._endpoints import ENDPOINTS, Endpoint
 from ._events import MAX_VIEWERS, EventStream
-from ._guard import INTERNAL, App, refusal_body, role_of
+from ._guard import App, Receive, Scope, Send, refusal_body, role_of
+from ._jobs import NotPossibleError
 from ._metrics import CONTENT_TYPE as METRICS_TYPE
 from ._openapi import document
 from ._parameters import BadRequestError, Parameter
-from ._window import NotPossibleError, Window
+from ._window import Window
 
 log = logging.getLogger("trio_ckpt.monitor")
 
@@ -60,8 +61,16 @@ def make_app(window: Window) -> App:
         Route("/openapi.json", _fixed(msgspec.json.encode(document()), JSON), methods=["GET"]),
         Route("/api/events", _events(window), methods=["GET"]),
     ]
-    handlers: dict[Any, Any] = {HTTPException: _refuse_http, Exception: _refuse_bug}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    router = Router(routes, redirect_slashes=False)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = router  # so that Starlette raises what it refuses
+        try:
+            await router(scope, receive, send)
+        except HTTPException as error:
+            await _refuse_http(error)(scope, receive, send)
+
+    return app
 
 
 def refusal_of(error: Exception) -> Refused:
@@ -70,7 +79,7 @@ def refusal_of(error: Exception) -> Refused:
     match error:
         case BadRequestError():
             return Refused(400, "bad_parameter", message)
-        case UnknownRunError() | UnknownStreamError():
+        case UnknownRunError() | UnknownStreamError() | UnknownJobError():
             return Refused(404, "not_found", message)
         case RunLockedError():
             return Refused(409, "locked", message)
@@ -88,19 +97,12 @@ def _refusal(refused: Refused) -> Response:
     return Response(refusal_body(refused), refused.status, media_type=JSON)
 
 
-async def _refuse_http(_request: Request, error: Exception) -> Response:
+def _refuse_http(error: HTTPException) -> Response:
     """What Starlette says by itself: no such path, or no such method there."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    if status == 405:
-        allow = dict(getattr(error, "headers", None) or {})
+    if error.status_code == 405:
         refused = Refused(405, "wrong_method", "this path takes another method")
-        return Response(refusal_body(refused), 405, allow, media_type=JSON)
+        return Response(refusal_body(refused), 405, error.headers, media_type=JSON)
     return _refusal(Refused(404, "no_such_path", "there is no such path; see /openapi.json"))
-
-
-async def _refuse_bug(_request: Request, _error: Exception) -> Response:
-    """What nobody foresaw; Starlette raises it again, and the guard logs it."""
-    return _refusal(INTERNAL)
 
 
 # ---------------------------------------------------------------------------------------

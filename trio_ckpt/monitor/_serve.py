@@ -15,6 +15,7 @@ from .._run import Run
 from ..abc import Store
 from ._access import Access, allowed_hosts, check_secret, new_secret
 from ._guard import guarded
+from ._jobs import Jobs, TaskControl
 from ._routes import make_app
 from ._server import serve_connections
 from ._sources import RunSource, Source, StoreSource
@@ -56,6 +57,7 @@ async def serve(
     ssl_context: ssl.SSLContext | None = None,
     allow_plain: bool = False,
     stuck_after_s: float | None = None,
+    foreman: TaskControl | None = None,
     task_status: trio.TaskStatus[Serving] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Show a run, or all runs of a store, to browsers and programs; until cancelled.
@@ -79,6 +81,7 @@ async def serve(
         allow_plain: Listen beyond this machine without TLS, because something else protects it.
         stuck_after_s: From which age on a pending token is shown as stuck; default: ten times
             of what batches take now.
+        foreman: That of this process, for what only its memory knows.
         task_status: For ``nursery.start``.
 
     Raises:
@@ -100,7 +103,7 @@ async def serve(
         source = RunSource(run_or_store, stuck_after_s)
     else:
         source = StoreSource(run_or_store, stuck_after_s)
-    window = Window(source, has_actions=allow_actions)
+    window = Window(source, Jobs(source.store, foreman), has_actions=allow_actions)
     app = make_app(window)
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
     with ExitStack() as stack:

@@ -34,9 +34,14 @@ IDLE_TIMEOUT_S = 15.0  # before a request, and between two
 
 @attrs.define(eq=False)
 class Wire(trio.abc.HalfCloseableStream):
-    """A connection that can be cut, and that cuts a client who takes nothing."""
+    """A connection that can be cut, and that cuts a client who takes nothing.
+
+    Attributes:
+        context: Hypercorn's; one of its own, so that a client who has gone is let go of at once.
+    """
 
     _stream: trio.SocketStream
+    context: WorkerContext = attrs.field(factory=lambda: WorkerContext(None))
 
     @property
     def socket(self) -> trio.socket.SocketType:
@@ -66,7 +71,10 @@ class Wire(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """See `trio.abc.ReceiveStream`."""
-        return await self._stream.receive_some(max_bytes)
+        data = await self._stream.receive_some(max_bytes)
+        if not data:  # else hypercorn keeps what is left of the connection until it is idle
+            await self.context.terminated.set()
+        return data
 
     async def aclose(self) -> None:
         """See `trio.abc.AsyncResource`."""
@@ -82,6 +90,7 @@ def hypercorn_config() -> Config:
     config.h2_max_concurrent_streams = 1  # refused all the same, but read until then
     config.h2_max_header_list_size = MAX_HEADER_BYTES
     config.keep_alive_timeout = IDLE_TIMEOUT_S
+    config.ssl_handshake_timeout = IDLE_TIMEOUT_S
     config.include_server_header = False
     config.websocket_max_message_size = 1
     return config
@@ -94,7 +103,7 @@ async def serve_connections(
 
     Cancellation: every connection is cut at once, and nothing is left of any.
     """
-    config, context = hypercorn_config(), WorkerContext(None)
+    config = hypercorn_config()
     wrapped = ASGIWrapper(cast("Any", app))
     wires: set[Wire] = set()
 
@@ -109,7 +118,7 @@ async def serve_connections(
         if ssl_context is not None:
             secured = trio.SSLStream(wire, ssl_context, server_side=True, https_compatible=True)
         try:
-            await TCPServer(wrapped, config, context, ConnectionState({}), secured)
+            await TCPServer(wrapped, config, wire.context, ConnectionState({}), secured)
         except* Exception as errors:  # of one client: the others are none the worse
             log.debug("a connection ended badly: %r", errors.exceptions)
         finally:

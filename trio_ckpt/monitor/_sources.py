@@ -17,6 +17,8 @@ from .._live import live_view, read_live
 from .._look import look_from
 from .._run import Run
 from ..abc import Owner, RunSummary, RunView, Store
+from ..remote._errors import UnknownJobError
+from ..remote._names import JOB_PREFIX, split_task_id
 from ._records import Seen
 from ._views import Standing
 
@@ -36,7 +38,7 @@ class Source(ABC):
 
     @abstractmethod
     async def list_ids(self) -> list[str]:
-        """The runs, sorted.
+        """The runs, sorted; work items are not among them, their jobs are.
 
         Raises:
             StoreError: the store cannot be read.
@@ -112,12 +114,12 @@ class StoreSource(Source):
             self._listed_at = trio.current_time()
         else:
             await trio.lowlevel.checkpoint()
-        return sorted(self._known)
+        return sorted(run_id for run_id in self._known if not is_task_id(run_id))
 
     async def stand(self, run_id: str) -> Standing:
         """See `Source.stand`."""
         await self.list_ids()
-        if run_id not in self._known:
+        if run_id not in self._known or is_task_id(run_id):
             raise UnknownRunError(f"{self.store.url} has no run {run_id!r}", run_id=run_id)
         owner = await self.store.read_owner(run_id)
         view = await self._view(run_id)
@@ -145,3 +147,14 @@ class StoreSource(Source):
     async def wait_changed(self) -> None:
         """See `Source.wait_changed`: a look, now and then."""
         await trio.sleep(POLL_EVERY_S)
+
+
+def is_task_id(run_id: str) -> bool:
+    """Whether a run is a work item by its name."""
+    if not run_id.startswith(JOB_PREFIX):
+        return False  # nearly all, and there may be thousands
+    try:
+        split_task_id(run_id)
+    except UnknownJobError:
+        return False
+    return True

@@ -16,6 +16,7 @@ from .._maintain import open_maintenance
 from .._values import StreamKey
 from .._words import printable, stream_names
 from ._events import Broadcast, event
+from ._jobs import Jobs, NotPossibleError
 from ._metrics import Metrics, PendingGauge
 from ._pace import SAMPLE_EVERY_S, Pace
 from ._records import (
@@ -51,10 +52,6 @@ MAX_GAUGED_RUNS = 1_000  # of a store, in the metrics
 RETRY_REASON = "asked for in the monitor"
 
 
-class NotPossibleError(Exception):
-    """An action does not fit how things stand; the message says why."""
-
-
 @attrs.define(eq=False)
 class Window:
     """What is shown of a source, and what may be done to it.
@@ -62,11 +59,13 @@ class Window:
     Attributes:
         source: Where it looks.
         metrics: Of the runs that it sees from inside.
+        jobs: The jobs of its store.
         has_actions: Whether the server takes actions.
         broadcast: The pictures that are sent to all who watch.
     """
 
     source: Source
+    jobs: Jobs
     has_actions: bool
     metrics: Metrics = attrs.field(factory=Metrics, init=False)
     broadcast: Broadcast = attrs.field(
