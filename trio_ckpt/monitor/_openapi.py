@@ -60,7 +60,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
                 "in": parameter.place,
                 "required": parameter.is_required,
                 "description": parameter.description,
-                "schema": parameter.schema(),
+                **parameter.described(),
             }
             for parameter in endpoint.parameters
         ],

@@ -74,8 +74,11 @@ class Parameter:
             raise BadRequestError(f"{self.name} is from {self.minimum} to {self.maximum}")
         return value
 
-    def schema(self) -> dict[str, Any]:
-        """For the OpenAPI document."""
+    def described(self) -> dict[str, Any]:
+        """What it is, for the OpenAPI document."""
+        if self.kind == "key":
+            parts = {"type": "array", "items": {"type": "string"}}
+            return {"content": {"application/json": {"schema": parts}}}
         if self.kind == "integer":
             schema: dict[str, Any] = {"minimum": self.minimum, "maximum": self.maximum}
             schema["type"] = "integer"
@@ -87,4 +90,4 @@ class Parameter:
                 schema["pattern"] = f"^{self.pattern}$"
         if self.default is not None:
             schema["default"] = self.default
-        return schema
+        return {"schema": schema}
