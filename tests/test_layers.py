@@ -69,6 +69,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_state_check": (5, 1),
     "_tracing": (5, 1),
     "_look": (5, 1),
+    "_machine": (5, 1),
     "_maintain": (5, 2),
     "_archive": (5, 3),
     "_export": (5, 4),
@@ -91,6 +92,8 @@ not in a circle."""
 OPTIONAL = {
     "state._arrays": "NumPy and what goes with it are an extra",
     "state._memory": "the same",
+    "state._pages": "the same",
+    "monitor": "its server is an extra, and only the command of that name needs it",
 }
 """What may be imported where it is needed, so that the core does without, and why."""
 

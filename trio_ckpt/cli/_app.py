@@ -39,6 +39,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "rewind": ("_writes", "Put back to work all that came after a batch."),
     "reset": ("_writes", "Archive a run: the next start begins it anew."),
     "prune": ("_writes", "Remove archived generations of a run."),
+    "monitor": ("_monitor", "Show the runs of a store in a browser."),
+    "doctor": ("_doctor", "Look at this machine, and at a store."),
 }
 """Command -> the module that has it, and what the list of commands says of it.
 

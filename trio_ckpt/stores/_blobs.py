@@ -88,6 +88,10 @@ class Blobs:
         except OSError:
             return 0
 
+    def names(self) -> list[str]:
+        """The digests of all that are there."""
+        return [path.name for path in self._folder.glob("??/*") if _DIGEST.fullmatch(path.name)]
+
     def put(self, digest: str, payload: BlobPayload) -> None:
         """Write a blob: a temporary file, fsync, rename, fsync of the folder.
 

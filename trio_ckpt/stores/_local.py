@@ -244,6 +244,19 @@ class LocalStore(Store):
         self._check_open()
         return await run_blocking(read_live, self._folder, run_id)
 
+    async def find_orphans(self) -> tuple[int, int]:
+        """How many blobs no record names, and their bytes.
+
+        The next owner removes them, unless somebody is just about to name them.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        self._check_open()
+        names = await run_blocking(self._blobs.names)
+        free = await shielded(self._writing.run, self._writer.unnamed, names)
+        return len(free), sum(map(self._blobs.size, free))
+
     async def put_blob(self, digest: str, payload: BlobPayload) -> None:
         """See `Store.put_blob`.
 
