@@ -94,6 +94,7 @@ OPTIONAL = {
     "state._memory": "the same",
     "state._pages": "the same",
     "monitor": "its server is an extra, and only the command of that name needs it",
+    "remote._sockets": "trio-websocket is an extra, and reading jobs needs none",
 }
 """What may be imported where it is needed, so that the core does without, and why."""
 

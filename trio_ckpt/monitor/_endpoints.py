@@ -134,6 +134,16 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         refusals={404: "There is no such work item.", 409: "No worker has it."},
     ),
     Endpoint(
+        "/api/checkpoints/tasks/{task_id}/release",
+        "Have a running work item saved and handed back, so that it goes on elsewhere",
+        Done,
+        lambda window, values: window.jobs.release(values["task_id"]),
+        (TASK,),
+        method="POST",
+        status=202,
+        refusals={404: "There is no such work item.", 409: "No worker has it."},
+    ),
+    Endpoint(
         "/api/checkpoints/tasks/{task_id}/cleanup",
         "Free the checkpoints of a work item that is over",
         Done,

@@ -10,12 +10,21 @@ import attrs
 from .._errors import UnknownRunError
 from .._maintain import open_maintenance
 from ..abc import Store
-from ..remote._jobs import JobView, LiveTask, TaskStatus, TaskView, read_job, read_task
+from ..remote import (
+    JobView,
+    LiveTask,
+    TaskStatus,
+    TaskView,
+    UnknownJobError,
+    read_job,
+    read_task,
+)
 from ._records import Answer, Done, ErrorLine
 from ._views import error_line, iso, iso_now
 
 TaskWord = Literal["pending", "assigned", "running", "completed", "failed", "cancelled"]
 
+NOT_FOUND, CONFLICT = 404, 409  # what a foreman answers with
 _OVER = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
 
 
@@ -31,8 +40,10 @@ class TaskControl(Protocol):
         """What its memory knows of the items that workers have."""
         ...
 
-    async def force_checkpoint(self, task_id: str) -> bool:
-        """Ask the worker of an item to save its state now; False: no worker has it."""
+    async def control(
+        self, action: Literal["force-checkpoint", "release", "cleanup"], task_id: str
+    ) -> tuple[int, str]:
+        """Do something to a work item; a status of HTTP, and why."""
         ...
 
 
@@ -159,14 +170,30 @@ class Jobs:
         Raises:
             NotPossibleError: nobody runs it, or the foreman is another process.
         """
-        view = await read_task(self.store, task_id, live=self._live)
+        return await self._control("force-checkpoint", task_id)
+
+    async def release(self, task_id: str) -> Done:
+        """Have a running item saved and handed back, so that it goes on elsewhere.
+
+        Raises:
+            NotPossibleError: nobody runs it, or the foreman is another process.
+        """
+        return await self._control("release", task_id)
+
+    async def _control(
+        self, action: Literal["force-checkpoint", "release", "cleanup"], task_id: str
+    ) -> Done:
+        await read_task(self.store, task_id, live=self._live)
         if self.control is None:
             raise NotPossibleError(
                 "only the monitor in the foreman's own process can ask a worker for that"
             )
-        if not await self.control.force_checkpoint(task_id):
-            raise NotPossibleError(f"the item is {view.status.value}: no worker has it")
-        return Done(done="the worker is asked for a checkpoint", count=1)
+        status, reason = await self.control.control(action, task_id)
+        if status == NOT_FOUND:
+            raise UnknownJobError(reason)
+        if status == CONFLICT:
+            raise NotPossibleError(reason)
+        return Done(done=reason, count=1)
 
     async def cleanup(self, task_id: str) -> Done:
         """Free the checkpoints of an item that is over.
@@ -175,6 +202,8 @@ class Jobs:
             NotPossibleError: it is not.
             RunLockedError: a worker has it.
         """
+        if self.control is not None:
+            return await self._control("cleanup", task_id)
         view = await read_task(self.store, task_id, live=self._live)
         if view.status not in _OVER:
             raise NotPossibleError(

@@ -22,7 +22,7 @@ from .._errors import (
     UnknownStreamError,
 )
 from .._words import printable
-from ..remote._errors import UnknownJobError
+from ..remote import UnknownJobError
 from ._access import Refused, Role
 from ._endpoints import ENDPOINTS, Endpoint
 from ._events import MAX_VIEWERS, EventStream

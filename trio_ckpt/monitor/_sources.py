@@ -17,7 +17,7 @@ from .._live import live_view, read_live
 from .._look import look_from
 from .._run import Run
 from ..abc import Owner, RunSummary, RunView, Store
-from ..remote._errors import UnknownJobError
+from ..remote import UnknownJobError
 from ..remote._names import JOB_PREFIX, split_task_id
 from ._records import Seen
 from ._views import Standing

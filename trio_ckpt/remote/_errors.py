@@ -74,13 +74,16 @@ class TaskFailedError(RemoteError):
         self.error_message = error_message
         self.remote_traceback = remote_traceback
 
+    @staticmethod
+    def split(text: str) -> tuple[str, str]:
+        """The class and the text of what the function raised, of the text of such an error."""
+        _, _, rest = text.partition(" failed: ")
+        kind, _, message = rest.partition(": ")
+        return kind, message
+
 
 class TaskLostError(RemoteError):
     """A work item took its worker down again and again, so it is given up."""
-
-
-class TaskReleasedError(RemoteError):
-    """A work item was handed back by its worker, saved; it goes on elsewhere."""
 
 
 class JobRefusedError(RemoteError, ValueError):

@@ -13,7 +13,6 @@ from contextlib import aclosing
 
 import attrs
 
-from .._errors import UnknownRunError
 from .._history import read_pages
 from .._progress import Progress
 from .._records import ErrorInfo, Kind, Record, Status
@@ -358,15 +357,3 @@ def has_submission(view: RunView) -> bool:
     """Whether a job's run says what the job is."""
     entry = view.streams.get(JOB_STREAM)
     return entry is not None and entry.progress.status is Status.COMPLETE
-
-
-async def need_job(store: Store, job_id: str) -> RunView:
-    """The run of a job.
-
-    Raises:
-        UnknownRunError: there is none.
-    """
-    view = await store.load_run(job_id)
-    if view is None:
-        raise UnknownRunError(f"there is no job {job_id!r} in {store.url}", run_id=job_id)
-    return view

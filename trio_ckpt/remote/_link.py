@@ -131,6 +131,13 @@ class Link:
         if self.connection.phase is not Phase.OPEN or self.is_lost:
             return
         self.send(Goodbye(reason))
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Wait until nothing is queued, but not for long.
+
+        Cancellation: shielded, for `GOODBYE_S`.
+        """
         with trio.move_on_after(GOODBYE_S, shield=True):
             while self.connection.queued_bytes and not self.is_lost:
                 await self._drained.park()

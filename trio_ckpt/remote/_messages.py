@@ -297,11 +297,13 @@ class AttachJob(JobMessage, frozen=True, array_like=True):
     """The results of a job are to be sent, those that are there and those that come.
 
     Attributes:
+        call: What is sent because of this has the same number; a later one takes its place.
         have: The items whose results the client has; a set of indexes as it is stored.
     """
 
     KIND: ClassVar[Kind] = Kind.ATTACH_JOB
     MAX_BYTES: ClassVar[int] = 2 * MIB
+    call: Count
     have: Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_STEPS)] = ()
 
 
@@ -309,6 +311,7 @@ class JobResult(JobMessage, frozen=True, array_like=True):
     """One item is done, and that is durable.
 
     Attributes:
+        call: The number of the `AttachJob`.
         index: Its place.
         value: What its function returned.
         error: Why it was given up, if it was.
@@ -316,6 +319,7 @@ class JobResult(JobMessage, frozen=True, array_like=True):
 
     KIND: ClassVar[Kind] = Kind.JOB_RESULT
     MAX_BYTES: ClassVar[int] = MAX_MESSAGE_BYTES
+    call: Count
     index: Count
     value: Any = None
     error: TaskError | None = None
@@ -325,12 +329,14 @@ class JobDone(JobMessage, frozen=True, array_like=True):
     """A job has ended, and all its results are sent.
 
     Attributes:
+        call: The number of the `AttachJob`.
         status: How.
         error: Why it failed, if it did.
         index: Of the item that it failed with, if with one.
     """
 
     KIND: ClassVar[Kind] = Kind.JOB_DONE
+    call: Count
     status: Literal["completed", "failed", "cancelled", "interrupted"]
     error: TaskError | None = None
     index: Count | None = None
@@ -433,10 +439,16 @@ class Cancel(TaskMessage, frozen=True, array_like=True):
 
 
 class ReleaseTask(TaskMessage, frozen=True, array_like=True):
-    """From the foreman: save and hand back.  From the worker: that it did, or has ended it."""
+    """From the foreman: save and hand back.  From the worker: that it did, or has ended it.
+
+    Attributes:
+        reason: Why, in words.
+        is_trouble: The worker could not go on; it was not asked to.
+    """
 
     KIND: ClassVar[Kind] = Kind.RELEASE_TASK
     reason: Text = ""
+    is_trouble: bool = False
 
 
 class ForceCheckpoint(TaskMessage, frozen=True, array_like=True):
