@@ -23,6 +23,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.monitor.background import Background, background
 from tests.monitor.client import ACTION_SECRET, SECRET
+from tests.remote.site import F, open_site
 from trio_ckpt import RetryRule, RetryTable, Run, RunStoppedError, open_run
 from trio_ckpt.stores import MemoryStore
 
@@ -338,6 +339,41 @@ def test_the_history_of_a_stream_comes_by_pages(tab: Tab, stage: Stage) -> None:
     page.locator("#history-more").click()
     expect(page.locator("#history tbody tr")).to_have_count(35)
     expect(page.locator("#history-more")).to_be_hidden()
+
+
+def test_several_runs_and_a_job_are_chosen_from_a_list(tab: Tab) -> None:
+    async def program(found: Background) -> None:
+        async with open_site(MemoryStore()) as site:
+            await site.start_worker("box", slots=4)
+            async with site.client() as client:
+                await client.map(F + "square", range(5), job_id="job-squares")
+            async with open_run("plain", store=site.store, handle_signals=False) as run:
+                async with run.open_stream("s") as stream:
+                    async for batch in stream.batches(range(3)):
+                        batch.complete()
+            await found.show(site.store, foreman=site.foreman)
+
+    page = tab.page
+    with background(program) as found:
+        page.goto(f"{found.url}/#{SECRET}")
+        expect(page.locator("#run-list li")).to_have_count(2)
+        page.get_by_role("link", name="plain").click()
+        expect(page.locator("#run-name")).to_have_text("plain")
+        expect(page.locator("#job-panel")).to_be_hidden()
+        page.get_by_role("link", name="job-squares").click()
+        expect(page.locator("#run-name")).to_have_text("job-squares")
+        expect(page.locator("#job-count")).to_have_text("5 of 5 done")
+        expect(page.locator("#items tbody tr")).to_have_count(5)
+        expect(page.locator("#items tr", has_text="job-squares.000000")).to_contain_text(
+            "completed"
+        )
+        page.go_back()
+        expect(page.locator("#run-name")).to_have_text("plain")
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        page.go_forward()
+        expect(page.locator("#items tbody tr")).to_have_count(5)
+        page.screenshot(path=SHOTS / "job.png", full_page=True)
+    assert tab.complaints == []
 
 
 def test_it_can_be_used_without_a_mouse(tab: Tab, stage: Stage) -> None:

@@ -34,7 +34,7 @@ log = logging.getLogger("trio_ckpt.monitor")
 
 EVERY_S = 0.5
 IDLE_EVERY_S = 5.0  # rates and what is stuck change while nothing else does
-PER_VIEWER_S = 0.01  # sending a picture takes some 0.15 ms: 1.5 % of a core however many watch
+PER_VIEWER_S = 0.015  # sending a picture takes some 0.3 ms: 2 % of a core however many watch
 MAX_COST_FRACTION = 0.02
 COMMENT_EVERY_S = 10.0
 MAX_VIEWERS = 500

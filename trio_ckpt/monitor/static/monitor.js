@@ -3,7 +3,9 @@
 const QUIET_MS = 25_000; // the server says something every 10 s
 const MAX_BACKOFF_MS = 15_000;
 const PAGE = 25;
-const FEW = { pending: 8, failures: 6, streams: 12 }; // rows before somebody asks for all
+const JOB_EVERY_MS = 3_000; // a job is asked for apart: its items may be many
+const MAX_ITEMS = 200;
+const FEW = { pending: 8, failures: 6, streams: 12, items: 12 }; // rows before somebody asks for all
 const PLOT = { width: 1000, height: 150, left: 46, bottom: 20, top: 8 };
 
 const $ = (id) => document.getElementById(id);
@@ -192,6 +194,7 @@ function drawRun() {
   document.title = [percentText(run.progress_percent) || words(run.status), run.run].join(" · ");
   drawFacts();
   drawFailures();
+  drawJob();
   drawStreams();
   drawGroups();
   drawPlot();
@@ -310,6 +313,48 @@ function drawStreams() {
 function agoNode(iso) {
   const node = make("span", {}, ago(iso));
   if (iso) node.dataset.ago = iso;
+  return node;
+}
+
+const ITEM_PILLS = { running: "in_progress", assigned: "in_progress", completed: "complete", failed: "failed", cancelled: "interrupted", pending: "pending" };
+
+async function drawJob() {
+  const { run } = state;
+  const isJob = run !== null && run.startsWith("job-");
+  show($("job-panel"), isJob);
+  if (!isJob || Date.now() - (state.jobAt ?? 0) < JOB_EVERY_MS) return;
+  state.jobAt = Date.now();
+  try {
+    const job = await ask(`/api/checkpoints/jobs/${encodeURIComponent(run)}?limit=${MAX_ITEMS}`);
+    if (run !== state.run) return;
+    state.job = job;
+    drawItems();
+  } catch (problem) {
+    text($("job-note"), problem.message);
+  }
+}
+
+function drawItems() {
+  const { job } = state;
+  text($("job-count"), `${number(job.completed_tasks)} of ${number(job.total_tasks)} done`);
+  const parts = [`${job.function}, ${job.job_status}`, `${percentText(job.average_progress_percent)} on average`, plural(job.total_checkpoints_taken, "checkpoint")];
+  if (job.failed_tasks) parts.push(`${number(job.failed_tasks)} failed`);
+  if (job.total_tasks > job.tasks.length) parts.push(`the first ${number(job.tasks.length)} are shown`);
+  text($("job-note"), `${parts.join(" · ")}.`);
+  rows($("items"), few("items", job.tasks), (one) => one.task_id, (one) => [
+    { text: one.task_id },
+    { nodes: [itemPill(one.status)] },
+    { percent: one.progress_percent, text: percentText(one.progress_percent) },
+    { text: number(one.checkpoint_count), className: "n" },
+    { nodes: [agoNode(one.last_checkpoint_at)], className: "n soft" },
+    { text: one.worker ?? "", className: "soft" },
+    one.error ? { nodes: [reason(one.error)] } : { text: "" },
+  ], "None.");
+}
+
+function itemPill(status) {
+  const node = make("span", { className: "pill" }, status);
+  node.dataset.status = ITEM_PILLS[status];
   return node;
 }
 
@@ -626,7 +671,7 @@ window.addEventListener("hashchange", () => {
   if (secret) enter(secret);
   else if (run !== undefined && run !== state.run && state.secret) {
     state.run = run;
-    state.detail = null;
+    state.detail = state.job = state.jobAt = null;
     state.announced = "";
     show($("run"), false);
     show($("nothing"), true);
@@ -660,6 +705,7 @@ for (const name of Object.keys(FEW)) {
   $(`${name}-more`).addEventListener("click", () => {
     if (!expanded.delete(name)) expanded.add(name);
     drawRun();
+    if (state.job) drawItems();
   });
 }
 setInterval(drawAges, 1000);
