@@ -199,7 +199,9 @@ function drawRun() {
   drawGroups();
   drawPlot();
   drawHistoryChoice();
-  show($("actions-panel"), state.runs.actions);
+  show($("action-stop"), run.seen === "inside");
+  show($("action-retry"), !run.running);
+  show($("actions-panel"), state.runs.actions && (run.seen === "inside" || !run.running));
   drawAges();
   announce();
 }
@@ -394,9 +396,10 @@ function drawPlot() {
   const width = svg.clientWidth || PLOT.width;
   const { height, left, bottom, top } = PLOT;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  $("plot").classList.toggle("bare", points.length < 2);
   if (points.length < 2) {
-    svg.replaceChildren(shape("line", { class: "grid", x1: left, x2: width, y1: height - bottom, y2: height - bottom }));
-    text($("plot-caption"), "There is a curve after some seconds of looking.");
+    svg.replaceChildren();
+    text($("plot-caption"), state.detail.run.running ? "There is a curve after some seconds of looking." : "Nobody runs it now.");
     return;
   }
   const peak = Math.max(...points.map((point) => point.per_s));
