@@ -32,7 +32,7 @@ napoleon_use_rtype = False
 # of another library is text, not a link.  Names of ours that are not public are text, too.
 nitpick_ignore_regex = [
     ("py:class", r"AbstractAsyncContextManager"),
-    (r"py:.*", r"(collections|contextlib|datetime|enum|os|pathlib|typing|types)\..*"),
+    (r"py:.*", r"(collections|contextlib|datetime|enum|os|pathlib|ssl|typing|types)\..*"),
     (r"py:.*", r"(attrs|msgspec|trio)\..*"),
     (r"py:.*", r"(trio_ckpt\.)?(\w+\.)*_\w+(\.\w+)*"),
     (r"py:exc", r".*, .*"),  # several errors of one reason

@@ -5,6 +5,8 @@ The floor plan; a file imports only from floors below its own:
     L5  _loops      run_batches                       progress    a live display
         _drift      files against records             _maintain   for commands
         _archive, _export, _import                    _explain    what a resume would do
+        _look       a run from outside                _machine    what a machine is good for
+        _tracing    spans of batches
     L4  _batch      one attempt                       _stop       stopping in good order
         _staging    files of a stream                 _desk       one open stream
         _gate       the law of order                  _walk       loops over batches
@@ -13,11 +15,12 @@ The floor plan; a file imports only from floors below its own:
         _resume     opening a stream                  _phase      done once
         _session    what was found                    _manifest   what a complete run left
         _fresh      beginning again                   _roster     streams of an open run
-        _run, _open   open_run
+        _run, _open   open_run                        _live       for other processes
     L3  _coordinator  tokens without I/O              _lane, _saver   group commit
         _history    for readers
     L2  _registry   pending tokens                    _config, _retry, _source
         _groups, _statistics                          sums of streams
+        _observe    telling observers
         state/      codecs, the frontier              stores/     bytes in, bytes out
     L1  abc         every contract                    _token      the token's table
         outputs     durable files
@@ -103,5 +106,6 @@ from ._statistics import (
 )
 from ._stream import Stream as Stream
 from ._token import CheckpointToken as CheckpointToken, TokenState as TokenState
+from ._tracing import trace_batches as trace_batches
 from ._walk import Batches as Batches
 from .state import Frontier as Frontier, StateChangedError as StateChangedError

@@ -28,8 +28,9 @@ from ._saver import Saver
 from ._staging import AnyPath, StreamFiles
 from ._statistics import Waiting
 from ._stop import Stop
-from ._token import CANCELLED, WITHDRAWN, Failure, TokenEvent, TokenState, move
+from ._token import CANCELLED, WITHDRAWN, Failure, TokenEvent, TokenState, failure_of, move
 from ._words import printable
+from .abc import Attempt, AttemptEnd
 from .state import Frontier
 
 log = logging.getLogger("trio_ckpt.stream")
@@ -109,7 +110,13 @@ class Desk(ABC):
             batch.resumed_from = self.keeper.begin_batch(index)
         self.open[index] = batch
         self.stop.busy += 1
+        if self.saver.observers:
+            self.saver.observers.began(self.attempt_of(batch))
         return batch
+
+    def attempt_of(self, batch: Batch[Any]) -> Attempt:
+        """An attempt as observers are told of it."""
+        return Attempt(self.run_id, self.lane.key, batch.index, batch.attempt)
 
     # -- waiting --------------------------------------------------------------------------
 
@@ -231,16 +238,29 @@ class Desk(ABC):
 
     # -- the ends of tokens -------------------------------------------------------------------
 
-    def close_attempt(self, batch: Batch[Any]) -> None:
-        if self.open.pop(batch.index, None) is not None:
+    def close_attempt(
+        self, batch: Batch[Any], end: AttemptEnd, error: BaseException | str | None = None
+    ) -> None:
+        """Take note that an attempt is over.
+
+        Args:
+            batch: The attempt.
+            end: What became of it; observers are told.
+            error: What went wrong.
+        """
+        was_open = self.open.pop(batch.index, None) is not None
+        if was_open:
             self.stop.leave_batch()
         batch.state = AttemptState.OVER
+        if was_open and self.saver.observers:
+            reason = None if error is None else failure_of(error).reason
+            self.saver.observers.ended(self.attempt_of(batch), end, reason)
 
     def drop(self, batch: Batch[Any], failure: Failure) -> None:
         """End an attempt without a record: the batch runs again."""
         if batch.index in self.open:
             self.taint_state()
-        self.close_attempt(batch)
+        self.close_attempt(batch, _end_of(failure), failure.reason)
         self.files.release(batch.index)
         self.fail_token(batch.token, failure)
 
@@ -344,3 +364,10 @@ class Desk(ABC):
     @abstractmethod
     async def confirm(self, batch: Batch[Any]) -> None:
         """The gate pulled forward."""
+
+
+def _end_of(failure: Failure) -> AttemptEnd:
+    """What became of an attempt that leaves no record."""
+    if failure is WITHDRAWN:
+        return AttemptEnd.WITHDRAWN
+    return AttemptEnd.INTERRUPTED if failure is CANCELLED else AttemptEnd.FAILED

@@ -65,6 +65,7 @@ from ._token import (
     move,
 )
 from ._words import printable
+from .abc import AttemptEnd
 from .outputs import AppendFile, lines_digest
 
 log = logging.getLogger("trio_ckpt.gate")
@@ -162,6 +163,15 @@ class Gate(Desk):
 
         Cancellation: none once something is being saved.
         """
+        try:
+            return await self._pass(batch, way, error)
+        finally:
+            if self.saver.observers and batch.state is AttemptState.OVER:
+                self.saver.observers.left(self.attempt_of(batch))
+
+    async def _pass(
+        self, batch: Batch[Any], way: Way, error: BaseException | None
+    ) -> Passed | Again:
         if batch.state is AttemptState.SUBMITTED:
             await self._wait_submitted(batch, way)
         action = GATE[batch.state][way]
@@ -309,7 +319,7 @@ class Gate(Desk):
             datetime.fromtimestamp(record.at, UTC),
         )
         self.lane.confirmed += 1
-        self.close_attempt(batch)
+        self.close_attempt(batch, AttemptEnd.CONFIRMED)
         if may(batch.token, TokenEvent.CONFIRM):  # a coordinator closed meanwhile has failed it
             move(batch.token, TokenEvent.CONFIRM, result)
 
@@ -358,7 +368,8 @@ class Gate(Desk):
         error = error or "it failed"
 
         def landed(batch: Batch[Any], _record: Record) -> None:
-            self.close_attempt(batch)
+            end = AttemptEnd.FAILED if is_final else AttemptEnd.RETRIED
+            self.close_attempt(batch, end, error)
             self.taint_state()
             if is_final:
                 self.files.release(batch.index)
@@ -377,7 +388,7 @@ class Gate(Desk):
         error = error or "it was skipped"
 
         def landed(batch: Batch[Any], _record: Record) -> None:
-            self.close_attempt(batch)
+            self.close_attempt(batch, AttemptEnd.SKIPPED, error)
             self.taint_state()
             self.files.release(batch.index)
             self.lane.skipped += 1
@@ -395,7 +406,7 @@ class Gate(Desk):
 
     async def _save_end(self, batch: Batch[Any]) -> None:
         def landed(batch: Batch[Any], _record: Record) -> None:
-            self.close_attempt(batch)
+            self.close_attempt(batch, AttemptEnd.WITHDRAWN)
             self.taint_state()
             self.files.release(batch.index)
             move(batch.token, TokenEvent.WITHDRAW, WITHDRAWN)
@@ -452,6 +463,8 @@ class Gate(Desk):
                     raise
 
         batch.state = AttemptState.SUBMITTED
+        if self.saver.observers:
+            self.saver.observers.settled(self.attempt_of(batch))
         checkpoint = await self.saver.encode(self.lane, payload, blobs)
         submission = Submission(self.lane, record, checkpoint, lines, tell)
         self.saver.submit(submission)

@@ -239,17 +239,42 @@ async def read_history(
     async with aclosing(read_pages(store, run_id, stored.generation, tuple(key))) as pages:
         async for records in pages:
             for sequence, record in records:
-                yield CheckpointView(
-                    sequence,
-                    record.kind.name.lower(),
-                    record.at,
-                    record.index,
-                    record.attempts,
-                    record.records,
-                    record.outputs,
-                    record.totals,
-                    record.spent,
-                    record.metadata,
-                    record.error,
-                    len(record.state),
-                )
+                yield _checkpoint(sequence, record)
+
+
+async def read_history_page(
+    store: Store, run_id: str, key: StreamKey, *, cursor: str | None, limit: int
+) -> tuple[list[CheckpointView], str | None]:
+    """A page of them, and the cursor of the next one; None: that was the last.
+
+    Raises:
+        UnknownRunError: there is no such run.
+        StoreDamagedError: one is not what was saved.
+        StoreError: the cursor was not given for this stream.
+    """
+    stored = await store.read_run(run_id)
+    if stored is None:
+        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    seal = store.seal(run_id, stored.generation, key)
+    page = await store.history(
+        run_id, encode_key(key), generation=stored.generation, cursor=cursor, limit=limit
+    )
+    opened = [(s.sequence, decode_record(seal.open(s.sequence, s.payload))) for s in page.records]
+    return [_checkpoint(sequence, record) for sequence, record in opened], page.cursor
+
+
+def _checkpoint(sequence: int, record: Record) -> CheckpointView:
+    return CheckpointView(
+        sequence,
+        record.kind.name.lower(),
+        record.at,
+        record.index,
+        record.attempts,
+        record.records,
+        record.outputs,
+        record.totals,
+        record.spent,
+        record.metadata,
+        record.error,
+        len(record.state),
+    )

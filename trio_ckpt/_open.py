@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, get_args
 
@@ -17,6 +17,8 @@ from ._config import canonical_config
 from ._coordinator import CheckpointCoordinator
 from ._errors import EXIT_DRAINED
 from ._fresh import ARCHIVING, clear_outputs, left_to_archive, replaced_by_next
+from ._live import publish_live
+from ._observe import Observers
 from ._resume import Settings
 from ._run import Run
 from ._saver import DEFAULT_SAVE_TIMEOUT_S, Saver
@@ -26,7 +28,7 @@ from ._threads import run_blocking
 from ._values import check_run_id
 from ._verify import Verify
 from ._words import printable
-from .abc import RunKey, Store
+from .abc import Observer, RunKey, Store
 from .outputs import ARCHIVE, OutputDir
 from .stores import open_store
 
@@ -54,6 +56,7 @@ async def open_run(
     save_timeout_s: float = DEFAULT_SAVE_TIMEOUT_S,
     resume_command: str | None = None,
     coordinator: CheckpointCoordinator | None = None,
+    observe: Sequence[Observer] = (),
 ) -> AsyncGenerator[Run]:
     """Own a run for a block: begin it, or go on where it was left.
 
@@ -80,6 +83,7 @@ async def open_run(
         save_timeout_s: How long a save may take before its outcome is called unknown.
         resume_command: What to tell people to type after a stop; default: this command.
         coordinator: To share one registry between runs.
+        observe: Who is told what the run does, such as `trace_batches`.
 
     Yields:
         The open run.
@@ -134,6 +138,7 @@ async def open_run(
             RunKey(run_id, generation, owner),
             save_timeout_s=save_timeout_s,
             on_poison=lambda: stop.cancel_streams(EXIT_DRAINED),
+            observers=Observers(observe),
         )
         found = look(view)
         log.info("run %r: %s", run_id, found)
@@ -168,6 +173,8 @@ async def open_run(
                 runtime_s=session.runtime_s,
                 resume_command=resume_command or shlex.join(sys.orig_argv) or None,
             )
+            if store.has_live:
+                nursery.start_soon(publish_live, run)
             body_error: BaseException | None = None
             try:
                 with stop.body:

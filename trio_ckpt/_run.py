@@ -6,7 +6,11 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+)
 from typing import Any, Literal, TypeVar, cast, overload
 
 import attrs
@@ -49,7 +53,7 @@ from ._stop import Stop
 from ._stream import Stream
 from ._token import Failure
 from ._values import RUN_STREAM, StreamKey, check_stream_key, encode_key
-from .abc import RunView, Store
+from .abc import Observer, RunView, Store, StreamView
 from .outputs import OutputDir, Validate, Validator
 
 log = logging.getLogger("trio_ckpt.run")
@@ -465,6 +469,29 @@ class Run:
     def statistics(self) -> RunStatistics:
         """Counts, sums, rate and ETA, at this moment."""
         return self._roster.statistics()
+
+    # -- for monitors -------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        """Where it is kept."""
+        return self._store
+
+    @property
+    def open_streams(self) -> frozenset[StreamKey]:
+        """The streams that are open now."""
+        return frozenset(self._desks)
+
+    def view(self) -> RunView:
+        """The progress of every stream as it is now.  For reading: it goes on changing."""
+        key = self._saver.run_key
+        progress = {**self._progress, **{lane.key: lane.progress for lane in self._saver.lanes}}
+        streams = {name: StreamView(name, part) for name, part in progress.items()}
+        return RunView(key.run_id, key.generation, key.owner, streams)
+
+    def observing(self, observer: Observer) -> AbstractContextManager[None]:
+        """Tell an observer what the run does while the block runs."""
+        return self._saver.observers.adding(observer)
 
     # -- waiting ------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ this process saves nothing more, and only the next start can tell what landed.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 
 import attrs
@@ -33,6 +33,7 @@ import trio
 
 from ._errors import SaveOutcomeUnknownError, StoreConflictError, TrioCkptError, describe_batch
 from ._lane import Lane
+from ._observe import Observers
 from ._progress import Progress, apply, encode_progress
 from ._records import Record, encode_record
 from ._threads import WorkerThread
@@ -103,6 +104,7 @@ class Saver:
     Attributes:
         run_key: Who saves.
         poison: Why nothing is saved any more, if so.
+        observers: Who is told what the run does.
     """
 
     def __init__(
@@ -112,9 +114,11 @@ class Saver:
         *,
         save_timeout_s: float,
         on_poison: Callable[[], None],
+        observers: Observers | None = None,
     ) -> None:
         self.run_key = run_key
         self.poison: Exception | None = None
+        self.observers = observers or Observers()
         self._store = store
         self._save_timeout_s = save_timeout_s
         self._on_poison = on_poison
@@ -174,8 +178,12 @@ class Saver:
 
         Cancellation: none; a store that does not take it in time poisons the run.
         """
+        sizes: list[int] = []
         with trio.move_on_after(self._save_timeout_s, shield=True):
-            return await self._store.put_blob(payload)
+            name = await self._store.put_blob(_counted(payload, sizes))
+            if self.observers:
+                self.observers.saved(self.run_key.run_id, sum(sizes))
+            return name
         unknown = self._unknown(f"waits for a blob since {self._save_timeout_s:g} s")
         self._set_poison(unknown)
         raise unknown
@@ -295,7 +303,10 @@ class Saver:
         with trio.move_on_after(self._save_timeout_s, shield=True):
             try:
                 checkpoints = [submission.checkpoint for submission in group]
-                return await self._store.save(self.run_key, checkpoints, folds)
+                outcomes = await self._store.save(self.run_key, checkpoints, folds)
+                if self.observers:
+                    self._tell_saved(checkpoints, outcomes, folds)
+                return outcomes
             except (StoreConflictError, SaveOutcomeUnknownError) as error:
                 self._set_poison(error)
                 return [error] * len(group)
@@ -305,6 +316,17 @@ class Saver:
         unknown = self._unknown(f"has not ended after {self._save_timeout_s:g} s")
         self._set_poison(unknown)
         return [unknown] * len(group)
+
+    def _tell_saved(
+        self,
+        checkpoints: list[Checkpoint],
+        outcomes: list[Exception | None],
+        folds: list[Fold],
+    ) -> None:
+        size = sum(len(fold.payload) for fold in folds)
+        for checkpoint, outcome in zip(checkpoints, outcomes, strict=False):
+            size += len(checkpoint.payload) if outcome is None else 0
+        self.observers.saved(self.run_key.run_id, size)
 
     def _unknown(self, problem: str) -> SaveOutcomeUnknownError:
         return SaveOutcomeUnknownError(
@@ -433,3 +455,10 @@ def _append_all(chunks: dict[AppendFile, list[bytes]]) -> dict[AppendFile, Excep
         except Exception as error:  # each file fails for itself; the saver tells its batches
             failures[sink] = error
     return failures
+
+
+def _counted(payload: BlobPayload, sizes: list[int]) -> Iterator[bytes | memoryview]:
+    """The buffers of a payload, whose sizes are known only when they are taken."""
+    for buffer in [payload] if isinstance(payload, (bytes, bytearray, memoryview)) else payload:
+        sizes.append(memoryview(buffer).nbytes)
+        yield buffer

@@ -8,6 +8,7 @@ function.
 
 from __future__ import annotations
 
+import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -15,6 +16,7 @@ from datetime import datetime
 from typing import Literal
 
 import attrs
+import trio
 
 from ._progress import Progress, apply, decode_progress
 from ._records import Seal, decode_record
@@ -195,6 +197,69 @@ class RunView:
     streams: dict[StreamKey, StreamView]
 
 
+# ---------------------------------------------------------------------------------------
+# Observers
+# ---------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Attempt:
+    """One go at one batch, as observers are told of it.
+
+    Attributes:
+        run_id: The run.
+        stream: The key of its stream.
+        batch_index: The batch.
+        number: 1 for the first try, over all sessions.
+    """
+
+    run_id: str
+    stream: StreamKey
+    batch_index: int
+    number: int
+
+
+class AttemptEnd(enum.Enum):
+    """What became of an attempt."""
+
+    CONFIRMED = "confirmed"
+    SKIPPED = "skipped"
+    RETRIED = "retried"  # it failed, and the retry table has the batch run again
+    FAILED = "failed"  # for good, or the checkpoint was not saved
+    WITHDRAWN = "withdrawn"
+    INTERRUPTED = "interrupted"  # cancelled before it was settled: it runs again on resume
+
+
+class Observer:
+    """Is told what a run does, as it does it: metrics and traces are made of this.
+
+    Derive from it and override what is of interest; give it to ``open_run(observe=...)`` or
+    `Run.observing`.  Everything is called synchronously in the run's own trio thread, so it
+    must be quick and must not wait.  What it raises is logged, and changes nothing.
+    """
+
+    def attempt_began(self, attempt: Attempt) -> None:
+        """A batch is handed out.  Called in the task that works on it."""
+
+    def attempt_settled(self, attempt: Attempt) -> None:
+        """The body is done with it: its record is on its way to the store."""
+
+    def attempt_ended(self, attempt: Attempt, end: AttemptEnd, error: str | None) -> None:
+        """It is over, and what it led to is durable where that is promised.
+
+        Args:
+            attempt: Which.
+            end: What became of it.
+            error: What went wrong, in words.
+        """
+
+    def attempt_left(self, attempt: Attempt) -> None:
+        """The task that worked on it goes on; called in that task, after `attempt_ended`."""
+
+    def bytes_saved(self, run_id: str, size: int) -> None:
+        """The store has taken checkpoints, folds or a blob of so many bytes."""
+
+
 class Store(ABC):
     """Where checkpoints are durable.
 
@@ -205,9 +270,11 @@ class Store(ABC):
         inline_limit_bytes: Payloads of this size and more are put as blobs first.
         durability: What an acknowledged save survives: "full" is power loss, "process"
             kill -9 only, "none" neither.
+        has_live: Whether it keeps what `publish` is given, for other processes.
     """
 
     url: str
+    has_live: bool = False
     durability: Durability = "full"
     mac_key: bytes | None = None
     inline_limit_bytes: int = INLINE_LIMIT_BYTES
@@ -387,6 +454,29 @@ class Store(ABC):
         Raises:
             StoreError: it cannot be told.
         """
+
+    async def publish(self, run_id: str, payload: bytes) -> None:
+        """Let other processes see what the owner of a run is at; replaces what was there.
+
+        It is a window, no record: not durable, bound to nothing, and left behind by an owner
+        that was killed.  Empty bytes take it away.  A store may do nothing here; then
+        `has_live` is False.
+
+        Raises:
+            StoreError: it cannot be written.
+
+        Cancellation: not once it has begun.
+        """
+        await trio.lowlevel.checkpoint()
+
+    async def read_live(self, run_id: str) -> bytes:
+        """What `publish` was given last; empty if nothing is there.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        await trio.lowlevel.checkpoint()
+        return b""
 
     @abstractmethod
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:

@@ -409,6 +409,10 @@ class PrunesBlobsInUse(MemoryStore):
         return pruned
 
 
+class PublishesIntoTheVoid(MemoryStore):
+    has_live = True
+
+
 class NeverCloses(MemoryStore):
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -615,6 +619,7 @@ BROKEN = {
     DropsInAnyGeneration: "drop_blobs drops nothing for another owner.*generation=0",
     RemovesWhatIsAboutToBeNamed: "What was put and is not named yet stays",
     PrunesWithoutAttached: "prune removes attached blobs that nobody else names",
+    PublishesIntoTheVoid: "What is published for other processes replaces what was there",
     NeverCloses: "Closing twice is fine",
     DeafToCancellation: "A cancelled read ends",
 }

@@ -42,6 +42,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "prune": ("_writes", "Remove archived generations of a run."),
     "foreman": ("_remote", "Take jobs, and have workers do them."),
     "worker": ("_remote", "Work for a foreman."),
+    "monitor": ("_monitor", "Show the runs of a store in a browser."),
+    "doctor": ("_doctor", "Look at this machine, and at a store."),
 }
 """Command -> the module that has it, and what the list of commands says of it.
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import attrs
 import trio
 
-from .._errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_SKIPPED, StoreDamagedError
-from .._groups import Summary, in_order, summarize
-from .._history import run_facts
-from .._progress import Progress
+from .._errors import StoreDamagedError
+from .._groups import Summary
+from .._look import Look as Look, read_look
 from .._records import ErrorInfo, Status
-from .._values import RUN_STREAM, StreamKey, decode_key
+from .._values import StreamKey, decode_key
 from .._words import iso_moment, stream_name
-from ..abc import Owner, RunView, Store
+from ..abc import Owner, Store
 from ..stores import open_store
 from ._exits import EXIT_NOT_FOUND, EXIT_USAGE, CommandError
 
@@ -43,55 +41,6 @@ async def reading(url: str, *, create: bool = False) -> AsyncGenerator[Store]:
             await store.aclose()
 
 
-@attrs.frozen
-class Look:
-    """A run as it stands, seen from outside.
-
-    Attributes:
-        store: Where it is.
-        view: Its newest generation.
-        owner: The live process that has it.
-        facts: What its own stream says last.
-        parts: The progress of every stream but that one.
-        open_streams: Those that the owner has opened and not brought to an end.
-    """
-
-    store: Store
-    view: RunView
-    owner: Owner | None
-    facts: Mapping[str, Any]
-    parts: Mapping[StreamKey, Progress]
-    open_streams: frozenset[StreamKey]
-
-    @property
-    def run_id(self) -> str:
-        """The name of the run."""
-        return self.view.run_id
-
-    @property
-    def keys(self) -> list[StreamKey]:
-        """The users' streams, in order."""
-        return in_order(self.parts)
-
-    def summary(self, keys: Collection[StreamKey] | None = None, of: StreamKey = ()) -> Summary:
-        """What streams add up to; all of the users', if none are named."""
-        chosen = self.keys if keys is None else keys
-        parts = {key: self.parts[key] for key in chosen}
-        return summarize(of, parts, open_streams=self.open_streams)
-
-    def last_activity(self) -> float | None:
-        """When something was saved last, Unix time."""
-        saved = [entry.progress.updated_at for entry in self.view.streams.values()]
-        return max((at for at in saved if at is not None), default=None)
-
-    def exit_code(self) -> int:
-        """What the program should exit with as the run stands; see docs/reference/exit-codes."""
-        parts = [progress for progress in self.parts.values() if progress.sequence > 0]
-        if not parts or any(progress.status is not Status.COMPLETE for progress in parts):
-            return EXIT_DRAINED
-        return EXIT_SKIPPED if any(progress.skipped for progress in parts) else EXIT_COMPLETE
-
-
 async def look_at(store: Store, run_id: str | None) -> Look:
     """Look at a run; it may be left out where the store has only one.
 
@@ -100,19 +49,10 @@ async def look_at(store: Store, run_id: str | None) -> Look:
     """
     if run_id is None:
         run_id = await _only_run(store)
-    owner = await store.read_owner(run_id)
-    view = await store.load_run(run_id)
-    if view is None:
+    look = await read_look(store, run_id)
+    if look is None:
         raise CommandError(await no_such_run(store, run_id), EXIT_NOT_FOUND)
-    facts = run_facts(view)
-    parts = {key: e.progress for key, e in view.streams.items() if key != RUN_STREAM}
-    began = facts.get("began", 0.0)
-    opened = frozenset(
-        key
-        for key, progress in parts.items()
-        if owner is not None and progress.opened_at is not None and progress.opened_at >= began
-    )
-    return Look(store, view, owner, facts, parts, opened)
+    return look
 
 
 async def _only_run(store: Store) -> str:

@@ -97,6 +97,10 @@ class Blobs:
         except OSError:
             return 0
 
+    def names(self) -> list[str]:
+        """The digests of all that are there."""
+        return [path.name for path in self._folder.glob("??/*") if _DIGEST.fullmatch(path.name)]
+
     def put(
         self, payload: BlobPayload, claim: Callable[[str], AbstractContextManager[None]]
     ) -> str:

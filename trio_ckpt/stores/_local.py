@@ -38,6 +38,7 @@ from .._threads import WorkerThread, run_blocking
 from ..abc import BlobPayload, Checkpoint, Fold, Owner, Pruned, RunKey, Store
 from ._blobs import Blobs, check_part
 from ._claims import Claims
+from ._live import read_live, write_live
 from ._locks import RunLock, lock_run, read_owner
 
 T = TypeVar("T")
@@ -90,6 +91,8 @@ class Writer(Protocol):
 
 class LocalStore(Store):
     """A store in a local folder."""
+
+    has_live = True
 
     def __init__(
         self,
@@ -237,6 +240,29 @@ class LocalStore(Store):
         """
         self._check_open()
         return await run_blocking(read_owner, self._folder, run_id)
+
+    async def publish(self, run_id: str, payload: bytes) -> None:
+        """See `Store.publish`."""
+        self._check_open()
+        await run_blocking(write_live, self._folder, run_id, payload)
+
+    async def read_live(self, run_id: str) -> bytes:
+        """See `Store.read_live`."""
+        self._check_open()
+        return await run_blocking(read_live, self._folder, run_id)
+
+    async def find_orphans(self) -> tuple[int, int]:
+        """How many blobs no record names, and their bytes.
+
+        The next owner removes them, unless somebody is just about to name them.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        self._check_open()
+        names = await run_blocking(self._blobs.names)
+        free = await shielded(self._writing.run, self._writer.unnamed, names)
+        return len(free), sum(map(self._blobs.size, free))
 
     async def put_blob(self, payload: BlobPayload) -> str:
         """See `Store.put_blob`.

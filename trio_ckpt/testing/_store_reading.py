@@ -246,6 +246,20 @@ async def closing(case: Case) -> None:
     await case.expect_saved(await case.open(), {A: 1})
 
 
+async def live_views(case: Case) -> None:
+    """What is published for other processes replaces what was there, needs no lock to be read,
+    and is taken away by empty bytes; a store that keeps no such thing says so."""
+    store = await case.open()
+    async with store.lock_run(case.run_id):
+        for payload in (b"first", b"second", b""):
+            await store.publish(case.run_id, payload)
+            found = await (await case.open()).read_live(case.run_id)
+            wanted = payload if store.has_live else b""
+            expect(found == wanted, f"{payload!r} was published, and {found!r} is read")
+    found = await store.read_live(f"{case.run_id} that is not there")
+    expect(found == b"", f"of a run that is not there {found!r} is read")
+
+
 CLAUSES = (
     unknown_runs,
     folds,
@@ -255,5 +269,6 @@ CLAUSES = (
     list_runs,
     read_while_saving,
     reads_are_cancellable,
+    live_views,
     closing,
 )

@@ -1,0 +1,133 @@
+"""`doctor`: what it finds, what it doubts, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.cli.tools import Terminal, make_damaged, make_gh, make_run
+from trio_ckpt import _machine
+from trio_ckpt._machine import Verdict, examine, file_system_of, judge_fsync
+from trio_ckpt.stores import open_store
+from trio_ckpt.stores._locks import lock_run
+
+
+def checks(document: Any) -> dict[str, str]:
+    return {one["check"]: one["verdict"] for one in document["checks"]}
+
+
+def test_a_machine_is_looked_at_and_nothing_is_left_behind(
+    run: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = run("doctor", "--json")
+    found = checks(said.json)
+    assert {"versions", "locks", "open files", "file system", "space", "fsync", "WAL"} <= set(found)
+    assert os.listdir(tmp_path) == []
+    assert said.code == (1 if "bad" in found.values() else 0)
+    plain = run("doctor")
+    assert "fsync" in plain.out
+    assert plain.lines[-1] == "all is well" or "bad" in plain.lines[-1]
+
+
+def test_a_sound_store_is_sound(run: Terminal, tmp_path: Path) -> None:
+    make_gh(tmp_path / "gh.ckpt")
+    said = run("doctor", tmp_path / "gh.ckpt", "--json")
+    found = checks(said.json)
+    assert found["store"] == found["runs"] == found["run gh-2025"] == found["orphans"] == "good"
+    text = next(c["finding"] for c in said.json["checks"] if c["check"] == "run gh-2025")
+    assert text == "6 streams, 17 batches confirmed; nobody has it"
+
+
+def test_a_store_that_is_not_there_is_bad_and_is_not_made(run: Terminal, tmp_path: Path) -> None:
+    said = run("doctor", tmp_path / "none", "--json")
+    assert said.code == 1
+    assert checks(said.json)["store"] == "bad"
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_damaged_run_is_named_and_the_others_are_looked_at(run: Terminal, tmp_path: Path) -> None:
+    make_damaged(str(tmp_path / "s"), "bad")
+    make_run(tmp_path / "s", "good", {})
+    said = run("doctor", tmp_path / "s", "--json")
+    found = checks(said.json)
+    assert said.code == 1
+    assert (found["run bad"], found["run good"]) == ("bad", "good")
+
+
+def test_a_silent_owner_is_doubted(run: Terminal, tmp_path: Path) -> None:
+    make_gh(tmp_path / "s")
+    lock = lock_run(tmp_path / "s", "gh-2025")
+    try:
+        said = run("doctor", tmp_path / "s", "--json")
+    finally:
+        lock.release()
+    assert checks(said.json)["run gh-2025"] == "doubt"
+    assert f"process {os.getpid()} on " in said.out
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "json"])
+def test_blobs_that_no_record_names_are_counted(run: Terminal, tmp_path: Path, scheme: str) -> None:
+    async def leave() -> None:
+        store = await open_store(f"{scheme}:{tmp_path / 's'}")
+        await store.put_blob(b"lost")
+        await store.aclose()
+
+    trio.run(leave)
+    said = run("doctor", tmp_path / "s", "--json")
+    assert said.code == 0
+    orphans = next(c for c in said.json["checks"] if c["check"] == "orphans")
+    assert orphans["verdict"] == "note"
+    assert orphans["finding"] == "1 blob (4 bytes) that no record names"
+
+
+def test_what_is_faster_than_any_disk_is_doubted_and_said_to_be_no_proof() -> None:
+    assert judge_fsync(5e-6, 1e-5).verdict is Verdict.DOUBT
+    assert "only pulling the plug tells" in judge_fsync(5e-6, 1e-5).advice
+    assert judge_fsync(2e-4, 1e-3).verdict is Verdict.GOOD
+    assert judge_fsync(0.2, 0.5).verdict is Verdict.NOTE
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"), [("tmpfs", "bad"), ("nfs4", "bad"), ("ext4", "good"), (None, "good")]
+)
+def test_a_file_system_that_forgets_or_is_far_away_is_bad(
+    kind: str | None, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_machine, "file_system_of", lambda _place: kind)
+    (found,) = [one for one in examine(tmp_path) if one.check == "file system"]
+    assert found.verdict.value == verdict
+
+
+def test_the_file_system_is_that_of_the_nearest_mount() -> None:
+    assert file_system_of(Path("/proc/self")) == "proc"
+    assert file_system_of(Path("/")) not in (None, "proc")
+
+
+def test_little_room_and_few_files_are_doubted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_machine, "LOW_BYTES", 2**80)
+    monkeypatch.setattr(_machine, "FEW_DESCRIPTORS", 2**40)
+    found = {one.check: one.verdict for one in examine(tmp_path)}
+    assert found["space"] is Verdict.DOUBT
+    assert found["open files"] in (Verdict.DOUBT, Verdict.GOOD)  # good where there is no limit
+
+
+def test_a_folder_that_is_not_there_stands_for_its_parent(tmp_path: Path) -> None:
+    found = {one.check: one.text for one in examine(tmp_path / "a" / "b")}
+    assert found["file system"].startswith(f"{tmp_path} is ")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_to_is_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    found = {one.check: one.verdict for one in examine(tmp_path)}
+    assert found["writing"] is Verdict.BAD
+    assert "fsync" not in found

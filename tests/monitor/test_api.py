@@ -1,0 +1,393 @@
+"""What the REST interface answers: of a run seen from inside, and of a store from outside."""
+
+# ruff: noqa: PT012, SIM117  (what a whole block does is the claim)
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import trio
+
+from tests.cli.tools import make_damaged, make_gh
+from tests.monitor.client import ACTION_SECRET, Client, serving
+from trio_ckpt import BatchFailedError, RetryRule, RetryTable, RunStoppedError, Status, open_run
+from trio_ckpt._live import LiveToken, LiveView, LiveWaiting
+from trio_ckpt._look import read_look
+from trio_ckpt.monitor._views import (
+    MIN_STUCK_AFTER_S,
+    STUCK_AFTER_S,
+    Standing,
+    percent,
+    run_line,
+    stuck_after,
+    token_lines,
+)
+from trio_ckpt.stores import MemoryStore, open_store
+
+
+def begin(store: Any = None, run_id: str = "r", **options: Any) -> Any:
+    return open_run(run_id, store=store or MemoryStore(), handle_signals=False, **options)
+
+
+async def collect(run: Any, *key: str, count: int = 3) -> None:
+    async with run.open_stream(*key) as stream:
+        async for batch in stream.batches(range(count)):
+            batch.spend(cost_usd=0.25)
+            batch.complete(records=10, totals={"words": 5})
+
+
+# -- a run seen from inside ------------------------------------------------------------------------
+
+
+async def test_a_run_seen_from_inside() -> None:
+    async with begin() as run:
+        await collect(run, "a", "b")
+        async with run.open_stream("c") as stream, stream.open_batch() as batch:
+            async with serving(run) as (client, _):
+                (line,) = (await client.get("/api/runs")).json["runs"]
+                assert (line["run"], line["seen"], line["status"]) == ("r", "inside", "in_progress")
+                assert line["running"]
+                assert line["batches"]["confirmed"] == 3
+                assert (line["records"], line["produced"]) == (30, {"words": 15})
+                assert line["spent"] == line["spent_on_confirmed"] == {"cost_usd": 0.75}
+                assert line["pending"] == 1
+                assert line["session"]["confirmed"] == 3
+                assert line["streams"]["complete"] == line["streams"]["in_progress"] == 1
+                (token,) = (await client.get("/api/runs/r/pending")).json["tokens"]
+                assert token["stream"] == ["c"]
+                assert (token["state"], token["stuck"], token["stale"]) == ("pending", False, False)
+                batch.complete()
+                (token,) = (await client.get("/api/runs/r/pending")).json["tokens"]
+                assert token["state"] == "completed"
+                numbers = (await client.get("/api/runs/r/statistics")).json
+                assert numbers["session_confirmed"] == 3
+                assert numbers["groups"] == {
+                    **dict.fromkeys(["pending", "failed", "interrupted"], 0),
+                    "complete": 1,
+                    "in_progress": 1,
+                }
+
+
+async def test_only_the_run_that_is_watched_is_shown() -> None:
+    store = MemoryStore()
+    async with begin(store, "other") as other:
+        await collect(other, "s")
+    async with begin(store) as run:
+        async with serving(run) as (client, _):
+            assert [one["run"] for one in (await client.get("/api/runs")).json["runs"]] == ["r"]
+            reply = await client.get("/api/runs/other")
+            assert (reply.status, reply.code) == (404, "not_found")
+
+
+async def test_failures_are_told_the_worst_first() -> None:
+    async with begin() as run:
+        table = RetryTable([RetryRule((KeyError,), attempts=2, backoff_s=1_000)])
+        async with run.open_stream("s") as stream:
+            async for batch in stream.batches(range(2)):
+                batch.skip("no such page") if batch.index else batch.complete()
+        with pytest.raises(BatchFailedError):
+            async with run.open_stream("dead", retry=table) as stream:
+                async for batch in stream.batches(range(1)):
+                    batch.fail(ValueError("torn"))
+        with trio.move_on_after(0.2):
+            async with run.open_stream("slow", retry=table) as stream:
+                async for batch in stream.batches(range(1)):
+                    batch.fail(KeyError("busy"))
+        async with serving(run) as (client, _):
+            found = (await client.get("/api/runs/r/failures")).json
+        told = [(one["name"], one["batch_index"], one["outcome"]) for one in found["failures"]]
+        assert told == [
+            ("dead", None, "failed"),
+            ("dead", 0, "may run again"),
+            ("slow", 0, "may run again"),
+            ("s", 1, "skipped"),
+        ]
+        assert found["failures"][0]["error"]["type"] == "ValueError"
+        assert found["failures"][3]["error"]["message"] == "no such page"
+
+
+# -- a store seen from outside ---------------------------------------------------------------------
+
+
+async def test_a_store_seen_from_outside(tmp_path: Path) -> None:
+    await trio.to_thread.run_sync(make_gh, tmp_path / "gh.ckpt")
+    store = await open_store(tmp_path / "gh.ckpt")
+    async with serving(store) as (client, _):
+        runs = (await client.get("/api/runs")).json
+        (line,) = runs["runs"]
+        assert (line["run"], line["seen"], line["running"]) == ("gh-2025", "stored", False)
+        assert (line["pending"], line["rate_per_s"]) == (None, None)
+        assert line["status"] == "interrupted"
+        assert line["exit_code"] == 75
+        assert line["error"]["type"] == "ForbiddenError"
+        assert line["session"]["how"] == "ended"
+        detail = (await client.get("/api/runs/gh-2025")).json
+        assert [one["status"] for one in detail["streams"]] == [
+            *("failed", "failed", "interrupted", "pending", "complete", "complete")
+        ]
+        assert len(detail["groups"]) == 4
+        sessions = (await client.get("/api/runs/gh-2025/sessions")).json
+        assert sessions["sessions"][0]["confirmed"] == 25
+    await store.aclose()
+
+
+async def test_a_run_of_another_process_is_seen_with_its_pending_tokens(tmp_path: Path) -> None:
+    """Another handle onto the store stands for the other process."""
+    other = await open_store(tmp_path / "s")
+    async with begin(tmp_path / "s") as run:
+        async with run.open_stream("a") as stream, stream.open_batch() as batch:
+            async with serving(other, stuck_after_s=0.0) as (client, _):
+                with trio.fail_after(10):
+                    while (found := (await client.get("/api/runs/r/pending")).json)["total"] == 0:
+                        await trio.sleep(0.1)
+                        run.coordinator.registry.touch()
+                assert found["seen"] == "published"
+                assert [token["stuck"] for token in found["tokens"]] == [True]
+                (line,) = (await client.get("/api/runs")).json["runs"]
+                assert (line["seen"], line["running"], line["stuck"]) == ("published", True, 1)
+                text = (await client.get("/metrics")).body.decode()
+                assert 'ckpt_pending_tokens{run="r"} 1.0' in text
+                payload = await other.read_live("r")
+            batch.complete()
+    await other.publish("r", payload)  # as a process leaves it that is killed
+    async with serving(other) as (client, _):
+        found = (await client.get("/api/runs/r/pending")).json
+        assert found["seen"] == "stored"
+        assert [(one["stale"], one["stuck"]) for one in found["tokens"]] == [(True, False)]
+        (line,) = (await client.get("/api/runs")).json["runs"]
+        assert (line["pending"], line["stuck"], line["running"]) == (None, 0, False)
+    await other.aclose()
+
+
+async def test_what_is_saved_meanwhile_is_seen(tmp_path: Path) -> None:
+    other = await open_store(tmp_path / "s")
+    async with serving(other) as (client, _):
+        assert (await client.get("/api/runs")).json["runs"] == []
+        async with begin(tmp_path / "s") as run:
+            for count in (3, 7):
+                await collect(run, f"s{count}", count=count)
+                with trio.fail_after(10):
+                    while True:
+                        runs = (await client.get("/api/runs")).json["runs"]
+                        if runs and runs[0]["batches"]["confirmed"] == sum({3, count}):
+                            break
+                        await trio.sleep(0.1)
+    await other.aclose()
+
+
+async def test_a_damaged_run_hides_no_other(tmp_path: Path) -> None:
+    url = str(tmp_path / "s")
+    await trio.to_thread.run_sync(make_damaged, url, "bad")
+    async with begin(url, "good") as run:
+        await collect(run, "s")
+    store = await open_store(url)
+    async with serving(store) as (client, _):
+        runs = (await client.get("/api/runs")).json
+        assert [one["run"] for one in runs["runs"]] == ["good"]
+        assert [one["run"] for one in runs["unreadable"]] == ["bad"]
+        reply = await client.get("/api/runs/bad")
+        assert (reply.status, reply.code) == (500, "damaged")
+        assert (await client.get("/metrics")).status == 200
+    await store.aclose()
+
+
+# -- pages -----------------------------------------------------------------------------------------
+
+
+async def test_runs_come_by_pages() -> None:
+    store = MemoryStore()
+    for index in range(5):
+        async with begin(store, f"run-{index}"):
+            pass
+    async with serving(store) as (client, _):
+        seen: list[str] = []
+        after: str | None = ""
+        while after is not None:
+            page = (await client.get(f"/api/runs?limit=2&after={after}")).json
+            assert page["total"] == 5
+            seen += [one["run"] for one in page["runs"]]
+            after = page["next"]
+    assert seen == [f"run-{index}" for index in range(5)]
+
+
+async def test_streams_and_history_come_by_pages() -> None:
+    async with begin() as run:
+        for index in range(5):
+            await collect(run, f"s{index}", count=4)
+        async with serving(run) as (client, _):
+            page = (await client.get("/api/runs/r/streams?limit=3")).json
+            assert (len(page["streams"]), page["total"], page["next"]) == (3, 5, 3)
+            page = (await client.get("/api/runs/r/streams?limit=3&after=3")).json
+            assert (len(page["streams"]), page["next"]) == (2, None)
+            key, seen, cursor = quote('["s1"]'), list[int](), ""
+            while cursor is not None:
+                more = f"&cursor={cursor}" if cursor else ""
+                page = (await client.get(f"/api/runs/r/history?stream={key}&limit=2{more}")).json
+                seen += [one["sequence"] for one in page["checkpoints"]]
+                cursor = page["next"]
+            assert seen == [5, 4, 3, 2, 1]
+            assert page["checkpoints"][-1]["kind"] == "batch"
+            assert page["checkpoints"][-1]["spent"] == {"cost_usd": 0.25}
+
+
+BAD = {
+    "/api/runs?limit=0": "limit is from 1 to 200",
+    "/api/runs?limit=201": "limit is from 1 to 200",
+    "/api/runs?limit=-1": "limit is a whole number",
+    "/api/runs?limit=1e3": "limit is a whole number",
+    "/api/runs?limit=%D9%A3": "limit is a whole number",
+    "/api/runs?limit=1&limit=2": "given twice",
+    "/api/runs?what=1": "no parameter 'what'",
+    "/api/runs?limit": "cannot be read",
+    "/api/runs?after=%FF": "cannot be read",
+    "/api/runs?after=" + "x" * 201: "at most 200 characters",
+    "/api/runs/" + "x" * 201: "at most 200 characters",
+    "/api/runs/r/history": "stream is missing",
+    "/api/runs/r/history?stream=a": "JSON array of texts",
+    "/api/runs/r/history?stream=[1]": "JSON array of texts",
+    "/api/runs/r/history?stream=" + "[" * 1000: "JSON array of texts",
+    "/api/runs/r/history?stream=[%22s%22]&cursor=../../etc": "cursor",
+    "/api/runs/r/streams?after=99999999999999999999": "after is a whole number",
+    "/metrics?x=1": "no parameter 'x'",
+    "/api/events?run=a/b": "run",
+}
+
+
+@pytest.mark.parametrize("target", BAD)
+async def test_a_bad_parameter_is_named(target: str) -> None:
+    async with begin() as run:
+        async with serving(run) as (client, _):
+            reply = await client.get(target)
+    assert (reply.status, reply.code) == (400, "bad_parameter")
+    assert BAD[target] in reply.json["error"]["message"]
+
+
+HOSTILE_IDS = [
+    "..",
+    "%2e%2e",
+    "..%2f..%2fetc%2fpasswd",
+    "%00",
+    "%0a",
+    "'; DROP TABLE log; --",
+    "💣",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE_IDS)
+async def test_a_hostile_id_is_no_run(name: str, tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "s")
+    async with serving(store, allow_actions=True) as (client, _):
+        actor = Client(client.port, ACTION_SECRET)
+        written = quote(name, safe="%")
+        for target in (
+            f"/api/runs/{written}",
+            f"/api/runs/{written}/history?stream=%5B%22s%22%5D",
+            f"/api/checkpoints/jobs/{written}",
+            f"/api/checkpoints/tasks/{written}",
+        ):
+            assert (await client.get(target)).status in (400, 404)
+        for action in ("retry", "stop", "prune?keep=1"):
+            reply = await actor.post(f"/api/runs/{written}/{action}")
+            assert reply.status in (400, 404, 409)
+    assert not list((tmp_path / "s").glob("*passwd*"))
+    assert await store.list_runs() == ()
+    await store.aclose()
+
+
+# -- actions ---------------------------------------------------------------------------------------
+
+
+async def test_a_run_is_stopped_in_good_order() -> None:
+    with pytest.raises(RunStoppedError) as caught:
+        async with begin() as run:
+            async with serving(run, allow_actions=True) as (client, _):
+                actor = Client(client.port, ACTION_SECRET)
+                reply = await actor.post("/api/runs/r/retry")
+                assert (reply.status, reply.code) == (409, "not_possible")
+                assert not run.is_stopping
+                async with run.open_stream("s") as stream, stream.open_batch() as batch:
+                    assert (await actor.post("/api/runs/r/stop")).status == 202
+                    assert run.is_stopping
+                    batch.complete()
+    assert caught.value.exit_code == 75
+
+
+async def test_what_failed_is_put_back_to_work_and_archives_are_removed(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "s")
+    for fresh in (False, True):
+        async with begin(store, fresh=fresh) as run:
+            async with run.open_stream("s", on_fail="record") as stream:
+                await stream.fail("forbidden", retryable=False)
+    async with serving(store, allow_actions=True) as (client, _):
+        actor = Client(client.port, ACTION_SECRET)
+        assert (await actor.post("/api/runs/r/retry")).json["count"] == 1
+        assert (await actor.post("/api/runs/r/prune?keep=1")).json["count"] == 1
+        assert (await actor.post("/api/runs/r/prune?keep=0")).status == 400
+        reply = await actor.post("/api/runs/r/stop")
+        assert (reply.status, reply.code) == (409, "not_possible")
+        async with begin(tmp_path / "s"):
+            reply = await actor.post("/api/runs/r/retry")
+            assert (reply.status, reply.code) == (409, "locked")
+    view = await store.load_run("r")
+    assert view is not None
+    assert view.streams["s",].progress.status is Status.INTERRUPTED
+    await store.aclose()
+
+
+# -- views -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("done", "left", "expected"),
+    [(0, None, None), (5, None, None), (0, 0, None), (1, 1, 50.0), (2, 1, 66.67), (3, 0, 100.0)],
+)
+def test_percent_is_of_what_is_known(done: int, left: int | None, expected: float | None) -> None:
+    assert percent(done, left) == expected
+
+
+async def a_standing(**fields: Any) -> Standing:
+    store = MemoryStore()
+    async with begin(store) as run:
+        await collect(run, "s")
+        look = await read_look(store, "r")
+    assert look is not None
+    live = LiveView(
+        at=1_000.0,
+        owner=1,
+        tokens=(LiveToken(("s",), 3, "pending", 900.0), LiveToken(("s",), 4, "pending", 995.0)),
+        pending=2,
+        session_confirmed=3,
+        session_s=10.0,
+        rate_per_s=fields.pop("rate_per_s", None),
+        eta_s=None,
+        waiting=(LiveWaiting(("s",), "slow down", 1_030.0),),
+    )
+    return Standing(look, live, "published", 1_000.0, **fields)
+
+
+async def test_what_is_stuck_follows_from_what_is_usual() -> None:
+    assert stuck_after(await a_standing()) == STUCK_AFTER_S
+    assert stuck_after(await a_standing(rate_per_s=0.1)) == 200.0  # 2 in flight at 0.1/s: 20 s
+    assert stuck_after(await a_standing(rate_per_s=1_000.0)) == MIN_STUCK_AFTER_S
+    assert stuck_after(await a_standing(stuck_after_s=5.0)) == 5.0
+    standing = await a_standing()
+    assert [token.stuck for token in token_lines(standing, 10)] == [True, False]
+    line = run_line(standing)
+    assert line.stuck == 1
+    assert line.waiting[0].reason == "slow down"
+
+
+async def test_everything_is_json_that_any_program_reads() -> None:
+    async with begin() as run:
+        await collect(run, "org/ümlaut \u202e\U0001f4a3", "<b>")
+        async with serving(run) as (client, _):
+            for target in ("/api/runs", "/api/runs/r", "/api/runs/r/streams", "/openapi.json"):
+                reply = await client.get(target)
+                assert reply.headers["content-type"] == "application/json"
+                text = reply.body.decode()
+                assert json.loads(text, parse_constant=lambda name: pytest.fail(name))
+                assert "\n" not in text  # one line: it may travel as an event

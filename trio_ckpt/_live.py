@@ -1,0 +1,152 @@
+"""What an open run shows to other processes: its pending tokens, its pace.
+
+The owner publishes it into the store when something has changed, at most once a second.  It is
+a window and no record: nothing is resumed from it, and a reader has to look whether the
+owner is still there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import msgspec
+import trio
+
+from ._errors import StoreError
+from ._run import Run
+from ._values import StreamKey
+from .abc import Store
+
+log = logging.getLogger("trio_ckpt.live")
+
+PUBLISH_EVERY_S = 1.0
+MAX_COST_FRACTION = 0.01  # of the time of the program, where many streams make it dear
+MAX_TOKENS = 1_000  # the oldest: the youngest are the healthy ones
+
+
+class LiveToken(msgspec.Struct, frozen=True, array_like=True):
+    """A pending token.
+
+    Attributes:
+        stream: The key of its stream.
+        batch_index: The batch.
+        state: ``pending`` or ``completed``.
+        created_at: Unix time, s.
+    """
+
+    stream: StreamKey
+    batch_index: int
+    state: str
+    created_at: float
+
+
+class LiveWaiting(msgspec.Struct, frozen=True, array_like=True):
+    """A stream that waits: its key, for what, and until when (Unix time, s)."""
+
+    stream: StreamKey
+    reason: str
+    until: float
+
+
+class LiveView(msgspec.Struct, frozen=True):
+    """What the owner of a run was at, at one moment.
+
+    Attributes:
+        at: That moment; Unix time, s.
+        owner: The owner's number: another one has the run if that of the store is greater.
+        tokens: The pending tokens, oldest first, at most `MAX_TOKENS`.
+        pending: How many there were in all.
+        session_confirmed: Batches confirmed by this session.
+        session_s: Seconds that it took so far.
+        rate_per_s: Batches per second; None before it is warm.
+        eta_s: Seconds until nothing is left; None where that is not known.
+        waiting: Streams that wait, and why.
+    """
+
+    at: float
+    owner: int
+    tokens: tuple[LiveToken, ...]
+    pending: int
+    session_confirmed: int
+    session_s: float
+    rate_per_s: float | None
+    eta_s: float | None
+    waiting: tuple[LiveWaiting, ...]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(LiveView)
+
+
+def live_view(run: Run) -> LiveView:
+    """What an open run is at now."""
+    now = time.time()
+    tokens = run.coordinator.get_pending_checkpoints(run.run_id)
+    statistics = run.statistics()
+    return LiveView(
+        at=now,
+        owner=run.view().owner,
+        tokens=tuple(
+            LiveToken(t.stream, t.batch_index, t.state.value, t.created_at.timestamp())
+            for t in tokens[:MAX_TOKENS]
+        ),
+        pending=len(tokens),
+        session_confirmed=statistics.session_confirmed,
+        session_s=statistics.session_s,
+        rate_per_s=statistics.rate_per_s,
+        eta_s=statistics.eta_s,
+        waiting=tuple(LiveWaiting(w.stream, w.reason, now + w.for_s) for w in statistics.waiting),
+    )
+
+
+async def read_live(store: Store, run_id: str, owner: int) -> LiveView | None:
+    """What the owner with this number has published; None: nothing that can be read.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    payload = await store.read_live(run_id)
+    if not payload:
+        return None
+    try:
+        view = _decoder.decode(payload)
+    except msgspec.MsgspecError as error:  # a newer library wrote it, or power was lost
+        log.debug("what run %r is at cannot be read: %s", run_id, error)
+        return None
+    return view if view.owner == owner else None
+
+
+async def publish_live(run: Run) -> None:
+    """Publish what a run is at, until cancelled; then take it away.
+
+    A store that does not take it is left alone: a window breaks no run.
+
+    Cancellation: ends it; taking the last one away is shielded.
+    """
+    store, registry = run.store, run.coordinator.registry
+    version, has_published = registry.version, False
+    pause_s = PUBLISH_EVERY_S  # before the first one, too: a short run pays nothing
+    try:
+        while True:
+            await trio.sleep(pause_s)
+            version = await registry.wait_changed(version)
+            began = time.perf_counter()
+            payload = _encoder.encode(live_view(run))
+            took_s = time.perf_counter() - began
+            pause_s = max(PUBLISH_EVERY_S, took_s / MAX_COST_FRACTION)
+            has_published = True
+            await store.publish(run.run_id, payload)
+    except StoreError as error:
+        log.warning("what run %r is at is not published any more: %s", run.run_id, error)
+    finally:
+        if has_published:
+            with trio.CancelScope(shield=True):
+                await _withdraw(store, run.run_id)
+
+
+async def _withdraw(store: Store, run_id: str) -> None:
+    try:
+        await store.publish(run_id, b"")
+    except StoreError as error:
+        log.debug("what run %r was at is left behind: %s", run_id, error)

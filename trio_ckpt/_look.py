@@ -1,0 +1,89 @@
+"""A run as it stands, seen from outside: nothing here writes, and no lock is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import attrs
+
+from ._errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_SKIPPED
+from ._groups import Summary, in_order, summarize
+from ._history import run_facts
+from ._progress import Progress
+from ._records import Status
+from ._values import RUN_STREAM, StreamKey
+from .abc import Owner, RunView, Store
+
+
+@attrs.frozen
+class Look:
+    """A run as it stands, seen from outside.
+
+    Attributes:
+        store: Where it is.
+        view: Its newest generation.
+        owner: The live process that has it.
+        facts: What its own stream says last.
+        parts: The progress of every stream but that one.
+        open_streams: Those that the owner has opened and not brought to an end.
+    """
+
+    store: Store
+    view: RunView
+    owner: Owner | None
+    facts: Mapping[str, Any]
+    parts: Mapping[StreamKey, Progress]
+    open_streams: frozenset[StreamKey]
+
+    @property
+    def run_id(self) -> str:
+        """The name of the run."""
+        return self.view.run_id
+
+    @property
+    def keys(self) -> list[StreamKey]:
+        """The users' streams, in order."""
+        return in_order(self.parts)
+
+    def summary(self, keys: Collection[StreamKey] | None = None, of: StreamKey = ()) -> Summary:
+        """What streams add up to; all of the users', if none are named."""
+        chosen = self.keys if keys is None else keys
+        parts = {key: self.parts[key] for key in chosen}
+        return summarize(of, parts, open_streams=self.open_streams)
+
+    def last_activity(self) -> float | None:
+        """When something was saved last, Unix time."""
+        saved = [entry.progress.updated_at for entry in self.view.streams.values()]
+        return max((at for at in saved if at is not None), default=None)
+
+    def exit_code(self) -> int:
+        """What the program should exit with as the run stands; see docs/reference/exit-codes."""
+        parts = [progress for progress in self.parts.values() if progress.sequence > 0]
+        if not parts or any(progress.status is not Status.COMPLETE for progress in parts):
+            return EXIT_DRAINED
+        return EXIT_SKIPPED if any(progress.skipped for progress in parts) else EXIT_COMPLETE
+
+
+async def read_look(store: Store, run_id: str) -> Look | None:
+    """Look at a run of a store; None: there is no such run.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    owner = await store.read_owner(run_id)
+    view = await store.load_run(run_id)
+    return None if view is None else look_from(store, view, owner)
+
+
+def look_from(store: Store, view: RunView, owner: Owner | None) -> Look:
+    """A look at a run whose progress is known already."""
+    facts = run_facts(view)
+    parts = {key: e.progress for key, e in view.streams.items() if key != RUN_STREAM}
+    began = facts.get("began", 0.0)
+    opened = frozenset(
+        key
+        for key, progress in parts.items()
+        if owner is not None and progress.opened_at is not None and progress.opened_at >= began
+    )
+    return Look(store, view, owner, facts, parts, opened)

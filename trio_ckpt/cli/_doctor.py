@@ -1,0 +1,157 @@
+"""`doctor`: what a machine and a store are good for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .._errors import StoreDamagedError, StoreError
+from .._look import read_look
+from .._machine import Finding, Verdict, examine
+from .._threads import run_blocking
+from .._words import duration, number, plural
+from ..abc import Store
+from ..stores import open_store
+from ..stores._local import LocalStore
+from ._exits import EXIT_OK, EXIT_PROBLEMS, one_line
+from ._options import json_option, say
+from ._report import Answer, Block, Table
+
+MARKS = {Verdict.GOOD: "ok", Verdict.NOTE: "note", Verdict.DOUBT: "doubt", Verdict.BAD: "BAD"}
+SILENT_S = 600.0  # a run that somebody has and that saves nothing for so long is worth a word
+MANY_GENERATIONS = 3
+
+
+@click.command("doctor")
+@click.argument("store", type=click.Path(), required=False)
+@json_option
+def doctor_command(store: str | None, as_json: bool) -> int:
+    """Look at this machine, and at STORE if it is given.
+
+    What fsync promises cannot be proven without pulling the plug; what is suspicious is said.
+    """
+
+    async def main() -> Answer:
+        return await examine_all(store)
+
+    return say(main, as_json=as_json)
+
+
+async def examine_all(url: str | None) -> Answer:
+    """All findings about the machine, and about a store."""
+    found = list[Finding]()
+    folder = Path.cwd() if url is None else Path(url.removeprefix("sqlite:").removeprefix("json:"))
+    if url is not None and not url.startswith("memory:"):
+        async with aclosing(_store_findings(url)) as findings:
+            found += [finding async for finding in findings]
+    found = [*await run_blocking(examine, folder.absolute()), *found]
+    bad = sum(finding.verdict is Verdict.BAD for finding in found)
+    return Answer(
+        lambda: _document(url, found, bad),
+        lambda: _blocks(found, bad),
+        EXIT_PROBLEMS if bad else EXIT_OK,
+    )
+
+
+def _document(url: str | None, found: Sequence[Finding], bad: int) -> dict[str, Any]:
+    return {
+        "store": url,
+        "checks": [
+            {
+                "check": finding.check,
+                "verdict": finding.verdict.value,
+                "finding": finding.text,
+                "advice": finding.advice,
+            }
+            for finding in found
+        ],
+        "bad": bad,
+    }
+
+
+def _blocks(found: Sequence[Finding], bad: int) -> list[Block]:
+    rows = [(MARKS[finding.verdict], finding.check, _text(finding)) for finding in found]
+    doubts = sum(finding.verdict is Verdict.DOUBT for finding in found)
+    last = "all is well" if not bad + doubts else f"{bad:,} bad, {doubts:,} doubtful"
+    return [Table(("=", "check", "finding"), rows), "", last]
+
+
+def _text(finding: Finding) -> str:
+    return f"{finding.text}; {finding.advice}" if finding.advice else finding.text
+
+
+# ---------------------------------------------------------------------------------------
+# A store
+# ---------------------------------------------------------------------------------------
+
+
+async def _store_findings(url: str) -> AsyncGenerator[Finding]:
+    try:
+        store = await open_store(url, create=False)
+    except StoreError as error:
+        text = one_line(str(error))
+        yield Finding("store", Verdict.BAD, text, "restore it from a copy, or name another")
+        return
+    try:
+        yield Finding("store", Verdict.GOOD, f"{store.url} opens, durability {store.durability!r}")
+        yield await _runs(store)
+        for run in await store.list_runs():
+            yield await _run(store, run.run_id)
+            if run.generation >= MANY_GENERATIONS:
+                yield Finding(
+                    f"run {run.run_id}",
+                    Verdict.NOTE,
+                    f"generation {run.generation:,}: all before it may still be kept",
+                    f"trio-ckpt prune {store.url} {run.run_id} --keep 1",
+                )
+        if isinstance(store, LocalStore):
+            yield await _orphans(store)
+    finally:
+        await store.aclose()
+
+
+async def _runs(store: Store) -> Finding:
+    runs = await store.list_runs()
+    records = sum(run.records for run in runs)
+    return Finding(
+        "runs", Verdict.GOOD, f"{plural(len(runs), 'run')}, {plural(records, 'checkpoint')}"
+    )
+
+
+async def _run(store: Store, run_id: str) -> Finding:
+    """Whether every record of a run that a start needs is what was saved, and who has it."""
+    name = f"run {run_id}"
+    try:
+        look = await read_look(store, run_id)
+    except StoreDamagedError as error:
+        advice = "restore the store from a copy; the other runs are not affected"
+        return Finding(name, Verdict.BAD, one_line(str(error)), advice)
+    if look is None:
+        return Finding(name, Verdict.NOTE, "it is gone again")
+    summary = look.summary()
+    text = f"{plural(len(look.keys), 'stream')}, {number(summary.confirmed)} batches confirmed"
+    if look.owner is None:
+        return Finding(name, Verdict.GOOD, f"{text}; nobody has it")
+    text += f"; process {look.owner.pid} on {look.owner.host} has it"
+    silent_s = time.time() - (look.last_activity() or look.owner.since.timestamp())
+    if silent_s > SILENT_S:
+        text += f", and has saved nothing for {duration(silent_s)}"
+        return Finding(name, Verdict.DOUBT, text, f"trio-ckpt explain {store.url} {run_id}")
+    return Finding(name, Verdict.GOOD, text)
+
+
+async def _orphans(store: LocalStore) -> Finding:
+    count, size = await store.find_orphans()
+    if not count:
+        return Finding("orphans", Verdict.GOOD, "every blob is named by a record")
+    return Finding(
+        "orphans",
+        Verdict.NOTE,
+        f"{plural(count, 'blob')} ({number(size)} bytes) that no record names",
+        "a crash left them, or they are just being saved; the next owner removes what is left",
+    )

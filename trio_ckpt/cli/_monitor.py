@@ -1,0 +1,151 @@
+"""`monitor`: the runs of a store in a browser."""
+
+from __future__ import annotations
+
+import os
+import signal
+import ssl
+import sys
+from typing import Any
+
+import click
+import trio
+
+from ._exits import (
+    EXIT_INTERRUPTED,
+    EXIT_NOT_INSTALLED,
+    EXIT_OK,
+    EXIT_REFUSED,
+    EXIT_USAGE,
+    CommandError,
+)
+from ._look import reading
+from ._options import store_argument
+from ._report import Pairs, to_json, to_lines
+
+SECRET_VAR = "TRIO_CKPT_SECRET"  # noqa: S105  # the name of one
+ACTION_SECRET_VAR = "TRIO_CKPT_ACTION_SECRET"  # noqa: S105  # likewise
+
+
+@click.command("monitor")
+@store_argument
+@click.option("--host", default="127.0.0.1", show_default=True, help="What to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), default=8_000, show_default=True, help="0: any."
+)
+@click.option(
+    "--allow-actions", is_flag=True, help="Take actions, with a second secret that is printed."
+)
+@click.option(
+    "--known-as", multiple=True, metavar="NAME", help="Another name that it is reached by."
+)
+@click.option("--tls-cert", type=click.Path(), metavar="FILE", help="A certificate chain, PEM.")
+@click.option("--tls-key", type=click.Path(), metavar="FILE", help="Its key, if not in that file.")
+@click.option(
+    "--allow-plain", is_flag=True, help="Listen beyond this machine without TLS all the same."
+)
+@click.option(
+    "--stuck-after",
+    "stuck_after_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="From which age on a pending token is shown as stuck.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Say where it is as one JSON document.")
+def monitor_command(
+    store: str,
+    host: str,
+    port: int,
+    allow_actions: bool,
+    known_as: tuple[str, ...],
+    tls_cert: str | None,
+    tls_key: str | None,
+    allow_plain: bool,
+    stuck_after_s: float | None,
+    as_json: bool,
+) -> int:
+    """Show the runs of STORE in a browser, until Ctrl-C.
+
+    Whoever looks needs the secret that is printed, or that of the environment variable
+    TRIO_CKPT_SECRET (for actions: TRIO_CKPT_ACTION_SECRET).
+    """
+    options: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "secret": os.environ.get(SECRET_VAR) or None,
+        "allow_actions": allow_actions,
+        "action_secret": os.environ.get(ACTION_SECRET_VAR) or None,
+        "hosts": known_as,
+        "ssl_context": _ssl_context(tls_cert, tls_key),
+        "allow_plain": allow_plain,
+        "stuck_after_s": stuck_after_s,
+    }
+    return trio.run(_show, store, options, as_json)
+
+
+async def _show(url: str, options: dict[str, Any], as_json: bool) -> int:
+    try:
+        from .. import monitor
+    except ImportError as error:
+        raise CommandError(
+            f"the monitor needs {error.name}: pip install 'trio-ckpt[monitor]'", EXIT_NOT_INSTALLED
+        ) from error
+    problem: Exception | None = None
+    code = EXIT_OK
+    async with reading(url) as store:
+
+        async def begin(*, task_status: trio.TaskStatus[Any]) -> None:
+            await monitor.serve(store, task_status=task_status, **options)
+
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with trio.open_nursery() as nursery:
+                try:
+                    _say(url, await nursery.start(begin), as_json=as_json)
+                except (OSError, ValueError) as error:  # raised below, or the nursery groups it
+                    problem = error
+                else:
+                    code = EXIT_INTERRUPTED if await anext(signals) == signal.SIGINT else EXIT_OK
+                    nursery.cancel_scope.cancel()
+    if problem is not None:
+        raise _cannot_serve(problem, options) from problem
+    return code
+
+
+def _cannot_serve(problem: Exception, options: dict[str, Any]) -> CommandError:
+    if isinstance(problem, ValueError):
+        return CommandError(str(problem), EXIT_USAGE)
+    return CommandError(
+        f"cannot listen on {options['host']}:{options['port']}: {problem}", EXIT_REFUSED
+    )
+
+
+def _say(url: str, serving: Any, *, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "store": url,
+            "url": serving.url,
+            "page_url": serving.page_url,
+            "secret": serving.secret,
+            "action_secret": serving.action_secret,
+        }
+        print(to_json(document), flush=True)
+        return
+    pairs = [("page", serving.page_url), ("secret", serving.secret)]
+    if serving.action_secret is not None:
+        pairs.append(("secret for actions", serving.action_secret))
+    pairs.append(("stop", "Ctrl-C"))
+    for line in to_lines([Pairs(pairs)]):
+        print(line, file=sys.stdout, flush=True)
+
+
+def _ssl_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
+    if cert is None:
+        if key is not None:
+            raise CommandError("--tls-key needs --tls-cert", EXIT_USAGE)
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(cert, key)
+    except ssl.SSLError as error:
+        raise CommandError(f"{cert}: {error.reason}", EXIT_USAGE) from error
+    return context

@@ -1,0 +1,8 @@
+"""A window onto runs: a page, a REST API, a stream of events and metrics; the extra ``monitor``.
+
+Imported by name: ``from trio_ckpt import monitor``.  `serve` runs inside the user's nursery and
+ends with it.
+"""
+
+from ._metrics import Metrics as Metrics
+from ._serve import Serving as Serving, serve as serve

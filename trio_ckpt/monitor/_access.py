@@ -1,0 +1,192 @@
+"""Who may see and do what: one pure judgement, passed by every request before anything else.
+
+Theory of operation
+===================
+
+A page in the browser of somebody who has the monitor open must not be able to reach it.  So,
+in this order and for every path and method:
+
+* the request is HTTP/1 without a body and with a method that is known;
+* its ``Host`` is one of ours: a name that somebody points at 127.0.0.1 (DNS rebinding) is not;
+* its ``Origin``, where the browser says one, is our own;
+* but for the page's own files it carries the secret, in ``Authorization: Bearer``.  Never in
+  a URL, which ends up in logs, and never in a cookie, which a browser sends unasked.
+
+Secrets are compared by their digests in constant time.  That of viewers allows no action.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import attrs
+
+MIN_SECRET_CHARS = 16  # what is guessed by trying is shorter
+SECRET_BYTES = 24  # 192 bits: 32 characters
+MAX_TARGET_BYTES = 4_096  # path and query together
+OPEN_PATHS = frozenset({"/", "/monitor.css", "/monitor.js", "/icon.svg"})
+METHODS = frozenset({"GET", "HEAD", "POST"})
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+DEFAULT_PORTS = (80, 443)  # that browsers leave out of Host and Origin
+
+T = TypeVar("T")
+
+
+class Role(enum.Enum):
+    """What somebody may do."""
+
+    NOBODY = "nobody"  # the page's own files
+    VIEWER = "viewer"
+    ACTOR = "actor"
+
+
+@attrs.frozen
+class Refused:
+    """Why a request goes no further."""
+
+    status: int
+    code: str
+    message: str
+
+
+def new_secret() -> str:
+    """A secret that nobody guesses, in characters that need no quoting."""
+    return secrets.token_urlsafe(SECRET_BYTES)
+
+
+def check_secret(secret: str) -> str:
+    """Return a secret that is good enough.
+
+    Raises:
+        ValueError: it is too short, or has characters that no header carries.
+    """
+    if len(secret) < MIN_SECRET_CHARS:
+        raise ValueError(f"a secret has at least {MIN_SECRET_CHARS} characters")
+    if not (secret.isascii() and secret.isprintable()) or " " in secret:
+        raise ValueError("a secret is of printable ASCII characters without spaces")
+    return secret
+
+
+def allowed_hosts(bound: str, port: int, more: Iterable[str]) -> frozenset[str]:
+    """What may stand in ``Host``.
+
+    Args:
+        bound: The address that is listened on.
+        port: The port.
+        more: Names under which a proxy or a network knows it, with a port where it is not ours.
+    """
+    name = f"[{bound}]" if ":" in bound else bound
+    names = [name.lower(), *LOOPBACK, *(host.lower() for host in more)]
+    hosts = {f"{name}:{port}" for name in names if not _has_port(name)}
+    hosts |= set(map(str.lower, more))
+    if port in DEFAULT_PORTS:
+        hosts |= set(names)
+    return frozenset(hosts)
+
+
+def _has_port(name: str) -> bool:
+    return ":" in name.rpartition("]")[2]
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()
+
+
+@attrs.frozen
+class Access:
+    """The rules of one server.
+
+    Attributes:
+        hosts: What may stand in ``Host``.
+        has_actions: Whether there is a secret that allows actions.
+    """
+
+    hosts: frozenset[str]
+    _viewer: bytes
+    _actor: bytes | None
+
+    @classmethod
+    def of(cls, secret: str, action_secret: str | None, hosts: frozenset[str]) -> Access:
+        """The rules for two secrets."""
+        return cls(
+            hosts, _digest(secret), None if action_secret is None else _digest(action_secret)
+        )
+
+    @property
+    def has_actions(self) -> bool:
+        """Whether there is a secret that allows actions."""
+        return self._actor is not None
+
+    def judge(self, scope: Mapping[str, Any]) -> Role | Refused:
+        """Whether a request goes on, and as whose."""
+        headers = _headers(scope)
+        refused = (
+            _check_form(scope, headers) or self._check_host(headers) or self._check_origin(headers)
+        )
+        if refused is not None:
+            return refused
+        if scope["path"] in OPEN_PATHS and scope["method"] != "POST":
+            return Role.NOBODY
+        return self._role(headers)
+
+    def _check_host(self, headers: Mapping[str, list[str]]) -> Refused | None:
+        hosts = headers.get("host", [])
+        if len(hosts) == 1 and hosts[0].lower() in self.hosts:
+            return None
+        return Refused(
+            421, "wrong_host", "this server is not known by that name: see the hosts= of serve()"
+        )
+
+    def _check_origin(self, headers: Mapping[str, list[str]]) -> Refused | None:
+        foreign = Refused(403, "foreign_origin", "another site's page may not ask this")
+        for origin in headers.get("origin", []):
+            scheme, _, host = origin.partition("://")
+            if scheme not in ("http", "https") or host.lower() not in self.hosts:
+                return foreign
+        sites = headers.get("sec-fetch-site", [])
+        if any(site not in ("same-origin", "none") for site in sites):
+            # A link on another site may lead to the page itself, which shows nothing by itself.
+            is_navigation = headers.get("sec-fetch-mode") == ["navigate"]
+            return None if is_navigation else foreign
+        return None
+
+    def _role(self, headers: Mapping[str, list[str]]) -> Role | Refused:
+        given = headers.get("authorization", [])
+        kind, _, secret = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        if kind.lower() == "bearer":
+            digest = _digest(secret.strip())
+            # Both are always compared: how long it takes says nothing.
+            is_actor = hmac.compare_digest(digest, self._actor or bytes(len(digest)))
+            is_viewer = hmac.compare_digest(digest, self._viewer)
+            if is_actor and self._actor is not None:
+                return Role.ACTOR
+            if is_viewer:
+                return Role.VIEWER
+        return Refused(
+            401, "secret_needed", "send the secret that was printed: 'Authorization: Bearer SECRET'"
+        )
+
+
+def _headers(scope: Mapping[str, Any]) -> dict[str, list[str]]:
+    headers: dict[str, list[str]] = {}
+    for name, value in scope["headers"]:
+        headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+    return headers
+
+
+def _check_form(scope: Mapping[str, Any], headers: Mapping[str, list[str]]) -> Refused | None:
+    if scope["http_version"] not in ("1.0", "1.1"):
+        return Refused(505, "wrong_version", "this server speaks HTTP/1.1 only")
+    if scope["method"] not in METHODS:
+        return Refused(405, "wrong_method", "there is GET, HEAD, and POST for actions")
+    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_TARGET_BYTES:
+        return Refused(414, "too_long", f"a URL here has at most {MAX_TARGET_BYTES} bytes")
+    lengths = headers.get("content-length", ["0"])
+    if "transfer-encoding" in headers or any(length.strip() != "0" for length in lengths):
+        return Refused(413, "body_not_taken", "requests here have no body")
+    return None

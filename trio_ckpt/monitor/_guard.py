@@ -1,0 +1,127 @@
+"""What stands around the application: every request is judged, limited in time, and answered.
+
+Nothing that goes wrong inside leaves as anything but JSON with a code and words: no
+traceback, no text of an exception that nobody foresaw.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+import trio
+
+from ._access import Access, Refused, Role
+from ._records import Problem, Refusal
+
+log = logging.getLogger("trio_ckpt.monitor")
+
+REQUEST_TIMEOUT_S = 15.0  # a store on a slow disk has some thousand records to read
+EVENTS_PATH = "/api/events"  # answers for as long as somebody looks
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
+    (b"cache-control", b"no-store"),
+)
+
+INTERNAL = Refused(500, "internal", "the monitor itself failed; its log says how")
+
+
+def guarded(app: App, access: Access) -> App:
+    """The application behind the rules."""
+
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            return
+        reply = _Reply(send)
+        verdict = access.judge(scope)
+        if isinstance(verdict, Refused):
+            await reply.refuse(verdict)
+            return
+        scope["state"] = {"role": verdict}
+        await _answer(app, scope, receive, reply)
+
+    return guard
+
+
+async def _answer(app: App, scope: Scope, receive: Receive, reply: _Reply) -> None:
+    is_stream = scope["path"] == EVENTS_PATH
+    limit = trio.move_on_after(math.inf if is_stream else REQUEST_TIMEOUT_S)
+    try:
+        with limit:
+            await app(scope, receive, reply.send)
+    except Exception:
+        log.exception("answering %s failed", scope["method"])
+        await reply.refuse(INTERNAL)
+    if limit.cancelled_caught:
+        await reply.refuse(
+            Refused(503, "too_slow", f"no answer within {REQUEST_TIMEOUT_S:g} s: try again later")
+        )
+
+
+class _Reply:
+    """The way back to the client; adds the headers of every answer."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._has_begun = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._has_begun = True
+            own = {name for name, _ in message["headers"]}
+            more = [entry for entry in SECURITY_HEADERS if entry[0] not in own]
+            message = {**message, "headers": [*message["headers"], *more]}
+        await self._send(message)
+
+    async def refuse(self, refused: Refused) -> None:
+        """Answer with a refusal, unless an answer has begun: then the connection is cut."""
+        if self._has_begun:
+            return
+        body = refusal_body(refused)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+        ]
+        if refused.status == 401:
+            headers.append((b"www-authenticate", b'Bearer realm="trio_ckpt"'))
+        if refused.status == 405:
+            headers.append((b"allow", b"GET, HEAD, POST"))
+        await self.send(
+            {"type": "http.response.start", "status": refused.status, "headers": headers}
+        )
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def refusal_body(refused: Refused) -> bytes:
+    """What a refusal says."""
+    return msgspec.json.encode(Refusal(error=Problem(code=refused.code, message=refused.message)))
+
+
+def role_of(scope: Scope) -> Role:
+    """As whose a request was let in."""
+    role: Role = scope["state"]["role"]
+    return role

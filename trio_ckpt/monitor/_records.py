@@ -1,0 +1,386 @@
+"""What the monitor answers, as records.
+
+One definition is the encoder and the schema in the OpenAPI document.  Moments are ISO 8601
+in UTC; spans are seconds; the parts of a stream's key are an array, its name is a text.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from .._totals import Number
+
+Amounts = dict[str, Number]
+StatusWord = Literal["pending", "in_progress", "complete", "failed", "interrupted"]
+Seen = Literal["inside", "published", "stored"]
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What all of them have in common: every field is always there."""
+
+
+class Problem(Answer, frozen=True):
+    """What went wrong with a request.
+
+    Attributes:
+        code: For programs: one of a few words.
+        message: For people.
+    """
+
+    code: str
+    message: str
+
+
+class Refusal(Answer, frozen=True):
+    """The body of every answer that is no success."""
+
+    error: Problem
+
+
+class ErrorLine(Answer, frozen=True):
+    """An error that a program has left in its records."""
+
+    type: str
+    message: str
+    retryable: bool
+    batch_index: int | None
+
+
+class OwnerLine(Answer, frozen=True):
+    """The process that has a run."""
+
+    host: str
+    pid: int
+    since: str
+
+
+class BatchCounts(Answer, frozen=True):
+    """Batches of all sessions; ``left`` is null where nobody knows."""
+
+    confirmed: int
+    skipped: int
+    failing: int
+    left: int | None
+    adopted: int
+
+
+class SessionLine(Answer, frozen=True):
+    """One session of a run; ``seconds`` and the counts are null where it left no word of them."""
+
+    number: int
+    host: str
+    pid: int
+    began: str
+    ended: str | None
+    how: str
+    seconds: float | None
+    confirmed: int | None
+    skipped: int | None
+    retries: int | None
+
+
+class RunLine(Answer, frozen=True):
+    """A run at one moment.
+
+    Attributes:
+        run: Its id.
+        status: Derived from its streams; in_progress while a process has it.
+        seen: From inside the run's process, by what its owner has published, or by its records.
+        running: Whether a process has it.
+        owner: Which.
+        generation: How often it was begun afresh.
+        session: Its newest session.
+        phase: The newest phase that is not complete.
+        streams: How many there are of each status.
+        batches: Of all sessions.
+        progress_percent: Of all batches, where it is known how many there are.
+        rate_per_s: Batches per second of this session; null before it is warm.
+        eta_s: Seconds until nothing is left at that rate.
+        pending: Tokens that are pending now; null where that cannot be seen.
+        oldest_pending_at: When the oldest of them was made.
+        stuck: How many of them are older than ``stuck_after_s``.
+        stuck_after_s: What is taken for stuck, see `stuck_after`.
+        waiting: Streams that wait, and for what.
+        records: Produced.
+        produced: By name.
+        spent: On all attempts, by name.
+        spent_on_confirmed: What resuming saves.
+        runtime_s: In all sessions, downtime left out.
+        started_at, updated_at, completed_at: Moments; null: not yet.
+        error: Of the stream that failed last.
+        exit_code: What the program should exit with as it stands.
+    """
+
+    run: str
+    status: StatusWord
+    seen: Seen
+    running: bool
+    owner: OwnerLine | None
+    generation: int
+    session: SessionLine | None
+    phase: str | None
+    streams: dict[str, int]
+    batches: BatchCounts
+    progress_percent: float | None
+    rate_per_s: float | None
+    eta_s: float | None
+    pending: int | None
+    oldest_pending_at: str | None
+    stuck: int
+    stuck_after_s: float
+    waiting: list[WaitingLine]
+    records: int
+    produced: Amounts
+    spent: Amounts
+    spent_on_confirmed: Amounts
+    runtime_s: float
+    started_at: str | None
+    updated_at: str | None
+    completed_at: str | None
+    error: ErrorLine | None
+    exit_code: int
+
+
+class WaitingLine(Answer, frozen=True):
+    """A stream that waits before it begins another batch."""
+
+    stream: list[str]
+    name: str
+    reason: str
+    until: str
+
+
+class UnreadableRun(Answer, frozen=True):
+    """A run whose records are damaged."""
+
+    run: str
+    message: str
+
+
+class RunList(Answer, frozen=True):
+    """The runs of the store, by id.
+
+    Attributes:
+        at: When this was made.
+        store: Where they are.
+        runs: One page of them.
+        unreadable: Those of the page that cannot be read.
+        total: How many there are.
+        next: Give it as ``after`` for the next page; null: that was the last.
+        actions: Whether the server takes actions.
+    """
+
+    at: str
+    store: str
+    runs: list[RunLine]
+    unreadable: list[UnreadableRun]
+    total: int
+    next: str | None
+    actions: bool
+
+
+class StreamLine(Answer, frozen=True):
+    """A stream at one moment."""
+
+    stream: list[str]
+    name: str
+    status: StatusWord
+    batches: BatchCounts
+    progress_percent: float | None
+    records: int
+    produced: Amounts
+    spent: Amounts
+    checkpoints: int
+    runtime_s: float
+    started_at: str | None
+    updated_at: str | None
+    completed_at: str | None
+    error: ErrorLine | None
+
+
+class StreamPage(Answer, frozen=True):
+    """Streams, those first that somebody should look at."""
+
+    run: str
+    streams: list[StreamLine]
+    total: int
+    next: int | None
+
+
+class TokenLine(Answer, frozen=True):
+    """A pending token.
+
+    Attributes:
+        stream: The key of its stream.
+        name: The same as a text.
+        batch_index: Its batch.
+        state: ``completed`` is on its way to the store.
+        created_at: When its batch was handed out first.
+        age_s: Since then.
+        stuck: It is older than what is usual.
+        stale: The process that had it is gone: it was pending then.
+    """
+
+    stream: list[str]
+    name: str
+    batch_index: int
+    state: str
+    created_at: str
+    age_s: float
+    stuck: bool
+    stale: bool
+
+
+class TokenList(Answer, frozen=True):
+    """The pending tokens of a run, oldest first."""
+
+    run: str
+    seen: Seen
+    tokens: list[TokenLine]
+    total: int
+
+
+class FailureLine(Answer, frozen=True):
+    """A batch that failed or was given up, or a stream that failed.
+
+    Attributes:
+        stream: The key of the stream.
+        name: The same as a text.
+        batch_index: The batch; null: the stream as a whole.
+        outcome: ``may run again``, ``skipped`` or ``failed``.
+        attempts: How often it was tried; null for a stream.
+        error: The reason.
+    """
+
+    stream: list[str]
+    name: str
+    batch_index: int | None
+    outcome: Literal["may run again", "skipped", "failed"]
+    attempts: int | None
+    error: ErrorLine | None
+
+
+class FailureList(Answer, frozen=True):
+    """What went wrong, the worst first."""
+
+    run: str
+    failures: list[FailureLine]
+    total: int
+
+
+class OutputLine(Answer, frozen=True):
+    """A file that a batch left behind."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class CheckpointLine(Answer, frozen=True):
+    """One checkpoint of a stream."""
+
+    sequence: int
+    kind: str
+    at: str
+    batch_index: int | None
+    attempts: int
+    records: int
+    outputs: list[OutputLine]
+    outputs_total: int
+    produced: Amounts
+    spent: Amounts
+    state_bytes: int
+    error: ErrorLine | None
+
+
+class HistoryAnswer(Answer, frozen=True):
+    """The checkpoints of a stream, newest first.
+
+    Attributes:
+        run: The run.
+        stream: The key of the stream.
+        checkpoints: A page of them.
+        next: Give it as ``cursor`` for the next page; null: that was the last.
+    """
+
+    run: str
+    stream: list[str]
+    checkpoints: list[CheckpointLine]
+    next: str | None
+
+
+class SessionList(Answer, frozen=True):
+    """The sessions of a run, the newest first."""
+
+    run: str
+    sessions: list[SessionLine]
+    total: int
+
+
+class PacePoint(Answer, frozen=True):
+    """Batches confirmed per second over the time before a moment (Unix time, s)."""
+
+    at: float
+    per_s: float
+
+
+class GroupLine(Answer, frozen=True):
+    """What the streams under one first part add up to."""
+
+    group: list[str]
+    name: str
+    status: StatusWord
+    streams: int
+    batches: BatchCounts
+    progress_percent: float | None
+
+
+class RunDetail(Answer, frozen=True):
+    """A run with what the page shows of it.
+
+    Lists are cut to what a page holds; the totals say how long they are, and each has a path of
+    its own.
+    """
+
+    at: str
+    run: RunLine
+    phases: dict[str, StatusWord]
+    groups: list[GroupLine]
+    groups_total: int
+    streams: list[StreamLine]
+    streams_total: int
+    pending: list[TokenLine]
+    pending_total: int
+    failures: list[FailureLine]
+    failures_total: int
+    pace: list[PacePoint]
+
+
+class Statistics(Answer, frozen=True):
+    """The numbers of a run at this moment; what only its own process knows is null elsewhere."""
+
+    at: str
+    run: str
+    seen: Seen
+    batches: BatchCounts
+    records: int
+    produced: Amounts
+    spent: Amounts
+    spent_on_confirmed: Amounts
+    session_confirmed: int | None
+    session_seconds: float | None
+    rate_per_s: float | None
+    eta_s: float | None
+    pending: int | None
+    runtime_s: float
+    streams: dict[str, int]
+    groups: dict[str, int]
+
+
+class Done(Answer, frozen=True):
+    """What an action did."""
+
+    done: str
+    count: int

@@ -1,0 +1,217 @@
+"""From a request to an answer: the table of endpoints over HTTP."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+
+from .._errors import (
+    RunLockedError,
+    StoreDamagedError,
+    StoreError,
+    UnknownRunError,
+    UnknownStreamError,
+)
+from .._words import printable
+from ..remote import UnknownJobError
+from ._access import Refused, Role
+from ._endpoints import ENDPOINTS, Endpoint
+from ._events import MAX_VIEWERS, EventStream
+from ._guard import App, Receive, Scope, Send, refusal_body, role_of
+from ._jobs import NotPossibleError
+from ._metrics import CONTENT_TYPE as METRICS_TYPE
+from ._openapi import document
+from ._parameters import BadRequestError, Parameter
+from ._window import Window
+
+log = logging.getLogger("trio_ckpt.monitor")
+
+STATIC = Path(__file__).parent / "static"
+JSON = "application/json"
+MAX_QUERY_FIELDS = 10
+
+FILES: Mapping[str, tuple[str, str]] = {
+    "/": ("index.html", "text/html"),
+    "/monitor.css": ("monitor.css", "text/css"),
+    "/monitor.js": ("monitor.js", "text/javascript"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+"""The page: path -> file and media type.  It is read once, when the server begins."""
+
+
+def make_app(window: Window) -> App:
+    """The application behind the guard."""
+    routes = [Route(path, _file(*entry), methods=["GET"]) for path, entry in FILES.items()]
+    routes += [
+        Route(endpoint.path, _answering(window, endpoint), methods=[endpoint.method])
+        for endpoint in ENDPOINTS
+        if endpoint.handle is not None
+    ]
+    routes += [
+        Route("/metrics", _metrics(window), methods=["GET"]),
+        Route("/openapi.json", _fixed(msgspec.json.encode(document()), JSON), methods=["GET"]),
+        Route("/api/events", _events(window), methods=["GET"]),
+    ]
+    router = Router(routes, redirect_slashes=False)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = router  # so that Starlette raises what it refuses
+        try:
+            await router(scope, receive, send)
+        except HTTPException as error:
+            await _refuse_http(error)(scope, receive, send)
+
+    return app
+
+
+def refusal_of(error: Exception) -> Refused:
+    """What is answered because of an error that was foreseen; others are raised again."""
+    message = printable(str(error))
+    match error:
+        case BadRequestError():
+            return Refused(400, "bad_parameter", message)
+        case UnknownRunError() | UnknownStreamError() | UnknownJobError():
+            return Refused(404, "not_found", message)
+        case RunLockedError():
+            return Refused(409, "locked", message)
+        case NotPossibleError():
+            return Refused(409, "not_possible", message)
+        case StoreDamagedError():
+            return Refused(500, "damaged", message)
+        case StoreError():
+            return Refused(503, "store", message)
+        case _:
+            raise error
+
+
+def _refusal(refused: Refused) -> Response:
+    return Response(refusal_body(refused), refused.status, media_type=JSON)
+
+
+def _refuse_http(error: HTTPException) -> Response:
+    """What Starlette says by itself: no such path, or no such method there."""
+    if error.status_code == 405:
+        refused = Refused(405, "wrong_method", "this path takes another method")
+        return Response(refusal_body(refused), 405, error.headers, media_type=JSON)
+    return _refusal(Refused(404, "no_such_path", "there is no such path; see /openapi.json"))
+
+
+# ---------------------------------------------------------------------------------------
+# Parameters
+# ---------------------------------------------------------------------------------------
+
+
+def read_values(request: Request, parameters: tuple[Parameter, ...]) -> dict[str, Any]:
+    """The values of all parameters of an endpoint.
+
+    Raises:
+        BadRequestError: one is missing, unknown, given twice, or not what it should be.
+    """
+    given = _read_query(request, {p.name for p in parameters if p.place == "query"})
+    for parameter in parameters:
+        if parameter.place == "path":
+            given[parameter.name] = request.path_params[parameter.name]
+    values: dict[str, Any] = {}
+    for parameter in parameters:
+        if parameter.name in given:
+            values[parameter.name] = parameter.parse(given[parameter.name])
+        elif parameter.is_required:
+            raise BadRequestError(f"{parameter.name} is missing")
+        else:
+            values[parameter.name] = parameter.default
+    return values
+
+
+def _read_query(request: Request, names: set[str]) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(
+            request.url.query,
+            keep_blank_values=True,
+            strict_parsing=bool(request.url.query),
+            errors="strict",
+            max_num_fields=MAX_QUERY_FIELDS,
+        )
+    except ValueError as error:
+        raise BadRequestError("the query cannot be read") from error
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        raise BadRequestError("a parameter is given twice")
+    unknown = sorted(given.keys() - names)
+    if unknown:
+        raise BadRequestError(f"there is no parameter {unknown[0][:50]!r} here")
+    return given
+
+
+# ---------------------------------------------------------------------------------------
+# Endpoints
+# ---------------------------------------------------------------------------------------
+
+
+def _answering(window: Window, endpoint: Endpoint) -> Any:
+    async def answer(request: Request) -> Response:
+        if endpoint.method == "POST" and role_of(request.scope) is not Role.ACTOR:
+            return _refusal(_why_no_action(window))
+        try:
+            values = read_values(request, endpoint.parameters)
+            record = await endpoint.handle(window, values)  # type: ignore[misc]  # never None here
+        except Exception as error:
+            return _refusal(refusal_of(error))
+        return Response(msgspec.json.encode(record), endpoint.status, media_type=JSON)
+
+    return answer
+
+
+def _why_no_action(window: Window) -> Refused:
+    if not window.has_actions:
+        return Refused(403, "read_only", "this server takes no actions: see allow_actions=")
+    return Refused(403, "action_secret_needed", "the secret of viewers allows no actions")
+
+
+def _metrics(window: Window) -> Any:
+    async def answer(request: Request) -> Response:
+        try:
+            read_values(request, ())
+            text = await window.metrics_text()
+        except Exception as error:
+            return _refusal(refusal_of(error))
+        return Response(text, headers={"content-type": METRICS_TYPE})
+
+    return answer
+
+
+def _events(window: Window) -> Any:
+    parameters = next(e.parameters for e in ENDPOINTS if e.path == "/api/events")
+
+    async def answer(request: Request) -> Any:
+        if window.broadcast.viewers >= MAX_VIEWERS:
+            return _refusal(Refused(503, "too_many", f"{MAX_VIEWERS} are watching already"))
+        try:
+            run_id = read_values(request, parameters)["run"]
+            if run_id is not None:
+                await window.source.stand(run_id)
+        except Exception as error:
+            return _refusal(refusal_of(error))
+        return EventStream(window.broadcast, run_id)
+
+    return answer
+
+
+def _fixed(body: bytes, media_type: str) -> Any:
+    async def answer(request: Request) -> Response:
+        return Response(body, media_type=media_type)
+
+    return answer
+
+
+def _file(name: str, media_type: str) -> Any:
+    """A file of the page, read here and now: nothing that is typed later names a file."""
+    return _fixed((STATIC / name).read_bytes(), media_type)

@@ -1,0 +1,156 @@
+"""`serve`: a window onto runs, inside the user's nursery."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import ssl
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import attrs
+import trio
+
+from .._run import Run
+from ..abc import Store
+from ._access import Access, allowed_hosts, check_secret, new_secret
+from ._guard import guarded
+from ._jobs import Jobs, TaskControl
+from ._routes import make_app
+from ._server import serve_connections
+from ._sources import RunSource, Source, StoreSource
+from ._window import Window
+
+log = logging.getLogger("trio_ckpt.monitor")
+
+BACKLOG = 128
+
+
+@attrs.frozen
+class Serving:
+    """A monitor that is being served.
+
+    Attributes:
+        url: Of the page, without the secret.
+        page_url: The same with the secret behind ``#``, which no browser sends anywhere.
+        secret: Lets people look.
+        action_secret: Lets them look and act; None: there are no actions.
+        port: The one that is listened on.
+    """
+
+    url: str
+    page_url: str = attrs.field(repr=False)
+    secret: str = attrs.field(repr=False)
+    action_secret: str | None = attrs.field(repr=False)
+    port: int
+
+
+async def serve(
+    run_or_store: Run | Store,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    secret: str | None = None,
+    allow_actions: bool = False,
+    action_secret: str | None = None,
+    hosts: Sequence[str] = (),
+    ssl_context: ssl.SSLContext | None = None,
+    allow_plain: bool = False,
+    stuck_after_s: float | None = None,
+    foreman: TaskControl | None = None,
+    task_status: trio.TaskStatus[Serving] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Show a run, or all runs of a store, to browsers and programs; until cancelled.
+
+    ``serving = await nursery.start(monitor.serve, run)``, and cancel the nursery when the work is
+    done.  Whoever looks needs the secret: it is in ``serving.page_url``, and where `serve` made
+    it itself that is logged.
+
+    Args:
+        run_or_store: An open run, seen from inside as it goes on; or a store, seen from
+            outside: its records, and what the owners of its runs publish once a second.
+        host: What to listen on.
+        port: Likewise; 0: any that is free.
+        secret: Lets people look; default: a new one.
+        allow_actions: Whether to take actions (stop, retry, prune) from whoever has the second
+            secret.
+        action_secret: That one; default: a new one.
+        hosts: Other names under which it is reached, by way of a proxy or a network, such as
+            ``monitor.example.org``; requests for any other name are refused.
+        ssl_context: For TLS.
+        allow_plain: Listen beyond this machine without TLS, because something else protects it.
+        stuck_after_s: From which age on a pending token is shown as stuck; default: ten times
+            of what batches take now.
+        foreman: That of this process, for what only its memory knows.
+        task_status: For ``nursery.start``.
+
+    Raises:
+        ValueError: a bad secret; or `host` is beyond this machine and nothing protects it.
+        OSError: it cannot listen there.
+
+    Cancellation: ends it within a moment, whoever is connected; no task, thread, socket or file
+        is left.
+    """
+    _check_binding(host, ssl_context, allow_plain=allow_plain)
+    viewer_secret = check_secret(secret) if secret is not None else new_secret()
+    actor_secret: str | None = None
+    if allow_actions:
+        actor_secret = check_secret(action_secret) if action_secret is not None else new_secret()
+        if actor_secret == viewer_secret:
+            raise ValueError("the secret that allows actions is another than that of viewers")
+    source: Source
+    if isinstance(run_or_store, Run):
+        source = RunSource(run_or_store, stuck_after_s)
+    else:
+        source = StoreSource(run_or_store, stuck_after_s)
+    window = Window(source, Jobs(source.store, foreman), has_actions=allow_actions)
+    app = make_app(window)
+    listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+    with ExitStack() as stack:
+        for listener in listeners:
+            stack.callback(listener.socket.close)
+        bound = int(listeners[0].socket.getsockname()[1])
+        access = Access.of(viewer_secret, actor_secret, allowed_hosts(host, bound, hosts))
+        serving = _serving(host, bound, viewer_secret, actor_secret, is_tls=ssl_context is not None)
+        if isinstance(run_or_store, Run):
+            stack.enter_context(run_or_store.observing(window.metrics))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(window.broadcast.run)
+            nursery.start_soon(window.sample_pace)
+            if secret is None:
+                log.info("the monitor is at %s", serving.page_url)
+            task_status.started(serving)
+            await serve_connections(listeners, guarded(app, access), ssl_context)
+
+
+def _serving(
+    host: str, port: int, secret: str, action_secret: str | None, *, is_tls: bool
+) -> Serving:
+    shown = f"[{host}]" if ":" in host else host
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104  # compared, not bound
+        shown = "localhost"
+    url = f"{'https' if is_tls else 'http'}://{shown}:{port}/"
+    return Serving(url, f"{url}#{secret}", secret, action_secret, port)
+
+
+def _check_binding(host: str, ssl_context: ssl.SSLContext | None, *, allow_plain: bool) -> None:
+    """See that nobody listens to the secret on its way.
+
+    Raises:
+        ValueError: they could.
+    """
+    if ssl_context is not None or allow_plain or _is_loopback(host):
+        return
+    raise ValueError(
+        f"host={host!r} is reached from other machines, and without TLS the secret can be read on "
+        "its way: give ssl_context=, or allow_plain=True if something else protects it"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

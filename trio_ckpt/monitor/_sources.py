@@ -1,0 +1,160 @@
+"""Where the monitor looks: an open run from inside, or a store from outside."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from datetime import UTC, datetime
+
+import attrs
+import trio
+
+from .._errors import UnknownRunError
+from .._history import run_facts
+from .._live import live_view, read_live
+from .._look import look_from
+from .._run import Run
+from ..abc import Owner, RunSummary, RunView, Store
+from ..remote import UnknownJobError
+from ..remote._names import JOB_PREFIX, split_task_id
+from ._records import Seen
+from ._views import Standing
+
+FRESH_S = 0.5  # a list of runs is asked for again after that
+POLL_EVERY_S = 2.0  # a store tells nobody when it changes
+MAX_CACHED_RUNS = 64  # views of runs that have not changed since they were read
+
+
+class Source(ABC):
+    """What is watched.
+
+    Attributes:
+        store: Where the runs are.
+    """
+
+    store: Store
+
+    @abstractmethod
+    async def list_ids(self) -> list[str]:
+        """The runs, sorted; work items are not among them, their jobs are.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+
+    @abstractmethod
+    async def stand(self, run_id: str) -> Standing:
+        """What is known of a run now.
+
+        Raises:
+            UnknownRunError: there is no such run.
+            StoreDamagedError: its records cannot be read.
+            StoreError: the store cannot be read.
+        """
+
+    @abstractmethod
+    async def wait_changed(self) -> None:
+        """Wait until there may be something new since the last call.
+
+        Cancellation: always a cancellation and a schedule point.
+        """
+
+
+@attrs.define(eq=False)
+class RunSource(Source):
+    """An open run, seen from inside; the other runs of its store are not shown."""
+
+    run: Run
+    stuck_after_s: float | None = None
+    store: Store = attrs.field(
+        default=attrs.Factory(lambda source: source.run.store, takes_self=True), init=False
+    )
+    _version: int = attrs.field(default=-1, init=False)
+
+    async def list_ids(self) -> list[str]:
+        """See `Source.list_ids`."""
+        await trio.lowlevel.checkpoint()
+        return [self.run.run_id]
+
+    async def stand(self, run_id: str) -> Standing:
+        """See `Source.stand`."""
+        await trio.lowlevel.checkpoint()
+        run = self.run
+        if run_id != run.run_id:
+            raise UnknownRunError(f"run {run_id!r} is not the one that is watched", run_id=run_id)
+        view = run.view()
+        facts = run_facts(view)
+        owner = Owner(facts["host"], facts["pid"], datetime.fromtimestamp(facts["began"], UTC))
+        look = attrs.evolve(look_from(run.store, view, owner), open_streams=run.open_streams)
+        return Standing(look, live_view(run), "inside", time.time(), self.stuck_after_s)
+
+    async def wait_changed(self) -> None:
+        """See `Source.wait_changed`."""
+        self._version = await self.run.coordinator.registry.wait_changed(self._version)
+
+
+@attrs.define(eq=False)
+class StoreSource(Source):
+    """All runs of a store, seen from outside."""
+
+    store: Store
+    stuck_after_s: float | None = None
+    _known: dict[str, RunSummary] = attrs.field(factory=dict[str, RunSummary], init=False)
+    _listed_at: float = attrs.field(default=-math.inf, init=False)
+    _views: OrderedDict[str, tuple[RunSummary, RunView]] = attrs.field(
+        factory=OrderedDict[str, tuple[RunSummary, RunView]], init=False
+    )
+
+    async def list_ids(self) -> list[str]:
+        """See `Source.list_ids`."""
+        if trio.current_time() - self._listed_at >= FRESH_S:
+            self._known = {summary.run_id: summary for summary in await self.store.list_runs()}
+            self._listed_at = trio.current_time()
+        else:
+            await trio.lowlevel.checkpoint()
+        return sorted(run_id for run_id in self._known if not is_task_id(run_id))
+
+    async def stand(self, run_id: str) -> Standing:
+        """See `Source.stand`."""
+        await self.list_ids()
+        if run_id not in self._known or is_task_id(run_id):
+            raise UnknownRunError(f"{self.store.url} has no run {run_id!r}", run_id=run_id)
+        owner = await self.store.read_owner(run_id)
+        view = await self._view(run_id)
+        live = await read_live(self.store, run_id, view.owner)
+        seen: Seen = "published" if live is not None and owner is not None else "stored"
+        look = look_from(self.store, view, owner)
+        return Standing(look, live, seen, time.time(), self.stuck_after_s)
+
+    async def _view(self, run_id: str) -> RunView:
+        """The run's progress; read again only if a record or an owner has come."""
+        summary = self._known[run_id]
+        found = self._views.get(run_id)
+        if found is not None and found[0] == summary:
+            self._views.move_to_end(run_id)
+            return found[1]
+        view = await self.store.load_run(run_id)
+        if view is None:
+            raise UnknownRunError(f"{self.store.url} has no run {run_id!r} any more", run_id=run_id)
+        self._views[run_id] = summary, view
+        self._views.move_to_end(run_id)
+        if len(self._views) > MAX_CACHED_RUNS:
+            self._views.popitem(last=False)
+        return view
+
+    async def wait_changed(self) -> None:
+        """See `Source.wait_changed`: a look, now and then."""
+        await trio.sleep(POLL_EVERY_S)
+
+
+def is_task_id(run_id: str) -> bool:
+    """Whether a run is a work item by its name."""
+    if not run_id.startswith(JOB_PREFIX):
+        return False  # nearly all, and there may be thousands
+    try:
+        split_task_id(run_id)
+    except UnknownJobError:
+        return False
+    return True

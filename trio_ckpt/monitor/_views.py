@@ -1,0 +1,452 @@
+"""From what is known of a run to what the monitor answers: plain functions, no I/O.
+
+Everything starts from a `Standing`: a look at the run's records, and what its owner says of
+the moment, if there is an owner and it can be heard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import attrs
+
+from .._groups import Summary, current_phase, failing, groups_of, phases_of, status_of
+from .._history import KILLED, RUNNING, CheckpointView, SessionView, run_runtime_s
+from .._live import LiveToken, LiveView
+from .._look import Look
+from .._progress import Progress
+from .._records import ErrorInfo, Status
+from .._totals import shown
+from .._values import StreamKey
+from .._words import stream_names
+from ._records import (
+    BatchCounts,
+    CheckpointLine,
+    ErrorLine,
+    FailureLine,
+    GroupLine,
+    OutputLine,
+    OwnerLine,
+    PacePoint,
+    RunDetail,
+    RunLine,
+    Seen,
+    SessionLine,
+    Statistics,
+    StatusWord,
+    StreamLine,
+    TokenLine,
+    WaitingLine,
+)
+
+STUCK_AFTER_S = 60.0  # where nothing is known of how long a batch takes
+MIN_STUCK_AFTER_S = 10.0  # a batch of a millisecond that takes a second is no news
+STUCK_FACTOR = 10.0  # times the usual
+MAX_OUTPUTS = 20  # of one checkpoint, in the history
+MAX_SHOWN = 50  # of each list in the view of one run
+
+_URGENCY = (Status.FAILED, Status.IN_PROGRESS, Status.INTERRUPTED, Status.PENDING, Status.COMPLETE)
+
+
+@attrs.frozen
+class Standing:
+    """What is known of a run at one moment.
+
+    Attributes:
+        look: Its records.
+        live: What its owner is at; None: that cannot be seen.
+        seen: How.
+        at: The moment; Unix time, s.
+        stuck_after_s: What is taken for stuck; None: `stuck_after` says.
+    """
+
+    look: Look
+    live: LiveView | None
+    seen: Seen
+    at: float
+    stuck_after_s: float | None = None
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether what the owner said is the last word of a process that is gone."""
+        return self.look.owner is None
+
+
+def iso(at: float | None) -> str | None:
+    """A moment for programs, to the millisecond: ages are made of it."""
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+
+
+def iso_now(at: float) -> str:
+    """The same of a moment that is known."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+
+
+def word(status: Status) -> StatusWord:
+    """A status as one word."""
+    return cast("StatusWord", status.name.lower())
+
+
+def percent(done: int, left: int | None) -> float | None:
+    """How much is done, of 100; None where nobody knows how much there is."""
+    if left is None or not done + left:
+        return None
+    return round(100 * done / (done + left), 2)
+
+
+def stuck_after(standing: Standing) -> float:
+    """From which age on a pending token is taken for stuck, in seconds.
+
+    By Little's law a batch takes as long as there are batches in flight, over their rate.
+    """
+    if standing.stuck_after_s is not None:
+        return standing.stuck_after_s
+    live = standing.live
+    if live is None or not live.rate_per_s or not live.pending:
+        return STUCK_AFTER_S
+    return max(MIN_STUCK_AFTER_S, STUCK_FACTOR * live.pending / live.rate_per_s)
+
+
+# ---------------------------------------------------------------------------------------
+# A run
+# ---------------------------------------------------------------------------------------
+
+
+def run_line(standing: Standing) -> RunLine:
+    """A run, on one line."""
+    look, live = standing.look, standing.live
+    summary = look.summary()
+    left = summary.left if any(summary.streams.values()) else None
+    fresh = None if standing.is_stale else live
+    after_s = stuck_after(standing)
+    status = summary.status
+    if look.owner is not None and status is not Status.COMPLETE:
+        status = Status.IN_PROGRESS
+    tokens = fresh.tokens if fresh is not None else ()
+    return RunLine(
+        run=look.run_id,
+        status=word(status),
+        seen=standing.seen,
+        running=look.owner is not None,
+        owner=_owner(standing),
+        generation=look.view.generation,
+        session=_session(standing),
+        phase=current_phase(look.parts),
+        streams=_per_status(summary.streams),
+        batches=_counts(summary, left),
+        progress_percent=percent(summary.confirmed + summary.skipped, left),
+        rate_per_s=fresh.rate_per_s if fresh is not None else None,
+        eta_s=fresh.eta_s if fresh is not None else None,
+        pending=fresh.pending if fresh is not None else None,
+        oldest_pending_at=iso(tokens[0].created_at) if tokens else None,
+        stuck=sum(standing.at - token.created_at >= after_s for token in tokens),
+        stuck_after_s=after_s,
+        waiting=_waiting(standing),
+        records=summary.records,
+        produced=dict(summary.totals),
+        spent=dict(summary.spent),
+        spent_on_confirmed=dict(summary.saved),
+        runtime_s=_runtime_s(standing),
+        started_at=iso(summary.started_at),
+        updated_at=iso(look.last_activity()),
+        completed_at=iso(summary.completed_at),
+        error=error_line(summary.error),
+        exit_code=look.exit_code(),
+    )
+
+
+def _runtime_s(standing: Standing) -> float:
+    facts, live = standing.look.facts, standing.live
+    if live is not None and not standing.is_stale:
+        return float(facts.get("runtime_s", 0.0)) + live.session_s
+    return run_runtime_s(standing.look.view)
+
+
+def _owner(standing: Standing) -> OwnerLine | None:
+    owner = standing.look.owner
+    if owner is None:
+        return None
+    return OwnerLine(host=owner.host, pid=owner.pid, since=iso_now(owner.since.timestamp()))
+
+
+def _session(standing: Standing) -> SessionLine | None:
+    """The newest session, as the run's own stream says it."""
+    facts = standing.look.facts
+    if not facts:
+        return None
+    live = None if standing.is_stale else standing.live
+    counts: Mapping[str, Any] = facts.get("counts", {})
+    ended = facts.get("at")
+    if live is not None:
+        seconds: float | None = live.session_s
+    else:
+        seconds = None if ended is None else max(0.0, ended - facts["began"])
+    return SessionLine(
+        number=facts["session"],
+        host=facts["host"],
+        pid=facts["pid"],
+        began=iso_now(facts["began"]),
+        ended=iso(ended),
+        how=RUNNING if standing.look.owner is not None else facts.get("ended", KILLED),
+        seconds=seconds,
+        confirmed=live.session_confirmed if live is not None else counts.get("batches"),
+        skipped=counts.get("skipped"),
+        retries=counts.get("retries"),
+    )
+
+
+def session_line(session: SessionView) -> SessionLine:
+    """A session out of the history."""
+    counts = session.counts
+    return SessionLine(
+        number=session.number,
+        host=session.host,
+        pid=session.pid,
+        began=iso_now(session.began),
+        ended=iso(session.ended),
+        how=session.how,
+        seconds=None if session.ended is None else max(0.0, session.ended - session.began),
+        confirmed=counts.get("batches"),
+        skipped=counts.get("skipped"),
+        retries=counts.get("retries"),
+    )
+
+
+def _per_status(counts: Mapping[Status, int]) -> dict[str, int]:
+    return {word(status): count for status, count in counts.items()}
+
+
+def _counts(summary: Summary, left: int | None) -> BatchCounts:
+    return BatchCounts(
+        confirmed=summary.confirmed,
+        skipped=summary.skipped,
+        failing=summary.failing,
+        left=left,
+        adopted=summary.adopted,
+    )
+
+
+def _waiting(standing: Standing) -> list[WaitingLine]:
+    if standing.live is None or standing.is_stale:
+        return []
+    names = stream_names(standing.look.keys)
+    return [
+        WaitingLine(
+            stream=list(entry.stream),
+            name=names.get(entry.stream, "/".join(entry.stream)),
+            reason=entry.reason,
+            until=iso_now(entry.until),
+        )
+        for entry in standing.live.waiting[:MAX_SHOWN]
+    ]
+
+
+def error_line(error: ErrorInfo | None) -> ErrorLine | None:
+    """A remembered error."""
+    if error is None:
+        return None
+    return ErrorLine(
+        type=error.type,
+        message=error.message,
+        retryable=error.retryable,
+        batch_index=error.batch_index,
+    )
+
+
+def run_detail(standing: Standing, pace: Sequence[PacePoint]) -> RunDetail:
+    """A run with what the page shows of it."""
+    look = standing.look
+    names, failures = stream_names(look.keys), list(failure_lines(look))
+    keys = by_urgency(look)
+    groups = group_lines(look)
+    tokens = token_lines(standing, MAX_SHOWN)
+    return RunDetail(
+        at=iso_now(standing.at),
+        run=run_line(standing),
+        phases={name: word(p.status) for name, p in phases_of(look.parts).items()},
+        groups=groups[:MAX_SHOWN],
+        groups_total=len(groups),
+        streams=[stream_line(look, key, names[key]) for key in keys[:MAX_SHOWN]],
+        streams_total=len(keys),
+        pending=tokens,
+        pending_total=standing.live.pending if standing.live is not None else 0,
+        failures=failures[:MAX_SHOWN],
+        failures_total=len(failures),
+        pace=list(pace),
+    )
+
+
+def statistics(standing: Standing) -> Statistics:
+    """The numbers of a run."""
+    line, look = run_line(standing), standing.look
+    groups = dict.fromkeys(Status, 0)
+    for key, parts in groups_of(look.parts).items():
+        groups[look.summary(list(parts), key).status] += 1
+    session = line.session
+    return Statistics(
+        at=iso_now(standing.at),
+        run=line.run,
+        seen=line.seen,
+        batches=line.batches,
+        records=line.records,
+        produced=line.produced,
+        spent=line.spent,
+        spent_on_confirmed=line.spent_on_confirmed,
+        session_confirmed=session.confirmed if session is not None else None,
+        session_seconds=session.seconds if session is not None else None,
+        rate_per_s=line.rate_per_s,
+        eta_s=line.eta_s,
+        pending=line.pending,
+        runtime_s=line.runtime_s,
+        streams=line.streams,
+        groups=_per_status(groups),
+    )
+
+
+# ---------------------------------------------------------------------------------------
+# What is in a run
+# ---------------------------------------------------------------------------------------
+
+
+def by_urgency(look: Look) -> list[StreamKey]:
+    """The streams, those first that somebody should look at; else in their order."""
+    return sorted(look.keys, key=lambda key: _URGENCY.index(_status(look, key)))
+
+
+def _status(look: Look, key: StreamKey) -> Status:
+    return status_of(look.parts[key], is_open=key in look.open_streams)
+
+
+def stream_line(look: Look, key: StreamKey, name: str) -> StreamLine:
+    """A stream, on one line."""
+    progress = look.parts[key]
+    done = len(progress.confirmed) + len(progress.skipped)
+    return StreamLine(
+        stream=list(key),
+        name=name,
+        status=word(_status(look, key)),
+        batches=BatchCounts(
+            confirmed=len(progress.confirmed),
+            skipped=len(progress.skipped),
+            failing=failing(progress),
+            left=progress.left,
+            adopted=len(progress.adopted),
+        ),
+        progress_percent=percent(done, progress.left),
+        records=progress.records,
+        produced=dict(shown(progress.totals)),
+        spent=dict(shown(progress.spent)),
+        checkpoints=progress.sequence,
+        runtime_s=progress.runtime_s,
+        started_at=iso(progress.started_at),
+        updated_at=iso(progress.updated_at),
+        completed_at=iso(progress.completed_at),
+        error=error_line(progress.error),
+    )
+
+
+def group_lines(look: Look) -> list[GroupLine]:
+    """The groups of a run; none where every stream would be a group of its own."""
+    if not any(len(key) > 1 for key in look.keys):
+        return []
+    groups = {key: list(parts) for key, parts in groups_of(look.parts).items()}
+    names = stream_names(groups)
+    lines: list[GroupLine] = []
+    for key, members in groups.items():
+        summary = look.summary(members, key)
+        lines.append(
+            GroupLine(
+                group=list(key),
+                name=names[key],
+                status=word(summary.status),
+                streams=len(members),
+                batches=_counts(summary, summary.left),
+                progress_percent=percent(summary.confirmed + summary.skipped, summary.left),
+            )
+        )
+    return lines
+
+
+def token_lines(standing: Standing, limit: int) -> list[TokenLine]:
+    """The pending tokens, oldest first."""
+    live = standing.live
+    if live is None:
+        return []
+    after_s, stale = stuck_after(standing), standing.is_stale
+    names = stream_names({token.stream for token in live.tokens} | set(standing.look.keys))
+
+    def line(token: LiveToken) -> TokenLine:
+        age_s = max(0.0, standing.at - token.created_at)
+        return TokenLine(
+            stream=list(token.stream),
+            name=names[token.stream],
+            batch_index=token.batch_index,
+            state=token.state,
+            created_at=iso_now(token.created_at),
+            age_s=round(age_s, 3),
+            stuck=age_s >= after_s and not stale,
+            stale=stale,
+        )
+
+    return [line(token) for token in live.tokens[:limit]]
+
+
+def failure_lines(look: Look) -> Iterator[FailureLine]:
+    """What went wrong: streams that failed, batches that may run again, batches given up."""
+    names = stream_names(look.keys)
+    failed = [key for key in look.keys if look.parts[key].status is Status.FAILED]
+    for key in failed:
+        yield FailureLine(
+            stream=list(key),
+            name=names[key],
+            batch_index=None,
+            outcome="failed",
+            attempts=None,
+            error=error_line(look.parts[key].error),
+        )
+    for is_skipped in (False, True):
+        for key in look.keys:
+            yield from _batch_failures(look.parts[key], key, names[key], is_skipped=is_skipped)
+
+
+def _batch_failures(
+    progress: Progress, key: StreamKey, name: str, *, is_skipped: bool
+) -> Iterator[FailureLine]:
+    for index, failure in sorted(progress.failures.items()):
+        if (index in progress.skipped) is is_skipped:
+            yield FailureLine(
+                stream=list(key),
+                name=name,
+                batch_index=index,
+                outcome="skipped" if is_skipped else "may run again",
+                attempts=failure.attempts,
+                error=error_line(failure.error),
+            )
+
+
+def checkpoint_lines(checkpoints: Iterable[CheckpointView]) -> list[CheckpointLine]:
+    """Checkpoints out of the history."""
+    return [
+        CheckpointLine(
+            sequence=one.sequence,
+            kind=one.kind,
+            at=iso_now(one.at),
+            batch_index=one.batch_index,
+            attempts=one.attempts,
+            records=one.records,
+            outputs=[
+                OutputLine(path=output.path, size=output.size, sha256=output.sha256)
+                for output in one.outputs[:MAX_OUTPUTS]
+            ],
+            outputs_total=len(one.outputs),
+            produced=dict(one.totals),
+            spent=dict(one.spent),
+            state_bytes=one.state_bytes,
+            error=error_line(one.error),
+        )
+        for one in checkpoints
+    ]

@@ -1,0 +1,266 @@
+"""What the monitor shows and does: from a question to a record.  No HTTP in here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import attrs
+import msgspec
+import trio
+
+from .._errors import StoreDamagedError, UnknownRunError, UnknownStreamError
+from .._history import read_history_page, read_sessions
+from .._live import LiveView
+from .._maintain import open_maintenance
+from .._values import StreamKey
+from .._words import printable, stream_names
+from ._events import Broadcast, event
+from ._jobs import Jobs, NotPossibleError
+from ._metrics import Metrics, PendingGauge
+from ._pace import SAMPLE_EVERY_S, Pace
+from ._records import (
+    Done,
+    FailureList,
+    HistoryAnswer,
+    RunDetail,
+    RunLine,
+    RunList,
+    SessionList,
+    Statistics,
+    StreamPage,
+    TokenList,
+    UnreadableRun,
+)
+from ._sources import RunSource, Source
+from ._views import (
+    Standing,
+    by_urgency,
+    checkpoint_lines,
+    failure_lines,
+    iso_now,
+    run_detail,
+    run_line,
+    session_line,
+    statistics,
+    stream_line,
+    token_lines,
+)
+
+MAX_LISTED_RUNS = 100  # that the page shows; the others are a page away
+MAX_GAUGED_RUNS = 1_000  # of a store, in the metrics
+RETRY_REASON = "asked for in the monitor"
+
+
+@attrs.define(eq=False)
+class Window:
+    """What is shown of a source, and what may be done to it.
+
+    Attributes:
+        source: Where it looks.
+        metrics: Of the runs that it sees from inside.
+        jobs: The jobs of its store.
+        has_actions: Whether the server takes actions.
+        broadcast: The pictures that are sent to all who watch.
+    """
+
+    source: Source
+    jobs: Jobs
+    has_actions: bool
+    metrics: Metrics = attrs.field(factory=Metrics, init=False)
+    broadcast: Broadcast = attrs.field(
+        default=attrs.Factory(
+            lambda window: Broadcast(window.picture, window.source.wait_changed), takes_self=True
+        ),
+        init=False,
+    )
+    _paces: dict[str, Pace] = attrs.field(factory=dict[str, Pace], init=False)
+
+    # -- pictures -----------------------------------------------------------------------------
+
+    async def picture(self, run_id: str | None) -> bytes:
+        """What all who watch the list, or one run, are sent."""
+        runs = await self.runs()
+        picture = event("runs", msgspec.json.encode(runs))
+        if run_id is not None:
+            picture += event("run", msgspec.json.encode(await self.run(run_id)))
+        return picture
+
+    async def sample_pace(self) -> None:
+        """Take samples of the pace of a run that is seen from inside, until cancelled."""
+        if not isinstance(self.source, RunSource):
+            return  # of a run in a store a sample is taken when somebody looks
+        run_id = self.source.run.run_id
+        while True:
+            self._pace(run_id).sample(time.time(), self.metrics.confirmed.get(run_id, 0))
+            await trio.sleep(SAMPLE_EVERY_S)
+
+    def _pace(self, run_id: str) -> Pace:
+        return self._paces.setdefault(run_id, Pace())
+
+    # -- runs ---------------------------------------------------------------------------------
+
+    async def runs(self, *, after: str = "", limit: int = MAX_LISTED_RUNS) -> RunList:
+        """A page of the runs."""
+        ids = await self.source.list_ids()
+        later = [run_id for run_id in ids if run_id > after]
+        lines, unreadable = list[RunLine](), list[UnreadableRun]()
+        for run_id in later[:limit]:
+            try:
+                lines.append(run_line(await self.source.stand(run_id)))
+            except UnknownRunError:
+                continue  # it was pruned meanwhile
+            except StoreDamagedError as error:  # the others can be read
+                unreadable.append(UnreadableRun(run=run_id, message=printable(str(error))))
+        return RunList(
+            at=iso_now(time.time()),
+            store=self.source.store.url,
+            runs=lines,
+            unreadable=unreadable,
+            total=len(ids),
+            next=later[limit - 1] if len(later) > limit else None,
+            actions=self.has_actions,
+        )
+
+    async def run(self, run_id: str) -> RunDetail:
+        """One run."""
+        standing = await self.source.stand(run_id)
+        pace = self._pace(run_id)
+        if standing.seen != "inside":
+            confirmed = sum(len(p.confirmed) for p in standing.look.parts.values())
+            pace.sample(standing.at, confirmed)
+        return run_detail(standing, pace.points())
+
+    async def statistics(self, run_id: str) -> Statistics:
+        """The numbers of a run."""
+        return statistics(await self.source.stand(run_id))
+
+    async def streams(self, run_id: str, *, after: int, limit: int) -> StreamPage:
+        """A page of the streams."""
+        look = (await self.source.stand(run_id)).look
+        names, keys = stream_names(look.keys), by_urgency(look)
+        page = keys[after : after + limit]
+        return StreamPage(
+            run=run_id,
+            streams=[stream_line(look, key, names[key]) for key in page],
+            total=len(keys),
+            next=after + limit if len(keys) > after + limit else None,
+        )
+
+    async def pending(self, run_id: str, *, limit: int) -> TokenList:
+        """The pending tokens."""
+        standing = await self.source.stand(run_id)
+        return TokenList(
+            run=run_id,
+            seen=standing.seen,
+            tokens=token_lines(standing, limit),
+            total=standing.live.pending if standing.live is not None else 0,
+        )
+
+    async def failures(self, run_id: str, *, limit: int) -> FailureList:
+        """What went wrong."""
+        lines = list(failure_lines((await self.source.stand(run_id)).look))
+        return FailureList(run=run_id, failures=lines[:limit], total=len(lines))
+
+    async def history(
+        self, run_id: str, *, stream: StreamKey, cursor: str | None, limit: int
+    ) -> HistoryAnswer:
+        """A page of the checkpoints of a stream.
+
+        Raises:
+            UnknownStreamError: there is no such stream.
+        """
+        look = (await self.source.stand(run_id)).look
+        if stream not in look.parts:
+            raise UnknownStreamError(
+                f"run {run_id!r} has no stream {stream!r}", run_id=run_id, stream=stream
+            )
+        checkpoints, after = await read_history_page(
+            self.source.store, run_id, stream, cursor=cursor, limit=limit
+        )
+        return HistoryAnswer(
+            run=run_id,
+            stream=list(stream),
+            checkpoints=checkpoint_lines(checkpoints),
+            next=after,
+        )
+
+    async def sessions(self, run_id: str, *, limit: int) -> SessionList:
+        """The sessions, newest first."""
+        look = (await self.source.stand(run_id)).look
+        sessions = await read_sessions(self.source.store, run_id, is_running=look.owner is not None)
+        newest = sessions[::-1][:limit]
+        return SessionList(
+            run=run_id, sessions=[session_line(one) for one in newest], total=len(sessions)
+        )
+
+    # -- metrics ------------------------------------------------------------------------------
+
+    async def metrics_text(self) -> bytes:
+        """What Prometheus reads."""
+        return self.metrics.text(await self._gauges())
+
+    async def _gauges(self) -> Sequence[PendingGauge]:
+        if isinstance(self.source, RunSource):
+            tokens = self.source.run.coordinator.get_pending_checkpoints(self.source.run.run_id)
+            oldest_s = tokens[0].age_s if tokens else 0.0
+            return [PendingGauge(self.source.run.run_id, len(tokens), oldest_s)]
+        gauges: list[PendingGauge] = []
+        for run_id in (await self.source.list_ids())[:MAX_GAUGED_RUNS]:
+            try:
+                standing = await self.source.stand(run_id)
+            except (UnknownRunError, StoreDamagedError):
+                continue
+            if standing.live is not None and not standing.is_stale:
+                gauges.append(_gauge(run_id, standing, standing.live))
+        return gauges
+
+    # -- actions ------------------------------------------------------------------------------
+
+    async def stop(self, run_id: str) -> Done:
+        """Stop a run in good order: what is open is saved, and the next start goes on.
+
+        Raises:
+            NotPossibleError: it is not seen from inside.
+        """
+        source = self.source
+        if not isinstance(source, RunSource):
+            raise NotPossibleError(
+                "only the monitor of the run's own process can stop it; "
+                "elsewhere send the process SIGTERM"
+            )
+        await source.stand(run_id)
+        source.run.request_stop()
+        return Done(done="the run stops when its open batches are saved", count=1)
+
+    async def retry(self, run_id: str) -> Done:
+        """Put what was skipped or has failed back to work.
+
+        Raises:
+            RunLockedError: a process has the run.
+        """
+        await self._check_free(run_id)
+        async with open_maintenance(self.source.store, run_id) as desk:
+            count = await desk.retry()
+        return Done(done="streams put back to work", count=count)
+
+    async def prune(self, run_id: str, *, keep: int) -> Done:
+        """Remove archived generations of a run.
+
+        Raises:
+            RunLockedError: a process has the run.
+        """
+        await self._check_free(run_id)
+        async with open_maintenance(self.source.store, run_id) as desk:
+            pruned = await desk.prune(keep=keep)
+        return Done(done="archived generations removed", count=pruned.generations)
+
+    async def _check_free(self, run_id: str) -> None:
+        if isinstance(self.source, RunSource):
+            raise NotPossibleError("the run is open in this very process: that is for later")
+        await self.source.stand(run_id)
+
+
+def _gauge(run_id: str, standing: Standing, live: LiveView) -> PendingGauge:
+    oldest_s = max(0.0, standing.at - live.tokens[0].created_at) if live.tokens else 0.0
+    return PendingGauge(run_id, live.pending, oldest_s)

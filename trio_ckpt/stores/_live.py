@@ -1,0 +1,55 @@
+"""What the owner of a run is at, for other processes: a file of its own, beside the records.
+
+Nothing is fsynced.  A reader sees the old file or the new one whole, because it is renamed into
+its place; after power loss it may be gone or empty, and then there is nothing to see.
+Blocking functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from ._files import explain, open_file
+
+MAX_LIVE_BYTES = 2**20  # a thousand pending tokens are 100 KiB
+
+
+def write_live(folder: Path, run_id: str, payload: bytes) -> None:
+    """Replace what is seen of a run; empty: take it away.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    path = _path(folder, run_id)
+    with explain(path, f"publishing what run {run_id!r} is at"):
+        if not payload:
+            path.unlink(missing_ok=True)
+            return
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        new = path.with_suffix(".new")
+        fd = open_file(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with open(fd, "wb") as file:
+            file.write(payload)
+        os.replace(new, path)
+
+
+def read_live(folder: Path, run_id: str) -> bytes:
+    """What is seen of a run.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    path = _path(folder, run_id)
+    with explain(path, f"looking what run {run_id!r} is at"):
+        try:
+            fd = open_file(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return b""
+        with open(fd, "rb") as file:
+            return file.read(MAX_LIVE_BYTES)
+
+
+def _path(folder: Path, run_id: str) -> Path:
+    return folder / "live" / hashlib.sha256(run_id.encode()).hexdigest()[:32]
