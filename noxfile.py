@@ -24,7 +24,7 @@ ALL_SUPPORTED = [
 
 
 def run_tests(session: nox.Session) -> None:
-    session.install("-e", ".[tests,cli,validate,train,crawler]")
+    session.install("-e", ".[tests,cli,validate,train,crawler,remote,parallel]")
     session.run("python", "-m", "pytest", *session.posargs)
 
 
@@ -58,7 +58,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of the package, the examples and what users see, with two checkers."""
-    session.install("-e", ".[typing,tests,cli,validate,train,crawler]")
+    session.install("-e", ".[typing,tests,cli,validate,train,crawler,remote,parallel]")
     session.run("mypy", "--strict")
     # Its notice of a newer release would ask the network.
     session.run("pyright", env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"})
@@ -67,7 +67,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning or a broken reference is an error."""
-    session.install("-e", ".[docs,cli,validate,arrays]")
+    session.install("-e", ".[docs,cli,validate,arrays,remote]")
     shutil.rmtree("docs/_build", ignore_errors=True)
     session.run(
         *("python", "-m", "sphinx", "-W", "-n", "--keep-going"),
@@ -79,7 +79,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks."""
-    session.install("-e", ".[crawler,validate,cli,arrays]")
+    session.install("-e", ".[crawler,validate,cli,arrays,remote]")
     peers = str(session.cache_dir / "peers")  # DBOS and the like have an environment of their own
     session.run("python", "-m", "benchmarks", "--peers-cache", peers, *session.posargs)
 

@@ -92,6 +92,7 @@ OPTIONAL = {
     "state._arrays": "NumPy and what goes with it are an extra",
     "state._memory": "the same",
     "state._merge": "the same",
+    "remote._sockets": "trio-websocket is an extra, and reading jobs needs none",
 }
 """What may be imported where it is needed, so that the core does without, and why."""
 

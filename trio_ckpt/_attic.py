@@ -14,7 +14,7 @@ Only when a chain is durable there is it let go of here.  A crash in between lea
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
 import trio
@@ -115,15 +115,18 @@ async def _chains(
                     return
 
 
+def _parts(store: Store, digest: str, size: int) -> Iterator[bytes]:
+    """A blob, part by part; for the thread of the store that it is copied into."""
+    for offset in range(0, size, READ_BYTES):
+        wanted = min(READ_BYTES, size - offset)
+        yield trio.from_thread.run(store.read_blob, digest, offset, wanted)
+
+
 async def _copy(store: Store, saver: Saver, shelf: Lane, sequence: int, record: Record) -> None:
     blobs = blobs_of(record.state)
     for digest in blobs:
-        parts: list[bytes] = []
         size = decode_frame(record.state).data_bytes
-        for offset in range(0, size, READ_BYTES):
-            part = await store.read_blob(digest, offset, min(READ_BYTES, size - offset))
-            parts.append(part)
-        if await saver.put_blob(parts) != digest:
+        if await saver.put_blob(_parts(store, digest, size)) != digest:
             raise StoreDamagedError(f"blob {digest} of an old state is not what was saved")
     note = Record(
         kind=Kind.NOTE,

@@ -230,17 +230,27 @@ class Resume:
             await self._recover(keeper)
 
     async def _recover(self, keeper: StateKeeper[object]) -> None:
-        """Rewind the stream to the newest state that can be restored."""
+        """Go back to the newest state that can be restored.
+
+        A snapshot of the attempt that was under way is one: progress has not moved since, so
+        there is nothing to rewind.  The next one that is saved builds on it.
+        """
+        is_under_way = True  # nothing but snapshots has come after
         async with aclosing(self._pages()) as pages:
             async for records in pages:
                 for sequence, record in records:
-                    if not record.state or record.kind is Kind.SNAPSHOT:
+                    is_snapshot = record.kind is Kind.SNAPSHOT
+                    is_under_way = is_under_way and record.kind in (Kind.SNAPSHOT, Kind.NOTE)
+                    if not record.state or (is_snapshot and not is_under_way):
                         continue
                     keeper.versions.clear()
                     try:
                         await keeper.load(partial(_up_to, self._pages, sequence), self._named)
                     except StoreDamagedError:
                         continue
+                    if is_snapshot:
+                        log.warning("%s goes on from sequence %d", self.desk.where(), sequence)
+                        return
                     reason = f"the states after sequence {sequence} cannot be restored"
                     await self._redo.rewind_before(sequence + 1, reason)
                     keeper.versions.clear()

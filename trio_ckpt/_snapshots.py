@@ -7,7 +7,9 @@ the body, the next session begins it with the state of the newest one.
 from __future__ import annotations
 
 import logging
+import math
 import time
+from typing import Any
 
 import attrs
 import trio
@@ -32,6 +34,7 @@ class Snapshots:
         saved: How many this block has saved.
         skipped: How many could not be saved.
         overhead_s: Seconds for which the body was held.
+        metadata: Kept with each that is saved from now on, beside its label; JSON-like.
     """
 
     every_s: float
@@ -42,6 +45,7 @@ class Snapshots:
     saved: int = attrs.field(default=0, init=False)
     skipped: int = attrs.field(default=0, init=False)
     overhead_s: float = attrs.field(default=0.0, init=False)
+    metadata: dict[str, Any] = attrs.field(factory=dict[str, Any], init=False)
     _due: float = attrs.field(factory=trio.current_time, init=False)
 
     async def point(self, label: str = "") -> bool:
@@ -88,6 +92,10 @@ class Snapshots:
         """The same from a thread that trio has started, which waits for it."""
         return trio.from_thread.run(self.point, label)
 
+    def hurry(self) -> None:
+        """Let the next point save, however long ago the last one did."""
+        self._due = -math.inf
+
     async def wait(self) -> None:
         """Wait until nothing is being saved any more."""
         await self._keeper.wait_saved()
@@ -107,7 +115,7 @@ class Snapshots:
                         at=time.time(),
                         index=self._batch.index,
                         attempts=self._batch.attempt,
-                        metadata={"label": label},
+                        metadata={**self.metadata, "label": label},
                         state=saved.payload,
                     )
                     sequence = await self._desk.save_plain(record, saved.kept.blobs)

@@ -1,0 +1,60 @@
+"""Functions that run in other processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from trio_ckpt.remote import Work
+
+AnyWork = Work[Any]
+
+
+def where(item: int, _work: AnyWork) -> list[int]:
+    time.sleep(0.01)
+    return [item, os.getpid()]
+
+
+def fail(item: int, _work: AnyWork) -> None:
+    raise ValueError(item)
+
+
+def hang(_item: int, _work: AnyWork) -> None:
+    time.sleep(300)
+
+
+def slow(item: int, _work: AnyWork) -> int:
+    (Path(os.environ["MARKS"]) / f"{item}-{os.getpid()}").touch()
+    time.sleep(0.4)
+    return item * item
+
+
+def count_and_die(item: str, work: AnyWork) -> list[int]:
+    """Count to 6; the first time the process dies at 4."""
+    done: list[int] = work.state.setdefault("done", [])
+    (Path(item) / str(len(done))).touch()
+    while len(done) < 6:
+        if len(done) == 3 and len(list(Path(item).iterdir())) == 1:
+            while not work.point_sync():  # so that what is saved is known
+                time.sleep(0.05)
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(len(done) + 1)
+        work.point_sync()
+        time.sleep(0.05)
+    return done
+
+
+def count_slowly(item: str, work: AnyWork) -> list[int]:
+    """Count to 40, a tenth of a second each."""
+    done: list[int] = work.state.setdefault("done", [])
+    (Path(item) / f"{len(done)}-{os.getpid()}").touch()
+    while len(done) < 40:
+        time.sleep(0.1)
+        done.append(len(done) + 1)
+        work.report(progress_percent=len(done) / 0.4)
+        work.point_sync()
+    return done

@@ -1,0 +1,138 @@
+"""`map_tasks`: real processes on this machine, and nothing left of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.engines import jobs
+from trio_ckpt.engines import map_tasks
+from trio_ckpt.remote import NotAllowedError, TaskFailedError
+
+ROOT = Path(__file__).parents[2]
+
+
+def children() -> set[int]:
+    """The processes that this one has started and that run."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        found |= {int(pid) for pid in (task / "children").read_text().split()}
+    return found
+
+
+async def test_functions_run_in_other_processes_and_nothing_is_left(tmp_path: Path) -> None:
+    before, sockets = children(), open_files()
+    found = await map_tasks(jobs.where, list(range(8)), workers=2, store=tmp_path / "s")
+    assert [item for item, _pid in found] == list(range(8))
+    assert os.getpid() not in {pid for _item, pid in found}
+    assert children() == before
+    assert open_files() <= sockets + 1  # trio keeps one that it has made
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_an_error_is_raised_and_nothing_is_left() -> None:
+    before = children()
+    with pytest.raises(TaskFailedError, match="ValueError: 3"):
+        await map_tasks(jobs.fail, [3], workers=1)
+    assert children() == before
+
+
+async def test_cancelling_ends_the_processes_within_two_seconds() -> None:
+    before = children()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(map_tasks, jobs.hang, [1, 2])
+        with trio.fail_after(30):
+            while len(children()) < len(before) + 1:  # noqa: ASYNC110  # nobody tells of that
+                await trio.sleep(0.05)
+        await trio.sleep(1)
+        started = time.monotonic()
+        nursery.cancel_scope.cancel()
+    assert children() == before
+    assert time.monotonic() - started < 6  # it is 2 s on a machine that is not busy
+
+
+async def test_a_worker_that_is_killed_is_replaced_and_its_item_goes_on(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    found: list[Any] = await map_tasks(
+        jobs.count_and_die,
+        [str(marks)],
+        workers=1,
+        store=tmp_path / "s",
+        checkpoint_interval_s=0.0,
+    )
+    assert found == [[1, 2, 3, 4, 5, 6]]
+    begun = sorted(int(path.name) for path in marks.iterdir())
+    assert begun == [0, 3], "it began again, or was not killed"
+
+
+@pytest.mark.parametrize("func", [lambda item, work: item, print, "no name"])
+async def test_what_no_process_could_import_is_refused(func: Any) -> None:
+    with pytest.raises(NotAllowedError):
+        await map_tasks(func, [1], workers=1)
+
+
+async def test_a_bad_setting_is_refused() -> None:
+    with pytest.raises(ValueError, match="engine"):
+        await map_tasks(jobs.where, [1], engine="dask")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="workers"):
+        await map_tasks(jobs.where, [1], workers=5_000)
+
+
+PROGRAM = """
+import sys, trio
+from tests.engines import jobs
+from trio_ckpt.engines import map_tasks
+
+async def main():
+    print("started", flush=True)
+    print(await map_tasks(jobs.slow, list(range(6)), workers=2, store=sys.argv[1],
+                          job_id="job-k"), flush=True)
+
+trio.run(main)
+"""
+
+
+def test_a_program_that_is_killed_leaves_no_process_and_goes_on_the_next_time(
+    tmp_path: Path,
+) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "s")]
+    env = {**os.environ, "MARKS": str(marks), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE) as program:
+        deadline = time.monotonic() + 60
+        while len(list(marks.iterdir())) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        workers = {int(path.name.partition("-")[2]) for path in marks.iterdir()}
+        program.send_signal(signal.SIGKILL)
+        program.wait()
+    deadline = time.monotonic() + 20
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, workers)), "a worker has outlived its parent"
+    done = subprocess.run(
+        command, env=env, cwd=ROOT, text=True, capture_output=True, timeout=90, check=True
+    )
+    assert done.stdout.splitlines()[1] == "[0, 1, 4, 9, 16, 25]"
+    ran = [int(path.name.partition("-")[0]) for path in marks.iterdir()]
+    assert set(ran) == set(range(6))
+    assert len(ran) <= 6 + 2, "what was done was done again"
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,207 @@
+"""A store on the other side of a connection, for the checks that are made for stores.
+
+A worker's store is for the run that it was given. Here as many are given as are asked for: each
+run that a handle locks, or only looks at, is a work item of one worker.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+import trio.lowlevel
+
+from tests.remote.samples import exchange, hello
+from tests.remote.wires import socket_pair
+from trio_ckpt._errors import StoreError
+from trio_ckpt.abc import (
+    BlobPayload,
+    Checkpoint,
+    Fold,
+    HistoryPage,
+    Owner,
+    Pruned,
+    RunKey,
+    RunSummary,
+    Store,
+    StoredRun,
+)
+from trio_ckpt.remote import _messages as m
+from trio_ckpt.remote._line import Line
+from trio_ckpt.remote._link import Link, open_link
+from trio_ckpt.remote._protocol import Connection, Role
+from trio_ckpt.remote._relay import Relay
+from trio_ckpt.remote._store import RemoteStore
+
+
+class OpenRelay(Relay):
+    """One whose worker may read all blobs: the clauses of the contract hand digests around."""
+
+    def may_read(self, digest: str) -> bool:
+        return True
+
+
+@attrs.define(eq=False)
+class Far:
+    """A worker and a foreman that are connected.
+
+    Attributes:
+        worker: The one's link.
+        foreman: The other's.
+    """
+
+    worker: Link
+    foreman: Link
+    lines: dict[str, Line] = attrs.field(factory=dict[str, Line])
+    relays: dict[str, Relay] = attrs.field(factory=dict[str, Relay])
+    _names: itertools.count[int] = attrs.field(factory=itertools.count)
+    _calls: itertools.count[int] = attrs.field(factory=itertools.count)
+
+    async def give(self, relay: Relay) -> Line:
+        """Let the worker have a run."""
+        task_id = f"t{next(self._names)}"
+        lease = max(relay.owner, 1)
+        self.relays[task_id] = relay
+        self.foreman.send(m.AssignTask(task_id, lease, "job-1", 0, "pkg:f", None))
+        while task_id not in self.worker.connection.tasks:
+            await trio.lowlevel.checkpoint()
+        line = self.lines[task_id] = Line(task_id, lease, link=self.worker, numbers=self._calls)
+        return line
+
+    async def read_as_worker(self) -> None:
+        while True:
+            received = await self.worker.receive()
+            message = received.message
+            if isinstance(message, m.StoreReply | m.CheckpointAck):
+                self.lines[message.task_id].answer(message)
+            self.worker.consumed(received)
+
+    async def read_as_foreman(self, nursery: trio.Nursery) -> None:
+        while True:
+            received = await self.foreman.receive()
+            message = received.message
+            if isinstance(message, m.StoreCall):
+                nursery.start_soon(self._answer, message)
+            elif isinstance(message, m.TaskCheckpoint):
+                nursery.start_soon(self._save, message)
+            self.foreman.consumed(received)
+
+    async def _answer(self, message: m.StoreCall) -> None:
+        for reply in await self.relays[message.task_id].answer(message):
+            self.foreman.send(reply)
+
+    async def _save(self, message: m.TaskCheckpoint) -> None:
+        self.foreman.send(await self.relays[message.task_id].save(message))
+
+
+@asynccontextmanager
+async def open_far() -> AsyncGenerator[Far]:
+    """Connect a worker and a foreman."""
+    peer, foreman = Connection(Role.WORKER), Connection(None)
+    peer.send(hello(Role.WORKER))
+    exchange(peer, foreman)
+    foreman.send(m.Welcome(1, 5.0, 20.0, foreman.window))
+    exchange(foreman, peer)
+    here, there = socket_pair()
+    async with (
+        open_link(here, peer) as worker_link,
+        open_link(there, foreman) as foreman_link,
+        trio.open_nursery() as nursery,
+    ):
+        far = Far(worker_link, foreman_link)
+        nursery.start_soon(far.read_as_worker)
+        nursery.start_soon(far.read_as_foreman, nursery)
+        yield far
+        nursery.cancel_scope.cancel()
+
+
+class FarStore(Store):
+    """A store that is used over a connection, as far as a worker's verbs go."""
+
+    def __init__(self, near: Store, far: Far) -> None:
+        self.url = "far:"
+        self._near = near  # the foreman's
+        self._far = far
+        self._runs: dict[str, RemoteStore] = {}
+        self._is_closed = False
+
+    async def _run(self, run_id: str) -> RemoteStore:
+        if self._is_closed:
+            raise StoreError("the store is closed")
+        if run_id not in self._runs:
+            line = await self._far.give(OpenRelay(self._near, run_id, 0))
+            self._runs[run_id] = RemoteStore(line)
+        return self._runs[run_id]
+
+    @asynccontextmanager
+    async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
+        if self._is_closed:
+            raise StoreError("the store is closed")
+        async with self._near.lock_run(run_id) as owner:
+            line = await self._far.give(OpenRelay(self._near, run_id, owner))
+            store = self._runs[run_id] = RemoteStore(line)
+            async with store.lock_run(line.task_id) as given:
+                assert given == owner
+                yield owner
+
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        store = await self._run(run.run_id)
+        return await store.save(attrs.evolve(run, run_id=store._line.task_id), group, folds)
+
+    async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
+        store = await self._run(run_id)
+        return await store.read_run(store._line.task_id, generation)
+
+    async def history(
+        self,
+        run_id: str,
+        stream: str,
+        *,
+        generation: int | None = None,
+        cursor: str | None = None,
+        limit: int = 1000,
+    ) -> HistoryPage:
+        store = await self._run(run_id)
+        return await store.history(
+            store._line.task_id, stream, generation=generation, cursor=cursor, limit=limit
+        )
+
+    async def put_blob(self, payload: BlobPayload) -> str:
+        return await (await self._run("any")).put_blob(payload)
+
+    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+        return await (await self._run("any")).read_blob(digest, offset, size)
+
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        store = await self._run(run.run_id)
+        key = attrs.evolve(run, run_id=store._line.task_id)
+        return await store.drop_blobs(key, stream, sequences)
+
+    # What a worker cannot do is done on the foreman's side.
+
+    async def list_runs(self) -> tuple[RunSummary, ...]:
+        return await self._near.list_runs()
+
+    async def read_owner(self, run_id: str) -> Owner | None:
+        return await self._near.read_owner(run_id)
+
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        return await self._near.prune(run, keep=keep)
+
+    async def aclose(self) -> None:
+        self._is_closed = True
+        await self._near.aclose()
+
+
+def far_maker(far: Far, maker: Callable[[], Awaitable[Store]]) -> Callable[[], Awaitable[Store]]:
+    """Handles onto a store that is on the other side."""
+
+    async def make() -> Store:
+        return FarStore(await maker(), far)
+
+    return make

@@ -1,0 +1,185 @@
+"""Functions that workers of the tests run."""
+
+from __future__ import annotations
+
+import threading
+from os import system as system  # what nobody may call by its name here
+from typing import Any
+
+import attrs
+import numpy as np
+import trio
+import trio.lowlevel
+
+from trio_ckpt import remote
+from trio_ckpt.remote import Work
+
+seen: list[Any] = []  # what ran, for tests in one process
+gates: dict[Any, trio.Event] = {}  # what an item waits for
+AnyWork = Work[Any]
+
+
+def reset() -> None:
+    """Forget what other tests did."""
+    seen.clear()
+    gates.clear()
+
+
+async def square(item: int, _work: AnyWork) -> int:
+    seen.append(item)
+    await trio.lowlevel.checkpoint()
+    return item * item
+
+
+def square_sync(item: int, work: AnyWork) -> int:
+    seen.append((item, threading.current_thread() is threading.main_thread()))
+    work.report(progress_percent=50)
+    return item * item
+
+
+async def fail_odd(item: int, work: AnyWork) -> int:
+    seen.append((item, work.attempt))
+    if item % 2:
+        raise ValueError(f"{item} is odd")
+    return item
+
+
+async def fail_once(item: int, work: AnyWork) -> int:
+    seen.append((item, work.attempt))
+    if work.attempt == 1:
+        raise ValueError("the first time")
+    return item
+
+
+async def wait(item: Any, work: AnyWork) -> Any:
+    """Wait for the item's gate; say when it is cancelled."""
+    seen.append(("begun", item))
+    try:
+        gate = gates.setdefault(item, trio.Event())
+        while not gate.is_set():
+            with trio.move_on_after(1):
+                await gate.wait()
+            await work.point()
+    except trio.Cancelled:
+        seen.append(("cancelled", item))
+        raise
+    return item
+
+
+@attrs.define
+class Sums:
+    """A state with a type of its own."""
+
+    done: int = 0
+    losses: list[float] = attrs.field(factory=list[float])
+    weights: Any = attrs.field(factory=lambda: np.zeros(50_000))
+
+
+def new_sums(item: int) -> Sums:
+    return Sums(weights=np.full(50_000, float(item)))
+
+
+STEPS = 20
+
+
+@remote.task(state=new_sums)
+async def train(item: int, work: Work[Sums]) -> dict[str, Any]:
+    """Steps of a second each, a checkpoint at each that is due."""
+    seen.append((item, work.state.done, work.resumed_from))
+    while work.state.done < STEPS:
+        await trio.sleep(1)
+        state = work.state
+        state.weights[state.done :: 7] *= 1.01
+        state.losses.append(float(state.weights.sum()))
+        state.done += 1
+        seen.append(("step", item, state.done))
+        work.report(progress_percent=100 * state.done / STEPS)
+        await work.point(f"step {state.done}")
+    return {"losses": work.state.losses, "steps": work.state.done}
+
+
+def trained(item: int) -> dict[str, Any]:
+    """What `train` returns, worked out here."""
+    state = new_sums(item)
+    while state.done < STEPS:
+        state.weights[state.done :: 7] *= 1.01
+        state.losses.append(float(state.weights.sum()))
+        state.done += 1
+    return {"losses": state.losses, "steps": state.done}
+
+
+async def unencodable(item: int, work: AnyWork) -> int:
+    """A state that cannot be saved at its second point, and can again at its third."""
+    for step in range(4):
+        await trio.sleep(5)
+        work.state["step"] = step
+        work.state["hook"] = (lambda: None) if step == 1 else None
+        seen.append(await work.point())
+    return item
+
+
+async def returns_nonsense(_item: int, _work: AnyWork) -> Any:
+    return lambda: None
+
+
+def _private(item: int, _work: AnyWork) -> int:
+    return item
+
+
+not_a_function = 5
+
+
+async def echo(item: Any, _work: AnyWork) -> Any:
+    return item
+
+
+@remote.task(state=new_sums)
+async def train_fast(item: int, work: Work[Sums]) -> dict[str, Any]:
+    """The same as `train`, without the seconds."""
+    while work.state.done < STEPS:
+        state = work.state
+        state.weights[state.done :: 7] *= 1.01
+        state.losses.append(float(state.weights.sum()))
+        state.done += 1
+        await work.point()
+    return {"losses": work.state.losses, "steps": work.state.done}
+
+
+def large_array() -> Any:
+    return np.random.default_rng(3).random(2**19)
+
+
+async def large(_item: int, work: AnyWork) -> float:
+    """An array of 4 MiB, saved; then it waits."""
+    if "array" not in work.state:
+        work.state["array"] = large_array()
+        while not await work.point():  # noqa: ASYNC110  # it is a save that is waited for
+            await trio.sleep(0.01)
+        gate = gates["large"] = trio.Event()
+        await gate.wait()
+    return float(work.state["array"].sum())
+
+
+async def mixed(_item: int, work: AnyWork) -> list[Any]:
+    state = work.state
+    state.setdefault("nested", {"seen": set(), "array": np.zeros(3)})
+    while state.setdefault("n", 0) < 6:
+        await trio.sleep(1.5)
+        state["n"] += 1
+        state["nested"]["seen"].add(state["n"])
+        await work.point()
+    nested = state["nested"]
+    kinds = [type(value).__name__ for value in (nested, nested["array"], nested["seen"])]
+    return [*kinds, len(nested["seen"])]
+
+
+async def eager(item: int, work: AnyWork) -> int:
+    for step in range(100):
+        work.state["step"] = step
+        await trio.sleep(0.1)
+        await work.point()
+    return item
+
+
+async def tell_trace(_item: int, work: AnyWork) -> dict[str, str]:
+    return work.trace

@@ -1,0 +1,147 @@
+"""A foreman, workers and clients in one process, connected in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+import trio.lowlevel
+
+from tests.remote.wires import MemorySocket, closing, socket_pair
+from trio_ckpt.abc import Store
+from trio_ckpt.remote._client import Client, open_client
+from trio_ckpt.remote._errors import ConnectionLostError
+from trio_ckpt.remote._foreman import Foreman
+from trio_ckpt.remote._peers import Terms, serve_peer
+from trio_ckpt.remote._session import Dial
+from trio_ckpt.remote._worker import Worker
+
+SECRET = b"a secret of 16 bytes or more"
+ALLOW = ("tests.remote.functions",)
+F = "tests.remote.functions:"
+
+
+@attrs.define(eq=False)
+class Site:
+    """All of it.
+
+    Attributes:
+        store: The foreman's.
+        foreman: The one there is now; None: none is running.
+        sockets: The peers' ends of all connections, the newest last, by peer.
+    """
+
+    store: Store
+    nursery: trio.Nursery
+    settings: dict[str, Any]
+    foreman: Foreman | None = None
+    sockets: dict[str, MemorySocket] = attrs.field(factory=dict[str, MemorySocket])
+    cut_off: set[str] = attrs.field(factory=set[str])
+    workers: dict[str, Worker] = attrs.field(factory=dict[str, Worker])
+    _scopes: dict[str, trio.CancelScope] = attrs.field(factory=dict[str, trio.CancelScope])
+    _running: trio.Nursery | None = None
+
+    # -- the foreman --------------------------------------------------------------------------
+
+    async def start_foreman(self) -> Foreman:
+        await self.nursery.start(self._run_foreman)
+        assert self.foreman is not None
+        return self.foreman
+
+    async def _run_foreman(self, task_status: trio.TaskStatus[None]) -> None:
+        with trio.CancelScope() as scope:
+            self._scopes["foreman"] = scope
+            async with trio.open_nursery() as nursery:
+                foreman = Foreman(self.store, **self.settings)
+                await foreman.begin(nursery)
+                self.foreman, self._running = foreman, nursery
+                task_status.started()
+                await trio.sleep_forever()
+
+    async def kill_foreman(self, store: Store | None = None) -> None:
+        """As kill -9 would: connections are cut first, so that nobody says goodbye.
+
+        Args:
+            store: What the next one finds.
+        """
+        for socket in self.sockets.values():
+            socket.cut()
+        if store is not None:
+            self.store = store
+        self.foreman = self._running = None
+        self._scopes["foreman"].cancel()
+        await trio.lowlevel.checkpoint()
+
+    # -- peers --------------------------------------------------------------------------------
+
+    def dial(self, name: str) -> Dial:
+        """The way of one peer to whatever foreman there is."""
+
+        @asynccontextmanager
+        async def dialing() -> AsyncGenerator[MemorySocket]:
+            await trio.lowlevel.checkpoint()
+            if self._running is None or self.foreman is None or name in self.cut_off:
+                raise ConnectionLostError("there is nobody")
+            here, there = socket_pair()
+            self.sockets[name] = here
+            self._running.start_soon(self._serve, self.foreman, there, name)
+            async with closing(here):
+                yield here
+
+        return dialing
+
+    async def _serve(self, foreman: Foreman, socket: MemorySocket, name: str) -> None:
+        async with closing(socket):
+            await serve_peer(foreman, Terms(SECRET), socket, name)
+
+    async def start_worker(
+        self, name: str, *, slots: int = 1, allow: tuple[str, ...] = ALLOW, **settings: Any
+    ) -> Worker:
+        worker = Worker(SECRET, allow, slots, name, settings.pop("patience_s", 600.0))
+        self.workers[name] = worker
+        await self.nursery.start(self._run_worker, name, worker)
+        return worker
+
+    async def _run_worker(
+        self, name: str, worker: Worker, task_status: trio.TaskStatus[None]
+    ) -> None:
+        with trio.CancelScope() as scope:
+            self._scopes[name] = scope
+            await worker.run(self.dial(name), task_status=task_status)
+
+    def kill_worker(self, name: str) -> None:
+        """As kill -9 would: the connection is cut first, so that nobody says goodbye."""
+        self.cut_off.add(name)
+        self.sockets[name].cut()
+        self._scopes[name].cancel()
+
+    def cut(self, name: str, *, for_good: bool = False) -> None:
+        """Cut a peer's connection; it may come back at once."""
+        if for_good:
+            self.cut_off.add(name)
+        self.sockets[name].cut()
+
+    @asynccontextmanager
+    async def client(self, name: str = "client") -> AsyncGenerator[Client]:
+        async with open_client(self.dial(name), SECRET, name) as client:
+            yield client
+
+
+@asynccontextmanager
+async def open_site(store: Store, **settings: Any) -> AsyncGenerator[Site]:
+    """A running foreman, and room for peers; leaving ends them all."""
+    async with trio.open_nursery() as nursery:
+        site = Site(store, nursery, settings)
+        await site.start_foreman()
+        yield site
+        nursery.cancel_scope.cancel()
+
+
+async def until(holds: Callable[[], object], within_s: float = 600.0) -> None:
+    """Wait until something holds, on trio's clock."""
+    with trio.fail_after(within_s):
+        while not holds():  # noqa: ASYNC110  # what it asks for has no event
+            await trio.sleep(0.05)

@@ -1,0 +1,214 @@
+"""One call that has everything: a foreman in this process, and workers that end with it.
+
+Theory of operation.  The foreman listens on a free port of the loopback device with a secret that
+nobody else has.  Each worker is a process of its own, so that functions that hold the interpreter
+do not hold each other.  It reads what it has to know from its standard input, and ends when that
+is closed: so no worker outlives this process, however it dies.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Literal
+
+import msgspec
+import trio
+
+from ..abc import Store
+from ..remote import NotAllowedError, connect, new_secret, serve_foreman
+from ..stores import open_store
+
+log = logging.getLogger("trio_ckpt.engines")
+
+MAX_WORKERS = 1_000
+DEFAULT_GRACE_S = 1.0  # workers are on this machine: who is gone is gone, and soon
+STOP_S = 1.5  # for a worker to end by itself
+WORKER_MODULE = "trio_ckpt.engines._worker"
+
+
+async def map_tasks(
+    func: Callable[..., Any] | str,
+    items: Iterable[Any],
+    *,
+    engine: Literal["local"] = "local",
+    workers: int | None = None,
+    slots: int = 1,
+    store: Store | str | os.PathLike[str] = "memory:",
+    checkpoint_interval_s: float | None = None,
+    errors: Literal["raise", "collect"] = "raise",
+    attempts: int = 1,
+    job_id: str | None = None,
+) -> list[Any]:
+    """Call a function with each item, in several processes; the results, in order.
+
+    Args:
+        func: A function of a module, called as ``func(item, work)``; or its name,
+            ``module:function``.
+        items: JSON-like values.
+        engine: "local": processes of this machine.
+        workers: How many; default: one for each processor.
+        slots: How many items each takes at a time.
+        store: Where jobs and checkpoints are: a folder, a URL, or a store.
+        checkpoint_interval_s: How often a running item saves its state, at most; None: never.
+        errors: "raise", or "collect": the error of an item takes the place of its result.
+        attempts: How often an item is tried whose function raises.
+        job_id: A name, ``job-…``: the same call again under it, with the same store, goes on
+            where the last one was left.
+
+    Returns:
+        One result for each item.
+
+    Raises:
+        TaskFailedError: an item failed.
+        NotAllowedError: the function is in no module that a process could import.
+        NotEncodableError: an item is not JSON-like.
+        StoreError: the store cannot be used.
+
+    Durability: results and saved states survive what the store says.
+    Cancellation: cancels the job and ends the processes.
+    """
+    if engine != "local":
+        raise ValueError(f"engine is 'local', not {engine!r}")
+    count = workers or os.cpu_count() or 1
+    if not 1 <= count <= MAX_WORKERS:
+        raise ValueError(f"workers is from 1 to {MAX_WORKERS}, not {count}")
+    name = func if isinstance(func, str) else name_of(func)
+    secret = new_secret()
+    async with AsyncExitStack() as stack:
+        if not isinstance(store, Store):
+            store = await open_store(store)
+            stack.push_async_callback(_close, store)
+        url = await stack.enter_async_context(_foreman(store, secret))
+        allow = name.partition(":")[0]
+        for _ in range(count):
+            await stack.enter_async_context(open_worker(url, secret, allow, slots))
+        client = await stack.enter_async_context(connect(url, secret=secret, name="map_tasks"))
+        return await client.map(
+            name,
+            items,
+            checkpoint_interval_s=checkpoint_interval_s,
+            errors=errors,
+            attempts=attempts,
+            job_id=job_id,
+        )
+
+
+async def _close(store: Store) -> None:
+    with trio.CancelScope(shield=True):
+        await store.aclose()
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """The name by which another process imports a function.
+
+    Raises:
+        NotAllowedError: there is none.
+    """
+    if not inspect.isfunction(func) or func.__qualname__ != func.__name__:
+        raise NotAllowedError(
+            f"{func!r} is no function of a module: workers import functions by their names"
+        )
+    module = func.__module__
+    if module == "__main__":
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        if spec is None:
+            raise NotAllowedError(
+                f"{func.__name__} is in the program that was started, which workers cannot "
+                "import: move it into a module, or start the program with python -m"
+            )
+        module = spec.name.removesuffix(".__main__")
+    return f"{module}:{func.__name__}"
+
+
+@asynccontextmanager
+async def _foreman(store: Store, secret: str) -> AsyncGenerator[str]:
+    """A foreman on the loopback device for a block; yields its URL."""
+
+    async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
+        await serve_foreman(
+            store, secret=secret, port=0, grace_s=DEFAULT_GRACE_S, task_status=task_status
+        )
+
+    async with _background() as nursery:
+        yield (await nursery.start(serve)).url
+
+
+@asynccontextmanager
+async def open_worker(url: str, secret: str, allow: str, slots: int = 1) -> AsyncGenerator[None]:
+    """A worker in a process of its own for a block; one that dies is started again.
+
+    Args:
+        url: The foreman's.
+        secret: What lets it in.
+        allow: The module whose functions it runs.
+        slots: How many items it takes at a time.
+
+    Cancellation: ends the process, within `STOP_S`.
+    """
+    told = msgspec.json.encode(
+        {"url": url, "secret": secret, "allow": [allow], "slots": slots, "path": sys.path}
+    )
+    async with _background() as nursery:
+        nursery.start_soon(_keep_running, told + b"\n")
+        yield
+
+
+@asynccontextmanager
+async def _background() -> AsyncGenerator[trio.Nursery]:
+    """A nursery that is cancelled when the block ends; a block's exception leaves as it is."""
+    body_error: BaseException | None = None
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except BaseException as error:
+                body_error = error
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        _, failures = group.split(trio.Cancelled)
+        if failures is None:
+            raise
+        failure = failures.exceptions[0] if len(failures.exceptions) == 1 else failures
+    if failure is not None:
+        failure.__context__ = body_error
+        raise failure
+    if body_error is not None:
+        raise body_error
+
+
+async def _keep_running(told: bytes) -> None:
+    while True:
+        code = await _run_worker(told)
+        log.warning("a worker has ended with %d: starting another", code)
+        await trio.sleep(0.1)  # one that cannot start is not started ten thousand times
+
+
+async def _run_worker(told: bytes) -> int:
+    """Run one process until it ends; cancelled, until it was ended."""
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", WORKER_MODULE], stdin=subprocess.PIPE
+    )
+    pipe = process.stdin
+    try:
+        try:
+            if pipe is not None:
+                await pipe.send_all(told)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # it has ended already
+        return await process.wait()
+    finally:
+        with trio.CancelScope(shield=True):
+            if pipe is not None:
+                await pipe.aclose()  # it ends because of this
+            with trio.move_on_after(STOP_S):
+                await process.wait()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()

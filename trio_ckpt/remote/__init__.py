@@ -1,0 +1,47 @@
+"""Work on many machines: a foreman, its workers, its clients.
+
+The foreman keeps jobs, results and checkpoints in a store, workers run named functions, and a
+worker's store is the foreman.  `trio_ckpt.engines.map_tasks` is all of it on one machine.
+
+Sockets need trio-websocket (``trio-ckpt[remote]``), imported when one is opened; reading jobs from
+a store does not.
+"""
+
+from ._client import (
+    Client as Client,
+    ItemResult as ItemResult,
+    Results as Results,
+    connect as connect,
+)
+from ._errors import (
+    ConnectionLostError as ConnectionLostError,
+    HandshakeRefusedError as HandshakeRefusedError,
+    JobCancelledError as JobCancelledError,
+    JobFailedError as JobFailedError,
+    JobRefusedError as JobRefusedError,
+    LocalProtocolError as LocalProtocolError,
+    NotAllowedError as NotAllowedError,
+    ProtocolError as ProtocolError,
+    RemoteError as RemoteError,
+    RemoteProtocolError as RemoteProtocolError,
+    TaskFailedError as TaskFailedError,
+    TaskLostError as TaskLostError,
+    UnknownJobError as UnknownJobError,
+    UnsafeBindingError as UnsafeBindingError,
+)
+from ._facts import Delta as Delta
+from ._foreman import Foreman as Foreman
+from ._jobs import (
+    STATUSES as STATUSES,
+    JobView as JobView,
+    LiveTask as LiveTask,
+    TaskStatus as TaskStatus,
+    TaskView as TaskView,
+    list_jobs as list_jobs,
+    read_job as read_job,
+    read_task as read_task,
+)
+from ._secrets import new_secret as new_secret
+from ._serve import serve_foreman as serve_foreman
+from ._work import Work as Work, task as task
+from ._worker import run_worker as run_worker

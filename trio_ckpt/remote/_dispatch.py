@@ -1,0 +1,335 @@
+"""Getting one work item done, whatever becomes of the workers that have it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+
+from .._errors import StoreDamagedError
+from .._maintain import open_maintenance
+from .._words import duration
+from ..abc import RunKey, Store
+from ._errors import TaskFailedError, TaskLostError
+from ._facts import TaskFacts, read_facts
+from ._lease import Ending, Lease, Lost
+from ._messages import (
+    AssignTask,
+    JobOptions,
+    NewLease,
+    ReleaseTask,
+    ResumeTask,
+    TaskFailed,
+    TaskMessage,
+    TaskResult,
+)
+from ._pool import Desk, Pool
+from ._relay import Relay
+
+log = logging.getLogger("trio_ckpt.remote.foreman")
+
+RECLAIM_S = 5.0  # after a start: items that were begun wait for who has them
+AGAIN_AFTER_S = 1.0  # when a worker could not go on: the next may not either
+
+
+@attrs.frozen
+class Wanted:
+    """A work item that is to be done.
+
+    Attributes:
+        job_id: Its job.
+        index: Its place there.
+        task_id: Its name.
+        function: What is to be done.
+        item: With what.
+        attempt: 1 for the first try.
+        options: Of the job.
+        down_at: When the foreman saved last before it was started; Unix time, s; None: it did
+            not work at this job before.
+    """
+
+    job_id: str
+    index: int
+    task_id: str
+    function: str
+    item: Any
+    attempt: int
+    options: JobOptions
+    down_at: float | None = None
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether it takes checkpoints."""
+        return self.options.checkpoint_interval_s is not None
+
+
+Settle = Callable[[Any, TaskFacts, str], Awaitable[None]]  # the value, what was saved, by whom
+Note = Callable[[int, str], Awaitable[None]]  # for the job's history, about an item
+
+
+@attrs.define(eq=False)
+class Dispatcher:
+    """Gives work items to workers.
+
+    Attributes:
+        store: The foreman's.
+        pool: The workers.
+        leases: Those that go on, by item.
+    """
+
+    store: Store
+    pool: Pool
+    leases: dict[str, Lease] = attrs.field(factory=dict[str, Lease], init=False)
+    _started: float = attrs.field(factory=trio.current_time, init=False)
+    _counter: itertools.count[int] = attrs.field(
+        factory=lambda: itertools.count(time.time_ns() // 1_000), init=False
+    )
+
+    async def do(
+        self, wanted: Wanted, settle: Settle, note: Note, is_unwanted: Callable[[], bool]
+    ) -> None:
+        """Have an item done, by one worker after the other if need be.
+
+        Args:
+            wanted: The item.
+            settle: Makes its result durable; the worker may forget it then.
+            note: Writes down what happened to it.
+            is_unwanted: Whether its function is to end if this is cancelled.
+
+        Raises:
+            TaskFailedError: its function raised.
+            TaskLostError: it has taken down too many workers.
+        """
+        losses, lost_at = 0, wanted.down_at
+        if wanted.is_saving and await self._is_done_already(wanted, settle, note):
+            return
+        while True:
+            desk = await self.pool.take(wanted.job_id, wanted.task_id, wanted.function)
+            ending, lease = await self._lend(wanted, desk, lost_at, settle, note, is_unwanted)
+            match ending:
+                case TaskResult():
+                    return
+                case TaskFailed(error=error):
+                    raise TaskFailedError(
+                        error.type,
+                        error.message,
+                        index=wanted.index,
+                        remote_traceback=error.traceback,
+                        run_id=wanted.job_id,
+                    )
+                case ReleaseTask(is_trouble=False):
+                    log.info("%s was handed back: %s", wanted.task_id, ending.reason)
+                    lost_at = time.time()
+                    continue
+                case ReleaseTask(reason=reason):
+                    await trio.sleep(AGAIN_AFTER_S)
+                case Lost():
+                    reason = ending.value
+            lost_at = time.time() if lease is None or lease.lost_at is None else lease.lost_at
+            losses += lease is not None
+            log.warning("%s was lost (%d): %s", wanted.task_id, losses, reason)
+            if lease is not None:
+                await note(wanted.index, f"lost by {desk.name}: {reason}")
+            if losses >= wanted.options.losses:
+                raise TaskLostError(
+                    f"work item {wanted.index} of {wanted.job_id} was lost by {losses} workers, "
+                    f"the last time because {reason}",
+                    run_id=wanted.job_id,
+                    batch_index=wanted.index,
+                )
+
+    async def _is_done_already(self, wanted: Wanted, settle: Settle, note: Note) -> bool:
+        """Settle an item whose result is in its run; wait for who may have it."""
+        facts = await self._read(wanted, note)
+        if facts.is_done:
+            await settle(facts.result, facts, "")
+            await self._clean_up(wanted)
+            return True
+        if facts.sequence:
+            await self._wait_for_claims(wanted)
+        return False
+
+    async def _wait_for_claims(self, wanted: Wanted) -> None:
+        """After a start, give workers that go on the time to say so."""
+        until = self._started + RECLAIM_S
+        while trio.current_time() < until:
+            if any(wanted.task_id in desk.claims for desk in self.pool.desks.values()):
+                return
+            await trio.sleep(min(0.1, max(0.0, until - trio.current_time())))
+
+    # -- one lease ----------------------------------------------------------------------------
+
+    async def _lend(
+        self,
+        wanted: Wanted,
+        desk: Desk,
+        lost_at: float | None,
+        settle: Settle,
+        note: Note,
+        is_unwanted: Callable[[], bool],
+    ) -> tuple[Ending, Lease | None]:
+        """Let one worker have the item; how that ended, and the lease if it came to one."""
+        claim = desk.claims.pop(wanted.task_id, None)
+        is_reserved = claim is None
+        try:
+            facts = TaskFacts()
+            if wanted.is_saving:
+                facts = await self._look(wanted, lost_at if claim is None else None, note)
+            async with self._own(wanted) as (number, relay):
+                lease = Lease(wanted.task_id, wanted.function, number, desk, relay)
+                if claim is None:
+                    message = _assignment(wanted, number, facts)
+                else:
+                    message = NewLease(wanted.task_id, number, claim)
+                if is_reserved:
+                    desk.reserved -= 1
+                    is_reserved = False
+                if not desk.send(message):
+                    return Lost.WORKER, None
+                ending = await self._hold(wanted, desk, lease, settle, note, is_unwanted)
+            return ending, lease
+        finally:
+            if is_reserved:
+                desk.reserved -= 1
+            self.pool.match()
+
+    async def _hold(
+        self,
+        wanted: Wanted,
+        desk: Desk,
+        lease: Lease,
+        settle: Settle,
+        note: Note,
+        is_unwanted: Callable[[], bool],
+    ) -> Ending:
+        desk.leases[wanted.task_id] = self.leases[wanted.task_id] = lease
+        reason: str | None = None
+        try:
+            ending = await lease.run()
+            for text in lease.notes:
+                await note(wanted.index, text)
+            if isinstance(ending, TaskResult):
+                facts = TaskFacts()
+                if wanted.is_saving:
+                    facts = await read_facts(self.store, wanted.task_id)
+                await settle(ending.value, facts, desk.name)
+                await self._prune(wanted, lease)
+            return ending
+        except BaseException:
+            if is_unwanted():
+                reason = "nobody wants it any more"
+            raise
+        finally:
+            del desk.leases[wanted.task_id], self.leases[wanted.task_id]
+            desk.let_go(wanted.task_id, lease.number, reason)
+
+    @asynccontextmanager
+    async def _own(self, wanted: Wanted) -> AsyncGenerator[tuple[int, Relay | None]]:
+        """Own the item's run for a lease; one that saves nothing has a number of its own."""
+        if not wanted.is_saving:
+            yield next(self._counter), None
+            return
+        async with self.store.lock_run(wanted.task_id) as number:
+            yield number, Relay(self.store, wanted.task_id, number)
+
+    async def _look(self, wanted: Wanted, lost_at: float | None, note: Note) -> TaskFacts:
+        """What is saved of an item, after what is too old was set aside."""
+        facts = await self._read(wanted, note)
+        saved_at = facts.last_checkpoint_at
+        if saved_at is None or lost_at is None:
+            return facts
+        age_s = lost_at - saved_at
+        if age_s <= wanted.options.max_age_s:
+            return facts
+        text = (
+            f"its state was {duration(age_s)} old when its worker was lost, over "
+            f"{duration(wanted.options.max_age_s)}: it begins again"
+        )
+        log.warning("%s: %s", wanted.task_id, text)
+        async with open_maintenance(self.store, wanted.task_id) as maintenance:
+            await maintenance.reset(text)
+        await note(wanted.index, text)
+        return TaskFacts()
+
+    async def _read(self, wanted: Wanted, note: Note) -> TaskFacts:
+        """What is saved of an item; if its records are damaged they are removed, and said so.
+
+        Where only arrays are, the worker goes back to the newest state that is whole.
+        """
+        try:
+            return await read_facts(self.store, wanted.task_id)
+        except StoreDamagedError as error:
+            text = f"its records are damaged, so it begins again: {error}"
+            log.error("%s: %s", wanted.task_id, text)
+            await prune_task(self.store, wanted.task_id)
+            await note(wanted.index, text)
+            return TaskFacts()
+
+    async def _prune(self, wanted: Wanted, lease: Lease) -> None:
+        """Remove the saved states of an item that is done, best effort."""
+        if not wanted.is_saving or wanted.options.keep_checkpoints:
+            return
+        await _remove(self.store, wanted.task_id, lease.number)
+
+    async def _clean_up(self, wanted: Wanted) -> None:
+        """The same, of one that nobody has."""
+        if not wanted.options.keep_checkpoints:
+            await prune_task(self.store, wanted.task_id)
+
+
+async def prune_task(store: Store, task_id: str) -> None:
+    """Remove the saved states of an item that nobody has.
+
+    Raises:
+        RunLockedError: somebody has it.
+        StoreError: they cannot be removed.
+
+    Durability: what is removed does not come back.
+    """
+    if any(run.run_id == task_id for run in await store.list_runs()):
+        async with store.lock_run(task_id) as number:
+            await _remove(store, task_id, number)
+
+
+async def _remove(store: Store, task_id: str, number: int) -> None:
+    """Remove the run of an item that is owned, what is damaged included.
+
+    Its blobs are dropped first: a store removes those at once, and what else a pruned run had
+    when nobody owns any run, which may be never while a foreman has jobs.
+    """
+    try:
+        stored = await store.read_run(task_id)
+    except StoreDamagedError:
+        stored = None
+    if stored is None:
+        generations = [run.generation for run in await store.list_runs() if run.run_id == task_id]
+        for generation in generations:
+            await store.prune(RunKey(task_id, generation, number), keep=0)
+        return
+    run = RunKey(task_id, stored.generation, number)
+    for entry in stored.streams:
+        await store.drop_blobs(run, entry.stream, range(1, entry.sequence + 1))
+    await store.prune(run, keep=0)
+
+
+def _assignment(wanted: Wanted, number: int, facts: TaskFacts) -> TaskMessage:
+    head = (
+        wanted.task_id,
+        number,
+        wanted.job_id,
+        wanted.index,
+        wanted.function,
+        wanted.item,
+        wanted.attempt,
+        wanted.options.checkpoint_interval_s,
+        wanted.options.trace,
+    )
+    if not facts.sequence:
+        return AssignTask(*head)
+    return ResumeTask(*head, facts.sequence, facts.last_checkpoint_at)

@@ -1,0 +1,36 @@
+"""Errors of a store on their way to a worker and back."""
+
+from __future__ import annotations
+
+from .._errors import (
+    SaveOutcomeUnknownError,
+    StoreConflictError,
+    StoreDamagedError,
+    StoreError,
+    StoreVersionError,
+)
+from ._messages import MAX_TEXT_CHARS, Fault
+
+FAULTS: dict[str, type[Exception]] = {
+    "conflict": StoreConflictError,
+    "unknown": SaveOutcomeUnknownError,
+    "damaged": StoreDamagedError,
+    "version": StoreVersionError,
+    "store": StoreError,
+    "type": TypeError,
+    "value": ValueError,
+}
+"""Code -> the error; the first that fits names one, so leaves come before their root."""
+
+
+def fault_of(error: Exception) -> Fault:
+    """What to say of an error; of one that nobody foresaw only its class."""
+    for code, kind in FAULTS.items():
+        if isinstance(error, kind):
+            return Fault(code, str(error)[:MAX_TEXT_CHARS])
+    return Fault("store", f"the foreman's store raised {type(error).__qualname__}")
+
+
+def error_of(fault: Fault) -> Exception:
+    """The error that a fault is about."""
+    return FAULTS.get(fault.code, StoreError)(fault.message)

@@ -1,0 +1,145 @@
+"""The results of a job on their way to a client: those that are there, then those that come.
+
+A result is read back from the store before it is sent, so what a client has been told is durable,
+and a client that comes late, or again, is told the same as one that was there all the time.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+from .._errors import StoreDamagedError
+from .._history import read_pages
+from .._progress import Progress
+from .._ranges import IndexSet
+from .._records import ErrorInfo, Kind, Record, Status
+from .._registry import TokenRegistry
+from .._values import check_run_id
+from ._errors import TaskFailedError
+from ._foreman import Foreman
+from ._job import Job
+from ._jobs import has_submission, is_cancelled, items_progress
+from ._link import Link
+from ._messages import (
+    MAX_NAME_CHARS,
+    MAX_TEXT_CHARS,
+    AttachJob,
+    JobDone,
+    JobRefused,
+    JobResult,
+    TaskError,
+)
+from ._names import ITEMS_STREAM
+
+EXTRA = 20  # records that are read beyond the results that are missing: failed attempts, notes
+
+
+async def feed_results(foreman: Foreman, link: Link, attach: AttachJob) -> None:
+    """Send the results of a job that a client has not got, until it is over.
+
+    Args:
+        foreman: Whose.
+        link: To the client.
+        attach: What it asked for.
+
+    Raises:
+        ConnectionLostError: the client is gone.
+    """
+    job_id, sent = attach.job_id, _indexes(attach.have)
+    while True:
+        job = foreman.jobs.get(job_id)
+        if job is not None:
+            await job.ready.wait()
+        registry = None if job is None else job.registry
+        version = 0 if registry is None else registry.version
+        is_over = job is None or job.over.is_set()
+        found = None if job is None else job.standing
+        if found is None:
+            view = await foreman.store.load_run(check_run_id(job_id))
+            if view is None or not has_submission(view):
+                link.send(JobRefused(job_id, "unknown", f"there is no job {job_id!r}"))
+                return
+            found = view.generation, items_progress(view)
+        generation, progress = found
+        await _send_new(foreman, link, attach, generation, progress, sent)
+        if is_over:
+            link.send(_done(attach, progress, None if job is None else job.problem))
+            return
+        if registry is not None and job is not None:
+            await _wait_for_more(registry, version, job, progress, sent)
+
+
+async def _wait_for_more(
+    registry: TokenRegistry, version: int, job: Job, progress: Progress, sent: IndexSet
+) -> None:
+    """Wait until there is a result that was not sent, or the job is over."""
+    while not job.over.is_set() and len(progress.done) <= len(sent):
+        version = await registry.wait_changed(version)
+
+
+def _indexes(have: tuple[int, ...]) -> IndexSet:
+    try:
+        return IndexSet.from_steps(list(have))
+    except ValueError:
+        return IndexSet()  # it has nothing that makes sense: it gets all
+
+
+async def _send_new(
+    foreman: Foreman,
+    link: Link,
+    attach: AttachJob,
+    generation: int,
+    progress: Progress,
+    sent: IndexSet,
+) -> None:
+    strangers = sent.copy()
+    strangers.subtract(progress.done)
+    sent.subtract(strangers)  # what the client says it has of what is not done
+    missing = len(progress.done) - len(sent)
+    if missing <= 0:
+        return
+    pages = read_pages(
+        foreman.store, attach.job_id, generation, ITEMS_STREAM, limit=min(1_000, missing + EXTRA)
+    )
+    async with aclosing(pages):
+        async for records in pages:
+            for _, record in records:
+                index = record.index
+                is_last_word = record.kind in (Kind.BATCH, Kind.SKIP)
+                if index is None or not is_last_word or not progress.is_done(index):
+                    continue
+                if sent.add(index):
+                    link.send(_result(attach, index, record))
+                    missing -= 1
+                    await link.drain()
+            if missing <= 0:
+                return
+    if missing > 0:
+        raise StoreDamagedError(f"{missing} results of {attach.job_id} are not in its history")
+
+
+def _result(attach: AttachJob, index: int, record: Record) -> JobResult:
+    if record.kind is Kind.BATCH:
+        return JobResult(attach.job_id, attach.call, index, record.metadata.get("result"))
+    return JobResult(attach.job_id, attach.call, index, None, _error(record.error))
+
+
+def _error(info: ErrorInfo | None) -> TaskError | None:
+    if info is None:
+        return None
+    kind, message = info.type, info.message
+    if kind == TaskFailedError.__qualname__:
+        kind, message = TaskFailedError.split(message)
+    return TaskError(kind[:MAX_NAME_CHARS] or "Error", message[:MAX_TEXT_CHARS])
+
+
+def _done(attach: AttachJob, progress: Progress, problem: ErrorInfo | None) -> JobDone:
+    head = attach.job_id, attach.call
+    if progress.status is Status.COMPLETE:
+        return JobDone(*head, "completed")
+    if is_cancelled(progress):
+        return JobDone(*head, "cancelled", _error(progress.error))
+    if progress.status is Status.FAILED:
+        info = progress.error
+        return JobDone(*head, "failed", _error(info), None if info is None else info.batch_index)
+    return JobDone(*head, "interrupted", _error(problem))

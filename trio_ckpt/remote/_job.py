@@ -1,0 +1,222 @@
+"""A job at the foreman: a run whose batches are its work items."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import attrs
+import trio
+
+from .._batch import Batch
+from .._errors import RunLockedError, StoreError
+from .._history import ended_at
+from .._loops import run_batches
+from .._open import open_run
+from .._progress import Progress
+from .._records import ErrorInfo, Kind, Record, Status, describe_error
+from .._registry import TokenRegistry
+from .._retry import RetryRule, RetryTable, Then
+from .._run import Run
+from .._stream import Stream
+from .._words import printable
+from ..abc import Store
+from ._dispatch import Dispatcher, Wanted, prune_task
+from ._errors import (
+    JobCancelledError,
+    JobRefusedError,
+    TaskFailedError,
+    TaskLostError,
+)
+from ._facts import TaskFacts
+from ._messages import JobOptions
+from ._names import ITEMS_STREAM, JOB_STREAM, task_id_of
+from ._submission import Submission, read_submission
+
+log = logging.getLogger("trio_ckpt.remote.foreman")
+
+MAX_IN_FLIGHT = 2_000  # items of one job that wait for a worker or have one
+STORE_ATTEMPTS = 5  # of an item, where the foreman's store fails
+
+
+def retries(options: JobOptions) -> RetryTable:
+    """What becomes of an item that failed."""
+    then = Then.FAIL_STREAM if options.errors == "raise" else Then.SKIP
+    return RetryTable(
+        (
+            RetryRule(
+                (TaskFailedError,),
+                attempts=options.attempts,
+                then=then,
+                retryable=False,
+                backoff_s=options.backoff_s,
+            ),
+            RetryRule((TaskLostError,), attempts=1, then=then, retryable=False),
+            RetryRule((StoreError, RunLockedError), attempts=STORE_ATTEMPTS),
+        )
+    )
+
+
+@attrs.define(eq=False)
+class Job:
+    """A job that is being done.
+
+    Attributes:
+        job_id: Its name.
+        accepted: Set when it is durable, or cannot be.
+        ready: Set when its items are handed out, or it is over.
+        over: Set when it has ended.
+        submission: What it is.
+        refusal: Why it was not taken.
+        problem: Why it ended before its end.
+    """
+
+    job_id: str
+    dispatcher: Dispatcher
+    accepted: trio.Event = attrs.field(factory=trio.Event, init=False)
+    ready: trio.Event = attrs.field(factory=trio.Event, init=False)
+    over: trio.Event = attrs.field(factory=trio.Event, init=False)
+    submission: Submission | None = attrs.field(default=None, init=False)
+    refusal: JobRefusedError | None = attrs.field(default=None, init=False)
+    problem: ErrorInfo | None = attrs.field(default=None, init=False)
+    _stream: Stream[None] | None = attrs.field(default=None, init=False)
+    _registry: TokenRegistry | None = attrs.field(default=None, init=False)
+    _down_at: float | None = attrs.field(default=None, init=False)
+    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    _is_cancelled: bool = attrs.field(default=False, init=False)
+
+    @property
+    def standing(self) -> tuple[int, Progress] | None:
+        """The generation of its run, and how far it is; None: that is not known yet."""
+        if self._stream is None:
+            return None
+        return self._stream.desk.saver.run_key.generation, self._stream.progress
+
+    @property
+    def registry(self) -> TokenRegistry | None:
+        """Moves when an item does."""
+        return self._registry
+
+    def is_done(self, index: int) -> bool:
+        """Whether an item has a result, or was given up."""
+        return self._stream is not None and self._stream.progress.is_done(index)
+
+    def cancel(self) -> None:
+        """End it; its functions, too."""
+        self._is_cancelled = True
+        self._scope.cancel()
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether what is cancelled now is to end on the workers, too."""
+        return self._is_cancelled or (
+            self._stream is not None and self._stream.desk.failure is not None
+        )
+
+    async def run(self, store: Store, new: Submission | None) -> None:
+        """Do it, or go on with it; what goes wrong is logged, and ends this job alone.
+
+        Args:
+            store: The foreman's.
+            new: What it is, if it was submitted just now.
+
+        Cancellation: items that are under way go on at their workers.
+        """
+        try:
+            view = await store.load_run(self.job_id)
+            self._down_at = None if view is None else ended_at(view)
+            async with open_run(self.job_id, store=store, handle_signals=False) as run:
+                self.submission = await self._submit(store, run, new)
+                if self.submission is None:
+                    return
+                self.accepted.set()
+                await self._work(run, self.submission)
+            if not self.submission.options.keep_checkpoints:
+                await self._sweep(store)
+        except Exception as error:
+            self.problem = describe_error(error)
+            log.error("%s: %s", self.job_id, printable(str(error) or repr(error)))
+        except BaseExceptionGroup as group:
+            _, failures = group.split(trio.Cancelled)
+            if failures is None:
+                raise
+            self.problem = describe_error(failures)
+            log.error("%s: %s", self.job_id, printable(repr(failures.exceptions)))
+        finally:
+            for event in (self.accepted, self.ready, self.over):
+                event.set()
+            if self._registry is not None:
+                self._registry.touch()
+
+    async def _submit(self, store: Store, run: Run, new: Submission | None) -> Submission | None:
+        """Make it durable what the job is; None: nobody has ever said so."""
+        async with run.open_stream(*JOB_STREAM) as stream:
+            if stream.status is not Status.COMPLETE:
+                if new is None:
+                    return None
+                async with stream.open_batch() as batch:
+                    batch.complete(metadata=new.to_plain(), last=True)
+                return new
+        stored = await read_submission(store, self.job_id)
+        if new is not None and stored is not None and stored.to_plain() != new.to_plain():
+            self.refusal = JobRefusedError(
+                f"job {self.job_id!r} is there already, with another function, other items or "
+                "options: give it another id",
+                run_id=self.job_id,
+            )
+        return stored
+
+    async def _work(self, run: Run, submission: Submission) -> None:
+        async with run.open_stream(*ITEMS_STREAM, on_fail="record") as stream:
+            self._stream, self._registry = stream, run.coordinator.registry
+            self.ready.set()
+            with self._scope:
+                await run_batches(
+                    stream,
+                    submission.items,
+                    self._do,
+                    concurrency=max(1, min(len(submission.items), MAX_IN_FLIGHT)),
+                    retry=retries(submission.options),
+                )
+            if self._scope.cancelled_caught:
+                await stream.fail(JobCancelledError("it was cancelled"), retryable=False)
+
+    async def _do(self, batch: Batch[Any]) -> None:
+        submission = self.submission
+        if submission is None:
+            raise RuntimeError("a job without a submission has no items")
+        wanted = Wanted(
+            self.job_id,
+            batch.index,
+            task_id_of(self.job_id, batch.index),
+            submission.function,
+            batch.item,
+            batch.attempt,
+            submission.options,
+            self._down_at,
+        )
+
+        async def settle(value: Any, facts: TaskFacts, worker: str) -> None:
+            metadata = {"result": value, "task": facts.to_plain(), "worker": worker}
+            batch.complete(metadata=metadata)
+            await batch.confirm()
+
+        await self.dispatcher.do(wanted, settle, self.note, lambda: self.is_unwanted)
+
+    async def note(self, index: int, text: str) -> None:
+        """Write something into the job's history, about an item."""
+        if self._stream is not None:
+            metadata = {"item": index, "note": text}
+            await self._stream.desk.save_plain(
+                Record(kind=Kind.NOTE, at=time.time(), metadata=metadata)
+            )
+
+    async def _sweep(self, store: Store) -> None:
+        """Remove the saved states of items that have ended, where a crash had left some."""
+        for run in await store.list_runs():
+            if run.run_id.startswith(f"{self.job_id}."):
+                try:
+                    await prune_task(store, run.run_id)
+                except (StoreError, RunLockedError) as error:
+                    log.warning("the states of %s stay: %s", run.run_id, printable(str(error)))

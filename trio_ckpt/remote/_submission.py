@@ -1,0 +1,116 @@
+"""A job as it is stored: what to do with which items, and how."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any
+
+import attrs
+import msgspec
+
+from .._errors import StoreDamagedError
+from .._history import read_pages
+from .._records import Kind
+from .._values import check_plain
+from ..abc import Store
+from ._errors import NotAllowedError
+from ._messages import MAX_JOB_ITEMS, MAX_NAME_CHARS, MIB, JobOptions
+from ._names import JOB_STREAM
+
+MAX_VALUE_BYTES = 4 * MIB  # of one item or one result: it travels in one message
+MAX_JOB_BYTES = 256 * MIB  # of all items: the foreman has them in memory
+
+_FUNCTION = re.compile(r"[A-Za-z_][\w]*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+
+@attrs.frozen
+class Submission:
+    """A job as its client gave it.
+
+    Attributes:
+        function: ``module:function``.
+        items: One result comes of each.
+        options: How it is done.
+    """
+
+    function: str
+    items: Sequence[Any]
+    options: JobOptions
+
+    def to_plain(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {
+            "function": self.function,
+            "items": list(self.items),
+            "options": msgspec.to_builtins(self.options),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Submission:
+        """The inverse of `to_plain`.
+
+        Raises:
+            StoreDamagedError: it is not what was stored.
+        """
+        try:
+            options = msgspec.convert(plain["options"], JobOptions)
+            return cls(str(plain["function"]), list(plain["items"]), options)
+        except (KeyError, TypeError, msgspec.ValidationError) as error:
+            raise StoreDamagedError(f"a job cannot be read: {error}") from error
+
+
+def check_function(name: str) -> str:
+    """Return the name of a function if it is a good one; whether it is there, a worker knows.
+
+    Raises:
+        NotAllowedError: it is not ``module:function``.
+    """
+    if len(name) > MAX_NAME_CHARS or _FUNCTION.fullmatch(name) is None:
+        raise NotAllowedError(f"a function is named 'module:function', not {name[:80]!r}")
+    return name
+
+
+def check_value(value: Any, path: str) -> bytes:
+    """See that an item or a result can travel; its bytes.
+
+    Raises:
+        NotEncodableError: it is not JSON-like.
+        ValueError: it is too large.
+    """
+    check_plain(value, path)
+    body = msgspec.msgpack.encode(value)
+    if len(body) > MAX_VALUE_BYTES:
+        raise ValueError(
+            f"{path} has {len(body):,} bytes, over {MAX_VALUE_BYTES:,}: keep it in a file or in "
+            "the state, and give its name"
+        )
+    return body
+
+
+def check_items(items: Sequence[Any]) -> None:
+    """See that a job is not too large.
+
+    Raises:
+        ValueError: it is.
+    """
+    if len(items) > MAX_JOB_ITEMS:
+        raise ValueError(f"a job has at most {MAX_JOB_ITEMS:,} items, not {len(items):,}")
+
+
+async def read_submission(store: Store, job_id: str) -> Submission | None:
+    """The job as it was submitted; None: there is no such job, or it was never whole.
+
+    Raises:
+        StoreDamagedError: it is not what was stored.
+    """
+    stored = await store.read_run(job_id)
+    if stored is None:
+        return None
+    async with aclosing(read_pages(store, job_id, stored.generation, JOB_STREAM)) as pages:
+        async for records in pages:
+            for _, record in records:
+                if record.kind is Kind.BATCH:
+                    return Submission.from_plain(record.metadata)
+    return None

@@ -1,0 +1,243 @@
+"""What a function on a worker has to do with: `Work`, beside its item."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, Generic, TypeVar
+
+import attrs
+import trio
+
+from .._snapshots import Snapshots
+from .._stream import Stream
+from .._threads import run_blocking
+from ._errors import NotAllowedError
+from ._submission import check_function
+
+S = TypeVar("S")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARK = "__trio_ckpt_task__"
+
+
+@attrs.frozen
+class TaskSettings:
+    """How a function is called.
+
+    Attributes:
+        state: Makes the state as it is at the very beginning, of the item.
+        in_process: A sync function runs in a process of its own, beside the worker's.
+    """
+
+    state: Callable[[Any], Any]
+    in_process: bool = False
+
+
+def _empty(_item: Any) -> dict[str, Any]:
+    return {}
+
+
+def task(*, state: Callable[[Any], Any] = _empty, in_process: bool = False) -> Callable[[F], F]:
+    """Say how a function is to be run on workers; without it the defaults hold.
+
+    Args:
+        state: Makes ``work.state`` as it is at the very beginning, of any type; it is given the
+            item.  Default: an empty dict.
+        in_process: Run a sync function in a process of trio-parallel (an extra of its own), for
+            code that holds the interpreter for long.  It gets no `Work`: it is called with
+            its item alone, takes no checkpoints, and is killed when it is cancelled.
+    """
+
+    def mark(func: F) -> F:
+        setattr(func, _MARK, TaskSettings(state, in_process))
+        return func
+
+    return mark
+
+
+def settings_of(func: Callable[..., Any]) -> TaskSettings:
+    """What `task` said of a function, or the defaults."""
+    found = getattr(func, _MARK, None)
+    return found if isinstance(found, TaskSettings) else TaskSettings(_empty)
+
+
+def is_allowed(module: str, allow: Collection[str]) -> bool:
+    """Whether a module is in a list of modules, or below one that is."""
+    return any(module == name or module.startswith(f"{name}.") for name in allow)
+
+
+async def find_function(name: str, allow: Collection[str]) -> Callable[..., Any]:
+    """Import a function by its name, if it is below one of the modules in the list.
+
+    Args:
+        name: ``module:function``.
+        allow: Modules, from the worker's own command line.
+
+    Raises:
+        NotAllowedError: it is not in the list, not there, private, or no function of such a
+            module but one that it imports from elsewhere.
+        Exception: whatever the import raises.
+
+    Cancellation: not while it is imported.
+    """
+    module_name, _, attribute = check_function(name).partition(":")
+    if not is_allowed(module_name, allow):
+        raise NotAllowedError(
+            f"this worker runs functions of {', '.join(sorted(allow))}, not {name!r}"
+        )
+    if attribute.startswith("_"):
+        raise NotAllowedError(f"{name!r} is private")
+    try:
+        module = await run_blocking(importlib.import_module, module_name)
+    except ModuleNotFoundError as error:
+        raise NotAllowedError(f"{name!r} cannot be imported: {error}") from error
+    func = getattr(module, attribute, None)
+    if not inspect.isfunction(func) or not is_allowed(func.__module__, allow):
+        raise NotAllowedError(f"{name!r} is no function of that module")
+    return func
+
+
+@attrs.define(eq=False)
+class Work(Generic[S]):
+    """What a function is given beside its item: its state, and how to report.
+
+    Attributes:
+        task_id: The item's name.
+        index: Its place in the job.
+        attempt: 1 for the first try.
+        trace: As the job was submitted with.
+        resumed_from: The label of the point that the state is of; None: it is new.
+    """
+
+    task_id: str
+    index: int
+    attempt: int
+    trace: dict[str, str]
+    _changed: Callable[[], None]
+    _state: Any = None
+    resumed_from: str | None = attrs.field(default=None, init=False)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    percent: float | None = attrs.field(default=None, init=False)
+    is_asked: bool = attrs.field(default=False, init=False)  # for a checkpoint, now
+    release_reason: str | None = attrs.field(default=None, init=False)
+    _stream: Stream[Any] | None = attrs.field(default=None, init=False)
+    _snapshots: Snapshots | None = attrs.field(default=None, init=False)
+    _token: trio.lowlevel.TrioToken = attrs.field(
+        factory=trio.lowlevel.current_trio_token, init=False
+    )
+
+    # -- for functions ------------------------------------------------------------------------
+
+    @property
+    def state(self) -> S:
+        """What the function needs to go on elsewhere; it may be changed in place, or set."""
+        state: S = self._state if self._stream is None else self._stream.state
+        return state
+
+    @state.setter
+    def state(self, value: S) -> None:
+        if self._stream is None:
+            self._state = value
+        else:
+            self._stream.state = value
+
+    def report(self, *, progress_percent: float) -> None:
+        """Say how far the item is; from a thread, too.
+
+        Args:
+            progress_percent: 0 to 100.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if not 0 <= progress_percent <= 100:
+            raise ValueError(f"progress_percent is from 0 to 100, not {progress_percent!r}")
+        self.percent = float(progress_percent)
+        self._token.run_sync_soon(self._changed, idempotent=True)
+
+    async def point(self, label: str = "") -> bool:
+        """Save the state as it is here, if it is time; see `Snapshots.point`.
+
+        If the worker is to hand the item back, it is saved here and the function ends.
+
+        Args:
+            label: Where this is; `resumed_from` on resume.
+
+        Returns:
+            Whether a save was begun.
+
+        Cancellation: always a cancellation and a schedule point.
+        """
+        taken = await self._point(label)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return taken
+
+    def point_sync(self, label: str = "") -> bool:
+        """The same from the thread that a sync function runs in.
+
+        Cancellation: raises `trio.Cancelled`, which is to be let through.
+        """
+        trio.from_thread.check_cancelled()
+        taken = trio.from_thread.run(self._point, label)
+        trio.from_thread.check_cancelled()
+        return taken
+
+    async def _point(self, label: str) -> bool:
+        snapshots = self._snapshots
+        if snapshots is None:
+            await trio.lowlevel.checkpoint()
+            taken = False
+        else:
+            if self.is_asked or self.release_reason is not None:
+                await snapshots.wait()  # what is on its way is of an earlier point
+                snapshots.hurry()
+                self.is_asked = False
+            if self.percent is not None:
+                snapshots.metadata["progress_percent"] = self.percent
+            taken = await snapshots.point(label)
+        if self.release_reason is not None:
+            if snapshots is not None:
+                await snapshots.wait()
+            self.scope.cancel()
+        return taken
+
+    # -- for the worker -----------------------------------------------------------------------
+
+    def attach(self, stream: Stream[Any], snapshots: Snapshots, resumed_from: str | None) -> None:
+        """Take note where the state is kept."""
+        self._stream, self._snapshots, self.resumed_from = stream, snapshots, resumed_from
+
+    def detach(self) -> None:
+        """Take note that it is kept no longer; the function may still run in a thread."""
+        if self._stream is not None:
+            self._state = self._stream.state
+        self._stream = self._snapshots = None
+
+
+async def call(func: Callable[..., Any], item: Any, work: Work[Any]) -> Any:
+    """Run a function: an async one here, a sync one in a thread or a process.
+
+    Cancellation: a sync one goes on until its next point; nobody waits for it.  A process is
+        killed.
+    """
+    if inspect.iscoroutinefunction(func):
+        return await func(item, work)
+    if settings_of(func).in_process:
+        return await _call_in_process(func, item)
+    result: object = await trio.to_thread.run_sync(func, item, work, abandon_on_cancel=True)
+    if isinstance(result, Awaitable):
+        raise TypeError(f"{func.__qualname__} returned something to be awaited: make it async")
+    return result
+
+
+async def _call_in_process(func: Callable[..., Any], item: Any) -> Any:
+    try:
+        import trio_parallel  # type: ignore[import-untyped]  # an extra, without types
+    except ImportError as error:
+        raise NotAllowedError(
+            f"in_process=True needs trio-parallel: pip install 'trio-ckpt[parallel]' ({error})"
+        ) from error
+    module: Any = trio_parallel
+    return await module.run_sync(func, item, kill_on_cancel=True)

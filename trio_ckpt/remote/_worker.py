@@ -1,0 +1,313 @@
+"""A worker: takes work items from a foreman, runs named functions, saves their states there."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Collection
+from functools import partial
+
+import attrs
+import trio
+
+from .._gate import leaves_of
+from ._item import Item
+from ._line import PATIENCE_S, Line
+from ._link import Link
+from ._messages import (
+    MAX_ALLOWED,
+    MAX_SLOTS,
+    VERSIONS,
+    AssignTask,
+    Cancel,
+    CheckpointAck,
+    ForceCheckpoint,
+    Held,
+    Hello,
+    Message,
+    NewLease,
+    ReleaseTask,
+    StoreReply,
+    TaskAck,
+    TaskMessage,
+)
+from ._protocol import Role, TaskPhase
+from ._secrets import check_secret
+from ._session import Dial, Session
+from ._work import Work
+
+log = logging.getLogger("trio_ckpt.remote.worker")
+
+REPORT_EVERY_S = 0.5  # what people look at need not move more often
+DEFAULT_GRACE_S = 30.0
+
+
+def peer_name() -> str:
+    """What this process is called: its host and its number."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+@attrs.define(eq=False)
+class Worker:
+    """A worker, over all its connections; made by `run_worker`.
+
+    Attributes:
+        secret: What lets it in.
+        allow: Modules whose functions it runs.
+        slots: How many items it takes at a time.
+        name: What people call it.
+        patience_s: How long functions go on without a connection.
+        items: What it has.
+    """
+
+    secret: bytes
+    allow: tuple[str, ...]
+    slots: int
+    name: str
+    patience_s: float
+    items: dict[str, Item] = attrs.field(factory=dict[str, Item], init=False)
+    _peer_id: str = attrs.field(factory=partial(secrets.token_hex, 16), init=False)
+    _calls: itertools.count[int] = attrs.field(factory=itertools.count, init=False)
+    _session: Session | None = attrs.field(default=None, init=False)
+    _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+    _stopping: str | None = attrs.field(default=None, init=False)
+    _empty: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+    async def run(
+        self, dial: Dial, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Work until `stop`.
+
+        Cancellation: functions are cancelled; what they had saved is saved.
+        """
+        self._session = Session(
+            dial, Role.WORKER, self._hello, self._opened, self._received, self._closed
+        )
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._report)
+            try:
+                await self._session.run(task_status=task_status)
+            finally:
+                for item in self.items.values():
+                    item.line.lose("the worker ends")
+                    item.work.scope.cancel()
+                nursery.cancel_scope.cancel()
+
+    async def stop(self, reason: str, grace_s: float) -> None:
+        """Save and hand back what is running, then leave.
+
+        Args:
+            reason: Why, in words.
+            grace_s: How long functions have to come to a point.
+        """
+        self._stopping = reason
+        for item in self.items.values():
+            item.work.release_reason = item.work.release_reason or reason
+        with trio.move_on_after(grace_s):
+            await self._wait_empty()
+        for item in self.items.values():
+            item.work.scope.cancel()
+        with trio.move_on_after(1.0):  # to say so
+            await self._wait_empty()
+        for item in self.items.values():
+            item.line.lose(reason)
+        if self._session is not None:
+            await self._session.leave(reason)
+
+    async def _wait_empty(self) -> None:
+        while self.items:
+            self._empty = trio.Event()
+            await self._empty.wait()
+
+    # -- the connection -----------------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        held = [Held(item.task_id, item.line.lease) for item in self.items.values()]
+        return Hello(
+            VERSIONS,
+            "worker",
+            self.secret,
+            self.name,
+            self._peer_id,
+            self.slots,
+            self.allow,
+            tuple(held[:MAX_SLOTS]),
+        )
+
+    def _opened(self, _link: Link) -> None:
+        log.info("worker %s is connected, with %d items", self.name, len(self.items))
+
+    def _closed(self) -> None:
+        for item in self.items.values():
+            item.line.disconnect()
+
+    def _received(self, message: Message) -> None:
+        if isinstance(message, AssignTask):
+            self._begin(message)
+        elif isinstance(message, TaskMessage):
+            item = self.items.get(message.task_id)
+            if item is not None:
+                self._received_about(item, message)
+
+    def _received_about(self, item: Item, message: TaskMessage) -> None:
+        match message:
+            case StoreReply() | CheckpointAck():
+                item.line.answer(message)
+            case NewLease():
+                self._go_on(item, message)
+            case ForceCheckpoint():
+                item.work.is_asked = True
+            case ReleaseTask():
+                item.work.release_reason = message.reason or "the foreman asks for it"
+            case Cancel():
+                item.line.lose(message.reason)
+                item.work.scope.cancel()
+                if item.last_word is not None:  # that was not said, or is not wanted any more
+                    self._say(ReleaseTask(item.task_id, message.lease, "it had ended"))
+            case TaskAck():
+                self._forget(item)
+            case _:
+                pass
+
+    def _go_on(self, item: Item, message: NewLease) -> None:
+        link = self._session.link if self._session is not None else None
+        if link is None:
+            return
+        if item.last_word is not None:
+            item.line.lease = message.lease
+            self._say(item.last_word(message.lease))
+        else:
+            item.line.connect(link, message.lease)
+
+    # -- items --------------------------------------------------------------------------------
+
+    def _begin(self, assigned: AssignTask) -> None:
+        session, nursery = self._session, self._nursery
+        if session is None or nursery is None:
+            return
+        line = Line(
+            assigned.task_id,
+            assigned.lease,
+            patience_s=self.patience_s,
+            link=session.link,
+            numbers=self._calls,
+        )
+        work: Work[object] = Work(
+            assigned.task_id, assigned.index, assigned.attempt, assigned.trace, _nothing
+        )
+        item = self.items[assigned.task_id] = Item(assigned, line, work)
+        if self._stopping is not None:
+            reason = self._stopping
+            item.last_word = lambda lease: ReleaseTask(assigned.task_id, lease, reason)
+            self._say(item.last_word(assigned.lease))
+        else:
+            nursery.start_soon(self._work_on, item)
+
+    async def _work_on(self, item: Item) -> None:
+        await item.run(self.allow)
+        if item.last_word is not None:
+            self._say(item.last_word(item.line.lease))
+        if item.line.lost is not None and self._session is not None and self._session.link is None:
+            self._forget(item)  # there is nobody to tell, and nobody who wants to know
+
+    def _say(self, message: TaskMessage) -> None:
+        """Say the last word on an item, if it is to be said on this connection."""
+        session = self._session
+        if session is None or session.link is None:
+            return
+        phase = session.link.connection.tasks.get(message.task_id)
+        if phase in (TaskPhase.RUNNING, TaskPhase.STOPPING):
+            session.link.send(message)
+
+    def _forget(self, item: Item) -> None:
+        self.items.pop(item.task_id, None)
+        self._empty.set()
+
+    async def _report(self) -> None:
+        while True:
+            await trio.sleep(REPORT_EVERY_S)
+            for item in self.items.values():
+                item.report()
+
+
+def _nothing() -> None:
+    """Progress is looked at every so often."""
+
+
+async def run_worker(
+    url: str,
+    *,
+    secret: bytes | str,
+    allow: Collection[str],
+    slots: int = 1,
+    name: str | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    grace_s: float = DEFAULT_GRACE_S,
+    patience_s: float = PATIENCE_S,
+    handle_signals: bool | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Work for a foreman until cancelled, or told to stop by SIGINT or SIGTERM.
+
+    Functions are run by their names, if these are below a module in `allow`; nothing else that
+    comes over the connection is ever run or unpickled.  What a function saves is saved by the
+    foreman.  When the connection is lost functions go on, and the worker connects again.
+
+    Args:
+        url: The foreman's: ``ws://127.0.0.1:9000`` or ``wss://…``.
+        secret: What lets it in.
+        allow: Modules whose functions, and those of modules below them, it runs.
+        slots: How many items at a time.
+        name: What people call it; default: its host and process.
+        ssl_context: For ``wss:``; default: the system's authorities.
+        grace_s: How long a stop waits for functions to come to a point and save.
+        patience_s: How long functions go on without a connection.
+        handle_signals: Stop in good order on SIGINT and SIGTERM.  Default: in the main thread.
+        task_status: Told when it is let in for the first time.
+
+    Raises:
+        HandshakeRefusedError: the foreman does not want it.
+        ValueError: a bad argument.
+
+    Durability: what `Work.point` has saved survives what the foreman's store says.
+    Cancellation: functions are cancelled at once; what they had saved is saved.
+    """
+    from ._sockets import dial  # trio-websocket is an extra
+
+    if not 1 <= slots <= MAX_SLOTS:
+        raise ValueError(f"slots is from 1 to {MAX_SLOTS}, not {slots}")
+    if isinstance(allow, str) or not 0 < len(allow) <= MAX_ALLOWED:
+        raise ValueError(f"allow is the names of 1 to {MAX_ALLOWED} modules, not {allow!r}")
+    worker = Worker(check_secret(secret), tuple(allow), slots, name or peer_name(), patience_s)
+    if handle_signals is None:
+        handle_signals = threading.current_thread() is threading.main_thread()
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            if handle_signals:
+                nursery.start_soon(_stop_on_signals, worker, grace_s)
+            await worker.run(partial(dial, url, ssl_context), task_status=task_status)
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        _, failures = group.split(trio.Cancelled)
+        if failures is None:
+            raise
+        leaves = leaves_of(failures)
+        failure = leaves[0] if len(leaves) == 1 else failures
+    if failure is not None:
+        raise failure
+
+
+async def _stop_on_signals(worker: Worker, grace_s: float) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            log.info("%s: handing back", signal.Signals(number).name)
+            break
+        await worker.stop("the worker stops", grace_s)
