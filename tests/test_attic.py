@@ -92,6 +92,41 @@ async def test_what_is_let_go_is_in_the_archive_and_what_is_kept_is_not(
         await each.aclose()
 
 
+async def test_what_was_let_go_before_keeps_nothing_from_being_archived(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A session knows of states that an earlier one has let go of, and they are no damage."""
+    store = MemoryStore()
+    await work(store, None, stop_after=9)
+    before = await kept(store, "r")
+    await work(store, tmp_path / "attic", stop_after=20)
+    attic = await open_store(tmp_path / "attic")
+    assert await kept(attic, "r-0") | await kept(store, "r") == before | set(range(10, 21))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    await attic.aclose()
+
+
+async def test_one_chain_that_is_damaged_keeps_the_others_from_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await open_store(tmp_path / "store")
+    await work(store, None, last=1_000, stop_after=22)
+    assert await kept(store, "r") == set(range(23))
+    (blob,) = [path for path in (tmp_path / "store/blobs").rglob("*") if path.is_file()][:1]
+    blob.chmod(0o600)
+    blob.write_bytes(blob.read_bytes()[::-1])
+    whole = await kept(store, "r")
+    assert len(whole) < 23
+    async with open_maintenance(store, "r") as maintenance:
+        done = await maintenance.compact(retention=Retention(last=1, archive=tmp_path / "attic"))
+    assert done.dropped > 3
+    assert "is not archived" in caplog.text
+    attic = await open_store(tmp_path / "attic")
+    assert await kept(attic, "r-0") | await kept(store, "r") >= whole
+    for each in (store, attic):
+        await each.aclose()
+
+
 async def test_a_run_that_is_resumed_and_begun_again_archives_each_time(tmp_path: Path) -> None:
     store, attic_folder = MemoryStore(), tmp_path / "attic"
     for batches in (9, 24):
@@ -142,10 +177,10 @@ async def test_the_loop_does_not_wait_for_the_archive(
     may_go_on, archived = trio.Event(), list[str]()
     real = trio_ckpt._desk.archive_chains  # type: ignore[attr-defined]  # what is put in place of
 
-    async def slow(*args: Any) -> None:
+    async def slow(*args: Any) -> Any:
         await may_go_on.wait()
-        await real(*args)
         archived.append(str(args[-1]))
+        return await real(*args)
 
     monkeypatch.setattr("trio_ckpt._desk.archive_chains", slow)
     store = MemoryStore()

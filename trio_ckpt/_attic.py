@@ -13,6 +13,7 @@ Only when a chain is durable there is it let go of here.  A crash in between lea
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
@@ -29,6 +30,8 @@ from .abc import RunKey, Store
 from .state import decode_frame
 from .stores import open_store
 
+log = logging.getLogger("trio_ckpt.stream")
+
 PAGE = 100  # records that are held at a time: each may have a state of its own
 READ_BYTES = 2**23  # of a blob at a time
 
@@ -42,8 +45,8 @@ def archive_name(run_key: RunKey) -> str:
 
 async def archive_chains(
     store: Store, run_key: RunKey, lane: Lane, dropped: dict[bytes, list[int]], url: str
-) -> None:
-    """Copy chains of a stream into another store.
+) -> list[int]:
+    """Copy chains of a stream into another store; one that is damaged is left out, with a warning.
 
     Args:
         store: Where they are.
@@ -52,14 +55,19 @@ async def archive_chains(
         dropped: The chains by their lineages, each with those of its records that have blobs.
         url: Of the other store; it is made if it is not there.
 
+    Returns:
+        The records of `dropped` whose chains are there now.
+
     Raises:
         RunLockedError: somebody else archives the same run.
-        StoreError: the one cannot be read, or the other not be written.
+        StoreError: the other store cannot be written.
 
     Durability: when this returns they are saved there.
     Cancellation: the caller shields it.
     """
     attic = await open_store(url, mac_key=store.mac_key)
+    damaged: set[bytes] = set()
+    moved: set[bytes] = set()
     try:
         name = archive_name(run_key)
         async with attic.lock_run(name) as owner:
@@ -69,18 +77,29 @@ async def archive_chains(
             async with open_saver(attic, RunKey(name, generation, owner)) as saver:
                 shelf = saver.add_lane(lane.key, Progress() if known is None else known.progress)
                 async with aclosing(_chains(store, run_key, lane, dropped)) as chains:
-                    async for chain in chains:
-                        for sequence, record in chain:
-                            await _copy(store, saver, shelf, sequence, record)
+                    async for lineage, chain in chains:
+                        try:
+                            for sequence, record in chain:
+                                await _copy(store, saver, shelf, sequence, record)
+                        except StoreDamagedError as error:
+                            where = describe_batch(run_key.run_id, lane.key, None)
+                            log.warning("an old state of %s is not archived: %s", where, error)
+                            damaged.add(lineage)
+                        else:
+                            moved.add(lineage)
     finally:
         with trio.CancelScope(shield=True):
             await attic.aclose()
+    return [sequence for lineage in moved - damaged for sequence in dropped[lineage]]
 
 
 async def _chains(
     store: Store, run_key: RunKey, lane: Lane, dropped: dict[bytes, list[int]]
-) -> AsyncGenerator[Entries]:
-    """The frames of each chain, the oldest first; the newest chain comes first."""
+) -> AsyncGenerator[tuple[bytes, Entries]]:
+    """The frames of each chain, the oldest first; the newest chain comes first.
+
+    One that has no beginning does not come.
+    """
     waiting: dict[bytes, Entries] = {}
     oldest = min(sequence for sequences in dropped.values() for sequence in sequences)
     pages = read_pages(store, run_key.run_id, run_key.generation, lane.key, limit=PAGE)
@@ -91,12 +110,9 @@ async def _chains(
                 if frame is not None and frame.lineage in dropped:
                     waiting.setdefault(frame.lineage, []).append((sequence, record))
                     if frame.is_full:  # a rewind may have begun with it once more: go on
-                        yield waiting.pop(frame.lineage)[::-1]
+                        yield frame.lineage, waiting.pop(frame.lineage)[::-1]
                 if sequence <= oldest and not waiting:
                     return
-    if waiting:
-        where = describe_batch(run_key.run_id, lane.key, None)
-        raise StoreDamagedError(f"an old state of {where} has no beginning: it is not archived")
 
 
 def _parts(store: Store, digest: str, size: int) -> Iterator[bytes]:

@@ -163,7 +163,7 @@ class Compaction:
         dropped = versions.take_dropped(needed, is_complete=is_complete)
         if not dropped:
             return 0, 0
-        if self.retention.archive is not None:
-            await archive_chains(self.store, key, self.lane, dropped, self.retention.archive)
         sequences = [sequence for part in dropped.values() for sequence in part]
+        if (archive := self.retention.archive) is not None:
+            sequences = await archive_chains(self.store, key, self.lane, dropped, archive)
         return len(sequences), await self.store.drop_blobs(key, self.lane.text, sequences)

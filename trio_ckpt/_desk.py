@@ -209,7 +209,8 @@ class Desk(ABC):
             return
         archive = keeper.versions.retention.archive
         if archive is None:
-            await self._let_go(keeper, dropped)
+            sequences = [sequence for part in dropped.values() for sequence in part]
+            await self._let_go(keeper, sequences)
         else:
             self.nursery.start_soon(self._archive, keeper, dropped, archive)
 
@@ -219,17 +220,16 @@ class Desk(ABC):
         with trio.CancelScope(shield=True):
             async with keeper.tools.archiving:
                 try:
-                    await archive_chains(
+                    moved = await archive_chains(
                         keeper.store, self.saver.run_key, self.lane, dropped, archive
                     )
                 except TrioCkptError as error:
                     log.warning("old states of %s are not archived: %s", self.where(), error)
                     return
-                if self.saver.poison is None:
-                    await self._let_go(keeper, dropped)
+                if moved and self.saver.poison is None:
+                    await self._let_go(keeper, moved)
 
-    async def _let_go(self, keeper: StateKeeper[Any], dropped: dict[bytes, list[int]]) -> None:
-        sequences = [sequence for part in dropped.values() for sequence in part]
+    async def _let_go(self, keeper: StateKeeper[Any], sequences: list[int]) -> None:
         with trio.CancelScope(shield=True):
             try:
                 await keeper.store.drop_blobs(self.saver.run_key, self.lane.text, sequences)

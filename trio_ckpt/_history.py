@@ -26,9 +26,23 @@ RUNNING = "is running"
 
 
 async def read_pages(
-    store: Store, run_id: str, generation: int, key: StreamKey, *, limit: int = PAGE
+    store: Store,
+    run_id: str,
+    generation: int,
+    key: StreamKey,
+    *,
+    limit: int = PAGE,
+    named: set[int] | None = None,
 ) -> AsyncGenerator[list[tuple[int, Record]]]:
     """The records of a stream with their sequences, newest first, a page at a time.
+
+    Args:
+        store: Where the run is.
+        run_id: The run.
+        generation: Which of its beginnings.
+        key: The stream.
+        limit: How many records a page has at most.
+        named: Gets the sequences of those that name blobs still.
 
     Raises:
         StoreDamagedError: one is not what was saved.
@@ -37,6 +51,8 @@ async def read_pages(
     cursor = None
     while True:
         page = await store.history(run_id, text, generation=generation, cursor=cursor, limit=limit)
+        if named is not None:
+            named.update(stored.sequence for stored in page.records if stored.blobs)
         yield [(s.sequence, decode_record(seal.open(s.sequence, s.payload))) for s in page.records]
         cursor = page.cursor
         if cursor is None:

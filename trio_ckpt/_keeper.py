@@ -340,11 +340,16 @@ class StateKeeper(Generic[S]):
             self.confirmed = self.head = attrs.evolve(self.confirmed, tables=tables)
             self.is_tainted = False
 
-    async def load(self, pages: Callable[[], AsyncGenerator[list[tuple[int, Record]]]]) -> None:
+    async def load(
+        self,
+        pages: Callable[[], AsyncGenerator[list[tuple[int, Record]]]],
+        named: Collection[int],
+    ) -> None:
         """Restore the state that the records of a stream end with.
 
         Args:
             pages: Gives its records, newest first.
+            named: Has by then the sequences of those whose blobs were not let go of.
 
         Raises:
             StoreDamagedError: a frame is missing or is not what was saved.
@@ -352,7 +357,10 @@ class StateKeeper(Generic[S]):
         """
         seen: list[Version] = []
         head, record = await read_chain(pages(), versions=seen)
-        self.versions.add_all(seen)
+        self.versions.add_all(
+            version if version.sequence in named else attrs.evolve(version, blob_bytes=0)
+            for version in seen
+        )
         if not head or record is None:
             return
         kept, given = _kept(head), self.state

@@ -55,6 +55,7 @@ class Resume:
     tools: ArrayTools
     _redo: Redo = attrs.field(init=False)
     _beside: _Beside | None = attrs.field(default=None, init=False)
+    _named: set[int] = attrs.field(factory=set[int], init=False)  # records that name blobs
 
     def __attrs_post_init__(self) -> None:
         desk = self.desk
@@ -142,7 +143,8 @@ class Resume:
 
     def _pages(self) -> AsyncGenerator[list[tuple[int, Record]]]:
         key = self.desk.saver.run_key
-        return read_pages(self.store, key.run_id, key.generation, self.desk.lane.key)
+        lane = self.desk.lane
+        return read_pages(self.store, key.run_id, key.generation, lane.key, named=self._named)
 
     def _verifier(self) -> Verifier:
         return Verifier(self.desk, self._redo, self.settings.verify, self.settings.redo_missing)
@@ -217,7 +219,7 @@ class Resume:
     async def _load(self, keeper: StateKeeper[object]) -> None:
         """Restore the saved state; where it is damaged, the newest whole one if that is wanted."""
         try:
-            await keeper.load(self._pages)
+            await keeper.load(self._pages, self._named)
         except StoreDamagedError as error:
             if not self.settings.recover:
                 raise StoreDamagedError(
@@ -243,7 +245,7 @@ class Resume:
                         continue
                     keeper.versions.clear()
                     try:
-                        await keeper.load(partial(_up_to, self._pages, sequence))
+                        await keeper.load(partial(_up_to, self._pages, sequence), self._named)
                     except StoreDamagedError:
                         continue
                     if is_snapshot:
@@ -252,7 +254,7 @@ class Resume:
                     reason = f"the states after sequence {sequence} cannot be restored"
                     await self._redo.rewind_before(sequence + 1, reason)
                     keeper.versions.clear()
-                    await keeper.load(self._pages)
+                    await keeper.load(self._pages, self._named)
                     return
         raise StoreDamagedError(f"no saved state of {self.desk.where()} is whole; begin again")
 
