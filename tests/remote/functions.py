@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from os import system as system  # what nobody may call by its name here
 from typing import Any
@@ -198,3 +199,8 @@ async def train_slowly(item: int, work: Work[Sums]) -> dict[str, Any]:
         await work.point()
         await trio.sleep(0.1)
     return {"losses": work.state.losses, "steps": work.state.done}
+
+
+@remote.task(in_process=True)
+def in_process(item: int) -> list[int]:
+    return [item, os.getpid()]
