@@ -58,3 +58,17 @@ def count_slowly(item: str, work: AnyWork) -> list[int]:
         work.report(progress_percent=len(done) / 0.4)
         work.point_sync()
     return done
+
+
+def steps(item: list[Any], work: AnyWork) -> int:
+    """Twenty steps, each of which leaves a line in the item's file."""
+    folder, number = item
+    state = work.state
+    while state.setdefault("done", 0) < 20:
+        time.sleep(0.05)
+        state["done"] += 1
+        state["sum"] = state.get("sum", 0) + state["done"]
+        with (Path(folder) / str(number)).open("a") as file:
+            file.write(f"{state['done']}\n")
+        work.point_sync()
+    return int(state["sum"]) + number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from os import system as system  # what nobody may call by its name here
 from typing import Any
@@ -183,3 +184,23 @@ async def eager(item: int, work: AnyWork) -> int:
 
 async def tell_trace(_item: int, work: AnyWork) -> dict[str, str]:
     return work.trace
+
+
+@remote.task(state=new_sums)
+async def train_slowly(item: int, work: Work[Sums]) -> dict[str, Any]:
+    """The same as `train`, a step in a tenth of a second."""
+    seen.append(("begun", item, work.state.done))
+    while work.state.done < STEPS:
+        state = work.state
+        state.weights[state.done :: 7] *= 1.01
+        state.losses.append(float(state.weights.sum()))
+        state.done += 1
+        seen.append(("step", item, state.done))
+        await work.point()
+        await trio.sleep(0.1)
+    return {"losses": work.state.losses, "steps": work.state.done}
+
+
+@remote.task(in_process=True)
+def in_process(item: int) -> list[int]:
+    return [item, os.getpid()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import signal
@@ -11,11 +12,11 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import trio
 
+from .._gate import leaves_of
 from ..remote import Foreman, new_secret, run_worker, serve_foreman
 from ..stores import open_store
 from ._exits import EXIT_NOT_INSTALLED, EXIT_OK, EXIT_USAGE, CommandError, one_line
@@ -198,10 +199,8 @@ def need_remote() -> None:
     Raises:
         CommandError: it is not.
     """
-    try:
-        from ..remote import _sockets  # noqa: F401  # it has trio-websocket
-    except ImportError as error:
-        raise CommandError(f"install 'trio-ckpt[remote]': {error}", EXIT_NOT_INSTALLED) from error
+    if importlib.util.find_spec("trio_websocket") is None:
+        raise CommandError("install 'trio-ckpt[remote]'", EXIT_NOT_INSTALLED)
 
 
 def read_secret(path: Path | None, *, may_make: bool) -> str:
@@ -256,11 +255,10 @@ def run_until_stopped(main: Callable[[], Awaitable[None]], *, quiet: bool) -> in
         try:
             trio.run(main)
         except BaseExceptionGroup as group:
-            error: BaseException = group
-            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-                parts: Any = error.exceptions
-                error = parts[0]
-            raise error from None
+            leaves = leaves_of(group)
+            if len(leaves) == 1:
+                raise leaves[0] from None
+            raise
     return EXIT_OK
 
 
