@@ -39,6 +39,7 @@ class Background:
         """Serve until stopped; called by the program."""
         self.token = trio.lowlevel.current_trio_token()
         options = {
+            "port": 0,
             "secret": SECRET,
             "allow_actions": True,
             "action_secret": ACTION_SECRET,
