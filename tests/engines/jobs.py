@@ -46,3 +46,29 @@ def count_and_die(item: str, work: AnyWork) -> list[int]:
         work.point_sync()
         time.sleep(0.05)
     return done
+
+
+def count_slowly(item: str, work: AnyWork) -> list[int]:
+    """Count to 40, a tenth of a second each."""
+    done: list[int] = work.state.setdefault("done", [])
+    (Path(item) / f"{len(done)}-{os.getpid()}").touch()
+    while len(done) < 40:
+        time.sleep(0.1)
+        done.append(len(done) + 1)
+        work.report(progress_percent=len(done) / 0.4)
+        work.point_sync()
+    return done
+
+
+def steps(item: list[Any], work: AnyWork) -> int:
+    """Twenty steps, each of which leaves a line in the item's file."""
+    folder, number = item
+    state = work.state
+    while state.setdefault("done", 0) < 20:
+        time.sleep(0.05)
+        state["done"] += 1
+        state["sum"] = state.get("sum", 0) + state["done"]
+        with (Path(folder) / str(number)).open("a") as file:
+            file.write(f"{state['done']}\n")
+        work.point_sync()
+    return int(state["sum"]) + number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from os import system as system  # what nobody may call by its name here
 from typing import Any
@@ -143,3 +144,63 @@ async def train_fast(item: int, work: Work[Sums]) -> dict[str, Any]:
         state.done += 1
         await work.point()
     return {"losses": work.state.losses, "steps": work.state.done}
+
+
+def large_array() -> Any:
+    return np.random.default_rng(3).random(2**19)
+
+
+async def large(_item: int, work: AnyWork) -> float:
+    """An array of 4 MiB, saved; then it waits."""
+    if "array" not in work.state:
+        work.state["array"] = large_array()
+        while not await work.point():  # noqa: ASYNC110  # it is a save that is waited for
+            await trio.sleep(0.01)
+        gate = gates["large"] = trio.Event()
+        await gate.wait()
+    return float(work.state["array"].sum())
+
+
+async def mixed(_item: int, work: AnyWork) -> list[Any]:
+    state = work.state
+    state.setdefault("nested", {"seen": set(), "array": np.zeros(3)})
+    while state.setdefault("n", 0) < 6:
+        await trio.sleep(1.5)
+        state["n"] += 1
+        state["nested"]["seen"].add(state["n"])
+        await work.point()
+    nested = state["nested"]
+    kinds = [type(value).__name__ for value in (nested, nested["array"], nested["seen"])]
+    return [*kinds, len(nested["seen"])]
+
+
+async def eager(item: int, work: AnyWork) -> int:
+    for step in range(100):
+        work.state["step"] = step
+        await trio.sleep(0.1)
+        await work.point()
+    return item
+
+
+async def tell_trace(_item: int, work: AnyWork) -> dict[str, str]:
+    return work.trace
+
+
+@remote.task(state=new_sums)
+async def train_slowly(item: int, work: Work[Sums]) -> dict[str, Any]:
+    """The same as `train`, a step in a tenth of a second."""
+    seen.append(("begun", item, work.state.done))
+    while work.state.done < STEPS:
+        state = work.state
+        state.weights[state.done :: 7] *= 1.01
+        state.losses.append(float(state.weights.sum()))
+        state.done += 1
+        seen.append(("step", item, state.done))
+        await work.point()
+        await trio.sleep(0.1)
+    return {"losses": work.state.losses, "steps": work.state.done}
+
+
+@remote.task(in_process=True)
+def in_process(item: int) -> list[int]:
+    return [item, os.getpid()]

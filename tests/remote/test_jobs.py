@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from trio_ckpt.remote import (
 )
 from trio_ckpt.remote._client import open_client
 from trio_ckpt.stores import MemoryStore
+from trio_ckpt.testing import Delay, FaultyStore
 
 
 @pytest.fixture(autouse=True)
@@ -312,6 +314,34 @@ async def test_another_worker_goes_on_with_the_last_saved_state(
     assert begun[1][2] == f"step {begun[1][1]}"
     steps = [entry for entry in seen if entry[0] == "step"]
     assert len(steps) <= STEPS + 3
+
+
+async def test_what_waits_for_the_store_keeps_its_credit(autojump_clock: MockClock) -> None:
+    """While a save is not done the worker may not send as much more: memory is bounded by the
+    window, however slow the store is."""
+    store = FaultyStore(MemoryStore(), {n: Delay(1_000.0) for n in range(8, 30)})
+    async with open_site(store) as site:
+        await site.start_worker("a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(train, site, [1])
+            await until(lambda: store.saves >= 8)
+            await trio.sleep(1)
+            assert site.foreman is not None
+            (desk,) = site.foreman.pool.desks.values()
+            assert desk.link is not None
+            connection = desk.link.connection
+            before = connection._granted + connection._handled
+            assert before < connection.window
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_function_in_a_process_of_its_own() -> None:
+    async with open_site(MemoryStore()) as site:
+        await site.start_worker("a")
+        async with site.client() as client:
+            ((item, pid),) = await client.map(F + "in_process", [5])
+    assert item == 5
+    assert pid != os.getpid()
 
 
 async def test_a_lost_connection_is_no_lost_work(autojump_clock: MockClock) -> None:

@@ -188,6 +188,7 @@ class Client:
         checkpoint_interval_s: float | None = None,
         errors: Errors = "raise",
         attempts: int = 1,
+        losses: int = 5,
         max_age_s: float = 3_600.0,
         keep_checkpoints: bool = False,
         job_id: str | None = None,
@@ -203,6 +204,7 @@ class Client:
             errors: "raise": the first item that fails for good fails the job.  "collect": its
                 error takes the place of its result, and the others go on.
             attempts: How often an item is tried whose function raises.
+            losses: How many workers an item may take down before it is given up.
             max_age_s: A saved state that was older than this when its worker was lost is not
                 gone on from.
             keep_checkpoints: Whether saved states stay when their item is done.
@@ -231,6 +233,7 @@ class Client:
                 checkpoint_interval_s=checkpoint_interval_s,
                 errors=errors,
                 attempts=attempts,
+                losses=losses,
                 max_age_s=max_age_s,
                 keep_checkpoints=keep_checkpoints,
                 job_id=job_id,
@@ -249,6 +252,7 @@ class Client:
         checkpoint_interval_s: float | None = None,
         errors: Errors = "raise",
         attempts: int = 1,
+        losses: int = 5,
         max_age_s: float = 3_600.0,
         keep_checkpoints: bool = False,
         job_id: str | None = None,
@@ -268,6 +272,7 @@ class Client:
             checkpoint_interval_s,
             errors,
             attempts,
+            losses=losses,
             max_age_s=max_age_s,
             keep_checkpoints=keep_checkpoints,
             trace=trace or {},

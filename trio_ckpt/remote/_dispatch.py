@@ -275,10 +275,7 @@ class Dispatcher:
         """Remove the saved states of an item that is done, best effort."""
         if not wanted.is_saving or wanted.options.keep_checkpoints:
             return
-        stored = await self.store.read_run(wanted.task_id)
-        if stored is not None:
-            run = RunKey(wanted.task_id, stored.generation, lease.number)
-            await self.store.prune(run, keep=0)
+        await _remove(self.store, wanted.task_id, lease.number)
 
     async def _clean_up(self, wanted: Wanted) -> None:
         """The same, of one that nobody has."""
@@ -295,10 +292,30 @@ async def prune_task(store: Store, task_id: str) -> None:
 
     Durability: what is removed does not come back.
     """
-    generations = [run.generation for run in await store.list_runs() if run.run_id == task_id]
-    if generations:
+    if any(run.run_id == task_id for run in await store.list_runs()):
         async with store.lock_run(task_id) as number:
-            await store.prune(RunKey(task_id, generations[0], number), keep=0)
+            await _remove(store, task_id, number)
+
+
+async def _remove(store: Store, task_id: str, number: int) -> None:
+    """Remove the run of an item that is owned, what is damaged included.
+
+    Its blobs are dropped first: a store removes those at once, and what else a pruned run had
+    when nobody owns any run, which may be never while a foreman has jobs.
+    """
+    try:
+        stored = await store.read_run(task_id)
+    except StoreDamagedError:
+        stored = None
+    if stored is None:
+        generations = [run.generation for run in await store.list_runs() if run.run_id == task_id]
+        for generation in generations:
+            await store.prune(RunKey(task_id, generation, number), keep=0)
+        return
+    run = RunKey(task_id, stored.generation, number)
+    for entry in stored.streams:
+        await store.drop_blobs(run, entry.stream, range(1, entry.sequence + 1))
+    await store.prune(run, keep=0)
 
 
 def _assignment(wanted: Wanted, number: int, facts: TaskFacts) -> TaskMessage:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
@@ -29,6 +31,14 @@ class Lost(enum.Enum):
     """How a lease ends without a last word."""
 
     WORKER = "the worker is gone"
+
+
+@attrs.frozen
+class _Call:
+    """A question of the worker, and who wants to know that it was answered."""
+
+    message: TaskCheckpoint | StoreCall
+    handled: Callable[[], None]
 
 
 Ending = TaskResult | TaskFailed | ReleaseTask | Lost
@@ -79,9 +89,7 @@ class Lease:
     notes: list[str] = attrs.field(factory=list[str])
     ending: Ending | None = attrs.field(default=None, init=False)
     lost_at: float | None = attrs.field(default=None, init=False)
-    _calls: list[TaskCheckpoint | StoreCall] = attrs.field(
-        factory=list[TaskCheckpoint | StoreCall], init=False
-    )
+    _calls: deque[_Call] = attrs.field(factory=deque["_Call"], init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     async def run(self) -> Ending:
@@ -92,7 +100,9 @@ class Lease:
         try:
             while True:
                 while self._calls:
-                    await self._answer(self._calls.pop(0))
+                    call = self._calls.popleft()
+                    await self._answer(call.message)
+                    call.handled()
                 if self.ending is not None:
                     return self.ending
                 self._changed = trio.Event()
@@ -114,12 +124,21 @@ class Lease:
                 return  # it is asked again on the next connection
             self.holder.send(reply)
 
+    def take_call(self, message: TaskCheckpoint | StoreCall, handled: Callable[[], None]) -> None:
+        """Take a question to the store.
+
+        Args:
+            message: The question.
+            handled: Called when it is answered, and its memory is free again.
+        """
+        self.is_running = True
+        self._calls.append(_Call(message, handled))
+        self._changed.set()
+
     def take(self, message: TaskMessage) -> None:
-        """Take what the worker says."""
+        """Take what else the worker says."""
         self.is_running = True
         match message:
-            case TaskCheckpoint() | StoreCall():
-                self._calls.append(message)
             case TaskProgress():
                 if message.percent is not None:
                     self.percent = message.percent

@@ -50,6 +50,7 @@ class Line:
         lease: The number under which this worker has it now.
         patience_s: How long a question waits for its answer.
         link: The connection; None: there is none, or the item is not taken up on it yet.
+        numbers: Of calls, for all items of a connection.
         lost: Why the item is not this worker's any more.
     """
 
@@ -58,7 +59,7 @@ class Line:
     patience_s: float = PATIENCE_S
     link: Link | None = None
     lost: Exception | None = attrs.field(default=None, init=False)
-    _numbers: Iterator[int] = attrs.field(factory=itertools.count, kw_only=True)
+    numbers: Iterator[int] = attrs.field(factory=itertools.count)
     _asked: dict[int, _Asked] = attrs.field(factory=dict[int, _Asked], init=False)
 
     async def ask(self, verb: AnyCall) -> bytes:
@@ -86,7 +87,7 @@ class Line:
     async def _wait(self, question: Question) -> _Asked:
         if self.lost is not None:
             raise self.lost
-        call, asked = next(self._numbers), _Asked(question)
+        call, asked = next(self.numbers), _Asked(question)
         self._asked[call] = asked
         try:
             self._send(call, asked)

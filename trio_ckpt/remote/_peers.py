@@ -7,6 +7,7 @@ ours while dealing with it.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import attrs
@@ -38,8 +39,10 @@ from ._messages import (
     JobRefused,
     Refused,
     ReleaseTask,
+    StoreCall,
     SubmitJob,
     TaskAck,
+    TaskCheckpoint,
     TaskFailed,
     TaskMessage,
     TaskResult,
@@ -47,7 +50,7 @@ from ._messages import (
 )
 from ._names import check_job_id
 from ._pool import Desk
-from ._protocol import Connection, choose_version
+from ._protocol import Connection, Received, choose_version
 from ._secrets import is_secret
 from ._submission import MAX_JOB_BYTES, Submission, check_function
 
@@ -138,20 +141,25 @@ async def _serve_worker(foreman: Foreman, link: Link, hello: Hello) -> None:
             if isinstance(received.message, Goodbye):
                 is_leaving = True
                 return
-            if isinstance(received.message, TaskMessage):
-                _take(foreman, desk, link, received.message)
-            link.consumed(received)
+            _take(foreman, desk, link, received)
     finally:
         foreman.disconnect(desk, link, is_leaving=is_leaving)
 
 
-def _take(foreman: Foreman, desk: Desk, link: Link, message: TaskMessage) -> None:
-    lease = desk.leases.get(message.task_id)
-    if lease is not None and lease.number == message.lease:
-        lease.take(message)
-    elif isinstance(message, TaskResult | TaskFailed | ReleaseTask):
-        link.send(TaskAck(message.task_id, message.lease))  # of an item that it has no more
-        foreman.pool.match()
+def _take(foreman: Foreman, desk: Desk, link: Link, received: Received) -> None:
+    message = received.message
+    if isinstance(message, TaskMessage):
+        lease = desk.leases.get(message.task_id)
+        is_current = lease is not None and lease.number == message.lease
+        if lease is not None and is_current:
+            if isinstance(message, TaskCheckpoint | StoreCall):
+                lease.take_call(message, partial(link.consumed, received))
+                return  # no more credit for what is kept
+            lease.take(message)
+        elif isinstance(message, TaskResult | TaskFailed | ReleaseTask):
+            link.send(TaskAck(message.task_id, message.lease))  # of an item that it has no more
+            foreman.pool.match()
+    link.consumed(received)
 
 
 # ---------------------------------------------------------------------------------------
@@ -242,7 +250,8 @@ class _Client:
             raise RemoteProtocolError("the items of a job come in another order")
         incoming.items += message.items
         incoming.size += cost
-        if incoming.size > MAX_JOB_BYTES or len(incoming.items) > incoming.submit.total:
+        size = sum(other.size for other in self._incoming.values())
+        if size > MAX_JOB_BYTES or len(incoming.items) > incoming.submit.total:
             del self._incoming[message.job_id]
             self._refuse(message.job_id, "invalid", f"its items are over {MAX_JOB_BYTES:,} bytes")
             return

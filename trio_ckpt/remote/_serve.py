@@ -16,7 +16,8 @@ import ipaddress
 import logging
 import socket
 import ssl
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 import attrs
@@ -31,12 +32,17 @@ from ._peers import Terms, serve_peer
 from ._secrets import check_secret
 
 if TYPE_CHECKING:
-    from ._sockets import Request
+    from ._sockets import Request, WebSocket
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
 
 DEFAULT_PORT = 9_000
 DEFAULT_CONNECTIONS = 1_000
+Accept = Callable[
+    [trio.abc.Stream, "Callable[[Request], str | None]"],
+    "AbstractAsyncContextManager[WebSocket | None]",
+]
+
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 BACKLOG = 256  # connections that the kernel keeps for us
 
@@ -88,17 +94,17 @@ async def serve_foreman(
         sent survive what the store says.
     Cancellation: ends it; functions on workers go on and wait for the next foreman.
     """
-    from . import _sockets  # noqa: F401  # trio-websocket is an extra: say so before listening
-
     terms = Terms(check_secret(secret), heartbeat_s, silence_s)
     if not 0 < heartbeat_s < silence_s:
         raise ValueError(f"heartbeat_s is less than silence_s, not {heartbeat_s!r}")
     check_binding(host, ssl_context, allow_plain=allow_plain)
+    from ._sockets import accept  # trio-websocket is an extra: say so before listening
+
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
     foreman = Foreman(store, grace_s, rebalance)
     foreman.port = int(listeners[0].socket.getsockname()[1])
     foreman.url = f"{'ws' if ssl_context is None else 'wss'}://{_url_host(host)}:{foreman.port}"
-    door = Door(foreman, terms, ssl_context, frozenset({*hosts, host}), max_connections)
+    door = Door(foreman, terms, ssl_context, frozenset({*hosts, host}), max_connections, accept)
     async with trio.open_nursery() as nursery:
         await foreman.begin(nursery)
         log.info("listening on %s", foreman.url)
@@ -150,6 +156,7 @@ class Door:
         ssl_context: For TLS.
         names: Under which it may be asked for.
         max_connections: How many there may be.
+        connections: How many there are.
     """
 
     foreman: Foreman
@@ -157,6 +164,7 @@ class Door:
     ssl_context: ssl.SSLContext | None
     names: frozenset[str]
     max_connections: int
+    _accept: Accept
     connections: int = attrs.field(default=0, init=False)
 
     async def let_in(self, stream: trio.SocketStream) -> None:
@@ -183,15 +191,13 @@ class Door:
             await _close(stream)
 
     async def _serve(self, stream: trio.SocketStream, where: str) -> None:
-        from ._sockets import accept  # as above
-
         outer: trio.abc.Stream = stream
         if self.ssl_context is not None:
             safe = trio.SSLStream(stream, self.ssl_context, server_side=True, https_compatible=True)
             with trio.fail_after(HANDSHAKE_S):
                 await safe.do_handshake()
             outer = safe
-        async with accept(outer, self._refuse) as found:
+        async with self._accept(outer, self._refuse) as found:
             if found is not None:
                 await serve_peer(self.foreman, self.terms, found, where)
 

@@ -13,6 +13,7 @@ import trio
 import trio_websocket
 import wsproto.events
 
+from .._gate import leaves_of
 from ._errors import ConnectionLostError, HandshakeRefusedError, RemoteProtocolError
 from ._frames import MAX_FRAME_BYTES
 from ._link import HANDSHAKE_S
@@ -20,6 +21,7 @@ from ._link import HANDSHAKE_S
 log = logging.getLogger("trio_ckpt.remote.sockets")
 
 CLOSE_S = 1.0  # for the closing handshake: who does not answer is left
+CLOSE_UNHEARD_S = 0.05  # to send that this side closes
 BUFFER_BYTES = 2**16  # read at a time: about a frame
 QUEUED_FRAMES = 2  # read and not taken; the rest waits in the kernel, and the other side with it
 
@@ -95,8 +97,7 @@ async def dial(url: str, ssl_context: ssl.SSLContext | None) -> AsyncGenerator[W
         try:
             yield WebSocket(connection)
         finally:
-            with trio.move_on_after(CLOSE_S, shield=True):
-                await connection.aclose()
+            await _close(connection)
 
 
 async def _open_stream(
@@ -125,6 +126,16 @@ async def _open_stream(
         raise ConnectionLostError(f"{url} cannot be reached: {error!r}") from error
 
 
+async def _close(connection: trio_websocket.WebSocketConnection) -> None:
+    """Say that this side closes, and wait for the other to say so, but not for long.
+
+    Whoever is cancelled has nobody any more who reads what the other side says.
+    """
+    is_cancelled = trio.current_effective_deadline() <= trio.current_time()
+    with trio.move_on_after(CLOSE_UNHEARD_S if is_cancelled else CLOSE_S, shield=True):
+        await connection.aclose()
+
+
 @asynccontextmanager
 async def _talking(stream: trio.abc.Stream) -> AsyncGenerator[trio.Nursery]:
     """A nursery for the tasks of a WebSocket; what goes wrong there is a lost connection."""
@@ -143,9 +154,7 @@ async def _talking(stream: trio.abc.Stream) -> AsyncGenerator[trio.Nursery]:
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(stream)
     if failure is not None and (body_error is None or isinstance(body_error, trio.Cancelled)):
-        first = failure
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
+        first = leaves_of(failure)[0]
         if isinstance(first, trio_websocket.ConnectionRejected):
             body = (first.body or b"").decode("utf-8", "replace")
             raise HandshakeRefusedError("request", body or f"HTTP {first.status_code}") from first
@@ -154,6 +163,36 @@ async def _talking(stream: trio.abc.Stream) -> AsyncGenerator[trio.Nursery]:
         raise ConnectionLostError(f"the connection is refused or broken: {first!r}") from first
     if body_error is not None:
         raise body_error
+
+
+def _nothing() -> None:
+    """The end of the stream is noticed by who reads it."""
+
+
+@attrs.define(eq=False)
+class _Watched(trio.abc.Stream):
+    """A stream that says when it ends: whoever waits for a request is not told otherwise."""
+
+    _stream: trio.abc.Stream
+    ended: Callable[[], None] = _nothing
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data: bytes | bytearray = b""
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        finally:
+            if not data:
+                self.ended()
+        return data
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 @asynccontextmanager
@@ -173,10 +212,11 @@ async def accept(
     """
     async with _talking(stream) as nursery:
         connection: trio_websocket.WebSocketConnection | None = None
-        with trio.move_on_after(HANDSHAKE_S):
+        with trio.move_on_after(HANDSHAKE_S) as handshake:
+            watched = _Watched(stream, handshake.cancel)
             request = await trio_websocket.wrap_server_stream(
                 nursery,
-                stream,
+                watched,
                 message_queue_size=QUEUED_FRAMES,
                 max_message_size=MAX_FRAME_BYTES,
                 receive_buffer_size=BUFFER_BYTES,
@@ -186,6 +226,7 @@ async def accept(
                 log.warning("a connection is refused: %s", reason)
                 await request.reject(403, body=reason.encode())
             else:
+                watched.ended = _nothing
                 connection = await request.accept()
         if connection is None:
             yield None
@@ -193,8 +234,7 @@ async def accept(
         try:
             yield WebSocket(connection)
         finally:
-            with trio.move_on_after(CLOSE_S, shield=True):
-                await connection.aclose()
+            await _close(connection)
 
 
 Request = trio_websocket.WebSocketRequest
@@ -202,5 +242,5 @@ Request = trio_websocket.WebSocketRequest
 
 def host_header(request: Request) -> str:
     """The Host header of a request, which is not among its `headers`."""
-    event: wsproto.events.Request = request._event  # nothing public has it
+    event: wsproto.events.Request = request._event  # pyright: ignore[reportPrivateUsage]  # nothing public has it
     return event.host

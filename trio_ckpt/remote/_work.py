@@ -239,4 +239,5 @@ async def _call_in_process(func: Callable[..., Any], item: Any) -> Any:
         raise NotAllowedError(
             f"in_process=True needs trio-parallel: pip install 'trio-ckpt[parallel]' ({error})"
         ) from error
-    return await trio_parallel.run_sync(func, item, kill_on_cancel=True)
+    module: Any = trio_parallel
+    return await module.run_sync(func, item, kill_on_cancel=True)

@@ -16,6 +16,7 @@ from functools import partial
 import attrs
 import trio
 
+from .._gate import leaves_of
 from ._item import Item
 from ._line import PATIENCE_S, Line
 from ._link import Link
@@ -296,11 +297,10 @@ async def run_worker(
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         _, failures = group.split(trio.Cancelled)
-        if failures is None or len(failures.exceptions) != 1:
+        if failures is None:
             raise
-        failure = failures.exceptions[0]
-        while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
-            failure = failure.exceptions[0]
+        leaves = leaves_of(failures)
+        failure = leaves[0] if len(leaves) == 1 else failures
     if failure is not None:
         raise failure
 

@@ -1,0 +1,127 @@
+"""`trio-ckpt foreman` and `trio-ckpt worker` as processes: three terminals, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.cli.tools import Terminal
+from trio_ckpt import remote
+from trio_ckpt.stores import open_store
+
+ROOT = Path(__file__).parents[2]
+ALLOW = "tests.engines.jobs"
+
+
+@contextmanager
+def started(*typed: object, **env: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A command, when it has said in JSON that it works; it is killed at the end."""
+    command = [sys.executable, "-m", "trio_ckpt", *map(str, typed), "--json"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **env},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            yield process, json.loads(line)
+        finally:
+            process.kill()
+
+
+async def test_three_terminals(tmp_path: Path) -> None:
+    """A foreman that makes its secret, a worker that is stopped while it works, another one that
+    goes on, and a client."""
+    marks, secret_file = tmp_path / "marks", tmp_path / "secret"
+    marks.mkdir()
+    foreman = ("foreman", tmp_path / "s", "--port", 0, "--secret-file", secret_file)
+    with started(*foreman) as (boss, told):
+        assert stat.S_IMODE(secret_file.stat().st_mode) == 0o600
+        secret = secret_file.read_text().strip()
+        worker = ("worker", told["url"], "--allow", ALLOW, "--secret-file", secret_file)
+        with started(*worker, "--name", "first") as (first, said):
+            assert said["name"] == "first"
+            async with remote.connect(told["url"], secret=secret) as client:
+                job_id = await client.submit(
+                    f"{ALLOW}:count_slowly", [str(marks)], checkpoint_interval_s=60.0
+                )
+                deadline = time.monotonic() + 30
+                while not list(marks.glob("0-*")) and time.monotonic() < deadline:  # noqa: ASYNC110
+                    await trio.sleep(0.05)
+                await trio.sleep(1)
+                first.send_signal(signal.SIGTERM)
+                assert first.wait(20) == 0
+                with started(*worker, "--name", "second", "--quiet"):
+                    assert await client.attach(job_id) == [list(range(1, 41))]
+        begun = sorted(int(path.name.partition("-")[0]) for path in marks.iterdir())
+        assert begun[0] == 0
+        assert begun[1] > 5, "what the first had saved when it was stopped was lost"
+        boss.send_signal(signal.SIGTERM)
+        assert boss.wait(20) == 0
+    store = await open_store(tmp_path / "s")
+    assert (await remote.read_job(store, job_id)).completed_tasks == 1
+    await store.aclose()
+
+
+def test_a_secret_is_needed_and_kept(
+    run: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRIO_CKPT_SECRET", raising=False)
+    said = run("foreman", tmp_path / "s")
+    assert said.code == 2
+    assert "TRIO_CKPT_SECRET" in said.err
+    loose = tmp_path / "loose"
+    loose.write_text("a secret of 16 bytes or more")
+    loose.chmod(0o644)
+    said = run("worker", "ws://127.0.0.1:1", "--allow", "x", "--secret-file", loose)
+    assert said.code == 2
+    assert "chmod 600" in said.err
+    monkeypatch.setenv("TRIO_CKPT_SECRET", "short")
+    said = run("worker", "ws://127.0.0.1:1", "--allow", "x")
+    assert said.code == 2
+    assert "16" in said.err
+    said = run("worker", "ws://127.0.0.1:1", "--allow", "x", "--secret-file", tmp_path / "none")
+    assert said.code == 4
+
+
+def test_a_foreman_beyond_this_machine_needs_tls(
+    run: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIO_CKPT_SECRET", "a secret of 16 bytes or more")
+    said = run("foreman", tmp_path / "s", "--host", "0.0.0.0")
+    assert said.code == 7
+    assert "TLS" in said.err
+
+
+def test_a_worker_that_is_not_let_in_says_so(tmp_path: Path) -> None:
+    secret = {"TRIO_CKPT_SECRET": "a secret of 16 bytes or more"}
+    with started("foreman", tmp_path / "s", "--port", 0, **secret) as (_boss, told):
+        done = subprocess.run(
+            [sys.executable, "-m", "trio_ckpt", "worker", told["url"], "--allow", ALLOW],
+            env={**os.environ, "TRIO_CKPT_SECRET": "another secret of 16 bytes"},
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+    assert done.returncode == 7
+    assert "the secret is another" in done.stderr

@@ -1,0 +1,284 @@
+"""The commands that run until they are stopped: a foreman, and a worker."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import signal
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import click
+import trio
+
+from .._gate import leaves_of
+from ..remote import Foreman, new_secret, run_worker, serve_foreman
+from ..stores import open_store
+from ._exits import EXIT_NOT_INSTALLED, EXIT_OK, EXIT_USAGE, CommandError, one_line
+from ._options import json_option, store_argument
+from ._report import to_json
+
+SECRET_VARIABLE = "TRIO_CKPT_SECRET"  # noqa: S105  # its name, not its value
+MAX_SECRET_FILE_BYTES = 4_096
+
+secret_option = click.option(
+    "--secret-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help=f"What lets peers in; without it the variable {SECRET_VARIABLE}. A foreman makes a file "
+    "that is not there.",
+)
+quiet_option = click.option("--quiet", is_flag=True, help="Say errors only.")
+
+
+@click.command("foreman")
+@store_argument
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=9_000,
+    show_default=True,
+    help="The port; 0: one that is free.",
+)
+@secret_option
+@click.option("--tls-cert", type=click.Path(exists=True), metavar="FILE", help="PEM, for TLS.")
+@click.option("--tls-key", type=click.Path(exists=True), metavar="FILE", help="Its key.")
+@click.option("--allow-plain", is_flag=True, help="Listen beyond this machine without TLS.")
+@click.option("--name", "names", multiple=True, help="Another name that peers ask for it by.")
+@click.option(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    default=1_000,
+    show_default=True,
+    help="More are closed at once.",
+)
+@click.option("--rebalance", is_flag=True, help="Move running items to idle workers.")
+@quiet_option
+@json_option
+def foreman_command(
+    store: str,
+    host: str,
+    port: int,
+    secret_file: Path | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    allow_plain: bool,
+    names: tuple[str, ...],
+    max_connections: int,
+    rebalance: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Take jobs, and have workers do them; all it knows is in STORE.
+
+    Kill it at any time and start it again: jobs go on.
+    """
+    need_remote()
+    secret = read_secret(secret_file, may_make=True)
+    context = None
+    if tls_cert is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(tls_cert, tls_key)
+    raise_file_limit()
+
+    def say(foreman: Foreman) -> None:
+        document = {"url": foreman.url, "port": foreman.port}
+        print(to_json(document, indent=None) if as_json else f"listening on {foreman.url}")
+        sys.stdout.flush()
+
+    async def main() -> None:
+        opened = await open_store(store)
+        try:
+            serve = partial(
+                serve_foreman,
+                opened,
+                secret=secret,
+                host=host,
+                port=port,
+                ssl_context=context,
+                allow_plain=allow_plain,
+                hosts=names,
+                max_connections=max_connections,
+                rebalance=rebalance,
+            )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stop_on_signal, nursery.cancel_scope)
+                say(await nursery.start(serve))
+        finally:
+            with trio.CancelScope(shield=True):
+                await opened.aclose()
+
+    return run_until_stopped(main, quiet=quiet)
+
+
+@click.command("worker")
+@click.argument("url")
+@click.option(
+    "--allow",
+    multiple=True,
+    required=True,
+    metavar="MODULE",
+    help="Run functions of this module, and of those below it; may be given again.",
+)
+@click.option(
+    "--slots",
+    type=click.IntRange(min=1, max=128),
+    default=1,
+    show_default=True,
+    help="How many items at a time.",
+)
+@click.option("--name", help="What people call it; default: its host and process.")
+@secret_option
+@click.option(
+    "--ca-file", type=click.Path(exists=True), metavar="FILE", help="PEM: who to believe, for wss:."
+)
+@click.option(
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long functions have to save when it is stopped.",
+)
+@quiet_option
+@json_option
+def worker_command(
+    url: str,
+    allow: tuple[str, ...],
+    slots: int,
+    name: str | None,
+    secret_file: Path | None,
+    ca_file: str | None,
+    grace_s: float,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Work for the foreman at URL: ws://host:port, or wss:// for TLS.
+
+    It runs functions of the modules that are named here, by their names, and nothing else. Modules
+    are looked for in the current folder, too. SIGTERM: save, and hand back what is running.
+    """
+    need_remote()
+    secret = read_secret(secret_file, may_make=False)
+    context = None if ca_file is None else ssl.create_default_context(cafile=ca_file)
+    sys.path.insert(0, os.getcwd())
+    work = partial(
+        run_worker,
+        url,
+        secret=secret,
+        allow=allow,
+        slots=slots,
+        name=name,
+        ssl_context=context,
+        grace_s=grace_s,
+        handle_signals=True,
+    )
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(work)
+            document = {"url": url, "name": name}
+            print(to_json(document, indent=None) if as_json else f"working for {url}")
+            sys.stdout.flush()
+
+    code = run_until_stopped(main, quiet=quiet)
+    sys.stdout.flush()
+    return code
+
+
+def need_remote() -> None:
+    """See that the extra is installed.
+
+    Raises:
+        CommandError: it is not.
+    """
+    if importlib.util.find_spec("trio_websocket") is None:
+        raise CommandError("install 'trio-ckpt[remote]'", EXIT_NOT_INSTALLED)
+
+
+def read_secret(path: Path | None, *, may_make: bool) -> str:
+    """The secret, from a file or the environment; never from the command line, which all see.
+
+    Args:
+        path: Of the file; None: the environment has it.
+        may_make: Whether to make a file that is not there.
+
+    Raises:
+        CommandError: there is none, or others may read the file.
+    """
+    if path is None:
+        found = os.environ.get(SECRET_VARIABLE, "")
+        if not found:
+            raise CommandError(f"give --secret-file, or set {SECRET_VARIABLE}", EXIT_USAGE)
+        return found
+    if may_make and not path.exists():
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(new_secret() + "\n")
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise CommandError(
+                f"{path} may be read by others: chmod 600 {path}, or take another secret",
+                EXIT_USAGE,
+            )
+        return file.read(MAX_SECRET_FILE_BYTES).decode("utf-8", "replace").strip()
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as it may: a connection is one, a lease two."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def stop_on_signal(scope: trio.CancelScope) -> None:
+    """End in good order on SIGINT and SIGTERM."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _number in signals:
+            scope.cancel()
+            return
+
+
+def run_until_stopped(main: Callable[[], Awaitable[None]], *, quiet: bool) -> int:
+    """Run something that ends when it is told to; its single failure leaves as it is."""
+    with _telling(quiet=quiet):
+        try:
+            trio.run(main)
+        except BaseExceptionGroup as group:
+            leaves = leaves_of(group)
+            if len(leaves) == 1:
+                raise leaves[0] from None
+            raise
+    return EXIT_OK
+
+
+@contextmanager
+def _telling(*, quiet: bool) -> Generator[None]:
+    """Say on standard error what happens; what is an error is said by the command itself."""
+    logger = logging.getLogger("trio_ckpt.remote")
+    handler = _Tells(logging.INFO)
+    before = logger.level
+    if not quiet:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _Tells(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.ERROR:
+            print(one_line(record.getMessage()), file=sys.stderr, flush=True)
