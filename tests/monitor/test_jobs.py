@@ -18,7 +18,7 @@ from tests.remote.site import F, Site, open_site, until
 from trio_ckpt import UnknownRunError, open_run
 from trio_ckpt.monitor._jobs import Jobs, NotPossibleError
 from trio_ckpt.monitor._sources import StoreSource
-from trio_ckpt.remote import TaskStatus, UnknownJobError
+from trio_ckpt.remote import JobCancelledError, TaskStatus, UnknownJobError
 from trio_ckpt.stores import MemoryStore
 
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00")
@@ -134,6 +134,17 @@ async def test_cleanup_frees_the_checkpoints_of_what_is_over_and_of_nothing_else
         task = await jobs.task("job-t.000000")
         assert (task.status, task.progress_percent) == ("completed", 100.0)
         assert task.checkpoint_count >= 1  # what was, is still told
+
+
+async def test_a_job_is_cancelled_by_its_foreman_and_once(autojump_clock: MockClock) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        async with training(1) as (site, jobs):
+            await saved(jobs, "job-t.000000")
+            with pytest.raises(NotPossibleError, match="the foreman's own process"):
+                await Jobs(site.store).cancel("job-t")
+            assert (await jobs.cancel("job-t")).count == 1
+            await trio.sleep(60)
+    assert caught.group_contains(JobCancelledError)
 
 
 async def test_without_the_foreman_nobody_can_be_asked(autojump_clock: MockClock) -> None:
