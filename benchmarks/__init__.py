@@ -1,6 +1,6 @@
 """What trio_ckpt costs, beside the physical controls and the peers of the same run.
 
-    python -m benchmarks [--only tokens,steps,resume,frontier,answers,pages,json,state,crawl]
+    python -m benchmarks [--only tokens,steps,resume,frontier,answers,pages,json,state,...]
                          [--quick]
 
 Machines are noisy, so a figure alone says little: every section measures its controls in turns

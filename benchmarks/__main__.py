@@ -1,6 +1,6 @@
 """Run the benchmarks, print what they found, and say which targets are met.
 
-python -m benchmarks [--only tokens,steps,resume,frontier,answers,pages,json,state,crawl]
+python -m benchmarks [--only tokens,steps,resume,frontier,answers,pages,json,state,...]
                      [--quick] [--folder DIR] [--peers-cache DIR] [--json FILE]
                      [--large-state-mib 2048]
 """
@@ -31,6 +31,7 @@ from benchmarks import (
     state,
     steps,
     tokens,
+    viewers,
 )
 
 SECTIONS: dict[str, Callable[[Options], Section]] = {
@@ -43,6 +44,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "json": json_store.measure,
     "state": state.measure,
     "crawl": crawl.measure,
+    "viewers": viewers.measure,
 }
 
 

@@ -31,7 +31,7 @@ class Scene:
     """Something that changes, and what was made of it."""
 
     def __init__(self) -> None:
-        self.value = 0
+        self.value = self.waits = 0
         self.made: list[tuple[float, str | None]] = []
         self.changed = trio.Event()
         self.error: Exception | None = None
@@ -49,6 +49,7 @@ class Scene:
         return b"%d" % self.value
 
     async def wait_changed(self) -> None:
+        self.waits += 1
         await self.changed.wait()
 
 
@@ -73,6 +74,7 @@ async def test_nothing_is_made_while_nobody_watches(
         scene.change()
         await trio.sleep(10)
     assert scene.made == []
+    assert scene.waits == 0  # it does not even look
 
 
 async def test_all_who_watch_one_thing_get_the_same_bytes(
@@ -104,6 +106,19 @@ async def test_who_comes_later_sees_the_newest_picture_at_once(
             assert trio.current_time() == began
             assert second.payload == first.payload
     assert len(scene.made) == 1
+
+
+async def test_who_leaves_takes_nothing_from_who_stays(
+    scene: Scene, broadcast: Broadcast, autojump_clock: MockClock
+) -> None:
+    with broadcast.watching("r") as topic:
+        with broadcast.watching("r") as other:
+            await other.wait_newer(0)
+        seen = topic.version
+        scene.change()
+        with trio.fail_after(60):
+            await topic.wait_newer(seen)
+        assert topic.payload == b"1"
 
 
 async def test_a_slow_viewer_misses_pictures_but_never_the_last(

@@ -1,5 +1,7 @@
 """Jobs and work items: the seed's paths and fields, with a foreman and workers behind them."""
 
+# ruff: noqa: PT012  (what a whole block does is the claim)
+
 from __future__ import annotations
 
 import re
@@ -15,9 +17,10 @@ from tests.monitor.client import ACTION_SECRET, Client, serving
 from tests.remote import functions
 from tests.remote.functions import STEPS
 from tests.remote.site import F, Site, open_site, until
-from trio_ckpt import RunLockedError, open_run
+from trio_ckpt import UnknownRunError, open_run
 from trio_ckpt.monitor._jobs import Jobs, NotPossibleError
-from trio_ckpt.remote import TaskStatus, UnknownJobError
+from trio_ckpt.monitor._sources import StoreSource
+from trio_ckpt.remote import JobCancelledError, TaskStatus, UnknownJobError
 from trio_ckpt.stores import MemoryStore
 
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00")
@@ -123,7 +126,7 @@ async def test_cleanup_frees_the_checkpoints_of_what_is_over_and_of_nothing_else
         await saved(jobs, "job-t.000000")
         beside = Jobs(site.store)  # a monitor in another process
         for one in (jobs, beside):
-            with pytest.raises((NotPossibleError, RunLockedError)):
+            with pytest.raises(NotPossibleError, match=r"running|not ended"):
                 await one.cleanup("job-t.000000")
         await until(lambda: site.foreman is not None and not site.foreman.live)
         while (await jobs.task("job-t.000000")).status != "completed":  # noqa: ASYNC110
@@ -133,6 +136,17 @@ async def test_cleanup_frees_the_checkpoints_of_what_is_over_and_of_nothing_else
         task = await jobs.task("job-t.000000")
         assert (task.status, task.progress_percent) == ("completed", 100.0)
         assert task.checkpoint_count >= 1  # what was, is still told
+
+
+async def test_a_job_is_cancelled_by_its_foreman_and_once(autojump_clock: MockClock) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        async with training(1) as (site, jobs):
+            await saved(jobs, "job-t.000000")
+            with pytest.raises(NotPossibleError, match="the foreman's own process"):
+                await Jobs(site.store).cancel("job-t")
+            assert (await jobs.cancel("job-t")).count == 1
+            await trio.sleep(60)
+    assert caught.group_contains(JobCancelledError)
 
 
 async def test_without_the_foreman_nobody_can_be_asked(autojump_clock: MockClock) -> None:
@@ -156,6 +170,18 @@ async def test_items_come_by_pages(autojump_clock: MockClock) -> None:
         page = await jobs.job("job-s", after=3, limit=3)
         assert ([task.task_id[-1] for task in page.tasks], page.next) == (["3", "4"], None)
         assert {task.status for task in page.tasks} == {"completed"}
+
+
+async def test_items_are_runs_of_the_store_but_not_of_the_list(
+    autojump_clock: MockClock,
+) -> None:
+    async with training(1) as (site, jobs):
+        await saved(jobs, "job-t.000000")
+        assert {run.run_id for run in await site.store.list_runs()} == {"job-t", "job-t.000000"}
+        source = StoreSource(site.store)
+        assert await source.list_ids() == ["job-t"]
+        with pytest.raises(UnknownRunError):
+            await source.stand("job-t.000000")
 
 
 def test_every_status_of_the_seed_has_a_word() -> None:

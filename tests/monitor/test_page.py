@@ -246,6 +246,18 @@ def test_names_and_messages_are_text_and_never_markup(tab: Tab, stage: Stage) ->
     assert tab.complaints == []
 
 
+def test_so_is_the_name_of_a_run(tab: Tab) -> None:
+    async def program(found: Background) -> None:
+        async with open_run(HOSTILE, store=MemoryStore(), handle_signals=False) as run:
+            await found.show(run)
+
+    with background(program) as found:
+        tab.page.goto(f"{found.url}/#{SECRET}")
+        expect(tab.page.locator("#run-name")).to_have_text(HOSTILE)
+        expect(tab.page.locator("img[src=x]")).to_have_count(0)
+    assert tab.complaints == []
+
+
 def test_the_secret_is_in_no_url_and_nothing_comes_from_elsewhere(tab: Tab, stage: Stage) -> None:
     page = look(tab, stage)
     page.locator("#history-load").click()

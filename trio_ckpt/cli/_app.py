@@ -40,10 +40,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "compact": ("_writes", "Merge saved states, and let go of old arrays."),
     "reset": ("_writes", "Archive a run: the next start begins it anew."),
     "prune": ("_writes", "Remove archived generations of a run."),
-    "foreman": ("_remote", "Take jobs, and have workers do them."),
-    "worker": ("_remote", "Work for a foreman."),
     "monitor": ("_monitor", "Show the runs of a store in a browser."),
     "doctor": ("_doctor", "Look at this machine, and at a store."),
+    "foreman": ("_remote", "Take jobs, and have workers do them."),
+    "worker": ("_remote", "Work for a foreman."),
 }
 """Command -> the module that has it, and what the list of commands says of it.
 

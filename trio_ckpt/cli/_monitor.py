@@ -12,7 +12,6 @@ import click
 import trio
 
 from ._exits import (
-    EXIT_INTERRUPTED,
     EXIT_NOT_INSTALLED,
     EXIT_OK,
     EXIT_REFUSED,
@@ -23,7 +22,7 @@ from ._look import reading
 from ._options import store_argument
 from ._report import Pairs, to_json, to_lines
 
-SECRET_VAR = "TRIO_CKPT_SECRET"  # noqa: S105  # the name of one
+SECRET_VAR = "TRIO_CKPT_MONITOR_SECRET"  # noqa: S105  # the name of one
 ACTION_SECRET_VAR = "TRIO_CKPT_ACTION_SECRET"  # noqa: S105  # likewise
 
 
@@ -67,7 +66,7 @@ def monitor_command(
     """Show the runs of STORE in a browser, until Ctrl-C.
 
     Whoever looks needs the secret that is printed, or that of the environment variable
-    TRIO_CKPT_SECRET (for actions: TRIO_CKPT_ACTION_SECRET).
+    TRIO_CKPT_MONITOR_SECRET (for actions: TRIO_CKPT_ACTION_SECRET).
     """
     options: dict[str, Any] = {
         "host": host,
@@ -91,7 +90,6 @@ async def _show(url: str, options: dict[str, Any], as_json: bool) -> int:
             f"the monitor needs {error.name}: pip install 'trio-ckpt[monitor]'", EXIT_NOT_INSTALLED
         ) from error
     problem: Exception | None = None
-    code = EXIT_OK
     async with reading(url) as store:
 
         async def begin(*, task_status: trio.TaskStatus[Any]) -> None:
@@ -104,11 +102,11 @@ async def _show(url: str, options: dict[str, Any], as_json: bool) -> int:
                 except (OSError, ValueError) as error:  # raised below, or the nursery groups it
                     problem = error
                 else:
-                    code = EXIT_INTERRUPTED if await anext(signals) == signal.SIGINT else EXIT_OK
+                    await anext(signals)
                     nursery.cancel_scope.cancel()
     if problem is not None:
         raise _cannot_serve(problem, options) from problem
-    return code
+    return EXIT_OK
 
 
 def _cannot_serve(problem: Exception, options: dict[str, Any]) -> CommandError:

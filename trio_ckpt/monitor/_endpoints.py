@@ -108,6 +108,16 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         refusals={404: "There is no such job."},
     ),
     Endpoint(
+        "/api/checkpoints/jobs/{job_id}/cancel",
+        "Cancel a job (only in the monitor of its foreman's process)",
+        Done,
+        lambda window, values: window.jobs.cancel(values["job_id"]),
+        (JOB,),
+        method="POST",
+        status=202,
+        refusals={404: "There is no such job.", 409: "It is over, or the foreman is elsewhere."},
+    ),
+    Endpoint(
         "/api/checkpoints/tasks/{task_id}",
         "A work item and its checkpoints",
         TaskAnswer,

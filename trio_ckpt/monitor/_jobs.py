@@ -40,6 +40,10 @@ class TaskControl(Protocol):
         """What its memory knows of the items that workers have."""
         ...
 
+    def cancel(self, job_id: str) -> None:
+        """End a job, and its functions; nothing happens if it is over."""
+        ...
+
     async def control(
         self, action: Literal["force-checkpoint", "release", "cleanup"], task_id: str
     ) -> tuple[int, str]:
@@ -194,6 +198,20 @@ class Jobs:
         if status == CONFLICT:
             raise NotPossibleError(reason)
         return Done(done=reason, count=1)
+
+    async def cancel(self, job_id: str) -> Done:
+        """End a job, and its functions.
+
+        Raises:
+            NotPossibleError: it is over, or the foreman is another process.
+        """
+        view = await read_job(self.store, job_id, live=self._live)
+        if view.status in _OVER:
+            raise NotPossibleError(f"the job is {view.status.value} already")
+        if self.control is None:
+            raise NotPossibleError("only the monitor in the foreman's own process can end a job")
+        self.control.cancel(job_id)
+        return Done(done="the job is being cancelled", count=1)
 
     async def cleanup(self, task_id: str) -> Done:
         """Free the checkpoints of an item that is over.
