@@ -208,8 +208,10 @@ async def test_edge_case_2_over_the_wire_large_checkpoints(
         async with mapping(site, "large", [0], checkpoint_interval_s=0.0) as found:
             with trio.fail_after(30):
                 await until(lambda: gates.get("large") is not None)
-                while (view := await remote.read_task(store, TASK)).file_bytes <= 2 * 2**20:
-                    await trio.sleep(0.02)  # it is begun, and lands beside the function
+                while (  # noqa: ASYNC110  # it is begun, and lands beside the function
+                    view := await remote.read_task(store, TASK)
+                ).file_bytes <= 2 * 2**20:
+                    await trio.sleep(0.02)
             assert view.checkpoint_storage_path is not None
             assert (tmp_path / "s" / view.checkpoint_storage_path).is_file()
             site.kill_worker("a")
