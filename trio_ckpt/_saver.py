@@ -457,8 +457,9 @@ def _append_all(chunks: dict[AppendFile, list[bytes]]) -> dict[AppendFile, Excep
     return failures
 
 
-def _counted(payload: BlobPayload, sizes: list[int]) -> Iterator[bytes | memoryview]:
+def _counted(payload: BlobPayload, sizes: list[int]) -> Iterator[memoryview]:
     """The buffers of a payload, whose sizes are known only when they are taken."""
     for buffer in [payload] if isinstance(payload, (bytes, bytearray, memoryview)) else payload:
-        sizes.append(memoryview(buffer).nbytes)
-        yield buffer
+        view = memoryview(buffer)
+        sizes.append(view.nbytes)
+        yield view
