@@ -26,6 +26,7 @@ from trio_ckpt.monitor._views import (
     stuck_after,
     token_lines,
 )
+from trio_ckpt.monitor._window import MAX_LISTED_RUNS
 from trio_ckpt.stores import MemoryStore, open_store
 
 
@@ -232,6 +233,31 @@ async def test_streams_and_history_come_by_pages() -> None:
             assert seen == [5, 4, 3, 2, 1]
             assert page["checkpoints"][-1]["kind"] == "batch"
             assert page["checkpoints"][-1]["spent"] == {"cost_usd": 0.25}
+
+
+async def test_runs_that_have_not_changed_are_not_read_again() -> None:
+    reads: list[str] = []
+
+    class Counting(MemoryStore):
+        async def load_run(self, run_id: str, generation: int | None = None) -> Any:
+            reads.append(run_id)
+            return await super().load_run(run_id, generation)
+
+    store = Counting()
+    for index in range(MAX_LISTED_RUNS + 5):
+        async with begin(store, f"run-{index:03}"):
+            pass
+    reads.clear()
+    async with serving(store) as (client, _):
+        for _ in range(3):
+            assert len((await client.get("/api/runs?limit=100")).json["runs"]) == 100
+        assert len(reads) == 100
+        async with begin(store, "run-007") as run:
+            await collect(run, "s")
+        with trio.fail_after(10):
+            while True:
+                if (await client.get("/api/runs/run-007")).json["streams_total"]:
+                    break
 
 
 BAD = {

@@ -24,7 +24,7 @@ from ._views import Standing
 
 FRESH_S = 0.5  # a list of runs is asked for again after that
 POLL_EVERY_S = 2.0  # a store tells nobody when it changes
-MAX_CACHED_RUNS = 64  # views of runs that have not changed since they were read
+MAX_CACHED_RUNS = 256  # views of runs that have not changed: more than a picture has
 
 
 class Source(ABC):
