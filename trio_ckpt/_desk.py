@@ -34,6 +34,16 @@ from .state import Frontier
 log = logging.getLogger("trio_ckpt.stream")
 
 
+def _nobody(_token: AnyToken) -> None:
+    """Nobody watches."""
+
+
+watch_handed_out: trio.lowlevel.RunVar[Callable[[AnyToken], None]] = trio.lowlevel.RunVar(
+    "trio_ckpt handed out", _nobody
+)
+"""Called, in this trio run, with the token of each attempt: for `trio_ckpt.testing`."""
+
+
 @attrs.define(eq=False)
 class Desk(ABC):
     """One open stream: its attempts, its tokens, what goes into their records.
@@ -106,6 +116,7 @@ class Desk(ABC):
             batch.resumed_from = self.keeper.begin_batch(index)
         self.open[index] = batch
         self.stop.busy += 1
+        watch_handed_out.get()(token)
         return batch
 
     # -- waiting --------------------------------------------------------------------------
