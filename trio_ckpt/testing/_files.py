@@ -93,7 +93,8 @@ class MemoryFiles(System):
                 chance a part of the rest.
             chance: Decides.
         """
-        root = self.root if loss == "kill" else after_power_cut(self.root, chance)
+        with self.lock_all:  # a call of another thread that has begun is carried out
+            root = self.root if loss == "kill" else after_power_cut(self.root, chance)
         return MemoryFiles(root, next_inode=self._next_inode, now_ns=self._now_ns)
 
     def find(self, path: str) -> File | Folder | None:
