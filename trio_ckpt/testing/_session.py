@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import attrs
 import trio
@@ -54,6 +55,7 @@ class _Meter(trio.abc.Instrument):
     is_cancelled: bool = False
     is_done: bool = False
     hangs: bool = False
+    gave_up: int = 0
     steps: int = 0
     idle: int = 0
 
@@ -91,12 +93,29 @@ class _Meter(trio.abc.Instrument):
             self.give_up()
 
     def give_up(self) -> None:
-        """End the session; where even that does not help, end trio."""
-        if self.hangs:
-            self.clock._real_clock = _stop_trio
-        elif self.scope is not None:
-            self.hangs = True
+        """End the session, by one means more each time that it does not help."""
+        self.gave_up += 1
+        self.hangs = True
+        if self.scope is not None:
             self.scope.cancel()
+        if self.gave_up == 2:
+            take_shields_away()
+        elif self.gave_up > 2:  # the coroutines are left as they are, and Python will complain
+            self.clock._real_clock = _stop_trio
+
+
+def take_shields_away() -> None:
+    """Let cancellation reach every task, whatever shields it."""
+    left = [trio.lowlevel.current_root_task()]
+    while left:
+        task = left.pop()
+        if task is None:
+            continue
+        status: Any = task._cancel_status
+        while status is not None:  # from the innermost scope out
+            status._scope.shield = False
+            status = status._parent
+        left += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
 
 
 def _stop_trio() -> float:
