@@ -11,7 +11,7 @@ import trio
 import trio_ckpt
 from tests.testing import programs
 from tests.testing.programs import PAGES, check_good, good, nothing_to_check
-from trio_ckpt.testing import CrashFoundError, Crashed, World, explore_crashes
+from trio_ckpt.testing import Crashed, CrashFoundError, World, explore_crashes
 
 
 def test_a_program_that_is_right_survives_every_crash() -> None:
@@ -115,7 +115,7 @@ def test_only_the_points_that_are_asked_for() -> None:
 
 @pytest.mark.parametrize("text", ["", "store:1", "store:1,cancel,seed 0", "disk:1,kill,seed 0"])
 def test_a_replay_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="crash|cancelled"):
+    with pytest.raises(ValueError, match=r"crash|cancelled"):
         explore_crashes(good, check_good, replay=text)
 
 
@@ -212,7 +212,7 @@ def test_the_log_of_the_library_is_kept_for_the_error(caplog: pytest.LogCaptureF
     def check(world: World) -> None:
         assert not world.crashes
 
-    with pytest.raises(CrashFoundError, match="the log: trio_ckpt.run: a word about it"):
+    with pytest.raises(CrashFoundError, match=r"the log: trio_ckpt\.run: a word"):
         explore_crashes(program, check, points=("store",))
     assert not caplog.records
 

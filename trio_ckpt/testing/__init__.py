@@ -17,5 +17,6 @@ from ._points import (
     CrashFoundError as CrashFoundError,
     LawBrokenError as LawBrokenError,
 )
+from ._scheduler import make_clock as make_clock, seeded_scheduler as seeded_scheduler
 from ._stores import check_store as check_store
 from ._world import World as World, WorldFiles as WorldFiles

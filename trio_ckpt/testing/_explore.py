@@ -259,24 +259,26 @@ class _Explorer:
     def _play(self, plan: Plan, story: list[str]) -> None:
         machine = Machine()
         for place, point in enumerate(plan):
-            end = self._session(machine, point.seed, point)
+            end = self._session(machine, point.seed, point, story)
             if end.fuse.where is None:
                 self.not_reached += len(plan) - place
                 break
             self.crashed[point.manner] += 1
-            story.append(f"{point}: {_say(point, end)}")
             if end.is_done:
                 break
         else:
             story.append("started again, without a crash" if plan else "without a crash")
-            end = self._session(machine, plan[-1].seed if plan else self.seed, None)
+            end = self._session(machine, plan[-1].seed if plan else self.seed, None, story)
             if not plan:
                 self.counts = end.fuse.counts
         self._finish(machine)
 
-    def _session(self, machine: Machine, seed: int, point: Point | None) -> End:
+    def _session(self, machine: Machine, seed: int, point: Point | None, story: list[str]) -> End:
         self.sessions += 1
         end = run_session(self.program, machine, seed, point)
+        if point is not None and end.fuse.where is not None:
+            story.append(f"{point}: {_say(point, end)}")
+            self.said.clear()  # what a dying program says is no clue
         if end.error is not None:
             raise end.error
         machine.check()

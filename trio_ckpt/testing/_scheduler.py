@@ -64,8 +64,16 @@ class ThreadWatch(trio.abc.Instrument):
             hold.__exit__(None, None, None)
 
 
-def make_clock() -> tuple[MockClock, ThreadWatch]:
-    """A clock that jumps when there is nothing to do, but not over threads, and its watch."""
+def make_clock() -> MockClock:
+    """A clock for one `trio.run`: it jumps when all tasks sleep, but not while a thread is out.
+
+    Threads under a limiter of their own are not seen.
+    """
+    return make_watched_clock()[0]
+
+
+def make_watched_clock() -> tuple[MockClock, ThreadWatch]:
+    """The same, and what watches over it."""
     clock, watch = MockClock(autojump_threshold=0), ThreadWatch()
     start = clock.start_clock
 

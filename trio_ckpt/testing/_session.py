@@ -14,7 +14,7 @@ from .._desk import watch_handed_out
 from .._stop import take_signals
 from .._threads import runs_inline
 from ._points import Fuse, Point
-from ._scheduler import ThreadWatch, make_clock, seeded_scheduler
+from ._scheduler import ThreadWatch, make_watched_clock, seeded_scheduler
 from ._world import Machine, World
 
 Program = Callable[[World], Awaitable[object]]
@@ -132,7 +132,7 @@ def run_session(program: Program, machine: Machine, seed: int, point: Point | No
         point: Where it crashes; None: nowhere.
     """
     machine.sessions += 1
-    clock, watch = make_clock()
+    clock, watch = make_watched_clock()
     fuse = Fuse(point)
     meter = _Meter(fuse, clock, watch)
     fuse.on_blow = partial(_blow, machine, fuse, meter)
