@@ -9,7 +9,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
 
-LOGGER = "trio_ckpt"
 EVERY_S = 0.2  # often enough to look alive
 MAX_SAID = 10  # lines of the log that an error repeats
 
@@ -27,7 +26,7 @@ class _Listener(logging.Handler):
 @contextmanager
 def quiet_log() -> Generator[list[str]]:
     """Take the library's warnings while the block runs: dying programs have a lot to say."""
-    logger, said = logging.getLogger(LOGGER), list[str]()
+    logger, said = logging.getLogger("trio_ckpt"), list[str]()
     listener, was = _Listener(said), logger.propagate
     logger.addHandler(listener)
     logger.propagate = False
