@@ -11,6 +11,8 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 
+pytest_plugins = ["trio_ckpt_pytest"]  # also where the package is used without being installed
+
 
 @pytest.fixture(scope="module")
 def document_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

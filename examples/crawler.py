@@ -22,8 +22,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -226,13 +226,21 @@ async def shown(crawler: Crawler, out: TextIO) -> AsyncIterator[None]:
 # ---------------------------------------------------------------------------------------
 
 
-async def crawl(options: argparse.Namespace) -> int:
-    """Crawl, or go on; returns the exit code."""
+OpenClient = Callable[..., AbstractAsyncContextManager[http.Client]]
+
+
+async def crawl(options: argparse.Namespace, open_client: OpenClient = http.open_client) -> int:
+    """Crawl, or go on; returns the exit code.
+
+    Args:
+        options: As `parse_options` gives them.
+        open_client: Opens what pages are fetched with.
+    """
     scope = urls.Scope(options.url, include=options.include, exclude=options.exclude)
     start = scope.start_url
     client_options = {"user_agent": options.user_agent, "connections": options.concurrency}
     async with (
-        http.open_client(**client_options, timeout_s=options.timeout) as client,
+        open_client(**client_options, timeout_s=options.timeout) as client,
         trio_ckpt.open_run(
             "crawl",
             store=options.store or options.out / "crawl.ckpt",

@@ -206,14 +206,22 @@ class Stage:
         await self.work_on(batch)
 
 
-def make_stages(out: Path, model: PretendedModel) -> tuple[Stage, Stage]:
+ReadPage = Callable[[str], Awaitable[str]]
+
+
+async def read_file(out: Path, name: str) -> str:
+    """The text of a page, as a stage before has left it."""
+    return await trio.Path(out, name).read_text("utf-8")
+
+
+def make_stages(model: PretendedModel, read_page: ReadPage) -> tuple[Stage, Stage]:
     """The two stages; the second reads the pages of the first."""
 
     async def extract(batch: Batch) -> None:
         await trio.to_thread.run_sync(extract_page, batch)
 
     async def correct(batch: Batch) -> None:
-        source = await trio.Path(out, "extract", page_name(batch.index)).read_text("utf-8")
+        source = await read_page(f"extract/{page_name(batch.index)}")
         answer = await model.ask(json.loads(source)["lines"], batch.attempt)
         batch.spend(cost_usd=answer.cost_usd)  # whatever becomes of it
         page = {
@@ -245,11 +253,17 @@ RETRIES = trio_ckpt.RetryTable(
 # ---------------------------------------------------------------------------------------
 
 
-async def scan(options: argparse.Namespace) -> int:
-    """Work on what is left of both stages; returns the exit code."""
+async def scan(options: argparse.Namespace, read_page: ReadPage | None = None) -> int:
+    """Work on what is left of both stages; returns the exit code.
+
+    Args:
+        options: As `parse_options` gives them.
+        read_page: Reads a page, where `options.out` is no folder of this machine.
+    """
     text = read_book(options.text)
     pages = split_pages(text, options.lines_per_page)
-    stages = make_stages(options.out, PretendedModel(options.model, options.latency))
+    model = PretendedModel(options.model, options.latency)
+    stages = make_stages(model, read_page or partial(read_file, options.out))
     async with trio_ckpt.open_run(
         "book",
         store=options.store or options.out / "book.ckpt",

@@ -36,6 +36,16 @@ from .state import Frontier
 log = logging.getLogger("trio_ckpt.stream")
 
 
+def _nobody(_token: AnyToken) -> None:
+    """Nobody watches."""
+
+
+watch_handed_out: trio.lowlevel.RunVar[Callable[[AnyToken], None]] = trio.lowlevel.RunVar(
+    "trio_ckpt handed out", _nobody
+)
+"""Called, in this trio run, with the token of each attempt: for `trio_ckpt.testing`."""
+
+
 @attrs.define(eq=False)
 class Desk(ABC):
     """One open stream: its attempts, its tokens, what goes into their records.
@@ -112,6 +122,7 @@ class Desk(ABC):
         self.stop.busy += 1
         if self.saver.observers:
             self.saver.observers.began(self.attempt_of(batch))
+        watch_handed_out.get()(token)
         return batch
 
     def attempt_of(self, batch: Batch[Any]) -> Attempt:

@@ -15,7 +15,6 @@ A generation that was pruned meanwhile, or cannot be read, has its outputs left 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import aclosing
 
@@ -118,7 +117,7 @@ async def archive_outputs(store: Store, view: RunView, outputs: OutputDir) -> No
         label = f"{view.run_id}-{view.generation}"
         archived = await run_blocking(outputs.archive, sorted(paths), label)
         log.info("%d outputs of the old run were archived", len(archived.moved))
-    strangers = sorted(set(await run_blocking(os.listdir, outputs.root)) - {ARCHIVE})
+    strangers = [name for name in await run_blocking(outputs.names) if name != ARCHIVE]
     if strangers:
         shown = ", ".join(strangers[:MAX_SHOWN])
         log.info("%d names that no record has are left: %s", len(strangers), shown)

@@ -243,15 +243,17 @@ async def _close_store(store: Store) -> None:
         await store.aclose()
 
 
-def _strangers(root: str, store: str) -> list[str]:
+def _strangers(outputs: OutputDir, store: str) -> list[str]:
     """The names in a folder that are neither the archive nor the way to the store."""
-    own = os.path.relpath(os.path.abspath(store), root).partition(os.sep)[0] if store else ""
-    return sorted(set(os.listdir(root)) - {ARCHIVE, own})
+    own = ""
+    if store:
+        own = os.path.relpath(os.path.abspath(store), outputs.root).partition(os.sep)[0]
+    return [name for name in outputs.names() if name not in (ARCHIVE, own)]
 
 
 async def _warn_of_strangers(outputs: OutputDir, store: Store) -> None:
     """Say that a new run finds files: its store may have been lost."""
-    strangers = await run_blocking(_strangers, outputs.root, store.url.partition(":")[2])
+    strangers = await run_blocking(_strangers, outputs, store.url.partition(":")[2])
     if strangers:
         log.warning(
             "the run is new, and %d names are in its output folder already, such as %s: outputs of "

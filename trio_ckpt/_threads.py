@@ -9,6 +9,9 @@ Every blocking call of the library goes through here.  Two things happen at the 
   never imports `trio.testing`.
 * Under such a clock nothing else can notice a call that never ends, so the seam does,
   after `STUCK_AFTER_S` of real time.
+
+Where nothing behind the seam blocks, because store and files are in memory, threads would
+only make a program slow and its order a matter of luck: `runs_inline` leaves them out.
 """
 
 from __future__ import annotations
@@ -73,13 +76,28 @@ def hold_clock() -> Generator[bool, None, None]:
             jumping.autojump_threshold = held.threshold
 
 
+runs_inline: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_ckpt inline", False)
+"""Whether calls are made right here, without threads, in this trio run: for `trio_ckpt.testing`."""
+
+
 async def run_blocking(func: Callable[[*Ts], T], *args: *Ts) -> T:
     """Run a blocking function in one of trio's threads.
 
     Cancellation: not while it runs; a call that has begun is waited for.
     """
+    if runs_inline.get():
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await trio.lowlevel.cancel_shielded_checkpoint()  # others run before it, as with a thread
+        return await _call_inline(func, *args)
     with hold_clock():
         return await trio.to_thread.run_sync(func, *args)
+
+
+async def _call_inline(func: Callable[[*Ts], T], *args: *Ts) -> T:
+    try:
+        return func(*args)
+    finally:
+        await trio.lowlevel.cancel_shielded_checkpoint()  # and between its effect and its answer
 
 
 class CallStuckError(TrioCkptError):
@@ -122,6 +140,9 @@ class WorkerThread:
         Raises:
             CallStuckError: under a mock clock, when the call takes forever.
         """
+        if runs_inline.get():
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return await _call_inline(func, *args)  # at once: calls keep the order they came in
         call = _Call(
             functools.partial(func, *args),
             trio.lowlevel.current_task(),

@@ -36,7 +36,7 @@ from ._names import (
     relative_path as relative_path,
 )
 from ._new import NewFile as NewFile
-from ._system import System as System
+from ._system import System as System, SystemPath as SystemPath
 from ._tail import find_lines_damage as find_lines_damage, keep_tail as keep_tail
 from ._validate import (
     Validate as Validate,

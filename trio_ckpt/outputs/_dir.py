@@ -25,7 +25,7 @@ from ._names import (
     relative_path,
 )
 from ._new import NewFile
-from ._system import READ, TROUBLE, System, told, words
+from ._system import READ, TROUBLE, System, SystemPath, told, words
 from ._tree import Sync, Tree
 
 Verify = Literal["size", "sha256"]
@@ -66,6 +66,10 @@ class OutputDir:
     def open(cls, path: AnyPath, *, system: System | None = None) -> OutputDir:
         """Open the folder at `path`, which may be reached through links; make it if need be.
 
+        Args:
+            path: Of the folder; a `SystemPath` brings its system along.
+            system: Carries out what is done there; default: the operating system.
+
         Durability: its name, and those of the folders made above it, survive a power cut.
 
         Raises:
@@ -74,8 +78,10 @@ class OutputDir:
         root = os.path.abspath(path)
         if os.open not in os.supports_dir_fd:
             raise OutputError(root, "outputs need openat(2), which this platform has not")
+        if system is None:
+            system = path.system if isinstance(path, SystemPath) else System()
         with told(root):
-            return cls(Tree.open(System() if system is None else system, root))
+            return cls(Tree.open(system, root))
 
     @property
     def root(self) -> str:
@@ -98,6 +104,15 @@ class OutputDir:
             if not os.path.isabs(path):
                 raise
             return relative_path(os.path.realpath(self.tree.root), path)
+
+    def names(self) -> list[str]:
+        """What is in the folder itself, by name.
+
+        Raises:
+            OutputError: it cannot be read.
+        """
+        with told(self.root), self.tree.folder("-", Sync.NONE) as (folder, _):
+            return sorted(name for name, _ in self._system.scan(folder))
 
     def write(self, path: AnyPath, data: bytes) -> Output:
         """Write a file whole, in place of the one that has its name.

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
+import attrs
+
 from .._errors import OutputError
 
 if sys.platform != "win32":
@@ -80,6 +82,28 @@ class System:
 
     def unlink(self, name: str, *, dir_fd: int) -> None:
         os.unlink(name, dir_fd=dir_fd)
+
+
+@attrs.frozen
+class SystemPath(os.PathLike[str]):
+    """A path that is not on the operating system's own files: says what carries out its calls.
+
+    Attributes:
+        path: Absolute.
+        system: Where it is.
+    """
+
+    path: str
+    system: System
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __truediv__(self, name: str) -> SystemPath:
+        return SystemPath(f"{self.path}/{name}", self.system)
+
+    def __str__(self) -> str:
+        return self.path
 
 
 def words(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._explore import Exploration as Exploration, explore_crashes as explore_crashes
 from ._faulty import (
     CommitThenError as CommitThenError,
     Delay as Delay,
@@ -11,4 +12,11 @@ from ._faulty import (
     Hang as Hang,
     Reject as Reject,
 )
+from ._points import (
+    Crashed as Crashed,
+    CrashFoundError as CrashFoundError,
+    LawBrokenError as LawBrokenError,
+)
+from ._scheduler import make_clock as make_clock, seeded_scheduler as seeded_scheduler
 from ._stores import check_store as check_store
+from ._world import World as World, WorldFiles as WorldFiles

@@ -1,0 +1,243 @@
+"""Crashes are explored: right programs get through, wrong ones are caught and replayed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import trio
+
+import trio_ckpt
+from tests.testing import programs
+from tests.testing.programs import PAGES, check_good, good, nothing_to_check
+from trio_ckpt.testing import Crashed, CrashFoundError, World, explore_crashes
+
+
+def test_a_program_that_is_right_survives_every_crash() -> None:
+    found = explore_crashes(good, check_good, schedules=20)
+    assert found.points.keys() == {"store", "files", "cancellation"}
+    assert min(found.points.values()) > 15
+    assert found.crashes.keys() == {"kill", "power", "cancel"}
+    singles = 2 * found.points["store"] + 2 * found.points["files"]
+    assert found.crash_points >= singles + 3 * found.points["cancellation"]
+    assert found.schedules == 20
+    assert not found.left_out
+    assert "nothing left out" in str(found)
+
+
+BROKEN: dict[str, tuple[Any, Any, Any, Any]] = {
+    "signal before durable": (
+        programs.tells_before_it_is_durable,
+        programs.tells_when_it_is_durable,
+        nothing_to_check,
+        programs.nothing_is_told_too_early,
+    ),
+    "output not synced": (
+        programs.forgets_to_sync,
+        programs.syncs,
+        programs.every_page_has_its_file,
+        None,
+    ),
+    "progress before output": (
+        programs.saves_before_it_writes,
+        programs.syncs,
+        programs.every_page_has_its_file,
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("broken", "mended", "check", "always"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_program_is_caught_and_fails_again_when_replayed(
+    broken: Any, mended: Any, check: Any, always: Any
+) -> None:
+    with pytest.raises(CrashFoundError) as caught:
+        explore_crashes(broken, check, always=always)
+    replay = caught.value.replay
+    assert f'replay="{replay}"' in str(caught.value)
+    for _ in range(2):
+        with pytest.raises(CrashFoundError) as again:
+            explore_crashes(broken, check, always=always, replay=replay)
+        assert str(again.value) == str(caught.value)
+    assert explore_crashes(mended, check, always=always, schedules=10).crash_points > 100
+
+
+def test_the_manner_of_the_crash_is_what_the_mistake_needs() -> None:
+    """A kill loses nothing that was written, so only a power cut shows a missing fsync."""
+    with pytest.raises(CrashFoundError) as caught:
+        explore_crashes(programs.forgets_to_sync, programs.every_page_has_its_file)
+    assert ",power," in caught.value.replay
+    assert "lost power" in str(caught.value)
+    with pytest.raises(CrashFoundError) as caught:
+        explore_crashes(programs.saves_before_it_writes, programs.every_page_has_its_file)
+    assert ",kill," in caught.value.replay
+    assert "killed" in str(caught.value)
+    assert isinstance(caught.value.__cause__, AssertionError)
+    assert isinstance(caught.value, AssertionError)
+
+
+def test_the_same_seed_explores_the_same() -> None:
+    first, second = (
+        explore_crashes(good, check_good, seed=7, points=("store",), schedules=5) for _ in range(2)
+    )
+    assert first.crashes == second.crashes
+    assert first.points == second.points
+    assert first.sessions == second.sessions
+
+
+# ------------------------------------------------------------------------- what it does not do
+
+
+def test_what_a_budget_leaves_out_is_said() -> None:
+    found = explore_crashes(good, check_good, crashes=40, schedules=10)
+    assert found.crash_points >= 40
+    assert sum(found.left_out.values()) + 40 == sum(
+        (2 * found.points["store"], 2 * found.points["files"], 3 * found.points["cancellation"], 10)
+    )
+    assert "LEFT OUT" in str(found)
+    assert found.schedules >= 1, "spread evenly, not the first ones"
+
+
+def test_what_the_time_limit_leaves_out_is_said() -> None:
+    found = explore_crashes(good, check_good, time_limit_s=0, schedules=3)
+    assert found.crash_points == 0
+    assert found.left_out["random schedules"] == 3
+    assert found.left_out["store points"] == 2 * found.points["store"]
+
+
+def test_only_the_points_that_are_asked_for() -> None:
+    found = explore_crashes(good, check_good, points=("store",), schedules=5)
+    assert found.crashes.keys() == {"kill", "power"}
+    with pytest.raises(ValueError, match="no kind of point"):
+        explore_crashes(good, check_good, points=("stores",))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "store:1", "store:1,cancel,seed 0", "disk:1,kill,seed 0"])
+def test_a_replay_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"crash|cancelled"):
+        explore_crashes(good, check_good, replay=text)
+
+
+def test_a_replay_of_another_program_is_noticed() -> None:
+    with pytest.raises(ValueError, match="another one than the plan was found for"):
+        explore_crashes(good, check_good, replay="store:9999,kill,seed 0")
+
+
+def test_what_fails_without_a_crash_is_raised_as_it_is() -> None:
+    def refuse(world: World) -> None:
+        raise KeyError("never right")
+
+    with pytest.raises(KeyError, match="never right"):
+        explore_crashes(good, refuse)
+
+    async def fails(world: World) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        explore_crashes(fails, nothing_to_check)
+
+
+def test_an_async_check_may_ask_the_store() -> None:
+    seen = []
+
+    async def check(world: World) -> None:
+        view = await world.store.load_run("run")
+        assert view is not None
+        seen.append(len(view.streams["pages",].progress.confirmed))
+
+    found = explore_crashes(good, check, points=("store",), schedules=0)
+    assert seen == [PAGES] * (found.crash_points + 1)
+
+
+# ----------------------------------------------------------------------------- the world itself
+
+
+def test_a_dying_program_changes_nothing_any_more() -> None:
+    kept: list[World] = []
+
+    async def program(world: World) -> None:
+        kept.append(world)
+        world.note("began")
+        try:
+            async with trio_ckpt.open_run("run", store=world.store):
+                pass
+        except BaseException:
+            for call in (
+                lambda: world.note("still here"),
+                lambda: world.files.write("f", b"x"),
+                lambda: world.files.read("f"),
+            ):
+                with pytest.raises(Crashed):
+                    call()
+            with trio.CancelScope(shield=True), pytest.raises(Crashed):
+                await world.store.list_runs()
+            raise
+
+    def check(world: World) -> None:
+        assert {what for (what,) in world.notes} == {"began"}
+        assert world.files.tree() == {}
+
+    explore_crashes(program, check, points=("store",), schedules=0)
+    with pytest.raises(Crashed):
+        kept[0].note("after the end")
+
+
+def test_a_program_that_sleeps_for_ever_after_a_crash_is_caught() -> None:
+    async def program(world: World) -> None:
+        if world.crashes:
+            await trio.sleep_forever()
+        await good(world)
+
+    with pytest.raises(CrashFoundError, match="waits for what never comes"):
+        explore_crashes(program, check_good, points=("store",))
+
+
+def test_a_program_that_cannot_even_be_cancelled_is_caught() -> None:
+    async def program(world: World) -> None:
+        with trio.CancelScope(shield=bool(world.crashes)):
+            if world.crashes:
+                await trio.sleep_forever()
+        await good(world)
+
+    with pytest.raises(CrashFoundError, match="waits for what never comes"):
+        explore_crashes(program, check_good, points=("store",))
+
+
+def test_the_log_of_the_library_is_kept_for_the_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def program(world: World) -> None:
+        logging.getLogger("trio_ckpt.run").warning("a word about it")
+        await good(world)
+
+    def check(world: World) -> None:
+        assert not world.crashes
+
+    with pytest.raises(CrashFoundError, match=r"the log: trio_ckpt\.run: a word"):
+        explore_crashes(program, check, points=("store",))
+    assert not caplog.records
+
+
+async def run_in_threads(world: World) -> None:
+    """Stage by stage, in threads of trio's pool, as a library for OCR would want it."""
+
+    def work(batch: trio_ckpt.Batch[int]) -> None:
+        path = trio.from_thread.run(batch.write_json, f"{batch.index}.json", batch.index)
+        trio.from_thread.run_sync(lambda: batch.complete(outputs=[path]))
+
+    async def handle(batch: trio_ckpt.Batch[int]) -> None:
+        with trio.fail_after(1):  # would fire if the clock jumped while the thread is out
+            await trio.to_thread.run_sync(work, batch)
+
+    async with (
+        trio_ckpt.open_run("run", store=world.store, output_dir=world.output_dir) as run,
+        run.open_stream("pages") as stream,
+    ):
+        await trio_ckpt.run_batches(stream, range(PAGES), handle, concurrency=2)
+
+
+def test_a_program_with_threads_of_its_own_is_explored_too() -> None:
+    def check(world: World) -> None:
+        assert list(world.progress("pages").confirmed) == list(range(PAGES))
+
+    found = explore_crashes(run_in_threads, check, crashes=100)
+    assert found.crash_points > 80

@@ -1,0 +1,351 @@
+"""Crash a program everywhere, and see that it gets through."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from functools import partial
+from typing import cast
+
+import attrs
+import trio
+
+from ._points import (
+    KINDS,
+    MANNERS,
+    CrashFoundError,
+    Fuse,
+    Kind,
+    LawBrokenError,
+    Manner,
+    Plan,
+    Point,
+    read_plan,
+    write_plan,
+)
+from ._session import End, Program, run_session
+from ._show import ProgressLine, quiet_log
+from ._world import Machine, World
+
+Check = Callable[[World], Awaitable[None] | None]
+
+DEFAULT_SCHEDULES = 50
+DEFAULT_TIME_LIMIT_S = 60.0
+MOST_CRASHES = 4  # of one random schedule: what two do not show, ten hardly do
+MAX_SEED = 10**6  # of random schedules: short enough to be typed
+
+
+@attrs.frozen
+class Exploration:
+    """What was tried.
+
+    Attributes:
+        points: How many points of each kind a session without a crash has.
+        crashes: How many sessions were ended from outside, by manner.
+        sessions: How many were run in all.
+        schedules: How many of the plans had several crashes.
+        not_reached: Crashes that were planned at points that a session did not come to.
+        left_out: How many plans there was no time for, or no budget, by kind.
+        duration_s: Real time.
+        seed: What everything follows from.
+    """
+
+    points: dict[Kind, int]
+    crashes: dict[Manner, int]
+    sessions: int
+    schedules: int
+    not_reached: int
+    left_out: dict[str, int]
+    duration_s: float
+    seed: int
+
+    @property
+    def crash_points(self) -> int:
+        """How many crashes there were."""
+        return sum(self.crashes.values())
+
+    def __str__(self) -> str:
+        manners = ", ".join(f"{times:,} {manner}" for manner, times in self.crashes.items())
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in self.points.items())
+        left = ", ".join(f"{number:,} of {name}" for name, number in self.left_out.items())
+        return (
+            f"{self.crash_points:,} crashes ({manners}) at {kinds} points and in "
+            f"{self.schedules:,} random schedules, {self.sessions:,} sessions, "
+            f"{self.duration_s:.1f} s, seed {self.seed}"
+            + (f"; LEFT OUT: {left}" if left else "; nothing left out")
+        )
+
+
+def explore_crashes(
+    program: Program,
+    check: Check,
+    *,
+    always: Callable[[World], None] | None = None,
+    seed: int = 0,
+    points: Collection[Kind] = KINDS,
+    schedules: int = DEFAULT_SCHEDULES,
+    time_limit_s: float = DEFAULT_TIME_LIMIT_S,
+    crashes: int | None = None,
+    replay: str | None = None,
+    how_to_replay: str = 'explore_crashes(..., replay="{}")',
+) -> Exploration:
+    """Prove a program crash-safe: crash it everywhere, start it again, look at what it leaves.
+
+    The program runs under trio's mock clock, with a store and files in memory, in an order
+    that follows from the seed.  First it runs undisturbed, which counts the points.  Then it
+    is crashed at each of them in turn and started again until it is done: at every call of the
+    store (before it takes effect, after it, after a part of it), at every durable operation
+    on files, and at every step of a task, killed and without power; at the steps it is also
+    cancelled.  Then come random schedules of several crashes.
+
+    After every crash some laws are looked at, see `docs/how-to/prove-crash-safety`; at the end
+    of every plan so is `check`.
+
+    Args:
+        program: Called with a new `World` for each session.  It must keep all that is to
+            survive in there.
+        check: Called when the program is done: raises where something is wrong; sync or async.
+        always: Called after every session, however it ended: raises where something is wrong
+            even though the program is not done.
+        seed: Everything follows from it.
+        points: The kinds of points.
+        schedules: How many random schedules of several crashes.
+        time_limit_s: Real time that this may take; what was left out is said.
+        crashes: At most so many plans, spread evenly; default: all there are.
+        replay: Only this plan, as a `CrashFoundError` names it.
+        how_to_replay: What the error tells people to do; ``{}`` is the plan.
+
+    Returns:
+        What was tried, and what was not.
+
+    Raises:
+        CrashFoundError: a crash that the program does not survive.
+        Exception: what the program or `check` raises without any crash.
+        ValueError: `replay` names no crash, or one that the program does not come to.
+    """
+    unknown = sorted(set(points) - set(KINDS))
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no kind of point; there are {', '.join(KINDS)}")
+    explorer = _Explorer(program, check, always, seed, how_to_replay)
+    with quiet_log() as explorer.said:
+        if replay is not None:
+            explorer.replay(read_plan(replay))
+            return explorer.result()
+        explorer.play(())
+        plans = _Plans(explorer.counts, points, seed, schedules, crashes)
+        deadline = explorer.began + time_limit_s
+        with ProgressLine(plans.total) as line:
+            for plan in plans.take():
+                if time.perf_counter() > deadline:
+                    plans.leave_out_rest(plan)
+                    break
+                explorer.play(plan)
+                line.step(explorer.crashed.total())
+    return explorer.result(plans.left_out)
+
+
+@attrs.define(eq=False)
+class _Plans:
+    """What is to be tried, in order: each point alone, then several together."""
+
+    counts: Counter[Kind]
+    points: Collection[Kind]
+    seed: int
+    schedules: int
+    limit: int | None
+    left_out: Counter[str] = attrs.field(factory=Counter[str], init=False)
+
+    @property
+    def _single(self) -> int:
+        return sum(self.counts[kind] * len(MANNERS[kind]) for kind in self.points)
+
+    @property
+    def total(self) -> int:
+        """How many there are."""
+        every = self._single + self.schedules
+        return every if self.limit is None else min(self.limit, every)
+
+    def take(self) -> Iterator[Plan]:
+        """All of them, or as many as the limit allows, evenly spread."""
+        every = self._single + self.schedules
+        taken = 0
+        for number, plan in enumerate(self._every()):
+            if (number + 1) * self.total // every > taken:
+                taken += 1
+                yield plan
+            else:
+                self.left_out[_name(plan)] += 1
+
+    def leave_out_rest(self, first: Plan) -> None:
+        """Count what there is no time for, from a plan on."""
+        is_left = False
+        for plan in self._every():
+            is_left = is_left or plan == first
+            if is_left:
+                self.left_out[_name(plan)] += 1
+
+    def _every(self) -> Iterator[Plan]:
+        for kind in KINDS:
+            if kind in self.points:
+                for number in range(1, self.counts[kind] + 1):
+                    for manner in MANNERS[kind]:
+                        yield (Point(kind, number, manner, self.seed),)
+        chance = random.Random(self.seed)  # noqa: S311  # chance that can be repeated
+        kinds = [kind for kind in KINDS if kind in self.points and self.counts[kind]]
+        for _ in range(self.schedules if kinds else 0):
+            times = chance.randint(2, MOST_CRASHES)
+            yield tuple(self._random_point(chance, chance.choice(kinds)) for _ in range(times))
+
+    def _random_point(self, chance: random.Random, kind: Kind) -> Point:
+        number = chance.randint(1, self.counts[kind])
+        return Point(kind, number, chance.choice(MANNERS[kind]), chance.randrange(MAX_SEED))
+
+
+def _name(plan: Plan) -> str:
+    return f"{plan[0].kind} points" if len(plan) == 1 else "random schedules"
+
+
+@attrs.define(eq=False)
+class _Explorer:
+    """Plays plans, and counts what they came to."""
+
+    program: Program
+    check: Check
+    always: Callable[[World], None] | None
+    seed: int
+    how_to_replay: str
+    said: list[str] = attrs.field(factory=list[str], init=False)
+    counts: Counter[Kind] = attrs.field(factory=Counter["Kind"], init=False)
+    crashed: Counter[Manner] = attrs.field(factory=Counter["Manner"], init=False)
+    sessions: int = attrs.field(default=0, init=False)
+    schedules: int = attrs.field(default=0, init=False)
+    not_reached: int = attrs.field(default=0, init=False)
+    began: float = attrs.field(factory=time.perf_counter, init=False)
+
+    def play(self, plan: Plan) -> None:
+        """Run the program through the crashes of a plan to its end.
+
+        Raises:
+            CrashFoundError: it does not get through.
+        """
+        story: list[str] = []
+        self.said.clear()
+        try:
+            self._play(plan, story)
+        except Exception as problem:
+            if not plan and not isinstance(problem, LawBrokenError):
+                raise
+            said = list(self.said)
+            is_repeatable = self._fails_again(plan)
+            raise self._found(plan, problem, story, said, is_repeatable=is_repeatable) from problem
+        self.schedules += len(plan) > 1
+
+    def replay(self, plan: Plan) -> None:
+        """The same for one plan that somebody asks for.
+
+        Raises:
+            ValueError: the program does not come to one of its points.
+        """
+        self.play(plan)
+        if self.not_reached:
+            raise ValueError(
+                f"{write_plan(plan)}: the program does not come to all of these points, so it is "
+                "another one than the plan was found for"
+            )
+
+    def _play(self, plan: Plan, story: list[str]) -> None:
+        machine = Machine()
+        for place, point in enumerate(plan):
+            end = self._session(machine, point.seed, point, story)
+            if end.fuse.where is None:
+                self.not_reached += len(plan) - place
+                break
+            self.crashed[point.manner] += 1
+            if end.is_done:
+                break
+        else:
+            story.append("started again, without a crash" if plan else "without a crash")
+            end = self._session(machine, plan[-1].seed if plan else self.seed, None, story)
+            if not plan:
+                self.counts = end.fuse.counts
+        self._finish(machine)
+
+    def _session(self, machine: Machine, seed: int, point: Point | None, story: list[str]) -> End:
+        self.sessions += 1
+        end = run_session(self.program, machine, seed, point)
+        if point is not None and end.fuse.where is not None:
+            story.append(f"{point}: {_say(point, end)}")
+            self.said.clear()  # what a dying program says is no clue
+        if end.error is not None:
+            raise end.error
+        machine.check()
+        if self.always is not None:
+            self.always(self._look(machine))
+        return end
+
+    def _finish(self, machine: Machine) -> None:
+        world = self._look(machine)
+        if inspect.iscoroutinefunction(self.check):
+            trio.run(cast("Callable[[World], Awaitable[None]]", self.check), world)
+        elif inspect.isawaitable(answer := self.check(world)):
+            trio.run(partial(_await, answer))
+
+    def _look(self, machine: Machine) -> World:
+        return World(machine, Fuse(), self.seed)
+
+    def _fails_again(self, plan: Plan) -> bool:
+        try:
+            self._play(plan, [])
+        except Exception:
+            return True
+        return False
+
+    def _found(
+        self,
+        plan: Plan,
+        problem: Exception,
+        story: list[str],
+        said: list[str],
+        *,
+        is_repeatable: bool,
+    ) -> CrashFoundError:
+        text = write_plan(plan)
+        lines = [str(problem) or type(problem).__name__]
+        if not isinstance(problem, AssertionError):
+            lines[0] = f"{type(problem).__name__}: {lines[0]}"
+        lines += [f"  {line}" for line in story]
+        lines += [f"  the log: {line}" for line in said]
+        if is_repeatable:
+            lines.append(f"  see it again: {self.how_to_replay.format(text)}")
+        else:
+            lines.append(
+                f"  it did not fail again when {text!r} was played once more: the program has "
+                "threads, real time or chance of its own"
+            )
+        return CrashFoundError("\n".join(lines), text)
+
+    def result(self, left_out: Counter[str] | None = None) -> Exploration:
+        """What was tried."""
+        return Exploration(
+            points=dict(self.counts),
+            crashes=dict(self.crashed),
+            sessions=self.sessions,
+            schedules=self.schedules,
+            not_reached=self.not_reached,
+            left_out=dict(left_out or {}),
+            duration_s=time.perf_counter() - self.began,
+            seed=self.seed,
+        )
+
+
+async def _await(answer: Awaitable[None]) -> None:
+    await answer
+
+
+def _say(point: Point, end: End) -> str:
+    """What happened at a point, in words."""
+    manner = {"kill": "killed", "power": "lost power", "cancel": ""}[point.manner]
+    return f"{manner} {end.fuse.where}".strip()

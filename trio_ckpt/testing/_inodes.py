@@ -1,0 +1,238 @@
+"""Files and folders in memory, and what a power cut may leave of them.
+
+Theory of operation
+===================
+
+A file remembers two contents: what is read now, and what was synced last, with the changes
+in between.  A folder remembers the same of its names.  A kill keeps what is read now: it is
+in the kernel's hands.  A power cut keeps what was synced, and of the changes after it any
+part, in any order, because the kernel writes back when and in what order it likes:
+
+* a write may arrive in part, by sectors of 512 bytes; a new size without its bytes, which
+  are zeros then;
+* a name may arrive before the content behind it, a rename before the data of the file that
+  it renames, as on ext4 with delayed allocation;
+* a new file, or a removed one, may be as if nothing had been done.
+
+A rename within one folder is there whole or not at all.  Between two
+folders the old name never goes before the new one is there: no file system with a journal
+loses a file that way.  Syncing a file says nothing of its name: POSIX promises no more.
+(Pillai et al., "All File Systems Are Not Created Equal", 2014, tells what real ones do.)
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+
+import attrs
+
+SECTOR_BYTES = 512  # what disks promise to write whole
+
+
+class Fate(enum.Enum):
+    """What kind of power cut it was."""
+
+    NOTHING = "nothing that was not synced is left"
+    NAMES = "names are left, the data behind them is not"
+    SOME = "a part of what was not synced is left"
+
+
+FATES = (Fate.NOTHING, Fate.NAMES, Fate.SOME)
+WEIGHTS = (2, 1, 2)  # the worst is the likeliest to show a missing fsync
+
+
+@attrs.frozen
+class Write:
+    """Bytes that were written at an offset."""
+
+    offset: int
+    data: bytes
+
+
+@attrs.frozen
+class Resize:
+    """A file that was cut, or made longer by zeros."""
+
+    size: int
+
+
+@attrs.define(eq=False)
+class File:
+    """A file, whatever its names.
+
+    Attributes:
+        number: Its inode's.
+        data: What is read.
+        mtime_ns: When it was changed.
+        links: How many names it has.
+        synced: What the disk is sure to have.
+        synced_mtime_ns: The same of its time.
+        pending: The changes since it was synced.
+    """
+
+    number: int
+    data: bytes = b""
+    mtime_ns: int = 0
+    links: int = 1
+    synced: bytes = b""
+    synced_mtime_ns: int = 0
+    pending: list[Write | Resize] = attrs.field(factory=list[Write | Resize])
+
+    def change(self, change: Write | Resize, now_ns: int) -> None:
+        """Change what is read."""
+        self.data = changed(self.data, change)
+        self.mtime_ns = now_ns
+        self.pending.append(change)
+
+    def sync(self, *, with_time: bool = True) -> None:
+        """Make the disk have it; `fdatasync` leaves the time out."""
+        self.synced = self.data
+        self.pending.clear()
+        if with_time:
+            self.synced_mtime_ns = self.mtime_ns
+
+
+@attrs.define(eq=False)
+class Renaming:
+    """Names of one folder that were changed together.
+
+    Attributes:
+        names: The new ones; None: it is gone.
+        folder: Whose names they are.
+        after: What has to be on the disk before this: the new name of a file, of which this
+            takes the old one away.
+    """
+
+    names: dict[str, File | Folder | None]
+    folder: Folder
+    after: Renaming | None = None
+    is_kept: bool | None = None  # None: not decided; True: on the disk for sure
+
+
+@attrs.define(eq=False)
+class Folder:
+    """A folder; the attributes are as those of `File`."""
+
+    number: int
+    mtime_ns: int = 0
+    entries: dict[str, File | Folder] = attrs.field(factory=dict[str, "File | Folder"])
+    synced: dict[str, File | Folder] = attrs.field(factory=dict[str, "File | Folder"])
+    pending: list[Renaming] = attrs.field(factory=list[Renaming])
+
+    def rename(
+        self, names: dict[str, File | Folder | None], now_ns: int, after: Renaming | None = None
+    ) -> Renaming:
+        """Change names."""
+        _rename(self.entries, names)
+        self.mtime_ns = now_ns
+        change = Renaming(names, self, after)
+        self.pending.append(change)
+        return change
+
+    def sync(self) -> None:
+        """Make the disk have its names as they are."""
+        for change in self.pending:
+            change.is_kept = True
+            if change.after is not None and change.after.is_kept is None:
+                change.after.folder.sync()  # a journal has both in one transaction
+        self.synced = dict(self.entries)
+        self.pending.clear()
+
+
+def changed(data: bytes, change: Write | Resize) -> bytes:
+    """A content after a change."""
+    if isinstance(change, Resize):
+        return data[: change.size].ljust(change.size, b"\0")
+    end = change.offset + len(change.data)
+    return data[: change.offset].ljust(change.offset, b"\0") + change.data + data[end:]
+
+
+def after_power_cut(root: Folder, chance: random.Random) -> Folder:
+    """The tree as the next start finds it; all of it is on the disk then."""
+    (fate,) = chance.choices(FATES, WEIGHTS)
+    return _Cut(chance, fate).folder(root)
+
+
+@attrs.define(eq=False)
+class _Cut:
+    """One power cut: decides for every change whether it arrived."""
+
+    chance: random.Random
+    fate: Fate
+    _found: dict[int, File | Folder] = attrs.field(factory=dict[int, "File | Folder"], init=False)
+    _decided: dict[int, bool] = attrs.field(factory=dict[int, bool], init=False)
+
+    def node(self, node: File | Folder) -> File | Folder:
+        """What is left of a file or a folder; one with two names is one."""
+        found = self._found.get(node.number)
+        if found is None:
+            found = self.folder(node) if isinstance(node, Folder) else self.file(node)
+            self._found[node.number] = found
+        elif isinstance(found, File):
+            found.links += 1
+        return found
+
+    def folder(self, folder: Folder) -> Folder:
+        names = dict(folder.synced)
+        for change in folder.pending:
+            if self._keeps(change):
+                _rename(names, change.names)
+        entries = {name: self.node(node) for name, node in names.items()}
+        return Folder(folder.number, folder.mtime_ns, entries, dict(entries))
+
+    def _keeps(self, change: Renaming) -> bool:
+        if change.after is not None and not self._keeps(change.after):
+            return False
+        if change.is_kept is True:
+            return True
+        return self._decide(change)
+
+    def _decide(self, change: Renaming) -> bool:
+        """Once for each change, since another folder may ask about it, too."""
+        known = self._decided.get(id(change))
+        if known is None:
+            known = self.fate is Fate.NAMES or (
+                self.fate is Fate.SOME and self.chance.random() < 0.5
+            )
+            self._decided[id(change)] = known
+        return known
+
+    def file(self, file: File) -> File:
+        if not file.pending and file.mtime_ns == file.synced_mtime_ns:
+            return File(file.number, file.data, file.mtime_ns, 1, file.data, file.mtime_ns)
+        data = file.synced
+        if self.fate is Fate.SOME:
+            for change in file.pending:
+                data = self._arrived(data, change)
+        if self.fate is not Fate.NOTHING and self.chance.random() < 0.5:
+            data = data.ljust(len(file.data), b"\0")  # the size came without the bytes
+        mtime_ns = self.chance.choice([file.mtime_ns, file.synced_mtime_ns])
+        return File(file.number, data, mtime_ns, 1, data, mtime_ns)
+
+    def _arrived(self, data: bytes, change: Write | Resize) -> bytes:
+        """A content after as much of a change as came through."""
+        share = self.chance.choice([0.0, 0.5, 1.0])
+        if isinstance(change, Resize):
+            return changed(data, change) if share else data
+        start = change.offset
+        for end in _sector_ends(start, start + len(change.data)):
+            if self.chance.random() < share:
+                piece = change.data[start - change.offset : end - change.offset]
+                data = changed(data, Write(start, piece))
+            start = end
+        return data
+
+
+def _sector_ends(start: int, stop: int) -> list[int]:
+    """Where the sectors of a range end."""
+    first = (start // SECTOR_BYTES + 1) * SECTOR_BYTES
+    return [*range(first, stop, SECTOR_BYTES), stop]
+
+
+def _rename(entries: dict[str, File | Folder], names: dict[str, File | Folder | None]) -> None:
+    for name, node in names.items():
+        if node is None:
+            entries.pop(name, None)
+        else:
+            entries[name] = node

@@ -1,0 +1,149 @@
+"""Where a program is made to crash: points, how they are written, and how they are reached."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Literal, cast, get_args
+
+import attrs
+
+from .._errors import TrioCkptError
+
+Kind = Literal["store", "files", "cancellation"]
+Manner = Literal["kill", "power", "cancel"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+MANNERS: dict[Kind, tuple[Manner, ...]] = {
+    "store": ("kill", "power"),
+    "files": ("kill", "power"),
+    "cancellation": ("kill", "power", "cancel"),
+}
+"""What can happen at a point of each kind; whoever can be cancelled can be killed, too."""
+
+_WHERE: dict[Kind, str] = {"store": "", "files": "before it could ", "cancellation": ""}
+NO_CRASH = "none"  # how a plan without a crash is written
+
+_POINT = re.compile(r"(store|files|cancellation):(\d{1,9}),(kill|power|cancel),seed (\d{1,18})")
+
+
+@attrs.frozen
+class Point:
+    """One crash: at the `number`-th point of its kind, counted from 1 in each session.
+
+    Attributes:
+        kind: A call of the store, an operation on files, or a step of a task.
+        number: Which.
+        manner: Killed, without power, or cancelled.
+        seed: Of trio's scheduler in that session, and of what a power cut leaves.
+    """
+
+    kind: Kind
+    number: int
+    manner: Manner
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.number},{self.manner},seed {self.seed}"
+
+
+Plan = tuple[Point, ...]
+
+
+def write_plan(plan: Plan) -> str:
+    """The text that `read_plan` reads."""
+    return "; ".join(map(str, plan)) or NO_CRASH
+
+
+def read_plan(text: str) -> Plan:
+    """The crashes that a text names, one for each session: ``store:17,power,seed 3; …``.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    if text.strip() == NO_CRASH:
+        return ()
+    plan: list[Point] = []
+    for part in text.split(";"):
+        found = _POINT.fullmatch(part.strip())
+        if found is None:
+            raise ValueError(f"{part.strip()!r} is no crash; one is 'store:17,power,seed 3'")
+        kind, manner = cast("Kind", found[1]), cast("Manner", found[3])
+        if manner not in MANNERS[kind]:
+            raise ValueError(f"{part.strip()!r}: at {kind} a program is not cancelled")
+        plan.append(Point(kind, int(found[2]), manner, int(found[4])))
+    return tuple(plan)
+
+
+class Crashed(BaseException):
+    """What a dying program gets from everything that it still calls; catch it nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__("the program has crashed: nothing that it calls has an effect any more")
+
+
+class LawBrokenError(AssertionError):
+    """What every program is promised does not hold; the message says what."""
+
+
+class CrashFoundError(TrioCkptError, AssertionError):
+    """A crash that the program does not survive; its ``__cause__`` is what was noticed.
+
+    Attributes:
+        replay: Names the crash: give it to `explore_crashes` as ``replay=``.
+    """
+
+    def __init__(self, message: str, replay: str) -> None:
+        super().__init__(message)
+        self.replay = replay
+
+
+@attrs.define(eq=False)
+class Fuse:
+    """Counts the points of one session, and blows at one of them.
+
+    Attributes:
+        point: Where to blow; None: nowhere.
+        on_blow: Called when it does: takes down what is there at that moment.
+        counts: The points so far, by kind.
+        where: Where it blew, in words.
+        is_blown: Whether the program is dead.
+    """
+
+    point: Point | None = None
+    on_blow: Callable[[], None] = lambda: None
+    counts: Counter[Kind] = attrs.field(factory=Counter["Kind"])
+    where: str | None = None
+    is_blown: bool = False
+
+    def check_alive(self) -> None:
+        """Raise if the program is dead.
+
+        Raises:
+            Crashed: it is.
+        """
+        if self.is_blown:
+            raise Crashed
+
+    def is_next(self, kind: Kind) -> bool:
+        """Whether the next point of a kind is the one."""
+        point = self.point
+        return point is not None and point.kind == kind and point.number == self.counts[kind] + 1
+
+    def reach(self, kind: Kind, verb: str, name: str = "") -> None:
+        """Pass a point, or die there.
+
+        Raises:
+            Crashed: the program is dead.
+        """
+        self.check_alive()
+        if self.is_next(kind):
+            self.blow(f"{_WHERE[kind]}{verb} {name}".rstrip())
+            raise Crashed
+        self.counts[kind] += 1
+
+    def blow(self, where: str) -> None:
+        """Kill the program here."""
+        self.where, self.is_blown = where, True
+        self.on_blow()

@@ -1,0 +1,266 @@
+"""The world of a program that is made to crash: a store, files, and notes that survive."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import attrs
+
+from .._progress import Progress
+from .._values import StreamKey
+from ..abc import Store
+from ..outputs import SystemPath
+from ..stores import MemoryStore
+from ._crash_store import CrashStore
+from ._files import Loss, MemoryFiles
+from ._inodes import File, Folder
+from ._ledger import Ledger
+from ._points import Fuse, LawBrokenError, Manner
+
+OUTPUT_DIR = "/output"
+
+Note = tuple[Any, ...]
+
+
+class WorldFiles:
+    """Files of the program's own, as plain blocking functions.
+
+    Paths are relative to the output folder, or absolute.  Nothing is durable before it is
+    synced: a file by its name, a folder, that is the names in it, likewise.
+    """
+
+    def __init__(self, files: MemoryFiles) -> None:
+        self._files = files
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace the content of a file, or make it; folders on the way are made.
+
+        Durability: none, see `fsync`.
+        """
+        folder = posixpath.dirname(_absolute(path))
+        self.mkdir(folder)
+        self._with(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, lambda fd: self._put(fd, data, 0))
+
+    def append(self, path: str, data: bytes) -> None:
+        """Write behind what is there; else as `write`."""
+        self.mkdir(posixpath.dirname(_absolute(path)))
+
+        def put(fd: int) -> None:
+            self._put(fd, data, self._files.fstat(fd).st_size)
+
+        self._with(path, os.O_WRONLY | os.O_CREAT, put)
+
+    def fsync(self, path: str) -> None:
+        """Make the content of a file, or the names in a folder, survive a power cut."""
+        self._with(path, os.O_RDONLY, self._files.fsync)
+
+    def rename(self, path: str, goal: str) -> None:
+        """Give a file another name, in place of the file that has it."""
+        root = self._files.open("/", os.O_RDONLY)
+        try:
+            names = (_absolute(path)[1:], _absolute(goal)[1:])
+            self._files.rename(*names, src_dir_fd=root, dst_dir_fd=root)
+        finally:
+            self._files.close(root)
+
+    def unlink(self, path: str) -> None:
+        """Remove a file."""
+        root = self._files.open("/", os.O_RDONLY)
+        try:
+            self._files.unlink(_absolute(path), dir_fd=root)
+        finally:
+            self._files.close(root)
+
+    def mkdir(self, path: str) -> None:
+        """Make a folder and those above it, as far as they are not there."""
+        root = self._files.open("/", os.O_RDONLY)
+        try:
+            at = ""
+            for part in filter(None, _absolute(path).split("/")):
+                at = f"{at}/{part}"
+                if self._files.find(at) is None:
+                    self._files.mkdir(at, dir_fd=root)
+        finally:
+            self._files.close(root)
+
+    def read(self, path: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        found: list[bytes] = []
+
+        def take(fd: int) -> None:
+            found.append(self._files.pread(fd, self._files.fstat(fd).st_size, 0))
+
+        self._with(path, os.O_RDONLY, take)
+        return found[0]
+
+    def exists(self, path: str) -> bool:
+        """Whether a file or a folder has this name."""
+        self._files.check_alive()
+        return self._files.find(_absolute(path)) is not None
+
+    def names(self, folder: str = "") -> list[str]:
+        """The names in a folder; none where there is no folder."""
+        self._files.check_alive()
+        node = self._files.find(_absolute(folder))
+        return sorted(node.entries) if isinstance(node, Folder) else []
+
+    def tree(self) -> dict[str, bytes]:
+        """Every file below the output folder, by its path in it."""
+        self._files.check_alive()
+        found: dict[str, bytes] = {}
+        _gather(self._files.find(OUTPUT_DIR), "", found)
+        return found
+
+    def _put(self, fd: int, data: bytes, offset: int) -> None:
+        self._files.pwrite(fd, memoryview(data), offset)
+
+    def _with(self, path: str, flags: int, use: Callable[[int], None]) -> None:
+        fd = self._files.open(_absolute(path), flags)
+        try:
+            use(fd)
+        finally:
+            self._files.close(fd)
+
+
+def _absolute(path: str) -> str:
+    return posixpath.join(OUTPUT_DIR, path)
+
+
+def _gather(node: File | Folder | None, path: str, found: dict[str, bytes]) -> None:
+    if isinstance(node, File):
+        found[path] = node.data
+    elif node is not None:
+        for name, entry in sorted(node.entries.items()):
+            _gather(entry, f"{path}/{name}" if path else name, found)
+
+
+@attrs.define(eq=False)
+class Machine:
+    """What is left of a world when a program has died: the disk, the ledger, the notes.
+
+    Attributes:
+        store: What the next session finds.
+        files: The same of files.
+        ledger: What was promised.
+        notes: What the program has noted.
+        crashes: How often a session was ended from outside.
+        sessions: How many have begun.
+    """
+
+    store: MemoryStore = attrs.field(factory=MemoryStore)
+    files: MemoryFiles = attrs.field(factory=MemoryFiles)
+    ledger: Ledger = attrs.field(factory=Ledger)
+    notes: list[Note] = attrs.field(factory=list[Note])
+    crashes: int = 0
+    sessions: int = 0
+
+    def crash(self, manner: Manner, seed: int) -> None:
+        """Take down what the next session finds."""
+        loss: Loss = "power" if manner == "power" else "kill"
+        self.store = self.store.after_crash()
+        self.files = self.files.after_crash(loss, random.Random(seed))  # noqa: S311  # chance that can be repeated
+        self.ledger.crash()
+
+    def end_session(self) -> None:
+        """A program has ended by itself: what it had opened or locked is let go of."""
+        self.files = self.files.after_crash("kill", random.Random(0))  # noqa: S311  # chance that can be repeated
+        self.store = self.store.after_crash()
+        self.ledger.end_session()
+
+    async def check_given_back(self) -> None:
+        """See that the program that has ended owns nothing any more.
+
+        Raises:
+            LawBrokenError: it does.
+        """
+        handle = self.store.reopen()
+        for run_id in self.ledger.run_ids:
+            if await handle.read_owner(run_id) is not None:
+                raise LawBrokenError(f"the program has ended, and still owns run {run_id!r}")
+
+    def check(self) -> None:
+        """See that all laws hold.
+
+        Raises:
+            LawBrokenError: one does not.
+        """
+
+        def read(path: str) -> bytes | None:
+            node = self.files.find(path)
+            return node.data if isinstance(node, File) else None
+
+        def is_mine(folder: str) -> bool:
+            return folder == OUTPUT_DIR or folder.startswith(f"{OUTPUT_DIR}/")
+
+        problem = self.ledger.check(read, is_mine)
+        if problem is not None:
+            raise LawBrokenError(problem)
+
+
+class World:
+    """What a program works on while `explore_crashes` makes it crash; new for each session.
+
+    After a crash it is frozen: whatever the dying program still calls changes nothing, and
+    raises `Crashed`.
+
+    Attributes:
+        store: Give it to `open_run` as ``store=``.
+        output_dir: Likewise, as ``output_dir=``.
+        files: For files of the program's own.
+    """
+
+    store: Store
+    output_dir: SystemPath
+    files: WorldFiles
+
+    def __init__(self, machine: Machine, fuse: Fuse, seed: int) -> None:
+        self._machine = machine
+        self._fuse = fuse
+        machine.store = machine.store.reopen()
+        machine.files.check_alive = fuse.check_alive
+        machine.files.reach = partial(fuse.reach, "files")
+        self.store = CrashStore(machine.store, fuse, machine.ledger.saved, seed)
+        self.output_dir = SystemPath(OUTPUT_DIR, machine.files)
+        self.files = WorldFiles(machine.files)
+
+    def note(self, *what: Any) -> None:
+        """Note a fact for the check; it survives whatever happens.
+
+        Args:
+            what: Its parts, ``world.note("ran", batch.index)``, say.
+        """
+        self._fuse.check_alive()
+        self._machine.notes.append(what)
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """Everything that was noted in all sessions, in order."""
+        return tuple(self._machine.notes)
+
+    def count(self, *what: Any) -> int:
+        """How often exactly this was noted."""
+        return self._machine.notes.count(what)
+
+    @property
+    def crashes(self) -> int:
+        """How often a session was ended from outside so far."""
+        return self._machine.crashes
+
+    def progress(self, *parts: str, run_id: str | None = None) -> Progress:
+        """What is durable of a stream at this moment, whatever the program believes.
+
+        Args:
+            parts: Its key.
+            run_id: The run; may be left out where there is one.
+        """
+        key: StreamKey = parts
+        return self._machine.ledger.progress(run_id, key)
