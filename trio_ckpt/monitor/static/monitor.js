@@ -203,7 +203,6 @@ function drawRun() {
   show($("action-retry"), !run.running);
   show($("actions-panel"), state.runs.actions && (run.seen === "inside" || !run.running));
   drawAges();
-  announce();
 }
 
 function eta(run) {
@@ -270,6 +269,7 @@ function drawAges() {
   text($("pending-note"), notes.join(" "));
   show($("pending-note"), notes.length > 0);
   for (const cell of document.querySelectorAll("[data-ago]")) text(cell, ago(cell.dataset.ago));
+  announce();
 }
 
 function drawFailures() {
