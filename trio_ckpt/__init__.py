@@ -2,6 +2,7 @@
 
 The floor plan; a file imports only from floors below its own:
 
+    L6  remote/     a foreman, workers, clients       engines/    the same, without a server
     L5  _loops      run_batches                       progress    a live display
         _drift      files against records             _maintain   for commands
         _archive, _export, _import                    _explain    what a resume would do

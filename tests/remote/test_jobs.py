@@ -316,6 +316,18 @@ async def test_another_worker_goes_on_with_the_last_saved_state(
     assert len(steps) <= STEPS + 3
 
 
+async def test_states_go_when_their_item_is_done_not_only_with_the_job(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_site(MemoryStore()) as site:
+        await site.start_worker("a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(train, site, [1, 2])
+            await trio.sleep(STEPS + 5)
+            runs = [run.run_id for run in await site.store.list_runs()]
+            assert runs == ["job-t", "job-t.000001"]
+
+
 async def test_what_waits_for_the_store_keeps_its_credit(autojump_clock: MockClock) -> None:
     """While a save is not done the worker may not send as much more: memory is bounded by the
     window, however slow the store is."""
