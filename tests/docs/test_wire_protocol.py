@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from trio_ckpt.remote import _frames, _messages, _protocol
+from trio_ckpt.remote import _frames, _message, _messages, _protocol
 from trio_ckpt.remote._faults import FAULTS
 from trio_ckpt.remote._messages import MESSAGES, JobOptions
 from trio_ckpt.remote._protocol import PHASES, TASKS, Role
@@ -109,12 +109,12 @@ def test_the_table_of_tasks() -> None:
 
 @pytest.mark.parametrize("row", table("limit"), ids=lambda row: row[0])
 def test_a_limit_is_as_the_code_has_it(row: list[str]) -> None:
-    modules = (_messages, _frames, _protocol)
+    modules = (_message, _frames, _protocol)
     assert {vars(module)[row[0]] for module in modules if row[0] in vars(module)} == {int(row[1])}
 
 
 def test_every_limit_is_on_the_page() -> None:
-    names = {name for name in vars(_messages) if re.fullmatch(r"MAX_[A-Z]+(?:_[A-Z]+)*", name)}
+    names = {name for name in vars(_message) if re.fullmatch(r"MAX_[A-Z]+(?:_[A-Z]+)*", name)}
     on_page = {row[0] for row in table("limit")} | {"MAX_RUN_ID_CHARS"}
     assert names - on_page == {"MAX_SMALL_BYTES", "MAX_MESSAGE_BYTES"}  # in the table of kinds
     assert str(_messages.MAX_SMALL_BYTES) in TEXT

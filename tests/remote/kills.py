@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -100,14 +99,23 @@ class Cast:
                 *(str(ITEMS), str(INTERVAL_S), SECRET),
             ],
         }[kind]
-        return subprocess.Popen(
-            arguments,
-            cwd=ROOT,
-            env=self.env,
-            text=True,
-            stdout=subprocess.PIPE if kind == "client" else subprocess.DEVNULL,
-            stderr=(self.folder / f"{kind}.err").open("a"),
-        )
+        with (self.folder / f"{kind}.err").open("a") as errors:
+            return subprocess.Popen(
+                arguments,
+                cwd=ROOT,
+                env=self.env,
+                text=True,
+                stdout=subprocess.PIPE if kind == "client" else subprocess.DEVNULL,
+                stderr=errors,
+            )
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kill one, and let go of it."""
+    process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def free_port() -> int:
@@ -134,12 +142,12 @@ def run_schedule(seed: int, folder: Path) -> Outcome:
                 if client.returncode == 0:
                     seconds = time.monotonic() - started
                     return Outcome(output.strip(), kills, read_steps(folder), seconds)
+                end(client)
                 running[place] = ("client", cast.start("client"))
             if time.monotonic() > next_kill and sum(kills.values()) < 6:
                 victim = rng.randrange(len(running))
                 kind, process = running[victim]
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+                end(process)  # with SIGKILL
                 kills[kind] += 1
                 time.sleep(rng.choice([0.0, 0.0, 0.5]))
                 running[victim] = (kind, cast.start(kind))
@@ -149,10 +157,7 @@ def run_schedule(seed: int, folder: Path) -> Outcome:
         raise AssertionError(f"seed {seed} has not ended; {dict(kills)}; {errors}")
     finally:
         for _kind, process in running:
-            process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            end(process)
 
 
 def read_steps(folder: Path) -> Counter[tuple[int, int]]:
