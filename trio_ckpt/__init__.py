@@ -107,6 +107,11 @@ from ._statistics import (
 )
 from ._stream import Stream as Stream
 from ._token import CheckpointToken as CheckpointToken, TokenState as TokenState
-from ._tracing import trace_batches as trace_batches
+from ._tracing import (
+    TaskTracer as TaskTracer,
+    trace_batches as trace_batches,
+    trace_context as trace_context,
+    trace_tasks as trace_tasks,
+)
 from ._walk import Batches as Batches
 from .state import Frontier as Frontier, StateChangedError as StateChangedError

@@ -100,7 +100,8 @@ class Site:
     async def start_worker(
         self, name: str, *, slots: int = 1, allow: tuple[str, ...] = ALLOW, **settings: Any
     ) -> Worker:
-        worker = Worker(SECRET, allow, slots, name, settings.pop("patience_s", 600.0))
+        patience_s = settings.pop("patience_s", 600.0)
+        worker = Worker(SECRET, allow, slots, name, patience_s, settings.pop("tracer", None))
         self.workers[name] = worker
         await self.nursery.start(self._run_worker, name, worker)
         return worker

@@ -210,7 +210,8 @@ class Client:
             keep_checkpoints: Whether saved states stay when their item is done.
             job_id: A name, ``job-…``: whoever maps the same again under it gets the results of
                 what was done, and the rest is done.
-            trace: Passed on to ``work.trace``.
+            trace: Passed on to ``work.trace``; `trio_ckpt.trace_context` gives that of
+                OpenTelemetry, and workers that trace go on with it.
 
         Returns:
             One result for each item; with ``errors="collect"`` a `TaskFailedError` where one was

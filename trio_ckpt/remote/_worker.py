@@ -17,6 +17,7 @@ import attrs
 import trio
 
 from .._gate import leaves_of
+from .._tracing import TaskTracer
 from ._item import Item
 from ._line import PATIENCE_S, Line
 from ._link import Link
@@ -35,6 +36,7 @@ from ._messages import (
     ReleaseTask,
     StoreReply,
     TaskAck,
+    TaskFailed,
     TaskMessage,
 )
 from ._protocol import Role, TaskPhase
@@ -63,6 +65,7 @@ class Worker:
         slots: How many items it takes at a time.
         name: What people call it.
         patience_s: How long functions go on without a connection.
+        tracer: Makes spans; None: none.
         items: What it has.
     """
 
@@ -71,6 +74,7 @@ class Worker:
     slots: int
     name: str
     patience_s: float
+    tracer: TaskTracer | None = None
     items: dict[str, Item] = attrs.field(factory=dict[str, Item], init=False)
     _peer_id: str = attrs.field(factory=partial(secrets.token_hex, 16), init=False)
     _calls: itertools.count[int] = attrs.field(factory=itertools.count, init=False)
@@ -211,7 +215,10 @@ class Worker:
             nursery.start_soon(self._work_on, item)
 
     async def _work_on(self, item: Item) -> None:
-        await item.run(self.allow)
+        if self.tracer is None:
+            await item.run(self.allow)
+        else:
+            await _run_traced(item, self.allow, self.tracer)
         if item.last_word is not None:
             self._say(item.last_word(item.line.lease))
         if item.line.lost is not None and self._session is not None and self._session.link is None:
@@ -237,6 +244,22 @@ class Worker:
                 item.report()
 
 
+async def _run_traced(item: Item, allow: tuple[str, ...], tracer: TaskTracer) -> None:
+    assigned = item.assigned
+    attributes: dict[str, str | int] = {
+        "trio_ckpt.job": assigned.job_id,
+        "trio_ckpt.task": assigned.task_id,
+        "trio_ckpt.index": assigned.index,
+        "trio_ckpt.attempt": assigned.attempt,
+        "code.function": assigned.function,
+    }
+    with tracer.span(attributes, assigned.trace) as failed:
+        await item.run(allow)
+        last = None if item.last_word is None else item.last_word(assigned.lease)
+        if isinstance(last, TaskFailed):
+            failed(f"{last.error.type}: {last.error.message}")
+
+
 def _nothing() -> None:
     """Progress is looked at every so often."""
 
@@ -251,6 +274,7 @@ async def run_worker(
     ssl_context: ssl.SSLContext | None = None,
     grace_s: float = DEFAULT_GRACE_S,
     patience_s: float = PATIENCE_S,
+    tracer: TaskTracer | None = None,
     handle_signals: bool | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -269,6 +293,7 @@ async def run_worker(
         ssl_context: For ``wss:``; default: the system's authorities.
         grace_s: How long a stop waits for functions to come to a point and save.
         patience_s: How long functions go on without a connection.
+        tracer: From `trio_ckpt.trace_tasks`: a span of OpenTelemetry for each attempt.
         handle_signals: Stop in good order on SIGINT and SIGTERM.  Default: in the main thread.
         task_status: Told when it is let in for the first time.
 
@@ -285,7 +310,9 @@ async def run_worker(
         raise ValueError(f"slots is from 1 to {MAX_SLOTS}, not {slots}")
     if isinstance(allow, str) or not 0 < len(allow) <= MAX_ALLOWED:
         raise ValueError(f"allow is the names of 1 to {MAX_ALLOWED} modules, not {allow!r}")
-    worker = Worker(check_secret(secret), tuple(allow), slots, name or peer_name(), patience_s)
+    worker = Worker(
+        check_secret(secret), tuple(allow), slots, name or peer_name(), patience_s, tracer
+    )
     if handle_signals is None:
         handle_signals = threading.current_thread() is threading.main_thread()
     failure: BaseException | None = None
