@@ -8,6 +8,7 @@ import time
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from trio_ckpt import _threads
@@ -169,3 +170,30 @@ def test_program_that_ends_first_is_no_trouble() -> None:
     trio.run(again)
     assert ended.is_set()
     worker.stop()
+
+
+async def test_inline_calls_need_no_thread(autojump_clock: MockClock) -> None:
+    """What is in memory is called right here, and others still run around it."""
+    _threads.runs_inline.set(True)
+    worker, here = WorkerThread("test"), threading.get_ident()
+    for run in (run_blocking, worker.run):
+        with trio.testing.assert_checkpoints():
+            assert await run(threading.get_ident) == here
+        with pytest.raises(ZeroDivisionError):
+            await run(divmod, 1, 0)
+        calls: list[int] = []
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await run(calls.append, 1)
+        assert scope.cancelled_caught
+        assert not calls, "a call that has not begun is not made"
+
+
+async def test_inline_calls_keep_the_order_they_came_in(autojump_clock: MockClock) -> None:
+    _threads.runs_inline.set(True)
+    worker, order = WorkerThread("test"), list[int]()
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(lambda n=number: worker.run(order.append, n))
+            await trio.testing.wait_all_tasks_blocked()
+    assert order == [0, 1, 2, 3, 4]

@@ -13,7 +13,7 @@ import pytest
 
 from tests.outputs.faulty import FaultySystem, Killed, files_in, sha256
 from trio_ckpt._errors import OutputError
-from trio_ckpt.outputs import AppendFile, Output, OutputDir, System
+from trio_ckpt.outputs import AppendFile, Output, OutputDir, System, SystemPath
 from trio_ckpt.outputs._dir import HASH_CHUNK_BYTES
 from trio_ckpt.outputs._names import TEMP_NAME, temp_name
 
@@ -394,3 +394,27 @@ def test_a_new_file_that_is_not_committed_leaves_nothing(outdir: OutputDir, root
     file.close()
     file.close()
     assert files_in(root) == {"a/f": b"old"}
+
+
+def test_the_names_in_the_folder_itself_are_told(outdir: OutputDir) -> None:
+    outdir.write("b/f", b"1")
+    outdir.write("a", b"2")
+    assert outdir.names() == ["a", "b"]
+
+
+def test_a_path_may_bring_its_system_along(root: Path) -> None:
+    class Counting(System):
+        opened = 0
+
+        def open(self, path: str, flags: int, *, dir_fd: int | None = None) -> int:
+            self.opened += 1
+            return super().open(path, flags, dir_fd=dir_fd)
+
+    system = Counting()
+    place = SystemPath(str(root), system) / "inner"
+    assert os.fspath(place) == str(place) == f"{root}/inner"
+    outdir = OutputDir.open(place)
+    outdir.write("f", b"1")
+    outdir.close()
+    assert system.opened > 2
+    assert (root / "inner" / "f").read_bytes() == b"1"

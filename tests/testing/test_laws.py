@@ -96,7 +96,6 @@ MISTAKES: list[tuple[Callable[[Patch], None], str]] = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:the token of batch:ResourceWarning")  # of what is left pending
 @pytest.mark.parametrize(
     ("mistake", "law"), MISTAKES, ids=[mistake.__name__ for mistake, _ in MISTAKES]
 )

@@ -194,7 +194,7 @@ class _Plans:
                     for manner in MANNERS[kind]:
                         yield (Point(kind, number, manner, self.seed),)
         chance = random.Random(self.seed)  # noqa: S311  # chance that can be repeated
-        kinds = [kind for kind in KINDS if kind in self.points and self.counts[kind]]
+        kinds: list[Kind] = [k for k in KINDS if k in self.points and self.counts[k]]
         for _ in range(self.schedules if kinds else 0):
             times = chance.randint(2, MOST_CRASHES)
             yield tuple(self._random_point(chance, chance.choice(kinds)) for _ in range(times))

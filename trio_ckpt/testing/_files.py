@@ -82,8 +82,8 @@ class MemoryFiles(System):
     _opened: dict[int, _Open] = attrs.field(factory=dict[int, _Open], init=False)
     _locks: dict[int, int] = attrs.field(factory=dict[int, int], init=False)  # inode -> fd
     _next_fd: int = attrs.field(default=FIRST_FD, init=False)
-    _next_inode: int = 2
-    _now_ns: int = FIRST_TIME_NS
+    _next_inode: int = attrs.field(default=2, alias="next_inode")
+    _now_ns: int = attrs.field(default=FIRST_TIME_NS, alias="now_ns")
 
     def after_crash(self, loss: Loss, chance: random.Random) -> MemoryFiles:
         """The tree as the next start finds it; this one is of no use any more.

@@ -131,6 +131,7 @@ class Ledger:
             if token.is_pending:
                 name = _name(token.run_id, token.stream, token.batch_index)
                 self.broken = self.broken or f"the program has ended, and {name} is still pending"
+                move(token, TokenEvent.REJECT, CANCELLED)  # it is told here: it need not warn
 
     def _take_tokens(self) -> list[AnyToken]:
         tokens = list(self._tokens.values())

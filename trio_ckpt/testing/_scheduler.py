@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from .._threads import hold_clock
 
 # Trio says which flag makes its schedule follow from its own random numbers, but not in public:
 # `_core._run._hypothesis_plugin_setup` is where it is used.
-_trio_run: Any = trio._core._run
+_trio_run: Any = sys.modules["trio._core._run"]
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import Any
 
 import attrs
 import trio
-from trio.testing import MockClock
 
 from .._desk import watch_handed_out
 from .._stop import take_signals
@@ -48,7 +47,7 @@ class _Meter(trio.abc.Instrument):
     """Counts steps of tasks as points, and notices a session that does not end."""
 
     fuse: Fuse
-    clock: MockClock
+    clock: Any  # a MockClock; its last resort is not public
     watch: ThreadWatch
     scope: trio.CancelScope | None = None
     nursery: trio.Nursery | None = None  # of trio's own tasks, whose steps are no points
@@ -106,13 +105,11 @@ class _Meter(trio.abc.Instrument):
 
 def take_shields_away() -> None:
     """Let cancellation reach every task, whatever shields it."""
-    left = [trio.lowlevel.current_root_task()]
+    left: list[Any] = [trio.lowlevel.current_root_task()]
     while left:
         task = left.pop()
-        if task is None:
-            continue
-        status: Any = task._cancel_status
-        while status is not None:  # from the innermost scope out
+        status = task._cancel_status  # trio has no public way from a task to its scopes
+        while status is not None:  # from the innermost one out
             status._scope.shield = False
             status = status._parent
         left += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
