@@ -17,7 +17,7 @@ import click
 import trio
 
 from .._gate import leaves_of
-from ..remote import Foreman, new_secret, run_worker, serve_foreman
+from ..remote import Foreman, UnsafeBindingError, new_secret, run_worker, serve_foreman
 from ..stores import open_store
 from ._exits import EXIT_NOT_INSTALLED, EXIT_OK, EXIT_USAGE, CommandError, one_line
 from ._options import json_option, store_argument
@@ -114,7 +114,14 @@ def foreman_command(
             with trio.CancelScope(shield=True):
                 await opened.aclose()
 
-    return run_until_stopped(main, quiet=quiet)
+    try:
+        return run_until_stopped(main, quiet=quiet)
+    except UnsafeBindingError as error:
+        raise CommandError(
+            f"{host!r} is beyond this machine, and without TLS anybody on the way reads the "
+            "secret: give --tls-cert and --tls-key, or --allow-plain where the network is your own",
+            EXIT_USAGE,
+        ) from error
 
 
 @click.command("worker")
