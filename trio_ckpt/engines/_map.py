@@ -86,8 +86,7 @@ async def map_tasks(
             stack.push_async_callback(_close, store)
         url = await stack.enter_async_context(_foreman(store, secret))
         allow = name.partition(":")[0]
-        for _ in range(count):
-            await stack.enter_async_context(open_worker(url, secret, allow, slots))
+        await stack.enter_async_context(open_workers(count, url, secret, allow, slots))
         client = await stack.enter_async_context(connect(url, secret=secret, name="map_tasks"))
         return await client.map(
             name,
@@ -140,22 +139,26 @@ async def _foreman(store: Store, secret: str) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def open_worker(url: str, secret: str, allow: str, slots: int = 1) -> AsyncGenerator[None]:
-    """A worker in a process of its own for a block; one that dies is started again.
+async def open_workers(
+    count: int, url: str, secret: str, allow: str, slots: int = 1
+) -> AsyncGenerator[None]:
+    """Workers in processes of their own for a block; one that dies is started again.
 
     Args:
+        count: How many.
         url: The foreman's.
         secret: What lets it in.
         allow: The module whose functions it runs.
-        slots: How many items it takes at a time.
+        slots: How many items each takes at a time.
 
-    Cancellation: ends the process, within `STOP_S`.
+    Cancellation: ends the processes, all at once, within `STOP_S`.
     """
     told = msgspec.json.encode(
         {"url": url, "secret": secret, "allow": [allow], "slots": slots, "path": sys.path}
     )
     async with _background() as nursery:
-        nursery.start_soon(_keep_running, told + b"\n")
+        for _ in range(count):
+            nursery.start_soon(_keep_running, told + b"\n")
         yield
 
 

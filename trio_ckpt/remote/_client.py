@@ -54,7 +54,7 @@ from ._worker import peer_name
 log = logging.getLogger("trio_ckpt.remote.client")
 
 CONNECT_S = 30.0  # for the first connection; later ones are waited for
-CANCEL_S = 2.0  # for the foreman to say that a job has ended
+CANCEL_S = 1.0  # for the foreman to say that a job has ended
 ITEMS_BYTES = MIB  # of items, in one message
 
 Errors = Literal["raise", "collect"]
