@@ -77,6 +77,17 @@ def test_the_manner_of_the_crash_is_what_the_mistake_needs() -> None:
     assert isinstance(caught.value, AssertionError)
 
 
+def test_the_place_is_told_in_words_without_chance_in_them() -> None:
+    def check(world: World) -> None:
+        assert not world.crashes
+
+    with pytest.raises(CrashFoundError) as caught:
+        explore_crashes(good, check, points=("files",), replay="files:8,kill,seed 0")
+    assert "killed before it could" in str(caught.value)
+    assert "ckpt-tmp" not in str(caught.value)
+    assert "the temporary file of 0.json" in str(caught.value)
+
+
 def test_the_same_seed_explores_the_same() -> None:
     first, second = (
         explore_crashes(good, check_good, seed=7, points=("store",), schedules=5) for _ in range(2)
