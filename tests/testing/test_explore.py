@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -250,5 +251,47 @@ def test_a_program_with_threads_of_its_own_is_explored_too() -> None:
     def check(world: World) -> None:
         assert list(world.progress("pages").confirmed) == list(range(PAGES))
 
-    found = explore_crashes(run_in_threads, check, crashes=100)
+    found = explore_crashes(run_in_threads, check, crashes=100, schedules=0)
     assert found.crash_points > 80
+    assert not found.not_reached
+
+
+def test_threads_take_turns_so_a_replay_is_exact() -> None:
+    """With two threads at once the program takes the same steps each time."""
+    points = {
+        tuple(explore_crashes(run_in_threads, nothing_to_check, time_limit_s=0).points.items())
+        for _ in range(10)
+    }
+    assert len(points) == 1
+
+    def refuse(world: World) -> None:
+        assert world.crashes < 1
+
+    with pytest.raises(CrashFoundError, match="see it again"):
+        explore_crashes(run_in_threads, refuse, points=("files",))
+
+
+def test_a_thread_that_waits_for_a_task_of_ours_stops_nobody() -> None:
+    """Its turn is over after a while, and then it goes on beside the tasks."""
+
+    async def program(world: World) -> None:
+        told = threading.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, told.wait)
+            await trio.lowlevel.checkpoint()
+            told.set()
+        await good(world)
+
+    explore_crashes(program, check_good, time_limit_s=0)
+
+
+def test_a_program_that_does_not_repeat_itself_is_told_so() -> None:
+    tries = iter(range(10**6))
+
+    async def program(world: World) -> None:
+        if next(tries) == 20:
+            raise OSError("by chance")
+        await good(world)
+
+    with pytest.raises(CrashFoundError, match="did not fail again"):
+        explore_crashes(program, check_good)
