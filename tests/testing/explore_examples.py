@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from tests.testing.examples import Book, check_crawl, crawl
+from tests.testing.more_programs import MORE
 from tests.testing.programs import check_good, good
 from trio_ckpt.testing import explore_crashes
 
@@ -33,6 +34,7 @@ def main() -> int:
             ("crawler", crawl, check_crawl),
             ("book", book.scan, book.check),
             ("book, 3 at once", busy.scan, busy.check),
+            *MORE,
         ):
             with contextlib.redirect_stderr(nowhere):  # the examples tell how it goes
                 found = explore_crashes(

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.testing.examples import Book, check_crawl, crawl
+import pytest
 
-CRASHES = 250  # plans for each example: seconds
+from tests.testing.examples import Book, check_crawl, crawl
+from tests.testing.more_programs import MORE
+
+CRASHES = 200  # plans for each example: seconds
 
 
 def test_the_crawler_survives(ckpt_crashes: Callable[..., Any]) -> None:
@@ -23,3 +26,13 @@ def test_the_book_survives(ckpt_crashes: Callable[..., Any], tmp_path: Path) -> 
     book = Book(tmp_path)
     found = ckpt_crashes(book.scan, book.check, crashes=CRASHES)
     assert found.crash_points >= CRASHES * 0.9
+
+
+@pytest.mark.parametrize(
+    ("program", "check"), [more[1:] for more in MORE], ids=[m[0] for m in MORE]
+)
+def test_what_else_the_library_can_do_survives(
+    program: Any, check: Any, ckpt_crashes: Callable[..., Any]
+) -> None:
+    found = ckpt_crashes(program, check, crashes=CRASHES // 4)
+    assert found.crash_points >= CRASHES // 4 * 0.8

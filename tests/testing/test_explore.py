@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -75,6 +77,17 @@ def test_the_manner_of_the_crash_is_what_the_mistake_needs() -> None:
     assert "killed" in str(caught.value)
     assert isinstance(caught.value.__cause__, AssertionError)
     assert isinstance(caught.value, AssertionError)
+
+
+def test_the_place_is_told_in_words_without_chance_in_them() -> None:
+    def check(world: World) -> None:
+        assert not world.crashes
+
+    with pytest.raises(CrashFoundError) as caught:
+        explore_crashes(good, check, points=("files",), replay="files:8,kill,seed 0")
+    assert "killed before it could" in str(caught.value)
+    assert "ckpt-tmp" not in str(caught.value)
+    assert "the temporary file of 0.json" in str(caught.value)
 
 
 def test_the_same_seed_explores_the_same() -> None:
@@ -155,6 +168,13 @@ def test_an_async_check_may_ask_the_store() -> None:
 
 def test_a_dying_program_changes_nothing_any_more() -> None:
     kept: list[World] = []
+    answers: list[object] = []  # what a dying program raises, nobody hears
+
+    def ask(call: Callable[[], object]) -> None:
+        try:
+            answers.append(call())
+        except BaseException as error:
+            answers.append(type(error))
 
     async def program(world: World) -> None:
         kept.append(world)
@@ -163,22 +183,23 @@ def test_a_dying_program_changes_nothing_any_more() -> None:
             async with trio_ckpt.open_run("run", store=world.store):
                 pass
         except BaseException:
-            for call in (
-                lambda: world.note("still here"),
-                lambda: world.files.write("f", b"x"),
-                lambda: world.files.read("f"),
-            ):
-                with pytest.raises(Crashed):
-                    call()
-            with trio.CancelScope(shield=True), pytest.raises(Crashed):
-                await world.store.list_runs()
+            ask(lambda: world.note("still here"))
+            ask(lambda: world.files.write("f", b"x"))
+            ask(lambda: world.files.read("f"))
+            ask(world.files.names)
+            with trio.CancelScope(shield=True):
+                try:
+                    answers.append(await world.store.list_runs())
+                except BaseException as error:
+                    answers.append(type(error))
             raise
 
     def check(world: World) -> None:
         assert {what for (what,) in world.notes} == {"began"}
         assert world.files.tree() == {}
 
-    explore_crashes(program, check, points=("store",), schedules=0)
+    found = explore_crashes(program, check, points=("store",), schedules=0)
+    assert answers == [Crashed] * 5 * found.crash_points
     with pytest.raises(Crashed):
         kept[0].note("after the end")
 
@@ -239,5 +260,47 @@ def test_a_program_with_threads_of_its_own_is_explored_too() -> None:
     def check(world: World) -> None:
         assert list(world.progress("pages").confirmed) == list(range(PAGES))
 
-    found = explore_crashes(run_in_threads, check, crashes=100)
+    found = explore_crashes(run_in_threads, check, crashes=100, schedules=0)
     assert found.crash_points > 80
+    assert not found.not_reached
+
+
+def test_threads_take_turns_so_a_replay_is_exact() -> None:
+    """With two threads at once the program takes the same steps each time."""
+    points = {
+        tuple(explore_crashes(run_in_threads, nothing_to_check, time_limit_s=0).points.items())
+        for _ in range(10)
+    }
+    assert len(points) == 1
+
+    def refuse(world: World) -> None:
+        assert world.crashes < 1
+
+    with pytest.raises(CrashFoundError, match="see it again"):
+        explore_crashes(run_in_threads, refuse, points=("files",))
+
+
+def test_a_thread_that_waits_for_a_task_of_ours_stops_nobody() -> None:
+    """Its turn is over after a while, and then it goes on beside the tasks."""
+
+    async def program(world: World) -> None:
+        told = threading.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, told.wait)
+            await trio.lowlevel.checkpoint()
+            told.set()
+        await good(world)
+
+    explore_crashes(program, check_good, time_limit_s=0)
+
+
+def test_a_program_that_does_not_repeat_itself_is_told_so() -> None:
+    tries = iter(range(10**6))
+
+    async def program(world: World) -> None:
+        if next(tries) == 20:
+            raise OSError("by chance")
+        await good(world)
+
+    with pytest.raises(CrashFoundError, match="did not fail again"):
+        explore_crashes(program, check_good)

@@ -234,6 +234,20 @@ def test_a_rename_may_come_before_the_data_that_it_renames() -> None:
     assert None not in found, "the name leads to the old file or to the new one"
 
 
+def test_all_names_may_be_there_without_any_of_the_data() -> None:
+    """As with delayed allocation: no mere chance for each file alone."""
+    files, root = disk()
+    names = [f"f{number}" for number in range(20)]
+    for name in names:
+        make(files, root, name, b"data")
+    trees = [files.after_crash("power", random.Random(seed)).root.entries for seed in range(50)]
+    assert any(
+        set(tree) == set(names) and all(set(file.data) <= {0} for file in tree.values())
+        for tree in trees
+    )
+    assert any(not tree for tree in trees), "and all may be gone"
+
+
 def test_writes_are_torn_at_sectors() -> None:
     files, root = disk()
     fd = make(files, root, "f", b"-" * 2 * SECTOR_BYTES, synced=True)

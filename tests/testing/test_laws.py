@@ -17,6 +17,7 @@ from trio_ckpt.outputs._tree import Tree
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import CrashFoundError, LawBrokenError, World, explore_crashes
 from trio_ckpt.testing._files import MemoryFiles
+from trio_ckpt.testing._inodes import File
 
 Patch = pytest.MonkeyPatch
 
@@ -48,6 +49,16 @@ def leave_out_the_fsync_of_files(patch: Patch) -> None:
 
 def leave_out_the_fsync_of_folders(patch: Patch) -> None:
     patch.setattr(Tree, "sync", lambda self, fd, name: None)
+
+
+def spoil_what_is_synced(patch: Patch) -> None:
+    def fsync(self: MemoryFiles, fd: int) -> None:
+        node = self._entry(fd).node
+        node.sync()
+        if isinstance(node, File) and node.data.startswith(b"{"):
+            node.synced, node.synced_mtime_ns = bytes(len(node.data)), 0
+
+    patch.setattr(MemoryFiles, "fsync", fsync)
 
 
 def leave_out_the_sync_of_lines(patch: Patch) -> None:
@@ -89,6 +100,7 @@ MISTAKES: list[tuple[Callable[[Patch], None], str]] = [
     (confirm_before_the_save, "was confirmed, and the store has no record of it"),
     (leave_out_the_fsync_of_files, "is confirmed, and its output"),
     (leave_out_the_fsync_of_folders, "is missing"),
+    (spoil_what_is_synced, "has another content"),
     (leave_out_the_sync_of_lines, "confirmed bytes of lines.jsonl"),
     (forget_a_batch_on_load, "is confirmed, and was handed out again"),
     (keep_the_lock, "still owns run 'run'"),

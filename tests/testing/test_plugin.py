@@ -75,7 +75,7 @@ def test_a_failure_names_the_command_that_fails_again(tmp_path: Path) -> None:
     source = f"IS_BROKEN = True\n{CRASH_TEST}"
     first = run_pytest(tmp_path, source)
     assert first.returncode == 1
-    (line,) = {line for line in first.stdout.splitlines() if "see it again:" in line}
+    line = next(line for line in first.stdout.splitlines() if "see it again:" in line)
     command = line.partition("see it again: ")[2]
     assert command.startswith('pytest "test_it.py::test_it" --ckpt-replay "store:')
     replay = command.split('"')[3]

@@ -27,6 +27,7 @@ from trio_ckpt import (
     Then,
     TokenState,
 )
+from trio_ckpt.testing import Exploration, World, explore_crashes
 
 
 @attrs.define
@@ -124,3 +125,20 @@ async def a_handler_takes_the_batches_of_its_items(stream: Stream[Any], pages: l
 
     retry = RetryTable((RetryRule((OSError,), attempts=3, then=Then.SKIP),))
     await trio_ckpt.run_batches(stream, pages, handle, concurrency=4, retry=retry)
+
+
+async def a_program_that_crashes(world: World) -> int:
+    async with trio_ckpt.open_run("run", store=world.store, output_dir=world.output_dir):
+        assert_type(world.files.read("f"), bytes)
+        assert_type(world.progress("pages"), Progress)
+        return world.count("ran", 1)
+
+
+async def an_async_check(world: World) -> None:
+    assert_type(world.crashes, int)
+
+
+def crashes_are_explored_with_either_check() -> None:
+    assert_type(explore_crashes(a_program_that_crashes, an_async_check), Exploration)
+    assert_type(explore_crashes(a_program_that_crashes, lambda world: None), Exploration)
+    explore_crashes(a_program_that_crashes, an_async_check, points=("store", "files"))

@@ -323,7 +323,7 @@ class _Explorer:
         else:
             lines.append(
                 f"  it did not fail again when {text!r} was played once more: the program has "
-                "threads, real time or chance of its own"
+                "threads that are not trio's, real time or chance of its own"
             )
         return CrashFoundError("\n".join(lines), text)
 

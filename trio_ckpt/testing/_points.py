@@ -25,6 +25,7 @@ MANNERS: dict[Kind, tuple[Manner, ...]] = {
 _WHERE: dict[Kind, str] = {"store": "", "files": "before it could ", "cancellation": ""}
 NO_CRASH = "none"  # how a plan without a crash is written
 
+_TEMP = re.compile(r"\.(.*)\.ckpt-tmp-[0-9a-f]{16}")
 _POINT = re.compile(r"(store|files|cancellation):(\d{1,9}),(kill|power|cancel),seed (\d{1,18})")
 
 
@@ -139,6 +140,7 @@ class Fuse:
         """
         self.check_alive()
         if self.is_next(kind):
+            name = _TEMP.sub(r"the temporary file of \1", name)  # its digits are chance
             self.blow(f"{_WHERE[kind]}{verb} {name}".rstrip())
             raise Crashed
         self.counts[kind] += 1

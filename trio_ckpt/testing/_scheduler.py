@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -85,3 +86,50 @@ def make_watched_clock() -> tuple[MockClock, ThreadWatch]:
     # The class is final, and a fixture that is a clock can bring nothing else into the run.
     clock.start_clock = start_watched  # type: ignore[method-assign]  # of this one clock
     return clock, watch
+
+
+LONGEST_TURN_S = 1.0  # real time; a thread that takes longer goes on beside the tasks
+POLL_S = 20e-6  # a turn takes some 50 µs
+
+
+class ThreadTurns(trio.abc.Instrument):
+    """Lets one thread of trio's pool run at a time, and no task beside it.
+
+    When a task has started a thread, or answered one, trio waits here until that thread has
+    said the next thing: that it is done, or what it wants of trio.  So threads take turns with
+    tasks, and a program with threads takes the same steps each time.
+    """
+
+    def __init__(self) -> None:
+        self._queue: Any = None  # of what threads say
+        self._said = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Called by trio."""
+        if self._queue is None:
+            self._queue = _queue_of(trio.lowlevel.current_trio_token())
+        self._said = len(self._queue)
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Called by trio."""
+        if self._queue is None or not _waits_for_thread(task):
+            return
+        deadline = time.perf_counter() + LONGEST_TURN_S
+        while len(self._queue) <= self._said and time.perf_counter() < deadline:
+            time.sleep(POLL_S)
+
+
+def _queue_of(token: Any) -> Any:
+    """What threads have said, and trio has not looked at yet."""
+    return token._reentry_queue.queue
+
+
+def _waits_for_thread(task: trio.lowlevel.Task) -> bool:
+    """Whether a task waits for its thread, and not for what that thread asked of it."""
+    at: Any = task.coro
+    while at is not None and (code := getattr(at, "cr_code", None)) is not None:
+        at = at.cr_await
+        if code.co_name == "to_thread_run_sync":
+            inner = getattr(at, "cr_code", None)
+            return inner is not None and inner.co_name == "wait_task_rescheduled"
+    return False

@@ -13,7 +13,7 @@ from .._desk import watch_handed_out
 from .._stop import take_signals
 from .._threads import runs_inline
 from ._points import Fuse, Point
-from ._scheduler import ThreadWatch, make_watched_clock, seeded_scheduler
+from ._scheduler import ThreadTurns, ThreadWatch, make_watched_clock, seeded_scheduler
 from ._world import Machine, World
 
 Program = Callable[[World], Awaitable[object]]
@@ -132,12 +132,13 @@ def run_session(program: Program, machine: Machine, seed: int, point: Point | No
     clock, watch = make_watched_clock()
     fuse = Fuse(point)
     meter = _Meter(fuse, clock, watch)
+    instruments = [meter, ThreadTurns()]
     fuse.on_blow = partial(_blow, machine, fuse, meter)
     world = World(machine, fuse, seed)
     error: BaseException | None = None
     with seeded_scheduler(seed):
         try:
-            trio.run(_run, program, world, meter, machine, clock=clock, instruments=[meter])
+            trio.run(_run, program, world, meter, machine, clock=clock, instruments=instruments)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as problem:
