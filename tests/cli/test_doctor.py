@@ -10,8 +10,10 @@ import pytest
 import trio
 
 from tests.cli.tools import Terminal, make_damaged, make_gh, make_run
-from trio_ckpt import _machine
+from tests.remote.site import F, open_site
+from trio_ckpt import _machine, open_run
 from trio_ckpt._machine import Verdict, examine, file_system_of, judge_fsync
+from trio_ckpt.cli._doctor import _store_findings
 from trio_ckpt.stores import open_store
 from trio_ckpt.stores._locks import lock_run
 
@@ -131,3 +133,35 @@ def test_a_place_that_cannot_be_written_to_is_bad(
     found = {one.check: one.verdict for one in examine(tmp_path)}
     assert found["writing"] is Verdict.BAD
     assert "fsync" not in found
+
+
+def test_a_long_chain_of_states_is_told_with_what_merges_it(run: Terminal, tmp_path: Path) -> None:
+    async def save(count: int) -> None:
+        state = {"table": dict.fromkeys(map(str, range(20_000)), 0)}  # large: a chain
+        async with (
+            open_run("r", store=tmp_path / "s", handle_signals=False) as opened,
+            opened.open_stream("s", state=state) as stream,
+        ):
+            for number in range(count):
+                stream.state["table"]["7"] = number
+                await stream.save()
+
+    trio.run(save, 20)
+    assert "saved ones" not in run("doctor", tmp_path / "s").out
+    trio.run(save, 20)
+    said = run("doctor", tmp_path / "s")
+    assert "the state of s is read from" in said.out
+    assert "trio-ckpt compact sqlite:" in said.out
+    assert run("compact", tmp_path / "s", "r", "--yes").code == 0
+    assert "saved ones" not in run("doctor", tmp_path / "s").out
+
+
+async def test_a_job_that_saves_nothing_is_told_while_it_runs(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "s")
+    async with open_site(store) as site, site.client() as client:
+        await client.submit(F + "wait", ["x"], job_id="job-bare")
+        await client.submit(F + "wait", ["y"], job_id="job-saving", checkpoint_interval_s=1.0)
+        told = [one async for one in _store_findings(str(tmp_path / "s"))]
+    notes = [one.check for one in told if "checkpoint_interval_s" in one.advice]
+    assert notes == ["run job-bare"]
+    await store.aclose()

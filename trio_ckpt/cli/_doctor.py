@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
+from .._chain import read_chain
 from .._errors import StoreDamagedError, StoreError
+from .._history import read_pages
 from .._look import read_look
 from .._machine import Finding, Verdict, examine
 from .._threads import run_blocking
-from .._words import duration, number, plural
+from .._values import StreamKey
+from .._words import duration, number, plural, stream_name
 from ..abc import Store
+from ..remote import read_job
+from ..remote._names import is_job_id
 from ..stores import open_store
 from ..stores._local import LocalStore
 from ._exits import EXIT_OK, EXIT_PROBLEMS, one_line
@@ -25,6 +30,8 @@ from ._report import Answer, Block, Table
 MARKS = {Verdict.GOOD: "ok", Verdict.NOTE: "note", Verdict.DOUBT: "doubt", Verdict.BAD: "BAD"}
 SILENT_S = 600.0  # a run that somebody has and that saves nothing for so long is worth a word
 MANY_GENERATIONS = 3
+LONG_CHAIN = 25  # half of what a chain grows to by itself
+MAX_STREAMS = 100  # of a run whose states are looked at
 
 
 @click.command("doctor")
@@ -109,6 +116,8 @@ async def _store_findings(url: str) -> AsyncGenerator[Finding]:
                     f"generation {run.generation:,}: all before it may still be kept",
                     f"trio-ckpt prune {store.url} {run.run_id} --keep 1",
                 )
+            async for finding in _habits(store, run.run_id):
+                yield finding
         if isinstance(store, LocalStore):
             yield await _orphans(store)
     finally:
@@ -143,6 +152,33 @@ async def _run(store: Store, run_id: str) -> Finding:
         text += f", and has saved nothing for {duration(silent_s)}"
         return Finding(name, Verdict.DOUBT, text, f"trio-ckpt explain {store.url} {run_id}")
     return Finding(name, Verdict.GOOD, text)
+
+
+async def _habits(store: Store, run_id: str) -> AsyncGenerator[Finding]:
+    """What makes a start slow, or a loss dear; nothing more of a run that is damaged."""
+    name = f"run {run_id}"
+    with suppress(StoreDamagedError):
+        if is_job_id(run_id):
+            job = await read_job(store, run_id)
+            if job.checkpoint_interval_s is None and job.ended_at is None:
+                text = "its items save nothing while they run: who loses a worker loses what it did"
+                advice = "where they take long, map with checkpoint_interval_s="
+                yield Finding(name, Verdict.NOTE, text, advice)
+        async for key, length in _chains(store, run_id):
+            if length > LONG_CHAIN:
+                text = f"the state of {stream_name(key)} is read from {length} saved ones"
+                yield Finding(name, Verdict.NOTE, text, f"trio-ckpt compact {store.url} {run_id}")
+
+
+async def _chains(store: Store, run_id: str) -> AsyncGenerator[tuple[StreamKey, int]]:
+    """From how many saved states that of each stream is read."""
+    view = await store.load_run(run_id)
+    if view is None:
+        return
+    for stream in tuple(view.streams.values())[:MAX_STREAMS]:
+        if stream.progress.has_state:
+            chain, _ = await read_chain(read_pages(store, run_id, view.generation, stream.key))
+            yield stream.key, len(chain)
 
 
 async def _orphans(store: LocalStore) -> Finding:
