@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -17,6 +18,7 @@ import pytest
 import trio
 import trio.testing
 
+import trio_ckpt
 from trio_ckpt import (
     BatchCancelledError,
     BatchFailedError,
@@ -32,6 +34,7 @@ from trio_ckpt._batch import AttemptState, Batch
 from trio_ckpt._gate import GATE, Action, Passed, Way
 from trio_ckpt._records import Kind, Record, decode_record
 from trio_ckpt._retry import Again
+from trio_ckpt._staging import StreamFiles
 from trio_ckpt._stream import Stream, way_of
 from trio_ckpt._values import encode_key
 from trio_ckpt.stores import MemoryStore
@@ -433,3 +436,35 @@ async def test_what_an_unconfirmed_attempt_did_to_the_state_is_undone() -> None:
             SETTLE[settle](batch)
             await stream.desk.pass_gate(batch, way, BodyError())
             assert stream.state == {"n": 0}
+
+
+async def test_an_interrupt_in_the_gate_leaves_no_token_pending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KeyboardInterrupt may come anywhere; who waits for the batch is told."""
+
+    async def interrupt(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StreamFiles, "adopt", interrupt)
+    told: list[type[BaseException]] = []
+
+    async def wait(token: trio_ckpt.CheckpointToken[Any]) -> None:
+        with pytest.raises(trio_ckpt.BatchCancelledError) as caught:
+            await token.wait()
+        told.append(caught.type)
+
+    async def work(nursery: trio.Nursery) -> None:
+        async with (
+            trio_ckpt.open_run("r", store=MemoryStore(), output_dir=tmp_path) as run,
+            run.open_stream("s") as stream,
+        ):
+            async for batch in stream.batches(range(2)):
+                nursery.start_soon(wait, batch.token)
+                batch.complete(outputs=["f"])
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(KeyboardInterrupt):
+                await work(nursery)
+    assert told == [trio_ckpt.BatchCancelledError]

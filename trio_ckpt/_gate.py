@@ -199,6 +199,10 @@ class Gate(Desk):
                 "while an exception left %s, saving failed: %s", where, printable(str(problem))
             )
             return Passed.GO_ON
+        except BaseException:  # KeyboardInterrupt, say, before anything was submitted
+            if self.open.get(batch.index) is batch:
+                self.drop(batch, CANCELLED)  # or whoever waits for it would wait for ever
+            raise
 
     def _check_confirmed(self, batch: Batch[Any]) -> None:
         """Raise if an attempt that is over did not end in a saved batch."""
