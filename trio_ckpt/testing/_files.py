@@ -172,9 +172,11 @@ class MemoryFiles(System):
         self.reach("write", entry.name)
         half = len(content) // 2
         if half:
-            entry.node.change(Write(offset, content[:half]), self._tick())
+            # A kill may leave half of it anywhere; a disk writes sectors, so to a power cut
+            # the write is one change.
+            entry.node.show(Write(offset, content[:half]), self._tick())
             self.reach("write the second half of", entry.name)
-        entry.node.change(Write(offset + half, content[half:]), self._tick())
+        entry.node.change(Write(offset, content), self._tick())
         return len(content)
 
     @_call

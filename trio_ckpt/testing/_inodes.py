@@ -8,8 +8,8 @@ in between.  A folder remembers the same of its names.  A kill keeps what is rea
 in the kernel's hands.  A power cut keeps what was synced, and of the changes after it any
 part, in any order, because the kernel writes back when and in what order it likes:
 
-* a write may arrive in part, by sectors of 512 bytes; a new size without its bytes, which
-  are zeros then;
+* content arrives by sectors of 512 bytes, counted in the file: each is as it was at some
+  moment since the sync, whole; a new size may come without its bytes, which are zeros then;
 * a name may arrive before the content behind it, a rename before the data of the file that
   it renames, as on ext4 with delayed allocation;
 * a new file, or a removed one, may be as if nothing had been done.
@@ -84,6 +84,11 @@ class File:
         self.data = changed(self.data, change)
         self.mtime_ns = now_ns
         self.pending.append(change)
+
+    def show(self, change: Write, now_ns: int) -> None:
+        """Change what is read, but nothing that a power cut could leave: half of a write."""
+        self.data = changed(self.data, change)
+        self.mtime_ns = now_ns
 
     def sync(self, *, with_time: bool = True) -> None:
         """Make the disk have it; `fdatasync` leaves the time out."""
@@ -201,33 +206,39 @@ class _Cut:
     def file(self, file: File) -> File:
         if not file.pending and file.mtime_ns == file.synced_mtime_ns:
             return File(file.number, file.data, file.mtime_ns, 1, file.data, file.mtime_ns)
-        data = file.synced
-        if self.fate is Fate.SOME:
-            for change in file.pending:
-                data = self._arrived(data, change)
+        data = self._arrived(file) if self.fate is Fate.SOME else file.synced
         if self.fate is not Fate.NOTHING and self.chance.random() < 0.5:
             data = data.ljust(len(file.data), b"\0")  # the size came without the bytes
         mtime_ns = self.chance.choice([file.mtime_ns, file.synced_mtime_ns])
         return File(file.number, data, mtime_ns, 1, data, mtime_ns)
 
-    def _arrived(self, data: bytes, change: Write | Resize) -> bytes:
-        """A content after as much of a change as came through."""
-        share = self.chance.choice([0.0, 0.5, 1.0])
+    def _arrived(self, file: File) -> bytes:
+        """A content of which every sector, and the size, was written back at its own moment."""
+        last = len(file.pending)
+        span = self.chance.choice([(0, 0), (0, last), (last, last)])
+        sizes = _sizes(file)
+        moments = [self.chance.randint(*span) for _ in range(-(-max(sizes) // SECTOR_BYTES))]
+        size = sizes[self.chance.randint(*span)]
+        sectors: dict[int, bytes] = {}
+        data = file.synced
+        for moment in range(last + 1):
+            if moment:
+                data = changed(data, file.pending[moment - 1])
+            for number in (n for n, at in enumerate(moments) if at == moment):
+                piece = data[number * SECTOR_BYTES : (number + 1) * SECTOR_BYTES]
+                sectors[number] = piece.ljust(SECTOR_BYTES, b"\0")
+        return b"".join(sectors[number] for number in range(len(moments)))[:size]
+
+
+def _sizes(file: File) -> list[int]:
+    """How long a file was when it was synced, and after each change since."""
+    sizes = [len(file.synced)]
+    for change in file.pending:
         if isinstance(change, Resize):
-            return changed(data, change) if share else data
-        start = change.offset
-        for end in _sector_ends(start, start + len(change.data)):
-            if self.chance.random() < share:
-                piece = change.data[start - change.offset : end - change.offset]
-                data = changed(data, Write(start, piece))
-            start = end
-        return data
-
-
-def _sector_ends(start: int, stop: int) -> list[int]:
-    """Where the sectors of a range end."""
-    first = (start // SECTOR_BYTES + 1) * SECTOR_BYTES
-    return [*range(first, stop, SECTOR_BYTES), stop]
+            sizes.append(change.size)
+        else:
+            sizes.append(max(sizes[-1], change.offset + len(change.data)))
+    return sizes
 
 
 def _rename(entries: dict[str, File | Folder], names: dict[str, File | Folder | None]) -> None:
