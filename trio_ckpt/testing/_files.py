@@ -17,7 +17,7 @@ from typing import Concatenate, Literal, NoReturn, ParamSpec, TypeVar
 import attrs
 
 from ..outputs import System
-from ._inodes import File, Folder, Renaming, Resize, Write, after_power_cut
+from ._inodes import File, Folder, Resize, Write, after_power_cut
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -252,8 +252,8 @@ class MemoryFiles(System):
         if source is target:
             source.rename({last: None, **names}, now_ns)
         else:
-            arrived: Renaming = target.rename({**names}, now_ns)
-            source.rename({last: None}, now_ns, after=arrived)
+            arrived = target.rename({**names}, now_ns)
+            source.rename({last: None}, now_ns, needs=[arrived, *target.way()])
 
     # -- the tree ---------------------------------------------------------------------------
 

@@ -14,9 +14,10 @@ part, in any order, because the kernel writes back when and in what order it lik
   it renames, as on ext4 with delayed allocation;
 * a new file, or a removed one, may be as if nothing had been done.
 
-A rename within one folder is there whole or not at all.  Between two
-folders the old name never goes before the new one is there: no file system with a journal
-loses a file that way.  Syncing a file says nothing of its name: POSIX promises no more.
+What journals promise of names holds, too, so that no rename loses a file.  A rename within one
+folder is there whole or not at all.  Between two folders the old name never goes before the
+new one is there, and every folder on the way to it.  What was done to one name arrives in
+order, and the folder that moves, or makes room for another, brings its own names along.  Syncing a file says nothing of its name: POSIX promises no more.
 (Pillai et al., "All File Systems Are Not Created Equal", 2014, tells what real ones do.)
 """
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import enum
 import random
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -40,6 +42,7 @@ class Fate(enum.Enum):
 
 FATES = (Fate.NOTHING, Fate.NAMES, Fate.SOME)
 WEIGHTS = (2, 1, 2)  # the worst is the likeliest to show a missing fsync
+SHARES = (0.5, 0.9)  # a long row of changes to one name breaks off early, or late
 
 
 @attrs.frozen
@@ -104,45 +107,85 @@ class Renaming:
 
     Attributes:
         names: The new ones; None: it is gone.
-        folder: Whose names they are.
-        after: What has to be on the disk before this: the new name of a file, of which this
-            takes the old one away.
+        needs: What the disk has before it has this; all of it is older.
+        is_kept: Whether the disk is sure to have it.
     """
 
     names: dict[str, File | Folder | None]
-    folder: Folder
-    after: Renaming | None = None
-    is_kept: bool | None = None  # None: not decided; True: on the disk for sure
+    needs: list[Renaming]
+    is_kept: bool = False
+
+    def keep(self) -> None:
+        """Make the disk have it: a journal has what it needs in the same transaction."""
+        left = [self]
+        while left:
+            change = left.pop()
+            if not change.is_kept:
+                change.is_kept = True
+                left += change.needs
 
 
 @attrs.define(eq=False)
 class Folder:
-    """A folder; the attributes are as those of `File`."""
+    """A folder; the attributes are as those of `File`, and `parent` is where it is."""
 
     number: int
     mtime_ns: int = 0
     entries: dict[str, File | Folder] = attrs.field(factory=dict[str, "File | Folder"])
     synced: dict[str, File | Folder] = attrs.field(factory=dict[str, "File | Folder"])
     pending: list[Renaming] = attrs.field(factory=list[Renaming])
+    parent: Folder | None = None
+    _latest: dict[str, Renaming] = attrs.field(factory=dict[str, "Renaming"], init=False)
 
     def rename(
-        self, names: dict[str, File | Folder | None], now_ns: int, after: Renaming | None = None
+        self,
+        names: dict[str, File | Folder | None],
+        now_ns: int,
+        needs: Iterable[Renaming] = (),
     ) -> Renaming:
-        """Change names."""
+        """Change names; see `Renaming` for what they need besides that of this folder."""
+        change = Renaming(names, [*needs, *self._order(names)])
+        for node in names.values():
+            if isinstance(node, Folder):
+                node.parent = self
         _rename(self.entries, names)
         self.mtime_ns = now_ns
-        change = Renaming(names, self, after)
         self.pending.append(change)
+        self._latest.update(dict.fromkeys(names, change))
         return change
+
+    def _order(self, names: dict[str, File | Folder | None]) -> Iterator[Renaming]:
+        """What a change of names cannot come before."""
+        for name, node in names.items():
+            if name in self._latest:
+                yield self._latest[name]  # which needs the one before it
+            replaced = self.entries.get(name)
+            if node is not None and isinstance(replaced, Folder):
+                yield from replaced.changes()
+            if isinstance(node, Folder) and node.parent is not self:
+                yield from node.changes()
+
+    def way(self) -> Iterator[Renaming]:
+        """What it takes, of what was not synced, for this folder to be found."""
+        folder = self
+        while folder.parent is not None:
+            here, folder = folder, folder.parent
+            yield from (change for change in folder.pending if here in change.names.values())
+
+    def changes(self) -> Iterator[Renaming]:
+        """What was not synced of the names in it, and in all folders below."""
+        yield from self.pending
+        for node in self.entries.values():
+            if isinstance(node, Folder):
+                yield from node.changes()
 
     def sync(self) -> None:
         """Make the disk have its names as they are."""
         for change in self.pending:
-            change.is_kept = True
-            if change.after is not None and change.after.is_kept is None:
-                change.after.folder.sync()  # a journal has both in one transaction
+            change.keep()
         self.synced = dict(self.entries)
         self.pending.clear()
+        self._latest.clear()
 
 
 def changed(data: bytes, change: Write | Resize) -> bytes:
@@ -167,6 +210,10 @@ class _Cut:
     fate: Fate
     _found: dict[int, File | Folder] = attrs.field(factory=dict[int, "File | Folder"], init=False)
     _decided: dict[int, bool] = attrs.field(factory=dict[int, bool], init=False)
+    _share: float = attrs.field(init=False)  # of the names that arrive, where some do
+
+    def __attrs_post_init__(self) -> None:
+        self._share = self.chance.choice(SHARES)
 
     def node(self, node: File | Folder) -> File | Folder:
         """What is left of a file or a folder; one with two names is one."""
@@ -184,24 +231,33 @@ class _Cut:
             if self._keeps(change):
                 _rename(names, change.names)
         entries = {name: self.node(node) for name, node in names.items()}
-        return Folder(folder.number, folder.mtime_ns, entries, dict(entries))
+        found = Folder(folder.number, folder.mtime_ns, entries, dict(entries))
+        for node in entries.values():
+            if isinstance(node, Folder):
+                node.parent = found
+        return found
 
     def _keeps(self, change: Renaming) -> bool:
-        if change.after is not None and not self._keeps(change.after):
-            return False
-        if change.is_kept is True:
-            return True
-        return self._decide(change)
+        """Once for each change, since others may need it; after those that it needs."""
+        left = [change]
+        while left:
+            needs = [need for need in left[-1].needs if id(need) not in self._decided]
+            if needs:
+                left += needs
+            else:
+                last = left.pop()
+                if id(last) not in self._decided:
+                    self._decided[id(last)] = self._decide(last)
+        return self._decided[id(change)]
 
     def _decide(self, change: Renaming) -> bool:
-        """Once for each change, since another folder may ask about it, too."""
-        known = self._decided.get(id(change))
-        if known is None:
-            known = self.fate is Fate.NAMES or (
-                self.fate is Fate.SOME and self.chance.random() < 0.5
-            )
-            self._decided[id(change)] = known
-        return known
+        if change.is_kept:
+            return True
+        if not all(self._decided[id(need)] for need in change.needs):
+            return False
+        return self.fate is Fate.NAMES or (
+            self.fate is Fate.SOME and self.chance.random() < self._share
+        )
 
     def file(self, file: File) -> File:
         if not file.pending and file.mtime_ns == file.synced_mtime_ns:
