@@ -17,7 +17,8 @@ part, in any order, because the kernel writes back when and in what order it lik
 What journals promise of names holds, too, so that no rename loses a file.  A rename within one
 folder is there whole or not at all.  Between two folders the old name never goes before the
 new one is there, and every folder on the way to it.  What was done to one name arrives in
-order, and the folder that moves, or makes room for another, brings its own names along.  Syncing a file says nothing of its name: POSIX promises no more.
+order, and the folder that moves, or makes room for another, brings its own names along.
+Syncing a file says nothing of its name: POSIX promises no more.
 (Pillai et al., "All File Systems Are Not Created Equal", 2014, tells what real ones do.)
 """
 
