@@ -119,6 +119,31 @@ def test_what_the_time_limit_leaves_out_is_said() -> None:
     assert found.left_out["store points"] == 2 * found.points["store"]
 
 
+def test_crashes_that_no_start_comes_to_are_said() -> None:
+    starts: list[World] = []
+
+    async def changing(world: World) -> None:
+        starts.append(world)
+        if len(starts) == 1:
+            world.files.write("f", b"x")
+
+    found = explore_crashes(changing, nothing_to_check, points=("files",), schedules=3)
+    assert found.crash_points == 0
+    assert found.left_out == {
+        "files points that no start came to": 2 * found.points["files"],
+        "random schedules that no start came to": 3,
+    }
+    assert "LEFT OUT" in str(found)
+
+
+def test_every_crash_of_a_schedule_is_met() -> None:
+    """A start after a crash has fewer points than the first: it is crashed at one it has."""
+    found = explore_crashes(good, check_good, points=("store",), crashes=1000, schedules=40)
+    assert found.schedules == 40
+    assert found.not_reached == 0
+    assert not found.left_out
+
+
 def test_only_the_points_that_are_asked_for() -> None:
     found = explore_crashes(good, check_good, points=("store",), schedules=5)
     assert found.crashes.keys() == {"kill", "power"}

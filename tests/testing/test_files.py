@@ -15,7 +15,7 @@ import pytest
 from trio_ckpt.outputs import AppendFile, OutputDir, System, SystemPath
 from trio_ckpt.outputs._system import APPEND, FOLDER, NEW, READ, ROOT
 from trio_ckpt.testing._files import MemoryFiles
-from trio_ckpt.testing._inodes import SECTOR_BYTES, File
+from trio_ckpt.testing._inodes import SECTOR_BYTES, File, Folder
 
 SEQUENCES = 90
 CALLS = 60
@@ -184,8 +184,13 @@ def make(files: MemoryFiles, folder: int, name: str, data: bytes, *, synced: boo
 
 def left(files: MemoryFiles, path: str) -> set[bytes | None]:
     """What a power cut may leave of a file; None: nothing."""
+    return left_by(files, path, 300)
+
+
+def left_by(files: MemoryFiles, path: str, cuts: int) -> set[bytes | None]:
+    """The same of so many power cuts."""
     found: set[bytes | None] = set()
-    for seed in range(300):
+    for seed in range(cuts):
         node = files.after_crash("power", random.Random(seed)).find(path)
         found.add(node.data if isinstance(node, File) else None)
     return found
@@ -220,7 +225,7 @@ def test_content_that_was_not_synced_is_lost_or_zeros_or_there() -> None:
     files, root = disk()
     make(files, root, "f", b"data")
     files.fsync(root)
-    assert left(files, "/f") >= {b"", b"\0\0\0\0", b"data", b"da\0\0"}
+    assert left(files, "/f") == {b"", b"\0\0\0\0", b"data"}, "one sector, one moment"
 
 
 def test_a_rename_may_come_before_the_data_that_it_renames() -> None:
@@ -259,6 +264,54 @@ def test_writes_are_torn_at_sectors() -> None:
     assert len(found) == 4
 
 
+def test_no_sector_of_a_new_file_is_torn() -> None:
+    """Wherever the middle of a write lies, and wherever it begins."""
+    for start in (0, 100):
+        files, root = disk()
+        fd = make(files, root, "f", b"-" * start, synced=True)
+        files.fsync(root)
+        files.pwrite(fd, memoryview(b"+" * (3 * SECTOR_BYTES - start)), start)
+        whole = b"-" * start + b"+" * (3 * SECTOR_BYTES - start)
+        found = left(files, "/f")
+        assert whole in found
+        assert len(found) > 4
+        for data in found:
+            assert data is not None
+            for at in range(0, len(data), SECTOR_BYTES):
+                sector, end = data[at : at + SECTOR_BYTES], at + SECTOR_BYTES
+                old = whole[at : min(start, end)]
+                assert sector in (whole[at:end], old.ljust(len(sector), b"\0"), bytes(512)), at
+
+
+def test_a_later_write_to_a_sector_never_comes_without_an_earlier_one() -> None:
+    files, root = disk()
+    fd = make(files, root, "f", b"")
+    files.fsync(root)
+    for number, line in enumerate((b"one\n", b"two\n")):
+        files.pwrite(fd, memoryview(line), 4 * number)
+    zeros = {bytes(4), bytes(8)}
+    assert left(files, "/f") == {b"", b"one\n", b"one\ntwo\n", b"one\n" + bytes(4), *zeros}
+
+
+def test_a_power_cut_in_the_middle_of_a_write_tears_no_sector() -> None:
+    """A kill there leaves half of it."""
+    files, root = disk()
+    fd = make(files, root, "f", b"", synced=True)
+    files.fsync(root)
+
+    def crash(verb: str, _name: str) -> None:
+        if verb == "write the second half of":
+            raise KeyError(verb)
+
+    files.reach = crash
+    with pytest.raises(KeyError):
+        files.pwrite(fd, memoryview(b"x" * 1000), 0)
+    killed = files.after_crash("kill", random.Random(0)).find("/f")
+    assert isinstance(killed, File)
+    assert killed.data == b"x" * 500
+    assert left(files, "/f") <= {b"", bytes(500)}
+
+
 def test_a_file_that_moves_between_folders_is_never_in_neither() -> None:
     for syncs in ((), ("old",), ("new",)):
         files, root = disk(folder=True)
@@ -271,6 +324,66 @@ def test_a_file_that_moves_between_folders_is_never_in_neither() -> None:
         for seed in range(100):
             after = files.after_crash("power", random.Random(seed))
             assert after.find("/f") or after.find("/a/f"), syncs
+
+
+@pytest.mark.parametrize("synced", [(), ("/",), ("/b",), ("/a", "/a/b"), ("/a/b", "/b", "/")])
+def test_no_rename_loses_a_file_whatever_was_synced(synced: tuple[str, ...]) -> None:
+    """Into new folders, out of them, with them, and with its old name taken by another."""
+
+    def move(name: str, goal: str) -> None:
+        files.rename(name, goal, src_dir_fd=root, dst_dir_fd=root)
+
+    files, root = disk()
+    make(files, root, "f", b"data", synced=True)
+    files.fsync(root)
+    for step in (
+        lambda: files.mkdir("a", dir_fd=root),
+        lambda: files.mkdir("a/b", dir_fd=root),
+        lambda: move("f", "a/b/f"),
+        lambda: make(files, root, "f", b"other"),
+        lambda: move("a/b", "b"),
+        lambda: move("a", "b/a"),
+        lambda: files.mkdir("d", dir_fd=root),
+        lambda: move("b/f", "g"),
+        lambda: move("d", "b/a"),
+        lambda: move("g", "h"),
+        lambda: make(files, root, "g", b"other"),
+    ):
+        step()
+        for path in synced:
+            if files.find(path):
+                files.fsync(files.open(path, ROOT))
+        for seed in range(100):
+            after = files.after_crash("power", random.Random(seed))
+            assert b"data" in contents(after.root), seed
+
+
+def contents(folder: Folder) -> set[bytes]:
+    found: set[bytes] = set()
+    for node in folder.entries.values():
+        found |= {node.data} if isinstance(node, File) else contents(node)
+    return found
+
+
+def test_the_folder_that_a_file_has_left_brings_the_way_to_it_when_it_is_synced() -> None:
+    files, root = disk()
+    make(files, root, "f", b"data", synced=True)
+    files.mkdir("old", dir_fd=root)
+    old = files.open("old", FOLDER, dir_fd=root)
+    files.rename("f", "old/f", src_dir_fd=root, dst_dir_fd=root)
+    files.fsync(root)
+    files.mkdir("new", dir_fd=root)
+    files.rename("old/f", "new/f", src_dir_fd=root, dst_dir_fd=root)
+    files.fsync(old)
+    assert left(files, "/new/f") == {b"data"}
+
+
+def test_a_long_row_of_changes_that_nobody_synced_is_cut_anywhere() -> None:
+    files, root = disk()
+    for number in range(1_000):
+        make(files, root, "temp", b"%d" % number, synced=True)
+        files.rename("temp", "f", src_dir_fd=root, dst_dir_fd=root)
+    assert {None, b"999"} < left_by(files, "/f", 20)
 
 
 def test_a_folder_that_was_not_synced_takes_what_is_in_it_along() -> None:

@@ -48,7 +48,8 @@ class Exploration:
         sessions: How many were run in all.
         schedules: How many of the plans had several crashes.
         not_reached: Crashes that were planned at points that a session did not come to.
-        left_out: How many plans there was no time for, or no budget, by kind.
+        left_out: How many plans there was no time for, or no budget, by kind; and those of which
+            a session did not come to a crash, because the program did something else.
         duration_s: Real time.
         seed: What everything follows from.
     """
@@ -138,13 +139,14 @@ def explore_crashes(
         plans = _Plans(explorer.counts, points, seed, schedules, crashes)
         deadline = explorer.began + time_limit_s
         with ProgressLine(plans.total) as line:
+            explorer.points = points
             for plan in plans.take():
                 if time.perf_counter() > deadline:
                     plans.leave_out_rest(plan)
                     break
                 explorer.play(plan)
                 line.step(explorer.crashed.total())
-    return explorer.result(plans.left_out)
+    return explorer.result(plans.left_out + explorer.missed)
 
 
 @attrs.define(eq=False)
@@ -223,6 +225,8 @@ class _Explorer:
     sessions: int = attrs.field(default=0, init=False)
     schedules: int = attrs.field(default=0, init=False)
     not_reached: int = attrs.field(default=0, init=False)
+    points: Collection[Kind] = attrs.field(default=(), init=False)
+    missed: Counter[str] = attrs.field(factory=Counter[str], init=False)
     began: float = attrs.field(factory=time.perf_counter, init=False)
 
     def play(self, plan: Plan) -> None:
@@ -234,14 +238,38 @@ class _Explorer:
         story: list[str] = []
         self.said.clear()
         try:
-            self._play(plan, story)
+            missed = self._play(plan, story)
         except Exception as problem:
             if not plan and not isinstance(problem, LawBrokenError):
                 raise
             said = list(self.said)
             is_repeatable = self._fails_again(plan)
             raise self._found(plan, problem, story, said, is_repeatable=is_repeatable) from problem
-        self.schedules += len(plan) > 1
+        if missed is None:
+            self.schedules += len(plan) > 1
+            return
+        place, counts = missed
+        met = self._met(plan, place, counts)
+        if met is not None:
+            self.play(met)
+        else:
+            self.not_reached += len(plan) - place
+            self.missed[f"{_name(plan)} that no start came to"] += 1
+
+    def _met(self, plan: Plan, place: int, counts: Counter[Kind]) -> Plan | None:
+        """The same schedule with a crash that this start comes to; None: there is none.
+
+        A start after a crash has fewer points than the first, which plans are drawn from.
+        """
+        point = plan[place]
+        kinds = [k for k in (point.kind, *self.points) if k in self.points and counts[k]]
+        if len(plan) == 1 or not kinds:
+            return None
+        kind = kinds[0]
+        manner = point.manner if point.manner in MANNERS[kind] else "kill"
+        number = (point.number - 1) % counts[kind] + 1
+        met = Point(kind, number, manner, point.seed)
+        return None if met == point else (*plan[:place], met, *plan[place + 1 :])
 
     def replay(self, plan: Plan) -> None:
         """The same for one plan that somebody asks for.
@@ -256,15 +284,17 @@ class _Explorer:
                 "another one than the plan was found for"
             )
 
-    def _play(self, plan: Plan, story: list[str]) -> None:
+    def _play(self, plan: Plan, story: list[str]) -> tuple[int, Counter[Kind]] | None:
+        """Play a plan; where it was not met, its place and what that start came to instead."""
+        missed = None
         machine = Machine()
         for place, point in enumerate(plan):
             end = self._session(machine, point.seed, point, story)
             if end.fuse.where is None:
-                self.not_reached += len(plan) - place
+                missed = (place, end.fuse.counts)
                 break
             self.crashed[point.manner] += 1
-            if end.is_done:
+            if end.is_done and place == len(plan) - 1:
                 break
         else:
             story.append("started again, without a crash" if plan else "without a crash")
@@ -272,6 +302,7 @@ class _Explorer:
             if not plan:
                 self.counts = end.fuse.counts
         self._finish(machine)
+        return missed
 
     def _session(self, machine: Machine, seed: int, point: Point | None, story: list[str]) -> End:
         self.sessions += 1

@@ -17,7 +17,7 @@ from typing import Concatenate, Literal, NoReturn, ParamSpec, TypeVar
 import attrs
 
 from ..outputs import System
-from ._inodes import File, Folder, Renaming, Resize, Write, after_power_cut
+from ._inodes import File, Folder, Resize, Write, after_power_cut
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -172,9 +172,11 @@ class MemoryFiles(System):
         self.reach("write", entry.name)
         half = len(content) // 2
         if half:
-            entry.node.change(Write(offset, content[:half]), self._tick())
+            # A kill may leave half of it anywhere; a disk writes sectors, so to a power cut
+            # the write is one change.
+            entry.node.show(Write(offset, content[:half]), self._tick())
             self.reach("write the second half of", entry.name)
-        entry.node.change(Write(offset + half, content[half:]), self._tick())
+        entry.node.change(Write(offset, content), self._tick())
         return len(content)
 
     @_call
@@ -250,8 +252,8 @@ class MemoryFiles(System):
         if source is target:
             source.rename({last: None, **names}, now_ns)
         else:
-            arrived: Renaming = target.rename({**names}, now_ns)
-            source.rename({last: None}, now_ns, after=arrived)
+            arrived = target.rename({**names}, now_ns)
+            source.rename({last: None}, now_ns, needs=[arrived, *target.way()])
 
     # -- the tree ---------------------------------------------------------------------------
 

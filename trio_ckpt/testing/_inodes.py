@@ -8,15 +8,17 @@ in between.  A folder remembers the same of its names.  A kill keeps what is rea
 in the kernel's hands.  A power cut keeps what was synced, and of the changes after it any
 part, in any order, because the kernel writes back when and in what order it likes:
 
-* a write may arrive in part, by sectors of 512 bytes; a new size without its bytes, which
-  are zeros then;
+* content arrives by sectors of 512 bytes, counted in the file: each is as it was at some
+  moment since the sync, whole; a new size may come without its bytes, which are zeros then;
 * a name may arrive before the content behind it, a rename before the data of the file that
   it renames, as on ext4 with delayed allocation;
 * a new file, or a removed one, may be as if nothing had been done.
 
-A rename within one folder is there whole or not at all.  Between two
-folders the old name never goes before the new one is there: no file system with a journal
-loses a file that way.  Syncing a file says nothing of its name: POSIX promises no more.
+What journals promise of names holds, too, so that no rename loses a file.  A rename within one
+folder is there whole or not at all.  Between two folders the old name never goes before the
+new one is there, and every folder on the way to it.  What was done to one name arrives in
+order, and the folder that moves, or makes room for another, brings its own names along.
+Syncing a file says nothing of its name: POSIX promises no more.
 (Pillai et al., "All File Systems Are Not Created Equal", 2014, tells what real ones do.)
 """
 
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import enum
 import random
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -40,6 +43,7 @@ class Fate(enum.Enum):
 
 FATES = (Fate.NOTHING, Fate.NAMES, Fate.SOME)
 WEIGHTS = (2, 1, 2)  # the worst is the likeliest to show a missing fsync
+SHARES = (0.5, 0.9)  # a long row of changes to one name breaks off early, or late
 
 
 @attrs.frozen
@@ -85,6 +89,11 @@ class File:
         self.mtime_ns = now_ns
         self.pending.append(change)
 
+    def show(self, change: Write, now_ns: int) -> None:
+        """Change what is read, but nothing that a power cut could leave: half of a write."""
+        self.data = changed(self.data, change)
+        self.mtime_ns = now_ns
+
     def sync(self, *, with_time: bool = True) -> None:
         """Make the disk have it; `fdatasync` leaves the time out."""
         self.synced = self.data
@@ -99,45 +108,85 @@ class Renaming:
 
     Attributes:
         names: The new ones; None: it is gone.
-        folder: Whose names they are.
-        after: What has to be on the disk before this: the new name of a file, of which this
-            takes the old one away.
+        needs: What the disk has before it has this; all of it is older.
+        is_kept: Whether the disk is sure to have it.
     """
 
     names: dict[str, File | Folder | None]
-    folder: Folder
-    after: Renaming | None = None
-    is_kept: bool | None = None  # None: not decided; True: on the disk for sure
+    needs: list[Renaming]
+    is_kept: bool = False
+
+    def keep(self) -> None:
+        """Make the disk have it: a journal has what it needs in the same transaction."""
+        left = [self]
+        while left:
+            change = left.pop()
+            if not change.is_kept:
+                change.is_kept = True
+                left += change.needs
 
 
 @attrs.define(eq=False)
 class Folder:
-    """A folder; the attributes are as those of `File`."""
+    """A folder; the attributes are as those of `File`, and `parent` is where it is."""
 
     number: int
     mtime_ns: int = 0
     entries: dict[str, File | Folder] = attrs.field(factory=dict[str, "File | Folder"])
     synced: dict[str, File | Folder] = attrs.field(factory=dict[str, "File | Folder"])
     pending: list[Renaming] = attrs.field(factory=list[Renaming])
+    parent: Folder | None = None
+    _latest: dict[str, Renaming] = attrs.field(factory=dict[str, "Renaming"], init=False)
 
     def rename(
-        self, names: dict[str, File | Folder | None], now_ns: int, after: Renaming | None = None
+        self,
+        names: dict[str, File | Folder | None],
+        now_ns: int,
+        needs: Iterable[Renaming] = (),
     ) -> Renaming:
-        """Change names."""
+        """Change names; see `Renaming` for what they need besides that of this folder."""
+        change = Renaming(names, [*needs, *self._order(names)])
+        for node in names.values():
+            if isinstance(node, Folder):
+                node.parent = self
         _rename(self.entries, names)
         self.mtime_ns = now_ns
-        change = Renaming(names, self, after)
         self.pending.append(change)
+        self._latest.update(dict.fromkeys(names, change))
         return change
+
+    def _order(self, names: dict[str, File | Folder | None]) -> Iterator[Renaming]:
+        """What a change of names cannot come before."""
+        for name, node in names.items():
+            if name in self._latest:
+                yield self._latest[name]  # which needs the one before it
+            replaced = self.entries.get(name)
+            if node is not None and isinstance(replaced, Folder):
+                yield from replaced.changes()
+            if isinstance(node, Folder) and node.parent is not self:
+                yield from node.changes()
+
+    def way(self) -> Iterator[Renaming]:
+        """What it takes, of what was not synced, for this folder to be found."""
+        folder = self
+        while folder.parent is not None:
+            here, folder = folder, folder.parent
+            yield from (change for change in folder.pending if here in change.names.values())
+
+    def changes(self) -> Iterator[Renaming]:
+        """What was not synced of the names in it, and in all folders below."""
+        yield from self.pending
+        for node in self.entries.values():
+            if isinstance(node, Folder):
+                yield from node.changes()
 
     def sync(self) -> None:
         """Make the disk have its names as they are."""
         for change in self.pending:
-            change.is_kept = True
-            if change.after is not None and change.after.is_kept is None:
-                change.after.folder.sync()  # a journal has both in one transaction
+            change.keep()
         self.synced = dict(self.entries)
         self.pending.clear()
+        self._latest.clear()
 
 
 def changed(data: bytes, change: Write | Resize) -> bytes:
@@ -162,6 +211,10 @@ class _Cut:
     fate: Fate
     _found: dict[int, File | Folder] = attrs.field(factory=dict[int, "File | Folder"], init=False)
     _decided: dict[int, bool] = attrs.field(factory=dict[int, bool], init=False)
+    _share: float = attrs.field(init=False)  # of the names that arrive, where some do
+
+    def __attrs_post_init__(self) -> None:
+        self._share = self.chance.choice(SHARES)
 
     def node(self, node: File | Folder) -> File | Folder:
         """What is left of a file or a folder; one with two names is one."""
@@ -179,55 +232,70 @@ class _Cut:
             if self._keeps(change):
                 _rename(names, change.names)
         entries = {name: self.node(node) for name, node in names.items()}
-        return Folder(folder.number, folder.mtime_ns, entries, dict(entries))
+        found = Folder(folder.number, folder.mtime_ns, entries, dict(entries))
+        for node in entries.values():
+            if isinstance(node, Folder):
+                node.parent = found
+        return found
 
     def _keeps(self, change: Renaming) -> bool:
-        if change.after is not None and not self._keeps(change.after):
-            return False
-        if change.is_kept is True:
-            return True
-        return self._decide(change)
+        """Once for each change, since others may need it; after those that it needs."""
+        left = [change]
+        while left:
+            needs = [need for need in left[-1].needs if id(need) not in self._decided]
+            if needs:
+                left += needs
+            else:
+                last = left.pop()
+                if id(last) not in self._decided:
+                    self._decided[id(last)] = self._decide(last)
+        return self._decided[id(change)]
 
     def _decide(self, change: Renaming) -> bool:
-        """Once for each change, since another folder may ask about it, too."""
-        known = self._decided.get(id(change))
-        if known is None:
-            known = self.fate is Fate.NAMES or (
-                self.fate is Fate.SOME and self.chance.random() < 0.5
-            )
-            self._decided[id(change)] = known
-        return known
+        if change.is_kept:
+            return True
+        if not all(self._decided[id(need)] for need in change.needs):
+            return False
+        return self.fate is Fate.NAMES or (
+            self.fate is Fate.SOME and self.chance.random() < self._share
+        )
 
     def file(self, file: File) -> File:
         if not file.pending and file.mtime_ns == file.synced_mtime_ns:
             return File(file.number, file.data, file.mtime_ns, 1, file.data, file.mtime_ns)
-        data = file.synced
-        if self.fate is Fate.SOME:
-            for change in file.pending:
-                data = self._arrived(data, change)
+        data = self._arrived(file) if self.fate is Fate.SOME else file.synced
         if self.fate is not Fate.NOTHING and self.chance.random() < 0.5:
             data = data.ljust(len(file.data), b"\0")  # the size came without the bytes
         mtime_ns = self.chance.choice([file.mtime_ns, file.synced_mtime_ns])
         return File(file.number, data, mtime_ns, 1, data, mtime_ns)
 
-    def _arrived(self, data: bytes, change: Write | Resize) -> bytes:
-        """A content after as much of a change as came through."""
-        share = self.chance.choice([0.0, 0.5, 1.0])
+    def _arrived(self, file: File) -> bytes:
+        """A content of which every sector, and the size, was written back at its own moment."""
+        last = len(file.pending)
+        span = self.chance.choice([(0, 0), (0, last), (last, last)])
+        sizes = _sizes(file)
+        moments = [self.chance.randint(*span) for _ in range(-(-max(sizes) // SECTOR_BYTES))]
+        size = sizes[self.chance.randint(*span)]
+        sectors: dict[int, bytes] = {}
+        data = file.synced
+        for moment in range(last + 1):
+            if moment:
+                data = changed(data, file.pending[moment - 1])
+            for number in (n for n, at in enumerate(moments) if at == moment):
+                piece = data[number * SECTOR_BYTES : (number + 1) * SECTOR_BYTES]
+                sectors[number] = piece.ljust(SECTOR_BYTES, b"\0")
+        return b"".join(sectors[number] for number in range(len(moments)))[:size]
+
+
+def _sizes(file: File) -> list[int]:
+    """How long a file was when it was synced, and after each change since."""
+    sizes = [len(file.synced)]
+    for change in file.pending:
         if isinstance(change, Resize):
-            return changed(data, change) if share else data
-        start = change.offset
-        for end in _sector_ends(start, start + len(change.data)):
-            if self.chance.random() < share:
-                piece = change.data[start - change.offset : end - change.offset]
-                data = changed(data, Write(start, piece))
-            start = end
-        return data
-
-
-def _sector_ends(start: int, stop: int) -> list[int]:
-    """Where the sectors of a range end."""
-    first = (start // SECTOR_BYTES + 1) * SECTOR_BYTES
-    return [*range(first, stop, SECTOR_BYTES), stop]
+            sizes.append(change.size)
+        else:
+            sizes.append(max(sizes[-1], change.offset + len(change.data)))
+    return sizes
 
 
 def _rename(entries: dict[str, File | Folder], names: dict[str, File | Folder | None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -19,7 +20,10 @@ from ._world import Machine, World
 Program = Callable[[World], Awaitable[object]]
 
 HANGS_AFTER_S = 30 * 86_400  # of trio's clock: longer than any backoff, so nobody wakes any more
-MAX_STEPS = 1_000_000  # of tasks; a session that a test can afford has some thousand
+MAX_STEPS = 200_000  # of tasks; a session that a test can afford has some thousand
+MAX_LAST_STEPS = 20_000  # after it was told to end; only one that refuses takes so many
+MAX_LAST_S = 2.0  # the same in real time, looked at when it takes steps:
+EVERY_STEPS = 1_000  # so often, and a thread that a dying task waits for takes none
 MAX_IDLE = 1_000  # looks for something to do in a row, without a step and without a thread
 
 
@@ -55,6 +59,7 @@ class _Meter(trio.abc.Instrument):
     is_done: bool = False
     hangs: bool = False
     gave_up: int = 0
+    told_at: tuple[int, float] | None = None  # after how many steps, and when, it was to end
     steps: int = 0
     idle: int = 0
 
@@ -70,7 +75,7 @@ class _Meter(trio.abc.Instrument):
         if self.scope is None or task.parent_nursery is self.nursery:
             return
         self.steps += 1
-        if self.steps % MAX_STEPS == 0:
+        if self._is_overdue():
             self.give_up()
         fuse = self.fuse
         if fuse.is_blown or self.is_cancelled:
@@ -84,6 +89,17 @@ class _Meter(trio.abc.Instrument):
             self.scope.cancel()
         fuse.counts["cancellation"] += 1
 
+    def _is_overdue(self) -> bool:
+        if not (self.fuse.is_blown or self.is_cancelled or self.gave_up):
+            return self.steps >= MAX_STEPS
+        if self.told_at is None:
+            self.told_at = (self.steps, time.perf_counter())
+        steps, began = self.told_at
+        taken = self.steps - steps
+        return taken >= MAX_LAST_STEPS or (
+            taken > 0 and taken % EVERY_STEPS == 0 and time.perf_counter() - began > MAX_LAST_S
+        )
+
     def before_io_wait(self, timeout: float) -> None:
         """Called by trio."""
         self.idle += 1
@@ -94,12 +110,14 @@ class _Meter(trio.abc.Instrument):
     def give_up(self) -> None:
         """End the session, by one means more each time that it does not help."""
         self.gave_up += 1
+        self.told_at = None
         self.hangs = True
         if self.scope is not None:
             self.scope.cancel()
         if self.gave_up == 2:
             take_shields_away()
         elif self.gave_up > 2:  # the coroutines are left as they are, and Python will complain
+            self.fuse.is_blown = True  # or what Python closes of them could go round for ever
             self.clock._real_clock = _stop_trio
 
 
@@ -143,6 +161,12 @@ def run_session(program: Program, machine: Machine, seed: int, point: Point | No
             raise
         except BaseException as problem:
             error = problem
+    if meter.gave_up > 2:
+        error = HangsError(
+            "the program does not end: it goes on when it is cancelled; see where it catches "
+            "BaseException or trio.Cancelled, and raise it again there"
+        )
+        return End(fuse, is_done=False, error=error)
     if fuse.is_blown:
         machine.crashes += 1
         machine.ledger.bury()
