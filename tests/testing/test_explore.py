@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Callable
@@ -329,3 +330,19 @@ def test_a_program_that_does_not_repeat_itself_is_told_so() -> None:
 
     with pytest.raises(CrashFoundError, match="did not fail again"):
         explore_crashes(program, check_good)
+
+
+async def stubborn(world: World) -> None:
+    while not world.files.exists("done"):
+        try:
+            await trio.sleep(1)
+            world.files.write("done", b"")
+        except BaseException:
+            continue
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it is abandoned
+def test_a_program_that_swallows_its_end_is_stopped_and_the_error_says_so() -> None:
+    with pytest.raises(CrashFoundError, match="the program does not end: it goes on when it is"):
+        explore_crashes(stubborn, nothing_to_check, points=("cancellation",), schedules=0)
+    gc.collect()  # its coroutines complain here, not in another test

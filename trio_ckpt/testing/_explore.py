@@ -36,6 +36,7 @@ DEFAULT_SCHEDULES = 50
 DEFAULT_TIME_LIMIT_S = 60.0
 MOST_CRASHES = 4  # of one random schedule: what two do not show, ten hardly do
 MAX_SEED = 10**6  # of random schedules: short enough to be typed
+MAX_MOVES = 8  # of crashes that a start does not come to: a program may be another at every start
 
 
 @attrs.frozen
@@ -229,8 +230,12 @@ class _Explorer:
     missed: Counter[str] = attrs.field(factory=Counter[str], init=False)
     began: float = attrs.field(factory=time.perf_counter, init=False)
 
-    def play(self, plan: Plan) -> None:
+    def play(self, plan: Plan, *, moves: int = MAX_MOVES) -> None:
         """Run the program through the crashes of a plan to its end.
+
+        Args:
+            plan: Where it crashes, start after start.
+            moves: How many crashes that a start does not come to may be others instead.
 
         Raises:
             CrashFoundError: it does not get through.
@@ -249,9 +254,9 @@ class _Explorer:
             self.schedules += len(plan) > 1
             return
         place, counts = missed
-        met = self._met(plan, place, counts)
+        met = self._met(plan, place, counts) if moves else None
         if met is not None:
-            self.play(met)
+            self.play(met, moves=moves - 1)
         else:
             self.not_reached += len(plan) - place
             self.missed[f"{_name(plan)} that no start came to"] += 1
@@ -262,10 +267,10 @@ class _Explorer:
         A start after a crash has fewer points than the first, which plans are drawn from.
         """
         point = plan[place]
-        kinds = [k for k in (point.kind, *self.points) if k in self.points and counts[k]]
+        kinds: list[Kind] = [k for k in KINDS if k in self.points and counts[k]]
         if len(plan) == 1 or not kinds:
             return None
-        kind = kinds[0]
+        kind = point.kind if point.kind in kinds else kinds[0]
         manner = point.manner if point.manner in MANNERS[kind] else "kill"
         number = (point.number - 1) % counts[kind] + 1
         met = Point(kind, number, manner, point.seed)
