@@ -24,6 +24,8 @@ from trio_ckpt.remote import (
     TaskStatus,
 )
 from trio_ckpt.remote._client import open_client
+from trio_ckpt.remote._messages import TaskMessage, TaskResult
+from trio_ckpt.remote._worker import Worker
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Delay, FaultyStore
 
@@ -412,3 +414,26 @@ async def test_what_is_done_is_not_done_again_by_the_next_foreman(
             gates["y"].set()
             assert await client.attach(job_id) == ["x", "y"]
     assert seen.count(("begun", "x")) == 1
+
+
+async def test_a_worker_that_saves_its_result_and_dies_before_it_says_so_costs_no_work(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The item is done: its run says so, and nobody begins it again."""
+    say, died = Worker._say, list[str]()
+    async with open_site(MemoryStore()) as site:
+
+        def die_of_a_result(worker: Worker, message: TaskMessage) -> None:
+            if isinstance(message, TaskResult) and not died:
+                died.append(worker.name)
+                site.kill_worker(worker.name)
+            else:
+                say(worker, message)
+
+        monkeypatch.setattr(Worker, "_say", die_of_a_result)
+        await site.start_worker("a")
+        await site.start_worker("b")
+        async with site.client() as client:
+            (result,) = await client.map(F + "train_fast", [0], checkpoint_interval_s=0.0)
+    assert len(died) == 1
+    assert result["steps"] == STEPS

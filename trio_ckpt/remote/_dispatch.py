@@ -107,9 +107,10 @@ class Dispatcher:
             TaskLostError: it has taken down too many workers.
         """
         losses, lost_at = 0, wanted.down_at
-        if wanted.is_saving and await self._is_done_already(wanted, settle, note):
-            return
         while True:
+            # Also after a worker was lost: it may have saved its result and not lived to say so.
+            if wanted.is_saving and await self._is_done_already(wanted, settle, note):
+                return
             desk = await self.pool.take(wanted.job_id, wanted.task_id, wanted.function)
             ending, lease = await self._lend(wanted, desk, lost_at, settle, note, is_unwanted)
             match ending:
