@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -23,8 +24,11 @@ ROOT = Path(__file__).parents[2]
 def children() -> set[int]:
     """The processes that this one has started and that run."""
     found: set[int] = set()
-    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
-        found |= {int(pid) for pid in (task / "children").read_text().split()}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            _state, parent, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(parent) == os.getpid():
+                found.add(int(process.name))
     return found
 
 
