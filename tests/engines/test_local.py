@@ -52,7 +52,7 @@ async def test_an_error_is_raised_and_nothing_is_left() -> None:
     assert children() == before
 
 
-async def test_cancelling_ends_the_processes_within_two_seconds() -> None:
+async def test_cancelling_ends_the_processes_soon() -> None:
     before = children()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(map_tasks, jobs.hang, [1, 2])
@@ -63,7 +63,7 @@ async def test_cancelling_ends_the_processes_within_two_seconds() -> None:
         started = time.monotonic()
         nursery.cancel_scope.cancel()
     assert children() == before
-    assert time.monotonic() - started < 6  # it is 2 s on a machine that is not busy
+    assert time.monotonic() - started < 6  # a bound for busy machines; on an idle one it is 1 to 2
 
 
 async def test_a_worker_that_is_killed_is_replaced_and_its_item_goes_on(tmp_path: Path) -> None:

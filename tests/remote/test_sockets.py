@@ -99,7 +99,7 @@ async def test_what_is_no_url_is_refused(url: str) -> None:
             pass
 
 
-async def test_leaving_ends_within_two_seconds() -> None:
+async def test_leaving_ends_soon() -> None:
     """Also while a function runs that does not listen."""
     with trio.fail_after(30):
         async with serving() as foreman, trio.open_nursery() as nursery:
@@ -111,4 +111,4 @@ async def test_leaving_ends_within_two_seconds() -> None:
                     await trio.sleep(0.01)
             started = trio.current_time()
             nursery.cancel_scope.cancel()
-    assert trio.current_time() - started < 4  # 2 s on a machine that is not busy
+    assert trio.current_time() - started < 4  # a bound for busy machines; on an idle one it is 1

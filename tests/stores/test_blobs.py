@@ -47,7 +47,8 @@ def naming(stream: str, sequence: int, *payloads: bytes) -> Checkpoint:
 
 
 def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("blobs/??/*")}
+    """The blobs, and whatever else lies there."""
+    return {path.name for path in folder.glob("blobs/**/*") if path.is_file()}
 
 
 async def names(store: Store, stream: str = A) -> dict[int, tuple[str, ...]]:
@@ -147,7 +148,10 @@ async def test_big_blob_is_hashed_and_synced_beside_writing_it(
 async def test_write_that_fails_leaves_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, payload: bytes, step: str
 ) -> None:
+    failed: list[str] = []
+
     def fail(*args: Any) -> None:
+        failed.append(step)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     store = await SqliteStore.open(folder)
@@ -155,6 +159,7 @@ async def test_write_that_fails_leaves_nothing(
         patch.setattr(_blobs if step == "sync_data" else os, step, fail)
         with pytest.raises(StoreError, match="writing a blob failed: No space left"):
             await store.put_blob(payload)
+    assert failed == [step]  # above all a sync: what it did not write is not asked for again
     assert files(folder) == set()
     assert not [one for one in threading.enumerate() if "a blob" in one.name]
     await store.put_blob(payload)

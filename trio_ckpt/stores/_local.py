@@ -35,7 +35,18 @@ import trio
 
 from .._errors import SaveOutcomeUnknownError, StoreDamagedError, StoreError
 from .._threads import WorkerThread, run_blocking
-from ..abc import BlobPayload, Checkpoint, Fold, Owner, Pruned, RunKey, Store
+from ..abc import (
+    BlobPayload,
+    Checkpoint,
+    Fold,
+    HistoryPage,
+    Owner,
+    Pruned,
+    RunKey,
+    RunSummary,
+    Store,
+    StoredRun,
+)
 from ._blobs import Blobs, check_part
 from ._claims import Claims
 from ._live import read_live, write_live
@@ -89,6 +100,24 @@ class Writer(Protocol):
         ...
 
 
+class Reader(Protocol):
+    """Reads a store, beside whoever writes it; blocking functions."""
+
+    def read_run(self, run_id: str, generation: int | None) -> StoredRun | None:
+        """See `Store.read_run`."""
+        ...
+
+    def history(
+        self, run_id: str, stream: str, generation: int | None, place: str | None, limit: int
+    ) -> HistoryPage:
+        """See `Store.history`."""
+        ...
+
+    def list_runs(self) -> tuple[RunSummary, ...]:
+        """See `Store.list_runs`."""
+        ...
+
+
 class LocalStore(Store):
     """A store in a local folder."""
 
@@ -100,6 +129,7 @@ class LocalStore(Store):
         logger: logging.Logger,
         folder: Path,
         writer: Writer,
+        reader: Reader,
         thread: WorkerThread,
         *,
         mac_key: bytes | None,
@@ -113,6 +143,7 @@ class LocalStore(Store):
         self._folder = folder
         self._blobs = Blobs(folder / "blobs")
         self._writer = writer
+        self._reader = reader
         self._claims = writer.claims
         self._writing = thread
         self._removing = WorkerThread(f"trio_ckpt removes in {folder.name}")
@@ -182,6 +213,28 @@ class LocalStore(Store):
             raise
         self._claims.end_save(group, outcomes)
         return outcomes
+
+    async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
+        """See `Store.read_run`."""
+        return await self._read(self._reader.read_run, run_id, generation)
+
+    async def history(
+        self,
+        run_id: str,
+        stream: str,
+        *,
+        generation: int | None = None,
+        cursor: str | None = None,
+        limit: int = 1000,
+    ) -> HistoryPage:
+        """See `Store.history`."""
+        if limit < 1:
+            raise ValueError(f"limit is {limit}, not positive")
+        return await self._read(self._reader.history, run_id, stream, generation, cursor, limit)
+
+    async def list_runs(self) -> tuple[RunSummary, ...]:
+        """See `Store.list_runs`."""
+        return await self._read(self._reader.list_runs)
 
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
         """See `Store.prune`."""
@@ -307,7 +360,7 @@ class LocalStore(Store):
         self._writing.stop()
         self._removing.stop()
 
-    async def _read_twice(self, read: Callable[[], Awaitable[T]]) -> T:
+    async def _read(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
         """What a read says, or a second one where the first found damage.
 
         Readers hold no lock, so `prune` may take away a blob that a read is about to open.  The
@@ -315,10 +368,14 @@ class LocalStore(Store):
         """
         self._check_open()
         try:
-            return await read()
+            return await self._run_reader(func, *args)
         except StoreDamagedError as error:
             self._logger.debug("reading again, after: %s", error)
-            return await read()
+            return await self._run_reader(func, *args)
+
+    @abstractmethod
+    async def _run_reader(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Run a function of the reader in the thread where it reads."""
 
     @abstractmethod
     async def _stop_reading(self) -> None:

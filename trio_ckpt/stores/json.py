@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, TypeVarTuple
 
 from .._threads import WorkerThread, run_blocking
-from ..abc import INLINE_LIMIT_BYTES, HistoryPage, RunSummary, StoredRun
+from ..abc import INLINE_LIMIT_BYTES
 from ._json_files import MAX_RUN_BYTES as MAX_RUN_BYTES
 from ._json_reader import Reader
 from ._json_writer import Writer
@@ -62,13 +62,12 @@ class JsonStore(LocalStore):
             logger,
             folder,
             writer,
+            Reader(folder),
             thread,
             mac_key=mac_key,
             durability=durability,
             inline_limit_bytes=inline_limit_bytes,
         )
-        self._writer: Writer = writer
-        self._reader = Reader(folder)
 
     @classmethod
     async def open(
@@ -105,30 +104,8 @@ class JsonStore(LocalStore):
             inline_limit_bytes=inline_limit_bytes,
         )
 
-    async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
-        """See `Store.read_run`."""
-        return await self._read(self._reader.read_run, run_id, generation)
-
-    async def history(
-        self,
-        run_id: str,
-        stream: str,
-        *,
-        generation: int | None = None,
-        cursor: str | None = None,
-        limit: int = 1000,
-    ) -> HistoryPage:
-        """See `Store.history`."""
-        if limit < 1:
-            raise ValueError(f"limit is {limit}, not positive")
-        return await self._read(self._reader.history, run_id, stream, generation, cursor, limit)
-
-    async def list_runs(self) -> tuple[RunSummary, ...]:
-        """See `Store.list_runs`.  It reads the files of every run."""
-        return await self._read(self._reader.list_runs)
-
-    async def _read(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
-        return await self._read_twice(lambda: run_blocking(func, *args))
+    async def _run_reader(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await run_blocking(func, *args)
 
     async def _stop_reading(self) -> None:
         """Nothing is kept open for reading."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, TypeVarTuple
 
 from .._threads import WorkerThread
-from ..abc import INLINE_LIMIT_BYTES, HistoryPage, RunSummary, StoredRun
+from ..abc import INLINE_LIMIT_BYTES
 from ._local import LocalStore, absolute_folder, open_writer, shielded
 from ._sqlite_reader import Reader
 from ._sqlite_writer import Writer
@@ -62,13 +62,14 @@ class SqliteStore(LocalStore):
             logger,
             folder,
             writer,
+            reader := Reader(folder),
             thread,
             mac_key=mac_key,
             durability=durability,
             inline_limit_bytes=inline_limit_bytes,
         )
         self._writer: Writer = writer
-        self._reader = Reader(folder)
+        self._reader: Reader = reader
         self._reading = WorkerThread(f"trio_ckpt reads {folder.name}")
 
     @classmethod
@@ -106,32 +107,10 @@ class SqliteStore(LocalStore):
             inline_limit_bytes=inline_limit_bytes,
         )
 
-    async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
-        """See `Store.read_run`."""
-        return await self._read(self._reader.read_run, run_id, generation)
-
-    async def history(
-        self,
-        run_id: str,
-        stream: str,
-        *,
-        generation: int | None = None,
-        cursor: str | None = None,
-        limit: int = 1000,
-    ) -> HistoryPage:
-        """See `Store.history`."""
-        if limit < 1:
-            raise ValueError(f"limit is {limit}, not positive")
-        return await self._read(self._reader.history, run_id, stream, generation, cursor, limit)
-
-    async def list_runs(self) -> tuple[RunSummary, ...]:
-        """See `Store.list_runs`."""
-        return await self._read(self._reader.list_runs)
-
     async def _stop_reading(self) -> None:
         if not self._in_doubt:
             await shielded(self._reading.run, self._reader.close)
         self._reading.stop()
 
-    async def _read(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
-        return await self._read_twice(lambda: self._reading.run(func, *args))
+    async def _run_reader(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await self._reading.run(func, *args)
