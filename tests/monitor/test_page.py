@@ -306,6 +306,7 @@ def test_when_it_is_cut_off_it_says_so_and_comes_back_by_itself(tab: Tab) -> Non
         port = int(found.url.rpartition(":")[2])
         page.goto(f"{found.url}/#{SECRET}")
         expect(page.locator("#link-text")).to_have_text("live")
+        expect(page.locator("#run-name")).to_have_text("r")  # the first picture has come, too
 
     expect(page.locator("#link-text")).to_have_text("cut off")
     expect(page.locator("#banner")).to_contain_text("Cut off since")
