@@ -362,7 +362,7 @@ class StoreDamagedError(StoreError):
 
 
 class StoreVersionError(StoreError):
-    """The store was written by a newer version of the library, or is not one of ours."""
+    """The store was written by another version of the library, or is not one of ours."""
 
 
 class ArchiveError(TrioCkptError, RuntimeError):

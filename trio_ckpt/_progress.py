@@ -322,6 +322,8 @@ _APPLY = {
 
 
 class _Fold(msgspec.Struct, frozen=True, array_like=True):
+    """A new field comes last and has a default: the folds of older versions end before it."""
+
     sequence: int
     confirmed: list[int]
     skipped: list[int]
@@ -348,7 +350,7 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     opened_at: float | None
     worked_at: float | None
     earlier_s: float
-    pins: dict[str, Pin]
+    pins: dict[str, Pin] = {}  # copied for each, see msgspec
 
 
 _encoder = msgspec.msgpack.Encoder()

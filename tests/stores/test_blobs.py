@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.stores.tools import A, B, chain, failing_commit, heads, make
+from tests.stores.tools import A, B, chain, failing_commit, make
 from trio_ckpt._errors import SaveOutcomeUnknownError, StoreDamagedError, StoreError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.stores import (
@@ -330,34 +329,6 @@ async def test_rows_of_attached_blobs_go_with_what_they_are_of(folder: Path) -> 
         assert await store._writing.run(rows) == [(1,)]
         await store.drop_blobs(RunKey("run", 1, owner), A, [1])
         assert await store._writing.run(rows) == [(0,)]
-    await store.aclose()
-
-
-async def test_sqlite_store_of_format_1_is_brought_up_to_date(folder: Path) -> None:
-    await make(folder, *chain(A, 1, 3))
-    with contextlib.closing(sqlite3.connect(folder / "state.db")) as database:
-        database.execute("DROP TABLE attached")
-        database.execute("PRAGMA user_version = 1")
-    store = await SqliteStore.open(folder)
-    async with store.lock_run("run") as owner:
-        await store.put_blob(b"blob")
-        outcomes = await store.save(RunKey("run", 0, owner), [naming(A, 4, b"blob")])
-        assert outcomes == [None]
-    await store.aclose()
-    again = await SqliteStore.open(folder)
-    assert await names(again) == {1: (), 2: (), 3: (), 4: (digest_of(b"blob"),)}
-    await again.aclose()
-
-
-async def test_json_store_of_format_1_is_brought_up_to_date(folder: Path) -> None:
-    await make(folder, *chain(A, 1, 3), scheme="json")
-    path = folder / "store.json"
-    newest = path.read_text()
-    path.write_text(newest.replace('"version":2', '"version":1'))
-    assert path.read_text() != newest
-    store = await JsonStore.open(folder)
-    assert path.read_text() == newest
-    assert await heads(store) == {A: 3}
     await store.aclose()
 
 

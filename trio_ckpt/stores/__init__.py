@@ -55,7 +55,7 @@ async def open_store(
 
     Raises:
         StoreError: it cannot be opened, and why.
-        StoreVersionError: a newer version of the library wrote it.
+        StoreVersionError: another version of the library wrote it.
         StoreDamagedError: it is damaged.
     """
     scheme, path = _split(url) if isinstance(url, str) else ("", os.fspath(url))

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .._errors import StoreError
+from .._errors import StoreDamagedError, StoreError, StoreVersionError
 
 if sys.platform == "darwin":
     import fcntl
@@ -71,6 +71,25 @@ def make_folder(folder: Path) -> None:
         make_folder(folder)
         return
     sync_folder(folder.parent)
+
+
+def check_version(path: Path, version: int, readable: int) -> None:
+    """See that the format of a store is the one that is read here.
+
+    Raises:
+        StoreVersionError: it is another; there is none yet that is brought up to date.
+        StoreDamagedError: there never was such a format.
+    """
+    if version == readable:
+        return
+    if version < 1:
+        raise StoreDamagedError(f"{path} has format {version}, which there never was")
+    advice = "update trio_ckpt"
+    if version < readable:
+        advice = "nothing was released that wrote it; use the version that did, or another folder"
+    raise StoreVersionError(
+        f"{path} has format {version}, this version of trio_ckpt reads format {readable}: {advice}"
+    )
 
 
 def refuse_links(folder: Path, names: tuple[str, ...]) -> None:

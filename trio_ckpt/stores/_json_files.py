@@ -24,8 +24,9 @@ from pathlib import Path
 import attrs
 import msgspec
 
-from .._errors import StoreDamagedError, StoreError, StoreVersionError
+from .._errors import StoreDamagedError, StoreError
 from ._files import (
+    check_version,
     explain,
     make_folder,
     open_file,
@@ -44,7 +45,7 @@ from ._json_format import (
 
 logger = logging.getLogger("trio_ckpt.stores.json")
 
-FORMAT_VERSION = 2  # 1 had no attached blobs
+FORMAT_VERSION = 2  # 1 was written while this was being made, and never released
 MEMBERS = ("store.json", "store.json.tmp", "runs", "blobs", "lock")
 MAX_RUN_BYTES = 64 * 2**20  # of a run's two files together: a person opens them, we read them whole
 MAX_FILE_BYTES = 2 * MAX_RUN_BYTES  # read into memory: more was never written here
@@ -101,7 +102,7 @@ def make_marker(folder: Path) -> None:
 
     Raises:
         StoreError: it is something else.
-        StoreVersionError: a newer version wrote it.
+        StoreVersionError: another version wrote it.
         StoreDamagedError: its marker cannot be read.
     """
     path = folder / "store.json"
@@ -114,15 +115,7 @@ def make_marker(folder: Path) -> None:
             raise StoreDamagedError(f"{path} cannot be read: {error}") from error
     if marker.format != _FORMAT:
         raise StoreError(f"{folder} is not a trio_ckpt json store; choose another folder")
-    if marker.version > FORMAT_VERSION:
-        raise StoreVersionError(
-            f"{path} has format {marker.version}, this version of trio_ckpt knows formats up to "
-            f"{FORMAT_VERSION}: update trio_ckpt"
-        )
-
-    if marker.version < FORMAT_VERSION:
-        with explain(folder, "opening the store"):
-            _write_marker(folder)
+    check_version(path, marker.version, FORMAT_VERSION)
 
 
 def _write_marker(folder: Path) -> None:

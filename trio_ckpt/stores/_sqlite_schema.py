@@ -9,11 +9,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
-from .._errors import StoreDamagedError, StoreError, StoreVersionError
-from ._files import explain, make_folder, open_file, refuse_links, sync_folder
+from .._errors import StoreDamagedError, StoreError
+from ._files import check_version, explain, make_folder, open_file, refuse_links, sync_folder
 
 APPLICATION_ID = 0x74636B70  # "tckp", in bytes 68 to 71 of the file
-FORMAT_VERSION = 2  # 1 had no attached blobs
+FORMAT_VERSION = 2  # 1 was written while this was being made, and never released
 CACHE_KIB = 512  # a log is written once and read seldom; SQLite takes 2 MB if it is let
 BUSY_TIMEOUT_S = 30.0  # for a writer of another run of the store; well under a save's 60 s
 MEMBERS = ("state.db", "state.db-journal", "state.db-wal", "state.db-shm", "blobs", "lock")
@@ -44,7 +44,6 @@ TABLES = {
         digest TEXT NOT NULL, PRIMARY KEY (stream, sequence, place)) WITHOUT ROWID""",
     "attached_digest": "CREATE INDEX attached_digest ON attached (digest)",
 }
-_SINCE_2 = ("attached", "attached_digest")
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -178,21 +177,14 @@ def check_format(connection: sqlite3.Connection, database: Path) -> None:
 
     Raises:
         StoreError: it is another program's.
-        StoreVersionError: a newer version wrote it.
+        StoreVersionError: another version wrote it.
         StoreDamagedError: its tables are not what we made.
     """
     if _is_blank(connection, database):
-        _make_tables(connection, tuple(TABLES))
+        _make_tables(connection)
     version, schema = _read_format(connection)
-    if version == 1 and schema == {n: sql for n, sql in TABLES.items() if n not in _SINCE_2}:
-        _make_tables(connection, _SINCE_2)
-        version, schema = _read_format(connection)
-    if version > FORMAT_VERSION:
-        raise StoreVersionError(
-            f"{database} has format {version}, this version of trio_ckpt knows formats up to "
-            f"{FORMAT_VERSION}: update trio_ckpt"
-        )
-    if version != FORMAT_VERSION or schema != TABLES:  # SQLite keeps their text
+    check_version(database, version, FORMAT_VERSION)
+    if schema != TABLES:  # SQLite keeps their text
         raise StoreDamagedError(f"{database}: its tables are not those of a trio_ckpt store")
 
 
@@ -211,11 +203,11 @@ def _refuse_strangers(folder: Path) -> None:
         )
 
 
-def _make_tables(connection: sqlite3.Connection, names: tuple[str, ...]) -> None:
+def _make_tables(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for name in names:
-            connection.execute(TABLES[name])
+        for table in TABLES.values():
+            connection.execute(table)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
         connection.execute("COMMIT")
