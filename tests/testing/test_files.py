@@ -17,13 +17,16 @@ from trio_ckpt.outputs._system import APPEND, FOLDER, NEW, READ, ROOT
 from trio_ckpt.testing._files import MemoryFiles
 from trio_ckpt.testing._inodes import SECTOR_BYTES, File, Folder
 
-SEQUENCES = 90
+SEQUENCES = 180
 CALLS = 60
 NO_FD = 999_999
 
-NAMES = ["a", "b", "c", "a/x", "a/b/c", ".", "", "n" * 256]
+LONG = "n" * 256
+NAMES = ["a", "b", "c", "a/x", "a/b", "a/b/c", ".", "", LONG, f"a/{LONG}", f"{LONG}/a", f"b/{LONG}/a"]
+RENAMES = ["a", "b", "c", "a/x", "a/b", "a/b/c"]
 FLAGS = [READ, APPEND, NEW, FOLDER, ROOT, APPEND | os.O_CREAT, NEW & ~os.O_EXCL]
 FLAGS += [os.O_RDWR | os.O_CREAT | os.O_TRUNC, os.O_WRONLY]
+FLAGS += [os.O_RDONLY | os.O_TRUNC, os.O_RDONLY | os.O_TRUNC | os.O_CREAT, FOLDER | os.O_TRUNC]
 
 
 @attrs.define(eq=False)
@@ -105,7 +108,7 @@ CALLS_WITH: dict[str, Callable[[random.Random, int], tuple[Any, ...]]] = {
     "lock": lambda r, n: (r.randrange(n),),
     "fsync": lambda r, n: (r.randrange(n),),
     "fdatasync": lambda r, n: (r.randrange(n),),
-    "rename": lambda r, n: (*r.choices(NAMES[:5], k=2), r.randrange(n), r.randrange(n)),
+    "rename": lambda r, n: (*r.choices(RENAMES, k=2), r.randrange(n), r.randrange(n)),
     "unlink": lambda r, n: (r.choice(NAMES[:5]), r.randrange(n)),
 }
 OFTEN = ["open", "open", "mkdir", "rename", "pwrite", *CALLS_WITH]

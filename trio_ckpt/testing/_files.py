@@ -1,7 +1,8 @@
 """A file tree in memory, behind the calls that outputs make of the operating system.
 
 What it answers is what Linux answers, error numbers included; a test asks both the same.
-There are no links, no rights, and no folders that are removed: outputs need none of them.
+There are no links and no rights, and no folder is removed but by renaming another over it; what is
+then done in it through its descriptor is not refused.  Outputs need none of this.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ class MemoryFiles(System):
         folder, name = self._place(path, dir_fd)
         node: File | Folder | None = folder.entries.get(name) if name else folder
         writes = bool(flags & WRITES)
+        changes = flags & (WRITES | CREATES | os.O_TRUNC)  # O_TRUNC cuts what is opened to be read
         if node is None:
             if not flags & CREATES:
                 _fail(errno.ENOENT, path)
@@ -119,11 +121,11 @@ class MemoryFiles(System):
             folder.rename({name: node}, self._now_ns)
         elif flags & CREATES and flags & os.O_EXCL:
             _fail(errno.EEXIST, path)
-        elif isinstance(node, Folder) and (writes or flags & CREATES):
+        elif isinstance(node, Folder) and changes:
             _fail(errno.EISDIR, path)
         elif isinstance(node, File) and flags & os.O_DIRECTORY:
             _fail(errno.ENOTDIR, path)
-        if isinstance(node, File) and writes and flags & os.O_TRUNC and node.data:
+        if isinstance(node, File) and flags & os.O_TRUNC and node.data:
             self.reach("cut", name)
             node.change(Resize(0), self._tick())
         fd, self._next_fd = self._next_fd, self._next_fd + 1
@@ -242,7 +244,7 @@ class MemoryFiles(System):
             _fail(errno.EBUSY, name)
         node = self._named(name, src_dir_fd)[2]
         there = target.entries.get(wanted)
-        _check_rename(node, there, target, goal)
+        _check_rename(node, source, there, target, goal)
         if there is node:
             return
         self.reach("rename to", wanted)
@@ -289,7 +291,8 @@ class MemoryFiles(System):
             _fail(errno.ENOTDIR, path)
         found = node.entries.get(part)
         if found is None:
-            _fail(errno.ENAMETOOLONG if len(os.fsencode(part)) > NAME_MAX_BYTES else errno.ENOENT)
+            is_long = len(os.fsencode(part)) > NAME_MAX_BYTES
+            _fail(errno.ENAMETOOLONG if is_long else errno.ENOENT, path)
         return found
 
     def _named(self, name: str, dir_fd: int) -> tuple[Folder, str, File | Folder]:
@@ -315,11 +318,13 @@ def _fail(code: int, name: str | None = None) -> NoReturn:
 
 
 def _check_rename(
-    node: File | Folder, there: File | Folder | None, target: Folder, goal: str
+    node: File | Folder, source: Folder, there: File | Folder | None, target: Folder, goal: str
 ) -> None:
     """See rename(2)."""
     if isinstance(node, Folder) and _holds(node, target):
         _fail(errno.EINVAL, goal)
+    if isinstance(there, Folder) and _holds(there, source):
+        _fail(errno.ENOTEMPTY, goal)
     if isinstance(there, Folder) and isinstance(node, File):
         _fail(errno.EISDIR, goal)
     if isinstance(there, File) and isinstance(node, Folder):
