@@ -22,7 +22,8 @@ CALLS = 60
 NO_FD = 999_999
 
 LONG = "n" * 256
-NAMES = ["a", "b", "c", "a/x", "a/b", "a/b/c", ".", "", LONG, f"a/{LONG}", f"{LONG}/a", f"b/{LONG}/a"]
+NAMES = ["a", "b", "c", "a/x", "a/b", "a/b/c", ".", ""]
+NAMES += [LONG, f"a/{LONG}", f"{LONG}/a", f"b/{LONG}/a"]
 RENAMES = ["a", "b", "c", "a/x", "a/b", "a/b/c"]
 FLAGS = [READ, APPEND, NEW, FOLDER, ROOT, APPEND | os.O_CREAT, NEW & ~os.O_EXCL]
 FLAGS += [os.O_RDWR | os.O_CREAT | os.O_TRUNC, os.O_WRONLY]
