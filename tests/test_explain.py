@@ -8,7 +8,8 @@ from typing import Any
 import attrs
 import pytest
 
-from trio_ckpt._explain import Action, Facts, Sentence, action_of, explain_run, holes
+from trio_ckpt._explain import explain_run
+from trio_ckpt._explain_streams import Action, Facts, Sentence, action_of, holes
 from trio_ckpt._history import KILLED, RUNNING, SessionView
 from trio_ckpt._progress import FailedAttempt, Progress
 from trio_ckpt._ranges import IndexSet

@@ -5,7 +5,7 @@ The floor plan; a file imports only from floors below its own:
     L6  remote/     a foreman, workers, clients       engines/    the same, without a server
     L5  _loops      run_batches                       progress    a live display
         _drift      files against records             _maintain   for commands
-        _archive, _export, _import                    _explain    what a resume would do
+        _archive, _export, _import                    _explain…   what a resume would do
         _look       a run from outside                _machine    what a machine is good for
         _tracing    spans of batches
     L4  _batch      one attempt                       _stop       stopping in good order

@@ -8,7 +8,8 @@ from contextlib import aclosing
 from itertools import groupby
 from typing import Any
 
-from .._explain import Facts, Sentence, explain_run
+from .._explain import explain_run
+from .._explain_streams import Facts, Sentence
 from .._history import SessionView, read_pages, read_sessions
 from .._records import Kind, Record
 from .._values import StreamKey
