@@ -847,6 +847,25 @@ async def test_a_stream_that_has_state_is_not_opened_without() -> None:
             raise AssertionError("it was opened")
 
 
+async def test_a_stream_that_has_a_frontier_is_not_opened_with_anything_else() -> None:
+    store = MemoryStore()
+
+    async def handle(batch: Batch[Any]) -> None:
+        batch.complete()
+
+    for _ in range(2):  # the second time what is known comes from the fold
+        frontier = trio_ckpt.Frontier(["a"])
+        async with begin(store) as run, run.open_stream("s", state=frontier) as stream:
+            await trio_ckpt.run_batches(stream, None, handle, concurrency=1)
+            assert list(stream.progress.confirmed) == [0]
+        with pytest.raises(TypeError, match=r"has a Frontier: open it with state="):
+            async with begin(store) as run, run.open_stream("s"):
+                raise AssertionError("it was opened")
+        with pytest.raises(trio_ckpt.StateChangedError, match="a Frontier was saved"):
+            async with begin(store) as run, run.open_stream("s", state={"n": 0}):
+                raise AssertionError("it was opened")
+
+
 async def test_keys_that_look_alike_are_two() -> None:
     store, keys = MemoryStore(), (float("nan"), float("nan"))
     state = {key: np.full(3, number) for number, key in enumerate(keys)}

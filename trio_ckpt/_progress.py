@@ -57,6 +57,7 @@ class Progress:
         cursor: Where the loop goes on, as its last checkpoint said.
         has_cursor: Whether records hold a cursor; the last one may be None.
         has_state: Whether records hold state to go on from.
+        has_frontier: Whether records hold items of a `Frontier`.
         first_index: Of the first batch.
         last_index: Of the last batch, once known.
         expected: How many batches there are in all, as far as was known last.
@@ -106,6 +107,7 @@ class Progress:
     worked_at: float | None = None
     earlier_s: float = 0.0
     pins: dict[str, Pin] = attrs.field(factory=dict[str, Pin])
+    has_frontier: bool = False
     done: IndexSet = attrs.field(
         init=False,
         eq=False,
@@ -177,6 +179,8 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
         progress.has_cursor = True
     if record.state:
         progress.has_state = True
+    if record.adds:
+        progress.has_frontier = True
     if record.expected is not None:
         progress.expected = record.expected
     try:
@@ -351,6 +355,7 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     worked_at: float | None
     earlier_s: float
     pins: dict[str, Pin] = {}  # copied for each, see msgspec
+    has_frontier: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -388,6 +393,7 @@ def encode_progress(progress: Progress) -> bytes:
             progress.worked_at,
             progress.earlier_s,
             progress.pins,
+            progress.has_frontier,
         )
     )
 
@@ -432,6 +438,7 @@ def decode_progress(payload: bytes) -> Progress:
             worked_at=fold.worked_at,
             earlier_s=fold.earlier_s,
             pins=fold.pins,
+            has_frontier=fold.has_frontier,
         )
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreDamagedError(f"saved progress cannot be read: {error}") from error

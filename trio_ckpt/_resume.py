@@ -70,24 +70,31 @@ class Resume:
             TypeError: it was opened with a state before.
             StateChangedError: its saved state does not fit.
         """
-        if state is None and self.desk.lane.progress.has_state:
-            raise TypeError(
-                f"{self.desk.where()} has a saved state: open it with state=..., or its batches "
-                "would go on without it"
-            )
+        self._check_kind(state)
         await self._take_up_failed()
         await self._open_sinks()
         known: dict[int, bytes] = {}
         if isinstance(state, Frontier):
-            if self.desk.lane.progress.has_state:
-                problem = "one that is no Frontier was saved, and state= is a Frontier"
-                raise StateChangedError("state", problem)
             await self._load_frontier(cast("Frontier[Any]", state))
         else:
             await self._verify(known, nursery)
             if state is not None:
                 await self._restore(state)
         return Stream(Walk(self.desk, known, self._wait_verified), self._redo, nursery)
+
+    def _check_kind(self, state: object) -> None:
+        progress = self.desk.lane.progress
+        if state is None and (progress.has_state or progress.has_frontier):
+            what = "saved state" if progress.has_state else "Frontier"
+            raise TypeError(
+                f"{self.desk.where()} has a {what}: open it with state=..., or its batches would "
+                "go on without it"
+            )
+        if isinstance(state, Frontier) and progress.has_state:
+            problem = "one that is no Frontier was saved, and state= is a Frontier"
+            raise StateChangedError("state", problem)
+        if not isinstance(state, Frontier) and progress.has_frontier:
+            raise StateChangedError("state", "a Frontier was saved, and state= is none")
 
     async def close(self) -> None:
         """End the verification beside the run: it has no business with a stream that is left.
