@@ -271,7 +271,15 @@ class Run:
     ) -> Gate:
         lane = self._roster.lane(key)
         validator, folder = checked
-        files = StreamFiles(self.run_id, lane, self._claims, self._outputs, folder, validator)
+        files = StreamFiles(
+            self.run_id,
+            lane,
+            self._claims,
+            self._saver.check_owner,
+            self._outputs,
+            folder,
+            validator,
+        )
         self._desks[key] = desk = Gate(
             self.run_id,
             lane,

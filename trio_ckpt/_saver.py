@@ -25,6 +25,7 @@ this process saves nothing more, and only the next start can tell what landed.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 
@@ -129,6 +130,7 @@ class Saver:
         self._idle_task: trio.lowlevel.Task | None = None
         self._is_closing = False
         self._is_over = False
+        self._owned_at = -math.inf  # when the store was asked that said last who owns the run
         self._appender = WorkerThread("trio_ckpt appender")
 
     # -- the way in -------------------------------------------------------------------
@@ -185,6 +187,33 @@ class Saver:
                 self.observers.saved(self.run_key.run_id, sum(sizes))
             return name
         unknown = self._unknown(f"waits for a blob since {self._save_timeout_s:g} s")
+        self._set_poison(unknown)
+        raise unknown
+
+    async def check_owner(self, max_age_s: float = 0.0) -> None:
+        """See that nobody has taken the run over, before a file is changed that others may have.
+
+        Args:
+            max_age_s: An answer of the store that is not older will do.
+
+        Raises:
+            StoreConflictError: somebody has; nothing more is saved.
+            StoreError: the store cannot tell.
+
+        Cancellation: none; a store that does not answer in time poisons the run.
+        """
+        asked_at = trio.current_time()  # the answer is at least that old when it is read
+        if asked_at - self._owned_at < max_age_s:
+            return
+        with trio.move_on_after(self._save_timeout_s, shield=True):
+            try:
+                await self._store.save(self.run_key, [])
+                self._owned_at = asked_at
+            except (StoreConflictError, SaveOutcomeUnknownError) as error:
+                self._set_poison(error)
+                raise
+            return
+        unknown = self._unknown(f"has not ended after {self._save_timeout_s:g} s")
         self._set_poison(unknown)
         raise unknown
 
@@ -300,10 +329,12 @@ class Saver:
             self._sort_out(group, outcomes)
 
     async def _save(self, group: list[Submission], folds: list[Fold]) -> list[Exception | None]:
+        asked_at = trio.current_time()
         with trio.move_on_after(self._save_timeout_s, shield=True):
             try:
                 checkpoints = [submission.checkpoint for submission in group]
                 outcomes = await self._store.save(self.run_key, checkpoints, folds)
+                self._owned_at = asked_at
                 if self.observers:
                     self._tell_saved(checkpoints, outcomes, folds)
                 return outcomes
