@@ -106,6 +106,7 @@ class Saver:
         run_key: Who saves.
         poison: Why nothing is saved any more, if so.
         observers: Who is told what the run does.
+        is_appending: Whether a thread is, perhaps one that was given up on.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Saver:
         self.run_key = run_key
         self.poison: Exception | None = None
         self.observers = observers or Observers()
+        self.is_appending = False
         self._store = store
         self._save_timeout_s = save_timeout_s
         self._on_poison = on_poison
@@ -414,7 +416,9 @@ class Saver:
                 chunks.setdefault(sink, []).append(lines)
         failures: dict[AppendFile, Exception] = {}
         with trio.move_on_after(self._save_timeout_s, shield=True) as scope:
+            self.is_appending = True
             failures = await self._appender.run(_append_all, chunks)
+            self.is_appending = False
         if scope.cancelled_caught:
             unknown = SaveOutcomeUnknownError("an append has not ended; start the run again")
             self._set_poison(unknown)

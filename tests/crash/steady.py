@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import select
 import signal
@@ -350,6 +351,7 @@ class Zygote:
 
 def serve(number: int) -> None:
     """What a zygote does: fork for each order, until nobody has orders any more."""
+    logging.disable()  # a sweep makes trouble by the thousand
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those that watch are reaped by the kernel
     with socket.socket(fileno=number) as orders:
         while True:
