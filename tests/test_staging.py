@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from trio_ckpt import (
     OutputInvalidError,
     RetryRule,
     RetryTable,
+    RunStoppedError,
     Status,
     StoreConflictError,
     Then,
@@ -33,6 +34,7 @@ from trio_ckpt import (
 from trio_ckpt._history import read_pages
 from trio_ckpt._records import Kind
 from trio_ckpt._staging import OWNER_AGE_S
+from trio_ckpt.outputs import AppendFile, OutputDir
 from trio_ckpt.stores import MemoryStore, open_store
 
 
@@ -389,26 +391,70 @@ async def taken_over(folder: Path) -> AsyncGenerator[None]:
     await store.aclose()
 
 
-@pytest.mark.parametrize("is_open", [False, True])
-async def test_who_has_lost_the_run_changes_no_append_file(tmp_path: Path, is_open: bool) -> None:
+async def append(folder: Path, *, end: int, then: Callable[[], Awaitable[None]]) -> None:
+    """Append lines up to a batch, and do something when all but the last are confirmed."""
+    async with open_run("run", store=folder / "s", output_dir=folder / "out") as run:
+        if run.found.sessions:
+            await then()
+        async with run.open_stream("a") as stream:
+            async for batch in stream.batches(range(3), end=end):
+                batch.append_json("lines", batch.index)
+                batch.complete()
+                if batch.index and not run.found.sessions:
+                    await then()
+                await batch.confirm()
+
+
+@pytest.mark.parametrize("confirmed", [0, 1])
+async def test_who_has_lost_the_run_opens_no_append_file(tmp_path: Path, confirmed: int) -> None:
     """It neither cuts off what its successor has confirmed, nor moves it out of the way."""
     path = tmp_path / "out" / "lines"
-    with pytest.raises(StoreConflictError):
-        async with (
-            open_run("run", store=tmp_path / "s", output_dir=tmp_path / "out") as run,
-            run.open_stream("a") as stream,
-        ):
-            async for batch in stream.batches(range(3)):
-                if is_open or batch.index == 1:
-                    batch.append_json("lines", batch.index)
+
+    async def lose() -> None:
+        async with taken_over(tmp_path / "s"):
+            with path.open("a") as lines:
+                lines.write("of the next owner\n")
+
+    if confirmed:
+        with suppress(RunStoppedError):
+            await append(tmp_path, end=0, then=nothing)
+        with pytest.raises(StoreConflictError):
+            await append(tmp_path, end=2, then=lose)
+    else:
+        with pytest.raises(StoreConflictError):
+            async with (
+                open_run("run", store=tmp_path / "s", output_dir=tmp_path / "out") as run,
+                run.open_stream("a") as stream,
+                stream.open_batch() as batch,
+            ):
+                batch.append_json("lines", 0)
                 batch.complete()
-                if batch.index == 1:
-                    async with taken_over(tmp_path / "s"):
-                        if not is_open:
-                            path.write_text("of the next owner\n")
-                        await batch.confirm()
-    assert path.read_text() == ("0\n1\n" if is_open else "of the next owner\n")
+                await lose()
+    assert path.read_text() == "0\n" * confirmed + "of the next owner\n"
     assert not (tmp_path / "out" / ".archive").exists()
+
+
+async def nothing() -> None:
+    """Nobody comes."""
+
+
+async def test_who_has_lost_the_run_keeps_others_from_the_append_files_it_has(
+    tmp_path: Path,
+) -> None:
+    """What it appends then is confirmed by nobody, and is cut off by the next start."""
+
+    async def lose() -> None:
+        async with taken_over(tmp_path / "s"):
+            outdir = OutputDir.open(tmp_path / "out")
+            with pytest.raises(OutputError, match="another process has it open"):
+                AppendFile.open(outdir, "lines", 2)
+            outdir.close()
+
+    with pytest.raises(StoreConflictError):
+        await append(tmp_path, end=1, then=lose)
+    assert (tmp_path / "out" / "lines").read_text() == "0\n1\n"
+    await append(tmp_path, end=2, then=nothing)
+    assert (tmp_path / "out" / "lines").read_text() == "0\n1\n2\n"
 
 
 async def test_who_has_slept_and_lost_the_run_replaces_no_output(
@@ -451,3 +497,24 @@ async def test_who_works_fast_is_not_asked_again_and_again_who_owns_the_run(
             await batch.write_text(f"page-{batch.index}", "text")
             batch.complete()
     assert asked.count(0) == 0
+
+
+async def test_who_has_lost_the_run_leaves_the_manifest_of_the_next_owner(tmp_path: Path) -> None:
+    manifest = tmp_path / "out" / "manifest.json"
+
+    async def work(*, loses: bool) -> None:
+        async with (
+            open_run("run", store=tmp_path / "s", output_dir=tmp_path / "out") as run,
+            run.open_stream("a") as stream,
+        ):
+            async for batch in stream.batches(range(2)):
+                batch.complete()
+                if loses:
+                    for path in (tmp_path / "s").glob("lock/" + "?" * 32):
+                        path.unlink()
+                    await work(loses=False)
+
+    with pytest.raises(StoreConflictError):
+        await work(loses=True)
+    assert manifest.exists()
+    assert not (tmp_path / "out" / ".archive").exists()
