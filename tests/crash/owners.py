@@ -27,6 +27,7 @@ from pathlib import Path
 import attrs
 
 from tests.crash.evidence import litter, look, problems_at_end
+from tests.crash.far_owners import wake_far_zombies
 from tests.crash.steady import LIMIT_S, OWNER_AGE_S, POINTS, Orders, Process, Zygote
 from tests.crash.tools import run_as_command
 from tests.proof import Figures
@@ -45,6 +46,7 @@ SLEEP_S = 2 * OWNER_AGE_S  # who has slept for less may replace an output before
 # The instant between the last look at the owner and the rename of a file is not promised.  What
 # is replaced then is noticed by the next start, which does it again.
 MAY_REPLACE = ("rename", "")
+OF_LINES = ("append", "pwrite")
 
 BREAKS = ("lock", "locks", "folder")  # the run's lock file, all lock files, their folder, too
 
@@ -184,6 +186,7 @@ class Zombie:
     chance: random.Random
     figures: Counter[str]
     point: str  # where it is stopped; empty: anywhere
+    appends: bool = True
     processes: list[Process] = attrs.field(factory=list[Process], init=False)
     stopped_at: float = attrs.field(default=0.0, init=False)
 
@@ -204,7 +207,9 @@ class Zombie:
 
     def _start(self, stack: ExitStack, tag: str, *, point: str = "") -> Process:
         index = self.chance.randrange(BATCHES)
-        orders = attrs.evolve(self.place.orders(tag), stop_at=point, stop_index=index)
+        orders = attrs.evolve(
+            self.place.orders(tag), stop_at=point, stop_index=index, appends=self.appends
+        )
         process = self.zygote.start(orders)
         stack.callback(process.close)
         return process
@@ -292,7 +297,8 @@ def sweep_owners(full: bool, seed: int) -> Figures:
     with Zygote() as zygote:
         for kind in KINDS:
             figures |= sweep_kind(zygote, kind, full, seed)
-    return figures
+    far = wake_far_zombies(FULL if full else IN_SUITE, seed)
+    return figures | {f"zombies, far, {what}": n for what, n in far.items()}
 
 
 def sweep_kind(zygote: Zygote, kind: str, full: bool, seed: int) -> dict[str, int]:
@@ -305,7 +311,10 @@ def sweep_kind(zygote: Zygote, kind: str, full: bool, seed: int) -> dict[str, in
     points = (*POINTS, "")
     for number in range(max(times, len(points))):
         with schedule(f"{kind} {seed} {number}", kind) as (place, chance):
-            Zombie(place, zygote, chance, zombies, points[number % len(points)]).run()
+            point = points[number % len(points)]
+            # Without lines its heir is let in at once; with them it must wait for their file.
+            appends = point in OF_LINES or chance.random() < 0.5
+            Zombie(place, zygote, chance, zombies, point, appends).run()
     return {
         **{f"twins, {kind}, {what}": n for what, n in twins.items()},
         **{f"zombies, {kind}, {what}": n for what, n in zombies.items()},

@@ -57,6 +57,7 @@ class Orders:
         batches: How many.
         tag: Goes into everything that is written.
         pause_s: How long a batch takes.
+        appends: Whether each batch appends a line.
         waits: Until a byte comes on standard input.
         stop_at: Stop by SIGSTOP there, see `POINTS`; empty: nowhere.
         stop_index: At which batch.
@@ -68,6 +69,7 @@ class Orders:
     batches: int
     tag: str = ""
     pause_s: float = 0.0
+    appends: bool = True
     waits: bool = False
     stop_at: str = ""
     stop_index: int = 0
@@ -132,7 +134,8 @@ async def work_at(batch: Any, stream: Any, orders: Orders, points: Points) -> No
     points.reach("body")
     await trio.sleep(orders.pause_s)
     await batch.write_bytes(page_name(index), page(index, tag))
-    batch.append_json(LINES, json.loads(line(index, tag)))
+    if orders.appends:
+        batch.append_json(LINES, json.loads(line(index, tag)))
     stream.state["sum"] += index
     stream.state["padding"] = padding(index)
     batch.complete(records=1, metadata={"tag": tag, "sum": stream.state["sum"]})
