@@ -47,6 +47,33 @@ SKIPS = {
 }
 
 
+TRIES = """
+import pytest
+@pytest.mark.privileged
+def test_it(): pytest.skip({reason!r})
+"""
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_allowed"), [("no privilege: only root may", True), ("no server", False)]
+)
+def test_ci_may_skip_what_the_machine_does_not_let_anybody_try(
+    tmp_path: Path, reason: str, is_allowed: bool
+) -> None:
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "test_it.py").write_text(TRIES.format(reason=reason), encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = privileged\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", tmp_path],
+        env={**os.environ, "CI": "true"},
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode == pytest.ExitCode.OK) is is_allowed
+
+
 @pytest.mark.parametrize("source", SKIPS.values(), ids=SKIPS.keys())
 def test_skips_fail_in_ci_only_and_give_their_reason(tmp_path: Path, source: str) -> None:
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)

@@ -1,16 +1,20 @@
 """The files of a stream: checked before they are confirmed, in its folder, and nobody else's."""
 
-# ruff: noqa: PT012, SIM117  (what a whole block does is the claim)
+# ruff: noqa: ASYNC240, PT012, SIM117  (what a whole block does is the claim)
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+import trio
+from trio.testing import MockClock
 
 from trio_ckpt import (
     Batch,
@@ -20,14 +24,18 @@ from trio_ckpt import (
     OutputInvalidError,
     RetryRule,
     RetryTable,
+    RunStoppedError,
     Status,
+    StoreConflictError,
     Then,
     open_run,
     run_batches,
 )
 from trio_ckpt._history import read_pages
 from trio_ckpt._records import Kind
-from trio_ckpt.stores import MemoryStore
+from trio_ckpt._staging import OWNER_AGE_S
+from trio_ckpt.outputs import AppendFile, OutputDir
+from trio_ckpt.stores import MemoryStore, open_store
 
 
 @attrs.frozen
@@ -367,3 +375,146 @@ async def test_a_file_that_no_record_knows_is_moved_aside_before_lines_are_appen
     (kept,) = (tmp_path / ".archive").rglob("lines.jsonl")
     assert kept.read_text() == "precious\n"
     assert f"it is kept as {kept.relative_to(tmp_path)}" in caplog.text
+
+
+# -- an owner that has slept through a takeover ---------------------------------------------
+
+
+@asynccontextmanager
+async def taken_over(folder: Path) -> AsyncGenerator[None]:
+    """Own the run of a store that somebody else owns, as one can whose lock was removed."""
+    for path in folder.glob("lock/" + "?" * 32):
+        path.unlink()
+    store = await open_store(folder)
+    async with store.lock_run("run"):
+        yield
+    await store.aclose()
+
+
+async def append(folder: Path, *, end: int, then: Callable[[], Awaitable[None]]) -> None:
+    """Append lines up to a batch, and do something when all but the last are confirmed."""
+    async with open_run("run", store=folder / "s", output_dir=folder / "out") as run:
+        if run.found.sessions:
+            await then()
+        async with run.open_stream("a") as stream:
+            async for batch in stream.batches(range(3), end=end):
+                batch.append_json("lines", batch.index)
+                batch.complete()
+                if batch.index and not run.found.sessions:
+                    await then()
+                await batch.confirm()
+
+
+@pytest.mark.parametrize("confirmed", [0, 1])
+async def test_who_has_lost_the_run_opens_no_append_file(tmp_path: Path, confirmed: int) -> None:
+    """It neither cuts off what its successor has confirmed, nor moves it out of the way."""
+    path = tmp_path / "out" / "lines"
+
+    async def lose() -> None:
+        async with taken_over(tmp_path / "s"):
+            with path.open("a") as lines:
+                lines.write("of the next owner\n")
+
+    if confirmed:
+        with suppress(RunStoppedError):
+            await append(tmp_path, end=0, then=nothing)
+        with pytest.raises(StoreConflictError):
+            await append(tmp_path, end=2, then=lose)
+    else:
+        with pytest.raises(StoreConflictError):
+            async with (
+                open_run("run", store=tmp_path / "s", output_dir=tmp_path / "out") as run,
+                run.open_stream("a") as stream,
+                stream.open_batch() as batch,
+            ):
+                batch.append_json("lines", 0)
+                batch.complete()
+                await lose()
+    assert path.read_text() == "0\n" * confirmed + "of the next owner\n"
+    assert not (tmp_path / "out" / ".archive").exists()
+
+
+async def nothing() -> None:
+    """Nobody comes."""
+
+
+async def test_who_has_lost_the_run_keeps_others_from_the_append_files_it_has(
+    tmp_path: Path,
+) -> None:
+    """What it appends then is confirmed by nobody, and is cut off by the next start."""
+
+    async def lose() -> None:
+        async with taken_over(tmp_path / "s"):
+            outdir = OutputDir.open(tmp_path / "out")
+            with pytest.raises(OutputError, match="another process has it open"):
+                AppendFile.open(outdir, "lines", 2)
+            outdir.close()
+
+    with pytest.raises(StoreConflictError):
+        await append(tmp_path, end=1, then=lose)
+    assert (tmp_path / "out" / "lines").read_text() == "0\n1\n"
+    await append(tmp_path, end=2, then=nothing)
+    assert (tmp_path / "out" / "lines").read_text() == "0\n1\n2\n"
+
+
+async def test_who_has_slept_and_lost_the_run_replaces_no_output(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "out" / "page"
+    with pytest.raises(StoreConflictError):
+        async with (
+            open_run("run", store=tmp_path / "s", output_dir=tmp_path / "out") as run,
+            run.open_stream("a") as stream,
+        ):
+            async for batch in stream.batches(range(2)):
+                if batch.index == 1:
+                    async with taken_over(tmp_path / "s"):
+                        path.write_text("of the next owner")
+                        await trio.sleep(OWNER_AGE_S)
+                        await batch.write_text("page", "of the one before")
+                batch.complete()
+    assert path.read_text() == "of the next owner"
+
+
+async def test_who_works_fast_is_not_asked_again_and_again_who_owns_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was saved lately says it, too: a file costs no transaction of its own."""
+    store = MemoryStore()
+    asked: list[int] = []
+
+    async def save(self: MemoryStore, run: Any, group: Any, folds: Any = ()) -> Any:
+        asked.append(len(group) + len(folds))
+        return await real_save(self, run, group, folds)
+
+    real_save = MemoryStore.save
+    monkeypatch.setattr(MemoryStore, "save", save)
+    async with (
+        open_run("run", store=store, output_dir=tmp_path) as run,
+        run.open_stream("a") as stream,
+    ):
+        async for batch in stream.batches(range(20)):
+            await batch.write_text(f"page-{batch.index}", "text")
+            batch.complete()
+    assert asked.count(0) == 0
+
+
+async def test_who_has_lost_the_run_leaves_the_manifest_of_the_next_owner(tmp_path: Path) -> None:
+    manifest = tmp_path / "out" / "manifest.json"
+
+    async def work(*, loses: bool) -> None:
+        async with (
+            open_run("run", store=tmp_path / "s", output_dir=tmp_path / "out") as run,
+            run.open_stream("a") as stream,
+        ):
+            async for batch in stream.batches(range(2)):
+                batch.complete()
+                if loses:
+                    for path in (tmp_path / "s").glob("lock/" + "?" * 32):
+                        path.unlink()
+                    await work(loses=False)
+
+    with pytest.raises(StoreConflictError):
+        await work(loses=True)
+    assert manifest.exists()
+    assert not (tmp_path / "out" / ".archive").exists()

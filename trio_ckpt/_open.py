@@ -218,7 +218,7 @@ async def _background_tasks(
     finally:
         if has_signals:
             release_signals()
-        if saver.poison is None:  # else a thread may still be writing to them
+        if not saver.is_appending:  # or a thread may still be writing to them
             saver.close_sinks()
     if failure is not None:
         if not isinstance(body_error, trio.Cancelled):

@@ -47,7 +47,7 @@ from ._retry import NO_RETRIES, RetryTable
 from ._roster import Roster
 from ._saver import Saver
 from ._session import Found
-from ._staging import SINK, Claims, StreamFiles
+from ._staging import OWNER_AGE_S, SINK, Claims, StreamFiles
 from ._statistics import RunStatistics
 from ._stop import Stop
 from ._stream import Stream
@@ -271,7 +271,15 @@ class Run:
     ) -> Gate:
         lane = self._roster.lane(key)
         validator, folder = checked
-        files = StreamFiles(self.run_id, lane, self._claims, self._outputs, folder, validator)
+        files = StreamFiles(
+            self.run_id,
+            lane,
+            self._claims,
+            self._saver.check_owner,
+            self._outputs,
+            folder,
+            validator,
+        )
         self._desks[key] = desk = Gate(
             self.run_id,
             lane,
@@ -567,11 +575,13 @@ class Run:
 
     async def write_manifest(self, facts: Mapping[str, Any], *, is_wanted: bool) -> None:
         """Leave a manifest behind if the run is complete and has a folder, best effort."""
-        if self._outputs is None:
-            return
+        if self._outputs is None or isinstance(self._saver.poison, StoreConflictError):
+            return  # what is there is of whoever owns the run now
         key, progress, outputs = self._saver.run_key, self._progress, self._outputs
         with trio.CancelScope(shield=True):
             try:
+                if self._saver.poison is None:
+                    await self._saver.check_owner(OWNER_AGE_S)
                 if not (is_wanted and is_complete(progress)):
                     await set_outdated_aside(key, progress, outputs)
                 elif not await is_current(key, progress, outputs):

@@ -25,6 +25,7 @@ this process saves nothing more, and only the next start can tell what landed.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 
@@ -105,6 +106,7 @@ class Saver:
         run_key: Who saves.
         poison: Why nothing is saved any more, if so.
         observers: Who is told what the run does.
+        is_appending: Whether a thread is, perhaps one that was given up on.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Saver:
         self.run_key = run_key
         self.poison: Exception | None = None
         self.observers = observers or Observers()
+        self.is_appending = False
         self._store = store
         self._save_timeout_s = save_timeout_s
         self._on_poison = on_poison
@@ -129,6 +132,7 @@ class Saver:
         self._idle_task: trio.lowlevel.Task | None = None
         self._is_closing = False
         self._is_over = False
+        self._owned_at = -math.inf  # when the store was asked that said last who owns the run
         self._appender = WorkerThread("trio_ckpt appender")
 
     # -- the way in -------------------------------------------------------------------
@@ -185,6 +189,33 @@ class Saver:
                 self.observers.saved(self.run_key.run_id, sum(sizes))
             return name
         unknown = self._unknown(f"waits for a blob since {self._save_timeout_s:g} s")
+        self._set_poison(unknown)
+        raise unknown
+
+    async def check_owner(self, max_age_s: float = 0.0) -> None:
+        """See that nobody has taken the run over, before a file is changed that others may have.
+
+        Args:
+            max_age_s: An answer of the store that is not older will do.
+
+        Raises:
+            StoreConflictError: somebody has; nothing more is saved.
+            StoreError: the store cannot tell.
+
+        Cancellation: none; a store that does not answer in time poisons the run.
+        """
+        asked_at = trio.current_time()  # the answer is at least that old when it is read
+        if asked_at - self._owned_at < max_age_s:
+            return
+        with trio.move_on_after(self._save_timeout_s, shield=True):
+            try:
+                await self._store.save(self.run_key, [])
+                self._owned_at = asked_at
+            except (StoreConflictError, SaveOutcomeUnknownError) as error:
+                self._set_poison(error)
+                raise
+            return
+        unknown = self._unknown(f"has not ended after {self._save_timeout_s:g} s")
         self._set_poison(unknown)
         raise unknown
 
@@ -300,10 +331,12 @@ class Saver:
             self._sort_out(group, outcomes)
 
     async def _save(self, group: list[Submission], folds: list[Fold]) -> list[Exception | None]:
+        asked_at = trio.current_time()
         with trio.move_on_after(self._save_timeout_s, shield=True):
             try:
                 checkpoints = [submission.checkpoint for submission in group]
                 outcomes = await self._store.save(self.run_key, checkpoints, folds)
+                self._owned_at = asked_at
                 if self.observers:
                     self._tell_saved(checkpoints, outcomes, folds)
                 return outcomes
@@ -383,7 +416,9 @@ class Saver:
                 chunks.setdefault(sink, []).append(lines)
         failures: dict[AppendFile, Exception] = {}
         with trio.move_on_after(self._save_timeout_s, shield=True) as scope:
+            self.is_appending = True
             failures = await self._appender.run(_append_all, chunks)
+            self.is_appending = False
         if scope.cancelled_caught:
             unknown = SaveOutcomeUnknownError("an append has not ended; start the run again")
             self._set_poison(unknown)

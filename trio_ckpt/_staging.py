@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 import attrs
 import trio
@@ -24,6 +24,7 @@ log = logging.getLogger("trio_ckpt.outputs")
 AnyPath = str | os.PathLike[str]
 Claims = dict[str, tuple[str, int]]  # a name -> the stream as text, and the batch
 
+OWNER_AGE_S = 0.5  # who was stopped for less has lost no lease; asking costs a transaction
 SINK = -1  # in the place of a batch: an append file belongs to its stream
 
 
@@ -35,6 +36,8 @@ class StreamFiles:
         run_id: The run.
         lane: The stream; its append files are there.
         claims: Whose each name is; shared by all streams of the run.
+        check_owner: Raises if somebody else has the run by now; an answer of the given age
+            will do.
         root: The run's folder; None: it has none.
         folder: The stream's, relative to it; empty: the same.
         validator: What its JSON outputs must pass.
@@ -43,6 +46,7 @@ class StreamFiles:
     run_id: str
     lane: Lane
     claims: Claims
+    check_owner: Callable[[float], Awaitable[None]]
     root: OutputDir | None = None
     folder: str = ""
     validator: Validator | None = None
@@ -110,9 +114,14 @@ class StreamFiles:
     # -- what they hold -----------------------------------------------------------------------
 
     async def write(self, path: AnyPath, data: bytes, index: int) -> Output:
-        """Write a file of a batch, whole or not at all."""
+        """Write a file of a batch, whole or not at all.
+
+        A process that has slept through a takeover replaces nothing of what the next owner has
+        confirmed, unless it slept in the instant between this look and the rename.
+        """
         name = self.name(path)
         self.claim(index, name)
+        await self.check_owner(OWNER_AGE_S)
         return await run_blocking(self.dir.write, name, data)
 
     async def adopt(self, paths: Iterable[AnyPath], index: int, known: dict[str, Output]) -> None:
@@ -148,8 +157,13 @@ class StreamFiles:
     async def open_sink(self, name: str) -> None:
         """Open an append file for the session; what is behind its confirmed bytes is cut off.
 
+        It is locked before the last look at who owns the run, and cut after it.  So a process
+        that has slept through a takeover cuts nothing, and one that sleeps in between keeps
+        the next owner from the file.
+
         Raises:
             OutputError: it cannot be opened, or confirmed bytes are missing.
+            StoreConflictError: somebody else has the run by now.
         """
         if name in self.lane.sinks:
             return
@@ -160,8 +174,15 @@ class StreamFiles:
                 confirmed = self.lane.progress.sinks.get(name, 0)
                 is_cut_back = name in self.lane.cut_back
                 if confirmed == 0 and not is_cut_back:
+                    await self.check_owner(0)  # or these may be the lines of the next one
                     await self._keep_foreign(name)
-                sink = await run_blocking(AppendFile.open, self.dir, name, confirmed)
+                sink = await run_blocking(AppendFile.take, self.dir, name, confirmed)
+                try:
+                    await self.check_owner(0)
+                except BaseException:
+                    await run_blocking(sink.close)
+                    raise
+                await run_blocking(sink.begin)
                 self.lane.sinks[name] = sink
                 if sink.cut_bytes and not is_cut_back:
                     log.warning(

@@ -311,7 +311,7 @@ class Store(ABC):
 
         Args:
             run: Compared in the same transaction.
-            group: In the order of their streams' sequences.
+            group: In the order of their streams' sequences; an empty one asks who owns the run.
             folds: Replace the folds of their streams, in the same transaction; one that is
                 ahead of its stream's records (because those failed) is left out.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.outputs.faulty import ERRORS, FaultySystem, files_in
 from trio_ckpt._errors import CannotRedoError, OutputError, SinkClosedError
-from trio_ckpt.outputs import AppendFile, OutputDir, SinkTooShortError
+from trio_ckpt.outputs import AppendFile, OutputDir, SinkTooShortError, System
 
 
 @pytest.fixture
@@ -100,6 +101,38 @@ def test_missing_confirmed_bytes_are_refused_and_counted(outdir: OutputDir, root
     assert files_in(root) == {"log": b"123"}
     assert not (root / "no").exists()
     AppendFile.open(outdir, "log", 2).close()  # after a rewind
+
+
+def test_a_file_is_cut_only_by_who_has_it_alone(outdir: OutputDir, root: Path) -> None:
+    """Else an owner that has slept through a takeover cuts off what the next one confirmed."""
+    first = AppendFile.open(outdir, "log", 0)
+    first.append([b"confirmed\n"])
+    for confirmed in (0, 4):
+        with pytest.raises(OutputError, match="another process has it open"):
+            AppendFile.open(outdir, "log", confirmed)
+    child = os.dup(first._fd)  # as a child that was forked has it
+    first.close()
+    second = AppendFile.take(outdir, "log", 4)
+    os.close(child)
+    assert (root / "log").read_bytes() == b"confirmed\n", "taking it has cut it"
+    second.begin()
+    assert (second.cut_bytes, (root / "log").read_bytes()) == (6, b"conf")
+    second.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_systems_without_locks_take_append_files(
+    outdir: OutputDir, root: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(_system: System, _fd: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(System, "lock", refuse)
+    monkeypatch.setattr(System, "unlock", refuse)
+    sink = AppendFile.open(outdir, "log", 0)
+    sink.append([b"line\n"])
+    sink.close()
+    assert (root / "log").read_bytes() == b"line\n"
 
 
 @pytest.mark.parametrize("harm", ["shortened", "removed", "replaced"])

@@ -255,6 +255,27 @@ async def test_save_without_the_lock_is_refused(folder: Path) -> None:
     await intruder.aclose()
 
 
+async def test_no_second_owner_where_the_lock_of_the_run_was_removed(folder: Path) -> None:
+    """What is appended is not compared with an owner's number: the journal itself is locked."""
+    store = await JsonStore.open(folder)
+    other = await JsonStore.open(folder)
+    async with store.lock_run("run") as owner:
+        for rewritten in (False, True):
+            if rewritten:
+                held = store._writer._held["run"]
+                store._writer._rewrite_if_it_can_be("run", held)
+            for path in folder.glob("lock/" + "?" * 32):
+                path.unlink()
+            with pytest.raises(RunLockedError, match="an unknown host"):
+                async with other.lock_run("run"):
+                    pass
+        assert await store.save(RunKey("run", 0, owner), chain(A, 1, 1)) == [None]
+    async with other.lock_run("run") as following:
+        assert following == owner + 1
+    await store.aclose()
+    await other.aclose()
+
+
 @pytest.mark.parametrize("change", ["removed", "appended", "cut"])
 async def test_files_that_somebody_else_changed(folder: Path, change: str) -> None:
     """What was saved into a file that has no name any more would be lost without a word."""
@@ -271,7 +292,7 @@ async def test_files_that_somebody_else_changed(folder: Path, change: str) -> No
                 path.write_bytes(content + b"x")
             case "cut":
                 path.write_bytes(content[:-1])
-        with pytest.raises(StoreError, match="removed, or written by somebody"):
+        with pytest.raises(StoreConflictError, match="removed, or written by somebody"):
             await store.save(run, chain(A, 2, 2))
         with pytest.raises(StoreError, match="nothing more is written"):
             await store.save(run, chain(A, 2, 2))

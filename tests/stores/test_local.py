@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -188,3 +189,42 @@ async def test_blob_that_was_pruned_while_it_was_read_is_no_damage(
     assert await other.read_run("run", 0) is None
     await store.aclose()
     await other.aclose()
+
+
+@LOCAL
+async def test_who_finds_the_lock_of_the_store_removed_removes_no_blobs(
+    folder: Path, kind: type[SqliteStore] | type[JsonStore]
+) -> None:
+    """Others may have put them, under a lock that was made since, and not named them yet."""
+    store, other = await kind.open(folder), await kind.open(folder)
+    async with store.lock_run("run") as owner:
+        digest = await store.put_blob(b"a")
+        run = RunKey("run", 0, owner)
+        await store.save(run, [Checkpoint(A, 1, b"", blobs=(digest,))])
+        await store.drop_blobs(run, A, [1])
+        (folder / "lock" / "store").unlink()
+        async with other.lock_run("another"):
+            put = await other.put_blob(b"b")
+            await store.aclose()
+    assert (folder / "blobs" / put[:2] / put).exists()
+    await other.aclose()
+
+
+@LOCAL
+async def test_blobs_are_cleaned_up_after_the_owner_number_was_raised(
+    folder: Path, kind: type[SqliteStore] | type[JsonStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before that an older owner, stopped in its commit, could still name one of them."""
+    store = await kind.open(folder)
+    order: list[str] = []
+    for name in ("raise_owner", "remove_orphans"):
+        real = getattr(store._writer, name)
+
+        def call(*args: Any, name: str = name, real: Any = real) -> Any:
+            order.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(store._writer, name, call)
+    async with store.lock_run("run"):
+        assert order == ["raise_owner", "remove_orphans"]
+    await store.aclose()

@@ -77,6 +77,9 @@ class Side:
     def lock(self, at: int) -> None:
         self.system.lock(self.fds[at])
 
+    def unlock(self, at: int) -> None:
+        self.system.unlock(self.fds[at])
+
     def fsync(self, at: int) -> None:
         self.system.fsync(self.fds[at])
 
@@ -107,6 +110,7 @@ CALLS_WITH: dict[str, Callable[[random.Random, int], tuple[Any, ...]]] = {
     "pwrite": lambda r, n: (r.randrange(n), r.randbytes(r.randrange(9)), r.randrange(-1, 9)),
     "truncate": lambda r, n: (r.randrange(n), r.randrange(-1, 9)),
     "lock": lambda r, n: (r.randrange(n),),
+    "unlock": lambda r, n: (r.randrange(n),),
     "fsync": lambda r, n: (r.randrange(n),),
     "fdatasync": lambda r, n: (r.randrange(n),),
     "rename": lambda r, n: (*r.choices(RENAMES, k=2), r.randrange(n), r.randrange(n)),

@@ -37,10 +37,14 @@ class AppendFile:
     The order of one turn is `append`, the store's commit, `confirm`.  An append that is
     never confirmed is cut off by the next.  One thread at a time.
 
+    While it is open it is locked: whoever owns the run next changes nothing in it before
+    this process has let go of it or has ended.  So an owner that was stopped, and has lost
+    its run meanwhile, cannot wake up to cut off or overwrite what another has confirmed.
+
     Attributes:
         path: Relative to the output folder.
         confirmed: Bytes that records speak for.
-        cut_bytes: How many were cut off when it was opened.
+        cut_bytes: How many were cut off by `begin`.
     """
 
     path: str
@@ -53,14 +57,20 @@ class AppendFile:
 
     @classmethod
     def open(cls, outdir: OutputDir, path: AnyPath, confirmed: int) -> AppendFile:
-        """Open or make a file, and cut off what is behind its `confirmed` bytes.
+        """Open or make a file as `take` does, and `begin` it."""
+        self = cls.take(outdir, path, confirmed)
+        self.begin()
+        return self
 
-        Durability: the file's name and its confirmed length survive a power cut once this
-        has returned.
+    @classmethod
+    def take(cls, outdir: OutputDir, path: AnyPath, confirmed: int) -> AppendFile:
+        """Open or make a file and lock it; nothing is cut yet.
+
+        Durability: the file's name survives a power cut once `begin` has returned.
 
         Raises:
             SinkTooShortError: confirmed bytes are missing.
-            OutputError: it cannot be opened, or is not a regular file.
+            OutputError: it cannot be opened, or another process has it open.
         """
         name = outdir.relative(path)
         flags = APPEND if confirmed else APPEND | os.O_CREAT
@@ -71,12 +81,32 @@ class AppendFile:
                     outdir.tree.refuse_lost(name)
                     fd = outdir.tree.system.open(last, flags, dir_fd=folder)
                     self = cls(name, confirmed, 0, outdir.tree, fd, confirmed)
-                    self._begin(folder)
+                    self._lock()
             except FileNotFoundError:
                 if not confirmed:
                     raise
                 raise SinkTooShortError(name, 0, confirmed) from None
         return self
+
+    def begin(self) -> None:
+        """Cut off what is behind the confirmed bytes.
+
+        Durability: the file's name and its confirmed length survive a power cut once this
+        has returned.
+
+        Raises:
+            SinkTooShortError: confirmed bytes are missing.
+            OutputError: it is not a regular file, or cannot be cut; it is closed then.
+        """
+        try:
+            with told(self.path), self._tree.folder(self.path, Sync.NONE) as (folder, _):
+                self.cut_bytes = self._cut()
+                if self.cut_bytes:
+                    self._tree.sync(self._fd, self.path)
+                self._tree.sync(folder, above(self.path))
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, chunks: Sequence[bytes]) -> None:
         """Write `chunks` behind the confirmed bytes, in place of what an append left there.
@@ -144,14 +174,22 @@ class AppendFile:
         """Give the file back; twice is harmless.  What was not confirmed stays behind."""
         fd, self._fd = self._fd, -1
         if fd != -1:
+            with suppress(OSError):  # as for locking
+                self._tree.system.unlock(fd)
             self._tree.system.close(fd)
 
-    def _begin(self, folder: int) -> None:
+    def _lock(self) -> None:
         try:
-            self.cut_bytes = self._cut()
-            if self.cut_bytes:
-                self._tree.sync(self._fd, self.path)
-            self._tree.sync(folder, above(self.path))
+            self._tree.system.lock(self._fd)
+        except BlockingIOError:
+            self.close()
+            raise OutputError(
+                self.path,
+                "another process has it open, which may be a stopped one: wait for it to end or "
+                "end it",
+            ) from None
+        except OSError:
+            return  # some file systems have no locks
         except BaseException:
             self.close()
             raise

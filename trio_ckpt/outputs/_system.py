@@ -64,6 +64,10 @@ class System:
     def lock(self, fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
+    def unlock(self, fd: int) -> None:
+        """Also for children that share the open file: closing it leaves it to them."""
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
     def fsync(self, fd: int) -> None:
         if sys.platform == "darwin":
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # there, fsync leaves data in the drive's cache

@@ -9,7 +9,9 @@ after a run ``checkpoint.json`` has everything.
 
 Only the owner of a run writes its files, and the kernel sees to it that there is one.  So what
 is needed to append is remembered while the run is owned: the open journal, where it ends, the
-newest sequences.  That the journal still is what is remembered is seen before each append.
+newest sequences.  The journal is locked, too, so that there is no second owner even where
+somebody has removed the lock of the run; and that it still is what is remembered is seen
+before each append.
 
 When a write fails the journal is cut back to where it ended: nothing was saved, and saving can
 go on when there is room.  When an fsync fails nobody knows what is on the disk, and trying again
@@ -29,7 +31,7 @@ from typing import Literal
 import attrs
 import msgspec
 
-from .._errors import SaveOutcomeUnknownError, StoreConflictError, StoreError
+from .._errors import RunLockedError, SaveOutcomeUnknownError, StoreConflictError, StoreError
 from ..abc import Checkpoint, Fold, Pruned, RunKey
 from ._blobs import Blobs
 from ._claims import Claims, names_of
@@ -51,7 +53,7 @@ from ._json_files import (
 )
 from ._json_format import Line, RunState, StreamState, encode_line, frame
 from ._json_records import decode_entry, encode_entry, encode_fold
-from ._locks import lock_opening, need_flock
+from ._locks import FileLock, lock_opening, locked_by_stranger, need_flock
 
 logger = logging.getLogger("trio_ckpt.stores.json")
 
@@ -109,9 +111,8 @@ class Writer:
 
     def close(self) -> None:
         """Let go of everything."""
-        for held in self._held.values():
-            os.close(held.fd)
-        self._held.clear()
+        for run_id in list(self._held):
+            self._let_go(run_id)
 
     # -----------------------------------------------------------------------------------
     # Owning
@@ -129,9 +130,12 @@ class Writer:
             # Who replaced the files may have been killed before their names were durable, and
             # what is appended to a journal without one would be lost with power.
             sync_folder(folder)
-            remove_leftovers(folder, state.journal)
-            fd = self._open_journal(folder, state.journal)
+            fd = self._open_journal(folder, state.journal, run_id)
             try:
+                status = os.fstat(fd)
+                if status.st_nlink == 0 or status.st_size != end.size + end.torn:
+                    raise locked_by_stranger(run_id)  # who has ended since it was read
+                remove_leftovers(folder, state.journal)
                 if end.torn:
                     logger.info("%s: cutting off %d bytes that a crash left", folder, end.torn)
                     os.ftruncate(fd, end.size)
@@ -174,7 +178,7 @@ class Writer:
         except OSError as error:
             self._broken[run_id] = str(error)  # a name that may not be durable
             raise
-        fd = self._open_journal(folder, written.journal)
+        fd = self._open_journal(folder, written.journal, run_id)
         held = _Held(folder, 1, 0, 0, {}, fd, 0, 0, b"", 0, 0)
         _take_over(held, written)
         self._held[run_id] = held
@@ -192,7 +196,8 @@ class Writer:
             self._let_go(run_id)
 
     def _let_go(self, run_id: str) -> None:
-        os.close(self._held.pop(run_id).fd)
+        held = self._held.pop(run_id)
+        FileLock(held.path, held.fd).release()
 
     # -----------------------------------------------------------------------------------
     # Saving
@@ -218,6 +223,8 @@ class Writer:
             self._append(run.run_id, held, line)
             held.generation, held.heads = run.generation, heads
             held.heads.update(moved)
+        else:
+            self._need_untouched(run.run_id, held)
         if held.size > held.rewrite_at:
             self._rewrite_if_it_can_be(run.run_id, held)
         return outcomes
@@ -287,6 +294,17 @@ class Writer:
             if not self._blobs.has(digest):
                 raise StoreError(f"blob {digest} was not put")
 
+    def _need_untouched(self, run_id: str, held: _Held) -> None:
+        """See that nobody else has written the journal, or another one in its place."""
+        status = os.fstat(held.fd)
+        if status.st_nlink == 0 or status.st_size != held.size:
+            self._broken[run_id] = "files that somebody else changed"
+            raise StoreConflictError(
+                f"{held.path} was removed, or written by somebody who does not own the run: "
+                "nothing was saved",
+                run_id=run_id,
+            )
+
     def _append(self, run_id: str, held: _Held, line: Line) -> None:
         """One line more, durable."""
         content, check = frame(encode_line(line), held.check)
@@ -296,13 +314,7 @@ class Writer:
                 "should have: nothing was saved; use the sqlite store for runs of this size, or "
                 "prune older generations"
             )
-        status = os.fstat(held.fd)
-        if status.st_nlink == 0 or status.st_size != held.size:
-            self._broken[run_id] = "files that somebody else changed"
-            raise StoreError(
-                f"{held.path} was removed, or written by somebody who does not own the run: "
-                "nothing was saved"
-            )
+        self._need_untouched(run_id, held)
         try:
             write_all(held.fd, content)
         except OSError as error:
@@ -351,22 +363,30 @@ class Writer:
         """Put in place what was prepared, and go on in the new journal."""
         try:
             publish(held.folder)
-            fd = self._open_journal(held.folder, written.journal)
-        except OSError as error:
+            fd = self._open_journal(held.folder, written.journal, run_id)
+        except (OSError, RunLockedError) as error:
             # Either may be there after power loss: what is appended to one may be lost.
             self._broken[run_id] = str(error)
             raise SaveOutcomeUnknownError(
                 f"{held.folder}: replacing checkpoint.json failed with {error}; nothing more is "
                 "written to it: see to the disk and start again"
             ) from error
-        os.close(held.fd)
+        FileLock(held.path, held.fd).release()
         held.fd = fd
         _take_over(held, written)
         with suppress(OSError):  # the next one who locks the run tries again
             remove_leftovers(held.folder, held.journal)
 
-    def _open_journal(self, folder: Path, number: int) -> int:
-        return open_file(journal_path(folder, number), os.O_WRONLY | os.O_APPEND)
+    def _open_journal(self, folder: Path, number: int, run_id: str) -> int:
+        path = journal_path(folder, number)
+        journal = FileLock(path, open_file(path, os.O_WRONLY | os.O_APPEND))
+        try:
+            if not journal.take(wait=False):
+                raise locked_by_stranger(run_id)
+        except BaseException:
+            os.close(journal.fd)
+            raise
+        return journal.fd
 
     def prune(self, run: RunKey, keep: int) -> Pruned:
         """See `Store.prune`; blobs are only counted."""

@@ -161,10 +161,10 @@ class LocalStore(Store):
         lock = await shielded(run_blocking, lock_run, self._folder, run_id)
         self._owned += 1
         try:
-            if lock.is_alone:
-                await shielded(self._clean, lock)
             # Shielded: raised late, the number would lock out whoever owns the run by then.
             owner = await shielded(self._writing.run, self._writer.raise_owner, run_id)
+            if lock.is_alone:  # cleaned after that: no save of an older owner can land any more
+                await shielded(self._clean, lock)
             yield owner
         finally:
             if run_id in self._in_doubt:

@@ -138,9 +138,10 @@ class RunLock:
         """Whether nobody else owns a run of the store; if so, nobody does until `release`.
 
         If not, the store is no longer held at all (flock(2) lets go of a lock before it takes
-        another kind of it), so this is for an owner on its way out.
+        another kind of it), so this is for an owner on its way out.  Never where somebody has
+        removed the file: others may have locked the one that was made since.
         """
-        return self.store.take(wait=False)
+        return self.store.take(wait=False) and os.fstat(self.store.fd).st_nlink > 0
 
     def release(self) -> None:
         """Give the run back."""
@@ -268,6 +269,11 @@ def _read_note(lock: FileLock) -> Owner | None:
 def _locked_error(lock: FileLock, run_id: str) -> RunLockedError:
     owner = _read_note(lock)
     if owner is None:
-        return RunLockedError(run_id, host=UNKNOWN_HOST, pid=0, since="an unknown time")
+        return locked_by_stranger(run_id)
     since = owner.since.isoformat(timespec="seconds")
     return RunLockedError(run_id, host=owner.host, pid=owner.pid, since=since)
+
+
+def locked_by_stranger(run_id: str) -> RunLockedError:
+    """What to raise where somebody owns a run who has left no note."""
+    return RunLockedError(run_id, host=UNKNOWN_HOST, pid=0, since="an unknown time")

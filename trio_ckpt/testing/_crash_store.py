@@ -61,7 +61,7 @@ class CrashStore(Store):
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
     ) -> list[Exception | None]:
         """See `Store.save`."""
-        what = f"save of {_describe(group)}"
+        what = f"save of {_describe(group, folds)}"
         self._reach("before", what)
         if len(group) > 1:
             if self._fuse.is_next("store"):
@@ -170,8 +170,8 @@ class CrashStore(Store):
         self._fuse.check_alive()
 
 
-def _describe(group: Sequence[Checkpoint]) -> str:
+def _describe(group: Sequence[Checkpoint], folds: Sequence[Fold]) -> str:
     """What is saved, in words."""
     if not group:
-        return "folds"
+        return "folds" if folds else "nothing: a look at who owns the run"
     return ", ".join(f"{checkpoint.stream} {checkpoint.sequence}" for checkpoint in group)

@@ -146,6 +146,12 @@ class MemoryFiles(System):
             _fail(errno.EAGAIN)
 
     @_call
+    def unlock(self, fd: int) -> None:
+        number = self._entry(fd).node.number
+        if self._locks.get(number) == fd:
+            del self._locks[number]
+
+    @_call
     def fstat(self, fd: int) -> os.stat_result:
         return _stat_of(self._entry(fd).node)
 

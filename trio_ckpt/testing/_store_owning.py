@@ -38,6 +38,8 @@ async def fence(case: Case) -> None:
             key = RunKey(case.run_id, 0, wrong)
             await expect_conflict(store, key, [*chain(B, 1, 1), *chain(A, 3, 3)])
         await expect_conflict(store, RunKey(case.run_id, 1, old), chain(A, 1, 1))
+        await expect_conflict(store, RunKey(case.run_id, 0, old), [])
+        expect(await other.save(RunKey(case.run_id, 0, owner), []) == [], "nothing was a problem")
         await case.save_all(other, RunKey(case.run_id, 0, owner), chain(A, 3, 3))
     await case.expect_saved(store, {A: 3})
 

@@ -1,0 +1,292 @@
+"""Power cuts of a real ext4: nothing more reaches the disk from one moment on.
+
+    python -m tests.crash.power_cut [--full] [--seed N] [--keep]
+
+Needs root and loop devices.  A file system in a file is mounted, `tests.crash.steady` works on
+it, and at a random moment ``FS_IOC_SHUTDOWN`` shuts it down without flushing its journal
+(``EXT4_GOING_FLAGS_NOLOGFLUSH``, see ext4's ioctl.c): what was not durable is gone, and whoever
+goes on gets EIO.  Then it is mounted again, which replays the journal as after a power cut, and
+the laws are looked at, as a reader finds them and after the run was resumed to its end.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+
+from tests.crash.evidence import Evidence, litter, look, problems_at_end
+from tests.crash.steady import Orders, Process, Zygote
+from tests.crash.tools import run_as_command
+from tests.proof import Figures
+
+KINDS = ("sqlite", "json")
+BATCHES = 12
+IN_SUITE = 6  # cuts for each store
+FULL = 300
+
+IMAGE_BYTES = 64 * 2**20  # ext4's journal takes 4 MiB of it, a run 2 MiB
+OPTIONS = ("data=ordered", "data=ordered,nodelalloc", "data=writeback")  # of the mount
+FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
+NO_LOG_FLUSH = 2
+SECOND_CUT = 0.3  # the chance that the resumed run is cut, too
+LONGEST_WAIT_S = 0.004  # from a line that it says to the cut: longer than a batch takes
+FREE_AGAIN_S = 5.0  # until a file system that was shut down lets go of its last process
+
+NO_PRIVILEGE = "no privilege: "  # how tests/conftest.py knows what CI may skip
+
+
+class CannotCutError(Exception):
+    """Power cannot be cut here; says why."""
+
+
+class PowerCutError(AssertionError):
+    """Something did not survive; says what, and how to see it again."""
+
+
+@attrs.define(eq=False)
+class Disk:
+    """A file system whose power can be cut; a context manager that leaves nothing mounted."""
+
+    folder: Path
+    is_mounted: bool = attrs.field(default=False, init=False)
+
+    @classmethod
+    def make(cls) -> Disk:
+        """Make one, and see that it can be mounted.
+
+        Raises:
+            CannotCutError: it cannot.
+        """
+        if os.geteuid() != 0:
+            raise CannotCutError(f"{NO_PRIVILEGE}only root may mount a file system")
+        if shutil.which("mkfs.ext4") is None:
+            raise CannotCutError("there is no mkfs.ext4: install e2fsprogs")
+        fast = Path("/dev/shm")  # what the image is on need not be durable, only fast
+        self = cls(Path(tempfile.mkdtemp(prefix="power-cut-", dir=fast if fast.is_dir() else None)))
+        try:
+            self._format()
+            self.mount(OPTIONS[0])
+            self.cut()
+            self.unmount()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __enter__(self) -> Disk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def root(self) -> Path:
+        """Where it is mounted."""
+        return self.folder / "mounted"
+
+    def _format(self) -> None:
+        self.root.mkdir()
+        image = self.folder / "image"
+        with image.open("wb") as file:
+            file.truncate(IMAGE_BYTES)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(image)], check=True)
+
+    def mount(self, options: str) -> None:
+        """Mount it; the loop device goes away when it is unmounted.
+
+        Raises:
+            CannotCutError: this machine does not let us.
+        """
+        command = ["mount", "-o", f"loop,{options}", str(self.folder / "image"), str(self.root)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CannotCutError(f"{NO_PRIVILEGE}{done.stderr.strip()}")
+        self.is_mounted = True
+
+    def cut(self) -> None:
+        """From now on nothing reaches it."""
+        fd = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, FS_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
+        except OSError as error:
+            raise CannotCutError(f"{NO_PRIVILEGE}FS_IOC_SHUTDOWN: {error.strerror}") from error
+        finally:
+            os.close(fd)
+
+    def unmount(self) -> None:
+        """Let go of it, when the last process on it has ended."""
+        until = time.monotonic() + FREE_AGAIN_S
+        while True:
+            done = subprocess.run(["umount", str(self.root)], capture_output=True, check=False)
+            if done.returncode == 0:
+                self.is_mounted = False
+                return
+            if time.monotonic() > until:
+                raise OSError(errno.EBUSY, done.stderr.decode().strip())
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """Unmount it whatever happens, and remove it."""
+        if self.is_mounted:
+            with suppress(OSError):
+                self.unmount()
+        if self.is_mounted:  # detached: gone with the last process on it
+            subprocess.run(["umount", "--lazy", str(self.root)], check=False)
+        shutil.rmtree(self.folder, ignore_errors=self.is_mounted)
+
+
+def need(condition: object, what: str) -> None:
+    """See that something holds."""
+    if not condition:
+        raise PowerCutError(what)
+
+
+@attrs.define
+class Machine:
+    """One run on a disk: its power is cut, it is mounted and resumed, until the run is done."""
+
+    disk: Disk
+    zygote: Zygote
+    kind: str
+    chance: random.Random
+    figures: Counter[str]
+    flaw: str = ""
+    confirmed: frozenset[int] = attrs.field(default=frozenset(), init=False)
+
+    @property
+    def url(self) -> str:
+        return f"{self.kind}:{self.disk.root / 'work' / 'store'}"
+
+    @property
+    def out(self) -> Path:
+        return self.disk.root / "work" / "out"
+
+    def run(self) -> None:
+        """From the beginning to the end."""
+        options = self.chance.choice(OPTIONS)
+        self.disk.mount(options)
+        try:
+            shutil.rmtree(self.out.parent, ignore_errors=True)  # of one that has failed
+            is_done = False
+            cuts = 1
+            while not is_done:
+                is_done = self._session(cuts > 0)
+                if not is_done:
+                    self.disk.unmount()
+                    self.disk.mount(options)
+                    self._look()
+                    cuts = int(self.chance.random() < SECOND_CUT)
+            self._check_at_end()
+        finally:
+            if self.disk.is_mounted:
+                self.disk.unmount()
+
+    def _session(self, is_cut: bool) -> bool:
+        """One process; whether it ended as it should, and the power was there all the time."""
+        orders = Orders(self.url, str(self.out), BATCHES, flaw=self.flaw)
+        process = self.zygote.start(orders)
+        try:
+            is_cut = is_cut and self._wait_for_moment(process)
+            if is_cut:
+                self._cut(process)
+            process.read_all()
+            code = process.wait()
+        finally:
+            process.close()
+        again = self.confirmed.intersection(process.said("begun"))
+        need(not again, f"batches {sorted(again)} were confirmed, and begun again")
+        self.confirmed |= set(process.said("confirmed"))
+        need(is_cut or code == 0, f"it cannot be resumed: {process.lines[-2:]}")
+        return not is_cut
+
+    def _wait_for_moment(self, process: Process) -> bool:
+        wanted = self.chance.randint(0, 2 * BATCHES)
+        wait_s = self.chance.random() * LONGEST_WAIT_S
+        process.read_until(lambda: len(process.lines) >= wanted)
+        time.sleep(wait_s)
+        return True
+
+    def _cut(self, process: Process) -> None:
+        """Cut the power; the process dies with the machine, or lives on to hear EIO.
+
+        What it says after the cut counts as well: who says that something is durable where
+        nothing is must be caught.
+        """
+        self.disk.cut()
+        self.figures["cuts"] += 1
+        if self.chance.random() < 0.5:
+            process.send(signal.SIGKILL)
+            return
+        process.read_all()
+        if process.wait() != 0:
+            self.figures["told of EIO"] += 1
+
+    def _look(self) -> None:
+        """What must hold before anybody mends anything."""
+        found = look(self.url, self.out)
+        need(not found.problems, f"after the cut: {found.problems}")
+        lost = self.confirmed - found.confirmed
+        need(not lost, f"batches {sorted(lost)} were said to be confirmed, and are not")
+        self.figures["acknowledged batches"] += len(self.confirmed)
+        self.figures["landed without being acknowledged"] += len(found.confirmed - self.confirmed)
+        self.figures["runs without a checkpoint yet"] += found == Evidence()
+        self.confirmed = found.confirmed
+
+    def _check_at_end(self) -> None:
+        problems = problems_at_end(look(self.url, self.out), self.out, BATCHES)
+        problems += litter(self.url, self.out, BATCHES, is_archive_allowed=True)
+        need(not problems, f"at the end: {problems}")
+
+
+def cut_power(
+    disk: Disk, zygote: Zygote, kind: str, cuts: int, seed: int, flaw: str = ""
+) -> dict[str, int]:
+    """Cut the power so often; what was counted.
+
+    Raises:
+        PowerCutError: something did not survive.
+    """
+    figures: Counter[str] = Counter(dict.fromkeys(("cuts", "acknowledged batches"), 0))
+    number = 0
+    while figures["cuts"] < cuts:
+        name = f"{kind} {seed} {number}"
+        try:
+            Machine(disk, zygote, kind, random.Random(name), figures, flaw).run()
+        except PowerCutError as error:
+            raise PowerCutError(f"run {name!r}, after {figures['cuts']} cuts: {error}") from error
+        number += 1
+    figures["runs"] = number
+    return dict(figures)
+
+
+def sweep_power_cuts(full: bool, seed: int) -> Figures:
+    """All stores; what was counted.
+
+    Raises:
+        CannotCutError: power cannot be cut here.
+        PowerCutError: something did not survive.
+    """
+    figures: dict[str, int | str] = {}
+    with Disk.make() as disk, Zygote() as zygote:
+        for kind in KINDS:
+            counted = cut_power(disk, zygote, kind, FULL if full else IN_SUITE, seed)
+            figures |= {f"{kind}, {what}": n for what, n in counted.items()}
+    return figures
+
+
+if __name__ == "__main__":
+    run_as_command("power cut", sweep_power_cuts, sys.argv[1:])

@@ -1,0 +1,78 @@
+"""A few owners that fight or sleep; many by hand: ``python -m tests.crash.owners --full``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.crash.far_owners import problems_of_saves, wake_far_zombies
+from tests.crash.owners import IN_SUITE, KINDS, MAY_REPLACE, OF_LINES, Twins, Zombie, schedule
+from tests.crash.steady import POINTS, Zygote
+
+SEED = 1
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    with Zygote() as made:
+        yield made
+
+
+@pytest.mark.parametrize("number", range(IN_SUITE))
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_twins_one_has_the_run_and_each_batch_is_confirmed_once(
+    kind: str, number: int, zygote: Zygote
+) -> None:
+    figures: Counter[str] = Counter()
+    with schedule(f"{kind} {SEED} {number}", kind) as (place, chance):
+        Twins(place, zygote, chance, figures).run()
+    assert figures["starts"] >= 1
+
+
+@pytest.mark.parametrize("appends", [False, True])
+@pytest.mark.parametrize("point", [*POINTS, ""])
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_wakes_after_a_takeover_confirms_nothing_and_damages_nothing(
+    kind: str, point: str, appends: bool, zygote: Zygote
+) -> None:
+    """And before it is taken over: who is stopped owns the run as one who works does."""
+    if point in OF_LINES and not appends:
+        return
+    figures: Counter[str] = Counter()
+    with schedule(f"{kind} {SEED} {point}", kind) as (place, chance):
+        Zombie(place, zygote, chance, figures, point, appends).run()
+    assert figures["refused"] == figures["woken"] == 1
+    replaced = figures["replaced an output, which was noticed and done again"]
+    assert replaced <= (point in MAY_REPLACE)
+
+
+def test_a_worker_that_wakes_after_its_lease_was_lost_saves_nothing() -> None:
+    """It goes on until it hears of it, and nothing of that is in any store."""
+    figures = wake_far_zombies(IN_SUITE, SEED)
+    assert figures["woken"] == IN_SUITE
+
+
+ROWS = [(1, 1, "7 1"), (1, 2, "7 2"), (2, 3, "8 3"), (2, 4, "8 4")]  # owner, sequence, label
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ([], None),
+        ([(2, 4, "8 4")], "saved 2 times"),
+        ([(1, 5, "7 3")], "an older owner saved"),
+        ([(2, 5, "7 3")], "two processes saved as one owner"),
+        ([(3, 5, "7 3")], "saved as its newest owner"),
+    ],
+)
+def test_what_no_worker_may_do_would_be_noticed(
+    more: list[tuple[int, int, str]], problem: str | None
+) -> None:
+    rows = [
+        {"stream": "s", "owner": owner, "sequence": sequence, "label": label, "refused": None}
+        for owner, sequence, label in [*ROWS, *more]
+    ]
+    found = problems_of_saves(rows, "7")
+    assert (problem is None and not found) or any(problem in text for text in found if problem)
