@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import subprocess
 import sys
 import textwrap
@@ -18,7 +20,7 @@ import trio.testing
 from tests.stores.tools import A, B, chain, heads
 from trio_ckpt._errors import RunLockedError, StoreError
 from trio_ckpt.abc import Checkpoint, Pruned, RunKey
-from trio_ckpt.stores import JsonStore, SqliteStore, _blobs, open_store
+from trio_ckpt.stores import JsonStore, SqliteStore, _blobs, _locks, open_store
 
 LOCAL = pytest.mark.parametrize("kind", [SqliteStore, JsonStore])
 
@@ -109,6 +111,26 @@ async def test_save_that_was_given_up_on_keeps_the_lock(
 async def _cancel_when_blocked(scope: trio.CancelScope) -> None:
     await trio.testing.wait_all_tasks_blocked()
     scope.cancel()
+
+
+@LOCAL
+async def test_a_run_is_given_back_though_the_disk_takes_nothing_more(
+    kind: type[SqliteStore] | type[JsonStore], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The note in the lock file is only for people: no error of it hides what went wrong."""
+
+    def fail(_fd: int, _size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    store = await kind.open(folder)
+    with pytest.raises(KeyError):
+        async with store.lock_run("run"):
+            monkeypatch.setattr(_locks.os, "ftruncate", fail)
+            raise KeyError
+    monkeypatch.undo()
+    async with store.lock_run("run"):
+        pass
+    await store.aclose()
 
 
 @LOCAL
