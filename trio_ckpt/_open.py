@@ -182,8 +182,11 @@ async def open_run(
             except BaseException as error:
                 body_error = error
             body_error = await run.close(body_error, grace_s)
-            await session.end(body_error)
-            await run.write_manifest(session.facts, is_wanted=body_error is None)
+            # The end is saved last: the next start tidies up after a session without one.
+            try:
+                await run.write_manifest(session.facts, is_wanted=body_error is None)
+            finally:
+                await session.end(body_error)
             if body_error is not None:
                 raise body_error
 
