@@ -367,3 +367,14 @@ async def test_a_file_that_no_record_knows_is_moved_aside_before_lines_are_appen
     (kept,) = (tmp_path / ".archive").rglob("lines.jsonl")
     assert kept.read_text() == "precious\n"
     assert f"it is kept as {kept.relative_to(tmp_path)}" in caplog.text
+
+
+async def test_a_file_without_a_line_is_not_kept_aside(tmp_path: Path) -> None:
+    """A session that is killed before its first append leaves one."""
+    (tmp_path / "lines.jsonl").touch()
+    async with begin("memory:", output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(2)):
+            batch.append_json("lines.jsonl", batch.index)
+            batch.complete()
+    assert (tmp_path / "lines.jsonl").read_text() == "0\n1\n"
+    assert not (tmp_path / ".archive").exists()
