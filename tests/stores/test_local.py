@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -123,13 +124,29 @@ async def test_a_run_is_given_back_though_the_disk_takes_nothing_more(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     store = await kind.open(folder)
-    with pytest.raises(KeyError):
-        async with store.lock_run("run"):
-            monkeypatch.setattr(_locks.os, "ftruncate", fail)
-            raise KeyError
+    async with store.lock_run("run"):
+        monkeypatch.setattr(_locks.os, "ftruncate", fail)
     monkeypatch.undo()
     async with store.lock_run("run"):
         pass
+    await store.aclose()
+
+
+@LOCAL
+async def test_what_a_killed_owner_was_at_goes_with_the_next(
+    kind: type[SqliteStore] | type[JsonStore], folder: Path, tmp_path: Path
+) -> None:
+    store = await kind.open(folder)
+    async with store.lock_run("run"):
+        await store.publish("run", b"busy")
+        (live,) = (folder / "live").iterdir()
+        live.with_suffix(".new").write_bytes(b"bu")
+        killed = shutil.copytree(folder, tmp_path / "killed")
+    await store.aclose()
+    assert len(list((killed / "live").iterdir())) == 2
+    store = await kind.open(killed)
+    async with store.lock_run("run"):
+        assert not list((killed / "live").iterdir())
     await store.aclose()
 
 
