@@ -363,6 +363,8 @@ PUBLIC ssize_t pwritev64(int fd, const struct iovec *parts, int count, off_t at)
 { return write_at(fd, parts, count, at); }
 PUBLIC ssize_t pwritev2(int fd, const struct iovec *parts, int count, off_t at, int flags)
 { (void)flags; return write_at(fd, parts, count, at); }
+PUBLIC ssize_t pwritev64v2(int fd, const struct iovec *parts, int count, off_t at, int flags)
+{ return pwritev2(fd, parts, count, at, flags); }
 
 PUBLIC int ftruncate(int fd, off_t size)
 {

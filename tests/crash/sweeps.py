@@ -29,16 +29,16 @@ from tests.crash.recorder import (
     Plan,
     build,
 )
-from tests.crash.schedules import Schedule
+from tests.crash.schedules import Schedule, read_schedule
 from tests.crash.zygote import Ended, Zygote
 
 STORES = ("sqlite", "json")
 MAX_VIOLATIONS = 20  # of one sweep: after so many nobody reads on
 MOST_KILLS = 5  # of one random schedule
 RANDOM_SCHEDULES = 150  # of a full sweep
-CUT_SEEDS = 3  # power cuts after each operation
-SYNC_CUTS = 3  # power cuts after each failed sync
-SAMPLE = 12  # schedules of each kind that a sweep takes which is not full
+CUT_SEEDS = 3  # what is left of one power cut is left to chance so often
+SYNC_CUTS = 3  # moments of a power cut after each failed sync
+SAMPLE = 6  # schedules of each kind that a sweep takes which is not full
 
 Figures = dict[str, int | str]
 
@@ -77,6 +77,7 @@ class Sweep:
         full: Whether every operation is taken.
         seed: Decides what is left to chance.
         say: Told how far it is.
+        most_violations: After so many it ends.
         violations: What was broken.
     """
 
@@ -85,6 +86,7 @@ class Sweep:
     full: bool
     seed: int
     say: Callable[[str], None]
+    most_violations: int = MAX_VIOLATIONS
     violations: list[str] = attrs.field(factory=list[str])
     chance: random.Random = attrs.field(init=False)
 
@@ -111,8 +113,8 @@ class Sweep:
                 f"{self.name}, {schedule.store}: {problem}\n"
                 f"    see it again: python -m tests.crash --replay '{schedule}'"
             )
-        self.say(f"{self.name} {self.lab.store}: {schedule}, {len(self.violations)} violations")
-        return len(self.violations) < MAX_VIOLATIONS
+        self.say(f"{schedule}: {self.lab.counts.points} points, {len(self.violations)} violations")
+        return len(self.violations) < self.most_violations
 
     def play_all(self, schedules: Iterable[Schedule]) -> None:
         """Play schedules as they come."""
@@ -137,7 +139,7 @@ def _kills(sweep: Sweep, clean: Ended) -> Iterator[Schedule]:
             yield sweep.schedule(Plan(action, at))
     for at in sweep.some(range(1, clean.count(Kind.WRITE) + 1)):
         yield sweep.schedule(Plan(Action.KILL_HALF, at, Kind.WRITE))
-    for _ in range(RANDOM_SCHEDULES if sweep.full else SAMPLE // 2):
+    for _ in range(RANDOM_SCHEDULES if sweep.full else SAMPLE):
         times = sweep.chance.randint(2, MOST_KILLS)
         actions = [sweep.chance.choice([Action.KILL_BEFORE, Action.KILL_AFTER])] * times
         # Later sessions have fewer operations: these are drawn from the first part.
@@ -161,14 +163,13 @@ def sweep_power(sweep: Sweep, clean: Ended) -> None:
             return
 
 
-def _cut_all(
-    sweep: Sweep, plans: tuple[Plan, ...], recording: Recording, cuts: set[int]
-) -> bool:
+def _cut_all(sweep: Sweep, plans: tuple[Plan, ...], recording: Recording, cuts: set[int]) -> bool:
     disk = Disk()
     for at in range(len(recording.operations) + 1):
         if at:
             disk.apply(recording.operations[at - 1])
-        for number in range(CUT_SEEDS if at in cuts else 0):
+        times = CUT_SEEDS if sweep.full else 1
+        for number in range(times if at in cuts else 0):
             seed = sweep.seed * 1000 + number
             schedule = sweep.schedule(*plans, cut=at, seed=seed)
             left = disk.cut(seed)
@@ -243,11 +244,12 @@ def run_sweep(
     seed: int = 0,
     program: str = "good",
     say: Callable[[str], None] = lambda _text: None,
+    most_violations: int = MAX_VIOLATIONS,
 ) -> Found:
     """Run one sweep with one kind of store."""
     began = time.perf_counter()
     with open_lab(store, program) as lab:
-        sweep = Sweep(name, lab, full, seed, say)
+        sweep = Sweep(name, lab, full, seed, say, most_violations)
         clean = lab.learn()
         SWEEPS[name](sweep, clean)
         figures: Figures = {
@@ -258,3 +260,16 @@ def run_sweep(
             "seconds": round(time.perf_counter() - began),
         }
     return Found(figures, sweep.violations)
+
+
+def replay(text: str) -> None:
+    """Play one schedule again.
+
+    Raises:
+        ViolationError: a promise was broken.
+        ValueError: this is no schedule.
+    """
+    schedule = read_schedule(text)
+    with open_lab(schedule.store, schedule.program) as lab:
+        lab.learn()
+        lab.play(schedule)
