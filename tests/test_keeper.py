@@ -645,6 +645,32 @@ async def test_old_arrays_are_let_go_and_the_newest_come_back(tmp_path: Path) ->
         assert np.array_equal(stream.state["a"], newest)  # type: ignore[arg-type]
 
 
+async def test_old_arrays_that_were_left_when_a_stream_was_complete_go_with_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill that comes between its last record and the letting go."""
+
+    async def fail(*_args: Any) -> int:
+        raise trio_ckpt.StoreError("the disk is busy")
+
+    async def work(store: Path) -> None:
+        async with (
+            begin(f"sqlite:{store}") as run,
+            run.open_stream("s", state={"a": np.zeros(100_000)}) as stream,
+        ):
+            async for batch in stream.batches(range(4)):
+                stream.state["a"] = np.random.default_rng(batch.index).normal(size=100_000)
+                batch.complete()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trio_ckpt.stores.SqliteStore.drop_blobs", fail)
+        await work(tmp_path / "disturbed")
+    await work(tmp_path / "whole")
+    assert blob_files(tmp_path / "disturbed") > blob_files(tmp_path / "whole")
+    await work(tmp_path / "disturbed")
+    assert blob_files(tmp_path / "disturbed") == blob_files(tmp_path / "whole")
+
+
 async def test_a_rewind_finds_what_retention_keeps_and_says_so_where_it_does_not(
     tmp_path: Path,
 ) -> None:

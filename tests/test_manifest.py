@@ -18,6 +18,7 @@ from trio_ckpt._manifest import MAX_MANIFEST_HEAD_BYTES, is_complete, manifest_o
 from trio_ckpt._progress import Progress
 from trio_ckpt._records import Status
 from trio_ckpt.outputs import OutputDir
+from trio_ckpt.outputs._names import temp_name
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Fail, FaultyStore
 
@@ -156,6 +157,29 @@ async def test_a_complete_run_that_is_opened_again_keeps_its_manifest(tmp_path: 
         async with begin(store, output_dir=tmp_path):
             raise KeyError
     assert (tmp_path / "manifest.json").stat() == before
+
+
+async def test_what_a_kill_leaves_of_a_manifest_is_removed_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the session is saved after it, so the next one knows that it was killed."""
+    store, left = MemoryStore(), list[MemoryStore]()
+    half = tmp_path / temp_name("manifest.json")
+
+    async def be_killed(*_args: Any) -> bool:
+        half.write_text("{")
+        left.append(store.after_crash())
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trio_ckpt._run.write_manifest", be_killed)
+        async with begin(store, output_dir=tmp_path) as run:
+            await work(run, "a")
+    assert half.exists()
+    async with begin(left[0], output_dir=tmp_path):
+        pass
+    assert not half.exists()
+    assert read(tmp_path)["batches"] == 2
 
 
 async def left_by_rewind(run: Run) -> None:

@@ -117,6 +117,7 @@ async def test_the_line_of_what_was_found(
         assert str(run.found) == line
         assert f"run 'r': {line}" in caplog.text
         assert (run.found.last_end, run.found.was_killed) == (words, end == "kill")
+        assert run.found.may_have_left_files is (end in ("kill", "raise", "cancel"))
         assert run.found.ended_at == 1_750_000_000.0
         assert (run.found.totals, run.found.spent) == ({"words": 3001.5}, {"cost": 0.75})
 

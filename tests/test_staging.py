@@ -518,3 +518,14 @@ async def test_who_has_lost_the_run_leaves_the_manifest_of_the_next_owner(tmp_pa
         await work(loses=True)
     assert manifest.exists()
     assert not (tmp_path / "out" / ".archive").exists()
+
+
+async def test_a_file_without_a_line_is_not_kept_aside(tmp_path: Path) -> None:
+    """A session that is killed before its first append leaves one."""
+    (tmp_path / "lines.jsonl").touch()
+    async with begin("memory:", output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(2)):
+            batch.append_json("lines.jsonl", batch.index)
+            batch.complete()
+    assert (tmp_path / "lines.jsonl").read_text() == "0\n1\n"
+    assert not (tmp_path / ".archive").exists()

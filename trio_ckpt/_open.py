@@ -144,7 +144,7 @@ async def open_run(
         log.info("run %r: %s", run_id, found)
         if found.sessions == 0 and not (fresh or archiving) and outputs is not None:
             await _warn_of_strangers(outputs, store)
-        if found.was_killed and outputs is not None:
+        if found.may_have_left_files and outputs is not None:
             await _remove_orphans(outputs)
         session = Session(
             saver,
@@ -182,8 +182,11 @@ async def open_run(
             except BaseException as error:
                 body_error = error
             body_error = await run.close(body_error, grace_s)
-            await session.end(body_error)
-            await run.write_manifest(session.facts, is_wanted=body_error is None)
+            # The end is saved last: the next start tidies up after a session without one.
+            try:
+                await run.write_manifest(session.facts, is_wanted=body_error is None)
+            finally:
+                await session.end(body_error)
             if body_error is not None:
                 raise body_error
 
@@ -264,6 +267,6 @@ async def _warn_of_strangers(outputs: OutputDir, store: Store) -> None:
 
 
 async def _remove_orphans(outputs: OutputDir) -> None:
-    """Tidy up what a killed session left of half-written files, best effort."""
+    """Tidy up what the last session left of half-written files, best effort."""
     for path in await run_blocking(outputs.remove_orphans):
-        log.info("%s was left by a killed session and is removed", path)
+        log.info("%s was left by the last session and is removed", path)

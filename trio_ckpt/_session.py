@@ -32,6 +32,8 @@ from .abc import RunView
 
 log = logging.getLogger("trio_ckpt.session")
 
+ENDED, STOPPED = "ended", "was stopped"  # in good order
+
 OnConfigChange = Literal["refuse", "restart", "accept"]
 
 
@@ -67,6 +69,11 @@ class Found:
     def was_killed(self) -> bool:
         """Whether the last session left no word of its end."""
         return self.last_end == KILLED
+
+    @property
+    def may_have_left_files(self) -> bool:
+        """Whether the last session may not have tidied up: a kill or an error ended it."""
+        return self.last_end not in (None, ENDED, STOPPED)
 
     def __str__(self) -> str:
         if self.last_end is None:
@@ -224,9 +231,9 @@ def _fact(kind: Kind, facts: dict[str, Any]) -> Record:
 
 def _how_ended(error: BaseException | None) -> str:
     if error is None:
-        return "ended"
+        return ENDED
     if isinstance(error, RunStoppedError):
-        return "was stopped"
+        return STOPPED
     if way_of(error) is Way.CANCEL:
         return "was cancelled"
     return f"ended by {type(error).__qualname__}"

@@ -191,6 +191,8 @@ class StreamFiles:
 
     async def _keep_foreign(self, name: str) -> None:
         """Move a file out of the way that no record knows: it may be somebody's only copy."""
+        if await run_blocking(self.dir.is_blank, name):
+            return  # as a session leaves it that was killed before its first append
         label = f"{self.run_id}-unconfirmed"
         archived = await run_blocking(self.dir.archive, [name], label)
         for goal in archived.moved.values():

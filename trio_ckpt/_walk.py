@@ -188,9 +188,11 @@ class Walk:
         """Save that nothing is left below `stop`, if that is so and not saved yet."""
         progress = self.progress
         is_done = progress.covers(self.desk.first_index, stop)
-        if progress.status is not Status.COMPLETE and is_done:
+        if not is_done:
+            return
+        if progress.status is not Status.COMPLETE:
             await self.desk.save_plain(Record(kind=Kind.FINISH, at=time.time()))
-            await self.desk.prune_state(is_complete=True)
+        await self.desk.prune_state(is_complete=True)  # also what a killed session has not
 
     async def complete_source(self, source: Source[Any], end: int | None) -> None:
         """Save that nothing is left of a source, if that is so.

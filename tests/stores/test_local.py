@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -19,7 +22,7 @@ import trio.testing
 from tests.stores.tools import A, B, chain, heads
 from trio_ckpt._errors import RunLockedError, StoreError
 from trio_ckpt.abc import Checkpoint, Pruned, RunKey
-from trio_ckpt.stores import JsonStore, SqliteStore, _blobs, open_store
+from trio_ckpt.stores import JsonStore, SqliteStore, _blobs, _locks, open_store
 
 LOCAL = pytest.mark.parametrize("kind", [SqliteStore, JsonStore])
 
@@ -110,6 +113,42 @@ async def test_save_that_was_given_up_on_keeps_the_lock(
 async def _cancel_when_blocked(scope: trio.CancelScope) -> None:
     await trio.testing.wait_all_tasks_blocked()
     scope.cancel()
+
+
+@LOCAL
+async def test_a_run_is_given_back_though_the_disk_takes_nothing_more(
+    kind: type[SqliteStore] | type[JsonStore], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The note in the lock file is only for people: no error of it hides what went wrong."""
+
+    def fail(_fd: int, _size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    store = await kind.open(folder)
+    async with store.lock_run("run"):
+        monkeypatch.setattr(_locks.os, "ftruncate", fail)
+    monkeypatch.undo()
+    async with store.lock_run("run"):
+        pass
+    await store.aclose()
+
+
+@LOCAL
+async def test_what_a_killed_owner_was_at_goes_with_the_next(
+    kind: type[SqliteStore] | type[JsonStore], folder: Path, tmp_path: Path
+) -> None:
+    store = await kind.open(folder)
+    async with store.lock_run("run"):
+        await store.publish("run", b"busy")
+        (live,) = (folder / "live").iterdir()
+        live.with_suffix(".new").write_bytes(b"bu")
+        killed = shutil.copytree(folder, tmp_path / "killed")
+    await store.aclose()
+    assert len(list((killed / "live").iterdir())) == 2
+    store = await kind.open(killed)
+    async with store.lock_run("run"):
+        assert not list((killed / "live").iterdir())
+    await store.aclose()
 
 
 @LOCAL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from pathlib import Path
@@ -18,7 +19,7 @@ from trio_ckpt._errors import (
     StoreError,
 )
 from trio_ckpt.abc import Checkpoint, Fold, RunKey
-from trio_ckpt.stores import SqliteStore
+from trio_ckpt.stores import SqliteStore, _sqlite_writer
 
 
 async def test_bad_fold_saves_nothing(folder: Path) -> None:
@@ -116,6 +117,35 @@ async def test_failed_fsync_leaves_the_outcome_unknown(folder: Path, is_done: bo
     await store._writing.run(store._writer._connection.close)
     await store.aclose()
     await other.aclose()
+
+
+async def test_a_log_whose_name_is_not_durable_confirms_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite does not look whether its own fsync of the folder went well."""
+    store = await SqliteStore.open(folder)
+
+    def fail(_folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(_sqlite_writer, "sync_folder", fail)
+    with pytest.raises(SaveOutcomeUnknownError, match="Input/output error"):
+        async with store.lock_run("run"):
+            pass
+    await store.aclose()
+
+
+async def test_the_name_of_the_log_is_made_durable_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await SqliteStore.open(folder)
+    synced: list[Path] = []
+    monkeypatch.setattr(_sqlite_writer, "sync_folder", synced.append)
+    async with store.lock_run("run") as owner:
+        for number in (1, 2):
+            await store.save(RunKey("run", 0, owner), [Checkpoint(A, number, b"")])
+    await store.aclose()
+    assert synced == [folder]
 
 
 async def test_save_that_was_given_up_on_keeps_the_lock(folder: Path) -> None:

@@ -283,6 +283,21 @@ class OutputDir:
                 self.tree.sync(fd, folder)
         return Archived(moved, tuple(missing))
 
+    def is_blank(self, path: AnyPath) -> bool:
+        """Whether there is a file of this name with nothing in it, so that nobody misses it.
+
+        Raises:
+            OutputError: it cannot be looked at.
+        """
+        name = self.relative(path)
+        with told(name):
+            try:
+                with self.tree.folder(name, Sync.NONE) as (folder, last):
+                    found = self._system.lstat(last, dir_fd=folder)
+            except FileNotFoundError:
+                return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == 0
+
     # -- one file -------------------------------------------------------------------
 
     @contextmanager

@@ -15,6 +15,8 @@ from ._files import explain, open_file
 
 MAX_LIVE_BYTES = 2**20  # a thousand pending tokens are 100 KiB
 
+_NEW = ".new"
+
 
 def write_live(folder: Path, run_id: str, payload: bytes) -> None:
     """Replace what is seen of a run; empty: take it away.
@@ -25,10 +27,11 @@ def write_live(folder: Path, run_id: str, payload: bytes) -> None:
     path = _path(folder, run_id)
     with explain(path, f"publishing what run {run_id!r} is at"):
         if not payload:
-            path.unlink(missing_ok=True)
+            for name in (path, path.with_suffix(_NEW)):  # a kill may have left the other
+                name.unlink(missing_ok=True)
             return
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        new = path.with_suffix(".new")
+        new = path.with_suffix(_NEW)
         fd = open_file(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         with open(fd, "wb") as file:
             file.write(payload)

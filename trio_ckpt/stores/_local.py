@@ -27,7 +27,7 @@ from collections.abc import (
     Iterable,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar, TypeVarTuple
 
@@ -158,7 +158,7 @@ class LocalStore(Store):
         """See `Store.lock_run`.  The kernel's lock: it goes with this process."""
         self._check_open()
         await trio.lowlevel.checkpoint()
-        lock = await shielded(run_blocking, lock_run, self._folder, run_id)
+        lock = await shielded(run_blocking, self._lock, run_id)
         self._owned += 1
         try:
             # Shielded: raised late, the number would lock out whoever owns the run by then.
@@ -171,6 +171,12 @@ class LocalStore(Store):
                 self._logger.error("run %r stays locked: a save may still land", run_id)
             else:
                 await shielded(self._give_back, lock, run_id)
+
+    def _lock(self, run_id: str) -> RunLock:
+        lock = lock_run(self._folder, run_id)
+        with suppress(StoreError):  # what an owner that was killed was at: nobody is any more
+            write_live(self._folder, run_id, b"")
+        return lock
 
     async def _clean(self, lock: RunLock) -> None:
         """Remove what crashes left, then let others own runs."""

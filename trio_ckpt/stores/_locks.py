@@ -33,6 +33,7 @@ import socket
 import struct
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -146,7 +147,8 @@ class RunLock:
     def release(self) -> None:
         """Give the run back."""
         try:
-            os.ftruncate(self.run.fd, 0)
+            with suppress(OSError):  # the note is for people; without the mark nobody reads it
+                os.ftruncate(self.run.fd, 0)
         finally:
             self.run.release()
             self.store.release()

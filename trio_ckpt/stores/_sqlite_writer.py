@@ -18,6 +18,10 @@ An error of COMMIT itself says little about what is on the disk.  After an I/O e
 than a refused write the frames may be in the write-ahead log and come back with the next
 start, and a file whose fsync failed once is not to be trusted: the outcome is unknown and
 nothing more is written.  After any other error, the heads are read back.
+
+SQLite does not look whether the fsync of the folder went well in which it has made its log, so
+after the first commit the folder is synced here: a log without a name is no log.  It keeps its
+name as long as the connection is open.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from .._errors import SaveOutcomeUnknownError, StoreConflictError, StoreDamagedE
 from ..abc import Checkpoint, Fold, Pruned, RunKey
 from ._blobs import Blobs
 from ._claims import Claims, names_of
+from ._files import sync_folder
 from ._locks import lock_opening, need_flock
 from ._sqlite_schema import (
     check_format,
@@ -131,6 +136,7 @@ class Writer:
         self._database = folder / "state.db"
         self._known: dict[str, _Known] = {}
         self._broken: str | None = None
+        self._is_log_named = durability == "process"  # durably; nobody waits for that there
         self._blobs = Blobs(folder / "blobs")
         self.claims = Claims(folder)
         need_flock(folder)
@@ -397,6 +403,15 @@ class Writer:
             if not self._has_landed(error, is_done):
                 raise store_error(self._database, "saving", error) from error
             logger.warning("%s: COMMIT raised, but it is saved: %s", self._database, error)
+        if not self._is_log_named:
+            self._sync_names()
+
+    def _sync_names(self) -> None:
+        try:
+            sync_folder(self._database.parent)
+        except OSError as error:
+            self._give_up(error)
+        self._is_log_named = True
 
     def _has_landed(self, error: sqlite3.Error, is_done: Callable[[], bool]) -> bool:
         """Whether what COMMIT raised an error for was saved all the same."""
@@ -418,7 +433,7 @@ class Writer:
         ]
         return bool(stored) and all(stored)
 
-    def _give_up(self, error: sqlite3.Error) -> NoReturn:
+    def _give_up(self, error: Exception) -> NoReturn:
         self._broken = str(error)
         raise SaveOutcomeUnknownError(
             f"{self._database}: COMMIT failed with {error}, and whether it was saved cannot be "

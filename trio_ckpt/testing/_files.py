@@ -18,7 +18,7 @@ from typing import Concatenate, Literal, NoReturn, ParamSpec, TypeVar
 import attrs
 
 from ..outputs import System
-from ._inodes import File, Folder, Resize, Write, after_power_cut
+from ._inodes import File, Folder, Resize, Write, after_power_cut, move
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -254,14 +254,7 @@ class MemoryFiles(System):
         if there is node:
             return
         self.reach("rename to", wanted)
-        if isinstance(there, File):
-            there.links -= 1
-        now_ns, names = self._tick(), {wanted: node}
-        if source is target:
-            source.rename({last: None, **names}, now_ns)
-        else:
-            arrived = target.rename({**names}, now_ns)
-            source.rename({last: None}, now_ns, needs=[arrived, *target.way()])
+        move(node, source, last, target, wanted, self._tick())
 
     # -- the tree ---------------------------------------------------------------------------
 

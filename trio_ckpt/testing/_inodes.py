@@ -72,7 +72,8 @@ class File:
         links: How many names it has.
         synced: What the disk is sure to have.
         synced_mtime_ns: The same of its time.
-        pending: The changes since it was synced.
+        pending: The changes since it was synced, which a later sync makes the disk have.
+        is_whole: A sync made the disk have what is read: none has failed.
     """
 
     number: int
@@ -82,6 +83,7 @@ class File:
     synced: bytes = b""
     synced_mtime_ns: int = 0
     pending: list[Write | Resize] = attrs.field(factory=list[Write | Resize])
+    is_whole: bool = True
 
     def change(self, change: Write | Resize, now_ns: int) -> None:
         """Change what is read."""
@@ -96,10 +98,21 @@ class File:
 
     def sync(self, *, with_time: bool = True) -> None:
         """Make the disk have it; `fdatasync` leaves the time out."""
-        self.synced = self.data
+        if self.is_whole:
+            self.synced = self.data
+        for change in () if self.is_whole else self.pending:
+            self.synced = changed(self.synced, change)
         self.pending.clear()
         if with_time:
             self.synced_mtime_ns = self.mtime_ns
+
+    def lose(self) -> None:
+        """A sync has failed: what it was for is read on, and no later sync writes it.
+
+        Linux marks the pages clean (https://wiki.postgresql.org/wiki/Fsync_Errors).
+        """
+        self.is_whole = False
+        self.pending.clear()
 
 
 @attrs.define(eq=False)
@@ -189,6 +202,21 @@ class Folder:
         self._latest.clear()
 
 
+def move(
+    node: File | Folder, source: Folder, name: str, target: Folder, goal: str, now_ns: int
+) -> None:
+    """Rename what has a name; what has the other name loses it."""
+    there = target.entries.get(goal)
+    if isinstance(there, File):
+        there.links -= 1
+    names: dict[str, File | Folder | None] = {goal: node}
+    if source is target:
+        source.rename({name: None, **names}, now_ns)
+    else:
+        arrived = target.rename(names, now_ns)
+        source.rename({name: None}, now_ns, needs=[arrived, *target.way()])
+
+
 def changed(data: bytes, change: Write | Resize) -> bytes:
     """A content after a change."""
     if isinstance(change, Resize):
@@ -262,7 +290,7 @@ class _Cut:
 
     def file(self, file: File) -> File:
         if not file.pending and file.mtime_ns == file.synced_mtime_ns:
-            return File(file.number, file.data, file.mtime_ns, 1, file.data, file.mtime_ns)
+            return File(file.number, file.synced, file.mtime_ns, 1, file.synced, file.mtime_ns)
         data = self._arrived(file) if self.fate is Fate.SOME else file.synced
         if self.fate is not Fate.NOTHING and self.chance.random() < 0.5:
             data = data.ljust(len(file.data), b"\0")  # the size came without the bytes
