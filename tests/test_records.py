@@ -488,7 +488,7 @@ def test_a_sum_no_floats_can_have_is_damage() -> None:
             decode_progress(msgspec.msgpack.encode(fields))
 
 
-@pytest.mark.parametrize("text", ["", "{", "1", '["a", 1]', '{"a": 1}', "[" * 5_000])
+@pytest.mark.parametrize("text", ["", "{", "1", '["a", 1]', '{"a": 1}', "[" * 5_000, '["\udc80"]'])
 def test_a_damaged_stream_name_is_refused(text: str) -> None:
     with pytest.raises(StoreDamagedError):
         decode_key(text)
