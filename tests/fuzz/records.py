@@ -33,7 +33,7 @@ from trio_ckpt._values import (
     decode_key,
     encode_key,
 )
-from trio_ckpt._words import printable, stream_name
+from trio_ckpt._words import moment, printable, stream_name
 from trio_ckpt.cli._change import parse_batches
 from trio_ckpt.cli._exits import CommandError
 from trio_ckpt.cli._look import choose_streams
@@ -75,6 +75,9 @@ def look_at(progress: Progress) -> None:
     shown(progress.totals)
     shown(progress.spent)
     str(progress.confirmed)
+    for at in (progress.started_at, progress.updated_at, progress.opened_at, progress.worked_at):
+        if at is not None:
+            moment(at)
 
 
 # -- sealed payloads, records, folds ------------------------------------------------------
