@@ -25,6 +25,7 @@ from tests.fuzz.plain import damaged
 FRESH_SEEDS = 300  # in the corpus, where a target makes its own
 OWN_SHARE = 0.5  # of the inputs, made as the tests make them
 WRITE_EVERY = 100_000
+PER_PROCESS = 2_500_000  # atheris itself keeps some 250 bytes for each, of some targets
 MOST_SAID = 6_000  # characters of a finding
 STATISTICS = re.compile(r"stat::(\w+): +(\d+)")
 
@@ -51,7 +52,26 @@ class Outcome:
 
 
 def run_guided(name: str, executions: int, seed: int, most_s: int) -> Outcome:
-    """Fuzz a target in a process of its own, at most so often and so long (0: for ever)."""
+    """Fuzz a target, at most so often and so long (0: for ever), in a row of processes."""
+    whole = Outcome(0, 0.0, 0, Counter())
+    while whole.executions < executions and not whole.finding:
+        left_s = max(1, round(most_s - whole.seconds)) if most_s else 0
+        if most_s and whole.seconds >= most_s:
+            break
+        count = min(PER_PROCESS, executions - whole.executions)
+        part = _run_process(name, count, seed, left_s)
+        whole = attrs.evolve(
+            part,
+            executions=whole.executions + part.executions,
+            seconds=whole.seconds + part.seconds,
+            peak_rss_mib=max(whole.peak_rss_mib, part.peak_rss_mib),
+            ends=whole.ends + part.ends,
+        )
+        seed += 1
+    return whole
+
+
+def _run_process(name: str, executions: int, seed: int, most_s: int) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         ends = Path(folder) / "ends.json"
         limits = {
@@ -86,9 +106,15 @@ def run_guided(name: str, executions: int, seed: int, most_s: int) -> Outcome:
             took,
             int(found.get("peak_rss_mb", 0)),
             Counter(json.loads(ends.read_text()) if ends.exists() else {}),
-            said[said.rfind("=== Uncaught") :][:MOST_SAID] if culprits or done.returncode else "",
+            _finding(said) if culprits or done.returncode else "",
             culprits[0].read_bytes() if culprits else b"",
         )
+
+
+def _finding(said: str) -> str:
+    """The traceback, or the last words where there is none: too slow, or too much memory."""
+    start = said.rfind("=== Uncaught")
+    return said[start:][:MOST_SAID] if start >= 0 else said[-MOST_SAID:]
 
 
 def _environment() -> dict[str, str]:
