@@ -48,6 +48,13 @@ def frameworks(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz whatever reads what others may have written: `nox -s fuzz -- tree --executions 1000`."""
+    session.install("-e", ".[tests,cli,validate,arrays,monitor,remote,fuzz]")
+    session.run("python", "-m", "tests.fuzz", *(session.posargs or ["all"]))
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
     session.install(*PYPROJECT["project"]["optional-dependencies"]["lint"])

@@ -328,3 +328,12 @@ def test_others_can_unpack_an_archive_and_check_it(archive: Path) -> None:
     assert json.loads(files[OUTPUT]) == {"page": 2}
     assert {m["name"] for m in manifest["members"]} == files.keys() - {"manifest.json"}
     assert all(m["size"] == len(files[m["name"]]) for m in manifest["members"])
+
+
+@pytest.mark.parametrize("gone", [1, 100])
+def test_a_member_outside_of_the_file_is_refused(archive: Path, tmp_path: Path, gone: int) -> None:
+    """Its place is counted from where the zip says that it begins, so it may be before the file."""
+    bad = tmp_path / "bad.zip"
+    bad.write_bytes(reseal(archive.read_bytes()[gone:]))
+    with pytest.raises(ArchiveError, match="is not inside of the file"):
+        Archive.open(bad)

@@ -14,7 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from trio_ckpt import StoreError, open_run
-from trio_ckpt._live import MAX_TOKENS, live_view, read_live
+from trio_ckpt._live import MAX_TOKENS, decode_live, live_view, read_live
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import MemoryStore, open_store
 
@@ -160,3 +160,10 @@ async def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "secret").read_bytes() == b"secret"
     assert await store.read_live("r") == b"second"
     await store.aclose()
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"\0", b"\x99\xcb" + bytes(8) + b"\x03\x91\x94\x91\xa1\xff"]
+)
+def test_text_that_is_no_text_is_nothing_to_see(payload: bytes) -> None:
+    assert decode_live(payload) is None

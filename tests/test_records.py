@@ -64,7 +64,7 @@ ERROR = st.builds(ErrorInfo, TEXT, TEXT, st.booleans(), st.none() | INDEX)
 RECORDS = st.builds(
     Record,
     kind=st.sampled_from(Kind),
-    at=FLOATS,
+    at=TIME,
     index=INDEX,
     item=st.binary(max_size=8),
     attempts=COUNT,
@@ -488,7 +488,38 @@ def test_a_sum_no_floats_can_have_is_damage() -> None:
             decode_progress(msgspec.msgpack.encode(fields))
 
 
-@pytest.mark.parametrize("text", ["", "{", "1", '["a", 1]', '{"a": 1}', "[" * 5_000])
+@pytest.mark.parametrize("text", ["", "{", "1", '["a", 1]', '{"a": 1}', "[" * 5_000, '["\udc80"]'])
 def test_a_damaged_stream_name_is_refused(text: str) -> None:
     with pytest.raises(StoreDamagedError):
         decode_key(text)
+
+
+@pytest.mark.parametrize("at", [float("nan"), float("inf"), -1e12, 253_402_300_800.0])
+def test_a_time_that_no_calendar_has_is_damage(at: float) -> None:
+    with pytest.raises(StoreDamagedError, match="of the time"):
+        decode_record(encode_record(Record(at=at)))
+    progress = progress_of(batch(0))
+    progress.worked_at = at
+    with pytest.raises(StoreDamagedError, match="of the time"):
+        decode_progress(encode_progress(progress))
+
+
+@pytest.mark.parametrize("index", [2**63 - 1, 2**64 - 1, -1])
+def test_an_index_that_no_batch_can_have_is_damage(index: int) -> None:
+    record = Record(at=1.0, index=index)
+    with pytest.raises(StoreDamagedError):
+        progress_of(record)
+    fields = msgspec.msgpack.decode(encode_progress(progress_of(batch(0))))
+    payload = msgspec.msgpack.encode([*fields[:2], [index, 1], *fields[3:]])
+    with pytest.raises(StoreDamagedError, match=r"beyond the greatest index|must ascend"):
+        decode_progress(payload)
+
+
+def test_counts_that_no_fold_can_hold_are_damage() -> None:
+    many = [batch(index, records=2**62) for index in range(2)]
+    with pytest.raises(StoreDamagedError, match="cannot be counted"):
+        progress_of(*many)
+    lines = (SinkLines("a", 2**62, b""),)
+    many = [Record(at=1.0, index=index, lines=lines) for index in range(2)]
+    with pytest.raises(StoreDamagedError, match="cannot be counted"):
+        progress_of(*many)

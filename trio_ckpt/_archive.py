@@ -151,8 +151,8 @@ class Archive:
                 size = _check_seal(file, name)
                 _check_directory(file, name, size)
                 opened = zipfile.ZipFile(file)
-                manifest = _read_manifest(opened, name)
-                members = _check_members(opened, manifest, name)
+                manifest = _read_manifest(opened, name, size)
+                members = _check_members(opened, manifest, name, size)
                 _check_streams(manifest, members, name)
                 outputs = _find_outputs(manifest, name)
                 blobs = _find_blobs(manifest, name)
@@ -260,13 +260,13 @@ def _read_at(file: BinaryIO, at: int, size: int) -> bytes:
     return file.read(size)
 
 
-def _read_manifest(opened: zipfile.ZipFile, path: str) -> Manifest:
+def _read_manifest(opened: zipfile.ZipFile, path: str, size: int) -> Manifest:
     info = opened.NameToInfo.get(MANIFEST)
     if info is None or info.file_size > MAX_MANIFEST_BYTES:
         raise ArchiveError(
             f"{path!r} is no archive of a run: it has no manifest, or too long a one"
         )
-    _check_info(info, path)
+    _check_info(info, path, size)
     with opened.open(info) as source:
         data = source.read(MAX_MANIFEST_BYTES + 1)
     head = msgspec.json.decode(data, type=_Head)
@@ -284,12 +284,16 @@ class _Head(msgspec.Struct, frozen=True):
     version: int
 
 
-def _check_info(info: zipfile.ZipInfo, path: str) -> None:
+def _check_info(info: zipfile.ZipInfo, path: str, size: int) -> None:
+    if not 0 <= info.header_offset < size:  # nobody else checks it before going there
+        raise ArchiveError(f"{path!r}: {info.filename} is not inside of the file")
     if info.flag_bits & _ENCRYPTED or info.compress_type not in _STORED_OR_DEFLATED:
         raise ArchiveError(f"{path!r}: {info.filename} is neither stored nor deflated")
 
 
-def _check_members(opened: zipfile.ZipFile, manifest: Manifest, path: str) -> dict[str, Member]:
+def _check_members(
+    opened: zipfile.ZipFile, manifest: Manifest, path: str, size: int
+) -> dict[str, Member]:
     """The members by name: those that the manifest lists, all of them and no others."""
     members = {member.name: member for member in manifest.members}
     infos = [info for info in opened.infolist() if info.filename != MANIFEST]
@@ -300,7 +304,7 @@ def _check_members(opened: zipfile.ZipFile, manifest: Manifest, path: str) -> di
     if len(opened.infolist()) != len(infos) + 1:
         raise ArchiveError(f"{path!r} has several manifests")
     for info in infos:
-        _check_info(info, path)
+        _check_info(info, path, size)
         if info.file_size != members[info.filename].size:
             raise ArchiveError(f"{path!r}: {info.filename} is not what its manifest says")
     if total_bytes(members.values()) > MAX_TOTAL_BYTES:

@@ -106,15 +106,19 @@ async def read_live(store: Store, run_id: str, owner: int) -> LiveView | None:
     Raises:
         StoreError: the store cannot be used.
     """
-    payload = await store.read_live(run_id)
+    view = decode_live(await store.read_live(run_id))
+    return view if view is not None and view.owner == owner else None
+
+
+def decode_live(payload: bytes) -> LiveView | None:
+    """What was published; None: nothing that can be read."""
     if not payload:
         return None
     try:
-        view = _decoder.decode(payload)
-    except msgspec.MsgspecError as error:  # a newer library wrote it, or power was lost
-        log.debug("what run %r is at cannot be read: %s", run_id, error)
+        return _decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeError) as error:  # a newer library, or power was lost
+        log.debug("what a run is at cannot be read: %s", error)
         return None
-    return view if view.owner == owner else None
 
 
 async def publish_live(run: Run) -> None:

@@ -14,8 +14,10 @@ import msgspec
 
 from ._errors import StoreDamagedError
 from ._ranges import IndexSet
-from ._records import ErrorInfo, Kind, Record, Status
+from ._records import ErrorInfo, Kind, Record, Status, check_times
 from ._totals import ExactSum, StoredSum, add_amounts, add_sums, decode_sums, encode_sums
+
+MAX_SUM = 2**63  # of records, and of the bytes of a file: what a fold can hold
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, array_like=True):
@@ -154,7 +156,7 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
     """Add the next record of a stream to its progress, in place.
 
     Raises:
-        StoreDamagedError: it is not the next one.
+        StoreDamagedError: it is not the next one, or cannot be added.
     """
     if sequence != progress.sequence + 1:
         raise StoreDamagedError(
@@ -187,6 +189,9 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
         _APPLY[record.kind](progress, record)
     except ValueError as error:
         raise StoreDamagedError(f"checkpoint {sequence} cannot be added: {error}") from error
+    sums = [progress.records, *(progress.sinks.get(lines.path, 0) for lines in record.lines)]
+    if max(map(abs, sums)) >= MAX_SUM:
+        raise StoreDamagedError(f"checkpoint {sequence} cannot be added: it cannot be counted")
 
 
 def _apply_batch(progress: Progress, record: Record) -> None:
@@ -407,6 +412,8 @@ def decode_progress(payload: bytes) -> Progress:
     try:
         fold = _fold_decoder.decode(payload)
         started_at, updated_at, completed_at, failed_at = fold.times
+        check_times(*fold.times, fold.opened_at, fold.worked_at)
+        check_times(*(pin.at for pin in fold.pins.values()))
         return Progress(
             sequence=fold.sequence,
             confirmed=IndexSet.from_steps(fold.confirmed),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from sys import maxsize
 
-_BEYOND = maxsize  # every batch index is less
+_BEYOND = maxsize  # every batch index is less: there are no more than `len` can tell
 MAX_SPANS_SHOWN = 20  # in one line
 
 
@@ -101,10 +101,10 @@ class IndexSet:
             False if it was in it.
 
         Raises:
-            ValueError: it is negative.
+            ValueError: it is negative, or greater than any can be.
         """
-        if index < 0:
-            raise ValueError(f"a batch index is >= 0, not {index}")
+        if not 0 <= index < _BEYOND:
+            raise ValueError(f"a batch index is >= 0 and below 2**63 - 1, not {index}")
         starts, stops = self._starts, self._stops
         at = bisect_right(starts, index) - 1  # the interval that starts at or before
         if at >= 0 and index < stops[at]:
@@ -190,7 +190,8 @@ class IndexSet:
         """The inverse of `to_steps`.
 
         Raises:
-            ValueError: the steps do not describe a set (odd in number, or not ascending).
+            ValueError: the steps do not describe a set (odd in number, not ascending, or
+                beyond the greatest index).
         """
         self = cls()
         border = 0
@@ -199,6 +200,8 @@ class IndexSet:
                 raise ValueError("interval borders must ascend")
             border += step
             (self._stops if position % 2 else self._starts).append(border)
+        if border > _BEYOND:
+            raise ValueError("an interval is beyond the greatest index")
         if len(self._starts) != len(self._stops):
             raise ValueError("an interval has no end")
         self._count = sum(stop - start for start, stop in self.intervals())

@@ -99,6 +99,9 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     batch_index: int | None = None
 
 
+MIN_TIME = -62_135_596_800  # Unix time of the first of all days, as datetime counts them
+END_OF_TIME = 253_402_300_800  # likewise, after the last one
+
 MAX_ERROR_CHARS = 2_000  # enough to see what happened; a traceback belongs into the log
 
 
@@ -268,6 +271,19 @@ def decode_record(payload: bytes) -> Record:
         StoreDamagedError: they are not the bytes of a record.
     """
     try:
-        return _decoder.decode(payload)
+        record = _decoder.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise StoreDamagedError(f"a checkpoint cannot be read: {error}") from error
+    check_times(record.at, None if record.opened is None else record.opened.at)
+    return record
+
+
+def check_times(*times: float | None) -> None:
+    """See that times are some that a calendar has.
+
+    Raises:
+        StoreDamagedError: one is not.
+    """
+    for at in times:
+        if at is not None and not MIN_TIME <= at < END_OF_TIME:  # NaN is neither
+            raise StoreDamagedError(f"a checkpoint cannot be read: it is of the time {at!r}")

@@ -93,7 +93,7 @@ def decode_key(text: str) -> StreamKey:
     """
     try:
         return msgspec.json.decode(text, type=tuple[str, ...])
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise StoreDamagedError(f"the name of a stream cannot be read: {text[:50]!r}") from error
 
 

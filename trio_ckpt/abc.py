@@ -404,7 +404,7 @@ class Store(ABC):
         Args:
             digest: As it was put.
             offset: Of the first byte.
-            size: In bytes; None: all that follows.
+            size: In bytes; None: all that follows, which a store may refuse above 1 GiB.
 
         Raises:
             StoreDamagedError: it is gone, or too short.

@@ -70,6 +70,7 @@ def test_whoever_has_the_secret_may_look_and_no_more() -> None:
         f"Basic {SECRET}",
         f"Bearer {SECRET[:-1]}",
         f"Bearer {SECRET}x",
+        f"Bearer {SECRET}\x1f",  # white space to Python, not to HTTP
         f"Bearer {SECRET.upper()}",
         SECRET,
         f"Token {SECRET}",

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from tests.state.fuzz_tree import fuzz
 from trio_ckpt._errors import StoreDamagedError
 from trio_ckpt.state._plan import Plan
 from trio_ckpt.state._tagged import MAX_TREE_DEPTH, Tag, Tree, decode_tree, encode_tree, pack
@@ -283,12 +282,6 @@ def test_patching_shares_what_did_not_change_and_leaves_the_old_tree() -> None:
 # ---------------------------------------------------------------------------------------
 # Damage at random
 # ---------------------------------------------------------------------------------------
-
-
-def test_20_000_random_damages_raise_nothing_but_our_own_errors() -> None:
-    ends = fuzz(20_000)
-    assert sum(ends.values()) == 20_000
-    assert set(ends) >= {"built", "StoreDamagedError", "read, then StoreDamagedError"}
 
 
 @settings(max_examples=200, deadline=None)

@@ -19,7 +19,15 @@ from tests.stores.tools import A, B, chain, heads, make
 from trio_ckpt import Batch, Stream, open_run
 from trio_ckpt._errors import StoreDamagedError, StoreError, StoreVersionError
 from trio_ckpt._progress import Progress, apply, encode_progress
-from trio_ckpt._records import ErrorInfo, Kind, Output, Record, Seal, encode_record
+from trio_ckpt._records import (
+    ErrorInfo,
+    Kind,
+    Output,
+    Record,
+    Seal,
+    decode_record,
+    encode_record,
+)
 from trio_ckpt.abc import Checkpoint, Fold, RunKey, StoredRun
 from trio_ckpt.stores import (
     JsonStore,
@@ -125,6 +133,13 @@ def _there_and_back(payload: bytes) -> _json_records.Entry:
     entry = _json_records.decode_entry(_json_records.msgspec.Raw(raw))
     assert _json_records.payload_of(entry) == payload
     return entry
+
+
+def test_a_record_that_lacks_its_kind_is_a_batch_as_it_is_in_its_bytes() -> None:
+    """And no error of ours: whether it is what was saved, its seal says."""
+    raw = _json_records.msgspec.Raw(b'{"sequence":1,"seal":"","record":{"time":"","at":1.0}}')
+    payload = _json_records.payload_of(_json_records.decode_entry(raw))
+    assert decode_record(payload) == Record(at=1.0)
 
 
 @given(_records)

@@ -331,7 +331,7 @@ async def test_orphans_are_removed(folder: Path, caplog: pytest.LogCaptureFixtur
     kept, orphan = b"kept", b"orphan"
     names = [hashlib.sha256(payload).hexdigest() for payload in (kept, orphan)]
     await make(folder, Checkpoint(A, 1, b"", names[0]), blobs=(kept, orphan))
-    temporary = folder / "blobs" / "tmpx.tmp"
+    temporary = folder / "blobs" / "tmpabcdef12.tmp"
     temporary.touch()
     stranger = folder / "blobs" / "00" / "README"
     stranger.parent.mkdir(exist_ok=True)
@@ -361,9 +361,15 @@ async def test_orphans_are_removed(folder: Path, caplog: pytest.LogCaptureFixtur
 
 
 async def test_orphans_that_cannot_be_removed_are_no_error(
-    folder: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "blobs" / "00" / "x.tmp").mkdir(parents=True)  # unlink(2) takes no folder
+    (folder / "blobs").mkdir(parents=True)
+    (folder / "blobs" / "tmpabcdef12.tmp").write_bytes(b"")
+
+    def refuse(path: Path, **_: bool) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
     await make(folder, *chain(A, 1, 1))
     assert "orphans are left" in caplog.text
 

@@ -159,7 +159,7 @@ class Access:
         given = headers.get("authorization", [])
         kind, _, secret = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         if kind.lower() == "bearer":
-            digest = _digest(secret.strip())
+            digest = _digest(secret.strip(" \t"))
             # Both are always compared: how long it takes says nothing.
             is_actor = hmac.compare_digest(digest, self._actor or bytes(len(digest)))
             is_viewer = hmac.compare_digest(digest, self._viewer)

@@ -29,18 +29,20 @@ from pathlib import Path
 from .._errors import StoreDamagedError, StoreError
 from ..abc import BlobPayload
 from ._beside import Beside
-from ._files import explain, make_folder, open_file, sync_data, sync_folder
+from ._files import explain, make_member, need_folder, open_file, sync_data, sync_folder
 
 OVERLAP_BYTES = 4 * 2**20  # from here on hashing takes longer than a thread to start
 WRITE_BYTES = 2 * 2**20  # at a time: in longer calls the kernel keeps an event loop waiting
 MAX_WAITING = 32  # such writes that are not hashed yet: an iterator may make them faster
 MAX_BUFFERS = 512  # of one writev(2); Linux takes 1,024
 MAX_READ_BYTES = 2**30  # of one pread(2); Linux takes 2 GiB less a page
+MAX_RECORD_BYTES = 2**30  # of a record that is a blob, and of all that is read without a size
 
 Update = Callable[[memoryview], object]  # of a hash
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_TEMPORARY = ".tmp"
+_SHARD = re.compile(r"[0-9a-f]{2}", re.ASCII)
+_TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}\.tmp", re.ASCII)  # as tempfile names them
 
 
 def need_digest(digest: str) -> None:
@@ -88,7 +90,12 @@ class Blobs:
 
     def has(self, digest: str) -> bool:
         """Whether there is a blob of this name."""
-        return self._path(digest).is_file()
+        path = self._path(digest)
+        need_folder(path.parent)
+        try:
+            return stat.S_ISREG(path.lstat().st_mode)
+        except OSError:
+            return False
 
     def size(self, digest: str) -> int:
         """How many bytes it has; 0 if it is missing."""
@@ -99,7 +106,21 @@ class Blobs:
 
     def names(self) -> list[str]:
         """The digests of all that are there."""
-        return [path.name for path in self._folder.glob("??/*") if _DIGEST.fullmatch(path.name)]
+        return [path.name for path in self._files()]
+
+    def _files(self) -> Generator[Path]:
+        """All blobs; neither what others put beside them, nor what a link leads to."""
+        for shard in _entries(self._folder):
+            if _SHARD.fullmatch(shard.name) and shard.is_dir(follow_symlinks=False):
+                for entry in _entries(Path(shard.path)):
+                    if _DIGEST.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        yield Path(entry.path)
+
+    def _temporaries(self) -> Generator[Path]:
+        """What was not given its name yet."""
+        for entry in _entries(self._folder):
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                yield Path(entry.path)
 
     def put(
         self, payload: BlobPayload, claim: Callable[[str], AbstractContextManager[None]]
@@ -114,8 +135,8 @@ class Blobs:
             StoreError: it cannot be written.
         """
         with explain(self._folder, "writing a blob"):
-            make_folder(self._folder)
-            fd, temporary = tempfile.mkstemp(dir=self._folder, suffix=_TEMPORARY)
+            make_member(self._folder)
+            fd, temporary = tempfile.mkstemp(dir=self._folder, suffix=".tmp")
             try:
                 try:
                     digest, size = _write_whole(fd, payload)
@@ -131,7 +152,7 @@ class Blobs:
     def _name(self, temporary: Path, digest: str, size: int) -> None:
         """Give a file that is durable the name of a blob, durably."""
         path = self._path(digest)
-        make_folder(path.parent)
+        make_member(path.parent)
         if _has_size(path, size):
             temporary.unlink()
         else:
@@ -145,6 +166,8 @@ class Blobs:
         Raises:
             StoreDamagedError: it is missing, or not what was put.
         """
+        if self.size(digest) > MAX_RECORD_BYTES:
+            raise StoreDamagedError(f"blob {self._path(digest)} is larger than any record: refused")
         payload = self.read(digest, 0, None)
         if hashlib.sha256(payload).hexdigest() != digest:
             raise StoreDamagedError(f"blob {self._path(digest)} is not what was saved")
@@ -155,13 +178,17 @@ class Blobs:
 
         Raises:
             StoreDamagedError: it is missing, or too short.
+            StoreError: it is too large to be read without a size.
         """
         path = self._path(digest)
+        need_folder(path.parent)
         try:
             fd = open_file(path, os.O_RDONLY)
             try:
                 there = os.fstat(fd).st_size - offset
                 wanted = there if size is None else size
+                if size is None and there > MAX_RECORD_BYTES:
+                    raise StoreError(f"blob {path} has {there:,} bytes: read it in parts")
                 if not 0 <= wanted <= there:
                     raise StoreDamagedError(f"blob {path} is too short: it was cut")
                 return _read_part(fd, offset, wanted)
@@ -180,6 +207,7 @@ class Blobs:
         """
         for digest in digests:
             path = self._path(digest)
+            need_folder(path.parent)
             with explain(path, "removing the blob"):
                 path.unlink(missing_ok=True)
 
@@ -188,12 +216,18 @@ class Blobs:
 
         Only while nobody owns a run of the store: a blob is put before it is named.
         """
-        for path in sorted([*self._folder.glob("??/*"), *self._folder.glob("*" + _TEMPORARY)]):
-            if path.name.endswith(_TEMPORARY) or (
-                _DIGEST.fullmatch(path.name) and not is_named(path.name)
-            ):
-                logger.info("removing %s, which nobody names", path)
-                path.unlink(missing_ok=True)
+        unnamed = (path for path in self._files() if not is_named(path.name))
+        for path in sorted([*unnamed, *self._temporaries()]):
+            logger.info("removing %s, which nobody names", path)
+            path.unlink(missing_ok=True)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -1,8 +1,22 @@
-"""The folder of a local store: names made durable.  Blocking functions."""
+"""The folder of a local store: names made durable, and what may stand under them.
+
+The folder itself may be reached through a link: which it is, its user says.  What is in it is
+ours, and is opened as what we made: a regular file or a folder.  A link is refused, and so is a
+file that would be written in its place and has a second name (a hard link, as ``cp -al`` makes
+them): a change would be one of the other file, too.  Nothing waits for a FIFO.
+
+Whoever can write to the folder can put something in between looking and opening; so it is made
+for its user alone, and others who can write to it are warned of.
+
+Blocking functions.
+"""
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import stat
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,7 +27,11 @@ from .._errors import StoreDamagedError, StoreError, StoreVersionError
 if sys.platform == "darwin":
     import fcntl
 
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+logger = logging.getLogger("trio_ckpt.stores")
+
+_SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_WRITES = os.O_WRONLY | os.O_RDWR
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 @contextmanager
@@ -27,8 +45,36 @@ def explain(path: Path, doing: str) -> Generator[None, None, None]:
 
 
 def open_file(path: Path, flags: int) -> int:
-    """Open a member of the store, private to its user, never through a link."""
-    return os.open(path, flags | _NO_FOLLOW, 0o600)
+    """Open a member of the store, private to its user.
+
+    Raises:
+        StoreError: it is a link or no regular file; or it is to be written, and has other names.
+        OSError: it cannot be opened.
+    """
+    try:
+        fd = os.open(path, flags | _SAFE, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise StoreError(f"{path} is a symbolic link: refused") from error
+        raise
+    try:
+        _check_file(path, os.fstat(fd), is_written=bool(flags & _WRITES))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_file(path: Path, status: os.stat_result, *, is_written: bool) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise StoreError(f"{path} is a symbolic link: refused")
+    if not stat.S_ISREG(status.st_mode):
+        raise StoreError(f"{path} is not a file: refused")
+    if is_written and status.st_nlink > 1:
+        raise StoreError(
+            f"{path} has {status.st_nlink} names (hard links), and a change would be one of the "
+            "other files, too: refused; copy the store, and use the copy"
+        )
 
 
 def sync_file(fd: int) -> None:
@@ -92,12 +138,60 @@ def check_version(path: Path, version: int, readable: int) -> None:
     )
 
 
-def refuse_links(folder: Path, names: tuple[str, ...]) -> None:
-    """See that none of the store's own members is a symbolic link.
+def make_member(folder: Path) -> None:
+    """Make a folder in the store's own, its name durable; one that is there is no link.
 
     Raises:
-        StoreError: one is.
+        StoreError: something else has its name.
     """
-    for name in names:
-        if (folder / name).is_symlink():
-            raise StoreError(f"{folder / name} is a symbolic link: refused")
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        need_folder(folder)
+    else:
+        sync_folder(folder.parent)
+
+
+def need_folder(folder: Path) -> None:
+    """See that a folder of the store, if it is there, is one.
+
+    Raises:
+        StoreError: it is a link, or something else.
+    """
+    try:
+        mode = folder.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise StoreError(f"{folder} is a symbolic link: refused")
+    if not stat.S_ISDIR(mode):
+        raise StoreError(f"{folder} is not a folder: refused")
+
+
+def check_members(folder: Path, *, files: tuple[str, ...], folders: tuple[str, ...]) -> None:
+    """See that what has the names of the store's own members is what we would make.
+
+    Raises:
+        StoreError: it is not.
+    """
+    for name in folders:
+        need_folder(folder / name)
+    for name in files:
+        try:
+            status = (folder / name).lstat()
+        except FileNotFoundError:
+            continue
+        _check_file(folder / name, status, is_written=True)
+
+
+def warn_of_others(folder: Path) -> None:
+    """Say that others can write to the store: then only a MAC key tells what was altered."""
+    status = folder.stat()
+    if status.st_mode & _OTHERS_WRITE:
+        logger.warning(
+            "%r can be written by others (mode %03o): chmod go-w, or seal it with a mac_key",
+            str(folder),
+            stat.S_IMODE(status.st_mode),
+        )
+    elif sys.platform != "win32" and status.st_uid not in (os.geteuid(), 0):
+        logger.warning("%r belongs to another user, uid %d", str(folder), status.st_uid)

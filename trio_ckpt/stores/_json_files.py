@@ -16,7 +16,6 @@ import hashlib
 import logging
 import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,13 +25,16 @@ import msgspec
 
 from .._errors import StoreDamagedError, StoreError
 from ._files import (
+    check_members,
     check_version,
     explain,
     make_folder,
+    make_member,
+    need_folder,
     open_file,
-    refuse_links,
     sync_file,
     sync_folder,
+    warn_of_others,
 )
 from ._json_format import (
     JournalEnd,
@@ -46,7 +48,8 @@ from ._json_format import (
 logger = logging.getLogger("trio_ckpt.stores.json")
 
 FORMAT_VERSION = 2  # 1 was written while this was being made, and never released
-MEMBERS = ("store.json", "store.json.tmp", "runs", "blobs", "lock")
+FILES = ("store.json", "store.json.tmp")
+FOLDERS = ("runs", "blobs", "lock", "live")
 MAX_RUN_BYTES = 64 * 2**20  # of a run's two files together: a person opens them, we read them whole
 MAX_FILE_BYTES = 2 * MAX_RUN_BYTES  # read into memory: more was never written here
 MAX_MARKER_BYTES = 1_000
@@ -84,15 +87,16 @@ def make_folders(folder: Path, *, create: bool) -> None:
         if not create and not has_marker:
             raise StoreError(f"there is no store at {folder}")
         make_folder(folder)
-        refuse_links(folder, MEMBERS)
-        strangers = () if has_marker else sorted(set(os.listdir(folder)).difference(MEMBERS))
+        check_members(folder, files=FILES, folders=FOLDERS)
+        strangers = () if has_marker else sorted(set(os.listdir(folder)).difference(FILES, FOLDERS))
         if strangers:
             raise StoreError(
                 f"{folder} is not a trio_ckpt json store: it holds {strangers[0]!r}; choose an "
                 "empty or a new folder"
             )
         for name in ("lock", "blobs", "runs"):
-            make_folder(folder / name)
+            make_member(folder / name)
+        warn_of_others(folder)
 
 
 def make_marker(folder: Path) -> None:
@@ -144,9 +148,11 @@ def run_folder(folder: Path, run_id: str) -> Path:
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """Where all runs are."""
+    """Where all runs are; files that others put there are none."""
     with explain(folder, "listing the runs"):
-        for name in sorted(os.listdir(folder / "runs")):
+        with os.scandir(folder / "runs") as entries:
+            names = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
+        for name in sorted(names):
             yield folder / "runs" / name
 
 
@@ -175,7 +181,7 @@ def load(folder: Path, run_id: str | None = None) -> Loaded | None:
         StoreDamagedError: it is not what was written.
         StoreError: it cannot be read.
     """
-    refuse_links(folder.parent, (folder.name,))
+    need_folder(folder)
     path, missing = folder / _CHECKPOINT, 0
     for _ in range(READ_TRIES):
         try:
@@ -218,14 +224,12 @@ def read_whole(path: Path, limit_bytes: int) -> bytes:
     Raises:
         StoreError: it is no file, or larger than it can be.
     """
-    fd = open_file(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    fd = open_file(path, os.O_RDONLY)
     with open(fd, "rb", buffering=0) as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise StoreError(f"{path} is not a file")
-        if status.st_size > limit_bytes:
-            raise StoreError(f"{path} has {status.st_size:,} bytes, over {limit_bytes:,}: refused")
-        return file.read(status.st_size)  # one that grows meanwhile is read as it was
+        size = os.fstat(fd).st_size
+        if size > limit_bytes:
+            raise StoreError(f"{path} has {size:,} bytes, over {limit_bytes:,}: refused")
+        return file.read(size)  # one that grows meanwhile is read as it was
 
 
 def journal_path(folder: Path, number: int) -> Path:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import attrs
 import msgspec
@@ -31,6 +31,7 @@ from .._errors import StoreDamagedError
 from ._json_records import without_blobs
 
 T = TypeVar("T")
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # the next one is a number of 64 bits, too
 
 CHECK_BYTES = 16
 SECTOR_BYTES = 512
@@ -81,7 +82,7 @@ class RunState:
 
 
 class _Stream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    generation: int
+    generation: Number
     stream: str
     fold: msgspec.Raw  # or null
     records: list[msgspec.Raw]
@@ -91,10 +92,10 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     check: str
     format: str
     run_id: str
-    owner: int
-    generation: int
-    first: int
-    journal: int
+    owner: Number
+    generation: Number
+    first: Number
+    journal: Number
     streams: list[_Stream]
 
 
@@ -104,8 +105,8 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     `drops` are sequences of streams whose attached blobs are named no longer.
     """
 
-    owner: int
-    generation: int
+    owner: Number
+    generation: Number
     records: list[tuple[str, msgspec.Raw]] = []
     folds: list[tuple[str, msgspec.Raw]] = []
     drops: list[tuple[str, list[int]]] = []

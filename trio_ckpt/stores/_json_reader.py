@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from .._errors import StoreDamagedError, StoreError
 from ..abc import Fold, HistoryPage, RunSummary, StoredRecord, StoredRun, StoredStream
 from ._blobs import Blobs
+from ._files import explain, need_folder
 from ._json_files import load, run_folder, run_folders
 from ._json_format import RunState, StreamState
 from ._json_records import decode_entry, decode_fold, payload_of
@@ -115,11 +117,10 @@ class Reader:
 
 def _signature(folder: Path) -> _Signature:
     """What tells two states of a run's files apart: an append makes one longer, the rest is new."""
-    try:
-        with os.scandir(folder) as entries:
-            found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
-    except FileNotFoundError:
-        found = []
+    need_folder(folder)
+    found: list[tuple[str, os.stat_result]] = []
+    with explain(folder, "reading"), suppress(FileNotFoundError), os.scandir(folder) as entries:
+        found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
     files = [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found]
     return str(folder), tuple(sorted(files))
 

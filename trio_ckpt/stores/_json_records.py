@@ -176,7 +176,7 @@ def _open_record(entry: Entry) -> bytes:
     for name, kind in _FIELDS.items():
         value = getattr(readable, name)
         if name == "kind":
-            values[name] = Kind[value.upper()]
+            values[name] = value if isinstance(value, Kind) else Kind[value.upper()]
         elif value is not msgspec.UNSET:
             values[name] = msgspec.convert(value, kind, from_attributes=True)
     return bytes.fromhex(entry.seal) + encode_record(Record(**values))

@@ -35,7 +35,7 @@ from .._errors import RunLockedError, SaveOutcomeUnknownError, StoreConflictErro
 from ..abc import Checkpoint, Fold, Pruned, RunKey
 from ._blobs import Blobs
 from ._claims import Claims, names_of
-from ._files import explain, make_folder, open_file, sync_data, sync_folder
+from ._files import explain, make_member, open_file, sync_data, sync_folder
 from ._json_content import blobs_of, named_in, payload_bytes
 from ._json_files import (
     MAX_RUN_BYTES,
@@ -169,7 +169,7 @@ class Writer:
         return held.owner
 
     def _begin(self, folder: Path, run_id: str) -> int:
-        make_folder(folder)
+        make_member(folder)
         sync_folder(folder.parent)  # a crash may have come between its making and this
         state = RunState(run_id, 1)
         written = prepare(folder, state)

@@ -11,7 +11,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from ._files import explain, open_file
+from ._files import explain, make_member, need_folder, open_file
 
 MAX_LIVE_BYTES = 2**20  # a thousand pending tokens are 100 KiB
 
@@ -30,9 +30,10 @@ def write_live(folder: Path, run_id: str, payload: bytes) -> None:
             for name in (path, path.with_suffix(_NEW)):  # a kill may have left the other
                 name.unlink(missing_ok=True)
             return
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        make_member(path.parent)
         new = path.with_suffix(_NEW)
-        fd = open_file(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        new.unlink(missing_ok=True)  # a killed owner may have left one
+        fd = open_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with open(fd, "wb") as file:
             file.write(payload)
         os.replace(new, path)
@@ -45,6 +46,7 @@ def read_live(folder: Path, run_id: str) -> bytes:
         StoreError: it cannot be read.
     """
     path = _path(folder, run_id)
+    need_folder(path.parent)
     with explain(path, f"looking what run {run_id!r} is at"):
         try:
             fd = open_file(path, os.O_RDONLY)

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
 from .._errors import StoreDamagedError, StoreError
-from ._files import check_version, explain, make_folder, open_file, refuse_links, sync_folder
+from ._files import (
+    check_members,
+    check_version,
+    explain,
+    make_folder,
+    make_member,
+    open_file,
+    sync_folder,
+    warn_of_others,
+)
 
 APPLICATION_ID = 0x74636B70  # "tckp", in bytes 68 to 71 of the file
 FORMAT_VERSION = 2  # 1 was written while this was being made, and never released
 CACHE_KIB = 512  # a log is written once and read seldom; SQLite takes 2 MB if it is let
 BUSY_TIMEOUT_S = 30.0  # for a writer of another run of the store; well under a save's 60 s
-MEMBERS = ("state.db", "state.db-journal", "state.db-wal", "state.db-shm", "blobs", "lock")
+FILES = ("state.db", "state.db-journal", "state.db-wal", "state.db-shm")
+FOLDERS = ("blobs", "lock", "live")
 
 TABLES = {
     # One row per run; `generation` is the newest, `first` the oldest that was not pruned
@@ -87,11 +98,12 @@ def make_folders(folder: Path, *, create: bool) -> None:
         if not create and not database.exists():
             raise StoreError(f"there is no store at {folder}")
         make_folder(folder)
-        refuse_links(folder, MEMBERS)
+        check_members(folder, files=FILES, folders=FOLDERS)
         if not database.exists() or _is_blank_file(database):
             _refuse_strangers(folder)
-        make_folder(folder / "lock")
-        make_folder(folder / "blobs")
+        make_member(folder / "lock")
+        make_member(folder / "blobs")
+        warn_of_others(folder)
 
 
 def make_database(folder: Path) -> None:
@@ -139,7 +151,12 @@ def connect(database: Path) -> sqlite3.Connection:
         database, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=True
     )
     try:
+        # https://www.sqlite.org/security.html: the file may be anybody's until it was looked at.
         connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA cell_size_check = ON")
+        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        if sys.version_info >= (3, 12):
+            connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     except BaseException:
         connection.close()
@@ -188,14 +205,18 @@ def check_format(connection: sqlite3.Connection, database: Path) -> None:
         raise StoreDamagedError(f"{database}: its tables are not those of a trio_ckpt store")
 
 
-def _read_format(connection: sqlite3.Connection) -> tuple[int, dict[str, str]]:
+def _read_format(connection: sqlite3.Connection) -> tuple[int, dict[str, str | None]]:
+    """The version, and the text of all that was ever created; a name twice is no schema of ours."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    tables = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
-    return version, dict(tables)
+    rows = connection.execute(
+        "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL OR type != 'index'"
+    ).fetchall()
+    schema = dict(rows)
+    return version, schema if len(schema) == len(rows) else {}
 
 
 def _refuse_strangers(folder: Path) -> None:
-    strangers = sorted(set(os.listdir(folder)).difference(MEMBERS))
+    strangers = sorted(set(os.listdir(folder)).difference(FILES, FOLDERS))
     if strangers:
         raise StoreError(
             f"{folder} is not a trio_ckpt store: it holds {strangers[0]!r}; choose an empty or "
