@@ -1,24 +1,26 @@
-"""Write the tables of the code into the documentation.
+"""Write the tables of the code, and what the long sweeps found, into the documentation.
 
     python docs/diagrams.py
 
-replaces what is between the markers in ``docs/explanation/how-it-works.md``.  A test sees
-that the page is up to date.
+replaces what is between the markers of the pages in `PAGES`.  A test sees that they are up
+to date.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tests.proof import read_rows  # noqa: E402  # the path comes first
 from trio_ckpt._gate import GATE, Way  # noqa: E402  # the path comes first
 from trio_ckpt._token import TRANSITIONS, TokenState  # noqa: E402
 
-PAGE = ROOT / "docs" / "explanation" / "how-it-works.md"
+EXPLANATION = ROOT / "docs" / "explanation"
 
 
 def token_diagram() -> str:
@@ -58,16 +60,34 @@ def gate_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-BLOCKS = {"token": token_diagram, "gate": gate_table}
+def proof_table() -> str:
+    """What the long sweeps found when they were run last."""
+    rows = ["| sweep | found | when and where |", "| --- | --- | --- |"]
+    for name, figures in read_rows().items():
+        shown = dict(figures)
+        when = f"{shown.pop('day')}, {shown.pop('where')}"
+        found = ", ".join(f"{_shown(value)} {what}" for what, value in shown.items())
+        rows.append(f"| {name} | {found} | {when} |")
+    return "\n".join(rows)
 
 
-def render(page: str) -> str:
-    """The text of a page with all blocks as the code says now.
+def _shown(value: int | str) -> str:
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    EXPLANATION / "how-it-works.md": {"token": token_diagram, "gate": gate_table},
+    EXPLANATION / "guarantees.md": {"proof": proof_table},
+}
+
+
+def render(page: str, blocks: dict[str, Callable[[], str]]) -> str:
+    """The text of a page with these blocks as they are now.
 
     Raises:
         ValueError: a block has no markers.
     """
-    for name, block in BLOCKS.items():
+    for name, block in blocks.items():
         begin, end = f"<!-- {name}: made by docs/diagrams.py -->", f"<!-- end of {name} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         text = f"{begin}\n\n{block()}\n\n{end}"
@@ -78,4 +98,5 @@ def render(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, its_blocks in PAGES.items():
+        path.write_text(render(path.read_text(encoding="utf-8"), its_blocks), encoding="utf-8")

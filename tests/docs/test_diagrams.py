@@ -1,30 +1,43 @@
-"""What the documentation says of the two tables is what the tables say."""
+"""What is between the markers of a page is what the code and the kept figures say."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from docs import diagrams
+from tests.proof import read_rows
 from trio_ckpt._gate import GATE, Way
 from trio_ckpt._token import TRANSITIONS
 
 
-def test_the_page_is_up_to_date() -> None:
+@pytest.mark.parametrize("path", diagrams.PAGES, ids=lambda path: path.stem)
+def test_the_page_is_up_to_date(path: Path) -> None:
     """If this fails: ``python docs/diagrams.py``."""
-    page = diagrams.PAGE.read_text(encoding="utf-8")
-    assert diagrams.render(page) == page
+    page = path.read_text(encoding="utf-8")
+    assert diagrams.render(page, diagrams.PAGES[path]) == page
 
 
 def test_a_block_that_is_not_up_to_date_is_noticed() -> None:
-    page = diagrams.PAGE.read_text(encoding="utf-8")
+    path = diagrams.EXPLANATION / "how-it-works.md"
+    page = path.read_text(encoding="utf-8")
     stale = page.replace("▶ CONFIRMED", "▶ FAILED")
     assert stale != page
-    assert diagrams.render(stale) == page
+    assert diagrams.render(stale, diagrams.PAGES[path]) == page
 
 
 def test_a_page_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="markers"):
-        diagrams.render("no markers")
+        diagrams.render("no markers", {"gate": diagrams.gate_table})
+
+
+def test_every_kept_figure_is_in_the_table() -> None:
+    table = diagrams.proof_table()
+    for name, figures in read_rows().items():
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
+        for value in figures.values():
+            assert (f"{value:,}" if isinstance(value, int) else value) in row
 
 
 def test_the_diagram_has_every_state_and_every_transition() -> None:
