@@ -187,6 +187,7 @@ class Zombie:
     figures: Counter[str]
     point: str  # where it is stopped; empty: anywhere
     appends: bool = True
+    flaw: str = ""
     processes: list[Process] = attrs.field(factory=list[Process], init=False)
     stopped_at: float = attrs.field(default=0.0, init=False)
 
@@ -210,6 +211,7 @@ class Zombie:
         orders = attrs.evolve(
             self.place.orders(tag), stop_at=point, stop_index=index, appends=self.appends
         )
+        orders = attrs.evolve(orders, flaw=self.flaw)
         process = self.zygote.start(orders)
         stack.callback(process.close)
         return process

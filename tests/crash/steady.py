@@ -29,7 +29,7 @@ import attrs
 import trio
 
 import trio_ckpt
-from trio_ckpt import RunLockedError, RunStoppedError, _staging
+from trio_ckpt import RunLockedError, RunStoppedError, _saver, _staging
 from trio_ckpt.cli._exits import EXIT_OWNED
 from trio_ckpt.outputs import _append, _system
 from trio_ckpt.stores import JsonStore, SqliteStore, _json_writer, _sqlite_writer
@@ -61,7 +61,7 @@ class Orders:
         waits: Until a byte comes on standard input.
         stop_at: Stop by SIGSTOP there, see `POINTS`; empty: nowhere.
         stop_index: At which batch.
-        flaw: What is broken on purpose, see `FLAWS`; empty: nothing.
+        flaw: What is broken on purpose: one of `FLAWS`, or `OWNERS_FLAW`; empty: nothing.
     """
 
     url: str
@@ -147,6 +147,7 @@ async def work_at(batch: Any, stream: Any, orders: Orders, points: Points) -> No
         say(f"confirmed {index}")
 
 
+OWNERS_FLAW = "owner not asked"  # before files are changed, nor are they locked
 FLAWS = ("output not synced", "said early", "not synced")
 POINTS = ("body", "rename", "append", "pwrite", "save", "commit", "saved", "confirmed")
 
@@ -201,6 +202,9 @@ def run_program(orders: Orders) -> int:
     if orders.flaw == "output not synced":
         for name in ("fsync", "fdatasync"):
             setattr(_system.System, name, lambda _system, _fd: None)
+    if orders.flaw == OWNERS_FLAW:
+        _system.System.lock = lambda _system, _fd: None  # type: ignore[method-assign]
+        _saver.Saver.check_owner = _ask_nobody  # type: ignore[method-assign]
     if orders.waits:
         os.read(0, 1)
     try:
@@ -214,6 +218,10 @@ def run_program(orders: Orders) -> int:
     except Exception as error:
         say(f"error {type(error).__name__}: {error} (from {error.__cause__!r})")
         return EXIT_ERROR
+
+
+async def _ask_nobody(_saver: object, _max_age_s: float = 0.0) -> None:
+    """In place of `Saver.check_owner`."""
 
 
 # -- starting it ----------------------------------------------------------------------------

@@ -18,14 +18,16 @@ from tests.crash.owners import (
     KINDS,
     MAY_REPLACE,
     OF_LINES,
+    SweepError,
     Twins,
     Zombie,
     schedule,
 )
-from tests.crash.steady import POINTS, ROOT, RUN, Zygote
+from tests.crash.steady import OWNERS_FLAW, POINTS, ROOT, RUN, Zygote
 from trio_ckpt.cli._exits import EXIT_OWNED
 
 SEED = 1
+CAUGHT_WITHIN = 20  # schedules; most show it
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,18 @@ def test_who_wakes_after_a_takeover_confirms_nothing_and_damages_nothing(
     assert figures["refused"] == figures["woken"] == 1
     replaced = figures["replaced an output, which was noticed and done again"]
     assert replaced <= (point in MAY_REPLACE)
+
+
+def test_who_changes_files_without_asking_who_owns_the_run_is_caught(zygote: Zygote) -> None:
+    """A sweep that finds nothing in that would find nothing anywhere."""
+
+    def run() -> None:
+        for number in range(CAUGHT_WITHIN):
+            with schedule(f"flaw {SEED} {number}", "sqlite") as (place, chance):
+                Zombie(place, zygote, chance, Counter(), "append", flaw=OWNERS_FLAW).run()
+
+    with pytest.raises(SweepError, match=r"line \d+ is not what was confirmed"):
+        run()
 
 
 @pytest.mark.parametrize("kind", KINDS)
