@@ -12,6 +12,7 @@ import attrs
 import pytest
 
 from tests.crash.far_owners import problems_of_saves, wake_far_zombies
+from tests.crash.forks import Zygote
 from tests.crash.owners import (
     BATCHES,
     IN_SUITE,
@@ -23,7 +24,7 @@ from tests.crash.owners import (
     Zombie,
     schedule,
 )
-from tests.crash.steady import OWNERS_FLAW, POINTS, ROOT, RUN, Zygote
+from tests.crash.steady import OWNERS_FLAW, POINTS, ROOT, RUN
 from trio_ckpt.cli._exits import EXIT_OWNED
 
 SEED = 1
