@@ -18,6 +18,7 @@ from trio_ckpt._manifest import MAX_MANIFEST_HEAD_BYTES, is_complete, manifest_o
 from trio_ckpt._progress import Progress
 from trio_ckpt._records import Status
 from trio_ckpt.outputs import OutputDir
+from trio_ckpt.outputs._names import temp_name
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Fail, FaultyStore
 
@@ -156,6 +157,21 @@ async def test_a_complete_run_that_is_opened_again_keeps_its_manifest(tmp_path: 
         async with begin(store, output_dir=tmp_path):
             raise KeyError
     assert (tmp_path / "manifest.json").stat() == before
+
+
+async def test_half_a_manifest_that_a_kill_has_left_is_gone_when_the_whole_one_is_there(
+    tmp_path: Path,
+) -> None:
+    """Its session had ended well, so the next one looks for no other leftovers."""
+    store = MemoryStore()
+    async with begin(store, output_dir=tmp_path) as run:
+        await work(run, "a")
+    left = tmp_path / temp_name("manifest.json")
+    (tmp_path / "manifest.json").rename(left)
+    async with begin(store, output_dir=tmp_path) as run:
+        assert not run.found.was_killed
+    assert not left.exists()
+    assert read(tmp_path)["batches"] == 2
 
 
 async def left_by_rewind(run: Run) -> None:
