@@ -48,6 +48,11 @@ class Process:
     _seen: list[str] = attrs.field(factory=list[str], init=False)
     _is_at_end: bool = attrs.field(default=False, init=False)
 
+    def times(self, word: str) -> dict[int, int]:
+        """When it said a word, by the numbers that came with it; `time.monotonic_ns`."""
+        found = [text.split() for text in self.lines]
+        return {int(parts[1]): int(parts[-1]) for parts in found if parts[0] == word}
+
     def release(self) -> None:
         """Let it begin, if it waits."""
         os.write(self._input, b"\n")

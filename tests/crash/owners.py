@@ -143,7 +143,7 @@ class Twins:
         while True:
             for process in pair:
                 process.read(0.001)
-                if "owner" in process.lines:
+                if any(text.startswith("owner ") for text in process.lines):
                     return process
             if all(process.lines for process in pair):
                 return None  # both were refused, by one that was just being killed
