@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
+import attrs
 import pytest
 
 from tests.crash.far_owners import problems_of_saves, wake_far_zombies
-from tests.crash.owners import IN_SUITE, KINDS, MAY_REPLACE, OF_LINES, Twins, Zombie, schedule
-from tests.crash.steady import POINTS, Zygote
+from tests.crash.forks import Zygote
+from tests.crash.owners import (
+    BATCHES,
+    IN_SUITE,
+    KINDS,
+    MAY_REPLACE,
+    OF_LINES,
+    SweepError,
+    Twins,
+    Zombie,
+    schedule,
+)
+from tests.crash.steady import OWNERS_FLAW, POINTS, ROOT, RUN
+from trio_ckpt.cli._exits import EXIT_OWNED
 
 SEED = 1
+CAUGHT_WITHIN = 20  # schedules; most show it
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +63,41 @@ def test_who_wakes_after_a_takeover_confirms_nothing_and_damages_nothing(
     assert figures["refused"] == figures["woken"] == 1
     replaced = figures["replaced an output, which was noticed and done again"]
     assert replaced <= (point in MAY_REPLACE)
+
+
+def test_who_changes_files_without_asking_who_owns_the_run_is_caught(zygote: Zygote) -> None:
+    """A sweep that finds nothing in that would find nothing anywhere."""
+
+    def run() -> None:
+        for number in range(CAUGHT_WITHIN):
+            with schedule(f"flaw {SEED} {number}", "sqlite") as (place, chance):
+                Zombie(place, zygote, chance, Counter(), "append", flaw=OWNERS_FLAW).run()
+
+    with pytest.raises(SweepError, match=r"line \d+ is not what was confirmed"):
+        run()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_commands_that_change_a_run_are_refused_while_its_owner_is_stopped(
+    kind: str, zygote: Zygote
+) -> None:
+    with schedule(f"{kind} {SEED} command", kind) as (place, _):
+        owner = zygote.start(attrs.evolve(place.orders(), stop_at="save", stop_index=3))
+        try:
+            assert owner.wait_stopped()
+            command = [sys.executable, "-m", "trio_ckpt", "reset", str(place.folder / "store")]
+            done = subprocess.run(
+                [*command, RUN, "--yes"], capture_output=True, text=True, check=False, cwd=ROOT
+            )
+            assert done.returncode == EXIT_OWNED
+            assert f"owned by process {owner.pid} on" in done.stderr
+            owner.send(signal.SIGCONT)
+            owner.read_all()
+            assert owner.wait() == 0
+            assert owner.said("confirmed") == list(range(BATCHES))
+        finally:
+            owner.close()
+        place.check_at_end()
 
 
 def test_a_worker_that_wakes_after_its_lease_was_lost_saves_nothing() -> None:

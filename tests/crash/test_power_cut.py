@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.crash.forks import Zygote
 from tests.crash.power_cut import (
     IN_SUITE,
     KINDS,
@@ -15,7 +16,7 @@ from tests.crash.power_cut import (
     PowerCutError,
     cut_power,
 )
-from tests.crash.steady import FLAWS, Zygote
+from tests.crash.steady import FLAWS
 
 CAUGHT_WITHIN = 30  # cuts; most take one or two
 SEED = 1
