@@ -60,13 +60,15 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static char root[PATH_MAX];
 static size_t root_bytes; /* 0: nothing is watched */
 static int log_fd = -1;
+static int waits; /* whether a sync waits for the disk, or is only written down */
 static long counts[12]; /* by the number of the bit */
 static struct { unsigned mask; long at; int action, error, persistent; long count, hits; } plan;
 
 /* ---- what is told from outside, through ctypes ------------------------------------------- */
 
-PUBLIC void recorder_watch(const char *folder, const char *log)
+PUBLIC void recorder_watch(const char *folder, const char *log, int waits_for_disk)
 {
+    waits = waits_for_disk;
     snprintf(root, sizeof root, "%s", folder);
     root_bytes = strlen(root);
     memset(counts, 0, sizeof counts);
@@ -389,7 +391,7 @@ static int sync_fd(int fd, unsigned kind, long number)
     pthread_mutex_lock(&mutex);
     struct head head = {.kind = kind};
     int action = begin(kind);
-    int result = failed(action) ? -1 : (int)syscall(number, fd);
+    int result = failed(action) ? -1 : waits ? (int)syscall(number, fd) : 0;
     end(action, &head, result, fd, found, "", NULL, 0);
     pthread_mutex_unlock(&mutex);
     return result;

@@ -7,6 +7,7 @@ over a pipe, which a kill does not lose.  `Zygote` is the side that asks.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -153,6 +154,7 @@ def main() -> None:
     logging.getLogger("trio_ckpt").propagate = False
     _keeper.INLINE_BYTES = ARRAY_BLOB_BYTES
     _json_writer.MIN_REWRITE_BYTES = REWRITE_BYTES
+    gc.freeze()  # or each child copies what it only looks at
     for line in sys.stdin:
         print(json.dumps(attrs.asdict(_fork(json.loads(line)))), flush=True)
 
@@ -219,7 +221,8 @@ def _run(request: dict[str, Any], pipe: int) -> int:
             recorder.mark(f"{what} {index}")
         os.write(pipe, json.dumps([what, index]).encode() + b"\n")
 
-    recorder.watch(Path(request["root"]), Path(request["log"]) if request["log"] else None)
+    log = Path(request["log"]) if request["log"] else None
+    recorder.watch(Path(request["root"]), log, waits=False)
     recorder.arm(plan)
     session = Session(Path(request["root"]), request["store"], tell)
     end: dict[str, Any] = {}
