@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -25,7 +26,7 @@ import attrs
 import blosc2 as _blosc2  # noqa: F401  # half of what a session would take to import
 import trio
 
-from tests.crash.programs import PROGRAMS, Session
+from tests.crash.programs import PROGRAMS, STORES, Session
 from tests.crash.recorder import Action, Kind, Plan, Recorder
 from trio_ckpt import RunStoppedError, TrioCkptError, _keeper
 from trio_ckpt.stores import _json_writer
@@ -154,9 +155,28 @@ def main() -> None:
     logging.getLogger("trio_ckpt").propagate = False
     _keeper.INLINE_BYTES = ARRAY_BLOB_BYTES
     _json_writer.MIN_REWRITE_BYTES = REWRITE_BYTES
+    _warm_up()
     gc.freeze()  # or each child copies what it only looks at
     for line in sys.stdin:
         print(json.dumps(attrs.asdict(_fork(json.loads(line)))), flush=True)
+
+
+def _warm_up() -> None:
+    """Run each kind of program once: what is imported and compiled then, no child has to.
+
+    Its threads are gone afterwards: fork takes none along.
+    """
+    cache = sys.modules["trio._core._thread_cache"]
+    idle_s, cache.IDLE_TIMEOUT = cache.IDLE_TIMEOUT, 0.01
+    for store in STORES:
+        with tempfile.TemporaryDirectory() as folder:
+            trio.run(PROGRAMS["good"], Session(Path(folder), store, lambda _what, _index: None))
+    cache.IDLE_TIMEOUT = idle_s
+    deadline = time.monotonic() + SESSION_LIMIT_S
+    while len(os.listdir("/proc/self/task")) > 1:
+        if time.monotonic() > deadline:
+            raise RuntimeError("a thread of the warm-up does not end")
+        time.sleep(0.005)
 
 
 def _fork(request: dict[str, Any]) -> Ended:
