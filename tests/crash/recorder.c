@@ -6,14 +6,18 @@
  * at the k-th of them has done k of them, not one more.  Whose file it is, is asked of the kernel
  * each time (/proc/self/fd), so no copy of a descriptor is missed.
  *
- * That no call escapes was seen by hand with
+ * That no call escapes was seen by hand, with each kind of store:
  *
- *     strace -f -e trace=file,desc -o calls.txt python -m tests.crash.zygote --once FOLDER sqlite
+ *     strace -f -y -E LD_PRELOAD=$PWD/recorder.so -e trace=file,desc -o calls.txt  *         python -m tests.crash.zygote FOLDER sqlite
+ *     grep FOLDER calls.txt | grep -oE '^[0-9]+ +[a-z0-9_]+' | awk '{print $2}' | sort | uniq -c
  *
- * What is left out there, and why: modes and owners (fchmod, fchown) are no part of what is
- * promised; locks die with their process; and SQLite's "-shm" file is mapped into memory and
- * changed there: it is an index of the "-wal" file, and who opens a database first after a crash
- * throws it away and makes it anew.  A mapping for writing of any other file ends the process.
+ * Here a change is always one of openat, mkdirat, writev, pwritev, ftruncate, renameat2, unlinkat,
+ * fsync and fdatasync, so one by another name (write, pwrite64, rename, unlink, ...) is not from
+ * here.  There was none, and of each as many as the log had.  What is left out, and why: owners
+ * of files (fchown, by SQLite) are no part of what is promised; locks die with their process; and
+ * SQLite's "-shm" file is mapped into memory and changed there: it is an index of the "-wal"
+ * file, and who opens a database first after a crash throws it away and makes it anew.  A mapping
+ * for writing of any other file ends the process.
  *
  * Linux only.  System calls are made as such, so nothing has to be looked up in libc.
  */

@@ -28,11 +28,8 @@ def test_every_promise_is_kept(name: str, store: str) -> None:
 BROKEN = [
     ("kills", "tells_too_early", "are lost"),
     ("kills", "saves_before_it_writes", "its output is not there"),
-    ("power", "tells_too_early", "are lost"),
-    ("power", "saves_before_it_writes", "its output is not there"),
     ("power", "forgets_to_sync", "its output is not there"),
     ("errors", "tells_too_early", "are lost"),
-    ("syncs", "forgets_to_sync", "its output is not there"),
     ("syncs", "forgives_a_failed_sync", "its output is not there"),
 ]
 

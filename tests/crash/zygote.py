@@ -2,7 +2,8 @@
 
 ``python -m tests.crash.zygote`` is started with the recorder in LD_PRELOAD.  It has no thread and
 no loop of trio, reads one request a line, and forks a child for it.  What the child tells comes
-over a pipe, which a kill does not lose.  `Zygote` is the side that asks.
+over a pipe, which a kill does not lose.  `Zygote` is the side that asks.  With a folder and a
+kind of store behind it, it runs one session by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import blosc2 as _blosc2  # noqa: F401  # half of what a session would take to i
 import trio
 
 from tests.crash.programs import PROGRAMS, STORES, Session
-from tests.crash.recorder import Action, Kind, Plan, Recorder
+from tests.crash.recorder import NO_PLAN, Action, Kind, Plan, Recorder
 from trio_ckpt import RunStoppedError, TrioCkptError, _keeper
 from trio_ckpt.stores import _json_writer
 
@@ -114,7 +115,7 @@ class Zygote:
         store: str,
         *,
         program: str = "good",
-        plan: Plan | None = None,
+        plan: Plan = NO_PLAN,
         log: Path | None = None,
     ) -> Ended:
         """Run one session to its end, or to its death.
@@ -130,7 +131,7 @@ class Zygote:
             "root": str(root),
             "store": store,
             "program": program,
-            "plan": attrs.asdict(plan or Plan()),
+            "plan": attrs.asdict(plan),
             "log": str(log) if log else None,
         }
         if self._process.stdin is None or self._process.stdout is None:
@@ -151,6 +152,10 @@ class Zygote:
 
 def main() -> None:
     """Fork a child for each line, and answer with how it ended."""
+    if sys.argv[1:]:
+        folder, store = sys.argv[1:]
+        alone = {"root": folder, "store": store, "program": "good", "plan": attrs.asdict(NO_PLAN)}
+        sys.exit(_run({**alone, "log": None}, sys.stdout.fileno()))
     logging.getLogger("trio_ckpt").addHandler(logging.NullHandler())
     logging.getLogger("trio_ckpt").propagate = False
     _keeper.INLINE_BYTES = ARRAY_BLOB_BYTES
