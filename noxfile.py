@@ -41,6 +41,13 @@ def tests_all(session: nox.Session) -> None:
 
 
 @nox.session
+def crash(session: nox.Session) -> None:
+    """Crash real processes at each of their operations on files: `-- --full` takes all of them."""
+    session.install("-e", ".[tests,arrays]")
+    session.run("python", "-m", "tests.crash", *session.posargs)
+
+
+@nox.session
 def frameworks(session: nox.Session) -> None:
     """Run the tests that need torch, jax and TensorFlow, which are large."""
     session.install("-e", ".[tests,arrays]", "torch", "jax", "tensorflow-cpu")

@@ -20,7 +20,7 @@ from tests.crash import sweeps
 from tests.crash.lab import ViolationError
 from tests.crash.sweeps import Figures
 
-AT_ONCE = 2  # sweeps; each is a process at a time that waits for its disk now and then
+AT_ONCE = 2  # sweeps; each is one process at a time
 SAY_EVERY_S = 0.5
 SAY_EVERY_S_TO_A_FILE = 30.0
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not wanted:
         print(f"there is no such sweep; there are: {', '.join(SWEEPS)}", file=sys.stderr)
         return 2
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(options.jobs) as pool:
         results = pool.map(lambda name: _run_one(name, options.full, options.seed), wanted)
         rows = dict(zip(wanted, results, strict=True))
     if options.report:
@@ -118,6 +118,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--store", choices=sweeps.STORES, help="only with this kind of store")
     parser.add_argument("--sweep", metavar="NAME", help="only this one")
     parser.add_argument("--seed", type=int, default=0, help="decides what is left to chance")
+    parser.add_argument("--jobs", type=int, default=AT_ONCE, help="how many sweeps at once")
     parser.add_argument("--report", type=Path, metavar="FILE", help="the figures as JSON")
     parser.add_argument("--keep", action="store_true", help="keep the figures in the docs")
     parser.add_argument("--replay", metavar="SCHEDULE", help="play one that was broken again")

@@ -40,6 +40,7 @@ MANIFEST = "manifest.json"
 OF_THIS_RUN = ("completed_at", "checkpoints", "runtime_s")  # in it: how it came about
 # Lines that no checkpoint knows may be somebody's only copy, so the library keeps them.
 KEPT = "out/.archive"
+LIVE = f"{STORE}/live"
 KILLS = (Action.KILL_BEFORE, Action.KILL_AFTER, Action.KILL_HALF)
 EXIT_POISONED = 75
 
@@ -89,6 +90,7 @@ class Lab:
 
     Attributes:
         base: Where everything is; the caller's, to be removed by the caller.
+        aside: Where copies are looked at; the same.
         zygote: Runs the sessions.
         store: The kind of store.
         program: What is crashed.
@@ -96,6 +98,7 @@ class Lab:
     """
 
     base: Path
+    aside: Path
     zygote: Zygote
     store: str
     program: str = "good"
@@ -237,10 +240,8 @@ class Lab:
         story.acked |= set(ended.acked)
 
     def _check_crashed(self, story: _Story) -> None:
-        """See what a reader finds, on a copy: reading may tidy up."""
-        copy = self.base / "copy"
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(self.root, copy, copy_function=shutil.copy)
+        """See what a reader finds."""
+        copy = self._copy()
         confirmed = read_confirmed(self.store, copy / STORE)
         lost = (story.acked | story.confirmed) - confirmed
         if lost:
@@ -248,8 +249,15 @@ class Lab:
         check_outputs(copy / OUT, confirmed)
         story.confirmed = confirmed
 
+    def _copy(self) -> Path:
+        """A copy to look at: reading may tidy up."""
+        copy = self.aside / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.root, copy, copy_function=shutil.copyfile)
+        return copy
+
     def _check_end(self) -> None:
-        story = _Story(confirmed=read_confirmed(self.store, self.root / STORE))
+        story = _Story(confirmed=read_confirmed(self.store, self._copy() / STORE))
         _check_complete(story)
         check_outputs(self.root / OUT, story.confirmed)
         lines = (self.root / OUT / LINES).read_bytes()
@@ -332,8 +340,8 @@ def shape_of(root: Path) -> list[str]:
     names = []
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if _FAN_OUT.search(name):
-            continue  # stays when its last blob goes: the next one needs it
+        if _FAN_OUT.search(name) or name == LIVE:
+            continue  # these stay when they are empty: they are needed again
         if name.startswith(KEPT) and (path.is_dir() or path.stat().st_size):
             continue
         name = _DIGEST.sub("BLOB", name)

@@ -104,9 +104,17 @@ class Recorder:
             ctypes.c_uint, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int
         ]  # fmt: skip
 
-    def watch(self, folder: Path, log: Path | None) -> None:
-        """Count from now on what happens below a folder; write it down if there is a log."""
-        self._library.recorder_watch(os.fsencode(folder), os.fsencode(log) if log else None)
+    def watch(self, folder: Path, log: Path | None, *, waits: bool = True) -> None:
+        """Count from now on what happens below a folder.
+
+        Args:
+            folder: Absolute.
+            log: Where it is written down.
+            waits: Whether syncs wait for the disk.  Where power is cut in a model only, no disk
+                needs to have anything.
+        """
+        name = os.fsencode(log) if log else None
+        self._library.recorder_watch(os.fsencode(folder), name, int(waits))
 
     def arm(self, plan: Plan) -> None:
         """Have something go wrong."""

@@ -6,8 +6,8 @@ A *full* sweep takes every operation; the others a share of them, chosen by the 
 from __future__ import annotations
 
 import errno
+import os
 import random
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -39,6 +39,8 @@ RANDOM_SCHEDULES = 150  # of a full sweep
 CUT_SEEDS = 3  # what is left of one power cut is left to chance so often
 SYNC_CUTS = 3  # moments of a power cut after each failed sync
 SAMPLE = 6  # schedules of each kind that a sweep takes which is not full
+PREFIX = "trio-ckpt-crash-"
+MEMORY = Path("/dev/shm")  # where looking at a copy waits for no disk
 
 Figures = dict[str, int | str]
 
@@ -59,12 +61,13 @@ class Found:
 @contextmanager
 def open_lab(store: str, program: str = "good", folder: Path | None = None) -> Generator[Lab]:
     """A laboratory in a temporary folder, ready to play schedules."""
-    base = Path(tempfile.mkdtemp(prefix="trio-ckpt-crash-", dir=folder))
-    try:
-        with Zygote(build(base)) as zygote:
-            yield Lab(base, zygote, store, program)
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
+    memory = MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else None
+    with (
+        tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder, ignore_cleanup_errors=True) as base,
+        tempfile.TemporaryDirectory(prefix=PREFIX, dir=memory, ignore_cleanup_errors=True) as aside,
+        Zygote(build(Path(base))) as zygote,
+    ):
+        yield Lab(Path(base), Path(aside), zygote, store, program)
 
 
 @attrs.define(eq=False)
@@ -78,6 +81,7 @@ class Sweep:
         seed: Decides what is left to chance.
         say: Told how far it is.
         most_violations: After so many it ends.
+        sample: How many schedules of each kind it takes, if it is not full.
         violations: What was broken.
     """
 
@@ -87,15 +91,17 @@ class Sweep:
     seed: int
     say: Callable[[str], None]
     most_violations: int = MAX_VIOLATIONS
+    sample: int = SAMPLE
     violations: list[str] = attrs.field(factory=list[str])
     chance: random.Random = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.chance = random.Random(f"{self.seed} {self.name} {self.lab.store}")
 
-    def some(self, numbers: Iterable[int], most: int = SAMPLE) -> list[int]:
+    def some(self, numbers: Iterable[int], times: float = 1) -> list[int]:
         """All of them, or as many as a sweep takes that is not full."""
         found = list(numbers)
+        most = max(1, int(self.sample * times))
         if self.full or len(found) <= most:
             return found
         return sorted(self.chance.sample(found, most))
@@ -139,7 +145,7 @@ def _kills(sweep: Sweep, clean: Ended) -> Iterator[Schedule]:
             yield sweep.schedule(Plan(action, at))
     for at in sweep.some(range(1, clean.count(Kind.WRITE) + 1)):
         yield sweep.schedule(Plan(Action.KILL_HALF, at, Kind.WRITE))
-    for _ in range(RANDOM_SCHEDULES if sweep.full else SAMPLE):
+    for _ in range(RANDOM_SCHEDULES if sweep.full else sweep.sample):
         times = sweep.chance.randint(2, MOST_KILLS)
         actions = [sweep.chance.choice([Action.KILL_BEFORE, Action.KILL_AFTER])] * times
         # Later sessions have fewer operations: these are drawn from the first part.
@@ -158,7 +164,7 @@ def sweep_power(sweep: Sweep, clean: Ended) -> None:
     for plans in ((NO_PLAN,), (Plan(Action.KILL_AFTER, middle), NO_PLAN)):
         recording = sweep.lab.record(plans)
         first = recording.ends[-2] if len(plans) > 1 else 0
-        cuts = set(sweep.some(range(first, len(recording.operations) + 1), 2 * SAMPLE))
+        cuts = set(sweep.some(range(first, len(recording.operations) + 1), 2))
         if not _cut_all(sweep, plans, recording, cuts):
             return
 
@@ -199,12 +205,12 @@ def sweep_errors(sweep: Sweep, clean: Ended) -> None:
 def _errors(sweep: Sweep, clean: Ended) -> Iterator[Schedule]:
     for error, kinds in ERRORS:
         for persistent in (False, True):
-            for at in sweep.some(range(1, clean.count(kinds) + 1), SAMPLE // 2):
+            for at in sweep.some(range(1, clean.count(kinds) + 1), 0.5):
                 yield sweep.schedule(Plan(Action.FAIL, at, kinds, error, persistent))
-    for at in sweep.some(range(1, clean.count(GROWS) + 1), SAMPLE // 2):
+    for at in sweep.some(range(1, clean.count(GROWS) + 1), 0.5):
         yield sweep.schedule(Plan(Action.FILL, at, GROWS, errno.ENOSPC, persistent=True))
     for persistent in (False, True):
-        for at in sweep.some(range(1, clean.count(Kind.WRITE) + 1), SAMPLE // 2):
+        for at in sweep.some(range(1, clean.count(Kind.WRITE) + 1), 0.5):
             yield sweep.schedule(Plan(Action.SHORT, at, Kind.WRITE, 0, persistent))
 
 
@@ -215,7 +221,7 @@ def _errors(sweep: Sweep, clean: Ended) -> Iterator[Schedule]:
 
 def sweep_syncs(sweep: Sweep, clean: Ended) -> None:
     """A sync fails, and what it was for is lost; the program ends, or goes on; power is cut."""
-    for at in sweep.some(range(1, clean.count(SYNCS) + 1), 2 * SAMPLE):
+    for at in sweep.some(range(1, clean.count(SYNCS) + 1), 2):
         plan = Plan(Action.FAIL, at, SYNCS, errno.EIO)
         recording = sweep.lab.record((plan,))
         failed = [n for n, one in enumerate(recording.operations, 1) if one.error]
@@ -245,11 +251,12 @@ def run_sweep(
     program: str = "good",
     say: Callable[[str], None] = lambda _text: None,
     most_violations: int = MAX_VIOLATIONS,
+    sample: int = SAMPLE,
 ) -> Found:
     """Run one sweep with one kind of store."""
     began = time.perf_counter()
     with open_lab(store, program) as lab:
-        sweep = Sweep(name, lab, full, seed, say, most_violations)
+        sweep = Sweep(name, lab, full, seed, say, most_violations, sample)
         clean = lab.learn()
         SWEEPS[name](sweep, clean)
         figures: Figures = {

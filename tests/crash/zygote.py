@@ -2,11 +2,13 @@
 
 ``python -m tests.crash.zygote`` is started with the recorder in LD_PRELOAD.  It has no thread and
 no loop of trio, reads one request a line, and forks a child for it.  What the child tells comes
-over a pipe, which a kill does not lose.  `Zygote` is the side that asks.
+over a pipe, which a kill does not lose.  `Zygote` is the side that asks.  With a folder and a
+kind of store behind it, it runs one session by itself.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -14,6 +16,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -24,8 +27,8 @@ import attrs
 import blosc2 as _blosc2  # noqa: F401  # half of what a session would take to import
 import trio
 
-from tests.crash.programs import PROGRAMS, Session
-from tests.crash.recorder import Action, Kind, Plan, Recorder
+from tests.crash.programs import PROGRAMS, STORES, Session
+from tests.crash.recorder import NO_PLAN, Action, Kind, Plan, Recorder
 from trio_ckpt import RunStoppedError, TrioCkptError, _keeper
 from trio_ckpt.stores import _json_writer
 
@@ -112,7 +115,7 @@ class Zygote:
         store: str,
         *,
         program: str = "good",
-        plan: Plan | None = None,
+        plan: Plan = NO_PLAN,
         log: Path | None = None,
     ) -> Ended:
         """Run one session to its end, or to its death.
@@ -128,7 +131,7 @@ class Zygote:
             "root": str(root),
             "store": store,
             "program": program,
-            "plan": attrs.asdict(plan or Plan()),
+            "plan": attrs.asdict(plan),
             "log": str(log) if log else None,
         }
         if self._process.stdin is None or self._process.stdout is None:
@@ -149,12 +152,36 @@ class Zygote:
 
 def main() -> None:
     """Fork a child for each line, and answer with how it ended."""
+    if sys.argv[1:]:
+        folder, store = sys.argv[1:]
+        alone = {"root": folder, "store": store, "program": "good", "plan": attrs.asdict(NO_PLAN)}
+        sys.exit(_run({**alone, "log": None}, sys.stdout.fileno()))
     logging.getLogger("trio_ckpt").addHandler(logging.NullHandler())
     logging.getLogger("trio_ckpt").propagate = False
     _keeper.INLINE_BYTES = ARRAY_BLOB_BYTES
     _json_writer.MIN_REWRITE_BYTES = REWRITE_BYTES
+    _warm_up()
+    gc.freeze()  # or each child copies what it only looks at
     for line in sys.stdin:
         print(json.dumps(attrs.asdict(_fork(json.loads(line)))), flush=True)
+
+
+def _warm_up() -> None:
+    """Run each kind of program once: what is imported and compiled then, no child has to.
+
+    Its threads are gone afterwards: fork takes none along.
+    """
+    cache = sys.modules["trio._core._thread_cache"]
+    idle_s, cache.IDLE_TIMEOUT = cache.IDLE_TIMEOUT, 0.01
+    for store in STORES:
+        with tempfile.TemporaryDirectory() as folder:
+            trio.run(PROGRAMS["good"], Session(Path(folder), store, lambda _what, _index: None))
+    cache.IDLE_TIMEOUT = idle_s
+    deadline = time.monotonic() + SESSION_LIMIT_S
+    while len(os.listdir("/proc/self/task")) > 1:
+        if time.monotonic() > deadline:
+            raise RuntimeError("a thread of the warm-up does not end")
+        time.sleep(0.005)
 
 
 def _fork(request: dict[str, Any]) -> Ended:
@@ -219,7 +246,8 @@ def _run(request: dict[str, Any], pipe: int) -> int:
             recorder.mark(f"{what} {index}")
         os.write(pipe, json.dumps([what, index]).encode() + b"\n")
 
-    recorder.watch(Path(request["root"]), Path(request["log"]) if request["log"] else None)
+    log = Path(request["log"]) if request["log"] else None
+    recorder.watch(Path(request["root"]), log, waits=False)
     recorder.arm(plan)
     session = Session(Path(request["root"]), request["store"], tell)
     end: dict[str, Any] = {}

@@ -24,7 +24,15 @@ from trio_ckpt._errors import (
     StoreVersionError,
 )
 from trio_ckpt.abc import Checkpoint, RunKey
-from trio_ckpt.stores import SqliteStore, _blobs, _files, _locks, _sqlite_reader, open_store
+from trio_ckpt.stores import (
+    SqliteStore,
+    _blobs,
+    _files,
+    _locks,
+    _sqlite_reader,
+    _sqlite_schema,
+    open_store,
+)
 
 # ---------------------------------------------------------------------------------------
 # The folder
@@ -78,13 +86,45 @@ async def test_database_of_somebody_else(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["state.db"]
 
 
-@pytest.mark.parametrize("left", [(), ("state.db",), ("state.db", "blobs"), ("lock", "blobs")])
+async def test_the_database_is_whole_and_durable_when_it_gets_its_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut leaves of one that is being made could not always be undone."""
+    synced: list[int] = []
+    sync_file, replace = _files.sync_file, os.replace
+
+    def watch_sync(fd: int) -> None:
+        synced.append(os.fstat(fd).st_ino)
+        sync_file(fd)
+
+    def watch_replace(new: Path, goal: Path) -> None:
+        assert goal == folder / "state.db"
+        assert not goal.exists()
+        assert synced == [new.stat().st_ino]
+        with contextlib.closing(sqlite3.connect(f"file:{new}?immutable=1", uri=True)) as database:
+            found = database.execute("SELECT name FROM sqlite_master WHERE sql IS NOT NULL")
+            assert {name for (name,) in found} == set(_sqlite_schema.TABLES)
+        replace(new, goal)
+
+    monkeypatch.setattr(_sqlite_schema, "sync_file", watch_sync)
+    monkeypatch.setattr(_sqlite_schema.os, "replace", watch_replace)
+    store = await SqliteStore.open(folder)
+    assert synced
+    await store.aclose()
+    assert sorted(path.name for path in folder.iterdir()) == ["blobs", "lock", "state.db"]
+
+
+@pytest.mark.parametrize(
+    "left",
+    [(), ("state.db",), ("state.db", "blobs"), ("lock", "blobs"), ("state.db.new", "blobs")],
+)
 async def test_interrupted_making_goes_on(folder: Path, left: tuple[str, ...]) -> None:
     """A crash at any point of making the store leaves what the next start can finish."""
     folder.mkdir()
     for name in left:
-        (folder / name).touch() if name == "state.db" else (folder / name).mkdir()
+        (folder / name).touch() if "state" in name else (folder / name).mkdir()
     await make(folder, *chain(A, 1, 1))
+    assert not (folder / "state.db.new").exists()
 
 
 async def test_another_version(folder: Path) -> None:

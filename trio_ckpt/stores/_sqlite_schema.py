@@ -18,6 +18,7 @@ from ._files import (
     make_folder,
     make_member,
     open_file,
+    sync_file,
     sync_folder,
     warn_of_others,
 )
@@ -26,7 +27,7 @@ APPLICATION_ID = 0x74636B70  # "tckp", in bytes 68 to 71 of the file
 FORMAT_VERSION = 2  # 1 was written while this was being made, and never released
 CACHE_KIB = 512  # a log is written once and read seldom; SQLite takes 2 MB if it is let
 BUSY_TIMEOUT_S = 30.0  # for a writer of another run of the store; well under a save's 60 s
-FILES = ("state.db", "state.db-journal", "state.db-wal", "state.db-shm")
+FILES = ("state.db", "state.db.new", "state.db-journal", "state.db-wal", "state.db-shm")
 FOLDERS = ("blobs", "lock", "live")
 
 TABLES = {
@@ -107,17 +108,31 @@ def make_folders(folder: Path, *, create: bool) -> None:
 
 
 def make_database(folder: Path) -> None:
-    """Make an empty database that is the user's alone, its name durable.
+    """Make a database with its tables that is the user's alone, whole as soon as it has its name.
+
+    SQLite does not look whether the name of its journal is durable, so what a power cut leaves
+    of a database that is being made could not be undone.  It is made under another name.
 
     The caller holds the lock of opening.  Only here, and only while there is none yet, is
     the database opened other than by SQLite: closing a descriptor of it would drop the
     locks of every connection that this process has (https://www.sqlite.org/howtocorrupt.html).
     """
+    database, new = folder / "state.db", folder / "state.db.new"
     with explain(folder, "opening the store"):
-        try:
-            os.close(open_file(folder / "state.db", os.O_RDWR | os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
+        if os.path.lexists(database):
             return
+        new.unlink(missing_ok=True)  # a crash may have left one
+        os.close(open_file(new, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        with explain_sqlite(new, "opening"), closing(connect(new)) as connection:
+            connection.execute("PRAGMA journal_mode = OFF")
+            connection.execute("PRAGMA synchronous = OFF")
+            _make_tables(connection)
+        fd = open_file(new, os.O_RDWR)
+        try:
+            sync_file(fd)
+        finally:
+            os.close(fd)
+        os.replace(new, database)
         sync_folder(folder)
         sync_folder(folder.parent)  # a crash may have come between its making and this
 
