@@ -242,10 +242,10 @@ class Seal:
         seal = sealed[:DIGEST_BYTES]
         if hmac.compare_digest(_digest(self._hasher, sequence, payload), seal):
             return payload
-        what = f"checkpoint {abs(sequence)} of {self._where} does not fit its seal"
+        what = f"checkpoint {sequence} of {self._where} is not what was saved"
         if _digest(_hasher(None, self._place), sequence, payload) == seal:
             raise StoreDamagedError(
-                f"{what}: it was saved without a MAC key, or put there by somebody who has none"
+                f"{what} with this MAC key: it has none, or somebody put it there who has none"
             )
         raise StoreDamagedError(
             f"{what}: it was altered or is damaged, or the store is sealed with another MAC key; "

@@ -107,14 +107,17 @@ async def test_what_is_changed_without_the_key_is_noticed(
     await work(tmp_path, fresh=True)
     await work(tmp_path, run_id="other")
     change(tmp_path, NO_FOLD, *statements)
-    with pytest.raises(StoreDamagedError, match="does not fit its seal"):
+    with pytest.raises(StoreDamagedError, match="is not what was saved"):
         await records_of(tmp_path)
 
 
 async def test_a_record_that_is_sealed_without_the_key_is_told(tmp_path: Path) -> None:
     """The form of a seal is public: who forges a record seals it without a key, or with another."""
     await work(tmp_path)
-    for key, said in ((None, "without a MAC key"), (OTHER, "sealed with another MAC key")):
+    for key, said in (
+        (None, "with this MAC key: it has none"),
+        (OTHER, "sealed with another MAC key"),
+    ):
         sealed = Seal("r", 0, STREAM, key).close(1, encode_record(Record(at=1.0, index=0)))
         change(tmp_path, NO_FOLD)
         change(
@@ -129,7 +132,7 @@ async def test_a_record_that_is_sealed_without_the_key_is_told(tmp_path: Path) -
 async def test_a_fold_that_is_altered_is_noticed(tmp_path: Path) -> None:
     await work(tmp_path)
     change(tmp_path, f"UPDATE folds SET payload = {ALTERED}")
-    with pytest.raises(StoreDamagedError, match="does not fit its seal"):
+    with pytest.raises(StoreDamagedError, match="is not what was saved"):
         await records_of(tmp_path)
 
 
@@ -146,7 +149,7 @@ async def test_text_in_the_place_of_bytes_is_damage(tmp_path: Path) -> None:
 async def test_a_fold_of_another_stream_or_time_is_noticed(tmp_path: Path) -> None:
     await work(tmp_path)
     change(tmp_path, "UPDATE folds SET payload = (SELECT payload FROM folds LIMIT 1)")
-    with pytest.raises(StoreDamagedError, match="does not fit its seal"):
+    with pytest.raises(StoreDamagedError, match="is not what was saved"):
         await records_of(tmp_path)
 
 
@@ -173,7 +176,7 @@ async def test_a_key_for_a_store_that_has_none_is_told(tmp_path: Path) -> None:
     ):
         pass
     async with opened(tmp_path) as store:
-        with pytest.raises(StoreDamagedError, match="without a MAC key"):
+        with pytest.raises(StoreDamagedError, match="with this MAC key: it has none"):
             await store.load_run("r")
 
 
