@@ -148,6 +148,13 @@ class AppendFile:
 
     def _begin(self, folder: int) -> None:
         try:
+            names = self._tree.system.fstat(self._fd).st_nlink
+            if names > 1:
+                raise OutputError(
+                    self.path,
+                    f"has {names} names (hard links), and lines appended to it would be in the "
+                    "other files, too: copy it, and put the copy in its place",
+                )
             self.cut_bytes = self._cut()
             if self.cut_bytes:
                 self._tree.sync(self._fd, self.path)
