@@ -24,6 +24,8 @@ LAYER: dict[str, tuple[int, int]] = {
     "_progress": (0, 5),
     "_threads": (0, 6),
     "_words": (0, 7),
+    "_log": (0, 8),
+    "_facts": (0, 8),
     "abc": (1, 0),
     "_token": (1, 1),
     "outputs": (1, 2),

@@ -25,7 +25,7 @@ The floor plan; a file imports only from floors below its own:
         state/      codecs, the frontier              stores/     bytes in, bytes out
     L1  abc         every contract                    _token      the token's table
         outputs     durable files
-    L0  _errors, _ranges, _totals, _values, _records, _progress, _threads
+    L0  _errors, _ranges, _totals, _values, _records, _progress, _threads, _words, _log
 """
 
 from ._batch import Batch as Batch
@@ -73,6 +73,7 @@ from ._history import (
     read_sessions as read_sessions,
 )
 from ._import import import_run as import_run
+from ._log import guard_loggers as _guard_loggers
 from ._loops import run_batches as run_batches
 from ._maintain import Maintenance as Maintenance, open_maintenance as open_maintenance
 from ._open import open_run as open_run
@@ -115,3 +116,5 @@ from ._tracing import (
 )
 from ._walk import Batches as Batches
 from .state import Frontier as Frontier, StateChangedError as StateChangedError
+
+_guard_loggers()

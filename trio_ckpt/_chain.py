@@ -6,6 +6,7 @@ their arrays need, each block once, and `read_named` some arrays alone.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 READERS = (
     2  # parts of a state that are read and unpacked at the same time; with more all are slower
 )
+
+CHECK_BYTES = 8 * 2**20  # of a blob that is hashed, at a time
 
 
 async def read_chain(
@@ -132,6 +135,10 @@ async def fill(
     Raises:
         StoreDamagedError: it is not what was saved.
     """
+    if store.mac_key is not None:
+        used = {read.frame for reads in assembly.rounds for read in reads}
+        for frame in [frames[number] for number in used]:
+            await _check_blob(store, frame)
     for reads in assembly.rounds:
         left = iter(reads)
         failures: list[Exception] = []
@@ -150,6 +157,24 @@ async def fill(
                 nursery.start_soon(work)
         if failures:
             raise failures[0]
+
+
+async def _check_blob(store: Store, frame: Frame) -> None:
+    """See that the blob of a frame is the one that the sealed record names.
+
+    The pieces in it are told by digests that notice damage; who alters on purpose makes others
+    that fit.  So with a key all of it is hashed before a part is believed.
+
+    Raises:
+        StoreDamagedError: it is another.
+    """
+    hasher = hashlib.sha256()
+    for offset in range(0, frame.data_bytes if frame.blob else 0, CHECK_BYTES):
+        size = min(CHECK_BYTES, frame.data_bytes - offset)
+        part = await store.read_blob(frame.blob, offset, size)
+        await run_blocking(hasher.update, part)
+    if frame.blob and hasher.hexdigest() != frame.blob:
+        raise StoreDamagedError(f"blob {frame.blob} of a saved state was altered: restore a copy")
 
 
 async def _read(store: Store, frame: Frame, offset: int, size: int) -> bytes:

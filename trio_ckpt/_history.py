@@ -12,6 +12,7 @@ from typing import Any, Literal
 import attrs
 
 from ._errors import UnknownRunError
+from ._facts import check_facts
 from ._progress import Progress
 from ._ranges import IndexSet
 from ._records import ErrorInfo, Kind, Output, Record, decode_record
@@ -92,9 +93,14 @@ class SessionView:
 
 
 def run_facts(view: RunView) -> dict[str, Any]:
-    """What the run's own stream says last; empty where it says nothing."""
+    """What the run's own stream says last; empty where it says nothing.
+
+    Raises:
+        StoreDamagedError: it is nothing that a session says.
+    """
     own = view.streams.get(RUN_STREAM)
-    return own.progress.metadata if own is not None else {}
+    facts = own.progress.metadata if own is not None else {}
+    return check_facts(facts) if facts else facts
 
 
 def run_runtime_s(view: RunView) -> float:
@@ -137,10 +143,12 @@ async def read_sessions(
     async with aclosing(read_pages(store, run_id, stored.generation, RUN_STREAM)) as pages:
         async for records in pages:
             for _, record in records:
-                facts = record.metadata
+                if record.kind not in (Kind.SESSION, Kind.END):
+                    continue
+                facts = check_facts(record.metadata, is_end=record.kind is Kind.END)
                 if record.kind is Kind.END:
                     ends[facts["session"]] = facts
-                elif record.kind is Kind.SESSION:
+                else:
                     goes_on = is_running and not sessions
                     sessions.append(_session(facts, ends.get(facts["session"]), goes_on=goes_on))
     return sessions[::-1]

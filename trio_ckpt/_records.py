@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import hmac
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -220,22 +221,16 @@ class Seal:
     a store returns is known to be what was saved, there.  With a key it is a MAC.
     """
 
-    __slots__ = ("_hasher", "_where")
+    __slots__ = ("_hasher", "_place", "_where")
 
     def __init__(self, run_id: str, generation: int, stream: StreamKey, key: bytes | None) -> None:
-        self._hasher = hashlib.blake2b(digest_size=DIGEST_BYTES, key=key or b"")
-        self._hasher.update(f"{generation}\n{run_id}\n{encode_key(stream)}\n".encode())
+        self._place = f"{generation}\n{run_id}\n{encode_key(stream)}\n".encode()
+        self._hasher = _hasher(key, self._place)
         self._where = describe_batch(run_id, stream, None)
-
-    def _digest(self, sequence: int, payload: bytes) -> bytes:
-        hasher = self._hasher.copy()
-        hasher.update(b"%d\n" % sequence)
-        hasher.update(payload)
-        return hasher.digest()
 
     def close(self, sequence: int, payload: bytes) -> bytes:
         """The sealed payload."""
-        return self._digest(sequence, payload) + payload
+        return _digest(self._hasher, sequence, payload) + payload
 
     def open(self, sequence: int, sealed: bytes) -> bytes:
         """The payload of a sealed one.
@@ -244,12 +239,32 @@ class Seal:
             StoreDamagedError: it is not what was sealed for this place.
         """
         payload = sealed[DIGEST_BYTES:]
-        if self._digest(sequence, payload) != sealed[:DIGEST_BYTES]:
+        seal = sealed[:DIGEST_BYTES]
+        if hmac.compare_digest(_digest(self._hasher, sequence, payload), seal):
+            return payload
+        what = f"checkpoint {sequence} of {self._where} is not what was saved"
+        if _digest(_hasher(None, self._place), sequence, payload) == seal:
             raise StoreDamagedError(
-                f"checkpoint {sequence} of {self._where} is not what was saved: the store is "
-                "damaged, or the MAC key is another; restore the store from a copy"
+                f"{what} with this MAC key: it has none, or somebody put it there who has none"
             )
-        return payload
+        raise StoreDamagedError(
+            f"{what}: it was altered or is damaged, or the store is sealed with another MAC key; "
+            "give the key that it was saved with, or restore the store from a copy"
+        )
+
+
+def _hasher(key: bytes | None, place: bytes) -> Any:
+    hasher = hashlib.blake2b(digest_size=DIGEST_BYTES, key=key or b"")
+    hasher.update(place)
+    return hasher
+
+
+def _digest(hasher: Any, sequence: int, payload: bytes) -> bytes:
+    own = hasher.copy()
+    own.update(b"%d\n" % sequence)
+    own.update(payload)
+    digest: bytes = own.digest()
+    return digest
 
 
 def encode_record(record: Record) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz import files, records, states, typed, wires
+from tests.fuzz import files, records, shown, states, typed, wires
 from tests.fuzz.case import Target
 
 TARGETS: dict[str, Target] = {
@@ -11,4 +11,5 @@ TARGETS: dict[str, Target] = {
     **wires.TARGETS,
     **files.TARGETS,
     **typed.TARGETS,
+    **shown.TARGETS,
 }

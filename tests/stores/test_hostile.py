@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -393,6 +394,25 @@ async def test_no_name_of_a_run_or_a_stream_leads_out_of_the_store(
     for path in tmp_path.rglob("*"):
         assert len(path.name) < 100
         assert path.name.isprintable()
+
+
+async def test_the_note_of_an_owner_stands_on_one_line(tmp_path: Path) -> None:
+    """It is what somebody wrote into a file: it says who to ask, and steers no terminal."""
+    folder = tmp_path / "store"
+    store, other = await open_store(folder), await open_store(folder)
+    async with store.lock_run("run"):
+        for host in ("box\n\x1b[31m", "\u202e", "x" * 3_000):
+            note = {"host": host, "pid": 7, "since": "2026-01-01T00:00:00"}
+            _locks._lock_path(folder, "run").write_text(json.dumps(note))
+            with pytest.raises(RunLockedError) as caught:
+                async with other.lock_run("run"):
+                    pass
+            assert str(caught.value).isprintable()
+            owner = await other.read_owner("run")
+            assert owner is not None
+            assert owner.host.isprintable()
+    await store.aclose()
+    await other.aclose()
 
 
 def test_locks_are_named_by_hashes(tmp_path: Path) -> None:

@@ -30,18 +30,18 @@ def _trigger(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE TRIGGER evil AFTER UPDATE ON runs BEGIN DELETE FROM log; END")
 
 
-def _trigger_with_the_name_of_a_table(connection: sqlite3.Connection) -> None:
-    """Before the table of this name, so that a look-up by name finds the table."""
+def _trigger_with_the_name_of_an_index(connection: sqlite3.Connection) -> None:
+    """Before the index of this name, so that a look-up by name finds the index."""
     connection.execute("PRAGMA writable_schema = ON")
     rows = connection.execute(
         "SELECT type, name, tbl_name, rootpage, sql FROM sqlite_master"
     ).fetchall()
-    (log,) = (row for row in rows if row[1] == "log")
-    connection.execute("DELETE FROM sqlite_master WHERE name = 'log'")
-    evil = "CREATE TRIGGER log AFTER UPDATE ON runs BEGIN DELETE FROM heads; END"
+    (index,) = (row for row in rows if row[1] == "attached_digest")
+    connection.execute("DELETE FROM sqlite_master WHERE name = 'attached_digest'")
+    evil = "CREATE TRIGGER attached_digest AFTER UPDATE ON runs BEGIN DELETE FROM heads; END"
     insert = "INSERT INTO sqlite_master (type, name, tbl_name, rootpage, sql) VALUES (?,?,?,?,?)"
-    connection.execute(insert, ("trigger", "log", "runs", 0, evil))
-    connection.execute(insert, log)
+    connection.execute(insert, ("trigger", "attached_digest", "runs", 0, evil))
+    connection.execute(insert, index)
     _rewrite_schema(connection, "DELETE FROM sqlite_master WHERE name = ?", "nothing")
 
 
@@ -88,7 +88,7 @@ def _one_table_more(connection: sqlite3.Connection) -> None:
 
 
 SCHEMAS = [
-    *(_trigger, _trigger_with_the_name_of_a_table, _view_in_place_of_a_table, _virtual_table),
+    *(_trigger, _trigger_with_the_name_of_an_index, _view_in_place_of_a_table, _virtual_table),
     *(_generated_column, _index_on_an_expression, _check_that_calls, _one_table_more),
 ]
 

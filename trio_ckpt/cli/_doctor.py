@@ -24,6 +24,7 @@ from ..remote._names import is_job_id
 from ..stores import open_store
 from ..stores._local import LocalStore
 from ._exits import EXIT_OK, EXIT_PROBLEMS, one_line
+from ._key import mac_key, mac_key_option
 from ._options import json_option, say
 from ._report import Answer, Block, Table
 
@@ -36,6 +37,7 @@ MAX_STREAMS = 100  # of a run whose states are looked at
 
 @click.command("doctor")
 @click.argument("store", type=click.Path(), required=False)
+@mac_key_option
 @json_option
 def doctor_command(store: str | None, as_json: bool) -> int:
     """Look at this machine, and at STORE if it is given.
@@ -99,7 +101,7 @@ def _text(finding: Finding) -> str:
 
 async def _store_findings(url: str) -> AsyncGenerator[Finding]:
     try:
-        store = await open_store(url, create=False)
+        store = await open_store(url, mac_key=mac_key(), create=False)
     except StoreError as error:
         text = one_line(str(error))
         yield Finding("store", Verdict.BAD, text, "restore it from a copy, or name another")

@@ -19,6 +19,7 @@ from .._words import iso_moment, stream_name
 from ..abc import Owner, Store
 from ..stores import open_store
 from ._exits import EXIT_NOT_FOUND, EXIT_USAGE, CommandError
+from ._key import mac_key
 
 MAX_NAMED = 5  # runs and streams that a message names
 
@@ -33,7 +34,7 @@ async def reading(url: str, *, create: bool = False) -> AsyncGenerator[Store]:
     """
     if url.startswith("memory:"):
         raise CommandError("a store in memory is seen by its own process only", EXIT_USAGE)
-    store = await open_store(url, create=create)
+    store = await open_store(url, mac_key=mac_key(), create=create)
     try:
         yield store
     finally:

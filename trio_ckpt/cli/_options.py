@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 from .._words import stream_name
 from ..abc import Store
 from ._exits import EXIT_REFUSED, CommandError
+from ._key import mac_key_option
 from ._look import look_at, reading
 from ._report import Answer, show, to_json
 
@@ -65,7 +66,7 @@ async def _stream_names(store: Store, *, run_id: str | None) -> list[str]:
 
 
 def store_argument(command: F) -> F:
-    return click.argument("store", type=click.Path())(command)
+    return click.argument("store", type=click.Path())(mac_key_option(command))
 
 
 def run_argument(*, required: bool) -> Callable[[F], F]:

@@ -20,6 +20,7 @@ from .._gate import leaves_of
 from ..remote import Foreman, UnsafeBindingError, new_secret, run_worker, serve_foreman
 from ..stores import open_store
 from ._exits import EXIT_NOT_INSTALLED, EXIT_OK, EXIT_USAGE, CommandError, one_line
+from ._key import mac_key
 from ._options import json_option, store_argument
 from ._report import to_json
 
@@ -93,7 +94,7 @@ def foreman_command(
         sys.stdout.flush()
 
     async def main() -> None:
-        opened = await open_store(store)
+        opened = await open_store(store, mac_key=mac_key())
         try:
             serve = partial(
                 serve_foreman,

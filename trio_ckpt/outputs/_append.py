@@ -100,6 +100,7 @@ class AppendFile:
         """
         try:
             with told(self.path), self._tree.folder(self.path, Sync.NONE) as (folder, _):
+                self._refuse_other_names()
                 self.cut_bytes = self._cut()
                 if self.cut_bytes:
                     self._tree.sync(self._fd, self.path)
@@ -193,6 +194,15 @@ class AppendFile:
         except BaseException:
             self.close()
             raise
+
+    def _refuse_other_names(self) -> None:
+        names = self._tree.system.fstat(self._fd).st_nlink
+        if names > 1:
+            raise OutputError(
+                self.path,
+                f"has {names} names (hard links), and lines appended to it would be in the other "
+                "files, too: copy it, and put the copy in its place",
+            )
 
     def _cut(self) -> int:
         """Cut off what is behind the confirmed bytes, and say how many that were."""

@@ -10,6 +10,7 @@ from typing import Literal
 from .._errors import StoreError
 from .._threads import run_blocking
 from ..abc import Store
+from ._keys import check_mac_key, read_mac_key as read_mac_key
 from .json import JsonStore as JsonStore
 from .memory import MemoryStore as MemoryStore
 from .sqlite import SqliteStore as SqliteStore
@@ -45,8 +46,9 @@ async def open_store(
 
     Args:
         url: As above.
-        mac_key: Seals records with a key, at most 64 bytes; without it the store's readers
-            notice damage, with it also alteration on purpose.
+        mac_key: Seals records with a key, 1 to 64 bytes, random ones if it is to be of use:
+            see `read_mac_key`.  Without it the store's readers notice damage, with it also
+            alteration on purpose.
         durability: "full": a save survives power loss.  "process": it survives kill -9,
             power loss may take the newest ones.
         create: Whether to make a store that is not there.
@@ -57,7 +59,9 @@ async def open_store(
         StoreError: it cannot be opened, and why.
         StoreVersionError: another version of the library wrote it.
         StoreDamagedError: it is damaged.
+        ValueError: `mac_key` is empty or too long.
     """
+    check_mac_key(mac_key)
     scheme, path = _split(url) if isinstance(url, str) else ("", os.fspath(url))
     if scheme == "memory":
         return MemoryStore(mac_key=mac_key)

@@ -41,6 +41,7 @@ import attrs
 
 from .._errors import RunLockedError, StoreError
 from .._records import utc_now
+from .._words import message_of
 from ..abc import Owner
 from ._files import explain, open_file
 
@@ -262,7 +263,7 @@ def _read_note(lock: FileLock) -> Owner | None:
         try:
             note = json.loads(os.pread(lock.fd, MAX_NOTE_BYTES, 0))
             since = datetime.fromisoformat(note["since"])
-            return Owner(str(note["host"]), int(note["pid"]), since.astimezone(UTC))
+            return Owner(message_of(str(note["host"])), int(note["pid"]), since.astimezone(UTC))
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             time.sleep(NOTE_PAUSE_S)
     return None

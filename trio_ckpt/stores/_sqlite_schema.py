@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from .._errors import StoreDamagedError, StoreError
+from .._words import message_of
 from ._files import (
     check_members,
     check_version,
@@ -69,8 +70,9 @@ def primary_code(error: sqlite3.Error) -> int:
 def store_error(database: Path, doing: str, error: sqlite3.Error) -> StoreError:
     """Say what an error of SQLite means for the store."""
     name = getattr(error, "sqlite_errorname", type(error).__name__)
-    reason = f"{database}: {doing} failed: {error} ({name})"
-    if primary_code(error) in _DAMAGED:
+    reason = f"{database}: {doing} failed: {message_of(str(error))} ({name})"
+    is_no_text = isinstance(error, sqlite3.OperationalError) and primary_code(error) < 0
+    if primary_code(error) in _DAMAGED or is_no_text:  # Python says that it is not UTF-8
         return StoreDamagedError(f"{reason}; the database is damaged, restore it from a copy")
     if primary_code(error) == sqlite3.SQLITE_BUSY:
         return StoreError(f"{reason}: another process has been writing for {BUSY_TIMEOUT_S:g} s")

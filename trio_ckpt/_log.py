@@ -1,0 +1,48 @@
+"""What the library writes to its loggers: one line each, printable, whatever is in it.
+
+Ids, names of files, what peers say and what exceptions say comes from outside, and a line end or
+an escape in it would forge a line of the log or move the cursor of whoever reads it.  So it is
+seen to in one place: a filter on each of the library's loggers, before any handler has the record.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ._words import printable
+
+NAMES = (
+    *("trio_ckpt.engines", "trio_ckpt.gate", "trio_ckpt.live", "trio_ckpt.monitor"),
+    *("trio_ckpt.monitor.http", "trio_ckpt.observe", "trio_ckpt.outputs"),
+    *("trio_ckpt.outputs._dir", "trio_ckpt.redo", "trio_ckpt.remote", "trio_ckpt.remote.client"),
+    *("trio_ckpt.remote.foreman", "trio_ckpt.remote.session", "trio_ckpt.remote.sockets"),
+    *("trio_ckpt.remote.worker", "trio_ckpt.rescan", "trio_ckpt.resume", "trio_ckpt.run"),
+    *("trio_ckpt.saver", "trio_ckpt.session", "trio_ckpt.snapshots", "trio_ckpt.stop"),
+    *("trio_ckpt.stores", "trio_ckpt.stores.json", "trio_ckpt.stores.sqlite", "trio_ckpt.stream"),
+    *("trio_ckpt", "trio_ckpt.verify"),
+)
+"""Every logger of the library; a test looks for others."""
+
+_formatter = logging.Formatter()
+
+
+class _OneLine(logging.Filter):
+    """Writes out what is not printed; of a traceback, no line begins where a record does."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if not message.isprintable():
+            record.msg, record.args = printable(message), None
+        if record.exc_info and not record.exc_text:
+            lines = _formatter.formatException(record.exc_info).splitlines()
+            record.exc_text = "\n".join(f"  {printable(line)}" for line in lines)
+        return True
+
+
+_one_line = _OneLine()
+
+
+def guard_loggers() -> None:
+    """See that no record of the library is more than one line; twice is once."""
+    for logger in map(logging.getLogger, NAMES):
+        logger.addFilter(_one_line)
