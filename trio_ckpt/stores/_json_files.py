@@ -211,8 +211,14 @@ def load(folder: Path, run_id: str | None = None) -> Loaded | None:
 
 
 def _has_saved(folder: Path) -> bool:
-    """Whether a journal has more than its first line: so there is or was a checkpoint.json."""
+    """Whether there is or was a checkpoint.json.
+
+    A journal that has more than its first line comes after one, and so does every journal but
+    the first: that is made before the first checkpoint.json.
+    """
     for journal in folder.glob("journal.*.jsonl"):
+        if _JOURNAL.fullmatch(journal.name) and journal.name != journal_path(folder, 1).name:
+            return True
         with suppress(FileNotFoundError):
             if read_whole(journal, MAX_FILE_BYTES).count(b"\n") > 1:
                 return True
