@@ -57,7 +57,7 @@ async def write_manifest(
         return False
     file = await run_blocking(outputs.create, MANIFEST)
     with closing(file):
-        async with aclosing(_pieces(store, run_key, parts, outputs, facts)) as pieces:
+        async with aclosing(manifest_pieces(store, run_key, parts, outputs, facts)) as pieces:
             async for piece in pieces:
                 await run_blocking(file.write, piece.encode())
         await run_blocking(_commit, file)
@@ -68,13 +68,14 @@ def _commit(file: NewFile) -> None:
     file.commit()
 
 
-async def _pieces(
+async def manifest_pieces(
     store: Store,
     run_key: RunKey,
     parts: Mapping[StreamKey, Progress],
     outputs: OutputDir,
     facts: Mapping[str, Any],
 ) -> AsyncGenerator[str]:
+    """What the manifest says, piece by piece; see `write_manifest`."""
     mine = {key: parts[key] for key in in_order(parts)}
     whole = summarize((), mine)
     head: dict[str, Any] = {

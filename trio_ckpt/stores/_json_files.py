@@ -104,10 +104,23 @@ def make_marker(folder: Path) -> None:
         StoreVersionError: a newer version wrote it.
         StoreDamagedError: its marker cannot be read.
     """
+    with explain(folder, "opening the store"):
+        if not (folder / "store.json").exists():
+            _write_marker(folder)
+        if check_marker(folder) < FORMAT_VERSION:
+            _write_marker(folder)
+
+
+def check_marker(folder: Path) -> int:
+    """See that the folder is a store that we can read; the version of its format.
+
+    Raises:
+        StoreError: it is something else.
+        StoreVersionError: a newer version wrote it.
+        StoreDamagedError: its marker cannot be read.
+    """
     path = folder / "store.json"
     with explain(folder, "opening the store"):
-        if not path.exists():
-            _write_marker(folder)
         try:
             marker = msgspec.json.decode(read_whole(path, MAX_MARKER_BYTES), type=_Marker)
         except (msgspec.MsgspecError, ValueError) as error:
@@ -119,10 +132,7 @@ def make_marker(folder: Path) -> None:
             f"{path} has format {marker.version}, this version of trio_ckpt knows formats up to "
             f"{FORMAT_VERSION}: update trio_ckpt"
         )
-
-    if marker.version < FORMAT_VERSION:
-        with explain(folder, "opening the store"):
-            _write_marker(folder)
+    return marker.version
 
 
 def _write_marker(folder: Path) -> None:

@@ -180,6 +180,11 @@ class Writer:
         self._held[run_id] = held
         return 1
 
+    def count(self, run_id: str) -> tuple[int, int]:
+        """The newest generation of a run that is owned, and how many records that has."""
+        held = self._held[run_id]
+        return held.generation, sum(held.heads.values())
+
     def give_back(self, run_id: str) -> None:
         """Write the run anew, so that ``checkpoint.json`` has everything; let go of it."""
         held = self._held.get(run_id)

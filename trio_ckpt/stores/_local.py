@@ -25,6 +25,7 @@ from collections.abc import (
     Callable,
     Generator,
     Iterable,
+    Iterator,
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager
@@ -38,6 +39,7 @@ from .._threads import WorkerThread, run_blocking
 from ..abc import (
     BlobPayload,
     Checkpoint,
+    Finding,
     Fold,
     HistoryPage,
     Owner,
@@ -50,7 +52,9 @@ from ..abc import (
 from ._blobs import Blobs, check_part
 from ._claims import Claims
 from ._live import read_live, write_live
+from ._local_check import Step
 from ._locks import RunLock, lock_run, read_owner
+from ._seen import Notes, Seen
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -67,6 +71,10 @@ class Writer(Protocol):
 
     def raise_owner(self, run_id: str) -> int:
         """A new owner number for a run, durable; it exists from now on."""
+        ...
+
+    def count(self, run_id: str) -> tuple[int, int]:
+        """The newest generation of a run that is owned, and how many records that has."""
         ...
 
     def give_back(self, run_id: str) -> None:
@@ -131,6 +139,7 @@ class LocalStore(Store):
         writer: Writer,
         reader: Reader,
         thread: WorkerThread,
+        check_steps: Callable[[Path], Iterator[Step]],
         *,
         mac_key: bytes | None,
         durability: Literal["full", "process"],
@@ -145,6 +154,8 @@ class LocalStore(Store):
         self._writer = writer
         self._reader = reader
         self._claims = writer.claims
+        self._notes = Notes(folder, logger)
+        self._check_steps = check_steps
         self._writing = thread
         self._removing = WorkerThread(f"trio_ckpt removes in {folder.name}")
         self._logger = logger
@@ -164,13 +175,19 @@ class LocalStore(Store):
             if lock.is_alone:
                 await shielded(self._clean, lock)
             # Shielded: raised late, the number would lock out whoever owns the run by then.
-            owner = await shielded(self._writing.run, self._writer.raise_owner, run_id)
+            owner = await shielded(self._writing.run, self._raise_owner, run_id)
             yield owner
         finally:
             if run_id in self._in_doubt:
                 self._logger.error("run %r stays locked: a save may still land", run_id)
             else:
                 await shielded(self._give_back, lock, run_id)
+
+    def _raise_owner(self, run_id: str) -> int:
+        owner = self._writer.raise_owner(run_id)
+        generation, records = self._writer.count(run_id)
+        self._notes.begin(Seen(run_id, owner, generation, records))
+        return owner
 
     async def _clean(self, lock: RunLock) -> None:
         """Remove what crashes left, then let others own runs."""
@@ -180,7 +197,7 @@ class LocalStore(Store):
     async def _give_back(self, lock: RunLock, run_id: str) -> None:
         self._owned -= 1
         try:
-            await self._writing.run(self._writer.give_back, run_id)
+            await self._writing.run(self._end_owning, run_id)
             if not self._owned:
                 await run_blocking(self._claims.release_kept)
             if run_id in self._leaving:
@@ -189,6 +206,10 @@ class LocalStore(Store):
                     await self._writing.run(self._writer.remove_orphans)
         finally:
             await run_blocking(lock.release)
+
+    def _end_owning(self, run_id: str) -> None:
+        self._notes.end(run_id)
+        self._writer.give_back(run_id)
 
     async def save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
@@ -212,6 +233,7 @@ class LocalStore(Store):
                 self._claims.end_save(group)
             raise
         self._claims.end_save(group, outcomes)
+        self._notes.saved(run.run_id, run.generation, outcomes.count(None))
         return outcomes
 
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
@@ -243,11 +265,17 @@ class LocalStore(Store):
         self._check_open()
         await trio.lowlevel.checkpoint()
         try:
-            pruned = await shielded(self._writing.run, self._writer.prune, run, keep)
+            pruned = await shielded(self._writing.run, self._prune, run, keep)
         except SaveOutcomeUnknownError:
             self._in_doubt.add(run.run_id)
             raise
         self._leaving.add(run.run_id)
+        return pruned
+
+    def _prune(self, run: RunKey, keep: int) -> Pruned:
+        pruned = self._writer.prune(run, keep)
+        if not keep:
+            self._notes.pruned(run.run_id)
         return pruned
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
@@ -317,6 +345,13 @@ class LocalStore(Store):
         free = await shielded(self._writing.run, self._writer.unnamed, names)
         return len(free), sum(map(self._blobs.size, free))
 
+    async def check(self) -> AsyncGenerator[Finding]:
+        """See `Store.check`."""
+        self._check_open()
+        for step in self._check_steps(self._folder):
+            for finding in await run_blocking(step):
+                yield finding
+
     async def put_blob(self, payload: BlobPayload) -> str:
         """See `Store.put_blob`.
 
@@ -356,6 +391,7 @@ class LocalStore(Store):
         await self._stop_reading()
         if not self._in_doubt:
             await shielded(self._writing.run, self._writer.close)
+            self._notes.close()
             self._claims.close()
         self._writing.stop()
         self._removing.stop()

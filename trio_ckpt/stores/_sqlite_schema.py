@@ -11,6 +11,7 @@ from typing import Literal
 
 from .._errors import StoreDamagedError, StoreError, StoreVersionError
 from ._files import explain, make_folder, open_file, refuse_links, sync_folder
+from ._seen import all_seen
 
 APPLICATION_ID = 0x74636B70  # "tckp", in bytes 68 to 71 of the file
 FORMAT_VERSION = 2  # 1 had no attached blobs
@@ -91,6 +92,7 @@ def make_folders(folder: Path, *, create: bool) -> None:
         refuse_links(folder, MEMBERS)
         if not database.exists() or _is_blank_file(database):
             _refuse_strangers(folder)
+            _refuse_lost(folder)
         make_folder(folder / "lock")
         make_folder(folder / "blobs")
 
@@ -148,6 +150,14 @@ def connect(database: Path) -> sqlite3.Connection:
     return connection
 
 
+def inode_of(database: Path) -> int:
+    """What tells a file from another one that has taken its name; 0: there is none."""
+    try:
+        return database.lstat().st_ino
+    except OSError:
+        return 0
+
+
 def set_durability(
     connection: sqlite3.Connection, database: Path, durability: Literal["full", "process"]
 ) -> None:
@@ -186,7 +196,17 @@ def check_format(connection: sqlite3.Connection, database: Path) -> None:
     version, schema = _read_format(connection)
     if version == 1 and schema == {n: sql for n, sql in TABLES.items() if n not in _SINCE_2}:
         _make_tables(connection, _SINCE_2)
-        version, schema = _read_format(connection)
+    check_tables(connection, database)
+
+
+def check_tables(connection: sqlite3.Connection, database: Path) -> None:
+    """See that the tables are those of our version.
+
+    Raises:
+        StoreVersionError: a newer version wrote it.
+        StoreDamagedError: they are not what we made.
+    """
+    version, schema = _read_format(connection)
     if version > FORMAT_VERSION:
         raise StoreVersionError(
             f"{database} has format {version}, this version of trio_ckpt knows formats up to "
@@ -209,6 +229,16 @@ def _refuse_strangers(folder: Path) -> None:
             f"{folder} is not a trio_ckpt store: it holds {strangers[0]!r}; choose an empty or "
             "a new folder"
         )
+
+
+def _refuse_lost(folder: Path) -> None:
+    """See that no run was saved here: a database that is gone is not to be begun anew."""
+    for _, seen in all_seen(folder):
+        if seen is not None and seen.records:
+            raise StoreDamagedError(
+                f"{folder / 'state.db'} is empty or gone, and {seen.records:,} checkpoints of run "
+                f"{seen.run_id!r} were in it: restore it from a copy, or choose another folder"
+            )
 
 
 def _make_tables(connection: sqlite3.Connection, names: tuple[str, ...]) -> None:

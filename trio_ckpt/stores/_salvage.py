@@ -1,0 +1,207 @@
+"""What of a damaged store is sound: the part of a repair that is the same for all local stores.
+
+Theory of operation.  A record is sound if its seal opens and it follows on the one before.  So a
+stream is sound up to some sequence; what comes after its first bad record cannot be gone on with,
+sound or not, because progress is a sum.  To cut it off there loses what was confirmed after it:
+that is done only if nothing sound is lost, or if it was asked for.
+
+Nothing is changed in its place.  What is to be replaced is copied into ``damaged/TIME/`` first,
+what replaces it is written beside it and renamed.  Blocking functions.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import attrs
+
+from .._errors import StoreDamagedError, StoreError
+from .._progress import Progress, apply, encode_progress
+from .._records import Seal, decode_record
+from ..abc import Repaired
+from ._files import make_folder, open_file, sync_file, sync_folder
+from ._local_check import LOSSES, blob_problem
+from ._seen import Seen, all_seen, encode_seen, read_seen, seen_path
+
+Records = Callable[[], Iterable[tuple[int, bytes | None]]]  # in order; None: it cannot be read
+
+
+@attrs.frozen
+class Sound:
+    """How much of a stream is sound.
+
+    Attributes:
+        progress: What its sound records add up to, the first bad one excluded.
+        later: How many are sound after that.
+        newest: The greatest sequence that is there at all.
+    """
+
+    progress: Progress
+    later: int
+    newest: int
+
+    @property
+    def through(self) -> int:
+        """The newest of the sound ones."""
+        return self.progress.sequence
+
+    def fold(self, seal: Seal) -> bytes:
+        """What they add up to, sealed."""
+        return seal.close(-self.through, encode_progress(self.progress))
+
+
+def measure(seal: Seal, records: Records) -> Sound:
+    """See how much of a stream is sound."""
+    progress, bad, later, newest = Progress(), 0, 0, 0
+    for sequence, payload in records():
+        newest = max(newest, sequence)
+        try:
+            if payload is None:
+                raise StoreDamagedError("it cannot be read")
+            record = decode_record(seal.open(sequence, payload))
+            if not bad:
+                apply(progress, sequence, record)
+            else:
+                later += sequence > bad
+        except StoreDamagedError:
+            bad = bad or (sequence if sequence <= progress.sequence + 1 else progress.sequence + 1)
+            later += _opens(seal, sequence, payload) and sequence > bad
+    if bad:  # a record that could not be added may have changed a part of the sum
+        progress = Progress()
+        for sequence, payload in records():
+            if sequence == bad or payload is None:
+                break
+            apply(progress, sequence, decode_record(seal.open(sequence, payload)))
+    return Sound(progress, later, newest)
+
+
+def _opens(seal: Seal, sequence: int, payload: bytes | None) -> bool:
+    try:
+        return payload is not None and bool(decode_record(seal.open(sequence, payload)))
+    except StoreDamagedError:
+        return False
+
+
+@attrs.define(eq=False)
+class Salvage:
+    """One repair of a store: where it keeps what it replaces, and what it has done.
+
+    Attributes:
+        folder: The store's.
+        mac_key: Seals its records.
+        may_cut: Whether a stream may lose sound records after a bad one.
+        done: What was done.
+        left: What was not, and why.
+    """
+
+    folder: Path
+    mac_key: bytes | None
+    may_cut: bool
+    done: list[Repaired] = attrs.field(factory=list[Repaired], init=False)
+    left: list[Repaired] = attrs.field(factory=list[Repaired], init=False)
+    opened: int = attrs.field(default=0, init=False)
+    _losses: Path | None = attrs.field(default=None, init=False)
+
+    def is_cut(self, where: str, sound: Sound, head: int) -> bool:
+        """Whether a stream is to be cut off after its sound part; says what is lost."""
+        self.opened += sound.through + sound.later
+        end = max(head, sound.newest)
+        if end <= sound.through:
+            return False
+        lost = f"checkpoint {sound.through + 1}"
+        if end > sound.through + 1:
+            lost = f"checkpoints {sound.through + 1} to {end}"
+        if sound.later and not self.may_cut:
+            what = (
+                f"{lost} cannot be gone on with, and {sound.later} of them are sound: with --cut "
+            )
+            self.left.append(Repaired(where, what + "their batches run again", is_loss=True))
+            return False
+        what = f"{lost} are lost: it goes on after {sound.through}"
+        self.done.append(Repaired(where, what, is_loss=True))
+        return True
+
+    def need_opened(self) -> None:
+        """See that this is a store whose records can be opened at all.
+
+        Raises:
+            StoreError: none could: it is sealed with a key, and this is not the one.
+        """
+        if not self.opened:
+            raise StoreError(
+                f"{self.folder}: not one record can be opened: it is sealed with another key, or "
+                "nothing is left; nothing was changed, restore it from a copy"
+            )
+
+    def keep(self, path: Path) -> None:
+        """Keep a copy of a file that is about to be replaced, durably."""
+        if path.exists():
+            goal = self._goal(path)
+            with open(path, "rb") as source, open(_new(goal), "wb") as target:
+                shutil.copyfileobj(source, target, 2**20)
+                target.flush()
+                sync_file(target.fileno())
+            sync_folder(goal.parent)
+
+    def put_aside(self, path: Path) -> None:
+        """Move a file out of the store, durably."""
+        goal = self._goal(path)
+        os.replace(path, goal)
+        sync_folder(goal.parent)
+        sync_folder(path.parent)
+
+    def _goal(self, path: Path) -> Path:
+        if self._losses is None:
+            stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")
+            self._losses = self.folder / LOSSES / stamp
+            self.done.append(Repaired(f"{LOSSES}/{stamp}", "what was replaced is kept there"))
+        goal = self._losses / path.relative_to(self.folder)
+        make_folder(goal.parent)
+        return goal
+
+    def put_bad_blobs_aside(self) -> None:
+        """Move blobs away that are not those of their names; whoever names them finds them gone."""
+        for path in sorted((self.folder / "blobs").glob("??/*")):
+            if len(path.name) == 64 and (problem := blob_problem(path)) is not None:
+                where = f"blobs/{path.parent.name}/{path.name}"
+                self.put_aside(path)
+                self.done.append(Repaired(where, f"{problem}: it was moved away", is_loss=True))
+
+    def put_bad_notes_aside(self) -> None:
+        """Move away notes that cannot be read: the next owners write new ones."""
+        for path, seen in list(all_seen(self.folder)):
+            if seen is None:
+                self.put_aside(path)
+                what = "it was not what was written: it was moved away"
+                self.done.append(Repaired(f"lock/{path.name}", what))
+
+    def note(self, seen: Seen) -> None:
+        """Note how far a run is now: what is lost is said, and no news any more."""
+        path = seen_path(self.folder, seen.run_id)
+        try:
+            before = read_seen(path)
+        except (OSError, ValueError):
+            before = None
+        if before == seen or (before is None and not path.exists()):
+            return
+        self.keep(path)
+        temporary = path.with_suffix(".tmp")
+        with open(_new(temporary), "wb") as file:
+            file.write(encode_seen(seen))
+            file.flush()
+            sync_file(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+        if before is not None and before.is_ahead_of(seen.generation, seen.records):
+            what = f"{before.records:,} checkpoints of generation {before.generation} were "
+            what += f"acknowledged, {seen.records:,} of generation {seen.generation} are left"
+            self.done.append(Repaired(f"run {seen.run_id!r}", what, is_loss=True))
+
+
+def _new(path: Path) -> int:
+    path.unlink(missing_ok=True)
+    return open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
