@@ -77,6 +77,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_check_outputs": (5, 2),
     "_maintain": (5, 2),
     "_check": (5, 3),
+    "_repair": (5, 4),
     "_archive": (5, 3),
     "_export": (5, 4),
     "_import": (5, 5),

@@ -255,6 +255,7 @@ async def _check_states(store: Store, view: RunView, where: str) -> list[Finding
             stream=encode_key(problem.stream),
             sequence=problem.checkpoint,
             batch_index=problem.batch_index,
+            is_state=True,
         )
         for problem in found.problems
     ]

@@ -13,7 +13,7 @@ from contextlib import aclosing, closing
 from ._drift import find_drift
 from ._errors import TrioCkptError
 from ._history import run_facts
-from ._manifest import MANIFEST, is_complete, manifest_owner, manifest_pieces
+from ._manifest import MANIFEST, is_complete, is_older, manifest_owner, manifest_pieces
 from ._records import Status
 from ._threads import run_blocking
 from ._values import RUN_STREAM, encode_key
@@ -116,9 +116,13 @@ async def _check_manifest(
         return Finding(where, f"it cannot be read: {error}", ANEW, run_id=run_id, path=MANIFEST)
     if is_same:
         return None
-    if owner not in ("", run_id) and not ends_alike:
+    if not ends_alike and owner and owner != run_id:
         what = f"it is that of run {owner!r}: this run has none"
         return Finding(where, what, is_damage=False, run_id=run_id)
+    if not ends_alike and await run_blocking(is_older, outputs, run_key, parts):
+        what = "it was written before the newest checkpoints"
+        advice = "the next start writes it anew"
+        return Finding(where, what, advice, is_damage=False, run_id=run_id)
     return Finding(where, "it is not what was written", ANEW, run_id=run_id, path=MANIFEST)
 
 

@@ -196,6 +196,7 @@ class Finding:
         batch_index: The batch, if it is about one.
         blob: The digest of the blob, if it is about one.
         path: The output file, if it is about one, relative to the output folder.
+        is_state: It is about a saved state, not about the record that has it.
     """
 
     where: str
@@ -209,6 +210,7 @@ class Finding:
     batch_index: int | None = attrs.field(default=None, kw_only=True)
     blob: str | None = attrs.field(default=None, kw_only=True)
     path: str | None = attrs.field(default=None, kw_only=True)
+    is_state: bool = attrs.field(default=False, kw_only=True)
 
 
 @attrs.frozen

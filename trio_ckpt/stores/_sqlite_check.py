@@ -38,7 +38,7 @@ MAX_PROBLEMS = 20  # of SQLite's own check: one bad page may give thousands
 _WHERE = "(SELECT run_id FROM runs WHERE id = streams.run), streams.generation, streams.stream"
 _ODD_ROWS = (
     (
-        "SELECT streams.id, 'has no run', NULL, generation, stream FROM streams "
+        "SELECT streams.id, 'has no run', NULL, streams.generation, stream FROM streams "
         "LEFT JOIN runs ON runs.id = run WHERE runs.id IS NULL"
     ),
     (
