@@ -23,7 +23,7 @@ import attrs
 import trio
 
 from ._check import check_all
-from ._errors import TrioCkptError
+from ._errors import StoreError, TrioCkptError
 from ._maintain import Maintenance, open_maintenance
 from ._manifest import MANIFEST
 from ._ranges import IndexSet
@@ -102,14 +102,12 @@ async def repair_all(
     left: list[Finding] = []
     store = await open_store(url, mac_key=mac_key, create=False)
     try:
-        for run in await store.list_runs():
-            if run_id in (None, run.run_id):
-                folder_now = output_dir if run_id is not None else None
-                mender = _Mender(store, run.run_id, folder_now, done, not_done)
-                try:
-                    await mender.mend()
-                except TrioCkptError as error:
-                    not_done.append(Repaired(f"run {run.run_id!r}", str(error)))
+        for name in await _runs_of(store, run_id, not_done):
+            folder_now = output_dir if run_id is not None else None
+            try:
+                await _Mender(store, name, folder_now, done, not_done).mend()
+            except TrioCkptError as error:
+                not_done.append(Repaired(f"run {name!r}", str(error)))
         async with aclosing(check_all(store, run_id, output_dir=output_dir)) as found:
             left = [finding async for finding in found if finding.is_damage]
     finally:
@@ -118,6 +116,16 @@ async def repair_all(
     for part in done:
         log.warning("%s: %s", printable(part.where), printable(part.what))
     return RepairReport(tuple(done), tuple(not_done), tuple(left))
+
+
+async def _runs_of(store: Store, run_id: str | None, not_done: list[Repaired]) -> list[str]:
+    if run_id is not None:
+        return [run_id]
+    try:
+        return [run.run_id for run in await store.list_runs()]
+    except StoreError as error:
+        not_done.append(Repaired(store.url, f"its runs cannot be listed: {error}"))
+        return []
 
 
 @attrs.define(eq=False)

@@ -117,7 +117,7 @@ async def work(
 
 
 async def _more(run: Run, until: int, many: int) -> None:
-    state = {"weights": np.zeros(40_000), "n": 0}
+    state = {"weights": np.random.default_rng(99).random(40_000), "n": 0}
     async with run.open_stream("model", state=state, recover=True) as model:
         async for batch in model.batches(range(until)):
             weights = model.state["weights"]

@@ -58,9 +58,10 @@ from ._verify_full import RepairWish, verify_all
 )
 @click.option("--repair", is_flag=True, help="The same, and then mend what can be mended.")
 @click.option(
-    "--cut",
+    "--accept-loss",
+    "cut",
     is_flag=True,
-    help="With --repair: also give up what was confirmed after a checkpoint that is lost.",
+    help="With --repair: also give up what cannot be gone on with, and what is gone.",
 )
 @output_dir_option
 @all_option
@@ -91,7 +92,7 @@ def verify_command(
         check = partial(verify_all, store, run, output_dir=output_dir, every=every, wish=wish)
         return say(check, as_json=as_json)
     if cut or yes:
-        raise CommandError("--cut and --yes go with --repair", EXIT_USAGE)
+        raise CommandError("--accept-loss and --yes go with --repair", EXIT_USAGE)
     ask = partial(
         verify,
         run_id=run,

@@ -47,6 +47,10 @@ _NAME = re.compile(rb'"(?:run_id|stream)": (".*"),')
 _RUN_HEAD = re.compile(rb'"line":\{"run_id":("(?:[^"\\]|\\.)*"),"journal":[0-9]+\}')
 _LINE = re.compile(rb'\{"check":"[^"]*","line":(.*)\}', re.DOTALL)
 _JOURNAL = re.compile(r"journal\.([1-9][0-9]{0,17})\.jsonl", re.ASCII)
+_FRAME_LINE = re.compile(
+    rb'[0-9]{1,18},$|[{}]$|\]$|\]\},?$|"(check|format|run_id|owner|generation|first|journal|stream)":|'
+    rb'"(fold|records|streams)": '
+)
 _line_decoder = msgspec.json.Decoder(Line)
 
 Place = tuple[int, str]
@@ -65,12 +69,14 @@ class _Found:
         factory=dict[Place, dict[int, list[msgspec.Raw]]]
     )
     homeless: list[msgspec.Raw] = attrs.field(factory=list[msgspec.Raw])
+    garbled: int = 0  # lines that may have been records
     drops: dict[Place, set[int]] = attrs.field(factory=dict[Place, set[int]])
 
     def add(self, place: Place | None, raw: bytes) -> None:
         """A record was found."""
         entry = _entry(msgspec.Raw(raw))
         if entry is None:
+            self.garbled += 1
             return
         if place is None:
             self.homeless.append(msgspec.Raw(raw))
@@ -190,13 +196,19 @@ def _salvaged(path: Path, salvage: Salvage) -> RunState | None:
         stream = _stream(found, place, run_id, salvage, blobs)
         if stream is not None:
             state.streams[place] = stream
-    if len(salvage.left) > left and not salvage.may_cut:
-        del salvage.done[done:]  # it stays as it is: nothing of it is lost
-        return None
     generations = {generation for generation, _ in state.streams}
     if generations:
         state.generation = max(generations)
         state.first = min(state.first, min(generations))
+    salvage.told[run_id, state.generation] += found.garbled
+    records = sum(len(stream.entries) for stream in state.of(state.generation).values())
+    is_told = salvage.is_told(run_id, state.generation, records)
+    if (len(salvage.left) > left or not is_told) and not salvage.may_cut:
+        del salvage.done[done:]  # it stays as it is: nothing of it is lost
+        return None
+    if found.garbled:
+        what = f"{found.garbled} lines of it cannot be read: what they held is lost"
+        salvage.done.append(Repaired(where, what, is_loss=True))
     return state
 
 
@@ -204,11 +216,11 @@ def _stream(
     found: _Found, place: Place, run_id: str, salvage: Salvage, blobs: Blobs
 ) -> StreamState | None:
     generation, key = place
-    where = f"stream of runs/{folder_name(run_id)}: {key}"
     try:
         seal = Seal(run_id, generation, decode_key(key), salvage.mac_key)
     except StoreDamagedError as error:
-        salvage.left.append(Repaired(where, str(error), is_loss=True))
+        where = f"stream {key} of run {run_id!r}"
+        salvage.left.append(Repaired(where, str(error)))
         return None
     chosen: dict[int, msgspec.Raw] = {}
     for sequence, raws in sorted(found.entries[place].items()):
@@ -221,7 +233,7 @@ def _stream(
             yield sequence, None if entry is None else _payload(entry, blobs)
 
     sound = measure(seal, records)
-    salvage.is_cut(where, sound, 0)
+    salvage.is_cut((run_id, generation, key), sound, 0)
     entries = [chosen[sequence] for sequence in range(1, sound.through + 1)]
     for sequence in found.drops.get(place, ()):
         if sequence <= len(entries):
@@ -286,7 +298,9 @@ def _read_checkpoint(content: bytes, found: _Found) -> None:
         place = (int(number[1]), key) if number is not None and key is not None else None
         for line in part.split(b"\n"):
             if line.startswith(b'{"sequence":'):
-                found.add(place, line.rstrip(b",").removesuffix(b"]}"))
+                found.add(place, line.rstrip(b","))
+            elif line and not _FRAME_LINE.match(line):
+                found.garbled += 1
 
 
 def _text(match: re.Match[bytes] | None) -> str | None:
@@ -304,8 +318,9 @@ def _read_journal(content: bytes, found: _Found) -> None:
         try:
             line = _line_decoder.decode(match[1]) if match is not None else None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            continue
+            line = None
         if line is None:
+            found.garbled += bool(text) and head is None
             continue
         found.owner, found.generation = (
             max(found.owner, line.owner),

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import attrs
 
-from .._errors import StoreError
+from .._errors import StoreError, StoreVersionError
 from ..abc import Repaired
 from ._files import explain, make_folder
+from ._json_files import check_marker, make_marker
 from ._json_repair import repair_runs
 from ._locks import FileLock, lock_opening
 from ._salvage import Salvage
@@ -60,12 +61,27 @@ def repair_folder(folder: Path, kind: str, *, mac_key: bytes | None, may_cut: bo
                 if kind == "sqlite":
                     repair_database(salvage)
                 else:
+                    _mend_marker(salvage)
                     repair_runs(salvage)
                 return StoreRepair(tuple(salvage.done), tuple(salvage.left))
             finally:
                 alone.release()
         finally:
             opening.release()
+
+
+def _mend_marker(salvage: Salvage) -> None:
+    """The file that says what the folder is: there is only one that it can be."""
+    try:
+        check_marker(salvage.folder)
+    except StoreVersionError:
+        raise
+    except StoreError:
+        marker = salvage.folder / "store.json"
+        if marker.exists():
+            salvage.put_aside(marker)
+        make_marker(salvage.folder)
+        salvage.done.append(Repaired(marker.name, "it was written anew"))
 
 
 def kind_of(folder: str | os.PathLike[str]) -> str | None:

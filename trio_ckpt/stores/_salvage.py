@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,11 +23,15 @@ import attrs
 from .._errors import StoreDamagedError, StoreError
 from .._progress import Progress, apply, encode_progress
 from .._records import Seal, decode_record
+from .._words import number, plural
 from ..abc import Repaired
 from ._files import make_folder, open_file, sync_file, sync_folder
 from ._local_check import LOSSES, blob_problem
 from ._seen import Seen, all_seen, encode_seen, read_seen, seen_path
 
+ACCEPT = "--accept-loss goes on without them, and their batches run again"
+
+Place = tuple[str, int, str]  # a run, its generation, the key of a stream
 Records = Callable[[], Iterable[tuple[int, bytes | None]]]  # in order; None: it cannot be read
 
 
@@ -73,7 +78,7 @@ def measure(seal: Seal, records: Records) -> Sound:
     if bad:  # a record that could not be added may have changed a part of the sum
         progress = Progress()
         for sequence, payload in records():
-            if sequence == bad or payload is None:
+            if sequence >= bad or payload is None:
                 break
             apply(progress, sequence, decode_record(seal.open(sequence, payload)))
     return Sound(progress, later, newest)
@@ -96,6 +101,8 @@ class Salvage:
         may_cut: Whether a stream may lose sound records after a bad one.
         done: What was done.
         left: What was not, and why.
+        opened: How many records could be opened.
+        told: How many of a run's generation are lost, as was said.
     """
 
     folder: Path
@@ -104,26 +111,53 @@ class Salvage:
     done: list[Repaired] = attrs.field(factory=list[Repaired], init=False)
     left: list[Repaired] = attrs.field(factory=list[Repaired], init=False)
     opened: int = attrs.field(default=0, init=False)
+    told: Counter[tuple[str, int]] = attrs.field(factory=Counter[tuple[str, int]], init=False)
     _losses: Path | None = attrs.field(default=None, init=False)
 
-    def is_cut(self, where: str, sound: Sound, head: int) -> bool:
+    def is_cut(self, place: Place, sound: Sound, head: int) -> bool:
         """Whether a stream is to be cut off after its sound part; says what is lost."""
+        run_id, generation, stream = place
+        where = f"stream {stream} of run {run_id!r}"
         self.opened += sound.through + sound.later
         end = max(head, sound.newest)
         if end <= sound.through:
             return False
-        lost = f"checkpoint {sound.through + 1}"
-        if end > sound.through + 1:
-            lost = f"checkpoints {sound.through + 1} to {end}"
+        lost = plural(end - sound.through, "checkpoint") + f" from {sound.through + 1} on"
         if sound.later and not self.may_cut:
             what = (
-                f"{lost} cannot be gone on with, and {sound.later} of them are sound: with --cut "
+                f"{lost} cannot be gone on with, though {number(sound.later)} of them can be read: "
             )
-            self.left.append(Repaired(where, what + "their batches run again", is_loss=True))
+            self.left.append(Repaired(where, what + ACCEPT))
             return False
-        what = f"{lost} are lost: it goes on after {sound.through}"
+        what = f"{lost} lost: it goes on after {sound.through}"
         self.done.append(Repaired(where, what, is_loss=True))
+        self.told[run_id, generation] += end - sound.through
         return True
+
+    def is_told(self, run_id: str, generation: int, records: int) -> bool:
+        """Whether all that was acknowledged of a run is there, or lost as far as was said.
+
+        Otherwise an older copy was put in its place, or a part of it is gone without a trace: it is
+        given up only if that was asked for.
+        """
+        before = self._seen(run_id)
+        if before is None or not before.is_ahead_of(generation, records) or self.may_cut:
+            return True
+        told = self.told[run_id, generation]
+        if before.generation == generation and before.records - records <= told and records:
+            return True
+        what = (
+            f"{before.records:,} checkpoints of generation {before.generation} were acknowledged "
+        )
+        what += f"and {records:,} of generation {generation} are there: "
+        self.left.append(Repaired(f"run {run_id!r}", what + ACCEPT))
+        return False
+
+    def _seen(self, run_id: str) -> Seen | None:
+        try:
+            return read_seen(seen_path(self.folder, run_id))
+        except (OSError, ValueError):
+            return None
 
     def need_opened(self) -> None:
         """See that this is a store whose records can be opened at all.
@@ -181,12 +215,10 @@ class Salvage:
 
     def note(self, seen: Seen) -> None:
         """Note how far a run is now: what is lost is said, and no news any more."""
-        path = seen_path(self.folder, seen.run_id)
-        try:
-            before = read_seen(path)
-        except (OSError, ValueError):
-            before = None
-        if before == seen or (before is None and not path.exists()):
+        path, before = seen_path(self.folder, seen.run_id), self._seen(seen.run_id)
+        if before is None or before == seen:
+            return
+        if not self.is_told(seen.run_id, seen.generation, seen.records):
             return
         self.keep(path)
         temporary = path.with_suffix(".tmp")
@@ -196,7 +228,7 @@ class Salvage:
             sync_file(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
-        if before is not None and before.is_ahead_of(seen.generation, seen.records):
+        if before.is_ahead_of(seen.generation, seen.records):
             what = f"{before.records:,} checkpoints of generation {before.generation} were "
             what += f"acknowledged, {seen.records:,} of generation {seen.generation} are left"
             self.done.append(Repaired(f"run {seen.run_id!r}", what, is_loss=True))

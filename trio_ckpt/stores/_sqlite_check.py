@@ -67,7 +67,7 @@ _ODD_ROWS = (
         f"SELECT streams.id, 'has attached blobs without a record', {_WHERE} FROM attached "  # noqa: S608
         "LEFT JOIN streams ON streams.id = attached.stream "
         "LEFT JOIN heads ON heads.stream = attached.stream "
-        "WHERE sequence IS NULL OR attached.sequence NOT BETWEEN 1 AND heads.sequence"
+        "WHERE heads.sequence IS NULL OR attached.sequence NOT BETWEEN 1 AND heads.sequence"
     ),
 )
 _ODD_COUNTS = (

@@ -215,7 +215,6 @@ class _Rebuild:
     def _put_in_order(self, number: int, run: int, generation: int, stream: str) -> None:
         """The chain, the head and the fold of one stream."""
         found = self.target.execute("SELECT run_id FROM runs WHERE id = ?", (run,)).fetchone()
-        where = f"stream {stream} of run {found[0] if found else run!r}"
         head = self.target.execute(
             "SELECT sequence FROM heads WHERE stream = ?", (number,)
         ).fetchone()
@@ -224,11 +223,13 @@ class _Rebuild:
                 raise StoreDamagedError("the row of its run cannot be read")
             seal = Seal(found[0], generation, decode_key(stream), self.salvage.mac_key)
         except StoreDamagedError as error:
-            self.salvage.left.append(Repaired(where, str(error), is_loss=True))
+            where = f"stream {stream} of run {found[0] if found else run!r}"
+            self.salvage.left.append(Repaired(where, str(error)))
             return
         self._drop_doubles(number, seal)
         sound = measure(seal, lambda: self._records(number))
-        if self.salvage.is_cut(where, sound, head[0] if head else 0):
+        place = (found[0], generation, stream)
+        if self.salvage.is_cut(place, sound, head[0] if head else 0):
             self._execute(
                 "DELETE FROM log WHERE stream = ? AND sequence > ?", number, sound.through
             )
