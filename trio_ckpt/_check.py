@@ -31,7 +31,7 @@ from .outputs import AnyPath
 from .state import decode_frame
 
 PAGE = 500  # records that are held at a time
-REWIND = "--repair cuts the stream off before it; --accept-loss if more were confirmed after it"
+REWIND = "--repair mends the stream; with --accept-loss also if that gives up later batches"
 REFOLD = "--repair adds it up anew from the records"
 RECOVER = "--repair goes back to the newest state that is whole"
 RESTORE = "restore the store from a copy"

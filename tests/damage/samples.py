@@ -220,7 +220,8 @@ async def content_of(sample: Sample) -> dict[str, object]:
             for key, stream in view.streams.items():
                 seen[f"{run.run_id} {key} folded"] = encode_progress(stream.progress)
                 for path, size in stream.progress.sinks.items():
-                    lines = (sample.root / f"out-{run.run_id}" / path).read_bytes()
+                    file = sample.root / f"out-{run.run_id}" / path
+                    lines = file.read_bytes() if file.exists() else b""
                     seen[f"{run.run_id} {path}"] = lines[:size]
     finally:
         await store.aclose()

@@ -129,5 +129,5 @@ def _found(folder: Path, run_id: str) -> tuple[int, int, int] | None:
     return (
         state.owner,
         state.generation,
-        sum(len(s.entries) for s in state.of(state.generation).values()),
+        sum(len(s.entries) for s in state.streams.values()),
     )

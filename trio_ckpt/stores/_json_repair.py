@@ -35,8 +35,16 @@ from ._json_files import (
     run_folders,
 )
 from ._json_format import Line, RunState, StreamState
-from ._json_records import Entry, decode_entry, decode_fold, encode_fold, payload_of, without_blobs
-from ._salvage import Salvage, measure
+from ._json_records import (
+    Entry,
+    decode_entry,
+    decode_fold,
+    encode_entry,
+    encode_fold,
+    payload_of,
+    without_blobs,
+)
+from ._salvage import Salvage, Sound, measure
 from ._seen import Seen, all_seen
 
 _NUMBER = {
@@ -109,8 +117,7 @@ def repair_runs(salvage: Salvage) -> None:
             publish(path)
             remove_leftovers(path, written.journal)
         salvage.done.append(Repaired(f"runs/{path.name}", "it was written anew"))
-        newest = state.of(state.generation).values()
-        records = sum(len(stream.entries) for stream in newest)
+        records = sum(len(stream.entries) for stream in state.streams.values())
         salvage.note(Seen(state.run_id, state.owner, state.generation, records))
 
 
@@ -200,8 +207,8 @@ def _salvaged(path: Path, salvage: Salvage) -> RunState | None:
     if generations:
         state.generation = max(generations)
         state.first = min(state.first, min(generations))
-    salvage.told[run_id, state.generation] += found.garbled
-    records = sum(len(stream.entries) for stream in state.of(state.generation).values())
+    salvage.told[run_id] += found.garbled
+    records = sum(len(stream.entries) for stream in state.streams.values())
     is_told = salvage.is_told(run_id, state.generation, records)
     if (len(salvage.left) > left or not is_told) and not salvage.may_cut:
         del salvage.done[done:]  # it stays as it is: nothing of it is lost
@@ -232,8 +239,15 @@ def _stream(
             entry = _entry(raw)
             yield sequence, None if entry is None else _payload(entry, blobs)
 
-    sound = measure(seal, records)
-    salvage.is_cut((run_id, generation, key), sound, 0)
+    sound, spot = measure(seal, records), (run_id, generation, key)
+    if sound.newest > sound.through and (
+        bridged := salvage.bridged(spot, seal, records, sound.newest)
+    ):
+        for sequence, payload in bridged.notes.items():
+            chosen[sequence] = msgspec.Raw(encode_entry(Checkpoint(key, sequence, payload)))
+        sound = Sound(bridged.progress, 0, sound.newest)
+    else:
+        salvage.is_cut(spot, sound, 0)
     entries = [chosen[sequence] for sequence in range(1, sound.through + 1)]
     for sequence in found.drops.get(place, ()):
         if sequence <= len(entries):

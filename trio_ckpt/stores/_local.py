@@ -74,7 +74,10 @@ class Writer(Protocol):
         ...
 
     def count(self, run_id: str) -> tuple[int, int]:
-        """The newest generation of a run that is owned, and how many records that has."""
+        """The newest generation of a run that is owned, and its records in all generations.
+
+        Only right after it was locked or pruned.
+        """
         ...
 
     def give_back(self, run_id: str) -> None:
@@ -273,9 +276,9 @@ class LocalStore(Store):
         return pruned
 
     def _prune(self, run: RunKey, keep: int) -> Pruned:
+        self._notes.reset(run.run_id, 0)  # first: it must never say more than there is
         pruned = self._writer.prune(run, keep)
-        if not keep:
-            self._notes.pruned(run.run_id)
+        self._notes.reset(run.run_id, self._writer.count(run.run_id)[1])
         return pruned
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from .._errors import StoreError
+from .._words import plural
 from ..abc import Finding
 from ._files import open_file
 from ._seen import all_seen
@@ -163,7 +164,8 @@ def lost_runs(folder: Path, found: Callable[[str], tuple[int, int, int] | None])
 
     Args:
         folder: The store's.
-        found: Owner number, newest generation and its records, of a run; None: it is not there.
+        found: Owner number, newest generation, and records in all of them, of a run; None: it is
+            not there.
     """
 
     def findings() -> Iterator[Finding]:
@@ -176,15 +178,15 @@ def lost_runs(folder: Path, found: Callable[[str], tuple[int, int, int] | None])
             now = found(seen.run_id)
             if now is None:
                 if seen.records:
-                    what = f"run {seen.run_id!r} is gone, with {seen.records:,} checkpoints"
+                    gone = plural(seen.records, "checkpoint")
+                    what = f"run {seen.run_id!r} is gone, with {gone}"
                     yield Finding(where, what, RESTORE, run_id=seen.run_id)
                 continue
             owner, generation, records = now
             if seen.is_ahead_of(generation, records):
-                what = (
-                    f"run {seen.run_id!r} has {records:,} checkpoints of generation {generation}, "
-                )
-                what += f"{seen.records:,} of generation {seen.generation} were acknowledged"
+                what = f"run {seen.run_id!r} has {plural(records, 'checkpoint')} in "
+                what += f"{plural(generation + 1, 'generation')}, {seen.records:,} in "
+                what += f"{seen.generation + 1:,} were acknowledged"
                 yield Finding(where, what, RESTORE, run_id=seen.run_id, generation=generation)
             elif owner < seen.owner:
                 what = f"run {seen.run_id!r} has had owner {seen.owner}, and now has {owner}"

@@ -1,9 +1,11 @@
 """What of a damaged store is sound: the part of a repair that is the same for all local stores.
 
-Theory of operation.  A record is sound if its seal opens and it follows on the one before.  So a
-stream is sound up to some sequence; what comes after its first bad record cannot be gone on with,
-sound or not, because progress is a sum.  To cut it off there loses what was confirmed after it:
-that is done only if nothing sound is lost, or if it was asked for.
+Theory of operation.  A record is sound if its seal opens and it follows on the one before.  Where
+one is lost, what comes after it can be gone on with only if nothing there builds on it: where
+batches are independent of each other.  Then a note takes its place, and what it had confirmed runs
+again.  Where they build on each other (a state, a cursor, an append file, a frontier) the stream is
+cut off before it.  That loses what was confirmed after it, so it is done only if nothing sound is
+lost, or if it was asked for.
 
 Nothing is changed in its place.  What is to be replaced is copied into ``damaged/TIME/`` first,
 what replaces it is written beside it and renamed.  Blocking functions.
@@ -16,19 +18,23 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 import attrs
 
 from .._errors import StoreDamagedError, StoreError
 from .._progress import Progress, apply, encode_progress
-from .._records import Seal, decode_record
-from .._words import number, plural
+from .._ranges import IndexSet
+from .._records import Kind, Record, Seal, decode_record, encode_record
+from .._words import number, plural, spans
 from ..abc import Repaired
 from ._files import make_folder, open_file, sync_file, sync_folder
 from ._local_check import LOSSES, blob_problem
 from ._seen import Seen, all_seen, encode_seen, read_seen, seen_path
 
+MAX_NOTES = 100_000  # in the places of lost records; a stream that lost more is cut off
+LOST = "a repair put this in the place of a checkpoint that was lost"
 ACCEPT = "--accept-loss goes on without them, and their batches run again"
 
 Place = tuple[str, int, str]  # a run, its generation, the key of a stream
@@ -91,6 +97,59 @@ def _opens(seal: Seal, sequence: int, payload: bytes | None) -> bool:
         return False
 
 
+@attrs.frozen
+class Bridge:
+    """A stream in which notes take the places of lost records.
+
+    Attributes:
+        progress: What it adds up to.
+        notes: The sealed notes, by sequence.
+    """
+
+    progress: Progress
+    notes: dict[int, bytes]
+
+
+def bridge(seal: Seal, records: Records, head: int) -> Bridge | None:
+    """Put notes in the places of lost records; None: what is after one of them builds on it.
+
+    Args:
+        seal: Of the stream.
+        records: Those that are there.
+        head: The newest that was there, as far as is known.
+    """
+    progress, notes, at = Progress(), dict[int, bytes](), 0.0
+    for sequence, payload in chain(records(), [(head + 1, None)]):
+        try:
+            record = None if payload is None else decode_record(seal.open(sequence, payload))
+        except StoreDamagedError:
+            record = None
+        stop = sequence if record is not None or sequence > head else sequence + 1
+        for lost in range(progress.sequence + 1, stop):
+            if len(notes) >= MAX_NOTES:
+                return None
+            note = Record(kind=Kind.NOTE, at=at, metadata={"reason": LOST})
+            apply(progress, lost, note)
+            notes[lost] = seal.close(lost, encode_record(note))
+        if record is None:
+            continue
+        if record.adds or _is_twice(record, progress):
+            return None
+        try:
+            apply(progress, sequence, record)
+        except StoreDamagedError:
+            return None
+        at = record.at
+    return None if progress.is_ordered else Bridge(progress, notes)
+
+
+def _is_twice(record: Record, progress: Progress) -> bool:
+    """Whether a batch is confirmed that is confirmed: what is lost had put it back to work."""
+    if record.kind is not Kind.BATCH or record.index is None:
+        return False
+    return record.index in progress.confirmed
+
+
 @attrs.define(eq=False)
 class Salvage:
     """One repair of a store: where it keeps what it replaces, and what it has done.
@@ -102,7 +161,7 @@ class Salvage:
         done: What was done.
         left: What was not, and why.
         opened: How many records could be opened.
-        told: How many of a run's generation are lost, as was said.
+        told: How many of a run's are lost, as was said.
     """
 
     folder: Path
@@ -111,12 +170,12 @@ class Salvage:
     done: list[Repaired] = attrs.field(factory=list[Repaired], init=False)
     left: list[Repaired] = attrs.field(factory=list[Repaired], init=False)
     opened: int = attrs.field(default=0, init=False)
-    told: Counter[tuple[str, int]] = attrs.field(factory=Counter[tuple[str, int]], init=False)
+    told: Counter[str] = attrs.field(factory=Counter[str], init=False)
     _losses: Path | None = attrs.field(default=None, init=False)
 
     def is_cut(self, place: Place, sound: Sound, head: int) -> bool:
         """Whether a stream is to be cut off after its sound part; says what is lost."""
-        run_id, generation, stream = place
+        run_id, _, stream = place
         where = f"stream {stream} of run {run_id!r}"
         self.opened += sound.through + sound.later
         end = max(head, sound.newest)
@@ -131,8 +190,22 @@ class Salvage:
             return False
         what = f"{lost} lost: it goes on after {sound.through}"
         self.done.append(Repaired(where, what, is_loss=True))
-        self.told[run_id, generation] += end - sound.through
+        self.told[run_id] += end - sound.through
         return True
+
+    def bridged(self, place: Place, seal: Seal, records: Records, head: int) -> Bridge | None:
+        """The stream with notes in the places of lost records, if that can be; says so."""
+        found = bridge(seal, records, head)
+        if found is not None and found.notes:
+            run_id, _, stream = place
+            lost = spans(IndexSet(found.notes).intervals())
+            what = (
+                f"{plural(len(found.notes), 'checkpoint')} lost ({lost}): the batches run again, "
+            )
+            what += "what was confirmed after them stays"
+            self.done.append(Repaired(f"stream {stream} of run {run_id!r}", what, is_loss=True))
+            self.opened += found.progress.sequence - len(found.notes)
+        return found
 
     def is_told(self, run_id: str, generation: int, records: int) -> bool:
         """Whether all that was acknowledged of a run is there, or lost as far as was said.
@@ -143,13 +216,11 @@ class Salvage:
         before = self._seen(run_id)
         if before is None or not before.is_ahead_of(generation, records) or self.may_cut:
             return True
-        told = self.told[run_id, generation]
+        told = self.told[run_id]
         if before.generation == generation and before.records - records <= told and records:
             return True
-        what = (
-            f"{before.records:,} checkpoints of generation {before.generation} were acknowledged "
-        )
-        what += f"and {records:,} of generation {generation} are there: "
+        there = plural(records, "checkpoint")
+        what = f"{plural(before.records, 'checkpoint')} acknowledged, {there} to be read: "
         self.left.append(Repaired(f"run {run_id!r}", what + ACCEPT))
         return False
 
@@ -229,8 +300,8 @@ class Salvage:
         os.replace(temporary, path)
         sync_folder(path.parent)
         if before.is_ahead_of(seen.generation, seen.records):
-            what = f"{before.records:,} checkpoints of generation {before.generation} were "
-            what += f"acknowledged, {seen.records:,} of generation {seen.generation} are left"
+            left = plural(seen.records, "checkpoint")
+            what = f"{plural(before.records, 'checkpoint')} acknowledged, {left} left"
             self.done.append(Repaired(f"run {seen.run_id!r}", what, is_loss=True))
 
 

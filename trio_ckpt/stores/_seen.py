@@ -41,7 +41,7 @@ class Seen:
         run_id: The run.
         owner: Its newest owner number.
         generation: Its newest generation.
-        records: Of all streams of that generation together.
+        records: Of all streams of all its generations together.
     """
 
     run_id: str
@@ -51,7 +51,8 @@ class Seen:
 
     def is_ahead_of(self, generation: int, records: int) -> bool:
         """Whether more was acknowledged than so much."""
-        return bool(self.records) and (self.generation, self.records) > (generation, records)
+        has_more = self.generation > generation or self.records > records
+        return bool(self.records) and has_more
 
 
 def seen_path(folder: Path, run_id: str) -> Path:
@@ -130,14 +131,14 @@ class Notes:
             before = read_seen(path)
             if before is not None and before.is_ahead_of(seen.generation, seen.records):
                 self._logger.error(
-                    "run %r has lost checkpoints that were acknowledged: there were %d of "
-                    "generation %d, there are %d of generation %d; an older copy was put in its "
-                    "place, or its newest part is damaged",
+                    "run %r has lost checkpoints that were acknowledged: there were %d in %d "
+                    "generations, there are %d in %d; an older copy was put in its place, or its "
+                    "newest part is damaged",
                     seen.run_id,
                     before.records,
-                    before.generation,
+                    before.generation + 1,
                     seen.records,
-                    seen.generation,
+                    seen.generation + 1,
                 )
         try:
             self._open[seen.run_id] = open_file(path, os.O_WRONLY | os.O_CREAT)
@@ -152,13 +153,13 @@ class Notes:
         """So many records more are durable."""
         seen = self._seen.get(run_id)
         if seen is not None:
-            before = seen.records if seen.generation == generation else 0
-            self._write(attrs.evolve(seen, generation=generation, records=before + records))
+            now = seen.records + records
+            self._write(attrs.evolve(seen, generation=generation, records=now))
 
-    def pruned(self, run_id: str) -> None:
-        """All of a run is gone, on purpose."""
+    def reset(self, run_id: str, records: int) -> None:
+        """There are so many records from now on: some go, on purpose."""
         if run_id in self._seen:
-            self._write(attrs.evolve(self._seen[run_id], records=0))
+            self._write(attrs.evolve(self._seen[run_id], records=records))
 
     def end(self, run_id: str) -> None:
         """The run is given back."""

@@ -28,7 +28,7 @@ from ._local_check import (
     missing_blobs,
     strangers,
 )
-from ._sqlite_schema import MEMBERS, check_tables, connect
+from ._sqlite_schema import MEMBERS, check_tables, connect, explain_sqlite
 from ._wal_check import check_wal
 
 DATABASE = "state.db"
@@ -86,7 +86,7 @@ _RUNS = "SELECT id, run_id, generation, first, owner FROM runs"
 _GENERATIONS = "SELECT DISTINCT generation FROM streams WHERE run = ? ORDER BY generation"
 _COUNT = (
     "SELECT owner, runs.generation, coalesce((SELECT sum(sequence) FROM heads JOIN streams ON "
-    "streams.id = heads.stream WHERE run = runs.id AND streams.generation = runs.generation), 0) "
+    "streams.id = heads.stream WHERE run = runs.id), 0) "
     "FROM runs WHERE run_id = ?"
 )
 _DIGESTS = "SELECT blob FROM log WHERE blob IS NOT NULL UNION SELECT digest FROM attached"
@@ -184,7 +184,8 @@ def odd_generations(
 
 
 def _named(folder: Path, digests: Iterable[str]) -> set[str]:
-    with _reading(folder) as connection:
+    what = "looking for names of blobs"
+    with explain_sqlite(folder / DATABASE, what), _reading(folder) as connection:
         return {
             digest
             for digest in digests

@@ -16,6 +16,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from .._records import Seal
 from .._values import decode_key
 from ..abc import Repaired
 from ._blobs import Blobs
-from ._salvage import Salvage, Sound, measure
+from ._salvage import Bridge, Salvage, Sound, measure
 from ._seen import Seen, all_seen
 from ._sqlite_schema import APPLICATION_ID, FORMAT_VERSION, TABLES, connect, explain_sqlite
 
@@ -207,8 +208,8 @@ class _Rebuild:
             self.salvage.done.append(Repaired(f"run {run_id!r}", what))
         (records,) = run(
             "SELECT coalesce(sum(sequence), 0) FROM heads JOIN streams ON streams.id = "
-            "heads.stream WHERE run = ? AND generation = ?",
-            (number, now[0]),
+            "heads.stream WHERE run = ?",
+            (number,),
         ).fetchone()
         return Seen(run_id, now[2], now[0], records)
 
@@ -228,12 +229,29 @@ class _Rebuild:
             return
         self._drop_doubles(number, seal)
         sound = measure(seal, lambda: self._records(number))
-        place = (found[0], generation, stream)
-        if self.salvage.is_cut(place, sound, head[0] if head else 0):
+        place, newest = (found[0], generation, stream), max(head[0] if head else 0, sound.newest)
+        records = partial(self._records, number)
+        if newest > sound.through and (
+            bridged := self.salvage.bridged(place, seal, records, newest)
+        ):
+            self._put_notes(number, bridged)
+            sound = Sound(bridged.progress, 0, newest)
+        elif self.salvage.is_cut(place, sound, newest):
             self._execute(
                 "DELETE FROM log WHERE stream = ? AND sequence > ?", number, sound.through
             )
         self._chain(number, sound, seal)
+
+    def _put_notes(self, number: int, bridged: Bridge) -> None:
+        for sequence, payload in bridged.notes.items():
+            for table in ("log", "attached"):
+                self._execute(
+                    f"DELETE FROM {table} WHERE stream = ? AND sequence = ?",  # noqa: S608  # ours
+                    number,
+                    sequence,
+                )
+            insert = "INSERT INTO log (stream, sequence, prev, payload) VALUES (?, ?, 0, ?)"
+            self._execute(insert, number, sequence, payload)
 
     def _chain(self, number: int, sound: Sound, seal: Seal) -> None:
         rows = self.target.execute(

@@ -71,7 +71,7 @@ _FIND_HEAD = (
 )
 _SUM_HEADS = (
     "SELECT coalesce(sum(sequence), 0) FROM heads JOIN streams ON streams.id = heads.stream "
-    "WHERE run = ? AND generation = ?"
+    "WHERE run = ?"
 )
 _READ_HEAD = "SELECT sequence, last FROM heads WHERE stream = ?"
 _ADD_STREAM = "INSERT INTO streams (run, generation, stream) VALUES (?, ?, ?)"
@@ -188,10 +188,10 @@ class Writer:
         return int(owner)
 
     def count(self, run_id: str) -> tuple[int, int]:
-        """The newest generation of a run that is owned, and how many records that has."""
+        """The newest generation of a run that is owned, and its records in all generations."""
         with explain_sqlite(self._database, f"looking at run {run_id!r}"):
             run, generation, _, _ = self._cursor.execute(_FIND_RUN, (run_id,)).fetchone()
-            (records,) = self._cursor.execute(_SUM_HEADS, (run, generation)).fetchone()
+            (records,) = self._cursor.execute(_SUM_HEADS, (run,)).fetchone()
         return int(generation), int(records)
 
     def give_back(self, run_id: str) -> None:

@@ -89,15 +89,11 @@ def _look(file: BinaryIO, head: bytes) -> list[Finding]:
         return [Finding(NAME, what, RESTORE)]
     log = _walk(file, page_bytes, (salts[0], salts[1]), (one, two), order)
     if log.commits > 1:
-        what = (
-            f"frame {log.frames + 1} is damaged: {log.commits} transactions from there on are lost"
-        )
+        what = f"frame {log.frames + 1} is damaged: {log.commits} saves from there on are lost"
         return [Finding(NAME, what, RESTORE)]
     if log.is_torn:
-        what = f"the last save in it does not count: a crash cut it off, or {log.behind} frames of "
-        return [
-            Finding(NAME, what + "it are damaged", "a start goes on before it", is_damage=False)
-        ]
+        what = "the last save in it does not count: a crash cut it off, or it is damaged"
+        return [Finding(NAME, what, "a start goes on before it", is_damage=False)]
     return []
 
 
