@@ -85,18 +85,23 @@ class Maintenance:
         await self._begin_change()
         return await redo.rewind(to, reason)
 
-    async def recover(self, key: StreamKey) -> IndexSet:
+    async def recover(self, key: StreamKey) -> IndexSet | None:
         """Go back to the newest confirmed state that is whole; returns what goes back to work.
 
         It is what a start does with ``recover=True``.
 
+        Returns:
+            What; None: the newest one is whole.
+
         Raises:
-            StoreDamagedError: none is.
+            StoreDamagedError: none is; with ``--accept-loss`` `verify --repair` begins it anew.
 
         Durability: as for `Stream.redo`.
         """
         redo = self._redo(key)
         pages = partial(read_pages, self.store, self.view.run_id, self._run_key.generation, key)
+        if await is_whole(self.store, pages()):
+            return None
         async with aclosing(pages()) as newest_first:
             async for records in newest_first:
                 for sequence, record in records:
@@ -106,7 +111,9 @@ class Maintenance:
                         await self._begin_change()
                         reason = f"the states after sequence {sequence} are damaged"
                         return await redo.rewind_before(sequence + 1, reason)
-        raise StoreDamagedError(f"no saved state of stream {stream_name(key)!r} is whole")
+        raise StoreDamagedError(
+            f"no saved state of stream {stream_name(key)!r} is whole: --accept-loss begins it anew"
+        )
 
     async def let_go(self, key: StreamKey, sequences: Sequence[int]) -> None:
         """Let go of the arrays of old states, because they are damaged."""

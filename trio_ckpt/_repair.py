@@ -23,7 +23,7 @@ import attrs
 import trio
 
 from ._check import check_all
-from ._errors import StoreError, TrioCkptError
+from ._errors import StoreDamagedError, StoreError, TrioCkptError
 from ._maintain import Maintenance, open_maintenance
 from ._manifest import MANIFEST
 from ._ranges import IndexSet
@@ -105,7 +105,7 @@ async def repair_all(
         for name in await _runs_of(store, run_id, not_done):
             folder_now = output_dir if run_id is not None else None
             try:
-                await _Mender(store, name, folder_now, done, not_done).mend()
+                await _Mender(store, name, folder_now, done, not_done, may_cut).mend()
             except TrioCkptError as error:
                 not_done.append(Repaired(f"run {name!r}", str(error)))
         async with aclosing(check_all(store, run_id, output_dir=output_dir)) as found:
@@ -137,6 +137,7 @@ class _Mender:
     output_dir: AnyPath | None
     done: list[Repaired]
     not_done: list[Repaired]
+    may_cut: bool
 
     async def mend(self) -> None:
         """Put to rights what is damaged."""
@@ -163,8 +164,7 @@ class _Mender:
         where = f"stream {stream_name(key)!r} of run {self.run_id!r}"
         try:
             states = [finding for finding in findings if finding.is_state]
-            if any(finding.sequence is None for finding in states):
-                taken = await desk.recover(key)
+            if states and (taken := await self._recover(desk, key)) is not None:
                 self._say(where, f"its state is again the newest that is whole{_back(taken)}")
             if old := [finding.sequence for finding in states if finding.sequence is not None]:
                 await desk.let_go(key, old)
@@ -176,6 +176,16 @@ class _Mender:
                     self._say(f"output {finding.path}", "what followed its confirmed end was cut")
         except TrioCkptError as error:
             self.not_done.append(Repaired(where, str(error)))
+
+    async def _recover(self, desk: Maintenance, key: StreamKey) -> IndexSet | None:
+        """Go back to the newest state that is whole; None: the newest is."""
+        try:
+            return await desk.recover(key)
+        except StoreDamagedError:
+            if not self.may_cut:
+                raise
+            first = desk.view.streams[key].progress.first_index
+            return await desk.rewind(key, to=first - 1, reason="no saved state of it is whole")
 
     async def _redo(
         self, desk: Maintenance, key: StreamKey, where: str, findings: list[Finding]

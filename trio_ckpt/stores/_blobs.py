@@ -43,6 +43,11 @@ _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TEMPORARY = ".tmp"
 
 
+def is_digest(text: str) -> bool:
+    """Whether it is the name of a blob."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def need_digest(digest: str) -> None:
     """See that a name is one of a blob.
 

@@ -31,6 +31,7 @@ from ._local_check import (
 from ._sqlite_check import odd_generations
 
 REPAIR = "--repair writes the run anew from what can be read"
+MANY = 2**63
 _LEFTOVER = re.compile(r"journal\.[1-9][0-9]{0,17}\.jsonl|checkpoint\.json\.tmp", re.ASCII)
 
 
@@ -122,7 +123,7 @@ def _found(folder: Path, run_id: str) -> tuple[int, int, int] | None:
     try:
         loaded = load(path, run_id)
     except StoreError:
-        return 2**63, 2**63, 0  # its own finding says why; nothing can be said of how much is there
+        return MANY, MANY, MANY  # its own finding says why; how much is there nobody can tell
     if loaded is None:
         return None
     state = loaded.state

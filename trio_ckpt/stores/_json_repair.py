@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from .._errors import StoreDamagedError, StoreError
 from .._progress import decode_progress
 from .._records import Seal
 from .._values import decode_key
-from ..abc import Fold, Repaired
-from ._blobs import Blobs
+from ..abc import Checkpoint, Fold, Repaired
+from ._blobs import Blobs, is_digest
 from ._files import explain
+from ._json_content import named_in
 from ._json_files import (
     MAX_FILE_BYTES,
     folder_name,
@@ -42,6 +44,7 @@ from ._json_records import (
     encode_entry,
     encode_fold,
     payload_of,
+    with_blobs,
     without_blobs,
 )
 from ._salvage import Salvage, Sound, measure
@@ -106,6 +109,7 @@ def repair_runs(salvage: Salvage) -> None:
             if state is not None:
                 todo.append((path, state, state.journal))
     if not todo:
+        _put_unnamed_aside(salvage)
         return
     salvage.need_opened()
     for path, state, _ in todo:
@@ -119,6 +123,13 @@ def repair_runs(salvage: Salvage) -> None:
         salvage.done.append(Repaired(f"runs/{path.name}", "it was written anew"))
         records = sum(len(stream.entries) for stream in state.streams.values())
         salvage.note(Seen(state.run_id, state.owner, state.generation, records))
+    _put_unnamed_aside(salvage)
+
+
+def _put_unnamed_aside(salvage: Salvage) -> None:
+    """Move unnamed blobs away, but for when a run cannot be read: it may name any."""
+    with suppress(StoreError):
+        salvage.put_unnamed_blobs_aside(set(named_in(run_folders(salvage.folder))))
 
 
 def _is_whole(path: Path, salvage: Salvage) -> bool:
@@ -248,12 +259,22 @@ def _stream(
         sound = Sound(bridged.progress, 0, sound.newest)
     else:
         salvage.is_cut(spot, sound, 0)
-    entries = [chosen[sequence] for sequence in range(1, sound.through + 1)]
+    entries = [
+        _with_blobs(chosen[sequence], salvage, blobs) for sequence in range(1, sound.through + 1)
+    ]
     for sequence in found.drops.get(place, ()):
         if sequence <= len(entries):
             entries[sequence - 1] = without_blobs(entries[sequence - 1])
     fold = Fold(key, sound.through, sound.fold(seal))
     return StreamState(entries, msgspec.Raw(encode_fold(fold)) if entries else None)
+
+
+def _with_blobs(raw: msgspec.Raw, salvage: Salvage, blobs: Blobs) -> msgspec.Raw:
+    """A record that names those of its attached blobs that are there."""
+    entry = decode_entry(raw)
+    named = [name for name in entry.blobs if is_digest(name) and blobs.has(name)]
+    needed = salvage.blobs_of(_payload(entry, blobs))
+    return with_blobs(raw, tuple(dict.fromkeys([*named, *needed])))
 
 
 def _is_sealed(seal: Seal, sequence: int, raw: msgspec.Raw, blobs: Blobs) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -26,13 +26,15 @@ import attrs
 from .._errors import StoreDamagedError, StoreError
 from .._progress import Progress, apply, encode_progress
 from .._ranges import IndexSet
-from .._records import Kind, Record, Seal, decode_record, encode_record
+from .._records import DIGEST_BYTES, Kind, Record, Seal, decode_record, encode_record
 from .._words import number, plural, spans
 from ..abc import Repaired
+from ..state import decode_frame
 from ._files import make_folder, open_file, sync_file, sync_folder
 from ._local_check import LOSSES, blob_problem
 from ._seen import Seen, all_seen, encode_seen, read_seen, seen_path
 
+SHA256_DIGITS = 64
 MAX_NOTES = 100_000  # in the places of lost records; a stream that lost more is cut off
 LOST = "a repair put this in the place of a checkpoint that was lost"
 ACCEPT = "--accept-loss goes on without them, and their batches run again"
@@ -199,9 +201,7 @@ class Salvage:
         if found is not None and found.notes:
             run_id, _, stream = place
             lost = spans(IndexSet(found.notes).intervals())
-            what = (
-                f"{plural(len(found.notes), 'checkpoint')} lost ({lost}): the batches run again, "
-            )
+            what = f"{plural(len(found.notes), 'checkpoint')} lost ({lost}): they run again, "
             what += "what was confirmed after them stays"
             self.done.append(Repaired(f"stream {stream} of run {run_id!r}", what, is_loss=True))
             self.opened += found.progress.sequence - len(found.notes)
@@ -271,10 +271,31 @@ class Salvage:
     def put_bad_blobs_aside(self) -> None:
         """Move blobs away that are not those of their names; whoever names them finds them gone."""
         for path in sorted((self.folder / "blobs").glob("??/*")):
-            if len(path.name) == 64 and (problem := blob_problem(path)) is not None:
+            if len(path.name) == SHA256_DIGITS and (problem := blob_problem(path)) is not None:
                 where = f"blobs/{path.parent.name}/{path.name}"
                 self.put_aside(path)
                 self.done.append(Repaired(where, f"{problem}: it was moved away", is_loss=True))
+
+    def blobs_of(self, payload: bytes | None) -> tuple[str, ...]:
+        """The attached blobs that a record needs, by its saved state, and that are there.
+
+        What a store says of them is in no seal; what the state itself says is.
+        """
+        try:
+            state = decode_record(payload[DIGEST_BYTES:]).state if payload else b""
+            blob = decode_frame(state).blob if state else ""
+        except StoreDamagedError:
+            return ()
+        path = self.folder / "blobs" / blob[:2] / blob
+        return (blob,) if blob and path.is_file() else ()
+
+    def put_unnamed_blobs_aside(self, named: Collection[str]) -> None:
+        """Move away blobs that no record names: after a repair nobody knows why."""
+        for path in sorted((self.folder / "blobs").glob("??/*")):
+            if len(path.name) == SHA256_DIGITS and path.name not in named:
+                self.put_aside(path)
+                where = f"blobs/{path.parent.name}/{path.name}"
+                self.done.append(Repaired(where, "no record names it: it was moved away"))
 
     def put_bad_notes_aside(self) -> None:
         """Move away notes that cannot be read: the next owners write new ones."""

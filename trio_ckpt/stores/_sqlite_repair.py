@@ -43,6 +43,7 @@ _COLUMNS = {
     "log": ("id", "id, stream, sequence, prev, payload, blob"),
 }
 _ATTACHED = "SELECT stream, sequence, place, digest FROM attached"
+_NAMED = "SELECT blob FROM log WHERE blob IS NOT NULL UNION SELECT digest FROM attached"
 _BY_DIGEST = "SELECT stream, sequence, place, digest FROM attached INDEXED BY attached_digest"
 
 
@@ -70,6 +71,8 @@ def repair_database(salvage: Salvage) -> None:
     salvage.done.append(Repaired(DATABASE, "it was written anew from what could be read"))
     for seen in runs:
         salvage.note(seen)
+    with explain_sqlite(database, "looking for names"), closing(connect(database)) as connection:
+        salvage.put_unnamed_blobs_aside({name for (name,) in connection.execute(_NAMED)})
 
 
 def _make(path: Path) -> sqlite3.Connection:
@@ -203,8 +206,8 @@ class _Rebuild:
             now = (high, min(max(now[1], 0), low), now[2])
         if now != (newest, first, owner):
             run("UPDATE runs SET generation = ?, first = ?, owner = ? WHERE id = ?", (*now, number))
-            what = f"newest and oldest generation and owner are {now} and were "
-            what += str((newest, first, owner))
+            what = f"its generations are {now[1]} to {now[0]}, its owner {now[2]}; they were "
+            what += f"{first} to {newest}, and {owner}"
             self.salvage.done.append(Repaired(f"run {run_id!r}", what))
         (records,) = run(
             "SELECT coalesce(sum(sequence), 0) FROM heads JOIN streams ON streams.id = "
@@ -240,6 +243,11 @@ class _Rebuild:
             self._execute(
                 "DELETE FROM log WHERE stream = ? AND sequence > ?", number, sound.through
             )
+        for sequence, payload in self._records(number):
+            for blob in self.salvage.blobs_of(payload):
+                self._execute(
+                    "INSERT OR IGNORE INTO attached VALUES (?, ?, 0, ?)", number, sequence, blob
+                )
         self._chain(number, sound, seal)
 
     def _put_notes(self, number: int, bridged: Bridge) -> None:
