@@ -85,22 +85,28 @@ async def _check_generation(
     if stored is None:
         return
     views: dict[StreamKey, StreamView] = {}
+    is_whole = True
     for entry in stored.streams:
         try:
             key = decode_key(entry.stream)
         except StoreDamagedError as error:
             yield Finding(where, str(error), RESTORE, run_id=run_id, stream=entry.stream)
+            is_whole = False
             continue
         looked = _Looked(store, run_id, generation, key, where)
         for finding in await looked.look_at(entry):
             yield finding
         if looked.progress is not None:
             views[key] = StreamView(key, looked.progress)
+        else:
+            is_whole = False
     view = RunView(run_id, generation, stored.owner, views)
     for finding in await _check_states(store, view, where):
         yield finding
     if is_newest:
-        async with aclosing(check_outputs_of(store, view, folder, where)) as findings:
+        async with aclosing(
+            check_outputs_of(store, view, folder, where, is_whole=is_whole)
+        ) as findings:
             async for finding in findings:
                 yield finding
 

@@ -26,7 +26,7 @@ PIECE_BYTES = 2**20
 
 
 async def check_outputs_of(
-    store: Store, view: RunView, output_dir: AnyPath | None, where: str
+    store: Store, view: RunView, output_dir: AnyPath | None, where: str, *, is_whole: bool
 ) -> AsyncGenerator[Finding]:
     """Look at the outputs of a run.
 
@@ -35,6 +35,7 @@ async def check_outputs_of(
         view: The run, added up.
         output_dir: Where its outputs are; None: where its last session had them.
         where: How findings name the run.
+        is_whole: Whether `view` has all streams; else nobody can tell what the manifest must be.
     """
     folder = run_facts(view).get("output_dir") if output_dir is None else os.fspath(output_dir)
     parts = {key: entry.progress for key, entry in view.streams.items() if key != RUN_STREAM}
@@ -62,7 +63,8 @@ async def check_outputs_of(
             )
         for finding in await run_blocking(_tails, view, outputs, where):
             yield finding
-        if not drift.problems and is_complete({k: e.progress for k, e in view.streams.items()}):
+        every = {key: entry.progress for key, entry in view.streams.items()}
+        if is_whole and not drift.problems and is_complete(every):
             found = await _check_manifest(store, view, outputs, where)
             if found is not None:
                 yield found

@@ -25,6 +25,7 @@ import attrs
 from .._errors import StoreDamagedError, StoreError
 from .._records import Seal
 from .._values import decode_key
+from .._words import plural
 from ..abc import Repaired
 from ._blobs import Blobs
 from ._salvage import Bridge, Salvage, Sound, measure
@@ -41,6 +42,12 @@ _COLUMNS = {
     "streams": ("id", "id, run, generation, stream"),
     "heads": ("stream", "stream, sequence, last"),
     "log": ("id", "id, stream, sequence, prev, payload, blob"),
+}
+_KINDS: dict[str, tuple[type, ...]] = {  # of a row that can be believed at all
+    "runs": (int, str, object, object, object),
+    "streams": (int, int, int, str),
+    "heads": (int, int, int),
+    "log": (int, int, int, int, object, object),
 }
 _ATTACHED = "SELECT stream, sequence, place, digest FROM attached"
 _NAMED = "SELECT blob FROM log WHERE blob IS NOT NULL UNION SELECT digest FROM attached"
@@ -116,10 +123,13 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, salvage: Salva
                 lost += 1
                 continue
             for row in rows:
+                if not all(map(isinstance, row, _KINDS[table])):
+                    lost += 1
+                    continue
                 with suppress(sqlite3.Error):  # a value that cannot be one of its column
                     target.execute(insert, row)
         if lost:
-            what = f"{lost} parts of the table {table} cannot be read"
+            what = f"{plural(lost, 'row')} of the table {table} cannot be read"
             salvage.done.append(Repaired(DATABASE, what))
     for query in (_ATTACHED, _BY_DIGEST):  # the index has all columns, too
         with suppress(sqlite3.Error):
@@ -192,8 +202,9 @@ class _Rebuild:
         run("DROP INDEX by_place")
         return [seen for row in run("SELECT * FROM runs").fetchall() if (seen := self._mend(*row))]
 
-    def _mend(self, number: int, run_id: str, newest: int, first: int, owner: int) -> Seen | None:
+    def _mend(self, number: int, run_id: str, *numbers: object) -> Seen | None:
         """See that the numbers of a run can be."""
+        newest, first, owner = (value if isinstance(value, int) else -1 for value in numbers)
         run = self.target.execute
         (low, high) = run(
             "SELECT min(generation), max(generation) FROM streams WHERE run = ?", (number,)
@@ -219,6 +230,8 @@ class _Rebuild:
     def _put_in_order(self, number: int, run: int, generation: int, stream: str) -> None:
         """The chain, the head and the fold of one stream."""
         found = self.target.execute("SELECT run_id FROM runs WHERE id = ?", (run,)).fetchone()
+        if found is None:
+            found = self._find_run(number, run, generation, stream)
         head = self.target.execute(
             "SELECT sequence FROM heads WHERE stream = ?", (number,)
         ).fetchone()
@@ -249,6 +262,21 @@ class _Rebuild:
                     "INSERT OR IGNORE INTO attached VALUES (?, ?, 0, ?)", number, sequence, blob
                 )
         self._chain(number, sound, seal)
+
+    def _find_run(self, number: int, run: int, generation: int, stream: str) -> tuple[str] | None:
+        """The run of a stream whose row is lost: that of which its seals are."""
+        for _, seen in all_seen(self.salvage.folder):
+            if seen is None:
+                continue
+            with suppress(StoreDamagedError, sqlite3.Error):
+                seal = Seal(seen.run_id, generation, decode_key(stream), self.salvage.mac_key)
+                if measure(seal, partial(self._records, number)).through:
+                    insert = "INSERT INTO runs VALUES (?, ?, ?, 0, ?)"
+                    self._execute(insert, run, seen.run_id, seen.generation, seen.owner)
+                    what = "its row was lost: it was found by its seals"
+                    self.salvage.done.append(Repaired(f"run {seen.run_id!r}", what))
+                    return (seen.run_id,)
+        return None
 
     def _put_notes(self, number: int, bridged: Bridge) -> None:
         for sequence, payload in bridged.notes.items():
