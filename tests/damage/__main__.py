@@ -16,7 +16,7 @@ from tests.proof import keep_row
 from .sweep import Sweep, make_samples
 
 DEFAULT_COUNT = 5_000
-REPAIR_EVERY = 5  # of those that are found one in so many is repaired, too
+REPAIR_EVERY = 10  # of those that are found one in so many is repaired, too
 
 
 def main() -> int:
@@ -31,19 +31,20 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="damage", dir=memory))
     began = time.monotonic()
     try:
-        sweep = Sweep(make_samples(root))
+        sweep, said = Sweep(make_samples(root)), 0
         for number, planted in enumerate(sweep.damages(asked.seed, asked.count), 1):
             repairs = asked.count == 1 or number % asked.repair_every == 0
             verdict = sweep.judge(planted, repairs=repairs)
             if verdict == "silent" or asked.count == 1:
                 print(f"{verdict}: {planted}", flush=True)
-            if number % 500 == 0:
+            for problem in sweep.tally.broken[said:]:
+                print(f"broken: {problem}", flush=True)
+            said = len(sweep.tally.broken)
+            if number % 250 == 0:
                 print(f"{number:,} planted, {time.monotonic() - began:.0f} s", flush=True)
     finally:
         shutil.rmtree(root)
     tally = sweep.tally
-    for problem in tally.broken:
-        print(f"broken: {problem}")
     figures = {
         "planted": sum(tally.verdicts.values()),
         "kinds": len(tally.kinds),

@@ -169,7 +169,8 @@ def lost_runs(folder: Path, found: Callable[[str], tuple[int, int, int] | None])
     """
 
     def findings() -> Iterator[Finding]:
-        for path, seen in all_seen(folder):
+        notes = list(all_seen(folder))  # all before the first look: what is saved meanwhile is more
+        for path, seen in notes:
             where = f"lock/{path.name}"
             if seen is None:
                 advice = "the next start of its run writes it anew"
