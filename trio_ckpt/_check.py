@@ -242,7 +242,7 @@ def _record(seal: Seal, stored: StoredRecord) -> Record:
 
 
 async def _check_states(store: Store, view: RunView, where: str) -> list[Finding]:
-    keys = [key for key, entry in view.streams.items() if key != RUN_STREAM]
+    keys = [key for key in view.streams if key != RUN_STREAM]
     try:
         found = await check_states(store, view, keys)
     except ModuleNotFoundError as error:

@@ -115,6 +115,15 @@ class Maintenance:
             f"no saved state of stream {stream_name(key)!r} is whole: --accept-loss begins it anew"
         )
 
+    async def begin_anew(self, key: StreamKey, reason: str) -> IndexSet:
+        """Put all batches of a stream back to work, its first state with them; returns which.
+
+        Durability: as for `Stream.redo`.
+        """
+        redo = self._redo(key)
+        await self._begin_change()
+        return await redo.rewind_before(1, reason)
+
     async def let_go(self, key: StreamKey, sequences: Sequence[int]) -> None:
         """Let go of the arrays of old states, because they are damaged."""
         self._lane(key)

@@ -184,8 +184,7 @@ class _Mender:
         except StoreDamagedError:
             if not self.may_cut:
                 raise
-            first = desk.view.streams[key].progress.first_index
-            return await desk.rewind(key, to=first - 1, reason="no saved state of it is whole")
+            return await desk.begin_anew(key, "no saved state of it is whole")
 
     async def _redo(
         self, desk: Maintenance, key: StreamKey, where: str, findings: list[Finding]

@@ -1,4 +1,4 @@
-"""Plant damages by hand: ``python -m tests.damage [--count N] [--seed N] [--keep]``."""
+"""Plant damages by hand: ``python -m tests.damage [--count N] [--seed N] [--jobs N] [--keep]``."""
 
 from __future__ import annotations
 
@@ -9,42 +9,44 @@ import shutil
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 from tests.proof import keep_row
 
-from .sweep import Sweep, make_samples
+from .sweep import Sweep, Tally, make_samples
 
 DEFAULT_COUNT = 5_000
-REPAIR_EVERY = 10  # of those that are found one in so many is repaired, too
+REPAIR_EVERY = 10  # of those that are planted one in so many is repaired, too
+CHUNK = 125  # damages that are planted in one set of samples
+SEEDS = 10 * CHUNK  # that belong to a chunk: some plant nothing
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.damage", description=__doc__)
     parser.add_argument("--count", type=int, default=DEFAULT_COUNT)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--repair-every", type=int, default=REPAIR_EVERY)
     parser.add_argument("--keep", action="store_true")
     asked = parser.parse_args()
-    logging.disable(logging.CRITICAL)  # the library says each damage
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    root = Path(tempfile.mkdtemp(prefix="damage", dir=memory))
     began = time.monotonic()
-    try:
-        sweep, said = Sweep(make_samples(root)), 0
-        for number, planted in enumerate(sweep.damages(asked.seed, asked.count), 1):
-            repairs = asked.count == 1 or number % asked.repair_every == 0
-            verdict = sweep.judge(planted, repairs=repairs)
-            if verdict == "silent" or asked.count == 1:
-                print(f"{verdict}: {planted}", flush=True)
-            for problem in sweep.tally.broken[said:]:
-                print(f"broken: {problem}", flush=True)
-            said = len(sweep.tally.broken)
-            if number % 250 == 0:
-                print(f"{number:,} planted, {time.monotonic() - began:.0f} s", flush=True)
-    finally:
-        shutil.rmtree(root)
-    tally = sweep.tally
+    if asked.count <= CHUNK:
+        tally = plant(asked.seed, asked.count, asked.repair_every)
+    else:
+        tally = Tally()
+        with ProcessPoolExecutor(asked.jobs, get_context("spawn")) as pool:
+            chunks = [
+                pool.submit(plant, asked.seed + place * SEEDS // CHUNK, CHUNK, asked.repair_every)
+                for place in range(0, asked.count, CHUNK)
+            ]
+            for chunk in as_completed(chunks):
+                found = chunk.result()
+                tally.add(found)
+                tell(found)
+                planted = sum(tally.verdicts.values())
+                print(f"{planted:,} planted, {time.monotonic() - began:.0f} s", flush=True)
     figures = {
         "planted": sum(tally.verdicts.values()),
         "kinds": len(tally.kinds),
@@ -56,12 +58,38 @@ def main() -> int:
         "the rest said": tally.repaired["left some"] + tally.repaired["refused"],
         "repairs that broke a promise": len(tally.broken),
     }
+    if asked.count <= CHUNK:
+        tell(tally)
     for name, figure in figures.items():
         print(f"{name:30} {figure:8,}")
     print(f"{'seconds':30} {time.monotonic() - began:8.0f}")
     if asked.keep:
         keep_row("planted damages", figures)
     return 1 if tally.silent or tally.broken else 0
+
+
+def plant(seed: int, count: int, repair_every: int) -> Tally:
+    """Plant so many damages, in samples of their own."""
+    logging.disable(logging.CRITICAL)  # the library says each damage
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    root = Path(tempfile.mkdtemp(prefix="damage", dir=memory))
+    try:
+        sweep = Sweep(make_samples(root))
+        for number, planted in enumerate(sweep.damages(seed, count), 1):
+            verdict = sweep.judge(planted, repairs=count == 1 or number % repair_every == 0)
+            if count == 1:
+                print(f"{verdict}: {planted}")
+    finally:
+        shutil.rmtree(root)
+    return sweep.tally
+
+
+def tell(tally: Tally) -> None:
+    """Say what must not be."""
+    for silent in tally.silent:
+        print(f"silent: {silent}", flush=True)
+    for problem in tally.broken:
+        print(f"broken: {problem}", flush=True)
 
 
 if __name__ == "__main__":

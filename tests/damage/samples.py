@@ -132,8 +132,11 @@ async def _more(run: Run, until: int, many: int) -> None:
     async with run.open_stream("site", state=Frontier(["0"])) as site:
         await run_batches(site, None, _visit)
     async with run.open_stream("numbers") as numbers:
-        async for batch in numbers.batches(range(many)):
-            batch.complete(records=1)
+        await run_batches(numbers, range(many), _count, concurrency=25)
+
+
+async def _count(batch: Batch[int]) -> None:
+    batch.complete(records=1)
 
 
 async def _visit(batch: Batch[str]) -> None:

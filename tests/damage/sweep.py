@@ -110,9 +110,17 @@ class Tally:
 
     verdicts: Counter[str] = attrs.field(factory=Counter[str])
     kinds: Counter[str] = attrs.field(factory=Counter[str])
-    silent: list[Planted] = attrs.field(factory=list[Planted])
+    silent: list[str] = attrs.field(factory=list[str])
     repaired: Counter[str] = attrs.field(factory=Counter[str])
     broken: list[str] = attrs.field(factory=list[str])
+
+    def add(self, other: Tally) -> None:
+        """Count what another sweep has found."""
+        self.verdicts += other.verdicts
+        self.kinds += other.kinds
+        self.silent += other.silent
+        self.repaired += other.repaired
+        self.broken += other.broken
 
 
 @attrs.define(eq=False)
@@ -157,7 +165,7 @@ class Sweep:
         self.tally.verdicts[verdict] += 1
         self.tally.kinds[planted.kind] += 1
         if verdict == "silent":
-            self.tally.silent.append(planted)
+            self.tally.silent.append(str(planted))
         if repairs and found:
             lay_out(sample.root, planted.files)
             self._repair(planted, found)
