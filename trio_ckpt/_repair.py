@@ -147,6 +147,10 @@ class _Mender:
         newest = [f for f in mine if f.stream is not None or f.path is not None]
         if not newest:
             return
+        if lost := [finding for finding in mine if finding.is_loss]:  # a new owner would forget it
+            what = f"nothing else of it is mended: {lost[0].what}"
+            self.not_done.append(Repaired(f"run {self.run_id!r}", what))
+            return
         async with open_maintenance(self.store, self.run_id, output_dir=self.output_dir) as desk:
             generation = desk.view.generation
             newest = [f for f in newest if f.generation in (None, generation)]

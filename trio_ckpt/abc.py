@@ -197,6 +197,7 @@ class Finding:
         blob: The digest of the blob, if it is about one.
         path: The output file, if it is about one, relative to the output folder.
         is_state: It is about a saved state, not about the record that has it.
+        is_loss: Less is there than was acknowledged.
     """
 
     where: str
@@ -211,6 +212,7 @@ class Finding:
     blob: str | None = attrs.field(default=None, kw_only=True)
     path: str | None = attrs.field(default=None, kw_only=True)
     is_state: bool = attrs.field(default=False, kw_only=True)
+    is_loss: bool = attrs.field(default=False, kw_only=True)
 
 
 @attrs.frozen

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
-import shutil
 import sys
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
-from pathlib import Path
 
 from tests.proof import keep_row
 
-from .sweep import Sweep, Tally, make_samples
+from .sweep import Tally, plant_many
 
 DEFAULT_COUNT = 5_000
 REPAIR_EVERY = 10  # of those that are planted one in so many is repaired, too
@@ -33,16 +28,18 @@ def main() -> int:
     asked = parser.parse_args()
     began = time.monotonic()
     if asked.count <= CHUNK:
-        tally = plant(asked.seed, asked.count, asked.repair_every)
+        tally = plant_many(asked.seed, asked.count, asked.repair_every)
     else:
         tally = Tally()
         with ProcessPoolExecutor(asked.jobs, get_context("spawn")) as pool:
             chunks = [
-                pool.submit(plant, asked.seed + place * SEEDS // CHUNK, CHUNK, asked.repair_every)
+                pool.submit(
+                    plant_many, asked.seed + place * SEEDS // CHUNK, CHUNK, asked.repair_every
+                )
                 for place in range(0, asked.count, CHUNK)
             ]
-            for chunk in as_completed(chunks):
-                found = chunk.result()
+            for done in as_completed(chunks):
+                found = done.result()
                 tally.add(found)
                 tell(found)
                 planted = sum(tally.verdicts.values())
@@ -66,22 +63,6 @@ def main() -> int:
     if asked.keep:
         keep_row("planted damages", figures)
     return 1 if tally.silent or tally.broken else 0
-
-
-def plant(seed: int, count: int, repair_every: int) -> Tally:
-    """Plant so many damages, in samples of their own."""
-    logging.disable(logging.CRITICAL)  # the library says each damage
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    root = Path(tempfile.mkdtemp(prefix="damage", dir=memory))
-    try:
-        sweep = Sweep(make_samples(root))
-        for number, planted in enumerate(sweep.damages(seed, count), 1):
-            verdict = sweep.judge(planted, repairs=count == 1 or number % repair_every == 0)
-            if count == 1:
-                print(f"{verdict}: {planted}")
-    finally:
-        shutil.rmtree(root)
-    return sweep.tally
 
 
 def tell(tally: Tally) -> None:

@@ -6,7 +6,11 @@ that readers see is as it was, and else *silent*: that is what must not be.
 
 from __future__ import annotations
 
+import logging
+import os
 import random
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -232,3 +236,19 @@ class Sweep:
 
 def _records(content: object) -> dict[int, bytes]:
     return dict(content[1]) if isinstance(content, tuple) else {}
+
+
+def plant_many(seed: int, count: int, repair_every: int) -> Tally:
+    """Plant so many damages, in samples of their own; what has become of them."""
+    logging.disable(logging.CRITICAL)  # the library says each damage
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    root = Path(tempfile.mkdtemp(prefix="damage", dir=memory))
+    try:
+        sweep = Sweep(make_samples(root))
+        for number, planted in enumerate(sweep.damages(seed, count), 1):
+            verdict = sweep.judge(planted, repairs=count == 1 or number % repair_every == 0)
+            if count == 1:
+                print(f"{verdict}: {planted}")
+    finally:
+        shutil.rmtree(root)
+    return sweep.tally

@@ -103,11 +103,21 @@ def repair_runs(salvage: Salvage) -> None:
         StoreError: nothing can be read, or it cannot be written.
     """
     todo: list[tuple[Path, RunState, int]] = []
+    whole: list[Seen] = []
     for path in run_folders(salvage.folder):
-        if path.is_dir() and not path.is_symlink() and not _is_whole(path, salvage):
-            state = _salvaged(path, salvage)
-            if state is not None:
-                todo.append((path, state, state.journal))
+        if not path.is_dir() or path.is_symlink():
+            continue
+        if _is_whole(path, salvage):
+            loaded = load(path)
+            if loaded is not None and folder_name(loaded.state.run_id) == path.name:
+                whole.append(_seen_of(loaded.state))
+        elif (state := _salvaged(path, salvage)) is not None:
+            todo.append((path, state, state.journal))
+    for seen in whole:
+        salvage.note(seen)
+    salvage.forget_gone(
+        lambda run_id: any((salvage.folder / "runs").glob(f"{folder_name(run_id)}/*"))
+    )
     if not todo:
         _put_unnamed_aside(salvage)
         return
@@ -121,9 +131,13 @@ def repair_runs(salvage: Salvage) -> None:
             publish(path)
             remove_leftovers(path, written.journal)
         salvage.done.append(Repaired(f"runs/{path.name}", "it was written anew"))
-        records = sum(len(stream.entries) for stream in state.streams.values())
-        salvage.note(Seen(state.run_id, state.owner, state.generation, records))
+        salvage.note(_seen_of(state))
     _put_unnamed_aside(salvage)
+
+
+def _seen_of(state: RunState) -> Seen:
+    records = sum(len(stream.entries) for stream in state.streams.values())
+    return Seen(state.run_id, state.owner, state.generation, records)
 
 
 def _put_unnamed_aside(salvage: Salvage) -> None:

@@ -29,6 +29,7 @@ LOSSES = "damaged"  # what a repair puts aside, see `_repair`
 KNOWN = ("blobs", "lock", "live", LOSSES)
 
 RESTORE = "restore the store from a copy"
+GONE = "restore the store from a copy, or go on with what is there: --repair --accept-loss"
 REMOVED = "the next start removes it"
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -181,14 +182,14 @@ def lost_runs(folder: Path, found: Callable[[str], tuple[int, int, int] | None])
                 if seen.records:
                     gone = plural(seen.records, "checkpoint")
                     what = f"run {seen.run_id!r} is gone, with {gone}"
-                    yield Finding(where, what, RESTORE, run_id=seen.run_id)
+                    yield Finding(where, what, GONE, run_id=seen.run_id, is_loss=True)
                 continue
             owner, generation, records = now
             if seen.is_ahead_of(generation, records):
                 what = f"run {seen.run_id!r} has {plural(records, 'checkpoint')} in "
                 what += f"{plural(generation + 1, 'generation')}, {seen.records:,} in "
                 what += f"{seen.generation + 1:,} were acknowledged"
-                yield Finding(where, what, RESTORE, run_id=seen.run_id, generation=generation)
+                yield Finding(where, what, GONE, run_id=seen.run_id, is_loss=True)
             elif owner < seen.owner:
                 what = f"run {seen.run_id!r} has had owner {seen.owner}, and now has {owner}"
                 yield Finding(where, what, "--repair raises it", run_id=seen.run_id)

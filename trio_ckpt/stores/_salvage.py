@@ -297,6 +297,17 @@ class Salvage:
                 where = f"blobs/{path.parent.name}/{path.name}"
                 self.done.append(Repaired(where, "no record names it: it was moved away"))
 
+    def forget_gone(self, is_there: Callable[[str], bool]) -> None:
+        """Move away notes of runs that are gone, if going on without them was asked for."""
+        for path, seen in list(all_seen(self.folder)):
+            if seen is not None and seen.records and not is_there(seen.run_id):
+                where, gone = f"run {seen.run_id!r}", plural(seen.records, "checkpoint")
+                if self.may_cut:
+                    self.put_aside(path)
+                    self.done.append(Repaired(where, f"it is gone, with {gone}", is_loss=True))
+                else:
+                    self.left.append(Repaired(where, f"it is gone, with {gone}: {ACCEPT}"))
+
     def put_bad_notes_aside(self) -> None:
         """Move away notes that cannot be read: the next owners write new ones."""
         for path, seen in list(all_seen(self.folder)):

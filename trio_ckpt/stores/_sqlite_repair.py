@@ -78,6 +78,7 @@ def repair_database(salvage: Salvage) -> None:
     salvage.done.append(Repaired(DATABASE, "it was written anew from what could be read"))
     for seen in runs:
         salvage.note(seen)
+    salvage.forget_gone(lambda run_id: any(seen.run_id == run_id for seen in runs))
     with explain_sqlite(database, "looking for names"), closing(connect(database)) as connection:
         salvage.put_unnamed_blobs_aside({name for (name,) in connection.execute(_NAMED)})
 
