@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 
 import attrs
 
 from ._array_tools import ArrayTools
 from ._compact import Compacted, Compaction
-from ._errors import UnknownRunError, UnknownStreamError
+from ._errors import StoreDamagedError, UnknownRunError, UnknownStreamError
 from ._fresh import ARCHIVING, archive_generations, archived_note, replaced_by_next
 from ._groups import in_order
-from ._history import run_facts
+from ._history import read_pages, run_facts
 from ._lane import Lane
 from ._manifest import set_manifest_aside
 from ._progress import Progress
 from ._ranges import IndexSet
 from ._records import Kind, Record
 from ._redo import Redo
-from ._resume import retry_record
+from ._resume import retry_record, up_to
 from ._retention import Retention
 from ._saver import Saver, open_saver
+from ._state_check import is_whole
 from ._threads import run_blocking
-from ._values import RUN_STREAM, StreamKey
+from ._values import RUN_STREAM, StreamKey, encode_key
+from ._words import stream_name
 from .abc import Pruned, RunKey, RunView, Store
-from .outputs import AnyPath, OutputDir
+from .outputs import AnyPath, AppendFile, OutputDir, keep_tail
 
 
 @attrs.define(eq=False)
@@ -81,6 +84,59 @@ class Maintenance:
         redo = self._redo(key)
         await self._begin_change()
         return await redo.rewind(to, reason)
+
+    async def recover(self, key: StreamKey) -> IndexSet | None:
+        """Go back to the newest confirmed state that is whole; returns what goes back to work.
+
+        It is what a start does with ``recover=True``.
+
+        Returns:
+            What; None: the newest one is whole.
+
+        Raises:
+            StoreDamagedError: none is; with ``--accept-loss`` `verify --repair` begins it anew.
+
+        Durability: as for `Stream.redo`.
+        """
+        redo = self._redo(key)
+        pages = partial(read_pages, self.store, self.view.run_id, self._run_key.generation, key)
+        if await is_whole(self.store, pages()):
+            return None
+        async with aclosing(pages()) as newest_first:
+            async for records in newest_first:
+                for sequence, record in records:
+                    if not record.state or record.kind is Kind.SNAPSHOT:
+                        continue
+                    if await is_whole(self.store, up_to(pages, sequence)):
+                        await self._begin_change()
+                        reason = f"the states after sequence {sequence} are damaged"
+                        return await redo.rewind_before(sequence + 1, reason)
+        raise StoreDamagedError(
+            f"no saved state of stream {stream_name(key)!r} is whole: --accept-loss begins it anew"
+        )
+
+    async def begin_anew(self, key: StreamKey, reason: str) -> IndexSet:
+        """Put all batches of a stream back to work, its first state with them; returns which.
+
+        Durability: as for `Stream.redo`.
+        """
+        redo = self._redo(key)
+        await self._begin_change()
+        return await redo.rewind_before(1, reason)
+
+    async def let_go(self, key: StreamKey, sequences: Sequence[int]) -> None:
+        """Let go of the arrays of old states, because they are damaged."""
+        self._lane(key)
+        await self.store.drop_blobs(self._run_key, encode_key(key), sequences)
+
+    async def cut_tail(self, key: StreamKey, path: str) -> None:
+        """Cut off what follows the confirmed end of an append file; a copy stays in the archive."""
+        size = self._lane(key).progress.sinks[path]
+        if self.outputs is not None:
+            label = f"{self.view.run_id}-{self._run_key.generation}-tail"
+            await run_blocking(keep_tail, self.outputs, path, size, label)
+            sink = await run_blocking(AppendFile.open, self.outputs, path, size)
+            await run_blocking(sink.close)
 
     async def compact(
         self, keys: Iterable[StreamKey] | None = None, *, retention: Retention | None = None

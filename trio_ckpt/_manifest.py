@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, closing
 from typing import Any
@@ -31,6 +32,9 @@ log = logging.getLogger("trio_ckpt.run")
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_HEAD = re.compile(
+    r'\{"format":\d+,"run":"(?:[^"\\]|\\.)*","generation":(\d{1,18}),"checkpoints":(\d{1,18}),'
+)
 MAX_MANIFEST_HEAD_BYTES = 2**16  # enough to see whose manifest one is
 
 
@@ -57,7 +61,7 @@ async def write_manifest(
         return False
     file = await run_blocking(outputs.create, MANIFEST)
     with closing(file):
-        async with aclosing(_pieces(store, run_key, parts, outputs, facts)) as pieces:
+        async with aclosing(manifest_pieces(store, run_key, parts, outputs, facts)) as pieces:
             async for piece in pieces:
                 await run_blocking(file.write, piece.encode())
         await run_blocking(_commit, file)
@@ -68,13 +72,14 @@ def _commit(file: NewFile) -> None:
     file.commit()
 
 
-async def _pieces(
+async def manifest_pieces(
     store: Store,
     run_key: RunKey,
     parts: Mapping[StreamKey, Progress],
     outputs: OutputDir,
     facts: Mapping[str, Any],
 ) -> AsyncGenerator[str]:
+    """What the manifest says, piece by piece; see `write_manifest`."""
     mine = {key: parts[key] for key in in_order(parts)}
     whole = summarize((), mine)
     head: dict[str, Any] = {
@@ -191,6 +196,16 @@ async def is_current(
     head = await run_blocking(_read_head, outputs)
     wanted = _dump(_identity(run_key, parts))[:-1].encode() + b","
     return head is not None and head.startswith(wanted)
+
+
+def is_older(outputs: OutputDir, run_key: RunKey, parts: Mapping[StreamKey, Progress]) -> bool:
+    """Whether the manifest that is there is one of this run, of fewer checkpoints.  Blocks."""
+    head = (_read_head(outputs) or b"").decode(errors="replace")
+    match = _HEAD.match(head)
+    now = _identity(run_key, parts)
+    if match is None or _owner(head.encode()) != run_key.run_id:
+        return False
+    return (int(match[1]), int(match[2])) < (now["generation"], now["checkpoints"])
 
 
 async def set_outdated_aside(

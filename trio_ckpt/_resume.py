@@ -252,7 +252,7 @@ class Resume:
                         continue
                     keeper.versions.clear()
                     try:
-                        await keeper.load(partial(_up_to, self._pages, sequence), self._named)
+                        await keeper.load(partial(up_to, self._pages, sequence), self._named)
                     except StoreDamagedError:
                         continue
                     if is_snapshot:
@@ -266,10 +266,10 @@ class Resume:
         raise StoreDamagedError(f"no saved state of {self.desk.where()} is whole; begin again")
 
 
-async def _up_to(
+async def up_to(
     pages: Callable[[], AsyncGenerator[list[tuple[int, Record]]]], last: int
 ) -> AsyncGenerator[list[tuple[int, Record]]]:
-    """The records of a stream as they were when one of them was the newest."""
+    """The records of a stream, newest first, as they were when one of them was the newest."""
     async with aclosing(pages()) as newest_first:
         async for records in newest_first:
             yield [(sequence, record) for sequence, record in records if sequence <= last]

@@ -58,6 +58,36 @@ class StateCheck:
     problems: tuple[StateProblem, ...]
 
 
+async def is_whole(store: Store, pages: AsyncGenerator[list[tuple[int, Record]]]) -> bool:
+    """Whether the state that records end with is whole: its chain, and every byte of its arrays.
+
+    Args:
+        store: Where it is.
+        pages: The records of its stream, newest first, from the one that ends it on.
+    """
+    try:
+        chain, _ = await read_chain(pages, with_snapshots=False)
+        for _, frame in chain:
+            await compare_data(store, frame)
+    except StoreDamagedError:
+        return False
+    return bool(chain)
+
+
+async def compare_data(store: Store, frame: Frame) -> None:
+    """Compare the arrays' bytes of a frame with their digests.
+
+    Raises:
+        StoreDamagedError: they are not what was saved.
+    """
+    for offset, size, pieces in _reads(frame):
+        if frame.blob:
+            data = await store.read_blob(frame.blob, offset, size)
+        else:
+            data = frame.data[offset : offset + size]
+        await run_blocking(_compare, data, offset, pieces)
+
+
 async def check_states(
     store: Store, view: RunView, keys: Collection[StreamKey] | None = None
 ) -> StateCheck:
@@ -131,12 +161,7 @@ class _Check:
         if frame.blob and frame.blob not in named:
             return
         self.bytes += frame.data_bytes
-        for offset, size, pieces in _reads(frame):
-            if frame.blob:
-                data = await self.store.read_blob(frame.blob, offset, size)
-            else:
-                data = frame.data[offset : offset + size]
-            await run_blocking(_compare, data, offset, pieces)
+        await compare_data(self.store, frame)
 
 
 _Piece = tuple[int, int, bytes]  # offset, size, digest

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Literal
@@ -18,6 +18,7 @@ from typing import Literal
 import attrs
 import trio
 
+from ._errors import StoreError
 from ._progress import Progress, apply, decode_progress
 from ._records import Seal, decode_record
 from ._values import StreamKey, decode_key
@@ -177,6 +178,56 @@ class Pruned:
     generations: int
     records: int
     bytes: int
+
+
+@attrs.frozen
+class Finding:
+    """Something that is not as it should be, in a store or in the outputs of a run.
+
+    Attributes:
+        where: The file or the row, as a person would look for it.
+        what: What is wrong with it, in words.
+        advice: What can be done.
+        is_damage: Something that was saved is not as it was; else it is only worth knowing.
+        run_id: The run, if it is about one.
+        generation: Of the run.
+        stream: Its key as text, if it is about one.
+        sequence: Of the checkpoint, if it is about one.
+        batch_index: The batch, if it is about one.
+        blob: The digest of the blob, if it is about one.
+        path: The output file, if it is about one, relative to the output folder.
+        is_state: It is about a saved state, not about the record that has it.
+        is_loss: Less is there than was acknowledged.
+    """
+
+    where: str
+    what: str
+    advice: str = ""
+    is_damage: bool = True
+    run_id: str | None = attrs.field(default=None, kw_only=True)
+    generation: int | None = attrs.field(default=None, kw_only=True)
+    stream: str | None = attrs.field(default=None, kw_only=True)
+    sequence: int | None = attrs.field(default=None, kw_only=True)
+    batch_index: int | None = attrs.field(default=None, kw_only=True)
+    blob: str | None = attrs.field(default=None, kw_only=True)
+    path: str | None = attrs.field(default=None, kw_only=True)
+    is_state: bool = attrs.field(default=False, kw_only=True)
+    is_loss: bool = attrs.field(default=False, kw_only=True)
+
+
+@attrs.frozen
+class Repaired:
+    """Something that a repair has done.
+
+    Attributes:
+        where: What it did it to.
+        what: What it did, in words.
+        is_loss: Something that was saved is gone with it.
+    """
+
+    where: str
+    what: str
+    is_loss: bool = False
 
 
 @attrs.frozen
@@ -505,6 +556,23 @@ class Store(ABC):
         Durability: what is removed does not come back after power loss.
         Cancellation: not once it has begun.
         """
+
+    def check(self) -> AsyncGenerator[Finding]:
+        """Look at all that the store itself can judge, and change nothing.
+
+        It looks at what lies beneath the other methods: files and rows, what they say of each
+        other, every blob by its name, blobs that nobody names, what is not the store's.  What a
+        payload says is not its affair: whoever wants to know reads all records, too.
+
+        It needs no lock.  Of a run that is running, what is being saved at this moment may be
+        found as unfinished, never as damaged.
+
+        Raises:
+            StoreError: this kind of store cannot be checked, or it cannot be read at all.
+
+        Cancellation: between steps, of some seconds where the store is large.
+        """
+        raise StoreError(f"the store {self.url} cannot be checked from here: check it where it is")
 
     @abstractmethod
     async def aclose(self) -> None:

@@ -103,6 +103,8 @@ def test_every_key_of_the_documents_is_on_the_page(run: Terminal, tmp_path: Path
         ["history", store],
         ["history", store, "--stream", "org/repo1/pulls"],
         ["verify", store],
+        ["verify", store, "--full"],
+        ["verify", store, "--repair", "--yes"],
         ["export", store, "gh-2025", tmp_path / "x"],
         ["import", tmp_path / "other", tmp_path / "x"],
         ["show", store, "none"],

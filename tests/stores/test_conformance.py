@@ -20,6 +20,7 @@ from trio_ckpt._errors import StoreConflictError
 from trio_ckpt.abc import (
     BlobPayload,
     Checkpoint,
+    Finding,
     Fold,
     HistoryPage,
     Owner,
@@ -418,6 +419,11 @@ class NeverCloses(MemoryStore):
         await trio.lowlevel.checkpoint()
 
 
+class CriesWolf(MemoryStore):
+    async def check(self) -> AsyncGenerator[Finding]:
+        yield Finding("memory", "a wolf")
+
+
 class DeafToCancellation(MemoryStore):
     async def _begin(self) -> None:
         with trio.CancelScope(shield=True):
@@ -621,6 +627,7 @@ BROKEN = {
     PrunesWithoutAttached: "prune removes attached blobs that nobody else names",
     PublishesIntoTheVoid: "What is published for other processes replaces what was there",
     NeverCloses: "Closing twice is fine",
+    CriesWolf: "check finds no damage where all is as it was saved.*a sound store is damaged",
     DeafToCancellation: "A cancelled read ends",
 }
 

@@ -352,6 +352,14 @@ async def test_journal_of_another_run_is_noticed(folder: Path) -> None:
         await _read(folder)
 
 
+async def test_lost_checkpoint_of_a_run_that_was_given_back_is_noticed(folder: Path) -> None:
+    """Its journal has one line then, but it is not the first: a checkpoint.json was there."""
+    await make(folder, *chain(A, 1, 2), scheme="json")
+    (folder / "runs" / "run" / "checkpoint.json").unlink()
+    with pytest.raises(StoreDamagedError, match=r"checkpoint\.json is missing"):
+        await _read(folder)
+
+
 @pytest.mark.parametrize("name", ["checkpoint.json", "journal.*.jsonl"])
 async def test_lost_file_is_noticed(folder: Path, name: str) -> None:
     await _make_both_files(folder)
@@ -568,6 +576,7 @@ async def test_run_whose_making_was_cut_short(folder: Path) -> None:
     await make(folder, scheme="json")
     home = folder / "runs" / "run"
     (home / "checkpoint.json").rename(home / "checkpoint.json.tmp")
+    (home / "journal.2.jsonl").rename(home / "journal.1.jsonl")
     store = await JsonStore.open(folder)
     assert await store.list_runs() == ()
     assert await store.read_run("run") is None

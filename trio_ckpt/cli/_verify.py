@@ -17,6 +17,7 @@ from .._verify import MISSING, MISSING_MANY
 from .._words import number, plural, quoted_name, stream_names
 from ..abc import Store
 from ..outputs import OutputDir
+from ._change import Consent
 from ._exits import (
     EXIT_NOT_FOUND,
     EXIT_NOT_INSTALLED,
@@ -32,11 +33,14 @@ from ._options import (
     json_option,
     output_dir_option,
     run_argument,
+    say,
     store_argument,
     stream_option,
+    yes_option,
 )
 from ._overview import MAX_ROWS
 from ._report import Answer, Block, capped
+from ._verify_full import RepairWish, verify_all
 
 
 @click.command("verify")
@@ -46,23 +50,49 @@ from ._report import Answer, Block, capped
 @click.option(
     "--sha256", is_flag=True, help="Read every file, and every saved state, and compare hashes."
 )
+@click.option(
+    "--full",
+    is_flag=True,
+    help="Look at all of the store, too: every record, every blob, its own files; of all runs, if "
+    "none is named.",
+)
+@click.option("--repair", is_flag=True, help="The same, and then mend what can be mended.")
+@click.option(
+    "--accept-loss",
+    "cut",
+    is_flag=True,
+    help="With --repair: also give up what cannot be gone on with, and what is gone.",
+)
 @output_dir_option
 @all_option
+@yes_option
 @json_option
 def verify_command(
     store: str,
     run: str | None,
     stream: str | None,
     sha256: bool,
+    full: bool,
+    repair: bool,
+    cut: bool,
     output_dir: str | None,
     every: bool,
+    yes: bool,
     as_json: bool,
 ) -> int:
     """Compare the confirmed outputs with the files, and change nothing.
 
-    With --sha256 the saved states are read, too. Exits with 1 if something is missing or not as
-    it was.
+    With --sha256 the saved states are read, too; with --full all that the store holds. Only with
+    --repair something is changed. Exits with 1 if something is missing or not as it was.
     """
+    if full or repair:
+        if stream is not None:
+            raise CommandError("--full looks at whole runs: leave --stream out", EXIT_USAGE)
+        wish = RepairWish(may_cut=cut, consent=Consent(yes)) if repair else None
+        check = partial(verify_all, store, run, output_dir=output_dir, every=every, wish=wish)
+        return say(check, as_json=as_json)
+    if cut or yes:
+        raise CommandError("--accept-loss and --yes go with --repair", EXIT_USAGE)
     ask = partial(
         verify,
         run_id=run,

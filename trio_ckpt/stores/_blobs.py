@@ -45,6 +45,11 @@ _SHARD = re.compile(r"[0-9a-f]{2}", re.ASCII)
 _TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}\.tmp", re.ASCII)  # as tempfile names them
 
 
+def is_digest(text: str) -> bool:
+    """Whether it is the name of a blob."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def need_digest(digest: str) -> None:
     """See that a name is one of a blob.
 

@@ -109,10 +109,22 @@ def make_marker(folder: Path) -> None:
         StoreVersionError: another version wrote it.
         StoreDamagedError: its marker cannot be read.
     """
+    with explain(folder, "opening the store"):
+        if not (folder / "store.json").exists():
+            _write_marker(folder)
+    check_marker(folder)
+
+
+def check_marker(folder: Path) -> None:
+    """See that the folder is a store that we can read.
+
+    Raises:
+        StoreError: it is something else.
+        StoreVersionError: another version wrote it.
+        StoreDamagedError: its marker cannot be read.
+    """
     path = folder / "store.json"
     with explain(folder, "opening the store"):
-        if not path.exists():
-            _write_marker(folder)
         try:
             marker = msgspec.json.decode(read_whole(path, MAX_MARKER_BYTES), type=_Marker)
         except (msgspec.MsgspecError, ValueError) as error:
@@ -210,8 +222,14 @@ def load(folder: Path, run_id: str | None = None) -> Loaded | None:
 
 
 def _has_saved(folder: Path) -> bool:
-    """Whether a journal has more than its first line: so there is or was a checkpoint.json."""
+    """Whether there is or was a checkpoint.json.
+
+    A journal that has more than its first line comes after one, and so does every journal but
+    the first: that is made before the first checkpoint.json.
+    """
     for journal in folder.glob("journal.*.jsonl"):
+        if _JOURNAL.fullmatch(journal.name) and journal.name != journal_path(folder, 1).name:
+            return True
         with suppress(FileNotFoundError):
             if read_whole(journal, MAX_FILE_BYTES).count(b"\n") > 1:
                 return True

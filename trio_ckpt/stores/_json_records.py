@@ -125,7 +125,12 @@ def encode_entry(checkpoint: Checkpoint) -> bytes:
 
 def without_blobs(raw: msgspec.Raw) -> msgspec.Raw:
     """The same entry, but it names no attached blobs."""
-    return msgspec.Raw(_encode(msgspec.structs.replace(decode_entry(raw), blobs=())))
+    return with_blobs(raw, ())
+
+
+def with_blobs(raw: msgspec.Raw, blobs: tuple[str, ...]) -> msgspec.Raw:
+    """The same entry, naming these attached blobs."""
+    return msgspec.Raw(_encode(msgspec.structs.replace(decode_entry(raw), blobs=blobs)))
 
 
 def decode_entry(raw: msgspec.Raw) -> Entry:

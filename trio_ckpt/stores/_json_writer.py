@@ -78,6 +78,7 @@ class _Held:
     check: bytes
     checkpoint_bytes: int
     rewrite_at: int
+    records: int = 0  # in all generations, when it was locked or pruned
 
     @property
     def path(self) -> Path:
@@ -159,6 +160,7 @@ class Writer:
         )
         held.heads = {key: len(s.entries) for key, s in state.of(held.generation).items()}
         held.rewrite_at = _rewrite_at(held.checkpoint_bytes)
+        held.records = sum(len(stream.entries) for stream in state.streams.values())
         self._held[run_id] = held
         try:
             self._append(run_id, held, Line(held.owner + 1, held.generation))
@@ -183,6 +185,11 @@ class Writer:
         _take_over(held, written)
         self._held[run_id] = held
         return 1
+
+    def count(self, run_id: str) -> tuple[int, int]:
+        """The newest generation of a run that is owned, and its records in all generations."""
+        held = self._held[run_id]
+        return held.generation, held.records
 
     def give_back(self, run_id: str) -> None:
         """Write the run anew, so that ``checkpoint.json`` has everything; let go of it."""
@@ -409,6 +416,7 @@ class Writer:
             written = prepare(held.folder, state)
         self._switch(run.run_id, held, written)
         held.first = first
+        held.records = sum(len(stream.entries) for stream in state.streams.values())
         if state.is_gone:
             held.generation, held.heads = first - 1, {}
         return pruned

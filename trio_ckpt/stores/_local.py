@@ -25,6 +25,7 @@ from collections.abc import (
     Callable,
     Generator,
     Iterable,
+    Iterator,
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -38,6 +39,7 @@ from .._threads import WorkerThread, run_blocking
 from ..abc import (
     BlobPayload,
     Checkpoint,
+    Finding,
     Fold,
     HistoryPage,
     Owner,
@@ -50,7 +52,9 @@ from ..abc import (
 from ._blobs import Blobs, check_part
 from ._claims import Claims
 from ._live import read_live, write_live
+from ._local_check import Step
 from ._locks import RunLock, lock_run, read_owner
+from ._seen import Notes, Seen
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -67,6 +71,13 @@ class Writer(Protocol):
 
     def raise_owner(self, run_id: str) -> int:
         """A new owner number for a run, durable; it exists from now on."""
+        ...
+
+    def count(self, run_id: str) -> tuple[int, int]:
+        """The newest generation of a run that is owned, and its records in all generations.
+
+        Only right after it was locked or pruned.
+        """
         ...
 
     def give_back(self, run_id: str) -> None:
@@ -131,6 +142,7 @@ class LocalStore(Store):
         writer: Writer,
         reader: Reader,
         thread: WorkerThread,
+        check_steps: Callable[[Path], Iterator[Step]],
         *,
         mac_key: bytes | None,
         durability: Literal["full", "process"],
@@ -145,6 +157,8 @@ class LocalStore(Store):
         self._writer = writer
         self._reader = reader
         self._claims = writer.claims
+        self._notes = Notes(folder, logger)
+        self._check_steps = check_steps
         self._writing = thread
         self._removing = WorkerThread(f"trio_ckpt removes in {folder.name}")
         self._logger = logger
@@ -162,7 +176,7 @@ class LocalStore(Store):
         self._owned += 1
         try:
             # Shielded: raised late, the number would lock out whoever owns the run by then.
-            owner = await shielded(self._writing.run, self._writer.raise_owner, run_id)
+            owner = await shielded(self._writing.run, self._raise_owner, run_id)
             if lock.is_alone:  # cleaned after that: no save of an older owner can land any more
                 await shielded(self._clean, lock)
             yield owner
@@ -178,6 +192,12 @@ class LocalStore(Store):
             write_live(self._folder, run_id, b"")
         return lock
 
+    def _raise_owner(self, run_id: str) -> int:
+        owner = self._writer.raise_owner(run_id)
+        generation, records = self._writer.count(run_id)
+        self._notes.begin(Seen(run_id, owner, generation, records))
+        return owner
+
     async def _clean(self, lock: RunLock) -> None:
         """Remove what crashes left, then let others own runs."""
         await self._writing.run(self._writer.remove_orphans)
@@ -186,7 +206,7 @@ class LocalStore(Store):
     async def _give_back(self, lock: RunLock, run_id: str) -> None:
         self._owned -= 1
         try:
-            await self._writing.run(self._writer.give_back, run_id)
+            await self._writing.run(self._end_owning, run_id)
             if not self._owned:
                 await run_blocking(self._claims.release_kept)
             if run_id in self._leaving:
@@ -195,6 +215,10 @@ class LocalStore(Store):
                     await self._writing.run(self._writer.remove_orphans)
         finally:
             await run_blocking(lock.release)
+
+    def _end_owning(self, run_id: str) -> None:
+        self._notes.end(run_id)
+        self._writer.give_back(run_id)
 
     async def save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
@@ -218,6 +242,7 @@ class LocalStore(Store):
                 self._claims.end_save(group)
             raise
         self._claims.end_save(group, outcomes)
+        self._notes.saved(run.run_id, run.generation, outcomes.count(None))
         return outcomes
 
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
@@ -249,11 +274,17 @@ class LocalStore(Store):
         self._check_open()
         await trio.lowlevel.checkpoint()
         try:
-            pruned = await shielded(self._writing.run, self._writer.prune, run, keep)
+            pruned = await shielded(self._writing.run, self._prune, run, keep)
         except SaveOutcomeUnknownError:
             self._in_doubt.add(run.run_id)
             raise
         self._leaving.add(run.run_id)
+        return pruned
+
+    def _prune(self, run: RunKey, keep: int) -> Pruned:
+        self._notes.reset(run.run_id, 0)  # first: it must never say more than there is
+        pruned = self._writer.prune(run, keep)
+        self._notes.reset(run.run_id, self._writer.count(run.run_id)[1])
         return pruned
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
@@ -323,6 +354,13 @@ class LocalStore(Store):
         free = await shielded(self._writing.run, self._writer.unnamed, names)
         return len(free), sum(map(self._blobs.size, free))
 
+    async def check(self) -> AsyncGenerator[Finding]:
+        """See `Store.check`."""
+        self._check_open()
+        for step in self._check_steps(self._folder):
+            for finding in await run_blocking(step):
+                yield finding
+
     async def put_blob(self, payload: BlobPayload) -> str:
         """See `Store.put_blob`.
 
@@ -362,6 +400,7 @@ class LocalStore(Store):
         await self._stop_reading()
         if not self._in_doubt:
             await shielded(self._writing.run, self._writer.close)
+            self._notes.close()
             self._claims.close()
         self._writing.stop()
         self._removing.stop()

@@ -23,6 +23,7 @@ from ._files import (
     sync_folder,
     warn_of_others,
 )
+from ._seen import all_seen
 
 APPLICATION_ID = 0x74636B70  # "tckp", in bytes 68 to 71 of the file
 FORMAT_VERSION = 2  # 1 was written while this was being made, and never released
@@ -104,6 +105,7 @@ def make_folders(folder: Path, *, create: bool) -> None:
         check_members(folder, files=FILES, folders=FOLDERS)
         if not database.exists() or _is_blank_file(database):
             _refuse_strangers(folder)
+            _refuse_lost(folder)
         make_member(folder / "lock")
         make_member(folder / "blobs")
         warn_of_others(folder)
@@ -181,6 +183,14 @@ def connect(database: Path) -> sqlite3.Connection:
     return connection
 
 
+def inode_of(database: Path) -> int:
+    """What tells a file from another one that has taken its name; 0: there is none."""
+    try:
+        return database.lstat().st_ino
+    except OSError:
+        return 0
+
+
 def set_durability(
     connection: sqlite3.Connection, database: Path, durability: Literal["full", "process"]
 ) -> None:
@@ -216,6 +226,16 @@ def check_format(connection: sqlite3.Connection, database: Path) -> None:
     """
     if _is_blank(connection, database):
         _make_tables(connection)
+    check_tables(connection, database)
+
+
+def check_tables(connection: sqlite3.Connection, database: Path) -> None:
+    """See that the tables are those of our version.
+
+    Raises:
+        StoreVersionError: another version wrote it.
+        StoreDamagedError: they are not what we made.
+    """
     version, schema = _read_format(connection)
     check_version(database, version, FORMAT_VERSION)
     if schema != TABLES:  # SQLite keeps their text
@@ -239,6 +259,16 @@ def _refuse_strangers(folder: Path) -> None:
             f"{folder} is not a trio_ckpt store: it holds {strangers[0]!r}; choose an empty or "
             "a new folder"
         )
+
+
+def _refuse_lost(folder: Path) -> None:
+    """See that no run was saved here: a database that is gone is not to be begun anew."""
+    for _, seen in all_seen(folder):
+        if seen is not None and seen.records:
+            raise StoreDamagedError(
+                f"{folder / 'state.db'} is empty or gone, and {seen.records:,} checkpoints of run "
+                f"{seen.run_id!r} were in it: restore it from a copy, or choose another folder"
+            )
 
 
 def _make_tables(connection: sqlite3.Connection) -> None:

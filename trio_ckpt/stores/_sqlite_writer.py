@@ -44,6 +44,7 @@ from ._sqlite_schema import (
     check_format,
     connect,
     explain_sqlite,
+    inode_of,
     make_database,
     make_folders,
     primary_code,
@@ -72,6 +73,10 @@ _RAISE_GENERATION = "UPDATE runs SET generation = ? WHERE id = ?"
 _FIND_HEAD = (
     "SELECT streams.id, sequence, last FROM streams JOIN heads ON heads.stream = streams.id "
     "WHERE run = ? AND generation = ? AND streams.stream = ?"
+)
+_SUM_HEADS = (
+    "SELECT coalesce(sum(sequence), 0) FROM heads JOIN streams ON streams.id = heads.stream "
+    "WHERE run = ?"
 )
 _READ_HEAD = "SELECT sequence, last FROM heads WHERE stream = ?"
 _ADD_STREAM = "INSERT INTO streams (run, generation, stream) VALUES (?, ?, ?)"
@@ -155,6 +160,7 @@ class Writer:
         finally:
             lock.release()
         self._cursor = self._connection.cursor()
+        self._inode = inode_of(self._database)
 
     def close(self) -> None:
         """Bring the write-ahead log into the database, if nobody else needs it; close."""
@@ -167,6 +173,11 @@ class Writer:
 
     def raise_owner(self, run_id: str) -> int:
         """A new owner number for a run, durable."""
+        if inode_of(self._database) != self._inode:
+            raise StoreError(
+                f"{self._database} was replaced since the store was opened: open it again, or what "
+                "is saved goes into the old one"
+            )
         with explain_sqlite(self._database, f"locking run {run_id!r}"):
             self._begin()
             try:
@@ -181,6 +192,13 @@ class Writer:
                 self._roll_back()
                 raise
         return int(owner)
+
+    def count(self, run_id: str) -> tuple[int, int]:
+        """The newest generation of a run that is owned, and its records in all generations."""
+        with explain_sqlite(self._database, f"looking at run {run_id!r}"):
+            run, generation, _, _ = self._cursor.execute(_FIND_RUN, (run_id,)).fetchone()
+            (records,) = self._cursor.execute(_SUM_HEADS, (run,)).fetchone()
+        return int(generation), int(records)
 
     def give_back(self, run_id: str) -> None:
         """The run is about to be unlocked: nothing is held of it here."""

@@ -23,6 +23,7 @@ from typing import Literal, TypeVar, TypeVarTuple
 
 from .._threads import WorkerThread, run_blocking
 from ..abc import INLINE_LIMIT_BYTES
+from . import _json_check
 from ._json_files import MAX_RUN_BYTES as MAX_RUN_BYTES
 from ._json_reader import Reader
 from ._json_writer import Writer
@@ -64,6 +65,7 @@ class JsonStore(LocalStore):
             writer,
             Reader(folder),
             thread,
+            _json_check.steps,
             mac_key=mac_key,
             durability=durability,
             inline_limit_bytes=inline_limit_bytes,

@@ -33,6 +33,7 @@ from ..abc import (
     BlobPayload,
     Checkpoint,
     Durability,
+    Finding,
     Fold,
     HistoryPage,
     Owner,
@@ -372,6 +373,18 @@ class MemoryStore(Store):
         if content is None or end > len(content):
             raise StoreDamagedError(f"blob {digest} is missing or too short")
         return content[offset:] if size is None else content[offset:end]
+
+    async def check(self) -> AsyncGenerator[Finding]:
+        """See `Store.check`.  Nothing but blobs can be wrong here."""
+        await self._begin()
+        named = self._memory.blobs_named()
+        for digest, content in sorted(self._memory.blobs.items()):
+            if digest not in named:
+                yield Finding("memory", "no record names it", is_damage=False, blob=digest)
+            elif hashlib.sha256(content).hexdigest() != digest:
+                yield Finding("memory", "its content is not that of its name", blob=digest)
+        for digest in sorted(named.difference(self._memory.blobs)):
+            yield Finding("memory", "it is missing, and a record names it", blob=digest)
 
     async def aclose(self) -> None:
         """See `Store.aclose`.  The data stays for `reopen`."""

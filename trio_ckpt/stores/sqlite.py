@@ -26,6 +26,7 @@ from typing import Literal, TypeVar, TypeVarTuple
 
 from .._threads import WorkerThread
 from ..abc import INLINE_LIMIT_BYTES
+from . import _sqlite_check
 from ._local import LocalStore, absolute_folder, open_writer, shielded
 from ._sqlite_reader import Reader
 from ._sqlite_writer import Writer
@@ -64,6 +65,7 @@ class SqliteStore(LocalStore):
             writer,
             reader := Reader(folder),
             thread,
+            _sqlite_check.steps,
             mac_key=mac_key,
             durability=durability,
             inline_limit_bytes=inline_limit_bytes,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 
 import attrs
 import trio
@@ -12,6 +12,7 @@ from .._errors import StoreError
 from ..abc import (
     BlobPayload,
     Checkpoint,
+    Finding,
     Fold,
     HistoryPage,
     Owner,
@@ -157,6 +158,12 @@ class FaultyStore(Store):
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
         """See `Store.prune`."""
         return await self._store.prune(run, keep=keep)
+
+    async def check(self) -> AsyncGenerator[Finding]:
+        """See `Store.check`."""
+        async with aclosing(self._store.check()) as findings:
+            async for finding in findings:
+                yield finding
 
     async def aclose(self) -> None:
         """See `Store.aclose`."""

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from ..abc import Store
 from . import (
     _store_blobs as blobs,
+    _store_checking as checking,
     _store_owning as owning,
     _store_pruning as pruning,
     _store_reading as reading,
@@ -26,6 +27,7 @@ CLAUSES: tuple[Callable[[Case], Awaitable[None]], ...] = (
     *reading.CLAUSES,
     *pruning.CLAUSES,
     *blobs.CLAUSES,
+    *checking.CLAUSES,
 )
 
 

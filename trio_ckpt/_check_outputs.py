@@ -1,0 +1,153 @@
+"""The outputs of a run beside what its records say: by content, to the last byte.
+
+`trio_ckpt._drift` compares the files that batches confirmed.  Here is what else belongs to them:
+what follows the confirmed end of an append file, and the manifest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, closing
+
+from ._drift import find_drift
+from ._errors import TrioCkptError
+from ._history import run_facts
+from ._manifest import MANIFEST, is_complete, is_older, manifest_owner, manifest_pieces
+from ._records import Status
+from ._threads import run_blocking
+from ._values import RUN_STREAM, encode_key
+from .abc import Finding, RunKey, RunView, Store
+from .outputs import AnyPath, OutputDir
+
+REDO = "a start puts the batch back to work, and so does --repair"
+ANEW = "--repair moves it aside, and the next start writes it anew"
+PIECE_BYTES = 2**20
+
+
+async def check_outputs_of(
+    store: Store, view: RunView, output_dir: AnyPath | None, where: str, *, is_whole: bool
+) -> AsyncGenerator[Finding]:
+    """Look at the outputs of a run.
+
+    Args:
+        store: Where the run is.
+        view: The run, added up.
+        output_dir: Where its outputs are; None: where its last session had them.
+        where: How findings name the run.
+        is_whole: Whether `view` has all streams; else nobody can tell what the manifest must be.
+    """
+    folder = run_facts(view).get("output_dir") if output_dir is None else os.fspath(output_dir)
+    parts = {key: entry.progress for key, entry in view.streams.items() if key != RUN_STREAM}
+    has_outputs = any(progress.outputs or progress.sinks for progress in parts.values())
+    if folder is None or not await run_blocking(os.path.isdir, folder):
+        if has_outputs:
+            what = (
+                "it does not say where its outputs are" if folder is None else f"{folder} is gone"
+            )
+            yield Finding(where, what, "give --output-dir if it was moved", run_id=view.run_id)
+        return
+    outputs = await run_blocking(OutputDir.open, folder)
+    with closing(outputs):
+        drift = await find_drift(store, view, outputs, mode="sha256", keys=list(parts))
+        for problem in drift.problems:
+            yield Finding(
+                f"{where}, output {problem.path}",
+                problem.reason,
+                REDO,
+                run_id=view.run_id,
+                generation=view.generation,
+                stream=encode_key(problem.stream),
+                batch_index=problem.batch_index,
+                path=problem.path,
+            )
+        for finding in await run_blocking(_tails, view, outputs, where):
+            yield finding
+        every = {key: entry.progress for key, entry in view.streams.items()}
+        if is_whole and not drift.problems and is_complete(every):
+            found = await _check_manifest(store, view, outputs, where)
+            if found is not None:
+                yield found
+
+
+def _tails(view: RunView, outputs: OutputDir, where: str) -> list[Finding]:
+    """What follows the confirmed ends of append files."""
+    found: list[Finding] = []
+    for key, entry in view.streams.items():
+        for path, size in entry.progress.sinks.items():
+            try:
+                extra = os.lstat(os.path.join(outputs.root, path)).st_size - size
+            except OSError:
+                continue  # that it is missing is said where its lines are looked at
+            if extra > 0:
+                is_over = entry.progress.status is Status.COMPLETE  # nobody will cut them off
+                found.append(
+                    Finding(
+                        f"{where}, output {path}",
+                        f"{extra:,} bytes follow its confirmed end",
+                        "--repair cuts them off" if is_over else "the next start cuts them off",
+                        is_damage=is_over,
+                        run_id=view.run_id,
+                        stream=encode_key(key),
+                        path=path,
+                    )
+                )
+    return found
+
+
+async def _check_manifest(
+    store: Store, view: RunView, outputs: OutputDir, where: str
+) -> Finding | None:
+    """What is wrong with the manifest of a complete run, written anew and compared."""
+    parts = {key: entry.progress for key, entry in view.streams.items()}
+    where, run_id = f"{where}, {MANIFEST}", view.run_id
+    owner = await run_blocking(manifest_owner, outputs)
+    if owner is None:
+        advice = "the next start writes it"
+        return Finding(where, "it is not there", advice, is_damage=False, run_id=run_id)
+    run_key = RunKey(run_id, view.generation, view.owner)
+    pieces = manifest_pieces(store, run_key, parts, outputs, run_facts(view))
+    try:
+        there = await run_blocking(_Compared, os.path.join(outputs.root, MANIFEST))
+        with closing(there):
+            async with aclosing(pieces) as texts:
+                async for text in texts:
+                    await run_blocking(there.add, text.encode())
+            is_same, ends_alike = await run_blocking(there.end)
+    except (OSError, TrioCkptError) as error:
+        return Finding(where, f"it cannot be read: {error}", ANEW, run_id=run_id, path=MANIFEST)
+    if is_same:
+        return None
+    if not ends_alike and owner and owner != run_id:
+        what = f"it is that of run {owner!r}: this run has none"
+        return Finding(where, what, is_damage=False, run_id=run_id)
+    if not ends_alike and await run_blocking(is_older, outputs, run_key, parts):
+        what = "it was written before the newest checkpoints"
+        advice = "the next start writes it anew"
+        return Finding(where, what, advice, is_damage=False, run_id=run_id)
+    return Finding(where, "it is not what was written", ANEW, run_id=run_id, path=MANIFEST)
+
+
+class _Compared:
+    """A file, compared with what it should hold, piece by piece.  Blocks."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115  # `close` is called by who made it
+        self._is_same = True
+        self._tail = b""
+
+    def add(self, wanted: bytes) -> None:
+        """What should follow."""
+        self._is_same = self._is_same and self._file.read(len(wanted)) == wanted
+        self._tail = (self._tail + wanted)[-PIECE_BYTES:]
+
+    def end(self) -> tuple[bool, bool]:
+        """Whether that was all, and whether the second half of it is the same at least."""
+        is_same = self._is_same and not self._file.read(1)
+        size = os.fstat(self._file.fileno()).st_size
+        self._file.seek(max(0, size - len(self._tail) // 2))
+        return is_same, self._tail.endswith(self._file.read(PIECE_BYTES))
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._file.close()
