@@ -13,8 +13,8 @@ import trio
 
 import trio_ckpt
 from tests.testing import programs
-from tests.testing.programs import PAGES, check_good, good, nothing_to_check
-from trio_ckpt.testing import Crashed, CrashFoundError, World, explore_crashes
+from tests.testing.programs import PAGES, check_good, explore_crashes, good, nothing_to_check
+from trio_ckpt.testing import Crashed, CrashFoundError, World
 
 
 def test_a_program_that_is_right_survives_every_crash() -> None:

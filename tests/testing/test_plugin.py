@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def test_a_test_run_that_uses_no_fixture_imports_nothing(tmp_path: Path) -> None
 
 
 def test_it_is_the_same_function_here(ckpt_crashes: Callable[..., Any]) -> None:
-    found = ckpt_crashes(good, check_good, points=("store",), schedules=0)
+    found = ckpt_crashes(good, check_good, points=("store",), schedules=0, time_limit_s=math.inf)
     assert found.crash_points == 2 * found.points["store"]
 
 
