@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import trio
 
 import trio_ckpt
 from tests.testing import programs
+from tests.testing.more_programs import collect
 from tests.testing.programs import PAGES, check_good, explore_crashes, good, nothing_to_check
 from trio_ckpt.testing import Crashed, CrashFoundError, World
 
@@ -304,6 +306,18 @@ def test_threads_take_turns_so_a_replay_is_exact() -> None:
 
     with pytest.raises(CrashFoundError, match="see it again"):
         explore_crashes(run_in_threads, refuse, points=("files",))
+
+
+def test_waits_that_chance_lengthens_follow_from_the_seed() -> None:
+    """The library's own: whether a file asks the store who owns the run depends on the time."""
+    points = {
+        tuple(explore_crashes(collect, nothing_to_check, time_limit_s=0).points.items())
+        for _ in range(6)
+    }
+    assert len(points) == 1
+    before = random.getstate()
+    explore_crashes(collect, nothing_to_check, time_limit_s=0)
+    assert random.getstate() == before
 
 
 def test_a_thread_that_waits_for_a_task_of_ours_stops_nobody() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 from collections.abc import Generator
@@ -24,16 +25,19 @@ def seeded_scheduler(seed: int) -> Generator[None]:
     """Make the order in which trio runs tasks follow from a seed while the block runs.
 
     The same program with the same seed takes the same steps, unless it has threads of its own,
-    real time, or chance of its own.
+    real time, or chance of its own.  What the `random` module gives follows from the seed, too:
+    the waits of a `RetryTable` are lengthened by it.
     """
-    state = _trio_run._r.getstate()
+    state, chance = _trio_run._r.getstate(), random.getstate()
     was, _trio_run._ALLOW_DETERMINISTIC_SCHEDULING = _trio_run._ALLOW_DETERMINISTIC_SCHEDULING, True
     _trio_run._r.seed(seed)
+    random.seed(seed)
     try:
         yield
     finally:
         _trio_run._ALLOW_DETERMINISTIC_SCHEDULING = was
         _trio_run._r.setstate(state)
+        random.setstate(chance)
 
 
 @attrs.define(eq=False)
