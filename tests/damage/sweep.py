@@ -12,8 +12,8 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import aclosing
+from collections.abc import Generator, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 import attrs
@@ -241,14 +241,21 @@ def _records(content: object) -> dict[int, bytes]:
 def plant_many(seed: int, count: int, repair_every: int) -> Tally:
     """Plant so many damages, in samples of their own; what has become of them."""
     logging.disable(logging.CRITICAL)  # the library says each damage
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    root = Path(tempfile.mkdtemp(prefix="damage", dir=memory))
-    try:
+    with room_for_samples() as root:
         sweep = Sweep(make_samples(root))
         for number, planted in enumerate(sweep.damages(seed, count), 1):
             verdict = sweep.judge(planted, repairs=count == 1 or number % repair_every == 0)
             if count == 1:
                 print(f"{verdict}: {planted}")
+    return sweep.tally
+
+
+@contextmanager
+def room_for_samples() -> Generator[Path]:
+    """A folder that is in memory where that can be: samples are laid out again and again."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    root = Path(tempfile.mkdtemp(prefix="damage", dir=memory))
+    try:
+        yield root
     finally:
         shutil.rmtree(root)
-    return sweep.tally

@@ -18,8 +18,8 @@ from tests.damage.sweep import Planted, Sweep, look, plant
 from trio_ckpt import _check
 from trio_ckpt.abc import Finding
 
-COUNT = 300
-REPAIRS = 40
+COUNT = 280
+REPAIRS = 20
 FIRST_SEED = 70_000
 
 
