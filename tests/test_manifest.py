@@ -182,6 +182,20 @@ async def test_what_a_kill_leaves_of_a_manifest_is_removed_by_the_next_start(
     assert read(tmp_path)["batches"] == 2
 
 
+async def test_what_a_manifest_that_failed_left_goes_when_it_is_written_again(
+    tmp_path: Path,
+) -> None:
+    """The session ended well all the same: a manifest is written as well as may be."""
+    store, half = MemoryStore(), tmp_path / temp_name("manifest.json")
+    async with begin(store, output_dir=tmp_path) as run:
+        await work(run, "a")
+    (tmp_path / "manifest.json").rename(half)
+    async with begin(store, output_dir=tmp_path):
+        pass
+    assert not half.exists()
+    assert read(tmp_path)["batches"] == 2
+
+
 async def left_by_rewind(run: Run) -> None:
     await run.rewind(("a",), to=0, reason="x")
 

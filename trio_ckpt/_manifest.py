@@ -59,6 +59,8 @@ async def write_manifest(
     if await run_blocking(manifest_owner, outputs) not in (None, run_key.run_id):
         log.warning("%s is another run's manifest: none is written for this one", MANIFEST)
         return False
+    # A power cut may have brought back what an earlier one, which failed, was written as.
+    await run_blocking(outputs.remove_orphans, [""])
     file = await run_blocking(outputs.create, MANIFEST)
     with closing(file):
         async with aclosing(manifest_pieces(store, run_key, parts, outputs, facts)) as pieces:
