@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -174,3 +175,17 @@ def test_at_80_columns_no_word_is_broken(
         broken = {w for w in words if w not in plain | labels and not w.endswith("…")}
         assert not {word for word in broken if word.removeprefix("sqlite:") not in path}
     assert name in run(*long).out
+
+
+def test_a_document_says_what_json_cannot_say_as_python_writes_it() -> None:
+    """Metadata that somebody else wrote may hold bytes, numbers that are none, or a deep nest."""
+    deep: list[object] = []
+    for _ in range(900):
+        deep = [deep]
+    odd = {"bytes": b"\xff", "nan": float("nan"), 1: (2.5, None), "deep": deep, b"k": True}
+    found = json.loads(to_json({"metadata": odd}))["metadata"]
+    assert found["bytes"] == r"b'\xff'"
+    assert found["nan"] == "nan"
+    assert found["1"] == [2.5, None]
+    assert "b'k'" in found
+    assert to_json({"a": [1.5, "é"]}, indent=None) == '{"a": [1.5, "\\u00e9"]}'

@@ -7,13 +7,15 @@ steer a terminal; and no markup is read, so none can be smuggled in.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TextIO, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TextIO, TypeVar, cast
 
 import attrs
 
+from .._values import MAX_DEPTH
 from .._words import cells, cut, printable
 
 GAP = "  "  # between columns
@@ -68,7 +70,25 @@ class Answer:
 
 def to_json(document: dict[str, Any], *, indent: int | None = 2) -> str:
     """The document as ASCII, so that no terminal takes a part of it for a command."""
-    return json.dumps(document, indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
+    try:
+        text = json.dumps(document, indent=indent, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):  # somebody else wrote the metadata in it
+        text = json.dumps(_sayable(document), indent=indent, allow_nan=False)
+    return text.replace("\x7f", "\\u007f")
+
+
+def _sayable(value: Any, depth: int = 0) -> Any:
+    """A value as JSON can say it; what it cannot is written as Python writes it."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if depth > MAX_DEPTH:
+        return "…"
+    if isinstance(value, Mapping):
+        pairs = cast("dict[Any, Any]", value)
+        return {str(name): _sayable(item, depth + 1) for name, item in pairs.items()}
+    if isinstance(value, (list, tuple)):
+        return [_sayable(item, depth + 1) for item in cast("Sequence[Any]", value)]
+    return value if isinstance(value, float) and math.isfinite(value) else repr(value)
 
 
 def capped(
