@@ -57,18 +57,51 @@ def gate_table() -> str:
         ["---"] * (len(Way) + 1),
         *([state.name, *(actions[way].value for way in Way)] for state, actions in GATE.items()),
     ]
+    return _table(rows)
+
+
+KINDS = ("sqlite", "json", "far")  # what many figures are of: a column each
+MANY = 8  # more figures than these are rows, not columns
+
+
+def proof_tables() -> str:
+    """What the long sweeps found when they were run last: those of one shape in one table."""
+    shapes: dict[tuple[str, ...], dict[str, dict[str, int | str]]] = {}
+    for name, figures in read_rows().items():
+        names = tuple(what for what in figures if what not in ("day", "where"))
+        shapes.setdefault(names, {})[name] = figures
+    tables = list[str]()
+    for names, sweeps in shapes.items():
+        if len(names) > MANY:
+            tables += [_tall_table(name, names, figures) for name, figures in sweeps.items()]
+        else:
+            rows = [["sweep", *names, "on"], ["---", *["--:"] * len(names), "---"]]
+            for name, figures in sweeps.items():
+                rows.append([name, *(_shown(figures[what]) for what in names), _when(figures)])
+            tables.append(_table(rows))
+    return "\n\n".join(tables)
+
+
+def _tall_table(name: str, names: tuple[str, ...], figures: dict[str, int | str]) -> str:
+    """A sweep with many figures: a row for each, a column for each kind that it is of."""
+    cells: dict[str, dict[str, str]] = {}
+    for what in names:
+        parts = what.split(", ")
+        kind = next((part for part in parts if part in KINDS), "all")
+        label = ", ".join(part for part in parts if part != kind)
+        cells.setdefault(label, {})[kind] = _shown(figures[what])
+    kinds = [kind for kind in (*KINDS, "all") if any(kind in row for row in cells.values())]
+    rows = [[f"{name}, {_when(figures)}", *kinds], ["---", *["--:"] * len(kinds)]]
+    rows += [[label, *(row.get(kind, "") for kind in kinds)] for label, row in cells.items()]
+    return _table(rows)
+
+
+def _table(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def proof_table() -> str:
-    """What the long sweeps found when they were run last."""
-    rows = ["| sweep | found | when and where |", "| --- | --- | --- |"]
-    for name, figures in read_rows().items():
-        shown = dict(figures)
-        when = f"{shown.pop('day')}, {shown.pop('where')}"
-        found = ", ".join(f"{_shown(value)} {what}" for what, value in shown.items())
-        rows.append(f"| {name} | {found} | {when} |")
-    return "\n".join(rows)
+def _when(figures: dict[str, int | str]) -> str:
+    return f"{figures['day']}, {figures['where']}"
 
 
 def _shown(value: int | str) -> str:
@@ -77,7 +110,7 @@ def _shown(value: int | str) -> str:
 
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     EXPLANATION / "how-it-works.md": {"token": token_diagram, "gate": gate_table},
-    EXPLANATION / "guarantees.md": {"proof": proof_table},
+    EXPLANATION / "guarantees.md": {"proof": proof_tables},
 }
 
 
