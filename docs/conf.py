@@ -43,6 +43,7 @@ nitpick_ignore_regex = [
 html_theme = "furo"
 html_title = f"{project} {release}"
 
+PUBLIC = ("abc", "outputs", "stores", "testing")
 SAYS = re.compile(r"(Cancellation|Durability): (.*)")
 
 
@@ -79,7 +80,7 @@ def find_public(app: Any, env: Any, node: Any, content: Any) -> Any:
     if node.get("refdomain") != "py" or not re.match(r"trio_ckpt\.(\w+\.)?_", target):
         return None
     last = target.rsplit(".", 1)[-1]
-    for module in ("trio_ckpt", "trio_ckpt.outputs", "trio_ckpt.stores", "trio_ckpt.testing"):
+    for module in ("trio_ckpt", *(f"trio_ckpt.{name}" for name in PUBLIC)):
         found = env.domains["py"].resolve_xref(
             env, node["refdoc"], app.builder, node["reftype"], f"{module}.{last}", node, content
         )
