@@ -23,7 +23,7 @@ The floor plan; a file imports only from floors below its own:
         _groups, _statistics                          sums of streams
         _observe    telling observers
         state/      codecs, the frontier              stores/     bytes in, bytes out
-    L1  abc, _stored  every contract                    _token      the token's table
+    L1  abc, _stored  every contract                  _token      the token's table
         outputs     durable files
     L0  _errors, _ranges, _totals, _values, _records, _progress, _threads, _words, _log
 """

@@ -1,6 +1,6 @@
 """Owners that fight for a run, and owners that sleep through a takeover and wake.
 
-    python -m tests.crash.owners [--full] [--seed N] [--keep]
+    python -m tests.crash --sweep owners [--full] [--seed N] [--keep]
 
 *Twins* are two processes that want one run at the same instant.  One has it, the other is told
 whose it is; the one that has it is killed at random moments, while the other tries again.
@@ -17,7 +17,6 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -31,7 +30,6 @@ from tests.crash.evidence import litter, look, problems_at_end
 from tests.crash.far_owners import wake_far_zombies
 from tests.crash.forks import LIMIT_S, Process, Zygote
 from tests.crash.steady import OWNER_AGE_S, POINTS, Orders
-from tests.crash.tools import run_as_command
 from tests.proof import Figures
 from trio_ckpt.cli._exits import EXIT_OWNED
 
@@ -341,7 +339,3 @@ def schedule(name: str, kind: str) -> Iterator[tuple[Place, random.Random]]:
         raise SweepError(f"schedule {name!r}: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    run_as_command("owners", sweep_owners, sys.argv[1:])

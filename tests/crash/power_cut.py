@@ -1,6 +1,6 @@
 """Power cuts of a real ext4: nothing more reaches the disk from one moment on.
 
-    python -m tests.crash.power_cut [--full] [--seed N] [--keep]
+    python -m tests.crash --sweep ext4 [--full] [--seed N] [--keep]
 
 Needs root and loop devices.  A file system in a file is mounted, `tests.crash.steady` works on
 it, and at a random moment ``FS_IOC_SHUTDOWN`` shuts it down without flushing its journal
@@ -19,7 +19,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -32,7 +31,6 @@ import attrs
 from tests.crash.evidence import Evidence, litter, look, problems_at_end
 from tests.crash.forks import Process, Zygote
 from tests.crash.steady import Orders
-from tests.crash.tools import run_as_command
 from tests.proof import Figures
 
 KINDS = ("sqlite", "json")
@@ -315,7 +313,3 @@ def sweep_power_cuts(full: bool, seed: int) -> Figures:
         for kind, counted in zip(KINDS, pool.map(cut, KINDS), strict=True):
             figures |= {f"{kind}, {what}": n for what, n in counted.items()}
     return figures | {"acknowledged batches lost": 0}  # or it had raised
-
-
-if __name__ == "__main__":
-    run_as_command("power cut", sweep_power_cuts, sys.argv[1:])
