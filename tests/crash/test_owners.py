@@ -1,4 +1,4 @@
-"""A few owners that fight or sleep; many by hand: ``python -m tests.crash --sweep owners --full``."""
+"""A few owners that fight or sleep; many by hand: ``python -m tests.crash --sweep owners``."""
 
 from __future__ import annotations
 

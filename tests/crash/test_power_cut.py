@@ -1,4 +1,4 @@
-"""A few real power cuts of an ext4; many by hand: ``python -m tests.crash --sweep ext4 --full``."""
+"""A few real power cuts of an ext4; many by hand: ``python -m tests.crash --sweep ext4``."""
 
 from __future__ import annotations
 
