@@ -147,11 +147,12 @@ def test_no_query_is_built_from_a_name() -> None:
         "f'PRAGMA synchronous = {wanted}'",
         "f'PRAGMA application_id = {APPLICATION_ID}'",
         "f'PRAGMA user_version = {FORMAT_VERSION}'",
+        "f'PRAGMA integrity_check({MAX_PROBLEMS})'",
     }
     made: set[str] = set()
     count = 0
     for path, tree in sources():
-        for name in ("execute", "executemany", "executescript"):
+        for name in ("execute", "_execute", "executemany", "executescript"):
             for call in called(tree, name):
                 count += 1
                 text = call.args[0]

@@ -309,7 +309,8 @@ async def test_outputs_without_a_folder_are_said_to_be_unverified(
 async def test_a_killed_session_leaves_no_half_written_files(tmp_path: Path) -> None:
     store = MemoryStore()
     await write_pages(store, tmp_path, 3)
-    orphan = tmp_path / ".3.json.ckpt-tmp-0123456789abcdef"
+    orphan = tmp_path / "below" / ".3.json.ckpt-tmp-0123456789abcdef"
+    orphan.parent.mkdir()
     orphan.write_text("half")
     await write_pages(store, tmp_path, 4)
     assert orphan.exists(), "the last session ended in good order: there is nothing to look for"

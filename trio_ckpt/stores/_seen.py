@@ -24,6 +24,7 @@ from pathlib import Path
 
 import attrs
 
+from .._errors import StoreError
 from ._files import open_file
 
 SUFFIX = ".seen"
@@ -87,6 +88,7 @@ def read_seen(path: Path) -> Seen | None:
 
     Raises:
         OSError: it cannot be read.
+        StoreError: it is no file of the store's.
         ValueError: it is not what was written.
     """
     try:
@@ -108,7 +110,7 @@ def all_seen(folder: Path) -> Iterator[tuple[Path, Seen | None]]:
     for path in sorted((folder / "lock").glob("*" + SUFFIX)):
         try:
             seen = read_seen(path)
-        except (OSError, ValueError):
+        except (OSError, StoreError, ValueError):
             yield path, None
         else:
             if seen is not None:
@@ -127,7 +129,7 @@ class Notes:
     def begin(self, seen: Seen) -> None:
         """A run is owned, and was found like this."""
         path = seen_path(self._folder, seen.run_id)
-        with suppress(OSError, ValueError):
+        with suppress(OSError, StoreError, ValueError):
             before = read_seen(path)
             if before is not None and before.is_ahead_of(seen.generation, seen.records):
                 self._logger.error(
@@ -142,7 +144,7 @@ class Notes:
                 )
         try:
             self._open[seen.run_id] = open_file(path, os.O_WRONLY | os.O_CREAT)
-        except OSError as error:
+        except (OSError, StoreError) as error:
             self._logger.debug("%s: %s", path, error)
             return
         self._write(seen)

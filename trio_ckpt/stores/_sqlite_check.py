@@ -140,16 +140,16 @@ def _structure(connection: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _odd_rows(connection: sqlite3.Connection) -> Iterator[Finding]:
-    for query in _ODD_ROWS:
-        for number, what, run_id, generation, stream in connection.execute(query):
+    for statement in _ODD_ROWS:
+        for number, what, run_id, generation, stream in connection.execute(statement):
             yield _of_stream(number, what, run_id, generation, stream)
 
 
 def _odd_counts(connection: sqlite3.Connection) -> Iterator[Finding]:
-    for query in (_ODD_COUNTS, _EMPTY):
-        for number, head, records, newest, run_id, generation, stream in connection.execute(query):
+    for statement in (_ODD_COUNTS, _EMPTY):
+        for number, head, records, newest, *where in connection.execute(statement):
             what = f"has {records} records up to {newest}, and its head is at {head}"
-            yield _of_stream(number, what, run_id, generation, stream)
+            yield _of_stream(number, what, *where)
 
 
 def _of_stream(

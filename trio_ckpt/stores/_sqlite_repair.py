@@ -28,6 +28,7 @@ from .._values import decode_key
 from .._words import plural
 from ..abc import Repaired
 from ._blobs import Blobs
+from ._files import sync_folder
 from ._salvage import Bridge, Salvage, Sound, measure
 from ._seen import Seen, all_seen
 from ._sqlite_schema import APPLICATION_ID, FORMAT_VERSION, TABLES, connect, explain_sqlite
@@ -48,6 +49,20 @@ _KINDS: dict[str, tuple[type, ...]] = {  # of a row that can be believed at all
     "streams": (int, int, int, str),
     "heads": (int, int, int),
     "log": (int, int, int, int, object, object),
+}
+_DELETE = (
+    "DELETE FROM log WHERE stream = ? AND sequence = ?",
+    "DELETE FROM attached WHERE stream = ? AND sequence = ?",
+)
+_READ = {  # no text from outside
+    table: f"SELECT {columns} FROM {table} WHERE {key} BETWEEN ? AND ? "  # noqa: S608
+    f"ORDER BY {key} LIMIT {ROWS}"
+    for table, (key, columns) in _COLUMNS.items()
+}
+_COPY = {
+    table: f"INSERT OR IGNORE INTO {table} ({columns}) "  # noqa: S608
+    f"VALUES ({', '.join('?' * len(columns.split(',')))})"
+    for table, (_, columns) in _COLUMNS.items()
 }
 _ATTACHED = "SELECT stream, sequence, place, digest FROM attached"
 _NAMED = "SELECT blob FROM log WHERE blob IS NOT NULL UNION SELECT digest FROM attached"
@@ -102,11 +117,7 @@ def _replace(folder: Path, database: Path, new: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     os.chmod(new, 0o600)
     os.replace(new, database)
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_folder(folder)
 
 
 # ---------------------------------------------------------------------------------------
@@ -115,11 +126,9 @@ def _replace(folder: Path, database: Path, new: Path) -> None:
 
 
 def _copy(source: sqlite3.Connection, target: sqlite3.Connection, salvage: Salvage) -> None:
-    for table, (key, columns) in _COLUMNS.items():
-        marks = ", ".join("?" * len(columns.split(",")))
-        insert = f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})"  # noqa: S608  # ours
+    for table in _COLUMNS:
         lost = 0
-        for rows in _read(source, table, key, columns):
+        for rows in _read(source, table):
             if rows is None:
                 lost += 1
                 continue
@@ -128,30 +137,24 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, salvage: Salva
                     lost += 1
                     continue
                 with suppress(sqlite3.Error):  # a value that cannot be one of its column
-                    target.execute(insert, row)
+                    target.execute(_COPY[table], row)
         if lost:
             what = f"{plural(lost, 'row')} of the table {table} cannot be read"
             salvage.done.append(Repaired(DATABASE, what))
-    for query in (_ATTACHED, _BY_DIGEST):  # the index has all columns, too
+    for statement in (_ATTACHED, _BY_DIGEST):  # the index has all columns, too
         with suppress(sqlite3.Error):
-            for row in source.execute(query):
+            for row in source.execute(statement):
                 with suppress(sqlite3.Error):
                     target.execute("INSERT OR IGNORE INTO attached VALUES (?, ?, ?, ?)", row)
 
 
-def _read(
-    source: sqlite3.Connection, table: str, key: str, columns: str
-) -> Iterator[list[tuple[Any, ...]] | None]:
+def _read(source: sqlite3.Connection, table: str) -> Iterator[list[tuple[Any, ...]] | None]:
     """The rows of a table, in their order; None for each row that cannot be read."""
-    query = (
-        f"SELECT {columns} FROM {table} WHERE {key} BETWEEN ? AND ? "  # noqa: S608  # ours
-        f"ORDER BY {key} LIMIT {ROWS}"
-    )
     left, failed = [(-MAX_ROW_ID, MAX_ROW_ID)], 0
     while left:
         first, last = left.pop()
         try:
-            rows = source.execute(query, (first, last)).fetchall()
+            rows = source.execute(_READ[table], (first, last)).fetchall()
         except sqlite3.Error as error:
             failed += 1
             if first == last or failed > MAX_HALVINGS:
@@ -272,8 +275,10 @@ class _Rebuild:
             with suppress(StoreDamagedError, sqlite3.Error):
                 seal = Seal(seen.run_id, generation, decode_key(stream), self.salvage.mac_key)
                 if measure(seal, partial(self._records, number)).through:
-                    insert = "INSERT INTO runs VALUES (?, ?, ?, 0, ?)"
-                    self._execute(insert, run, seen.run_id, seen.generation, seen.owner)
+                    self._execute(
+                        "INSERT INTO runs VALUES (?, ?, ?, 0, ?)",
+                        *(run, seen.run_id, seen.generation, seen.owner),
+                    )
                     what = "its row was lost: it was found by its seals"
                     self.salvage.done.append(Repaired(f"run {seen.run_id!r}", what))
                     return (seen.run_id,)
@@ -281,14 +286,12 @@ class _Rebuild:
 
     def _put_notes(self, number: int, bridged: Bridge) -> None:
         for sequence, payload in bridged.notes.items():
-            for table in ("log", "attached"):
-                self._execute(
-                    f"DELETE FROM {table} WHERE stream = ? AND sequence = ?",  # noqa: S608  # ours
-                    number,
-                    sequence,
-                )
-            insert = "INSERT INTO log (stream, sequence, prev, payload) VALUES (?, ?, 0, ?)"
-            self._execute(insert, number, sequence, payload)
+            for statement in _DELETE:
+                self._execute(statement, number, sequence)
+            self._execute(
+                "INSERT INTO log (stream, sequence, prev, payload) VALUES (?, ?, 0, ?)",
+                *(number, sequence, payload),
+            )
 
     def _chain(self, number: int, sound: Sound, seal: Seal) -> None:
         rows = self.target.execute(
