@@ -274,8 +274,8 @@ def _refuse_lost(folder: Path) -> None:
 def _make_tables(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for table in TABLES.values():
-            connection.execute(table)
+        for statement in TABLES.values():
+            connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
         connection.execute("COMMIT")
