@@ -60,7 +60,7 @@ def gate_table() -> str:
     return _table(rows)
 
 
-KINDS = ("sqlite", "json", "far")  # what many figures are of: a column each
+KINDS = ("sqlite", "json", "plain", "far")  # what many figures are of: a column each
 MANY = 8  # more figures than these are rows, not columns
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from tests import proof
 from tests.crash import sweeps
+from tests.crash.ext4 import CannotCutError
 from tests.crash.lab import ViolationError
 from tests.crash.owners import sweep_owners
-from tests.crash.power_cut import CannotCutError, sweep_power_cuts
+from tests.crash.power_cut import sweep_power_cuts
 from tests.proof import Figures
 
 AT_ONCE = 2  # sweeps; each is one process at a time

@@ -11,25 +11,20 @@ the laws are looked at, as a reader finds them and after the run was resumed to 
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import random
 import shutil
 import signal
-import struct
-import subprocess
-import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import attrs
 
 from tests.crash.evidence import Evidence, litter, look, problems_at_end
+from tests.crash.ext4 import OPTIONS, Disk
 from tests.crash.forks import Process, Zygote
+from tests.crash.plain_writes import cut_plain_writes
 from tests.crash.steady import Orders
 from tests.proof import Figures
 
@@ -38,115 +33,12 @@ BATCHES = 12
 IN_SUITE = 6  # cuts for each store
 FULL = 300
 
-IMAGE_BYTES = 64 * 2**20  # ext4's journal takes 4 MiB of it, a run 2 MiB
-OPTIONS = ("data=ordered", "data=ordered,nodelalloc", "data=writeback")  # of the mount
-FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
-NO_LOG_FLUSH = 2
 SECOND_CUT = 0.3  # the chance that the resumed run is cut, too
 LONGEST_WAIT_S = 0.004  # from a line that it says to the cut: longer than a batch takes
-FREE_AGAIN_S = 5.0  # until a file system that was shut down lets go of its last process
-
-NO_PRIVILEGE = "no privilege: "  # how tests/conftest.py knows what CI may skip
-
-
-class CannotCutError(Exception):
-    """Power cannot be cut here; says why."""
 
 
 class PowerCutError(AssertionError):
     """Something did not survive; says what, and how to see it again."""
-
-
-@attrs.define(eq=False)
-class Disk:
-    """A file system whose power can be cut; a context manager that leaves nothing mounted."""
-
-    folder: Path
-    is_mounted: bool = attrs.field(default=False, init=False)
-
-    @classmethod
-    def make(cls) -> Disk:
-        """Make one, and see that it can be mounted.
-
-        Raises:
-            CannotCutError: it cannot.
-        """
-        if os.geteuid() != 0:
-            raise CannotCutError(f"{NO_PRIVILEGE}only root may mount a file system")
-        if shutil.which("mkfs.ext4") is None:
-            raise CannotCutError("there is no mkfs.ext4: install e2fsprogs")
-        fast = Path("/dev/shm")  # what the image is on need not be durable, only fast
-        self = cls(Path(tempfile.mkdtemp(prefix="power-cut-", dir=fast if fast.is_dir() else None)))
-        try:
-            self._format()
-            self.mount(OPTIONS[0])
-            self.cut()
-            self.unmount()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __enter__(self) -> Disk:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def root(self) -> Path:
-        """Where it is mounted."""
-        return self.folder / "mounted"
-
-    def _format(self) -> None:
-        self.root.mkdir()
-        image = self.folder / "image"
-        with image.open("wb") as file:
-            file.truncate(IMAGE_BYTES)
-        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(image)], check=True)
-
-    def mount(self, options: str) -> None:
-        """Mount it; the loop device goes away when it is unmounted.
-
-        Raises:
-            CannotCutError: this machine does not let us.
-        """
-        command = ["mount", "-o", f"loop,{options}", str(self.folder / "image"), str(self.root)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise CannotCutError(f"{NO_PRIVILEGE}{done.stderr.strip()}")
-        self.is_mounted = True
-
-    def cut(self) -> None:
-        """From now on nothing reaches it."""
-        fd = os.open(self.root, os.O_RDONLY)
-        try:
-            fcntl.ioctl(fd, FS_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
-        except OSError as error:
-            raise CannotCutError(f"{NO_PRIVILEGE}FS_IOC_SHUTDOWN: {error.strerror}") from error
-        finally:
-            os.close(fd)
-
-    def unmount(self) -> None:
-        """Let go of it, when the last process on it has ended."""
-        until = time.monotonic() + FREE_AGAIN_S
-        while True:
-            done = subprocess.run(["umount", str(self.root)], capture_output=True, check=False)
-            if done.returncode == 0:
-                self.is_mounted = False
-                return
-            if time.monotonic() > until:
-                raise OSError(errno.EBUSY, done.stderr.decode().strip())
-            time.sleep(0.01)
-
-    def close(self) -> None:
-        """Unmount it whatever happens, and remove it."""
-        if self.is_mounted:
-            with suppress(OSError):
-                self.unmount()
-        if self.is_mounted:  # detached: gone with the last process on it
-            subprocess.run(["umount", "--lazy", str(self.root)], check=False)
-        shutil.rmtree(self.folder, ignore_errors=self.is_mounted)
 
 
 def need(condition: object, what: str) -> None:
@@ -312,4 +204,13 @@ def sweep_power_cuts(full: bool, seed: int) -> Figures:
     with ThreadPoolExecutor() as pool:  # each has a disk of its own, and waits most of the time
         for kind, counted in zip(KINDS, pool.map(cut, KINDS), strict=True):
             figures |= {f"{kind}, {what}": n for what, n in counted.items()}
+    with Disk.make() as disk:
+        plain = cut_plain_writes(disk, FULL if full else IN_SUITE, seed)
+    need(plain.lost_before == 0, "blocks that were synced before the cut are lost: is it a disk?")
+    need(plain.after == 0, "blocks were synced after the cut: it was none")
+    figures |= {
+        "plain, cuts": plain.cuts,
+        "plain, acknowledged while the cut was on its way": plain.meanwhile,
+        "plain, of these lost": plain.lost_meanwhile,
+    }
     return figures | {"acknowledged batches lost": 0}  # or it had raised

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.crash.ext4 import CannotCutError, Disk
 from tests.crash.forks import Zygote
+from tests.crash.plain_writes import cut_plain_writes
 from tests.crash.power_cut import (
     IN_SUITE,
     KINDS,
-    CannotCutError,
-    Disk,
     PowerCutError,
     cut_power,
 )
@@ -50,6 +50,13 @@ def test_nothing_acknowledged_is_lost_by_power_cuts(kind: str, disk: Disk, zygot
     figures = cut_power(disk, zygote, kind, IN_SUITE, SEED)
     assert figures["cuts"] >= IN_SUITE
     assert figures["acknowledged batches"] >= IN_SUITE, "too few to show anything"
+
+
+def test_what_was_synced_before_a_cut_is_there_after_it(disk: Disk) -> None:
+    """The disk is one: the control, which has nothing of ours in it, says so."""
+    plain = cut_plain_writes(disk, IN_SUITE, SEED)
+    assert plain.before > IN_SUITE, "too few to show anything"
+    assert (plain.lost_before, plain.after) == (0, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
