@@ -100,12 +100,12 @@ def _run_process(name: str, executions: int, seed: int, most_s: int) -> Outcome:
             took,
             int(found.get("peak_rss_mb", 0)),
             Counter(json.loads(ends.read_text()) if ends.exists() else {}),
-            _finding(said) if culprits or done.returncode else _unguided(said),
+            _finding(said) if culprits or done.returncode else unguided(said),
             culprits[0].read_bytes() if culprits else b"",
         )
 
 
-def _unguided(said: str) -> str:
+def unguided(said: str) -> str:
     """A complaint if libFuzzer saw nothing of what inputs reach: what it ran proves less."""
     return "" if " cov: " in said else "no coverage: what is imported before atheris looks?"
 
