@@ -43,7 +43,7 @@ def tests_all(session: nox.Session) -> None:
 @nox.session
 def crash(session: nox.Session) -> None:
     """Crash real processes at each of their operations on files: `-- --full` takes all of them."""
-    session.install("-e", ".[tests,arrays]")
+    session.install("-e", ".[tests,cli,arrays,remote]")
     session.run("python", "-m", "tests.crash", *session.posargs)
 
 
