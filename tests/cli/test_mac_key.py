@@ -8,6 +8,7 @@ import pytest
 import trio
 
 import trio_ckpt
+from tests.cli.test_verify_full import alter
 from tests.cli.tools import Terminal
 from trio_ckpt.cli._app import COMMANDS
 from trio_ckpt.cli._key import MAC_KEY_VAR
@@ -97,3 +98,37 @@ def test_every_command_that_opens_a_store_takes_it_and_none_takes_the_key_itself
         assert ("--mac-key-file" in said) == (command != "worker"), command
         assert "--mac-key " not in said
         assert "--mac-key=" not in said
+
+
+def test_a_sealed_store_is_repaired_with_its_key(run: Terminal, sealed: Path) -> None:
+    """Its records are believed by that key, and what is written anew is sealed with it."""
+    alter(sealed, '["a"]', 2)
+    option = ["--mac-key-file", key_file(sealed.parent)]
+    assert run("verify", sealed, "--full", *option).code == 1
+    assert run("verify", sealed, "--repair", "--yes", *option).code == 0
+    assert run("verify", sealed, "--full", *option).code == 0
+
+
+@pytest.mark.parametrize("key", [None, b"another key of 32 characters...."])
+def test_without_its_key_nothing_of_a_sealed_store_is_repaired(
+    run: Terminal, sealed: Path, key: bytes | None
+) -> None:
+    """Every record looks damaged then, and none may be given up for that."""
+    before = (sealed / "state.db").read_bytes()
+    option = [] if key is None else ["--mac-key-file", key_file(sealed.parent, key)]
+    said = run("verify", sealed, "--repair", "--accept-loss", "--yes", *option)
+    assert said.code != 0
+    assert (sealed / "state.db").read_bytes() == before
+    with_key = ["--mac-key-file", key_file(sealed.parent)]
+    assert run("verify", sealed, "--full", *with_key).code == 0
+
+
+def test_a_repair_goes_into_no_link(run: Terminal, sealed: Path, tmp_path: Path) -> None:
+    (sealed / "state.db").write_bytes(b"damaged")
+    (sealed / "lock").rename(tmp_path / "elsewhere")
+    (sealed / "lock").symlink_to(tmp_path / "elsewhere")
+    before = sorted((tmp_path / "elsewhere").iterdir())
+    said = run("verify", sealed, "--repair", "--yes", "--mac-key-file", key_file(tmp_path))
+    assert said.code != 0
+    assert "is a symbolic link: refused" in said.out + said.err
+    assert sorted((tmp_path / "elsewhere").iterdir()) == before

@@ -15,6 +15,7 @@ from .._words import plural
 from ..abc import Finding, Repaired
 from ._change import Consent
 from ._exits import EXIT_NOT_FOUND, EXIT_OK, EXIT_PROBLEMS, CommandError
+from ._key import mac_key
 from ._look import no_such_run, reading
 from ._overview import MAX_ROWS
 from ._report import Answer, Block, capped
@@ -55,7 +56,9 @@ async def verify_all(
                 else "lose nothing that is sound"
             )
         )
-        report = await repair_all(url, found, run_id, output_dir=output_dir, may_cut=wish.may_cut)
+        report = await repair_all(
+            url, found, run_id, output_dir=output_dir, may_cut=wish.may_cut, mac_key=mac_key()
+        )
     left = damages if report is None else report.left
     document: dict[str, Any] = {
         "store": url,

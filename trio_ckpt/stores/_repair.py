@@ -9,7 +9,7 @@ import attrs
 
 from .._errors import StoreError, StoreVersionError
 from ..abc import Repaired
-from ._files import explain, make_folder
+from ._files import explain, make_member, need_folder
 from ._json_files import check_marker, make_marker
 from ._json_repair import repair_runs
 from ._locks import FileLock, lock_opening
@@ -48,7 +48,8 @@ def repair_folder(folder: Path, kind: str, *, mac_key: bytes | None, may_cut: bo
         was or as it is to be.
     """
     with explain(folder, "repairing"):
-        make_folder(folder / "lock")
+        make_member(folder / "lock")
+        need_folder(folder / "blobs")
         opening = lock_opening(folder)
         try:
             alone = FileLock.open(folder / "lock" / "store")
