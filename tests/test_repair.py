@@ -13,9 +13,11 @@ import pytest
 
 from trio_ckpt import open_run
 from trio_ckpt._check import check_all
+from trio_ckpt._errors import StoreError
 from trio_ckpt._repair import RepairReport, repair_all
 from trio_ckpt.abc import Finding
 from trio_ckpt.stores import open_store
+from trio_ckpt.stores._repair import repair_folder
 
 SCHEMES = pytest.mark.parametrize("scheme", ["sqlite", "json"])
 SIZE = 60_000  # bytes of an array of so many floats are a blob of their own
@@ -194,3 +196,16 @@ async def test_a_store_with_another_key_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="not one record can be opened: it is sealed with another"):
         await repair(str(folder), may_cut=True)
     assert (folder / "state.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["lock", "blobs"])
+async def test_a_repair_goes_into_no_link(tmp_path: Path, name: str) -> None:
+    """The command opens the store first, which refuses, too; a repair must not rely on that."""
+    store = await open_store(tmp_path / "s")
+    await store.aclose()
+    (tmp_path / "s" / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "s" / name).symlink_to(tmp_path / "elsewhere")
+    before = sorted((tmp_path / "elsewhere").iterdir())
+    with pytest.raises(StoreError, match=f"{name} is a symbolic link: refused"):
+        repair_folder(tmp_path / "s", "sqlite", mac_key=None, may_cut=False)
+    assert sorted((tmp_path / "elsewhere").iterdir()) == before

@@ -121,14 +121,3 @@ def test_without_its_key_nothing_of_a_sealed_store_is_repaired(
     assert (sealed / "state.db").read_bytes() == before
     with_key = ["--mac-key-file", key_file(sealed.parent)]
     assert run("verify", sealed, "--full", *with_key).code == 0
-
-
-def test_a_repair_goes_into_no_link(run: Terminal, sealed: Path, tmp_path: Path) -> None:
-    (sealed / "state.db").write_bytes(b"damaged")
-    (sealed / "lock").rename(tmp_path / "elsewhere")
-    (sealed / "lock").symlink_to(tmp_path / "elsewhere")
-    before = sorted((tmp_path / "elsewhere").iterdir())
-    said = run("verify", sealed, "--repair", "--yes", "--mac-key-file", key_file(tmp_path))
-    assert said.code != 0
-    assert "is a symbolic link: refused" in said.out + said.err
-    assert sorted((tmp_path / "elsewhere").iterdir()) == before
