@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "trio_ckpt"
 
 LAYER: dict[str, tuple[int, int]] = {
     "_errors": (0, 0),
+    "_arguments": (0, 0),
     "_ranges": (0, 1),
     "_totals": (0, 2),
     "_values": (0, 3),

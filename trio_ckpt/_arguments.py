@@ -1,0 +1,160 @@
+"""Arguments of public callables: checked once, at the border, before anything has changed.
+
+Each function takes the name of an argument and its value, and returns the value in its plain
+form: an `int` for a NumPy integer, a `tuple` for any iterable.  A value that does not fit raises
+TypeError (another kind) or ValueError (out of range).  The message has the name, the value and
+what would be right: ``grace_s must be a number of seconds >= 0, not '30'``.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar, cast
+
+MAX_INDEX = 2**63 - 2
+"""The greatest batch index: the end of an interval, one more, fits into 64 signed bits."""
+
+MAX_SHOWN_CHARS = 80
+"""How much of a wrong value a message shows: it may be a whole document."""
+
+T = TypeVar("T")
+
+
+def shown(value: object) -> str:
+    """A value as a message names it: its `repr`, shortened; its class where that raises."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__qualname__}"
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[: MAX_SHOWN_CHARS - 1]}…"
+
+
+def whole_number(name: str, value: object, *, least: int = 0, most: int = MAX_INDEX) -> int:
+    """An index or a count: an int, or what stands for one, as a NumPy integer does.
+
+    Raises:
+        TypeError: the value is a bool, a float, a str or any other kind.
+        ValueError: the value is below `least` or above `most`.
+    """
+    bounds = f"an int from {least} on" if most == MAX_INDEX else f"an int from {least} to {most}"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be {bounds}, not {shown(value)}")
+    try:
+        number = operator.index(cast("int", value))
+    except TypeError as error:  # an array of several numbers has the method, too
+        raise TypeError(f"{name} must be {bounds}, not {shown(value)}") from error
+    if not least <= number <= most:
+        raise ValueError(f"{name} must be {bounds}, not {shown(value)}")
+    return number
+
+
+def seconds(
+    name: str, value: object, *, is_zero_allowed: bool = True, is_endless_allowed: bool = False
+) -> float:
+    """A time span in seconds: a finite int or float, no bool.
+
+    Raises:
+        TypeError: the value is no number.
+        ValueError: the value is negative, NaN, infinite unless `is_endless_allowed`, or zero
+            unless `is_zero_allowed`.
+    """
+    wanted = f"a number of seconds {'>=' if is_zero_allowed else '>'} 0"
+    span = _real(name, value, wanted)
+    is_in_range = 0 <= span < math.inf or (span == math.inf and is_endless_allowed)
+    if not is_in_range or (span == 0 and not is_zero_allowed):
+        raise ValueError(f"{name} must be {wanted}, not {shown(value)}")
+    return span
+
+
+def _real(name: str, value: object, wanted: str) -> float:
+    has_sign = isinstance(value, int | float) or hasattr(value, "__index__")
+    if isinstance(value, bool) or not has_sign:
+        raise TypeError(f"{name} must be {wanted}, not {shown(value)}")
+    try:
+        return float(cast("float", value))
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"{name} must be {wanted}, not {shown(value)}") from error
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False, and not what Python takes for it: ``"no"`` is true.
+
+    Raises:
+        TypeError: the value is not a bool.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {shown(value)}")
+    return value
+
+
+def text(name: str, value: object, *, is_empty_allowed: bool = False) -> str:
+    """A str.
+
+    Raises:
+        TypeError: the value is another kind.
+        ValueError: the value is empty, unless `is_empty_allowed`.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {shown(value)}")
+    if not value and not is_empty_allowed:
+        raise ValueError(f"{name} must not be empty")
+    return value
+
+
+def one_of(name: str, value: object, choices: Sequence[T]) -> T:
+    """One of a few values.
+
+    Raises:
+        ValueError: the value is none of them.
+    """
+    for choice in choices:
+        if type(value) is type(choice) and value == choice:
+            return choice
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {shown(value)}")
+
+
+def several(name: str, values: Iterable[T], what: str) -> tuple[T, ...]:
+    """The members of an iterable: a str is one text, and not several letters.
+
+    Args:
+        name: Of the argument.
+        values: Any iterable but a str, bytes or a mapping.
+        what: What its members are, in the plural: ``stream keys``.
+
+    Raises:
+        TypeError: the value is one of those, or cannot be iterated.
+    """
+    given: object = values
+    if isinstance(given, str | bytes | bytearray | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"{name} must be a list of {what}, not {shown(given)}")
+    return tuple(values)
+
+
+def instance(name: str, value: object, kind: type[T], what: str) -> T:
+    """An object of a class.
+
+    Args:
+        name: Of the argument.
+        value: The object.
+        kind: The class.
+        what: What would be right, with its article: ``a RetryTable``.
+
+    Raises:
+        TypeError: the value is of another class, or is the class itself.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {what}, not {shown(value)}")
+    return value
+
+
+def function(name: str, value: T, what: str = "a function") -> T:
+    """Something that can be called.
+
+    Raises:
+        TypeError: the value cannot be called.
+    """
+    if not isinstance(value, Callable):  # type: ignore[arg-type]
+        raise TypeError(f"{name} must be {what}, not {shown(value)}")
+    return value
