@@ -84,6 +84,13 @@ def failing(progress: Progress) -> int:
     )
 
 
+def is_over(progress: Progress) -> bool:
+    """Whether a start would do nothing more for a stream: it is complete, or failed for good."""
+    error = progress.error
+    is_final = progress.status is Status.FAILED and error is not None and not error.retryable
+    return progress.status is Status.COMPLETE or is_final
+
+
 def status_of(progress: Progress, *, is_open: bool) -> Status:
     """The status of a stream, which the records know but for whether somebody has it open."""
     is_over = progress.status in (Status.COMPLETE, Status.FAILED)

@@ -8,11 +8,11 @@ from typing import Any
 import attrs
 
 from ._errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_SKIPPED
-from ._groups import Summary, in_order, summarize
+from ._groups import Summary, in_order, is_over, summarize
 from ._history import run_facts
 from ._progress import Progress
 from ._records import Status
-from ._values import RUN_STREAM, StreamKey
+from ._values import JOB_STREAM, RUN_STREAM, StreamKey
 from .abc import Owner, RunView, Store
 
 
@@ -25,7 +25,8 @@ class Look:
         view: Its newest generation.
         owner: The live process that has it.
         facts: What its own stream says last.
-        parts: The progress of every stream but that one.
+        parts: The progress of every stream of work: of all but the run's own, and of a job its
+            submission.
         open_streams: Those that the owner has opened and not brought to an end.
     """
 
@@ -42,6 +43,16 @@ class Look:
         return self.view.run_id
 
     @property
+    def is_job(self) -> bool:
+        """Whether it is a job of a foreman, which begins and ends it; no program does."""
+        return JOB_STREAM in self.view.streams
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all its streams have ended, well or for good: no start would do more."""
+        return bool(self.parts) and all(map(is_over, self.parts.values()))
+
+    @property
     def keys(self) -> list[StreamKey]:
         """The users' streams, in order."""
         return in_order(self.parts)
@@ -51,6 +62,15 @@ class Look:
         chosen = self.keys if keys is None else keys
         parts = {key: self.parts[key] for key in chosen}
         return summarize(of, parts, open_streams=self.open_streams)
+
+    def status_of(self, summary: Summary) -> Status:
+        """Where it stands, of a summary of it: IN_PROGRESS while an owner has it.
+
+        It is over, owner or not, when it is complete; a job also when it failed for good, which
+        its foreman may still have to tidy up.
+        """
+        is_over = summary.status is Status.COMPLETE or (self.is_job and self.is_over)
+        return Status.IN_PROGRESS if self.owner is not None and not is_over else summary.status
 
     def last_activity(self) -> float | None:
         """When something was saved last, Unix time."""
@@ -79,7 +99,8 @@ async def read_look(store: Store, run_id: str) -> Look | None:
 def look_from(store: Store, view: RunView, owner: Owner | None) -> Look:
     """A look at a run whose progress is known already."""
     facts = run_facts(view)
-    parts = {key: e.progress for key, e in view.streams.items() if key != RUN_STREAM}
+    own = (RUN_STREAM, JOB_STREAM)
+    parts = {key: e.progress for key, e in view.streams.items() if key not in own}
     began = facts.get("began", 0.0)
     opened = frozenset(
         key

@@ -24,6 +24,7 @@ MAX_RUN_ID_CHARS = 200  # fits every file system and column with room for a suff
 MAX_LABEL_CHARS = 200  # of a snapshot or a pin; a line of the history has room for it
 MAX_KEY_CHARS = 1_000  # a stream's key is read with every resume
 RUN_STREAM: StreamKey = ()  # the run's own stream: sessions, config, overrides
+JOB_STREAM: StreamKey = ("@job",)  # of a run that is a job: what it is to do, which is no work
 
 
 def check_run_id(run_id: str) -> str:

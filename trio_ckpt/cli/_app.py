@@ -29,7 +29,7 @@ COMPLETE_VAR = "_TRIO_CKPT_COMPLETE"
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "ls": ("_reads", "List the runs of a store."),
     "show": ("_reads", "Show where a run stands."),
-    "watch": ("_reads", "Watch a run until its process lets go of it."),
+    "watch": ("_reads", "Watch a run until its process gives it back, or a job until it is done."),
     "explain": ("_reads", "Say in words what a start would do, and why."),
     "history": ("_reads", "Tell the sessions of a run, or the checkpoints of a stream."),
     "verify": ("_verify", "Compare the confirmed outputs with the files."),

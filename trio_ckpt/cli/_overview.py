@@ -79,7 +79,7 @@ def _run_document(look: Look) -> dict[str, Any]:
     parts = summary_document(summary)
     return {
         "run": look.run_id,
-        "status": word_of(run_status(look, summary)),
+        "status": word_of(look.status_of(summary)),
         "generation": look.view.generation,
         "running": look.owner is not None,
         "owner": owner_document(look.owner),
@@ -89,13 +89,6 @@ def _run_document(look: Look) -> dict[str, Any]:
         "session": _session_document(look),
         "exit_code": look.exit_code(),
     }
-
-
-def run_status(look: Look, summary: Summary) -> Status:
-    """IN_PROGRESS while somebody has the run, unless it is complete already."""
-    if look.owner is not None and summary.status is not Status.COMPLETE:
-        return Status.IN_PROGRESS
-    return summary.status
 
 
 def _session_document(look: Look) -> dict[str, Any] | None:
@@ -128,7 +121,7 @@ def _run_row(look: Look, now: float) -> tuple[str, ...]:
         session = f"{look.facts['session']} {last_how(look)}" if look.facts else "none"
     return (
         look.run_id,
-        run_status(look, summary).value,
+        look.status_of(summary).value,
         per_status(summary.streams),
         f"{summary.confirmed:,}",
         left_text(left_of(summary)),
@@ -234,7 +227,7 @@ def stream_status(look: Look, key: StreamKey) -> Status:
 def _run_pairs(look: Look, keys: Sequence[StreamKey]) -> list[tuple[str, str]]:
     summary, is_whole = look.summary(keys), len(keys) == len(look.keys)
     pairs = [("run", f"{look.run_id} in {look.store.url}")]
-    pairs.append(("status", f"{run_status(look, summary).value}; {_session_text(look)}"))
+    pairs.append(("status", f"{look.status_of(summary).value}; {_session_text(look)}"))
     sessions = look.facts.get("session", 0)
     if sessions and is_whole:
         runtime = duration(run_runtime_s(look.view))

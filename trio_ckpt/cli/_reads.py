@@ -56,7 +56,7 @@ def show_command(
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on each line.")
 def watch_command(store: str, run: str | None, every_s: float | None, as_json: bool) -> int:
-    """Watch a run until its process lets go of it.
+    """Watch a run until its process gives it back, or a job until all its items are done.
 
     Exits as the program should then: 0 complete, 3 complete but for what was skipped, 75 with
     work left.

@@ -1,4 +1,4 @@
-"""`watch`: a run as it goes on in another process, until that process lets go of it."""
+"""`watch`: a run as it goes on in another process, until that process gives it back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .._statistics import eta_s, rate_per_s
 from .._words import amounts, duration, number, plural
 from ..abc import Store
 from ._look import Look, left_of, look_at, owner_document, summary_document, word_of
-from ._overview import left_text, per_status, run_status, total_pairs
+from ._overview import left_text, per_status, total_pairs
 from ._report import Pairs, console_for, to_json, to_lines, to_rich
 
 TERMINAL_EVERY_S = 1.0
@@ -50,7 +50,7 @@ class Seen:
 async def watch(
     store: Store, run_id: str | None, *, every_s: float | None, as_json: bool, file: TextIO
 ) -> int:
-    """Show a run until its owner lets go of it.
+    """Show a run until its owner gives it back, a job until all its items are done.
 
     Returns:
         What to exit with, as the run stands then.
@@ -64,7 +64,7 @@ async def watch(
     with _drawer(as_json=as_json, is_live=is_live, file=file) as draw:
         while True:
             draw(_compare(look, first, trio.current_time() - began))
-            if look.owner is None:
+            if look.is_over if look.is_job else look.owner is None:
                 return look.exit_code()
             await trio.sleep(pause_s)
             look = await look_at(store, look.run_id)
@@ -97,7 +97,7 @@ def _drawer(*, as_json: bool, is_live: bool, file: TextIO) -> Generator[Callable
 def _document(seen: Seen) -> dict[str, Any]:
     return {
         "run": seen.look.run_id,
-        "status": word_of(run_status(seen.look, seen.summary)),
+        "status": word_of(seen.look.status_of(seen.summary)),
         "running": seen.look.owner is not None,
         "owner": owner_document(seen.look.owner),
         "phase": current_phase(seen.look.parts),
@@ -148,7 +148,7 @@ def _pairs(seen: Seen) -> list[tuple[str, str]]:
 def _status(seen: Seen) -> str:
     look = seen.look
     phase = current_phase(look.parts)
-    text = run_status(look, seen.summary).value + (f", phase {phase}" if phase is not None else "")
+    text = look.status_of(seen.summary).value + (f", phase {phase}" if phase is not None else "")
     if look.owner is None:
-        return f"{text}, nobody runs it"
+        return f"{text}, no {'foreman' if look.is_job else 'process'} has it"
     return f"{text}, process {look.owner.pid} on {look.owner.host}"

@@ -123,13 +123,10 @@ def run_line(standing: Standing) -> RunLine:
     left = summary.left if any(summary.streams.values()) else None
     fresh = None if standing.is_stale else live
     after_s = stuck_after(standing)
-    status = summary.status
-    if look.owner is not None and status is not Status.COMPLETE:
-        status = Status.IN_PROGRESS
     tokens = fresh.tokens if fresh is not None else ()
     return RunLine(
         run=look.run_id,
-        status=word(status),
+        status=word(look.status_of(summary)),
         seen=standing.seen,
         running=look.owner is not None,
         owner=_owner(standing),

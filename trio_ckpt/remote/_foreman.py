@@ -12,12 +12,13 @@ import attrs
 import trio
 
 from .._errors import RunLockedError, StoreError
+from .._groups import is_over
 from .._words import printable
 from ..abc import Store
 from ._dispatch import Dispatcher, prune_task
 from ._errors import JobRefusedError, UnknownJobError
 from ._job import Job
-from ._jobs import LiveTask, has_submission, is_over, items_progress, list_jobs
+from ._jobs import LiveTask, has_submission, items_progress, list_jobs
 from ._link import Link
 from ._messages import Cancel, Hello, NewLease, TaskAck
 from ._names import check_job_id, split_task_id

@@ -15,11 +15,12 @@ from .._history import ended_at
 from .._loops import run_batches
 from .._open import open_run
 from .._progress import Progress
-from .._records import ErrorInfo, Kind, Record, Status, describe_error
+from .._records import ErrorInfo, Kind, Record, describe_error
 from .._registry import TokenRegistry
 from .._retry import RetryRule, RetryTable, Then
 from .._run import Run
 from .._stream import Stream
+from .._values import JOB_STREAM
 from .._words import printable
 from ..abc import Store
 from ._dispatch import Dispatcher, Wanted, prune_task
@@ -31,8 +32,9 @@ from ._errors import (
 )
 from ._facts import TaskFacts
 from ._messages import JobOptions
-from ._names import ITEMS_STREAM, JOB_STREAM, task_id_of
-from ._submission import Submission, read_submission
+from ._jobs import has_submission
+from ._names import ITEMS_STREAM, task_id_of
+from ._submission import Submission, job_records, read_submission
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
 
@@ -126,12 +128,15 @@ class Job:
         try:
             view = await store.load_run(self.job_id)
             self._down_at = None if view is None else ended_at(view)
-            async with open_run(self.job_id, store=store, handle_signals=False) as run:
-                self.submission = await self._submit(store, run, new)
+            async with (
+                open_run(self.job_id, store=store, handle_signals=False) as run,
+                run.open_stream(*ITEMS_STREAM, on_fail="record") as stream,
+            ):
+                self.submission = await self._submit(store, run, stream, new)
                 if self.submission is None:
                     return
                 self.accepted.set()
-                await self._work(run, self.submission)
+                await self._work(run, stream, self.submission)
             if not self.submission.options.keep_checkpoints:
                 await self._sweep(store)
         except Exception as error:
@@ -149,15 +154,14 @@ class Job:
             if self._registry is not None:
                 self._registry.touch()
 
-    async def _submit(self, store: Store, run: Run, new: Submission | None) -> Submission | None:
-        """Make it durable what the job is; None: nobody has ever said so."""
-        async with run.open_stream(*JOB_STREAM) as stream:
-            if stream.status is not Status.COMPLETE:
-                if new is None:
-                    return None
-                async with stream.open_batch() as batch:
-                    batch.complete(metadata=new.to_plain(), last=True)
-                return new
+    async def _submit(
+        self, store: Store, run: Run, stream: Stream[None], new: Submission | None
+    ) -> Submission | None:
+        """Make it durable what the job is; None: no client has ever said so."""
+        if not has_submission(run.view()):
+            if new is not None:
+                await _save(stream, new)
+            return new
         stored = await read_submission(store, self.job_id)
         if new is not None and stored is not None and stored.to_plain() != new.to_plain():
             self.refusal = JobRefusedError(
@@ -167,20 +171,19 @@ class Job:
             )
         return stored
 
-    async def _work(self, run: Run, submission: Submission) -> None:
-        async with run.open_stream(*ITEMS_STREAM, on_fail="record") as stream:
-            self._stream, self._registry = stream, run.coordinator.registry
-            self.ready.set()
-            with self._scope:
-                await run_batches(
-                    stream,
-                    submission.items,
-                    self._do,
-                    concurrency=max(1, min(len(submission.items), MAX_IN_FLIGHT)),
-                    retry=retries(submission.options),
-                )
-            if self._scope.cancelled_caught:
-                await stream.fail(JobCancelledError("it was cancelled"), retryable=False)
+    async def _work(self, run: Run, stream: Stream[None], submission: Submission) -> None:
+        self._stream, self._registry = stream, run.coordinator.registry
+        self.ready.set()
+        with self._scope:
+            await run_batches(
+                stream,
+                submission.items,
+                self._do,
+                concurrency=max(1, min(len(submission.items), MAX_IN_FLIGHT)),
+                retry=retries(submission.options),
+            )
+        if self._scope.cancelled_caught:
+            await stream.fail(JobCancelledError("it was cancelled"), retryable=False)
 
     async def _do(self, batch: Batch[Any]) -> None:
         submission = self.submission
@@ -220,3 +223,19 @@ class Job:
                     await prune_task(store, run.run_id)
                 except (StoreError, RunLockedError) as error:
                     log.warning("the states of %s stay: %s", run.run_id, printable(str(error)))
+
+
+async def _save(stream: Stream[None], submission: Submission) -> None:
+    """Save what a job is, and before that how many items it has: none of them is done.
+
+    Both are in one group.  So whoever reads a job knows how much of it is left, from the moment
+    on that it is taken.
+    """
+    desk, now = stream.desk, time.time()
+    total = Record(
+        kind=Kind.SAVE, at=now, opened=desk.new_opening(), expected=len(submission.items)
+    )
+    lane = desk.saver.add_lane(JOB_STREAM, Progress())
+    await desk.saver.save_all(
+        [(desk.lane, total), *((lane, record) for record in job_records(submission, now))]
+    )

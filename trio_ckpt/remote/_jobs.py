@@ -16,12 +16,12 @@ import attrs
 from .._history import read_pages
 from .._progress import Progress
 from .._records import ErrorInfo, Kind, Record, Status
+from .._values import JOB_STREAM
 from ..abc import RunView, Store
 from ._errors import JobCancelledError, UnknownJobError
 from ._facts import Delta, TaskFacts, read_facts
 from ._names import (
     ITEMS_STREAM,
-    JOB_STREAM,
     check_job_id,
     is_job_id,
     split_task_id,
@@ -343,14 +343,6 @@ def is_cancelled(progress: Progress) -> bool:
     """Whether a job was cancelled, by the progress of its items."""
     error = progress.error
     return error is not None and error.type == JobCancelledError.__qualname__
-
-
-def is_over(progress: Progress) -> bool:
-    """Whether nothing more is done for a job unless somebody asks."""
-    if progress.status is Status.COMPLETE:
-        return True
-    error = progress.error
-    return progress.status is Status.FAILED and error is not None and not error.retryable
 
 
 def has_submission(view: RunView) -> bool:

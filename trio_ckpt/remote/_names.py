@@ -11,7 +11,6 @@ import secrets
 from ._errors import UnknownJobError
 
 JOB_PREFIX = "job-"  # of the runs that are jobs
-JOB_STREAM = ("job",)  # of a job's run: one batch, the submission
 ITEMS_STREAM = ("items",)  # of a job's run: one batch for each item
 TASK_STREAM = ("task",)  # of an item's run: one batch, its states are snapshots inside it
 

@@ -12,12 +12,11 @@ import msgspec
 
 from .._errors import StoreDamagedError
 from .._history import read_pages
-from .._records import Kind
-from .._values import check_plain
-from ..abc import Store
+from .._records import Kind, Record, Status
+from .._values import JOB_STREAM, check_plain
+from ..abc import RunView, Store
 from ._errors import NotAllowedError
 from ._messages import MAX_JOB_ITEMS, MAX_NAME_CHARS, MIB, JobOptions
-from ._names import JOB_STREAM
 
 MAX_VALUE_BYTES = 4 * MIB  # of one item or one result: it travels in one message
 MAX_JOB_BYTES = 256 * MIB  # of all items: the foreman has them in memory
@@ -59,6 +58,49 @@ class Submission:
             return cls(str(plain["function"]), list(plain["items"]), options)
         except (KeyError, TypeError, msgspec.ValidationError) as error:
             raise StoreDamagedError(f"a job cannot be read: {error}") from error
+
+
+@attrs.frozen
+class JobHead:
+    """What of a submission is read without its items.
+
+    Attributes:
+        function: ``module:function``.
+        options: How it is done.
+    """
+
+    function: str
+    options: JobOptions
+
+    def to_plain(self) -> dict[str, Any]:
+        """The head as it is stored."""
+        return {"function": self.function, "options": msgspec.to_builtins(self.options)}
+
+
+def job_records(submission: Submission, at: float) -> tuple[Record, Record]:
+    """The records of `JOB_STREAM`: the submission, and its head, which every fold keeps."""
+    head = JobHead(submission.function, submission.options).to_plain()
+    return (
+        Record(kind=Kind.BATCH, at=at, index=0, metadata=submission.to_plain()),
+        Record(kind=Kind.FINISH, at=at, last_index=0, metadata=head),
+    )
+
+
+def head_of(view: RunView) -> JobHead | None:
+    """What a job is to do; None: its run does not say so, so no client was told it was taken.
+
+    Raises:
+        StoreDamagedError: it is not what was stored.
+    """
+    entry = view.streams.get(JOB_STREAM)
+    if entry is None or entry.progress.status is not Status.COMPLETE:
+        return None
+    plain = entry.progress.metadata
+    try:
+        options = msgspec.convert(plain["options"], JobOptions)
+        return JobHead(str(plain["function"]), options)
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise StoreDamagedError(f"a job cannot be read: {error}", run_id=view.run_id) from error
 
 
 def check_function(name: str) -> str:
