@@ -12,8 +12,8 @@ was read to its end and nothing else came with it. In every other case, cancella
 is closed; so no response can be taken for the answer to another request.
 
 A server may close an idle connection at any time, also while the next request is on its way.
-Then nothing of an answer has come, and the server has not answered anybody: the request is sent
-once more, on a fresh connection. If that one closes as well, it is the server's answer.
+Then no byte of an answer comes, or a 408 that is about the idle time: the request is sent once
+more, on a fresh connection. What happens on that one is the server's answer.
 """
 # ruff: noqa: N818 - the leaves are named for what happened; FetchError says that it is an error
 
@@ -34,9 +34,10 @@ from . import urls
 DEFAULT_MAX_BODY_BYTES = 16 * 1024 * 1024
 # Security policies and cookies make heads of 20 KB; h11's own limit is 16 KB.
 MAX_HEAD_BYTES = 64 * 1024
-# Common servers close idle connections after 5 s and more. Before that we never meet the
-# "408 Request Timeout" with which some of them say goodbye, and few closed connections.
+# Common servers close idle connections after 5 s and more, so few of ours are closed already.
 MAX_IDLE_S = 4.0
+# With this some servers say goodbye to an idle connection (RFC 9110, section 15.5.9).
+REQUEST_TIMEOUT = 408
 RECEIVE_BYTES = 64 * 1024
 # A response may be compressed again by a proxy; more layers are made to be expensive.
 MAX_CONTENT_CODINGS = 2
@@ -186,7 +187,7 @@ def _window_bits(body: bytes) -> int:
 
 
 class _StaleConnection(Exception):
-    """A reused connection ended without a byte of an answer."""
+    """A reused connection ended before the server answered this request."""
 
 
 @attrs.define(eq=False)
@@ -219,12 +220,15 @@ class _Connection:
         try:
             outgoing = self.protocol.send(request) + self.protocol.send(h11.EndOfMessage())
             await self.stream.send_all(outgoing)
-            return await self._read_response(url)
+            response = await self._read_response(url)
         except h11.RemoteProtocolError as error:
             raise self._explained(url, error) from error
         except (trio.BrokenResourceError, OSError) as error:
             self._refuse_stale(error)
             raise self._broken(url, error) from error
+        if self.is_reused and response.status == REQUEST_TIMEOUT:
+            raise _StaleConnection
+        return response
 
     async def _read_response(self, url: str) -> Response:
         head: h11.Response | None = None
@@ -382,7 +386,8 @@ class Client:
         finally:
             if not is_kept:
                 await connection.close()
-        self._idle.append(connection)
+        if is_kept:
+            self._idle.append(connection)
         return response
 
     async def _take_idle(self, site: str) -> _Connection | None:

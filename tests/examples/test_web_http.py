@@ -50,6 +50,16 @@ async def client() -> AsyncIterator[Client]:
         yield client
 
 
+def two_for_one(body: bytes) -> Handler:
+    """A response with another one behind it, which answers no request."""
+    smuggled = head(200, {"Content-Length": "7"}) + b"smuggle"
+
+    async def handle(exchange: Exchange) -> None:
+        await exchange.send(head(200, {"Content-Length": str(len(body))}) + body + smuggled)
+
+    return handle
+
+
 async def get(client: Client, site: Site, handler: Handler) -> Response:
     site.pages["/page"] = handler
     return await client.get(f"{site.url}/page")
@@ -244,6 +254,40 @@ async def test_connection_close_is_obeyed(site: Site, client: Client) -> None:
     assert site.connections == 2
 
 
+close_header = {"Connection": "close"}
+ends_the_connection = pytest.mark.parametrize(
+    "last",
+    [
+        pytest.param(page(b"x", headers=close_header), id="close"),
+        pytest.param(page(b"x", status=404, headers=close_header), id="error that closes"),
+        pytest.param(chunked(b"x", headers=close_header), id="chunked and close"),
+        pytest.param(raw(b"HTTP/1.1 200 OK\r\n\r\nx"), id="no length"),
+        pytest.param(raw(b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx"), id="HTTP/1.0"),
+        pytest.param(two_for_one(b"x"), id="more than was asked for"),
+    ],
+)
+
+
+@ends_the_connection
+async def test_a_connection_that_is_over_is_not_used_again(
+    site: Site, client: Client, last: Handler
+) -> None:
+    for round_ in (1, 2, 3):
+        for _ in range(2):  # the connection is a kept one when it ends
+            assert (await get(client, site, html("kept"))).body == b"kept"
+        assert (await get(client, site, last)).body == b"x"
+        assert site.connections == round_
+
+
+async def test_a_408_to_a_kept_connection_is_about_its_idle_time(
+    site: Site, client: Client
+) -> None:
+    site.pages |= {"/warm": html("x"), "/page": first(page(status=408), then=html("second"))}
+    await client.get(f"{site.url}/warm")
+    assert (await client.get(f"{site.url}/page")).body == b"second"
+    assert (await get(client, site, first(then=page(status=408)))).status == 408
+
+
 async def test_a_stale_connection_is_replaced_silently(site: Site, client: Client) -> None:
     for _ in range(3):
         assert (await get(client, site, then_close(html("x")))).body == b"x"
@@ -282,12 +326,7 @@ async def test_a_kept_connection_that_dies_in_the_answer_is_no_stale_one(
 async def test_bytes_after_a_response_never_answer_the_next_request(
     site: Site, client: Client
 ) -> None:
-    smuggled = head(200, {"Content-Length": "7"}) + b"smuggle"
-
-    async def two_for_one(exchange: Exchange) -> None:
-        await exchange.send(head(200, {"Content-Length": "2"}) + b"ok" + smuggled)
-
-    assert (await get(client, site, two_for_one)).body == b"ok"
+    assert (await get(client, site, two_for_one(b"ok"))).body == b"ok"
     assert (await get(client, site, html("right"))).body == b"right"
     assert site.connections == 2
 
