@@ -42,7 +42,14 @@ async def said_of(store: MemoryStore) -> tuple[Any, ...]:
     ]
     answers.append((line.status, line.exit_code, line.batches.left))
     assert len(set(answers)) == 1, answers
-    return *answers[0], line.progress_percent, (await Jobs(store).job(JOB, after=0, limit=9)).job_status
+    job = await Jobs(store).job(JOB, after=0, limit=9)
+    return *answers[0], line.progress_percent, job.job_status
+
+
+async def wait_free(store: MemoryStore) -> None:
+    """Wait until the foreman that was killed has the job no more."""
+    while await store.read_owner(JOB) is not None:  # noqa: ASYNC110  # a store tells no one
+        await trio.sleep(0.05)
 
 
 async def test_a_job_with_nothing_done_is_not_complete(autojump_clock: MockClock) -> None:
@@ -52,12 +59,10 @@ async def test_a_job_with_nothing_done_is_not_complete(autojump_clock: MockClock
         store = site.store
         assert await said_of(store) == ("in_progress", 75, 4, 0.0, "running")
         await site.kill_foreman()
-        while await store.read_owner(JOB) is not None:
-            await trio.sleep(0.05)
+        await wait_free(store)
         assert await said_of(store) == ("interrupted", 75, 4, 0.0, "pending")
-        text = "\n".join(
-            str(block) for block in (await explain(store, JOB, stream=None, every=True, now=0.0)).blocks()
-        )
+        told = await explain(store, JOB, stream=None, every=True, now=0.0)
+        text = "\n".join(str(block) for block in told.blocks())
         assert "is complete" not in text
         assert "4 batches are left" in text
 
@@ -118,9 +123,7 @@ async def test_watch_of_a_job_that_failed_is_not_0(autojump_clock: MockClock) ->
         async with site.client() as client:
             await client.submit(F + "fail_odd", [1, 2], job_id=JOB)
             with trio.fail_after(60):
-                code = await watch(
-                    site.store, JOB, every_s=1.0, as_json=False, file=io.StringIO()
-                )
+                code = await watch(site.store, JOB, every_s=1.0, as_json=False, file=io.StringIO())
     assert code not in (0, 3)
 
 

@@ -84,8 +84,8 @@ async def test_it_says_lines_and_hides_rate_and_eta_until_they_mean_something(
         "0 failing; watched: 40 batches in 40 s, spent cost_usd 20, 1 batches/s, ETA 20 s",
         "run in progress; streams: 1 in progress; total: 50 batches, 10 left, 0 skipped, "
         "0 failing; watched: 50 batches in 50 s, spent cost_usd 25, 1 batches/s, ETA 10 s",
-        "run complete, no process has it; streams: 1 complete; total: 60 batches, 0 left, 0 skipped, "
-        "0 failing; watched: 60 batches in 1 min 00 s, spent cost_usd 30, 1 batches/s",
+        "run complete, no process has it; streams: 1 complete; total: 60 batches, 0 left, "
+        "0 skipped, 0 failing; watched: 60 batches in 1 min 00 s, spent cost_usd 30, 1 batches/s",
     ]
     assert ", process " in lines[0]
 
@@ -136,6 +136,6 @@ async def test_a_run_that_nobody_runs_is_shown_once(autojump_clock: MockClock) -
     out = io.StringIO()
     assert await watch(store, None, every_s=None, as_json=False, file=out) == 0
     assert out.getvalue() == (
-        "run complete, no process has it; streams: 1 complete; total: 3 batches, 0 left, 0 skipped, "
-        "0 failing; watched: 0 batches in 0.0 s\n"
+        "run complete, no process has it; streams: 1 complete; total: 3 batches, 0 left, "
+        "0 skipped, 0 failing; watched: 0 batches in 0.0 s\n"
     )

@@ -31,8 +31,8 @@ from ._errors import (
     TaskLostError,
 )
 from ._facts import TaskFacts
-from ._messages import JobOptions
 from ._jobs import has_submission
+from ._messages import JobOptions
 from ._names import ITEMS_STREAM, task_id_of
 from ._submission import Submission, job_records, read_submission
 
