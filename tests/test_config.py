@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from datetime import UTC, date, datetime
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,13 @@ import attrs
 import pytest
 
 from trio_ckpt import NotEncodableError
-from trio_ckpt._config import MAX_CONFIG_BYTES, canonical_config, config_digest, diff_config
+from trio_ckpt._config import (
+    MAX_CONFIG_BYTES,
+    canonical_config,
+    config_digest,
+    diff_config,
+    without_fields,
+)
 
 
 class Mode(enum.Enum):
@@ -84,13 +91,44 @@ def test_anything_else_is_refused_with_its_key(value: object, path: str) -> None
 
 @pytest.mark.parametrize("config", [[1, 2], "text", 7, Path("a")])
 def test_a_config_has_fields(config: object) -> None:
-    with pytest.raises(NotEncodableError, match="neither an attrs instance nor a mapping"):
+    with pytest.raises(NotEncodableError, match="must be an attrs instance, a dataclass"):
         canonical_config(config)
 
 
 def test_excluded_fields_do_not_count_whatever_they_hold() -> None:
     config = {"kept": 1, "key": object(), "pool": {object()}}
-    assert canonical_config(config, ("key", "pool", "absent")) == {"kept": 1}
+    assert canonical_config(config, ("key", "pool")) == {"kept": 1}
+
+
+def test_a_nested_field_is_excluded_by_its_dotted_name() -> None:
+    config = {"github": {"started": object(), "org": "one"}, "started": 1}
+    assert canonical_config(config, ["github.started"]) == {"github": {"org": "one"}, "started": 1}
+
+
+@pytest.mark.parametrize(
+    "name", ["absent", "kept.absent", "", "config", "config.kept", "nested.n.x"]
+)
+def test_an_unknown_field_cannot_be_excluded(name: str) -> None:
+    with pytest.raises(ValueError, match=f"exclude names '{name}', which is not a field of config"):
+        canonical_config({"kept": 1, "nested": {"n": 1}}, [name])
+
+
+def test_a_field_is_excluded_from_a_stored_config() -> None:
+    stored = {"a": 1, "b": {"x": 1, "y": {"z": 2}}, "c": [1]}
+    assert without_fields(stored, ["a", "b.y.z", "c.d", "absent.x"]) == {
+        "b": {"x": 1, "y": {}},
+        "c": [1],
+    }
+    assert stored == {"a": 1, "b": {"x": 1, "y": {"z": 2}}, "c": [1]}
+
+
+def test_a_dataclass_is_a_config() -> None:
+    @dataclasses.dataclass
+    class Settings:
+        folder: Path
+        depth: int = 2
+
+    assert canonical_config(Settings(Path("a"))) == {"folder": "a", "depth": 2}
 
 
 def test_a_config_that_holds_itself_is_refused() -> None:

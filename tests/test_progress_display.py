@@ -199,7 +199,7 @@ async def test_how_often_can_be_said(autojump_clock: MockClock) -> None:
     await displayed(file, pages=45, every_s=1.0)
     assert len(file.getvalue().splitlines()) > 40
     async with display(file) as run:
-        with pytest.raises(ValueError, match="every_s is 0, not positive"):
+        with pytest.raises(ValueError, match="every_s must be a number of seconds > 0, not 0"):
             await show_progress(run, file=file, every_s=0)
 
 

@@ -336,6 +336,32 @@ async def test_a_tunable_field_may_change_and_is_logged(caplog: pytest.LogCaptur
     assert view.generation == 0  # a tunable change restarts nothing
 
 
+async def test_a_field_that_is_newly_excluded_does_not_count() -> None:
+    store = MemoryStore()
+    config = {"github": {"org": "one", "started": 1}, "at": 1}
+    async with begin(store, config=config):
+        pass
+    config = {"github": {"org": "one", "started": 2}, "at": 2}
+    async with begin(store, config=config, exclude=["github.started", "at"]):
+        pass
+    with pytest.raises(ConfigChangedError, match=r"github\.org"):
+        async with begin(
+            store, config={"github": {"org": "two", "started": 2}}, exclude=["github.started"]
+        ):
+            pass
+
+
+async def test_a_tunable_field_may_be_one_that_has_gone() -> None:
+    store = MemoryStore()
+    async with begin(store, config={"a": 1, "workers": 2}):
+        pass
+    async with begin(store, config={"a": 1}, tunable=["workers"]):
+        pass
+    with pytest.raises(ValueError, match="tunable names 'threads', which is not a field of config"):
+        async with begin(store, config={"a": 1}, tunable=["threads"]):
+            pass
+
+
 async def test_excluded_fields_and_the_order_of_keys_do_not_count() -> None:
     store = MemoryStore()
     async with begin(store, config={"a": 1, "b": {"x": 1, "y": 2}, "log": "x"}, exclude=["log"]):

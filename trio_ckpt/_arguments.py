@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
+
+import attrs
 
 MAX_INDEX = 2**63 - 2
 """The greatest batch index: the end of an interval, one more, fits into 64 signed bits."""
@@ -20,6 +22,7 @@ MAX_SHOWN_CHARS = 80
 """How much of a wrong value a message shows: it may be a whole document."""
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 def shown(value: object) -> str:
@@ -66,6 +69,20 @@ def seconds(
     if not is_in_range or (span == 0 and not is_zero_allowed):
         raise ValueError(f"{name} must be {wanted}, not {shown(value)}")
     return span
+
+
+def ratio(name: str, value: object) -> float:
+    """A finite number from 0 on, no bool.
+
+    Raises:
+        TypeError: the value is no number.
+        ValueError: the value is negative, NaN or infinite.
+    """
+    wanted = "a number >= 0"
+    number = _real(name, value, wanted)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be {wanted}, not {shown(value)}")
+    return number
 
 
 def _real(name: str, value: object, wanted: str) -> float:
@@ -149,12 +166,44 @@ def instance(name: str, value: object, kind: type[T], what: str) -> T:
     return value
 
 
-def function(name: str, value: T, what: str = "a function") -> T:
+def function(name: str, value: T) -> T:
     """Something that can be called.
 
     Raises:
         TypeError: the value cannot be called.
     """
-    if not isinstance(value, Callable):  # type: ignore[arg-type]
-        raise TypeError(f"{name} must be {what}, not {shown(value)}")
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, not {shown(value)}")
     return value
+
+
+def exception_classes(name: str, values: Iterable[type[E]]) -> tuple[type[E], ...]:
+    """Classes of exceptions, as an `except` clause takes them.
+
+    Raises:
+        TypeError: the value is one class or a str, or a member is no class of exceptions.
+    """
+    kinds = several(name, values, "classes of exceptions")
+    for kind in kinds:
+        if not (isinstance(cast("object", kind), type) and issubclass(kind, BaseException)):
+            raise TypeError(f"{name} must be a list of classes of exceptions, not {shown(values)}")
+    return kinds
+
+
+def checked_by(check: Callable[..., object], **options: object) -> Callable[..., None]:
+    """A validator for a field of an attrs class: one of the functions above, with its options."""
+
+    def validate(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        check(attribute.name, value, **options)
+
+    return validate
+
+
+def optional(check: Callable[..., object]) -> Callable[..., None]:
+    """The same for a field that may be None."""
+
+    def validate(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is not None:
+            check(attribute.name, value)
+
+    return validate

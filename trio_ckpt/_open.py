@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import trio
 
+from ._arguments import several
 from ._array_tools import ArrayTools
 from ._config import canonical_config
 from ._coordinator import CheckpointCoordinator
@@ -108,9 +109,8 @@ async def open_run(
     for name, seconds in (("grace_s", grace_s), ("save_timeout_s", save_timeout_s)):
         if not seconds >= 0:
             raise ValueError(f"{name} is a number of seconds, not {seconds!r}")
-    for name, fields in (("exclude", exclude), ("tunable", tunable)):
-        if isinstance(fields, str):
-            raise TypeError(f"{name} is several names of fields, not one: [{fields!r}]")
+    exclude = several("exclude", exclude, "names of fields")
+    tunable = several("tunable", tunable, "names of fields")
     plain = canonical_config(config, exclude)
     async with AsyncExitStack() as stack:
         if not isinstance(store, Store):
@@ -125,7 +125,9 @@ async def open_run(
         stack.callback(tools.close)
         view = await store.load_run(run_id)
         generation = view.generation if view is not None else 0
-        change = compare_config(None if fresh else view, plain, tunable, on_config_change, run_id)
+        change = compare_config(
+            None if fresh else view, plain, exclude, tunable, on_config_change, run_id
+        )
         archiving = [] if view is None else await left_to_archive(store, view)
         if fresh or change.is_restart:
             if view is not None and view.streams:

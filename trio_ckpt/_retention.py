@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable
 
 import attrs
 
+from ._arguments import checked_by, seconds, whole_number
 from ._ranges import IndexSet
 
 
@@ -60,10 +61,10 @@ class Retention:
             being deleted: the run ``RUN-GENERATION`` in it, for `read_arrays`.
     """
 
-    last: int = attrs.field(default=2, validator=attrs.validators.ge(1))
-    every: int = attrs.field(default=0, validator=attrs.validators.ge(0))
-    max_age_s: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
-    max_bytes: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    last: int = attrs.field(default=2, validator=checked_by(whole_number, least=1))
+    every: int = attrs.field(default=0, validator=checked_by(whole_number))
+    max_age_s: float = attrs.field(default=0.0, validator=checked_by(seconds))
+    max_bytes: int = attrs.field(default=0, validator=checked_by(whole_number))
     archive: str | None = attrs.field(
         default=None, converter=attrs.converters.optional(_url_of), kw_only=True
     )

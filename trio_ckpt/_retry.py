@@ -5,12 +5,26 @@ from __future__ import annotations
 import enum
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import cast
 
 import attrs
 import trio
+
+from ._arguments import (
+    checked_by,
+    exception_classes,
+    flag,
+    function,
+    instance,
+    one_of,
+    optional,
+    ratio,
+    seconds,
+    several,
+    whole_number,
+)
 
 
 class Then(enum.Enum):
@@ -47,6 +61,17 @@ class GiveUp:
     retryable: bool = True
 
 
+def _as_classes(errors: Iterable[type[BaseException]]) -> tuple[type[BaseException], ...]:
+    return exception_classes("errors", errors)
+
+
+def _as_rules(rules: Iterable[RetryRule]) -> tuple[RetryRule, ...]:
+    return tuple(
+        instance("a rule", rule, RetryRule, "a RetryRule")
+        for rule in several("rules", rules, "RetryRule")
+    )
+
+
 @attrs.frozen
 class RetryRule:
     """One line of a `RetryTable`.
@@ -66,16 +91,22 @@ class RetryRule:
         max_retry_after_s: Nobody waits longer than that: `then` happens at once.
     """
 
-    errors: tuple[type[BaseException], ...]
-    when: Callable[[BaseException], bool] | None = None
-    attempts: int = attrs.field(default=5, validator=attrs.validators.ge(1))
-    then: Then = Then.FAIL
-    retryable: bool = True
-    backoff_s: float = attrs.field(default=1.0, validator=attrs.validators.ge(0))
-    max_backoff_s: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
-    jitter: float = attrs.field(default=0.1, validator=attrs.validators.ge(0))
-    retry_after: Callable[[BaseException], float | None] | None = None
-    max_retry_after_s: float = attrs.field(default=3_600.0, validator=attrs.validators.ge(0))
+    errors: tuple[type[BaseException], ...] = attrs.field(converter=_as_classes)
+    when: Callable[[BaseException], bool] | None = attrs.field(
+        default=None, validator=optional(function)
+    )
+    attempts: int = attrs.field(default=5, validator=checked_by(whole_number, least=1))
+    then: Then = attrs.field(default=Then.FAIL, validator=checked_by(one_of, choices=tuple(Then)))
+    retryable: bool = attrs.field(default=True, validator=checked_by(flag))
+    backoff_s: float = attrs.field(default=1.0, validator=checked_by(seconds))
+    max_backoff_s: float = attrs.field(default=60.0, validator=checked_by(seconds))
+    jitter: float = attrs.field(default=0.1, validator=checked_by(ratio))
+    retry_after: Callable[[BaseException], float | None] | None = attrs.field(
+        default=None, validator=optional(function)
+    )
+    max_retry_after_s: float = attrs.field(
+        default=3_600.0, validator=checked_by(seconds, is_endless_allowed=True)
+    )
 
     def matches(self, error: BaseException) -> bool:
         """Whether it is for this error."""
@@ -104,7 +135,7 @@ class RetryTable:
         rules: In order.
     """
 
-    rules: tuple[RetryRule, ...] = ()
+    rules: tuple[RetryRule, ...] = attrs.field(default=(), converter=_as_rules)
 
     def decide(self, error: BaseException, attempts: int) -> Again | GiveUp:
         """Say what becomes of a batch that has failed `attempts` times, with `error` now."""

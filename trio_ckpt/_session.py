@@ -16,7 +16,7 @@ from typing import Any, Literal
 import attrs
 import trio
 
-from ._config import config_digest, diff_config
+from ._config import config_digest, diff_config, has_field, without_fields
 from ._errors import ConfigChangedError, RunStoppedError
 from ._gate import Way, way_of
 from ._groups import PHASE, in_order, summarize
@@ -129,19 +129,33 @@ class ConfigChange:
 def compare_config(
     view: RunView | None,
     plain: dict[str, Any],
+    exclude: Collection[str],
     tunable: Collection[str],
     policy: OnConfigChange,
     run_id: str,
 ) -> ConfigChange:
     """Compare the configuration with that of the last session.
 
+    Args:
+        view: What the store has of the run.
+        plain: The configuration of this session, without the excluded fields.
+        exclude: Fields that do not count, whatever the last session kept of them.
+        tunable: Fields that may change.
+        policy: What a change of any other field means.
+        run_id: Of the run.
+
     Raises:
         ConfigChangedError: a field that may not change has, and the policy is to refuse.
+        ValueError: neither configuration has a field that `tunable` names.
     """
     facts = run_facts(view) if view is not None else {}
+    kept = without_fields(facts.get("config", {}), exclude)
+    for name in tunable:
+        if not has_field(plain, name) and not has_field(kept, name):
+            raise ValueError(f"tunable names {name!r}, which is not a field of config")
     if "config" not in facts:
         return ConfigChange()
-    changes = diff_config(facts["config"], plain)
+    changes = diff_config(kept, plain)
     refused = tuple(change for change in changes if not _is_tunable(change[0], tunable))
     for name, was, now in changes:
         log.info("config of run %r: %s: %s -> %s", run_id, name, was, now)

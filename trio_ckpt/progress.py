@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import trio
 
+from ._arguments import instance, seconds
 from ._run import Run
 from ._statistics import RunStatistics
 from ._words import amounts, duration, message_of, number, plural, printable, stream_name
@@ -42,12 +43,13 @@ async def show_progress(
             `LINES_EVERY_S` elsewhere.
 
     Raises:
-        ValueError: `every_s` is not positive.
+        TypeError, ValueError: `run` is not an open run, or `every_s` is not a time above zero.
 
     Cancellation: it draws once more, so that the last word is how the run stands then.
     """
-    if every_s is not None and not every_s > 0:
-        raise ValueError(f"every_s is {every_s!r}, not positive")
+    instance("run", run, Run, "an open run")
+    if every_s is not None:
+        every_s = seconds("every_s", every_s, is_zero_allowed=False)
     out = sys.stderr if file is None else file
     if _is_terminal(out):
         with _live(run.run_id, out) as draw:
