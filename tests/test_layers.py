@@ -44,6 +44,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_lane": (3, 1),
     "_saver": (3, 2),
     "_history": (3, 3),
+    "_compare": (3, 4),
     "_retention": (3, 3),
     "_chain": (3, 4),
     "_array_tools": (3, 4),

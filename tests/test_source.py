@@ -1,17 +1,16 @@
-"""Sources: item j is batch first_index + j, and a changed list does not go unnoticed."""
+"""Sources: item j is batch first_index + j."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from trio_ckpt import NotEncodableError, SourceChangedError
+from trio_ckpt import NotEncodableError
 from trio_ckpt._source import Source, default_key
 from trio_ckpt._values import item_digest
 
-WHERE = ("run", ("stream",))
 PAGES = ["a", "b", "c", "d"]
 
 
@@ -20,17 +19,8 @@ def source(
     *,
     first_index: int = 1,
     key: Callable[[Any], str] | None = None,
-    known: Mapping[int, bytes] | None = None,
-    confirmed_stop: int = 0,
 ) -> Source[Any]:
-    return Source(
-        items,
-        first_index=first_index,
-        key=key,
-        known=known or {},
-        confirmed_stop=confirmed_stop,
-        where=WHERE,
-    )
+    return Source(items, first_index=first_index, key=key)
 
 
 def digests(items: list[Any], first_index: int = 1) -> dict[int, bytes]:
@@ -72,7 +62,7 @@ def test_only_a_list_knows_its_end() -> None:
 
 
 def test_an_open_end_gives_batches_without_items() -> None:
-    pages = source(None, known={1: b"x"}, confirmed_stop=2)
+    pages = source(None)
     assert pages.is_open_ended
     assert pages.get(10**9) == (None, b"")
     assert not source(PAGES).is_open_ended
@@ -106,48 +96,13 @@ def test_what_a_second_start_could_not_read_again_is_refused() -> None:
             source(items)
 
 
-@BOTH
-def test_a_changed_item_under_what_is_confirmed_is_noticed(
-    form: Callable[[list[str]], Any],
-) -> None:
-    with pytest.raises(SourceChangedError) as caught:
-        source(form(["a", "X", "c"]), known=digests(PAGES[:2]), confirmed_stop=3).get(3)
-    error = caught.value
-    assert (error.run_id, error.stream, error.batch_index) == ("run", ("stream",), 2)
-    assert error.was == item_digest('"b"').hex()
-    assert '"X"' in error.now
-
-
-@BOTH
-def test_a_shorter_source_is_noticed(form: Callable[[list[str]], Any]) -> None:
-    with pytest.raises(SourceChangedError) as caught:
-        source(form(PAGES[:2]), known=digests(PAGES[:3]), confirmed_stop=4).get(4)
-    assert caught.value.batch_index == 3
-    assert "shorter" in caught.value.now
-
-
-@BOTH
-def test_growth_at_the_end_and_changes_of_what_is_left_are_fine(
-    form: Callable[[list[str]], Any],
-) -> None:
-    pages = source(form(["a", "b", "new", "more"]), known=digests(PAGES[:2]), confirmed_stop=3)
-    assert pages.get(3) == ("new", item_digest('"new"'))
-    assert pages.get(4) == ("more", item_digest('"more"'))
-
-
-def test_a_record_without_a_digest_or_before_the_first_batch_says_nothing() -> None:
-    assert source(["X"], known={1: b""}, confirmed_stop=2).get(1) == ("X", item_digest('"X"'))
-    assert source(["X"], first_index=5, known={1: b"older"}).get(5) is not None
-
-
 def test_a_key_of_ones_own_names_items() -> None:
     class Page:
         def __init__(self, number: int) -> None:
             self.number = number
 
     pages = [Page(1), Page(2)]
-    known = {1: item_digest("1")}
-    numbered = source(pages, key=lambda page: str(page.number), known=known, confirmed_stop=2)
+    numbered = source(pages, key=lambda page: str(page.number))
     assert numbered.get(2) == (pages[1], item_digest("2"))
     with pytest.raises(NotEncodableError, match="give key="):
         source(pages).get(1)

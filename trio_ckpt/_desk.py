@@ -155,13 +155,19 @@ class Desk(ABC):
         left_s = until - trio.current_time()
         return Waiting(self.lane.key, reason, left_s) if left_s > 0 else None
 
-    def left(self) -> int | None:
-        """How many batches are known to be left; None where nobody knows."""
+    def total(self) -> int | None:
+        """How many batches there are in all; None where that is not known."""
         progress = self.lane.progress
-        expected = self.expected if self.frontier is None else len(self.frontier)
-        if expected is None:
-            return progress.left
-        return expected - len(progress.confirmed) - len(progress.skipped)
+        if self.frontier is not None:
+            return len(self.frontier)
+        if self.expected is None or (self.is_open_ended and progress.last_index is not None):
+            return progress.total
+        return self.expected
+
+    def left(self) -> int | None:
+        """How many batches are known to be left; None where that is not known."""
+        progress, total = self.lane.progress, self.total()
+        return progress.left if total is None else max(0, total - len(progress.done))
 
     def where(self, index: int | None = None) -> str:
         """The stream, or a batch of it, in words."""
@@ -177,15 +183,21 @@ class Desk(ABC):
 
     def new_expected(self) -> int | None:
         """How many batches there are, if the records do not know."""
+        progress = self.lane.progress
         expected = self.expected if self.frontier is None else len(self.frontier)
-        return None if expected == self.lane.progress.expected else expected
+        has_ended = self.is_open_ended and progress.last_index is not None
+        return None if has_ended or expected == progress.expected else expected
 
     async def save_plain(self, record: Record, blobs: tuple[str, ...] = ()) -> int:
         """Save a record of the stream that is not about a batch; see `Saver.save`."""
+        return await self.saver.save(self.lane, self.introduce(record), blobs)
+
+    def introduce(self, record: Record) -> Record:
+        """A record that says what the records do not know yet of the stream as a whole."""
         opened, expected = self.new_opening(), self.new_expected()
-        if opened is not None or expected is not None:
-            record = msgspec.structs.replace(record, opened=opened, expected=expected)
-        return await self.saver.save(self.lane, record, blobs)
+        if opened is None and expected is None:
+            return record
+        return msgspec.structs.replace(record, opened=opened, expected=expected)
 
     def encode_adds(self, batch: Batch[Any]) -> bytes:
         frontier = self.frontier

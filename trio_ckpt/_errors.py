@@ -221,7 +221,7 @@ class StreamEndedError(TrioCkptError):
 
 
 class SourceChangedError(TrioCkptError, ValueError):
-    """The batch source changed under what is confirmed.
+    """The batch source changed under what is confirmed, or ends before what is left.
 
     Attributes:
         was: What the record of the batch says of its item.
@@ -229,13 +229,22 @@ class SourceChangedError(TrioCkptError, ValueError):
     """
 
     def __init__(
-        self, was: str, now: str, *, run_id: str, stream: tuple[str, ...], batch_index: int
+        self,
+        was: str,
+        now: str,
+        *,
+        run_id: str,
+        stream: tuple[str, ...],
+        batch_index: int,
+        is_done: bool = True,
     ) -> None:
         where = describe_batch(run_id, stream, batch_index)
+        what = f"was worked with item {was}" if is_done else f"is left of {was}"
         super().__init__(
-            f"the source changed under what is confirmed: {where} was worked with item {was}, "
-            f"the source now gives {now}; restore the source, use a Frontier for work "
-            "without an order, or start over with fresh=True",
+            f"the source changed{' under what is confirmed' if is_done else ''}: {where} {what}, "
+            f"the source now gives {now}; give the whole list that it was, from its first item on "
+            "(start= and end= narrow it to a part, several lists are chained into one), use a "
+            "Frontier for work without an order, or start over with fresh=True",
             run_id=run_id,
             stream=stream,
             batch_index=batch_index,

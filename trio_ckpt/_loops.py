@@ -77,7 +77,7 @@ async def run_batches(
         raise ValueError("start= and end= narrow a list; a Frontier has no order")
     await trio.lowlevel.checkpoint()
     await walk.settle_open(Way.NEXT)
-    source = None if items is None else walk.open_source(items, key)
+    source = None if items is None else await walk.open_source(items, key)
     stop = source.stop if source is not None else desk.first_index + len(desk.frontier or ())
     await walk.begin_range(stop, start, end)
     feed: Feed[T] = Feed(walk, source, start, end)

@@ -7,6 +7,7 @@ resuming reads few records however many there are.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import attrs
@@ -18,6 +19,8 @@ from ._records import ErrorInfo, Kind, Record, Status, check_times
 from ._totals import ExactSum, StoredSum, add_amounts, add_sums, decode_sums, encode_sums
 
 MAX_SUM = 2**63  # of records, and of the bytes of a file: what a fold can hold
+MARK_BYTES = 16  # two lists of items give one sum by chance once in 2**128
+_MARK_BITS: int = 2 ** (8 * MARK_BYTES) - 1
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, array_like=True):
@@ -39,6 +42,27 @@ class Pin(msgspec.Struct, frozen=True, array_like=True):
     at: float
     batch_index: int | None
     lineage: bytes
+
+
+def item_mark(index: int, digest: bytes) -> int:
+    """What a batch adds to the sum of items; it says of which batch the item is."""
+    mark = hashlib.blake2b(b"%d\n" % index + digest, digest_size=MARK_BYTES).digest()
+    return int.from_bytes(mark, "little")
+
+
+def add_marks(marks: int, more: int, *, sign: int = 1) -> int:
+    """The sum of two sums of items, or their difference."""
+    return (marks + sign * more) & _MARK_BITS
+
+
+def encode_marks(marks: int) -> bytes:
+    """A sum of items as it is stored; 0 is no bytes."""
+    return marks.to_bytes(MARK_BYTES, "little") if marks else b""
+
+
+def decode_marks(stored: bytes) -> int:
+    """The inverse of `encode_marks`, of no more than `MARK_BYTES`."""
+    return int.from_bytes(stored[:MARK_BYTES], "little")
 
 
 @attrs.define
@@ -76,6 +100,8 @@ class Progress:
         opened_at: The last time it was; Unix time, s.
         worked_at: When it was last worked on, which putting batches back is not.
         earlier_s: Seconds that it was worked on before `opened_at`, downtime left out.
+        items: The sum of the `item_mark` of all batches that are done and had an item.
+        skipped_items: Of them, those of the skipped.
         done: Batches that are confirmed or skipped.
     """
 
@@ -110,6 +136,8 @@ class Progress:
     earlier_s: float = 0.0
     pins: dict[str, Pin] = attrs.field(factory=dict[str, Pin])
     has_frontier: bool = False
+    items: int = 0
+    skipped_items: int = 0
     done: IndexSet = attrs.field(
         init=False,
         eq=False,
@@ -130,13 +158,17 @@ class Progress:
         return self.has_state or self.has_cursor or any(self.sinks.values())
 
     @property
-    def left(self) -> int | None:
-        """How many batches are known to be left; None where nobody knows."""
-        done = len(self.confirmed) + len(self.skipped)
+    def total(self) -> int | None:
+        """How many batches there are in all; None where that is not known."""
         if self.last_index is not None:
-            return max(0, self.last_index + 1 - self.first_index - done)
-        if self.expected is not None:
-            return max(0, self.expected - done)
+            return self.last_index + 1 - self.first_index
+        return self.expected
+
+    @property
+    def left(self) -> int | None:
+        """How many batches are known to be left; None where that is not known."""
+        if self.total is not None:
+            return max(0, self.total - len(self.done))
         return 0 if self.status is Status.COMPLETE else None
 
     def is_done(self, index: int) -> bool:
@@ -185,6 +217,8 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
         progress.has_frontier = True
     if record.expected is not None:
         progress.expected = record.expected
+        if progress.last_index is not None and (progress.total or 0) < record.expected:
+            progress.last_index = None  # a list that was finished has grown
     try:
         _APPLY[record.kind](progress, record)
     except ValueError as error:
@@ -198,7 +232,8 @@ def _apply_batch(progress: Progress, record: Record) -> None:
     _open(progress)
     index = _index(record)
     progress.confirmed.add(index)
-    progress.done.add(index)
+    if progress.done.add(index) and record.item:
+        progress.items = add_marks(progress.items, item_mark(index, record.item))
     progress.skipped.discard(index)
     progress.failures.pop(index, None)
     progress.records += record.records
@@ -217,7 +252,10 @@ def _apply_skip(progress: Progress, record: Record) -> None:
     _open(progress)
     index = _index(record)
     progress.skipped.add(index)
-    progress.done.add(index)
+    if progress.done.add(index) and record.item:
+        mark = item_mark(index, record.item)
+        progress.items = add_marks(progress.items, mark)
+        progress.skipped_items = add_marks(progress.skipped_items, mark)
     progress.failures[index] = FailedAttempt(record.attempts, record.error)
 
 
@@ -261,8 +299,18 @@ def _apply_redo(progress: Progress, record: Record) -> None:
     if record.taken is not None:
         add_sums(progress.totals, decode_sums(record.taken.totals), sign=-1)
         add_sums(progress.spent_confirmed, decode_sums(record.taken.spent), sign=-1)
+        taken, skipped = (decode_marks(m) for m in (record.taken.items, record.taken.skipped_items))
+        progress.items = add_marks(progress.items, taken, sign=-1)
+        progress.skipped_items = add_marks(progress.skipped_items, skipped, sign=-1)
         if record.taken.resets_state:
             progress.has_state = False
+
+
+def _apply_retry(progress: Progress, record: Record) -> None:
+    _put_back(progress, record)
+    if not progress.skipped:
+        progress.items = add_marks(progress.items, progress.skipped_items, sign=-1)
+        progress.skipped_items = 0
 
 
 def _put_back(progress: Progress, record: Record) -> None:
@@ -315,7 +363,7 @@ _APPLY = {
     Kind.FINISH: _apply_finish,
     Kind.SAVE: _apply_save,
     Kind.REDO: _apply_redo,
-    Kind.RETRY: _put_back,
+    Kind.RETRY: _apply_retry,
     Kind.SESSION: _apply_facts,
     Kind.END: _apply_facts,
     Kind.NOTE: _apply_note,
@@ -361,6 +409,8 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     earlier_s: float
     pins: dict[str, Pin] = {}  # copied for each, see msgspec
     has_frontier: bool = False
+    items: bytes = b""
+    skipped_items: bytes = b""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -399,6 +449,8 @@ def encode_progress(progress: Progress) -> bytes:
             progress.earlier_s,
             progress.pins,
             progress.has_frontier,
+            encode_marks(progress.items),
+            encode_marks(progress.skipped_items),
         )
     )
 
@@ -446,6 +498,8 @@ def decode_progress(payload: bytes) -> Progress:
             earlier_s=fold.earlier_s,
             pins=fold.pins,
             has_frontier=fold.has_frontier,
+            items=decode_marks(fold.items),
+            skipped_items=decode_marks(fold.skipped_items),
         )
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreDamagedError(f"saved progress cannot be read: {error}") from error

@@ -169,11 +169,15 @@ class Taken(msgspec.Struct, frozen=True, array_like=True):
         totals: Produced by them.
         spent: On the attempts that had confirmed them; it stays spent, but saves nothing now.
         resets_state: There is no saved state any more: it begins as the user gives it.
+        items: What they had added to `Progress.items`, as it is stored there.
+        skipped_items: Of that, the share of the skipped.
     """
 
     totals: dict[str, StoredSum]
     spent: dict[str, StoredSum]
     resets_state: bool = False
+    items: bytes = b""
+    skipped_items: bytes = b""
 
 
 # dict itself, which msgspec makes fastest, under types that checkers understand

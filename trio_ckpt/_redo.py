@@ -28,6 +28,7 @@ from ._chain import blobs_of, read_chain
 from ._errors import CannotRedoError, StoreDamagedError, describe_batch
 from ._history import Standing, StandingRecord, read_pages
 from ._lane import Lane
+from ._progress import add_marks, encode_marks, item_mark
 from ._ranges import IndexSet
 from ._records import Kind, Output, Record, SinkLines, Taken
 from ._saver import Saver
@@ -50,6 +51,7 @@ class Taking:
         confirmed: Those of them that were not skipped.
         records, totals, spent: By them, exactly.
         lines: Bytes per append file.
+        items, skipped_items: As of `Progress`.
     """
 
     indexes: IndexSet = attrs.field(factory=IndexSet)
@@ -58,10 +60,16 @@ class Taking:
     totals: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
     spent: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
     lines: dict[str, int] = attrs.field(factory=dict[str, int])
+    items: int = 0
+    skipped_items: int = 0
 
     def add(self, index: int, record: Record) -> None:
         """Count one more."""
         self.indexes.add(index)
+        mark = item_mark(index, record.item) if record.item else 0
+        self.items = add_marks(self.items, mark)
+        if record.kind is Kind.SKIP:
+            self.skipped_items = add_marks(self.skipped_items, mark)
         self.records += record.records
         add_amounts(self.totals, record.totals)
         if record.kind is Kind.BATCH:
@@ -301,7 +309,13 @@ class Redo:
             steps=tuple(taking.indexes.to_steps()),
             records=taking.records,
             lines=tuple(SinkLines(path, size, b"") for path, size in taking.lines.items()),
-            taken=Taken(encode_sums(taking.totals), encode_sums(taking.spent), resets_state),
+            taken=Taken(
+                encode_sums(taking.totals),
+                encode_sums(taking.spent),
+                resets_state,
+                encode_marks(taking.items),
+                encode_marks(taking.skipped_items),
+            ),
             cursor=cursor,
             state=state,
             metadata=metadata,

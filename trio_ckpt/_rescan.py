@@ -57,6 +57,7 @@ async def adopt_outputs(desk: Desk, found: dict[int, Output]) -> None:
         (desk.lane, Record(kind=Kind.BATCH, at=now, index=index, outputs=(output,), adopted=True))
         for index, output in found.items()
     ]
+    entries[0] = desk.lane, desk.introduce(entries[0][1])
     for start in range(0, len(entries), RECORDS_PER_SAVE):
         await desk.saver.save_all(entries[start : start + RECORDS_PER_SAVE])
     where = describe_batch(desk.run_id, desk.lane.key, None)

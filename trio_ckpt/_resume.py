@@ -73,14 +73,13 @@ class Resume:
         self._check_kind(state)
         await self._take_up_failed()
         await self._open_sinks()
-        known: dict[int, bytes] = {}
         if isinstance(state, Frontier):
             await self._load_frontier(cast("Frontier[Any]", state))
         else:
-            await self._verify(known, nursery)
+            await self._verify(nursery)
             if state is not None:
                 await self._restore(state)
-        return Stream(Walk(self.desk, known, self._wait_verified), self._redo, nursery)
+        return Stream(Walk(self.desk, self._pages, self._wait_verified), self._redo, nursery)
 
     def _check_kind(self, state: object) -> None:
         progress = self.desk.lane.progress
@@ -181,7 +180,7 @@ class Resume:
 
     # -- other streams ------------------------------------------------------------------------
 
-    async def _verify(self, known: dict[int, bytes], nursery: trio.Nursery) -> None:
+    async def _verify(self, nursery: trio.Nursery) -> None:
         """Check the newest records now, the others beside the run where that can be."""
         desk = self.desk
         progress = desk.lane.progress
@@ -190,23 +189,20 @@ class Resume:
         has_folder = desk.files.root is not None
         if progress.outputs and not has_folder:
             log.warning("the outputs of %s are not verified: there is no output_dir", desk.where())
+        if not (progress.outputs or progress.sinks) or not has_folder:
+            return
         verifier = self._verifier()
         async with AsyncExitStack() as stack:
             pages = await stack.enter_async_context(aclosing(self._pages()))
-            newest = await anext(pages)
-            if (progress.outputs or progress.sinks) and has_folder:
-                await verifier.check(newest)
-                if progress.is_ordered:
-                    async for records in pages:
-                        await verifier.check(records)
-                    await verifier.rewind()
-                else:
-                    self._beside = _Beside(verifier, pages)
-                    nursery.start_soon(self._beside.run)
-                    stack.pop_all()  # they are its pages now
-        for _, record in newest:
-            if record.index is not None and record.item and progress.is_done(record.index):
-                known.setdefault(record.index, record.item)
+            await verifier.check(await anext(pages))
+            if progress.is_ordered:
+                async for records in pages:
+                    await verifier.check(records)
+                await verifier.rewind()
+            else:
+                self._beside = _Beside(verifier, pages)
+                nursery.start_soon(self._beside.run)
+                stack.pop_all()  # they are its pages now
 
     async def _restore(self, state: object) -> None:
         """Go on from the saved state; where there is none, from what the user gave."""

@@ -201,16 +201,21 @@ def resume_line(
     parts = [f"resuming: {confirmed:,}{of} batches done"]
     if skipped:
         parts.append(f"{skipped:,} skipped")
-    share = confirmed / len(progress.confirmed) if confirmed else 0.0
-    about = "" if share in (0.0, 1.0) else "about "
+    count = len(progress.confirmed)
+    about = "" if confirmed in (0, count) else "about "
     parts += [
-        f"{about}{format_amount(total * share)} {name} saved"
+        f"{about}{format_amount(_share(total, confirmed, count))} {name} saved"
         for name, total in shown(progress.spent_confirmed).items()
-        if share and total
+        if confirmed and total
     ]
     if stop is not None:
         parts.append(f"{max(0, stop - first - confirmed - skipped):,} left")
     return ", ".join(parts)
+
+
+def _share(total: Number, part: int, count: int) -> Number:
+    """The part of a total; an int may be too large for a float."""
+    return total * part // count if isinstance(total, int) else total * (part / count)
 
 
 def format_amount(amount: Number) -> str:

@@ -19,6 +19,7 @@ import trio
 from ._batch import UNSET, Batch
 from ._errors import (
     BatchFailedError,
+    SourceChangedError,
     StreamBusyError,
     StreamEndedError,
     StreamFailedError,
@@ -164,32 +165,34 @@ class Stream(Generic[S]):
     ) -> list[int]:
         """The batches that are left, ascending.  It only reports: a loop finds them itself.
 
+        To work on a part give the loop the whole list, and ``start=`` and ``end=``.
+
         Args:
-            total: How many batches there are in all, where nobody has said yet.
+            total: How many batches there are in all, where no loop has said so yet; a list
+                that ends before is refused from then on.
             start: Only from this index on.
             end: Only up to this index, inclusive.
 
         Raises:
             ValueError: nobody knows where the stream ends.
         """
-        stop = self._stop(total, end)
-        progress = self.progress
-        first = max(self.first_index, start or 0)
-        left = progress.confirmed.missing(first, stop)
-        return [index for index in left if index not in progress.skipped]
+        desk = self._desk
+        if desk.expected is None and total is not None:
+            desk.expected = max(total, self.progress.expected or 0)
+        return self._left(total, start, end)
+
+    def _left(self, total: int | None, start: int | None, end: int | None) -> list[int]:
+        first, stop = max(self.first_index, start or 0), self._stop(total, end)
+        return list(self.progress.done.missing(first, stop))
 
     def _stop(self, total: int | None, end: int | None) -> int:
         """One more than the last batch."""
-        progress = self.progress
-        total = self._desk.expected if total is None else total
-        total = progress.expected if total is None else total
+        total = self._desk.total() if total is None else total
         stops = [] if end is None else [end + 1]
         if total is not None:
             stops.append(self.first_index + total)
-        elif progress.last_index is not None:
-            stops.append(progress.last_index + 1)
-        elif progress.status is Status.COMPLETE:
-            stops.append(max(progress.confirmed.stop, progress.skipped.stop))
+        elif self.progress.status is Status.COMPLETE:
+            stops.append(self.progress.done.stop)
         if not stops:
             raise ValueError("nobody knows where the stream ends: give total= or end=")
         return min(stops)
@@ -279,7 +282,8 @@ class Stream(Generic[S]):
             metadata: Anything JSON-like to be kept with the stream.
 
         Raises:
-            RuntimeError: there are holes: batches before the last one that are left.
+            RuntimeError: work is left: a batch before the last one, one of the list that a
+                loop was given or of a `Frontier`; or ``end=`` cut off a loop with an open end.
 
         Durability: when this returns it is saved.
         """
@@ -287,12 +291,8 @@ class Stream(Generic[S]):
         plain = dict(metadata or {})
         check_plain(plain, "metadata")
         await self._walk.settle_open(Way.EXIT)
-        stop = max(self.progress.confirmed.stop, self.progress.skipped.stop)
-        if not self.progress.covers(self.first_index, stop):
-            left = self.progress.first_left(self.first_index)
-            raise RuntimeError(
-                f"finish() with work left: batch {left} of {stop} is neither confirmed nor skipped"
-            )
+        self._walk.check_finished()
+        stop = self.progress.done.stop
         last = stop - 1 if stop > 0 else None
         await self._desk.save_plain(
             Record(kind=Kind.FINISH, at=time.time(), metadata=plain, last_index=last)
@@ -462,7 +462,7 @@ class Stream(Generic[S]):
             raise TypeError(
                 "rescan() is for streams whose batches stand alone: no state, no cursor"
             )
-        found = await find_outputs(desk, self.remaining(total=total), path_of)
+        found = await find_outputs(desk, self._left(total, None, None), path_of)
         log.info("%s: %d outputs were found that no record names", desk.where(), len(found))
         if adopt_outputs and found:
             await adopt_found(desk, found)
@@ -512,7 +512,7 @@ class Stream(Generic[S]):
         if error is None or way_of(error) is Way.CANCEL:
             if self.status is Status.IN_PROGRESS:
                 log.info("%s was left before its end: INTERRUPTED", where)
-        elif self.status is Status.COMPLETE:
+        elif self.status is Status.COMPLETE and not isinstance(error, SourceChangedError):
             log.info("%s is complete; what was raised later changes nothing", where)
         elif desk.saver.poison is None and self._desk.failure is None:
             info = self._describe(telling(leaves_of(error)), index)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import attrs
 import trio
 
 from ._batch import AttemptState, Batch
-from ._errors import StreamBusyError, StreamFailedError
+from ._compare import ReadPages, check_source
+from ._errors import SourceChangedError, StreamBusyError, StreamFailedError
 from ._gate import Gate, Passed, Way
 from ._progress import Progress
 from ._records import Kind, Record, Status
@@ -36,20 +37,24 @@ class Walk:
 
     Attributes:
         desk: The stream.
-        known: What the newest records say of their items.
+        read: Reads the records of the stream, newest first.
         wait_verified: Waits for the verification beside the run; see `Resume`.
         task: The owner.
         batch: The one that the loop or block of the owner holds.
         loop: The newest one; an older one must not go on.
+        source: Of the newest loop.
+        is_cut: The newest loop has an open end and was narrowed by ``end=``.
         is_closed: The block of the stream has ended.
     """
 
     desk: Gate
-    known: Mapping[int, bytes]
+    read: ReadPages
     wait_verified: Callable[[], Awaitable[bool]]
     task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task, init=False)
     batch: Batch[Any] | None = attrs.field(default=None, init=False)
     loop: object = attrs.field(default=None, init=False)
+    source: Source[Any] | None = attrs.field(default=None, init=False)
+    is_cut: bool = attrs.field(default=False, init=False)
     is_closed: bool = attrs.field(default=False, init=False)
 
     @property
@@ -139,23 +144,73 @@ class Walk:
             desk.keeper.begin_batch(index)  # a snapshot is for its own batch alone
             await desk.restore_state()
 
-    def open_source(self, items: Items[T] | None, key: Callable[[T], str] | None) -> Source[T]:
-        """The source of a loop, checked against what is confirmed."""
+    async def open_source(
+        self, items: Items[T] | None, key: Callable[[T], str] | None
+    ) -> Source[T]:
+        """The source of a loop, compared with what is done.
+
+        Raises:
+            SourceChangedError: it is not the one that the records are of.
+
+        Cancellation: a cancellation point where much is done.
+        """
         if items is None:
             self.check_no_frontier()
-        desk, progress = self.desk, self.progress
-        source = Source(
-            items,
-            first_index=desk.first_index,
-            key=key,
-            known=self.known,
-            confirmed_stop=max(progress.confirmed.stop, progress.skipped.stop),
-            where=(desk.run_id, desk.lane.key),
-        )
-        desk.is_open_ended = source.is_open_ended
+        desk = self.desk
+        source = Source(items, first_index=desk.first_index, key=key)
+        await check_source(source, self.progress, self.read, (desk.run_id, desk.lane.key))
         if source.stop is not None:
+            self.check_end(source.stop)
             desk.expected = source.stop - desk.first_index
+        desk.is_open_ended = source.is_open_ended
+        self.source = source
         return source
+
+    def check_end(self, stop: int) -> None:
+        """Raise SourceChangedError where a source ends before batches that are known to be left.
+
+        Args:
+            stop: One more than the last batch of the source.
+        """
+        known = self.known_stop()
+        if known is None or stop >= known or self.progress.covers(stop, known):
+            return
+        count = known - self.desk.first_index
+        raise SourceChangedError(
+            f"{count:,}",
+            "nothing: it is shorter now",
+            run_id=self.desk.run_id,
+            stream=self.desk.lane.key,
+            batch_index=self.progress.first_left(stop),
+            is_done=False,
+        )
+
+    def known_stop(self) -> int | None:
+        """One more than the last batch; None where that is not known."""
+        total = self.desk.total()
+        return None if total is None else self.desk.first_index + total
+
+    def check_finished(self) -> None:
+        """Raise RuntimeError where work is known to be left."""
+        first = self.desk.first_index
+        left, known = self.progress.first_left(first), self.known_stop()
+        stop = max(self.progress.done.stop, 0 if known is None else known)
+        if left < stop:
+            raise RuntimeError(
+                f"finish() with work left: batch {left} of {first} to {stop - 1} is neither "
+                "confirmed nor skipped"
+            )
+        source = self.source
+        if source is not None and not source.is_open_ended and source.get(left) is not None:
+            raise RuntimeError(
+                f"finish() with work left: the source has a batch {left}, which is neither "
+                "confirmed nor skipped"
+            )
+        if self.is_cut and self.progress.last_index is None:
+            raise RuntimeError(
+                f"finish() after a loop that end= cut off before batch {left}: nothing says that "
+                "the stream ends there; leave end= out, or settle the last batch with last=True"
+            )
 
     async def begin_range(self, stop: int | None, start: int | None, end: int | None) -> None:
         """Say what is passed over, and keep in the history which part is worked on.
@@ -204,6 +259,7 @@ class Walk:
         if source.is_open_ended:
             await self.complete_if_last()
         elif (stop := end if source.stop is None else source.stop) is not None:
+            self.check_end(stop)
             await self.complete(stop)
 
     async def complete_if_last(self) -> None:
@@ -259,7 +315,8 @@ class Batches(Generic[T]):
         walk = self._walk
         await trio.lowlevel.checkpoint()
         await walk.settle_open(Way.NEXT)
-        source = self._source = walk.open_source(self._items, self._key)
+        source = self._source = await walk.open_source(self._items, self._key)
+        walk.is_cut = source.is_open_ended and self._end is not None
         await walk.begin_range(source.stop, self._start, self._end)
         walk.loop = self
         return source
