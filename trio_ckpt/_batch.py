@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
@@ -94,6 +95,10 @@ class BatchHost(Protocol):
         """Pass the gate now."""
         ...
 
+    def aside(self) -> AbstractAsyncContextManager[None]:
+        """A block that a stop does not have to see through."""
+        ...
+
 
 @attrs.define(eq=False)
 class Batch(Generic[T]):
@@ -121,6 +126,7 @@ class Batch(Generic[T]):
     staged: Staged = attrs.field(factory=Staged)
     problem: Exception | None = None  # what kept it from being saved
     resumed_from: str | None = None
+    _is_waiting: bool = attrs.field(default=False, init=False)
 
     # -- settling -----------------------------------------------------------------------
 
@@ -227,6 +233,34 @@ class Batch(Generic[T]):
         Cancellation: a save that has begun is waited for.
         """
         await self._host.confirm(self)
+
+    # -- waiting ------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def waiting(self) -> AsyncGenerator[None]:
+        """A wait in the body that a stop does not see through: ``async with batch.waiting():``.
+
+        For delays, rate limits and queues, which can take longer than a stop may.  A stop does
+        not wait for a body that waits so, and the body does not go on after the block: the
+        batch ends as one that is cancelled, leaves no record, and runs again on resume.
+
+        Raises:
+            RuntimeError: the attempt is settled, or it waits already.
+
+        Cancellation: during a stop, when all other batches are saved.
+        """
+        if self.state is not AttemptState.OPEN or self._is_waiting:
+            state = "waits already" if self._is_waiting else f"is {self.state.value}"
+            raise RuntimeError(
+                f"attempt {self.attempt} at batch {self.index} {state}: waiting() is for one "
+                "wait at a time, before the batch is settled"
+            )
+        self._is_waiting = True
+        try:
+            async with self._host.aside():
+                yield
+        finally:
+            self._is_waiting = False
 
     # -- staging ------------------------------------------------------------------------
 

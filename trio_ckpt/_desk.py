@@ -9,6 +9,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import attrs
@@ -377,6 +378,10 @@ class Desk(ABC):
         """A cursor has an order."""
         if self.is_parallel:
             raise ValueError("a cursor needs batches in order: concurrency=1")
+
+    def aside(self) -> AbstractAsyncContextManager[None]:
+        """A block that a stop does not have to see through."""
+        return self.stop.aside()
 
     def stage_items(self, items: Iterable[Any]) -> list[Any]:
         """Those that are new to the frontier."""

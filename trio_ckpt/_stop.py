@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -22,7 +23,7 @@ class Stop:
     """Whether a run is being stopped, and how far it has come.
 
     Attributes:
-        busy: Batches that are open now.
+        busy: Batches that are open now, but for those whose bodies wait (`aside`).
         exit_code: What the command should exit with; 0 until the streams are cancelled.
         scopes: Those of the open streams.
         body: The run's own, for what goes on outside of streams: a second request ends it.
@@ -64,6 +65,27 @@ class Stop:
         if self.busy == 0 and self._requested.is_set():
             self._idle.set()
 
+    @asynccontextmanager
+    async def aside(self) -> AsyncGenerator[None]:
+        """Count one open batch less for a block that a stop does not have to see through.
+
+        During a stop the body does not come back from the block: it is parked there, as a
+        loop is at the gate, until its stream is cancelled.
+
+        Cancellation: before and after the block, during a stop only.
+        """
+        self.leave_batch()
+        try:
+            await self.park()
+            try:
+                yield
+            except Exception:
+                await self.park()
+                raise
+            await self.park()
+        finally:
+            self.busy += 1
+
     @property
     def is_parking(self) -> bool:
         """Whether loops are to wait instead of beginning another batch."""
@@ -80,10 +102,10 @@ class Stop:
     async def see_through(self, grace_s: float) -> None:
         """Wait for a request, then for the open batches, then cancel the streams."""
         await self._requested.wait()
-        with trio.move_on_after(grace_s):
+        with trio.move_on_after(grace_s) as grace:
             await self._idle.wait()
         if self.exit_code == 0:
-            self.cancel_streams(EXIT_DRAINED if self.busy == 0 else self._forced_code)
+            self.cancel_streams(self._forced_code if grace.cancelled_caught else EXIT_DRAINED)
 
     def cancel_streams(self, exit_code: int) -> None:
         """Cancel every open stream; those that open later end at once."""

@@ -1,0 +1,197 @@
+"""A stop waits for what has something to save, and for nothing else."""
+
+# ruff: noqa: PT012  (what a whole block does is the claim)
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_ckpt import Batch, Run, RunStoppedError, Status, open_run, run_batches
+from trio_ckpt.stores import MemoryStore
+
+HOUR_S = 3_600
+
+
+def begin(store: MemoryStore) -> Any:
+    return open_run("r", store=store, handle_signals=False)
+
+
+async def stop_after(run: Run, seconds: float) -> None:
+    await trio.sleep(seconds)
+    run.request_stop()
+
+
+async def wait_in_body(run: Run, for_s: float, went_on: list[int]) -> None:
+    async with run.open_stream("waits") as stream:
+        async for batch in stream.batches(range(3)):
+            async with batch.waiting():
+                await trio.sleep(for_s)
+            went_on.append(batch.index)
+            batch.complete()
+
+
+async def test_a_stop_does_not_wait_for_a_wait(autojump_clock: trio.testing.MockClock) -> None:
+    went_on: list[int] = []
+    with pytest.raises(RunStoppedError) as caught:
+        async with begin(MemoryStore()) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(stop_after, run, 7)
+            await wait_in_body(run, HOUR_S, went_on)
+    assert trio.current_time() == 7
+    assert caught.value.exit_code == 75
+    assert went_on == []
+
+
+async def test_a_wait_that_a_stop_ends_is_no_failure(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store, went_on = MemoryStore(), list[int]()
+    with pytest.raises(RunStoppedError):
+        async with begin(store) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(stop_after, run, 7)
+            await wait_in_body(run, 5, went_on)
+    assert went_on == [0]  # and batch 1 waits when the stop comes
+    async with begin(store) as run:
+        async with run.open_stream("waits") as stream:
+            async for batch in stream.batches(range(3)):
+                assert batch.attempt == 1
+                went_on.append(batch.index)
+                batch.complete()
+        assert run.exit_code == 0
+    assert went_on == [0, 1, 2]
+
+
+async def test_a_wait_that_ends_during_a_stop_does_not_go_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Another batch is saved meanwhile, and nothing new is begun for it."""
+    went_on: list[int] = []
+    with pytest.raises(RunStoppedError) as caught:
+        async with begin(MemoryStore()) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(stop_after, run, 1)
+            nursery.start_soon(wait_in_body, run, 5, went_on)
+            async with run.open_stream("works") as stream:
+                async for batch in stream.batches(range(3)):
+                    await trio.sleep(20)
+                    batch.complete()
+    assert caught.value.exit_code == 75
+    assert trio.current_time() == 20
+    assert went_on == []
+    assert stream.statistics().confirmed == 1
+
+
+async def test_after_a_wait_a_stop_waits_again(autojump_clock: trio.testing.MockClock) -> None:
+    went_on: list[int] = []
+    with pytest.raises(RunStoppedError) as caught:
+        async with begin(MemoryStore()) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(stop_after, run, 5)
+            async with run.open_stream("s") as stream:
+                async for batch in stream.batches(range(3)):
+                    async with batch.waiting():
+                        await trio.sleep(2)
+                    await trio.sleep(10)
+                    went_on.append(batch.index)
+                    batch.complete()
+    assert caught.value.exit_code == 75
+    assert (trio.current_time(), went_on) == (12, [0])
+    assert stream.statistics().confirmed == 1
+
+
+async def test_many_that_wait_and_one_that_works(autojump_clock: trio.testing.MockClock) -> None:
+    """A lock is handed on meanwhile; who gets it during the stop does not go on either."""
+    turn, begun = trio.Lock(), list[int]()
+
+    async def handle(batch: Batch[int]) -> None:
+        async with batch.waiting():
+            await turn.acquire()
+        try:
+            begun.append(batch.index)
+            await trio.sleep(10)
+        finally:
+            turn.release()
+        batch.complete()
+
+    with pytest.raises(RunStoppedError) as caught:
+        async with begin(MemoryStore()) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(stop_after, run, 15)
+            async with run.open_stream("s") as stream:
+                await run_batches(stream, range(50), handle, concurrency=8)
+    assert caught.value.exit_code == 75
+    assert (trio.current_time(), len(begun)) == (20, 2)
+    assert stream.statistics().confirmed == 2
+
+
+async def fail_in_a_wait(run: Run) -> None:
+    async with run.open_stream("fails") as stream:
+        async for batch in stream.batches(range(2)):
+            async with batch.waiting():
+                await trio.sleep(5)
+                raise ValueError("the queue is gone")
+
+
+async def work(run: Run, *, until_s: float) -> None:
+    async with run.open_stream("works") as stream:
+        async for batch in stream.batches(range(2)):
+            await trio.sleep_until(until_s)
+            batch.complete()
+
+
+async def test_an_error_in_a_wait_fails_the_batch(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with begin(MemoryStore()) as run:
+        with pytest.raises(ValueError, match="the queue is gone"):
+            await fail_in_a_wait(run)
+        assert run.statistics().failing == 1
+
+
+async def test_an_error_in_a_wait_during_a_stop_fails_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = MemoryStore()
+    with pytest.raises(RunStoppedError) as caught:
+        async with begin(store) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(stop_after, run, 2)
+            nursery.start_soon(fail_in_a_wait, run)
+            await work(run, until_s=9)
+    assert (caught.value.exit_code, trio.current_time()) == (75, 9)
+    async with begin(store) as run:
+        assert run.statistics().failing == 0
+
+
+async def test_a_wait_that_times_out_during_a_stop_goes_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The time limit is the program's: what it does then is seen through."""
+    done: list[int] = []
+    with pytest.raises(RunStoppedError) as caught:
+        async with begin(MemoryStore()) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(stop_after, run, 2)
+            nursery.start_soon(partial(work, run, until_s=9))
+            async with run.open_stream("s") as stream:
+                async for batch in stream.batches(range(2)):
+                    with trio.move_on_after(4):
+                        async with batch.waiting():
+                            await trio.sleep_forever()
+                    await trio.sleep(30)
+                    done.append(batch.index)
+                    batch.complete()
+    assert (caught.value.exit_code, trio.current_time(), done) == (143, 32, [])
+
+
+async def test_one_wait_at_a_time_before_the_batch_is_settled() -> None:
+    async with begin(MemoryStore()) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            async with batch.waiting():
+                with pytest.raises(RuntimeError, match="attempt 1 at batch 0 waits already"):
+                    async with batch.waiting():
+                        pass
+            batch.complete()
+            with pytest.raises(RuntimeError, match="is completed: waiting"):
+                async with batch.waiting():
+                    pass
+        assert stream.status is not Status.FAILED
