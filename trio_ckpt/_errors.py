@@ -15,6 +15,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_CLASS_NAME = type.__dict__["__qualname__"]
+
+
+def class_name(error: BaseException) -> str:
+    """The name of an exception's class, whatever its metaclass makes of names."""
+    name: str = _CLASS_NAME.__get__(type(error))
+    return name
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says; the name of its class where it says nothing.
+
+    The exception may be of a user's class, whose ``__str__`` raises, exits, or returns anything:
+    then the text says so.  This is the one place that asks a foreign exception for its text.
+    """
+    try:
+        text = str.__str__(str(error))  # not that of a subclass of str
+    except BaseException as problem:
+        return f"{class_name(error)}, whose text cannot be made: {class_name(problem)}"
+    return text or class_name(error)
+
+
 class TrioCkptError(Exception):
     """The root: ``except TrioCkptError`` catches whatever this library raises.
 

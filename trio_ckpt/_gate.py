@@ -41,7 +41,9 @@ from ._errors import (
     RunStoppedError,
     StreamFailedError,
     TokenNeverSettledError,
+    class_name,
     describe_batch,
+    text_of,
 )
 from ._keeper import Saved
 from ._records import (
@@ -196,7 +198,7 @@ class Gate(Desk):
                 raise
             where = describe_batch(self.run_id, self.lane.key, batch.index)
             log.error(
-                "while an exception left %s, saving failed: %s", where, printable(str(problem))
+                "while an exception left %s, saving failed: %s", where, printable(text_of(problem))
             )
             return Passed.GO_ON
         except BaseException:  # KeyboardInterrupt, say, before anything was submitted
@@ -336,7 +338,7 @@ class Gate(Desk):
             try:
                 verdict = self.retry.decide(problem, batch.attempt)
             except Exception:  # the batch's own error is the one that matters
-                log.exception("the retry table failed for %r", problem)
+                log.exception("the retry table failed for %s", class_name(problem))
         if isinstance(verdict, Again):
             await self._save_attempt(batch, error, is_final=False)
             self.lane.retries += 1
@@ -516,7 +518,11 @@ def telling(errors: Sequence[BaseException]) -> BaseException:
 
 def leaves_of(error: BaseException) -> list[BaseException]:
     """The exceptions of a group, whatever groups are in it; of another one itself."""
-    if not isinstance(error, BaseExceptionGroup):
-        return [error]
-    parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
-    return [leaf for part in parts for leaf in leaves_of(part)]
+    found, left = list[BaseException](), [error]
+    while left:  # not by recursion: a program may nest groups deeper than the stack is
+        part = left.pop()
+        if isinstance(part, BaseExceptionGroup):
+            left += reversed(cast("BaseExceptionGroup[BaseException]", part).exceptions)
+        else:
+            found.append(part)
+    return found

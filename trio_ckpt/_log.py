@@ -8,7 +8,10 @@ seen to in one place: a filter on each of the library's loggers, before any hand
 from __future__ import annotations
 
 import logging
+from types import TracebackType
+from typing import TypeAlias
 
+from ._errors import class_name, text_of
 from ._words import printable
 
 NAMES = (
@@ -31,18 +34,38 @@ NAMES = (
 
 _formatter = logging.Formatter()
 
+SysExcInfo: TypeAlias = (
+    tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+)
+
 
 class _OneLine(logging.Filter):
     """Writes out what is not printed; of a traceback, no line begins where a record does."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if not message.isprintable():
-            record.msg, record.args = printable(message), None
+        message = _message_of(record)
+        if message is None or not message.isprintable():
+            record.msg, record.args = printable(message or str(record.msg)), None
         if record.exc_info and not record.exc_text:
-            lines = _formatter.formatException(record.exc_info).splitlines()
+            lines = _traceback_of(record.exc_info).splitlines()
             record.exc_text = "\n".join(f"  {printable(line)}" for line in lines)
         return True
+
+
+def _message_of(record: logging.LogRecord) -> str | None:
+    """The message; None: an argument of it, which is a user's object, cannot be shown."""
+    try:
+        return record.getMessage()
+    except BaseException:
+        return None
+
+
+def _traceback_of(info: SysExcInfo) -> str:
+    """The traceback; what the exception says where a traceback cannot be made of it."""
+    try:
+        return _formatter.formatException(info)
+    except BaseException:
+        return "" if info[1] is None else f"{class_name(info[1])}: {text_of(info[1])}"
 
 
 _one_line = _OneLine()

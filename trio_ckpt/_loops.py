@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from ._batch import AttemptState, Batch
-from ._errors import BatchFailedError, StreamFailedError
+from ._errors import BatchFailedError, StreamFailedError, text_of
 from ._gate import Gate, Passed, Way, telling, way_of
 from ._ranges import IndexSet
 from ._retry import Again, RetryTable
@@ -133,7 +133,7 @@ def _one_of(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
     if not all(isinstance(error, BatchFailedError | StreamFailedError) for error in distinct):
         return None
     for error in distinct:
-        log.error("one of several: %s", printable(str(error)))
+        log.error("one of several: %s", printable(text_of(error)))
     return telling(distinct)
 
 

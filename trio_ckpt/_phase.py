@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
+from ._errors import text_of
 from ._gate import Way, way_of
 from ._lane import Lane
 from ._records import ErrorInfo, Kind, Opened, Record, Status, describe_error
@@ -62,7 +63,7 @@ async def open_phase(saver: Saver, lane: Lane) -> AsyncGenerator[Phase]:
                     log.error(
                         "phase %r failed, and saving that failed: %s",
                         phase.name,
-                        printable(str(problem)),
+                        printable(text_of(problem)),
                     )
         raise
     await saver.save(lane, Record(kind=Kind.FINISH, at=time.time()))

@@ -19,7 +19,13 @@ from typing import Any, cast
 import attrs
 import msgspec
 
-from ._errors import NotEncodableError, StoreDamagedError, describe_batch
+from ._errors import (
+    NotEncodableError,
+    StoreDamagedError,
+    class_name,
+    describe_batch,
+    text_of,
+)
 from ._totals import Number, StoredSum
 from ._values import StreamKey, encode_key
 
@@ -110,8 +116,8 @@ def describe_error(
     error: BaseException | str, *, retryable: bool = True, batch_index: int | None = None
 ) -> ErrorInfo:
     """Turn an exception, or a reason in words, into what is remembered of it."""
-    kind = "str" if isinstance(error, str) else type(error).__qualname__
-    message = (str(error) or kind)[:MAX_ERROR_CHARS]
+    kind = "str" if isinstance(error, str) else class_name(error)
+    message = (error or kind if isinstance(error, str) else text_of(error))[:MAX_ERROR_CHARS]
     if not message.isascii():  # lone surrogates (of a file's name, say) cannot be stored
         message = message.encode(errors="backslashreplace").decode()[:MAX_ERROR_CHARS]
     return ErrorInfo(kind, message, retryable, batch_index)

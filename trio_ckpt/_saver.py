@@ -32,7 +32,14 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from ._errors import SaveOutcomeUnknownError, StoreConflictError, TrioCkptError, describe_batch
+from ._errors import (
+    SaveOutcomeUnknownError,
+    StoreConflictError,
+    TrioCkptError,
+    class_name,
+    describe_batch,
+    text_of,
+)
 from ._lane import Lane
 from ._observe import Observers
 from ._progress import Progress, apply, encode_progress
@@ -306,7 +313,7 @@ class Saver:
                 self._is_over = True
                 await self._save_folds()
             except BaseException as error:  # a bug of a store or a key function: nobody sleeps on
-                self._set_poison(self._unknown(f"was left by {type(error).__qualname__}"))
+                self._set_poison(self._unknown(f"was left by {class_name(error)}"))
                 raise
             finally:
                 self._is_over = True
@@ -344,7 +351,7 @@ class Saver:
                 self._set_poison(error)
                 return [error] * len(group)
             except Exception as error:
-                log.error("saving %d checkpoints failed: %s", len(group), error)
+                log.error("saving %d checkpoints failed: %s", len(group), text_of(error))
                 return [error] * len(group)
         unknown = self._unknown(f"has not ended after {self._save_timeout_s:g} s")
         self._set_poison(unknown)

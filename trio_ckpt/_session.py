@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from ._config import config_digest, diff_config, has_field, without_fields
-from ._errors import ConfigChangedError, RunStoppedError
+from ._errors import ConfigChangedError, RunStoppedError, class_name
 from ._gate import Way, way_of
 from ._groups import PHASE, in_order, summarize
 from ._history import KILLED, ended_at, run_facts, run_runtime_s
@@ -250,4 +250,4 @@ def _how_ended(error: BaseException | None) -> str:
         return STOPPED
     if way_of(error) is Way.CANCEL:
         return "was cancelled"
-    return f"ended by {type(error).__qualname__}"
+    return f"ended by {class_name(error)}"

@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from ._batch import Batch
-from ._errors import NotEncodableError
+from ._errors import NotEncodableError, text_of
 from ._gate import Gate
 from ._keeper import Hold, StateKeeper
 from ._records import Kind, Record
@@ -81,7 +81,7 @@ class Snapshots:
                 raise
             self.skipped += 1  # the body goes on without it
             self._due = started + self.every_s
-            problem = str(error) or "there is not enough memory"
+            problem = text_of(error)
             log.warning("a snapshot of %s is left out: %s", self._where, printable(problem))
             return False
         self.overhead_s += time.perf_counter() - held_from
@@ -124,7 +124,7 @@ class Snapshots:
                 self.saved += 1
         except Exception as error:
             self.skipped += 1
-            problem = printable(str(error) or type(error).__name__)
+            problem = printable(text_of(error))
             log.warning("a snapshot of %s could not be saved: %s", self._where, problem)
         finally:
             self._due = trio.current_time() + self.every_s

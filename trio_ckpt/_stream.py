@@ -25,6 +25,7 @@ from ._errors import (
     StreamFailedError,
     TrioCkptError,
     describe_batch,
+    text_of,
 )
 from ._gate import Gate, Way, leaves_of, telling, way_of
 from ._lane import Added
@@ -521,7 +522,7 @@ class Stream(Generic[S]):
                     await self._save_failure(info)
                 except Exception as problem:
                     log.error(
-                        "%s failed, and saving that failed: %s", where, printable(str(problem))
+                        "%s failed, and saving that failed: %s", where, printable(text_of(problem))
                     )
 
     def _describe(self, error: BaseException, index: int | None) -> ErrorInfo:

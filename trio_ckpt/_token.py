@@ -43,6 +43,7 @@ from ._errors import (
     BatchWithdrawnError,
     CheckpointFailedError,
     describe_batch,
+    text_of,
 )
 from ._records import CheckpointResult, utc_now
 from ._values import StreamKey
@@ -119,7 +120,7 @@ def failure_of(error: BaseException | str) -> Failure:
         return Failure(error)
     if _is_cancellation(error):
         return CANCELLED
-    return Failure(str(error) or type(error).__qualname__, error)
+    return Failure(text_of(error), error)
 
 
 def _is_cancellation(error: BaseException) -> bool:

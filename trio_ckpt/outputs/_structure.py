@@ -29,6 +29,8 @@ from typing import Any, cast
 
 import attrs
 
+from .._errors import class_name, text_of
+
 MAX_SHOWN_CHARS = 40  # of a value in a message
 
 Structure = Callable[[Any], Any]
@@ -130,10 +132,11 @@ def join(step: str, field: str) -> str:
 
 def words_of(error: BaseException) -> str:
     """What an exception says: the text alone if it is one for bad values."""
-    text = str(error.args[0]) if error.args else ""
-    if text and isinstance(error, (ValueError, TypeError, AssertionError)):
-        return text
-    return f"{type(error).__qualname__}: {error}"
+    first = error.args[0] if error.args else None
+    is_about_values = isinstance(error, (ValueError, TypeError, AssertionError))
+    if is_about_values and isinstance(first, str) and first:
+        return first
+    return f"{class_name(error)}: {text_of(error)}"
 
 
 def show(value: Any) -> str:

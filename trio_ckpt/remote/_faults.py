@@ -8,6 +8,8 @@ from .._errors import (
     StoreDamagedError,
     StoreError,
     StoreVersionError,
+    class_name,
+    text_of,
 )
 from ._messages import MAX_TEXT_CHARS, Fault
 
@@ -27,8 +29,8 @@ def fault_of(error: Exception) -> Fault:
     """What to say of an error; of one that nobody foresaw only its class."""
     for code, kind in FAULTS.items():
         if isinstance(error, kind):
-            return Fault(code, str(error)[:MAX_TEXT_CHARS])
-    return Fault("store", f"the foreman's store raised {type(error).__qualname__}")
+            return Fault(code, text_of(error)[:MAX_TEXT_CHARS])
+    return Fault("store", f"the foreman's store raised {class_name(error)}")
 
 
 def error_of(fault: Fault) -> Exception:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
+import trio
 
-from .._errors import RunStoppedError, StoreDamagedError, StoreError
+from .._errors import (
+    BatchFailedError,
+    RunStoppedError,
+    StoreDamagedError,
+    StoreError,
+    class_name,
+    text_of,
+)
+from .._gate import leaves_of
 from .._open import open_run
 from .._words import printable
+from ._errors import TaskFailedError
 from ._line import Line
 from ._messages import (
     MAX_NAME_CHARS,
@@ -43,6 +55,7 @@ class Item:
         assigned: What the foreman said.
         line: To the foreman.
         work: What the function is given.
+        may_be_interrupted: Whether KeyboardInterrupt is Ctrl-C of a person, and ends the worker.
         last_word: What is to be said in the end; None: it is running.
         reported: What was said last of its progress.
     """
@@ -50,10 +63,11 @@ class Item:
     assigned: AssignTask
     line: Line
     work: Work[Any]
+    may_be_interrupted: bool = False
     last_word: LastWord | None = attrs.field(default=None, init=False)
     reported: float | None = attrs.field(default=None, init=False)
     _has_begun: bool = attrs.field(default=False, init=False)
-    _own: BaseException | None = attrs.field(default=None, init=False)  # the function's
+    _returned: list[Any] = attrs.field(factory=list[Any], init=False)  # by the function, if it has
 
     @property
     def task_id(self) -> str:
@@ -69,9 +83,9 @@ class Item:
         value: Any = None
         try:
             with self.work.scope:
-                func = await find_function(self.assigned.function, allow)
+                with self._foreign():
+                    func = await find_function(self.assigned.function, allow)
                 value = await self._run(func)
-                check_value(value, "the result")
             if not self.work.scope.cancelled_caught:
                 self.last_word = lambda lease: TaskResult(task_id, lease, value)
                 return
@@ -80,41 +94,79 @@ class Item:
         except (Exception, BaseExceptionGroup) as error:
             self._take_error(error)
 
+    @contextmanager
+    def _foreign(self) -> Generator[None]:
+        """Run foreign code: whatever it raises fails the item, in its own words.
+
+        Nothing that it raises comes further than here: a worker, its other items and the store
+        are not ended by a SystemExit, and no text is asked of an exception that has none.
+
+        Raises:
+            TaskFailedError: it raised something.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if _is_cancellation(error) or (self.may_be_interrupted and _is_interrupt(error)):
+                raise
+            failure = describe_failure(error)
+        else:
+            return
+        raise TaskFailedError(
+            failure.type,
+            failure.message,
+            index=self.assigned.index,
+            remote_traceback=failure.traceback,
+            run_id=self.task_id,
+        )
+
     def _take_error(self, error: BaseException) -> None:
         task_id = self.task_id
-        is_ours = error is not self._own and isinstance(error, StoreError | RunStoppedError)
+        is_ours = isinstance(error, StoreError | RunStoppedError)
         if self.line.lost is not None or is_ours:
-            reason = printable(str(error))[:MAX_TEXT_CHARS]
+            reason = printable(text_of(error))[:MAX_TEXT_CHARS]
             log.warning("work item %s is given up here: %s", task_id, reason)
             self.last_word = lambda lease: ReleaseTask(task_id, lease, reason, is_trouble=True)
             return
         if not isinstance(error, Exception):
             raise error
-        log.warning("work item %s failed: %s", task_id, printable(str(error) or repr(error)))
-        failure = describe_failure(error)
+        if isinstance(error, TaskFailedError):
+            failure = TaskError(error.error_type, error.error_message, error.remote_traceback)
+        else:
+            failure = describe_failure(error)
+        log.warning("work item %s failed: %s: %s", task_id, failure.type, failure.message)
         self.last_word = lambda lease: TaskFailed(task_id, lease, failure)
 
     async def _run(self, func: Callable[..., Any]) -> Any:
-        make_state = settings_of(func).state
         if self.assigned.interval_s is None:
-            self.work.state = make_state(self.assigned.item)
+            self.work.state = self._new_state(func)
             return await self._call(func)
         store = RemoteStore(self.line)
         try:
-            return await self._run_saving(func, store, make_state(self.assigned.item))
+            return await self._run_saving(func, store)
         except StoreDamagedError as error:
             if self._has_begun:
                 raise
             self.tell(f"nothing that was saved is whole, so it begins again: {error}")
-            return await self._run_saving(
-                func, store, make_state(self.assigned.item), is_fresh=True
-            )
+            return await self._run_saving(func, store, is_fresh=True)
+        except BatchFailedError as error:
+            if not self._returned:
+                raise
+            problem = text_of(error.__cause__ or error)
+            self.tell(f"its last state cannot be saved, its result is kept without: {problem}")
+            await self._keep_result(store, self._returned[0])
+            return self._returned[0]
+
+    def _new_state(self, func: Callable[..., Any]) -> Any:
+        with self._foreign():
+            return settings_of(func).state(self.assigned.item)
 
     async def _run_saving(
-        self, func: Callable[..., Any], store: RemoteStore, state: Any, *, is_fresh: bool = False
+        self, func: Callable[..., Any], store: RemoteStore, *, is_fresh: bool = False
     ) -> Any:
         """The same as a run of one batch, whose states are snapshots inside it."""
         assigned, work = self.assigned, self.work
+        state = self._new_state(func)
         async with (
             open_run(
                 self.task_id,
@@ -132,17 +184,25 @@ class Item:
                     value = await self._call(func)
                 finally:
                     work.detach()
-            check_value(value, "the result")
             batch.complete(metadata={"result": value}, last=True)
         return value
 
+    async def _keep_result(self, store: RemoteStore, value: Any) -> None:
+        """Save a result without a state, in place of what the item has saved so far."""
+        async with (
+            open_run(self.task_id, store=store, fresh=True, handle_signals=False) as run,
+            run.open_stream(*TASK_STREAM) as stream,
+            stream.open_batch() as batch,
+        ):
+            batch.complete(metadata={"result": value}, last=True)
+
     async def _call(self, func: Callable[..., Any]) -> Any:
         self._has_begun = True
-        try:
-            return await call(func, self.assigned.item, self.work)
-        except BaseException as error:
-            self._own = error
-            raise
+        with self._foreign():
+            value = (await call(func, self.assigned.item, self.work)).unwrap()
+            check_value(value, "the result")
+        self._returned.append(value)
+        return value
 
     def tell(self, note: str) -> None:
         """Say something for the job's history."""
@@ -161,16 +221,33 @@ class Item:
             self.line.link.send(TaskProgress(self.task_id, self.line.lease, percent))
 
 
-def describe_failure(error: Exception) -> TaskError:
+def _is_cancellation(error: BaseException) -> bool:
+    """Whether an exception is trio's own, because the code that raised it is cancelled."""
+    is_cancelled = trio.current_effective_deadline() == -math.inf
+    return is_cancelled and any(isinstance(leaf, trio.Cancelled) for leaf in leaves_of(error))
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    return any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves_of(error))
+
+
+def describe_failure(error: BaseException) -> TaskError:
     """What the foreman is told of an exception."""
-    text = "".join(traceback.format_exception(error))
+    message = text_of(error)
     return TaskError(
-        type(error).__qualname__[:MAX_NAME_CHARS],
-        _printable_lines(str(error))[:MAX_TEXT_CHARS],
-        _printable_lines(text)[-MAX_TRACEBACK_CHARS:],
+        class_name(error)[:MAX_NAME_CHARS] or "Exception",
+        "" if message == class_name(error) else _printable_lines(message, MAX_TEXT_CHARS),
+        _printable_lines(_traceback_of(error)[-MAX_TRACEBACK_CHARS:], MAX_TRACEBACK_CHARS),
     )
 
 
-def _printable_lines(text: str) -> str:
+def _traceback_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException as problem:  # of the exception's own class, or its text is too large
+        return f"{class_name(error)}: its traceback cannot be made: {class_name(problem)}"
+
+
+def _printable_lines(text: str, limit: int) -> str:
     """Text that MessagePack and a terminal can hold."""
-    return "\n".join(printable(line) for line in text.split("\n"))
+    return "\n".join(printable(line) for line in text[:limit].split("\n"))[:limit]

@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from .._batch import Batch
-from .._errors import RunLockedError, StoreError
+from .._errors import RunLockedError, StoreError, text_of
 from .._history import ended_at
 from .._loops import run_batches
 from .._open import open_run
@@ -141,13 +141,14 @@ class Job:
                 await self._sweep(store)
         except Exception as error:
             self.problem = describe_error(error)
-            log.error("%s: %s", self.job_id, printable(str(error) or repr(error)))
+            log.error("%s: %s", self.job_id, printable(text_of(error)))
         except BaseExceptionGroup as group:
             _, failures = group.split(trio.Cancelled)
             if failures is None:
                 raise
             self.problem = describe_error(failures)
-            log.error("%s: %s", self.job_id, printable(repr(failures.exceptions)))
+            texts = "; ".join(map(text_of, failures.exceptions))
+            log.error("%s: %s", self.job_id, printable(texts))
         finally:
             for event in (self.accepted, self.ready, self.over):
                 event.set()
@@ -222,7 +223,7 @@ class Job:
                 try:
                     await prune_task(store, run.run_id)
                 except (StoreError, RunLockedError) as error:
-                    log.warning("the states of %s stay: %s", run.run_id, printable(str(error)))
+                    log.warning("the states of %s stay: %s", run.run_id, printable(text_of(error)))
 
 
 async def _save(stream: Stream[None], submission: Submission) -> None:

@@ -19,6 +19,7 @@ from ._errors import NotAllowedError
 from ._messages import MAX_JOB_ITEMS, MAX_NAME_CHARS, MIB, JobOptions
 
 MAX_VALUE_BYTES = 4 * MIB  # of one item or one result: it travels in one message
+STORED_DEPTH = 2  # a value is stored as a part of a record: ``metadata.items[3]``
 MAX_JOB_BYTES = 256 * MIB  # of all items: the foreman has them in memory
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w]*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
@@ -121,7 +122,7 @@ def check_value(value: Any, path: str) -> bytes:
         NotEncodableError: it is not JSON-like.
         ValueError: it is too large.
     """
-    check_plain(value, path)
+    check_plain(value, path, STORED_DEPTH)
     body = msgspec.msgpack.encode(value)
     if len(body) > MAX_VALUE_BYTES:
         raise ValueError(

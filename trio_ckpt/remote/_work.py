@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import attrs
 import trio
+from outcome import Outcome, acapture, capture
 
 from .._snapshots import Snapshots
 from .._stream import Stream
@@ -216,17 +217,45 @@ class Work(Generic[S]):
         self._stream = self._snapshots = None
 
 
-async def call(func: Callable[..., Any], item: Any, work: Work[Any]) -> Any:
+def takes_work(func: Callable[..., Any]) -> bool:
+    """Whether a function is called with its `Work` beside the item.
+
+    It is if it has a second positional parameter that must be given, or is named ``work``: in
+    ``f(x, scale=2)`` the second one is not meant for it.
+    """
+    parameters = inspect.signature(func).parameters.values()
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return True
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    second = [parameter for parameter in parameters if parameter.kind in kinds][1:2]
+    return any(one.default is one.empty or one.name == "work" for one in second)
+
+
+async def call(func: Callable[..., Any], item: Any, work: Work[Any]) -> Outcome[Any]:
     """Run a function: an async one here, a sync one in a thread or a process.
 
-    Cancellation: a sync one goes on until its next point; nobody waits for it.  A process is
+    Returns:
+        What it returned or raised, whatever that is: no exception of a function is raised
+        through code that does not expect it, such as StopIteration or SystemExit.
+
+    Cancellation: a sync one goes on until its next point, and is not waited for.  A process is
         killed.
     """
-    if inspect.iscoroutinefunction(func):
-        return await func(item, work)
+    done: Outcome[Any]
     if settings_of(func).in_process:
-        return await _call_in_process(func, item)
-    result: object = await trio.to_thread.run_sync(func, item, work, abandon_on_cancel=True)
+        done = await acapture(_call_in_process, func, item)
+        return done
+    arguments = (item, work) if takes_work(func) else (item,)
+    if inspect.iscoroutinefunction(func):
+        done = await acapture(func, *arguments)
+        return done
+    return await trio.to_thread.run_sync(
+        capture, _call_sync, func, arguments, abandon_on_cancel=True
+    )
+
+
+def _call_sync(func: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    result: object = func(*arguments)
     if isinstance(result, Awaitable):
         raise TypeError(f"{func.__qualname__} returned something to be awaited: make it async")
     return result

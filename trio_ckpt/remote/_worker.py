@@ -66,6 +66,7 @@ class Worker:
         name: What people call it.
         patience_s: How long functions go on without a connection.
         tracer: Makes spans; None: none.
+        may_be_interrupted: Whether Ctrl-C raises KeyboardInterrupt in this process.
         items: What it has.
     """
 
@@ -75,6 +76,7 @@ class Worker:
     name: str
     patience_s: float
     tracer: TaskTracer | None = None
+    may_be_interrupted: bool = False
     items: dict[str, Item] = attrs.field(factory=dict[str, Item], init=False)
     _peer_id: str = attrs.field(factory=partial(secrets.token_hex, 16), init=False)
     _calls: itertools.count[int] = attrs.field(factory=itertools.count, init=False)
@@ -206,7 +208,7 @@ class Worker:
         work: Work[object] = Work(
             assigned.task_id, assigned.index, assigned.attempt, assigned.trace, _nothing
         )
-        item = self.items[assigned.task_id] = Item(assigned, line, work)
+        item = self.items[assigned.task_id] = Item(assigned, line, work, self.may_be_interrupted)
         if self._stopping is not None:
             reason = self._stopping
             item.last_word = lambda lease: ReleaseTask(assigned.task_id, lease, reason)
@@ -310,11 +312,18 @@ async def run_worker(
         raise ValueError(f"slots is from 1 to {MAX_SLOTS}, not {slots}")
     if isinstance(allow, str) or not 0 < len(allow) <= MAX_ALLOWED:
         raise ValueError(f"allow is the names of 1 to {MAX_ALLOWED} modules, not {allow!r}")
-    worker = Worker(
-        check_secret(secret), tuple(allow), slots, name or peer_name(), patience_s, tracer
-    )
     if handle_signals is None:
         handle_signals = threading.current_thread() is threading.main_thread()
+    worker = Worker(
+        check_secret(secret),
+        tuple(allow),
+        slots,
+        name or peer_name(),
+        patience_s,
+        tracer,
+        may_be_interrupted=not handle_signals
+        and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,
+    )
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:

@@ -1,0 +1,208 @@
+"""Exceptions of other code are asked for their text in one place, as if they were hostile."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+import trio_ckpt
+from tests.remote.misbehaving import RAISED
+from trio_ckpt import CheckpointCoordinator, CheckpointFailedError, RetryRule, RetryTable, Then
+from trio_ckpt._errors import class_name, text_of
+from trio_ckpt._log import NAMES
+from trio_ckpt._records import describe_error
+from trio_ckpt.outputs import Validator
+from trio_ckpt.stores import MemoryStore
+
+MADE = {what: make() for what, make in RAISED.items()}
+ERRORS = {
+    what: make
+    for what, make in RAISED.items()
+    if isinstance(MADE[what], Exception) and not what.startswith(("ExceptionGroup", "Classless"))
+}
+each_error = pytest.mark.parametrize(("what", "make"), ERRORS.items(), ids=ERRORS.keys())
+
+
+def text_in(what: str) -> str:
+    """What is said without its class."""
+    kind, _, text = what.partition(": ")
+    return what if "text cannot be made" in kind else text or kind
+
+
+@pytest.mark.parametrize(
+    ("what", "make"),
+    [entry for entry in RAISED.items() if not entry[0].startswith("Classless")],
+)
+def test_a_text_is_there_whatever_the_exception(
+    what: str, make: Callable[[], BaseException]
+) -> None:
+    error = make()
+    assert text_in(what) in text_of(error).encode(errors="backslashreplace").decode()
+    assert what.startswith(class_name(error))
+    info = describe_error(error)
+    assert (info.type, text_in(what) in info.message) == (class_name(error), True)
+
+
+@pytest.mark.parametrize("name", ["trio_ckpt", "trio_ckpt.gate", "trio_ckpt.remote.worker"])
+@each_error
+def test_a_log_record_is_made_whatever_is_in_it(
+    what: str, make: Callable[[], Exception], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert name in NAMES
+    log = logging.getLogger(name)
+    log.warning("an item failed: %s", make())
+    try:
+        raise make()
+    except Exception:
+        log.exception("it failed")
+    assert caplog.messages[0].startswith("an item failed: ")
+    assert caplog.messages[1] == "it failed"
+    assert "Error" in caplog.text or "Stop" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("what", "make"),
+    [
+        (what, make)
+        for what, make in ERRORS.items()
+        if not what.startswith("Stop")  # of which Python makes another in every coroutine
+    ],
+)
+async def test_an_error_leaves_a_run_as_it_is_and_is_remembered(
+    what: str, make: Callable[[], Exception]
+) -> None:
+    store, error = MemoryStore(), make()
+    with pytest.raises(class_of(error)) as caught:  # noqa: PT012  # what leaves all of it
+        async with (
+            trio_ckpt.open_run("r", store=store, handle_signals=False) as run,
+            run.open_stream("s") as stream,
+        ):
+            async for batch in stream.batches(range(2)):
+                if batch.index:
+                    raise error
+                batch.complete()
+    assert caught.value is error
+    async with trio_ckpt.open_run("r", store=store, handle_signals=False) as run:
+        summary = run.group("s")
+        assert summary.error is not None
+        assert text_in(what) in summary.error.message
+
+
+def class_of(error: BaseException) -> type[BaseException]:
+    """The class of an exception that may say it has another."""
+    return type(error)
+
+
+@each_error
+async def test_a_batch_that_failed_with_it_is_tried_again_and_skipped(
+    autojump_clock: MockClock, what: str, make: Callable[[], Exception]
+) -> None:
+    table = RetryTable((RetryRule((Exception,), attempts=2, then=Then.SKIP),))
+    store = MemoryStore()
+    async with (
+        trio_ckpt.open_run("r", store=store, handle_signals=False) as run,
+        run.open_stream("s", retry=table) as stream,
+    ):
+        async for batch in stream.batches(range(2)):
+            batch.fail(make())
+        skipped = list(stream.skipped())
+    assert [(index, attempt.attempts) for index, _, attempt in skipped] == [(0, 2), (1, 2)]
+    for _, _, attempt in skipped:
+        assert attempt.error is not None
+        assert text_in(what) in attempt.error.message
+
+
+@each_error
+async def test_who_waits_for_a_token_is_told(what: str, make: Callable[[], Exception]) -> None:
+    async with CheckpointCoordinator() as coordinator:
+        token = coordinator.create_checkpoint("r", 0)
+        error = make()
+        token.fail(error)
+        with pytest.raises(CheckpointFailedError) as caught:
+            await token.wait()
+    assert caught.value.__cause__ is error
+    assert text_in(what) in caught.value.reason.encode(errors="backslashreplace").decode()
+
+
+@each_error
+async def test_a_handler_of_several_batches_that_raises_it_ends_the_run(
+    what: str, make: Callable[[], Exception]
+) -> None:
+    error = make()
+
+    async def handle(batch: trio_ckpt.Batch[int]) -> None:
+        await trio.lowlevel.checkpoint()
+        batch.fail(error)
+
+    with pytest.raises(trio_ckpt.TrioCkptError) as caught:
+        async with (
+            trio_ckpt.open_run("r", store=MemoryStore(), handle_signals=False) as run,
+            run.open_stream("s") as stream,
+        ):
+            await trio_ckpt.run_batches(stream, range(1), handle, concurrency=2)
+    assert text_in(what) in str(caught.value).encode(errors="backslashreplace").decode()
+
+
+@each_error
+async def test_a_retry_table_that_raises_it_leaves_the_batch_its_own_error(
+    what: str, make: Callable[[], Exception]
+) -> None:
+    def refuse(_error: BaseException) -> NoReturn:
+        raise make()
+
+    for rule in (
+        RetryRule((Exception,), when=refuse),
+        RetryRule((Exception,), retry_after=refuse),
+    ):
+        with pytest.raises(trio_ckpt.BatchFailedError, match="its own"):  # noqa: PT012  # as above
+            async with (
+                trio_ckpt.open_run("r", store=MemoryStore(), handle_signals=False) as run,
+                run.open_stream("s", retry=RetryTable((rule,))) as stream,
+            ):
+                async for batch in stream.batches(range(1)):
+                    batch.fail(OSError("its own"))
+
+
+@each_error
+def test_a_validator_that_raises_it_refuses_the_output(
+    what: str, make: Callable[[], Exception]
+) -> None:
+    def refuse(_document: Any) -> NoReturn:
+        raise make()
+
+    with pytest.raises(trio_ckpt.OutputInvalidError) as caught:
+        Validator.of(refuse).check("a.json", b"{}")
+    assert text_in(what) in caught.value.reason.encode(errors="backslashreplace").decode()
+
+
+class Raises(trio_ckpt.abc.Observer):
+    """Raises the same at everything that it is told."""
+
+    def __init__(self, make: Callable[[], Exception]) -> None:
+        self._make = make
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("_"):
+            return object.__getattribute__(self, name)
+        raise self._make()
+
+
+@each_error
+async def test_an_observer_that_raises_it_breaks_no_run(
+    what: str, make: Callable[[], Exception], tmp_path: Path
+) -> None:
+    async with (
+        trio_ckpt.open_run(
+            "r", store=MemoryStore(), handle_signals=False, observe=[Raises(make)]
+        ) as run,
+        run.open_stream("s") as stream,
+    ):
+        async for batch in stream.batches(range(3)):
+            batch.complete()
+    assert run.exit_code == 0
