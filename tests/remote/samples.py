@@ -75,7 +75,7 @@ def exchange(one: Connection, other: Connection) -> None:
 def hello(role: Role, *held: str) -> m.Hello:
     name = "worker" if role is Role.WORKER else "client"
     return m.Hello(
-        m.VERSIONS, name, b"secret", "w", "peer", 2, ("pkg",), tuple(m.Held(t, 6) for t in held)
+        m.VERSIONS, name, b"secret", "w", "peer", 2, ("pkg",), tuple(m.Held(t, 6, 1) for t in held)
     )
 
 

@@ -341,9 +341,9 @@ async def test_what_waits_for_the_store_keeps_its_credit(autojump_clock: MockClo
             await until(lambda: store.saves >= 8)
             await trio.sleep(1)
             assert site.foreman is not None
-            (desk,) = site.foreman.pool.desks.values()
-            assert desk.link is not None
-            connection = desk.link.connection
+            (worker,) = site.foreman.pool.workers.values()
+            assert worker.link is not None
+            connection = worker.link.connection
             before = connection._granted + connection._handled
             assert before < connection.window
             nursery.cancel_scope.cancel()

@@ -170,9 +170,9 @@ def test_what_a_worker_holds_is_held_until_the_foreman_speaks() -> None:
         worker.send(m.TaskResult("a", 6, 1))
     foreman.send(m.NewLease("a", 7, 6))
     foreman.send(m.Cancel("b", 6))
-    foreman.send(m.TaskAck("c", 6))
     exchange(foreman, worker)
-    assert worker.tasks == {"a": TaskPhase.RUNNING, "b": TaskPhase.STOPPING}
+    wanted = {"a": TaskPhase.RUNNING, "b": TaskPhase.STOPPING, "c": TaskPhase.HELD}
+    assert worker.tasks == foreman.tasks == wanted
 
 
 def test_a_foreman_says_nothing_before_hello() -> None:
@@ -214,6 +214,17 @@ def test_an_answer_is_to_what_was_asked() -> None:
     exchange(foreman, worker)
     with pytest.raises(LocalProtocolError, match="answers nothing"):
         foreman.send(m.StoreReply(*T, 5, b"c"))
+    assert worker.calls == foreman.calls == {}
+
+
+def test_an_acknowledged_item_has_no_questions_left() -> None:
+    """What was asked under a lease that was lost has no answer: it does not count for ever."""
+    worker, foreman = running()
+    worker.send(m.StoreCall(*T, 5, m.ReadRun()))
+    worker.send(m.TaskResult(*T, 1))
+    exchange(worker, foreman)
+    foreman.send(m.TaskAck(*T))
+    exchange(foreman, worker)
     assert worker.calls == foreman.calls == {}
 
 

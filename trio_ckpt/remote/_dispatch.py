@@ -21,7 +21,6 @@ from ._facts import TaskFacts, read_facts
 from ._lease import Ending, Lease, Lost
 from ._messages import (
     AssignTask,
-    JobOptions,
     NewLease,
     ReleaseTask,
     ResumeTask,
@@ -29,44 +28,13 @@ from ._messages import (
     TaskMessage,
     TaskResult,
 )
-from ._pool import Desk, Pool
+from ._pool import Pool, Wanted
 from ._relay import Relay
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
 
 RECLAIM_S = 5.0  # after a start: items that were begun wait for who has them
 AGAIN_AFTER_S = 1.0  # when a worker could not go on: the next may not either
-
-
-@attrs.frozen
-class Wanted:
-    """A work item that is to be done.
-
-    Attributes:
-        job_id: Its job.
-        index: Its place there.
-        task_id: Its name.
-        function: What is to be done.
-        item: With what.
-        attempt: 1 for the first try.
-        options: Of the job.
-        down_at: When the foreman saved last before it was started; Unix time, s; None: it did
-            not work at this job before.
-    """
-
-    job_id: str
-    index: int
-    task_id: str
-    function: str
-    item: Any
-    attempt: int
-    options: JobOptions
-    down_at: float | None = None
-
-    @property
-    def is_saving(self) -> bool:
-        """Whether it takes checkpoints."""
-        return self.options.checkpoint_interval_s is not None
 
 
 Settle = Callable[[Any, TaskFacts, str], Awaitable[None]]  # the value, what was saved, by whom
@@ -80,39 +48,44 @@ class Dispatcher:
     Attributes:
         store: The foreman's.
         pool: The workers.
-        leases: Those that go on, by item.
     """
 
     store: Store
     pool: Pool
-    leases: dict[str, Lease] = attrs.field(factory=dict[str, Lease], init=False)
     _started: float = attrs.field(factory=trio.current_time, init=False)
     _counter: itertools.count[int] = attrs.field(
         factory=lambda: itertools.count(time.time_ns() // 1_000), init=False
     )
 
-    async def do(
-        self, wanted: Wanted, settle: Settle, note: Note, is_unwanted: Callable[[], bool]
-    ) -> None:
+    async def do(self, wanted: Wanted, settle: Settle, note: Note) -> None:
         """Have an item done, by one worker after the other if need be.
 
         Args:
             wanted: The item.
             settle: Makes its result durable; the worker may forget it then.
             note: Writes down what happened to it.
-            is_unwanted: Whether its function is to end if this is cancelled.
 
         Raises:
             TaskFailedError: its function raised.
             TaskLostError: it has taken down too many workers.
         """
+        try:
+            await self._do(wanted, settle, note)
+        finally:
+            self.pool.touch()  # a worker may hold it still
+
+    async def _do(self, wanted: Wanted, settle: Settle, note: Note) -> None:
         losses, lost_at = 0, wanted.down_at
         while True:
             # Also after a worker was lost: it may have saved its result and not lived to say so.
-            if wanted.is_saving and await self._is_done_already(wanted, settle, note):
+            facts = await self._read(wanted, note) if wanted.is_saving else TaskFacts()
+            if facts.is_done:
+                await settle(facts.result, facts, "")
+                await self._clean_up(wanted)
                 return
-            desk = await self.pool.take(wanted.job_id, wanted.task_id, wanted.function)
-            ending, lease = await self._lend(wanted, desk, lost_at, settle, note, is_unwanted)
+            claims_until = self._started + RECLAIM_S if facts.sequence else 0.0
+            lease = await self.pool.take(wanted, claims_until)
+            ending = await self._lend(wanted, lease, lost_at, settle, note)
             match ending:
                 case TaskResult():
                     return
@@ -124,19 +97,20 @@ class Dispatcher:
                         remote_traceback=error.traceback,
                         run_id=wanted.job_id,
                     )
+                case Lost.MESSAGE:
+                    continue
                 case ReleaseTask(is_trouble=False):
                     log.info("%s was handed back: %s", wanted.task_id, ending.reason)
                     lost_at = time.time()
                     continue
                 case ReleaseTask(reason=reason):
                     await trio.sleep(AGAIN_AFTER_S)
-                case Lost():
+                case Lost.WORKER:
                     reason = ending.value
-            lost_at = time.time() if lease is None or lease.lost_at is None else lease.lost_at
-            losses += lease is not None
+            lost_at = lease.lost_at or time.time()
+            losses += 1
             log.warning("%s was lost (%d): %s", wanted.task_id, losses, reason)
-            if lease is not None:
-                await note(wanted.index, f"lost by {desk.name}: {reason}")
+            await note(wanted.index, f"lost by {lease.holder.name}: {reason}")
             if losses >= wanted.options.losses:
                 raise TaskLostError(
                     f"work item {wanted.index} of {wanted.job_id} was lost by {losses} workers, "
@@ -145,90 +119,34 @@ class Dispatcher:
                     batch_index=wanted.index,
                 )
 
-    async def _is_done_already(self, wanted: Wanted, settle: Settle, note: Note) -> bool:
-        """Settle an item whose result is in its run; wait for who may have it."""
-        facts = await self._read(wanted, note)
-        if facts.is_done:
-            await settle(facts.result, facts, "")
-            await self._clean_up(wanted)
-            return True
-        if facts.sequence:
-            await self._wait_for_claims(wanted)
-        return False
-
-    async def _wait_for_claims(self, wanted: Wanted) -> None:
-        """After a start, give workers that go on the time to say so."""
-        until = self._started + RECLAIM_S
-        while trio.current_time() < until:
-            if any(wanted.task_id in desk.claims for desk in self.pool.desks.values()):
-                return
-            await trio.sleep(min(0.1, max(0.0, until - trio.current_time())))
-
     # -- one lease ----------------------------------------------------------------------------
 
     async def _lend(
-        self,
-        wanted: Wanted,
-        desk: Desk,
-        lost_at: float | None,
-        settle: Settle,
-        note: Note,
-        is_unwanted: Callable[[], bool],
-    ) -> tuple[Ending, Lease | None]:
-        """Let one worker have the item; how that ended, and the lease if it came to one."""
-        claim = desk.claims.pop(wanted.task_id, None)
-        is_reserved = claim is None
+        self, wanted: Wanted, lease: Lease, lost_at: float | None, settle: Settle, note: Note
+    ) -> Ending:
+        """Let one worker have the item; how that ended."""
         try:
             facts = TaskFacts()
             if wanted.is_saving:
-                facts = await self._look(wanted, lost_at if claim is None else None, note)
+                facts = await self._look(wanted, lost_at if lease.was is None else None, note)
             async with self._own(wanted) as (number, relay):
-                lease = Lease(wanted.task_id, wanted.function, number, desk, relay)
-                if claim is None:
+                if lease.was is None:
                     message = _assignment(wanted, number, facts)
                 else:
-                    message = NewLease(wanted.task_id, number, claim)
-                if is_reserved:
-                    desk.reserved -= 1
-                    is_reserved = False
-                if not desk.send(message):
-                    return Lost.WORKER, None
-                ending = await self._hold(wanted, desk, lease, settle, note, is_unwanted)
-            return ending, lease
-        finally:
-            if is_reserved:
-                desk.reserved -= 1
-            self.pool.match()
-
-    async def _hold(
-        self,
-        wanted: Wanted,
-        desk: Desk,
-        lease: Lease,
-        settle: Settle,
-        note: Note,
-        is_unwanted: Callable[[], bool],
-    ) -> Ending:
-        desk.leases[wanted.task_id] = self.leases[wanted.task_id] = lease
-        reason: str | None = None
-        try:
-            ending = await lease.run()
-            for text in lease.notes:
-                await note(wanted.index, text)
-            if isinstance(ending, TaskResult):
-                facts = TaskFacts()
-                if wanted.is_saving:
-                    facts = await read_facts(self.store, wanted.task_id)
-                await settle(ending.value, facts, desk.name)
-                await self._prune(wanted, lease)
+                    message = NewLease(wanted.task_id, number, lease.was)
+                if not lease.offer(number, relay, message):
+                    return Lost.MESSAGE
+                ending = await lease.run()
+                for text in lease.notes:
+                    await note(wanted.index, text)
+                if isinstance(ending, TaskResult):
+                    if wanted.is_saving:
+                        facts = await read_facts(self.store, wanted.task_id)
+                    await settle(ending.value, facts, lease.holder.name)
+                    await self._prune(wanted, lease)
             return ending
-        except BaseException:
-            if is_unwanted():
-                reason = "nobody wants it any more"
-            raise
         finally:
-            del desk.leases[wanted.task_id], self.leases[wanted.task_id]
-            desk.let_go(wanted.task_id, lease.number, reason)
+            self.pool.end(lease)
 
     @asynccontextmanager
     async def _own(self, wanted: Wanted) -> AsyncGenerator[tuple[int, Relay | None]]:

@@ -17,17 +17,20 @@ from .._words import printable
 from ..abc import Store
 from ._dispatch import Dispatcher, prune_task
 from ._errors import JobRefusedError, UnknownJobError
+from ._handle import WorkerHandle
 from ._job import Job
 from ._jobs import LiveTask, has_submission, items_progress, list_jobs
+from ._lease import Lost
 from ._link import Link
-from ._messages import Cancel, Hello, NewLease, TaskAck
+from ._messages import Hello
 from ._names import check_job_id, split_task_id
-from ._pool import Desk, Pool
+from ._pool import Pool
 from ._submission import Submission, read_submission
+from ._waits import sleep_awake
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
 
-DEFAULT_GRACE_S = 30.0  # a worker whose connection was lost may come back for so long
+DEFAULT_GRACE_S = 2.0  # a worker that lives is back 0.1 s after its connection was closed
 
 Action = Literal["force-checkpoint", "release", "cleanup"]
 
@@ -58,7 +61,7 @@ class Foreman:
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.pool = Pool(self.is_rebalancing)
+        self.pool = Pool(self.is_open, self.is_rebalancing)
         self.dispatcher = Dispatcher(self.store, self.pool)
 
     async def begin(self, nursery: trio.Nursery) -> None:
@@ -68,6 +71,7 @@ class Foreman:
             StoreError: the store cannot be read.
         """
         self._nursery = nursery
+        nursery.start_soon(self.pool.run)
         for job_id in await list_jobs(self.store):
             view = await self.store.load_run(job_id)
             if view is None or is_over(items_progress(view)):
@@ -136,87 +140,59 @@ class Foreman:
 
     # -- workers ------------------------------------------------------------------------------
 
-    def connect(self, hello: Hello, link: Link) -> Desk:
-        """Take a worker in, a new one or one that came back."""
-        desk = self.pool.desks.get(hello.peer_id)
-        if desk is None:
-            desk = Desk(hello.peer_id, printable(hello.name), hello.slots, hello.allow)
-            self.pool.desks[hello.peer_id] = desk
-        elif desk.link is not None:
-            self.disconnect(desk, desk.link, is_leaving=False)
-        desk.link = link
-        desk.slots, desk.allow = hello.slots, hello.allow
-        log.info("worker %s is here, with %d items", desk.name, len(hello.held))
-        for held in hello.held:
-            lease = desk.leases.get(held.task_id)
-            if lease is not None and lease.number == held.lease:
-                if lease.ending is None:
-                    desk.send(NewLease(held.task_id, held.lease, held.lease))
-            elif self._nursery is not None:
-                self._nursery.start_soon(self._settle_claim, desk, link, held.task_id, held.lease)
-        for task_id in set(desk.leases) - {held.task_id for held in hello.held}:
-            desk.leases[task_id].lose(time.time())  # it was assigned, and that never arrived
-        self.pool.match()
-        return desk
-
-    async def _settle_claim(self, desk: Desk, link: Link, task_id: str, number: int) -> None:
-        """Find out what becomes of an item that a worker says it has."""
-        verdict: Cancel | TaskAck | None = None
+    def is_open(self, task_id: str) -> bool:
+        """Whether an item may still be wanted: its job is not over, and it is not done."""
         try:
             job_id, index = split_task_id(task_id)
         except UnknownJobError:
-            job_id, index = "", 0
+            return False
         job = self.jobs.get(job_id)
-        if job is None:
-            verdict = Cancel(task_id, number, "its job is over")
-        else:
-            await job.ready.wait()
-            if job.is_done(index):
-                verdict = TaskAck(task_id, number)
-            elif job.over.is_set():
-                verdict = Cancel(task_id, number, "its job is over")
-            elif task_id in self.dispatcher.leases:
-                verdict = Cancel(task_id, number, "another worker has it")
-        if desk.link is not link:
-            return
-        if verdict is None:
-            desk.claims[task_id] = number
-            self.pool.match()
-        else:
-            desk.send(verdict)
+        return job is not None and job.is_open(index)
 
-    def disconnect(self, desk: Desk, link: Link, *, is_leaving: bool) -> None:
-        """Take note that a worker's connection is gone.
+    def connect(self, hello: Hello, link: Link) -> WorkerHandle:
+        """Take a worker in, a new one or one that came back."""
+        worker = self.pool.workers.get(hello.peer_id)
+        if worker is None:
+            worker = WorkerHandle(hello.peer_id, printable(hello.name), hello.slots, hello.allow)
+            self.pool.workers[hello.peer_id] = worker
+        elif worker.link is not None:
+            worker.link.end("the worker has come back on another connection")
+            worker.disconnect()
+        worker.connect(link, hello)
+        log.info("worker %s is here, with %d items", worker.name, len(hello.held))
+        self.pool.touch(worker)
+        return worker
+
+    def disconnect(self, worker: WorkerHandle, link: Link, *, is_leaving: bool) -> None:
+        """Note that a worker's connection is gone.
 
         Args:
-            desk: The worker.
+            worker: The worker.
             link: The connection; of an older one nothing is noted.
             is_leaving: Whether it said goodbye: it will not come back.
         """
-        if desk.link is not link:
+        if worker.link is not link:
             return
-        desk.link = None
-        desk.claims.clear()
-        for lease in desk.leases.values():
-            lease.forget_calls()
+        worker.disconnect()
         at = time.time()
-        if is_leaving or self._nursery is None:
-            self._lose(desk, at)
+        if is_leaving or link.is_silent or self._nursery is None:
+            self._lose(worker, at)
         else:
-            self._nursery.start_soon(self._wait_for, desk, at)
+            self._nursery.start_soon(self._wait_for, worker, at)
 
-    async def _wait_for(self, desk: Desk, at: float) -> None:
+    async def _wait_for(self, worker: WorkerHandle, at: float) -> None:
         """Give a worker the time to come back."""
-        await trio.sleep(self.grace_s if desk.leases else 0)
-        if desk.link is None:
-            self._lose(desk, at)
+        connections = worker.connections
+        await sleep_awake(self.grace_s if worker.leases else 0)
+        if worker.connections == connections:
+            self._lose(worker, at)
 
-    def _lose(self, desk: Desk, at: float) -> None:
-        log.info("worker %s is gone, with %d items", desk.name, len(desk.leases))
-        if self.pool.desks.get(desk.peer_id) is desk:
-            del self.pool.desks[desk.peer_id]
-        for lease in tuple(desk.leases.values()):
-            lease.lose(at)
+    def _lose(self, worker: WorkerHandle, at: float) -> None:
+        log.info("worker %s is gone, with %d items", worker.name, len(worker.leases))
+        if self.pool.workers.get(worker.peer_id) is worker:
+            del self.pool.workers[worker.peer_id]
+        for lease in tuple(worker.leases.values()):
+            lease.lose(Lost.WORKER, at)
 
     # -- for people ---------------------------------------------------------------------------
 
@@ -225,7 +201,8 @@ class Foreman:
         """What is known of the items that workers have, by their names."""
         return {
             task_id: LiveTask(lease.holder.name, lease.since, lease.is_running, lease.percent)
-            for task_id, lease in self.dispatcher.leases.items()
+            for task_id, lease in self.pool.leases.items()
+            if lease.is_offered
         }
 
     async def control(self, action: Action, task_id: str) -> tuple[int, str]:
@@ -241,7 +218,7 @@ class Foreman:
             202: it was asked for; 404: there is no such item; 409: not as the item stands.  And
             why, in words.
         """
-        lease = self.dispatcher.leases.get(task_id)
+        lease = self.pool.leases.get(task_id)
         if action == "cleanup":
             return await self._clean_up(task_id, is_running=lease is not None)
         if lease is None:

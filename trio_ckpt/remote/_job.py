@@ -23,7 +23,7 @@ from .._stream import Stream
 from .._values import JOB_STREAM
 from .._words import printable
 from ..abc import Store
-from ._dispatch import Dispatcher, Wanted, prune_task
+from ._dispatch import Dispatcher, prune_task
 from ._errors import (
     JobCancelledError,
     JobRefusedError,
@@ -34,6 +34,7 @@ from ._facts import TaskFacts
 from ._jobs import has_submission
 from ._messages import JobOptions
 from ._names import ITEMS_STREAM, task_id_of
+from ._pool import Wanted
 from ._submission import Submission, job_records, read_submission
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
@@ -86,7 +87,6 @@ class Job:
     _registry: TokenRegistry | None = attrs.field(default=None, init=False)
     _down_at: float | None = attrs.field(default=None, init=False)
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
-    _is_cancelled: bool = attrs.field(default=False, init=False)
 
     @property
     def standing(self) -> tuple[int, Progress] | None:
@@ -104,17 +104,16 @@ class Job:
         """Whether an item has a result, or was given up."""
         return self._stream is not None and self._stream.progress.is_done(index)
 
+    def is_open(self, index: int) -> bool:
+        """Whether an item may still be wanted, as far as that is known."""
+        if not self.ready.is_set() or self.submission is None:
+            return not self.over.is_set()
+        is_one = index < len(self.submission.items)
+        return is_one and not self.over.is_set() and not self.is_done(index)
+
     def cancel(self) -> None:
         """End it; its functions, too."""
-        self._is_cancelled = True
         self._scope.cancel()
-
-    @property
-    def is_unwanted(self) -> bool:
-        """Whether what is cancelled now is to end on the workers, too."""
-        return self._is_cancelled or (
-            self._stream is not None and self._stream.desk.failure is not None
-        )
 
     async def run(self, store: Store, new: Submission | None) -> None:
         """Do it, or go on with it; what goes wrong is logged, and ends this job alone.
@@ -152,6 +151,7 @@ class Job:
         finally:
             for event in (self.accepted, self.ready, self.over):
                 event.set()
+            self.dispatcher.pool.forget_job(self.job_id)
             if self._registry is not None:
                 self._registry.touch()
 
@@ -175,6 +175,7 @@ class Job:
     async def _work(self, run: Run, stream: Stream[None], submission: Submission) -> None:
         self._stream, self._registry = stream, run.coordinator.registry
         self.ready.set()
+        self.dispatcher.pool.touch()
         with self._scope:
             await run_batches(
                 stream,
@@ -206,7 +207,7 @@ class Job:
             batch.complete(metadata=metadata)
             await batch.confirm()
 
-        await self.dispatcher.do(wanted, settle, self.note, lambda: self.is_unwanted)
+        await self.dispatcher.do(wanted, settle, self.note)
 
     async def note(self, index: int, text: str) -> None:
         """Write something into the job's history, about an item."""

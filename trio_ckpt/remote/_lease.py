@@ -1,4 +1,9 @@
-"""A lease: one worker has one work item, until its last word, or until it is lost."""
+"""A lease: one worker has one work item, from the promise to the last word, or until it is lost.
+
+A lease begins as a promise: the worker's slot is kept, and nothing has been sent.  It is offered
+when the item's run is owned and the worker is told; from then on it has a number.  It ends with
+the last word of the worker, or because the worker is gone.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +17,9 @@ import attrs
 import trio
 
 from ._messages import (
-    CheckpointAck,
     ForceCheckpoint,
     ReleaseTask,
     StoreCall,
-    StoreReply,
     TaskCheckpoint,
     TaskFailed,
     TaskMessage,
@@ -31,13 +34,19 @@ class Lost(enum.Enum):
     """How a lease ends without a last word."""
 
     WORKER = "the worker is gone"
+    MESSAGE = "the worker was not told of it"
+
+
+Reply = Callable[[TaskMessage], None]
+"""Answers on the connection that a question came on, as long as that one is there."""
 
 
 @attrs.frozen
 class _Call:
-    """A question of the worker, and who wants to know that it was answered."""
+    """A question of the worker, and what is called when it is answered."""
 
     message: TaskCheckpoint | StoreCall
+    reply: Reply
     handled: Callable[[], None]
 
 
@@ -65,23 +74,25 @@ class Lease:
     Attributes:
         task_id: The item.
         function: What is done with it.
-        number: The fence: greater than that of any earlier lease of the item.
         holder: The worker.
+        was: The number under which the worker holds it already; None: it is to begin.
+        number: The fence: greater than that of any earlier lease of the item; 0: it is a promise.
         relay: What it may do with the store; None: the item saves nothing.
-        since: When it was given; Unix time, s.
+        since: When it was promised; Unix time, s.
         percent: What the worker said last of its progress.
         is_running: Whether it has said anything.
         is_asked_back: Whether it was asked to hand the item back.
-        notes: What it has said for the job's history, and nobody has written down yet.
+        notes: What it has said for the job's history, and is not written down yet.
         ending: How it ended; None: it goes on.
         lost_at: When the worker was lost; Unix time, s.
     """
 
     task_id: str
     function: str
-    number: int
     holder: Holder
-    relay: Relay | None
+    was: int | None = None
+    number: int = 0
+    relay: Relay | None = None
     since: float = attrs.field(factory=time.time)
     percent: float | None = None
     is_running: bool = False
@@ -92,6 +103,36 @@ class Lease:
     _calls: deque[_Call] = attrs.field(factory=deque["_Call"], init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
 
+    @property
+    def is_offered(self) -> bool:
+        """Whether the worker was told."""
+        return self.number > 0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the worker was told, and it has not ended."""
+        return self.is_offered and self.ending is None
+
+    def is_of(self, number: int) -> bool:
+        """Whether a worker that names a number means this lease, or what it goes on from."""
+        return number in (self.number, self.was)
+
+    def offer(self, number: int, relay: Relay | None, message: TaskMessage) -> bool:
+        """Tell the worker.
+
+        Args:
+            number: From now on the number of the lease.
+            relay: What it may do with the store.
+            message: What says so.
+
+        Returns:
+            False: the connection that it was promised on is gone.
+        """
+        if self.ending is not None or not self.holder.send(message):
+            return False
+        self.number, self.relay = number, relay
+        return True
+
     async def run(self) -> Ending:
         """Do what the worker asks of the store, in order, until the lease ends.
 
@@ -101,38 +142,43 @@ class Lease:
             while True:
                 while self._calls:
                     call = self._calls.popleft()
-                    await self._answer(call.message)
-                    call.handled()
+                    await self._answer(call)
                 if self.ending is not None:
                     return self.ending
                 self._changed = trio.Event()
                 await self._changed.wait()
         finally:
+            self.forget_calls()
             if self.relay is not None:
                 self.relay.close()
 
-    async def _answer(self, call: TaskCheckpoint | StoreCall) -> None:
-        if self.relay is None:
-            return
-        replies: list[CheckpointAck] | list[StoreReply]
-        if isinstance(call, TaskCheckpoint):
-            replies = [await self.relay.save(call)]
-        else:
-            replies = await self.relay.answer(call)
-        for reply in replies:
-            if self.holder.phase_of(self.task_id) in (TaskPhase.NONE, TaskPhase.HELD):
-                return  # it is asked again on the next connection
-            self.holder.send(reply)
+    async def _answer(self, call: _Call) -> None:
+        try:
+            if self.relay is None:
+                return
+            if isinstance(call.message, TaskCheckpoint):
+                call.reply(await self.relay.save(call.message))
+            else:
+                for part in await self.relay.answer(call.message):
+                    call.reply(part)
+        finally:
+            call.handled()
 
-    def take_call(self, message: TaskCheckpoint | StoreCall, handled: Callable[[], None]) -> None:
+    def take_call(
+        self,
+        message: TaskCheckpoint | StoreCall,
+        reply: Reply,
+        handled: Callable[[], None],
+    ) -> None:
         """Take a question to the store.
 
         Args:
             message: The question.
+            reply: Answers it.
             handled: Called when it is answered, and its memory is free again.
         """
         self.is_running = True
-        self._calls.append(_Call(message, handled))
+        self._calls.append(_Call(message, reply, handled))
         self._changed.set()
 
     def take(self, message: TaskMessage) -> None:
@@ -151,23 +197,32 @@ class Lease:
         self._changed.set()
 
     def forget_calls(self) -> None:
-        """The connection is gone, and with it who asked; it asks again on the next one."""
-        self._calls.clear()
+        """Drop what was not answered: the worker asks again on its next connection."""
+        while self._calls:
+            self._calls.popleft().handled()
 
-    def lose(self, at: float) -> None:
-        """Take note that the worker is gone for good.
+    def disconnect(self) -> None:
+        """Note that the connection is gone: a promise ends, and a lease waits for the next one."""
+        if self.is_offered:
+            self.forget_calls()
+        else:
+            self.lose(Lost.MESSAGE)
+
+    def lose(self, how: Lost, at: float | None = None) -> None:
+        """End it without a last word.
 
         Args:
-            at: When; Unix time, s.
+            how: Why.
+            at: When the worker was lost; Unix time, s.
         """
-        self._calls.clear()
+        self.forget_calls()
         if self.ending is None:
             self.lost_at = at
-            self.ending = Lost.WORKER
+            self.ending = how
         self._changed.set()
 
     def force(self) -> bool:
-        """Ask for a checkpoint; whether there is anybody who saves."""
+        """Ask for a checkpoint; False: the item saves nothing, or does not run."""
         if self.relay is None or self.holder.phase_of(self.task_id) is not TaskPhase.RUNNING:
             return False
         return self.holder.send(ForceCheckpoint(self.task_id, self.number))

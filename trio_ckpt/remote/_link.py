@@ -21,6 +21,7 @@ from ._protocol import Connection, Phase, Received
 HEARTBEAT_S = 5.0
 SILENCE_S = 20.0  # four heartbeats: one or two may be late without anybody being gone
 HANDSHAKE_S = 10.0  # for all that comes before WELCOME
+LOOK_AGAIN_S = 1.0  # this process may have been stopped: what came meanwhile is not read yet
 GOODBYE_S = 1.0  # to get rid of what is queued
 HIGH_WATER_BYTES = 4 * MIB  # whoever sends more than that waits until less is queued
 
@@ -45,30 +46,48 @@ class Link:
         connection: The rules.
         heartbeat_s: This side says something at least so often.
         silence_s: The other side is given up when it has been silent for so long.
+        is_silent: Whether it was.
     """
 
     _socket: Socket
     connection: Connection
     heartbeat_s: float = HEARTBEAT_S
     silence_s: float = HANDSHAKE_S
+    is_silent: bool = attrs.field(default=False, init=False)
     _failure: Exception | None = attrs.field(default=None, init=False)
     _wake: trio.Event = attrs.field(factory=trio.Event, init=False)
     _drained: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
     _reading: trio.CancelScope | None = attrs.field(default=None, init=False)
 
     @property
-    def is_lost(self) -> bool:
-        """Whether nothing comes or goes any more."""
-        return self._failure is not None
+    def is_open(self) -> bool:
+        """Whether both sides have greeted each other, and neither has left or is lost."""
+        return self._failure is None and self.connection.phase is Phase.OPEN
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message) -> bool:
         """Queue a message.
+
+        Returns:
+            False: the connection is over, and nothing was queued.
 
         Raises:
             LocalProtocolError: it may not be sent now.
         """
+        if self._failure is not None or self.connection.phase is Phase.CLOSED:
+            return False
         self.connection.send(message)
         self._wake.set()
+        return True
+
+    def end(self, reason: str) -> None:
+        """Give the connection up, as if it were lost; `receive` raises from now on."""
+        self._fail(ConnectionLostError(reason))
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._drained.unpark_all()
+        if self._reading is not None:
+            self._reading.cancel()
 
     async def drain(self) -> None:
         """Wait until little is queued: after sending much.
@@ -107,16 +126,20 @@ class Link:
     async def _receive_frame(self) -> bytes:
         frame: bytes | None = None
         if self._failure is None:
-            with trio.CancelScope() as self._reading, trio.move_on_after(self.silence_s):
-                frame = await self._socket.receive()
-        self._reading = None
-        if frame is not None:
-            return frame
-        if self._failure is None:
-            self._failure = ConnectionLostError(
-                f"the other side was silent for {self.silence_s:g} s"
-            )
-        raise self._failure
+            with trio.CancelScope() as self._reading:
+                for wait_s in (self.silence_s, LOOK_AGAIN_S):
+                    with trio.move_on_after(wait_s):
+                        frame = await self._socket.receive()
+                        break
+            self._reading = None
+        if self._failure is not None:
+            raise self._failure
+        if frame is None:
+            self.is_silent = True
+            silent = ConnectionLostError(f"the other side was silent for {self.silence_s:g} s")
+            self._fail(silent)
+            raise silent
+        return frame
 
     def consumed(self, received: Received) -> None:
         """Say that a message is handled, so that more may come."""
@@ -128,7 +151,7 @@ class Link:
 
         Cancellation: shielded, for `GOODBYE_S`.
         """
-        if self.connection.phase is not Phase.OPEN or self.is_lost:
+        if not self.is_open:
             return
         self.send(Goodbye(reason))
         await self.flush()
@@ -139,7 +162,7 @@ class Link:
         Cancellation: shielded, for `GOODBYE_S`.
         """
         with trio.move_on_after(GOODBYE_S, shield=True):
-            while self.connection.queued_bytes and not self.is_lost:
+            while self.connection.queued_bytes and self._failure is None:
                 await self._drained.park()
 
     async def write(self) -> None:
@@ -155,9 +178,7 @@ class Link:
                 if waiting.cancelled_caught and self.connection.phase is Phase.OPEN:
                     self.connection.send(Heartbeat())
         except (ConnectionLostError, ProtocolError) as error:
-            self._failure = error
-            if self._reading is not None:
-                self._reading.cancel()
+            self._fail(error)
         finally:
             self._drained.unpark_all()
 

@@ -120,10 +120,17 @@ class TaskMessage(Message, frozen=True, array_like=True):
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):
-    """A work item that a worker has when it connects again."""
+    """A work item that a worker has when it connects again.
+
+    Attributes:
+        task_id: The item.
+        lease: The number under which the worker was given it.
+        attempt: The try that it was given for.
+    """
 
     task_id: Id
     lease: Lease
+    attempt: Count
 
 
 class Hello(Message, frozen=True, array_like=True):

@@ -25,6 +25,7 @@ from ._errors import (
 )
 from ._feed import feed_results
 from ._foreman import Foreman
+from ._handle import WorkerHandle
 from ._link import HANDSHAKE_S, HEARTBEAT_S, SILENCE_S, Link, Socket, open_link
 from ._messages import (
     MAX_TEXT_CHARS,
@@ -41,7 +42,6 @@ from ._messages import (
     ReleaseTask,
     StoreCall,
     SubmitJob,
-    TaskAck,
     TaskCheckpoint,
     TaskFailed,
     TaskMessage,
@@ -49,7 +49,7 @@ from ._messages import (
     Welcome,
 )
 from ._names import check_job_id
-from ._pool import Desk
+from ._pool import Pool
 from ._protocol import Connection, Received, choose_version
 from ._secrets import is_secret
 from ._submission import MAX_JOB_BYTES, Submission, check_function
@@ -133,7 +133,7 @@ async def _let_in(link: Link, terms: Terms) -> Hello | None:
 
 
 async def _serve_worker(foreman: Foreman, link: Link, hello: Hello) -> None:
-    desk = foreman.connect(hello, link)
+    worker = foreman.connect(hello, link)
     is_leaving = False
     try:
         while True:
@@ -141,25 +141,35 @@ async def _serve_worker(foreman: Foreman, link: Link, hello: Hello) -> None:
             if isinstance(received.message, Goodbye):
                 is_leaving = True
                 return
-            _take(foreman, desk, link, received)
+            _take(foreman.pool, worker, link, received)
     finally:
-        foreman.disconnect(desk, link, is_leaving=is_leaving)
+        foreman.disconnect(worker, link, is_leaving=is_leaving)
 
 
-def _take(foreman: Foreman, desk: Desk, link: Link, received: Received) -> None:
+def _take(pool: Pool, worker: WorkerHandle, link: Link, received: Received) -> None:
+    """Take a message about an item; the pool settles what comes of a last word."""
     message = received.message
     if isinstance(message, TaskMessage):
-        lease = desk.leases.get(message.task_id)
-        is_current = lease is not None and lease.number == message.lease
-        if lease is not None and is_current:
+        lease = worker.leases.get(message.task_id)
+        if lease is not None and lease.is_offered:
+            if lease.number != message.lease:
+                raise RemoteProtocolError(
+                    f"{message.KIND.name} names lease {message.lease}, not {lease.number}"
+                )
             if isinstance(message, TaskCheckpoint | StoreCall):
-                lease.take_call(message, partial(link.consumed, received))
+                reply = partial(_reply, worker, link)
+                lease.take_call(message, reply, partial(link.consumed, received))
                 return  # no more credit for what is kept
             lease.take(message)
         elif isinstance(message, TaskResult | TaskFailed | ReleaseTask):
-            link.send(TaskAck(message.task_id, message.lease))  # of an item that it has no more
-            foreman.pool.match()
+            pool.touch(worker)
     link.consumed(received)
+
+
+def _reply(worker: WorkerHandle, link: Link, message: TaskMessage) -> None:
+    """Answer on the connection that the question came on; on another one it is asked again."""
+    if worker.link is link:
+        worker.send(message)
 
 
 # ---------------------------------------------------------------------------------------

@@ -1,109 +1,135 @@
-"""Workers, and who waits for one.
+"""Workers, the items that wait for one, and the one place that brings both together.
 
-Theory of operation.  A `Desk` is one worker over all its connections.  A work item waits in the
-`Pool` until a worker has a free slot and runs functions of its module; jobs take turns.  A worker
-that comes back from before the foreman was started *claims* what it is working at: an item that
-waits goes to who claims it before anybody else.
+Theory of operation
+===================
+
+A work item waits in the `Pool` until a worker has a free slot and runs functions of its module;
+jobs take turns.  A worker that comes back names what it still holds: an item that waits goes to
+the worker that holds it before any other gets it.
+
+`Pool.match` is the only place that gives items to workers, and the only one that settles what a
+worker holds.  It does not ask what has happened; it looks at how each item stands on a worker's
+connection and what the foreman makes of it, and does what the table `DUE` says.  Whatever may
+change one of the two calls `Pool.touch`, and one task (`Pool.run`) then matches.  So the order in
+which connections, last words, saves and jobs come and go does not matter, and a slot or an item
+that becomes free cannot be overlooked: a slot becomes free only by a TASK_ACK, which is sent in
+`match` and nowhere else, or with a connection.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import attrs
 import trio
 
-from ._lease import Lease
-from ._link import Link
-from ._messages import Cancel, TaskAck, TaskMessage
-from ._protocol import Phase, TaskPhase
-from ._work import is_allowed
+from ._handle import WorkerHandle
+from ._lease import Lease, Lost
+from ._messages import Cancel, Held, JobOptions, NewLease, TaskAck
+from ._protocol import TaskPhase
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
 
 LONELY_AFTER_S = 30.0  # then it is said that no worker runs a function
+NOT_WANTED = "its result is not wanted any more"
 
 
-@attrs.define(eq=False)
-class Desk:
-    """One worker, over all its connections.
+@attrs.frozen
+class Wanted:
+    """A work item that is to be done.
 
     Attributes:
-        peer_id: Random; made by its process.
-        name: What people call it.
-        slots: How many items it takes at a time.
-        allow: Modules whose functions it runs.
-        link: The connection; None: it is lost, and may come back.
-        leases: The items that it has, by name.
-        claims: Items that it says it has, with the numbers it says.
-        reserved: Slots for items that are about to be assigned.
+        job_id: Its job.
+        index: Its place there.
+        task_id: Its name.
+        function: What is to be done.
+        item: With what.
+        attempt: 1 for the first try.
+        options: Of the job.
+        down_at: When the foreman saved last before it was started; Unix time, s; None: it did
+            not work at this job before.
     """
 
-    peer_id: str
-    name: str
-    slots: int
-    allow: tuple[str, ...]
-    link: Link | None = None
-    leases: dict[str, Lease] = attrs.field(factory=dict[str, Lease])
-    claims: dict[str, int] = attrs.field(factory=dict[str, int])
-    reserved: int = 0
+    job_id: str
+    index: int
+    task_id: str
+    function: str
+    item: Any
+    attempt: int
+    options: JobOptions
+    down_at: float | None = None
 
     @property
-    def free(self) -> int:
-        """Slots that are free now."""
-        link = self.link
-        if link is None or link.is_lost or link.connection.phase is not Phase.OPEN:
-            return 0
-        return self.slots - len(link.connection.tasks) - self.reserved
+    def is_saving(self) -> bool:
+        """Whether it takes checkpoints."""
+        return self.options.checkpoint_interval_s is not None
 
-    @property
-    def running(self) -> int:
-        """Items that it has."""
-        return len(self.leases)
 
-    def runs(self, function: str) -> bool:
-        """Whether it runs functions of this one's module."""
-        return is_allowed(function.partition(":")[0], self.allow)
+class Standing(enum.Enum):
+    """What the foreman makes of an item that stands on a worker's connection."""
 
-    def phase_of(self, task_id: str) -> TaskPhase:
-        """Where an item stands on its connection."""
-        link = self.link
-        if link is None or link.connection.phase is not Phase.OPEN:
-            return TaskPhase.NONE
-        return link.connection.tasks.get(task_id, TaskPhase.NONE)
+    LEASED = "the worker has it under a lease that goes on"
+    CHANGING = "a promise to the worker is being kept, or its last word is being made durable"
+    WAITING = "it waits for a worker, and this one may go on with it"
+    OPEN = "it is wanted, and does not wait for a worker now"
+    UNWANTED = "it is done, its job is over, another worker has it, or it was ended here"
 
-    def send(self, message: TaskMessage) -> bool:
-        """Send something if there is a connection; whether there is."""
-        link = self.link
-        if link is None or link.is_lost or link.connection.phase is not Phase.OPEN:
-            return False
-        link.send(message)
-        return True
+    __hash__ = object.__hash__
 
-    def let_go(self, task_id: str, lease: int, reason: str | None) -> None:
-        """End what this worker has to do with an item, as it stands.
 
-        Args:
-            task_id: The item.
-            lease: Its number.
-            reason: Why its function is to end; None: it may go on until it is seen again.
-        """
-        phase = self.phase_of(task_id)
-        if phase is TaskPhase.ENDED:
-            self.send(TaskAck(task_id, lease))
-        elif phase in (TaskPhase.RUNNING, TaskPhase.HELD) and reason is not None:
-            self.send(Cancel(task_id, lease, reason))
+class Due(enum.Enum):
+    """What is to be done about an item on a worker's connection."""
+
+    NOTHING = enum.auto()
+    LEASE = enum.auto()
+    TAKE = enum.auto()
+    CANCEL = enum.auto()
+    ACK = enum.auto()
+
+
+DUE: dict[TaskPhase, dict[Standing, Due]] = {
+    TaskPhase.HELD: {
+        Standing.LEASED: Due.LEASE,
+        Standing.CHANGING: Due.NOTHING,
+        Standing.WAITING: Due.TAKE,
+        Standing.OPEN: Due.NOTHING,
+        Standing.UNWANTED: Due.CANCEL,
+    },
+    TaskPhase.RUNNING: {
+        Standing.LEASED: Due.NOTHING,
+        Standing.CHANGING: Due.NOTHING,
+        Standing.WAITING: Due.CANCEL,
+        Standing.OPEN: Due.CANCEL,
+        Standing.UNWANTED: Due.CANCEL,
+    },
+    TaskPhase.STOPPING: dict.fromkeys(Standing, Due.NOTHING),
+    TaskPhase.ENDED: {
+        Standing.LEASED: Due.NOTHING,
+        Standing.CHANGING: Due.NOTHING,
+        Standing.WAITING: Due.ACK,
+        Standing.OPEN: Due.ACK,
+        Standing.UNWANTED: Due.ACK,
+    },
+}
+"""Where an item stands on a worker's connection, what the foreman makes of it -> what to do.
+
+What is RUNNING without a lease has lost it (its last word could not be stored, say): no answer
+would ever come to what its function asks, so it is cancelled.  What is HELD is answered as soon as
+it is known whether the worker may go on."""
 
 
 @attrs.define(eq=False)
 class _Waiter:
     """An item that waits for a worker."""
 
-    task_id: str
-    function: str
+    wanted: Wanted
+    may_begin: bool  # or only the worker that holds it already may have it
     ready: trio.Event = attrs.field(factory=trio.Event)
-    desk: Desk | None = None
+    lease: Lease | None = None
 
 
 @attrs.define(eq=False)
@@ -111,114 +137,239 @@ class Pool:
     """All workers, and all items that wait.
 
     Attributes:
-        desks: By the ids of their processes.
+        is_open: Whether an item may still be wanted, by its name.
         is_rebalancing: A worker with much to do is asked to hand an item back when another
             one is idle.
+        workers: By the ids of their processes.
+        leases: All promises and leases, by item.
     """
 
+    is_open: Callable[[str], bool]
     is_rebalancing: bool = False
-    desks: dict[str, Desk] = attrs.field(factory=dict[str, Desk])
+    workers: dict[str, WorkerHandle] = attrs.field(factory=dict[str, WorkerHandle])
+    leases: dict[str, Lease] = attrs.field(factory=dict[str, Lease], init=False)
+    _holders: dict[str, WorkerHandle] = attrs.field(factory=dict[str, WorkerHandle], init=False)
     _waiting: OrderedDict[str, dict[str, _Waiter]] = attrs.field(
         factory=OrderedDict[str, dict[str, _Waiter]], init=False
     )
+    _newest: dict[str, dict[str, int]] = attrs.field(factory=dict[str, dict[str, int]], init=False)
+    # by job and item: the newest lease if its worker may go on with it, or 0 if it may not
+    _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _touched: dict[WorkerHandle, None] = attrs.field(factory=dict[WorkerHandle, None], init=False)
 
     @property
     def waiting(self) -> int:
         """How many items wait."""
         return sum(map(len, self._waiting.values()))
 
-    async def take(self, job_id: str, task_id: str, function: str) -> Desk:
-        """Wait for a worker; one of its slots is reserved, or it claims the item already.
+    # -- what changes -------------------------------------------------------------------------
 
-        Cancellation: nothing is reserved.
+    def touch(self, worker: WorkerHandle | None = None) -> None:
+        """Have `match` look again.
+
+        Args:
+            worker: Whose items or slots have changed; None: what is made of items has.
         """
-        waiter = _Waiter(task_id, function)
-        self._waiting.setdefault(job_id, {})[task_id] = waiter
-        try:
-            await trio.lowlevel.checkpoint()  # those that begin together are taken in order
+        if worker is not None:
+            self._touched[worker] = None
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Match whenever something has changed; the foreman's task for it.
+
+        Cancellation: ends it; a foreman that ends takes nothing away from its workers.
+        """
+        while True:
+            await self._changed.wait()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._changed = trio.Event()
             self.match()
+
+    async def take(self, wanted: Wanted, claims_until: float) -> Lease:
+        """Wait for a worker.
+
+        Args:
+            wanted: The item.
+            claims_until: Until then only a worker that holds the item already gets it; trio's
+                time, s.
+
+        Returns:
+            The promise of a slot of a worker; give it back with `end`.
+
+        Cancellation: nothing is promised.
+        """
+        waiter = _Waiter(wanted, trio.current_time() >= claims_until)
+        self._waiting.setdefault(wanted.job_id, {})[wanted.task_id] = waiter
+        self.touch()
+        try:
+            if not waiter.may_begin:
+                with trio.move_on_at(claims_until):
+                    await waiter.ready.wait()
+                waiter.may_begin = True
+                self.touch()
             with trio.move_on_after(LONELY_AFTER_S):
                 await waiter.ready.wait()
-            if not waiter.ready.is_set():
-                self._tell_lonely(function)
+            if waiter.lease is None:
+                self._tell_lonely(wanted.function)
                 await waiter.ready.wait()
         except BaseException:
-            if waiter.desk is not None and task_id not in waiter.desk.claims:
-                waiter.desk.reserved -= 1
-                self.match()
+            if waiter.lease is not None:
+                self.end(waiter.lease)
             raise
         finally:
-            self._forget(job_id, task_id)
-        if waiter.desk is None:
+            self._forget_waiter(waiter)
+        if waiter.lease is None:
             raise RuntimeError("a waiter was woken without a worker")
-        return waiter.desk
+        return waiter.lease
 
-    def _forget(self, job_id: str, task_id: str) -> None:
-        waiters = self._waiting.get(job_id, dict[str, _Waiter]())
-        waiters.pop(task_id, None)
-        if not waiters:
-            self._waiting.pop(job_id, None)
+    def end(self, lease: Lease) -> None:
+        """Note that the foreman has done what a lease asks for, or has given it up."""
+        task_id = lease.task_id
+        worker = self._holders.pop(task_id)
+        del worker.leases[task_id], self.leases[task_id]
+        if lease.is_offered:
+            may_go_on = lease.ending is None or isinstance(lease.ending, Lost)
+            self._newest.setdefault(job_of(task_id), {})[task_id] = lease.number if may_go_on else 0
+        self.touch(worker)
 
-    def _tell_lonely(self, function: str) -> None:
-        if not any(desk.runs(function) for desk in self.desks.values() if desk.link is not None):
-            log.warning("no worker is connected that runs %s", function)
+    def forget_job(self, job_id: str) -> None:
+        """Note that a job is over."""
+        self._newest.pop(job_id, None)
+        for worker in self.workers.values():
+            self.touch(worker)
+
+    # -- matching -----------------------------------------------------------------------------
 
     def match(self) -> None:
-        """Give free slots to who waits, one job after the other; claims come first."""
-        self._match_claims()
-        is_moving = bool(self._waiting)
-        while is_moving:
-            is_moving = False
-            free = [desk for desk in self.desks.values() if desk.free > 0]
-            if not free:
-                return
-            for job_id in tuple(self._waiting):
-                is_moving = self._match_job(job_id, free) or is_moving
+        """Settle what workers hold, then give free slots to items that wait."""
+        touched, self._touched = self._touched, {}
+        for worker in touched:
+            if self._settle(worker):
+                self._touched[worker] = None  # to be looked at again when anything changes
+        self._give_slots()
         if self.is_rebalancing and not self._waiting:
             self._rebalance()
 
-    def _match_claims(self) -> None:
-        for desk in self.desks.values():
-            if desk.link is None:
-                continue
-            for task_id in desk.claims:
-                for waiters in self._waiting.values():
-                    waiter = waiters.pop(task_id, None)
-                    if waiter is not None:
-                        waiter.desk = desk
-                        waiter.ready.set()
-        for job_id in [job_id for job_id, waiters in self._waiting.items() if not waiters]:
-            del self._waiting[job_id]
-
-    def _match_job(self, job_id: str, free: list[Desk]) -> bool:
-        waiters = self._waiting.get(job_id)
-        if not waiters:
+    def _settle(self, worker: WorkerHandle) -> bool:
+        """Do what is due about each item of a worker; whether some of it is not decided yet."""
+        if not worker.is_connected:
             return False
-        first = waiters[min(waiters)]  # the items of a job have one function, and an order
-        able = [desk for desk in free if desk.free > 0 and desk.runs(first.function)]
+        for lease in tuple(worker.leases.values()):
+            held = worker.held.get(lease.task_id)
+            if lease.is_live and (held is None or not lease.is_of(held.lease)):
+                lease.lose(Lost.MESSAGE)  # what said so went down with the last connection
+        is_undecided = False
+        for task_id, phase in tuple(worker.tasks.items()):
+            held = worker.held[task_id]
+            standing = self._standing(worker, held)
+            match DUE[phase][standing]:
+                case Due.LEASE:
+                    worker.send(NewLease(task_id, self.leases[task_id].number, held.lease))
+                case Due.TAKE:
+                    self._promise(task_id, worker, was=held.lease)
+                    is_undecided = True
+                case Due.CANCEL:
+                    self._refuse(held)
+                    worker.send(Cancel(task_id, held.lease, NOT_WANTED))
+                case Due.ACK:
+                    worker.send(TaskAck(task_id, held.lease))
+                case Due.NOTHING:
+                    is_undecided |= standing in (Standing.CHANGING, Standing.OPEN)
+        return is_undecided
+
+    def _standing(self, worker: WorkerHandle, held: Held) -> Standing:
+        """What the foreman makes of an item that a worker has on its connection."""
+        task_id = held.task_id
+        lease = self.leases.get(task_id)
+        if lease is not None and (self._holders[task_id] is worker or lease.ending is not None):
+            return Standing.LEASED if lease.is_live else Standing.CHANGING
+        newest = self._newest.get(job_of(task_id), {}).get(task_id, held.lease)
+        if lease is not None or newest != held.lease or not self.is_open(task_id):
+            return Standing.UNWANTED
+        waiter = self._waiting.get(job_of(task_id), {}).get(task_id)
+        if waiter is None:
+            return Standing.OPEN
+        is_same = waiter.wanted.attempt == held.attempt
+        return Standing.WAITING if is_same else Standing.UNWANTED
+
+    def _refuse(self, held: Held) -> None:
+        """Note that what is cancelled now is not gone on with, whatever becomes of the CANCEL."""
+        newest = self._newest.get(job_of(held.task_id), {})
+        if newest.get(held.task_id) == held.lease:
+            newest[held.task_id] = 0
+
+    def _give_slots(self) -> None:
+        """Give free slots to items that wait, one job after the other."""
+        is_moving = bool(self._waiting)
+        while is_moving:
+            is_moving = False
+            free = [worker for worker in self.workers.values() if worker.free > 0]
+            if not free:
+                return
+            for job_id in tuple(self._waiting):
+                is_moving = self._give_slot(job_id, free) or is_moving
+
+    def _give_slot(self, job_id: str, free: list[WorkerHandle]) -> bool:
+        waiters = self._waiting[job_id]
+        function = next(iter(waiters.values())).wanted.function  # of all items of a job
+        able = [worker for worker in free if worker.free > 0 and worker.runs(function)]
         if not able:
             return False
-        del waiters[first.task_id]
-        self._waiting.move_to_end(job_id)
-        if not waiters:
-            del self._waiting[job_id]
-        first.desk = max(able, key=lambda desk: desk.free)
-        first.desk.reserved += 1
-        first.ready.set()
-        return True
+        for task_id in _in_order(waiters):
+            fit = [worker for worker in able if task_id not in worker.tasks]
+            if fit and waiters[task_id].may_begin:
+                self._promise(task_id, max(fit, key=lambda worker: worker.free))
+                return True
+        return False
+
+    def _promise(self, task_id: str, worker: WorkerHandle, was: int | None = None) -> None:
+        """Give an item that waits to a worker."""
+        job_id = job_of(task_id)
+        waiter = self._waiting[job_id][task_id]
+        waiter.lease = Lease(task_id, waiter.wanted.function, worker, was)
+        self._holders[task_id] = worker
+        worker.leases[task_id] = self.leases[task_id] = waiter.lease
+        waiter.ready.set()
+        self._forget_waiter(waiter)
+        if job_id in self._waiting:
+            self._waiting.move_to_end(job_id)
+
+    def _forget_waiter(self, waiter: _Waiter) -> None:
+        job_id, task_id = waiter.wanted.job_id, waiter.wanted.task_id
+        waiters = self._waiting.get(job_id, {})
+        if waiters.get(task_id) is waiter:
+            del waiters[task_id]
+            if not waiters:
+                del self._waiting[job_id]
+
+    def _tell_lonely(self, function: str) -> None:
+        workers = [worker for worker in self.workers.values() if worker.is_connected]
+        if not any(worker.runs(function) for worker in workers):
+            log.warning("no worker is connected that runs %s", function)
 
     def _rebalance(self) -> None:
         """Ask the busiest worker for an item if another one could begin it at once."""
-        desks = [desk for desk in self.desks.values() if desk.link is not None]
-        idle = [desk for desk in desks if desk.free > 0]
+        workers = [worker for worker in self.workers.values() if worker.is_connected]
+        idle = [worker for worker in workers if worker.free > 0]
         if not idle:
             return
-        least = min(idle, key=lambda desk: desk.running)
-        most = max(desks, key=lambda desk: desk.running)
+        least = min(idle, key=lambda worker: worker.running)
+        most = max(workers, key=lambda worker: worker.running)
         if most.running - least.running < 2 or any(
-            lease.is_asked_back for desk in desks for lease in desk.leases.values()
+            lease.is_asked_back for lease in self.leases.values()
         ):
             return
         able = [lease for lease in most.leases.values() if least.runs(lease.function)]
         if able:
             able[-1].ask_back("another worker is idle")
+
+
+def job_of(task_id: str) -> str:
+    """The job of a work item."""
+    return task_id.rpartition(".")[0]
+
+
+def _in_order(task_ids: Collection[str]) -> Iterator[str]:
+    """Items in the order of their indexes; most often the first one is all that is asked for."""
+    yield min(task_ids)
+    yield from sorted(task_ids)[1:]

@@ -13,7 +13,8 @@ then both may talk until one of them says GOODBYE.
 reports, and has the last word (TASK_RESULT, TASK_FAILED, RELEASE_TASK); the foreman acknowledges
 that.  Messages cross: a CANCEL may meet a TASK_RESULT on its way, so each of them is legal after
 the other.  An item that a worker still has when it connects again is HELD until the foreman says
-that it goes on (LEASE), or not (CANCEL), or that its last word was taken (TASK_ACK).
+that it goes on (LEASE), or not (CANCEL).  TASK_ACK ends all that both sides know of an item, the
+questions without an answer included.
 
 What is illegal raises and changes nothing.  `LocalProtocolError` is a bug of this side,
 `RemoteProtocolError` one of the other.
@@ -148,7 +149,6 @@ TASKS: dict[TaskPhase, dict[tuple[Role, Kind], TaskPhase]] = {
     TaskPhase.HELD: {
         (_F, Kind.LEASE): TaskPhase.RUNNING,
         (_F, Kind.CANCEL): TaskPhase.STOPPING,
-        (_F, Kind.TASK_ACK): TaskPhase.NONE,
     },
     TaskPhase.RUNNING: {
         (_W, Kind.TASK_CHECKPOINT): TaskPhase.RUNNING,
@@ -376,7 +376,7 @@ class Connection:
         if task is not None:
             task_id, task_phase = task
             if task_phase is TaskPhase.NONE:
-                self.tasks.pop(task_id, None)
+                self._forget_task(task_id)
             else:
                 self.tasks[task_id] = task_phase
         if isinstance(message, Hello):
@@ -384,6 +384,11 @@ class Connection:
         self._note_call(message)
         if body is not None:
             self._queue(message, body)
+
+    def _forget_task(self, task_id: str) -> None:
+        self.tasks.pop(task_id, None)
+        for call in [call for call, asked in self.calls.items() if asked.task_id == task_id]:
+            del self.calls[call]
 
     def _check_task(
         self, role: Role, message: Message, error: type[ProtocolError]

@@ -22,7 +22,7 @@ log = logging.getLogger("trio_ckpt.remote.session")
 Dial = Callable[[], AbstractAsyncContextManager[Socket]]
 
 FIRST_WAIT_S = 0.1  # a foreman that is started again is back soon
-LONGEST_WAIT_S = 3.0  # short against the time for which a foreman keeps items for who had them
+LONGEST_WAIT_S = 3.0  # with its jitter less than the time that a foreman waits after its start
 JITTER = 0.5  # so that many do not come at once
 PASSING = frozenset({"busy"})  # why a foreman refuses today and not tomorrow
 
@@ -119,10 +119,7 @@ class Session:
 
     def send(self, message: Message) -> bool:
         """Send something if there is a connection; whether there is."""
-        if self.link is None:
-            return False
-        self.link.send(message)
-        return True
+        return self.link is not None and self.link.send(message)
 
     async def leave(self, reason: str) -> None:
         """Say goodbye; `run` then ends.

@@ -135,7 +135,10 @@ class Worker:
     # -- the connection -----------------------------------------------------------------------
 
     def _hello(self) -> Hello:
-        held = [Held(item.task_id, item.line.lease) for item in self.items.values()]
+        held = [
+            Held(item.task_id, item.line.lease, item.assigned.attempt)
+            for item in self.items.values()
+        ]
         return Hello(
             VERSIONS,
             "worker",
