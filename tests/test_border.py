@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -18,12 +19,15 @@ import numpy as np
 import pytest
 
 from trio_ckpt import (
+    CheckpointCoordinator,
     Retention,
     RetryRule,
     RetryTable,
     Run,
+    UnknownStreamError,
     open_run,
 )
+from trio_ckpt.abc import Observer
 from trio_ckpt.progress import show_progress
 from trio_ckpt.stores import MemoryStore
 
@@ -121,7 +125,24 @@ async def opened(**changed: Any) -> AsyncGenerator[Run]:
         yield run
 
 
-OPEN_RUN = rows("open_run", opened, exclude=NO_LIST, tunable=NO_LIST)
+OPEN_RUN = rows(
+    "open_run",
+    opened,
+    exclude=NO_LIST,
+    tunable=NO_LIST,
+    on_config_change=("Refuse", None, True, 5),
+    output_dir=(b"x", "", 5, ["x"]),
+    verify=("md5", True, None, "Size"),
+    redo_missing=(*NO_FLAG, None),
+    fresh=(*NO_FLAG, None),
+    retry_failed=(*NO_FLAG, None),
+    handle_signals=NO_FLAG,
+    grace_s=(*NO_SECONDS, *NO_SPAN, None),
+    save_timeout_s=(*NO_SECONDS, *NO_SPAN, None),
+    resume_command=(5, ["a", "b"], "", b"a"),
+    coordinator=(5, "c", CheckpointCoordinator),
+    observe=(5, "observer", {"a": 1}),
+)
 
 
 @pytest.mark.parametrize(("call", "value"), OPEN_RUN, ids=ids)
@@ -132,6 +153,97 @@ async def test_a_run_with_a_wrong_argument_is_refused(call: Call, value: object)
             pass
     assert is_named(call.argument, caught.value), caught.value
     assert await store.load_run("run") is None
+
+
+@pytest.mark.parametrize("value", [5, print, Observer])
+async def test_only_observers_observe(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^an observer must be an Observer, not "):
+        async with opened(observe=[value]):
+            pass
+
+
+OPEN_STREAM = rows(
+    "open_stream",
+    Run.open_stream,
+    first_index=(*NO_COUNT, -1, 2**63),
+    retry=(5, [rule()], rule(), RetryTable),
+    on_fail=("Record", None, True),
+    output_dir=(5, b"x", ""),
+    retry_failed=NO_FLAG,
+    retention=(5, "x", Retention),
+    recover=(*NO_FLAG, None),
+)
+
+
+@pytest.mark.parametrize(("call", "value"), OPEN_STREAM, ids=ids)
+async def test_a_stream_with_a_wrong_argument_is_refused(
+    call: Call, value: object, tmp_path: Path
+) -> None:
+    async with opened(output_dir=tmp_path) as run:
+        with pytest.raises((TypeError, ValueError)) as caught:
+            async with call.call(run, "s", **{call.argument: value}):
+                pass
+        assert is_named(call.argument, caught.value), caught.value
+        assert not run.open_streams
+        async with run.open_stream("s"):  # nothing of the refused one is left
+            pass
+
+
+@pytest.mark.parametrize(
+    "key", [(), ("",), (5,), (None,), (b"x",), (("a", "b"),), ("a\nb",), ("@x",)]
+)
+async def test_a_stream_without_a_good_key_is_refused(key: Any) -> None:
+    async with opened() as run:
+        with pytest.raises((TypeError, ValueError), match="part"):
+            async with run.open_stream(*key):
+                pass
+
+
+@pytest.mark.parametrize("keys", [5, "name", {"full_name": 1}, b"ab"])
+async def test_what_is_no_list_of_keys_is_not_listed(keys: Any) -> None:
+    async with opened() as run:
+        with pytest.raises(TypeError, match=r"^keys must be a list of stream keys, not "):
+            await run.add_streams(keys)
+        assert run.streams_to_process() == []
+
+
+@pytest.mark.parametrize("key", ["org", {"full_name": "org/one"}, 5, b"org", None])
+async def test_a_listed_key_is_a_tuple_of_its_parts(key: Any) -> None:
+    async with opened() as run:
+        for call in (
+            lambda: run.add_streams([("good",), key]),
+            lambda: run.rewind(key, to=0, reason="r"),
+        ):
+            with pytest.raises(TypeError, match="the key of a stream must be a tuple"):
+                await call()
+        assert run.streams_to_process() == []
+
+
+REWIND = rows(
+    "rewind", Run.rewind, to=(*NO_COUNT, -(2**70)), reason=(None, 5, "", b"r", ValueError("r"))
+)
+
+
+@pytest.mark.parametrize(("call", "value"), REWIND, ids=ids)
+async def test_a_wrong_rewind_is_refused(call: Call, value: object) -> None:
+    async with opened() as run:
+        async with run.open_stream("s") as stream:
+            async for batch in stream.batches(range(3)):
+                batch.complete()
+        arguments = {"to": 0, "reason": "r", call.argument: value}
+        with pytest.raises((TypeError, ValueError)) as caught:
+            await run.rewind(("s",), **arguments)
+        assert is_named(call.argument, caught.value), caught.value
+        assert run.group("s").confirmed == 3
+
+
+async def test_a_group_that_is_not_there_is_refused() -> None:
+    async with opened() as run:
+        assert sum(run.group().streams.values()) == 0
+        await run.add_streams([("org/one", "pulls")])
+        assert sum(run.group("org/one").streams.values()) == 1
+        with pytest.raises(UnknownStreamError, match="has no stream 'org/two'"):
+            run.group("org/two")
 
 
 @pytest.mark.parametrize("value", [*NO_SECONDS, *NO_SPAN, 0])

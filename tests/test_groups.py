@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trio_ckpt import Progress, Run, Status, open_run
+from trio_ckpt import Progress, Run, Status, UnknownStreamError, open_run
 from trio_ckpt._groups import (
     PHASE,
     current_phase,
@@ -266,7 +266,8 @@ async def test_the_groups_of_a_run(is_restarted: bool) -> None:
         assert (run.group("a").confirmed, run.group("a").records) == (4, 4)
         assert (run.group("a").totals, run.group("a").spent) == ({"words": 40}, {"cost": 2})
         assert run.group("b", "x").status is C
-        assert run.group("nobody").status is P
+        with pytest.raises(UnknownStreamError, match="has no stream 'nobody'"):
+            run.group("nobody")
         assert run.group("b").left == 2
         assert run.group().confirmed == 7
         assert run.group().left is None  # nobody has said how long c is

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -120,6 +121,22 @@ def text(name: str, value: object, *, is_empty_allowed: bool = False) -> str:
     return value
 
 
+def path_text(name: str, value: object) -> str:
+    """The path of a file or a folder as a str.
+
+    Raises:
+        TypeError: the value is neither a str nor a path of str.
+        ValueError: the value is empty.
+    """
+    try:
+        plain: object = os.fspath(cast("str", value))
+    except TypeError:
+        plain = None
+    if not isinstance(plain, str):
+        raise TypeError(f"{name} must be a path, a str or a pathlib.Path, not {shown(value)}")
+    return text(name, plain)
+
+
 def one_of(name: str, value: object, choices: Sequence[T]) -> T:
     """One of a few values.
 
@@ -132,20 +149,21 @@ def one_of(name: str, value: object, choices: Sequence[T]) -> T:
     raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {shown(value)}")
 
 
-def several(name: str, values: Iterable[T], what: str) -> tuple[T, ...]:
+def several(name: str, values: Iterable[T], what: str, *, kind: str = "a list") -> tuple[T, ...]:
     """The members of an iterable: a str is one text, and not several letters.
 
     Args:
         name: Of the argument.
         values: Any iterable but a str, bytes or a mapping.
         what: What its members are, in the plural: ``stream keys``.
+        kind: What would be right, if it is not a list.
 
     Raises:
         TypeError: the value is one of those, or cannot be iterated.
     """
     given: object = values
     if isinstance(given, str | bytes | bytearray | Mapping) or not isinstance(given, Iterable):
-        raise TypeError(f"{name} must be a list of {what}, not {shown(given)}")
+        raise TypeError(f"{name} must be {kind} of {what}, not {shown(given)}")
     return tuple(values)
 
 

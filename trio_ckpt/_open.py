@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import trio
 
-from ._arguments import several
+from ._arguments import flag, instance, one_of, path_text, seconds, several, text
 from ._array_tools import ArrayTools
 from ._config import canonical_config
 from ._coordinator import CheckpointCoordinator
@@ -100,15 +100,23 @@ async def open_run(
     Cancellation: completed batches are saved before it takes effect.
     """
     check_run_id(run_id)
-    for name, value, choices in (
-        ("on_config_change", on_config_change, get_args(OnConfigChange)),
-        ("verify", verify, get_args(Verify)),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} is one of {', '.join(choices)}, not {value!r}")
-    for name, seconds in (("grace_s", grace_s), ("save_timeout_s", save_timeout_s)):
-        if not seconds >= 0:
-            raise ValueError(f"{name} is a number of seconds, not {seconds!r}")
+    one_of("on_config_change", on_config_change, get_args(OnConfigChange))
+    settings = Settings(verify, redo_missing, retry_failed)
+    flag("fresh", fresh)
+    if handle_signals is not None:
+        flag("handle_signals", handle_signals)
+    grace_s = seconds("grace_s", grace_s, is_endless_allowed=True)
+    save_timeout_s = seconds("save_timeout_s", save_timeout_s, is_endless_allowed=True)
+    if resume_command is not None:
+        text("resume_command", resume_command)
+    if coordinator is not None:
+        instance("coordinator", coordinator, CheckpointCoordinator, "a CheckpointCoordinator")
+    observers = Observers(
+        instance("an observer", observer, Observer, "an Observer")
+        for observer in several("observe", observe, "observers")
+    )
+    if output_dir is not None:
+        output_dir = path_text("output_dir", output_dir)
     exclude = several("exclude", exclude, "names of fields")
     tunable = several("tunable", tunable, "names of fields")
     plain = canonical_config(config, exclude)
@@ -140,7 +148,7 @@ async def open_run(
             RunKey(run_id, generation, owner),
             save_timeout_s=save_timeout_s,
             on_poison=lambda: stop.cancel_streams(EXIT_DRAINED),
-            observers=Observers(observe),
+            observers=observers,
         )
         found = look(view)
         log.info("run %r: %s", run_id, found)
@@ -169,7 +177,7 @@ async def open_run(
                 nursery=nursery,
                 coordinator=coordinator or CheckpointCoordinator(),
                 outputs=outputs,
-                settings=Settings(verify, redo_missing, retry_failed),
+                settings=settings,
                 tools=tools,
                 found=found,
                 runtime_s=session.runtime_s,

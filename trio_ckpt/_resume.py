@@ -7,11 +7,12 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import attrs
 import trio
 
+from ._arguments import checked_by, flag, instance, one_of
 from ._array_tools import ArrayTools
 from ._errors import OutputsMissingError, StoreDamagedError, StreamFailedError
 from ._gate import Gate
@@ -38,11 +39,13 @@ S = TypeVar("S")
 class Settings:
     """How a run resumes."""
 
-    verify: Verify
-    redo_missing: bool
-    retry_failed: bool
-    retention: Retention = attrs.field(factory=Retention)
-    recover: bool = False
+    verify: Verify = attrs.field(validator=checked_by(one_of, choices=get_args(Verify)))
+    redo_missing: bool = attrs.field(validator=checked_by(flag))
+    retry_failed: bool = attrs.field(validator=checked_by(flag))
+    retention: Retention = attrs.field(
+        factory=Retention, validator=checked_by(instance, kind=Retention, what="a Retention")
+    )
+    recover: bool = attrs.field(default=False, validator=checked_by(flag))
 
 
 @attrs.define(eq=False)

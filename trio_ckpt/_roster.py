@@ -110,8 +110,14 @@ class Roster:
         return {key: self.progress[key] for key in in_order(self.progress)}
 
     def group(self, parts: StreamKey) -> Summary:
-        """What the streams under `parts` add up to."""
+        """What the streams under `parts` add up to.
+
+        Raises:
+            UnknownStreamError: there are parts, and no stream under them.
+        """
         found = {key: p for key, p in self._mine().items() if key[: len(parts)] == parts}
+        if parts and not found:
+            raise self._unknown(parts)
         return summarize(parts, found, open_streams=self.desks)
 
     def groups(self) -> dict[StreamKey, Summary]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, cast, overload
 import attrs
 import trio
 
+from ._arguments import MAX_INDEX, flag, instance, one_of, path_text, several, text, whole_number
 from ._array_tools import ArrayTools
 from ._coordinator import CheckpointCoordinator
 from ._errors import (
@@ -212,16 +213,20 @@ class Run:
         Cancellation: entering and leaving are schedule points; what was completed is saved.
         """
         key = check_stream_key(parts)
-        if on_fail not in ("raise", "record"):
-            raise ValueError(f"on_fail is 'raise' or 'record', not {on_fail!r}")
+        one_of("on_fail", on_fail, ("raise", "record"))
+        first_index = whole_number("first_index", first_index)
+        if retry is not None:
+            instance("retry", retry, RetryTable, "a RetryTable")
+        settings = attrs.evolve(
+            self._settings,
+            recover=recover,
+            retry_failed=self._settings.retry_failed if retry_failed is None else retry_failed,
+            retention=self._settings.retention if retention is None else retention,
+        )
+        checked = self._files_for(validate, output_dir)
         self._check_free(key)
         self._check_first_index(key, first_index)
-        desk = self._open_desk(key, first_index, retry, self._files_for(validate, output_dir))
-        settings = attrs.evolve(self._settings, recover=recover)
-        if retry_failed is not None:
-            settings = attrs.evolve(settings, retry_failed=retry_failed)
-        if retention is not None:
-            settings = attrs.evolve(settings, retention=retention)
+        desk = self._open_desk(key, first_index, retry, checked)
         resume = Resume(self._store, desk, settings, self._tools)
         scope = trio.CancelScope()
         self._stop.scopes.add(scope)
@@ -259,7 +264,7 @@ class Run:
             return validator, ""
         if self._outputs is None:
             raise ValueError("output_dir of a stream is in that of the run: open_run(output_dir=…)")
-        name = os.path.normpath(folder)
+        name = os.path.normpath(path_text("output_dir", folder))
         return validator, "" if name == "." else self._outputs.relative(name)
 
     def _open_desk(
@@ -334,7 +339,8 @@ class Run:
         Cancellation: none once it is being saved.
         """
         self._check_open()
-        wanted = list(dict.fromkeys(check_stream_key(_parts(key)) for key in keys))
+        given = several("keys", keys, "stream keys")
+        wanted = list(dict.fromkeys(check_stream_key(_parts(key)) for key in given))
         async with self._list_lock:
             listed = {
                 key: p.position for key, p in self._progress.items() if p.position is not None
@@ -367,6 +373,7 @@ class Run:
         Raises:
             UnknownStreamError: there is no such stream.
         """
+        flag("retry_failed", retry_failed)
         start = None if start_from is None else _parts(start_from)
         return self._roster.to_process(retry_failed=retry_failed, start_from=start)
 
@@ -394,6 +401,8 @@ class Run:
         Durability: when this returns it is saved.
         """
         key = _parts(key)
+        to = whole_number("to", to, least=-MAX_INDEX)
+        text("reason", reason)
         self._check_free(key)
         self._roster.check_known(key)
         redo = Redo(self._store, self._saver, self._roster.lane(key), self._outputs, self._claims)
@@ -404,8 +413,6 @@ class Run:
             self._rewinding.discard(key)
 
     def _check_first_index(self, key: StreamKey, first_index: int) -> None:
-        if type(first_index) is not int or first_index < 0:
-            raise ValueError(f"first_index is a whole number from 0 on, not {first_index!r}")
         progress = self._progress.get(key, Progress())
         if progress.opens and progress.first_index != first_index and len(progress.done):
             raise ValueError(
@@ -467,7 +474,11 @@ class Run:
     # -- sums ---------------------------------------------------------------------------------
 
     def group(self, *parts: str) -> Summary:
-        """What the streams under `parts` add up to; all streams where there are none."""
+        """What the streams under `parts` add up to; all streams where there are none.
+
+        Raises:
+            UnknownStreamError: no stream is known under them.
+        """
         return self._roster.group(parts)
 
     def groups(self) -> dict[StreamKey, Summary]:
@@ -622,10 +633,8 @@ class Listed:
     unlisted: tuple[StreamKey, ...]
 
 
-def _parts(key: StreamKey | str) -> StreamKey:
-    if isinstance(key, str):
-        raise TypeError(f"the key of a stream is a tuple of its parts, not a str: {key!r}")
-    return tuple(key)
+def _parts(key: StreamKey) -> StreamKey:
+    return several("the key of a stream", key, "its parts", kind="a tuple")
 
 
 def is_own_failure(error: BaseException, key: StreamKey) -> bool:
