@@ -35,6 +35,8 @@ LAYER: dict[str, tuple[int, int]] = {
     "_config": (2, 1),
     "_statistics": (2, 2),
     "_retry": (2, 3),
+    "_http_errors": (2, 3),
+    "_http_retries": (2, 4),
     "_source": (2, 4),
     "_groups": (2, 5),
     "state": (2, 6),

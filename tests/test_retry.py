@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
-import trio
 
-from trio_ckpt import Again, GiveUp, RetryRule, RetryTable, Then, http_retries
+from trio_ckpt import Again, GiveUp, RetryRule, RetryTable, Then
 from trio_ckpt._retry import NO_RETRIES
 
 
@@ -95,102 +91,3 @@ def test_the_first_rule_that_matches_wins_when_both_say_when() -> None:
     assert table.decide(OSError(1), 1) == GiveUp(Then.SKIP)
     assert table.decide(OSError(2), 1) == GiveUp(Then.FAIL, retryable=False)
     assert table.decide(OSError(), 1) == GiveUp(Then.FAIL)
-
-
-# ---------------------------------------------------------------------------------------
-# The table for HTTP
-# ---------------------------------------------------------------------------------------
-
-
-class HttpError(Exception):
-    """A client's: some have the code themselves, some have a response."""
-
-    def __init__(self, how: str, code: Any, retry_after: Any = None) -> None:
-        super().__init__(code)
-        if how.startswith("response."):
-            self.response = SimpleNamespace(**{how.removeprefix("response."): code})
-        else:
-            setattr(self, how, code)
-        if retry_after is not None:
-            self.retry_after = retry_after
-
-
-HTTP = http_retries(attempts=3, backoff_s=2.0, max_backoff_s=3.0)
-
-
-@pytest.mark.parametrize(
-    "how", ["status_code", "status", "response.status_code", "response.status"]
-)
-@pytest.mark.parametrize("code", [401, 403, 404, 410, 451])
-def test_what_is_refused_fails_the_stream_for_good_and_at_once(how: str, code: int) -> None:
-    assert HTTP.decide(HttpError(how, code), 1) == GiveUp(Then.FAIL_STREAM, retryable=False)
-
-
-@pytest.mark.parametrize(
-    "how", ["status_code", "status", "response.status_code", "response.status"]
-)
-@pytest.mark.parametrize("code", [429, 500, 502, 503, 599])
-def test_what_may_pass_runs_again_and_then_fails_the_stream_for_now(how: str, code: int) -> None:
-    error = HttpError(how, code)
-    first = HTTP.decide(error, 1)
-    assert isinstance(first, Again)
-    assert not first.pauses
-    assert 2.0 <= first.after_s <= 2.2
-    second = HTTP.decide(error, 2)
-    assert isinstance(second, Again)
-    assert 3.0 <= second.after_s <= 3.3
-    assert HTTP.decide(error, 3) == GiveUp(Then.FAIL_STREAM)
-
-
-@pytest.mark.parametrize("code", [429, 503])
-def test_what_the_server_asks_for_pauses_the_stream(code: int) -> None:
-    assert HTTP.decide(HttpError("status", code, 30), 1) == Again(30.0, pauses=True)
-    assert HTTP.decide(HttpError("status", code, 0), 1).pauses  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("asked", ["soon", "-1", -1, float("nan"), float("inf"), [30]])
-def test_what_is_no_number_of_seconds_asks_for_nothing(asked: Any) -> None:
-    verdict = HTTP.decide(HttpError("status", 429, asked), 1)
-    assert isinstance(verdict, Again)
-    assert not verdict.pauses
-    assert verdict.after_s < 3
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        TimeoutError(),
-        ConnectionResetError(),
-        BrokenPipeError(),
-        trio.TooSlowError(),
-        trio.BrokenResourceError(),
-    ],
-)
-def test_a_broken_network_is_tried_again(error: Exception) -> None:
-    assert isinstance(HTTP.decide(error, 1), Again)
-    assert HTTP.decide(error, 3) == GiveUp(Then.FAIL_STREAM)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ValueError(),
-        HttpError("status", 400),
-        HttpError("status", 418),
-        HttpError("status", "500"),
-        HttpError("status", None),
-        HttpError("other", 500),
-        FileNotFoundError(),
-    ],
-)
-def test_anything_else_fails_its_batch(error: Exception) -> None:
-    assert HTTP.decide(error, 1) == GiveUp(Then.FAIL)
-
-
-def test_a_client_may_be_read_in_its_own_way() -> None:
-    table = http_retries(
-        status_of=lambda error: error.args[0], retry_after=lambda error: error.args[1], attempts=2
-    )
-    assert table.decide(ValueError(429, 90.0), 1) == Again(90.0, pauses=True)
-    assert table.decide(ValueError(404, None), 1) == GiveUp(Then.FAIL_STREAM, retryable=False)
-    assert table.decide(ValueError(None, None), 1) == GiveUp(Then.FAIL)

@@ -72,6 +72,7 @@ from ._history import (
     read_history as read_history,
     read_sessions as read_sessions,
 )
+from ._http_retries import http_retries as http_retries
 from ._import import import_run as import_run
 from ._log import guard_loggers as _guard_loggers
 from ._loops import run_batches as run_batches
@@ -94,7 +95,6 @@ from ._retry import (
     RetryRule as RetryRule,
     RetryTable as RetryTable,
     Then as Then,
-    http_retries as http_retries,
 )
 from ._run import Listed as Listed, Run as Run
 from ._session import Found as Found

@@ -5,12 +5,10 @@ from __future__ import annotations
 import enum
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import attrs
-import trio
 
 from ._arguments import (
     checked_by,
@@ -156,113 +154,3 @@ def _alone(error: BaseException) -> BaseException:
 
 
 NO_RETRIES = RetryTable()
-
-TOO_MANY_REQUESTS = 429
-REFUSED = frozenset({401, 403, 404, 410, 451})  # asking again changes nothing
-SERVER_ERROR = 500
-NETWORK_ERRORS = (TimeoutError, ConnectionError, trio.TooSlowError, trio.BrokenResourceError)
-
-
-def http_retries(
-    *,
-    status_of: Callable[[BaseException], int | None] | None = None,
-    retry_after: Callable[[BaseException], float | None] | None = None,
-    errors: tuple[type[BaseException], ...] = (),
-    attempts: int = 5,
-    backoff_s: float = 1.0,
-    max_backoff_s: float = 60.0,
-) -> RetryTable:
-    """The table that suits most collections over HTTP.
-
-    =====================================  ==================================================
-    429                                    the stream waits as the server asks; then again
-    5xx, timeouts, broken connections      again, with backoff
-    401, 403, 404, 410, 451                the stream fails, and is not retried by itself
-    anything else                          the batch fails, and its loop raises
-    =====================================  ==================================================
-
-    Args:
-        status_of: Reads the status code from an exception; default: its ``status_code`` or
-            ``status``, or that of its ``response``, where that is an int.
-        retry_after: Reads the seconds of Retry-After (RFC 9110, section 10.2.3) from it;
-            default: its ``retry_after``, or that header of its ``response``: a number, or a
-            text as servers send it, seconds or a date.
-        errors: What else means a timeout or a broken connection: the exceptions of the
-            library that makes the requests.
-        attempts: How often a batch is tried in all.
-        backoff_s: As for `RetryRule`.
-        max_backoff_s: As for `RetryRule`.
-    """
-    status_of = status_of or _status_of
-    retry_after = retry_after or _retry_after
-    broken: tuple[type[BaseException], ...] = (*NETWORK_ERRORS, *errors)
-
-    def status(error: BaseException) -> int:
-        return status_of(error) or 0
-
-    return RetryTable(
-        (
-            RetryRule(
-                (Exception,),
-                when=lambda error: status(error) == TOO_MANY_REQUESTS,
-                attempts=attempts,
-                then=Then.FAIL_STREAM,
-                backoff_s=backoff_s,
-                max_backoff_s=max_backoff_s,
-                retry_after=retry_after,
-            ),
-            RetryRule(
-                (Exception,),
-                when=lambda error: status(error) in REFUSED,
-                attempts=1,
-                then=Then.FAIL_STREAM,
-                retryable=False,
-            ),
-            RetryRule(
-                (Exception,),
-                when=lambda e: isinstance(e, broken) or status(e) >= SERVER_ERROR,
-                attempts=attempts,
-                then=Then.FAIL_STREAM,
-                backoff_s=backoff_s,
-                max_backoff_s=max_backoff_s,
-                retry_after=retry_after,
-            ),
-        )
-    )
-
-
-def _status_of(error: BaseException) -> int | None:
-    for thing in (error, getattr(error, "response", None)):
-        for name in ("status_code", "status"):
-            code = getattr(thing, name, None)
-            if isinstance(code, int):
-                return code
-    return None
-
-
-def _retry_after(error: BaseException) -> float | None:
-    asked: object = getattr(error, "retry_after", None)
-    headers: object = getattr(getattr(error, "response", None), "headers", None)
-    if asked is None and isinstance(headers, Mapping):
-        asked = cast("Mapping[str, object]", headers).get("Retry-After")
-    if isinstance(asked, str):
-        asked = _seconds_of(asked)
-    if isinstance(asked, int | float) and math.isfinite(asked) and asked >= 0:
-        return float(asked)
-    return None
-
-
-def _seconds_of(text: str) -> float | None:
-    """What a Retry-After header asks for: seconds, or a date."""
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    from email.utils import parsedate_to_datetime  # a megabyte that few need
-
-    try:
-        at = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-    return max(0.0, (at - datetime.now(UTC)).total_seconds())
