@@ -13,7 +13,8 @@ itself (``--url`` names another one). The blocks play the repositories, and each
 Stop it, kill it, unplug the machine: the same command goes on with the page it was at. See what
 it does about errors with --fault, say ``--fault "429:5 /blocks/kana/hiragana/characters?page=2"``.
 
-Exit codes: 0 complete, 75 there is work left, 130 and 143 stopped at once by a second signal,
+Exit codes: 0 complete, 69 complete but for what failed for good, 75 there is work left, start it
+again, 130 and 143 stopped at once by a second signal,
 1 it cannot work, 2 a bad command line.
 """
 
@@ -298,7 +299,8 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m examples.collector",
         description="Collect the pages of every endpoint of every repository of an API, "
         "resumably: stop or kill it, and the same command goes on.",
-        epilog="exit codes: 0 complete, 75 there is work left, 130 and 143 stopped at once, "
+        epilog="exit codes: 0 complete, 69 complete but for what failed for good, "
+        "75 there is work left, 130 and 143 stopped at once, "
         "1 it cannot work, 2 a bad command line",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of what is collected")

@@ -13,7 +13,8 @@ again; its price is *spent*, but has *produced* nothing. Both sums survive every
     python -m examples.scan_book --out book --start 5 --end 9     # only these pages, this time
     python -m examples.scan_book --out book --redo 3,17           # these once more
 
-Exit codes: 0 complete, 75 there is work left, 130 and 143 stopped at once by a second signal,
+Exit codes: 0 complete, 69 complete but for what failed for good, 75 there is work left, start it
+again, 130 and 143 stopped at once by a second signal,
 1 it cannot work, 2 a bad command line.
 """
 
@@ -377,7 +378,8 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m examples.scan_book",
         description="Extract and correct the pages of a book, resumably: stop or kill it, and "
         "the same command goes on.",
-        epilog="exit codes: 0 complete, 75 there is work left, 130 and 143 stopped at once, "
+        epilog="exit codes: 0 complete, 69 complete but for what failed for good, "
+        "75 there is work left, 130 and 143 stopped at once, "
         "1 it cannot work, 2 a bad command line",
     )
     parser.add_argument("text", type=Path, nargs="?", help="a text file (the licence of Python)")

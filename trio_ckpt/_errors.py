@@ -190,6 +190,7 @@ class RunStoppedError(TrioCkptError):
 
 EXIT_COMPLETE = 0
 EXIT_SKIPPED = 3
+EXIT_FAILED = 69  # EX_UNAVAILABLE of sysexits.h: trying again changes nothing
 EXIT_DRAINED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143

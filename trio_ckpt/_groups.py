@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import attrs
 
+from ._errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_FAILED, EXIT_SKIPPED
 from ._progress import Progress
 from ._records import ErrorInfo, Status
 from ._totals import ExactSum, Number, add_sums, shown
@@ -89,6 +90,22 @@ def is_over(progress: Progress) -> bool:
     error = progress.error
     is_final = progress.status is Status.FAILED and error is not None and not error.retryable
     return progress.status is Status.COMPLETE or is_final
+
+
+def exit_code(parts: Iterable[Progress], *, has_ended: bool) -> int:
+    """What a command should exit with as a run stands; docs/reference/exit-codes.md has the table.
+
+    Args:
+        parts: Of all its streams and phases, without the run's own stream.
+        has_ended: Whether its program came to its end by itself, as far as it has come: without
+            any stream it is then complete.
+    """
+    begun = [progress for progress in parts if progress.sequence > 0]
+    if not all(map(is_over, begun)) or not (begun or has_ended):
+        return EXIT_DRAINED
+    if any(progress.status is Status.FAILED for progress in begun):
+        return EXIT_FAILED
+    return EXIT_SKIPPED if any(progress.skipped for progress in begun) else EXIT_COMPLETE
 
 
 def status_of(progress: Progress, *, is_open: bool) -> Status:

@@ -7,11 +7,11 @@ from typing import Any
 
 import attrs
 
-from ._errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_SKIPPED
-from ._groups import Summary, in_order, is_over, summarize
+from ._groups import Summary, exit_code, in_order, is_over, summarize
 from ._history import run_facts
 from ._progress import Progress
 from ._records import Status
+from ._session import ENDED
 from ._values import JOB_STREAM, RUN_STREAM, StreamKey
 from .abc import Owner, RunView, Store
 
@@ -79,10 +79,8 @@ class Look:
 
     def exit_code(self) -> int:
         """What the program should exit with as the run stands; see docs/reference/exit-codes."""
-        parts = [progress for progress in self.parts.values() if progress.sequence > 0]
-        if not parts or any(progress.status is not Status.COMPLETE for progress in parts):
-            return EXIT_DRAINED
-        return EXIT_SKIPPED if any(progress.skipped for progress in parts) else EXIT_COMPLETE
+        has_ended = self.facts.get("ended") == ENDED and not self.is_job
+        return exit_code(self.parts.values(), has_ended=has_ended)
 
 
 async def read_look(store: Store, run_id: str) -> Look | None:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import attrs
 import trio
 
-from ._errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_SKIPPED, UnknownStreamError
+from ._errors import UnknownStreamError
 from ._gate import Gate
 from ._groups import (
     PHASE,
     Summary,
     current_phase,
+    exit_code,
     group_status,
     groups_of,
     in_order,
@@ -76,13 +77,10 @@ class Roster:
             f"run {run_id!r} has no stream {'/'.join(key)!r}", run_id=run_id, stream=key
         )
 
-    @property
-    def exit_code(self) -> int:
-        """What a command should exit with now."""
-        parts = [p for key, p in self.progress.items() if key != RUN_STREAM and p.sequence > 0]
-        if any(progress.status is not Status.COMPLETE for progress in parts):
-            return EXIT_DRAINED
-        return EXIT_SKIPPED if any(progress.skipped for progress in parts) else EXIT_COMPLETE
+    def exit_code(self, *, has_ended: bool) -> int:
+        """What a command should exit with now; see `trio_ckpt._groups.exit_code`."""
+        parts = (progress for key, progress in self.progress.items() if key != RUN_STREAM)
+        return exit_code(parts, has_ended=has_ended)
 
     def to_process(self, *, retry_failed: bool, start_from: StreamKey | None) -> list[StreamKey]:
         """The streams with work left, in order."""

@@ -118,10 +118,10 @@ class Run:
     def exit_code(self) -> int:
         """What a command should exit with now.
 
-        75 while any stream that has records is not COMPLETE, else 3 if any batch was skipped,
-        else 0.
+        75 while a start would go on with any stream or phase, else 69 if a stream failed for
+        good, else 3 if any batch was skipped, else 0.
         """
-        return self._roster.exit_code
+        return self._roster.exit_code(has_ended=True)
 
     @property
     def is_stopping(self) -> bool:
@@ -606,10 +606,8 @@ class Run:
         if not self._stop.is_requested and poison is None:
             return error
         if error is None:
-            parts = [p for key, p in self._progress.items() if key != RUN_STREAM]
-            is_done = bool(parts) and all(p.status is Status.COMPLETE for p in parts)
-            if poison is None and is_done:
-                return None
+            if poison is None and self._roster.exit_code(has_ended=False) != EXIT_DRAINED:
+                return None  # a start would find nothing to do
         elif not is_only_stopped(error, poison):
             if error.__context__ is None and not isinstance(error, trio.Cancelled):
                 error.__context__ = self._stopped()

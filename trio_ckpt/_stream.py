@@ -513,6 +513,7 @@ class Stream(Generic[S]):
         if error is None or way_of(error) is Way.CANCEL:
             if self.status is Status.IN_PROGRESS:
                 log.info("%s was left before its end: INTERRUPTED", where)
+                await self._record_beginning()
         elif self.status is Status.COMPLETE and not isinstance(error, SourceChangedError):
             log.info("%s is complete; what was raised later changes nothing", where)
         elif desk.saver.poison is None and self._desk.failure is None:
@@ -524,6 +525,16 @@ class Stream(Generic[S]):
                     log.error(
                         "%s failed, and saving that failed: %s", where, printable(text_of(problem))
                     )
+
+    async def _record_beginning(self) -> None:
+        """Save that there is work where a loop was left before it saved anything."""
+        if self.progress.sequence or self._walk.source is None or self._desk.saver.poison:
+            return
+        with trio.CancelScope(shield=True):
+            try:
+                await self._desk.save_plain(Record(kind=Kind.SAVE, at=time.time()))
+            except TrioCkptError as error:
+                log.error("that %s was begun is not saved: %s", self._desk.where(), error)
 
     def _describe(self, error: BaseException, index: int | None) -> ErrorInfo:
         """What is remembered of what ended the stream."""
