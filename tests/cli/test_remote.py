@@ -125,3 +125,29 @@ def test_a_worker_that_is_not_let_in_says_so(tmp_path: Path) -> None:
         )
     assert done.returncode == 7
     assert "the secret is another" in done.stderr
+
+
+def test_a_worker_without_a_foreman_is_stopped_well() -> None:
+    command = [sys.executable, "-m", "trio_ckpt", "worker", "ws://127.0.0.1:1", "--allow", ALLOW]
+    env = {**os.environ, "TRIO_CKPT_SECRET": "a secret of 16 bytes or more"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env
+    ) as process:
+        assert process.stderr is not None
+        try:
+            assert "no connection to the foreman" in process.stderr.readline()
+            process.send_signal(signal.SIGTERM)
+            said, told = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (0, "")
+    assert "Traceback" not in told
+
+
+def test_a_module_that_no_worker_can_find_is_refused(
+    run: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIO_CKPT_SECRET", "a secret of 16 bytes or more")
+    said = run("worker", "ws://127.0.0.1:1", "--allow", "nosuchmodule")
+    assert said.code == 7
+    assert "no module 'nosuchmodule' can be found" in said.err

@@ -191,10 +191,10 @@ def worker_command(
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(work)
-            document = {"url": url, "name": name}
-            print(to_json(document, indent=None) if as_json else f"working for {url}")
-            sys.stdout.flush()
+            if await nursery.start(work):
+                document = {"url": url, "name": name}
+                print(to_json(document, indent=None) if as_json else f"working for {url}")
+                sys.stdout.flush()
 
     code = run_until_stopped(main, quiet=quiet)
     sys.stdout.flush()

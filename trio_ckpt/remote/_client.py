@@ -53,7 +53,7 @@ from ._worker import peer_name
 
 log = logging.getLogger("trio_ckpt.remote.client")
 
-CONNECT_S = 30.0  # for the first connection; later ones are waited for
+CONNECT_S = 5.0  # for the first connection: a wrong address is told soon; later ones are waited
 CANCEL_S = 1.0  # for the foreman to say that a job has ended
 ITEMS_BYTES = MIB  # of items, in one message
 
@@ -468,7 +468,10 @@ async def open_client(dial: Dial, secret: bytes, name: str) -> AsyncGenerator[Cl
             with trio.move_on_after(CONNECT_S) as connecting:
                 await nursery.start(session.run)
             if connecting.cancelled_caught:
-                raise ConnectionLostError(f"no foreman has answered for {CONNECT_S:g} s")
+                raise ConnectionLostError(
+                    f"no foreman has answered for {CONNECT_S:g} s: {session.problem}; start it, "
+                    "or see that the address is its own"
+                )
             try:
                 yield client
             except BaseException as error:
@@ -508,7 +511,7 @@ async def connect(
 
     Raises:
         HandshakeRefusedError: the foreman does not want it.
-        ConnectionLostError: there is no foreman.
+        ConnectionLostError: no foreman has answered within `CONNECT_S`.
 
     Cancellation: jobs go on, but those of a `Client.map` that is cancelled.
     """

@@ -11,6 +11,7 @@ from typing import NoReturn
 import attrs
 import trio
 
+from .._errors import text_of
 from .._words import printable
 from ._errors import ConnectionLostError, HandshakeRefusedError, ProtocolError
 from ._link import HANDSHAKE_S, Link, Socket, open_link
@@ -39,6 +40,7 @@ class Session:
         received: Called with each message; what it raises ends all.
         closed: Called when a connection is gone.
         link: The connection; None: there is none now.
+        problem: Why there was none the last time.
     """
 
     dial: Dial
@@ -48,6 +50,7 @@ class Session:
     received: Callable[[Message], None]
     closed: Callable[[], None]
     link: Link | None = attrs.field(default=None, init=False)
+    problem: str = attrs.field(default="nothing was heard of it", init=False)
     is_leaving: bool = attrs.field(default=False, init=False)
     refusal: HandshakeRefusedError | None = attrs.field(default=None, init=False)
 
@@ -72,8 +75,7 @@ class Session:
                         task_status.started()
                     await self._talk(link)
             except (ConnectionLostError, ProtocolError) as error:
-                level = logging.DEBUG if self._has_left() else logging.INFO
-                log.log(level, "no connection to the foreman: %s", printable(str(error)))
+                self._tell(error, wait_s)
             except HandshakeRefusedError as error:
                 if error.code not in PASSING:
                     raise
@@ -82,6 +84,14 @@ class Session:
                 return
             await trio.sleep(wait_s * (1 + random.random() * JITTER))  # noqa: S311  # no secret
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+
+    def _tell(self, error: Exception, wait_s: float) -> None:
+        """Say that there is no connection, once for each time that it is lost or not there."""
+        is_news = wait_s == FIRST_WAIT_S and not self._has_left()
+        level = logging.WARNING if is_news else logging.DEBUG
+        text = printable(text_of(error))
+        log.log(level, "no connection to the foreman, which is tried again: %s", text)
+        self.problem = text
 
     def _has_left(self) -> bool:
         """Whether `leave` was called meanwhile."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Generic, TypeVar
@@ -11,6 +12,7 @@ import attrs
 import trio
 from outcome import Outcome, acapture, capture
 
+from .._errors import text_of
 from .._snapshots import Snapshots
 from .._stream import Stream
 from .._threads import run_blocking
@@ -69,6 +71,20 @@ def is_allowed(module: str, allow: Collection[str]) -> bool:
     return any(module == name or module.startswith(f"{name}.") for name in allow)
 
 
+def check_module(name: str) -> None:
+    """See that there is a module of this name; it is not imported, its parents are.
+
+    Raises:
+        NotAllowedError: there is none.
+    """
+    try:
+        found = importlib.util.find_spec(name)
+    except Exception as error:  # a parent is code, and may raise anything
+        raise NotAllowedError(f"no module {name!r} can be found: {text_of(error)}") from error
+    if found is None:
+        raise NotAllowedError(f"no module {name!r} can be found: is it on the path of the worker?")
+
+
 async def find_function(name: str, allow: Collection[str]) -> Callable[..., Any]:
     """Import a function by its name, if it is below one of the modules in the list.
 
@@ -93,7 +109,7 @@ async def find_function(name: str, allow: Collection[str]) -> Callable[..., Any]
     try:
         module = await run_blocking(importlib.import_module, module_name)
     except ModuleNotFoundError as error:
-        raise NotAllowedError(f"{name!r} cannot be imported: {error}") from error
+        raise NotAllowedError(f"{name!r} cannot be imported: {text_of(error)}") from error
     func = getattr(module, attribute, None)
     if not inspect.isfunction(func) or not is_allowed(func.__module__, allow):
         raise NotAllowedError(f"{name!r} is no function of that module")

@@ -42,7 +42,7 @@ from ._messages import (
 from ._protocol import Role, TaskPhase
 from ._secrets import check_secret
 from ._session import Dial, Session
-from ._work import Work
+from ._work import Work, check_module
 
 log = logging.getLogger("trio_ckpt.remote.worker")
 
@@ -281,13 +281,14 @@ async def run_worker(
     patience_s: float = PATIENCE_S,
     tracer: TaskTracer | None = None,
     handle_signals: bool | None = None,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[bool] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Work for a foreman until cancelled, or told to stop by SIGINT or SIGTERM.
 
     Functions are run by their names, if these are below a module in `allow`; nothing else that
     comes over the connection is ever run or unpickled.  What a function saves is saved by the
-    foreman.  When the connection is lost functions go on, and the worker connects again.
+    foreman.  When the connection is lost functions go on, and the worker connects again.  It
+    waits for a foreman that is not there yet, and says so in its log.
 
     Args:
         url: The foreman's: ``ws://127.0.0.1:9000`` or ``wss://…``.
@@ -300,10 +301,12 @@ async def run_worker(
         patience_s: How long functions go on without a connection.
         tracer: From `trio_ckpt.trace_tasks`: a span of OpenTelemetry for each attempt.
         handle_signals: Stop in good order on SIGINT and SIGTERM.  Default: in the main thread.
-        task_status: Told when it is let in for the first time.
+        task_status: Told True when it is let in for the first time; False if it was stopped
+            before that, and ends.
 
     Raises:
         HandshakeRefusedError: the foreman does not want it.
+        NotAllowedError: a module in `allow` is not there.
         ValueError: a bad argument.
 
     Durability: what `Work.point` has saved survives what the foreman's store says.
@@ -327,13 +330,22 @@ async def run_worker(
         may_be_interrupted=not handle_signals
         and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,
     )
+    for module in allow:
+        check_module(module)
     failure: BaseException | None = None
+    is_let_in = False
     try:
         async with trio.open_nursery() as nursery:
+
+            async def work(*, task_status: trio.TaskStatus[None]) -> None:
+                await worker.run(partial(dial, url, ssl_context), task_status=task_status)
+                nursery.cancel_scope.cancel()
+
             if handle_signals:
-                nursery.start_soon(_stop_on_signals, worker, grace_s)
-            await worker.run(partial(dial, url, ssl_context), task_status=task_status)
-            nursery.cancel_scope.cancel()
+                nursery.start_soon(_stop_on_signals, worker, grace_s, nursery.cancel_scope)
+            await nursery.start(work)
+            is_let_in = True
+            task_status.started(True)
     except BaseExceptionGroup as group:
         _, failures = group.split(trio.Cancelled)
         if failures is None:
@@ -342,11 +354,14 @@ async def run_worker(
         failure = leaves[0] if len(leaves) == 1 else failures
     if failure is not None:
         raise failure
+    if not is_let_in:
+        task_status.started(False)
 
 
-async def _stop_on_signals(worker: Worker, grace_s: float) -> None:
+async def _stop_on_signals(worker: Worker, grace_s: float, scope: trio.CancelScope) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for number in signals:
             log.info("%s: handing back", signal.Signals(number).name)
             break
         await worker.stop("the worker stops", grace_s)
+    scope.cancel()  # also what waits for a foreman that is not there
