@@ -29,7 +29,7 @@ async def collect(site: Site, function: str, items: list[Any], **options: Any) -
         with trio.fail_after(600):
             found = await client.map(F + function, items, errors="collect", **options)
     assert site.foreman is not None
-    assert [desk.name for desk in site.foreman.pool.desks.values()] == ["a"]
+    assert [worker.name for worker in site.foreman.pool.workers.values()] == ["a"]
     return found
 
 

@@ -22,7 +22,7 @@ from .._errors import (
 )
 from .._gate import leaves_of
 from .._open import open_run
-from .._words import printable
+from .._words import message_of, printable
 from ._errors import TaskFailedError
 from ._line import Line
 from ._messages import (
@@ -134,7 +134,8 @@ class Item:
             failure = TaskError(error.error_type, error.error_message, error.remote_traceback)
         else:
             failure = describe_failure(error)
-        log.warning("work item %s failed: %s: %s", task_id, failure.type, failure.message)
+        text = message_of(failure.message)
+        log.warning("work item %s failed: %s: %s", task_id, failure.type, text)
         self.last_word = lambda lease: TaskFailed(task_id, lease, failure)
 
     async def _run(self, func: Callable[..., Any]) -> Any:
