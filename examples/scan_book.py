@@ -183,8 +183,7 @@ def extract_page(batch: Batch) -> None:
     words = sum(len(line.split()) for line in lines)
     page = ExtractedPage(batch.index, lines, words)
     path = trio.from_thread.run(batch.write_json, page_name(batch.index), attrs.asdict(page))
-    complete = partial(batch.complete, outputs=[path], records=1, totals={"words": words})
-    trio.from_thread.run_sync(complete)
+    batch.complete(outputs=[path], records=1, totals={"words": words})
 
 
 @attrs.frozen

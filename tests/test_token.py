@@ -439,7 +439,7 @@ async def test_a_settled_token_goes_without_a_word(state: TokenState) -> None:
 
 def test_outside_of_trio_there_is_no_token(coordinator: CheckpointCoordinator) -> None:
     """Also not half a one, whose end would be an error of its own."""
-    with pytest.raises(RuntimeError, match="async context"):
+    with pytest.raises(RuntimeError, match="outside of trio"):
         coordinator.create_checkpoint("run", 0)
     gc.collect()
     assert coordinator.get_pending_checkpoints() == ()

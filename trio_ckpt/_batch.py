@@ -1,5 +1,7 @@
 """One attempt at one batch, as the user's loop holds it.
 
+Settling and staging may be called from any thread, see `trio_ckpt._portal`.
+
 Nothing that is called here is durable, but for the files that are written: what the
 body says is *staged*, and the gate (`trio_ckpt._gate`) saves all of it together.
 """
@@ -16,6 +18,7 @@ import attrs
 import msgspec
 import trio
 
+from ._portal import Portal, from_any_thread
 from ._records import CheckpointResult, Output, Status as Status
 from ._token import CheckpointToken, TokenEvent, may, move
 from ._totals import Number
@@ -128,8 +131,14 @@ class Batch(Generic[T]):
     resumed_from: str | None = None
     _is_waiting: bool = attrs.field(default=False, init=False)
 
+    @property
+    def portal(self) -> Portal:
+        """The trio run that it was handed out in."""
+        return self.token.portal
+
     # -- settling -----------------------------------------------------------------------
 
+    @from_any_thread
     def complete(
         self,
         *,
@@ -159,6 +168,8 @@ class Batch(Generic[T]):
             NotEncodableError: a value cannot be stored; the batch stays unsettled.
             ValueError: a `cursor` where batches are worked on side by side; `last` where
                 the source is a list.
+            trio.RunFinishedError: the call comes from another thread, after ``trio.run()`` has
+                ended; so all raise that settle or stage something.
         """
         if self.state is not AttemptState.OPEN or not may(self.token, TokenEvent.COMPLETE):
             return False
@@ -183,6 +194,7 @@ class Batch(Generic[T]):
         move(self.token, TokenEvent.COMPLETE)
         return True
 
+    @from_any_thread
     def fail(self, error: BaseException | str) -> bool:
         """Say that this attempt failed; the retry table decides whether it runs again.
 
@@ -191,6 +203,7 @@ class Batch(Generic[T]):
         """
         return self._settle(AttemptState.FAILED, error)
 
+    @from_any_thread
     def skip(self, reason: BaseException | str) -> bool:
         """Give the batch up on purpose: saved as skipped, the loop goes on.
 
@@ -199,6 +212,7 @@ class Batch(Generic[T]):
         """
         return self._settle(AttemptState.SKIPPED, reason)
 
+    @from_any_thread
     def withdraw(self) -> bool:
         """Take the batch back: there is no such batch, and the stream is complete.
 
@@ -271,7 +285,8 @@ class Batch(Generic[T]):
                 "would travel with no checkpoint"
             )
 
-    def spend(self, **amounts: Number) -> None:
+    @from_any_thread
+    def spend(self, /, **amounts: Number) -> None:
         """Count what this attempt costs; kept whether it succeeds or not, never subtracted.
 
         Raises:
@@ -282,6 +297,7 @@ class Batch(Generic[T]):
         for name, amount in check_amounts(amounts, "spend").items():
             self.staged.spent[name] = self.staged.spent.get(name, 0) + amount
 
+    @from_any_thread
     def add(self, items: Iterable[Any]) -> None:
         """Stage new items for the stream's frontier; they are there when this is confirmed.
 
@@ -294,6 +310,7 @@ class Batch(Generic[T]):
         self._check_staging()
         self.staged.adds += self._host.stage_items(items)
 
+    @from_any_thread
     def append_json(self, path: AnyPath, *records: Any) -> None:
         """Stage JSON lines for an append file, which belongs to this stream.
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 import trio
 
 from ._errors import TokenNeverSettledError, describe_batch
+from ._portal import Portal, check_trio
 from ._registry import AnyToken, TokenRegistry
 from ._token import (
     CANCELLED,
@@ -47,6 +48,7 @@ class CheckpointCoordinator:
         self.registry = TokenRegistry()
         self._host = _Immediate(self.registry)
         self._is_closed = False
+        self._portal: Portal | None = None  # that of the newest token
 
     def create_checkpoint(
         self, run_id: str, batch_index: int, *, stream: StreamKey = ()
@@ -82,6 +84,7 @@ class CheckpointCoordinator:
             raise trio.ClosedResourceError("the coordinator is closed")
         self.registry.check_free(run_id, stream, batch_index)
         token: CheckpointToken[Any] = CheckpointToken(run_id, stream, batch_index, host)
+        self._portal = token.portal
         self.registry.add(token)
         return token
 
@@ -129,12 +132,22 @@ class CheckpointCoordinator:
             raise forgotten
 
     def close(self) -> None:
-        """Fail what is pending and make no more tokens.  Twice is fine."""
+        """Fail what is pending and make no more tokens, from any thread.  Twice is fine.
+
+        Raises:
+            trio.RunFinishedError: the call comes from another thread, after ``trio.run()`` has
+                ended.
+        """
         self._is_closed = True
+        if self._portal is not None:
+            self._portal.run(self._fail_pending)
+
+    def _fail_pending(self) -> None:
         for token in self.registry.pending():
             _fail(token, _CLOSED)
 
     async def __aenter__(self) -> CheckpointCoordinator:
+        check_trio()
         await trio.lowlevel.checkpoint()
         return self
 

@@ -20,6 +20,7 @@ from ._errors import EXIT_DRAINED
 from ._fresh import ARCHIVING, clear_outputs, left_to_archive, replaced_by_next
 from ._live import publish_live
 from ._observe import Observers
+from ._portal import check_trio
 from ._resume import Settings
 from ._run import Run
 from ._saver import DEFAULT_SAVE_TIMEOUT_S, Saver
@@ -99,6 +100,7 @@ async def open_run(
     Durability: what was confirmed survives kill -9 and power loss, as the store says.
     Cancellation: completed batches are saved before it takes effect.
     """
+    check_trio()
     check_run_id(run_id)
     one_of("on_config_change", on_config_change, get_args(OnConfigChange))
     settings = Settings(verify, redo_missing, retry_failed)

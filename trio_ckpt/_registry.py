@@ -42,9 +42,9 @@ class TokenRegistry:
 
     def pending(self, run_id: str | None = None) -> tuple[AnyToken, ...]:
         """The pending tokens, oldest first; of one run, or of all."""
-        tokens = self._tokens.values()  # a dict keeps the order of making
-        if run_id is None:
-            return tuple(tokens)
+        tokens = tuple(self._tokens.values())  # in the order of making; taken at once: a thread
+        if run_id is None:  # may ask while trio's own changes them
+            return tokens
         return tuple(token for token in tokens if token.run_id == run_id)
 
     async def wait_changed(self, since: int) -> int:

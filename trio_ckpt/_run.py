@@ -129,9 +129,12 @@ class Run:
         return self._stop.is_requested
 
     def request_stop(self) -> None:
-        """Stop in good order: hand out nothing more, save what is open, cancel the streams."""
-        if not self._stop.is_requested:  # a second signal forces; a second call changes nothing
-            self._stop.request()
+        """Stop in good order: hand out nothing more, save what is open, cancel the streams.
+
+        It may be called from any task, any thread and any signal handler, more than once; a run
+        that has ended stays as it is.
+        """
+        self._stop.ask()  # a second signal forces; a second call changes nothing
 
     # -- streams ----------------------------------------------------------------------------
 

@@ -10,11 +10,12 @@ import logging
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
 from ._errors import EXIT_DRAINED, EXIT_SIGTERM
+from ._portal import Portal
 
 log = logging.getLogger("trio_ckpt.stop")
 
@@ -34,6 +35,8 @@ class Stop:
         self.busy = 0
         self.exit_code = 0
         self.scopes: set[trio.CancelScope] = set()
+        self._portal = Portal.here()
+        self._is_requested = False
         self._forced_code = EXIT_SIGTERM
         self._requested = trio.Event()
         self._idle = trio.Event()
@@ -43,7 +46,17 @@ class Stop:
     @property
     def is_requested(self) -> bool:
         """Whether somebody asked for a stop; streams are cancelled for other reasons, too."""
-        return self._requested.is_set()
+        return self._is_requested
+
+    def ask(self) -> None:
+        """Ask for a stop, once: from any task, any thread and any signal handler.
+
+        From now on no loop is handed another batch; trio's own thread does the rest.
+        """
+        if not self._is_requested:
+            self._is_requested = True
+            with suppress(trio.RunFinishedError):  # there is nothing left to stop
+                self._portal.trio_token.run_sync_soon(self._begin)
 
     def request(self, forced_code: int = EXIT_SIGTERM) -> None:
         """Ask for a stop; asking again cancels at once.
@@ -51,10 +64,14 @@ class Stop:
         Args:
             forced_code: What the command should exit with if batches were still open.
         """
-        if self._requested.is_set():
+        if self._is_requested:
             self.cancel_streams(EXIT_DRAINED if self.busy == 0 else forced_code)
             self.body.cancel()
+        self._is_requested = True
         self._forced_code = forced_code
+        self._begin()
+
+    def _begin(self) -> None:
         self._requested.set()
         if self.busy == 0:
             self._idle.set()
@@ -89,7 +106,7 @@ class Stop:
     @property
     def is_parking(self) -> bool:
         """Whether loops are to wait instead of beginning another batch."""
-        return self._requested.is_set() or self.exit_code != 0
+        return self._is_requested or self.exit_code != 0
 
     async def park(self) -> None:
         """Return at once, or never while a stop is under way.

@@ -45,6 +45,7 @@ from ._errors import (
     describe_batch,
     text_of,
 )
+from ._portal import Portal, from_any_thread
 from ._records import CheckpointResult, utc_now
 from ._values import StreamKey
 
@@ -154,10 +155,11 @@ class CheckpointToken(Generic[T]):
     """The one-shot promise that a batch's checkpoint will be durable, or has failed.
 
     Made by `CheckpointCoordinator.create_checkpoint` and by the loops of a run.  Settling
-    is synchronous and allowed from any trio task; from another thread use
-    ``trio.from_thread.run_sync(token.complete, result)``.
+    is synchronous and allowed from any task and any thread: a call from another thread waits
+    until the thread of trio has carried it out.
 
     Attributes:
+        portal: The trio run that it was made in.
         run_id: The run it belongs to.
         stream: The parts of its stream's key; ``()`` if it has none.
         batch_index: The batch that it promises.
@@ -171,12 +173,14 @@ class CheckpointToken(Generic[T]):
         "_outcome",
         "_state",
         "batch_index",
+        "portal",
         "run_id",
         "stream",
     )
 
     def __init__(self, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost) -> None:
-        self._created = trio.current_time()  # first: outside of trio there is no token
+        self.portal = Portal.here()  # first: outside of trio there is no token
+        self._created = trio.current_time()
         self._created_at = time.time()
         self.run_id = run_id
         self.stream = stream
@@ -204,8 +208,9 @@ class CheckpointToken(Generic[T]):
     @property
     def age_s(self) -> float:
         """Seconds since it was made, on trio's clock."""
-        return trio.current_time() - self._created
+        return self.portal.clock.current_time() - self._created
 
+    @from_any_thread
     def complete(self, result: T | None = None) -> bool:
         """Say that the batch is done.
 
@@ -218,9 +223,14 @@ class CheckpointToken(Generic[T]):
 
         Returns:
             False if it had been settled before: the first call wins.
+
+        Raises:
+            trio.RunFinishedError: the call comes from another thread, after ``trio.run()`` has
+                ended.
         """
         return self._host.complete(self, result)
 
+    @from_any_thread
     def fail(self, error: BaseException | str) -> bool:
         """Say that the batch failed, for good.
 
@@ -229,6 +239,9 @@ class CheckpointToken(Generic[T]):
 
         Returns:
             False if it had been settled before: the first call wins.
+
+        Raises:
+            trio.RunFinishedError: as for `complete`.
         """
         return self._host.fail(self, error)
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import attrs
 import trio
 
+from .._portal import check_trio
 from .._run import Run
 from ..abc import Store
 from ._access import Access, allowed_hosts, check_secret, new_secret
@@ -91,6 +92,7 @@ async def serve(
     Cancellation: ends it within a moment, whoever is connected; no task, thread, socket or file
         is left.
     """
+    check_trio()
     _check_binding(host, ssl_context, allow_plain=allow_plain)
     viewer_secret = check_secret(secret) if secret is not None else new_secret()
     actor_secret: str | None = None

@@ -16,6 +16,7 @@ import attrs
 import msgspec
 import trio
 
+from .._portal import check_trio
 from .._ranges import IndexSet
 from ._errors import (
     ConnectionLostError,
@@ -517,6 +518,7 @@ async def connect(
     """
     from ._sockets import dial  # trio-websocket is an extra
 
+    check_trio()
     way = partial(dial, url, ssl_context)
     async with open_client(way, check_secret(secret), name or peer_name()) as client:
         yield client

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from .._portal import check_trio
 from .._words import printable
 from ..abc import Store
 from ._errors import ConnectionLostError, UnsafeBindingError
@@ -94,6 +95,7 @@ async def serve_foreman(
         sent survive what the store says.
     Cancellation: ends it; functions on workers go on and wait for the next foreman.
     """
+    check_trio()
     terms = Terms(check_secret(secret), heartbeat_s, silence_s)
     if not 0 < heartbeat_s < silence_s:
         raise ValueError(f"heartbeat_s is less than silence_s, not {heartbeat_s!r}")

@@ -17,6 +17,7 @@ import attrs
 import trio
 
 from .._gate import leaves_of
+from .._portal import check_trio
 from .._tracing import TaskTracer
 from ._item import Item
 from ._line import PATIENCE_S, Line
@@ -314,6 +315,7 @@ async def run_worker(
     """
     from ._sockets import dial  # trio-websocket is an extra
 
+    check_trio()
     if not 1 <= slots <= MAX_SLOTS:
         raise ValueError(f"slots is from 1 to {MAX_SLOTS}, not {slots}")
     if isinstance(allow, str) or not 0 < len(allow) <= MAX_ALLOWED:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from .._errors import StoreError
+from .._portal import check_trio
 from .._threads import run_blocking
 from ..abc import Store
 from ._keys import check_mac_key, read_mac_key as read_mac_key
@@ -61,6 +62,7 @@ async def open_store(
         StoreDamagedError: it is damaged.
         ValueError: `mac_key` is empty or too long.
     """
+    check_trio()
     check_mac_key(mac_key)
     scheme, path = _split(url) if isinstance(url, str) else ("", os.fspath(url))
     if scheme == "memory":

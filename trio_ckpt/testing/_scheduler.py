@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import attrs
 import trio
 from trio.testing import MockClock
 
+from .._portal import Portal
 from .._threads import hold_clock
 
 # Trio says which flag makes its schedule follow from its own random numbers, but not in public:
@@ -113,14 +114,23 @@ class ThreadTurns(trio.abc.Instrument):
         """Called by trio."""
         if self._queue is None:
             self._queue = _queue_of(trio.lowlevel.current_trio_token())
+            Portal.here().wake = self._wake
         self._said = len(self._queue)
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         """Called by trio."""
-        if self._queue is None or not _waits_for_thread(task):
-            return
+        if self._queue is not None and _waits_for_thread(task):
+            self._wait_for_more_than(self._said)
+
+    def _wake(self, wake: Callable[[], None]) -> None:
+        """Answer what a thread asked of the library, which is done in a step of trio's own."""
+        said = len(self._queue)
+        wake()
+        self._wait_for_more_than(said)
+
+    def _wait_for_more_than(self, said: int) -> None:
         for _ in range(MAX_POLLS):
-            if len(self._queue) > self._said:
+            if len(self._queue) > said:
                 return
             time.sleep(POLL_S)
 
