@@ -11,7 +11,6 @@ import pytest
 from trio_ckpt import Batch, Status, StoreDamagedError, Stream, open_run, run_batches
 from trio_ckpt._history import Standing, read_pages, run_facts, run_runtime_s
 from trio_ckpt._progress import Progress, apply
-from trio_ckpt._ranges import IndexSet
 from trio_ckpt._records import Kind, Record
 from trio_ckpt.abc import Checkpoint, RunKey, RunView
 from trio_ckpt.stores import MemoryStore, open_store
@@ -99,11 +98,23 @@ def test_what_stands_is_the_newest_of_each_batch_that_is_done(seed: int) -> None
         assert all(entry.record.kind is kind for entry in found)
 
 
-def test_batches_that_were_redone_meanwhile_are_left_out() -> None:
-    progress = Progress(confirmed=IndexSet([0, 1]))
-    records = [(n + 1, Record(at=0.0, index=n)) for n in (1, 0)]
-    assert [e.index for e in Standing(progress).of(records)] == [1, 0]
-    assert [e.index for e in Standing(progress, IndexSet([1])).of(records)] == [0]
+def test_what_stands_is_of_the_moment_when_the_reading_began() -> None:
+    log = [
+        *((n + 1, Record(at=0.0, index=n)) for n in range(3)),
+        (4, Record(kind=Kind.REDO, at=0.0, steps=(1, 1))),
+        (5, Record(at=0.0, index=1)),
+        (6, Record(kind=Kind.SKIP, at=0.0, index=3)),
+    ]
+    expected = {3: [2, 1, 0], 4: [2, 0], 5: [1, 2, 0], 6: [1, 2, 0]}
+    for moment, indexes in expected.items():
+        progress = Progress()
+        for sequence, record in log[:moment]:
+            apply(progress, sequence, record)
+        standing = Standing(progress)
+        for sequence, record in log[moment:]:  # what is saved meanwhile changes nothing
+            apply(progress, sequence, record)
+        assert [e.index for e in standing.of(log[::-1])] == indexes
+        assert [e.index for e in standing.of(log[::-1], Kind.SKIP)] == [3] * (moment == 6)
 
 
 # ---------------------------------------------------------------------------------------

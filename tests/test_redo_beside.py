@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 import trio
 import trio.testing
 
-from trio_ckpt import Batch, Run, Status, _verify, open_run, run_batches
+from trio_ckpt import Batch, CannotRedoError, Run, Status, Stream, _verify, open_run, run_batches
+from trio_ckpt._maintain import open_maintenance
 from trio_ckpt.abc import HistoryPage, Store
 from trio_ckpt.stores import MemoryStore
 
@@ -166,6 +168,168 @@ async def test_redo_over_pages_while_the_verification_takes_one_of_them(
         await stream.redo([3, 1000], reason="x")
     assert len(stream.progress.confirmed) == 2598
     assert stream.progress.records == 2598
+
+
+MANY = 1_100  # the records of the first batches are on the second page: looked at beside the run
+
+
+class HeldSecondPage(MemoryStore):
+    """Older records come only once nothing is left to do."""
+
+    held: trio.Event | None = None
+
+    async def history(self, run_id: str, stream: str, **kw: Any) -> HistoryPage:
+        if self.held is not None and kw["cursor"] is not None:
+            await self.held.wait()
+        return await super().history(run_id, stream, **kw)
+
+
+async def produce(run: Run, each: int, worked: list[int] | None = None) -> Stream[None]:
+    """Every batch that is left; the first few leave a file, whose size is what they produce."""
+    store = run.store
+
+    async def handle(batch: Batch[Any]) -> None:
+        if worked is not None:
+            worked.append(batch.index)
+        if batch.index < 5:
+            await batch.write_text(f"{batch.index}", "x" * each)
+        batch.complete(records=each, totals={"t": each})
+        await batch.confirm()
+        held = store.held if isinstance(store, HeldSecondPage) else None
+        if held is not None and stream.progress.covers(0, MANY):
+            held.set()
+
+    async with run.open_stream("s") as stream:
+        await run_batches(stream, range(MANY), handle)
+    return stream
+
+
+async def redo_by_command(store: Store, _folder: Path) -> None:
+    async with open_maintenance(store, "r") as maintenance:
+        await maintenance.redo(("s",), [1, 3], reason="x")
+
+
+async def rewind_by_command(store: Store, _folder: Path) -> None:
+    async with open_maintenance(store, "r") as maintenance:
+        await maintenance.rewind(("s",), to=1, reason="x")
+
+
+async def redo_in_a_session_that_ends_before_the_work(store: Store, folder: Path) -> None:
+    async with begin(store, output_dir=folder) as run, run.open_stream("s") as stream:
+        await stream.redo([1, 3], reason="x")
+
+
+async def damage_found_in_a_session_that_ends_before_the_work(store: Store, folder: Path) -> None:
+    (folder / "1").write_text("damaged")
+    (folder / "3").unlink()
+    found = set[int]()
+
+    async def leave(batch: Batch[Any]) -> None:
+        found.add(batch.index)
+        if len(found) == 2:
+            scope.cancel()
+        await trio.sleep_forever()
+
+    with trio.CancelScope() as scope:
+        async with begin(store, output_dir=folder) as run, run.open_stream("s") as stream:
+            await run_batches(stream, range(MANY), leave, concurrency=2)
+    assert found == {1, 3}
+
+
+@pytest.mark.parametrize(
+    "put_back",
+    [
+        redo_by_command,
+        rewind_by_command,
+        redo_in_a_session_that_ends_before_the_work,
+        damage_found_in_a_session_that_ends_before_the_work,
+    ],
+)
+async def test_what_was_redone_is_not_taken_back_by_old_records(
+    put_back: Callable[[Store, Path], Awaitable[None]], tmp_path: Path
+) -> None:
+    store, folder = HeldSecondPage(), tmp_path / "out"
+    async with begin(store, output_dir=folder) as run:
+        await produce(run, 1)
+    await put_back(store, folder)
+    async with begin(store, output_dir=folder) as run:
+        store.held, worked = trio.Event(), list[int]()
+        stream = await produce(run, 100, worked)
+        store.held = None
+        await run.rewind(("s",), to=MANY - 2, reason="so that the next session has work")
+    again = sorted(worked)
+    assert again in ([1, 3], list(range(2, MANY)))
+    for _ in range(2):
+        async with begin(store, output_dir=folder) as run:
+            stream = await produce(run, 1, worked)
+        assert sorted(worked) == sorted([*again, MANY - 1])
+        assert stream.progress.records == MANY + 99 * len(set(again) - {MANY - 1})
+        assert stream.progress.totals["t"].value == stream.progress.records
+    assert len((folder / "3").read_bytes()) == 100
+
+
+async def test_a_redo_of_many_in_flight_is_no_mass_of_missing_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, real = MemoryStore(), _verify.find_damages
+
+    async def handle(batch: Batch[Any]) -> None:
+        await batch.write_text(f"{batch.index}", "x")
+        batch.complete(records=1)
+
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        await run_batches(stream, range(1300), handle)
+    begun, go, ended = trio.Event(), trio.Event(), trio.Event()
+
+    async def slow(_outputs: Any, entries: Sequence[Any], *args: Any) -> Any:
+        if entries[0].sequence < 500:  # the page beside the run
+            begun.set()
+            await go.wait()
+            trio.lowlevel.current_trio_token().run_sync_soon(ended.set)
+        return await real(_outputs, entries, *args)
+
+    monkeypatch.setattr(_verify, "find_damages", slow)
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        await begun.wait()
+        await stream.redo(range(200), reason="x")
+        go.set()
+        await ended.wait()
+        await run_batches(stream, range(1300), handle)
+    assert stream.status is Status.COMPLETE
+    assert stream.progress.records == 1300
+
+
+async def test_damage_found_under_lines_that_build_on_it_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream has an order since this session only: one batch cannot be done again alone."""
+    store, real, appended = MemoryStore(), _verify.find_damages, trio.Event()
+    async with begin(store, output_dir=tmp_path) as run:
+        await produce(run, 1)
+    (tmp_path / "3").write_text("damaged")
+
+    async def late(_outputs: Any, entries: Sequence[Any], *args: Any) -> Any:
+        if entries and entries[0].sequence < 500:  # those beside the run
+            await appended.wait()
+        return await real(_outputs, entries, *args)
+
+    async def append(run: Run) -> None:
+        async with run.open_stream("s") as stream:
+            async for batch in stream.batches(range(MANY + 3)):
+                batch.append_json("lines.jsonl", batch.index)
+                batch.complete()
+                await batch.confirm()
+                appended.set()
+
+    monkeypatch.setattr(_verify, "find_damages", late)
+    with pytest.raises(CannotRedoError, match="start the program again"):
+        async with begin(store, output_dir=tmp_path) as run:
+            await append(run)
+    async with begin(store, output_dir=tmp_path) as run:
+        await append(run)
+    lines = (tmp_path / "lines.jsonl").read_text().split()
+    assert {"3", *map(str, range(5, MANY + 3))} <= set(lines)
+    assert len(set(lines)) == len(lines)
 
 
 async def test_a_new_run_that_is_fresh_is_generation_0() -> None:

@@ -86,8 +86,7 @@ async def find_drift(
         standing = Standing(progress)
         async with aclosing(read_pages(store, view.run_id, view.generation, key)) as pages:
             async for records in pages:
-                through = [entry for entry in records if entry[0] <= progress.sequence]
-                entries = standing.of(through)  # a run that goes on has newer ones
+                entries = standing.of(records)  # without those that a run that goes on has added
                 files += sum(len(entry.record.outputs) for entry in entries)
                 size += sum(o.size for entry in entries for o in entry.record.outputs)
                 damages = await find_damages(outputs, entries, mode)

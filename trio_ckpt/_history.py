@@ -182,33 +182,35 @@ class StandingRecord:
 
 
 class Standing:
-    """Tells the records that still stand from those that later ones have taken back.
+    """Tells the records that stand at one moment from those that later ones have taken back.
 
-    Give it the records of a stream, newest first.
+    The moment is that of its making: what `progress` counts then is copied.  Progress that goes
+    on would say of a batch that was redone that it is confirmed, and mean another record than
+    the old one that is read meanwhile.
+
+    Give it the records of a stream, newest first.  Those that were saved later are passed over.
 
     Args:
         progress: Of the stream.
-        redone: Batches whose newest records are not among them, because they were put
-            back to work meanwhile.
     """
 
-    def __init__(self, progress: Progress, redone: IndexSet | None = None) -> None:
-        self._progress = progress
-        self._redone = IndexSet() if redone is None else redone
+    def __init__(self, progress: Progress) -> None:
+        self._through = progress.sequence
+        self._confirmed = progress.confirmed.copy()
+        self._skipped = progress.skipped.copy()
         self._seen = IndexSet()
 
     def of(
         self, records: list[tuple[int, Record]], kind: Literal[Kind.BATCH, Kind.SKIP] = Kind.BATCH
     ) -> list[StandingRecord]:
         """Those of a page, of one kind, that stand."""
-        confirmed, skipped = self._progress.confirmed, self._progress.skipped
-        done = confirmed if kind is Kind.BATCH else skipped
+        done = self._confirmed if kind is Kind.BATCH else self._skipped
         standing: list[StandingRecord] = []
         for sequence, record in records:
             index = record.index
             if record.kind is not kind or index is None or index not in done:
                 continue
-            if index in self._redone:
+            if sequence > self._through:
                 continue
             if self._seen.add(index):  # newest first: any other of this batch was taken back
                 standing.append(StandingRecord(sequence, index, record))

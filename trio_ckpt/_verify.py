@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from ._desk import Desk
-from ._errors import OutputInvalidError, OutputsMissingError, describe_batch
+from ._errors import CannotRedoError, OutputInvalidError, OutputsMissingError, describe_batch
 from ._history import Standing, StandingRecord
 from ._ranges import IndexSet
 from ._records import Record
@@ -62,6 +62,7 @@ class Verifier:
     mode: Verify
     redo_missing: bool
     _standing: Standing = attrs.field(init=False)
+    _was_ordered: bool = attrs.field(init=False)
     _ends: dict[str, int] = attrs.field(init=False)
     _validator: Validator | None = attrs.field(init=False)
     _first_bad: Damage | None = attrs.field(default=None, init=False)
@@ -69,9 +70,10 @@ class Verifier:
     _missing: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.desk.lane.redone = IndexSet()  # the records that are read from now on have the rest
-        self._standing = Standing(self.desk.lane.progress, self.desk.lane.redone)
-        self._ends = dict(self.desk.lane.progress.sinks)
+        lane = self.desk.lane
+        lane.redone = IndexSet()  # what was put back before does not stand at this moment
+        self._standing, self._was_ordered = Standing(lane.progress), lane.progress.is_ordered
+        self._ends = dict(lane.progress.sinks)
         self._validator = self.desk.files.validator  # a loop may have another
 
     async def check(self, records: list[tuple[int, Record]]) -> None:
@@ -82,6 +84,7 @@ class Verifier:
         Raises:
             OutputsMissingError: so many are gone that the folder itself is in doubt.
             OutputClaimedError: two batches have confirmed one file.
+            CannotRedoError: one is damaged, and batches that are under way build on it.
         """
         standing = self._standing.of(records)
         entries = [entry for entry in standing if entry.record.outputs]
@@ -91,13 +94,22 @@ class Verifier:
             if self._ends and self.mode == "sha256":  # their length is looked at anyway
                 damages += await run_blocking(find_lines_damages, files.root, standing, self._ends)
         self._checked += len(entries)
+        damages = [damage for damage in damages if self._stands(damage.entry)]
         self._refuse_many(damages)
-        for damage in damages:
-            await self._take(damage)
         damaged = {damage.entry.index for damage in damages}
         for entry in entries:
-            if entry.index not in damaged:
+            if entry.index not in damaged and self._stands(entry):
                 files.claim_confirmed(entry.index, entry.record.outputs)
+        for damage in damages:
+            await self._take(damage)
+
+    def _stands(self, entry: StandingRecord) -> bool:
+        """Whether a record that stood when the verification began stands still.
+
+        A batch that was put back since and is confirmed again has a newer one.
+        """
+        lane = self.desk.lane
+        return entry.index in lane.progress.confirmed and entry.index not in lane.redone
 
     async def rewind(self) -> None:
         """Rewind the stream to before the first damaged batch, if there was one."""
@@ -108,17 +120,26 @@ class Verifier:
 
     async def _take(self, damage: Damage) -> None:
         entry = damage.entry
-        if entry.index in self.desk.lane.redone:  # meanwhile
+        if not self._stands(entry):  # those before it were saved meanwhile
             return
         self.desk.files.claim_confirmed(entry.index, entry.record.outputs)  # or another's is moved
         where = describe_batch(self.desk.run_id, self.desk.lane.key, entry.index)
         reason = printable(damage.reason)
         log.warning("%s goes back to work: %s is %s", where, damage.path, reason)
-        if not self.desk.lane.progress.is_ordered:
-            if await self.redo.take_damaged(entry, damage.path, damage.reason):
-                self.desk.put_back(entry.index)
-        elif self._first_bad is None or entry.sequence < self._first_bad.entry.sequence:
-            self._first_bad = damage
+        if self._was_ordered:
+            if self._first_bad is None or entry.sequence < self._first_bad.entry.sequence:
+                self._first_bad = damage
+        elif self.desk.lane.progress.is_ordered:
+            raise CannotRedoError(
+                damage.path,
+                f"{reason}, and batches of this session build on those before them; start the "
+                "program again: it rewinds the stream",
+                run_id=self.desk.run_id,
+                stream=self.desk.lane.key,
+                batch_index=entry.index,
+            )
+        elif await self.redo.take_damaged(entry, damage.path, damage.reason):
+            self.desk.put_back(entry.index)
 
     def _refuse_many(self, damages: list[Damage]) -> None:
         missing = [damage for damage in damages if damage.reason == MISSING]
