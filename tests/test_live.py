@@ -88,6 +88,21 @@ async def test_a_store_that_refuses_it_breaks_no_run(
     ]
 
 
+async def test_a_window_that_breaks_in_its_own_way_breaks_no_run(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(WindowStore):
+        async def publish(self, run_id: str, payload: bytes) -> None:
+            raise LookupError("no such window")
+
+    store = Broken()
+    await work(store, 5, 2)
+    view = await store.load_run("r")
+    assert view is not None
+    assert len(view.streams["s",].progress.confirmed) == 5
+    assert "what run 'r' is at is not published any more: no such window" in caplog.text
+
+
 async def test_a_store_without_a_window_is_never_asked(autojump_clock: MockClock) -> None:
     class NoWindow(WindowStore):
         has_live = False

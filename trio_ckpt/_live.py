@@ -13,7 +13,7 @@ import time
 import msgspec
 import trio
 
-from ._errors import StoreError
+from ._errors import text_of
 from ._run import Run
 from ._values import StreamKey
 from .abc import Store
@@ -124,7 +124,7 @@ def decode_live(payload: bytes) -> LiveView | None:
 async def publish_live(run: Run) -> None:
     """Publish what a run is at, until cancelled; then take it away.
 
-    A store that does not take it is left alone: a window breaks no run.
+    It ends with a warning where that fails: a window breaks no run.
 
     Cancellation: ends it; taking the last one away is shielded.
     """
@@ -141,8 +141,8 @@ async def publish_live(run: Run) -> None:
             pause_s = max(PUBLISH_EVERY_S, took_s / MAX_COST_FRACTION)
             has_published = True
             await store.publish(run.run_id, payload)
-    except StoreError as error:
-        log.warning("what run %r is at is not published any more: %s", run.run_id, error)
+    except Exception as error:  # whatever it is, it is no reason to end the work
+        log.warning("what run %r is at is not published any more: %s", run.run_id, text_of(error))
     finally:
         if has_published:
             with trio.CancelScope(shield=True):
@@ -152,5 +152,5 @@ async def publish_live(run: Run) -> None:
 async def _withdraw(store: Store, run_id: str) -> None:
     try:
         await store.publish(run_id, b"")
-    except StoreError as error:
-        log.debug("what run %r was at is left behind: %s", run_id, error)
+    except Exception as error:
+        log.debug("what run %r was at is left behind: %s", run_id, text_of(error))

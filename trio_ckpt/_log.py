@@ -17,7 +17,13 @@ from ._words import printable
 NAMES = (
     *("trio_ckpt.engines", "trio_ckpt.gate", "trio_ckpt.live", "trio_ckpt.monitor"),
     *("trio_ckpt.monitor.http", "trio_ckpt.observe", "trio_ckpt.outputs"),
-    *("trio_ckpt.outputs._dir", "trio_ckpt.redo", "trio_ckpt.remote", "trio_ckpt.remote.client"),
+    *(
+        "trio_ckpt.outputs._dir",
+        "trio_ckpt.progress",
+        "trio_ckpt.redo",
+        "trio_ckpt.remote",
+        "trio_ckpt.remote.client",
+    ),
     *("trio_ckpt.remote.foreman", "trio_ckpt.remote.session", "trio_ckpt.remote.sockets"),
     *(
         "trio_ckpt.remote.worker",

@@ -8,6 +8,7 @@ from its own trio task: there are no threads, and a run that does nothing draws 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -16,9 +17,13 @@ from typing import Any, TextIO
 import trio
 
 from ._arguments import instance, seconds
+from ._errors import text_of
 from ._run import Run
+from ._screen import Screen as Screen
 from ._statistics import RunStatistics
 from ._words import amounts, duration, message_of, number, plural, printable, stream_name
+
+log = logging.getLogger("trio_ckpt.progress")
 
 TERMINAL_EVERY_S = 0.5
 LINES_EVERY_S = 10.0
@@ -34,7 +39,8 @@ async def show_progress(
 
     ``nursery.start_soon(show_progress, run)``, and cancel the nursery when the work is done.
     This session and the total of all sessions are always shown apart.  Rate and ETA are
-    hidden until they mean something: see `RunStatistics.rate_per_s`.
+    hidden until they mean something: see `RunStatistics.rate_per_s`.  What cannot be shown is
+    dropped: a display that fails ends no work.
 
     Args:
         run: An open run.
@@ -51,11 +57,20 @@ async def show_progress(
     if every_s is not None:
         every_s = seconds("every_s", every_s, is_zero_allowed=False)
     out = sys.stderr if file is None else file
-    if _is_terminal(out):
-        with _live(run.run_id, out) as draw:
+    try:
+        await _show(run, out, every_s)
+    except Exception as error:  # rich's, say, or a file's of the caller's own making
+        log.warning("run %r is not displayed any more: %s", run.run_id, message_of(text_of(error)))
+
+
+async def _show(run: Run, out: TextIO, every_s: float | None) -> None:
+    screen = Screen(out)
+    if _is_terminal(screen):
+        is_standard = out in (sys.stdout, sys.stderr)
+        with _live(run.run_id, screen, is_standard=is_standard) as draw:
             await _follow(run, draw, every_s or TERMINAL_EVERY_S, IDLE_EVERY_S)
     else:
-        draw = _line_drawer(run.run_id, out)
+        draw = _line_drawer(run.run_id, screen)
         await _follow(run, draw, every_s or LINES_EVERY_S, idle_s=None)
 
 
@@ -199,13 +214,14 @@ def _waiting(statistics: RunStatistics) -> Iterator[str]:
 
 
 @contextmanager
-def _live(run_id: str, file: TextIO) -> Generator[Callable[[RunStatistics], None]]:
+def _live(
+    run_id: str, file: TextIO, *, is_standard: bool
+) -> Generator[Callable[[RunStatistics], None]]:
     """Lines in place; what the program prints meanwhile is shown above them."""
     from rich.console import Console
     from rich.live import Live
 
     console = Console(file=file, markup=False, highlight=False, emoji=False)
-    is_standard = file in (sys.stdout, sys.stderr)
     live = Live(
         console=console,
         auto_refresh=False,  # its own would be a thread

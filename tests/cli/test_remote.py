@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -43,6 +44,39 @@ def started(*typed: object, **env: str) -> Iterator[tuple[subprocess.Popen[str],
             line = process.stdout.readline()
             assert line, process.stderr.read()
             yield process, json.loads(line)
+        finally:
+            process.kill()
+
+
+async def wait_listening(port: int) -> None:
+    while True:
+        try:
+            await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
+        except OSError:
+            await trio.sleep(0.05)
+        else:
+            return
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is of Linux")
+@pytest.mark.parametrize("redirected", ["2>/dev/full", "2>&-", ">/dev/full", ">&- 2>&-"])
+async def test_a_foreman_that_cannot_say_anything_works(tmp_path: Path, redirected: str) -> None:
+    """Clients come and go, and are logged; what cannot be shown ends nothing."""
+    secret_file = tmp_path / "secret"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    typed = ["foreman", str(tmp_path / "s"), "--port", str(port), "--secret-file", str(secret_file)]
+    words = ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-m", "trio_ckpt", *typed]
+    with trio.fail_after(60):
+        process = await trio.lowlevel.open_process(words, cwd=ROOT)
+        try:
+            await wait_listening(port)
+            secret = secret_file.read_text().strip()
+            async with remote.connect(f"ws://127.0.0.1:{port}", secret=secret):
+                pass
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
         finally:
             process.kill()
 

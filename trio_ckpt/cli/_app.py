@@ -7,11 +7,13 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import click
 
+from .._screen import Screen
 from ._exits import (
     EXIT_INTERRUPTED,
     EXIT_NO_READER,
@@ -101,14 +103,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         What to exit with; docs/reference/command.md has the table.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name it cannot encode is no reason to fail
-            stream.reconfigure(errors="backslashreplace")
+    with _open_output(), redirect_stderr(Screen(sys.stderr)):
+        return _run(typed)
+
+
+@contextmanager
+def _open_output() -> Generator[None]:
+    """See that there is a standard output, and that it takes every name."""
+    if sys.stdout is None:  # it was closed before this process began
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+            yield
+        return
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name it cannot encode is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
+    yield
+
+
+def _run(typed: Sequence[str]) -> int:
     handler = _SaysErrors(logging.ERROR)
     logging.root.addHandler(handler)
     try:
         code: Any = app.main(
-            typed, prog_name=PROGRAM, complete_var=COMPLETE_VAR, standalone_mode=False
+            list(typed), prog_name=PROGRAM, complete_var=COMPLETE_VAR, standalone_mode=False
         )
         return code if isinstance(code, int) else EXIT_OK
     except (KeyboardInterrupt, click.Abort):

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import trio
 
+from .._screen import Screen
 from ._exits import (
     EXIT_NOT_INSTALLED,
     EXIT_OK,
@@ -118,6 +119,7 @@ def _cannot_serve(problem: Exception, options: dict[str, Any]) -> CommandError:
 
 
 def _say(url: str, serving: Any, *, as_json: bool) -> None:
+    screen = Screen(sys.stdout)  # the page is there, also where this cannot be read
     if as_json:
         document = {
             "store": url,
@@ -126,14 +128,14 @@ def _say(url: str, serving: Any, *, as_json: bool) -> None:
             "secret": serving.secret,
             "action_secret": serving.action_secret,
         }
-        print(to_json(document), flush=True)
+        print(to_json(document), file=screen)
         return
     pairs = [("page", serving.page_url), ("secret", serving.secret)]
     if serving.action_secret is not None:
         pairs.append(("secret for actions", serving.action_secret))
     pairs.append(("stop", "Ctrl-C"))
     for line in to_lines([Pairs(pairs)]):
-        print(line, file=sys.stdout, flush=True)
+        print(line, file=screen)
 
 
 def _ssl_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:

@@ -17,6 +17,7 @@ import click
 import trio
 
 from .._gate import leaves_of
+from .._screen import Screen
 from ..remote import Foreman, UnsafeBindingError, new_secret, run_worker, serve_foreman
 from ..stores import open_store
 from ._exits import EXIT_NOT_INSTALLED, EXIT_OK, EXIT_USAGE, CommandError, one_line
@@ -90,8 +91,8 @@ def foreman_command(
 
     def say(foreman: Foreman) -> None:
         document = {"url": foreman.url, "port": foreman.port}
-        print(to_json(document, indent=None) if as_json else f"listening on {foreman.url}")
-        sys.stdout.flush()
+        text = to_json(document, indent=None) if as_json else f"listening on {foreman.url}"
+        print(text, file=Screen(sys.stdout))
 
     async def main() -> None:
         opened = await open_store(store, mac_key=mac_key())
@@ -193,12 +194,10 @@ def worker_command(
         async with trio.open_nursery() as nursery:
             if await nursery.start(work):
                 document = {"url": url, "name": name}
-                print(to_json(document, indent=None) if as_json else f"working for {url}")
-                sys.stdout.flush()
+                text = to_json(document, indent=None) if as_json else f"working for {url}"
+                print(text, file=Screen(sys.stdout))
 
-    code = run_until_stopped(main, quiet=quiet)
-    sys.stdout.flush()
-    return code
+    return run_until_stopped(main, quiet=quiet)
 
 
 def need_remote() -> None:
@@ -289,4 +288,4 @@ def _telling(*, quiet: bool) -> Generator[None]:
 class _Tells(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.ERROR:
-            print(one_line(record.getMessage()), file=sys.stderr, flush=True)
+            print(one_line(record.getMessage()), file=sys.stderr)
