@@ -199,7 +199,7 @@ async def test_after_a_caught_failure_a_frontier_goes_on_with_what_is_left() -> 
             raise BodyError
         batch.complete()
 
-    async with begin("memory:") as run, run.open_stream("s", state=Frontier("abc")) as stream:
+    async with begin("memory:") as run, run.open_stream("s", state=Frontier(list("abc"))) as stream:
         with pytest.raises(BatchFailedError):
             await run_batches(stream, None, handle)
         await run_batches(stream, None, handle)

@@ -178,7 +178,7 @@ async def test_the_batches_of_a_frontier_are_not_redone() -> None:
     async def handle(batch: Batch[str]) -> None:
         batch.complete()
 
-    async with begin("memory:") as run, run.open_stream("s", state=Frontier("ab")) as stream:
+    async with begin("memory:") as run, run.open_stream("s", state=Frontier(["a", "b"])) as stream:
         await run_batches(stream, None, handle)
         with pytest.raises(TypeError, match="run_batches"):
             await stream.redo([0], reason="x")
@@ -848,7 +848,7 @@ async def test_altered_lines_go_back_to_work_when_they_are_looked_at(
 
     async def work(**options: Any) -> None:
         worked.clear()
-        frontier: Any = Frontier("abcd") if state is not None else None
+        frontier: Any = Frontier(list("abcd")) if state is not None else None
         async with begin(store, output_dir=tmp_path, **options) as run:
             async with run.open_stream("s", state=frontier) as stream:
                 await run_batches(stream, None if frontier else range(4), handle)

@@ -166,7 +166,7 @@ async def test_files_are_named_relative_to_the_folder_of_the_stream(tmp_path: Pa
 async def test_a_file_alone_confirms_none_where_batches_build_on_each_other(
     order: str, tmp_path: Path
 ) -> None:
-    states: dict[str, Any] = {"state": {"n": 0}, "frontier": Frontier("a"), "cursor": None}
+    states: dict[str, Any] = {"state": {"n": 0}, "frontier": Frontier(["a"]), "cursor": None}
     async with begin("memory:", output_dir=tmp_path) as run:
         async with run.open_stream("s", state=states[order]) as stream:
             if order == "cursor":

@@ -18,11 +18,12 @@ import attrs
 import msgspec
 import trio
 
+from ._arguments import several, whole_number
 from ._portal import Portal, from_any_thread
 from ._records import CheckpointResult, Output, Status as Status
 from ._token import CheckpointToken, TokenEvent, may, move
-from ._totals import Number
-from ._values import canonical_json, check_amounts, check_plain
+from ._totals import Amount, Number, add_to_amount
+from ._values import as_amounts, as_plain, canonical_json
 from .outputs import encode_lines
 
 T = TypeVar("T")
@@ -54,11 +55,11 @@ class Staged:
     records: int = 0
     cursor: Any = UNSET
     totals: dict[str, Number] = attrs.field(factory=dict[str, Number])
-    spent: dict[str, Number] = attrs.field(factory=dict[str, Number])
+    spent: dict[str, Amount] = attrs.field(factory=dict[str, Amount])
     metadata: dict[str, Any] = attrs.field(factory=dict[str, Any])
     is_last: bool = False
     lines: dict[str, bytearray] = attrs.field(factory=dict[str, bytearray])
-    adds: list[Any] = attrs.field(factory=list[Any])
+    adds: dict[str, Any] = attrs.field(factory=dict[str, Any])
     error: BaseException | str | None = None
     is_final: bool = False  # no retry, whatever the table says
 
@@ -90,8 +91,8 @@ class BatchHost(Protocol):
         """Raise ValueError where batches are worked on side by side."""
         ...
 
-    def stage_items(self, items: Iterable[Any]) -> list[Any]:
-        """Those that are new to the stream's frontier; TypeError if it has none."""
+    def stage_items(self, items: Iterable[Any]) -> dict[str, Any]:
+        """Copies of items by their keys; TypeError if the stream has no frontier."""
         ...
 
     async def confirm(self, batch: Batch[Any]) -> None:
@@ -109,7 +110,8 @@ class Batch(Generic[T]):
 
     Attributes:
         index: The batch's number in its stream.
-        item: What the source gave for it; None where there is no source.
+        item: What the source gave for it; None where there is no source.  Lists, tuples and
+            dicts are copies; other objects are the source's own.
         attempt: 1 for the first try, over all sessions.
         token: The promise of its checkpoint, the same for all attempts.
         state: Where this attempt stands.
@@ -123,6 +125,7 @@ class Batch(Generic[T]):
     attempt: int
     token: CheckpointToken[CheckpointResult]
     _host: BatchHost
+    given: T  # the item itself, which no attempt changes
     digest: bytes = b""
     task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
     state: AttemptState = AttemptState.OPEN
@@ -157,9 +160,12 @@ class Batch(Generic[T]):
                 `write_bytes` and its like are known already and may be named again.
             records: How many records it produced.
             cursor: Where the loop goes on; `Stream.cursor` from then on, also on resume.
+                JSON-like: a tuple becomes a list.
             totals: What it produced, by name; summed exactly over all batches.
-            metadata: Anything JSON-like to be kept with its checkpoint.
+            metadata: Anything JSON-like to be kept with its checkpoint; it may have NaN in it.
             last: There is no batch after this one: the stream is complete with it.
+
+        Values are copied: what the caller does to them afterwards changes nothing.
 
         Returns:
             False if this attempt was settled before; nothing is changed then.
@@ -173,23 +179,20 @@ class Batch(Generic[T]):
         """
         if self.state is not AttemptState.OPEN or not may(self.token, TokenEvent.COMPLETE):
             return False
-        if isinstance(outputs, str | bytes | os.PathLike):
-            raise TypeError(f"outputs is several paths, not one: [{outputs!r}]")
+        paths = several("outputs", outputs, "paths")
         if last:
             self._host.check_last(self)
         if cursor is not UNSET:
             self._host.check_cursor()
-            check_plain(cursor, "cursor")
-        plain = dict(metadata or {})
-        check_plain(plain, "metadata")
-        amounts = check_amounts(totals or {}, "totals")
-        if type(records) is not int or records < 0:
-            raise ValueError(f"records is a count, not {records!r}")
+            cursor = as_plain(cursor, "cursor")
+        plain = as_plain(dict(metadata), "metadata", allow_nan=True) if metadata else {}
+        amounts = as_amounts(totals, "totals") if totals else {}
+        count = whole_number("records", records)
         staged = self.staged
         staged.cursor, staged.totals, staged.metadata = cursor, amounts, plain
-        staged.records = records
+        staged.records = count
         staged.is_last = last
-        staged.adopted += outputs
+        staged.adopted += paths
         self.state = AttemptState.COMPLETED
         move(self.token, TokenEvent.COMPLETE)
         return True
@@ -294,8 +297,9 @@ class Batch(Generic[T]):
             RuntimeError: this attempt is over; so say all that stage something.
         """
         self._check_staging()
-        for name, amount in check_amounts(amounts, "spend").items():
-            self.staged.spent[name] = self.staged.spent.get(name, 0) + amount
+        spent = self.staged.spent
+        for name, amount in as_amounts(amounts, "spend").items():
+            spent[name] = add_to_amount(spent[name], amount) if name in spent else amount
 
     @from_any_thread
     def add(self, items: Iterable[Any]) -> None:
@@ -304,11 +308,12 @@ class Batch(Generic[T]):
         Items that the frontier has had already are left out.
 
         Raises:
-            NotEncodableError: an item is not JSON-like.
-            TypeError: the stream's state is no `Frontier`.
+            NotEncodableError: an item is not JSON-like; with its place.
+            TypeError: the stream's state is no `Frontier`; or `items` is one item, not several.
         """
         self._check_staging()
-        self.staged.adds += self._host.stage_items(items)
+        for key, item in self._host.stage_items(items).items():
+            self.staged.adds.setdefault(key, item)
 
     @from_any_thread
     def append_json(self, path: AnyPath, *records: Any) -> None:
@@ -359,5 +364,5 @@ class Batch(Generic[T]):
         Raises:
             NotEncodableError: with the path of the leaf that is not JSON-like.
         """
-        check_plain(value, "value")
-        return await self.write_bytes(path, canonical_json(value).encode() + b"\n")
+        content = canonical_json(as_plain(value, "value")).encode() + b"\n"
+        return await self.write_bytes(path, content)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import attrs
 
 from ._errors import NotEncodableError
-from ._values import MAX_DEPTH, canonical_json, check_plain
+from ._values import MAX_DEPTH, as_plain, canonical_json
 
 MAX_CONFIG_BYTES = 2**20  # it is kept with every session; a table of data is not a config
 
@@ -35,12 +35,10 @@ def canonical_config(config: Any, exclude: Iterable[str] = ()) -> dict[str, Any]
             "config", "it must be an attrs instance, a dataclass instance or a mapping"
         )
     left = set(exclude)
-    plain: dict[str, Any] = _plain(
-        {} if config is None else config, "config", frozenset(left), left
-    )
+    bare = _plain({} if config is None else config, "config", frozenset(left), left)
     if left:
         raise ValueError(f"exclude names {sorted(left)[0]!r}, which is not a field of config")
-    check_plain(plain, "config")
+    plain: dict[str, Any] = as_plain(bare, "config")
     if len(canonical_json(plain)) > MAX_CONFIG_BYTES:
         raise NotEncodableError("config", f"over {MAX_CONFIG_BYTES} bytes")
     return plain
@@ -81,8 +79,7 @@ def _plain(value: Any, path: str, excluded: frozenset[str], left: set[str], dept
     if isinstance(value, set | frozenset):
         members = cast("frozenset[Any]", value)
         items = [_plain(item, path, excluded, left, below) for item in members]
-        check_plain(items, path)  # or the JSON that they are sorted by could not be made
-        return sorted(items, key=canonical_json)
+        return sorted(as_plain(items, path), key=canonical_json)
     if isinstance(value, list | tuple):
         sequence = cast("Sequence[Any]", value)
         return [

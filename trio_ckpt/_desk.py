@@ -16,6 +16,7 @@ import attrs
 import msgspec
 import trio
 
+from ._arguments import several
 from ._attic import archive_chains
 from ._batch import AttemptState, Batch
 from ._coordinator import CheckpointCoordinator
@@ -30,9 +31,10 @@ from ._staging import AnyPath, StreamFiles
 from ._statistics import Waiting
 from ._stop import Stop
 from ._token import CANCELLED, WITHDRAWN, Failure, TokenEvent, TokenState, failure_of, move
+from ._values import copy_plain
 from ._words import printable
 from .abc import Attempt, AttemptEnd
-from .state import Frontier
+from .state import FrontierItems, keyed_items
 
 log = logging.getLogger("trio_ckpt.stream")
 
@@ -79,7 +81,7 @@ class Desk(ABC):
     files: StreamFiles
     nursery: trio.Nursery
     keeper: StateKeeper[Any] | None = None
-    frontier: Frontier[Any] | None = None
+    frontier: FrontierItems[Any] | None = None
     first_index: int = 0
     open: dict[int, Batch[Any]] = attrs.field(factory=dict[int, Batch[Any]])
     tokens: dict[int, AnyToken] = attrs.field(factory=dict[int, AnyToken])
@@ -116,7 +118,7 @@ class Desk(ABC):
             self.failed.pop(index, None)
         before = self.lane.progress.failures.get(index)
         attempt = 1 if before is None else before.attempts + 1
-        batch: Batch[Any] = Batch(index, item, attempt, token, self, digest)
+        batch: Batch[Any] = Batch(index, copy_plain(item), attempt, token, self, item, digest)
         if self.keeper is not None:
             batch.resumed_from = self.keeper.begin_batch(index)
         self.open[index] = batch
@@ -202,7 +204,7 @@ class Desk(ABC):
 
     def encode_adds(self, batch: Batch[Any]) -> bytes:
         frontier = self.frontier
-        return b"" if frontier is None else frontier.encode(frontier.stage(batch.staged.adds))
+        return b"" if frontier is None else frontier.encode(frontier.news(batch.staged.adds))
 
     def taint_state(self) -> None:
         """Take note that a failed attempt may have changed the state in memory."""
@@ -383,11 +385,11 @@ class Desk(ABC):
         """A block that a stop does not have to see through."""
         return self.stop.aside()
 
-    def stage_items(self, items: Iterable[Any]) -> list[Any]:
-        """Those that are new to the frontier."""
+    def stage_items(self, items: Iterable[Any]) -> dict[str, Any]:
+        """Copies of items by their keys."""
         if self.frontier is None:
             raise TypeError("batch.add() needs a stream whose state is a Frontier")
-        return [item for item in items if self.frontier.key_of(item)]
+        return keyed_items(several("items", items, "items"), self.frontier.key)
 
     @abstractmethod
     async def confirm(self, batch: Batch[Any]) -> None:

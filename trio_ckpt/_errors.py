@@ -304,11 +304,13 @@ class NotEncodableError(TrioCkptError, ValueError):
 
     Attributes:
         path: Where in the value the offending leaf is, ``metadata.loss[3]``.
+        problem: What is wrong with that leaf, in words.
     """
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path} cannot be stored: {problem}")
         self.path = path
+        self.problem = problem
 
 
 class OutputError(TrioCkptError):

@@ -312,7 +312,7 @@ class Gate(Desk):
 
     def _confirmed(self, saved: Saved | None, batch: Batch[Any], record: Record) -> None:
         if self.frontier is not None:
-            self.frontier.fold(record.adds)
+            self.frontier.number(batch.staged.adds)
             self.frontier.finish(batch.index - self.first_index)
         elif self.keeper is not None:
             sequence = self.lane.progress.sequence  # this is called as it lands

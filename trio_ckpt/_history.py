@@ -16,7 +16,7 @@ from ._facts import check_facts
 from ._progress import Progress
 from ._ranges import IndexSet
 from ._records import ErrorInfo, Kind, Output, Record, decode_record
-from ._totals import Number
+from ._totals import Number, numbers
 from ._values import RUN_STREAM, StreamKey, encode_key
 from .abc import RunView, Store
 
@@ -299,7 +299,7 @@ def _checkpoint(sequence: int, record: Record) -> CheckpointView:
         record.records,
         record.outputs,
         record.totals,
-        record.spent,
+        numbers(record.spent),
         record.metadata,
         record.error,
         len(record.state),

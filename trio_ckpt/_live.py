@@ -86,7 +86,7 @@ def live_view(run: Run) -> LiveView:
     statistics = run.statistics()
     return LiveView(
         at=now,
-        owner=run.view().owner,
+        owner=run.peek().owner,
         tokens=tuple(
             LiveToken(t.stream, t.batch_index, t.state.value, t.created_at.timestamp())
             for t in tokens[:MAX_TOKENS]

@@ -215,7 +215,7 @@ class Feed(Generic[T]):
         self._working -= 1
         if isinstance(passed, Again):
             due = trio.current_time() + passed.after_s
-            heapq.heappush(self._delayed, (due, batch.index, batch.item, batch.digest))
+            heapq.heappush(self._delayed, (due, batch.index, batch.given, batch.digest))
         self.wake()
 
     def put_back(self, index: int) -> None:

@@ -7,6 +7,7 @@ resuming reads few records however many there are.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import Any
 
@@ -17,6 +18,7 @@ from ._errors import StoreDamagedError
 from ._ranges import IndexSet
 from ._records import ErrorInfo, Kind, Record, Status, check_times
 from ._totals import ExactSum, StoredSum, add_amounts, add_sums, decode_sums, encode_sums
+from ._values import copy_plain
 
 MAX_SUM = 2**63  # of records, and of the bytes of a file: what a fold can hold
 MARK_BYTES = 16  # two lists of items give one sum by chance once in 2**128
@@ -171,6 +173,14 @@ class Progress:
             return max(0, self.total - len(self.done))
         return 0 if self.status is Status.COMPLETE else None
 
+    def copy(self) -> Progress:
+        """A progress of its own that says the same, and does not go on changing."""
+        twin = copy.copy(self)
+        for name in _SETS_AND_DICTS:
+            setattr(twin, name, getattr(self, name).copy())
+        twin.cursor, twin.metadata = copy_plain(self.cursor), copy_plain(self.metadata)
+        return twin
+
     def is_done(self, index: int) -> bool:
         """Whether nothing is left to do for a batch."""
         return index in self.done
@@ -182,6 +192,12 @@ class Progress:
     def covers(self, start: int, stop: int) -> bool:
         """Whether nothing is left to do in ``range(start, stop)``."""
         return self.first_left(start) >= stop
+
+
+_SETS_AND_DICTS = (
+    *("confirmed", "skipped", "adopted", "done"),
+    *("failures", "totals", "spent", "spent_confirmed", "sinks", "pins"),
+)
 
 
 def apply(progress: Progress, sequence: int, record: Record) -> None:
@@ -207,7 +223,6 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
     progress.updated_at = record.at
     if record.kind not in _NO_WORK:
         progress.worked_at = record.at
-    add_amounts(progress.spent, record.spent)
     if record.cursor is not msgspec.UNSET:
         progress.cursor = record.cursor
         progress.has_cursor = True
@@ -220,6 +235,7 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
         if progress.last_index is not None and (progress.total or 0) < record.expected:
             progress.last_index = None  # a list that was finished has grown
     try:
+        add_amounts(progress.spent, record.spent)
         _APPLY[record.kind](progress, record)
     except ValueError as error:
         raise StoreDamagedError(f"checkpoint {sequence} cannot be added: {error}") from error

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -26,8 +26,8 @@ from ._errors import (
     describe_batch,
     text_of,
 )
-from ._totals import Number, StoredSum
-from ._values import StreamKey, encode_key
+from ._totals import Amount, Number, StoredSum, numbers
+from ._values import StreamKey, copy_plain, encode_key
 
 # ---------------------------------------------------------------------------------------
 # Results, as users see them
@@ -55,9 +55,19 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def _outputs(outputs: Iterable[Output]) -> tuple[Output, ...]:
+    return tuple(outputs)
+
+
+def _metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", copy_plain(dict(metadata))) if metadata else {}
+
+
 @attrs.frozen
 class CheckpointResult:
     """What a batch left behind, and when its checkpoint was completed.
+
+    Each waiter gets one of its own.
 
     Attributes:
         outputs: The files, with their hashes.
@@ -70,8 +80,8 @@ class CheckpointResult:
         checkpoint_hash: Of the other.
     """
 
-    outputs: tuple[Output, ...] = ()
-    metadata: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
+    outputs: tuple[Output, ...] = attrs.field(default=(), converter=_outputs)
+    metadata: Mapping[str, Any] = attrs.field(factory=dict[str, Any], converter=_metadata)
     records: int = 0
     completed_at: datetime | None = None
     batch_path: str | None = None
@@ -188,6 +198,7 @@ class Taken(msgspec.Struct, frozen=True, array_like=True):
 
 # dict itself, which msgspec makes fastest, under types that checkers understand
 _no_amounts = cast("Callable[[], dict[str, Number]]", dict)
+_no_spending = cast("Callable[[], dict[str, Amount]]", dict)
 _no_metadata = cast("Callable[[], dict[str, Any]]", dict)
 
 
@@ -203,7 +214,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     outputs: tuple[Output, ...] = msgspec.field(name="o", default=())
     lines: tuple[SinkLines, ...] = msgspec.field(name="j", default=())
     totals: dict[str, Number] = msgspec.field(name="p", default_factory=_no_amounts)
-    spent: dict[str, Number] = msgspec.field(name="s", default_factory=_no_amounts)
+    spent: dict[str, Amount] = msgspec.field(name="s", default_factory=_no_spending)
     cursor: Any = msgspec.field(name="c", default=msgspec.UNSET)
     metadata: dict[str, Any] = msgspec.field(name="m", default_factory=_no_metadata)
     state: bytes = msgspec.field(name="x", default=b"")
@@ -297,7 +308,9 @@ def decode_record(payload: bytes) -> Record:
     """
     try:
         record = _decoder.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if record.spent:
+            numbers(record.spent)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreDamagedError(f"a checkpoint cannot be read: {error}") from error
     check_times(record.at, None if record.opened is None else record.opened.at)
     return record

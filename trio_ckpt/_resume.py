@@ -28,7 +28,7 @@ from ._verify import Verifier, Verify
 from ._walk import Walk
 from .abc import Store
 from .outputs import SinkTooShortError
-from .state import Frontier, Plan, StateChangedError
+from .state import Frontier, FrontierItems, Plan, StateChangedError
 
 log = logging.getLogger("trio_ckpt.resume")
 
@@ -77,7 +77,7 @@ class Resume:
         await self._take_up_failed()
         await self._open_sinks()
         if isinstance(state, Frontier):
-            await self._load_frontier(cast("Frontier[Any]", state))
+            await self._load_frontier(cast("Frontier[Any]", state).begin())
         else:
             await self._verify(nursery)
             if state is not None:
@@ -160,7 +160,7 @@ class Resume:
 
     # -- frontiers ----------------------------------------------------------------------------
 
-    async def _load_frontier(self, frontier: Frontier[Any]) -> None:
+    async def _load_frontier(self, frontier: FrontierItems[Any]) -> None:
         """Fold the items of all checkpoints; their outputs are verified on the way."""
         desk = self.desk
         verifier, adds = self._verifier(), list[bytes]()
@@ -176,10 +176,10 @@ class Resume:
         progress, first = desk.lane.progress, desk.first_index
         frontier.settle_loaded(lambda position: first + position in progress.confirmed)
         desk.frontier = frontier
-        if seeds := frontier.stage(frontier.seeds):
+        if seeds := frontier.news(frontier.seeds):
             payload = frontier.encode(seeds)
             await desk.save_plain(Record(kind=Kind.SAVE, at=time.time(), adds=payload))
-            frontier.fold(payload)
+            frontier.number(frontier.seeds)
 
     # -- other streams ------------------------------------------------------------------------
 

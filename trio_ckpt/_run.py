@@ -505,7 +505,13 @@ class Run:
         return frozenset(self._desks)
 
     def view(self) -> RunView:
-        """The progress of every stream as it is now.  For reading: it goes on changing."""
+        """The progress of every stream at this moment: copies, made each time."""
+        live = self.peek()
+        copies = {k: StreamView(k, seen.progress.copy()) for k, seen in live.streams.items()}
+        return attrs.evolve(live, streams=copies)
+
+    def peek(self) -> RunView:
+        """The same without copies, for the library's own readers: nothing may change it."""
         key = self._saver.run_key
         progress = {**self._progress, **{lane.key: lane.progress for lane in self._saver.lanes}}
         streams = {name: StreamView(name, part) for name, part in progress.items()}

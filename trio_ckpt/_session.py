@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Literal
 
 import attrs
@@ -60,8 +61,8 @@ class Found:
     skipped: int
     to_retry: int
     records: int
-    totals: Mapping[str, Number]
-    spent: Mapping[str, Number]
+    totals: Mapping[str, Number] = attrs.field(converter=MappingProxyType[str, Number])
+    spent: Mapping[str, Number] = attrs.field(converter=MappingProxyType[str, Number])
     last_end: str | None
     ended_at: float | None
 

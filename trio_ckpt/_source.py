@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 from ._errors import NotEncodableError
-from ._values import canonical_json, check_plain, item_digest
+from ._values import as_plain, canonical_json, item_digest
 
 T = TypeVar("T")
 
 
-def default_key(item: Any) -> str:
+def default_key(item: Any, path: str = "item") -> str:
     """What makes an item the same on the next start: its canonical JSON.
+
+    Args:
+        item: The item.
+        path: What it is called in an error.
 
     Raises:
         NotEncodableError: it is not JSON-like; give ``key=`` then.
@@ -24,10 +28,9 @@ def default_key(item: Any) -> str:
     if type(item) is int:
         return str(item)
     try:
-        check_plain(item, "item")
+        return canonical_json(as_plain(item, path))
     except NotEncodableError as error:
-        raise NotEncodableError(error.path, f"{error}; give key=") from error
-    return canonical_json(item)
+        raise NotEncodableError(error.path, f"{error.problem}; give key=") from error
 
 
 class Source(Generic[T]):

@@ -38,9 +38,10 @@ from ._snapshots import Snapshots
 from ._staging import AnyPath
 from ._statistics import StreamStatistics, eta_s, rate_per_s
 from ._totals import shown
-from ._values import StreamKey, check_plain
+from ._values import StreamKey, as_plain, copy_plain
 from ._walk import Batches, Items, Walk
 from ._words import printable
+from .state import Frontier
 
 log = logging.getLogger("trio_ckpt.stream")
 
@@ -81,13 +82,17 @@ class Stream(Generic[S]):
 
     @property
     def progress(self) -> Progress:
-        """What is durable.  For reading."""
+        """What is durable at this moment: a copy, made each time that it is asked for."""
+        return self._progress.copy()
+
+    @property
+    def _progress(self) -> Progress:
         return self._desk.lane.progress
 
     @property
     def status(self) -> Status:
         """Where the stream stands."""
-        status = self.progress.status
+        status = self._progress.status
         if status in (Status.COMPLETE, Status.FAILED) or self._walk.is_closed:
             return status
         return Status.IN_PROGRESS
@@ -95,24 +100,27 @@ class Stream(Generic[S]):
     @property
     def error(self) -> ErrorInfo | None:
         """Why it failed, if it did."""
-        return self.progress.error
+        return self._progress.error
 
     @property
     def cursor(self) -> Any:
-        """Where the loop goes on, as the last confirmed checkpoint said; None before that."""
-        return self.progress.cursor
+        """Where the loop goes on, as the last confirmed checkpoint said; None before that.
+
+        A copy: to move on, give the new one to `Batch.complete`.
+        """
+        return copy_plain(self._progress.cursor)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What `finish` was given."""
-        return self.progress.metadata
+        """What `finish` was given; a copy."""
+        return cast("Mapping[str, Any]", copy_plain(self._progress.metadata))
 
     @property
     def state(self) -> S:
         """What the loop needs to go on; restored on resume, saved with every batch."""
         desk = self._desk
         if desk.frontier is not None:
-            return cast("S", desk.frontier)
+            return cast("S", Frontier.of(desk.frontier))
         return cast("S", None if desk.keeper is None else desk.keeper.state)
 
     @state.setter
@@ -124,13 +132,13 @@ class Stream(Generic[S]):
     def skipped(self) -> Iterator[tuple[int, Any, FailedAttempt]]:
         """The batches given up: index, item (of a frontier; else None), and what went wrong."""
         frontier = self._desk.frontier
-        for index in self.progress.skipped:
-            item = frontier.item(index - self.first_index) if frontier is not None else None
-            yield index, item, self.progress.failures[index]
+        for index in self._progress.skipped:
+            item = None if frontier is None else frontier.item(index - self.first_index)
+            yield index, copy_plain(item), self._progress.failures[index]
 
     def statistics(self) -> StreamStatistics:
         """Counts, sums, rate and ETA, at this moment."""
-        desk, lane, progress = self._desk, self._desk.lane, self.progress
+        desk, lane, progress = self._desk, self._desk.lane, self._progress
         open_s = 0.0 if self._walk.is_closed else trio.current_time() - self._opened
         session_s = lane.open_s + open_s
         left = desk.left()
@@ -179,12 +187,12 @@ class Stream(Generic[S]):
         """
         desk = self._desk
         if desk.expected is None and total is not None:
-            desk.expected = max(total, self.progress.expected or 0)
+            desk.expected = max(total, self._progress.expected or 0)
         return self._left(total, start, end)
 
     def _left(self, total: int | None, start: int | None, end: int | None) -> list[int]:
         first, stop = max(self.first_index, start or 0), self._stop(total, end)
-        return list(self.progress.done.missing(first, stop))
+        return list(self._progress.done.missing(first, stop))
 
     def _stop(self, total: int | None, end: int | None) -> int:
         """One more than the last batch."""
@@ -192,8 +200,8 @@ class Stream(Generic[S]):
         stops = [] if end is None else [end + 1]
         if total is not None:
             stops.append(self.first_index + total)
-        elif self.progress.status is Status.COMPLETE:
-            stops.append(self.progress.done.stop)
+        elif self._progress.status is Status.COMPLETE:
+            stops.append(self._progress.done.stop)
         if not stops:
             raise ValueError("nobody knows where the stream ends: give total= or end=")
         return min(stops)
@@ -252,7 +260,7 @@ class Stream(Generic[S]):
         await trio.lowlevel.checkpoint()
         await self._walk.settle_open(Way.NEXT)
         await self._walk.wait_verified()
-        index = self.progress.first_left(self.first_index)
+        index = self._progress.first_left(self.first_index)
         await self._walk.wait_for_turn(index)
         if self._walk.is_past_end(index):
             raise StreamEndedError(
@@ -289,11 +297,10 @@ class Stream(Generic[S]):
         Durability: when this returns it is saved.
         """
         self._walk.check_owner()
-        plain = dict(metadata or {})
-        check_plain(plain, "metadata")
+        plain = as_plain(dict(metadata or {}), "metadata", allow_nan=True)
         await self._walk.settle_open(Way.EXIT)
         self._walk.check_finished()
-        stop = self.progress.done.stop
+        stop = self._progress.done.stop
         last = stop - 1 if stop > 0 else None
         await self._desk.save_plain(
             Record(kind=Kind.FINISH, at=time.time(), metadata=plain, last_index=last)
@@ -309,7 +316,7 @@ class Stream(Generic[S]):
         desk = self._desk
         if cursor is not UNSET:
             desk.check_cursor()
-            check_plain(cursor, "cursor")
+            cursor = as_plain(cursor, "cursor")
         await self._walk.settle_open(Way.EXIT)
         if desk.open:
             raise StreamBusyError(
@@ -459,7 +466,7 @@ class Stream(Generic[S]):
         desk = self._desk
         self._walk.check_no_frontier()
         await self._walk.settle_open(Way.EXIT)
-        if desk.keeper is not None or self.progress.is_ordered:
+        if desk.keeper is not None or self._progress.is_ordered:
             raise TypeError(
                 "rescan() is for streams whose batches stand alone: no state, no cursor"
             )
@@ -492,7 +499,7 @@ class Stream(Generic[S]):
         try:
             if batch is not None:
                 await desk.pass_gate(batch, Way.EXIT if error is None else way_of(error), error)
-            if self._desk.failure is not None and self.progress.status is not Status.FAILED:
+            if self._desk.failure is not None and self._progress.status is not Status.FAILED:
                 await self._save_failure(self._desk.failure)  # a later record had opened it again
             elif error is None and self._desk.failure is None:
                 await self._walk.complete_if_last()
@@ -528,7 +535,7 @@ class Stream(Generic[S]):
 
     async def _record_beginning(self) -> None:
         """Save that there is work where a loop was left before it saved anything."""
-        if self.progress.sequence or self._walk.source is None or self._desk.saver.poison:
+        if self._progress.sequence or self._walk.source is None or self._desk.saver.poison:
             return
         with trio.CancelScope(shield=True):
             try:

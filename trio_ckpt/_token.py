@@ -276,7 +276,7 @@ class CheckpointToken(Generic[T]):
             CheckpointFailedError: it has failed.
         """
         if self._state is _CONFIRMED:
-            return cast("T", self._outcome)
+            return cast("T", own_result(self._outcome))
         if self._state not in _FINAL:
             raise trio.WouldBlock
         failure = cast("Failure", self._outcome)
@@ -330,7 +330,14 @@ def move(token: CheckpointToken[Any], event: TokenEvent, outcome: object = None)
 
 
 def stamp(result: Any) -> Any:
-    """Fill in ``completed_at`` of a `CheckpointResult` that leaves it out."""
+    """Fill in ``completed_at`` of a `CheckpointResult` that leaves it out; it is a copy."""
     if isinstance(result, CheckpointResult) and result.completed_at is None:
         return attrs.evolve(result, completed_at=utc_now())
+    return own_result(result)
+
+
+def own_result(result: Any) -> Any:
+    """A result of its own for each: what one of them does to its metadata, no other sees."""
+    if isinstance(result, CheckpointResult) and result.metadata:
+        return attrs.evolve(result)  # which copies the metadata
     return result

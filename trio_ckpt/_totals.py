@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import attrs
 
 Number = int | float
+StoredSum = tuple[str, int]  # the numerator in hexadecimal, which may be of any length; the shift
+Amount = Number | StoredSum  # of a record: a number, or the sum where no number is exactly that
 
 
 @attrs.frozen
@@ -53,14 +55,48 @@ class ExactSum:
             return self.numerator >> self.shift
 
 
+_INT_RANGE = range(-(2**63), 2**64)  # what MessagePack holds
 MAX_SHIFT = 1_074  # of the smallest float, 2**-1074 (IEEE 754)
 ZERO = ExactSum()
 
 
-def add_amounts(sums: dict[str, ExactSum], amounts: Mapping[str, Number], sign: int = 1) -> None:
-    """Add each of `amounts` to the sum of its name, in place."""
+def sum_of(amount: Amount) -> ExactSum:
+    """An amount as a sum.
+
+    Raises:
+        ValueError: it is not finite, or not a sum of finite floats.
+    """
+    return _decode(amount) if isinstance(amount, tuple) else ZERO.plus(amount)
+
+
+def add_to_amount(amount: Amount, more: Number) -> Amount:
+    """An amount with another one added, exactly: a number wherever one holds it."""
+    total = sum_of(amount).plus(more)
+    value = total.value
+    is_held = not isinstance(value, int) or value in _INT_RANGE
+    return value if is_held and ZERO.plus(value) == total else _encode(total)
+
+
+def numbers(amounts: Mapping[str, Amount]) -> dict[str, Number]:
+    """The amounts of a record as plain numbers."""
+    return {
+        name: _decode(amount).value if isinstance(amount, tuple) else amount
+        for name, amount in amounts.items()
+    }
+
+
+def add_amounts(sums: dict[str, ExactSum], amounts: Mapping[str, Amount], sign: int = 1) -> None:
+    """Add each of `amounts` to the sum of its name, in place.
+
+    Raises:
+        ValueError: one is not finite, or not a sum of finite floats.
+    """
     for name, amount in amounts.items():
-        sums[name] = sums.get(name, ZERO).plus(amount, sign)
+        total = sums.get(name, ZERO)
+        if isinstance(amount, tuple):
+            sums[name] = total.with_sum(_decode(amount), sign)
+        else:
+            sums[name] = total.plus(amount, sign)
 
 
 def add_sums(sums: dict[str, ExactSum], others: Mapping[str, ExactSum], sign: int = 1) -> None:
@@ -74,12 +110,9 @@ def shown(sums: Mapping[str, ExactSum]) -> dict[str, Number]:
     return {name: total.value for name, total in sums.items()}
 
 
-StoredSum = tuple[str, int]  # the numerator in hexadecimal, which may be of any length; the shift
-
-
 def encode_sums(sums: Mapping[str, ExactSum]) -> dict[str, StoredSum]:
     """The sums as they are stored, exactly."""
-    return {name: (f"{total.numerator:x}", total.shift) for name, total in sums.items()}
+    return {name: _encode(total) for name, total in sums.items()}
 
 
 def decode_sums(stored: Mapping[str, StoredSum]) -> dict[str, ExactSum]:
@@ -88,7 +121,15 @@ def decode_sums(stored: Mapping[str, StoredSum]) -> dict[str, ExactSum]:
     Raises:
         ValueError: one is no sum of finite floats; adding to it would shift by as much.
     """
-    for _, shift in stored.values():
-        if not 0 <= shift <= MAX_SHIFT:
-            raise ValueError(f"a sum over 2**{shift} is none of finite floats")
-    return {name: ExactSum(int(top, 16), shift) for name, (top, shift) in stored.items()}
+    return {name: _decode(one) for name, one in stored.items()}
+
+
+def _encode(total: ExactSum) -> StoredSum:
+    return f"{total.numerator:x}", total.shift
+
+
+def _decode(stored: StoredSum) -> ExactSum:
+    top, shift = stored
+    if not 0 <= shift <= MAX_SHIFT:
+        raise ValueError(f"a sum over 2**{shift} is none of finite floats")
+    return ExactSum(int(top, 16), shift)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, cast
 
 import msgspec
@@ -104,65 +106,143 @@ def decode_key(text: str) -> StreamKey:
 
 ITEM_DIGEST_BYTES = 8  # of the items in one list; a chance hit shows one change less
 MAX_DEPTH = 100  # deeper than any sane document, shallower than the interpreter's stack
-_PLAIN_LEAVES = (bool, type(None))
-_PLAIN_CONTAINERS = (dict, list, tuple)
 _INT_RANGE = range(-(2**63), 2**64)  # what MessagePack holds
+_INT_DIGITS = 20  # no int of 64 bits has more
 
 
-def check_plain(value: Any, path: str, depth: int = 0) -> None:
-    """See that `value` is JSON-like: it will come back equal from a store.
+class _NotPlainError(Exception):
+    """What `as_plain` says of a leaf, before the place of it is known."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        self.place = ""
+
+
+def as_plain(value: Any, path: str, *, allow_nan: bool = False, depth: int = 0) -> Any:
+    """A JSON-like value as it is kept: a copy that shares nothing with what was given.
+
+    It is at once what a store gives back: a tuple becomes a list, as in JSON, and a number of
+    another type (a NumPy scalar, a Decimal, a member of an IntEnum) the int or float that it is
+    worth.
+
+    Args:
+        value: None, a bool, a number, a str, or a list, tuple or dict of such.
+        path: What it is called in messages.
+        allow_nan: Whether it may have NaN and infinity in it.
+        depth: How deep it will be in what is stored.
 
     Raises:
-        NotEncodableError: naming the path of the first leaf that is not: NaN, infinity,
-            an int over 64 bits, a str with a lone surrogate, a key that is not a str, any
-            other type, nesting deeper than `MAX_DEPTH`.
+        NotEncodableError: naming the path of the first leaf that cannot be stored: NaN or
+            infinity, an int over 64 bits, a str with a lone surrogate, a key that is not a str,
+            any other type, nesting deeper than `MAX_DEPTH`.
     """
+    try:
+        return _plain(value, depth, allow_nan)
+    except _NotPlainError as error:
+        raise NotEncodableError(f"{path}{error.place}", error.problem) from None
+
+
+def _plain(value: Any, depth: int, allow_nan: bool) -> Any:
     kind = cast("Any", type(value))  # a class that is not narrowed: it is compared only
     if kind is str:
-        _check_unicode(value, path)
-        return
-    if kind in _PLAIN_LEAVES:
-        return
-    if depth >= MAX_DEPTH and kind in _PLAIN_CONTAINERS:
-        raise NotEncodableError(path, f"nested deeper than {MAX_DEPTH}")
-    if kind is dict:
-        for key, item in value.items():
-            if type(key) is not str:
-                raise NotEncodableError(path, f"its key {key!r} is not a str")
-            _check_unicode(key, path)
-            check_plain(item, f"{path}.{key}", depth + 1)
-    elif kind is list or kind is tuple:
-        for position, item in enumerate(value):
-            check_plain(item, f"{path}[{position}]", depth + 1)
+        _check_unicode(value)
+    elif kind is int:
+        if value not in _INT_RANGE:
+            raise _NotPlainError("an int of more than 64 bits")
     elif kind is float:
-        if not math.isfinite(value):
-            raise NotEncodableError(path, f"{value!r} is not a finite number")
-    elif kind is not int:
-        raise NotEncodableError(path, f"a {type(value).__qualname__} is not JSON-like")
-    elif value not in _INT_RANGE:
-        raise NotEncodableError(path, "an int of more than 64 bits")
+        if not (allow_nan or math.isfinite(value)):
+            raise _NotPlainError(f"{value!r} is not a finite number")
+    elif kind is dict or kind is list or kind is tuple:
+        if depth >= MAX_DEPTH:
+            raise _NotPlainError(f"nested deeper than {MAX_DEPTH}")
+        return (_plain_dict if kind is dict else _plain_list)(value, depth + 1, allow_nan)
+    elif kind is not bool and value is not None:
+        return _plain(_leaf_of(value), depth, allow_nan)
+    return value
 
 
-def _check_unicode(text: str, path: str) -> None:
+def _plain_dict(value: dict[Any, Any], depth: int, allow_nan: bool) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for key, item in value.items():
+        if type(key) is not str:
+            raise _NotPlainError(f"its key {key!r} is not a str")
+        _check_unicode(key)
+        try:
+            plain[key] = _plain(item, depth, allow_nan)
+        except _NotPlainError as error:
+            error.place = f".{key}{error.place}"
+            raise
+    return plain
+
+
+def _plain_list(value: Sequence[Any], depth: int, allow_nan: bool) -> list[Any]:
+    plain: list[Any] = []
+    for item in value:
+        try:
+            plain.append(_plain(item, depth, allow_nan))
+        except _NotPlainError as error:
+            error.place = f"[{len(plain)}]{error.place}"
+            raise
+    return plain
+
+
+def _check_unicode(text: str) -> None:
     if text.isascii():
         return
     try:
         text.encode()
-    except UnicodeEncodeError as error:
-        raise NotEncodableError(path, f"{text[:50]!r} has a lone surrogate in it") from error
+    except UnicodeEncodeError:
+        raise _NotPlainError(f"{text[:50]!r} has a lone surrogate in it") from None
 
 
-def check_amounts(amounts: Mapping[str, Number], path: str) -> dict[str, Number]:
-    """Return `amounts` as a dict if every one is a finite number under a str.
+def _leaf_of(value: object) -> bool | int | float | str:
+    """The plain leaf that a value of another type is worth."""
+    numpy = sys.modules.get("numpy")  # without it there is none of its scalars
+    if numpy is not None and isinstance(value, numpy.generic):
+        leaf: object = float(value) if isinstance(value, numpy.longdouble) else value.item()
+        if type(leaf) in (bool, int, float, str):
+            return cast("bool | int | float | str", leaf)
+    elif isinstance(value, int):
+        return int(value)
+    elif isinstance(value, float):
+        return float(value)
+    elif isinstance(value, Decimal) and not value.is_snan():
+        return _number_of(value)
+    raise _NotPlainError(f"a {type(value).__qualname__} is not JSON-like")
+
+
+def _number_of(value: Decimal) -> int | float:
+    """The int that a decimal number is, or the float that is nearest to it."""
+    if value.is_finite() and value.adjusted() < _INT_DIGITS and value == int(value):
+        return int(value)
+    number = float(value)
+    if math.isinf(number) and value.is_finite():
+        raise _NotPlainError(f"{value!r} is greater than every float")
+    return number
+
+
+def copy_plain(value: Any) -> Any:
+    """A copy of the lists, tuples and dicts in a value; what else is in it is taken as it is."""
+    kind = cast("Any", type(value))
+    if kind is dict:
+        return {key: copy_plain(item) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return kind(copy_plain(item) for item in value)
+    return value
+
+
+def as_amounts(amounts: Mapping[str, Number], path: str) -> dict[str, Number]:
+    """`amounts` as they are kept, if every one is a finite number under a str.
+
+    A NumPy scalar or a Decimal counts as the int or float that it is worth.
 
     Raises:
         NotEncodableError: naming the first that is not.
     """
-    for name, amount in amounts.items():
+    plain: dict[str, Number] = as_plain(dict(amounts), path)
+    for name, amount in plain.items():
         if type(amount) not in (int, float):
-            raise NotEncodableError(f"{path}.{name}", "an amount is an int or a float")
-    plain = dict(amounts)
-    check_plain(plain, path)
+            raise NotEncodableError(f"{path}.{name}", f"an amount is a number, not {amount!r}")
     return plain
 
 

@@ -84,7 +84,7 @@ class RunSource(Source):
         run = self.run
         if run_id != run.run_id:
             raise UnknownRunError(f"run {run_id!r} is not the one that is watched", run_id=run_id)
-        view = run.view()
+        view = run.peek()
         facts = run_facts(view)
         owner = Owner(facts["host"], facts["pid"], datetime.fromtimestamp(facts["began"], UTC))
         look = attrs.evolve(look_from(run.store, view, owner), open_streams=run.open_streams)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from .._errors import OutputError
-from .._values import check_plain
+from .._values import as_plain
 
 AnyPath = str | os.PathLike[str]
 
@@ -85,8 +85,7 @@ def encode_lines(records: Iterable[object], path: str = "records") -> bytes:
     Raises:
         NotEncodableError: a value is not JSON-like; NaN and infinity are not.
     """
-    lines = list(records)
-    check_plain(lines, path)  # before: msgspec writes NaN as null
+    lines = as_plain(list(records), path)  # msgspec would write NaN as null
     return _json.encode_lines(lines)
 
 

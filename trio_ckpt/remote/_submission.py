@@ -13,7 +13,7 @@ import msgspec
 from .._errors import StoreDamagedError
 from .._history import read_pages
 from .._records import Kind, Record, Status
-from .._values import JOB_STREAM, check_plain
+from .._values import JOB_STREAM, as_plain
 from ..abc import RunView, Store
 from ._errors import NotAllowedError
 from ._messages import MAX_JOB_ITEMS, MAX_NAME_CHARS, MIB, JobOptions
@@ -122,8 +122,7 @@ def check_value(value: Any, path: str) -> bytes:
         NotEncodableError: it is not JSON-like.
         ValueError: it is too large.
     """
-    check_plain(value, path, STORED_DEPTH)
-    body = msgspec.msgpack.encode(value)
+    body = msgspec.msgpack.encode(as_plain(value, path, depth=STORED_DEPTH))
     if len(body) > MAX_VALUE_BYTES:
         raise ValueError(
             f"{path} has {len(body):,} bytes, over {MAX_VALUE_BYTES:,}: keep it in a file or in "

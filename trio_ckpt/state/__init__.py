@@ -16,7 +16,11 @@ from ._frame import (
     new_lineage as new_lineage,
     tree_of as tree_of,
 )
-from ._frontier import Frontier as Frontier
+from ._frontier import (
+    Frontier as Frontier,
+    FrontierItems as FrontierItems,
+    keyed_items as keyed_items,
+)
 from ._leaves import StateChangedError as StateChangedError
 from ._plan import Plan as Plan, check_kind as check_kind
 from ._tagged import Tree as Tree, decode_tree as decode_tree, encode_tree as encode_tree
