@@ -399,7 +399,7 @@ async def test_a_refused_complete_stages_nothing() -> None:
         run.open_stream("s") as stream,
     ):
         batch = stream.desk.hand_out(0, None, b"")
-        with pytest.raises(ValueError, match="count"):
+        with pytest.raises(ValueError, match="records must be an int"):
             batch.complete(cursor=7, records=-1)
         assert batch.complete()
         await batch.confirm()

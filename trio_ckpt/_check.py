@@ -22,7 +22,7 @@ import attrs
 
 from ._check_outputs import check_outputs_of
 from ._errors import StoreDamagedError, StoreError, TrioCkptError
-from ._progress import Pin, Progress, apply, decode_progress
+from ._progress import Pin, Progress, apply, decode_progress, encode_progress
 from ._records import Record, Seal, decode_record
 from ._state_check import check_states
 from ._values import RUN_STREAM, StreamKey, decode_key, encode_key
@@ -227,7 +227,8 @@ class _Looked:
         except StoreDamagedError:
             self._add(None, f"its fold through {progress.sequence} is damaged", REFOLD)
             return
-        if said != progress:
+        # NaN is equal to nothing, and its bytes are.
+        if said != progress and encode_progress(said) != encode_progress(progress):
             what = f"its fold through {progress.sequence} is not what the records add up to"
             self._add(None, what, REFOLD)
 

@@ -1,0 +1,513 @@
+"""Values cross the public border, never references: what is given, and what is handed out."""
+
+# ruff: noqa: PT012  (what a whole block does is the claim)
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings, strategies as st
+
+from tests.test_records import TEXT
+from tests.test_values import VALUES, spoil, told
+from trio_ckpt import (
+    Batch,
+    CheckpointCoordinator,
+    CheckpointResult,
+    Frontier,
+    RetryRule,
+    RetryTable,
+    RunStoppedError,
+    Status,
+    Stream,
+    open_run,
+    read_history,
+    run_batches,
+)
+from trio_ckpt._check import check_all
+from trio_ckpt._values import as_plain
+from trio_ckpt.stores import MemoryStore
+
+AGAIN = RetryTable((RetryRule((OSError,), attempts=3, backoff_s=0),))
+PAGES = {None: ("a", 1), 1: ("b", 2), 2: ("c", 3), 3: ("d", None)}
+
+
+def begin(store: Any, **settings: Any) -> Any:
+    return open_run("r", **{"store": store, "handle_signals": False} | settings)
+
+
+async def is_sound(store: MemoryStore) -> bool:
+    """Whether `verify --full` finds nothing."""
+    async with aclosing(check_all(store)) as findings:
+        return [finding async for finding in findings] == []
+
+
+# ---------------------------------------------------------------------------------------
+# Cursors
+# ---------------------------------------------------------------------------------------
+
+
+async def follow(store: MemoryStore, *, fail_at: int = -1, stop_at: int = -1) -> list[str]:
+    """Follow pages by a cursor that is moved on in place; returns the records."""
+    got: list[str] = []
+    with contextlib.suppress(RunStoppedError):
+        async with begin(store) as run, run.open_stream("s", retry=AGAIN) as stream:
+            async for batch in stream.batches():
+                where = stream.cursor or {"after": None}
+                record, where["after"] = PAGES[where["after"]]
+                if (batch.index, batch.attempt) == (fail_at, 1):
+                    batch.fail(OSError("once more"))
+                    continue
+                got.append(record)
+                batch.complete(cursor=where, last=where["after"] is None)
+                where["after"] = "changed after it was given"
+                if batch.index == stop_at:
+                    run.request_stop()
+    return got
+
+
+@pytest.mark.parametrize("fail_at", [-1, 1, 2, 3])
+async def test_a_cursor_moved_on_in_place_loses_no_page(fail_at: int) -> None:
+    store = MemoryStore()
+    assert await follow(store, fail_at=fail_at) == ["a", "b", "c", "d"]
+    assert await is_sound(store)
+
+
+@pytest.mark.parametrize("fail_at", [-1, 2])
+async def test_nor_over_a_restart(fail_at: int) -> None:
+    store = MemoryStore()
+    assert await follow(store, stop_at=1) == ["a", "b"]
+    assert await follow(store.after_crash(), fail_at=fail_at) == ["c", "d"]
+
+
+async def test_nor_where_an_exception_ends_the_program() -> None:
+    store = MemoryStore()
+    with pytest.raises(KeyError):
+        async with begin(store) as run, run.open_stream("s") as stream:
+            async for batch in stream.batches():
+                where = stream.cursor or {"after": None}
+                _, where["after"] = PAGES[where["after"]]
+                if batch.index == 2:
+                    raise KeyError("a bug of the program")
+                batch.complete(cursor=where)
+    assert await is_sound(store)
+    assert await follow(store) == ["c", "d"]
+
+
+async def test_a_cursor_of_save_is_a_value_too() -> None:
+    store, where = MemoryStore(), {"page": [1]}
+    async with begin(store) as run, run.open_stream("s") as stream:
+        await stream.save(cursor=where)
+        where["page"].append(2)
+        stream.cursor["page"].append(3)
+        assert stream.cursor == {"page": [1]}
+    async with begin(store.after_crash()) as run, run.open_stream("s") as stream:
+        assert stream.cursor == {"page": [1]}
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [("2024-01-01", 7), {"at": (1, (2,))}, np.float64(0.5), np.int64(3), {"n": [np.bool_(True)]}],
+    ids=str,
+)
+async def test_a_cursor_has_one_kind_now_and_after_a_restart(cursor: Any) -> None:
+    store, seen = MemoryStore(), list[str]()
+    async with begin(store) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(end=1):
+            batch.complete(cursor=cursor)
+            await batch.confirm()
+            seen.append(told(stream.cursor))
+    async with begin(store.after_crash()) as run, run.open_stream("s") as stream:
+        seen.append(told(stream.cursor))
+    assert seen == [told(as_plain(cursor, "cursor"))] * 3
+
+
+# ---------------------------------------------------------------------------------------
+# Metadata and results
+# ---------------------------------------------------------------------------------------
+
+
+async def test_metadata_of_a_stream_is_what_was_given() -> None:
+    store, note = MemoryStore(), {"k": ["confirmed"], "t": (1,)}
+    async with begin(store) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            batch.complete()
+        await stream.finish(metadata=note)
+        spoil(note)
+        spoil(stream.metadata)
+        assert stream.metadata == {"k": ["confirmed"], "t": [1]}
+    assert await is_sound(store)
+    async with begin(store.after_crash()) as run, run.open_stream("s") as stream:
+        assert stream.metadata == {"k": ["confirmed"], "t": [1]}
+
+
+async def test_metadata_of_a_batch_is_what_was_given() -> None:
+    store, note = MemoryStore(), {"k": ["confirmed"]}
+    amounts: dict[str, float] = {"cost": 1}
+    results: list[CheckpointResult] = []
+    async with begin(store) as run, run.open_stream("s") as stream, trio.open_nursery() as nursery:
+
+        async def wait(batch: Batch[int]) -> None:
+            results.append(await batch.token.wait())
+            spoil(results[-1].metadata)
+
+        async for batch in stream.batches(range(1)):
+            for _ in range(2):
+                nursery.start_soon(wait, batch)
+            await trio.testing.wait_all_tasks_blocked()
+            batch.complete(metadata=note, totals=amounts)
+            spoil(note)
+            amounts["cost"] = 7
+            await batch.confirm()
+            results.append(batch.token.result_nowait())
+            assert results[-1].metadata == {"k": ["confirmed"]}
+    assert len(results) == 3
+    (entry,) = [e async for e in read_history(store, "r", ("s",)) if e.kind == "batch"]
+    assert (entry.metadata, entry.totals) == ({"k": ["confirmed"]}, {"cost": 1})
+
+
+async def test_a_result_of_a_bare_token_is_a_value() -> None:
+    note = {"k": ["given"]}
+    async with CheckpointCoordinator() as coordinator:
+        token = coordinator.create_checkpoint("r", 0)
+        given_result = CheckpointResult(metadata=note)
+        token.complete(given_result)
+        spoil(note)
+        spoil(given_result.metadata)
+        spoil((await token.wait()).metadata)
+        assert token.result_nowait().metadata == {"k": ["given"]}
+
+
+async def test_nan_in_metadata_ends_no_run_and_is_no_damage() -> None:
+    store = MemoryStore()
+    async with begin(store) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(3)):
+            batch.complete(metadata={"loss": float("nan"), "worst": [np.float32("inf")]})
+        await stream.finish(metadata={"loss": float("-inf"), "of": {"n": float("nan")}})
+        shown = told(stream.metadata)
+    assert await is_sound(store)
+    async with begin(store.after_crash()) as run, run.open_stream("s") as stream:
+        assert told(stream.metadata) == shown == "{'loss':float -inf,'of':{'n':float nan}}"
+    batches = [e async for e in read_history(store, "r", ("s",)) if e.kind == "batch"]
+    assert told(batches[0].metadata) == "{'loss':float nan,'worst':list(float inf)}"
+
+
+# ---------------------------------------------------------------------------------------
+# Items
+# ---------------------------------------------------------------------------------------
+
+ITEM = {"url": "/", "tags": ["a"], "at": (1, [2])}
+
+
+async def work_on(stream: Stream[Any], items: Any) -> list[str]:
+    """Work on items, twice on each; each attempt changes the item that it has."""
+    seen: list[str] = []
+
+    async def handle(batch: Batch[Any]) -> None:
+        seen.append(told(batch.item))
+        spoil(batch.item)
+        if batch.attempt == 1:
+            raise OSError("once more")
+        batch.complete()
+
+    await run_batches(stream, items, handle, retry=AGAIN)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "function", "generator"])
+async def test_an_attempt_that_changes_its_item_changes_no_other(kind: str) -> None:
+    items = [copy.deepcopy(ITEM), {"url": "/2"}]
+    sources: dict[str, Any] = {
+        "list": items,
+        "tuple": tuple(items),
+        "function": lambda: items,
+        "generator": lambda: (item for item in items),
+    }
+    async with begin("memory:") as run, run.open_stream("s") as stream:
+        seen = await work_on(stream, sources[kind])
+        assert seen == [told(ITEM)] * 2 + [told({"url": "/2"})] * 2
+        assert items == [ITEM, {"url": "/2"}]
+
+
+async def test_an_attempt_in_a_plain_loop_changes_no_item() -> None:
+    items, seen = [copy.deepcopy(ITEM)], list[str]()
+    async with begin("memory:") as run, run.open_stream("s", retry=AGAIN) as stream:
+        async for batch in stream.batches(items):
+            seen.append(told(batch.item))
+            spoil(batch.item)
+            if batch.attempt == 1:
+                batch.fail(OSError("once more"))
+            else:
+                batch.complete()
+    assert seen == [told(ITEM)] * 2
+
+
+async def test_an_item_that_is_no_plain_value_is_handed_out_itself(tmp_path: Path) -> None:
+    items = [tmp_path / "a", tmp_path / "b"]
+    async with begin("memory:") as run, run.open_stream("s") as stream:
+        found = []
+        async for batch in stream.batches(items, key=str):
+            found.append(batch.item)
+            batch.complete()
+    assert all(one is other for one, other in zip(found, items, strict=True))
+
+
+async def test_items_of_a_frontier_are_values() -> None:
+    store, given_items = MemoryStore(), [copy.deepcopy(ITEM)]
+    plain = told(as_plain(ITEM, "item"))
+    frontier = Frontier(given_items)
+    spoil(given_items)
+    async with begin(store) as run, run.open_stream("s", state=frontier) as stream:
+        assert await work_on(stream, None) == [plain] * 2
+    async with begin(store.after_crash()) as run, run.open_stream("s", state=frontier) as stream:
+        assert await work_on(stream, None) == []
+        assert len(stream.state) == 1
+
+
+async def test_items_that_are_added_are_values() -> None:
+    store, seen = MemoryStore(), list[str]()
+
+    async def handle(batch: Batch[Any]) -> None:
+        seen.append(told(batch.item))
+        if batch.item == "start":
+            more = copy.deepcopy(ITEM)
+            batch.add([more, more])
+            spoil(more)
+            batch.add([ITEM])
+        spoil(batch.item)
+        if batch.item != "start" and batch.attempt == 1:
+            batch.fail(OSError("once more"))
+        elif batch.item != "start" and batch.attempt == 2:
+            batch.skip("given up")
+        else:
+            batch.complete()
+
+    async with begin(store) as run, run.open_stream("s", state=Frontier(["start"])) as stream:
+        await run_batches(stream, None, handle, retry=AGAIN)
+        ((_, item, _),) = stream.skipped()
+        spoil(item)
+        plain = as_plain(ITEM, "item")
+        assert [(index, item) for index, item, _ in stream.skipped()] == [(1, plain)]
+    assert seen == ["str 'start'", told(plain), told(plain)]
+    async with begin(store.after_crash()) as run, run.open_stream("s", state=Frontier()) as stream:
+        assert [told(item) for _, item, _ in stream.skipped()] == [told(plain)]
+
+
+def slashed(item: Any) -> str:
+    return "/".join(map(str, item))
+
+
+async def test_one_frontier_serves_many_streams_and_again_after_a_rewind() -> None:
+    frontier, seen = Frontier(["u1", "u2"]), list[tuple[str, str]]()
+
+    async def crawl(run: Any, name: str) -> None:
+        async def handle(batch: Batch[str]) -> None:
+            seen.append((name, batch.item))
+            batch.add([f"{batch.item}/more"] if "/" not in batch.item else [])
+            batch.complete()
+
+        async with run.open_stream(name, state=frontier) as stream:
+            await run_batches(stream, None, handle)
+            assert stream.status is Status.COMPLETE
+            assert len(stream.state) == 4
+
+    pages = ["u1", "u2", "u1/more", "u2/more"]
+    async with begin("memory:") as run:
+        for name in "ab":
+            await crawl(run, name)
+        await run.rewind(("a",), to=-1, reason="once more")
+        await crawl(run, "a")
+        assert run.exit_code == 0
+    assert seen == [(name, page) for name in "aba" for page in pages]
+    assert (len(frontier), frontier.left) == (2, 2)
+
+
+async def test_a_key_sees_an_item_as_it_is_after_a_restart() -> None:
+    store, kinds = MemoryStore(), set[str]()
+
+    def key(item: Any) -> str:
+        kinds.add(type(item).__name__)
+        return slashed(item)
+
+    for _ in range(2):
+        frontier = Frontier([("a", 1), ("b", 2), ("a", 1)], key=key)
+        async with begin(store) as run, run.open_stream("s", state=frontier) as stream:
+            assert len(stream.state) == 2
+    assert kinds == {"list"}
+
+
+# ---------------------------------------------------------------------------------------
+# What a program looks at
+# ---------------------------------------------------------------------------------------
+
+
+def spoil_progress(progress: Any) -> None:
+    """Change all that a progress holds."""
+    for field in attrs.fields(type(progress)):
+        value = getattr(progress, field.name)
+        if isinstance(value, dict):
+            spoil(value)
+        elif hasattr(value, "add"):
+            value.add(77)
+            value.discard(0)
+        setattr(progress, field.name, None)
+
+
+async def some_work(run: Any) -> Any:
+    async with run.open_stream("s") as stream:
+        async for batch in stream.batches(range(4)):
+            batch.spend(usd=0.5)
+            if batch.index == 2:
+                batch.skip("blank")
+            else:
+                batch.complete(totals={"words": 3}, cursor={"n": [batch.index]}, records=1)
+        await stream.finish(metadata={"k": ["v"]})
+        return stream
+
+
+async def test_what_progress_hands_out_is_a_copy() -> None:
+    store = MemoryStore()
+    async with begin(store) as run:
+        stream = await some_work(run)
+        was = stream.progress
+        for look in (lambda: stream.progress, lambda: run.view().streams["s",].progress):
+            spoil_progress(look())
+            assert look() == was
+        spoil(run.view().streams)
+        assert run.view().streams["s",].progress == was
+        assert run.exit_code == 3
+    assert await is_sound(store)
+    found = await store.load_run("r")
+    assert found is not None
+    assert found.streams["s",].progress == was
+
+
+async def test_a_progress_does_not_go_on_changing() -> None:
+    async with begin("memory:") as run, run.open_stream("s") as stream:
+        before = stream.progress
+        async for batch in stream.batches(range(2)):
+            batch.complete()
+        assert (len(before.confirmed), len(stream.progress.confirmed)) == (0, 2)
+        assert before.sequence == 0
+
+
+def sums_of(record: Any) -> dict[str, Any]:
+    """The sums and counts by name in a record of statistics."""
+    found = {field.name: getattr(record, field.name) for field in attrs.fields(type(record))}
+    return {name: dict(value) for name, value in found.items() if isinstance(value, dict)}
+
+
+async def test_sums_that_are_shown_are_copies() -> None:
+    store = MemoryStore()
+    async with begin(store) as run:
+        stream = await some_work(run)
+        for look in (run.statistics, stream.statistics, run.group, lambda: run.groups()["s",]):
+            was = sums_of(look())
+            for name in was:
+                spoil(getattr(look(), name))
+            assert sums_of(look()) == was
+    async with begin(store) as run:
+        with pytest.raises(TypeError):
+            run.found.totals["words"] = 0
+        assert run.found.totals == {"words": 9}
+
+
+async def test_a_configuration_is_what_it_was_when_it_was_given() -> None:
+    store, config = MemoryStore(), {"langs": ["de"], "deep": {"a": [1]}}
+    async with begin(store, config=config):
+        spoil(config)
+    async with begin(store, config={"langs": ["de"], "deep": {"a": [1]}}):
+        pass
+
+
+# ---------------------------------------------------------------------------------------
+# All of it at once
+# ---------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Step:
+    """What is done with one batch."""
+
+    item: Any
+    cursor: Any
+    metadata: dict[str, Any]
+    cost: float
+    fails: bool
+    ends: bool
+
+
+STEPS = st.lists(
+    st.builds(
+        Step,
+        VALUES,
+        VALUES,
+        st.dictionaries(TEXT, VALUES | st.just(float("nan")), max_size=2),
+        st.floats(0, 1e6),
+        st.booleans(),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def spoil_all(run: Any, stream: Any, *values: Any) -> None:
+    """Change whatever a program can lay hands on."""
+    for value in (*values, stream.cursor, stream.metadata, run.view().streams):
+        spoil(value)
+    spoil_progress(stream.progress)
+    spoil_progress(run.view().streams["s",].progress)
+
+
+async def carry_out(steps: list[Step], store: MemoryStore) -> MemoryStore:
+    """Do the steps in as many sessions as they say; everything that is seen is right."""
+    items = [step.item for step in steps]
+    cursor: Any = None
+    while True:
+        with contextlib.suppress(RunStoppedError):
+            async with begin(store) as run, run.open_stream("s", retry=AGAIN) as stream:
+                async for batch in stream.batches(copy.deepcopy(items)):
+                    step = copy.deepcopy(steps[batch.index])
+                    assert told(stream.cursor) == told(as_plain(cursor, "cursor"))
+                    assert told(batch.item) == told(step.item)
+                    spoil_all(run, stream, batch.item)
+                    if step.fails and batch.attempt == 1:
+                        batch.fail(OSError("once more"))
+                        continue
+                    cost = {"usd": step.cost}
+                    batch.complete(cursor=step.cursor, metadata=step.metadata, totals=cost)
+                    cursor = steps[batch.index].cursor
+                    spoil_all(run, stream, step.cursor, step.metadata, cost)
+                    if step.ends:
+                        run.request_stop()
+                assert run.group("s").totals["usd"] == math.fsum(step.cost for step in steps)
+                return store
+        assert await is_sound(store)
+        store = store.after_crash()
+
+
+@settings(max_examples=100, deadline=None)
+@given(STEPS)
+def test_no_change_to_what_is_seen_changes_what_is_kept(steps: list[Step]) -> None:
+    async def main() -> None:
+        store = await carry_out(steps, MemoryStore())
+        assert await is_sound(store)
+        history = [e async for e in read_history(store, "r", ("s",)) if e.kind == "batch"]
+        found = {entry.batch_index: told(entry.metadata) for entry in history}
+        assert found == {
+            index: told(as_plain(step.metadata, "metadata", allow_nan=True))
+            for index, step in enumerate(steps)
+        }
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
