@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from trio_ckpt import OutputClaimedError, Run, StoreError, open_maintenance, open_run
+from trio_ckpt._check import check_all
 from trio_ckpt._config import canonical_config, config_digest
 from trio_ckpt._manifest import MAX_MANIFEST_HEAD_BYTES, is_complete, manifest_owner
 from trio_ckpt._progress import Progress
@@ -36,8 +37,12 @@ async def work(run: Run, *key: str, count: int = 2, text: str = "x") -> None:
         await stream.finish(metadata={"model": "m"})
 
 
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
 def read(folder: Path) -> Any:
-    return json.loads((folder / "manifest.json").read_text())
+    return json.loads((folder / "manifest.json").read_text(), parse_constant=refuse)
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
@@ -390,3 +395,16 @@ def test_complete_is_all_that_has_begun() -> None:
     assert is_complete({("a",): done, ("b",): Progress()})
     assert not is_complete({("a",): done, ("b",): left})
     assert not is_complete({("a",): done, ("@phase", "p"): left})
+
+
+async def test_nan_in_metadata_is_null_in_a_manifest_that_is_json(tmp_path: Path) -> None:
+    store = MemoryStore()
+    note = {"loss": float("nan"), "name": "NaN", "worst": [float("inf"), -1.5]}
+    async with begin(store, output_dir=tmp_path) as run:
+        async with run.open_stream("s") as stream:
+            async for batch in stream.batches(range(1)):
+                batch.complete()
+            await stream.finish(metadata=note)
+    found = read(tmp_path)["streams"][0]["metadata"]
+    assert found == {"loss": None, "name": "NaN", "worst": [None, -1.5]}
+    assert [finding async for finding in check_all(store, "r", output_dir=tmp_path)] == []

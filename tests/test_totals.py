@@ -5,10 +5,24 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from trio_ckpt._totals import MAX_SHIFT, ZERO, ExactSum, Number, add_amounts, shown
+from trio_ckpt import open_run, read_history
+from trio_ckpt._check import check_all
+from trio_ckpt._totals import (
+    MAX_SHIFT,
+    ZERO,
+    Amount,
+    ExactSum,
+    Number,
+    add_amounts,
+    add_to_amount,
+    shown,
+    sum_of,
+)
+from trio_ckpt.stores import MemoryStore
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 NUMBERS = st.one_of(st.integers(-(2**70), 2**70), FLOATS)
@@ -46,6 +60,51 @@ def test_what_is_taken_away_was_never_there(kept: list[Number], redone: list[Num
     for amount in redone:
         total = total.plus(amount, sign=-1)
     assert total == add_up(kept)
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=20))
+def test_an_amount_that_was_added_to_is_exact(amounts: list[Number]) -> None:
+    total: Amount = amounts[0]
+    for amount in amounts[1:]:
+        total = add_to_amount(total, amount)
+        stored = msgspec.msgpack.encode(total)
+        assert msgspec.msgpack.decode(stored, type=Amount) == total
+    assert exact(sum_of(total)) == sum(map(Fraction, amounts), Fraction())
+
+
+def test_an_amount_stays_a_number_where_one_holds_it() -> None:
+    assert add_to_amount(1, 2) == 3
+    assert add_to_amount(0.5, 0.25) == 0.75
+    assert add_to_amount(1e16, 1.0) == 10**16 + 1
+    assert add_to_amount(add_to_amount(0.1, 0.1), 0.1) == ("26666666666667", 55)
+    assert add_to_amount(("26666666666667", 55), -0.1) == 0.2
+    assert sum_of(add_to_amount(1.7e308, 1.7e308)).numerator == 2 * int(1.7e308)
+
+
+@pytest.mark.parametrize("amounts", [[0.1] * 10, [1e16, 1.0, 1.0], [2**60, 0.1, 0.2, 1e-300]])
+async def test_spending_in_one_batch_counts_as_in_many(amounts: list[float]) -> None:
+    store = MemoryStore()
+    async with open_run("r", store=store, handle_signals=False) as run:
+        async with run.open_stream("one") as stream:
+            async for batch in stream.batches(range(1)):
+                for amount in amounts:
+                    batch.spend(usd=amount)
+                batch.complete()
+        async with run.open_stream("many") as stream:
+            async for batch in stream.batches(range(len(amounts))):
+                batch.spend(usd=amounts[batch.index])
+                batch.complete()
+        wanted = exact(add_up(amounts)).numerator / exact(add_up(amounts)).denominator
+        for name in ("one", "many"):
+            assert run.group(name).spent == {"usd": wanted}
+    (entry,) = [e async for e in read_history(store, "r", ("one",)) if e.kind == "batch"]
+    assert entry.spent == {"usd": wanted}
+    async with open_run("r", store=store.after_crash(), handle_signals=False) as run:
+        assert run.found.spent == {"usd": 2 * wanted}
+        async with run.open_stream("one") as stream:
+            await stream.redo([0], reason="once more")
+            assert stream.statistics().saved == {"usd": 0}
+    assert [finding async for finding in check_all(store)] == []
 
 
 @given(AMOUNTS)

@@ -24,7 +24,7 @@ from ._progress import Progress
 from ._records import Output, Status
 from ._threads import run_blocking
 from ._totals import shown
-from ._values import StreamKey
+from ._values import StreamKey, nan_as_null
 from .abc import RunKey, Store
 from .outputs import NewFile, OutputDir
 
@@ -161,7 +161,12 @@ def _entry(index: int, output: Output) -> dict[str, Any]:
 
 
 def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """Compact JSON; NaN and infinity, which metadata may have and JSON has not, are null."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if "NaN" in text or "Infinity" in text:  # perhaps in a name alone
+        plain = nan_as_null(value)
+        return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text
 
 
 def manifest_owner(outputs: OutputDir) -> str | None:

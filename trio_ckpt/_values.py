@@ -231,6 +231,16 @@ def copy_plain(value: Any) -> Any:
     return value
 
 
+def nan_as_null(value: Any) -> Any:
+    """A copy of a plain value with None where it has NaN or infinity, as JSON needs it."""
+    if isinstance(value, dict):
+        pairs = cast("dict[str, Any]", value)
+        return {key: nan_as_null(item) for key, item in pairs.items()}
+    if isinstance(value, list | tuple):
+        return [nan_as_null(item) for item in cast("Sequence[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def as_amounts(amounts: Mapping[str, Number], path: str) -> dict[str, Number]:
     """`amounts` as they are kept, if every one is a finite number under a str.
 
