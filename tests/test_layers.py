@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "trio_ckpt"
 
 LAYER: dict[str, tuple[int, int]] = {
     "_errors": (0, 0),
+    "_extras": (0, 1),
     "_arguments": (0, 0),
     "_ranges": (0, 1),
     "_totals": (0, 2),
@@ -167,7 +168,8 @@ def asked_for(
 def own_imports(path: Path, package: Path, modules: Collection[str]) -> Iterator[Import]:
     """Every import in a file that asks for a module of the package itself."""
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    top = {id(node) for node in tree.body}
+    blocks = [node for node in tree.body if isinstance(node, ast.With)]  # of `needs_extra`
+    top = {id(node) for node in (*tree.body, *(line for block in blocks for line in block.body))}
     folder = path.relative_to(package.parent).parent.parts
     for node in ast.walk(tree):
         for base, name in asked_for(node, folder):

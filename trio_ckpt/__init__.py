@@ -25,7 +25,8 @@ The floor plan; a file imports only from floors below its own:
         state/      codecs, the frontier              stores/     bytes in, bytes out
     L1  abc, _stored  every contract                  _token      the token's table
         outputs     durable files
-    L0  _errors, _ranges, _totals, _values, _records, _progress, _portal, _threads, _words, _log
+    L0  _errors, _extras, _ranges, _totals, _values, _records, _progress, _portal, _threads,
+        _words, _log
 """
 
 from ._batch import Batch as Batch
@@ -65,6 +66,7 @@ from ._errors import (
     UnknownStreamError as UnknownStreamError,
 )
 from ._export import ExportSummary as ExportSummary, export_run as export_run
+from ._extras import MissingExtraError as MissingExtraError
 from ._groups import Summary as Summary
 from ._history import (
     CheckpointView as CheckpointView,

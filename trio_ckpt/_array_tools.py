@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from ._errors import StoreError
+from ._extras import needs_extra
 from ._threads import run_blocking
 from .state._ledger import ArrayLeaf
 
@@ -51,15 +51,11 @@ class ArrayTools:
         """The same each time; made at the first.
 
         Raises:
-            StoreError: what arrays need is not installed.
+            MissingExtraError: what arrays need is not installed.
         """
         if self._engine is None:
-            try:
+            with needs_extra("arrays", "a state with arrays"):
                 from .state._arrays import ArrayEngine  # NumPy is needed by those who have arrays
-            except ImportError as error:
-                raise StoreError(
-                    f"the state has arrays: install trio-ckpt[arrays] ({error})"
-                ) from error
             self._engine = ArrayEngine()
         return self._engine
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ._errors import StoreDamagedError
+from ._extras import needs_extra
 from ._records import Kind, Record
 from ._retention import Version
 from ._threads import run_blocking
@@ -187,7 +188,8 @@ async def read_named(
     store: Store, frames: Sequence[Frame], names: Collection[str] | None
 ) -> dict[str, Any]:
     """The arrays of some buffers, by the buffers' names."""
-    from .state._arrays import Assembly, open_compressor  # NumPy is an extra
+    with needs_extra("arrays", "a state with arrays"):
+        from .state._arrays import Assembly, open_compressor  # NumPy is an extra
 
     assembly = Assembly(frames, names)
     await fill(store, assembly, frames, await run_blocking(open_compressor))

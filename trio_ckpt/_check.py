@@ -22,6 +22,7 @@ import attrs
 
 from ._check_outputs import check_outputs_of
 from ._errors import StoreDamagedError, StoreError, TrioCkptError
+from ._extras import MissingExtraError, pip_command
 from ._progress import Pin, Progress, apply, decode_progress, encode_progress
 from ._records import Record, Seal, decode_record
 from ._state_check import check_states
@@ -246,9 +247,9 @@ async def _check_states(store: Store, view: RunView, where: str) -> list[Finding
     keys = [key for key in view.streams if key != RUN_STREAM]
     try:
         found = await check_states(store, view, keys)
-    except ModuleNotFoundError as error:
+    except MissingExtraError as error:
         what = f"its states were not looked at: {error.name} is not installed"
-        advice = "pip install trio-ckpt[arrays]"
+        advice = pip_command(error.extra)
         return [Finding(where, what, advice, is_damage=False, run_id=view.run_id)]
     except TrioCkptError as error:
         return [Finding(where, str(error), RESTORE, run_id=view.run_id)]

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import attrs
 
+from ._extras import pip_command
 from .stores._locks import HAS_FLOCK
 
 if sys.platform != "win32":
@@ -107,7 +108,7 @@ def _arrays() -> Iterator[Finding]:
     missing = [name for name in ARRAY_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         text = f"{', '.join(missing)} not installed: a state cannot hold arrays"
-        advice = "if yours does: pip install 'trio-ckpt[arrays]'"
+        advice = f"if yours does: {pip_command('arrays')}"
         yield Finding("arrays", Verdict.NOTE, text, advice)
         return
     from .state._pages import Untracked, open_tracker  # it needs NumPy, which is an extra

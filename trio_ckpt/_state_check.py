@@ -13,6 +13,7 @@ import attrs
 
 from ._chain import read_chain
 from ._errors import StoreDamagedError
+from ._extras import needs_extra
 from ._groups import in_order
 from ._history import read_pages
 from ._records import Record, Seal, decode_record
@@ -104,7 +105,7 @@ async def check_states(
     Raises:
         StoreDamagedError: a record is not what was saved.
         StoreError: the store cannot be read.
-        ModuleNotFoundError: there are arrays, and what they need is not installed.
+        MissingExtraError: there are arrays, and what they need is not installed.
     """
     check = _Check(store, view)
     parts = {key: entry.progress for key, entry in view.streams.items()}
@@ -191,7 +192,8 @@ def _pieces(frame: Frame) -> Iterator[_Piece]:
 
 
 def _compare(data: bytes, start: int, pieces: list[_Piece]) -> None:
-    import xxhash  # it comes with what arrays need; who has none needs it not
+    with needs_extra("arrays", "a state with arrays"):
+        import xxhash  # it comes with what arrays need; a program without arrays needs it not
 
     view = memoryview(data)
     for offset, size, digest in pieces:

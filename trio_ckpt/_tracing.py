@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from ._errors import TrioCkptError
+from ._extras import needs_extra
 from ._words import stream_name
 from .abc import Attempt, AttemptEnd, Observer
 
@@ -35,7 +35,7 @@ def trace_batches(tracer_provider: Any = None) -> Observer:
         tracer_provider: Of OpenTelemetry; default: the global one.
 
     Raises:
-        TrioCkptError: OpenTelemetry is not installed.
+        MissingExtraError: OpenTelemetry is not installed.
     """
     context, _propagate, trace = _load("trace_batches")
     tracer = trace.get_tracer("trio_ckpt", tracer_provider=tracer_provider)
@@ -95,7 +95,7 @@ def trace_context() -> dict[str, str]:
     """The current span as text: ``client.map(..., trace=trace_context())``.
 
     Raises:
-        TrioCkptError: OpenTelemetry is not installed.
+        MissingExtraError: OpenTelemetry is not installed.
     """
     _context, propagate, _trace = _load("trace_context")
     carrier: dict[str, str] = {}
@@ -149,7 +149,7 @@ def trace_tasks(tracer_provider: Any = None) -> TaskTracer:
         tracer_provider: Of OpenTelemetry; default: the global one.
 
     Raises:
-        TrioCkptError: OpenTelemetry is not installed.
+        MissingExtraError: OpenTelemetry is not installed.
     """
     context, propagate, trace = _load("trace_tasks")
     tracer = trace.get_tracer("trio_ckpt", tracer_provider=tracer_provider)
@@ -157,8 +157,6 @@ def trace_tasks(tracer_provider: Any = None) -> TaskTracer:
 
 
 def _load(who: str) -> tuple[Any, Any, Any]:
-    try:
+    with needs_extra("otel", who):
         from opentelemetry import context, propagate, trace
-    except ImportError as error:
-        raise TrioCkptError(f"{who} needs OpenTelemetry: pip install 'trio-ckpt[otel]'") from error
     return context, propagate, trace

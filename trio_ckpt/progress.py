@@ -18,6 +18,7 @@ import trio
 
 from ._arguments import instance, seconds
 from ._errors import text_of
+from ._extras import needs_extra
 from ._run import Run
 from ._screen import Screen as Screen
 from ._statistics import RunStatistics
@@ -218,8 +219,9 @@ def _live(
     run_id: str, file: TextIO, *, is_standard: bool
 ) -> Generator[Callable[[RunStatistics], None]]:
     """Lines in place; what the program prints meanwhile is shown above them."""
-    from rich.console import Console
-    from rich.live import Live
+    with needs_extra("cli", "a live display on a terminal"):
+        from rich.console import Console
+        from rich.live import Live
 
     console = Console(file=file, markup=False, highlight=False, emoji=False)
     live = Live(

@@ -14,6 +14,7 @@ from .._errors import (
     UnknownRunError,
     UnknownStreamError,
 )
+from .._extras import MissingExtraError
 from .._words import printable
 
 EXIT_OK = 0
@@ -51,6 +52,8 @@ def exit_code_of(error: BaseException) -> int | None:
     match error:
         case CommandError():
             return error.exit_code
+        case MissingExtraError():
+            return EXIT_NOT_INSTALLED
         case RunLockedError():
             return EXIT_OWNED
         case StoreError() | sqlite3.Error():

@@ -13,7 +13,6 @@ import trio
 
 from .._screen import Screen
 from ._exits import (
-    EXIT_NOT_INSTALLED,
     EXIT_OK,
     EXIT_REFUSED,
     EXIT_USAGE,
@@ -84,12 +83,8 @@ def monitor_command(
 
 
 async def _show(url: str, options: dict[str, Any], as_json: bool) -> int:
-    try:
-        from .. import monitor
-    except ImportError as error:
-        raise CommandError(
-            f"the monitor needs {error.name}: pip install 'trio-ckpt[monitor]'", EXIT_NOT_INSTALLED
-        ) from error
+    from .. import monitor
+
     problem: Exception | None = None
     async with reading(url) as store:
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import logging
 import os
 import signal
@@ -16,11 +16,12 @@ from pathlib import Path
 import click
 import trio
 
+from .._extras import needs_extra
 from .._gate import leaves_of
 from .._screen import Screen
 from ..remote import Foreman, UnsafeBindingError, new_secret, run_worker, serve_foreman
 from ..stores import open_store
-from ._exits import EXIT_NOT_INSTALLED, EXIT_OK, EXIT_USAGE, CommandError, one_line
+from ._exits import EXIT_OK, EXIT_USAGE, CommandError, one_line
 from ._key import mac_key
 from ._options import json_option, store_argument
 from ._report import to_json
@@ -201,13 +202,13 @@ def worker_command(
 
 
 def need_remote() -> None:
-    """See that the extra is installed.
+    """See that the extra is installed, before a secret is made or read.
 
     Raises:
-        CommandError: it is not.
+        MissingExtraError: it is not.
     """
-    if importlib.util.find_spec("trio_websocket") is None:
-        raise CommandError("install 'trio-ckpt[remote]'", EXIT_NOT_INSTALLED)
+    with needs_extra("remote", "the command"):
+        importlib.import_module("trio_websocket")
 
 
 def read_secret(path: Path | None, *, may_make: bool) -> str:

@@ -4,5 +4,8 @@ Imported by name: ``from trio_ckpt import monitor``.  `serve` runs inside the us
 ends with it.
 """
 
-from ._metrics import Metrics as Metrics
-from ._serve import Serving as Serving, serve as serve
+from .._extras import needs_extra
+
+with needs_extra("monitor", "trio_ckpt.monitor"):
+    from ._metrics import Metrics as Metrics
+    from ._serve import Serving as Serving, serve as serve

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any, cast
 
+from .._extras import needs_extra
 from ._structure import MisfitError, join
 
 MAX_REASON_CHARS = 300  # jsonschema quotes the value, which may be the whole document
@@ -21,16 +22,12 @@ def make_schema_check(schema: Mapping[str, Any]) -> Check:
     The draft is the one that ``$schema`` names, else 2020-12.  Formats are annotations.
 
     Raises:
-        ImportError: jsonschema is not installed.
+        MissingExtraError: jsonschema is not installed.
         ValueError: the schema is none, is of a draft that is not known, or refers to what
             is not in it: nothing is ever fetched.
     """
-    try:
+    with needs_extra("validate", "validation by a JSON Schema"):
         jsonschema, known, referencing = map(_load, _LIBRARIES)
-    except ImportError as error:
-        raise ImportError(
-            "validation by a JSON Schema needs jsonschema: pip install 'trio-ckpt[validate]'"
-        ) from error
     plain = _plain(schema)
     uri = plain.setdefault("$schema", jsonschema.Draft202012Validator.META_SCHEMA["$schema"])
     kind = None

@@ -30,6 +30,7 @@ from typing import Any, cast
 import attrs
 
 from .._errors import class_name, text_of
+from .._extras import needs_extra
 
 MAX_SHOWN_CHARS = 40  # of a value in a message
 
@@ -63,15 +64,11 @@ def make_structure(kind: Any) -> Structure:
     """A function that makes instances of `kind`; it raises `MisfitError`.
 
     Raises:
-        ImportError: cattrs is not installed.
+        MissingExtraError: cattrs is not installed.
         TypeError: a type in it cannot come from JSON, or its annotations lead nowhere.
     """
-    try:
+    with needs_extra("validate", "validation by an attrs class"):
         import cattrs
-    except ImportError as error:
-        raise ImportError(
-            "validation by an attrs class needs cattrs: pip install 'trio-ckpt[validate]'"
-        ) from error
     converter = cattrs.Converter(detailed_validation=True)
     for leaf in (str, int, float, bool, bytes, type(None), Path, datetime, date, time):
         converter.register_structure_hook(leaf, _structure_leaf)

@@ -10,13 +10,16 @@ from urllib.parse import urlsplit
 
 import attrs
 import trio
-import trio_websocket
-import wsproto.events
 
+from .._extras import needs_extra
 from .._gate import leaves_of
 from ._errors import ConnectionLostError, HandshakeRefusedError, RemoteProtocolError
 from ._frames import MAX_FRAME_BYTES
 from ._link import HANDSHAKE_S
+
+with needs_extra("remote", "a connection"):
+    import trio_websocket
+    import wsproto.events
 
 log = logging.getLogger("trio_ckpt.remote.sockets")
 

@@ -13,6 +13,7 @@ import trio
 from outcome import Outcome, acapture, capture
 
 from .._errors import text_of
+from .._extras import needs_extra
 from .._snapshots import Snapshots
 from .._stream import Stream
 from .._threads import run_blocking
@@ -278,11 +279,7 @@ def _call_sync(func: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 
 async def _call_in_process(func: Callable[..., Any], item: Any) -> Any:
-    try:
-        import trio_parallel  # type: ignore[import-untyped]  # an extra, without types
-    except ImportError as error:
-        raise NotAllowedError(
-            f"in_process=True needs trio-parallel: pip install 'trio-ckpt[parallel]' ({error})"
-        ) from error
+    with needs_extra("parallel", "in_process=True"):
+        import trio_parallel  # type: ignore[import-untyped]  # without types
     module: Any = trio_parallel
     return await module.run_sync(func, item, kill_on_cancel=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from .._extras import needs_extra
 from ._frame import (
     NO_ARRAYS as NO_ARRAYS,
     NO_PARENT as NO_PARENT,
@@ -32,5 +33,6 @@ _OF_MEMORY = frozenset({"array", "empty", "full", "ones", "zeros"})
 def __getattr__(name: str) -> Any:
     """Arrays in whole pages, see `trio_ckpt.state._memory`; NumPy is needed only for them."""
     if name in _OF_MEMORY:
-        return getattr(importlib.import_module("._memory", __name__), name)
+        with needs_extra("arrays", f"trio_ckpt.state.{name}"):
+            return getattr(importlib.import_module("._memory", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -32,7 +32,8 @@ from typing import Any, Literal
 import attrs
 import numpy as np
 
-from .._errors import StoreDamagedError, StoreError
+from .._errors import StoreDamagedError
+from .._extras import MissingExtraError
 from ._memory import Bytes
 
 Link = Literal["fast", "slow"]
@@ -161,9 +162,7 @@ class Compressor:
 
     def _unpack_blosc(self, body: memoryview, itemsize: int, target: Bytes) -> None:
         if self._blosc2 is None:
-            raise StoreError(
-                "the state is packed with blosc2; install trio-ckpt[arrays] to read it"
-            )
+            raise MissingExtraError("a state that is packed with blosc2", "blosc2", "arrays")
         if not _is_our_chunk(body, itemsize, target.nbytes):
             raise StoreDamagedError("a block holds a Blosc2 chunk of another kind")
         try:
@@ -173,7 +172,7 @@ class Compressor:
 
     def _unpack_zstd(self, body: memoryview, target: Bytes) -> None:
         if self._zstandard is None:
-            raise StoreError("the state is packed with zstd; install trio-ckpt[arrays] to read it")
+            raise MissingExtraError("a state that is packed with zstd", "zstandard", "arrays")
         filled = 0
         try:
             with self._zstandard.ZstdDecompressor().stream_reader(body) as reader:

@@ -119,7 +119,7 @@ def _named(text: str) -> np.dtype[Any]:
             ml_dtypes: Any = importlib.import_module("ml_dtypes")
         except ImportError as error:
             raise StoreError(
-                f"the state holds arrays of {text[3:]}: install ml_dtypes to read it"
+                f"the state holds arrays of {text[3:]}: pip install ml_dtypes"
             ) from error
         extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, text[3:]))
         return extended

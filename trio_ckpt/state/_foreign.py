@@ -199,6 +199,4 @@ def load(library: Literal["torch", "jax", "tensorflow"]) -> Any:
     try:
         return importlib.import_module(library)
     except ImportError as error:
-        raise StoreError(
-            f"the state holds tensors of {library}: install {library} to read it"
-        ) from error
+        raise StoreError(f"the state holds tensors of {library}: pip install {library}") from error

@@ -49,5 +49,5 @@ def _import_ml_dtypes() -> Any:
     try:
         import ml_dtypes
     except ImportError as error:
-        raise MissingHereError("it needs more types of numbers: install ml_dtypes") from error
+        raise MissingHereError("it needs more types of numbers: pip install ml_dtypes") from error
     return ml_dtypes

@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import msgspec
 
+from .._extras import pip_command
 from ._leaves import MissingHereError, decode_int, encode_int
 from ._tagged import Tree, kind_of
 
@@ -105,7 +106,7 @@ def import_numpy() -> Any:
     try:
         import numpy
     except ImportError as error:
-        raise MissingHereError("it needs NumPy: install numpy") from error
+        raise MissingHereError(f"it needs NumPy: {pip_command('arrays')}") from error
     return numpy
 
 
