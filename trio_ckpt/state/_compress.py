@@ -32,7 +32,7 @@ from typing import Any, Literal
 import attrs
 import numpy as np
 
-from .._errors import StoreDamagedError
+from .._errors import StoreDamagedError, StoreError
 from .._extras import MissingExtraError
 from ._memory import Bytes
 
@@ -101,7 +101,7 @@ class Compressor:
 
         Raises:
             StoreDamagedError: it is no block, or not one of exactly that many bytes.
-            StoreError: it needs a library that is not installed.
+            MissingExtraError, StoreError: it needs a library that is not installed.
         """
         view = memoryview(block)
         codec, itemsize, raw_nbytes = read_head(view)
@@ -172,7 +172,7 @@ class Compressor:
 
     def _unpack_zstd(self, body: memoryview, target: Bytes) -> None:
         if self._zstandard is None:
-            raise MissingExtraError("a state that is packed with zstd", "zstandard", "arrays")
+            raise StoreError("the state is packed with zstd: pip install zstandard")
         filled = 0
         try:
             with self._zstandard.ZstdDecompressor().stream_reader(body) as reader:
