@@ -30,7 +30,6 @@ from trio_ckpt import (
     SaveOutcomeUnknownError,
     Status,
     StoreError,
-    StreamEndedError,
     StreamFailedError,
     StreamsStillOpenError,
     open_run,
@@ -415,36 +414,6 @@ async def test_more_records_than_a_page_are_verified_beside_the_run(tmp_path: Pa
     async with begin(store, output_dir=tmp_path) as run:
         assert sorted(await write(run, 1_100)) == [2, 1050]
         assert run._progress[("s",)].totals["n"].value == 1_100
-
-
-async def test_wait_confirmed(autojump_clock: trio.testing.MockClock) -> None:
-    store, waited = MemoryStore(), []
-
-    async def wait(run: Run, name: str, index: int) -> None:
-        try:
-            await run.wait_confirmed((name,), [index])
-            waited.append((name, index, "durable"))
-        except (CheckpointFailedError, StreamEndedError) as error:
-            waited.append((name, index, type(error).__name__))
-
-    async with begin(store) as run, trio.open_nursery() as nursery:
-        for case in [("s", 2), ("s", 9), ("f", 0), ("never", 0)]:
-            nursery.start_soon(wait, run, *case)
-        await trio.testing.wait_all_tasks_blocked()
-        await work(run)
-        async with run.open_stream("f") as stream:
-            async for batch in stream.batches(range(1)):
-                batch.skip("no")
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
-    assert sorted(waited) == [
-        ("f", 0, "CheckpointFailedError"),
-        ("s", 2, "durable"),
-        ("s", 9, "StreamEndedError"),
-    ]
-    async with begin(store) as run:
-        with pytest.raises(CheckpointFailedError, match="skipped"):
-            await run.wait_confirmed(("f",), [0])
 
 
 @pytest.mark.parametrize("run_id", ["", ".", "..", "a/b", "a\\b", "a\n", "x" * 201])

@@ -16,7 +16,8 @@ The floor plan; a file imports only from floors below its own:
         _resume     opening a stream                  _phase      done once
         _session    what was found                    _manifest   what a complete run left
         _fresh      beginning again                   _roster     streams of an open run
-        _run, _open   open_run                        _live       for other processes
+        _waits      for batches                       _run, _open   open_run
+        _live       for other processes
     L3  _coordinator  tokens without I/O              _lane, _saver   group commit
         _history    for readers
     L2  _registry   pending tokens                    _config, _retry, _source

@@ -26,6 +26,7 @@ from ._progress import Progress
 from ._records import Status
 from ._saver import Saver
 from ._statistics import RunStatistics, eta_s, rate_per_s
+from ._token import Failure
 from ._totals import shown
 from ._values import RUN_STREAM, StreamKey
 from .abc import RunView
@@ -40,6 +41,8 @@ class Roster:
         lanes: Of those that this session has touched.
         desks: Of those that are open.
         phases: The phases that are open.
+        failures: Batches that failed for good in this session, by stream.
+        is_closed: The block of the run has ended.
         began: When the run was opened, on trio's clock.
         runtime_before_s: Seconds that earlier sessions took.
     """
@@ -50,6 +53,10 @@ class Roster:
     lanes: dict[StreamKey, Lane] = attrs.field(factory=dict[StreamKey, Lane], init=False)
     desks: dict[StreamKey, Gate] = attrs.field(factory=dict[StreamKey, Gate], init=False)
     phases: set[StreamKey] = attrs.field(factory=set[StreamKey], init=False)
+    failures: dict[StreamKey, dict[int, Failure]] = attrs.field(
+        factory=dict[StreamKey, dict[int, Failure]], init=False
+    )
+    is_closed: bool = attrs.field(default=False, init=False)
     began: float = attrs.field(factory=trio.current_time, init=False)
 
     @classmethod
@@ -68,13 +75,24 @@ class Roster:
 
     def check_known(self, key: StreamKey) -> None:
         """Raise UnknownStreamError unless there is such a stream."""
-        if key not in self.progress or key == RUN_STREAM:
+        if not self.has(key):
             raise self._unknown(key)
 
+    def has(self, key: StreamKey) -> bool:
+        """Whether there is such a stream: it is open, has records, or is on the list."""
+        return key in self.progress and key != RUN_STREAM
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+        return self._saver.run_key.run_id
+
     def _unknown(self, key: StreamKey) -> UnknownStreamError:
-        run_id = self._saver.run_key.run_id
         return UnknownStreamError(
-            f"run {run_id!r} has no stream {'/'.join(key)!r}", run_id=run_id, stream=key
+            f"run {self.run_id!r} has no stream {'/'.join(key)!r}: one of that key is neither "
+            "open nor saved, nor put on the list by add_streams()",
+            run_id=self.run_id,
+            stream=key,
         )
 
     def exit_code(self, *, has_ended: bool) -> int:

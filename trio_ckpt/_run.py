@@ -24,7 +24,6 @@ from ._errors import (
     RunStoppedError,
     StoreConflictError,
     StreamBusyError,
-    StreamEndedError,
     StreamFailedError,
     StreamsStillOpenError,
     TrioCkptError,
@@ -52,8 +51,8 @@ from ._staging import OWNER_AGE_S, SINK, Claims, StreamFiles
 from ._statistics import RunStatistics
 from ._stop import Stop
 from ._stream import Stream
-from ._token import Failure
 from ._values import RUN_STREAM, StreamKey, check_stream_key, encode_key
+from ._waits import wait_confirmed
 from .abc import Observer, RunView, Store, StreamView
 from .outputs import OutputDir, Validate, Validator
 
@@ -106,13 +105,11 @@ class Run:
         self._rewinding: set[StreamKey] = set()
         self._list_lock = trio.Lock()
         stop.changed = coordinator.registry.touch
-        self._failures: dict[StreamKey, dict[int, Failure]] = {}
         self._claims: Claims = {
             path: (encode_key(key), SINK) for key, p in self._progress.items() for path in p.sinks
         }
         if outputs is not None:
             self._claims[MANIFEST] = (encode_key(RUN_STREAM), SINK)
-        self._is_closed = False
 
     @property
     def exit_code(self) -> int:
@@ -298,7 +295,7 @@ class Run:
             files,
             self._nursery,
             first_index=first_index,
-            failed=self._failures.setdefault(key, {}),
+            failed=self._roster.failures.setdefault(key, {}),
         )
         return desk
 
@@ -424,7 +421,7 @@ class Run:
             )
 
     def _check_open(self) -> None:
-        if self._is_closed:
+        if self._roster.is_closed:
             raise trio.ClosedResourceError(f"run {self.run_id!r} is closed")
 
     def _check_free(self, key: StreamKey) -> None:
@@ -526,46 +523,23 @@ class Run:
     async def wait_confirmed(self, stream: Stream[Any] | StreamKey, indexes: Iterable[int]) -> None:
         """Wait until batches are durable, also such as are not begun yet.
 
+        Args:
+            stream: An open stream; or the key of one that is open, has records, or is on the
+                list of `add_streams`, and so may be opened later.
+            indexes: Which.
+
         Raises:
+            UnknownStreamError: there is no such stream.
             CheckpointFailedError: one of them failed, or was skipped.
             StreamEndedError: the stream ended without them.
+            TypeError: the key is no tuple.
             RunStoppedError: the run was stopped before that.
 
         Cancellation: always a cancellation and a schedule point.
         """
-        key = stream.key if isinstance(stream, Stream) else tuple(stream)
+        key = stream.key if isinstance(stream, Stream) else _parts(stream)
         registry = self.coordinator.registry
-        wanted, was_open = set(indexes), key in self._desks
-        await trio.lowlevel.checkpoint()
-        while True:
-            version = registry.version
-            progress = self._progress.get(key, Progress())
-            wanted = {index for index in wanted if index not in progress.confirmed}
-            if not wanted:
-                return
-            self._raise_failure(key, progress, wanted)
-            is_open = key in self._desks
-            was_open = was_open or is_open
-            if self._stop.exit_code and not is_open:
-                raise self._stopped()
-            is_over = was_open or self._is_closed or progress.status is Status.COMPLETE
-            if is_over and not is_open:
-                raise StreamEndedError(
-                    f"{describe_batch(self.run_id, key, None)} ended without batches "
-                    f"{sorted(wanted)[:10]}",
-                    run_id=self.run_id,
-                    stream=key,
-                )
-            await registry.wait_changed(version)
-
-    def _raise_failure(self, key: StreamKey, progress: Progress, wanted: set[int]) -> None:
-        failed = self._failures.get(key, {})
-        skipped = {index for index in wanted if index in progress.skipped}
-        for index in sorted(skipped | (wanted & failed.keys())):
-            failure = failed.get(index, SKIPPED)
-            raise failure.error(
-                failure.reason, run_id=self.run_id, stream=key, batch_index=index
-            ) from failure.cause
+        await wait_confirmed(self._roster, registry, self._stop, key, indexes, self._stopped)
 
     # -- leaving -----------------------------------------------------------------------------
 
@@ -574,7 +548,7 @@ class Run:
 
         They pass the gate in their own tasks, which have `grace_s` for it.
         """
-        self._is_closed = True
+        self._roster.is_closed = True
         registry = self.coordinator.registry
         if self._desks:
             names = ", ".join(repr("/".join(key)) for key in self._desks)
@@ -622,9 +596,6 @@ class Run:
                 error.__context__ = self._stopped()
             return error
         return poison if isinstance(poison, StoreConflictError) else self._stopped()
-
-
-SKIPPED = Failure("it was skipped")
 
 
 @attrs.frozen
