@@ -417,7 +417,7 @@ async def test_edge_case_10_over_the_wire_out_of_memory_checkpoints(
         async with mapping(site, "train", [1]) as found:
             pass
     assert found == [trained(1)]
-    assert "there is not enough memory" in caplog.text
+    assert "is left out: MemoryError" in caplog.text
 
 
 # -- future enhancements and actions -----------------------------------------------------------
