@@ -28,6 +28,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_threads": (0, 6),
     "_words": (0, 7),
     "_screen": (0, 7),
+    "_scopes": (0, 7),
     "_log": (0, 8),
     "_facts": (0, 8),
     "_stored": (1, 0),

@@ -154,9 +154,16 @@ def _given_up(facts: Facts, progress: Progress, key: StreamKey) -> str:
     return (
         f"{plural(count, 'batch')} {'was' if count == 1 else 'were'} given up and "
         f"{'stays' if count == 1 else 'stay'} skipped ({spans(progress.skipped.intervals())}) "
-        f"unless retry_failed=True or `{_retry(facts, key)}` puts "
-        f"{'it' if count == 1 else 'them'} back."
+        f"unless {_puts_back(facts, progress, key)}."
     )
+
+
+def _puts_back(facts: Facts, progress: Progress, key: StreamKey) -> str:
+    """What puts back to work what was skipped."""
+    if (first := progress.built_over) is not None:
+        return f"the stream is rewound to batch {first - 1:,}, because later ones build on it"
+    them = "it" if len(progress.skipped) == 1 else "them"
+    return f"retry_failed=True or `{_retry(facts, key)}` puts {them} back"
 
 
 def _retry(facts: Facts, key: StreamKey) -> str:

@@ -233,7 +233,7 @@ class Feed(Generic[T]):
     @property
     def _is_ordered(self) -> bool:
         """Whether a batch begins with what the one before it has left, so none may overtake it."""
-        has_order = self._desk.keeper is not None or self._desk.lane.progress.has_cursor
+        has_order = self._desk.keeper is not None or self._desk.lane.progress.has_order
         return has_order and not self._desk.is_parallel
 
     def _due(self) -> tuple[int, T | None, bytes] | None:

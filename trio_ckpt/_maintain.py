@@ -21,8 +21,8 @@ from ._manifest import set_manifest_aside
 from ._progress import Progress
 from ._ranges import IndexSet
 from ._records import Kind, Record
-from ._redo import Redo
-from ._resume import retry_record, up_to
+from ._redo import Redo, retry_record
+from ._resume import up_to
 from ._retention import Retention
 from ._saver import Saver, open_saver
 from ._state_check import is_whole
@@ -61,12 +61,14 @@ class Maintenance:
 
         Raises:
             UnknownStreamError: there is no such stream.
+            CannotRedoError: later batches of one build on what was skipped; nothing is changed.
 
         Durability: when this returns it is saved.
         """
         parts = {key: entry.progress for key, entry in self.view.streams.items()}
         wanted = in_order(parts) if keys is None else list(keys)
-        records = [(self._lane(key), retry_record(parts[key])) for key in wanted]
+        run_id = self.view.run_id
+        records = [(self._lane(key), retry_record(run_id, key, parts[key])) for key in wanted]
         found = [(lane, record) for lane, record in records if record is not None]
         if found:
             await self._begin_change()

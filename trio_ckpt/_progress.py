@@ -157,7 +157,18 @@ class Progress:
     @property
     def is_ordered(self) -> bool:
         """Whether later batches build on earlier ones: one alone cannot be done again."""
-        return self.has_state or self.has_cursor or any(self.sinks.values())
+        return self.has_order or any(self.sinks.values())
+
+    @property
+    def has_order(self) -> bool:
+        """Whether a batch begins with what the one before it has left."""
+        return self.has_state or self.has_cursor
+
+    @property
+    def built_over(self) -> int | None:
+        """The first skipped batch that confirmed ones build over: it cannot be retried alone."""
+        first = next(iter(self.skipped), None) if self.has_order else None
+        return first if first is not None and first < self.confirmed.stop else None
 
     @property
     def total(self) -> int | None:

@@ -28,13 +28,14 @@ from ._chain import blobs_of, read_chain
 from ._errors import CannotRedoError, StoreDamagedError, describe_batch
 from ._history import Standing, StandingRecord, read_pages
 from ._lane import Lane
-from ._progress import add_marks, encode_marks, item_mark
+from ._progress import Progress, add_marks, encode_marks, item_mark
 from ._ranges import IndexSet
-from ._records import Kind, Output, Record, SinkLines, Taken
+from ._records import Kind, Output, Record, SinkLines, Status, Taken
 from ._saver import Saver
 from ._staging import Claims
 from ._threads import run_blocking
 from ._totals import ExactSum, add_amounts, encode_sums
+from ._values import StreamKey
 from ._words import printable
 from .abc import Store
 from .outputs import OutputDir, keep_tail
@@ -369,6 +370,28 @@ class Redo:
             if path in self.lane.sinks:
                 self.lane.sinks.pop(path).close()
             await run_blocking(keep_tail, self.outputs, path, end - size, self._label)
+
+
+def retry_record(run_id: str, key: StreamKey, progress: Progress) -> Record | None:
+    """What puts the skipped and failed batches of a stream back to work; None: there is none.
+
+    Raises:
+        CannotRedoError: later batches build on one that was skipped.
+    """
+    if not progress.skipped and progress.status is not Status.FAILED:
+        return None
+    if (first := progress.built_over) is not None:
+        raise CannotRedoError(
+            None,
+            f"batch {first} was skipped and cannot be tried again alone, because later ones build "
+            f"on the state or cursor after it; rewind the stream to batch {first - 1}, or open it "
+            "with retry_failed=False",
+            run_id=run_id,
+            stream=key,
+            batch_index=first,
+        )
+    indexes = IndexSet([*progress.skipped, *progress.failures])
+    return Record(kind=Kind.RETRY, at=time.time(), steps=tuple(indexes.to_steps()))
 
 
 def _both(standing: Standing, records: list[tuple[int, Record]]) -> list[StandingRecord]:

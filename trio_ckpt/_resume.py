@@ -18,10 +18,8 @@ from ._errors import OutputsMissingError, StoreDamagedError, StreamFailedError
 from ._gate import Gate
 from ._history import read_pages
 from ._keeper import StateKeeper
-from ._progress import Progress
-from ._ranges import IndexSet
 from ._records import Kind, Record, Status
-from ._redo import Redo
+from ._redo import Redo, retry_record
 from ._retention import Retention, Versions
 from ._stream import Stream
 from ._verify import Verifier, Verify
@@ -69,6 +67,7 @@ class Resume:
 
         Raises:
             StreamFailedError: the stream failed for good.
+            CannotRedoError: `retry_failed`, and later batches build on one that was skipped.
             OutputError: confirmed outputs are damaged; see `trio_ckpt._verify`.
             TypeError: it was opened with a state before.
             StateChangedError: its saved state does not fit.
@@ -119,7 +118,9 @@ class Resume:
                 stream=self.desk.lane.key,
                 retryable=False,
             )
-        if self.settings.retry_failed and (record := retry_record(progress)) is not None:
+        if self.settings.retry_failed and (
+            record := retry_record(self.desk.run_id, self.desk.lane.key, progress)
+        ):
             await self.desk.save_plain(record)
 
     async def _open_sinks(self) -> None:
@@ -272,14 +273,6 @@ async def up_to(
     async with aclosing(pages()) as newest_first:
         async for records in newest_first:
             yield [(sequence, record) for sequence, record in records if sequence <= last]
-
-
-def retry_record(progress: Progress) -> Record | None:
-    """What puts the skipped and failed batches of a stream back to work; None: there is none."""
-    if not progress.skipped and progress.status is not Status.FAILED:
-        return None
-    indexes = IndexSet([*progress.skipped, *progress.failures])
-    return Record(kind=Kind.RETRY, at=time.time(), steps=tuple(indexes.to_steps()))
 
 
 class _Beside:

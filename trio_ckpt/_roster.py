@@ -196,7 +196,7 @@ class Roster:
 
 def _is_to_process(progress: Progress, retry_failed: bool) -> bool:
     if progress.status is Status.COMPLETE:
-        return retry_failed and bool(progress.skipped)
+        return retry_failed and bool(progress.skipped) and progress.built_over is None
     if progress.status is Status.FAILED and progress.error is not None:
         return retry_failed or progress.error.retryable
     return True

@@ -271,7 +271,7 @@ class Stream(Generic[S]):
             )
         self._desk.is_open_ended = True
         batch: Batch[None] = self._desk.hand_out(index, None, b"")
-        self._walk.batch = batch  # so that finish(), save() and fail() pass the gate for it
+        self._walk.hold(batch)  # so that finish(), save() and fail() pass the gate for it
         try:
             yield batch
         except BaseException as error:
@@ -498,7 +498,8 @@ class Stream(Generic[S]):
         index = batch.index if batch is not None and batch.index in desk.open else None
         try:
             if batch is not None:
-                await desk.pass_gate(batch, Way.EXIT if error is None else way_of(error), error)
+                way = self._walk.way_out(Way.EXIT) if error is None else way_of(error)
+                await desk.pass_gate(batch, way, error)
             if self._desk.failure is not None and self._progress.status is not Status.FAILED:
                 await self._save_failure(self._desk.failure)  # a later record had opened it again
             elif error is None and self._desk.failure is None:

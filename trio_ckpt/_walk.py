@@ -21,6 +21,7 @@ from ._gate import Gate, Passed, Way
 from ._progress import Progress
 from ._records import Kind, Record, Status
 from ._retry import Again
+from ._scopes import Surroundings
 from ._source import Source
 from ._statistics import resume_line
 
@@ -44,6 +45,7 @@ class Walk:
         loop: The newest one; an older one must not go on.
         source: Of the newest loop.
         is_cut: The newest loop has an open end and was narrowed by ``end=``.
+        around: The cancel scopes around the loop when it handed out its batch.
         is_closed: The block of the stream has ended.
     """
 
@@ -55,6 +57,7 @@ class Walk:
     loop: object = attrs.field(default=None, init=False)
     source: Source[Any] | None = attrs.field(default=None, init=False)
     is_cut: bool = attrs.field(default=False, init=False)
+    around: Surroundings = attrs.field(factory=Surroundings, init=False)
     is_closed: bool = attrs.field(default=False, init=False)
 
     @property
@@ -105,12 +108,24 @@ class Walk:
 
     # -- a step --------------------------------------------------------------------------------
 
+    def hold(self, batch: Batch[Any]) -> None:
+        """Make a batch the one of the loop or block of the owner."""
+        self.batch = batch
+        self.around.look(self.task)
+
+    def way_out(self, way: Way) -> Way:
+        """The way by which the batch of the loop is left, where `way` is what it looks like.
+
+        A scope around the loop that was cancelled has ended the body, not the program.
+        """
+        return Way.CANCEL if self.around.were_cancelled() else way
+
     async def settle_open(self, way: Way) -> Passed:
         """Pass the gate for the batch of the loop, and wait until it may run again if so."""
         batch, self.batch = self.batch, None
         if batch is None:
             return Passed.GO_ON
-        passed = await self.desk.pass_gate(batch, way)
+        passed = await self.desk.pass_gate(batch, self.way_out(way))
         if isinstance(passed, Again):
             await trio.sleep(passed.after_s)
             return Passed.GO_ON
@@ -307,7 +322,7 @@ class Batches(Generic[T]):
         await walk.wait_for_turn(found[0])
         await trio.lowlevel.checkpoint_if_cancelled()
         batch: Batch[T] = walk.desk.hand_out(*found)
-        walk.batch = batch
+        walk.hold(batch)
         return batch
 
     async def _begin(self) -> Source[T]:

@@ -160,6 +160,7 @@ def test_retry_of_one_group(run: Terminal, gh: Path) -> None:
         "run": "gh-2025",
         "streams": [["org/repo2", "pulls"], ["org/repo2", "issues"]],
         "batches": 0,
+        "built_over": [],
     }
     assert saved(run, gh)["total"]["batches"]["skipped"] == 1
 
@@ -606,3 +607,32 @@ def test_retry_of_a_run_with_one_skip(run: Terminal, store: Path) -> None:
     skip = Record(kind=Kind.SKIP, at=T0 + 30, index=4, error=ErrorInfo("E", "no"))
     make_run(store, "run", {("a",): [*complete(2), skip]})
     assert run("retry", store, "run", "--yes").out.startswith("1 batch of 1 stream back to work")
+
+
+def test_retry_of_a_run_leaves_alone_what_later_batches_build_over(
+    run: Terminal, store: Path
+) -> None:
+    skips = {
+        at: Record(kind=Kind.SKIP, at=T0 + at, index=at, error=ErrorInfo("E", "no"))
+        for at in (1, 2)
+    }
+    after = Record(at=T0 + 20, index=2, cursor="next")
+    make_run(
+        store, "run", {("a",): [*batches(1), skips[1], after], ("b",): [*batches(2), skips[2]]}
+    )
+    said = run("retry", store, "run", "--yes")
+    assert (said.code, said.out.splitlines()) == (
+        0,
+        [
+            "1 batch of 1 stream back to work; start the program to go on",
+            "stream 'a' stays as it is: later batches build on batch 1, which was skipped; rewind "
+            "the stream to before it",
+        ],
+    )
+    document = run("retry", store, "run", "--yes", "--json").json
+    assert (document["streams"], document["built_over"]) == ([], [["a"]])
+    refused = run("retry", store, "run", "--stream", "a", "--yes")
+    assert (refused.code, refused.err.count("\n")) == (7, 1)
+    assert "rewind the stream to batch 0" in refused.err
+    said = run("explain", store, "run")
+    assert "unless the stream is rewound to batch 0, because later ones build on it" in said.out

@@ -148,7 +148,9 @@ async def retry(
     look = await _look_at_free(store, run_id)
     await _need_folder(output_dir)
     keys = choose_streams(look.keys, stream)
-    wanted = [key for key in keys if _needs_retry(look.parts[key])]
+    needed = [key for key in keys if _needs_retry(look.parts[key])]
+    built_over = [key for key in needed if look.parts[key].built_over is not None]
+    wanted = needed if stream is not None else [key for key in needed if key not in built_over]
     batches = sum(len(look.parts[key].skipped) for key in wanted)
     if wanted:
         failed = plural(_failed(look, wanted), "failed stream")
@@ -161,14 +163,23 @@ async def retry(
         "run": run_id,
         "streams": [list(key) for key in wanted],
         "batches": batches,
+        "built_over": [list(key) for key in built_over],
     }
-    if not wanted:
-        return Answer(
-            lambda: document,
-            lambda: ["nothing was given up and no stream has failed: nothing to do"],
-        )
-    text = f"{plural(batches, 'batch')} of {plural(len(wanted), 'stream')} back to work"
-    return Answer(lambda: document, lambda: [f"{text}; start the program to go on"])
+    lines: list[str] = []
+    if wanted:
+        text = f"{plural(batches, 'batch')} of {plural(len(wanted), 'stream')} back to work"
+        lines.append(f"{text}; start the program to go on")
+    elif not built_over:
+        lines.append("nothing was given up and no stream has failed: nothing to do")
+    lines += [_built_over(key, look.parts[key]) for key in built_over]
+    return Answer(lambda: document, lambda: lines)
+
+
+def _built_over(key: StreamKey, progress: Progress) -> str:
+    return (
+        f"stream {stream_name(key)!r} stays as it is: later batches build on batch "
+        f"{progress.built_over}, which was skipped; rewind the stream to before it"
+    )
 
 
 def _needs_retry(progress: Progress) -> bool:
