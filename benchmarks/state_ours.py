@@ -24,7 +24,7 @@ import trio
 import xxhash
 
 from benchmarks import MIB, median
-from trio_ckpt import Batch, Run, Stream, _keeper, open_run, state
+from trio_ckpt import Batch, Run, Stream, _kept, open_run, state
 from trio_ckpt.state import _arrays
 from trio_ckpt.state._pages import Untracked
 
@@ -241,7 +241,7 @@ async def time_lag(folder: Path, mib: int, rung: str, rounds: int) -> dict[str, 
 
 async def build_chain(folder: Path, mib: int, deltas: int) -> dict[str, object]:
     """A state and so many differences to it, 1 % of scattered rows each."""
-    _keeper.MAX_DELTAS, _keeper.SHARE_OF_DEAD = deltas + 1, float("inf")
+    _kept.MAX_DELTAS, _kept.SHARE_OF_DEAD = deltas + 1, float("inf")
     weights = make_weights(mib)
     rng = np.random.default_rng(1)
     async with (

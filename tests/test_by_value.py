@@ -511,3 +511,95 @@ def test_no_change_to_what_is_seen_changes_what_is_kept(steps: list[Step]) -> No
         }
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+# ---------------------------------------------------------------------------------------
+# States
+# ---------------------------------------------------------------------------------------
+
+
+@attrs.define
+class Model:
+    """A state with arrays that share memory, and a field that is not saved."""
+
+    weights: np.ndarray[Any, Any]
+    row: np.ndarray[Any, Any]
+    notes: list[Any]
+    client: Any = attrs.field(default=None, metadata={"exclude": True})
+
+
+def new_model() -> Model:
+    weights = np.zeros((4, 5))
+    notes: list[Any] = [1, ("a", {2})]
+    return Model(weights, weights[1], [notes, notes], object())
+
+
+async def train(run: Any, name: str, state: Any) -> Any:
+    """Change the state in three batches; returns it."""
+    async with run.open_stream(name, state=state) as stream:
+        async for batch in stream.batches(range(3)):
+            stream.state.weights += 1
+            stream.state.notes.append(batch.index)
+            batch.complete()
+        return stream.state
+
+
+async def test_one_initial_state_serves_many_streams_and_again_after_a_rewind() -> None:
+    store, initial = MemoryStore(), new_model()
+    async with begin(store) as run:
+        states = [await train(run, name, initial) for name in "ab"]
+        await run.rewind(("a",), to=-1, reason="once more")
+        states.append(await train(run, "a", initial))
+    for state in states:
+        assert state.weights.tolist() == [[3.0] * 5] * 4
+        assert state.notes[2:] == [0, 1, 2]
+        assert state.client is initial.client
+        state.weights[1, 2] = 7  # what was aliased is aliased in the copy
+        assert state.row[2] == 7
+        assert state.notes[0] is state.notes[1]
+    assert initial.weights.sum() == 0
+    assert len(initial.notes) == 2
+    async with begin(store.after_crash()) as run:
+        assert (await train(run, "b", initial)).weights.tolist() == [[3.0] * 5] * 4
+
+
+async def test_a_change_to_the_given_state_is_no_change_to_the_stream() -> None:
+    given_state: dict[str, Any] = {"n": [0], "a": np.zeros(3)}
+    async with begin("memory:") as run, run.open_stream("s", state=given_state) as stream:
+        spoil(given_state["n"])
+        given_state["a"] += 1
+        assert stream.state["n"] == [0]
+        assert stream.state["a"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("given_state", "other"),
+    [
+        ({"n": 0}, [1, 2]),
+        ([0], {"n": 0}),
+        (new_model(), {"n": 0}),
+        (0, "1"),
+        ("text", b"text"),
+        (np.zeros(2), [0.0]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_a_state_of_another_kind_is_refused_when_it_is_set(
+    given_state: Any, other: Any
+) -> None:
+    store = MemoryStore()
+    async with begin(store) as run, run.open_stream("s", state=given_state) as stream:
+        async for batch in stream.batches(range(2)):
+            with pytest.raises(TypeError, match=r"stream\.state must be a .*, not "):
+                stream.state = other
+            batch.complete()
+    async with begin(store.after_crash()) as run, run.open_stream("s", state=given_state) as stream:
+        assert type(stream.state) is type(given_state)
+
+
+async def test_a_state_of_the_same_kind_can_be_set() -> None:
+    async with begin("memory:") as run, run.open_stream("s", state=1) as stream:
+        async for batch in stream.batches(range(2)):
+            stream.state = 2.5 if batch.index else np.float32(1)  # type: ignore[assignment]
+            batch.complete()
+        assert stream.state == 2.5

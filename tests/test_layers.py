@@ -58,6 +58,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_batch": (4, 0),
     "_stop": (4, 1),
     "_staging": (4, 2),
+    "_kept": (4, 1),
     "_keeper": (4, 2),
     "_partial": (4, 3),
     "_desk": (4, 3),

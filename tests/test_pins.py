@@ -11,7 +11,7 @@ import trio
 import trio.lowlevel
 
 import trio_ckpt
-from trio_ckpt import CannotRedoError, Stream, _keeper, open_run
+from trio_ckpt import CannotRedoError, Stream, _kept, open_run
 from trio_ckpt._pins import MAX_PINS
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Fail, FaultyStore
@@ -22,7 +22,7 @@ KEY = ("s",)
 @pytest.fixture(autouse=True)
 def every_state_is_a_chain_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what is kept can be counted."""
-    monkeypatch.setattr(_keeper, "MAX_DELTAS", 0)
+    monkeypatch.setattr(_kept, "MAX_DELTAS", 0)
 
 
 def begin(store: Any) -> Any:
@@ -216,7 +216,7 @@ async def test_what_cannot_be_pinned_is_refused() -> None:
                 with pytest.raises(ValueError, match="a label"):
                     await stream.pin(label)
             for number in range(MAX_PINS):
-                stream.progress.pins[str(number)] = trio_ckpt.Pin(0.0, None, b"")
+                stream.desk.lane.progress.pins[str(number)] = trio_ckpt.Pin(0.0, None, b"")
             await stream.pin("7")
             with pytest.raises(ValueError, match=f"{MAX_PINS} pins"):
                 await stream.pin("one more")

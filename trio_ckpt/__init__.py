@@ -10,6 +10,7 @@ The floor plan; a file imports only from floors below its own:
         _tracing    spans of batches
     L4  _batch      one attempt                       _stop       stopping in good order
         _staging    files of a stream                 _desk       one open stream
+        _kept       a state as a store has it         _keeper     the state of a stream
         _gate       the law of order                  _walk       loops over batches
         _redo       back to work                      _rescan     outputs without records
         _stream     what users hold                   _verify     outputs on resume

@@ -23,7 +23,8 @@ from ._array_tools import ArrayTools
 from ._attic import archive_chains
 from ._chain import blobs_of, fill, layout_of, read_chain, version_of
 from ._history import read_pages
-from ._keeper import Hold, Saved, StateKeeper
+from ._keeper import Hold, StateKeeper
+from ._kept import Saved
 from ._lane import Lane
 from ._records import Kind, Record, Status, decode_record
 from ._retention import Retention, Versions

@@ -45,7 +45,7 @@ from ._errors import (
     describe_batch,
     text_of,
 )
-from ._keeper import Saved
+from ._kept import Saved
 from ._records import (
     CheckpointResult,
     Kind,

@@ -15,15 +15,17 @@ still in memory; arrays are read back from the store.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple
 
 import attrs
 import trio
 
+from ._arguments import shown
 from ._array_tools import ArrayTools
-from ._chain import fill, layout_of, read_chain
+from ._chain import fill, read_chain
+from ._kept import DELTA_FROM_BYTES, Kept, Saved, is_long, is_unchanged, kept_of
 from ._records import Kind, Record
 from ._retention import Retention, Version, Versions
 from ._saver import Saver
@@ -34,7 +36,6 @@ from .state import (
     NO_ARRAYS,
     NO_PARENT,
     Frame,
-    Layout,
     Plan,
     Tree,
     check_kind,
@@ -42,8 +43,8 @@ from .state import (
     encode_frame,
     encode_tree,
     frame_digest,
+    is_of_kind,
     new_lineage,
-    tree_of,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 INLINE_BYTES = 2**18  # of array data: more goes into a blob of its own
-DELTA_FROM_BYTES = 2**16  # of the tree: a smaller one is saved whole each time
 THREAD_FROM_BYTES = 2**15
 """Of the tree, the last time: a larger one is taken apart and compared in a thread.
 
@@ -63,51 +63,6 @@ smaller ones would gain nothing.  Measured with a task that wants to wake every 
 200,000 keys, or 50,000 small objects, are saved: it was 180 to 450 ms late on the event loop, it
 is 7 to 13 ms late beside a thread, and up to 90 ms only when Python's collector of cycles runs.
 """
-MAX_DELTAS = 50
-SHARE_OF_DEAD = 1.0  # of what is live: with more a chain begins anew
-
-
-@attrs.frozen(eq=False)
-class Kept:
-    """A state as the store has it.
-
-    Attributes:
-        tree: Without its arrays.
-        chain: The frames that it is restored from, the newest first; each with its payload's
-            digest.
-        tables: What is held of its buffers.
-        layout: How its arrays lie in them.
-    """
-
-    tree: Any
-    tree_bytes: bytes
-    chain: tuple[tuple[bytes, Frame], ...]
-    tables: dict[str, Table] = attrs.field(factory=dict[str, "Table"])
-    layout: Layout = NO_ARRAYS
-
-    @property
-    def digest(self) -> bytes:
-        """Of its newest frame."""
-        return self.chain[0][0]
-
-    @property
-    def blobs(self) -> tuple[str, ...]:
-        """That its newest frame names."""
-        blob = self.chain[0][1].blob
-        return (blob,) if blob else ()
-
-
-@attrs.frozen(eq=False)
-class Saved:
-    """A state that is being saved.
-
-    Attributes:
-        payload: The frame.
-        kept: What the store has when it is durable.
-    """
-
-    payload: bytes
-    kept: Kept
 
 
 @attrs.define(eq=False)
@@ -117,6 +72,7 @@ class StateKeeper(Generic[S]):
     Attributes:
         plan: How the state is taken apart.
         state: As the user's loop has it.
+        kind: The class of the one that the stream was opened with.
         tools: What its arrays are captured with, those of the run.
         is_tainted: A failed attempt has changed it.
         head: The newest state that the store has, also one of inside a batch.
@@ -148,6 +104,9 @@ class StateKeeper(Generic[S]):
     held_s: float = 0.0
     needs_pruning: bool = False
     has_snapshot: bool = False
+    kind: type = attrs.field(
+        default=attrs.Factory(lambda keeper: type(keeper.state), takes_self=True), init=False
+    )
     _opened: float = attrs.field(factory=lambda: time.perf_counter(), init=False)
     _held_until: float | None = attrs.field(default=None, init=False)
     _saved: trio.Event | None = None
@@ -174,7 +133,7 @@ class StateKeeper(Generic[S]):
             flat = self.plan.flatten(self.state)
         else:
             flat = await self.beside(self.plan.flatten, self.state)
-        base = None if self.head is None or _is_long(self.head) else self.head
+        base = None if self.head is None or is_long(self.head) else self.head
         if not flat.arrays:
             return Hold(self, base, flat.tree, None)
         held, tables = None, {} if base is None else base.tables
@@ -295,6 +254,21 @@ class StateKeeper(Generic[S]):
 
     # -- restoring ----------------------------------------------------------------------------
 
+    async def take(self, state: S) -> None:
+        """Begin with a copy of the state that the user gave.
+
+        What the user does to the one that was given changes nothing, and it can be given to
+        several streams.
+
+        Raises:
+            NotEncodableError: with the path of the leaf that cannot be saved.
+        """
+        flat = self.plan.flatten(state)
+        arrays: list[object] = []
+        if flat.arrays:
+            arrays = await run_blocking(self.tools.engine().copies, flat.arrays)
+        self.state = self.plan.build(flat.tree, arrays)
+
     async def begin(self, hold: Hold) -> Saved | None:
         """Take note of the state as the user gave it; returns what is to be saved of it.
 
@@ -306,7 +280,16 @@ class StateKeeper(Generic[S]):
         return None
 
     def replace(self, state: S) -> None:
-        """Take another state from the user: it is what counts, whatever was there."""
+        """Take another state from the user: it is what counts, whatever was there.
+
+        Raises:
+            TypeError: it is of another kind than the first one, so no start could go on from it.
+        """
+        if not is_of_kind(state, self.kind):
+            raise TypeError(
+                f"stream.state must be a {self.kind.__qualname__}, as the state= that the stream "
+                f"was opened with, not {shown(state)}"
+            )
         self.state, self.is_tainted, self.resumed_from = state, False, None
 
     def begin_batch(self, index: int) -> str | None:
@@ -363,7 +346,7 @@ class StateKeeper(Generic[S]):
         )
         if not head or record is None:
             return
-        kept, given = _kept(head), self.state
+        kept, given = kept_of(head), self.state
         self.plan.check_class(kept.tree, given)
         self.state, tables = await self._build(kept)
         check_kind(given, self.state)
@@ -371,7 +354,7 @@ class StateKeeper(Generic[S]):
         if record.kind is Kind.SNAPSHOT and record.index is not None:
             self.resumed_from = (record.index, str(record.metadata.get("label", "")))
             chain, _ = await read_chain(pages(), with_snapshots=False)
-            self.confirmed = _kept(chain) if chain else self.initial
+            self.confirmed = kept_of(chain) if chain else self.initial
             self.has_snapshot = True
 
     async def _build(self, kept: Kept) -> tuple[S, dict[str, Table]]:
@@ -441,7 +424,7 @@ class Hold:
         """The same, of arrays that are packed."""
         keeper, head = self.keeper, self.base
         encoded = await keeper.beside(encode_tree, self.tree)
-        if head is not None and not is_forced and _is_same(head, encoded, stored):
+        if head is not None and not is_forced and is_unchanged(head, encoded, stored):
             return None
         if stored is None and len(encoded) < DELTA_FROM_BYTES:
             head = None  # so small that a chain would cost more than it saves
@@ -493,25 +476,3 @@ def _take_first(pieces: Iterator[Piece]) -> list[Piece]:
 def _encode_delta(old: Tree, new: Tree) -> bytes:
     delta = diff_tree(old, new)
     return b"" if delta is None else encode_tree(delta)
-
-
-def _is_same(head: Kept, encoded: bytes, stored: Stored | None) -> bool:
-    if encoded != head.tree_bytes:
-        return False
-    return stored is None or (not stored.patches and stored.layout == head.layout)
-
-
-def _is_long(kept: Kept) -> bool:
-    """Whether a chain has so many frames, or so much in them is dead, that it begins anew."""
-    sizes = [frame.data_bytes + len(frame.tree) for _, frame in kept.chain]
-    live = sizes[-1]
-    return (
-        len(kept.chain) > MAX_DELTAS
-        or sum(sizes[:-1]) > max(live, DELTA_FROM_BYTES) * SHARE_OF_DEAD
-    )
-
-
-def _kept(chain: Sequence[tuple[bytes, Frame]]) -> Kept:
-    frames = [frame for _, frame in chain]
-    tree = tree_of(frames)
-    return Kept(tree, encode_tree(tree), tuple(chain), layout=layout_of(frames))

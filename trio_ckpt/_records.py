@@ -20,8 +20,11 @@ import attrs
 import msgspec
 
 from ._errors import (
+    BatchFailedError,
     NotEncodableError,
     StoreDamagedError,
+    StreamFailedError,
+    TrioCkptError,
     class_name,
     describe_batch,
     text_of,
@@ -131,6 +134,25 @@ def describe_error(
     if not message.isascii():  # lone surrogates (of a file's name, say) cannot be stored
         message = message.encode(errors="backslashreplace").decode()[:MAX_ERROR_CHARS]
     return ErrorInfo(kind, message, retryable, batch_index)
+
+
+def describe_end(error: BaseException, stream: StreamKey, batch_index: int | None) -> ErrorInfo:
+    """What is remembered of what ended a stream.
+
+    Args:
+        error: What ended it.
+        stream: Its key.
+        batch_index: The batch that was open.
+    """
+    if not isinstance(error, TrioCkptError) or error.stream != stream:
+        return describe_error(error, batch_index=batch_index)
+    if isinstance(error, BatchFailedError | StreamFailedError):
+        return describe_error(  # what it failed with says more than that it failed
+            error.__cause__ or error.reason,
+            retryable=error.retryable,
+            batch_index=error.batch_index,
+        )
+    return describe_error(error, batch_index=error.batch_index)
 
 
 # ---------------------------------------------------------------------------------------

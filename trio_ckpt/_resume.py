@@ -217,10 +217,12 @@ class Resume:
         if self.desk.lane.progress.has_state:
             await keeper.begin(keeper.look())
             await self._load(keeper)
-        elif (saved := await keeper.begin(await keeper.hold())) is not None:
-            record = Record(kind=Kind.SAVE, at=time.time(), state=saved.payload)
-            sequence = await self.desk.save_plain(record, saved.kept.blobs)
-            keeper.landed(saved, sequence, record.at, is_confirmed=True)
+        else:
+            await keeper.take(state)
+            if (saved := await keeper.begin(await keeper.hold())) is not None:
+                record = Record(kind=Kind.SAVE, at=time.time(), state=saved.payload)
+                sequence = await self.desk.save_plain(record, saved.kept.blobs)
+                keeper.landed(saved, sequence, record.at, is_confirmed=True)
         self.desk.keeper = keeper
 
     async def _load(self, keeper: StateKeeper[object]) -> None:

@@ -185,9 +185,9 @@ class Run:
             parts: Its key: any printable texts.
             first_index: The index of its first batch.
             state: What the loop needs to go on, as it is at the very beginning: of any type,
-                or a `Frontier`.  On resume ``stream.state`` is what was saved last.  After
-                a failed attempt it is another object, as it was before: take it from the
-                stream in each batch, and keep no reference to it.
+                or a `Frontier`.  The stream begins with a copy.  On resume ``stream.state`` is
+                what was saved last.  After a failed attempt it is another object, as it was
+                before: take it from the stream in each batch, and keep no reference to it.
             retry: What to do with failed attempts; default: they fail for good.
             on_fail: "record": a stream that has failed, by `Stream.fail` or as the retry
                 table says (`Then.FAIL_STREAM`), is left quietly, so that the next can go on.

@@ -18,11 +18,9 @@ import trio
 
 from ._batch import UNSET, Batch
 from ._errors import (
-    BatchFailedError,
     SourceChangedError,
     StreamBusyError,
     StreamEndedError,
-    StreamFailedError,
     TrioCkptError,
     describe_batch,
     text_of,
@@ -31,7 +29,7 @@ from ._gate import Gate, Way, leaves_of, telling, way_of
 from ._lane import Added
 from ._pins import pin_state, unpin_state
 from ._progress import FailedAttempt, Progress
-from ._records import ErrorInfo, Kind, Record, Status, describe_error
+from ._records import ErrorInfo, Kind, Record, Status, describe_end, describe_error
 from ._redo import Redo
 from ._rescan import adopt_outputs as adopt_found, find_outputs
 from ._snapshots import Snapshots
@@ -117,7 +115,10 @@ class Stream(Generic[S]):
 
     @property
     def state(self) -> S:
-        """What the loop needs to go on; restored on resume, saved with every batch."""
+        """What the loop needs to go on; restored on resume, saved with every batch.
+
+        It may be changed in place, and set to another one of its kind.
+        """
         desk = self._desk
         if desk.frontier is not None:
             return cast("S", Frontier.of(desk.frontier))
@@ -525,7 +526,7 @@ class Stream(Generic[S]):
         elif self.status is Status.COMPLETE and not isinstance(error, SourceChangedError):
             log.info("%s is complete; what was raised later changes nothing", where)
         elif desk.saver.poison is None and self._desk.failure is None:
-            info = self._describe(telling(leaves_of(error)), index)
+            info = describe_end(telling(leaves_of(error)), self.key, index)
             with trio.CancelScope(shield=True):
                 try:
                     await self._save_failure(info)
@@ -543,15 +544,3 @@ class Stream(Generic[S]):
                 await self._desk.save_plain(Record(kind=Kind.SAVE, at=time.time()))
             except TrioCkptError as error:
                 log.error("that %s was begun is not saved: %s", self._desk.where(), error)
-
-    def _describe(self, error: BaseException, index: int | None) -> ErrorInfo:
-        """What is remembered of what ended the stream."""
-        if not isinstance(error, TrioCkptError) or error.stream != self.key:
-            return describe_error(error, batch_index=index)
-        if isinstance(error, BatchFailedError | StreamFailedError):
-            return describe_error(  # what it failed with says more than that it failed
-                error.__cause__ or error.reason,
-                retryable=error.retryable,
-                batch_index=error.batch_index,
-            )
-        return describe_error(error, batch_index=error.batch_index)

@@ -23,7 +23,7 @@ from ._frontier import (
     keyed_items as keyed_items,
 )
 from ._leaves import StateChangedError as StateChangedError
-from ._plan import Plan as Plan, check_kind as check_kind
+from ._plan import Plan as Plan, check_kind as check_kind, is_of_kind as is_of_kind
 from ._tagged import Tree as Tree, decode_tree as decode_tree, encode_tree as encode_tree
 from ._tree_delta import diff_tree as diff_tree
 

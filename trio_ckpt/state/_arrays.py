@@ -15,7 +15,7 @@ import attrs
 from ._arena import SLAB_BYTES, Arena
 from ._assemble import Assembly as Assembly, Read as Read
 from ._blocks import Capture, Report
-from ._buffers import Collected, collect
+from ._buffers import Collected, collect, copies_of
 from ._compress import Compressor as Compressor, open_compressor as open_compressor
 from ._frame import Layout, Patch
 from ._ledger import ArrayLeaf
@@ -63,6 +63,10 @@ class ArrayEngine:
     def check(self, leaves: Sequence[ArrayLeaf]) -> None:
         """See that all of them can be saved; see `hold`."""
         collect([leaf.value for leaf in leaves], [leaf.path for leaf in leaves])
+
+    def copies(self, leaves: Sequence[ArrayLeaf]) -> list[object]:
+        """The same arrays in memory of their own; see `hold`."""
+        return copies_of([leaf.value for leaf in leaves], [leaf.path for leaf in leaves])
 
     def hold(self, leaves: Sequence[ArrayLeaf], tables: Mapping[str, Table]) -> Held:
         """Copy what may have changed since `tables`.

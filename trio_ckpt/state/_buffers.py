@@ -346,6 +346,19 @@ def _without_holes(strided: Strided) -> tuple[Bytes, tuple[int, ...]]:
 # ---------------------------------------------------------------------------------------
 
 
+def copies_of(arrays: Sequence[object], paths: Sequence[str]) -> list[object]:
+    """Copies of arrays in memory of their own, aliased among each other as the arrays are.
+
+    Raises:
+        NotEncodableError: with the path of an array that cannot be stored.
+    """
+    collected = collect(arrays, paths)
+    memory = [allocate(buffer.data.nbytes) for buffer in collected.buffers]
+    for target, buffer in zip(memory, collected.buffers, strict=True):
+        target[:] = buffer.data
+    return rebuild(collected.views, memory)
+
+
 def rebuild(views: Sequence[View], buffers: Sequence[Bytes]) -> list[object]:
     """The arrays again, over buffers that were made with `trio_ckpt.state._memory.allocate`.
 

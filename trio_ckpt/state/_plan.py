@@ -100,21 +100,23 @@ class Plan(Generic[S]):
                 raise _other_kind(label.partition(":")[2], given)
 
 
-def check_kind(given: object, saved: object) -> None:
-    """See that a saved state is of the kind of the one that the program begins with.
+def is_of_kind(state: object, kind: type) -> bool:
+    """Whether a state is of the kind of the one that the program begins with.
 
     Classes derived from each other are of one kind, and so are all numbers; None is of any.
+    """
+    own = type(state)
+    are_numbers = issubclass(own, Number) and issubclass(kind, Number)
+    return state is None or issubclass(own, kind) or issubclass(kind, own) or are_numbers
+
+
+def check_kind(given: object, saved: object) -> None:
+    """See that a saved state is of the kind of the one that the program begins with.
 
     Raises:
         StateChangedError: it is not; naming both.
     """
-    is_one = (
-        saved is None
-        or isinstance(saved, type(given))
-        or isinstance(given, type(saved))
-        or (isinstance(saved, Number) and isinstance(given, Number))
-    )
-    if not is_one:
+    if not is_of_kind(saved, type(given)):
         raise _other_kind(type(saved).__qualname__, given)
 
 
