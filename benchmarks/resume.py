@@ -12,7 +12,8 @@ import trio
 
 from benchmarks import Options, Section, Target, folder_bytes, median
 from trio_ckpt import Batch, Progress, Stream, open_run
-from trio_ckpt._progress import apply, encode_progress
+from trio_ckpt._folds import encode_progress
+from trio_ckpt._progress import apply
 from trio_ckpt._records import Record, encode_record
 from trio_ckpt._saver import RECORDS_PER_FOLD
 from trio_ckpt._values import encode_key

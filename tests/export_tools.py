@@ -14,7 +14,8 @@ import trio_ckpt
 from tests.outputs.faulty import files_in
 from trio_ckpt._archive import SEAL_BYTES, SEAL_WORDS
 from trio_ckpt._export import ExportSummary, export_run
-from trio_ckpt._progress import Progress, apply, encode_progress
+from trio_ckpt._folds import encode_progress
+from trio_ckpt._progress import Progress, apply
 from trio_ckpt._records import Kind, Record, decode_record, encode_record
 from trio_ckpt._values import RUN_STREAM, StreamKey, encode_key
 from trio_ckpt.abc import Checkpoint, Fold, RunKey, Store

@@ -24,6 +24,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_values": (0, 3),
     "_records": (0, 4),
     "_progress": (0, 5),
+    "_folds": (0, 6),
     "_portal": (0, 5),
     "_threads": (0, 6),
     "_words": (0, 7),

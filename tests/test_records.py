@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trio_ckpt._errors import NotEncodableError, StoreDamagedError
-from trio_ckpt._progress import FailedAttempt, Progress, apply, decode_progress, encode_progress
+from trio_ckpt._folds import decode_progress, encode_progress
+from trio_ckpt._progress import FailedAttempt, Progress, apply
 from trio_ckpt._ranges import IndexSet
 from trio_ckpt._records import (
     DIGEST_BYTES,

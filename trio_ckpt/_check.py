@@ -23,7 +23,8 @@ import attrs
 from ._check_outputs import check_outputs_of
 from ._errors import StoreDamagedError, StoreError, TrioCkptError
 from ._extras import MissingExtraError, pip_command
-from ._progress import Pin, Progress, apply, decode_progress, encode_progress
+from ._folds import decode_progress, encode_progress
+from ._progress import Pin, Progress, apply
 from ._records import Record, Seal, decode_record
 from ._state_check import check_states
 from ._values import RUN_STREAM, StreamKey, decode_key, encode_key

@@ -38,9 +38,10 @@ import trio
 from ._archive import Archive, Member, held
 from ._errors import ArchiveError, SaveOutcomeUnknownError, StoreDamagedError
 from ._export import PAGE, ExportSummary
+from ._folds import encode_progress
 from ._fresh import ARCHIVING, archived_note, is_archiving
 from ._history import KILLED, Standing
-from ._progress import Progress, apply, encode_progress
+from ._progress import Progress, apply
 from ._ranges import IndexSet
 from ._records import Kind, Output, Record, Seal, Status, decode_record, encode_record
 from ._saver import DEFAULT_SAVE_TIMEOUT_S

@@ -40,9 +40,10 @@ from ._errors import (
     describe_batch,
     text_of,
 )
+from ._folds import encode_progress
 from ._lane import Lane
 from ._observe import Observers
-from ._progress import Progress, apply, encode_progress
+from ._progress import Progress, apply
 from ._records import Record, encode_record
 from ._threads import WorkerThread
 from ._values import StreamKey, encode_key

@@ -18,7 +18,8 @@ import attrs
 import trio
 
 from ._errors import StoreError
-from ._progress import Progress, apply, decode_progress
+from ._folds import decode_progress
+from ._progress import Progress, apply
 from ._records import Seal, decode_record
 from ._stored import (
     Checkpoint as Checkpoint,

@@ -14,7 +14,8 @@ import pytest
 import trio
 
 from trio_ckpt._config import config_digest
-from trio_ckpt._progress import Progress, apply, encode_progress
+from trio_ckpt._folds import encode_progress
+from trio_ckpt._progress import Progress, apply
 from trio_ckpt._records import ErrorInfo, Kind, Opened, Output, Record, encode_record
 from trio_ckpt._values import RUN_STREAM, StreamKey, encode_key
 from trio_ckpt.abc import Checkpoint, Fold, RunKey

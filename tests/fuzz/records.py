@@ -11,7 +11,8 @@ from tests.fuzz.case import Reader, Target, law
 from trio_ckpt import _live
 from trio_ckpt._config import canonical_config, config_digest, diff_config
 from trio_ckpt._errors import NotEncodableError, StoreDamagedError, StoreError
-from trio_ckpt._progress import Progress, apply, decode_progress, encode_progress
+from trio_ckpt._folds import decode_progress, encode_progress
+from trio_ckpt._progress import Progress, apply
 from trio_ckpt._ranges import IndexSet
 from trio_ckpt._records import (
     ErrorInfo,

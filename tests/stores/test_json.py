@@ -18,7 +18,8 @@ from hypothesis import given, strategies as st
 from tests.stores.tools import A, B, chain, heads, make
 from trio_ckpt import Batch, Stream, open_run
 from trio_ckpt._errors import StoreDamagedError, StoreError, StoreVersionError
-from trio_ckpt._progress import Progress, apply, encode_progress
+from trio_ckpt._folds import encode_progress
+from trio_ckpt._progress import Progress, apply
 from trio_ckpt._records import (
     ErrorInfo,
     Kind,

@@ -21,7 +21,7 @@ from typing import Any, Union, get_args, get_origin
 import msgspec
 
 from .._errors import NotEncodableError, StoreDamagedError
-from .._progress import decode_progress
+from .._folds import decode_progress
 from .._records import DIGEST_BYTES, Kind, Record, decode_record, encode_record
 from ..abc import Checkpoint, Fold
 

@@ -19,7 +19,7 @@ import attrs
 import msgspec
 
 from .._errors import StoreDamagedError, StoreError
-from .._progress import decode_progress
+from .._folds import decode_progress
 from .._records import Seal
 from .._values import decode_key
 from ..abc import Checkpoint, Fold, Repaired

@@ -24,7 +24,8 @@ from pathlib import Path
 import attrs
 
 from .._errors import StoreDamagedError, StoreError
-from .._progress import Progress, apply, encode_progress
+from .._folds import encode_progress
+from .._progress import Progress, apply
 from .._ranges import IndexSet
 from .._records import DIGEST_BYTES, Kind, Record, Seal, decode_record, encode_record
 from .._words import number, plural, spans
