@@ -19,19 +19,28 @@ import numpy as np
 import pytest
 
 from trio_ckpt import (
+    Batch,
     CheckpointCoordinator,
+    CheckpointResult,
+    NotEncodableError,
     Retention,
     RetryRule,
     RetryTable,
     Run,
+    Stream,
     UnknownStreamError,
+    open_maintenance,
     open_run,
+    read_arrays,
+    read_history,
+    run_batches,
 )
 from trio_ckpt.abc import Observer
 from trio_ckpt.progress import show_progress
 from trio_ckpt.stores import MemoryStore
 
 NO_COUNT = (1.5, "1", None, True, np.float64(1), [1], math.nan)
+NO_START = tuple(value for value in NO_COUNT if value is not None)
 NO_SECONDS = ("1", True, [1], 1j, object())
 NO_SPAN = (-1, math.nan, -math.inf)
 NO_FLAG = ("no", "false", 0, 1, [])
@@ -214,7 +223,7 @@ async def test_a_listed_key_is_a_tuple_of_its_parts(key: Any) -> None:
             lambda: run.add_streams([("good",), key]),
             lambda: run.rewind(key, to=0, reason="r"),
         ):
-            with pytest.raises(TypeError, match="the key of a stream must be a tuple"):
+            with pytest.raises(TypeError, match="key must be a tuple of its parts"):
                 await call()
         assert run.streams_to_process() == []
 
@@ -244,6 +253,264 @@ async def test_a_group_that_is_not_there_is_refused() -> None:
         assert sum(run.group("org/one").streams.values()) == 1
         with pytest.raises(UnknownStreamError, match="has no stream 'org/two'"):
             run.group("org/two")
+
+
+# -- batches -----------------------------------------------------------------------------------
+
+
+async def work_on(call: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    async for batch in call(*arguments, **named):
+        batch.complete()
+
+
+BATCHES = [
+    *rows(
+        "batches",
+        Stream.batches,
+        items=("abc", b"abc", 5, {"a": 1}, {1, 2}, (n for n in "ab")),
+        key=NO_FUNCTION,
+        start=(*NO_START, -1, 2**63),
+        end=(*NO_START, -1, 2**63),
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "value"), BATCHES, ids=ids)
+async def test_a_wrong_loop_is_refused_at_its_first_step(call: Call, value: object) -> None:
+    async with opened() as run, run.open_stream("s") as stream:
+        arguments = {"items": range(3), call.argument: value}
+        with pytest.raises((TypeError, ValueError)) as caught:
+            await work_on(call.call, stream, **arguments)
+        assert is_named(call.argument, caught.value), caught.value
+        assert not stream.progress.done
+        await work_on(Stream.batches, stream, range(2))
+
+
+@pytest.mark.parametrize("made", ["abc", 5, None, b"ab"])
+async def test_a_function_that_returns_no_list_is_refused(made: Any) -> None:
+    async with opened() as run, run.open_stream("s") as stream:
+        with pytest.raises(TypeError, match=r"^items must return a list of items, not "):
+            await work_on(Stream.batches, stream, lambda: made)
+        assert not stream.progress.done
+
+
+@pytest.mark.parametrize(("key", "said"), [(lambda _: 5, "5"), (lambda _: None, "None")])
+async def test_a_key_that_is_no_str_is_refused_with_its_batch(key: Any, said: str) -> None:
+    async with opened() as run, run.open_stream("s", first_index=7) as stream:
+        with pytest.raises(TypeError, match=rf"^key must return a str, not {said}, for batch 7$"):
+            await work_on(Stream.batches, stream, [1], key=key)
+        async for batch in stream.batches([1]):
+            batch.complete()
+
+
+async def test_an_item_that_cannot_be_stored_is_named_with_its_batch() -> None:
+    async with opened() as run, run.open_stream("s") as stream:
+        with pytest.raises(
+            NotEncodableError, match=r"^the item of batch 1\.a\[0\] cannot be stored: .*give key="
+        ):
+            await work_on(Stream.batches, stream, [{"a": [1]}, {"a": [object()]}])
+        async for batch in stream.batches([{"a": [1]}, {"a": [2]}]):
+            batch.complete()
+
+
+RUN_BATCHES = rows(
+    "run_batches",
+    run_batches,
+    items=("abc", 5, {"a": 1}),
+    handler=NO_FUNCTION,
+    concurrency=(*NO_COUNT, 0, -1, 10**9),
+    retry=(5, [rule()], rule()),
+    key=NO_FUNCTION,
+    start=(*NO_START, -1),
+    end=(*NO_START, -1),
+)
+
+
+@pytest.mark.parametrize(("call", "value"), RUN_BATCHES, ids=ids)
+async def test_a_wrong_parallel_loop_is_refused(call: Call, value: object) -> None:
+    async def handler(batch: Batch[int]) -> None:
+        batch.complete()
+
+    async with opened() as run, run.open_stream("s") as stream:
+        arguments = {"items": range(3), "handler": handler, call.argument: value}
+        with pytest.raises((TypeError, ValueError)) as caught:
+            await call.call(stream, **arguments)
+        assert is_named(call.argument, caught.value), caught.value
+        assert not stream.progress.done
+        await run_batches(stream, range(3), handler)
+
+
+REMAINING = rows("remaining", Stream.remaining, total=(*NO_START, -1), start=NO_START, end=NO_START)
+
+
+@pytest.mark.parametrize(("call", "value"), REMAINING, ids=ids)
+async def test_a_wrong_range_of_what_is_left_is_refused(call: Call, value: object) -> None:
+    async with opened() as run, run.open_stream("s") as stream:
+        with pytest.raises((TypeError, ValueError)) as caught:
+            call.call(stream, **{"total": 3, call.argument: value})
+        assert is_named(call.argument, caught.value), caught.value
+        await stream.finish()
+
+
+NO_AMOUNTS: tuple[Any, ...] = (
+    *({"a": value} for value in ("1", None, True, math.nan, math.inf, 1j, 2**70)),
+    {1: 1},
+    {"": 1},
+)
+
+COMPLETE = rows(
+    "complete",
+    Batch.complete,
+    outputs=(5, "x.txt", b"x", None),
+    records=(*NO_COUNT, -1, 2**70, np.float64(1)),
+    totals=(5, "x", [("a", 1)], *NO_AMOUNTS),
+    metadata=(5, "x", [1], {1: 1}, {"a": {1}}, {"a": object()}),
+    cursor=(object(), {1}, math.nan, b"x", 2**70),
+    last=("no", 1, None),
+)
+
+
+@pytest.mark.parametrize(("call", "value"), COMPLETE, ids=ids)
+async def test_a_wrong_result_leaves_the_batch_open(call: Call, value: object) -> None:
+    async with opened() as run, run.open_stream("s") as stream:
+        async for batch in stream.batches():
+            with pytest.raises((TypeError, ValueError)) as caught:
+                call.call(batch, **{call.argument: value})
+            said = str(caught.value)
+            assert said.startswith(call.argument) or "an index of" in said, said
+            assert batch.token.is_pending
+            batch.complete(last=True)
+        assert stream.progress.totals == {}
+        assert stream.cursor is None
+
+
+@pytest.mark.parametrize("method", ["fail", "skip"])
+@pytest.mark.parametrize("value", [None, 5, KeyError, b"reason", ["reason"]])
+async def test_what_is_no_reason_leaves_the_batch_open(method: str, value: Any) -> None:
+    async with opened() as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            with pytest.raises(TypeError, match=r"must be an exception or a str, not "):
+                getattr(batch, method)(value)
+            batch.complete()
+        assert run.exit_code == 0
+
+
+@pytest.mark.parametrize("amounts", [{"a": -1}, {"a": -0.5}, *NO_AMOUNTS[:-2]])
+async def test_wrong_spending_is_not_counted(amounts: dict[str, Any]) -> None:
+    async with opened() as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            with pytest.raises(NotEncodableError, match=r"^spend\.a cannot be stored: "):
+                batch.spend(**amounts)
+            batch.complete()
+        assert stream.statistics().spent == {}
+
+
+@pytest.mark.parametrize("text", [5, b"a", None])
+async def test_only_text_is_written_as_text(text: Any, tmp_path: Path) -> None:
+    async with opened(output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            with pytest.raises(TypeError, match=r"^text must be a str, not "):
+                await batch.write_text("a.txt", text)
+            batch.complete(outputs=[await batch.write_text("b.txt", "")])
+
+
+# -- tokens ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", [*NO_COUNT, -1, 2**63])
+async def test_a_token_of_no_batch_is_refused(index: Any) -> None:
+    async with CheckpointCoordinator() as coordinator:
+        for call in (coordinator.create_checkpoint, coordinator.find_checkpoint):
+            with pytest.raises((TypeError, ValueError), match=r"^batch_index must be an int"):
+                call("run", index)
+        assert coordinator.get_pending_checkpoints() == ()
+
+
+@pytest.mark.parametrize("stream", ["s", 5, None, (1,), ("a", None), {"a": 1}])
+async def test_a_token_of_no_stream_is_refused(stream: Any) -> None:
+    async with CheckpointCoordinator() as coordinator:
+        for call in (coordinator.create_checkpoint, coordinator.find_checkpoint):
+            with pytest.raises(TypeError, match="stream must be"):
+                call("run", 0, stream=stream)
+
+
+@pytest.mark.parametrize("run_id", [5, b"r", "", "a/b", ".."])
+async def test_a_token_of_no_run_is_refused(run_id: Any) -> None:
+    async with CheckpointCoordinator() as coordinator:
+        for call in (
+            lambda: coordinator.create_checkpoint(run_id, 0),
+            lambda: coordinator.find_checkpoint(run_id, 0),
+            lambda: coordinator.get_pending_checkpoints(run_id),
+        ):
+            with pytest.raises((TypeError, ValueError), match="run id"):
+                call()
+
+
+@pytest.mark.parametrize("value", [None, 5, KeyError, b"reason"])
+async def test_what_is_no_reason_leaves_the_token_pending(value: Any) -> None:
+    async with CheckpointCoordinator() as coordinator:
+        token = coordinator.create_checkpoint("run", 0)
+        with pytest.raises(TypeError, match=r"^error must be an exception or a str, not "):
+            token.fail(value)
+        assert token.is_pending
+        assert token.complete()
+
+
+RESULTS = rows(
+    "CheckpointResult",
+    CheckpointResult,
+    records=(*NO_COUNT, -1),
+    outputs=("abc", 5, {"a": 1}),
+)
+
+
+@pytest.mark.parametrize(("call", "value"), RESULTS, ids=ids)
+def test_a_wrong_result_cannot_be_made(call: Call, value: object) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call.call(**{call.argument: value})
+    assert is_named(call.argument, caught.value), caught.value
+
+
+# -- what is read and changed from outside -------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["org", 5, None, {"a": 1}])
+async def test_what_is_no_key_is_not_read(key: Any) -> None:
+    store = MemoryStore()
+    async with opened(store=store) as run, run.open_stream("o") as stream:
+        async for batch in stream.batches(range(1)):
+            batch.complete()
+    with pytest.raises(TypeError, match=r"^key must be a tuple of its parts"):
+        await read_arrays(store, "run", key)
+    with pytest.raises(TypeError, match=r"^key must be a tuple of its parts"):
+        async for _ in read_history(store, "run", key):
+            pass
+    async with open_maintenance(store, "run") as maintenance:
+        for call in (
+            lambda: maintenance.redo(key, [0], "r"),
+            lambda: maintenance.rewind(key, to=0, reason="r"),
+            lambda: maintenance.retry([key]),
+            lambda: maintenance.compact([key]),
+        ):
+            with pytest.raises(TypeError, match="key must be a tuple of its parts"):
+                await call()
+
+
+@pytest.mark.parametrize("indexes", ["01", 5, [1.5], [True], [-1], ["0"], {"a": 1}])
+async def test_what_are_no_indexes_is_not_redone(indexes: Any) -> None:
+    store = MemoryStore()
+    async with opened(store=store) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(2)):
+            batch.complete()
+        with pytest.raises((TypeError, ValueError), match="indexes must be"):
+            await stream.redo(indexes, reason="r")
+        assert len(stream.progress.confirmed) == 2
+    async with open_maintenance(store, "run") as maintenance:
+        with pytest.raises((TypeError, ValueError), match="indexes must be"):
+            await maintenance.redo(("s",), indexes, "r")
+
+
+# -- displays ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [*NO_SECONDS, *NO_SPAN, 0])

@@ -256,7 +256,7 @@ async def test_a_duplicate_is_refused_and_allowed_again_once_settled(
         ("run", 0, ("@ours",), ValueError),
         ("run", 0, ("",), ValueError),
         ("run", 0, "pulls", TypeError),
-        ("run", 0, ["pulls"], TypeError),
+        ("run", 0, {"pulls": 1}, TypeError),
         (7, 0, (), TypeError),
     ],
 )

@@ -91,8 +91,10 @@ def test_a_factory_is_read_once_going_forward_and_again_going_back() -> None:
 
 
 def test_what_a_second_start_could_not_read_again_is_refused() -> None:
-    for items in (iter(PAGES), (page for page in PAGES), set(PAGES), 7):
-        with pytest.raises(TypeError, match="the whole list on every start"):
+    for items in (iter(PAGES), (page for page in PAGES), set(PAGES), 7, "abc", b"abc"):
+        with pytest.raises(
+            TypeError, match=r"^items must be a list, or a function that returns one, not "
+        ):
             source(items)
 
 

@@ -54,6 +54,29 @@ def whole_number(name: str, value: object, *, least: int = 0, most: int = MAX_IN
     return number
 
 
+def whole_numbers(name: str, values: Iterable[int]) -> list[int]:
+    """Several indexes, each once, ascending.
+
+    Raises:
+        TypeError: the value cannot be iterated, or a member is no whole number.
+        ValueError: a member is out of range.
+    """
+    members = several(name, values, "ints")
+    return sorted({whole_number(f"an index of {name}", member) for member in members})
+
+
+def index_range(start: object, end: object) -> tuple[int | None, int | None]:
+    """The arguments ``start`` and ``end`` of a loop: indexes, both inclusive, or None.
+
+    Raises:
+        TypeError, ValueError: one is no index.
+    """
+    return (
+        None if start is None else whole_number("start", start),
+        None if end is None else whole_number("end", end),
+    )
+
+
 def seconds(
     name: str, value: object, *, is_zero_allowed: bool = True, is_endless_allowed: bool = False
 ) -> float:
@@ -137,6 +160,17 @@ def path_text(name: str, value: object) -> str:
     return text(name, plain)
 
 
+def reason(name: str, value: object) -> BaseException | str:
+    """Why something failed: an exception, or a text, which may be that of an exception: empty.
+
+    Raises:
+        TypeError: the value is neither, such as the class of an exception.
+    """
+    if not isinstance(value, BaseException | str):
+        raise TypeError(f"{name} must be an exception or a str, not {shown(value)}")
+    return value
+
+
 def one_of(name: str, value: object, choices: Sequence[T]) -> T:
     """One of a few values.
 
@@ -167,6 +201,18 @@ def several(name: str, values: Iterable[T], what: str, *, kind: str = "a list") 
     return tuple(values)
 
 
+def stream_key(name: str, value: Iterable[str]) -> tuple[str, ...]:
+    """The key of a stream as a tuple of its parts; whether it is a good one is not looked at.
+
+    Raises:
+        TypeError: the value is a str, which would be its letters, or no iterable of str.
+    """
+    parts = several(name, value, "its parts", kind="a tuple")
+    for part in parts:
+        text(f"a part of {name}", part, is_empty_allowed=True)
+    return parts
+
+
 def instance(name: str, value: object, kind: type[T], what: str) -> T:
     """An object of a class.
 
@@ -193,6 +239,17 @@ def function(name: str, value: T) -> T:
     if not callable(value):
         raise TypeError(f"{name} must be a function, not {shown(value)}")
     return value
+
+
+def mapping(name: str, value: Mapping[str, T]) -> dict[str, T]:
+    """A mapping as a dict of its own.
+
+    Raises:
+        TypeError: the value is no mapping.
+    """
+    if not isinstance(cast("object", value), Mapping):
+        raise TypeError(f"{name} must be a mapping, not {shown(value)}")
+    return dict(value)
 
 
 def exception_classes(name: str, values: Iterable[type[E]]) -> tuple[type[E], ...]:

@@ -18,12 +18,18 @@ import attrs
 import msgspec
 import trio
 
-from ._arguments import several, whole_number
+from ._arguments import (
+    flag,
+    reason as reason_of,
+    several,
+    text as text_of,
+    whole_number,
+)
 from ._portal import Portal, from_any_thread
 from ._records import CheckpointResult, Output, Status as Status
 from ._token import CheckpointToken, TokenEvent, may, move
 from ._totals import Amount, Number, add_to_amount
-from ._values import as_amounts, as_plain, canonical_json
+from ._values import as_amounts, as_metadata, as_plain, canonical_json
 from .outputs import encode_lines
 
 T = TypeVar("T")
@@ -180,13 +186,13 @@ class Batch(Generic[T]):
         if self.state is not AttemptState.OPEN or not may(self.token, TokenEvent.COMPLETE):
             return False
         paths = several("outputs", outputs, "paths")
-        if last:
+        if flag("last", last):
             self._host.check_last(self)
         if cursor is not UNSET:
             self._host.check_cursor()
             cursor = as_plain(cursor, "cursor")
-        plain = as_plain(dict(metadata), "metadata", allow_nan=True) if metadata else {}
-        amounts = as_amounts(totals, "totals") if totals else {}
+        plain = {} if metadata is None else as_metadata(metadata)
+        amounts = {} if totals is None else as_amounts(totals, "totals")
         count = whole_number("records", records)
         staged = self.staged
         staged.cursor, staged.totals, staged.metadata = cursor, amounts, plain
@@ -204,7 +210,7 @@ class Batch(Generic[T]):
         Returns:
             False if this attempt was settled before.
         """
-        return self._settle(AttemptState.FAILED, error)
+        return self._settle(AttemptState.FAILED, reason_of("error", error))
 
     @from_any_thread
     def skip(self, reason: BaseException | str) -> bool:
@@ -213,7 +219,7 @@ class Batch(Generic[T]):
         Returns:
             False if this attempt was settled before.
         """
-        return self._settle(AttemptState.SKIPPED, reason)
+        return self._settle(AttemptState.SKIPPED, reason_of("reason", reason))
 
     @from_any_thread
     def withdraw(self) -> bool:
@@ -293,12 +299,12 @@ class Batch(Generic[T]):
         """Count what this attempt costs; kept whether it succeeds or not, never subtracted.
 
         Raises:
-            NotEncodableError: an amount is not a finite number.
+            NotEncodableError: an amount is not a finite number >= 0.
             RuntimeError: this attempt is over; so say all that stage something.
         """
         self._check_staging()
         spent = self.staged.spent
-        for name, amount in as_amounts(amounts, "spend").items():
+        for name, amount in as_amounts(amounts, "spend", least=0).items():
             spent[name] = add_to_amount(spent[name], amount) if name in spent else amount
 
     @from_any_thread
@@ -356,7 +362,7 @@ class Batch(Generic[T]):
 
     async def write_text(self, path: AnyPath, text: str) -> str:
         """Write an output file as UTF-8; else as `write_bytes`."""
-        return await self.write_bytes(path, text.encode())
+        return await self.write_bytes(path, text_of("text", text, is_empty_allowed=True).encode())
 
     async def write_json(self, path: AnyPath, value: Any) -> str:
         """Write an output file as canonical JSON; else as `write_bytes`.

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import trio
 
+from ._arguments import stream_key, whole_number
 from ._errors import TokenNeverSettledError, describe_batch
 from ._portal import Portal, check_trio
 from ._registry import AnyToken, TokenRegistry
@@ -68,11 +69,9 @@ class CheckpointCoordinator:
             trio.ClosedResourceError: the coordinator is closed.
         """
         check_run_id(run_id)
-        if batch_index < 0:
-            raise ValueError(f"a batch index is >= 0, not {batch_index}")
-        if stream != ():
-            if not isinstance(cast("object", stream), tuple):
-                raise TypeError(f"a stream is a tuple of its key's parts, not {stream!r}")
+        batch_index = whole_number("batch_index", batch_index)
+        stream = stream_key("stream", stream)
+        if stream:
             check_stream_key(stream)
         return self.adopt(run_id, stream, batch_index, self._host)
 
@@ -92,11 +91,12 @@ class CheckpointCoordinator:
         self, run_id: str, batch_index: int, *, stream: StreamKey = ()
     ) -> AnyToken | None:
         """The token of a batch while it is pending, else None; None never means success."""
-        return self.registry.find(run_id, stream, batch_index)
+        batch_index = whole_number("batch_index", batch_index)
+        return self.registry.find(check_run_id(run_id), stream_key("stream", stream), batch_index)
 
     def get_pending_checkpoints(self, run_id: str | None = None) -> tuple[AnyToken, ...]:
         """The pending tokens of a run, or of all runs; oldest first."""
-        return self.registry.pending(run_id)
+        return self.registry.pending(None if run_id is None else check_run_id(run_id))
 
     @asynccontextmanager
     async def open_checkpoint(

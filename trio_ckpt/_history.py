@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import attrs
 
+from ._arguments import stream_key
 from ._errors import UnknownRunError
 from ._facts import check_facts
 from ._progress import Progress
@@ -259,10 +260,11 @@ async def read_history(
         UnknownRunError: there is no such run.
         StoreDamagedError: one is not what was saved.
     """
+    key = stream_key("key", key)
     stored = await store.read_run(run_id, generation)
     if stored is None:
         raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
-    async with aclosing(read_pages(store, run_id, stored.generation, tuple(key))) as pages:
+    async with aclosing(read_pages(store, run_id, stored.generation, key)) as pages:
         async for records in pages:
             for sequence, record in records:
                 yield _checkpoint(sequence, record)

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
+from ._arguments import function, index_range, instance, whole_number
 from ._batch import AttemptState, Batch
 from ._errors import BatchFailedError, StreamFailedError, text_of
 from ._gate import Gate, Passed, Way, telling, way_of
@@ -67,8 +68,12 @@ async def run_batches(
     """
     walk, desk = stream.walk, stream.desk
     walk.check_owner()
-    if not 1 <= concurrency <= MAX_CONCURRENCY:
-        raise ValueError(f"concurrency is between 1 and {MAX_CONCURRENCY}, not {concurrency}")
+    function("handler", handler)
+    concurrency = whole_number("concurrency", concurrency, least=1, most=MAX_CONCURRENCY)
+    start, end = index_range(start, end)
+    if retry is not None:
+        instance("retry", retry, RetryTable, "a RetryTable")
+    validator = None if validate is None else Validator.of(validate)
     if concurrency > 1 and (desk.keeper is not None or desk.lane.progress.cursor is not None):
         raise ValueError("a state or cursor needs batches in order: concurrency=1, or a Frontier")
     if (items is None) is (desk.frontier is None):
@@ -84,8 +89,8 @@ async def run_batches(
     desk.is_parallel = concurrency > 1
     table, desk.retry = desk.retry, desk.retry if retry is None else retry
     checks = desk.files.validator
-    if validate is not None:
-        desk.files.validator = Validator.of(validate)
+    if validator is not None:
+        desk.files.validator = validator
     desk.changed, desk.put_back = feed.wake, feed.put_back
     try:
         await _run_workers(feed, handler, concurrency)

@@ -10,6 +10,15 @@ from functools import partial
 
 import attrs
 
+from ._arguments import (
+    MAX_INDEX,
+    instance,
+    several,
+    stream_key,
+    text,
+    whole_number,
+    whole_numbers,
+)
 from ._array_tools import ArrayTools
 from ._compact import Compacted, Compaction
 from ._errors import StoreDamagedError, UnknownRunError, UnknownStreamError
@@ -66,7 +75,7 @@ class Maintenance:
         Durability: when this returns it is saved.
         """
         parts = {key: entry.progress for key, entry in self.view.streams.items()}
-        wanted = in_order(parts) if keys is None else list(keys)
+        wanted = in_order(parts) if keys is None else self._known(keys)
         run_id = self.view.run_id
         records = [(self._lane(key), retry_record(run_id, key, parts[key])) for key in wanted]
         found = [(lane, record) for lane, record in records if record is not None]
@@ -78,12 +87,16 @@ class Maintenance:
     async def redo(self, key: StreamKey, indexes: Iterable[int], reason: str) -> None:
         """Put single batches back to work; see `Stream.redo`."""
         redo = self._redo(key)
+        wanted = whole_numbers("indexes", indexes)
+        text("reason", reason)
         await self._begin_change()
-        await redo.redo(sorted(set(indexes)), reason)
+        await redo.redo(wanted, reason)
 
     async def rewind(self, key: StreamKey, *, to: int, reason: str) -> IndexSet:
         """Put all batches after one back to work; see `Run.rewind`."""
         redo = self._redo(key)
+        to = whole_number("to", to, least=-MAX_INDEX)
+        text("reason", reason)
         await self._begin_change()
         return await redo.rewind(to, reason)
 
@@ -157,9 +170,10 @@ class Maintenance:
         Durability: when this returns it is saved.
         """
         parts = {key: entry.progress for key, entry in self.view.streams.items()}
-        wanted = in_order(parts) if keys is None else list(keys)
+        wanted = in_order(parts) if keys is None else self._known(keys)
         tools = ArrayTools()
         kept = Retention() if retention is None else retention
+        instance("retention", kept, Retention, "a Retention")
         done: list[Compacted] = []
         try:
             for key in wanted:
@@ -185,6 +199,7 @@ class Maintenance:
             are moved after it is saved; the next start finishes what a crash interrupts,
             and moves them where there was no folder here.
         """
+        text("reason", reason)
         key = attrs.evolve(self._run_key, generation=self._run_key.generation + 1)
         replaced = await replaced_by_next(self.store, self.view)
         metadata: dict[str, object] = {"reset": reason}
@@ -211,7 +226,7 @@ class Maintenance:
 
     async def prune(self, *, keep: int) -> Pruned:
         """Remove all generations of the run but the newest `keep`; see `Store.prune`."""
-        return await self.store.prune(self._run_key, keep=keep)
+        return await self.store.prune(self._run_key, keep=whole_number("keep", keep))
 
     async def _begin_change(self) -> None:
         """A manifest says what there was: from here on that is not sure."""
@@ -219,7 +234,12 @@ class Maintenance:
             await set_manifest_aside(self._run_key, self.outputs)
 
     def _redo(self, key: StreamKey) -> Redo:
-        return Redo(self.store, self._saver, self._lane(key), self.outputs)
+        lane = self._lane(stream_key("key", key))
+        return Redo(self.store, self._saver, lane, self.outputs)
+
+    def _known(self, keys: Iterable[StreamKey]) -> list[StreamKey]:
+        given = several("keys", keys, "stream keys")
+        return [self._lane(stream_key("a key", key)).key for key in given]
 
     def _lane(self, key: StreamKey) -> Lane:
         if key not in self.view.streams or key == RUN_STREAM:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from typing import Any
 
+from ._arguments import several, stream_key, whole_number
 from ._chain import layout_of, read_chain, read_named
 from ._errors import UnknownRunError
 from ._history import read_pages
@@ -44,10 +45,15 @@ async def read_arrays(
 
     Cancellation: a cancellation point between parts.
     """
+    key = stream_key("key", key)
+    if names is not None:
+        names = several("names", names, "names of arrays")
+    if batch is not None:
+        batch = whole_number("batch", batch)
     stored = await store.read_run(run_id)
     if stored is None:
         raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
-    pages = read_pages(store, run_id, stored.generation, tuple(key))
+    pages = read_pages(store, run_id, stored.generation, key)
     if batch is not None:
         pages = _up_to(pages, batch)
     async with aclosing(pages):

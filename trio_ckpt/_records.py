@@ -19,6 +19,7 @@ from typing import Any, cast
 import attrs
 import msgspec
 
+from ._arguments import instance, several, whole_number
 from ._errors import (
     BatchFailedError,
     NotEncodableError,
@@ -59,7 +60,14 @@ def utc_now() -> datetime:
 
 
 def _outputs(outputs: Iterable[Output]) -> tuple[Output, ...]:
-    return tuple(outputs)
+    return tuple(
+        instance("an output", output, Output, "an Output")
+        for output in several("outputs", outputs, "Output")
+    )
+
+
+def _count(records: int) -> int:
+    return whole_number("records", records)
 
 
 def _metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -85,7 +93,7 @@ class CheckpointResult:
 
     outputs: tuple[Output, ...] = attrs.field(default=(), converter=_outputs)
     metadata: Mapping[str, Any] = attrs.field(factory=dict[str, Any], converter=_metadata)
-    records: int = 0
+    records: int = attrs.field(default=0, converter=_count)
     completed_at: datetime | None = None
     batch_path: str | None = None
     checkpoint_path: str | None = None

@@ -16,7 +16,17 @@ from typing import Any, Literal, TypeVar, cast, overload
 import attrs
 import trio
 
-from ._arguments import MAX_INDEX, flag, instance, one_of, path_text, several, text, whole_number
+from ._arguments import (
+    MAX_INDEX,
+    flag,
+    instance,
+    one_of,
+    path_text,
+    several,
+    stream_key,
+    text,
+    whole_number,
+)
 from ._array_tools import ArrayTools
 from ._coordinator import CheckpointCoordinator
 from ._errors import (
@@ -340,7 +350,7 @@ class Run:
         """
         self._check_open()
         given = several("keys", keys, "stream keys")
-        wanted = list(dict.fromkeys(check_stream_key(_parts(key)) for key in given))
+        wanted = list(dict.fromkeys(check_stream_key(stream_key("a key", key)) for key in given))
         async with self._list_lock:
             listed = {
                 key: p.position for key, p in self._progress.items() if p.position is not None
@@ -374,7 +384,7 @@ class Run:
             UnknownStreamError: there is no such stream.
         """
         flag("retry_failed", retry_failed)
-        start = None if start_from is None else _parts(start_from)
+        start = None if start_from is None else stream_key("start_from", start_from)
         return self._roster.to_process(retry_failed=retry_failed, start_from=start)
 
     async def rewind(self, key: StreamKey, *, to: int, reason: str) -> IndexSet:
@@ -400,7 +410,7 @@ class Run:
 
         Durability: when this returns it is saved.
         """
-        key = _parts(key)
+        key = stream_key("key", key)
         to = whole_number("to", to, least=-MAX_INDEX)
         text("reason", reason)
         self._check_free(key)
@@ -537,7 +547,7 @@ class Run:
 
         Cancellation: always a cancellation and a schedule point.
         """
-        key = stream.key if isinstance(stream, Stream) else _parts(stream)
+        key = stream.key if isinstance(stream, Stream) else stream_key("stream", stream)
         registry = self.coordinator.registry
         await wait_confirmed(self._roster, registry, self._stop, key, indexes, self._stopped)
 
@@ -609,10 +619,6 @@ class Listed:
 
     new: tuple[StreamKey, ...]
     unlisted: tuple[StreamKey, ...]
-
-
-def _parts(key: StreamKey) -> StreamKey:
-    return several("the key of a stream", key, "its parts", kind="a tuple")
 
 
 def is_own_failure(error: BaseException, key: StreamKey) -> bool:

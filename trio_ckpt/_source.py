@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, cast
 
+from ._arguments import function, shown
 from ._errors import NotEncodableError
 from ._values import as_plain, canonical_json, item_digest
 
@@ -53,11 +54,14 @@ class Source(Generic[T]):
         first_index: int,
         key: Callable[[T], str] | None = None,
     ) -> None:
-        if items is not None and not isinstance(items, Sequence) and not callable(items):
+        is_list = isinstance(items, Sequence) and not isinstance(items, str | bytes | bytearray)
+        if items is not None and not is_list and not callable(items):
             raise TypeError(
-                f"a source is a sequence or a function that returns the items, not a "
-                f"{type(items).__qualname__}: it must be the whole list on every start"
+                f"items must be a list, or a function that returns one, not {shown(items)}: they "
+                "are read again on every start"
             )
+        if key is not None:
+            function("key", key)
         self._list: Sequence[T] | None = None
         self._make: Callable[[], Iterable[T]] | None = None
         if isinstance(items, Sequence):
@@ -65,7 +69,7 @@ class Source(Generic[T]):
         elif items is not None:
             self._make = items
         self._first = first_index
-        self._key = key or default_key
+        self._key = key
         self._made: Iterator[T] | None = None
         self._position = -1  # of `_current` among what `_made` has given
         self._current: T | None = None
@@ -87,7 +91,7 @@ class Source(Generic[T]):
             if not 0 <= position < len(self._list):
                 return None
             item = self._list[position]
-            return item, item_digest(self._key(item))
+            return item, item_digest(self._key_of(index, item))
         if self._make is not None:
             return self._read_to(position, self._make) if position >= 0 else None
         return None, b""
@@ -96,7 +100,10 @@ class Source(Generic[T]):
         self, position: int, make: Callable[[], Iterable[T]]
     ) -> tuple[T | None, bytes] | None:
         if self._made is None or position < self._position:
-            self._made, self._position = iter(make()), -1
+            made: object = make()
+            if isinstance(made, str | bytes | bytearray) or not isinstance(made, Iterable):
+                raise TypeError(f"items must return a list of items, not {shown(made)}")
+            self._made, self._position = iter(cast("Iterable[T]", made)), -1
         while self._position < position:
             try:
                 self._current = next(self._made)
@@ -107,9 +114,23 @@ class Source(Generic[T]):
                 raise
             self._position += 1
         current = cast("T", self._current)
-        return current, item_digest(self._key(current))
+        return current, item_digest(self._key_of(self._first + position, current))
+
+    def _key_of(self, index: int, item: T) -> str:
+        """What makes an item the same on the next start.
+
+        Raises:
+            NotEncodableError: the default key cannot be made of the item; with its batch.
+            TypeError: the function that was given returns something else than a str.
+        """
+        if self._key is None:
+            return default_key(item, f"the item of batch {index}")
+        key: object = self._key(item)
+        if not isinstance(key, str):
+            raise TypeError(f"key must return a str, not {shown(key)}, for batch {index}")
+        return key
 
     def name_of(self, index: int) -> str:
         """What the source gives for a batch now, in words."""
         found = self.get(index)
-        return "nothing" if found is None else f"{self._key(cast('T', found[0]))}"
+        return "nothing" if found is None else self._key_of(index, cast("T", found[0]))

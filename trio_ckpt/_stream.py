@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 
 import trio
 
+from ._arguments import flag, index_range, reason, text, whole_number, whole_numbers
 from ._batch import UNSET, Batch
 from ._errors import (
     SourceChangedError,
@@ -36,7 +37,7 @@ from ._snapshots import Snapshots
 from ._staging import AnyPath
 from ._statistics import StreamStatistics, eta_s, rate_per_s
 from ._totals import shown
-from ._values import StreamKey, as_plain, copy_plain
+from ._values import StreamKey, as_metadata, as_plain, copy_plain
 from ._walk import Batches, Items, Walk
 from ._words import printable
 from .state import Frontier
@@ -187,6 +188,9 @@ class Stream(Generic[S]):
             ValueError: nobody knows where the stream ends.
         """
         desk = self._desk
+        start, end = index_range(start, end)
+        if total is not None:
+            total = whole_number("total", total)
         if desk.expected is None and total is not None:
             desk.expected = max(total, self._progress.expected or 0)
         return self._left(total, start, end)
@@ -244,7 +248,7 @@ class Stream(Generic[S]):
             start: Only batches from this index on.
             end: Only batches up to this index, inclusive.
         """
-        return Batches(self._walk, items, key, start, end)
+        return Batches(self._walk, items, key, *index_range(start, end))
 
     @asynccontextmanager
     async def open_batch(self) -> AsyncGenerator[Batch[None]]:
@@ -298,7 +302,7 @@ class Stream(Generic[S]):
         Durability: when this returns it is saved.
         """
         self._walk.check_owner()
-        plain = as_plain(dict(metadata or {}), "metadata", allow_nan=True)
+        plain = {} if metadata is None else as_metadata(metadata)
         await self._walk.settle_open(Way.EXIT)
         self._walk.check_finished()
         stop = self._progress.done.stop
@@ -374,6 +378,8 @@ class Stream(Generic[S]):
             retryable: Whether a plain resume may take it up again.
         """
         self._walk.check_owner()
+        error = reason("error", error)
+        flag("retryable", retryable)
         await self._walk.settle_failed(error)
         self._desk.failure = describe_error(error, retryable=retryable)
         await self._save_failure(self._desk.failure)
@@ -432,8 +438,9 @@ class Stream(Generic[S]):
         """
         self._walk.check_owner()
         self._walk.check_no_frontier()
+        wanted = whole_numbers("indexes", indexes)
+        text("reason", reason)
         await self._walk.settle_open(Way.EXIT)
-        wanted = sorted(set(indexes))
         if wanted:
             await self._redo.redo(wanted, reason)
             for index in wanted:

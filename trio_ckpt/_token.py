@@ -38,6 +38,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import attrs
 import trio
 
+from ._arguments import reason
 from ._errors import (
     BatchCancelledError,
     BatchWithdrawnError,
@@ -243,7 +244,7 @@ class CheckpointToken(Generic[T]):
         Raises:
             trio.RunFinishedError: as for `complete`.
         """
-        return self._host.fail(self, error)
+        return self._host.fail(self, reason("error", error))
 
     async def wait(self) -> T:
         """Wait until the checkpoint is confirmed or has failed; any number may wait.

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
+from ._arguments import mapping
 from ._errors import NotEncodableError, StoreDamagedError
 from ._totals import Number
 
@@ -241,18 +242,36 @@ def nan_as_null(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_amounts(amounts: Mapping[str, Number], path: str) -> dict[str, Number]:
-    """`amounts` as they are kept, if every one is a finite number under a str.
+def as_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What is remembered of a batch or a stream, as it is kept; it may have NaN in it.
+
+    Raises:
+        NotEncodableError: a value is not JSON-like.
+        TypeError: `metadata` is no mapping.
+    """
+    plain: dict[str, Any] = as_plain(mapping("metadata", metadata), "metadata", allow_nan=True)
+    return plain
+
+
+def as_amounts(
+    amounts: Mapping[str, Number], path: str, *, least: float = -math.inf
+) -> dict[str, Number]:
+    """`amounts` as they are kept, if every one is a finite number under a name.
 
     A NumPy scalar or a Decimal counts as the int or float that it is worth.
 
     Raises:
-        NotEncodableError: naming the first that is not.
+        NotEncodableError: naming the first that is not, or that is below `least`.
+        TypeError: `amounts` is no mapping.
     """
-    plain: dict[str, Number] = as_plain(dict(amounts), path)
+    plain: dict[str, Number] = as_plain(mapping(path, amounts), path)
     for name, amount in plain.items():
         if type(amount) not in (int, float):
             raise NotEncodableError(f"{path}.{name}", f"an amount is a number, not {amount!r}")
+        if amount < least:
+            raise NotEncodableError(f"{path}.{name}", f"an amount is >= {least}, not {amount!r}")
+        if not name:
+            raise NotEncodableError(path, "an amount has a name, not ''")
     return plain
 
 
