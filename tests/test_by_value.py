@@ -262,6 +262,20 @@ async def test_an_item_that_is_no_plain_value_is_handed_out_itself(tmp_path: Pat
     assert all(one is other for one, other in zip(found, items, strict=True))
 
 
+async def test_a_program_that_empties_its_list_on_the_way_is_told() -> None:
+    store, items, done = MemoryStore(), ["a", "b", "c"], list[str]()
+    with pytest.raises(RuntimeError, match="the list of items had 3"):
+        async with begin(store) as run, run.open_stream("s") as stream:
+            async for batch in stream.batches(items):
+                done.append(items.pop(0))
+                batch.complete()
+    async with begin(store) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(["a", "b", "c"]):
+            done.append(batch.item)
+            batch.complete()
+    assert done == ["a", "b", "c"]
+
+
 async def test_items_of_a_frontier_are_values() -> None:
     store, given_items = MemoryStore(), [copy.deepcopy(ITEM)]
     plain = told(as_plain(ITEM, "item"))

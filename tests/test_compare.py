@@ -288,4 +288,4 @@ async def test_records_that_cannot_be_read_are_an_error_of_the_store() -> None:
     async with begin(store) as run:
         with pytest.raises(StoreError, match="the disk is gone"):
             async with run.open_stream("s") as stream:
-                await loop(stream, "abcde", [])
+                await loop(stream, list("abcde"), [])

@@ -115,3 +115,84 @@ def test_a_key_of_ones_own_names_items() -> None:
 )
 def test_the_default_key_is_canonical_json(item: object, key: str) -> None:
     assert default_key(item) == key
+
+
+@pytest.mark.parametrize("items", ["abc", b"abc", bytearray(b"a"), {"a": 1}, {"a"}, 5, iter("a")])
+def test_one_text_and_what_cannot_be_read_again_are_no_list(items: Any) -> None:
+    with pytest.raises(TypeError, match="items must be a list, or a function that returns one, not"):
+        source(items)
+
+
+async def test_a_bad_item_of_a_list_is_refused_at_once_by_its_place() -> None:
+    items = [{"n": 1}, *range(2_000), {"n": [0, {1, 2}]}]
+    with pytest.raises(NotEncodableError) as caught:
+        await source(items).note_items()
+    assert caught.value.path == "the item of batch 2002.n[1]"
+    assert str(caught.value).count("cannot be stored") == 1
+    assert str(caught.value).endswith("a set is not JSON-like; give key=")
+
+
+def test_a_bad_item_that_a_function_returns_is_refused_by_its_place() -> None:
+    pages = source(lambda: iter(["a", b"b"]), first_index=5)
+    pages.get(5)
+    with pytest.raises(NotEncodableError, match="^the item of batch 6 cannot be stored: a bytes"):
+        pages.get(6)
+
+
+@BOTH
+def test_what_a_key_raises_leaves_with_the_item_that_it_was_called_with(
+    form: Callable[[list[str]], Any],
+) -> None:
+    pages = source(form(PAGES), key=lambda item: {"a": "1"}[item])
+    pages.get(1)
+    with pytest.raises(KeyError) as caught:
+        pages.get(2)
+    assert caught.value.__notes__ == ["key was called for batch 2 with 'b'"]
+
+
+def test_a_key_is_a_str() -> None:
+    with pytest.raises(TypeError, match="key must return a str, not 97, for batch 1"):
+        source(PAGES, key=ord).get(1)  # type: ignore[arg-type]
+
+
+def test_a_key_may_be_the_name_of_a_file_that_is_not_utf_8() -> None:
+    pages = source(["a\udcff", "a\udcfe"], key=str)
+    one, other = pages.get(1), pages.get(2)
+    assert one is not None
+    assert other is not None
+    assert one[1] != other[1]
+
+
+@pytest.mark.parametrize("change", [lambda items: items.append("e"), lambda items: items.pop()])
+async def test_a_list_that_grows_or_shrinks_under_a_loop_is_refused(
+    change: Callable[[list[Any]], Any],
+) -> None:
+    items: list[Any] = [*PAGES]
+    pages = source(items)
+    await pages.note_items()
+    assert pages.get(1) == ("a", item_digest(default_key("a")))
+    change(items)
+    assert pages.stop == 5
+    for index in (2, 5):
+        with pytest.raises(RuntimeError, match="the list of items had 4 when the loop began, and"):
+            pages.get(index)
+
+
+async def test_a_list_whose_places_are_taken_by_others_is_worked_on_as_it_was() -> None:
+    items: list[Any] = [*PAGES]
+    pages = source(items)
+    await pages.note_items()
+    items[:] = reversed(items)
+    assert pages.get(1) == ("a", item_digest(default_key("a")))
+
+
+@pytest.mark.parametrize("form", [list, tuple])
+async def test_an_item_that_changes_under_a_loop_is_refused(form: Any) -> None:
+    items = [0, {"n": 0}, "a", {"n": [1]}, {"n": 2}]
+    pages = source(form(items))
+    await pages.note_items()
+    items[3]["n"].append(2)  # type: ignore[index]
+    found = [pages.get(index) for index in (1, 2, 3, 5)]
+    assert [one and one[0] for one in found] == [0, {"n": 0}, "a", {"n": 2}]
+    with pytest.raises(RuntimeError, match="the item of batch 4 was changed since the loop began"):
+        pages.get(4)

@@ -24,12 +24,10 @@ from ._history import Standing, StandingRecord
 from ._progress import Progress, add_marks, item_mark
 from ._ranges import IndexSet
 from ._records import Kind, Record
-from ._source import Source
+from ._source import ITEMS_PER_STEP, Source
 from ._values import ITEM_DIGEST_BYTES, StreamKey
 
 ReadPages = Callable[[], AsyncGenerator[list[tuple[int, Record]]]]
-
-ITEMS_PER_STEP = 1_000  # other tasks go on between: a million items take seconds
 
 _SHORTER = "nothing: it is shorter now"
 

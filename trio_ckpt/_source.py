@@ -1,7 +1,10 @@
 """Where batches come from: nothing, a list, or something that makes the list.
 
 A source is always the whole list, on every start; what is confirmed is passed over.  So
-a source that changed under what is confirmed can be noticed, and is: see `trio_ckpt._compare`.
+a source that changed under what is confirmed can be noticed, and is.
+
+A list is taken as it is when a loop begins: a copy of it is worked on, and one whose length or
+items change afterwards is refused.
 """
 
 from __future__ import annotations
@@ -9,11 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, cast
 
+import trio
+
 from ._arguments import function, shown
 from ._errors import NotEncodableError
-from ._values import as_plain, canonical_json, item_digest
+from ._values import ITEM_DIGEST_BYTES, as_plain, canonical_json, item_digest
 
 T = TypeVar("T")
+
+ITEMS_PER_STEP = 1_000  # other tasks go on between: a million items take seconds
+_SCALARS = (int, str, float, bool, type(None))
+_NOT_NOTED = bytes(ITEM_DIGEST_BYTES)
 
 
 def default_key(item: Any, path: str = "item") -> str:
@@ -34,6 +43,24 @@ def default_key(item: Any, path: str = "item") -> str:
         raise NotEncodableError(error.path, f"{error.problem}; give key=") from error
 
 
+def call_key(key: Callable[[T], str], item: T, path: str) -> str:
+    """The name that the program's own function gives to an item.
+
+    What it raises leaves as the same object, with a note of which item it was called with.
+
+    Raises:
+        TypeError: it is not a str.
+    """
+    try:
+        name: object = key(item)
+    except Exception as error:
+        error.add_note(f"key was called for {path} with {shown(item)}")
+        raise
+    if not isinstance(name, str):
+        raise TypeError(f"key must return a str, not {shown(name)}, for {path}")
+    return name
+
+
 class Source(Generic[T]):
     """The items of a stream by batch index; `get` is all there is to it.
 
@@ -44,7 +71,7 @@ class Source(Generic[T]):
 
     Raises:
         TypeError: `items` is something else, such as a generator, which a second start
-            could not read again.
+            could not read again, or a str, which would be its letters.
     """
 
     def __init__(
@@ -62,17 +89,37 @@ class Source(Generic[T]):
             )
         if key is not None:
             function("key", key)
+        self._given = items if type(items) is list else None
         self._list: Sequence[T] | None = None
         self._make: Callable[[], Iterable[T]] | None = None
         if isinstance(items, Sequence):
-            self._list = items
+            self._list = tuple(items) if self._given is not None else items
         elif items is not None:
             self._make = items
         self._first = first_index
         self._key = key
+        self._noted = bytearray()  # a digest of each item that could change, else zeros
         self._made: Iterator[T] | None = None
         self._position = -1  # of `_current` among what `_made` has given
         self._current: T | None = None
+
+    async def note_items(self) -> None:
+        """Look at the items of a list, so that a bad one is refused before any work.
+
+        Raises:
+            NotEncodableError: an item has no name; with its place.
+
+        Cancellation: a cancellation and a schedule point for every `ITEMS_PER_STEP` items.
+        """
+        if self._key is not None or type(self._list) is not tuple:
+            return
+        for position, item in enumerate(cast("tuple[T, ...]", self._list)):
+            key = self._key_of(self._first + position, item)
+            if type(item) not in _SCALARS:
+                self._noted += bytes(position * ITEM_DIGEST_BYTES - len(self._noted))
+                self._noted += item_digest(key)
+            if (position + 1) % ITEMS_PER_STEP == 0:
+                await trio.lowlevel.checkpoint()
 
     @property
     def is_open_ended(self) -> bool:
@@ -85,16 +132,41 @@ class Source(Generic[T]):
         return None if self._list is None else self._first + len(self._list)
 
     def get(self, index: int) -> tuple[T | None, bytes] | None:
-        """The item of a batch and the digest of its key; None: there is no such batch."""
+        """The item of a batch and the digest of its key; None: there is no such batch.
+
+        Raises:
+            RuntimeError: the list was changed since the loop began.
+        """
         position = index - self._first
         if self._list is not None:
+            self._check_length(len(self._list))
             if not 0 <= position < len(self._list):
                 return None
             item = self._list[position]
-            return item, item_digest(self._key_of(index, item))
+            return item, self._checked(index, item)
         if self._make is not None:
             return self._read_to(position, self._make) if position >= 0 else None
         return None, b""
+
+    def _check_length(self, count: int) -> None:
+        if self._given is not None and len(self._given) != count:
+            raise RuntimeError(
+                f"the list of items had {count:,} when the loop began, and has "
+                f"{len(self._given):,} now: a loop works on the list that it was given; put work "
+                "that is found on the way into a Frontier"
+            )
+
+    def _checked(self, index: int, item: T) -> bytes:
+        """The digest of an item of a list; RuntimeError where it is another one now."""
+        digest = item_digest(self._key_of(index, item))
+        at = (index - self._first) * ITEM_DIGEST_BYTES
+        noted = self._noted[at : at + ITEM_DIGEST_BYTES]
+        if noted and noted not in (digest, _NOT_NOTED):
+            raise RuntimeError(
+                f"the item of batch {index} was changed since the loop began: the next start "
+                "would not know it again; change what batch.item gives instead, which is a copy"
+            )
+        return digest
 
     def _read_to(
         self, position: int, make: Callable[[], Iterable[T]]
@@ -125,10 +197,7 @@ class Source(Generic[T]):
         """
         if self._key is None:
             return default_key(item, f"the item of batch {index}")
-        key: object = self._key(item)
-        if not isinstance(key, str):
-            raise TypeError(f"key must return a str, not {shown(key)}, for batch {index}")
-        return key
+        return call_key(self._key, item, f"batch {index}")
 
     def name_of(self, index: int) -> str:
         """What the source gives for a batch now, in words."""

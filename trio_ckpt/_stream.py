@@ -242,8 +242,8 @@ class Stream(Generic[S]):
 
         Args:
             items: The whole list, or a function that returns it: item j is batch
-                ``first_index + j``.  Without, the end is open: use ``last=True``,
-                `Batch.withdraw` or `finish`.
+                ``first_index + j``.  The loop refuses a list that changes while it goes on.
+                Without, the end is open: use ``last=True``, `Batch.withdraw` or `finish`.
             key: Names an item, to notice a list that changed; default: its canonical JSON.
             start: Only batches from this index on.
             end: Only batches up to this index, inclusive.

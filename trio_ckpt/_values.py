@@ -284,4 +284,7 @@ def canonical_json(value: Any) -> str:
 
 def item_digest(key: str) -> bytes:
     """What a record remembers of its item, to notice a source that changed."""
-    return hashlib.blake2b(key.encode(), digest_size=ITEM_DIGEST_BYTES).digest()
+    # A key that the program makes may be the name of a file that is not UTF-8.
+    return hashlib.blake2b(
+        key.encode(errors="surrogatepass"), digest_size=ITEM_DIGEST_BYTES
+    ).digest()

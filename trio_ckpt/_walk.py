@@ -166,13 +166,15 @@ class Walk:
 
         Raises:
             SourceChangedError: it is not the one that the records are of.
+            NotEncodableError: an item of a list has no name; with its place.
 
-        Cancellation: a cancellation point where much is done.
+        Cancellation: a cancellation point where much is done, or the list is long.
         """
         if items is None:
             self.check_no_frontier()
         desk = self.desk
         source = Source(items, first_index=desk.first_index, key=key)
+        await source.note_items()
         await check_source(source, self.progress, self.read, (desk.run_id, desk.lane.key))
         if source.stop is not None:
             self.check_end(source.stop)

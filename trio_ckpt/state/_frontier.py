@@ -26,6 +26,7 @@ import msgspec
 
 from .._arguments import several
 from .._errors import NotEncodableError, StoreDamagedError
+from .._source import call_key
 from .._values import as_plain, canonical_json, copy_plain
 
 T = TypeVar("T")
@@ -80,7 +81,8 @@ def keyed_items(items: Iterable[T], key: Callable[[T], str] | None) -> dict[str,
     """Copies of items by their keys, each once.
 
     Raises:
-        NotEncodableError: an item is not JSON-like, or its key no str of good length.
+        NotEncodableError: an item is not JSON-like, or its key is too long.
+        TypeError: its key is not a str.
     """
     found: dict[str, T] = {}
     for place, item in enumerate(items):
@@ -92,13 +94,12 @@ def keyed_items(items: Iterable[T], key: Callable[[T], str] | None) -> dict[str,
 
 def _key_of(item: T, key: Callable[[T], str] | None, path: str = "item") -> str:
     """What makes an item the same as another."""
-    name: object = item
     if key is not None:
-        name = key(cast("T", copy_plain(item)))
-    elif type(item) is not str:
-        name = canonical_json(item)
-    if not isinstance(name, str) or len(name) > MAX_KEY_CHARS:
-        raise NotEncodableError(path, f"its key is not a str of up to {MAX_KEY_CHARS} chars")
+        name = call_key(key, cast("T", copy_plain(item)), path)
+    else:
+        name = item if isinstance(item, str) else canonical_json(item)
+    if len(name) > MAX_KEY_CHARS:
+        raise NotEncodableError(path, f"its key has {len(name):,} characters, over {MAX_KEY_CHARS}")
     return name
 
 
