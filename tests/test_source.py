@@ -119,7 +119,9 @@ def test_the_default_key_is_canonical_json(item: object, key: str) -> None:
 
 @pytest.mark.parametrize("items", ["abc", b"abc", bytearray(b"a"), {"a": 1}, {"a"}, 5, iter("a")])
 def test_one_text_and_what_cannot_be_read_again_are_no_list(items: Any) -> None:
-    with pytest.raises(TypeError, match="items must be a list, or a function that returns one, not"):
+    with pytest.raises(
+        TypeError, match="items must be a list, or a function that returns one, not"
+    ):
         source(items)
 
 
@@ -135,7 +137,7 @@ async def test_a_bad_item_of_a_list_is_refused_at_once_by_its_place() -> None:
 def test_a_bad_item_that_a_function_returns_is_refused_by_its_place() -> None:
     pages = source(lambda: iter(["a", b"b"]), first_index=5)
     pages.get(5)
-    with pytest.raises(NotEncodableError, match="^the item of batch 6 cannot be stored: a bytes"):
+    with pytest.raises(NotEncodableError, match="the item of batch 6 cannot be stored: a bytes"):
         pages.get(6)
 
 

@@ -21,16 +21,12 @@ from ._values import ITEM_DIGEST_BYTES, as_plain, canonical_json, item_digest
 T = TypeVar("T")
 
 ITEMS_PER_STEP = 1_000  # other tasks go on between: a million items take seconds
-_SCALARS = (int, str, float, bool, type(None))
+_CONTAINERS = (list, tuple, dict)
 _NOT_NOTED = bytes(ITEM_DIGEST_BYTES)
 
 
-def default_key(item: Any, path: str = "item") -> str:
+def default_key(item: Any) -> str:
     """What makes an item the same on the next start: its canonical JSON.
-
-    Args:
-        item: The item.
-        path: What it is called in an error.
 
     Raises:
         NotEncodableError: it is not JSON-like; give ``key=`` then.
@@ -38,7 +34,7 @@ def default_key(item: Any, path: str = "item") -> str:
     if type(item) is int:
         return str(item)
     try:
-        return canonical_json(as_plain(item, path))
+        return canonical_json(as_plain(item, "item"))
     except NotEncodableError as error:
         raise NotEncodableError(error.path, f"{error.problem}; give key=") from error
 
@@ -111,15 +107,17 @@ class Source(Generic[T]):
 
         Cancellation: a cancellation and a schedule point for every `ITEMS_PER_STEP` items.
         """
-        if self._key is not None or type(self._list) is not tuple:
+        items: Any = self._list
+        if self._key is not None or type(items) is not tuple:
             return
-        for position, item in enumerate(cast("tuple[T, ...]", self._list)):
-            key = self._key_of(self._first + position, item)
-            if type(item) not in _SCALARS:
-                self._noted += bytes(position * ITEM_DIGEST_BYTES - len(self._noted))
-                self._noted += item_digest(key)
-            if (position + 1) % ITEMS_PER_STEP == 0:
+        for position, item in enumerate(items):
+            if position % ITEMS_PER_STEP == ITEMS_PER_STEP - 1:
                 await trio.lowlevel.checkpoint()
+            if type(item) is int or (type(item) is str and item.isascii()):
+                continue  # nearly always; these have a name, and cannot change
+            digest = item_digest(self._key_of(self._first + position, item))
+            if isinstance(item, _CONTAINERS):
+                self._noted += bytes(position * ITEM_DIGEST_BYTES - len(self._noted)) + digest
 
     @property
     def is_open_ended(self) -> bool:
@@ -195,9 +193,13 @@ class Source(Generic[T]):
             NotEncodableError: the default key cannot be made of the item; with its batch.
             TypeError: the function that was given returns something else than a str.
         """
-        if self._key is None:
-            return default_key(item, f"the item of batch {index}")
-        return call_key(self._key, item, f"batch {index}")
+        if self._key is not None:
+            return call_key(self._key, item, f"batch {index}")
+        try:
+            return default_key(item)
+        except NotEncodableError as error:
+            place = f"the item of batch {index}{error.path.removeprefix('item')}"
+            raise NotEncodableError(place, error.problem) from error
 
     def name_of(self, index: int) -> str:
         """What the source gives for a batch now, in words."""

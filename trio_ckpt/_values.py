@@ -275,11 +275,14 @@ def as_amounts(
     return plain
 
 
+_canonical = json.JSONEncoder(
+    sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+).encode  # json.dumps would make an encoder for each call
+
+
 def canonical_json(value: Any) -> str:
     """The one JSON text of a plain value: sorted keys, no spaces."""
-    return json.dumps(
-        value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-    )
+    return _canonical(value)
 
 
 def item_digest(key: str) -> bytes:
