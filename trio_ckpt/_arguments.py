@@ -42,6 +42,8 @@ def whole_number(name: str, value: object, *, least: int = 0, most: int = MAX_IN
         TypeError: the value is a bool, a float, a str or any other kind.
         ValueError: the value is below `least` or above `most`.
     """
+    if type(value) is int and least <= value <= most:  # nearly always, and with every batch
+        return value
     bounds = f"an int from {least} on" if most == MAX_INDEX else f"an int from {least} to {most}"
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be {bounds}, not {shown(value)}")
@@ -196,6 +198,8 @@ def several(name: str, values: Iterable[T], what: str, *, kind: str = "a list") 
         TypeError: the value is one of those, or cannot be iterated.
     """
     given: object = values
+    if type(given) is tuple:  # the default of most, with every batch
+        return cast("tuple[T, ...]", given)
     if isinstance(given, str | bytes | bytearray | Mapping) or not isinstance(given, Iterable):
         raise TypeError(f"{name} must be {kind} of {what}, not {shown(given)}")
     return tuple(values)

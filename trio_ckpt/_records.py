@@ -60,6 +60,8 @@ def utc_now() -> datetime:
 
 
 def _outputs(outputs: Iterable[Output]) -> tuple[Output, ...]:
+    if not outputs:
+        return ()
     return tuple(
         instance("an output", output, Output, "an Output")
         for output in several("outputs", outputs, "Output")
