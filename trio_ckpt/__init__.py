@@ -28,7 +28,7 @@ The floor plan; a file imports only from floors below its own:
     L1  abc, _stored  every contract                  _token      the token's table
         outputs     durable files
     L0  _errors, _extras, _ranges, _totals, _values, _records, _progress, _portal, _threads,
-        _words, _log
+        _words, _log, _forks
 """
 
 from ._batch import Batch as Batch
@@ -44,7 +44,9 @@ from ._errors import (
     CheckpointFailedError as CheckpointFailedError,
     ConfigChangedError as ConfigChangedError,
     DuplicateCheckpointError as DuplicateCheckpointError,
+    ForkedProcessError as ForkedProcessError,
     NotEncodableError as NotEncodableError,
+    NoThreadError as NoThreadError,
     OutputClaimedError as OutputClaimedError,
     OutputError as OutputError,
     OutputInvalidError as OutputInvalidError,

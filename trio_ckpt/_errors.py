@@ -399,6 +399,27 @@ class StoreVersionError(StoreError):
     """The store was written by another version of the library, or is not one of ours."""
 
 
+class ForkedProcessError(TrioCkptError, RuntimeError):
+    """A forked child used a run, a store or a thread of its parent, of which it has nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this process was forked from the one that opened the run or the store, and has "
+            "nothing of it: no lock, no thread, no connection; open a store of its own here, or "
+            "end the child with os._exit()"
+        )
+
+
+class NoThreadError(TrioCkptError, RuntimeError):
+    """The system starts no more threads for this process; what needed one was not begun."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(
+            f"no thread can be started ({error}), so nothing was begun: raise the limit on threads "
+            "(ulimit -u, or that of the container), free memory, or do less at once"
+        )
+
+
 class ArchiveError(TrioCkptError, RuntimeError):
     """A run cannot be written into an archive, or taken out of one; the message says why."""
 

@@ -19,6 +19,8 @@ import attrs
 import outcome
 import trio
 
+from ._forks import need_process, this_process
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -43,6 +45,7 @@ class Portal:
     trio_token: trio.lowlevel.TrioToken
     clock: trio.abc.Clock
     wake: Callable[[Callable[[], None]], None] = attrs.field(default=_call, init=False)
+    _process: int = attrs.field(factory=this_process, init=False)
 
     @classmethod
     def here(cls) -> Portal:
@@ -67,9 +70,11 @@ class Portal:
 
         Raises:
             trio.RunFinishedError: the trio run has ended; nothing was called.
+            ForkedProcessError: this is a forked child, which the trio run does not answer.
         """
         if get_ident() == self.thread:
             return func(*args)
+        need_process(self._process)
         answers = queue.SimpleQueue[outcome.Outcome[T]]()
 
         def carry_out() -> None:

@@ -45,7 +45,7 @@ from ._lane import Lane
 from ._observe import Observers
 from ._progress import Progress, apply
 from ._records import Record, encode_record
-from ._threads import WorkerThread
+from ._threads import NOT_BEGUN, WorkerThread
 from ._values import StreamKey, encode_key
 from .abc import BlobPayload, Checkpoint, Fold, RunKey, Store
 from .outputs import AppendFile
@@ -425,7 +425,10 @@ class Saver:
         failures: dict[AppendFile, Exception] = {}
         with trio.move_on_after(self._save_timeout_s, shield=True) as scope:
             self.is_appending = True
-            failures = await self._appender.run(_append_all, chunks)
+            try:
+                failures = await self._appender.run(_append_all, chunks)
+            except NOT_BEGUN as error:
+                failures = dict.fromkeys(chunks, error)
             self.is_appending = False
         if scope.cancelled_caught:
             unknown = SaveOutcomeUnknownError("an append has not ended; start the run again")

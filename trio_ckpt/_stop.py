@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 
 import trio
 
 from ._errors import EXIT_DRAINED, EXIT_SIGTERM
+from ._forks import in_children
 from ._portal import Portal
 
 log = logging.getLogger("trio_ckpt.stop")
@@ -156,6 +158,18 @@ def release_signals() -> None:
     _signals_taken.set(_signals_taken.get() - 1)
 
 
+@contextmanager
+def stop_signals() -> Generator[AsyncIterator[int]]:
+    """Receive SIGINT and SIGTERM while the block runs.
+
+    A forked child gets SIGTERM back, or ``multiprocessing.Pool`` could not end its workers.  It
+    goes on ignoring SIGINT, which a terminal sends to it, too, while this process drains.
+    """
+    give_back = partial(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    with in_children(give_back), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as got:
+        yield got
+
+
 async def receive_signals(
     stop: Stop, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
@@ -163,7 +177,7 @@ async def receive_signals(
 
     Cancellation: ends it, and gives the signals back.
     """
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with stop_signals() as signals:
         task_status.started()
         async for number in signals:
             log.info("%s: stopping in good order", signal.Signals(number).name)

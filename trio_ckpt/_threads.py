@@ -10,6 +10,9 @@ Every blocking call of the library goes through here.  Two things happen at the 
 * Under such a clock nothing else can notice a call that never ends, so the seam does,
   after `STUCK_AFTER_S` of real time.
 
+Nothing crosses the seam in a forked child: threads and descriptors of the parent are not there, and
+what the child did would be done to files of the parent (see `trio_ckpt._forks`).
+
 Where nothing behind the seam blocks, because store and files are in memory, threads would
 only make a program slow and its order a matter of luck: `runs_inline` leaves them out.
 """
@@ -28,12 +31,17 @@ import attrs
 import outcome
 import trio
 
-from ._errors import TrioCkptError
+from ._errors import ForkedProcessError, NoThreadError, TrioCkptError
+from ._forks import need_process, this_process
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 STUCK_AFTER_S = 60.0  # real seconds that one call may take under a mock clock
+
+
+NOT_BEGUN = (ForkedProcessError, NoThreadError)
+"""What a call raises that was never made, so that nothing came of it."""
 
 
 class _JumpingClock(Protocol):
@@ -80,17 +88,45 @@ runs_inline: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_ckpt inline
 """Whether calls are made right here, without threads, in this trio run: for `trio_ckpt.testing`."""
 
 
+_begun_in: trio.lowlevel.RunVar[int | None] = trio.lowlevel.RunVar("trio_ckpt process", None)
+
+
+def _need_own_run() -> None:
+    """Refuse the trio run of a forked child, which is its parent's."""
+    process = _begun_in.get()
+    if process is None:
+        _begun_in.set(this_process())
+    else:
+        need_process(process)
+
+
 async def run_blocking(func: Callable[[*Ts], T], *args: *Ts) -> T:
     """Run a blocking function in one of trio's threads.
 
     Cancellation: not while it runs; a call that has begun is waited for.
+
+    Raises:
+        ForkedProcessError: this is a forked child, in the trio run of its parent.
+        NoThreadError: the system starts no more threads.
     """
+    _need_own_run()
     if runs_inline.get():
         await trio.lowlevel.checkpoint_if_cancelled()
         await trio.lowlevel.cancel_shielded_checkpoint()  # others run before it, as with a thread
         return await _call_inline(func, *args)
+    begun: list[bool] = []
     with hold_clock():
-        return await trio.to_thread.run_sync(func, *args)
+        try:
+            return await trio.to_thread.run_sync(_note_and_call, begun, func, *args)
+        except RuntimeError as error:
+            if begun:
+                raise  # of the function itself
+            raise NoThreadError(error) from error
+
+
+def _note_and_call(begun: list[bool], func: Callable[[*Ts], T], *args: *Ts) -> T:
+    begun.append(True)
+    return func(*args)
 
 
 async def _call_inline(func: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -129,6 +165,7 @@ class WorkerThread:
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._name = name
+        self._process = this_process()
         self._thread: threading.Thread | None = None
 
     async def run(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -139,7 +176,10 @@ class WorkerThread:
 
         Raises:
             CallStuckError: under a mock clock, when the call takes forever.
+            ForkedProcessError: this is a forked child of the process that made the thread.
+            NoThreadError: the system starts no more threads.
         """
+        need_process(self._process)
         if runs_inline.get():
             await trio.lowlevel.checkpoint_if_cancelled()
             return await _call_inline(func, *args)  # at once: calls keep the order they came in
@@ -150,8 +190,7 @@ class WorkerThread:
         )
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-            self._thread.start()
+            self._thread = start_thread(self._work, self._name)
 
         def give_up(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
             call.is_over = True
@@ -179,13 +218,31 @@ class WorkerThread:
         )
         alarm = threading.Timer(STUCK_AFTER_S, _deliver, (call, outcome.Error(stuck)))
         alarm.daemon = True
-        alarm.start()
+        _start(alarm)
         return alarm
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             _deliver(call, outcome.capture(call.func))
             del call  # or the thread keeps the last call's data alive while it waits
+
+
+def start_thread(work: Callable[[], None], name: str) -> threading.Thread:
+    """Start a daemon thread: a call that hangs in the kernel must not keep the process.
+
+    Raises:
+        NoThreadError: the system starts no more threads.
+    """
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    _start(thread)
+    return thread
+
+
+def _start(thread: threading.Thread) -> None:
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise NoThreadError(error) from error
 
 
 def _deliver(call: _Call, result: outcome.Outcome[Any]) -> None:

@@ -155,45 +155,6 @@ async def test_looking_from_another_process_refuses_nobody(url: str) -> None:
     await store.aclose()
 
 
-_FORKER = """
-    import os, sys, trio
-    from trio_ckpt.stores import open_store
-
-    async def main():
-        store = await open_store(sys.argv[1])
-        async with store.lock_run("run"):
-            if os.fork() == 0:
-                os.write(1, b"forked\\n")
-                os.read(0, 1)
-                os._exit(0)
-            os.kill(os.getpid(), 9)
-
-    trio.run(main)
-"""
-
-
-async def test_child_that_shares_the_lock_is_seen_as_the_owner(url: str) -> None:
-    """A forked child keeps the lock of its dead parent, and the look says so."""
-    process = _start(_FORKER, url)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stdout.readline() == "forked\n"
-    process.wait()
-    store = await open_store(url)
-    owner = await store.read_owner("run")
-    assert owner is not None
-    assert owner.pid == process.pid
-    with pytest.raises(RunLockedError):
-        async with store.lock_run("run"):
-            pass
-    process.stdin.close()
-    assert process.stdout.read() == ""  # the child is gone
-    _close(process)
-    async with store.lock_run("run"):
-        pass
-    await store.aclose()
-
-
 _PRUNER = """
     import os, sys, trio
     from trio_ckpt.abc import Checkpoint, RunKey

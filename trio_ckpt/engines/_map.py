@@ -20,6 +20,7 @@ from typing import Any, Literal
 import msgspec
 import trio
 
+from .._forks import unshare
 from ..abc import Store
 from ..remote import NotAllowedError, connect, new_secret, serve_foreman
 from ..stores import open_store
@@ -199,6 +200,8 @@ async def _run_worker(told: bytes) -> int:
         [sys.executable, "-m", WORKER_MODULE], stdin=subprocess.PIPE
     )
     pipe = process.stdin
+    if isinstance(pipe, trio.lowlevel.FdStream):
+        unshare(pipe)  # a child that is forked here would keep the worker from its end
     try:
         try:
             if pipe is not None:

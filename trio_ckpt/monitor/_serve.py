@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import attrs
 import trio
 
+from .._forks import unshare
 from .._portal import check_trio
 from .._run import Run
 from ..abc import Store
@@ -111,6 +112,7 @@ async def serve(
     with ExitStack() as stack:
         for listener in listeners:
             stack.callback(listener.socket.close)
+            unshare(listener.socket)
         bound = int(listeners[0].socket.getsockname()[1])
         access = Access.of(viewer_secret, actor_secret, allowed_hosts(host, bound, hosts))
         serving = _serving(host, bound, viewer_secret, actor_secret, is_tls=ssl_context is not None)

@@ -22,6 +22,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
+from .._forks import unshare
 from ._guard import App
 
 log = logging.getLogger("trio_ckpt.monitor")
@@ -112,6 +113,7 @@ async def serve_connections(
             log.warning("a connection is refused: there are %d", len(wires))
             await trio.aclose_forcefully(stream)
             return
+        unshare(stream.socket)
         wire = Wire(stream)
         wires.add(wire)
         secured: Any = wire

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import attrs
 
 from .._errors import OutputError
+from .._forks import close_unshared, open_unshared
 
 if sys.platform != "win32":
     import fcntl
@@ -33,10 +34,10 @@ class System:
     """What is asked of the operating system, one method per call; see `os` for each."""
 
     def open(self, path: str, flags: int, *, dir_fd: int | None = None) -> int:
-        return os.open(path, flags, 0o666, dir_fd=dir_fd)
+        return open_unshared(os.open, path, flags, 0o666, dir_fd=dir_fd)
 
     def close(self, fd: int) -> None:
-        os.close(fd)
+        close_unshared(fd)
 
     def mkdir(self, name: str, *, dir_fd: int) -> None:
         os.mkdir(name, dir_fd=dir_fd)
@@ -65,7 +66,7 @@ class System:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def unlock(self, fd: int) -> None:
-        """Also for children that share the open file: closing it leaves it to them."""
+        """Also for whatever shares the open file: closing it would leave the lock to that."""
         fcntl.flock(fd, fcntl.LOCK_UN)
 
     def fsync(self, fd: int) -> None:

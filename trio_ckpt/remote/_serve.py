@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from .._forks import unshare
 from .._portal import check_trio
 from .._words import printable
 from ..abc import Store
@@ -103,6 +104,8 @@ async def serve_foreman(
     from ._sockets import accept  # trio-websocket is an extra: say so before listening
 
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+    for listener in listeners:
+        unshare(listener.socket)
     foreman = Foreman(store, grace_s, rebalance)
     foreman.port = int(listeners[0].socket.getsockname()[1])
     foreman.url = f"{'ws' if ssl_context is None else 'wss'}://{_url_host(host)}:{foreman.port}"
@@ -179,6 +182,7 @@ class Door:
             await trio.aclose_forcefully(stream)
             return
         self.connections += 1
+        unshare(stream.socket)
         where = "a connection"
         try:
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

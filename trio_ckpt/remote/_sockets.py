@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from .._extras import needs_extra
+from .._forks import unshare
 from .._gate import leaves_of
 from ._errors import ConnectionLostError, HandshakeRefusedError, RemoteProtocolError
 from ._frames import MAX_FRAME_BYTES
@@ -111,6 +112,7 @@ async def _open_stream(
     try:
         with trio.fail_after(HANDSHAKE_S):
             stream = await trio.open_tcp_stream(host, port)
+            unshare(stream.socket)
             if is_safe:
                 stream = trio.SSLStream(
                     stream,

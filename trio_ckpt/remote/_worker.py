@@ -18,6 +18,7 @@ import trio
 
 from .._gate import leaves_of
 from .._portal import check_trio
+from .._stop import stop_signals
 from .._tracing import TaskTracer
 from ._item import Item
 from ._line import PATIENCE_S, Line
@@ -361,7 +362,7 @@ async def run_worker(
 
 
 async def _stop_on_signals(worker: Worker, grace_s: float, scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with stop_signals() as signals:
         async for number in signals:
             log.info("%s: handing back", signal.Signals(number).name)
             break

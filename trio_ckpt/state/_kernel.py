@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .._forks import close_unshared, open_unshared
 from ._memory import PAGE_BYTES, address_of
 
 if sys.platform == "linux":
@@ -84,15 +85,17 @@ class LinuxKernel:
         if number is None or sys.maxsize < 2**32:
             raise OSError(errno.ENOSYS, "dirty pages are tracked on 64-bit Linux only")
         libc = ctypes.CDLL(None, use_errno=True)
-        self._uffd: int = libc.syscall(number, os.O_CLOEXEC | _UFFD_USER_MODE_ONLY)
+        flags = os.O_CLOEXEC | _UFFD_USER_MODE_ONLY
+        self._uffd: int = open_unshared(libc.syscall, number, flags)
         if self._uffd < 0:
             raise OSError(ctypes.get_errno(), "userfaultfd: " + os.strerror(ctypes.get_errno()))
         try:
             features = _UFFD_FEATURE_WP_ASYNC | _UFFD_FEATURE_WP_UNPOPULATED
             fcntl.ioctl(self._uffd, _UFFDIO_API, struct.pack("3Q", _UFFD_API, features, 0))
-            self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            flags = os.O_RDONLY | os.O_CLOEXEC
+            self._pagemap = open_unshared(os.open, "/proc/self/pagemap", flags)
         except BaseException:
-            os.close(self._uffd)
+            close_unshared(self._uffd)
             raise
         self._closing = weakref.finalize(self, _close, self._uffd, self._pagemap)
         self._found = np.zeros((_REGIONS_PER_SCAN, 3), np.uint64)
@@ -142,8 +145,8 @@ class LinuxKernel:
 
 
 def _close(uffd: int, pagemap: int) -> None:
-    os.close(uffd)  # takes every registration with it
-    os.close(pagemap)
+    close_unshared(uffd)  # takes every registration with it
+    close_unshared(pagemap)
 
 
 def spread(runs: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:

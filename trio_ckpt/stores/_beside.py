@@ -7,19 +7,21 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from .._threads import start_thread
+
 T = TypeVar("T")
 
 
 class Beside(Generic[T]):
     """Does something with what it is given, in order, in a thread of its own.
 
-    The thread is a daemon: a call that hangs in the kernel must not keep the process from
-    ending.
-
     Args:
         name: Of the thread.
         work: Called with all that waits, the oldest first; what it raises ends the thread.
         most: How much may wait, the one that is in work counted; `add` waits above that.
+
+    Raises:
+        NoThreadError: the system starts no more threads.
     """
 
     def __init__(
@@ -31,8 +33,7 @@ class Beside(Generic[T]):
         self._waiting: list[T] = []
         self._is_closing = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, name)
 
     def add(self, item: T) -> None:
         """Give it something to do.

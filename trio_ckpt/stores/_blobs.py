@@ -271,7 +271,8 @@ def _write_whole(fd: int, payload: BlobPayload) -> tuple[str, int]:
             if size < OVERLAP_BYTES:
                 _hash(hasher.update, [views])
                 continue
-            helpers = helpers or _begin_helpers(fd, hasher.update)
+            if not helpers:
+                helpers.extend(_begin_helpers(fd, hasher.update))
             for helper in helpers:
                 helper.add(views)
         for helper in helpers:
@@ -283,11 +284,10 @@ def _write_whole(fd: int, payload: BlobPayload) -> tuple[str, int]:
     return hasher.hexdigest(), size
 
 
-def _begin_helpers(fd: int, update: Update) -> list[Beside[list[memoryview]]]:
-    helpers = [Beside("trio_ckpt hashes a blob", partial(_hash, update), MAX_WAITING)]
+def _begin_helpers(fd: int, update: Update) -> Generator[Beside[list[memoryview]]]:
+    yield Beside("trio_ckpt hashes a blob", partial(_hash, update), MAX_WAITING)
     if sys.platform == "linux":  # elsewhere a sync waits for much more than this file
-        helpers.append(Beside("trio_ckpt syncs a blob", lambda _written: sync_data(fd)))
-    return helpers
+        yield Beside("trio_ckpt syncs a blob", lambda _written: sync_data(fd))
 
 
 def _hash(update: Update, written: Iterable[list[memoryview]]) -> None:

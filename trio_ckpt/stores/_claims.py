@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .._forks import close_unshared, open_unshared
 from ..abc import Checkpoint
 from ._blobs import need_digest
 from ._files import explain, open_file
@@ -136,7 +137,7 @@ class Claims:
         """Let go of everything."""
         with self._changed:
             if self._fd is not None:
-                os.close(self._fd)
+                close_unshared(self._fd)
                 self._fd = None
 
     def _release(self, digest: str) -> None:
@@ -153,7 +154,7 @@ class Claims:
         how = fcntl.F_OFD_SETLKW if kind == "shared" else fcntl.F_OFD_SETLK
         with explain(self._path, f"claiming blob {digest}"):
             if self._fd is None:
-                self._fd = open_file(self._path, os.O_RDWR | os.O_CREAT)
+                self._fd = open_unshared(open_file, self._path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.fcntl(
                     self._fd, how, flock_record(kinds[kind], int(digest[:_BYTE_DIGITS], 16), 1)

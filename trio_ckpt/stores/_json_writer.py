@@ -32,6 +32,7 @@ import attrs
 import msgspec
 
 from .._errors import RunLockedError, SaveOutcomeUnknownError, StoreConflictError, StoreError
+from .._forks import close_unshared, open_unshared
 from ..abc import Checkpoint, Fold, Pruned, RunKey
 from ._blobs import Blobs
 from ._claims import Claims, names_of
@@ -143,7 +144,7 @@ class Writer:
                 if end.lacks_newline:
                     write_all(fd, b"\n")
             except BaseException:
-                os.close(fd)
+                close_unshared(fd)
                 raise
         held = _Held(
             folder,
@@ -386,12 +387,12 @@ class Writer:
 
     def _open_journal(self, folder: Path, number: int, run_id: str) -> int:
         path = journal_path(folder, number)
-        journal = FileLock(path, open_file(path, os.O_WRONLY | os.O_APPEND))
+        journal = FileLock(path, open_unshared(open_file, path, os.O_WRONLY | os.O_APPEND))
         try:
             if not journal.take(wait=False):
                 raise locked_by_stranger(run_id)
         except BaseException:
-            os.close(journal.fd)
+            journal.close()
             raise
         return journal.fd
 

@@ -34,8 +34,9 @@ from typing import Literal, Protocol, TypeVar, TypeVarTuple
 
 import trio
 
-from .._errors import SaveOutcomeUnknownError, StoreDamagedError, StoreError
-from .._threads import WorkerThread, run_blocking
+from .._errors import NoThreadError, SaveOutcomeUnknownError, StoreDamagedError, StoreError
+from .._forks import need_process, this_process
+from .._threads import NOT_BEGUN, WorkerThread, run_blocking
 from ..abc import (
     BlobPayload,
     Checkpoint,
@@ -166,6 +167,7 @@ class LocalStore(Store):
         self._owned = 0  # runs that this handle owns
         self._leaving: set[str] = set()  # runs of which blobs without a name may be left
         self._is_closed = False
+        self._process = this_process()
 
     @asynccontextmanager
     async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
@@ -214,7 +216,10 @@ class LocalStore(Store):
                 if await run_blocking(lock.be_alone):
                     await self._writing.run(self._writer.remove_orphans)
         finally:
-            await run_blocking(lock.release)
+            try:
+                await run_blocking(lock.release)
+            except NoThreadError:
+                lock.release()  # or the run would be locked until the process ends
 
     def _end_owning(self, run_id: str) -> None:
         self._notes.end(run_id)
@@ -227,6 +232,8 @@ class LocalStore(Store):
         self._check_open()
         try:
             return await self._writing.run(self._save, run, group, folds)
+        except NOT_BEGUN:
+            raise
         except BaseException as error:
             if not isinstance(error, StoreError) or isinstance(error, SaveOutcomeUnknownError):
                 self._in_doubt.add(run.run_id)
@@ -397,13 +404,15 @@ class LocalStore(Store):
             await trio.lowlevel.checkpoint()
             return
         self._is_closed = True
-        await self._stop_reading()
-        if not self._in_doubt:
-            await shielded(self._writing.run, self._writer.close)
-            self._notes.close()
-            self._claims.close()
-        self._writing.stop()
-        self._removing.stop()
+        try:
+            await self._stop_reading()
+        finally:
+            if not self._in_doubt:
+                await shielded(self._writing.run, self._writer.close)
+                self._notes.close()
+                self._claims.close()
+            self._writing.stop()
+            self._removing.stop()
 
     async def _read(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
         """What a read says, or a second one where the first found damage.
@@ -427,6 +436,7 @@ class LocalStore(Store):
         """Let go of what reads; shielded."""
 
     def _check_open(self) -> None:
+        need_process(self._process)
         if self._is_closed:
             raise StoreError(f"the store {self.url} is closed")
 

@@ -19,8 +19,8 @@ flock alone says who owns the run.
 orphans; ``lock/open`` exclusively while the database is made.  ``lock/blobs`` is for
 `trio_ckpt.stores._claims`.
 
-A child made by fork without exec shares the open file and so holds on to the lock when
-its parent is killed; leaving the block releases it for both.
+A child made by fork without exec would share the open file, and so keep the lock when its parent
+is killed.  `trio_ckpt._forks` closes the file in the child, so it is opened and closed there.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from pathlib import Path
 import attrs
 
 from .._errors import RunLockedError, StoreError
+from .._forks import close_unshared, open_unshared
 from .._records import utc_now
 from .._words import message_of
 from ..abc import Owner
@@ -67,7 +68,7 @@ class FileLock:
     @classmethod
     def open(cls, path: Path) -> FileLock:
         """Open or make the file; nothing is locked yet."""
-        return cls(path, open_file(path, os.O_RDWR | os.O_CREAT))
+        return cls(path, open_unshared(open_file, path, os.O_RDWR | os.O_CREAT))
 
     def take(self, *, shared: bool = False, wait: bool = True) -> bool:
         """Lock it, or change the kind of the lock; False: somebody else has it.
@@ -110,13 +111,17 @@ class FileLock:
         raise StoreError(f"{self.path}: this platform does not tell who holds a lock")
 
     def release(self) -> None:
-        """Unlock (also for children that share the open file) and close it."""
+        """Unlock (also for whatever shares the open file) and close it."""
         try:
             if sys.platform == "linux":
                 fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, flock_record(fcntl.F_UNLCK))
             fcntl.flock(self.fd, fcntl.LOCK_UN)
         finally:
-            os.close(self.fd)
+            self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        close_unshared(self.fd)
 
 
 @attrs.frozen
@@ -179,7 +184,7 @@ def lock_opening(folder: Path) -> FileLock:
     try:
         lock.take()
     except BaseException:
-        os.close(lock.fd)
+        lock.close()
         raise
     return lock
 
@@ -200,15 +205,15 @@ def lock_run(folder: Path, run_id: str) -> RunLock:
             run.mark()
             store = FileLock.open(folder / "lock" / "store")
         except BaseException:
-            os.close(run.fd)
+            run.close()
             raise
     try:
         is_alone = store.take(wait=False)
         if not is_alone:
             store.take(shared=True)
     except BaseException:
-        os.close(run.fd)
-        os.close(store.fd)
+        run.close()
+        store.close()
         raise
     return RunLock(run, store, is_alone)
 
@@ -222,7 +227,7 @@ def read_owner(folder: Path, run_id: str) -> Owner | None:
     path = _lock_path(folder, run_id)
     with explain(path, f"looking who owns run {run_id!r}"):
         try:
-            lock = FileLock(path, open_file(path, os.O_RDONLY))
+            lock = FileLock(path, open_unshared(open_file, path, os.O_RDONLY))
         except FileNotFoundError:
             return None  # nobody ever locked it
         try:
@@ -233,7 +238,7 @@ def read_owner(folder: Path, run_id: str) -> Owner | None:
                 return owner  # or it was given back while its words were read
             written_at = os.fstat(lock.fd).st_mtime
         finally:
-            os.close(lock.fd)
+            lock.close()
     return Owner(UNKNOWN_HOST, 0, datetime.fromtimestamp(written_at, UTC))
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import attrs
 
 from .._errors import StoreError
+from .._forks import close_unshared, open_unshared
 from ._files import open_file
 
 SUFFIX = ".seen"
@@ -143,7 +144,7 @@ class Notes:
                     seen.generation + 1,
                 )
         try:
-            self._open[seen.run_id] = open_file(path, os.O_WRONLY | os.O_CREAT)
+            self._open[seen.run_id] = open_unshared(open_file, path, os.O_WRONLY | os.O_CREAT)
         except (OSError, StoreError) as error:
             self._logger.debug("%s: %s", path, error)
             return
@@ -168,7 +169,7 @@ class Notes:
         self._seen.pop(run_id, None)
         fd = self._open.pop(run_id, None)
         if fd is not None:
-            os.close(fd)
+            close_unshared(fd)
 
     def close(self) -> None:
         """Let go of all."""

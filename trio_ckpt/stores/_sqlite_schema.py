@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from .._errors import StoreDamagedError, StoreError
+from .._forks import leave_open
 from .._words import message_of
 from ._files import (
     check_members,
@@ -164,10 +165,19 @@ def _is_blank(connection: sqlite3.Connection, database: Path) -> bool:
     return not is_ours
 
 
+class Connection(sqlite3.Connection):
+    """One to which there are weak references: see `trio_ckpt._forks.leave_open`."""
+
+
 def connect(database: Path) -> sqlite3.Connection:
     """Open the database; the caller's thread is the only one that may use it."""
-    connection = sqlite3.connect(
-        database, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=True
+    connection: sqlite3.Connection = leave_open(
+        sqlite3.connect,
+        database,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=True,
+        factory=Connection,
     )
     try:
         # https://www.sqlite.org/security.html: the file may be anybody's until it was looked at.

@@ -26,6 +26,7 @@ from .._errors import (
     StoreDamagedError,
     StoreError,
 )
+from .._forks import need_process, this_process
 from .._records import utc_now
 from .._threads import run_blocking
 from ..abc import (
@@ -117,6 +118,7 @@ class MemoryStore(Store):
         self._leaving = False  # whether it pruned or dropped since it owned no run
         self._in_doubt: set[str] = set()
         self._is_closed = False
+        self._process = this_process()
 
     def reopen(self) -> MemoryStore:
         """Another handle onto the same store."""
@@ -392,6 +394,7 @@ class MemoryStore(Store):
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _begin(self) -> None:
+        need_process(self._process)  # what is saved to the child's copy is lost with the child
         await trio.lowlevel.checkpoint()
         if self._is_closed:
             raise StoreError("the store memory: is closed")

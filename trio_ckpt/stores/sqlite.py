@@ -110,9 +110,11 @@ class SqliteStore(LocalStore):
         )
 
     async def _stop_reading(self) -> None:
-        if not self._in_doubt:
-            await shielded(self._reading.run, self._reader.close)
-        self._reading.stop()
+        try:
+            if not self._in_doubt:
+                await shielded(self._reading.run, self._reader.close)
+        finally:
+            self._reading.stop()
 
     async def _run_reader(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
         return await self._reading.run(func, *args)
