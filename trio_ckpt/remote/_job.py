@@ -90,10 +90,10 @@ class Job:
 
     @property
     def standing(self) -> tuple[int, Progress] | None:
-        """The generation of its run, and how far it is; None: that is not known yet."""
+        """The generation of its run, and how far it is: live; None: that is not known yet."""
         if self._stream is None:
             return None
-        return self._stream.desk.saver.run_key.generation, self._stream.progress
+        return self._stream.desk.saver.run_key.generation, self._stream.desk.lane.progress
 
     @property
     def registry(self) -> TokenRegistry | None:
@@ -102,7 +102,7 @@ class Job:
 
     def is_done(self, index: int) -> bool:
         """Whether an item has a result, or was given up."""
-        return self._stream is not None and self._stream.progress.is_done(index)
+        return self._stream is not None and self._stream.desk.lane.progress.is_done(index)
 
     def is_open(self, index: int) -> bool:
         """Whether an item may still be wanted, as far as that is known."""
@@ -159,7 +159,7 @@ class Job:
         self, store: Store, run: Run, stream: Stream[None], new: Submission | None
     ) -> Submission | None:
         """Make it durable what the job is; None: no client has ever said so."""
-        if not has_submission(run.view()):
+        if not has_submission(run.peek()):
             if new is not None:
                 await _save(stream, new)
             return new
