@@ -15,21 +15,30 @@ A server may close an idle connection at any time, also while the next request i
 Then no byte of an answer comes, or a 408 that is about the idle time: the request is sent once
 more, on a fresh connection. What happens on that one is the server's answer.
 """
-# ruff: noqa: N818 - the leaves are named for what happened; FetchError says that it is an error
 
 from __future__ import annotations
 
 import contextlib
 import ssl
-import zlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator
+from urllib.parse import quote, urlsplit
 
 import attrs
 import h11
 import trio
 
 from . import urls
+from .bodies import decode_body
+from .errors import (
+    BadResponse as BadResponse,
+    BodyTooLarge as BodyTooLarge,
+    ConnectionReset as ConnectionReset,
+    FetchError as FetchError,
+    FetchTimeout as FetchTimeout,
+    NoConnection as NoConnection,
+    TruncatedBody as TruncatedBody,
+)
+from .heads import Headers, mended
 
 DEFAULT_MAX_BODY_BYTES = 16 * 1024 * 1024
 # Security policies and cookies make heads of 20 KB; h11's own limit is 16 KB.
@@ -39,67 +48,8 @@ MAX_IDLE_S = 4.0
 # With this some servers say goodbye to an idle connection (RFC 9110, section 15.5.9).
 REQUEST_TIMEOUT = 408
 RECEIVE_BYTES = 64 * 1024
-# A response may be compressed again by a proxy; more layers are made to be expensive.
-MAX_CONTENT_CODINGS = 2
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _EVERYTHING_READ = (b"", False)
-
-
-class FetchError(Exception):
-    """No response, or none that can be used. Another attempt may succeed."""
-
-    def __init__(self, url: str, problem: str) -> None:
-        super().__init__(url, problem)
-        self.url = url
-        self.problem = problem
-
-    def __str__(self) -> str:
-        return f"{self.problem}: {self.url}"
-
-
-class FetchTimeout(FetchError):
-    """The response was not complete in time."""
-
-
-class ConnectionReset(FetchError):
-    """No connection, or it ended with a reset or before the head of a response."""
-
-
-class TruncatedBody(FetchError):
-    """The connection closed before the end that the response had announced."""
-
-
-class BodyTooLarge(FetchError):
-    """The body, as sent or decoded, is larger than allowed. Another attempt is no use."""
-
-
-class BadResponse(FetchError):
-    """What came is no HTTP, or a body that cannot be decoded."""
-
-
-@attrs.frozen
-class Headers(Mapping[str, str]):
-    """The headers of a response, by name in any case; repeated ones are joined by commas."""
-
-    _by_name: dict[str, str]
-
-    @classmethod
-    def of(cls, raw: Iterable[tuple[bytes, bytes]]) -> Headers:
-        """From h11's pairs, whose names are in lower case."""
-        by_name: dict[str, str] = {}
-        for raw_name, raw_value in raw:
-            name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
-            by_name[name] = f"{by_name[name]}, {value}" if name in by_name else value
-        return cls(by_name)
-
-    def __getitem__(self, name: str) -> str:
-        return self._by_name[name.lower()]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._by_name)
-
-    def __len__(self) -> int:
-        return len(self._by_name)
 
 
 @attrs.frozen(kw_only=True)
@@ -120,73 +70,20 @@ class Response:
     def location(self) -> str | None:
         """Where a redirect leads, absolute and normalized; None for everything else."""
         location = self.headers.get("location")
-        if self.status not in _REDIRECTS or location is None:
+        if self.status not in REDIRECTS or location is None:
             return None
-        return urls.normalize(location, self.url)
-
-
-# ------------------------------------------------------------------------------ content codings
-
-
-def decode_body(body: bytes, codings: str, max_bytes: int, url: str) -> bytes:
-    """Undo the Content-Encoding of a body.
-
-    Args:
-        body: As received, itself at most ``max_bytes``.
-        codings: The header's value. It says how many layers there are; what a layer is, is read
-            from its first bytes, which are right more often.
-        max_bytes: How large a result may get. Not one byte more is ever decompressed than that
-            and one, so a small bomb stays small.
-        url: For the errors.
-
-    Raises:
-        BodyTooLarge, TruncatedBody, BadResponse: As their names say.
-    """
-    names = [name for part in codings.lower().split(",") if (name := part.strip())]
-    names = [name for name in names if name != "identity"]
-    if len(names) > MAX_CONTENT_CODINGS:
-        raise BadResponse(url, f"{len(names)} content codings")
-    for name in names:
-        if name not in ("gzip", "x-gzip", "deflate"):
-            raise BadResponse(url, f"unknown content coding {name[:40]!r}")
+        raw = location.encode("latin-1")  # as it was sent; mostly UTF-8, though not allowed
         try:
-            body = _decompress(body, max_bytes, url)
-        except zlib.error as error:
-            raise BadResponse(url, f"not decodable as {name} ({error})") from error
-    return body
-
-
-def _decompress(body: bytes, max_bytes: int, url: str) -> bytes:
-    """gzip (RFC 1952, several members), zlib (RFC 1950), or bare deflate as some servers send."""
-    pieces: list[bytes] = []
-    room = max_bytes
-    while body:
-        decompressor = zlib.decompressobj(_window_bits(body))
-        piece = decompressor.decompress(body, room + 1)
-        room -= len(piece)
-        if room < 0:
-            raise BodyTooLarge(url, f"decoded body of more than {max_bytes} bytes")
-        if not decompressor.eof:
-            raise TruncatedBody(url, "compressed body without its end")
-        pieces.append(piece)
-        body = decompressor.unused_data
-        if not body.startswith(b"\x1f\x8b"):
-            break  # what follows is padding, which browsers ignore, too
-    return b"".join(pieces)
-
-
-def _window_bits(body: bytes) -> int:
-    """zlib's name of the format, by its magic number."""
-    if body.startswith(b"\x1f\x8b"):
-        return 16 + zlib.MAX_WBITS
-    is_zlib = body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
-    return zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
+            location = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            location = quote(raw, safe=bytes(range(0x80)))
+        return urls.normalize(location, self.url)
 
 
 # ---------------------------------------------------------------------------------- connections
 
 
-class _StaleConnection(Exception):
+class _StaleConnection(Exception):  # noqa: N818 - named for what happened
     """A reused connection ended before the server answered this request."""
 
 
@@ -197,14 +94,13 @@ class _Connection:
     site: str
     stream: trio.abc.Stream
     max_body_bytes: int
-    protocol: h11.Connection = attrs.Factory(
-        lambda: h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-    )
+    protocol: h11.Connection = attrs.Factory(lambda: _open_protocol())
     idle_since: float = 0.0
     is_reused: bool = False
-    # Of the response being read: its first byte, its head.
-    is_answered: bool = False
+    # What is received of the response being read, up to the end of its head.
+    received: bytearray = attrs.Factory(bytearray)
     has_head: bool = False
+    is_mended: bool = False
     is_closed_by_peer: bool = False
 
     async def fetch(self, url: str, request: h11.Request) -> Response:
@@ -216,11 +112,11 @@ class _Connection:
 
         Cancellation: the connection is of no use afterwards; `close` it.
         """
-        self.is_answered = self.has_head = False
+        self.received.clear()
+        self.has_head = False
         try:
-            outgoing = self.protocol.send(request) + self.protocol.send(h11.EndOfMessage())
-            await self.stream.send_all(outgoing)
-            response = await self._read_response(url)
+            await self.stream.send_all(_send(self.protocol, request))
+            response = await self._read_response(url, request)
         except h11.RemoteProtocolError as error:
             raise self._explained(url, error) from error
         except (trio.BrokenResourceError, OSError) as error:
@@ -230,12 +126,12 @@ class _Connection:
             raise _StaleConnection
         return response
 
-    async def _read_response(self, url: str) -> Response:
+    async def _read_response(self, url: str, request: h11.Request) -> Response:
         head: h11.Response | None = None
         pieces: list[bytes] = []
         room = self.max_body_bytes
         while True:
-            event = await self._next_event()
+            event = await self._next_event(request)
             if isinstance(event, h11.Data):
                 room -= len(event.data)
                 if room < 0:
@@ -255,16 +151,39 @@ class _Connection:
             body = decode_body(body, headers["content-encoding"], self.max_body_bytes, url)
         return Response(url=url, status=head.status_code, headers=headers, body=body)
 
-    async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        while (event := self.protocol.next_event()) is h11.NEED_DATA:
-            received = await self.stream.receive_some(RECEIVE_BYTES)
-            if received:
-                self.is_answered = True
-            else:
+    async def _next_event(
+        self, request: h11.Request
+    ) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        while True:
+            try:
+                event = self.protocol.next_event()
+            except h11.RemoteProtocolError:
+                if self.has_head or not self._mend(request):
+                    raise
+                continue
+            if event is not h11.NEED_DATA:
+                return event
+            data = bytes(await self.stream.receive_some(RECEIVE_BYTES))
+            if not data:
                 self.is_closed_by_peer = True
                 self._refuse_stale(None)
-            self.protocol.receive_data(bytes(received))
-        return event
+            if not self.has_head:
+                self.received += data
+            self.protocol.receive_data(data)
+
+    def _mend(self, request: h11.Request) -> bool:
+        """Begin to read once more, without the faults of the head; False: there is none."""
+        head = mended(bytes(self.received))
+        if head == self.received:
+            return False
+        self.received[:] = head
+        self.is_mended = True
+        self.protocol = _open_protocol()
+        _send(self.protocol, request)
+        self.protocol.receive_data(head)
+        if self.is_closed_by_peer:
+            self.protocol.receive_data(b"")
+        return True
 
     def _check_length(self, url: str, head: h11.Response) -> None:
         """Refuse what announces itself as too large before reading any of it."""
@@ -274,7 +193,7 @@ class _Connection:
                 raise BodyTooLarge(url, f"body of {int(value)} bytes")
 
     def _refuse_stale(self, cause: BaseException | None) -> None:
-        if self.is_reused and not self.is_answered:
+        if self.is_reused and not self.received and not self.has_head:
             raise _StaleConnection from cause
 
     def _explained(self, url: str, error: h11.RemoteProtocolError) -> FetchError:
@@ -293,6 +212,8 @@ class _Connection:
         """After a complete response: whether another request may use this connection."""
         if self.protocol.trailing_data != _EVERYTHING_READ:
             return False  # bytes that no request asked for would answer the next one
+        if self.is_mended:
+            return False  # where a head is faulty, it is not sure where the body ended
         if self.protocol.our_state is not h11.DONE or self.protocol.their_state is not h11.DONE:
             return False
         self.protocol.start_next_cycle()
@@ -303,6 +224,14 @@ class _Connection:
     async def close(self) -> None:
         """Close at once, without the farewells of TLS."""
         await trio.aclose_forcefully(self.stream)
+
+
+def _open_protocol() -> h11.Connection:
+    return h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+
+
+def _send(protocol: h11.Connection, request: h11.Request) -> bytes:
+    return protocol.send(request) + protocol.send(h11.EndOfMessage())
 
 
 async def _open_stream(site: str, url: str, tls: ssl.SSLContext | None) -> trio.abc.Stream:
@@ -316,7 +245,7 @@ async def _open_stream(site: str, url: str, tls: ssl.SSLContext | None) -> trio.
             host, port or 443, ssl_context=context, https_compatible=True
         )
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that IDNA refuses
-        raise ConnectionReset(url, f"no connection to {parts.netloc} ({error})") from error
+        raise NoConnection(url, f"no connection to {parts.netloc} ({error})") from error
 
 
 # ------------------------------------------------------------------------------------ the client

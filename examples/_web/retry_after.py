@@ -6,8 +6,8 @@ import email.utils
 from collections.abc import Mapping
 from datetime import UTC
 
-# A site that asks for more than this is better left, and resumed another time.
-MAX_RETRY_AFTER_S = 300.0
+# Whoever asks for more asks for ever; and a sum with it is still a time.
+MAX_RETRY_AFTER_S = 30 * 86_400.0
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:

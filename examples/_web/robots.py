@@ -31,18 +31,25 @@ class RobotsUnavailableError(Exception):
 
 @attrs.frozen
 class RobotsRules:
-    """The rules of one site for one user agent."""
+    """The rules of one site for one user agent.
+
+    Attributes:
+        user_agent: Whom they are for.
+        is_cut: Whether there are more, behind MAX_ROBOTS_BYTES.
+    """
 
     user_agent: str
+    is_cut: bool
     _rules: protego.Protego = attrs.field(repr=False)
 
     @classmethod
     def parse(cls, body: bytes, user_agent: str) -> RobotsRules:
         """From a robots.txt, of which MAX_ROBOTS_BYTES are read; an empty one allows all."""
-        if len(body) > MAX_ROBOTS_BYTES:
+        is_cut = len(body) > MAX_ROBOTS_BYTES
+        if is_cut:
             # The line that the limit cuts would be a rule that nobody wrote.
             body = body[:MAX_ROBOTS_BYTES].rpartition(b"\n")[0]
-        return cls(user_agent, protego.Protego.parse(body.decode("utf-8-sig", "replace")))
+        return cls(user_agent, is_cut, protego.Protego.parse(body.decode("utf-8-sig", "replace")))
 
     def allows(self, url: str) -> bool:
         """Whether a URL of this site may be fetched. About 1 us: protego keeps what it compiled."""
@@ -75,7 +82,9 @@ async def load_robots(client: Client, start_url: str, user_agent: str) -> Robots
         try:
             response = await client.get(url)
         except FetchError as error:
-            raise RobotsUnavailableError(url, f"robots.txt not reachable ({error})") from error
+            raise RobotsUnavailableError(
+                url, f"robots.txt not reachable ({error.problem})"
+            ) from error
         if response.location is None:
             return _rules_of(response, user_agent)
         url = response.location

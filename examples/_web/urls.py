@@ -15,10 +15,16 @@ from collections.abc import Iterable
 import attrs
 import yarl
 
-# Longer URLs are traps (calendars, session ids, ever-growing paths) far more often than pages.
-MAX_URL_LENGTH = 2000
-# What the URL standard strips from both ends: C0 controls and the space.
+# Servers take about 8 KB. Longer URLs are traps (calendars, ever-growing paths) more often than
+# pages; a crawler counts those that it leaves out.
+MAX_URL_LENGTH = 8_000
+# What the URL standard strips from both ends, C0 controls and the space, and what anywhere.
 _STRIPPED = "".join(map(chr, range(0x21)))
+_REMOVED = str.maketrans("", "", "\t\n\r")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+# What most links do not have, and what browsers read in a way of their own.
+_ODD = re.compile(r"[\x00-\x20\\:]|^//|^\?(#|$)")
+_PATH_END = re.compile(r"[?#]")
 # Names as DNS takes them, after IDNA; `_` is not a legal host name but is in use.
 _HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 
@@ -26,28 +32,58 @@ _HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 def normalize(url: str, base: str | None = None) -> str | None:
     """The one spelling of an http(s) URL, or None where it is not one that can be fetched.
 
-    Never raises, whatever the string. Normalizing twice changes nothing.
+    Never raises, whatever the string. Normalizing twice changes nothing. The time is linear in the
+    length, which has no limit here.
 
     Args:
         url: As found; relative only with ``base``.
         base: The absolute URL that a relative ``url`` starts from.
 
     Returns:
-        scheme://host[:port]/path[?query], at most MAX_URL_LENGTH characters; None if it is
-        malformed, longer, of another scheme, or carries credentials (no link should).
+        scheme://host[:port]/path[?query]; None if it is malformed, of another scheme, or carries
+        credentials (no link should).
     """
-    url = url.strip(_STRIPPED)
-    if len(url) > MAX_URL_LENGTH:
+    written: str | None = url
+    if _ODD.search(url) is not None:
+        written = _as_browsers_read(url.strip(_STRIPPED).translate(_REMOVED), base)
+    if written is None:
         return None
-    if base is not None and url[:1].isdigit():
-        url = "./" + url  # yarl takes "12:30-news" for a scheme, which cannot start with a digit
     try:
-        url.encode()  # yarl drops lone surrogates, in ways that depend on what is around them
-        parsed = yarl.URL(url) if base is None else yarl.URL(base).join(yarl.URL(url))
-        text = _spelled(parsed) if _is_fetchable(parsed) else ""
+        written.encode()  # yarl drops lone surrogates, in ways that depend on what is around them
+        parsed = yarl.URL(written)
+        if base is not None:
+            parsed = yarl.URL(base).join(parsed)
+        return _spelled(parsed) if _is_fetchable(parsed) else None
     except (ValueError, IndexError):  # yarl 1.25: IndexError for "http://[]@"
         return None
-    return text if 0 < len(text) <= MAX_URL_LENGTH else None
+
+
+def _as_browsers_read(url: str, base: str | None) -> str | None:
+    """What RFC 3986 has no word for, as https://url.spec.whatwg.org reads it; None: no http(s).
+
+    Backslashes in front of the query are slashes; how many slashes follow the scheme, or begin a
+    link to another host, makes no difference; "http:page" is relative to a page of http.
+    """
+    end = _PATH_END.search(url)
+    at = len(url) if end is None else end.start()
+    path, rest = url[:at].replace("\\", "/"), url[at:]
+    if base is not None and not path and rest.partition("#")[0] == "?":
+        return base.partition("?")[0]  # an empty query, which yarl takes for none
+    found = _SCHEME.match(path)
+    if found is None:
+        path = "//" + path.lstrip("/") if path.startswith("//") else _relative(path)
+        return path + rest
+    scheme, path = found[0].lower(), path[found.end() :]
+    if scheme not in ("http:", "https:"):
+        return None
+    if base is not None and base.startswith(scheme) and not path.startswith("//"):
+        return _relative(path) + rest
+    return f"{scheme}//{path.lstrip('/')}{rest}"
+
+
+def _relative(path: str) -> str:
+    """A path in which yarl takes nothing for a scheme, such as "12:30-news"."""
+    return f"./{path}" if ":" in path.partition("/")[0] else path
 
 
 def _spelled(url: yarl.URL) -> str:

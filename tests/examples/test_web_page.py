@@ -8,8 +8,13 @@ import pytest
 from hypothesis import given, strategies as st
 from lxml import etree
 
-from examples._web import page
-from examples._web.page import MAX_LINKS_PER_PAGE, MAX_TITLE_LENGTH, Page, parse_page
+from examples._web.page import (
+    MAX_LINKS_PER_PAGE,
+    MAX_TITLE_LENGTH,
+    Page,
+    encode_query,
+    parse_page,
+)
 
 URL = "http://e.test/dir/page"
 HTML = "text/html"
@@ -71,21 +76,41 @@ def test_meta_robots(meta: str, followed: bool) -> None:
     assert bool(links_of(f'{meta}<a href="a">x</a>')) is followed
 
 
-def test_the_number_of_links_is_bounded() -> None:
+def test_the_number_of_links_is_bounded_and_the_rest_is_counted() -> None:
     body = "".join(f'<a href="{number}">x</a>' for number in range(MAX_LINKS_PER_PAGE + 10))
-    assert len(links_of(body)) == MAX_LINKS_PER_PAGE
+    found = parse_page(f"{body}<a href=0>".encode(), URL, HTML)
+    assert len(found.links) == MAX_LINKS_PER_PAGE
+    assert found.more_links == 10
 
 
-def test_the_bytes_parsed_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "MAX_PARSED_BYTES", 1000)
-    body = '<a href="a">x</a>' + " " * 1000 + '<a href="b">x</a>'
-    assert links_of(body) == ("http://e.test/dir/a",)
+def test_links_behind_many_bytes_are_found() -> None:
+    body = '<a href="a">x</a>' + " " * 12_000_000 + '<a href="b">x</a>'
+    assert links_of(body) == ("http://e.test/dir/a", "http://e.test/dir/b")
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        '<iframe src="a">',
+        '<frameset><frame src="a"></frameset>',
+        '<meta http-equiv="refresh" content="0; url=a">',
+        """<META HTTP-EQUIV=Refresh CONTENT="5.5;URL='a'">""",
+    ],
+)
+def test_what_a_browser_goes_to_by_itself_is_a_link(tag: str) -> None:
+    assert links_of(tag) == ("http://e.test/dir/a",)
+
+
+@pytest.mark.parametrize("content", ["5", "", "x; url=a", "5; no-url"])
+def test_a_page_that_reloads_itself_has_no_link(content: str) -> None:
+    assert links_of(f'<meta http-equiv="refresh" content="{content}">') == ()
 
 
 def test_the_title_is_one_bounded_line() -> None:
     body = b"<title>\n A &amp;\t B \n</title><p>text</p><title>second</title>"
     assert parse_page(body, URL, HTML).title == "A & B"
-    assert parse_page(b"<title>" + b"x" * 9999, URL, HTML).title == "x" * MAX_TITLE_LENGTH
+    cut = parse_page(b"<title>" + b"x" * 9999, URL, HTML).title
+    assert cut == "x" * (MAX_TITLE_LENGTH - 1) + "…"
 
 
 @pytest.mark.parametrize(
@@ -108,9 +133,59 @@ def test_encodings(content_type: str, body: bytes) -> None:
     assert parse_page(body, URL, content_type).title == "é"
 
 
-@pytest.mark.parametrize("content_type", ["", "application/pdf", "text/plain; x=text/html"])
+PAGE = b'<title>t</title><a href="a">'
+
+
+@pytest.mark.parametrize("content_type", ["application/pdf", "text/plain; x=text/html", "a/b, c/d"])
 def test_what_is_not_html_is_empty(content_type: str) -> None:
-    assert parse_page(b'<title>t</title><a href="a">', URL, content_type) == Page()
+    assert parse_page(PAGE, URL, content_type) == Page()
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["", "html", "text/", "*/*", "unknown/unknown", "; charset=utf-8", "text/plain, text/html"],
+)
+def test_without_a_type_the_first_bytes_tell(content_type: str) -> None:
+    assert parse_page(PAGE, URL, content_type).links == ("http://e.test/dir/a",)
+
+
+@pytest.mark.parametrize(
+    ("body", "is_page"),
+    [
+        (b"\n\t <!-- x --><ul><li><a href=a>", True),
+        (b"\xef\xbb\xbf" + PAGE, True),
+        ("\ufeff".encode("utf-16-le") + PAGE.decode().encode("utf-16-le"), True),
+        ("\ufeff".encode("utf-16-be") + PAGE.decode().encode("utf-16-be"), True),
+        (b"\x89PNG <a href=a>", False),
+        (b'{"html": "<a href=a>"}', False),
+        (b"", False),
+    ],
+)
+def test_a_page_without_a_type_begins_like_one(body: bytes, is_page: bool) -> None:
+    assert bool(parse_page(body, URL, "").links) is is_page
+
+
+@pytest.mark.parametrize(
+    ("href", "codec", "expected"),
+    [
+        ("/é?q=中&a=b", "gb18030", "/é?q=%D6%D0&a=b"),
+        ("?é", "cp1252", "?%E9"),
+        ("?中", "cp1252", "?%26%2320013%3B"),
+        ("?中#é", "cp932", "?%92%86#é"),
+        ("/é#?中", "cp932", "/é#?中"),
+        ("?中", "utf-8", "?中"),
+        ("?中", "utf-16-le", "?中"),
+    ],
+)
+def test_queries_are_encoded_as_forms_of_the_page_are(href: str, codec: str, expected: str) -> None:
+    assert encode_query(href, codec) == expected
+
+
+def test_a_query_of_a_page_in_another_encoding() -> None:
+    body = '<a href="/中?q=中">'.encode("gbk")
+    found = ("http://e.test/%E4%B8%AD?q=%D6%D0",)
+    assert links_of(body, f"{HTML}; charset=gb2312") == found
+    assert links_of(b"<meta charset=gb2312>" + body, HTML) == found
 
 
 FRAGMENTS = [b"<a href=", b'"', b"<", b">", b"<title>", b"<base href=", b"<meta ", b"\x00", b"\xff"]
@@ -123,22 +198,25 @@ MORE = [b"&#x", b"<!--", b"<script>", b"<svg>", b"<![CDATA[", b"<table>", b"<?xm
 )
 def test_never_raises(body: bytes, charset: str) -> None:
     found = parse_page(body, URL, f"text/html; charset={charset}")
+    assert found.title.encode("utf-8", "surrogatepass").decode("utf-8") == found.title
     assert all(link.startswith(("http://", "https://")) for link in found.links)
 
 
 def test_what_was_read_before_the_parser_gives_up_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    open_parser = page._open_parser
+    open_parser = etree.HTMLParser
 
     class GivesUp:
-        def __init__(self, *arguments: Any) -> None:
-            self._parser = open_parser(*arguments)
+        def __init__(self, **options: Any) -> None:
+            self._parser = open_parser(**options)
 
         def feed(self, body: bytes) -> None:
             self._parser.feed(body)
             raise etree.XMLSyntaxError("too much", 1, 1, 1)
 
-    monkeypatch.setattr(page, "_open_parser", GivesUp)
-    assert links_of('<a href="a">x</a>') == ("http://e.test/dir/a",)
+    monkeypatch.setattr(etree, "HTMLParser", GivesUp)
+    found = parse_page(b'<a href="a">x</a>', URL, HTML)
+    assert found.links == ("http://e.test/dir/a",)
+    assert found.is_cut
 
 
 @pytest.mark.parametrize("tag", [b"<div>", b"<b><p>", b"<ul><li>"])

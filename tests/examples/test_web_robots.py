@@ -81,6 +81,8 @@ def test_more_than_500_kib_is_cut_at_a_line() -> None:
     # The cut falls inside "/bcd"; half of that line would forbid more than the site does.
     assert rules.allows("http://e.test/b")
     assert rules.allows("http://e.test/e")
+    assert rules.is_cut
+    assert not RobotsRules.parse(body[:100], "bot").is_cut
 
 
 def test_bytes_that_are_no_text_and_a_mark_at_the_start() -> None:

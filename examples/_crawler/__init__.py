@@ -1,0 +1,1 @@
+"""The parts of the crawler around its heart: failures, redirects, the display, the command line."""
