@@ -177,7 +177,7 @@ async def test_what_a_kill_leaves_of_a_manifest_is_removed_by_the_next_start(
         return True
 
     with monkeypatch.context() as patch:
-        patch.setattr("trio_ckpt._run.write_manifest", be_killed)
+        patch.setattr("trio_ckpt._manifest.write_manifest", be_killed)
         async with begin(store, output_dir=tmp_path) as run:
             await work(run, "a")
     assert half.exists()

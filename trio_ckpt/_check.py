@@ -128,7 +128,9 @@ class _Looked:
     where: str
     progress: Progress | None = None
     _findings: list[Finding] = attrs.field(factory=list[Finding], init=False)
-    _cursors: list[str | None] = attrs.field(factory=list[str | None], init=False)
+    _cursors: list[tuple[str | None, int]] = attrs.field(
+        factory=list[tuple[str | None, int]], init=False
+    )  # of each page, and the oldest record on it
     _lineages: dict[bytes, bool] = attrs.field(factory=dict[bytes, bool], init=False)
     _next: str | None = attrs.field(default=None, init=False)
 
@@ -172,8 +174,8 @@ class _Looked:
         newest = expected = 0
         cursor: str | None = None
         while True:
-            self._cursors.append(cursor)
             page = await self._page(cursor)
+            self._cursors.append((cursor, page[-1].sequence if page else 0))
             for stored in page:
                 if newest and stored.sequence != expected:
                     self._add(expected, f"it is missing: {stored.sequence} is there", REWIND)
@@ -197,6 +199,15 @@ class _Looked:
         self._next = page.cursor
         return page.records
 
+    async def _page_again(self, cursor: str | None, oldest: int) -> list[StoredRecord]:
+        """The records of a page, oldest first; a run that goes on has put newer ones above it."""
+        records: list[StoredRecord] = []
+        while True:
+            records += await self._page(cursor)
+            cursor = self._next
+            if cursor is None or not records or records[-1].sequence <= oldest:
+                return [stored for stored in reversed(records) if stored.sequence >= oldest]
+
     def _open(self, seal: Seal, stored: StoredRecord) -> None:
         try:
             record = decode_record(seal.open(stored.sequence, stored.payload))
@@ -214,8 +225,8 @@ class _Looked:
     async def _add_up(self, seal: Seal, entry: StoredStream) -> Progress:
         """Add all of them up, oldest first, and compare the fold on the way."""
         progress, fold = Progress(), entry.fold
-        for cursor in reversed(self._cursors):
-            for stored in reversed(await self._page(cursor)):
+        for cursor, oldest in reversed(self._cursors):
+            for stored in await self._page_again(cursor, oldest):
                 if stored.sequence > entry.sequence:
                     break  # it was saved meanwhile
                 apply(progress, stored.sequence, _record(seal, stored))

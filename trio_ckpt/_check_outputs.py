@@ -10,18 +10,28 @@ import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 
+import attrs
+
 from ._drift import find_drift
 from ._errors import TrioCkptError
 from ._history import run_facts
-from ._manifest import MANIFEST, is_complete, is_older, manifest_owner, manifest_pieces
+from ._manifest import (
+    MANIFEST,
+    count_checkpoints,
+    is_complete,
+    is_older,
+    manifest_owner,
+    manifest_pieces,
+)
 from ._records import Status
+from ._session import WRITTEN
 from ._threads import run_blocking
 from ._values import RUN_STREAM, encode_key
 from .abc import Finding, RunKey, RunView, Store
 from .outputs import AnyPath, OutputDir
 
 REDO = "a start puts the batch back to work, and so does --repair"
-ANEW = "--repair moves it aside, and the next start writes it anew"
+ANEW = "--repair writes it from the records, and keeps what is there in the archive"
 PIECE_BYTES = 2**20
 
 
@@ -62,12 +72,23 @@ async def check_outputs_of(
                 path=problem.path,
             )
         for finding in await run_blocking(_tails, view, outputs, where):
-            yield finding
+            yield attrs.evolve(
+                finding, is_damage=finding.is_damage and not await has_moved(store, view)
+            )
         every = {key: entry.progress for key, entry in view.streams.items()}
         if is_whole and not drift.problems and is_complete(every):
             found = await _check_manifest(store, view, outputs, where)
-            if found is not None:
+            if found is not None and not await has_moved(store, view):
                 yield found
+
+
+async def has_moved(store: Store, view: RunView) -> bool:
+    """Whether the run has another owner than when it was read, or has saved something since."""
+    now = await store.read_run(view.run_id)
+    if now is None or (now.generation, now.owner) != (view.generation, view.owner):
+        return True
+    sequences = {encode_key(key): entry.progress.sequence for key, entry in view.streams.items()}
+    return {entry.stream: entry.sequence for entry in now.streams} != sequences
 
 
 def _tails(view: RunView, outputs: OutputDir, where: str) -> list[Finding]:
@@ -102,11 +123,14 @@ async def _check_manifest(
     parts = {key: entry.progress for key, entry in view.streams.items()}
     where, run_id = f"{where}, {MANIFEST}", view.run_id
     owner = await run_blocking(manifest_owner, outputs)
-    if owner is None:
-        advice = "the next start writes it"
-        return Finding(where, "it is not there", advice, is_damage=False, run_id=run_id)
+    facts = run_facts(view)
+    if owner is None:  # a session that was killed, or could not write it, has left none
+        was_written = facts.get(WRITTEN) == count_checkpoints(parts)
+        what = "it was written, and is missing" if was_written else "it is not there yet"
+        advice = "the next start writes it, and so does --repair"
+        return Finding(where, what, advice, is_damage=was_written, run_id=run_id, path=MANIFEST)
     run_key = RunKey(run_id, view.generation, view.owner)
-    pieces = manifest_pieces(store, run_key, parts, outputs, run_facts(view))
+    pieces = manifest_pieces(store, run_key, parts, outputs, facts)
     try:
         there = await run_blocking(_Compared, os.path.join(outputs.root, MANIFEST))
         with closing(there):
@@ -121,8 +145,8 @@ async def _check_manifest(
     if not ends_alike and owner and owner != run_id:
         what = f"it is that of run {owner!r}: this run has none"
         return Finding(where, what, is_damage=False, run_id=run_id)
-    if not ends_alike and await run_blocking(is_older, outputs, run_key, parts):
-        what = "it was written before the newest checkpoints"
+    if not ends_alike and await run_blocking(is_older, outputs, run_key, parts, facts):
+        what = "it was written before the newest checkpoints, or with another config"
         advice = "the next start writes it anew"
         return Finding(where, what, advice, is_damage=False, run_id=run_id)
     return Finding(where, "it is not what was written", ANEW, run_id=run_id, path=MANIFEST)

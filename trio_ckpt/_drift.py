@@ -14,6 +14,8 @@ import attrs
 
 from ._groups import in_order
 from ._history import Standing, read_pages
+from ._ranges import IndexSet
+from ._records import Kind
 from ._threads import run_blocking
 from ._values import StreamKey
 from ._verify import find_damages, find_lines_damages
@@ -63,6 +65,8 @@ async def find_drift(
 ) -> Drift:
     """Compare every confirmed output of a run with the file that is there.
 
+    The run may go on meanwhile: what it puts back to work is no problem.
+
     Args:
         store: Where the run is.
         view: The run, as `Store.load_run` gave it.
@@ -82,7 +86,7 @@ async def find_drift(
         progress = parts[key]
         if (keys is not None and key not in keys) or not (progress.outputs or progress.sinks):
             continue
-        ends = dict(progress.sinks)
+        ends, found = dict(progress.sinks), list[DriftProblem]()
         standing = Standing(progress)
         async with aclosing(read_pages(store, view.run_id, view.generation, key)) as pages:
             async for records in pages:
@@ -93,10 +97,33 @@ async def find_drift(
                 damages += await run_blocking(
                     partial(find_lines_damages, by_digest=mode == "sha256"), outputs, entries, ends
                 )
-                problems += [
+                found += [
                     DriftProblem(key, damage.entry.index, damage.path, damage.reason)
                     for damage in damages
                 ]
+        if found:
+            back = await taken_back_since(store, view, key)
+            problems += [p for p in found if p.batch_index is None or p.batch_index not in back]
         files += len(progress.sinks)
         size += sum(progress.sinks.values())
     return Drift(files, size, tuple(problems))
+
+
+async def taken_back_since(store: Store, view: RunView, key: StreamKey) -> IndexSet:
+    """The batches of a stream whose records in a view stand no longer: the run has gone on.
+
+    A batch goes back to work in the store first, and its files are moved after it.  So what is
+    missing, and stood when the files were looked at, is in no such record.
+    """
+    progress, back = view.streams[key].progress, IndexSet()
+    now = await store.read_run(view.run_id)
+    if now is None or now.generation != view.generation:
+        return progress.done  # it was begun again, and its outputs are in the archive
+    async with aclosing(read_pages(store, view.run_id, view.generation, key)) as pages:
+        async for records in pages:
+            for sequence, record in records:
+                if sequence > progress.sequence and record.kind in (Kind.REDO, Kind.RETRY):
+                    back = back.union(IndexSet.from_steps(record.steps))
+            if records and records[-1][0] <= progress.sequence:
+                break
+    return back

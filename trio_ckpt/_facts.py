@@ -36,6 +36,7 @@ class _Facts(msgspec.Struct):
     host: str
     pid: int
     began: float
+    manifest: int | None = None
     ended: str | msgspec.UnsetType = msgspec.UNSET
     at: float | msgspec.UnsetType = msgspec.UNSET
     counts: _Counts | msgspec.UnsetType = msgspec.UNSET

@@ -84,7 +84,7 @@ async def clear_outputs(
             await session.save(archived_note(session.facts["began"]))
             del session.facts[ARCHIVING]
         parts = {} if view is None else {key: e.progress for key, e in view.streams.items()}
-        await set_outdated_aside(run_key, parts, outputs)
+        await set_outdated_aside(run_key, parts, outputs, session.facts)
     except BaseException as error:
         await session.end(error)
         raise

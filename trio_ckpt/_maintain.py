@@ -26,7 +26,7 @@ from ._fresh import ARCHIVING, archive_generations, archived_note, replaced_by_n
 from ._groups import in_order
 from ._history import read_pages, run_facts
 from ._lane import Lane
-from ._manifest import set_manifest_aside
+from ._manifest import MANIFEST, is_complete, set_manifest_aside, write_manifest
 from ._progress import Progress
 from ._ranges import IndexSet
 from ._records import Kind, Record
@@ -88,17 +88,13 @@ class Maintenance:
         """Put single batches back to work; see `Stream.redo`."""
         redo = self._redo(key)
         wanted = whole_numbers("indexes", indexes)
-        text("reason", reason)
-        await self._begin_change()
-        await redo.redo(wanted, reason)
+        await redo.redo(wanted, text("reason", reason))
 
     async def rewind(self, key: StreamKey, *, to: int, reason: str) -> IndexSet:
         """Put all batches after one back to work; see `Run.rewind`."""
         redo = self._redo(key)
         to = whole_number("to", to, least=-MAX_INDEX)
-        text("reason", reason)
-        await self._begin_change()
-        return await redo.rewind(to, reason)
+        return await redo.rewind(to, text("reason", reason))
 
     async def recover(self, key: StreamKey) -> IndexSet | None:
         """Go back to the newest confirmed state that is whole; returns what goes back to work.
@@ -123,7 +119,6 @@ class Maintenance:
                     if not record.state or record.kind is Kind.SNAPSHOT:
                         continue
                     if await is_whole(self.store, up_to(pages, sequence)):
-                        await self._begin_change()
                         reason = f"the states after sequence {sequence} are damaged"
                         return await redo.rewind_before(sequence + 1, reason)
         raise StoreDamagedError(
@@ -135,9 +130,7 @@ class Maintenance:
 
         Durability: as for `Stream.redo`.
         """
-        redo = self._redo(key)
-        await self._begin_change()
-        return await redo.rewind_before(1, reason)
+        return await self._redo(key).rewind_before(1, reason)
 
     async def let_go(self, key: StreamKey, sequences: Sequence[int]) -> None:
         """Let go of the arrays of old states, because they are damaged."""
@@ -152,6 +145,22 @@ class Maintenance:
             await run_blocking(keep_tail, self.outputs, path, size, label)
             sink = await run_blocking(AppendFile.open, self.outputs, path, size)
             await run_blocking(sink.close)
+
+    async def rewrite_manifest(self) -> bool:
+        """Write the manifest from the records; what has its name is moved into the archive.
+
+        Returns:
+            False if the run is not complete, or its folder is not there.
+
+        Durability: when this returns it survives power loss.
+        """
+        parts = {key: entry.progress for key, entry in self.view.streams.items()}
+        if self.outputs is None or not is_complete(parts):
+            return False
+        label = f"{self.view.run_id}-{self._run_key.generation}-damaged"
+        await run_blocking(self.outputs.archive, [MANIFEST], label)
+        facts = run_facts(self.view)
+        return await write_manifest(self.store, self._run_key, parts, self.outputs, facts)
 
     async def compact(
         self, keys: Iterable[StreamKey] | None = None, *, retention: Retention | None = None
@@ -235,7 +244,7 @@ class Maintenance:
 
     def _redo(self, key: StreamKey) -> Redo:
         lane = self._lane(stream_key("key", key))
-        return Redo(self.store, self._saver, lane, self.outputs)
+        return Redo(self.store, self._saver, lane, self.outputs, begin_change=self._begin_change)
 
     def _known(self, keys: Iterable[StreamKey]) -> list[StreamKey]:
         given = several("keys", keys, "stream keys")

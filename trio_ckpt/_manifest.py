@@ -1,10 +1,12 @@
 """The manifest: every output of a complete run with its hash, in one readable file.
 
 Checkpoints are for going on; a manifest is for whoever takes over what was collected.  It
-is written whenever a run is left complete.  It says of how many checkpoints it is, so that one
-that is outdated is told from one that is not, whatever was killed in between: it is moved into
-the archive when the run is opened or left.  A command that puts batches back to work moves it
-first; between the first redo of a session and the end of that it is there, and outdated.
+is written whenever a run is left complete.  It says of how many checkpoints and of which
+configuration it is, so that one that is outdated is told from one that is not, whatever was
+killed in between: it is moved into the archive when the run is opened or left.  Its text follows
+from the records alone: streams, phases and sums stand in an order that does not depend on which
+was opened first.  A command that puts batches back to work moves it first; between the first
+redo of a session and the end of that it is there, and outdated.
 """
 
 from __future__ import annotations
@@ -12,20 +14,26 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, closing
+from functools import partial
 from typing import Any
 
-from ._errors import OutputError
+import trio
+
+from ._errors import OutputError, StoreConflictError, TrioCkptError
 from ._groups import in_order, phases_of, summarize
 from ._history import Standing, read_pages
 from ._progress import Progress
 from ._records import Output, Status
+from ._saver import Saver
+from ._staging import OWNER_AGE_S
 from ._threads import run_blocking
 from ._totals import shown
-from ._values import StreamKey, nan_as_null
-from .abc import RunKey, Store
+from ._values import RUN_STREAM, StreamKey, encode_key, nan_as_null
+from .abc import RunKey, RunView, Store
 from .outputs import NewFile, OutputDir
 
 log = logging.getLogger("trio_ckpt.run")
@@ -34,8 +42,41 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 _HEAD = re.compile(
     r'\{"format":\d+,"run":"(?:[^"\\]|\\.)*","generation":(\d{1,18}),"checkpoints":(\d{1,18}),'
+    r'"config_digest":"([0-9a-f]{0,64})",'
 )
 MAX_MANIFEST_HEAD_BYTES = 2**16  # enough to see whose manifest one is
+
+
+async def leave_manifest(
+    store: Store,
+    saver: Saver,
+    view: RunView,
+    outputs: OutputDir,
+    facts: Mapping[str, Any],
+    *,
+    is_wanted: bool,
+) -> int | None:
+    """Leave a manifest behind if the run is complete, best effort.
+
+    Returns:
+        Of how many checkpoints the manifest is that is there now; None: there is none.
+    """
+    if isinstance(saver.poison, StoreConflictError):
+        return None  # what is there is of whoever owns the run now
+    key, parts = saver.run_key, {name: entry.progress for name, entry in view.streams.items()}
+    with trio.CancelScope(shield=True):
+        try:
+            if saver.poison is None:
+                await saver.check_owner(OWNER_AGE_S)
+            if not (is_wanted and is_complete(parts)):
+                await set_outdated_aside(key, parts, outputs, facts)
+            elif await is_current(key, parts, outputs, facts) or await write_manifest(
+                store, key, parts, outputs, facts
+            ):
+                return count_checkpoints(parts)
+        except TrioCkptError as error:
+            log.warning("the manifest of run %r could not be written: %s", key.run_id, error)
+    return None
 
 
 async def write_manifest(
@@ -82,20 +123,20 @@ async def manifest_pieces(
     facts: Mapping[str, Any],
 ) -> AsyncGenerator[str]:
     """What the manifest says, piece by piece; see `write_manifest`."""
-    mine = {key: parts[key] for key in in_order(parts)}
+    mine = {key: parts[key] for key in sorted(in_order(parts), key=partial(_place, parts))}
     whole = summarize((), mine)
+    phases = {name: phase.status.value for name, phase in phases_of(parts).items()}
     head: dict[str, Any] = {
-        **_identity(run_key, parts),
+        **_identity(run_key, parts, facts),
         "completed_at": whole.completed_at,
         "config": facts["config"],
-        "config_digest": facts["config_digest"],
         "batches": whole.confirmed,
         "skipped": whole.skipped,
         "records": whole.records,
-        "totals": whole.totals,
-        "spent": whole.spent,
+        "totals": _by_name(whole.totals),
+        "spent": _by_name(whole.spent),
         "adopted": whole.adopted,
-        "phases": {name: phase.status.value for name, phase in phases_of(parts).items()},
+        "phases": _by_name(phases),
     }
     yield _dump(head)[:-1] + ',"streams":['
     for place, (key, progress) in enumerate(mine.items()):
@@ -105,13 +146,13 @@ async def manifest_pieces(
             "batches": len(progress.confirmed),
             "skipped": list(progress.skipped),
             "records": progress.records,
-            "totals": shown(progress.totals),
-            "spent": shown(progress.spent),
+            "totals": _by_name(shown(progress.totals)),
+            "spent": _by_name(shown(progress.spent)),
             "runtime_s": round(progress.runtime_s, 3),
             "metadata": progress.metadata,
             "append_files": [
                 await run_blocking(_append_entry, outputs, path, size)
-                for path, size in progress.sinks.items()
+                for path, size in sorted(progress.sinks.items())
             ],
         }
         yield (",\n" if place else "\n") + _dump(entry)[:-1] + ',"outputs":['
@@ -123,6 +164,16 @@ async def manifest_pieces(
                     separator = ",\n"
         yield "]}"
     yield "]}\n"
+
+
+def _place(parts: Mapping[StreamKey, Progress], key: StreamKey) -> tuple[float, str]:
+    """By the run's list, then by name: which was opened first is in no record."""
+    position = parts[key].position
+    return (math.inf if position is None else position, encode_key(key))
+
+
+def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(sorted(values.items()))
 
 
 async def _outputs(
@@ -197,35 +248,52 @@ def _owner(head: bytes | None) -> str | None:
 
 
 async def is_current(
-    run_key: RunKey, parts: Mapping[StreamKey, Progress], outputs: OutputDir
+    run_key: RunKey,
+    parts: Mapping[StreamKey, Progress],
+    outputs: OutputDir,
+    facts: Mapping[str, Any],
 ) -> bool:
-    """Whether the run has a manifest, and nothing was saved since it was written."""
+    """Whether the run has a manifest, and nothing has changed since it was written."""
     head = await run_blocking(_read_head, outputs)
-    wanted = _dump(_identity(run_key, parts))[:-1].encode() + b","
+    wanted = _dump(_identity(run_key, parts, facts))[:-1].encode() + b","
     return head is not None and head.startswith(wanted)
 
 
-def is_older(outputs: OutputDir, run_key: RunKey, parts: Mapping[StreamKey, Progress]) -> bool:
-    """Whether the manifest that is there is one of this run, of fewer checkpoints.  Blocks."""
+def is_older(
+    outputs: OutputDir,
+    run_key: RunKey,
+    parts: Mapping[StreamKey, Progress],
+    facts: Mapping[str, Any],
+) -> bool:
+    """Whether a manifest of this run is there, of fewer checkpoints or other config.  Blocks."""
     head = (_read_head(outputs) or b"").decode(errors="replace")
     match = _HEAD.match(head)
-    now = _identity(run_key, parts)
+    now = _identity(run_key, parts, facts)
     if match is None or _owner(head.encode()) != run_key.run_id:
         return False
-    return (int(match[1]), int(match[2])) < (now["generation"], now["checkpoints"])
+    was, is_now = (int(match[1]), int(match[2])), (now["generation"], now["checkpoints"])
+    return was < is_now or (was == is_now and match[3] != now["config_digest"])
+
+
+def count_checkpoints(parts: Mapping[StreamKey, Progress]) -> int:
+    """How many checkpoints a manifest speaks of: those of all streams but the run's own."""
+    return sum(progress.sequence for key, progress in parts.items() if key != RUN_STREAM)
 
 
 async def set_outdated_aside(
-    run_key: RunKey, parts: Mapping[StreamKey, Progress], outputs: OutputDir
+    run_key: RunKey,
+    parts: Mapping[StreamKey, Progress],
+    outputs: OutputDir,
+    facts: Mapping[str, Any],
 ) -> None:
-    """Move the run's manifest into the archive if anything was saved since it was written.
+    """Move the run's manifest into the archive if anything has changed since it was written.
 
     Raises:
         OutputError: it cannot be moved.
 
     Durability: when this returns the move survives power loss.
     """
-    if not await is_current(run_key, parts, outputs):
+    if not await is_current(run_key, parts, outputs, facts):
         await set_manifest_aside(run_key, outputs)
 
 
@@ -240,16 +308,19 @@ async def set_manifest_aside(run_key: RunKey, outputs: OutputDir) -> None:
     if await run_blocking(manifest_owner, outputs) == run_key.run_id:
         label = f"{run_key.run_id}-{run_key.generation}-outdated"
         await run_blocking(outputs.archive, [MANIFEST], label)
-        log.info("%s is not what is so any more: it was archived", MANIFEST)
+        log.info("%s is out of date and was moved into the archive", MANIFEST)
 
 
-def _identity(run_key: RunKey, parts: Mapping[StreamKey, Progress]) -> dict[str, Any]:
+def _identity(
+    run_key: RunKey, parts: Mapping[StreamKey, Progress], facts: Mapping[str, Any]
+) -> dict[str, Any]:
     """What a manifest begins with: of all that a run was ever, no other has the same."""
     return {
         "format": FORMAT,
         "run": run_key.run_id,
         "generation": run_key.generation,
-        "checkpoints": sum(progress.sequence for key, progress in parts.items() if key),
+        "checkpoints": count_checkpoints(parts),
+        "config_digest": facts.get("config_digest", ""),
     }
 
 

@@ -19,12 +19,13 @@ from ._coordinator import CheckpointCoordinator
 from ._errors import EXIT_DRAINED
 from ._fresh import ARCHIVING, clear_outputs, left_to_archive, replaced_by_next
 from ._live import publish_live
+from ._manifest import leave_manifest
 from ._observe import Observers
 from ._portal import check_trio
 from ._resume import Settings
 from ._run import Run
 from ._saver import DEFAULT_SAVE_TIMEOUT_S, Saver
-from ._session import OnConfigChange, Session, compare_config, look
+from ._session import WRITTEN, OnConfigChange, Session, compare_config, look
 from ._stop import Stop, receive_signals, release_signals, take_signals
 from ._threads import run_blocking
 from ._values import check_run_id
@@ -196,7 +197,15 @@ async def open_run(
             body_error = await run.close(body_error, grace_s)
             # The end is saved last: the next start tidies up after a session without one.
             try:
-                await run.write_manifest(session.facts, is_wanted=body_error is None)
+                if outputs is not None:
+                    session.facts[WRITTEN] = await leave_manifest(
+                        store,
+                        saver,
+                        run.view(),
+                        outputs,
+                        session.facts,
+                        is_wanted=body_error is None,
+                    )
             finally:
                 await session.end(body_error)
             if body_error is not None:

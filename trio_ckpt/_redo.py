@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
 from typing import Any
 
@@ -90,6 +90,7 @@ class Redo:
         lane: The stream.
         outputs: Where its outputs are; None: they are left alone.
         claims: Whose each name is, where the run is open.
+        begin_change: Called before anything is saved, once it is sure that nothing refuses.
     """
 
     store: Store
@@ -97,6 +98,7 @@ class Redo:
     lane: Lane
     outputs: OutputDir | None
     claims: Claims = attrs.field(factory=dict[str, tuple[str, int]])
+    begin_change: Callable[[], Awaitable[None]] = trio.lowlevel.cancel_shielded_checkpoint
 
     async def redo(self, indexes: Collection[int], reason: str) -> None:
         """Put single batches back to work, confirmed or skipped ones.
@@ -303,6 +305,7 @@ class Redo:
         resets_state: bool = False,
     ) -> None:
         lane = self.lane
+        await self.begin_change()
         record = Record(
             kind=Kind.REDO,
             at=time.time(),

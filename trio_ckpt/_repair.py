@@ -162,7 +162,7 @@ class _Mender:
                 if key in desk.view.streams:
                     await self._try(desk, key, findings)
             if any(f.path == MANIFEST and f.stream is None for f in newest):
-                await self._put_manifest_aside(desk)
+                await self._rewrite_manifest(desk)
 
     async def _try(self, desk: Maintenance, key: StreamKey, findings: list[Finding]) -> None:
         where = f"stream {stream_name(key)!r} of run {self.run_id!r}"
@@ -209,11 +209,12 @@ class _Mender:
             taken = IndexSet(batches)
         self._say(where, f"outputs were damaged{_back(taken)}")
 
-    async def _put_manifest_aside(self, desk: Maintenance) -> None:
-        if desk.outputs is not None:
-            label = f"{self.run_id}-{desk.view.generation}-damaged"
-            await run_blocking(desk.outputs.archive, [MANIFEST], label)
-            self._say(MANIFEST, "it was moved into the archive: the next start writes it anew")
+    async def _rewrite_manifest(self, desk: Maintenance) -> None:
+        try:
+            if await desk.rewrite_manifest():
+                self._say(MANIFEST, "it was written from the records")
+        except TrioCkptError as error:
+            self.not_done.append(Repaired(MANIFEST, str(error)))
 
     def _say(self, where: str, what: str, is_loss: bool = False) -> None:
         self.done.append(Repaired(where, what, is_loss))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -36,7 +36,6 @@ from ._errors import (
     StreamBusyError,
     StreamFailedError,
     StreamsStillOpenError,
-    TrioCkptError,
     describe_batch,
 )
 from ._gate import Gate
@@ -45,7 +44,7 @@ from ._groups import (
     Summary,
     current_phase,
 )
-from ._manifest import MANIFEST, is_complete, is_current, set_outdated_aside, write_manifest
+from ._manifest import MANIFEST
 from ._phase import Phase, open_phase
 from ._progress import Progress
 from ._ranges import IndexSet
@@ -57,7 +56,7 @@ from ._retry import NO_RETRIES, RetryTable
 from ._roster import Roster
 from ._saver import Saver
 from ._session import Found
-from ._staging import OWNER_AGE_S, SINK, Claims, StreamFiles
+from ._staging import SINK, Claims, StreamFiles
 from ._statistics import RunStatistics
 from ._stop import Stop
 from ._stream import Stream
@@ -576,22 +575,6 @@ class Run:
                 desk.close()
         registry.touch()
         return self._stop_instead(error)
-
-    async def write_manifest(self, facts: Mapping[str, Any], *, is_wanted: bool) -> None:
-        """Leave a manifest behind if the run is complete and has a folder, best effort."""
-        if self._outputs is None or isinstance(self._saver.poison, StoreConflictError):
-            return  # what is there is of whoever owns the run now
-        key, progress, outputs = self._saver.run_key, self._progress, self._outputs
-        with trio.CancelScope(shield=True):
-            try:
-                if self._saver.poison is None:
-                    await self._saver.check_owner(OWNER_AGE_S)
-                if not (is_wanted and is_complete(progress)):
-                    await set_outdated_aside(key, progress, outputs)
-                elif not await is_current(key, progress, outputs):
-                    await write_manifest(self._store, key, progress, outputs, facts)
-            except TrioCkptError as error:
-                log.warning("the manifest of run %r could not be written: %s", self.run_id, error)
 
     def _stop_instead(self, error: BaseException | None) -> BaseException | None:
         """What leaves a run that was stopped: one RunStoppedError, or the body's own error."""

@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 import attrs
 
-from ._chain import read_chain
+from ._chain import blobs_of, read_chain
 from ._errors import StoreDamagedError
 from ._extras import needs_extra
 from ._groups import in_order
@@ -125,15 +125,8 @@ class _Check:
 
     async def look_at(self, key: StreamKey) -> None:
         """Look at the states of one stream: first those that a start needs."""
-        needed: set[str] = set()
-        if self.view.streams[key].progress.has_state:
-            try:
-                chain, _ = await read_chain(
-                    read_pages(self.store, self.view.run_id, self.view.generation, key, limit=PAGE)
-                )
-                needed = {frame.blob for _, frame in chain}
-            except StoreDamagedError as error:
-                self.problems.append(StateProblem(key, None, None, str(error)))
+        found: list[StateProblem] = []
+        needed = await self._needed(key, found)
         async with aclosing(self._stored(key)) as pages:
             async for stored, record in pages:
                 if record.state:
@@ -141,8 +134,35 @@ class _Check:
                     try:
                         await self._look_at_state(record, {*stored.blobs, *needed})
                     except StoreDamagedError as error:
-                        problem = StateProblem(key, stored.sequence, record.index, str(error))
-                        self.problems.append(problem)
+                        found.append(StateProblem(key, stored.sequence, record.index, str(error)))
+        if found:
+            self.problems += await self._without_dropped(key, found)
+
+    async def _needed(self, key: StreamKey, found: list[StateProblem]) -> set[str]:
+        """The blobs that a start needs."""
+        if not self.view.streams[key].progress.has_state:
+            return set()
+        view = self.view
+        pages = read_pages(self.store, view.run_id, view.generation, key, limit=PAGE)
+        try:
+            chain, _ = await read_chain(pages)
+        except StoreDamagedError as error:
+            found.append(StateProblem(key, None, None, str(error)))
+            return set()
+        return {frame.blob for _, frame in chain}
+
+    async def _without_dropped(
+        self, key: StreamKey, found: list[StateProblem]
+    ) -> list[StateProblem]:
+        """Leave out states whose blobs were there to be read, and that a run has dropped since."""
+        problems: list[StateProblem] = []
+        needed = await self._needed(key, problems)
+        places = {problem.checkpoint: problem for problem in found}
+        async with aclosing(self._stored(key)) as pages:
+            async for stored, record in pages:
+                if stored.sequence in places and not _is_dropped(stored, record, needed):
+                    problems.append(places[stored.sequence])
+        return problems
 
     async def _stored(self, key: StreamKey) -> AsyncGenerator[tuple[StoredRecord, Record]]:
         view, text, cursor = self.view, encode_key(key), None
@@ -163,6 +183,14 @@ class _Check:
             return
         self.bytes += frame.data_bytes
         await compare_data(self.store, frame)
+
+
+def _is_dropped(stored: StoredRecord, record: Record, needed: Collection[str]) -> bool:
+    """Whether the library has let go of the blob of a state (`Store.drop_blobs`)."""
+    try:
+        return not {*stored.blobs, *needed}.issuperset(blobs_of(record.state))
+    except StoreDamagedError:
+        return False
 
 
 _Piece = tuple[int, int, bytes]  # offset, size, digest

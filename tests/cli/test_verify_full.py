@@ -178,7 +178,11 @@ def test_outputs_and_manifest_are_looked_at_and_put_right(
     manifest = (out / "manifest.json").read_text()
     (out / "manifest.json").write_text(manifest.replace("0.txt", "9.txt"))
     assert "manifest.json  it is not what was written" in run("verify", made, "--full").out
+    said = run("verify", made, "--repair", "--yes")
+    assert (said.code, "manifest.json  it was written from the records" in said.out) == (0, True)
+    assert (out / "manifest.json").read_text() == manifest
+    (out / "manifest.json").unlink()
+    assert "manifest.json  it was written, and is missing" in run("verify", made, "--full").out
+    assert run("verify", made, "--full").code == 1
     assert run("verify", made, "--repair", "--yes").code == 0
-    assert not (out / "manifest.json").exists()
-    make(made, out)
-    assert '"0.txt"' in (out / "manifest.json").read_text()
+    assert (out / "manifest.json").read_text() == manifest
