@@ -11,7 +11,7 @@ import attrs
 import msgspec
 import pytest
 
-from trio_ckpt import _keeper, _kept, _progress, _records, _snapshots, _values, abc
+from trio_ckpt import _folds, _keeper, _kept, _progress, _records, _snapshots, _values, abc
 from trio_ckpt._ranges import IndexSet
 from trio_ckpt._records import Kind, Record, Seal
 from trio_ckpt.outputs import lines_digest
@@ -87,7 +87,7 @@ def test_a_set_of_indexes_is_stored_as_the_page_says() -> None:
 
 
 def test_the_places_of_a_fold() -> None:
-    assert first_two(table("Folds", "place")) == places(_progress._Fold)
+    assert first_two(table("Folds", "place")) == places(_folds._Fold)
     statuses = next(row[2] for row in table("Folds", "place") if row[1] == "status")
     assert set(re.findall(r'"([\w ]+)"', statuses)) == {s.value for s in _records.Status}
 

@@ -7,6 +7,7 @@ It needs Debian's chromium (or another, named by CHROMIUM) and is skipped withou
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.monitor.background import Background, background
 from tests.monitor.client import ACTION_SECRET, SECRET
 from tests.remote.site import F, open_site
-from trio_ckpt import RetryRule, RetryTable, Run, RunStoppedError, open_run
+from trio_ckpt import BatchFailedError, RetryRule, RetryTable, Run, RunStoppedError, open_run
 from trio_ckpt.stores import MemoryStore
 
 ROOT = Path(__file__).parents[2]
@@ -399,6 +400,105 @@ def test_it_can_be_used_without_a_mouse(tab: Tab, stage: Stage) -> None:
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
     assert {"history-stream", "history-load", "action-secret"} <= reached
+
+
+def test_a_stream_is_a_link_to_its_checkpoints(tab: Tab, stage: Stage) -> None:
+    page = look(tab, stage)
+    page.locator("#failures a", has_text="org/repo3/pulls").click()
+    expect(page.locator("#history tbody tr")).to_have_count(4)  # three batches, and the failure
+    expect(page.locator("#history")).to_contain_text("403: not yours")
+    expect(page.locator("#history-scroll")).to_be_focused()
+    address = page.url
+    page.goto("about:blank")
+    page.goto(address)  # a link that was sent to somebody else
+    expect(page.locator("#history tbody tr")).to_have_count(4)
+    page.locator("#streams a", has_text="org/repo1/pulls").click()
+    expect(page.locator("#history tbody tr")).to_have_count(5)
+    page.go_back()
+    expect(page.locator("#history tbody tr")).to_have_count(4)
+    assert tab.complaints == []
+
+
+@pytest.mark.parametrize("written", ["nonsense", "[1]", "[]", '["not", "there"]', "%FF"])
+def test_a_link_to_no_stream_shows_the_run(tab: Tab, stage: Stage, written: str) -> None:
+    page = look(tab, stage)
+    page.goto(f"{stage.found.url}/#/github-2025?stream={written}")
+    page.reload()
+    expect(page.locator("#run-name")).to_have_text("github-2025")
+    expect(page.locator("#streams tbody tr")).to_have_count(4)
+
+
+def test_a_stream_that_failed_for_good_does_not_run_again(tab: Tab) -> None:
+    async def program(found: Background) -> None:
+        async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+            table = RetryTable([RetryRule([ValueError], attempts=1, retryable=False)])
+            with contextlib.suppress(BatchFailedError):
+                async with run.open_stream("s", retry=table) as stream:
+                    async for batch in stream.batches(range(2)):
+                        batch.fail(ValueError("not valid"))
+            await found.show(run)
+
+    with background(program) as found:
+        tab.page.goto(f"{found.url}/#{SECRET}")
+        rows = tab.page.locator("#failures tbody tr")
+        expect(rows.first).to_contain_text("not valid")
+        expect(tab.page.locator("#failures")).not_to_contain_text("may run again")
+
+
+def test_streams_and_runs_are_found_by_their_names(tab: Tab) -> None:
+    async def program(found: Background) -> None:
+        store = MemoryStore()
+        for name in range(20):
+            async with open_run(f"crawl-{name:02}", store=store, handle_signals=False) as run:
+                if name == 7:
+                    await run.add_streams([(f"org/repo{n}", "pulls") for n in range(80)])
+                    async with run.open_stream("org/repo42", "pulls") as stream:
+                        async for batch in stream.batches(range(3)):
+                            batch.complete()
+        await found.show(store)
+
+    page = tab.page
+    with background(program) as found:
+        page.goto(f"{found.url}/#{SECRET}")
+        expect(page.locator("#run-list li")).to_have_count(20)
+        page.get_by_label("Search runs by name").fill("WL-07")
+        expect(page.locator("#run-list li")).to_have_count(1)
+        page.locator("#run-list a").click()
+        expect(page.locator("#run-name")).to_have_text("crawl-07")
+        page.get_by_label("Search streams by name").fill("REPO42")
+        expect(page.locator("#streams tbody tr")).to_have_count(1)
+        expect(page.locator("#streams tbody tr")).to_contain_text("org/repo42/pulls")
+        page.get_by_label("Search streams by name").fill("nowhere")
+        expect(page.locator("#streams")).to_contain_text("No stream has that in its name.")
+        page.get_by_label("Search streams by name").fill("")
+        expect(page.locator("#streams tbody tr")).to_have_count(12)
+        page.get_by_label("Search runs by name").fill("")
+        expect(page.locator("#run-list li")).to_have_count(20)
+    assert tab.complaints == []
+
+
+def test_the_answer_to_an_action_is_where_one_looks(tab: Tab) -> None:
+    """A wrong secret is told in words of the page, beside the button that was pressed."""
+
+    async def program(found: Background) -> None:
+        with contextlib.suppress(RunStoppedError):
+            async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+                await found.show(run)
+
+    page = tab.page
+    with background(program) as found:
+        page.goto(f"{found.url}/#{SECRET}")
+        note, button = page.locator("#actions-note"), page.locator("#action-stop")
+        page.locator("#action-secret").fill("neither-the-one-nor-the-other")
+        button.click()
+        expect(note).to_contain_text("That is not the secret for actions")
+        expect(note).not_to_contain_text("Bearer")
+        expect(note).to_be_in_viewport()
+        expect(button).to_be_in_viewport()
+        page.locator("#action-secret").fill(ACTION_SECRET)
+        button.click()
+        expect(note).to_contain_text("stops when its open batches")
+        expect(note).to_be_in_viewport()
 
 
 def test_an_action_needs_its_own_secret(tab: Tab) -> None:

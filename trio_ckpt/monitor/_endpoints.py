@@ -76,12 +76,19 @@ JOB = Parameter(
 )
 TASK = attrs.evolve(JOB, name="task_id", description="The id of a work item.", max_chars=120)
 LIMIT = Parameter("limit", "integer", "How many at most.", default=50, minimum=1)
+SEARCH = Parameter(
+    "search",
+    "string",
+    "Only those whose name has this text in it, in small or capital letters.",
+    default="",
+    max_chars=MAX_KEY_CHARS,
+)
 NOT_FOUND = {404: "There is no such run."}
 LOCKED = {404: "There is no such run.", 409: "A process has the run, or it is not for now."}
 
 
 def _runs(window: Window, values: Values) -> Awaitable[Answer]:
-    return window.runs(after=values["after"], limit=values["limit"])
+    return window.runs(after=values["after"], limit=values["limit"], search=values["search"])
 
 
 def _history(window: Window, values: Values) -> Awaitable[Answer]:
@@ -176,6 +183,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
                 default="",
                 max_chars=MAX_RUN_ID_CHARS,
             ),
+            SEARCH,
         ),
     ),
     Endpoint(
@@ -199,11 +207,15 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "The streams, those first that somebody should look at",
         StreamPage,
         lambda window, values: window.streams(
-            values["run"], after=values["after"], limit=values["limit"]
+            values["run"],
+            after=values["after"],
+            limit=values["limit"],
+            search=values["search"],
         ),
         (
             RUN,
             LIMIT,
+            SEARCH,
             Parameter("after", "integer", "Leave out so many.", default=0, maximum=MAX_OFFSET),
         ),
         refusals=NOT_FOUND,

@@ -242,6 +242,9 @@ class TokenList(Answer, frozen=True):
     total: int
 
 
+Outcome = Literal["may run again", "skipped", "failed"]
+
+
 class FailureLine(Answer, frozen=True):
     """A batch that failed or was given up, or a stream that failed.
 
@@ -249,7 +252,7 @@ class FailureLine(Answer, frozen=True):
         stream: The key of the stream.
         name: The same as a text.
         batch_index: The batch; null: the stream as a whole.
-        outcome: ``may run again``, ``skipped`` or ``failed``.
+        outcome: ``may run again``, ``skipped``, or ``failed``: for good, alone or with its stream.
         attempts: How often it was tried; null for a stream.
         error: The reason.
     """
@@ -257,7 +260,7 @@ class FailureLine(Answer, frozen=True):
     stream: list[str]
     name: str
     batch_index: int | None
-    outcome: Literal["may run again", "skipped", "failed"]
+    outcome: Outcome
     attempts: int | None
     error: ErrorLine | None
 

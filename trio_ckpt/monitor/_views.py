@@ -27,6 +27,7 @@ from ._records import (
     ErrorLine,
     FailureLine,
     GroupLine,
+    Outcome,
     OutputLine,
     OwnerLine,
     PacePoint,
@@ -410,16 +411,23 @@ def failure_lines(look: Look) -> Iterator[FailureLine]:
             yield from _batch_failures(look.parts[key], key, names[key], is_skipped=is_skipped)
 
 
+def _is_over(progress: Progress) -> bool:
+    """Whether the stream failed for good: no start runs its batches again by itself."""
+    error = progress.error
+    return progress.status is Status.FAILED and error is not None and not error.retryable
+
+
 def _batch_failures(
     progress: Progress, key: StreamKey, name: str, *, is_skipped: bool
 ) -> Iterator[FailureLine]:
+    again: Outcome = "failed" if _is_over(progress) else "may run again"
     for index, failure in sorted(progress.failures.items()):
         if (index in progress.skipped) is is_skipped:
             yield FailureLine(
                 stream=list(key),
                 name=name,
                 batch_index=index,
-                outcome="skipped" if is_skipped else "may run again",
+                outcome="skipped" if is_skipped else again,
                 attempts=failure.attempts,
                 error=error_line(failure.error),
             )

@@ -100,9 +100,11 @@ class Window:
 
     # -- runs ---------------------------------------------------------------------------------
 
-    async def runs(self, *, after: str = "", limit: int = MAX_LISTED_RUNS) -> RunList:
+    async def runs(
+        self, *, after: str = "", limit: int = MAX_LISTED_RUNS, search: str = ""
+    ) -> RunList:
         """A page of the runs."""
-        ids = await self.source.list_ids()
+        ids = [run_id for run_id in await self.source.list_ids() if _has(run_id, search)]
         later = [run_id for run_id in ids if run_id > after]
         lines, unreadable = list[RunLine](), list[UnreadableRun]()
         for run_id in later[:limit]:
@@ -135,10 +137,11 @@ class Window:
         """The numbers of a run."""
         return statistics(await self.source.stand(run_id))
 
-    async def streams(self, run_id: str, *, after: int, limit: int) -> StreamPage:
+    async def streams(self, run_id: str, *, after: int, limit: int, search: str = "") -> StreamPage:
         """A page of the streams."""
         look = (await self.source.stand(run_id)).look
-        names, keys = stream_names(look.keys), by_urgency(look)
+        names = stream_names(look.keys)
+        keys = [key for key in by_urgency(look) if _has(names[key], search)]
         page = keys[after : after + limit]
         return StreamPage(
             run=run_id,
@@ -259,6 +262,11 @@ class Window:
         if isinstance(self.source, RunSource):
             raise NotPossibleError("the run is open in this very process: that is for later")
         await self.source.stand(run_id)
+
+
+def _has(name: str, search: str) -> bool:
+    """Whether a name has a text in it, in small or capital letters."""
+    return search.casefold() in name.casefold()
 
 
 def _gauge(run_id: str, standing: Standing, live: LiveView) -> PendingGauge:

@@ -9,7 +9,15 @@ const FEW = { pending: 8, failures: 6, streams: 12, items: 12 }; // rows before 
 const PLOT = { width: 1000, height: 150, left: 46, bottom: 20, top: 8 };
 
 const $ = (id) => document.getElementById(id);
-const state = { secret: null, run: null, runs: null, detail: null, skew: 0, cutSince: null, stream: null, announced: "" };
+const FEW_TO_SEARCH = 12; // names that one reads without searching
+const MAX_FOUND = 100;
+const state = {
+  secret: null, run: null, runs: null, detail: null, skew: 0, cutSince: null, stream: null, announced: "",
+  found: { runs: null, streams: null }, // instead of what the pictures have, while somebody searches
+  wanted: null, // the key of a stream whose checkpoints a link asks for
+};
+
+const SEARCH_AFTER_MS = 200; // after the last letter
 
 // ---------------------------------------------------------------- words
 
@@ -110,6 +118,10 @@ function gauge(percent, label) {
   return label ? make("div", { className: "cell-bar" }, track, make("span", {}, label)) : track;
 }
 
+// A stream anywhere on the page leads to its checkpoints, and can be shared as a link.
+const streamAddress = (key) => `#/${encodeURIComponent(state.run)}?stream=${encodeURIComponent(JSON.stringify(key))}`;
+const streamLink = (one) => make("a", { href: streamAddress(one.stream), title: "its checkpoints" }, one.name);
+
 const pill = (status) => {
   const node = make("span", { className: "pill" }, words(status));
   node.dataset.status = status;
@@ -119,10 +131,12 @@ const pill = (status) => {
 const percentText = (percent) => (percent === null ? "" : `${percent >= 99.95 && percent < 100 ? "99.9" : percent.toFixed(percent === 100 ? 0 : 1)} %`);
 
 function drawRuns() {
-  const { runs, unreadable, total, store } = state.runs;
+  const { store } = state.runs;
+  const { runs, unreadable, total } = state.found.runs ?? state.runs;
   text($("where"), store);
   text($("runs-count"), number(total));
-  $("layout").classList.toggle("single", total <= 1 && !unreadable.length);
+  show($("runs-search"), state.found.runs !== null || state.runs.total > FEW_TO_SEARCH);
+  $("layout").classList.toggle("single", state.runs.total <= 1 && !state.runs.unreadable.length);
   const list = $("run-list");
   const old = new Map([...list.children].map((item) => [item.dataset.run, item]));
   runs.forEach((run, at) => {
@@ -152,7 +166,7 @@ function drawRuns() {
   if (total > runs.length + unreadable.length) notes.push(`${number(total - runs.length)} more are in the API`);
   text($("runs-note"), notes.join(". "));
   show($("runs-note"), notes.length > 0);
-  if (!runs.length) text($("nothing"), "This store has no runs yet.");
+  if (!state.runs.total) text($("nothing"), "This store has no runs yet.");
 }
 
 function who(run) {
@@ -196,6 +210,7 @@ function drawRun() {
   drawFailures();
   drawJob();
   drawStreams();
+  if (state.found.streams) search("streams"); // what was found goes on, too
   drawGroups();
   drawPlot();
   drawHistoryChoice();
@@ -254,7 +269,7 @@ function drawAges() {
     const bad = isStuck(token);
     row.classList.toggle("stuck", bad);
     return [
-      { text: token.name, tag: bad ? "stuck" : undefined },
+      { nodes: [streamLink(token), ...(bad ? [make("span", { className: "tag" }, "stuck")] : [])] },
       { text: number(token.batch_index), className: "n" },
       { text: token.stale ? "was pending" : token.state === "completed" ? "being saved" : "at work", className: "soft state" },
       { text: span(age), className: "n", title: `since ${day.format(new Date(token.created_at))}` },
@@ -276,7 +291,7 @@ function drawFailures() {
   const { failures, failures_total: total } = state.detail;
   text($("failures-count"), total ? number(total) : "");
   rows($("failures"), few("failures", failures), (one) => JSON.stringify([one.stream, one.batch_index, one.outcome]), (one) => [
-    { text: one.name },
+    { nodes: [streamLink(one)] },
     one.batch_index === null ? { text: "all", className: "n whole" } : { text: number(one.batch_index), className: "n" },
     { nodes: [outcome(one)] },
     { text: one.attempts === null ? "" : number(one.attempts), className: "n" },
@@ -296,18 +311,20 @@ function reason(error) {
 }
 
 function drawStreams() {
-  const { streams, streams_total: total } = state.detail;
+  const { streams, streams_total: total } = state.found.streams ?? state.detail;
   text($("streams-count"), number(total));
+  show($("streams-search"), state.found.streams !== null || total > FEW_TO_SEARCH);
   rows($("streams"), few("streams", streams), (one) => JSON.stringify(one.stream), (one) => [
-    { text: one.name },
+    { nodes: [streamLink(one)] },
     { nodes: [pill(one.status)] },
     { text: number(one.batches.confirmed), className: "n" },
     { text: one.batches.left === null ? "?" : number(one.batches.left), className: "n" },
     { text: number(one.batches.skipped), className: "n" },
     { text: number(one.records), className: "n" },
     { percent: one.progress_percent, text: percentText(one.progress_percent) || "–" },
+    { text: one.runtime_s ? span(one.runtime_s) : "–", className: "n", title: "open, over all sessions" },
     { nodes: [agoNode(one.updated_at)], className: "n soft" },
-  ], "None yet.");
+  ], state.found.streams ? "No stream has that in its name." : "None yet.");
   show($("streams-note"), total > streams.length);
   text($("streams-note"), `The ${number(streams.length)} that somebody should look at first; ${number(total - streams.length)} more are in the API.`);
 }
@@ -434,14 +451,54 @@ function drawHistoryChoice() {
   const names = state.detail.streams.map((one) => [JSON.stringify(one.stream), one.name]);
   const signature = JSON.stringify([state.run, names.map(([key]) => key).sort()]);
   if (select.dataset.signature === signature) return;
-  if (select.dataset.run !== state.run) show($("history-scroll"), false);
+  const isSameRun = select.dataset.run === state.run;
+  if (!isSameRun) show($("history-scroll"), false);
   select.dataset.signature = signature;
   select.dataset.run = state.run;
   const chosen = select.value;
   const sorted = names.sort(([, one], [, other]) => one.localeCompare(other));
   select.replaceChildren(make("option", { value: "" }, "sessions of the run"),
     ...sorted.map(([value, name]) => make("option", { value }, `checkpoints of ${name}`)));
-  select.value = [...select.options].some((option) => option.value === chosen) ? chosen : "";
+  choose(select, isSameRun ? chosen : "");
+  if (state.wanted) openStream();
+}
+
+function choose(select, key) {
+  if (![...select.options].some((option) => option.value === key)) {
+    select.append(make("option", { value: key }, `checkpoints of ${JSON.parse(key).join("/")}`));
+  }
+  select.value = key;
+}
+
+// What a link to a stream asks for.
+async function openStream() {
+  choose($("history-stream"), state.wanted);
+  state.wanted = null;
+  await loadHistory("");
+  $("history-title").scrollIntoView({ block: "start" });
+  $("history-scroll").focus({ preventScroll: true });
+}
+
+// ---------------------------------------------------------------- searching
+
+async function search(what) {
+  const wanted = $(`${what}-search`).value.trim();
+  const { run } = state;
+  if (wanted) {
+    const path = what === "runs" ? "/api/runs" : `/api/runs/${encodeURIComponent(run)}/streams`;
+    const found = await ask(`${path}?${new URLSearchParams({ search: wanted, limit: String(MAX_FOUND) })}`).catch(() => null);
+    if (found === null || run !== state.run || wanted !== $(`${what}-search`).value.trim()) return;
+    state.found[what] = what === "runs" ? found : { streams: found.streams, streams_total: found.total };
+  } else {
+    state.found[what] = null;
+  }
+  if (what === "runs") drawRuns();
+  else if (state.detail) drawStreams();
+}
+
+function forgetFound(what) {
+  $(`${what}-search`).value = "";
+  state.found[what] = null;
 }
 
 async function loadHistory(cursor) {
@@ -652,28 +709,43 @@ function enter(secret) {
   connect();
 }
 
-// "#SECRET" once, from the line that was printed; "#/RUN" from then on.
+// "#SECRET" once, from the line that was printed; "#/RUN" and "#/RUN?stream=KEY" from then on.
 function readHash() {
-  const hash = decodeURIComponent(location.hash.slice(1));
-  if (hash.startsWith("/")) return { run: hash.slice(1) || null };
+  const [address, query] = location.hash.slice(1).split("?");
+  const hash = decodeURIComponent(address);
+  if (hash.startsWith("/")) return { run: hash.slice(1) || null, stream: keyOf(new URLSearchParams(query).get("stream")) };
   if (!hash || hash === "main") return {};
   history.replaceState(null, "", location.pathname);
   return { secret: hash };
 }
 
+function keyOf(written) {
+  try {
+    const parts = JSON.parse(written);
+    return Array.isArray(parts) && parts.length && parts.every((part) => typeof part === "string") ? JSON.stringify(parts) : null;
+  } catch {
+    return null;
+  }
+}
+
 function begin() {
-  const { run = null, secret } = readHash();
+  const { run = null, stream = null, secret } = readHash();
   state.run = run;
+  state.wanted = stream;
   const known = secret ?? sessionStorage.getItem("secret");
   if (known) enter(known);
   else lock();
 }
 
 window.addEventListener("hashchange", () => {
-  const { run, secret } = readHash();
+  const { run, stream = null, secret } = readHash();
+  state.wanted = stream;
   if (secret) enter(secret);
+  else if (run === state.run && stream && state.detail) openStream();
   else if (run !== undefined && run !== state.run && state.secret) {
     state.run = run;
+    forgetFound("streams");
+    show($("actions-note"), false);
     state.detail = state.job = state.jobAt = null;
     state.announced = "";
     show($("run"), false);
@@ -694,16 +766,26 @@ $("actions-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const action = event.submitter?.value ?? "retry";
   const note = $("actions-note");
+  const answered = (mood, words) => { note.dataset.mood = mood; text(note, words); };
   show(note, true);
-  text(note, "Asking …");
+  answered("", "Asking …");
   try {
     const path = `/api/runs/${encodeURIComponent(state.run)}/${action}`;
     const answer = await ask(path, { method: "POST", secret: $("action-secret").value.trim() });
-    text(note, `${answer.done}: ${number(answer.count)}`);
+    answered("good", `${answer.done}: ${number(answer.count)}`);
   } catch (problem) {
-    text(note, problem.message);
+    answered("bad", problem instanceof Refused && problem.status === 401
+      ? "That is not the secret for actions: it is another than the one for looking, and was printed beside it."
+      : problem.message);
   }
 });
+for (const what of Object.keys(state.found)) {
+  let timer;
+  $(`${what}-search`).addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(search, SEARCH_AFTER_MS, what);
+  });
+}
 for (const name of Object.keys(FEW)) {
   $(`${name}-more`).addEventListener("click", () => {
     if (!expanded.delete(name)) expanded.add(name);
