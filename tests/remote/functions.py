@@ -204,3 +204,63 @@ async def train_slowly(item: int, work: Work[Sums]) -> dict[str, Any]:
 @remote.task(in_process=True)
 def in_process(item: int) -> list[int]:
     return [item, os.getpid()]
+
+
+SHORT_STEPS = 3
+
+
+@remote.task(state=lambda _item: {"done": 0, "sum": 0})
+async def short(item: int, work: AnyWork) -> int:
+    """A few steps of half a second, or so many as `item` says where that is more."""
+    state = work.state
+    while state["done"] < max(SHORT_STEPS, item):
+        await trio.sleep(0.5)
+        state["done"] += 1
+        state["sum"] += state["done"] * (item + 1)
+        work.report(progress_percent=float(state["done"]))
+        await work.point(str(state["done"]))
+    return int(state["sum"])
+
+
+def short_sum(item: int) -> int:
+    """What `short` returns, worked out here."""
+    steps = max(SHORT_STEPS, item)
+    return (item + 1) * steps * (steps + 1) // 2
+
+
+async def fail_first_try(item: int, work: AnyWork) -> int:
+    """Fails at its first try, which is one in all, however often the foreman is killed."""
+    await trio.sleep(0.5)
+    seen.append(("try", item, work.attempt))
+    if work.attempt == 1:
+        raise ValueError(f"{item} fails at first")
+    return item
+
+
+@remote.task(state=lambda _item: {"done": 0, "sum": 0})
+async def stubborn(item: int, work: AnyWork) -> int:
+    """Works for a while after it was cancelled, as a thread would; even items end well then."""
+    try:
+        await short(item, work)
+    except trio.Cancelled:
+        with trio.CancelScope(shield=True):
+            for percent in (90.0, 95.0):
+                work.report(progress_percent=percent)
+                await trio.sleep(0.7)
+        if item % 2:
+            raise ValueError("it is odd") from None
+    return item
+
+
+async def nap(item: int, _work: AnyWork) -> int:
+    """Says nothing for so long that heartbeats are needed."""
+    await trio.sleep(7)
+    return item
+
+
+@remote.task(state=lambda _item: {"done": 0, "sum": 0})
+async def uneven(item: int, work: AnyWork) -> int:
+    """The same as `short`, at a pace of its own, and with a larger state."""
+    await trio.sleep(item % 10 * 0.11)
+    work.state["large"] = bytes(300_000)
+    return await short(item, work)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import attrs
@@ -32,6 +32,7 @@ class Site:
         store: The foreman's.
         foreman: The one there is now; None: none is running.
         sockets: The peers' ends of all connections, the newest last, by peer.
+        latency_s: How long each frame is on its way.
     """
 
     store: Store
@@ -39,6 +40,7 @@ class Site:
     settings: dict[str, Any]
     foreman: Foreman | None = None
     sockets: dict[str, MemorySocket] = attrs.field(factory=dict[str, MemorySocket])
+    latency_s: float = 0.0
     cut_off: set[str] = attrs.field(factory=set[str])
     workers: dict[str, Worker] = attrs.field(factory=dict[str, Worker])
     _scopes: dict[str, trio.CancelScope] = attrs.field(factory=dict[str, trio.CancelScope])
@@ -62,18 +64,27 @@ class Site:
                 await trio.sleep_forever()
 
     async def kill_foreman(self, store: Store | None = None) -> None:
-        """As kill -9 would: connections are cut first, so that nobody says goodbye.
+        """As kill -9 would.
 
         Args:
             store: What the next one finds.
         """
+        self.kill_foreman_now(store)
+        await trio.lowlevel.checkpoint()
+
+    def kill_foreman_now(self, store: Store | None = None) -> None:
+        """The same at this very instruction; connections are cut first, so none says goodbye."""
         for socket in self.sockets.values():
             socket.cut()
         if store is not None:
             self.store = store
         self.foreman = self._running = None
         self._scopes["foreman"].cancel()
-        await trio.lowlevel.checkpoint()
+
+    def stop_foreman(self) -> None:
+        """End it in good order: it says goodbye to its peers."""
+        self.foreman = self._running = None
+        self._scopes["foreman"].cancel()
 
     # -- peers --------------------------------------------------------------------------------
 
@@ -85,7 +96,7 @@ class Site:
             await trio.lowlevel.checkpoint()
             if self._running is None or self.foreman is None or name in self.cut_off:
                 raise ConnectionLostError("there is nobody")
-            here, there = socket_pair()
+            here, there = socket_pair(latency_s=self.latency_s)
             self.sockets[name] = here
             self._running.start_soon(self._serve, self.foreman, there, name)
             async with closing(here):
@@ -112,6 +123,9 @@ class Site:
         with trio.CancelScope() as scope:
             self._scopes[name] = scope
             await worker.run(self.dial(name), task_status=task_status)
+        if scope.cancelled_caught:
+            with suppress(RuntimeError):  # that it has started was said before it was killed
+                task_status.started()
 
     def kill_worker(self, name: str) -> None:
         """As kill -9 would: the connection is cut first, so that nobody says goodbye."""
@@ -126,8 +140,8 @@ class Site:
         self.sockets[name].cut()
 
     @asynccontextmanager
-    async def client(self, name: str = "client") -> AsyncGenerator[Client]:
-        async with open_client(self.dial(name), SECRET, name) as client:
+    async def client(self, name: str = "client", secret: bytes = SECRET) -> AsyncGenerator[Client]:
+        async with open_client(self.dial(name), secret, name) as client:
             yield client
 
 

@@ -15,18 +15,26 @@ from trio_ckpt.remote._errors import ConnectionLostError
 class MemorySocket:
     """One end; `cut` is what a pulled plug is."""
 
-    _out: trio.MemorySendChannel[bytes]
-    _into: trio.MemoryReceiveChannel[bytes]
+    _out: trio.MemorySendChannel[tuple[float, bytes]]
+    _into: trio.MemoryReceiveChannel[tuple[float, bytes]]
+    _latency_s: float = 0.0
+    _coming: tuple[float, bytes] | None = None
 
     async def send(self, frame: bytes) -> None:
         try:
-            await self._out.send(frame)
+            await self._out.send((trio.current_time() + self._latency_s, frame))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ConnectionLostError("the line is cut") from error
 
     async def receive(self) -> bytes:
         try:
-            return await self._into.receive()
+            if self._coming is None:
+                self._coming = await self._into.receive()
+            at, frame = self._coming
+            if at > trio.current_time():
+                await trio.sleep_until(at)
+            self._coming = None
+            return frame
         except (trio.EndOfChannel, trio.ClosedResourceError) as error:
             raise ConnectionLostError("the line is cut") from error
 
@@ -35,11 +43,11 @@ class MemorySocket:
         self._into.close()
 
 
-def socket_pair(frames: int = 4) -> tuple[MemorySocket, MemorySocket]:
-    """Two ends of one line; so many frames are on the way at most."""
-    a_out, b_in = trio.open_memory_channel[bytes](frames)
-    b_out, a_in = trio.open_memory_channel[bytes](frames)
-    return MemorySocket(a_out, a_in), MemorySocket(b_out, b_in)
+def socket_pair(frames: int = 4, latency_s: float = 0.0) -> tuple[MemorySocket, MemorySocket]:
+    """Two ends of one line; so many frames are on the way at most, each for so long."""
+    a_out, b_in = trio.open_memory_channel[tuple[float, bytes]](frames)
+    b_out, a_in = trio.open_memory_channel[tuple[float, bytes]](frames)
+    return MemorySocket(a_out, a_in, latency_s), MemorySocket(b_out, b_in, latency_s)
 
 
 @asynccontextmanager

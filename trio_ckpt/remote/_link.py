@@ -58,6 +58,7 @@ class Link:
     _wake: trio.Event = attrs.field(factory=trio.Event, init=False)
     _drained: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
     _reading: trio.CancelScope | None = attrs.field(default=None, init=False)
+    _writing: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
 
     @property
     def is_open(self) -> bool:
@@ -168,19 +169,26 @@ class Link:
     async def write(self) -> None:
         """Send what there is to send; a background task of the link.
 
-        Cancellation: ends it.
+        Cancellation: shielded, so that a side that is cancelled can still say goodbye;
+        `stop_writing` ends it.
         """
+        self._writing.shield = True
         try:
-            while True:
-                await self._write_queued()
-                with trio.move_on_after(self.heartbeat_s) as waiting:
-                    await self._wake.wait()
-                if waiting.cancelled_caught and self.connection.phase is Phase.OPEN:
-                    self.connection.send(Heartbeat())
+            with self._writing:
+                while True:
+                    await self._write_queued()
+                    with trio.move_on_after(self.heartbeat_s) as waiting:
+                        await self._wake.wait()
+                    if waiting.cancelled_caught and self.connection.phase is Phase.OPEN:
+                        self.connection.send(Heartbeat())
         except (ConnectionLostError, ProtocolError) as error:
             self._fail(error)
         finally:
             self._drained.unpark_all()
+
+    def stop_writing(self) -> None:
+        """End `write`; what is queued is lost."""
+        self._writing.cancel()
 
     async def _write_queued(self) -> None:
         self._wake = trio.Event()
@@ -210,6 +218,6 @@ async def open_link(socket: Socket, connection: Connection) -> AsyncGenerator[Li
         except BaseException as error:
             body_error = error
         finally:
-            nursery.cancel_scope.cancel()
+            link.stop_writing()
     if body_error is not None:
         raise body_error

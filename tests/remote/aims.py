@@ -1,0 +1,160 @@
+"""Kills of foreman, worker and client aimed at each transition of the protocol's tables.
+
+python -m tests.remote.aims SCHEDULES [SEED]
+
+A scenario is a job, the workers that do it, and what happens beside.  It is rehearsed once, and
+each transition that either side of a connection passes is noted.  Then it is played again and
+again; each time a process is killed, or a connection is cut, at one or two of these transitions:
+when the message is about to be sent, or has just come.  All is in one process, in memory and on a
+mock clock, so a schedule plays the same way each time.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+from trio.testing import MockClock
+
+from tests.remote import functions
+from tests.remote.scenarios import (
+    AWAY_S,
+    SCENARIOS,
+    VICTIMS,
+    Aim,
+    Play,
+    Scenario,
+    Transition,
+    Victim,
+    Watch,
+)
+from tests.remote.site import open_site
+from trio_ckpt.remote._messages import MESSAGES, TaskMessage
+from trio_ckpt.remote._protocol import PHASES, TASKS
+from trio_ckpt.stores import MemoryStore
+
+
+def play(scenario: Scenario, *aims: Aim) -> Counter[Transition]:
+    """Play a scenario once; what was passed.
+
+    Raises:
+        AssertionError, trio.TooSlowError: it does not end, or not right.
+    """
+    functions.reset()
+    random.seed(1)  # of the waits between connections
+    watch = Watch(aims)
+
+    async def main() -> None:
+        async with open_site(MemoryStore()) as site, trio.open_nursery() as nursery:
+            site.latency_s = scenario.latency_s
+            await Play(scenario, site, watch, nursery).run()
+            nursery.cancel_scope.cancel()
+
+    with watch.watching(), _no_surprises():
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    return watch.counts
+
+
+@contextmanager
+def _no_surprises() -> Iterator[None]:
+    """See that what is logged is nothing that our own code did not expect."""
+    surprises: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.exc_info:
+                surprises.append(self.format(record))
+
+    logger, handler = logging.getLogger("trio_ckpt"), Handler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+    assert not surprises, surprises
+
+
+@functools.cache
+def rehearse() -> tuple[tuple[Scenario, Counter[Transition]], ...]:
+    """All scenarios with what they pass, the quickest first."""
+    found: list[tuple[float, Scenario, Counter[Transition]]] = []
+    for scenario in SCENARIOS:
+        started = time.perf_counter()
+        counts = play(scenario)
+        found.append((time.perf_counter() - started, scenario, counts))
+    found.sort(key=lambda one: one[0])
+    return tuple((scenario, counts) for _, scenario, counts in found)
+
+
+def share(victim: Victim) -> Iterator[tuple[Scenario, Aim]]:
+    """One schedule for each transition: in the quickest scenario that has it, at the first or at
+    the last time."""
+    rng = random.Random(victim)
+    seen: set[Transition] = set()
+    for scenario, counts in rehearse():
+        for transition in [one for one in counts if one not in seen]:
+            seen.add(transition)
+            nth = rng.choice([1, counts[transition]])
+            yield scenario, Aim(transition, nth, victim, rng.choice(AWAY_S))
+
+
+def any_schedule(rng: random.Random) -> tuple[Scenario, list[Aim]]:
+    """A scenario, and one or two strikes at any of its transitions."""
+    scenario, counts = rng.choice(rehearse())
+    aims: list[Aim] = []
+    for _ in range(rng.choice([1, 2])):
+        transition = rng.choice(list(counts))
+        nth = rng.choice([1, counts[transition], rng.randint(1, counts[transition])])
+        aims.append(Aim(transition, nth, rng.choice(VICTIMS), rng.choice(AWAY_S)))
+    return scenario, aims
+
+
+def cells() -> set[Transition]:
+    """Every cell of the tables, on both sides."""
+    of_connections = {
+        (role, kind, phase)
+        for role, phases in PHASES.items()
+        for phase, kinds in phases.items()
+        for kind in kinds
+        if not issubclass(MESSAGES[kind], TaskMessage)
+    }
+    of_items = {(role, kind, was) for was, kinds in TASKS.items() for role, kind in kinds}
+    return {
+        Transition(role, kind, was, is_sent)
+        for role, kind, was in of_connections | of_items
+        for is_sent in (True, False)
+    }
+
+
+def main() -> None:
+    count, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    logging.disable(logging.WARNING)
+    rng, started = random.Random(seed), time.monotonic()
+    struck: set[Transition] = set()
+    victims: Counter[str] = Counter()
+    bad = 0
+    for _ in range(count):
+        scenario, aims = any_schedule(rng)
+        struck.update(aim.transition for aim in aims)
+        victims.update(aim.victim for aim in aims)
+        try:
+            play(scenario, *aims)
+        except Exception as error:
+            bad += 1
+            print(f"{scenario.name}: {' and '.join(map(str, aims))}: {error!r}", flush=True)
+    seconds = time.monotonic() - started
+    print(
+        f"{count} schedules, {len(struck)} of {len(cells())} transitions struck, {dict(victims)}, "
+        f"{seconds:.0f} s: {bad} bad"
+    )
+
+
+if __name__ == "__main__":
+    main()
