@@ -170,22 +170,24 @@ async def test_batches_that_stand_alone_overtake_one_that_waits_for_its_next_att
 async def test_a_failure_cancels_the_others_which_run_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    store, again = MemoryStore(), list[int]()
+    store, again, error = MemoryStore(), list[int](), BodyError("the server is gone")
 
     async def handle(batch: Batch[int]) -> None:
         await trio.sleep(batch.item)
         if batch.item == 1:
-            raise BodyError
+            raise error
         batch.complete()
 
     async def note(batch: Batch[int]) -> None:
         again.append(batch.index)
         batch.complete()
 
-    with pytest.raises(BatchFailedError) as info:
+    with pytest.raises(BodyError) as info:
         async with begin(store) as run, run.open_stream("s") as stream:
             await run_batches(stream, [0, 1, 2, 3], handle, concurrency=4)
-    assert isinstance(info.value.__cause__, BodyError)
+    assert info.value is error  # exceptions of the user leave as the same objects
+    assert (info.value.__cause__, info.value.__context__) == (None, None)
+    assert info.value.__notes__ == ["in batch 1 of run 'r', stream 's'"]
     assert list(stream.progress.failures) == [1]
     assert stream.status is Status.FAILED
     async with begin(store) as run, run.open_stream("s") as stream:
@@ -200,11 +202,71 @@ async def test_after_a_caught_failure_a_frontier_goes_on_with_what_is_left() -> 
         batch.complete()
 
     async with begin("memory:") as run, run.open_stream("s", state=Frontier(list("abc"))) as stream:
-        with pytest.raises(BatchFailedError):
+        with pytest.raises(BodyError):
             await run_batches(stream, None, handle)
         await run_batches(stream, None, handle)
         assert len(stream.progress.confirmed) == 3
     assert stream.status is Status.COMPLETE
+
+
+@pytest.mark.parametrize("is_group", [False, True])
+async def test_what_is_remembered_of_an_exception_says_what_the_table_said(is_group: bool) -> None:
+    """It leaves as it is, and the stream knows all the same that it failed for good, and where."""
+    refused = BodyError("403")
+    error = ExceptionGroup("two requests", [refused, refused]) if is_group else refused
+    store = MemoryStore()
+    rule = RetryRule((Exception,), attempts=1, retryable=False)
+
+    async def handle(batch: Batch[int]) -> None:
+        if batch.index == 2:
+            raise error
+        batch.complete()
+
+    with pytest.raises(type(error)) as info:
+        async with begin(store) as run, run.open_stream("s", retry=RetryTable((rule,))) as stream:
+            await run_batches(stream, range(4), handle)
+    assert info.value is error
+    assert stream.error is not None
+    assert (stream.error.retryable, stream.error.batch_index) == (False, 2)
+    assert stream.error.type == type(error).__name__
+    assert run.exit_code == 69
+
+
+async def test_of_several_exceptions_the_one_that_failed_for_good_leaves(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = RetryTable(
+        (
+            RetryRule((KeyError,), attempts=1),
+            RetryRule((BodyError,), attempts=1, retryable=False),
+        )
+    )
+    errors = [KeyError("first"), BodyError("second"), KeyError("third")]
+
+    async def handle(batch: Batch[int]) -> None:
+        with trio.CancelScope(shield=True):  # all have failed before the first one ends the others
+            await trio.sleep(1)
+        raise errors[batch.index]
+
+    with pytest.raises(BodyError) as info:
+        async with begin("memory:") as run, run.open_stream("s", retry=table) as stream:
+            await run_batches(stream, range(3), handle, concurrency=3)
+    assert info.value is errors[1]
+    assert stream.error is not None
+    assert (stream.error.message, stream.error.retryable) == ("second", False)
+    assert caplog.text.count("one of several") == 3
+
+
+async def test_a_batch_that_is_failed_by_a_word_raises_our_own_error() -> None:
+    cause = BodyError("no")
+
+    async def handle(batch: Batch[int]) -> None:
+        batch.fail(cause)
+
+    async with begin("memory:") as run, run.open_stream("s") as stream:
+        with pytest.raises(BatchFailedError) as info:
+            await run_batches(stream, range(1), handle)
+        assert info.value.__cause__ is cause
 
 
 async def test_a_handler_that_forgets_is_an_error() -> None:

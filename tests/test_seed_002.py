@@ -240,9 +240,8 @@ async def test_summary_04_saves_before_marking(tmp_path: Path) -> None:
 async def test_summary_04_a_page_that_cannot_be_written_is_not_marked(tmp_path: Path) -> None:
     (tmp_path / name_of(2)).mkdir()  # in the way of the file
     store = MemoryStore()
-    with pytest.raises(trio_ckpt.BatchFailedError) as caught:
+    with pytest.raises(trio_ckpt.OutputError):
         await run_stage(store, tmp_path)
-    assert isinstance(caught.value.__cause__, trio_ckpt.OutputError)
     assert list((await progress_of(store)).confirmed) == [1]
 
 

@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import msgspec
@@ -20,7 +20,7 @@ from ._arguments import several
 from ._attic import archive_chains
 from ._batch import AttemptState, Batch
 from ._coordinator import CheckpointCoordinator
-from ._errors import StoreError, StreamBusyError, TrioCkptError, describe_batch
+from ._errors import BatchFailedError, StoreError, StreamBusyError, TrioCkptError, describe_batch
 from ._keeper import StateKeeper
 from ._lane import Lane
 from ._records import CheckpointResult, ErrorInfo, Opened, Output, Record
@@ -68,6 +68,7 @@ class Desk(ABC):
         expected: How many batches there are in all, where that is known.
         pause: Until when nothing is handed out, and why; trio's clock.
         failure: Why the stream was said to have failed, if it was.
+        verdicts: On exceptions of handlers, which leave as they are: that their batches failed.
         changed: Called when a token has moved.
         put_back: Called with the index of a confirmed batch that goes back to work.
     """
@@ -92,6 +93,7 @@ class Desk(ABC):
     expected: int | None = None
     pause: tuple[float, str] | None = None
     failure: ErrorInfo | None = None
+    verdicts: list[BatchFailedError] = attrs.field(factory=list[BatchFailedError])
     changed: Callable[[], None] = lambda: None
     put_back: Callable[[int], None] = lambda _index: None
 
@@ -175,6 +177,22 @@ class Desk(ABC):
     def where(self, index: int | None = None) -> str:
         """The stream, or a batch of it, in words."""
         return describe_batch(self.run_id, self.lane.key, index)
+
+    def verdict_on(self, error: BaseException) -> BaseException:
+        """What the retry table made of an exception of a handler; of another, it itself."""
+        return next((v for v in self.verdicts if v.__cause__ is error), error)
+
+    def failures_in(self, error: BaseException) -> list[BaseException]:
+        """The exceptions of a group, whatever groups are in it, or the verdicts on them."""
+        found, left = list[BaseException](), [error]
+        while left:  # not by recursion: a program may nest groups deeper than the stack is
+            part = left.pop()
+            verdict = self.verdict_on(part)
+            if verdict is part and isinstance(part, BaseExceptionGroup):
+                left += reversed(cast("BaseExceptionGroup[BaseException]", part).exceptions)
+            else:
+                found.append(verdict)
+        return found
 
     # -- what goes into a record ----------------------------------------------------------
 

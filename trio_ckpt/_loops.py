@@ -6,7 +6,7 @@ import heapq
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import trio
 
@@ -18,6 +18,7 @@ from ._ranges import IndexSet
 from ._retry import Again, RetryTable
 from ._source import Source
 from ._stream import Stream
+from ._token import is_cancellation
 from ._walk import Items, Walk
 from ._words import printable
 from .outputs import Validate, Validator
@@ -58,8 +59,12 @@ async def run_batches(
         end: Only batches up to this index, inclusive.
 
     Raises:
-        BatchFailedError: an attempt failed and the retry table gave up; the other batches
-            are cancelled and run again on resume.
+        Exception: what the handler raised, as the same object, when the retry table gives up;
+            the other batches are cancelled and run again on resume.  Of several one, and the
+            others are logged.
+        BatchFailedError: the same of a batch that was given to `Batch.fail`, or did not pass
+            its checks.
+        StreamFailedError: the rule says `Then.FAIL_STREAM`.
         TokenNeverSettledError: the handler returned without settling its batch.
         ValueError: `concurrency` > 1 with a state or a cursor that has an order; no items
             and no frontier, or both; a range of a frontier, whose items have no order.
@@ -112,48 +117,64 @@ def _nothing_with_index(_index: int) -> None:
 async def _run_workers(
     feed: Feed[T], handler: Callable[[Batch[T]], Awaitable[None]], concurrency: int
 ) -> None:
-    """Run the workers; a single failure leaves as it is, not in a group."""
-    alone: BaseException | None = None
+    """Run the workers; failures leave as they are, and a single one not in a group.
+
+    They do not travel through the nursery, which makes other groups of the users' groups.
+    """
+    failures: list[BaseException] = []
     try:
         async with trio.open_nursery() as nursery:
             for _ in range(concurrency):
-                nursery.start_soon(_work, feed, handler)
-    except BaseExceptionGroup as group:
-        alone = _one_of(group)
-        if alone is None:
+                nursery.start_soon(_work, feed, handler, failures, nursery.cancel_scope)
+    except BaseException as error:
+        if not failures or not is_cancellation(error):
             raise
-    if alone is not None:
-        raise alone
+    if failures:
+        raise _one_of(failures, feed.walk.desk)
 
 
-def _one_of(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """The failure that says it all: one save that fails many workers is one failure, and a
-    stream fails once, however many of its batches say so."""
-    _, failures = group.split(trio.Cancelled)
-    if failures is None:
-        return None
-    distinct = list({id(error): error for error in failures.exceptions}.values())
+def _one_of(failures: list[BaseException], desk: Gate) -> BaseException:
+    """The failure that says it all, or a group of them.
+
+    One save that fails many workers is one failure, and a stream fails once, however many of
+    its batches say so.
+    """
+    distinct = list({id(error): error for error in failures}.values())
     if len(distinct) == 1:
         return distinct[0]
-    if not all(isinstance(error, BatchFailedError | StreamFailedError) for error in distinct):
-        return None
-    for error in distinct:
-        log.error("one of several: %s", printable(text_of(error)))
-    return telling(distinct)
+    verdicts = {desk.verdict_on(error): error for error in distinct}
+    if not all(isinstance(verdict, BatchFailedError | StreamFailedError) for verdict in verdicts):
+        return BaseExceptionGroup("several workers of run_batches failed", distinct)
+    for verdict in verdicts:
+        log.error("one of several: %s", printable(text_of(verdict)))
+    return verdicts[telling(list(verdicts))]
 
 
-async def _work(feed: Feed[T], handler: Callable[[Batch[T]], Awaitable[None]]) -> None:
-    while (batch := await feed.next()) is not None:
-        passed: Passed | Again = Passed.GO_ON
-        try:
-            passed = await _work_on(feed.walk.desk, batch, handler)
-        finally:
-            feed.leave(batch, passed)
+async def _work(
+    feed: Feed[T],
+    handler: Callable[[Batch[T]], Awaitable[None]],
+    failures: list[BaseException],
+    workers: trio.CancelScope,
+) -> None:
+    """Work until nothing is left; a failure is kept, and ends the other workers."""
+    try:
+        while (batch := await feed.next()) is not None:
+            passed: Passed | Again = Passed.GO_ON
+            try:
+                passed = await _work_on(feed.walk.desk, batch, handler)
+            finally:
+                feed.leave(batch, passed)
+    except BaseException as error:
+        if is_cancellation(error):
+            raise
+        failures.append(error)
+        workers.cancel()
 
 
 async def _work_on(
     desk: Gate, batch: Batch[T], handler: Callable[[Batch[T]], Awaitable[None]]
 ) -> Passed | Again:
+    raised: Exception | None = None
     try:
         await handler(batch)
     except BaseException as error:
@@ -162,8 +183,17 @@ async def _work_on(
         if not is_attempt or batch.state not in (AttemptState.OPEN, AttemptState.FAILED):
             await desk.pass_gate(batch, way, error)
             raise
-        batch.fail(error)
-    return await desk.pass_gate(batch, Way.NEXT)
+        raised = cast("Exception", error)
+        batch.fail(raised)
+    try:
+        return await desk.pass_gate(batch, Way.NEXT)
+    except BatchFailedError as verdict:
+        if raised is None or verdict.__cause__ is not raised:
+            raise
+        desk.verdicts.append(verdict)
+    if (note := f"in {desk.where(batch.index)}") not in getattr(raised, "__notes__", ()):
+        raised.add_note(note)
+    raise raised
 
 
 class Feed(Generic[T]):

@@ -26,7 +26,7 @@ from ._errors import (
     describe_batch,
     text_of,
 )
-from ._gate import Gate, Way, leaves_of, telling, way_of
+from ._gate import Gate, Way, telling, way_of
 from ._lane import Added
 from ._pins import pin_state, unpin_state
 from ._progress import FailedAttempt, Progress
@@ -533,7 +533,7 @@ class Stream(Generic[S]):
         elif self.status is Status.COMPLETE and not isinstance(error, SourceChangedError):
             log.info("%s is complete; what was raised later changes nothing", where)
         elif desk.saver.poison is None and self._desk.failure is None:
-            info = describe_end(telling(leaves_of(error)), self.key, index)
+            info = describe_end(telling(desk.failures_in(error)), self.key, index)
             with trio.CancelScope(shield=True):
                 try:
                     await self._save_failure(info)

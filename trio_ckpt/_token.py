@@ -120,12 +120,13 @@ def failure_of(error: BaseException | str) -> Failure:
     """
     if isinstance(error, str):
         return Failure(error)
-    if _is_cancellation(error):
+    if is_cancellation(error):
         return CANCELLED
     return Failure(text_of(error), error)
 
 
-def _is_cancellation(error: BaseException) -> bool:
+def is_cancellation(error: BaseException) -> bool:
+    """Whether an exception says nothing but that tasks were cancelled."""
     if isinstance(error, BaseExceptionGroup):  # of all cancelled children of a nursery
         group = cast("BaseExceptionGroup[BaseException]", error)
         return group.split(trio.Cancelled)[1] is None
