@@ -264,3 +264,9 @@ async def uneven(item: int, work: AnyWork) -> int:
     await trio.sleep(item % 10 * 0.11)
     work.state["large"] = bytes(300_000)
     return await short(item, work)
+
+
+async def half(item: Any, work: AnyWork) -> Any:
+    """Report that half is done, then wait."""
+    work.report(progress_percent=50)
+    return await wait(item, work)

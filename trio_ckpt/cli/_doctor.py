@@ -161,7 +161,7 @@ async def _habits(store: Store, run_id: str) -> AsyncGenerator[Finding]:
     name = f"run {run_id}"
     with suppress(StoreDamagedError):
         if is_job_id(run_id):
-            job = await read_job(store, run_id)
+            job = await read_job(store, run_id, limit=0)
             if job.checkpoint_interval_s is None and job.ended_at is None:
                 text = "its items save nothing while they run: who loses a worker loses what it did"
                 advice = "where they take long, map with checkpoint_interval_s="

@@ -116,13 +116,13 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         "/api/checkpoints/jobs/{job_id}/cancel",
-        "Cancel a job (only in the monitor of its foreman's process)",
+        "Cancel a job",
         Done,
         lambda window, values: window.jobs.cancel(values["job_id"]),
         (JOB,),
         method="POST",
         status=202,
-        refusals={404: "There is no such job.", 409: "It is over, or the foreman is elsewhere."},
+        refusals={404: "There is no such job.", 409: "It is over, or no foreman has it."},
     ),
     Endpoint(
         "/api/checkpoints/tasks/{task_id}",

@@ -7,25 +7,18 @@ from typing import Literal, Protocol
 
 import attrs
 
-from .._errors import UnknownRunError
-from .._maintain import open_maintenance
 from ..abc import Store
-from ..remote import (
-    JobView,
-    LiveTask,
-    TaskStatus,
-    TaskView,
-    UnknownJobError,
-    read_job,
-    read_task,
-)
+from ..remote import JobReader, JobView, LiveTask, TaskStatus, TaskView, UnknownJobError
+from ..remote._dispatch import prune_task
+from ..remote._foreman_live import Action, ask_foreman_of
+from ..remote._names import split_task_id
 from ._records import Answer, Done, ErrorLine
 from ._views import error_line, iso, iso_now
 
 TaskWord = Literal["pending", "assigned", "running", "completed", "failed", "cancelled"]
 
-NOT_FOUND, CONFLICT = 404, 409  # what a foreman answers with
-_OVER = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
+ACCEPTED, NOT_FOUND, CONFLICT = 202, 404, 409  # what a foreman answers with
+OVER = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
 
 
 class NotPossibleError(Exception):
@@ -52,12 +45,17 @@ class TaskControl(Protocol):
 
 
 class JobTask(Answer, frozen=True):
-    """A work item, on one line of its job."""
+    """A work item, on one line of its job.
+
+    Attributes:
+        checkpoint_count: How often its state was saved; null: it was done so long ago that its
+            record was not read for this page, see the item itself.
+    """
 
     task_id: str
     status: TaskWord
     progress_percent: float
-    checkpoint_count: int
+    checkpoint_count: int | None
     last_checkpoint_at: str | None
     base_checkpoint_size: int
     worker: str | None
@@ -146,72 +144,75 @@ class Jobs:
 
     Attributes:
         store: Where they are.
-        control: The foreman, if it is in this process.
+        control: The foreman, if it is in this process; another process is asked by the store.
     """
 
     store: Store
     control: TaskControl | None = None
+    _reader: JobReader = attrs.field(
+        default=attrs.Factory(lambda jobs: JobReader(jobs.store), takes_self=True), init=False
+    )
 
     @property
-    def _live(self) -> Mapping[str, LiveTask]:
-        return {} if self.control is None else self.control.live
+    def _live(self) -> Mapping[str, LiveTask] | None:
+        return None if self.control is None else self.control.live
 
     async def job(self, job_id: str, *, after: int, limit: int) -> JobAnswer:
         """A job, with a page of its items."""
-        return job_answer(await read_job(self.store, job_id, live=self._live), after, limit)
+        view = await self._reader.job(job_id, self._live, after=after, limit=limit)
+        return job_answer(view, after + limit)
 
     async def task(self, task_id: str) -> TaskAnswer:
         """A work item."""
-        return task_answer(await read_task(self.store, task_id, live=self._live))
+        return task_answer(await self._reader.task(task_id, self._live))
 
     async def storage_info(self, task_id: str) -> StorageInfo:
         """Where the checkpoints of an item are."""
-        return storage_info(await read_task(self.store, task_id, live=self._live))
+        return storage_info(await self._reader.task(task_id, self._live))
 
     async def force_checkpoint(self, task_id: str) -> Done:
         """Have a running item saved now.
 
         Raises:
-            NotPossibleError: nobody runs it, or the foreman is another process.
+            NotPossibleError: no worker runs it, or no foreman answers.
         """
-        return await self._control("force-checkpoint", task_id)
+        await self._reader.task(task_id, self._live)
+        return await self._ask("force-checkpoint", split_task_id(task_id)[0], task_id)
 
     async def release(self, task_id: str) -> Done:
         """Have a running item saved and handed back, so that it goes on elsewhere.
 
         Raises:
-            NotPossibleError: nobody runs it, or the foreman is another process.
+            NotPossibleError: no worker runs it, or no foreman answers.
         """
-        return await self._control("release", task_id)
-
-    async def _control(
-        self, action: Literal["force-checkpoint", "release", "cleanup"], task_id: str
-    ) -> Done:
-        await read_task(self.store, task_id, live=self._live)
-        if self.control is None:
-            raise NotPossibleError(
-                "only the monitor in the foreman's own process can ask a worker for that"
-            )
-        status, reason = await self.control.control(action, task_id)
-        if status == NOT_FOUND:
-            raise UnknownJobError(reason)
-        if status == CONFLICT:
-            raise NotPossibleError(reason)
-        return Done(done=reason, count=1)
+        await self._reader.task(task_id, self._live)
+        return await self._ask("release", split_task_id(task_id)[0], task_id)
 
     async def cancel(self, job_id: str) -> Done:
         """End a job, and its functions.
 
         Raises:
-            NotPossibleError: it is over, or the foreman is another process.
+            NotPossibleError: it is over, or no foreman answers.
         """
-        view = await read_job(self.store, job_id, live=self._live)
-        if view.status in _OVER:
+        view = await self._reader.job(job_id, self._live, limit=0)
+        if view.status in OVER:
             raise NotPossibleError(f"the job is {view.status.value} already")
+        return await self._ask("cancel", job_id, job_id)
+
+    async def _ask(self, action: Action, job_id: str, target: str) -> Done:
+        """Have the foreman of a job do something."""
         if self.control is None:
-            raise NotPossibleError("only the monitor in the foreman's own process can end a job")
-        self.control.cancel(job_id)
-        return Done(done="the job is being cancelled", count=1)
+            status, reason = await ask_foreman_of(self.store, job_id, action, target)
+        elif action == "cancel":
+            self.control.cancel(job_id)
+            status, reason = ACCEPTED, "the job is being cancelled"
+        else:
+            status, reason = await self.control.control(action, target)
+        if status == NOT_FOUND:
+            raise UnknownJobError(reason)
+        if status == CONFLICT:
+            raise NotPossibleError(reason)
+        return Done(done=reason, count=1)
 
     async def cleanup(self, task_id: str) -> Done:
         """Free the checkpoints of an item that is over.
@@ -220,24 +221,16 @@ class Jobs:
             NotPossibleError: it is not.
             RunLockedError: a worker has it.
         """
-        if self.control is not None:
-            return await self._control("cleanup", task_id)
-        view = await read_task(self.store, task_id, live=self._live)
-        if view.status not in _OVER:
+        view = await self._reader.task(task_id, self._live)
+        if view.status not in OVER:
             raise NotPossibleError(
                 f"the item is {view.status.value}: its checkpoints are needed to go on"
             )
-        try:
-            async with open_maintenance(self.store, task_id) as desk:
-                pruned = await desk.prune(keep=0)
-        except UnknownRunError:  # it saved nothing, or this was done before
-            return Done(done="bytes freed", count=0)
-        return Done(done="bytes freed", count=pruned.bytes)
+        return Done(done="bytes freed", count=await prune_task(self.store, task_id))
 
 
-def job_answer(view: JobView, after: int, limit: int) -> JobAnswer:
-    """A job, for programs."""
-    page = view.tasks[after : after + limit]
+def job_answer(view: JobView, stop: int) -> JobAnswer:
+    """A job, for programs; `stop` is where the next page of its items begins."""
     return JobAnswer(
         job_id=view.job_id,
         job_status=view.status.value,
@@ -252,8 +245,8 @@ def job_answer(view: JobView, after: int, limit: int) -> JobAnswer:
         started_at=iso(view.started_at),
         ended_at=iso(view.ended_at),
         error=error_line(view.error),
-        tasks=[_job_task(task) for task in page],
-        next=after + limit if len(view.tasks) > after + limit else None,
+        tasks=[_job_task(task) for task in view.tasks],
+        next=stop if view.total_tasks > stop else None,
     )
 
 
@@ -262,7 +255,7 @@ def _job_task(view: TaskView) -> JobTask:
         task_id=view.task_id,
         status=view.status.value,
         progress_percent=round(view.progress_percent, 2),
-        checkpoint_count=view.checkpoint_count,
+        checkpoint_count=view.checkpoint_count if view.is_detailed else None,
         last_checkpoint_at=iso(view.last_checkpoint_at),
         base_checkpoint_size=view.base_checkpoint_size,
         worker=view.worker,

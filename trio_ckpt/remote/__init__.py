@@ -31,12 +31,15 @@ from ._errors import (
 )
 from ._facts import Delta as Delta
 from ._foreman import Foreman as Foreman
-from ._jobs import (
+from ._job_views import (
     STATUSES as STATUSES,
     JobView as JobView,
     LiveTask as LiveTask,
     TaskStatus as TaskStatus,
     TaskView as TaskView,
+)
+from ._jobs import (
+    JobReader as JobReader,
     list_jobs as list_jobs,
     read_job as read_job,
     read_task as read_task,

@@ -202,8 +202,11 @@ class Dispatcher:
             await prune_task(self.store, wanted.task_id)
 
 
-async def prune_task(store: Store, task_id: str) -> None:
+async def prune_task(store: Store, task_id: str) -> int:
     """Remove the saved states of an item that nobody has.
+
+    Returns:
+        How many bytes they had.
 
     Raises:
         RunLockedError: somebody has it.
@@ -211,13 +214,14 @@ async def prune_task(store: Store, task_id: str) -> None:
 
     Durability: what is removed does not come back.
     """
-    if any(run.run_id == task_id for run in await store.list_runs()):
-        async with store.lock_run(task_id) as number:
-            await _remove(store, task_id, number)
+    if not any(run.run_id == task_id for run in await store.list_runs()):
+        return 0
+    async with store.lock_run(task_id) as number:
+        return await _remove(store, task_id, number)
 
 
-async def _remove(store: Store, task_id: str, number: int) -> None:
-    """Remove the run of an item that is owned, what is damaged included.
+async def _remove(store: Store, task_id: str, number: int) -> int:
+    """Remove the run of an item that is owned, what is damaged included; its size in bytes.
 
     Its blobs are dropped first: a store removes those at once, and what else a pruned run had
     when nobody owns any run, which may be never while a foreman has jobs.
@@ -228,13 +232,16 @@ async def _remove(store: Store, task_id: str, number: int) -> None:
         stored = None
     if stored is None:
         generations = [run.generation for run in await store.list_runs() if run.run_id == task_id]
-        for generation in generations:
+        pruned = [
             await store.prune(RunKey(task_id, generation, number), keep=0)
-        return
+            for generation in generations
+        ]
+        return sum(one.bytes for one in pruned)
     run = RunKey(task_id, stored.generation, number)
+    size = 0
     for entry in stored.streams:
-        await store.drop_blobs(run, entry.stream, range(1, entry.sequence + 1))
-    await store.prune(run, keep=0)
+        size += await store.drop_blobs(run, entry.stream, range(1, entry.sequence + 1))
+    return size + (await store.prune(run, keep=0)).bytes
 
 
 def _assignment(wanted: Wanted, number: int, facts: TaskFacts) -> TaskMessage:

@@ -17,9 +17,11 @@ from .._words import printable
 from ..abc import Store
 from ._dispatch import Dispatcher, prune_task
 from ._errors import JobRefusedError, UnknownJobError
+from ._foreman_live import ForemanWindow
 from ._handle import WorkerHandle
 from ._job import Job
-from ._jobs import LiveTask, has_submission, items_progress, list_jobs
+from ._job_views import LiveTask
+from ._jobs import has_submission, items_progress, list_jobs
 from ._lease import Lost
 from ._link import Link
 from ._messages import Hello
@@ -72,6 +74,7 @@ class Foreman:
         """
         self._nursery = nursery
         nursery.start_soon(self.pool.run)
+        nursery.start_soon(ForemanWindow(self).run)
         for job_id in await list_jobs(self.store):
             view = await self.store.load_run(job_id)
             if view is None or is_over(items_progress(view)):
@@ -249,10 +252,10 @@ class Foreman:
         if is_running or (job is not None and not job.is_done(index)):
             return CONFLICT, "it has not ended"
         try:
-            await prune_task(self.store, task_id)
+            size = await prune_task(self.store, task_id)
         except (StoreError, RunLockedError) as error:
             return CONFLICT, str(error)
-        return ACCEPTED, "its saved states are removed"
+        return ACCEPTED, f"its saved states are removed: {size:,} bytes"
 
 
 def _exists(job_id: str) -> JobRefusedError:

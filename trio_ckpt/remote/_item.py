@@ -199,6 +199,8 @@ class Item:
 
     async def _call(self, func: Callable[..., Any]) -> Any:
         self._has_begun = True
+        if self.line.link is not None:  # it is running, which is seen before it reports anything
+            self.line.link.send(TaskProgress(self.task_id, self.line.lease))
         with self._foreign():
             value = (await call(func, self.assigned.item, self.work)).unwrap()
             check_value(value, "the result")

@@ -31,7 +31,7 @@ from ._errors import (
     TaskLostError,
 )
 from ._facts import TaskFacts
-from ._jobs import has_submission
+from ._jobs import has_submission, sums_of
 from ._messages import JobOptions
 from ._names import ITEMS_STREAM, task_id_of
 from ._pool import Wanted
@@ -94,6 +94,11 @@ class Job:
         if self._stream is None:
             return None
         return self._stream.desk.saver.run_key.generation, self._stream.desk.lane.progress
+
+    @property
+    def owner(self) -> int | None:
+        """The number under which its run is owned; None: that is not known yet."""
+        return None if self._stream is None else self._stream.desk.saver.run_key.owner
 
     @property
     def registry(self) -> TokenRegistry | None:
@@ -204,7 +209,7 @@ class Job:
 
         async def settle(value: Any, facts: TaskFacts, worker: str) -> None:
             metadata = {"result": value, "task": facts.to_plain(), "worker": worker}
-            batch.complete(metadata=metadata)
+            batch.complete(metadata=metadata, totals=sums_of(facts))
             await batch.confirm()
 
         await self.dispatcher.do(wanted, settle, self.note)

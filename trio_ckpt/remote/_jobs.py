@@ -1,166 +1,53 @@
-"""Jobs and their work items as a store has them, for whoever watches.
+"""Jobs and their work items as a store has them, for programs and people who watch.
 
 Nothing here needs a connection, or owns anything: it works beside a running foreman, and when
-there is none.  What only the foreman's memory knows (who has an item that saves nothing) it can
-be given as `live`.
+there is none.  What only the foreman's memory knows (which worker has an item that saves nothing)
+it publishes beside its records, or it is given as `live`.
+
+Theory of operation.  What a read costs does not grow with the job.  The sums over all items are
+kept by the job's own records (`Progress.totals`), and a page of items reads what these items have:
+one that is not done its own run, one that is done its record in the job's run.  Those records
+are found by reading from the newest one back, at most `MAX_SCANNED`; a `JobReader` remembers what
+it has found, because an item that is done does not change.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
 from contextlib import aclosing
 
 import attrs
 
 from .._history import read_pages
+from .._look import Look, read_look
 from .._progress import Progress
-from .._records import ErrorInfo, Kind, Record, Status
+from .._records import Kind, Record, Status
 from .._values import JOB_STREAM
 from ..abc import RunView, Store
 from ._errors import JobCancelledError, UnknownJobError
-from ._facts import Delta, TaskFacts, read_facts
-from ._names import (
-    ITEMS_STREAM,
-    check_job_id,
-    is_job_id,
-    split_task_id,
-    task_id_of,
+from ._facts import TaskFacts, read_facts
+from ._foreman_live import read_live_job, tasks_of
+from ._job_views import (
+    DONE_PERCENT,
+    STATUSES,
+    JobView,
+    Live,
+    LiveTask,
+    TaskStatus,
+    TaskView,
+    with_facts,
+    without_states,
 )
-from ._submission import Submission, read_submission
+from ._names import ITEMS_STREAM, check_job_id, is_job_id, split_task_id, task_id_of
+from ._submission import JobHead, head_of
 
-DONE_PERCENT = 100.0
+MAX_STATES = 1_000  # of items that are not done, looked at for the sums of a job
+MAX_SCANNED = 50_000  # records of a job, read for one page of its items: a second, or some
+MAX_REMEMBERED = 20_000  # items that are done: some ten MiB
 
-
-class TaskStatus(enum.Enum):
-    """Where a job or a work item stands, in the words of the REST interface."""
-
-    PENDING = "pending"
-    ASSIGNED = "assigned"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    __hash__ = object.__hash__
-
-
-STATUSES: dict[Status, TaskStatus] = {
-    Status.PENDING: TaskStatus.PENDING,
-    Status.IN_PROGRESS: TaskStatus.RUNNING,
-    Status.COMPLETE: TaskStatus.COMPLETED,
-    Status.FAILED: TaskStatus.FAILED,
-    Status.INTERRUPTED: TaskStatus.PENDING,
-}
-"""Ours -> that.  Two have no counterpart: an item is ASSIGNED when a worker has it that has not
-saved anything yet, and CANCELLED when it was not done as its job was cancelled."""
-
-
-@attrs.frozen
-class LiveTask:
-    """What a foreman's memory knows of an item that a worker has.
-
-    Attributes:
-        worker: Who.
-        since: Since when; Unix time, s.
-        is_running: Whether it has said anything of it.
-        progress_percent: What it said last.
-    """
-
-    worker: str
-    since: float
-    is_running: bool = False
-    progress_percent: float | None = None
-
-
-@attrs.frozen
-class TaskView:
-    """A work item as the store has it.
-
-    Attributes:
-        task_id: Its name.
-        job_id: Its job.
-        index: Its place there.
-        status: Where it stands.
-        attempts: How often its function was tried and that was recorded.
-        progress_percent: 0 to 100, as far as is known.
-        checkpoint_count: How often its state was saved.
-        last_checkpoint_at: When that was the last time; Unix time, s.
-        base_checkpoint_data: The digest of the saved state that the newest one builds on, hex.
-        base_checkpoint_size: Of that, in bytes.
-        delta_checkpoints: The states that build on it, the oldest first.
-        checkpoint_storage_path: Where the arrays of the base are, relative to the store's
-            folder; None: in its records.
-        inline_bytes: Of the newest saved state and what it builds on, in the store's records.
-        file_bytes: The same in files.
-        worker: Who has it, if that is known.
-        error: What went wrong the last time.
-        completed_at: When it was done or given up; Unix time, s.
-    """
-
-    task_id: str
-    job_id: str
-    index: int
-    status: TaskStatus
-    attempts: int = 0
-    progress_percent: float = 0.0
-    checkpoint_count: int = 0
-    last_checkpoint_at: float | None = None
-    base_checkpoint_data: str | None = None
-    base_checkpoint_size: int = 0
-    delta_checkpoints: tuple[Delta, ...] = ()
-    checkpoint_storage_path: str | None = None
-    inline_bytes: int = 0
-    file_bytes: int = 0
-    worker: str | None = None
-    error: ErrorInfo | None = None
-    completed_at: float | None = None
-
-    @property
-    def chain_length(self) -> int:
-        """Saved states that a resume reads."""
-        return len(self.delta_checkpoints) + bool(self.base_checkpoint_data)
-
-
-@attrs.frozen
-class JobView:
-    """A job as the store has it.
-
-    Attributes:
-        job_id: Its name.
-        status: Where it stands.
-        function: What is done with each item.
-        total_tasks: How many items there are.
-        completed_tasks: How many are done.
-        failed_tasks: How many were given up.
-        tasks_with_checkpoints: How many have, or had, a saved state.
-        average_progress_percent: Of all items.
-        total_checkpoints_taken: Of all items.
-        checkpoint_interval_s: As it was submitted; None: it saves nothing.
-        error: Why it failed.
-        started_at: Unix time, s.
-        ended_at: The same.
-        tasks: The items that were asked for, by index.
-    """
-
-    job_id: str
-    status: TaskStatus
-    function: str
-    total_tasks: int
-    completed_tasks: int
-    failed_tasks: int
-    tasks_with_checkpoints: int
-    average_progress_percent: float
-    total_checkpoints_taken: int
-    checkpoint_interval_s: float | None
-    error: ErrorInfo | None
-    started_at: float | None
-    ended_at: float | None
-    tasks: tuple[TaskView, ...]
-
-
-Live = Mapping[str, LiveTask]
-NOBODY: Live = {}
+CHECKPOINTS = "checkpoints"  # the sums over the items that are done: their names in the records
+WITH_CHECKPOINTS = "tasks_with_checkpoints"
 
 
 async def list_jobs(store: Store) -> tuple[str, ...]:
@@ -168,13 +55,22 @@ async def list_jobs(store: Store) -> tuple[str, ...]:
     return tuple(run.run_id for run in await store.list_runs() if is_job_id(run.run_id))
 
 
-async def read_job(store: Store, job_id: str, *, live: Live = NOBODY) -> JobView:
-    """A job with all its items.
+async def read_job(
+    store: Store,
+    job_id: str,
+    *,
+    live: Live | None = None,
+    after: int = 0,
+    limit: int | None = None,
+) -> JobView:
+    """A job with its items, or a page of them.
 
     Args:
         store: The foreman's.
         job_id: The job.
-        live: What the foreman's memory knows, by item.
+        live: What the foreman's memory knows, by item; default: what it has published.
+        after: Leave out so many items.
+        limit: Give at most so many; default: all.
 
     Raises:
         UnknownJobError: there is no such job.
@@ -182,154 +78,254 @@ async def read_job(store: Store, job_id: str, *, live: Live = NOBODY) -> JobView
 
     Cancellation: a cancellation point between reads.
     """
-    job = await _Job.read(store, job_id)
-    tasks = [await job.task(index, live) for index in range(len(job.submission.items))]
-    saved = [task for task in tasks if task.checkpoint_count]
-    percents = [task.progress_percent for task in tasks]
-    progress = job.progress
-    return JobView(
-        job_id=job_id,
-        status=await job.status(),
-        function=job.submission.function,
-        total_tasks=len(tasks),
-        completed_tasks=len(progress.confirmed),
-        failed_tasks=sum(task.status is TaskStatus.FAILED for task in tasks),
-        tasks_with_checkpoints=len(saved),
-        average_progress_percent=sum(percents) / len(percents) if percents else DONE_PERCENT,
-        total_checkpoints_taken=sum(task.checkpoint_count for task in tasks),
-        checkpoint_interval_s=job.submission.options.checkpoint_interval_s,
-        error=progress.error,
-        started_at=progress.started_at,
-        ended_at=progress.completed_at or progress.failed_at,
-        tasks=tuple(tasks),
-    )
+    return await JobReader(store).job(job_id, live, after=after, limit=limit)
 
 
-async def read_task(store: Store, task_id: str, *, live: Live = NOBODY) -> TaskView:
+async def read_task(store: Store, task_id: str, *, live: Live | None = None) -> TaskView:
     """A work item.
 
     Args, Raises, Cancellation: as for `read_job`.
     """
-    job_id, index = split_task_id(task_id)
-    job = await _Job.read(store, job_id, only=index)
-    if index >= len(job.submission.items):
-        raise UnknownJobError(
-            f"job {job_id!r} has {len(job.submission.items)} items, none of index {index}"
-        )
-    return await job.task(index, live)
+    return await JobReader(store).task(task_id, live)
 
 
-@attrs.define
-class _Job:
-    """What of a job is read once, whatever is asked of its items."""
+@attrs.define(eq=False)
+class JobReader:
+    """Reads jobs again and again, and what is done only once.
+
+    Attributes:
+        store: Where they are.
+    """
 
     store: Store
-    job_id: str
-    submission: Submission
-    progress: Progress
-    done: dict[int, Record]  # the newest record of each item that is confirmed
+    _done: OrderedDict[tuple[str, int], TaskView] = attrs.field(
+        factory=OrderedDict[tuple[str, int], TaskView], init=False
+    )
 
-    @classmethod
-    async def read(cls, store: Store, job_id: str, *, only: int | None = None) -> _Job:
+    async def job(
+        self, job_id: str, live: Live | None, *, after: int = 0, limit: int | None = None
+    ) -> JobView:
+        """A job; see `read_job`."""
+        job = await self._open(job_id, live)
+        prefix = f"{job_id}."
+        runs = await self.store.list_runs()
+        job.saved = frozenset(run.run_id for run in runs if run.run_id.startswith(prefix))
+        stop = job.total if limit is None else min(job.total, after + limit)
+        page = range(min(after, job.total), stop)
+        await self._read_done(job, page, MAX_SCANNED)
+        tasks = [await self._task(job, index) for index in page]
+        with_states, percents, checkpoints = await job.sums()
+        progress = job.progress
+        return JobView(
+            job_id=job_id,
+            status=job.status,
+            function=job.head.function,
+            total_tasks=job.total,
+            completed_tasks=len(progress.confirmed),
+            failed_tasks=len(progress.skipped) + (job.failed_index is not None),
+            tasks_with_checkpoints=with_states,
+            average_progress_percent=percents / job.total if job.total else DONE_PERCENT,
+            total_checkpoints_taken=checkpoints,
+            checkpoint_interval_s=job.head.options.checkpoint_interval_s,
+            error=progress.error,
+            started_at=progress.started_at,
+            ended_at=progress.completed_at or progress.failed_at,
+            tasks=tuple(tasks),
+        )
+
+    async def task(self, task_id: str, live: Live | None) -> TaskView:
+        """A work item; see `read_task`."""
+        job_id, index = split_task_id(task_id)
+        job = await self._open(job_id, live)
+        if index >= job.total:
+            raise UnknownJobError(
+                f"job {job_id!r} has {job.total} items, none of index {index}", run_id=job_id
+            )
+        if await self.store.read_run(task_id) is not None:
+            job.saved = frozenset({task_id})
+        await self._read_done(job, [index], None)
+        return await self._task(job, index)
+
+    async def _open(self, job_id: str, live: Live | None) -> _Job:
         try:
             check_job_id(job_id)
         except ValueError as error:
             raise UnknownJobError(str(error)) from error
-        submission = await read_submission(store, job_id)
-        view = None if submission is None else await store.load_run(job_id)
-        if submission is None or view is None:
-            raise UnknownJobError(f"there is no job {job_id!r} in {store.url}", run_id=job_id)
-        progress = items_progress(view)
-        job = cls(store, job_id, submission, progress, {})
-        if len(progress.confirmed) and (only is None or only in progress.confirmed):
-            await job._read_done(view.generation, only)
-        return job
+        look = await read_look(self.store, job_id)
+        head = None if look is None else head_of(look.view)
+        if look is None or head is None:
+            raise UnknownJobError(f"there is no job {job_id!r} in {self.store.url}", run_id=job_id)
+        if live is None and look.owner is not None:
+            live = tasks_of(job_id, await read_live_job(self.store, job_id, look.view.owner))
+        return _Job(self.store, look, head, live or {})
 
-    async def _read_done(self, generation: int, only: int | None) -> None:
-        wanted = 1 if only is not None else len(self.progress.confirmed)
-        pages = read_pages(self.store, self.job_id, generation, ITEMS_STREAM)
+    async def _task(self, job: _Job, index: int) -> TaskView:
+        if index not in job.progress.confirmed:
+            return await job.open_task(index)
+        task_id = task_id_of(job.job_id, index)
+        found = self._done.get((task_id, job.generation))
+        if found is None:  # it was done too long ago
+            return attrs.evolve(job.plain(index, TaskStatus.COMPLETED), is_detailed=False)
+        return found if task_id in job.saved else without_states(found)
+
+    async def _read_done(self, job: _Job, page: Iterable[int], limit: int | None) -> None:
+        """Read the records of the items of a page that are done, and not known yet."""
+        generation, confirmed = job.generation, job.progress.confirmed
+        missing = {
+            index
+            for index in page
+            if index in confirmed and (task_id_of(job.job_id, index), generation) not in self._done
+        }
+        if not missing:
+            return
+        scanned = 0
+        pages = read_pages(self.store, job.job_id, generation, ITEMS_STREAM)
         async with aclosing(pages):
             async for records in pages:
-                for _, record in records:
-                    index = record.index
-                    if record.kind is Kind.BATCH and index is not None and only in (None, index):
-                        self.done.setdefault(index, record)
-                if len(self.done) >= wanted:
+                scanned += len(records)
+                self._remember(job, missing, records)
+                if not missing or (limit is not None and scanned >= limit):
                     return
 
-    async def status(self) -> TaskStatus:
-        is_owned = await self.store.read_owner(self.job_id) is not None
+    def _remember(
+        self, job: _Job, missing: set[int], records: Collection[tuple[int, Record]]
+    ) -> None:
+        for _, record in records:
+            index = record.index
+            if record.kind is Kind.BATCH and index in missing and index is not None:
+                missing.discard(index)  # newest first: any other of it was taken back
+                view = _done_view(job, index, record)
+                self._done[view.task_id, job.generation] = view
+                if len(self._done) > MAX_REMEMBERED:
+                    self._done.popitem(last=False)
+
+
+@attrs.define
+class _Job:
+    """What of a job is read once, whatever is asked of its items.
+
+    Attributes:
+        store: Where it is.
+        look: Its run.
+        head: What is done with its items.
+        live: What its foreman knows of the items that workers have.
+        saved: The items that have saved states.
+    """
+
+    store: Store
+    look: Look
+    head: JobHead
+    live: Live
+    saved: frozenset[str] = frozenset()
+    _facts: dict[str, TaskFacts] = attrs.field(factory=dict[str, TaskFacts], init=False)
+
+    @property
+    def job_id(self) -> str:
+        return self.look.run_id
+
+    @property
+    def generation(self) -> int:
+        return self.look.view.generation
+
+    @property
+    def progress(self) -> Progress:
+        return items_progress(self.look.view)
+
+    @property
+    def total(self) -> int:
+        """How many items it has: that is saved when it is taken."""
+        return self.progress.expected or 0
+
+    @property
+    def status(self) -> TaskStatus:
+        """Where it stands: as its run does, in other words."""
         if is_cancelled(self.progress):
             return TaskStatus.CANCELLED
-        status = self.progress.status
-        if is_owned and status in (Status.INTERRUPTED, Status.PENDING):
-            status = Status.IN_PROGRESS
-        return STATUSES[status]
+        return STATUSES[self.look.status_of(self.look.summary())]
 
-    async def task(self, index: int, live: Live) -> TaskView:
-        task_id = task_id_of(self.job_id, index)
-        if index in self.progress.confirmed:
-            return self._done_task(task_id, index)
+    @property
+    def failed_index(self) -> int | None:
+        """The item that a job failed with."""
+        error = self.progress.error
+        return None if error is None else error.batch_index
+
+    async def facts(self, task_id: str) -> TaskFacts:
+        """What is saved of an item that is not done."""
+        if task_id not in self.saved:
+            return TaskFacts()
+        if task_id not in self._facts:
+            self._facts[task_id] = await read_facts(self.store, task_id)
+        return self._facts[task_id]
+
+    async def sums(self) -> tuple[int, float, int]:
+        """Items with saved states, percents of all items, and checkpoints of all items."""
+        done = self.progress.confirmed
+        with_states, checkpoints = self._sum(WITH_CHECKPOINTS), self._sum(CHECKPOINTS)
+        percents = DONE_PERCENT * len(done)
+        known = [*self.live, *sorted(self.saved - self.live.keys())]
+        left = [task_id for task_id in known if split_task_id(task_id)[1] not in done]
+        for task_id in left[:MAX_STATES]:
+            facts = await self.facts(task_id)
+            with_states += facts.checkpoint_count > 0
+            checkpoints += facts.checkpoint_count
+            percents += _percent(facts, self.live.get(task_id))
+        return with_states, percents, checkpoints
+
+    def _sum(self, name: str) -> int:
+        found = self.progress.totals.get(name)
+        return 0 if found is None else int(found.value)
+
+    def plain(self, index: int, status: TaskStatus) -> TaskView:
+        return TaskView(
+            task_id_of(self.job_id, index),
+            self.job_id,
+            index,
+            status,
+            progress_percent=DONE_PERCENT if status is TaskStatus.COMPLETED else 0.0,
+        )
+
+    async def open_task(self, index: int) -> TaskView:
+        """An item that is not done."""
+        view = self.plain(index, TaskStatus.PENDING)
         failure = self.progress.failures.get(index)
-        facts = TaskFacts()
-        if self.submission.options.checkpoint_interval_s is not None:
-            facts = await read_facts(self.store, task_id)
-        now = live.get(task_id)
-        percent = facts.progress_percent
-        if now is not None and now.progress_percent is not None:
-            percent = now.progress_percent
-        view = _with_facts(TaskView(task_id, self.job_id, index, TaskStatus.PENDING), facts)
+        facts, now = await self.facts(view.task_id), self.live.get(view.task_id)
         return attrs.evolve(
-            view,
-            status=await self._status_of(task_id, index, facts, now),
+            with_facts(view, facts),
+            status=await self._status_of(index, facts, now),
             attempts=0 if failure is None else failure.attempts,
-            progress_percent=percent or 0.0,
+            progress_percent=_percent(facts, now),
             worker=None if now is None else now.worker,
             error=None if failure is None else failure.error,
         )
 
-    def _done_task(self, task_id: str, index: int) -> TaskView:
-        record = self.done[index]
-        facts = TaskFacts.from_plain(record.metadata.get("task", {}))
-        view = _with_facts(TaskView(task_id, self.job_id, index, TaskStatus.COMPLETED), facts)
-        worker = record.metadata.get("worker")
-        return attrs.evolve(
-            view,
-            attempts=record.attempts,
-            progress_percent=DONE_PERCENT,
-            worker=worker if isinstance(worker, str) else None,
-            completed_at=record.at,
-        )
-
-    async def _status_of(
-        self, task_id: str, index: int, facts: TaskFacts, now: LiveTask | None
-    ) -> TaskStatus:
-        if index in self.progress.skipped:
+    async def _status_of(self, index: int, facts: TaskFacts, now: LiveTask | None) -> TaskStatus:
+        if index in self.progress.skipped or index == self.failed_index:
             return TaskStatus.FAILED
         if is_cancelled(self.progress):
             return TaskStatus.CANCELLED
-        error = self.progress.error
-        if error is not None and error.batch_index == index:
-            return TaskStatus.FAILED
         if now is not None:
             return TaskStatus.RUNNING if now.is_running else TaskStatus.ASSIGNED
-        if await self.store.read_owner(task_id) is None:
+        task_id = task_id_of(self.job_id, index)
+        if task_id not in self.saved or await self.store.read_owner(task_id) is None:
             return TaskStatus.PENDING
         return TaskStatus.RUNNING if facts.sequence else TaskStatus.ASSIGNED
 
 
-def _with_facts(view: TaskView, facts: TaskFacts) -> TaskView:
-    blob = facts.base_blob
+def _percent(facts: TaskFacts, now: LiveTask | None) -> float:
+    """How far an item is that is not done: as its worker says, or as was saved."""
+    if now is not None and now.progress_percent is not None:
+        return now.progress_percent
+    return facts.progress_percent or 0.0
+
+
+def _done_view(job: _Job, index: int, record: Record) -> TaskView:
+    facts = TaskFacts.from_plain(record.metadata.get("task", {}))
+    worker = record.metadata.get("worker")
     return attrs.evolve(
-        view,
-        checkpoint_count=facts.checkpoint_count,
-        last_checkpoint_at=facts.last_checkpoint_at,
-        base_checkpoint_data=facts.base_digest or None,
-        base_checkpoint_size=facts.base_size,
-        delta_checkpoints=facts.deltas,
-        checkpoint_storage_path=f"blobs/{blob[:2]}/{blob}" if blob else None,
-        inline_bytes=facts.inline_bytes,
-        file_bytes=facts.file_bytes,
+        with_facts(job.plain(index, TaskStatus.COMPLETED), facts),
+        attempts=record.attempts,
+        worker=worker if isinstance(worker, str) else None,
+        completed_at=record.at,
     )
 
 
@@ -349,3 +345,9 @@ def has_submission(view: RunView) -> bool:
     """Whether a job's run says what the job is."""
     entry = view.streams.get(JOB_STREAM)
     return entry is not None and entry.progress.status is Status.COMPLETE
+
+
+def sums_of(facts: TaskFacts) -> dict[str, int]:
+    """What an item that is done adds to the sums of its job."""
+    count = facts.checkpoint_count
+    return {CHECKPOINTS: count, WITH_CHECKPOINTS: 1} if count else {}
