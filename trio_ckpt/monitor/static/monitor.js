@@ -364,7 +364,7 @@ function drawItems() {
     { text: one.task_id },
     { nodes: [itemPill(one.status)] },
     { percent: one.progress_percent, text: percentText(one.progress_percent) },
-    { text: number(one.checkpoint_count), className: "n" },
+    { text: one.checkpoint_count === null ? "?" : number(one.checkpoint_count), className: "n" },
     { nodes: [agoNode(one.last_checkpoint_at)], className: "n soft" },
     { text: one.worker ?? "", className: "soft" },
     one.error ? { nodes: [reason(one.error)] } : { text: "" },
