@@ -16,9 +16,9 @@ from trio_ckpt import open_run, remote
 from trio_ckpt._records import Kind, Record
 from trio_ckpt.abc import HistoryPage, Owner, StoredRun
 from trio_ckpt.monitor._jobs import Jobs
-from trio_ckpt.remote import JobReader, TaskStatus
+from trio_ckpt.remote import TaskStatus
 from trio_ckpt.remote._job import _save
-from trio_ckpt.remote._jobs import MAX_SCANNED
+from trio_ckpt.remote._jobs import MAX_SCANNED, JobReader
 from trio_ckpt.remote._messages import JobOptions
 from trio_ckpt.remote._names import ITEMS_STREAM
 from trio_ckpt.remote._submission import Submission

@@ -8,9 +8,10 @@ from typing import Literal, Protocol
 import attrs
 
 from ..abc import Store
-from ..remote import JobReader, JobView, LiveTask, TaskStatus, TaskView, UnknownJobError
+from ..remote import JobView, LiveTask, TaskStatus, TaskView, UnknownJobError
 from ..remote._dispatch import prune_task
 from ..remote._foreman_live import Action, ask_foreman_of
+from ..remote._jobs import JobReader
 from ..remote._names import split_task_id
 from ._records import Answer, Done, ErrorLine
 from ._views import error_line, iso, iso_now

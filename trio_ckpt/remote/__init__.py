@@ -39,7 +39,6 @@ from ._job_views import (
     TaskView as TaskView,
 )
 from ._jobs import (
-    JobReader as JobReader,
     list_jobs as list_jobs,
     read_job as read_job,
     read_task as read_task,
