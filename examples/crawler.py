@@ -39,7 +39,7 @@ from ._crawler.failures import (
     check_status,
     write_failed,
 )
-from ._crawler.memory import FORBIDDEN, REDIRECTS, Forbidden, Redirects
+from ._crawler.memory import FORBIDDEN, MAX_FILE_BYTES, REDIRECTS, Forbidden, Redirects
 from ._crawler.options import parse_options, resume_command
 from ._web import http, robots, urls
 from ._web.page import Page, parse_page
@@ -257,8 +257,8 @@ async def crawl_in(
     options: argparse.Namespace,
 ) -> int:
     """Crawl in an open run; returns the exit code."""
-    redirects, forbidden = Redirects.load(options.out), Forbidden.load(options.out)
     # What robots.txt allows now is begun with; the frontier leaves out what it has had already.
+    forbidden = await trio.to_thread.run_sync(Forbidden.load, options.out, MAX_FILE_BYTES)
     frontier = Frontier([scope.start_url, *forbidden.release(rules.allows)])
     delay_s = max(options.delay, rules.crawl_delay_s or 0)
     if delay_s > LONG_DELAY_S:
@@ -269,6 +269,15 @@ async def crawl_in(
         )
     gate = HostGate(options.per_host or options.concurrency, delay_s)
     async with run.open_stream("pages", state=frontier) as stream:
+        # Once more, without lines that a kill has left there and no checkpoint knows.
+        sizes = stream.progress.sinks
+        forbidden = await trio.to_thread.run_sync(
+            Forbidden.load, options.out, sizes.get(FORBIDDEN, 0)
+        )
+        forbidden.release(rules.allows)
+        redirects = await trio.to_thread.run_sync(
+            Redirects.load, options.out, sizes.get(REDIRECTS, 0)
+        )
         crawler = Crawler(
             run, stream, client, scope, rules, gate, redirects, forbidden, options.max_pages
         )

@@ -7,36 +7,49 @@ again. In memory they are what those lines say.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import attrs
 
+from trio_ckpt.outputs import OutputDir
+
 from .failures import RedirectError
+
+AnyPath = str | os.PathLike[str]
 
 FORBIDDEN = "forbidden.jsonl"
 REDIRECTS = "redirects.jsonl"
 # As browsers have it (https://fetch.spec.whatwg.org, "HTTP-redirect fetch").
 MAX_REDIRECTS = 20
+MAX_FILE_BYTES = 2**32
 
 
-def read_lines(path: Path, *names: str) -> Iterator[list[str]]:
+def read_lines(folder: AnyPath, name: str, size: int, *fields: str) -> Iterator[list[str]]:
     """These texts of each line of a file of JSON; lines that lack one are passed over.
 
-    Half a line at the end is such a line: a kill left it, and its page is fetched again.
+    Args:
+        folder: Of the outputs.
+        name: Of the file, which need not be there.
+        size: How many of its bytes to read.
+        fields: Of each line.
     """
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            values = [record.get(name) for name in names] if isinstance(record, dict) else []
-            texts = [value for value in values if isinstance(value, str)]
-            if len(texts) == len(names):
-                yield texts
+    outputs = OutputDir.open(folder)
+    try:
+        if name not in outputs.names():
+            return
+        lines = b"".join(outputs.read_pieces(name, size)).split(b"\n")
+    finally:
+        outputs.close()
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        values = [record.get(field) for field in fields] if isinstance(record, dict) else []
+        texts = [value for value in values if isinstance(value, str)]
+        if len(texts) == len(fields):
+            yield texts
 
 
 @attrs.define(eq=False)
@@ -48,10 +61,10 @@ class Redirects:
     _hops: dict[str, int] = attrs.Factory(dict)
 
     @classmethod
-    def load(cls, folder: Path) -> Redirects:
-        """Those that the crawl in a folder has met."""
+    def load(cls, folder: AnyPath, size: int) -> Redirects:
+        """Those that the crawl in a folder has met: so many bytes of the file are confirmed."""
         redirects = cls()
-        for url, location in read_lines(folder / REDIRECTS, "url", "location"):
+        for url, location in read_lines(folder, REDIRECTS, size, "url", "location"):
             redirects._add(url, location)
         return redirects
 
@@ -86,9 +99,9 @@ class Forbidden:
     urls: set[str] = attrs.Factory(set)
 
     @classmethod
-    def load(cls, folder: Path) -> Forbidden:
-        """Those that the crawl in a folder has met."""
-        return cls({url for (url,) in read_lines(folder / FORBIDDEN, "url")})
+    def load(cls, folder: AnyPath, size: int) -> Forbidden:
+        """Those that the crawl in a folder has met: so many bytes of the file are confirmed."""
+        return cls({url for (url,) in read_lines(folder, FORBIDDEN, size, "url")})
 
     def release(self, is_allowed: Callable[[str], bool]) -> list[str]:
         """Forget those that are allowed now; returns them."""

@@ -119,14 +119,21 @@ def test_redirects_are_read_back_and_lines_that_are_none_passed_over(tmp_path: P
     lines = ['{"url": "a", "location": "b"}', "[]", "null", '{"url": 5, "location": "x"}', "\x00"]
     lines += ['{"url": "b"}', '{"url": "b", "location": "c"}', '{"url": "c", "locat']
     (tmp_path / "redirects.jsonl").write_text("\n".join(lines))
-    redirects = Redirects.load(tmp_path)
+    redirects = Redirects.load(tmp_path, 10_000)
     with pytest.raises(RedirectError, match="circle"):
         redirects.follow("c", "a")
 
 
 def test_without_a_file_there_is_nothing_to_remember(tmp_path: Path) -> None:
-    assert Forbidden.load(tmp_path).urls == set()
-    Redirects.load(tmp_path).follow("a", "b")
+    assert Forbidden.load(tmp_path, 100).urls == set()
+    Redirects.load(tmp_path, 100).follow("a", "b")
+
+
+def test_lines_that_are_not_confirmed_are_not_read(tmp_path: Path) -> None:
+    line = '{"url": "a", "on": "x"}\n'
+    (tmp_path / "forbidden.jsonl").write_text(line + line.replace("a", "b"))
+    assert Forbidden.load(tmp_path, len(line)).urls == {"a"}
+    assert Forbidden.load(tmp_path, 0).urls == set()
 
 
 def test_a_forbidden_link_is_new_once_until_it_is_allowed() -> None:

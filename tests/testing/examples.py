@@ -21,8 +21,8 @@ from trio_ckpt.testing import World
 SITE = "http://site.test"
 LINKS = {
     "/": ["/a", "/b", "/old"],
-    "/a": ["/b", "/c", "/"],
-    "/b": ["/c", "/broken"],
+    "/a": ["/b", "/c", "/", "/secret"],
+    "/b": ["/c", "/broken", "/secret"],
     "/c": ["/d"],
     "/d": [],
     "/old": "/d",  # a redirect
@@ -41,6 +41,8 @@ class MemoryClient:
         await trio.sleep(0.01)
         path = url.removeprefix(SITE)
         self.world.note("fetched", path)
+        if path == "/robots.txt":
+            return answer(url, 200, "User-agent: *\nDisallow: /secret")
         links = LINKS.get(path, ())
         if links is None or path not in LINKS:
             return answer(url, 404 if links == () else 403)
@@ -71,8 +73,9 @@ def check_crawl(world: World) -> None:
     tree = world.files.tree()
     lines = [json.loads(line) for line in tree["pages.jsonl"].splitlines()]
     assert sorted(line["url"].removeprefix(SITE) for line in lines) == PAGES
-    failed = [json.loads(line)["url"] for line in tree["failed.jsonl"].splitlines()]
-    assert failed == [f"{SITE}/broken"]
+    for name, path in (("failed", "broken"), ("redirects", "old"), ("forbidden", "secret")):
+        noted = [json.loads(line)["url"] for line in tree[f"{name}.jsonl"].splitlines()]
+        assert noted == [f"{SITE}/{path}"]
     fetched = Counter(path for _, path in world.notes if path != "/robots.txt")
     assert fetched.total() - len(fetched) <= 3 * world.crashes
 
