@@ -27,6 +27,7 @@ SAMPLES: dict[Kind, Message] = {
     Kind.CANCEL_JOB: m.CancelJob("job-1"),
     Kind.CONTROL: m.Control(1, "force-checkpoint", T[0]),
     Kind.CONTROL_REPLY: m.ControlReply(1, 202),
+    Kind.JOB_WAITS: m.JobWaits("job-1", 1, "no worker is connected"),
     Kind.ASSIGN_TASK: m.AssignTask(*T, "job-1", 0, "pkg:f", 3),
     Kind.RESUME_TASK: m.ResumeTask(*T, "job-1", 0, "pkg:f", 3, 1, 10.0, {}, 5, 1.0),
     Kind.LEASE: m.NewLease(*T, 6),

@@ -222,7 +222,7 @@ async def test_what_another_has_published_is_passed_over(
 ) -> None:
     async with opened(tmp_path) as store, open_site(store) as site, site.client() as client:
         await client.submit(F + "wait", ["x"], job_id=JOB)
-        await trio.sleep(2)
+        await trio.sleep(6)  # then the foreman has said all that it has to say
         async with opened(tmp_path) as beside:
             await beside.publish(f"{JOB} at its foreman", payload)
             (task,) = (await remote.read_job(beside, JOB)).tasks
@@ -236,3 +236,20 @@ async def test_a_store_that_shows_nothing_says_so(autojump_clock: MockClock) -> 
         await client.submit(F + "wait", ["x"], job_id=JOB)
         with pytest.raises(NotPossibleError, match="ask in the foreman's own process"):
             await Jobs(site.store).cancel(JOB)
+
+
+async def test_why_items_wait_is_shown(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with (
+        opened(tmp_path) as store,
+        opened(tmp_path) as beside,
+        open_site(store) as site,
+        site.client() as client,
+    ):
+        await client.submit(F + "square", [1], job_id=JOB)
+        await trio.sleep(5)
+        jobs = Jobs(beside)
+        told = (await jobs.job(JOB, after=0, limit=1)).waits
+        assert told == "no worker is connected, so tests.remote.functions:square waits"
+        await site.start_worker("box")
+        await client.attach(JOB)
+        assert (await jobs.job(JOB, after=0, limit=1)).waits is None

@@ -209,11 +209,41 @@ async def test_an_item_waits_for_a_worker_that_allows_its_module(
                 found.extend(await client.map(F + "square", [3]))
 
             nursery.start_soon(map_it)
-            await trio.sleep(60)
+            await trio.sleep(5)
+            why = f"no worker that is connected runs {F}square: they run functions of tests.remote"
+            foreman, client_ = "trio_ckpt.remote.foreman", "trio_ckpt.remote.client"
+            told = [one.name for one in caplog.records if why in one.getMessage()]
+            assert sorted(told) == [client_, foreman]
+            await trio.sleep(600)
             assert found == []
-            assert "no worker is connected that runs" in caplog.text
+            assert len([one for one in caplog.records if why in one.getMessage()]) == 2
             await site.start_worker("right")
         assert found == [9]
+
+
+async def test_a_job_without_any_worker_says_so(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_site(MemoryStore()) as site, site.client() as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.map, F + "square", [3])
+            await trio.sleep(5)
+            assert "waits: no worker is connected, so tests.remote.functions:square" in caplog.text
+            await site.start_worker("right")
+        caplog.clear()
+        assert await client.map(F + "square", [4]) == [16]
+        assert "no worker" not in caplog.text
+
+
+async def test_a_job_whose_workers_are_busy_waits_in_silence(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_site(MemoryStore()) as site:
+        await site.start_worker("a")
+        async with site.client() as client:
+            await client.submit(F + "wait", ["x", "y"])
+            await trio.sleep(60)
+    assert "no worker" not in caplog.text
 
 
 async def test_a_wrong_secret_is_refused(autojump_clock: MockClock) -> None:

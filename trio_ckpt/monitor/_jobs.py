@@ -67,6 +67,7 @@ class JobAnswer(Answer, frozen=True):
     """A job.
 
     Attributes:
+        waits: Why its items wait for a worker that is not there; null: they do not.
         tasks: Its items, by index: a page of them.
         next: Give it as ``after`` for the next page; null: that was the last.
     """
@@ -84,6 +85,7 @@ class JobAnswer(Answer, frozen=True):
     started_at: str | None
     ended_at: str | None
     error: ErrorLine | None
+    waits: str | None
     tasks: list[JobTask]
     next: int | None
 
@@ -246,6 +248,7 @@ def job_answer(view: JobView, stop: int) -> JobAnswer:
         started_at=iso(view.started_at),
         ended_at=iso(view.ended_at),
         error=error_line(view.error),
+        waits=view.waits or None,
         tasks=[_job_task(task) for task in view.tasks],
         next=stop if view.total_tasks > stop else None,
     )

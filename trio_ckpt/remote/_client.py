@@ -7,17 +7,17 @@ import logging
 import secrets
 import ssl
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Literal
 
 import attrs
-import msgspec
 import trio
 
 from .._portal import check_trio
 from .._ranges import IndexSet
+from .._words import printable
 from ._errors import (
     ConnectionLostError,
     JobCancelledError,
@@ -27,7 +27,6 @@ from ._errors import (
 )
 from ._link import Link
 from ._messages import (
-    MIB,
     VERSIONS,
     AttachJob,
     CancelJob,
@@ -41,6 +40,7 @@ from ._messages import (
     JobOptions,
     JobRefused,
     JobResult,
+    JobWaits,
     Message,
     SubmitJob,
     TaskError,
@@ -49,14 +49,13 @@ from ._names import check_job_id, new_job_id
 from ._protocol import Role
 from ._secrets import check_secret
 from ._session import Dial, Session
-from ._submission import MAX_JOB_BYTES, Submission, check_function, check_items, check_value
+from ._submission import Submission, checked_submission, parts_of
 from ._worker import peer_name
 
 log = logging.getLogger("trio_ckpt.remote.client")
 
 CONNECT_S = 5.0  # for the first connection: a wrong address is told soon; later ones are waited
 CANCEL_S = 1.0  # for the foreman to say that a job has ended
-ITEMS_BYTES = MIB  # of items, in one message
 
 Errors = Literal["raise", "collect"]
 
@@ -280,7 +279,7 @@ class Client:
             trace=trace or {},
         )
         job_id = new_job_id() if job_id is None else check_job_id(job_id)
-        submission = _checked(function, list(items), options)
+        submission = checked_submission(function, list(items), options)
         following = self._jobs[job_id] = _Following(job_id, submission)
         self._nursery.start_soon(self._send_job, following)
         while not following.is_accepted:
@@ -388,7 +387,7 @@ class Client:
             link.send(
                 SubmitJob(following.job_id, submission.function, submission.options, len(items))
             )
-            for first, part in _parts(items):
+            for first, part in parts_of(items):
                 link.send(JobItems(following.job_id, first, part))
                 await link.drain()
         except ConnectionLostError:
@@ -415,6 +414,9 @@ class Client:
                 if following.have.add(index):
                     failure = None if error is None else _task_error(job_id, index, error)
                     following.waiting.append(ItemResult(index, value, failure))
+            case JobWaits() if message.call == following.call:
+                if message.reason:
+                    log.warning("%s waits: %s", message.job_id, printable(message.reason))
             case JobDone() if message.call == following.call:
                 following.done = message
             case _:
@@ -424,37 +426,6 @@ class Client:
 
 def _nothing() -> None:
     """What is awaited goes on with the next connection."""
-
-
-def _checked(function: str, items: Sequence[Any], options: JobOptions) -> Submission:
-    """A job that a foreman would take.
-
-    Raises:
-        NotEncodableError, NotAllowedError, ValueError: it would not.
-    """
-    check_items(items)
-    size = sum(len(check_value(item, f"items[{place}]")) for place, item in enumerate(items))
-    if size > MAX_JOB_BYTES:
-        raise ValueError(f"the items have {size:,} bytes, over {MAX_JOB_BYTES:,}")
-    try:
-        options = msgspec.convert(msgspec.to_builtins(options), JobOptions)
-    except msgspec.ValidationError as error:
-        raise ValueError(str(error)) from error
-    return Submission(check_function(function), items, options)
-
-
-def _parts(items: Sequence[Any]) -> Iterable[tuple[int, list[Any]]]:
-    """Items in messages, with the place of the first of each."""
-    part: list[Any] = []
-    first = size = 0
-    for place, item in enumerate(items):
-        part.append(item)
-        size += len(msgspec.msgpack.encode(item))
-        if size >= ITEMS_BYTES:
-            yield first, part
-            part, first, size = [], place + 1, 0
-    if part:
-        yield first, part
 
 
 @asynccontextmanager

@@ -27,6 +27,7 @@ from ._messages import (
     JobDone,
     JobRefused,
     JobResult,
+    JobWaits,
     TaskError,
 )
 from ._names import ITEMS_STREAM
@@ -46,6 +47,7 @@ async def feed_results(foreman: Foreman, link: Link, attach: AttachJob) -> None:
         ConnectionLostError: the client is gone.
     """
     job_id, sent = attach.job_id, _indexes(attach.have)
+    told = ""
     while True:
         job = foreman.jobs.get(job_id)
         if job is not None:
@@ -66,14 +68,22 @@ async def feed_results(foreman: Foreman, link: Link, attach: AttachJob) -> None:
             link.send(_done(attach, progress, None if job is None else job.problem))
             return
         if registry is not None and job is not None:
-            await _wait_for_more(registry, version, job, progress, sent)
+            if job.waits != told:
+                told = job.waits
+                link.send(JobWaits(job_id, attach.call, told[:MAX_TEXT_CHARS]))
+            await _wait_for_more(registry, version, job, progress, sent, told)
 
 
 async def _wait_for_more(
-    registry: TokenRegistry, version: int, job: Job, progress: Progress, sent: IndexSet
+    registry: TokenRegistry,
+    version: int,
+    job: Job,
+    progress: Progress,
+    sent: IndexSet,
+    told: str,
 ) -> None:
-    """Wait until there is a result that was not sent, or the job is over."""
-    while not job.over.is_set() and len(progress.done) <= len(sent):
+    """Wait until there is a result that was not sent, the job is over, or waits for another."""
+    while not job.over.is_set() and len(progress.done) <= len(sent) and job.waits == told:
         version = await registry.wait_changed(version)
 
 

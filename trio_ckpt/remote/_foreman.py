@@ -33,6 +33,7 @@ from ._waits import sleep_awake
 log = logging.getLogger("trio_ckpt.remote.foreman")
 
 DEFAULT_GRACE_S = 2.0  # a worker that lives is back 0.1 s after its connection was closed
+WATCH_EVERY_S = 1.0
 
 Action = Literal["force-checkpoint", "release", "cleanup"]
 
@@ -75,6 +76,7 @@ class Foreman:
         self._nursery = nursery
         nursery.start_soon(self.pool.run)
         nursery.start_soon(ForemanWindow(self).run)
+        nursery.start_soon(self._watch_waiting)
         for job_id in await list_jobs(self.store):
             view = await self.store.load_run(job_id)
             if view is None or is_over(items_progress(view)):
@@ -98,6 +100,13 @@ class Foreman:
         finally:
             if self.jobs.get(job.job_id) is job:
                 del self.jobs[job.job_id]
+
+    async def _watch_waiting(self) -> None:
+        """See that items that no worker can take do not wait in silence."""
+        while True:
+            await trio.sleep(WATCH_EVERY_S)
+            for job in tuple(self.jobs.values()):
+                job.note_waiting(self.pool.why_waiting(job.job_id))
 
     # -- jobs ---------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from .._errors import StoreError, text_of
 from .._words import printable
 from ..abc import Store
 from ._job_views import Live, LiveTask
-from ._message import Id, Name
+from ._message import MAX_TEXT_CHARS, Id, Name, Text
 from ._names import task_id_of
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
@@ -65,11 +65,13 @@ class LiveJob(msgspec.Struct, frozen=True, array_like=True):
         owner: The number under which it owns the job's run: of an older one nothing counts.
         foreman: Its name, for questions.
         items: Those that workers have.
+        waits: Why the others wait for a worker that is not there; empty: they do not.
     """
 
     owner: int
     foreman: Name
     items: tuple[LiveItem, ...]
+    waits: Text = ""
 
 
 class Asked(msgspec.Struct, frozen=True, array_like=True):
@@ -116,6 +118,8 @@ def _read(decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T | None:
 
 class ShownJob(Protocol):
     """A job of a foreman, as far as it is shown."""
+
+    waits: str
 
     @property
     def owner(self) -> int | None:
@@ -196,9 +200,9 @@ class ForemanWindow:
                 )
         for job_id, job in tuple(jobs.items()):
             if job.owner is not None:
-                await self._publish(
-                    job_id, _encode(LiveJob(job.owner, self._name, tuple(items[job_id])))
-                )
+                waits = job.waits[:MAX_TEXT_CHARS]
+                shown = LiveJob(job.owner, self._name, tuple(items[job_id]), waits)
+                await self._publish(job_id, _encode(shown))
         for job_id in self._shown.keys() - jobs.keys():
             await self._publish(job_id, b"")
 

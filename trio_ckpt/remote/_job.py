@@ -40,6 +40,7 @@ from ._submission import Submission, job_records, read_submission
 log = logging.getLogger("trio_ckpt.remote.foreman")
 
 MAX_IN_FLIGHT = 2_000  # items of one job that wait for a worker or have one
+LONELY_AFTER_S = 3.0  # workers that are started with the client are there by then
 STORE_ATTEMPTS = 5  # of an item, where the foreman's store fails
 
 
@@ -73,6 +74,7 @@ class Job:
         submission: What it is.
         refusal: Why it was not taken.
         problem: Why it ended before its end.
+        waits: Why its items wait for a worker that is not there; empty: they do not.
     """
 
     job_id: str
@@ -83,6 +85,8 @@ class Job:
     submission: Submission | None = attrs.field(default=None, init=False)
     refusal: JobRefusedError | None = attrs.field(default=None, init=False)
     problem: ErrorInfo | None = attrs.field(default=None, init=False)
+    waits: str = attrs.field(default="", init=False)
+    _waits_since: float | None = attrs.field(default=None, init=False)
     _stream: Stream[None] | None = attrs.field(default=None, init=False)
     _registry: TokenRegistry | None = attrs.field(default=None, init=False)
     _down_at: float | None = attrs.field(default=None, init=False)
@@ -119,6 +123,23 @@ class Job:
     def cancel(self) -> None:
         """End it; its functions, too."""
         self._scope.cancel()
+
+    def note_waiting(self, reason: str) -> None:
+        """Take what `Pool.why_waiting` says now; what it says for long is told to people."""
+        now = trio.current_time()
+        if not reason:
+            self._waits_since = None
+        elif self._waits_since is None:
+            self._waits_since = now
+        is_long = self._waits_since is not None and now - self._waits_since >= LONELY_AFTER_S
+        told = printable(reason) if is_long else ""
+        if told == self.waits:
+            return
+        self.waits = told
+        if told:
+            log.warning("%s: %s", self.job_id, told)
+        if self._registry is not None:
+            self._registry.touch()
 
     async def run(self, store: Store, new: Submission | None) -> None:
         """Do it, or go on with it; what goes wrong is logged, and ends this job alone.

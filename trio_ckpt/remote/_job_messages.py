@@ -154,6 +154,19 @@ class JobDone(JobMessage, frozen=True, array_like=True):
     index: Count | None = None
 
 
+class JobWaits(JobMessage, frozen=True, array_like=True):
+    """Why the items of a job wait, where that may last: no worker runs its function.
+
+    Attributes:
+        call: The number of the `AttachJob`.
+        reason: In words; empty: they wait for that no longer.
+    """
+
+    KIND: ClassVar[Kind] = Kind.JOB_WAITS
+    call: Count
+    reason: Text = ""
+
+
 class CancelJob(JobMessage, frozen=True, array_like=True):
     """The job is to end, on the workers, too."""
 

@@ -127,6 +127,8 @@ class JobView:
         error: Why it failed.
         started_at: When it was taken; Unix time, s.
         ended_at: The same; None: it goes on.
+        waits: Why its items wait for a worker that is not there, as the foreman has published;
+            empty: they do not, or that is not known.
         tasks: The items that were asked for, by index: a page of them.
     """
 
@@ -143,6 +145,7 @@ class JobView:
     error: ErrorInfo | None
     started_at: float | None
     ended_at: float | None
+    waits: str
     tasks: tuple[TaskView, ...]
 
 

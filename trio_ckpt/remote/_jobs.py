@@ -130,6 +130,7 @@ class JobReader:
             error=progress.error,
             started_at=progress.started_at,
             ended_at=progress.completed_at or progress.failed_at,
+            waits=job.waits,
             tasks=tuple(tasks),
         )
 
@@ -155,9 +156,13 @@ class JobReader:
         head = None if look is None else head_of(look.view)
         if look is None or head is None:
             raise UnknownJobError(f"there is no job {job_id!r} in {self.store.url}", run_id=job_id)
-        if live is None and look.owner is not None:
-            live = tasks_of(job_id, await read_live_job(self.store, job_id, look.view.owner))
-        return _Job(self.store, look, head, live or {})
+        shown = None
+        if look.owner is not None:
+            shown = await read_live_job(self.store, job_id, look.view.owner)
+        waits = "" if shown is None else shown.waits
+        return _Job(
+            self.store, look, head, tasks_of(job_id, shown) if live is None else live, waits
+        )
 
     async def _task(self, job: _Job, index: int) -> TaskView:
         if index not in job.progress.confirmed:
@@ -209,6 +214,7 @@ class _Job:
         look: Its run.
         head: What is done with its items.
         live: What its foreman knows of the items that workers have.
+        waits: Why items wait for a worker that is not there.
         saved: The items that have saved states.
     """
 
@@ -216,6 +222,7 @@ class _Job:
     look: Look
     head: JobHead
     live: Live
+    waits: str
     saved: frozenset[str] = frozenset()
     _facts: dict[str, TaskFacts] = attrs.field(factory=dict[str, TaskFacts], init=False)
 

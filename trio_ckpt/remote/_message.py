@@ -59,6 +59,7 @@ class Kind(enum.IntEnum):
     CANCEL_JOB = 23
     CONTROL = 24
     CONTROL_REPLY = 25
+    JOB_WAITS = 26
 
     ASSIGN_TASK = 32
     RESUME_TASK = 33

@@ -21,6 +21,7 @@ from ._job_messages import (
     JobOptions as JobOptions,
     JobRefused as JobRefused,
     JobResult as JobResult,
+    JobWaits as JobWaits,
     SubmitJob as SubmitJob,
     TaskError as TaskError,
 )
@@ -86,7 +87,7 @@ MESSAGES: dict[Kind, type[Message]] = {
     for struct in (
         *(Hello, Welcome, Refused, Goodbye, Heartbeat, Credit),
         *(SubmitJob, JobItems, JobAccepted, JobRefused, AttachJob, JobResult, JobDone),
-        *(CancelJob, Control, ControlReply),
+        *(CancelJob, Control, ControlReply, JobWaits),
         *(AssignTask, ResumeTask, NewLease, Cancel, ReleaseTask, ForceCheckpoint),
         *(TaskCheckpoint, CheckpointAck, StoreCall, StoreReply),
         *(TaskProgress, TaskResult, TaskFailed, TaskAck),

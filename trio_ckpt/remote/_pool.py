@@ -34,7 +34,7 @@ from ._protocol import TaskPhase
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
 
-LONELY_AFTER_S = 30.0  # then it is said that no worker runs a function
+MAX_NAMED = 5  # modules in one line
 NOT_WANTED = "its result is not wanted any more"
 
 
@@ -207,11 +207,7 @@ class Pool:
                     await waiter.ready.wait()
                 waiter.may_begin = True
                 self.touch()
-            with trio.move_on_after(LONELY_AFTER_S):
-                await waiter.ready.wait()
-            if waiter.lease is None:
-                self._tell_lonely(wanted.function)
-                await waiter.ready.wait()
+            await waiter.ready.wait()
         except BaseException:
             if waiter.lease is not None:
                 self.end(waiter.lease)
@@ -231,6 +227,21 @@ class Pool:
             may_go_on = lease.ending is None or isinstance(lease.ending, Lost)
             self._newest.setdefault(job_of(task_id), {})[task_id] = lease.number if may_go_on else 0
         self.touch(worker)
+
+    def why_waiting(self, job_id: str) -> str:
+        """Why no worker that is there now will ever take the items of a job; empty: one will."""
+        waiters = self._waiting.get(job_id)
+        if not waiters:
+            return ""
+        function = next(iter(waiters.values())).wanted.function  # of all items of a job
+        workers = [worker for worker in self.workers.values() if worker.is_connected]
+        if any(worker.runs(function) for worker in workers):
+            return ""
+        if not workers:
+            return f"no worker is connected, so {function} waits"
+        modules = sorted({module for worker in workers for module in worker.allow})
+        shown = ", ".join(modules[:MAX_NAMED]) + (", …" if len(modules) > MAX_NAMED else "")
+        return f"no worker that is connected runs {function}: they run functions of {shown}"
 
     def forget_job(self, job_id: str) -> None:
         """Note that a job is over."""
@@ -341,11 +352,6 @@ class Pool:
             del waiters[task_id]
             if not waiters:
                 del self._waiting[job_id]
-
-    def _tell_lonely(self, function: str) -> None:
-        workers = [worker for worker in self.workers.values() if worker.is_connected]
-        if not any(worker.runs(function) for worker in workers):
-            log.warning("no worker is connected that runs %s", function)
 
     def _rebalance(self) -> None:
         """Ask the busiest worker for an item if another one could begin it at once."""

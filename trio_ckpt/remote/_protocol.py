@@ -119,7 +119,7 @@ PHASES: dict[Role, dict[Phase, dict[Kind, Phase]]] = {
         Phase.GREETED: _WELCOMES,
         Phase.OPEN: _open(
             *(Kind.JOB_ACCEPTED, Kind.JOB_REFUSED, Kind.JOB_RESULT, Kind.JOB_DONE),
-            Kind.CONTROL_REPLY,
+            *(Kind.CONTROL_REPLY, Kind.JOB_WAITS),
         ),
         Phase.CLOSED: {},
     },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -19,6 +19,7 @@ from ._errors import NotAllowedError
 from ._messages import MAX_JOB_ITEMS, MAX_NAME_CHARS, MIB, JobOptions
 
 MAX_VALUE_BYTES = 4 * MIB  # of one item or one result: it travels in one message
+ITEMS_BYTES = MIB  # of items, in one message
 STORED_DEPTH = 2  # a value is stored as a part of a record: ``metadata.items[3]``
 MAX_JOB_BYTES = 256 * MIB  # of all items: the foreman has them in memory
 
@@ -139,6 +140,37 @@ def check_items(items: Sequence[Any]) -> None:
     """
     if len(items) > MAX_JOB_ITEMS:
         raise ValueError(f"a job has at most {MAX_JOB_ITEMS:,} items, not {len(items):,}")
+
+
+def checked_submission(function: str, items: Sequence[Any], options: JobOptions) -> Submission:
+    """A job that a foreman would take.
+
+    Raises:
+        NotEncodableError, NotAllowedError, ValueError: it would not.
+    """
+    check_items(items)
+    size = sum(len(check_value(item, f"items[{place}]")) for place, item in enumerate(items))
+    if size > MAX_JOB_BYTES:
+        raise ValueError(f"the items have {size:,} bytes, over {MAX_JOB_BYTES:,}")
+    try:
+        options = msgspec.convert(msgspec.to_builtins(options), JobOptions)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error
+    return Submission(check_function(function), items, options)
+
+
+def parts_of(items: Sequence[Any]) -> Iterable[tuple[int, list[Any]]]:
+    """Items in messages, with the place of the first of each."""
+    part: list[Any] = []
+    first = size = 0
+    for place, item in enumerate(items):
+        part.append(item)
+        size += len(msgspec.msgpack.encode(item))
+        if size >= ITEMS_BYTES:
+            yield first, part
+            part, first, size = [], place + 1, 0
+    if part:
+        yield first, part
 
 
 async def read_submission(store: Store, job_id: str) -> Submission | None:

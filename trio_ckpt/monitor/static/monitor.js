@@ -357,6 +357,7 @@ function drawItems() {
   const { job } = state;
   text($("job-count"), `${number(job.completed_tasks)} of ${number(job.total_tasks)} done`);
   const parts = [`${job.function}, ${job.job_status}`, `${percentText(job.average_progress_percent)} on average`, plural(job.total_checkpoints_taken, "checkpoint")];
+  if (job.waits) parts.push(job.waits);
   if (job.failed_tasks) parts.push(`${number(job.failed_tasks)} failed`);
   if (job.total_tasks > job.tasks.length) parts.push(`the first ${number(job.tasks.length)} are shown`);
   text($("job-note"), `${parts.join(" · ")}.`);
