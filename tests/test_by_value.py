@@ -1,6 +1,6 @@
 """Values cross the public border, never references: what is given, and what is handed out."""
 
-# ruff: noqa: PT012  (what a whole block does is the claim)
+# ruff: noqa: ASYNC240, PT012  (a test may block its own loop; what a whole block does is the claim)
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from trio_ckpt import (
 from trio_ckpt._check import check_all
 from trio_ckpt._values import as_plain
 from trio_ckpt.stores import MemoryStore
+from trio_ckpt.testing import Delay, FaultyStore
 
 AGAIN = RetryTable((RetryRule((OSError,), attempts=3, backoff_s=0),))
 PAGES = {None: ("a", 1), 1: ("b", 2), 2: ("c", 3), 3: ("d", None)}
@@ -617,3 +618,46 @@ async def test_a_state_of_the_same_kind_can_be_set() -> None:
             stream.state = 2.5 if batch.index else np.float32(1)  # type: ignore[assignment]
             batch.complete()
         assert stream.state == 2.5
+
+
+async def test_metadata_of_a_snapshot_is_what_it_was_at_the_point(autojump_clock: Any) -> None:
+    store, note = MemoryStore(), {"loss": [np.float32("nan")]}
+    async with begin(store) as run, run.open_stream("s", state={"n": 0}) as stream:
+        async for batch in stream.batches(range(1)):
+            async with stream.snapshots(every_s=0) as snapshot:
+                snapshot.metadata["note"] = note
+                stream.state["n"] += 1
+                await snapshot.point("half")
+                spoil(note)
+                snapshot.metadata.clear()
+                await snapshot.wait()
+                assert (snapshot.saved, snapshot.skipped) == (1, 0)
+            batch.complete()
+    (entry,) = [e async for e in read_history(store, "r", ("s",)) if e.kind == "snapshot"]
+    assert told(entry.metadata) == "{'note':{'loss':list(float nan)},'label':str 'half'}"
+
+
+async def test_an_output_is_what_it_was_when_it_was_given(
+    autojump_clock: Any, tmp_path: Path
+) -> None:
+    content, store = bytearray(b"given"), MemoryStore()
+    slow = FaultyStore(store, {2: Delay(1), 3: Delay(1)})  # which each write asks first
+    async with begin(slow, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            await trio.sleep(60)  # an answer of the store is too old then
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(batch.write_bytes, "a", content)
+                nursery.start_soon(batch.write_bytes, "b", memoryview(content)[1:3])
+                await trio.sleep(0.5)
+                content[:] = b"after"
+            records = [{"n": [1]}]
+            batch.append_json("c", *records)
+            spoil(records)
+            batch.complete(outputs=["a", "b"])
+    found = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
+    del found["manifest.json"]
+    assert found == {"a": "given", "b": "iv", "c": '{"n":[1]}\n'}
+    with pytest.raises(TypeError, match="bytes-like"):
+        async with begin(store, output_dir=tmp_path) as run, run.open_stream("t") as stream:
+            async for batch in stream.batches(range(1)):
+                await batch.write_bytes("d", "text")  # type: ignore[arg-type]

@@ -337,7 +337,7 @@ class Batch(Generic[T]):
         self._host.claim_sink(name)
         self.staged.lines.setdefault(name, bytearray()).extend(encode_lines(records))
 
-    async def write_bytes(self, path: AnyPath, data: bytes) -> str:
+    async def write_bytes(self, path: AnyPath, data: bytes | bytearray | memoryview) -> str:
         """Write an output file, whole or not at all.
 
         Args:
@@ -355,6 +355,8 @@ class Batch(Generic[T]):
         Cancellation: a write that has begun is waited for.
         """
         self._check_staging()
+        if not isinstance(data, bytes):
+            data = bytes(memoryview(data))  # a bytearray may change while it is being written
         output, shown = await self._host.write(self, path, data)
         self._check_staging()
         self.staged.outputs[output.path] = output

@@ -19,7 +19,7 @@ from ._errors import NotEncodableError, text_of
 from ._gate import Gate
 from ._keeper import Hold, StateKeeper
 from ._records import Kind, Record
-from ._values import MAX_LABEL_CHARS
+from ._values import MAX_LABEL_CHARS, as_metadata
 from ._words import printable
 
 log = logging.getLogger("trio_ckpt.snapshots")
@@ -34,7 +34,8 @@ class Snapshots:
         saved: How many this block has saved.
         skipped: How many could not be saved.
         overhead_s: Seconds for which the body was held.
-        metadata: Kept with each that is saved from now on, beside its label; JSON-like.
+        metadata: Kept with each that is saved from now on, beside its label; JSON-like, and
+            taken as it is at a point.
     """
 
     every_s: float
@@ -74,6 +75,7 @@ class Snapshots:
         held_from = time.perf_counter()
         self._keeper.begin_saving()  # before it is copied: another task may come to a point
         try:
+            metadata = as_metadata({**self.metadata, "label": label})
             hold = await self._keeper.hold()
         except BaseException as error:
             self._keeper.end_saving()
@@ -85,7 +87,7 @@ class Snapshots:
             log.warning("a snapshot of %s is left out: %s", self._where, printable(problem))
             return False
         self.overhead_s += time.perf_counter() - held_from
-        self._nursery.start_soon(self._save, hold, label)
+        self._nursery.start_soon(self._save, hold, metadata)
         return True
 
     def point_sync(self, label: str = "") -> bool:
@@ -104,7 +106,7 @@ class Snapshots:
     def _where(self) -> str:
         return self._desk.where(self._batch.index)
 
-    async def _save(self, hold: Hold, label: str) -> None:
+    async def _save(self, hold: Hold, metadata: dict[str, Any]) -> None:
         """Save one, beside the body; a failure is logged: earlier ones stay valid."""
         try:
             with trio.CancelScope(shield=True):
@@ -115,7 +117,7 @@ class Snapshots:
                         at=time.time(),
                         index=self._batch.index,
                         attempts=self._batch.attempt,
-                        metadata={**self.metadata, "label": label},
+                        metadata=metadata,
                         state=saved.payload,
                     )
                     sequence = await self._desk.save_plain(record, saved.kept.blobs)

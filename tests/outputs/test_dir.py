@@ -134,6 +134,13 @@ def test_a_closed_folder_is_refused_and_closing_twice_is_harmless(root: Path) ->
         outdir.write("a", b"x")
 
 
+def test_a_root_whose_path_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    with pytest.raises(OutputError, match="its path is not UTF-8: give a folder whose path is"):
+        OutputDir.open(odd)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_root_that_is_a_file_is_refused(root: Path) -> None:
     root.write_bytes(b"")
     with pytest.raises(OutputError):

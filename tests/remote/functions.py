@@ -32,6 +32,14 @@ async def square(item: int, _work: AnyWork) -> int:
     return item * item
 
 
+async def evaluate(item: dict[str, Any], _work: AnyWork) -> dict[str, Any]:
+    """Metrics of a bad epoch, and the item, which it changes."""
+    seen.append(dict(item))
+    item["n"] = "changed"
+    await trio.lowlevel.checkpoint()
+    return {"loss": float("nan"), "best": np.float32(0.5), "shape": (2, 3), "item": item}
+
+
 def square_sync(item: int, work: AnyWork) -> int:
     seen.append((item, threading.current_thread() is threading.main_thread()))
     work.report(progress_percent=50)

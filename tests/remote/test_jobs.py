@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
 from trio.testing import MockClock
@@ -156,6 +157,21 @@ async def test_the_same_job_again_goes_on_and_another_is_refused(
             for function, items in ((F + "square", [2]), (F + "wait", [2, 3])):
                 with pytest.raises(JobRefusedError, match="is there already"):
                     await client.map(function, items, job_id="job-s")
+
+
+async def test_items_and_results_are_values_and_a_result_may_be_nan(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_site(MemoryStore()) as site:
+        items: Any = [{"n": np.int64(1), "at": (1, 2)}, {"n": 2}]
+        async with site.client() as client:
+            job_id = await client.submit(F + "evaluate", items)
+            items[0]["n"] = items[1]["n"] = "changed after it was given"
+            await site.start_worker("a")
+            found = [result.value async for result in client.results(job_id)]
+    assert seen == [{"n": 1, "at": [1, 2]}, {"n": 2}]
+    wanted = {"loss": "nan", "best": "0.5", "shape": "[2, 3]"}
+    assert [{name: str(value[name]) for name in wanted} for value in found] == [wanted] * 2
 
 
 @pytest.mark.parametrize(

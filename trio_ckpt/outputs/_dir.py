@@ -73,9 +73,12 @@ class OutputDir:
         Durability: its name, and those of the folders made above it, survive a power cut.
 
         Raises:
-            OutputError: it cannot be opened or made, or is not a folder.
+            OutputError: it cannot be opened or made, or is not a folder; or its path is not
+                UTF-8, which is what a store keeps of it.
         """
         root = os.path.abspath(path)
+        if any("\ud800" <= char <= "\udfff" for char in root):  # bytes of a name that are no text
+            raise OutputError(root, "its path is not UTF-8: give a folder whose path is")
         if os.open not in os.supports_dir_fd:
             raise OutputError(root, "outputs need openat(2), which this platform has not")
         if system is None:

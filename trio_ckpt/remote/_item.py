@@ -39,7 +39,7 @@ from ._messages import (
 )
 from ._names import TASK_STREAM
 from ._store import RemoteStore
-from ._submission import check_value
+from ._submission import as_sent
 from ._work import Work, call, find_function, settings_of
 
 log = logging.getLogger("trio_ckpt.remote.worker")
@@ -202,8 +202,8 @@ class Item:
         if self.line.link is not None:  # it is running, which is seen before it reports anything
             self.line.link.send(TaskProgress(self.task_id, self.line.lease))
         with self._foreign():
-            value = (await call(func, self.assigned.item, self.work)).unwrap()
-            check_value(value, "the result")
+            returned = (await call(func, self.assigned.item, self.work)).unwrap()
+            value, _ = as_sent(returned, "the result", allow_nan=True)
         self._returned.append(value)
         return value
 

@@ -116,20 +116,26 @@ def check_function(name: str) -> str:
     return name
 
 
-def check_value(value: Any, path: str) -> bytes:
-    """See that an item or a result can travel; its bytes.
+def as_sent(value: Any, path: str, *, allow_nan: bool = False) -> tuple[Any, int]:
+    """An item or a result as it arrives at the other end, a copy; and its size in bytes.
+
+    Args:
+        value: JSON-like.
+        path: What it is called in messages.
+        allow_nan: Whether it may have NaN and infinity in it.
 
     Raises:
         NotEncodableError: it is not JSON-like.
         ValueError: it is too large.
     """
-    body = msgspec.msgpack.encode(as_plain(value, path, depth=STORED_DEPTH))
-    if len(body) > MAX_VALUE_BYTES:
+    plain = as_plain(value, path, depth=STORED_DEPTH, allow_nan=allow_nan)
+    size = len(msgspec.msgpack.encode(plain))
+    if size > MAX_VALUE_BYTES:
         raise ValueError(
-            f"{path} has {len(body):,} bytes, over {MAX_VALUE_BYTES:,}: keep it in a file or in "
+            f"{path} has {size:,} bytes, over {MAX_VALUE_BYTES:,}: keep it in a file or in "
             "the state, and give its name"
         )
-    return body
+    return plain, size
 
 
 def check_items(items: Sequence[Any]) -> None:
@@ -149,14 +155,15 @@ def checked_submission(function: str, items: Sequence[Any], options: JobOptions)
         NotEncodableError, NotAllowedError, ValueError: it would not.
     """
     check_items(items)
-    size = sum(len(check_value(item, f"items[{place}]")) for place, item in enumerate(items))
+    sent = [as_sent(item, f"items[{place}]") for place, item in enumerate(items)]
+    size = sum(size for _, size in sent)
     if size > MAX_JOB_BYTES:
         raise ValueError(f"the items have {size:,} bytes, over {MAX_JOB_BYTES:,}")
     try:
         options = msgspec.convert(msgspec.to_builtins(options), JobOptions)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from error
-    return Submission(check_function(function), items, options)
+    return Submission(check_function(function), [item for item, _ in sent], options)
 
 
 def parts_of(items: Sequence[Any]) -> Iterable[tuple[int, list[Any]]]:
