@@ -99,7 +99,7 @@ def test_some_statuses_one_by_one(found: Iterable[Status], status: Status) -> No
 
 @pytest.mark.parametrize(
     ("status", "is_open", "shown"),
-    [(X, True, I), (P, True, I), (C, True, C), (F, True, F), (X, False, X), (P, False, P)],
+    [(X, True, I), (P, True, I), (C, True, C), (F, True, I), (X, False, X), (P, False, P)],
 )
 def test_a_stream_that_somebody_has_open_is_in_progress(
     status: Status, is_open: bool, shown: Status

@@ -1,6 +1,6 @@
 """Back to work: what is taken back is taken back exactly, and nothing is ever lost."""
 
-# ruff: noqa: SIM117  (what a whole block does is the claim)
+# ruff: noqa: PT012, SIM117  (what a whole block does is the claim)
 
 from __future__ import annotations
 
@@ -1062,3 +1062,67 @@ async def test_reading_the_store_shows_what_was_done(tmp_path: Path) -> None:
     assert view is not None
     assert list(view.streams[("s",)].progress.confirmed) == [0, 1, 2]
     assert view.streams[("s",)].progress.status is Status.INTERRUPTED
+
+
+# ---------------------------------------------------------------------------------------
+# One stream begins again
+# ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["alone", "state"])
+async def test_a_stream_that_is_rewound_to_its_beginning_begins_again(
+    order: str, tmp_path: Path
+) -> None:
+    """With another list, a shorter one, and another first index; the other stage stays."""
+    state: Any = None if order == "alone" else {"seen": []}
+    store = MemoryStore()
+
+    async def work(run: Run, name: str, first: int, items: str) -> Stream[Any]:
+        async with run.open_stream(name, first_index=first, state=state) as stream:
+            async for batch in stream.batches(list(items)):
+                if batch.index == first:
+                    await batch.write_text(f"{name}-{batch.index}", batch.item)
+                batch.spend(usd=1)
+                if state is not None:
+                    stream.state["seen"].append(batch.item)
+                batch.complete(records=1, totals={"words": 1})
+            await stream.finish(metadata={"model": "m"})
+        return stream
+
+    async with begin(store, output_dir=tmp_path) as run:
+        for name in ("ocr", "fix"):
+            await work(run, name, 1, "abcdef")
+        assert len(await run.rewind(("ocr",), to=0, reason="the scans were bad")) == 6
+        progress = run.view().streams["ocr",].progress
+        assert (progress.expected, progress.last_index, progress.metadata) == (None, None, {})
+        assert run.exit_code == 75
+        assert (tmp_path / "fix-1").exists()
+        assert not (tmp_path / "ocr-1").exists()
+        assert archived(tmp_path) == ["a"]
+    async with begin(store, output_dir=tmp_path) as run:
+        stream = await work(run, "ocr", 5, "gh")
+        assert list(stream.progress.confirmed) == [5, 6]
+        if state is not None:
+            assert stream.state == {"seen": ["g", "h"]}
+        assert run.group("ocr").totals == {"words": 2}
+        assert run.group("ocr").spent == {"usd": 8}  # what was spent stays spent
+        assert run.group("fix").confirmed == 6
+        assert run.exit_code == 0
+
+
+async def test_a_stream_that_has_nothing_done_begins_again_too() -> None:
+    store = MemoryStore()
+    with pytest.raises(RuntimeError):
+        async with begin(store) as run, run.open_stream("s") as stream:
+            async for _ in stream.batches(list("abc")):
+                raise RuntimeError
+    async with begin(store) as run:
+        assert run.group("s").status is Status.FAILED
+        assert len(await run.rewind(("s",), to=-1, reason="x")) == 0
+        summary, progress = run.group("s"), run.view().streams["s",].progress
+        assert (summary.status, summary.error, progress.failures) == (Status.INTERRUPTED, None, {})
+        async with run.open_stream("s") as stream:
+            async for batch in stream.batches(["z"]):
+                assert batch.attempt == 1
+                batch.complete()
+        assert run.exit_code == 0

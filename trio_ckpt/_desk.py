@@ -23,7 +23,7 @@ from ._coordinator import CheckpointCoordinator
 from ._errors import BatchFailedError, StoreError, StreamBusyError, TrioCkptError, describe_batch
 from ._keeper import StateKeeper
 from ._lane import Lane
-from ._records import CheckpointResult, ErrorInfo, Opened, Output, Record
+from ._records import CheckpointResult, ErrorInfo, Opened, Output, Record, Status
 from ._registry import AnyToken
 from ._retry import RetryTable
 from ._saver import Saver
@@ -64,6 +64,7 @@ class Desk(ABC):
         files: Its outputs.
         nursery: That of the run: what goes on beside the loop.
         keeper: Keeps the state that is captured with every batch, where there is one.
+        phase: The phase of the run that was open when it was opened.
         opened_at: Unix time, s; the first record from then on says so.
         expected: How many batches there are in all, where that is known.
         pause: Until when nothing is handed out, and why; trio's clock.
@@ -89,6 +90,7 @@ class Desk(ABC):
     failed: dict[int, Failure] = attrs.field(factory=dict[int, Failure])
     is_parallel: bool = False
     is_open_ended: bool = False
+    phase: str | None = None
     opened_at: float = attrs.field(factory=lambda: time.time())
     expected: int | None = None
     pause: tuple[float, str] | None = None
@@ -96,6 +98,12 @@ class Desk(ABC):
     verdicts: list[BatchFailedError] = attrs.field(factory=list[BatchFailedError])
     changed: Callable[[], None] = lambda: None
     put_back: Callable[[int], None] = lambda _index: None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the stream has failed since it was opened."""
+        progress = self.lane.progress
+        return progress.status is Status.FAILED and progress.opened_at == self.opened_at
 
     # -- handing out ----------------------------------------------------------------------
 
@@ -202,6 +210,10 @@ class Desk(ABC):
             return None
         return Opened(self.opened_at, self.first_index)
 
+    def new_phase(self) -> str | None:
+        """The phase of the run that the stream was opened in, if the records do not know."""
+        return None if self.phase == self.lane.progress.phase else self.phase
+
     def new_expected(self) -> int | None:
         """How many batches there are, if the records do not know."""
         progress = self.lane.progress
@@ -215,10 +227,10 @@ class Desk(ABC):
 
     def introduce(self, record: Record) -> Record:
         """A record that says what the records do not know yet of the stream as a whole."""
-        opened, expected = self.new_opening(), self.new_expected()
-        if opened is None and expected is None:
+        opened, expected, phase = self.new_opening(), self.new_expected(), self.new_phase()
+        if opened is None and expected is None and phase is None:
             return record
-        return msgspec.structs.replace(record, opened=opened, expected=expected)
+        return msgspec.structs.replace(record, opened=opened, expected=expected, phase=phase)
 
     def encode_adds(self, batch: Batch[Any]) -> bytes:
         frontier = self.frontier

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ._explain_streams import Facts, Sentence, explain_streams, left_words, saved_words
-from ._groups import in_order, phases_of
+from ._groups import in_order, is_to_process, phase_statuses
 from ._history import KILLED
 from ._progress import Progress
 from ._records import Status
@@ -146,11 +146,11 @@ def _config(facts: Facts) -> Iterator[Sentence]:
 
 
 def _phases(facts: Facts) -> Iterator[Sentence]:
-    phases = phases_of(facts.parts)
-    is_over = all(progress.status is Status.COMPLETE for progress in phases.values())
-    has_work = any(facts.parts[k].status is not Status.COMPLETE for k in in_order(facts.parts))
-    for at, (name, progress) in enumerate(phases.items(), 1):
-        if progress.status is Status.COMPLETE:
+    phases = phase_statuses(facts.parts)
+    is_over = all(status is Status.COMPLETE for status in phases.values())
+    has_work = any(is_to_process(facts.parts[key]) for key in in_order(facts.parts))
+    for at, (name, status) in enumerate(phases.items(), 1):
+        if status is Status.COMPLETE:
             text = f"Phase {printable(name)!r} is complete: phase.complete is true on a start."
             if is_over and has_work and at == len(phases):
                 text += (

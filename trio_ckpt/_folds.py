@@ -50,6 +50,7 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     has_frontier: bool = False
     items: bytes = b""
     skipped_items: bytes = b""
+    phase: str | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -90,6 +91,7 @@ def encode_progress(progress: Progress) -> bytes:
             progress.has_frontier,
             encode_marks(progress.items),
             encode_marks(progress.skipped_items),
+            progress.phase,
         )
     )
 
@@ -139,6 +141,7 @@ def decode_progress(payload: bytes) -> Progress:
             has_frontier=fold.has_frontier,
             items=decode_marks(fold.items),
             skipped_items=decode_marks(fold.skipped_items),
+            phase=fold.phase,
         )
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreDamagedError(f"saved progress cannot be read: {error}") from error

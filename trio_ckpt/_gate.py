@@ -298,6 +298,7 @@ class Gate(Desk):
                 last_index=batch.index if staged.is_last else None,
                 expected=self.new_expected(),
                 opened=self.new_opening(),
+                phase=self.new_phase(),
             )
             payload = encode_record(record)
         except (OutputError, NotEncodableError, MemoryError) as problem:
@@ -423,6 +424,7 @@ class Gate(Desk):
             spent=batch.staged.spent,
             last_index=batch.index - 1,
             opened=self.new_opening(),
+            phase=self.new_phase(),
         )
         await self._save(batch, record, encode_record(record), (), landed)
         await self.restore_state()
@@ -444,6 +446,7 @@ class Gate(Desk):
             spent=batch.staged.spent,
             error=describe_error(error, retryable=retryable, batch_index=batch.index),
             opened=self.new_opening(),
+            phase=self.new_phase(),
         )
 
     async def _save(

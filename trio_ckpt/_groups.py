@@ -109,9 +109,14 @@ def exit_code(parts: Iterable[Progress], *, has_ended: bool) -> int:
 
 
 def status_of(progress: Progress, *, is_open: bool) -> Status:
-    """The status of a stream, which the records know but for whether somebody has it open."""
-    is_over = progress.status in (Status.COMPLETE, Status.FAILED)
-    return Status.IN_PROGRESS if is_open and not is_over else progress.status
+    """The status of a stream, which the records know but for whether it is worked on.
+
+    Args:
+        progress: Of the stream.
+        is_open: It is open, and has not failed since it was opened.
+    """
+    is_worked_on = is_open and progress.status is not Status.COMPLETE
+    return Status.IN_PROGRESS if is_worked_on else progress.status
 
 
 def summarize(
@@ -125,7 +130,7 @@ def summarize(
     Args:
         key: What they have in common.
         parts: The streams.
-        open_streams: Those that somebody has open.
+        open_streams: Those that are open, and have not failed since.
     """
     streams = dict.fromkeys(Status, 0)
     for name, progress in parts.items():
@@ -189,7 +194,37 @@ def phases_of(parts: Mapping[StreamKey, Progress]) -> dict[str, Progress]:
     return dict(sorted(phases.items(), key=lambda entry: entry[1].started_at or 0.0))
 
 
+def left_in_phase(
+    parts: Mapping[StreamKey, Progress], name: str, *, retry_failed: bool = False
+) -> list[StreamKey]:
+    """The streams that were opened in the block of a phase and that a start goes on with."""
+    mine = [key for key in in_order(parts) if parts[key].phase == name]
+    return [key for key in mine if is_to_process(parts[key], retry_failed=retry_failed)]
+
+
+def is_to_process(progress: Progress, *, retry_failed: bool = False) -> bool:
+    """Whether a start would do something for a stream."""
+    if progress.status is Status.COMPLETE:
+        return retry_failed and bool(progress.skipped) and progress.built_over is None
+    return retry_failed or not is_over(progress)
+
+
+def phase_statuses(
+    parts: Mapping[StreamKey, Progress], *, open_phases: Collection[StreamKey] = ()
+) -> dict[str, Status]:
+    """Where each phase stands; one is complete only with the streams of its block."""
+    statuses = {
+        name: status_of(progress, is_open=(PHASE, name) in open_phases)
+        for name, progress in phases_of(parts).items()
+    }
+    left = {progress.phase for progress in parts.values() if is_to_process(progress)}
+    for name, status in statuses.items():
+        if status is Status.COMPLETE and name in left:
+            statuses[name] = Status.INTERRUPTED
+    return statuses
+
+
 def current_phase(parts: Mapping[StreamKey, Progress]) -> str | None:
     """The newest phase that is not complete."""
-    names = [name for name, p in phases_of(parts).items() if p.status is not Status.COMPLETE]
+    names = [name for name, s in phase_statuses(parts).items() if s is not Status.COMPLETE]
     return names[-1] if names else None

@@ -103,6 +103,9 @@ def look_from(store: Store, view: RunView, owner: Owner | None) -> Look:
     opened = frozenset(
         key
         for key, progress in parts.items()
-        if owner is not None and progress.opened_at is not None and progress.opened_at >= began
+        if owner is not None
+        and progress.opened_at is not None
+        and progress.opened_at >= began
+        and progress.status not in (Status.COMPLETE, Status.FAILED)
     )
     return Look(store, view, owner, facts, parts, opened)

@@ -24,7 +24,7 @@ from typing import Any
 import trio
 
 from ._errors import OutputError, StoreConflictError, TrioCkptError
-from ._groups import in_order, phases_of, summarize
+from ._groups import in_order, phase_statuses, summarize
 from ._history import Standing, read_pages
 from ._progress import Progress
 from ._records import Output, Status
@@ -125,7 +125,7 @@ async def manifest_pieces(
     """What the manifest says, piece by piece; see `write_manifest`."""
     mine = {key: parts[key] for key in sorted(in_order(parts), key=partial(_place, parts))}
     whole = summarize((), mine)
-    phases = {name: phase.status.value for name, phase in phases_of(parts).items()}
+    phases = {name: status.value for name, status in phase_statuses(parts).items()}
     head: dict[str, Any] = {
         **_identity(run_key, parts, facts),
         "completed_at": whole.completed_at,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 
 import attrs
@@ -16,12 +16,18 @@ import trio
 
 from ._errors import text_of
 from ._gate import Way, way_of
+from ._groups import left_in_phase
 from ._lane import Lane
+from ._progress import Progress
 from ._records import ErrorInfo, Kind, Opened, Record, Status, describe_error
 from ._saver import Saver
-from ._words import printable
+from ._values import StreamKey
+from ._words import plural, printable, stream_name
 
 log = logging.getLogger("trio_ckpt.run")
+
+
+MAX_NAMED = 5  # streams in one line of the log
 
 
 @attrs.frozen
@@ -30,7 +36,8 @@ class Phase:
 
     Attributes:
         name: Its name.
-        complete: Whether an earlier block of it ended well: there is nothing left to do.
+        complete: Whether an earlier block of it ended well, and the streams that were opened in
+            it are done: there is nothing left to do.
         error: What the last block of it failed with, if it did.
     """
 
@@ -40,30 +47,50 @@ class Phase:
 
 
 @asynccontextmanager
-async def open_phase(saver: Saver, lane: Lane) -> AsyncGenerator[Phase]:
-    """Begin a phase, and complete it when the block ends without an exception."""
+async def open_phase(
+    saver: Saver, lane: Lane, parts: Mapping[StreamKey, Progress], *, retry_failed: bool
+) -> AsyncGenerator[Phase]:
+    """Begin a phase, and complete it when the block ends without an exception.
+
+    Args:
+        saver: Saves.
+        lane: Of the phase.
+        parts: The progress of every stream of the run.
+        retry_failed: Whether what failed for good or was skipped is put back to work.
+    """
     progress = lane.progress
-    is_complete = progress.status is Status.COMPLETE
-    phase = Phase(lane.key[1], is_complete, progress.error)
-    if is_complete:
+    was_complete = progress.status is Status.COMPLETE
+    name = lane.key[1]
+    left = left_in_phase(parts, name, retry_failed=retry_failed)
+    phase = Phase(name, was_complete and not left, progress.error)
+    if phase.complete:
         await trio.lowlevel.checkpoint()
         yield phase
         return
-    now = time.time()
-    await saver.save(lane, Record(kind=Kind.SAVE, at=now, opened=Opened(now, 0)))
+    now, kind = time.time(), Kind.RETRY if was_complete else Kind.SAVE
+    await saver.save(lane, Record(kind=kind, at=now, opened=Opened(now, 0)))
     try:
         yield phase
     except BaseException as error:
         if way_of(error) is Way.ERROR and saver.poison is None:
-            failure = Record(kind=Kind.FAIL, at=time.time(), error=describe_error(error))
-            with trio.CancelScope(shield=True):
-                try:
-                    await saver.save(lane, failure)
-                except Exception as problem:
-                    log.error(
-                        "phase %r failed, and saving that failed: %s",
-                        phase.name,
-                        printable(text_of(problem)),
-                    )
+            await _save_failure(saver, lane, error)
         raise
+    if keys := left_in_phase(parts, name):
+        names = ", ".join(map(stream_name, keys[:MAX_NAMED]))
+        count = plural(len(keys), "stream")
+        log.info("phase %r is left with work in %s: %s", name, count, printable(names))
+        return
     await saver.save(lane, Record(kind=Kind.FINISH, at=time.time()))
+
+
+async def _save_failure(saver: Saver, lane: Lane, error: BaseException) -> None:
+    failure = Record(kind=Kind.FAIL, at=time.time(), error=describe_error(error))
+    with trio.CancelScope(shield=True):
+        try:
+            await saver.save(lane, failure)
+        except Exception as problem:
+            log.error(
+                "phase %r failed, and saving that failed: %s",
+                lane.key[1],
+                printable(text_of(problem)),
+            )

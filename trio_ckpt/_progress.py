@@ -102,6 +102,7 @@ class Progress:
         opened_at: The last time it was; Unix time, s.
         worked_at: When it was last worked on, which putting batches back is not.
         earlier_s: Seconds that it was worked on before `opened_at`, downtime left out.
+        phase: The newest phase of the run in whose block it was opened.
         items: The sum of the `item_mark` of all batches that are done and had an item.
         skipped_items: Of them, those of the skipped.
         done: Batches that are confirmed or skipped.
@@ -138,6 +139,7 @@ class Progress:
     earlier_s: float = 0.0
     pins: dict[str, Pin] = attrs.field(factory=dict[str, Pin])
     has_frontier: bool = False
+    phase: str | None = None
     items: int = 0
     skipped_items: int = 0
     done: IndexSet = attrs.field(
@@ -241,6 +243,8 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
         progress.has_state = True
     if record.adds:
         progress.has_frontier = True
+    if record.phase is not None:
+        progress.phase = record.phase
     if record.expected is not None:
         progress.expected = record.expected
         if progress.last_index is not None and (progress.total or 0) < record.expected:
@@ -320,13 +324,16 @@ def _apply_redo(progress: Progress, record: Record) -> None:
     if record.index is not None:
         if (progress.last_index or 0) > record.index:
             progress.last_index = None
+        if not progress.done:  # it begins again: with another list, too
+            progress.expected = progress.last_index = None
+            progress.failures, progress.metadata = {}, {}
         for label, pin in tuple(progress.pins.items()):
             if pin.batch_index is not None and pin.batch_index > record.index:
                 del progress.pins[label]  # its batch will be another
     if record.taken is not None:
         add_sums(progress.totals, decode_sums(record.taken.totals), sign=-1)
         add_sums(progress.spent_confirmed, decode_sums(record.taken.spent), sign=-1)
-        taken, skipped = (decode_marks(m) for m in (record.taken.items, record.taken.skipped_items))
+        taken, skipped = decode_marks(record.items), decode_marks(record.skipped_items)
         progress.items = add_marks(progress.items, taken, sign=-1)
         progress.skipped_items = add_marks(progress.skipped_items, skipped, sign=-1)
         if record.taken.resets_state:

@@ -217,15 +217,11 @@ class Taken(msgspec.Struct, frozen=True, array_like=True):
         totals: Produced by them.
         spent: On the attempts that had confirmed them; it stays spent, but saves nothing now.
         resets_state: There is no saved state any more: it begins as the user gives it.
-        items: What they had added to `Progress.items`, as it is stored there.
-        skipped_items: Of that, the share of the skipped.
     """
 
     totals: dict[str, StoredSum]
     spent: dict[str, StoredSum]
     resets_state: bool = False
-    items: bytes = b""
-    skipped_items: bytes = b""
 
 
 # dict itself, which msgspec makes fastest, under types that checkers understand
@@ -235,7 +231,11 @@ _no_metadata = cast("Callable[[], dict[str, Any]]", dict)
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One checkpoint.  Which fields are used depends on `kind`."""
+    """One checkpoint.  Which fields are used depends on `kind`.
+
+    A new field has a default and stands here, not in one of the arrays above: these are always
+    written whole, so the records of older versions would not come back with the same bytes.
+    """
 
     kind: Kind = msgspec.field(name="k", default=Kind.BATCH)
     at: float = msgspec.field(name="t")  # Unix time, s
@@ -254,9 +254,12 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     last_index: int | None = msgspec.field(name="l", default=None)
     expected: int | None = msgspec.field(name="g", default=None)  # batches in all, as known now
     opened: Opened | None = msgspec.field(name="b", default=None)  # on the first after opening
+    phase: str | None = msgspec.field(name="u", default=None)  # of the run, when it was opened
     adopted: bool = msgspec.field(name="w", default=False)  # found, not made: totals are unknown
     steps: tuple[int, ...] = msgspec.field(name="r", default=())  # REDO, RETRY: an `IndexSet`
     taken: Taken | None = msgspec.field(name="z", default=None)  # REDO
+    items: bytes = msgspec.field(name="v", default=b"")  # REDO: that they added to the sum of items
+    skipped_items: bytes = msgspec.field(name="h", default=b"")  # of that, the skipped ones
     position: int | None = msgspec.field(name="q", default=None)  # ADD
     error: ErrorInfo | None = msgspec.field(name="e", default=None)
 

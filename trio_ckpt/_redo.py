@@ -151,6 +151,8 @@ class Redo:
 
     async def _rewind(self, to: int, reason: str) -> IndexSet:
         progress = self.lane.progress
+        if to < progress.first_index and progress.started_at is not None:
+            return await self._rewind_before(1, reason, to=to)
         wanted = progress.done.after(to)
         if not wanted:
             return wanted
@@ -313,13 +315,9 @@ class Redo:
             steps=tuple(taking.indexes.to_steps()),
             records=taking.records,
             lines=tuple(SinkLines(path, size, b"") for path, size in taking.lines.items()),
-            taken=Taken(
-                encode_sums(taking.totals),
-                encode_sums(taking.spent),
-                resets_state,
-                encode_marks(taking.items),
-                encode_marks(taking.skipped_items),
-            ),
+            taken=Taken(encode_sums(taking.totals), encode_sums(taking.spent), resets_state),
+            items=encode_marks(taking.items),
+            skipped_items=encode_marks(taking.skipped_items),
             cursor=cursor,
             state=state,
             metadata=metadata,

@@ -10,15 +10,14 @@ import trio
 from ._errors import UnknownStreamError
 from ._gate import Gate
 from ._groups import (
-    PHASE,
     Summary,
     current_phase,
     exit_code,
     group_status,
     groups_of,
     in_order,
-    phases_of,
-    status_of,
+    is_to_process,
+    phase_statuses,
     summarize,
 )
 from ._lane import Added, Lane
@@ -40,7 +39,7 @@ class Roster:
         progress: What is durable of each.
         lanes: Of those that this session has touched.
         desks: Of those that are open.
-        phases: The phases that are open.
+        phases: The phases that are open, in the order of opening.
         failures: Batches that failed for good in this session, by stream.
         is_closed: The block of the run has ended.
         began: When the run was opened, on trio's clock.
@@ -52,7 +51,7 @@ class Roster:
     progress: dict[StreamKey, Progress]
     lanes: dict[StreamKey, Lane] = attrs.field(factory=dict[StreamKey, Lane], init=False)
     desks: dict[StreamKey, Gate] = attrs.field(factory=dict[StreamKey, Gate], init=False)
-    phases: set[StreamKey] = attrs.field(factory=set[StreamKey], init=False)
+    phases: list[StreamKey] = attrs.field(factory=list[StreamKey], init=False)
     failures: dict[StreamKey, dict[int, Failure]] = attrs.field(
         factory=dict[StreamKey, dict[int, Failure]], init=False
     )
@@ -95,6 +94,11 @@ class Roster:
             stream=key,
         )
 
+    @property
+    def open_streams(self) -> frozenset[StreamKey]:
+        """The streams that are open, and have not failed since they were opened."""
+        return frozenset(key for key, desk in self.desks.items() if not desk.has_failed)
+
     def exit_code(self, *, has_ended: bool) -> int:
         """What a command should exit with now; see `trio_ckpt._groups.exit_code`."""
         parts = (progress for key, progress in self.progress.items() if key != RUN_STREAM)
@@ -111,14 +115,12 @@ class Roster:
             if place is None:
                 raise self._unknown(start_from)
             order = order[place:]
-        return [key for key in order if _is_to_process(self.progress[key], retry_failed)]
+        parts = self.progress
+        return [key for key in order if is_to_process(parts[key], retry_failed=retry_failed)]
 
     def phase_statuses(self) -> dict[str, Status]:
         """All phases, and where they stand."""
-        return {
-            name: status_of(progress, is_open=(PHASE, name) in self.phases)
-            for name, progress in phases_of(self.progress).items()
-        }
+        return phase_statuses(self.progress, open_phases=self.phases)
 
     # -- sums ---------------------------------------------------------------------------------
 
@@ -134,19 +136,19 @@ class Roster:
         found = {key: p for key, p in self._mine().items() if key[: len(parts)] == parts}
         if parts and not found:
             raise self._unknown(parts)
-        return summarize(parts, found, open_streams=self.desks)
+        return summarize(parts, found, open_streams=self.open_streams)
 
     def groups(self) -> dict[StreamKey, Summary]:
         """What the streams under each first part add up to."""
         return {
-            key: summarize(key, parts, open_streams=self.desks)
+            key: summarize(key, parts, open_streams=self.open_streams)
             for key, parts in groups_of(self.progress).items()
         }
 
     def statistics(self) -> RunStatistics:
         """Counts, sums, rate and ETA, at this moment."""
         mine = self._mine()
-        whole = summarize((), mine, open_streams=self.desks)
+        whole = summarize((), mine, open_streams=self.open_streams)
         statuses = [whole.status] if mine else []
         groups = dict.fromkeys(Status, 0)
         for summary in self.groups().values():
@@ -192,11 +194,3 @@ class Roster:
             for key, progress in mine.items()
         ]
         return None if None in lefts else sum(left or 0 for left in lefts)
-
-
-def _is_to_process(progress: Progress, retry_failed: bool) -> bool:
-    if progress.status is Status.COMPLETE:
-        return retry_failed and bool(progress.skipped) and progress.built_over is None
-    if progress.status is Status.FAILED and progress.error is not None:
-        return retry_failed or progress.error.retryable
-    return True

@@ -304,12 +304,13 @@ class Run:
             files,
             self._nursery,
             first_index=first_index,
+            phase=self._roster.phases[-1][1] if self._roster.phases else None,
             failed=self._roster.failures.setdefault(key, {}),
         )
         return desk
 
     def _check_left(self, stream: Stream[Any], on_fail: str) -> None:
-        if stream.status is Status.FAILED:
+        if stream.desk.has_failed:
             if on_fail == "raise" and stream.error is not None:
                 raise StreamFailedError(
                     stream.error.message,
@@ -397,7 +398,8 @@ class Run:
 
         Args:
             key: Of a stream that is not open.
-            to: Batch index; less than the first one: back to the beginning.
+            to: Batch index; less than the first one: the stream begins again, with another list
+                or state if it is given one.  What was spent stays spent.
             reason: Why; kept in the history.
 
         Returns:
@@ -447,8 +449,10 @@ class Run:
     async def phase(self, name: str) -> AsyncGenerator[Phase]:
         """Do a part of the run once: ``async with run.phase("discovery") as phase:``.
 
-        It is complete when the block ends without an exception; ``phase.complete`` then
-        says so to every later session, whose block has nothing to do.
+        It is complete when the block ends without an exception and the streams that were
+        opened in it are done, or failed for good.  ``phase.complete`` then says so to every
+        later session, whose block has nothing to do; it is False again when a batch of such a
+        stream is put back to work, and with ``retry_failed=True`` if one failed or skipped.
 
         Raises:
             StreamBusyError: it is open already.
@@ -462,12 +466,14 @@ class Run:
         key = (PHASE, name)
         if key in self._roster.phases:
             raise StreamBusyError(f"phase {name!r} is open already", run_id=self.run_id, stream=key)
-        self._roster.phases.add(key)
+        self._roster.phases.append(key)
+        retries, lane = self._settings.retry_failed, self._roster.lane(key)
+        opened = open_phase(self._saver, lane, self._progress, retry_failed=retries)
         try:
-            async with open_phase(self._saver, self._roster.lane(key)) as phase:
+            async with opened as phase:
                 yield phase
         finally:
-            self._roster.phases.discard(key)
+            self._roster.phases.remove(key)
             self.coordinator.registry.touch()
 
     @property
@@ -507,8 +513,8 @@ class Run:
 
     @property
     def open_streams(self) -> frozenset[StreamKey]:
-        """The streams that are open now."""
-        return frozenset(self._desks)
+        """The streams that are open now, and have not failed since they were opened."""
+        return self._roster.open_streams
 
     def view(self) -> RunView:
         """The progress of every stream at this moment: copies, made each time."""

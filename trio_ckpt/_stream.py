@@ -27,6 +27,7 @@ from ._errors import (
     text_of,
 )
 from ._gate import Gate, Way, telling, way_of
+from ._groups import status_of
 from ._lane import Added
 from ._pins import pin_state, unpin_state
 from ._progress import FailedAttempt, Progress
@@ -90,11 +91,9 @@ class Stream(Generic[S]):
 
     @property
     def status(self) -> Status:
-        """Where the stream stands."""
-        status = self._progress.status
-        if status in (Status.COMPLETE, Status.FAILED) or self._walk.is_closed:
-            return status
-        return Status.IN_PROGRESS
+        """Where the stream stands: IN_PROGRESS while it is open, complete or failed."""
+        is_open = not (self._walk.is_closed or self._desk.has_failed)
+        return status_of(self._progress, is_open=is_open)
 
     @property
     def error(self) -> ErrorInfo | None:

@@ -636,3 +636,25 @@ def test_retry_of_a_run_leaves_alone_what_later_batches_build_over(
     assert "rewind the stream to batch 0" in refused.err
     said = run("explain", store, "run")
     assert "unless the stream is rewound to batch 0, because later ones build on it" in said.out
+
+
+def test_reset_of_one_stream_leaves_the_others(run: Terminal, gh: Path) -> None:
+    listed = run("show", gh, "gh-2025", "--json").json["streams"]
+    before = {tuple(stream["stream"]): stream for stream in listed}
+    asked = run("reset", gh, "gh-2025", "--stream", "org/repo1")
+    assert asked.code == 2
+    assert "begin 2 streams of run 'gh-2025' anew, with" in asked.err
+    said = run("reset", gh, "gh-2025", "--stream", "org/repo1", "--yes", "--json")
+    assert said.json["streams"] == [["org/repo1", "pulls"], ["org/repo1", "issues"]]
+    assert said.json["batches"] > 0
+    document = run("show", gh, "gh-2025", "--json").json
+    for stream in document["streams"]:
+        if stream["stream"][0] == "org/repo1":
+            assert (stream["status"], stream["batches"]["confirmed"]) == ("interrupted", 0)
+        else:
+            assert stream == before[tuple(stream["stream"])]
+    again = run("reset", gh, "gh-2025", "--stream", "org/repo1/pulls", "--yes")
+    assert again.out == (
+        "1 stream of run 'gh-2025' begins anew, with 0 batches back to work; start the program to "
+        "go on\n"
+    )

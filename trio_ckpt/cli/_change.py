@@ -323,6 +323,30 @@ async def reset(store: Store, run_id: str, *, output_dir: str | None, consent: C
     return Answer(lambda: document, lambda: [text])
 
 
+async def reset_streams(
+    store: Store, run_id: str, *, stream: str, output_dir: str | None, consent: Consent
+) -> Answer:
+    """Begin some streams of a run anew: all their batches go back to work."""
+    look = await _look_at_free(store, run_id)
+    await _need_folder(output_dir)
+    keys = choose_streams(look.keys, stream)
+    batches = sum(len(look.parts[key].done) for key in keys)
+    what = f"{plural(len(keys), 'stream')} of run {run_id!r}"
+    done = plural(batches, "batch")
+    consent.ask(f"begin {what} anew, with {done} put back to work and their outputs moved aside")
+    async with open_maintenance(store, run_id, output_dir=output_dir) as desk:
+        for key in keys:
+            await desk.begin_anew(key, RESET_REASON)
+    document = {
+        "store": store.url,
+        "run": run_id,
+        "streams": [list(key) for key in keys],
+        "batches": batches,
+    }
+    text = f"{what} begin{'s' if len(keys) == 1 else ''} anew, with {done} back to work"
+    return Answer(lambda: document, lambda: [f"{text}; start the program to go on"])
+
+
 async def prune(store: Store, run_id: str, *, keep: int, consent: Consent) -> Answer:
     """Remove old generations of a run from the store, also of one that cannot be read."""
     newest = await _generation_of_free(store, run_id)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from .._errors import StoreDamagedError
-from .._groups import Summary, current_phase, failing, groups_of, phases_of, status_of
+from .._groups import Summary, current_phase, failing, groups_of, phase_statuses, status_of
 from .._history import KILLED, RUNNING, run_runtime_s
 from .._progress import Progress
 from .._records import ErrorInfo, Status
@@ -167,7 +167,7 @@ def _show_document(
         **_run_document(look),
         "only": None if only is None else [list(key) for key in only],
         "phase": current_phase(look.parts),
-        "phases": {name: word_of(p.status) for name, p in phases_of(look.parts).items()},
+        "phases": {name: word_of(s) for name, s in phase_statuses(look.parts).items()},
         "runtime_s": run_runtime_s(look.view),
         "total": summary_document(look.summary(keys)),
         "last_session": look.facts.get("counts"),
@@ -232,9 +232,9 @@ def _run_pairs(look: Look, keys: Sequence[StreamKey]) -> list[tuple[str, str]]:
     if sessions and is_whole:
         runtime = duration(run_runtime_s(look.view))
         pairs.append(("runtime", f"{runtime} in {plural(sessions, 'session')}, without downtime"))
-    phases = phases_of(look.parts)
+    phases = phase_statuses(look.parts)
     if phases:
-        texts = [f"{name} {progress.status.value}" for name, progress in phases.items()]
+        texts = [f"{name} {status.value}" for name, status in phases.items()]
         pairs.append(("phases", ", ".join(texts)))
     if look.view.generation:
         text = f"{look.view.generation:,}: begun afresh, what was before is in the archive"

@@ -156,13 +156,24 @@ def compact_command(
 @click.command("reset")
 @store_argument
 @run_argument(required=True)
+@stream_option
 @output_dir_option
 @yes_option
 @json_option
-def reset_command(store: str, run: str, output_dir: str | None, yes: bool, as_json: bool) -> int:
+def reset_command(
+    store: str, run: str, stream: str | None, output_dir: str | None, yes: bool, as_json: bool
+) -> int:
     """Archive a run, so that the next start begins it anew. Nothing is deleted."""
     consent = _change.Consent(yes)
     ask = partial(_change.reset, run_id=run, output_dir=output_dir, consent=consent)
+    if stream is not None:
+        ask = partial(
+            _change.reset_streams,
+            run_id=run,
+            stream=stream,
+            output_dir=output_dir,
+            consent=consent,
+        )
     return answer(store, ask, as_json=as_json)
 
 

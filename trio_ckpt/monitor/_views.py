@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import attrs
 
-from .._groups import Summary, current_phase, failing, groups_of, phases_of, status_of
+from .._groups import Summary, current_phase, failing, groups_of, phase_statuses, status_of
 from .._history import KILLED, RUNNING, CheckpointView, SessionView, run_runtime_s
 from .._live import LiveToken, LiveView
 from .._look import Look
@@ -265,7 +265,7 @@ def run_detail(standing: Standing, pace: Sequence[PacePoint]) -> RunDetail:
     return RunDetail(
         at=iso_now(standing.at),
         run=run_line(standing),
-        phases={name: word(p.status) for name, p in phases_of(look.parts).items()},
+        phases={name: word(s) for name, s in phase_statuses(look.parts).items()},
         groups=groups[:MAX_SHOWN],
         groups_total=len(groups),
         streams=[stream_line(look, key, names[key]) for key in keys[:MAX_SHOWN]],
