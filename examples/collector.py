@@ -13,61 +13,72 @@ itself (``--url`` names another one). The blocks play the repositories, and each
 Stop it, kill it, unplug the machine: the same command goes on with the page it was at. See what
 it does about errors with --fault, say ``--fault "429:5 /blocks/kana/hiragana/characters?page=2"``.
 
-Exit codes: 0 complete, 69 complete but for what failed for good, 75 there is work left, start it
-again, 130 and 143 stopped at once by a second signal,
-1 it cannot work, 2 a bad command line.
+Whatever the API answers, to HTML or a cursor that comes back, at worst fails its own stream: the
+other repositories go on.
+
+Exit codes: 0 complete, 69 complete but for what failed for good, 75 there is work left, 130 and 143
+stopped at once by a second signal, 1 it cannot work, 2 a bad command line.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import shlex
 import sys
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import quote, urlencode
 
 import attrs
 import trio
 
 import trio_ckpt
+from trio_ckpt.progress import Screen
 
-from ._api.faults import Fault, Plan
+from ._api.faults import Plan
 from ._api.server import Api, serve
+from ._collector.answers import (
+    Answer,
+    RefusedError,
+    RepeatedAnswerError,
+    StrangeAnswerError,
+    UnusableNameError,
+    read_answer,
+    repo_names,
+)
+from ._collector.options import OWN_API, parse_options, resume_command
 from ._web import http
-from ._web.retry_after import retry_after_s
 
 log = logging.getLogger("collector")
 
-Page = dict[str, Any]
+Batch = trio_ckpt.Batch[None]
 Repo = str
 
 DISCOVERY = ("repositories",)  # the stream of the list of all repositories
+UNUSABLE = "unusable names"  # a group of streams, one for each name that cannot be used
 ENDPOINTS = ("characters", "decompositions")
-OWN_API = "the API of the example"
 USER_AGENT = "trio-ckpt-collector/0.1 (+an example of the trio_ckpt library)"
+MAX_REDIRECTS = 5  # of a repository that was renamed
 EXIT_CANNOT = 1
+EXIT_AGAIN = 75
 
-
-class RefusedError(Exception):
-    """The API answered with an error; `http_retries` reads the two attributes."""
-
-    def __init__(self, status: int, url: str, retry_after: float | None) -> None:
-        super().__init__(f"{status} {url}")
-        self.status = status
-        self.retry_after = retry_after
-
-
+# What a page of the API may not be, and what the library cannot store of it.
+STRANGE = (StrangeAnswerError, trio_ckpt.NotEncodableError)
 RETRIES = trio_ckpt.RetryTable(
     (
-        trio_ckpt.RetryRule((http.FetchError,), backoff_s=0.5, then=trio_ckpt.Then.FAIL_STREAM),
+        trio_ckpt.RetryRule(
+            (*STRANGE, http.FetchError), backoff_s=0.5, then=trio_ckpt.Then.FAIL_STREAM
+        ),
         *trio_ckpt.http_retries(backoff_s=0.5).rules,
+        # Any other error of the API, and what would never end: asking again changes nothing.
+        trio_ckpt.RetryRule(
+            (RefusedError, RepeatedAnswerError),
+            attempts=1,
+            then=trio_ckpt.Then.FAIL_STREAM,
+            retryable=False,
+        ),
     )
 )
 
@@ -80,6 +91,14 @@ class Client(Protocol):
         ...
 
 
+@attrs.define
+class Listing:
+    """The state of the discovery: what the API has named."""
+
+    repos: list[Repo] = attrs.Factory(list)
+    unusable: list[str] = attrs.Factory(list)
+
+
 @attrs.define(eq=False)
 class Collector:
     """The loops over pages; each belongs to one stream."""
@@ -88,65 +107,83 @@ class Collector:
     url: str
     per_page: int
 
-    async def get(self, path: str, **query: object) -> Page:
+    async def get(self, path: str, **query: object) -> Answer:
         """Get one page.
 
         Raises:
             RefusedError: the API answered with an error.
+            StrangeAnswerError: it answered with something else than a page.
             http.FetchError: it did not answer.
         """
         words = {"per_page": self.per_page, **query}
         url = f"{self.url}{quote(path)}?{urlencode(words)}"
         response = await self.client.get(url)
+        for _ in range(MAX_REDIRECTS):
+            if response.location is None:
+                break
+            response = await self.client.get(response.location)
         if response.status != 200:
-            raise RefusedError(response.status, url, retry_after_s(response.headers, time.time()))
-        page: Page = json.loads(response.body)
-        return page
+            raise RefusedError(response.status, url, response.headers)
+        return read_answer(response.body)
 
-    async def collect_repos(self, stream: trio_ckpt.Stream[list[Repo]]) -> None:
+    async def collect_repos(self, stream: trio_ckpt.Stream[Listing]) -> None:
         """The names of all repositories become the stream's state: a resume has them again."""
+        before = Listing()
         async for batch in stream.batches():
             with failing(batch):
                 page = await self.get("/blocks", page=batch.index)
-                names = [record["full_name"] for record in page["records"]]
-                if names:
-                    stream.state.extend(names)
-                    batch.complete()
-                else:
+                found = Listing(*repo_names(page.records))
+                # Nothing is the end; so is the same once more, from an API that has one page.
+                if found in (Listing(), before):
                     batch.withdraw()
+                    continue
+                stream.state.repos.extend(found.repos)
+                stream.state.unusable.extend(found.unusable)
+                batch.complete()
+                before = found
 
     async def collect_characters(self, stream: trio_ckpt.Stream[None], repo: Repo) -> None:
         """By page number: an empty page is the end, and no page."""
+        before: Answer | None = None
         async for batch in stream.batches():
             with failing(batch):
                 page = await self.get(f"/blocks/{repo}/characters", page=batch.index)
-                records = page["records"]
-                if records:
-                    batch.append_json(f"characters/{repo}.jsonl", *records)
-                    batch.complete(records=len(records))
-                else:
+                if not page.records:
                     batch.withdraw()
+                    continue
+                if page == before:
+                    raise RepeatedAnswerError(f"page {batch.index} is the one before it once more")
+                batch.append_json(f"characters/{repo}.jsonl", *page.records)
+                batch.complete(records=len(page.records))
+                before = page
 
     async def collect_decompositions(self, stream: trio_ckpt.Stream[None], repo: Repo) -> None:
         """By cursor: each page says where the next one begins."""
+        sent = set[str | None]()
         async for batch in stream.batches():
             with failing(batch):
-                place = {} if stream.cursor is None else {"cursor": stream.cursor}
+                cursor: str | None = stream.cursor
+                if cursor in sent:
+                    raise RepeatedAnswerError(f"cursor {cursor!r} comes back: this has no end")
+                place = {} if cursor is None else {"cursor": cursor}
                 page = await self.get(f"/blocks/{repo}/decompositions", **place)
-                records, following = page["records"], page["next"]
                 name = f"decompositions/{repo}/page-{batch.index}.json"
-                path = await batch.write_json(name, records)
+                path = await batch.write_json(name, page.records)
                 batch.complete(
-                    outputs=[path], records=len(records), cursor=following, last=following is None
+                    outputs=[path],
+                    records=len(page.records),
+                    cursor=page.following,
+                    last=page.following is None,
                 )
+                sent.add(cursor)
 
 
 @contextmanager
-def failing(batch: trio_ckpt.Batch[None]) -> Iterator[None]:
+def failing(batch: Batch) -> Iterator[None]:
     """What goes wrong in the block fails the attempt; the retry table says what becomes of it."""
     try:
         yield
-    except (RefusedError, http.FetchError) as error:
+    except (RefusedError, RepeatedAnswerError, http.FetchError, *STRANGE) as error:
         log.info("page %d, attempt %d: %s", batch.index, batch.attempt, error)
         batch.fail(error)
 
@@ -162,12 +199,21 @@ async def discover(run: trio_ckpt.Run, collector: Collector) -> None:
         if phase.complete:
             return
         async with run.open_stream(
-            *DISCOVERY, first_index=1, state=list[Repo](), retry=RETRIES
+            *DISCOVERY, first_index=1, state=Listing(), retry=RETRIES
         ) as stream:
             await collector.collect_repos(stream)
-            repos = list(stream.state)
-        added = await run.add_streams((repo, name) for repo in repos for name in ENDPOINTS)
-        say(f"repositories {len(repos)}, streams that are new {len(added.new)}")
+            found = stream.state
+        for name in found.unusable:
+            await refuse(run, name)
+        added = await run.add_streams((repo, name) for repo in found.repos for name in ENDPOINTS)
+        say(f"repositories {len(set(found.repos))}, streams that are new {len(added.new)}")
+
+
+async def refuse(run: trio_ckpt.Run, name: str) -> None:
+    """Record a repository that cannot be collected as one that failed, for good."""
+    async with run.open_stream(UNUSABLE, name, on_fail="record", retry_failed=True) as stream:
+        await stream.fail(UnusableNameError(f"{name} cannot name a file"), retryable=False)
+    say(f"a repository is called {name}, which cannot name a file: it is left out")
 
 
 async def collect(run: trio_ckpt.Run, collector: Collector, options: argparse.Namespace) -> None:
@@ -223,7 +269,10 @@ def describe(stream: trio_ckpt.Stream[None]) -> str:
 
 def show_statistics(run: trio_ckpt.Run) -> None:
     """What there is in the end: repositories by status, and what they gave."""
-    repos = [group for key, group in run.groups().items() if key != DISCOVERY]
+    groups = run.groups()
+    repos = [group for key, group in groups.items() if key not in (DISCOVERY, (UNUSABLE,))]
+    if (UNUSABLE,) in groups:
+        say(f"{UNUSABLE} {sum(groups[UNUSABLE,].streams.values())}")
     counts = Counter(repo.status.value for repo in repos)
     now = run.statistics()
     say(
@@ -235,7 +284,7 @@ def show_statistics(run: trio_ckpt.Run) -> None:
 
 
 def say(line: str) -> None:
-    """Tell whoever watches."""
+    """Tell who watches."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -273,7 +322,7 @@ async def run_with(client: Client, url: str, options: argparse.Namespace) -> int
 async def open_api(options: argparse.Namespace) -> AsyncIterator[str]:
     """The URL of the API; the example's own is there as long as the block."""
     if options.url is not None:
-        yield options.url.rstrip("/")
+        yield options.url
         return
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
@@ -288,74 +337,19 @@ async def open_api(options: argparse.Namespace) -> AsyncIterator[str]:
         raise failure
 
 
-def resume_command() -> str:
-    """The command that goes on: this one, but for what is to happen only once."""
-    return shlex.join(word for word in sys.orig_argv if word not in ("--fresh", "--retry-failed"))
-
-
-def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one ends the program with 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.collector",
-        description="Collect the pages of every endpoint of every repository of an API, "
-        "resumably: stop or kill it, and the same command goes on.",
-        epilog="exit codes: 0 complete, 69 complete but for what failed for good, "
-        "75 there is work left, 130 and 143 stopped at once, "
-        "1 it cannot work, 2 a bad command line",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of what is collected")
-    parser.add_argument("--store", help="folder or URL of the checkpoints (OUT/collector.ckpt)")
-    parser.add_argument("--url", help=f"of the API ({OWN_API}, started here)")
-    parser.add_argument(
-        "--per-page", type=_count, default=50, metavar="N", help="records on a page (50)"
-    )
-    parser.add_argument(
-        "--workers",
-        type=_count,
-        default=2,
-        metavar="N",
-        help="repositories at once, for each endpoint (2)",
-    )
-    parser.add_argument(
-        "--retry-failed", action="store_true", help="also what failed for good, such as 403"
-    )
-    parser.add_argument(
-        "--from",
-        dest="start_from",
-        metavar="REPO",
-        type=lambda repo: (repo,),
-        help="leave out the repositories before this one",
-    )
-    parser.add_argument("--fresh", action="store_true", help="archive what is there, begin again")
-    parser.add_argument(
-        "--fault",
-        type=Fault.parse,
-        action="append",
-        default=[],
-        metavar="'WHAT[:SECONDS][*TIMES] TARGET'",
-        help="what requests meet at the example's API: a status, reset or slow; repeatable",
-    )
-    options = parser.parse_args(words)
-    if options.url is not None and options.fault:
-        parser.error("--fault is for the API of the example, not for another --url")
-    return options
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 to 100, not {text!r}")
-    return int(text)
-
-
 def main() -> int:
     """Run the command; what goes wrong is one line, not a traceback."""
     options = parse_options()
+    sys.stderr = Screen(sys.stderr)  # what cannot be shown is no reason to end the collection
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         return trio.run(run_collector, options)
     except trio_ckpt.RunStoppedError as stopped:
         say(f"stopped; go on with:\n  {stopped.resume_command}")
         return stopped.exit_code
+    except trio_ckpt.StreamFailedError as error:
+        say(f"the list of repositories cannot be had: {error}")
+        return EXIT_AGAIN if error.retryable else EXIT_CANNOT
     except (trio_ckpt.TrioCkptError, OSError, ValueError) as error:
         say(f"{type(error).__name__}: {error}")
     except ExceptionGroup as group:

@@ -39,6 +39,7 @@ import trio
 
 import trio_ckpt
 from trio_ckpt.outputs import Validate
+from trio_ckpt.progress import Screen
 
 log = logging.getLogger("scan_book")
 
@@ -350,7 +351,7 @@ def dollars(sums: Mapping[str, float]) -> str:
 
 
 def say(line: str) -> None:
-    """Tell whoever watches."""
+    """Tell who watches."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -419,6 +420,7 @@ def _pages(text: str) -> list[int]:
 def main() -> int:
     """Run the command; what goes wrong is one line, not a traceback."""
     options = parse_options()
+    sys.stderr = Screen(sys.stderr)  # what cannot be shown is no reason to end the work
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     if options.log is not None:
         log.addHandler(logging.FileHandler(options.log, encoding="utf-8"))

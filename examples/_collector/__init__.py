@@ -1,0 +1,1 @@
+"""The parts of the collector around its heart: what comes from the API, and the command line."""

@@ -1,0 +1,86 @@
+"""The collector's command line."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from examples._api.faults import Fault
+from examples._web import urls
+
+OWN_API = "the API of the example"
+
+
+def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a bad one ends the program with 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.collector",
+        description="Collect the pages of every endpoint of every repository of an API, "
+        "resumably: stop or kill it, and the same command goes on.",
+        epilog="exit codes: 0 complete, 69 complete but for what failed for good, 75 there is work "
+        "left, 130 and 143 stopped at once, 1 it cannot work, 2 a bad command line",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of what is collected")
+    parser.add_argument("--store", help="folder or URL of the checkpoints (OUT/collector.ckpt)")
+    parser.add_argument("--url", type=_url, help=f"of the API ({OWN_API}, started here)")
+    parser.add_argument(
+        "--per-page", type=_count, default=50, metavar="N", help="records on a page (50)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=_count,
+        default=2,
+        metavar="N",
+        help="repositories at once, for each endpoint (2)",
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="also what failed for good, such as 403"
+    )
+    parser.add_argument(
+        "--from",
+        dest="start_from",
+        metavar="REPO",
+        type=lambda repo: (repo,),
+        help="leave out the repositories before this one",
+    )
+    parser.add_argument("--fresh", action="store_true", help="archive what is there, begin again")
+    parser.add_argument(
+        "--fault",
+        type=_fault,
+        action="append",
+        default=[],
+        metavar="'WHAT[:SECONDS][*TIMES] TARGET'",
+        help="what requests meet at the example's API: a status, reset or slow; repeatable",
+    )
+    options = parser.parse_args(words)
+    if options.url is not None and options.fault:
+        parser.error("--fault is for the API of the example, not for another --url")
+    return options
+
+
+def resume_command() -> str:
+    """The command that goes on: this one, but for what is to happen only once."""
+    return shlex.join(word for word in sys.orig_argv if word not in ("--fresh", "--retry-failed"))
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 3 and 1 <= int(text) <= 100):
+        raise argparse.ArgumentTypeError(f"a whole number from 1 to 100, not {text!r}")
+    return int(text)
+
+
+def _url(text: str) -> str:
+    url = urls.normalize(text)
+    if url is None or "?" in url:
+        raise argparse.ArgumentTypeError(f"an absolute http or https URL, not {text!r}")
+    return url.rstrip("/")
+
+
+def _fault(text: str) -> Fault:
+    try:
+        return Fault.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
