@@ -388,7 +388,7 @@ class StoreError(TrioCkptError):
 
 
 class StoreConflictError(StoreError):
-    """Somebody else owns the run now, or has saved what was about to be saved."""
+    """Another owner has the run now, or the store was removed or replaced under this one."""
 
 
 class StoreDamagedError(StoreError):

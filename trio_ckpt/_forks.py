@@ -93,12 +93,17 @@ def unshare(file: HasDescriptor) -> None:
     _files.add(file)
 
 
-def leave_open(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Make an object that a forked child never finalizes."""
+def make_unshared(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Make an object that a forked child leaves open."""
     with _guard:
         made = make(*args, **kwargs)
         _connections.add(made)
     return made
+
+
+def leave_open(connection: object) -> None:
+    """Have an object never be finalized, also not when the process ends."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 @contextmanager
@@ -126,7 +131,7 @@ def _begin_child() -> None:
     if null is not None:
         os.close(null)
     for connection in tuple(_connections):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+        leave_open(connection)
     for action in _actions:
         with suppress(OSError, ValueError, TypeError):
             action()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import trio
 
 from tests.engines import jobs
 from trio_ckpt.engines import map_tasks
-from trio_ckpt.remote import NotAllowedError, TaskFailedError
+from trio_ckpt.remote import NotAllowedError, RemoteError, TaskFailedError
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,3 +141,29 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "json"])
+async def test_job_whose_store_is_removed_ends_with_an_error(tmp_path: Path, scheme: str) -> None:
+    """The one who waits for it is told, though nothing of it can be read any more."""
+    store, marks = tmp_path / "store", tmp_path / "marks"
+    marks.mkdir()
+
+    async def remove() -> None:
+        while not os.listdir(marks):  # noqa: ASYNC110  # another process tells nothing
+            await trio.sleep(0.01)
+        shutil.rmtree(store)
+
+    async def work() -> None:
+        await map_tasks(
+            "tests.engines.jobs:count_slowly",
+            [str(marks)],
+            store=f"{scheme}:{store}",
+            workers=1,
+            checkpoint_interval_s=0.1,
+        )
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(remove)
+        with trio.fail_after(60), pytest.raises(RemoteError):
+            await work()

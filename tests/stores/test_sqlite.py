@@ -199,7 +199,7 @@ async def test_journal_mode_is_checked(folder: Path, monkeypatch: pytest.MonkeyP
         def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
             return super().execute(sql.replace("= WAL", "= DELETE"), *args)
 
-    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: real(*a, factory=Stubborn, **k))
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: real(*a, **{**k, "factory": Stubborn}))
     with pytest.raises(StoreError, match="in journal mode 'delete'"):
         await open_store(folder)
 

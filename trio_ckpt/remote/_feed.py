@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from contextlib import aclosing
 
-from .._errors import StoreDamagedError
+from .._errors import StoreDamagedError, StoreError
 from .._history import read_pages
 from .._progress import Progress
 from .._ranges import IndexSet
-from .._records import ErrorInfo, Kind, Record, Status
+from .._records import ErrorInfo, Kind, Record, Status, describe_error
 from .._registry import TokenRegistry
 from .._values import check_run_id
 from ._errors import TaskFailedError
@@ -38,6 +38,8 @@ EXTRA = 20  # records that are read beyond the results that are missing: failed 
 async def feed_results(foreman: Foreman, link: Link, attach: AttachJob) -> None:
     """Send the results of a job that a client has not got, until it is over.
 
+    Where the store cannot be read, the job ends for this client as interrupted, with the reason.
+
     Args:
         foreman: Whose.
         link: To the client.
@@ -46,6 +48,14 @@ async def feed_results(foreman: Foreman, link: Link, attach: AttachJob) -> None:
     Raises:
         ConnectionLostError: the client is gone.
     """
+    try:
+        await _feed(foreman, link, attach)
+    except StoreError as error:
+        reason = _error(describe_error(error))
+        link.send(JobDone(attach.job_id, attach.call, "interrupted", reason))
+
+
+async def _feed(foreman: Foreman, link: Link, attach: AttachJob) -> None:
     job_id, sent = attach.job_id, _indexes(attach.have)
     told = ""
     while True:

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import trio
 
-from .._errors import TrioCkptError
+from .._errors import StoreError, TrioCkptError
 from .._records import describe_error
 from .._words import printable
 from ._errors import (
@@ -24,7 +24,7 @@ from ._errors import (
     RemoteProtocolError,
 )
 from ._feed import feed_results
-from ._foreman import Foreman
+from ._foreman import CONFLICT, Foreman
 from ._handle import WorkerHandle
 from ._link import HANDSHAKE_S, HEARTBEAT_S, SILENCE_S, Link, Socket, open_link
 from ._messages import (
@@ -304,5 +304,8 @@ class _Client:
             del self._fed[attach.job_id]
 
     async def _control(self, control: Control) -> None:
-        code, reason = await self.foreman.control(control.action, control.task_id)
+        try:
+            code, reason = await self.foreman.control(control.action, control.task_id)
+        except StoreError as error:
+            code, reason = CONFLICT, str(error)
         self.link.send(ControlReply(control.call, code, printable(reason)[:MAX_TEXT_CHARS]))

@@ -36,6 +36,7 @@ from .._forks import close_unshared, open_unshared
 from ..abc import Checkpoint, Fold, Pruned, RunKey
 from ._blobs import Blobs
 from ._claims import Claims, names_of
+from ._fence import compare_generation, compare_owner, identity_of, out_of_place, refusal
 from ._files import explain, make_member, open_file, sync_data, sync_folder
 from ._json_content import blobs_of, named_in, payload_bytes
 from ._json_files import (
@@ -199,6 +200,7 @@ class Writer:
             return
         try:
             if run_id not in self._broken:
+                self._need_untouched(run_id, held)
                 self._rewrite_if_it_can_be(run_id, held)
         finally:
             self._let_go(run_id)
@@ -249,12 +251,7 @@ class Writer:
                 "nothing was changed",
                 run_id=key.run_id,
             )
-        if held.owner != key.owner:
-            raise StoreConflictError(
-                f"owner {held.owner} has the run now, this is owner {key.owner}: nothing was "
-                "changed",
-                run_id=key.run_id,
-            )
+        compare_owner(held.owner, key)
         return held
 
     def _refuse_broken(self, run_id: str) -> None:
@@ -280,7 +277,7 @@ class Writer:
                 entry = self._encode_one(newest, checkpoint)
             except (StoreError, *_BAD_VALUE) as error:
                 failed.setdefault(stream, checkpoint.sequence)
-                outcomes.append(_refusal(checkpoint, error))
+                outcomes.append(refusal(checkpoint, error))
             else:
                 moved[stream] = checkpoint.sequence
                 records.append((stream, entry))
@@ -303,15 +300,27 @@ class Writer:
                 raise StoreError(f"blob {digest} was not put")
 
     def _need_untouched(self, run_id: str, held: _Held) -> None:
-        """See that nobody else has written the journal, or another one in its place."""
+        """See that the journal still is what its owner has written last.
+
+        Raises:
+            StoreConflictError: it is not; nothing more is written to the run.
+        """
         status = os.fstat(held.fd)
-        if status.st_nlink == 0 or status.st_size != held.size:
-            self._broken[run_id] = "files that somebody else changed"
+        self._need_in_place(run_id, held)
+        if status.st_size != held.size:
+            self._broken[run_id] = "files that another process changed"
             raise StoreConflictError(
-                f"{held.path} was removed, or written by somebody who does not own the run: "
-                "nothing was saved",
+                f"{held.path} was written by a process that does not own the run: nothing was "
+                "saved",
                 run_id=run_id,
             )
+
+    def _need_in_place(self, run_id: str, held: _Held) -> None:
+        """See that those who open the run by its name find the journal that is open here."""
+        status = os.fstat(held.fd)
+        if identity_of(held.path) != (status.st_dev, status.st_ino):
+            self._broken[run_id] = "the removal of its files"
+            raise out_of_place(held.path, run_id)
 
     def _append(self, run_id: str, held: _Held, line: Line) -> None:
         """One line more, durable."""
@@ -338,6 +347,7 @@ class Writer:
                 ) from error
         held.size += len(content)
         held.check = check
+        self._need_in_place(run_id, held)
 
     def _cut_back(self, run_id: str, held: _Held, error: OSError) -> None:
         """Undo a write that failed half way; the line is not whole, so it never counts."""
@@ -399,7 +409,8 @@ class Writer:
     def prune(self, run: RunKey, keep: int) -> Pruned:
         """See `Store.prune`; blobs are only counted."""
         held = self._fence(run)
-        _compare_generation(held.generation, run, "removed")
+        self._need_untouched(run.run_id, held)
+        compare_generation(held.generation, run, "removed")
         first = max(held.first, held.generation + 1 - keep)
         loaded = load(held.folder, run.run_id)
         if loaded is None:
@@ -425,7 +436,8 @@ class Writer:
     def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
         """See `Store.drop_blobs`; the digests that were named.  It reads the whole run."""
         held = self._fence(run)
-        _compare_generation(held.generation, run, "dropped")
+        self._need_untouched(run.run_id, held)
+        compare_generation(held.generation, run, "dropped")
         loaded = load(held.folder, run.run_id)
         if loaded is None:
             raise StoreError(f"{held.folder} is gone")
@@ -478,20 +490,3 @@ def _encode_folds(heads: dict[str, int], folds: Sequence[Fold]) -> list[tuple[st
         ]
     except _BAD_VALUE as error:
         raise StoreError(f"a fold cannot be saved: {error}; nothing was saved") from error
-
-
-def _compare_generation(generation: int, key: RunKey, verb: str) -> None:
-    if key.generation != generation:
-        raise StoreConflictError(
-            f"generation {key.generation} is not the newest, {generation} is: nothing was {verb}",
-            run_id=key.run_id,
-        )
-
-
-def _refusal(checkpoint: Checkpoint, problem: Exception) -> StoreError:
-    kind = StoreConflictError if isinstance(problem, StoreConflictError) else StoreError
-    error = kind(
-        f"checkpoint {checkpoint.sequence} of {checkpoint.stream!r} was not saved: {problem}"
-    )
-    error.__cause__ = problem
-    return error

@@ -82,7 +82,11 @@ class Writer(Protocol):
         ...
 
     def give_back(self, run_id: str) -> None:
-        """The run is about to be unlocked."""
+        """The run is about to be unlocked.
+
+        Raises:
+            StoreConflictError: the store was removed or replaced since the last save.
+        """
         ...
 
     def save(
@@ -176,17 +180,28 @@ class LocalStore(Store):
         await trio.lowlevel.checkpoint()
         lock = await shielded(run_blocking, self._lock, run_id)
         self._owned += 1
+        has_failed = True
         try:
             # Shielded: raised late, the number would lock out whoever owns the run by then.
             owner = await shielded(self._writing.run, self._raise_owner, run_id)
             if lock.is_alone:  # cleaned after that: no save of an older owner can land any more
                 await shielded(self._clean, lock)
             yield owner
+            has_failed = False
         finally:
             if run_id in self._in_doubt:
                 self._logger.error("run %r stays locked: a save may still land", run_id)
             else:
-                await shielded(self._give_back, lock, run_id)
+                await self._give_back_after(lock, run_id, has_failed=has_failed)
+
+    async def _give_back_after(self, lock: RunLock, run_id: str, *, has_failed: bool) -> None:
+        """Give a run back; after a failure, which says more, what goes wrong is logged."""
+        try:
+            await shielded(self._give_back, lock, run_id)
+        except StoreError as error:
+            if not has_failed:
+                raise
+            self._logger.error("giving back run %r failed: %s", run_id, error)
 
     def _lock(self, run_id: str) -> RunLock:
         lock = lock_run(self._folder, run_id)
@@ -208,9 +223,11 @@ class LocalStore(Store):
     async def _give_back(self, lock: RunLock, run_id: str) -> None:
         self._owned -= 1
         try:
-            await self._writing.run(self._end_owning, run_id)
-            if not self._owned:
-                await run_blocking(self._claims.release_kept)
+            try:
+                await self._writing.run(self._end_owning, run_id)
+            finally:
+                if not self._owned:
+                    await run_blocking(self._claims.release_kept)
             if run_id in self._leaving:
                 self._leaving.discard(run_id)
                 if await run_blocking(lock.be_alone):
@@ -222,8 +239,11 @@ class LocalStore(Store):
                 lock.release()  # or the run would be locked until the process ends
 
     def _end_owning(self, run_id: str) -> None:
-        self._notes.end(run_id)
-        self._writer.give_back(run_id)
+        try:
+            self._notes.need_own(run_id)
+        finally:
+            self._notes.end(run_id)
+            self._writer.give_back(run_id)
 
     async def save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
@@ -249,6 +269,7 @@ class LocalStore(Store):
                 self._claims.end_save(group)
             raise
         self._claims.end_save(group, outcomes)
+        self._notes.need_own(run.run_id)
         self._notes.saved(run.run_id, run.generation, outcomes.count(None))
         return outcomes
 

@@ -8,7 +8,10 @@ that is damage.
 
 The note is written after the save is durable, so it is never ahead of what was acknowledged, and
 it is not synced: an older one is as true.  One sector takes it whole.  It costs one write(2) a
-group.  What goes wrong with it is no reason to fail a save.  Blocking functions.
+group.  That it cannot be written is no reason to fail a save.
+
+A note that is not what its owner has written last means that a copy of the store was put back over
+the files that are open, each of which kept its identity.  Blocking functions.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from pathlib import Path
 
 import attrs
 
-from .._errors import StoreError
+from .._errors import StoreConflictError, StoreError
 from .._forks import close_unshared, open_unshared
 from ._files import open_file
 
@@ -125,6 +128,7 @@ class Notes:
         self._folder = folder
         self._logger = logger
         self._open: dict[str, int] = {}
+        self._written: dict[str, bytes] = {}
         self._seen: dict[str, Seen] = {}
 
     def begin(self, seen: Seen) -> None:
@@ -144,7 +148,7 @@ class Notes:
                     seen.generation + 1,
                 )
         try:
-            self._open[seen.run_id] = open_unshared(open_file, path, os.O_WRONLY | os.O_CREAT)
+            self._open[seen.run_id] = open_unshared(open_file, path, os.O_RDWR | os.O_CREAT)
         except (OSError, StoreError) as error:
             self._logger.debug("%s: %s", path, error)
             return
@@ -159,6 +163,24 @@ class Notes:
             now = seen.records + records
             self._write(attrs.evolve(seen, generation=generation, records=now))
 
+    def need_own(self, run_id: str) -> None:
+        """See that the note of a run is what was written last.
+
+        Raises:
+            StoreConflictError: it is not.
+        """
+        written = self._written.get(run_id)
+        if written is None:
+            return
+        with suppress(OSError):
+            if os.pread(self._open[run_id], len(written), 0) != written:
+                raise StoreConflictError(
+                    f"{seen_path(self._folder, run_id)} was written by another process while the "
+                    "run went on, as when a copy of the store is put back: nothing more is saved; "
+                    "find out what did it, put the newest copy back, and start again",
+                    run_id=run_id,
+                )
+
     def reset(self, run_id: str, records: int) -> None:
         """There are so many records from now on: some go, on purpose."""
         if run_id in self._seen:
@@ -167,6 +189,7 @@ class Notes:
     def end(self, run_id: str) -> None:
         """The run is given back."""
         self._seen.pop(run_id, None)
+        self._written.pop(run_id, None)
         fd = self._open.pop(run_id, None)
         if fd is not None:
             close_unshared(fd)
@@ -178,7 +201,10 @@ class Notes:
 
     def _write(self, seen: Seen) -> None:
         self._seen[seen.run_id] = seen
+        self._written.pop(seen.run_id, None)
+        note = encode_seen(seen)
         try:
-            os.pwrite(self._open[seen.run_id], encode_seen(seen), 0)
+            if os.pwrite(self._open[seen.run_id], note, 0) == len(note):
+                self._written[seen.run_id] = note
         except OSError as error:
             self._logger.debug("run %r: how far it is was not noted: %s", seen.run_id, error)

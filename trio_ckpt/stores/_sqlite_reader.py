@@ -21,7 +21,8 @@ from pathlib import Path
 from .._errors import StoreDamagedError, StoreError
 from ..abc import Fold, HistoryPage, RunSummary, StoredRecord, StoredRun, StoredStream
 from ._blobs import Blobs
-from ._sqlite_schema import connect, explain_sqlite, inode_of
+from ._fence import Identity, identity_of
+from ._sqlite_schema import connect, explain_sqlite
 
 MAX_PAGE_BYTES = 64 * 2**20  # a page of history ends here, however many records were asked for
 _CURSOR = re.compile(r"([1-9][0-9]{0,17})\.([1-9][0-9]{0,17})", re.ASCII)  # fits 64 bits
@@ -54,7 +55,7 @@ class Reader:
         self._database = folder / "state.db"
         self._blobs = Blobs(folder / "blobs")
         self._connection: sqlite3.Connection | None = None
-        self._inode = 0
+        self._file: Identity | None = None
         self._has_attached = False  # whether any record has; else nothing is looked up for each
 
     def close(self) -> None:
@@ -67,11 +68,11 @@ class Reader:
     def _reading(self) -> Generator[sqlite3.Cursor, None, None]:
         """One transaction: what is read in it is of one moment."""
         with explain_sqlite(self._database, "reading"):
-            inode = inode_of(self._database)
-            if inode != self._inode:  # a repair, or a copy that was put back
+            file = identity_of(self._database)
+            if file != self._file:  # a repair, or a copy that was put back
                 self.close()
             if self._connection is None:
-                self._connection, self._inode = connect(self._database), inode
+                self._connection, self._file = connect(self._database), file
                 self._connection.execute("PRAGMA query_only = ON")
             cursor = self._connection.cursor()
             cursor.execute("BEGIN")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from .._errors import StoreDamagedError, StoreError
-from .._forks import leave_open
+from .._forks import make_unshared
 from .._words import message_of
 from ._files import (
     check_members,
@@ -166,12 +166,12 @@ def _is_blank(connection: sqlite3.Connection, database: Path) -> bool:
 
 
 class Connection(sqlite3.Connection):
-    """One to which there are weak references: see `trio_ckpt._forks.leave_open`."""
+    """One to which there are weak references: see `trio_ckpt._forks.make_unshared`."""
 
 
 def connect(database: Path) -> sqlite3.Connection:
     """Open the database; the caller's thread is the only one that may use it."""
-    connection: sqlite3.Connection = leave_open(
+    connection: sqlite3.Connection = make_unshared(
         sqlite3.connect,
         database,
         timeout=BUSY_TIMEOUT_S,
@@ -191,14 +191,6 @@ def connect(database: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-def inode_of(database: Path) -> int:
-    """What tells a file from another one that has taken its name; 0: there is none."""
-    try:
-        return database.lstat().st_ino
-    except OSError:
-        return 0
 
 
 def set_durability(

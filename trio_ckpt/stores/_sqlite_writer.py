@@ -22,6 +22,12 @@ nothing more is written.  After any other error, the heads are read back.
 SQLite does not look whether the fsync of the folder went well in which it has made its log, so
 after the first commit the folder is synced here: a log without a name is no log.  It keeps its
 name as long as the connection is open.
+
+Files can be removed, or replaced by a copy, under an open connection, which goes on in what has no
+name any more.  So after each commit, before anybody is told, database or log, in turn, is
+looked at by its name.  A connection that lost its files is never closed: SQLite would take itself
+for the last one and remove the log of the store that stands there now
+(https://www.sqlite.org/howtocorrupt.html, 4.4).
 """
 
 from __future__ import annotations
@@ -35,16 +41,24 @@ from typing import Literal, NamedTuple, NoReturn
 import attrs
 
 from .._errors import SaveOutcomeUnknownError, StoreConflictError, StoreDamagedError, StoreError
+from .._forks import leave_open
 from ..abc import Checkpoint, Fold, Pruned, RunKey
 from ._blobs import Blobs
 from ._claims import Claims, names_of
+from ._fence import (
+    compare_generation,
+    compare_owner,
+    identity_of,
+    out_of_place,
+    refusal,
+)
 from ._files import sync_folder
 from ._locks import lock_opening, need_flock
+from ._sqlite_prune import FIND_RUN, prune_rows
 from ._sqlite_schema import (
     check_format,
     connect,
     explain_sqlite,
-    inode_of,
     make_database,
     make_folders,
     primary_code,
@@ -65,7 +79,6 @@ _BAD_VALUE = (
     ValueError,
 )
 
-_FIND_RUN = "SELECT id, generation, first, owner FROM runs WHERE run_id = ?"
 _ADD_RUN = "INSERT INTO runs (run_id, generation, first, owner) VALUES (?, ?, 0, ?)"
 # One that was pruned begins anew: from its first lock on a run exists.
 _RAISE_OWNER = "UPDATE runs SET owner = owner + 1, generation = max(generation, first) WHERE id = ?"
@@ -87,25 +100,6 @@ _ATTACH = "INSERT INTO attached (stream, sequence, place, digest) VALUES (?, ?, 
 _READ_ATTACHED = "SELECT digest FROM attached WHERE stream = ? AND sequence = ?"
 _DROP = "DELETE FROM attached WHERE stream = ? AND sequence = ?"
 _FOLD = "INSERT OR REPLACE INTO folds (stream, through, payload) VALUES (?, ?, ?)"
-_DOOMED = "(SELECT id FROM streams WHERE run = :run AND generation < :first)"
-_COUNT_RECORDS = (
-    f"SELECT count(*), coalesce(sum(length(payload)), 0) FROM log WHERE stream IN {_DOOMED}"  # noqa: S608  # no text from outside
-)
-_SUM_FOLDS = f"SELECT coalesce(sum(length(payload)), 0) FROM folds WHERE stream IN {_DOOMED}"  # noqa: S608
-_ORPHANS = (
-    f"SELECT blob FROM log WHERE blob IS NOT NULL AND stream IN {_DOOMED} UNION "  # noqa: S608
-    f"SELECT digest FROM attached WHERE stream IN {_DOOMED} EXCEPT "
-    f"SELECT blob FROM log WHERE blob IS NOT NULL AND stream NOT IN {_DOOMED} EXCEPT "
-    f"SELECT digest FROM attached WHERE stream NOT IN {_DOOMED}"
-)
-_PRUNE = (
-    f"DELETE FROM log WHERE stream IN {_DOOMED}",  # noqa: S608
-    f"DELETE FROM attached WHERE stream IN {_DOOMED}",  # noqa: S608
-    f"DELETE FROM folds WHERE stream IN {_DOOMED}",  # noqa: S608
-    f"DELETE FROM heads WHERE stream IN {_DOOMED}",  # noqa: S608
-    "DELETE FROM streams WHERE run = :run AND generation < :first",
-    "UPDATE runs SET first = :first WHERE id = :run",
-)
 _IS_NAMED = (
     "SELECT 1 FROM log WHERE blob = ?1 UNION ALL SELECT 1 FROM attached WHERE digest = ?1 LIMIT 1"
 )
@@ -141,7 +135,8 @@ class Writer:
         self._database = folder / "state.db"
         self._known: dict[str, _Known] = {}
         self._broken: str | None = None
-        self._is_log_named = durability == "process"  # durably; nobody waits for that there
+        self._is_synced = durability == "full"
+        self._is_log_named = False
         self._blobs = Blobs(folder / "blobs")
         self.claims = Claims(folder)
         need_flock(folder)
@@ -160,10 +155,16 @@ class Writer:
         finally:
             lock.release()
         self._cursor = self._connection.cursor()
-        self._inode = inode_of(self._database)
+        self._log = f"{self._database}-wal"
+        self._files = {str(self._database): identity_of(self._database)}
+        self._commits = 0
 
     def close(self) -> None:
         """Bring the write-ahead log into the database, if nobody else needs it; close."""
+        if not self._is_in_place() and not self._is_only_log_missing():
+            logger.warning("%s was removed or replaced while it was open", self._database)
+            leave_open(self._connection)
+            return
         try:
             self._cursor.execute("PRAGMA busy_timeout = 0")
             self._cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -173,7 +174,7 @@ class Writer:
 
     def raise_owner(self, run_id: str) -> int:
         """A new owner number for a run, durable."""
-        if inode_of(self._database) != self._inode:
+        if not self._is_in_place():
             raise StoreError(
                 f"{self._database} was replaced since the store was opened: open it again, or what "
                 "is saved goes into the old one"
@@ -181,7 +182,7 @@ class Writer:
         with explain_sqlite(self._database, f"locking run {run_id!r}"):
             self._begin()
             try:
-                row = self._cursor.execute(_FIND_RUN, (run_id,)).fetchone()
+                row = self._cursor.execute(FIND_RUN, (run_id,)).fetchone()
                 owner = 1 if row is None else row[3] + 1
                 if row is None:
                     self._cursor.execute(_ADD_RUN, (run_id, 0, owner))
@@ -196,12 +197,14 @@ class Writer:
     def count(self, run_id: str) -> tuple[int, int]:
         """The newest generation of a run that is owned, and its records in all generations."""
         with explain_sqlite(self._database, f"looking at run {run_id!r}"):
-            run, generation, _, _ = self._cursor.execute(_FIND_RUN, (run_id,)).fetchone()
+            run, generation, _, _ = self._cursor.execute(FIND_RUN, (run_id,)).fetchone()
             (records,) = self._cursor.execute(_SUM_HEADS, (run,)).fetchone()
         return int(generation), int(records)
 
     def give_back(self, run_id: str) -> None:
-        """The run is about to be unlocked: nothing is held of it here."""
+        """The run is about to be unlocked: see that what was saved of it is in the store."""
+        if self._broken is None and not self._is_in_place():
+            self._refuse_place()
 
     def remove_orphans(self) -> None:
         """Remove blobs that no record names; what goes wrong is logged."""
@@ -253,12 +256,12 @@ class Writer:
     def _drop(
         self, key: RunKey, stream: str, sequences: Sequence[int]
     ) -> tuple[list[tuple[int, int]], set[str]]:
-        row = self._cursor.execute(_FIND_RUN, (key.run_id,)).fetchone()
+        row = self._cursor.execute(FIND_RUN, (key.run_id,)).fetchone()
         if row is None:
             return [], set()
         run, generation, _, owner = row
-        _compare_owner(owner, key)
-        _compare_generation(generation, key, "dropped")
+        compare_owner(owner, key)
+        compare_generation(generation, key, "dropped")
         row = self._cursor.execute(_FIND_HEAD, (run, generation, stream)).fetchone()
         head = _Head(0, 0, 0) if row is None else _Head(*row)
         places = [(head.stream, n) for n in set(sequences) if 1 <= n <= head.sequence]
@@ -274,7 +277,7 @@ class Writer:
         with explain_sqlite(self._database, f"pruning run {run.run_id!r}"):
             self._begin()
             try:
-                pruned = self._prune(run, keep)
+                pruned = prune_rows(self._cursor, self._blobs, run, keep)
                 self._commit(lambda: False)
             except BaseException:
                 self._roll_back()
@@ -282,22 +285,6 @@ class Writer:
             finally:
                 self._known.pop(run.run_id, None)
         return pruned
-
-    def _prune(self, key: RunKey, keep: int) -> Pruned:
-        row = self._cursor.execute(_FIND_RUN, (key.run_id,)).fetchone()
-        if row is None:
-            return Pruned(0, 0, 0)
-        run, generation, first, owner = row
-        _compare_owner(owner, key)
-        _compare_generation(generation, key, "removed")
-        doomed = {"run": run, "first": max(first, generation + 1 - keep)}
-        records, size = self._cursor.execute(_COUNT_RECORDS, doomed).fetchone()
-        size += self._cursor.execute(_SUM_FOLDS, doomed).fetchone()[0]
-        orphans = self._cursor.execute(_ORPHANS, doomed).fetchall()
-        size += sum(self._blobs.size(digest) for (digest,) in orphans)
-        for statement in _PRUNE:
-            self._cursor.execute(statement, doomed)
-        return Pruned(doomed["first"] - first, records, size)
 
     def _begin(self) -> None:
         if self._broken is not None:
@@ -317,12 +304,12 @@ class Writer:
 
     def _fence(self, key: RunKey) -> _Known:
         """Compare the owner, raise the generation; what is known of the run."""
-        row = self._cursor.execute(_FIND_RUN, (key.run_id,)).fetchone()
+        row = self._cursor.execute(FIND_RUN, (key.run_id,)).fetchone()
         if row is None:
             self._cursor.execute(_ADD_RUN, (key.run_id, key.generation, key.owner))
             return _Known(_row_id(self._cursor), key.generation, key.owner)
         run, generation, first, owner = row
-        _compare_owner(owner, key)
+        compare_owner(owner, key)
         if key.generation == generation + 1:
             self._cursor.execute(_RAISE_GENERATION, (key.generation, run))
         elif key.generation != generation or first > generation:
@@ -352,15 +339,15 @@ class Writer:
                 head = self._append_one(known, moved.get(stream), checkpoint)
             except (StoreError, *_BAD_VALUE) as error:
                 failed.setdefault(stream, checkpoint.sequence)
-                outcomes.append(_refusal(checkpoint, error))
+                outcomes.append(refusal(checkpoint, error))
             else:
                 moved[stream] = head
                 moves.append((head.sequence, head.last, head.stream, head.sequence - 1))
                 outcomes.append(None)
         if moves and self._cursor.executemany(_MOVE_HEAD, moves).rowcount != len(moves):
             raise StoreConflictError(
-                f"{self._database}: somebody saves to the same streams without owning the run: "
-                "nothing was saved"
+                f"{self._database}: another process has written to the same streams without "
+                "owning the run, or an older copy was put back: nothing was saved"
             )
         return outcomes, moved
 
@@ -422,14 +409,34 @@ class Writer:
                 raise store_error(self._database, "saving", error) from error
             logger.warning("%s: COMMIT raised, but it is saved: %s", self._database, error)
         if not self._is_log_named:
-            self._sync_names()
+            self._name_log()
+        self._commits += 1
+        path = self._log if self._commits % 2 else str(self._database)  # each costs a call
+        if identity_of(path) != self._files[path]:
+            self._refuse_place()
 
-    def _sync_names(self) -> None:
-        try:
-            sync_folder(self._database.parent)
-        except OSError as error:
-            self._give_up(error)
+    def _refuse_place(self) -> NoReturn:
+        self._broken = "its removal"
+        raise out_of_place(self._database)
+
+    def _name_log(self) -> None:
+        """Remember the log, which is there from the first commit on; its name is durable then."""
+        if self._is_synced:
+            try:
+                sync_folder(self._database.parent)
+            except OSError as error:
+                self._give_up(error)
+        self._files[self._log] = identity_of(self._log)
         self._is_log_named = True
+
+    def _is_in_place(self) -> bool:
+        """Whether those who open the store by its name find what is open here."""
+        return all(identity_of(path) == file for path, file in self._files.items())
+
+    def _is_only_log_missing(self) -> bool:
+        """Whether closing brings a log without a name into the database, which stands there."""
+        database = str(self._database)
+        return identity_of(database) == self._files[database] and identity_of(self._log) is None
 
     def _has_landed(self, error: sqlite3.Error, is_done: Callable[[], bool]) -> bool:
         """Whether what COMMIT raised an error for was saved all the same."""
@@ -459,33 +466,8 @@ class Writer:
         ) from error
 
 
-def _compare_owner(owner: int, key: RunKey) -> None:
-    if owner != key.owner:
-        raise StoreConflictError(
-            f"owner {owner} has the run now, this is owner {key.owner}: nothing was changed",
-            run_id=key.run_id,
-        )
-
-
-def _compare_generation(generation: int, key: RunKey, verb: str) -> None:
-    if key.generation != generation:
-        raise StoreConflictError(
-            f"generation {key.generation} is not the newest, {generation} is: nothing was {verb}",
-            run_id=key.run_id,
-        )
-
-
 def _row_id(cursor: sqlite3.Cursor) -> int:
     row = cursor.lastrowid
     if row is None:
         raise StoreDamagedError("SQLite gave a new row no number")
     return row
-
-
-def _refusal(checkpoint: Checkpoint, problem: Exception) -> StoreError:
-    kind = StoreConflictError if isinstance(problem, StoreConflictError) else StoreError
-    error = kind(
-        f"checkpoint {checkpoint.sequence} of {checkpoint.stream} was not saved: {problem}"
-    )
-    error.__cause__ = problem
-    return error

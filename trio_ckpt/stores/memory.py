@@ -48,6 +48,7 @@ from ..abc import (
 )
 from ._blobs import check_part, need_digest, views_of
 from ._claims import names_of
+from ._fence import compare_generation, compare_owner
 
 _CURSOR = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})", re.ASCII)
 
@@ -201,7 +202,7 @@ class MemoryStore(Store):
         if run is None:
             run = _Run(key.owner, {key.generation: {}}, key.generation + 1)
             self._memory.runs[key.run_id] = run
-        _compare_owner(run, key)
+        compare_owner(run.owner, key)
         allowed = {run.next_generation, *([run.generation] if run.generations else [])}
         if key.generation not in allowed:
             raise StoreConflictError(
@@ -317,8 +318,8 @@ class MemoryStore(Store):
             raise ValueError(f"keep is {keep}, less than 0")
         await self._begin()
         stored = self._memory.runs.get(run.run_id, _Run(run.owner, {}, run.generation + 1))
-        _compare_owner(stored, run)
-        _compare_generation(stored, run, "removed")
+        compare_owner(stored.owner, run)
+        compare_generation(stored.generation, run, "removed")
         doomed = [n for n in stored.generations if n <= stored.generation - keep]
         streams = [stream for n in doomed for stream in stored.generations.pop(n).values()]
         log = [checkpoint for stream in streams for checkpoint in stream.log]
@@ -333,8 +334,8 @@ class MemoryStore(Store):
         await self._begin()
         memory = self._memory
         stored = memory.runs.get(run.run_id, _Run(run.owner, {}, run.generation + 1))
-        _compare_owner(stored, run)
-        _compare_generation(stored, run, "dropped")
+        compare_owner(stored.owner, run)
+        compare_generation(stored.generation, run, "dropped")
         log = stored.generations.get(run.generation, {}).get(stream, _Stream(0)).log
         dropped: set[str] = set()
         for sequence in sequences:
@@ -406,23 +407,6 @@ class MemoryStore(Store):
             if hashlib.sha256(payload).hexdigest() != checkpoint.blob:
                 raise StoreDamagedError(f"blob {checkpoint.blob} is missing or was altered")
         return StoredRecord(checkpoint.sequence, payload, tuple(dict.fromkeys(checkpoint.blobs)))
-
-
-def _compare_owner(run: _Run, key: RunKey) -> None:
-    if run.owner != key.owner:
-        raise StoreConflictError(
-            f"owner {run.owner} has the run now, this is owner {key.owner}: nothing was changed",
-            run_id=key.run_id,
-        )
-
-
-def _compare_generation(run: _Run, key: RunKey, verb: str) -> None:
-    if key.generation != run.generation:
-        raise StoreConflictError(
-            f"generation {key.generation} is not the newest, {run.generation} is: nothing was "
-            f"{verb}",
-            run_id=key.run_id,
-        )
 
 
 def _place(cursor: str, stream: _Stream) -> int:
