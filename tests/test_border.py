@@ -17,7 +17,10 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
+import trio
+from trio.testing import MockClock
 
+from tests.remote.site import open_site
 from trio_ckpt import (
     Batch,
     CheckpointCoordinator,
@@ -29,13 +32,16 @@ from trio_ckpt import (
     Run,
     Stream,
     UnknownStreamError,
+    monitor,
     open_maintenance,
     open_run,
     read_arrays,
     read_history,
+    remote,
     run_batches,
 )
 from trio_ckpt.abc import Observer
+from trio_ckpt.engines import map_tasks
 from trio_ckpt.progress import show_progress
 from trio_ckpt.stores import MemoryStore
 
@@ -107,7 +113,7 @@ def ids(value: object) -> str:
 
 def is_named(argument: str, error: BaseException) -> bool:
     """Whether a message begins with the name of the argument and says what would be right."""
-    return re.match(rf"{argument} must (not )?be .+", str(error)) is not None
+    return re.match(rf"{argument} must (not )?(be|have) .+", str(error)) is not None
 
 
 @pytest.mark.parametrize(("call", "value"), RECORDS, ids=ids)
@@ -216,7 +222,7 @@ async def test_what_is_no_list_of_keys_is_not_listed(keys: Any) -> None:
         assert run.streams_to_process() == []
 
 
-@pytest.mark.parametrize("key", ["org", {"full_name": "org/one"}, 5, b"org", None])
+@pytest.mark.parametrize("key", ["org", {"full_name": "org/one"}, {"org"}, 5, b"org", None])
 async def test_a_listed_key_is_a_tuple_of_its_parts(key: Any) -> None:
     async with opened() as run:
         for call in (
@@ -508,6 +514,95 @@ async def test_what_are_no_indexes_is_not_redone(indexes: Any) -> None:
     async with open_maintenance(store, "run") as maintenance:
         with pytest.raises((TypeError, ValueError), match="indexes must be"):
             await maintenance.redo(("s",), indexes, "r")
+
+
+# -- services ----------------------------------------------------------------------------------
+
+NO_PORT = (-1, 65_536, 1.5, "8000", True, None)
+
+MONITOR = rows(
+    "monitor.serve",
+    monitor.serve,
+    run_or_store=(5, "gh.ckpt", None, MemoryStore),
+    port=NO_PORT,
+    host=(5, "", None),
+    hosts=("example.org", 5, {"a": 1}),
+    allow_actions=NO_FLAG,
+    allow_plain=NO_FLAG,
+    stuck_after_s=(*NO_SECONDS, *NO_SPAN),
+)
+
+FOREMAN = rows(
+    "serve_foreman",
+    remote.serve_foreman,
+    store=(5, "jobs.ckpt", MemoryStore),
+    port=NO_PORT,
+    host=(5, "", None),
+    hosts=("example.org", 5),
+    max_connections=(*NO_COUNT, 0),
+    grace_s=(*NO_SECONDS, *NO_SPAN, None),
+    heartbeat_s=(*NO_SECONDS, *NO_SPAN, 0, None, 1e9),
+    silence_s=(*NO_SECONDS, *NO_SPAN, 0, None),
+    rebalance=NO_FLAG,
+    allow_plain=NO_FLAG,
+)
+
+WORKER = rows(
+    "run_worker",
+    remote.run_worker,
+    url=(5, None, ""),
+    allow=("module", 5, []),
+    slots=(*NO_COUNT, 0, 1_000_000),
+    grace_s=(*NO_SECONDS, *NO_SPAN, None),
+    patience_s=(*NO_SECONDS, *NO_SPAN, None),
+    handle_signals=NO_FLAG,
+)
+
+MAP_TASKS = rows(
+    "map_tasks",
+    map_tasks,
+    engine=("dask", None),
+    workers=(*NO_START, 0, 10**6),
+    slots=(*NO_COUNT, 0, 10**6),
+    errors=("skip", None),
+)
+
+
+@pytest.mark.parametrize(("call", "value"), [*MONITOR, *FOREMAN, *WORKER, *MAP_TASKS], ids=ids)
+async def test_a_service_with_a_wrong_argument_does_not_start(call: Call, value: object) -> None:
+    arguments: dict[str, Any] = {
+        "monitor.serve": {"run_or_store": MemoryStore()},
+        "serve_foreman": {"store": MemoryStore(), "secret": b"s" * 32, "port": 0},
+        "run_worker": {"url": "ws://127.0.0.1:1", "secret": b"s" * 32, "allow": ["tests"]},
+        "map_tasks": {"func": "examples.squares:square", "items": [1]},
+    }[call.name]
+    with trio.fail_after(10), pytest.raises((TypeError, ValueError)) as caught:
+        await call.call(**{**arguments, call.argument: value})
+    assert is_named(call.argument, caught.value), caught.value
+
+
+SUBMIT = rows(
+    "submit",
+    remote.Client.submit,
+    items=("abc", 5, {"a": 1}),
+    checkpoint_interval_s=(*NO_SECONDS, *NO_SPAN, math.inf),
+    errors=("skip", None),
+    attempts=(*NO_COUNT, 0, 10**6),
+    losses=(*NO_COUNT, 0, 10**6),
+    max_age_s=(*NO_SECONDS, *NO_SPAN, 0, None),
+    keep_checkpoints=NO_FLAG,
+    trace=("abc", 5, [1]),
+)
+
+
+async def test_a_wrong_job_is_not_submitted(autojump_clock: MockClock) -> None:
+    async with open_site(MemoryStore()) as site, site.client("c") as client:
+        for call, value in SUBMIT:
+            arguments = {"items": [1], call.argument: value}
+            with pytest.raises((TypeError, ValueError)) as caught:
+                await call.call(client, "examples.squares:square", **arguments)
+            assert is_named(call.argument, caught.value), caught.value
+        assert not await site.store.list_runs()
 
 
 # -- displays ------------------------------------------------------------------------------------

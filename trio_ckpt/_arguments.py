@@ -19,6 +19,8 @@ import attrs
 MAX_INDEX = 2**63 - 2
 """The greatest batch index: the end of an interval, one more, fits into 64 signed bits."""
 
+MAX_PORT = 65_535
+
 MAX_SHOWN_CHARS = 80
 """How much of a wrong value a message shows: it may be a whole document."""
 
@@ -54,6 +56,15 @@ def whole_number(name: str, value: object, *, least: int = 0, most: int = MAX_IN
     if not least <= number <= most:
         raise ValueError(f"{name} must be {bounds}, not {shown(value)}")
     return number
+
+
+def port(name: str, value: object) -> int:
+    """The number of a TCP port; 0 stands for any that is free.
+
+    Raises:
+        TypeError, ValueError: the value is none.
+    """
+    return whole_number(name, value, most=MAX_PORT)
 
 
 def whole_numbers(name: str, values: Iterable[int]) -> list[int]:
@@ -185,14 +196,13 @@ def one_of(name: str, value: object, choices: Sequence[T]) -> T:
     raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {shown(value)}")
 
 
-def several(name: str, values: Iterable[T], what: str, *, kind: str = "a list") -> tuple[T, ...]:
+def several(name: str, values: Iterable[T], what: str) -> tuple[T, ...]:
     """The members of an iterable: a str is one text, and not several letters.
 
     Args:
         name: Of the argument.
         values: Any iterable but a str, bytes or a mapping.
         what: What its members are, in the plural: ``stream keys``.
-        kind: What would be right, if it is not a list.
 
     Raises:
         TypeError: the value is one of those, or cannot be iterated.
@@ -201,7 +211,7 @@ def several(name: str, values: Iterable[T], what: str, *, kind: str = "a list") 
     if type(given) is tuple:  # the default of most, with every batch
         return cast("tuple[T, ...]", given)
     if isinstance(given, str | bytes | bytearray | Mapping) or not isinstance(given, Iterable):
-        raise TypeError(f"{name} must be {kind} of {what}, not {shown(given)}")
+        raise TypeError(f"{name} must be a list of {what}, not {shown(given)}")
     return tuple(values)
 
 
@@ -209,15 +219,18 @@ def stream_key(name: str, value: Iterable[str]) -> tuple[str, ...]:
     """The key of a stream as a tuple of its parts; whether it is a good one is not looked at.
 
     Raises:
-        TypeError: the value is a str, which would be its letters, or no iterable of str.
+        TypeError: the value is no tuple or list of str, such as a str, which is one text.
     """
-    parts = several(name, value, "its parts", kind="a tuple")
+    given: object = value
+    if not isinstance(given, tuple | list):  # a set has no order, a str is one text
+        raise TypeError(f"{name} must be a tuple of its parts, not {shown(given)}")
+    parts = tuple(value)
     for part in parts:
         text(f"a part of {name}", part, is_empty_allowed=True)
     return parts
 
 
-def instance(name: str, value: object, kind: type[T], what: str) -> T:
+def instance(name: str, value: T, kind: type[Any], what: str) -> T:
     """An object of a class.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from . import _http_errors
-from ._arguments import exception_classes
+from ._arguments import exception_classes, function
 from ._retry import RetryRule, RetryTable, Then
 
 TOO_MANY_REQUESTS = 429
@@ -57,6 +57,10 @@ def http_retries(
         backoff_s: As for `RetryRule`.
         max_backoff_s: As for `RetryRule`.
     """
+    if status_of is not None:
+        function("status_of", status_of)
+    if retry_after is not None:
+        function("retry_after", retry_after)
     status_of = status_of or _http_errors.status_of
     retry_after = retry_after or _http_errors.retry_after_of
     more = exception_classes("errors", errors)

@@ -71,6 +71,7 @@ async def run_batches(
 
     Cancellation: batches in flight are cancelled, completed ones are saved.
     """
+    instance("stream", stream, Stream, "an open stream")
     walk, desk = stream.walk, stream.desk
     walk.check_owner()
     function("handler", handler)

@@ -12,6 +12,7 @@ from typing import Any
 
 import trio
 
+from ._arguments import whole_number
 from ._errors import DuplicateCheckpointError, describe_batch
 from ._token import CheckpointToken
 from ._values import StreamKey
@@ -53,9 +54,12 @@ class TokenRegistry:
         Returns:
             The version now: give it to the next call.
 
+        Raises:
+            TypeError, ValueError: `since` is no version.
+
         Cancellation: always a cancellation and a schedule point.
         """
-        if self.version == since:
+        if self.version == whole_number("since", since, least=-1):
             if self._changed is None:
                 self._changed = trio.Event()
             await self._changed.wait()

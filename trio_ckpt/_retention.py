@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable
 
 import attrs
 
-from ._arguments import checked_by, seconds, whole_number
+from ._arguments import checked_by, path_text, seconds, whole_number
 from ._ranges import IndexSet
 
 
@@ -39,7 +39,7 @@ class Version:
 
 
 def _url_of(store: str | os.PathLike[str]) -> str:
-    return os.fspath(store)
+    return path_text("archive", store)
 
 
 @attrs.frozen

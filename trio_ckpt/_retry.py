@@ -137,7 +137,8 @@ class RetryTable:
 
     def decide(self, error: BaseException, attempts: int) -> Again | GiveUp:
         """Say what becomes of a batch that has failed `attempts` times, with `error` now."""
-        error = _alone(error)
+        error = _alone(instance("error", error, BaseException, "an exception"))
+        attempts = whole_number("attempts", attempts, least=1)
         for rule in self.rules:
             if rule.matches(error):
                 again = rule.again(error, attempts) if attempts < rule.attempts else None

@@ -531,6 +531,7 @@ class Run:
 
     def observing(self, observer: Observer) -> AbstractContextManager[None]:
         """Tell an observer what the run does while the block runs."""
+        instance("observer", observer, Observer, "an Observer")
         return self._saver.observers.adding(observer)
 
     # -- waiting ------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import trio
 
-from ._arguments import instance, seconds
+from ._arguments import function, instance, seconds
 from ._errors import text_of
 from ._extras import needs_extra
 from ._run import Run
@@ -50,7 +50,8 @@ async def show_progress(
             `LINES_EVERY_S` elsewhere.
 
     Raises:
-        TypeError, ValueError: `run` is not an open run, or `every_s` is not a time above zero.
+        TypeError, ValueError: `run` is not an open run, `file` not a file, or `every_s` not a
+            time above zero.
 
     Cancellation: it draws once more, so that the last word is how the run stands then.
     """
@@ -58,6 +59,7 @@ async def show_progress(
     if every_s is not None:
         every_s = seconds("every_s", every_s, is_zero_allowed=False)
     out = sys.stderr if file is None else file
+    function("file.write", getattr(out, "write", None))
     try:
         await _show(run, out, every_s)
     except Exception as error:  # rich's, say, or a file's of the caller's own making

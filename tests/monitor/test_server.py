@@ -255,7 +255,7 @@ async def test_an_error_of_the_monitor_itself_tells_nobody_how(
             def broken(self: Run) -> Any:
                 raise ZeroDivisionError("a secret detail in /some/path")
 
-            monkeypatch.setattr(Run, "view", broken)
+            monkeypatch.setattr(Run, "peek", broken)
             reply = await client.get("/api/runs")
             monkeypatch.undo()
             assert (reply.status, reply.code) == (500, "internal")

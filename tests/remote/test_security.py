@@ -34,6 +34,7 @@ from trio_ckpt.remote._frames import MAX_FRAME_BYTES, decode_frame
 from trio_ckpt.remote._messages import Kind
 from trio_ckpt.remote._protocol import Role
 from trio_ckpt.remote._secrets import check_secret, is_secret, new_secret
+from trio_ckpt.stores import MemoryStore
 
 HELLO = m.Hello(m.VERSIONS, "worker", SECRET.encode(), "evil", "evil", 1, ALLOW)
 
@@ -292,13 +293,9 @@ def foreman_has_given_up(stream: trio.SocketStream) -> bool:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])
 async def test_listening_beyond_this_machine_without_tls_is_refused(host: str) -> None:
     with pytest.raises(UnsafeBindingError, match="TLS"):
-        await remote.serve_foreman(_no_store(), secret=SECRET, host=host, port=0)
+        await remote.serve_foreman(MemoryStore(), secret=SECRET, host=host, port=0)
     _serve.check_binding(host, None, allow_plain=True)
     _serve.check_binding(host, ssl.create_default_context(), allow_plain=False)
-
-
-def _no_store() -> Any:
-    return None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
@@ -326,7 +323,7 @@ async def test_a_secret_that_is_none_is_refused(secret: str | bytes) -> None:
     with pytest.raises(ValueError, match="secret"):
         check_secret(secret)
     with pytest.raises(ValueError, match="secret"):
-        await remote.serve_foreman(_no_store(), secret=secret, port=0)
+        await remote.serve_foreman(MemoryStore(), secret=secret, port=0)
 
 
 def test_secrets_are_compared_whole() -> None:

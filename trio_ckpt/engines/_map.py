@@ -20,9 +20,11 @@ from typing import Any, Literal
 import msgspec
 import trio
 
+from .._arguments import one_of, whole_number
 from .._forks import unshare
 from ..abc import Store
 from ..remote import NotAllowedError, connect, new_secret, serve_foreman
+from ..remote._messages import MAX_SLOTS
 from ..stores import open_store
 
 log = logging.getLogger("trio_ckpt.engines")
@@ -74,11 +76,12 @@ async def map_tasks(
     Durability: results and saved states survive what the store says.
     Cancellation: cancels the job and ends the processes.
     """
-    if engine != "local":
-        raise ValueError(f"engine is 'local', not {engine!r}")
-    count = workers or os.cpu_count() or 1
-    if not 1 <= count <= MAX_WORKERS:
-        raise ValueError(f"workers is from 1 to {MAX_WORKERS}, not {count}")
+    one_of("engine", engine, ("local",))
+    count = os.cpu_count() or 1
+    if workers is not None:
+        count = whole_number("workers", workers, least=1, most=MAX_WORKERS)
+    slots = whole_number("slots", slots, least=1, most=MAX_SLOTS)
+    one_of("errors", errors, ("raise", "collect"))
     name = func if isinstance(func, str) else name_of(func)
     secret = new_secret()
     async with AsyncExitStack() as stack:

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import attrs
 import trio
 
+from .._arguments import flag, instance, port as check_port, seconds, several, text
 from .._forks import unshare
 from .._portal import check_trio
 from .._run import Run
@@ -94,6 +95,14 @@ async def serve(
         is left.
     """
     check_trio()
+    port = check_port("port", port)
+    text("host", host)
+    for name in several("hosts", hosts, "names of hosts"):
+        text("a name of hosts", name)
+    flag("allow_actions", allow_actions)
+    flag("allow_plain", allow_plain)
+    if stuck_after_s is not None:
+        stuck_after_s = seconds("stuck_after_s", stuck_after_s, is_endless_allowed=True)
     _check_binding(host, ssl_context, allow_plain=allow_plain)
     viewer_secret = check_secret(secret) if secret is not None else new_secret()
     actor_secret: str | None = None
@@ -105,7 +114,8 @@ async def serve(
     if isinstance(run_or_store, Run):
         source = RunSource(run_or_store, stuck_after_s)
     else:
-        source = StoreSource(run_or_store, stuck_after_s)
+        store = instance("run_or_store", run_or_store, Store, "an open run or an open store")
+        source = StoreSource(store, stuck_after_s)
     window = Window(source, Jobs(source.store, foreman), has_actions=allow_actions)
     app = make_app(window)
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)

@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import attrs
 import trio
 
+from .._arguments import flag, mapping, one_of, seconds, several, whole_number
 from .._portal import check_trio
 from .._ranges import IndexSet
 from .._words import printable
@@ -27,6 +28,8 @@ from ._errors import (
 )
 from ._link import Link
 from ._messages import (
+    MAX_ATTEMPTS,
+    MAX_LOSSES,
     VERSIONS,
     AttachJob,
     CancelJob,
@@ -269,17 +272,19 @@ class Client:
         Durability: when this returns the job is durable at the foreman.
         Cancellation: it may have been submitted or not.
         """
+        if checkpoint_interval_s is not None:
+            checkpoint_interval_s = seconds("checkpoint_interval_s", checkpoint_interval_s)
         options = JobOptions(
             checkpoint_interval_s,
-            errors,
-            attempts,
-            losses=losses,
-            max_age_s=max_age_s,
-            keep_checkpoints=keep_checkpoints,
-            trace=trace or {},
+            one_of("errors", errors, get_args(Errors)),
+            whole_number("attempts", attempts, least=1, most=MAX_ATTEMPTS),
+            losses=whole_number("losses", losses, least=1, most=MAX_LOSSES),
+            max_age_s=seconds("max_age_s", max_age_s, is_zero_allowed=False),
+            keep_checkpoints=flag("keep_checkpoints", keep_checkpoints),
+            trace=mapping("trace", trace or {}),
         )
         job_id = new_job_id() if job_id is None else check_job_id(job_id)
-        submission = checked_submission(function, list(items), options)
+        submission = checked_submission(function, several("items", items, "items"), options)
         following = self._jobs[job_id] = _Following(job_id, submission)
         self._nursery.start_soon(self._send_job, following)
         while not following.is_accepted:

@@ -36,6 +36,10 @@ class TaskError(msgspec.Struct, frozen=True, array_like=True):
     traceback: Annotated[str, msgspec.Meta(max_length=MAX_TRACEBACK_CHARS)] = ""
 
 
+MAX_ATTEMPTS = 1_000  # at an item; more is a loop without end
+MAX_LOSSES = 1_000  # of workers by one item; more take all of them down
+
+
 class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """How a job is to be done; stored with it.
 
@@ -54,9 +58,9 @@ class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
 
     checkpoint_interval_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
     errors: Literal["raise", "collect"] = "raise"
-    attempts: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 1
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=MAX_ATTEMPTS)] = 1
     backoff_s: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 1.0
-    losses: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 5
+    losses: Annotated[int, msgspec.Meta(ge=1, le=MAX_LOSSES)] = 5
     max_age_s: Annotated[float, msgspec.Meta(gt=0, le=1e9)] = 3_600.0
     keep_checkpoints: bool = False
     trace: Annotated[dict[Name, Text], msgspec.Meta(max_length=16)] = {}

@@ -11,6 +11,8 @@ import msgspec
 
 from ._errors import ProtocolError
 from ._job_messages import (
+    MAX_ATTEMPTS as MAX_ATTEMPTS,
+    MAX_LOSSES as MAX_LOSSES,
     AttachJob as AttachJob,
     CancelJob as CancelJob,
     Control as Control,

@@ -23,6 +23,15 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from .._arguments import (
+    flag,
+    instance,
+    port as check_port,
+    seconds,
+    several,
+    text,
+    whole_number,
+)
 from .._forks import unshare
 from .._portal import check_trio
 from .._words import printable
@@ -97,9 +106,20 @@ async def serve_foreman(
     Cancellation: ends it; functions on workers go on and wait for the next foreman.
     """
     check_trio()
+    instance("store", store, Store, "an open store")
+    port = check_port("port", port)
+    text("host", host)
+    for name in several("hosts", hosts, "names of hosts"):
+        text("a name of hosts", name)
+    max_connections = whole_number("max_connections", max_connections, least=1)
+    grace_s = seconds("grace_s", grace_s, is_endless_allowed=True)
+    heartbeat_s = seconds("heartbeat_s", heartbeat_s, is_zero_allowed=False)
+    silence_s = seconds("silence_s", silence_s, is_zero_allowed=False)
+    flag("allow_plain", allow_plain)
+    flag("rebalance", rebalance)
+    if heartbeat_s >= silence_s:
+        raise ValueError(f"heartbeat_s must be less than silence_s, not {heartbeat_s!r}")
     terms = Terms(check_secret(secret), heartbeat_s, silence_s)
-    if not 0 < heartbeat_s < silence_s:
-        raise ValueError(f"heartbeat_s is less than silence_s, not {heartbeat_s!r}")
     check_binding(host, ssl_context, allow_plain=allow_plain)
     from ._sockets import accept  # trio-websocket is an extra: say so before listening
 

@@ -16,6 +16,7 @@ from functools import partial
 import attrs
 import trio
 
+from .._arguments import flag, seconds, several, text, whole_number
 from .._gate import leaves_of
 from .._portal import check_trio
 from .._stop import stop_signals
@@ -317,10 +318,15 @@ async def run_worker(
     from ._sockets import dial  # trio-websocket is an extra
 
     check_trio()
-    if not 1 <= slots <= MAX_SLOTS:
-        raise ValueError(f"slots is from 1 to {MAX_SLOTS}, not {slots}")
-    if isinstance(allow, str) or not 0 < len(allow) <= MAX_ALLOWED:
-        raise ValueError(f"allow is the names of 1 to {MAX_ALLOWED} modules, not {allow!r}")
+    text("url", url)
+    slots = whole_number("slots", slots, least=1, most=MAX_SLOTS)
+    allow = several("allow", allow, "names of modules")
+    if not 0 < len(allow) <= MAX_ALLOWED:
+        raise ValueError(f"allow must have 1 to {MAX_ALLOWED} names of modules, not {len(allow)}")
+    grace_s = seconds("grace_s", grace_s, is_endless_allowed=True)
+    patience_s = seconds("patience_s", patience_s, is_endless_allowed=True)
+    if handle_signals is not None:
+        flag("handle_signals", handle_signals)
     if handle_signals is None:
         handle_signals = threading.current_thread() is threading.main_thread()
     worker = Worker(
