@@ -61,10 +61,10 @@ def count_slowly(item: str, work: AnyWork) -> list[int]:
 
 
 def steps(item: list[Any], work: AnyWork) -> int:
-    """Twenty steps, each of which leaves a line in the item's file."""
-    folder, number = item
+    """So many steps, each of which leaves a line in the item's file."""
+    folder, number, count = item
     state = work.state
-    while state.setdefault("done", 0) < 20:
+    while state.setdefault("done", 0) < count:
         time.sleep(0.05)
         state["done"] += 1
         state["sum"] = state.get("sum", 0) + state["done"]

@@ -1,47 +1,44 @@
-"""Kill -9 of foreman, workers and client in a random order: the results are those of no kill.
+"""Kill -9 of foreman, workers and client: the results are those of no kill.
 
-python -m tests.remote.kills SCHEDULES [FIRST_SEED]
+python -m tests.remote.kills random SCHEDULES [FIRST_SEED]
+python -m tests.remote.kills aimed SCHEDULES [FIRST_SEED]
 
 Each is a process of its own, with the store on disk.  What the functions do leaves a line in a
-file each time, so what was done twice is counted.
+file each time, so what was done twice is counted.  A *random* schedule kills at any moment.  An
+*aimed* one kills one process at one transition of the protocol's tables, which it does itself: see
+`tests.remote.doomed`.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
+
+from tests.remote.aims import cells, is_passed_only_by_chance
+from tests.remote.scenarios import Transition
+from trio_ckpt.remote._messages import Kind
+from trio_ckpt.remote._protocol import Role, TaskPhase
 
 ROOT = Path(__file__).parents[2]
 MODULE = "tests.engines.jobs"
 ITEMS = 5
 STEPS = 20
+AIMED_STEPS = 6
 STEP_S = 0.05
 INTERVAL_S = 0.2
 MAX_S = 90.0
 SECRET = "a secret of 16 bytes or more"  # of a test
-
-CLIENT = """
-import sys, trio
-from trio_ckpt import remote
-
-async def main():
-    url, marks, items, interval_s = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-    async with remote.connect(url, secret=sys.argv[5]) as client:
-        items = [[marks, n] for n in range(items)]
-        print(await client.map("tests.engines.jobs:steps", items, job_id="job-k", losses=1000,
-                               checkpoint_interval_s=interval_s))
-
-trio.run(main)
-"""
 
 
 @attrs.frozen
@@ -52,18 +49,26 @@ class Outcome:
         results: What the client got.
         kills: How often each kind of process was killed.
         steps: How often each step of each item was done.
+        count: Steps of an item.
         seconds: How long it took.
     """
 
     results: str
     kills: Counter[str]
     steps: Counter[tuple[int, int]]
+    count: int
     seconds: float
 
     @property
     def wanted(self) -> str:
         """What the client should have got."""
-        return str([STEPS * (STEPS + 1) // 2 + n for n in range(ITEMS)])
+        return str([self.count * (self.count + 1) // 2 + n for n in range(ITEMS)])
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the results are those of no kill, and each step was done."""
+        every = {(n, k) for n in range(ITEMS) for k in range(1, self.count + 1)}
+        return self.results == self.wanted and set(self.steps) == every
 
     @property
     def redone(self) -> int:
@@ -78,40 +83,83 @@ class Outcome:
         return (self.kills["worker"] + 2 * self.kills["foreman"]) * 2 * per_loss
 
 
+@attrs.define(eq=False)
 class Cast:
-    """The processes of one schedule."""
+    """The processes of one schedule.
 
-    def __init__(self, folder: Path, port: int) -> None:
-        self.folder = folder
-        self.url = f"ws://127.0.0.1:{port}"
-        self.port = port
-        self.env = {**os.environ, "TRIO_CKPT_SECRET": SECRET, "PYTHONPATH": str(ROOT)}
-        (folder / "marks").mkdir()
+    Attributes:
+        folder: Where their files are.
+        port: Where the foreman listens.
+        steps: Steps of an item.
+        interval: How often an item is saved, or "none".
+        slots: Of each worker.
+        doom: What kind of process is about to kill itself, and where; until one has.
+        running: The processes, with what kind each is.
+        kills: How often each kind was killed.
+    """
+
+    folder: Path
+    steps: int = STEPS
+    interval: str = str(INTERVAL_S)
+    slots: int = 2
+    doom: tuple[str, list[str]] = ("", [])
+    port: int = attrs.field(factory=lambda: free_port())
+    running: list[tuple[str, subprocess.Popen[str]]] = attrs.field(factory=list)
+    kills: Counter[str] = attrs.field(factory=Counter[str])
 
     def start(self, kind: str) -> subprocess.Popen[str]:
         """Start one of a kind."""
-        program = [sys.executable, "-m", "trio_ckpt"]
-        arguments = {
-            "foreman": [*program, "foreman", str(self.folder / "s"), "--port", str(self.port)],
-            "worker": [*program, "worker", self.url, "--allow", MODULE, "--slots", "2"],
+        url = f"ws://127.0.0.1:{self.port}"
+        marks = self.folder / "marks"
+        marks.mkdir(exist_ok=True)
+        run = {
+            "foreman": ["trio_ckpt", "foreman", str(self.folder / "s"), "--port", str(self.port)],
+            "worker": ["trio_ckpt", "worker", url, "--allow", MODULE, "--slots", str(self.slots)],
             "client": [
-                *(sys.executable, "-c", CLIENT, self.url, str(self.folder / "marks")),
-                *(str(ITEMS), str(INTERVAL_S), SECRET),
+                *("tests.remote.kill_client", url, str(marks)),
+                *(str(ITEMS), str(self.steps), self.interval),
             ],
         }[kind]
+        if self.doom[0] == kind and not self.kills[kind]:
+            run = ["tests.remote.doomed", *self.doom[1], *run]
         with (self.folder / f"{kind}.err").open("a") as errors:
             return subprocess.Popen(
-                arguments,
+                [sys.executable, "-m", *run],
                 cwd=ROOT,
-                env=self.env,
+                env={**os.environ, "TRIO_CKPT_SECRET": SECRET, "PYTHONPATH": str(ROOT)},
                 text=True,
                 stdout=subprocess.PIPE if kind == "client" else subprocess.DEVNULL,
                 stderr=errors,
             )
 
+    def play(self, strike: Callable[[], None]) -> Outcome:
+        """Start again what has ended, and strike, until the client has its results."""
+        started = time.monotonic()
+        try:
+            while time.monotonic() - started < MAX_S:
+                for place, (kind, process) in enumerate(self.running):
+                    code = process.poll()
+                    if code is None:
+                        continue
+                    if kind == "client" and code == 0:
+                        output = process.stdout.read() if process.stdout is not None else ""
+                        seconds = time.monotonic() - started
+                        steps = read_steps(self.folder)
+                        return Outcome(output.strip(), self.kills, steps, self.steps, seconds)
+                    self.kills[kind] += code == -signal.SIGKILL
+                    end(process)
+                    self.running[place] = (kind, self.start(kind))
+                strike()
+                time.sleep(0.02)
+            errors = "".join(path.read_text()[-1_500:] for path in self.folder.glob("*.err"))
+            raise AssertionError(f"it has not ended; {dict(self.kills)}; {errors}")
+        finally:
+            for _kind, process in self.running:
+                end(process)
+
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Kill one, and let go of it."""
+    """Kill one, and close its files."""
     process.kill()
     process.wait()
     if process.stdout is not None:
@@ -125,39 +173,94 @@ def free_port() -> int:
     return port
 
 
-def run_schedule(seed: int, folder: Path) -> Outcome:
-    """Kill and start again until the client has its results."""
+def run_random(seed: int, folder: Path) -> Outcome:
+    """Kill any process at any moment, six times at most."""
     rng = random.Random(seed)
-    cast = Cast(folder, free_port())
-    kinds = ["foreman", "client", "worker", "worker"]
-    running = [(kind, cast.start(kind)) for kind in kinds]
-    kills: Counter[str] = Counter()
-    started = time.monotonic()
-    next_kill = started + rng.uniform(1.0, 2.5)
-    try:
-        while time.monotonic() - started < MAX_S:
-            place, client = next((n, p) for n, (kind, p) in enumerate(running) if kind == "client")
-            if client.poll() is not None:
-                output = client.stdout.read() if client.stdout is not None else ""
-                if client.returncode == 0:
-                    seconds = time.monotonic() - started
-                    return Outcome(output.strip(), kills, read_steps(folder), seconds)
-                end(client)
-                running[place] = ("client", cast.start("client"))
-            if time.monotonic() > next_kill and sum(kills.values()) < 6:
-                victim = rng.randrange(len(running))
-                kind, process = running[victim]
-                end(process)  # with SIGKILL
-                kills[kind] += 1
-                time.sleep(rng.choice([0.0, 0.0, 0.5]))
-                running[victim] = (kind, cast.start(kind))
-                next_kill = time.monotonic() + rng.uniform(0.2, 1.5)
-            time.sleep(0.02)
-        errors = "".join(path.read_text()[-1_500:] for path in folder.glob("*.err"))
-        raise AssertionError(f"seed {seed} has not ended; {dict(kills)}; {errors}")
-    finally:
-        for _kind, process in running:
-            end(process)
+    cast = Cast(folder)
+    cast.running = [(kind, cast.start(kind)) for kind in ("foreman", "client", "worker", "worker")]
+    next_kill = time.monotonic() + rng.uniform(1.0, 2.5)
+
+    def strike() -> None:
+        nonlocal next_kill
+        if time.monotonic() < next_kill or sum(cast.kills.values()) >= 6:
+            return
+        victim = rng.randrange(len(cast.running))
+        kind, process = cast.running[victim]
+        end(process)  # with SIGKILL
+        cast.kills[kind] += 1
+        time.sleep(rng.choice([0.0, 0.0, 0.5]))
+        cast.running[victim] = (kind, cast.start(kind))
+        next_kill = time.monotonic() + rng.uniform(0.2, 1.5)
+
+    return cast.play(strike)
+
+
+SPEAKS = {
+    "foreman": (Role.TO_WORKER, Role.TO_CLIENT),
+    "worker": (Role.WORKER,),
+    "client": (Role.CLIENT,),
+}
+HEARS = {
+    "foreman": (Role.WORKER, Role.CLIENT),
+    "worker": (Role.TO_WORKER,),
+    "client": (Role.TO_CLIENT,),
+}
+NOT_HERE = frozenset(
+    {
+        *(Kind.HEARTBEAT, Kind.CREDIT, Kind.GOODBYE),  # these jobs are too short and too small
+        *(Kind.CONTROL, Kind.CONTROL_REPLY, Kind.FORCE_CHECKPOINT, Kind.RELEASE_TASK),
+        *(Kind.CANCEL_JOB, Kind.CANCEL, Kind.REFUSED, Kind.JOB_REFUSED, Kind.TASK_FAILED),
+        Kind.TASK_PROGRESS,
+    }
+)
+"""What is not said in these jobs; `tests.remote.aims` strikes there, too."""
+
+
+def targets() -> list[tuple[str, Transition]]:
+    """What each kind of process passes in these jobs."""
+    return [
+        (kind, cell)
+        for kind in SPEAKS
+        for cell in sorted(cells(), key=str)
+        if cell.role in (SPEAKS if cell.is_sent else HEARS)[kind]
+        and cell.kind not in NOT_HERE
+        and cell.was is not TaskPhase.STOPPING
+        and not is_passed_only_by_chance(cell)
+    ]
+
+
+def run_aimed(seed: int, folder: Path) -> Outcome:
+    """Have a process kill itself at one transition; seeds in a row take one after the other.
+
+    What is passed only after another kill gets that one first.
+    """
+    rng = random.Random(seed)
+    doomed, cell = targets()[seed % len(targets())]
+    side = "sent" if cell.is_sent else "come"
+    nth = rng.choice([1, 1, 2, ITEMS])
+    doom = [cell.role.name, cell.kind.name, cell.was.name, side, str(nth)]
+    before = {Kind.LEASE: "foreman", Kind.RESUME_TASK: "worker"}.get(cell.kind)
+    interval = "0.05" if cell.kind in SAVING else rng.choice(["none", "0.05"])
+    slots, workers = rng.choice([1, 1, 2]), rng.choice([1, 2])
+    cast = Cast(folder, AIMED_STEPS, interval, slots, doom=(doomed, doom))
+    for kind in ("foreman", "client", *["worker"] * workers):
+        cast.running.append((kind, cast.start(kind)))
+
+    def strike() -> None:
+        nonlocal before
+        if before is not None and any((folder / "marks").iterdir()):
+            place = [kind for kind, _ in cast.running].index(before)
+            end(cast.running[place][1])  # with SIGKILL
+            cast.running[place] = (before, cast.start(before))
+            before = None
+
+    return cast.play(strike)
+
+
+SAVING = (
+    *(Kind.RESUME_TASK, Kind.TASK_CHECKPOINT, Kind.CHECKPOINT_ACK),
+    *(Kind.STORE_CALL, Kind.STORE_REPLY),
+)
 
 
 def read_steps(folder: Path) -> Counter[tuple[int, int]]:
@@ -170,20 +273,26 @@ def read_steps(folder: Path) -> Counter[tuple[int, int]]:
 
 
 def main() -> None:
-    count, first = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    run = {"random": run_random, "aimed": run_aimed}[sys.argv[1]]
+    count, first = int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 1
     kills: Counter[str] = Counter()
-    redone = bad = 0
+    redone = bad = total = 0
     for seed in range(first, first + count):
         with tempfile.TemporaryDirectory() as folder:
-            outcome = run_schedule(seed, Path(folder))
+            try:
+                outcome = run(seed, Path(folder))
+            except AssertionError as error:
+                bad += 1
+                print(f"seed {seed}: {error}", flush=True)
+                continue
         kills += outcome.kills
         redone += outcome.redone
-        if outcome.results != outcome.wanted or outcome.redone > outcome.allowed:
+        total += ITEMS * outcome.count
+        if not outcome.is_right or (run is run_random and outcome.redone > outcome.allowed):
             bad += 1
-            print(f"seed {seed}: {outcome}")
+            print(f"seed {seed}: {outcome}", flush=True)
     print(
-        f"{count} schedules, {dict(kills)} kills, {redone} of {count * ITEMS * STEPS} steps done "
-        f"again, {bad} bad"
+        f"{count} schedules, {dict(kills)} kills, {redone} of {total} steps done again, {bad} bad"
     )
 
 

@@ -339,6 +339,14 @@ async def stop_things(play: Play) -> None:
         await play.site.start_foreman()
 
 
+async def come_late(play: Play) -> None:
+    """For a while there is no worker that may do the job, and its client is told."""
+    for name in tuple(play.site.workers):
+        play.kill_worker(name)
+    await trio.sleep(6)
+    await play.site.start_worker("late")
+
+
 async def be_refused(play: Play) -> None:
     """Who does not know the secret is refused, and so is another job of the same name."""
     await trio.sleep(0.7)
@@ -390,6 +398,7 @@ SCENARIOS = (
     Scenario("asked for", "short", LONG, LONG_SUMS, SAVING, (1, 1), ask_for_things),
     Scenario("from afar", "uneven", NUMBERS, SUMS, SAVING, (2, 1), ask_often, latency_s=0.3),
     Scenario("stopped", "short", NUMBERS, SUMS, SAVING, (1, 1), stop_things),
+    Scenario("no worker at first", "short", NUMBERS, SUMS, {}, (1,), come_late),
     Scenario("refused", "short", NUMBERS, SUMS, {}, (1,), be_refused),
     Scenario("cancelled", "stubborn", ENDLESS, [], {}, (4,), cancel_it, is_cancelled=True),
     Scenario(

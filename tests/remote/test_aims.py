@@ -6,24 +6,13 @@ import pytest
 
 from tests.remote.aims import (
     VICTIMS,
-    Transition,
     Victim,
     cells,
+    is_passed_only_by_chance,
     play,
     rehearse,
     share,
 )
-from trio_ckpt.remote._messages import Kind
-from trio_ckpt.remote._protocol import TaskPhase
-
-
-def is_passed_only_by_chance(cell: Transition) -> bool:
-    """What is legal since messages cross, and what our sides do not say by themselves."""
-    if cell.was is TaskPhase.ENDED:
-        return cell.kind is not Kind.TASK_ACK
-    if cell.was is TaskPhase.STOPPING:
-        return cell.kind not in (Kind.RELEASE_TASK, Kind.TASK_RESULT)
-    return cell.kind is Kind.CREDIT and cell.is_sent  # it is queued where it is granted
 
 
 def test_the_scenarios_pass_every_transition_of_the_tables() -> None:
