@@ -163,7 +163,6 @@ def deep(depth: int) -> Any:
 
 
 RETURNED: dict[str, Callable[[], Any]] = {
-    "nan is not a finite number": lambda: float("nan"),
     "an int of more than 64 bits": lambda: 2**70,
     "lone surrogate": lambda: "\udce9",
     "a _Own is not JSON-like": _Own,
