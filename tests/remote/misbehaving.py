@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, NoReturn
 
+import numpy as np
 import trio
 import trio.lowlevel
 
@@ -223,3 +225,7 @@ def any_arguments(*arguments: Any) -> int:
 
 def no_argument() -> int:
     return 1
+
+
+def numbers(_item: None) -> Any:
+    return [np.float64(1.5), np.int32(3), Decimal("2.5"), (1, 2)]

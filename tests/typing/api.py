@@ -27,6 +27,8 @@ from trio_ckpt import (
     Then,
     TokenState,
 )
+from trio_ckpt.engines import map_tasks
+from trio_ckpt.remote import TaskFailedError, Work
 from trio_ckpt.testing import Exploration, World, explore_crashes
 
 
@@ -125,6 +127,32 @@ async def a_handler_takes_the_batches_of_its_items(stream: Stream[Any], pages: l
 
     retry = RetryTable((RetryRule((OSError,), attempts=3, then=Then.SKIP),))
     await trio_ckpt.run_batches(stream, pages, handle, concurrency=4, retry=retry)
+
+
+def scale(item: Page, factor: float = 2.0) -> float:
+    return item.number * factor
+
+
+def grow(item: int, work: Work) -> str:  # a state of any type
+    work.state["n"] = item
+    assert_type(work, Work[Any])
+    return str(item)
+
+
+async def grow_typed(item: int, work: Work[Page]) -> Page:
+    work.point_sync()
+    assert_type(work.state, Page)
+    return Page(item)
+
+
+async def functions_of_map_tasks_say_what_it_gives(pages: list[Page]) -> None:
+    assert_type(await map_tasks(scale, pages), list[float])
+    assert_type(await map_tasks(grow, [1], workers=1), list[str])
+    assert_type(await map_tasks(grow_typed, range(3)), list[Page])
+    assert_type(await map_tasks(grow, [1], errors="collect", slots=2), list[str | TaskFailedError])
+    assert_type(await map_tasks(grow_typed, [1], errors="collect"), list[Page | TaskFailedError])
+    assert_type(await map_tasks("module:function", [1]), list[Any])
+    await map_tasks(grow, ["x"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def a_program_that_crashes(world: World) -> int:

@@ -13,9 +13,9 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, TypedDict, TypeVar, overload
 
 import msgspec
 import trio
@@ -23,11 +23,20 @@ import trio
 from .._arguments import one_of, whole_number
 from .._forks import unshare
 from ..abc import Store
-from ..remote import NotAllowedError, connect, new_secret, serve_foreman
+from ..remote import NotAllowedError, TaskFailedError, connect, new_secret, serve_foreman
 from ..remote._messages import MAX_SLOTS
+from ..remote._names import check_job_id
+from ..remote._submission import checked_submission, job_options
 from ..stores import open_store
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # Python has it from 3.12 on
+
 log = logging.getLogger("trio_ckpt.engines")
+
+T = TypeVar("T")
+R = TypeVar("R")
+Errors = Literal["raise", "collect"]
 
 MAX_WORKERS = 1_000
 DEFAULT_GRACE_S = 1.0  # workers are on this machine: who is gone is gone, and soon
@@ -35,31 +44,89 @@ STOP_S = 1.0  # for a worker to end by itself; with all else it is less than 2 s
 WORKER_MODULE = "trio_ckpt.engines._worker"
 
 
+class _Options(TypedDict, total=False):
+    """The arguments of `map_tasks` that its types do not depend on."""
+
+    engine: Literal["local"]
+    workers: int | None
+    slots: int
+    store: Store | str | os.PathLike[str]
+    checkpoint_interval_s: float | None
+    attempts: int
+    job_id: str | None
+
+
+@overload
+async def map_tasks(
+    func: str, items: Iterable[Any], *, errors: Errors = "raise", **options: Unpack[_Options]
+) -> list[Any]: ...
+
+
+@overload
+async def map_tasks(
+    func: Callable[Concatenate[T, ...], Coroutine[Any, Any, R]],
+    items: Iterable[T],
+    *,
+    errors: Literal["raise"] = "raise",
+    **options: Unpack[_Options],
+) -> list[R]: ...
+
+
+@overload
+async def map_tasks(
+    func: Callable[Concatenate[T, ...], Coroutine[Any, Any, R]],
+    items: Iterable[T],
+    *,
+    errors: Errors,
+    **options: Unpack[_Options],
+) -> list[R | TaskFailedError]: ...
+
+
+@overload
+async def map_tasks(
+    func: Callable[Concatenate[T, ...], R],
+    items: Iterable[T],
+    *,
+    errors: Literal["raise"] = "raise",
+    **options: Unpack[_Options],
+) -> list[R]: ...
+
+
+@overload
+async def map_tasks(
+    func: Callable[Concatenate[T, ...], R],
+    items: Iterable[T],
+    *,
+    errors: Errors,
+    **options: Unpack[_Options],
+) -> list[R | TaskFailedError]: ...
+
+
 async def map_tasks(
     func: Callable[..., Any] | str,
     items: Iterable[Any],
     *,
+    errors: Errors = "raise",
     engine: Literal["local"] = "local",
     workers: int | None = None,
     slots: int = 1,
     store: Store | str | os.PathLike[str] = "memory:",
     checkpoint_interval_s: float | None = None,
-    errors: Literal["raise", "collect"] = "raise",
     attempts: int = 1,
     job_id: str | None = None,
 ) -> list[Any]:
     """Call a function with each item, in several processes; the results, in order.
 
     Args:
-        func: A function of a module, called as ``func(item, work)``; or its name,
-            ``module:function``.
+        func: A function of a module, called as ``func(item, work)``, or as ``func(item)`` where
+            it has one parameter; or its name, ``module:function``.
         items: JSON-like values.
+        errors: "raise", or "collect": the error of an item takes the place of its result.
         engine: "local": processes of this machine.
         workers: How many; default: one for each processor.
         slots: How many items each takes at a time.
         store: Where jobs and checkpoints are: a folder, a URL, or a store.
         checkpoint_interval_s: How often a running item saves its state, at most; None: never.
-        errors: "raise", or "collect": the error of an item takes the place of its result.
         attempts: How often an item is tried whose function raises.
         job_id: A name, ``job-…``: the same call again under it, with the same store, goes on
             where the last one was left.
@@ -71,18 +138,24 @@ async def map_tasks(
         TaskFailedError: an item failed.
         NotAllowedError: the function is in no module that a process could import.
         NotEncodableError: an item is not JSON-like.
+        TypeError, ValueError: an argument is wrong; the message has its name and value.
         StoreError: the store cannot be used.
 
     Durability: results and saved states survive what the store says.
     Cancellation: cancels the job and ends the processes.
     """
     one_of("engine", engine, ("local",))
-    count = os.cpu_count() or 1
+    count = min(os.cpu_count() or 1, MAX_WORKERS)
     if workers is not None:
         count = whole_number("workers", workers, least=1, most=MAX_WORKERS)
     slots = whole_number("slots", slots, least=1, most=MAX_SLOTS)
-    one_of("errors", errors, ("raise", "collect"))
     name = func if isinstance(func, str) else name_of(func)
+    options = job_options(
+        checkpoint_interval_s=checkpoint_interval_s, errors=errors, attempts=attempts
+    )
+    submission = checked_submission(name, items, options)
+    if job_id is not None:
+        check_job_id(job_id)
     secret = new_secret()
     async with AsyncExitStack() as stack:
         if not isinstance(store, Store):
@@ -94,7 +167,7 @@ async def map_tasks(
         client = await stack.enter_async_context(connect(url, secret=secret, name="map_tasks"))
         return await client.map(
             name,
-            items,
+            submission.items,
             checkpoint_interval_s=checkpoint_interval_s,
             errors=errors,
             attempts=attempts,

@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import attrs
 import trio
 
-from .._arguments import flag, mapping, one_of, seconds, several, whole_number
+from .._arguments import text
 from .._portal import check_trio
 from .._ranges import IndexSet
 from .._words import printable
@@ -28,8 +28,6 @@ from ._errors import (
 )
 from ._link import Link
 from ._messages import (
-    MAX_ATTEMPTS,
-    MAX_LOSSES,
     VERSIONS,
     AttachJob,
     CancelJob,
@@ -40,7 +38,6 @@ from ._messages import (
     JobDone,
     JobItems,
     JobMessage,
-    JobOptions,
     JobRefused,
     JobResult,
     JobWaits,
@@ -52,8 +49,8 @@ from ._names import check_job_id, new_job_id
 from ._protocol import Role
 from ._secrets import check_secret
 from ._session import Dial, Session
-from ._submission import Submission, checked_submission, parts_of
-from ._worker import peer_name
+from ._submission import Submission, checked_submission, job_options, parts_of
+from ._worker import checked_name
 
 log = logging.getLogger("trio_ckpt.remote.client")
 
@@ -229,7 +226,7 @@ class Client:
         Durability: a job that was taken goes on whatever happens to this process.
         Cancellation: cancels the job, on the workers, too.
         """
-        job_id = new_job_id() if job_id is None else job_id
+        job_id = new_job_id() if job_id is None else check_job_id(job_id)
         try:
             await self.submit(
                 function,
@@ -272,19 +269,17 @@ class Client:
         Durability: when this returns the job is durable at the foreman.
         Cancellation: it may have been submitted or not.
         """
-        if checkpoint_interval_s is not None:
-            checkpoint_interval_s = seconds("checkpoint_interval_s", checkpoint_interval_s)
-        options = JobOptions(
-            checkpoint_interval_s,
-            one_of("errors", errors, get_args(Errors)),
-            whole_number("attempts", attempts, least=1, most=MAX_ATTEMPTS),
-            losses=whole_number("losses", losses, least=1, most=MAX_LOSSES),
-            max_age_s=seconds("max_age_s", max_age_s, is_zero_allowed=False),
-            keep_checkpoints=flag("keep_checkpoints", keep_checkpoints),
-            trace=mapping("trace", trace or {}),
+        options = job_options(
+            checkpoint_interval_s=checkpoint_interval_s,
+            errors=errors,
+            attempts=attempts,
+            losses=losses,
+            max_age_s=max_age_s,
+            keep_checkpoints=keep_checkpoints,
+            trace=trace,
         )
         job_id = new_job_id() if job_id is None else check_job_id(job_id)
-        submission = checked_submission(function, several("items", items, "items"), options)
+        submission = checked_submission(function, items, options)
         following = self._jobs[job_id] = _Following(job_id, submission)
         self._nursery.start_soon(self._send_job, following)
         while not following.is_accepted:
@@ -489,12 +484,13 @@ async def connect(
     Raises:
         HandshakeRefusedError: the foreman does not want it.
         ConnectionLostError: no foreman has answered within `CONNECT_S`.
+        TypeError, ValueError: an argument is wrong; the message has its name and value.
 
     Cancellation: jobs go on, but those of a `Client.map` that is cancelled.
     """
     from ._sockets import dial  # trio-websocket is an extra
 
     check_trio()
-    way = partial(dial, url, ssl_context)
-    async with open_client(way, check_secret(secret), name or peer_name()) as client:
+    way = partial(dial, text("url", url), ssl_context)
+    async with open_client(way, check_secret(secret), checked_name(name)) as client:
         yield client

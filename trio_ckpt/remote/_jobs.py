@@ -197,7 +197,7 @@ class JobReader:
     ) -> None:
         for _, record in records:
             index = record.index
-            if record.kind is Kind.BATCH and index in missing and index is not None:
+            if record.kind is Kind.BATCH and index is not None and index in missing:
                 missing.discard(index)  # newest first: any other of it was taken back
                 view = _done_view(job, index, record)
                 self._done[view.task_id, job.generation] = view

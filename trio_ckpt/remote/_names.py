@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 
+from .._arguments import text
 from ._errors import UnknownJobError
 
 JOB_PREFIX = "job-"  # of the runs that are jobs
@@ -31,9 +32,10 @@ def check_job_id(job_id: str) -> str:
     """Return `job_id` if it is a good one.
 
     Raises:
+        TypeError: it is no str.
         ValueError: it is not ``job-`` and up to 96 letters, digits, ``_`` and ``-``.
     """
-    if _JOB_ID.fullmatch(job_id) is None:
+    if _JOB_ID.fullmatch(text("job_id", job_id)) is None:
         raise ValueError(
             f"a job's id is 'job-' and up to {MAX_JOB_ID_CHARS - len(JOB_PREFIX)} letters, digits, "
             f"'_' and '-', not {job_id!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from typing import cast
 
 from ._messages import MAX_SECRET_BYTES
 
@@ -20,8 +21,11 @@ def check_secret(secret: bytes | str) -> bytes:
     """A secret as bytes.
 
     Raises:
+        TypeError: it is neither bytes nor a str.
         ValueError: it is too short, or too long.
     """
+    if not isinstance(cast("object", secret), bytes | str):  # and not shown: it may be one
+        raise TypeError(f"secret must be bytes or a str, not a {type(secret).__name__}")
     found = secret.encode() if isinstance(secret, str) else secret
     if not MIN_SECRET_BYTES <= len(found) <= MAX_SECRET_BYTES:
         raise ValueError(

@@ -99,7 +99,7 @@ async def serve_foreman(
         UnsafeBindingError: it was to listen beyond this machine without TLS.
         StoreError: the store cannot be read.
         OSError: the port is taken.
-        ValueError: a bad argument.
+        TypeError, ValueError: an argument is wrong; the message has its name and value.
 
     Durability: a job that was accepted, a checkpoint that was acknowledged and a result that was
         sent survive what the store says.
@@ -109,7 +109,8 @@ async def serve_foreman(
     instance("store", store, Store, "an open store")
     port = check_port("port", port)
     text("host", host)
-    for name in several("hosts", hosts, "names of hosts"):
+    names = several("hosts", hosts, "names of hosts")
+    for name in names:
         text("a name of hosts", name)
     max_connections = whole_number("max_connections", max_connections, least=1)
     grace_s = seconds("grace_s", grace_s, is_endless_allowed=True)
@@ -129,7 +130,7 @@ async def serve_foreman(
     foreman = Foreman(store, grace_s, rebalance)
     foreman.port = int(listeners[0].socket.getsockname()[1])
     foreman.url = f"{'ws' if ssl_context is None else 'wss'}://{_url_host(host)}:{foreman.port}"
-    door = Door(foreman, terms, ssl_context, frozenset({*hosts, host}), max_connections, accept)
+    door = Door(foreman, terms, ssl_context, frozenset({*names, host}), max_connections, accept)
     async with trio.open_nursery() as nursery:
         await foreman.begin(nursery)
         log.info("listening on %s", foreman.url)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import msgspec
 
+from .._arguments import flag, mapping, one_of, seconds, several, shown, text, whole_number
 from .._errors import StoreDamagedError
 from .._history import read_pages
 from .._records import Kind, Record, Status
 from .._values import JOB_STREAM, as_plain
 from ..abc import RunView, Store
 from ._errors import NotAllowedError
-from ._messages import MAX_JOB_ITEMS, MAX_NAME_CHARS, MIB, JobOptions
+from ._messages import (
+    MAX_ATTEMPTS,
+    MAX_JOB_ITEMS,
+    MAX_LOSSES,
+    MAX_NAME_CHARS,
+    MIB,
+    JobOptions,
+)
 
 MAX_VALUE_BYTES = 4 * MIB  # of one item or one result: it travels in one message
 ITEMS_BYTES = MIB  # of items, in one message
@@ -111,6 +119,7 @@ def check_function(name: str) -> str:
     Raises:
         NotAllowedError: it is not ``module:function``.
     """
+    text("function", name)
     if len(name) > MAX_NAME_CHARS or _FUNCTION.fullmatch(name) is None:
         raise NotAllowedError(f"a function is named 'module:function', not {name[:80]!r}")
     return name
@@ -138,32 +147,76 @@ def as_sent(value: Any, path: str, *, allow_nan: bool = False) -> tuple[Any, int
     return plain, size
 
 
-def check_items(items: Sequence[Any]) -> None:
-    """See that a job is not too large.
+def checked_submission(function: str, items: Iterable[Any], options: JobOptions) -> Submission:
+    """A job that a foreman would take; its items are copies.
 
     Raises:
-        ValueError: it is.
+        NotEncodableError, NotAllowedError, TypeError, ValueError: it would not.
     """
-    if len(items) > MAX_JOB_ITEMS:
-        raise ValueError(f"a job has at most {MAX_JOB_ITEMS:,} items, not {len(items):,}")
+    name = check_function(function)
+    values = several("items", items, "JSON-like values")
+    if len(values) > MAX_JOB_ITEMS:
+        raise ValueError(f"a job has at most {MAX_JOB_ITEMS:,} items, not {len(values):,}")
+    plain: list[Any] = []
+    total = 0
+    for place, value in enumerate(values):
+        item, size = as_sent(value, f"items[{place}]")
+        plain.append(item)
+        total += size
+    if total > MAX_JOB_BYTES:
+        raise ValueError(f"the items have {total:,} bytes, over {MAX_JOB_BYTES:,}")
+    return Submission(name, plain, options)
 
 
-def checked_submission(function: str, items: Sequence[Any], options: JobOptions) -> Submission:
-    """A job that a foreman would take.
+MAX_INTERVAL_S = 1e9
+
+
+def job_options(
+    *,
+    checkpoint_interval_s: float | None,
+    errors: Literal["raise", "collect"],
+    attempts: int,
+    losses: int = 5,
+    max_age_s: float = 3_600.0,
+    keep_checkpoints: bool = False,
+    trace: Mapping[str, str] | None = None,
+) -> JobOptions:
+    """How a job is to be done, as a client says it.
 
     Raises:
-        NotEncodableError, NotAllowedError, ValueError: it would not.
+        TypeError, ValueError: an argument is wrong; the message has its name and value.
     """
-    check_items(items)
-    sent = [as_sent(item, f"items[{place}]") for place, item in enumerate(items)]
-    size = sum(size for _, size in sent)
-    if size > MAX_JOB_BYTES:
-        raise ValueError(f"the items have {size:,} bytes, over {MAX_JOB_BYTES:,}")
-    try:
-        options = msgspec.convert(msgspec.to_builtins(options), JobOptions)
+    if checkpoint_interval_s is not None:
+        checkpoint_interval_s = span("checkpoint_interval_s", checkpoint_interval_s)
+    entries = mapping("trace", trace or {})
+    for name, value in entries.items():
+        text("a name of trace", name)
+        text("a value of trace", value, is_empty_allowed=True)
+    options = JobOptions(
+        checkpoint_interval_s,
+        one_of("errors", errors, ("raise", "collect")),
+        whole_number("attempts", attempts, least=1, most=MAX_ATTEMPTS),
+        losses=whole_number("losses", losses, least=1, most=MAX_LOSSES),
+        max_age_s=span("max_age_s", max_age_s, is_zero_allowed=False),
+        keep_checkpoints=flag("keep_checkpoints", keep_checkpoints),
+        trace=entries,
+    )
+    try:  # whatever else the foreman would refuse
+        return msgspec.convert(msgspec.to_builtins(options), JobOptions)
     except msgspec.ValidationError as error:
-        raise ValueError(str(error)) from error
-    return Submission(check_function(function), [item for item, _ in sent], options)
+        raise ValueError(f"the options of a job cannot be sent: {error}") from error
+
+
+def span(name: str, value: float, *, is_zero_allowed: bool = True) -> float:
+    """A time span that a foreman takes.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    found = seconds(name, value, is_zero_allowed=is_zero_allowed)
+    if found > MAX_INTERVAL_S:
+        raise ValueError(f"{name} must be at most {MAX_INTERVAL_S:g} seconds, not {shown(value)}")
+    return found
 
 
 def parts_of(items: Sequence[Any]) -> Iterable[tuple[int, list[Any]]]:

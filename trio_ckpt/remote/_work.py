@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 import trio
@@ -20,7 +20,12 @@ from .._threads import run_blocking
 from ._errors import NotAllowedError
 from ._submission import check_function
 
-S = TypeVar("S")
+if TYPE_CHECKING:  # a default, so that `Work` alone is a type; Python has it from 3.13 on
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    S = TypeVarWithDefault("S", default=Any)
+else:
+    S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MARK = "__trio_ckpt_task__"
@@ -266,9 +271,14 @@ async def call(func: Callable[..., Any], item: Any, work: Work[Any]) -> Outcome[
     if inspect.iscoroutinefunction(func):
         done = await acapture(func, *arguments)
         return done
-    return await trio.to_thread.run_sync(
-        capture, _call_sync, func, arguments, abandon_on_cancel=True
-    )
+    done = await trio.to_thread.run_sync(_capture, func, arguments, abandon_on_cancel=True)
+    return done
+
+
+def _capture(func: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome[Any]:
+    """Call a sync function in its thread."""
+    done: Outcome[Any] = capture(_call_sync, func, arguments)
+    return done
 
 
 def _call_sync(func: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

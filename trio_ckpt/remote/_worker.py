@@ -26,6 +26,7 @@ from ._line import PATIENCE_S, Line
 from ._link import Link
 from ._messages import (
     MAX_ALLOWED,
+    MAX_NAME_CHARS,
     MAX_SLOTS,
     VERSIONS,
     AssignTask,
@@ -56,6 +57,19 @@ DEFAULT_GRACE_S = 30.0
 def peer_name() -> str:
     """What this process is called: its host and its number."""
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def checked_name(name: str | None) -> str:
+    """What a peer is called, as it was given or by default.
+
+    Raises:
+        TypeError, ValueError: it is no str, empty, or too long.
+    """
+    if name is None:
+        return peer_name()[:MAX_NAME_CHARS]
+    if len(text("name", name)) > MAX_NAME_CHARS:
+        raise ValueError(f"name must have at most {MAX_NAME_CHARS} characters, not {len(name)}")
+    return name
 
 
 @attrs.define(eq=False)
@@ -310,7 +324,7 @@ async def run_worker(
     Raises:
         HandshakeRefusedError: the foreman does not want it.
         NotAllowedError: a module in `allow` is not there.
-        ValueError: a bad argument.
+        TypeError, ValueError: an argument is wrong; the message has its name and value.
 
     Durability: what `Work.point` has saved survives what the foreman's store says.
     Cancellation: functions are cancelled at once; what they had saved is saved.
@@ -320,26 +334,28 @@ async def run_worker(
     check_trio()
     text("url", url)
     slots = whole_number("slots", slots, least=1, most=MAX_SLOTS)
-    allow = several("allow", allow, "names of modules")
-    if not 0 < len(allow) <= MAX_ALLOWED:
-        raise ValueError(f"allow must have 1 to {MAX_ALLOWED} names of modules, not {len(allow)}")
+    modules = several("allow", allow, "names of modules")
+    for module in modules:
+        text("a module of allow", module)
+    if not 0 < len(modules) <= MAX_ALLOWED:
+        raise ValueError(f"allow must have 1 to {MAX_ALLOWED} names of modules, not {len(modules)}")
     grace_s = seconds("grace_s", grace_s, is_endless_allowed=True)
     patience_s = seconds("patience_s", patience_s, is_endless_allowed=True)
     if handle_signals is not None:
         flag("handle_signals", handle_signals)
-    if handle_signals is None:
+    else:
         handle_signals = threading.current_thread() is threading.main_thread()
     worker = Worker(
         check_secret(secret),
-        tuple(allow),
+        modules,
         slots,
-        name or peer_name(),
+        checked_name(name),
         patience_s,
         tracer,
         may_be_interrupted=not handle_signals
         and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,
     )
-    for module in allow:
+    for module in modules:
         check_module(module)
     failure: BaseException | None = None
     is_let_in = False

@@ -1,0 +1,165 @@
+"""Wrong arguments of the remote side are refused by name and value, before anything happens."""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from trio.testing import MockClock
+
+from tests.remote.site import F, open_site
+from trio_ckpt import NotEncodableError, remote
+from trio_ckpt.engines import map_tasks
+from trio_ckpt.remote import NotAllowedError
+from trio_ckpt.stores import MemoryStore
+
+SECRET = "a secret of 16 bytes or more"
+NAN = math.nan
+
+MAP: list[tuple[str, Any, str]] = [
+    ("attempts", 0, "attempts must be an int from 1 to 1000, not 0"),
+    ("attempts", 1.5, "attempts must be an int from 1 to 1000, not 1.5"),
+    ("attempts", True, "attempts must be an int from 1 to 1000, not True"),
+    ("checkpoint_interval_s", -1, "checkpoint_interval_s must be a number of seconds >= 0, not -1"),
+    ("checkpoint_interval_s", "10", "checkpoint_interval_s must be a number of seconds"),
+    ("checkpoint_interval_s", NAN, "checkpoint_interval_s must be a number of seconds"),
+    ("checkpoint_interval_s", 1e10, "checkpoint_interval_s must be at most 1e+09 seconds"),
+    ("errors", "ignore", "errors must be one of 'raise', 'collect', not 'ignore'"),
+    ("job_id", "x", "a job's id is 'job-'"),
+    ("job_id", 5, "job_id must be a str, not 5"),
+]
+CLIENT = [
+    *MAP,
+    ("losses", 0, "losses must be an int from 1 to 1000, not 0"),
+    ("max_age_s", 0, "max_age_s must be a number of seconds > 0, not 0"),
+    ("keep_checkpoints", "no", "keep_checkpoints must be True or False, not 'no'"),
+    ("trace", "x", "trace must be a mapping, not 'x'"),
+    ("trace", {"a": 5}, "a value of trace must be a str, not 5"),
+    ("trace", {str(n): "" for n in range(17)}, "the options of a job cannot be sent"),
+]
+ENGINE = [
+    *MAP,
+    ("workers", 0, "workers must be an int from 1 to 1000, not 0"),
+    ("workers", "2", "workers must be an int from 1 to 1000, not '2'"),
+    ("slots", 0, "slots must be an int from 1 to 128, not 0"),
+    ("slots", 129, "slots must be an int from 1 to 128, not 129"),
+    ("engine", "dask", "engine must be one of 'local', not 'dask'"),
+]
+WORKER = [
+    ("url", 5, "url must be a str, not 5"),
+    ("secret", 5, "secret must be bytes or a str, not a int"),
+    ("secret", "short", "a secret has 16 to"),
+    ("allow", "json", "allow must be a list of names of modules, not 'json'"),
+    ("allow", [], "allow must have 1 to"),
+    ("allow", [5], "a module of allow must be a str, not 5"),
+    ("slots", 0, "slots must be an int from 1 to 128, not 0"),
+    ("name", "", "name must not be empty"),
+    ("name", "x" * 201, "name must have at most 200 characters"),
+    ("grace_s", -1, "grace_s must be a number of seconds >= 0, not -1"),
+    ("patience_s", "x", "patience_s must be a number of seconds"),
+    ("handle_signals", 1, "handle_signals must be True or False, not 1"),
+]
+FOREMAN = [
+    ("store", "memory:", "store must be an open store, not 'memory:'"),
+    ("secret", None, "secret must be bytes or a str"),
+    ("host", 5, "host must be a str, not 5"),
+    ("port", 99_999, "port must be an int from 0 to 65535, not 99999"),
+    ("port", -1, "port must be an int from 0 to 65535, not -1"),
+    ("hosts", "example.org", "hosts must be a list of names of hosts, not 'example.org'"),
+    ("max_connections", 0, "max_connections must be an int from 1 on, not 0"),
+    ("grace_s", NAN, "grace_s must be a number of seconds"),
+    ("heartbeat_s", 0, "heartbeat_s must be a number of seconds > 0, not 0"),
+    ("silence_s", 1, "heartbeat_s must be less than silence_s"),
+    ("allow_plain", "no", "allow_plain must be True or False, not 'no'"),
+    ("rebalance", 1, "rebalance must be True or False, not 1"),
+]
+
+
+def row(entry: tuple[str, Any, str]) -> str:
+    return f"{entry[0]}={entry[1]!r}"[:40]
+
+
+@pytest.mark.parametrize(("name", "value", "says"), ENGINE, ids=map(row, ENGINE))
+async def test_map_tasks_refuses(name: str, value: Any, says: str) -> None:
+    wrong: dict[str, Any] = {name: value}
+    with pytest.raises((TypeError, ValueError), match=re.escape(says)):
+        await map_tasks("json:loads", ["1"], **wrong)
+
+
+@pytest.mark.parametrize(
+    ("function", "items", "kind"),
+    [
+        (5, [1], NotAllowedError),
+        ("json.loads", [1], NotAllowedError),
+        ("json:loads", "abc", TypeError),
+        ("json:loads", 5, TypeError),
+        ("json:loads", {"a": 1}, TypeError),
+        ("json:loads", [{1, 2}], NotEncodableError),
+        ("json:loads", [1, 2, NAN], NotEncodableError),
+    ],
+)
+async def test_map_tasks_refuses_what_cannot_be_done(
+    function: Any, items: Any, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind):
+        await map_tasks(function, items)
+
+
+@pytest.mark.parametrize(("name", "value", "says"), CLIENT, ids=map(row, CLIENT))
+async def test_a_client_refuses(
+    autojump_clock: MockClock, name: str, value: Any, says: str
+) -> None:
+    wrong: dict[str, Any] = {name: value}
+    async with open_site(MemoryStore()) as site, site.client() as client:
+        with pytest.raises((TypeError, ValueError), match=re.escape(says)):
+            await client.map(F + "square", [1], **wrong)
+        assert await site.store.list_runs() == ()
+
+
+@pytest.mark.parametrize(("name", "value", "says"), WORKER, ids=map(row, WORKER))
+async def test_a_worker_refuses(name: str, value: Any, says: str) -> None:
+    given: dict[str, Any] = {"url": "ws://127.0.0.1:1", "secret": SECRET, "allow": ["json"]}
+    with pytest.raises((TypeError, ValueError), match=re.escape(says)):
+        await remote.run_worker(**{**given, name: value})
+
+
+@pytest.mark.parametrize(("name", "value", "says"), FOREMAN, ids=map(row, FOREMAN))
+async def test_a_foreman_refuses(name: str, value: Any, says: str) -> None:
+    given: dict[str, Any] = {"store": MemoryStore(), "secret": SECRET, "port": 0}
+    with pytest.raises((TypeError, ValueError), match=re.escape(says)):
+        await remote.serve_foreman(**{**given, name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("url", 5), ("url", "http://x"), ("secret", "short"), ("name", 5)]
+)
+async def test_a_connection_is_refused(name: str, value: Any) -> None:
+    given: dict[str, Any] = {"url": "ws://127.0.0.1:1", "secret": SECRET}
+    with pytest.raises((TypeError, ValueError)):
+        async with remote.connect(**{**given, name: value}):
+            pass
+
+
+async def test_numbers_of_other_types_travel_as_what_they_are_worth(
+    autojump_clock: MockClock,
+) -> None:
+    items = [np.float64(1.5), np.int32(3), Decimal("2.5"), (1, 2)]
+    async with open_site(MemoryStore()) as site:
+        await site.start_worker("a", allow=("tests.remote",))
+        async with site.client() as client:
+            assert await client.map(F + "echo", items) == [1.5, 3, 2.5, [1, 2]]
+            found = await client.map("tests.remote.misbehaving:numbers", [None])
+    assert found == [[1.5, 3, 2.5, [1, 2]]]
+
+
+async def test_items_are_taken_when_they_are_given(autojump_clock: MockClock) -> None:
+    item = {"n": 1}
+    async with open_site(MemoryStore()) as site, site.client() as client:
+        job_id = await client.submit(F + "echo", [item])
+        item["n"] = 2
+        await site.start_worker("a")
+        assert await client.attach(job_id) == [{"n": 1}]
