@@ -181,7 +181,7 @@ async def test_every_cell(
         trio.open_nursery() as nursery,
     ):
         desk = stream.desk
-        desk.is_open_ended = True
+        desk.extent.is_open_ended = True
         batch = desk.hand_out(0, None, b"")
         nursery.start_soon(wait, batch)
         await trio.testing.wait_all_tasks_blocked()

@@ -24,10 +24,19 @@ def test_a_rate_is_told_once_it_is_warm(
 
 
 @pytest.mark.parametrize(
-    ("left", "rate", "eta"),
-    [(100, 4.0, 25.0), (None, 4.0, None), (100, None, None), (0, None, 0.0), (0, 4.0, 0.0)],
+    ("left", "ahead", "rate", "eta"),
+    [
+        (100, 100, 4.0, 25.0),
+        (None, None, 4.0, None),
+        (None, 20, 4.0, 5.0),
+        (100, 20, 4.0, 5.0),
+        (100, 0, 4.0, None),
+        (100, 100, None, None),
+        (0, 0, None, 0.0),
+        (0, 0, 4.0, 0.0),
+    ],
 )
-def test_an_eta_needs_a_rate_and_an_end(
-    left: int | None, rate: float | None, eta: float | None
+def test_an_eta_needs_a_rate_and_work_that_is_ahead(
+    left: int | None, ahead: int | None, rate: float | None, eta: float | None
 ) -> None:
-    assert eta_s(left, rate) == eta
+    assert eta_s(left, ahead, rate) == eta

@@ -6,6 +6,7 @@ What leaving an attempt means is the law of order, see `trio_ckpt._gate`.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -16,11 +17,12 @@ import attrs
 import msgspec
 import trio
 
-from ._arguments import several
+from ._arguments import several, whole_number
 from ._attic import archive_chains
 from ._batch import AttemptState, Batch
 from ._coordinator import CheckpointCoordinator
 from ._errors import BatchFailedError, StoreError, StreamBusyError, TrioCkptError, describe_batch
+from ._extent import Extent
 from ._keeper import StateKeeper
 from ._lane import Lane
 from ._records import CheckpointResult, ErrorInfo, Opened, Output, Record, Status
@@ -28,7 +30,7 @@ from ._registry import AnyToken
 from ._retry import RetryTable
 from ._saver import Saver
 from ._staging import AnyPath, StreamFiles
-from ._statistics import Waiting
+from ._statistics import Waiting, stuck_after_s
 from ._stop import Stop
 from ._token import CANCELLED, WITHDRAWN, Failure, TokenEvent, TokenState, failure_of, move
 from ._values import copy_plain
@@ -66,7 +68,8 @@ class Desk(ABC):
         keeper: Keeps the state that is captured with every batch, where there is one.
         phase: The phase of the run that was open when it was opened.
         opened_at: Unix time, s; the first record from then on says so.
-        expected: How many batches there are in all, where that is known.
+        extent: How far it goes, and which part of it the newest loop works on.
+        handed_at: When an attempt was handed out last; trio's clock.
         pause: Until when nothing is handed out, and why; trio's clock.
         failure: Why the stream was said to have failed, if it was.
         verdicts: On exceptions of handlers, which leave as they are: that their batches failed.
@@ -89,10 +92,12 @@ class Desk(ABC):
     tokens: dict[int, AnyToken] = attrs.field(factory=dict[int, AnyToken])
     failed: dict[int, Failure] = attrs.field(factory=dict[int, Failure])
     is_parallel: bool = False
-    is_open_ended: bool = False
+    extent: Extent = attrs.field(
+        default=attrs.Factory(lambda self: Extent(self.first_index), takes_self=True)
+    )
     phase: str | None = None
     opened_at: float = attrs.field(factory=lambda: time.time())
-    expected: int | None = None
+    handed_at: float = -math.inf
     pause: tuple[float, str] | None = None
     failure: ErrorInfo | None = None
     verdicts: list[BatchFailedError] = attrs.field(factory=list[BatchFailedError])
@@ -132,6 +137,7 @@ class Desk(ABC):
         if self.keeper is not None:
             batch.resumed_from = self.keeper.begin_batch(index)
         self.open[index] = batch
+        self.handed_at = trio.current_time()
         self.stop.busy += 1
         if self.saver.observers:
             self.saver.observers.began(self.attempt_of(batch))
@@ -168,19 +174,47 @@ class Desk(ABC):
         left_s = until - trio.current_time()
         return Waiting(self.lane.key, reason, left_s) if left_s > 0 else None
 
+    @property
+    def _items(self) -> int | None:
+        """How many items its `Frontier` has; None: it has none."""
+        return None if self.frontier is None else len(self.frontier)
+
     def total(self) -> int | None:
-        """How many batches there are in all; None where that is not known."""
-        progress = self.lane.progress
-        if self.frontier is not None:
-            return len(self.frontier)
-        if self.expected is None or (self.is_open_ended and progress.last_index is not None):
-            return progress.total
-        return self.expected
+        """How many batches there are in all; None where that is not certain."""
+        return self.extent.total(self.lane.progress, self._items)
+
+    def expected_batches(self) -> int | None:
+        """The same, or else about how many there are, where that was said."""
+        return self.extent.expected_batches(self.lane.progress, self._items)
+
+    def set_estimate(self, count: int | None) -> None:
+        """Say about how many batches an open end has.
+
+        Raises:
+            TypeError: it is no open end.
+        """
+        if self.extent.expected is not None or self.frontier is not None:
+            raise TypeError("expected_batches is for an open end: a list says how many there are")
+        self.extent.estimate = None if count is None else whole_number("expected_batches", count)
 
     def left(self) -> int | None:
         """How many batches are known to be left; None where that is not known."""
-        progress, total = self.lane.progress, self.total()
-        return progress.left if total is None else max(0, total - len(progress.done))
+        return self.extent.left(self.lane.progress, self._items)
+
+    def ahead(self, now: float, session_s: float) -> int | None:
+        """How many of them this session is about to do; None where that is not known.
+
+        None of a stream that has failed, or from which nothing comes any more.
+
+        Args:
+            now: On trio's clock.
+            session_s: For how long the stream was open in this session, in seconds.
+        """
+        usual_s = session_s / self.lane.confirmed if self.lane.confirmed else None
+        is_stuck = bool(self.open) and now - self.handed_at > stuck_after_s(usual_s)
+        if self.has_failed or self.failure is not None or is_stuck:
+            return 0
+        return self.extent.ahead(self.lane.progress, self._items)
 
     def where(self, index: int | None = None) -> str:
         """The stream, or a batch of it, in words."""
@@ -216,10 +250,11 @@ class Desk(ABC):
 
     def new_expected(self) -> int | None:
         """How many batches there are, if the records do not know."""
-        progress = self.lane.progress
-        expected = self.expected if self.frontier is None else len(self.frontier)
-        has_ended = self.is_open_ended and progress.last_index is not None
-        return None if has_ended or expected == progress.expected else expected
+        return self.extent.new_expected(self.lane.progress, self._items)
+
+    def new_estimate(self) -> int | None:
+        """About how many an open end has, if the records do not know."""
+        return self.extent.new_estimate(self.lane.progress)
 
     async def save_plain(self, record: Record, blobs: tuple[str, ...] = ()) -> int:
         """Save a record of the stream that is not about a batch; see `Saver.save`."""
@@ -227,10 +262,14 @@ class Desk(ABC):
 
     def introduce(self, record: Record) -> Record:
         """A record that says what the records do not know yet of the stream as a whole."""
-        opened, expected, phase = self.new_opening(), self.new_expected(), self.new_phase()
-        if opened is None and expected is None and phase is None:
-            return record
-        return msgspec.structs.replace(record, opened=opened, expected=expected, phase=phase)
+        news = {
+            "opened": self.new_opening(),
+            "phase": self.new_phase(),
+            "expected": self.new_expected(),
+            "estimate": self.new_estimate(),
+        }
+        said = {name: value for name, value in news.items() if value is not None}
+        return msgspec.structs.replace(record, **said) if said else record
 
     def encode_adds(self, batch: Batch[Any]) -> bytes:
         frontier = self.frontier
@@ -393,7 +432,7 @@ class Desk(ABC):
 
     def check_withdraw(self, batch: Batch[Any]) -> None:
         """Only an open end can be found to be no batch."""
-        if not self.is_open_ended or self.is_parallel:
+        if not self.extent.is_open_ended or self.is_parallel:
             raise RuntimeError(
                 "withdraw() is for batches() without a source, one at a time; "
                 f"batch {batch.index} is in the source: skip() it"
@@ -401,7 +440,7 @@ class Desk(ABC):
 
     def check_last(self, batch: Batch[Any]) -> None:
         """A list says itself where it ends."""
-        if not self.is_open_ended:
+        if not self.extent.is_open_ended:
             raise ValueError(
                 f"last=True is for batches() without a source; {batch.index} is in one"
             )

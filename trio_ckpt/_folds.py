@@ -51,6 +51,7 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     items: bytes = b""
     skipped_items: bytes = b""
     phase: str | None = None
+    estimate: int | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -92,6 +93,7 @@ def encode_progress(progress: Progress) -> bytes:
             encode_marks(progress.items),
             encode_marks(progress.skipped_items),
             progress.phase,
+            progress.estimate,
         )
     )
 
@@ -142,6 +144,7 @@ def decode_progress(payload: bytes) -> Progress:
             items=decode_marks(fold.items),
             skipped_items=decode_marks(fold.skipped_items),
             phase=fold.phase,
+            estimate=fold.estimate,
         )
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreDamagedError(f"saved progress cannot be read: {error}") from error

@@ -297,6 +297,7 @@ class Gate(Desk):
                 adds=adds,
                 last_index=batch.index if staged.is_last else None,
                 expected=self.new_expected(),
+                estimate=self.new_estimate(),
                 opened=self.new_opening(),
                 phase=self.new_phase(),
             )

@@ -87,9 +87,7 @@ def failing(progress: Progress) -> int:
 
 def is_over(progress: Progress) -> bool:
     """Whether a start would do nothing more for a stream: it is complete, or failed for good."""
-    error = progress.error
-    is_final = progress.status is Status.FAILED and error is not None and not error.retryable
-    return progress.status is Status.COMPLETE or is_final
+    return progress.status is Status.COMPLETE or progress.has_failed_for_good
 
 
 def exit_code(parts: Iterable[Progress], *, has_ended: bool) -> int:

@@ -33,6 +33,7 @@ class Lane:
         before: What other sessions had added.
         confirmed, skipped, retries: What this session has done.
         open_s: Seconds that it was open in this session, and is not any more.
+        is_left: It was opened in this session, and left.
     """
 
     key: StreamKey
@@ -53,6 +54,7 @@ class Lane:
     skipped: int = attrs.field(default=0, init=False)
     retries: int = attrs.field(default=0, init=False)
     open_s: float = attrs.field(default=0.0, init=False)
+    is_left: bool = attrs.field(default=False, init=False)
 
 
 @attrs.frozen

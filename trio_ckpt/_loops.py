@@ -19,7 +19,7 @@ from ._retry import Again, RetryTable
 from ._source import Source
 from ._stream import Stream
 from ._token import is_cancellation
-from ._walk import Items, Walk
+from ._walk import Items, Walk, estimated
 from ._words import printable
 from .outputs import Validate, Validator
 
@@ -41,6 +41,7 @@ async def run_batches(
     key: Callable[[T], str] | None = None,
     start: int | None = None,
     end: int | None = None,
+    expected: int | None = None,
 ) -> None:
     """Work on the batches that are left, several at once; each has a token of its own.
 
@@ -57,6 +58,7 @@ async def run_batches(
         key: As for `Stream.batches`.
         start: Only batches from this index on.
         end: Only batches up to this index, inclusive.
+        expected: As for `Stream.batches`.
 
     Raises:
         Exception: what the handler raised, as the same object, when the retry table gives up;
@@ -77,6 +79,7 @@ async def run_batches(
     function("handler", handler)
     concurrency = whole_number("concurrency", concurrency, least=1, most=MAX_CONCURRENCY)
     start, end = index_range(start, end)
+    estimate = estimated(expected, items)
     if retry is not None:
         instance("retry", retry, RetryTable, "a RetryTable")
     validator = None if validate is None else Validator.of(validate)
@@ -90,7 +93,7 @@ async def run_batches(
     await walk.settle_open(Way.NEXT)
     source = None if items is None else await walk.open_source(items, key)
     stop = source.stop if source is not None else desk.first_index + len(desk.frontier or ())
-    await walk.begin_range(stop, start, end)
+    await walk.begin_range(stop, start, end, estimate)
     feed: Feed[T] = Feed(walk, source, start, end)
     desk.is_parallel = concurrency > 1
     table, desk.retry = desk.retry, desk.retry if retry is None else retry

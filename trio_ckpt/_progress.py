@@ -89,6 +89,7 @@ class Progress:
         first_index: Of the first batch.
         last_index: Of the last batch, once known.
         expected: How many batches there are in all, as far as was known last.
+        estimate: About how many an open end has, as far as was said last.
         position: On the run's list of streams; None: it is not on it.
         status: As far as the records know: a stream that is neither complete nor failed
             is INTERRUPTED here, and IN_PROGRESS while somebody has it open.
@@ -123,6 +124,7 @@ class Progress:
     first_index: int = 0
     last_index: int | None = None
     expected: int | None = None
+    estimate: int | None = None
     position: int | None = None
     status: Status = Status.PENDING
     error: ErrorInfo | None = None
@@ -181,10 +183,22 @@ class Progress:
 
     @property
     def left(self) -> int | None:
-        """How many batches are known to be left; None where that is not known."""
+        """How many batches are known to be left to do; None where that is not known.
+
+        None are of a stream that failed for good: a start does nothing for it.
+        """
+        if self.has_failed_for_good or self.status is Status.COMPLETE:
+            return 0
         if self.total is not None:
             return max(0, self.total - len(self.done))
-        return 0 if self.status is Status.COMPLETE else None
+        estimated = (self.estimate or 0) - len(self.done)
+        return estimated if estimated > 0 else None
+
+    @property
+    def has_failed_for_good(self) -> bool:
+        """Whether it failed so that only a request of the user's takes it up again."""
+        is_final = self.error is not None and not self.error.retryable
+        return self.status is Status.FAILED and is_final
 
     def copy(self) -> Progress:
         """A progress of its own that says the same, and does not go on changing."""
@@ -245,6 +259,8 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
         progress.has_frontier = True
     if record.phase is not None:
         progress.phase = record.phase
+    if record.estimate is not None:
+        progress.estimate = record.estimate
     if record.expected is not None:
         progress.expected = record.expected
         if progress.last_index is not None and (progress.total or 0) < record.expected:
@@ -325,7 +341,7 @@ def _apply_redo(progress: Progress, record: Record) -> None:
         if (progress.last_index or 0) > record.index:
             progress.last_index = None
         if not progress.done:  # it begins again: with another list, too
-            progress.expected = progress.last_index = None
+            progress.expected = progress.estimate = progress.last_index = None
             progress.failures, progress.metadata = {}, {}
         for label, pin in tuple(progress.pins.items()):
             if pin.batch_index is not None and pin.batch_index > record.index:

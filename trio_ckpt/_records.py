@@ -253,6 +253,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     adds: bytes = msgspec.field(name="f", default=b"")  # new items of a frontier
     last_index: int | None = msgspec.field(name="l", default=None)
     expected: int | None = msgspec.field(name="g", default=None)  # batches in all, as known now
+    estimate: int | None = msgspec.field(name="y", default=None)  # about as many, of an open end
     opened: Opened | None = msgspec.field(name="b", default=None)  # on the first after opening
     phase: str | None = msgspec.field(name="u", default=None)  # of the run, when it was opened
     adopted: bool = msgspec.field(name="w", default=False)  # found, not made: totals are unknown

@@ -42,7 +42,7 @@ class Roster:
         phases: The phases that are open, in the order of opening.
         failures: Batches that failed for good in this session, by stream.
         is_closed: The block of the run has ended.
-        began: When the run was opened, on trio's clock.
+        began, ended: When the run was opened, and closed, on trio's clock.
         runtime_before_s: Seconds that earlier sessions took.
     """
 
@@ -57,6 +57,7 @@ class Roster:
     )
     is_closed: bool = attrs.field(default=False, init=False)
     began: float = attrs.field(factory=trio.current_time, init=False)
+    ended: float | None = attrs.field(default=None, init=False)
 
     @classmethod
     def of(cls, saver: Saver, view: RunView | None, runtime_before_s: float) -> Roster:
@@ -156,9 +157,9 @@ class Roster:
         lanes = [lane for key, lane in self.lanes.items() if key in mine]
         session = Added.by_session(lanes)
         confirmed = sum(lane.confirmed for lane in lanes)
-        session_s = trio.current_time() - self.began
+        session_s = self._now() - self.began
         rate = rate_per_s(confirmed, session_s)
-        left = self._count_left(mine)
+        left, ahead = self._count_left(mine), self._count_ahead(mine)
         pauses = (desk.waiting() for desk in self.desks.values())
         return RunStatistics(
             status=group_status([*statuses, *self.phase_statuses().values()]),
@@ -184,7 +185,7 @@ class Roster:
             runtime_s=self.runtime_before_s + session_s,
             session_s=session_s,
             rate_per_s=rate,
-            eta_s=eta_s(left, rate),
+            eta_s=eta_s(left, ahead, rate),
             waiting=tuple(pause for pause in pauses if pause is not None),
         )
 
@@ -194,3 +195,18 @@ class Roster:
             for key, progress in mine.items()
         ]
         return None if None in lefts else sum(left or 0 for left in lefts)
+
+    def _count_ahead(self, mine: Mapping[StreamKey, Progress]) -> int | None:
+        """What this session is about to do: of the streams that are open, or not opened yet."""
+        found: list[int | None] = []
+        for key, progress in mine.items():
+            desk, lane = self.desks.get(key), self.lanes.get(key)
+            if desk is not None:
+                found.append(desk.ahead(self._now(), self._now() - self.began))
+            elif lane is None or not lane.is_left:
+                found.append(progress.left)
+        return None if None in found else sum(ahead or 0 for ahead in found)
+
+    def _now(self) -> float:
+        """The time on trio's clock; when the run was closed, after that."""
+        return trio.current_time() if self.ended is None else self.ended

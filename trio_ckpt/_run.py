@@ -580,6 +580,7 @@ class Run:
                     version = await registry.wait_changed(version)
             for desk in tuple(self._desks.values()):
                 desk.close()
+        self._roster.ended = trio.current_time()
         registry.touch()
         return self._stop_instead(error)
 

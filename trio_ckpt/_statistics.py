@@ -81,7 +81,8 @@ class StreamStatistics:
     Attributes:
         confirmed: Batches that are durable, of all sessions.
         skipped: Batches given up, of all sessions.
-        left: Batches known to be left; None where nobody knows.
+        left: Batches known to be left to do, none of a stream that failed for good; of an open
+            end those of the part that is worked on, or as estimated; None where it is not known.
         in_flight: Batches handed out now.
         waiting: Of those left: failed ones that wait for their next attempt.
         pause: What the whole stream waits for, if it does.
@@ -97,7 +98,8 @@ class StreamStatistics:
         runtime_s: Seconds worked, in all sessions, downtime left out.
         session_s: Of them in this session.
         rate_per_s: Batches confirmed per second of this session; None before it is warm.
-        eta_s: Seconds until nothing is left at that rate; None where that is not known.
+        eta_s: Seconds until nothing of the part that is worked on is left at that rate; None where
+            that is not known, or nothing moves.
         state: What its state costs; None: it has none, or a `Frontier`.
     """
 
@@ -143,7 +145,8 @@ class RunStatistics:
         runtime_s: Seconds that the run was open, in all sessions.
         session_s: In this one.
         rate_per_s: Batches confirmed per second of this session; None before it is warm.
-        eta_s: Seconds until nothing is left at that rate; None where that is not known.
+        eta_s: Seconds until nothing is left at that rate of what this session can do: streams that
+            failed, were left or stand still are not counted; None where that is not known.
         waiting: Streams that wait, and why.
     """
 
@@ -223,8 +226,28 @@ def format_amount(amount: Number) -> str:
     return f"{amount:,}" if isinstance(amount, int) else f"{amount:,.4f}".rstrip("0").rstrip(".")
 
 
-def eta_s(left: int | None, rate: float | None) -> float | None:
-    """Seconds until nothing is left."""
+def eta_s(left: int | None, ahead: int | None, rate: float | None) -> float | None:
+    """Seconds until nothing is ahead; None where that is not known, or is not the end.
+
+    Args:
+        left: Batches known to be left in all.
+        ahead: Of them, those that are about to be done: none of a stream that failed or is stuck.
+        rate: Batches per second.
+    """
     if left == 0:
         return 0.0
-    return None if left is None or not rate else left / rate
+    return ahead / rate if ahead and rate else None
+
+
+STUCK_AFTER_S = 60.0  # where nothing is known of how long a batch takes
+MIN_STUCK_AFTER_S = 10.0  # a batch of a millisecond that takes a second is no news
+STUCK_FACTOR = 10.0  # times the usual
+
+
+def stuck_after_s(usual_s: float | None) -> float:
+    """After how many seconds without a batch something is taken for stuck.
+
+    Args:
+        usual_s: Seconds that it takes usually; None: nothing is known of it.
+    """
+    return STUCK_AFTER_S if usual_s is None else max(MIN_STUCK_AFTER_S, STUCK_FACTOR * usual_s)

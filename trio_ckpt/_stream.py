@@ -19,28 +19,24 @@ import trio
 from ._arguments import flag, index_range, reason, text, whole_number, whole_numbers
 from ._batch import UNSET, Batch
 from ._errors import (
-    SourceChangedError,
     StreamBusyError,
     StreamEndedError,
-    TrioCkptError,
     describe_batch,
-    text_of,
 )
-from ._gate import Gate, Way, telling, way_of
+from ._gate import Gate, Way, way_of
 from ._groups import status_of
-from ._lane import Added
+from ._leaving import leave_stream, save_failure
 from ._pins import pin_state, unpin_state
 from ._progress import FailedAttempt, Progress
-from ._records import ErrorInfo, Kind, Record, Status, describe_end, describe_error
+from ._records import ErrorInfo, Kind, Record, Status, describe_error
 from ._redo import Redo
 from ._rescan import adopt_outputs as adopt_found, find_outputs
 from ._snapshots import Snapshots
 from ._staging import AnyPath
-from ._statistics import StreamStatistics, eta_s, rate_per_s
-from ._totals import shown
+from ._statistics import StreamStatistics
+from ._stream_statistics import stream_statistics
 from ._values import StreamKey, as_metadata, as_plain, copy_plain
-from ._walk import Batches, Items, Walk
-from ._words import printable
+from ._walk import Batches, Items, Walk, estimated
 from .state import Frontier
 
 log = logging.getLogger("trio_ckpt.stream")
@@ -77,8 +73,16 @@ class Stream(Generic[S]):
 
     @property
     def expected_batches(self) -> int | None:
-        """How many batches there will be in all, where that is known."""
-        return self._desk.expected
+        """How many batches there will be in all, where that is known, or about how many.
+
+        Set it where an API says it of an open end, say with its first page: what is left, the
+        percentage and the ETA follow from it, and nothing else.
+        """
+        return self._desk.expected_batches()
+
+    @expected_batches.setter
+    def expected_batches(self, count: int | None) -> None:
+        self._desk.set_estimate(count)
 
     @property
     def progress(self) -> Progress:
@@ -139,35 +143,12 @@ class Stream(Generic[S]):
 
     def statistics(self) -> StreamStatistics:
         """Counts, sums, rate and ETA, at this moment."""
-        desk, lane, progress = self._desk, self._desk.lane, self._progress
-        open_s = 0.0 if self._walk.is_closed else trio.current_time() - self._opened
-        session_s = lane.open_s + open_s
-        left = desk.left()
-        rate = rate_per_s(lane.confirmed, session_s)
-        session = Added.by_session([lane])
-        return StreamStatistics(
-            confirmed=len(progress.confirmed),
-            skipped=len(progress.skipped),
-            left=left,
-            in_flight=len(desk.open),
-            waiting=len(desk.tokens) - len(desk.open),
-            pause=desk.waiting(),
-            records=progress.records,
-            totals=shown(progress.totals),
-            spent=shown(progress.spent),
-            saved=shown(progress.spent_confirmed),
-            adopted=len(progress.adopted),
-            session_confirmed=lane.confirmed,
-            session_skipped=lane.skipped,
-            session_retries=lane.retries,
-            session_records=session.records,
-            session_totals=shown(session.totals),
-            session_spent=shown(session.spent),
-            runtime_s=self._runtime_before + session_s,
-            session_s=session_s,
-            rate_per_s=rate,
-            eta_s=eta_s(left, rate),
-            state=None if desk.keeper is None else desk.keeper.statistics(),
+        is_closed = self._walk.is_closed
+        return stream_statistics(
+            self._desk,
+            open_s=0.0 if is_closed else trio.current_time() - self._opened,
+            runtime_before_s=self._runtime_before,
+            is_closed=is_closed,
         )
 
     def remaining(
@@ -186,12 +167,12 @@ class Stream(Generic[S]):
         Raises:
             ValueError: nobody knows where the stream ends.
         """
-        desk = self._desk
+        extent = self._desk.extent
         start, end = index_range(start, end)
         if total is not None:
             total = whole_number("total", total)
-        if desk.expected is None and total is not None:
-            desk.expected = max(total, self._progress.expected or 0)
+        if extent.expected is None and total is not None:
+            extent.expected = max(total, self._progress.expected or 0)
         return self._left(total, start, end)
 
     def _left(self, total: int | None, start: int | None, end: int | None) -> list[int]:
@@ -214,7 +195,12 @@ class Stream(Generic[S]):
 
     @overload
     def batches(
-        self, items: None = None, *, start: int | None = None, end: int | None = None
+        self,
+        items: None = None,
+        *,
+        start: int | None = None,
+        end: int | None = None,
+        expected: int | None = None,
     ) -> Batches[None]: ...
 
     @overload
@@ -225,6 +211,7 @@ class Stream(Generic[S]):
         key: Callable[[T], str] | None = None,
         start: int | None = None,
         end: int | None = None,
+        expected: int | None = None,
     ) -> Batches[T]: ...
 
     def batches(
@@ -234,6 +221,7 @@ class Stream(Generic[S]):
         key: Callable[[T], str] | None = None,
         start: int | None = None,
         end: int | None = None,
+        expected: int | None = None,
     ) -> Batches[T] | Batches[None]:
         """Loop over the batches that are left: ``async for batch in stream.batches(...)``.
 
@@ -246,8 +234,12 @@ class Stream(Generic[S]):
             key: Names an item, to notice a list that changed; default: its canonical JSON.
             start: Only batches from this index on.
             end: Only batches up to this index, inclusive.
+            expected: About how many batches there are in all, where `items` does not say; see
+                `expected_batches`.
         """
-        return Batches(self._walk, items, key, *index_range(start, end))
+        span = index_range(start, end)
+        estimate = estimated(expected, items)
+        return Batches(self._walk, items, key, *span, estimate)
 
     @asynccontextmanager
     async def open_batch(self) -> AsyncGenerator[Batch[None]]:
@@ -273,7 +265,7 @@ class Stream(Generic[S]):
                 run_id=self._desk.run_id,
                 stream=self.key,
             )
-        self._desk.is_open_ended = True
+        self._desk.extent.is_open_ended = True
         batch: Batch[None] = self._desk.hand_out(index, None, b"")
         self._walk.hold(batch)  # so that finish(), save() and fail() pass the gate for it
         try:
@@ -381,10 +373,7 @@ class Stream(Generic[S]):
         flag("retryable", retryable)
         await self._walk.settle_failed(error)
         self._desk.failure = describe_error(error, retryable=retryable)
-        await self._save_failure(self._desk.failure)
-
-    async def _save_failure(self, info: ErrorInfo) -> None:
-        await self._desk.save_plain(Record(kind=Kind.FAIL, at=time.time(), error=info))
+        await save_failure(self._walk, self._desk.failure)
 
     @asynccontextmanager
     async def snapshots(self, *, every_s: float = 10.0) -> AsyncGenerator[Snapshots]:
@@ -500,53 +489,9 @@ class Stream(Generic[S]):
 
     async def leave(self, error: BaseException | None) -> None:
         """Pass the gate for what is open, record a failure, leave no token pending."""
-        desk, batch = self._desk, self._walk.batch
-        self._walk.batch = None
-        index = batch.index if batch is not None and batch.index in desk.open else None
         try:
-            if batch is not None:
-                way = self._walk.way_out(Way.EXIT) if error is None else way_of(error)
-                await desk.pass_gate(batch, way, error)
-            if self._desk.failure is not None and self._progress.status is not Status.FAILED:
-                await self._save_failure(self._desk.failure)  # a later record had opened it again
-            elif error is None and self._desk.failure is None:
-                await self._walk.complete_if_last()
-        except BaseException as problem:
-            await self._record_exit(problem, index)
-            raise
-        else:
-            await self._record_exit(error, index)
+            await leave_stream(self._walk, error)
         finally:
-            self._walk.is_closed = True
-            desk.lane.open_s += trio.current_time() - self._opened
-            desk.close()
-            desk.coordinator.registry.touch()
-
-    async def _record_exit(self, error: BaseException | None, index: int | None) -> None:
-        desk = self._desk
-        where = describe_batch(desk.run_id, self.key, None)
-        if error is None or way_of(error) is Way.CANCEL:
-            if self.status is Status.IN_PROGRESS:
-                log.info("%s was left before its end: INTERRUPTED", where)
-                await self._record_beginning()
-        elif self.status is Status.COMPLETE and not isinstance(error, SourceChangedError):
-            log.info("%s is complete; what was raised later changes nothing", where)
-        elif desk.saver.poison is None and self._desk.failure is None:
-            info = describe_end(telling(desk.failures_in(error)), self.key, index)
-            with trio.CancelScope(shield=True):
-                try:
-                    await self._save_failure(info)
-                except Exception as problem:
-                    log.error(
-                        "%s failed, and saving that failed: %s", where, printable(text_of(problem))
-                    )
-
-    async def _record_beginning(self) -> None:
-        """Save that there is work where a loop was left before it saved anything."""
-        if self._progress.sequence or self._walk.source is None or self._desk.saver.poison:
-            return
-        with trio.CancelScope(shield=True):
-            try:
-                await self._desk.save_plain(Record(kind=Kind.SAVE, at=time.time()))
-            except TrioCkptError as error:
-                log.error("that %s was begun is not saved: %s", self._desk.where(), error)
+            lane = self._desk.lane
+            lane.open_s += trio.current_time() - self._opened
+            lane.is_left = True

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 import trio
 
+from ._arguments import shown, whole_number
 from ._batch import AttemptState, Batch
 from ._compare import ReadPages, check_source
 from ._errors import SourceChangedError, StreamBusyError, StreamFailedError
@@ -178,8 +179,8 @@ class Walk:
         await check_source(source, self.progress, self.read, (desk.run_id, desk.lane.key))
         if source.stop is not None:
             self.check_end(source.stop)
-            desk.expected = source.stop - desk.first_index
-        desk.is_open_ended = source.is_open_ended
+            desk.extent.expected = source.stop - desk.first_index
+        desk.extent.is_open_ended = source.is_open_ended
         self.source = source
         return source
 
@@ -229,19 +230,25 @@ class Walk:
                 "the stream ends there; leave end= out, or settle the last batch with last=True"
             )
 
-    async def begin_range(self, stop: int | None, start: int | None, end: int | None) -> None:
+    async def begin_range(
+        self, stop: int | None, start: int | None, end: int | None, estimate: int | None
+    ) -> None:
         """Say what is passed over, and keep in the history which part is worked on.
 
         Args:
             stop: One more than the last batch of the source; None: nobody knows.
             start: Of the part.
             end: Its last batch.
+            estimate: About how many batches there are in all; None: nothing new is known.
 
         Durability: when this returns a range is saved.
         """
         desk, progress = self.desk, self.progress
         if start is not None and end is not None and end < start:
             raise ValueError(f"a range from {start} to {end} has no batch in it")
+        if estimate is not None:
+            desk.set_estimate(estimate)
+        desk.extent.start, desk.extent.end = start, end
         stop = stop if end is None or stop is None else min(end + 1, stop)
         if progress.sequence and (line := resume_line(progress, desk.first_index, start, stop)):
             log.info("%s: %s", desk.where(), line)
@@ -285,6 +292,23 @@ class Walk:
             await self.complete(self.progress.last_index + 1)
 
 
+def estimated(expected: int | None, items: object) -> int | None:
+    """The argument ``expected`` of a loop.
+
+    Raises:
+        TypeError: it is no int, or the items are a list.
+        ValueError: it is out of range.
+    """
+    if expected is None:
+        return None
+    if isinstance(items, Sequence):
+        raise TypeError(
+            f"expected must be left out where items is a list, which says how many batches there "
+            f"are; it is {shown(expected)}"
+        )
+    return whole_number("expected", expected)
+
+
 class Batches(Generic[T]):
     """The loop of ``async for batch in stream.batches(...)``; it holds no scope open."""
 
@@ -295,12 +319,14 @@ class Batches(Generic[T]):
         key: Callable[[T], str] | None,
         start: int | None,
         end: int | None,
+        estimate: int | None,
     ) -> None:
         self._walk = walk
         self._items = items
         self._key = key
         self._start = start
         self._end = end
+        self._estimate = estimate
         self._source: Source[T] | None = None
 
     def __aiter__(self) -> Batches[T]:
@@ -334,7 +360,7 @@ class Batches(Generic[T]):
         await walk.settle_open(Way.NEXT)
         source = self._source = await walk.open_source(self._items, self._key)
         walk.is_cut = source.is_open_ended and self._end is not None
-        await walk.begin_range(source.stop, self._start, self._end)
+        await walk.begin_range(source.stop, self._start, self._end, self._estimate)
         walk.loop = self
         return source
 

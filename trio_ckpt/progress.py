@@ -19,6 +19,7 @@ import trio
 from ._arguments import function, instance, seconds
 from ._errors import text_of
 from ._extras import needs_extra
+from ._records import Status
 from ._run import Run
 from ._screen import Screen as Screen
 from ._statistics import RunStatistics
@@ -248,7 +249,8 @@ def _to_rich(run_id: str, statistics: RunStatistics) -> Any:
     for name, text in progress_pairs(run_id, statistics):
         grid.add_row(Text(name), Text(text))
     done, left = statistics.confirmed + statistics.skipped, statistics.left
-    if left is None or not done + left:
+    is_short = left == 0 and statistics.status is not Status.COMPLETE
+    if left is None or not done + left or is_short:  # 100 % is said of what is complete only
         return grid
     line = Table.grid(padding=(0, 2))
     line.add_row(

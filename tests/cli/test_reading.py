@@ -153,7 +153,7 @@ def test_show_keeps_session_and_total_produced_and_spent_apart(run: Terminal, gh
         "org/repo3  complete  1 complete  4  0  1  40",
         "",
         "stream  status  done  left  skipped  records  spent  error",
-        "org/repo2/pulls  failed  3  unknown  0  30  cost_usd 0.75  "
+        "org/repo2/pulls  failed  3  0  0  30  cost_usd 0.75  "
         "ForbiddenError: 403: not yours (batch 3); for good",
         "org/repo2/issues  failed  2  unknown  0  20  "
         "RateLimitError: slow down (batch 3); may be tried again",
@@ -392,7 +392,7 @@ def test_explain_in_words(run: Terminal, gh: Path) -> None:
     never = " add_streams never named it, unlike others: streams_to_process gives it last."
     assert run("explain", gh).lines == [
         "Run 'gh-2025': 2 of 6 streams complete. A start skips 17 batches that are confirmed "
-        "(saves cost_usd 1.75); at least 6 batches are left (of 3 streams it is not known how "
+        "(saves cost_usd 1.75); at least 6 batches are left (of 2 streams it is not known how "
         "many).",
         "Session 1 (process 4711 on box, begun 2025-11-20 12:00:00 UTC) ended at 2025-11-20 "
         "12:01:00 UTC. No process has the run open: a start is free to.",

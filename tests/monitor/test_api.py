@@ -17,9 +17,8 @@ from tests.monitor.client import ACTION_SECRET, Client, serving
 from trio_ckpt import BatchFailedError, RetryRule, RetryTable, RunStoppedError, Status, open_run
 from trio_ckpt._live import LiveToken, LiveView, LiveWaiting
 from trio_ckpt._look import read_look
+from trio_ckpt._statistics import MIN_STUCK_AFTER_S, STUCK_AFTER_S
 from trio_ckpt.monitor._views import (
-    MIN_STUCK_AFTER_S,
-    STUCK_AFTER_S,
     Standing,
     percent,
     run_line,
@@ -372,7 +371,9 @@ async def test_what_failed_is_put_back_to_work_and_archives_are_removed(tmp_path
     [(0, None, None), (5, None, None), (0, 0, None), (1, 1, 50.0), (2, 1, 66.67), (3, 0, 100.0)],
 )
 def test_percent_is_of_what_is_known(done: int, left: int | None, expected: float | None) -> None:
-    assert percent(done, left) == expected
+    assert percent(done, left, Status.COMPLETE) == expected
+    expected = None if left == 0 else expected  # 100 % is said of what is complete only
+    assert percent(done, left, Status.FAILED) == expected
 
 
 async def a_standing(**fields: Any) -> Standing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -10,7 +11,8 @@ import attrs
 import trio
 
 from .._groups import Summary, current_phase
-from .._statistics import eta_s, rate_per_s
+from .._records import Status
+from .._statistics import eta_s, rate_per_s, stuck_after_s
 from .._words import amounts, duration, number, plural
 from ..abc import Store
 from ._look import Look, left_of, look_at, owner_document, summary_document, word_of
@@ -43,8 +45,14 @@ class Seen:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds until nothing is left at that rate."""
-        return eta_s(self.summary.left, self.rate)
+        """Seconds until nothing is left at that rate, but for what failed or stands still."""
+        idle_s = time.time() - (self.look.last_activity() or 0.0)
+        if idle_s > stuck_after_s(1 / self.rate if self.rate else None):
+            return None
+        parts = [self.look.parts[key] for key in self.look.keys]
+        lefts = [part.left for part in parts if part.status is not Status.FAILED]
+        ahead = None if None in lefts else sum(left or 0 for left in lefts)
+        return eta_s(self.summary.left, ahead, self.rate)
 
 
 async def watch(

@@ -18,6 +18,7 @@ from .._live import LiveToken, LiveView
 from .._look import Look
 from .._progress import Progress
 from .._records import ErrorInfo, Status
+from .._statistics import stuck_after_s
 from .._totals import shown
 from .._values import StreamKey
 from .._words import stream_names
@@ -42,9 +43,6 @@ from ._records import (
     WaitingLine,
 )
 
-STUCK_AFTER_S = 60.0  # where nothing is known of how long a batch takes
-MIN_STUCK_AFTER_S = 10.0  # a batch of a millisecond that takes a second is no news
-STUCK_FACTOR = 10.0  # times the usual
 MAX_OUTPUTS = 20  # of one checkpoint, in the history
 MAX_SHOWN = 50  # of each list in the view of one run
 
@@ -92,9 +90,12 @@ def word(status: Status) -> StatusWord:
     return cast("StatusWord", status.name.lower())
 
 
-def percent(done: int, left: int | None) -> float | None:
-    """How much is done, of 100; None where nobody knows how much there is."""
-    if left is None or not done + left:
+def percent(done: int, left: int | None, status: Status) -> float | None:
+    """How much is done of what can be, of 100; None where that is not known.
+
+    100 is said of what is complete, and of nothing that failed.
+    """
+    if left is None or not done + left or (left == 0 and status is not Status.COMPLETE):
         return None
     return round(100 * done / (done + left), 2)
 
@@ -108,8 +109,8 @@ def stuck_after(standing: Standing) -> float:
         return standing.stuck_after_s
     live = standing.live
     if live is None or not live.rate_per_s or not live.pending:
-        return STUCK_AFTER_S
-    return max(MIN_STUCK_AFTER_S, STUCK_FACTOR * live.pending / live.rate_per_s)
+        return stuck_after_s(None)
+    return stuck_after_s(live.pending / live.rate_per_s)
 
 
 # ---------------------------------------------------------------------------------------
@@ -136,9 +137,9 @@ def run_line(standing: Standing) -> RunLine:
         phase=current_phase(look.parts),
         streams=_per_status(summary.streams),
         batches=_counts(summary, left),
-        progress_percent=percent(summary.confirmed + summary.skipped, left),
+        progress_percent=percent(summary.confirmed + summary.skipped, left, summary.status),
         rate_per_s=fresh.rate_per_s if fresh is not None else None,
-        eta_s=fresh.eta_s if fresh is not None else None,
+        eta_s=fresh.eta_s if fresh is not None and standing.at - fresh.at <= after_s else None,
         pending=fresh.pending if fresh is not None else None,
         oldest_pending_at=iso(tokens[0].created_at) if tokens else None,
         stuck=sum(standing.at - token.created_at >= after_s for token in tokens),
@@ -334,7 +335,7 @@ def stream_line(look: Look, key: StreamKey, name: str) -> StreamLine:
             left=progress.left,
             adopted=len(progress.adopted),
         ),
-        progress_percent=percent(done, progress.left),
+        progress_percent=percent(done, progress.left, progress.status),
         records=progress.records,
         produced=dict(shown(progress.totals)),
         spent=dict(shown(progress.spent)),
@@ -363,7 +364,9 @@ def group_lines(look: Look) -> list[GroupLine]:
                 status=word(summary.status),
                 streams=len(members),
                 batches=_counts(summary, summary.left),
-                progress_percent=percent(summary.confirmed + summary.skipped, summary.left),
+                progress_percent=percent(
+                    summary.confirmed + summary.skipped, summary.left, summary.status
+                ),
             )
         )
     return lines

@@ -1,0 +1,80 @@
+"""Leaving a stream: what is open passes the gate, and how it was left is recorded."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import trio
+
+from ._errors import SourceChangedError, TrioCkptError, text_of
+from ._gate import Way, telling, way_of
+from ._records import ErrorInfo, Kind, Record, Status, describe_end
+from ._walk import Walk
+from ._words import printable
+
+log = logging.getLogger("trio_ckpt.stream")
+
+
+async def leave_stream(walk: Walk, error: BaseException | None) -> None:
+    """Pass the gate for what is open, record a failure, leave no token pending.
+
+    Args:
+        walk: Where its owner stands.
+        error: What leaves its block; None: it ends.
+    """
+    desk, batch = walk.desk, walk.batch
+    walk.batch = None
+    index = batch.index if batch is not None and batch.index in desk.open else None
+    try:
+        if batch is not None:
+            way = walk.way_out(Way.EXIT) if error is None else way_of(error)
+            await desk.pass_gate(batch, way, error)
+        if desk.failure is not None and walk.progress.status is not Status.FAILED:
+            await save_failure(walk, desk.failure)  # a later record had opened it again
+        elif error is None and desk.failure is None:
+            await walk.complete_if_last()
+    except BaseException as problem:
+        await _record_exit(walk, problem, index)
+        raise
+    else:
+        await _record_exit(walk, error, index)
+    finally:
+        walk.is_closed = True
+        desk.close()
+        desk.coordinator.registry.touch()
+
+
+async def save_failure(walk: Walk, info: ErrorInfo) -> None:
+    """Record that the stream has failed."""
+    await walk.desk.save_plain(Record(kind=Kind.FAIL, at=time.time(), error=info))
+
+
+async def _record_exit(walk: Walk, error: BaseException | None, index: int | None) -> None:
+    desk = walk.desk
+    where, is_complete = desk.where(), walk.progress.status is Status.COMPLETE
+    if error is None or way_of(error) is Way.CANCEL:
+        if not (is_complete or desk.has_failed):
+            log.info("%s was left before its end: INTERRUPTED", where)
+            await _record_beginning(walk)
+    elif is_complete and not isinstance(error, SourceChangedError):
+        log.info("%s is complete; what was raised later changes nothing", where)
+    elif desk.saver.poison is None and desk.failure is None:
+        info = describe_end(telling(desk.failures_in(error)), desk.lane.key, index)
+        with trio.CancelScope(shield=True):
+            try:
+                await save_failure(walk, info)
+            except Exception as problem:
+                text = printable(text_of(problem))
+                log.error("%s failed, and saving that failed: %s", where, text)
+
+
+async def _record_beginning(walk: Walk) -> None:
+    """Save that there is work where a loop was left before it saved anything."""
+    if walk.progress.sequence or walk.source is None or walk.desk.saver.poison:
+        return
+    with trio.CancelScope(shield=True):
+        try:
+            await walk.desk.save_plain(Record(kind=Kind.SAVE, at=time.time()))
+        except TrioCkptError as error:
+            log.error("that %s was begun is not saved: %s", walk.desk.where(), error)
