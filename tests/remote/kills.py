@@ -93,6 +93,7 @@ class Cast:
         steps: Steps of an item.
         interval: How often an item is saved, or "none".
         slots: Of each worker.
+        options: Of the foreman.
         doom: What kind of process is about to kill itself, and where; until one has.
         running: The processes, with what kind each is.
         kills: How often each kind was killed.
@@ -102,6 +103,7 @@ class Cast:
     steps: int = STEPS
     interval: str = str(INTERVAL_S)
     slots: int = 2
+    options: tuple[str, ...] = ()
     doom: tuple[str, list[str]] = ("", [])
     port: int = attrs.field(factory=lambda: free_port())
     running: list[tuple[str, subprocess.Popen[str]]] = attrs.field(factory=list)
@@ -113,7 +115,10 @@ class Cast:
         marks = self.folder / "marks"
         marks.mkdir(exist_ok=True)
         run = {
-            "foreman": ["trio_ckpt", "foreman", str(self.folder / "s"), "--port", str(self.port)],
+            "foreman": [
+                *("trio_ckpt", "foreman", str(self.folder / "s")),
+                *("--port", str(self.port), *self.options),
+            ],
             "worker": ["trio_ckpt", "worker", url, "--allow", MODULE, "--slots", str(self.slots)],
             "client": [
                 *("tests.remote.kill_client", url, str(marks)),

@@ -17,6 +17,7 @@ SAMPLES: dict[Kind, Message] = {
     Kind.GOODBYE: m.Goodbye("done"),
     Kind.HEARTBEAT: m.Heartbeat(),
     Kind.CREDIT: m.Credit(1),
+    Kind.SLOTS: m.Slots(0),
     Kind.SUBMIT_JOB: m.SubmitJob("job-1", "pkg:f", m.JobOptions(), 2),
     Kind.JOB_ITEMS: m.JobItems("job-1", 0, [1, {"a": None}]),
     Kind.JOB_ACCEPTED: m.JobAccepted("job-1"),

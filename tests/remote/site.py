@@ -139,6 +139,11 @@ class Site:
             self.cut_off.add(name)
         self.sockets[name].cut()
 
+    def mute(self, name: str) -> None:
+        """Lose all that a peer says from now on, and not tell the foreman."""
+        self.cut_off.add(name)
+        self.sockets[name].is_mute = True
+
     @asynccontextmanager
     async def client(self, name: str = "client", secret: bytes = SECRET) -> AsyncGenerator[Client]:
         async with open_client(self.dial(name), secret, name) as client:

@@ -20,6 +20,9 @@ from .._extras import needs_extra
 from .._gate import leaves_of
 from .._screen import Screen
 from ..remote import Foreman, UnsafeBindingError, new_secret, run_worker, serve_foreman
+from ..remote._foreman import DEFAULT_GRACE_S
+from ..remote._line import PATIENCE_S
+from ..remote._link import SILENCE_S
 from ..stores import open_store
 from ._exits import EXIT_OK, EXIT_USAGE, CommandError, one_line
 from ._key import mac_key
@@ -61,6 +64,24 @@ quiet_option = click.option("--quiet", is_flag=True, help="Say errors only.")
     show_default=True,
     help="More are closed at once.",
 )
+@click.option(
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_GRACE_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a worker whose connection was closed may take to come back.",
+)
+@click.option(
+    "--silence",
+    "silence_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=SILENCE_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="A peer that says nothing for so long is gone.",
+)
 @click.option("--rebalance", is_flag=True, help="Move running items to idle workers.")
 @quiet_option
 @json_option
@@ -74,6 +95,8 @@ def foreman_command(
     allow_plain: bool,
     names: tuple[str, ...],
     max_connections: int,
+    grace_s: float,
+    silence_s: float,
     rebalance: bool,
     quiet: bool,
     as_json: bool,
@@ -108,6 +131,8 @@ def foreman_command(
                 allow_plain=allow_plain,
                 hosts=names,
                 max_connections=max_connections,
+                grace_s=grace_s,
+                silence_s=silence_s,
                 rebalance=rebalance,
             )
             async with trio.open_nursery() as nursery:
@@ -157,6 +182,15 @@ def foreman_command(
     metavar="SECONDS",
     help="How long functions have to save when it is stopped.",
 )
+@click.option(
+    "--patience",
+    "patience_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=PATIENCE_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long functions go on without a connection, when they wait for a save.",
+)
 @quiet_option
 @json_option
 def worker_command(
@@ -167,6 +201,7 @@ def worker_command(
     secret_file: Path | None,
     ca_file: str | None,
     grace_s: float,
+    patience_s: float,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -188,6 +223,7 @@ def worker_command(
         name=name,
         ssl_context=context,
         grace_s=grace_s,
+        patience_s=patience_s,
         handle_signals=True,
     )
 

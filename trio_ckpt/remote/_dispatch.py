@@ -99,6 +99,9 @@ class Dispatcher:
                     )
                 case Lost.MESSAGE:
                     continue
+                case Lost.LEFT:
+                    lost_at = lease.lost_at
+                    continue
                 case ReleaseTask(is_trouble=False):
                     log.info("%s was handed back: %s", wanted.task_id, ending.reason)
                     lost_at = time.time()

@@ -187,8 +187,10 @@ class Foreman:
             return
         worker.disconnect()
         at = time.time()
-        if is_leaving or link.is_silent or self._nursery is None:
-            self._lose(worker, at)
+        if is_leaving:
+            self._lose(worker, Lost.LEFT, at)
+        elif link.is_silent or self._nursery is None:
+            self._lose(worker, Lost.WORKER, at)
         else:
             self._nursery.start_soon(self._wait_for, worker, at)
 
@@ -197,14 +199,14 @@ class Foreman:
         connections = worker.connections
         await sleep_awake(self.grace_s if worker.leases else 0)
         if worker.connections == connections:
-            self._lose(worker, at)
+            self._lose(worker, Lost.WORKER, at)
 
-    def _lose(self, worker: WorkerHandle, at: float) -> None:
+    def _lose(self, worker: WorkerHandle, how: Lost, at: float) -> None:
         log.info("worker %s is gone, with %d items", worker.name, len(worker.leases))
         if self.pool.workers.get(worker.peer_id) is worker:
             del self.pool.workers[worker.peer_id]
         for lease in tuple(worker.leases.values()):
-            lease.lose(Lost.WORKER, at)
+            lease.lose(how, at)
 
     # -- for people ---------------------------------------------------------------------------
 

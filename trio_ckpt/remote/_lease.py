@@ -34,6 +34,7 @@ class Lost(enum.Enum):
     """How a lease ends without a last word."""
 
     WORKER = "the worker is gone"
+    LEFT = "the worker has left"
     MESSAGE = "the worker was not told of it"
 
 

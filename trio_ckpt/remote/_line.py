@@ -24,6 +24,7 @@ from ._messages import (
     TaskCheckpoint,
     TaskMessage,
 )
+from ._waits import wait_awake
 
 PATIENCE_S = 600.0  # without a connection: a foreman that is moved to another machine, say
 
@@ -91,9 +92,7 @@ class Line:
         self._asked[call] = asked
         try:
             self._send(call, asked)
-            with trio.move_on_after(self.patience_s) as waiting:
-                await asked.answered.wait()
-            if waiting.cancelled_caught:
+            if not await wait_awake(asked.answered, self.patience_s):
                 raise StoreError(f"the foreman has not answered for {self.patience_s:g} s")
         finally:
             self._asked.pop(call, None)

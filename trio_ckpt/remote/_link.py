@@ -128,7 +128,7 @@ class Link:
         frame: bytes | None = None
         if self._failure is None:
             with trio.CancelScope() as self._reading:
-                for wait_s in (self.silence_s, LOOK_AGAIN_S):
+                for wait_s in (self.silence_s, min(LOOK_AGAIN_S, self.heartbeat_s)):
                     with trio.move_on_after(wait_s):
                         frame = await self._socket.receive()
                         break

@@ -48,6 +48,7 @@ class Kind(enum.IntEnum):
     GOODBYE = 4
     HEARTBEAT = 5
     CREDIT = 6
+    SLOTS = 7
 
     SUBMIT_JOB = 16
     JOB_ITEMS = 17
@@ -195,6 +196,13 @@ class Heartbeat(Message, frozen=True, array_like=True):
     """This side is there."""
 
     KIND: ClassVar[Kind] = Kind.HEARTBEAT
+
+
+class Slots(Message, frozen=True, array_like=True):
+    """A worker takes so many items at a time from now on; one that is about to stop takes none."""
+
+    KIND: ClassVar[Kind] = Kind.SLOTS
+    slots: Annotated[int, msgspec.Meta(ge=0, le=MAX_SLOTS)]
 
 
 class Credit(Message, frozen=True, array_like=True):

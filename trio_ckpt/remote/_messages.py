@@ -56,6 +56,7 @@ from ._message import (
     Name as Name,
     Refused as Refused,
     Seconds as Seconds,
+    Slots as Slots,
     TaskMessage as TaskMessage,
     Text as Text,
     Welcome as Welcome,
@@ -87,7 +88,7 @@ from ._task_messages import (
 MESSAGES: dict[Kind, type[Message]] = {
     struct.KIND: struct
     for struct in (
-        *(Hello, Welcome, Refused, Goodbye, Heartbeat, Credit),
+        *(Hello, Welcome, Refused, Goodbye, Heartbeat, Credit, Slots),
         *(SubmitJob, JobItems, JobAccepted, JobRefused, AttachJob, JobResult, JobDone),
         *(CancelJob, Control, ControlReply, JobWaits),
         *(AssignTask, ResumeTask, NewLease, Cancel, ReleaseTask, ForceCheckpoint),

@@ -40,6 +40,7 @@ from ._messages import (
     JobRefused,
     Refused,
     ReleaseTask,
+    Slots,
     StoreCall,
     SubmitJob,
     TaskCheckpoint,
@@ -149,7 +150,10 @@ async def _serve_worker(foreman: Foreman, link: Link, hello: Hello) -> None:
 def _take(pool: Pool, worker: WorkerHandle, link: Link, received: Received) -> None:
     """Take a message about an item; the pool settles what comes of a last word."""
     message = received.message
-    if isinstance(message, TaskMessage):
+    if isinstance(message, Slots):
+        worker.slots = message.slots
+        pool.touch(worker)
+    elif isinstance(message, TaskMessage):
         lease = worker.leases.get(message.task_id)
         if lease is not None and lease.is_offered:
             if lease.number != message.lease:

@@ -92,7 +92,7 @@ PHASES: dict[Role, dict[Phase, dict[Kind, Phase]]] = {
         Phase.NEW: {Kind.HELLO: Phase.GREETED},
         Phase.GREETED: {},
         Phase.OPEN: _open(
-            *(Kind.TASK_CHECKPOINT, Kind.STORE_CALL, Kind.TASK_PROGRESS),
+            *(Kind.SLOTS, Kind.TASK_CHECKPOINT, Kind.STORE_CALL, Kind.TASK_PROGRESS),
             *(Kind.TASK_RESULT, Kind.TASK_FAILED, Kind.RELEASE_TASK),
         ),
         Phase.CLOSED: {},
@@ -439,6 +439,7 @@ _PEERS = {
 _WITHOUT_LANE = frozenset(
     {
         *(Kind.HELLO, Kind.WELCOME, Kind.REFUSED, Kind.GOODBYE, Kind.HEARTBEAT, Kind.CREDIT),
+        Kind.SLOTS,
         *(Kind.CONTROL, Kind.CONTROL_REPLY),
     }
 )

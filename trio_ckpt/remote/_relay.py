@@ -22,7 +22,6 @@ from typing import IO, Any
 
 import attrs
 import msgspec
-import trio
 
 from .._errors import SaveOutcomeUnknownError, StoreError
 from .._records import Seal
@@ -43,6 +42,7 @@ from ._messages import (
     TaskCheckpoint,
 )
 from ._store import BEGIN_AGAIN
+from ._waits import end_awake
 
 REPLY_BYTES = MIB  # of an answer, in one message
 MAX_PAGE_BYTES = 64 * MIB  # of one page of a history, if it has more than one record
@@ -86,17 +86,21 @@ class Relay:
         Cancellation: shielded; it ends in bounded time.
         """
         head = (message.task_id, message.lease, message.call)
-        group = message.checkpoints
-        with trio.move_on_after(SAVE_TIMEOUT_S, shield=True):
+        unknown = SaveOutcomeUnknownError(f"the store has not answered for {SAVE_TIMEOUT_S:g} s")
+        ack = CheckpointAck(*head, fault=fault_of(unknown))
+
+        async def save() -> None:
+            nonlocal ack
             try:
                 run = RunKey(self.run_id, message.generation, self.owner)
-                outcomes = await self._save(run, group, message.folds)
+                outcomes = await self._save(run, message.checkpoints, message.folds)
                 faults = [None if outcome is None else fault_of(outcome) for outcome in outcomes]
-                return CheckpointAck(*head, tuple(faults))
+                ack = CheckpointAck(*head, tuple(faults))
             except Exception as error:  # it is the worker's to deal with
-                return CheckpointAck(*head, fault=fault_of(error))
-        unknown = SaveOutcomeUnknownError(f"the store has not answered for {SAVE_TIMEOUT_S:g} s")
-        return CheckpointAck(*head, fault=fault_of(unknown))
+                ack = CheckpointAck(*head, fault=fault_of(error))
+
+        await end_awake(save, SAVE_TIMEOUT_S)
+        return ack
 
     async def answer(self, message: StoreCall) -> list[StoreReply]:
         """Answer a question, in as many parts as it takes.

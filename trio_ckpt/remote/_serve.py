@@ -69,7 +69,7 @@ async def serve_foreman(
     hosts: Collection[str] = (),
     max_connections: int = DEFAULT_CONNECTIONS,
     grace_s: float = DEFAULT_GRACE_S,
-    heartbeat_s: float = HEARTBEAT_S,
+    heartbeat_s: float | None = None,
     silence_s: float = SILENCE_S,
     rebalance: bool = False,
     task_status: trio.TaskStatus[Foreman] = trio.TASK_STATUS_IGNORED,
@@ -89,9 +89,11 @@ async def serve_foreman(
         allow_plain: Listen beyond this machine without TLS all the same.
         hosts: Names under which peers may ask for it, beside `host` and this machine's.
         max_connections: More are closed at once.
-        grace_s: How long a worker whose connection was lost may take to come back.
-        heartbeat_s: Each side of a connection says something at least so often.
-        silence_s: Who says nothing for so long is gone.
+        grace_s: How long a worker whose connection was closed may take to come back: then its
+            items go to others.  A worker that lives is back within a tenth of a second.
+        heartbeat_s: Each side of a connection says something at least so often; default: 5 s,
+            or a quarter of `silence_s` if that is less.
+        silence_s: A peer that says nothing for so long is gone, and its items go to others.
         rebalance: Ask a worker with two items more than an idle one for one of them.
         task_status: Told when it listens, with the `Foreman`.
 
@@ -114,8 +116,10 @@ async def serve_foreman(
         text("a name of hosts", name)
     max_connections = whole_number("max_connections", max_connections, least=1)
     grace_s = seconds("grace_s", grace_s, is_endless_allowed=True)
-    heartbeat_s = seconds("heartbeat_s", heartbeat_s, is_zero_allowed=False)
     silence_s = seconds("silence_s", silence_s, is_zero_allowed=False)
+    if heartbeat_s is None:
+        heartbeat_s = min(HEARTBEAT_S, silence_s / 4)
+    heartbeat_s = seconds("heartbeat_s", heartbeat_s, is_zero_allowed=False)
     flag("allow_plain", allow_plain)
     flag("rebalance", rebalance)
     if heartbeat_s >= silence_s:

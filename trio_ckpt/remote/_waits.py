@@ -7,6 +7,8 @@ than it should have says nothing: the wait begins again.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import trio
 
 STOPPED_S = 0.5  # so much too late: the process was stopped, or the machine is very busy
@@ -32,3 +34,29 @@ async def sleep_awake(seconds: float) -> None:
     Cancellation: a cancellation point.
     """
     await wait_awake(trio.Event(), seconds)
+
+
+async def end_awake(func: Callable[[], Awaitable[None]], seconds: float) -> bool:
+    """Run something, for so many seconds in which this process runs at most.
+
+    Args:
+        func: It is cancelled after that; it raises nothing.
+        seconds: How long it may take.
+
+    Returns:
+        Whether it has ended by itself.
+
+    Cancellation: shielded; it ends in bounded time.
+    """
+    ended = trio.Event()
+
+    async def run() -> None:
+        await func()
+        ended.set()
+
+    with trio.CancelScope(shield=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            if not await wait_awake(ended, seconds):
+                nursery.cancel_scope.cancel()
+    return ended.is_set()

@@ -38,6 +38,7 @@ from ._messages import (
     Message,
     NewLease,
     ReleaseTask,
+    Slots,
     StoreReply,
     TaskAck,
     TaskFailed,
@@ -131,6 +132,8 @@ class Worker:
             grace_s: How long functions have to come to a point.
         """
         self._stopping = reason
+        if self._session is not None:
+            self._session.send(Slots(0))
         for item in self.items.values():
             item.work.release_reason = item.work.release_reason or reason
         with trio.move_on_after(grace_s):
@@ -162,7 +165,7 @@ class Worker:
             self.secret,
             self.name,
             self._peer_id,
-            self.slots,
+            0 if self._stopping is not None else self.slots,
             self.allow,
             tuple(held[:MAX_SLOTS]),
         )

@@ -1,0 +1,218 @@
+"""How soon the items of a worker that is gone go to another, and what a stopped process is not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.lowlevel
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from tests.remote import functions
+from tests.remote.functions import seen
+from tests.remote.kills import AIMED_STEPS, Cast
+from tests.remote.samples import open_pair
+from tests.remote.site import F, Site, open_site, until
+from tests.remote.wires import MemorySocket, socket_pair
+from trio_ckpt.remote._errors import ConnectionLostError
+from trio_ckpt.remote._link import Link
+from trio_ckpt.remote._messages import Heartbeat, Kind
+from trio_ckpt.remote._protocol import Connection
+from trio_ckpt.remote._waits import end_awake, sleep_awake, wait_awake
+from trio_ckpt.stores import MemoryStore
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    functions.reset()
+    yield
+    functions.reset()
+
+
+def begun() -> int:
+    return seen.count(("begun", "x"))
+
+
+async def work_under_way(site: Site, nursery: trio.Nursery) -> None:
+    """One worker has an item, and another one is idle."""
+    await site.start_worker("a")
+    client = await nursery.start(_client, site)
+    await client.submit(F + "wait", ["x"], job_id="job-t")
+    await until(begun)
+    await site.start_worker("b")
+
+
+async def _client(site: Site, task_status: trio.TaskStatus[object]) -> None:
+    async with site.client() as client:
+        task_status.started(client)
+        await trio.sleep_forever()
+
+
+async def takeover_s() -> float:
+    """How long it takes until the item has begun again."""
+    started = trio.current_time()
+    await until(lambda: begun() == 2)
+    return trio.current_time() - started
+
+
+async def test_a_killed_worker_is_replaced_within_seconds(autojump_clock: MockClock) -> None:
+    """Its connection was closed by its system."""
+    async with open_site(MemoryStore()) as site, trio.open_nursery() as nursery:
+        await work_under_way(site, nursery)
+        site.kill_worker("a")
+        assert await takeover_s() <= 2.5
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_worker_that_leaves_is_replaced_at_once(autojump_clock: MockClock) -> None:
+    async with open_site(MemoryStore()) as site, trio.open_nursery() as nursery:
+        await work_under_way(site, nursery)
+        await site.workers["a"].stop("it leaves", 0.0)
+        assert await takeover_s() <= 0.5
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_worker_that_stops_is_given_nothing_more(autojump_clock: MockClock) -> None:
+    """Not even what it has just handed back; and it has taken no item down, however often."""
+    async with open_site(MemoryStore()) as site, trio.open_nursery() as nursery:
+        client = await nursery.start(_client, site)
+        await client.submit(F + "wait", ["x"], job_id="job-t", losses=1)
+        for name in ("a", "b", "c"):
+            worker = await site.start_worker(name)
+            await until(partial(len, worker.items))
+            await worker.stop("it stops", 0.0)
+        assert begun() == 3
+        await site.start_worker("d")
+        functions.gates["x"].set()
+        assert await client.attach("job-t") == ["x"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_silent_worker_is_replaced_when_its_silence_is_over(
+    autojump_clock: MockClock,
+) -> None:
+    """And not a grace later."""
+    async with open_site(MemoryStore()) as site, trio.open_nursery() as nursery:
+        await work_under_way(site, nursery)
+        site.mute("a")
+        assert 15 <= await takeover_s() <= 21.5
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_grace_is_counted_from_the_last_connection(autojump_clock: MockClock) -> None:
+    """A worker that was away before has all of it again."""
+    async with open_site(MemoryStore(), grace_s=10) as site, trio.open_nursery() as nursery:
+        await work_under_way(site, nursery)
+        for _ in range(2):
+            site.cut("a", for_good=True)
+            await trio.sleep(6)
+            site.cut_off.discard("a")
+            await trio.sleep(3.6)
+        await trio.sleep(20)
+        assert begun() == 1
+        nursery.cancel_scope.cancel()
+
+
+# -- a process that was stopped -------------------------------------------------------------------
+
+
+async def test_time_in_which_a_process_is_stopped_does_not_count(mock_clock: MockClock) -> None:
+    event = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_jump, mock_clock, 100.0, event)
+        assert await wait_awake(event, 60.0)
+
+
+async def _jump(clock: MockClock, seconds: float, then: trio.Event) -> None:
+    """The process is stopped for a while, and what it waits for comes when it goes on."""
+    await wait_all_tasks_blocked()
+    clock.jump(seconds)
+    for _ in range(3):
+        await trio.lowlevel.checkpoint()
+    then.set()
+
+
+async def test_a_wait_ends_in_time_that_does_count(autojump_clock: MockClock) -> None:
+    assert not await wait_awake(trio.Event(), 60.0)
+    assert trio.current_time() == pytest.approx(60, abs=0.1)
+    await sleep_awake(5.0)
+    assert trio.current_time() == pytest.approx(65, abs=0.1)
+
+
+async def test_a_save_that_a_stop_made_late_is_not_unknown(mock_clock: MockClock) -> None:
+    landed = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_jump, mock_clock, 100.0, landed)
+        assert await end_awake(landed.wait, 60.0)
+
+
+async def test_what_does_not_end_is_cancelled(autojump_clock: MockClock) -> None:
+    assert not await end_awake(trio.sleep_forever, 60.0)
+
+
+def linked(socket: MemorySocket) -> tuple[Link, Connection]:
+    """A link over a socket, and the rules of the other side."""
+    peer, foreman = open_pair()
+    link = Link(socket, foreman)
+    link.heartbeat_s, link.silence_s = 5.0, 20.0
+    return link, peer
+
+
+async def test_a_stopped_side_reads_what_came_before_it_calls_the_other_silent(
+    mock_clock: MockClock,
+) -> None:
+    here, there = socket_pair()
+    link, peer = linked(here)
+
+    async def come_late() -> None:
+        await wait_all_tasks_blocked()
+        mock_clock.jump(50.0)
+        await trio.lowlevel.checkpoint()
+        peer.send(Heartbeat())
+        while (frame := peer.next_frame()) is not None:
+            await there.send(frame)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(come_late)
+        received = link.connection.receive(await link._receive_frame())
+        assert received is not None
+        assert received.message.KIND is Kind.HEARTBEAT
+        assert not link.is_silent
+
+
+async def test_a_side_that_stays_silent_is_given_up(autojump_clock: MockClock) -> None:
+    here, _there = socket_pair()
+    link, _peer = linked(here)
+    with pytest.raises(ConnectionLostError, match="silent for 20 s"):
+        await link.receive()
+    assert link.is_silent
+    assert trio.current_time() == pytest.approx(21, abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["foreman", "worker", "client"])
+def test_a_process_that_is_stopped_for_a_while_changes_no_result(kind: str, tmp_path: Path) -> None:
+    """SIGSTOP for longer than a silence, as `docker pause` does it."""
+    cast = Cast(tmp_path, AIMED_STEPS, slots=1, options=("--silence", "1", "--grace", "0.5"))
+    cast.running = [(one, cast.start(one)) for one in ("foreman", "client", "worker", "worker")]
+    stopped_at = 0.0
+
+    def strike() -> None:
+        nonlocal stopped_at
+        process = next(process for one, process in cast.running if one == kind)
+        if stopped_at == 0.0 and any((tmp_path / "marks").iterdir()):
+            os.kill(process.pid, signal.SIGSTOP)
+            stopped_at = time.monotonic()
+        elif stopped_at > 0 and time.monotonic() > stopped_at + 2.5:
+            os.kill(process.pid, signal.SIGCONT)
+            stopped_at = -1.0
+
+    outcome = cast.play(strike)
+    assert outcome.is_right, outcome
+    assert not outcome.kills
+    assert stopped_at == -1.0 or kind != "foreman"
