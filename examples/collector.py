@@ -48,7 +48,8 @@ from ._collector.answers import (
     read_answer,
     repo_names,
 )
-from ._collector.options import OWN_API, parse_options, resume_command
+from ._collector.options import OWN_API, parse_options
+from ._command import resume_command
 from ._web import http
 
 log = logging.getLogger("collector")

@@ -28,6 +28,7 @@ import trio
 import trio_ckpt
 from trio_ckpt.progress import Screen
 
+from ._command import resume_command
 from ._crawler.display import describe, shown
 from ._crawler.failures import (
     LONGEST_PAUSE_S,
@@ -40,7 +41,7 @@ from ._crawler.failures import (
     write_failed,
 )
 from ._crawler.memory import FORBIDDEN, MAX_FILE_BYTES, REDIRECTS, Forbidden, Redirects
-from ._crawler.options import parse_options, resume_command
+from ._crawler.options import parse_options
 from ._web import http, robots, urls
 from ._web.page import Page, parse_page
 from ._web.politeness import HostGate
@@ -335,6 +336,8 @@ def main() -> int:
             "give the same URL, --include and --exclude as before, or --fresh",
             file=sys.stderr,
         )
+    except trio_ckpt.OutputsMissingError as error:
+        print(f"cannot go on: {error.path}: put it back, or give --fresh", file=sys.stderr)
     except (CannotCrawlError, robots.RobotsUnavailableError, ValueError) as error:
         print(f"cannot crawl: {error}", file=sys.stderr)
     except trio_ckpt.BatchFailedError as error:

@@ -41,6 +41,8 @@ import trio_ckpt
 from trio_ckpt.outputs import Validate
 from trio_ckpt.progress import Screen
 
+from ._command import output_folder, seconds, whole_number
+
 log = logging.getLogger("scan_book")
 
 Lines = list[str]
@@ -49,6 +51,7 @@ Stream = trio_ckpt.Stream[None]
 
 USD_PER_CHARACTER = 0.000_002
 EXIT_CANNOT = 1
+PAGE = whole_number(1, 10**6)
 
 
 # ---------------------------------------------------------------------------------------
@@ -383,38 +386,37 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         "1 it cannot work, 2 a bad command line",
     )
     parser.add_argument("text", type=Path, nargs="?", help="a text file (the licence of Python)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pages")
+    parser.add_argument("--out", type=output_folder, required=True, help="folder of the pages")
     parser.add_argument("--store", help="folder or URL of the checkpoints (OUT/book.ckpt)")
-    parser.add_argument("--start", type=_count, metavar="N", help="first page of those to work on")
-    parser.add_argument("--end", type=_count, metavar="N", help="last page of those to work on")
+    parser.add_argument("--start", type=PAGE, metavar="N", help="first page of those to work on")
+    parser.add_argument("--end", type=PAGE, metavar="N", help="last page of those to work on")
     parser.add_argument(
         "--redo", type=_pages, default=[], metavar="PAGES", help="do these again: 17,203"
     )
-    parser.add_argument("--workers", type=_count, metavar="N", default=4, help="pages at once (4)")
     parser.add_argument(
-        "--lines-per-page", type=_count, default=12, metavar="N", help="lines of a page (12)"
+        "--workers", type=whole_number(1, 1_000), metavar="N", default=4, help="pages at once (4)"
+    )
+    parser.add_argument(
+        "--lines-per-page", type=PAGE, default=12, metavar="N", help="lines of a page (12)"
     )
     parser.add_argument(
         "--model", default="pretend-1", metavar="NAME", help="name of the model (pretend-1)"
     )
     parser.add_argument(
-        "--latency", type=float, default=0.0, metavar="S", help="s that an answer takes (0)"
+        "--latency", type=seconds(), default=0.0, metavar="S", help="s that an answer takes (0)"
     )
     parser.add_argument("--fresh", action="store_true", help="archive what is there, begin again")
     parser.add_argument(
         "--log", type=Path, metavar="FILE", help="file for a line for each page that is begun"
     )
-    return parser.parse_args(words)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 10**6:
-        raise argparse.ArgumentTypeError(f"a whole number from 1, not {text!r}")
-    return int(text)
+    options = parser.parse_args(words)
+    if options.start and options.end and options.start > options.end:
+        parser.error("--start is behind --end")
+    return options
 
 
 def _pages(text: str) -> list[int]:
-    return [_count(part.strip()) for part in text.split(",")]
+    return [PAGE(part.strip()) for part in text.split(",")]
 
 
 def main() -> int:
@@ -422,11 +424,11 @@ def main() -> int:
     options = parse_options()
     sys.stderr = Screen(sys.stderr)  # what cannot be shown is no reason to end the work
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    if options.log is not None:
-        log.addHandler(logging.FileHandler(options.log, encoding="utf-8"))
-        log.setLevel(logging.INFO)
-        log.propagate = False
     try:
+        if options.log is not None:
+            log.addHandler(logging.FileHandler(options.log, encoding="utf-8"))
+            log.setLevel(logging.INFO)
+            log.propagate = False
         return trio.run(scan, options)
     except trio_ckpt.RunStoppedError as stopped:
         say(f"stopped; go on with:\n  {stopped.resume_command}")

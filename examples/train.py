@@ -28,7 +28,10 @@ import trio
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 
 import trio_ckpt
+from trio_ckpt.progress import Screen
 from trio_ckpt.stores import open_store
+
+from ._command import output_folder, whole_number
 
 Floats = npt.NDArray[np.float64]
 
@@ -217,17 +220,27 @@ async def main(options: argparse.Namespace) -> int:
     return code
 
 
-if __name__ == "__main__":
+def command() -> int:
+    """Run the command; what goes wrong is one line, not a traceback."""
     parser = argparse.ArgumentParser(prog="python -m examples.train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, required=True, help="the folder to work in")
-    parser.add_argument("--epochs", type=int, default=40, help="at least 1")
-    parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--out", type=output_folder, required=True, help="the folder to work in")
+    parser.add_argument("--epochs", type=whole_number(1, 10**6), default=40)
+    parser.add_argument("--hidden", type=whole_number(1, 10**4), default=64)
+    parser.add_argument("--seed", type=whole_number(0, 2**32), default=7)
+    options = parser.parse_args()
+    sys.stderr = Screen(sys.stderr)  # what cannot be shown is no reason to end the training
     try:
-        sys.exit(trio.run(main, parser.parse_args()))
+        return trio.run(main, options)
     except trio_ckpt.ConfigChangedError as error:
-        sys.exit(f"{error}: give another --out")
+        print(f"{error}: give another --out", file=sys.stderr)
     except trio_ckpt.RunStoppedError as stopped:
         print(stopped, file=sys.stderr)
-        sys.exit(stopped.exit_code)
+        return stopped.exit_code
+    except (trio_ckpt.TrioCkptError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(command())

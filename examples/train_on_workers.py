@@ -26,9 +26,12 @@ import numpy as np
 import trio
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 
+import trio_ckpt
+from examples._command import output_folder, whole_number
 from examples.train import BATCH_SIZE, TrainState, accuracy, digest, take_step
 from trio_ckpt import remote
 from trio_ckpt.engines import map_tasks
+from trio_ckpt.progress import Screen
 
 INTERVAL_S = 0.5  # what a killed worker may lose
 JOB_ID = "job-train-on-workers"
@@ -95,15 +98,33 @@ async def main(options: argparse.Namespace) -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("trained"), help="the folder of the store")
-    parser.add_argument("--networks", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--workers", type=int, default=2, help="processes on this machine")
+    parser.add_argument(
+        "--out", type=output_folder, default=Path("trained"), help="the folder of the store"
+    )
+    parser.add_argument("--networks", type=whole_number(1, 1_000), default=4)
+    parser.add_argument("--epochs", type=whole_number(1, 10**6), default=20)
+    parser.add_argument("--seed", type=whole_number(0, 2**32), default=7)
+    parser.add_argument(
+        "--workers", type=whole_number(1, 256), default=2, help="processes on this machine"
+    )
     parser.add_argument("--foreman", help="its URL, where there is one")
     parser.add_argument("--secret-file", type=Path, default=Path("secret"))
     return parser.parse_args()
 
 
+def command() -> int:
+    """Run the command; what goes wrong is one line, not a traceback."""
+    options = parse()
+    sys.stderr = Screen(sys.stderr)  # what cannot be shown is no reason to end the training
+    try:
+        return trio.run(main, options)
+    except trio_ckpt.RunStoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    except (trio_ckpt.TrioCkptError, OSError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return 1
+
+
 if __name__ == "__main__":
-    sys.exit(trio.run(main, parse()))
+    sys.exit(command())

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from examples._api.faults import Fault
+from examples._command import output_folder, whole_number
 from examples._web import urls
 
 OWN_API = "the API of the example"
@@ -23,15 +21,21 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         epilog="exit codes: 0 complete, 69 complete but for what failed for good, 75 there is work "
         "left, 130 and 143 stopped at once, 1 it cannot work, 2 a bad command line",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of what is collected")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, help="folder of what is collected"
+    )
     parser.add_argument("--store", help="folder or URL of the checkpoints (OUT/collector.ckpt)")
     parser.add_argument("--url", type=_url, help=f"of the API ({OWN_API}, started here)")
     parser.add_argument(
-        "--per-page", type=_count, default=50, metavar="N", help="records on a page (50)"
+        "--per-page",
+        type=whole_number(1, 100),
+        default=50,
+        metavar="N",
+        help="records on a page (50)",
     )
     parser.add_argument(
         "--workers",
-        type=_count,
+        type=whole_number(1, 100),
         default=2,
         metavar="N",
         help="repositories at once, for each endpoint (2)",
@@ -59,17 +63,6 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     if options.url is not None and options.fault:
         parser.error("--fault is for the API of the example, not for another --url")
     return options
-
-
-def resume_command() -> str:
-    """The command that goes on: this one, but for what is to happen only once."""
-    return shlex.join(word for word in sys.orig_argv if word not in ("--fresh", "--retry-failed"))
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 3 and 1 <= int(text) <= 100):
-        raise argparse.ArgumentTypeError(f"a whole number from 1 to 100, not {text!r}")
-    return int(text)
 
 
 def _url(text: str) -> str:

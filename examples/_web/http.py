@@ -127,29 +127,36 @@ class _Connection:
         return response
 
     async def _read_response(self, url: str, request: h11.Request) -> Response:
-        head: h11.Response | None = None
+        while not isinstance(head := await self._next_event(request), h11.Response):
+            if not isinstance(head, h11.InformationalResponse):
+                raise BadResponse(url, f"unexpected {head!r:.80}")
+        self.has_head = True
+        headers = Headers.of(head.headers)
+        try:
+            body = await self._read_body(url, request, headers)
+        except (FetchError, h11.RemoteProtocolError, trio.BrokenResourceError, OSError):
+            if head.status_code < 300:
+                raise
+            body = b""  # the head of a redirect or an error says it all
+        return Response(url=url, status=head.status_code, headers=headers, body=body)
+
+    async def _read_body(self, url: str, request: h11.Request, headers: Headers) -> bytes:
+        length = headers.get("content-length", "0").partition(",")[0]
+        if int(length) > self.max_body_bytes:  # h11 has checked that it is a number
+            raise BodyTooLarge(url, f"body of {length} bytes")
         pieces: list[bytes] = []
         room = self.max_body_bytes
-        while True:
-            event = await self._next_event(request)
-            if isinstance(event, h11.Data):
-                room -= len(event.data)
-                if room < 0:
-                    raise BodyTooLarge(url, f"body of more than {self.max_body_bytes} bytes")
-                pieces.append(event.data)
-            elif isinstance(event, h11.Response):
-                head = event
-                self.has_head = True
-                self._check_length(url, head)
-            elif isinstance(event, h11.EndOfMessage) and head is not None:
-                break
-            elif not isinstance(event, h11.InformationalResponse):
-                raise BadResponse(url, f"unexpected {event!r:.80}")
-        headers = Headers.of(head.headers)
+        while isinstance(event := await self._next_event(request), h11.Data):
+            room -= len(event.data)
+            if room < 0:
+                raise BodyTooLarge(url, f"body of more than {self.max_body_bytes} bytes")
+            pieces.append(event.data)
+        if not isinstance(event, h11.EndOfMessage):
+            raise BadResponse(url, f"unexpected {event!r:.80}")
         body = b"".join(pieces)
         if "content-encoding" in headers:
             body = decode_body(body, headers["content-encoding"], self.max_body_bytes, url)
-        return Response(url=url, status=head.status_code, headers=headers, body=body)
+        return body
 
     async def _next_event(
         self, request: h11.Request
@@ -184,13 +191,6 @@ class _Connection:
         if self.is_closed_by_peer:
             self.protocol.receive_data(b"")
         return True
-
-    def _check_length(self, url: str, head: h11.Response) -> None:
-        """Refuse what announces itself as too large before reading any of it."""
-        for name, value in head.headers:
-            # h11 has checked that the value is a number.
-            if name == b"content-length" and int(value) > self.max_body_bytes:
-                raise BodyTooLarge(url, f"body of {int(value)} bytes")
 
     def _refuse_stale(self, cause: BaseException | None) -> None:
         if self.is_reused and not self.received and not self.has_head:
@@ -245,7 +245,10 @@ async def _open_stream(site: str, url: str, tls: ssl.SSLContext | None) -> trio.
             host, port or 443, ssl_context=context, https_compatible=True
         )
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that IDNA refuses
-        raise NoConnection(url, f"no connection to {parts.netloc} ({error})") from error
+        reason = error.__cause__ or error  # trio tells of many attempts in one error
+        if isinstance(reason, ExceptionGroup):
+            reason = reason.exceptions[0]
+        raise NoConnection(url, f"no connection to {parts.netloc} ({reason})") from error
 
 
 # ------------------------------------------------------------------------------------ the client

@@ -124,7 +124,7 @@ def _compiled(patterns: Iterable[str]) -> tuple[re.Pattern[str], ...]:
 def _start(url: str) -> str:
     normalized = normalize(url)
     if normalized is None:
-        raise ValueError(f"not an absolute http or https URL: {url!r}")
+        raise ValueError(f"not an absolute http or https URL without a user: {url!r}")
     return normalized
 
 

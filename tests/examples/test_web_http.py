@@ -292,6 +292,27 @@ async def test_every_fault_has_its_name(
     assert site.hits["/page"] == 2
 
 
+BROKEN_BODIES = {
+    "truncated": b"Content-Length: 50\r\n\r\nhalf",
+    "too large": b"Content-Length: 999999999\r\n\r\nhalf",
+    "no chunks": b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+    "no gzip": b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nhalf",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_BODIES.values(), ids=BROKEN_BODIES)
+@pytest.mark.parametrize("status", [b"301 Moved", b"404 Not Found", b"503 Unavailable"])
+async def test_redirects_and_errors_need_no_body(
+    site: Site, client: Client, status: bytes, broken: bytes
+) -> None:
+    line = b"HTTP/1.1 " + status + b"\r\nLocation: /there\r\n"
+    response = await get(client, site, raw(line + broken))
+    assert response.status == int(status[:3])
+    assert response.location == (f"{site.url}/there" if response.status == 301 else None)
+    assert (await get(client, site, html("fine"))).body == b"fine"
+    assert site.connections == 2
+
+
 async def test_an_announced_excess_is_refused_unread(site: Site, client: Client) -> None:
     async def announce(exchange: Exchange) -> None:
         await exchange.send(head(200, {"Content-Length": "999999999"}))

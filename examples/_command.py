@@ -1,0 +1,51 @@
+"""What the command lines of the examples share: arguments that are checked when they are typed."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+DAY_S = 86_400.0
+
+
+def output_folder(text: str) -> Path:
+    """A folder; an empty text, of a variable that is not set say, names none."""
+    if not text:
+        raise argparse.ArgumentTypeError("a folder, not nothing")
+    return Path(text)
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """A whole number within bounds."""
+
+    def read(text: str) -> int:
+        is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(most))
+        if not is_number or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"a whole number from {least} to {most}, not {text!r}")
+        return int(text)
+
+    return read
+
+
+def seconds(*, is_zero_allowed: bool = True) -> Callable[[str], float]:
+    """A time span of at most a day."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= DAY_S or (value == 0 and not is_zero_allowed):
+            raise argparse.ArgumentTypeError(f"seconds, at most {DAY_S:.0f}, not {text!r}")
+        return value
+
+    return read
+
+
+def resume_command() -> str:
+    """The command that goes on: this one, but for what is to happen only once."""
+    return shlex.join(word for word in sys.orig_argv if word not in ("--fresh", "--retry-failed"))

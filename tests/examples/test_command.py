@@ -1,0 +1,92 @@
+"""What is typed wrong is refused with 2, before anything is begun."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from examples import collector, crawler, scan_book, train, train_on_workers
+from examples._command import output_folder, seconds, whole_number
+
+
+@pytest.mark.parametrize("text", ["1", "5", "10", "010"])
+def test_whole_numbers_within_bounds(text: str) -> None:
+    assert whole_number(1, 100)(text) == int(text)
+
+
+@pytest.mark.parametrize("text", ["0", "101", "", "-1", "1.5", "x", "²", "٣", "9" * 5_000, " 1"])
+def test_what_is_no_whole_number_within_bounds(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="a whole number from 1 to 100, not"):
+        whole_number(1, 100)(text)
+
+
+@pytest.mark.parametrize("text", ["0", "0.5", "86400", "1e3"])
+def test_seconds(text: str) -> None:
+    assert seconds()(text) == float(text)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "86401", "x", "", "1e999"])
+def test_what_are_no_seconds(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="seconds, at most 86400, not"):
+        seconds()(text)
+
+
+def test_zero_seconds_where_there_have_to_be_some() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="not '0'"):
+        seconds(is_zero_allowed=False)("0")
+
+
+def test_an_empty_text_names_no_folder() -> None:
+    """A variable of the shell that is not set would be the current folder."""
+    assert output_folder("x") == Path("x")
+    with pytest.raises(argparse.ArgumentTypeError, match="a folder, not nothing"):
+        output_folder("")
+
+
+COMMANDS: dict[str, tuple[Callable[[], object], list[str]]] = {
+    "crawler": (crawler.main, ["http://e.test/"]),
+    "collector": (collector.main, []),
+    "scan_book": (scan_book.main, []),
+    "train": (train.command, []),
+    "train_on_workers": (train_on_workers.command, []),
+}
+BAD = [
+    ("crawler", ["--concurrency", "1001"]),
+    ("collector", ["--workers", "101"]),
+    ("collector", ["--url", "nonsense"]),
+    ("scan_book", ["--latency", "nan"]),
+    ("scan_book", ["--start", "5", "--end", "2"]),
+    ("scan_book", ["--redo", "3,"]),
+    ("train", ["--epochs", "0"]),
+    ("train", ["--hidden", "0"]),
+    ("train", ["--seed", "-1"]),
+    ("train_on_workers", ["--networks", "0"]),
+    *((name, ["--out", ""]) for name in COMMANDS),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), BAD)
+def test_a_bad_command_line_is_exit_code_2(
+    name: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main, needed = COMMANDS[name]
+    monkeypatch.setattr(sys, "argv", [name, *needed, "--out", str(tmp_path / "out"), *words])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["collector", "scan_book", "train"])
+def test_an_output_folder_that_cannot_be_made_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    main, needed = COMMANDS[name]
+    monkeypatch.setattr(sys, "argv", [name, *needed, "--out", str(tmp_path / "file" / "out")])
+    assert main() == 1
+    assert capsys.readouterr().err.count("\n") == 1
