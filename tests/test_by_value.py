@@ -527,6 +527,54 @@ def test_no_change_to_what_is_seen_changes_what_is_kept(steps: list[Step]) -> No
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+async def crawl(items: list[Any], parts: list[int], store: MemoryStore) -> list[str]:
+    """Find items on the way, in several sessions; each attempt changes what it can."""
+    seen: list[str] = []
+    stop_after = list(parts)
+
+    async def handle(batch: Batch[Any]) -> None:
+        spoil(batch.item["value"])
+        if batch.attempt == 1 and batch.index % 3 == 1:
+            raise OSError("once more")
+        more = copy.deepcopy(items[2 * batch.index + 1 : 2 * batch.index + 3])
+        batch.add(more)
+        spoil(more)
+        batch.complete()
+        seen.append(told(items_of[batch.index]))
+        if stop_after and batch.index >= stop_after[0]:
+            stop_after.pop(0)
+            run.request_stop()
+
+    items_of: dict[int, Any] = {}
+    while True:
+        with contextlib.suppress(RunStoppedError):
+            seeds = copy.deepcopy(items[:1])
+            frontier = Frontier(seeds)
+            spoil(seeds)
+            async with begin(store) as run, run.open_stream("s", state=frontier) as stream:
+
+                async def noted(batch: Batch[Any]) -> None:
+                    items_of[batch.index] = copy.deepcopy(batch.item)
+                    await handle(batch)
+
+                await run_batches(stream, None, noted, retry=AGAIN)
+                assert stream.status is Status.COMPLETE
+                return seen
+        assert await is_sound(store)
+        store = store.after_crash()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(VALUES, min_size=1, max_size=7), st.lists(st.integers(0, 6), max_size=2))
+def test_no_change_to_an_item_changes_what_a_frontier_has(
+    values: list[Any], parts: list[int]
+) -> None:
+    items = [{"n": place, "value": value} for place, value in enumerate(values)]
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    seen = trio.run(crawl, items, sorted(parts), MemoryStore(), clock=clock)
+    assert seen == [told(as_plain(item, "item")) for item in items]
+
+
 # ---------------------------------------------------------------------------------------
 # States
 # ---------------------------------------------------------------------------------------

@@ -298,6 +298,8 @@ class Batch(Generic[T]):
     def spend(self, /, **amounts: Number) -> None:
         """Count what this attempt costs; kept whether it succeeds or not, never subtracted.
 
+        Amounts are summed exactly; a Decimal counts as the float that is nearest to it.
+
         Raises:
             NotEncodableError: an amount is not a finite number >= 0.
             RuntimeError: this attempt is over; so say all that stage something.
