@@ -23,6 +23,7 @@ from tests.remote import functions
 from tests.remote.functions import STEPS, gates, seen, trained
 from tests.remote.site import F, Site, open_site, until
 from trio_ckpt import _keeper, _kept, remote
+from trio_ckpt._records import TROUBLE
 from trio_ckpt.abc import Store
 from trio_ckpt.remote import TaskStatus, _protocol
 from trio_ckpt.remote._messages import Kind
@@ -60,8 +61,8 @@ async def notes(store: Store, index: int = 0) -> list[str]:
     assert view is not None
     found: list[str] = []
     async for record in remote_history(store):
-        if record.metadata.get("item") == index:
-            found.append(record.metadata["note"])
+        if TROUBLE in record.metadata and record.batch_index == index:
+            found.append(record.metadata[TROUBLE])
     return found
 
 

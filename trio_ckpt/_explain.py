@@ -10,13 +10,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from ._explain_streams import Facts, Sentence, explain_streams, left_words, saved_words
+from ._explain_streams import (
+    MAX_NAMED,
+    Facts,
+    Sentence,
+    are,
+    explain_streams,
+    left_words,
+    saved_words,
+)
 from ._groups import in_order, is_to_process, phase_statuses
 from ._history import KILLED
 from ._progress import Progress
 from ._records import Status
-from ._words import duration, moment, plural, printable
+from ._values import StreamKey
+from ._words import duration, message_of, moment, plural, printable, quoted_name, stream_name
 
+MAX_TROUBLES = 5  # notes that have a sentence each
 STUCK_AFTER_S = 600.0  # a live owner that has saved nothing for so long is worth a word
 
 
@@ -30,6 +40,8 @@ def explain_run(facts: Facts, *, every: bool = False) -> tuple[Sentence, ...]:
     return (
         _headline(facts),
         _owner_or_session(facts),
+        *_pending(facts),
+        *_troubles(facts),
         *_archive(facts),
         *_config(facts),
         *_phases(facts),
@@ -90,6 +102,43 @@ def _owner_or_session(facts: Facts) -> Sentence:
     elif newest:
         text += f" It saved last {duration(idle_s)} ago."
     return Sentence("owner", text)
+
+
+def _pending(facts: Facts) -> Iterator[Sentence]:
+    """What the live owner is at."""
+    if facts.owner is None or facts.pending_total is None:
+        return
+    if not facts.pending:
+        yield Sentence("owner", "It has no batch open at this moment.")
+        return
+    texts = [
+        f"{_name_of(facts, key)} batch {index:,} for {duration(age_s)}"
+        for key, index, age_s in facts.pending[:MAX_NAMED]
+    ]
+    more = facts.pending_total - len(texts)
+    if more > 0:
+        texts.append(f"{more:,} more")
+    yield Sentence(
+        "owner",
+        f"{plural(facts.pending_total, 'batch')} {are(facts.pending_total)} open at this moment, "
+        f"the oldest first: {', '.join(texts)}.",
+    )
+
+
+def _name_of(facts: Facts, key: StreamKey) -> str:
+    return quoted_name(facts.names.get(key, stream_name(key)))
+
+
+def _troubles(facts: Facts) -> Iterator[Sentence]:
+    """What went wrong, and was gone on with."""
+    for one in facts.troubles[:MAX_TROUBLES]:
+        name = _name_of(facts, one.stream)
+        yield Sentence(
+            "trouble", f"Stream {name}, {moment(one.at)}: {message_of(one.text)}. Work went on."
+        )
+    more = len(facts.troubles) - MAX_TROUBLES
+    if more > 0:
+        yield Sentence("trouble", f"{plural(more, 'more such note')} of late: see the history.")
 
 
 def _last_session(facts: Facts) -> Sentence:

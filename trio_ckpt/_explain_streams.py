@@ -36,7 +36,8 @@ class Sentence:
     """One thing to know.
 
     Attributes:
-        about: "run", "owner", "session", "archive", "config", "phase", "outputs" or "streams".
+        about: "run", "owner", "session", "archive", "config", "phase", "outputs", "trouble"
+            or "streams".
         text: The sentence, for people.
         action: What a start would do with `streams`, if it is about streams.
         streams: Which streams.
@@ -53,6 +54,21 @@ def _names_of_parts(facts: Facts) -> Mapping[StreamKey, str]:
 
 
 @attrs.frozen
+class Trouble:
+    """Something that went wrong in a stream, and was gone on with.
+
+    Attributes:
+        stream: The key of the stream.
+        at: When; Unix time, s.
+        text: What.
+    """
+
+    stream: StreamKey
+    at: float
+    text: str
+
+
+@attrs.frozen
 class Facts:
     """What is known of a run.
 
@@ -64,6 +80,10 @@ class Facts:
         owner: The live process that has it, if one has.
         now: Unix time, s.
         retry_command: What to type to put failed work back, without the stream.
+        pending: The tokens that the owner has pending, as it has published it: the stream, the
+            batch, and for how many seconds; oldest first.
+        pending_total: How many there are in all; None: that cannot be seen.
+        troubles: What went wrong and was gone on with, the newest first.
         names: How each stream is named; default: so that no two of `parts` have one name.
     """
 
@@ -74,6 +94,9 @@ class Facts:
     owner: Owner | None
     now: float
     retry_command: str = "trio-ckpt retry"
+    pending: Sequence[tuple[StreamKey, int, float]] = ()
+    pending_total: int | None = None
+    troubles: Sequence[Trouble] = ()
     names: Mapping[StreamKey, str] = attrs.field(
         default=attrs.Factory(_names_of_parts, takes_self=True)
     )
@@ -180,7 +203,7 @@ def _go_on_one(facts: Facts, key: StreamKey) -> str:
         why = "none is confirmed yet"
     elif gaps:
         why = (
-            f"{plural(done, 'batch')} {_are(done)} confirmed, but not {spans(gaps)}: they were "
+            f"{plural(done, 'batch')} {are(done)} confirmed, but not {spans(gaps)}: they were "
             "put back to work, later ones were done first, or a range left them out"
         )
     else:
@@ -192,7 +215,7 @@ def _go_on_one(facts: Facts, key: StreamKey) -> str:
             f"confirmed): a start only finds out that batch {at:,} is none."
         )
     elif progress.left is not None:
-        text += f" {progress.left:,} {_are(progress.left)} left."
+        text += f" {progress.left:,} {are(progress.left)} left."
     else:
         text += " How many are left is not known."
     if saves := saved_words([progress]):
@@ -258,14 +281,14 @@ def left_words(parts: Sequence[Progress]) -> str:
     known = [progress.left for progress in parts if progress.left is not None]
     unknown, left = len(parts) - len(known), sum(known)
     if not unknown:
-        return f"{plural(left, 'batch')} {_are(left)} left"
+        return f"{plural(left, 'batch')} {are(left)} left"
     of = f"of {plural(unknown, 'stream')}"
     if left:
-        return f"at least {plural(left, 'batch')} {_are(left)} left ({of} it is not known how many)"
+        return f"at least {plural(left, 'batch')} {are(left)} left ({of} it is not known how many)"
     return f"how many are left is not known {of}"
 
 
-def _are(count: int) -> str:
+def are(count: int) -> str:
     """The verb."""
     return "is" if count == 1 else "are"
 
@@ -330,7 +353,7 @@ def _go_on_many(facts: Facts, keys: Sequence[StreamKey]) -> str:
         text += f" {with_holes:,} of them have holes, which are filled."
     again = sum(map(failing, parts))
     if again:
-        text += f" {plural(again, 'batch')} failed before and {_are(again)} tried again."
+        text += f" {plural(again, 'batch')} failed before and {are(again)} tried again."
     return text
 
 

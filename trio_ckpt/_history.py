@@ -16,7 +16,7 @@ from ._errors import UnknownRunError
 from ._facts import check_facts
 from ._progress import Progress
 from ._ranges import IndexSet
-from ._records import ErrorInfo, Kind, Output, Record, decode_record
+from ._records import TROUBLE, ErrorInfo, Kind, Output, Record, decode_record
 from ._totals import Number, numbers
 from ._values import RUN_STREAM, StreamKey, encode_key
 from .abc import RunView, Store
@@ -268,6 +268,29 @@ async def read_history(
         async for records in pages:
             for sequence, record in records:
                 yield _checkpoint(sequence, record)
+
+
+TROUBLES_OF = 50  # of the newest records of a stream, looked at for troubles
+
+
+async def read_troubles(
+    store: Store, run_id: str, generation: int, key: StreamKey
+) -> list[tuple[float, str]]:
+    """What went wrong of late in a stream and was gone on with: when, and what; newest first.
+
+    Raises:
+        StoreDamagedError: a record is not what was saved.
+    """
+    found: list[tuple[float, str]] = []
+    pages = read_pages(store, run_id, generation, key, limit=TROUBLES_OF)
+    async with aclosing(pages):
+        async for records in pages:
+            for _, record in records:
+                text = record.metadata.get(TROUBLE) if record.kind is Kind.NOTE else None
+                if isinstance(text, str):
+                    found.append((record.at, text))
+            break
+    return found
 
 
 async def read_history_page(

@@ -99,6 +99,8 @@ class StateKeeper(Generic[S]):
     reports: dict[str, Any] = attrs.field(factory=dict[str, Any])
     resumed_from: tuple[int, str] | None = None
     versions: Versions = attrs.field(factory=lambda: Versions(Retention()))
+    left_out: int = 0
+    problem: str = ""
     saves: int = 0
     saved_bytes: int = 0
     held_s: float = 0.0
@@ -186,6 +188,11 @@ class StateKeeper(Generic[S]):
         if saved is not None:
             saved.set()
 
+    def note_left_out(self, problem: str) -> None:
+        """Count a snapshot that could not be saved."""
+        self.left_out += 1
+        self.problem = problem
+
     async def wait_saved(self) -> None:
         """Wait until none is on its way.
 
@@ -240,6 +247,8 @@ class StateKeeper(Generic[S]):
         """What the state costs."""
         kept, until = self.head, self._held_until
         return StateStatistics(
+            left_out=self.left_out,
+            problem=self.problem,
             saves=self.saves,
             saved_bytes=self.saved_bytes,
             held_s=self.held_s,

@@ -49,6 +49,14 @@ class LiveWaiting(msgspec.Struct, frozen=True, array_like=True):
     until: float
 
 
+class LiveLeftOut(msgspec.Struct, frozen=True, array_like=True):
+    """A stream of which snapshots could not be saved: its key, how many, and why."""
+
+    stream: StreamKey
+    count: int
+    problem: str
+
+
 class LiveView(msgspec.Struct, frozen=True):
     """What the owner of a run was at, at one moment.
 
@@ -62,6 +70,7 @@ class LiveView(msgspec.Struct, frozen=True):
         rate_per_s: Batches per second; None before it is warm.
         eta_s: Seconds until nothing is left; None where that is not known.
         waiting: Streams that wait, and why.
+        left_out: Streams of which snapshots could not be saved in this session.
     """
 
     at: float
@@ -73,6 +82,7 @@ class LiveView(msgspec.Struct, frozen=True):
     rate_per_s: float | None
     eta_s: float | None
     waiting: tuple[LiveWaiting, ...]
+    left_out: tuple[LiveLeftOut, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -97,6 +107,7 @@ def live_view(run: Run) -> LiveView:
         rate_per_s=statistics.rate_per_s,
         eta_s=statistics.eta_s,
         waiting=tuple(LiveWaiting(w.stream, w.reason, now + w.for_s) for w in statistics.waiting),
+        left_out=tuple(LiveLeftOut(o.stream, o.count, o.problem) for o in statistics.left_out),
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -263,6 +264,20 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     skipped_items: bytes = msgspec.field(name="h", default=b"")  # of that, the skipped ones
     position: int | None = msgspec.field(name="q", default=None)  # ADD
     error: ErrorInfo | None = msgspec.field(name="e", default=None)
+
+
+TROUBLE = "trouble"  # in the metadata of a NOTE: what a person should know of
+
+
+def trouble(text: str, *, index: int | None = None) -> Record:
+    """A note for the history, of something that went wrong and was gone on with.
+
+    Args:
+        text: What.
+        index: Of the batch that it is about.
+    """
+    metadata = {TROUBLE: describe_error(text).message}
+    return Record(kind=Kind.NOTE, at=time.time(), index=index, metadata=metadata)
 
 
 DIGEST_BYTES = 16

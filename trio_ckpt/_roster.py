@@ -24,7 +24,7 @@ from ._lane import Added, Lane
 from ._progress import Progress
 from ._records import Status
 from ._saver import Saver
-from ._statistics import RunStatistics, eta_s, rate_per_s
+from ._statistics import LeftOut, RunStatistics, eta_s, rate_per_s
 from ._token import Failure
 from ._totals import shown
 from ._values import RUN_STREAM, StreamKey
@@ -187,6 +187,11 @@ class Roster:
             rate_per_s=rate,
             eta_s=eta_s(left, ahead, rate),
             waiting=tuple(pause for pause in pauses if pause is not None),
+            left_out=tuple(
+                LeftOut(key, desk.keeper.left_out, desk.keeper.problem)
+                for key, desk in self.desks.items()
+                if desk.keeper is not None and desk.keeper.left_out
+            ),
         )
 
     def _count_left(self, mine: Mapping[StreamKey, Progress]) -> int | None:

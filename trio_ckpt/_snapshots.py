@@ -18,11 +18,13 @@ from ._batch import Batch
 from ._errors import NotEncodableError, text_of
 from ._gate import Gate
 from ._keeper import Hold, StateKeeper
-from ._records import Kind, Record
+from ._records import Kind, Record, describe_error, trouble
 from ._values import MAX_LABEL_CHARS, as_metadata
 from ._words import printable
 
 log = logging.getLogger("trio_ckpt.snapshots")
+
+MAX_NOTES = 10  # different problems of one body that its history has
 
 
 @attrs.define(eq=False)
@@ -33,6 +35,7 @@ class Snapshots:
         every_s: At most so often, in seconds of trio's clock.
         saved: How many this block has saved.
         skipped: How many could not be saved.
+        problem: Why the newest of those could not; empty: none was skipped.
         overhead_s: Seconds for which the body was held.
         metadata: Kept with each that is saved from now on, beside its label; JSON-like, and
             taken as it is at a point.
@@ -45,9 +48,11 @@ class Snapshots:
     _nursery: trio.Nursery
     saved: int = attrs.field(default=0, init=False)
     skipped: int = attrs.field(default=0, init=False)
+    problem: str = attrs.field(default="", init=False)
     overhead_s: float = attrs.field(default=0.0, init=False)
     metadata: dict[str, Any] = attrs.field(factory=dict[str, Any], init=False)
     _due: float = attrs.field(factory=trio.current_time, init=False)
+    _noted: set[str] = attrs.field(factory=set[str], init=False)
 
     async def point(self, label: str = "") -> bool:
         """Save the state as it is here, if it is time; the body must not change it meanwhile.
@@ -81,10 +86,8 @@ class Snapshots:
             self._keeper.end_saving()
             if not isinstance(error, NotEncodableError | MemoryError):
                 raise
-            self.skipped += 1  # the body goes on without it
             self._due = started + self.every_s
-            problem = text_of(error)
-            log.warning("a snapshot of %s is left out: %s", self._where, printable(problem))
+            self._leave_out(error)  # the body goes on without it
             return False
         self.overhead_s += time.perf_counter() - held_from
         self._nursery.start_soon(self._save, hold, metadata)
@@ -107,7 +110,7 @@ class Snapshots:
         return self._desk.where(self._batch.index)
 
     async def _save(self, hold: Hold, metadata: dict[str, Any]) -> None:
-        """Save one, beside the body; a failure is logged: earlier ones stay valid."""
+        """Save one, beside the body; a failure is told: earlier ones stay valid."""
         try:
             with trio.CancelScope(shield=True):
                 saved = await hold.pack()
@@ -125,9 +128,27 @@ class Snapshots:
                     await self._desk.prune_state()
                 self.saved += 1
         except Exception as error:
-            self.skipped += 1
-            problem = printable(text_of(error))
-            log.warning("a snapshot of %s could not be saved: %s", self._where, problem)
+            self._leave_out(error)  # earlier ones stay valid
         finally:
             self._due = trio.current_time() + self.every_s
             self._keeper.end_saving()
+
+    def _leave_out(self, error: BaseException) -> None:
+        """Say that one is not saved: in the log, in the statistics, and once in the history."""
+        self.skipped += 1
+        self.problem = problem = describe_error(error).message
+        self._keeper.note_left_out(problem)
+        self._desk.coordinator.registry.touch()  # it is to be published
+        log.warning("a snapshot of %s is left out: %s", self._where, printable(problem))
+        if problem not in self._noted and len(self._noted) < MAX_NOTES:
+            self._noted.add(problem)
+            self._nursery.start_soon(self._save_note, f"a snapshot is left out: {problem}")
+
+    async def _save_note(self, text: str) -> None:
+        """Keep it in the history of the stream, best effort."""
+        record = trouble(text, index=self._batch.index)
+        with trio.CancelScope(shield=True):
+            try:
+                await self._desk.save_plain(record)
+            except Exception as error:
+                log.debug("a note of %s is not saved: %s", self._where, text_of(error))

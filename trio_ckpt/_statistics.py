@@ -31,6 +31,21 @@ class Waiting:
 
 
 @attrs.frozen
+class LeftOut:
+    """A stream of which snapshots could not be saved.
+
+    Attributes:
+        stream: Its key.
+        count: How many, in this session.
+        problem: Why the newest of them could not.
+    """
+
+    stream: StreamKey
+    count: int
+    problem: str
+
+
+@attrs.frozen
 class ArrayStatistics:
     """How the buffer of an array was captured the last time.
 
@@ -55,6 +70,8 @@ class StateStatistics:
     """What the state of a stream costs.
 
     Attributes:
+        left_out: Snapshots that could not be saved in this session.
+        problem: Why the newest of those could not; empty: there was none.
         saves: How often it was saved in this session.
         saved_bytes: What those saves have written, packed.
         held_s: Seconds for which the program was held for them.
@@ -65,6 +82,8 @@ class StateStatistics:
         arrays: By the path of the first array in each buffer.
     """
 
+    left_out: int
+    problem: str
     saves: int
     saved_bytes: int
     held_s: float
@@ -148,6 +167,7 @@ class RunStatistics:
         eta_s: Seconds until nothing is left at that rate of what this session can do: streams that
             failed, were left or stand still are not counted; None where that is not known.
         waiting: Streams that wait, and why.
+        left_out: Streams of which snapshots could not be saved in this session, and why.
     """
 
     status: Status
@@ -175,6 +195,7 @@ class RunStatistics:
     rate_per_s: float | None
     eta_s: float | None
     waiting: tuple[Waiting, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def rate_per_s(confirmed: int, elapsed_s: float) -> float | None:

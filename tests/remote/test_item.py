@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.cli.test_pending import text_of
 from tests.remote import misbehaving
 from tests.remote.misbehaving import RAISED, RETURNED
 from tests.remote.site import Site, open_site
 from trio_ckpt import remote
+from trio_ckpt.cli._tell import explain, tell_checkpoints
 from trio_ckpt.remote import TaskFailedError, TaskStatus
 from trio_ckpt.remote._names import task_id_of
 from trio_ckpt.stores import MemoryStore
@@ -161,3 +164,36 @@ async def test_a_function_without_a_parameter_says_so(autojump_clock: MockClock)
     async with open_site(MemoryStore()) as site:
         (found,) = await collect(site, "no_argument", [1])
     assert "takes 0 positional arguments but 1 was given" in said(found)
+
+
+async def test_a_state_that_cannot_be_saved_is_told_where_a_person_looks(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the logs of worker and foreman, in the job's history, and with the item; once."""
+    functions = "tests.remote.functions"
+    async with open_site(MemoryStore()) as site:
+        await site.start_worker("a", allow=(functions,))
+        async with site.client() as client:
+            job_id = await client.submit(
+                f"{functions}:unencodable", [1], checkpoint_interval_s=1.0, job_id="job-u"
+            )
+            await trio.sleep(12)
+            running = await remote.read_task(site.store, task_id_of(job_id, 0))
+            why = "a snapshot is left out: state.hook cannot be stored: "
+            assert running.status is TaskStatus.RUNNING
+            assert running.problem.startswith(why)
+            text = text_of(
+                await explain(site.store, job_id, stream=None, every=False, now=time.time())
+            )
+            assert f"item 0: {why}" in text
+            assert await client.attach(job_id) == [1]
+    said = [one for one in caplog.records if why in one.getMessage()]
+    assert {one.name for one in said} == {
+        "trio_ckpt.remote.worker",
+        "trio_ckpt.remote.foreman",
+    }
+    assert len(said) == 2
+    done = await remote.read_task(site.store, task_id_of(job_id, 0))
+    assert (done.status, done.problem) == (TaskStatus.COMPLETED, running.problem)
+    history = await tell_checkpoints(site.store, job_id, stream="items", limit=20)
+    assert f"item 0: {why}" in text_of(history)

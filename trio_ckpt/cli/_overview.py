@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from .._errors import StoreDamagedError
 from .._groups import Summary, current_phase, failing, groups_of, phase_statuses, status_of
 from .._history import KILLED, RUNNING, run_runtime_s
+from .._live import LiveView
 from .._progress import Progress
 from .._records import ErrorInfo, Status
 from .._totals import Number
@@ -26,6 +28,7 @@ from ._look import (
     summary_document,
     word_of,
 )
+from ._pending import left_out_pairs, live_of, pending_blocks, pending_document
 from ._report import Answer, Block, Pairs, Table, capped
 
 MAX_ROWS = 20  # of a table, unless all are asked for
@@ -150,11 +153,16 @@ def left_text(left: int | None) -> str:
 async def show_run(store: Store, run_id: str | None, *, stream: str | None, every: bool) -> Answer:
     """One run: totals, phases, groups and streams."""
     look = await look_at(store, run_id)
+    live, now = await live_of(look), time.time()
     keys = choose_streams(look.keys, stream)
     only = None if stream is None else keys
+    limit = None if every else MAX_ROWS
     return Answer(
-        lambda: _show_document(look, keys, only),
-        lambda: _show_blocks(look, keys, None if every else MAX_ROWS),
+        lambda: {**_show_document(look, keys, only), "pending": pending_document(live, now)},
+        lambda: [
+            *_show_blocks(look, keys, live, limit),
+            *pending_blocks(live, stream_names(look.keys), only, now, limit),
+        ],
     )
 
 
@@ -181,8 +189,11 @@ def _show_document(
     }
 
 
-def _show_blocks(look: Look, keys: Sequence[StreamKey], limit: int | None) -> Sequence[Block]:
-    blocks: list[Block] = [Pairs(_run_pairs(look, keys))]
+def _show_blocks(
+    look: Look, keys: Sequence[StreamKey], live: LiveView | None, limit: int | None
+) -> Sequence[Block]:
+    pairs = [*_run_pairs(look, keys), *left_out_pairs(live, stream_names(look.keys))]
+    blocks: list[Block] = [Pairs(pairs)]
     groups = _groups(look, keys)
     group_names = stream_names(_groups(look, look.keys))
     if any(len(key) > 1 for key in keys) and len(groups) > 1:

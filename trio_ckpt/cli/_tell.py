@@ -9,15 +9,19 @@ from itertools import groupby
 from typing import Any
 
 from .._explain import explain_run
-from .._explain_streams import Facts, Sentence
-from .._history import SessionView, read_pages, read_sessions
-from .._records import Kind, Record
+from .._explain_streams import Facts, Sentence, Trouble
+from .._groups import is_over
+from .._history import SessionView, read_pages, read_sessions, read_troubles
+from .._records import TROUBLE, Kind, Record
 from .._values import StreamKey
 from .._words import duration, iso_moment, moment, plural, quoted_name, stream_names
 from ..abc import Store
 from ._look import Look, choose_stream, choose_streams, error_part, look_at, owner_document
 from ._overview import counts_text, error_text
+from ._pending import live_of
 from ._report import Answer, Block, Table
+
+MAX_LOOKED_AT = 20  # streams, for what went wrong in them
 
 # ---------------------------------------------------------------------------------------
 # explain
@@ -31,6 +35,11 @@ async def explain(
     look = await look_at(store, run_id)
     keys = choose_streams(look.keys, stream)
     chosen = set(keys)
+    live = await live_of(look)
+    tokens = (
+        [] if live is None else [t for t in live.tokens if stream is None or t.stream in chosen]
+    )
+    total = None if live is None else live.pending if stream is None else len(tokens)
     facts = Facts(
         run_id=look.run_id,
         generation=look.view.generation,
@@ -39,6 +48,9 @@ async def explain(
         owner=look.owner,
         now=now,
         retry_command=shlex.join(["trio-ckpt", "retry", store.url, look.run_id]),
+        pending=[(t.stream, t.batch_index, max(0.0, now - t.created_at)) for t in tokens],
+        pending_total=total,
+        troubles=await _troubles(look, keys),
         names=stream_names(look.keys),
     )
     sentences = explain_run(facts, every=every)
@@ -71,6 +83,17 @@ def _action(action: Any, streams: tuple[StreamKey, ...]) -> dict[str, Any]:
     if action is None:
         return {}
     return {"action": action.value, "streams": [list(key) for key in streams]}
+
+
+async def _troubles(look: Look, keys: Sequence[StreamKey]) -> list[Trouble]:
+    """What went wrong of late in streams that are not over, the newest first."""
+    left = [key for key in keys if not is_over(look.parts[key]) and look.parts[key].sequence]
+    found = [
+        Trouble(key, at, text)
+        for key in left[:MAX_LOOKED_AT]
+        for at, text in await read_troubles(look.store, look.run_id, look.view.generation, key)
+    ]
+    return sorted(found, key=lambda one: one.at, reverse=True)
 
 
 async def _sessions(look: Look) -> list[SessionView]:
@@ -218,6 +241,7 @@ def _checkpoint_row(sequence: int, record: Record) -> tuple[str, ...]:
         files.append(f"and {len(record.outputs) - 1:,} more")
     says = {Kind.REDO: "reason", Kind.NOTE: "reason", Kind.PIN: "label", Kind.UNPIN: "label"}
     why = record.metadata.get(says[record.kind], "") if record.kind in says else ""
+    why = record.metadata.get(TROUBLE, why)
     return (
         f"{sequence:,}",
         moment(record.at),

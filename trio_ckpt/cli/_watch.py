@@ -11,12 +11,14 @@ import attrs
 import trio
 
 from .._groups import Summary, current_phase
+from .._live import LiveView
 from .._records import Status
 from .._statistics import eta_s, rate_per_s, stuck_after_s
 from .._words import amounts, duration, number, plural
 from ..abc import Store
 from ._look import Look, left_of, look_at, owner_document, summary_document, word_of
 from ._overview import left_text, per_status, total_pairs
+from ._pending import live_of, pending_document, pending_text
 from ._report import Pairs, console_for, to_json, to_lines, to_rich
 
 TERMINAL_EVERY_S = 1.0
@@ -34,6 +36,7 @@ class Seen:
         new: Batches confirmed since then.
         spent: What was spent since then, by name.
         rate: Batches per second since then; None before it is warm.
+        live: What the owner is at; None: that cannot be seen.
     """
 
     look: Look
@@ -42,6 +45,7 @@ class Seen:
     new: int
     spent: dict[str, int | float]
     rate: float | None
+    live: LiveView | None
 
     @property
     def eta_s(self) -> float | None:
@@ -71,14 +75,14 @@ async def watch(
     pause_s = every_s or (TERMINAL_EVERY_S if is_live else LINES_EVERY_S)
     with _drawer(as_json=as_json, is_live=is_live, file=file) as draw:
         while True:
-            draw(_compare(look, first, trio.current_time() - began))
+            draw(_compare(look, await live_of(look), first, trio.current_time() - began))
             if look.is_over if look.is_job else look.owner is None:
                 return look.exit_code()
             await trio.sleep(pause_s)
             look = await look_at(store, look.run_id)
 
 
-def _compare(look: Look, first: Summary, since_s: float) -> Seen:
+def _compare(look: Look, live: LiveView | None, first: Summary, since_s: float) -> Seen:
     summary = look.summary()
     new = max(0, summary.confirmed - first.confirmed)  # less if batches went back to work
     spent = {
@@ -86,7 +90,7 @@ def _compare(look: Look, first: Summary, since_s: float) -> Seen:
         for name, value in summary.spent.items()
         if value != first.spent.get(name, 0)
     }
-    return Seen(look, summary, since_s, new, spent, rate_per_s(new, since_s))
+    return Seen(look, summary, since_s, new, spent, rate_per_s(new, since_s), live)
 
 
 @contextmanager
@@ -110,6 +114,7 @@ def _document(seen: Seen) -> dict[str, Any]:
         "owner": owner_document(seen.look.owner),
         "phase": current_phase(seen.look.parts),
         "total": summary_document(seen.summary),
+        "pending": pending_document(seen.live, time.time()),
         "watched": {
             "seconds": round(seen.since_s, 3),
             "confirmed": seen.new,
@@ -139,6 +144,7 @@ def _line(seen: Seen) -> str:
         f"streams: {per_status(summary.streams)}",
         f"total: {plural(summary.confirmed, 'batch')}, {left_text(left_of(summary))} left, "
         f"{summary.skipped:,} skipped, {summary.failing:,} failing",
+        *(f"pending: {text}" for text in _pending(seen)),
         f"watched: {_watched(seen)}",
     ]
     return to_lines(["; ".join(texts)])[0]
@@ -149,8 +155,13 @@ def _pairs(seen: Seen) -> list[tuple[str, str]]:
         ("run", f"{seen.look.run_id} {_status(seen)}"),
         ("streams", per_status(seen.summary.streams)),
         *total_pairs(seen.summary),
+        *(("pending", text) for text in _pending(seen)),
         ("watched", _watched(seen)),
     ]
+
+
+def _pending(seen: Seen) -> list[str]:
+    return [] if seen.live is None else [pending_text(seen.live, time.time())]
 
 
 def _status(seen: Seen) -> str:

@@ -51,6 +51,7 @@ class JobTask(Answer, frozen=True):
     Attributes:
         checkpoint_count: How often its state was saved; null: it was done so long ago that its
             record was not read for this page, see the item itself.
+        problem: Why its state could not be saved, which was gone on with; null: it could.
     """
 
     task_id: str
@@ -61,6 +62,7 @@ class JobTask(Answer, frozen=True):
     base_checkpoint_size: int
     worker: str | None
     error: ErrorLine | None
+    problem: str | None
 
 
 class JobAnswer(Answer, frozen=True):
@@ -116,6 +118,7 @@ class TaskAnswer(Answer, frozen=True):
     checkpoint_storage_path: str | None
     worker: str | None
     error: ErrorLine | None
+    problem: str | None
     completed_at: str | None
 
 
@@ -264,6 +267,7 @@ def _job_task(view: TaskView) -> JobTask:
         base_checkpoint_size=view.base_checkpoint_size,
         worker=view.worker,
         error=error_line(view.error),
+        problem=view.problem or None,
     )
 
 
@@ -292,6 +296,7 @@ def task_answer(view: TaskView) -> TaskAnswer:
         checkpoint_storage_path=view.checkpoint_storage_path,
         worker=view.worker,
         error=error_line(view.error),
+        problem=view.problem or None,
         completed_at=iso(view.completed_at),
     )
 

@@ -242,18 +242,20 @@ class TokenList(Answer, frozen=True):
     total: int
 
 
-Outcome = Literal["may run again", "skipped", "failed"]
+Outcome = Literal["may run again", "skipped", "failed", "snapshot left out"]
 
 
 class FailureLine(Answer, frozen=True):
-    """A batch that failed or was given up, or a stream that failed.
+    """A batch that failed or was given up, a stream that failed, or one whose snapshots do.
 
     Attributes:
         stream: The key of the stream.
         name: The same as a text.
         batch_index: The batch; null: the stream as a whole.
-        outcome: ``may run again``, ``skipped``, or ``failed``: for good, alone or with its stream.
-        attempts: How often it was tried; null for a stream.
+        outcome: ``may run again``, ``skipped``, or ``failed``: for good, alone or with its stream;
+            ``snapshot left out``: the newest state inside a batch could not be saved, and the
+            body goes on.
+        attempts: How often it was tried; of snapshots how many were left out; null for a stream.
         error: The reason.
     """
 

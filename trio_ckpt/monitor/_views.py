@@ -21,7 +21,7 @@ from .._records import ErrorInfo, Status
 from .._statistics import stuck_after_s
 from .._totals import shown
 from .._values import StreamKey
-from .._words import stream_names
+from .._words import stream_name, stream_names
 from ._records import (
     BatchCounts,
     CheckpointLine,
@@ -259,7 +259,7 @@ def error_line(error: ErrorInfo | None) -> ErrorLine | None:
 def run_detail(standing: Standing, pace: Sequence[PacePoint]) -> RunDetail:
     """A run with what the page shows of it."""
     look = standing.look
-    names, failures = stream_names(look.keys), list(failure_lines(look))
+    names, failures = stream_names(look.keys), list(failure_lines(standing))
     keys = by_urgency(look)
     groups = group_lines(look)
     tokens = token_lines(standing, MAX_SHOWN)
@@ -396,8 +396,10 @@ def token_lines(standing: Standing, limit: int) -> list[TokenLine]:
     return [line(token) for token in live.tokens[:limit]]
 
 
-def failure_lines(look: Look) -> Iterator[FailureLine]:
-    """What went wrong: streams that failed, batches that may run again, batches given up."""
+def failure_lines(standing: Standing) -> Iterator[FailureLine]:
+    """What went wrong: streams that failed, batches that may run again or were given up, and
+    snapshots that could not be saved."""
+    look = standing.look
     names = stream_names(look.keys)
     failed = [key for key in look.keys if look.parts[key].status is Status.FAILED]
     for key in failed:
@@ -412,6 +414,15 @@ def failure_lines(look: Look) -> Iterator[FailureLine]:
     for is_skipped in (False, True):
         for key in look.keys:
             yield from _batch_failures(look.parts[key], key, names[key], is_skipped=is_skipped)
+    for one in () if standing.live is None or standing.is_stale else standing.live.left_out:
+        yield FailureLine(
+            stream=list(one.stream),
+            name=names.get(one.stream, stream_name(one.stream)),
+            batch_index=None,
+            outcome="snapshot left out",
+            attempts=one.count,
+            error=ErrorLine(type="NotSaved", message=one.problem, retryable=True, batch_index=None),
+        )
 
 
 def _is_over(progress: Progress) -> bool:

@@ -162,7 +162,7 @@ class Window:
 
     async def failures(self, run_id: str, *, limit: int) -> FailureList:
         """What went wrong."""
-        lines = list(failure_lines((await self.source.stand(run_id)).look))
+        lines = list(failure_lines(await self.source.stand(run_id)))
         return FailureList(run=run_id, failures=lines[:limit], total=len(lines))
 
     async def history(

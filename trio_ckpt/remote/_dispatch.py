@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -14,7 +15,7 @@ import trio
 
 from .._errors import StoreDamagedError
 from .._maintain import open_maintenance
-from .._words import duration
+from .._words import duration, printable
 from ..abc import RunKey, Store
 from ._errors import TaskFailedError, TaskLostError
 from ._facts import TaskFacts, read_facts
@@ -139,9 +140,7 @@ class Dispatcher:
                     message = NewLease(wanted.task_id, number, lease.was)
                 if not lease.offer(number, relay, message):
                     return Lost.MESSAGE
-                ending = await lease.run()
-                for text in lease.notes:
-                    await note(wanted.index, text)
+                ending = await lease.run(partial(self._note, wanted, note))
                 if isinstance(ending, TaskResult):
                     if wanted.is_saving:
                         facts = await read_facts(self.store, wanted.task_id)
@@ -159,6 +158,11 @@ class Dispatcher:
             return
         async with self.store.lock_run(wanted.task_id) as number:
             yield number, Relay(self.store, wanted.task_id, number)
+
+    async def _note(self, wanted: Wanted, note: Note, text: str) -> None:
+        """Take what a worker says for the history of the job."""
+        log.warning("%s: %s", wanted.task_id, printable(text))
+        await note(wanted.index, text)
 
     async def _look(self, wanted: Wanted, lost_at: float | None, note: Note) -> TaskFacts:
         """What is saved of an item, after what is too old was set aside."""

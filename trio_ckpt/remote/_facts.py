@@ -9,7 +9,7 @@ import attrs
 import msgspec
 
 from .._history import read_pages
-from .._records import Kind, Record
+from .._records import TROUBLE, Kind, Record
 from ..abc import Store
 from ..state import decode_frame, frame_digest
 from ._names import TASK_STREAM
@@ -44,6 +44,7 @@ class TaskFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         inline_bytes: Of the newest chain, in the store's records.
         file_bytes: Of the newest chain, in blobs.
         progress_percent: As the newest one says; None: it does not.
+        problem: Why one could not be saved, the newest such reason; empty: there was none.
         sequence: Of the newest record of the item's stream.
         saved_at: When that was saved.
         result: What the item's function returned, if it has.
@@ -59,6 +60,7 @@ class TaskFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     inline_bytes: int = 0
     file_bytes: int = 0
     progress_percent: float | None = None
+    problem: str = ""
     sequence: int = 0
     saved_at: float | None = None
     result: Any = None
@@ -90,6 +92,7 @@ class _Reading:
     inline_bytes: int = 0
     file_bytes: int = 0
     percent: float | None = None
+    problem: str = ""
     sequence: int = 0
     saved_at: float | None = None
     done: Record | None = None
@@ -99,6 +102,9 @@ class _Reading:
             self.sequence, self.saved_at = sequence, record.at
         if record.kind is Kind.BATCH and self.done is None:
             self.done = record
+        problem = record.metadata.get(TROUBLE) if record.kind is Kind.NOTE else None
+        if isinstance(problem, str) and not self.problem:
+            self.problem = problem
         if not record.state:
             return
         self.count += 1
@@ -133,6 +139,7 @@ class _Reading:
             inline_bytes=self.inline_bytes,
             file_bytes=self.file_bytes,
             progress_percent=self.percent,
+            problem=self.problem,
             sequence=self.sequence,
             saved_at=self.saved_at,
             result=None if self.done is None else self.done.metadata.get("result"),

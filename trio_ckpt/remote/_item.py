@@ -44,6 +44,8 @@ from ._work import Work, call, find_function, settings_of
 
 log = logging.getLogger("trio_ckpt.remote.worker")
 
+MAX_TOLD = 10  # different reasons of one item for which its state could not be saved
+
 LastWord = Callable[[int], TaskMessage]  # of the lease
 
 
@@ -67,6 +69,7 @@ class Item:
     last_word: LastWord | None = attrs.field(default=None, init=False)
     reported: float | None = attrs.field(default=None, init=False)
     _has_begun: bool = attrs.field(default=False, init=False)
+    _told: set[str] = attrs.field(factory=set[str], init=False)
     _returned: list[Any] = attrs.field(factory=list[Any], init=False)  # by the function, if it has
 
     @property
@@ -180,7 +183,7 @@ class Item:
             stream.open_batch() as batch,
         ):
             async with stream.snapshots(every_s=assigned.interval_s or 0.0) as snapshots:
-                work.attach(stream, snapshots, batch.resumed_from)
+                work.attach(stream, snapshots, batch.resumed_from, self._tell_left_out)
                 try:
                     value = await self._call(func)
                 finally:
@@ -206,6 +209,12 @@ class Item:
             value, _ = as_sent(returned, "the result", allow_nan=True)
         self._returned.append(value)
         return value
+
+    def _tell_left_out(self, problem: str) -> None:
+        """Say once for each reason that a state could not be saved: the function goes on."""
+        if problem not in self._told and len(self._told) < MAX_TOLD:
+            self._told.add(problem)
+            self.tell(f"a snapshot is left out: {problem}")
 
     def tell(self, note: str) -> None:
         """Say something for the job's history."""

@@ -15,7 +15,7 @@ from .._history import ended_at
 from .._loops import run_batches
 from .._open import open_run
 from .._progress import Progress
-from .._records import ErrorInfo, Kind, Record, describe_error
+from .._records import ErrorInfo, Kind, Record, describe_error, trouble
 from .._registry import TokenRegistry
 from .._retry import RetryRule, RetryTable, Then
 from .._run import Run
@@ -238,10 +238,7 @@ class Job:
     async def note(self, index: int, text: str) -> None:
         """Write something into the job's history, about an item."""
         if self._stream is not None:
-            metadata = {"item": index, "note": text}
-            await self._stream.desk.save_plain(
-                Record(kind=Kind.NOTE, at=time.time(), metadata=metadata)
-            )
+            await self._stream.desk.save_plain(trouble(f"item {index}: {text}", index=index))
 
     async def _sweep(self, store: Store) -> None:
         """Remove the saved states of items that have ended, where a crash had left some."""

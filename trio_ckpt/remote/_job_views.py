@@ -78,6 +78,8 @@ class TaskView:
         file_bytes: The same in files.
         worker: Who has it, if that is known.
         error: What went wrong the last time.
+        problem: What was gone on with all the same: why its state could not be saved; empty:
+            nothing.
         completed_at: When it was done; Unix time, s.
         is_detailed: False: it was done so long ago that its record was not read, so attempts,
             checkpoints, worker and `completed_at` are not known.
@@ -99,6 +101,7 @@ class TaskView:
     file_bytes: int = 0
     worker: str | None = None
     error: ErrorInfo | None = None
+    problem: str = ""
     completed_at: float | None = None
     is_detailed: bool = True
 
@@ -165,6 +168,7 @@ def with_facts(view: TaskView, facts: TaskFacts) -> TaskView:
         checkpoint_storage_path=f"blobs/{blob[:2]}/{blob}" if blob else None,
         inline_bytes=facts.inline_bytes,
         file_bytes=facts.file_bytes,
+        problem=facts.problem,
     )
 
 

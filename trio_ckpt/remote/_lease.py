@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import attrs
@@ -83,7 +83,6 @@ class Lease:
         percent: What the worker said last of its progress.
         is_running: Whether it has said anything.
         is_asked_back: Whether it was asked to hand the item back.
-        notes: What it has said for the job's history, and is not written down yet.
         ending: How it ended; None: it goes on.
         lost_at: When the worker was lost; Unix time, s.
     """
@@ -98,9 +97,9 @@ class Lease:
     percent: float | None = None
     is_running: bool = False
     is_asked_back: bool = False
-    notes: list[str] = attrs.field(factory=list[str])
     ending: Ending | None = attrs.field(default=None, init=False)
     lost_at: float | None = attrs.field(default=None, init=False)
+    _notes: deque[str] = attrs.field(factory=deque[str], init=False)  # for the job's history
     _calls: deque[_Call] = attrs.field(factory=deque["_Call"], init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
 
@@ -134,16 +133,21 @@ class Lease:
         self.number, self.relay = number, relay
         return True
 
-    async def run(self) -> Ending:
+    async def run(self, note: Callable[[str], Awaitable[None]]) -> Ending:
         """Do what the worker asks of the store, in order, until the lease ends.
+
+        Args:
+            note: Writes down what the worker says for the history.
 
         Cancellation: a save that has begun is waited for.
         """
         try:
             while True:
-                while self._calls:
-                    call = self._calls.popleft()
-                    await self._answer(call)
+                while self._calls or self._notes:
+                    if self._notes:
+                        await note(self._notes.popleft())
+                    else:
+                        await self._answer(self._calls.popleft())
                 if self.ending is not None:
                     return self.ending
                 self._changed = trio.Event()
@@ -190,7 +194,7 @@ class Lease:
                 if message.percent is not None:
                     self.percent = message.percent
                 if message.note is not None:
-                    self.notes.append(message.note)
+                    self._notes.append(message.note)
             case TaskResult() | TaskFailed() | ReleaseTask():
                 self.ending = self.ending or message
             case _:

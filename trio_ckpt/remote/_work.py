@@ -147,6 +147,8 @@ class Work(Generic[S]):
     release_reason: str | None = attrs.field(default=None, init=False)
     _stream: Stream[Any] | None = attrs.field(default=None, init=False)
     _snapshots: Snapshots | None = attrs.field(default=None, init=False)
+    _left_out: Callable[[str], None] | None = attrs.field(default=None, init=False)
+    _skipped: int = attrs.field(default=0, init=False)
     _token: trio.lowlevel.TrioToken = attrs.field(
         factory=trio.lowlevel.current_trio_token, init=False
     )
@@ -220,6 +222,9 @@ class Work(Generic[S]):
             if self.percent is not None:
                 snapshots.metadata["progress_percent"] = self.percent
             taken = await snapshots.point(label)
+            if snapshots.skipped > self._skipped and self._left_out is not None:
+                self._skipped = snapshots.skipped
+                self._left_out(snapshots.problem)
         if self.release_reason is not None:
             if snapshots is not None:
                 await snapshots.wait()
@@ -228,9 +233,23 @@ class Work(Generic[S]):
 
     # -- for the worker -----------------------------------------------------------------------
 
-    def attach(self, stream: Stream[Any], snapshots: Snapshots, resumed_from: str | None) -> None:
-        """Take note where the state is kept."""
+    def attach(
+        self,
+        stream: Stream[Any],
+        snapshots: Snapshots,
+        resumed_from: str | None,
+        left_out: Callable[[str], None],
+    ) -> None:
+        """Note where the state is kept.
+
+        Args:
+            stream: Where.
+            snapshots: Saves it.
+            resumed_from: The label of the point that it is of.
+            left_out: Told why it could not be saved, when it could not.
+        """
         self._stream, self._snapshots, self.resumed_from = stream, snapshots, resumed_from
+        self._left_out = left_out
 
     def detach(self) -> None:
         """Take note that it is kept no longer; the function may still run in a thread."""

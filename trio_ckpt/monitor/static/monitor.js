@@ -368,7 +368,7 @@ function drawItems() {
     { text: one.checkpoint_count === null ? "?" : number(one.checkpoint_count), className: "n" },
     { nodes: [agoNode(one.last_checkpoint_at)], className: "n soft" },
     { text: one.worker ?? "", className: "soft" },
-    one.error ? { nodes: [reason(one.error)] } : { text: "" },
+    one.error ? { nodes: [reason(one.error)] } : { text: one.problem ?? "" },
   ], "None.");
 }
 

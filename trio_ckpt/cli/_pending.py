@@ -1,0 +1,102 @@
+"""What the owner of a run is at now, as it publishes it: its pending tokens, and what it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from .._live import LiveToken, LiveView, read_live
+from .._look import Look
+from .._values import StreamKey
+from .._words import duration, iso_moment, plural, stream_name
+from ._report import Block, capped
+
+COLUMNS = ("pending in", ">batch", "state", ">age")
+
+
+async def live_of(look: Look) -> LiveView | None:
+    """What the live owner of a run has published last; None: there is no owner, or no such thing.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    if look.owner is None:
+        return None
+    return await read_live(look.store, look.run_id, look.view.owner)
+
+
+def pending_document(live: LiveView | None, now: float) -> dict[str, Any] | None:
+    """The pending tokens, for programs; null: they cannot be seen."""
+    if live is None:
+        return None
+    return {
+        "total": live.pending,
+        "at": iso_moment(live.at),
+        "tokens": [
+            {
+                "stream": list(token.stream),
+                "batch_index": token.batch_index,
+                "state": token.state,
+                "created_at": iso_moment(token.created_at),
+                "age_s": round(_age_s(token, now), 3),
+            }
+            for token in live.tokens
+        ],
+    }
+
+
+def pending_text(live: LiveView, now: float) -> str:
+    """How many tokens are pending, and the age of the oldest."""
+    if not live.tokens:
+        return "no token is pending"
+    oldest = live.tokens[0]
+    where = f"{stream_name(oldest.stream)} batch {oldest.batch_index:,}"
+    age = duration(_age_s(oldest, now))
+    return f"{plural(live.pending, 'token')}, the oldest ({where}) for {age}"
+
+
+def pending_blocks(
+    live: LiveView | None,
+    names: Mapping[StreamKey, str],
+    only: Collection[StreamKey] | None,
+    now: float,
+    limit: int | None,
+) -> list[Block]:
+    """The pending tokens, oldest first, as a table if there are any.
+
+    Args:
+        live: What the owner is at.
+        names: How streams are named that have records.
+        only: The streams that were asked for; None: all.
+        now: Unix time, s.
+        limit: How many rows at most.
+    """
+    tokens = [] if live is None else list(live.tokens)
+    if only is not None:
+        tokens = [token for token in tokens if token.stream in only]
+    if not tokens:
+        return []
+
+    def row(token: LiveToken) -> tuple[str, ...]:
+        return (
+            names.get(token.stream, stream_name(token.stream)),
+            f"{token.batch_index:,}",
+            token.state,
+            duration(_age_s(token, now)),
+        )
+
+    return [capped(COLUMNS, tokens, row, limit, "tokens")]
+
+
+def left_out_pairs(live: LiveView | None, names: Mapping[StreamKey, str]) -> list[tuple[str, str]]:
+    """The streams of which snapshots could not be saved, and why."""
+    pairs = list[tuple[str, str]]()
+    for one in () if live is None else live.left_out:
+        name = names.get(one.stream, stream_name(one.stream))
+        text = f"{plural(one.count, 'snapshot')} of {name} left out: {one.problem}"
+        pairs.append(("snapshots", text))
+    return pairs
+
+
+def _age_s(token: LiveToken, now: float) -> float:
+    return max(0.0, now - token.created_at)
