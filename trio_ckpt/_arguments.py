@@ -162,7 +162,7 @@ def path_text(name: str, value: object) -> str:
 
     Raises:
         TypeError: the value is neither a str nor a path of str.
-        ValueError: the value is empty.
+        ValueError: the value is empty, or begins with ``~``.
     """
     try:
         plain: object = os.fspath(cast("str", value))
@@ -170,7 +170,20 @@ def path_text(name: str, value: object) -> str:
         plain = None
     if not isinstance(plain, str):
         raise TypeError(f"{name} must be a path, a str or a pathlib.Path, not {shown(value)}")
+    if names_home(plain):
+        raise ValueError(
+            f"{name} must be a path without '~', which only a shell expands, not {shown(value)}: "
+            "give os.path.expanduser(path)"
+        )
     return text(name, plain)
+
+
+def names_home(path: str) -> bool:
+    """Whether a path begins with ``~`` or ``~user``, as people type a home folder in a shell.
+
+    A folder of that name is ``./~``.
+    """
+    return path.startswith("~")
 
 
 def reason(name: str, value: object) -> BaseException | str:

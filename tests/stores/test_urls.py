@@ -53,6 +53,39 @@ async def test_url_that_names_nothing(url: str) -> None:
         await open_store(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (" ", "names no folder"),
+        ("\t", "names no folder"),
+        ("json: ", "names no folder"),
+        (":memory:", "write 'memory:'"),
+        ("sqlite::memory:", "write 'memory:'"),
+        ("~/x.ckpt", r"os\.path\.expanduser"),
+        ("~", r"os\.path\.expanduser"),
+        ("~guest/x.ckpt", r"os\.path\.expanduser"),
+        ("sqlite:~/x.ckpt", r"os\.path\.expanduser"),
+        ("json:~/x.ckpt", r"os\.path\.expanduser"),
+        (Path("~/x.ckpt"), r"os\.path\.expanduser"),
+    ],
+)
+async def test_what_is_typed_by_mistake_makes_no_folder(
+    url: str | Path, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match=said):
+        await open_store(url)
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_folder_that_is_named_by_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    await (await open_store("./~")).aclose()
+    assert (tmp_path / "~" / "state.db").exists()
+
+
 async def test_url_of_readable_files(folder: Path) -> None:
     store = await open_store(f"json:{folder}")
     assert store.url == f"json:{folder}"

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from .._arguments import names_home
 from .._errors import StoreError
 from .._portal import check_trio
 from .._threads import run_blocking
@@ -65,6 +66,10 @@ async def open_store(
     check_trio()
     check_mac_key(mac_key)
     scheme, path = _split(url) if isinstance(url, str) else ("", os.fspath(url))
+    if names_home(path):
+        raise StoreError(
+            f"{path!r} begins with '~', which only a shell expands: give os.path.expanduser(path)"
+        )
     if scheme == "memory":
         return MemoryStore(mac_key=mac_key)
     found = await run_blocking(_kind_in, path)
@@ -90,12 +95,14 @@ def _kind_in(folder: str) -> str | None:
 def _split(url: str) -> tuple[str, str]:
     """Scheme and folder; the scheme of a folder alone is empty."""
     match = _SCHEME.fullmatch(url)
-    if match is None and not url:
-        raise StoreError("'' names no folder")
     scheme, rest = match.groups() if match else ("", url)
+    if scheme != "memory" and not rest.strip():
+        raise StoreError(f"{url!r} names no folder")
+    if rest == ":memory:":
+        raise StoreError(f"{url!r}: SQLite's name of a database in memory; write 'memory:'")
     if scheme == "memory" and rest:
         raise StoreError(f"{url!r}: a store in memory has no name, write 'memory:'")
-    if scheme in _FOLDER_STORES and (not rest or rest.startswith("//")):
+    if scheme in _FOLDER_STORES and rest.startswith("//"):
         raise StoreError(f"{url!r} names no folder; write '{scheme}:FOLDER', without '//'")
     if scheme and scheme != "memory" and scheme not in _FOLDER_STORES:
         raise StoreError(
