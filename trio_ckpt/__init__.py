@@ -27,8 +27,8 @@ The floor plan; a file imports only from floors below its own:
         state/      codecs, the frontier              stores/     bytes in, bytes out
     L1  abc, _stored  every contract                  _token      the token's table
         outputs     durable files
-    L0  _errors, _extras, _ranges, _totals, _values, _records, _progress, _portal, _threads,
-        _words, _log, _forks
+    L0  _errors, _extras, _ranges, _totals, _values, _records, _progress, _portal,
+        _uninterrupted, _patience, _threads, _words, _log, _forks
 """
 
 from ._batch import Batch as Batch

@@ -29,6 +29,7 @@ from ._portal import Portal, from_any_thread
 from ._records import CheckpointResult, Output, Status as Status
 from ._token import CheckpointToken, TokenEvent, may, move
 from ._totals import Amount, Number, add_to_amount
+from ._uninterrupted import uninterrupted
 from ._values import as_amounts, as_metadata, as_plain, canonical_json
 from .outputs import encode_lines
 
@@ -110,6 +111,7 @@ class BatchHost(Protocol):
         ...
 
 
+@uninterrupted
 @attrs.define(eq=False)
 class Batch(Generic[T]):
     """One attempt at one batch: settle it once, with `complete`, `fail` or `skip`.

@@ -30,11 +30,13 @@ from ._token import (
     move,
     stamp,
 )
+from ._uninterrupted import uninterrupted
 from ._values import StreamKey, check_run_id, check_stream_key
 
 _CLOSED = Failure("its coordinator was closed before it was settled", error=CANCELLED.error)
 
 
+@uninterrupted
 class CheckpointCoordinator:
     """Makes checkpoint tokens and knows the pending ones.  No I/O, no tasks of its own.
 

@@ -33,6 +33,7 @@ from ._staging import AnyPath, StreamFiles
 from ._statistics import Waiting, stuck_after_s
 from ._stop import Stop
 from ._token import CANCELLED, WITHDRAWN, Failure, TokenEvent, TokenState, failure_of, move
+from ._uninterrupted import uninterrupted
 from ._values import copy_plain
 from ._words import printable
 from .abc import Attempt, AttemptEnd
@@ -51,6 +52,7 @@ watch_handed_out: trio.lowlevel.RunVar[Callable[[AnyToken], None]] = trio.lowlev
 """Called, in this trio run, with the token of each attempt: for `trio_ckpt.testing`."""
 
 
+@uninterrupted
 @attrs.define(eq=False)
 class Desk(ABC):
     """One open stream: its attempts, its tokens, what goes into their records.
@@ -367,8 +369,11 @@ class Desk(ABC):
 
     def close(self) -> None:
         """Leave no token pending, but for those whose save is under way: they are told."""
+        is_over = (
+            self.saver.poison is not None
+        )  # whom the saver has not told by then, it never tells
         for batch in tuple(self.open.values()):
-            if batch.state is not AttemptState.SUBMITTED:
+            if is_over or batch.state is not AttemptState.SUBMITTED:
                 self.drop(batch, CANCELLED)
         for token in tuple(self.tokens.values()):
             if token.batch_index not in self.open:

@@ -55,7 +55,7 @@ from ._records import (
     encode_record,
 )
 from ._retry import Again, GiveUp, Then
-from ._saver import Submission
+from ._submission import Submission
 from ._token import (
     CANCELLED,
     WITHDRAWN,
@@ -66,6 +66,7 @@ from ._token import (
     may,
     move,
 )
+from ._uninterrupted import uninterrupted
 from ._words import printable
 from .abc import AttemptEnd
 from .outputs import AppendFile, lines_digest
@@ -149,6 +150,7 @@ class Passed(enum.Enum):
     ENDED = "the loop ends"
 
 
+@uninterrupted
 @attrs.define(eq=False)
 class Gate(Desk):
     """A desk with the law of order on top: what every way out of a batch passes."""
@@ -466,8 +468,9 @@ class Gate(Desk):
                 if error is not None:
                     raise error
                 landed(batch, record)
-            except Exception as problem:
-                batch.problem = problem
+            except BaseException as problem:
+                if isinstance(problem, Exception):
+                    batch.problem = problem
                 self.drop(batch, failure_of(problem))
                 if problem is not error:  # a user's key function, say: the run ends with it
                     raise

@@ -41,6 +41,7 @@ from ._export import PAGE, ExportSummary
 from ._folds import encode_progress
 from ._fresh import ARCHIVING, archived_note, is_archiving
 from ._history import KILLED, Standing
+from ._patience import give_up_after
 from ._progress import Progress, apply
 from ._ranges import IndexSet
 from ._records import Kind, Output, Record, Seal, Status, decode_record, encode_record
@@ -387,7 +388,7 @@ class _Importer:
 
     async def _put_blob(self, payload: BlobPayload) -> str:
         digest = ""
-        with trio.move_on_after(DEFAULT_SAVE_TIMEOUT_S, shield=True) as scope:
+        with give_up_after(DEFAULT_SAVE_TIMEOUT_S) as scope:
             digest = await self.store.put_blob(payload)
         self._need_end(scope)
         return digest
@@ -399,7 +400,7 @@ class _Importer:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         outcomes: list[Exception | None] = []
-        with trio.move_on_after(DEFAULT_SAVE_TIMEOUT_S, shield=True) as scope:
+        with give_up_after(DEFAULT_SAVE_TIMEOUT_S) as scope:
             outcomes = await self.store.save(self.run_key, group, folds)
         self._need_end(scope)
         for error in outcomes:

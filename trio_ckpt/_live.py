@@ -15,6 +15,7 @@ import trio
 
 from ._errors import text_of
 from ._run import Run
+from ._uninterrupted import uninterrupted
 from ._values import StreamKey
 from .abc import Store
 
@@ -132,6 +133,7 @@ def decode_live(payload: bytes) -> LiveView | None:
         return None
 
 
+@uninterrupted
 async def publish_live(run: Run) -> None:
     """Publish what a run is at, until cancelled; then take it away.
 

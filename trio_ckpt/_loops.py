@@ -19,6 +19,7 @@ from ._retry import Again, RetryTable
 from ._source import Source
 from ._stream import Stream
 from ._token import is_cancellation
+from ._uninterrupted import uninterrupted
 from ._walk import Items, Walk, estimated
 from ._words import printable
 from .outputs import Validate, Validator
@@ -30,6 +31,7 @@ T = TypeVar("T")
 MAX_CONCURRENCY = 10_000  # tasks; a batch is no packet
 
 
+@uninterrupted
 async def run_batches(
     stream: Stream[Any],
     items: Items[T] | None,
@@ -118,6 +120,7 @@ def _nothing_with_index(_index: int) -> None:
     """A sequential loop looks for itself."""
 
 
+@uninterrupted
 async def _run_workers(
     feed: Feed[T], handler: Callable[[Batch[T]], Awaitable[None]], concurrency: int
 ) -> None:
@@ -200,6 +203,7 @@ async def _work_on(
     raise raised
 
 
+@uninterrupted
 class Feed(Generic[T]):
     """Hands out what is left, each batch to one worker; retries when they are due."""
 

@@ -28,6 +28,7 @@ from ._saver import DEFAULT_SAVE_TIMEOUT_S, Saver
 from ._session import WRITTEN, OnConfigChange, Session, compare_config, look
 from ._stop import Stop, receive_signals, release_signals, take_signals
 from ._threads import run_blocking
+from ._uninterrupted import uninterrupted
 from ._values import check_run_id
 from ._verify import Verify
 from ._words import printable
@@ -41,6 +42,7 @@ DEFAULT_GRACE_S = 30.0
 
 
 @asynccontextmanager
+@uninterrupted
 async def open_run(
     run_id: str,
     *,

@@ -15,11 +15,13 @@ import trio
 from ._arguments import whole_number
 from ._errors import DuplicateCheckpointError, describe_batch
 from ._token import CheckpointToken
+from ._uninterrupted import uninterrupted
 from ._values import StreamKey
 
 AnyToken = CheckpointToken[Any]
 
 
+@uninterrupted
 class TokenRegistry:
     """Every token that is PENDING or COMPLETED, by run, stream and batch.
 

@@ -22,6 +22,7 @@ from ._records import Kind, Record, Status
 from ._redo import Redo, retry_record
 from ._retention import Retention, Versions
 from ._stream import Stream
+from ._uninterrupted import uninterrupted
 from ._verify import Verifier, Verify
 from ._walk import Walk
 from .abc import Store
@@ -277,6 +278,7 @@ async def up_to(
             yield [(sequence, record) for sequence, record in records if sequence <= last]
 
 
+@uninterrupted
 class _Beside:
     """The verification of the older records, beside the run."""
 

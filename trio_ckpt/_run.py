@@ -60,6 +60,7 @@ from ._staging import SINK, Claims, StreamFiles
 from ._statistics import RunStatistics
 from ._stop import Stop
 from ._stream import Stream
+from ._uninterrupted import uninterrupted
 from ._values import RUN_STREAM, StreamKey, check_stream_key, encode_key
 from ._waits import wait_confirmed
 from .abc import Observer, RunView, Store, StreamView
@@ -72,6 +73,7 @@ MAX_SHOWN = 10  # names in one line of the log
 S = TypeVar("S")
 
 
+@uninterrupted
 class Run:
     """An open run; made by `open_run`.
 

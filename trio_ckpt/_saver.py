@@ -27,14 +27,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
-import attrs
 import trio
 
 from ._errors import (
     SaveOutcomeUnknownError,
     StoreConflictError,
+    StoreError,
     TrioCkptError,
     class_name,
     describe_batch,
@@ -43,9 +43,12 @@ from ._errors import (
 from ._folds import encode_progress
 from ._lane import Lane
 from ._observe import Observers
+from ._patience import give_up_after
 from ._progress import Progress, apply
 from ._records import Record, encode_record
+from ._submission import Submission, refuse_to_abort
 from ._threads import NOT_BEGUN, WorkerThread
+from ._uninterrupted import uninterrupted
 from ._values import StreamKey, encode_key
 from .abc import BlobPayload, Checkpoint, Fold, RunKey, Store
 from .outputs import AppendFile
@@ -57,56 +60,7 @@ MAX_GROUP = 4_096  # bounds the memory and the time of one transaction
 DEFAULT_SAVE_TIMEOUT_S = 60.0
 
 
-@attrs.define(eq=False)
-class Submission:
-    """One checkpoint on its way to the store, and who waits for it.
-
-    Attributes:
-        lane: Its stream.
-        record: What it says.
-        checkpoint: The same as bytes.
-        lines: What to append first: a file of the lane, and bytes.
-        landed: Called with None or the error, before any waiter wakes.
-    """
-
-    lane: Lane
-    record: Record
-    checkpoint: Checkpoint
-    lines: tuple[tuple[AppendFile, bytes], ...]
-    landed: Callable[[Exception | None], None]
-    is_over: bool = False
-    error: Exception | None = None
-    _tasks: list[trio.lowlevel.Task] = attrs.field(factory=list[trio.lowlevel.Task], init=False)
-
-    async def wait(self) -> None:
-        """Wait for the outcome.
-
-        Raises:
-            Exception: whatever kept it from being saved.
-
-        Cancellation: none; a submitted save is never abandoned.  It ends in bounded time,
-            see `Saver`.
-        """
-        if not self.is_over:
-            self._tasks.append(trio.lowlevel.current_task())
-            await trio.lowlevel.wait_task_rescheduled(_refuse_to_abort)
-        if self.error is not None:
-            raise self.error
-
-    def end(self, error: Exception | None) -> None:
-        """State the outcome, tell the owner, wake who waits."""
-        self.is_over, self.error = True, error
-        try:
-            self.landed(error)
-        finally:
-            for task in self._tasks:
-                trio.lowlevel.reschedule(task)
-
-
-def _refuse_to_abort(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-    return trio.lowlevel.Abort.FAILED
-
-
+@uninterrupted
 class Saver:
     """Saves what is submitted; its `run` is a background task of the run.
 
@@ -191,7 +145,7 @@ class Saver:
         Cancellation: none; a store that does not take it in time poisons the run.
         """
         sizes: list[int] = []
-        with trio.move_on_after(self._save_timeout_s, shield=True):
+        with give_up_after(self._save_timeout_s):
             name = await self._store.put_blob(_counted(payload, sizes))
             if self.observers:
                 self.observers.saved(self.run_key.run_id, sum(sizes))
@@ -215,7 +169,7 @@ class Saver:
         asked_at = trio.current_time()  # the answer is at least that old when it is read
         if asked_at - self._owned_at < max_age_s:
             return
-        with trio.move_on_after(self._save_timeout_s, shield=True):
+        with give_up_after(self._save_timeout_s):
             try:
                 await self._store.save(self.run_key, [])
                 self._owned_at = asked_at
@@ -298,7 +252,7 @@ class Saver:
     # -- the background task ------------------------------------------------------------
 
     async def run(self) -> None:
-        """Save group after group until closed.
+        """Save group after group until closed; whatever ends it wakes who waits for a checkpoint.
 
         Cancellation: none; it ends by `close`, or when the run is poisoned.
         """
@@ -310,10 +264,11 @@ class Saver:
                         await trio.lowlevel.cancel_shielded_checkpoint()  # see above
                     else:
                         self._idle_task = trio.lowlevel.current_task()
-                        await trio.lowlevel.wait_task_rescheduled(_refuse_to_abort)
+                        await trio.lowlevel.wait_task_rescheduled(refuse_to_abort)
                 self._is_over = True
                 await self._save_folds()
             except BaseException as error:  # a bug of a store or a key function: nobody sleeps on
+                self._idle_task = None
                 self._set_poison(self._unknown(f"was left by {class_name(error)}"))
                 raise
             finally:
@@ -321,8 +276,8 @@ class Saver:
                 self._appender.stop()
 
     async def _save_next_group(self) -> None:
-        taken, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
-        self._taken = taken
+        self._taken, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
+        taken = self._taken
         if self.poison is not None:
             self._end_all(taken, self.poison)
             return
@@ -340,7 +295,7 @@ class Saver:
 
     async def _save(self, group: list[Submission], folds: list[Fold]) -> list[Exception | None]:
         asked_at = trio.current_time()
-        with trio.move_on_after(self._save_timeout_s, shield=True):
+        with give_up_after(self._save_timeout_s):
             try:
                 checkpoints = [submission.checkpoint for submission in group]
                 outcomes = await self._store.save(self.run_key, checkpoints, folds)
@@ -351,7 +306,7 @@ class Saver:
             except (StoreConflictError, SaveOutcomeUnknownError) as error:
                 self._set_poison(error)
                 return [error] * len(group)
-            except Exception as error:
+            except (StoreError, *NOT_BEGUN) as error:
                 log.error("saving %d checkpoints failed: %s", len(group), text_of(error))
                 return [error] * len(group)
         unknown = self._unknown(f"has not ended after {self._save_timeout_s:g} s")
@@ -378,10 +333,10 @@ class Saver:
 
     def _land(self, submission: Submission) -> None:
         lane, record = submission.lane, submission.record
-        apply(lane.progress, submission.checkpoint.sequence, record)
-        lane.is_dirty = True
         for sink, lines in submission.lines:
             sink.confirm(sink.confirmed + len(lines))
+        apply(lane.progress, submission.checkpoint.sequence, record)
+        lane.is_dirty = True
         submission.end(None)
 
     def _sort_out(self, group: list[Submission], outcomes: list[Exception | None]) -> None:
@@ -401,18 +356,24 @@ class Saver:
         self._end_all([submission, *followers], error)
 
     def _end_all(self, submissions: Iterable[Submission], error: Exception) -> None:
-        for submission in submissions:
-            if not submission.is_over:
-                submission.end(error)
+        with ExitStack() as stack:  # whatever one of them raises, the others are told
+            for submission in reversed(list(submissions)):
+                if submission.is_over:
+                    submission.wake()
+                else:
+                    stack.callback(submission.end, error)
 
     def _set_poison(self, error: TrioCkptError) -> None:
-        if self.poison is None:
-            where = describe_batch(self.run_key.run_id, (), None)
-            log.error("%s is poisoned, nothing more is saved: %s", where, error)
-            self.poison = error
-            self._end_all([*self._taken, *self._queue], error)
-            self._queue.clear()
+        if self.poison is not None:
+            return
+        self.poison = error
+        left, self._queue = [*self._taken, *self._queue], []
+        try:
+            self._end_all(left, error)
+        finally:
             self._on_poison()
+        where = describe_batch(self.run_key.run_id, (), None)
+        log.error("%s is poisoned, nothing more is saved: %s", where, error)
 
     # -- append sinks --------------------------------------------------------------------
 
@@ -423,7 +384,7 @@ class Saver:
             for sink, lines in submission.lines:
                 chunks.setdefault(sink, []).append(lines)
         failures: dict[AppendFile, Exception] = {}
-        with trio.move_on_after(self._save_timeout_s, shield=True) as scope:
+        with give_up_after(self._save_timeout_s) as scope:
             self.is_appending = True
             try:
                 failures = await self._appender.run(_append_all, chunks)

@@ -14,11 +14,13 @@ from typing import Any
 import attrs
 import trio
 
+from ._arguments import checked_by, seconds
 from ._batch import Batch
 from ._errors import NotEncodableError, text_of
 from ._gate import Gate
 from ._keeper import Hold, StateKeeper
 from ._records import Kind, Record, describe_error, trouble
+from ._uninterrupted import uninterrupted
 from ._values import MAX_LABEL_CHARS, as_metadata
 from ._words import printable
 
@@ -27,6 +29,7 @@ log = logging.getLogger("trio_ckpt.snapshots")
 MAX_NOTES = 10  # different problems of one body that its history has
 
 
+@uninterrupted
 @attrs.define(eq=False)
 class Snapshots:
     """Saves the state of a stream inside a batch; from `Stream.snapshots`.
@@ -41,7 +44,7 @@ class Snapshots:
             taken as it is at a point.
     """
 
-    every_s: float
+    every_s: float = attrs.field(validator=checked_by(seconds, is_endless_allowed=True))
     _desk: Gate
     _keeper: StateKeeper[object]
     _batch: Batch[object]
@@ -78,8 +81,8 @@ class Snapshots:
         if self._keeper.is_saving or started < self._due:
             return False
         held_from = time.perf_counter()
-        self._keeper.begin_saving()  # before it is copied: another task may come to a point
         try:
+            self._keeper.begin_saving()  # before it is copied: another task may come to a point
             metadata = as_metadata({**self.metadata, "label": label})
             hold = await self._keeper.hold()
         except BaseException as error:
@@ -130,8 +133,8 @@ class Snapshots:
         except Exception as error:
             self._leave_out(error)  # earlier ones stay valid
         finally:
+            self._keeper.end_saving()  # first: the end of the block waits for it
             self._due = trio.current_time() + self.every_s
-            self._keeper.end_saving()
 
     def _leave_out(self, error: BaseException) -> None:
         """Say that one is not saved: in the log, in the statistics, and once in the history."""

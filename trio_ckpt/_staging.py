@@ -17,6 +17,7 @@ from ._errors import OutputClaimedError
 from ._lane import Lane
 from ._records import Output
 from ._threads import run_blocking
+from ._uninterrupted import shielded
 from .outputs import AppendFile, OutputDir, Validator, check_outputs
 
 log = logging.getLogger("trio_ckpt.outputs")
@@ -167,27 +168,27 @@ class StreamFiles:
         """
         if name in self.lane.sinks:
             return
-        with trio.CancelScope(shield=True):
-            async with self._sink_lock:  # opening cuts: a second one would cut what was appended
-                if name in self.lane.sinks:
-                    return
-                confirmed = self.lane.progress.sinks.get(name, 0)
-                is_cut_back = name in self.lane.cut_back
-                if confirmed == 0 and not is_cut_back:
-                    await self.check_owner(0)  # or these may be the lines of the next one
-                    await self._keep_foreign(name)
-                sink = await run_blocking(AppendFile.take, self.dir, name, confirmed)
-                try:
-                    await self.check_owner(0)
-                except BaseException:
-                    await run_blocking(sink.close)
-                    raise
-                await run_blocking(sink.begin)
-                self.lane.sinks[name] = sink
-                if sink.cut_bytes and not is_cut_back:
-                    log.warning(
-                        "%s: an unconfirmed tail of %d bytes was cut off", name, sink.cut_bytes
-                    )
+        await shielded(self._open_sink, name)
+
+    async def _open_sink(self, name: str) -> None:
+        async with self._sink_lock:  # opening cuts: a second one would cut what was appended
+            if name in self.lane.sinks:
+                return
+            confirmed = self.lane.progress.sinks.get(name, 0)
+            is_cut_back = name in self.lane.cut_back
+            if confirmed == 0 and not is_cut_back:
+                await self.check_owner(0)  # or these may be the lines of the next one
+                await self._keep_foreign(name)
+            sink = await run_blocking(AppendFile.take, self.dir, name, confirmed)
+            try:
+                await self.check_owner(0)
+            except BaseException:
+                await run_blocking(sink.close)
+                raise
+            await run_blocking(sink.begin)
+            self.lane.sinks[name] = sink
+            if sink.cut_bytes and not is_cut_back:
+                log.warning("%s: an unconfirmed tail of %d bytes was cut off", name, sink.cut_bytes)
 
     async def _keep_foreign(self, name: str) -> None:
         """Move a file out of the way that no record knows: it may be somebody's only copy."""

@@ -18,10 +18,12 @@ import trio
 from ._errors import EXIT_DRAINED, EXIT_SIGTERM
 from ._forks import in_children
 from ._portal import Portal
+from ._uninterrupted import uninterrupted
 
 log = logging.getLogger("trio_ckpt.stop")
 
 
+@uninterrupted
 class Stop:
     """Whether a run is being stopped, and how far it has come.
 
@@ -170,6 +172,7 @@ def stop_signals() -> Generator[AsyncIterator[int]]:
         yield got
 
 
+@uninterrupted
 async def receive_signals(
     stop: Stop, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:

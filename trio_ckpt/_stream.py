@@ -35,6 +35,7 @@ from ._snapshots import Snapshots
 from ._staging import AnyPath
 from ._statistics import StreamStatistics
 from ._stream_statistics import stream_statistics
+from ._uninterrupted import uninterrupted
 from ._values import StreamKey, as_metadata, as_plain, copy_plain
 from ._walk import Batches, Items, Walk, estimated
 from .state import Frontier
@@ -45,6 +46,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
+@uninterrupted
 class Stream(Generic[S]):
     """One ordered sequence of batches; made by ``run.open_stream``, used by that task.
 
@@ -387,7 +389,7 @@ class Stream(Generic[S]):
             every_s: In seconds; about a hundredth of what may be lost is a good begin.
 
         Raises:
-            TypeError: the stream has no state, or a `Frontier`.
+            TypeError: the stream has no state, or a `Frontier`; `every_s` is no number.
             RuntimeError: no batch is open.
             StreamBusyError: the caller is neither the owner of the stream nor the task that
                 `run_batches` runs the handler in.

@@ -33,6 +33,7 @@ import trio
 
 from ._errors import ForkedProcessError, NoThreadError, TrioCkptError
 from ._forks import need_process, this_process
+from ._uninterrupted import uninterrupted
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -100,6 +101,7 @@ def _need_own_run() -> None:
         need_process(process)
 
 
+@uninterrupted
 async def run_blocking(func: Callable[[*Ts], T], *args: *Ts) -> T:
     """Run a blocking function in one of trio's threads.
 
@@ -154,6 +156,7 @@ class _Call:
             trio.lowlevel.reschedule(self.task, result)
 
 
+@uninterrupted
 class WorkerThread:
     """One long-lived daemon thread that runs blocking calls in the order they came.
 

@@ -48,6 +48,7 @@ from ._errors import (
 )
 from ._portal import Portal, from_any_thread
 from ._records import CheckpointResult, utc_now
+from ._uninterrupted import uninterrupted
 from ._values import StreamKey
 
 T = TypeVar("T")
@@ -153,6 +154,7 @@ class TokenHost(Protocol):
         ...
 
 
+@uninterrupted
 class CheckpointToken(Generic[T]):
     """The one-shot promise that a batch's checkpoint will be durable, or has failed.
 

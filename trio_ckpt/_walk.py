@@ -25,6 +25,7 @@ from ._retry import Again
 from ._scopes import Surroundings
 from ._source import Source
 from ._statistics import resume_line
+from ._uninterrupted import uninterrupted
 
 log = logging.getLogger("trio_ckpt.stream")
 
@@ -33,6 +34,7 @@ T = TypeVar("T")
 Items = Sequence[T] | Callable[[], Iterable[T]]
 
 
+@uninterrupted
 @attrs.define(eq=False)
 class Walk:
     """Where the owner of a stream stands.
@@ -309,6 +311,7 @@ def estimated(expected: int | None, items: object) -> int | None:
     return whole_number("expected", expected)
 
 
+@uninterrupted
 class Batches(Generic[T]):
     """The loop of ``async for batch in stream.batches(...)``; it holds no scope open."""
 

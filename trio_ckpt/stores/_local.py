@@ -21,7 +21,6 @@ import os
 from abc import abstractmethod
 from collections.abc import (
     AsyncGenerator,
-    Awaitable,
     Callable,
     Generator,
     Iterable,
@@ -37,6 +36,7 @@ import trio
 from .._errors import NoThreadError, SaveOutcomeUnknownError, StoreDamagedError, StoreError
 from .._forks import need_process, this_process
 from .._threads import NOT_BEGUN, WorkerThread, run_blocking
+from .._uninterrupted import shielded
 from ..abc import (
     BlobPayload,
     Checkpoint,
@@ -255,7 +255,8 @@ class LocalStore(Store):
         except NOT_BEGUN:
             raise
         except BaseException as error:
-            if not isinstance(error, StoreError) or isinstance(error, SaveOutcomeUnknownError):
+            is_unknown = isinstance(error, SaveOutcomeUnknownError)
+            if (group or folds) and (is_unknown or not isinstance(error, StoreError)):
                 self._in_doubt.add(run.run_id)
             raise
 
@@ -475,14 +476,6 @@ async def open_writer(folder: Path, make: Callable[[], T]) -> tuple[T, WorkerThr
     except BaseException:
         thread.stop()
         raise
-
-
-async def shielded(func: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-    """Wait for something that is not to be given up on."""
-    results: list[T] = []  # a type checker must think that the scope may swallow something
-    with trio.CancelScope(shield=True):
-        results.append(await func(*args))
-    return results[0]
 
 
 def absolute_folder(path: str | os.PathLike[str]) -> Path:

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Literal, TypeVar, TypeVarTuple
 
 from .._threads import WorkerThread
+from .._uninterrupted import shielded
 from ..abc import INLINE_LIMIT_BYTES
 from . import _sqlite_check
-from ._local import LocalStore, absolute_folder, open_writer, shielded
+from ._local import LocalStore, absolute_folder, open_writer
 from ._sqlite_reader import Reader
 from ._sqlite_writer import Writer
 
