@@ -215,8 +215,9 @@ async def test_a_manifest_that_was_written_and_is_missing_is_damage(tmp_path: Pa
     (finding,) = await damages(store)
     assert (finding.path, finding.what) == ("manifest.json", "it was written, and is missing")
     async with begin(store, tmp_path):
-        (finding,) = await damages(store)  # it is still so while the next session runs
+        assert await damages(store) == []  # this session has found it gone
     assert await damages(store) == []
+    assert (tmp_path / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -236,8 +237,36 @@ async def test_a_manifest_that_no_session_has_written_is_not_missed(
         (tmp_path / "manifest.json").write_text("of somebody else")
         async with begin(store, tmp_path):
             pass
+        assert await damages(store) == []
     (tmp_path / "manifest.json").unlink()
     assert await damages(store) == []
+
+
+@pytest.mark.parametrize("batch", range(5))
+async def test_a_manifest_of_before_a_redo_is_outdated_and_no_damage(
+    batch: int, tmp_path: Path
+) -> None:
+    """All was done again, and then the session was killed, before it could write another."""
+    store = MemoryStore()
+    async with begin(store, tmp_path) as run:
+        await work(run, count=5)
+    async with begin(store, tmp_path) as run:
+        async with run.open_stream("s") as stream:
+            await stream.redo([batch], reason="x")
+        await work(run, count=5)
+        assert await damages(store.after_crash()) == []
+
+
+@pytest.mark.parametrize("place", range(12, 160, 7))
+async def test_a_manifest_that_is_altered_anywhere_is_damage(place: int, tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with begin(store, tmp_path) as run:
+        await work(run, count=2)
+    manifest = tmp_path / "manifest.json"
+    content = bytearray(manifest.read_bytes())
+    content[place] ^= 1
+    manifest.write_bytes(content)
+    assert [finding.path for finding in await damages(store)] == ["manifest.json"]
 
 
 async def test_what_is_refused_moves_no_manifest(tmp_path: Path) -> None:

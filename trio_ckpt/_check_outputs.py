@@ -7,8 +7,9 @@ what follows the confirmed end of an append file, and the manifest.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, closing
+from typing import Any
 
 import attrs
 
@@ -17,14 +18,14 @@ from ._errors import TrioCkptError
 from ._history import run_facts
 from ._manifest import (
     MANIFEST,
+    WRITTEN,
     count_checkpoints,
     is_complete,
-    is_older,
     manifest_owner,
     manifest_pieces,
+    written_of,
 )
 from ._records import Status
-from ._session import WRITTEN
 from ._threads import run_blocking
 from ._values import RUN_STREAM, encode_key
 from .abc import Finding, RunKey, RunView, Store
@@ -32,7 +33,6 @@ from .outputs import AnyPath, OutputDir
 
 REDO = "a start puts the batch back to work, and so does --repair"
 ANEW = "--repair writes it from the records, and keeps what is there in the archive"
-PIECE_BYTES = 2**20
 
 
 async def check_outputs_of(
@@ -137,19 +137,31 @@ async def _check_manifest(
             async with aclosing(pieces) as texts:
                 async for text in texts:
                     await run_blocking(there.add, text.encode())
-            is_same, ends_alike = await run_blocking(there.end)
+            is_same = await run_blocking(there.end)
     except (OSError, TrioCkptError) as error:
         return Finding(where, f"it cannot be read: {error}", ANEW, run_id=run_id, path=MANIFEST)
     if is_same:
         return None
-    if not ends_alike and owner and owner != run_id:
-        what = f"it is that of run {owner!r}: this run has none"
-        return Finding(where, what, is_damage=False, run_id=run_id)
-    if not ends_alike and await run_blocking(is_older, outputs, run_key, parts, facts):
-        what = "it was written before the newest checkpoints, or with another config"
-        advice = "the next start writes it anew"
-        return Finding(where, what, advice, is_damage=False, run_id=run_id)
+    found = await run_blocking(written_of, outputs)
+    why = _why_another(run_key, found, facts, count_checkpoints(parts))
+    if why is not None:
+        return Finding(where, why, is_damage=False, run_id=run_id)
     return Finding(where, "it is not what was written", ANEW, run_id=run_id, path=MANIFEST)
+
+
+def _why_another(
+    run_key: RunKey, found: tuple[str, int, int, str] | None, facts: Mapping[str, Any], now: int
+) -> str | None:
+    """Why a manifest need not be what the records say, in words; None: it must be."""
+    written = facts.get(WRITTEN)
+    ours = (run_key.run_id, run_key.generation)
+    outdated = "it was written before the newest checkpoints: the next start writes it again"
+    if written is not None:  # a session says which it has left
+        is_that = found is not None and found[:3] == (*ours, written)
+        return outdated if is_that and written != now else None
+    if found is None or found[0] != run_key.run_id:
+        return "it is not this run's, which has written none"
+    return outdated if found[1:] != (run_key.generation, now, facts.get("config_digest")) else None
 
 
 class _Compared:
@@ -158,19 +170,14 @@ class _Compared:
     def __init__(self, path: str) -> None:
         self._file = open(path, "rb")  # noqa: SIM115  # `close` is called by who made it
         self._is_same = True
-        self._tail = b""
 
     def add(self, wanted: bytes) -> None:
         """What should follow."""
         self._is_same = self._is_same and self._file.read(len(wanted)) == wanted
-        self._tail = (self._tail + wanted)[-PIECE_BYTES:]
 
-    def end(self) -> tuple[bool, bool]:
-        """Whether that was all, and whether the second half of it is the same at least."""
-        is_same = self._is_same and not self._file.read(1)
-        size = os.fstat(self._file.fileno()).st_size
-        self._file.seek(max(0, size - len(self._tail) // 2))
-        return is_same, self._tail.endswith(self._file.read(PIECE_BYTES))
+    def end(self) -> bool:
+        """Whether that was all."""
+        return self._is_same and not self._file.read(1)
 
     def close(self) -> None:
         """Let go of it."""

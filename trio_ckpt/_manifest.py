@@ -44,6 +44,7 @@ _HEAD = re.compile(
     r'\{"format":\d+,"run":"(?:[^"\\]|\\.)*","generation":(\d{1,18}),"checkpoints":(\d{1,18}),'
     r'"config_digest":"([0-9a-f]{0,64})",'
 )
+WRITTEN = "manifest"  # in the facts of a session: of how many checkpoints the one is that is there
 MAX_MANIFEST_HEAD_BYTES = 2**16  # enough to see whose manifest one is
 
 
@@ -259,20 +260,14 @@ async def is_current(
     return head is not None and head.startswith(wanted)
 
 
-def is_older(
-    outputs: OutputDir,
-    run_key: RunKey,
-    parts: Mapping[StreamKey, Progress],
-    facts: Mapping[str, Any],
-) -> bool:
-    """Whether a manifest of this run is there, of fewer checkpoints or other config.  Blocks."""
+def written_of(outputs: OutputDir) -> tuple[str, int, int, str] | None:
+    """Of which run, generation, number of checkpoints and configuration the manifest is.
+
+    Blocks.  None: what is there is no manifest.
+    """
     head = (_read_head(outputs) or b"").decode(errors="replace")
-    match = _HEAD.match(head)
-    now = _identity(run_key, parts, facts)
-    if match is None or _owner(head.encode()) != run_key.run_id:
-        return False
-    was, is_now = (int(match[1]), int(match[2])), (now["generation"], now["checkpoints"])
-    return was < is_now or (was == is_now and match[3] != now["config_digest"])
+    owner, match = _owner(head.encode()), _HEAD.match(head)
+    return (owner, int(match[1]), int(match[2]), match[3]) if owner and match else None
 
 
 def count_checkpoints(parts: Mapping[StreamKey, Progress]) -> int:

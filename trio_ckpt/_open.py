@@ -19,13 +19,13 @@ from ._coordinator import CheckpointCoordinator
 from ._errors import EXIT_DRAINED
 from ._fresh import ARCHIVING, clear_outputs, left_to_archive, replaced_by_next
 from ._live import publish_live
-from ._manifest import leave_manifest
+from ._manifest import WRITTEN, count_checkpoints, is_current, leave_manifest
 from ._observe import Observers
 from ._portal import check_trio
 from ._resume import Settings
 from ._run import Run
 from ._saver import DEFAULT_SAVE_TIMEOUT_S, Saver
-from ._session import WRITTEN, OnConfigChange, Session, compare_config, look
+from ._session import OnConfigChange, Session, compare_config, look
 from ._stop import Stop, receive_signals, release_signals, take_signals
 from ._threads import run_blocking
 from ._uninterrupted import uninterrupted
@@ -170,6 +170,9 @@ async def open_run(
         )
         if archiving:
             session.facts[ARCHIVING] = archiving
+        parts = {} if view is None else {key: entry.progress for key, entry in view.streams.items()}
+        if outputs is not None and await is_current(saver.run_key, parts, outputs, session.facts):
+            session.facts[WRITTEN] = count_checkpoints(parts)
         async with _background_tasks(saver, stop, grace_s, handle_signals) as nursery:
             await session.begin()
             if outputs is not None:

@@ -33,7 +33,6 @@ from .abc import RunView
 
 log = logging.getLogger("trio_ckpt.session")
 
-WRITTEN = "manifest"  # of how many checkpoints the manifest is that the run has
 ENDED, STOPPED = "ended", "was stopped"  # in good order
 
 OnConfigChange = Literal["refuse", "restart", "accept"]
@@ -184,12 +183,11 @@ class Session:
         output_dir: str | None,
     ) -> None:
         own = view.streams.get(RUN_STREAM) if view is not None else None
-        before = run_facts(view) if view is not None else {}
         self._saver = saver
         self._lane: Lane = saver.add_lane(RUN_STREAM, own.progress if own else Progress())
         self.runtime_s = run_runtime_s(view) if view is not None else 0.0
         self.facts: dict[str, Any] = {
-            "session": before.get("session", 0) + 1,
+            "session": (run_facts(view).get("session", 0) if view is not None else 0) + 1,
             "runtime_s": self.runtime_s,
             "changes": changes,
             "config": config,
@@ -199,8 +197,6 @@ class Session:
             "pid": os.getpid(),
             "began": time.time(),
         }
-        if all(before.get(name) == self.facts[name] for name in ("config_digest", "output_dir")):
-            self.facts[WRITTEN] = before.get(WRITTEN)
 
     async def begin(self) -> None:
         """Save that it began, and with it a new generation if there is one."""
