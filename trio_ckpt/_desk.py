@@ -273,6 +273,12 @@ class Desk(ABC):
         said = {name: value for name, value in news.items() if value is not None}
         return msgspec.structs.replace(record, **said) if said else record
 
+    async def save_finish(self, record: Record) -> None:
+        """Save that the stream is complete; its append files end then where records say."""
+        if self.files.root is not None:
+            await self.files.cut_tails()
+        await self.save_plain(record)
+
     def encode_adds(self, batch: Batch[Any]) -> bytes:
         frontier = self.frontier
         return b"" if frontier is None else frontier.encode(frontier.news(batch.staged.adds))

@@ -190,9 +190,30 @@ class StreamFiles:
             if sink.cut_bytes and not is_cut_back:
                 log.warning("%s: an unconfirmed tail of %d bytes was cut off", name, sink.cut_bytes)
 
+    async def cut_tails(self) -> None:
+        """Cut off what is behind the confirmed bytes of all append files of the stream.
+
+        A save that failed leaves lines there, and so does a rewind.  The next append would cut
+        them off, but no other may come: then they would stay in the file of a complete stream.
+
+        Raises:
+            OutputError: a file cannot be cut, or confirmed bytes are missing.
+        """
+        lane = self.lane
+        for name in dict.fromkeys((*lane.progress.sinks, *lane.sinks)):
+            sink = lane.sinks.get(name)
+            if sink is not None:
+                with trio.CancelScope(shield=True):
+                    await run_blocking(sink.cut_tail)
+            elif lane.progress.sinks[name] or await self._length(name):
+                await self.open_sink(name)
+
+    async def _length(self, name: str) -> int | None:
+        return await run_blocking(self.dir.length, name)
+
     async def _keep_foreign(self, name: str) -> None:
         """Move a file out of the way that no record knows: it may be somebody's only copy."""
-        if await run_blocking(self.dir.is_blank, name):
+        if await self._length(name) == 0:
             return  # as a session leaves it that was killed before its first append
         label = f"{self.run_id}-unconfirmed"
         archived = await run_blocking(self.dir.archive, [name], label)

@@ -300,7 +300,7 @@ class Stream(Generic[S]):
         self._walk.check_finished()
         stop = self._progress.done.stop
         last = stop - 1 if stop > 0 else None
-        await self._desk.save_plain(
+        await self._desk.save_finish(
             Record(kind=Kind.FINISH, at=time.time(), metadata=plain, last_index=last)
         )
         await self._desk.prune_state(is_complete=True)

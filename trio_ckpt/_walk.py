@@ -272,7 +272,7 @@ class Walk:
         if not is_done:
             return
         if progress.status is not Status.COMPLETE:
-            await self.desk.save_plain(Record(kind=Kind.FINISH, at=time.time()))
+            await self.desk.save_finish(Record(kind=Kind.FINISH, at=time.time()))
         await self.desk.prune_state(is_complete=True)  # also what a killed session has not
 
     async def complete_source(self, source: Source[Any], end: int | None) -> None:

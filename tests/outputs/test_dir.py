@@ -299,13 +299,13 @@ def test_the_archive_keeps_paths_reports_the_missing_and_overwrites_nothing(
             outdir.archive([], label)
 
 
-def test_what_is_blank_is_a_file_with_nothing_in_it(outdir: OutputDir, root: Path) -> None:
+def test_only_a_file_has_a_length(outdir: OutputDir, root: Path) -> None:
     (root / "blank").touch()
     (root / "full").write_text("x")
     (root / "folder").mkdir()
     (root / "link").symlink_to("blank")
     names = ["blank", "full", "folder", "link", "missing", "no/where"]
-    assert [name for name in names if outdir.is_blank(name)] == ["blank"]
+    assert [outdir.length(name) for name in names] == [0, 1, None, None, None, None]
 
 
 def test_the_archive_is_durable_goals_first(root: Path) -> None:

@@ -101,13 +101,26 @@ class AppendFile:
         try:
             with told(self.path), self._tree.folder(self.path, Sync.NONE) as (folder, _):
                 self._refuse_other_names()
-                self.cut_bytes = self._cut()
+                self.cut_bytes, self._end = self._cut(), self.confirmed
                 if self.cut_bytes:
                     self._tree.sync(self._fd, self.path)
                 self._tree.sync(folder, above(self.path))
         except BaseException:
             self.close()
             raise
+
+    def cut_tail(self) -> None:
+        """Cut off what an append has left that was never confirmed.
+
+        Durability: as for `begin`.
+
+        Raises:
+            SinkClosedError: an append has failed, so what is in the file is not known.
+            OutputError: as for `begin`.
+        """
+        self._refuse_closed()
+        if self._end > self.confirmed:
+            self.begin()
 
     def append(self, chunks: Sequence[bytes]) -> None:
         """Write `chunks` behind the confirmed bytes, in place of what an append left there.

@@ -286,8 +286,8 @@ class OutputDir:
                 self.tree.sync(fd, folder)
         return Archived(moved, tuple(missing))
 
-    def is_blank(self, path: AnyPath) -> bool:
-        """Whether there is a file of this name with nothing in it, so that nobody misses it.
+    def length(self, path: AnyPath) -> int | None:
+        """How many bytes a file has; None: there is none of this name.
 
         Raises:
             OutputError: it cannot be looked at.
@@ -298,8 +298,8 @@ class OutputDir:
                 with self.tree.folder(name, Sync.NONE) as (folder, last):
                     found = self._system.lstat(last, dir_fd=folder)
             except FileNotFoundError:
-                return False
-        return stat.S_ISREG(found.st_mode) and found.st_size == 0
+                return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     # -- one file -------------------------------------------------------------------
 
