@@ -268,6 +268,91 @@ async def test_what_was_redone_is_not_taken_back_by_old_records(
     assert len((folder / "3").read_bytes()) == 100
 
 
+class SmallPages(MemoryStore):
+    """Gives two records at a time, so that older ones are looked at beside the run."""
+
+    held: trio.Event | None = None  # until then they do not come
+
+    async def history(self, run_id: str, stream: str, **kw: Any) -> HistoryPage:
+        if self.held is not None and kw["cursor"] is not None:
+            await self.held.wait()
+        return await super().history(run_id, stream, **{**kw, "limit": 2})
+
+
+@pytest.mark.parametrize("repetition", range(10))
+async def test_a_damaged_batch_is_handed_out_once_to_several_workers(
+    repetition: int, tmp_path: Path
+) -> None:
+    """One worker may take it in the instant in which it has gone back to work."""
+    store, worked = SmallPages(), list[int]()
+
+    async def handle(batch: Batch[Any]) -> None:
+        worked.append(batch.index)
+        await batch.write_text(f"{batch.index}", "x")
+        batch.complete()
+
+    for count in (12, 40):
+        worked.clear()
+        async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+            await run_batches(stream, range(count), handle, concurrency=4)
+        for index in range(8):
+            (tmp_path / f"{index}").write_text("damaged")
+    assert sorted(worked) == [*range(8), *range(12, 40)]
+
+
+async def leave_by_break(stream: Stream[None], held: trio.Event) -> None:
+    async for batch in stream.batches():
+        if batch.index >= 9:
+            batch.withdraw()
+            held.set()
+            break
+        await batch.write_text(f"{batch.index}", "x")
+        batch.complete()
+
+
+async def leave_by_finish(stream: Stream[None], held: trio.Event) -> None:
+    async for batch in stream.batches():
+        await batch.write_text(f"{batch.index}", "x")
+        batch.complete()
+        if batch.index == 9:
+            held.set()
+            await stream.finish()
+            break
+
+
+async def leave_at_once(_stream: Stream[None], held: trio.Event) -> None:
+    """What is complete has nothing to do."""
+    held.set()
+
+
+@pytest.mark.parametrize("way", [leave_by_break, leave_by_finish, leave_at_once])
+async def test_a_stream_with_damage_does_not_end_complete(
+    way: Callable[[Stream[None], trio.Event], Awaitable[None]], tmp_path: Path
+) -> None:
+    """The older outputs are looked at before it is said that nothing is left."""
+    store = SmallPages()
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        if way is leave_at_once:
+            await leave_by_break(stream, trio.Event())
+        async for batch in stream.batches(end=8):
+            await batch.write_text(f"{batch.index}", "x")
+            batch.complete()
+    (tmp_path / "1").unlink()
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        store.held = trio.Event()
+        if way is leave_by_finish:
+            with pytest.raises(RuntimeError, match="work left: batch 1"):
+                await way(stream, store.held)
+        else:
+            await way(stream, store.held)
+    assert stream.status is Status.INTERRUPTED
+    assert not (tmp_path / "manifest.json").exists()
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        await leave_by_break(stream, store.held)
+    assert stream.status is Status.COMPLETE
+    assert (tmp_path / "1").exists()
+
+
 async def test_a_redo_of_many_in_flight_is_no_mass_of_missing_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,8 @@ async def leave_stream(walk: Walk, error: BaseException | None) -> None:
         if desk.failure is not None and walk.progress.status is not Status.FAILED:
             await save_failure(walk, desk.failure)  # a later record had opened it again
         elif error is None and desk.failure is None:
+            if walk.progress.left == 0:  # what the verification finds is no part of the complete
+                await walk.wait_verified()
             await walk.complete_if_last()
     except BaseException as problem:
         await _record_exit(walk, problem, index)

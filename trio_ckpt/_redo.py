@@ -90,6 +90,8 @@ class Redo:
         lane: The stream.
         outputs: Where its outputs are; None: they are left alone.
         claims: Whose each name is, where the run is open.
+        put_back: Called with the index of each batch, at the moment when progress says that it
+            goes back to work: whoever hands batches out may do so from then on.
         begin_change: Called before anything is saved, once it is sure that nothing refuses.
     """
 
@@ -98,6 +100,7 @@ class Redo:
     lane: Lane
     outputs: OutputDir | None
     claims: Claims = attrs.field(factory=dict[str, tuple[str, int]])
+    put_back: Callable[[int], None] = lambda _index: None
     begin_change: Callable[[], Awaitable[None]] = trio.lowlevel.cancel_shielded_checkpoint
 
     async def redo(self, indexes: Collection[int], reason: str) -> None:
@@ -260,23 +263,19 @@ class Redo:
         log.warning("%s: %s", where, reason)
         return await self.rewind_before(cut, reason)
 
-    async def take_damaged(self, entry: StandingRecord, path: str, reason: str) -> bool:
-        """Put one batch back to work whose outputs are damaged.
+    async def take_damaged(self, entry: StandingRecord, path: str, reason: str) -> None:
+        """Put one batch back to work whose outputs are damaged, unless it has been already.
 
-        They are moved first: somebody may be waiting to write them anew.
-
-        Returns:
-            False if somebody else has put it back meanwhile.
+        They are moved first: another task may be waiting to write them.
         """
         async with self.lane.redo_lock:
             index = entry.index
             if index in self.lane.redone or index not in self.lane.progress.confirmed:
-                return False
+                return
             taking = Taking()
             taking.add(index, entry.record)
             await self._set_aside(index, entry.record.outputs)
             await self._save(taking, {"path": path, "reason": reason})
-            return True
 
     # -- how ----------------------------------------------------------------------------------
 
@@ -322,10 +321,14 @@ class Redo:
             state=state,
             metadata=metadata,
         )
-        await self.saver.save(lane, record, blobs_of(state))
-        for at in taking.indexes:
-            lane.redone.add(at)
-        lane.cut_back.update(taking.lines)
+
+        def landed() -> None:
+            for at in taking.indexes:
+                lane.redone.add(at)
+                self.put_back(at)
+            lane.cut_back.update(taking.lines)
+
+        await self.saver.save(lane, record, blobs_of(state), landed=landed)
         for path in taking.lines:  # shorter now: it is opened anew where it ends
             if path in lane.sinks:
                 lane.sinks.pop(path).close()

@@ -61,7 +61,14 @@ class Resume:
 
     def __attrs_post_init__(self) -> None:
         desk = self.desk
-        self._redo = Redo(self.store, desk.saver, desk.lane, desk.files.root, desk.files.claims)
+        self._redo = Redo(
+            self.store,
+            desk.saver,
+            desk.lane,
+            desk.files.root,
+            desk.files.claims,
+            put_back=lambda index: desk.put_back(index),
+        )
 
     async def open(self, state: S | None, nursery: trio.Nursery) -> Stream[S]:
         """Read what was saved, verify it, restore the state.

@@ -255,8 +255,7 @@ class Run:
                     if not (on_fail == "record" and is_own_failure(error, key)):
                         raise
                 else:
-                    await resume.close()
-                    await stream.leave(None)
+                    await stream.leave(None)  # it may wait for the verification
                     self._check_left(stream, on_fail)
             if scope.cancelled_caught:
                 raise self._stopped()

@@ -181,13 +181,22 @@ class Saver:
         self._set_poison(unknown)
         raise unknown
 
-    async def save(self, lane: Lane, record: Record, blobs: tuple[str, ...] = ()) -> int:
+    async def save(
+        self,
+        lane: Lane,
+        record: Record,
+        blobs: tuple[str, ...] = (),
+        *,
+        landed: Callable[[], None] = lambda: None,
+    ) -> int:
         """Save a record that is not about a batch, and wait for it.
 
         Args:
             lane: Its stream.
             record: What it says.
             blobs: That its state names.
+            landed: Called when it is durable, at the moment when progress says so: before any
+                task can look at that.
 
         Returns:
             Its sequence; by now there may be later ones.
@@ -200,7 +209,9 @@ class Saver:
         Cancellation: none once it is submitted.
         """
         checkpoint = await self.encode(lane, encode_record(record), blobs)
-        submission = Submission(lane, record, checkpoint, (), lambda _error: None)
+        submission = Submission(
+            lane, record, checkpoint, (), lambda error: landed() if error is None else None
+        )
         self.submit(submission)
         await submission.wait()
         return checkpoint.sequence

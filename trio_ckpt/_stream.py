@@ -290,13 +290,15 @@ class Stream(Generic[S]):
 
         Raises:
             RuntimeError: work is left: a batch before the last one, one of the list that a
-                loop was given or of a `Frontier`; or ``end=`` cut off a loop with an open end.
+                loop was given or of a `Frontier`, one whose outputs were found damaged; or
+                ``end=`` cut off a loop with an open end.
 
         Durability: when this returns it is saved.
         """
         self._walk.check_owner()
         plain = {} if metadata is None else as_metadata(metadata)
         await self._walk.settle_open(Way.EXIT)
+        await self._walk.wait_verified()
         self._walk.check_finished()
         stop = self._progress.done.stop
         last = stop - 1 if stop > 0 else None
@@ -433,8 +435,6 @@ class Stream(Generic[S]):
         await self._walk.settle_open(Way.EXIT)
         if wanted:
             await self._redo.redo(wanted, reason)
-            for index in wanted:
-                self._desk.put_back(index)
 
     async def rescan(
         self,

@@ -138,8 +138,8 @@ class Verifier:
                 stream=self.desk.lane.key,
                 batch_index=entry.index,
             )
-        elif await self.redo.take_damaged(entry, damage.path, damage.reason):
-            self.desk.put_back(entry.index)
+        else:
+            await self.redo.take_damaged(entry, damage.path, damage.reason)
 
     def _refuse_many(self, damages: list[Damage]) -> None:
         missing = [damage for damage in damages if damage.reason == MISSING]
