@@ -14,6 +14,7 @@ from tests.outputs.faulty import files_in
 from trio_ckpt import StoreDamagedError, StoreError, TrioCkptError, open_maintenance, open_run
 from trio_ckpt.abc import RunKey, RunView, Store
 from trio_ckpt.outputs import OutputDir
+from trio_ckpt.outputs._names import temp_name
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import CommitThenError, Fail, FaultyStore, Hang
 
@@ -199,6 +200,24 @@ async def test_a_reset_without_its_folder_leaves_the_move_to_the_next_start(
     assert standing(moved) == made("old")
     await work(store, moved, "new")
     assert archived(moved, 0) == made("old")
+
+
+@pytest.mark.parametrize("way", ["fresh", "reset", "restart"])
+async def test_what_a_killed_session_left_half_written_goes(way: str, tmp_path: Path) -> None:
+    store, folder = MemoryStore(), tmp_path / "out"
+    half = folder / "a" / temp_name("x.json")
+    async with begin(store, folder, config={"n": 1}) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            await batch.write_text("a/0.txt", "x")
+            killed = store.after_crash()
+            batch.complete()
+    half.write_text("{")
+    if way == "reset":
+        async with open_maintenance(killed, "r") as maintenance:
+            await maintenance.reset("x")
+    options = {"fresh": way == "fresh", "on_config_change": "restart"}
+    async with begin(killed, folder, config={"n": 2 if way == "restart" else 1}, **options):
+        assert not half.exists()
 
 
 async def test_a_reset_is_told_where_the_folder_is(tmp_path: Path) -> None:

@@ -159,7 +159,8 @@ async def open_run(
         log.info("run %r: %s", run_id, found)
         if found.sessions == 0 and not (fresh or archiving) and outputs is not None:
             await _warn_of_strangers(outputs, store)
-        if found.may_have_left_files and outputs is not None:
+        is_begun_again = generation > 0 and found.sessions == 0
+        if (found.may_have_left_files or is_begun_again) and outputs is not None:
             await _remove_orphans(outputs)
         session = Session(
             saver,
