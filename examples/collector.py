@@ -200,7 +200,11 @@ async def discover(run: trio_ckpt.Run, collector: Collector) -> None:
         if phase.complete:
             return
         async with run.open_stream(
-            *DISCOVERY, first_index=1, state=Listing(), retry=RETRIES
+            *DISCOVERY,
+            first_index=1,
+            state=Listing(),
+            retry=RETRIES,
+            retry_failed=True,  # without the list nothing can be done, so each start asks for it
         ) as stream:
             await collector.collect_repos(stream)
             found = stream.state

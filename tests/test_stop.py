@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,16 @@ import pytest
 import trio
 import trio.testing
 
-from trio_ckpt import Batch, Run, RunStoppedError, Status, open_run, run_batches
+from trio_ckpt import (
+    Batch,
+    RetryRule,
+    RetryTable,
+    Run,
+    RunStoppedError,
+    Status,
+    open_run,
+    run_batches,
+)
 from trio_ckpt.stores import MemoryStore
 
 HOUR_S = 3_600
@@ -181,6 +191,34 @@ async def test_a_wait_that_times_out_during_a_stop_goes_on(
                     done.append(batch.index)
                     batch.complete()
     assert (caught.value.exit_code, trio.current_time(), done) == (143, 32, [])
+
+
+class BusyError(Exception):
+    """The other side asks to wait for an hour."""
+
+
+@pytest.mark.parametrize("retry_after", [None, lambda _error: HOUR_S], ids=["backoff", "pause"])
+@pytest.mark.parametrize("is_loop", [True, False])
+async def test_a_stop_does_not_wait_for_the_next_attempt(
+    autojump_clock: trio.testing.MockClock,
+    is_loop: bool,
+    retry_after: Callable[[BaseException], float] | None,
+) -> None:
+    rule = RetryRule((BusyError,), backoff_s=HOUR_S, max_backoff_s=HOUR_S, retry_after=retry_after)
+
+    async def handle(_batch: Batch[int]) -> None:
+        raise BusyError
+
+    with pytest.raises(RunStoppedError) as caught:
+        async with begin(MemoryStore()) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(stop_after, run, 7)
+            async with run.open_stream("s", retry=RetryTable((rule,))) as stream:
+                if is_loop:
+                    async for batch in stream.batches(range(3)):
+                        batch.fail(BusyError())
+                else:
+                    await run_batches(stream, range(3), handle, concurrency=2)
+    assert (caught.value.exit_code, trio.current_time()) == (75, 7)
 
 
 async def test_one_wait_at_a_time_before_the_batch_is_settled() -> None:

@@ -305,3 +305,12 @@ async def test_without_a_list_there_is_one_line_and_its_code(
     found = await trio.to_thread.run_sync(collector.main)
     assert found == code
     assert "the list of repositories cannot be had" in capsys.readouterr().err
+
+
+async def test_a_list_that_was_refused_is_asked_for_by_the_next_start(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    with pytest.raises(trio_ckpt.StreamFailedError, match="404"):
+        await collect(odd_api(blocks=Answer(404, b"")), tmp_path)
+    assert await collect(odd_api(), tmp_path) == 0
+    check_others(tmp_path)
