@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import logging
 import os
 import sys
@@ -114,8 +113,9 @@ def _open_output() -> Generator[None]:
         with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
             yield
         return
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name it cannot encode is no reason to fail
-        sys.stdout.reconfigure(errors="backslashreplace")
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:  # a name that it cannot encode is no reason to fail
+        reconfigure(errors="backslashreplace")
     yield
 
 
