@@ -14,6 +14,7 @@ import trio
 from hypothesis import given, settings, strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+import trio_ckpt
 from trio_ckpt import (
     BatchCancelledError,
     CheckpointCoordinator,
@@ -24,6 +25,7 @@ from trio_ckpt import (
     TokenNeverSettledError,
     TokenState,
 )
+from trio_ckpt.stores import MemoryStore
 
 RUN = "test-run"
 PATHS = CheckpointResult(
@@ -536,3 +538,35 @@ def test_no_order_leaves_a_waiter_asleep_or_a_token_pending(
         assert outcome == expected.get(action) or closed or cancelled or forgotten
     for index in tokens:  # all waiters of one token are told the same
         assert len({told for at, told in outcomes if at == index}) <= 1
+
+
+async def test_a_batch_of_a_stream_is_found_by_run_and_index(
+    coordinator: CheckpointCoordinator,
+) -> None:
+    token = coordinator.create_checkpoint(RUN, 2, stream=("a",))
+    assert coordinator.find_checkpoint(RUN, 2) is token
+    assert coordinator.find_checkpoint(RUN, 2, stream=()) is None
+    assert coordinator.find_checkpoint(RUN, 3) is None
+    assert coordinator.find_checkpoint("other", 2) is None
+    plain = coordinator.create_checkpoint(RUN, 2)
+    assert coordinator.find_checkpoint(RUN, 2) is plain
+    plain.complete()
+    other = coordinator.create_checkpoint(RUN, 2, stream=("b", "c"))
+    with pytest.raises(ValueError, match=r"batch 2 of run .* in 2 streams, 'a', 'b/c': name one"):
+        coordinator.find_checkpoint(RUN, 2)
+    assert coordinator.find_checkpoint(RUN, 2, stream=("a",)) is token
+    token.complete()
+    assert coordinator.find_checkpoint(RUN, 2) is other
+    other.fail("x")
+    assert coordinator.find_checkpoint(RUN, 2) is None
+
+
+async def test_a_batch_of_a_run_is_found_by_run_and_index() -> None:
+    async with (
+        trio_ckpt.open_run("r", store=MemoryStore(), handle_signals=False) as run,
+        run.open_stream("pages") as stream,
+    ):
+        async for batch in stream.batches(range(2)):
+            assert run.coordinator.find_checkpoint("r", batch.index) is batch.token
+            batch.complete()
+        assert run.coordinator.find_checkpoint("r", 0) is None

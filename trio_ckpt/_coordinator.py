@@ -90,10 +90,22 @@ class CheckpointCoordinator:
         return token
 
     def find_checkpoint(
-        self, run_id: str, batch_index: int, *, stream: StreamKey = ()
+        self, run_id: str, batch_index: int, *, stream: StreamKey | None = None
     ) -> AnyToken | None:
-        """The token of a batch while it is pending, else None; None never means success."""
+        """The token of a batch while it is pending, else None; None never means success.
+
+        Args:
+            run_id: The run.
+            batch_index: The batch.
+            stream: The stream that it is of, ``()`` for none; default: whichever has such a batch
+                pending, as the batches of a run all have a stream.
+
+        Raises:
+            ValueError: several streams of the run have such a batch pending.
+        """
         batch_index = whole_number("batch_index", batch_index)
+        if stream is None:
+            return self.registry.find_in_any(check_run_id(run_id), batch_index)
         return self.registry.find(check_run_id(run_id), stream_key("stream", stream), batch_index)
 
     def get_pending_checkpoints(self, run_id: str | None = None) -> tuple[AnyToken, ...]:

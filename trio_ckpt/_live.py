@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 import msgspec
 import trio
 
 from ._errors import text_of
+from ._registry import AnyToken
 from ._run import Run
 from ._uninterrupted import uninterrupted
 from ._values import StreamKey
@@ -90,6 +92,14 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(LiveView)
 
 
+def live_tokens(tokens: Sequence[AnyToken]) -> tuple[LiveToken, ...]:
+    """Pending tokens as they are shown: the first `MAX_TOKENS`."""
+    return tuple(
+        LiveToken(t.stream, t.batch_index, t.state.value, t.created_at.timestamp())
+        for t in tokens[:MAX_TOKENS]
+    )
+
+
 def live_view(run: Run) -> LiveView:
     """What an open run is at now."""
     now = time.time()
@@ -98,10 +108,7 @@ def live_view(run: Run) -> LiveView:
     return LiveView(
         at=now,
         owner=run.peek().owner,
-        tokens=tuple(
-            LiveToken(t.stream, t.batch_index, t.state.value, t.created_at.timestamp())
-            for t in tokens[:MAX_TOKENS]
-        ),
+        tokens=live_tokens(tokens),
         pending=len(tokens),
         session_confirmed=statistics.session_confirmed,
         session_s=statistics.session_s,

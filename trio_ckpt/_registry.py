@@ -20,6 +20,8 @@ from ._values import StreamKey
 
 AnyToken = CheckpointToken[Any]
 
+MAX_NAMED = 5  # streams in one message
+
 
 @uninterrupted
 class TokenRegistry:
@@ -29,10 +31,11 @@ class TokenRegistry:
         version: Grows with every change of any token, and when a stream opens or ends.
     """
 
-    __slots__ = ("_changed", "_tokens", "version")
+    __slots__ = ("_changed", "_of_streams", "_tokens", "version")
 
     def __init__(self) -> None:
         self._tokens: dict[tuple[str, StreamKey, int], AnyToken] = {}
+        self._of_streams = 0  # tokens that have a stream
         self._changed: trio.Event | None = None
         self.version = 0
 
@@ -42,6 +45,28 @@ class TokenRegistry:
     def find(self, run_id: str, stream: StreamKey, batch_index: int) -> AnyToken | None:
         """The pending token of a batch; None says nothing about success."""
         return self._tokens.get((run_id, stream, batch_index))
+
+    def find_in_any(self, run_id: str, batch_index: int) -> AnyToken | None:
+        """The pending token of a batch, without a stream or in whichever stream it is.
+
+        Raises:
+            ValueError: it is in several.
+        """
+        token = self._tokens.get((run_id, (), batch_index))
+        if token is not None or not self._of_streams:
+            return token
+        found = [
+            token
+            for token in tuple(self._tokens.values())
+            if token.run_id == run_id and token.batch_index == batch_index
+        ]
+        if len(found) > 1:
+            names = ", ".join(repr("/".join(token.stream)) for token in found[:MAX_NAMED])
+            raise ValueError(
+                f"batch {batch_index} of run {run_id!r} is pending in {len(found)} streams, "
+                f"{names}: name one with stream="
+            )
+        return found[0] if found else None
 
     def pending(self, run_id: str | None = None) -> tuple[AnyToken, ...]:
         """The pending tokens, oldest first; of one run, or of all."""
@@ -89,12 +114,14 @@ class TokenRegistry:
     def add(self, token: AnyToken) -> None:
         """Take in a new token; `check_free` comes before it is made."""
         self._tokens[token.run_id, token.stream, token.batch_index] = token
+        self._of_streams += bool(token.stream)
         self.touch()
 
     def moved(self, token: AnyToken) -> None:
         """Notice that a token's state has changed; let go of it if it is settled."""
         if not token.is_pending:
-            self._tokens.pop((token.run_id, token.stream, token.batch_index), None)
+            found = self._tokens.pop((token.run_id, token.stream, token.batch_index), None)
+            self._of_streams -= found is not None and bool(token.stream)
         self.touch()
 
     def touch(self) -> None:

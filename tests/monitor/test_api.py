@@ -14,7 +14,16 @@ import trio
 
 from tests.cli.tools import make_damaged, make_gh
 from tests.monitor.client import ACTION_SECRET, Client, serving
-from trio_ckpt import BatchFailedError, RetryRule, RetryTable, RunStoppedError, Status, open_run
+from trio_ckpt import (
+    BatchFailedError,
+    CheckpointCoordinator,
+    RetryRule,
+    RetryTable,
+    RunStoppedError,
+    Status,
+    monitor,
+    open_run,
+)
 from trio_ckpt._live import LiveToken, LiveView, LiveWaiting
 from trio_ckpt._look import read_look
 from trio_ckpt._statistics import MIN_STUCK_AFTER_S, STUCK_AFTER_S
@@ -418,3 +427,37 @@ async def test_everything_is_json_that_any_program_reads() -> None:
                 text = reply.body.decode()
                 assert json.loads(text, parse_constant=lambda name: pytest.fail(name))
                 assert "\n" not in text  # one line: it may travel as an event
+
+
+# -- a coordinator alone ---------------------------------------------------------------------------
+
+
+async def test_the_tokens_of_a_coordinator_are_shown_by_run() -> None:
+    async with CheckpointCoordinator() as coordinator:
+        first = coordinator.create_checkpoint("one", 0)
+        second = coordinator.create_checkpoint("one", 1, stream=("a", "b"))
+        other = coordinator.create_checkpoint("two", 7)
+        async with serving(coordinator, allow_actions=True) as (client, _):
+            lines = (await client.get("/api/runs")).json["runs"]
+            assert [(line["run"], line["pending"]) for line in lines] == [("one", 2), ("two", 1)]
+            assert {(line["seen"], line["status"]) for line in lines} == {("inside", "in_progress")}
+            tokens = (await client.get("/api/runs/one/pending")).json["tokens"]
+            told = [(token["stream"], token["batch_index"], token["state"]) for token in tokens]
+            assert told == [([], 0, "pending"), (["a", "b"], 1, "pending")]
+            assert (await client.get("/api/runs/one")).json["pending_total"] == 2
+            assert b'ckpt_pending_tokens{run="one"} 2.0' in (await client.get("/metrics")).body
+            assert (await client.get("/api/runs/three")).status == 404
+            actor = Client(client.port, ACTION_SECRET)
+            for path in ("stop", "retry", "prune?keep=1"):
+                assert (await actor.post(f"/api/runs/one/{path}")).status == 409
+            assert (await client.get("/api/runs/one/sessions")).status in (200, 404)
+            for token in (first, second, other):
+                token.complete()
+            lines = (await client.get("/api/runs")).json["runs"]
+            assert [(line["run"], line["pending"]) for line in lines] == [("one", 0), ("two", 0)]
+
+
+@pytest.mark.parametrize("thing", ["gh.ckpt", 5, None])
+async def test_what_is_neither_run_nor_store_nor_coordinator_is_refused(thing: Any) -> None:
+    with pytest.raises(TypeError, match="an open run, an open store or a coordinator"):
+        await monitor.serve(thing, port=0)

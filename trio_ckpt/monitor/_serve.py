@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from .._arguments import flag, instance, port as check_port, seconds, several, text
+from .._coordinator import CheckpointCoordinator
 from .._forks import unshare
 from .._portal import check_trio
 from .._run import Run
@@ -21,7 +22,7 @@ from ._guard import guarded
 from ._jobs import Jobs, TaskControl
 from ._routes import make_app
 from ._server import serve_connections
-from ._sources import RunSource, Source, StoreSource
+from ._sources import CoordinatorSource, RunSource, Source, StoreSource
 from ._window import Window
 
 log = logging.getLogger("trio_ckpt.monitor")
@@ -49,7 +50,7 @@ class Serving:
 
 
 async def serve(
-    run_or_store: Run | Store,
+    run_or_store: Run | Store | CheckpointCoordinator,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -63,7 +64,7 @@ async def serve(
     foreman: TaskControl | None = None,
     task_status: trio.TaskStatus[Serving] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Show a run, or all runs of a store, to browsers and programs; until cancelled.
+    """Show a run, all runs of a store, or a coordinator's tokens to browsers; until cancelled.
 
     ``serving = await nursery.start(monitor.serve, run)``, and cancel the nursery when the work is
     done.  Whoever looks needs the secret: it is in ``serving.page_url``, and where `serve` made
@@ -71,7 +72,8 @@ async def serve(
 
     Args:
         run_or_store: An open run, seen from inside as it goes on; or a store, seen from
-            outside: its records, and what the owners of its runs publish once a second.
+            outside: its records, and what the owners of its runs publish once a second; or a
+            coordinator: its pending tokens, by run.
         host: What to listen on.
         port: Likewise; 0: any that is free.
         secret: Lets people look; default: a new one.
@@ -113,8 +115,11 @@ async def serve(
     source: Source
     if isinstance(run_or_store, Run):
         source = RunSource(run_or_store, stuck_after_s)
+    elif isinstance(run_or_store, CheckpointCoordinator):
+        source = CoordinatorSource(run_or_store, stuck_after_s)
     else:
-        store = instance("run_or_store", run_or_store, Store, "an open run or an open store")
+        wanted = "an open run, an open store or a coordinator"
+        store = instance("run_or_store", run_or_store, Store, wanted)
         source = StoreSource(store, stuck_after_s)
     window = Window(source, Jobs(source.store, foreman), has_actions=allow_actions)
     app = make_app(window)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -11,19 +13,22 @@ from datetime import UTC, datetime
 import attrs
 import trio
 
+from .._coordinator import CheckpointCoordinator
 from .._errors import UnknownRunError
 from .._history import run_facts
-from .._live import live_view, read_live
+from .._live import LiveView, live_tokens, live_view, read_live
 from .._look import look_from
 from .._run import Run
 from ..abc import Owner, RunSummary, RunView, Store
 from ..remote import UnknownJobError
 from ..remote._names import JOB_PREFIX, split_task_id
+from ..stores import MemoryStore
 from ._records import Seen
 from ._views import Standing
 
 FRESH_S = 0.5  # a list of runs is asked for again after that
 POLL_EVERY_S = 2.0  # a store tells nobody when it changes
+MAX_COORDINATED_RUNS = 1_000
 MAX_CACHED_RUNS = 256  # views of runs that have not changed: more than a picture has
 
 
@@ -93,6 +98,56 @@ class RunSource(Source):
     async def wait_changed(self) -> None:
         """See `Source.wait_changed`."""
         self._version = await self.run.coordinator.registry.wait_changed(self._version)
+
+
+@attrs.define(eq=False)
+class CoordinatorSource(Source):
+    """The tokens of a coordinator, by run: there are no records, so nothing else is known.
+
+    A run is shown from its first pending token on, the newest `MAX_COORDINATED_RUNS` of them.
+    """
+
+    coordinator: CheckpointCoordinator
+    stuck_after_s: float | None = None
+    store: Store = attrs.field(factory=MemoryStore, init=False)  # in which nothing is
+    _began: float = attrs.field(factory=time.time, init=False)
+    _version: int = attrs.field(default=-1, init=False)
+    _seen: OrderedDict[str, None] = attrs.field(factory=OrderedDict[str, None], init=False)
+
+    async def list_ids(self) -> list[str]:
+        """See `Source.list_ids`."""
+        await trio.lowlevel.checkpoint()
+        for token in self.coordinator.get_pending_checkpoints():
+            self._seen[token.run_id] = None
+            self._seen.move_to_end(token.run_id)
+        while len(self._seen) > MAX_COORDINATED_RUNS:
+            self._seen.popitem(last=False)
+        return sorted(self._seen)
+
+    async def stand(self, run_id: str) -> Standing:
+        """See `Source.stand`."""
+        if run_id not in await self.list_ids():
+            raise UnknownRunError(f"no token of run {run_id!r} is pending", run_id=run_id)
+        now = time.time()
+        owner = Owner(socket.gethostname(), os.getpid(), datetime.fromtimestamp(self._began, UTC))
+        look = look_from(self.store, RunView(run_id, 0, 0, {}), owner)
+        tokens = self.coordinator.get_pending_checkpoints(run_id)
+        live = LiveView(
+            at=now,
+            owner=0,
+            tokens=live_tokens(tokens),
+            pending=len(tokens),
+            session_confirmed=0,
+            session_s=now - self._began,
+            rate_per_s=None,
+            eta_s=None,
+            waiting=(),
+        )
+        return Standing(look, live, "inside", now, self.stuck_after_s)
+
+    async def wait_changed(self) -> None:
+        """See `Source.wait_changed`."""
+        self._version = await self.coordinator.registry.wait_changed(self._version)
 
 
 @attrs.define(eq=False)

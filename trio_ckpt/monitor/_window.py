@@ -32,7 +32,7 @@ from ._records import (
     TokenList,
     UnreadableRun,
 )
-from ._sources import RunSource, Source
+from ._sources import CoordinatorSource, RunSource, Source
 from ._views import (
     Standing,
     by_urgency,
@@ -261,6 +261,8 @@ class Window:
     async def _check_free(self, run_id: str) -> None:
         if isinstance(self.source, RunSource):
             raise NotPossibleError("the run is open in this very process: that is for later")
+        if isinstance(self.source, CoordinatorSource):
+            raise NotPossibleError("these are tokens of a coordinator: they have no records")
         await self.source.stand(run_id)
 
 
