@@ -31,6 +31,7 @@ from ._retention import Retention, Version, Versions
 from ._saver import Saver
 from ._statistics import ArrayStatistics, StateStatistics
 from ._threads import run_blocking
+from ._values import kind_of
 from .abc import Store
 from .state import (
     NO_ARRAYS,
@@ -106,8 +107,9 @@ class StateKeeper(Generic[S]):
     held_s: float = 0.0
     needs_pruning: bool = False
     has_snapshot: bool = False
-    kind: type = attrs.field(
-        default=attrs.Factory(lambda keeper: type(keeper.state), takes_self=True), init=False
+    kind: type[Any] = attrs.field(
+        default=attrs.Factory(lambda keeper: kind_of(keeper.state), takes_self=True),
+        init=False,
     )
     _opened: float = attrs.field(factory=lambda: time.perf_counter(), init=False)
     _held_until: float | None = attrs.field(default=None, init=False)

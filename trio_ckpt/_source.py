@@ -16,7 +16,7 @@ import trio
 
 from ._arguments import function, shown
 from ._errors import NotEncodableError
-from ._values import ITEM_DIGEST_BYTES, as_plain, canonical_json, item_digest
+from ._values import ITEM_DIGEST_BYTES, as_plain, canonical_json, item_digest, kind_of
 
 T = TypeVar("T")
 
@@ -48,13 +48,17 @@ def call_key(key: Callable[[T], str], item: T, path: str) -> str:
         TypeError: it is not a str.
     """
     try:
-        name: object = key(item)
+        name: Any = key(item)
     except Exception as error:
         error.add_note(f"key was called for {path} with {shown(item)}")
         raise
     if not isinstance(name, str):
         raise TypeError(f"key must return a str, not {shown(name)}, for {path}")
     return name
+
+
+def _is_sequence(items: object) -> bool:
+    return isinstance(items, Sequence) and not isinstance(items, str | bytes | bytearray)
 
 
 class Source(Generic[T]):
@@ -77,19 +81,18 @@ class Source(Generic[T]):
         first_index: int,
         key: Callable[[T], str] | None = None,
     ) -> None:
-        is_list = isinstance(items, Sequence) and not isinstance(items, str | bytes | bytearray)
-        if items is not None and not is_list and not callable(items):
+        if items is not None and not _is_sequence(items) and not callable(items):
             raise TypeError(
                 f"items must be a list, or a function that returns one, not {shown(items)}: they "
                 "are read again on every start"
             )
         if key is not None:
             function("key", key)
-        self._given = items if type(items) is list else None
+        self._given = cast("list[T]", items) if kind_of(items) is list else None
         self._list: Sequence[T] | None = None
         self._make: Callable[[], Iterable[T]] | None = None
         if isinstance(items, Sequence):
-            self._list = tuple(items) if self._given is not None else items
+            self._list = items if self._given is None else tuple(self._given)
         elif items is not None:
             self._make = items
         self._first = first_index
@@ -108,12 +111,13 @@ class Source(Generic[T]):
         Cancellation: a cancellation and a schedule point for every `ITEMS_PER_STEP` items.
         """
         items: Any = self._list
-        if self._key is not None or type(items) is not tuple:
+        if self._key is not None or kind_of(items) is not tuple:
             return
         for position, item in enumerate(items):
             if position % ITEMS_PER_STEP == ITEMS_PER_STEP - 1:
                 await trio.lowlevel.checkpoint()
-            if type(item) is int or (type(item) is str and item.isascii()):
+            kind = kind_of(item)
+            if kind is int or (kind is str and item.isascii()):
                 continue  # nearly always; these have a name, and cannot change
             digest = item_digest(self._key_of(self._first + position, item))
             if isinstance(item, _CONTAINERS):
@@ -159,7 +163,7 @@ class Source(Generic[T]):
         digest = item_digest(self._key_of(index, item))
         at = (index - self._first) * ITEM_DIGEST_BYTES
         noted = self._noted[at : at + ITEM_DIGEST_BYTES]
-        if noted and noted not in (digest, _NOT_NOTED):
+        if noted and bytes(noted) not in (digest, _NOT_NOTED):
             raise RuntimeError(
                 f"the item of batch {index} was changed since the loop began: the next start "
                 "would not know it again; change what batch.item gives instead, which is a copy"
@@ -170,7 +174,7 @@ class Source(Generic[T]):
         self, position: int, make: Callable[[], Iterable[T]]
     ) -> tuple[T | None, bytes] | None:
         if self._made is None or position < self._position:
-            made: object = make()
+            made: Any = make()
             if isinstance(made, str | bytes | bytearray) or not isinstance(made, Iterable):
                 raise TypeError(f"items must return a list of items, not {shown(made)}")
             self._made, self._position = iter(cast("Iterable[T]", made)), -1

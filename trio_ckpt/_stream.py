@@ -127,7 +127,7 @@ class Stream(Generic[S]):
         """
         desk = self._desk
         if desk.frontier is not None:
-            return cast("S", Frontier.of(desk.frontier))
+            return cast("S", Frontier[Any].of(desk.frontier))
         return cast("S", None if desk.keeper is None else desk.keeper.state)
 
     @state.setter

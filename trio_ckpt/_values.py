@@ -111,6 +111,11 @@ _INT_RANGE = range(-(2**63), 2**64)  # what MessagePack holds
 _INT_DIGITS = 20  # no int of 64 bits has more
 
 
+def kind_of(value: object) -> Any:
+    """The exact type of a value, to compare: no checker narrows the value by it."""
+    return type(value)
+
+
 class _NotPlainError(Exception):
     """What `as_plain` says of a leaf, before the place of it is known."""
 
@@ -144,7 +149,7 @@ def as_plain(value: Any, path: str, *, allow_nan: bool = False, depth: int = 0) 
 
 
 def _plain(value: Any, depth: int, allow_nan: bool) -> Any:
-    kind = cast("Any", type(value))  # a class that is not narrowed: it is compared only
+    kind = kind_of(value)
     if kind is str:
         _check_unicode(value)
     elif kind is int:
@@ -196,20 +201,20 @@ def _check_unicode(text: str) -> None:
         raise _NotPlainError(f"{text[:50]!r} has a lone surrogate in it") from None
 
 
-def _leaf_of(value: object) -> bool | int | float | str:
+def _leaf_of(value: Any) -> bool | int | float | str:
     """The plain leaf that a value of another type is worth."""
-    numpy = sys.modules.get("numpy")  # without it there is none of its scalars
+    numpy: Any = sys.modules.get("numpy")  # without it there is none of its scalars
     if numpy is not None and isinstance(value, numpy.generic):
-        leaf: object = float(value) if isinstance(value, numpy.longdouble) else value.item()
-        if type(leaf) in (bool, int, float, str):
-            return cast("bool | int | float | str", leaf)
+        leaf: Any = float(value) if isinstance(value, numpy.longdouble) else value.item()
+        if isinstance(leaf, bool | int | float | str):
+            return leaf
     elif isinstance(value, int):
         return int(value)
     elif isinstance(value, float):
         return float(value)
     elif isinstance(value, Decimal) and not value.is_snan():
         return _number_of(value)
-    raise _NotPlainError(f"a {type(value).__qualname__} is not JSON-like")
+    raise _NotPlainError(f"a {kind_of(value).__qualname__} is not JSON-like")
 
 
 def _number_of(value: Decimal) -> int | float:
@@ -224,11 +229,13 @@ def _number_of(value: Decimal) -> int | float:
 
 def copy_plain(value: Any) -> Any:
     """A copy of the lists, tuples and dicts in a value; what else is in it is taken as it is."""
-    kind = cast("Any", type(value))
+    kind = kind_of(value)
     if kind is dict:
         return {key: copy_plain(item) for key, item in value.items()}
-    if kind is list or kind is tuple:
-        return kind(copy_plain(item) for item in value)
+    if kind is list:
+        return [copy_plain(item) for item in value]
+    if kind is tuple:
+        return tuple(map(copy_plain, value))
     return value
 
 

@@ -95,6 +95,7 @@ import attrs
 import msgspec
 
 from .._errors import NotEncodableError, StoreDamagedError
+from .._values import kind_of as kind_of
 
 Tree: TypeAlias = Any  # recursive: None, bool, int, float, str, bytes, list, dict; see above
 
@@ -102,11 +103,6 @@ FORMAT_VERSION = 1
 MAX_TREE_BYTES = 2**29  # half a GiB beside the arrays; a restore holds it about four times
 MAX_TREE_NODES = 4_000_000  # an empty dict is 1 byte saved and 64 in memory: 256 MiB at worst
 MAX_TREE_DEPTH = 400  # a state of the greatest depth is under 200, its deltas under 350
-
-
-def kind_of(value: object) -> Any:
-    """The exact type of a value, to compare: no checker narrows the value by it."""
-    return type(value)
 
 
 class Tag:
