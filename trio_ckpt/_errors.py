@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +46,10 @@ class TrioCkptError(Exception):
         run_id: The run it happened in, if it happened in one.
         stream: The parts of the stream's key; ``()`` where no stream is meant.
         batch_index: The batch, if it happened to one.
+        details: What is stored beside its text with the attempt that it ended; JSON-like.
     """
+
+    details: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,

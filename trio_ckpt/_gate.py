@@ -41,6 +41,7 @@ from ._errors import (
     RunStoppedError,
     StreamFailedError,
     TokenNeverSettledError,
+    TrioCkptError,
     class_name,
     describe_batch,
     text_of,
@@ -448,6 +449,7 @@ class Gate(Desk):
             attempts=batch.attempt,
             spent=batch.staged.spent,
             error=describe_error(error, retryable=retryable, batch_index=batch.index),
+            metadata=dict(error.details) if isinstance(error, TrioCkptError) else {},
             opened=self.new_opening(),
             phase=self.new_phase(),
         )

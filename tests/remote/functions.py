@@ -278,3 +278,17 @@ async def half(item: Any, work: AnyWork) -> Any:
     """Report that half is done, then wait."""
     work.report(progress_percent=50)
     return await wait(item, work)
+
+
+async def fail_at_length(item: str, _work: AnyWork) -> None:
+    raise ValueError(item * 30_000 + "\n" + item * 30_000)
+
+
+async def fail_odd_first_try(item: int, work: AnyWork) -> int:
+    return await fail_first_try(item, work) if item % 2 else await echo_try(item, work)
+
+
+async def echo_try(item: int, work: AnyWork) -> int:
+    seen.append(("try", item, work.attempt))
+    await trio.lowlevel.checkpoint()
+    return item

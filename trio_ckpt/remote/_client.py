@@ -6,7 +6,7 @@ import itertools
 import logging
 import secrets
 import ssl
-from collections import deque
+import weakref
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,17 +17,13 @@ import trio
 
 from .._arguments import text
 from .._portal import check_trio
-from .._ranges import IndexSet
 from .._words import printable
-from ._errors import (
-    ConnectionLostError,
-    JobCancelledError,
-    JobFailedError,
-    JobRefusedError,
-    TaskFailedError,
-)
+from ._errors import ConnectionLostError, JobRefusedError, ProtocolError
+from ._following import Following, ItemResult as ItemResult, Results as Results, Submitting
 from ._link import Link
 from ._messages import (
+    MAX_FOLLOWED,
+    MAX_SUBMISSIONS,
     VERSIONS,
     AttachJob,
     CancelJob,
@@ -37,119 +33,26 @@ from ._messages import (
     JobAccepted,
     JobDone,
     JobItems,
-    JobMessage,
     JobRefused,
     JobResult,
     JobWaits,
     Message,
     SubmitJob,
-    TaskError,
 )
 from ._names import check_job_id, new_job_id
 from ._protocol import Role
 from ._secrets import check_secret
 from ._session import Dial, Session
-from ._submission import Submission, checked_submission, job_options, parts_of
+from ._submission import checked_submission, job_options, parts_of
 from ._worker import checked_name
 
 log = logging.getLogger("trio_ckpt.remote.client")
 
 CONNECT_S = 5.0  # for the first connection: a wrong address is told soon; later ones are waited
+UNKNOWN = "unknown"  # why an ATTACH_JOB is refused; all else is about a submission
 CANCEL_S = 1.0  # for the foreman to say that a job has ended
 
 Errors = Literal["raise", "collect"]
-
-
-@attrs.frozen
-class ItemResult:
-    """One item of a job is done.
-
-    Attributes:
-        index: Its place.
-        value: What its function returned.
-        error: Why it was given up, if it was.
-    """
-
-    index: int
-    value: Any
-    error: TaskFailedError | None = None
-
-
-@attrs.define(eq=False)
-class _Following:
-    """A job that this client follows."""
-
-    job_id: str
-    submission: Submission | None
-    is_accepted: bool = False
-    is_attached: bool = False
-    call: int = 0
-    refusal: JobRefused | None = None
-    have: IndexSet = attrs.field(factory=IndexSet)
-    waiting: deque[ItemResult] = attrs.field(factory=deque[ItemResult])
-    done: JobDone | None = None
-    changed: trio.Event = attrs.field(factory=trio.Event)
-
-    def touch(self) -> None:
-        """Wake who waits for something."""
-        self.changed.set()
-        self.changed = trio.Event()
-
-    def check(self) -> None:
-        """Raise if the foreman does not take the job."""
-        if self.refusal is not None:
-            raise JobRefusedError(self.refusal.reason, run_id=self.job_id)
-
-
-@attrs.define(eq=False)
-class Results:
-    """The results of a job as they come: ``async for result in …``; holds no scope open."""
-
-    _following: _Following
-
-    @property
-    def job_id(self) -> str:
-        """The job, to attach to it again."""
-        return self._following.job_id
-
-    def __aiter__(self) -> Results:
-        return self
-
-    async def __anext__(self) -> ItemResult:
-        """The next one.
-
-        Raises:
-            TaskFailedError: the job failed with an item.
-            JobFailedError, JobCancelledError, JobRefusedError: it ended otherwise.
-
-        Cancellation: a cancellation point; nothing is lost, and the job goes on.
-        """
-        following = self._following
-        await trio.lowlevel.checkpoint()
-        while not following.waiting:
-            following.check()
-            if following.done is not None:
-                _check_done(following.done)
-                raise StopAsyncIteration
-            await following.changed.wait()
-        return following.waiting.popleft()
-
-
-def _check_done(done: JobDone) -> None:
-    if done.status == "completed":
-        return
-    if done.status == "cancelled":
-        raise JobCancelledError(f"job {done.job_id!r} was cancelled", run_id=done.job_id)
-    if done.error is not None and done.index is not None:
-        raise _task_error(done.job_id, done.index, done.error)
-    why = "" if done.error is None else f": {done.error.type}: {done.error.message}"
-    raise JobFailedError(f"job {done.job_id!r} {done.status}{why}", run_id=done.job_id)
-
-
-def _task_error(job_id: str, index: int, error: TaskError) -> TaskFailedError:
-    return TaskFailedError(
-        error.type, error.message, index=index, remote_traceback=error.traceback, run_id=job_id
-    )
 
 
 @attrs.define(eq=False)
@@ -164,7 +67,15 @@ class Client:
     _nursery: trio.Nursery
     _peer_id: str = attrs.field(factory=partial(secrets.token_hex, 16), init=False)
     _session: Session = attrs.field(init=False)
-    _jobs: dict[str, _Following] = attrs.field(factory=dict[str, _Following], init=False)
+    _submitting: dict[str, Submitting] = attrs.field(factory=dict[str, Submitting], init=False)
+    _locks: weakref.WeakValueDictionary[str, trio.Lock] = attrs.field(
+        factory=weakref.WeakValueDictionary[str, trio.Lock], init=False
+    )
+    _following: dict[str, Following] = attrs.field(factory=dict[str, Following], init=False)
+    _room: trio.Semaphore = attrs.field(
+        factory=partial(trio.Semaphore, MAX_SUBMISSIONS), init=False
+    )
+    _unwanted: set[str] = attrs.field(factory=set[str], init=False)
     _calls: itertools.count[int] = attrs.field(factory=itertools.count, init=False)
     _replies: dict[int, ControlReply | None] = attrs.field(
         factory=dict[int, "ControlReply | None"], init=False
@@ -208,8 +119,9 @@ class Client:
             max_age_s: A saved state that was older than this when its worker was lost is not
                 gone on from.
             keep_checkpoints: Whether saved states stay when their item is done.
-            job_id: A name, ``job-…``: whoever maps the same again under it gets the results of
-                what was done, and the rest is done.
+            job_id: A name, ``job-…``: the same function and items again under it are the same
+                job; its results come, and the rest is done.  Other options count from then on:
+                with more `attempts`, say, what had failed is tried again.
             trace: Passed on to ``work.trace``; `trio_ckpt.trace_context` gives that of
                 OpenTelemetry, and workers that trace go on with it.
 
@@ -280,12 +192,15 @@ class Client:
         )
         job_id = new_job_id() if job_id is None else check_job_id(job_id)
         submission = checked_submission(function, items, options)
-        following = self._jobs[job_id] = _Following(job_id, submission)
-        self._nursery.start_soon(self._send_job, following)
-        while not following.is_accepted:
-            following.check()
-            await following.changed.wait()
-        following.submission = None
+        lock = self._locks.setdefault(job_id, trio.Lock())  # one after the other under one name
+        async with lock, self._room:
+            self._unwanted.discard(job_id)
+            submitting = self._submitting[job_id] = Submitting(job_id, submission)
+            try:
+                self._nursery.start_soon(self._send_job, submitting)
+                await submitting.wait()
+            finally:
+                del self._submitting[job_id]
         return job_id
 
     def results(self, job_id: str) -> Results:
@@ -293,18 +208,32 @@ class Client:
 
         Args:
             job_id: Of this client, or of any other.
-        """
-        following = self._jobs.get(job_id)
-        if following is None or following.is_attached:
-            following = self._jobs[job_id] = _Following(check_job_id(job_id), None, True)
-        following.is_attached = True
-        self._attach(following)
-        return Results(following)
 
-    def _attach(self, following: _Following) -> None:
+        Raises:
+            JobRefusedError: this client follows too many jobs.
+        """
+        following = self._following.get(check_job_id(job_id))
+        if following is None:
+            self._forget_unread()
+            if len(self._following) >= MAX_FOLLOWED:
+                raise JobRefusedError(
+                    f"a client follows at most {MAX_FOLLOWED:,} jobs at a time: read the results "
+                    "of some before you attach to more",
+                    run_id=job_id,
+                )
+            following = self._following[job_id] = Following(job_id)
+        results = Results(following)
+        following.readers.add(results)
+        self._attach(following)
+        return results
+
+    def _forget_unread(self) -> None:
+        """Drop the jobs whose results are read no more."""
+        self._following = {key: one for key, one in self._following.items() if one.readers}
+
+    def _attach(self, following: Following) -> None:
         following.call = next(self._calls)
-        have = tuple(following.have.to_steps())
-        self._session.send(AttachJob(following.job_id, following.call, have))
+        self._session.send(AttachJob(following.job_id, following.call, following.have))
 
     async def map_unordered(self, function: str, items: Iterable[Any], **options: Any) -> Results:
         """The same as `map`, but the results as they come: ``async for result in await …``.
@@ -331,9 +260,12 @@ class Client:
     async def cancel(self, job_id: str) -> None:
         """End a job, on the workers, too; nothing happens if it is over.
 
-        Cancellation: it may have been asked for or not.
+        If the connection is lost the foreman is asked again on the next one.
+
+        Cancellation: it was asked for all the same.
         """
-        self._session.send(CancelJob(check_job_id(job_id)))
+        self._unwanted.add(check_job_id(job_id))
+        self._session.send(CancelJob(job_id))
         await trio.lowlevel.checkpoint()
 
     async def control(
@@ -359,7 +291,7 @@ class Client:
             del self._replies[call]
 
     async def _cancel_now(self, job_id: str) -> None:
-        following = self._jobs.get(job_id)
+        following = self._following.get(job_id)
         with trio.move_on_after(CANCEL_S, shield=True):
             await self.cancel(job_id)
             while following is not None and following.done is None:
@@ -371,57 +303,64 @@ class Client:
         return Hello(VERSIONS, "client", self._secret, self._name, self._peer_id)
 
     def _opened(self, _link: Link) -> None:
-        for following in self._jobs.values():
-            if not following.is_accepted and following.refusal is None:
-                self._nursery.start_soon(self._send_job, following)
-            elif following.is_attached and following.done is None:
-                self._attach(following)
+        for submitting in self._submitting.values():
+            self._nursery.start_soon(self._send_job, submitting)
+        self._forget_unread()
+        for following in self._following.values():
+            self._attach(following)
+        for job_id in self._unwanted:
+            self._session.send(CancelJob(job_id))
 
-    async def _send_job(self, following: _Following) -> None:
+    async def _send_job(self, submitting: Submitting) -> None:
         """Say what a job is, in parts; the next connection says it again if this one is lost."""
-        submission, link = following.submission, self._session.link
-        if submission is None or link is None:
+        link = self._session.link
+        if link is None or submitting.sent_on is link:
             return
+        submitting.sent_on = link
+        job_id, submission = submitting.job_id, submitting.submission
         items = submission.items
         try:
-            link.send(
-                SubmitJob(following.job_id, submission.function, submission.options, len(items))
-            )
+            link.send(SubmitJob(job_id, submission.function, submission.options, len(items)))
             for first, part in parts_of(items):
-                link.send(JobItems(following.job_id, first, part))
+                if submitting.refusal is not None or job_id in self._unwanted:
+                    return
+                link.send(JobItems(job_id, first, part))
                 await link.drain()
-        except ConnectionLostError:
-            log.info("the connection was lost while %s was submitted", following.job_id)
+        except (ConnectionLostError, ProtocolError):
+            log.info("the connection was lost while %s was submitted", job_id)
 
     def _received(self, message: Message) -> None:
-        if isinstance(message, ControlReply):
-            if message.call in self._replies:
-                self._replies[message.call] = message
-                self._replied.set()
-                self._replied = trio.Event()
-            return
-        if not isinstance(message, JobMessage):
-            return
-        following = self._jobs.get(message.job_id)
-        if following is None:
-            return
         match message:
-            case JobAccepted():
-                following.is_accepted = True
-            case JobRefused():
-                following.refusal = message
-            case JobResult(job_id, call, index, value, error) if call == following.call:
-                if following.have.add(index):
-                    failure = None if error is None else _task_error(job_id, index, error)
-                    following.waiting.append(ItemResult(index, value, failure))
-            case JobWaits() if message.call == following.call:
-                if message.reason:
-                    log.warning("%s waits: %s", message.job_id, printable(message.reason))
-            case JobDone() if message.call == following.call:
-                following.done = message
+            case ControlReply():
+                if message.call in self._replies:
+                    self._replies[message.call] = message
+                    self._replied.set()
+                    self._replied = trio.Event()
+            case JobAccepted(job_id):
+                self._answer(job_id, None)
+            case JobRefused(job_id, code) if code != UNKNOWN:
+                self._answer(job_id, message)
+            case JobWaits() if message.reason and self._is_followed(message.job_id, message.call):
+                log.warning("%s waits: %s", message.job_id, printable(message.reason))
+            case JobResult(job_id, call) if self._is_followed(job_id, call):
+                self._following[job_id].take(message)
+            case JobRefused(job_id) if job_id in self._following:
+                self._following.pop(job_id).take(message)
+            case JobDone(job_id, call) if self._is_followed(job_id, call):
+                self._unwanted.discard(job_id)
+                self._following.pop(job_id).take(message)
             case _:
-                return
-        following.touch()
+                pass
+
+    def _answer(self, job_id: str, refusal: JobRefused | None) -> None:
+        submitting = self._submitting.get(job_id)
+        if submitting is not None:
+            submitting.end(refusal)
+
+    def _is_followed(self, job_id: str, call: int) -> bool:
+        """Whether something is about what was asked last."""
+        following = self._following.get(job_id)
+        return following is not None and following.call == call
 
 
 def _nothing() -> None:

@@ -73,6 +73,7 @@ class TaskFailedError(RemoteError):
         self.error_type = error_type
         self.error_message = error_message
         self.remote_traceback = remote_traceback
+        self.details = {"traceback": remote_traceback} if remote_traceback else {}
 
     @staticmethod
     def split(text: str) -> tuple[str, str]:

@@ -25,11 +25,16 @@ FAULTS: dict[str, type[Exception]] = {
 """Code -> the error; the first that fits names one, so leaves come before their root."""
 
 
-def fault_of(error: Exception) -> Fault:
-    """What to say of an error; of one that nobody foresaw only its class."""
+def fault_of(error: Exception, *, chars: int = MAX_TEXT_CHARS) -> Fault:
+    """What to say of an error; of one that is not foreseen only its class.
+
+    Args:
+        error: The error.
+        chars: How long its text may be.
+    """
     for code, kind in FAULTS.items():
         if isinstance(error, kind):
-            return Fault(code, text_of(error)[:MAX_TEXT_CHARS])
+            return Fault(code, text_of(error)[:chars])
     return Fault("store", f"the foreman's store raised {class_name(error)}")
 
 

@@ -6,7 +6,9 @@ and a client that comes late, or again, is told the same as one that was there a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import aclosing
+from typing import Any
 
 from .._errors import StoreDamagedError, StoreError
 from .._history import read_pages
@@ -15,6 +17,7 @@ from .._ranges import IndexSet
 from .._records import ErrorInfo, Kind, Record, Status, describe_error
 from .._registry import TokenRegistry
 from .._values import check_run_id
+from ..abc import Store
 from ._errors import TaskFailedError
 from ._foreman import Foreman
 from ._job import Job
@@ -23,6 +26,7 @@ from ._link import Link
 from ._messages import (
     MAX_NAME_CHARS,
     MAX_TEXT_CHARS,
+    MAX_TRACEBACK_CHARS,
     AttachJob,
     JobDone,
     JobRefused,
@@ -32,6 +36,7 @@ from ._messages import (
 )
 from ._names import ITEMS_STREAM
 
+NO_DETAILS: Mapping[str, Any] = {}
 EXTRA = 20  # records that are read beyond the results that are missing: failed attempts, notes
 
 
@@ -75,7 +80,8 @@ async def _feed(foreman: Foreman, link: Link, attach: AttachJob) -> None:
         generation, progress = found
         await _send_new(foreman, link, attach, generation, progress, sent)
         if is_over:
-            link.send(_done(attach, progress, None if job is None else job.problem))
+            problem = None if job is None else job.problem
+            link.send(await _done(foreman.store, attach, generation, progress, problem))
             return
         if registry is not None and job is not None:
             if job.waits != told:
@@ -141,19 +147,47 @@ async def _send_new(
 def _result(attach: AttachJob, index: int, record: Record) -> JobResult:
     if record.kind is Kind.BATCH:
         return JobResult(attach.job_id, attach.call, index, record.metadata.get("result"))
-    return JobResult(attach.job_id, attach.call, index, None, _error(record.error))
+    error = _error(record.error, record.metadata)
+    return JobResult(attach.job_id, attach.call, index, None, error)
 
 
-def _error(info: ErrorInfo | None) -> TaskError | None:
+def _error(info: ErrorInfo | None, details: Mapping[str, Any] = NO_DETAILS) -> TaskError | None:
+    """An error as it is sent.
+
+    Args:
+        info: The error.
+        details: What was stored with the attempt that it ended.
+    """
     if info is None:
         return None
     kind, message = info.type, info.message
     if kind == TaskFailedError.__qualname__:
         kind, message = TaskFailedError.split(message)
-    return TaskError(kind[:MAX_NAME_CHARS] or "Error", message[:MAX_TEXT_CHARS])
+    traceback = str(details.get("traceback", ""))[-MAX_TRACEBACK_CHARS:]
+    return TaskError(kind[:MAX_NAME_CHARS] or "Error", message[:MAX_TEXT_CHARS], traceback)
 
 
-def _done(attach: AttachJob, progress: Progress, problem: ErrorInfo | None) -> JobDone:
+async def _details_of(
+    store: Store, job_id: str, generation: int, index: int | None
+) -> Mapping[str, Any]:
+    """What was stored with the newest attempt at an item that failed."""
+    if index is None:
+        return NO_DETAILS
+    async with aclosing(read_pages(store, job_id, generation, ITEMS_STREAM)) as pages:
+        async for records in pages:
+            for _, record in records:
+                if record.kind in (Kind.ATTEMPT, Kind.SKIP) and record.index == index:
+                    return record.metadata
+    return NO_DETAILS
+
+
+async def _done(
+    store: Store,
+    attach: AttachJob,
+    generation: int,
+    progress: Progress,
+    problem: ErrorInfo | None,
+) -> JobDone:
     head = attach.job_id, attach.call
     if progress.status is Status.COMPLETE:
         return JobDone(*head, "completed")
@@ -161,5 +195,7 @@ def _done(attach: AttachJob, progress: Progress, problem: ErrorInfo | None) -> J
         return JobDone(*head, "cancelled", _error(progress.error))
     if progress.status is Status.FAILED:
         info = progress.error
-        return JobDone(*head, "failed", _error(info), None if info is None else info.batch_index)
+        index = None if info is None else info.batch_index
+        details = await _details_of(store, attach.job_id, generation, index)
+        return JobDone(*head, "failed", _error(info, details), index)
     return JobDone(*head, "interrupted", _error(problem))

@@ -10,18 +10,20 @@ from typing import Literal
 
 import attrs
 import trio
+import trio.lowlevel
 
 from .._errors import RunLockedError, StoreError
 from .._groups import is_over
+from .._records import Status
 from .._words import printable
 from ..abc import Store
 from ._dispatch import Dispatcher, prune_task
 from ._errors import JobRefusedError, UnknownJobError
 from ._foreman_live import ForemanWindow
 from ._handle import WorkerHandle
-from ._job import Job
+from ._job import Job, is_there_already
 from ._job_views import LiveTask
-from ._jobs import has_submission, items_progress, list_jobs
+from ._jobs import has_submission, is_cancelled, items_progress, list_jobs
 from ._lease import Lost
 from ._link import Link
 from ._messages import Hello
@@ -111,7 +113,10 @@ class Foreman:
     # -- jobs ---------------------------------------------------------------------------------
 
     async def submit(self, job_id: str, submission: Submission) -> None:
-        """Take a job; the same one again is fine.
+        """Take a job, or go on with it in another way.
+
+        The same function and items under the same name are the same job, and its newest options
+        count.  If they are others, what had failed in a job that is over is tried again.
 
         Raises:
             JobRefusedError: there is another one of that name, or it cannot be stored.
@@ -119,18 +124,18 @@ class Foreman:
         Durability: when this returns it is done, whatever happens to this process.
         """
         check_job_id(job_id)
-        job = self.jobs.get(job_id)
-        if job is not None:
-            await job.accepted.wait()
-            if job.submission is not None:
-                if job.submission.to_plain() != submission.to_plain():
-                    raise _exists(job_id)
+        while True:
+            while (job := self.jobs.get(job_id)) is not None:
+                if await self._join(job, submission):
+                    return
+                await job.over.wait()
+                await trio.lowlevel.checkpoint()  # it is taken out of `jobs`
+            is_left, is_again = await self._look_back(job_id, submission)
+            if not is_left:
                 return
-        view = await self.store.load_run(job_id)
-        if view is not None and has_submission(view) and is_over(items_progress(view)):
-            await self._check_same(job_id, submission)
-            return
-        job = Job(job_id, self.dispatcher)
+            if job_id not in self.jobs:  # else another client was faster
+                break
+        job = Job(job_id, self.dispatcher, is_again)
         self._start(job, submission)
         await job.accepted.wait()
         if job.refusal is not None:
@@ -139,10 +144,27 @@ class Foreman:
             reason = "it was not stored" if job.problem is None else job.problem.message
             raise JobRefusedError(f"job {job_id!r} is not taken: {reason}", run_id=job_id)
 
-    async def _check_same(self, job_id: str, submission: Submission) -> None:
+    async def _join(self, job: Job, submission: Submission) -> bool:
+        """Go on with a job that is being done; False: it is about to end."""
+        await job.accepted.wait()
+        if job.submission is None:
+            return False
+        if not job.submission.is_same_work(submission):
+            raise is_there_already(job.job_id)
+        return await job.change(submission.options)
+
+    async def _look_back(self, job_id: str, submission: Submission) -> tuple[bool, bool]:
+        """Whether there is something to do of a job, and whether it was over before."""
+        view = await self.store.load_run(job_id)
+        if view is None or not has_submission(view) or not is_over(items_progress(view)):
+            return True, False
         stored = await read_submission(self.store, job_id)
-        if stored is None or stored.to_plain() != submission.to_plain():
-            raise _exists(job_id)
+        if stored is None or not stored.is_same_work(submission):
+            raise is_there_already(job_id)
+        items = items_progress(view)
+        has_failed = items.status is Status.FAILED or bool(items.skipped)
+        is_other = stored.options != submission.options
+        return has_failed and is_other and not is_cancelled(items), True
 
     def cancel(self, job_id: str) -> None:
         """End a job, and its functions; nothing happens if it is over."""
@@ -267,11 +289,3 @@ class Foreman:
         except (StoreError, RunLockedError) as error:
             return CONFLICT, str(error)
         return ACCEPTED, f"its saved states are removed: {size:,} bytes"
-
-
-def _exists(job_id: str) -> JobRefusedError:
-    return JobRefusedError(
-        f"job {job_id!r} is there already, with another function, other items or options: give "
-        "it another id",
-        run_id=job_id,
-    )

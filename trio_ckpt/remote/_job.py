@@ -10,8 +10,9 @@ import attrs
 import trio
 
 from .._batch import Batch
-from .._errors import RunLockedError, StoreError, text_of
+from .._errors import RunLockedError, StoreError, TrioCkptError, text_of
 from .._history import ended_at
+from .._lane import Lane
 from .._loops import run_batches
 from .._open import open_run
 from .._progress import Progress
@@ -35,7 +36,7 @@ from ._jobs import has_submission, sums_of
 from ._messages import JobOptions
 from ._names import ITEMS_STREAM, task_id_of
 from ._pool import Wanted
-from ._submission import Submission, job_records, read_submission
+from ._submission import Submission, head_record, job_records, read_submission
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
 
@@ -71,6 +72,7 @@ class Job:
         accepted: Set when it is durable, or cannot be.
         ready: Set when its items are handed out, or it is over.
         over: Set when it has ended.
+        is_again: Whether it was over, and what had failed is tried again.
         submission: What it is.
         refusal: Why it was not taken.
         problem: Why it ended before its end.
@@ -79,6 +81,7 @@ class Job:
 
     job_id: str
     dispatcher: Dispatcher
+    is_again: bool = False
     accepted: trio.Event = attrs.field(factory=trio.Event, init=False)
     ready: trio.Event = attrs.field(factory=trio.Event, init=False)
     over: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -88,6 +91,7 @@ class Job:
     waits: str = attrs.field(default="", init=False)
     _waits_since: float | None = attrs.field(default=None, init=False)
     _stream: Stream[None] | None = attrs.field(default=None, init=False)
+    _lane: Lane | None = attrs.field(default=None, init=False)  # of what the job is
     _registry: TokenRegistry | None = attrs.field(default=None, init=False)
     _down_at: float | None = attrs.field(default=None, init=False)
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
@@ -124,6 +128,33 @@ class Job:
         """End it; its functions, too."""
         self._scope.cancel()
 
+    async def change(self, options: JobOptions) -> bool:
+        """Do what is left in another way.
+
+        Returns:
+            False: the job is over, or about to be.
+
+        Raises:
+            StoreError: the options cannot be stored.
+
+        Durability: when this returns True they are.
+        """
+        await self.ready.wait()
+        stream, lane, submission = self._stream, self._lane, self.submission
+        if self.over.is_set() or stream is None or lane is None or submission is None:
+            return False
+        if options == submission.options:
+            return True
+        changed = attrs.evolve(submission, options=options)
+        try:
+            await stream.desk.saver.save(lane, head_record(changed, time.time()))
+        except StoreError:
+            raise
+        except TrioCkptError:  # the run is closed
+            return False
+        self.submission, stream.desk.retry = changed, retries(options)
+        return True
+
     def note_waiting(self, reason: str) -> None:
         """Take what `Pool.why_waiting` says now; what it says for long is told to people."""
         now = trio.current_time()
@@ -155,7 +186,9 @@ class Job:
             self._down_at = None if view is None else ended_at(view)
             async with (
                 open_run(self.job_id, store=store, handle_signals=False) as run,
-                run.open_stream(*ITEMS_STREAM, on_fail="record") as stream,
+                run.open_stream(
+                    *ITEMS_STREAM, on_fail="record", retry_failed=self.is_again
+                ) as stream,
             ):
                 self.submission = await self._submit(store, run, stream, new)
                 if self.submission is None:
@@ -185,18 +218,22 @@ class Job:
         self, store: Store, run: Run, stream: Stream[None], new: Submission | None
     ) -> Submission | None:
         """Make it durable what the job is; None: no client has ever said so."""
-        if not has_submission(run.peek()):
+        desk, view = stream.desk, run.peek()
+        if not has_submission(view):
             if new is not None:
-                await _save(stream, new)
+                self._lane = desk.saver.add_lane(JOB_STREAM, Progress())
+                await _save(stream, self._lane, new)
             return new
+        self._lane = desk.saver.add_lane(JOB_STREAM, view.streams[JOB_STREAM].progress)
         stored = await read_submission(store, self.job_id)
-        if new is not None and stored is not None and stored.to_plain() != new.to_plain():
-            self.refusal = JobRefusedError(
-                f"job {self.job_id!r} is there already, with another function, other items or "
-                "options: give it another id",
-                run_id=self.job_id,
-            )
-        return stored
+        if new is None or stored is None:
+            return stored
+        if not new.is_same_work(stored):
+            self.refusal = is_there_already(self.job_id)
+            return stored
+        if new.options != stored.options:
+            await desk.saver.save(self._lane, head_record(new, time.time()))
+        return new
 
     async def _work(self, run: Run, stream: Stream[None], submission: Submission) -> None:
         self._stream, self._registry = stream, run.coordinator.registry
@@ -250,7 +287,7 @@ class Job:
                     log.warning("the states of %s stay: %s", run.run_id, printable(text_of(error)))
 
 
-async def _save(stream: Stream[None], submission: Submission) -> None:
+async def _save(stream: Stream[None], lane: Lane, submission: Submission) -> None:
     """Save what a job is, and before that how many items it has: none of them is done.
 
     Both are in one group.  So whoever reads a job knows how much of it is left, from the moment
@@ -260,7 +297,15 @@ async def _save(stream: Stream[None], submission: Submission) -> None:
     total = Record(
         kind=Kind.SAVE, at=now, opened=desk.new_opening(), expected=len(submission.items)
     )
-    lane = desk.saver.add_lane(JOB_STREAM, Progress())
     await desk.saver.save_all(
         [(desk.lane, total), *((lane, record) for record in job_records(submission, now))]
+    )
+
+
+def is_there_already(job_id: str) -> JobRefusedError:
+    """Why a job is refused whose name another one has."""
+    return JobRefusedError(
+        f"job {job_id!r} is there already, with another function or other items: give it another "
+        "id",
+        run_id=job_id,
     )

@@ -7,9 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from ._message import (
+    MAX_ERROR_BYTES,
     MAX_JOB_ITEMS,
     MAX_MESSAGE_BYTES,
     MAX_STEPS,
+    MAX_TRACE_BYTES,
     MAX_TRACEBACK_CHARS,
     MIB,
     Count,
@@ -76,6 +78,7 @@ class SubmitJob(JobMessage, frozen=True, array_like=True):
     """
 
     KIND: ClassVar[Kind] = Kind.SUBMIT_JOB
+    MAX_BYTES: ClassVar[int] = MAX_TRACE_BYTES
     function: Name
     options: JobOptions
     total: Annotated[int, msgspec.Meta(ge=0, le=MAX_JOB_ITEMS)]
@@ -152,6 +155,7 @@ class JobDone(JobMessage, frozen=True, array_like=True):
     """
 
     KIND: ClassVar[Kind] = Kind.JOB_DONE
+    MAX_BYTES: ClassVar[int] = MAX_ERROR_BYTES
     call: Count
     status: Literal["completed", "failed", "cancelled", "interrupted"]
     error: TaskError | None = None

@@ -23,12 +23,17 @@ MAX_TRACEBACK_CHARS = 20_000
 MAX_ALLOWED = 100  # modules in a worker's list
 MAX_SLOTS = 128  # work items of one worker at a time; all of them fit into its HELLO
 MAX_JOB_ITEMS = 1_000_000
+MAX_SUBMISSIONS = 4  # of one client that the foreman has not answered: it keeps their items
+MAX_FOLLOWED = 1_000  # jobs that one client is attached to
 MAX_GROUP = 4_096  # checkpoints in one message; as the saver groups them
 MAX_SEQUENCES = 100_000  # of one call
 MAX_STEPS = 200_000  # of a set of indexes
 
 MIB = 2**20
 MAX_SMALL_BYTES = 64 * 1024  # one frame: all that a peer may send before it is let in
+MAX_ERROR_BYTES = 2 * MAX_SMALL_BYTES  # one with a traceback, of any characters
+MAX_TRACE_BYTES = 8 * MAX_SMALL_BYTES  # one with the options of a job, of any characters
+MAX_ALLOW_BYTES = 32 * 1024  # of a worker's list: it is in the one frame of its HELLO
 MAX_MESSAGE_BYTES = 8 * MIB  # larger things go in parts
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_CHARS)]

@@ -28,7 +28,9 @@ from ._job_messages import (
     TaskError as TaskError,
 )
 from ._message import (
+    MAX_ALLOW_BYTES as MAX_ALLOW_BYTES,
     MAX_ALLOWED as MAX_ALLOWED,
+    MAX_FOLLOWED as MAX_FOLLOWED,
     MAX_GROUP as MAX_GROUP,
     MAX_JOB_ITEMS as MAX_JOB_ITEMS,
     MAX_MESSAGE_BYTES as MAX_MESSAGE_BYTES,
@@ -38,6 +40,7 @@ from ._message import (
     MAX_SLOTS as MAX_SLOTS,
     MAX_SMALL_BYTES as MAX_SMALL_BYTES,
     MAX_STEPS as MAX_STEPS,
+    MAX_SUBMISSIONS as MAX_SUBMISSIONS,
     MAX_TEXT_CHARS as MAX_TEXT_CHARS,
     MAX_TRACEBACK_CHARS as MAX_TRACEBACK_CHARS,
     MIB as MIB,

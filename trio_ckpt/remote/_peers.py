@@ -28,6 +28,8 @@ from ._foreman import CONFLICT, Foreman
 from ._handle import WorkerHandle
 from ._link import HANDSHAKE_S, HEARTBEAT_S, SILENCE_S, Link, Socket, open_link
 from ._messages import (
+    MAX_FOLLOWED,
+    MAX_SUBMISSIONS,
     MAX_TEXT_CHARS,
     AttachJob,
     CancelJob,
@@ -56,9 +58,6 @@ from ._secrets import is_secret
 from ._submission import MAX_JOB_BYTES, Submission, check_function
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
-
-MAX_SUBMISSIONS = 4  # of one client, at a time
-MAX_FED = 1_000  # jobs that one client follows
 
 
 @attrs.frozen
@@ -211,6 +210,7 @@ class _Client:
     foreman: Foreman
     link: Link
     _incoming: dict[str, _Incoming] = attrs.field(factory=dict[str, _Incoming], init=False)
+    _taken: dict[str, trio.Event] = attrs.field(factory=dict[str, trio.Event], init=False)
     _fed: dict[str, trio.CancelScope] = attrs.field(factory=dict[str, trio.CancelScope], init=False)
 
     async def listen(self, nursery: trio.Nursery) -> None:
@@ -227,7 +227,8 @@ class _Client:
                 case AttachJob() as attach:
                     self._attach(attach, nursery)
                 case CancelJob(job_id):
-                    self.foreman.cancel(job_id)
+                    self._incoming.pop(job_id, None)
+                    nursery.start_soon(self._guard, self._cancel, job_id)
                 case Control() as control:
                     nursery.start_soon(self._guard, self._control, control)
                 case _:
@@ -277,9 +278,25 @@ class _Client:
             del self._incoming[job_id]
             submit = incoming.submit
             submission = Submission(submit.function, incoming.items, submit.options)
-            nursery.start_soon(self._guard, self._submit, job_id, submission)
+            taken = self._taken[job_id] = trio.Event()
+            nursery.start_soon(self._guard, self._submit, job_id, submission, taken)
 
-    async def _submit(self, job_id: str, submission: Submission) -> None:
+    async def _cancel(self, job_id: str) -> None:
+        """End a job, also one that is just being taken."""
+        taken = self._taken.get(job_id)
+        if taken is not None:
+            await taken.wait()
+        self.foreman.cancel(job_id)
+
+    async def _submit(self, job_id: str, submission: Submission, taken: trio.Event) -> None:
+        try:
+            await self._take(job_id, submission)
+        finally:
+            taken.set()
+            if self._taken.get(job_id) is taken:
+                del self._taken[job_id]
+
+    async def _take(self, job_id: str, submission: Submission) -> None:
         try:
             await self.foreman.submit(job_id, submission)
         except JobRefusedError as error:
@@ -296,8 +313,8 @@ class _Client:
         before = self._fed.pop(attach.job_id, None)
         if before is not None:
             before.cancel()
-        elif len(self._fed) >= MAX_FED:
-            raise RemoteProtocolError(f"over {MAX_FED} jobs are followed at once")
+        elif len(self._fed) >= MAX_FOLLOWED:
+            raise RemoteProtocolError(f"over {MAX_FOLLOWED} jobs are followed at once")
         scope = self._fed[attach.job_id] = trio.CancelScope()
         nursery.start_soon(self._guard, self._feed, attach, scope)
 

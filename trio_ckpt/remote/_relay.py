@@ -30,6 +30,7 @@ from .._values import decode_key
 from ..abc import Checkpoint, Fold, HistoryPage, RunKey, Store, StoredRecord, StoredRun
 from ._faults import fault_of
 from ._messages import (
+    MAX_TEXT_CHARS,
     MIB,
     CheckpointAck,
     DropBlobs,
@@ -47,6 +48,7 @@ from ._waits import end_awake
 REPLY_BYTES = MIB  # of an answer, in one message
 MAX_PAGE_BYTES = 64 * MIB  # of one page of a history, if it has more than one record
 MAX_BLOB_BYTES = 16 * 1024 * MIB  # of one; it goes through a temporary file
+FAULT_CHARS = MIB  # of all faults of one group: they are in one message
 SAVE_TIMEOUT_S = 60.0  # as the saver of a run has it: then the outcome is unknown
 
 _NIL = msgspec.msgpack.encode(None)
@@ -94,8 +96,11 @@ class Relay:
             try:
                 run = RunKey(self.run_id, message.generation, self.owner)
                 outcomes = await self._save(run, message.checkpoints, message.folds)
-                faults = [None if outcome is None else fault_of(outcome) for outcome in outcomes]
-                ack = CheckpointAck(*head, tuple(faults))
+                chars = min(MAX_TEXT_CHARS, FAULT_CHARS // max(1, len(outcomes)))
+                faults = tuple(
+                    None if one is None else fault_of(one, chars=chars) for one in outcomes
+                )
+                ack = CheckpointAck(*head, faults)
             except Exception as error:  # it is the worker's to deal with
                 ack = CheckpointAck(*head, fault=fault_of(error))
 

@@ -56,6 +56,10 @@ class Submission:
             "options": msgspec.to_builtins(self.options),
         }
 
+    def is_same_work(self, other: Submission) -> bool:
+        """Whether the same is to be done with the same items, however it is done."""
+        return self.function == other.function and list(self.items) == list(other.items)
+
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Submission:
         """The inverse of `to_plain`.
@@ -89,11 +93,14 @@ class JobHead:
 
 def job_records(submission: Submission, at: float) -> tuple[Record, Record]:
     """The records of `JOB_STREAM`: the submission, and its head, which every fold keeps."""
+    whole = Record(kind=Kind.BATCH, at=at, index=0, metadata=submission.to_plain())
+    return whole, head_record(submission, at)
+
+
+def head_record(submission: Submission, at: float) -> Record:
+    """The head of a submission; the newest one says how the job is done."""
     head = JobHead(submission.function, submission.options).to_plain()
-    return (
-        Record(kind=Kind.BATCH, at=at, index=0, metadata=submission.to_plain()),
-        Record(kind=Kind.FINISH, at=at, last_index=0, metadata=head),
-    )
+    return Record(kind=Kind.FINISH, at=at, last_index=0, metadata=head)
 
 
 def head_of(view: RunView) -> JobHead | None:
@@ -234,7 +241,7 @@ def parts_of(items: Sequence[Any]) -> Iterable[tuple[int, list[Any]]]:
 
 
 async def read_submission(store: Store, job_id: str) -> Submission | None:
-    """The job as it was submitted; None: there is no such job, or it was never whole.
+    """The job as it was submitted, with its newest options; None: it is not there, or not whole.
 
     Raises:
         StoreDamagedError: it is not what was stored.
@@ -242,9 +249,12 @@ async def read_submission(store: Store, job_id: str) -> Submission | None:
     stored = await store.read_run(job_id)
     if stored is None:
         return None
+    newest: dict[str, Any] = {}
     async with aclosing(read_pages(store, job_id, stored.generation, JOB_STREAM)) as pages:
         async for records in pages:
             for _, record in records:
+                if record.kind is Kind.FINISH:
+                    newest = newest or record.metadata
                 if record.kind is Kind.BATCH:
-                    return Submission.from_plain(record.metadata)
+                    return Submission.from_plain({**record.metadata, **newest})
     return None

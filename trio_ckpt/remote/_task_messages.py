@@ -11,6 +11,7 @@ from ._job_messages import (
     TaskError,
 )
 from ._message import (
+    MAX_ERROR_BYTES,
     MAX_GROUP,
     MAX_MESSAGE_BYTES,
     MAX_SEQUENCES,
@@ -256,6 +257,7 @@ class TaskFailed(TaskMessage, frozen=True, array_like=True):
     """The function has raised."""
 
     KIND: ClassVar[Kind] = Kind.TASK_FAILED
+    MAX_BYTES: ClassVar[int] = MAX_ERROR_BYTES
     error: TaskError
 
 

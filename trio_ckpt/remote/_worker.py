@@ -25,6 +25,7 @@ from ._item import Item
 from ._line import PATIENCE_S, Line
 from ._link import Link
 from ._messages import (
+    MAX_ALLOW_BYTES,
     MAX_ALLOWED,
     MAX_NAME_CHARS,
     MAX_SLOTS,
@@ -342,6 +343,9 @@ async def run_worker(
         text("a module of allow", module)
     if not 0 < len(modules) <= MAX_ALLOWED:
         raise ValueError(f"allow must have 1 to {MAX_ALLOWED} names of modules, not {len(modules)}")
+    size = sum(len(module.encode()) for module in modules)
+    if size > MAX_ALLOW_BYTES:
+        raise ValueError(f"allow must have at most {MAX_ALLOW_BYTES:,} bytes, not {size:,}")
     grace_s = seconds("grace_s", grace_s, is_endless_allowed=True)
     patience_s = seconds("patience_s", patience_s, is_endless_allowed=True)
     if handle_signals is not None:
