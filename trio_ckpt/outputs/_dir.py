@@ -377,8 +377,22 @@ class OutputDir:
             while self.tree.mode(target, free):
                 copy += 1
                 free = f"{wanted}~{copy}"
-            self._system.rename(last, free, src_dir_fd=source, dst_dir_fd=target)
-        return below(above(goal), free)
+            goal = below(above(goal), free)
+            try:
+                self._system.rename(last, free, src_dir_fd=source, dst_dir_fd=target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self._copy(name, goal)  # it is on another disk, or mount, than the archive
+                self._system.unlink(last, dir_fd=source)
+        return goal
+
+    def _copy(self, name: str, goal: str) -> None:
+        """Copy a file, durably."""
+        with self._regular(name) as (fd, found), closing(NewFile.open(self.tree, goal)) as copy:
+            for piece in self._pieces(fd, found.st_size):
+                copy.write(piece)
+            copy.commit()
 
     def _has_file(self, name: str) -> bool:
         try:
