@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -483,3 +484,36 @@ async def test_a_worker_that_saves_its_result_and_dies_before_it_says_so_costs_n
             (result,) = await client.map(F + "train_fast", [0], checkpoint_interval_s=0.0)
     assert len(died) == 1
     assert result["steps"] == STEPS
+
+
+async def test_an_item_that_takes_workers_down_fails_alone(autojump_clock: MockClock) -> None:
+    """Its neighbours are lost with it twice; then each is tried where nothing else can fall."""
+    async with open_site(MemoryStore()) as site:
+
+        async def keep_workers() -> None:
+            """A process that dies when the item begins, and another one in its place."""
+            for number in itertools.count():
+                name, fell = f"w{number}", seen.count(("begun", "die"))
+                await site.start_worker(name, slots=3)
+                await until(lambda fell=fell: seen.count(("begun", "die")) > fell, 1e6)
+                site.kill_worker(name)
+
+        async with site.client() as client, trio.open_nursery() as nursery:
+            nursery.start_soon(keep_workers)
+            items = ["a", "die", "b", "c", "d"]
+            job_id = await client.submit(F + "wait", items, errors="collect")
+
+            async def open_gates() -> None:
+                """Each of the others takes a while."""
+                for item in itertools.cycle(["a", "b", "c", "d"]):
+                    await trio.sleep(20)
+                    if item in gates:
+                        gates[item].set()
+
+            nursery.start_soon(open_gates)
+            found = await client.attach(job_id)
+            nursery.cancel_scope.cancel()
+    assert [one for one in found if isinstance(one, str)] == ["a", "b", "c", "d"]
+    assert isinstance(found[1], TaskFailedError)
+    assert found[1].error_type == "TaskLostError"
+    assert seen.count(("begun", "die")) == 5

@@ -35,6 +35,7 @@ from ._relay import Relay
 log = logging.getLogger("trio_ckpt.remote.foreman")
 
 RECLAIM_S = 5.0  # after a start: items that were begun wait for who has them
+SUSPECT_AFTER = 2  # losses: then an item may be what takes workers down, and is tried alone
 AGAIN_AFTER_S = 1.0  # when a worker could not go on: the next may not either
 
 
@@ -85,7 +86,8 @@ class Dispatcher:
                 await self._clean_up(wanted)
                 return
             claims_until = self._started + RECLAIM_S if facts.sequence else 0.0
-            lease = await self.pool.take(wanted, claims_until)
+            is_suspect = losses >= SUSPECT_AFTER
+            lease = await self.pool.take(wanted, claims_until, is_alone=is_suspect)
             ending = await self._lend(wanted, lease, lost_at, settle, note)
             match ending:
                 case TaskResult():

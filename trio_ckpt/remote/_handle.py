@@ -58,7 +58,7 @@ class WorkerHandle:
     @property
     def free(self) -> int:
         """Slots that are free: an item on the connection takes one, and so does a promise."""
-        if not self.is_connected:
+        if not self.is_connected or any(lease.is_alone for lease in self.leases.values()):
             return 0
         tasks = self.tasks
         return self.slots - len(tasks) - sum(task_id not in tasks for task_id in self.leases)
@@ -67,6 +67,11 @@ class WorkerHandle:
     def running(self) -> int:
         """Items that it has."""
         return len(self.leases)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has nothing, and is promised nothing."""
+        return not self.tasks and not self.leases
 
     def runs(self, function: str) -> bool:
         """Whether it runs functions of this one's module."""

@@ -83,6 +83,7 @@ class Lease:
         percent: What the worker said last of its progress.
         is_running: Whether it has said anything.
         is_asked_back: Whether it was asked to hand the item back.
+        is_alone: Whether the worker gets nothing else as long as it has this.
         ending: How it ended; None: it goes on.
         lost_at: When the worker was lost; Unix time, s.
     """
@@ -97,6 +98,7 @@ class Lease:
     percent: float | None = None
     is_running: bool = False
     is_asked_back: bool = False
+    is_alone: bool = False
     ending: Ending | None = attrs.field(default=None, init=False)
     lost_at: float | None = attrs.field(default=None, init=False)
     _notes: deque[str] = attrs.field(factory=deque[str], init=False)  # for the job's history

@@ -128,6 +128,7 @@ class _Waiter:
 
     wanted: Wanted
     may_begin: bool  # or only the worker that holds it already may have it
+    is_alone: bool = False  # it gets a worker for itself
     ready: trio.Event = attrs.field(factory=trio.Event)
     lease: Lease | None = None
 
@@ -185,20 +186,21 @@ class Pool:
             self._changed = trio.Event()
             self.match()
 
-    async def take(self, wanted: Wanted, claims_until: float) -> Lease:
+    async def take(self, wanted: Wanted, claims_until: float, *, is_alone: bool = False) -> Lease:
         """Wait for a worker.
 
         Args:
             wanted: The item.
             claims_until: Until then only a worker that holds the item already gets it; trio's
                 time, s.
+            is_alone: Whether only a worker that has nothing else gets it, and gets nothing else.
 
         Returns:
             The promise of a slot of a worker; give it back with `end`.
 
         Cancellation: nothing is promised.
         """
-        waiter = _Waiter(wanted, trio.current_time() >= claims_until)
+        waiter = _Waiter(wanted, trio.current_time() >= claims_until, is_alone)
         self._waiting.setdefault(wanted.job_id, {})[wanted.task_id] = waiter
         self.touch()
         try:
@@ -327,8 +329,11 @@ class Pool:
         if not able:
             return False
         for task_id in _in_order(waiters):
+            waiter = waiters[task_id]
             fit = [worker for worker in able if task_id not in worker.tasks]
-            if fit and waiters[task_id].may_begin:
+            if waiter.is_alone:
+                fit = [worker for worker in fit if worker.is_idle]
+            if fit and waiter.may_begin:
                 self._promise(task_id, max(fit, key=lambda worker: worker.free))
                 return True
         return False
@@ -338,6 +343,7 @@ class Pool:
         job_id = job_of(task_id)
         waiter = self._waiting[job_id][task_id]
         waiter.lease = Lease(task_id, waiter.wanted.function, worker, was)
+        waiter.lease.is_alone = waiter.is_alone and was is None
         self._holders[task_id] = worker
         worker.leases[task_id] = self.leases[task_id] = waiter.lease
         waiter.ready.set()
