@@ -481,3 +481,22 @@ async def test_log_does_not_grow_without_bound(folder: Path) -> None:
             await store.save(RunKey("run", 0, owner), [Checkpoint(A, n, bytes(2_000))])
         assert (folder / "state.db-wal").stat().st_size < 8 * 2**20
     await store.aclose()
+
+
+async def test_one_who_opens_a_store_that_is_being_made_is_no_stranger(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever SQLite has beside the new database in that moment."""
+    real = _sqlite_schema._make_tables
+
+    def make_beside_another(connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("CREATE TABLE something (inside)")
+        _sqlite_schema.make_folders(folder, create=True)
+        connection.execute("ROLLBACK")
+        real(connection)
+
+    monkeypatch.setattr(_sqlite_schema, "_make_tables", make_beside_another)
+    store = await SqliteStore.open(folder)
+    assert set(os.listdir(folder)) <= {*_sqlite_schema.FILES, *_sqlite_schema.FOLDERS}
+    await store.aclose()
