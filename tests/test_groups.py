@@ -10,7 +10,6 @@ import pytest
 
 from trio_ckpt import Progress, Run, Status, UnknownStreamError, open_run
 from trio_ckpt._groups import (
-    PHASE,
     current_phase,
     failing,
     group_status,
@@ -24,6 +23,7 @@ from trio_ckpt._progress import FailedAttempt
 from trio_ckpt._ranges import IndexSet
 from trio_ckpt._records import ErrorInfo
 from trio_ckpt._totals import add_amounts
+from trio_ckpt._values import PHASE
 from trio_ckpt.stores import MemoryStore
 
 P, I, C, F, X = (  # noqa: E741  # a table is read by its shape

@@ -128,3 +128,12 @@ def test_of_a_million_a_few_are_subtracted_and_counted() -> None:
     assert list(indexes.intervals()) == [(1, 500_000), (500_001, 999_999)]
     assert len(indexes) == indexes.count(0) == 999_997
     assert list(indexes.after(999_996)) == [999_997, 999_998]
+
+
+def test_more_than_memory_has_room_for_is_not_listed() -> None:
+    """As where a store says how many batches there are: nothing has checked that."""
+    done = IndexSet.from_steps([10, 2**62])
+    assert done.list_missing(5, 2**62) == [5, 6, 7, 8, 9]
+    assert done.list_missing(7, 3) == []
+    with pytest.raises(ValueError, match="4,611,686,018,427,387,904 batches are too many"):
+        IndexSet().list_missing(0, 2**62)

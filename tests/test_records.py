@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
+from trio_ckpt import _records
 from trio_ckpt._errors import NotEncodableError, StoreDamagedError
 from trio_ckpt._folds import decode_progress, encode_progress
 from trio_ckpt._progress import FailedAttempt, Progress, apply
@@ -17,6 +18,7 @@ from trio_ckpt._ranges import IndexSet
 from trio_ckpt._records import (
     DIGEST_BYTES,
     MAX_ERROR_CHARS,
+    MAX_RECORD_BYTES,
     ErrorInfo,
     Kind,
     Opened,
@@ -30,15 +32,19 @@ from trio_ckpt._records import (
     describe_error,
     encode_record,
 )
-from trio_ckpt._totals import ExactSum, encode_sums, shown
+from trio_ckpt._totals import MAX_AMOUNT, ExactSum, encode_sums, shown
 from trio_ckpt._values import (
+    JOB_STREAM,
     MAX_KEY_CHARS,
     MAX_RUN_ID_CHARS,
+    PHASE,
+    RUN_STREAM,
     check_run_id,
     check_stream_key,
     decode_key,
     encode_key,
 )
+from trio_ckpt.stores._blobs import MAX_WHOLE_BYTES
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -48,7 +54,8 @@ PLAIN = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXT, inner, max_size=3)),
     max_leaves=8,
 )
-AMOUNTS = st.dictionaries(st.sampled_from("ab"), st.one_of(st.integers(-9, 9), FLOATS), max_size=2)
+NUMBERS = st.one_of(st.integers(-9, 9), st.floats(-MAX_AMOUNT, MAX_AMOUNT))
+AMOUNTS = st.dictionaries(st.sampled_from("ab"), NUMBERS, max_size=2)
 TIME = st.floats(0, 2e9)
 SUMS = st.dictionaries(
     st.sampled_from("ab"), st.tuples(st.integers(-9, 9).map(lambda n: f"{n:x}"), st.integers(0, 9))
@@ -120,7 +127,12 @@ def test_names_are_text(check: Callable[[Any], object]) -> None:
         check(3)
 
 
-@given(st.lists(TEXT).map(tuple), st.lists(TEXT).map(tuple))
+PARTS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=10)
+OWN = st.sampled_from([RUN_STREAM, JOB_STREAM, (PHASE, "discovery")])
+KEYS = st.lists(PARTS, min_size=1).map(tuple).filter(lambda key: key[0][0] != "@") | OWN
+
+
+@given(KEYS, KEYS)
 def test_keys_come_back_and_are_as_different_as_their_parts(
     one: tuple[str, ...], other: tuple[str, ...]
 ) -> None:
@@ -415,12 +427,47 @@ def test_a_damaged_stream_name_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("at", [float("nan"), float("inf"), -1e12, 253_402_300_800.0])
 def test_a_time_that_no_calendar_has_is_damage(at: float) -> None:
+    with pytest.raises(NotEncodableError, match="set the system's clock"):
+        encode_record(Record(at=at))
     with pytest.raises(StoreDamagedError, match="of the time"):
-        decode_record(encode_record(Record(at=at)))
+        decode_record(msgspec.msgpack.encode(Record(at=at)))
     progress = progress_of(batch(0))
     progress.worked_at = at
     with pytest.raises(StoreDamagedError, match="of the time"):
         decode_progress(encode_progress(progress))
+
+
+def test_a_record_that_no_store_reads_back_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is durable: the next start could not read the stream."""
+    fits = encode_record(batch(0, metadata={"x": "a" * 1_000}))
+    monkeypatch.setattr(_records, "MAX_RECORD_BYTES", len(fits))
+    assert encode_record(batch(0, metadata={"x": "b" * 1_000}))
+    with pytest.raises(NotEncodableError, match="put what is large into an output"):
+        encode_record(batch(0, metadata={"x": "a" * 1_001}))
+
+
+def test_the_largest_record_is_read_back_with_its_seal() -> None:
+    assert MAX_RECORD_BYTES + DIGEST_BYTES == MAX_WHOLE_BYTES
+
+
+@pytest.mark.parametrize("name", ["totals", "spent"])
+@pytest.mark.parametrize(
+    "amount", [float("nan"), float("inf"), ("f" * 4_300, 0), ("1", 2**40), ("x", 0)]
+)
+def test_an_amount_that_cannot_be_added_is_damage(name: str, amount: Any) -> None:
+    hostile = {"t": 1.0, "i": 0, {"totals": "p", "spent": "s"}[name]: {"usd": amount}}
+    with pytest.raises(StoreDamagedError, match="cannot be read"):
+        decode_record(msgspec.msgpack.encode(hostile))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [("@phase",), ("@phase", "a", "b"), ("@phase", ""), ("@x",), ("",), ("a", ""), ("a\x1b[2J",)],
+    ids=repr,
+)
+def test_a_key_that_no_stream_has_is_damage(key: tuple[str, ...]) -> None:
+    with pytest.raises(StoreDamagedError, match="the name of a stream"):
+        decode_key(encode_key(key))
 
 
 @pytest.mark.parametrize("index", [2**63 - 1, 2**64 - 1, -1])

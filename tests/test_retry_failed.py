@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from trio_ckpt import CannotRedoError, Run, Status, open_run
+from trio_ckpt._progress import Progress
+from trio_ckpt._ranges import IndexSet
+from trio_ckpt._redo import retry_record
 from trio_ckpt.stores import MemoryStore
 
 PAGES: dict[Any, tuple[str, Any]] = {None: ("A", 1), 1: ("B", 2), 2: ("C", 3), 3: ("D", None)}
@@ -108,3 +111,11 @@ async def test_what_stands_alone_is_retried_whatever_came_later(tmp_path: Path) 
                     batch.complete()
     assert run.exit_code == 0
     assert (tmp_path / "lines.jsonl").read_text().split() == ["1", "3", "0", "2"]
+
+
+def test_intervals_of_skipped_batches_are_put_back_as_intervals() -> None:
+    """However long they are: a store may say that all batches there can be were skipped."""
+    most = IndexSet.from_steps([0, 2**62])
+    record = retry_record("r", ("s",), Progress(skipped=most))
+    assert record is not None
+    assert IndexSet.from_steps(record.steps) == most

@@ -12,6 +12,7 @@ from hypothesis import given, strategies as st
 from trio_ckpt import open_run, read_history
 from trio_ckpt._check import check_all
 from trio_ckpt._totals import (
+    MAX_AMOUNT,
     MAX_SHIFT,
     ZERO,
     Amount,
@@ -19,12 +20,14 @@ from trio_ckpt._totals import (
     Number,
     add_amounts,
     add_to_amount,
+    decode_sums,
+    encode_sums,
     shown,
     sum_of,
 )
 from trio_ckpt.stores import MemoryStore
 
-FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+FLOATS = st.floats(-MAX_AMOUNT, MAX_AMOUNT)
 NUMBERS = st.one_of(st.integers(-(2**70), 2**70), FLOATS)
 AMOUNTS = st.lists(NUMBERS, max_size=20)
 
@@ -78,7 +81,8 @@ def test_an_amount_stays_a_number_where_one_holds_it() -> None:
     assert add_to_amount(1e16, 1.0) == 10**16 + 1
     assert add_to_amount(add_to_amount(0.1, 0.1), 0.1) == ("26666666666667", 55)
     assert add_to_amount(("26666666666667", 55), -0.1) == 0.2
-    assert sum_of(add_to_amount(1.7e308, 1.7e308)).numerator == 2 * int(1.7e308)
+    assert add_to_amount(2**63, 2**63) == 2.0**64
+    assert add_to_amount(2**64, 1) == (f"{2**64 + 1:x}", 0)
 
 
 @pytest.mark.parametrize("amounts", [[0.1] * 10, [1e16, 1.0, 1.0], [2**60, 0.1, 0.2, 1e-300]])
@@ -110,18 +114,45 @@ async def test_spending_in_one_batch_counts_as_in_many(amounts: list[float]) -> 
 @given(AMOUNTS)
 def test_a_value_is_the_nearest_number(amounts: list[Number]) -> None:
     total = add_up(amounts)
-    if total.shift == 0:
-        assert (type(total.value), total.value) == (int, total.numerator)
-    elif isinstance(total.value, float):
-        assert total.value == exact(total).numerator / exact(total).denominator
-    else:
-        assert abs(exact(total)) > Fraction(math.nextafter(math.inf, 0))
-
-
-def test_a_sum_beyond_all_floats_can_still_be_shown() -> None:
-    huge = 2 * int(1.7e308)
-    assert add_up([1.7e308, 1.7e308, 0.5]).value == huge
+    is_int = total.shift == 0 and -(2**63) <= total.numerator < 2**64
+    assert type(total.value) is (int if is_int else float)
+    assert total.value == exact(total).numerator / exact(total).denominator or is_int
+    msgspec.msgpack.encode(total.value)
     assert add_up([5e-324]).value == 5e-324
+
+
+def test_a_sum_is_shown_as_a_number_that_can_be_stored() -> None:
+    assert add_up([2**63, 2**63 - 1]).value == 2**64 - 1
+    assert add_up([2**63, 2**63]).value == 2.0**64
+    assert add_up([-(2**63), -1]).value == -(2.0**63)
+
+
+def test_the_greatest_amounts_of_all_batches_add_up() -> None:
+    """So no batch that was accepted can keep the next start from reading the stream."""
+    most = ExactSum(int(MAX_AMOUNT) * 2**63, 0)
+    total = most.with_sum(most).with_sum(ExactSum(1, MAX_SHIFT))
+    assert decode_sums(encode_sums({"usd": total})) == {"usd": total}
+    assert math.isfinite(total.value)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [("1", -1), ("1", 1_075), ("f" * 4_300, 0), ("-" + "f" * 4_300, 1_074), ("1" + 256 * "0", 0)],
+)
+def test_a_sum_that_no_amounts_add_up_to_is_refused(stored: tuple[str, int]) -> None:
+    with pytest.raises(ValueError, match="a sum"):
+        sum_of(stored)
+    with pytest.raises(ValueError, match="a sum"):
+        decode_sums({"usd": stored})
+
+
+def test_sums_that_grow_without_end_are_refused() -> None:
+    """As many records of a hostile store make one, each of which is good for itself."""
+    total = ExactSum(2**1_022, 0)
+    with pytest.raises(ValueError, match="beyond"):
+        total.with_sum(total)
+    with pytest.raises(ValueError, match="beyond"):
+        total.plus(1.7e308)
 
 
 @pytest.mark.parametrize("amount", [math.nan, math.inf, -math.inf])

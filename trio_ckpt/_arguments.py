@@ -54,6 +54,7 @@ def whole_number(name: str, value: object, *, least: int = 0, most: int = MAX_IN
     except TypeError as error:  # an array of several numbers has the method, too
         raise TypeError(f"{name} must be {bounds}, not {shown(value)}") from error
     if not least <= number <= most:
+        bounds = bounds if number < least else f"an int from {least} to {most}"
         raise ValueError(f"{name} must be {bounds}, not {shown(value)}")
     return number
 

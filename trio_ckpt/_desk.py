@@ -119,7 +119,9 @@ class Desk(ABC):
 
         Raises:
             StreamBusyError: an attempt at it is open.
+            ValueError: the index is above `MAX_INDEX`.
         """
+        whole_number("the index of a batch", index)
         if index in self.open:
             where = describe_batch(self.run_id, self.lane.key, index)
             raise StreamBusyError(

@@ -14,9 +14,7 @@ from ._errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_FAILED, EXIT_SKIPPED
 from ._progress import Progress
 from ._records import ErrorInfo, Status
 from ._totals import ExactSum, Number, add_sums, shown
-from ._values import StreamKey
-
-PHASE = "@phase"  # the first part of the streams that phases are
+from ._values import PHASE, StreamKey
 
 
 @attrs.frozen

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import attrs
 import trio
 
-from ._progress import Progress
+from ._errors import NotEncodableError
+from ._progress import MAX_SUM, Progress
 from ._ranges import IndexSet
 from ._records import Seal
 from ._totals import ExactSum, add_sums
@@ -25,6 +26,8 @@ class Lane:
         seal: Binds its records to their places.
         progress: What is durable, nothing else.
         submitted: The sequence of the newest checkpoint on its way.
+        records_ahead: How many records the batches on their way have produced.
+        placing: Held while a checkpoint is put as a blob, which is sealed for its sequence.
         sinks: Its append files, by path.
         is_dirty: Progress has moved since the last fold.
         redone: Batches that were put back to work since the newest verification began.
@@ -42,6 +45,8 @@ class Lane:
     progress: Progress
     submitted: int
     sinks: dict[str, AppendFile] = attrs.field(factory=dict[str, AppendFile])
+    records_ahead: int = attrs.field(default=0, init=False)
+    placing: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     is_dirty: bool = False
     redone: IndexSet = attrs.field(factory=IndexSet, init=False)
     cut_back: set[str] = attrs.field(factory=set[str], init=False)
@@ -55,6 +60,18 @@ class Lane:
     retries: int = attrs.field(default=0, init=False)
     open_s: float = attrs.field(default=0.0, init=False)
     is_left: bool = attrs.field(default=False, init=False)
+
+    def expect(self, records: int) -> None:
+        """Count the records of a batch that is about to be saved.
+
+        Raises:
+            NotEncodableError: with those on their way they are more than can be counted.
+        """
+        ahead = self.records_ahead + records
+        if abs(self.progress.records + ahead) >= MAX_SUM:
+            problem = f"with {records:,} more the stream has more than can be counted, 2**63"
+            raise NotEncodableError("records", problem)
+        self.records_ahead = ahead
 
 
 @attrs.frozen

@@ -23,10 +23,11 @@ from typing import Any
 
 import trio
 
-from ._errors import OutputError, StoreConflictError, TrioCkptError
+from ._errors import OutputError, StoreConflictError, StoreError, TrioCkptError
 from ._groups import in_order, phase_statuses, summarize
 from ._history import Standing, read_pages
 from ._progress import Progress
+from ._ranges import MAX_LISTED, IndexSet
 from ._records import Output, Status
 from ._saver import Saver
 from ._staging import OWNER_AGE_S
@@ -145,7 +146,7 @@ async def manifest_pieces(
             "stream": key,
             "status": progress.status.value,
             "batches": len(progress.confirmed),
-            "skipped": list(progress.skipped),
+            "skipped": _listed(progress.skipped),
             "records": progress.records,
             "totals": _by_name(shown(progress.totals)),
             "spent": _by_name(shown(progress.spent)),
@@ -165,6 +166,12 @@ async def manifest_pieces(
                     separator = ",\n"
         yield "]}"
     yield "]}\n"
+
+
+def _listed(indexes: IndexSet) -> list[int]:
+    if len(indexes) > MAX_LISTED:
+        raise StoreError(f"{len(indexes):,} skipped batches are more than a manifest lists")
+    return list(indexes)
 
 
 def _place(parts: Mapping[StreamKey, Progress], key: StreamKey) -> tuple[float, str]:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from sys import maxsize
 
 _BEYOND = maxsize  # every batch index is less: there are no more than `len` can tell
+MAX_LISTED = 10_000_000  # indexes in memory, one by one: some 400 MB
 MAX_SPANS_SHOWN = 20  # in one line
 
 
@@ -87,6 +88,19 @@ class IndexSet:
         while index < stop:
             yield index
             index = self.first_missing(index + 1)
+
+    def list_missing(self, start: int, stop: int) -> list[int]:
+        """The indexes of ``range(start, stop)`` that are not in the set, ascending.
+
+        Raises:
+            ValueError: they are more than `MAX_LISTED`.
+        """
+        missing = max(0, stop - start) - self.count(start, stop)
+        if missing > MAX_LISTED:
+            raise ValueError(
+                f"{missing:,} batches are too many for a list: give a start and an end"
+            )
+        return list(self.missing(start, stop))
 
     def covers(self, start: int, stop: int) -> bool:
         """Whether the whole of ``range(start, stop)`` is in the set."""

@@ -31,7 +31,7 @@ from ._errors import (
     describe_batch,
     text_of,
 )
-from ._totals import Amount, Number, StoredSum, numbers
+from ._totals import Amount, Number, StoredSum, check_amounts
 from ._values import StreamKey, copy_plain, encode_key
 
 # ---------------------------------------------------------------------------------------
@@ -281,6 +281,7 @@ def trouble(text: str, *, index: int | None = None) -> Record:
 
 
 DIGEST_BYTES = 16
+MAX_RECORD_BYTES = 2**30 - DIGEST_BYTES  # with its seal it is what a store reads back as one
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Record)
@@ -343,12 +344,22 @@ def encode_record(record: Record) -> bytes:
     """The bytes of a record, not yet sealed.
 
     Raises:
-        NotEncodableError: a value in it cannot be encoded.
+        NotEncodableError: a value in it cannot be encoded, or it could not be read back.
     """
+    if not MIN_TIME <= record.at < END_OF_TIME:
+        problem = f"it is of the time {record.at!r}, which no calendar has: set the system's clock"
+        raise NotEncodableError("the record", problem)
     try:
-        return _encoder.encode(record)
+        payload = _encoder.encode(record)
     except (TypeError, OverflowError, ValueError) as error:
         raise NotEncodableError("the record", str(error)) from error
+    if len(payload) > MAX_RECORD_BYTES:
+        problem = (
+            f"it has {len(payload):,} bytes, over {MAX_RECORD_BYTES:,}: put what is large into an "
+            "output, or into arrays of the state"
+        )
+        raise NotEncodableError("the record", problem)
+    return payload
 
 
 def decode_record(payload: bytes) -> Record:
@@ -359,8 +370,9 @@ def decode_record(payload: bytes) -> Record:
     """
     try:
         record = _decoder.decode(payload)
-        if record.spent:
-            numbers(record.spent)
+        if record.spent or record.totals:
+            check_amounts(record.spent)
+            check_amounts(record.totals)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreDamagedError(f"a checkpoint cannot be read: {error}") from error
     check_times(record.at, None if record.opened is None else record.opened.at)

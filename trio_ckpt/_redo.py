@@ -394,7 +394,7 @@ def retry_record(run_id: str, key: StreamKey, progress: Progress) -> Record | No
             stream=key,
             batch_index=first,
         )
-    indexes = IndexSet([*progress.skipped, *progress.failures])
+    indexes = progress.skipped.union(IndexSet(progress.failures))
     return Record(kind=Kind.RETRY, at=time.time(), steps=tuple(indexes.to_steps()))
 
 

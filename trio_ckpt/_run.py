@@ -39,11 +39,7 @@ from ._errors import (
     describe_batch,
 )
 from ._gate import Gate
-from ._groups import (
-    PHASE,
-    Summary,
-    current_phase,
-)
+from ._groups import Summary, current_phase
 from ._manifest import MANIFEST
 from ._phase import Phase, open_phase
 from ._progress import Progress
@@ -61,7 +57,7 @@ from ._statistics import RunStatistics
 from ._stop import Stop
 from ._stream import Stream
 from ._uninterrupted import uninterrupted
-from ._values import RUN_STREAM, StreamKey, check_stream_key, encode_key
+from ._values import PHASE, RUN_STREAM, StreamKey, check_stream_key, encode_key
 from ._waits import wait_confirmed
 from .abc import Observer, RunView, Store, StreamView
 from .outputs import OutputDir, Validate, Validator

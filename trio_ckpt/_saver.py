@@ -57,6 +57,7 @@ log = logging.getLogger("trio_ckpt.saver")
 
 RECORDS_PER_FOLD = 500  # what resuming reads at most, and what a fold is spread over
 MAX_GROUP = 4_096  # bounds the memory and the time of one transaction
+MAX_FOLD_BYTES = 2**28  # a row of a database has room for it
 DEFAULT_SAVE_TIMEOUT_S = 60.0
 
 
@@ -122,19 +123,24 @@ class Saver:
 
         Cancellation: none; a store that does not take a blob in time poisons the run.
         """
-        if len(payload) < self._store.inline_limit_bytes:
-            sequence = lane.submitted + 1
-            sealed = lane.seal.close(sequence, payload)
-            return Checkpoint(lane.text, sequence, sealed, blobs=blobs)
-        return await self._place_blob(lane, payload, blobs)
+        if len(payload) >= self._store.inline_limit_bytes:
+            return await self._place_blob(lane, payload, blobs)
+        if lane.placing.locked():  # or its blob would be put again for each that comes between
+            with trio.CancelScope(shield=True):
+                await lane.placing.acquire()
+            lane.placing.release()  # who comes next runs when this has been submitted
+        sequence = lane.submitted + 1
+        sealed = lane.seal.close(sequence, payload)
+        return Checkpoint(lane.text, sequence, sealed, blobs=blobs)
 
     async def _place_blob(self, lane: Lane, payload: bytes, blobs: tuple[str, ...]) -> Checkpoint:
-        while True:
-            sequence = lane.submitted + 1
-            sealed = lane.seal.close(sequence, payload)
-            digest = await self.put_blob(sealed)
-            if lane.submitted + 1 == sequence:  # nobody else of the stream came between
-                return Checkpoint(lane.text, sequence, b"", digest, blobs=blobs)
+        digest, sequence = "", -1
+        with trio.CancelScope(shield=True):
+            async with lane.placing:
+                while lane.submitted + 1 != sequence:  # again, if one before it has failed
+                    sequence = lane.submitted + 1
+                    digest = await self.put_blob(lane.seal.close(sequence, payload))
+        return Checkpoint(lane.text, sequence, b"", digest, blobs=blobs)
 
     async def put_blob(self, payload: BlobPayload) -> str:
         """Put a blob, durably; its name, see `Store.put_blob`.
@@ -234,12 +240,14 @@ class Saver:
         """Queue a checkpoint for the next group.
 
         Raises:
+            NotEncodableError: its stream would have produced more records than can be counted.
             TrioCkptError: the run is poisoned.
         """
         if self.poison is not None:
             raise self.poison
         if self._is_over:
             raise TrioCkptError("the run is closed", run_id=self.run_key.run_id)
+        submission.lane.expect(submission.produced)
         submission.lane.submitted = submission.checkpoint.sequence
         self._queue.append(submission)
         self._wake()
@@ -437,6 +445,9 @@ class Saver:
                     payload = lane.seal.close(-through, encode_progress(lane.progress))
                 except (TypeError, ValueError, OverflowError) as error:
                     log.warning("progress of %s cannot be folded: %s", lane.text, error)
+                    continue
+                if len(payload) > MAX_FOLD_BYTES:
+                    log.warning("progress of %s has %d bytes: not folded", lane.text, len(payload))
                     continue
                 folds.append(Fold(lane.text, through, payload))
         return folds

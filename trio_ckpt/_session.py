@@ -20,7 +20,7 @@ import trio
 from ._config import config_digest, diff_config, has_field, without_fields
 from ._errors import ConfigChangedError, RunStoppedError, class_name
 from ._gate import Way, way_of
-from ._groups import PHASE, in_order, summarize
+from ._groups import in_order, summarize
 from ._history import KILLED, ended_at, run_facts, run_runtime_s
 from ._lane import Added, Lane
 from ._progress import Progress
@@ -28,7 +28,7 @@ from ._records import Kind, Record
 from ._saver import Saver
 from ._statistics import format_amount
 from ._totals import Number, shown
-from ._values import RUN_STREAM
+from ._values import PHASE, RUN_STREAM
 from .abc import RunView
 
 log = logging.getLogger("trio_ckpt.session")
@@ -234,7 +234,7 @@ def _counts(saver: Saver) -> dict[str, Any]:
         "batches": sum(lane.confirmed for lane in lanes),
         "skipped": sum(lane.skipped for lane in lanes),
         "retries": sum(lane.retries for lane in lanes),
-        "records": added.records,
+        "records": min(added.records, 2**63 - 1),  # the streams together may have more
         "totals": shown(added.totals),
         "spent": shown(added.spent),
     }

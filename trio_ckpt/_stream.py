@@ -179,7 +179,7 @@ class Stream(Generic[S]):
 
     def _left(self, total: int | None, start: int | None, end: int | None) -> list[int]:
         first, stop = max(self.first_index, start or 0), self._stop(total, end)
-        return list(self._progress.done.missing(first, stop))
+        return self._progress.done.list_missing(first, stop)
 
     def _stop(self, total: int | None, end: int | None) -> int:
         """One more than the last batch."""

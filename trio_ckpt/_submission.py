@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from ._lane import Lane
-from ._records import Record
+from ._records import Kind, Record
 from ._uninterrupted import uninterrupted
 from .abc import Checkpoint
 from .outputs import AppendFile
@@ -36,6 +36,11 @@ class Submission:
     error: Exception | None = None
     _tasks: list[trio.lowlevel.Task] = attrs.field(factory=list[trio.lowlevel.Task], init=False)
 
+    @property
+    def produced(self) -> int:
+        """How many records a batch produced."""
+        return self.record.records if self.record.kind is Kind.BATCH else 0
+
     async def wait(self) -> None:
         """Wait for the outcome.
 
@@ -55,6 +60,7 @@ class Submission:
         """State the outcome, tell the owner, wake who waits."""
         try:
             self.is_over, self.error = True, error
+            self.lane.records_ahead -= self.produced
             self.landed(error)
         finally:
             self.wake()

@@ -3,6 +3,10 @@
 Totals must equal those of a run that was never interrupted, whatever the order in which
 batches were confirmed, so sums are exact: every finite float is an integer over a power
 of two (IEEE 754), and integers add without rounding.  They are rounded when shown.
+
+Whatever is accepted can be added: an amount is at most `MAX_AMOUNT`, and so many batches as there
+can be, each with the greatest, add up to less than the greatest float.  What is above that was
+never written here; it is refused before it takes memory.
 """
 
 from __future__ import annotations
@@ -36,27 +40,33 @@ class ExactSum:
         return self.with_sum(ExactSum(top, bottom.bit_length() - 1), sign)
 
     def with_sum(self, other: ExactSum, sign: int = 1) -> ExactSum:
-        """This sum with another one added (``sign=-1``: taken away)."""
+        """This sum with another one added (``sign=-1``: taken away).
+
+        Raises:
+            ValueError: the sum is beyond what amounts can add up to.
+        """
         shift = max(self.shift, other.shift)
         top = (self.numerator << (shift - self.shift)) + sign * (
             other.numerator << (shift - other.shift)
         )
+        if top.bit_length() > shift + MAX_BITS:
+            raise ValueError(f"a sum is beyond 2**{MAX_BITS}, more than amounts add up to")
         spare = min(shift, (top & -top).bit_length() - 1) if top else shift
         return ExactSum(top >> spare, shift - spare)
 
     @property
     def value(self) -> Number:
-        """An int where the sum is whole or no float reaches it, else the nearest float."""
-        if self.shift == 0:
+        """An int where the sum is whole and has at most 64 bits, else the nearest float."""
+        if self.shift == 0 and self.numerator in _INT_RANGE:
             return self.numerator
-        try:
-            return self.numerator / (1 << self.shift)
-        except OverflowError:  # beyond 1.8e308 the fraction is no loss
-            return self.numerator >> self.shift
+        return self.numerator / (1 << self.shift)
 
 
 _INT_RANGE = range(-(2**63), 2**64)  # what MessagePack holds
+MAX_AMOUNT = 2.0**900  # of a batch, positive or negative: some 8e270
+MAX_BITS = 1_023  # before the point, fewer than a float has: 2**63 batches add up to less
 MAX_SHIFT = 1_074  # of the smallest float, 2**-1074 (IEEE 754)
+MAX_DIGITS = (MAX_BITS + MAX_SHIFT) // 4 + 2  # of a numerator in hexadecimal, with its sign
 ZERO = ExactSum()
 
 
@@ -73,8 +83,17 @@ def add_to_amount(amount: Amount, more: Number) -> Amount:
     """An amount with another one added, exactly: a number wherever one holds it."""
     total = sum_of(amount).plus(more)
     value = total.value
-    is_held = not isinstance(value, int) or value in _INT_RANGE
-    return value if is_held and ZERO.plus(value) == total else _encode(total)
+    return value if ZERO.plus(value) == total else _encode(total)
+
+
+def check_amounts(amounts: Mapping[str, Amount]) -> None:
+    """See that amounts can be added.
+
+    Raises:
+        ValueError: one is not finite, or not a sum of finite floats.
+    """
+    for amount in amounts.values():
+        sum_of(amount)
 
 
 def numbers(amounts: Mapping[str, Amount]) -> dict[str, Number]:
@@ -132,4 +151,6 @@ def _decode(stored: StoredSum) -> ExactSum:
     top, shift = stored
     if not 0 <= shift <= MAX_SHIFT:
         raise ValueError(f"a sum over 2**{shift} is none of finite floats")
-    return ExactSum(int(top, 16), shift)
+    if len(top) > MAX_DIGITS:
+        raise ValueError(f"a sum has {len(top):,} digits, more than amounts add up to")
+    return ZERO.with_sum(ExactSum(int(top, 16), shift))

@@ -15,7 +15,7 @@ import msgspec
 
 from ._arguments import mapping
 from ._errors import NotEncodableError, StoreDamagedError
-from ._totals import Number
+from ._totals import MAX_AMOUNT, Number
 
 StreamKey = tuple[str, ...]
 
@@ -27,6 +27,7 @@ MAX_RUN_ID_CHARS = 200  # fits every file system and column with room for a suff
 MAX_LABEL_CHARS = 200  # of a snapshot or a pin; a line of the history has room for it
 MAX_KEY_CHARS = 1_000  # a stream's key is read with every resume
 RUN_STREAM: StreamKey = ()  # the run's own stream: sessions, config, overrides
+PHASE = "@phase"  # the first of the two parts of the streams that phases are
 JOB_STREAM: StreamKey = ("@job",)  # of a run that is a job: what it is to do, which is no work
 
 
@@ -93,12 +94,15 @@ def decode_key(text: str) -> StreamKey:
     """The inverse of `encode_key`.
 
     Raises:
-        StoreDamagedError: it is no key.
+        StoreDamagedError: it is no key, neither of a user's stream nor of the library's own.
     """
     try:
-        return msgspec.json.decode(text, type=tuple[str, ...])
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        parts = msgspec.json.decode(text, type=tuple[str, ...])
+        if parts not in (RUN_STREAM, JOB_STREAM):
+            check_stream_key(parts[1:] if parts[0] == PHASE and len(parts) == 2 else parts)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreDamagedError(f"the name of a stream cannot be read: {text[:50]!r}") from error
+    return parts
 
 
 # ---------------------------------------------------------------------------------------
@@ -268,7 +272,8 @@ def as_amounts(
     A NumPy scalar or a Decimal counts as the int or float that it is worth.
 
     Raises:
-        NotEncodableError: naming the first that is not, or that is below `least`.
+        NotEncodableError: naming the first that is not, that is below `least`, or that is
+            beyond `MAX_AMOUNT`.
         TypeError: `amounts` is no mapping.
     """
     plain: dict[str, Number] = as_plain(mapping(path, amounts), path)
@@ -277,6 +282,9 @@ def as_amounts(
             raise NotEncodableError(f"{path}.{name}", f"an amount is a number, not {amount!r}")
         if amount < least:
             raise NotEncodableError(f"{path}.{name}", f"an amount is >= {least}, not {amount!r}")
+        if abs(amount) > MAX_AMOUNT:
+            problem = f"an amount is at most {MAX_AMOUNT:.0e}, not {amount!r}"
+            raise NotEncodableError(f"{path}.{name}", problem)
         if not name:
             raise NotEncodableError(path, "an amount has a name, not ''")
     return plain

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from .._errors import StoreDamagedError
+from .._errors import StoreError
 from .._groups import Summary, current_phase, failing, groups_of, phase_statuses, status_of
 from .._history import KILLED, RUNNING, run_runtime_s
 from .._live import LiveView
@@ -41,20 +41,20 @@ MAX_ROWS = 20  # of a table, unless all are asked for
 
 async def list_runs(store: Store, *, now: float) -> Answer:
     """All runs of a store, a line each."""
-    looks = dict[str, Look | StoreDamagedError]()
+    looks = dict[str, Look | StoreError]()
     for run in await store.list_runs():
         try:
             looks[run.run_id] = await look_at(store, run.run_id)
-        except StoreDamagedError as error:  # the others can be read
+        except StoreError as error:  # the others can be read
             looks[run.run_id] = error
-    damaged = {run_id: e for run_id, e in looks.items() if isinstance(e, StoreDamagedError)}
+    damaged = {run_id: e for run_id, e in looks.items() if isinstance(e, StoreError)}
 
     def document() -> dict[str, Any]:
         return {
             "store": store.url,
             "runs": [
                 {"run": run_id, **error_document(look, one_line(str(look)), EXIT_STORE)}
-                if isinstance(look, StoreDamagedError)
+                if isinstance(look, StoreError)
                 else _run_document(look)
                 for run_id, look in looks.items()
             ],

@@ -9,7 +9,7 @@ import attrs
 import msgspec
 import trio
 
-from .._errors import StoreDamagedError, UnknownRunError, UnknownStreamError
+from .._errors import StoreError, UnknownRunError, UnknownStreamError
 from .._history import read_history_page, read_sessions
 from .._live import LiveView
 from .._maintain import open_maintenance
@@ -112,7 +112,7 @@ class Window:
                 lines.append(run_line(await self.source.stand(run_id)))
             except UnknownRunError:
                 continue  # it was pruned meanwhile
-            except StoreDamagedError as error:  # the others can be read
+            except StoreError as error:  # the others can be read
                 unreadable.append(UnreadableRun(run=run_id, message=printable(str(error))))
         return RunList(
             at=iso_now(time.time()),
@@ -212,7 +212,7 @@ class Window:
         for run_id in (await self.source.list_ids())[:MAX_GAUGED_RUNS]:
             try:
                 standing = await self.source.stand(run_id)
-            except (UnknownRunError, StoreDamagedError):
+            except (UnknownRunError, StoreError):
                 continue
             if standing.live is not None and not standing.is_stale:
                 gauges.append(_gauge(run_id, standing, standing.live))

@@ -12,7 +12,7 @@ import attrs
 import trio
 import trio.lowlevel
 
-from .._errors import RunLockedError, StoreError
+from .._errors import RunLockedError, StoreDamagedError, StoreError
 from .._groups import is_over
 from .._records import Status
 from .._words import printable
@@ -80,7 +80,11 @@ class Foreman:
         nursery.start_soon(ForemanWindow(self).run)
         nursery.start_soon(self._watch_waiting)
         for job_id in await list_jobs(self.store):
-            view = await self.store.load_run(job_id)
+            try:
+                view = await self.store.load_run(job_id)
+            except StoreDamagedError as error:  # the others go on
+                log.error("%s cannot be read: %s", job_id, printable(str(error)))
+                continue
             if view is None or is_over(items_progress(view)):
                 continue
             if not has_submission(view):  # nobody was ever told that it was taken

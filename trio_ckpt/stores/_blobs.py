@@ -36,7 +36,7 @@ WRITE_BYTES = 2 * 2**20  # at a time: in longer calls the kernel keeps an event 
 MAX_WAITING = 32  # such writes that are not hashed yet: an iterator may make them faster
 MAX_BUFFERS = 512  # of one writev(2); Linux takes 1,024
 MAX_READ_BYTES = 2**30  # of one pread(2); Linux takes 2 GiB less a page
-MAX_RECORD_BYTES = 2**30  # of a record that is a blob, and of all that is read without a size
+MAX_WHOLE_BYTES = 2**30  # of a sealed record, and of all that is read without a size
 
 Update = Callable[[memoryview], object]  # of a hash
 
@@ -171,7 +171,7 @@ class Blobs:
         Raises:
             StoreDamagedError: it is missing, or not what was put.
         """
-        if self.size(digest) > MAX_RECORD_BYTES:
+        if self.size(digest) > MAX_WHOLE_BYTES:
             raise StoreDamagedError(f"blob {self._path(digest)} is larger than any record: refused")
         payload = self.read(digest, 0, None)
         if hashlib.sha256(payload).hexdigest() != digest:
@@ -192,7 +192,7 @@ class Blobs:
             try:
                 there = os.fstat(fd).st_size - offset
                 wanted = there if size is None else size
-                if size is None and there > MAX_RECORD_BYTES:
+                if size is None and there > MAX_WHOLE_BYTES:
                     raise StoreError(f"blob {path} has {there:,} bytes: read it in parts")
                 if not 0 <= wanted <= there:
                     raise StoreDamagedError(f"blob {path} is too short: it was cut")

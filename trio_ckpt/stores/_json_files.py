@@ -58,6 +58,7 @@ READ_TRIES = 10  # each time a run was written anew meanwhile, which takes it to
 _CHECKPOINT, _TEMPORARY = "checkpoint.json", "checkpoint.json.tmp"
 _JOURNAL = re.compile(r"journal\.[1-9][0-9]{0,17}\.jsonl", re.ASCII)
 _SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}[a-z0-9]|[a-z0-9]", re.ASCII)
+_HASHED_NAME = re.compile(r"[a-z0-9._-]{0,40}~[0-9a-f]{32}", re.ASCII)
 _UNSAFE = re.compile(r"[^a-z0-9._-]+", re.ASCII)
 
 
@@ -152,6 +153,11 @@ def folder_name(run_id: str) -> str:
         return run_id
     readable = _UNSAFE.sub("_", run_id.lower())[:40].strip("._-")
     return f"{readable}~{hashlib.sha256(run_id.encode()).hexdigest()[:32]}"
+
+
+def is_folder_name(run_id: str) -> bool:
+    """Whether it looks like the name of a folder that is not the id of its run."""
+    return _HASHED_NAME.fullmatch(run_id) is not None
 
 
 def run_folder(folder: Path, run_id: str) -> Path:

@@ -12,7 +12,7 @@ from .._errors import StoreDamagedError, StoreError
 from ..abc import Fold, HistoryPage, RunSummary, StoredRecord, StoredRun, StoredStream
 from ._blobs import Blobs
 from ._files import explain, need_folder
-from ._json_files import load, run_folder, run_folders
+from ._json_files import is_folder_name, load, run_folder, run_folders
 from ._json_format import RunState, StreamState
 from ._json_records import decode_entry, decode_fold, payload_of
 
@@ -49,6 +49,8 @@ class Reader:
         if newest is not None and newest[0] == signature:
             state = newest[1]
         else:
+            if is_folder_name(run_id):  # as `list_runs` calls one that cannot be read
+                load(self._folder / "runs" / run_id)
             loaded = load(folder, run_id)
             if loaded is None:
                 return None
@@ -93,19 +95,21 @@ class Reader:
         return HistoryPage(tuple(records), None)
 
     def list_runs(self) -> tuple[RunSummary, ...]:
-        """See `Store.list_runs`."""
-        states = [loaded.state for folder in run_folders(self._folder) if (loaded := load(folder))]
-        return tuple(
-            RunSummary(
-                state.run_id,
-                state.generation,
-                state.owner,
-                len(streams := state.of(state.generation)),
-                sum(len(stream.entries) for stream in streams.values()),
-            )
-            for state in sorted(states, key=lambda state: state.run_id)
-            if not state.is_gone
-        )
+        """See `Store.list_runs`.
+
+        A run whose files cannot be read is named by its folder, so that it hides no other: reading
+        that one says what is wrong.
+        """
+        found: list[RunSummary] = []
+        for folder in run_folders(self._folder):
+            try:
+                loaded = load(folder)
+            except StoreError:
+                found.append(RunSummary(folder.name, 0, 0, 0, 0))
+            else:
+                if loaded is not None and not loaded.state.is_gone:
+                    found.append(_summary(loaded.state))
+        return tuple(sorted(found, key=lambda summary: summary.run_id))
 
     def _resolve(self, stream: StreamState, number: int) -> StoredRecord:
         entry = decode_entry(stream.entries[number - 1])
@@ -113,6 +117,12 @@ class Reader:
             raise StoreDamagedError(f"checkpoint {number} is missing: {entry.sequence} is there")
         payload = payload_of(entry) if entry.blob is None else self._blobs.get(entry.blob)
         return StoredRecord(number, payload, entry.blobs)
+
+
+def _summary(state: RunState) -> RunSummary:
+    streams = state.of(state.generation)
+    records = sum(len(stream.entries) for stream in streams.values())
+    return RunSummary(state.run_id, state.generation, state.owner, len(streams), records)
 
 
 def _signature(folder: Path) -> _Signature:

@@ -419,8 +419,12 @@ class Writer:
         doomed = [state.streams.pop(place) for place in list(state.streams) if place[0] < first]
         digests = set(blobs_of(doomed))
         if digests:
-            others = (folder for folder in run_folders(self._folder) if folder != held.folder)
-            digests.difference_update(blobs_of(state.streams.values()), named_in(others))
+            others = [folder for folder in run_folders(self._folder) if folder != held.folder]
+            digests.difference_update(blobs_of(state.streams.values()))
+            try:
+                digests.difference_update(named_in(others))
+            except StoreError:  # another run is damaged, and may name them
+                digests.clear()
         size = sum(map(self._blobs.size, digests)) + sum(map(payload_bytes, doomed))
         pruned = Pruned(first - held.first, sum(len(s.entries) for s in doomed), size)
         state.first = first
