@@ -221,11 +221,11 @@ def several(name: str, values: Iterable[T], what: str) -> tuple[T, ...]:
     Raises:
         TypeError: the value is one of those, or cannot be iterated.
     """
-    given: object = values
+    given = cast("Any", values)  # of any kind: that is what is looked at
     if type(given) is tuple:  # the default of most, with every batch
         return cast("tuple[T, ...]", given)
     if isinstance(given, str | bytes | bytearray | Mapping) or not isinstance(given, Iterable):
-        raise TypeError(f"{name} must be a list of {what}, not {shown(given)}")
+        raise TypeError(f"{name} must be a list of {what}, not {shown(values)}")
     return tuple(values)
 
 
@@ -291,7 +291,8 @@ def exception_classes(name: str, values: Iterable[type[E]]) -> tuple[type[E], ..
     """
     kinds = several(name, values, "classes of exceptions")
     for kind in kinds:
-        if not (isinstance(cast("object", kind), type) and issubclass(kind, BaseException)):
+        given = cast("Any", kind)
+        if not (isinstance(given, type) and issubclass(given, BaseException)):
             raise TypeError(f"{name} must be a list of classes of exceptions, not {shown(values)}")
     return kinds
 
