@@ -60,7 +60,8 @@ async def show_progress(
     if every_s is not None:
         every_s = seconds("every_s", every_s, is_zero_allowed=False)
     out = sys.stderr if file is None else file
-    function("file.write", getattr(out, "write", None))
+    if file is not None:  # there may be no standard error: it was closed before this began
+        function("file.write", getattr(file, "write", None))
     try:
         await _show(run, out, every_s)
     except Exception as error:  # rich's, say, or a file's of the caller's own making
