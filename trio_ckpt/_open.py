@@ -33,7 +33,7 @@ from ._values import check_run_id
 from ._verify import Verify
 from ._words import printable
 from .abc import Observer, RunKey, Store
-from .outputs import ARCHIVE, OutputDir
+from .outputs import ARCHIVE, OutputDir, SystemPath
 from .stores import open_store
 
 log = logging.getLogger("trio_ckpt.run")
@@ -134,6 +134,8 @@ async def open_run(
         if output_dir is not None:
             outputs = await run_blocking(OutputDir.open, output_dir)
             stack.callback(outputs.close)
+            if not isinstance(output_dir, SystemPath) and (place := store.url.partition(":")[2]):
+                await run_blocking(outputs.keep_out_of, place)
         tools = ArrayTools()
         stack.callback(tools.close)
         view = await store.load_run(run_id)

@@ -86,6 +86,21 @@ class OutputDir:
         with told(root):
             return cls(Tree.open(system, root))
 
+    def keep_out_of(self, folder: str) -> None:
+        """Write nothing into a folder, however its name is spelt: the one of the store.
+
+        Raises:
+            OutputError: it is the root itself.
+        """
+        with suppress(OSError):  # a store that is elsewhere, or no folder
+            found = os.stat(folder)
+            self.tree.kept_out = (found.st_dev, found.st_ino)
+            root = os.stat(self.root)
+            if (root.st_dev, root.st_ino) == self.tree.kept_out:
+                raise OutputError(
+                    self.root, "is the folder of the store, too: give output_dir= another one"
+                )
+
     @property
     def root(self) -> str:
         """The folder's absolute path."""
@@ -370,7 +385,7 @@ class OutputDir:
         if not self._has_file(name):
             return goal if self._has_file(goal) else None
         with (
-            self.tree.folder(name, Sync.NONE) as (source, last),
+            self.tree.folder(name, Sync.MOVE) as (source, last),
             self.tree.folder(goal, Sync.MAKE) as (target, wanted),
         ):
             free, copy = wanted, 1

@@ -20,6 +20,7 @@ class Sync(enum.Enum):
     """What to do about the names of the folders on the way to a file."""
 
     NONE = enum.auto()  # only looking
+    MOVE = enum.auto()  # the same, for a file that is to be moved away
     MAKE = enum.auto()  # make what is missing, sync what this session has not synced yet
     ALL = enum.auto()  # the user made them, who knows when
 
@@ -35,11 +36,13 @@ class Tree:
     Attributes:
         root: Its absolute path.
         system: What carries out its operations.
+        kept_out: Device and inode of a folder in which nothing is written: the store's.
     """
 
     root: str
     system: System
     _fd: int
+    kept_out: tuple[int, int] | None = attrs.field(default=None, init=False)
     _sure: set[str] = attrs.field(factory=_no_names, init=False)  # folders: names are durable
     _lost: set[str] = attrs.field(factory=_no_names, init=False)  # what failed to sync
 
@@ -65,7 +68,7 @@ class Tree:
                 outer, fd, at = fd, inner, below(at, part)
                 if outer != self._fd:
                     self.system.close(outer)
-            if sync is not Sync.NONE:
+            if sync in (Sync.MAKE, Sync.ALL):
                 self.refuse_lost(at)
             yield fd, last
         finally:
@@ -85,6 +88,8 @@ class Tree:
             self._sure.discard(name)
             fd = self.system.open(part, FOLDER, dir_fd=folder)
         try:
+            if sync is not Sync.NONE and self.kept_out is not None:
+                self._refuse_kept_out(fd, name)
             # Also if it was there: a process killed after mkdir has not synced its name.
             if sync is Sync.ALL or (sync is Sync.MAKE and name not in self._sure):
                 self.sync(folder, at)
@@ -95,6 +100,12 @@ class Tree:
             self.system.close(fd)
             raise
         return fd
+
+    def _refuse_kept_out(self, fd: int, name: str) -> None:
+        """By its inode: a name may lead there by a link, a mount or another case of letters."""
+        found = self.system.fstat(fd)
+        if (found.st_dev, found.st_ino) == self.kept_out:
+            raise OutputError(name, "is the folder of the store: outputs need another one")
 
     @contextmanager
     def opened(self, folder: int, name: str) -> Generator[tuple[int, os.stat_result]]:
