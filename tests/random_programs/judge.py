@@ -172,7 +172,8 @@ class Judge:
             for file in entry.files:
                 damage = file_damage(self.folder, file)
                 if damage is not None:
-                    is_known = (file.path, file.sha256) in self.damaged
+                    # Where one file of a batch is damaged, all are moved before that is saved.
+                    is_known = any((f.path, f.sha256) in self.damaged for f in entry.files)
                     demand(is_known, f"a confirmed file is {damage}", file.path, entry)
                     continue
                 says = json.loads((self.folder / file.path).read_bytes())
