@@ -73,7 +73,7 @@ FOREMAN = [
     ("max_connections", 0, "max_connections must be an int from 1 on, not 0"),
     ("grace_s", NAN, "grace_s must be a number of seconds"),
     ("heartbeat_s", 0, "heartbeat_s must be a number of seconds > 0, not 0"),
-    ("silence_s", 1, "heartbeat_s must be less than silence_s"),
+    ("heartbeat_s", 1e9, "heartbeat_s must be less than silence_s"),
     ("allow_plain", "no", "allow_plain must be True or False, not 'no'"),
     ("rebalance", 1, "rebalance must be True or False, not 1"),
 ]
