@@ -1,6 +1,6 @@
 """Values cross the public border, never references: what is given, and what is handed out."""
 
-# ruff: noqa: ASYNC240, PT012  (a test may block its own loop; what a whole block does is the claim)
+# ruff: noqa: ASYNC240, PT012, SIM117  (a test may block its own loop; what a whole block does is the claim)
 
 from __future__ import annotations
 
@@ -419,6 +419,34 @@ def sums_of(record: Any) -> dict[str, Any]:
     """The sums and counts by name in a record of statistics."""
     found = {field.name: getattr(record, field.name) for field in attrs.fields(type(record))}
     return {name: dict(value) for name, value in found.items() if isinstance(value, dict)}
+
+
+def reached(thing: object) -> dict[str, Any]:
+    """What can be changed of what the public attributes of an object hold."""
+    names = [name for name in dir(thing) if not name.startswith("_")]
+    values = {name: getattr(thing, name) for name in names}
+    return {name: v for name, v in values.items() if isinstance(v, dict | list | set | bytearray)}
+
+
+async def test_a_body_reaches_nothing_that_will_be_saved(tmp_path: Path) -> None:
+    async with begin("memory:", output_dir=tmp_path) as run:
+        async with run.open_stream("s", state=Frontier([ITEM])) as stream:
+
+            async def handle(batch: Batch[Any]) -> None:
+                batch.add(["more"] if batch.index == 0 else [])
+                batch.append_json("lines.jsonl", 1)
+                batch.spend(usd=1)
+                batch.complete(metadata={"a": [1]}, totals={"n": 1})
+                found = reached(batch)
+                assert list(found) == (["item"] if batch.index == 0 else [])
+                spoil(found)
+                assert reached(batch.token) == {}
+
+            await run_batches(stream, None, handle)
+            assert len(stream.state) == 2
+            for thing in (stream, run, run.coordinator, run.coordinator.registry, stream.state):
+                for name, value in reached(thing).items():
+                    assert getattr(thing, name) is not value, name
 
 
 async def test_sums_that_are_shown_are_copies() -> None:

@@ -6,6 +6,9 @@ Nothing that is called here is durable, but for the files that are written: what
 body says is *staged*, and the gate (`trio_ckpt._gate`) saves all of it together.
 """
 
+# What will be saved belongs to the batch, but not among what users can reach.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import enum
@@ -123,7 +126,6 @@ class Batch(Generic[T]):
         attempt: 1 for the first try, over all sessions.
         token: The promise of its checkpoint, the same for all attempts.
         state: Where this attempt stands.
-        staged: What will be saved with it.
         resumed_from: The label of the snapshot that the state is of; None: it is of the
             batch before.
     """
@@ -133,11 +135,11 @@ class Batch(Generic[T]):
     attempt: int
     token: CheckpointToken[CheckpointResult]
     _host: BatchHost
-    given: T  # the item itself, which no attempt changes
+    _given: T  # the item itself, which no attempt changes
     digest: bytes = b""
     task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
     state: AttemptState = AttemptState.OPEN
-    staged: Staged = attrs.field(factory=Staged)
+    _staged: Staged = attrs.field(factory=Staged)
     problem: Exception | None = None  # what kept it from being saved
     resumed_from: str | None = None
     _is_waiting: bool = attrs.field(default=False, init=False)
@@ -196,7 +198,7 @@ class Batch(Generic[T]):
         plain = {} if metadata is None else as_metadata(metadata)
         amounts = {} if totals is None else as_amounts(totals, "totals")
         count = whole_number("records", records)
-        staged = self.staged
+        staged = self._staged
         staged.cursor, staged.totals, staged.metadata = cursor, amounts, plain
         staged.records = count
         staged.is_last = last
@@ -244,7 +246,7 @@ class Batch(Generic[T]):
         if self.state is not AttemptState.OPEN:
             return False
         self.state = state
-        self.staged.error = error
+        self._staged.error = error
         return True
 
     async def confirm(self) -> None:
@@ -307,7 +309,7 @@ class Batch(Generic[T]):
             RuntimeError: this attempt is over; so say all that stage something.
         """
         self._check_staging()
-        spent = self.staged.spent
+        spent = self._staged.spent
         for name, amount in as_amounts(amounts, "spend", least=0).items():
             spent[name] = add_to_amount(spent[name], amount) if name in spent else amount
 
@@ -323,7 +325,7 @@ class Batch(Generic[T]):
         """
         self._check_staging()
         for key, item in self._host.stage_items(items).items():
-            self.staged.adds.setdefault(key, item)
+            self._staged.adds.setdefault(key, item)
 
     @from_any_thread
     def append_json(self, path: AnyPath, *records: Any) -> None:
@@ -339,7 +341,7 @@ class Batch(Generic[T]):
         self._check_staging()
         name = self._host.output_name(path)
         self._host.claim_sink(name)
-        self.staged.lines.setdefault(name, bytearray()).extend(encode_lines(records))
+        self._staged.lines.setdefault(name, bytearray()).extend(encode_lines(records))
 
     async def write_bytes(self, path: AnyPath, data: bytes | bytearray | memoryview) -> str:
         """Write an output file, whole or not at all.
@@ -363,7 +365,7 @@ class Batch(Generic[T]):
             data = bytes(memoryview(data))  # a bytearray may change while it is being written
         output, shown = await self._host.write(self, path, data)
         self._check_staging()
-        self.staged.outputs[output.path] = output
+        self._staged.outputs[output.path] = output
         return shown
 
     async def write_text(self, path: AnyPath, text: str) -> str:
@@ -378,3 +380,13 @@ class Batch(Generic[T]):
         """
         content = canonical_json(as_plain(value, "value")).encode() + b"\n"
         return await self.write_bytes(path, content)
+
+
+def staged_of(batch: Batch[Any]) -> Staged:
+    """What will be saved with an attempt: for the gate, and nothing that a body could change."""
+    return batch._staged
+
+
+def given_of(batch: Batch[T]) -> T:
+    """The item itself that an attempt has a copy of: for the next attempt."""
+    return batch._given

@@ -19,7 +19,7 @@ import trio
 
 from ._arguments import several, whole_number
 from ._attic import archive_chains
-from ._batch import AttemptState, Batch
+from ._batch import AttemptState, Batch, staged_of
 from ._coordinator import CheckpointCoordinator
 from ._errors import BatchFailedError, StoreError, StreamBusyError, TrioCkptError, describe_batch
 from ._extent import Extent
@@ -283,7 +283,7 @@ class Desk(ABC):
 
     def encode_adds(self, batch: Batch[Any]) -> bytes:
         frontier = self.frontier
-        return b"" if frontier is None else frontier.encode(frontier.news(batch.staged.adds))
+        return b"" if frontier is None else frontier.encode(frontier.news(staged_of(batch).adds))
 
     def taint_state(self) -> None:
         """Take note that a failed attempt may have changed the state in memory."""
@@ -410,7 +410,7 @@ class Desk(ABC):
         batch = self.open.get(token.batch_index)
         if batch is None or not batch.fail(error):
             return False
-        batch.staged.is_final = True
+        staged_of(batch).is_final = True
         return True
 
     def check_wait(self, token: AnyToken) -> None:

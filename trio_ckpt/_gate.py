@@ -32,7 +32,7 @@ from typing import Any, cast
 import attrs
 import trio
 
-from ._batch import AttemptState, Batch
+from ._batch import AttemptState, Batch, staged_of
 from ._desk import Desk
 from ._errors import (
     BatchFailedError,
@@ -232,9 +232,9 @@ class Gate(Desk):
             case Action.DECIDE | Action.GIVE_UP:
                 return await self._decide(batch, may_retry=action is Action.DECIDE)
             case Action.RECORD if batch.state is AttemptState.SKIPPED:
-                await self._save_skip(batch, batch.staged.error)
+                await self._save_skip(batch, staged_of(batch).error)
             case Action.RECORD:
-                await self._save_attempt(batch, batch.staged.error, is_final=True)
+                await self._save_attempt(batch, staged_of(batch).error, is_final=True)
             case Action.FAIL:
                 await self._save_attempt(batch, error, is_final=True)
             case Action.FORGOTTEN:
@@ -273,7 +273,7 @@ class Gate(Desk):
     # -- saving -----------------------------------------------------------------------------
 
     async def _save_batch(self, batch: Batch[Any], way: Way) -> Passed | Again:
-        staged = batch.staged
+        staged = staged_of(batch)
         batch.state = AttemptState.SUBMITTED
         try:
             if staged.adopted:
@@ -307,7 +307,7 @@ class Gate(Desk):
             payload = encode_record(record)
         except (OutputError, NotEncodableError, MemoryError) as problem:
             batch.state = AttemptState.FAILED  # its checks failed, so the attempt has
-            batch.staged.error = problem
+            staged_of(batch).error = problem
             return await self._act(GATE[batch.state][way], batch, way, problem)
         blobs = () if saved is None else saved.kept.blobs
         await self._save(batch, record, payload, lines, partial(self._confirmed, saved), blobs)
@@ -317,7 +317,7 @@ class Gate(Desk):
 
     def _confirmed(self, saved: Saved | None, batch: Batch[Any], record: Record) -> None:
         if self.frontier is not None:
-            self.frontier.number(batch.staged.adds)
+            self.frontier.number(staged_of(batch).adds)
             self.frontier.finish(batch.index - self.first_index)
         elif self.keeper is not None:
             sequence = self.lane.progress.sequence  # this is called as it lands
@@ -336,9 +336,9 @@ class Gate(Desk):
 
     async def _decide(self, batch: Batch[Any], *, may_retry: bool) -> Passed | Again:
         """Save a failed attempt, and say what becomes of the batch."""
-        error = batch.staged.error or "it failed"
+        error = staged_of(batch).error or "it failed"
         verdict: Again | GiveUp = GiveUp(Then.FAIL)
-        if may_retry and not batch.staged.is_final:
+        if may_retry and not staged_of(batch).is_final:
             problem = error if isinstance(error, BaseException) else Exception(error)
             try:
                 verdict = self.retry.decide(problem, batch.attempt)
@@ -425,7 +425,7 @@ class Gate(Desk):
         record = Record(
             kind=Kind.SAVE,
             at=time.time(),
-            spent=batch.staged.spent,
+            spent=staged_of(batch).spent,
             last_index=batch.index - 1,
             opened=self.new_opening(),
             phase=self.new_phase(),
@@ -447,7 +447,7 @@ class Gate(Desk):
             index=batch.index,
             item=batch.digest,
             attempts=batch.attempt,
-            spent=batch.staged.spent,
+            spent=staged_of(batch).spent,
             error=describe_error(error, retryable=retryable, batch_index=batch.index),
             metadata=dict(error.details) if isinstance(error, TrioCkptError) else {},
             opened=self.new_opening(),
@@ -487,8 +487,8 @@ class Gate(Desk):
 
     async def _keep_spent(self, batch: Batch[Any]) -> None:
         """Save what an attempt has cost that leaves no record of its own."""
-        if batch.staged.spent and self.saver.poison is None:
-            record = Record(kind=Kind.SAVE, at=time.time(), spent=batch.staged.spent)
+        if staged_of(batch).spent and self.saver.poison is None:
+            record = Record(kind=Kind.SAVE, at=time.time(), spent=staged_of(batch).spent)
             await self.save_plain(record)
 
     async def _wait_submitted(self, batch: Batch[Any], way: Way) -> None:

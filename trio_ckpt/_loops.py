@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 import trio
 
 from ._arguments import function, index_range, instance, whole_number
-from ._batch import AttemptState, Batch
+from ._batch import AttemptState, Batch, given_of
 from ._errors import BatchFailedError, StreamFailedError, text_of
 from ._gate import Gate, Passed, Way, telling, way_of
 from ._ranges import IndexSet
@@ -258,7 +258,7 @@ class Feed(Generic[T]):
         self._working -= 1
         if isinstance(passed, Again):
             due = trio.current_time() + passed.after_s
-            heapq.heappush(self._delayed, (due, batch.index, batch.given, batch.digest))
+            heapq.heappush(self._delayed, (due, batch.index, given_of(batch), batch.digest))
         self.wake()
 
     def put_back(self, index: int) -> None:
