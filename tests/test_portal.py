@@ -218,7 +218,7 @@ async def test_what_threads_stage_is_added_up_exactly(tmp_path: Any) -> None:
 async def test_what_a_call_raises_is_raised_where_it_was_made(there: Any) -> None:
     async with begin() as run, run.open_stream("s") as stream:
         async for batch in stream.batches(range(1)):
-            with pytest.raises(ValueError, match="records is a count"):
+            with pytest.raises(ValueError, match="records must be an int from 0 on"):
                 await there(partial(batch.complete, records=-1))
             assert batch.token.state is TokenState.PENDING
             assert await there(batch.complete) is True
