@@ -312,8 +312,9 @@ def status_line(crawler: Crawler) -> str:
 async def save_failed(options: argparse.Namespace, stream: trio_ckpt.Stream[Frontier]) -> None:
     """Write failed.jsonl; where that cannot be done, what is leaving says more."""
     try:
-        await trio.to_thread.run_sync(write_failed, options.out, list(stream.skipped()))
-    except trio_ckpt.OutputError as error:
+        failed = sorted([entry async for entry in stream.skipped()], key=lambda entry: entry[0])
+        await trio.to_thread.run_sync(write_failed, options.out, failed)
+    except (trio_ckpt.OutputError, trio_ckpt.StoreError) as error:
         log.warning("%s", error)
 
 

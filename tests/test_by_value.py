@@ -308,13 +308,13 @@ async def test_items_that_are_added_are_values() -> None:
 
     async with begin(store) as run, run.open_stream("s", state=Frontier(["start"])) as stream:
         await run_batches(stream, None, handle, retry=AGAIN)
-        ((_, item, _),) = stream.skipped()
+        ((_, item, _),) = [entry async for entry in stream.skipped()]
         spoil(item)
         plain = as_plain(ITEM, "item")
-        assert [(index, item) for index, item, _ in stream.skipped()] == [(1, plain)]
+        assert [(index, item) async for index, item, _ in stream.skipped()] == [(1, plain)]
     assert seen == ["str 'start'", told(plain), told(plain)]
     async with begin(store.after_crash()) as run, run.open_stream("s", state=Frontier()) as stream:
-        assert [told(item) for _, item, _ in stream.skipped()] == [told(plain)]
+        assert [told(item) async for _, item, _ in stream.skipped()] == [told(plain)]
 
 
 def slashed(item: Any) -> str:

@@ -179,7 +179,7 @@ async def test_a_service_that_restarts_on_75_comes_to_an_end() -> None:
         assert run.exit_code == 0
 
 
-async def test_a_stream_that_failed_for_good_is_refused_and_the_code_says_so() -> None:
+async def test_a_stream_that_failed_for_good_is_refused_and_the_code_is_69() -> None:
     store = MemoryStore()
     assert await play(store, [fail_for_good]) == 69
     async with open_run("r", store=store, handle_signals=False) as run:

@@ -218,7 +218,7 @@ async def test_a_slow_stream_is_not_taken_for_one_that_stands_still(
         batch.complete()
 
 
-async def test_what_another_session_left_is_counted_until_it_was_passed_over(
+async def test_what_another_session_left_counts_until_it_is_passed_over(
     autojump_clock: MockClock,
 ) -> None:
     store = MemoryStore()

@@ -111,8 +111,8 @@ async def test_a_batch_that_failed_with_it_is_tried_again_and_skipped(
     ):
         async for batch in stream.batches(range(2)):
             batch.fail(make())
-        skipped = list(stream.skipped())
-    assert [(index, attempt.attempts) for index, _, attempt in skipped] == [(0, 2), (1, 2)]
+        skipped = [entry async for entry in stream.skipped()]
+    assert [(index, attempt.attempts) for index, _, attempt in skipped] == [(1, 2), (0, 2)]
     for _, _, attempt in skipped:
         assert attempt.error is not None
         assert text_in(what) in attempt.error.message

@@ -12,8 +12,8 @@ from hypothesis import given, strategies as st
 
 from trio_ckpt import _records
 from trio_ckpt._errors import NotEncodableError, StoreDamagedError
-from trio_ckpt._folds import decode_progress, encode_progress
-from trio_ckpt._progress import FailedAttempt, Progress, apply
+from trio_ckpt._folds import MAX_ERRORS, decode_progress, encode_progress
+from trio_ckpt._progress import MAX_SKIPS, FailedAttempt, Progress, apply
 from trio_ckpt._ranges import IndexSet
 from trio_ckpt._records import (
     DIGEST_BYTES,
@@ -295,7 +295,7 @@ def test_a_skip_is_done_but_not_confirmed_and_retry_puts_it_back() -> None:
     skip = batch(1, kind=Kind.SKIP, attempts=3, error=BOOM)
     progress = progress_of(batch(0), skip, batch(2))
     assert (list(progress.confirmed), list(progress.skipped)) == ([0, 2], [1])
-    assert progress.failures == {1: FailedAttempt(3, BOOM)}
+    assert (progress.failures, progress.skips) == ({}, {1: FailedAttempt(3, BOOM)})
     assert progress.first_left(0) == 3
     retry = Record(kind=Kind.RETRY, at=9.0, steps=(1, 1))
     progress = progress_of(batch(0), skip, batch(2), retry)
@@ -489,3 +489,61 @@ def test_counts_that_no_fold_can_hold_are_damage() -> None:
     many = [Record(at=1.0, index=index, lines=lines) for index in range(2)]
     with pytest.raises(StoreDamagedError, match="cannot be counted"):
         progress_of(*many)
+
+
+# ---------------------------------------------------------------------------------------
+# What does not grow
+# ---------------------------------------------------------------------------------------
+
+
+def skip_of(index: int) -> Record:
+    error = ErrorInfo("NotFoundError", f"https://example.org/{index}: 404 Not Found: " + "x" * 200)
+    return Record(kind=Kind.SKIP, at=1.0, index=index, attempts=3, error=error)
+
+
+def test_a_fold_does_not_grow_with_what_was_skipped() -> None:
+    sizes = []
+    progress = Progress()
+    for index in range(10 * MAX_SKIPS):
+        apply(progress, index + 1, skip_of(index))
+        if index + 1 in (2 * MAX_SKIPS, 10 * MAX_SKIPS):
+            sizes.append(len(encode_progress(progress)))
+    assert abs(sizes[1] - sizes[0]) < 200  # digits of numbers; the errors are in the records
+    newest = list(range(9 * MAX_SKIPS, 10 * MAX_SKIPS))
+    assert list(progress.skips) == newest
+    assert (len(progress.skipped), progress.failures) == (10 * MAX_SKIPS, {})
+    folded = decode_progress(encode_progress(progress))
+    assert folded == progress
+    apply(folded, folded.sequence + 1, skip_of(5))  # an old one again: it is the newest now
+    assert list(folded.skips)[-1] == 5
+    assert len(folded.skips) == MAX_SKIPS
+
+
+def test_a_fold_of_an_earlier_version_keeps_the_newest_skips() -> None:
+    progress = Progress(skipped=IndexSet(range(300)), sequence=300)
+    progress.skips = {index: FailedAttempt(1, BOOM) for index in range(300)}
+    progress.failures = {400: FailedAttempt(2, BOOM)}
+    folded = decode_progress(encode_progress(progress))
+    assert list(folded.skips) == list(range(200, 300))
+    assert folded.failures == {400: FailedAttempt(2, BOOM)}
+
+
+def test_an_outage_keeps_all_attempts_and_the_newest_errors() -> None:
+    progress = Progress()
+    for index in range(MAX_ERRORS + 5):
+        record = Record(kind=Kind.ATTEMPT, at=1.0, index=index, attempts=2, error=BOOM)
+        apply(progress, index + 1, record)
+    folded = decode_progress(encode_progress(progress))
+    assert {failed.attempts for failed in folded.failures.values()} == {2}
+    without = [index for index, failed in folded.failures.items() if failed.error is None]
+    assert without == list(range(5))
+    assert all(failed.error == BOOM for failed in progress.failures.values())  # in memory
+
+
+def test_what_goes_back_to_work_takes_its_error_with_it() -> None:
+    progress = progress_of(skip_of(0), skip_of(1), skip_of(2))
+    apply(progress, 4, Record(kind=Kind.REDO, at=1.0, steps=(1, 1), taken=Taken({}, {})))
+    assert list(progress.skips) == [0, 2]
+    apply(progress, 5, batch(1))
+    apply(progress, 6, Record(kind=Kind.RETRY, at=1.0, steps=(0, 3)))
+    assert progress.skips == {}

@@ -160,7 +160,7 @@ async def test_a_batch_that_is_left_by_break_is_still_a_forgotten_one(
                     await stream.save()
 
 
-async def test_a_body_that_times_out_without_a_word_is_still_a_forgotten_one(
+async def test_a_body_that_times_out_inside_is_still_a_forgotten_one(
     autojump_clock: MockClock,
 ) -> None:
     async def handle(batch: Batch[int]) -> None:

@@ -230,7 +230,7 @@ async def test_attempts_wait_and_survive_restarts(autojump_clock: trio.testing.M
                 assert run.exit_code == 3
                 assert stream.status is Status.COMPLETE
                 assert stream.progress.spent["usd"].value == 4
-                assert [index for index, _, _ in stream.skipped()] == [0]
+                assert [index async for index, _, _ in stream.skipped()] == [0]
 
     await go(store, 15)
     await go(store.after_crash(), 1000)

@@ -13,22 +13,20 @@ or that it did not: a batch of an open end had no item.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal
 
 import trio
 
 from ._errors import SourceChangedError
-from ._history import Standing, StandingRecord
+from ._history import ReadPages, standing_records
 from ._progress import Progress, add_marks, item_mark
 from ._ranges import IndexSet
-from ._records import Kind, Record
+from ._records import Kind
 from ._source import ITEMS_PER_STEP, Source
 from ._values import ITEM_DIGEST_BYTES, StreamKey
 
-ReadPages = Callable[[], AsyncGenerator[list[tuple[int, Record]]]]
-
+_DONE: tuple[Literal[Kind.BATCH], Literal[Kind.SKIP]] = (Kind.BATCH, Kind.SKIP)
 _SHORTER = "nothing: it is shorter now"
 
 
@@ -61,7 +59,7 @@ async def check_source(
         raise _changed(last, was, _SHORTER, where)
     if digests.marks == wanted:
         return
-    async with aclosing(_standing(progress, read)) as pages:
+    async with aclosing(standing_records(progress, read, *_DONE)) as pages:
         async for entries in pages:
             items = [e for e in entries if e.record.item]  # that of an open end has none
             changed = [e for e in items if e.record.item != digests.of(e.index)]
@@ -111,17 +109,9 @@ async def _read(source: Source[Any], indexes: IndexSet) -> _Digests | None:
     return digests
 
 
-async def _standing(progress: Progress, read: ReadPages) -> AsyncGenerator[list[StandingRecord]]:
-    """The records of what is done, newest first, a page at a time."""
-    standing = Standing(progress)
-    async with aclosing(read()) as pages:
-        async for records in pages:
-            yield [*standing.of(records), *standing.of(records, Kind.SKIP)]
-
-
 async def _item_of(index: int, progress: Progress, read: ReadPages) -> bytes:
     """The digest that the record of a batch has of its item; empty: none."""
-    async with aclosing(_standing(progress, read)) as pages:
+    async with aclosing(standing_records(progress, read, *_DONE)) as pages:
         async for entries in pages:
             for entry in entries:
                 if entry.index == index:

@@ -369,9 +369,10 @@ class Desk(ABC):
         self.files.release(batch.index)
         self.fail_token(batch.token, failure)
 
-    def fail_token(self, token: AnyToken, failure: Failure) -> None:
+    def fail_token(self, token: AnyToken, failure: Failure, *, is_kept: bool = True) -> None:
         if token.is_pending:
-            self.failed[token.batch_index] = failure
+            if is_kept:
+                self.failed[token.batch_index] = failure
             event = TokenEvent.WITHDRAW if failure is WITHDRAWN else TokenEvent.REJECT
             move(token, event, failure)
 

@@ -241,8 +241,6 @@ def _failing(progress: Progress) -> str:
         return ""
     texts: list[str] = []
     for index, failure in sorted(progress.failures.items()):
-        if index in progress.skipped:
-            continue
         texts.append(
             f" Batch {index:,} failed {plural(failure.attempts, 'time')} "
             f"({_error(failure.error)}) and is tried again."

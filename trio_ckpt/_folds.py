@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ._errors import StoreDamagedError
-from ._progress import FailedAttempt, Pin, Progress, decode_marks, encode_marks
+from ._progress import MAX_SKIPS, FailedAttempt, Pin, Progress, decode_marks, encode_marks
 from ._ranges import IndexSet
 from ._records import ErrorInfo, Status, check_times
 from ._totals import StoredSum, decode_sums, encode_sums
@@ -54,6 +54,8 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     estimate: int | None = None
 
 
+MAX_ERRORS = 1_000  # of batches that wait for their next attempt: an outage may stop them all
+
 _encoder = msgspec.msgpack.Encoder()
 _fold_decoder = msgspec.msgpack.Decoder(_Fold)
 
@@ -65,7 +67,7 @@ def encode_progress(progress: Progress) -> bytes:
             progress.sequence,
             progress.confirmed.to_steps(),
             progress.skipped.to_steps(),
-            progress.failures,
+            {**_with_few_errors(progress.failures), **progress.skips},
             progress.records,
             encode_sums(progress.totals),
             encode_sums(progress.spent),
@@ -98,6 +100,17 @@ def encode_progress(progress: Progress) -> bytes:
     )
 
 
+def _with_few_errors(failures: dict[int, FailedAttempt]) -> dict[int, FailedAttempt]:
+    """The attempts at batches that may run again: all are counted, the newest have their errors."""
+    few = len(failures) - MAX_ERRORS
+    if few <= 0:
+        return failures
+    return {
+        index: FailedAttempt(failed.attempts, None) if place < few else failed
+        for place, (index, failed) in enumerate(failures.items())
+    }
+
+
 def decode_progress(payload: bytes) -> Progress:
     """The inverse of `encode_progress`.
 
@@ -107,13 +120,15 @@ def decode_progress(payload: bytes) -> Progress:
     try:
         fold = _fold_decoder.decode(payload)
         started_at, updated_at, completed_at, failed_at = fold.times
+        skipped = IndexSet.from_steps(fold.skipped)
         check_times(*fold.times, fold.opened_at, fold.worked_at)
         check_times(*(pin.at for pin in fold.pins.values()))
         return Progress(
             sequence=fold.sequence,
             confirmed=IndexSet.from_steps(fold.confirmed),
-            skipped=IndexSet.from_steps(fold.skipped),
-            failures=fold.failures,
+            skipped=skipped,
+            failures={i: failed for i, failed in fold.failures.items() if i not in skipped},
+            skips=dict([(i, f) for i, f in fold.failures.items() if i in skipped][-MAX_SKIPS:]),
             records=fold.records,
             totals=decode_sums(fold.totals),
             spent=decode_sums(fold.spent),

@@ -403,7 +403,7 @@ class Gate(Desk):
             self.taint_state()
             self.files.release(batch.index)
             self.lane.skipped += 1
-            self.fail_token(batch.token, failure_of(error))
+            self.fail_token(batch.token, failure_of(error), is_kept=False)  # progress knows it
 
         await self._let_snapshot_land()
         record = self._record(Kind.SKIP, batch, error)

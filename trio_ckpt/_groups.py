@@ -77,10 +77,7 @@ def failing(progress: Progress) -> int:
     if progress.error is not None and not progress.error.retryable:
         return 0
     last = progress.last_index
-    return sum(
-        index not in progress.skipped and (last is None or index <= last)
-        for index in progress.failures
-    )
+    return sum(last is None or index <= last for index in progress.failures)
 
 
 def is_over(progress: Progress) -> bool:

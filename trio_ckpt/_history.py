@@ -5,7 +5,7 @@ A stream's history is its records, newest first.  The run's own stream holds its
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Literal
 
@@ -216,6 +216,26 @@ class Standing:
             if self._seen.add(index):  # newest first: any other of this batch was taken back
                 standing.append(StandingRecord(sequence, index, record))
         return standing
+
+
+ReadPages = Callable[[], AsyncGenerator[list[tuple[int, Record]]]]
+
+
+async def standing_records(
+    progress: Progress, read: ReadPages, *kinds: Literal[Kind.BATCH, Kind.SKIP]
+) -> AsyncGenerator[list[StandingRecord]]:
+    """The records of some kinds that stand, newest first, a page at a time.
+
+    Args:
+        progress: Of the stream.
+        read: Reads its records, newest first.
+        kinds: Which.
+    """
+    standing = Standing(progress)
+    async with aclosing(read()) as pages:
+        async for records in pages:
+            found = [entry for kind in kinds for entry in standing.of(records, kind)]
+            yield sorted(found, key=lambda entry: -entry.sequence)
 
 
 @attrs.frozen

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import attrs
 import trio
 
 from ._errors import NotEncodableError
+from ._folds import encode_progress
 from ._progress import MAX_SUM, Progress
 from ._ranges import IndexSet
 from ._records import Seal
 from ._totals import ExactSum, add_sums
 from ._values import StreamKey
+from .abc import Fold
 from .outputs import AppendFile
+
+log = logging.getLogger("trio_ckpt.saver")
+
+MAX_FOLD_BYTES = 2**28  # a row of a database has room for it
+FOLD_BYTES_PER_RECORD = 50  # a quarter of what a small record takes
 
 
 @attrs.define(eq=False)
@@ -29,7 +37,8 @@ class Lane:
         records_ahead: How many records the batches on their way have produced.
         placing: Held while a checkpoint is put as a blob, which is sealed for its sequence.
         sinks: Its append files, by path.
-        is_dirty: Progress has moved since the last fold.
+        folded: The sequence of the last fold.
+        fold_bytes: Its size.
         redone: Batches that were put back to work since the newest verification began.
         cut_back: Append files that a rewind has cut; what is behind is in the archive.
         redo_lock: Whoever puts batches back holds it: none is taken back twice.
@@ -47,7 +56,8 @@ class Lane:
     sinks: dict[str, AppendFile] = attrs.field(factory=dict[str, AppendFile])
     records_ahead: int = attrs.field(default=0, init=False)
     placing: trio.Lock = attrs.field(factory=trio.Lock, init=False)
-    is_dirty: bool = False
+    folded: int = 0
+    fold_bytes: int = 0
     redone: IndexSet = attrs.field(factory=IndexSet, init=False)
     cut_back: set[str] = attrs.field(factory=set[str], init=False)
     redo_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
@@ -72,6 +82,28 @@ class Lane:
             problem = f"with {records:,} more the stream has more than can be counted, 2**63"
             raise NotEncodableError("records", problem)
         self.records_ahead = ahead
+
+    @property
+    def is_fold_due(self) -> bool:
+        """Whether a fold is worth its size, which grows with the gaps in what is done.
+
+        So the bytes of all folds stay in proportion to the number of records.
+        """
+        return (self.progress.sequence - self.folded) * FOLD_BYTES_PER_RECORD >= self.fold_bytes
+
+    def fold(self) -> Fold | None:
+        """Progress as it is stored; None: it cannot be encoded, which is logged."""
+        self.folded = through = self.progress.sequence
+        try:
+            payload = self.seal.close(-through, encode_progress(self.progress))
+        except (TypeError, ValueError, OverflowError) as error:
+            log.warning("progress of %s cannot be folded: %s", self.text, error)
+            return None
+        if len(payload) > MAX_FOLD_BYTES:
+            log.warning("progress of %s has %d bytes: not folded", self.text, len(payload))
+            return None
+        self.fold_bytes = len(payload)
+        return Fold(self.text, through, payload)
 
 
 @attrs.frozen

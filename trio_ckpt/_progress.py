@@ -21,6 +21,7 @@ from ._totals import ExactSum, add_amounts, add_sums, decode_sums
 from ._values import copy_plain
 
 MAX_SUM = 2**63  # of records, and of the bytes of a file: what a fold can hold
+MAX_SKIPS = 100  # whose errors are at hand; a person reads no more at once
 MARK_BYTES = 16  # two lists of items give one sum by chance once in 2**128
 _MARK_BITS: int = 2 ** (8 * MARK_BYTES) - 1
 
@@ -75,7 +76,9 @@ class Progress:
         sequence: Of the newest record; 0 before the first.
         confirmed: The batches that are durable.
         skipped: Those that were given up, as saved.
-        failures: Attempts at those that are neither, and the last error of the skipped.
+        failures: Attempts at those that are neither.
+        skips: What went wrong with the newest of the skipped, at most `MAX_SKIPS`; of all of them
+            the records say it, so that progress does not grow with them.
         records: Records produced by the confirmed batches.
         totals: Produced by the confirmed batches; exact.
         spent: On all attempts, of confirmed batches or not; exact.
@@ -113,6 +116,7 @@ class Progress:
     confirmed: IndexSet = attrs.field(factory=IndexSet)
     skipped: IndexSet = attrs.field(factory=IndexSet)
     failures: dict[int, FailedAttempt] = attrs.field(factory=dict[int, FailedAttempt])
+    skips: dict[int, FailedAttempt] = attrs.field(factory=dict[int, FailedAttempt])
     records: int = 0
     totals: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
     spent: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
@@ -223,7 +227,7 @@ class Progress:
 
 _SETS_AND_DICTS = (
     *("confirmed", "skipped", "adopted", "done"),
-    *("failures", "totals", "spent", "spent_confirmed", "sinks", "pins"),
+    *("failures", "skips", "totals", "spent", "spent_confirmed", "sinks", "pins"),
 )
 
 
@@ -283,6 +287,7 @@ def _apply_batch(progress: Progress, record: Record) -> None:
         progress.items = add_marks(progress.items, item_mark(index, record.item))
     progress.skipped.discard(index)
     progress.failures.pop(index, None)
+    progress.skips.pop(index, None)
     progress.records += record.records
     progress.outputs += len(record.outputs)
     add_amounts(progress.totals, record.totals)
@@ -303,7 +308,11 @@ def _apply_skip(progress: Progress, record: Record) -> None:
         mark = item_mark(index, record.item)
         progress.items = add_marks(progress.items, mark)
         progress.skipped_items = add_marks(progress.skipped_items, mark)
-    progress.failures[index] = FailedAttempt(record.attempts, record.error)
+    progress.failures.pop(index, None)
+    progress.skips.pop(index, None)  # the newest comes last
+    progress.skips[index] = FailedAttempt(record.attempts, record.error)
+    if len(progress.skips) > MAX_SKIPS:
+        del progress.skips[next(iter(progress.skips))]
 
 
 def _apply_attempt(progress: Progress, record: Record) -> None:
@@ -342,7 +351,7 @@ def _apply_redo(progress: Progress, record: Record) -> None:
             progress.last_index = None
         if not progress.done:  # it begins again: with another list, too
             progress.expected = progress.estimate = progress.last_index = None
-            progress.failures, progress.metadata = {}, {}
+            progress.failures, progress.skips, progress.metadata = {}, {}, {}
         for label, pin in tuple(progress.pins.items()):
             if pin.batch_index is not None and pin.batch_index > record.index:
                 del progress.pins[label]  # its batch will be another
@@ -370,8 +379,9 @@ def _put_back(progress: Progress, record: Record) -> None:
     progress.skipped.subtract(indexes)
     progress.adopted.subtract(indexes)
     progress.done.subtract(indexes)
-    for index in [index for index in progress.failures if index in indexes]:
-        del progress.failures[index]
+    for kept in (progress.failures, progress.skips):
+        for index in [index for index in kept if index in indexes]:
+            del kept[index]
 
 
 def _apply_facts(progress: Progress, record: Record) -> None:

@@ -40,7 +40,6 @@ from ._errors import (
     describe_batch,
     text_of,
 )
-from ._folds import encode_progress
 from ._lane import Lane
 from ._observe import Observers
 from ._patience import give_up_after
@@ -57,7 +56,6 @@ log = logging.getLogger("trio_ckpt.saver")
 
 RECORDS_PER_FOLD = 500  # what resuming reads at most, and what a fold is spread over
 MAX_GROUP = 4_096  # bounds the memory and the time of one transaction
-MAX_FOLD_BYTES = 2**28  # a row of a database has room for it
 DEFAULT_SAVE_TIMEOUT_S = 60.0
 
 
@@ -92,6 +90,7 @@ class Saver:
         self._taken: list[Submission] = []  # the group in flight
         self._lanes: list[Lane] = []
         self._unfolded = 0
+        self._dirty: dict[Lane, None] = {}  # have moved since their last fold
         self._idle_task: trio.lowlevel.Task | None = None
         self._is_closing = False
         self._is_over = False
@@ -355,7 +354,7 @@ class Saver:
         for sink, lines in submission.lines:
             sink.confirm(sink.confirmed + len(lines))
         apply(lane.progress, submission.checkpoint.sequence, record)
-        lane.is_dirty = True
+        self._dirty[lane] = None
         submission.end(None)
 
     def _sort_out(self, group: list[Submission], outcomes: list[Exception | None]) -> None:
@@ -429,32 +428,23 @@ class Saver:
     # -- folds -----------------------------------------------------------------------------
 
     def _due_folds(self) -> list[Fold]:
-        """The folds of all lanes that have moved, every so many records of the run."""
+        """The folds of the lanes that have moved enough, every so many records of the run."""
         if self._unfolded < RECORDS_PER_FOLD:
             return []
-        return self._take_folds()
-
-    def _take_folds(self) -> list[Fold]:
         self._unfolded = 0
+        return self._take_folds([lane for lane in self._dirty if lane.is_fold_due])
+
+    def _take_folds(self, lanes: Iterable[Lane]) -> list[Fold]:
         folds: list[Fold] = []
-        for lane in self._lanes:
-            if lane.is_dirty:
-                lane.is_dirty = False
-                through = lane.progress.sequence
-                try:
-                    payload = lane.seal.close(-through, encode_progress(lane.progress))
-                except (TypeError, ValueError, OverflowError) as error:
-                    log.warning("progress of %s cannot be folded: %s", lane.text, error)
-                    continue
-                if len(payload) > MAX_FOLD_BYTES:
-                    log.warning("progress of %s has %d bytes: not folded", lane.text, len(payload))
-                    continue
-                folds.append(Fold(lane.text, through, payload))
+        for lane in lanes:
+            del self._dirty[lane]
+            if (fold := lane.fold()) is not None:
+                folds.append(fold)
         return folds
 
     async def _save_folds(self) -> None:
         """Leave folds behind for the next start, best effort: they save time, no truth."""
-        folds = self._take_folds()
+        folds = self._take_folds(tuple(self._dirty))
         if folds and self.poison is None:
             await self._save([], folds)
 

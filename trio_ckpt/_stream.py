@@ -8,10 +8,9 @@ from collections.abc import (
     AsyncGenerator,
     Callable,
     Iterable,
-    Iterator,
     Mapping,
 )
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Generic, TypeVar, cast, overload
 
 import trio
@@ -25,6 +24,7 @@ from ._errors import (
 )
 from ._gate import Gate, Way, way_of
 from ._groups import status_of
+from ._history import standing_records
 from ._leaving import leave_stream, save_failure
 from ._pins import pin_state, unpin_state
 from ._progress import FailedAttempt, Progress
@@ -136,12 +136,19 @@ class Stream(Generic[S]):
             raise TypeError("open the stream with state=... to have a state that can be set")
         self._desk.keeper.replace(value)
 
-    def skipped(self) -> Iterator[tuple[int, Any, FailedAttempt]]:
-        """The batches given up: index, item (of a frontier; else None), and what went wrong."""
-        frontier = self._desk.frontier
-        for index in self._progress.skipped:
-            item = None if frontier is None else frontier.item(index - self.first_index)
-            yield index, copy_plain(item), self._progress.failures[index]
+    async def skipped(self) -> AsyncGenerator[tuple[int, Any, FailedAttempt]]:
+        """The batches given up: index, item (of a frontier; else None), and what went wrong.
+
+        The newest come first.  They are read from the records, a page at a time.
+
+        Cancellation: a cancellation point for each page.
+        """
+        frontier, progress = self._desk.frontier, self._progress
+        async with aclosing(standing_records(progress, self._walk.read, Kind.SKIP)) as pages:
+            async for entries in pages:
+                for index, record in ((entry.index, entry.record) for entry in entries):
+                    item = None if frontier is None else frontier.item(index - self.first_index)
+                    yield index, copy_plain(item), FailedAttempt(record.attempts, record.error)
 
     def statistics(self) -> StreamStatistics:
         """Counts, sums, rate and ETA, at this moment."""

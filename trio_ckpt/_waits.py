@@ -58,7 +58,14 @@ def _raise_failure(roster: Roster, key: StreamKey, wanted: set[int]) -> None:
     failed, progress = roster.failures.get(key, {}), roster.progress.get(key, Progress())
     skipped = {index for index in wanted if index in progress.skipped}
     for index in sorted(skipped | (wanted & failed.keys())):
-        failure = failed.get(index, SKIPPED)
+        failure = failed.get(index) or _skip_failure(progress, index)
         raise failure.error(
             failure.reason, run_id=roster.run_id, stream=key, batch_index=index
         ) from failure.cause
+
+
+def _skip_failure(progress: Progress, index: int) -> Failure:
+    skip = progress.skips.get(index)
+    if skip is None or skip.error is None:
+        return SKIPPED
+    return Failure(f"{SKIPPED.reason}: {skip.error.message}")

@@ -16,9 +16,10 @@ import trio
 
 from ._arguments import shown, whole_number
 from ._batch import AttemptState, Batch
-from ._compare import ReadPages, check_source
+from ._compare import check_source
 from ._errors import SourceChangedError, StreamBusyError, StreamFailedError
 from ._gate import Gate, Passed, Way
+from ._history import ReadPages
 from ._progress import Progress
 from ._records import Kind, Record, Status
 from ._retry import Again

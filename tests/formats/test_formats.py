@@ -39,7 +39,7 @@ async def check_what_was_saved(store: Store) -> None:
     assert pages.status is Status.INTERRUPTED
     assert list(pages.confirmed) == [1, 3, 4]
     assert list(pages.skipped) == [2]
-    assert pages.failures[2].error.message == "is blank"
+    assert pages.skips[2].error.message == "is blank"
     assert pages.records == 6
     assert pages.totals["cost_usd"].value == pytest.approx(0.3)
     lines = view.streams["lines",].progress

@@ -380,7 +380,7 @@ def _stream_document(look: Look, key: StreamKey) -> dict[str, Any]:
         "metadata": progress.metadata,
         "failures": {
             str(index): {"attempts": failure.attempts, "error": error_part(failure.error)}
-            for index, failure in sorted(progress.failures.items())
+            for index, failure in sorted({**progress.failures, **progress.skips}.items())
         },
         "checkpoints": progress.sequence,
     }

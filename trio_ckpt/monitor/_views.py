@@ -435,16 +435,16 @@ def _batch_failures(
     progress: Progress, key: StreamKey, name: str, *, is_skipped: bool
 ) -> Iterator[FailureLine]:
     again: Outcome = "failed" if _is_over(progress) else "may run again"
-    for index, failure in sorted(progress.failures.items()):
-        if (index in progress.skipped) is is_skipped:
-            yield FailureLine(
-                stream=list(key),
-                name=name,
-                batch_index=index,
-                outcome="skipped" if is_skipped else again,
-                attempts=failure.attempts,
-                error=error_line(failure.error),
-            )
+    failures = progress.skips if is_skipped else progress.failures
+    for index, failure in sorted(failures.items()):
+        yield FailureLine(
+            stream=list(key),
+            name=name,
+            batch_index=index,
+            outcome="skipped" if is_skipped else again,
+            attempts=failure.attempts,
+            error=error_line(failure.error),
+        )
 
 
 def checkpoint_lines(checkpoints: Iterable[CheckpointView]) -> list[CheckpointLine]:
