@@ -37,6 +37,7 @@ from trio_ckpt import (
 )
 from trio_ckpt._history import read_pages
 from trio_ckpt._records import Kind, Record
+from trio_ckpt._totals import MAX_AMOUNT
 from trio_ckpt.abc import Checkpoint, Fold, HistoryPage, RunKey
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import CommitThenError, Fail, FaultyStore, Hang
@@ -223,8 +224,8 @@ async def test_the_history_keeps_the_reason(caplog: pytest.LogCaptureFixture) ->
     assert "run 'r', stream 's': batches 1 go back to work: the schema changed" in caplog.text
 
 
-AMOUNTS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**63 - 1)
-COSTS = st.floats(min_value=0, allow_infinity=False) | st.integers(0, 2**63 - 1)
+AMOUNTS = st.floats(-MAX_AMOUNT, MAX_AMOUNT) | st.integers(-(2**63), 2**63 - 1)
+COSTS = st.floats(0, MAX_AMOUNT) | st.integers(0, 2**63 - 1)
 PLANS = st.lists(st.tuples(AMOUNTS, COSTS), min_size=1, max_size=6)
 
 
