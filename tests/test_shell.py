@@ -9,8 +9,11 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import trio_ckpt
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,6 +39,22 @@ def test_the_changelog_begins_with_the_version_of_the_package() -> None:
     newest = re.search(r"^## \[(.+?)\]", read("CHANGELOG.md"), re.MULTILINE)
     assert newest is not None
     assert newest[1] == version
+    assert trio_ckpt.__version__ == version
+
+
+def test_all_lists_every_public_name() -> None:
+    public = {
+        name
+        for name, value in vars(trio_ckpt).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert set(trio_ckpt.__all__) == public | {"__version__"}
+    assert list(trio_ckpt.__all__) == sorted(trio_ckpt.__all__)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = trio_ckpt.nothing
 
 
 SKIPS = {
