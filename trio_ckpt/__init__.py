@@ -125,6 +125,8 @@ from .state import Frontier as Frontier, StateChangedError as StateChangedError
 
 _guard_loggers()
 
+__version__: str
+
 
 def __getattr__(name: str) -> str:
     """The version that is installed; it is read when it is asked for, since that takes a while."""
