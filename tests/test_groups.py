@@ -19,9 +19,9 @@ from trio_ckpt._groups import (
     status_of,
     summarize,
 )
-from trio_ckpt._progress import FailedAttempt
+from trio_ckpt._progress import FailedAttempt, apply
 from trio_ckpt._ranges import IndexSet
-from trio_ckpt._records import ErrorInfo
+from trio_ckpt._records import ErrorInfo, Kind, Record
 from trio_ckpt._totals import add_amounts
 from trio_ckpt._values import PHASE
 from trio_ckpt.stores import MemoryStore
@@ -176,7 +176,9 @@ def test_what_is_left_is_not_known_where_one_stream_does_not_know() -> None:
 def test_failing_are_those_that_may_run_again() -> None:
     failed = {n: FailedAttempt(1, None) for n in (1, 2, 5)}
     assert failing(progress(failures=failed)) == 3
-    assert failing(progress(failures=failed, skipped=IndexSet([2]))) == 2
+    given_up = progress(failures=dict(failed), skipped=IndexSet())
+    apply(given_up, given_up.sequence + 1, Record(kind=Kind.SKIP, at=2.0, index=2))
+    assert failing(given_up) == 2
     assert failing(progress(failures=failed, last_index=4)) == 2
     assert failing(progress(failures=failed, last_index=5)) == 3
 

@@ -12,8 +12,9 @@ from trio.testing import MockClock
 
 from tests.remote import functions
 from tests.remote.site import F, open_site
-from trio_ckpt import open_run, remote
+from trio_ckpt import Progress, open_run, remote
 from trio_ckpt._records import Kind, Record
+from trio_ckpt._values import JOB_STREAM
 from trio_ckpt.abc import HistoryPage, Owner, StoredRun
 from trio_ckpt.monitor._jobs import Jobs
 from trio_ckpt.remote import TaskStatus
@@ -63,7 +64,8 @@ async def job_of(total: int, done: int = 0) -> AsyncGenerator[Counting]:
         open_run(JOB, store=store, handle_signals=False) as run,
         run.open_stream(*ITEMS_STREAM) as stream,
     ):
-        await _save(stream, Submission(F + "square", list(range(total)), JobOptions(10.0)))
+        head = stream.desk.saver.add_lane(JOB_STREAM, Progress())
+        await _save(stream, head, Submission(F + "square", list(range(total)), JobOptions(10.0)))
         lane, now = stream.desk.lane, time.time()
         await stream.desk.saver.save_all(
             (

@@ -257,7 +257,7 @@ async def test_a_record_larger_than_any_is_not_read(scheme: str, tmp_path: Path)
     folder = tmp_path / "store"
     await make(scheme, folder)
     (blob,) = (folder / "blobs").glob(f"*/{_digest(BIG)}")
-    os.truncate(blob, _blobs.MAX_RECORD_BYTES + 1)
+    os.truncate(blob, _blobs.MAX_WHOLE_BYTES + 1)
     store = await open_store(folder)
     with pytest.raises(StoreDamagedError, match="larger than any record"):
         await store.history("run", B)
