@@ -86,6 +86,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_fresh": (4, 14),
     "_roster": (4, 15),
     "_waits": (4, 16),
+    "_listed": (4, 16),
     "_run": (4, 17),
     "_live": (4, 18),
     "_open": (4, 19),

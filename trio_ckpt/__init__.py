@@ -80,6 +80,7 @@ from ._history import (
 )
 from ._http_retries import http_retries as http_retries
 from ._import import import_run as import_run
+from ._listed import Listed as Listed
 from ._log import guard_loggers as _guard_loggers
 from ._loops import run_batches as run_batches
 from ._maintain import Maintenance as Maintenance, open_maintenance as open_maintenance
@@ -102,7 +103,7 @@ from ._retry import (
     RetryTable as RetryTable,
     Then as Then,
 )
-from ._run import Listed as Listed, Run as Run
+from ._run import Run as Run
 from ._session import Found as Found
 from ._snapshots import Snapshots as Snapshots
 from ._statistics import (

@@ -75,7 +75,9 @@ class Desk(ABC):
         pause: Until when nothing is handed out, and why; trio's clock.
         failure: Why the stream was said to have failed, if it was.
         verdicts: On exceptions of handlers, which leave as they are: that their batches failed.
-        changed: Called when a token has moved.
+        changed: Called when items came to the frontier.
+        settled: Called with the index of a batch that is durable, or has failed.
+        awaited: Set when an attempt is over that another task waits for, by batch.
         put_back: Called with the index of a confirmed batch that goes back to work.
     """
 
@@ -104,6 +106,8 @@ class Desk(ABC):
     failure: ErrorInfo | None = None
     verdicts: list[BatchFailedError] = attrs.field(factory=list[BatchFailedError])
     changed: Callable[[], None] = lambda: None
+    settled: Callable[[int], None] = lambda _index: None
+    awaited: dict[int, trio.Event] = attrs.field(factory=dict[int, trio.Event])
     put_back: Callable[[int], None] = lambda _index: None
 
     @property
@@ -357,6 +361,8 @@ class Desk(ABC):
         if was_open:
             self.stop.leave_batch()
         batch.state = AttemptState.OVER
+        if self.awaited and (event := self.awaited.pop(batch.index, None)) is not None:
+            event.set()
         if was_open and self.saver.observers:
             reason = None if error is None else failure_of(error).reason
             self.saver.observers.ended(self.attempt_of(batch), end, reason)
@@ -423,11 +429,11 @@ class Desk(ABC):
             )
 
     def moved(self, token: AnyToken) -> None:
-        """Tell the monitors, and whoever waits for work."""
+        """Tell the monitors, and who waits for the batch."""
         if token.state not in (TokenState.PENDING, TokenState.COMPLETED):
             self.tokens.pop(token.batch_index, None)
+            self.settled(token.batch_index)
         self.coordinator.registry.moved(token)
-        self.changed()
 
     # -- the host of batches --------------------------------------------------------------------
 

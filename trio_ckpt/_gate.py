@@ -319,6 +319,8 @@ class Gate(Desk):
         if self.frontier is not None:
             self.frontier.number(staged_of(batch).adds)
             self.frontier.finish(batch.index - self.first_index)
+            if self.frontier.is_ready:
+                self.changed()
         elif self.keeper is not None:
             sequence = self.lane.progress.sequence  # this is called as it lands
             self.keeper.landed(saved, sequence, record.at, is_confirmed=True)
@@ -387,7 +389,7 @@ class Gate(Desk):
                 self.fail_token(batch.token, failure_of(error))
             elif may(batch.token, TokenEvent.RETRY):
                 move(batch.token, TokenEvent.RETRY)
-            else:  # the token stays PENDING, but who waits for this attempt has to know
+            else:  # the token stays PENDING, but monitors count attempts
                 self.coordinator.registry.touch()
 
         await self._let_snapshot_land()
@@ -493,11 +495,9 @@ class Gate(Desk):
 
     async def _wait_submitted(self, batch: Batch[Any], way: Way) -> None:
         """Another task passes the gate with this batch: wait for the outcome."""
-        registry = self.coordinator.registry
-        version = registry.version
         with trio.CancelScope(shield=True):
             while batch.state is AttemptState.SUBMITTED:
-                version = await registry.wait_changed(version)
+                await self.awaited.setdefault(batch.index, trio.Event()).wait()
         if batch.problem is not None and way not in _LEAVING:
             raise batch.problem
 

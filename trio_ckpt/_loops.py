@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar, cast
 
@@ -224,7 +223,8 @@ class Feed(Generic[T]):
         self._working = 0  # workers that have a batch
         self._taken = IndexSet()  # handed out or delayed: not to be handed out again
         self._delayed: list[tuple[float, int, T | None, bytes]] = []
-        self._idle = trio.lowlevel.ParkingLot()
+        self._idle = trio.lowlevel.ParkingLot()  # workers that wait for work
+        self._timer: trio.CancelScope | None = None  # of the one of them that wakes for a retry
         if self._desk.frontier is not None:
             progress, first = self._desk.lane.progress, walk.desk.first_index
             self._desk.frontier.make_ready(lambda position: progress.is_done(first + position))
@@ -241,17 +241,34 @@ class Feed(Generic[T]):
                 found = self._fresh()
             if found is not None:
                 self._working += 1  # or the others would take it that nothing is left
+                self._pass_on()
                 await trio.lowlevel.checkpoint()
                 await self.walk.wait_for_turn(found[0])
                 return self._desk.hand_out(*found)
             if not self._delayed and not self._working:
                 if await self.walk.wait_verified():
                     continue  # batches may have come back to work meanwhile
-                self.wake()
+                self._idle.unpark_all()  # each sees the same
                 return None
-            due = self._delayed[0][0] if self._delayed else math.inf
-            with trio.move_on_at(due):
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait until there may be work; one of the workers wakes when a retry is due."""
+        if self._timer is not None or not self._delayed:
+            await self._idle.park()
+            return
+        with trio.move_on_at(self._delayed[0][0]) as self._timer:
+            try:
                 await self._idle.park()
+            finally:
+                self._timer = None
+
+    def _pass_on(self) -> None:
+        """Wake another worker where there is more to do, or a retry to wait for."""
+        frontier = self._desk.frontier
+        is_more = frontier is not None and frontier.is_ready
+        if is_more or (self._delayed and self._timer is None):
+            self.wake()
 
     def leave(self, batch: Batch[T], passed: Passed | Again) -> None:
         """Take note that a worker is done with a batch, or that it runs again, later."""
@@ -259,7 +276,8 @@ class Feed(Generic[T]):
         if isinstance(passed, Again):
             due = trio.current_time() + passed.after_s
             heapq.heappush(self._delayed, (due, batch.index, given_of(batch), batch.digest))
-        self.wake()
+            if self._timer is not None:
+                self._timer.deadline = min(self._timer.deadline, due)
 
     def put_back(self, index: int) -> None:
         """Hand out again a batch whose outputs are damaged."""
@@ -270,8 +288,8 @@ class Feed(Generic[T]):
             self.wake()
 
     def wake(self) -> None:
-        """Let those who wait for work look again."""
-        self._idle.unpark_all()
+        """Let one of those who wait for work look again; it wakes the next if there is more."""
+        self._idle.unpark()
 
     @property
     def _is_ordered(self) -> bool:

@@ -60,5 +60,7 @@ async def adopt_outputs(desk: Desk, found: dict[int, Output]) -> None:
     entries[0] = desk.lane, desk.introduce(entries[0][1])
     for start in range(0, len(entries), RECORDS_PER_SAVE):
         await desk.saver.save_all(entries[start : start + RECORDS_PER_SAVE])
+    for index in found:
+        desk.settled(index)
     where = describe_batch(desk.run_id, desk.lane.key, None)
     log.info("%s: %d batches were adopted by their outputs", where, len(found))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
     asynccontextmanager,
 )
+from functools import partial
 from typing import Any, Literal, TypeVar, cast, overload
 
 import attrs
@@ -40,11 +40,12 @@ from ._errors import (
 )
 from ._gate import Gate
 from ._groups import Summary, current_phase
+from ._listed import Listed, add_to_list
 from ._manifest import MANIFEST
 from ._phase import Phase, open_phase
 from ._progress import Progress
 from ._ranges import IndexSet
-from ._records import Kind, Record, Status
+from ._records import Status
 from ._redo import Redo
 from ._resume import Resume, Settings
 from ._retention import Retention
@@ -58,13 +59,11 @@ from ._stop import Stop
 from ._stream import Stream
 from ._uninterrupted import uninterrupted
 from ._values import PHASE, RUN_STREAM, StreamKey, check_stream_key, encode_key
-from ._waits import wait_confirmed
+from ._waits import Waits
 from .abc import Observer, RunView, Store, StreamView
 from .outputs import OutputDir, Validate, Validator
 
 log = logging.getLogger("trio_ckpt.run")
-
-MAX_SHOWN = 10  # names in one line of the log
 
 S = TypeVar("S")
 
@@ -111,7 +110,8 @@ class Run:
         self._desks = self._roster.desks
         self._rewinding: set[StreamKey] = set()
         self._list_lock = trio.Lock()
-        stop.changed = coordinator.registry.touch
+        self._waits = Waits(self._roster, stop, self._stopped)
+        stop.changed = self._look_again
         self._claims: Claims = {
             path: (encode_key(key), SINK) for key, p in self._progress.items() for path in p.sinks
         }
@@ -260,6 +260,7 @@ class Run:
             await resume.close()
             desk.close()
             del self._desks[key]
+            self._waits.left(key)
             self.coordinator.registry.touch()
 
     def _files_for(
@@ -303,7 +304,9 @@ class Run:
             first_index=first_index,
             phase=self._roster.phases[-1][1] if self._roster.phases else None,
             failed=self._roster.failures.setdefault(key, {}),
+            settled=partial(self._waits.settled, key),
         )
+        self._waits.opened(key)
         return desk
 
     def _check_left(self, stream: Stream[Any], on_fail: str) -> None:
@@ -349,23 +352,9 @@ class Run:
         given = several("keys", keys, "stream keys")
         wanted = list(dict.fromkeys(check_stream_key(stream_key("a key", key)) for key in given))
         async with self._list_lock:
-            listed = {
-                key: p.position for key, p in self._progress.items() if p.position is not None
-            }
-            new = [key for key in wanted if key not in listed]
-            first = max(listed.values(), default=-1) + 1
-            now = time.time()
-            await self._saver.save_all(
-                (self._roster.lane(key), Record(kind=Kind.ADD, at=now, position=first + place))
-                for place, key in enumerate(new)
-            )
-        named = set(wanted)
-        unlisted = tuple(key for key in listed if key not in named)
-        if unlisted:
-            shown = ", ".join("/".join(key) for key in unlisted[:MAX_SHOWN])
-            log.info("%d streams are listed no longer, and kept: %s", len(unlisted), shown)
+            listed = await add_to_list(self._roster, self._saver, wanted)
         self.coordinator.registry.touch()
-        return Listed(tuple(new), unlisted)
+        return listed
 
     def streams_to_process(
         self, *, retry_failed: bool = False, start_from: StreamKey | None = None
@@ -551,8 +540,7 @@ class Run:
         Cancellation: always a cancellation and a schedule point.
         """
         key = stream.key if isinstance(stream, Stream) else stream_key("stream", stream)
-        registry = self.coordinator.registry
-        await wait_confirmed(self._roster, registry, self._stop, key, indexes, self._stopped)
+        await self._waits.wait_confirmed(key, indexes)
 
     # -- leaving -----------------------------------------------------------------------------
 
@@ -578,8 +566,13 @@ class Run:
             for desk in tuple(self._desks.values()):
                 desk.close()
         self._roster.ended = trio.current_time()
-        registry.touch()
+        self._look_again()
         return self._stop_instead(error)
+
+    def _look_again(self) -> None:
+        """Wake the monitors, and all who wait for batches: the run stops, or is closed."""
+        self._waits.all_look()
+        self.coordinator.registry.touch()
 
     def _stop_instead(self, error: BaseException | None) -> BaseException | None:
         """What leaves a run that was stopped: one RunStoppedError, or the body's own error."""
@@ -594,19 +587,6 @@ class Run:
                 error.__context__ = self._stopped()
             return error
         return poison if isinstance(poison, StoreConflictError) else self._stopped()
-
-
-@attrs.frozen
-class Listed:
-    """What `Run.add_streams` found.
-
-    Attributes:
-        new: Streams that were not on the list before.
-        unlisted: Streams on the list that were not named this time.
-    """
-
-    new: tuple[StreamKey, ...]
-    unlisted: tuple[StreamKey, ...]
 
 
 def is_own_failure(error: BaseException, key: StreamKey) -> bool:

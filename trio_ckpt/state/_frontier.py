@@ -164,6 +164,11 @@ class FrontierItems(Generic[T]):
         """Drop an item that is confirmed."""
         self._items.pop(position, None)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is an item to work on."""
+        return bool(self._ready)
+
     def take(self) -> int | None:
         """The number of the next item to work on, oldest first; None: none is ready."""
         return self._ready.popleft() if self._ready else None
