@@ -1,10 +1,12 @@
 """A stop waits for what has something to save, and for nothing else."""
 
-# ruff: noqa: PT012  (what a whole block does is the claim)
+# ruff: noqa: PT012, SIM117  (what a whole block does is the claim)
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,11 +20,13 @@ from trio_ckpt import (
     RetryTable,
     Run,
     RunStoppedError,
+    Snapshots,
     Status,
     open_run,
     run_batches,
 )
 from trio_ckpt.stores import MemoryStore
+from trio_ckpt.testing import Delay, FaultyStore
 
 HOUR_S = 3_600
 
@@ -233,3 +237,148 @@ async def test_one_wait_at_a_time_before_the_batch_is_settled() -> None:
                 async with batch.waiting():
                     pass
         assert stream.status is not Status.FAILED
+
+
+# -- a long body with snapshots -----------------------------------------------------------------
+
+
+async def count(run: Run, upto: int, seen: list[object], *, every_s: float = 1_000) -> None:
+    """One batch that takes a second a step, and saves at most every `every_s` seconds."""
+    async with run.open_stream("s", state={"n": 0}) as stream:
+        async for batch in stream.batches(range(1)):
+            seen.append((batch.resumed_from, stream.state["n"]))
+            async with stream.snapshots(every_s=every_s) as snapshots:
+                while stream.state["n"] < upto:
+                    await trio.sleep(1)
+                    stream.state["n"] += 1
+                    await snapshots.point(f"step {stream.state['n']}")
+            batch.complete()
+
+
+@pytest.mark.parametrize("every_s", [0, 3, 1_000])
+async def test_a_stop_saves_a_long_body_at_its_next_point(
+    autojump_clock: trio.testing.MockClock, every_s: float
+) -> None:
+    store, seen = MemoryStore(), list[object]()
+    for stop_s in (4.5, 2.5):
+        began_s = trio.current_time()
+        with pytest.raises(RunStoppedError) as caught:
+            async with begin(store) as run, trio.open_nursery() as nursery:
+                nursery.start_soon(stop_after, run, stop_s)
+                await count(run, 100, seen, every_s=every_s)
+        assert caught.value.exit_code == 75
+        assert trio.current_time() - began_s == stop_s + 0.5
+    async with begin(store) as run:
+        await count(run, 8, seen)
+        assert run.exit_code == 0
+    assert seen == [(None, 0), ("step 5", 5), ("step 8", 8)]
+
+
+async def test_a_stop_during_a_snapshot_saves_the_newest_state(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store, seen = MemoryStore(), list[object]()
+    slow = FaultyStore(store, {number: Delay(1.5) for number in range(2, 20)})
+    with pytest.raises(RunStoppedError) as caught:
+        async with open_run("r", store=slow, handle_signals=False) as run:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stop_after, run, 4.5)
+                await count(run, 100, seen, every_s=0)
+    assert caught.value.exit_code == 75
+    async with begin(store) as run:
+        await count(run, 5, seen)
+    assert seen[-1] == ("step 5", 5)
+
+
+async def test_a_state_that_cannot_be_saved_is_seen_through(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """There is nothing to go on from, so the body has its grace."""
+    with pytest.raises(RunStoppedError) as caught:
+        async with begin(MemoryStore()) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(stop_after, run, 2.5)
+            async with run.open_stream("s", state=dict[str, Any](n=0)) as stream:
+                async for batch in stream.batches(range(2)):
+                    async with stream.snapshots() as snapshots:
+                        stream.state["n"] = object()
+                        for _ in range(10):
+                            await trio.sleep(1)
+                            await snapshots.point()
+                        stream.state["n"] = 10
+                    batch.complete()
+    assert (caught.value.exit_code, trio.current_time()) == (75, 10)
+    assert stream.statistics().confirmed == 1
+
+
+async def test_a_handler_is_saved_at_its_next_point(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = MemoryStore()
+
+    async def handle(batch: Batch[int]) -> None:
+        async with stream.snapshots(every_s=1_000) as snapshots:
+            while True:
+                await trio.sleep(1)
+                stream.state["n"] += 1
+                await snapshots.point("here")
+
+    with pytest.raises(RunStoppedError) as caught:
+        async with begin(store) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(stop_after, run, 6.5)
+            async with run.open_stream("s", state={"n": 0}) as stream:
+                await run_batches(stream, range(2), handle)
+    assert (caught.value.exit_code, trio.current_time()) == (75, 7)
+    async with begin(store) as run, run.open_stream("s", state={"n": 0}) as stream:
+        assert stream.state["n"] == 7
+
+
+def crunch(snapshots: Snapshots, state: dict[str, int], begun: threading.Event) -> None:
+    while True:
+        state["n"] += 1
+        snapshots.point_sync(f"step {state['n']}")
+        begun.set()
+
+
+async def in_a_thread_of_trio(func: Callable[..., None], *args: Any) -> None:
+    await trio.to_thread.run_sync(func, *args)
+
+
+async def in_a_foreign_thread(func: Callable[..., None], *args: Any) -> None:
+    def work() -> None:
+        with suppress(trio.RunFinishedError):
+            func(*args)
+
+    threading.Thread(target=work).start()
+    await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("there", [in_a_thread_of_trio, in_a_foreign_thread])
+def test_a_stop_saves_a_thread_at_its_next_point(there: Any) -> None:
+    store, begun = MemoryStore(), threading.Event()
+
+    async def stop(run: Run) -> None:
+        await trio.to_thread.run_sync(begun.wait)
+        run.request_stop()
+
+    async def main() -> None:
+        async with begin(store) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(stop, run)
+            async with run.open_stream("s", state={"n": 0}) as stream:
+                async for _batch in stream.batches(range(1)):
+                    async with stream.snapshots(every_s=0) as snapshots:
+                        await there(crunch, snapshots, stream.state, begun)
+
+    with pytest.raises(RunStoppedError) as caught:
+        trio.run(main)
+    assert caught.value.exit_code == 75
+
+    async def look() -> tuple[int, str | None]:
+        async with begin(store) as run, run.open_stream("s", state={"n": 0}) as stream:
+            async for batch in stream.batches(range(1)):
+                found = stream.state["n"], batch.resumed_from
+                batch.complete()
+        return found
+
+    n, label = trio.run(look)
+    assert n > 0
+    assert label == f"step {n}"

@@ -63,6 +63,9 @@ class Snapshots:
         It is copied while this is awaited, and saved beside the body.  While one is being
         saved no other is begun: the next point after it takes the newest state.
 
+        During a stop it is always time, and the body does not come back from the point: the
+        batch ends here as one that is cancelled, and the next session begins it with this state.
+
         Args:
             label: Where in the body this is; `Batch.resumed_from` on resume.
 
@@ -70,16 +73,25 @@ class Snapshots:
             Whether one was begun.
 
         Cancellation: always a cancellation and a schedule point; what is being copied is
-            copied.
+            copied.  During a stop, when all other batches are saved.
         """
         if len(label) > MAX_LABEL_CHARS:
             raise ValueError(f"a label has at most {MAX_LABEL_CHARS} characters")
         await trio.lowlevel.checkpoint()
-        started = trio.current_time()
         if self._desk.open.get(self._batch.index) is not self._batch:
             raise RuntimeError("a point is for the body of the batch that the block is in")
-        if self._keeper.is_saving or started < self._due:
+        if self._desk.stop.is_requested:
+            return await self._save_and_park(label)
+        if self._keeper.is_saving or trio.current_time() < self._due:
             return False
+        begun = await self._begin(label)
+        if begun is None:
+            return False
+        self._nursery.start_soon(self._save, *begun)
+        return True
+
+    async def _begin(self, label: str) -> tuple[Hold, dict[str, Any]] | None:
+        """Copy the state; None: it cannot be saved, and the body goes on without it."""
         held_from = time.perf_counter()
         try:
             self._keeper.begin_saving()  # before it is copied: another task may come to a point
@@ -89,16 +101,40 @@ class Snapshots:
             self._keeper.end_saving()
             if not isinstance(error, NotEncodableError | MemoryError):
                 raise
-            self._due = started + self.every_s
-            self._leave_out(error)  # the body goes on without it
-            return False
+            self._due = trio.current_time() + self.every_s
+            self._leave_out(error)
+            return None
         self.overhead_s += time.perf_counter() - held_from
-        self._nursery.start_soon(self._save, hold, metadata)
+        return hold, metadata
+
+    async def _save_and_park(self, label: str) -> bool:
+        """Save the newest state for the next session, and end the body; else it goes on."""
+        await self._keeper.wait_saved()
+        saved, begun = self.saved, await self._begin(label)
+        if begun is None:
+            return False
+        await self._save(*begun)
+        if self.saved > saved:
+            async with self._desk.aside():  # which is not left during a stop
+                pass
         return True
 
     def point_sync(self, label: str = "") -> bool:
-        """The same from a thread that trio has started, which waits for it."""
-        return trio.from_thread.run(self.point, label)
+        """The same from any other thread, which waits for it.
+
+        Raises:
+            trio.RunFinishedError: the program has ended by then: so during a stop, in a thread
+                that trio has not started.
+        """
+        if _is_of_trio():
+            return trio.from_thread.run(self.point, label)
+        token = self._batch.portal.trio_token
+        try:
+            return trio.from_thread.run(self.point, label, trio_token=token)
+        except trio.Cancelled:
+            raise trio.RunFinishedError(
+                f"{self._where} was ended by a stop at this point, and the program has ended"
+            ) from None
 
     def hurry(self) -> None:
         """Let the next point save, however long ago the last one did."""
@@ -155,3 +191,12 @@ class Snapshots:
                 await self._desk.save_plain(record)
             except Exception as error:
                 log.debug("a note of %s is not saved: %s", self._where, text_of(error))
+
+
+def _is_of_trio() -> bool:
+    """Whether trio has started this thread."""
+    try:
+        trio.from_thread.check_cancelled()
+    except RuntimeError:
+        return False
+    return True
