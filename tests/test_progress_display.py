@@ -15,7 +15,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trio_ckpt
-from trio_ckpt._statistics import RunStatistics, Waiting
+from trio_ckpt._statistics import RunStatistics, Stopping, Waiting
 from trio_ckpt.progress import progress_line, progress_pairs, show_progress
 
 STATISTICS = RunStatistics(
@@ -57,6 +57,17 @@ class FakeTerminal(io.StringIO):
 
 
 # -- the words -------------------------------------------------------------------------------------
+
+
+def test_a_stop_takes_the_place_of_status_and_eta() -> None:
+    stopping = Stopping(1, ((("org/repo1", "pulls"), 5),), 12.0)
+    statistics = with_(stopping=stopping, rate_per_s=2.0)
+    text = "waits at most 12 s more for 1 batch (org/repo1/pulls batch 5)"
+    assert progress_line("run", statistics).startswith("run stopping; session: ")
+    assert progress_line("run", statistics).endswith(f"; 2 batches/s; stopping: {text}")
+    pairs = progress_pairs("run", statistics)
+    assert pairs[0] == ("run", "run stopping")
+    assert pairs[-1] == ("stopping", text)
 
 
 def test_session_and_total_are_always_apart_and_labelled() -> None:

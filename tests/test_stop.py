@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,9 +24,11 @@ from trio_ckpt import (
     RunStoppedError,
     Snapshots,
     Status,
+    Stopping,
     open_run,
     run_batches,
 )
+from trio_ckpt._words import stopping_text
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Delay, FaultyStore
 
@@ -382,3 +386,79 @@ def test_a_stop_saves_a_thread_at_its_next_point(there: Any) -> None:
     n, label = trio.run(look)
     assert n > 0
     assert label == f"step {n}"
+
+
+# -- what it says ---------------------------------------------------------------------------------
+
+
+async def drain(run: Run, seen: list[Any], *, takes_s: float = 12) -> None:
+    """Five batches at once are open when the stop comes; what is seen 4 s later."""
+
+    async def handle(batch: Batch[int]) -> None:
+        await trio.sleep(takes_s)
+        batch.complete()
+
+    async def look() -> None:
+        await trio.sleep(9)
+        seen.append(run.statistics())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stop_after, run, 5)
+        nursery.start_soon(look)
+        async with run.open_stream("org/repo", "pulls") as stream:
+            await run_batches(stream, range(50), handle, concurrency=5)
+
+
+async def test_a_stop_that_waits_says_for_what(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Any] = []
+    with caplog.at_level(logging.WARNING, "trio_ckpt.stop"), pytest.raises(RunStoppedError):
+        async with begin(MemoryStore()) as run:
+            await drain(run, seen)
+    names = tuple((("org/repo", "pulls"), index) for index in range(3))
+    assert seen[0].stopping == Stopping(5, names, 26)
+    assert seen[0].eta_s is None
+    assert caplog.messages == [
+        "run 'r': the stop waits at most 30 s more for 5 batches (org/repo/pulls batch 0, "
+        "org/repo/pulls batch 1, org/repo/pulls batch 2, 2 more); a second signal cancels what "
+        "is open"
+    ]
+
+
+async def test_a_stop_that_gives_up_says_on_what(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    with caplog.at_level(logging.WARNING, "trio_ckpt.stop"), pytest.raises(RunStoppedError):
+        async with open_run("r", store=store, handle_signals=False, grace_s=3) as run:
+            await drain(run, [], takes_s=HOUR_S)
+    assert len(caplog.messages) == 2
+    assert caplog.messages[1].startswith("run 'r': the stop is over, and cancels 5 batches (org/r")
+    assert caplog.messages[1].endswith("; it had 3.0 s; the next start does them again")
+
+
+async def test_without_a_stop_or_an_open_batch_nothing_is_said(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "trio_ckpt.stop"), pytest.raises(RunStoppedError):
+        async with begin(MemoryStore()) as run, run.open_stream("s") as stream:
+            assert run.statistics().stopping is None
+            async for batch in stream.batches(range(3)):
+                batch.complete()
+                run.request_stop()
+    assert caplog.messages == []
+    assert run.statistics().stopping is None
+
+
+@pytest.mark.parametrize(
+    ("stopping", "text"),
+    [
+        ((0, (), 9.0), "every open batch is saved"),
+        ((1, ((("s",), 1_234),), math.inf), "waits for 1 batch (s batch 1,234)"),
+        ((2, ((("s",), 1), (("a", "b"), 2)), 61.0), "waits at most 1 min 01 s more for 2 batches"),
+        ((1, ((("s",), 1),), 0.0), "is over, and cancels 1 batch (s batch 1)"),
+    ],
+)
+def test_a_stop_in_words(stopping: Any, text: str) -> None:
+    assert stopping_text(*stopping).startswith(text)

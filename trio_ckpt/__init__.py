@@ -110,6 +110,7 @@ from ._statistics import (
     ArrayStatistics as ArrayStatistics,
     RunStatistics as RunStatistics,
     StateStatistics as StateStatistics,
+    Stopping as Stopping,
     StreamStatistics as StreamStatistics,
     Waiting as Waiting,
 )

@@ -109,7 +109,7 @@ class BatchHost(Protocol):
         """Pass the gate now."""
         ...
 
-    def aside(self) -> AbstractAsyncContextManager[None]:
+    def aside(self, batch: Batch[Any]) -> AbstractAsyncContextManager[None]:
         """A block that a stop does not have to see through."""
         ...
 
@@ -284,7 +284,7 @@ class Batch(Generic[T]):
             )
         self._is_waiting = True
         try:
-            async with self._host.aside():
+            async with self._host.aside(self):
                 yield
         finally:
             self._is_waiting = False

@@ -146,7 +146,7 @@ class Desk(ABC):
             batch.resumed_from = self.keeper.begin_batch(index)
         self.open[index] = batch
         self.handed_at = trio.current_time()
-        self.stop.busy += 1
+        self.stop.enter_batch(token)
         if self.saver.observers:
             self.saver.observers.began(self.attempt_of(batch))
         watch_handed_out.get()(token)
@@ -359,7 +359,7 @@ class Desk(ABC):
         """
         was_open = self.open.pop(batch.index, None) is not None
         if was_open:
-            self.stop.leave_batch()
+            self.stop.leave_batch(batch.token)
         batch.state = AttemptState.OVER
         if self.awaited and (event := self.awaited.pop(batch.index, None)) is not None:
             event.set()
@@ -470,9 +470,9 @@ class Desk(ABC):
         if self.is_parallel:
             raise ValueError("a cursor needs batches in order: concurrency=1")
 
-    def aside(self) -> AbstractAsyncContextManager[None]:
+    def aside(self, batch: Batch[Any]) -> AbstractAsyncContextManager[None]:
         """A block that a stop does not have to see through."""
-        return self.stop.aside()
+        return self.stop.aside(batch.token)
 
     def stage_items(self, items: Iterable[Any]) -> dict[str, Any]:
         """Copies of items by their keys."""

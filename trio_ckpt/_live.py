@@ -17,6 +17,7 @@ import trio
 from ._errors import text_of
 from ._registry import AnyToken
 from ._run import Run
+from ._statistics import Stopping
 from ._uninterrupted import uninterrupted
 from ._values import StreamKey
 from .abc import Store
@@ -60,6 +61,14 @@ class LiveLeftOut(msgspec.Struct, frozen=True, array_like=True):
     problem: str
 
 
+class LiveStopping(msgspec.Struct, frozen=True, array_like=True):
+    """A stop: how many batches it waits for, the first of them, and until when (Unix time, s)."""
+
+    open: int
+    batches: tuple[tuple[StreamKey, int], ...]
+    until: float
+
+
 class LiveView(msgspec.Struct, frozen=True):
     """What the owner of a run was at, at one moment.
 
@@ -74,6 +83,7 @@ class LiveView(msgspec.Struct, frozen=True):
         eta_s: Seconds until nothing is left; None where that is not known.
         waiting: Streams that wait, and why.
         left_out: Streams of which snapshots could not be saved in this session.
+        stopping: The stop that is under way, if there is one.
     """
 
     at: float
@@ -86,6 +96,7 @@ class LiveView(msgspec.Struct, frozen=True):
     eta_s: float | None
     waiting: tuple[LiveWaiting, ...]
     left_out: tuple[LiveLeftOut, ...] = ()
+    stopping: LiveStopping | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -116,7 +127,14 @@ def live_view(run: Run) -> LiveView:
         eta_s=statistics.eta_s,
         waiting=tuple(LiveWaiting(w.stream, w.reason, now + w.for_s) for w in statistics.waiting),
         left_out=tuple(LiveLeftOut(o.stream, o.count, o.problem) for o in statistics.left_out),
+        stopping=_stopping(statistics.stopping, now),
     )
+
+
+def _stopping(stopping: Stopping | None, now: float) -> LiveStopping | None:
+    if stopping is None:
+        return None
+    return LiveStopping(stopping.open, stopping.batches, now + stopping.for_s)
 
 
 async def read_live(store: Store, run_id: str, owner: int) -> LiveView | None:

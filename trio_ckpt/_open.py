@@ -149,7 +149,7 @@ async def open_run(
                 archiving = await replaced_by_next(store, view)
                 generation += 1
             view = None
-        stop = Stop()
+        stop = Stop(grace_s)
         saver = Saver(
             store,
             RunKey(run_id, generation, owner),
@@ -176,7 +176,7 @@ async def open_run(
         parts = {} if view is None else {key: entry.progress for key, entry in view.streams.items()}
         if outputs is not None and await is_current(saver.run_key, parts, outputs, session.facts):
             session.facts[WRITTEN] = count_checkpoints(parts)
-        async with _background_tasks(saver, stop, grace_s, handle_signals) as nursery:
+        async with _background_tasks(saver, stop, handle_signals) as nursery:
             await session.begin()
             if outputs is not None:
                 await clear_outputs(store, saver.run_key, session, view, outputs)
@@ -222,7 +222,7 @@ async def open_run(
 
 @asynccontextmanager
 async def _background_tasks(
-    saver: Saver, stop: Stop, grace_s: float, handle_signals: bool | None
+    saver: Saver, stop: Stop, handle_signals: bool | None
 ) -> AsyncGenerator[trio.Nursery]:
     """Save and listen for signals while the block runs; errors keep their shape.
 
@@ -236,7 +236,7 @@ async def _background_tasks(
         async with trio.open_nursery() as nursery:
             try:
                 nursery.start_soon(saver.run)
-                nursery.start_soon(stop.see_through, grace_s)
+                nursery.start_soon(stop.see_through)
                 if has_signals:
                     await nursery.start(receive_signals, stop)
                 yield nursery

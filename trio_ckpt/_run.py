@@ -488,7 +488,11 @@ class Run:
 
     def statistics(self) -> RunStatistics:
         """Counts, sums, rate and ETA, at this moment."""
-        return self._roster.statistics()
+        statistics = self._roster.statistics()
+        stopping = None if self._roster.ended is not None else self._stop.stopping()
+        if stopping is None:
+            return statistics
+        return attrs.evolve(statistics, stopping=stopping, eta_s=None)
 
     # -- for monitors -------------------------------------------------------------------------
 

@@ -115,7 +115,7 @@ class Snapshots:
             return False
         await self._save(*begun)
         if self.saved > saved:
-            async with self._desk.aside():  # which is not left during a stop
+            async with self._desk.aside(self._batch):  # which is not left during a stop
                 pass
         return True
 

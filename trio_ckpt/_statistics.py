@@ -46,6 +46,22 @@ class LeftOut:
 
 
 @attrs.frozen
+class Stopping:
+    """A stop of the run that is under way.
+
+    Attributes:
+        open: How many batches it waits for.
+        batches: The first of them, each its stream's key and its index.
+        for_s: How long it waits still, at most, in seconds of trio's clock; then they are
+            cancelled.
+    """
+
+    open: int
+    batches: tuple[tuple[StreamKey, int], ...]
+    for_s: float
+
+
+@attrs.frozen
 class ArrayStatistics:
     """How the buffer of an array was captured the last time.
 
@@ -168,6 +184,7 @@ class RunStatistics:
             failed, were left or stand still are not counted; None where that is not known.
         waiting: Streams that wait, and why.
         left_out: Streams of which snapshots could not be saved in this session, and why.
+        stopping: The stop that is under way, if there is one.
     """
 
     status: Status
@@ -196,6 +213,7 @@ class RunStatistics:
     eta_s: float | None
     waiting: tuple[Waiting, ...]
     left_out: tuple[LeftOut, ...] = ()
+    stopping: Stopping | None = None
 
 
 def rate_per_s(confirmed: int, elapsed_s: float) -> float | None:

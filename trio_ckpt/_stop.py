@@ -7,20 +7,28 @@ open any more, or the grace is over, the scopes of the open streams are cancelle
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
+from heapq import nsmallest
 
 import trio
 
 from ._errors import EXIT_DRAINED, EXIT_SIGTERM
 from ._forks import in_children
 from ._portal import Portal
+from ._registry import AnyToken
+from ._statistics import Stopping
 from ._uninterrupted import uninterrupted
+from ._words import duration, stopping_text
 
 log = logging.getLogger("trio_ckpt.stop")
+
+MAX_NAMED = 3  # batches that a stop waits for, by name
+SAID_AFTER_S = 0.5  # most stops are over before
 
 
 @uninterrupted
@@ -28,15 +36,21 @@ class Stop:
     """Whether a run is being stopped, and how far it has come.
 
     Attributes:
-        busy: Batches that are open now, but for those whose bodies wait (`aside`).
         exit_code: What the command should exit with; 0 until the streams are cancelled.
         scopes: Those of the open streams.
         body: The run's own, for what goes on outside of streams: a second request ends it.
-        changed: Called when the streams are cancelled.
+        changed: Called when it begins, and when the streams are cancelled.
     """
 
-    def __init__(self) -> None:
-        self.busy = 0
+    def __init__(self, grace_s: float) -> None:
+        """Begin without a request.
+
+        Args:
+            grace_s: How long a stop waits for open batches, in seconds.
+        """
+        self._grace_s = grace_s
+        self._open: dict[AnyToken, None] = {}  # of batches, but for those whose bodies wait
+        self._ends_at = math.inf  # when the grace is over, on trio's clock
         self.exit_code = 0
         self.scopes: set[trio.CancelScope] = set()
         self._portal = Portal.here()
@@ -46,6 +60,11 @@ class Stop:
         self._idle = trio.Event()
         self.body = trio.CancelScope()
         self.changed: Callable[[], None] = _nothing
+
+    @property
+    def busy(self) -> int:
+        """How many batches are open now, but for those whose bodies wait (`aside`)."""
+        return len(self._open)
 
     @property
     def is_requested(self) -> bool:
@@ -76,26 +95,33 @@ class Stop:
         self._begin()
 
     def _begin(self) -> None:
+        if not self._requested.is_set():
+            self._ends_at = trio.current_time() + self._grace_s
         self._requested.set()
-        if self.busy == 0:
+        if not self._open:
             self._idle.set()
+        self.changed()
 
-    def leave_batch(self) -> None:
-        """Count one open batch less."""
-        self.busy -= 1
-        if self.busy == 0 and self._requested.is_set():
+    def enter_batch(self, token: AnyToken) -> None:
+        """Wait for a batch, if a stop comes."""
+        self._open[token] = None
+
+    def leave_batch(self, token: AnyToken) -> None:
+        """Do not wait for it any more."""
+        self._open.pop(token, None)
+        if not self._open and self._requested.is_set():
             self._idle.set()
 
     @asynccontextmanager
-    async def aside(self) -> AsyncGenerator[None]:
-        """Count one open batch less for a block that a stop does not have to see through.
+    async def aside(self, token: AnyToken) -> AsyncGenerator[None]:
+        """Do not wait for a batch during a block that a stop does not have to see through.
 
         During a stop the body does not come back from the block: it is parked there, as a
         loop is at the gate, until its stream is cancelled.
 
         Cancellation: before and after the block, during a stop only.
         """
-        self.leave_batch()
+        self.leave_batch(token)
         try:
             await self.park()
             try:
@@ -105,7 +131,8 @@ class Stop:
                 raise
             await self.park()
         finally:
-            self.busy += 1
+            if token.is_pending:
+                self.enter_batch(token)
 
     @property
     def is_parking(self) -> bool:
@@ -120,13 +147,33 @@ class Stop:
         if self.is_parking:
             await trio.sleep_forever()
 
-    async def see_through(self, grace_s: float) -> None:
+    async def see_through(self) -> None:
         """Wait for a request, then for the open batches, then cancel the streams."""
         await self._requested.wait()
-        with trio.move_on_after(grace_s) as grace:
+        with trio.move_on_after(min(SAID_AFTER_S, self._grace_s)):
+            await self._idle.wait()
+        self._say("a second signal cancels what is open")
+        with trio.move_on_at(self._ends_at) as grace:
             await self._idle.wait()
         if self.exit_code == 0:
+            if grace.cancelled_caught:
+                self._say(f"it had {duration(self._grace_s)}; the next start does them again")
             self.cancel_streams(self._forced_code if grace.cancelled_caught else EXIT_DRAINED)
+
+    def _say(self, more: str) -> None:
+        """Say what the stop waits for, if it waits."""
+        stopping = self.stopping()
+        if self._open and stopping is not None:
+            text = stopping_text(stopping.open, stopping.batches, stopping.for_s)
+            log.warning("run %r: the stop %s; %s", next(iter(self._open)).run_id, text, more)
+
+    def stopping(self) -> Stopping | None:
+        """What a stop that is under way waits for; None: there is none."""
+        if not self._is_requested:
+            return None
+        left_s = 0.0 if self.exit_code else max(0.0, self._ends_at - trio.current_time())
+        batches = ((token.stream, token.batch_index) for token in self._open)
+        return Stopping(self.busy, tuple(nsmallest(MAX_NAMED, batches)), left_s)
 
     def cancel_streams(self, exit_code: int) -> None:
         """Cancel every open stream; those that open later end at once."""

@@ -8,9 +8,10 @@ one place that sees to it.
 from __future__ import annotations
 
 import json
+import math
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from ._totals import Number
@@ -100,6 +101,24 @@ def plural(count: int, noun: str) -> str:
     """``1 batch``, ``84,200 batches``."""
     ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
     return f"{count:,} {noun}{ending}"
+
+
+def batch_names(count: int, first: Sequence[tuple[StreamKey, int]]) -> str:
+    """``2 batches (s batch 5, s batch 6)``: how many there are, and the first of them."""
+    names = [f"{stream_name(key)} batch {index:,}" for key, index in first]
+    if more := count - len(first):
+        names.append(f"{more:,} more")
+    return plural(count, "batch") + (f" ({', '.join(names)})" if names else "")
+
+
+def stopping_text(count: int, first: Sequence[tuple[StreamKey, int]], left_s: float) -> str:
+    """What a stop waits for, and for how long still."""
+    if not count:
+        return "every open batch is saved"
+    if left_s == 0:
+        return f"is over, and cancels {batch_names(count, first)}"
+    limit = "" if math.isinf(left_s) else f"at most {duration(left_s)} more "
+    return f"waits {limit}for {batch_names(count, first)}"
 
 
 def number(value: Number) -> str:

@@ -23,7 +23,16 @@ from ._records import Status
 from ._run import Run
 from ._screen import Screen as Screen
 from ._statistics import RunStatistics
-from ._words import amounts, duration, message_of, number, plural, printable, stream_name
+from ._words import (
+    amounts,
+    duration,
+    message_of,
+    number,
+    plural,
+    printable,
+    stopping_text,
+    stream_name,
+)
 
 log = logging.getLogger("trio_ckpt.progress")
 
@@ -126,6 +135,7 @@ def progress_line(run_id: str, statistics: RunStatistics) -> str:
         f"session: {_session(statistics)}",
         f"total: {_total(statistics)}",
         *_pace(statistics),
+        *(f"stopping: {text}" for text in _stopping(statistics)),
         *(f"waiting: {text}" for text in _waiting(statistics)),
     ]
     return f"{printable(run_id)} {_status(statistics)}; {'; '.join(texts)}"
@@ -146,13 +156,15 @@ def progress_pairs(run_id: str, statistics: RunStatistics) -> list[tuple[str, st
     ]
     if pace := _pace(statistics):
         pairs.append(("pace", ", ".join(pace)))
+    pairs += [("stopping", text) for text in _stopping(statistics)]
     pairs += [("waiting", text) for text in _waiting(statistics)]
     return pairs
 
 
 def _status(statistics: RunStatistics) -> str:
     phase = statistics.current_phase
-    return statistics.status.value + (f", phase {printable(phase)}" if phase is not None else "")
+    word = statistics.status.value if statistics.stopping is None else "stopping"
+    return word + (f", phase {printable(phase)}" if phase is not None else "")
 
 
 def _per_status(counts: Any) -> str:
@@ -202,6 +214,11 @@ def _pace(statistics: RunStatistics) -> list[str]:
     if statistics.eta_s is not None and statistics.left:
         texts.append(f"ETA {duration(statistics.eta_s)}")
     return texts
+
+
+def _stopping(statistics: RunStatistics) -> Iterator[str]:
+    if (stopping := statistics.stopping) is not None:
+        yield stopping_text(stopping.open, stopping.batches, stopping.for_s)
 
 
 def _waiting(statistics: RunStatistics) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import trio
 from trio.testing import MockClock
 
 import trio_ckpt
+from trio_ckpt.cli._overview import show_run
 from trio_ckpt.cli._watch import watch
 from trio_ckpt.stores import MemoryStore
 
@@ -139,3 +141,62 @@ async def test_a_run_that_nobody_runs_is_shown_once(autojump_clock: MockClock) -
         "run complete, no process has it; streams: 1 complete; total: 3 batches, 0 left, "
         "0 skipped, 0 failing; watched: 0 batches in 0.0 s\n"
     )
+
+
+class WindowStore(MemoryStore):
+    """Shows what its owners are at."""
+
+    has_live = True
+    payload = b""
+
+    async def publish(self, run_id: str, payload: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.payload = payload
+
+    async def read_live(self, run_id: str) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self.payload
+
+
+async def drain(store: MemoryStore, *, task_status: trio.TaskStatus[None]) -> None:
+    """A run that is asked to stop in the fourth of twenty seconds of its first batch."""
+    with suppress(trio_ckpt.RunStoppedError):
+        async with (
+            trio_ckpt.open_run("run", store=store, handle_signals=False) as run,
+            run.open_stream("pages") as stream,
+        ):
+            task_status.started()
+            async for page in stream.batches(range(5)):
+                await trio.sleep(4)
+                run.request_stop()
+                await trio.sleep(16)
+                page.complete()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_a_stop_is_shown_with_what_it_waits_for(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_000_000 + trio.current_time())
+    store, out = WindowStore(), io.StringIO()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: drain(store, task_status=task_status))
+        await trio.sleep(6.5)
+        answer = await show_run(store, "run", stream=None, every=False)
+        shown, document = answer.blocks()[0], answer.document()
+        assert await watch(store, "run", every_s=6, as_json=as_json, file=out) == 75
+    lines = out.getvalue().splitlines()
+    if as_json:
+        stops = [json.loads(line)["stopping"] for line in lines]
+        assert stops[0] == {
+            "open": 1,
+            "batches": [{"stream": ["pages"], "batch_index": 0}],
+            "until": "1970-01-12T13:47:14+00:00",
+        }
+        assert document["stopping"] == stops[0]
+        assert stops[-1] is None
+    else:
+        texts = [line.partition("stopping: ")[2].partition(";")[0] for line in lines]
+        assert texts[0] == "waits at most 28 s more for 1 batch (pages batch 0)"
+        assert texts[-1] == ""
+        assert shown.rows[2] == ("stopping", texts[0])

@@ -133,7 +133,16 @@ def open_fold() -> Reader:
 
 def open_live() -> Reader:
     view = _live.LiveView(
-        1.0, 3, (_live.LiveToken(("a",), 3, "pending", 1.0),), 1, 2, 3.0, 0.5, None, ()
+        1.0,
+        3,
+        (_live.LiveToken(("a",), 3, "pending", 1.0),),
+        1,
+        2,
+        3.0,
+        0.5,
+        None,
+        (),
+        stopping=_live.LiveStopping(1, ((("a",), 3),), 31.0),
     )
 
     def read(data: bytes) -> str:

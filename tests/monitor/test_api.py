@@ -344,8 +344,12 @@ async def test_a_run_is_stopped_in_good_order() -> None:
                 assert (reply.status, reply.code) == (409, "not_possible")
                 assert not run.is_stopping
                 async with run.open_stream("s") as stream, stream.open_batch() as batch:
+                    assert (await client.get("/api/runs")).json["runs"][0]["stopping"] is None
                     assert (await actor.post("/api/runs/r/stop")).status == 202
                     assert run.is_stopping
+                    stopping = (await client.get("/api/runs")).json["runs"][0]["stopping"]
+                    assert (stopping["open"], stopping["batches"]) == (1, ["s batch 0"])
+                    assert stopping["until"] is not None
                     batch.complete()
     assert caught.value.exit_code == 75
 

@@ -137,6 +137,11 @@ class Cable:
 
 async def perform(stage: Stage) -> None:
     """Streams of every kind; one goes on by a batch whenever the test says so."""
+    with contextlib.suppress(RunStoppedError):
+        await perform_until_stopped(stage)
+
+
+async def perform_until_stopped(stage: Stage) -> None:
     async with open_run("github-2025", store=MemoryStore(), handle_signals=False) as run:
         stage.run = run
         send, receive = trio.open_memory_channel[None](100)
@@ -192,6 +197,19 @@ def look(tab: Tab, stage: Stage) -> Page:
     tab.page.goto(f"{stage.found.url}/#{SECRET}")
     expect(tab.page.locator("#run-name")).to_have_text("github-2025")
     return tab.page
+
+
+def test_a_stop_is_seen_with_what_it_waits_for(tab: Tab, stage: Stage) -> None:
+    page = look(tab, stage)
+    expect(page.locator("#run-status")).to_have_text("in progress")
+    assert stage.run is not None
+    stage.run.request_stop()  # from the thread of the test
+    expect(page.locator("#run-status")).to_have_text("stopping")
+    expect(page.locator("#pending-note")).to_contain_text(
+        re.compile(r"The stop waits at most 2\d s more for 2 batches: org/repo1/pulls batch 5, org")
+    )
+    expect(page.locator("#eta")).to_be_empty()
+    expect(page).to_have_title(re.compile("^stopping"))
 
 
 def test_progress_is_seen_to_move_without_a_reload(tab: Tab, stage: Stage) -> None:

@@ -28,7 +28,14 @@ from ._look import (
     summary_document,
     word_of,
 )
-from ._pending import left_out_pairs, live_of, pending_blocks, pending_document
+from ._pending import (
+    left_out_pairs,
+    live_of,
+    pending_blocks,
+    pending_document,
+    stopping_document,
+    stopping_texts,
+)
 from ._report import Answer, Block, Pairs, Table, capped
 
 MAX_ROWS = 20  # of a table, unless all are asked for
@@ -158,7 +165,11 @@ async def show_run(store: Store, run_id: str | None, *, stream: str | None, ever
     only = None if stream is None else keys
     limit = None if every else MAX_ROWS
     return Answer(
-        lambda: {**_show_document(look, keys, only), "pending": pending_document(live, now)},
+        lambda: {
+            **_show_document(look, keys, only),
+            "pending": pending_document(live, now),
+            "stopping": stopping_document(live),
+        },
         lambda: [
             *_show_blocks(look, keys, live, limit),
             *pending_blocks(live, stream_names(look.keys), only, now, limit),
@@ -192,7 +203,10 @@ def _show_document(
 def _show_blocks(
     look: Look, keys: Sequence[StreamKey], live: LiveView | None, limit: int | None
 ) -> Sequence[Block]:
-    pairs = [*_run_pairs(look, keys), *left_out_pairs(live, stream_names(look.keys))]
+    stopping = [("stopping", text) for text in stopping_texts(live, time.time())]
+    names = stream_names(look.keys)
+    run, status, *more = _run_pairs(look, keys)
+    pairs = [run, status, *stopping, *more, *left_out_pairs(live, names)]
     blocks: list[Block] = [Pairs(pairs)]
     groups = _groups(look, keys)
     group_names = stream_names(_groups(look, look.keys))
@@ -208,7 +222,7 @@ def _show_blocks(
         )
     if keys:
         order = keys if limit is None else sorted(keys, key=lambda key: _urgency(look, key))
-        row = partial(_stream_row, look, stream_names(look.keys))
+        row = partial(_stream_row, look, names)
         blocks.append(capped(_STREAM_COLUMNS, order, row, limit, "streams"))
     if len(keys) == 1:
         blocks.append(_one_stream(look.parts[keys[0]]))

@@ -1,14 +1,15 @@
-"""What the owner of a run is at now, as it publishes it: its pending tokens, and what it lacks."""
+"""What the owner of a run is at now, as it publishes it: pending tokens, a stop, what it lacks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from .._live import LiveToken, LiveView, read_live
 from .._look import Look
 from .._values import StreamKey
-from .._words import duration, iso_moment, plural, stream_name
+from .._words import duration, iso_moment, plural, stopping_text, stream_name
 from ._report import Block, capped
 
 COLUMNS = ("pending in", ">batch", "state", ">age")
@@ -96,6 +97,28 @@ def left_out_pairs(live: LiveView | None, names: Mapping[StreamKey, str]) -> lis
         text = f"{plural(one.count, 'snapshot')} of {name} left out: {one.problem}"
         pairs.append(("snapshots", text))
     return pairs
+
+
+def stopping_document(live: LiveView | None) -> dict[str, Any] | None:
+    """A stop that is under way, for programs; null: there is none, or it cannot be seen."""
+    if live is None or live.stopping is None:
+        return None
+    stopping = live.stopping
+    return {
+        "open": stopping.open,
+        "batches": [
+            {"stream": list(stream), "batch_index": index} for stream, index in stopping.batches
+        ],
+        "until": None if math.isinf(stopping.until) else iso_moment(stopping.until),
+    }
+
+
+def stopping_texts(live: LiveView | None, now: float) -> list[str]:
+    """What a stop waits for, and for how long still; nothing where there is none."""
+    if live is None or live.stopping is None:
+        return []
+    stopping = live.stopping
+    return [stopping_text(stopping.open, stopping.batches, max(0.0, stopping.until - now))]
 
 
 def _age_s(token: LiveToken, now: float) -> float:

@@ -18,7 +18,13 @@ from .._words import amounts, duration, number, plural
 from ..abc import Store
 from ._look import Look, left_of, look_at, owner_document, summary_document, word_of
 from ._overview import left_text, per_status, total_pairs
-from ._pending import live_of, pending_document, pending_text
+from ._pending import (
+    live_of,
+    pending_document,
+    pending_text,
+    stopping_document,
+    stopping_texts,
+)
 from ._report import Pairs, console_for, to_json, to_lines, to_rich
 
 TERMINAL_EVERY_S = 1.0
@@ -115,6 +121,7 @@ def _document(seen: Seen) -> dict[str, Any]:
         "phase": current_phase(seen.look.parts),
         "total": summary_document(seen.summary),
         "pending": pending_document(seen.live, time.time()),
+        "stopping": stopping_document(seen.live),
         "watched": {
             "seconds": round(seen.since_s, 3),
             "confirmed": seen.new,
@@ -132,7 +139,8 @@ def _watched(seen: Seen) -> str:
         text += f", spent {amounts(seen.spent)}"
     if seen.rate is not None:
         text += f", {number(round(seen.rate, 2))} batches/s"
-        if seen.eta_s is not None and seen.summary.left:
+        is_stopping = seen.live is not None and seen.live.stopping is not None
+        if seen.eta_s is not None and seen.summary.left and not is_stopping:
             text += f", ETA {duration(seen.eta_s)}"
     return text
 
@@ -144,6 +152,7 @@ def _line(seen: Seen) -> str:
         f"streams: {per_status(summary.streams)}",
         f"total: {plural(summary.confirmed, 'batch')}, {left_text(left_of(summary))} left, "
         f"{summary.skipped:,} skipped, {summary.failing:,} failing",
+        *(f"stopping: {text}" for text in stopping_texts(seen.live, time.time())),
         *(f"pending: {text}" for text in _pending(seen)),
         f"watched: {_watched(seen)}",
     ]
@@ -155,6 +164,7 @@ def _pairs(seen: Seen) -> list[tuple[str, str]]:
         ("run", f"{seen.look.run_id} {_status(seen)}"),
         ("streams", per_status(seen.summary.streams)),
         *total_pairs(seen.summary),
+        *(("stopping", text) for text in stopping_texts(seen.live, time.time())),
         *(("pending", text) for text in _pending(seen)),
         ("watched", _watched(seen)),
     ]

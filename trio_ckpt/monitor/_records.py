@@ -103,6 +103,7 @@ class RunLine(Answer, frozen=True):
         stuck: How many of them are older than ``stuck_after_s``.
         stuck_after_s: What is taken for stuck, see `stuck_after`.
         waiting: Streams that wait, and for what.
+        stopping: The stop that is under way; null: there is none, or it cannot be seen.
         records: Produced.
         produced: By name.
         spent: On all attempts, by name.
@@ -131,6 +132,7 @@ class RunLine(Answer, frozen=True):
     stuck: int
     stuck_after_s: float
     waiting: list[WaitingLine]
+    stopping: StoppingLine | None
     records: int
     produced: Amounts
     spent: Amounts
@@ -150,6 +152,20 @@ class WaitingLine(Answer, frozen=True):
     name: str
     reason: str
     until: str
+
+
+class StoppingLine(Answer, frozen=True):
+    """A stop that is under way.
+
+    Attributes:
+        open: How many batches it waits for.
+        batches: The first of them, as ``STREAM batch INDEX``.
+        until: When those that are open are cancelled; null: never.
+    """
+
+    open: int
+    batches: list[str]
+    until: str | None
 
 
 class UnreadableRun(Answer, frozen=True):

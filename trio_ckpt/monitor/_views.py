@@ -6,6 +6,7 @@ the moment, if there is an owner and it can be heard.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -38,6 +39,7 @@ from ._records import (
     SessionLine,
     Statistics,
     StatusWord,
+    StoppingLine,
     StreamLine,
     TokenLine,
     WaitingLine,
@@ -145,6 +147,7 @@ def run_line(standing: Standing) -> RunLine:
         stuck=sum(standing.at - token.created_at >= after_s for token in tokens),
         stuck_after_s=after_s,
         waiting=_waiting(standing),
+        stopping=_stopping(standing),
         records=summary.records,
         produced=dict(summary.totals),
         spent=dict(summary.spent),
@@ -242,6 +245,21 @@ def _waiting(standing: Standing) -> list[WaitingLine]:
         )
         for entry in standing.live.waiting[:MAX_SHOWN]
     ]
+
+
+def _stopping(standing: Standing) -> StoppingLine | None:
+    if standing.live is None or standing.is_stale or standing.live.stopping is None:
+        return None
+    stopping = standing.live.stopping
+    names = stream_names(standing.look.keys)
+    return StoppingLine(
+        open=stopping.open,
+        batches=[
+            f"{names.get(stream, stream_name(stream))} batch {index}"
+            for stream, index in stopping.batches
+        ],
+        until=None if math.isinf(stopping.until) else iso_now(stopping.until),
+    )
 
 
 def error_line(error: ErrorInfo | None) -> ErrorLine | None:

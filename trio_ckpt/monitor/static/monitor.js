@@ -128,6 +128,17 @@ const pill = (status) => {
   return node;
 };
 
+// A stop is no status of its own, but it is what one wants to know first.
+const statusOf = (run) => (run.stopping ? "stopping" : run.status);
+
+function stopText(stop) {
+  if (!stop.open) return "Every open batch is saved.";
+  const more = stop.open - stop.batches.length;
+  const names = [...stop.batches, ...(more ? [`${number(more)} more`] : [])].join(", ");
+  const left = stop.until === null ? "" : ` at most ${span(Math.max(0, (Date.parse(stop.until) - now()) / 1000))} more`;
+  return `The stop waits${left} for ${plural(stop.open, "batch", "batches")}: ${names}.`;
+}
+
 const percentText = (percent) => (percent === null ? "" : `${percent >= 99.95 && percent < 100 ? "99.9" : percent.toFixed(percent === 100 ? 0 : 1)} %`);
 
 function drawRuns() {
@@ -153,7 +164,7 @@ function drawRuns() {
     const [, percent] = link.children[0].children;
     const [what, flag] = link.children[1].children;
     text(percent, percentText(run.progress_percent));
-    text(what, words(run.status) + (run.rate_per_s ? ` · ${rate(run.rate_per_s)}/s` : ""));
+    text(what, words(statusOf(run)) + (run.rate_per_s ? ` · ${rate(run.rate_per_s)}/s` : ""));
     text(flag, run.stuck ? `${run.stuck} stuck` : run.error && run.status === "failed" ? "failed" : "");
     flag.className = "flag";
     link.children[2].firstElementChild.style.width = `${run.progress_percent ?? 0}%`;
@@ -188,8 +199,8 @@ function drawRun() {
   const { batches } = run;
   const done = batches.confirmed + batches.skipped;
   text($("run-name"), run.run);
-  text($("run-status"), words(run.status));
-  $("run-status").dataset.status = run.status;
+  text($("run-status"), words(statusOf(run)));
+  $("run-status").dataset.status = statusOf(run);
   show($("run-phase"), Boolean(run.phase));
   text($("run-phase"), run.phase ? `phase ${run.phase}` : "");
   text($("percent"), percentText(run.progress_percent));
@@ -205,7 +216,7 @@ function drawRun() {
   bar.setAttribute("aria-valuetext", $("progress-text").textContent);
   $("bar-done").style.width = all ? `${(100 * batches.confirmed) / all}%` : "0";
   $("bar-skipped").style.width = all ? `${(100 * batches.skipped) / all}%` : "0";
-  document.title = [percentText(run.progress_percent) || words(run.status), run.run].join(" · ");
+  document.title = [run.stopping ? "stopping" : percentText(run.progress_percent) || words(run.status), run.run].join(" · ");
   drawFacts();
   drawFailures();
   drawJob();
@@ -221,7 +232,7 @@ function drawRun() {
 }
 
 function eta(run) {
-  if (!run.running || run.batches.left === 0) return "";
+  if (!run.running || run.batches.left === 0 || run.stopping) return "";
   if (run.eta_s !== null) return `${span(run.eta_s)} to go, at ${clock.format(new Date(now() + run.eta_s * 1000))}`;
   return run.rate_per_s === null ? "too early for an estimate" : "";
 }
@@ -280,6 +291,7 @@ function drawAges() {
   if (stale) notes.push("The process that had these is gone: the next start does their batches again.");
   else if (stuck.length) notes.push(`Older than ${span(after)}, which is not usual here.`);
   if (total > pending.length) notes.push(`The oldest ${number(pending.length)} of ${number(total)} are shown.`);
+  if (run.stopping) notes.push(stopText(run.stopping));
   for (const wait of run.waiting) notes.push(`${wait.name} waits: ${wait.reason}.`);
   text($("pending-note"), notes.join(" "));
   show($("pending-note"), notes.length > 0);
@@ -681,7 +693,7 @@ function banner(message) {
 function announce() {
   const { run, pending } = state.detail;
   const stuck = pending.filter(isStuck).length;
-  const said = `${run.run} is ${words(run.status)}${stuck ? `, ${plural(stuck, "token")} stuck` : ""}${run.batches.failing ? `, ${plural(run.batches.failing, "batch", "batches")} failing` : ""}.`;
+  const said = `${run.run} is ${words(statusOf(run))}${stuck ? `, ${plural(stuck, "token")} stuck` : ""}${run.batches.failing ? `, ${plural(run.batches.failing, "batch", "batches")} failing` : ""}.`;
   if (said !== state.announced) {
     state.announced = said;
     text($("say"), said);
