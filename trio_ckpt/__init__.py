@@ -194,6 +194,7 @@ __all__ = [
     "StateChangedError",
     "StateStatistics",
     "Status",
+    "Stopping",
     "StoreConflictError",
     "StoreDamagedError",
     "StoreError",
