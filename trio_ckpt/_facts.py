@@ -14,6 +14,8 @@ from ._errors import StoreDamagedError
 from ._records import check_times
 from ._totals import Number
 
+ENDED, STOPPED = "ended", "was stopped"  # how a session that ended in good order says so
+
 
 class _Counts(msgspec.Struct):
     """What a session did; an imported one knows nothing."""

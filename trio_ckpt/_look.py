@@ -7,11 +7,11 @@ from typing import Any
 
 import attrs
 
+from ._facts import ENDED
 from ._groups import Summary, exit_code, in_order, is_over, summarize
 from ._history import run_facts
 from ._progress import Progress
 from ._records import Status
-from ._session import ENDED
 from ._values import JOB_STREAM, RUN_STREAM, StreamKey
 from .abc import Owner, RunView, Store
 

@@ -19,6 +19,7 @@ import trio
 
 from ._config import config_digest, diff_config, has_field, without_fields
 from ._errors import ConfigChangedError, RunStoppedError, class_name
+from ._facts import ENDED, STOPPED
 from ._gate import Way, way_of
 from ._groups import in_order, summarize
 from ._history import KILLED, ended_at, run_facts, run_runtime_s
@@ -32,8 +33,6 @@ from ._values import PHASE, RUN_STREAM
 from .abc import RunView
 
 log = logging.getLogger("trio_ckpt.session")
-
-ENDED, STOPPED = "ended", "was stopped"  # in good order
 
 OnConfigChange = Literal["refuse", "restart", "accept"]
 

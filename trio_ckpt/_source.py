@@ -16,7 +16,14 @@ import trio
 
 from ._arguments import function, shown
 from ._errors import NotEncodableError
-from ._values import ITEM_DIGEST_BYTES, as_plain, canonical_json, item_digest, kind_of
+from ._values import (
+    ITEM_DIGEST_BYTES,
+    as_plain,
+    call_key,
+    canonical_json,
+    item_digest,
+    kind_of,
+)
 
 T = TypeVar("T")
 
@@ -37,24 +44,6 @@ def default_key(item: Any) -> str:
         return canonical_json(as_plain(item, "item"))
     except NotEncodableError as error:
         raise NotEncodableError(error.path, f"{error.problem}; give key=") from error
-
-
-def call_key(key: Callable[[T], str], item: T, path: str) -> str:
-    """The name that the program's own function gives to an item.
-
-    What it raises leaves as the same object, with a note of which item it was called with.
-
-    Raises:
-        TypeError: it is not a str.
-    """
-    try:
-        name: Any = key(item)
-    except Exception as error:
-        error.add_note(f"key was called for {path} with {shown(item)}")
-        raise
-    if not isinstance(name, str):
-        raise TypeError(f"key must return a str, not {shown(name)}, for {path}")
-    return name
 
 
 def _is_sequence(items: object) -> bool:

@@ -7,15 +7,17 @@ import json
 import math
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
-from ._arguments import mapping
+from ._arguments import mapping, shown
 from ._errors import NotEncodableError, StoreDamagedError
 from ._totals import MAX_AMOUNT, Number
+
+T = TypeVar("T")
 
 StreamKey = tuple[str, ...]
 
@@ -306,3 +308,21 @@ def item_digest(key: str) -> bytes:
     return hashlib.blake2b(
         key.encode(errors="surrogatepass"), digest_size=ITEM_DIGEST_BYTES
     ).digest()
+
+
+def call_key(key: Callable[[T], str], item: T, path: str) -> str:
+    """The name that the program's own function gives to an item.
+
+    What it raises leaves as the same object, with a note of which item it was called with.
+
+    Raises:
+        TypeError: it is not a str.
+    """
+    try:
+        name: Any = key(item)
+    except Exception as error:
+        error.add_note(f"key was called for {path} with {shown(item)}")
+        raise
+    if not isinstance(name, str):
+        raise TypeError(f"key must return a str, not {shown(name)}, for {path}")
+    return name

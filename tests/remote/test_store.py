@@ -225,7 +225,7 @@ async def test_a_large_blob_goes_in_parts_and_a_lost_part_begins_it_again(
 
 
 async def _begin_again() -> bytes:
-    return _store.BEGIN_AGAIN
+    return m.BEGIN_AGAIN
 
 
 async def test_a_blob_that_is_not_what_its_name_says_is_refused(autojump_clock: MockClock) -> None:

@@ -11,8 +11,8 @@ from ._errors import LocalProtocolError
 from ._lease import Lease
 from ._link import Link
 from ._messages import AssignTask, Held, Hello, NewLease, TaskAck, TaskMessage
+from ._names import is_allowed
 from ._protocol import TaskPhase
-from ._work import is_allowed
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
 

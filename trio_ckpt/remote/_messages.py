@@ -65,6 +65,7 @@ from ._message import (
     Welcome as Welcome,
 )
 from ._task_messages import (
+    BEGIN_AGAIN as BEGIN_AGAIN,
     AnyCall as AnyCall,
     AssignTask as AssignTask,
     Cancel as Cancel,

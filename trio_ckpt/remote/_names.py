@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Collection
 
 from .._arguments import text
 from ._errors import UnknownJobError
@@ -63,3 +64,8 @@ def split_task_id(task_id: str) -> tuple[str, int]:
     if match is None or task_id_of(match[1], int(match[2])) != task_id:
         raise UnknownJobError(f"{task_id!r} is not the id of a work item, such as job-x.000012")
     return match[1], int(match[2])
+
+
+def is_allowed(module: str, allow: Collection[str]) -> bool:
+    """Whether a module is in a list of modules, or below one that is."""
+    return any(module == name or module.startswith(f"{name}.") for name in allow)

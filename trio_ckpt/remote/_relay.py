@@ -30,6 +30,7 @@ from .._values import decode_key
 from ..abc import Checkpoint, Fold, HistoryPage, RunKey, Store, StoredRecord, StoredRun
 from ._faults import fault_of
 from ._messages import (
+    BEGIN_AGAIN,
     MAX_TEXT_CHARS,
     MIB,
     CheckpointAck,
@@ -42,7 +43,6 @@ from ._messages import (
     StoreReply,
     TaskCheckpoint,
 )
-from ._store import BEGIN_AGAIN
 from ._waits import end_awake
 
 REPLY_BYTES = MIB  # of an answer, in one message

@@ -220,7 +220,6 @@ class _BeginAgainError(Exception):
 
 
 _NIL = msgspec.msgpack.encode(None)
-BEGIN_AGAIN = msgspec.msgpack.encode(False)  # the answer to a part whose predecessor is not there
 
 
 def _decode(answer: bytes, kind: Any) -> Any:

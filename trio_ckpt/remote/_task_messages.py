@@ -161,6 +161,9 @@ class ReadHistory(msgspec.Struct, frozen=True, array_like=True, tag=2):
     limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1_000
 
 
+BEGIN_AGAIN = msgspec.msgpack.encode(False)  # the answer to a part whose predecessor is not there
+
+
 class PutBlob(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """A part of a `Store.put_blob`; the parts come in order.
 

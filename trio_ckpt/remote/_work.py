@@ -18,6 +18,7 @@ from .._snapshots import Snapshots
 from .._stream import Stream
 from .._threads import run_blocking
 from ._errors import NotAllowedError
+from ._names import is_allowed
 from ._submission import check_function
 
 if TYPE_CHECKING:  # a default, so that `Work` alone is a type; Python has it from 3.13 on
@@ -70,11 +71,6 @@ def settings_of(func: Callable[..., Any]) -> TaskSettings:
     """What `task` said of a function, or the defaults."""
     found = getattr(func, _MARK, None)
     return found if isinstance(found, TaskSettings) else TaskSettings(_empty)
-
-
-def is_allowed(module: str, allow: Collection[str]) -> bool:
-    """Whether a module is in a list of modules, or below one that is."""
-    return any(module == name or module.startswith(f"{name}.") for name in allow)
 
 
 def check_module(name: str) -> None:

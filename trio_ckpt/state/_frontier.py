@@ -26,8 +26,7 @@ import msgspec
 
 from .._arguments import several
 from .._errors import NotEncodableError, StoreDamagedError
-from .._source import call_key
-from .._values import as_plain, canonical_json, copy_plain
+from .._values import as_plain, call_key, canonical_json, copy_plain
 
 T = TypeVar("T")
 

@@ -34,10 +34,10 @@ from ._local_check import (
     explained,
     lost_runs,
     missing_blobs,
+    odd_generations,
     stranger,
     strangers,
 )
-from ._sqlite_check import odd_generations
 
 REPAIR = "--repair writes the run anew from what can be read"
 MANY = 2**63

@@ -195,3 +195,19 @@ def lost_runs(folder: Path, found: Callable[[str], tuple[int, int, int] | None])
                 yield Finding(where, what, "--repair raises it", run_id=seen.run_id)
 
     return explained("lock", lambda: capped(findings()))
+
+
+def odd_generations(
+    where: str, run_id: str, numbers: tuple[int, int, int], have: set[int]
+) -> Iterator[Finding]:
+    """Whether the numbers of a run can be: its first and newest generation, and its owner."""
+    first, newest, owner = numbers
+    if owner < 1 or first < 0 or newest < 0 or first > newest + 1:
+        what = f"run {run_id!r} has owner {owner}, and generations {first} to {newest}"
+        yield Finding(where, what, RESTORE, run_id=run_id)
+    elif first < newest:
+        # One begins with a record.  The oldest may have none: it was locked, and no more.
+        lacking = next((n for n in range(first + 1, newest + 1) if n not in have), None)
+        if lacking is not None:
+            what = f"run {run_id!r} has no record of its generation {lacking}"
+            yield Finding(where, what, RESTORE, run_id=run_id, generation=lacking)

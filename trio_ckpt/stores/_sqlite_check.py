@@ -19,13 +19,13 @@ from pathlib import Path
 from .._errors import StoreError
 from ..abc import Finding
 from ._local_check import (
-    RESTORE,
     Step,
     blob_steps,
     capped,
     explained,
     lost_runs,
     missing_blobs,
+    odd_generations,
     strangers,
 )
 from ._sqlite_schema import FILES, FOLDERS, check_tables, connect, explain_sqlite
@@ -165,22 +165,6 @@ def _odd_runs(connection: sqlite3.Connection) -> Iterator[Finding]:
     for number, run_id, newest, first, owner in connection.execute(_RUNS).fetchall():
         have = {generation for (generation,) in connection.execute(_GENERATIONS, (number,))}
         yield from odd_generations(DATABASE, run_id, (first, newest, owner), have)
-
-
-def odd_generations(
-    where: str, run_id: str, numbers: tuple[int, int, int], have: set[int]
-) -> Iterator[Finding]:
-    """Whether the numbers of a run can be: its first and newest generation, and its owner."""
-    first, newest, owner = numbers
-    if owner < 1 or first < 0 or newest < 0 or first > newest + 1:
-        what = f"run {run_id!r} has owner {owner}, and generations {first} to {newest}"
-        yield Finding(where, what, RESTORE, run_id=run_id)
-    elif first < newest:
-        # One begins with a record.  The oldest may have none: it was locked, and no more.
-        lacking = next((n for n in range(first + 1, newest + 1) if n not in have), None)
-        if lacking is not None:
-            what = f"run {run_id!r} has no record of its generation {lacking}"
-            yield Finding(where, what, RESTORE, run_id=run_id, generation=lacking)
 
 
 def _named(folder: Path, digests: Iterable[str]) -> set[str]:
