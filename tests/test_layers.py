@@ -20,6 +20,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_extras": (0, 1),
     "_arguments": (0, 0),
     "_forks": (0, 1),
+    "_fsync": (0, 0),
     "_ranges": (0, 1),
     "_totals": (0, 2),
     "_values": (0, 3),

@@ -23,6 +23,7 @@ from pathlib import Path
 import attrs
 
 from ._extras import pip_command
+from .stores._files import sync_folder
 from .stores._locks import HAS_FLOCK
 
 if sys.platform != "win32":
@@ -184,6 +185,7 @@ def _space(place: Path) -> Finding:
 
 def _fsync(place: Path) -> Finding:
     """How long fsync takes, and what that says."""
+    sync_folder(place)
     with tempfile.TemporaryFile(dir=place) as file:
         times: list[float] = []
         for _ in range(FSYNC_TRIES):

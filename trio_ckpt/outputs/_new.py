@@ -10,8 +10,9 @@ from typing import Any
 import attrs
 
 from .._errors import OutputError
+from .._fsync import naming_unsynced
 from .._records import Output
-from ._names import above, temp_name
+from ._names import above, below, temp_name
 from ._system import NEW, told, write_all
 from ._tree import Sync, Tree
 
@@ -74,7 +75,8 @@ class NewFile:
         """
         system = self._tree.system
         with told(self.path):
-            system.fsync(self._fd)
+            with naming_unsynced(below(self._tree.root, self.path)):
+                system.fsync(self._fd)
             written = system.fstat(self._fd)
             system.rename(self._temp, self._last, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             self._temp = ""

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 import attrs
 
 from .._errors import OutputError
+from .._fsync import naming_unsynced
 from ._names import below
 from ._system import FOLDER, READ, ROOT, System
 
@@ -129,7 +130,8 @@ class Tree:
         """Sync a file or folder, unless that has failed before."""
         self.refuse_lost(name)
         try:
-            self.system.fsync(fd)
+            with naming_unsynced(below(self.root, name) if name else self.root):
+                self.system.fsync(fd)
         except BaseException:
             self.mark_lost(name)
             raise
@@ -161,7 +163,8 @@ def _open_root(system: System, root: str) -> int:
         try:
             with suppress(FileExistsError):
                 system.mkdir(name, dir_fd=folder)
-            system.fsync(folder)
+            with naming_unsynced(folder_path):
+                system.fsync(folder)
             return system.open(name, ROOT, dir_fd=folder)
         finally:
             system.close(folder)

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .._errors import StoreDamagedError, StoreError, StoreVersionError
+from .._fsync import naming_unsynced
 
 if sys.platform == "darwin":
     import fcntl
@@ -97,7 +98,8 @@ def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     fd = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        with naming_unsynced(folder):
+            os.fsync(fd)
     finally:
         os.close(fd)
 
