@@ -24,7 +24,7 @@ MADE = {what: make() for what, make in RAISED.items()}
 ERRORS = {
     what: make
     for what, make in RAISED.items()
-    if isinstance(MADE[what], Exception) and not what.startswith(("ExceptionGroup", "Classless"))
+    if isinstance(MADE[what], Exception) and not what.startswith("Classless")
 }
 each_error = pytest.mark.parametrize(("what", "make"), ERRORS.items(), ids=ERRORS.keys())
 
@@ -63,7 +63,7 @@ def test_a_log_record_is_made_whatever_is_in_it(
         log.exception("it failed")
     assert caplog.messages[0].startswith("an item failed: ")
     assert caplog.messages[1] == "it failed"
-    assert "Error" in caplog.text or "Stop" in caplog.text
+    assert any(kind in caplog.text for kind in ("Error", "Stop", "ExceptionGroup"))
 
 
 @pytest.mark.parametrize(
@@ -206,3 +206,95 @@ async def test_an_observer_that_raises_it_breaks_no_run(
         async for batch in stream.batches(range(3)):
             batch.complete()
     assert run.exit_code == 0
+
+
+NURSERY = "Exceptions from Trio nursery"
+
+
+class PartlyError(ExceptionGroup[Exception]):
+    def __str__(self) -> str:
+        return "3 of 10 are missing"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (ExceptionGroup(NURSERY, [OSError("503")]), "OSError", "503"),
+        (ExceptionGroup(NURSERY, [OSError("503"), OSError("503")]), "OSError", "503 (2 times)"),
+        (ExceptionGroup(NURSERY, [OSError("a"), OSError("b")]), "OSError", "a; b"),
+        (
+            ExceptionGroup(
+                "unhandled errors in a TaskGroup", [OSError("a"), ExceptionGroup("", [KeyError()])]
+            ),
+            "ExceptionGroup",
+            "OSError: a; KeyError",
+        ),
+        (ExceptionGroup("two halves", [OSError("a")]), "OSError", "two halves: a"),
+        (PartlyError("all", [OSError("a")]), "PartlyError", "3 of 10 are missing"),
+        (
+            ExceptionGroup(NURSERY, [OSError(str(number)) for number in range(1_000)]),
+            "OSError",
+            "0; 1; 2; 3; 4; and 995 more",
+        ),
+    ],
+)
+def test_a_group_says_what_its_errors_say(error: Exception, kind: str, text: str) -> None:
+    assert (class_name(error), text_of(error)) == (kind, text)
+    info = describe_error(error)
+    assert (info.type, info.message) == (kind, text)
+
+
+async def test_what_trio_cancelled_beside_an_error_is_not_told() -> None:
+    found = list[BaseException]()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled as error:
+            found.append(error)
+    parts = [found[0], OSError("a")]
+    assert text_of(BaseExceptionGroup(NURSERY, parts)) == "a"
+    assert class_name(BaseExceptionGroup(NURSERY, parts)) == "OSError"
+    assert class_name(BaseExceptionGroup(NURSERY, found)) == "Cancelled"
+
+
+@pytest.mark.parametrize("is_caught", [False, True])
+async def test_records_of_a_group_say_what_went_wrong_in_it(
+    autojump_clock: MockClock, is_caught: bool
+) -> None:
+    """In the record, at the token, and with the stream."""
+    store, reasons = MemoryStore(), list[str]()
+
+    async def wait(token: trio_ckpt.CheckpointToken[Any]) -> None:
+        with pytest.raises(CheckpointFailedError) as caught:
+            await token.wait()
+        reasons.append(caught.value.reason)
+
+    async def fail(text: str) -> NoReturn:
+        raise OSError(text)
+
+    async def work(batch: trio_ckpt.Batch[int]) -> None:
+        await trio.sleep(1)
+        async with trio.open_nursery() as both:
+            both.start_soon(fail, "503")
+            both.start_soon(fail, "503")
+
+    with pytest.raises((ExceptionGroup, trio_ckpt.BatchFailedError)):  # noqa: PT012  # as above
+        async with (
+            trio.open_nursery() as nursery,
+            trio_ckpt.open_run("r", store=store, handle_signals=False) as run,
+            run.open_stream("s") as stream,
+        ):
+            async for batch in stream.batches(range(1)):
+                nursery.start_soon(wait, batch.token)
+                try:
+                    await work(batch)
+                except ExceptionGroup as error:
+                    if not is_caught:
+                        raise
+                    batch.fail(error)
+    assert reasons == ["503 (2 times)"]
+    async with trio_ckpt.open_run("r", store=store, handle_signals=False) as run:
+        error = run.group("s").error
+        assert error is not None
+        assert (error.type, error.message) == ("OSError", "503 (2 times)")

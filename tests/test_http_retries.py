@@ -265,3 +265,33 @@ def test_a_client_may_be_read_in_its_own_way() -> None:
     assert table.decide(ValueError(429, 90.0), 1) == Again(90.0, pauses=True)
     assert table.decide(ValueError(404, None), 1) == GiveUp(Then.FAIL_STREAM, retryable=False)
     assert table.decide(ValueError(None, None), 1) == GiveUp(Then.FAIL)
+
+
+@pytest.mark.parametrize(
+    ("errors", "verdict"),
+    [
+        ([(503, None), (503, None)], None),
+        ([(429, 30.0), (503, None)], Again(30.0, pauses=True)),
+        ([(429, 30.0), (403, 60.0)], Again(60.0, pauses=True)),
+        ([(503, None), (404, None)], GiveUp(Then.FAIL_STREAM, retryable=False)),
+        ([(429, 30.0), (400, None)], GiveUp(Then.FAIL)),
+    ],
+)
+def test_answers_to_requests_of_one_nursery_count_together(
+    errors: list[tuple[int, float | None]], verdict: Again | GiveUp | None
+) -> None:
+    parts = [HttpError("status", code, after_s) for code, after_s in errors]
+    found = HTTP.decide(ExceptionGroup("Exceptions from Trio nursery", parts), 1)
+    if verdict is None:
+        assert isinstance(found, Again)
+    else:
+        assert found == verdict
+
+
+def test_a_group_that_is_named_as_a_broken_connection_is_one() -> None:
+    class LostError(ExceptionGroup[Exception]):
+        pass
+
+    lost = LostError("lost", [ValueError()])
+    assert HTTP.decide(lost, 1) == GiveUp(Then.FAIL)
+    assert isinstance(http_retries(errors=(LostError,)).decide(lost, 1), Again)

@@ -228,7 +228,8 @@ async def test_what_is_remembered_of_an_exception_says_what_the_table_said(is_gr
     assert info.value is error
     assert stream.error is not None
     assert (stream.error.retryable, stream.error.batch_index) == (False, 2)
-    assert stream.error.type == type(error).__name__
+    assert stream.error.type == "BodyError"
+    assert stream.error.message == ("two requests: 403" if is_group else "403")
     assert run.exit_code == 69
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
 from trio_ckpt import Again, GiveUp, RetryRule, RetryTable, Then
 from trio_ckpt._retry import NO_RETRIES
@@ -91,3 +92,121 @@ def test_the_first_rule_that_matches_wins_when_both_say_when() -> None:
     assert table.decide(OSError(1), 1) == GiveUp(Then.SKIP)
     assert table.decide(OSError(2), 1) == GiveUp(Then.FAIL, retryable=False)
     assert table.decide(OSError(), 1) == GiveUp(Then.FAIL)
+
+
+# -- groups, as nurseries raise them ----------------------------------------------------------
+
+
+class GoneError(Exception):
+    pass
+
+
+def asked(seconds: float) -> RateLimitedError:
+    return RateLimitedError(seconds)
+
+
+GROUPS = RetryTable(
+    (
+        RetryRule((GoneError,), attempts=1, then=Then.FAIL_STREAM, retryable=False),
+        RetryRule((KeyError,), attempts=1, then=Then.SKIP),
+        RetryRule((IndexError,), attempts=1, then=Then.FAIL_STREAM),
+        RetryRule((FileNotFoundError,), attempts=2, jitter=0.0, then=Then.SKIP),
+        RetryRule(
+            (RateLimitedError,), jitter=0.0, retry_after=lambda error: getattr(error, "seconds", 0)
+        ),
+        rule(attempts=4),
+    )
+)
+
+
+def cancelled() -> BaseException:
+    """What trio raises in a task that is cancelled."""
+    found = list[BaseException]()
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await trio.lowlevel.checkpoint()
+            except trio.Cancelled as error:
+                found.append(error)
+                raise
+
+    trio.run(main)
+    return found[0]
+
+
+def group(*parts: BaseException) -> BaseException:
+    return BaseExceptionGroup("Exceptions from Trio nursery", parts)
+
+
+@pytest.mark.parametrize(
+    ("parts", "verdict"),
+    [
+        pytest.param([OSError(), OSError()], Again(1.0), id="like errors"),
+        pytest.param([OSError(), group(OSError(), group(OSError()))], Again(1.0), id="nested"),
+        pytest.param([asked(30), OSError()], Again(30.0, pauses=True), id="who asks to wait"),
+        pytest.param([asked(7), asked(30), asked(9)], Again(30.0, pauses=True), id="the longest"),
+        pytest.param([OSError(), KeyError()], GiveUp(Then.SKIP), id="skip over again"),
+        pytest.param([KeyError(), IndexError()], GiveUp(Then.FAIL_STREAM), id="stream over skip"),
+        pytest.param([IndexError(), ValueError()], GiveUp(Then.FAIL), id="fail over all"),
+        pytest.param([OSError(), group(ValueError())], GiveUp(Then.FAIL), id="fail deep inside"),
+        pytest.param(
+            [IndexError(), GoneError()],
+            GiveUp(Then.FAIL_STREAM, retryable=False),
+            id="for good over not",
+        ),
+        pytest.param([cancelled(), OSError()], Again(1.0), id="beside a cancelled task"),
+        pytest.param([cancelled(), cancelled()], GiveUp(Then.FAIL), id="nothing but cancelled"),
+        pytest.param([OSError(), KeyboardInterrupt()], GiveUp(Then.FAIL), id="Ctrl-C"),
+        pytest.param([OSError(), SystemExit(1)], GiveUp(Then.FAIL), id="an exit"),
+    ],
+)
+def test_the_gravest_verdict_on_a_group_counts(
+    parts: list[BaseException], verdict: Again | GiveUp
+) -> None:
+    assert GROUPS.decide(group(*parts), 1) == verdict
+    assert GROUPS.decide(group(*reversed(parts)), 1) == verdict
+    assert GROUPS.decide(group(group(*parts)), 1) == verdict
+
+
+def test_each_error_of_a_group_has_the_attempts_of_its_rule() -> None:
+    parts = group(FileNotFoundError(), OSError())
+    assert GROUPS.decide(parts, 1) == Again(1.0)
+    assert GROUPS.decide(parts, 2) == GiveUp(Then.SKIP)
+    assert GROUPS.decide(group(OSError(), OSError()), 3) == Again(4.0)
+    assert GROUPS.decide(group(OSError(), OSError()), 4) == GiveUp(Then.FAIL)
+
+
+def test_a_rule_that_names_groups_is_for_them_as_a_whole() -> None:
+    two = RetryRule(
+        (ExceptionGroup,), when=lambda error: "two" in str(error), then=Then.SKIP, attempts=1
+    )
+    table = RetryTable((rule(), two))
+    assert table.decide(ExceptionGroup("two", [OSError(), OSError()]), 1) == GiveUp(Then.SKIP)
+    assert table.decide(ExceptionGroup("one", [OSError()]), 1) == Again(1.0)
+    inside = ExceptionGroup("outer", [OSError(), ExceptionGroup("two", [ValueError()])])
+    assert table.decide(inside, 1) == GiveUp(Then.SKIP)
+    assert not rule().matches(ExceptionGroup("two", [OSError()]))
+
+
+def test_a_rule_for_all_exceptions_is_asked_about_each() -> None:
+    seen = list[type]()
+    every = RetryRule((Exception,), when=lambda error: seen.append(type(error)) is None)
+    table = RetryTable((every,))
+    assert isinstance(table.decide(group(OSError(), group(KeyError())), 1), Again)
+    assert set(seen) == {OSError, KeyError}
+
+
+def test_a_group_that_names_one_error_often_is_looked_at_once() -> None:
+    error: BaseException = OSError()
+    for _ in range(60):  # 2**60 ways to the one error
+        error = group(error, error)
+    assert GROUPS.decide(error, 1) == Again(1.0)
+
+
+def test_a_group_may_be_deeper_than_the_stack() -> None:
+    error: BaseException = OSError()
+    for _ in range(5_000):
+        error = group(error)
+    assert GROUPS.decide(error, 1) == Again(1.0)

@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, cast
+from typing import Any
 
 import attrs
 import msgspec
@@ -21,7 +21,14 @@ from ._arguments import several, whole_number
 from ._attic import archive_chains
 from ._batch import AttemptState, Batch, staged_of
 from ._coordinator import CheckpointCoordinator
-from ._errors import BatchFailedError, StoreError, StreamBusyError, TrioCkptError, describe_batch
+from ._errors import (
+    BatchFailedError,
+    StoreError,
+    StreamBusyError,
+    TrioCkptError,
+    describe_batch,
+    leaves_of,
+)
 from ._extent import Extent
 from ._keeper import StateKeeper
 from ._lane import Lane
@@ -232,17 +239,10 @@ class Desk(ABC):
         """What the retry table made of an exception of a handler; of another, it itself."""
         return next((v for v in self.verdicts if v.__cause__ is error), error)
 
-    def failures_in(self, error: BaseException) -> list[BaseException]:
-        """The exceptions of a group, whatever groups are in it, or the verdicts on them."""
-        found, left = list[BaseException](), [error]
-        while left:  # not by recursion: a program may nest groups deeper than the stack is
-            part = left.pop()
-            verdict = self.verdict_on(part)
-            if verdict is part and isinstance(part, BaseExceptionGroup):
-                left += reversed(cast("BaseExceptionGroup[BaseException]", part).exceptions)
-            else:
-                found.append(verdict)
-        return found
+    def verdicts_in(self, error: BaseException) -> list[BaseException]:
+        """The exceptions of a group, or what the retry table made of them."""
+        parts = leaves_of(error, lambda part: self.verdict_on(part) is not part)
+        return [self.verdict_on(part) for part in parts]
 
     # -- what goes into a record ----------------------------------------------------------
 

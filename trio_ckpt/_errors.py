@@ -9,20 +9,67 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+import trio
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 _CLASS_NAME = type.__dict__["__qualname__"]
+_PARTS = BaseExceptionGroup.__dict__["exceptions"]
+_MESSAGE = BaseExceptionGroup.__dict__["message"]
+
+NURSERY_MESSAGES = frozenset(
+    {"Exceptions from Trio nursery", "unhandled errors in a TaskGroup", "multiple tasks failed"}
+)
+"""What trio, asyncio and anyio write into their groups: it says nothing of what happened."""
+
+MAX_TOLD = 5  # different texts of the exceptions in a group
+
+
+def leaves_of(
+    error: BaseException, is_leaf: Callable[[BaseException], bool] | None = None
+) -> list[BaseException]:
+    """The exceptions of a group, each once, whatever groups are in it; of another one itself.
+
+    Args:
+        error: A group, or not; of any class.
+        is_leaf: Which groups are not looked into.
+    """
+    found, left, seen = list[BaseException](), [error], set[int]()
+    while left:  # not by recursion: a program may nest groups deeper than the stack is
+        part = left.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        is_group = issubclass(type(part), BaseExceptionGroup)
+        if is_group and not (is_leaf is not None and is_leaf(part)):
+            left += reversed(_PARTS.__get__(part))
+        else:
+            found.append(part)
+    return found
+
+
+def failures_in(error: BaseException) -> list[BaseException]:
+    """The exceptions of a group that are not trio's cancellation of a task."""
+    leaves = leaves_of(error)
+    return [leaf for leaf in leaves if not issubclass(type(leaf), trio.Cancelled)]
 
 
 def class_name(error: BaseException) -> str:
-    """The name of an exception's class, whatever its metaclass makes of names."""
-    name: str = _CLASS_NAME.__get__(type(error))
+    """The name of an exception's class, whatever its metaclass makes of names.
+
+    A plain group of nothing but exceptions of one class has the name of that class.
+    """
+    kind: type[BaseException] = type(error)
+    if kind in (ExceptionGroup, BaseExceptionGroup):
+        kinds = set(map(type, failures_in(error) or leaves_of(error)))
+        kind = kinds.pop() if len(kinds) == 1 else kind
+    name: str = _CLASS_NAME.__get__(kind)
     return name
 
 
@@ -31,12 +78,33 @@ def text_of(error: BaseException) -> str:
 
     The exception may be of a user's class, whose ``__str__`` raises, exits, or returns anything:
     then the text says so.  This is the one place that asks a foreign exception for its text.
+    A group says what its exceptions say.
     """
     try:
+        if type(error).__str__ is BaseExceptionGroup.__str__:
+            return _text_of_group(error)
         text = str.__str__(str(error))  # not that of a subclass of str
     except BaseException as problem:
         return f"{class_name(error)}, whose text cannot be made: {class_name(problem)}"
     return text or class_name(error)
+
+
+def _text_of_group(group: BaseException) -> str:
+    """The texts of the exceptions in a group, behind its own where that says something."""
+    leaves = failures_in(group) or leaves_of(group)
+    is_mixed = len(set(map(type, leaves))) > 1
+    counts = dict[str, int]()
+    for leaf in leaves:
+        kind, text = class_name(leaf), text_of(leaf)
+        if is_mixed and not text.startswith(kind):
+            text = f"{kind}: {text}"
+        counts[text] = counts.get(text, 0) + 1
+    told = [text if count == 1 else f"{text} ({count} times)" for text, count in counts.items()]
+    if len(told) > MAX_TOLD:
+        told[MAX_TOLD:] = [f"and {len(told) - MAX_TOLD} more"]
+    message = str.__str__(_MESSAGE.__get__(group))
+    head = "" if message in NURSERY_MESSAGES else f"{message}: "
+    return head + "; ".join(told)
 
 
 class TrioCkptError(Exception):

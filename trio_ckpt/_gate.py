@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import attrs
 import trio
@@ -44,6 +44,8 @@ from ._errors import (
     TrioCkptError,
     class_name,
     describe_batch,
+    failures_in,
+    leaves_of,
     text_of,
 )
 from ._kept import Saved
@@ -451,7 +453,7 @@ class Gate(Desk):
             attempts=batch.attempt,
             spent=staged_of(batch).spent,
             error=describe_error(error, retryable=retryable, batch_index=batch.index),
-            metadata=dict(error.details) if isinstance(error, TrioCkptError) else {},
+            metadata=_details_of(error),
             opened=self.new_opening(),
             phase=self.new_phase(),
         )
@@ -502,16 +504,21 @@ class Gate(Desk):
             raise batch.problem
 
 
+def _details_of(error: BaseException | str) -> dict[str, Any]:
+    """What is stored beside the text of an error; of a group, what its first one has."""
+    parts = [] if isinstance(error, str) else failures_in(error)
+    details = (dict(part.details) for part in parts if isinstance(part, TrioCkptError))
+    return next(filter(None, details), {})
+
+
 def way_of(error: BaseException) -> Way:
     """Whether an exception leaves that is the batch's own, or one that ends it from outside.
 
     Outside are cancellation, a stop of the run, and what Python ends a program with.
     """
     outside = (trio.Cancelled, RunStoppedError, KeyboardInterrupt, SystemExit, GeneratorExit)
-    if isinstance(error, BaseExceptionGroup):
-        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        return Way.ERROR if Way.ERROR in map(way_of, parts) else Way.CANCEL
-    return Way.CANCEL if isinstance(error, outside) else Way.ERROR
+    is_outside = all(isinstance(leaf, outside) for leaf in leaves_of(error))
+    return Way.CANCEL if is_outside else Way.ERROR
 
 
 def telling(errors: Sequence[BaseException]) -> BaseException:
@@ -523,15 +530,3 @@ def telling(errors: Sequence[BaseException]) -> BaseException:
         return 2
 
     return min(errors, key=rank)
-
-
-def leaves_of(error: BaseException) -> list[BaseException]:
-    """The exceptions of a group, whatever groups are in it; of another one itself."""
-    found, left = list[BaseException](), [error]
-    while left:  # not by recursion: a program may nest groups deeper than the stack is
-        part = left.pop()
-        if isinstance(part, BaseExceptionGroup):
-            left += reversed(cast("BaseExceptionGroup[BaseException]", part).exceptions)
-        else:
-            found.append(part)
-    return found

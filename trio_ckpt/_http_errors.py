@@ -13,9 +13,11 @@ import ssl
 import time
 from collections.abc import Iterator
 from datetime import UTC
-from typing import Any, cast
+from typing import Any
 
 import trio
+
+from ._errors import leaves_of
 
 BROKEN = (
     TimeoutError,
@@ -94,10 +96,8 @@ def is_broken(error: BaseException) -> bool:
 
 def _causes(error: OSError) -> Iterator[BaseException]:
     cause: object = error.__cause__ or getattr(error, "reason", None)
-    if isinstance(cause, BaseExceptionGroup):
-        yield from cast("BaseExceptionGroup[BaseException]", cause).exceptions
-    elif isinstance(cause, BaseException):
-        yield cause
+    if isinstance(cause, BaseException):
+        yield from leaves_of(cause)
 
 
 def status_of(error: BaseException) -> int | None:

@@ -82,7 +82,7 @@ def http_retries(
 
     again = partial(
         RetryRule,
-        (Exception,),
+        (Exception, *more),  # a class of groups among them is for groups as a whole
         attempts=attempts,
         then=Then.FAIL_STREAM,
         backoff_s=backoff_s,

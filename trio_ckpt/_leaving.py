@@ -7,8 +7,14 @@ import time
 
 import trio
 
-from ._errors import SourceChangedError, TrioCkptError, text_of
-from ._gate import Way, telling, way_of
+from ._errors import (
+    BatchFailedError,
+    SourceChangedError,
+    StreamFailedError,
+    TrioCkptError,
+    text_of,
+)
+from ._gate import Gate, Way, telling, way_of
 from ._records import ErrorInfo, Kind, Record, Status, describe_end
 from ._walk import Walk
 from ._words import printable
@@ -62,13 +68,19 @@ async def _record_exit(walk: Walk, error: BaseException | None, index: int | Non
     elif is_complete and not isinstance(error, SourceChangedError):
         log.info("%s is complete; what was raised later changes nothing", where)
     elif desk.saver.poison is None and desk.failure is None:
-        info = describe_end(telling(desk.failures_in(error)), desk.lane.key, index)
+        info = describe_end(_what_ended(desk, error), desk.lane.key, index)
         with trio.CancelScope(shield=True):
             try:
                 await save_failure(walk, info)
             except Exception as problem:
                 text = printable(text_of(problem))
                 log.error("%s failed, and saving that failed: %s", where, text)
+
+
+def _what_ended(desk: Gate, error: BaseException) -> BaseException:
+    """Of the verdicts in a group the one that decides what a resume may do; else all of it."""
+    first = telling(desk.verdicts_in(error))
+    return first if isinstance(first, BatchFailedError | StreamFailedError) else error
 
 
 async def _record_beginning(walk: Walk) -> None:

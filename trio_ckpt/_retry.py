@@ -6,9 +6,9 @@ import enum
 import math
 import random
 from collections.abc import Callable, Iterable
-from typing import cast
 
 import attrs
+import trio
 
 from ._arguments import (
     checked_by,
@@ -23,6 +23,7 @@ from ._arguments import (
     several,
     whole_number,
 )
+from ._errors import leaves_of
 
 
 class Then(enum.Enum):
@@ -75,7 +76,8 @@ class RetryRule:
     """One line of a `RetryTable`.
 
     Attributes:
-        errors: The exceptions it is for.
+        errors: The exceptions it is for.  A group of exceptions, such as a nursery raises, is
+            looked into, unless a class of groups, ``ExceptionGroup`` say, is among them.
         when: Which of them; default: all.
         attempts: How often a batch is tried in all, the first time included.
         then: What happens after the last of them.
@@ -107,8 +109,11 @@ class RetryRule:
     )
 
     def matches(self, error: BaseException) -> bool:
-        """Whether it is for this error."""
-        return isinstance(error, self.errors) and (self.when is None or self.when(error))
+        """Whether it is for this error; for a group as a whole only where it names groups."""
+        errors = self.errors
+        if isinstance(error, BaseExceptionGroup):
+            errors = tuple(kind for kind in errors if issubclass(kind, BaseExceptionGroup))
+        return isinstance(error, errors) and (self.when is None or self.when(error))
 
     def again(self, error: BaseException, attempts: int) -> Again | None:
         """How long to wait after the `attempts`-th failure; None: it would be too long."""
@@ -127,6 +132,11 @@ class RetryRule:
 class RetryTable:
     """Rules by class of error; the first that matches wins, and none means FAIL.
 
+    A group of exceptions is looked into, and the gravest verdict on one of them is that on the
+    batch: FAIL before FAIL_STREAM before SKIP before another attempt, and of two alike the one
+    that the next session does not try again.  Where all of them are to be tried again, the longest
+    wait counts.  What trio cancelled beside them says nothing.
+
     A table is code, not data: the next session may have another.
 
     Attributes:
@@ -137,21 +147,44 @@ class RetryTable:
 
     def decide(self, error: BaseException, attempts: int) -> Again | GiveUp:
         """Say what becomes of a batch that has failed `attempts` times, with `error` now."""
-        error = _alone(instance("error", error, BaseException, "an exception"))
+        instance("error", error, BaseException, "an exception")
         attempts = whole_number("attempts", attempts, least=1)
-        for rule in self.rules:
-            if rule.matches(error):
-                again = rule.again(error, attempts) if attempts < rule.attempts else None
-                return again or GiveUp(rule.then, rule.retryable)
-        return GiveUp(Then.FAIL)
+        parts = leaves_of(error, lambda part: self._rule_for(part) is not None)
+        return _gravest(
+            [
+                self._verdict_on(part, attempts)
+                for part in parts
+                if not isinstance(part, trio.Cancelled)
+            ]
+        )
+
+    def _rule_for(self, error: BaseException) -> RetryRule | None:
+        return next((rule for rule in self.rules if rule.matches(error)), None)
+
+    def _verdict_on(self, error: BaseException, attempts: int) -> Again | GiveUp:
+        rule = self._rule_for(error)
+        if rule is None:
+            return GiveUp(Then.FAIL)
+        again = rule.again(error, attempts) if attempts < rule.attempts else None
+        return again or GiveUp(rule.then, rule.retryable)
 
 
-def _alone(error: BaseException) -> BaseException:
-    """The one exception in groups of one, such as a nursery makes."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    group = cast("BaseExceptionGroup[BaseException]", error)
-    return _alone(group.exceptions[0]) if len(group.exceptions) == 1 else group
+def _gravest(verdicts: list[Again | GiveUp]) -> Again | GiveUp:
+    """What becomes of a batch, by the verdicts on all that went wrong with it."""
+    given_up = [verdict for verdict in verdicts if isinstance(verdict, GiveUp)]
+    if given_up or not verdicts:
+        return max(given_up, key=_gravity, default=GiveUp(Then.FAIL))
+    waits = [verdict for verdict in verdicts if isinstance(verdict, Again)]
+    return Again(
+        max(verdict.after_s for verdict in waits), any(verdict.pauses for verdict in waits)
+    )
+
+
+_BY_GRAVITY = (Then.SKIP, Then.FAIL_STREAM, Then.FAIL)
+
+
+def _gravity(verdict: GiveUp) -> tuple[int, bool]:
+    return _BY_GRAVITY.index(verdict.then), not verdict.retryable
 
 
 NO_RETRIES = RetryTable()

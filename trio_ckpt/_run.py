@@ -11,7 +11,7 @@ from contextlib import (
     asynccontextmanager,
 )
 from functools import partial
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal, TypeVar, overload
 
 import attrs
 import trio
@@ -37,6 +37,7 @@ from ._errors import (
     StreamFailedError,
     StreamsStillOpenError,
     describe_batch,
+    leaves_of,
 )
 from ._gate import Gate
 from ._groups import Summary, current_phase
@@ -595,15 +596,11 @@ class Run:
 
 def is_own_failure(error: BaseException, key: StreamKey) -> bool:
     """Whether an exception says nothing but that the stream has failed."""
-    if isinstance(error, BaseExceptionGroup):
-        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        return all(is_own_failure(part, key) for part in parts)
-    return isinstance(error, StreamFailedError) and error.stream == key
+    leaves = leaves_of(error)
+    return all(isinstance(leaf, StreamFailedError) and leaf.stream == key for leaf in leaves)
 
 
 def is_only_stopped(error: BaseException, poison: Exception | None) -> bool:
     """Whether an exception, or a group of them, says nothing but that the run was stopped."""
-    if isinstance(error, BaseExceptionGroup):
-        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        return all(is_only_stopped(part, poison) for part in parts)
-    return error is poison or isinstance(error, RunStoppedError)
+    leaves = leaves_of(error)
+    return all(leaf is poison or isinstance(leaf, RunStoppedError) for leaf in leaves)

@@ -44,6 +44,7 @@ from ._errors import (
     BatchWithdrawnError,
     CheckpointFailedError,
     describe_batch,
+    failures_in,
     text_of,
 )
 from ._portal import Portal, from_any_thread
@@ -128,10 +129,7 @@ def failure_of(error: BaseException | str) -> Failure:
 
 def is_cancellation(error: BaseException) -> bool:
     """Whether an exception says nothing but that tasks were cancelled."""
-    if isinstance(error, BaseExceptionGroup):  # of all cancelled children of a nursery
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        return group.split(trio.Cancelled)[1] is None
-    return isinstance(error, trio.Cancelled)
+    return not failures_in(error)
 
 
 class TokenHost(Protocol):

@@ -123,13 +123,13 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "FileNotFoundError: [Errno 2] No such file: 'caf\\udce9'": lambda: FileNotFoundError(
         2, "No such file", "caf\udce9"
     ),
-    "ExceptionGroup: two (2 sub-exceptions)": lambda: ExceptionGroup(
+    "ExceptionGroup: two: ValueError: a; OSError: b": lambda: ExceptionGroup(
         "two", [ValueError("a"), OSError("b")]
     ),
-    "BaseExceptionGroup: two (2 sub-exceptions)": lambda: BaseExceptionGroup(
+    "BaseExceptionGroup: two: KeyboardInterrupt; SystemExit: 1": lambda: BaseExceptionGroup(
         "two", [KeyboardInterrupt(), SystemExit(1)]
     ),
-    "ExceptionGroup: nest (1 sub-exception)": lambda: nested(3_000),
+    "ValueError: nest: deep": lambda: nested(3_000),
     "ValueError: later 2999": lambda: chained(3_000),
 }
 """What is said of it -> what is raised."""

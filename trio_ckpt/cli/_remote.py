@@ -16,8 +16,8 @@ from pathlib import Path
 import click
 import trio
 
+from .._errors import leaves_of
 from .._extras import needs_extra
-from .._gate import leaves_of
 from .._screen import Screen
 from ..remote import Foreman, UnsafeBindingError, new_secret, run_worker, serve_foreman
 from ..remote._foreman import DEFAULT_GRACE_S

@@ -18,9 +18,9 @@ from .._errors import (
     StoreDamagedError,
     StoreError,
     class_name,
+    leaves_of,
     text_of,
 )
-from .._gate import leaves_of
 from .._open import open_run
 from .._words import message_of, printable
 from ._errors import TaskFailedError

@@ -205,8 +205,7 @@ class Job:
             if failures is None:
                 raise
             self.problem = describe_error(failures)
-            texts = "; ".join(map(text_of, failures.exceptions))
-            log.error("%s: %s", self.job_id, printable(texts))
+            log.error("%s: %s", self.job_id, printable(text_of(failures)))
         finally:
             for event in (self.accepted, self.ready, self.over):
                 event.set()

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
+from .._errors import leaves_of
 from .._extras import needs_extra
 from .._forks import unshare
-from .._gate import leaves_of
 from ._errors import ConnectionLostError, HandshakeRefusedError, RemoteProtocolError
 from ._frames import MAX_FRAME_BYTES
 from ._link import HANDSHAKE_S

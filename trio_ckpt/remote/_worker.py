@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from .._arguments import flag, seconds, several, text, whole_number
-from .._gate import leaves_of
+from .._errors import leaves_of
 from .._portal import check_trio
 from .._stop import stop_signals
 from .._tracing import TaskTracer
