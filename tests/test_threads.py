@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from functools import partial
 
 import pytest
 import trio
@@ -12,7 +13,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from trio_ckpt import _threads
-from trio_ckpt._threads import CallStuckError, WorkerThread, hold_clock, run_blocking
+from trio_ckpt._threads import Aside, CallStuckError, WorkerThread, hold_clock, run_blocking
 
 CALL_S = 0.05  # real seconds that a slow call takes here
 
@@ -49,6 +50,44 @@ async def test_clock_is_restored_after_the_last_call(autojump_clock: MockClock) 
     assert autojump_clock.autojump_threshold == threshold
     await trio.sleep(1_000)
     assert trio.current_time() == 1_000
+
+
+async def test_clock_jumps_while_trio_does_what_a_thread_asks_for(
+    autojump_clock: MockClock,
+) -> None:
+    aside = Aside()
+
+    async def wait() -> None:
+        with aside.asking():
+            await trio.sleep(5)
+
+    def work() -> None:
+        time.sleep(CALL_S)
+        trio.from_thread.run(wait)
+        time.sleep(CALL_S)
+
+    with trio.move_on_after(10_000):
+        await aside.run(partial(trio.to_thread.run_sync, work))
+    assert trio.current_time() == 5
+
+
+async def test_clock_is_restored_when_a_thread_that_asks_is_abandoned(
+    autojump_clock: MockClock,
+) -> None:
+    aside, answered = Aside(), trio.Event()
+
+    async def wait() -> None:
+        with aside.asking():
+            await trio.sleep(50)
+        answered.set()
+
+    with trio.move_on_after(10):
+        await aside.run(
+            partial(trio.to_thread.run_sync, trio.from_thread.run, wait, abandon_on_cancel=True)
+        )
+    assert trio.current_time() == 10
+    await answered.wait()
+    assert (trio.current_time(), autojump_clock.autojump_threshold) == (50, 0)
 
 
 async def test_clock_is_restored_after_an_error(autojump_clock: MockClock) -> None:

@@ -1,6 +1,7 @@
 """The one seam for blocking calls.
 
-Every blocking call of the library goes through here.  Two things happen at the seam:
+Every blocking call of the library goes through here, and so does a function of the caller that the
+library runs in a thread (`Aside`).  Two things happen at the seam:
 
 * While a call is out, an autojump mock clock must not jump: trio counts a task that
   waits for a thread as idle (trio issue 456), so a call of 0.2 s would move virtual
@@ -23,8 +24,8 @@ import functools
 import math
 import queue
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
 
 import attrs
@@ -136,6 +137,54 @@ async def _call_inline(func: Callable[[*Ts], T], *args: *Ts) -> T:
         return func(*args)
     finally:
         await trio.lowlevel.cancel_shielded_checkpoint()  # and between its effect and its answer
+
+
+@attrs.define(eq=False)
+class Aside:
+    """One function of the caller's, run beside trio: in a thread or in a process.
+
+    Such a function may ask trio for something while it runs, and it is abandoned when it is
+    cancelled.  It holds an autojump clock like any other call, except while trio does what the
+    function has asked for, which may be to wait.
+    """
+
+    _hold: AbstractContextManager[bool] | None = attrs.field(default=None, init=False)
+    _is_out: bool = attrs.field(default=False, init=False)
+
+    async def run(self, start: Callable[[], Awaitable[T]]) -> T:
+        """Wait for a function that is run beside trio.
+
+        Args:
+            start: Starts it, and waits for it.
+
+        Cancellation: that of `start`.
+        """
+        self._is_out = True
+        self._take()
+        try:
+            return await start()
+        finally:
+            self._is_out = False
+            self._release()
+
+    @contextmanager
+    def asking(self) -> Generator[None]:
+        """Do in the block what the function asks trio for: the clock may jump."""
+        self._release()
+        try:
+            yield
+        finally:
+            if self._is_out:  # else it was cancelled, and is not waited for
+                self._take()
+
+    def _take(self) -> None:
+        self._hold = hold_clock()
+        self._hold.__enter__()
+
+    def _release(self) -> None:
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.__exit__(None, None, None)
 
 
 class CallStuckError(TrioCkptError):

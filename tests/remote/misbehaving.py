@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, NoReturn
@@ -229,3 +230,17 @@ def no_argument() -> int:
 
 def numbers(_item: None) -> Any:
     return [np.float64(1.5), np.int32(3), Decimal("2.5"), (1, 2)]
+
+
+def take_real_time(item: float, _work: AnyWork) -> float:
+    time.sleep(item)
+    return item
+
+
+def hand_back_once(item: str, work: AnyWork) -> str:
+    """The first worker saves and hands the item back, from its thread; the next one ends it."""
+    if not work.state.get("is_handed_back"):
+        work.state["is_handed_back"] = True
+        work.release_reason = "the function asks for it"
+        work.point_sync()
+    return item.upper()

@@ -160,6 +160,24 @@ async def test_work_is_given_to_who_has_a_parameter_for_it(
         assert await collect(site, function, [1, 2], checkpoint_interval_s=interval_s) == results
 
 
+@INTERVALS
+async def test_no_virtual_time_passes_while_a_function_takes_real_time(
+    autojump_clock: MockClock, interval_s: float | None
+) -> None:
+    """A machine that is slow to run the thread is no reason for 600 s of timeouts to fire."""
+    async with open_site(MemoryStore()) as site:
+        found = await collect(site, "take_real_time", [0.3, 0.3], checkpoint_interval_s=interval_s)
+        assert trio.current_time() < 60
+    assert found == [0.3, 0.3]
+
+
+async def test_a_point_in_a_thread_may_wait_for_the_foreman(autojump_clock: MockClock) -> None:
+    async with open_site(MemoryStore()) as site:
+        site.latency_s = 0.2
+        found = await collect(site, "hand_back_once", ["a", "b"], checkpoint_interval_s=1.0)
+    assert found == ["A", "B"]
+
+
 async def test_a_function_without_a_parameter_says_so(autojump_clock: MockClock) -> None:
     async with open_site(MemoryStore()) as site:
         (found,) = await collect(site, "no_argument", [1])

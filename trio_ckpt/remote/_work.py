@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
@@ -16,7 +17,7 @@ from .._errors import text_of
 from .._extras import needs_extra
 from .._snapshots import Snapshots
 from .._stream import Stream
-from .._threads import run_blocking
+from .._threads import Aside, run_blocking
 from ._errors import NotAllowedError
 from ._names import is_allowed
 from ._submission import check_function
@@ -145,6 +146,7 @@ class Work(Generic[S]):
     _snapshots: Snapshots | None = attrs.field(default=None, init=False)
     _left_out: Callable[[str], None] | None = attrs.field(default=None, init=False)
     _skipped: int = attrs.field(default=0, init=False)
+    aside: Aside = attrs.field(factory=Aside, init=False)  # a function that runs beside trio
     _token: trio.lowlevel.TrioToken = attrs.field(
         factory=trio.lowlevel.current_trio_token, init=False
     )
@@ -201,9 +203,13 @@ class Work(Generic[S]):
         Cancellation: raises `trio.Cancelled`, which is to be let through.
         """
         trio.from_thread.check_cancelled()
-        taken = trio.from_thread.run(self._point, label)
+        taken = trio.from_thread.run(self._point_aside, label)
         trio.from_thread.check_cancelled()
         return taken
+
+    async def _point_aside(self, label: str) -> bool:
+        with self.aside.asking():
+            return await self._point(label)
 
     async def _point(self, label: str) -> bool:
         snapshots = self._snapshots
@@ -280,13 +286,19 @@ async def call(func: Callable[..., Any], item: Any, work: Work[Any]) -> Outcome[
     """
     done: Outcome[Any]
     if settings_of(func).in_process:
-        done = await acapture(_call_in_process, func, item)
+        done = await acapture(work.aside.run, partial(_call_in_process, func, item))
         return done
     arguments = (item, work) if takes_work(func) else (item,)
     if inspect.iscoroutinefunction(func):
         done = await acapture(func, *arguments)
         return done
-    done = await trio.to_thread.run_sync(_capture, func, arguments, abandon_on_cancel=True)
+    return await work.aside.run(partial(_call_in_thread, func, arguments))
+
+
+async def _call_in_thread(func: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome[Any]:
+    done: Outcome[Any] = await trio.to_thread.run_sync(
+        _capture, func, arguments, abandon_on_cancel=True
+    )
     return done
 
 
