@@ -103,6 +103,8 @@ RECORDS = [
         every=(*NO_COUNT, -1),
         max_age_s=(*NO_SECONDS, *NO_SPAN, None),
         max_bytes=(*NO_COUNT, -1),
+        max_deltas=(*NO_COUNT, -1, 0, 10_000),
+        archive=(5, b"x", "", "~/old.ckpt", Path("~")),
     ),
 ]
 

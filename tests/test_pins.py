@@ -22,7 +22,7 @@ KEY = ("s",)
 @pytest.fixture(autouse=True)
 def every_state_is_a_chain_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what is kept can be counted."""
-    monkeypatch.setattr(_kept, "MAX_DELTAS", 0)
+    monkeypatch.setattr(_kept, "SHARE_OF_DEAD", -1.0)
 
 
 def begin(store: Any) -> Any:

@@ -273,6 +273,23 @@ async def test_edge_case_6_delta_compaction() -> None:
     assert lengths[-1] < 50, "it was never compacted"
 
 
+@pytest.mark.parametrize("most", [1, 3])
+async def test_edge_case_6_after_how_many_differences_is_a_setting(most: int) -> None:
+    """Whatever it is, the state comes back; the next start may say another."""
+    expected = await train(MemoryStore(), 12)
+    store, lengths = MemoryStore(), list[int]()
+    retention = trio_ckpt.Retention(max_deltas=most)
+    for batches in range(1, 13):
+        found = await train(store, batches, retention=retention)
+        async with begin(store) as run, run.open_stream("s", state=new_state()) as stream:
+            statistics = stream.statistics().state
+            assert statistics is not None
+            lengths.append(statistics.chain)
+    assert found == expected
+    assert max(lengths) == most + 1
+    assert lengths.count(1) >= 12 // (most + 1)
+
+
 @pytest.mark.parametrize("floats", [0, 2**20], ids=["plain", "with arrays"])
 async def test_edge_case_9_concurrent_checkpoint_calls(
     floats: int, autojump_clock: MockClock

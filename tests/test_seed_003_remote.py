@@ -22,7 +22,7 @@ import trio_ckpt
 from tests.remote import functions
 from tests.remote.functions import STEPS, gates, seen, trained
 from tests.remote.site import F, Site, open_site, until
-from trio_ckpt import _keeper, _kept, remote
+from trio_ckpt import _keeper, remote
 from trio_ckpt._records import TROUBLE
 from trio_ckpt.abc import Store
 from trio_ckpt.remote import TaskStatus, _protocol
@@ -332,7 +332,7 @@ async def test_edge_case_6_over_the_wire_delta_compaction(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chain begins anew by itself, here after five; nobody on the way has to know."""
-    monkeypatch.setattr(_kept, "MAX_DELTAS", 5)
+    monkeypatch.setattr(_keeper.StateKeeper, "max_deltas", 5)
     async with open_site(MemoryStore()) as site:
         await site.start_worker("a")
         async with mapping(site, "train", [1], checkpoint_interval_s=0.5) as found:

@@ -266,13 +266,32 @@ async def test_get_resume_page() -> None:
         async with run.open_stream(*STREAMS[0], first_index=1) as stream:
             async for batch in stream.batches():
                 async with begin(store.after_crash()) as other:
+                    async with other.open_stream(*STREAMS[0], first_index=1) as again:
+                        said = again.resume_index
                     asked = await collect(other, STREAMS[0])
-                resumed_at.append((batch.index, asked[0]))
+                resumed_at.append((batch.index, said, asked[0]))
                 if fetch_page(batch.index):
                     batch.complete()
                 else:
                     batch.withdraw()
-    assert resumed_at == [(page, page) for page in range(1, LAST_PAGE + 2)]
+        assert stream.resume_index == LAST_PAGE + 1
+    assert resumed_at == [(page, page, page) for page in range(1, LAST_PAGE + 2)]
+
+
+async def test_the_resume_page_is_the_first_that_is_left() -> None:
+    """Not the one after the newest: a page in between that was put back is done first."""
+    async with begin(MemoryStore()) as run:
+        async with run.open_stream(*STREAMS[0], first_index=1) as stream:
+            assert stream.resume_index == 1
+            async for batch in stream.batches(range(5)):
+                batch.complete()
+            assert stream.resume_index == 6
+            await stream.redo([2, 4], reason="x")
+            assert stream.resume_index == 2
+            async for batch in stream.batches(range(5)):
+                batch.complete()
+                await batch.confirm()
+                assert stream.resume_index == (4 if batch.index == 2 else 6)
 
 
 async def test_update_progress(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ import attrs
 import msgspec
 import trio
 
+from ._arguments import path_text
 from ._errors import ArchiveError, OutputError
 from ._threads import run_blocking
 from ._values import MAX_KEY_CHARS, StreamKey, check_run_id
@@ -141,8 +142,9 @@ class Archive:
         Raises:
             ArchiveError: it is damaged, none, or of a newer version.
             OSError: it cannot be read.
+            TypeError, ValueError: `path` is no path, or begins with ``~``.
         """
-        name = os.path.abspath(path)
+        name = os.path.abspath(path_text("path", path))
         with _explained(name):
             if not stat.S_ISREG(os.stat(name).st_mode):
                 raise ArchiveError(f"{name!r} is not a regular file")

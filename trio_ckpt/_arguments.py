@@ -21,6 +21,8 @@ MAX_INDEX = 2**63 - 2
 
 MAX_PORT = 65_535
 
+NOT_EXPANDED = "begins with '~', which only a shell expands: give os.path.expanduser(path)"
+
 MAX_SHOWN_CHARS = 80
 """How much of a wrong value a message shows: it may be a whole document."""
 

@@ -46,6 +46,7 @@ from ._archive import (
     held,
     total_bytes,
 )
+from ._arguments import path_text
 from ._errors import ArchiveError, OutputError, StoreDamagedError
 from ._history import Standing
 from ._records import Output, Record, Seal, decode_record, utc_now
@@ -109,14 +110,15 @@ async def export_run(
         StoreDamagedError: a record, or a blob that one names, is not what was saved; or the
             run, which goes on, has let go of a state meanwhile: export it again.
         StoreError: the run cannot be read.
+        TypeError, ValueError: `path` is no path, or begins with ``~``.
 
     Durability: the archive survives a power cut once this has returned.
     Cancellation: leaves what was at `path` as it was, and no temporary file.
     """
+    folder_path, name = _split(path)
     view = await store.load_run(run_id)
     if view is None:
         raise ArchiveError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
-    folder_path, name = _split(path)
     await run_blocking(_refuse_taken, folder_path, name)
     created_at = utc_now().isoformat(timespec="seconds")
     async with held(await run_blocking(OutputDir.open, folder_path)) as folder:
@@ -153,7 +155,7 @@ async def export_run(
 
 
 def _split(path: AnyPath) -> tuple[str, str]:
-    return os.path.split(os.path.abspath(path))
+    return os.path.split(os.path.abspath(path_text("path", path)))
 
 
 def _refuse_taken(folder: str, name: str) -> None:

@@ -74,6 +74,21 @@ class Extent:
         first, stop = max(self.first_index, self.start or 0), min(stops)
         return max(0, stop - first - progress.done.count(first, stop))
 
+    def stop(self, progress: Progress, total: int | None, end: int | None) -> int:
+        """One more than the last batch, up to the index `end`, inclusive.
+
+        Raises:
+            ValueError: it is not known where the stream ends.
+        """
+        stops = [] if end is None else [end + 1]
+        if total is not None:
+            stops.append(self.first_index + total)
+        elif progress.status is Status.COMPLETE:
+            stops.append(progress.done.stop)
+        if not stops:
+            raise ValueError("nobody knows where the stream ends: give total= or end=")
+        return min(stops)
+
     def new_expected(self, progress: Progress, items: int | None) -> int | None:
         """How many batches there are, if the records do not know."""
         expected = self.expected if items is None else items

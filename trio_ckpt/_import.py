@@ -36,6 +36,7 @@ import msgspec
 import trio
 
 from ._archive import Archive, Member, held
+from ._arguments import path_text
 from ._errors import ArchiveError, SaveOutcomeUnknownError, StoreDamagedError
 from ._export import PAGE, ExportSummary
 from ._folds import encode_progress
@@ -86,6 +87,7 @@ async def import_run(
         OutputError: an output cannot be written.
         SaveOutcomeUnknownError: a save has not ended.
         StoreError: a save failed.
+        TypeError, ValueError: `path` or `output_dir` is no path, or begins with ``~``.
         OSError: the archive cannot be read, or a blob of it not be unpacked into a temporary
             file.
 
@@ -132,6 +134,8 @@ async def import_checked(
     store: Store, checked: CheckedArchive, *, output_dir: AnyPath | None = None
 ) -> ExportSummary:
     """See `import_run`."""
+    if output_dir is not None:
+        path_text("output_dir", output_dir)
     archive, target = checked.archive, checked.run_id
     async with store.lock_run(target) as owner:
         generation = _free_generation(store, await store.read_run(target), target)

@@ -55,7 +55,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-INLINE_BYTES = 2**18  # of array data: more goes into a blob of its own
+INLINE_BYTES = 2**18  # of array data, or the store's limit: more goes into a blob of its own
 THREAD_FROM_BYTES = 2**15
 """Of the tree, the last time: a larger one is taken apart and compared in a thread.
 
@@ -132,12 +132,17 @@ class StateKeeper(Generic[S]):
             self._held_until = time.perf_counter()
             self.held_s += self._held_until - started
 
+    @property
+    def max_deltas(self) -> int:
+        """After so many differences a state is saved whole."""
+        return self.versions.retention.max_deltas
+
     async def _hold(self) -> Hold:
         if self.plan.runs_code:
             flat = self.plan.flatten(self.state)
         else:
             flat = await self.beside(self.plan.flatten, self.state)
-        base = None if self.head is None or is_long(self.head) else self.head
+        base = None if self.head is None or is_long(self.head, self.max_deltas) else self.head
         if not flat.arrays:
             return Hold(self, base, flat.tree, None)
         held, tables = None, {} if base is None else base.tables
@@ -424,8 +429,9 @@ class Hold:
     async def _put(self, held: Held) -> tuple[bytes, str]:
         """What changed in arrays: the bytes if they are few, else the name of their blob."""
         pieces = held.pieces()
-        first = await run_blocking(_take_first, pieces)
-        if sum(map(len, first)) > INLINE_BYTES:
+        limit = min(INLINE_BYTES, self.keeper.store.inline_limit_bytes)
+        first = await run_blocking(_take_first, pieces, limit)
+        if sum(map(len, first)) > limit:
             return b"", await self.keeper.saver.put_blob(chain(first, pieces))
         return b"".join(first), ""
 
@@ -474,11 +480,11 @@ class Hold:
             self.held.release()
 
 
-def _take_first(pieces: Iterator[Piece]) -> list[Piece]:
+def _take_first(pieces: Iterator[Piece], limit: int) -> list[Piece]:
     """As many as show whether they are few."""
     first: list[Piece] = []
     size = 0
-    while size <= INLINE_BYTES and (piece := next(pieces, None)) is not None:
+    while size <= limit and (piece := next(pieces, None)) is not None:
         first.append(piece)
         size += len(piece)
     return first

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from .state._arrays import Stored, Table
 
 DELTA_FROM_BYTES = 2**16  # of the tree: a smaller one is saved whole each time
-MAX_DELTAS = 50
 SHARE_OF_DEAD = 1.0  # of what is live: with more a chain begins anew
 
 
@@ -68,12 +67,12 @@ def is_unchanged(head: Kept, encoded: bytes, stored: Stored | None) -> bool:
     return stored is None or (not stored.patches and stored.layout == head.layout)
 
 
-def is_long(kept: Kept) -> bool:
-    """Whether a chain has so many frames, or so much in them is dead, that it begins anew."""
+def is_long(kept: Kept, max_deltas: int) -> bool:
+    """Whether a chain has so many frames, or so much in them is dead, that a new one begins."""
     sizes = [frame.data_bytes + len(frame.tree) for _, frame in kept.chain]
     live = sizes[-1]
     return (
-        len(kept.chain) > MAX_DELTAS
+        len(kept.chain) > max_deltas
         or sum(sizes[:-1]) > max(live, DELTA_FROM_BYTES) * SHARE_OF_DEAD
     )
 

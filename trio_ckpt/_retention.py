@@ -19,6 +19,7 @@ import attrs
 
 from ._arguments import checked_by, path_text, seconds, whole_number
 from ._ranges import IndexSet
+from .state._frame import MAX_CHAIN
 
 
 @attrs.frozen
@@ -57,6 +58,9 @@ class Retention:
         max_bytes: Of those that are named above, from the newest on, only as many as have at
             most so many bytes of large arrays together, as they are stored; 0: all.  What
             stays in any case counts, too.
+        max_deltas: After so many differences a state is saved whole, and a new chain begins; it
+            does so earlier where the differences are larger than what they are about.  Fewer
+            make a start faster, and let go of old states sooner.
         archive: A store, by its URL or its folder, into which the others are moved instead of
             being deleted: the run ``RUN-GENERATION`` in it, for `read_arrays`.
     """
@@ -65,6 +69,9 @@ class Retention:
     every: int = attrs.field(default=0, validator=checked_by(whole_number))
     max_age_s: float = attrs.field(default=0.0, validator=checked_by(seconds))
     max_bytes: int = attrs.field(default=0, validator=checked_by(whole_number))
+    max_deltas: int = attrs.field(
+        default=50, validator=checked_by(whole_number, least=1, most=MAX_CHAIN - 1), kw_only=True
+    )
     archive: str | None = attrs.field(
         default=None, converter=attrs.converters.optional(_url_of), kw_only=True
     )

@@ -150,6 +150,11 @@ class Stream(Generic[S]):
                     item = None if frontier is None else frontier.item(index - self.first_index)
                     yield index, copy_plain(item), FailedAttempt(record.attempts, record.error)
 
+    @property
+    def resume_index(self) -> int:
+        """The first batch that is left: the page at which a loop goes on; after all, one more."""
+        return self._progress.first_left(self.first_index)
+
     def statistics(self) -> StreamStatistics:
         """Counts, sums, rate and ETA, at this moment."""
         is_closed = self._walk.is_closed
@@ -185,20 +190,9 @@ class Stream(Generic[S]):
         return self._left(total, start, end)
 
     def _left(self, total: int | None, start: int | None, end: int | None) -> list[int]:
-        first, stop = max(self.first_index, start or 0), self._stop(total, end)
-        return self._progress.done.list_missing(first, stop)
-
-    def _stop(self, total: int | None, end: int | None) -> int:
-        """One more than the last batch."""
-        total = self._desk.total() if total is None else total
-        stops = [] if end is None else [end + 1]
-        if total is not None:
-            stops.append(self.first_index + total)
-        elif self._progress.status is Status.COMPLETE:
-            stops.append(self._progress.done.stop)
-        if not stops:
-            raise ValueError("nobody knows where the stream ends: give total= or end=")
-        return min(stops)
+        known = self._desk.total() if total is None else total
+        stop = self._desk.extent.stop(self._progress, known, end)
+        return self._progress.done.list_missing(max(self.first_index, start or 0), stop)
 
     # -- loops ------------------------------------------------------------------------------
 

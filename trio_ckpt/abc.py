@@ -41,6 +41,7 @@ from ._values import StreamKey, decode_key
 
 Durability = Literal["full", "process", "none"]
 
+MAX_INLINE_LIMIT_BYTES = 2**26  # a readable store holds so much of a run; SQLite's rows more
 INLINE_LIMIT_BYTES = 2**20  # from here on a payload is a blob: a write-once file, or its like
 
 BlobPayload = bytes | memoryview | Iterable[bytes | memoryview]  # several are one, in this order

@@ -4,13 +4,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from trio_ckpt import open_run
 from trio_ckpt._errors import (
     StoreError,
 )
+from trio_ckpt.abc import BlobPayload, Store
 from trio_ckpt.stores import open_store
 
 
@@ -137,3 +142,72 @@ async def test_settings_arrive(scheme: str, folder: Path) -> None:
     assert (store.mac_key, store.durability) == (b"key", "process")
     await store.aclose()
     assert (await open_store("memory:", mac_key=b"key")).mac_key == b"key"
+
+
+def count_blobs(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What is put as a blob from here on."""
+    put: list[object] = []
+    put_blob = store.put_blob
+
+    async def counted(payload: BlobPayload) -> str:
+        put.append(payload)
+        return await put_blob(payload)
+
+    monkeypatch.setattr(store, "put_blob", counted)
+    return put
+
+
+@pytest.mark.parametrize("url", ["sqlite:s", "json:s", "memory:"])
+async def test_from_which_size_on_a_record_is_a_file_is_a_setting(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    counts: dict[int, int] = {}
+    for limit in (1_000, 100_000):
+        store = await open_store(url, inline_limit_bytes=limit)
+        put = count_blobs(store, monkeypatch)
+        async with open_run(f"r{limit}", store=store) as run, run.open_stream("s") as stream:
+            async for batch in stream.batches(range(3)):
+                batch.complete(metadata={"note": "x" * 5_000})
+        counts[limit] = len(put)
+        await store.aclose()
+    assert counts == {1_000: 3, 100_000: 0}
+
+
+@pytest.mark.parametrize("url", ["sqlite:s", "json:s", "memory:"])
+@pytest.mark.parametrize("limit", [0, -1, 1.5, math.nan, True, "1000", None, 2**26 + 1])
+async def test_a_wrong_size_is_refused_and_makes_no_store(
+    url: str, limit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((TypeError, ValueError), match=r"^inline_limit_bytes must be an int from 1"):
+        await open_store(url, inline_limit_bytes=limit)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", [{"durability": "none"}, {"durability": 5}, {"create": "no"}])
+@pytest.mark.parametrize("kind", ["sqlite", "json"])
+async def test_a_wrong_option_is_refused_and_makes_no_store(
+    kind: str, option: dict[str, Any], tmp_path: Path
+) -> None:
+    name = next(iter(option))
+    with pytest.raises((TypeError, ValueError), match=rf"^{name} must be "):
+        await open_store(f"{kind}:{tmp_path / 's'}", **option)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("limit", [10_000, 2**20])
+async def test_small_arrays_are_files_where_records_are(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_store(tmp_path / "s", inline_limit_bytes=limit)
+    put = count_blobs(store, monkeypatch)
+    state = {"a": np.random.default_rng(1).normal(size=5_000)}  # 40 kB
+    async with open_run("r", store=store) as run, run.open_stream("s", state=state) as stream:
+        async for batch in stream.batches(range(2)):
+            stream.state["a"] += 1
+            batch.complete()
+    history = await store.history("r", '["s"]')
+    with_arrays = [stored for stored in history.records if stored.blobs]
+    assert len(with_arrays) == len(put) == (3 if limit == 10_000 else 0)
+    await store.aclose()

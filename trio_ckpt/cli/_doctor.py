@@ -26,6 +26,7 @@ from ..stores._local import LocalStore
 from ._exits import EXIT_OK, EXIT_PROBLEMS, one_line
 from ._key import mac_key, mac_key_option
 from ._options import json_option, say
+from ._paths import TypedPath
 from ._report import Answer, Block, Table
 
 MARKS = {Verdict.GOOD: "ok", Verdict.NOTE: "note", Verdict.DOUBT: "doubt", Verdict.BAD: "BAD"}
@@ -36,7 +37,7 @@ MAX_STREAMS = 100  # of a run whose states are looked at
 
 
 @click.command("doctor")
-@click.argument("store", type=click.Path(), required=False)
+@click.argument("store", type=TypedPath(), required=False)
 @mac_key_option
 @json_option
 def doctor_command(store: str | None, as_json: bool) -> int:

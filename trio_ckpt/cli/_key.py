@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from ..stores import read_mac_key
+from ._paths import TypedPath
 
 MAC_KEY_VAR = "TRIO_CKPT_MAC_KEY_FILE"
 _PLACE = "trio_ckpt.mac_key_file"  # in the meta data of click's context
@@ -23,7 +24,7 @@ def mac_key_option(command: F) -> F:
     """Let a command take the key; `mac_key` has it."""
     return click.option(
         "--mac-key-file",
-        type=click.Path(),
+        type=TypedPath(),
         metavar="FILE",
         envvar=MAC_KEY_VAR,
         expose_value=False,

@@ -20,6 +20,7 @@ from ._exits import (
 )
 from ._look import reading
 from ._options import store_argument
+from ._paths import TypedPath
 from ._report import Pairs, to_json, to_lines
 
 SECRET_VAR = "TRIO_CKPT_MONITOR_SECRET"  # noqa: S105  # the name of one
@@ -38,8 +39,8 @@ ACTION_SECRET_VAR = "TRIO_CKPT_ACTION_SECRET"  # noqa: S105  # likewise
 @click.option(
     "--known-as", multiple=True, metavar="NAME", help="Another name that it is reached by."
 )
-@click.option("--tls-cert", type=click.Path(), metavar="FILE", help="A certificate chain, PEM.")
-@click.option("--tls-key", type=click.Path(), metavar="FILE", help="Its key, if not in that file.")
+@click.option("--tls-cert", type=TypedPath(), metavar="FILE", help="A certificate chain, PEM.")
+@click.option("--tls-key", type=TypedPath(), metavar="FILE", help="Its key, if not in that file.")
 @click.option(
     "--allow-plain", is_flag=True, help="Listen beyond this machine without TLS all the same."
 )

@@ -16,6 +16,7 @@ from ..abc import Store
 from ._exits import EXIT_REFUSED, CommandError
 from ._key import mac_key_option
 from ._look import look_at, reading
+from ._paths import TypedPath
 from ._report import Answer, show, to_json
 
 DEFAULT_LIMIT = 20
@@ -66,7 +67,7 @@ async def _stream_names(store: Store, *, run_id: str | None) -> list[str]:
 
 
 def store_argument(command: F) -> F:
-    return click.argument("store", type=click.Path())(mac_key_option(command))
+    return click.argument("store", type=TypedPath())(mac_key_option(command))
 
 
 def run_argument(*, required: bool) -> Callable[[F], F]:
@@ -84,7 +85,7 @@ stream_option = click.option(
     'Where two have one name: the JSON array of its parts, \'["org/repo1", "pulls"]\'.',
 )
 output_dir_option = click.option(
-    "--output-dir", type=click.Path(), metavar="FOLDER", help="Where the outputs are now."
+    "--output-dir", type=TypedPath(), metavar="FOLDER", help="Where the outputs are now."
 )
 
 

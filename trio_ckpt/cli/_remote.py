@@ -27,6 +27,7 @@ from ..stores import open_store
 from ._exits import EXIT_OK, EXIT_USAGE, CommandError, one_line
 from ._key import mac_key
 from ._options import json_option, store_argument
+from ._paths import TypedPath
 from ._report import to_json
 
 SECRET_VARIABLE = "TRIO_CKPT_SECRET"  # noqa: S105  # its name, not its value
@@ -34,7 +35,7 @@ MAX_SECRET_FILE_BYTES = 4_096
 
 secret_option = click.option(
     "--secret-file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=TypedPath(dir_okay=False, path_type=Path),
     metavar="FILE",
     help=f"What lets peers in; without it the variable {SECRET_VARIABLE}. A foreman makes a file "
     "that is not there.",
@@ -53,8 +54,8 @@ quiet_option = click.option("--quiet", is_flag=True, help="Say errors only.")
     help="The port; 0: one that is free.",
 )
 @secret_option
-@click.option("--tls-cert", type=click.Path(exists=True), metavar="FILE", help="PEM, for TLS.")
-@click.option("--tls-key", type=click.Path(exists=True), metavar="FILE", help="Its key.")
+@click.option("--tls-cert", type=TypedPath(exists=True), metavar="FILE", help="PEM, for TLS.")
+@click.option("--tls-key", type=TypedPath(exists=True), metavar="FILE", help="Its key.")
 @click.option("--allow-plain", is_flag=True, help="Listen beyond this machine without TLS.")
 @click.option("--name", "names", multiple=True, help="Another name that peers ask for it by.")
 @click.option(
@@ -171,7 +172,7 @@ def foreman_command(
 @click.option("--name", help="What people call it; default: its host and process.")
 @secret_option
 @click.option(
-    "--ca-file", type=click.Path(exists=True), metavar="FILE", help="PEM: who to believe, for wss:."
+    "--ca-file", type=TypedPath(exists=True), metavar="FILE", help="PEM: who to believe, for wss:."
 )
 @click.option(
     "--grace",

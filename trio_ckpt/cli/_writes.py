@@ -18,12 +18,13 @@ from ._options import (
     stream_option,
     yes_option,
 )
+from ._paths import TypedPath
 
 
 @click.command("export")
 @store_argument
 @run_argument(required=True)
-@click.argument("file", type=click.Path())
+@click.argument("file", type=TypedPath())
 @click.option("--no-outputs", is_flag=True, help="Leave the output files out.")
 @output_dir_option
 @json_option
@@ -43,10 +44,10 @@ def export_command(
 
 @click.command("import")
 @store_argument
-@click.argument("file", type=click.Path())
+@click.argument("file", type=TypedPath())
 @click.option("--as", "run", metavar="RUN", help="Under another name.")
 @click.option(
-    "--output-dir", type=click.Path(), metavar="FOLDER", help="Where the outputs are to go."
+    "--output-dir", type=TypedPath(), metavar="FOLDER", help="Where the outputs are to go."
 )
 @json_option
 def import_command(
@@ -126,7 +127,7 @@ def rewind_command(
 )
 @click.option(
     "--archive",
-    type=click.Path(),
+    type=TypedPath(),
     metavar="STORE",
     help="Move the others there instead of deleting them.",
 )

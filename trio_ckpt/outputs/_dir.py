@@ -13,6 +13,7 @@ from typing import Literal
 
 import attrs
 
+from .._arguments import NOT_EXPANDED, names_home
 from .._errors import OutputError
 from .._records import Output
 from ._names import (
@@ -74,9 +75,11 @@ class OutputDir:
 
         Raises:
             OutputError: it cannot be opened or made, or is not a folder; or its path is not
-                UTF-8, which is what a store keeps of it.
+                UTF-8, which is what a store keeps of it, or begins with ``~``.
         """
-        root = os.path.abspath(path)
+        if names_home(given := os.fspath(path)):
+            raise OutputError(given, NOT_EXPANDED)
+        root = os.path.abspath(given)
         if any("\ud800" <= char <= "\udfff" for char in root):  # bytes of a name that are no text
             raise OutputError(root, "its path is not UTF-8: give a folder whose path is")
         if os.open not in os.supports_dir_fd:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import Literal
 
-from .._arguments import names_home
 from .._errors import StoreError
 from .._portal import check_trio
 from .._threads import run_blocking
-from ..abc import Store
+from ..abc import INLINE_LIMIT_BYTES, Store
 from ._keys import check_mac_key, read_mac_key as read_mac_key
 from .json import JsonStore as JsonStore
 from .memory import MemoryStore as MemoryStore
@@ -30,6 +28,7 @@ async def open_store(
     *,
     mac_key: bytes | None = None,
     durability: Literal["full", "process"] = "full",
+    inline_limit_bytes: int = INLINE_LIMIT_BYTES,
     create: bool = True,
 ) -> Store:
     r"""Open a store by its URL.
@@ -53,6 +52,8 @@ async def open_store(
             alteration on purpose.
         durability: "full": a save survives power loss.  "process": it survives kill -9,
             power loss may take the newest ones.
+        inline_limit_bytes: From this size on a record is a file of its own, and so are the
+            arrays of a state, these from 256 KiB on at the latest.
         create: Whether to make a store that is not there.
 
     Cancellation: not once it has begun; opening is short.
@@ -66,19 +67,21 @@ async def open_store(
     check_trio()
     check_mac_key(mac_key)
     scheme, path = _split(url) if isinstance(url, str) else ("", os.fspath(url))
-    if names_home(path):
-        raise StoreError(
-            f"{path!r} begins with '~', which only a shell expands: give os.path.expanduser(path)"
-        )
     if scheme == "memory":
-        return MemoryStore(mac_key=mac_key)
+        return MemoryStore(mac_key=mac_key, inline_limit_bytes=inline_limit_bytes)
     found = await run_blocking(_kind_in, path)
     if scheme and found and found != scheme:
         raise StoreError(
             f"{path} is not a trio_ckpt {scheme} store, it is a {found} store: {found}:{path}"
         )
     kind = _FOLDER_STORES[scheme or found or "sqlite"]
-    return await kind.open(Path(path), mac_key=mac_key, durability=durability, create=create)
+    return await kind.open(
+        path,
+        mac_key=mac_key,
+        durability=durability,
+        inline_limit_bytes=inline_limit_bytes,
+        create=create,
+    )
 
 
 def _kind_in(folder: str) -> str | None:

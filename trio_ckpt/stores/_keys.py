@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .._arguments import path_text
 from .._errors import StoreError
 
 MAX_KEY_BYTES = 64  # of BLAKE2b (RFC 7693, section 2.5)
@@ -38,8 +39,9 @@ def read_mac_key(path: str | os.PathLike[str]) -> bytes:
     Raises:
         StoreError: others may read the file, or it holds no such key.
         OSError: it cannot be read.
+        TypeError, ValueError: it is no path, or begins with ``~``.
     """
-    shown = os.fspath(path)
+    shown = path_text("path", path)
     with Path(path).open("rb") as file:
         if os.name == "posix" and os.fstat(file.fileno()).st_mode & _OTHERS:
             raise StoreError(f"{shown!r} may be read by others: chmod 600, or take another key")

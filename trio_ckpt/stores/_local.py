@@ -33,11 +33,13 @@ from typing import Literal, Protocol, TypeVar, TypeVarTuple
 
 import trio
 
+from .._arguments import NOT_EXPANDED, flag, names_home, one_of, whole_number
 from .._errors import NoThreadError, SaveOutcomeUnknownError, StoreDamagedError, StoreError
 from .._forks import need_process, this_process
 from .._threads import NOT_BEGUN, WorkerThread, run_blocking
 from .._uninterrupted import shielded
 from ..abc import (
+    MAX_INLINE_LIMIT_BYTES,
     BlobPayload,
     Checkpoint,
     Finding,
@@ -478,8 +480,22 @@ async def open_writer(folder: Path, make: Callable[[], T]) -> tuple[T, WorkerThr
         raise
 
 
+def check_options(durability: object, inline_limit_bytes: object, create: object) -> None:
+    """See that the options of a local store are such.
+
+    Raises:
+        TypeError, ValueError: one is not, with its name and value.
+    """
+    one_of("durability", durability, ("full", "process"))
+    whole_number("inline_limit_bytes", inline_limit_bytes, least=1, most=MAX_INLINE_LIMIT_BYTES)
+    flag("create", create)
+
+
 def absolute_folder(path: str | os.PathLike[str]) -> Path:
     """Where a store is, whatever the current folder will be."""
-    if "\0" in os.fspath(path):
+    plain = os.fspath(path)
+    if "\0" in plain:
         raise StoreError(f"{path!r} cannot be the name of a folder")
+    if names_home(plain):
+        raise StoreError(f"{plain!r} {NOT_EXPANDED}")
     return Path(os.path.abspath(path))

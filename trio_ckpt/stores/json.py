@@ -27,7 +27,7 @@ from . import _json_check
 from ._json_files import MAX_RUN_BYTES as MAX_RUN_BYTES
 from ._json_reader import Reader
 from ._json_writer import Writer
-from ._local import LocalStore, absolute_folder, open_writer
+from ._local import LocalStore, absolute_folder, check_options, open_writer
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -93,6 +93,7 @@ class JsonStore(LocalStore):
         Durability: the names of the folder and of what is in it are durable on return.
         Cancellation: not once it has begun.
         """
+        check_options(durability, inline_limit_bytes, create)
         folder = absolute_folder(path)
         writer, thread = await open_writer(
             folder, lambda: Writer(folder, durability=durability, create=create)

@@ -20,6 +20,7 @@ from datetime import datetime
 import attrs
 import trio
 
+from .._arguments import whole_number
 from .._errors import (
     RunLockedError,
     StoreConflictError,
@@ -31,6 +32,7 @@ from .._records import utc_now
 from .._threads import run_blocking
 from ..abc import (
     INLINE_LIMIT_BYTES,
+    MAX_INLINE_LIMIT_BYTES,
     BlobPayload,
     Checkpoint,
     Durability,
@@ -112,7 +114,9 @@ class MemoryStore(Store):
     ) -> None:
         self.url = "memory:"
         self.mac_key = mac_key
-        self.inline_limit_bytes = inline_limit_bytes
+        self.inline_limit_bytes = whole_number(
+            "inline_limit_bytes", inline_limit_bytes, least=1, most=MAX_INLINE_LIMIT_BYTES
+        )
         self._memory = _Memory()
         self._owned = 0  # runs that this handle owns
         self._claims: Counter[str] = Counter()  # this handle's

@@ -28,7 +28,7 @@ from .._threads import WorkerThread
 from .._uninterrupted import shielded
 from ..abc import INLINE_LIMIT_BYTES
 from . import _sqlite_check
-from ._local import LocalStore, absolute_folder, open_writer
+from ._local import LocalStore, absolute_folder, check_options, open_writer
 from ._sqlite_reader import Reader
 from ._sqlite_writer import Writer
 
@@ -97,6 +97,7 @@ class SqliteStore(LocalStore):
         Durability: the names of the folder and the database are durable on return.
         Cancellation: not once it has begun.
         """
+        check_options(durability, inline_limit_bytes, create)
         folder = absolute_folder(path)
         writer, thread = await open_writer(
             folder, lambda: Writer(folder, durability=durability, create=create)
