@@ -466,7 +466,7 @@ async def test_force_checkpoint_saves_at_the_next_point(autojump_clock: MockCloc
             async with site.client("admin") as admin:
                 assert (await admin.control("force-checkpoint", TASK))[0] == 202
                 assert (await admin.control("cleanup", TASK))[0] == 409
-                assert (await admin.control("force-checkpoint", "job-t.000007"))[0] == 409
+                assert (await admin.control("force-checkpoint", "job-t.000007"))[0] == 404
                 assert (await admin.control("force-checkpoint", "job-x.000000"))[0] == 404
                 assert (await admin.control("force-checkpoint", "../x"))[0] == 404
             await trio.sleep(2)

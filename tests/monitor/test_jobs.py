@@ -109,8 +109,11 @@ async def test_force_checkpoint_asks_the_worker_now(autojump_clock: MockClock) -
         assert done.count == 1
         await saved(jobs, "job-t.000000", before.checkpoint_count + 1)
         await until(lambda: site.foreman is not None and not site.foreman.live)
-        with pytest.raises(NotPossibleError, match="not running"):
-            await jobs.force_checkpoint("job-t.000000")
+        await until(lambda: site.foreman is not None and not site.foreman.jobs)
+        for one in (jobs, Jobs(site.store)):  # a monitor beside the foreman, too
+            for ask in (one.force_checkpoint, one.release):
+                with pytest.raises(NotPossibleError, match="the item is completed already"):
+                    await ask("job-t.000000")
 
 
 async def test_release_hands_an_item_back(autojump_clock: MockClock) -> None:

@@ -53,6 +53,12 @@ async def fail_odd(item: int, work: AnyWork) -> int:
     return item
 
 
+async def fail_or_wait(item: str, work: AnyWork) -> str:
+    if item == "bad":
+        raise ValueError("bad")
+    return str(await wait(item, work))
+
+
 async def fail_once(item: int, work: AnyWork) -> int:
     seen.append((item, work.attempt))
     if work.attempt == 1:

@@ -135,8 +135,51 @@ async def test_what_a_foreman_refuses_is_refused_by_the_store(
             await jobs.release("job-other.000000")
         gates["x"].set()
         await until_task(jobs, FIRST, status="completed")
-        with pytest.raises(NotPossibleError):
+        with pytest.raises(NotPossibleError, match="the item is completed already"):
             await jobs.release(FIRST)
+
+
+async def test_of_an_item_that_has_ended_is_said_how_it_ended(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """While its job goes on, and after it, whoever is asked."""
+    async with working(tmp_path, "wait", ["x", "y"], checkpoint_interval_s=1e6) as (site, jobs):
+        await until_task(jobs, SECOND, status="running")
+        gates["x"].set()
+        await until_task(jobs, FIRST, status="completed")
+        async with site.client("admin") as admin:
+            for ask in (jobs.force_checkpoint, jobs.release):
+                with pytest.raises(NotPossibleError, match="the item is completed already"):
+                    await ask(FIRST)
+            told = await admin.control("force-checkpoint", FIRST)
+            assert told == (409, "the item is completed already")
+            await jobs.cancel(JOB)
+            await until_task(jobs, SECOND, status="cancelled")
+            await until(lambda: not (site.foreman.jobs if site.foreman else {}))
+            told = await admin.control("release", SECOND)
+            assert told == (409, "the item is cancelled already")
+        for ask in (jobs.force_checkpoint, jobs.release):
+            with pytest.raises(NotPossibleError, match="the item is cancelled already"):
+                await ask(SECOND)
+
+
+async def test_of_an_item_of_a_job_that_has_failed_is_said_so(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with (
+        opened(tmp_path) as store,
+        opened(tmp_path) as beside,
+        open_site(store) as site,
+        site.client() as client,
+    ):
+        await site.start_worker("box")
+        await client.submit(F + "fail_or_wait", ["bad", "x"], job_id=JOB)
+        await until(lambda: not (site.foreman.jobs if site.foreman else {}))
+        jobs = Jobs(beside)
+        assert (await jobs.task(SECOND)).status == "pending"
+        with pytest.raises(NotPossibleError, match="the job is failed already"):
+            await jobs.release(SECOND)
+        assert await client.control("release", SECOND) == (409, "its job has ended")
 
 
 async def test_questions_at_the_same_moment_are_all_answered(

@@ -8,9 +8,10 @@ from typing import Literal, Protocol
 import attrs
 
 from ..abc import Store
-from ..remote import JobView, LiveTask, TaskStatus, TaskView, UnknownJobError
+from ..remote import JobView, LiveTask, TaskView, UnknownJobError
 from ..remote._dispatch import prune_task
 from ..remote._foreman_live import Action, ask_foreman_of
+from ..remote._job_views import OVER
 from ..remote._jobs import JobReader
 from ..remote._names import split_task_id
 from ._records import Answer, Done, ErrorLine
@@ -19,7 +20,6 @@ from ._views import error_line, iso, iso_now
 TaskWord = Literal["pending", "assigned", "running", "completed", "failed", "cancelled"]
 
 ACCEPTED, NOT_FOUND, CONFLICT = 202, 404, 409  # what a foreman answers with
-OVER = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
 
 
 class NotPossibleError(Exception):
@@ -182,8 +182,7 @@ class Jobs:
         Raises:
             NotPossibleError: no worker runs it, or no foreman answers.
         """
-        await self._reader.task(task_id, self._live)
-        return await self._ask("force-checkpoint", split_task_id(task_id)[0], task_id)
+        return await self._ask_item("force-checkpoint", task_id)
 
     async def release(self, task_id: str) -> Done:
         """Have a running item saved and handed back, so that it goes on elsewhere.
@@ -191,8 +190,7 @@ class Jobs:
         Raises:
             NotPossibleError: no worker runs it, or no foreman answers.
         """
-        await self._reader.task(task_id, self._live)
-        return await self._ask("release", split_task_id(task_id)[0], task_id)
+        return await self._ask_item("release", task_id)
 
     async def cancel(self, job_id: str) -> Done:
         """End a job, and its functions.
@@ -200,10 +198,22 @@ class Jobs:
         Raises:
             NotPossibleError: it is over, or no foreman answers.
         """
+        await self._need_open(job_id)
+        return await self._ask("cancel", job_id, job_id)
+
+    async def _need_open(self, job_id: str) -> None:
         view = await self._reader.job(job_id, self._live, limit=0)
         if view.status in OVER:
             raise NotPossibleError(f"the job is {view.status.value} already")
-        return await self._ask("cancel", job_id, job_id)
+
+    async def _ask_item(self, action: Action, task_id: str) -> Done:
+        """Have the foreman do something to an item that is not over."""
+        view = await self._reader.task(task_id, self._live)
+        if view.status in OVER:
+            raise NotPossibleError(f"the item is {view.status.value} already")
+        job_id = split_task_id(task_id)[0]
+        await self._need_open(job_id)
+        return await self._ask(action, job_id, task_id)
 
     async def _ask(self, action: Action, job_id: str, target: str) -> Done:
         """Have the foreman of a job do something."""

@@ -22,8 +22,8 @@ from ._errors import JobRefusedError, UnknownJobError
 from ._foreman_live import ForemanWindow
 from ._handle import WorkerHandle
 from ._job import Job, is_there_already
-from ._job_views import LiveTask
-from ._jobs import has_submission, is_cancelled, items_progress, list_jobs
+from ._job_views import OVER, LiveTask
+from ._jobs import has_submission, is_cancelled, items_progress, list_jobs, read_task
 from ._lease import Lost
 from ._link import Link
 from ._messages import Hello
@@ -272,20 +272,25 @@ class Foreman:
         return (ACCEPTED, "its worker was asked") if is_asked else (CONFLICT, "it is not running")
 
     async def _not_running(self, task_id: str) -> tuple[int, str]:
+        """Why nothing can be asked of an item that no worker has."""
         try:
-            job_id, _ = split_task_id(task_id)
+            view = await read_task(self.store, task_id, live=self.live)
         except UnknownJobError as error:
             return NOT_FOUND, str(error)
-        if job_id in self.jobs or await self.store.read_run(job_id) is not None:
-            return CONFLICT, "it is not running"
-        return NOT_FOUND, f"there is no job {job_id!r}"
+        if view.status in OVER:
+            return CONFLICT, f"the item is {view.status.value} already"
+        if view.job_id not in self.jobs:
+            return CONFLICT, "its job has ended"
+        return CONFLICT, "no worker has the item now"
 
     async def _clean_up(self, task_id: str, *, is_running: bool) -> tuple[int, str]:
-        code, reason = await self._not_running(task_id)
-        if code == NOT_FOUND:
-            return code, reason
-        job_id, index = split_task_id(task_id)
+        try:
+            job_id, index = split_task_id(task_id)
+        except UnknownJobError as error:
+            return NOT_FOUND, str(error)
         job = self.jobs.get(job_id)
+        if job is None and await self.store.read_run(job_id) is None:
+            return NOT_FOUND, f"there is no job {job_id!r}"
         if is_running or (job is not None and not job.is_done(index)):
             return CONFLICT, "it has not ended"
         try:

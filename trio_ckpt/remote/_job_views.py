@@ -27,6 +27,8 @@ class TaskStatus(enum.Enum):
     __hash__ = object.__hash__
 
 
+OVER = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
+
 STATUSES: dict[Status, TaskStatus] = {
     Status.PENDING: TaskStatus.PENDING,
     Status.IN_PROGRESS: TaskStatus.RUNNING,
