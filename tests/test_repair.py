@@ -16,7 +16,7 @@ from trio_ckpt._check import check_all
 from trio_ckpt._errors import StoreError
 from trio_ckpt._repair import RepairReport, repair_all
 from trio_ckpt.abc import Finding
-from trio_ckpt.stores import open_store
+from trio_ckpt.stores import _sqlite_repair, _sqlite_schema, open_store
 from trio_ckpt.stores._repair import repair_folder
 
 SCHEMES = pytest.mark.parametrize("scheme", ["sqlite", "json"])
@@ -133,6 +133,24 @@ async def test_blobs_whose_names_are_lost_are_named_again(tmp_path: Path) -> Non
     await train(url, 4)
     assert set(before[-1:]) <= {path.name for path in blobs(tmp_path / "s")}
     assert await find(url) == []
+
+
+def test_a_database_that_cannot_be_made_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "new")) as connection:
+        connection.execute("CREATE TABLE runs (id)")
+    made = list[sqlite3.Connection]()
+
+    def connect(path: Path) -> sqlite3.Connection:
+        made.append(_sqlite_schema.connect(path))
+        return made[0]
+
+    monkeypatch.setattr(_sqlite_repair, "connect", connect)
+    with pytest.raises(sqlite3.OperationalError, match="already exists"):
+        _sqlite_repair._make(tmp_path / "new")
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        _ = made[0].total_changes
 
 
 async def test_a_run_whose_row_is_lost_is_found_by_its_seals(tmp_path: Path) -> None:

@@ -176,6 +176,28 @@ async def test_calls_come_back_in_order_and_in_one_thread() -> None:
     worker.stop()
 
 
+async def test_the_last_call_of_a_thread_is_not_waited_for() -> None:
+    thread, release, order = WorkerThread("x"), threading.Event(), list[str]()
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(thread.run, lambda: (release.wait(), order.append("call")))
+            await trio.testing.wait_all_tasks_blocked()
+            running = thread._thread
+            assert running is not None
+            thread.stop(lambda: order.append("last"))
+            assert order == []
+            scope.cancel()
+    release.set()
+    await trio.to_thread.run_sync(running.join)
+    assert order == ["call", "last"]
+
+
+def test_a_thread_that_never_began_makes_its_last_call_at_once() -> None:
+    order = list[str]()
+    WorkerThread("x").stop(lambda: order.append("last"))
+    assert order == ["last"]
+
+
 async def test_cancelled_before_it_began() -> None:
     """A call that is cancelled before it is handed over never runs."""
     worker = WorkerThread("test")

@@ -215,7 +215,7 @@ class WorkerThread:
     """
 
     def __init__(self, name: str) -> None:
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[_Call | Callable[[], object]] = queue.SimpleQueue()
         self._name = name
         self._process = this_process()
         self._thread: threading.Thread | None = None
@@ -257,11 +257,16 @@ class WorkerThread:
                 if alarm is not None:
                     alarm.cancel()
 
-    def stop(self) -> None:
-        """Let the thread end when it has done what was asked of it."""
+    def stop(self, last: Callable[[], object] = int) -> None:
+        """Let the thread end when it has done what was asked of it, and `last` after that.
+
+        The caller does not wait for `last`, so it may stand behind a call that hangs.
+        """
         if self._thread is not None:
-            self._calls.put(None)
+            self._calls.put(last)
             self._thread = None
+        else:  # no call was ever made in it, or all are made inline
+            last()
 
     def _set_alarm(self, call: _Call) -> threading.Timer:
         stuck = CallStuckError(
@@ -274,9 +279,10 @@ class WorkerThread:
         return alarm
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
+        while isinstance(call := self._calls.get(), _Call):
             _deliver(call, outcome.capture(call.func))
             del call  # or the thread keeps the last call's data alive while it waits
+        call()
 
 
 def start_thread(work: Callable[[], None], name: str) -> threading.Thread:

@@ -90,7 +90,6 @@ async def test_read_back_is_not_fooled_by_an_open_transaction(folder: Path) -> N
             pytest.raises(SaveOutcomeUnknownError),
         ):
             await store.save(RunKey("run", 0, owner), chain(A, 1, 1))
-    await store._writing.run(store._writer._connection.close)
     await store.aclose()
 
 
@@ -114,7 +113,6 @@ async def test_failed_fsync_leaves_the_outcome_unknown(folder: Path, is_done: bo
                 pass
     async with other.lock_run("another"):
         pass
-    await store._writing.run(store._writer._connection.close)
     await store.aclose()
     await other.aclose()
 
@@ -149,10 +147,11 @@ async def test_the_name_of_the_log_is_made_durable_once(
 
 
 async def test_save_that_was_given_up_on_keeps_the_lock(folder: Path) -> None:
-    """The cancelled save is still in the thread: nobody may go on before it ended."""
+    """The cancelled save is still in the thread; the store is closed after it has ended."""
     store = await SqliteStore.open(folder)
     blocker = sqlite3.connect(folder / "state.db", isolation_level=None)
     async with store.lock_run("run") as owner:
+        assert await heads(store) == {}  # a connection reads, too
         blocker.execute("BEGIN IMMEDIATE")
         with trio.move_on_after(0.05) as scope:
             await store.save(RunKey("run", 0, owner), chain(A, 1, 1))
@@ -160,20 +159,19 @@ async def test_save_that_was_given_up_on_keeps_the_lock(folder: Path) -> None:
     with pytest.raises(RunLockedError):
         async with store.lock_run("run"):
             pass
-    ended = trio.Event()
-
-    async def outlive() -> None:
-        await store._writing.run(store._writer._connection.close)  # after the save, in its thread
-        ended.set()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(outlive)
-        await trio.testing.wait_all_tasks_blocked()
-        with trio.fail_after(10):  # it does not wait for the save
-            await store.aclose()
-        assert not ended.is_set()
-        blocker.execute("COMMIT")
-        blocker.close()
+    writing, reading = store._writing._thread, store._reading._thread
+    assert writing is not None
+    assert reading is not None
+    with trio.fail_after(10):  # it does not wait for the save
+        await store.aclose()
+    assert writing.is_alive()
+    await trio.to_thread.run_sync(reading.join)
+    assert store._reader._connection is None
+    blocker.execute("COMMIT")
+    blocker.close()
+    await trio.to_thread.run_sync(writing.join)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        _ = store._writer._connection.total_changes
     again = await SqliteStore.open(folder)
     assert await heads(again) == {A: 1}  # it landed
     await again.aclose()
@@ -229,7 +227,6 @@ async def test_prune_with_an_unknown_outcome_keeps_the_lock(folder: Path) -> Non
     with pytest.raises(RunLockedError):
         async with store.lock_run("run"):
             pass
-    await store._writing.run(store._writer._connection.close)
     await store.aclose()
 
 

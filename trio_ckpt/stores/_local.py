@@ -422,7 +422,7 @@ class LocalStore(Store):
         """See `Store.aclose`.
 
         Cancellation: shielded.  It waits for saves under way, but not for one that was
-            given up on.
+            given up on: the files are closed after that one has ended.
         """
         if self._is_closed:
             await trio.lowlevel.checkpoint()
@@ -431,12 +431,21 @@ class LocalStore(Store):
         try:
             await self._stop_reading()
         finally:
-            if not self._in_doubt:
-                await shielded(self._writing.run, self._writer.close)
-                self._notes.close()
-                self._claims.close()
-            self._writing.stop()
-            self._removing.stop()
+            try:
+                if not self._in_doubt:
+                    await shielded(self._writing.run, self._writer.close)
+                    self._notes.close()
+                    self._claims.close()
+            finally:
+                self._writing.stop(self._close_late if self._in_doubt else int)
+                self._removing.stop()
+
+    def _close_late(self) -> None:
+        """Close what writes when no caller is left; what goes wrong is logged."""
+        try:
+            self._writer.close()
+        except Exception as error:
+            self._logger.error("closing the store %s failed: %s", self.url, error)
 
     async def _read(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
         """What a read says, or a second one where the first found damage.

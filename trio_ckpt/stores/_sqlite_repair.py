@@ -100,12 +100,16 @@ def repair_database(salvage: Salvage) -> None:
 
 def _make(path: Path) -> sqlite3.Connection:
     connection = connect(path)
-    connection.execute("PRAGMA synchronous = EXTRA")
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
-    connection.execute("BEGIN IMMEDIATE")
-    for name in TABLES:
-        connection.execute(TABLES[name])
+    try:
+        connection.execute("PRAGMA synchronous = EXTRA")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+        connection.execute("BEGIN IMMEDIATE")
+        for name in TABLES:
+            connection.execute(TABLES[name])
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

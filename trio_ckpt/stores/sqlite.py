@@ -112,9 +112,11 @@ class SqliteStore(LocalStore):
         )
 
     async def _stop_reading(self) -> None:
+        if self._in_doubt:  # the disk may hang
+            self._reading.stop(self._reader.close)
+            return
         try:
-            if not self._in_doubt:
-                await shielded(self._reading.run, self._reader.close)
+            await shielded(self._reading.run, self._reader.close)
         finally:
             self._reading.stop()
 
