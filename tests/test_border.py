@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from trio_ckpt import (
 )
 from trio_ckpt.abc import Observer
 from trio_ckpt.engines import map_tasks
+from trio_ckpt.outputs import RawCheck
 from trio_ckpt.progress import show_progress
 from trio_ckpt.stores import MemoryStore
 
@@ -106,6 +108,8 @@ RECORDS = [
         max_deltas=(*NO_COUNT, -1, 0, 10_000),
         archive=(5, b"x", "", "~/old.ckpt", Path("~")),
     ),
+    *rows("RawCheck", RawCheck, accept=NO_FUNCTION),
+    *rows("RawCheck", partial(RawCheck, print), limit_bytes=(*NO_COUNT, 0)),
 ]
 
 

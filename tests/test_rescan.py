@@ -15,6 +15,7 @@ import pytest
 
 from trio_ckpt import Frontier, Output, OutputClaimedError, Status, open_run
 from trio_ckpt._rescan import RECORDS_PER_SAVE, adopt_outputs
+from trio_ckpt.outputs import RawCheck
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import FaultyStore
 
@@ -54,10 +55,10 @@ async def test_outputs_of_a_lost_store_are_found_and_adopted(
     async with begin(store, output_dir=folder) as run, run.open_stream("s") as stream:
         caplog.set_level(logging.INFO)
         assert await stream.rescan(path_of, total=6) == [0, 1, 3]
-        assert "3 outputs were found that no record names" in caplog.text
+        assert "outputs of 3 batches were found that no record names" in caplog.text
         assert not stream.progress.confirmed
         assert await stream.rescan(path_of, total=6, adopt_outputs=True) == [0, 1, 3]
-        assert "3 batches were adopted by their outputs" in caplog.text
+        assert "adopted by their outputs: 3 batches" in caplog.text
         assert await stream.rescan(path_of, total=6, adopt_outputs=True) == []
     async with begin(store, output_dir=folder) as run, run.open_stream("s") as stream:
         assert list(stream.progress.confirmed) == [0, 1, 3]
@@ -118,6 +119,55 @@ async def test_only_valid_outputs_are_found(
                 batch.complete()
     assert worked == [1, 2]
     assert json.loads((tmp_path / "1.json").read_text()) == {"page": 1}
+
+
+async def test_without_validation_no_output_is_empty_and_json_is_json(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    contents = {"0.json": "{}", "1.json": "{nope", "2.json": "", "3.txt": "", "4.txt": "{nope"}
+    contents |= {"5.json": '{"a": NaN}', "6.JSON": "[1", "7.json": "\xff"}
+    for name, text in contents.items():
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+    names = dict(enumerate(contents))
+    async with begin("memory:", output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        assert await stream.rescan(names.__getitem__, total=8, adopt_outputs=True) == [0, 4]
+        assert list(stream.progress.confirmed) == [0, 4]
+    (said,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"][-1:]
+    assert "outputs of 6 batches are there and are not good: batch 1: 1.json: is not JSON" in said
+    assert "batch 2: 2.json: is empty; batch 3: 3.txt: is empty; 3 more" in said
+
+
+async def test_a_rescan_sees_what_raw_checks_see(tmp_path: Path) -> None:
+    for index, content in enumerate([b"\x89PNG", b"<html>"]):
+        (tmp_path / f"{index}.png").write_bytes(content)
+    check = RawCheck(lambda _path, content: content.startswith(b"\x89PNG"))
+    async with begin("memory:", output_dir=tmp_path) as run:
+        async with run.open_stream("s", validate=check) as stream:
+            assert await stream.rescan(lambda i: f"{i}.png", total=2) == [0]
+
+
+async def test_a_batch_of_several_outputs_is_adopted_with_all(tmp_path: Path) -> None:
+    for name in ("0.json", "0.txt", "1.json", "2.json", "2.txt"):
+        (tmp_path / name).write_text("2")
+    (tmp_path / "2.txt").write_text("")
+    store = MemoryStore()
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        for adopt in (False, True):
+            found = await stream.rescan(
+                lambda i: [f"{i}.json", f"{i}.txt"], total=3, adopt_outputs=adopt
+            )
+            assert found == [0]
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        assert (stream.progress.outputs, list(stream.progress.confirmed)) == (2, [0])
+
+
+@pytest.mark.parametrize(("paths", "error"), [([], ValueError), (5, TypeError)])
+async def test_paths_that_are_none_are_refused(
+    paths: Any, error: type[Exception], tmp_path: Path
+) -> None:
+    async with begin("memory:", output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        with pytest.raises(error, match="path_of"):
+            await stream.rescan(lambda _index: paths, total=1)
 
 
 async def test_what_was_found_and_not_adopted_is_free_for_its_writer(tmp_path: Path) -> None:
@@ -200,7 +250,7 @@ async def test_many_are_adopted_in_groups_of_bounded_size(tmp_path: Path) -> Non
     store.groups = []
     count = 2 * RECORDS_PER_SAVE + 5
     async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
-        found = {n: Output(f"{n}", 0, 0, "") for n in range(count)}
+        found = {n: (Output(f"{n}", 0, 0, ""),) for n in range(count)}
         await adopt_outputs(stream.desk, found)
         assert len(stream.progress.adopted) == count
     assert max(store.groups) <= RECORDS_PER_SAVE

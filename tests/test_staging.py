@@ -34,7 +34,7 @@ from trio_ckpt import (
 from trio_ckpt._history import read_pages
 from trio_ckpt._records import Kind
 from trio_ckpt._staging import OWNER_AGE_S
-from trio_ckpt.outputs import AppendFile, OutputDir
+from trio_ckpt.outputs import AppendFile, OutputDir, RawCheck
 from trio_ckpt.stores import MemoryStore, open_store
 
 
@@ -144,6 +144,48 @@ async def test_a_file_that_the_user_wrote_is_validated_too(tmp_path: Path) -> No
                 async for batch in stream.batches(range(1)):
                     (tmp_path / "0.json").write_bytes(b'{"page": 1, "lines": ["\xff"]}')
                     batch.complete(outputs=["0.json"])
+
+
+def is_a_picture(_path: str, content: bytes) -> bool:
+    return content.startswith(b"\x89PNG")
+
+
+async def save_pictures(store: Any, folder: Path, content: bytes, way: str) -> list[int]:
+    worked = []
+    check = RawCheck(is_a_picture)
+    async with begin(store, output_dir=folder) as run:
+        async with run.open_stream("s", validate=check) as stream:
+            async for batch in stream.batches(range(2)):
+                worked.append(batch.index)
+                name = f"{batch.index}.png"
+                if way == "bytes":
+                    await batch.write_bytes(name, content)
+                elif way == "text":
+                    await batch.write_text(name, content.decode("latin-1"))
+                else:
+                    (folder / name).write_bytes(content)
+                batch.complete(outputs=[name])
+    return worked
+
+
+@pytest.mark.parametrize("way", ["bytes", "text", "file"])
+async def test_an_output_that_is_not_json_is_validated(way: str, tmp_path: Path) -> None:
+    store = MemoryStore()
+    with pytest.raises(BatchFailedError, match="is_a_picture refuses it"):
+        await save_pictures(store, tmp_path, b"<html>", way)
+    good = b"\x89PNG" if way != "text" else b""
+    if good:
+        assert await save_pictures(store, tmp_path, good, way) == [0, 1]
+
+
+async def test_a_picture_that_was_replaced_goes_back_to_work(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(2)):  # nothing was validated then
+            content = b"<html>" if batch.index == 1 else b"\x89PNG"
+            await batch.write_bytes(f"{batch.index}.png", content)
+            batch.complete()
+    assert await save_pictures(store, tmp_path, b"\x89PNG", "bytes") == [1]
 
 
 async def test_run_batches_has_a_validation_of_its_own(tmp_path: Path) -> None:

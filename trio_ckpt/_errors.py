@@ -415,6 +415,10 @@ class OutputClaimedError(OutputError, ValueError):
     """Another batch has confirmed a file of this name already."""
 
 
+class OutputExistsError(OutputError):
+    """A file that is older than the run has the name of an output: it is not written over."""
+
+
 class OutputInvalidError(OutputError, ValueError):
     """An output is not what the stream's ``validate=`` asks for.
 

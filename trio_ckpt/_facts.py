@@ -39,6 +39,7 @@ class _Facts(msgspec.Struct):
     pid: int
     began: float
     manifest: int | None = None
+    outputs_since: float = 0.0
     ended: str | msgspec.UnsetType = msgspec.UNSET
     at: float | msgspec.UnsetType = msgspec.UNSET
     counts: _Counts | msgspec.UnsetType = msgspec.UNSET

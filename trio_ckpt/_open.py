@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, get_args
 
+import attrs
 import trio
 
 from ._arguments import flag, instance, one_of, path_text, seconds, several, text
@@ -159,8 +160,6 @@ async def open_run(
         )
         found = look(view)
         log.info("run %r: %s", run_id, found)
-        if found.sessions == 0 and not (fresh or archiving) and outputs is not None:
-            await _warn_of_strangers(outputs, store)
         is_begun_again = generation > 0 and found.sessions == 0
         if (found.may_have_left_files or is_begun_again) and outputs is not None:
             await _remove_orphans(outputs)
@@ -170,7 +169,11 @@ async def open_run(
             config=plain,
             changes=change.fields,
             output_dir=outputs.root if outputs is not None else None,
+            # A store in memory forgets every run: its outputs are there to be replaced.
+            may_replace=fresh or generation > 0 or store.url == "memory:",
         )
+        if found.sessions == 0 and session.outputs_since and outputs is not None:
+            await _warn_of_strangers(outputs, store)
         if archiving:
             session.facts[ARCHIVING] = archiving
         parts = {} if view is None else {key: entry.progress for key, entry in view.streams.items()}
@@ -188,7 +191,7 @@ async def open_run(
                 nursery=nursery,
                 coordinator=coordinator or CheckpointCoordinator(),
                 outputs=outputs,
-                settings=settings,
+                settings=attrs.evolve(settings, outputs_since=session.outputs_since),
                 tools=tools,
                 found=found,
                 runtime_s=session.runtime_s,
@@ -288,8 +291,9 @@ async def _warn_of_strangers(outputs: OutputDir, store: Store) -> None:
     strangers = await run_blocking(_strangers, outputs, store.url.partition(":")[2])
     if strangers:
         log.warning(
-            "the run is new, and %d names are in its output folder already, such as %s: outputs of "
-            "the same names take their place; if a store was lost, Stream.rescan adopts them",
+            "the run is new, and %d names are in its output folder already, such as %s: a batch "
+            "whose output has the name of one is refused; if a store was lost, Stream.rescan "
+            "adopts them",
             len(strangers),
             printable(strangers[0]),
         )

@@ -1,61 +1,108 @@
 """Finding outputs that no record names: the store was lost, or is older than the files.
 
-A file is believed where it is whole and passes the stream's validation.  What its batch
-produced beyond it is not known, so an adopted batch is marked: totals are without it.
+A file is believed where it is not empty, is JSON if its name says so, and passes the stream's
+validation.  What its batch produced beyond it is not known, so an adopted batch is marked:
+totals are without it.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import trio
 
+from ._arguments import several
 from ._desk import Desk
 from ._errors import OutputError, describe_batch
 from ._records import Kind, Output, Record
 from ._staging import AnyPath
+from ._words import plural
 
 log = logging.getLogger("trio_ckpt.rescan")
 
 RECORDS_PER_SAVE = 1_000
+MAX_SHOWN = 3  # outputs that were refused, in one line of the log
+
+PathOf = Callable[[int], AnyPath | Iterable[AnyPath]]
+Found = dict[int, tuple[Output, ...]]
 
 
-async def find_outputs(
-    desk: Desk, left: Iterable[int], path_of: Callable[[int], AnyPath]
-) -> dict[int, Output]:
+async def find_outputs(desk: Desk, left: Iterable[int], path_of: PathOf) -> Found:
     """The outputs of batches that are left, where they are there and valid.
 
     Durability: the files that are returned survive power loss.
     Cancellation: a cancellation point for every file.
     """
-    found: dict[int, Output] = {}
+    found: Found = {}
+    refused: dict[int, str] = {}
     for index in left:
         await trio.lowlevel.checkpoint()
         known: dict[str, Output] = {}
-        path = path_of(index)
         try:
-            await desk.files.adopt([path], index, known)
-            await desk.files.check(known)
+            await desk.files.adopt(_paths(path_of(index)), index, known)
+            await desk.files.check_found(known)
         except OutputError as error:
             desk.files.release(index)
-            if not isinstance(error.__cause__, FileNotFoundError):
+            if known or not isinstance(error.__cause__, FileNotFoundError):
                 log.info("%s: %s", desk.where(index), error)
+                refused[index] = str(error) if len(refused) < MAX_SHOWN else ""
         else:
-            found[index] = known[desk.files.name(path)]
+            found[index] = tuple(known.values())
+    count = plural(len(found), "batch")
+    log.info("%s: outputs of %s were found that no record names", desk.where(), count)
+    if refused:
+        _tell(desk, refused)
     return found
 
 
-async def adopt_outputs(desk: Desk, found: dict[int, Output]) -> None:
+def _paths(given: AnyPath | Iterable[AnyPath]) -> tuple[AnyPath, ...]:
+    if isinstance(given, (str, os.PathLike)):
+        return (given,)
+    paths: tuple[AnyPath, ...] = several("what path_of returns", given, "paths")
+    if not paths:
+        raise ValueError("path_of must return at least one path for each batch, not none")
+    return paths
+
+
+def _tell(desk: Desk, refused: Mapping[int, str]) -> None:
+    """Say what is there and was refused: its batches are done again."""
+    shown = [f"batch {index}: {reason}" for index, reason in refused.items() if reason]
+    if len(refused) > len(shown):
+        shown.append(f"{len(refused) - len(shown):,} more (logged at level INFO)")
+    log.warning(
+        "%s: outputs of %s are there and are not good: %s",
+        desk.where(),
+        plural(len(refused), "batch"),
+        "; ".join(shown),
+    )
+
+
+async def keep_found(desk: Desk, found: Found, *, is_adopted: bool) -> None:
+    """Confirm batches by the outputs that were found, or leave the outputs to who writes them.
+
+    Durability: as for `adopt_outputs`.
+    """
+    if is_adopted:
+        desk.files.since = 0.0  # the user has decided: what is not adopted may be replaced
+        if found:
+            await adopt_outputs(desk, found)
+    else:
+        for index in found:
+            desk.files.release(index)
+
+
+async def adopt_outputs(desk: Desk, found: Found) -> None:
     """Confirm batches by the outputs that were found.
 
     Durability: when this returns they are saved.
     """
     now = time.time()
     entries = [
-        (desk.lane, Record(kind=Kind.BATCH, at=now, index=index, outputs=(output,), adopted=True))
-        for index, output in found.items()
+        (desk.lane, Record(kind=Kind.BATCH, at=now, index=index, outputs=outputs, adopted=True))
+        for index, outputs in found.items()
     ]
     entries[0] = desk.lane, desk.introduce(entries[0][1])
     for start in range(0, len(entries), RECORDS_PER_SAVE):
@@ -63,4 +110,4 @@ async def adopt_outputs(desk: Desk, found: dict[int, Output]) -> None:
     for index in found:
         desk.settled(index)
     where = describe_batch(desk.run_id, desk.lane.key, None)
-    log.info("%s: %d batches were adopted by their outputs", where, len(found))
+    log.info("%s: adopted by their outputs: %s", where, plural(len(found), "batch"))

@@ -45,6 +45,7 @@ class Settings:
         factory=Retention, validator=checked_by(instance, kind=Retention, what="a Retention")
     )
     recover: bool = attrs.field(default=False, validator=checked_by(flag))
+    outputs_since: float = 0.0  # files that are older are of no session of the run; Unix time, s
 
 
 @attrs.define(eq=False)

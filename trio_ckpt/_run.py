@@ -199,8 +199,8 @@ class Run:
             retry: What to do with failed attempts; default: they fail for good.
             on_fail: "record": a stream that has failed, by `Stream.fail` or as the retry
                 table says (`Then.FAIL_STREAM`), is left quietly, so that the next can go on.
-            validate: What every JSON output must pass before its batch is confirmed, and
-                again on resume; see `trio_ckpt.outputs.Validator.of`.
+            validate: What every output must pass before its batch is confirmed, and again
+                on resume: JSON, or others by a `RawCheck`; see `trio_ckpt.outputs.Validator.of`.
             output_dir: A folder in that of the run; outputs of the stream are named
                 relative to it.
             retry_failed: As for `open_run`, for this stream.
@@ -266,32 +266,31 @@ class Run:
 
     def _files_for(
         self, validate: Validate | None, folder: str | None
-    ) -> tuple[Validator | None, str]:
+    ) -> tuple[str, Validator | None]:
         validator = None if validate is None else Validator.of(validate)
         if folder is None:
-            return validator, ""
+            return "", validator
         if self._outputs is None:
             raise ValueError("output_dir of a stream is in that of the run: open_run(output_dir=…)")
         name = os.path.normpath(path_text("output_dir", folder))
-        return validator, "" if name == "." else self._outputs.relative(name)
+        return "" if name == "." else self._outputs.relative(name), validator
 
     def _open_desk(
         self,
         key: StreamKey,
         first_index: int,
         retry: RetryTable | None,
-        checked: tuple[Validator | None, str],
+        checked: tuple[str, Validator | None],
     ) -> Gate:
         lane = self._roster.lane(key)
-        validator, folder = checked
         files = StreamFiles(
             self.run_id,
             lane,
             self._claims,
             self._saver.check_owner,
             self._outputs,
-            folder,
-            validator,
+            *checked,
+            self._settings.outputs_since,
         )
         self._desks[key] = desk = Gate(
             self.run_id,

@@ -34,6 +34,8 @@ from .abc import RunView
 
 log = logging.getLogger("trio_ckpt.session")
 
+CLOCK_STEP_S = 2.0  # FAT rounds times down to 2 s; kernels take those of files from a slower clock
+
 OnConfigChange = Literal["refuse", "restart", "accept"]
 
 
@@ -170,7 +172,13 @@ def _is_tunable(field: str, tunable: Collection[str]) -> bool:
 
 
 class Session:
-    """Writes down that a session began, and how it ended."""
+    """Writes down that a session began, and how it ended.
+
+    Attributes:
+        runtime_s: For how long the run was open in earlier sessions, in seconds.
+        outputs_since: Files that are older are of no session of the run; Unix time, s.
+        facts: What the records of the session say.
+    """
 
     def __init__(
         self,
@@ -180,13 +188,28 @@ class Session:
         config: dict[str, Any],
         changes: tuple[tuple[str, str, str], ...],
         output_dir: str | None,
+        may_replace: bool = False,
     ) -> None:
+        """Begin with what the store has of the run.
+
+        Args:
+            saver: Saves the records of the session.
+            view: What the store has; None: nothing, or nothing that counts.
+            config: As it is compared on the next start.
+            changes: What has changed in it.
+            output_dir: Where the outputs go.
+            may_replace: Files that no record names may be archived when outputs get their names.
+        """
         own = view.streams.get(RUN_STREAM) if view is not None else None
         self._saver = saver
         self._lane: Lane = saver.add_lane(RUN_STREAM, own.progress if own else Progress())
         self.runtime_s = run_runtime_s(view) if view is not None else 0.0
+        before, began = run_facts(view) if view is not None else {}, time.time()
+        # The first session has left no file behind; later ones allow for the clock of files.
+        since = before.get("outputs_since", 0.0) if before else began - CLOCK_STEP_S
+        self.outputs_since: float = 0.0 if may_replace else since if before else began
         self.facts: dict[str, Any] = {
-            "session": (run_facts(view).get("session", 0) if view is not None else 0) + 1,
+            "session": before.get("session", 0) + 1,
             "runtime_s": self.runtime_s,
             "changes": changes,
             "config": config,
@@ -194,7 +217,8 @@ class Session:
             "output_dir": output_dir,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "began": time.time(),
+            "began": began,
+            "outputs_since": 0.0 if may_replace else since,
         }
 
     async def begin(self) -> None:

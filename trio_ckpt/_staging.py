@@ -6,6 +6,7 @@ to the stream's, which is the same or a folder in it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -13,12 +14,13 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 import attrs
 import trio
 
-from ._errors import OutputClaimedError
+from ._errors import OutputClaimedError, OutputExistsError
 from ._lane import Lane
 from ._records import Output
 from ._threads import run_blocking
 from ._uninterrupted import shielded
-from .outputs import AppendFile, OutputDir, Validator, check_outputs
+from ._words import plural, printable
+from .outputs import AppendFile, OutputDir, Validator, check_found, check_outputs
 
 log = logging.getLogger("trio_ckpt.outputs")
 
@@ -26,6 +28,7 @@ AnyPath = str | os.PathLike[str]
 Claims = dict[str, tuple[str, int]]  # a name -> the stream as text, and the batch
 
 OWNER_AGE_S = 0.5  # who was stopped for less has lost no lease; asking costs a transaction
+MAX_COUNTED = 1_000  # files of a folder that a message counts
 SINK = -1  # in the place of a batch: an append file belongs to its stream
 
 
@@ -41,7 +44,8 @@ class StreamFiles:
             will do.
         root: The run's folder; None: it has none.
         folder: The stream's, relative to it; empty: the same.
-        validator: What its JSON outputs must pass.
+        validator: What its outputs must pass.
+        since: What is older in the folder belongs to no batch of the run; Unix time, s.
     """
 
     run_id: str
@@ -51,6 +55,7 @@ class StreamFiles:
     root: OutputDir | None = None
     folder: str = ""
     validator: Validator | None = None
+    since: float = 0.0
     _claimed: dict[int, set[str]] = attrs.field(factory=dict[int, set[str]], init=False)
     _sink_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
 
@@ -119,11 +124,27 @@ class StreamFiles:
 
         A process that has slept through a takeover replaces nothing of what the next owner has
         confirmed, unless it slept in the instant between this look and the rename.
+
+        Raises:
+            OutputExistsError: a file that is older than the run has its name.
         """
         name = self.name(path)
+        is_written = name in self._claimed.get(index, ())
         self.claim(index, name)
         await self.check_owner(OWNER_AGE_S)
-        return await run_blocking(self.dir.write, name, data)
+        if is_written:
+            return await run_blocking(self.dir.write, name, data)
+        try:
+            return await run_blocking(self._write_first, name, data)
+        except OutputExistsError:
+            self._claimed[index].discard(name)
+            del self.claims[name]
+            raise
+
+    def _write_first(self, name: str, data: bytes) -> Output:
+        """Write a file that no attempt of this session has written.  Blocks."""
+        self._make_room(name, data)
+        return self.dir.write(name, data)
 
     async def adopt(self, paths: Iterable[AnyPath], index: int, known: dict[str, Output]) -> None:
         """Take files that the user wrote as outputs of a batch, into `known`."""
@@ -144,6 +165,17 @@ class StreamFiles:
             outputs = tuple(known.values())
             with trio.CancelScope(shield=True):
                 await run_blocking(check_outputs, self.dir, outputs, self.validator)
+
+    async def check_found(self, known: Mapping[str, Output]) -> None:
+        """Look at outputs of a batch that no record names yet.
+
+        Raises:
+            OutputInvalidError: one is empty, is no JSON where it should be, or is refused by the
+                validator.
+        """
+        outputs = tuple(known.values())
+        with trio.CancelScope(shield=True):
+            await run_blocking(check_found, self.dir, outputs, self.validator)
 
     # -- append files -------------------------------------------------------------------------
 
@@ -215,7 +247,43 @@ class StreamFiles:
         """Move a file out of the way that no record knows: it may be somebody's only copy."""
         if await self._length(name) == 0:
             return  # as a session leaves it that was killed before its first append
-        label = f"{self.run_id}-unconfirmed"
-        archived = await run_blocking(self.dir.archive, [name], label)
+        await run_blocking(self._make_room, name, b"")
+
+    # -- what is in the way -------------------------------------------------------------------
+
+    def _make_room(self, name: str, data: bytes) -> None:
+        """Archive a file that no record names before `data` takes its place.  Blocks.
+
+        An earlier session may have left it, which was killed before the record; with the same
+        content nothing is lost.
+
+        Raises:
+            OutputExistsError: it is older than the run, so no session of the run has left it.
+        """
+        found = self.dir.look(name)
+        if found is None:
+            return
+        if found.st_mtime < self.since:
+            raise self._refusal(name)
+        if found.st_size == len(data):
+            digest = hashlib.sha256(data).hexdigest()
+            if self.dir.check(Output(name, len(data), -1, digest), "sha256") is None:
+                return
+        archived = self.dir.archive([name], f"{self.run_id}-unconfirmed")
         for goal in archived.moved.values():
-            log.warning("%s held lines that no checkpoint knows: it is kept as %s", name, goal)
+            log.warning("%s is in no record of the run: it is kept as %s", name, goal)
+
+    def _refusal(self, name: str) -> OutputExistsError:
+        count = self.dir.count_files(MAX_COUNTED)
+        files = f"{count:,} or more files" if count == MAX_COUNTED else plural(count, "file")
+        return OutputExistsError(
+            name,
+            f"is there already, is older than run {self.run_id!r}, and no record of the run names "
+            f"it; nothing was written over it. The folder {printable(self.dir.root)} holds "
+            f"{files}. If they are outputs of an earlier run, its store was lost or another store "
+            "was named: name that store, or take them over with stream.rescan(path_of, "
+            "adopt_outputs=True). If their work is to be done again, open_run(fresh=True) moves "
+            "each to .archive/ before it is replaced",
+            run_id=self.run_id,
+            stream=self.lane.key,
+        )

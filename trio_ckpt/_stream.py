@@ -30,9 +30,8 @@ from ._pins import pin_state, unpin_state
 from ._progress import FailedAttempt, Progress
 from ._records import ErrorInfo, Kind, Record, Status, describe_error
 from ._redo import Redo
-from ._rescan import adopt_outputs as adopt_found, find_outputs
+from ._rescan import PathOf, find_outputs, keep_found
 from ._snapshots import Snapshots
-from ._staging import AnyPath
 from ._statistics import StreamStatistics
 from ._stream_statistics import stream_statistics
 from ._uninterrupted import uninterrupted
@@ -439,15 +438,19 @@ class Stream(Generic[S]):
 
     async def rescan(
         self,
-        path_of: Callable[[int], AnyPath],
+        path_of: PathOf,
         *,
         total: int | None = None,
         adopt_outputs: bool = False,
     ) -> list[int]:
         """Look for valid outputs of batches that are left: for a store that was lost.
 
+        No output may be empty, JSON has to be JSON, and all have to pass `validate` of the stream.
+        A warning says how many batches have outputs that are refused, and why.
+
         Args:
-            path_of: Gives the path of a batch's output, below the folder of the stream.
+            path_of: Gives the path of a batch's output, or the paths of several, below the folder
+                of the stream.
             total: How many batches there are in all, where nobody has said yet.
             adopt_outputs: Confirm the batches by what was found; what they had produced is
                 in no total then, see `Progress.adopted`.
@@ -470,12 +473,7 @@ class Stream(Generic[S]):
                 "rescan() is for streams whose batches stand alone: no state, no cursor"
             )
         found = await find_outputs(desk, self._left(total, None, None), path_of)
-        log.info("%s: %d outputs were found that no record names", desk.where(), len(found))
-        if adopt_outputs and found:
-            await adopt_found(desk, found)
-        else:
-            for index in found:
-                desk.files.release(index)
+        await keep_found(desk, found, is_adopted=adopt_outputs)
         return list(found)
 
     # -- ownership ------------------------------------------------------------------------------

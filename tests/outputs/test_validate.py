@@ -18,7 +18,7 @@ import attrs
 import pytest
 
 from trio_ckpt import OutputError, OutputInvalidError
-from trio_ckpt.outputs import Output, OutputDir, Validator, check_outputs
+from trio_ckpt.outputs import Output, OutputDir, RawCheck, Validator, check_outputs
 
 T = TypeVar("T")
 
@@ -442,6 +442,52 @@ def test_a_batch_without_json_does_not_slip_by(outdir: OutputDir) -> None:
     for listed in ([], [image]):
         with pytest.raises(OutputInvalidError, match=r"^no JSON output to validate$"):
             check_outputs(outdir, listed, Validator.of(Line))
+
+
+def is_a_picture(path: str, content: bytes) -> bool:
+    return not path.endswith(".png") or content.startswith(b"\x89PNG")
+
+
+def test_an_output_that_is_not_json_is_seen_by_raw_checks(outdir: OutputDir) -> None:
+    seen: dict[str, bytes] = {}
+    validator = Validator.of([Line, RawCheck(seen.__setitem__), RawCheck(is_a_picture)])
+    json_output = outdir.write("1.json", b'{"text": "a"}')
+    image, text = outdir.write("a/1.png", b"\x89PNG"), outdir.write("1.txt", b"")
+    check_outputs(outdir, [image, json_output, text], validator)
+    assert seen == {"a/1.png": b"\x89PNG", "1.txt": b""}
+    bad = outdir.write("2.png", b"<html>")
+    with pytest.raises(OutputInvalidError, match=r"^2\.png: is_a_picture refuses it$"):
+        check_outputs(outdir, [bad, json_output], validator)
+
+
+def test_a_raw_check_refuses_by_raising(outdir: OutputDir) -> None:
+    def refuse(path: str, content: bytes) -> None:
+        raise ValueError(f"{len(content)} bytes are too few")
+
+    with pytest.raises(OutputInvalidError, match=r"^1\.txt: 2 bytes are too few$"):
+        check_outputs(outdir, [outdir.write("1.txt", b"ab")], Validator.of(RawCheck(refuse)))
+
+
+def test_each_kind_of_check_needs_an_output(outdir: OutputDir) -> None:
+    document, image = outdir.write("1.json", b'{"text": "a"}'), outdir.write("1.png", b"\x89PNG")
+    raw = RawCheck(is_a_picture)
+    for listed in ([], [document]):
+        with pytest.raises(OutputInvalidError, match=r"^no output to validate that is not JSON$"):
+            check_outputs(outdir, listed, Validator.of(raw))
+    with pytest.raises(OutputInvalidError, match=r"^no JSON output to validate$"):
+        check_outputs(outdir, [image], Validator.of([raw, Line]))
+
+
+def test_an_output_over_the_limit_of_a_raw_check_is_not_read(outdir: OutputDir) -> None:
+    output = outdir.write("1.bin", b"abc")
+    check_outputs(outdir, [output], Validator.of(RawCheck(is_a_picture, limit_bytes=3)))
+    with pytest.raises(OutputInvalidError, match=r"^1\.bin: has 3 bytes, over 2$"):
+        check_outputs(outdir, [output], Validator.of(RawCheck(is_a_picture, limit_bytes=2)))
+
+
+def test_a_raw_check_is_a_plain_function() -> None:
+    with pytest.raises(TypeError, match="is async"):
+        RawCheck(asynchronous)
 
 
 def test_what_is_validated_is_what_was_hashed(outdir: OutputDir, root: Path) -> None:

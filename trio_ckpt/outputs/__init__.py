@@ -39,7 +39,9 @@ from ._new import NewFile as NewFile
 from ._system import System as System, SystemPath as SystemPath
 from ._tail import find_lines_damage as find_lines_damage, keep_tail as keep_tail
 from ._validate import (
+    RawCheck as RawCheck,
     Validate as Validate,
     Validator as Validator,
+    check_found as check_found,
     check_outputs as check_outputs,
 )

@@ -310,6 +310,15 @@ class OutputDir:
         Raises:
             OutputError: it cannot be looked at.
         """
+        found = self.look(path)
+        return None if found is None else found.st_size
+
+    def look(self, path: AnyPath) -> os.stat_result | None:
+        """What the system says of a file; None: there is none of this name.
+
+        Raises:
+            OutputError: it cannot be looked at.
+        """
         name = self.relative(path)
         with told(name):
             try:
@@ -317,7 +326,23 @@ class OutputDir:
                     found = self._system.lstat(last, dir_fd=folder)
             except FileNotFoundError:
                 return None
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+        return found if stat.S_ISREG(found.st_mode) else None
+
+    def count_files(self, limit: int) -> int:
+        """How many files are in the folder and below it, the archive left out; at most `limit`."""
+        count, left = 0, [""]
+        while left and count < limit:
+            at = left.pop()
+            with (
+                suppress(OSError),
+                self.tree.folder(below(at, "-"), Sync.NONE) as (folder, _),
+            ):
+                for name, is_folder in self._system.scan(folder):
+                    if not is_folder:
+                        count += 1
+                    elif (where := below(at, name)) != ARCHIVE:
+                        left.append(where)
+        return min(count, limit)
 
     # -- one file -------------------------------------------------------------------
 

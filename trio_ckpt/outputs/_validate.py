@@ -1,7 +1,8 @@
 """Outputs are looked into before their batch is confirmed: bytes in, an exception out.
 
-A document is read strictly (`trio_ckpt.outputs._json`) and then goes through the checks
-in order.  An attrs class makes an instance of it, which the callables after it are given.
+An output whose name ends with ``.json`` is a document; for others there is `RawCheck`.  A
+document is read strictly (`trio_ckpt.outputs._json`) and then goes through the checks in order.
+An attrs class makes an instance of it, which the callables after it are given.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias, cast
 
 import attrs
 
+from .._arguments import checked_by, whole_number
 from .._errors import OutputInvalidError
 from .._records import Output
 from ._dir import OutputDir
@@ -34,13 +36,44 @@ _Check = Callable[[_Document], _Document]
 
 
 @attrs.frozen
+class RawCheck:
+    """A check of the outputs that are not JSON: of all whose names do not end with ``.json``.
+
+    Attributes:
+        accept: Called in a thread with the path of an output, below the folder of the run, and
+            with its content; it refuses by raising or by returning False.
+        limit_bytes: Larger outputs are refused unread, because the content is held in memory.
+    """
+
+    accept: Callable[[str, bytes], Any] = attrs.field()
+    limit_bytes: int = attrs.field(
+        default=MAX_JSON_BYTES, kw_only=True, validator=checked_by(whole_number, least=1)
+    )
+
+    @accept.validator
+    def _check_accept(self, _attribute: object, accept: object) -> None:
+        if not callable(accept):
+            raise TypeError(f"accept must be a function of a path and bytes, not {accept!r}")
+        _refuse_async(accept)
+
+    def check(self, path: str, data: bytes) -> None:
+        """Ask `accept` for an output.
+
+        Raises:
+            MisfitError: it refuses the output.
+        """
+        _ask(self.accept, path, data)
+
+
+@attrs.frozen
 class Validator:
-    """Checks of a JSON document, in order; from `Validator.of`.
+    """Checks of outputs, in order; from `Validator.of`.
 
     Several threads may use one at the same time, if the callables given to it allow that.
     """
 
-    _checks: tuple[_Check, ...]
+    _checks: tuple[_Check, ...] = ()
+    _raw: tuple[RawCheck, ...] = ()
 
     @classmethod
     def of(cls, validate: Validate) -> Validator:
@@ -58,6 +91,7 @@ class Validator:
                   2020-12.  References are resolved within it and never fetched.
                 * a callable.  It gets the instance that the newest class before it made,
                   else the parsed document, and refuses by raising or by returning False.
+                * a `RawCheck`, for the outputs that are not JSON.
 
         Raises:
             TypeError: it is none of these.
@@ -70,8 +104,36 @@ class Validator:
             parts = cast("Sequence[Validate]", validate)
             if not parts:
                 raise ValueError("an empty sequence validates nothing")
-            return cls(tuple(check for part in parts for check in cls.of(part)._checks))
+            made = [cls.of(part) for part in parts]
+            return cls(
+                tuple(check for one in made for check in one._checks),
+                tuple(check for one in made for check in one._raw),
+            )
+        if isinstance(validate, RawCheck):
+            return cls((), (validate,))
         return cls((_make_check(validate),))
+
+    def looks_at(self, path: str) -> bool:
+        """Whether there are checks for an output of this name."""
+        return bool(self._checks if is_json(path) else self._raw)
+
+    def limit_bytes(self, path: str) -> int:
+        """How large an output of this name may be to be looked at."""
+        if is_json(path):
+            return MAX_JSON_BYTES
+        return min((check.limit_bytes for check in self._raw), default=MAX_JSON_BYTES)
+
+    def need(self, paths: Sequence[str]) -> None:
+        """See that each kind of check has an output of a batch to look at.
+
+        Raises:
+            OutputInvalidError: one has none: an empty batch does not slip by.
+        """
+        kinds = {is_json(path) for path in paths}
+        if self._checks and True not in kinds:
+            raise OutputInvalidError("", "", "no JSON output to validate")
+        if self._raw and False not in kinds:
+            raise OutputInvalidError("", "", "no output to validate that is not JSON")
 
     def check(self, path: str, data: bytes) -> None:
         """See that `data`, the content of `path`, is valid.
@@ -81,10 +143,14 @@ class Validator:
                 many other problems there are.
         """
         try:
-            parsed = parse_json(data)
-            document = _Document(parsed, parsed)
-            for check in self._checks:
-                document = check(document)
+            if is_json(path):
+                parsed = parse_json(data)
+                document = _Document(parsed, parsed)
+                for check in self._checks:
+                    document = check(document)
+            else:
+                for raw in self._raw:
+                    raw.check(path, data)
         except JsonError as error:
             raise OutputInvalidError(path, "", str(error)) from error
         except MisfitError as error:
@@ -94,13 +160,26 @@ class Validator:
 
 
 Validate: TypeAlias = (
-    type[Any] | Mapping[str, Any] | Callable[[Any], Any] | Sequence["Validate"] | Validator
+    type[Any]
+    | Mapping[str, Any]
+    | Callable[[Any], Any]
+    | RawCheck
+    | Sequence["Validate"]
+    | Validator
 )
 """What an output is validated by; see `Validator.of`."""
 
 
+WELL_FORMED = Validator()  # a document is one, and no more is asked of it
+
+
+def is_json(path: str) -> bool:
+    """Whether an output is a JSON document, by its name."""
+    return path.lower().endswith(".json")
+
+
 def check_outputs(outputs: OutputDir, listed: Sequence[Output], validator: Validator) -> None:
-    """Validate every output in `listed` whose name ends with ``.json``.  Blocks.
+    """Validate every output in `listed` that there are checks for.  Blocks.
 
     What is validated is what was hashed: a file that changed since is refused.
 
@@ -114,17 +193,42 @@ def check_outputs(outputs: OutputDir, listed: Sequence[Output], validator: Valid
             does not slip by.
         OutputError: one cannot be read.
     """
-    found = [output for output in listed if output.path.lower().endswith(".json")]
-    if not found:
-        raise OutputInvalidError("", "", "no JSON output to validate")
-    for output in found:
-        if output.size > MAX_JSON_BYTES:
-            reason = f"has {output.size:,} bytes, over {MAX_JSON_BYTES:,}"
-            raise OutputInvalidError(output.path, "", reason)
-        data = outputs.read(output.path, MAX_JSON_BYTES)
-        if hashlib.sha256(data).hexdigest() != output.sha256:
-            raise OutputInvalidError(output.path, "", "was altered since it was hashed")
-        validator.check(output.path, data)
+    validator.need([output.path for output in listed])
+    for output in listed:
+        if validator.looks_at(output.path):
+            _check_one(outputs, output, validator)
+
+
+def check_found(outputs: OutputDir, listed: Sequence[Output], validator: Validator | None) -> None:
+    """Look at outputs that no record has named yet: none is empty, and JSON is JSON.  Blocks.
+
+    Args:
+        outputs: Where they are.
+        listed: The outputs of one batch.
+        validator: What they have to pass besides; see `check_outputs`.
+
+    Raises:
+        OutputInvalidError: one is not good.
+        OutputError: one cannot be read.
+    """
+    for output in listed:
+        if output.size == 0:
+            raise OutputInvalidError(output.path, "", "is empty")
+        if is_json(output.path) and not (validator and validator.looks_at(output.path)):
+            _check_one(outputs, output, WELL_FORMED)
+    if validator is not None:
+        check_outputs(outputs, listed, validator)
+
+
+def _check_one(outputs: OutputDir, output: Output, validator: Validator) -> None:
+    limit_bytes = validator.limit_bytes(output.path)
+    if output.size > limit_bytes:
+        reason = f"has {output.size:,} bytes, over {limit_bytes:,}"
+        raise OutputInvalidError(output.path, "", reason)
+    data = outputs.read(output.path, limit_bytes)
+    if hashlib.sha256(data).hexdigest() != output.sha256:
+        raise OutputInvalidError(output.path, "", "was altered since it was hashed")
+    validator.check(output.path, data)
 
 
 def _make_check(validate: Any) -> _Check:
@@ -143,27 +247,35 @@ def _make_check(validate: Any) -> _Check:
         raise TypeError(f"{validate!r} is neither an attrs class nor a dataclass")
     if not callable(validate):
         raise TypeError(
-            f"outputs are validated by an attrs class, a JSON Schema, a callable, or a sequence "
-            f"of them, not by {validate!r}"
+            f"outputs are validated by an attrs class, a JSON Schema, a callable, a RawCheck, or a "
+            f"sequence of them, not by {validate!r}"
         )
-    if inspect.iscoroutinefunction(validate) or inspect.iscoroutinefunction(
-        getattr(validate, "__call__", None)  # noqa: B004  # its __call__ may be async
-    ):
-        raise TypeError(f"{validate!r} is async; a validator runs in a thread")
+    _refuse_async(validate)
     return _call(cast("Callable[[Any], Any]", validate))
 
 
-def _call(accept: Callable[[Any], Any]) -> _Check:
-    name = getattr(accept, "__name__", None) or type(accept).__name__
+def _refuse_async(accept: object) -> None:
+    if inspect.iscoroutinefunction(accept) or inspect.iscoroutinefunction(
+        getattr(accept, "__call__", None)  # noqa: B004  # its __call__ may be async
+    ):
+        raise TypeError(f"{accept!r} is async; a validator runs in a thread")
 
-    def ask(document: _Document) -> _Document:
-        try:
-            answer = accept(document.made)
-        except Exception as error:
-            misfit = misfit_of(error)
-            raise MisfitError(misfit.field, misfit.reason, misfit.more) from error
-        if answer is False:
-            raise MisfitError("", f"{name} refuses it")
+
+def _call(accept: Callable[[Any], Any]) -> _Check:
+    def check(document: _Document) -> _Document:
+        _ask(accept, document.made)
         return document
 
-    return ask
+    return check
+
+
+def _ask(accept: Callable[..., Any], *values: Any) -> None:
+    """Call a function of the user's, which refuses by raising or by returning False."""
+    try:
+        answer = accept(*values)
+    except Exception as error:
+        misfit = misfit_of(error)
+        raise MisfitError(misfit.field, misfit.reason, misfit.more) from error
+    if answer is False:
+        name = getattr(accept, "__name__", None) or type(accept).__name__
+        raise MisfitError("", f"{name} refuses it")

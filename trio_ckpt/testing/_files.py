@@ -27,7 +27,9 @@ Loss = Literal["kill", "power"]
 
 NAME_MAX_BYTES = 255  # Linux's NAME_MAX
 FIRST_FD = 1_000_000  # no real descriptor is that large, so a mistaken one is noticed
-FIRST_TIME_NS = 1_600_000_000 * 10**9  # of the tree's own clock: one change, one tick
+# Of the tree's own clock: one change, one tick.  It is ahead of every other clock, so that a
+# file of an earlier session is not older than the run.
+FIRST_TIME_NS = 4_000_000_000 * 10**9
 TICK_NS = 1_000_000
 CREATES = os.O_CREAT
 WRITES = os.O_WRONLY | os.O_RDWR
