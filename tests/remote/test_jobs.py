@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -508,3 +509,26 @@ async def test_an_item_that_takes_workers_down_fails_alone(autojump_clock: MockC
     assert isinstance(found[0], TaskFailedError)
     assert (found[0].error_type, found[1]) == ("TaskLostError", "x")
     assert seen.count(("begun", "die")) == 5
+
+
+async def test_a_suspect_is_tried_soon_while_others_wait(autojump_clock: MockClock) -> None:
+    """It waits for what one worker has at that time, and not for the end of the other job."""
+    async with open_site(MemoryStore()) as site, site.client() as client:
+        await client.submit(F + "nap", list(range(100)), job_id="job-n")  # 7 s for each item
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(client.map, F + "wait", ["die"], errors="collect"))
+            for number in range(2):
+                name = f"w{number}"
+                await site.start_worker(name, slots=2)
+                await until(lambda n=number: seen.count(("begun", "die")) > n, 1e6)
+                if number:
+                    await client.submit(F + "wait", ["y"], job_id="job-y")
+                    await site.start_worker("steady", slots=2)
+                    await trio.sleep(3)
+                    gates["y"].set()  # its two slots become free at different times
+                site.kill_worker(name)
+            fell = trio.current_time()
+            await until(lambda: seen.count(("begun", "die")) == 3, 1e6)
+            waited_s = trio.current_time() - fell
+            nursery.cancel_scope.cancel()
+    assert waited_s < 30

@@ -357,3 +357,117 @@ async def test_an_item_that_was_begun_waits_for_the_worker_that_has_it(
         await trio.sleep(1)
         assert got[1][1].holder is holder.handle
         nursery.cancel_scope.cancel()
+
+
+# -- items that are to be alone ------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def alone(pool: Pool, task_id: str = X) -> AsyncGenerator[list[Lease]]:
+    """An item that waits for a worker of its own; yields what it is promised."""
+    promised: list[Lease] = []
+
+    async def take() -> None:
+        promised.append(await pool.take(wanted(task_id), 0.0, is_alone=True))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        await wait_all_tasks_blocked()
+        yield promised
+        nursery.cancel_scope.cancel()
+
+
+def named(numbers: range) -> list[str]:
+    return [f"job-1.{number:06d}" for number in numbers]
+
+
+def ended(pool: Pool, lease: Lease) -> None:
+    """An item is done, and its slot free."""
+    pool.end(lease)
+    pool.match()
+
+
+async def test_an_item_that_is_to_be_alone_waits_for_one_worker_only() -> None:
+    pool = new_pool()
+    peer = new_peer(pool, "a", slots=2)
+    async with waiting(pool, *named(range(1, 9))) as others:
+        pool.match()
+        await wait_all_tasks_blocked()
+        first, second = others
+        async with alone(pool) as lone:
+            pool.match()
+            ended(pool, first)
+            await wait_all_tasks_blocked()
+            assert (len(others), lone) == (2, [])  # the slot stays free: six others wait
+            ended(pool, second)
+            await wait_all_tasks_blocked()
+            assert (len(others), [lease.holder for lease in lone]) == (2, [peer.handle])
+            assert peer.handle.free == 0
+            ended(pool, lone[0])
+            await wait_all_tasks_blocked()
+            assert len(others) == 4
+
+
+async def test_while_an_item_waits_to_be_alone_other_workers_go_on() -> None:
+    pool = new_pool()
+    peers = [new_peer(pool, name, slots=2) for name in "abc"]
+    async with waiting(pool, *named(range(1, 30))) as others:
+        pool.match()
+        await wait_all_tasks_blocked()
+        busy = next(lease for lease in others if lease.holder is peers[1].handle)
+        async with alone(pool) as lone:
+            ended(pool, busy)  # it has the least to do, and gets nothing more
+            for _ in range(5):
+                for peer in (peers[0], peers[2]):
+                    ended(pool, next(iter(peer.handle.leases.values())))
+                    await wait_all_tasks_blocked()
+            assert [peer.handle.running for peer in peers] == [2, 1, 2]
+            ended(pool, next(iter(peers[1].handle.leases.values())))
+            await wait_all_tasks_blocked()
+            assert [lease.holder for lease in lone] == [peers[1].handle]
+
+
+async def test_a_worker_that_is_kept_for_an_item_may_leave() -> None:
+    pool = new_pool()
+    peers = [new_peer(pool, name, slots=2) for name in "ab"]
+    async with waiting(pool, *named(range(1, 30))) as others:
+        pool.match()
+        await wait_all_tasks_blocked()
+        async with alone(pool) as lone:
+            for lease in [lease for lease in others if lease.holder is peers[0].handle][:1]:
+                ended(pool, lease)
+            assert peers[0].handle.running == 1
+            peers[0].handle.disconnect()
+            del pool.workers["a"]
+            for lease in tuple(peers[1].handle.leases.values()):
+                ended(pool, lease)
+            await wait_all_tasks_blocked()
+            assert [lease.holder for lease in lone] == [peers[1].handle]
+
+
+async def test_no_worker_is_kept_for_an_item_that_it_does_not_get() -> None:
+    """One that leaves, one of other functions, and none for an item that is not wanted."""
+    pool = new_pool()
+    leaving, other = new_peer(pool, "a", slots=0), new_peer(pool, "b", slots=2)
+    async with alone(pool) as lone:
+        other.handle.allow = ("other",)
+        pool.match()
+        await wait_all_tasks_blocked()
+        assert (lone, leaving.handle.leases, other.handle.leases) == ([], {}, {})
+        other.handle.allow = ("pkg",)
+        async with waiting(pool, Y):
+            pool.match()
+            await wait_all_tasks_blocked()
+            assert [lease.holder for lease in lone] == [other.handle]
+    pool = new_pool()
+    peer = new_peer(pool, "a", slots=2)
+    async with waiting(pool, *named(range(1, 9))) as others:
+        pool.match()
+        await wait_all_tasks_blocked()
+        async with alone(pool):
+            ended(pool, others[0])
+            await wait_all_tasks_blocked()
+            assert len(others) == 2
+        pool.match()
+        await wait_all_tasks_blocked()
+        assert (len(others), peer.handle.running) == (3, 2)

@@ -56,9 +56,15 @@ class WorkerHandle:
         return link.connection.tasks if link is not None and link.is_open else _NO_TASKS
 
     @property
+    def takes_items(self) -> bool:
+        """Whether it gets further items, as soon as it has a slot for them."""
+        is_taken = any(lease.is_alone for lease in self.leases.values())
+        return self.is_connected and self.slots > 0 and not is_taken
+
+    @property
     def free(self) -> int:
         """Slots that are free: an item on the connection takes one, and so does a promise."""
-        if not self.is_connected or any(lease.is_alone for lease in self.leases.values()):
+        if not self.takes_items:
             return 0
         tasks = self.tasks
         return self.slots - len(tasks) - sum(task_id not in tasks for task_id in self.leases)

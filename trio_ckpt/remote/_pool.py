@@ -14,6 +14,10 @@ change one of the two calls `Pool.touch`, and one task (`Pool.run`) then matches
 which connections, last words, saves and jobs come and go does not matter, and a slot or an item
 that becomes free cannot be overlooked: a slot becomes free only by a TASK_ACK, which is sent in
 `match` and nowhere else, or with a connection.
+
+An item that may be what takes workers down is to be alone on a worker.  Where all have something
+to do, one of them gets nothing more until it is idle: else a worker with several slots would never
+be, as long as items wait, and the item would wait for the end of all jobs.
 """
 
 from __future__ import annotations
@@ -155,6 +159,8 @@ class Pool:
     )
     _newest: dict[str, dict[str, int]] = attrs.field(factory=dict[str, dict[str, int]], init=False)
     # by job and item: the newest lease if its worker may go on with it, or 0 if it may not
+    _lone: dict[_Waiter, None] = attrs.field(factory=dict[_Waiter, None], init=False)
+    _kept: WorkerHandle | None = attrs.field(default=None, init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
     _touched: dict[WorkerHandle, None] = attrs.field(factory=dict[WorkerHandle, None], init=False)
 
@@ -202,6 +208,8 @@ class Pool:
         """
         waiter = _Waiter(wanted, trio.current_time() >= claims_until, is_alone)
         self._waiting.setdefault(wanted.job_id, {})[wanted.task_id] = waiter
+        if is_alone:
+            self._lone[waiter] = None
         self.touch()
         try:
             if not waiter.may_begin:
@@ -313,14 +321,47 @@ class Pool:
 
     def _give_slots(self) -> None:
         """Give free slots to items that wait, one job after the other."""
+        self._give_idle_workers()
+        self._keep_one()
         is_moving = bool(self._waiting)
         while is_moving:
             is_moving = False
-            free = [worker for worker in self.workers.values() if worker.free > 0]
+            free = [
+                worker
+                for worker in self.workers.values()
+                if worker.free > 0 and worker is not self._kept
+            ]
             if not free:
                 return
             for job_id in tuple(self._waiting):
                 is_moving = self._give_slot(job_id, free) or is_moving
+
+    def _give_idle_workers(self) -> None:
+        """Give a worker for itself to each item that is to be alone, as far as one is idle."""
+        for waiter in tuple(self._lone):
+            idle = [worker for worker in self._able_alone(waiter) if worker.is_idle]
+            if idle:
+                self._promise(waiter.wanted.task_id, idle[0])
+
+    def _keep_one(self) -> None:
+        """Give a worker nothing more, so that an item soon has it for itself.
+
+        It is the one with the least to do, and stays it: so the item waits no longer than what
+        that one has takes.  One at a time: the others go on.
+        """
+        able = next(filter(None, map(self._able_alone, self._lone)), [])
+        if self._kept not in able:
+            self._kept = min(able, key=lambda worker: worker.slots - worker.free, default=None)
+
+    def _able_alone(self, waiter: _Waiter) -> list[WorkerHandle]:
+        """Workers that an item that is to be alone may have, when they are idle."""
+        if not waiter.may_begin:
+            return []
+        return [
+            worker
+            for worker in self.workers.values()
+            if worker.takes_items and worker.runs(waiter.wanted.function)
+        ]
 
     def _give_slot(self, job_id: str, free: list[WorkerHandle]) -> bool:
         waiters = self._waiting[job_id]
@@ -331,9 +372,7 @@ class Pool:
         for task_id in _in_order(waiters):
             waiter = waiters[task_id]
             fit = [worker for worker in able if task_id not in worker.tasks]
-            if waiter.is_alone:
-                fit = [worker for worker in fit if worker.is_idle]
-            if fit and waiter.may_begin:
+            if fit and waiter.may_begin and not waiter.is_alone:
                 self._promise(task_id, max(fit, key=lambda worker: worker.free))
                 return True
         return False
@@ -353,6 +392,7 @@ class Pool:
 
     def _forget_waiter(self, waiter: _Waiter) -> None:
         job_id, task_id = waiter.wanted.job_id, waiter.wanted.task_id
+        self._lone.pop(waiter, None)
         waiters = self._waiting.get(job_id, {})
         if waiters.get(task_id) is waiter:
             del waiters[task_id]
