@@ -314,8 +314,6 @@ async def run_with(client: Client, url: str, options: argparse.Namespace) -> int
         fresh=options.fresh,
         resume_command=resume_command(),
     ) as run:
-        if run.found.sessions:
-            say(f"resuming: {run.found}")
         collector = Collector(client, url, options.per_page)
         await discover(run, collector)
         await collect(run, collector, options)
@@ -350,8 +348,7 @@ def main() -> int:
     try:
         return trio.run(run_collector, options)
     except trio_ckpt.RunStoppedError as stopped:
-        say(f"stopped; go on with:\n  {stopped.resume_command}")
-        return stopped.exit_code
+        return stopped.exit_code  # the log says how to go on
     except trio_ckpt.StreamFailedError as error:
         say(f"the list of repositories cannot be had: {error}")
         return EXIT_AGAIN if error.retryable else EXIT_CANNOT

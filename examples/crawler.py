@@ -245,8 +245,6 @@ async def crawl(options: argparse.Namespace, open_client: OpenClient = http.open
             retry_failed=options.retry_failed,
             resume_command=resume_command(),
         ) as run:
-            if run.found.sessions:
-                print(f"resuming {scope.start_url}: {run.found}", file=sys.stderr, flush=True)
             return await crawl_in(run, client, scope, rules, options)
 
 
@@ -326,8 +324,7 @@ def main() -> int:
     try:
         return trio.run(crawl, options)
     except trio_ckpt.RunStoppedError as stopped:
-        print(f"stopped; go on with:\n  {stopped.resume_command}", file=sys.stderr)
-        return stopped.exit_code
+        return stopped.exit_code  # the log says how to go on
     except KeyboardInterrupt:  # before anything was begun
         return 130
     except trio_ckpt.ConfigChangedError as error:

@@ -280,8 +280,6 @@ async def scan(options: argparse.Namespace, read_page: ReadPage | None = None) -
         fresh=options.fresh,
         resume_command=resume_command(),
     ) as run:
-        if run.found.sessions:
-            say(f"resuming: {run.found}")
         if options.redo:
             await put_back(run, stages, options.redo)
         for stage in stages:
@@ -431,8 +429,7 @@ def main() -> int:
             log.propagate = False
         return trio.run(scan, options)
     except trio_ckpt.RunStoppedError as stopped:
-        say(f"stopped; go on with:\n  {stopped.resume_command}")
-        return stopped.exit_code
+        return stopped.exit_code  # the log says how to go on
     except (trio_ckpt.TrioCkptError, OSError, UnicodeError) as error:
         say(f"{type(error).__name__}: {error}")
     except ExceptionGroup as group:

@@ -235,8 +235,7 @@ def command() -> int:
     except trio_ckpt.ConfigChangedError as error:
         print(f"{error}: give another --out", file=sys.stderr)
     except trio_ckpt.RunStoppedError as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
+        return stopped.exit_code  # the log says how to go on
     except (trio_ckpt.TrioCkptError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     return 1

@@ -119,8 +119,7 @@ def command() -> int:
     try:
         return trio.run(main, options)
     except trio_ckpt.RunStoppedError as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
+        return stopped.exit_code  # the log says how to go on
     except (trio_ckpt.TrioCkptError, OSError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     return 1

@@ -31,12 +31,13 @@ from trio_ckpt import (
     open_run,
 )
 from trio_ckpt._batch import AttemptState, Batch
-from trio_ckpt._gate import GATE, Action, Passed, Way
+from trio_ckpt._gate import GATE, Action, Passed
 from trio_ckpt._records import Kind, Record, decode_record
 from trio_ckpt._retry import Again
 from trio_ckpt._staging import StreamFiles
-from trio_ckpt._stream import Stream, way_of
+from trio_ckpt._stream import Stream
 from trio_ckpt._values import encode_key
+from trio_ckpt._ways import Way, way_of
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Delay, Fail, FaultyStore
 

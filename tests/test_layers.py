@@ -64,6 +64,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_attic": (3, 5),
     "_batch": (4, 0),
     "_stop": (4, 1),
+    "_ways": (4, 1),
     "_staging": (4, 2),
     "_kept": (4, 1),
     "_keeper": (4, 2),

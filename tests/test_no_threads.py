@@ -13,7 +13,7 @@ import trio
 from trio._core._thread_cache import clear_worker_threads
 
 import trio_ckpt
-from trio_ckpt._gate import leaves_of
+from trio_ckpt._errors import leaves_of
 from trio_ckpt._threads import WorkerThread, run_blocking
 from trio_ckpt.stores import open_store
 from trio_ckpt.stores._beside import Beside

@@ -15,7 +15,7 @@ import trio_ckpt._look
 import trio_ckpt.cli._overview
 from trio_ckpt import Batch, NotEncodableError, open_run, run_batches
 from trio_ckpt._arguments import MAX_INDEX
-from trio_ckpt._gate import leaves_of
+from trio_ckpt._errors import leaves_of
 from trio_ckpt._lane import Lane
 from trio_ckpt._records import Kind, Record, encode_record
 from trio_ckpt._saver import Saver, open_saver

@@ -11,7 +11,7 @@ The floor plan; a file imports only from floors below its own:
     L4  _batch      one attempt                       _stop       stopping in good order
         _staging    files of a stream                 _desk       one open stream
         _kept       a state as a store has it         _keeper     the state of a stream
-        _gate       the law of order                  _walk       loops over batches
+        _gate, _ways   the law of order               _walk       loops over batches
         _redo       back to work                      _rescan     outputs without records
         _stream     what users hold                   _verify     outputs on resume
         _resume     opening a stream                  _phase      done once

@@ -211,6 +211,10 @@ class Batch(Generic[T]):
     def fail(self, error: BaseException | str) -> bool:
         """Say that this attempt failed; the retry table decides whether it runs again.
 
+        While the run stops or the loop is cancelled, that (a `RunStoppedError`, a
+        `trio.Cancelled`) is no failure, and no reason for `skip`: the batch ends as one that is
+        cancelled, leaves no record, and runs again.
+
         Returns:
             False if this attempt was settled before.
         """

@@ -236,8 +236,11 @@ class RunLockedError(TrioCkptError):
         self.since = since
 
 
-class RunStoppedError(TrioCkptError):
+class RunStoppedError(TrioCkptError, SystemExit):
     """The run was asked to stop and did so; start it again to go on.
+
+    It is a `SystemExit`, too: where the program catches it nowhere, the process ends with
+    `exit_code` and without a traceback.  ``except Exception`` catches it as any error.
 
     Attributes:
         exit_code: What a command should exit with: 75 when every open batch was
@@ -257,7 +260,7 @@ class RunStoppedError(TrioCkptError):
         how = how if poison is None else f"nothing more can be saved: {poison}"
         then = f"; go on with: {resume_command}" if resume_command else ""
         super().__init__(f"run {run_id!r} was stopped ({how}){then}", run_id=run_id)
-        self.exit_code = exit_code
+        self.code = self.exit_code = exit_code  # `code` is what Python ends a process with
         self.resume_command = resume_command
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
@@ -38,14 +38,12 @@ from ._errors import (
     BatchFailedError,
     NotEncodableError,
     OutputError,
-    RunStoppedError,
     StreamFailedError,
     TokenNeverSettledError,
     TrioCkptError,
     class_name,
     describe_batch,
     failures_in,
-    leaves_of,
     text_of,
 )
 from ._kept import Saved
@@ -70,23 +68,12 @@ from ._token import (
     move,
 )
 from ._uninterrupted import uninterrupted
+from ._ways import Way, is_ended_from_outside
 from ._words import printable
 from .abc import AttemptEnd
 from .outputs import AppendFile, lines_digest
 
 log = logging.getLogger("trio_ckpt.gate")
-
-
-class Way(enum.Enum):
-    """A way out of a batch."""
-
-    NEXT = "next batch"
-    CONFIRM = "confirm()"
-    EXIT = "block left normally"
-    ERROR = "left by an exception"
-    CANCEL = "left by cancellation"
-
-    __hash__ = object.__hash__
 
 
 class Action(enum.Enum):
@@ -181,6 +168,9 @@ class Gate(Desk):
     ) -> Passed | Again:
         if batch.state is AttemptState.SUBMITTED:
             await self._wait_submitted(batch, way)
+        if (way is Way.CANCEL or self.stop.is_parking) and is_ended_from_outside(batch):
+            batch.state = AttemptState.OPEN
+            await self._pass(batch, Way.CANCEL, None)
         action = GATE[batch.state][way]
         if action is Action.PASS:
             if way is Way.CONFIRM:
@@ -509,24 +499,3 @@ def _details_of(error: BaseException | str) -> dict[str, Any]:
     parts = [] if isinstance(error, str) else failures_in(error)
     details = (dict(part.details) for part in parts if isinstance(part, TrioCkptError))
     return next(filter(None, details), {})
-
-
-def way_of(error: BaseException) -> Way:
-    """Whether an exception leaves that is the batch's own, or one that ends it from outside.
-
-    Outside are cancellation, a stop of the run, and what Python ends a program with.
-    """
-    outside = (trio.Cancelled, RunStoppedError, KeyboardInterrupt, SystemExit, GeneratorExit)
-    is_outside = all(isinstance(leaf, outside) for leaf in leaves_of(error))
-    return Way.CANCEL if is_outside else Way.ERROR
-
-
-def telling(errors: Sequence[BaseException]) -> BaseException:
-    """Of several failures the one that decides what a resume may do: for good before not."""
-
-    def rank(error: BaseException) -> int:
-        if isinstance(error, BatchFailedError | StreamFailedError):
-            return 1 if error.retryable else 0
-        return 2
-
-    return min(errors, key=rank)

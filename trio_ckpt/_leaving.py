@@ -14,9 +14,10 @@ from ._errors import (
     TrioCkptError,
     text_of,
 )
-from ._gate import Gate, Way, telling, way_of
+from ._gate import Gate
 from ._records import ErrorInfo, Kind, Record, Status, describe_end
 from ._walk import Walk
+from ._ways import Way, telling, way_of
 from ._words import printable
 
 log = logging.getLogger("trio_ckpt.stream")

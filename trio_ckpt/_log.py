@@ -32,7 +32,13 @@ NAMES = (
         "trio_ckpt.resume",
         "trio_ckpt.run",
     ),
-    *("trio_ckpt.saver", "trio_ckpt.session", "trio_ckpt.snapshots", "trio_ckpt.stop"),
+    *(
+        "trio_ckpt.saver",
+        "trio_ckpt.session",
+        "trio_ckpt.snapshots",
+        "trio_ckpt.start",
+        "trio_ckpt.stop",
+    ),
     *("trio_ckpt.stores", "trio_ckpt.stores.json", "trio_ckpt.stores.sqlite", "trio_ckpt.stream"),
     *("trio_ckpt", "trio_ckpt.verify"),
 )

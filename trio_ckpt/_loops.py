@@ -12,7 +12,7 @@ import trio
 from ._arguments import function, index_range, instance, whole_number
 from ._batch import AttemptState, Batch, given_of
 from ._errors import BatchFailedError, StreamFailedError, text_of
-from ._gate import Gate, Passed, Way, telling, way_of
+from ._gate import Gate, Passed
 from ._ranges import IndexSet
 from ._retry import Again, RetryTable
 from ._source import Source
@@ -20,6 +20,7 @@ from ._stream import Stream
 from ._token import is_cancellation
 from ._uninterrupted import uninterrupted
 from ._walk import Items, Walk, estimated
+from ._ways import Way, telling, way_of
 from ._words import printable
 from .outputs import Validate, Validator
 

@@ -17,7 +17,7 @@ from ._arguments import flag, instance, one_of, path_text, seconds, several, tex
 from ._array_tools import ArrayTools
 from ._config import canonical_config
 from ._coordinator import CheckpointCoordinator
-from ._errors import EXIT_DRAINED
+from ._errors import EXIT_DRAINED, RunStoppedError
 from ._fresh import ARCHIVING, clear_outputs, left_to_archive, replaced_by_next
 from ._live import publish_live
 from ._manifest import WRITTEN, count_checkpoints, is_current, leave_manifest
@@ -26,7 +26,7 @@ from ._portal import check_trio
 from ._resume import Settings
 from ._run import Run
 from ._saver import DEFAULT_SAVE_TIMEOUT_S, Saver
-from ._session import OnConfigChange, Session, compare_config, look
+from ._session import Found, OnConfigChange, Session, compare_config, look
 from ._stop import Stop, receive_signals, release_signals, take_signals
 from ._threads import run_blocking
 from ._uninterrupted import uninterrupted
@@ -38,6 +38,8 @@ from .outputs import ARCHIVE, OutputDir, SystemPath
 from .stores import open_store
 
 log = logging.getLogger("trio_ckpt.run")
+start_log = logging.getLogger("trio_ckpt.start")
+stop_log = logging.getLogger("trio_ckpt.stop")
 
 DEFAULT_GRACE_S = 30.0
 
@@ -84,7 +86,8 @@ async def open_run(
             interrupted.
         retry_failed: Put back to work what was skipped or has failed for good.
         handle_signals: Stop in good order on SIGINT and SIGTERM.  Default: in the main
-            thread, for the first run that is open.
+            thread, for the first run that is open.  False: the program stops the run itself,
+            and says itself how the run resumes: that is logged as INFO, not as WARNING.
         grace_s: How long a stop waits for open batches, in seconds.
         save_timeout_s: How long a save may take before its outcome is called unknown.
         resume_command: What to tell people to type after a stop; default: this command.
@@ -97,7 +100,7 @@ async def open_run(
     Raises:
         RunLockedError: another live process owns it.
         ConfigChangedError: see `config`.
-        RunStoppedError: it was stopped.
+        RunStoppedError: it was stopped; how to go on is logged as a WARNING.
         StreamsStillOpenError: it was left while streams were open.
         StoreError: the store cannot be used.
 
@@ -159,7 +162,7 @@ async def open_run(
             observers=observers,
         )
         found = look(view)
-        log.info("run %r: %s", run_id, found)
+        _say_what_was_found(run_id, found, is_of_program=handle_signals is not False)
         is_begun_again = generation > 0 and found.sessions == 0
         if (found.may_have_left_files or is_begun_again) and outputs is not None:
             await _remove_orphans(outputs)
@@ -219,6 +222,8 @@ async def open_run(
                     )
             finally:
                 await session.end(body_error)
+            if isinstance(body_error, RunStoppedError):
+                stop_log.warning("%s", body_error)  # once, wherever the program catches it
             if body_error is not None:
                 raise body_error
 
@@ -271,6 +276,15 @@ def _background_failure(
     if failures is None:
         return group if body_error is None else None
     return failures.exceptions[0] if len(failures.exceptions) == 1 else failures
+
+
+def _say_what_was_found(run_id: str, found: Found, *, is_of_program: bool) -> None:
+    """Say how a run resumes: at a level that people see, unless it is a part of something else."""
+    if not found.sessions:
+        start_log.info("run %r begins: %s", run_id, found)
+        return
+    level = logging.WARNING if is_of_program else logging.INFO
+    start_log.log(level, "run %r resumes: %s", run_id, found)
 
 
 async def _close_store(store: Store) -> None:

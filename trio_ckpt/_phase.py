@@ -15,13 +15,13 @@ import attrs
 import trio
 
 from ._errors import text_of
-from ._gate import Way, way_of
 from ._groups import left_in_phase
 from ._lane import Lane
 from ._progress import Progress
 from ._records import ErrorInfo, Kind, Opened, Record, Status, describe_error
 from ._saver import Saver
 from ._values import StreamKey
+from ._ways import Way, way_of
 from ._words import plural, printable, stream_name
 
 log = logging.getLogger("trio_ckpt.run")

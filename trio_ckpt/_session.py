@@ -20,7 +20,6 @@ import trio
 from ._config import config_digest, diff_config, has_field, without_fields
 from ._errors import ConfigChangedError, RunStoppedError, class_name
 from ._facts import ENDED, STOPPED
-from ._gate import Way, way_of
 from ._groups import in_order, summarize
 from ._history import KILLED, ended_at, run_facts, run_runtime_s
 from ._lane import Added, Lane
@@ -30,6 +29,7 @@ from ._saver import Saver
 from ._statistics import format_amount
 from ._totals import Number, shown
 from ._values import PHASE, RUN_STREAM
+from ._ways import Way, way_of
 from .abc import RunView
 
 log = logging.getLogger("trio_ckpt.session")

@@ -22,7 +22,7 @@ from ._errors import (
     StreamEndedError,
     describe_batch,
 )
-from ._gate import Gate, Way, way_of
+from ._gate import Gate
 from ._groups import status_of
 from ._history import standing_records
 from ._leaving import leave_stream, save_failure
@@ -37,6 +37,7 @@ from ._stream_statistics import stream_statistics
 from ._uninterrupted import uninterrupted
 from ._values import StreamKey, as_metadata, as_plain, copy_plain
 from ._walk import Batches, Items, Walk, estimated
+from ._ways import Way, way_of
 from .state import Frontier
 
 log = logging.getLogger("trio_ckpt.stream")

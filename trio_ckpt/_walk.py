@@ -18,7 +18,7 @@ from ._arguments import shown, whole_number
 from ._batch import AttemptState, Batch
 from ._compare import check_source
 from ._errors import SourceChangedError, StreamBusyError, StreamFailedError
-from ._gate import Gate, Passed, Way
+from ._gate import Gate, Passed
 from ._history import ReadPages
 from ._progress import Progress
 from ._records import Kind, Record, Status
@@ -27,6 +27,7 @@ from ._scopes import Surroundings
 from ._source import Source
 from ._statistics import resume_line
 from ._uninterrupted import uninterrupted
+from ._ways import Way
 
 log = logging.getLogger("trio_ckpt.stream")
 

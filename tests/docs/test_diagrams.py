@@ -8,8 +8,9 @@ import pytest
 
 from docs import diagrams
 from tests.proof import read_rows
-from trio_ckpt._gate import GATE, Way
+from trio_ckpt._gate import GATE
 from trio_ckpt._token import TRANSITIONS
+from trio_ckpt._ways import Way
 
 
 @pytest.mark.parametrize("path", diagrams.PAGES, ids=lambda path: path.stem)

@@ -179,6 +179,20 @@ def test_what_fails_without_a_crash_is_raised_as_it_is() -> None:
         explore_crashes(fails, nothing_to_check)
 
 
+def test_a_stop_of_the_explored_program_is_an_error_as_any() -> None:
+    """It is a SystemExit, too, but it ends the explored program and not the exploration."""
+
+    async def stops(world: World) -> None:
+        async with trio_ckpt.open_run("r", store=world.store, output_dir=world.output_dir) as run:
+            run.request_stop()
+            async with run.open_stream("s") as stream:
+                async for _ in stream.batches(range(3)):
+                    raise AssertionError("a stop hands out nothing")
+
+    with pytest.raises(trio_ckpt.RunStoppedError):
+        explore_crashes(stops, nothing_to_check)
+
+
 def test_an_async_check_may_ask_the_store() -> None:
     seen = []
 
@@ -264,6 +278,20 @@ def test_the_log_of_the_library_is_kept_for_the_error(caplog: pytest.LogCaptureF
     with pytest.raises(CrashFoundError, match=r"the log: trio_ckpt\.run: a word"):
         explore_crashes(program, check, points=("store",))
     assert not caplog.records
+
+
+def test_the_lines_of_each_session_crowd_no_warning_out_of_the_error() -> None:
+    async def program(world: World) -> None:
+        await good(world)
+        logging.getLogger("trio_ckpt.run").warning("a word about it")
+
+    def check(world: World) -> None:
+        assert not world.crashes
+
+    with pytest.raises(CrashFoundError) as caught:
+        explore_crashes(program, check, points=("store",))
+    assert "a word about it" in str(caught.value)
+    assert "resumes" not in str(caught.value)
 
 
 async def run_in_threads(world: World) -> None:

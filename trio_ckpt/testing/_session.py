@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from .._desk import watch_handed_out
+from .._errors import RunStoppedError
 from .._stop import take_signals
 from .._threads import runs_inline
 from ._points import Fuse, Point
@@ -157,6 +158,8 @@ def run_session(program: Program, machine: Machine, seed: int, point: Point | No
     with seeded_scheduler(seed):
         try:
             trio.run(_run, program, world, meter, machine, clock=clock, instruments=instruments)
+        except RunStoppedError as problem:  # a SystemExit, but of the program that is explored
+            error = problem
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as problem:
