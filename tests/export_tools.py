@@ -159,11 +159,13 @@ def forge(
     edit: Callable[[dict[str, bytes], dict[str, Any]], object],
     *,
     update_members: bool = False,
+    deflated: str = "",
     **options: Any,
 ) -> Path:
     """An archive with other members or another manifest, sealed as it should be.
 
-    With `update_members` the manifest tells sizes and hashes of the edited members.
+    With `update_members` the manifest tells sizes and hashes of the edited members.  Those whose
+    names begin with `deflated` are so, if it is given.
     """
     files = unpack(source)
     manifest = json.loads(files.pop("manifest.json"))
@@ -174,9 +176,9 @@ def forge(
             for name, data in files.items()
         ]
     with zipfile.ZipFile(target, "w", **options) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-        archive.writestr("manifest.json", json.dumps(manifest))
+        for name, data in [*files.items(), ("manifest.json", json.dumps(manifest).encode())]:
+            kind = zipfile.ZIP_DEFLATED if deflated and name.startswith(deflated) else None
+            archive.writestr(name, data, kind)
         archive.comment = bytes(SEAL_BYTES)
     target.write_bytes(reseal(target.read_bytes()))
     return target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -11,13 +12,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
-from tests.export_tools import forge, reseal, unpack, write_run
-from trio_ckpt import ArchiveError, _archive
+from tests.export_tools import everything, forge, reseal, unpack, write_run
+from trio_ckpt import ArchiveError, _archive, import_run, open_run
 from trio_ckpt._archive import FRAME, Archive
 from trio_ckpt._export import _Writer, export_run
+from trio_ckpt._records import Record, encode_record
 from trio_ckpt.outputs import OutputDir
 from trio_ckpt.stores import MemoryStore
 
@@ -251,12 +254,82 @@ def test_a_name_that_the_zip_has_twice_is_refused(archive: Path, tmp_path: Path)
 
 
 def test_only_stored_and_deflated_members_are_read(archive: Path, tmp_path: Path) -> None:
-    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        good = forge(archive, tmp_path / "x.zip", lambda *_: None, compression=compression)
+    for deflated in ("", "outputs/", "manifest.json"):
+        good = forge(archive, tmp_path / "x.zip", lambda *_: None, deflated=deflated)
         assert read_all(good) == read_all(archive)
     bad = forge(archive, tmp_path / "x.zip", lambda *_: None, compression=zipfile.ZIP_BZIP2)
     with pytest.raises(ArchiveError, match="neither stored nor deflated"):
         Archive.open(bad)
+
+
+def fill_manifest(_: dict[str, bytes], manifest: dict[str, Any]) -> None:
+    manifest["streams"][1]["chunks"] = [1] * 10**6
+
+
+def fill_record(files: dict[str, bytes], manifest: dict[str, Any]) -> None:
+    """Lists in lists: an object of 64 bytes for each byte."""
+    metadata = msgspec.msgpack.encode([[]] * (2 * 10**7))
+    payload = msgspec.msgpack.encode({"t": 1.0, "m": {"a": msgspec.Raw(metadata)}})
+    files[CHUNK] = FRAME.pack(1, len(payload)) + payload
+    manifest["streams"][1].update(records=1, chunks=[1], blobs={})
+    manifest["records"] = sum(part["records"] for part in manifest["streams"])
+
+
+def fill_chunk(files: dict[str, bytes], manifest: dict[str, Any]) -> None:
+    """Records without end, each of them small."""
+    payload = encode_record(Record(at=1.0, index=7, state=bytes(1_000)))
+    files[CHUNK] = b"".join(FRAME.pack(n, len(payload)) + payload for n in range(1, 20_000))
+    manifest["streams"][1].update(records=19_999, chunks=[1], blobs={})
+
+
+@pytest.mark.parametrize(
+    ("edit", "deflated"),
+    [(fill_manifest, "manifest.json"), (fill_record, CHUNK), (fill_chunk, CHUNK)],
+)
+async def test_what_is_held_in_memory_is_not_much_larger_than_the_file(
+    archive: Path, tmp_path: Path, edit: Edit, deflated: str
+) -> None:
+    """A bomb: what is deflated to a thousandth is refused before memory is taken for it."""
+    bad = forge(archive, tmp_path / "bomb.zip", edit, update_members=True, deflated=deflated)
+    assert bad.stat().st_size < 2 * 10**6
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveError, match=rf"{deflated} .* over 20 times .*MAX_RATIO"):
+            await import_run(MemoryStore(), bad)
+        assert tracemalloc.get_traced_memory()[1] < 20 * 10**6
+    finally:
+        tracemalloc.stop()
+
+
+def test_members_that_lie_on_each_other_are_refused(archive: Path, tmp_path: Path) -> None:
+    """Else a megabyte could be counted for many."""
+    at = archive.stat().st_size
+
+    def edit(files: dict[str, bytes], manifest: dict[str, Any]) -> None:
+        files[CHUNK] = files[CHUNK] + bytes(3 * at)
+
+    bad = forge(archive, tmp_path / "bad.zip", edit, update_members=True)
+    data = bytearray(bad.read_bytes())
+    place = data.rindex(b"PK\x01\x02", 0, data.rindex(b"manifest.json"))
+    size = struct.unpack_from("<I", data, place + 20)[0]
+    struct.pack_into("<I", data, place + 20, size + len(data))
+    bad.write_bytes(reseal(bytes(data)))
+    with pytest.raises(ArchiveError, match="overlap"):
+        Archive.open(bad)
+
+
+@pytest.mark.parametrize("text", ["x" * 10**6, ""])
+async def test_what_would_be_deflated_to_nothing_is_stored(tmp_path: Path, text: str) -> None:
+    store, other = MemoryStore(), MemoryStore()
+    async with open_run("r", store=store) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(3)):
+            batch.complete(metadata={"note": text})
+    await export_run(store, "r", tmp_path / "r.zip")
+    with zipfile.ZipFile(tmp_path / "r.zip") as opened:
+        held = [info for info in opened.infolist() if info.filename.startswith("streams/")]
+    assert all(info.file_size <= 20 * info.compress_size for info in held)
+    await import_run(other, tmp_path / "r.zip")
+    assert (await everything(other, "r"))["s",] == (await everything(store, "r"))["s",]
 
 
 def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(
@@ -268,7 +341,7 @@ def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(
         files[OUTPUT] = bytes(10 * 2**20)
         set_size(OUTPUT, 5)(files, manifest)
 
-    bad = forge(archive, tmp_path / "bomb.zip", edit, compression=zipfile.ZIP_DEFLATED)
+    bad = forge(archive, tmp_path / "bomb.zip", edit, deflated=OUTPUT)
     data = bad.read_bytes()
     assert data.count(struct.pack("<I", 10 * 2**20)) == 2
     bad.write_bytes(reseal(data.replace(struct.pack("<I", 10 * 2**20), struct.pack("<I", 5))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tracemalloc
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from trio_ckpt._import import import_run
 from trio_ckpt._records import Kind, Record, SinkLines
 from trio_ckpt.abc import Checkpoint, HistoryPage, RunKey, RunView, Store, StoredRecord
 from trio_ckpt.outputs import OutputDir
+from trio_ckpt.outputs._names import temp_name
 from trio_ckpt.stores import MemoryStore, open_store
 
 
@@ -425,3 +427,29 @@ async def test_streams_come_and_go_in_bounded_memory(
     assert peak < 1_000 * len(payload)
     for handle in (store, other):
         await handle.aclose()
+
+
+async def test_what_a_killed_export_has_left_goes_with_the_next(tmp_path: Path) -> None:
+    """That of one that is alive stays: it has a lock."""
+    store = MemoryStore()
+    await write_run(store, tmp_path / "out")
+    with closing(OutputDir.open(tmp_path)) as folder:
+        alive = folder.create("other.zip")
+        (tmp_path / temp_name("r.zip")).write_bytes(b"half of it")
+        before = set(os.listdir(tmp_path))
+        await export_run(store, "r", tmp_path / "r.zip")
+        left = set(os.listdir(tmp_path)) - {"r.zip", "out"}
+        assert len(left) == 1 < len(before - {"out"})
+        alive.commit()
+        alive.close()
+
+
+async def test_what_a_killed_import_has_left_goes_with_the_next(tmp_path: Path) -> None:
+    store, new = MemoryStore(), tmp_path / "new"
+    await write_run(store, tmp_path / "out")
+    await export_all(store, tmp_path / "out", tmp_path / "r.zip")
+    (new / "pages").mkdir(parents=True)
+    (new / "pages" / temp_name("0.json")).write_bytes(b"[")
+    (new / temp_name("lines.jsonl")).write_bytes(b"[")
+    await import_run(MemoryStore(), tmp_path / "r.zip", output_dir=new)
+    assert outputs_in(new) == outputs_in(tmp_path / "out")

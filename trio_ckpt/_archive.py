@@ -13,7 +13,10 @@ flipped anywhere, also in the headers, is found before the zip is looked into.  
 a signature: they notice damage, not alteration on purpose.
 
 An archive may come from anybody.  So what is read of it is limited before memory is taken
-for it, nothing is unpacked by name, and a member ends where the manifest says it does.
+for it, nothing is unpacked by name, and a member ends where the manifest says it does.  What is
+held in memory, the manifest and records, is at most `MAX_RATIO` times as large as it is in the
+file: whoever sends a megabyte cannot have gigabytes taken.  What deflates further is stored as it
+is.  Outputs and blobs go to the disk piece by piece, and may be deflated as far as it goes.
 
 All of it blocks.  `trio_ckpt._export` writes archives.
 """
@@ -52,6 +55,8 @@ MAX_MANIFEST_BYTES = 2**28  # 500 bytes for each of so many members
 MAX_DIRECTORY_BYTES = 2**28  # likewise, of the zip's own directory
 MAX_RECORD_BYTES = 2**30  # a record is held in memory whole, also by who saves it
 MAX_TOTAL_BYTES = 2**40  # unpacked; more is a bomb, or beyond what one file should carry
+
+MAX_RATIO = 20  # of a member that is held in memory to what it takes in the file
 
 PIECE_BYTES = 2**20  # what copying and hashing hold in memory
 
@@ -269,6 +274,7 @@ def _read_manifest(opened: zipfile.ZipFile, path: str, size: int) -> Manifest:
             f"{path!r} is no archive of a run: it has no manifest, or too long a one"
         )
     _check_info(info, path, size)
+    _check_ratio(info, path)
     with opened.open(info) as source:
         data = source.read(MAX_MANIFEST_BYTES + 1)
     head = msgspec.json.decode(data, type=_Head)
@@ -293,6 +299,15 @@ def _check_info(info: zipfile.ZipInfo, path: str, size: int) -> None:
         raise ArchiveError(f"{path!r}: {info.filename} is neither stored nor deflated")
 
 
+def _check_ratio(info: zipfile.ZipInfo, path: str) -> None:
+    """See that a member that is held in memory is not much larger than what is in the file."""
+    if info.file_size > MAX_RATIO * info.compress_size:
+        raise ArchiveError(
+            f"{path!r}: {info.filename} has {info.file_size:,} bytes in {info.compress_size:,}, "
+            f"over {MAX_RATIO} times as many (MAX_RATIO): no export makes one, it would fill memory"
+        )
+
+
 def _check_members(
     opened: zipfile.ZipFile, manifest: Manifest, path: str, size: int
 ) -> dict[str, Member]:
@@ -307,8 +322,12 @@ def _check_members(
         raise ArchiveError(f"{path!r} has several manifests")
     for info in infos:
         _check_info(info, path, size)
+        if not info.filename.startswith((OUTPUTS, BLOBS)):
+            _check_ratio(info, path)
         if info.file_size != members[info.filename].size:
             raise ArchiveError(f"{path!r}: {info.filename} is not what its manifest says")
+    if sum(info.compress_size for info in opened.infolist()) > size:
+        raise ArchiveError(f"{path!r}: its members overlap")
     if total_bytes(members.values()) > MAX_TOTAL_BYTES:
         raise ArchiveError(f"{path!r} would take more than {MAX_TOTAL_BYTES:,} bytes")
     return members

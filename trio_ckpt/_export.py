@@ -17,7 +17,7 @@ import hashlib
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import chain
 from typing import IO
@@ -32,6 +32,7 @@ from ._archive import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
     MAX_MEMBERS,
+    MAX_RATIO,
     MAX_RECORD_BYTES,
     MAX_TOTAL_BYTES,
     OUTPUTS,
@@ -122,6 +123,7 @@ async def export_run(
     await run_blocking(_refuse_taken, folder_path, name)
     created_at = utc_now().isoformat(timespec="seconds")
     async with held(await run_blocking(OutputDir.open, folder_path)) as folder:
+        await run_blocking(folder.remove_orphans, [""])  # of an export that was killed
         async with (
             held(await run_blocking(folder.create, name)) as file,
             held(_Writer(file)) as writer,
@@ -232,8 +234,7 @@ class _Exporter:
         for entry in standing.of(records):
             self._standing.update({output.path: output for output in entry.record.outputs})
         plain.reverse()
-        pieces = pack(plain)
-        self.writer.add(chunk_name(number, plain[0][0]), sum(map(len, pieces)), pieces)
+        self.writer.add_held(chunk_name(number, plain[0][0]), pack(plain))
         return sizes
 
     async def _add_blob(self, digest: str, size: int | None) -> None:
@@ -242,7 +243,8 @@ class _Exporter:
         piece = await self.store.read_blob(digest, 0, first)
         left = (len(piece) if size is None else size) - len(piece)
         begin, name = self.writer.begin, f"{BLOBS}{digest}"
-        async with held(await run_blocking(begin, name, left + len(piece), piece)) as entry:
+        fitting = await run_blocking(_fitting, piece)
+        async with held(await run_blocking(begin, name, left + len(piece), fitting)) as entry:
             await run_blocking(entry.write, piece)
             while left:
                 piece = await self.store.read_blob(digest, entry.size, min(left, PIECE_BYTES))
@@ -318,7 +320,8 @@ class _Sink:
         self._file.write(SEAL_WORDS + self._hasher.hexdigest().encode())
 
     def _pass_on(self) -> None:
-        data = bytes(self._held[:-SEAL_BYTES])
+        with memoryview(self._held) as held_back:
+            data = bytes(held_back[:-SEAL_BYTES])
         del self._held[:-SEAL_BYTES]
         self._hasher.update(data)
         self._file.write(data)
@@ -362,13 +365,20 @@ class _Writer:
         """
         rest = iter(pieces)
         sample = _take_sample(rest)
-        with closing(self.begin(name, size, b"".join(sample))) as entry:
+        with closing(self.begin(name, size, _fitting(b"".join(sample)))) as entry:
             for piece in chain(sample, rest):
                 entry.write(piece)
             return self.end(entry)
 
-    def begin(self, name: str, size: int, sample: bytes) -> _Entry:
-        """Begin a member of `size` bytes that begins like this; close it.
+    def add_held(self, name: str, pieces: Sequence[bytes]) -> Member:
+        """The same of a member that who reads it holds in memory."""
+        with closing(self.begin(name, sum(map(len, pieces)), _fitting_held(pieces))) as entry:
+            for piece in pieces:
+                entry.write(piece)
+            return self.end(entry)
+
+    def begin(self, name: str, size: int, fitting: int) -> _Entry:
+        """Begin a member of `size` bytes, deflated or stored; close it.
 
         Raises:
             ArchiveError: there are too many.
@@ -376,7 +386,7 @@ class _Writer:
         if len(self._members) >= MAX_MEMBERS:
             raise ArchiveError(f"an archive takes {MAX_MEMBERS:,} files and chunks of records")
         info = zipfile.ZipInfo(name)  # of 1980: the time is in the manifest
-        info.compress_type = _fitting(sample)
+        info.compress_type = fitting
         info.file_size = size  # decides whether it is zip64
         return _Entry(name, self._zip.open(info, "w"))
 
@@ -416,7 +426,7 @@ class _Writer:
         if len(data) > MAX_MANIFEST_BYTES or total_bytes(self._members) > MAX_TOTAL_BYTES:
             raise ArchiveError(f"run {run_id!r} is larger than an archive takes", run_id=run_id)
         info = zipfile.ZipInfo(MANIFEST)
-        info.compress_type = zipfile.ZIP_DEFLATED
+        info.compress_type = _fitting_held([data])
         self._zip.writestr(info, data)
         self._zip.close()
         self._sink.seal()
@@ -441,3 +451,14 @@ def _fitting(sample: bytes) -> int:
     sample = sample[:SAMPLE_BYTES]
     is_smaller = len(zlib.compress(sample, 1)) <= len(sample) * WORTH_IT
     return zipfile.ZIP_DEFLATED if is_smaller else zipfile.ZIP_STORED
+
+
+def _fitting_held(pieces: Iterable[bytes]) -> int:
+    """How to keep what is read into memory: as it is if it could be deflated to very little."""
+    compressor, size, deflated = zlib.compressobj(), 0, 0
+    for piece in pieces:
+        size += len(piece)
+        deflated += len(compressor.compress(piece))
+    deflated += len(compressor.flush())
+    is_fair = size * WORTH_IT >= deflated >= size * 2 / MAX_RATIO
+    return zipfile.ZIP_DEFLATED if is_fair else zipfile.ZIP_STORED

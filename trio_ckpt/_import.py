@@ -26,6 +26,7 @@ archive it is given.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
@@ -52,7 +53,7 @@ from ._values import RUN_STREAM, check_run_id, decode_key, encode_key
 from .abc import BlobPayload, Checkpoint, Fold, RunKey, Store, StoredRun
 from .outputs import AnyPath, OutputDir
 
-GROUP_BYTES = 16 * 2**20  # records in one save: these, or `PAGE`, whichever is less
+GROUP_BYTES = 4 * 2**20  # records in one save: these, or `PAGE`; decoded they are larger
 HALF = "half imported: import it again, from this archive or another"
 
 
@@ -210,7 +211,7 @@ async def _check_stream(
         async for group in groups:
             for sequence, _, record in group:
                 apply(progress, sequence, record)
-                if record.kind is Kind.BATCH and record.index is not None:
+                if archive.outputs and record.kind is Kind.BATCH and record.index is not None:
                     if record.outputs:
                         with_outputs.add(record.index)
                     if record.index in with_outputs:  # what it needs to know, no more is held
@@ -268,6 +269,8 @@ def _take(records: Iterator[tuple[int, bytes]], limit: int) -> _Group:
 async def _import_outputs(archive: Archive, folder: OutputDir) -> int:
     """Write the output files that are not there; returns how many there are now."""
     missing: list[str] = []
+    of_a_killed_one = list(dict.fromkeys(os.path.dirname(path) for path in archive.outputs))
+    await run_blocking(folder.remove_orphans, of_a_killed_one)
     for path, member in archive.outputs.items():
         wanted = Output(path, member.size, 0, member.sha256)
         found = await run_blocking(folder.check, wanted, "sha256")
