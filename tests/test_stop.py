@@ -464,3 +464,24 @@ async def test_without_a_stop_or_an_open_batch_nothing_is_said(
 )
 def test_a_stop_in_words(stopping: Any, text: str) -> None:
     assert stopping_text(*stopping).startswith(text)
+
+
+async def test_a_process_that_is_stopped_while_it_ends_has_its_grace(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A closed lid: what was open when it was closed is saved when it is opened."""
+
+    async def be_stopped() -> None:
+        await trio.sleep(10)
+        autojump_clock.jump(8 * HOUR_S)
+
+    with pytest.raises(RunStoppedError) as caught:
+        async with begin(MemoryStore()) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(stop_after, run, 5)
+            nursery.start_soon(be_stopped)
+            async with run.open_stream("s") as stream:
+                async for batch in stream.batches(range(3)):
+                    await trio.sleep(20)
+                    await trio.sleep(1)
+                    batch.complete()
+    assert (caught.value.exit_code, stream.statistics().confirmed) == (75, 1)

@@ -137,6 +137,17 @@ async def test_stuck_call_is_named(
     worker.stop()
 
 
+async def test_a_call_that_ends_soon_after_its_time_is_not_stuck(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process may have been stopped for all of that time, with the call in it."""
+    monkeypatch.setattr(_threads, "STUCK_AFTER_S", 0.0)
+    worker = WorkerThread("the disk")
+    assert await worker.run(divmod, 7, 2) == (3, 1)
+    await worker.run(time.sleep, CALL_S)
+    worker.stop()
+
+
 async def test_cancelled_call_drops_its_result() -> None:
     """Cancellation ends the waiting at once; the call goes on and nobody gets its result."""
     worker = WorkerThread("test")

@@ -43,6 +43,7 @@ from ._gate import Gate
 from ._groups import Summary, current_phase
 from ._listed import Listed, add_to_list
 from ._manifest import MANIFEST
+from ._patience import give_up_after
 from ._phase import Phase, open_phase
 from ._progress import Progress
 from ._ranges import IndexSet
@@ -563,7 +564,7 @@ class Run:
                 run_id=self.run_id,
             )
             self._stop.cancel_streams(EXIT_DRAINED)
-            with trio.move_on_after(grace_s, shield=True):
+            with give_up_after(grace_s):
                 version = registry.version
                 while self._desks:
                     version = await registry.wait_changed(version)

@@ -19,6 +19,7 @@ import trio
 
 from ._errors import EXIT_DRAINED, EXIT_SIGTERM
 from ._forks import in_children
+from ._patience import give_up_after
 from ._portal import Portal
 from ._registry import AnyToken
 from ._statistics import Stopping
@@ -153,7 +154,8 @@ class Stop:
         with trio.move_on_after(min(SAID_AFTER_S, self._grace_s)):
             await self._idle.wait()
         self._say("a second signal cancels what is open")
-        with trio.move_on_at(self._ends_at) as grace:
+        left_s = max(0.0, self._ends_at - trio.current_time())
+        with give_up_after(left_s, is_shielded=False) as grace:
             await self._idle.wait()
         if self.exit_code == 0:
             if grace.cancelled_caught:

@@ -40,6 +40,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 STUCK_AFTER_S = 60.0  # real seconds that one call may take under a mock clock
+LOOK_AGAIN_S = 1.0  # more of them, in case this process was stopped for all of that time
 
 
 NOT_BEGUN = (ForkedProcessError, NoThreadError)
@@ -273,7 +274,12 @@ class WorkerThread:
             f"{call.func.func.__qualname__} in thread {self._name!r} has not returned after "  # type: ignore[attr-defined]  # a partial
             f"{STUCK_AFTER_S:g} s of real time"
         )
-        alarm = threading.Timer(STUCK_AFTER_S, _deliver, (call, outcome.Error(stuck)))
+
+        def ring() -> None:
+            if not alarm.finished.wait(LOOK_AGAIN_S):  # this process may have been stopped
+                _deliver(call, outcome.Error(stuck))
+
+        alarm = threading.Timer(STUCK_AFTER_S, ring)
         alarm.daemon = True
         _start(alarm)
         return alarm

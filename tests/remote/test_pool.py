@@ -471,3 +471,29 @@ async def test_no_worker_is_kept_for_an_item_that_it_does_not_get() -> None:
         pool.match()
         await wait_all_tasks_blocked()
         assert (len(others), peer.handle.running) == (3, 2)
+
+
+# -- a foreman that was stopped ------------------------------------------------------------------
+
+
+async def test_a_foreman_that_is_stopped_at_its_start_waits_for_who_has_an_item(
+    autojump_clock: MockClock,
+) -> None:
+    """Else what a worker is at would be begun a second time by another one."""
+    pool = new_pool()
+    new_peer(pool, "idle")
+    got: list[Lease] = []
+
+    async def take() -> None:
+        got.append(await pool.take(wanted(X), trio.current_time() + 5))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.run)
+        nursery.start_soon(take)
+        await trio.sleep(1)
+        autojump_clock.jump(7_200)
+        await trio.sleep(1)
+        holder = new_peer(pool, "holder", Held(X, NUMBER, 1))
+        await trio.sleep(1)
+        assert [lease.holder for lease in got] == [holder.handle]
+        nursery.cancel_scope.cancel()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from tests.remote import functions
 from tests.remote.functions import seen
 from tests.remote.kills import AIMED_STEPS, Cast
 from tests.remote.samples import open_pair
-from tests.remote.site import F, Site, open_site, until
+from tests.remote.site import SECRET, F, Site, open_site, until
 from tests.remote.wires import MemorySocket, socket_pair
+from trio_ckpt.remote import read_task
+from trio_ckpt.remote._client import open_client
 from trio_ckpt.remote._errors import ConnectionLostError
 from trio_ckpt.remote._link import Link
 from trio_ckpt.remote._messages import Heartbeat, Kind
 from trio_ckpt.remote._protocol import Connection
-from trio_ckpt.remote._waits import end_awake, sleep_awake, wait_awake
 from trio_ckpt.stores import MemoryStore
 
 
@@ -122,40 +124,6 @@ async def test_a_grace_is_counted_from_the_last_connection(autojump_clock: MockC
 # -- a process that was stopped -------------------------------------------------------------------
 
 
-async def test_time_in_which_a_process_is_stopped_does_not_count(mock_clock: MockClock) -> None:
-    event = trio.Event()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_jump, mock_clock, 100.0, event)
-        assert await wait_awake(event, 60.0)
-
-
-async def _jump(clock: MockClock, seconds: float, then: trio.Event) -> None:
-    """The process is stopped for a while, and what it waits for comes when it goes on."""
-    await wait_all_tasks_blocked()
-    clock.jump(seconds)
-    for _ in range(3):
-        await trio.lowlevel.checkpoint()
-    then.set()
-
-
-async def test_a_wait_ends_in_time_that_does_count(autojump_clock: MockClock) -> None:
-    assert not await wait_awake(trio.Event(), 60.0)
-    assert trio.current_time() == pytest.approx(60, abs=0.1)
-    await sleep_awake(5.0)
-    assert trio.current_time() == pytest.approx(65, abs=0.1)
-
-
-async def test_a_save_that_a_stop_made_late_is_not_unknown(mock_clock: MockClock) -> None:
-    landed = trio.Event()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_jump, mock_clock, 100.0, landed)
-        assert await end_awake(landed.wait, 60.0)
-
-
-async def test_what_does_not_end_is_cancelled(autojump_clock: MockClock) -> None:
-    assert not await end_awake(trio.sleep_forever, 60.0)
-
-
 def linked(socket: MemorySocket) -> tuple[Link, Connection]:
     """A link over a socket, and the rules of the other side."""
     peer, foreman = open_pair()
@@ -216,3 +184,40 @@ def test_a_process_that_is_stopped_for_a_while_changes_no_result(kind: str, tmp_
     assert outcome.is_right, outcome
     assert not outcome.kills
     assert stopped_at == -1.0 or kind != "foreman"
+
+
+async def test_a_client_that_is_stopped_while_it_connects_goes_on(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_site(MemoryStore()) as site:
+        near = site.dial("client")
+
+        @asynccontextmanager
+        async def far() -> AsyncGenerator[MemorySocket]:
+            await trio.sleep(1)
+            autojump_clock.jump(7_200)
+            await trio.sleep(0.5)
+            async with near() as socket:
+                yield socket
+
+        async with open_client(far, SECRET, "client") as client:
+            await site.start_worker("a")
+            assert await client.map(F + "square", [3]) == [9]
+
+
+async def test_a_worker_that_is_stopped_while_it_ends_comes_to_a_point(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_site(MemoryStore()) as site, trio.open_nursery() as nursery:
+        worker = await site.start_worker("a")
+        client = await nursery.start(_client, site)
+        await client.submit(F + "train", [1], job_id="job-t", checkpoint_interval_s=1e6)
+        await trio.sleep(3.5)
+        before = await read_task(site.store, "job-t.000000")
+        nursery.start_soon(worker.stop, "it is told to", 10.0)
+        await wait_all_tasks_blocked()
+        autojump_clock.jump(60)
+        await until(lambda: not worker.items)
+        after = await read_task(site.store, "job-t.000000")
+        assert after.checkpoint_count == before.checkpoint_count + 1
+        nursery.cancel_scope.cancel()

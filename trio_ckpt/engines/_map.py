@@ -22,6 +22,7 @@ import trio
 
 from .._arguments import one_of, whole_number
 from .._forks import unshare
+from .._patience import give_up_after
 from ..abc import Store
 from ..remote import NotAllowedError, TaskFailedError, connect, new_secret, serve_foreman
 from ..remote._messages import MAX_SLOTS
@@ -289,7 +290,7 @@ async def _run_worker(told: bytes) -> int:
         with trio.CancelScope(shield=True):
             if pipe is not None:
                 await pipe.aclose()  # it ends because of this
-            with trio.move_on_after(STOP_S):
+            with give_up_after(STOP_S):
                 await process.wait()
             if process.returncode is None:
                 process.kill()

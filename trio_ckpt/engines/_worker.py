@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import trio
 
+from .._patience import sleep_awake
 from ..remote import run_worker
 
 GIVE_UP_S = 0.5  # functions in threads are not waited for: this process has no other purpose
@@ -44,7 +45,7 @@ async def _end_with_input(scope: trio.CancelScope) -> None:
         while await stream.receive_some(1):
             pass
     scope.cancel()
-    await trio.sleep(GIVE_UP_S)
+    await sleep_awake(GIVE_UP_S)
 
 
 if __name__ == "__main__":

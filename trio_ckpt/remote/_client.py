@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from .._arguments import text
+from .._patience import give_up_after
 from .._portal import check_trio
 from .._words import printable
 from ._errors import ConnectionLostError, JobRefusedError, ProtocolError
@@ -292,7 +293,7 @@ class Client:
 
     async def _cancel_now(self, job_id: str) -> None:
         following = self._following.get(job_id)
-        with trio.move_on_after(CANCEL_S, shield=True):
+        with give_up_after(CANCEL_S):
             await self.cancel(job_id)
             while following is not None and following.done is None:
                 await following.changed.wait()
@@ -376,7 +377,7 @@ async def open_client(dial: Dial, secret: bytes, name: str) -> AsyncGenerator[Cl
         async with trio.open_nursery() as nursery:
             client = Client(secret, name, nursery)
             session = client.start(dial)
-            with trio.move_on_after(CONNECT_S) as connecting:
+            with give_up_after(CONNECT_S, is_shielded=False) as connecting:
                 await nursery.start(session.run)
             if connecting.cancelled_caught:
                 raise ConnectionLostError(

@@ -14,6 +14,7 @@ import trio.lowlevel
 
 from .._errors import RunLockedError, StoreDamagedError, StoreError
 from .._groups import is_over
+from .._patience import sleep_awake
 from .._records import Status
 from .._words import printable
 from ..abc import Store
@@ -30,7 +31,6 @@ from ._messages import Hello
 from ._names import check_job_id, split_task_id
 from ._pool import Pool
 from ._submission import Submission, read_submission
-from ._waits import sleep_awake
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
 

@@ -26,6 +26,7 @@ import msgspec
 import trio
 
 from .._errors import StoreError, text_of
+from .._patience import give_up_after
 from .._words import printable
 from ..abc import Store
 from ._job_views import Live, LiveTask
@@ -308,7 +309,7 @@ async def ask_foreman_of(store: Store, job_id: str, action: Action, target: str)
     if owner is None or stored is None:
         return CONFLICT, "no foreman has the job now"
     job = None
-    with trio.move_on_after(ANSWER_S if store.has_live else 0):
+    with give_up_after(ANSWER_S if store.has_live else 0, is_shielded=False):
         while job is None:  # it may have taken the job a moment ago
             job = await read_live_job(store, job_id, stored.owner)
             await trio.sleep(0 if job is not None else LOOK_S)
@@ -319,7 +320,7 @@ async def ask_foreman_of(store: Store, job_id: str, action: Action, target: str)
 
 async def _ask(store: Store, foreman: str, asked: Asked) -> tuple[int, str]:
     """Ask, and wait for the answer."""
-    with trio.move_on_after(ANSWER_S):
+    with give_up_after(ANSWER_S, is_shielded=False):
         while True:
             await store.publish(_question_name(foreman), _encode(asked))
             again_at = trio.current_time() + AGAIN_S

@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from .._errors import StoreConflictError, StoreError
+from .._patience import wait_awake
 from ._faults import error_of
 from ._link import Link
 from ._messages import (
@@ -24,7 +25,6 @@ from ._messages import (
     TaskCheckpoint,
     TaskMessage,
 )
-from ._waits import wait_awake
 
 PATIENCE_S = 600.0  # without a connection: a foreman that is moved to another machine, say
 

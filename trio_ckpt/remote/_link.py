@@ -14,6 +14,7 @@ from typing import Protocol
 import attrs
 import trio
 
+from .._patience import give_up_after
 from ._errors import ConnectionLostError, ProtocolError
 from ._messages import MIB, Credit, Goodbye, Heartbeat, Message
 from ._protocol import Connection, Phase, Received
@@ -128,10 +129,9 @@ class Link:
         frame: bytes | None = None
         if self._failure is None:
             with trio.CancelScope() as self._reading:
-                for wait_s in (self.silence_s, min(LOOK_AGAIN_S, self.heartbeat_s)):
-                    with trio.move_on_after(wait_s):
-                        frame = await self._socket.receive()
-                        break
+                again_s = min(LOOK_AGAIN_S, self.heartbeat_s)
+                with give_up_after(self.silence_s + again_s, again_s=again_s, is_shielded=False):
+                    frame = await self._socket.receive()
             self._reading = None
         if self._failure is not None:
             raise self._failure
@@ -193,7 +193,7 @@ class Link:
     async def _write_queued(self) -> None:
         self._wake = trio.Event()
         while (frame := self.connection.next_frame()) is not None:
-            with trio.move_on_after(self.silence_s) as sending:
+            with give_up_after(self.silence_s, is_shielded=False) as sending:
                 await self._socket.send(frame)
             if sending.cancelled_caught:
                 raise ConnectionLostError(

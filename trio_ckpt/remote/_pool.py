@@ -31,6 +31,7 @@ from typing import Any
 import attrs
 import trio
 
+from .._patience import wait_awake
 from ._handle import WorkerHandle
 from ._lease import Lease, Lost
 from ._messages import Cancel, Held, JobOptions, NewLease, TaskAck
@@ -213,8 +214,7 @@ class Pool:
         self.touch()
         try:
             if not waiter.may_begin:
-                with trio.move_on_at(claims_until):
-                    await waiter.ready.wait()
+                await wait_awake(waiter.ready, claims_until - trio.current_time())
                 waiter.may_begin = True
                 self.touch()
             await waiter.ready.wait()

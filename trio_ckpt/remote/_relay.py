@@ -24,6 +24,7 @@ import attrs
 import msgspec
 
 from .._errors import SaveOutcomeUnknownError, StoreError
+from .._patience import end_awake
 from .._records import Seal
 from .._threads import run_blocking
 from .._values import decode_key
@@ -43,7 +44,6 @@ from ._messages import (
     StoreReply,
     TaskCheckpoint,
 )
-from ._waits import end_awake
 
 REPLY_BYTES = MIB  # of an answer, in one message
 MAX_PAGE_BYTES = 64 * MIB  # of one page of a history, if it has more than one record

@@ -18,6 +18,7 @@ import trio
 
 from .._arguments import flag, seconds, several, text, whole_number
 from .._errors import leaves_of
+from .._patience import give_up_after
 from .._portal import check_trio
 from .._stop import stop_signals
 from .._tracing import TaskTracer
@@ -54,6 +55,7 @@ log = logging.getLogger("trio_ckpt.remote.worker")
 
 REPORT_EVERY_S = 0.5  # what people look at need not move more often
 DEFAULT_GRACE_S = 30.0
+LAST_WORDS_S = 1.0  # to say what came of items that were cancelled
 
 
 def peer_name() -> str:
@@ -137,11 +139,11 @@ class Worker:
             self._session.send(Slots(0))
         for item in self.items.values():
             item.work.release_reason = item.work.release_reason or reason
-        with trio.move_on_after(grace_s):
+        with give_up_after(grace_s, is_shielded=False):
             await self._wait_empty()
         for item in self.items.values():
             item.work.scope.cancel()
-        with trio.move_on_after(1.0):  # to say so
+        with give_up_after(LAST_WORDS_S, is_shielded=False):
             await self._wait_empty()
         for item in self.items.values():
             item.line.lose(reason)
