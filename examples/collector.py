@@ -100,6 +100,33 @@ class Listing:
     unusable: list[str] = attrs.Factory(list)
 
 
+@attrs.define
+class Circle:
+    """The state of pages by cursor: one that was sent, which any circle comes back to.
+
+    It is kept with each page, so that a circle is found however often the process is killed,
+    and is of one size for any number of pages (Brent, BIT 20, 1980).
+    """
+
+    cursor: str | None = None
+    pages: int = 0  # since that one
+    until: int = 1  # so many; then the next is kept, for twice as long
+
+    def comes_back(self, cursor: str | None) -> bool:
+        """Whether this cursor, the next to be sent, is the one that was kept."""
+        return self.pages > 0 and cursor == self.cursor
+
+    def add(self, cursor: str | None) -> None:
+        """Count a page that this cursor gave."""
+        if self.pages in (0, self.until):
+            self.until *= 2 if self.pages else 1
+            self.cursor, self.pages = cursor, 0
+        self.pages += 1
+
+
+Endpoint = trio_ckpt.Stream[Circle] | trio_ckpt.Stream[None]
+
+
 @attrs.define(eq=False)
 class Collector:
     """The loops over pages; each belongs to one stream."""
@@ -143,7 +170,7 @@ class Collector:
                 batch.complete()
                 before = found
 
-    async def collect_characters(self, stream: trio_ckpt.Stream[None], repo: Repo) -> None:
+    async def collect_characters(self, stream: Endpoint, repo: Repo) -> None:
         """By page number: an empty page is the end, and no page."""
         before: Answer | None = None
         async for batch in stream.batches():
@@ -158,18 +185,20 @@ class Collector:
                 batch.complete(records=len(page.records))
                 before = page
 
-    async def collect_decompositions(self, stream: trio_ckpt.Stream[None], repo: Repo) -> None:
+    async def collect_decompositions(self, stream: Endpoint, repo: Repo) -> None:
         """By cursor: each page says where the next one begins."""
         sent = set[str | None]()
         async for batch in stream.batches():
             with failing(batch):
                 cursor: str | None = stream.cursor
-                if cursor in sent:
+                circle = stream.state or Circle()
+                if cursor in sent or circle.comes_back(cursor):
                     raise RepeatedAnswerError(f"cursor {cursor!r} comes back: this has no end")
                 place = {} if cursor is None else {"cursor": cursor}
                 page = await self.get(f"/blocks/{repo}/decompositions", **place)
                 name = f"decompositions/{repo}/page-{batch.index}.json"
                 path = await batch.write_json(name, page.records)
+                circle.add(cursor)
                 batch.complete(
                     outputs=[path],
                     records=len(page.records),
@@ -255,6 +284,7 @@ async def collect_endpoint(
             repo,
             endpoint,
             first_index=1,
+            state=Circle() if endpoint == "decompositions" else None,
             retry=RETRIES,
             on_fail="record",
             retry_failed=options.retry_failed,
@@ -263,7 +293,7 @@ async def collect_endpoint(
         say(f"{repo} {endpoint}: {describe(stream)}")
 
 
-def describe(stream: trio_ckpt.Stream[None]) -> str:
+def describe(stream: Endpoint) -> str:
     """How a stream ended, in words."""
     if stream.error is not None:
         again = "" if stream.error.retryable else ", for good"

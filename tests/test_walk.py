@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,21 @@ async def test_a_part_given_as_the_list_completes_nothing(form: Any) -> None:
             await run_batches(stream, PAGES, complete)
             assert stream.status is Status.COMPLETE
         assert run.exit_code == 0
+
+
+async def test_a_part_of_a_list_never_told_of_counts_as_the_list() -> None:
+    """A source is the whole list: no loop can know of another, and a longer one goes on."""
+    store = MemoryStore()
+    async with begin(store) as run, run.open_stream("ocr", first_index=1) as stream:
+        await run_batches(stream, range(1, 6), complete)
+        assert (stream.status, stream.progress.expected) == (Status.COMPLETE, 5)
+    for first in (6, 1):  # what comes next, given as the list, is refused; the whole is not
+        async with begin(store) as run:
+            with suppress(SourceChangedError):
+                async with run.open_stream("ocr", first_index=1) as stream:
+                    await run_batches(stream, range(first, 21), complete)
+        assert len(stream.progress.confirmed) == (5 if first == 6 else 20)
+    assert stream.status is Status.COMPLETE
 
 
 @pytest.mark.parametrize("done", [[], range(1, 6), range(3, 9)])

@@ -49,6 +49,23 @@ def test_a_long_message_is_cut() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("\n", ""),
+        ("403 Forbidden\nFor more information: https://x", "403 Forbidden …"),
+        ("  first \r\n second", "first …"),
+        ("one line\n", "one line"),
+        ("a\u2028b", "a …"),
+        ("a\x1b[31mb\nc", "a\\x1b[31mb …"),
+        ("x" * 300 + "\ny", "x" * 199 + "…"),
+    ],
+)
+def test_of_a_message_of_many_lines_the_first_is_shown(text: str, shown: str) -> None:
+    assert _words.message_of(text) == shown
+
+
+@pytest.mark.parametrize(
     ("seconds", "text"),
     [
         (-1, "0.0 s"),

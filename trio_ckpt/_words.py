@@ -42,8 +42,12 @@ def _escape(char: str) -> str:
 
 
 def message_of(text: str) -> str:
-    """A message of somebody else in a line of ours: printable, and cut if it is long."""
-    shown = printable(text)
+    """A message of other code in a line of ours: its first line, printable, and cut if it is long.
+
+    Where more lines follow, an ellipsis says so: httpx adds one with a link, and so do others.
+    """
+    first, *others = text.strip().splitlines() or [""]
+    shown = printable(first.rstrip()) + (" …" if others else "")
     return shown if len(shown) <= MAX_MESSAGE_CHARS else f"{shown[: MAX_MESSAGE_CHARS - 1]}…"
 
 

@@ -189,6 +189,31 @@ async def test_a_cursor_that_comes_back_ends_its_stream_for_good(
     assert len(pages(tmp_path, "kana/hiragana")) == count
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 7])
+async def test_a_circle_is_found_over_sessions_of_one_page(
+    tmp_path: Path, autojump_clock: MockClock, length: int
+) -> None:
+    """None of them sees a cursor twice; what each has kept with its page does."""
+    left = 0
+
+    def answer(query: dict[str, str]) -> Answer:
+        nonlocal left
+        left -= 1
+        place = int(query.get("cursor", "-1"))
+        page = document(place, following=str((place + 1) % length))
+        return Answer(200, page) if left >= 0 else Answer(500, b"")
+
+    codes: list[int] = []
+    while 69 not in codes:
+        left = 1
+        codes.append(await collect(odd_api(decompositions=answer), tmp_path))
+        assert len(codes) <= 4 * length + 4
+    assert set(codes[:-1]) == {75}
+    status, message = await status_of(tmp_path, "kana/hiragana", "decompositions")
+    assert status is trio_ckpt.Status.FAILED
+    assert "comes back: this has no end" in message
+
+
 async def test_a_cursor_is_not_taken_for_its_own_retry(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
