@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import trio
 
-from trio_ckpt import Run, open_maintenance, open_run
+from trio_ckpt import Run, StoreError, open_maintenance, open_run
 from trio_ckpt._check import check_all
+from trio_ckpt._maintain import Maintenance
 from trio_ckpt.abc import Finding, HistoryPage, StoredRun
 from trio_ckpt.stores import MemoryStore
+from trio_ckpt.testing import Fail, FaultyStore
 
 
 def begin(store: MemoryStore, folder: Path, **options: Any) -> Any:
@@ -239,6 +241,45 @@ async def test_a_manifest_that_no_session_has_written_is_not_missed(
             pass
         assert await damages(store) == []
     (tmp_path / "manifest.json").unlink()
+    assert await damages(store) == []
+
+
+async def redo_one(maintenance: Maintenance) -> None:
+    await maintenance.redo(("s",), [1], "x")
+
+
+async def rewind(maintenance: Maintenance) -> None:
+    await maintenance.rewind(("s",), to=0, reason="x")
+
+
+async def begin_again(maintenance: Maintenance) -> None:
+    await maintenance.begin_anew(("s",), "x")
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("change", [redo_one, rewind, begin_again])
+async def test_a_change_that_is_killed_at_its_beginning_is_no_damage(
+    change: Callable[[Maintenance], Awaitable[None]], times: int, tmp_path: Path
+) -> None:
+    """A command moves the manifest first, so that none is outdated; here nothing follows."""
+    store, manifest = MemoryStore(), tmp_path / "manifest.json"
+    for number in range(times):
+        async with begin(store, tmp_path, config={"n": number}, tunable=["n"]) as run:
+            async with run.open_stream("s") as stream:
+                if number:
+                    await stream.redo([0], reason="x")
+            await work(run, count=3)
+        assert manifest.exists()
+        with pytest.raises(StoreError):
+            async with open_maintenance(FaultyStore(store, {1: Fail()}), "r") as maintenance:
+                await change(maintenance)
+        assert not manifest.exists()
+        (finding,) = [finding async for finding in check_all(store)]
+        assert not finding.is_damage
+        assert finding.what.endswith("is in the archive: a change of the run was interrupted")
+    async with begin(store, tmp_path, config={"n": number}, tunable=["n"]):
+        pass
+    assert manifest.exists()
     assert await damages(store) == []
 
 

@@ -471,3 +471,51 @@ async def test_a_range_beyond_the_end_of_a_function_completes_run_batches_too() 
     async with begin("memory:") as run, run.open_stream("s") as stream:
         await run_batches(stream, lambda: iter(range(3)), handle, end=99)
     assert stream.status is Status.COMPLETE  # as `stream.batches(lambda: ..., end=99)` does
+
+
+class HeldSave(HeldSecondPage):
+    """A save comes to its end only when it may."""
+
+    may_end: trio.Event | None = None
+    has_come: trio.Event
+
+    async def save(self, *args: Any, **kw: Any) -> Any:
+        if self.may_end is not None:
+            self.has_come.set()
+            await self.may_end.wait()
+        return await super().save(*args, **kw)
+
+
+@pytest.mark.parametrize("wanted", [[3], [3, 7], [MANY - 1, 3], [3, MANY]])
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_a_redo_that_the_verification_forestalls_is_no_error(
+    is_open: bool, wanted: list[int], tmp_path: Path
+) -> None:
+    """All were confirmed when the program asked; one went back while the call waited."""
+    store = HeldSave()
+    async with begin(store, output_dir=tmp_path) as run:
+        await produce(run, each=1)
+    (tmp_path / "3").unlink()
+    store.held = trio.Event()
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(MANY + 1)):
+            batch.complete(records=1)
+            if not is_open:
+                await batch.confirm()
+            break
+        store.may_end, store.has_come = trio.Event(), trio.Event()
+        store.held.set()
+        await store.has_come.wait()  # the verification saves that 3 goes back
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def let_it_end() -> None:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert store.may_end is not None
+                store.may_end.set()
+
+            await stream.redo(wanted, reason="x")
+        assert stream.remaining() == sorted(wanted)
+        assert stream.progress.records == MANY + 1 - len(wanted)
+        with pytest.raises(ValueError, match=r"neither confirmed nor skipped.*\[3\]"):
+            await stream.redo([3], reason="it is back already")

@@ -21,6 +21,7 @@ from ._manifest import (
     WRITTEN,
     count_checkpoints,
     is_complete,
+    is_set_aside,
     manifest_owner,
     manifest_pieces,
     written_of,
@@ -32,6 +33,8 @@ from .abc import Finding, RunKey, RunView, Store
 from .outputs import AnyPath, OutputDir
 
 REDO = "a start puts the batch back to work, and so does --repair"
+LOST = "it was written, and is missing"
+ASIDE = "it was written, and is in the archive: a change of the run was interrupted"
 ANEW = "--repair writes it from the records, and keeps what is there in the archive"
 
 
@@ -124,12 +127,13 @@ async def _check_manifest(
     where, run_id = f"{where}, {MANIFEST}", view.run_id
     owner = await run_blocking(manifest_owner, outputs)
     facts = run_facts(view)
+    run_key = RunKey(run_id, view.generation, view.owner)
     if owner is None:  # a session that was killed, or could not write it, has left none
         was_written = facts.get(WRITTEN) == count_checkpoints(parts)
-        what = "it was written, and is missing" if was_written else "it is not there yet"
+        is_aside = await run_blocking(is_set_aside, run_key, parts, outputs, facts)
+        what = ASIDE if was_written and is_aside else LOST if was_written else "it is not there yet"
         advice = "the next start writes it, and so does --repair"
-        return Finding(where, what, advice, is_damage=was_written, run_id=run_id, path=MANIFEST)
-    run_key = RunKey(run_id, view.generation, view.owner)
+        return Finding(where, what, advice, is_damage=what is LOST, run_id=run_id, path=MANIFEST)
     pieces = manifest_pieces(store, run_key, parts, outputs, facts)
     try:
         there = await run_blocking(_Compared, os.path.join(outputs.root, MANIFEST))

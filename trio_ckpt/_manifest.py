@@ -272,7 +272,11 @@ def written_of(outputs: OutputDir) -> tuple[str, int, int, str] | None:
 
     Blocks.  None: what is there is no manifest.
     """
-    head = (_read_head(outputs) or b"").decode(errors="replace")
+    return _written(_read_head(outputs))
+
+
+def _written(head_bytes: bytes | None) -> tuple[str, int, int, str] | None:
+    head = (head_bytes or b"").decode(errors="replace")
     owner, match = _owner(head.encode()), _HEAD.match(head)
     return (owner, int(match[1]), int(match[2]), match[3]) if owner and match else None
 
@@ -308,9 +312,32 @@ async def set_manifest_aside(run_key: RunKey, outputs: OutputDir) -> None:
     Durability: when this returns the move survives power loss.
     """
     if await run_blocking(manifest_owner, outputs) == run_key.run_id:
-        label = f"{run_key.run_id}-{run_key.generation}-outdated"
-        await run_blocking(outputs.archive, [MANIFEST], label)
+        await run_blocking(outputs.archive, [MANIFEST], _label_of_outdated(run_key))
         log.info("%s is out of date and was moved into the archive", MANIFEST)
+
+
+def is_set_aside(
+    run_key: RunKey,
+    parts: Mapping[StreamKey, Progress],
+    outputs: OutputDir,
+    facts: Mapping[str, Any],
+) -> bool:
+    """Whether the archive has the manifest that would be current: a change began, and was killed.
+
+    Blocks.
+    """
+    label = _label_of_outdated(run_key)
+    try:
+        head = outputs.archived_head(MANIFEST, label, MAX_MANIFEST_HEAD_BYTES)
+    except OutputError:  # what cannot be read explains nothing
+        return False
+    identity = _identity(run_key, parts, facts)
+    wanted = tuple(identity[name] for name in ("run", "generation", "checkpoints", "config_digest"))
+    return _written(head) == wanted
+
+
+def _label_of_outdated(run_key: RunKey) -> str:
+    return f"{run_key.run_id}-{run_key.generation}-outdated"
 
 
 def _identity(

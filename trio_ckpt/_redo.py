@@ -106,21 +106,26 @@ class Redo:
     async def redo(self, indexes: Collection[int], reason: str) -> None:
         """Put single batches back to work, confirmed or skipped ones.
 
+        One that a verification puts back while this waits for it goes back once.
+
         Raises:
             ValueError: one is neither.
             CannotRedoError: later batches build on them.
 
         Durability: when this returns it is saved, and their outputs are in the archive.
         """
-        async with self.lane.redo_lock:
-            await self._redo(IndexSet(indexes), reason)
-
-    async def _redo(self, wanted: IndexSet, reason: str) -> None:
-        progress = self.lane.progress
+        progress, wanted = self.lane.progress, IndexSet(indexes)
         if strangers := [index for index in wanted if not progress.is_done(index)]:
             raise ValueError(
                 f"neither confirmed nor skipped, so not to be redone: {strangers[:10]}"
             )
+        async with self.lane.redo_lock:
+            left = IndexSet(index for index in wanted if progress.is_done(index))
+            if left:
+                await self._redo(left, reason)
+
+    async def _redo(self, wanted: IndexSet, reason: str) -> None:
+        progress = self.lane.progress
         if progress.is_ordered:
             first = next(iter(wanted), None)
             raise CannotRedoError(

@@ -433,9 +433,12 @@ class Stream(Generic[S]):
         self._walk.check_no_frontier()
         wanted = whole_numbers("indexes", indexes)
         text("reason", reason)
+        were_done = {index for index in wanted if self._progress.is_done(index)}
         await self._walk.settle_open(Way.EXIT)
-        if wanted:
-            await self._redo.redo(wanted, reason)
+        # The verification beside may have found some of them damaged, and put them back.
+        back = {index for index in were_done if not self._progress.is_done(index)}
+        if left := [index for index in wanted if index not in back]:
+            await self._redo.redo(left, reason)
 
     async def rescan(
         self,

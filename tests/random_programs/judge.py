@@ -134,7 +134,8 @@ class Judge:
             if index in ledger.standing
             for file in ledger.standing[index].files
         }
-        if reason != BY_A_REPAIR:
+        # A damaged batch is moved as a whole, so a kill before its record leaves none of its files.
+        if reason not in (BY_A_REPAIR, "missing"):
             files = {file for file in files if file[0] == path}
         is_shortened = reason == BY_A_REPAIR and self.shortened
         demand(files & self.damaged or is_shortened, "put back for no reason", ledger.key, entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import logging
 import os
 import stat
@@ -303,6 +304,23 @@ class OutputDir:
             ):
                 self.tree.sync(fd, folder)
         return Archived(moved, tuple(missing))
+
+    def archived_head(self, path: AnyPath, label: str, limit_bytes: int) -> bytes | None:
+        """How the output begins that `archive` has moved last of all with this path; None: none.
+
+        Raises:
+            OutputError: it cannot be read.
+        """
+        name = self.relative(path)
+        newest, copy = None, f"{ARCHIVE}/{label}/{name}"
+        numbers = itertools.count(2)
+        with told(name):
+            while self._has_file(copy):
+                newest, copy = copy, f"{ARCHIVE}/{label}/{name}~{next(numbers)}"
+            if newest is None:
+                return None
+            with self._regular(newest) as (fd, _):
+                return b"".join(self._pieces(fd, limit_bytes))
 
     def length(self, path: AnyPath) -> int | None:
         """How many bytes a file has; None: there is none of this name.
