@@ -936,3 +936,5 @@ async def test_some_arrays_are_read_without_the_rest(large_store: Store | str) -
         await trio_ckpt.read_arrays(store, "r", ("s",), ["state.c"])
     with pytest.raises(trio_ckpt.UnknownRunError):
         await trio_ckpt.read_arrays(store, "none", ("s",))
+    if store is not large_store:
+        await store.aclose()

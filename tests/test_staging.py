@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -427,10 +427,8 @@ async def taken_over(folder: Path) -> AsyncGenerator[None]:
     """Own the run of a store that somebody else owns, as one can whose lock was removed."""
     for path in folder.glob("lock/" + "?" * 32):
         path.unlink()
-    store = await open_store(folder)
-    async with store.lock_run("run"):
+    async with aclosing(await open_store(folder)) as store, store.lock_run("run"):
         yield
-    await store.aclose()
 
 
 async def append(folder: Path, *, end: int, then: Callable[[], Awaitable[None]]) -> None:
