@@ -43,6 +43,7 @@ KEPT = "out/.archive"
 LIVE = f"{STORE}/live"
 KILLS = (Action.KILL_BEFORE, Action.KILL_AFTER, Action.KILL_HALF)
 EXIT_POISONED = 75
+AFTER_CUT = 50  # number of the session that finds what a power cut left
 
 _DIGEST = re.compile(r"\b[0-9a-f]{2}/[0-9a-f]{64}$")
 _FAN_OUT = re.compile(r"/blobs/[0-9a-f]{2}$")
@@ -103,6 +104,7 @@ class Lab:
     store: str
     program: str = "good"
     counts: Counts = attrs.field(factory=Counts)
+    _number: int = attrs.field(default=0, init=False)  # of the next session in the folder
     _shape: list[str] = attrs.field(factory=list[str], init=False)
     _manifest: Any = attrs.field(default=None, init=False)
 
@@ -121,12 +123,21 @@ class Lab:
         shutil.rmtree(self.root, ignore_errors=True)
         self.log.unlink(missing_ok=True)
         self.root.mkdir()
+        self._number = 0
 
     def run(self, plan: Plan = NO_PLAN, *, is_logged: bool = False) -> Ended:
         """Run one session."""
         self.counts.sessions += 1
         log = self.log if is_logged else None
-        return self.zygote.run(self.root, self.store, program=self.program, plan=plan, log=log)
+        self._number += 1
+        return self.zygote.run(
+            self.root,
+            self.store,
+            program=self.program,
+            plan=plan,
+            log=log,
+            number=self._number,
+        )
 
     def learn(self) -> Ended:
         """Run the program undisturbed, and remember what it leaves behind."""
@@ -207,6 +218,7 @@ class Lab:
         """
         shutil.rmtree(self.root, ignore_errors=True)
         self.root.mkdir()
+        self._number = AFTER_CUT
         write_tree(left, self.root)
         story = _Story(acked={int(mark.split()[1]) for mark in disk.marks})
         self._check_crashed(story)

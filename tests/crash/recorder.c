@@ -64,6 +64,7 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static char root[PATH_MAX];
 static size_t root_bytes; /* 0: nothing is watched */
 static int log_fd = -1;
+static int64_t clock_ns; /* what files are said to be changed at; 0: when they are */
 static int waits; /* whether a sync waits for the disk, or is only written down */
 static long counts[12]; /* by the number of the bit */
 static struct { unsigned mask; long at; int action, error, persistent; long count, hits; } plan;
@@ -77,6 +78,7 @@ PUBLIC void recorder_watch(const char *folder, const char *log, int waits_for_di
     root_bytes = strlen(root);
     memset(counts, 0, sizeof counts);
     memset(&plan, 0, sizeof plan);
+    clock_ns = 0;
     if (log_fd != -1)
         syscall(SYS_close, log_fd);
     log_fd = -1;
@@ -86,6 +88,8 @@ PUBLIC void recorder_watch(const char *folder, const char *log, int waits_for_di
         syscall(SYS_close, fd);
     }
 }
+
+PUBLIC void recorder_clock(int64_t now_ns) { clock_ns = now_ns; }
 
 PUBLIC void recorder_plan(unsigned mask, long at, int action, int error, int persistent)
 {
@@ -162,6 +166,14 @@ static int begin(unsigned kind)
     return plan.action;
 }
 
+/* Sets a file's time to that of a clock that each change moves on. */
+static void set_time(int fd)
+{
+    clock_ns += 1000;
+    struct timespec now = {clock_ns / 1000000000, clock_ns % 1000000000}, times[2] = {now, now};
+    syscall(SYS_utimensat, fd, NULL, times, 0);
+}
+
 /* The operation is done, or was refused: writes it down, and maybe ends the process. */
 static void end(int action, struct head *head, long result, int fd, const char *path,
                 const char *goal, const struct iovec *data, int parts)
@@ -169,6 +181,8 @@ static void end(int action, struct head *head, long result, int fd, const char *
     int error = errno;
     struct stat status;
     head->error = result < 0 ? error : 0;
+    if (clock_ns && fd >= 0 && result >= 0 && head->kind & (MAKE | RESIZE | WRITE))
+        set_time(fd);
     if (fd >= 0 && syscall(SYS_fstat, fd, &status) == 0) {
         head->inode = status.st_ino;
         head->mtime_ns = status.st_mtim.tv_sec * 1000000000LL + status.st_mtim.tv_nsec;

@@ -49,6 +49,20 @@ def test_a_broken_program_is_caught_and_its_replay_fails_again(
     assert words in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("store", sweeps.STORES)
+def test_a_schedule_takes_the_same_steps_in_every_laboratory(store: str) -> None:
+    plans = (Plan(Action.KILL_AFTER, 60), Plan(Action.FAIL, 40, CHANGES, errno.EIO), Plan())
+
+    def steps() -> list[tuple[Kind, str, str, int, int]]:
+        with sweeps.open_lab(store) as lab:
+            done = lab.record(plans).operations
+        return [(one.kind, one.path, one.goal, one.offset, len(one.data)) for one in done]
+
+    first = steps()
+    assert len(first) > 200
+    assert steps() == first
+
+
 def test_a_replay_of_a_program_that_is_right_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     schedule = Schedule("kills", "json", (Plan(Action.KILL_AFTER, 60),))
     assert command.main(["--replay", str(schedule)]) == 0

@@ -27,10 +27,12 @@ import attrs
 import blosc2 as _blosc2  # noqa: F401  # half of what a session would take to import
 import trio
 
+from tests.crash.chance import leave_nothing_to_chance
 from tests.crash.programs import PROGRAMS, STORES, Session
 from tests.crash.recorder import NO_PLAN, Action, Kind, Plan, Recorder
 from trio_ckpt import RunStoppedError, TrioCkptError, _keeper
 from trio_ckpt.stores import _json_writer
+from trio_ckpt.testing._scheduler import seeded_scheduler
 
 ROOT = Path(__file__).parents[2]
 SESSION_LIMIT_S = 30.0  # one takes less than a tenth of a second; more is a hang
@@ -46,6 +48,7 @@ REWRITE_BYTES = 2_000
 ONE_THREAD = {
     f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR", "BLOSC")
 } | {"NUMEXPR_MAX_THREADS": "1", "BLOSC_NTHREADS": "1"}
+SAME_HASHES = {"PYTHONHASHSEED": "0"}  # the order of a set of strings
 
 
 @attrs.frozen
@@ -89,7 +92,7 @@ class Zygote:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.crash.zygote"],
             cwd=ROOT,
-            env={**os.environ, **ONE_THREAD, "LD_PRELOAD": str(library)},
+            env={**os.environ, **ONE_THREAD, **SAME_HASHES, "LD_PRELOAD": str(library)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -117,6 +120,7 @@ class Zygote:
         program: str = "good",
         plan: Plan = NO_PLAN,
         log: Path | None = None,
+        number: int = 0,
     ) -> Ended:
         """Run one session to its end, or to its death.
 
@@ -126,6 +130,7 @@ class Zygote:
             program: Its name.
             plan: What goes wrong in it.
             log: Where its operations are written down, behind what is there.
+            number: Of the session in its folder: what is chance or time elsewhere follows from it.
         """
         request = {
             "root": str(root),
@@ -133,6 +138,7 @@ class Zygote:
             "program": program,
             "plan": attrs.asdict(plan),
             "log": str(log) if log else None,
+            "number": number,
         }
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("the zygote has no pipes")
@@ -155,7 +161,7 @@ def main() -> None:
     if sys.argv[1:]:
         folder, store = sys.argv[1:]
         alone = {"root": folder, "store": store, "program": "good", "plan": attrs.asdict(NO_PLAN)}
-        sys.exit(_run({**alone, "log": None}, sys.stdout.fileno()))
+        sys.exit(_run({**alone, "log": None, "number": 0}, sys.stdout.fileno()))
     logging.getLogger("trio_ckpt").addHandler(logging.NullHandler())
     logging.getLogger("trio_ckpt").propagate = False
     _keeper.INLINE_BYTES = ARRAY_BLOB_BYTES
@@ -248,11 +254,13 @@ def _run(request: dict[str, Any], pipe: int) -> int:
 
     log = Path(request["log"]) if request["log"] else None
     recorder.watch(Path(request["root"]), log, waits=False)
+    leave_nothing_to_chance(recorder, request["number"])
     recorder.arm(plan)
     session = Session(Path(request["root"]), request["store"], tell)
     end: dict[str, Any] = {}
     try:
-        code = trio.run(PROGRAMS[request["program"]], session)
+        with seeded_scheduler(request["number"]):
+            code = trio.run(PROGRAMS[request["program"]], session)
     except RunStoppedError as error:
         code, end["error"] = error.exit_code, str(error)
     except BaseException as error:

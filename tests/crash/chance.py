@@ -1,0 +1,39 @@
+"""What a session would leave to chance or to the clock, so that a replay takes the same steps.
+
+A schedule names an operation by its number.  With random bytes, the digests of two blobs sometimes
+begin alike: the blobs share a folder, which is made once, and later operations have other numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import tempfile
+import time
+from typing import Any
+
+from tests.crash.recorder import Recorder
+from trio_ckpt import _live
+
+FIRST_S = 1_800_000_000  # when the first session begins; Unix time
+SESSION_S = 1_000
+FIRST_PID = 10_000
+
+_tempfile: Any = tempfile  # the sequence of names is not public
+
+
+def leave_nothing_to_chance(recorder: Recorder, number: int) -> None:
+    """Make random bytes, names and times follow from the number of a session; for good.
+
+    Args:
+        recorder: Of this process, which watches already.
+        number: Of the session.
+    """
+    now_s = FIRST_S + number * SESSION_S
+    recorder.set_clock(now_s)
+    time.time = lambda: float(now_s)
+    os.getpid = lambda: FIRST_PID + number  # records have it, in as many digits
+    os.urandom = random.Random(number).randbytes
+    _tempfile._name_sequence = map(f"{number:02d}_{{:05d}}".format, itertools.count())
+    _live.PUBLISH_EVERY_S = SESSION_S  # else a session on a slow machine writes what it is at
