@@ -247,3 +247,14 @@ def test_what_a_failed_sync_was_for_is_gone_after_a_cut() -> None:
     left = {bytes(disk.cut(seed).entries["f"].data) for seed in range(50)}  # type: ignore[union-attr]  # a file
     assert b"data" not in left
     assert random.Random(0).choice(sorted(left)).strip(b"\0") == b""
+
+
+def test_a_file_is_never_older_than_its_making_after_a_cut() -> None:
+    operations = [
+        Operation(Kind.MAKE, 0, "f", "", 7, 0, 0, 5, b""),
+        Operation(Kind.SYNC, 0, "", "", 1, 0, 0, 0, b""),
+        Operation(Kind.WRITE, 0, "f", "", 7, 0, 0, 9, b"data"),
+        Operation(Kind.DATASYNC, 0, "f", "", 7, 0, 0, 9, b""),
+    ]
+    times = {replay(operations).cut(seed).entries["f"].mtime_ns for seed in range(50)}
+    assert times == {5, 9}

@@ -71,7 +71,7 @@ class File:
         mtime_ns: When it was changed.
         links: How many names it has.
         synced: What the disk is sure to have.
-        synced_mtime_ns: The same of its time.
+        synced_mtime_ns: The same of its time; an inode gets to the disk with that of its making.
         pending: The changes since it was synced, which a later sync makes the disk have.
         is_whole: A sync made the disk have what is read: none has failed.
     """
@@ -81,7 +81,9 @@ class File:
     mtime_ns: int = 0
     links: int = 1
     synced: bytes = b""
-    synced_mtime_ns: int = 0
+    synced_mtime_ns: int = attrs.field(
+        default=attrs.Factory(lambda self: self.mtime_ns, takes_self=True)
+    )
     pending: list[Write | Resize] = attrs.field(factory=list[Write | Resize])
     is_whole: bool = True
 
