@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "trio_ckpt"
 LAYER: dict[str, tuple[int, int]] = {
     "_errors": (0, 0),
     "_extras": (0, 1),
+    "_awaits": (0, 1),
     "_arguments": (0, 0),
     "_forks": (0, 1),
     "_fsync": (0, 0),

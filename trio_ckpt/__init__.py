@@ -28,9 +28,10 @@ The floor plan; a file imports only from floors below its own:
     L1  abc, _stored  every contract                  _token      the token's table
         outputs     durable files
     L0  _errors, _extras, _ranges, _totals, _values, _records, _progress, _portal,
-        _uninterrupted, _patience, _threads, _words, _log, _forks
+        _uninterrupted, _patience, _threads, _words, _log, _forks, _awaits
 """
 
+from ._awaits import NeverAwaitedError as NeverAwaitedError
 from ._batch import Batch as Batch
 from ._compact import Compacted as Compacted
 from ._coordinator import CheckpointCoordinator as CheckpointCoordinator
@@ -170,6 +171,7 @@ __all__ = [
     "Listed",
     "Maintenance",
     "MissingExtraError",
+    "NeverAwaitedError",
     "NoThreadError",
     "NotEncodableError",
     "Output",

@@ -28,6 +28,8 @@ from ._arguments import (
     text as text_of,
     whole_number,
 )
+from ._awaits import Calls, awaits_noted
+from ._errors import describe_batch
 from ._portal import Portal, from_any_thread
 from ._records import CheckpointResult, Output, Status as Status
 from ._token import CheckpointToken, TokenEvent, may, move
@@ -115,6 +117,7 @@ class BatchHost(Protocol):
 
 
 @uninterrupted
+@awaits_noted
 @attrs.define(eq=False)
 class Batch(Generic[T]):
     """One attempt at one batch: settle it once, with `complete`, `fail` or `skip`.
@@ -143,6 +146,7 @@ class Batch(Generic[T]):
     problem: Exception | None = None  # what kept it from being saved
     resumed_from: str | None = None
     _is_waiting: bool = attrs.field(default=False, init=False)
+    _calls: Calls | None = attrs.field(default=None, init=False)
 
     @property
     def portal(self) -> Portal:
@@ -182,6 +186,7 @@ class Batch(Generic[T]):
 
         Raises:
             NotEncodableError: a value cannot be stored; the batch stays unsettled.
+            NeverAwaitedError: a method of the batch was called without await; so does it.
             ValueError: a `cursor` where batches are worked on side by side; `last` where
                 the source is a list.
             trio.RunFinishedError: the call comes from another thread, after ``trio.run()`` has
@@ -189,6 +194,7 @@ class Batch(Generic[T]):
         """
         if self.state is not AttemptState.OPEN or not may(self.token, TokenEvent.COMPLETE):
             return False
+        check_awaited(self)
         paths = several("outputs", outputs, "paths")
         if flag("last", last):
             self._host.check_last(self)
@@ -389,6 +395,23 @@ class Batch(Generic[T]):
 def staged_of(batch: Batch[Any]) -> Staged:
     """What will be saved with an attempt: for the gate, and nothing that a body could change."""
     return batch._staged
+
+
+def check_awaited(batch: Batch[Any], *, is_left: bool = False) -> None:
+    """See that no await was forgotten at a method of the batch.
+
+    Args:
+        batch: The attempt.
+        is_left: Those of other tasks have to have ended, too.
+
+    Raises:
+        NeverAwaitedError: one was.
+    """
+    if batch._calls is not None:
+        token = batch.token
+        where = describe_batch(token.run_id, token.stream, batch.index)
+        if (error := batch._calls.problem(where, is_left=is_left)) is not None:
+            raise error
 
 
 def given_of(batch: Batch[T]) -> T:

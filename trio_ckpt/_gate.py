@@ -32,7 +32,8 @@ from typing import Any
 import attrs
 import trio
 
-from ._batch import AttemptState, Batch, staged_of
+from ._awaits import NeverAwaitedError
+from ._batch import AttemptState, Batch, check_awaited, staged_of
 from ._desk import Desk
 from ._errors import (
     BatchFailedError,
@@ -268,6 +269,7 @@ class Gate(Desk):
         staged = staged_of(batch)
         batch.state = AttemptState.SUBMITTED
         try:
+            check_awaited(batch, is_left=True)
             if staged.adopted:
                 await self.files.adopt(staged.adopted, batch.index, staged.outputs)
                 staged.adopted.clear()
@@ -297,7 +299,7 @@ class Gate(Desk):
                 phase=self.new_phase(),
             )
             payload = encode_record(record)
-        except (OutputError, NotEncodableError, MemoryError) as problem:
+        except (OutputError, NotEncodableError, NeverAwaitedError, MemoryError) as problem:
             batch.state = AttemptState.FAILED  # its checks failed, so the attempt has
             staged_of(batch).error = problem
             return await self._act(GATE[batch.state][way], batch, way, problem)

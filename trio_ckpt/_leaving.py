@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import cast
 
 import trio
 
 from ._errors import (
     BatchFailedError,
+    RunStoppedError,
     SourceChangedError,
     StreamFailedError,
     TrioCkptError,
@@ -16,6 +18,7 @@ from ._errors import (
 )
 from ._gate import Gate
 from ._records import ErrorInfo, Kind, Record, Status, describe_end
+from ._values import StreamKey
 from ._walk import Walk
 from ._ways import Way, telling, way_of
 from ._words import printable
@@ -29,8 +32,14 @@ async def leave_stream(walk: Walk, error: BaseException | None) -> None:
     Args:
         walk: Where its owner stands.
         error: What leaves its block; None: it ends.
+
+    Raises:
+        NeverAwaitedError: a method of the stream was called without await.
     """
     desk, batch = walk.desk, walk.batch
+    if error is None and (forgotten := walk.calls.problem(desk.where())) is not None:
+        await leave_stream(walk, forgotten)
+        raise forgotten
     walk.batch = None
     index = batch.index if batch is not None and batch.index in desk.open else None
     try:
@@ -52,6 +61,22 @@ async def leave_stream(walk: Walk, error: BaseException | None) -> None:
         walk.is_closed = True
         desk.close()
         desk.coordinator.registry.touch()
+
+
+def is_own_failure(error: BaseException, key: StreamKey) -> bool:
+    """Whether an exception says nothing but that the stream has failed."""
+    if isinstance(error, BaseExceptionGroup):
+        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        return all(is_own_failure(part, key) for part in parts)
+    return isinstance(error, StreamFailedError) and error.stream == key
+
+
+def is_only_stopped(error: BaseException, poison: Exception | None) -> bool:
+    """Whether an exception, or a group of them, says nothing but that the run was stopped."""
+    if isinstance(error, BaseExceptionGroup):
+        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        return all(is_only_stopped(part, poison) for part in parts)
+    return error is poison or isinstance(error, RunStoppedError)
 
 
 async def save_failure(walk: Walk, info: ErrorInfo) -> None:

@@ -80,11 +80,14 @@ def _tell(desk: Desk, refused: Mapping[int, str]) -> None:
     )
 
 
-async def keep_found(desk: Desk, found: Found, *, is_adopted: bool) -> None:
-    """Confirm batches by the outputs that were found, or leave the outputs to who writes them.
+async def rescan(
+    desk: Desk, left: Iterable[int], path_of: PathOf, *, is_adopted: bool
+) -> list[int]:
+    """Find the outputs of batches that are left, and confirm the batches by them if asked.
 
     Durability: as for `adopt_outputs`.
     """
+    found = await find_outputs(desk, left, path_of)
     if is_adopted:
         desk.files.since = 0.0  # the user has decided: what is not adopted may be replaced
         if found:
@@ -92,6 +95,7 @@ async def keep_found(desk: Desk, found: Found, *, is_adopted: bool) -> None:
     else:
         for index in found:
             desk.files.release(index)
+    return list(found)
 
 
 async def adopt_outputs(desk: Desk, found: Found) -> None:

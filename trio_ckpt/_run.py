@@ -28,6 +28,7 @@ from ._arguments import (
     whole_number,
 )
 from ._array_tools import ArrayTools
+from ._awaits import Calls, awaits_noted
 from ._coordinator import CheckpointCoordinator
 from ._errors import (
     EXIT_DRAINED,
@@ -37,10 +38,10 @@ from ._errors import (
     StreamFailedError,
     StreamsStillOpenError,
     describe_batch,
-    leaves_of,
 )
 from ._gate import Gate
 from ._groups import Summary, current_phase
+from ._leaving import is_only_stopped, is_own_failure
 from ._listed import Listed, add_to_list
 from ._manifest import MANIFEST
 from ._patience import give_up_after
@@ -71,6 +72,7 @@ S = TypeVar("S")
 
 
 @uninterrupted
+@awaits_noted
 class Run:
     """An open run; made by `open_run`.
 
@@ -112,6 +114,7 @@ class Run:
         self._desks = self._roster.desks
         self._rewinding: set[StreamKey] = set()
         self._list_lock = trio.Lock()
+        self._calls = Calls()
         self._waits = Waits(self._roster, stop, self._stopped)
         stop.changed = self._look_again
         self._claims: Claims = {
@@ -555,6 +558,7 @@ class Run:
         They pass the gate in their own tasks, which have `grace_s` for it.
         """
         self._roster.is_closed = True
+        error = error or self._calls.problem(f"run {self.run_id!r}")
         registry = self.coordinator.registry
         if self._desks:
             names = ", ".join(repr("/".join(key)) for key in self._desks)
@@ -592,15 +596,3 @@ class Run:
                 error.__context__ = self._stopped()
             return error
         return poison if isinstance(poison, StoreConflictError) else self._stopped()
-
-
-def is_own_failure(error: BaseException, key: StreamKey) -> bool:
-    """Whether an exception says nothing but that the stream has failed."""
-    leaves = leaves_of(error)
-    return all(isinstance(leaf, StreamFailedError) and leaf.stream == key for leaf in leaves)
-
-
-def is_only_stopped(error: BaseException, poison: Exception | None) -> bool:
-    """Whether an exception, or a group of them, says nothing but that the run was stopped."""
-    leaves = leaves_of(error)
-    return all(leaf is poison or isinstance(leaf, RunStoppedError) for leaf in leaves)

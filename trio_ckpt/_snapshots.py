@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from ._arguments import checked_by, seconds
+from ._awaits import Calls, awaits_noted
 from ._batch import Batch
 from ._errors import NotEncodableError, text_of
 from ._gate import Gate
@@ -30,6 +31,7 @@ MAX_NOTES = 10  # different problems of one body that its history has
 
 
 @uninterrupted
+@awaits_noted
 @attrs.define(eq=False)
 class Snapshots:
     """Saves the state of a stream inside a batch; from `Stream.snapshots`.
@@ -56,6 +58,7 @@ class Snapshots:
     metadata: dict[str, Any] = attrs.field(factory=dict[str, Any], init=False)
     _due: float = attrs.field(factory=trio.current_time, init=False)
     _noted: set[str] = attrs.field(factory=set[str], init=False)
+    _calls: Calls = attrs.field(factory=Calls, init=False)
 
     async def point(self, label: str = "") -> bool:
         """Save the state as it is here, if it is time; the body must not change it meanwhile.
@@ -139,6 +142,15 @@ class Snapshots:
     def hurry(self) -> None:
         """Let the next point save, however long ago the last one did."""
         self._due = -math.inf
+
+    def check_awaited(self) -> None:
+        """See that no await was forgotten.
+
+        Raises:
+            NeverAwaitedError: one was.
+        """
+        if (error := self._calls.problem(self._desk.where(self._batch.index))) is not None:
+            raise error
 
     async def wait(self) -> None:
         """Wait until nothing is being saved any more."""

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 import trio
 
 from ._arguments import flag, index_range, reason, text, whole_number, whole_numbers
+from ._awaits import awaits_noted
 from ._batch import UNSET, Batch
 from ._errors import (
     StreamBusyError,
@@ -30,7 +31,7 @@ from ._pins import pin_state, unpin_state
 from ._progress import FailedAttempt, Progress
 from ._records import ErrorInfo, Kind, Record, Status, describe_error
 from ._redo import Redo
-from ._rescan import PathOf, find_outputs, keep_found
+from ._rescan import PathOf, rescan
 from ._snapshots import Snapshots
 from ._statistics import StreamStatistics
 from ._stream_statistics import stream_statistics
@@ -47,6 +48,7 @@ T = TypeVar("T")
 
 
 @uninterrupted
+@awaits_noted
 class Stream(Generic[S]):
     """One ordered sequence of batches; made by ``run.open_stream``, used by that task.
 
@@ -67,6 +69,7 @@ class Stream(Generic[S]):
         self._desk = desk
         self._redo = redo
         self._walk = walk
+        self._calls = walk.calls
         self._nursery = nursery
         self._opened = trio.current_time()
         self._runtime_before = desk.lane.progress.runtime_s - desk.lane.open_s
@@ -410,6 +413,7 @@ class Stream(Generic[S]):
             yield snapshots
         finally:
             await snapshots.wait()
+        snapshots.check_awaited()
 
     # -- back to work -------------------------------------------------------------------------
 
@@ -476,9 +480,7 @@ class Stream(Generic[S]):
             raise TypeError(
                 "rescan() is for streams whose batches stand alone: no state, no cursor"
             )
-        found = await find_outputs(desk, self._left(total, None, None), path_of)
-        await keep_found(desk, found, is_adopted=adopt_outputs)
-        return list(found)
+        return await rescan(desk, self._left(total, None, None), path_of, is_adopted=adopt_outputs)
 
     # -- ownership ------------------------------------------------------------------------------
 

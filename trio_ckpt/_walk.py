@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from ._arguments import shown, whole_number
+from ._awaits import Calls
 from ._batch import AttemptState, Batch
 from ._compare import check_source
 from ._errors import SourceChangedError, StreamBusyError, StreamFailedError
@@ -52,6 +53,7 @@ class Walk:
         is_cut: The newest loop has an open end and was narrowed by ``end=``.
         around: The cancel scopes around the loop when it handed out its batch.
         is_closed: The block of the stream has ended.
+        calls: Of the stream's async methods.
     """
 
     desk: Gate
@@ -64,6 +66,7 @@ class Walk:
     is_cut: bool = attrs.field(default=False, init=False)
     around: Surroundings = attrs.field(factory=Surroundings, init=False)
     is_closed: bool = attrs.field(default=False, init=False)
+    calls: Calls = attrs.field(factory=Calls, init=False)
 
     @property
     def progress(self) -> Progress:
