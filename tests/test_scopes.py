@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import asynccontextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
 
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock
@@ -21,6 +23,7 @@ from trio_ckpt import (
     open_run,
     run_batches,
 )
+from trio_ckpt._scopes import Surroundings
 from trio_ckpt.stores import MemoryStore
 
 
@@ -188,3 +191,40 @@ async def test_a_budget_around_run_batches(autojump_clock: MockClock) -> None:
         assert len(stream.progress.confirmed) == 2
         await run_batches(stream, range(5), handle)
         assert (stream.status, run.exit_code) == (Status.COMPLETE, 0)
+
+
+# -- another trio --------------------------------------------------------------------------------
+
+
+@attrs.define
+class Chain:
+    """The scopes around a task, as no trio keeps them."""
+
+    inner: object = None
+
+
+@pytest.mark.parametrize("status", [None, Chain(), Chain(Chain())])
+@EVERY_WAY
+async def test_on_a_trio_that_keeps_scopes_otherwise_nothing_is_lost(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, around: Any, status: object
+) -> None:
+    """A nursery is seen; a scope alone is a forgotten token, which says so."""
+    shown = SimpleNamespace(_cancel_status=status)
+
+    def look(self: Surroundings, task: trio.lowlevel.Task) -> None:
+        shown.child_nurseries = list(task.child_nurseries)
+        real_look(self, cast("trio.lowlevel.Task", shown))
+
+    real_look = Surroundings.look
+    monkeypatch.setattr(Surroundings, "look", look)
+    store, is_seen = MemoryStore(), around is nursery_that_is_cancelled
+    with nullcontext() if is_seen else pytest.raises(TokenNeverSettledError):
+        async with begin(store) as run, run.open_stream("s") as stream:
+            async with around(stream):
+                await work(stream)
+    monkeypatch.undo()
+    async with begin(store) as run:
+        async with run.open_stream("s") as stream:
+            assert len(stream.progress.confirmed) == 2
+            await work(stream)
+        assert run.exit_code == 0
