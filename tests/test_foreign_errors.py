@@ -14,9 +14,12 @@ from trio.testing import MockClock
 import trio_ckpt
 from tests.remote.misbehaving import RAISED
 from trio_ckpt import CheckpointCoordinator, CheckpointFailedError, RetryRule, RetryTable, Then
-from trio_ckpt._errors import class_name, text_of
+from trio_ckpt._arguments import shown
+from trio_ckpt._errors import NotEncodableError, class_name, text_of
 from trio_ckpt._log import NAMES
 from trio_ckpt._records import describe_error
+from trio_ckpt._values import as_plain
+from trio_ckpt.monitor._routes import refusal_of
 from trio_ckpt.outputs import Validator
 from trio_ckpt.stores import MemoryStore
 
@@ -298,3 +301,58 @@ async def test_records_of_a_group_say_what_went_wrong_in_it(
         error = run.group("s").error
         assert error is not None
         assert (error.type, error.message) == ("OSError", "503 (2 times)")
+
+
+# -- values of other code, and what is said where people read it ----------------------------------
+
+
+class ExitsWhenShown:
+    def __repr__(self) -> str:
+        raise SystemExit(3)
+
+
+class LongText(str):
+    def __len__(self) -> int:
+        raise ValueError("no length")
+
+
+class ShownOddly:
+    def __repr__(self) -> str:
+        return LongText("odd")
+
+
+class NamelessKind(type):
+    def __getattribute__(cls, name: str) -> Any:
+        if name.startswith("__") and name.endswith("name__"):
+            raise ValueError("no name")
+        return super().__getattribute__(name)
+
+
+class NamelessValue(metaclass=NamelessKind):
+    def __repr__(self) -> str:
+        raise ValueError("not shown")
+
+
+HOSTILE: dict[str, Callable[[], Any]] = {
+    "a ExitsWhenShown": ExitsWhenShown,
+    "odd": ShownOddly,
+    "a NamelessValue": NamelessValue,
+    "a int": lambda: 10**5_000,  # Python refuses to write it as text
+}
+
+
+@pytest.mark.parametrize(("text", "make"), HOSTILE.items(), ids=HOSTILE.keys())
+def test_a_value_is_named_whatever_it_does_when_shown(text: str, make: Callable[[], Any]) -> None:
+    assert shown(make()) == text
+    with pytest.raises(NotEncodableError, match=rf"its key {text} is not a str"):
+        as_plain({"a": [{make(): 1}]}, "metadata")
+
+
+@each_error
+def test_an_error_of_other_code_leaves_the_monitor_as_it_is(
+    what: str, make: Callable[[], Exception]
+) -> None:
+    error = make()
+    with pytest.raises(class_of(error)) as caught:
+        refusal_of(error)
+    assert caught.value is error

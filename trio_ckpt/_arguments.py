@@ -26,16 +26,22 @@ NOT_EXPANDED = "begins with '~', which only a shell expands: give os.path.expand
 MAX_SHOWN_CHARS = 80
 """How much of a wrong value a message shows: it may be a whole document."""
 
+_CLASS_NAME = type.__dict__["__qualname__"]  # whatever a metaclass makes of names
+
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 
 
 def shown(value: object) -> str:
-    """A value as a message names it: its `repr`, shortened; its class where that raises."""
+    """A value as a message names it: its `repr`, shortened; its class where that raises.
+
+    The value may be of a user's class, or come from outside: whatever its ``__repr__`` does ends
+    here, and the `repr` of an int of many digits is an error of Python's own.
+    """
     try:
-        text = repr(value)
-    except Exception:
-        return f"a {type(value).__qualname__}"
+        text = str.__str__(repr(value))  # not that of a subclass of str
+    except BaseException:
+        return f"a {_CLASS_NAME.__get__(type(value))}"
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[: MAX_SHOWN_CHARS - 1]}…"
 
 

@@ -177,7 +177,7 @@ def _plain_dict(value: dict[Any, Any], depth: int, allow_nan: bool) -> dict[str,
     plain: dict[str, Any] = {}
     for key, item in value.items():
         if type(key) is not str:
-            raise _NotPlainError(f"its key {key!r} is not a str")
+            raise _NotPlainError(f"its key {shown(key)} is not a str")
         _check_unicode(key)
         try:
             plain[key] = _plain(item, depth, allow_nan)
@@ -229,7 +229,7 @@ def _number_of(value: Decimal) -> int | float:
         return int(value)
     number = float(value)
     if math.isinf(number) and value.is_finite():
-        raise _NotPlainError(f"{value!r} is greater than every float")
+        raise _NotPlainError(f"{shown(value)} is greater than every float")
     return number
 
 

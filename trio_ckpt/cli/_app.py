@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from .._errors import text_of
 from .._screen import Screen
 from ._exits import (
     EXIT_INTERRUPTED,
@@ -174,4 +175,4 @@ def _message(error: Exception) -> str:
         return error.format_message()
     if isinstance(error, OSError) and error.strerror and not isinstance(error, CommandError):
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
+    return text_of(error)

@@ -20,6 +20,7 @@ from .._errors import (
     StoreError,
     UnknownRunError,
     UnknownStreamError,
+    text_of,
 )
 from .._words import printable
 from ..remote import UnknownJobError
@@ -75,7 +76,7 @@ def make_app(window: Window) -> App:
 
 def refusal_of(error: Exception) -> Refused:
     """What is answered because of an error that was foreseen; others are raised again."""
-    message = printable(str(error))
+    message = printable(text_of(error))
     match error:
         case BadRequestError():
             return Refused(400, "bad_parameter", message)

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import attrs
 
-from .._errors import CannotRedoError, OutputError, SinkClosedError
+from .._errors import CannotRedoError, OutputError, SinkClosedError, text_of
 from ._dir import OutputDir
 from ._names import AnyPath, above
 from ._system import APPEND, told, words, write_all
@@ -235,7 +235,7 @@ class AppendFile:
             raise SinkClosedError(self.path, self._problem)
 
     def _give_up(self, error: BaseException) -> None:
-        why = words(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+        why = words(error) if isinstance(error, OSError) else text_of(error)
         self._problem = f"an append failed ({why}), so it is closed until the next session"
         with suppress(OSError):
             self.close()

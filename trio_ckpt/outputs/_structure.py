@@ -29,6 +29,7 @@ from typing import Any, cast
 
 import attrs
 
+from .._arguments import shown
 from .._errors import class_name, text_of
 from .._extras import needs_extra
 
@@ -78,7 +79,7 @@ def make_structure(kind: Any) -> Structure:
     try:
         hook = converter.get_structure_hook(kind)
     except (cattrs.StructureHandlerNotFoundError, NameError) as error:
-        raise TypeError(f"{kind!r} cannot validate JSON: {error}") from error
+        raise TypeError(f"{shown(kind)} cannot validate JSON: {text_of(error)}") from error
 
     def structure(value: Any) -> Any:
         try:
@@ -319,7 +320,7 @@ def _sequence(kind: Any, converter: Any) -> _Hook:
         try:
             return make(made)
         except TypeError as error:  # of what cannot be in a set
-            raise MisfitError("", str(error)) from error
+            raise MisfitError("", text_of(error)) from error
 
     return structure
 

@@ -27,7 +27,7 @@ from typing import Any, cast, get_args
 import attrs
 import numpy as np
 
-from .._errors import NotEncodableError, StoreDamagedError
+from .._errors import NotEncodableError, StoreDamagedError, text_of
 from ._dtypes import Plain, describe_dtype, restore_dtype
 from ._foreign import (
     Kind,
@@ -239,7 +239,7 @@ def collect(arrays: Sequence[object], paths: Sequence[str] | None = None) -> Col
         try:
             leaves.append(_open(value))
         except ValueError as error:
-            raise NotEncodableError(path, str(error)) from error
+            raise NotEncodableError(path, text_of(error)) from error
     views: dict[int, View] = {}
     buffers: list[Buffer] = []
     filled = [n for n, leaf in enumerate(leaves) if leaf.high > leaf.low]

@@ -11,7 +11,7 @@ from typing import Any, cast
 import attrs
 import msgspec
 
-from .._errors import StoreDamagedError
+from .._errors import StoreDamagedError, text_of
 from ._classes import CACHED_HASH, Classes, Field, Shape
 from ._flatten import FACTORIES
 from ._leaves import BAD_LEAF, LEAF_DECODERS, MissingHereError, StateChangedError
@@ -78,7 +78,7 @@ class _Builder:
         except BAD_LEAF as error:
             if isinstance(error, (StoreDamagedError, StateChangedError)):
                 raise
-            raise _damaged(where, f"{error}") from error
+            raise _damaged(where, text_of(error)) from error
         except MissingHereError as error:
             raise StateChangedError(path_of(where), str(error)) from error
         finally:

@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from .._errors import NotEncodableError
+from .._errors import NotEncodableError, text_of
 from ._classes import Classes, Shape, extras_of, is_by_identity, is_declared, label_of
 from ._leaves import INTS, LEAF_ENCODERS, encode_int
 from ._ledger import ArrayLeaf, Ledger, Where, path_of
@@ -331,7 +331,7 @@ def _leaf(encode: Callable[[Any], Tree], value: Any, where: Where) -> Tree:
     try:
         return encode(value)
     except ValueError as error:
-        raise NotEncodableError(path_of(where), str(error)) from error
+        raise NotEncodableError(path_of(where), text_of(error)) from error
 
 
 def _weigh(tree: Tree) -> int:
