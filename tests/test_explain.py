@@ -8,9 +8,11 @@ from typing import Any
 import attrs
 import pytest
 
+from trio_ckpt._drift import DriftProblem
 from trio_ckpt._explain import explain_run
 from trio_ckpt._explain_streams import Action, Facts, Sentence, action_of, holes
 from trio_ckpt._history import KILLED, RUNNING, SessionView
+from trio_ckpt._losses import Losses, LostState
 from trio_ckpt._progress import FailedAttempt, Progress
 from trio_ckpt._ranges import IndexSet
 from trio_ckpt._records import ErrorInfo, Status
@@ -103,6 +105,21 @@ def test_troubleshooting_config_changed_on_every_run() -> None:
     ]
 
 
+def test_what_is_lost_is_told_with_what_to_do() -> None:
+    losses = Losses(
+        states=(LostState(("train",), 2, "blob 7a15 is missing"),),
+        files=(DriftProblem(("pages",), 1, "1.json", "missing"),),
+    )
+    facts = facts_of({("train",): some(), ("pages",): some()}, losses=losses)
+    assert said(facts, "lost") == [
+        "Stream 'train' cannot go on, because its state after batch 2 is not whole: blob 7a15 is "
+        "missing. A start refuses it (StoreDamagedError). Restore the store from a copy; or open "
+        "the stream with recover=True, which goes back to the newest state that is whole, as "
+        "`trio-ckpt verify --full --repair` does.",
+        "Stream 'pages', batch 1, file 1.json: missing. A start puts the batch back to work.",
+    ]
+
+
 def test_troubleshooting_lock_file_not_released() -> None:
     """After kill -9 nothing is to be done, and that is said."""
     assert said(facts_of({("a",): some()}, sessions=[session(3, KILLED)]), "session") == [
@@ -155,7 +172,8 @@ def test_a_run_that_is_complete() -> None:
     for files in ({"outputs": 3}, {"sinks": {"log": 9}}):
         (text,) = said(facts_of({("a",): attrs.evolve(done, **files)}), "run")
         assert text.endswith(
-            "The files were not looked at (`trio-ckpt verify` does), nor whether a source has "
+            "Whether the files are what was confirmed was not looked at (`trio-ckpt verify` does), "
+            "nor whether a source has "
             "grown."
         )
 

@@ -106,6 +106,7 @@ LAYER: dict[str, tuple[int, int]] = {
     "_archive": (5, 3),
     "_export": (5, 4),
     "_import": (5, 5),
+    "_losses": (5, 5),
     "_explain_streams": (5, 6),
     "_explain": (5, 7),
     "progress": (5, 7),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from ._drift import DriftProblem
 from ._explain_streams import (
     MAX_NAMED,
     Facts,
@@ -21,6 +22,7 @@ from ._explain_streams import (
 )
 from ._groups import in_order, is_to_process, phase_statuses
 from ._history import KILLED
+from ._losses import LostState
 from ._progress import Progress
 from ._records import Status
 from ._values import StreamKey
@@ -41,6 +43,7 @@ def explain_run(facts: Facts, *, every: bool = False) -> tuple[Sentence, ...]:
         _headline(facts),
         _owner_or_session(facts),
         *_pending(facts),
+        *_lost(facts),
         *_troubles(facts),
         *_archive(facts),
         *_config(facts),
@@ -76,8 +79,8 @@ def _unseen(parts: Sequence[Progress]) -> str:
     """What a start may find all the same, because nobody has looked at it here."""
     if any(progress.outputs or progress.sinks for progress in parts):
         return (
-            "The files were not looked at (`trio-ckpt verify` does), nor whether a source has "
-            "grown."
+            "Whether the files are what was confirmed was not looked at (`trio-ckpt verify` does), "
+            "nor whether a source has grown."
         )
     return "Whether a source has grown was not looked at."
 
@@ -127,6 +130,56 @@ def _pending(facts: Facts) -> Iterator[Sentence]:
 
 def _name_of(facts: Facts, key: StreamKey) -> str:
     return quoted_name(facts.names.get(key, stream_name(key)))
+
+
+def _lost(facts: Facts) -> Iterator[Sentence]:
+    """What a start needs and would not find."""
+    losses = facts.losses
+    for lost in losses.states[:MAX_TROUBLES]:
+        yield Sentence("lost", lost_state(_name_of(facts, lost.stream), lost, facts.verify_command))
+    if (more := len(losses.states) - MAX_TROUBLES) > 0:
+        yield Sentence("lost", f"The states of {plural(more, 'more stream')} are lost.")
+    if losses.folder:
+        yield Sentence("lost", lost_folder(losses.folder))
+    for file in losses.files[:MAX_TROUBLES]:
+        yield Sentence("lost", lost_file(_name_of(facts, file.stream), file))
+    if (more := len(losses.files) - MAX_TROUBLES) > 0:
+        text = (
+            f"{plural(more, 'more file')} {are(more)} missing: `{facts.verify_command}` lists them."
+        )
+        yield Sentence("lost", text)
+
+
+def lost_state(name: str, lost: LostState, verify_command: str) -> str:
+    """That a stream cannot go on, and what to do."""
+    after = "" if lost.batch_index is None else f" after batch {lost.batch_index:,}"
+    return (
+        f"Stream {name} cannot go on, because its state{after} is not whole: "
+        f"{message_of(lost.reason)}. A start refuses it (StoreDamagedError). Restore the store "
+        "from a copy; or open the stream with recover=True, which goes back to the newest state "
+        f"that is whole, as `{verify_command} --full --repair` does."
+    )
+
+
+def lost_folder(folder: str) -> str:
+    """That the folder of the outputs is gone, and what to do."""
+    return (
+        f"The output folder {printable(folder)} is not there; if it was moved, give output_dir= "
+        "its new place."
+    )
+
+
+def lost_file(name: str, lost: DriftProblem) -> str:
+    """That an output is gone, and what a start makes of it."""
+    if lost.batch_index is None:
+        return (
+            f"Stream {name}, append file {printable(lost.path)}: {lost.reason}. A start goes back "
+            "to before the lines that are missing, or refuses if all are."
+        )
+    return (
+        f"Stream {name}, batch {lost.batch_index:,}, file {printable(lost.path)}: {lost.reason}. A "
+        "start puts the batch back to work."
+    )
 
 
 def _troubles(facts: Facts) -> Iterator[Sentence]:

@@ -10,6 +10,7 @@ import attrs
 
 from ._groups import failing, in_order
 from ._history import SessionView
+from ._losses import Losses
 from ._progress import Progress
 from ._records import ErrorInfo, Status
 from ._totals import ExactSum, add_sums, shown
@@ -36,8 +37,8 @@ class Sentence:
     """One thing to know.
 
     Attributes:
-        about: "run", "owner", "session", "archive", "config", "phase", "outputs", "trouble"
-            or "streams".
+        about: "run", "owner", "lost", "session", "archive", "config", "phase", "outputs",
+            "trouble" or "streams".
         text: The sentence, for people.
         action: What a start would do with `streams`, if it is about streams.
         streams: Which streams.
@@ -80,6 +81,8 @@ class Facts:
         owner: The live process that has it, if one has.
         now: Unix time, s.
         retry_command: What to type to put failed work back, without the stream.
+        verify_command: What to type to compare everything with what was saved.
+        losses: What a start needs and would not find.
         pending: The tokens that the owner has pending, as it has published it: the stream, the
             batch, and for how many seconds; oldest first.
         pending_total: How many there are in all; None: that cannot be seen.
@@ -94,6 +97,8 @@ class Facts:
     owner: Owner | None
     now: float
     retry_command: str = "trio-ckpt retry"
+    verify_command: str = "trio-ckpt verify"
+    losses: Losses = attrs.field(factory=Losses)
     pending: Sequence[tuple[StreamKey, int, float]] = ()
     pending_total: int | None = None
     troubles: Sequence[Trouble] = ()

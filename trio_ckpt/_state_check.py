@@ -89,6 +89,17 @@ async def compare_data(store: Store, frame: Frame) -> None:
         await run_blocking(_compare, data, offset, pieces)
 
 
+async def see_end(store: Store, frame: Frame) -> None:
+    """See that the arrays' bytes of a frame are there, to the last one; none is compared.
+
+    Raises:
+        StoreDamagedError: they are not.
+    """
+    if frame.blob:
+        end = max((offset + size for offset, size, _ in _pieces(frame)), default=0)
+        await store.read_blob(frame.blob, max(0, end - 1), min(1, end))
+
+
 async def check_states(
     store: Store, view: RunView, keys: Collection[StreamKey] | None = None
 ) -> StateCheck:

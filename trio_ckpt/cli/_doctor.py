@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
@@ -12,12 +13,14 @@ import click
 
 from .._chain import read_chain
 from .._errors import StoreDamagedError, StoreError
+from .._explain import lost_file, lost_folder, lost_state
 from .._history import read_pages
 from .._look import read_look
+from .._losses import find_losses
 from .._machine import Finding, Verdict, examine
 from .._threads import run_blocking
 from .._values import StreamKey
-from .._words import duration, number, plural, stream_name
+from .._words import duration, number, plural, quoted_name, stream_name, stream_names
 from ..abc import Store
 from ..remote import read_job
 from ..remote._names import is_job_id
@@ -33,6 +36,7 @@ MARKS = {Verdict.GOOD: "ok", Verdict.NOTE: "note", Verdict.DOUBT: "doubt", Verdi
 SILENT_S = 600.0  # a run that somebody has and that saves nothing for so long is worth a word
 MANY_GENERATIONS = 3
 LONG_CHAIN = 25  # half of what a chain grows to by itself
+MAX_LOSSES = 5  # states, and files, of a run that have a finding each
 MAX_STREAMS = 100  # of a run whose states are looked at
 
 
@@ -119,6 +123,8 @@ async def _store_findings(url: str) -> AsyncGenerator[Finding]:
                     f"generation {run.generation:,}: all before it may still be kept",
                     f"trio-ckpt prune {store.url} {run.run_id} --keep 1",
                 )
+            async for finding in _losses(store, run.run_id):
+                yield finding
             async for finding in _habits(store, run.run_id):
                 yield finding
         if isinstance(store, LocalStore):
@@ -155,6 +161,28 @@ async def _run(store: Store, run_id: str) -> Finding:
         text += f", and has saved nothing for {duration(silent_s)}"
         return Finding(name, Verdict.DOUBT, text, f"trio-ckpt explain {store.url} {run_id}")
     return Finding(name, Verdict.GOOD, text)
+
+
+async def _losses(store: Store, run_id: str) -> AsyncGenerator[Finding]:
+    """What a start of a run needs and would not find; nothing of a run that is damaged."""
+    with suppress(StoreDamagedError):
+        look = await read_look(store, run_id)
+        if look is None:
+            return
+        losses = await find_losses(store, look.view, look.facts.get("output_dir"))
+        name, names = f"run {run_id}", stream_names(look.keys)
+        command = shlex.join(["trio-ckpt", "verify", store.url, run_id])
+        for lost in losses.states[:MAX_LOSSES]:
+            text = lost_state(quoted_name(names[lost.stream]), lost, command)
+            yield Finding(name, Verdict.BAD, one_line(text))
+        if losses.folder:
+            yield Finding(name, Verdict.DOUBT, lost_folder(losses.folder))
+        for file in losses.files[:MAX_LOSSES]:
+            text = lost_file(quoted_name(names[file.stream]), file)
+            yield Finding(name, Verdict.DOUBT, one_line(text))
+        more = sum(max(0, len(lost) - MAX_LOSSES) for lost in (losses.states, losses.files))
+        if more:
+            yield Finding(name, Verdict.DOUBT, f"{more:,} more states or files are lost", command)
 
 
 async def _habits(store: Store, run_id: str) -> AsyncGenerator[Finding]:

@@ -12,6 +12,7 @@ from .._explain import explain_run
 from .._explain_streams import Facts, Sentence, Trouble
 from .._groups import is_over
 from .._history import SessionView, read_pages, read_sessions, read_troubles
+from .._losses import find_losses
 from .._records import TROUBLE, Kind, Record
 from .._values import StreamKey
 from .._words import duration, iso_moment, moment, plural, quoted_name, stream_names
@@ -48,6 +49,8 @@ async def explain(
         owner=look.owner,
         now=now,
         retry_command=shlex.join(["trio-ckpt", "retry", store.url, look.run_id]),
+        verify_command=shlex.join(["trio-ckpt", "verify", store.url, look.run_id]),
+        losses=await find_losses(store, look.view, look.facts.get("output_dir"), keys),
         pending=[(t.stream, t.batch_index, max(0.0, now - t.created_at)) for t in tokens],
         pending_total=total,
         troubles=await _troubles(look, keys),
