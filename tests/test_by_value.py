@@ -8,6 +8,7 @@ import contextlib
 import copy
 import math
 from contextlib import aclosing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +177,12 @@ async def test_metadata_of_a_batch_is_what_was_given() -> None:
     assert (entry.metadata, entry.totals) == ({"k": ["confirmed"]}, {"cost": 1})
 
 
-async def test_a_result_of_a_bare_token_is_a_value() -> None:
+@pytest.mark.parametrize("completed_at", [None, datetime.now(UTC)])
+async def test_a_result_of_a_bare_token_is_a_value(completed_at: datetime | None) -> None:
     note = {"k": ["given"]}
     async with CheckpointCoordinator() as coordinator:
         token = coordinator.create_checkpoint("r", 0)
-        given_result = CheckpointResult(metadata=note)
+        given_result = CheckpointResult(metadata=note, completed_at=completed_at)
         token.complete(given_result)
         spoil(note)
         spoil(given_result.metadata)

@@ -380,3 +380,39 @@ def test_pool_of_processes_ends_inside_a_run(url: str) -> None:
     """Its workers are ended by SIGTERM, which the run has taken for itself."""
     done = run_to_its_end(POOL, url)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_descriptor_that_is_being_opened_goes_over_no_fork(tmp_path: Path) -> None:
+    """A fork between opening and noting it waits: else the child would keep what locks it."""
+    program = """
+        import os, sys, threading
+        from trio_ckpt._forks import open_unshared
+
+        codes = []
+
+        def fork():
+            child = os.fork()
+            if not child:
+                found = [fd for fd in range(3, 64) if is_it(fd)]
+                os._exit(1 if found else 0)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+        def is_it(fd):
+            try:
+                return os.path.samestat(os.fstat(fd), os.stat(sys.argv[1]))
+            except OSError:
+                return False
+
+        def open_slowly():
+            fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+            thread.start()
+            thread.join(0.5)
+            return fd
+
+        thread = threading.Thread(target=fork)
+        fd = open_unshared(open_slowly)
+        thread.join()
+        assert codes == [0] and is_it(fd), codes
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "locked")]
+    assert subprocess.run(command, timeout=TIMEOUT_S).returncode == 0

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from trio._core._thread_cache import clear_worker_threads
 import trio_ckpt
 from trio_ckpt._errors import leaves_of
 from trio_ckpt._threads import WorkerThread, run_blocking
-from trio_ckpt.stores import open_store
+from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.stores._beside import Beside
 
 BATCHES = 2
@@ -115,6 +116,38 @@ def test_run_ends_with_an_error_wherever_it_gets_no_thread(
         assert (outputs / "lines.jsonl").read_text() == "0\n1\n"
         assert {path.name for path in outputs.iterdir()} >= {"0.json", "1.json"}
         trio.run(_check, url)
+
+
+class WithoutThreads(MemoryStore):
+    """The saves of some numbers get no thread, so they never begin."""
+
+    saves = 0
+    refused: frozenset[int] = frozenset()
+
+    async def save(self, *args: Any, **kw: Any) -> Any:
+        self.saves += 1
+        if self.saves in self.refused:
+            raise trio_ckpt.NoThreadError(RuntimeError("can't start new thread"))
+        return await super().save(*args, **kw)
+
+
+@pytest.mark.parametrize("number", range(3))
+async def test_save_that_never_began_has_a_known_outcome(number: int) -> None:
+    """Nothing was saved, so the run goes on: it is not that the outcome is unknown."""
+    store = WithoutThreads()
+    async with trio_ckpt.open_run("r", store=store, handle_signals=False) as run:
+        store.refused = frozenset({store.saves + 1 + number})
+        with pytest.raises(trio_ckpt.NoThreadError):
+            await complete_three(run)
+        assert list(run.view().streams["s",].progress.confirmed) == list(range(number))
+        await complete_three(run)
+        assert list(run.view().streams["s",].progress.confirmed) == [0, 1, 2]
+
+
+async def complete_three(run: trio_ckpt.Run) -> None:
+    async with run.open_stream("s") as stream:
+        async for batch in stream.batches(range(3)):
+            batch.complete()
 
 
 async def _check(url: str) -> None:

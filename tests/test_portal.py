@@ -289,6 +289,25 @@ def test_a_thread_that_comes_too_late_is_told(verb: str) -> None:
     assert batch.token.state is TokenState.CONFIRMED
 
 
+def test_a_stop_that_comes_too_late_stops_nothing() -> None:
+    async def main() -> Run:
+        async with begin() as run:
+            pass
+        return run
+
+    for call in (lambda run: run.request_stop(), in_a_thread_of_its_own):
+        run = trio.run(main)
+        call(run)
+        assert run.exit_code == 0
+
+
+def in_a_thread_of_its_own(run: Run) -> None:
+    thread = threading.Thread(target=run.request_stop)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_a_late_thread_changes_no_token() -> None:
     coordinator = CheckpointCoordinator()
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ import trio
 import trio.testing
 
 from trio_ckpt import (
+    Batch,
+    BatchFailedError,
     CheckpointFailedError,
     Run,
     RunStoppedError,
@@ -112,3 +116,50 @@ async def test_a_stop_ends_waiting_for_what_is_not_opened_any_more() -> None:
             await run.add_streams([("later",)])
             run.request_stop()
             await run.wait_confirmed(("later",), [0])
+
+
+async def complete(batch: Batch[Any]) -> None:
+    batch.complete()
+
+
+async def skip(batch: Batch[Any]) -> None:
+    batch.skip("no")
+
+
+async def give_up(batch: Batch[Any]) -> None:
+    batch.fail("no")
+
+
+@pytest.mark.parametrize("settle", [complete, skip, give_up])
+async def test_a_settled_batch_wakes_its_waiter_while_its_stream_goes_on(
+    settle: Callable[[Batch[Any]], Awaitable[None]], autojump_clock: trio.testing.MockClock
+) -> None:
+    heard: list[int] = []
+
+    async def wait(run: Run, indexes: list[int]) -> None:
+        with contextlib.suppress(CheckpointFailedError):
+            await run.wait_confirmed(("s",), indexes)
+        heard.append(max(indexes))
+
+    async with (
+        begin("memory:") as run,
+        trio.open_nursery() as nursery,
+        run.open_stream("s") as stream,
+    ):
+        for indexes in ([0], [0, 1], [1], [2]):
+            nursery.start_soon(wait, run, indexes)
+        async for batch in stream.batches(range(4)):
+            if batch.index < 2:
+                batch.complete()
+                await batch.confirm()
+            elif batch.index == 2:
+                await settle(batch)
+                with contextlib.suppress(BatchFailedError):
+                    await batch.confirm()
+                if settle is give_up:
+                    break
+            await trio.testing.wait_all_tasks_blocked()
+            assert heard == {0: [0], 1: [0, 1, 1]}.get(batch.index, [0, 1, 1, 2])
+            batch.complete()
+        await trio.testing.wait_all_tasks_blocked()
+        assert heard == [0, 1, 1, 2]

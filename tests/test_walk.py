@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from trio_ckpt import Batch, Frontier, SourceChangedError, Status, open_run, run_batches
+from trio_ckpt import (
+    Batch,
+    Frontier,
+    NotEncodableError,
+    SourceChangedError,
+    Status,
+    Stream,
+    open_run,
+    run_batches,
+)
 from trio_ckpt.stores import MemoryStore
 
 
@@ -182,3 +191,26 @@ async def test_an_end_that_was_found_wins_over_a_total_that_was_said() -> None:
         assert stream.remaining() == []
     async with begin(store) as run, run.open_stream("s") as stream:
         assert (stream.remaining(), stream.statistics().left) == ([], 0)
+
+
+async def in_a_loop(stream: Stream[Any], items: list[Any], handle: Any) -> None:
+    async for batch in stream.batches(items):
+        await handle(batch)
+
+
+@pytest.mark.parametrize("bad", [object(), {"n": float("nan")}, [[2**64]], {1: "a"}])
+@pytest.mark.parametrize("work", [in_a_loop, run_batches])
+async def test_a_bad_item_is_refused_before_any_work(work: Any, bad: Any) -> None:
+    """And not in hour three, when the loop comes to it."""
+    worked = []
+
+    async def handle(batch: Batch[Any]) -> None:
+        worked.append(batch.index)
+        batch.complete()
+
+    async with begin(MemoryStore()) as run, run.open_stream("s") as stream:
+        with pytest.raises(NotEncodableError, match="the item of batch 2"):
+            await work(stream, ["a", 1, bad, "b"], handle)
+        assert worked == []
+        await work(stream, ["a", 1, "b"], handle)
+        assert worked == [0, 1, 2]

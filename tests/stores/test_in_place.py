@@ -193,6 +193,33 @@ async def test_log_without_a_name_is_brought_into_the_database(folder: Path) -> 
     await again.aclose()
 
 
+@pytest.mark.parametrize("is_replaced", [True, False])
+async def test_log_of_another_is_not_removed_with_the_last_connection(
+    folder: Path, is_replaced: bool
+) -> None:
+    """The database stands where it stood, so SQLite itself would take the log for its own."""
+    store = await open_store(f"sqlite:{folder}")
+    log, other = folder / "state.db-wal", folder.with_name("other")
+
+    async def own() -> None:
+        async with store.lock_run("run") as owner:
+            await store.save(RunKey("run", 0, owner), chain(A, 1, 4))
+            shutil.copy(log, other)
+            log.unlink()
+            if is_replaced:
+                shutil.copy(other, log)
+
+    with pytest.raises(StoreConflictError):
+        await own()
+    await store.aclose()
+    assert log.exists() == is_replaced
+    if is_replaced:
+        assert log.read_bytes() == other.read_bytes()
+    again = await open_store(f"sqlite:{folder}")
+    assert await heads(again) == {A: 4}
+    await again.aclose()
+
+
 async def test_owner_in_a_folder_that_was_put_back_is_left_alone(folder: Path, scheme: str) -> None:
     """The old owner, which has the lock of a file without a name, writes nothing to its run."""
     first = await open_store(f"{scheme}:{folder}")
