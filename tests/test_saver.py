@@ -129,7 +129,7 @@ async def test_blob_of_a_record_before_which_one_failed_is_sealed_again(
 def batch_of(saver: Saver, lane: Lane, index: int, records: int) -> Submission:
     record = Record(at=1.0, index=index, records=records)
     sequence = lane.submitted + 1
-    sealed = lane.seal.close(sequence, encode_record(record))
+    sealed = lane.tools.seal.close(sequence, encode_record(record))
     checkpoint = trio_ckpt.abc.Checkpoint(lane.text, sequence, sealed)
     return Submission(lane, record, checkpoint, (), lambda _error: None)
 

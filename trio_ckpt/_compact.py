@@ -146,7 +146,7 @@ class Compaction:
         for with_snapshots in (True, False):
             chain, _ = await read_chain(self._pages(), with_snapshots=with_snapshots)
             needed.update(frame.lineage for _, frame in chain[:1])
-        key, seal, cursor = self.saver.run_key, self.lane.seal, None
+        key, seal, cursor = self.saver.run_key, self.lane.tools.seal, None
         while True:
             page = await self.store.history(
                 key.run_id, self.lane.text, generation=key.generation, cursor=cursor, limit=PAGE

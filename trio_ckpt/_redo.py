@@ -119,7 +119,7 @@ class Redo:
             raise ValueError(
                 f"neither confirmed nor skipped, so not to be redone: {strangers[:10]}"
             )
-        async with self.lane.redo_lock:
+        async with self.lane.tools.redo_lock:
             left = IndexSet(index for index in wanted if progress.is_done(index))
             if left:
                 await self._redo(left, reason)
@@ -154,7 +154,7 @@ class Redo:
 
         Durability: as for `redo`.
         """
-        async with self.lane.redo_lock:
+        async with self.lane.tools.redo_lock:
             return await self._rewind(to, reason)
 
     async def _rewind(self, to: int, reason: str) -> IndexSet:
@@ -183,7 +183,7 @@ class Redo:
 
         Durability: as for `redo`.
         """
-        async with self.lane.redo_lock:
+        async with self.lane.tools.redo_lock:
             return await self._rewind_before(cut, reason)
 
     async def _rewind_before(self, cut: int, reason: str, *, to: int | None = None) -> IndexSet:
@@ -273,9 +273,9 @@ class Redo:
 
         They are moved first: another task may be waiting to write them.
         """
-        async with self.lane.redo_lock:
+        async with self.lane.tools.redo_lock:
             index = entry.index
-            if index in self.lane.redone or index not in self.lane.progress.confirmed:
+            if index in self.lane.tools.redone or index not in self.lane.progress.confirmed:
                 return
             taking = Taking()
             taking.add(index, entry.record)
@@ -329,9 +329,9 @@ class Redo:
 
         def landed() -> None:
             for at in taking.indexes:
-                lane.redone.add(at)
+                lane.tools.redone.add(at)
                 self.put_back(at)
-            lane.cut_back.update(taking.lines)
+            lane.tools.cut_back.update(taking.lines)
 
         await self.saver.save(lane, record, blobs_of(state), landed=landed)
         for path in taking.lines:  # shorter now: it is opened anew where it ends

@@ -28,6 +28,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 
 import trio
 
@@ -96,6 +97,7 @@ class Saver:
         self._is_over = False
         self._owned_at = -math.inf  # when the store was asked that said last who owns the run
         self._appender = WorkerThread("trio_ckpt appender")
+        self._make_seal = partial(store.seal, run_key.run_id, run_key.generation)
 
     # -- the way in -------------------------------------------------------------------
 
@@ -106,8 +108,7 @@ class Saver:
 
     def add_lane(self, key: StreamKey, progress: Progress) -> Lane:
         """Make the way for a stream, going on from `progress`."""
-        seal = self._store.seal(self.run_key.run_id, self.run_key.generation, key)
-        lane = Lane(key, encode_key(key), seal, progress, progress.sequence)
+        lane = Lane(key, encode_key(key), self._make_seal, progress, progress.sequence)
         self._lanes.append(lane)
         return lane
 
@@ -124,21 +125,22 @@ class Saver:
         """
         if len(payload) >= self._store.inline_limit_bytes:
             return await self._place_blob(lane, payload, blobs)
-        if lane.placing.locked():  # or its blob would be put again for each that comes between
+        tools = lane.tools
+        if tools.placing.locked():  # or its blob would be put again for each that comes between
             with trio.CancelScope(shield=True):
-                await lane.placing.acquire()
-            lane.placing.release()  # who comes next runs when this has been submitted
+                await tools.placing.acquire()
+            tools.placing.release()  # who comes next runs when this has been submitted
         sequence = lane.submitted + 1
-        sealed = lane.seal.close(sequence, payload)
+        sealed = tools.seal.close(sequence, payload)
         return Checkpoint(lane.text, sequence, sealed, blobs=blobs)
 
     async def _place_blob(self, lane: Lane, payload: bytes, blobs: tuple[str, ...]) -> Checkpoint:
         digest, sequence = "", -1
         with trio.CancelScope(shield=True):
-            async with lane.placing:
+            async with lane.tools.placing:
                 while lane.submitted + 1 != sequence:  # again, if one before it has failed
                     sequence = lane.submitted + 1
-                    digest = await self.put_blob(lane.seal.close(sequence, payload))
+                    digest = await self.put_blob(lane.tools.seal.close(sequence, payload))
         return Checkpoint(lane.text, sequence, b"", digest, blobs=blobs)
 
     async def put_blob(self, payload: BlobPayload) -> str:

@@ -207,7 +207,7 @@ class StreamFiles:
             if name in self.lane.sinks:
                 return
             confirmed = self.lane.progress.sinks.get(name, 0)
-            is_cut_back = name in self.lane.cut_back
+            is_cut_back = name in self.lane.tools.cut_back
             if confirmed == 0 and not is_cut_back:
                 await self.check_owner(0)  # or these may be the lines of the next one
                 await self._keep_foreign(name)
@@ -218,7 +218,7 @@ class StreamFiles:
                 await run_blocking(sink.close)
                 raise
             await run_blocking(sink.begin)
-            self.lane.sinks[name] = sink
+            self.lane.tools.sinks[name] = sink
             if sink.cut_bytes and not is_cut_back:
                 log.warning("%s: an unconfirmed tail of %d bytes was cut off", name, sink.cut_bytes)
 

@@ -501,4 +501,4 @@ class Stream(Generic[S]):
         finally:
             lane = self._desk.lane
             lane.open_s += trio.current_time() - self._opened
-            lane.is_left = True
+            lane.rest()

@@ -71,7 +71,7 @@ class Verifier:
 
     def __attrs_post_init__(self) -> None:
         lane = self.desk.lane
-        lane.redone = IndexSet()  # what was put back before does not stand at this moment
+        lane.tools.redone = IndexSet()  # what was put back before does not stand at this moment
         self._standing, self._was_ordered = Standing(lane.progress), lane.progress.is_ordered
         self._ends = dict(lane.progress.sinks)
         self._validator = self.desk.files.validator  # a loop may have another
@@ -109,7 +109,7 @@ class Verifier:
         A batch that was put back since and is confirmed again has a newer one.
         """
         lane = self.desk.lane
-        return entry.index in lane.progress.confirmed and entry.index not in lane.redone
+        return entry.index in lane.progress.confirmed and entry.index not in lane.tools.redone
 
     async def rewind(self) -> None:
         """Rewind the stream to before the first damaged batch, if there was one."""
