@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from fractions import Fraction
 
 import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from trio_ckpt import open_run, read_history
+from trio_ckpt import NotEncodableError, open_run, read_history
 from trio_ckpt._check import check_all
 from trio_ckpt._totals import (
     MAX_AMOUNT,
@@ -109,6 +110,24 @@ async def test_spending_in_one_batch_counts_as_in_many(amounts: list[float]) -> 
             await stream.redo([0], reason="once more")
             assert stream.statistics().saved == {"usd": 0}
     assert [finding async for finding in check_all(store)] == []
+
+
+async def test_amounts_of_decimal_count_as_the_numbers_that_they_are_worth() -> None:
+    store = MemoryStore()
+    async with (
+        open_run("r", store=store, handle_signals=False) as run,
+        run.open_stream("s") as stream,
+    ):
+        async for batch in stream.batches(range(4)):
+            batch.spend(usd=Decimal("0.25"), tokens=Decimal(3))
+            for wrong in ("NaN", "sNaN", "Infinity", "-1", "-0.1", "1E+400"):
+                with pytest.raises(NotEncodableError, match=r"^spend\.usd cannot be stored"):
+                    batch.spend(usd=Decimal(wrong))
+            batch.complete(totals={"weight": Decimal("-0.5")})
+    async with open_run("r", store=store.after_crash(), handle_signals=False) as run:
+        assert run.found.spent == {"usd": 1.0, "tokens": 12}
+        assert type(run.found.spent["tokens"]) is int
+        assert run.group("s").totals == {"weight": -2.0}
 
 
 @given(AMOUNTS)
