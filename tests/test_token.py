@@ -308,7 +308,7 @@ async def test_cancellation_never_reaches_a_waiter_as_such() -> None:
     assert failure_of(alone) is CANCELLED
     assert failure_of(group) is CANCELLED
     mixed = BaseExceptionGroup("children", [alone, OSError("disk full")])
-    assert failure_of(mixed) == Failure(str(mixed), mixed)
+    assert failure_of(mixed) == Failure("children: disk full", mixed)
 
 
 # -- waiting ------------------------------------------------------------------------------
