@@ -23,6 +23,7 @@ from ._chain import blobs_of
 from ._errors import StoreDamagedError, describe_batch
 from ._history import read_pages
 from ._lane import Lane
+from ._log import at
 from ._progress import Progress
 from ._records import Kind, Record
 from ._saver import Saver, open_saver
@@ -83,7 +84,12 @@ async def archive_chains(
                                 await _copy(store, saver, shelf, sequence, record)
                         except StoreDamagedError as error:
                             where = describe_batch(run_key.run_id, lane.key, None)
-                            log.warning("an old state of %s is not archived: %s", where, error)
+                            log.warning(
+                                "an old state of %s is not archived: %s",
+                                where,
+                                error,
+                                extra=at(run_key.run_id, lane.key),
+                            )
                             damaged.add(lineage)
                         else:
                             moved.add(lineage)

@@ -32,6 +32,7 @@ from ._errors import (
 from ._extent import Extent
 from ._keeper import StateKeeper
 from ._lane import Lane
+from ._log import at
 from ._records import CheckpointResult, ErrorInfo, Opened, Output, Record, Status
 from ._registry import AnyToken
 from ._retry import RetryTable
@@ -169,7 +170,13 @@ class Desk(ABC):
         until = trio.current_time() + for_s
         if self.pause is None or until > self.pause[0]:
             self.pause = until, reason
-            log.info("%s waits %.3g s: %s", self.where(), for_s, printable(reason))
+            log.info(
+                "%s waits %.3g s: %s",
+                self.where(),
+                for_s,
+                printable(reason),
+                extra=at(self.run_id, self.lane.key),
+            )
 
     async def wait_paused(self) -> None:
         """Wait until nobody asks the stream to wait any more.
@@ -333,7 +340,12 @@ class Desk(ABC):
                         keeper.store, self.saver.run_key, self.lane, dropped, archive
                     )
                 except TrioCkptError as error:
-                    log.warning("old states of %s are not archived: %s", self.where(), error)
+                    log.warning(
+                        "old states of %s are not archived: %s",
+                        self.where(),
+                        error,
+                        extra=at(self.run_id, self.lane.key),
+                    )
                     return
                 if moved and self.saver.poison is None:
                     await self._let_go(keeper, moved)
@@ -343,7 +355,12 @@ class Desk(ABC):
             try:
                 await keeper.store.drop_blobs(self.saver.run_key, self.lane.text, sequences)
             except StoreError as error:
-                log.warning("old states of %s stay: %s", self.where(), error)
+                log.warning(
+                    "old states of %s stay: %s",
+                    self.where(),
+                    error,
+                    extra=at(self.run_id, self.lane.key),
+                )
 
     # -- the ends of tokens -------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from contextlib import aclosing
 
 from ._errors import StoreDamagedError
 from ._history import read_pages
+from ._log import at
 from ._manifest import MANIFEST, manifest_owner, set_outdated_aside
 from ._records import Kind, Record
 from ._session import Session
@@ -100,7 +101,12 @@ async def archive_generations(
             if view is not None:
                 await archive_outputs(store, view, outputs)
         except StoreDamagedError as error:
-            log.error("the outputs of generation %d stay where they are: %s", generation, error)
+            log.error(
+                "the outputs of generation %d stay where they are: %s",
+                generation,
+                error,
+                extra=at(run_id),
+            )
 
 
 async def archive_outputs(store: Store, view: RunView, outputs: OutputDir) -> None:
@@ -116,11 +122,15 @@ async def archive_outputs(store: Store, view: RunView, outputs: OutputDir) -> No
     if paths:
         label = f"{view.run_id}-{view.generation}"
         archived = await run_blocking(outputs.archive, sorted(paths), label)
-        log.info("%d outputs of the old run were archived", len(archived.moved))
+        log.info(
+            "%d outputs of the old run were archived", len(archived.moved), extra=at(view.run_id)
+        )
     strangers = [name for name in await run_blocking(outputs.names) if name != ARCHIVE]
     if strangers:
         shown = ", ".join(strangers[:MAX_SHOWN])
-        log.info("%d names that no record has are left: %s", len(strangers), shown)
+        log.info(
+            "%d names that no record has are left: %s", len(strangers), shown, extra=at(view.run_id)
+        )
 
 
 async def _recorded_paths(store: Store, view: RunView, key: StreamKey) -> set[str]:

@@ -48,6 +48,7 @@ from ._errors import (
     text_of,
 )
 from ._kept import Saved
+from ._log import at
 from ._records import (
     CheckpointResult,
     Kind,
@@ -194,7 +195,10 @@ class Gate(Desk):
                 raise
             where = describe_batch(self.run_id, self.lane.key, batch.index)
             log.error(
-                "while an exception left %s, saving failed: %s", where, printable(text_of(problem))
+                "while an exception left %s, saving failed: %s",
+                where,
+                printable(text_of(problem)),
+                extra=at(self.run_id, self.lane.key, batch.index),
             )
             return Passed.GO_ON
         except BaseException:  # KeyboardInterrupt, say, before anything was submitted
@@ -339,7 +343,11 @@ class Gate(Desk):
             try:
                 verdict = self.retry.decide(problem, batch.attempt)
             except Exception:  # the batch's own error is the one that matters
-                log.exception("the retry table failed for %s", class_name(problem))
+                log.exception(
+                    "the retry table failed for %s",
+                    class_name(problem),
+                    extra=at(self.run_id, self.lane.key, batch.index),
+                )
         if isinstance(verdict, Again):
             await self._save_attempt(batch, error, is_final=False)
             self.lane.retries += 1

@@ -10,6 +10,7 @@ import trio
 
 from ._errors import NotEncodableError
 from ._folds import encode_progress
+from ._log import at
 from ._progress import MAX_SUM, Progress
 from ._ranges import IndexSet
 from ._records import Seal
@@ -137,10 +138,17 @@ class Lane:
         try:
             payload = seal.close(-through, encode_progress(self.progress))
         except (TypeError, ValueError, OverflowError) as error:
-            log.warning("progress of %s cannot be folded: %s", self.text, error)
+            log.warning(
+                "progress of %s cannot be folded: %s", self.text, error, extra=at(None, self.key)
+            )
             return None
         if len(payload) > MAX_FOLD_BYTES:
-            log.warning("progress of %s has %d bytes: not folded", self.text, len(payload))
+            log.warning(
+                "progress of %s has %d bytes: not folded",
+                self.text,
+                len(payload),
+                extra=at(None, self.key),
+            )
             return None
         self.fold_bytes = len(payload)
         return Fold(self.text, through, payload)

@@ -17,6 +17,7 @@ from ._errors import (
     text_of,
 )
 from ._gate import Gate
+from ._log import at
 from ._records import ErrorInfo, Kind, Record, Status, describe_end
 from ._values import StreamKey
 from ._walk import Walk
@@ -89,10 +90,18 @@ async def _record_exit(walk: Walk, error: BaseException | None, index: int | Non
     where, is_complete = desk.where(), walk.progress.status is Status.COMPLETE
     if error is None or way_of(error) is Way.CANCEL:
         if not (is_complete or desk.has_failed):
-            log.info("%s was left before its end: INTERRUPTED", where)
+            log.info(
+                "%s was left before its end: INTERRUPTED",
+                where,
+                extra=at(desk.run_id, desk.lane.key),
+            )
             await _record_beginning(walk)
     elif is_complete and not isinstance(error, SourceChangedError):
-        log.info("%s is complete; what was raised later changes nothing", where)
+        log.info(
+            "%s is complete; what was raised later changes nothing",
+            where,
+            extra=at(desk.run_id, desk.lane.key),
+        )
     elif desk.saver.poison is None and desk.failure is None:
         info = describe_end(_what_ended(desk, error), desk.lane.key, index)
         with trio.CancelScope(shield=True):
@@ -100,7 +109,12 @@ async def _record_exit(walk: Walk, error: BaseException | None, index: int | Non
                 await save_failure(walk, info)
             except Exception as problem:
                 text = printable(text_of(problem))
-                log.error("%s failed, and saving that failed: %s", where, text)
+                log.error(
+                    "%s failed, and saving that failed: %s",
+                    where,
+                    text,
+                    extra=at(desk.run_id, desk.lane.key),
+                )
 
 
 def _what_ended(desk: Gate, error: BaseException) -> BaseException:
@@ -117,4 +131,9 @@ async def _record_beginning(walk: Walk) -> None:
         try:
             await walk.desk.save_plain(Record(kind=Kind.SAVE, at=time.time()))
         except TrioCkptError as error:
-            log.error("that %s was begun is not saved: %s", walk.desk.where(), error)
+            log.error(
+                "that %s was begun is not saved: %s",
+                walk.desk.where(),
+                error,
+                extra=at(walk.desk.run_id, walk.desk.lane.key),
+            )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import attrs
 
+from ._log import at
 from ._records import Kind, Record
 from ._roster import Roster
 from ._saver import Saver
@@ -48,5 +49,10 @@ async def add_to_list(roster: Roster, saver: Saver, wanted: Sequence[StreamKey])
     unlisted = tuple(key for key in listed if key not in named)
     if unlisted:
         shown = ", ".join("/".join(key) for key in unlisted[:MAX_SHOWN])
-        log.info("%d streams are listed no longer, and kept: %s", len(unlisted), shown)
+        log.info(
+            "%d streams are listed no longer, and kept: %s",
+            len(unlisted),
+            shown,
+            extra=at(saver.run_key.run_id),
+        )
     return Listed(tuple(new), unlisted)

@@ -15,6 +15,7 @@ import msgspec
 import trio
 
 from ._errors import text_of
+from ._log import at
 from ._registry import AnyToken
 from ._run import Run
 from ._statistics import Stopping
@@ -180,7 +181,12 @@ async def publish_live(run: Run) -> None:
             has_published = True
             await store.publish(run.run_id, payload)
     except Exception as error:  # whatever it is, it is no reason to end the work
-        log.warning("what run %r is at is not published any more: %s", run.run_id, text_of(error))
+        log.warning(
+            "what run %r is at is not published any more: %s",
+            run.run_id,
+            text_of(error),
+            extra=at(run.run_id),
+        )
     finally:
         if has_published:
             with trio.CancelScope(shield=True):
@@ -191,4 +197,4 @@ async def _withdraw(store: Store, run_id: str) -> None:
     try:
         await store.publish(run_id, b"")
     except Exception as error:
-        log.debug("what run %r was at is left behind: %s", run_id, text_of(error))
+        log.debug("what run %r was at is left behind: %s", run_id, text_of(error), extra=at(run_id))

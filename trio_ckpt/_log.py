@@ -3,16 +3,21 @@
 Ids, names of files, what peers say and what exceptions say comes from outside, and a line end or
 an escape in it would forge a line of the log or move the cursor of whoever reads it.  So it is
 seen to in one place: a filter on each of the library's loggers, before any handler has the record.
+
+The same filter gives each record the fields `FIELDS`, so that a formatter may name them.  What a
+record is about travels to it under a key of its own: a field that a program's own factory of
+records has set already makes `logging` raise, and would end the run.
 """
 
 from __future__ import annotations
 
 import logging
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from ._errors import class_name, text_of
-from ._words import printable
+from ._errors import TrioCkptError, class_name, text_of
+from ._values import StreamKey
+from ._words import printable, stream_name
 
 NAMES = (
     *("trio_ckpt.engines", "trio_ckpt.gate", "trio_ckpt.live", "trio_ckpt.monitor"),
@@ -44,6 +49,11 @@ NAMES = (
 )
 """Every logger of the library; a test looks for others."""
 
+FIELDS = ("run_id", "stream", "batch")
+"""What each record has, None where it is about none."""
+
+_PLACE = "trio_ckpt_place"  # of a record, until the filter has made fields of it
+
 _formatter = logging.Formatter()
 
 SysExcInfo: TypeAlias = (
@@ -51,10 +61,30 @@ SysExcInfo: TypeAlias = (
 )
 
 
+Place: TypeAlias = dict[str, Any]
+NOWHERE = (None, None, None)
+
+
+def at(run_id: str | None, stream: StreamKey = (), batch: int | None = None) -> Place:
+    """What a record is about, as ``extra=`` of a call of a logger."""
+    return {_PLACE: (run_id, stream_name(stream) if stream else None, batch)}
+
+
+def at_error(error: BaseException) -> Place:
+    """The same, of what an error of the library happened to."""
+    if not isinstance(error, TrioCkptError):
+        return {}
+    return at(error.run_id, error.stream, error.batch_index)
+
+
 class _OneLine(logging.Filter):
     """Writes out what is not printed; of a traceback, no line begins where a record does."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        fields = vars(record)
+        for name, value in zip(FIELDS, fields.pop(_PLACE, NOWHERE), strict=True):
+            if value is not None or name not in fields:
+                fields[name] = value
         message = _message_of(record)
         if message is None or not message.isprintable():
             record.msg, record.args = printable(message or str(record.msg)), None

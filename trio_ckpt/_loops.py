@@ -13,6 +13,7 @@ from ._arguments import function, index_range, instance, whole_number
 from ._batch import AttemptState, Batch, given_of
 from ._errors import BatchFailedError, StreamFailedError, text_of
 from ._gate import Gate, Passed
+from ._log import at_error
 from ._ranges import IndexSet
 from ._retry import Again, RetryTable
 from ._source import Source
@@ -153,7 +154,7 @@ def _one_of(failures: list[BaseException], desk: Gate) -> BaseException:
     if not all(isinstance(verdict, BatchFailedError | StreamFailedError) for verdict in verdicts):
         return BaseExceptionGroup("several workers of run_batches failed", distinct)
     for verdict in verdicts:
-        log.error("one of several: %s", printable(text_of(verdict)))
+        log.error("one of several: %s", printable(text_of(verdict)), extra=at_error(verdict))
     return verdicts[telling(list(verdicts))]
 
 

@@ -26,6 +26,7 @@ import trio
 from ._errors import OutputError, StoreConflictError, StoreError, TrioCkptError
 from ._groups import in_order, phase_statuses, summarize
 from ._history import Standing, read_pages
+from ._log import at
 from ._progress import Progress
 from ._ranges import MAX_LISTED, IndexSet
 from ._records import Output, Status
@@ -77,7 +78,12 @@ async def leave_manifest(
             ):
                 return count_checkpoints(parts)
         except TrioCkptError as error:
-            log.warning("the manifest of run %r could not be written: %s", key.run_id, error)
+            log.warning(
+                "the manifest of run %r could not be written: %s",
+                key.run_id,
+                error,
+                extra=at(key.run_id),
+            )
     return None
 
 
@@ -100,7 +106,11 @@ async def write_manifest(
     Durability: when this returns it survives power loss.
     """
     if await run_blocking(manifest_owner, outputs) not in (None, run_key.run_id):
-        log.warning("%s is another run's manifest: none is written for this one", MANIFEST)
+        log.warning(
+            "%s is another run's manifest: none is written for this one",
+            MANIFEST,
+            extra=at(run_key.run_id),
+        )
         return False
     # A power cut may have brought back what an earlier one, which failed, was written as.
     await run_blocking(outputs.remove_orphans, [""])
@@ -313,7 +323,9 @@ async def set_manifest_aside(run_key: RunKey, outputs: OutputDir) -> None:
     """
     if await run_blocking(manifest_owner, outputs) == run_key.run_id:
         await run_blocking(outputs.archive, [MANIFEST], _label_of_outdated(run_key))
-        log.info("%s is out of date and was moved into the archive", MANIFEST)
+        log.info(
+            "%s is out of date and was moved into the archive", MANIFEST, extra=at(run_key.run_id)
+        )
 
 
 def is_set_aside(

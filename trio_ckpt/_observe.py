@@ -10,13 +10,18 @@ import logging
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
+from ._log import Place, at
 from .abc import Attempt, AttemptEnd, Observer
 
 log = logging.getLogger("trio_ckpt.observe")
 
 
 class Observers:
-    """Who observes a run.  What one of them raises is logged: a monitor breaks no run."""
+    """Who observes a run.
+
+    What one of them raises is logged, also what ends programs, such as SystemExit: a monitor
+    breaks no run.
+    """
 
     __slots__ = ("_observers",)
 
@@ -40,41 +45,45 @@ class Observers:
         for observer in self._observers:
             try:
                 observer.attempt_began(attempt)
-            except Exception:
-                _say_failed(observer)
+            except BaseException:
+                _say_failed(observer, at_attempt(attempt))
 
     def settled(self, attempt: Attempt) -> None:
         """See `Observer.attempt_settled`."""
         for observer in self._observers:
             try:
                 observer.attempt_settled(attempt)
-            except Exception:
-                _say_failed(observer)
+            except BaseException:
+                _say_failed(observer, at_attempt(attempt))
 
     def ended(self, attempt: Attempt, end: AttemptEnd, error: str | None) -> None:
         """See `Observer.attempt_ended`."""
         for observer in self._observers:
             try:
                 observer.attempt_ended(attempt, end, error)
-            except Exception:
-                _say_failed(observer)
+            except BaseException:
+                _say_failed(observer, at_attempt(attempt))
 
     def left(self, attempt: Attempt) -> None:
         """See `Observer.attempt_left`."""
         for observer in self._observers:
             try:
                 observer.attempt_left(attempt)
-            except Exception:
-                _say_failed(observer)
+            except BaseException:
+                _say_failed(observer, at_attempt(attempt))
 
     def saved(self, run_id: str, size: int) -> None:
         """See `Observer.bytes_saved`."""
         for observer in self._observers:
             try:
                 observer.bytes_saved(run_id, size)
-            except Exception:
-                _say_failed(observer)
+            except BaseException:
+                _say_failed(observer, at(run_id))
 
 
-def _say_failed(observer: Observer) -> None:
-    log.exception("an observer failed: %s", type(observer).__qualname__)
+def _say_failed(observer: Observer, place: Place) -> None:
+    log.exception("an observer failed: %s", type(observer).__qualname__, extra=place)
+
+
+def at_attempt(attempt: Attempt) -> Place:
+    return at(attempt.run_id, attempt.stream, attempt.batch_index)

@@ -20,6 +20,7 @@ from ._coordinator import CheckpointCoordinator
 from ._errors import EXIT_DRAINED, RunStoppedError
 from ._fresh import ARCHIVING, clear_outputs, left_to_archive, replaced_by_next
 from ._live import publish_live
+from ._log import at
 from ._manifest import WRITTEN, count_checkpoints, is_current, leave_manifest
 from ._observe import Observers
 from ._portal import check_trio
@@ -165,7 +166,7 @@ async def open_run(
         _say_what_was_found(run_id, found, is_of_program=handle_signals is not False)
         is_begun_again = generation > 0 and found.sessions == 0
         if (found.may_have_left_files or is_begun_again) and outputs is not None:
-            await _remove_orphans(outputs)
+            await _remove_orphans(run_id, outputs)
         session = Session(
             saver,
             view,
@@ -176,7 +177,7 @@ async def open_run(
             may_replace=fresh or generation > 0 or store.url == "memory:",
         )
         if found.sessions == 0 and session.outputs_since and outputs is not None:
-            await _warn_of_strangers(outputs, store)
+            await _warn_of_strangers(run_id, outputs, store)
         if archiving:
             session.facts[ARCHIVING] = archiving
         parts = {} if view is None else {key: entry.progress for key, entry in view.streams.items()}
@@ -223,7 +224,9 @@ async def open_run(
             finally:
                 await session.end(body_error)
             if isinstance(body_error, RunStoppedError):
-                stop_log.warning("%s", body_error)  # once, wherever the program catches it
+                stop_log.warning(
+                    "%s", body_error, extra=at(run_id)
+                )  # once, wherever the program catches it
             if body_error is not None:
                 raise body_error
 
@@ -281,10 +284,10 @@ def _background_failure(
 def _say_what_was_found(run_id: str, found: Found, *, is_of_program: bool) -> None:
     """Say how a run resumes: at a level that people see, unless it is a part of something else."""
     if not found.sessions:
-        start_log.info("run %r begins: %s", run_id, found)
+        start_log.info("run %r begins: %s", run_id, found, extra=at(run_id))
         return
     level = logging.WARNING if is_of_program else logging.INFO
-    start_log.log(level, "run %r resumes: %s", run_id, found)
+    start_log.log(level, "run %r resumes: %s", run_id, found, extra=at(run_id))
 
 
 async def _close_store(store: Store) -> None:
@@ -300,7 +303,7 @@ def _strangers(outputs: OutputDir, store: str) -> list[str]:
     return [name for name in outputs.names() if name not in (ARCHIVE, own)]
 
 
-async def _warn_of_strangers(outputs: OutputDir, store: Store) -> None:
+async def _warn_of_strangers(run_id: str, outputs: OutputDir, store: Store) -> None:
     """Say that a new run finds files: its store may have been lost."""
     strangers = await run_blocking(_strangers, outputs, store.url.partition(":")[2])
     if strangers:
@@ -310,10 +313,11 @@ async def _warn_of_strangers(outputs: OutputDir, store: Store) -> None:
             "adopts them",
             len(strangers),
             printable(strangers[0]),
+            extra=at(run_id),
         )
 
 
-async def _remove_orphans(outputs: OutputDir) -> None:
+async def _remove_orphans(run_id: str, outputs: OutputDir) -> None:
     """Tidy up what the last session left of half-written files, best effort."""
     for path in await run_blocking(outputs.remove_orphans):
-        log.info("%s was left by the last session and is removed", path)
+        log.info("%s was left by the last session and is removed", path, extra=at(run_id))

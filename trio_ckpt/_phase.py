@@ -17,6 +17,7 @@ import trio
 from ._errors import text_of
 from ._groups import left_in_phase
 from ._lane import Lane
+from ._log import at
 from ._progress import Progress
 from ._records import ErrorInfo, Kind, Opened, Record, Status, describe_error
 from ._saver import Saver
@@ -78,7 +79,13 @@ async def open_phase(
     if keys := left_in_phase(parts, name):
         names = ", ".join(map(stream_name, keys[:MAX_NAMED]))
         count = plural(len(keys), "stream")
-        log.info("phase %r is left with work in %s: %s", name, count, printable(names))
+        log.info(
+            "phase %r is left with work in %s: %s",
+            name,
+            count,
+            printable(names),
+            extra=at(saver.run_key.run_id),
+        )
         return
     await saver.save(lane, Record(kind=Kind.FINISH, at=time.time()))
 
@@ -93,4 +100,5 @@ async def _save_failure(saver: Saver, lane: Lane, error: BaseException) -> None:
                 "phase %r failed, and saving that failed: %s",
                 lane.key[1],
                 printable(text_of(problem)),
+                extra=at(saver.run_key.run_id),
             )

@@ -28,6 +28,7 @@ from ._chain import blobs_of, read_chain
 from ._errors import CannotRedoError, StoreDamagedError, describe_batch
 from ._history import Standing, StandingRecord, read_pages
 from ._lane import Lane
+from ._log import at
 from ._progress import Progress, add_marks, encode_marks, item_mark
 from ._ranges import IndexSet
 from ._records import Kind, Output, Record, SinkLines, Status, Taken
@@ -265,7 +266,7 @@ class Redo:
                     break
         reason = f"{path} was shortened to {size} bytes"
         where = describe_batch(self.saver.run_key.run_id, self.lane.key, None)
-        log.warning("%s: %s", where, reason)
+        log.warning("%s: %s", where, reason, extra=at(self.saver.run_key.run_id, self.lane.key))
         return await self.rewind_before(cut, reason)
 
     async def take_damaged(self, entry: StandingRecord, path: str, reason: str) -> None:
@@ -295,7 +296,13 @@ class Redo:
 
     async def _take_back(self, taking: Taking, reason: str, **fields: Any) -> None:
         where = describe_batch(self.saver.run_key.run_id, self.lane.key, None)
-        log.info("%s: batches %s go back to work: %s", where, taking.indexes, printable(reason))
+        log.info(
+            "%s: batches %s go back to work: %s",
+            where,
+            taking.indexes,
+            printable(reason),
+            extra=at(self.saver.run_key.run_id, self.lane.key),
+        )
         await self._save(taking, {"reason": reason}, **fields)
         with trio.CancelScope(shield=True):
             await self._archive(taking.confirmed)
@@ -328,9 +335,9 @@ class Redo:
         )
 
         def landed() -> None:
-            for at in taking.indexes:
-                lane.tools.redone.add(at)
-                self.put_back(at)
+            for index in taking.indexes:
+                lane.tools.redone.add(index)
+                self.put_back(index)
             lane.tools.cut_back.update(taking.lines)
 
         await self.saver.save(lane, record, blobs_of(state), landed=landed)

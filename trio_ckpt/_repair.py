@@ -24,6 +24,7 @@ import trio
 
 from ._check import check_all
 from ._errors import StoreDamagedError, StoreError, TrioCkptError
+from ._log import at
 from ._maintain import Maintenance, open_maintenance
 from ._manifest import MANIFEST
 from ._ranges import IndexSet
@@ -114,7 +115,7 @@ async def repair_all(
         with trio.CancelScope(shield=True):
             await store.aclose()
     for part in done:
-        log.warning("%s: %s", printable(part.where), printable(part.what))
+        log.warning("%s: %s", printable(part.where), printable(part.what), extra=at(run_id))
     return RepairReport(tuple(done), tuple(not_done), tuple(left))
 
 

@@ -17,6 +17,7 @@ import trio
 from ._arguments import several
 from ._desk import Desk
 from ._errors import OutputError, describe_batch
+from ._log import at
 from ._records import Kind, Output, Record
 from ._staging import AnyPath
 from ._words import plural
@@ -47,12 +48,19 @@ async def find_outputs(desk: Desk, left: Iterable[int], path_of: PathOf) -> Foun
         except OutputError as error:
             desk.files.release(index)
             if known or not isinstance(error.__cause__, FileNotFoundError):
-                log.info("%s: %s", desk.where(index), error)
+                log.info(
+                    "%s: %s", desk.where(index), error, extra=at(desk.run_id, desk.lane.key, index)
+                )
                 refused[index] = str(error) if len(refused) < MAX_SHOWN else ""
         else:
             found[index] = tuple(known.values())
     count = plural(len(found), "batch")
-    log.info("%s: outputs of %s were found that no record names", desk.where(), count)
+    log.info(
+        "%s: outputs of %s were found that no record names",
+        desk.where(),
+        count,
+        extra=at(desk.run_id, desk.lane.key),
+    )
     if refused:
         _tell(desk, refused)
     return found
@@ -77,6 +85,7 @@ def _tell(desk: Desk, refused: Mapping[int, str]) -> None:
         desk.where(),
         plural(len(refused), "batch"),
         "; ".join(shown),
+        extra=at(desk.run_id, desk.lane.key),
     )
 
 
@@ -114,4 +123,9 @@ async def adopt_outputs(desk: Desk, found: Found) -> None:
     for index in found:
         desk.settled(index)
     where = describe_batch(desk.run_id, desk.lane.key, None)
-    log.info("%s: adopted by their outputs: %s", where, plural(len(found), "batch"))
+    log.info(
+        "%s: adopted by their outputs: %s",
+        where,
+        plural(len(found), "batch"),
+        extra=at(desk.run_id, desk.lane.key),
+    )

@@ -18,6 +18,7 @@ from ._errors import OutputsMissingError, StoreDamagedError, StreamFailedError
 from ._gate import Gate
 from ._history import read_pages
 from ._keeper import StateKeeper
+from ._log import at
 from ._records import Kind, Record, Status
 from ._redo import Redo, retry_record
 from ._retention import Retention, Versions
@@ -201,7 +202,11 @@ class Resume:
             return
         has_folder = desk.files.root is not None
         if progress.outputs and not has_folder:
-            log.warning("the outputs of %s are not verified: there is no output_dir", desk.where())
+            log.warning(
+                "the outputs of %s are not verified: there is no output_dir",
+                desk.where(),
+                extra=at(desk.run_id, desk.lane.key),
+            )
         if not (progress.outputs or progress.sinks) or not has_folder:
             return
         verifier = self._verifier()
@@ -244,7 +249,9 @@ class Resume:
                     f"the state of {self.desk.where()} cannot be restored: {error}; recover=True "
                     "goes back to the newest that is whole"
                 ) from error
-            log.error("%s: %s", self.desk.where(), error)
+            log.error(
+                "%s: %s", self.desk.where(), error, extra=at(self.desk.run_id, self.desk.lane.key)
+            )
             await self._recover(keeper)
 
     async def _recover(self, keeper: StateKeeper[object]) -> None:
@@ -267,7 +274,12 @@ class Resume:
                     except StoreDamagedError:
                         continue
                     if is_snapshot:
-                        log.warning("%s goes on from sequence %d", self.desk.where(), sequence)
+                        log.warning(
+                            "%s goes on from sequence %d",
+                            self.desk.where(),
+                            sequence,
+                            extra=at(self.desk.run_id, self.desk.lane.key),
+                        )
                         return
                     reason = f"the states after sequence {sequence} cannot be restored"
                     await self._redo.rewind_before(sequence + 1, reason)

@@ -42,6 +42,7 @@ from ._errors import (
     text_of,
 )
 from ._lane import Lane
+from ._log import at
 from ._observe import Observers
 from ._patience import give_up_after
 from ._progress import Progress, apply
@@ -327,7 +328,12 @@ class Saver:
                 self._set_poison(error)
                 return [error] * len(group)
             except (StoreError, *NOT_BEGUN) as error:
-                log.error("saving %d checkpoints failed: %s", len(group), text_of(error))
+                log.error(
+                    "saving %d checkpoints failed: %s",
+                    len(group),
+                    text_of(error),
+                    extra=at(self.run_key.run_id),
+                )
                 return [error] * len(group)
         unknown = self._unknown(f"has not ended after {self._save_timeout_s:g} s")
         self._set_poison(unknown)
@@ -393,7 +399,9 @@ class Saver:
         finally:
             self._on_poison()
         where = describe_batch(self.run_key.run_id, (), None)
-        log.error("%s is poisoned, nothing more is saved: %s", where, error)
+        log.error(
+            "%s is poisoned, nothing more is saved: %s", where, error, extra=at(self.run_key.run_id)
+        )
 
     # -- append sinks --------------------------------------------------------------------
 

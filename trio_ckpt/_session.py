@@ -23,6 +23,7 @@ from ._facts import ENDED, STOPPED
 from ._groups import in_order, summarize
 from ._history import KILLED, ended_at, run_facts, run_runtime_s
 from ._lane import Added, Lane
+from ._log import at
 from ._progress import Progress
 from ._records import Kind, Record
 from ._saver import Saver
@@ -160,7 +161,7 @@ def compare_config(
     changes = diff_config(kept, plain)
     refused = tuple(change for change in changes if not _is_tunable(change[0], tunable))
     for name, was, now in changes:
-        log.info("config of run %r: %s: %s -> %s", run_id, name, was, now)
+        log.info("config of run %r: %s: %s -> %s", run_id, name, was, now, extra=at(run_id))
     if refused and policy == "refuse":
         raise ConfigChangedError(run_id, refused)
     return ConfigChange(changes, bool(refused) and policy == "restart")
@@ -246,7 +247,11 @@ class Session:
             try:
                 await self._saver.save(self._lane, _fact(Kind.END, facts))
             except Exception as problem:
-                log.warning("how the session ended could not be saved: %s", problem)
+                log.warning(
+                    "how the session ended could not be saved: %s",
+                    problem,
+                    extra=at(self._saver.run_key.run_id),
+                )
 
 
 def _counts(saver: Saver) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ._batch import Batch
 from ._errors import NotEncodableError, text_of
 from ._gate import Gate
 from ._keeper import Hold, StateKeeper
+from ._log import at
 from ._records import Kind, Record, describe_error, trouble
 from ._uninterrupted import uninterrupted
 from ._values import MAX_LABEL_CHARS, as_metadata
@@ -190,7 +191,12 @@ class Snapshots:
         self.problem = problem = describe_error(error).message
         self._keeper.note_left_out(problem)
         self._desk.coordinator.registry.touch()  # it is to be published
-        log.warning("a snapshot of %s is left out: %s", self._where, printable(problem))
+        log.warning(
+            "a snapshot of %s is left out: %s",
+            self._where,
+            printable(problem),
+            extra=at(self._desk.run_id, self._desk.lane.key, self._batch.index),
+        )
         if problem not in self._noted and len(self._noted) < MAX_NOTES:
             self._noted.add(problem)
             self._nursery.start_soon(self._save_note, f"a snapshot is left out: {problem}")
@@ -202,7 +208,12 @@ class Snapshots:
             try:
                 await self._desk.save_plain(record)
             except Exception as error:
-                log.debug("a note of %s is not saved: %s", self._where, text_of(error))
+                log.debug(
+                    "a note of %s is not saved: %s",
+                    self._where,
+                    text_of(error),
+                    extra=at(self._desk.run_id, self._desk.lane.key, self._batch.index),
+                )
 
 
 def _is_of_trio() -> bool:

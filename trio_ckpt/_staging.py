@@ -16,6 +16,7 @@ import trio
 
 from ._errors import OutputClaimedError, OutputExistsError
 from ._lane import Lane
+from ._log import at
 from ._records import Output
 from ._threads import run_blocking
 from ._uninterrupted import shielded
@@ -220,7 +221,12 @@ class StreamFiles:
             await run_blocking(sink.begin)
             self.lane.tools.sinks[name] = sink
             if sink.cut_bytes and not is_cut_back:
-                log.warning("%s: an unconfirmed tail of %d bytes was cut off", name, sink.cut_bytes)
+                log.warning(
+                    "%s: an unconfirmed tail of %d bytes was cut off",
+                    name,
+                    sink.cut_bytes,
+                    extra=at(self.run_id, self.lane.key),
+                )
 
     async def cut_tails(self) -> None:
         """Cut off what is behind the confirmed bytes of all append files of the stream.
@@ -271,7 +277,12 @@ class StreamFiles:
                 return
         archived = self.dir.archive([name], f"{self.run_id}-unconfirmed")
         for goal in archived.moved.values():
-            log.warning("%s is in no record of the run: it is kept as %s", name, goal)
+            log.warning(
+                "%s is in no record of the run: it is kept as %s",
+                name,
+                goal,
+                extra=at(self.run_id, self.lane.key),
+            )
 
     def _refusal(self, name: str) -> OutputExistsError:
         count = self.dir.count_files(MAX_COUNTED)

@@ -19,6 +19,7 @@ import trio
 
 from ._errors import EXIT_DRAINED, EXIT_SIGTERM
 from ._forks import in_children
+from ._log import at
 from ._patience import give_up_after
 from ._portal import Portal
 from ._registry import AnyToken
@@ -167,7 +168,8 @@ class Stop:
         stopping = self.stopping()
         if self._open and stopping is not None:
             text = stopping_text(stopping.open, stopping.batches, stopping.for_s)
-            log.warning("run %r: the stop %s; %s", next(iter(self._open)).run_id, text, more)
+            run_id = next(iter(self._open)).run_id
+            log.warning("run %r: the stop %s; %s", run_id, text, more, extra=at(run_id))
 
     def stopping(self) -> Stopping | None:
         """What a stop that is under way waits for; None: there is none."""

@@ -20,6 +20,7 @@ import trio
 from ._desk import Desk
 from ._errors import CannotRedoError, OutputInvalidError, OutputsMissingError, describe_batch
 from ._history import Standing, StandingRecord
+from ._log import at
 from ._ranges import IndexSet
 from ._records import Record
 from ._redo import Redo
@@ -125,7 +126,13 @@ class Verifier:
         self.desk.files.claim_confirmed(entry.index, entry.record.outputs)  # or another's is moved
         where = describe_batch(self.desk.run_id, self.desk.lane.key, entry.index)
         reason = printable(damage.reason)
-        log.warning("%s goes back to work: %s is %s", where, damage.path, reason)
+        log.warning(
+            "%s goes back to work: %s is %s",
+            where,
+            damage.path,
+            reason,
+            extra=at(self.desk.run_id, self.desk.lane.key, entry.index),
+        )
         if self._was_ordered:
             if self._first_bad is None or entry.sequence < self._first_bad.entry.sequence:
                 self._first_bad = damage

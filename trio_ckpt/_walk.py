@@ -21,6 +21,7 @@ from ._compare import check_source
 from ._errors import SourceChangedError, StreamBusyError, StreamFailedError
 from ._gate import Gate, Passed
 from ._history import ReadPages
+from ._log import at
 from ._progress import Progress
 from ._records import Kind, Record, Status
 from ._retry import Again
@@ -258,7 +259,7 @@ class Walk:
         desk.extent.start, desk.extent.end = start, end
         stop = stop if end is None or stop is None else min(end + 1, stop)
         if progress.sequence and (line := resume_line(progress, desk.first_index, start, stop)):
-            log.info("%s: %s", desk.where(), line)
+            log.info("%s: %s", desk.where(), line, extra=at(desk.run_id, desk.lane.key))
         if start is not None or end is not None:
             note = {"range": [start, end]}
             await desk.save_plain(Record(kind=Kind.NOTE, at=time.time(), metadata=note))

@@ -85,7 +85,8 @@ class Observer:
 
     Derive from it and override what is of interest; give it to ``open_run(observe=...)`` or
     `Run.observing`.  Everything is called synchronously in the run's own trio thread, so it
-    must be quick and must not wait.  What it raises is logged, and changes nothing.
+    must be quick and must not wait.  What it raises, also SystemExit, is logged, and changes
+    nothing.
     """
 
     def attempt_began(self, attempt: Attempt) -> None:

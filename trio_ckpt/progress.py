@@ -19,6 +19,7 @@ import trio
 from ._arguments import function, instance, seconds
 from ._errors import text_of
 from ._extras import needs_extra
+from ._log import at
 from ._records import Status
 from ._run import Run
 from ._screen import Screen as Screen
@@ -74,7 +75,12 @@ async def show_progress(
     try:
         await _show(run, out, every_s)
     except Exception as error:  # rich's, say, or a file's of the caller's own making
-        log.warning("run %r is not displayed any more: %s", run.run_id, message_of(text_of(error)))
+        log.warning(
+            "run %r is not displayed any more: %s",
+            run.run_id,
+            message_of(text_of(error)),
+            extra=at(run.run_id),
+        )
 
 
 async def _show(run: Run, out: TextIO, every_s: float | None) -> None:

@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from .._arguments import text
+from .._log import at
 from .._patience import give_up_after
 from .._portal import check_trio
 from .._words import printable
@@ -328,7 +329,7 @@ class Client:
                 link.send(JobItems(job_id, first, part))
                 await link.drain()
         except (ConnectionLostError, ProtocolError):
-            log.info("the connection was lost while %s was submitted", job_id)
+            log.info("the connection was lost while %s was submitted", job_id, extra=at(job_id))
 
     def _received(self, message: Message) -> None:
         match message:
@@ -342,7 +343,12 @@ class Client:
             case JobRefused(job_id, code) if code != UNKNOWN:
                 self._answer(job_id, message)
             case JobWaits() if message.reason and self._is_followed(message.job_id, message.call):
-                log.warning("%s waits: %s", message.job_id, printable(message.reason))
+                log.warning(
+                    "%s waits: %s",
+                    message.job_id,
+                    printable(message.reason),
+                    extra=at(message.job_id),
+                )
             case JobResult(job_id, call) if self._is_followed(job_id, call):
                 self._following[job_id].take(message)
             case JobRefused(job_id) if job_id in self._following:

@@ -106,7 +106,9 @@ class Dispatcher:
                     lost_at = lease.lost_at
                     continue
                 case ReleaseTask(is_trouble=False):
-                    log.info("%s was handed back: %s", wanted.task_id, ending.reason)
+                    log.info(
+                        "%s was handed back: %s", wanted.task_id, ending.reason, extra=wanted.place
+                    )
                     lost_at = time.time()
                     continue
                 case ReleaseTask(reason=reason):
@@ -115,7 +117,7 @@ class Dispatcher:
                     reason = ending.value
             lost_at = lease.lost_at or time.time()
             losses += 1
-            log.warning("%s was lost (%d): %s", wanted.task_id, losses, reason)
+            log.warning("%s was lost (%d): %s", wanted.task_id, losses, reason, extra=wanted.place)
             await note(wanted.index, f"lost by {lease.holder.name}: {reason}")
             if losses >= wanted.options.losses:
                 raise TaskLostError(
@@ -163,7 +165,7 @@ class Dispatcher:
 
     async def _note(self, wanted: Wanted, note: Note, text: str) -> None:
         """Take what a worker says for the history of the job."""
-        log.warning("%s: %s", wanted.task_id, printable(text))
+        log.warning("%s: %s", wanted.task_id, printable(text), extra=wanted.place)
         await note(wanted.index, text)
 
     async def _look(self, wanted: Wanted, lost_at: float | None, note: Note) -> TaskFacts:
@@ -179,7 +181,7 @@ class Dispatcher:
             f"its state was {duration(age_s)} old when its worker was lost, over "
             f"{duration(wanted.options.max_age_s)}: it begins again"
         )
-        log.warning("%s: %s", wanted.task_id, text)
+        log.warning("%s: %s", wanted.task_id, text, extra=wanted.place)
         async with open_maintenance(self.store, wanted.task_id) as maintenance:
             await maintenance.reset(text)
         await note(wanted.index, text)
@@ -194,7 +196,7 @@ class Dispatcher:
             return await read_facts(self.store, wanted.task_id)
         except StoreDamagedError as error:
             text = f"its records are damaged, so it begins again: {error}"
-            log.error("%s: %s", wanted.task_id, text)
+            log.error("%s: %s", wanted.task_id, text, extra=wanted.place)
             await prune_task(self.store, wanted.task_id)
             await note(wanted.index, text)
             return TaskFacts()

@@ -14,6 +14,7 @@ import trio.lowlevel
 
 from .._errors import RunLockedError, StoreDamagedError, StoreError
 from .._groups import is_over
+from .._log import at
 from .._patience import sleep_awake
 from .._records import Status
 from .._words import printable
@@ -83,7 +84,7 @@ class Foreman:
             try:
                 view = await self.store.load_run(job_id)
             except StoreDamagedError as error:  # the others go on
-                log.error("%s cannot be read: %s", job_id, printable(str(error)))
+                log.error("%s cannot be read: %s", job_id, printable(str(error)), extra=at(job_id))
                 continue
             if view is None or is_over(items_progress(view)):
                 continue
@@ -91,7 +92,7 @@ class Foreman:
                 with suppress(RunLockedError):
                     await prune_task(self.store, job_id)
                 continue
-            log.info("going on with %s", job_id)
+            log.info("going on with %s", job_id, extra=at(job_id))
             self._start(Job(job_id, self.dispatcher), None)
 
     def _start(self, job: Job, submission: Submission | None) -> None:

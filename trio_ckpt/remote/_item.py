@@ -21,6 +21,7 @@ from .._errors import (
     leaves_of,
     text_of,
 )
+from .._log import at
 from .._open import open_run
 from .._words import message_of, printable
 from ._errors import TaskFailedError
@@ -128,7 +129,7 @@ class Item:
         is_ours = isinstance(error, StoreError | RunStoppedError)
         if self.line.lost is not None or is_ours:
             reason = printable(text_of(error))[:MAX_TEXT_CHARS]
-            log.warning("work item %s is given up here: %s", task_id, reason)
+            log.warning("work item %s is given up here: %s", task_id, reason, extra=at(task_id))
             self.last_word = lambda lease: ReleaseTask(task_id, lease, reason, is_trouble=True)
             return
         if not isinstance(error, Exception):
@@ -138,7 +139,7 @@ class Item:
         else:
             failure = describe_failure(error)
         text = message_of(failure.message)
-        log.warning("work item %s failed: %s: %s", task_id, failure.type, text)
+        log.warning("work item %s failed: %s: %s", task_id, failure.type, text, extra=at(task_id))
         self.last_word = lambda lease: TaskFailed(task_id, lease, failure)
 
     async def _run(self, func: Callable[..., Any]) -> Any:
@@ -218,7 +219,7 @@ class Item:
 
     def tell(self, note: str) -> None:
         """Say something for the job's history."""
-        log.warning("work item %s: %s", self.task_id, printable(note))
+        log.warning("work item %s: %s", self.task_id, printable(note), extra=at(self.task_id))
         if self.line.link is not None:
             message = TaskProgress(self.task_id, self.line.lease, None, note[:MAX_TEXT_CHARS])
             self.line.link.send(message)

@@ -13,6 +13,7 @@ from .._batch import Batch
 from .._errors import RunLockedError, StoreError, TrioCkptError, text_of
 from .._history import ended_at
 from .._lane import Lane
+from .._log import at
 from .._loops import run_batches
 from .._open import open_run
 from .._progress import Progress
@@ -168,7 +169,7 @@ class Job:
             return
         self.waits = told
         if told:
-            log.warning("%s: %s", self.job_id, told)
+            log.warning("%s: %s", self.job_id, told, extra=at(self.job_id))
         if self._registry is not None:
             self._registry.touch()
 
@@ -199,13 +200,13 @@ class Job:
                 await self._sweep(store)
         except Exception as error:
             self.problem = describe_error(error)
-            log.error("%s: %s", self.job_id, printable(text_of(error)))
+            log.error("%s: %s", self.job_id, printable(text_of(error)), extra=at(self.job_id))
         except BaseExceptionGroup as group:
             _, failures = group.split(trio.Cancelled)
             if failures is None:
                 raise
             self.problem = describe_error(failures)
-            log.error("%s: %s", self.job_id, printable(text_of(failures)))
+            log.error("%s: %s", self.job_id, printable(text_of(failures)), extra=at(self.job_id))
         finally:
             for event in (self.accepted, self.ready, self.over):
                 event.set()
@@ -283,7 +284,12 @@ class Job:
                 try:
                     await prune_task(store, run.run_id)
                 except (StoreError, RunLockedError) as error:
-                    log.warning("the states of %s stay: %s", run.run_id, printable(text_of(error)))
+                    log.warning(
+                        "the states of %s stay: %s",
+                        run.run_id,
+                        printable(text_of(error)),
+                        extra=at(self.job_id),
+                    )
 
 
 async def _save(stream: Stream[None], lane: Lane, submission: Submission) -> None:

@@ -31,10 +31,12 @@ from typing import Any
 import attrs
 import trio
 
+from .._log import Place, at
 from .._patience import wait_awake
 from ._handle import WorkerHandle
 from ._lease import Lease, Lost
 from ._messages import Cancel, Held, JobOptions, NewLease, TaskAck
+from ._names import ITEMS_STREAM
 from ._protocol import TaskPhase
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
@@ -72,6 +74,11 @@ class Wanted:
     def is_saving(self) -> bool:
         """Whether it takes checkpoints."""
         return self.options.checkpoint_interval_s is not None
+
+    @property
+    def place(self) -> Place:
+        """What a line of the log about it is about."""
+        return at(self.job_id, ITEMS_STREAM, self.index)
 
 
 class Standing(enum.Enum):

@@ -33,6 +33,7 @@ import msgspec
 
 from .._errors import RunLockedError, SaveOutcomeUnknownError, StoreConflictError, StoreError
 from .._forks import close_unshared, open_unshared
+from .._log import at
 from ..abc import Checkpoint, Fold, Pruned, RunKey
 from ._blobs import Blobs
 from ._claims import Claims, names_of
@@ -140,7 +141,12 @@ class Writer:
                     raise locked_by_stranger(run_id)  # who has ended since it was read
                 remove_leftovers(folder, state.journal)
                 if end.torn:
-                    logger.info("%s: cutting off %d bytes that a crash left", folder, end.torn)
+                    logger.info(
+                        "%s: cutting off %d bytes that a crash left",
+                        folder,
+                        end.torn,
+                        extra=at(run_id),
+                    )
                     os.ftruncate(fd, end.size)
                 if end.lacks_newline:
                     write_all(fd, b"\n")
@@ -372,7 +378,7 @@ class Writer:
             with explain(held.folder, "writing it anew"):
                 written = prepare(held.folder, loaded.state)
         except StoreError as error:
-            logger.warning("the journal grows on: %s", error)
+            logger.warning("the journal grows on: %s", error, extra=at(run_id))
             held.rewrite_at = 2 * held.size
             return
         self._switch(run_id, held, written)
