@@ -242,8 +242,8 @@ async def test_lines_are_compared_batch_by_batch(tmp_path: Path) -> None:
     sink.write_bytes(b"".join(lines)[:-9])
     assert [p[0] for p in await problems(store, tmp_path)] == [3, 2]
     assert await problems(store, tmp_path, "size") == [
-        (3, "a.jsonl", "truncated: 7 of 7 bytes at 15 are missing"),
-        (2, "a.jsonl", "truncated: 2 of 6 bytes at 9 are missing"),
+        (3, "a.jsonl", "truncated: 7 missing of 7 bytes at 15"),
+        (2, "a.jsonl", "truncated: 2 missing of 6 bytes at 9"),
     ]
     sink.unlink()
     (tmp_path / "b.jsonl").write_text("1\n2\n")

@@ -668,5 +668,5 @@ async def test_a_fresh_run_names_what_it_leaves(
                         await batch.write_text("ours.txt", "text")
                         batch.complete()
         (tmp_path / "theirs.txt").write_text("text")
-    assert "no record has are left: theirs.txt" in caplog.text
+    assert "no record has them: 1 name (theirs.txt)" in caplog.text
     assert len(list((tmp_path / ".archive").rglob("ours.txt"))) == 1

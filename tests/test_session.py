@@ -84,7 +84,7 @@ async def test_the_line_of_what_was_found(
     try:
         with trio.CancelScope() as scope:
             async with begin(store) as run:
-                assert "run 'r': nothing saved yet" in caplog.text
+                assert "run 'r' begins: nothing saved yet" in caplog.text
                 await work(run)
                 async with run.open_stream("t", retry=retry) as stream:
                     async for batch in stream.batches(range(4)):
@@ -112,10 +112,10 @@ async def test_the_line_of_what_was_found(
     async with begin(killed if end == "kill" else store) as run:
         line = (
             "4 batches done, 1 skipped, 1 to retry, 7 records, 3,001.5 words, 0.75 cost spent in "
-            f"all; streams: 2; session 1 {words} at 2025-06-15 15:06:40 UTC"
+            f"all; 2 streams; session 1 {words} at 2025-06-15 15:06:40 UTC"
         )
         assert str(run.found) == line
-        assert f"run 'r': {line}" in caplog.text
+        assert f"run 'r' resumes: {line}" in caplog.text
         assert (run.found.last_end, run.found.was_killed) == (words, end == "kill")
         assert run.found.may_have_left_files is (end in ("kill", "raise", "cancel"))
         assert run.found.ended_at == 1_750_000_000.0

@@ -29,6 +29,7 @@ from ._manifest import (
 from ._records import Status
 from ._threads import run_blocking
 from ._values import RUN_STREAM, encode_key
+from ._words import plural
 from .abc import Finding, RunKey, RunView, Store
 from .outputs import AnyPath, OutputDir
 
@@ -108,7 +109,7 @@ def _tails(view: RunView, outputs: OutputDir, where: str) -> list[Finding]:
                 found.append(
                     Finding(
                         f"{where}, output {path}",
-                        f"{extra:,} bytes follow its confirmed end",
+                        f"it goes on behind its confirmed end, by {plural(extra, 'byte')}",
                         "--repair cuts them off" if is_over else "the next start cuts them off",
                         is_damage=is_over,
                         run_id=view.run_id,

@@ -43,7 +43,7 @@ from ._stop import Stop
 from ._token import CANCELLED, WITHDRAWN, Failure, TokenEvent, TokenState, failure_of, move
 from ._uninterrupted import uninterrupted
 from ._values import copy_plain
-from ._words import printable
+from ._words import one_line
 from .abc import Attempt, AttemptEnd
 from .state import FrontierItems, keyed_items
 
@@ -174,7 +174,7 @@ class Desk(ABC):
                 "%s waits %.3g s: %s",
                 self.where(),
                 for_s,
-                printable(reason),
+                one_line(reason),
                 extra=at(self.run_id, self.lane.key),
             )
 

@@ -26,6 +26,7 @@ from ._records import Kind, Record
 from ._session import Session
 from ._threads import run_blocking
 from ._values import RUN_STREAM, StreamKey
+from ._words import plural
 from .abc import RunKey, RunView, Store
 from .outputs import ARCHIVE, OutputDir
 
@@ -123,13 +124,18 @@ async def archive_outputs(store: Store, view: RunView, outputs: OutputDir) -> No
         label = f"{view.run_id}-{view.generation}"
         archived = await run_blocking(outputs.archive, sorted(paths), label)
         log.info(
-            "%d outputs of the old run were archived", len(archived.moved), extra=at(view.run_id)
+            "of the old run are archived: %s",
+            plural(len(archived.moved), "output"),
+            extra=at(view.run_id),
         )
     strangers = [name for name in await run_blocking(outputs.names) if name != ARCHIVE]
     if strangers:
         shown = ", ".join(strangers[:MAX_SHOWN])
         log.info(
-            "%d names that no record has are left: %s", len(strangers), shown, extra=at(view.run_id)
+            "left, because no record has them: %s (%s)",
+            plural(len(strangers), "name"),
+            shown,
+            extra=at(view.run_id),
         )
 
 

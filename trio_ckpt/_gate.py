@@ -71,7 +71,7 @@ from ._token import (
 )
 from ._uninterrupted import uninterrupted
 from ._ways import Way, is_ended_from_outside
-from ._words import printable
+from ._words import one_line
 from .abc import AttemptEnd
 from .outputs import AppendFile, lines_digest
 
@@ -197,7 +197,7 @@ class Gate(Desk):
             log.error(
                 "while an exception left %s, saving failed: %s",
                 where,
-                printable(text_of(problem)),
+                one_line(text_of(problem)),
                 extra=at(self.run_id, self.lane.key, batch.index),
             )
             return Passed.GO_ON

@@ -16,6 +16,7 @@ from ._ranges import IndexSet
 from ._records import Seal
 from ._totals import ExactSum, add_sums
 from ._values import StreamKey
+from ._words import plural
 from .abc import Fold
 from .outputs import AppendFile
 
@@ -144,9 +145,9 @@ class Lane:
             return None
         if len(payload) > MAX_FOLD_BYTES:
             log.warning(
-                "progress of %s has %d bytes: not folded",
+                "progress of %s has %s: not folded",
                 self.text,
-                len(payload),
+                plural(len(payload), "byte"),
                 extra=at(None, self.key),
             )
             return None

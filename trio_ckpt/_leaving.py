@@ -22,7 +22,7 @@ from ._records import ErrorInfo, Kind, Record, Status, describe_end
 from ._values import StreamKey
 from ._walk import Walk
 from ._ways import Way, telling, way_of
-from ._words import printable
+from ._words import one_line
 
 log = logging.getLogger("trio_ckpt.stream")
 
@@ -108,7 +108,7 @@ async def _record_exit(walk: Walk, error: BaseException | None, index: int | Non
             try:
                 await save_failure(walk, info)
             except Exception as problem:
-                text = printable(text_of(problem))
+                text = one_line(text_of(problem))
                 log.error(
                     "%s failed, and saving that failed: %s",
                     where,

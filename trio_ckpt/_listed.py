@@ -13,6 +13,7 @@ from ._records import Kind, Record
 from ._roster import Roster
 from ._saver import Saver
 from ._values import StreamKey
+from ._words import plural
 
 log = logging.getLogger("trio_ckpt.run")
 
@@ -50,8 +51,8 @@ async def add_to_list(roster: Roster, saver: Saver, wanted: Sequence[StreamKey])
     if unlisted:
         shown = ", ".join("/".join(key) for key in unlisted[:MAX_SHOWN])
         log.info(
-            "%d streams are listed no longer, and kept: %s",
-            len(unlisted),
+            "listed no longer, and kept: %s (%s)",
+            plural(len(unlisted), "stream"),
             shown,
             extra=at(saver.run_key.run_id),
         )

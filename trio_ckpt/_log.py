@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from ._errors import TrioCkptError, class_name, text_of
 from ._values import StreamKey
-from ._words import printable, stream_name
+from ._words import one_line, printable, stream_name
 
 NAMES = (
     *("trio_ckpt.engines", "trio_ckpt.gate", "trio_ckpt.live", "trio_ckpt.monitor"),
@@ -87,7 +87,7 @@ class _OneLine(logging.Filter):
                 fields[name] = value
         message = _message_of(record)
         if message is None or not message.isprintable():
-            record.msg, record.args = printable(message or str(record.msg)), None
+            record.msg, record.args = one_line(message or str(record.msg)), None
         if record.exc_info and not record.exc_text:
             lines = _traceback_of(record.exc_info).splitlines()
             record.exc_text = "\n".join(f"  {printable(line)}" for line in lines)

@@ -22,7 +22,7 @@ from ._token import is_cancellation
 from ._uninterrupted import uninterrupted
 from ._walk import Items, Walk, estimated
 from ._ways import Way, telling, way_of
-from ._words import printable
+from ._words import one_line
 from .outputs import Validate, Validator
 
 log = logging.getLogger("trio_ckpt.stream")
@@ -154,7 +154,7 @@ def _one_of(failures: list[BaseException], desk: Gate) -> BaseException:
     if not all(isinstance(verdict, BatchFailedError | StreamFailedError) for verdict in verdicts):
         return BaseExceptionGroup("several workers of run_batches failed", distinct)
     for verdict in verdicts:
-        log.error("one of several: %s", printable(text_of(verdict)), extra=at_error(verdict))
+        log.error("one of several: %s", one_line(text_of(verdict)), extra=at_error(verdict))
     return verdicts[telling(list(verdicts))]
 
 

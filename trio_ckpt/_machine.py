@@ -23,6 +23,7 @@ from pathlib import Path
 import attrs
 
 from ._extras import pip_command
+from ._words import plural
 from .stores._files import sync_folder
 from .stores._locks import HAS_FLOCK
 
@@ -178,7 +179,7 @@ def _space(place: Path) -> Finding:
     if sys.platform != "win32":
         status = os.statvfs(place)
         if status.f_files and status.f_favail < LOW_FILES:
-            text += f", but only {status.f_favail:,} files more"
+            text += f", but only {plural(status.f_favail, 'file')} more"
             return Finding("space", Verdict.DOUBT, text, "remove small files that nobody needs")
     return Finding("space", Verdict.GOOD, text)
 

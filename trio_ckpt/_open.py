@@ -33,7 +33,7 @@ from ._threads import run_blocking
 from ._uninterrupted import uninterrupted
 from ._values import check_run_id
 from ._verify import Verify
-from ._words import printable
+from ._words import plural, printable
 from .abc import Observer, RunKey, Store
 from .outputs import ARCHIVE, OutputDir, SystemPath
 from .stores import open_store
@@ -308,10 +308,10 @@ async def _warn_of_strangers(run_id: str, outputs: OutputDir, store: Store) -> N
     strangers = await run_blocking(_strangers, outputs, store.url.partition(":")[2])
     if strangers:
         log.warning(
-            "the run is new, and %d names are in its output folder already, such as %s: a batch "
+            "the run is new, and its output folder has %s already, such as %s: a batch "
             "whose output has the name of one is refused; if a store was lost, Stream.rescan "
             "adopts them",
-            len(strangers),
+            plural(len(strangers), "name"),
             printable(strangers[0]),
             extra=at(run_id),
         )

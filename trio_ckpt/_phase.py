@@ -23,7 +23,7 @@ from ._records import ErrorInfo, Kind, Opened, Record, Status, describe_error
 from ._saver import Saver
 from ._values import StreamKey
 from ._ways import Way, way_of
-from ._words import plural, printable, stream_name
+from ._words import one_line, plural, printable, stream_name
 
 log = logging.getLogger("trio_ckpt.run")
 
@@ -99,6 +99,6 @@ async def _save_failure(saver: Saver, lane: Lane, error: BaseException) -> None:
             log.error(
                 "phase %r failed, and saving that failed: %s",
                 lane.key[1],
-                printable(text_of(problem)),
+                one_line(text_of(problem)),
                 extra=at(saver.run_key.run_id),
             )

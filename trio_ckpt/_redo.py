@@ -37,7 +37,7 @@ from ._staging import Claims
 from ._threads import run_blocking
 from ._totals import ExactSum, add_amounts, encode_sums
 from ._values import StreamKey
-from ._words import printable
+from ._words import one_line, plural
 from .abc import Store
 from .outputs import OutputDir, keep_tail
 
@@ -264,7 +264,7 @@ class Redo:
                             cut, end = entry.sequence, end - lines.size
                 if end <= size:
                     break
-        reason = f"{path} was shortened to {size} bytes"
+        reason = f"{path} was shortened to {plural(size, 'byte')}"
         where = describe_batch(self.saver.run_key.run_id, self.lane.key, None)
         log.warning("%s: %s", where, reason, extra=at(self.saver.run_key.run_id, self.lane.key))
         return await self.rewind_before(cut, reason)
@@ -300,7 +300,7 @@ class Redo:
             "%s: batches %s go back to work: %s",
             where,
             taking.indexes,
-            printable(reason),
+            one_line(reason),
             extra=at(self.saver.run_key.run_id, self.lane.key),
         )
         await self._save(taking, {"reason": reason}, **fields)

@@ -31,7 +31,7 @@ from ._ranges import IndexSet
 from ._threads import run_blocking
 from ._values import StreamKey, decode_key
 from ._verify import MISSING, MISSING_MANY
-from ._words import printable, stream_name
+from ._words import plural, printable, stream_name
 from .abc import Finding, Repaired, Store
 from .outputs import AnyPath
 from .stores import open_store
@@ -198,7 +198,7 @@ class _Mender:
         batches = sorted({f.batch_index for f in bad if f.batch_index is not None})
         missing = sum(f.what == MISSING for f in bad)
         if missing > MISSING_MANY:
-            what = f"{missing} outputs are missing: is this the right output folder? A start with "
+            what = f"{plural(missing, 'output')} missing: is the output folder right? A start with "
             self.not_done.append(Repaired(where, what + "redo_missing=True does them again"))
             return
         if not batches:

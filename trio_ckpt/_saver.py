@@ -51,6 +51,7 @@ from ._submission import Submission, refuse_to_abort
 from ._threads import NOT_BEGUN, WorkerThread
 from ._uninterrupted import uninterrupted
 from ._values import StreamKey, encode_key
+from ._words import plural
 from .abc import BlobPayload, Checkpoint, Fold, RunKey, Store
 from .outputs import AppendFile
 
@@ -329,8 +330,8 @@ class Saver:
                 return [error] * len(group)
             except (StoreError, *NOT_BEGUN) as error:
                 log.error(
-                    "saving %d checkpoints failed: %s",
-                    len(group),
+                    "saving %s failed: %s",
+                    plural(len(group), "checkpoint"),
                     text_of(error),
                     extra=at(self.run_key.run_id),
                 )

@@ -31,6 +31,7 @@ from ._statistics import format_amount
 from ._totals import Number, shown
 from ._values import PHASE, RUN_STREAM
 from ._ways import Way, way_of
+from ._words import plural
 from .abc import RunView
 
 log = logging.getLogger("trio_ckpt.session")
@@ -88,9 +89,10 @@ class Found:
             at = datetime.fromtimestamp(self.ended_at, UTC)
             when = f" at {at:%Y-%m-%d %H:%M:%S} UTC"
         return (
-            f"{self.confirmed:,} batches done, {self.skipped:,} skipped, {self.to_retry:,} to "
-            f"retry, {', '.join([f'{self.records:,} records', *sums])} in all; "
-            f"streams: {self.streams:,}; session {self.sessions} {self.last_end}{when}"
+            f"{plural(self.confirmed, 'batch')} done, {self.skipped:,} skipped, "
+            f"{self.to_retry:,} to retry, "
+            f"{', '.join([plural(self.records, 'record'), *sums])} in all; "
+            f"{plural(self.streams, 'stream')}; session {self.sessions} {self.last_end}{when}"
         )
 
 

@@ -222,9 +222,9 @@ class StreamFiles:
             self.lane.tools.sinks[name] = sink
             if sink.cut_bytes and not is_cut_back:
                 log.warning(
-                    "%s: an unconfirmed tail of %d bytes was cut off",
+                    "%s: an unconfirmed tail of %s was cut off",
                     name,
-                    sink.cut_bytes,
+                    plural(sink.cut_bytes, "byte"),
                     extra=at(self.run_id, self.lane.key),
                 )
 

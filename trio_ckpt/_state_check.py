@@ -19,6 +19,7 @@ from ._history import read_pages
 from ._records import Record, Seal, decode_record
 from ._threads import run_blocking
 from ._values import StreamKey, encode_key
+from ._words import plural
 from .abc import RunView, Store, StoredRecord
 from .state import Frame, decode_frame
 from .state._frame import DIGEST_BYTES
@@ -238,4 +239,4 @@ def _compare(data: bytes, start: int, pieces: list[_Piece]) -> None:
     for offset, size, digest in pieces:
         piece = view[offset - start : offset - start + size]
         if len(piece) != size or xxhash.xxh3_128_digest(piece) != digest:
-            raise StoreDamagedError(f"{size:,} bytes at {offset:,} of its arrays are damaged")
+            raise StoreDamagedError(f"its arrays are damaged: {plural(size, 'byte')} at {offset:,}")

@@ -10,6 +10,7 @@ from ._progress import Progress
 from ._records import Status
 from ._totals import Number, shown
 from ._values import StreamKey
+from ._words import plural
 
 WARM_AFTER_BATCHES = 20  # before that a rate says more about start-up than about the work
 WARM_AFTER_S = 2.0
@@ -239,8 +240,10 @@ def resume_line(
     skipped = progress.skipped.count(first, stop)
     if not confirmed + skipped:
         return None
-    of = "" if stop is None else f" of {stop - first:,}"
-    parts = [f"resuming: {confirmed:,}{of} batches done"]
+    done = plural(confirmed, "batch")
+    if stop is not None:
+        done = f"{confirmed:,} of {plural(stop - first, 'batch')}"
+    parts = [f"resuming: {done} done"]
     if skipped:
         parts.append(f"{skipped:,} skipped")
     count = len(progress.confirmed)

@@ -41,6 +41,14 @@ def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
+def one_line(text: str) -> str:
+    """A text of several lines on one, with semicolons between them, printable."""
+    if text.isprintable():
+        return text
+    lines = (line.strip().rstrip(";") for line in text.splitlines())
+    return printable("; ".join(filter(None, lines)).replace(":; ", ": "))
+
+
 def message_of(text: str) -> str:
     """A message of other code in a line of ours: its first line, printable, and cut if it is long.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.tools import T0, Terminal, batches, complete, failed, make_run
-from trio_ckpt import _errors
+from trio_ckpt import _errors, _words
 from trio_ckpt._records import Kind, Record
 from trio_ckpt.cli import _app, _exits, main
 
@@ -80,8 +80,8 @@ def test_a_run_id_that_is_none(run: Terminal, gh: Path) -> None:
 def test_an_error_of_several_lines_is_put_on_one() -> None:
     changes = (("model", '"a"', '"b"'),)
     error = _errors.ConfigChangedError("run", changes)
-    assert _exits.one_line(str(error)) == (
-        'the configuration of run \'run\' changed:; model: "a" -> "b"; restore it, or choose '
+    assert _words.one_line(str(error)) == (
+        'the configuration of run \'run\' changed: model: "a" -> "b"; restore it, or choose '
         "on_config_change='accept' to go on with the new one or 'restart' to archive the run and "
         "begin again"
     )

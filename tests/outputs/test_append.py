@@ -53,7 +53,7 @@ def test_what_is_appended_counts_only_once_it_is_confirmed(
     sink.append([b"6\n"])
     assert (root / "a/log").read_bytes() == b"three\n4\n6\n"
     assert sink.read_back(6, 4) == b"4\n6\n"
-    with pytest.raises(OutputError, match="ends 1 bytes before"):
+    with pytest.raises(OutputError, match="ends 1 byte before"):
         sink.read_back(6, 5)
 
 

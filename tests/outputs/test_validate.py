@@ -159,7 +159,7 @@ BAD: dict[str, list[tuple[Any, str, str]]] = {
         ([], "scores", "an array is not an object"),
     ],
     "corner": [
-        ([1], "corner", "has 1 items, not 2"),
+        ([1], "corner", "has 1 item, not 2"),
         ([1, "2"], "corner[1]", '"2" is not an int'),
     ],
     "many": [([1, None], "many[1]", "null is not an int")],

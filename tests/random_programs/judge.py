@@ -30,7 +30,9 @@ from trio_ckpt.outputs._names import TEMP_NAME
 from trio_ckpt.stores import open_store
 
 BY_A_REPAIR = "put back by a repair: its output is damaged"
-OF_DAMAGE = re.compile(r"(.+) (?:is .+, and later batches build on it|was shortened to \d+ bytes)")
+OF_DAMAGE = re.compile(
+    r"(.+) (?:is .+, and later batches build on it|was shortened to [\d,]+ bytes?)"
+)
 
 
 class ViolationError(AssertionError):

@@ -132,7 +132,7 @@ async def test_a_lost_database_is_not_begun_anew(tmp_path: Path) -> None:
     await make(folder, *chain(A, 1, 2))
     for make_it_so in ((folder / "state.db").write_bytes, lambda _: (folder / "state.db").unlink()):
         make_it_so(b"")
-        with pytest.raises(StoreDamagedError, match="2 checkpoints of run 'run' were in it"):
+        with pytest.raises(StoreDamagedError, match="with 2 checkpoints of run 'run': restore"):
             await open_store(f"sqlite:{folder}")
 
 

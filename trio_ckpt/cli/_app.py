@@ -14,6 +14,7 @@ import click
 
 from .._errors import text_of
 from .._screen import Screen
+from .._words import one_line
 from ._exits import (
     EXIT_INTERRUPTED,
     EXIT_NO_READER,
@@ -21,7 +22,6 @@ from ._exits import (
     CommandError,
     error_document,
     exit_code_of,
-    one_line,
 )
 from ._report import to_json
 

@@ -304,7 +304,7 @@ async def compact(
     if done.dropped:
         fate = "let go" if archive is None else f"moved to {archive}"
         text += f"; arrays of {plural(done.dropped, 'old state')} {fate}: "
-        text += f"{number(done.freed_bytes)} bytes"
+        text += f"{plural(done.freed_bytes, 'byte')}"
     return Answer(lambda: document, lambda: [text])
 
 
@@ -371,7 +371,7 @@ async def prune(store: Store, run_id: str, *, keep: int, consent: Consent) -> An
         "bytes": removed.bytes,
     }
     text = f"{plural(removed.generations, 'generation')} removed: "
-    text += f"{plural(removed.records, 'record')}, {number(removed.bytes)} bytes"
+    text += f"{plural(removed.records, 'record')}, {plural(removed.bytes, 'byte')}"
     if not is_needed:
         kept = plural(keep, "generation")
         text = f"run {run_id!r} has nothing older than its newest {kept}: nothing to prune"
@@ -405,7 +405,7 @@ async def export(
             outputs.close()
     text = f"run {look.run_id!r} is in {done.path}: {plural(done.streams, 'stream')}, "
     text += f"{plural(done.records, 'record')}, {plural(done.outputs, 'output file')}, "
-    text += f"{number(done.size_bytes)} bytes"
+    text += f"{plural(done.size_bytes, 'byte')}"
     return Answer(lambda: {"store": store.url, **attrs.asdict(done)}, lambda: [text])
 
 

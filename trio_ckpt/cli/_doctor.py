@@ -20,13 +20,20 @@ from .._losses import find_losses
 from .._machine import Finding, Verdict, examine
 from .._threads import run_blocking
 from .._values import StreamKey
-from .._words import duration, number, plural, quoted_name, stream_name, stream_names
+from .._words import (
+    duration,
+    one_line,
+    plural,
+    quoted_name,
+    stream_name,
+    stream_names,
+)
 from ..abc import Store
 from ..remote import read_job
 from ..remote._names import is_job_id
 from ..stores import open_store
 from ..stores._local import LocalStore
-from ._exits import EXIT_OK, EXIT_PROBLEMS, one_line
+from ._exits import EXIT_OK, EXIT_PROBLEMS
 from ._key import mac_key, mac_key_option
 from ._options import json_option, say
 from ._paths import TypedPath
@@ -152,7 +159,7 @@ async def _run(store: Store, run_id: str) -> Finding:
     if look is None:
         return Finding(name, Verdict.NOTE, "it is gone again")
     summary = look.summary()
-    text = f"{plural(len(look.keys), 'stream')}, {number(summary.confirmed)} batches confirmed"
+    text = f"{plural(len(look.keys), 'stream')}, {plural(summary.confirmed, 'batch')} confirmed"
     if look.owner is None:
         return Finding(name, Verdict.GOOD, f"{text}; nobody has it")
     text += f"; process {look.owner.pid} on {look.owner.host} has it"
@@ -219,6 +226,6 @@ async def _orphans(store: LocalStore) -> Finding:
     return Finding(
         "orphans",
         Verdict.NOTE,
-        f"{plural(count, 'blob')} ({number(size)} bytes) that no record names",
+        f"{plural(count, 'blob')} ({plural(size, 'byte')}) that no record names",
         "a crash left them, or they are just being saved; the next owner removes what is left",
     )

@@ -15,7 +15,6 @@ from .._errors import (
     UnknownStreamError,
 )
 from .._extras import MissingExtraError
-from .._words import printable
 
 EXIT_OK = 0
 EXIT_PROBLEMS = 1  # of `verify`: what was looked for was found
@@ -39,12 +38,6 @@ class CommandError(Exception):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-def one_line(text: str) -> str:
-    """A message on one line, printable."""
-    lines = [line.strip() for line in text.splitlines()]
-    return printable("; ".join(line.rstrip(";") for line in lines if line))
 
 
 def exit_code_of(error: BaseException) -> int | None:

@@ -15,9 +15,18 @@ from .._progress import Progress
 from .._records import ErrorInfo, Status
 from .._totals import Number
 from .._values import StreamKey
-from .._words import amounts, duration, iso_moment, message_of, moment, plural, stream_names
+from .._words import (
+    amounts,
+    duration,
+    iso_moment,
+    message_of,
+    moment,
+    one_line,
+    plural,
+    stream_names,
+)
 from ..abc import Store
-from ._exits import EXIT_OK, EXIT_STORE, error_document, one_line
+from ._exits import EXIT_OK, EXIT_STORE, error_document
 from ._look import (
     Look,
     choose_streams,

@@ -14,7 +14,7 @@ from .._state_check import StateCheck, StateProblem, check_states
 from .._threads import run_blocking
 from .._values import StreamKey
 from .._verify import MISSING, MISSING_MANY
-from .._words import number, plural, quoted_name, stream_names
+from .._words import plural, quoted_name, stream_names
 from ..abc import Store
 from ..outputs import OutputDir
 from ._change import Consent
@@ -187,7 +187,7 @@ def _file_blocks(
     every: bool,
 ) -> list[Block]:
     how = _how(drift, mode, sinks)
-    checked = f"{plural(drift.files, 'file')} ({number(drift.bytes)} bytes)"
+    checked = f"{plural(drift.files, 'file')} ({plural(drift.bytes, 'byte')})"
     if not drift.files and not drift.problems:
         return ["no batch has confirmed a file: nothing to check"]
     if not drift.problems:
@@ -226,7 +226,7 @@ def _refusals(drift: Drift, sinks: _Sinks, names: _Names) -> Iterator[str]:
 def _state_blocks(states: StateCheck | None, names: _Names, *, every: bool) -> list[Block]:
     if states is None or not (states.states or states.problems):
         return []
-    checked = f"{plural(states.states, 'saved state')} ({number(states.bytes)} bytes of arrays)"
+    checked = f"{plural(states.states, 'saved state')} ({plural(states.bytes, 'byte')} of arrays)"
     if not states.problems:
         return [f"{checked} checked: all are as saved"]
     problems = plural(len(states.problems), "problem")

@@ -22,7 +22,7 @@ from .._errors import (
     UnknownStreamError,
     text_of,
 )
-from .._words import printable
+from .._words import one_line
 from ..remote import UnknownJobError
 from ._access import Refused, Role
 from ._endpoints import ENDPOINTS, Endpoint
@@ -76,7 +76,7 @@ def make_app(window: Window) -> App:
 
 def refusal_of(error: Exception) -> Refused:
     """What is answered because of an error that was foreseen; others are raised again."""
-    message = printable(text_of(error))
+    message = one_line(text_of(error))
     match error:
         case BadRequestError():
             return Refused(400, "bad_parameter", message)

@@ -14,7 +14,7 @@ from .._history import read_history_page, read_sessions
 from .._live import LiveView
 from .._maintain import open_maintenance
 from .._values import StreamKey
-from .._words import printable, stream_names
+from .._words import one_line, stream_names
 from ._events import Broadcast, event
 from ._jobs import Jobs, NotPossibleError
 from ._metrics import Metrics, PendingGauge
@@ -113,7 +113,7 @@ class Window:
             except UnknownRunError:
                 continue  # it was pruned meanwhile
             except StoreError as error:  # the others can be read
-                unreadable.append(UnreadableRun(run=run_id, message=printable(str(error))))
+                unreadable.append(UnreadableRun(run=run_id, message=one_line(str(error))))
         return RunList(
             at=iso_now(time.time()),
             store=self.source.store.url,

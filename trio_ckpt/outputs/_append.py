@@ -10,6 +10,7 @@ from contextlib import suppress
 import attrs
 
 from .._errors import CannotRedoError, OutputError, SinkClosedError, text_of
+from .._words import plural
 from ._dir import OutputDir
 from ._names import AnyPath, above
 from ._system import APPEND, told, words, write_all
@@ -181,7 +182,9 @@ class AppendFile:
                 chunks.append(chunk)
                 offset, size = offset + len(chunk), size - len(chunk)
         if size:
-            raise OutputError(self.path, f"ends {size} bytes before it should, at byte {offset}")
+            raise OutputError(
+                self.path, f"ends {plural(size, 'byte')} before it should, at byte {offset}"
+            )
         return b"".join(chunks)
 
     def close(self) -> None:

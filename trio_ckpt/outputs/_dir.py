@@ -17,6 +17,7 @@ import attrs
 from .._arguments import NOT_EXPANDED, names_home
 from .._errors import OutputError
 from .._records import Output
+from .._words import plural
 from ._names import (
     ARCHIVE,
     TEMP_NAME,
@@ -399,9 +400,9 @@ class OutputDir:
         if not stat.S_ISREG(found.st_mode):
             return "is not a regular file"
         if found.st_size < output.size:
-            return f"truncated: {found.st_size} of {output.size} bytes"
+            return f"truncated: {found.st_size:,} of {plural(output.size, 'byte')}"
         if found.st_size > output.size:
-            return f"altered: {found.st_size} bytes instead of {output.size}"
+            return f"altered: {plural(found.st_size, 'byte')} instead of {output.size:,}"
         if verify == "size" and found.st_mtime_ns == output.mtime_ns:
             return None
         _, sha256 = self._hash(fd)

@@ -32,6 +32,7 @@ import attrs
 from .._arguments import shown
 from .._errors import class_name, text_of
 from .._extras import needs_extra
+from .._words import plural
 
 MAX_SHOWN_CHARS = 40  # of a value in a message
 
@@ -334,7 +335,7 @@ def _tuple(kind: Any, converter: Any) -> _Hook:
     def structure(value: Any, _: Any) -> Any:
         _need_array(value)
         if not is_open and len(value) != len(hooks):
-            raise MisfitError("", f"has {len(value)} items, not {len(hooks)}")
+            raise MisfitError("", f"has {plural(len(value), 'item')}, not {len(hooks)}")
         return tuple(_each(value, hooks * len(value) if is_open else hooks))
 
     return structure

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 from .._errors import OutputError
+from .._words import plural
 from ._dir import HASH_CHUNK_BYTES, OutputDir
 from ._names import ARCHIVE, AnyPath, lines_digest
 from ._new import NewFile
@@ -83,7 +84,7 @@ def find_lines_damage(
         ):
             if found.st_size < offset + size:
                 missing = min(size, offset + size - found.st_size)
-                return f"truncated: {missing} of {size} bytes at {offset} are missing"
+                return f"truncated: {missing:,} missing of {plural(size, 'byte')} at {offset}"
             if digest is None:
                 return None
             data = b""
@@ -96,4 +97,4 @@ def find_lines_damage(
         if isinstance(error.__cause__, FileNotFoundError):
             return "missing"
         raise
-    return None if lines_digest(data) == digest else f"altered: {size} bytes at {offset}"
+    return None if lines_digest(data) == digest else f"altered: {plural(size, 'byte')} at {offset}"

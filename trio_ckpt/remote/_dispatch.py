@@ -15,7 +15,7 @@ import trio
 
 from .._errors import StoreDamagedError
 from .._maintain import open_maintenance
-from .._words import duration, printable
+from .._words import duration, plural, printable
 from ..abc import RunKey, Store
 from ._errors import TaskFailedError, TaskLostError
 from ._facts import TaskFacts, read_facts
@@ -121,8 +121,8 @@ class Dispatcher:
             await note(wanted.index, f"lost by {lease.holder.name}: {reason}")
             if losses >= wanted.options.losses:
                 raise TaskLostError(
-                    f"work item {wanted.index} of {wanted.job_id} was lost by {losses} workers, "
-                    f"the last time because {reason}",
+                    f"work item {wanted.index} of {wanted.job_id} was lost by "
+                    f"{plural(losses, 'worker')}, the last time because {reason}",
                     run_id=wanted.job_id,
                     batch_index=wanted.index,
                 )

@@ -17,7 +17,7 @@ from .._groups import is_over
 from .._log import at
 from .._patience import sleep_awake
 from .._records import Status
-from .._words import printable
+from .._words import one_line, plural, printable
 from ..abc import Store
 from ._dispatch import Dispatcher, prune_task
 from ._errors import JobRefusedError, UnknownJobError
@@ -84,7 +84,7 @@ class Foreman:
             try:
                 view = await self.store.load_run(job_id)
             except StoreDamagedError as error:  # the others go on
-                log.error("%s cannot be read: %s", job_id, printable(str(error)), extra=at(job_id))
+                log.error("%s cannot be read: %s", job_id, one_line(str(error)), extra=at(job_id))
                 continue
             if view is None or is_over(items_progress(view)):
                 continue
@@ -198,7 +198,7 @@ class Foreman:
             worker.link.end("the worker has come back on another connection")
             worker.disconnect()
         worker.connect(link, hello)
-        log.info("worker %s is here, with %d items", worker.name, len(hello.held))
+        log.info("worker %s is here, with %s", worker.name, plural(len(hello.held), "item"))
         self.pool.touch(worker)
         return worker
 
@@ -229,7 +229,7 @@ class Foreman:
             self._lose(worker, Lost.WORKER, at)
 
     def _lose(self, worker: WorkerHandle, how: Lost, at: float) -> None:
-        log.info("worker %s is gone, with %d items", worker.name, len(worker.leases))
+        log.info("worker %s is gone, with %s", worker.name, plural(len(worker.leases), "item"))
         if self.pool.workers.get(worker.peer_id) is worker:
             del self.pool.workers[worker.peer_id]
         for lease in tuple(worker.leases.values()):
@@ -298,4 +298,4 @@ class Foreman:
             size = await prune_task(self.store, task_id)
         except (StoreError, RunLockedError) as error:
             return CONFLICT, str(error)
-        return ACCEPTED, f"its saved states are removed: {size:,} bytes"
+        return ACCEPTED, f"its saved states are removed: {plural(size, 'byte')}"

@@ -27,7 +27,7 @@ import trio
 
 from .._errors import StoreError, text_of
 from .._patience import give_up_after
-from .._words import printable
+from .._words import one_line
 from ..abc import Store
 from ._job_views import Live, LiveTask
 from ._message import MAX_TEXT_CHARS, Id, Name, Text
@@ -181,7 +181,7 @@ class ForemanWindow:
                     is_failing = False
                 except StoreError as error:
                     if not is_failing:
-                        log.warning("jobs are not shown: %s", printable(text_of(error)))
+                        log.warning("jobs are not shown: %s", one_line(text_of(error)))
                     is_failing = True
                 pause_s = max(EVERY_S, (time.perf_counter() - began) / MAX_COST_FRACTION)
         finally:
@@ -243,7 +243,7 @@ class ForemanWindow:
             try:
                 await self._foreman.store.publish(name, b"")
             except StoreError as error:
-                log.debug("what was shown is left behind: %s", printable(text_of(error)))
+                log.debug("what was shown is left behind: %s", one_line(text_of(error)))
 
 
 def _job_name(job_id: str) -> str:

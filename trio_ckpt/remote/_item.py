@@ -23,7 +23,7 @@ from .._errors import (
 )
 from .._log import at
 from .._open import open_run
-from .._words import message_of, printable
+from .._words import message_of, one_line, printable
 from ._errors import TaskFailedError
 from ._line import Line
 from ._messages import (
@@ -128,7 +128,7 @@ class Item:
         task_id = self.task_id
         is_ours = isinstance(error, StoreError | RunStoppedError)
         if self.line.lost is not None or is_ours:
-            reason = printable(text_of(error))[:MAX_TEXT_CHARS]
+            reason = one_line(text_of(error))[:MAX_TEXT_CHARS]
             log.warning("work item %s is given up here: %s", task_id, reason, extra=at(task_id))
             self.last_word = lambda lease: ReleaseTask(task_id, lease, reason, is_trouble=True)
             return

@@ -23,7 +23,7 @@ from .._retry import RetryRule, RetryTable, Then
 from .._run import Run
 from .._stream import Stream
 from .._values import JOB_STREAM
-from .._words import printable
+from .._words import one_line
 from ..abc import Store
 from ._dispatch import Dispatcher, prune_task
 from ._errors import (
@@ -164,7 +164,7 @@ class Job:
         elif self._waits_since is None:
             self._waits_since = now
         is_long = self._waits_since is not None and now - self._waits_since >= LONELY_AFTER_S
-        told = printable(reason) if is_long else ""
+        told = one_line(reason) if is_long else ""
         if told == self.waits:
             return
         self.waits = told
@@ -200,13 +200,13 @@ class Job:
                 await self._sweep(store)
         except Exception as error:
             self.problem = describe_error(error)
-            log.error("%s: %s", self.job_id, printable(text_of(error)), extra=at(self.job_id))
+            log.error("%s: %s", self.job_id, one_line(text_of(error)), extra=at(self.job_id))
         except BaseExceptionGroup as group:
             _, failures = group.split(trio.Cancelled)
             if failures is None:
                 raise
             self.problem = describe_error(failures)
-            log.error("%s: %s", self.job_id, printable(text_of(failures)), extra=at(self.job_id))
+            log.error("%s: %s", self.job_id, one_line(text_of(failures)), extra=at(self.job_id))
         finally:
             for event in (self.accepted, self.ready, self.over):
                 event.set()
@@ -287,7 +287,7 @@ class Job:
                     log.warning(
                         "the states of %s stay: %s",
                         run.run_id,
-                        printable(text_of(error)),
+                        one_line(text_of(error)),
                         extra=at(self.job_id),
                     )
 

@@ -24,6 +24,7 @@ from .._look import Look, read_look
 from .._progress import Progress
 from .._records import Kind, Record, Status
 from .._values import JOB_STREAM
+from .._words import plural
 from ..abc import RunView, Store
 from ._errors import JobCancelledError, UnknownJobError
 from ._facts import TaskFacts, read_facts
@@ -140,7 +141,8 @@ class JobReader:
         job = await self._open(job_id, live)
         if index >= job.total:
             raise UnknownJobError(
-                f"job {job_id!r} has {job.total} items, none of index {index}", run_id=job_id
+                f"job {job_id!r} has {plural(job.total, 'item')}, none of index {index}",
+                run_id=job_id,
             )
         if await self.store.read_run(task_id) is not None:
             job.saved = frozenset({task_id})

@@ -15,7 +15,7 @@ import trio
 
 from .._errors import StoreError, TrioCkptError
 from .._records import describe_error
-from .._words import printable
+from .._words import one_line
 from ._errors import (
     ConnectionLostError,
     JobRefusedError,
@@ -99,7 +99,7 @@ async def serve_peer(foreman: Foreman, terms: Terms, socket: Socket, where: str)
             finally:
                 await link.say_goodbye("the foreman ends")
     except (ConnectionLostError, ProtocolError) as error:
-        log.info("%s: %s", where, printable(str(error)))
+        log.info("%s: %s", where, one_line(str(error)))
 
 
 async def _let_in(link: Link, terms: Terms) -> Hello | None:
@@ -307,7 +307,7 @@ class _Client:
             self.link.send(JobAccepted(job_id))
 
     def _refuse(self, job_id: str, code: str, reason: str) -> None:
-        self.link.send(JobRefused(job_id, code, printable(reason)[:MAX_TEXT_CHARS]))
+        self.link.send(JobRefused(job_id, code, one_line(reason)[:MAX_TEXT_CHARS]))
 
     def _attach(self, attach: AttachJob, nursery: trio.Nursery) -> None:
         before = self._fed.pop(attach.job_id, None)
@@ -329,4 +329,4 @@ class _Client:
             code, reason = await self.foreman.control(control.action, control.task_id)
         except StoreError as error:
             code, reason = CONFLICT, str(error)
-        self.link.send(ControlReply(control.call, code, printable(reason)[:MAX_TEXT_CHARS]))
+        self.link.send(ControlReply(control.call, code, one_line(reason)[:MAX_TEXT_CHARS]))

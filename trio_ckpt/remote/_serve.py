@@ -34,7 +34,7 @@ from .._arguments import (
 )
 from .._forks import unshare
 from .._portal import check_trio
-from .._words import printable
+from .._words import one_line
 from ..abc import Store
 from ._errors import ConnectionLostError, UnsafeBindingError
 from ._foreman import DEFAULT_GRACE_S, Foreman
@@ -214,7 +214,7 @@ class Door:
             where = _where(stream)
             await self._serve(stream, where)
         except (ConnectionLostError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.info("%s: %s", where, printable(str(error) or "it was too slow"))
+            log.info("%s: %s", where, one_line(str(error) or "it was too slow"))
         except Exception:
             log.exception("%s could not be dealt with", where)
         finally:

@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from .._errors import text_of
-from .._words import printable
+from .._words import one_line, printable
 from ._errors import ConnectionLostError, HandshakeRefusedError, ProtocolError
 from ._link import HANDSHAKE_S, Link, Socket, open_link
 from ._messages import Goodbye, Hello, Message, Refused, Welcome
@@ -79,7 +79,7 @@ class Session:
             except HandshakeRefusedError as error:
                 if error.code not in PASSING:
                     raise
-                log.info("%s", printable(str(error)))
+                log.info("%s", one_line(str(error)))
             if self._has_left():
                 return
             await trio.sleep(wait_s * (1 + random.random() * JITTER))  # noqa: S311  # no secret
@@ -89,7 +89,7 @@ class Session:
         """Say that there is no connection, once for each time that it is lost or not there."""
         is_news = wait_s == FIRST_WAIT_S and not self._has_left()
         level = logging.WARNING if is_news else logging.DEBUG
-        text = printable(text_of(error))
+        text = one_line(text_of(error))
         log.log(level, "no connection to the foreman, which is tried again: %s", text)
         self.problem = text
 
@@ -107,7 +107,7 @@ class Session:
                     link.heartbeat_s, link.silence_s = welcome.heartbeat_s, welcome.silence_s
                     return
                 case Refused(code, reason):
-                    raise HandshakeRefusedError(printable(code), printable(reason))
+                    raise HandshakeRefusedError(printable(code), one_line(reason))
                 case _:
                     pass
         raise ConnectionLostError("the foreman has not answered HELLO")

@@ -22,6 +22,7 @@ from .._patience import give_up_after
 from .._portal import check_trio
 from .._stop import stop_signals
 from .._tracing import TaskTracer
+from .._words import plural
 from ._item import Item
 from ._line import PATIENCE_S, Line
 from ._link import Link
@@ -174,7 +175,7 @@ class Worker:
         )
 
     def _opened(self, _link: Link) -> None:
-        log.info("worker %s is connected, with %d items", self.name, len(self.items))
+        log.info("worker %s is connected, with %s", self.name, plural(len(self.items), "item"))
 
     def _closed(self) -> None:
         for item in self.items.values():

@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from .._errors import StoreError
+from .._words import plural
 from ..abc import Finding
 from ._json_content import named_in
 from ._json_files import (
@@ -97,7 +98,8 @@ def _odd_in_run(path: Path, where: str, loaded: Loaded) -> Iterator[Finding]:
             what = f"stream {key} is of generation {generation}, which the run does not have"
             yield Finding(where, what, REPAIR, run_id=state.run_id, stream=key)
     if loaded.end.torn:
-        what = f"its last {loaded.end.torn:,} bytes do not count: a crash cut a save off"
+        torn = plural(loaded.end.torn, "byte")
+        what = f"a crash cut a save off: {torn} at its end count for nothing"
         name = journal_path(path, state.journal).name
         yield Finding(f"{where}/{name}", what, REMOVED, is_damage=False, run_id=state.run_id)
     ours = ("checkpoint.json", journal_path(path, state.journal).name)

@@ -22,6 +22,7 @@ from .._errors import StoreDamagedError, StoreError
 from .._folds import decode_progress
 from .._records import Seal
 from .._values import decode_key
+from .._words import plural
 from ..abc import Checkpoint, Fold, Repaired
 from ._blobs import Blobs, is_digest
 from ._files import explain
@@ -239,7 +240,7 @@ def _salvaged(path: Path, salvage: Salvage) -> RunState | None:
         del salvage.done[done:]  # it stays as it is: nothing of it is lost
         return None
     if found.garbled:
-        what = f"{found.garbled} lines of it cannot be read: what they held is lost"
+        what = f"unreadable, and what was there is lost: {plural(found.garbled, 'line')}"
         salvage.done.append(Repaired(where, what, is_loss=True))
     return state
 

@@ -34,6 +34,7 @@ import msgspec
 from .._errors import RunLockedError, SaveOutcomeUnknownError, StoreConflictError, StoreError
 from .._forks import close_unshared, open_unshared
 from .._log import at
+from .._words import plural
 from ..abc import Checkpoint, Fold, Pruned, RunKey
 from ._blobs import Blobs
 from ._claims import Claims, names_of
@@ -142,9 +143,9 @@ class Writer:
                 remove_leftovers(folder, state.journal)
                 if end.torn:
                     logger.info(
-                        "%s: cutting off %d bytes that a crash left",
+                        "%s: cutting off %s that a crash left",
                         folder,
-                        end.torn,
+                        plural(end.torn, "byte"),
                         extra=at(run_id),
                     )
                     os.ftruncate(fd, end.size)

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from .._errors import StoreError
+from .._words import plural
 from ..abc import Finding
 from ._local_check import (
     Step,
@@ -148,7 +149,7 @@ def _odd_rows(connection: sqlite3.Connection) -> Iterator[Finding]:
 def _odd_counts(connection: sqlite3.Connection) -> Iterator[Finding]:
     for statement in (_ODD_COUNTS, _EMPTY):
         for number, head, records, newest, *where in connection.execute(statement):
-            what = f"has {records} records up to {newest}, and its head is at {head}"
+            what = f"has {plural(records, 'record')} up to {newest}, and its head is at {head}"
             yield _of_stream(number, what, *where)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from .._errors import StoreDamagedError, StoreError
 from .._forks import make_unshared
-from .._words import message_of
+from .._words import message_of, plural
 from ._files import (
     check_members,
     check_version,
@@ -270,8 +270,9 @@ def _refuse_lost(folder: Path) -> None:
     for _, seen in all_seen(folder):
         if seen is not None and seen.records:
             raise StoreDamagedError(
-                f"{folder / 'state.db'} is empty or gone, and {seen.records:,} checkpoints of run "
-                f"{seen.run_id!r} were in it: restore it from a copy, or choose another folder"
+                f"{folder / 'state.db'} is empty or gone, with "
+                f"{plural(seen.records, 'checkpoint')} of run {seen.run_id!r}: restore it from a "
+                "copy, or choose another folder"
             )
 
 
