@@ -174,3 +174,20 @@ async def test_a_wait_that_a_body_gives_up_on_may_fail_the_batch(
                         except trio.Cancelled as error:
                             batch.fail(error)
                             raise
+
+
+@pytest.mark.parametrize("error", [KeyError("k"), SystemExit(3), KeyboardInterrupt()])
+async def test_a_rule_that_raises_fails_its_batch_alone(error: BaseException) -> None:
+    """Whatever it raises: the error of the batch is the one that leaves."""
+
+    def when(_: BaseException) -> bool:
+        raise error
+
+    table = RetryTable([RetryRule((ValueError,), when=when)])
+    store = MemoryStore()
+    with pytest.raises(BatchFailedError, match="of the batch"):
+        async with begin(store) as run, run.open_stream("outer", retry=table) as stream:
+            async for batch in stream.batches(range(2)):
+                batch.fail(ValueError("of the batch"))
+    async with begin(store) as run:
+        assert run.found.to_retry == 1

@@ -342,7 +342,7 @@ class Gate(Desk):
             problem = error if isinstance(error, BaseException) else Exception(error)
             try:
                 verdict = self.retry.decide(problem, batch.attempt)
-            except Exception:  # the batch's own error is the one that matters
+            except BaseException:  # of a rule; the batch's own error is the one that matters
                 log.exception(
                     "the retry table failed for %s",
                     class_name(problem),

@@ -136,7 +136,7 @@ def test_exit_codes_of_the_command_are_none_of_the_programs() -> None:
 
 
 def test_text_from_the_store_cannot_steer_the_terminal(run: Terminal, store: Path) -> None:
-    evil = "\x1b]0;owned\x07\x1b[2J\rx\x9b31m\u202egnp.exe [red]bold[/red]"
+    evil = "\x1b]0;owned\x07\x1b[2J[red]bold[/red]\rx\x9b31m\u202egnp.exe"
     name = "a\u202eb"  # control characters are refused in names, marks of direction are not
     streams = {
         (name, "x"): [*batches(2), failed(evil, retryable=False, kind="E\x1b[1m")],

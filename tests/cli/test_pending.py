@@ -162,3 +162,20 @@ async def test_a_snapshot_that_is_left_out_is_told_where_a_person_looks(
                     assert lines[0].error.message.startswith(why)
             batch.complete()
     assert run.exit_code == 0
+
+
+async def test_explain_says_what_a_complete_run_left_out(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        async with (
+            trio_ckpt.open_run("r", store=store, handle_signals=False) as run,
+            run.open_stream("s", state={"n": 0}) as stream,
+        ):
+            async for batch in stream.batches(range(1)):
+                async with stream.snapshots(every_s=0.0) as snapshots:
+                    stream.state["hook"] = lambda: None
+                    await snapshots.point("a")
+                    del stream.state["hook"]
+                batch.complete()
+        text = text_of(await explain(store, "r", stream=None, every=False, now=0.0))
+    assert "is complete" in text
+    assert ": a snapshot is left out: state.hook cannot be stored: " in text

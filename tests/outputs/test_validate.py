@@ -512,3 +512,31 @@ def test_times_are_aware_or_not_as_they_were_written() -> None:
     assert made[0].at == datetime(2025, 1, 31, 12, tzinfo=UTC)
     assert made[0].on == date(2025, 1, 31)
     assert made[0].kind is Kind.BODY
+
+
+def leave(_: object) -> None:
+    raise SystemExit(3)
+
+
+@attrs.define
+class Leaving:
+    n: int = attrs.field(default=0)
+
+    @n.validator
+    def _leave(self, attribute: attrs.Attribute[int], value: int) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("validate", "name"), [(leave, "SystemExit"), (Leaving, "KeyboardInterrupt")]
+)
+def test_a_check_that_ends_programs_refuses_its_output(validate: Any, name: str) -> None:
+    error = refuse(validate, {"n": 1})
+    assert error.reason == f"its check raised {name}"
+    assert type(error.__cause__).__name__ == name
+
+
+def test_a_raw_check_that_ends_programs_refuses_its_output() -> None:
+    check = RawCheck(lambda path, data: leave(path), limit_bytes=10)
+    with pytest.raises(OutputInvalidError, match="its check raised SystemExit"):
+        Validator.of(check).check("a.bin", b"x")

@@ -89,8 +89,12 @@ def _action(action: Any, streams: tuple[StreamKey, ...]) -> dict[str, Any]:
 
 
 async def _troubles(look: Look, keys: Sequence[StreamKey]) -> list[Trouble]:
-    """What went wrong of late in streams that are not over, the newest first."""
-    left = [key for key in keys if not is_over(look.parts[key]) and look.parts[key].sequence]
+    """What went wrong of late, the newest first; streams that are not over are read before others.
+
+    Those that are over are read, too: what a complete job has left out is asked for afterwards.
+    """
+    begun = [key for key in keys if look.parts[key].sequence]
+    left = sorted(begun, key=lambda key: is_over(look.parts[key]))
     found = [
         Trouble(key, at, text)
         for key in left[:MAX_LOOKED_AT]

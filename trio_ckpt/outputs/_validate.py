@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, cast
 import attrs
 
 from .._arguments import checked_by, whole_number
-from .._errors import OutputInvalidError
+from .._errors import OutputInvalidError, class_name
 from .._records import Output
 from ._dir import OutputDir
 from ._json import MAX_JSON_BYTES, JsonError, parse_json
@@ -157,6 +157,9 @@ class Validator:
             more = f" (and {error.more:,} more)" if error.more else ""
             cause = error.__cause__ or error
             raise OutputInvalidError(path, error.field, f"{error.reason}{more}") from cause
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            # A function of the user's means to end the program: it fails this batch alone.
+            raise OutputInvalidError(path, "", f"its check raised {class_name(error)}") from error
 
 
 Validate: TypeAlias = (
