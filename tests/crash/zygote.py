@@ -8,19 +8,14 @@ kind of store behind it, it runs one session by itself.
 
 from __future__ import annotations
 
-import gc
 import json
-import logging
 import os
-import select
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import attrs
@@ -30,11 +25,11 @@ import trio
 from tests.crash.chance import leave_nothing_to_chance
 from tests.crash.programs import PROGRAMS, STORES, Session
 from tests.crash.recorder import NO_PLAN, Action, Kind, Plan, Recorder
+from tests.fork_server import ForkServer, Told, serve
 from trio_ckpt import RunStoppedError, TrioCkptError, _keeper
 from trio_ckpt.stores import _json_writer
 from trio_ckpt.testing._scheduler import seeded_scheduler
 
-ROOT = Path(__file__).parents[2]
 SESSION_LIMIT_S = 30.0  # one takes less than a tenth of a second; more is a hang
 NOTHING_ELSE = 1  # the exit code of Python after an exception
 
@@ -44,10 +39,6 @@ ARRAY_BLOB_BYTES = 2**14
 REWRITE_BYTES = 2_000
 
 
-# Fork takes no threads along, so none may be made before it.
-ONE_THREAD = {
-    f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR", "BLOSC")
-} | {"NUMEXPR_MAX_THREADS": "1", "BLOSC_NTHREADS": "1"}
 SAME_HASHES = {"PYTHONHASHSEED": "0"}  # the order of a set of strings
 
 
@@ -85,32 +76,14 @@ class Ended:
         return sum(number for name, number in self.counts.items() if Kind[name] & kinds)
 
 
-class Zygote:
+class Zygote(ForkServer):
     """Starts sessions; a context manager."""
 
     def __init__(self, library: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.zygote"],
-            cwd=ROOT,
-            env={**os.environ, **ONE_THREAD, **SAME_HASHES, "LD_PRELOAD": str(library)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__("tests.crash.zygote", {**SAME_HASHES, "LD_PRELOAD": str(library)})
 
     def __enter__(self) -> Zygote:
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._process.stdin is not None and self._process.stdout is not None:
-            self._process.stdin.close()
-            self._process.stdout.close()
-        self._process.wait()
 
     def run(
         self,
@@ -140,15 +113,21 @@ class Zygote:
             "log": str(log) if log else None,
             "number": number,
         }
-        if self._process.stdin is None or self._process.stdout is None:
-            raise RuntimeError("the zygote has no pipes")
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError("the zygote has died: what it said is on standard error")
-        fields = json.loads(answer)
-        return Ended(**{**fields, "begun": tuple(fields["begun"]), "acked": tuple(fields["acked"])})
+        return _read(self.ask(request))
+
+
+def _read(told: Told) -> Ended:
+    """How a session ended, from what its child told."""
+    found: dict[str, Any] = {}
+    for (end,) in told.words("end"):
+        found = end
+    return Ended(
+        told.code,
+        tuple(index for (index,) in told.words("begun")),
+        tuple(index for (index,) in told.words("acked")),
+        is_late=told.is_late,
+        **found,
+    )
 
 
 # ---------------------------------------------------------------------------------------
@@ -162,14 +141,9 @@ def main() -> None:
         folder, store = sys.argv[1:]
         alone = {"root": folder, "store": store, "program": "good", "plan": attrs.asdict(NO_PLAN)}
         sys.exit(_run({**alone, "log": None, "number": 0}, sys.stdout.fileno()))
-    logging.getLogger("trio_ckpt").addHandler(logging.NullHandler())
-    logging.getLogger("trio_ckpt").propagate = False
     _keeper.INLINE_BYTES = ARRAY_BLOB_BYTES
     _json_writer.MIN_REWRITE_BYTES = REWRITE_BYTES
-    _warm_up()
-    gc.freeze()  # or each child copies what it only looks at
-    for line in sys.stdin:
-        print(json.dumps(attrs.asdict(_fork(json.loads(line)))), flush=True)
+    serve(_run, SESSION_LIMIT_S, _warm_up)
 
 
 def _warm_up() -> None:
@@ -188,53 +162,6 @@ def _warm_up() -> None:
         if time.monotonic() > deadline:
             raise RuntimeError("a thread of the warm-up does not end")
         time.sleep(0.005)
-
-
-def _fork(request: dict[str, Any]) -> Ended:
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = NOTHING_ELSE
-        try:
-            os.close(reading)
-            code = _run(request, writing)
-        finally:
-            os._exit(code)  # nothing of the parent's is to be flushed or closed here
-    os.close(writing)
-    said, is_late = _listen(reading, time.monotonic() + SESSION_LIMIT_S)
-    os.close(reading)
-    if is_late:
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return _read(os.waitstatus_to_exitcode(status), said, is_late=is_late)
-
-
-def _listen(reading: int, deadline: float) -> tuple[bytes, bool]:
-    """What a child says until it is gone; whether it is not gone in time."""
-    said = b""
-    while True:
-        ready, _, _ = select.select([reading], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            return said, True
-        part = os.read(reading, 65536)
-        if not part:
-            return said, False
-        said += part
-
-
-def _read(code: int, said: bytes, *, is_late: bool) -> Ended:
-    words = [json.loads(line) for line in said.splitlines()]
-    found: dict[str, Any] = {}
-    for word in words:
-        if word[0] == "end":
-            found = word[1]
-    return Ended(
-        code,
-        tuple(index for what, index in words if what == "begun"),
-        tuple(index for what, index in words if what == "acked"),
-        is_late=is_late,
-        **found,
-    )
 
 
 # ---------------------------------------------------------------------------------------

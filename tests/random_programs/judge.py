@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import trio
 
+from tests.fork_server import Told
 from tests.random_programs.reader import (
     Entry,
     Key,
@@ -22,7 +23,6 @@ from tests.random_programs.reader import (
     files_below,
     read_records,
 )
-from tests.random_programs.server import Ended
 from tests.random_programs.session import OUT, RUN, STORE
 from trio_ckpt._check import check_all
 from trio_ckpt.abc import Finding, RunView
@@ -82,7 +82,7 @@ class Judge:
             for path, size in ledger.sinks.items()
         )
 
-    def look(self, ended: Ended, *, begins_again: bool = False) -> None:
+    def look(self, ended: Told, *, begins_again: bool = False) -> None:
         """Judge what a session or a command has left."""
         demand(not ended.is_late, "it hangs")
         before = self.records
@@ -152,7 +152,7 @@ class Judge:
         }
         demand(self.durable <= saved, "lost", sorted(self.durable - saved))
 
-    def _nothing_twice(self, before: Records, ended: Ended) -> None:
+    def _nothing_twice(self, before: Records, ended: Told) -> None:
         """What was done before the session runs again only if it was put back in it."""
         for parts, index, name in ended.words("begins"):
             key = tuple(parts)

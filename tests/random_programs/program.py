@@ -10,9 +10,10 @@ from typing import Any
 
 import attrs
 
+from tests.fork_server import Told
 from tests.random_programs.judge import Judge, ViolationError, demand
 from tests.random_programs.reader import Ledger
-from tests.random_programs.server import Ended, Server
+from tests.random_programs.server import Server
 from tests.random_programs.session import FAULTS, ORDERED, OUT, CommandPlan, SessionPlan, StreamPlan
 
 MAX_STEPS = 3_000  # of tasks: a session has some hundred up to a few thousand
@@ -110,7 +111,7 @@ class RandomProgram:
 
     def _session(
         self, *, trouble: float, end: tuple[str, int], faults: dict[int, str], **settings: Any
-    ) -> Ended:
+    ) -> Told:
         self.sessions += 1
         plan = SessionPlan(
             name=f"{self.seed}.{self.sessions}",
@@ -130,7 +131,7 @@ class RandomProgram:
         self._judge(ended, expected, begins_again=settings.get("fresh", False))
         return ended
 
-    def _judge(self, ended: Ended, allowed: set[str], *, begins_again: bool) -> None:
+    def _judge(self, ended: Told, allowed: set[str], *, begins_again: bool) -> None:
         raised = [tuple(leaf) for word in ended.words("raised") for leaf in word]
         self.story.append(f"  -> {ended.code} {raised}")
         expected = {*EXPECTED, *allowed}
