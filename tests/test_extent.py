@@ -20,6 +20,7 @@ from trio_ckpt import (
 from trio_ckpt._extent import Extent
 from trio_ckpt._progress import Progress
 from trio_ckpt._ranges import IndexSet
+from trio_ckpt._records import ErrorInfo
 from trio_ckpt._statistics import MIN_STUCK_AFTER_S, STUCK_AFTER_S, stuck_after_s
 from trio_ckpt.stores import MemoryStore
 
@@ -43,6 +44,10 @@ def progress_of(done: range, **facts: Any) -> Progress:
     return Progress(confirmed=IndexSet(done), **facts)
 
 
+FAILED_FOR_GOOD = {"status": Status.FAILED, "error": ErrorInfo("E", "e", retryable=False)}
+FAILED_FOR_NOW = {"status": Status.FAILED, "error": ErrorInfo("E", "e")}
+
+
 # -- the pure part -------------------------------------------------------------------------
 
 
@@ -64,6 +69,9 @@ def progress_of(done: range, **facts: Any) -> Progress:
         (Extent(is_open_ended=True), {"estimate": 40}, 35, 35),
         (Extent(is_open_ended=True), {"estimate": 5}, None, 0),  # it was too few
         (Extent(is_open_ended=True, estimate=40, end=9), {"estimate": 40}, 5, 5),
+        (Extent(expected=20), FAILED_FOR_GOOD, 0, 15),  # as a start would do nothing for it
+        (Extent(is_open_ended=True, estimate=40), FAILED_FOR_GOOD, 0, 35),
+        (Extent(expected=20), FAILED_FOR_NOW, 15, 15),
     ],
 )
 def test_what_is_left_in_all_and_of_the_part(
@@ -71,6 +79,17 @@ def test_what_is_left_in_all_and_of_the_part(
 ) -> None:
     progress = progress_of(range(5), **facts)
     assert (extent.left(progress, None), extent.ahead(progress, None)) == (left, ahead)
+
+
+async def test_nothing_is_left_of_a_stream_that_failed_for_good_while_it_is_open() -> None:
+    async with begin() as run, run.open_stream("s", on_fail="record") as stream:
+        async for batch in stream.batches(range(9)):
+            assert run.statistics().left == 9
+            await stream.fail("no", retryable=False)
+            assert batch.state.value != "open"
+            break
+        assert (stream.statistics().left, run.statistics().left) == (0, 0)
+    assert run.statistics().left == 0
 
 
 def test_a_frontier_says_itself_how_many_there_are() -> None:
