@@ -269,7 +269,8 @@ class StreamFiles:
         found = self.dir.look(name)
         if found is None:
             return
-        if found.st_mtime < self.since:
+        has_decided = len(self.lane.progress.adopted) > 0  # by a rescan, in whatever session
+        if found.st_mtime < self.since and not has_decided:
             raise self._refusal(name)
         if found.st_size == len(data):
             digest = hashlib.sha256(data).hexdigest()

@@ -182,6 +182,17 @@ async def test_what_a_rescan_left_out_may_be_replaced(tmp_path: Path) -> None:
     assert (found_files["0.txt"], found_files["1.txt"]) == ("paid for", "new")
 
 
+async def test_a_rescan_decides_for_the_sessions_after_it(tmp_path: Path) -> None:
+    old(tmp_path / "out" / "0.txt", "paid for")
+    old(tmp_path / "out" / "1.txt", "")
+    options: Any = {"store": tmp_path / "new.ckpt", "output_dir": tmp_path / "out"}
+    async with open_run("r", **options) as run, run.open_stream("s") as stream:
+        assert await stream.rescan(lambda i: f"{i}.txt", total=2, adopt_outputs=True) == [0]
+    await work(tmp_path)
+    found = files(tmp_path / "out")
+    assert (found["0.txt"], found["1.txt"]) == ("paid for", "new")
+
+
 async def test_with_a_store_in_memory_old_files_are_archived(tmp_path: Path) -> None:
     old(tmp_path / "out" / "0.txt", "of the last start")
     await work(tmp_path, store="memory:")
