@@ -100,8 +100,10 @@ _ATTACH = "INSERT INTO attached (stream, sequence, place, digest) VALUES (?, ?, 
 _READ_ATTACHED = "SELECT digest FROM attached WHERE stream = ? AND sequence = ?"
 _DROP = "DELETE FROM attached WHERE stream = ? AND sequence = ?"
 _FOLD = "INSERT OR REPLACE INTO folds (stream, through, payload) VALUES (?, ?, ?)"
+# By name: Python 3.12.1 warns of numbered parameters.
 _IS_NAMED = (
-    "SELECT 1 FROM log WHERE blob = ?1 UNION ALL SELECT 1 FROM attached WHERE digest = ?1 LIMIT 1"
+    "SELECT 1 FROM log WHERE blob = :digest "
+    "UNION ALL SELECT 1 FROM attached WHERE digest = :digest LIMIT 1"
 )
 
 
@@ -214,7 +216,7 @@ class Writer:
             logger.warning("%s: orphans are left: %s", self._database, error)
 
     def _is_named(self, digest: str) -> bool:
-        return self._cursor.execute(_IS_NAMED, (digest,)).fetchone() is not None
+        return self._cursor.execute(_IS_NAMED, {"digest": digest}).fetchone() is not None
 
     def unnamed(self, digests: Iterable[str]) -> list[str]:
         """Those that no record of the store names."""
