@@ -19,9 +19,7 @@ import attrs
 import numpy as np
 import pytest
 import trio
-from trio.testing import MockClock
 
-from tests.remote.site import open_site
 from trio_ckpt import (
     Batch,
     CheckpointCoordinator,
@@ -38,11 +36,9 @@ from trio_ckpt import (
     open_run,
     read_arrays,
     read_history,
-    remote,
     run_batches,
 )
 from trio_ckpt.abc import Observer
-from trio_ckpt.engines import map_tasks
 from trio_ckpt.outputs import RawCheck
 from trio_ckpt.progress import show_progress
 from trio_ckpt.stores import MemoryStore
@@ -540,77 +536,13 @@ MONITOR = rows(
     stuck_after_s=(*NO_SECONDS, *NO_SPAN),
 )
 
-FOREMAN = rows(
-    "serve_foreman",
-    remote.serve_foreman,
-    store=(5, "jobs.ckpt", MemoryStore),
-    port=NO_PORT,
-    host=(5, "", None),
-    hosts=("example.org", 5),
-    max_connections=(*NO_COUNT, 0),
-    grace_s=(*NO_SECONDS, *NO_SPAN, None),
-    heartbeat_s=(*NO_SECONDS, *NO_SPAN, 0, 1e9),
-    silence_s=(*NO_SECONDS, *NO_SPAN, 0, None),
-    rebalance=NO_FLAG,
-    allow_plain=NO_FLAG,
-)
 
-WORKER = rows(
-    "run_worker",
-    remote.run_worker,
-    url=(5, None, ""),
-    allow=("module", 5, []),
-    slots=(*NO_COUNT, 0, 1_000_000),
-    grace_s=(*NO_SECONDS, *NO_SPAN, None),
-    patience_s=(*NO_SECONDS, *NO_SPAN, None),
-    handle_signals=NO_FLAG,
-)
-
-MAP_TASKS = rows(
-    "map_tasks",
-    map_tasks,
-    engine=("dask", None),
-    workers=(*NO_START, 0, 10**6),
-    slots=(*NO_COUNT, 0, 10**6),
-    errors=("skip", None),
-)
-
-
-@pytest.mark.parametrize(("call", "value"), [*MONITOR, *FOREMAN, *WORKER, *MAP_TASKS], ids=ids)
-async def test_a_service_with_a_wrong_argument_does_not_start(call: Call, value: object) -> None:
-    arguments: dict[str, Any] = {
-        "monitor.serve": {"run_or_store": MemoryStore()},
-        "serve_foreman": {"store": MemoryStore(), "secret": b"s" * 32, "port": 0},
-        "run_worker": {"url": "ws://127.0.0.1:1", "secret": b"s" * 32, "allow": ["tests"]},
-        "map_tasks": {"func": "examples.squares:square", "items": [1]},
-    }[call.name]
+@pytest.mark.parametrize(("call", "value"), MONITOR, ids=ids)
+async def test_a_monitor_with_a_wrong_argument_does_not_start(call: Call, value: object) -> None:
+    arguments: dict[str, Any] = {"run_or_store": MemoryStore()}
     with trio.fail_after(10), pytest.raises((TypeError, ValueError)) as caught:
         await call.call(**{**arguments, call.argument: value})
     assert is_named(call.argument, caught.value), caught.value
-
-
-SUBMIT = rows(
-    "submit",
-    remote.Client.submit,
-    items=("abc", 5, {"a": 1}),
-    checkpoint_interval_s=(*NO_SECONDS, *NO_SPAN, math.inf),
-    errors=("skip", None),
-    attempts=(*NO_COUNT, 0, 10**6),
-    losses=(*NO_COUNT, 0, 10**6),
-    max_age_s=(*NO_SECONDS, *NO_SPAN, 0, None),
-    keep_checkpoints=NO_FLAG,
-    trace=("abc", 5, [1]),
-)
-
-
-async def test_a_wrong_job_is_not_submitted(autojump_clock: MockClock) -> None:
-    async with open_site(MemoryStore()) as site, site.client("c") as client:
-        for call, value in SUBMIT:
-            arguments = {"items": [1], call.argument: value}
-            with pytest.raises((TypeError, ValueError)) as caught:
-                await call.call(client, "examples.squares:square", **arguments)
-            assert is_named(call.argument, caught.value), caught.value
-        assert not await site.store.list_runs()
 
 
 # -- displays ------------------------------------------------------------------------------------

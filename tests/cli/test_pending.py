@@ -15,6 +15,7 @@ import trio
 from trio.testing import MockClock
 
 import trio_ckpt
+from tests.beside import opened
 from trio_ckpt.abc import Store
 from trio_ckpt.cli._overview import show_run
 from trio_ckpt.cli._report import to_lines
@@ -22,18 +23,6 @@ from trio_ckpt.cli._tell import explain, tell_checkpoints
 from trio_ckpt.cli._watch import watch
 from trio_ckpt.monitor._sources import StoreSource
 from trio_ckpt.monitor._views import failure_lines
-from trio_ckpt.stores import open_store
-
-
-@asynccontextmanager
-async def opened(folder: Path) -> AsyncGenerator[Store]:
-    """A handle on a store, as another process would have one."""
-    store = await open_store(folder / "s.ckpt")
-    try:
-        yield store
-    finally:
-        with trio.CancelScope(shield=True):
-            await store.aclose()
 
 
 @asynccontextmanager

@@ -13,15 +13,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.beside import opened
 from tests.remote import functions
 from tests.remote.functions import gates, seen
 from tests.remote.site import F, Site, open_site, until
 from trio_ckpt import remote
-from trio_ckpt.abc import Store
 from trio_ckpt.monitor._jobs import Jobs, NotPossibleError
 from trio_ckpt.remote import TaskStatus, UnknownJobError
 from trio_ckpt.remote._foreman_live import ask_foreman_of
-from trio_ckpt.stores import MemoryStore, open_store
+from trio_ckpt.stores import MemoryStore
 
 JOB, FIRST, SECOND = "job-x", "job-x.000000", "job-x.000001"
 
@@ -31,17 +31,6 @@ def _fresh() -> Iterator[None]:
     functions.reset()
     yield
     functions.reset()
-
-
-@asynccontextmanager
-async def opened(folder: Path) -> AsyncGenerator[Store]:
-    """A handle on a store, as another process would have one."""
-    store = await open_store(folder / "jobs.ckpt")
-    try:
-        yield store
-    finally:
-        with trio.CancelScope(shield=True):
-            await store.aclose()
 
 
 @asynccontextmanager
@@ -209,7 +198,7 @@ async def test_a_foreman_that_is_gone_is_not_asked(
     """What it has left behind is not taken for the present."""
     async with working(tmp_path, "wait", ["x"]) as (site, jobs):
         await until_task(jobs, FIRST, status="running")
-        left = {path: path.read_bytes() for path in (tmp_path / "jobs.ckpt/live").iterdir()}
+        left = {path: path.read_bytes() for path in (tmp_path / "s.ckpt/live").iterdir()}
         assert left
         site.cut("box", for_good=True)
         await site.kill_foreman()
@@ -233,7 +222,7 @@ async def test_a_foreman_that_ends_leaves_nothing_behind(
     async with working(tmp_path, "wait", ["x"], checkpoint_interval_s=1e6) as (_, jobs):
         await until_task(jobs, FIRST, status="running")
         await jobs.force_checkpoint(FIRST)
-    assert list((tmp_path / "jobs.ckpt/live").iterdir()) == []
+    assert list((tmp_path / "s.ckpt/live").iterdir()) == []
 
 
 async def test_a_job_that_is_over_is_shown_no_longer(
@@ -241,11 +230,11 @@ async def test_a_job_that_is_over_is_shown_no_longer(
 ) -> None:
     async with working(tmp_path, "wait", ["x"]) as (site, jobs):
         await until_task(jobs, FIRST, status="running")
-        assert list((tmp_path / "jobs.ckpt/live").iterdir())
+        assert list((tmp_path / "s.ckpt/live").iterdir())
         gates["x"].set()
         await until(lambda: site.foreman is not None and not site.foreman.jobs)
         await trio.sleep(2)
-        assert list((tmp_path / "jobs.ckpt/live").iterdir()) == []
+        assert list((tmp_path / "s.ckpt/live").iterdir()) == []
 
 
 @pytest.mark.parametrize(
