@@ -264,7 +264,7 @@ class Play:
             return False
         handles = foreman.pool.workers.values()
         is_free = all(handle.free == handle.slots for handle in handles)
-        is_whole = len(handles) == len(self.scenario.workers)
+        is_whole = len(handles) == len(self.site.workers) >= len(self.scenario.workers)
         return is_free and is_whole and not any(w.items for w in self.site.workers.values())
 
 
