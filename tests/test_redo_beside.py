@@ -521,3 +521,36 @@ async def test_a_redo_that_the_verification_forestalls_is_no_error(
         assert stream.progress.sequence == MANY + 2 + redos  # one says that it was complete
         with pytest.raises(ValueError, match=r"neither confirmed nor skipped.*\[3\]"):
             await stream.redo([3], reason="it is back already")
+
+
+async def test_a_batch_done_again_after_its_damage_was_found_stays_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found is of the old record; the new one is not taken back, nor its file moved."""
+    store = MemoryStore()
+    async with begin(store, output_dir=tmp_path) as run:
+        await produce(run, each=1)
+    (tmp_path / "3").unlink()
+    real, go, seen = _verify.find_damages, trio.Event(), trio.Event()
+
+    async def slow(*args: Any, **kw: Any) -> Any:
+        found = await real(*args, **kw)
+        if found:
+            seen.set()
+            await go.wait()
+        return found
+
+    monkeypatch.setattr(_verify, "find_damages", slow)
+    worked = []
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        await seen.wait()
+        await stream.redo([3], reason="x")
+        async for batch in stream.batches(range(MANY)):
+            worked.append(batch.index)
+            await batch.write_text(f"{batch.index}", "xx")
+            batch.complete(records=2)
+            await batch.confirm()
+            go.set()
+    assert worked == [3]
+    assert stream.progress.records == MANY + 1
+    assert (tmp_path / "3").read_text() == "xx"
