@@ -7,6 +7,9 @@ about to begin, was forgotten.  The callers get the coroutines themselves, so ca
 `nursery.start_soon` and type checkers see nothing of it.
 """
 
+# The calls of an object are in a field of its own, which users do not see.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import functools

@@ -35,6 +35,12 @@ class _Document:
 _Check = Callable[[_Document], _Document]
 
 
+def _is_plain_function(_check: object, _attribute: object, accept: Any) -> None:
+    if not callable(accept):
+        raise TypeError(f"accept must be a function of a path and bytes, not {accept!r}")
+    _refuse_async(accept)
+
+
 @attrs.frozen
 class RawCheck:
     """A check of the outputs that are not JSON: of all whose names do not end with ``.json``.
@@ -45,16 +51,10 @@ class RawCheck:
         limit_bytes: Larger outputs are refused unread, because the content is held in memory.
     """
 
-    accept: Callable[[str, bytes], Any] = attrs.field()
+    accept: Callable[[str, bytes], Any] = attrs.field(validator=_is_plain_function)
     limit_bytes: int = attrs.field(
         default=MAX_JSON_BYTES, kw_only=True, validator=checked_by(whole_number, least=1)
     )
-
-    @accept.validator
-    def _check_accept(self, _attribute: object, accept: object) -> None:
-        if not callable(accept):
-            raise TypeError(f"accept must be a function of a path and bytes, not {accept!r}")
-        _refuse_async(accept)
 
     def check(self, path: str, data: bytes) -> None:
         """Ask `accept` for an output.
