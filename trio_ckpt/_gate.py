@@ -506,6 +506,7 @@ class Gate(Desk):
 
 def _details_of(error: BaseException | str) -> dict[str, Any]:
     """What is stored beside the text of an error; of a group, what its first one has."""
-    parts = [] if isinstance(error, str) else failures_in(error)
-    details = (dict(part.details) for part in parts if isinstance(part, TrioCkptError))
-    return next(filter(None, details), {})
+    for part in () if isinstance(error, str) else failures_in(error):
+        if isinstance(part, TrioCkptError) and part.details:
+            return dict(part.details)
+    return {}

@@ -112,7 +112,7 @@ class RetryRule:
         """Whether it is for this error; for a group as a whole only where it names groups."""
         errors = self.errors
         if isinstance(error, BaseExceptionGroup):
-            errors = tuple(kind for kind in errors if issubclass(kind, BaseExceptionGroup))
+            errors = tuple(filter(_is_of_groups, errors))
         return isinstance(error, errors) and (self.when is None or self.when(error))
 
     def again(self, error: BaseException, attempts: int) -> Again | None:
@@ -126,6 +126,10 @@ class RetryRule:
         if not asked <= self.max_retry_after_s:
             return None
         return Again(max(wait, asked), pauses=True)
+
+
+def _is_of_groups(kind: type[BaseException]) -> bool:
+    return issubclass(kind, BaseExceptionGroup)
 
 
 @attrs.frozen

@@ -356,7 +356,9 @@ class Pool:
         It is the one with the least to do, and stays it: so the item waits no longer than what
         that one has takes.  One at a time: the others go on.
         """
-        able = next(filter(None, map(self._able_alone, self._lone)), [])
+        able = list[WorkerHandle]()
+        for waiter in self._lone:
+            able = able or self._able_alone(waiter)
         if self._kept not in able:
             self._kept = min(able, key=lambda worker: worker.slots - worker.free, default=None)
 
