@@ -111,7 +111,7 @@ class RetryRule:
     def matches(self, error: BaseException) -> bool:
         """Whether it is for this error; for a group as a whole only where it names groups."""
         errors = self.errors
-        if isinstance(error, BaseExceptionGroup):
+        if _is_of_groups(type(error)):
             errors = tuple(filter(_is_of_groups, errors))
         return isinstance(error, errors) and (self.when is None or self.when(error))
 
