@@ -15,10 +15,10 @@ import trio
 
 from benchmarks import Options, Section, Target, median
 from benchmarks.resume import RUN, build as build_long
-from trio_ckpt._folds import encode_progress
-from trio_ckpt._progress import Progress, apply
-from trio_ckpt._records import Record, encode_record
-from trio_ckpt._values import encode_key
+from trio_ckpt._journal.folds import encode_progress
+from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.record import Record, encode_record
+from trio_ckpt._util.plain import encode_key
 from trio_ckpt.abc import Checkpoint, Fold, RunKey
 from trio_ckpt.stores import open_store
 

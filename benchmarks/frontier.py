@@ -14,8 +14,8 @@ import trio
 
 from benchmarks import Options, Section, Target, folder_bytes
 from trio_ckpt import Batch, Frontier, RunStoppedError, open_run, run_batches
-from trio_ckpt._records import Kind, Record, encode_record
-from trio_ckpt._values import encode_key
+from trio_ckpt._journal.record import Kind, Record, encode_record
+from trio_ckpt._util.plain import encode_key
 from trio_ckpt.abc import Checkpoint, RunKey
 from trio_ckpt.stores import open_store
 

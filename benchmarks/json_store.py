@@ -17,11 +17,11 @@ import trio
 from benchmarks import Options, Section, Target, folder_bytes, median
 from benchmarks.controls import append_fsync, rename_fsync
 from benchmarks.steps import run_loops
-from trio_ckpt._folds import encode_progress
-from trio_ckpt._progress import Progress, apply
-from trio_ckpt._records import Output, Record, encode_record
-from trio_ckpt._saver import RECORDS_PER_FOLD
-from trio_ckpt._values import encode_key
+from trio_ckpt._commit.group_commit import RECORDS_PER_FOLD
+from trio_ckpt._journal.folds import encode_progress
+from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.record import Output, Record, encode_record
+from trio_ckpt._util.plain import encode_key
 from trio_ckpt.abc import Checkpoint, Fold, RunKey
 from trio_ckpt.stores import open_store
 

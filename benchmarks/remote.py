@@ -27,9 +27,9 @@ import trio
 from trio_ckpt import remote
 from trio_ckpt.abc import Store
 from trio_ckpt.remote import Work
-from trio_ckpt.remote._line import Line
-from trio_ckpt.remote._sockets import dial
-from trio_ckpt.remote._worker import Worker
+from trio_ckpt.remote._wire.sockets import dial
+from trio_ckpt.remote._worker.calls import Line
+from trio_ckpt.remote._worker.worker import Worker
 from trio_ckpt.stores import open_store
 
 SECRET = "a secret of 16 bytes or more"  # of a benchmark
@@ -132,7 +132,7 @@ async def measure(workers: int, seconds: float, every_s: float) -> dict[str, Any
                 start_swarm(foreman.url, min(share, workers - first), first)
                 for first in range(0, workers, share)
             ]
-            while len(foreman.pool.desks) < workers:  # noqa: ASYNC110  # nobody tells of that
+            while len(foreman.pool.workers) < workers:  # noqa: ASYNC110  # nobody tells of that
                 await trio.sleep(0.1)
             began = time.time()
             warm = began + 0.15 * workers / 10 + 5  # each item begins with commits of its own

@@ -12,11 +12,11 @@ import trio
 
 from benchmarks import Options, Section, Target, folder_bytes, median
 from trio_ckpt import Batch, Progress, Stream, open_run
-from trio_ckpt._folds import encode_progress
-from trio_ckpt._progress import apply
-from trio_ckpt._records import Record, encode_record
-from trio_ckpt._saver import RECORDS_PER_FOLD
-from trio_ckpt._values import encode_key
+from trio_ckpt._commit.group_commit import RECORDS_PER_FOLD
+from trio_ckpt._journal.folds import encode_progress
+from trio_ckpt._journal.progress import apply
+from trio_ckpt._journal.record import Record, encode_record
+from trio_ckpt._util.plain import encode_key
 from trio_ckpt.abc import Checkpoint, Fold, RunKey
 from trio_ckpt.stores import open_store
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import MIB
-from trio_ckpt.state._arrays import open_compressor
-from trio_ckpt.state._compress import Compressor
+from trio_ckpt.state._arrays.compress import Compressor
+from trio_ckpt.state._arrays.engine import open_compressor
 
 ELEMENTS = 4 * MIB
 Floats = npt.NDArray[np.floating]

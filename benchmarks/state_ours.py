@@ -24,9 +24,10 @@ import trio
 import xxhash
 
 from benchmarks import MIB, median
-from trio_ckpt import Batch, Run, Stream, _kept, open_run, state
-from trio_ckpt.state import _arrays
-from trio_ckpt.state._pages import Untracked
+from trio_ckpt import Batch, Run, Stream, open_run, state
+from trio_ckpt._commit import stored_state
+from trio_ckpt.state._arrays import engine
+from trio_ckpt.state._arrays.dirty_pages import Untracked
 
 Floats = npt.NDArray[Any]  # of float32
 State = dict[str, Any]
@@ -69,7 +70,7 @@ def make_weights(mib: int) -> Floats:
 def choose_rung(rung: str) -> None:
     """Make the streams of this process hash, as if the kernel could not track."""
     if rung == "hash":
-        _arrays.open_tracker = lambda: Untracked("the benchmark wants it so")
+        engine.open_tracker = lambda: Untracked("the benchmark wants it so")
 
 
 def forget_files(folder: Path) -> None:
@@ -241,7 +242,7 @@ async def time_lag(folder: Path, mib: int, rung: str, rounds: int) -> dict[str, 
 
 async def build_chain(folder: Path, mib: int, deltas: int) -> dict[str, object]:
     """A state and so many differences to it, 1 % of scattered rows each."""
-    _kept.MAX_DELTAS, _kept.SHARE_OF_DEAD = deltas + 1, float("inf")
+    stored_state.MAX_DELTAS, stored_state.SHARE_OF_DEAD = deltas + 1, float("inf")
     weights = make_weights(mib)
     rng = np.random.default_rng(1)
     async with (

@@ -75,7 +75,7 @@ def show_as_context_manager(
 
 
 def find_public(app: Any, env: Any, node: Any, content: Any) -> Any:
-    """Lead a reference to ``trio_ckpt._token.CheckpointToken`` to ``trio_ckpt.CheckpointToken``."""
+    """Lead a reference to ``trio_ckpt._room.CheckpointToken`` to ``trio_ckpt.CheckpointToken``."""
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py" or not re.match(r"trio_ckpt\.(\w+\.)?_", target):
         return None

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.proof import read_rows  # noqa: E402  # the path comes first
-from trio_ckpt._gate import GATE  # noqa: E402  # the path comes first
-from trio_ckpt._token import TRANSITIONS, TokenState  # noqa: E402
-from trio_ckpt._ways import Way  # noqa: E402  # the path comes first
+from trio_ckpt._commit.exits import Way  # noqa: E402  # the path comes first
+from trio_ckpt._commit.gate import GATE  # noqa: E402  # the path comes first
+from trio_ckpt._tokens.token import TRANSITIONS, TokenState  # noqa: E402
 
 EXPLANATION = ROOT / "docs" / "explanation"
 

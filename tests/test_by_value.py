@@ -19,8 +19,8 @@ import trio
 import trio.testing
 from hypothesis import given, settings, strategies as st
 
-from tests.test_records import TEXT
-from tests.test_values import VALUES, spoil, told
+from tests.journal.test_record import TEXT
+from tests.util.test_plain import VALUES, spoil, told
 from trio_ckpt import (
     Batch,
     CheckpointCoordinator,
@@ -35,8 +35,8 @@ from trio_ckpt import (
     read_history,
     run_batches,
 )
-from trio_ckpt._check import check_all
-from trio_ckpt._values import as_plain
+from trio_ckpt._maintenance.verify_store import check_all
+from trio_ckpt._util.plain import as_plain
 from trio_ckpt.stores import MemoryStore
 
 AGAIN = RetryTable((RetryRule((OSError,), attempts=3, backoff_s=0),))

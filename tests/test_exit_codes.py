@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from trio_ckpt import Run, RunStoppedError, StreamFailedError, open_run
-from trio_ckpt._look import read_look
+from trio_ckpt._journal.run_status import read_look
 from trio_ckpt.stores import MemoryStore
 
 Program = Callable[[Run], Awaitable[None]]

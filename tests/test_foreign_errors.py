@@ -14,11 +14,11 @@ from trio.testing import MockClock
 import trio_ckpt
 from tests.remote.misbehaving import RAISED
 from trio_ckpt import CheckpointCoordinator, CheckpointFailedError, RetryRule, RetryTable, Then
-from trio_ckpt._arguments import shown
-from trio_ckpt._errors import NotEncodableError, class_name, text_of
-from trio_ckpt._log import NAMES
-from trio_ckpt._records import describe_error
-from trio_ckpt._values import as_plain
+from trio_ckpt._journal.record import describe_error
+from trio_ckpt._util.arguments import shown
+from trio_ckpt._util.errors import NotEncodableError, class_name, text_of
+from trio_ckpt._util.log import NAMES
+from trio_ckpt._util.plain import as_plain
 from trio_ckpt.monitor._routes import refusal_of
 from trio_ckpt.outputs import Validator
 from trio_ckpt.stores import MemoryStore

@@ -23,7 +23,7 @@ from tests.interrupts import (
     interrupt_at,
     no_memory,
 )
-from trio_ckpt._saver import Saver
+from trio_ckpt._commit.group_commit import Saver
 from trio_ckpt.testing import World, make_clock
 
 PAGES = 2

@@ -15,7 +15,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trio_ckpt
-from trio_ckpt._statistics import RunStatistics, Stopping, Waiting
+from trio_ckpt._journal.statistics import RunStatistics, Stopping, Waiting
 from trio_ckpt.progress import progress_line, progress_pairs, show_progress
 
 STATISTICS = RunStatistics(

@@ -25,9 +25,9 @@ from trio.testing import MockClock
 import trio_ckpt
 from trio_ckpt import NotEncodableError, Run, StoreDamagedError, open_run
 from trio_ckpt.abc import INLINE_LIMIT_BYTES
-from trio_ckpt.state import _arrays, _compress
-from trio_ckpt.state._ledger import ArrayLeaf
-from trio_ckpt.state._pages import Untracked
+from trio_ckpt.state._arrays import compress, engine as _arrays
+from trio_ckpt.state._arrays.dirty_pages import Untracked
+from trio_ckpt.state._tree.identity import ArrayLeaf
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Delay, FaultyStore
 
@@ -350,7 +350,7 @@ async def test_edge_case_10_out_of_memory_checkpoints(
 ) -> None:
     """It is logged and skipped, the task goes on, and earlier ones stay valid; when there is
     memory again, so do snapshots."""
-    target: Any = _arrays.ArrayEngine if place == "copying" else _compress.Compressor
+    target: Any = _arrays.ArrayEngine if place == "copying" else compress.Compressor
     name = "hold" if place == "copying" else "pack_parts"
     store = MemoryStore()
     new = {"n": 0, "a": np.zeros(50_000)}
@@ -380,7 +380,7 @@ def test_edge_case_10_what_was_copied_is_given_back(monkeypatch: pytest.MonkeyPa
     engine = _arrays.ArrayEngine()
     free_bytes = engine.arena.free_bytes
     with monkeypatch.context() as patch:
-        patch.setattr(_compress.Compressor, "pack_parts", no_memory)
+        patch.setattr(compress.Compressor, "pack_parts", no_memory)
         held = engine.hold([ArrayLeaf("state.a", np.ones(2**23))], {})
         with pytest.raises(MemoryError):
             list(held.pieces())
@@ -407,7 +407,7 @@ async def test_edge_case_10_at_the_gate_the_batch_fails(monkeypatch: pytest.Monk
                 if batch.index == 1:
                     watcher.start_soon(wait, batch.token)
                     await trio.testing.wait_all_tasks_blocked()
-                    monkeypatch.setattr(_compress.Compressor, "pack_parts", no_memory)
+                    monkeypatch.setattr(compress.Compressor, "pack_parts", no_memory)
                 batch.complete()
 
     async with trio.open_nursery() as watcher:

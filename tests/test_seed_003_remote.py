@@ -22,11 +22,13 @@ import trio_ckpt
 from tests.remote import functions
 from tests.remote.functions import STEPS, gates, seen, trained
 from tests.remote.site import F, Site, open_site, until
-from trio_ckpt import _keeper, remote
-from trio_ckpt._records import TROUBLE
+from trio_ckpt import remote
+from trio_ckpt._commit import state_manager
+from trio_ckpt._journal.record import TROUBLE
 from trio_ckpt.abc import Store
-from trio_ckpt.remote import TaskStatus, _protocol
-from trio_ckpt.remote._messages import Kind
+from trio_ckpt.remote import TaskStatus
+from trio_ckpt.remote._wire import protocol
+from trio_ckpt.remote._wire.messages import Kind
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Delay, FaultyStore
 
@@ -73,13 +75,13 @@ def remote_history(store: Store) -> Any:
 def sent_kinds(monkeypatch: pytest.MonkeyPatch) -> list[Kind]:
     """The kinds of all messages from now on."""
     kinds: list[Kind] = []
-    whole = _protocol.Connection._queue
+    whole = protocol.Connection._queue
 
     def queue(self: Any, message: Any, body: bytes) -> None:
         kinds.append(message.KIND)
         whole(self, message, body)
 
-    monkeypatch.setattr(_protocol.Connection, "_queue", queue)
+    monkeypatch.setattr(protocol.Connection, "_queue", queue)
     return kinds
 
 
@@ -256,7 +258,7 @@ async def test_edge_case_4_over_the_wire_missing_delta_files(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The newest saved state is damaged: the newest whole one is gone on from, never a guess."""
-    monkeypatch.setattr(_keeper, "INLINE_BYTES", 1_000)  # so that arrays are in blobs
+    monkeypatch.setattr(state_manager, "INLINE_BYTES", 1_000)  # so that arrays are in blobs
     store = MemoryStore()
     async with open_site(store, grace_s=1) as site:
         await site.start_worker("a")
@@ -284,7 +286,7 @@ async def test_edge_case_4_over_the_wire_nothing_is_whole(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the item begins again, and the job's history says so."""
-    monkeypatch.setattr(_keeper, "INLINE_BYTES", 1_000)
+    monkeypatch.setattr(state_manager, "INLINE_BYTES", 1_000)
     store = MemoryStore()
     async with open_site(store, grace_s=1) as site:
         await site.start_worker("a")
@@ -332,7 +334,7 @@ async def test_edge_case_6_over_the_wire_delta_compaction(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chain begins anew by itself, here after five; nobody on the way has to know."""
-    monkeypatch.setattr(_keeper.StateKeeper, "max_deltas", 5)
+    monkeypatch.setattr(state_manager.StateKeeper, "max_deltas", 5)
     async with open_site(MemoryStore()) as site:
         await site.start_worker("a")
         async with mapping(site, "train", [1], checkpoint_interval_s=0.5) as found:
@@ -382,14 +384,14 @@ async def test_edge_case_9_over_the_wire_concurrent_checkpoint_calls(
 ) -> None:
     """Captures never overlap, and at most two sends of an item wait for an answer."""
     worst = 0
-    whole = _protocol.Connection._note_call
+    whole = protocol.Connection._note_call
 
     def note(self: Any, message: Any) -> None:
         nonlocal worst
         whole(self, message)
         worst = max(worst, sum(call.is_save for call in self.calls.values()))
 
-    monkeypatch.setattr(_protocol.Connection, "_note_call", note)
+    monkeypatch.setattr(protocol.Connection, "_note_call", note)
     store = FaultyStore(MemoryStore(), {n: Delay(0.7) for n in range(1, 500)})
     async with open_site(store) as site:
         await site.start_worker("a")
@@ -403,7 +405,7 @@ async def test_edge_case_10_over_the_wire_out_of_memory_checkpoints(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A capture that fails for want of memory is logged and left out; the function goes on."""
-    whole, calls = _keeper.StateKeeper.hold, 0
+    whole, calls = state_manager.StateKeeper.hold, 0
 
     async def hold(self: Any) -> Any:
         nonlocal calls
@@ -412,7 +414,7 @@ async def test_edge_case_10_over_the_wire_out_of_memory_checkpoints(
             raise MemoryError
         return await whole(self)
 
-    monkeypatch.setattr(_keeper.StateKeeper, "hold", hold)
+    monkeypatch.setattr(state_manager.StateKeeper, "hold", hold)
     async with open_site(MemoryStore()) as site:
         await site.start_worker("a")
         async with mapping(site, "train", [1]) as found:

@@ -14,11 +14,11 @@ import trio
 import trio.testing
 
 from trio_ckpt import RetryRule, RetryTable, RunStatistics, Status, StreamStatistics, open_run
-from trio_ckpt._gate import Gate
-from trio_ckpt._progress import Progress
-from trio_ckpt._ranges import IndexSet
-from trio_ckpt._statistics import format_amount, resume_line
-from trio_ckpt._totals import add_amounts
+from trio_ckpt._commit.gate import Gate
+from trio_ckpt._journal.progress import Progress
+from trio_ckpt._journal.statistics import format_amount, resume_line
+from trio_ckpt._util.exact_sum import add_amounts
+from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.stores import MemoryStore
 
 
@@ -40,7 +40,7 @@ def downtime(
         return Gate(*args, **options, opened_at=now())  # its default was bound to the real clock
 
     monkeypatch.setattr(time, "time", now)
-    monkeypatch.setattr("trio_ckpt._run.Gate", make_gate)
+    monkeypatch.setattr("trio_ckpt._runs.run.Gate", make_gate)
     return lost
 
 

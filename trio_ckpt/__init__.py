@@ -1,42 +1,85 @@
 """Resumable work for trio programs.
 
-The floor plan; a file imports only from floors below its own:
+A room imports only from rooms below it; `tests/test_rooms.py` holds it to that.
 
-    L6  remote/     a foreman, workers, clients       engines/    the same, without a server
-    L5  _loops      run_batches                       progress    a live display
-        _drift      files against records             _maintain   for commands
-        _archive, _export, _import                    _explain…   what a resume would do
-        _look       a run from outside                _machine    what a machine is good for
-        _tracing    spans of batches
-    L4  _batch      one attempt                       _stop       stopping in good order
-        _staging    files of a stream                 _desk       one open stream
-        _kept       a state as a store has it         _keeper     the state of a stream
-        _gate, _ways   the law of order               _walk       loops over batches
-        _redo       back to work                      _rescan     outputs without records
-        _stream     what users hold                   _verify     outputs on resume
-        _resume     opening a stream                  _phase      done once
-        _session    what was found                    _manifest   what a complete run left
-        _fresh      beginning again                   _roster     streams of an open run
-        _waits      for batches                       _run, _open   open_run
-        _live       for other processes
-    L3  _coordinator  tokens without I/O              _lane, _saver   group commit
-        _history    for readers
-    L2  _registry   pending tokens                    _config, _retry, _source
-        _groups, _statistics                          sums of streams
-        _observe    telling observers
-        state/      codecs, the frontier              stores/     bytes in, bytes out
-    L1  abc, _stored  every contract                  _token      the token's table
-        outputs     durable files
-    L0  _errors, _extras, _ranges, _totals, _values, _records, _progress, _portal,
-        _uninterrupted, _patience, _threads, _words, _log, _forks, _awaits
+    9  cli                  the command trio-ckpt
+    8  monitor   engines    a page and a REST API; functions over items, no server to start
+    7  remote               clients; _foreman, _worker; _wire: what they say to each other
+       testing              crashes that are planned, and the contract of every store
+    6  _maintenance         while no program runs: verify, repair, compact, export, explain
+       progress             a live display
+    5  _runs                what users hold: runs, streams, loops, how they resume
+    4  _commit              the law of order: batch, gate, group commit, confirmed
+    3  _tokens              one-shot tokens and their registry
+       state                what a loop goes on from: _tree, and _arrays in it
+       outputs              durable files
+       stores               bytes in, bytes out: _local, and _sqlite and _json on it
+       abc                  the contracts, for users
+    2  _journal             records, progress, history, sums, the contract of stores
+    1  _util                errors, checked arguments, plain values, text, threads
 """
 
-from ._awaits import NeverAwaitedError as NeverAwaitedError
-from ._batch import Batch as Batch
-from ._compact import Compacted as Compacted
-from ._coordinator import CheckpointCoordinator as CheckpointCoordinator
-from ._drift import Drift as Drift, DriftProblem as DriftProblem, find_drift as find_drift
-from ._errors import (
+from ._commit.awaits import NeverAwaitedError as NeverAwaitedError
+from ._commit.batch import Batch as Batch
+from ._commit.http_retries import http_retries as http_retries
+from ._commit.retry import (
+    Again as Again,
+    GiveUp as GiveUp,
+    RetryRule as RetryRule,
+    RetryTable as RetryTable,
+    Then as Then,
+)
+from ._commit.snapshots import Snapshots as Snapshots
+from ._journal.history import (
+    CheckpointView as CheckpointView,
+    SessionView as SessionView,
+    read_history as read_history,
+    read_sessions as read_sessions,
+)
+from ._journal.progress import FailedAttempt as FailedAttempt, Pin as Pin, Progress as Progress
+from ._journal.record import (
+    CheckpointResult as CheckpointResult,
+    ErrorInfo as ErrorInfo,
+    Output as Output,
+    Status as Status,
+)
+from ._journal.statistics import (
+    ArrayStatistics as ArrayStatistics,
+    RunStatistics as RunStatistics,
+    StateStatistics as StateStatistics,
+    Stopping as Stopping,
+    StreamStatistics as StreamStatistics,
+    Waiting as Waiting,
+)
+from ._journal.summary import Summary as Summary
+from ._maintenance.compact import Compacted as Compacted
+from ._maintenance.drift import (
+    Drift as Drift,
+    DriftProblem as DriftProblem,
+    find_drift as find_drift,
+)
+from ._maintenance.export import ExportSummary as ExportSummary, export_run as export_run
+from ._maintenance.import_ import import_run as import_run
+from ._maintenance.offline import Maintenance as Maintenance, open_maintenance as open_maintenance
+from ._maintenance.read_arrays import read_arrays as read_arrays
+from ._runs.loop import Batches as Batches
+from ._runs.open import open_run as open_run
+from ._runs.parallel import run_batches as run_batches
+from ._runs.phase import Phase as Phase
+from ._runs.run import Run as Run
+from ._runs.session import Found as Found
+from ._runs.stream import Stream as Stream
+from ._runs.stream_list import Listed as Listed
+from ._runs.tracing import (
+    TaskTracer as TaskTracer,
+    trace_batches as trace_batches,
+    trace_context as trace_context,
+    trace_tasks as trace_tasks,
+)
+from ._tokens.coordinator import CheckpointCoordinator as CheckpointCoordinator
+from ._tokens.registry import TokenRegistry as TokenRegistry
+from ._tokens.token import CheckpointToken as CheckpointToken, TokenState as TokenState
+from ._util.errors import (
     ArchiveError as ArchiveError,
     BatchCancelledError as BatchCancelledError,
     BatchFailedError as BatchFailedError,
@@ -71,61 +114,10 @@ from ._errors import (
     UnknownRunError as UnknownRunError,
     UnknownStreamError as UnknownStreamError,
 )
-from ._export import ExportSummary as ExportSummary, export_run as export_run
-from ._extras import MissingExtraError as MissingExtraError
-from ._groups import Summary as Summary
-from ._history import (
-    CheckpointView as CheckpointView,
-    SessionView as SessionView,
-    read_history as read_history,
-    read_sessions as read_sessions,
-)
-from ._http_retries import http_retries as http_retries
-from ._import import import_run as import_run
-from ._listed import Listed as Listed
-from ._log import guard_loggers as _guard_loggers
-from ._loops import run_batches as run_batches
-from ._maintain import Maintenance as Maintenance, open_maintenance as open_maintenance
-from ._open import open_run as open_run
-from ._partial import read_arrays as read_arrays
-from ._phase import Phase as Phase
-from ._progress import FailedAttempt as FailedAttempt, Pin as Pin, Progress as Progress
-from ._records import (
-    CheckpointResult as CheckpointResult,
-    ErrorInfo as ErrorInfo,
-    Output as Output,
-    Status as Status,
-)
-from ._registry import TokenRegistry as TokenRegistry
-from ._retention import Retention as Retention
-from ._retry import (
-    Again as Again,
-    GiveUp as GiveUp,
-    RetryRule as RetryRule,
-    RetryTable as RetryTable,
-    Then as Then,
-)
-from ._run import Run as Run
-from ._session import Found as Found
-from ._snapshots import Snapshots as Snapshots
-from ._statistics import (
-    ArrayStatistics as ArrayStatistics,
-    RunStatistics as RunStatistics,
-    StateStatistics as StateStatistics,
-    Stopping as Stopping,
-    StreamStatistics as StreamStatistics,
-    Waiting as Waiting,
-)
-from ._stream import Stream as Stream
-from ._token import CheckpointToken as CheckpointToken, TokenState as TokenState
-from ._tracing import (
-    TaskTracer as TaskTracer,
-    trace_batches as trace_batches,
-    trace_context as trace_context,
-    trace_tasks as trace_tasks,
-)
-from ._walk import Batches as Batches
+from ._util.extras import MissingExtraError as MissingExtraError
+from ._util.log import guard_loggers as _guard_loggers
 from .state import Frontier as Frontier, StateChangedError as StateChangedError
+from .state._retention import Retention as Retention
 
 _guard_loggers()
 

@@ -16,15 +16,15 @@ from typing import Any, TextIO
 
 import trio
 
-from ._arguments import function, instance, seconds
-from ._errors import text_of
-from ._extras import needs_extra
-from ._log import at
-from ._records import Status
-from ._run import Run
-from ._screen import Screen as Screen
-from ._statistics import RunStatistics
-from ._words import (
+from ._journal.record import Status
+from ._journal.statistics import RunStatistics
+from ._runs.run import Run
+from ._util.arguments import function, instance, seconds
+from ._util.errors import text_of
+from ._util.extras import needs_extra
+from ._util.log import at
+from ._util.screen import Screen as Screen
+from ._util.text import (
     amounts,
     duration,
     message_of,

@@ -18,10 +18,10 @@ import trio
 import trio_ckpt
 from tests.cli.tools import T0, Terminal, batches, complete, make_damaged, make_run
 from tests.outputs.faulty import files_in
-from trio_ckpt._ranges import IndexSet
-from trio_ckpt._records import ErrorInfo, Kind, Record
+from trio_ckpt._journal.record import ErrorInfo, Kind, Record
+from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.cli._change import parse_batches
-from trio_ckpt.stores._locks import lock_run
+from trio_ckpt.stores._local.locks import lock_run
 
 CHANGING: list[tuple[str, list[object], str]] = [
     ("retry", [], "put 1 skipped batch and 2 failed streams of run 'gh-2025' back to work"),

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.tools import Terminal, batches, complete, ended, failed, make_run, session
-from trio_ckpt import _words, open_run
-from trio_ckpt._records import Record
+from trio_ckpt import open_run
+from trio_ckpt._journal.record import Record
+from trio_ckpt._util import text as _words
 from trio_ckpt.stores import MemoryStore
 
 COUNTED = (

@@ -11,11 +11,12 @@ import trio
 
 from tests.cli.tools import Terminal, make_damaged, make_gh, make_run
 from tests.remote.site import F, open_site
-from trio_ckpt import _machine, open_run
-from trio_ckpt._machine import Verdict, examine, file_system_of, judge_fsync
+from trio_ckpt import open_run
+from trio_ckpt._maintenance import doctor
+from trio_ckpt._maintenance.doctor import Verdict, examine, file_system_of, judge_fsync
 from trio_ckpt.cli._doctor import _store_findings
 from trio_ckpt.stores import open_store
-from trio_ckpt.stores._locks import lock_run
+from trio_ckpt.stores._local.locks import lock_run
 
 
 def checks(document: Any) -> dict[str, str]:
@@ -100,7 +101,7 @@ def test_what_is_faster_than_any_disk_is_doubted_and_said_to_be_no_proof() -> No
 def test_a_file_system_that_forgets_or_is_far_away_is_bad(
     kind: str | None, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_machine, "file_system_of", lambda _place: kind)
+    monkeypatch.setattr(doctor, "file_system_of", lambda _place: kind)
     (found,) = [one for one in examine(tmp_path) if one.check == "file system"]
     assert found.verdict.value == verdict
 
@@ -113,8 +114,8 @@ def test_the_file_system_is_that_of_the_nearest_mount() -> None:
 def test_little_room_and_few_files_are_doubted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_machine, "LOW_BYTES", 2**80)
-    monkeypatch.setattr(_machine, "FEW_DESCRIPTORS", 2**40)
+    monkeypatch.setattr(doctor, "LOW_BYTES", 2**80)
+    monkeypatch.setattr(doctor, "FEW_DESCRIPTORS", 2**40)
     found = {one.check: one.verdict for one in examine(tmp_path)}
     assert found["space"] is Verdict.DOUBT
     assert found["open files"] in (Verdict.DOUBT, Verdict.GOOD)  # good where there is no limit

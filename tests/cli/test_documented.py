@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.tools import Terminal, make_gh, make_run, session
 from trio_ckpt.cli import _app, _exits
-from trio_ckpt.stores._locks import lock_run
+from trio_ckpt.stores._local.locks import lock_run
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reference" / "command.md").read_text(encoding="utf-8")

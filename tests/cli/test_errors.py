@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.tools import T0, Terminal, batches, complete, failed, make_run
-from trio_ckpt import _errors, _words
-from trio_ckpt._records import Kind, Record
+from trio_ckpt._journal.record import Kind, Record
+from trio_ckpt._util import errors, text
 from trio_ckpt.cli import _app, _exits, main
 
 ROOT = Path(__file__).parents[2]
@@ -79,8 +79,8 @@ def test_a_run_id_that_is_none(run: Terminal, gh: Path) -> None:
 
 def test_an_error_of_several_lines_is_put_on_one() -> None:
     changes = (("model", '"a"', '"b"'),)
-    error = _errors.ConfigChangedError("run", changes)
-    assert _words.one_line(str(error)) == (
+    error = errors.ConfigChangedError("run", changes)
+    assert text.one_line(str(error)) == (
         'the configuration of run \'run\' changed: model: "a" -> "b"; restore it, or choose '
         "on_config_change='accept' to go on with the new one or 'restart' to archive the run and "
         "begin again"
@@ -102,11 +102,11 @@ def test_an_error_that_nobody_foresaw_keeps_its_traceback(
     ("error", "code"),
     [
         (KeyboardInterrupt(), 130),
-        (_errors.StoreVersionError("newer"), 6),
-        (_errors.SaveOutcomeUnknownError("who knows"), 6),
-        (_errors.CannotRedoError("a", "later ones build on it"), 7),
-        (_errors.UnknownRunError("none"), 4),
-        (_errors.RunLockedError("run", host="box", pid=1, since="then"), 5),
+        (errors.StoreVersionError("newer"), 6),
+        (errors.SaveOutcomeUnknownError("who knows"), 6),
+        (errors.CannotRedoError("a", "later ones build on it"), 7),
+        (errors.UnknownRunError("none"), 4),
+        (errors.RunLockedError("run", host="box", pid=1, since="then"), 5),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 7),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"), 4),
         (ValueError("a bad name"), 2),
@@ -127,7 +127,7 @@ def test_each_kind_of_error_has_its_exit_code(
 
 def test_exit_codes_of_the_command_are_none_of_the_programs() -> None:
     codes = {v for name, v in vars(_exits).items() if name.startswith("EXIT_")}
-    programs = {v for name, v in vars(_errors).items() if name.startswith("EXIT_")}
+    programs = {v for name, v in vars(errors).items() if name.startswith("EXIT_")}
     assert codes & programs == {0, 130}  # both mean the same: all is well; SIGINT
     assert len(codes) == sum(name.startswith("EXIT_") for name in vars(_exits))
 

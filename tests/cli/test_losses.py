@@ -11,7 +11,7 @@ import trio
 
 from tests.cli.tools import Terminal
 from trio_ckpt import open_run
-from trio_ckpt._losses import MAX_FILES, find_losses
+from trio_ckpt._maintenance.losses import MAX_FILES, find_losses
 from trio_ckpt.stores import MemoryStore, open_store
 
 

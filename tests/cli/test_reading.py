@@ -19,9 +19,9 @@ from tests.cli.tools import (
     make_run,
     session,
 )
-from trio_ckpt._records import ErrorInfo, Kind, Opened, Record
+from trio_ckpt._journal.record import ErrorInfo, Kind, Opened, Record
 from trio_ckpt.cli._tell import KINDS
-from trio_ckpt.stores._locks import lock_run
+from trio_ckpt.stores._local.locks import lock_run
 
 READING = ["ls", "show", "watch", "explain", "history", "verify"]
 OF_A_RUN = READING[1:]

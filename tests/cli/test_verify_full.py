@@ -12,7 +12,7 @@ import trio
 import trio_ckpt
 from tests.cli.tools import Terminal, batches, make_damaged, make_run
 from trio_ckpt.stores import open_store
-from trio_ckpt.stores._locks import lock_run
+from trio_ckpt.stores._local.locks import lock_run
 
 
 def make(store: Path, folder: Path) -> None:

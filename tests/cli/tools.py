@@ -13,11 +13,11 @@ import attrs
 import pytest
 import trio
 
-from trio_ckpt._config import config_digest
-from trio_ckpt._folds import encode_progress
-from trio_ckpt._progress import Progress, apply
-from trio_ckpt._records import ErrorInfo, Kind, Opened, Output, Record, encode_record
-from trio_ckpt._values import RUN_STREAM, StreamKey, encode_key
+from trio_ckpt._journal.folds import encode_progress
+from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.record import ErrorInfo, Kind, Opened, Output, Record, encode_record
+from trio_ckpt._runs.config import config_digest
+from trio_ckpt._util.plain import RUN_STREAM, StreamKey, encode_key
 from trio_ckpt.abc import Checkpoint, Fold, RunKey
 from trio_ckpt.cli import main
 from trio_ckpt.stores import open_store

@@ -14,8 +14,8 @@ import trio
 
 from tests.crash.steady import KINDS, LINES, RUN, STREAM, line, page, page_name
 from trio_ckpt import Status, StoreDamagedError
-from trio_ckpt._history import read_pages
-from trio_ckpt._records import Kind, Record
+from trio_ckpt._journal.history import read_pages
+from trio_ckpt._journal.record import Kind, Record
 from trio_ckpt.stores import open_store
 
 JOURNAL = re.compile(rf"runs/{RUN}/journal\.\d+\.jsonl")

@@ -28,12 +28,12 @@ import trio
 
 from tests.crash.far_job import STEP_S, pids
 from trio_ckpt import remote
-from trio_ckpt._records import decode_record
-from trio_ckpt._values import decode_key
+from trio_ckpt._journal.record import decode_record
+from trio_ckpt._util.plain import decode_key
 from trio_ckpt.abc import Checkpoint, Fold, RunKey
-from trio_ckpt.remote._names import task_id_of
+from trio_ckpt.remote._wire.names import task_id_of
 from trio_ckpt.stores import open_store
-from trio_ckpt.stores._local import LocalStore
+from trio_ckpt.stores._local.store import LocalStore
 
 ROOT = Path(__file__).parents[2]
 SECRET = "a secret of 16 bytes or more"  # of a test

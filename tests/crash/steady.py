@@ -21,10 +21,13 @@ import attrs
 import trio
 
 import trio_ckpt
-from trio_ckpt import RunLockedError, RunStoppedError, _saver, _staging
+from trio_ckpt import RunLockedError, RunStoppedError
+from trio_ckpt._commit import group_commit, stream_outputs
 from trio_ckpt.cli._exits import EXIT_OWNED
 from trio_ckpt.outputs import _append, _system
-from trio_ckpt.stores import JsonStore, SqliteStore, _json_writer, _sqlite_writer
+from trio_ckpt.stores import JsonStore, SqliteStore
+from trio_ckpt.stores._json import writer
+from trio_ckpt.stores._sqlite import writer as _sqlite_writer
 
 ROOT = Path(__file__).parents[2]
 RUN = "steady"
@@ -164,11 +167,11 @@ class Points:
             (_append.AppendFile, "append", "append"),
             (_append, "write_all", "pwrite"),
             (_sqlite_writer.Writer, "save", "save"),
-            (_json_writer.Writer, "save", "save"),
+            (writer.Writer, "save", "save"),
             (_sqlite_writer.Writer, "_commit", "commit"),
-            (_json_writer, "write_all", "commit"),
+            (writer, "write_all", "commit"),
         ]
-        after = [(_sqlite_writer.Writer, "save"), (_json_writer.Writer, "save")]
+        after = [(_sqlite_writer.Writer, "save"), (writer.Writer, "save")]
         for place, name, point in before:
             setattr(place, name, self._with(getattr(place, name), point, ""))
         for place, name in after:
@@ -189,7 +192,7 @@ class Points:
 def run_program(orders: Orders) -> int:
     """Run it as a process of its own does: the exit code."""
     points = Points(orders.stop_at, orders.stop_index)
-    _staging.OWNER_AGE_S = OWNER_AGE_S
+    stream_outputs.OWNER_AGE_S = OWNER_AGE_S
     if orders.stop_at:
         points.install()
     if orders.flaw == "output not synced":
@@ -197,7 +200,7 @@ def run_program(orders: Orders) -> int:
             setattr(_system.System, name, lambda _system, _fd: None)
     if orders.flaw == OWNERS_FLAW:
         _system.System.lock = lambda _system, _fd: None  # type: ignore[method-assign]
-        _saver.Saver.check_owner = _ask_nobody  # type: ignore[method-assign]
+        group_commit.Saver.check_owner = _ask_nobody  # type: ignore[method-assign]
     if orders.waits:
         os.read(0, 1)
     try:

@@ -23,7 +23,7 @@ import pytest
 import trio
 
 from trio_ckpt import Progress, Status
-from trio_ckpt._history import read_pages
+from trio_ckpt._journal.history import read_pages
 from trio_ckpt.stores import open_store
 
 ROOT = Path(__file__).parents[2]

@@ -26,8 +26,9 @@ from tests.crash.chance import leave_nothing_to_chance
 from tests.crash.programs import PROGRAMS, STORES, Session
 from tests.crash.recorder import NO_PLAN, Action, Kind, Plan, Recorder
 from tests.fork_server import ForkServer, Told, serve
-from trio_ckpt import RunStoppedError, TrioCkptError, _keeper
-from trio_ckpt.stores import _json_writer
+from trio_ckpt import RunStoppedError, TrioCkptError
+from trio_ckpt._commit import state_manager
+from trio_ckpt.stores._json import writer
 from trio_ckpt.testing._scheduler import seeded_scheduler
 
 SESSION_LIMIT_S = 30.0  # one takes less than a tenth of a second; more is a hang
@@ -141,8 +142,8 @@ def main() -> None:
         folder, store = sys.argv[1:]
         alone = {"root": folder, "store": store, "program": "good", "plan": attrs.asdict(NO_PLAN)}
         sys.exit(_run({**alone, "log": None, "number": 0}, sys.stdout.fileno()))
-    _keeper.INLINE_BYTES = ARRAY_BLOB_BYTES
-    _json_writer.MIN_REWRITE_BYTES = REWRITE_BYTES
+    state_manager.INLINE_BYTES = ARRAY_BLOB_BYTES
+    writer.MIN_REWRITE_BYTES = REWRITE_BYTES
     serve(_run, SESSION_LIMIT_S, _warm_up)
 
 

@@ -8,9 +8,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
+from tests.damage.sweep import Tally, plant_many
 from tests.proof import keep_row
-
-from .sweep import Tally, plant_many
 
 DEFAULT_COUNT = 5_000
 REPAIR_EVERY = 10  # of those that are planted one in so many is repaired, too

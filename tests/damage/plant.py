@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from .samples import Files, Sample
+from tests.damage.samples import Files, Sample
 
 PAGE = 4_096
 SECTOR = 512

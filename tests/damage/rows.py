@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from .samples import Files, Sample, lay_out, read_files
+from tests.damage.samples import Files, Sample, lay_out, read_files
 
 Row = Callable[[sqlite3.Connection, random.Random], None]
 

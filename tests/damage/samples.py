@@ -16,10 +16,10 @@ import numpy as np
 import trio
 
 from trio_ckpt import Batch, Frontier, Run, open_run, run_batches
-from trio_ckpt._folds import encode_progress
-from trio_ckpt._progress import Progress, apply
-from trio_ckpt._records import decode_record
-from trio_ckpt._values import decode_key
+from trio_ckpt._journal.folds import encode_progress
+from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.record import decode_record
+from trio_ckpt._util.plain import decode_key
 from trio_ckpt.abc import Store
 from trio_ckpt.outputs import ARCHIVE
 from trio_ckpt.stores import open_store

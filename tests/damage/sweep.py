@@ -19,15 +19,9 @@ from pathlib import Path
 import attrs
 import trio
 
-from trio_ckpt._check import check_all
-from trio_ckpt._errors import TrioCkptError
-from trio_ckpt._repair import RepairReport, repair_all
-from trio_ckpt.abc import Finding
-from trio_ckpt.stores import open_store
-
-from .plant import PLANTS
-from .rows import ROWS, plant_row
-from .samples import (
+from tests.damage.plant import PLANTS
+from tests.damage.rows import ROWS, plant_row
+from tests.damage.samples import (
     KINDS,
     Files,
     Sample,
@@ -37,6 +31,11 @@ from .samples import (
     make_sample,
     outputs_from,
 )
+from trio_ckpt._maintenance.repair import RepairReport, repair_all
+from trio_ckpt._maintenance.verify_store import check_all
+from trio_ckpt._util.errors import TrioCkptError
+from trio_ckpt.abc import Finding
+from trio_ckpt.stores import open_store
 
 ROW_SHARE = 0.15  # of the damages of a database: rows that are changed, not bytes
 DATABASE_SHARE = 0.5  # of all: the files in which all is

@@ -15,7 +15,7 @@ from tests.damage import sweep as sweeping
 from tests.damage.plant import PLANTS
 from tests.damage.samples import lay_out
 from tests.damage.sweep import Planted, Sweep, look, plant
-from trio_ckpt import _check
+from trio_ckpt._maintenance import verify_store
 from trio_ckpt.abc import Finding
 
 COUNT = 280
@@ -75,7 +75,7 @@ def test_without_the_notes_lost_records_are_silent(
     kind = "take the last record of a stream away"
     planted = next(damages_of(sweep, kind))
     assert sweep.judge(planted) == "found"
-    for module in ("_sqlite_check", "_json_check"):
+    for module in ("_sqlite.check", "_json.check"):
         monkeypatch.setattr(f"trio_ckpt.stores.{module}.lost_runs", lambda *_: [])
     assert sweep.judge(planted) == "silent"
     sweep.tally.silent.clear()
@@ -98,8 +98,8 @@ def test_without_the_seal_of_folds_an_altered_fold_is_silent(
                 if "fold" not in finding.what and "not what was saved" not in finding.what:
                     yield finding
 
-    original = _check.check_all
-    monkeypatch.setattr(_check._Looked, "_compare", passes)
+    original = verify_store.check_all
+    monkeypatch.setattr(verify_store._Looked, "_compare", passes)
     monkeypatch.setattr(sweeping, "check_all", stored)
     assert sweep.judge(planted) == "silent"
     sweep.tally.silent.clear()

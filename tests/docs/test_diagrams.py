@@ -8,9 +8,9 @@ import pytest
 
 from docs import diagrams
 from tests.proof import read_rows
-from trio_ckpt._gate import GATE
-from trio_ckpt._token import TRANSITIONS
-from trio_ckpt._ways import Way
+from trio_ckpt._commit.exits import Way
+from trio_ckpt._commit.gate import GATE
+from trio_ckpt._tokens.token import TRANSITIONS
 
 
 @pytest.mark.parametrize("path", diagrams.PAGES, ids=lambda path: path.stem)

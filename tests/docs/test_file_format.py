@@ -11,33 +11,16 @@ import attrs
 import msgspec
 import pytest
 
-from trio_ckpt import (
-    Retention,
-    _folds,
-    _keeper,
-    _kept,
-    _progress,
-    _records,
-    _snapshots,
-    _values,
-    abc,
-)
-from trio_ckpt._ranges import IndexSet
-from trio_ckpt._records import Kind, Record, Seal
+from trio_ckpt import Retention, abc
+from trio_ckpt._commit import snapshots, state_manager, stored_state
+from trio_ckpt._journal import folds, progress, record
+from trio_ckpt._journal.record import Kind, Record, Seal
+from trio_ckpt._util import plain
+from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.outputs import lines_digest
-from trio_ckpt.state import (
-    _buffers,
-    _compress,
-    _flatten,
-    _frame,
-    _leaves,
-    _ledger,
-    _patches,
-    _tables,
-    _tagged,
-    _tree_delta,
-)
-from trio_ckpt.state._foreign import Kind as ViewKind
+from trio_ckpt.state._arrays import block_digests, block_ranges, buffers, compress
+from trio_ckpt.state._arrays.frameworks import Kind as ViewKind
+from trio_ckpt.state._tree import delta, flatten, format, frame, identity, leaves
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "file-format.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -97,77 +80,77 @@ def test_a_set_of_indexes_is_stored_as_the_page_says() -> None:
 
 
 def test_the_places_of_a_fold() -> None:
-    assert first_two(table("Folds", "place")) == places(_folds._Fold)
+    assert first_two(table("Folds", "place")) == places(folds._Fold)
     statuses = next(row[2] for row in table("Folds", "place") if row[1] == "status")
-    assert set(re.findall(r'"([\w ]+)"', statuses)) == {s.value for s in _records.Status}
+    assert set(re.findall(r'"([\w ]+)"', statuses)) == {s.value for s in record.Status}
 
 
 def test_the_places_of_a_frame_a_view_and_a_patch() -> None:
     frames, views, patches = (rows[1:] for rows in tables_of("Frames"))
-    assert first_two(frames) == places(_frame.Frame)
+    assert first_two(frames) == places(frame.Frame)
     assert first_two(views) == [
-        [str(place), field.name] for place, field in enumerate(attrs.fields(_buffers.View))
+        [str(place), field.name] for place, field in enumerate(attrs.fields(buffers.View))
     ]
-    assert first_two(patches) == places(_frame.Patch)
+    assert first_two(patches) == places(frame.Patch)
     assert set(re.findall(r"`([\w.]+)`", views[0][2] + "`")) | {"numpy"} == set(get_args(ViewKind))
     assert "`[names, sizes, views]`" in TEXT
-    assert _frame.Layout.__struct_fields__ == ("names", "sizes", "views")
+    assert frame.Layout.__struct_fields__ == ("names", "sizes", "views")
 
 
 def test_the_sizes_of_a_frame() -> None:
     rows = {row[1]: row for row in table("Frames", "place", "field", "type")}
-    assert rows["version"][3].endswith(f": {_frame.FRAME_VERSION}")
-    assert rows["lineage"][2] == f"{_frame.LINEAGE_BYTES} bytes"
-    assert rows["parent"][2] == f"0 or {_frame.DIGEST_BYTES} bytes"
-    assert f"more than {_keeper.INLINE_BYTES} bytes in all" in TEXT
+    assert rows["version"][3].endswith(f": {frame.FRAME_VERSION}")
+    assert rows["lineage"][2] == f"{frame.LINEAGE_BYTES} bytes"
+    assert rows["parent"][2] == f"0 or {frame.DIGEST_BYTES} bytes"
+    assert f"more than {state_manager.INLINE_BYTES} bytes in all" in TEXT
     assert f"after {Retention().max_deltas} differences" in TEXT
-    assert _kept.SHARE_OF_DEAD == 1.0
-    assert f"less than {_kept.DELTA_FROM_BYTES} bytes without arrays" in TEXT
-    assert f"the full frame and {_kept.DELTA_FROM_BYTES} bytes" in TEXT
-    assert f"blocks of {_tables.BLOCK_BYTES} bytes" in TEXT
+    assert stored_state.SHARE_OF_DEAD == 1.0
+    assert f"less than {stored_state.DELTA_FROM_BYTES} bytes without arrays" in TEXT
+    assert f"the full frame and {stored_state.DELTA_FROM_BYTES} bytes" in TEXT
+    assert f"blocks of {block_digests.BLOCK_BYTES} bytes" in TEXT
 
 
 def test_the_bytes_of_ranges() -> None:
     rows = table("Ranges", "offset", "size")
-    assert [row[1] for row in rows] == [str(_patches._ROW.itemsize)] * 2
-    assert f"A block has {_tables.BLOCK_BYTES} bytes" in TEXT
+    assert [row[1] for row in rows] == [str(block_ranges._ROW.itemsize)] * 2
+    assert f"A block has {block_digests.BLOCK_BYTES} bytes" in TEXT
 
 
 def test_the_head_of_a_block() -> None:
     rows = table("Blocks", "offset", "size")
     assert [row[1] for row in rows] == ["1", "1", "4", "4", "rest"]
-    assert _compress.HEAD.format == "<BBII"
-    assert rows[-1][0] == str(_compress.HEAD.size)
+    assert compress.HEAD.format == "<BBII"
+    assert rows[-1][0] == str(compress.HEAD.size)
     codecs = re.findall(r"(\d) (as it is|bitshuffle|zstd)", rows[0][2])
     assert codecs == [
-        (str(_compress.RAW), "as it is"),
-        (str(_compress.BITSHUFFLE_LZ4), "bitshuffle"),
-        (str(_compress.ZSTD), "zstd"),
+        (str(compress.RAW), "as it is"),
+        (str(compress.BITSHUFFLE_LZ4), "bitshuffle"),
+        (str(compress.ZSTD), "zstd"),
     ]
-    assert f"holds up to {_compress.MAX_BLOCK_BYTES} bytes" in TEXT
+    assert f"holds up to {compress.MAX_BLOCK_BYTES} bytes" in TEXT
 
 
 def test_the_tags_of_trees() -> None:
-    tags = {name: tag for name, tag in vars(_tagged.Tag).items() if name.isupper()}
+    tags = {name: tag for name, tag in vars(format.Tag).items() if name.isupper()}
     assert first_two(table("Trees", "tag")) == [[str(tag), name] for name, tag in tags.items()]
-    assert table("Trees", "offset")[0][2] == f"version: {_tagged.FORMAT_VERSION}"
+    assert table("Trees", "offset")[0][2] == f"version: {format.FORMAT_VERSION}"
     (numbered,) = re.findall(r"maps without a tag, and the nodes (.*?)\. What", TEXT, re.DOTALL)
-    assert {tags[name] for name in re.findall(r"`(\w+)`", numbered)} == _tagged.MUTABLE
+    assert {tags[name] for name in re.findall(r"`(\w+)`", numbered)} == format.MUTABLE
 
 
 def test_the_actions_of_tree_deltas() -> None:
     names = ("REPLACE", "KEYS", "ITEMS", "SPLICE", "BYTES", "INSIDE")
     assert first_two(table("Tree deltas", "action")) == [
-        [str(getattr(_tree_delta, name)), name] for name in names
+        [str(getattr(delta, name)), name] for name in names
     ]
 
 
 @pytest.mark.parametrize("row", table("Limits", "limit"), ids=lambda row: row[0])
 def test_a_limit_is_as_the_code_has_it(row: list[str]) -> None:
-    homes = {"MAX_DEPTH": [_ledger]}
+    homes = {"MAX_DEPTH": [identity]}
     modules = homes.get(
         row[0],
-        [_tagged, _flatten, _leaves, _compress, _buffers, _snapshots, _records, _values, abc],
+        [format, flatten, leaves, compress, buffers, snapshots, record, plain, abc],
     )
     found = {constants(module)[row[0]] for module in modules if row[0] in constants(module)}
     assert found == {int(row[1])}
@@ -180,12 +163,12 @@ def test_a_seal_is_as_the_page_says() -> None:
     digest = hashlib.blake2b(place + b"payload", digest_size=16, key=b"secret").digest()
     assert sealed == digest + b"payload"
     rows = table("Sealed payloads", "offset", "size")
-    assert [row[:2] for row in rows] == [["0", str(_records.DIGEST_BYTES)], ["16", "rest"]]
+    assert [row[:2] for row in rows] == [["0", str(record.DIGEST_BYTES)], ["16", "rest"]]
 
 
 def test_the_digests_of_items_and_lines() -> None:
     rows = {row[0]: row[4] for row in table("Records", "key", "field")}
-    assert f"of {len(_values.item_digest('x'))} bytes" in rows["d"]
+    assert f"of {len(plain.item_digest('x'))} bytes" in rows["d"]
     assert f"of {len(lines_digest(b'x'))} bytes" in rows["j"]
 
 
@@ -193,13 +176,13 @@ def test_the_page_names_what_structs_hold() -> None:
     """The arrays inside of records are written out on the page, in the order of the code."""
     rows = {row[0]: row[4] for row in table("Records", "key", "field")}
     for key, struct in (
-        ("o", _records.Output),
-        ("j", _records.SinkLines),
-        ("b", _records.Opened),
-        ("z", _records.Taken),
+        ("o", record.Output),
+        ("j", record.SinkLines),
+        ("b", record.Opened),
+        ("z", record.Taken),
     ):
         assert f"[{', '.join(struct.__struct_fields__)}]" in rows[key], key
-    assert set(re.findall(r"\w+", rows["e"])) >= set(_records.ErrorInfo.__struct_fields__)
+    assert set(re.findall(r"\w+", rows["e"])) >= set(record.ErrorInfo.__struct_fields__)
     assert "[at, batch_index, lineage]" in TEXT
-    assert _progress.Pin.__struct_fields__ == ("at", "batch_index", "lineage")
-    assert _progress.FailedAttempt.__struct_fields__ == ("attempts", "error")
+    assert progress.Pin.__struct_fields__ == ("at", "batch_index", "lineage")
+    assert progress.FailedAttempt.__struct_fields__ == ("attempts", "error")

@@ -16,7 +16,7 @@ import trio_ckpt.engines
 import trio_ckpt.remote
 import trio_ckpt.stores
 import trio_ckpt.testing
-from trio_ckpt import _errors
+from trio_ckpt._util import errors as _errors
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"

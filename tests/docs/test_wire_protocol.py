@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from trio_ckpt.remote import _frames, _message, _messages, _protocol
-from trio_ckpt.remote._faults import FAULTS
-from trio_ckpt.remote._messages import MESSAGES, JobOptions
-from trio_ckpt.remote._protocol import PHASES, TASKS, Role
+from trio_ckpt.remote._wire import frames, message, messages, protocol
+from trio_ckpt.remote._wire.faults import FAULTS
+from trio_ckpt.remote._wire.messages import MESSAGES, JobOptions
+from trio_ckpt.remote._wire.protocol import PHASES, TASKS, Role
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "wire-protocol.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -36,11 +36,11 @@ def table(*head: str) -> list[list[str]]:
 def test_the_header_of_a_frame() -> None:
     rows = table("offset", "size", "field")
     sizes = {"B": 1, "H": 2, "I": 4}
-    layout = [sizes[letter] for letter in _frames.HEADER.format if letter in sizes]
+    layout = [sizes[letter] for letter in frames.HEADER.format if letter in sizes]
     assert [int(row[1]) for row in rows[:-1]] == layout
     assert [int(row[0]) for row in rows] == [sum(layout[:n]) for n in range(len(rows))]
-    assert f"at most {_frames.FRAME_BYTES} bytes" in rows[-1][3]
-    assert rows[0][3].endswith(f": {_frames.FRAME_VERSION}")
+    assert f"at most {frames.FRAME_BYTES} bytes" in rows[-1][3]
+    assert rows[0][3].endswith(f": {frames.FRAME_VERSION}")
 
 
 def test_the_kinds_of_messages() -> None:
@@ -69,7 +69,7 @@ def test_the_options_of_a_job() -> None:
 
 
 def test_the_verbs_of_the_store() -> None:
-    verbs = _messages.AnyCall.__args__
+    verbs = messages.AnyCall.__args__
     assert [row[:3] for row in table("verb", "name")] == [
         [
             str(verb.__struct_config__.tag),
@@ -109,20 +109,20 @@ def test_the_table_of_tasks() -> None:
 
 @pytest.mark.parametrize("row", table("limit"), ids=lambda row: row[0])
 def test_a_limit_is_as_the_code_has_it(row: list[str]) -> None:
-    modules = (_message, _frames, _protocol)
+    modules = (message, frames, protocol)
     assert {vars(module)[row[0]] for module in modules if row[0] in vars(module)} == {int(row[1])}
 
 
 def test_every_limit_is_on_the_page() -> None:
-    names = {name for name in vars(_message) if re.fullmatch(r"MAX_[A-Z]+(?:_[A-Z]+)*", name)}
+    names = {name for name in vars(message) if re.fullmatch(r"MAX_[A-Z]+(?:_[A-Z]+)*", name)}
     on_page = {row[0] for row in table("limit")} | {"MAX_RUN_ID_CHARS"}
     in_the_table_of_kinds = names - on_page
     assert in_the_table_of_kinds == {
         *("MAX_SMALL_BYTES", "MAX_ERROR_BYTES", "MAX_TRACE_BYTES", "MAX_MESSAGE_BYTES")
     }
-    assert all(str(vars(_message)[name]) in TEXT for name in in_the_table_of_kinds)
+    assert all(str(vars(message)[name]) in TEXT for name in in_the_table_of_kinds)
 
 
 def test_the_versions() -> None:
-    assert f"There is one: {_messages.VERSIONS[0]}" in TEXT
-    assert len(_messages.VERSIONS) == 1
+    assert f"There is one: {messages.VERSIONS[0]}" in TEXT
+    assert len(messages.VERSIONS) == 1

@@ -14,9 +14,9 @@ import pytest
 import trio_ckpt
 from tests.formats.write import BIG, CURRENT, LEFT, PAGES, STORES, begin_weights, work
 from trio_ckpt import Status, StoreVersionError
-from trio_ckpt._history import read_pages
-from trio_ckpt._import import import_run
-from trio_ckpt._records import Kind
+from trio_ckpt._journal.history import read_pages
+from trio_ckpt._journal.record import Kind
+from trio_ckpt._maintenance.import_ import import_run
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import open_store
 

@@ -18,13 +18,13 @@ import numpy as np
 import trio
 
 import trio_ckpt
-from trio_ckpt._archive import VERSION as ARCHIVE_VERSION
-from trio_ckpt._export import export_run
+from trio_ckpt._maintenance.archive_file import VERSION as ARCHIVE_VERSION
+from trio_ckpt._maintenance.export import export_run
 from trio_ckpt.outputs import OutputDir
 from trio_ckpt.state import Frontier
 from trio_ckpt.stores import open_store
-from trio_ckpt.stores._json_files import FORMAT_VERSION as JSON_VERSION
-from trio_ckpt.stores._sqlite_schema import FORMAT_VERSION as SQLITE_VERSION
+from trio_ckpt.stores._json.files import FORMAT_VERSION as JSON_VERSION
+from trio_ckpt.stores._sqlite.schema import FORMAT_VERSION as SQLITE_VERSION
 
 STORES = Path(__file__).parent / "stores"
 CURRENT = {

@@ -9,7 +9,7 @@ import pytest
 
 from tests.frameworks.tools import restore, train, train_killed
 from trio_ckpt import open_run
-from trio_ckpt.state._buffers import collect
+from trio_ckpt.state._arrays.buffers import collect
 from trio_ckpt.stores import MemoryStore
 
 

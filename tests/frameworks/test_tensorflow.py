@@ -8,7 +8,7 @@ import pytest
 import tensorflow
 
 from tests.frameworks.tools import restore, train, train_killed
-from trio_ckpt.state._buffers import collect
+from trio_ckpt.state._arrays.buffers import collect
 from trio_ckpt.stores import MemoryStore
 
 

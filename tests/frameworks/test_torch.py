@@ -10,7 +10,7 @@ import torch
 
 from tests.frameworks.tools import restore, train, train_killed
 from trio_ckpt import NotEncodableError
-from trio_ckpt.state._buffers import collect
+from trio_ckpt.state._arrays.buffers import collect
 from trio_ckpt.stores import MemoryStore
 
 

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from trio_ckpt import open_run
-from trio_ckpt.state._buffers import Collected, View, rebuild
-from trio_ckpt.state._memory import allocate
+from trio_ckpt.state._arrays.buffers import Collected, View, rebuild
+from trio_ckpt.state._arrays.memory import allocate
 from trio_ckpt.stores import MemoryStore
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from trio_ckpt._errors import StoreDamagedError, TrioCkptError
+from trio_ckpt._util.errors import StoreDamagedError, TrioCkptError
 
 MAX_INPUT_BYTES = 8_192  # most headers, and several records of each kind, are within it
 MAX_RSS_MIB = 1_024  # of the process; an input that takes so much is a bomb

@@ -16,18 +16,18 @@ import attrs
 import msgspec
 import trio
 
-from tests.export_tools import forge, make_store, reseal, unpack, write_run
 from tests.fuzz.case import Reader, Target, law
 from tests.fuzz.records import PAYLOADS
-from trio_ckpt._archive import Archive
-from trio_ckpt._errors import ArchiveError, OutputInvalidError, StoreDamagedError
-from trio_ckpt._export import export_run
-from trio_ckpt._records import DIGEST_BYTES, Seal, decode_record
+from tests.maintenance.export_tools import forge, make_store, reseal, unpack, write_run
+from trio_ckpt._journal.record import DIGEST_BYTES, Seal, decode_record
+from trio_ckpt._maintenance.archive_file import Archive
+from trio_ckpt._maintenance.export import export_run
+from trio_ckpt._util.errors import ArchiveError, OutputInvalidError, StoreDamagedError
 from trio_ckpt.abc import Checkpoint, Fold
 from trio_ckpt.outputs._json import parse_json
 from trio_ckpt.outputs._validate import Validator
-from trio_ckpt.stores import _json_format as fmt
-from trio_ckpt.stores._json_records import (
+from trio_ckpt.stores._json import format as fmt
+from trio_ckpt.stores._json.records import (
     decode_entry,
     decode_fold,
     encode_entry,

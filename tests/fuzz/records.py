@@ -8,13 +8,9 @@ import struct
 import msgspec
 
 from tests.fuzz.case import Reader, Target, law
-from trio_ckpt import _live
-from trio_ckpt._config import canonical_config, config_digest, diff_config
-from trio_ckpt._errors import NotEncodableError, StoreDamagedError, StoreError
-from trio_ckpt._folds import decode_progress, encode_progress
-from trio_ckpt._progress import Progress, apply
-from trio_ckpt._ranges import IndexSet
-from trio_ckpt._records import (
+from trio_ckpt._journal.folds import decode_progress, encode_progress
+from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.record import (
     ErrorInfo,
     Kind,
     Opened,
@@ -26,19 +22,24 @@ from trio_ckpt._records import (
     decode_record,
     encode_record,
 )
-from trio_ckpt._totals import shown
-from trio_ckpt._values import (
+from trio_ckpt._runs import live_view
+from trio_ckpt._runs.config import canonical_config, config_digest, diff_config
+from trio_ckpt._util.errors import NotEncodableError, StoreDamagedError, StoreError
+from trio_ckpt._util.exact_sum import shown
+from trio_ckpt._util.index_set import IndexSet
+from trio_ckpt._util.plain import (
     check_label,
     check_run_id,
     check_stream_key,
     decode_key,
     encode_key,
 )
-from trio_ckpt._words import moment, printable, stream_name
+from trio_ckpt._util.text import moment, printable, stream_name
 from trio_ckpt.cli._change import parse_batches
 from trio_ckpt.cli._exits import CommandError
 from trio_ckpt.cli._look import choose_streams
-from trio_ckpt.stores import _json_files, _split
+from trio_ckpt.stores import _split
+from trio_ckpt.stores._json import files
 
 OUTPUT = Output("pages/1.json", 12, 1_700_000_000_000_000_000, "ab" * 32)
 SUM = {"cost": ("-1f", 3)}
@@ -132,21 +133,21 @@ def open_fold() -> Reader:
 
 
 def open_live() -> Reader:
-    view = _live.LiveView(
+    view = live_view.LiveView(
         1.0,
         3,
-        (_live.LiveToken(("a",), 3, "pending", 1.0),),
+        (live_view.LiveToken(("a",), 3, "pending", 1.0),),
         1,
         2,
         3.0,
         0.5,
         None,
         (),
-        stopping=_live.LiveStopping(1, ((("a",), 3),), 31.0),
+        stopping=live_view.LiveStopping(1, ((("a",), 3),), 31.0),
     )
 
     def read(data: bytes) -> str:
-        return "nothing" if _live.decode_live(data) is None else "read"
+        return "nothing" if live_view.decode_live(data) is None else "read"
 
     return Reader(read, [msgspec.msgpack.encode(view)])
 
@@ -195,7 +196,7 @@ def open_names() -> Reader:
                 law(holds=decode_key(encode_key(key)) == key, broken="it came back another")
                 law(holds=stream_name(check_stream_key(key)).isprintable(), broken="not printable")
             case b"r":
-                name = _json_files.folder_name(check_run_id(text))
+                name = files.folder_name(check_run_id(text))
                 law(
                     holds=name not in (".", "..") and "/" not in name and len(name) < 100,
                     broken="it leads out of the folder",

@@ -16,12 +16,12 @@ import attrs
 import numpy as np
 
 from trio_ckpt.state import encode_frame, frame_digest, new_lineage
-from trio_ckpt.state._arrays import ArrayEngine
-from trio_ckpt.state._compress import open_compressor
-from trio_ckpt.state._frame import Frame
+from trio_ckpt.state._arrays.compress import open_compressor
+from trio_ckpt.state._arrays.engine import ArrayEngine
 from trio_ckpt.state._plan import Plan
-from trio_ckpt.state._tagged import MUTABLE, Tree, encode_tree
-from trio_ckpt.state._tree_delta import diff_tree
+from trio_ckpt.state._tree.delta import diff_tree
+from trio_ckpt.state._tree.format import MUTABLE, Tree, encode_tree
+from trio_ckpt.state._tree.frame import Frame
 
 BLOCK_BYTES = 6_000  # in each block of `make_blocks`
 

@@ -11,9 +11,9 @@ import trio
 from tests.cli.tools import T0, batches, complete, ended, failed, session
 from tests.fuzz.case import Reader, Target, law
 from tests.fuzz.records import RECORDS
-from trio_ckpt._errors import StoreDamagedError, StoreError, UnknownRunError
-from trio_ckpt._records import Kind, Record, decode_record, encode_record
-from trio_ckpt._values import RUN_STREAM, StreamKey, encode_key
+from trio_ckpt._journal.record import Kind, Record, decode_record, encode_record
+from trio_ckpt._util.errors import StoreDamagedError, StoreError, UnknownRunError
+from trio_ckpt._util.plain import RUN_STREAM, StreamKey, encode_key
 from trio_ckpt.abc import Checkpoint, RunKey
 from trio_ckpt.cli import _overview, _tell
 from trio_ckpt.cli._exits import CommandError

@@ -20,16 +20,16 @@ from tests.fuzz.samples import (
     shake,
     trees,
 )
-from trio_ckpt._errors import NotEncodableError, StoreDamagedError, StoreError
+from trio_ckpt._util.errors import NotEncodableError, StoreDamagedError, StoreError
 from trio_ckpt.state import decode_frame, encode_frame, tree_of
-from trio_ckpt.state._arrays import ArrayEngine
-from trio_ckpt.state._assemble import Assembly
-from trio_ckpt.state._buffers import View, collect, rebuild
-from trio_ckpt.state._compress import HEAD, open_compressor
-from trio_ckpt.state._leaves import StateChangedError
-from trio_ckpt.state._patches import apply, decode_ranges, encode_ranges, ranges_of
-from trio_ckpt.state._tagged import Tree, decode_tree, encode_tree
-from trio_ckpt.state._tree_patch import patch_tree
+from trio_ckpt.state._arrays.block_ranges import apply, decode_ranges, encode_ranges, ranges_of
+from trio_ckpt.state._arrays.buffers import View, collect, rebuild
+from trio_ckpt.state._arrays.compress import HEAD, open_compressor
+from trio_ckpt.state._arrays.engine import ArrayEngine
+from trio_ckpt.state._arrays.restore import Assembly
+from trio_ckpt.state._tree.format import Tree, decode_tree, encode_tree
+from trio_ckpt.state._tree.leaves import StateChangedError
+from trio_ckpt.state._tree.patch import patch_tree
 
 # -- frames -------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import click
 from starlette.requests import Request
 
 from tests.fuzz.case import Reader, Target, law
-from trio_ckpt._words import one_line
+from trio_ckpt._util.text import one_line
 from trio_ckpt.cli._app import COMMANDS, app
 from trio_ckpt.cli._exits import CommandError, exit_code_of
 from trio_ckpt.monitor._access import Access, Refused, Role

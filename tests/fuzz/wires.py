@@ -8,16 +8,16 @@ import zlib
 from tests.fuzz.case import Reader, Target, law
 from tests.fuzz.mutate import mutate
 from tests.remote.samples import SAMPLES, exchange, frames_of, hello, open_pair
-from trio_ckpt.remote._errors import ProtocolError, RemoteProtocolError
-from trio_ckpt.remote._frames import HEADER, MAX_PARTIAL, decode_frame, encode_frame
-from trio_ckpt.remote._messages import (
+from trio_ckpt.remote._wire.errors import ProtocolError, RemoteProtocolError
+from trio_ckpt.remote._wire.frames import HEADER, MAX_PARTIAL, decode_frame, encode_frame
+from trio_ckpt.remote._wire.messages import (
     MESSAGES,
     Kind,
     Message,
     decode_message,
     encode_message,
 )
-from trio_ckpt.remote._protocol import PHASES, Connection, Phase, Role
+from trio_ckpt.remote._wire.protocol import PHASES, Connection, Phase, Role
 
 LENGTH_BYTES = 2  # before each frame of an input of several
 FRAMES = 8  # of one input

@@ -24,9 +24,9 @@ from trio_ckpt import (
     monitor,
     open_run,
 )
-from trio_ckpt._live import LiveToken, LiveView, LiveWaiting
-from trio_ckpt._look import read_look
-from trio_ckpt._statistics import MIN_STUCK_AFTER_S, STUCK_AFTER_S
+from trio_ckpt._journal.run_status import read_look
+from trio_ckpt._journal.statistics import MIN_STUCK_AFTER_S, STUCK_AFTER_S
+from trio_ckpt._runs.live_view import LiveToken, LiveView, LiveWaiting
 from trio_ckpt.monitor._views import (
     Standing,
     percent,

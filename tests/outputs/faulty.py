@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trio_ckpt._errors import OutputError
+from trio_ckpt._util.errors import OutputError
 from trio_ckpt.outputs import OutputDir, System
 from trio_ckpt.outputs._names import TEMP_NAME
 from trio_ckpt.outputs._system import ROOT

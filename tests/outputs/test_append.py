@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.outputs.faulty import ERRORS, FaultySystem, files_in
-from trio_ckpt._errors import CannotRedoError, OutputError, SinkClosedError
+from trio_ckpt._util.errors import CannotRedoError, OutputError, SinkClosedError
 from trio_ckpt.outputs import AppendFile, OutputDir, SinkTooShortError, System
 
 

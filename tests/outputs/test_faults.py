@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.outputs.faulty import ERRORS, FaultySystem, Killed, files_in, sweep
-from trio_ckpt._errors import OutputError
+from trio_ckpt._util.errors import OutputError
 from trio_ckpt.outputs import OutputDir
 from trio_ckpt.outputs._names import TEMP_NAME
 

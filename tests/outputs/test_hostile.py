@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.outputs.faulty import CALLS, files_in
-from trio_ckpt._errors import OutputError
-from trio_ckpt._records import Output
+from trio_ckpt._journal.record import Output
+from trio_ckpt._util.errors import OutputError
 from trio_ckpt.outputs import AppendFile, OutputDir, System
 
 SECRET = b"a secret of somebody else"

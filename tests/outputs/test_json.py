@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 from hypothesis import given, strategies as st
 
-from trio_ckpt._values import MAX_DEPTH
+from trio_ckpt._util.plain import MAX_DEPTH
 from trio_ckpt.outputs import _json
 from trio_ckpt.outputs._json import JsonError, parse_json
 

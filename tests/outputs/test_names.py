@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from trio_ckpt._errors import NotEncodableError, OutputError
+from trio_ckpt._util.errors import NotEncodableError, OutputError
 from trio_ckpt.outputs import OutputPathError, encode_lines, lines_digest, relative_path
 from trio_ckpt.outputs._names import TEMP_NAME, temp_name
 

@@ -19,7 +19,7 @@ from trio_ckpt import (
     open_run,
     run_batches,
 )
-from trio_ckpt._staging import MAX_COUNTED
+from trio_ckpt._commit.stream_outputs import MAX_COUNTED
 
 LONG_AGO = (1_000.0, 1_000.0)
 

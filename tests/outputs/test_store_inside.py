@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trio_ckpt import BatchFailedError, OutputError, open_run
-from trio_ckpt._check import check_all
+from trio_ckpt._maintenance.verify_store import check_all
 from trio_ckpt.stores import open_store
 
 NAMES = [

@@ -12,7 +12,7 @@ import pytest
 
 from tests.outputs.faulty import files_in
 from trio_ckpt import Run, open_maintenance, open_run
-from trio_ckpt._check import check_all
+from trio_ckpt._maintenance.verify_store import check_all
 from trio_ckpt.outputs import OutputDir
 from trio_ckpt.outputs._system import System, SystemPath
 from trio_ckpt.stores import MemoryStore

@@ -24,7 +24,7 @@ from tests.random_programs.reader import (
     read_records,
 )
 from tests.random_programs.session import OUT, RUN, STORE
-from trio_ckpt._check import check_all
+from trio_ckpt._maintenance.verify_store import check_all
 from trio_ckpt.abc import Finding, RunView
 from trio_ckpt.outputs._names import TEMP_NAME
 from trio_ckpt.stores import open_store

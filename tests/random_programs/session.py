@@ -31,8 +31,8 @@ from trio_ckpt import (
     open_run,
     run_batches,
 )
-from trio_ckpt._check import check_all
-from trio_ckpt._repair import repair_all
+from trio_ckpt._maintenance.repair import repair_all
+from trio_ckpt._maintenance.verify_store import check_all
 from trio_ckpt.abc import HistoryPage, Store
 from trio_ckpt.stores import open_store
 from trio_ckpt.testing import CommitThenError, Fail, FaultyStore

@@ -36,8 +36,8 @@ from tests.remote.scenarios import (
     Watch,
 )
 from tests.remote.site import open_site
-from trio_ckpt.remote._messages import MESSAGES, Kind, TaskMessage
-from trio_ckpt.remote._protocol import PHASES, TASKS, TaskPhase
+from trio_ckpt.remote._wire.messages import MESSAGES, Kind, TaskMessage
+from trio_ckpt.remote._wire.protocol import PHASES, TASKS, TaskPhase
 from trio_ckpt.stores import MemoryStore
 
 

@@ -16,7 +16,7 @@ import trio.lowlevel
 
 from tests.remote.samples import exchange, hello
 from tests.remote.wires import socket_pair
-from trio_ckpt._errors import StoreError
+from trio_ckpt._util.errors import StoreError
 from trio_ckpt.abc import (
     BlobPayload,
     Checkpoint,
@@ -29,12 +29,12 @@ from trio_ckpt.abc import (
     Store,
     StoredRun,
 )
-from trio_ckpt.remote import _messages as m
-from trio_ckpt.remote._line import Line
-from trio_ckpt.remote._link import Link, open_link
-from trio_ckpt.remote._protocol import Connection, Role
-from trio_ckpt.remote._relay import Relay
-from trio_ckpt.remote._store import RemoteStore
+from trio_ckpt.remote._foreman.store_proxy import Relay
+from trio_ckpt.remote._wire import messages as m
+from trio_ckpt.remote._wire.link import Link, open_link
+from trio_ckpt.remote._wire.protocol import Connection, Role
+from trio_ckpt.remote._worker.calls import Line
+from trio_ckpt.remote._worker.remote_store import RemoteStore
 
 
 class OpenRelay(Relay):

@@ -27,8 +27,8 @@ import attrs
 
 from tests.remote.aims import cells, is_passed_only_by_chance
 from tests.remote.scenarios import Transition
-from trio_ckpt.remote._messages import Kind
-from trio_ckpt.remote._protocol import Role, TaskPhase
+from trio_ckpt.remote._wire.messages import Kind
+from trio_ckpt.remote._wire.protocol import Role, TaskPhase
 
 ROOT = Path(__file__).parents[2]
 MODULE = "tests.engines.jobs"

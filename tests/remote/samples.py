@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from trio_ckpt.abc import Checkpoint, Fold
-from trio_ckpt.remote import _messages as m
-from trio_ckpt.remote._frames import Cutter
-from trio_ckpt.remote._messages import Kind, Message
-from trio_ckpt.remote._protocol import Connection, Role
+from trio_ckpt.remote._wire import messages as m
+from trio_ckpt.remote._wire.frames import Cutter
+from trio_ckpt.remote._wire.messages import Kind, Message
+from trio_ckpt.remote._wire.protocol import Connection, Role
 
 T = ("job-1.000000", 7)  # an item, and its lease
 

@@ -15,9 +15,9 @@ from tests.remote import functions
 from tests.remote.site import F, Site, until
 from trio_ckpt import remote
 from trio_ckpt.remote import TaskStatus
-from trio_ckpt.remote._messages import Hello, Kind, Message, TaskMessage
-from trio_ckpt.remote._protocol import Connection, Phase, Role, TaskPhase
-from trio_ckpt.remote._worker import Worker
+from trio_ckpt.remote._wire.messages import Hello, Kind, Message, TaskMessage
+from trio_ckpt.remote._wire.protocol import Connection, Phase, Role, TaskPhase
+from trio_ckpt.remote._worker.worker import Worker
 from trio_ckpt.stores import MemoryStore
 
 JOB = "job-a"

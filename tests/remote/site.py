@@ -13,11 +13,11 @@ import trio.lowlevel
 from tests.remote.wires import MemorySocket, closing, socket_pair
 from trio_ckpt.abc import Store
 from trio_ckpt.remote._client import Client, open_client
-from trio_ckpt.remote._errors import ConnectionLostError
-from trio_ckpt.remote._foreman import Foreman
-from trio_ckpt.remote._peers import Terms, serve_peer
-from trio_ckpt.remote._session import Dial
-from trio_ckpt.remote._worker import Worker
+from trio_ckpt.remote._foreman.foreman import Foreman
+from trio_ckpt.remote._foreman.peers import Terms, serve_peer
+from trio_ckpt.remote._wire.errors import ConnectionLostError
+from trio_ckpt.remote._wire.reconnect import Dial
+from trio_ckpt.remote._worker.worker import Worker
 
 SECRET = b"a secret of 16 bytes or more"
 ALLOW = ("tests.remote.functions",)

@@ -18,7 +18,7 @@ from tests.remote import functions
 from tests.remote.functions import STEPS, seen, trained
 from tests.remote.proxy import Proxy, open_proxy
 from tests.remote.site import ALLOW, F
-from tests.remote.test_sockets import SECRET, serving
+from tests.remote.wire.test_sockets import SECRET, serving
 from trio_ckpt import remote
 
 ITEMS = [1, 2]

@@ -17,7 +17,7 @@ from tests.remote import functions
 from tests.remote.functions import STEPS, gates, seen, trained
 from tests.remote.site import SECRET, F, Site, open_site, until
 from trio_ckpt import remote
-from trio_ckpt._errors import NotEncodableError
+from trio_ckpt._util.errors import NotEncodableError
 from trio_ckpt.remote import (
     HandshakeRefusedError,
     JobCancelledError,
@@ -27,8 +27,8 @@ from trio_ckpt.remote import (
     TaskStatus,
 )
 from trio_ckpt.remote._client import open_client
-from trio_ckpt.remote._messages import TaskMessage, TaskResult
-from trio_ckpt.remote._worker import Worker
+from trio_ckpt.remote._wire.messages import TaskMessage, TaskResult
+from trio_ckpt.remote._worker.worker import Worker
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Delay, FaultyStore
 

@@ -10,10 +10,10 @@ from trio.testing import MockClock
 from tests.remote.site import F, open_site
 from trio_ckpt import remote
 from trio_ckpt.abc import Checkpoint, RunKey
-from trio_ckpt.remote import _messages as m
-from trio_ckpt.remote._message import MAX_ALLOW_BYTES
-from trio_ckpt.remote._messages import Message, decode_message, encode_message
-from trio_ckpt.remote._relay import Relay
+from trio_ckpt.remote._foreman.store_proxy import Relay
+from trio_ckpt.remote._wire import messages as m
+from trio_ckpt.remote._wire.message import MAX_ALLOW_BYTES
+from trio_ckpt.remote._wire.messages import Message, decode_message, encode_message
 from trio_ckpt.stores import MemoryStore
 
 WIDE = "\U0001f40d"  # four bytes in UTF-8

@@ -19,21 +19,15 @@ import trio_websocket
 
 from tests.remote.samples import SAMPLES, frames_of, hello
 from tests.remote.site import ALLOW, F
-from tests.remote.test_sockets import SECRET, serving
+from tests.remote.wire.test_sockets import SECRET, serving
 from trio_ckpt import remote
-from trio_ckpt.remote import (
-    Foreman,
-    UnsafeBindingError,
-    _link,
-    _messages as m,
-    _peers,
-    _serve,
-    _sockets,
-)
-from trio_ckpt.remote._frames import MAX_FRAME_BYTES, decode_frame
-from trio_ckpt.remote._messages import Kind
-from trio_ckpt.remote._protocol import Role
-from trio_ckpt.remote._secrets import check_secret, is_secret, new_secret
+from trio_ckpt.remote import Foreman, UnsafeBindingError
+from trio_ckpt.remote._foreman import peers, serve
+from trio_ckpt.remote._wire import link, messages as m, sockets
+from trio_ckpt.remote._wire.frames import MAX_FRAME_BYTES, decode_frame
+from trio_ckpt.remote._wire.messages import Kind
+from trio_ckpt.remote._wire.protocol import Role
+from trio_ckpt.remote._wire.secrets import check_secret, is_secret, new_secret
 from trio_ckpt.stores import MemoryStore
 
 HELLO = m.Hello(m.VERSIONS, "worker", SECRET.encode(), "evil", "evil", 1, ALLOW)
@@ -98,7 +92,7 @@ def upgrade(path: str = "/", **headers: str) -> bytes:
 async def test_a_request_is_looked_at_before_anything_is_said(
     request_bytes: bytes, status: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_peers, "HANDSHAKE_S", 0.5)
+    monkeypatch.setattr(peers, "HANDSHAKE_S", 0.5)
     async with serving() as foreman:
         answer = await answer_to(foreman, request_bytes)
         assert answer[:12].split()[1:2] == [status], answer[:80]
@@ -188,7 +182,7 @@ async def test_an_endless_header_is_refused() -> None:
 async def test_who_says_nothing_is_not_waited_for(
     start: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (_sockets, _peers, _serve):
+    for module in (sockets, peers, serve):
         monkeypatch.setattr(module, "HANDSHAKE_S", 0.3)
     async with serving() as foreman, await raw(foreman) as stream:
         if start:
@@ -294,13 +288,13 @@ def foreman_has_given_up(stream: trio.SocketStream) -> bool:
 async def test_listening_beyond_this_machine_without_tls_is_refused(host: str) -> None:
     with pytest.raises(UnsafeBindingError, match="TLS"):
         await remote.serve_foreman(MemoryStore(), secret=SECRET, host=host, port=0)
-    _serve.check_binding(host, None, allow_plain=True)
-    _serve.check_binding(host, ssl.create_default_context(), allow_plain=False)
+    serve.check_binding(host, None, allow_plain=True)
+    serve.check_binding(host, ssl.create_default_context(), allow_plain=False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_this_machine_needs_no_tls(host: str) -> None:
-    _serve.check_binding(host, None, allow_plain=False)
+    serve.check_binding(host, None, allow_plain=False)
 
 
 async def test_a_foreman_on_all_addresses_is_asked_for_by_any_of_them() -> None:
@@ -350,4 +344,4 @@ def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) 
 def test_a_refusal_says_nothing_of_the_secret() -> None:
     frame = frames_of(m.Refused("secret", "the secret is another"))[0]
     assert SECRET.encode() not in bytes(decode_frame(frame).payload)
-    assert _link.HANDSHAKE_S <= 10
+    assert link.HANDSHAKE_S <= 10

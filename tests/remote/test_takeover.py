@@ -23,10 +23,10 @@ from tests.remote.site import SECRET, F, Site, open_site, until
 from tests.remote.wires import MemorySocket, socket_pair
 from trio_ckpt.remote import read_task
 from trio_ckpt.remote._client import open_client
-from trio_ckpt.remote._errors import ConnectionLostError
-from trio_ckpt.remote._link import Link
-from trio_ckpt.remote._messages import Heartbeat, Kind
-from trio_ckpt.remote._protocol import Connection
+from trio_ckpt.remote._wire.errors import ConnectionLostError
+from trio_ckpt.remote._wire.link import Link
+from trio_ckpt.remote._wire.messages import Heartbeat, Kind
+from trio_ckpt.remote._wire.protocol import Connection
 from trio_ckpt.stores import MemoryStore
 
 

@@ -9,7 +9,7 @@ import attrs
 import trio
 import trio.lowlevel
 
-from trio_ckpt.remote._errors import ConnectionLostError
+from trio_ckpt.remote._wire.errors import ConnectionLostError
 
 
 @attrs.define(eq=False)

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 from hypothesis import given, settings, strategies as st
 
-from trio_ckpt._errors import StoreDamagedError, StoreError
+from trio_ckpt._util.errors import StoreDamagedError, StoreError
 from trio_ckpt.abc import Checkpoint, Fold, RunKey, Store
 from trio_ckpt.stores import MemoryStore, open_store
 

@@ -16,7 +16,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trio_ckpt._errors import StoreConflictError
+from trio_ckpt._util.errors import StoreConflictError
 from trio_ckpt.abc import (
     BlobPayload,
     Checkpoint,
@@ -31,7 +31,9 @@ from trio_ckpt.abc import (
     StoredRecord,
     StoredRun,
 )
-from trio_ckpt.stores import MemoryStore, SqliteStore, _blobs, _json_writer, open_store
+from trio_ckpt.stores import MemoryStore, SqliteStore, open_store
+from trio_ckpt.stores._json import writer
+from trio_ckpt.stores._local import blobs
 from trio_ckpt.testing import FaultyStore, Hang, check_store
 from trio_ckpt.testing._store_blobs import BLOB_BYTES
 
@@ -79,8 +81,8 @@ async def test_json_written_anew_with_every_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where the journal ends and checkpoint.json begins makes no difference."""
-    monkeypatch.setattr(_json_writer, "MIN_REWRITE_BYTES", 0)
-    monkeypatch.setattr(_json_writer, "REWRITE_SHARE", 0.0)
+    monkeypatch.setattr(writer, "MIN_REWRITE_BYTES", 0)
+    monkeypatch.setattr(writer, "REWRITE_SHARE", 0.0)
     await check_store(lambda: open_store(f"json:{tmp_path / 'store'}"))
     assert "the journal grows on" not in caplog.text
 
@@ -470,7 +472,7 @@ class TakesOneBuffer(MemoryStore):
 
 class NamesByTheFirstBuffer(MemoryStore):
     async def put_blob(self, payload: BlobPayload) -> str:
-        views = list(_blobs.views_of(payload))
+        views = list(blobs.views_of(payload))
         name = await super().put_blob(views)
         return hashlib.sha256(views[0]).hexdigest() if views else name
 
@@ -479,7 +481,7 @@ class KeepsHalves(MemoryStore):
     async def put_blob(self, payload: BlobPayload) -> str:
         views: list[memoryview] = []
         try:
-            for view in _blobs.views_of(payload):
+            for view in blobs.views_of(payload):
                 views.append(view)
         finally:
             name = await super().put_blob(views)

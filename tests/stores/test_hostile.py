@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from tests.stores.tools import A, B
-from trio_ckpt._errors import RunLockedError, StoreDamagedError, StoreError
+from trio_ckpt._util.errors import RunLockedError, StoreDamagedError, StoreError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
-from trio_ckpt.stores import _blobs, _locks, open_store
+from trio_ckpt.stores import open_store
+from trio_ckpt.stores._local import blobs, locks
 
 SCHEMES = ["sqlite", "json"]
 BIG = b"blob" * 10
@@ -257,7 +258,7 @@ async def test_a_record_larger_than_any_is_not_read(scheme: str, tmp_path: Path)
     folder = tmp_path / "store"
     await make(scheme, folder)
     (blob,) = (folder / "blobs").glob(f"*/{_digest(BIG)}")
-    os.truncate(blob, _blobs.MAX_WHOLE_BYTES + 1)
+    os.truncate(blob, blobs.MAX_WHOLE_BYTES + 1)
     store = await open_store(folder)
     with pytest.raises(StoreDamagedError, match="larger than any record"):
         await store.history("run", B)
@@ -403,7 +404,7 @@ async def test_the_note_of_an_owner_stands_on_one_line(tmp_path: Path) -> None:
     async with store.lock_run("run"):
         for host in ("box\n\x1b[31m", "\u202e", "x" * 3_000):
             note = {"host": host, "pid": 7, "since": "2026-01-01T00:00:00"}
-            _locks._lock_path(folder, "run").write_text(json.dumps(note))
+            locks._lock_path(folder, "run").write_text(json.dumps(note))
             with pytest.raises(RunLockedError) as caught:
                 async with other.lock_run("run"):
                     pass
@@ -417,6 +418,6 @@ async def test_the_note_of_an_owner_stands_on_one_line(tmp_path: Path) -> None:
 
 def test_locks_are_named_by_hashes(tmp_path: Path) -> None:
     for name in ("..", "a/b", "x" * 1_000):
-        path = _locks._lock_path(tmp_path, name)
+        path = locks._lock_path(tmp_path, name)
         assert path.parent == tmp_path / "lock"
         assert path.name.isalnum()

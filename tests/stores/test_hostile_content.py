@@ -13,8 +13,10 @@ import pytest
 
 from tests.stores.test_hostile import make, use
 from tests.stores.tools import A
-from trio_ckpt._errors import StoreDamagedError, StoreError
-from trio_ckpt.stores import _json_format, _sqlite_schema, open_store
+from trio_ckpt._util.errors import StoreDamagedError, StoreError
+from trio_ckpt.stores import open_store
+from trio_ckpt.stores._json import format
+from trio_ckpt.stores._sqlite import schema
 
 # -- SQLite: schemas that are not ours -----------------------------------------------------
 
@@ -68,7 +70,7 @@ def _index_on_an_expression(connection: sqlite3.Connection) -> None:
 
 
 def _check_that_calls(connection: sqlite3.Connection) -> None:
-    text = _sqlite_schema.TABLES["heads"].replace(
+    text = schema.TABLES["heads"].replace(
         "last INTEGER NOT NULL", "last INTEGER CHECK (load_extension('x') IS NULL)"
     )
     _rewrite_schema(connection, "UPDATE sqlite_master SET sql = ? WHERE name = 'heads'", text)
@@ -147,7 +149,7 @@ async def test_the_log_of_another_database_is_damage_or_harmless(
 
 async def test_a_connection_runs_nothing_that_a_schema_names(tmp_path: Path) -> None:
     """And opens no other database: ATTACH is how one would write elsewhere."""
-    with closing(_sqlite_schema.connect(tmp_path / "db")) as connection:
+    with closing(schema.connect(tmp_path / "db")) as connection:
         assert connection.execute("PRAGMA trusted_schema").fetchone() == (0,)
         assert connection.execute("PRAGMA cell_size_check").fetchone() == (1,)
         with pytest.raises(sqlite3.OperationalError, match="too many attached"):
@@ -167,7 +169,7 @@ def nested(depth: int) -> str:
 def with_check(body: str) -> bytes:
     """A checkpoint.json with the check that fits it."""
     content = body.encode("utf-8", "surrogatepass")
-    return b'{\n"check": "%b",\n%b' % (_json_format.digest(content), content)
+    return b'{\n"check": "%b",\n%b' % (format.digest(content), content)
 
 
 DOCUMENTS = {
@@ -211,7 +213,7 @@ async def test_invalid_utf_8_in_a_checkpoint_json_is_refused(tmp_path: Path) -> 
     await make("json", folder)
     path = folder / "runs" / "run" / "checkpoint.json"
     content = path.read_bytes().split(b"\n", 2)[2].replace(b'"run"', b'"r\xff"')
-    path.write_bytes(b'{\n"check": "%b",\n%b' % (_json_format.digest(content), content))
+    path.write_bytes(b'{\n"check": "%b",\n%b' % (format.digest(content), content))
     store = await open_store(folder)
     with pytest.raises(StoreDamagedError, match="cannot be read"):
         await store.read_run("run")

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 import trio_ckpt
-from tests.export_tools import everything
-from trio_ckpt._errors import StoreDamagedError, StoreError
-from trio_ckpt._export import export_run
-from trio_ckpt._import import import_run
-from trio_ckpt._records import Record, Seal, encode_record
-from trio_ckpt._values import RUN_STREAM
+from tests.maintenance.export_tools import everything
+from trio_ckpt._journal.record import Record, Seal, encode_record
+from trio_ckpt._maintenance.export import export_run
+from trio_ckpt._maintenance.import_ import import_run
+from trio_ckpt._util.errors import StoreDamagedError, StoreError
+from trio_ckpt._util.plain import RUN_STREAM
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import open_store, read_mac_key
 

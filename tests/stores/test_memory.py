@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trio_ckpt._errors import RunLockedError, StoreError
+from trio_ckpt._util.errors import RunLockedError, StoreError
 from trio_ckpt.abc import Checkpoint, Pruned, RunKey
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import CommitThenError, Delay, Fail, FaultyStore, Hang, Reject

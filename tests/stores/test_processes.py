@@ -17,8 +17,8 @@ import pytest
 import trio
 
 from tests.stores.tools import A
-from trio_ckpt._errors import RunLockedError
-from trio_ckpt._records import utc_now
+from trio_ckpt._journal.record import utc_now
+from trio_ckpt._util.errors import RunLockedError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.stores import MemoryStore, SqliteStore, open_store
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from trio_ckpt import open_run
-from trio_ckpt._errors import (
+from trio_ckpt._util.errors import (
     StoreError,
 )
 from trio_ckpt.abc import BlobPayload, Store

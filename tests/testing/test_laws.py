@@ -11,8 +11,8 @@ import pytest
 import trio_ckpt
 from tests.testing.programs import check_good, explore_crashes, good, nothing_to_check
 from trio_ckpt import abc
-from trio_ckpt._desk import Desk
-from trio_ckpt._saver import Saver
+from trio_ckpt._commit.group_commit import Saver
+from trio_ckpt._commit.open_stream import Desk
 from trio_ckpt.outputs._tree import Tree
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import CrashFoundError, LawBrokenError, World

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from .._errors import text_of
-from .._screen import Screen
-from .._words import one_line
+from .._util.errors import text_of
+from .._util.screen import Screen
+from .._util.text import one_line
 from ._exits import (
     EXIT_INTERRUPTED,
     EXIT_NO_READER,

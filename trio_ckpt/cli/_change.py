@@ -15,20 +15,20 @@ from itertools import pairwise
 import attrs
 import click
 
-from .._compact import Compacted
-from .._errors import RunLockedError
-from .._export import export_run
-from .._import import checked_archive, import_checked
-from .._maintain import open_maintenance
-from .._progress import Progress
-from .._ranges import IndexSet
-from .._records import Status
-from .._retention import Retention
-from .._threads import run_blocking
-from .._values import StreamKey
-from .._words import number, plural, printable, spans, stream_name
-from ..abc import Owner, Pruned, RunKey, Store
+from .._journal.progress import Progress
+from .._journal.record import Status
+from .._journal.store import Owner, Pruned, RunKey, Store
+from .._maintenance.compact import Compacted
+from .._maintenance.export import export_run
+from .._maintenance.import_ import checked_archive, import_checked
+from .._maintenance.offline import open_maintenance
+from .._util.errors import RunLockedError
+from .._util.index_set import IndexSet
+from .._util.plain import StreamKey
+from .._util.text import number, plural, printable, spans, stream_name
+from .._util.threads import run_blocking
 from ..outputs import OutputDir
+from ..state._retention import Retention
 from ._exits import EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_USAGE, CommandError
 from ._look import Look, choose_stream, choose_streams, look_at, no_such_run, reading
 from ._report import Answer

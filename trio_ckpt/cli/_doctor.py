@@ -11,16 +11,15 @@ from typing import Any
 
 import click
 
-from .._chain import read_chain
-from .._errors import StoreDamagedError, StoreError
-from .._explain import lost_file, lost_folder, lost_state
-from .._history import read_pages
-from .._look import read_look
-from .._losses import find_losses
-from .._machine import Finding, Verdict, examine
-from .._threads import run_blocking
-from .._values import StreamKey
-from .._words import (
+from .._journal.history import read_pages
+from .._journal.run_status import read_look
+from .._journal.store import Store
+from .._maintenance.doctor import Finding, Verdict, examine
+from .._maintenance.explain import lost_file, lost_folder, lost_state
+from .._maintenance.losses import find_losses
+from .._util.errors import StoreDamagedError, StoreError
+from .._util.plain import StreamKey
+from .._util.text import (
     duration,
     one_line,
     plural,
@@ -28,11 +27,12 @@ from .._words import (
     stream_name,
     stream_names,
 )
-from ..abc import Store
+from .._util.threads import run_blocking
 from ..remote import read_job
-from ..remote._names import is_job_id
+from ..remote._wire.names import is_job_id
+from ..state._chain import read_chain
 from ..stores import open_store
-from ..stores._local import LocalStore
+from ..stores._local.store import LocalStore
 from ._exits import EXIT_OK, EXIT_PROBLEMS
 from ._key import mac_key, mac_key_option
 from ._options import json_option, say

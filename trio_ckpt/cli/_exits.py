@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from .._errors import (
+from .._util.errors import (
     RunLockedError,
     StoreError,
     TrioCkptError,
     UnknownRunError,
     UnknownStreamError,
 )
-from .._extras import MissingExtraError
+from .._util.extras import MissingExtraError
 
 EXIT_OK = 0
 EXIT_PROBLEMS = 1  # of `verify`: what was looked for was found

@@ -10,13 +10,13 @@ from typing import Any
 
 import trio
 
-from .._errors import StoreDamagedError
-from .._groups import Summary
-from .._look import Look as Look, read_look
-from .._records import ErrorInfo, Status
-from .._values import StreamKey, decode_key
-from .._words import iso_moment, stream_name
-from ..abc import Owner, Store
+from .._journal.record import ErrorInfo, Status
+from .._journal.run_status import Look as Look, read_look
+from .._journal.store import Owner, Store
+from .._journal.summary import Summary
+from .._util.errors import StoreDamagedError
+from .._util.plain import StreamKey, decode_key
+from .._util.text import iso_moment, stream_name
 from ..stores import open_store
 from ._exits import EXIT_NOT_FOUND, EXIT_USAGE, CommandError
 from ._key import mac_key

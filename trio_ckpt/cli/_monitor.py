@@ -11,7 +11,7 @@ from typing import Any
 import click
 import trio
 
-from .._screen import Screen
+from .._util.screen import Screen
 from ._exits import (
     EXIT_OK,
     EXIT_REFUSED,

@@ -11,8 +11,8 @@ import click
 import trio
 from click.shell_completion import CompletionItem
 
-from .._words import stream_name
-from ..abc import Store
+from .._journal.store import Store
+from .._util.text import stream_name
 from ._exits import EXIT_REFUSED, CommandError
 from ._key import mac_key_option
 from ._look import look_at, reading

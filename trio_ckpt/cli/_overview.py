@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from .._errors import StoreError
-from .._groups import Summary, current_phase, failing, groups_of, phase_statuses, status_of
-from .._history import KILLED, RUNNING, run_runtime_s
-from .._live import LiveView
-from .._progress import Progress
-from .._records import ErrorInfo, Status
-from .._totals import Number
-from .._values import StreamKey
-from .._words import (
+from .._journal.history import KILLED, RUNNING, run_runtime_s
+from .._journal.progress import Progress
+from .._journal.record import ErrorInfo, Status
+from .._journal.store import Store
+from .._journal.summary import Summary, current_phase, failing, groups_of, phase_statuses, status_of
+from .._runs.live_view import LiveView
+from .._util.errors import StoreError
+from .._util.exact_sum import Number
+from .._util.plain import StreamKey
+from .._util.text import (
     amounts,
     duration,
     iso_moment,
@@ -25,7 +26,6 @@ from .._words import (
     plural,
     stream_names,
 )
-from ..abc import Store
 from ._exits import EXIT_OK, EXIT_STORE, error_document
 from ._look import (
     Look,

@@ -6,10 +6,10 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .._live import LiveToken, LiveView, read_live
-from .._look import Look
-from .._values import StreamKey
-from .._words import duration, iso_moment, plural, stopping_text, stream_name
+from .._journal.run_status import Look
+from .._runs.live_view import LiveToken, LiveView, read_live
+from .._util.plain import StreamKey
+from .._util.text import duration, iso_moment, plural, stopping_text, stream_name
 from ._report import Block, capped
 
 COLUMNS = ("pending in", ">batch", "state", ">age")

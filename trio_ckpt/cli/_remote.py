@@ -16,14 +16,14 @@ from pathlib import Path
 import click
 import trio
 
-from .._errors import leaves_of
-from .._extras import needs_extra
-from .._screen import Screen
-from .._words import one_line
+from .._util.errors import leaves_of
+from .._util.extras import needs_extra
+from .._util.screen import Screen
+from .._util.text import one_line
 from ..remote import Foreman, UnsafeBindingError, new_secret, run_worker, serve_foreman
-from ..remote._foreman import DEFAULT_GRACE_S
-from ..remote._line import PATIENCE_S
-from ..remote._link import SILENCE_S
+from ..remote._foreman.foreman import DEFAULT_GRACE_S
+from ..remote._wire.link import SILENCE_S
+from ..remote._worker.calls import PATIENCE_S
 from ..stores import open_store
 from ._exits import EXIT_OK, EXIT_USAGE, CommandError
 from ._key import mac_key

@@ -15,8 +15,8 @@ from typing import Any, TextIO, TypeVar, cast
 
 import attrs
 
-from .._values import MAX_DEPTH
-from .._words import cells, cut, printable
+from .._util.plain import MAX_DEPTH
+from .._util.text import cells, cut, printable
 
 GAP = "  "  # between columns
 INDENT = "    "  # of what is set below its row

@@ -8,15 +8,15 @@ from contextlib import aclosing
 from itertools import groupby
 from typing import Any
 
-from .._explain import explain_run
-from .._explain_streams import Facts, Sentence, Trouble
-from .._groups import is_over
-from .._history import SessionView, read_pages, read_sessions, read_troubles
-from .._losses import find_losses
-from .._records import TROUBLE, Kind, Record
-from .._values import StreamKey
-from .._words import duration, iso_moment, moment, plural, quoted_name, stream_names
-from ..abc import Store
+from .._journal.history import SessionView, read_pages, read_sessions, read_troubles
+from .._journal.record import TROUBLE, Kind, Record
+from .._journal.store import Store
+from .._journal.summary import is_over
+from .._maintenance.explain import explain_run
+from .._maintenance.explain_streams import Facts, Sentence, Trouble
+from .._maintenance.losses import find_losses
+from .._util.plain import StreamKey
+from .._util.text import duration, iso_moment, moment, plural, quoted_name, stream_names
 from ._look import Look, choose_stream, choose_streams, error_part, look_at, owner_document
 from ._overview import counts_text, error_text
 from ._pending import live_of

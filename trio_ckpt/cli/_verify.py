@@ -9,13 +9,13 @@ from typing import Literal
 
 import click
 
-from .._drift import Drift, DriftProblem, find_drift
-from .._state_check import StateCheck, StateProblem, check_states
-from .._threads import run_blocking
-from .._values import StreamKey
-from .._verify import MISSING, MISSING_MANY
-from .._words import plural, quoted_name, stream_names
-from ..abc import Store
+from .._journal.store import Store
+from .._maintenance.drift import Drift, DriftProblem, find_drift
+from .._maintenance.verify_states import StateCheck, StateProblem, check_states
+from .._runs.verify import MISSING, MISSING_MANY
+from .._util.plain import StreamKey
+from .._util.text import plural, quoted_name, stream_names
+from .._util.threads import run_blocking
 from ..outputs import OutputDir
 from ._change import Consent
 from ._exits import (
@@ -204,7 +204,7 @@ def _file_blocks(
 
 
 def _refusals(drift: Drift, sinks: _Sinks, names: _Names) -> Iterator[str]:
-    """Where so much is gone that a start doubts the folder; see `trio_ckpt._verify`."""
+    """Where so much is gone that a start doubts the folder; see `trio_ckpt._runs.verify`."""
     then = "is this the right output folder? redo_missing=True does their batches again"
     gone = [problem for problem in drift.problems if problem.reason == MISSING]
     for key, paths in sinks.items():

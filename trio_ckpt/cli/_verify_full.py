@@ -8,11 +8,11 @@ from typing import Any
 
 import attrs
 
-from .._check import check_all
-from .._errors import StoreDamagedError
-from .._repair import RepairReport, repair_all
-from .._words import plural
-from ..abc import Finding, Repaired
+from .._journal.store import Finding, Repaired
+from .._maintenance.repair import RepairReport, repair_all
+from .._maintenance.verify_store import check_all
+from .._util.errors import StoreDamagedError
+from .._util.text import plural
 from ._change import Consent
 from ._exits import EXIT_NOT_FOUND, EXIT_OK, EXIT_PROBLEMS, CommandError
 from ._key import mac_key

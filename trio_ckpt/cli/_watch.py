@@ -10,12 +10,12 @@ from typing import Any, TextIO
 import attrs
 import trio
 
-from .._groups import Summary, current_phase
-from .._live import LiveView
-from .._records import Status
-from .._statistics import eta_s, rate_per_s, stuck_after_s
-from .._words import amounts, duration, number, plural
-from ..abc import Store
+from .._journal.record import Status
+from .._journal.statistics import eta_s, rate_per_s, stuck_after_s
+from .._journal.store import Store
+from .._journal.summary import Summary, current_phase
+from .._runs.live_view import LiveView
+from .._util.text import amounts, duration, number, plural
 from ._look import Look, left_of, look_at, owner_document, summary_document, word_of
 from ._overview import left_text, per_status, total_pairs
 from ._pending import (

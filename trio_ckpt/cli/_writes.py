@@ -6,7 +6,7 @@ from functools import partial
 
 import click
 
-from .._retention import Retention
+from ..state._retention import Retention
 from . import _change
 from ._options import (
     answer,

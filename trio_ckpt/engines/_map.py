@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, TypedDict, TypeVar,
 import msgspec
 import trio
 
-from .._arguments import one_of, whole_number
-from .._forks import unshare
-from .._patience import give_up_after
-from ..abc import Store
+from .._journal.store import Store
+from .._util.arguments import one_of, whole_number
+from .._util.forks import unshare
+from .._util.patience import give_up_after
 from ..remote import NotAllowedError, TaskFailedError, connect, new_secret, serve_foreman
-from ..remote._messages import MAX_SLOTS
-from ..remote._names import check_job_id
-from ..remote._submission import checked_submission, job_options
+from ..remote._wire.messages import MAX_SLOTS
+from ..remote._wire.names import check_job_id
+from ..remote._wire.submission import checked_submission, job_options
 from ..stores import open_store
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import trio
 
-from .._patience import sleep_awake
+from .._util.patience import sleep_awake
 from ..remote import run_worker
 
 GIVE_UP_S = 0.5  # functions in threads are not waited for: this process has no other purpose

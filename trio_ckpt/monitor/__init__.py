@@ -4,7 +4,7 @@ Imported by name: ``from trio_ckpt import monitor``.  `serve` runs inside the us
 ends with it.
 """
 
-from .._extras import needs_extra
+from .._util.extras import needs_extra
 
 with needs_extra("monitor", "trio_ckpt.monitor"):
     from ._metrics import Metrics as Metrics

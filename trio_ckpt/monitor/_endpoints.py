@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import attrs
 
-from .._values import MAX_KEY_CHARS, MAX_RUN_ID_CHARS
+from .._util.plain import MAX_KEY_CHARS, MAX_RUN_ID_CHARS
 from ._jobs import JobAnswer, StorageInfo, TaskAnswer
 from ._parameters import MAX_OFFSET, Parameter
 from ._records import (

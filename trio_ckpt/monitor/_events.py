@@ -26,7 +26,7 @@ from contextlib import contextmanager
 import attrs
 import trio
 
-from .._errors import StoreError, TrioCkptError, UnknownRunError
+from .._util.errors import StoreError, TrioCkptError, UnknownRunError
 from ._access import Refused
 from ._guard import Receive, Scope, Send, refusal_body
 

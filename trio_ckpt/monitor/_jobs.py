@@ -7,13 +7,13 @@ from typing import Literal, Protocol
 
 import attrs
 
-from ..abc import Store
+from .._journal.store import Store
 from ..remote import JobView, LiveTask, TaskView, UnknownJobError
-from ..remote._dispatch import prune_task
-from ..remote._foreman_live import Action, ask_foreman_of
-from ..remote._job_views import OVER
-from ..remote._jobs import JobReader
-from ..remote._names import split_task_id
+from ..remote._foreman.dispatch import prune_task
+from ..remote._foreman.job_reader import JobReader
+from ..remote._foreman.job_views import OVER
+from ..remote._foreman.live import Action, ask_foreman_of
+from ..remote._wire.names import split_task_id
 from ._records import Answer, Done, ErrorLine
 from ._views import error_line, iso, iso_now
 

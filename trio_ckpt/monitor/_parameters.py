@@ -8,7 +8,7 @@ from typing import Any, Literal
 import attrs
 import msgspec
 
-from .._values import StreamKey
+from .._util.plain import StreamKey
 
 MAX_PAGE = 200  # lines of one answer
 MAX_CURSOR_CHARS = 100

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from .._totals import Number
+from .._util.exact_sum import Number
 
 Amounts = dict[str, Number]
 StatusWord = Literal["pending", "in_progress", "complete", "failed", "interrupted"]

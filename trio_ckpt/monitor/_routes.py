@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
-from .._errors import (
+from .._util.errors import (
     RunLockedError,
     StoreDamagedError,
     StoreError,
@@ -22,7 +22,7 @@ from .._errors import (
     UnknownStreamError,
     text_of,
 )
-from .._words import one_line
+from .._util.text import one_line
 from ..remote import UnknownJobError
 from ._access import Refused, Role
 from ._endpoints import ENDPOINTS, Endpoint

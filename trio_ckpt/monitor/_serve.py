@@ -11,12 +11,12 @@ from contextlib import ExitStack
 import attrs
 import trio
 
-from .._arguments import flag, instance, port as check_port, seconds, several, text
-from .._coordinator import CheckpointCoordinator
-from .._forks import unshare
-from .._portal import check_trio
-from .._run import Run
-from ..abc import Store
+from .._journal.store import Store
+from .._runs.run import Run
+from .._tokens.coordinator import CheckpointCoordinator
+from .._util.arguments import flag, instance, port as check_port, seconds, several, text
+from .._util.forks import unshare
+from .._util.portal import check_trio
 from ._access import Access, allowed_hosts, check_secret, new_secret
 from ._guard import guarded
 from ._jobs import Jobs, TaskControl

@@ -22,7 +22,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
-from .._forks import unshare
+from .._util.forks import unshare
 from ._guard import App
 
 log = logging.getLogger("trio_ckpt.monitor")

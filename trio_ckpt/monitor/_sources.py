@@ -13,15 +13,15 @@ from datetime import UTC, datetime
 import attrs
 import trio
 
-from .._coordinator import CheckpointCoordinator
-from .._errors import UnknownRunError
-from .._history import run_facts
-from .._live import LiveView, live_tokens, live_view, read_live
-from .._look import look_from
-from .._run import Run
-from ..abc import Owner, RunSummary, RunView, Store
+from .._journal.history import run_facts
+from .._journal.run_status import look_from
+from .._journal.store import Owner, RunSummary, RunView, Store
+from .._runs.live_view import LiveView, live_tokens, live_view, read_live
+from .._runs.run import Run
+from .._tokens.coordinator import CheckpointCoordinator
+from .._util.errors import UnknownRunError
 from ..remote import UnknownJobError
-from ..remote._names import JOB_PREFIX, split_task_id
+from ..remote._wire.names import JOB_PREFIX, split_task_id
 from ..stores import MemoryStore
 from ._records import Seen
 from ._views import Standing

@@ -13,16 +13,16 @@ from typing import Any, cast
 
 import attrs
 
-from .._groups import Summary, current_phase, failing, groups_of, phase_statuses, status_of
-from .._history import KILLED, RUNNING, CheckpointView, SessionView, run_runtime_s
-from .._live import LiveToken, LiveView
-from .._look import Look
-from .._progress import Progress
-from .._records import ErrorInfo, Status
-from .._statistics import stuck_after_s
-from .._totals import shown
-from .._values import StreamKey
-from .._words import stream_name, stream_names
+from .._journal.history import KILLED, RUNNING, CheckpointView, SessionView, run_runtime_s
+from .._journal.progress import Progress
+from .._journal.record import ErrorInfo, Status
+from .._journal.run_status import Look
+from .._journal.statistics import stuck_after_s
+from .._journal.summary import Summary, current_phase, failing, groups_of, phase_statuses, status_of
+from .._runs.live_view import LiveToken, LiveView
+from .._util.exact_sum import shown
+from .._util.plain import StreamKey
+from .._util.text import stream_name, stream_names
 from ._records import (
     BatchCounts,
     CheckpointLine,

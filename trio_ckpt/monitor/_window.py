@@ -9,12 +9,12 @@ import attrs
 import msgspec
 import trio
 
-from .._errors import StoreError, UnknownRunError, UnknownStreamError
-from .._history import read_history_page, read_sessions
-from .._live import LiveView
-from .._maintain import open_maintenance
-from .._values import StreamKey
-from .._words import one_line, stream_names
+from .._journal.history import read_history_page, read_sessions
+from .._maintenance.offline import open_maintenance
+from .._runs.live_view import LiveView
+from .._util.errors import StoreError, UnknownRunError, UnknownStreamError
+from .._util.plain import StreamKey
+from .._util.text import one_line, stream_names
 from ._events import Broadcast, event
 from ._jobs import Jobs, NotPossibleError
 from ._metrics import Metrics, PendingGauge

@@ -23,7 +23,7 @@ system is asked for goes through `System`, so that a test can put faults behind 
 
 from __future__ import annotations
 
-from .._records import Output as Output
+from .._journal.record import Output as Output
 from ._append import AppendFile as AppendFile, SinkTooShortError as SinkTooShortError
 from ._dir import Archived as Archived, OutputDir as OutputDir, Verify as Verify
 from ._names import (

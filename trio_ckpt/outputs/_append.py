@@ -9,8 +9,8 @@ from contextlib import suppress
 
 import attrs
 
-from .._errors import CannotRedoError, OutputError, SinkClosedError, text_of
-from .._words import plural
+from .._util.errors import CannotRedoError, OutputError, SinkClosedError, text_of
+from .._util.text import plural
 from ._dir import OutputDir
 from ._names import AnyPath, above
 from ._system import APPEND, told, words, write_all

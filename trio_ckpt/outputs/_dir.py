@@ -14,10 +14,10 @@ from typing import Literal
 
 import attrs
 
-from .._arguments import NOT_EXPANDED, names_home
-from .._errors import OutputError
-from .._records import Output
-from .._words import plural
+from .._journal.record import Output
+from .._util.arguments import NOT_EXPANDED, names_home
+from .._util.errors import OutputError
+from .._util.text import plural
 from ._names import (
     ARCHIVE,
     TEMP_NAME,

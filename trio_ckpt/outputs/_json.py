@@ -13,7 +13,7 @@ import math
 import re
 from typing import Any, NoReturn
 
-from .._values import MAX_DEPTH
+from .._util.plain import MAX_DEPTH
 
 MAX_JSON_BYTES = 64 * 2**20  # parsed, a document takes some ten times as much memory
 MAX_NUMBER_CHARS = 1_000  # longer than any float; the time to read an int grows as the square

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from .._errors import OutputError
-from .._values import as_plain
+from .._util.errors import OutputError
+from .._util.plain import as_plain
 
 AnyPath = str | os.PathLike[str]
 

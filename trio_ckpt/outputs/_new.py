@@ -9,9 +9,9 @@ from typing import Any
 
 import attrs
 
-from .._errors import OutputError
-from .._fsync import naming_unsynced
-from .._records import Output
+from .._journal.record import Output
+from .._util.errors import OutputError
+from .._util.fsync import naming_unsynced
 from ._names import above, below, temp_name
 from ._system import NEW, told, write_all
 from ._tree import Sync, Tree

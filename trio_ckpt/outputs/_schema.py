@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any, cast
 
-from .._extras import needs_extra
+from .._util.extras import needs_extra
 from ._structure import MisfitError, join
 
 MAX_REASON_CHARS = 300  # jsonschema quotes the value, which may be the whole document

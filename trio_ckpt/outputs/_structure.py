@@ -29,10 +29,10 @@ from typing import Any, cast
 
 import attrs
 
-from .._arguments import shown
-from .._errors import class_name, text_of
-from .._extras import needs_extra
-from .._words import plural
+from .._util.arguments import shown
+from .._util.errors import class_name, text_of
+from .._util.extras import needs_extra
+from .._util.text import plural
 
 MAX_SHOWN_CHARS = 40  # of a value in a message
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import attrs
 
-from .._errors import OutputError
-from .._forks import close_unshared, open_unshared
+from .._util.errors import OutputError
+from .._util.forks import close_unshared, open_unshared
 
 if sys.platform != "win32":
     import fcntl

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from .._errors import OutputError
-from .._words import plural
+from .._util.errors import OutputError
+from .._util.text import plural
 from ._dir import HASH_CHUNK_BYTES, OutputDir
 from ._names import ARCHIVE, AnyPath, lines_digest
 from ._new import NewFile

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 
 import attrs
 
-from .._errors import OutputError
-from .._fsync import naming_unsynced
+from .._util.errors import OutputError
+from .._util.fsync import naming_unsynced
 from ._names import below
 from ._system import FOLDER, READ, ROOT, System
 

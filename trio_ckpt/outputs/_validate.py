@@ -15,9 +15,9 @@ from typing import Any, TypeAlias, cast
 
 import attrs
 
-from .._arguments import checked_by, whole_number
-from .._errors import OutputInvalidError, class_name
-from .._records import Output
+from .._journal.record import Output
+from .._util.arguments import checked_by, whole_number
+from .._util.errors import OutputInvalidError, class_name
 from ._dir import OutputDir
 from ._json import MAX_JSON_BYTES, JsonError, parse_json
 from ._schema import make_schema_check

@@ -13,7 +13,22 @@ from ._client import (
     Results as Results,
     connect as connect,
 )
-from ._errors import (
+from ._foreman.foreman import Foreman as Foreman
+from ._foreman.job_reader import (
+    list_jobs as list_jobs,
+    read_job as read_job,
+    read_task as read_task,
+)
+from ._foreman.job_views import (
+    STATUSES as STATUSES,
+    JobView as JobView,
+    LiveTask as LiveTask,
+    TaskStatus as TaskStatus,
+    TaskView as TaskView,
+)
+from ._foreman.serve import serve_foreman as serve_foreman
+from ._foreman.task_checkpoints import Delta as Delta
+from ._wire.errors import (
     ConnectionLostError as ConnectionLostError,
     HandshakeRefusedError as HandshakeRefusedError,
     JobCancelledError as JobCancelledError,
@@ -29,21 +44,6 @@ from ._errors import (
     UnknownJobError as UnknownJobError,
     UnsafeBindingError as UnsafeBindingError,
 )
-from ._facts import Delta as Delta
-from ._foreman import Foreman as Foreman
-from ._job_views import (
-    STATUSES as STATUSES,
-    JobView as JobView,
-    LiveTask as LiveTask,
-    TaskStatus as TaskStatus,
-    TaskView as TaskView,
-)
-from ._jobs import (
-    list_jobs as list_jobs,
-    read_job as read_job,
-    read_task as read_task,
-)
-from ._secrets import new_secret as new_secret
-from ._serve import serve_foreman as serve_foreman
-from ._work import Work as Work, task as task
-from ._worker import run_worker as run_worker
+from ._wire.secrets import new_secret as new_secret
+from ._worker.work import Work as Work, task as task
+from ._worker.worker import run_worker as run_worker

@@ -15,15 +15,15 @@ from typing import Any, Literal
 import attrs
 import trio
 
-from .._arguments import text
-from .._log import at
-from .._patience import give_up_after
-from .._portal import check_trio
-from .._words import printable
-from ._errors import ConnectionLostError, JobRefusedError, ProtocolError
+from .._util.arguments import text
+from .._util.log import at
+from .._util.patience import give_up_after
+from .._util.portal import check_trio
+from .._util.text import printable
 from ._following import Following, ItemResult as ItemResult, Results as Results, Submitting
-from ._link import Link
-from ._messages import (
+from ._wire.errors import ConnectionLostError, JobRefusedError, ProtocolError
+from ._wire.link import Link
+from ._wire.messages import (
     MAX_FOLLOWED,
     MAX_SUBMISSIONS,
     VERSIONS,
@@ -41,12 +41,12 @@ from ._messages import (
     Message,
     SubmitJob,
 )
-from ._names import check_job_id, new_job_id
-from ._protocol import Role
-from ._secrets import check_secret
-from ._session import Dial, Session
-from ._submission import checked_submission, job_options, parts_of
-from ._worker import checked_name
+from ._wire.names import check_job_id, new_job_id
+from ._wire.protocol import Role
+from ._wire.reconnect import Dial, Session
+from ._wire.secrets import check_secret
+from ._wire.submission import checked_submission, job_options, parts_of
+from ._worker.worker import checked_name
 
 log = logging.getLogger("trio_ckpt.remote.client")
 
@@ -434,7 +434,7 @@ async def connect(
 
     Cancellation: jobs go on, but those of a `Client.map` that is cancelled.
     """
-    from ._sockets import dial  # trio-websocket is an extra
+    from ._wire.sockets import dial  # trio-websocket is an extra
 
     check_trio()
     way = partial(dial, text("url", url), ssl_context)

@@ -10,11 +10,11 @@ import attrs
 import trio
 import trio.lowlevel
 
-from .._ranges import IndexSet
-from ._errors import JobCancelledError, JobFailedError, JobRefusedError, TaskFailedError
-from ._link import Link
-from ._messages import JobDone, JobRefused, JobResult, TaskError
-from ._submission import Submission
+from .._util.index_set import IndexSet
+from ._wire.errors import JobCancelledError, JobFailedError, JobRefusedError, TaskFailedError
+from ._wire.link import Link
+from ._wire.messages import JobDone, JobRefused, JobResult, TaskError
+from ._wire.submission import Submission
 
 
 @attrs.frozen

@@ -5,8 +5,16 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from .._extras import needs_extra
-from ._frame import (
+from .._util.extras import needs_extra
+from ._frontier import (
+    Frontier as Frontier,
+    FrontierItems as FrontierItems,
+    keyed_items as keyed_items,
+)
+from ._plan import Plan as Plan, check_kind as check_kind, is_of_kind as is_of_kind
+from ._tree.delta import diff_tree as diff_tree
+from ._tree.format import Tree as Tree, decode_tree as decode_tree, encode_tree as encode_tree
+from ._tree.frame import (
     NO_ARRAYS as NO_ARRAYS,
     NO_PARENT as NO_PARENT,
     Frame as Frame,
@@ -17,22 +25,14 @@ from ._frame import (
     new_lineage as new_lineage,
     tree_of as tree_of,
 )
-from ._frontier import (
-    Frontier as Frontier,
-    FrontierItems as FrontierItems,
-    keyed_items as keyed_items,
-)
-from ._leaves import StateChangedError as StateChangedError
-from ._plan import Plan as Plan, check_kind as check_kind, is_of_kind as is_of_kind
-from ._tagged import Tree as Tree, decode_tree as decode_tree, encode_tree as encode_tree
-from ._tree_delta import diff_tree as diff_tree
+from ._tree.leaves import StateChangedError as StateChangedError
 
 _OF_MEMORY = frozenset({"array", "empty", "full", "ones", "zeros"})
 
 
 def __getattr__(name: str) -> Any:
-    """Arrays in whole pages, see `trio_ckpt.state._memory`; NumPy is needed only for them."""
+    """Arrays in whole pages, see `state/_arrays/memory.py`; only they need NumPy."""
     if name in _OF_MEMORY:
         with needs_extra("arrays", f"trio_ckpt.state.{name}"):
-            return getattr(importlib.import_module("._memory", __name__), name)
+            return getattr(importlib.import_module("._arrays.memory", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

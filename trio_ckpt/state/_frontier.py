@@ -24,9 +24,9 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
-from .._arguments import several
-from .._errors import NotEncodableError, StoreDamagedError
-from .._values import as_plain, call_key, canonical_json, copy_plain
+from .._util.arguments import several
+from .._util.errors import NotEncodableError, StoreDamagedError
+from .._util.plain import as_plain, call_key, canonical_json, copy_plain
 
 T = TypeVar("T")
 

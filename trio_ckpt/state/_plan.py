@@ -34,11 +34,11 @@ from typing import Any, Generic, TypeVar, cast
 
 import attrs
 
-from ._build import build_state
-from ._classes import Classes, learn_from
-from ._flatten import Flat, flatten_state
-from ._leaves import StateChangedError
-from ._tagged import Tag, Tree, kind_of, tag_of
+from ._tree.build import build_state
+from ._tree.classes import Classes, learn_from
+from ._tree.flatten import Flat, flatten_state
+from ._tree.format import Tag, Tree, kind_of, tag_of
+from ._tree.leaves import StateChangedError
 
 S = TypeVar("S")
 

@@ -6,14 +6,14 @@ import os
 import re
 from typing import Literal
 
-from .._errors import StoreError
-from .._portal import check_trio
-from .._threads import run_blocking
-from ..abc import INLINE_LIMIT_BYTES, Store
-from ._keys import check_mac_key, read_mac_key as read_mac_key
-from .json import JsonStore as JsonStore
+from .._journal.store import INLINE_LIMIT_BYTES, Store
+from .._util.errors import StoreError
+from .._util.portal import check_trio
+from .._util.threads import run_blocking
+from ._json.store import JsonStore as JsonStore
+from ._mac_key import check_mac_key, read_mac_key as read_mac_key
+from ._sqlite.store import SqliteStore as SqliteStore
 from .memory import MemoryStore as MemoryStore
-from .sqlite import SqliteStore as SqliteStore
 
 _KNOWN = "sqlite:FOLDER (or just the folder), json:FOLDER, memory:"
 _FOLDER_STORES: dict[str, type[SqliteStore] | type[JsonStore]] = {

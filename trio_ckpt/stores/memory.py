@@ -20,17 +20,8 @@ from datetime import datetime
 import attrs
 import trio
 
-from .._arguments import whole_number
-from .._errors import (
-    RunLockedError,
-    StoreConflictError,
-    StoreDamagedError,
-    StoreError,
-)
-from .._forks import need_process, this_process
-from .._records import utc_now
-from .._threads import run_blocking
-from ..abc import (
+from .._journal.record import utc_now
+from .._journal.store import (
     INLINE_LIMIT_BYTES,
     MAX_INLINE_LIMIT_BYTES,
     BlobPayload,
@@ -48,9 +39,18 @@ from ..abc import (
     StoredRun,
     StoredStream,
 )
-from ._blobs import check_part, need_digest, views_of
-from ._claims import names_of
-from ._fence import compare_generation, compare_owner
+from .._util.arguments import whole_number
+from .._util.errors import (
+    RunLockedError,
+    StoreConflictError,
+    StoreDamagedError,
+    StoreError,
+)
+from .._util.forks import need_process, this_process
+from .._util.threads import run_blocking
+from ._local.blob_pins import names_of
+from ._local.blobs import check_part, need_digest, views_of
+from ._local.fence import compare_generation, compare_owner
 
 _CURSOR = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})", re.ASCII)
 

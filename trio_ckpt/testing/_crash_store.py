@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from ..abc import (
+from .._journal.store import (
     BlobPayload,
     Checkpoint,
     Fold,
@@ -21,7 +21,7 @@ from ..abc import (
     StoredRun,
 )
 from ..stores import MemoryStore
-from ..stores._blobs import views_of
+from ..stores._local.blobs import views_of
 from ._points import Fuse
 
 Saved = Callable[[RunKey, str, int, bytes], None]  # who, the stream, its sequence, the payload

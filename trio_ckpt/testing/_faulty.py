@@ -8,8 +8,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 import attrs
 import trio
 
-from .._errors import StoreError
-from ..abc import (
+from .._journal.store import (
     BlobPayload,
     Checkpoint,
     Finding,
@@ -22,6 +21,7 @@ from ..abc import (
     Store,
     StoredRun,
 )
+from .._util.errors import StoreError
 
 
 @attrs.frozen

@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
-from .._progress import Progress, apply
-from .._records import Kind, Output, Record, Seal, SinkLines, decode_record
-from .._registry import AnyToken
-from .._token import CANCELLED, TokenEvent, TokenState, move
-from .._values import RUN_STREAM, StreamKey, decode_key
-from ..abc import RunKey
+from .._journal.progress import Progress, apply
+from .._journal.record import Kind, Output, Record, Seal, SinkLines, decode_record
+from .._journal.store import RunKey
+from .._tokens.registry import AnyToken
+from .._tokens.token import CANCELLED, TokenEvent, TokenState, move
+from .._util.plain import RUN_STREAM, StreamKey, decode_key
 from ..outputs import lines_digest
 
 ReadFile = Callable[[str], bytes | None]  # an absolute path -> content; None: there is none

@@ -9,7 +9,7 @@ from typing import Literal, cast, get_args
 
 import attrs
 
-from .._errors import TrioCkptError
+from .._util.errors import TrioCkptError
 
 Kind = Literal["store", "files", "cancellation"]
 Manner = Literal["kill", "power", "cancel"]

@@ -13,8 +13,8 @@ import attrs
 import trio
 from trio.testing import MockClock
 
-from .._portal import Portal
-from .._threads import hold_clock
+from .._util.portal import Portal
+from .._util.threads import hold_clock
 
 # Trio says which flag makes its schedule follow from its own random numbers, but not in public:
 # `_core._run._hypothesis_plugin_setup` is where it is used.

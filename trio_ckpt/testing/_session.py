@@ -10,10 +10,10 @@ from typing import Any
 import attrs
 import trio
 
-from .._desk import watch_handed_out
-from .._errors import RunStoppedError
-from .._stop import take_signals
-from .._threads import runs_inline
+from .._commit.open_stream import watch_handed_out
+from .._commit.shutdown import take_signals
+from .._util.errors import RunStoppedError
+from .._util.threads import runs_inline
 from ._points import Fuse, Point
 from ._scheduler import ThreadTurns, ThreadWatch, make_watched_clock, seeded_scheduler
 from ._world import Machine, World

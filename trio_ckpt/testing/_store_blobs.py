@@ -6,8 +6,8 @@ import hashlib
 import os
 from collections.abc import Awaitable, Callable, Iterator
 
-from .._errors import StoreConflictError, StoreDamagedError, StoreError
-from ..abc import BlobPayload, Checkpoint, Pruned, RunKey, Store
+from .._journal.store import BlobPayload, Checkpoint, Pruned, RunKey, Store
+from .._util.errors import StoreConflictError, StoreDamagedError, StoreError
 from ._store_case import A, B, Case, chain, expect, payload_of
 
 BLOB_BYTES = 1000

@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 
 import attrs
 
-from .._errors import StoreConflictError
-from ..abc import Checkpoint, RunKey, Store, StoredRun, StoredStream
+from .._journal.store import Checkpoint, RunKey, Store, StoredRun, StoredStream
+from .._util.errors import StoreConflictError
 
 A, B, C = '["a"]', '["b"]', '["c"]'
 

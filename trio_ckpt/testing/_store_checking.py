@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import aclosing
 
-from .._errors import StoreError
-from ..abc import Checkpoint, Fold, RunKey, Store
+from .._journal.store import Checkpoint, Fold, RunKey, Store
+from .._util.errors import StoreError
 from ._store_case import A, Case, chain, expect
 
 

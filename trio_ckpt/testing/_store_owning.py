@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import trio
 
-from .._errors import RunLockedError
-from ..abc import Fold, Owner, RunKey, Store
+from .._journal.store import Fold, Owner, RunKey, Store
+from .._util.errors import RunLockedError
 from ._store_case import A, B, Case, chain, expect, expect_conflict
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 
-from .._errors import StoreConflictError, StoreDamagedError
-from ..abc import Checkpoint, Fold, HistoryPage, Pruned, RunKey, Store
+from .._journal.store import Checkpoint, Fold, HistoryPage, Pruned, RunKey, Store
+from .._util.errors import StoreConflictError, StoreDamagedError
 from ._store_case import A, B, Case, chain, expect, expect_conflict, payload_of
 
 

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from .._errors import StoreDamagedError, StoreError
-from ..abc import Checkpoint, Fold, HistoryPage, RunKey, StoredRun, StoredStream
+from .._journal.store import Checkpoint, Fold, HistoryPage, RunKey, StoredRun, StoredStream
+from .._util.errors import StoreDamagedError, StoreError
 from ._store_case import A, B, C, Case, chain, expect, expect_tail, payload_of
 
 GARBAGE_CURSORS = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from .._errors import StoreError
-from ..abc import Checkpoint, Fold, RunKey
+from .._journal.store import Checkpoint, Fold, RunKey
+from .._util.errors import StoreError
 from ._store_case import A, B, Case, chain, expect, expect_conflict, payload_of
 
 GROUP = 64

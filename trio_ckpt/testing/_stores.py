@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
-from ..abc import Store
+from .._journal.store import Store
 from . import (
     _store_blobs as blobs,
     _store_checking as checking,

@@ -11,9 +11,9 @@ from typing import Any
 
 import attrs
 
-from .._progress import Progress
-from .._values import StreamKey
-from ..abc import Store
+from .._journal.progress import Progress
+from .._journal.store import Store
+from .._util.plain import StreamKey
 from ..outputs import SystemPath
 from ..stores import MemoryStore
 from ._crash_store import CrashStore

@@ -1,0 +1,471 @@
+"""The gate: every way out of a batch from every state of its attempt.
+
+`LAW` is the second table of the design, written out by hand: what is raised, what becomes of
+the token, which records are saved, and what the next start finds left to do.
+"""
+
+# ruff: noqa: PT017  (what a whole block does is the claim)
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+import trio_ckpt
+from trio_ckpt import (
+    BatchCancelledError,
+    BatchFailedError,
+    BatchWithdrawnError,
+    CheckpointFailedError,
+    RetryRule,
+    RetryTable,
+    TokenNeverSettledError,
+    TokenState,
+    open_run,
+)
+from trio_ckpt._commit.batch import AttemptState, Batch
+from trio_ckpt._commit.exits import Way, way_of
+from trio_ckpt._commit.gate import GATE, Action, Passed
+from trio_ckpt._commit.retry import Again
+from trio_ckpt._commit.stream_outputs import StreamFiles
+from trio_ckpt._journal.record import Kind, Record, decode_record
+from trio_ckpt._runs.stream import Stream
+from trio_ckpt._util.plain import encode_key
+from trio_ckpt.stores import MemoryStore
+from trio_ckpt.testing import Delay, Fail, FaultyStore
+
+CONFIRMED, FAILED, PENDING = TokenState.CONFIRMED, TokenState.FAILED, TokenState.PENDING
+WITHDRAWN = TokenState.WITHDRAWN
+
+
+class BodyError(Exception):
+    """What a body raises."""
+
+
+@attrs.frozen
+class Cell:
+    """What one cell of the table promises."""
+
+    token: TokenState
+    records: tuple[Kind, ...] = ()
+    raises: type[BaseException] | None = None
+    error: type[Exception] | None = None  # what waiters get
+    left: int | None = 0  # the first batch left on the next start; None: complete
+    passed: Any = Passed.GO_ON
+
+
+SAVED = Cell(CONFIRMED, (Kind.BATCH,), left=1)
+OVER = Cell(CONFIRMED, (Kind.BATCH,), left=1)
+FORGOTTEN = Cell(
+    FAILED, (Kind.ATTEMPT,), raises=TokenNeverSettledError, error=CheckpointFailedError
+)
+GIVEN_UP = Cell(FAILED, (Kind.ATTEMPT,), raises=BatchFailedError, error=CheckpointFailedError)
+RECORDED = Cell(FAILED, (Kind.ATTEMPT,), error=CheckpointFailedError)
+SKIPPED = Cell(FAILED, (Kind.SKIP,), error=CheckpointFailedError, left=1)
+CANCELLED = Cell(FAILED, error=BatchCancelledError)
+ENDED = Cell(WITHDRAWN, (Kind.SAVE,), error=BatchWithdrawnError, left=None, passed=Passed.ENDED)
+NEXT, CONFIRM, EXIT, ERROR, CANCEL = Way
+S = AttemptState
+
+LAW: dict[tuple[AttemptState, Way], Cell] = {
+    (S.OVER, NEXT): OVER,
+    (S.OVER, CONFIRM): OVER,
+    (S.OVER, EXIT): OVER,
+    (S.OVER, ERROR): OVER,
+    (S.OVER, CANCEL): OVER,
+    (S.OPEN, NEXT): FORGOTTEN,
+    (S.OPEN, CONFIRM): Cell(PENDING, raises=TokenNeverSettledError),
+    (S.OPEN, EXIT): FORGOTTEN,
+    (S.OPEN, ERROR): RECORDED,
+    (S.OPEN, CANCEL): CANCELLED,
+    (S.COMPLETED, NEXT): SAVED,
+    (S.COMPLETED, CONFIRM): SAVED,
+    (S.COMPLETED, EXIT): SAVED,
+    (S.COMPLETED, ERROR): Cell(FAILED, error=CheckpointFailedError),
+    (S.COMPLETED, CANCEL): SAVED,
+    (S.SUBMITTED, NEXT): SAVED,
+    (S.SUBMITTED, CONFIRM): SAVED,
+    (S.SUBMITTED, EXIT): SAVED,
+    (S.SUBMITTED, ERROR): SAVED,
+    (S.SUBMITTED, CANCEL): SAVED,
+    (S.FAILED, NEXT): GIVEN_UP,
+    (S.FAILED, CONFIRM): GIVEN_UP,
+    (S.FAILED, EXIT): GIVEN_UP,
+    (S.FAILED, ERROR): RECORDED,
+    (S.FAILED, CANCEL): RECORDED,
+    (S.SKIPPED, NEXT): SKIPPED,
+    (S.SKIPPED, CONFIRM): SKIPPED,
+    (S.SKIPPED, EXIT): SKIPPED,
+    (S.SKIPPED, ERROR): SKIPPED,
+    (S.SKIPPED, CANCEL): SKIPPED,
+    (S.WITHDRAWN, NEXT): ENDED,
+    (S.WITHDRAWN, CONFIRM): Cell(PENDING, raises=RuntimeError),
+    (S.WITHDRAWN, EXIT): ENDED,
+    (S.WITHDRAWN, ERROR): Cell(WITHDRAWN, error=BatchWithdrawnError),
+    (S.WITHDRAWN, CANCEL): Cell(WITHDRAWN, error=BatchWithdrawnError),
+}
+WITH_STATE = {(S.COMPLETED, CANCEL): CANCELLED}  # the body may have been changing the state
+
+SETTLE: dict[AttemptState, Callable[[Batch[Any]], object]] = {
+    S.OPEN: lambda batch: None,
+    S.COMPLETED: lambda batch: batch.complete(records=3, totals={"n": 1}),
+    S.FAILED: lambda batch: batch.fail(BodyError("bad")),
+    S.SKIPPED: lambda batch: batch.skip("no use"),
+    S.WITHDRAWN: lambda batch: batch.withdraw(),
+}
+
+
+async def records_of(store: MemoryStore, stream: str = "s") -> list[Record]:
+    """What the store has of a stream, oldest first."""
+    page = await store.history("r", encode_key((stream,)))
+    seal = store.seal("r", 0, (stream,))
+    return [decode_record(seal.open(s.sequence, s.payload)) for s in reversed(page.records)]
+
+
+async def left_on_restart(store: MemoryStore, state: Any) -> int | None:
+    """The batch that the next start hands out; None: the loop has nothing to do."""
+    async with (
+        open_run("r", store=store.after_crash(), handle_signals=False) as run,
+        run.open_stream("s", state=state) as stream,
+    ):
+        async for batch in stream.batches():
+            assert batch.complete()
+            return batch.index
+    return None
+
+
+def test_the_table_is_whole() -> None:
+    assert {(state, way) for state in S for way in Way} == set(LAW)
+    assert {(state, way) for state, row in GATE.items() for way in row} == set(LAW)
+
+
+async def reach(batch: Batch[Any], stream: Stream[Any], state: AttemptState) -> None:
+    """Bring a batch into a state by the user's own means."""
+    if state in SETTLE:
+        SETTLE[state](batch)
+    else:
+        batch.complete(records=3, totals={"n": 1})
+        if state is S.OVER:
+            await batch.confirm()
+
+
+@pytest.mark.parametrize("has_state", [False, True], ids=["stateless", "state"])
+@pytest.mark.parametrize("way", Way)
+@pytest.mark.parametrize("state", S)
+async def test_every_cell(
+    state: AttemptState, way: Way, has_state: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    law = LAW | WITH_STATE if has_state else LAW
+    cell = law[state, way]
+    store = MemoryStore()
+    initial = {"n": 0} if has_state else None
+    waited: list[object] = []
+    error: BaseException | None = BodyError("body") if way is ERROR else None
+
+    async def wait(batch: Batch[Any]) -> None:
+        try:
+            waited.append(await batch.token.wait())
+        except CheckpointFailedError as problem:
+            waited.append(type(problem))
+
+    slow = FaultyStore(store, {2: Delay(1.0)} if state is S.SUBMITTED else {})
+    async with (
+        open_run("r", store=slow, handle_signals=False) as run,
+        run.open_stream("s", state=initial) as stream,
+        trio.open_nursery() as nursery,
+    ):
+        desk = stream.desk
+        desk.extent.is_open_ended = True
+        batch = desk.hand_out(0, None, b"")
+        nursery.start_soon(wait, batch)
+        await trio.testing.wait_all_tasks_blocked()
+        await reach(batch, stream, state)
+        if state is S.SUBMITTED:
+            nursery.start_soon(batch.confirm)
+            while batch.state is not S.SUBMITTED:
+                await trio.lowlevel.checkpoint()
+        raised: BaseException | None = None
+        passed: object = None
+        try:
+            passed = await desk.pass_gate(batch, way, error)
+        except (TokenNeverSettledError, BatchFailedError, RuntimeError) as problem:
+            raised = problem
+        assert type(raised) is (cell.raises or type(None))
+        if raised is None:
+            assert passed is cell.passed
+        assert batch.token.state is cell.token
+        saved = await records_of(store)
+        assert tuple(record.kind for record in saved) == cell.records
+        if cell.token is CONFIRMED:  # 4: durable before anybody wakes, progress of that moment
+            assert stream.progress.records == 3
+            assert 0 in stream.progress.confirmed
+        if cell.token is PENDING:
+            assert batch.state is state
+            assert run.coordinator.find_checkpoint("r", 0, stream=("s",)) is batch.token
+            desk.close()
+        else:
+            assert batch.state is S.OVER
+            assert run.coordinator.get_pending_checkpoints() == ()
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(waited) == 1
+            if cell.error is not None:
+                assert waited == [cell.error]
+        assert desk.stop.busy == 0
+        if has_state:
+            assert stream.state == {"n": 0}
+        left = await left_on_restart(store, initial)
+        assert left == cell.left
+        nursery.cancel_scope.cancel()
+
+
+RETRY = RetryTable((RetryRule((BodyError,), attempts=2, backoff_s=5.0, jitter=0.0),))
+
+
+async def test_a_failed_attempt_runs_again_under_the_same_token_if_the_table_says_so(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = MemoryStore()
+    async with (
+        open_run("r", store=store, handle_signals=False) as run,
+        run.open_stream("s", retry=RETRY) as stream,
+    ):
+        desk = stream.desk
+        batch = desk.hand_out(0, None, b"")
+        batch.fail(BodyError("once"))
+        assert await desk.pass_gate(batch, NEXT) == Again(5.0)
+        assert batch.token.state is PENDING
+        assert not batch.complete()  # that attempt is over
+        again = desk.hand_out(0, None, b"")
+        assert (again.attempt, again.token) == (2, batch.token)
+        again.complete()
+        await desk.pass_gate(again, NEXT)
+        assert batch.token.state is CONFIRMED
+        assert [record.kind for record in await records_of(store)] == [Kind.ATTEMPT, Kind.BATCH]
+
+
+async def test_a_final_failure_through_the_token_asks_no_table() -> None:
+    store = MemoryStore()
+    async with (
+        open_run("r", store=store, handle_signals=False) as run,
+        run.open_stream("s", retry=RETRY, on_fail="record") as stream,
+    ):
+        batch = stream.desk.hand_out(0, None, b"")
+        assert batch.token.fail(BodyError("no"))
+        assert not batch.token.fail(BodyError("twice"))
+        with pytest.raises(BatchFailedError) as info:
+            await stream.desk.pass_gate(batch, NEXT)
+        assert isinstance(info.value.__cause__, BodyError)
+        assert (info.value.run_id, info.value.stream, info.value.batch_index) == ("r", ("s",), 0)
+
+
+@pytest.mark.parametrize("way", [NEXT, CONFIRM, EXIT, CANCEL])
+async def test_a_completed_batch_that_fails_its_checks_is_a_failed_attempt(
+    way: Way, tmp_path: Any
+) -> None:
+    """Its row is that of FAILED: what leaves when cancelled is the cancellation."""
+    store = MemoryStore()
+    async with (
+        open_run("r", store=store, output_dir=tmp_path, handle_signals=False) as run,
+        run.open_stream("s") as stream,
+    ):
+        batch = stream.desk.hand_out(0, None, b"")
+        batch.complete(outputs=["never-written.json"])
+        if way is CANCEL:
+            assert await stream.desk.pass_gate(batch, way, None) is Passed.GO_ON
+        else:
+            with pytest.raises(BatchFailedError, match="never-written"):
+                await stream.desk.pass_gate(batch, way)
+        assert batch.token.state is FAILED
+        assert [record.kind for record in await records_of(store)] == [Kind.ATTEMPT]
+    assert await left_on_restart(store, None) == 0
+
+
+@pytest.mark.parametrize("way", Way)
+@pytest.mark.parametrize("state", [S.OPEN, S.COMPLETED, S.FAILED, S.SKIPPED])
+async def test_a_save_that_fails_leaves_no_token_pending(
+    state: AttemptState, way: Way, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What kept it from being saved is raised, or logged where an exception is leaving."""
+    if GATE[state][way] in (Action.REFUSE, Action.CANCEL, Action.REJECT):
+        return
+    inner = MemoryStore()
+    store = FaultyStore(inner, {2: Fail()})
+    with caplog.at_level(logging.ERROR, "trio_ckpt.gate"):
+        async with (
+            open_run("r", store=store, handle_signals=False) as run,
+            run.open_stream("s") as stream,
+        ):
+            batch = stream.desk.hand_out(0, None, b"")
+            SETTLE[state](batch)
+            if way in (ERROR, CANCEL):
+                await stream.desk.pass_gate(batch, way, BodyError("body"))
+                assert "save 2 fails as planned" in caplog.text
+            else:
+                with pytest.raises(Exception, match="save 2 fails as planned"):
+                    await stream.desk.pass_gate(batch, way)
+            assert batch.token.state is FAILED
+            assert stream.progress.sequence == 0
+            assert stream.desk.stop.busy == 0
+    assert await records_of(inner) == []
+    assert await left_on_restart(inner, None) == 0
+
+
+async def test_who_waits_for_a_submitted_batch_gets_its_outcome() -> None:
+    store = FaultyStore(MemoryStore(), {2: Fail()})
+    problems: list[BaseException] = []
+
+    async def confirm(batch: Batch[Any]) -> None:
+        try:
+            await batch.confirm()
+        except Exception as problem:
+            problems.append(problem)
+
+    async with (
+        open_run("r", store=store, handle_signals=False) as run,
+        run.open_stream("s") as stream,
+    ):
+        batch = stream.desk.hand_out(0, None, b"")
+        batch.complete()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(confirm, batch)
+            nursery.start_soon(confirm, batch)
+            nursery.start_soon(confirm, batch)
+    assert len(problems) == 3
+    assert len(set(map(id, problems))) == 1
+
+
+async def test_cancelling_who_waits_for_a_submitted_batch_abandons_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = FaultyStore(MemoryStore(), {2: Delay(1.0)})
+    async with (
+        open_run("r", store=store, handle_signals=False) as run,
+        run.open_stream("s") as stream,
+        trio.open_nursery() as nursery,
+    ):
+        batch = stream.desk.hand_out(0, None, b"")
+        batch.complete()
+        nursery.start_soon(batch.confirm)
+        while batch.state is not S.SUBMITTED:
+            await trio.lowlevel.checkpoint()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await batch.confirm()
+        assert batch.token.state is CONFIRMED
+
+
+async def test_what_a_cancelled_attempt_has_cost_is_kept() -> None:
+    store = MemoryStore()
+    async with (
+        open_run("r", store=store, handle_signals=False) as run,
+        run.open_stream("s") as stream,
+    ):
+        for way, error in [(CANCEL, None), (ERROR, BodyError("late"))]:
+            batch = stream.desk.hand_out(0, None, b"")
+            batch.spend(usd=0.25)
+            if way is ERROR:
+                batch.complete(totals={"pages": 1})
+            await stream.desk.pass_gate(batch, way, error)
+        assert stream.progress.spent["usd"].value == 0.5
+        assert stream.progress.totals == {}
+        assert stream.progress.failures == {}
+
+
+async def test_nothing_is_staged_for_an_attempt_that_is_over(tmp_path: Any) -> None:
+    async with (
+        open_run("r", store="memory:", output_dir=tmp_path, handle_signals=False) as run,
+        run.open_stream("s") as stream,
+    ):
+        batch = stream.desk.hand_out(0, None, b"")
+        batch.complete()
+        await batch.confirm()
+        with pytest.raises(RuntimeError, match="is over"):
+            batch.spend(usd=1)
+        with pytest.raises(RuntimeError, match="is over"):
+            batch.append_json("x.jsonl", 1)
+        with pytest.raises(RuntimeError, match="is over"):
+            await batch.write_bytes("x", b"")
+
+
+async def test_a_refused_complete_stages_nothing() -> None:
+    async with (
+        open_run("r", store="memory:", handle_signals=False) as run,
+        run.open_stream("s") as stream,
+    ):
+        batch = stream.desk.hand_out(0, None, b"")
+        with pytest.raises(ValueError, match="records must be an int"):
+            batch.complete(cursor=7, records=-1)
+        assert batch.complete()
+        await batch.confirm()
+        assert stream.cursor is None
+
+
+def group(*errors: BaseException) -> BaseException:
+    return BaseExceptionGroup("", errors)
+
+
+async def test_the_way_of_an_exception() -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled as cancelled:
+            assert way_of(cancelled) is CANCEL
+            assert way_of(group(cancelled, group(cancelled))) is CANCEL
+            assert way_of(group(cancelled, group(BodyError(), cancelled))) is ERROR
+            raise
+    assert way_of(BodyError()) is ERROR
+    assert way_of(group(BodyError())) is ERROR
+    assert way_of(KeyboardInterrupt()) is CANCEL
+
+
+async def test_what_an_unconfirmed_attempt_did_to_the_state_is_undone() -> None:
+    async with (
+        open_run("r", store="memory:", handle_signals=False) as run,
+        run.open_stream("s", state={"n": 0}) as stream,
+    ):
+        for way, settle in [(CANCEL, S.OPEN), (ERROR, S.COMPLETED), (ERROR, S.FAILED)]:
+            batch = stream.desk.hand_out(0, None, b"")
+            stream.state["n"] += 1
+            SETTLE[settle](batch)
+            await stream.desk.pass_gate(batch, way, BodyError())
+            assert stream.state == {"n": 0}
+
+
+async def test_an_interrupt_in_the_gate_leaves_no_token_pending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KeyboardInterrupt may come anywhere; who waits for the batch is told."""
+
+    async def interrupt(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StreamFiles, "adopt", interrupt)
+    told: list[type[BaseException]] = []
+
+    async def wait(token: trio_ckpt.CheckpointToken[Any]) -> None:
+        with pytest.raises(trio_ckpt.BatchCancelledError) as caught:
+            await token.wait()
+        told.append(caught.type)
+
+    async def work(nursery: trio.Nursery) -> None:
+        async with (
+            trio_ckpt.open_run("r", store=MemoryStore(), output_dir=tmp_path) as run,
+            run.open_stream("s") as stream,
+        ):
+            async for batch in stream.batches(range(2)):
+                nursery.start_soon(wait, batch.token)
+                batch.complete(outputs=["f"])
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(KeyboardInterrupt):
+                await work(nursery)
+    assert told == [trio_ckpt.BatchCancelledError]

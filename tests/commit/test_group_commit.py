@@ -1,0 +1,255 @@
+"""The saver: what is accepted is read back, and what cannot be is refused before it is durable."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings, strategies as st
+from trio.testing import wait_all_tasks_blocked
+
+import trio_ckpt
+import trio_ckpt._journal.run_status
+import trio_ckpt.cli._overview
+from trio_ckpt import Batch, NotEncodableError, open_run, run_batches
+from trio_ckpt._commit.group_commit import Saver, open_saver
+from trio_ckpt._commit.pending_commit import Submission
+from trio_ckpt._commit.stream_log import Lane
+from trio_ckpt._journal.record import Kind, Record, encode_record
+from trio_ckpt._util.arguments import MAX_INDEX
+from trio_ckpt._util.errors import leaves_of
+from trio_ckpt._util.exact_sum import MAX_AMOUNT
+from trio_ckpt.abc import BlobPayload, RunKey
+from trio_ckpt.stores import MemoryStore
+
+LARGE = "x" * 2_000  # of a record that becomes a blob in the stores here
+INLINE_BYTES = 1_000
+
+
+class CountingStore(MemoryStore):
+    """Counts its blobs, and takes its time for each."""
+
+    def __init__(self, put_s: float = 1.0) -> None:
+        super().__init__(inline_limit_bytes=INLINE_BYTES)
+        self.put: Counter[str] = Counter()
+        self.put_s = put_s
+
+    async def put_blob(self, payload: BlobPayload) -> str:
+        await trio.sleep(self.put_s)
+        digest = await super().put_blob(payload)
+        self.put[digest] += 1
+        return digest
+
+
+# ---------------------------------------------------------------------------------------
+# Large records
+# ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("concurrency", [1, 4, 64])
+async def test_each_large_record_is_put_once(
+    autojump_clock: trio.testing.MockClock, concurrency: int
+) -> None:
+    """Also where many are on their way: none is sealed again because another came between."""
+    store = CountingStore()
+
+    async def handle(batch: Batch[int]) -> None:
+        batch.complete(metadata={"page": f"{batch.index} {LARGE}"})
+
+    async with open_run("r", store=store) as run, run.open_stream("s") as stream:
+        await run_batches(stream, range(64), handle, concurrency=concurrency)
+    assert len(store.put) == store.put.total() == 64
+    assert [finding async for finding in store.check()] == []
+
+
+async def test_small_records_among_large_ones_neither_starve_nor_repeat_them(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = CountingStore()
+
+    async def handle(batch: Batch[int]) -> None:
+        is_large = batch.index % 10 == 0
+        batch.complete(metadata={"page": f"{batch.index} {LARGE}" if is_large else ""})
+
+    async with open_run("r", store=store) as run, run.open_stream("s") as stream:
+        await run_batches(stream, range(100), handle, concurrency=16)
+    assert len(store.put) == store.put.total() == 10
+    assert trio.current_time() == 10  # one after another, and nothing else waited for
+
+
+async def test_streams_do_not_wait_for_each_others_large_records(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = CountingStore(put_s=10)
+    times: dict[str, float] = {}
+
+    async def work(run: trio_ckpt.Run, name: str, page: str) -> None:
+        async with run.open_stream(name) as stream:
+            async for batch in stream.batches(range(1)):
+                batch.complete(metadata={"page": page})
+        times[name] = trio.current_time()
+
+    async with open_run("r", store=store) as run, trio.open_nursery() as nursery:
+        nursery.start_soon(work, run, "large", LARGE)
+        nursery.start_soon(work, run, "small", "")
+    assert times == {"large": 10, "small": 0}
+
+
+async def test_blob_of_a_record_before_which_one_failed_is_sealed_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its sequence is another then."""
+    store = CountingStore()
+    async with store.lock_run("r") as owner, open_saver(store, RunKey("r", 0, owner)) as saver:
+        lane = saver.add_lane(("s",), trio_ckpt.Progress())
+        record = Record(kind=Kind.NOTE, at=1.0)
+        bad = await saver.encode(lane, encode_record(record), ("0" * 64,))  # is not there
+
+        async def large() -> None:
+            await saver.save(lane, Record(kind=Kind.NOTE, at=1.0, metadata={"x": LARGE}))
+
+        submission = Submission(lane, record, bad, (), lambda _error: None)
+        async with trio.open_nursery() as nursery:
+            lane.submitted = bad.sequence  # as if it were on its way
+            nursery.start_soon(large)
+            await wait_all_tasks_blocked()
+            lane.submitted -= 1
+            saver.submit(submission)
+    assert lane.progress.sequence == 1
+    assert store.put.total() == 2
+
+
+# ---------------------------------------------------------------------------------------
+# What cannot be counted
+# ---------------------------------------------------------------------------------------
+
+
+def batch_of(saver: Saver, lane: Lane, index: int, records: int) -> Submission:
+    record = Record(at=1.0, index=index, records=records)
+    sequence = lane.submitted + 1
+    sealed = lane.tools.seal.close(sequence, encode_record(record))
+    checkpoint = trio_ckpt.abc.Checkpoint(lane.text, sequence, sealed)
+    return Submission(lane, record, checkpoint, (), lambda _error: None)
+
+
+async def test_records_beyond_what_can_be_counted_are_refused() -> None:
+    """With those on their way, and none is lost by it."""
+    store = MemoryStore()
+    async with store.lock_run("r") as owner:
+        async with open_saver(store, RunKey("r", 0, owner)) as saver:
+            lane = saver.add_lane(("s",), trio_ckpt.Progress())
+            first = batch_of(saver, lane, 0, 2**62)
+            saver.submit(first)
+            with pytest.raises(NotEncodableError, match="more than can be counted"):
+                saver.submit(batch_of(saver, lane, 1, 2**62))
+            second = batch_of(saver, lane, 1, 2**62 - 1)
+            saver.submit(second)
+            await second.wait()
+            with pytest.raises(NotEncodableError, match="more than can be counted"):
+                saver.submit(batch_of(saver, lane, 2, 1))
+        view = await store.load_run("r")
+        assert view is not None
+        assert view.streams["s",].progress.records == 2**63 - 1
+
+
+async def test_what_was_not_saved_is_not_counted() -> None:
+    store = MemoryStore()
+    async with (
+        store.lock_run("r") as owner,
+        open_saver(store, RunKey("r", 0, owner)) as saver,
+    ):
+        lane = saver.add_lane(("s",), trio_ckpt.Progress())
+        lane.submitted = 7  # so the store refuses it
+        refused = batch_of(saver, lane, 0, 2**62)
+        saver.submit(refused)
+        with pytest.raises(trio_ckpt.StoreConflictError):
+            await refused.wait()
+        lane.submitted = 0
+        landed = batch_of(saver, lane, 0, 2**62)
+        saver.submit(landed)
+        await landed.wait()
+        assert (lane.progress.records, lane.records_ahead) == (2**62, 0)
+
+
+async def test_the_last_index_of_all_is_the_end() -> None:
+    store = MemoryStore()
+
+    async def work() -> None:
+        async with (
+            open_run("r", store=store) as run,
+            run.open_stream("s", first_index=MAX_INDEX) as stream,
+        ):
+            async for batch in stream.batches():
+                batch.complete()
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the index of a batch must be an int from 0 to"):
+            await work()
+    view = await store.load_run("r")
+    assert view is not None
+    assert list(view.streams["s",].progress.confirmed) == [MAX_INDEX]
+
+
+# ---------------------------------------------------------------------------------------
+# Whatever is accepted
+# ---------------------------------------------------------------------------------------
+
+COUNTS = st.sampled_from([0, 1, 2**53, 2**62, MAX_INDEX])
+NUMBERS = st.sampled_from([2**63, 2**64 - 1, 0.1, 5e-324, 1e280, MAX_AMOUNT, 1e308, 1.7e308])
+AMOUNTS = st.dictionaries(st.sampled_from(["usd", "é"]), NUMBERS, max_size=2)
+LEAVES = NUMBERS | st.sampled_from([-(2**63), float("nan"), float("-inf"), True, None, "x" * 3_000])
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.just("é\x00"), inner),
+    max_leaves=4,
+)
+DEED = st.fixed_dictionaries(
+    {"records": COUNTS},
+    optional={
+        "totals": AMOUNTS,
+        "metadata": st.dictionaries(st.sampled_from("ab"), VALUES, max_size=2),
+        "cursor": VALUES,
+    },
+)
+
+
+@given(
+    first_index=st.sampled_from([0, 1, 2**62, MAX_INDEX - 1, MAX_INDEX, MAX_INDEX + 1]),
+    deeds=st.lists(st.tuples(DEED, AMOUNTS, AMOUNTS), min_size=1, max_size=4),
+    finish=st.dictionaries(st.sampled_from("ab"), VALUES, max_size=2),
+)
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+def test_what_is_accepted_is_read_back(
+    first_index: int, deeds: list[tuple[Any, Any, Any]], finish: dict[str, Any]
+) -> None:
+    """By the next start, `ls` and the monitor: nothing that is durable ends a run for ever."""
+    store = MemoryStore(inline_limit_bytes=INLINE_BYTES)
+
+    async def work() -> None:
+        async with (
+            open_run("r", store=store) as run,
+            run.open_stream("s", first_index=first_index) as stream,
+        ):
+            async for batch in stream.batches():
+                deed, spent, more = deeds[min(batch.index - first_index, len(deeds) - 1)]
+                batch.spend(**spent)
+                batch.spend(**more)
+                batch.complete(**deed, last=batch.index - first_index == len(deeds) - 1)
+            await stream.finish(finish)
+
+    async def look() -> None:
+        view = await store.load_run("r")
+        if view is not None:
+            look = trio_ckpt._journal.run_status.look_from(store, view, None)  # type: ignore[attr-defined]
+            trio_ckpt.cli._overview._run_document(look)  # type: ignore[attr-defined]
+
+    for _ in range(2):
+        try:
+            trio.run(work)
+        except BaseException as error:  # refused, and by what
+            for leaf in leaves_of(error):
+                assert isinstance(leaf, trio_ckpt.TrioCkptError | ValueError | TypeError), leaf
+                assert not isinstance(leaf, trio_ckpt.StoreError), leaf
+        trio.run(look)

@@ -1,0 +1,941 @@
+"""State that survives: with every batch, inside long ones, whatever is killed and wherever."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+import numpy as np
+import pytest
+import trio
+
+import trio_ckpt
+from trio_ckpt import Batch, NotEncodableError, Run, open_run
+from trio_ckpt._commit import state_manager
+from trio_ckpt.abc import Store
+from trio_ckpt.state import Plan, _plan, check_kind, encode_tree
+from trio_ckpt.stores import MemoryStore, open_store
+from trio_ckpt.testing import Fail, FaultyStore
+
+
+@attrs.define
+class Model:
+    weights: np.ndarray[Any, Any]
+    bias: np.ndarray[Any, Any]
+    step: int = 0
+    losses: list[float] = attrs.field(factory=list[float])
+    table: dict[str, Any] = attrs.field(factory=dict[str, Any])
+    rng: random.Random = attrs.field(factory=lambda: random.Random(5))
+    cache: list[int] = attrs.field(factory=list[int], metadata={"exclude": True})
+
+
+def new_model() -> Model:
+    return Model(np.zeros((300, 200)), np.zeros(200, np.float32))
+
+
+def step(model: Model) -> None:
+    """Change some of everything, as the model's own generator says."""
+    model.step += 1
+    rng = model.rng
+    model.losses.append(rng.random() if rng.random() < 0.9 else float("nan"))
+    for _ in range(rng.randrange(4)):
+        model.weights[rng.randrange(len(model.weights))] += rng.random()
+    if rng.random() < 0.3:
+        model.table[f"k{rng.randrange(5)}"] = [rng.random(), (1, {2, 3}), -0.0]
+    if rng.random() < 0.2:
+        model.table[f"a{rng.randrange(3)}"] = np.arange(rng.randrange(3_000), dtype=np.int16)
+    if rng.random() < 0.1:
+        model.table.pop(next(iter(model.table), ""), None)
+    if rng.random() < 0.1:
+        model.weights = np.vstack([model.weights, model.weights[:1]])
+    if rng.random() < 0.1:
+        model.bias = np.asfortranarray(model.weights[:50])
+    model.cache.append(model.step)
+
+
+def bits(model: Model) -> tuple[bytes, list[bytes]]:
+    """What tells two states apart, bit for bit."""
+    flat = Plan.of(model).flatten(model)
+    return encode_tree(flat.tree), [
+        leaf.value.tobytes() + repr((leaf.value.dtype, leaf.value.shape)).encode()
+        for leaf in flat.arrays
+    ]
+
+
+def begin(store: Store, **settings: Any) -> Any:
+    return open_run("r", store=store, handle_signals=False, **settings)
+
+
+EPOCHS = 25
+
+
+async def train(run: Run, die_after: int | None = None) -> Model:
+    async with run.open_stream("s", state=new_model()) as stream:
+        done = 0
+        async for batch in stream.batches(range(EPOCHS)):
+            step(stream.state)
+            if die_after == done:
+                raise KeyboardInterrupt
+            done += 1
+            batch.complete()
+        return stream.state
+
+
+async def uninterrupted() -> Model:
+    async with begin(MemoryStore()) as run:
+        return await train(run)
+
+
+async def test_a_run_that_is_killed_again_and_again_ends_with_the_same_state() -> None:
+    expected = bits(await uninterrupted())
+    for seed in range(5):
+        rng = random.Random(seed)
+        store = MemoryStore()
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):
+                async with begin(store) as run:
+                    model = await train(run, die_after=rng.choice([0, 1, 2, 5, None]))
+                    assert bits(model) == expected
+                    break
+            store = store.after_crash()
+
+
+async def test_a_save_that_fails_at_any_place_loses_no_acknowledged_state() -> None:
+    expected = bits(await uninterrupted())
+    for k in range(1, EPOCHS + 4):
+        store = MemoryStore()
+        with pytest.raises(trio_ckpt.StoreError):
+            async with begin(FaultyStore(store, {k: Fail()})) as run:
+                await train(run)
+        async with begin(store.after_crash()) as run:
+            assert bits(await train(run)) == expected, k
+
+
+async def test_a_failed_attempt_leaves_nothing_of_itself_in_the_state() -> None:
+    table = trio_ckpt.RetryTable((trio_ckpt.RetryRule((OSError,), backoff_s=0.0),))
+    expected = bits(await uninterrupted())
+    async with (
+        begin(MemoryStore()) as run,
+        run.open_stream("s", state=new_model(), retry=table) as stream,
+    ):
+        async for batch in stream.batches(range(EPOCHS)):
+            step(stream.state)
+            if batch.attempt < 1 + batch.index % 3:
+                stream.state.weights[:] = 7
+                batch.fail(OSError("once more"))
+                continue
+            batch.complete()
+        assert bits(stream.state) == expected
+
+
+async def test_a_skipped_batch_leaves_nothing_of_itself_in_the_state() -> None:
+    async with begin(MemoryStore()) as run, run.open_stream("s", state=new_model()) as stream:
+        async for batch in stream.batches(range(3)):
+            before = bits(stream.state)
+            step(stream.state)
+            if batch.index == 1:
+                batch.skip("no")
+                await batch_is_over(stream, before)
+            else:
+                batch.complete()
+
+
+async def batch_is_over(stream: Any, before: Any) -> None:
+    await stream.walk.settle_open(trio_ckpt._commit.gate.Way.NEXT)  # type: ignore[attr-defined]
+    assert bits(stream.state) == before
+
+
+async def test_what_is_excluded_is_not_saved() -> None:
+    store = MemoryStore()
+    async with begin(store) as run:
+        assert (await train(run)).cache
+    async with begin(store) as run, run.open_stream("s", state=new_model()) as stream:
+        assert (stream.state.step, stream.state.cache) == (EPOCHS, [])
+
+
+async def test_a_state_that_cannot_be_saved_is_refused_before_any_work() -> None:
+    state = {"a": [1, object()]}
+    with pytest.raises(NotEncodableError, match=r"state\.a\[1\]"):
+        async with begin(MemoryStore()) as run, run.open_stream("s", state=state):
+            raise AssertionError("it was opened")
+
+
+async def test_a_leaf_that_cannot_be_saved_fails_its_batch_by_its_path() -> None:
+    async def session() -> None:
+        async with begin(MemoryStore()) as run, run.open_stream("s", state=new_model()) as stream:
+            async for batch in stream.batches(range(2)):
+                stream.state.table["bad"] = object()
+                batch.complete()
+
+    with pytest.raises(trio_ckpt.BatchFailedError, match=r"state\.table\.bad"):
+        await session()
+
+
+@attrs.define
+class Base:
+    n: int = 0
+
+
+@attrs.define
+class Derived(Base):
+    m: int = 0
+
+
+@attrs.define
+class Other:
+    n: int = 0
+
+
+async def reopened(saved: Any, given: Any) -> Any:
+    """The state of a stream that was begun with one and is opened with another."""
+    store = MemoryStore()
+    for state in (saved, given):
+        async with (
+            begin(store) as run,
+            run.open_stream("s", state=state, on_fail="record") as stream,
+        ):
+            if state is saved:
+                await stream.save()
+    return stream.state
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "names"),
+    [
+        ({"n": 1}, [1], "type dict was saved, state= is of type list"),
+        ([1], {"n": 1}, "type list was saved, state= is of type dict"),
+        (Base(), {"n": 1}, "type Base was saved, state= is of type dict"),
+        ({"n": 1}, Base(), "type dict was saved, state= is of type Base"),
+        (Base(), Other(), "type Base was saved, state= is of type Other"),
+        ("text", b"text", "type str was saved, state= is of type bytes"),
+        (np.zeros(3), [0.0], "type ndarray was saved, state= is of type list"),
+        (1, [1], "type int was saved, state= is of type list"),
+        ({"n": 1}, trio_ckpt.Frontier(), "no Frontier was saved, and state= is a Frontier"),
+    ],
+)
+async def test_a_state_of_another_kind_is_refused_by_the_names_of_both(
+    saved: Any, given: Any, names: str
+) -> None:
+    with pytest.raises(trio_ckpt.StateChangedError, match=names):
+        await reopened(saved, given)
+
+
+@pytest.mark.parametrize(
+    ("saved", "given"),
+    [
+        ({"n": 1}, {}),
+        (Derived(1, 2), Derived()),
+        (1, 2.5),
+        (2.5, True),
+        (np.float32(1), 1.0),
+        (np.zeros(3), np.zeros((2, 2), np.int8)),
+        (Counter("a"), {}),
+        ({"n": 1}, OrderedDict()),
+    ],
+)
+async def test_a_state_of_the_same_kind_is_taken(saved: Any, given: Any) -> None:
+    assert np.array_equal(await reopened(saved, given), saved)
+
+
+async def test_a_saved_none_is_of_any_kind() -> None:
+    store = MemoryStore()
+    async with begin(store) as run, run.open_stream("s", state={"n": 1}) as stream:
+        stream.state = None  # type: ignore[assignment]  # what is tested
+        await stream.save()
+    async with begin(store) as run, run.open_stream("s", state={"n": 1}) as stream:
+        assert stream.state is None
+
+
+def test_a_class_and_one_derived_from_it_are_of_one_kind() -> None:
+    check_kind(Base(), Derived())
+    check_kind(Derived(), Base())
+
+
+# -- large trees --------------------------------------------------------------------------------
+
+
+@attrs.define
+class Celsius:
+    """Whoever reads its field runs code of the program."""
+
+    degrees: float = 0.0
+    seen: ClassVar[list[int]] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "degrees":
+            Celsius.seen.append(threading.get_ident())
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("keys", [100, 10_000])
+async def test_a_large_tree_is_taken_apart_and_compared_in_a_thread(
+    keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: dict[str, list[int]] = {"flatten_state": [], "diff_tree": [], "encode_tree": []}
+
+    def noted(name: str, func: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            where[name].append(threading.get_ident())
+            return func(*args)
+
+        return call
+
+    async with (
+        begin(MemoryStore()) as run,
+        run.open_stream("s", state={f"key{n}": n for n in range(keys)}) as stream,
+    ):
+        for module, name in (
+            (_plan, "flatten_state"),
+            (state_manager, "diff_tree"),
+            (state_manager, "encode_tree"),
+        ):
+            monkeypatch.setattr(module, name, noted(name, getattr(module, name)))
+        for n in range(3):
+            stream.state["key7"] = -n
+            await stream.save()
+        await stream.finish()
+    is_large = keys > 1_000
+    assert where["flatten_state"]
+    assert bool(where["diff_tree"]) is is_large  # a small one is saved whole
+    for threads in where.values():
+        assert all((thread != threading.get_ident()) is is_large for thread in threads)
+
+
+async def test_code_of_the_program_runs_in_its_own_thread_however_large_the_tree_is() -> None:
+    state: dict[str, Any] = {f"key{n}": n for n in range(10_000)}
+    async with (
+        begin(MemoryStore()) as run,
+        run.open_stream("s", state={"now": Celsius(), **state}) as stream,
+    ):
+        Celsius.seen.clear()
+        for n in range(3):
+            stream.state["now"].degrees = float(n)
+            await stream.save()
+        await stream.finish()
+    assert set(Celsius.seen) == {threading.get_ident()}
+
+
+async def test_other_tasks_go_on_while_a_large_tree_is_taken_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The walk waits for another task: on the event loop it would wait for ever."""
+    went_on, real = threading.Event(), _plan.flatten_state
+
+    def wait(*args: Any) -> Any:
+        assert went_on.wait(10)
+        return real(*args)
+
+    async def go_on() -> None:
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        went_on.set()
+
+    async with (
+        begin(MemoryStore()) as run,
+        run.open_stream("s", state={f"key{n}": n for n in range(10_000)}) as stream,
+    ):
+        monkeypatch.setattr(_plan, "flatten_state", wait)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(go_on)
+            await stream.save()
+        await stream.finish()
+
+
+# -- snapshots ----------------------------------------------------------------------------------
+
+
+async def long_body(
+    run: Run, seen: list[tuple[int, str | None, int]], die_at: int | None = None
+) -> Model:
+    async with run.open_stream("s", state=new_model()) as stream:
+        async for batch in stream.batches(range(2)):
+            model = stream.state
+            seen.append((batch.index, batch.resumed_from, model.step))
+            async with stream.snapshots(every_s=1.0) as snapshot:
+                while model.step < 10 * (batch.index + 1):
+                    step(model)
+                    await snapshot.point(f"step {model.step}")
+                    await trio.sleep(0.6)
+                    if model.step == die_at:
+                        raise KeyboardInterrupt
+            batch.complete()
+        return stream.state
+
+
+async def test_a_killed_body_goes_on_with_its_newest_snapshot(autojump_clock: Any) -> None:
+    async with begin(MemoryStore()) as run:
+        expected = bits(await long_body(run, []))
+    store, seen = MemoryStore(), list[tuple[int, str | None, int]]()
+    for die_at in (4, 13, 17):
+        with pytest.raises(KeyboardInterrupt):
+            async with begin(store) as run:
+                await long_body(run, seen, die_at)
+        store = store.after_crash()
+    async with begin(store) as run:
+        assert bits(await long_body(run, seen)) == expected
+    assert seen == [
+        (0, None, 0),
+        (0, "step 3", 3),
+        (1, None, 10),
+        (1, "step 13", 13),
+        (1, "step 16", 16),
+    ]
+
+
+async def handled(
+    run: Run, seen: list[tuple[int, str | None, int]], die_at: int | None = None
+) -> Model:
+    """What `long_body` does, as a handler."""
+
+    async def handle(batch: Batch[Any]) -> None:
+        model = stream.state
+        seen.append((batch.index, batch.resumed_from, model.step))
+        async with stream.snapshots(every_s=1.0) as snapshot:
+            while model.step < 10 * (batch.index + 1):
+                step(model)
+                await snapshot.point(f"step {model.step}")
+                await trio.sleep(0.6)
+                if model.step == die_at:
+                    raise KeyboardInterrupt
+        batch.complete()
+
+    async with run.open_stream("s", state=new_model()) as stream:
+        await trio_ckpt.run_batches(stream, range(2), handle)
+        return stream.state
+
+
+async def test_a_handler_that_is_killed_goes_on_with_its_newest_snapshot(
+    autojump_clock: Any,
+) -> None:
+    store, seen = MemoryStore(), list[tuple[int, str | None, int]]()
+    async with begin(MemoryStore()) as run:
+        expected = bits(await long_body(run, []))
+    for die_at in (4, 13, 17):
+        with pytest.raises(KeyboardInterrupt):
+            async with begin(store) as run:
+                await handled(run, seen, die_at)
+        store = store.after_crash()
+    async with begin(store) as run:
+        assert bits(await handled(run, seen)) == expected
+    assert seen == [
+        (0, None, 0),
+        (0, "step 3", 3),
+        (1, None, 10),
+        (1, "step 13", 13),
+        (1, "step 16", 16),
+    ]
+
+
+async def test_snapshots_are_for_the_task_that_works_on_the_batch() -> None:
+    refused = list[str]()
+
+    async def snap_elsewhere(stream: Any) -> None:
+        with pytest.raises(trio_ckpt.StreamBusyError):
+            async with stream.snapshots():
+                raise AssertionError("it was opened")
+        refused.append("no")
+
+    async def handle(batch: Batch[Any]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(snap_elsewhere, stream)
+        batch.complete()
+        await batch.confirm()
+        with pytest.raises(trio_ckpt.StreamBusyError):  # its batch is over
+            async with stream.snapshots():
+                raise AssertionError("it was opened")
+        refused.append("over")
+
+    async with begin(MemoryStore()) as run, run.open_stream("s", state={"n": 0}) as stream:
+        await trio_ckpt.run_batches(stream, range(1), handle)
+        with pytest.raises(RuntimeError, match="none is open"):
+            async with stream.snapshots():
+                raise AssertionError("it was opened")
+    await snap_elsewhere(stream)
+    assert refused == ["no", "over", "no"]
+
+
+async def test_a_failed_attempt_discards_its_snapshots(autojump_clock: Any) -> None:
+    store = MemoryStore()
+
+    async def session() -> None:
+        async with begin(store) as run, run.open_stream("s", state={"n": 0}) as stream:
+            async for batch in stream.batches(range(3)):
+                assert (batch.resumed_from, stream.state) == (None, {"n": 0})
+                async with stream.snapshots(every_s=0.0) as snapshot:
+                    stream.state["n"] += 1
+                    await snapshot.point("here")
+                raise OSError("no")
+
+    for _ in range(2):
+        with pytest.raises(OSError, match="no"):
+            await session()
+
+
+async def test_a_snapshot_that_cannot_be_encoded_is_left_out_and_earlier_ones_stay(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+
+    async def session() -> None:
+        async with begin(store) as run, run.open_stream("s", state={"n": 0, "x": [0]}) as stream:
+            state: Any = stream.state
+            async for _batch in stream.batches(range(1)):
+                async with stream.snapshots(every_s=0.0) as snapshot:
+                    state["n"] = 1
+                    assert await snapshot.point("one")
+                    await snapshot.wait()
+                    state["n"], state["x"] = 2, [object()]
+                    assert not await snapshot.point("two")
+                    assert (snapshot.saved, snapshot.skipped) == (1, 1)
+                    raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await session()
+    assert "state.x[0]" in caplog.text
+    async with (
+        begin(store.after_crash()) as run,
+        run.open_stream("s", state={"n": 0, "x": [0]}) as stream,
+    ):
+        assert stream.state == {"n": 1, "x": [0]}
+
+
+async def test_a_snapshot_is_never_torn(autojump_clock: Any) -> None:
+    """The state holds its own sum; the loop changes it while a save is on its way."""
+    store = MemoryStore()
+
+    async def work(count: int) -> None:
+        async with (
+            begin(store) as run,
+            run.open_stream("s", state={"a": np.zeros(50_000), "sum": 0.0}) as stream,
+        ):
+            state = stream.state
+            assert float(state["a"].sum()) == state["sum"]  # type: ignore[union-attr]
+            async for _batch in stream.batches(range(10_000)):
+                async with stream.snapshots(every_s=0.0) as snapshot:
+                    for _ in range(count):
+                        state["a"] += 1.0  # type: ignore[operator]
+                        state["sum"] += 50_000.0  # type: ignore[operator]
+                        await snapshot.point()
+                raise KeyboardInterrupt
+
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            await work(30)
+        store = store.after_crash()
+
+
+def in_thread(snapshot: Any, model: Model) -> None:
+    for _ in range(5):
+        step(model)
+        snapshot.point_sync(f"step {model.step}")
+
+
+async def test_points_in_a_thread() -> None:
+    store = MemoryStore()
+
+    async def session() -> None:
+        async with begin(store) as run, run.open_stream("s", state=new_model()) as stream:
+            async for _batch in stream.batches(range(1)):
+                async with stream.snapshots(every_s=0.0) as snapshot:
+                    await trio.to_thread.run_sync(in_thread, snapshot, stream.state)
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await session()
+    async with begin(store.after_crash()) as run, run.open_stream("s", state=new_model()) as stream:
+        assert stream.state.step > 0
+
+
+# -- large arrays -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "sqlite", "json"])
+async def large_store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    kind = request.param
+    return MemoryStore() if kind == "memory" else f"{kind}:{tmp_path / 'store'}"
+
+
+def large() -> dict[str, Any]:
+    return {"a": np.random.default_rng(1).normal(size=(2_000, 300)), "n": 0}
+
+
+async def work_large(store: Store | str, epochs: int) -> tuple[float, bytes]:
+    async with begin(store) as run, run.open_stream("s", state=large()) as stream:
+        async for batch in stream.batches(range(epochs)):
+            state = stream.state
+            state["a"][batch.index :: 500] += 0.5
+            state["n"] += 1
+            if batch.index == 7:
+                state["a"] = state["a"] * 2.0
+            batch.complete()
+        return stream.state["n"], stream.state["a"].tobytes()
+
+
+async def test_large_arrays_come_back_from_every_store(large_store: Store | str) -> None:
+    expected = await work_large(MemoryStore(), 12)
+    for epochs in (3, 8, 12):
+        found = await work_large(large_store, epochs)
+    assert found == expected
+
+
+async def test_a_blob_that_was_altered_is_refused_by_name(tmp_path: Path) -> None:
+    await work_large(f"sqlite:{tmp_path / 'store'}", 2)
+    blobs = [path for path in (tmp_path / "store" / "blobs").rglob("*") if path.is_file()]
+    assert blobs
+    for path in blobs:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.chmod(0o600)
+        path.write_bytes(data)
+    with pytest.raises(trio_ckpt.StoreDamagedError, match=r"state\['a'\]|state\.a"):
+        await work_large(f"sqlite:{tmp_path / 'store'}", 3)
+
+
+async def test_chains_begin_anew_before_they_are_long() -> None:
+    store = MemoryStore()
+    async with begin(store) as run, run.open_stream("s", state=large()) as stream:
+        async for batch in stream.batches(range(120)):
+            stream.state["a"][batch.index] += 1.0
+            batch.complete()
+        assert len(stream.desk.keeper.head.chain) <= 51  # type: ignore[union-attr]
+
+
+# -- what is kept -------------------------------------------------------------------------------
+
+
+async def rewrite(store: Store | str, batches: int, **settings: Any) -> trio_ckpt.StateStatistics:
+    """Each batch makes all of the array anew, so each is a chain of its own."""
+    async with (
+        begin(store) as run,
+        run.open_stream("s", state={"a": np.zeros(100_000), "n": 0}, **settings) as stream,
+    ):
+        async for batch in stream.batches():
+            stream.state["a"] = np.random.default_rng(batch.index).normal(size=100_000)
+            stream.state["n"] += 1
+            batch.complete(last=batch.index == batches)
+            if batch.index == batches - 1:
+                await batch.confirm()
+                break
+        found = stream.statistics().state
+        assert found is not None
+        return found
+
+
+def blob_files(folder: Path) -> int:
+    return sum(path.is_file() for path in (folder / "blobs").rglob("*"))
+
+
+async def test_old_arrays_are_let_go_and_the_newest_come_back(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    await rewrite(f"sqlite:{store}", 8)
+    assert blob_files(store) <= 3
+    async with (
+        begin(f"sqlite:{store}") as run,
+        run.open_stream("s", state={"a": np.zeros(100_000), "n": 0}) as stream,
+    ):
+        assert stream.state["n"] == 8
+        newest = np.random.default_rng(7).normal(size=100_000)
+        assert np.array_equal(stream.state["a"], newest)  # type: ignore[arg-type]
+
+
+async def test_old_arrays_that_were_left_when_a_stream_was_complete_go_with_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill that comes between its last record and the letting go."""
+
+    async def fail(*_args: Any) -> int:
+        raise trio_ckpt.StoreError("the disk is busy")
+
+    async def work(store: Path) -> None:
+        async with (
+            begin(f"sqlite:{store}") as run,
+            run.open_stream("s", state={"a": np.zeros(100_000)}) as stream,
+        ):
+            async for batch in stream.batches(range(4)):
+                stream.state["a"] = np.random.default_rng(batch.index).normal(size=100_000)
+                batch.complete()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trio_ckpt.stores.SqliteStore.drop_blobs", fail)
+        await work(tmp_path / "disturbed")
+    await work(tmp_path / "whole")
+    assert blob_files(tmp_path / "disturbed") > blob_files(tmp_path / "whole")
+    await work(tmp_path / "disturbed")
+    assert blob_files(tmp_path / "disturbed") == blob_files(tmp_path / "whole")
+
+
+async def test_a_rewind_finds_what_retention_keeps_and_says_so_where_it_does_not(
+    tmp_path: Path,
+) -> None:
+    store = f"sqlite:{tmp_path / 'store'}"
+    await rewrite(store, 8, retention=trio_ckpt.Retention(last=3))
+    async with begin(store) as run:
+        with pytest.raises(trio_ckpt.CannotRedoError, match="not kept any more"):
+            await run.rewind(("s",), to=1, reason="x")
+        assert list(await run.rewind(("s",), to=5, reason="x")) == [6, 7]
+        async with run.open_stream("s", state={"a": np.zeros(100_000), "n": 0}) as stream:
+            assert stream.state["n"] == 6
+
+
+async def test_kept_states_have_at_most_so_many_bytes(tmp_path: Path) -> None:
+    """Each has 800,000 bytes of noise, and a little more."""
+    folder = tmp_path / "store"
+    retention = trio_ckpt.Retention(last=9, max_bytes=2_500_000)
+    await rewrite(f"sqlite:{folder}", 8, retention=retention)
+    assert blob_files(folder) == 3
+    async with begin(f"sqlite:{folder}") as run:
+        assert list(await run.rewind(("s",), to=5, reason="x")) == [6, 7]
+
+
+async def test_a_damaged_state_is_refused_or_gone_back_from(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    await rewrite(f"sqlite:{folder}", 4, retention=trio_ckpt.Retention(last=4))
+    blobs = [path for path in (folder / "blobs").rglob("*") if path.is_file()]
+    newest = max(blobs, key=lambda path: path.stat().st_mtime_ns)
+    newest.chmod(0o600)
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    with pytest.raises(trio_ckpt.StoreDamagedError, match="recover=True"):
+        await rewrite(f"sqlite:{folder}", 4)
+    async with (
+        begin(f"sqlite:{folder}") as run,
+        run.open_stream("s", state={"a": np.zeros(100_000), "n": 0}, recover=True) as stream,
+    ):
+        assert (stream.state["n"], list(stream.progress.confirmed)) == (3, [0, 1, 2])
+    assert (await rewrite(f"sqlite:{folder}", 4)).saves == 1
+
+
+async def test_statistics_say_how_each_array_was_captured(tmp_path: Path) -> None:
+    found = await rewrite("memory:", 3)
+    assert found.saves == 4  # the initial one is saved, too
+    assert found.saved_bytes > 2_000_000
+    assert set(found.arrays) == {"state.a"}
+    assert found.arrays["state.a"].changed_bytes == 800_000
+
+
+async def test_statistics_say_what_share_of_the_time_the_loop_was_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock that goes on by a second each time somebody looks at it."""
+    seconds = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
+    async with begin(MemoryStore()) as run, run.open_stream("s", state={"n": 0}) as stream:
+        for n in range(3):
+            stream.state["n"] = n
+            await stream.save()
+        found = stream.statistics().state
+        assert found is not None
+        assert found.held_s == 4.0  # three saves, and the look at the initial state
+        assert found.held_share == 4 / 8  # each began a second after the one before had ended
+        assert stream.statistics().state == found  # it does not fade while nothing is saved
+
+
+# -- snapshots never answer for what is confirmed ------------------------------------------------
+
+
+async def count(
+    store: Store, handle: Callable[[Any, Batch[Any]], Awaitable[None]], **settings: Any
+) -> Any:
+    """A stream of three batches with a counter as its state; what it ends with."""
+    async with begin(store, **settings) as run, run.open_stream("s", state={"n": 0}) as stream:
+        async for batch in stream.batches(range(3)):
+            await handle(stream, batch)
+        return stream.state["n"]
+
+
+async def snap(stream: Any, n: int) -> None:
+    stream.state["n"] = n
+    async with stream.snapshots(every_s=0.0) as snapshot:
+        assert await snapshot.point(f"at {n}")
+
+
+async def test_a_batch_that_is_confirmed_as_its_snapshot_was_has_a_state_of_its_own() -> None:
+    store = MemoryStore()
+
+    async def first(stream: Any, batch: Batch[Any]) -> None:
+        if batch.index == 1:
+            raise KeyboardInterrupt
+        await snap(stream, 5)
+        batch.complete()
+
+    with pytest.raises(KeyboardInterrupt):
+        await count(store, first)
+
+    async def second(stream: Any, batch: Batch[Any]) -> None:
+        assert stream.state["n"] == 5
+        if batch.index == 1 and batch.attempt == 1:
+            stream.state["n"] = 99
+            batch.skip("no")
+        else:
+            batch.complete()
+
+    assert await count(store, second) == 5
+
+
+async def test_a_rewind_goes_back_to_what_was_confirmed_not_to_a_snapshot() -> None:
+    store = MemoryStore()
+
+    async def handle(stream: Any, batch: Batch[Any]) -> None:
+        before = stream.state["n"]
+        await snap(stream, 100 + batch.index)
+        stream.state["n"] = before + 1
+        batch.complete()
+
+    assert await count(store, handle) == 3
+    async with begin(store) as run:
+        await run.rewind(("s",), to=0, reason="x")
+    assert await count(store, handle) == 3
+
+
+async def test_a_snapshot_is_for_its_own_batch_alone() -> None:
+    store, seen = MemoryStore(), list[tuple[int, int, str | None]]()
+
+    async def first(stream: Any, batch: Batch[Any]) -> None:
+        if batch.index == 0:
+            batch.skip("later")
+            return
+        await snap(stream, 777)
+        raise KeyboardInterrupt
+
+    async def second(stream: Any, batch: Batch[Any]) -> None:
+        seen.append((batch.index, stream.state["n"], batch.resumed_from))
+        stream.state["n"] += 1
+        batch.complete()
+
+    with pytest.raises(KeyboardInterrupt):
+        await count(store, first)
+    assert await count(store, second, retry_failed=True) == 3
+    assert seen == [(0, 0, None), (1, 1, None), (2, 2, None)]
+
+
+async def test_a_snapshot_never_lands_after_the_record_that_ends_its_attempt() -> None:
+    store = MemoryStore()
+
+    async def handle(stream: Any, batch: Batch[Any]) -> None:
+        if batch.index == 1:
+            stream.state["n"] = 777
+            async with stream.snapshots(every_s=0.0) as snapshot:
+                await snapshot.point()
+                batch.skip("no")
+                await batch.confirm()
+        else:
+            stream.state["n"] = 1
+            batch.complete()
+
+    assert await count(store, handle) == 1
+    async with begin(store) as run, run.open_stream("s", state={"n": 0}) as stream:
+        assert stream.state == {"n": 1}
+
+
+async def test_snapshots_never_push_out_what_is_confirmed() -> None:
+    store = MemoryStore()
+    with pytest.raises(ValueError, match="body"):
+        async with (
+            begin(store) as run,
+            run.open_stream("s", state={"a": np.zeros(100_000)}) as stream,
+        ):
+            await many_snapshots(stream)
+    async with (
+        begin(store) as run,
+        run.open_stream("s", state={"a": np.ones(1)}, on_fail="record") as stream,
+    ):
+        assert stream.state["a"].tobytes() == np.zeros(100_000).tobytes()
+
+
+async def many_snapshots(stream: Any) -> None:
+    async for batch in stream.batches(range(1)):
+        async with stream.snapshots(every_s=0.0) as snapshot:
+            for n in range(6):
+                stream.state["a"] = np.random.default_rng(n).normal(size=100_000)
+                await snapshot.point()
+                await snapshot.wait()
+        assert batch.index == 0
+        raise ValueError("body")
+
+
+async def test_a_stream_that_has_state_is_not_opened_without() -> None:
+    store = MemoryStore()
+
+    async def handle(_stream: Any, batch: Batch[Any]) -> None:
+        batch.complete()
+
+    await count(store, handle)
+    with pytest.raises(TypeError, match="has a saved state"):
+        async with begin(store) as run, run.open_stream("s"):
+            raise AssertionError("it was opened")
+
+
+async def test_a_stream_that_has_a_frontier_is_not_opened_with_anything_else() -> None:
+    store = MemoryStore()
+
+    async def handle(batch: Batch[Any]) -> None:
+        batch.complete()
+
+    for _ in range(2):  # the second time what is known comes from the fold
+        frontier = trio_ckpt.Frontier(["a"])
+        async with begin(store) as run, run.open_stream("s", state=frontier) as stream:
+            await trio_ckpt.run_batches(stream, None, handle, concurrency=1)
+            assert list(stream.progress.confirmed) == [0]
+        with pytest.raises(TypeError, match=r"has a Frontier: open it with state="):
+            async with begin(store) as run, run.open_stream("s"):
+                raise AssertionError("it was opened")
+        with pytest.raises(trio_ckpt.StateChangedError, match="a Frontier was saved"):
+            async with begin(store) as run, run.open_stream("s", state={"n": 0}):
+                raise AssertionError("it was opened")
+
+
+async def test_keys_that_look_alike_are_two() -> None:
+    store, keys = MemoryStore(), (float("nan"), float("nan"))
+    state = {key: np.full(3, number) for number, key in enumerate(keys)}
+    async with begin(store) as run, run.open_stream("s", state=state) as stream:
+        async for batch in stream.batches(range(1)):
+            batch.complete()
+    async with begin(store) as run, run.open_stream("s", state=state) as stream:
+        assert [array.tolist() for array in stream.state.values()] == [[0, 0, 0], [1, 1, 1]]
+
+
+async def test_a_state_that_the_user_puts_in_place_of_a_tainted_one_is_what_counts() -> None:
+    async with (
+        begin(MemoryStore()) as run,
+        run.open_stream("s", state={"a": np.zeros(10)}) as stream,
+    ):
+        with contextlib.suppress(ValueError):
+            async with stream.open_batch():
+                stream.state["a"] += 5
+                raise ValueError("body")
+        stream.state = {"a": np.full(10, 7.0)}
+        async with stream.open_batch() as batch:
+            assert stream.state["a"][0] == 7.0
+            batch.complete(last=True)
+
+
+async def test_some_arrays_are_read_without_the_rest(large_store: Store | str) -> None:
+    state: dict[str, Any] = {"a": np.zeros(100_000), "b": np.arange(90_000), "n": 0}
+    async with begin(large_store) as run, run.open_stream("s", state=state) as stream:
+        async for batch in stream.batches(range(4)):
+            stream.state["a"][batch.index * 1_000] = batch.index
+            stream.state["b"] += 1
+            batch.complete()
+        expected = {name: stream.state[name].tobytes() for name in "ab"}
+    store = large_store if isinstance(large_store, MemoryStore) else await open_store(large_store)
+    found = await trio_ckpt.read_arrays(store, "r", ("s",), ["state.b"])
+    assert {name: array.tobytes() for name, array in found.items()} == {"state.b": expected["b"]}
+    every = await trio_ckpt.read_arrays(store, "r", ("s",))
+    assert {name: array.tobytes() for name, array in every.items()} == {
+        f"state.{name}": value for name, value in expected.items()
+    }
+    with pytest.raises(ValueError, match=r"no array state\.c; it has: state\.a, state\.b"):
+        await trio_ckpt.read_arrays(store, "r", ("s",), ["state.c"])
+    with pytest.raises(trio_ckpt.UnknownRunError):
+        await trio_ckpt.read_arrays(store, "none", ("s",))
+    if store is not large_store:
+        await store.aclose()

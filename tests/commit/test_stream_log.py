@@ -1,0 +1,109 @@
+"""Folds are worth their size: their bytes stay in proportion to the number of records."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trio_ckpt import Batch, open_run, run_batches
+from trio_ckpt._commit.group_commit import RECORDS_PER_FOLD
+from trio_ckpt._commit.stream_log import FOLD_BYTES_PER_RECORD
+from trio_ckpt.stores import MemoryStore
+
+
+class Counting(MemoryStore):
+    """Counts the bytes of folds."""
+
+    fold_bytes = 0
+    folds = 0
+
+    async def save(self, run_key: Any, checkpoints: Any, folds: Any = ()) -> Any:
+        self.folds += len(folds)
+        self.fold_bytes += sum(len(fold.payload) for fold in folds)
+        return await super().save(run_key, checkpoints, folds)
+
+
+async def work(store: MemoryStore, count: int, *, has_gaps: bool) -> None:
+    async def handle(batch: Batch[int]) -> None:
+        if has_gaps and batch.index % 2:
+            batch.skip("odd")
+        else:
+            batch.complete()
+
+    async with (
+        open_run("r", store=store, handle_signals=False) as run,
+        run.open_stream("s") as stream,
+    ):
+        await run_batches(stream, range(count), handle, concurrency=32)
+
+
+@pytest.mark.parametrize("has_gaps", [False, True])
+async def test_the_bytes_of_folds_follow_the_number_of_records(has_gaps: bool) -> None:
+    """At two sizes, ten times apart: gaps make each fold larger, so there are fewer."""
+    per_record = []
+    for count in (2_000, 20_000):
+        store = Counting()
+        await work(store, count, has_gaps=has_gaps)
+        per_record.append(store.fold_bytes / count)
+        assert store.folds > 2
+    bound = FOLD_BYTES_PER_RECORD + 20_000 / RECORDS_PER_FOLD  # and the one at the end
+    assert max(per_record) < bound
+
+
+async def test_a_fold_that_was_put_off_is_saved_at_the_end() -> None:
+    store = Counting()
+    await work(store, 3_000, has_gaps=True)
+    async with open_run("r", store=store, handle_signals=False) as run:
+        progress = run.view().streams["s",].progress
+        assert (len(progress.confirmed), len(progress.skipped)) == (1_500, 1_500)
+
+
+def count_objects() -> Counter[str]:
+    gc.collect()
+    return Counter(type(one).__qualname__ for one in gc.get_objects())
+
+
+async def test_a_stream_that_was_left_keeps_its_progress_and_little_more(tmp_path: Path) -> None:
+    """No locks, no hasher, no batch, no task: a run may have had 10,000 streams."""
+    async with open_run("r", store=tmp_path / "s", handle_signals=False) as run:
+
+        async def work_on(number: int) -> None:
+            async with run.open_stream(f"s{number}") as stream:
+                async for batch in stream.batches(range(2)):
+                    batch.complete(records=1)
+
+        for number in range(20):
+            await work_on(number)
+        before = count_objects()
+        for number in range(20, 120):
+            await work_on(number)
+        more = {name: count for name, count in (count_objects() - before).items() if count >= 50}
+        assert {"Progress": 100, "Lane": 100}.items() <= more.items()
+        kept = {"Progress", "Lane", "IndexSet", "list", "dict", "tuple", "_Head"}  # that of SQLite
+        assert set(more) <= kept, more
+        assert more["IndexSet"] <= 4 * 100
+        assert more["list"] <= 8 * 100
+
+
+async def test_a_stream_that_was_left_is_opened_again_as_it_was(tmp_path: Path) -> None:
+    """What it was worked on with is made again: append files, the seal, what was put back."""
+    store = tmp_path / "s"
+    async with open_run("r", store=store, output_dir=tmp_path / "o", handle_signals=False) as run:
+        for count, done in ((2, 2), (4, 5), (6, 8)):  # one is done twice each time
+            async with run.open_stream("s") as stream:
+                async for batch in stream.batches(range(6), end=count - 1):
+                    batch.append_json("lines.jsonl", batch.index)
+                    batch.complete(records=1)
+                assert stream.statistics().session_confirmed == done
+            await run.rewind(("s",), to=count - 2, reason="x")
+            async with run.open_stream("s") as stream:
+                async for batch in stream.batches(range(6), end=count - 1):
+                    batch.append_json("lines.jsonl", batch.index)
+                    batch.complete(records=1)
+    assert (tmp_path / "o" / "lines.jsonl").read_text().split() == list("012345")
+    async with open_run("r", store=store, output_dir=tmp_path / "o", handle_signals=False) as run:
+        assert run.view().streams["s",].progress.records == 6

@@ -1,0 +1,114 @@
+"""Foreman, worker and client over WebSockets on the loopback device, plain and with TLS."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+import trustme
+
+from tests.remote import functions
+from tests.remote.site import ALLOW, F
+from trio_ckpt import remote
+from trio_ckpt.remote import ConnectionLostError, Foreman, HandshakeRefusedError
+from trio_ckpt.remote._wire.sockets import dial
+from trio_ckpt.stores import MemoryStore
+
+SECRET = "a secret of 16 bytes or more"
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    functions.reset()
+    yield
+    functions.reset()
+
+
+@asynccontextmanager
+async def serving(**settings: Any) -> AsyncGenerator[Foreman]:
+    """A foreman on a free port."""
+    settings = {"secret": SECRET, "port": 0, **settings}
+    store = settings.pop("store", None) or MemoryStore()
+    async with trio.open_nursery() as nursery:
+        yield await nursery.start(partial(remote.serve_foreman, store, **settings))
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("is_safe", [False, True])
+async def test_map_over_a_socket(is_safe: bool) -> None:
+    contexts: dict[str, Any] = {}
+    server = None
+    if is_safe:
+        authority = trustme.CA()
+        server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("127.0.0.1").configure_cert(server)
+        client_context = ssl.create_default_context()
+        authority.configure_trust(client_context)
+        contexts["ssl_context"] = client_context
+    async with serving(ssl_context=server) as foreman, trio.open_nursery() as nursery:
+        assert foreman.url.startswith("wss" if is_safe else "ws")
+        work = partial(
+            remote.run_worker, foreman.url, secret=SECRET, allow=ALLOW, slots=4, **contexts
+        )
+        await nursery.start(work)
+        async with remote.connect(foreman.url, secret=SECRET, **contexts) as client:
+            big = ["x" * 1_000_000, "y"]
+            assert await client.map(F + "echo", big) == big
+            assert await client.map(F + "square", range(50)) == [n * n for n in range(50)]
+            found = await client.map(F + "train_fast", [5], checkpoint_interval_s=0.01)
+            assert found == [functions.trained(5)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_worker_with_another_secret_ends() -> None:
+    async with serving() as foreman:
+        with pytest.raises(HandshakeRefusedError, match="the secret is another"):
+            await remote.run_worker(
+                foreman.url, secret=SECRET + "!", allow=ALLOW, handle_signals=False
+            )
+
+
+async def test_tls_is_not_spoken_to_a_stranger() -> None:
+    authority = trustme.CA()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    async with serving(ssl_context=server) as foreman:
+        with pytest.raises(ConnectionLostError, match="cannot be reached"):
+            async with dial(foreman.url, None):  # the system's authorities do not know it
+                pass
+
+
+async def test_there_is_nobody() -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    await listeners[0].aclose()
+    with pytest.raises(ConnectionLostError, match="cannot be reached"):
+        async with dial(f"ws://127.0.0.1:{port}", None):
+            pass
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "ws://", "127.0.0.1:9000"])
+async def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="URL"):
+        async with dial(url, None):
+            pass
+
+
+async def test_leaving_ends_soon() -> None:
+    """Also while a function runs that does not listen."""
+    with trio.fail_after(30):
+        async with serving() as foreman, trio.open_nursery() as nursery:
+            work = partial(remote.run_worker, foreman.url, secret=SECRET, allow=ALLOW)
+            await nursery.start(work)
+            async with remote.connect(foreman.url, secret=SECRET) as client:
+                await client.submit(F + "wait", ["x"])
+                while "x" not in functions.gates:  # noqa: ASYNC110  # nobody tells of that
+                    await trio.sleep(0.01)
+            started = trio.current_time()
+            nursery.cancel_scope.cancel()
+    assert trio.current_time() - started < 4  # a bound for busy machines; on an idle one it is 1

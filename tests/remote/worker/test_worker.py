@@ -1,0 +1,101 @@
+"""A worker as a whole: how it begins and ends, and what it says when it cannot work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.remote.site import SECRET, open_site
+from trio_ckpt import remote
+from trio_ckpt.remote import ConnectionLostError, NotAllowedError
+from trio_ckpt.remote._client import open_client
+from trio_ckpt.remote._worker.worker import Worker
+from trio_ckpt.stores import MemoryStore
+
+MISBEHAVING = "tests.remote.misbehaving"
+
+
+async def free_url() -> str:
+    """An address at which there is no foreman."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    await listeners[0].aclose()
+    return f"ws://127.0.0.1:{port}"
+
+
+async def until_said(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    with trio.fail_after(30):
+        while text not in caplog.text:  # noqa: ASYNC110  # a log tells no one
+            await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_worker_stopped_before_it_is_let_in_ends_well(
+    caplog: pytest.LogCaptureFixture, number: signal.Signals
+) -> None:
+    url = await free_url()
+    work = partial(remote.run_worker, url, secret=SECRET, allow=["json"], handle_signals=True)
+
+    async def stop() -> None:
+        await until_said(caplog, "no connection to the foreman")
+        os.kill(os.getpid(), number)
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop)
+            assert await nursery.start(work) is False
+
+
+async def test_a_worker_says_that_no_foreman_is_there(caplog: pytest.LogCaptureFixture) -> None:
+    """Soon, and once: it goes on trying."""
+    url = await free_url()
+    work = partial(remote.run_worker, url, secret=SECRET, allow=["json"], handle_signals=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+        await until_said(caplog, f"{url} cannot be reached")
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    told = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert len(told) == 1
+
+
+async def test_a_client_is_told_that_no_foreman_is_there(autojump_clock: MockClock) -> None:
+    async with open_site(MemoryStore()) as site:
+        site.cut_off.add("client")
+        began = trio.current_time()
+        with pytest.raises(ConnectionLostError, match="for 5 s: there is nobody; start it"):
+            async with open_client(site.dial("client"), SECRET, "client"):
+                pass
+        assert trio.current_time() - began <= 5
+
+
+@pytest.mark.parametrize("name", ["nosuchmodule", "json.nosuch", "nosuch.below.it", "sys.path"])
+async def test_a_module_that_is_not_there_is_told_at_once(name: str) -> None:
+    with pytest.raises(NotAllowedError, match=f"no module '{name}' can be found"):
+        await remote.run_worker("ws://127.0.0.1:1", secret=SECRET, allow=["json", name])
+
+
+async def test_a_parent_that_raises_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raising_parent").mkdir()
+    (tmp_path / "raising_parent" / "__init__.py").write_text("raise ValueError('no config')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(NotAllowedError, match="no config"):
+        await remote.run_worker("ws://127.0.0.1:1", secret=SECRET, allow=["raising_parent.tasks"])
+
+
+async def test_an_interrupt_of_a_person_ends_a_worker(autojump_clock: MockClock) -> None:
+    """Where Ctrl-C raises KeyboardInterrupt it is no failure of the function that it meets."""
+    worker = Worker(SECRET, (MISBEHAVING,), 1, "a", 600.0, may_be_interrupted=True)
+    async with open_site(MemoryStore()) as site, site.client() as client:
+        await client.submit(f"{MISBEHAVING}:misbehave_async", ["KeyboardInterrupt"])
+        with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
+            await worker.run(site.dial("a"))

@@ -1,0 +1,184 @@
+"""What the owner publishes for other processes: when, what, and what becomes of it."""
+
+# ruff: noqa: SIM117  (what a whole block does is the claim)
+
+from __future__ import annotations
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from trio_ckpt import StoreError, open_run
+from trio_ckpt._runs.live_view import MAX_TOKENS, decode_live, live_view, read_live
+from trio_ckpt.abc import Store
+from trio_ckpt.stores import MemoryStore, open_store
+
+
+class WindowStore(MemoryStore):
+    """A store in memory that keeps every view that was published."""
+
+    has_live = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.published: list[tuple[float, bytes]] = []
+        self.is_full = False
+
+    async def publish(self, run_id: str, payload: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.published.append((trio.current_time(), payload))
+        if self.is_full:
+            raise StoreError("no space left on device")
+
+    async def read_live(self, run_id: str) -> bytes:
+        return self.published[-1][1] if self.published else b""
+
+
+async def work(store: Store, batches: int, every_s: float, **options: Any) -> None:
+    async with open_run("r", store=store, handle_signals=False, **options) as run:
+        async with run.open_stream("s") as stream:
+            async for batch in stream.batches(range(batches)):
+                await trio.sleep(every_s)
+                batch.complete()
+
+
+async def test_it_is_published_at_most_once_a_second(autojump_clock: MockClock) -> None:
+    store = WindowStore()
+    await work(store, 100, 0.1)
+    times = [at for at, payload in store.published if payload]
+    assert 5 <= len(times) <= 10
+    assert all(later - earlier >= 1.0 for earlier, later in itertools.pairwise(times))
+
+
+async def test_a_run_of_less_than_a_second_publishes_nothing(autojump_clock: MockClock) -> None:
+    store = WindowStore()
+    await work(store, 9, 0.1)
+    assert store.published == []
+
+
+async def test_nothing_is_published_while_nothing_happens(autojump_clock: MockClock) -> None:
+    store = WindowStore()
+    await work(store, 2, 1_000)
+    assert len(store.published) <= 6
+
+
+async def test_it_is_taken_away_at_the_end(autojump_clock: MockClock) -> None:
+    store = WindowStore()
+    await work(store, 3, 2)
+    assert store.published[-1][1] == b""
+
+
+async def test_a_store_that_refuses_it_breaks_no_run(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = WindowStore()
+    store.is_full = True
+    with caplog.at_level(logging.WARNING, "trio_ckpt.live"):
+        await work(store, 5, 2)
+    view = await store.load_run("r")
+    assert view is not None
+    assert len(view.streams["s",].progress.confirmed) == 5
+    assert [r.message for r in caplog.records if r.name == "trio_ckpt.live"] == [
+        "what run 'r' is at is not published any more: no space left on device"
+    ]
+
+
+async def test_a_window_that_breaks_in_its_own_way_breaks_no_run(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(WindowStore):
+        async def publish(self, run_id: str, payload: bytes) -> None:
+            raise LookupError("no such window")
+
+    store = Broken()
+    await work(store, 5, 2)
+    view = await store.load_run("r")
+    assert view is not None
+    assert len(view.streams["s",].progress.confirmed) == 5
+    assert "what run 'r' is at is not published any more: no such window" in caplog.text
+
+
+async def test_a_store_without_a_window_is_never_asked(autojump_clock: MockClock) -> None:
+    class NoWindow(WindowStore):
+        has_live = False
+
+    store = NoWindow()
+    await work(store, 5, 2)
+    assert store.published == []
+
+
+async def test_what_the_contract_does_by_itself_is_nothing() -> None:
+    store = MemoryStore()
+    await store.publish("r", b"x")
+    assert await store.read_live("r") == b""
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "json"])
+async def test_another_process_sees_the_pending_tokens(tmp_path: Path, scheme: str) -> None:
+    """Another handle onto the store stands for it: it shares nothing but the folder."""
+    url = f"{scheme}:{tmp_path / 's'}"
+    async with open_run("r", store=url, handle_signals=False) as run:
+        async with run.open_stream("a", "b") as stream, stream.open_batch() as batch:
+            batch.complete()
+            await run.store.publish("r", b"")  # whatever the run itself has published
+            other = await open_store(url, create=False)
+            view = await other.load_run("r")
+            assert view is not None
+            assert await read_live(other, "r", view.owner) is None
+            while (live := await read_live(other, "r", view.owner)) is None:
+                await trio.sleep(0.05)
+                run.coordinator.registry.touch()
+            (token,) = live.tokens
+            assert (token.stream, token.batch_index, token.state) == (("a", "b"), 0, "completed")
+            assert await read_live(other, "r", view.owner + 1) is None  # that of an owner before
+    assert await other.read_live("r") == b""
+    await other.aclose()
+
+
+async def test_what_cannot_be_read_is_nothing(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "s")
+    await store.publish("r", b"torn")
+    assert await read_live(store, "r", 1) is None
+    await store.aclose()
+    with pytest.raises(StoreError, match="closed"):
+        await store.publish("r", b"x")
+
+
+async def test_very_many_tokens_are_cut_to_the_oldest() -> None:
+    async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+        tokens = [
+            run.coordinator.create_checkpoint("r", index, stream=("s",))
+            for index in range(MAX_TOKENS + 5)
+        ]
+        view = live_view(run)
+        assert (len(view.tokens), view.pending) == (MAX_TOKENS, MAX_TOKENS + 5)
+        assert view.tokens[0].batch_index == 0
+        for token in tokens:
+            token.complete()
+
+
+async def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "s")
+    await store.publish("r", b"first")
+    (path,) = (tmp_path / "s" / "live").iterdir()
+    (tmp_path / "secret").write_bytes(b"secret")
+    path.unlink()
+    path.symlink_to(tmp_path / "secret")
+    with pytest.raises(StoreError):
+        await store.read_live("r")
+    await store.publish("r", b"second")
+    assert (tmp_path / "secret").read_bytes() == b"secret"
+    assert await store.read_live("r") == b"second"
+    await store.aclose()
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"\0", b"\x99\xcb" + bytes(8) + b"\x03\x91\x94\x91\xa1\xff"]
+)
+def test_text_that_is_no_text_is_nothing_to_see(payload: bytes) -> None:
+    assert decode_live(payload) is None

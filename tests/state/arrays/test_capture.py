@@ -1,0 +1,499 @@
+"""On any rung what is restored is what was captured, to the bit, and no more is saved."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import random
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from tests.state.arrays.test_dirty_pages import ComparingKernel
+from trio_ckpt._util.errors import StoreDamagedError
+from trio_ckpt.state._arrays.arena import SLAB_BYTES, Arena, ArenaClosedError, ArenaFullError
+from trio_ckpt.state._arrays.block_digests import BLOCK_BYTES, SPAN_BYTES, Table, make_table
+from trio_ckpt.state._arrays.block_ranges import apply, decode_ranges, encode_ranges, ranges_of
+from trio_ckpt.state._arrays.buffers import collect
+from trio_ckpt.state._arrays.capture import DENSE_AFTER, PROBE_EVERY, Capture, Report, Rung, capture
+from trio_ckpt.state._arrays.dirty_pages import Tracker, Untracked, open_tracker
+from trio_ckpt.state._arrays.memory import Bytes, zeros
+from trio_ckpt.state._arrays.parts import Changes, Part
+
+BLOCKS = 150
+NBYTES = BLOCKS * BLOCK_BYTES - 1000  # the last block is short
+
+
+@pytest.fixture(scope="module")
+def arena() -> Iterator[Arena]:
+    made = Arena(16 * SLAB_BYTES)
+    yield made
+    assert made.statistics().used_bytes == 0
+    made.close()
+
+
+def open_simulated() -> Tracker:
+    tracker = open_tracker(ComparingKernel())
+    assert isinstance(tracker, Tracker)
+    return tracker
+
+
+@attrs.define(eq=False)
+class Chain:
+    """Saves of one buffer, and what a restore of them all would be."""
+
+    data: Bytes
+    arena: Arena
+    tracker: Tracker | Untracked | None = None
+    root: object = None
+    table: Table | None = None
+    stored: Bytes = attrs.Factory(lambda self: np.zeros(self.data.size, np.uint8), True)
+
+    def save(self, *, fails: bool = False, after: Any = None) -> Report:
+        capture = Capture(self.data, self.table, self.arena, self.tracker, root=self.root)
+        parts = list(capture)
+        if after is not None:
+            after()  # the program goes on before the parts are looked at
+        changes = [part.finish() for part in parts]
+        for each in changes:
+            ranges = decode_ranges(encode_ranges(each.ranges), self.data.size)
+            assert ranges.tolist() == each.ranges.tolist()
+            if not fails:
+                apply(self.stored, ranges, each.chunks)
+            each.release()
+        if not fails:
+            self.table = capture.table()
+        return capture.report
+
+    def check(self) -> None:
+        assert (self.stored == self.data).all()
+
+
+def noise(seed: int, nbytes: int = NBYTES) -> Bytes:
+    data = zeros(nbytes, np.uint8)
+    data[:] = np.random.default_rng(seed).integers(0, 256, nbytes, np.uint8)
+    return data
+
+
+WRITES = st.lists(
+    st.tuples(st.integers(0, NBYTES - 1), st.sampled_from([1, 10, 4096, 20_000, 300_000])),
+    max_size=4,
+)
+
+
+@pytest.mark.parametrize("rung", ["pages", "simulated", "hash"])
+@given(
+    saves=st.lists(st.tuples(WRITES, st.sampled_from(["", "", "fails", "rewrite"])), max_size=12)
+)
+@settings(max_examples=25, deadline=None)
+def test_any_sequence_of_writes_and_failed_saves_is_restored(
+    arena: Arena, rung: str, saves: list[tuple[list[tuple[int, int]], str]]
+) -> None:
+    tracker = {"pages": open_tracker, "simulated": open_simulated, "hash": lambda: None}[rung]()
+    chain = Chain(noise(0), arena, tracker)
+    chain.save()
+    chain.check()
+    value = 0
+    for writes, how in saves:
+        before = chain.stored.copy()
+        for start, length in writes:
+            value += 1
+            chain.data[start : start + length] ^= value % 255 + 1
+        if how == "rewrite":
+            chain.data[:] = chain.data.copy()  # written, but not changed
+        report = chain.save(fails=how == "fails")
+        if how == "fails":
+            assert (chain.stored == before).all()
+            continue
+        chain.check()
+        differ = np.unique(np.flatnonzero(chain.data != before) // BLOCK_BYTES)
+        least = differ.size * BLOCK_BYTES - (1000 if BLOCKS - 1 in differ else 0)
+        assert report.changed_bytes >= least
+        if report.rung == "hash":
+            assert report.changed_bytes == least
+    if isinstance(tracker, Tracker):
+        tracker.close()
+
+
+def test_each_rung_saves_the_changed_blocks_and_no_others(arena: Arena) -> None:
+    found = {}
+    for name, tracker in (
+        ("pages", open_tracker()),
+        ("hash", None),
+        ("simulated", open_simulated()),
+    ):
+        chain = Chain(noise(1), arena, tracker)
+        chain.save()
+        chain.save()
+        for block in (0, 33, 34, 149):
+            chain.data[block * BLOCK_BYTES] ^= 1
+        found[name] = chain.save()
+        chain.check()
+        assert found[name].changed_bytes == 4 * BLOCK_BYTES - 1000
+    assert found["simulated"].rung == "pages"
+    assert found["hash"].rung == "hash"
+    assert found["pages"].rung == "pages" or found["pages"].reason
+
+
+def test_what_changes_after_the_copy_belongs_to_the_next_save(arena: Arena) -> None:
+    """The copies are of the moment; nothing that is written later gets lost, either."""
+    for tracker in (None, open_simulated(), open_tracker()):
+        chain = Chain(noise(2), arena, tracker)
+        chain.save()
+        for n in range(6):
+            chain.data[n * 5000 : n * 5000 + 100] ^= 7
+            at_save = chain.data.copy()
+
+            def go_on(chain: Chain = chain, n: int = n) -> None:
+                chain.data[n * 5000 + 50 : n * 5000 + 60_000] ^= 9
+
+            chain.save(after=go_on)
+            assert (chain.stored == at_save).all()
+        chain.save()
+        chain.check()
+
+
+def test_nan_payloads_and_negative_zero_are_changes(arena: Arena) -> None:
+    """They are equal as numbers (or never equal), so numbers are not what is compared."""
+    array = zeros(50_000)
+    chain = Chain(array.view(np.uint8), arena)
+    chain.save()
+    array[1] = -0.0
+    array.view(np.uint64)[40_000] = 0x7FF8DEADBEEF0001
+    assert chain.save().changed_bytes == 2 * BLOCK_BYTES
+    chain.check()
+    assert chain.save().changed_bytes == 0
+
+
+def test_nothing_changed_is_nothing_saved(arena: Arena) -> None:
+    for tracker in (None, open_simulated()):
+        chain = Chain(noise(3), arena, tracker)
+        assert chain.save().changed_bytes == NBYTES
+        report = chain.save()
+        assert (report.changed_bytes, report.copied_bytes) == (0, 0)
+
+
+def test_an_immutable_object_is_known_by_itself(arena: Arena) -> None:
+    raw, other = bytes(NBYTES), bytes(NBYTES)
+    chain = Chain(np.frombuffer(raw, np.uint8), arena, root=raw)
+    assert chain.save().rung == "full"
+    assert chain.save().rung == "identity"
+    chain.data, chain.root = np.frombuffer(other, np.uint8), other
+    assert chain.save().rung == "hash"
+    chain.data = chain.data[BLOCK_BYTES:]
+    assert chain.save().rung == "full"
+    assert chain.save().rung == "identity"
+
+
+def test_another_part_of_the_same_object_is_not_the_same(arena: Arena) -> None:
+    raw = random.Random(1).randbytes(2 * SPAN_BYTES)
+    whole = np.frombuffer(raw, np.uint8)
+    chain = Chain(whole[:SPAN_BYTES], arena, root=raw)
+    chain.save()
+    chain.data = whole[SPAN_BYTES:]
+    assert chain.save().rung == "hash"
+    chain.check()
+
+
+def test_another_part_of_the_same_region_is_not_what_was_tracked(arena: Arena) -> None:
+    """The tracker saw no write, but the buffer is elsewhere now."""
+    whole = noise(4, 4 * NBYTES)
+    for tracker in (open_simulated(), open_tracker()):
+        chain = Chain(whole[:NBYTES], arena, tracker)
+        chain.save()
+        chain.save()
+        chain.data = whole[2 * NBYTES : 3 * NBYTES]
+        assert chain.save().rung == "hash"
+        chain.check()
+        chain.data = whole[:NBYTES]
+        chain.save()
+        chain.check()
+
+
+def test_an_array_replaced_by_another_is_compared_by_what_is_in_it(arena: Arena) -> None:
+    for tracker in (open_simulated(), open_tracker()):
+        chain = Chain(noise(5), arena, tracker)
+        chain.save()
+        for seed in range(6, 10):
+            chain.data = np.empty(0, np.uint8)
+            gc.collect()
+            chain.data = noise(seed)
+            assert chain.save().rung in ("hash", "dense")
+            chain.check()
+
+
+def test_a_buffer_of_another_length_is_saved_in_full(arena: Arena) -> None:
+    chain = Chain(noise(6), arena)
+    chain.save()
+    chain.data = noise(6)[:-1]
+    chain.stored = chain.stored[:-1]
+    assert chain.save().rung == "full"
+    chain.check()
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_what_changes_a_lot_is_copied_first_and_that_is_undone_when_it_changes_less(
+    arena: Arena, tracked: bool
+) -> None:
+    chain = Chain(noise(7), arena, open_simulated() if tracked else None)
+    find: Rung = "pages" if tracked else "hash"
+    chain.save()
+    rungs: list[str] = []
+    for _ in range(DENSE_AFTER + PROBE_EVERY + 2):
+        chain.data ^= 1
+        rungs.append(chain.save().rung)
+        chain.check()
+    assert rungs == [find] * DENSE_AFTER + ["dense"] * (PROBE_EVERY + 2)
+    rungs = []
+    for n in range(2 * PROBE_EVERY + 2):  # one block in each span: dense sees 100 %
+        chain.data[(n % 32) * BLOCK_BYTES :: SPAN_BYTES] ^= 1
+        rungs.append(chain.save().rung)
+        chain.check()
+    assert rungs[0] == "dense"
+    assert rungs[-2:] == [find, find]
+    chain.data[0] ^= 1
+    assert chain.save().changed_bytes == BLOCK_BYTES
+
+
+def test_the_reason_says_why_the_tracker_was_not_used(arena: Arena) -> None:
+    chain = Chain(noise(8), arena, Untracked("no dirty-page tracking: too old"))
+    assert chain.save().reason == "no dirty-page tracking: too old"
+    chain.tracker = open_simulated()
+    assert chain.save().reason == "watched from now on"
+    assert chain.save() == Report("pages", "", NBYTES, 0, 0)
+    chain.tracker.close()
+    assert chain.save().reason == "the tracker is closed"
+
+
+def test_a_table_made_of_what_was_restored_goes_on_with_deltas(arena: Arena) -> None:
+    chain = Chain(noise(9), arena)
+    chain.stored[:] = chain.data
+    chain.table = make_table(chain.data)
+    chain.data[70_000] ^= 1
+    assert chain.save() == Report("hash", "", NBYTES, SPAN_BYTES, BLOCK_BYTES)
+    chain.check()
+
+
+@pytest.mark.parametrize(
+    "nbytes", [0, 1, 4095, 4096, 4097, SPAN_BYTES, SPAN_BYTES + 1, SLAB_BYTES + 5]
+)
+def test_any_length(arena: Arena, nbytes: int) -> None:
+    chain = Chain(noise(10, nbytes), arena)
+    chain.save()
+    chain.check()
+    for at in {0, nbytes // 2, max(0, nbytes - 1)} if nbytes else set[int]():
+        chain.data[at] ^= 1
+        assert 0 < chain.save().changed_bytes <= BLOCK_BYTES
+        chain.check()
+
+
+def save_collected(array: Any, table: Table | None, arena: Arena) -> tuple[Table, Report]:
+    (buffer,) = collect([array]).buffers
+    one = capture(buffer, table, arena, TRACKER)
+    for part in one:
+        part.finish().release()
+    return one.table(), one.report
+
+
+TRACKER = open_tracker()
+
+
+@pytest.mark.skipif(isinstance(TRACKER, Untracked), reason="no dirty-page tracking here")
+@pytest.mark.parametrize("library", ["numpy", "pages"])
+def test_ordinary_arrays_are_tracked_from_save_to_save(arena: Arena, library: str) -> None:
+    array: Any = zeros(2**20) if library == "pages" else np.zeros(2**20)
+    table, _report = save_collected(array, None, arena)
+    array[2**19] = 1
+    table, report = save_collected(array, table, arena)
+    assert report.rung == "pages"
+    # An array that begins within a page has two blocks in each, and its ends are never sure.
+    assert BLOCK_BYTES <= report.changed_bytes <= 6 * BLOCK_BYTES
+    table, report = save_collected(array, table, arena)
+    assert (report.rung, report.changed_bytes) == ("pages", 0)
+
+
+def test_what_is_copied_for_each_save_is_not_tracked(arena: Arena) -> None:
+    array = np.zeros((2**10, 2**10))[:, ::2]
+    table, _report = save_collected(array, None, arena)
+    array[5, 5] = 1
+    _table, report = save_collected(array, table, arena)
+    assert report.rung == "hash"
+    if isinstance(TRACKER, Tracker):
+        assert report.reason == "it was copied without its holes"
+    assert report.changed_bytes == BLOCK_BYTES
+
+
+def test_a_capture_larger_than_the_arena_goes_in_parts() -> None:
+    small = Arena(4 * SLAB_BYTES)
+    data = noise(11, 11 * SLAB_BYTES + 77)
+    capture = Capture(data, None, small, timeout_s=0)
+    stored = np.zeros(data.size, np.uint8)
+    parts = 0
+    for part in capture:
+        changes = part.finish()
+        apply(stored, changes.ranges, changes.chunks)
+        changes.release()
+        parts += 1
+    assert parts == 3
+    assert (stored == data).all()
+    assert capture.table().nbytes == data.size
+    assert small.statistics().peak_bytes <= small.limit_bytes
+
+
+def test_a_capture_waits_for_room_and_a_writer_makes_it() -> None:
+    small = Arena(4 * SLAB_BYTES)
+    data = noise(12, 9 * SLAB_BYTES)
+    stored = np.zeros(data.size, np.uint8)
+    capture = Capture(data, None, small)
+    queue: list[Part | None] = []
+    is_there = threading.Semaphore(0)
+
+    def write() -> None:
+        while is_there.acquire() and (part := queue.pop(0)) is not None:
+            changes: Changes = part.finish()
+            apply(stored, changes.ranges, changes.chunks)
+            changes.release()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    for part in itertools.chain(capture, [None]):
+        queue.append(part)
+        is_there.release()
+    writer.join()
+    assert (stored == data).all()
+    assert small.statistics().used_bytes == 0
+
+
+def test_no_room_is_an_error_that_leaves_nothing_behind() -> None:
+    small = Arena(4 * SLAB_BYTES)
+    capture = Capture(noise(13, 6 * SLAB_BYTES), None, small, timeout_s=0)
+    held: list[Part] = []
+    with pytest.raises(ArenaFullError, match="waiting to be written"):
+        held.extend(capture)
+    with pytest.raises(RuntimeError, match="parts are finished"):
+        capture.table()
+    for part in held:
+        part.release()
+        part.release()
+    assert small.statistics().used_bytes == small.limit_bytes - small.free_bytes
+
+
+def test_a_capture_that_is_given_up_leaves_nothing_behind() -> None:
+    arena = Arena(80 * SLAB_BYTES)
+    parts = iter(Capture(noise(14, 70 * SLAB_BYTES), None, arena))
+    first = next(parts)
+    parts.close()  # type: ignore[attr-defined]  # a generator
+    first.release()
+    assert arena.statistics().used_bytes == 0
+
+
+# -- the arena --------------------------------------------------------------------------
+
+
+def test_an_arena_is_bounded_and_reuses_its_memory() -> None:
+    arena = Arena(3 * SLAB_BYTES - 5)
+    arena.warm(2 * SLAB_BYTES)
+    arena.warm(99 * SLAB_BYTES)
+    assert arena.statistics().touched_bytes == 3 * SLAB_BYTES
+    slabs = [arena.reserve() for _ in range(3)]
+    assert arena.reserve_nowait() is None
+    with pytest.raises(ArenaFullError):
+        arena.reserve(timeout_s=0)
+    at = slabs[1].memory.__array_interface__["data"][0]
+    slabs[1].release()
+    slabs[1].release()
+    assert arena.free_bytes == SLAB_BYTES
+    again = arena.reserve()
+    assert again.memory.__array_interface__["data"][0] == at
+    assert arena.reserve_nowait() is None
+    for slab in (slabs[0], slabs[2], again):
+        slab.release()
+    assert arena.statistics().used_bytes == 0
+    assert arena.statistics().peak_bytes == 3 * SLAB_BYTES
+
+
+def test_closing_an_arena_wakes_who_waits() -> None:
+    arena = Arena(SLAB_BYTES)
+    slab = arena.reserve()
+    ends: list[str] = []
+
+    def wait() -> None:
+        try:
+            arena.reserve()
+        except ArenaClosedError as error:
+            ends.append(str(error))
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    while not arena.statistics().waits:
+        pass
+    arena.close()
+    waiter.join()
+    assert ends == ["the staging arena is closed"]
+    slab.memory[:] = 1  # the last one out keeps the memory
+    slab.release()
+    with pytest.raises(ArenaClosedError):
+        arena.reserve_nowait()
+
+
+# -- ranges -----------------------------------------------------------------------------
+
+
+@given(st.sets(st.integers(0, 60), max_size=30), st.integers(0, BLOCK_BYTES - 1))
+@settings(deadline=None)
+def test_ranges_are_the_blocks(blocks: set[int], short: int) -> None:
+    nbytes = 61 * BLOCK_BYTES - short
+    ranges = ranges_of(np.array(sorted(blocks), np.intp), nbytes)
+    covered = np.zeros(nbytes, np.bool_)
+    for start, length in ranges.tolist():
+        assert not covered[start : start + length].any()
+        covered[start : start + length] = True
+    wanted = [n // BLOCK_BYTES in blocks for n in range(0, nbytes, BLOCK_BYTES)]
+    assert covered[::BLOCK_BYTES].tolist() == wanted
+    assert decode_ranges(encode_ranges(ranges), nbytes).tolist() == ranges.tolist()
+
+
+def rows(*pairs: tuple[int, int]) -> npt.NDArray[np.int64]:
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "sizes"),
+    [
+        (rows((90, 20)), [20]),
+        (rows((-1, 10)), [10]),
+        (rows((0, -1)), []),
+        (rows((0, 0)), []),
+        (rows((2**62, 2**62)), [1]),
+        (rows((10, 2**63 - 1)), [1]),
+        (rows((0, 10), (9, 10)), [20]),
+        (rows((50, 10), (0, 10)), [20]),
+        (rows((0, 10)), [9]),
+        (rows((0, 10)), [10, 1]),
+        (rows((0, 10), (20, 10)), [5, 5]),
+        (rows(), [1]),
+    ],
+)
+def test_changes_that_do_not_fit_are_refused(
+    ranges: npt.NDArray[np.int64], sizes: list[int]
+) -> None:
+    target = np.zeros(110, np.uint8)
+    target[100:] = 1
+    with pytest.raises(StoreDamagedError):
+        apply(target[:100], ranges, [np.zeros(size, np.uint8) for size in sizes])
+    assert (target[100:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"1234567", encode_ranges(rows((0, 4096), (0, 4096))), encode_ranges(rows((8192, 4096)))],
+)
+def test_ranges_that_do_not_fit_are_refused(payload: bytes) -> None:
+    with pytest.raises(StoreDamagedError):
+        decode_ranges(payload, 8000)

@@ -1,0 +1,119 @@
+"""What changed, packed on its way into a blob, and what is known of it after a restore."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from trio_ckpt import state
+from trio_ckpt.state import Frame, new_lineage
+from trio_ckpt.state._arrays.arena import SLAB_BYTES, Arena
+from trio_ckpt.state._arrays.dirty_pages import Tracker
+from trio_ckpt.state._arrays.engine import ArrayEngine, Assembly, Stored, Table
+from trio_ckpt.state._tree.identity import ArrayLeaf
+
+
+def leaves(array: Any) -> list[ArrayLeaf]:
+    return [ArrayLeaf("state.weights", array)]
+
+
+def random(nbytes: int) -> Any:
+    array = state.empty(nbytes, np.uint8)
+    array[:] = np.random.default_rng(0).integers(0, 256, nbytes, np.uint8)
+    return array
+
+
+def saved(
+    engine: ArrayEngine, array: Any, tables: Mapping[str, Table] | None = None
+) -> tuple[Stored, bytes]:
+    held = engine.hold(leaves(array), tables or {})
+    data = b"".join(held.pieces())
+    stored = held.stored()
+    held.release()
+    return stored, data
+
+
+def frame_of(stored: Stored, data: bytes, parent: bytes = b"", number: int = 0) -> Frame:
+    return Frame(
+        lineage=new_lineage(),
+        number=number,
+        parent=parent,
+        tree=b"x",
+        layout=stored.layout,
+        patches=stored.patches,
+        data=data,
+        data_bytes=len(data),
+    )
+
+
+def restored(engine: ArrayEngine, *frames: Frame) -> tuple[list[Any], dict[str, Any]]:
+    assembly = Assembly(frames)
+    for reads in assembly.rounds:
+        for read in reversed(reads):  # in any order within a round
+            data = frames[read.frame].data[read.offset : read.offset + read.size]
+            assembly.fill(read, data, engine.compressor)
+    arrays, tables = assembly.arrays(engine.tracker)
+    return arrays, tables
+
+
+def test_pieces_stay_in_the_arena_until_they_are_released() -> None:
+    """They are parts of its slabs, not copies; the array may change meanwhile."""
+    engine, array = ArrayEngine(), random(10 * SLAB_BYTES + 5)
+    before = array.tobytes()
+    held = engine.hold(leaves(array), {})
+    pieces = list(held.pieces())
+    array[:] = 7
+    assert engine.arena.statistics().used_bytes >= len(before)
+    raw = b"".join(piece for piece in pieces if isinstance(piece, memoryview))
+    assert raw == before
+    held.release()
+    held.release()
+    assert engine.arena.statistics().used_bytes == 0
+    engine.close()
+
+
+def test_pieces_are_made_when_they_are_asked_for() -> None:
+    engine, array = ArrayEngine(), random(10 * SLAB_BYTES)
+    held = engine.hold(leaves(array), {})
+    pieces = held.pieces()
+    assert not held._packing.nbytes
+    next(pieces)
+    assert 0 < held._packing.nbytes < 2 * SLAB_BYTES
+    held.release()
+    engine.close()
+
+
+def test_small_arena_holds_what_is_larger() -> None:
+    """What is copied out of it in time is the same as what stays in it."""
+    engine, array = ArrayEngine(), random(20 * SLAB_BYTES + 5)
+    wanted, plain = saved(engine, array)
+    engine.arena.close()
+    engine.arena = Arena(10 * SLAB_BYTES)
+    stored, packed = saved(engine, array)
+    assert packed == plain
+    assert stored.nbytes == len(packed) == wanted.nbytes
+    assert engine.arena.statistics().used_bytes == 0
+    (again,), _ = restored(engine, frame_of(stored, packed))
+    assert (again == array).all()
+    engine.close()
+
+
+def test_after_a_restore_only_what_was_written_since_is_saved() -> None:
+    engine, array = ArrayEngine(), random(10 * SLAB_BYTES)
+    full, data = saved(engine, array)
+    array[5_000_000] ^= 1
+    delta, changed = saved(engine, array, full.tables)
+    frames = frame_of(delta, changed, b"p" * 16, 1), frame_of(full, data)
+    (again,), tables = restored(engine, *frames)
+    assert (again == array).all()
+    again[1_000_000] ^= 1
+    third, changed = saved(engine, again, tables)
+    (report,) = third.reports.values()
+    assert report.changed_bytes == 4096
+    if isinstance(engine.tracker, Tracker):
+        assert report.rung == "pages"
+    (last,), _ = restored(engine, frame_of(third, changed, b"q" * 16, 2), *frames)
+    assert (last == again).all()
+    engine.close()

@@ -1,0 +1,250 @@
+"""The SQLite store: saves that fail, and what is said of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.stores.tools import A, B, chain, failing_commit, heads
+from trio_ckpt._util.errors import (
+    RunLockedError,
+    SaveOutcomeUnknownError,
+    StoreConflictError,
+    StoreError,
+)
+from trio_ckpt.abc import Checkpoint, Fold, RunKey
+from trio_ckpt.stores import SqliteStore
+from trio_ckpt.stores._sqlite import writer
+
+
+async def test_bad_fold_saves_nothing(folder: Path) -> None:
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, chain(A, 1, 1))
+        with pytest.raises(StoreError, match="a fold cannot be saved"):
+            await store.save(run, chain(A, 2, 2), [Fold(A, 1, object())])  # type: ignore[arg-type]
+        assert await heads(store) == {A: 1}
+        assert await store.save(run, chain(A, 2, 2)) == [None]
+    await store.aclose()
+
+
+async def test_full_database_saves_nothing_and_goes_on(folder: Path) -> None:
+    """SQLITE_FULL is told with the path; when there is room again, saving goes on."""
+    store = await SqliteStore.open(folder)
+
+    def limit(pages: int) -> None:
+        store._writer._connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, chain(A, 1, 2))
+        await store._writing.run(limit, 20)
+        big = Checkpoint(A, 3, bytes(500_000))
+        with pytest.raises(StoreError, match=r"state.db: saving failed: .*full \(SQLITE_FULL\)"):
+            await store.save(run, [*chain(B, 1, 1), big])
+        assert await heads(store) == {A: 2}
+        await store._writing.run(limit, 1_000_000)
+        assert await store.save(run, [*chain(B, 1, 1), big]) == [None, None]
+    assert await heads(store) == {A: 3, B: 1}
+    await store.aclose()
+
+
+async def test_commit_that_raised_but_saved(folder: Path) -> None:
+    """The heads are read back: what is there was saved, and is not saved again."""
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        with failing_commit(store, sqlite3.SQLITE_BUSY, is_done=True):
+            assert await store.save(run, chain(A, 1, 2)) == [None, None]
+        assert await store.save(run, chain(A, 3, 3)) == [None]
+    await store.aclose()
+
+
+async def test_commit_that_raised_and_saved_nothing(folder: Path) -> None:
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, chain(A, 1, 1))
+        with (
+            failing_commit(store, sqlite3.SQLITE_FULL, is_done=False),
+            pytest.raises(StoreError, match="as planned"),
+        ):
+            await store.save(run, [*chain(A, 2, 2), *chain(B, 1, 1)])
+        assert await heads(store) == {A: 1}
+        assert await store.save(run, [*chain(A, 2, 2), *chain(B, 1, 1)]) == [None, None]
+    await store.aclose()
+
+
+async def test_read_back_is_not_fooled_by_an_open_transaction(folder: Path) -> None:
+    """Where even ROLLBACK fails, the heads that the connection sees are not yet saved."""
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        with (
+            failing_commit(store, sqlite3.SQLITE_FULL, is_done=False, can_roll_back=False),
+            pytest.raises(SaveOutcomeUnknownError),
+        ):
+            await store.save(RunKey("run", 0, owner), chain(A, 1, 1))
+    await store.aclose()
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+async def test_failed_fsync_leaves_the_outcome_unknown(folder: Path, is_done: bool) -> None:
+    """After it nothing more is written, and the run stays locked while the process lives."""
+    store = await SqliteStore.open(folder)
+    other = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        with (
+            failing_commit(store, sqlite3.SQLITE_IOERR_FSYNC, is_done=is_done),
+            pytest.raises(SaveOutcomeUnknownError, match="cannot be told"),
+        ):
+            await store.save(run, chain(A, 1, 1))
+        with pytest.raises(StoreError, match="nothing more is written"):
+            await store.save(run, chain(B, 1, 1))
+    for handle in (store, other):
+        with pytest.raises(RunLockedError, match=f"process {os.getpid()} on"):
+            async with handle.lock_run("run"):
+                pass
+    async with other.lock_run("another"):
+        pass
+    await store.aclose()
+    await other.aclose()
+
+
+async def test_a_log_whose_name_is_not_durable_confirms_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite does not look whether its own fsync of the folder went well."""
+    store = await SqliteStore.open(folder)
+
+    def fail(_folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(writer, "sync_folder", fail)
+    with pytest.raises(SaveOutcomeUnknownError, match="Input/output error"):
+        async with store.lock_run("run"):
+            pass
+    await store.aclose()
+
+
+async def test_the_name_of_the_log_is_made_durable_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await SqliteStore.open(folder)
+    synced: list[Path] = []
+    monkeypatch.setattr(writer, "sync_folder", synced.append)
+    async with store.lock_run("run") as owner:
+        for number in (1, 2):
+            await store.save(RunKey("run", 0, owner), [Checkpoint(A, number, b"")])
+    await store.aclose()
+    assert synced == [folder]
+
+
+async def test_save_that_was_given_up_on_keeps_the_lock(folder: Path) -> None:
+    """The cancelled save is still in the thread; the store is closed after it has ended."""
+    store = await SqliteStore.open(folder)
+    blocker = sqlite3.connect(folder / "state.db", isolation_level=None)
+    async with store.lock_run("run") as owner:
+        assert await heads(store) == {}  # a connection reads, too
+        blocker.execute("BEGIN IMMEDIATE")
+        with trio.move_on_after(0.05) as scope:
+            await store.save(RunKey("run", 0, owner), chain(A, 1, 1))
+        assert scope.cancelled_caught
+    with pytest.raises(RunLockedError):
+        async with store.lock_run("run"):
+            pass
+    writing, reading = store._writing._thread, store._reading._thread
+    assert writing is not None
+    assert reading is not None
+    with trio.fail_after(10):  # it does not wait for the save
+        await store.aclose()
+    assert writing.is_alive()
+    await trio.to_thread.run_sync(reading.join)
+    assert store._reader._connection is None
+    blocker.execute("COMMIT")
+    blocker.close()
+    await trio.to_thread.run_sync(writing.join)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        _ = store._writer._connection.total_changes
+    again = await SqliteStore.open(folder)
+    assert await heads(again) == {A: 1}  # it landed
+    await again.aclose()
+
+
+async def test_second_writer_with_the_same_owner_is_noticed(folder: Path) -> None:
+    """What is remembered of a run is not trusted: the database compares and sets."""
+    store, intruder = await SqliteStore.open(folder), await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, chain(A, 1, 1))
+        await intruder.save(run, chain(A, 2, 2))
+        with pytest.raises(StoreConflictError, match="without owning the run"):
+            await store.save(run, [*chain(A, 2, 2), *chain(B, 1, 1)])
+        assert await heads(store) == {A: 2}
+        (outcome,) = await store.save(run, chain(A, 2, 2))
+        assert "the next one is 3" in str(outcome)
+        assert await store.save(run, [*chain(A, 3, 3), *chain(B, 1, 1)]) == [None, None]
+        await intruder.save(run, chain(A, 4, 4))
+        assert await store.save(run, chain(A, 5, 5)) == [None]
+    await store.aclose()
+    await intruder.aclose()
+
+
+async def test_prune_whose_commit_failed_removes_nothing(folder: Path) -> None:
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        await store.save(RunKey("run", 0, owner), chain(A, 1, 3))
+        run = RunKey("run", 1, owner)
+        await store.save(run, chain(A, 1, 2))
+        with (
+            failing_commit(store, sqlite3.SQLITE_FULL, is_done=False),
+            pytest.raises(StoreError, match="as planned") as caught,
+        ):
+            await store.prune(run, keep=0)
+        assert not isinstance(caught.value, SaveOutcomeUnknownError)
+        assert await heads(store) == {A: 2}
+        assert len((await store.history("run", A, generation=0)).records) == 3
+        assert (await store.prune(run, keep=1)).records == 3
+    await store.aclose()
+
+
+async def test_prune_with_an_unknown_outcome_keeps_the_lock(folder: Path) -> None:
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, chain(A, 1, 3))
+        with (
+            failing_commit(store, sqlite3.SQLITE_IOERR_FSYNC, is_done=False),
+            pytest.raises(SaveOutcomeUnknownError),
+        ):
+            await store.prune(run, keep=0)
+    with pytest.raises(RunLockedError):
+        async with store.lock_run("run"):
+            pass
+    await store.aclose()
+
+
+async def test_room_of_what_was_pruned_is_used_again(folder: Path) -> None:
+    """The database does not shrink, and does not grow either until that is used up."""
+    store = await SqliteStore.open(folder, durability="process")
+    sizes = []
+    async with store.lock_run("run") as owner:
+        for generation in range(4):
+            run = RunKey("run", generation, owner)
+            await store.save(run, [Checkpoint(A, n, bytes(4_000)) for n in range(1, 200)])
+            await store.prune(run, keep=1)
+            await store._writing.run(_checkpoint_log, store)
+            sizes.append((folder / "state.db").stat().st_size)
+    assert sizes[3] == sizes[1]
+    await store.aclose()
+
+
+def _checkpoint_log(store: SqliteStore) -> None:
+    store._writer._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

@@ -1,0 +1,119 @@
+"""How people read numbers, times and names."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, strategies as st
+
+from trio_ckpt._util import text as _words
+
+
+@given(st.text())
+def test_whatever_the_text_what_is_shown_is_printable_and_printable_text_is_kept(text: str) -> None:
+    shown = _words.printable(text)
+    assert shown.isprintable()
+    assert (shown == text) == text.isprintable()
+
+
+def test_what_is_not_printed_is_written_out() -> None:
+    assert _words.printable("a\x1b[1m\n\u202e\x9bé€") == r"a\x1b[1m\n\u202e\x9bé€"
+    assert _words.printable("\ud800") == r"\ud800"
+
+
+def test_names_in_a_list_are_all_different() -> None:
+    keys = [("a/b", "c"), ("a", "b/c"), (" ",), ("é", "x"), ("[",)]
+    assert list(_words.stream_names(keys).values()) == [
+        '["a/b", "c"]',
+        '["a", "b/c"]',
+        '[" "]',
+        "é/x",
+        "[",
+    ]
+
+
+@given(st.text(), st.integers(1, 20))
+def test_what_is_cut_takes_at_most_so_many_columns(text: str, limit: int) -> None:
+    shown = _words.cut(text, limit)
+    assert _words.cells(shown) <= limit
+    assert shown == text or (shown.endswith("…") and text.startswith(shown[:-1]))
+
+
+def test_a_wide_character_takes_two_columns_a_combining_one_none() -> None:
+    assert [_words.cells(text) for text in ("abc", "日本", "e\u0301")] == [3, 4, 1]
+    assert _words.cut("日本語", 5) == "日本…"
+
+
+def test_a_long_message_is_cut() -> None:
+    assert _words.message_of("x" * 200) == "x" * 200
+    assert _words.message_of("x" * 201) == "x" * 199 + "…"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("\n", ""),
+        ("403 Forbidden\nFor more information: https://x", "403 Forbidden …"),
+        ("  first \r\n second", "first …"),
+        ("one line\n", "one line"),
+        ("a\u2028b", "a …"),
+        ("a\x1b[31mb\nc", "a\\x1b[31mb …"),
+        ("x" * 300 + "\ny", "x" * 199 + "…"),
+    ],
+)
+def test_of_a_message_of_many_lines_the_first_is_shown(text: str, shown: str) -> None:
+    assert _words.message_of(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0.0 s"),
+        (0.44, "0.4 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (3_599.6, "1 h 00 min"),
+        (7_500, "2 h 05 min"),
+        (86_399.9, "1 d 0 h"),
+        (273_600, "3 d 4 h"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert _words.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1_234_567, "1,234,567"),
+        (10**400, f"{10**400:,}"),
+        (0.0, "0"),
+        (-0.00001, "-1e-05"),
+        (0.1 + 0.2, "0.3"),
+        (1_234.50, "1,234.5"),
+        (12.34567, "12.3457"),
+        (0.00012, "0.00012"),
+        (1e300, "1e+300"),
+    ],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert _words.number(value) == text
+
+
+def test_counts_amounts_and_spans() -> None:
+    assert _words.plural(1, "batch") == "1 batch"
+    assert _words.plural(84_200, "batch") == "84,200 batches"
+    assert _words.plural(0, "stream") == "0 streams"
+    assert _words.amounts({"b\n": 1, "a": 0.5}) == r"a 0.5, b\n 1"
+    assert _words.spans([(17, 18), (203, 211)]) == "17, 203-210"
+    many = [(n, n + 1) for n in range(0, 22, 2)]
+    assert _words.spans(many) == "0, 2, 4, 6, 8, 10, 12, 14, … (3 more)"
+
+
+def test_times_are_utc() -> None:
+    assert _words.moment(0.0) == "1970-01-01 00:00:00 UTC"
+    assert _words.iso_moment(0.0) == "1970-01-01T00:00:00+00:00"
+    assert _words.iso_moment(None) is None

@@ -1,0 +1,131 @@
+"""Finding outputs that no record names: the store was lost, or is older than the files.
+
+A file is believed where it is not empty, is JSON if its name says so, and passes the stream's
+validation.  What its batch produced beyond it is not known, so an adopted batch is marked:
+totals are without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import trio
+
+from .._journal.record import Kind, Output, Record
+from .._util.arguments import several
+from .._util.errors import OutputError, describe_batch
+from .._util.log import at
+from .._util.text import plural
+from .open_stream import Desk
+from .stream_outputs import AnyPath
+
+log = logging.getLogger("trio_ckpt.rescan")
+
+RECORDS_PER_SAVE = 1_000
+MAX_SHOWN = 3  # outputs that were refused, in one line of the log
+
+PathOf = Callable[[int], AnyPath | Iterable[AnyPath]]
+Found = dict[int, tuple[Output, ...]]
+
+
+async def find_outputs(desk: Desk, left: Iterable[int], path_of: PathOf) -> Found:
+    """The outputs of batches that are left, where they are there and valid.
+
+    Durability: the files that are returned survive power loss.
+    Cancellation: a cancellation point for every file.
+    """
+    found: Found = {}
+    refused: dict[int, str] = {}
+    for index in left:
+        await trio.lowlevel.checkpoint()
+        known: dict[str, Output] = {}
+        try:
+            await desk.files.adopt(_paths(path_of(index)), index, known)
+            await desk.files.check_found(known)
+        except OutputError as error:
+            desk.files.release(index)
+            if known or not isinstance(error.__cause__, FileNotFoundError):
+                log.info(
+                    "%s: %s", desk.where(index), error, extra=at(desk.run_id, desk.lane.key, index)
+                )
+                refused[index] = str(error) if len(refused) < MAX_SHOWN else ""
+        else:
+            found[index] = tuple(known.values())
+    count = plural(len(found), "batch")
+    log.info(
+        "%s: outputs of %s were found that no record names",
+        desk.where(),
+        count,
+        extra=at(desk.run_id, desk.lane.key),
+    )
+    if refused:
+        _tell(desk, refused)
+    return found
+
+
+def _paths(given: AnyPath | Iterable[AnyPath]) -> tuple[AnyPath, ...]:
+    if isinstance(given, (str, os.PathLike)):
+        return (given,)
+    paths: tuple[AnyPath, ...] = several("what path_of returns", given, "paths")
+    if not paths:
+        raise ValueError("path_of must return at least one path for each batch, not none")
+    return paths
+
+
+def _tell(desk: Desk, refused: Mapping[int, str]) -> None:
+    """Say what is there and was refused: its batches are done again."""
+    shown = [f"batch {index}: {reason}" for index, reason in refused.items() if reason]
+    if len(refused) > len(shown):
+        shown.append(f"{len(refused) - len(shown):,} more (logged at level INFO)")
+    log.warning(
+        "%s: outputs of %s are there and are not good: %s",
+        desk.where(),
+        plural(len(refused), "batch"),
+        "; ".join(shown),
+        extra=at(desk.run_id, desk.lane.key),
+    )
+
+
+async def rescan(
+    desk: Desk, left: Iterable[int], path_of: PathOf, *, is_adopted: bool
+) -> list[int]:
+    """Find the outputs of batches that are left, and confirm the batches by them if asked.
+
+    Durability: as for `adopt_outputs`.
+    """
+    found = await find_outputs(desk, left, path_of)
+    if is_adopted:
+        desk.files.since = 0.0  # the user has decided: what is not adopted may be replaced
+        if found:
+            await adopt_outputs(desk, found)
+    else:
+        for index in found:
+            desk.files.release(index)
+    return list(found)
+
+
+async def adopt_outputs(desk: Desk, found: Found) -> None:
+    """Confirm batches by the outputs that were found.
+
+    Durability: when this returns they are saved.
+    """
+    now = time.time()
+    entries = [
+        (desk.lane, Record(kind=Kind.BATCH, at=now, index=index, outputs=outputs, adopted=True))
+        for index, outputs in found.items()
+    ]
+    entries[0] = desk.lane, desk.introduce(entries[0][1])
+    for start in range(0, len(entries), RECORDS_PER_SAVE):
+        await desk.saver.save_all(entries[start : start + RECORDS_PER_SAVE])
+    for index in found:
+        desk.settled(index)
+    where = describe_batch(desk.run_id, desk.lane.key, None)
+    log.info(
+        "%s: adopted by their outputs: %s",
+        where,
+        plural(len(found), "batch"),
+        extra=at(desk.run_id, desk.lane.key),
+    )

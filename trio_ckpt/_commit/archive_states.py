@@ -1,0 +1,144 @@
+"""Old states on their way into another store, instead of being deleted.
+
+Theory of operation
+===================
+
+What goes is a chain, and it goes as it is: its frames, in their order, and the blobs that they
+name.  They become notes of a stream of the same key, in a run of the other store that is named
+after the run and its generation.  So what is archived is read, checked, listed and exported like
+anything else that is saved, and equal blobs are stored once.
+
+Only when a chain is durable there is it let go of here.  A crash in between leaves it in both.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+
+import trio
+
+from .._journal.history import read_pages
+from .._journal.progress import Progress
+from .._journal.record import Kind, Record
+from .._journal.store import RunKey, Store
+from .._util.errors import StoreDamagedError, describe_batch
+from .._util.log import at
+from ..state import decode_frame
+from ..state._chain import blobs_of
+from ..stores import open_store
+from .group_commit import Saver, open_saver
+from .stream_log import Lane
+
+log = logging.getLogger("trio_ckpt.stream")
+
+PAGE = 100  # records that are held at a time: each may have a state of its own
+READ_BYTES = 2**23  # of a blob at a time
+
+Entries = list[tuple[int, Record]]  # records with their sequences
+
+
+def archive_name(run_key: RunKey) -> str:
+    """The run that the states of a run are archived in."""
+    return f"{run_key.run_id}-{run_key.generation}"
+
+
+async def archive_chains(
+    store: Store, run_key: RunKey, lane: Lane, dropped: dict[bytes, list[int]], url: str
+) -> list[int]:
+    """Copy chains of a stream into another store; one that is damaged is left out, with a warning.
+
+    Args:
+        store: Where they are.
+        run_key: Whose they are.
+        lane: The stream.
+        dropped: The chains by their lineages, each with those of its records that have blobs.
+        url: Of the other store; it is made if it is not there.
+
+    Returns:
+        The records of `dropped` whose chains are there now.
+
+    Raises:
+        RunLockedError: somebody else archives the same run.
+        StoreError: the other store cannot be written.
+
+    Durability: when this returns they are saved there.
+    Cancellation: the caller shields it.
+    """
+    attic = await open_store(url, mac_key=store.mac_key)
+    damaged: set[bytes] = set()
+    moved: set[bytes] = set()
+    try:
+        name = archive_name(run_key)
+        async with attic.lock_run(name) as owner:
+            view = await attic.load_run(name)
+            generation = 0 if view is None else view.generation
+            known = None if view is None else view.streams.get(lane.key)
+            async with open_saver(attic, RunKey(name, generation, owner)) as saver:
+                shelf = saver.add_lane(lane.key, Progress() if known is None else known.progress)
+                async with aclosing(_chains(store, run_key, lane, dropped)) as chains:
+                    async for lineage, chain in chains:
+                        try:
+                            for sequence, record in chain:
+                                await _copy(store, saver, shelf, sequence, record)
+                        except StoreDamagedError as error:
+                            where = describe_batch(run_key.run_id, lane.key, None)
+                            log.warning(
+                                "an old state of %s is not archived: %s",
+                                where,
+                                error,
+                                extra=at(run_key.run_id, lane.key),
+                            )
+                            damaged.add(lineage)
+                        else:
+                            moved.add(lineage)
+    finally:
+        with trio.CancelScope(shield=True):
+            await attic.aclose()
+    return [sequence for lineage in moved - damaged for sequence in dropped[lineage]]
+
+
+async def _chains(
+    store: Store, run_key: RunKey, lane: Lane, dropped: dict[bytes, list[int]]
+) -> AsyncGenerator[tuple[bytes, Entries]]:
+    """The frames of each chain, the oldest first; the newest chain comes first.
+
+    One that has no beginning does not come.
+    """
+    waiting: dict[bytes, Entries] = {}
+    oldest = min(sequence for sequences in dropped.values() for sequence in sequences)
+    pages = read_pages(store, run_key.run_id, run_key.generation, lane.key, limit=PAGE)
+    async with aclosing(pages):
+        async for records in pages:
+            for sequence, record in records:
+                frame = decode_frame(record.state) if record.state else None
+                if frame is not None and frame.lineage in dropped:
+                    waiting.setdefault(frame.lineage, []).append((sequence, record))
+                    if frame.is_full:  # a rewind may have begun with it once more: go on
+                        yield frame.lineage, waiting.pop(frame.lineage)[::-1]
+                if sequence <= oldest and not waiting:
+                    return
+
+
+def _parts(store: Store, digest: str, size: int) -> Iterator[bytes]:
+    """A blob, part by part; for the thread of the store that it is copied into."""
+    for offset in range(0, size, READ_BYTES):
+        wanted = min(READ_BYTES, size - offset)
+        yield trio.from_thread.run(store.read_blob, digest, offset, wanted)
+
+
+async def _copy(store: Store, saver: Saver, shelf: Lane, sequence: int, record: Record) -> None:
+    blobs = blobs_of(record.state)
+    for digest in blobs:
+        size = decode_frame(record.state).data_bytes
+        if await saver.put_blob(_parts(store, digest, size)) != digest:
+            raise StoreDamagedError(f"blob {digest} of an old state is not what was saved")
+    note = Record(
+        kind=Kind.NOTE,
+        at=record.at,
+        index=record.index if record.kind is Kind.BATCH else None,
+        metadata={"reason": f"archived: {record.kind.name.lower()} {sequence}"},
+        state=record.state,
+    )
+    await saver.save(shelf, note, blobs)

@@ -1,0 +1,153 @@
+"""Calls of async methods whose `await` was forgotten: an error where their object is left.
+
+A coroutine that is never awaited does nothing.  Python warns of that when it is collected, and the
+program goes on as if the file had been written.  So an object keeps the coroutines that its async
+methods have made, and looks at them when it is left: one that has not begun, and that no task is
+about to begin, was forgotten.  The callers get the coroutines themselves, so cancellation,
+`nursery.start_soon` and type checkers see nothing of it.
+"""
+
+# The calls of an object are in a field of its own, which users do not see.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+import attrs
+import trio
+
+from .._util.errors import TrioCkptError
+
+T = TypeVar("T", bound=type[Any])
+
+PRUNED_OVER = 64  # calls that are kept before those that have ended are let go
+
+_Made = Coroutine[Any, Any, Any]
+_mark: Callable[[Any], Any] = getattr(inspect, "markcoroutinefunction", lambda function: function)
+
+
+class NeverAwaitedError(TrioCkptError, RuntimeError):
+    """An async method was called without await, or not waited for: it has not done its work."""
+
+
+@attrs.frozen
+class _Call:
+    name: str
+    coroutine: _Made
+    file: str
+    line: int
+
+
+@attrs.define(eq=False)
+class Calls:
+    """The calls of an object's async methods."""
+
+    _calls: list[_Call] = attrs.field(factory=list[_Call], init=False)
+    _pruned_over: int = attrs.field(default=PRUNED_OVER, init=False)
+
+    def note(self, name: str, coroutine: _Made) -> None:
+        """Keep a coroutine that a method has made; two frames above is who called it.
+
+        Raises:
+            NeverAwaitedError: there are many calls, and one of them was forgotten.
+        """
+        frame = sys._getframe(2)
+        self._calls.append(_Call(name, coroutine, frame.f_code.co_filename, frame.f_lineno))
+        if len(self._calls) > self._pruned_over:
+            self._prune(coroutine)
+
+    def _prune(self, newest: _Made) -> None:
+        """Let go of what has ended: each call is looked at twice on average, however many come."""
+        *older, last = self._calls
+        self._calls = older
+        if (error := self.problem("a loop")) is not None:
+            newest.close()
+            raise error
+        self._calls = [call for call in older if call.coroutine.cr_frame is not None]  # type: ignore[attr-defined]
+        self._calls.append(last)
+        self._pruned_over = max(PRUNED_OVER, 2 * len(self._calls))
+
+    def problem(self, where: str, *, is_left: bool = False) -> NeverAwaitedError | None:
+        """The error that the first forgotten call is; None: none was.
+
+        Args:
+            where: What they were called on, in words.
+            is_left: Those that have begun in another task have to be over, too.
+        """
+        states = [inspect.getcoroutinestate(call.coroutine) for call in self._calls]
+        waiting = [c for c, at in zip(self._calls, states, strict=True) if at == _CREATED]
+        if waiting:
+            spawned = _coroutines_of_tasks()
+            forgotten = [call for call in waiting if id(call.coroutine) not in spawned]
+            for call in forgotten:
+                call.coroutine.close()  # or Python would warn, too
+            if forgotten:
+                return _forgotten(forgotten[0], where)
+        if is_left:
+            for call, at in zip(self._calls, states, strict=True):
+                if at in (_CREATED, inspect.CORO_SUSPENDED) and call.name != "confirm":
+                    return _unfinished(call, where)
+        return None
+
+
+_CREATED = inspect.CORO_CREATED
+
+
+def _forgotten(call: _Call, where: str) -> NeverAwaitedError:
+    return NeverAwaitedError(
+        f"{call.name}() was called without await in {os.path.basename(call.file)}, line "
+        f"{call.line}, so it did nothing ({where}): write 'await' before it"
+    )
+
+
+def _unfinished(call: _Call, where: str) -> NeverAwaitedError:
+    return NeverAwaitedError(
+        f"{call.name}() of another task has not ended ({where}): wait for it before the batch is "
+        "left, with a nursery in the body"
+    )
+
+
+def _coroutines_of_tasks() -> set[int]:
+    """Those that tasks run, or are about to."""
+    found, left = set[int](), [trio.lowlevel.current_root_task()]
+    while left:
+        task = left.pop()
+        if task is not None:
+            found.add(id(task.coro))
+            for nursery in task.child_nurseries:
+                left += nursery.child_tasks
+    return found
+
+
+class _HasCalls(Protocol):
+    _calls: Calls | None
+
+
+def awaits_noted(kind: T) -> T:
+    """Note every call of the public async methods of a class, which has a field `_calls`."""
+    for name, member in tuple(vars(kind).items()):
+        if inspect.iscoroutinefunction(member) and not name.startswith("_"):
+            setattr(kind, name, _noted(member))
+    return kind
+
+
+def _noted(method: Callable[..., _Made]) -> Callable[..., _Made]:
+    name = method.__name__
+
+    @functools.wraps(method)
+    def call(self: _HasCalls, /, *args: Any, **kwargs: Any) -> _Made:
+        coroutine = method(self, *args, **kwargs)
+        calls = self._calls
+        if calls is None:
+            calls = self._calls = Calls()
+        calls.note(name, coroutine)
+        return coroutine
+
+    _mark(call)
+    return call

@@ -1,0 +1,419 @@
+"""One attempt at one batch, as the user's loop holds it.
+
+Settling and staging may be called from any thread, see `trio_ckpt._util.portal`.
+
+Nothing that is called here is durable, but for the files that are written: what the
+body says is *staged*, and the gate (`trio_ckpt._commit.gate`) saves all of it together.
+"""
+
+# What will be saved belongs to the batch, but not among what users can reach.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Generic, Protocol, TypeVar
+
+import attrs
+import msgspec
+import trio
+
+from .._journal.record import CheckpointResult, Output, Status as Status
+from .._tokens.token import CheckpointToken, TokenEvent, may, move
+from .._util.arguments import (
+    flag,
+    reason as reason_of,
+    several,
+    text as text_of,
+    whole_number,
+)
+from .._util.errors import describe_batch
+from .._util.exact_sum import Amount, Number, add_to_amount
+from .._util.plain import as_amounts, as_metadata, as_plain, canonical_json
+from .._util.portal import Portal, from_any_thread
+from .._util.uninterrupted import uninterrupted
+from ..outputs import encode_lines
+from .awaits import Calls, awaits_noted
+
+T = TypeVar("T")
+
+UNSET = msgspec.UNSET
+AnyPath = str | os.PathLike[str]
+
+
+class AttemptState(enum.Enum):
+    """Where an attempt stands."""
+
+    OPEN = "open"
+    COMPLETED = "completed"
+    SUBMITTED = "submitted"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    WITHDRAWN = "withdrawn"
+    OVER = "over"
+
+    __hash__ = object.__hash__
+
+
+@attrs.define(eq=False)
+class Staged:
+    """What travels with a batch's checkpoint."""
+
+    outputs: dict[str, Output] = attrs.field(factory=dict[str, Output])
+    adopted: list[AnyPath] = attrs.field(factory=list[AnyPath])
+    records: int = 0
+    cursor: Any = UNSET
+    totals: dict[str, Number] = attrs.field(factory=dict[str, Number])
+    spent: dict[str, Amount] = attrs.field(factory=dict[str, Amount])
+    metadata: dict[str, Any] = attrs.field(factory=dict[str, Any])
+    is_last: bool = False
+    lines: dict[str, bytearray] = attrs.field(factory=dict[str, bytearray])
+    adds: dict[str, Any] = attrs.field(factory=dict[str, Any])
+    error: BaseException | str | None = None
+    is_final: bool = False  # no retry, whatever the table says
+
+
+class BatchHost(Protocol):
+    """What a batch asks of its stream."""
+
+    def output_name(self, path: AnyPath) -> str:
+        """The name under which an output is kept; RuntimeError if the run has no folder."""
+        ...
+
+    async def write(self, batch: Batch[Any], path: AnyPath, data: bytes) -> tuple[Output, str]:
+        """Write an output; returns it, and its path as users name it."""
+        ...
+
+    def claim_sink(self, name: str) -> None:
+        """Reserve an append file's name; OutputClaimedError if another stream has it."""
+        ...
+
+    def check_withdraw(self, batch: Batch[Any]) -> None:
+        """Raise RuntimeError where the batch cannot be taken back."""
+        ...
+
+    def check_last(self, batch: Batch[Any]) -> None:
+        """Raise ValueError where the source says where the end is."""
+        ...
+
+    def check_cursor(self) -> None:
+        """Raise ValueError where batches are worked on side by side."""
+        ...
+
+    def stage_items(self, items: Iterable[Any]) -> dict[str, Any]:
+        """Copies of items by their keys; TypeError if the stream has no frontier."""
+        ...
+
+    async def confirm(self, batch: Batch[Any]) -> None:
+        """Pass the gate now."""
+        ...
+
+    def aside(self, batch: Batch[Any]) -> AbstractAsyncContextManager[None]:
+        """A block that a stop does not have to see through."""
+        ...
+
+
+@uninterrupted
+@awaits_noted
+@attrs.define(eq=False)
+class Batch(Generic[T]):
+    """One attempt at one batch: settle it once, with `complete`, `fail` or `skip`.
+
+    Attributes:
+        index: The batch's number in its stream.
+        item: What the source gave for it; None where there is no source.  Lists, tuples and
+            dicts are copies; other objects are the source's own.
+        attempt: 1 for the first try, over all sessions.
+        token: The promise of its checkpoint, the same for all attempts.
+        state: Where this attempt stands.
+        resumed_from: The label of the snapshot that the state is of; None: it is of the
+            batch before.
+    """
+
+    index: int
+    item: T
+    attempt: int
+    token: CheckpointToken[CheckpointResult]
+    _host: BatchHost
+    _given: T  # the item itself, which no attempt changes
+    digest: bytes = b""
+    task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
+    state: AttemptState = AttemptState.OPEN
+    _staged: Staged = attrs.field(factory=Staged)
+    problem: Exception | None = None  # what kept it from being saved
+    resumed_from: str | None = None
+    _is_waiting: bool = attrs.field(default=False, init=False)
+    _calls: Calls | None = attrs.field(default=None, init=False)
+
+    @property
+    def portal(self) -> Portal:
+        """The trio run that it was handed out in."""
+        return self.token.portal
+
+    # -- settling -----------------------------------------------------------------------
+
+    @from_any_thread
+    def complete(
+        self,
+        *,
+        outputs: Iterable[AnyPath] = (),
+        records: int = 0,
+        cursor: Any = UNSET,
+        totals: Mapping[str, Number] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        last: bool = False,
+    ) -> bool:
+        """Say that the batch is done.  It is confirmed at the gate: when the loop asks for
+        the next one, the block ends, or `confirm` is called.
+
+        Args:
+            outputs: Files that the body wrote below the output folder by itself; those of
+                `write_bytes` and its like are known already and may be named again.
+            records: How many records it produced.
+            cursor: Where the loop goes on; `Stream.cursor` from then on, also on resume.
+                JSON-like: a tuple becomes a list.
+            totals: What it produced, by name; summed exactly over all batches.
+            metadata: Anything JSON-like to be kept with its checkpoint; it may have NaN in it.
+            last: There is no batch after this one: the stream is complete with it.
+
+        Values are copied: what the caller does to them afterwards changes nothing.
+
+        Returns:
+            False if this attempt was settled before; nothing is changed then.
+
+        Raises:
+            NotEncodableError: a value cannot be stored; the batch stays unsettled.
+            NeverAwaitedError: a method of the batch was called without await; so does it.
+            ValueError: a `cursor` where batches are worked on side by side; `last` where
+                the source is a list.
+            trio.RunFinishedError: the call comes from another thread, after ``trio.run()`` has
+                ended; so all raise that settle or stage something.
+        """
+        if self.state is not AttemptState.OPEN or not may(self.token, TokenEvent.COMPLETE):
+            return False
+        check_awaited(self)
+        paths = several("outputs", outputs, "paths")
+        if flag("last", last):
+            self._host.check_last(self)
+        if cursor is not UNSET:
+            self._host.check_cursor()
+            cursor = as_plain(cursor, "cursor")
+        plain = {} if metadata is None else as_metadata(metadata)
+        amounts = {} if totals is None else as_amounts(totals, "totals")
+        count = whole_number("records", records)
+        staged = self._staged
+        staged.cursor, staged.totals, staged.metadata = cursor, amounts, plain
+        staged.records = count
+        staged.is_last = last
+        staged.adopted += paths
+        self.state = AttemptState.COMPLETED
+        move(self.token, TokenEvent.COMPLETE)
+        return True
+
+    @from_any_thread
+    def fail(self, error: BaseException | str) -> bool:
+        """Say that this attempt failed; the retry table decides whether it runs again.
+
+        While the run stops or the loop is cancelled, that (a `RunStoppedError`, a
+        `trio.Cancelled`) is no failure, and no reason for `skip`: the batch ends as one that is
+        cancelled, leaves no record, and runs again.
+
+        Returns:
+            False if this attempt was settled before.
+        """
+        return self._settle(AttemptState.FAILED, reason_of("error", error))
+
+    @from_any_thread
+    def skip(self, reason: BaseException | str) -> bool:
+        """Give the batch up on purpose: saved as skipped, the loop goes on.
+
+        Returns:
+            False if this attempt was settled before.
+        """
+        return self._settle(AttemptState.SKIPPED, reason_of("reason", reason))
+
+    @from_any_thread
+    def withdraw(self) -> bool:
+        """Take the batch back: there is no such batch, and the stream is complete.
+
+        For loops that notice the end by an empty page.
+
+        Returns:
+            False if this attempt was settled before.
+
+        Raises:
+            RuntimeError: the source says how many batches there are, or several are worked
+                on at once.
+        """
+        if self.state is AttemptState.OPEN:
+            self._host.check_withdraw(self)
+        return self._settle(AttemptState.WITHDRAWN, None)
+
+    def _settle(self, state: AttemptState, error: BaseException | str | None) -> bool:
+        if self.state is not AttemptState.OPEN:
+            return False
+        self.state = state
+        self._staged.error = error
+        return True
+
+    async def confirm(self) -> None:
+        """Pass the gate now, and go on in the body when the checkpoint is durable.
+
+        Raises:
+            TokenNeverSettledError: the batch is not settled; nothing has happened.
+            BatchFailedError: it was failed, for good.
+            Exception: whatever kept it from being saved.
+
+        Cancellation: a save that has begun is waited for.
+        """
+        await self._host.confirm(self)
+
+    # -- waiting ------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def waiting(self) -> AsyncGenerator[None]:
+        """A wait in the body that a stop does not see through: ``async with batch.waiting():``.
+
+        For delays, rate limits and queues, which can take longer than a stop may.  A stop does
+        not wait for a body that waits so, and the body does not go on after the block: the
+        batch ends as one that is cancelled, leaves no record, and runs again on resume.
+
+        Raises:
+            RuntimeError: the attempt is settled, or it waits already.
+
+        Cancellation: during a stop, when all other batches are saved.
+        """
+        if self.state is not AttemptState.OPEN or self._is_waiting:
+            state = "waits already" if self._is_waiting else f"is {self.state.value}"
+            raise RuntimeError(
+                f"attempt {self.attempt} at batch {self.index} {state}: waiting() is for one "
+                "wait at a time, before the batch is settled"
+            )
+        self._is_waiting = True
+        try:
+            async with self._host.aside(self):
+                yield
+        finally:
+            self._is_waiting = False
+
+    # -- staging ------------------------------------------------------------------------
+
+    def _check_staging(self) -> None:
+        if self.state in (AttemptState.SUBMITTED, AttemptState.OVER):
+            raise RuntimeError(
+                f"attempt {self.attempt} at batch {self.index} is over: what is staged now "
+                "would travel with no checkpoint"
+            )
+
+    @from_any_thread
+    def spend(self, /, **amounts: Number) -> None:
+        """Count what this attempt costs; kept whether it succeeds or not, never subtracted.
+
+        Amounts are summed exactly; a Decimal counts as the float that is nearest to it.
+
+        Raises:
+            NotEncodableError: an amount is not a finite number >= 0.
+            RuntimeError: this attempt is over; so say all that stage something.
+        """
+        self._check_staging()
+        spent = self._staged.spent
+        for name, amount in as_amounts(amounts, "spend", least=0).items():
+            spent[name] = add_to_amount(spent[name], amount) if name in spent else amount
+
+    @from_any_thread
+    def add(self, items: Iterable[Any]) -> None:
+        """Stage new items for the stream's frontier; they are there when this is confirmed.
+
+        Items that the frontier has had already are left out.
+
+        Raises:
+            NotEncodableError: an item is not JSON-like; with its place.
+            TypeError: the stream's state is no `Frontier`; or `items` is one item, not several.
+        """
+        self._check_staging()
+        for key, item in self._host.stage_items(items).items():
+            self._staged.adds.setdefault(key, item)
+
+    @from_any_thread
+    def append_json(self, path: AnyPath, *records: Any) -> None:
+        """Stage JSON lines for an append file, which belongs to this stream.
+
+        They are appended in one piece when the batch is saved: the file holds the lines
+        of confirmed batches, each once.
+
+        Raises:
+            NotEncodableError: a record is not JSON-like.
+            OutputError: a bad path, or one that another stream appends to.
+        """
+        self._check_staging()
+        name = self._host.output_name(path)
+        self._host.claim_sink(name)
+        self._staged.lines.setdefault(name, bytearray()).extend(encode_lines(records))
+
+    async def write_bytes(self, path: AnyPath, data: bytes | bytearray | memoryview) -> str:
+        """Write an output file, whole or not at all.
+
+        Args:
+            path: Below the output folder of the stream; missing folders are made.
+            data: The content.
+
+        Returns:
+            The path relative to that folder.
+
+        Raises:
+            OutputClaimedError: another batch has confirmed a file of that name.
+            OutputError: it cannot be written; the file is as it was.
+
+        Durability: when this returns the file and its name survive power loss.
+        Cancellation: a write that has begun is waited for.
+        """
+        self._check_staging()
+        if not isinstance(data, bytes):
+            data = bytes(memoryview(data))  # a bytearray may change while it is being written
+        output, shown = await self._host.write(self, path, data)
+        self._check_staging()
+        self._staged.outputs[output.path] = output
+        return shown
+
+    async def write_text(self, path: AnyPath, text: str) -> str:
+        """Write an output file as UTF-8; else as `write_bytes`."""
+        return await self.write_bytes(path, text_of("text", text, is_empty_allowed=True).encode())
+
+    async def write_json(self, path: AnyPath, value: Any) -> str:
+        """Write an output file as canonical JSON; else as `write_bytes`.
+
+        Raises:
+            NotEncodableError: with the path of the leaf that is not JSON-like.
+        """
+        content = canonical_json(as_plain(value, "value")).encode() + b"\n"
+        return await self.write_bytes(path, content)
+
+
+def staged_of(batch: Batch[Any]) -> Staged:
+    """What will be saved with an attempt: for the gate, and nothing that a body could change."""
+    return batch._staged
+
+
+def check_awaited(batch: Batch[Any], *, is_left: bool = False) -> None:
+    """See that no await was forgotten at a method of the batch.
+
+    Args:
+        batch: The attempt.
+        is_left: Those of other tasks have to have ended, too.
+
+    Raises:
+        NeverAwaitedError: one was.
+    """
+    if batch._calls is not None:
+        token = batch.token
+        where = describe_batch(token.run_id, token.stream, batch.index)
+        if (error := batch._calls.problem(where, is_left=is_left)) is not None:
+            raise error
+
+
+def given_of(batch: Batch[T]) -> T:
+    """The item itself that an attempt has a copy of: for the next attempt."""
+    return batch._given

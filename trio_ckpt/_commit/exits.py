@@ -1,0 +1,59 @@
+"""The ways out of a batch, and which of them an exception takes."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+
+from .._util.errors import BatchFailedError, RunStoppedError, StreamFailedError, leaves_of
+from .batch import AttemptState, Batch, staged_of
+
+
+class Way(enum.Enum):
+    """A way out of a batch."""
+
+    NEXT = "next batch"
+    CONFIRM = "confirm()"
+    EXIT = "block left normally"
+    ERROR = "left by an exception"
+    CANCEL = "left by cancellation"
+
+    __hash__ = object.__hash__
+
+
+def way_of(error: BaseException) -> Way:
+    """Whether an exception leaves that is the batch's own, or one that ends it from outside.
+
+    Outside are cancellation, a stop of the run, and what Python ends a program with.
+    """
+    outside = (trio.Cancelled, RunStoppedError, KeyboardInterrupt, SystemExit, GeneratorExit)
+    is_outside = all(isinstance(leaf, outside) for leaf in leaves_of(error))
+    return Way.CANCEL if is_outside else Way.ERROR
+
+
+def is_ended_from_outside(batch: Batch[Any]) -> bool:
+    """Whether a batch was failed or skipped because of a stop or a cancellation.
+
+    ``except Exception as error: batch.fail(error)`` catches the RunStoppedError of what the body
+    waits for.  It says nothing about the batch: retries and skips are for failures.
+    """
+    if batch.state not in (AttemptState.FAILED, AttemptState.SKIPPED):
+        return False
+    error = staged_of(batch).error
+    return isinstance(error, BaseException) and all(
+        isinstance(leaf, trio.Cancelled | RunStoppedError) for leaf in leaves_of(error)
+    )
+
+
+def telling(errors: Sequence[BaseException]) -> BaseException:
+    """Of several failures the one that decides what a resume may do: for good before not."""
+
+    def rank(error: BaseException) -> int:
+        if isinstance(error, BatchFailedError | StreamFailedError):
+            return 1 if error.retryable else 0
+        return 2
+
+    return min(errors, key=rank)

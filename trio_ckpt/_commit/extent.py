@@ -1,0 +1,100 @@
+"""How far a stream goes, and how much of it is ahead.
+
+The records know how many batches a list had, or which one was the last of an open end.
+The owner knows more: the list of its loop, the part that it works on, and an estimate for
+an open end.  All of it feeds what is left, the percentage and the ETA; only what is
+certain decides whether a stream is complete.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from .._journal.progress import Progress
+from .._journal.record import Status
+
+
+@attrs.define(eq=False)
+class Extent:
+    """How far a stream goes, as far as its owner knows.
+
+    Attributes:
+        first_index: Of its first batch.
+        expected: How many batches there are in all, where a list or a total says so.
+        estimate: About how many an open end has, where that was said.
+        is_open_ended: Only the loop can know where it ends.
+        start, end: Of the part that the newest loop works on, both inclusive.
+    """
+
+    first_index: int = 0
+    expected: int | None = None
+    estimate: int | None = None
+    is_open_ended: bool = False
+    start: int | None = None
+    end: int | None = None
+
+    def total(self, progress: Progress, items: int | None) -> int | None:
+        """How many batches there are in all; None where that is not certain.
+
+        Args:
+            progress: What is durable.
+            items: How many a `Frontier` has; None: there is none.
+        """
+        if items is not None:
+            return items
+        if self.expected is None or (self.is_open_ended and progress.last_index is not None):
+            return progress.total
+        return self.expected
+
+    def expected_batches(self, progress: Progress, items: int | None) -> int | None:
+        """The same, or else about how many there are, where that was said."""
+        total = self.total(progress, items)
+        estimate = progress.estimate if self.estimate is None else self.estimate
+        return estimate if total is None else total
+
+    def left(self, progress: Progress, items: int | None) -> int | None:
+        """How many batches are known to be left; None where that is not known."""
+        total = self.total(progress, items)
+        if progress.has_failed_for_good:
+            return 0
+        if total is not None:
+            return max(0, total - len(progress.done))
+        if self.end is None and progress.status is Status.COMPLETE:
+            return 0
+        ahead = self.ahead(progress, items)
+        return ahead if self.end is not None else ahead or None  # an estimate may be too low
+
+    def ahead(self, progress: Progress, items: int | None) -> int | None:
+        """How many of them the newest loop has before it, which may be a part only."""
+        expected = self.expected_batches(progress, items)
+        stops = [] if self.end is None else [self.end + 1]
+        stops += [] if expected is None else [self.first_index + expected]
+        if not stops:
+            return None
+        first, stop = max(self.first_index, self.start or 0), min(stops)
+        return max(0, stop - first - progress.done.count(first, stop))
+
+    def stop(self, progress: Progress, total: int | None, end: int | None) -> int:
+        """One more than the last batch, up to the index `end`, inclusive.
+
+        Raises:
+            ValueError: it is not known where the stream ends.
+        """
+        stops = [] if end is None else [end + 1]
+        if total is not None:
+            stops.append(self.first_index + total)
+        elif progress.status is Status.COMPLETE:
+            stops.append(progress.done.stop)
+        if not stops:
+            raise ValueError("nobody knows where the stream ends: give total= or end=")
+        return min(stops)
+
+    def new_expected(self, progress: Progress, items: int | None) -> int | None:
+        """How many batches there are, if the records do not know."""
+        expected = self.expected if items is None else items
+        has_ended = self.is_open_ended and progress.last_index is not None
+        return None if has_ended or expected == progress.expected else expected
+
+    def new_estimate(self, progress: Progress) -> int | None:
+        """About how many there are, if the records do not know."""
+        return None if self.estimate == progress.estimate else self.estimate

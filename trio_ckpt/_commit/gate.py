@@ -1,0 +1,512 @@
+"""The gate: the one function that every way out of a batch passes.
+
+Theory of operation
+===================
+
+A batch is left in one of five ways: the loop asks for the next one, `confirm` is
+called, its block ends, an exception leaves, or it is cancelled.  What that means depends
+on where the attempt stands: the table `GATE` says it, and `Gate.pass_gate` does it.  It
+saves first and moves the token last:
+
+    check outputs -> capture state -> submit -> (the saver) -> token CONFIRMED
+
+A completed batch whose checks fail is a failed attempt.  A failed attempt is saved, and
+the retry table says whether the batch runs again.  Whatever an attempt did to the state
+in memory is undone unless it is confirmed.
+
+Where nothing can be raised any more, because an exception is leaving already, what goes
+wrong while saving is logged: the exception that leaves is the one that matters.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import attrs
+import trio
+
+from .._journal.record import (
+    CheckpointResult,
+    Kind,
+    Record,
+    SinkLines,
+    describe_error,
+    encode_record,
+)
+from .._journal.store import AttemptEnd
+from .._tokens.token import (
+    CANCELLED,
+    WITHDRAWN,
+    Failure,
+    TokenEvent,
+    TokenState,
+    failure_of,
+    may,
+    move,
+)
+from .._util.errors import (
+    BatchFailedError,
+    NotEncodableError,
+    OutputError,
+    StreamFailedError,
+    TokenNeverSettledError,
+    TrioCkptError,
+    class_name,
+    describe_batch,
+    failures_in,
+    text_of,
+)
+from .._util.log import at
+from .._util.text import one_line
+from .._util.uninterrupted import uninterrupted
+from ..outputs import AppendFile, lines_digest
+from .awaits import NeverAwaitedError
+from .batch import AttemptState, Batch, check_awaited, staged_of
+from .exits import Way, is_ended_from_outside
+from .open_stream import Desk
+from .pending_commit import Submission
+from .retry import Again, GiveUp, Then
+from .stored_state import Saved
+
+log = logging.getLogger("trio_ckpt.gate")
+
+
+class Action(enum.Enum):
+    """What the gate does."""
+
+    PASS = "nothing"  # noqa: S105  # no password
+    REFUSE = "TokenNeverSettledError; the token stays PENDING"
+    FORGOTTEN = "fail with TokenNeverSettledError, save, raise it"
+    FAIL = "fail with the exception, save"
+    CANCEL = "BatchCancelledError for waiters; no record"
+    SAVE = "check, capture, save, confirm"
+    REJECT = "FAILED, runs again; no record"
+    SAVE_OR_REJECT = "save, shielded; with state: reject"
+    WAIT = "wait for its outcome"
+    DECIDE = "save; the retry table: again, or raise BatchFailedError"
+    GIVE_UP = "save, raise BatchFailedError"
+    RECORD = "save"
+    END = "save; the loop ends"
+    FORGET = "WITHDRAWN; no record"
+    ILLEGAL = "RuntimeError"
+
+
+GATE: dict[AttemptState, dict[Way, Action]] = {
+    AttemptState.OVER: dict.fromkeys(Way, Action.PASS),
+    AttemptState.OPEN: {
+        Way.NEXT: Action.FORGOTTEN,
+        Way.CONFIRM: Action.REFUSE,
+        Way.EXIT: Action.FORGOTTEN,
+        Way.ERROR: Action.FAIL,
+        Way.CANCEL: Action.CANCEL,
+    },
+    AttemptState.COMPLETED: {
+        Way.NEXT: Action.SAVE,
+        Way.CONFIRM: Action.SAVE,
+        Way.EXIT: Action.SAVE,
+        Way.ERROR: Action.REJECT,
+        Way.CANCEL: Action.SAVE_OR_REJECT,
+    },
+    AttemptState.SUBMITTED: dict.fromkeys(Way, Action.WAIT),
+    AttemptState.FAILED: {
+        Way.NEXT: Action.DECIDE,
+        Way.CONFIRM: Action.GIVE_UP,
+        Way.EXIT: Action.GIVE_UP,
+        Way.ERROR: Action.RECORD,
+        Way.CANCEL: Action.RECORD,
+    },
+    AttemptState.SKIPPED: dict.fromkeys(Way, Action.RECORD),
+    AttemptState.WITHDRAWN: {
+        Way.NEXT: Action.END,
+        Way.CONFIRM: Action.ILLEGAL,
+        Way.EXIT: Action.END,
+        Way.ERROR: Action.FORGET,
+        Way.CANCEL: Action.FORGET,
+    },
+}
+
+_LEAVING = (Way.ERROR, Way.CANCEL)
+
+
+class Passed(enum.Enum):
+    """What the loop may do after the gate; or it gets an `Again`."""
+
+    GO_ON = "go on"
+    ENDED = "the loop ends"
+
+
+@uninterrupted
+@attrs.define(eq=False)
+class Gate(Desk):
+    """A desk with the law of order on top: what every way out of a batch passes."""
+
+    async def pass_gate(
+        self, batch: Batch[Any], way: Way, error: BaseException | None = None
+    ) -> Passed | Again:
+        """Leave a batch.  See the table `GATE`.
+
+        Raises:
+            TokenNeverSettledError, BatchFailedError: as the table says.
+            Exception: whatever kept the checkpoint from being saved, unless an exception
+                is leaving already.
+
+        Cancellation: none once something is being saved.
+        """
+        try:
+            return await self._pass(batch, way, error)
+        finally:
+            if self.saver.observers and batch.state is AttemptState.OVER:
+                self.saver.observers.left(self.attempt_of(batch))
+
+    async def _pass(
+        self, batch: Batch[Any], way: Way, error: BaseException | None
+    ) -> Passed | Again:
+        if batch.state is AttemptState.SUBMITTED:
+            await self._wait_submitted(batch, way)
+        if (way is Way.CANCEL or self.stop.is_parking) and is_ended_from_outside(batch):
+            batch.state = AttemptState.OPEN
+            await self._pass(batch, Way.CANCEL, None)
+        action = GATE[batch.state][way]
+        if action is Action.PASS:
+            if way is Way.CONFIRM:
+                self._check_confirmed(batch)
+            return Passed.GO_ON
+        if action is Action.REFUSE:
+            raise self._forgotten(batch)
+        if action is Action.ILLEGAL:
+            raise RuntimeError("a withdrawn batch has nothing to confirm")
+        shield = trio.CancelScope(shield=True) if way in _LEAVING else nullcontext()
+        try:
+            with shield:
+                return await self._act(action, batch, way, error)
+        except (TokenNeverSettledError, BatchFailedError, StreamFailedError):
+            raise
+        except Exception as problem:
+            batch.problem = problem
+            self.drop(batch, failure_of(problem))
+            if way not in _LEAVING:
+                raise
+            where = describe_batch(self.run_id, self.lane.key, batch.index)
+            log.error(
+                "while an exception left %s, saving failed: %s",
+                where,
+                one_line(text_of(problem)),
+                extra=at(self.run_id, self.lane.key, batch.index),
+            )
+            return Passed.GO_ON
+        except BaseException:  # KeyboardInterrupt, say, before anything was submitted
+            if self.open.get(batch.index) is batch:
+                self.drop(batch, CANCELLED)  # or whoever waits for it would wait for ever
+            raise
+
+    def _check_confirmed(self, batch: Batch[Any]) -> None:
+        """Raise if an attempt that is over did not end in a saved batch."""
+        if batch.token.state is TokenState.CONFIRMED or self.lane.progress.is_done(batch.index):
+            return
+        failure = self.failed.get(batch.index, Failure("this attempt at it is over"))
+        raise batch.problem or BatchFailedError(
+            failure.reason,
+            run_id=self.run_id,
+            stream=self.lane.key,
+            batch_index=batch.index,
+        ) from failure.cause
+
+    async def _act(
+        self, action: Action, batch: Batch[Any], way: Way, error: BaseException | None
+    ) -> Passed | Again:
+        match action:
+            case Action.SAVE:
+                return await self._save_batch(batch, way)
+            case Action.SAVE_OR_REJECT if self.keeper is None:
+                return await self._save_batch(batch, way)
+            case Action.DECIDE | Action.GIVE_UP:
+                return await self._decide(batch, may_retry=action is Action.DECIDE)
+            case Action.RECORD if batch.state is AttemptState.SKIPPED:
+                await self._save_skip(batch, staged_of(batch).error)
+            case Action.RECORD:
+                await self._save_attempt(batch, staged_of(batch).error, is_final=True)
+            case Action.FAIL:
+                await self._save_attempt(batch, error, is_final=True)
+            case Action.FORGOTTEN:
+                forgotten = self._forgotten(batch)
+                await self._save_attempt(batch, forgotten, is_final=True)
+                raise forgotten
+            case Action.CANCEL | Action.SAVE_OR_REJECT:
+                self.drop(batch, CANCELLED)
+                await self._keep_spent(batch)
+            case Action.REJECT:
+                self.drop(batch, failure_of(error) if error is not None else CANCELLED)
+                await self._keep_spent(batch)
+            case Action.END:
+                await self._save_end(batch)
+                return Passed.ENDED
+            case Action.FORGET:
+                self.drop(batch, WITHDRAWN)
+                await self._keep_spent(batch)
+            case _:
+                raise RuntimeError(f"the gate cannot {action.value}")
+        return Passed.GO_ON
+
+    async def confirm(self, batch: Batch[Any]) -> None:
+        """The gate pulled forward."""
+        await self.pass_gate(batch, Way.CONFIRM)
+
+    def _forgotten(self, batch: Batch[Any]) -> TokenNeverSettledError:
+        where = describe_batch(self.run_id, self.lane.key, batch.index)
+        return TokenNeverSettledError(
+            f"{where} was left without complete(), fail(), skip() or withdraw()",
+            run_id=self.run_id,
+            stream=self.lane.key,
+            batch_index=batch.index,
+        )
+
+    # -- saving -----------------------------------------------------------------------------
+
+    async def _save_batch(self, batch: Batch[Any], way: Way) -> Passed | Again:
+        staged = staged_of(batch)
+        batch.state = AttemptState.SUBMITTED
+        try:
+            check_awaited(batch, is_left=True)
+            if staged.adopted:
+                await self.files.adopt(staged.adopted, batch.index, staged.outputs)
+                staged.adopted.clear()
+            if self.files.validator is not None:
+                await self.files.check(staged.outputs)
+            lines = await self.files.open_sinks(staged.lines) if staged.lines else ()
+            adds = self.encode_adds(batch) if self.frontier is not None else b""
+            saved = None if self.keeper is None else await self.keeper.save()
+            record = Record(
+                at=time.time(),
+                index=batch.index,
+                item=batch.digest,
+                attempts=batch.attempt,
+                records=staged.records,
+                outputs=tuple(staged.outputs.values()),
+                lines=tuple(SinkLines(s.path, len(b), lines_digest(b)) for s, b in lines),
+                totals=staged.totals,
+                spent=staged.spent,
+                cursor=staged.cursor,
+                metadata=staged.metadata,
+                state=b"" if saved is None else saved.payload,
+                adds=adds,
+                last_index=batch.index if staged.is_last else None,
+                expected=self.new_expected(),
+                estimate=self.new_estimate(),
+                opened=self.new_opening(),
+                phase=self.new_phase(),
+            )
+            payload = encode_record(record)
+        except (OutputError, NotEncodableError, NeverAwaitedError, MemoryError) as problem:
+            batch.state = AttemptState.FAILED  # its checks failed, so the attempt has
+            staged_of(batch).error = problem
+            return await self._act(GATE[batch.state][way], batch, way, problem)
+        blobs = () if saved is None else saved.kept.blobs
+        await self._save(batch, record, payload, lines, partial(self._confirmed, saved), blobs)
+        if self.keeper is not None:
+            await self.prune_state()
+        return Passed.GO_ON
+
+    def _confirmed(self, saved: Saved | None, batch: Batch[Any], record: Record) -> None:
+        if self.frontier is not None:
+            self.frontier.number(staged_of(batch).adds)
+            self.frontier.finish(batch.index - self.first_index)
+            if self.frontier.is_ready:
+                self.changed()
+        elif self.keeper is not None:
+            sequence = self.lane.progress.sequence  # this is called as it lands
+            self.keeper.landed(saved, sequence, record.at, is_confirmed=True)
+        self.files.release(batch.index, {output.path for output in record.outputs})
+        result = CheckpointResult(
+            record.outputs,
+            record.metadata,
+            record.records,
+            datetime.fromtimestamp(record.at, UTC),
+        )
+        self.lane.confirmed += 1
+        self.close_attempt(batch, AttemptEnd.CONFIRMED)
+        if may(batch.token, TokenEvent.CONFIRM):  # a coordinator closed meanwhile has failed it
+            move(batch.token, TokenEvent.CONFIRM, result)
+
+    async def _decide(self, batch: Batch[Any], *, may_retry: bool) -> Passed | Again:
+        """Save a failed attempt, and say what becomes of the batch."""
+        error = staged_of(batch).error or "it failed"
+        verdict: Again | GiveUp = GiveUp(Then.FAIL)
+        if may_retry and not staged_of(batch).is_final:
+            problem = error if isinstance(error, BaseException) else Exception(error)
+            try:
+                verdict = self.retry.decide(problem, batch.attempt)
+            except BaseException:  # of a rule; the batch's own error is the one that matters
+                log.exception(
+                    "the retry table failed for %s",
+                    class_name(problem),
+                    extra=at(self.run_id, self.lane.key, batch.index),
+                )
+        if isinstance(verdict, Again):
+            await self._save_attempt(batch, error, is_final=False)
+            self.lane.retries += 1
+            if verdict.pauses:
+                self.pause_for(verdict.after_s, f"asked to wait: {failure_of(error).reason}")
+            return verdict
+        if verdict.then is Then.SKIP:
+            await self._save_skip(batch, error)
+            return Passed.GO_ON
+        await self._save_attempt(batch, error, is_final=True, retryable=verdict.retryable)
+        failure = failure_of(error)
+        if verdict.then is Then.FAIL_STREAM:  # also if the loop's caller catches what is raised
+            self.failure = describe_error(
+                error, retryable=verdict.retryable, batch_index=batch.index
+            )
+        kind = StreamFailedError if verdict.then is Then.FAIL_STREAM else BatchFailedError
+        raise kind(
+            failure.reason,
+            run_id=self.run_id,
+            stream=self.lane.key,
+            batch_index=batch.index,
+            retryable=verdict.retryable,
+        ) from failure.cause
+
+    async def _save_attempt(
+        self,
+        batch: Batch[Any],
+        error: BaseException | str | None,
+        *,
+        is_final: bool,
+        retryable: bool = True,
+    ) -> None:
+        error = error or "it failed"
+
+        def landed(batch: Batch[Any], _record: Record) -> None:
+            end = AttemptEnd.FAILED if is_final else AttemptEnd.RETRIED
+            self.close_attempt(batch, end, error)
+            self.taint_state()
+            if is_final:
+                self.files.release(batch.index)
+                self.fail_token(batch.token, failure_of(error))
+            elif may(batch.token, TokenEvent.RETRY):
+                move(batch.token, TokenEvent.RETRY)
+            else:  # the token stays PENDING, but monitors count attempts
+                self.coordinator.registry.touch()
+
+        await self._let_snapshot_land()
+        record = self._record(Kind.ATTEMPT, batch, error, retryable=retryable)
+        await self._save(batch, record, encode_record(record), (), landed)
+        await self.restore_state()
+
+    async def _save_skip(self, batch: Batch[Any], error: BaseException | str | None) -> None:
+        error = error or "it was skipped"
+
+        def landed(batch: Batch[Any], _record: Record) -> None:
+            self.close_attempt(batch, AttemptEnd.SKIPPED, error)
+            self.taint_state()
+            self.files.release(batch.index)
+            self.lane.skipped += 1
+            self.fail_token(batch.token, failure_of(error), is_kept=False)  # progress knows it
+
+        await self._let_snapshot_land()
+        record = self._record(Kind.SKIP, batch, error)
+        await self._save(batch, record, encode_record(record), (), landed)
+        await self.restore_state()
+
+    async def _let_snapshot_land(self) -> None:
+        """A snapshot of an attempt comes before the record that ends it, never after."""
+        if self.keeper is not None:
+            await self.keeper.wait_saved()
+
+    async def _save_end(self, batch: Batch[Any]) -> None:
+        def landed(batch: Batch[Any], _record: Record) -> None:
+            self.close_attempt(batch, AttemptEnd.WITHDRAWN)
+            self.taint_state()
+            self.files.release(batch.index)
+            move(batch.token, TokenEvent.WITHDRAW, WITHDRAWN)
+
+        record = Record(
+            kind=Kind.SAVE,
+            at=time.time(),
+            spent=staged_of(batch).spent,
+            last_index=batch.index - 1,
+            opened=self.new_opening(),
+            phase=self.new_phase(),
+        )
+        await self._save(batch, record, encode_record(record), (), landed)
+        await self.restore_state()
+
+    def _record(
+        self,
+        kind: Kind,
+        batch: Batch[Any],
+        error: BaseException | str,
+        *,
+        retryable: bool = True,
+    ) -> Record:
+        return Record(
+            kind=kind,
+            at=time.time(),
+            index=batch.index,
+            item=batch.digest,
+            attempts=batch.attempt,
+            spent=staged_of(batch).spent,
+            error=describe_error(error, retryable=retryable, batch_index=batch.index),
+            metadata=_details_of(error),
+            opened=self.new_opening(),
+            phase=self.new_phase(),
+        )
+
+    async def _save(
+        self,
+        batch: Batch[Any],
+        record: Record,
+        payload: bytes,
+        lines: tuple[tuple[AppendFile, bytes], ...],
+        landed: Callable[[Batch[Any], Record], None],
+        blobs: tuple[str, ...] = (),
+    ) -> None:
+        """Send a record of a batch on its way and wait for the outcome."""
+
+        def tell(error: Exception | None) -> None:
+            try:
+                if error is not None:
+                    raise error
+                landed(batch, record)
+            except BaseException as problem:
+                if isinstance(problem, Exception):
+                    batch.problem = problem
+                self.drop(batch, failure_of(problem))
+                if problem is not error:  # a user's key function, say: the run ends with it
+                    raise
+
+        batch.state = AttemptState.SUBMITTED
+        if self.saver.observers:
+            self.saver.observers.settled(self.attempt_of(batch))
+        checkpoint = await self.saver.encode(self.lane, payload, blobs)
+        submission = Submission(self.lane, record, checkpoint, lines, tell)
+        self.saver.submit(submission)
+        await submission.wait()
+
+    async def _keep_spent(self, batch: Batch[Any]) -> None:
+        """Save what an attempt has cost that leaves no record of its own."""
+        if staged_of(batch).spent and self.saver.poison is None:
+            record = Record(kind=Kind.SAVE, at=time.time(), spent=staged_of(batch).spent)
+            await self.save_plain(record)
+
+    async def _wait_submitted(self, batch: Batch[Any], way: Way) -> None:
+        """Another task passes the gate with this batch: wait for the outcome."""
+        with trio.CancelScope(shield=True):
+            while batch.state is AttemptState.SUBMITTED:
+                await self.awaited.setdefault(batch.index, trio.Event()).wait()
+        if batch.problem is not None and way not in _LEAVING:
+            raise batch.problem
+
+
+def _details_of(error: BaseException | str) -> dict[str, Any]:
+    """What is stored beside the text of an error; of a group, what its first one has."""
+    for part in () if isinstance(error, str) else failures_in(error):
+        if isinstance(part, TrioCkptError) and part.details:
+            return dict(part.details)
+    return {}

@@ -1,0 +1,495 @@
+"""Group commit: the way from a submitted checkpoint to a confirmed one.
+
+Theory of operation
+===================
+
+One trio task of the run saves.  It takes *all* that is queued, saves it as one group, and
+never waits for time: while one group is on its way to the disk the next one gathers by
+itself.  After a group it passes one schedule point, so that the loops it has just woken
+can submit their next batch; without that they split into two alternating halves.
+
+For each checkpoint of a group, in this order:
+
+    lines appended and fsynced -> store.save -> progress -> token -> the loop wakes
+
+so nobody learns of a checkpoint before it is durable, and whoever wakes sees progress
+that includes it.
+
+A checkpoint that fails takes with it the later ones of its lane that were submitted
+already: their sequence numbers follow on from one that is not there.  They run again.
+
+A save that does not end in time has an unknown outcome.  Then the run is *poisoned*:
+this process saves nothing more, and only the next start can tell what landed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
+
+import trio
+
+from .._journal.progress import Progress, apply
+from .._journal.record import Record, encode_record
+from .._journal.store import BlobPayload, Checkpoint, Fold, RunKey, Store
+from .._util.errors import (
+    SaveOutcomeUnknownError,
+    StoreConflictError,
+    StoreError,
+    TrioCkptError,
+    class_name,
+    describe_batch,
+    text_of,
+)
+from .._util.log import at
+from .._util.patience import give_up_after
+from .._util.plain import StreamKey, encode_key
+from .._util.text import plural
+from .._util.threads import NOT_BEGUN, WorkerThread
+from .._util.uninterrupted import uninterrupted
+from ..outputs import AppendFile
+from .observers import Observers
+from .pending_commit import Submission, refuse_to_abort
+from .stream_log import Lane
+
+log = logging.getLogger("trio_ckpt.saver")
+
+RECORDS_PER_FOLD = 500  # what resuming reads at most, and what a fold is spread over
+MAX_GROUP = 4_096  # bounds the memory and the time of one transaction
+DEFAULT_SAVE_TIMEOUT_S = 60.0
+
+
+@uninterrupted
+class Saver:
+    """Saves what is submitted; its `run` is a background task of the run.
+
+    Attributes:
+        run_key: Who saves.
+        poison: Why nothing is saved any more, if so.
+        observers: Who is told what the run does.
+        is_appending: Whether a thread is, perhaps one that was given up on.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        run_key: RunKey,
+        *,
+        save_timeout_s: float,
+        on_poison: Callable[[], None],
+        observers: Observers | None = None,
+    ) -> None:
+        self.run_key = run_key
+        self.poison: Exception | None = None
+        self.observers = observers or Observers()
+        self.is_appending = False
+        self._store = store
+        self._save_timeout_s = save_timeout_s
+        self._on_poison = on_poison
+        self._queue: list[Submission] = []
+        self._taken: list[Submission] = []  # the group in flight
+        self._lanes: list[Lane] = []
+        self._unfolded = 0
+        self._dirty: dict[Lane, None] = {}  # have moved since their last fold
+        self._idle_task: trio.lowlevel.Task | None = None
+        self._is_closing = False
+        self._is_over = False
+        self._owned_at = -math.inf  # when the store was asked that said last who owns the run
+        self._appender = WorkerThread("trio_ckpt appender")
+        self._make_seal = partial(store.seal, run_key.run_id, run_key.generation)
+
+    # -- the way in -------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """All of them."""
+        return tuple(self._lanes)
+
+    def add_lane(self, key: StreamKey, progress: Progress) -> Lane:
+        """Make the way for a stream, going on from `progress`."""
+        lane = Lane(key, encode_key(key), self._make_seal, progress, progress.sequence)
+        self._lanes.append(lane)
+        return lane
+
+    async def encode(self, lane: Lane, payload: bytes, blobs: tuple[str, ...] = ()) -> Checkpoint:
+        """Seal the next record of a lane; a large one is put as a blob, durably, first.
+
+        The sequence number is taken when this returns: call `submit` without a
+        cancellation point between.
+
+        Raises:
+            StoreError: the blob cannot be put.
+
+        Cancellation: none; a store that does not take a blob in time poisons the run.
+        """
+        if len(payload) >= self._store.inline_limit_bytes:
+            return await self._place_blob(lane, payload, blobs)
+        tools = lane.tools
+        if tools.placing.locked():  # or its blob would be put again for each that comes between
+            with trio.CancelScope(shield=True):
+                await tools.placing.acquire()
+            tools.placing.release()  # who comes next runs when this has been submitted
+        sequence = lane.submitted + 1
+        sealed = tools.seal.close(sequence, payload)
+        return Checkpoint(lane.text, sequence, sealed, blobs=blobs)
+
+    async def _place_blob(self, lane: Lane, payload: bytes, blobs: tuple[str, ...]) -> Checkpoint:
+        digest, sequence = "", -1
+        with trio.CancelScope(shield=True):
+            async with lane.tools.placing:
+                while lane.submitted + 1 != sequence:  # again, if one before it has failed
+                    sequence = lane.submitted + 1
+                    digest = await self.put_blob(lane.tools.seal.close(sequence, payload))
+        return Checkpoint(lane.text, sequence, b"", digest, blobs=blobs)
+
+    async def put_blob(self, payload: BlobPayload) -> str:
+        """Put a blob, durably; its name, see `Store.put_blob`.
+
+        Raises:
+            StoreError: it cannot be put.
+
+        Cancellation: none; a store that does not take it in time poisons the run.
+        """
+        sizes: list[int] = []
+        with give_up_after(self._save_timeout_s):
+            name = await self._store.put_blob(_counted(payload, sizes))
+            if self.observers:
+                self.observers.saved(self.run_key.run_id, sum(sizes))
+            return name
+        unknown = self._unknown(f"waits for a blob since {self._save_timeout_s:g} s")
+        self._set_poison(unknown)
+        raise unknown
+
+    async def check_owner(self, max_age_s: float = 0.0) -> None:
+        """See that nobody has taken the run over, before a file is changed that others may have.
+
+        Args:
+            max_age_s: An answer of the store that is not older will do.
+
+        Raises:
+            StoreConflictError: somebody has; nothing more is saved.
+            StoreError: the store cannot tell.
+
+        Cancellation: none; a store that does not answer in time poisons the run.
+        """
+        asked_at = trio.current_time()  # the answer is at least that old when it is read
+        if asked_at - self._owned_at < max_age_s:
+            return
+        with give_up_after(self._save_timeout_s):
+            try:
+                await self._store.save(self.run_key, [])
+                self._owned_at = asked_at
+            except (StoreConflictError, SaveOutcomeUnknownError) as error:
+                self._set_poison(error)
+                raise
+            return
+        unknown = self._unknown(f"has not ended after {self._save_timeout_s:g} s")
+        self._set_poison(unknown)
+        raise unknown
+
+    async def save(
+        self,
+        lane: Lane,
+        record: Record,
+        blobs: tuple[str, ...] = (),
+        *,
+        landed: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Save a record that is not about a batch, and wait for it.
+
+        Args:
+            lane: Its stream.
+            record: What it says.
+            blobs: That its state names.
+            landed: Called when it is durable, at the moment when progress says so: before any
+                task can look at that.
+
+        Returns:
+            Its sequence; by now there may be later ones.
+
+        Raises:
+            NotEncodableError: a value in it cannot be encoded.
+            Exception: whatever kept it from being saved.
+
+        Durability: when this returns it is saved.
+        Cancellation: none once it is submitted.
+        """
+        checkpoint = await self.encode(lane, encode_record(record), blobs)
+        submission = Submission(
+            lane, record, checkpoint, (), lambda error: landed() if error is None else None
+        )
+        self.submit(submission)
+        await submission.wait()
+        return checkpoint.sequence
+
+    async def save_all(self, records: Iterable[tuple[Lane, Record]]) -> None:
+        """Save several records, each of which is not about a batch, in one group.
+
+        Raises, Durability, Cancellation: as for `save`; what it raises is the first that
+            was not saved, and the others may have been.
+        """
+        submissions: list[Submission] = []
+        for lane, record in records:
+            checkpoint = await self.encode(lane, encode_record(record))
+            submissions.append(Submission(lane, record, checkpoint, (), lambda _error: None))
+            self.submit(submissions[-1])
+        for submission in submissions:
+            await submission.wait()
+
+    def submit(self, submission: Submission) -> None:
+        """Queue a checkpoint for the next group.
+
+        Raises:
+            NotEncodableError: its stream would have produced more records than can be counted.
+            TrioCkptError: the run is poisoned.
+        """
+        if self.poison is not None:
+            raise self.poison
+        if self._is_over:
+            raise TrioCkptError("the run is closed", run_id=self.run_key.run_id)
+        submission.lane.expect(submission.produced)
+        submission.lane.submitted = submission.checkpoint.sequence
+        self._queue.append(submission)
+        self._wake()
+
+    def close(self) -> None:
+        """Let `run` end when everything submitted has been saved."""
+        self._is_closing = True
+        self._wake()
+
+    def close_sinks(self) -> None:
+        """Give the append files back; what was not confirmed stays behind."""
+        for lane in self._lanes:
+            for sink in lane.sinks.values():
+                sink.close()
+
+    def _wake(self) -> None:
+        if self._idle_task is not None:
+            trio.lowlevel.reschedule(self._idle_task)
+            self._idle_task = None
+
+    # -- the background task ------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Save group after group until closed; whatever ends it wakes who waits for a checkpoint.
+
+        Cancellation: none; it ends by `close`, or when the run is poisoned.
+        """
+        with trio.CancelScope(shield=True):
+            try:
+                while self._queue or not self._is_closing:
+                    if self._queue:
+                        await self._save_next_group()
+                        await trio.lowlevel.cancel_shielded_checkpoint()  # see above
+                    else:
+                        self._idle_task = trio.lowlevel.current_task()
+                        await trio.lowlevel.wait_task_rescheduled(refuse_to_abort)
+                self._is_over = True
+                await self._save_folds()
+            except BaseException as error:  # a bug of a store or a key function: nobody sleeps on
+                self._idle_task = None
+                self._set_poison(self._unknown(f"was left by {class_name(error)}"))
+                raise
+            finally:
+                self._is_over = True
+                self._appender.stop()
+
+    async def _save_next_group(self) -> None:
+        self._taken, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
+        taken = self._taken
+        if self.poison is not None:
+            self._end_all(taken, self.poison)
+            return
+        group = await self._append_lines(taken) if any(s.lines for s in taken) else taken
+        if not group:
+            return
+        folds = self._due_folds()
+        outcomes = await self._save(group, folds)
+        if len(outcomes) == len(group) and all(outcome is None for outcome in outcomes):
+            self._unfolded += len(group)
+            for submission in group:
+                self._land(submission)
+        else:
+            self._sort_out(group, outcomes)
+
+    async def _save(self, group: list[Submission], folds: list[Fold]) -> list[Exception | None]:
+        asked_at = trio.current_time()
+        with give_up_after(self._save_timeout_s):
+            try:
+                checkpoints = [submission.checkpoint for submission in group]
+                outcomes = await self._store.save(self.run_key, checkpoints, folds)
+                self._owned_at = asked_at
+                if self.observers:
+                    self._tell_saved(checkpoints, outcomes, folds)
+                return outcomes
+            except (StoreConflictError, SaveOutcomeUnknownError) as error:
+                self._set_poison(error)
+                return [error] * len(group)
+            except (StoreError, *NOT_BEGUN) as error:
+                log.error(
+                    "saving %s failed: %s",
+                    plural(len(group), "checkpoint"),
+                    text_of(error),
+                    extra=at(self.run_key.run_id),
+                )
+                return [error] * len(group)
+        unknown = self._unknown(f"has not ended after {self._save_timeout_s:g} s")
+        self._set_poison(unknown)
+        return [unknown] * len(group)
+
+    def _tell_saved(
+        self,
+        checkpoints: list[Checkpoint],
+        outcomes: list[Exception | None],
+        folds: list[Fold],
+    ) -> None:
+        size = sum(len(fold.payload) for fold in folds)
+        for checkpoint, outcome in zip(checkpoints, outcomes, strict=False):
+            size += len(checkpoint.payload) if outcome is None else 0
+        self.observers.saved(self.run_key.run_id, size)
+
+    def _unknown(self, problem: str) -> SaveOutcomeUnknownError:
+        return SaveOutcomeUnknownError(
+            f"a save of run {self.run_key.run_id!r} {problem}: whether it landed is unknown; "
+            "start the run again",
+            run_id=self.run_key.run_id,
+        )
+
+    def _land(self, submission: Submission) -> None:
+        lane, record = submission.lane, submission.record
+        for sink, lines in submission.lines:
+            sink.confirm(sink.confirmed + len(lines))
+        apply(lane.progress, submission.checkpoint.sequence, record)
+        self._dirty[lane] = None
+        submission.end(None)
+
+    def _sort_out(self, group: list[Submission], outcomes: list[Exception | None]) -> None:
+        for submission, outcome in zip(group, outcomes, strict=True):
+            if outcome is None and not submission.is_over:
+                self._unfolded += 1
+                self._land(submission)
+            elif outcome is not None and not submission.is_over:
+                self._fail(submission, outcome)
+
+    def _fail(self, submission: Submission, error: Exception) -> None:
+        """End a checkpoint that was not saved, and the queued ones that follow on from it."""
+        lane = submission.lane
+        followers = [queued for queued in self._queue if queued.lane is lane]
+        self._queue = [queued for queued in self._queue if queued.lane is not lane]
+        lane.submitted = min(lane.submitted, submission.checkpoint.sequence - 1)
+        self._end_all([submission, *followers], error)
+
+    def _end_all(self, submissions: Iterable[Submission], error: Exception) -> None:
+        with ExitStack() as stack:  # whatever one of them raises, the others are told
+            for submission in reversed(list(submissions)):
+                if submission.is_over:
+                    submission.wake()
+                else:
+                    stack.callback(submission.end, error)
+
+    def _set_poison(self, error: TrioCkptError) -> None:
+        if self.poison is not None:
+            return
+        self.poison = error
+        left, self._queue = [*self._taken, *self._queue], []
+        try:
+            self._end_all(left, error)
+        finally:
+            self._on_poison()
+        where = describe_batch(self.run_key.run_id, (), None)
+        log.error(
+            "%s is poisoned, nothing more is saved: %s", where, error, extra=at(self.run_key.run_id)
+        )
+
+    # -- append sinks --------------------------------------------------------------------
+
+    async def _append_lines(self, taken: list[Submission]) -> list[Submission]:
+        """Append all lines of a group, one fsync per file; returns those to go on with."""
+        chunks: dict[AppendFile, list[bytes]] = {}
+        for submission in taken:
+            for sink, lines in submission.lines:
+                chunks.setdefault(sink, []).append(lines)
+        failures: dict[AppendFile, Exception] = {}
+        with give_up_after(self._save_timeout_s) as scope:
+            self.is_appending = True
+            try:
+                failures = await self._appender.run(_append_all, chunks)
+            except NOT_BEGUN as error:
+                failures = dict.fromkeys(chunks, error)
+            self.is_appending = False
+        if scope.cancelled_caught:
+            unknown = SaveOutcomeUnknownError("an append has not ended; start the run again")
+            self._set_poison(unknown)
+            self._end_all(taken, unknown)
+            return []
+        failed_lanes: dict[Lane, Exception] = {
+            submission.lane: failures[sink]
+            for submission in taken
+            for sink, _ in submission.lines
+            if sink in failures
+        }
+        for submission in taken:
+            if submission.lane in failed_lanes and not submission.is_over:
+                self._fail(submission, failed_lanes[submission.lane])
+        return [submission for submission in taken if not submission.is_over]
+
+    # -- folds -----------------------------------------------------------------------------
+
+    def _due_folds(self) -> list[Fold]:
+        """The folds of the lanes that have moved enough, every so many records of the run."""
+        if self._unfolded < RECORDS_PER_FOLD:
+            return []
+        self._unfolded = 0
+        return self._take_folds([lane for lane in self._dirty if lane.is_fold_due])
+
+    def _take_folds(self, lanes: Iterable[Lane]) -> list[Fold]:
+        folds: list[Fold] = []
+        for lane in lanes:
+            del self._dirty[lane]
+            if (fold := lane.fold()) is not None:
+                folds.append(fold)
+        return folds
+
+    async def _save_folds(self) -> None:
+        """Leave folds behind for the next start, best effort: they save time, no truth."""
+        folds = self._take_folds(tuple(self._dirty))
+        if folds and self.poison is None:
+            await self._save([], folds)
+
+
+@asynccontextmanager
+async def open_saver(store: Store, run_key: RunKey) -> AsyncGenerator[Saver]:
+    """Save what the block submits; its exception leaves as it is."""
+    saver = Saver(store, run_key, save_timeout_s=DEFAULT_SAVE_TIMEOUT_S, on_poison=lambda: None)
+    body_error: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(saver.run)
+        try:
+            yield saver
+        except BaseException as error:
+            body_error = error
+        finally:
+            saver.close()
+    if body_error is not None:
+        raise body_error
+
+
+def _append_all(chunks: dict[AppendFile, list[bytes]]) -> dict[AppendFile, Exception]:
+    failures: dict[AppendFile, Exception] = {}
+    for sink, lines in chunks.items():
+        try:
+            sink.append(lines)
+        except Exception as error:  # each file fails for itself; the saver tells its batches
+            failures[sink] = error
+    return failures
+
+
+def _counted(payload: BlobPayload, sizes: list[int]) -> Iterator[memoryview]:
+    """The buffers of a payload, whose sizes are known only when they are taken."""
+    for buffer in [payload] if isinstance(payload, (bytes, bytearray, memoryview)) else payload:
+        view = memoryview(buffer)
+        sizes.append(view.nbytes)
+        yield view

@@ -1,0 +1,89 @@
+"""Telling observers what a run does; free where nobody observes.
+
+The code that tells asks first whether there is anybody (``if observers:``), so a run without
+observers pays for one truth value.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+
+from .._journal.store import Attempt, AttemptEnd, Observer
+from .._util.log import Place, at
+
+log = logging.getLogger("trio_ckpt.observe")
+
+
+class Observers:
+    """Who observes a run.
+
+    What one of them raises is logged, also what ends programs, such as SystemExit: a monitor
+    breaks no run.
+    """
+
+    __slots__ = ("_observers",)
+
+    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+        self._observers = list(observers)
+
+    def __bool__(self) -> bool:
+        return bool(self._observers)
+
+    @contextmanager
+    def adding(self, observer: Observer) -> Generator[None]:
+        """Tell one more of them while the block runs."""
+        self._observers.append(observer)
+        try:
+            yield
+        finally:
+            self._observers.remove(observer)
+
+    def began(self, attempt: Attempt) -> None:
+        """See `Observer.attempt_began`."""
+        for observer in self._observers:
+            try:
+                observer.attempt_began(attempt)
+            except BaseException:
+                _say_failed(observer, at_attempt(attempt))
+
+    def settled(self, attempt: Attempt) -> None:
+        """See `Observer.attempt_settled`."""
+        for observer in self._observers:
+            try:
+                observer.attempt_settled(attempt)
+            except BaseException:
+                _say_failed(observer, at_attempt(attempt))
+
+    def ended(self, attempt: Attempt, end: AttemptEnd, error: str | None) -> None:
+        """See `Observer.attempt_ended`."""
+        for observer in self._observers:
+            try:
+                observer.attempt_ended(attempt, end, error)
+            except BaseException:
+                _say_failed(observer, at_attempt(attempt))
+
+    def left(self, attempt: Attempt) -> None:
+        """See `Observer.attempt_left`."""
+        for observer in self._observers:
+            try:
+                observer.attempt_left(attempt)
+            except BaseException:
+                _say_failed(observer, at_attempt(attempt))
+
+    def saved(self, run_id: str, size: int) -> None:
+        """See `Observer.bytes_saved`."""
+        for observer in self._observers:
+            try:
+                observer.bytes_saved(run_id, size)
+            except BaseException:
+                _say_failed(observer, at(run_id))
+
+
+def _say_failed(observer: Observer, place: Place) -> None:
+    log.exception("an observer failed: %s", type(observer).__qualname__, extra=place)
+
+
+def at_attempt(attempt: Attempt) -> Place:
+    return at(attempt.run_id, attempt.stream, attempt.batch_index)

@@ -1,0 +1,509 @@
+"""One open stream: the attempts that are handed out, their tokens, and its state.
+
+What leaving an attempt means is the law of order, see `trio_ckpt._commit.gate`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import attrs
+import msgspec
+import trio
+
+from .._journal.record import CheckpointResult, ErrorInfo, Opened, Output, Record, Status
+from .._journal.statistics import Waiting, stuck_after_s
+from .._journal.store import Attempt, AttemptEnd
+from .._tokens.coordinator import CheckpointCoordinator
+from .._tokens.registry import AnyToken
+from .._tokens.token import CANCELLED, WITHDRAWN, Failure, TokenEvent, TokenState, failure_of, move
+from .._util.arguments import several, whole_number
+from .._util.errors import (
+    BatchFailedError,
+    StoreError,
+    StreamBusyError,
+    TrioCkptError,
+    describe_batch,
+    leaves_of,
+)
+from .._util.log import at
+from .._util.plain import copy_plain
+from .._util.text import one_line
+from .._util.uninterrupted import uninterrupted
+from ..state import FrontierItems, keyed_items
+from .archive_states import archive_chains
+from .batch import AttemptState, Batch, staged_of
+from .extent import Extent
+from .group_commit import Saver
+from .retry import RetryTable
+from .shutdown import Stop
+from .state_manager import StateKeeper
+from .stream_log import Lane
+from .stream_outputs import AnyPath, StreamFiles
+
+log = logging.getLogger("trio_ckpt.stream")
+
+
+def _nobody(_token: AnyToken) -> None:
+    """Nobody watches."""
+
+
+watch_handed_out: trio.lowlevel.RunVar[Callable[[AnyToken], None]] = trio.lowlevel.RunVar(
+    "trio_ckpt handed out", _nobody
+)
+"""Called, in this trio run, with the token of each attempt: for `trio_ckpt.testing`."""
+
+
+@uninterrupted
+@attrs.define(eq=False)
+class Desk(ABC):
+    """One open stream: its attempts, its tokens, what goes into their records.
+
+    It is the host of both; what leaving an attempt means is decided by the gate above it.
+
+    Attributes:
+        run_id: The run.
+        lane: Its way to the store.
+        open: The attempts handed out, by batch index.
+        tokens: The tokens of batches handed out or waiting to run again.
+        failed: Batches that failed for good in this session.
+        files: Its outputs.
+        nursery: That of the run: what goes on beside the loop.
+        keeper: Keeps the state that is captured with every batch, where there is one.
+        phase: The phase of the run that was open when it was opened.
+        opened_at: Unix time, s; the first record from then on says so.
+        extent: How far it goes, and which part of it the newest loop works on.
+        handed_at: When an attempt was handed out last; trio's clock.
+        pause: Until when nothing is handed out, and why; trio's clock.
+        failure: Why the stream was said to have failed, if it was.
+        verdicts: On exceptions of handlers, which leave as they are: that their batches failed.
+        changed: Called when items came to the frontier.
+        settled: Called with the index of a batch that is durable, or has failed.
+        awaited: Set when an attempt is over that another task waits for, by batch.
+        put_back: Called with the index of a confirmed batch that goes back to work.
+    """
+
+    run_id: str
+    lane: Lane
+    saver: Saver
+    coordinator: CheckpointCoordinator
+    stop: Stop
+    retry: RetryTable
+    files: StreamFiles
+    nursery: trio.Nursery
+    keeper: StateKeeper[Any] | None = None
+    frontier: FrontierItems[Any] | None = None
+    first_index: int = 0
+    open: dict[int, Batch[Any]] = attrs.field(factory=dict[int, Batch[Any]])
+    tokens: dict[int, AnyToken] = attrs.field(factory=dict[int, AnyToken])
+    failed: dict[int, Failure] = attrs.field(factory=dict[int, Failure])
+    is_parallel: bool = False
+    extent: Extent = attrs.field(
+        default=attrs.Factory(lambda self: Extent(self.first_index), takes_self=True)
+    )
+    phase: str | None = None
+    opened_at: float = attrs.field(factory=lambda: time.time())
+    handed_at: float = -math.inf
+    pause: tuple[float, str] | None = None
+    failure: ErrorInfo | None = None
+    verdicts: list[BatchFailedError] = attrs.field(factory=list[BatchFailedError])
+    changed: Callable[[], None] = lambda: None
+    settled: Callable[[int], None] = lambda _index: None
+    awaited: dict[int, trio.Event] = attrs.field(factory=dict[int, trio.Event])
+    put_back: Callable[[int], None] = lambda _index: None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the stream has failed since it was opened."""
+        progress = self.lane.progress
+        return progress.status is Status.FAILED and progress.opened_at == self.opened_at
+
+    # -- handing out ----------------------------------------------------------------------
+
+    def hand_out(self, index: int, item: Any, digest: bytes) -> Batch[Any]:
+        """Make the next attempt at a batch.
+
+        Raises:
+            StreamBusyError: an attempt at it is open.
+            ValueError: the index is above `MAX_INDEX`.
+        """
+        whole_number("the index of a batch", index)
+        if index in self.open:
+            where = describe_batch(self.run_id, self.lane.key, index)
+            raise StreamBusyError(
+                f"{where} is open already: settle it, or use run_batches for several at once",
+                run_id=self.run_id,
+                stream=self.lane.key,
+                batch_index=index,
+            )
+        token = self.tokens.get(index)
+        if token is None:
+            token = self.coordinator.adopt(self.run_id, self.lane.key, index, self)
+            self.tokens[index] = token
+            self.failed.pop(index, None)
+        before = self.lane.progress.failures.get(index)
+        attempt = 1 if before is None else before.attempts + 1
+        batch: Batch[Any] = Batch(index, copy_plain(item), attempt, token, self, item, digest)
+        if self.keeper is not None:
+            batch.resumed_from = self.keeper.begin_batch(index)
+        self.open[index] = batch
+        self.handed_at = trio.current_time()
+        self.stop.enter_batch(token)
+        if self.saver.observers:
+            self.saver.observers.began(self.attempt_of(batch))
+        watch_handed_out.get()(token)
+        return batch
+
+    def attempt_of(self, batch: Batch[Any]) -> Attempt:
+        """An attempt as observers are told of it."""
+        return Attempt(self.run_id, self.lane.key, batch.index, batch.attempt)
+
+    # -- waiting --------------------------------------------------------------------------
+
+    def pause_for(self, for_s: float, reason: str) -> None:
+        until = trio.current_time() + for_s
+        if self.pause is None or until > self.pause[0]:
+            self.pause = until, reason
+            log.info(
+                "%s waits %.3g s: %s",
+                self.where(),
+                for_s,
+                one_line(reason),
+                extra=at(self.run_id, self.lane.key),
+            )
+
+    async def wait_paused(self) -> None:
+        """Wait until nobody asks the stream to wait any more.
+
+        Cancellation: a cancellation point if there is something to wait for.
+        """
+        while (pause := self.pause) is not None:
+            await trio.sleep_until(pause[0])
+            if self.pause == pause:  # it may have been made longer meanwhile
+                self.pause = None
+
+    def waiting(self) -> Waiting | None:
+        """What the stream waits for before it begins another batch, if it does."""
+        if self.pause is None:
+            return None
+        until, reason = self.pause
+        left_s = until - trio.current_time()
+        return Waiting(self.lane.key, reason, left_s) if left_s > 0 else None
+
+    @property
+    def _items(self) -> int | None:
+        """How many items its `Frontier` has; None: it has none."""
+        return None if self.frontier is None else len(self.frontier)
+
+    def total(self) -> int | None:
+        """How many batches there are in all; None where that is not certain."""
+        return self.extent.total(self.lane.progress, self._items)
+
+    def expected_batches(self) -> int | None:
+        """The same, or else about how many there are, where that was said."""
+        return self.extent.expected_batches(self.lane.progress, self._items)
+
+    def set_estimate(self, count: int | None) -> None:
+        """Say about how many batches an open end has.
+
+        Raises:
+            TypeError: it is no open end.
+        """
+        if self.extent.expected is not None or self.frontier is not None:
+            raise TypeError("expected_batches is for an open end: a list says how many there are")
+        self.extent.estimate = None if count is None else whole_number("expected_batches", count)
+
+    def left(self) -> int | None:
+        """How many batches are known to be left; None where that is not known."""
+        return self.extent.left(self.lane.progress, self._items)
+
+    def ahead(self, now: float, session_s: float) -> int | None:
+        """How many of them this session is about to do; None where that is not known.
+
+        None of a stream that has failed, or from which nothing comes any more.
+
+        Args:
+            now: On trio's clock.
+            session_s: For how long the stream was open in this session, in seconds.
+        """
+        usual_s = session_s / self.lane.confirmed if self.lane.confirmed else None
+        is_stuck = bool(self.open) and now - self.handed_at > stuck_after_s(usual_s)
+        if self.has_failed or self.failure is not None or is_stuck:
+            return 0
+        return self.extent.ahead(self.lane.progress, self._items)
+
+    def where(self, index: int | None = None) -> str:
+        """The stream, or a batch of it, in words."""
+        return describe_batch(self.run_id, self.lane.key, index)
+
+    def verdict_on(self, error: BaseException) -> BaseException:
+        """What the retry table made of an exception of a handler; of another, it itself."""
+        return next((v for v in self.verdicts if v.__cause__ is error), error)
+
+    def verdicts_in(self, error: BaseException) -> list[BaseException]:
+        """The exceptions of a group, or what the retry table made of them."""
+        parts = leaves_of(error, lambda part: self.verdict_on(part) is not part)
+        return [self.verdict_on(part) for part in parts]
+
+    # -- what goes into a record ----------------------------------------------------------
+
+    def new_opening(self) -> Opened | None:
+        """What the first record of a stream that was opened says of it."""
+        if self.lane.progress.opened_at == self.opened_at:
+            return None
+        return Opened(self.opened_at, self.first_index)
+
+    def new_phase(self) -> str | None:
+        """The phase of the run that the stream was opened in, if the records do not know."""
+        return None if self.phase == self.lane.progress.phase else self.phase
+
+    def new_expected(self) -> int | None:
+        """How many batches there are, if the records do not know."""
+        return self.extent.new_expected(self.lane.progress, self._items)
+
+    def new_estimate(self) -> int | None:
+        """About how many an open end has, if the records do not know."""
+        return self.extent.new_estimate(self.lane.progress)
+
+    async def save_plain(self, record: Record, blobs: tuple[str, ...] = ()) -> int:
+        """Save a record of the stream that is not about a batch; see `Saver.save`."""
+        return await self.saver.save(self.lane, self.introduce(record), blobs)
+
+    def introduce(self, record: Record) -> Record:
+        """A record that says what the records do not know yet of the stream as a whole."""
+        news = {
+            "opened": self.new_opening(),
+            "phase": self.new_phase(),
+            "expected": self.new_expected(),
+            "estimate": self.new_estimate(),
+        }
+        said = {name: value for name, value in news.items() if value is not None}
+        return msgspec.structs.replace(record, **said) if said else record
+
+    async def save_finish(self, record: Record) -> None:
+        """Save that the stream is complete; its append files end then where records say."""
+        if self.files.root is not None:
+            await self.files.cut_tails()
+        await self.save_plain(record)
+
+    def encode_adds(self, batch: Batch[Any]) -> bytes:
+        frontier = self.frontier
+        return b"" if frontier is None else frontier.encode(frontier.news(staged_of(batch).adds))
+
+    def taint_state(self) -> None:
+        """Take note that a failed attempt may have changed the state in memory."""
+        if self.keeper is not None:
+            self.keeper.taint()
+
+    async def restore_state(self) -> None:
+        """Undo what a failed attempt did to the state in memory.
+
+        Cancellation: a cancellation point where arrays are read back.
+        """
+        if self.keeper is not None and self.keeper.is_tainted:
+            await self.keeper.restore()
+
+    async def prune_state(self, *, is_complete: bool = False) -> None:
+        """Let go of arrays of states that nothing needs any more, best effort.
+
+        Where they are to be archived, that is done beside the loop.
+
+        Cancellation: none.
+        """
+        keeper = self.keeper
+        if keeper is None or not (keeper.needs_pruning or is_complete):
+            return
+        pinned = {pin.lineage for pin in self.lane.progress.pins.values()}
+        dropped = keeper.take_dropped(pinned, is_complete=is_complete)
+        if not dropped or self.saver.poison is not None:
+            return
+        archive = keeper.versions.retention.archive
+        if archive is None:
+            sequences = [sequence for part in dropped.values() for sequence in part]
+            await self._let_go(keeper, sequences)
+        else:
+            self.nursery.start_soon(self._archive, keeper, dropped, archive)
+
+    async def _archive(
+        self, keeper: StateKeeper[Any], dropped: dict[bytes, list[int]], archive: str
+    ) -> None:
+        with trio.CancelScope(shield=True):
+            async with keeper.tools.archiving:
+                try:
+                    moved = await archive_chains(
+                        keeper.store, self.saver.run_key, self.lane, dropped, archive
+                    )
+                except TrioCkptError as error:
+                    log.warning(
+                        "old states of %s are not archived: %s",
+                        self.where(),
+                        error,
+                        extra=at(self.run_id, self.lane.key),
+                    )
+                    return
+                if moved and self.saver.poison is None:
+                    await self._let_go(keeper, moved)
+
+    async def _let_go(self, keeper: StateKeeper[Any], sequences: list[int]) -> None:
+        with trio.CancelScope(shield=True):
+            try:
+                await keeper.store.drop_blobs(self.saver.run_key, self.lane.text, sequences)
+            except StoreError as error:
+                log.warning(
+                    "old states of %s stay: %s",
+                    self.where(),
+                    error,
+                    extra=at(self.run_id, self.lane.key),
+                )
+
+    # -- the ends of tokens -------------------------------------------------------------------
+
+    def close_attempt(
+        self, batch: Batch[Any], end: AttemptEnd, error: BaseException | str | None = None
+    ) -> None:
+        """Take note that an attempt is over.
+
+        Args:
+            batch: The attempt.
+            end: What became of it; observers are told.
+            error: What went wrong.
+        """
+        was_open = self.open.pop(batch.index, None) is not None
+        if was_open:
+            self.stop.leave_batch(batch.token)
+        batch.state = AttemptState.OVER
+        if self.awaited and (event := self.awaited.pop(batch.index, None)) is not None:
+            event.set()
+        if was_open and self.saver.observers:
+            reason = None if error is None else failure_of(error).reason
+            self.saver.observers.ended(self.attempt_of(batch), end, reason)
+
+    def drop(self, batch: Batch[Any], failure: Failure) -> None:
+        """End an attempt without a record: the batch runs again."""
+        if batch.index in self.open:
+            self.taint_state()
+        self.close_attempt(batch, _end_of(failure), failure.reason)
+        self.files.release(batch.index)
+        self.fail_token(batch.token, failure)
+
+    def fail_token(self, token: AnyToken, failure: Failure, *, is_kept: bool = True) -> None:
+        if token.is_pending:
+            if is_kept:
+                self.failed[token.batch_index] = failure
+            event = TokenEvent.WITHDRAW if failure is WITHDRAWN else TokenEvent.REJECT
+            move(token, event, failure)
+
+    def close(self) -> None:
+        """Leave no token pending, but for those whose save is under way: they are told."""
+        is_over = (
+            self.saver.poison is not None
+        )  # whom the saver has not told by then, it never tells
+        for batch in tuple(self.open.values()):
+            if is_over or batch.state is not AttemptState.SUBMITTED:
+                self.drop(batch, CANCELLED)
+        for token in tuple(self.tokens.values()):
+            if token.batch_index not in self.open:
+                self.fail_token(token, CANCELLED)
+
+    # -- the host of tokens ---------------------------------------------------------------------
+
+    def complete(self, token: AnyToken, result: Any) -> bool:
+        """Settle a batch through its token, from whatever task has it."""
+        batch = self.open.get(token.batch_index)
+        if batch is None:
+            return False
+        if result is None:
+            return batch.complete()
+        if not isinstance(result, CheckpointResult):
+            kind = type(result).__qualname__
+            raise TypeError(f"in a run a token is completed with a CheckpointResult, not {kind}")
+        return batch.complete(
+            outputs=[output.path for output in result.outputs],
+            records=result.records,
+            metadata=result.metadata,
+        )
+
+    def fail(self, token: AnyToken, error: BaseException | str) -> bool:
+        """Fail a batch through its token: for good."""
+        batch = self.open.get(token.batch_index)
+        if batch is None or not batch.fail(error):
+            return False
+        staged_of(batch).is_final = True
+        return True
+
+    def check_wait(self, token: AnyToken) -> None:
+        """Refuse to let a body wait for itself."""
+        batch = self.open.get(token.batch_index)
+        if batch is not None and batch.task is trio.lowlevel.current_task():
+            raise RuntimeError(
+                "a body that waits for its own token waits for ever: use 'await batch.confirm()'"
+            )
+
+    def moved(self, token: AnyToken) -> None:
+        """Tell the monitors, and who waits for the batch."""
+        if token.state not in (TokenState.PENDING, TokenState.COMPLETED):
+            self.tokens.pop(token.batch_index, None)
+            self.settled(token.batch_index)
+        self.coordinator.registry.moved(token)
+
+    # -- the host of batches --------------------------------------------------------------------
+
+    def output_name(self, path: AnyPath) -> str:
+        """The name under which an output is kept."""
+        return self.files.name(path)
+
+    def claim_sink(self, name: str) -> None:
+        """Reserve an append file's name for this stream."""
+        self.files.claim_sink(name)
+
+    async def write(self, batch: Batch[Any], path: AnyPath, data: bytes) -> tuple[Output, str]:
+        """Write an output; returns it, and its path as users name it."""
+        output = await self.files.write(path, data, batch.index)
+        return output, self.files.path(output.path)
+
+    def check_withdraw(self, batch: Batch[Any]) -> None:
+        """Only an open end can be found to be no batch."""
+        if not self.extent.is_open_ended or self.is_parallel:
+            raise RuntimeError(
+                "withdraw() is for batches() without a source, one at a time; "
+                f"batch {batch.index} is in the source: skip() it"
+            )
+
+    def check_last(self, batch: Batch[Any]) -> None:
+        """A list says itself where it ends."""
+        if not self.extent.is_open_ended:
+            raise ValueError(
+                f"last=True is for batches() without a source; {batch.index} is in one"
+            )
+
+    def check_cursor(self) -> None:
+        """A cursor has an order."""
+        if self.is_parallel:
+            raise ValueError("a cursor needs batches in order: concurrency=1")
+
+    def aside(self, batch: Batch[Any]) -> AbstractAsyncContextManager[None]:
+        """A block that a stop does not have to see through."""
+        return self.stop.aside(batch.token)
+
+    def stage_items(self, items: Iterable[Any]) -> dict[str, Any]:
+        """Copies of items by their keys."""
+        if self.frontier is None:
+            raise TypeError("batch.add() needs a stream whose state is a Frontier")
+        return keyed_items(several("items", items, "items"), self.frontier.key)
+
+    @abstractmethod
+    async def confirm(self, batch: Batch[Any]) -> None:
+        """The gate pulled forward."""
+
+
+def _end_of(failure: Failure) -> AttemptEnd:
+    """What became of an attempt that leaves no record."""
+    if failure is WITHDRAWN:
+        return AttemptEnd.WITHDRAWN
+    return AttemptEnd.INTERRUPTED if failure is CANCELLED else AttemptEnd.FAILED

@@ -1,0 +1,51 @@
+"""Pins: saved states that keep their arrays, whatever the retention says.
+
+A pin is a record of its stream, so it is durable, in the history, and part of what progress adds
+up to.  It names the chain of the state that was the newest confirmed one; chains stay or go as a
+whole.  A rewind to before the batch of a pin takes the pin with it: the batch will be another.
+"""
+
+from __future__ import annotations
+
+import time
+
+from .._journal.record import Kind, Record
+from .._util.plain import check_label
+from .open_stream import Desk
+
+MAX_PINS = 1_000  # of a stream: all of them are in each of its folds
+
+
+async def pin_state(desk: Desk, label: str) -> None:
+    """Pin the newest confirmed state; see `Stream.pin`."""
+    check_label(label)
+    pins = desk.lane.progress.pins
+    if desk.keeper is None:
+        raise TypeError("open the stream with state=... to have a state to pin")
+    if label not in pins and len(pins) >= MAX_PINS:
+        raise ValueError(f"{desk.where()} has {MAX_PINS} pins: unpin one first")
+    kept, done = desk.keeper.confirmed, desk.lane.progress.done
+    lineage = kept.chain[0][1].lineage if kept is not None and kept.chain else b""
+    record = Record(
+        kind=Kind.PIN,
+        at=time.time(),
+        index=done.stop - 1 if done else None,
+        metadata={"label": label, "lineage": lineage.hex()},
+    )
+    has_moved = label in pins
+    await desk.save_plain(record)
+    if has_moved:
+        desk.keeper.needs_pruning = True
+        await desk.prune_state()
+
+
+async def unpin_state(desk: Desk, label: str) -> None:
+    """Take a pin away; see `Stream.unpin`."""
+    pins = desk.lane.progress.pins
+    if label not in pins:
+        has = ", ".join(map(repr, pins)) or "none"
+        raise ValueError(f"{desk.where()} has no pin {label!r}; it has: {has}")
+    await desk.save_plain(Record(kind=Kind.UNPIN, at=time.time(), metadata={"label": label}))
+    if desk.keeper is not None:
+        desk.keeper.needs_pruning = True
+    await desk.prune_state()

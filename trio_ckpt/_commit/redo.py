@@ -1,0 +1,423 @@
+"""Putting confirmed batches back to work: alone, or all after one of them.
+
+Theory of operation
+===================
+
+Nothing is ever taken out of a store.  A REDO record says which batches go back to work
+and takes back, exactly, what they had added; their outputs are moved into the archive of
+the output folder once it is saved, so progress is never ahead of the outputs.
+
+A batch of its own can be done again alone.  Where later ones build on it (a state, a
+cursor, an append file), all that came after it in the *sequence* goes back, and state and
+cursor are again what they were before it: the records themselves still say so.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from contextlib import aclosing
+from typing import Any
+
+import attrs
+import msgspec
+import trio
+
+from .._journal.history import Standing, StandingRecord, read_pages
+from .._journal.progress import Progress, add_marks, encode_marks, item_mark
+from .._journal.record import Kind, Output, Record, SinkLines, Status, Taken
+from .._journal.store import Store
+from .._util.errors import CannotRedoError, StoreDamagedError, describe_batch
+from .._util.exact_sum import ExactSum, add_amounts, encode_sums
+from .._util.index_set import IndexSet
+from .._util.log import at
+from .._util.plain import StreamKey
+from .._util.text import one_line, plural
+from .._util.threads import run_blocking
+from ..outputs import OutputDir, keep_tail
+from ..state._chain import blobs_of, read_chain
+from .group_commit import Saver
+from .stream_log import Lane
+from .stream_outputs import Claims
+
+log = logging.getLogger("trio_ckpt.redo")
+
+
+@attrs.define(eq=False)
+class Taking:
+    """What batches that go back to work had added.
+
+    Attributes:
+        indexes: Which.
+        confirmed: Those of them that were not skipped.
+        records, totals, spent: By them, exactly.
+        lines: Bytes per append file.
+        items, skipped_items: As of `Progress`.
+    """
+
+    indexes: IndexSet = attrs.field(factory=IndexSet)
+    confirmed: IndexSet = attrs.field(factory=IndexSet)
+    records: int = 0
+    totals: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
+    spent: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
+    lines: dict[str, int] = attrs.field(factory=dict[str, int])
+    items: int = 0
+    skipped_items: int = 0
+
+    def add(self, index: int, record: Record) -> None:
+        """Count one more."""
+        self.indexes.add(index)
+        mark = item_mark(index, record.item) if record.item else 0
+        self.items = add_marks(self.items, mark)
+        if record.kind is Kind.SKIP:
+            self.skipped_items = add_marks(self.skipped_items, mark)
+        self.records += record.records
+        add_amounts(self.totals, record.totals)
+        if record.kind is Kind.BATCH:
+            self.confirmed.add(index)
+            add_amounts(self.spent, record.spent)
+        for lines in record.lines:
+            self.lines[lines.path] = self.lines.get(lines.path, 0) + lines.size
+
+
+@attrs.define(eq=False)
+class Redo:
+    """Puts batches of one stream back to work; nobody may be working on them.
+
+    Attributes:
+        store: Where the records are.
+        saver: Saves.
+        lane: The stream.
+        outputs: Where its outputs are; None: they are left alone.
+        claims: Whose each name is, where the run is open.
+        put_back: Called with the index of each batch, at the moment when progress says that it
+            goes back to work: whoever hands batches out may do so from then on.
+        begin_change: Called before anything is saved, once it is sure that nothing refuses.
+    """
+
+    store: Store
+    saver: Saver
+    lane: Lane
+    outputs: OutputDir | None
+    claims: Claims = attrs.field(factory=dict[str, tuple[str, int]])
+    put_back: Callable[[int], None] = lambda _index: None
+    begin_change: Callable[[], Awaitable[None]] = trio.lowlevel.cancel_shielded_checkpoint
+
+    async def redo(self, indexes: Collection[int], reason: str) -> None:
+        """Put single batches back to work, confirmed or skipped ones.
+
+        One that a verification puts back while this waits for it goes back once.
+
+        Raises:
+            ValueError: one is neither.
+            CannotRedoError: later batches build on them.
+
+        Durability: when this returns it is saved, and their outputs are in the archive.
+        """
+        progress, wanted = self.lane.progress, IndexSet(indexes)
+        if strangers := [index for index in wanted if not progress.is_done(index)]:
+            raise ValueError(
+                f"neither confirmed nor skipped, so not to be redone: {strangers[:10]}"
+            )
+        async with self.lane.tools.redo_lock:
+            left = IndexSet(index for index in wanted if progress.is_done(index))
+            if left:
+                await self._redo(left, reason)
+
+    async def _redo(self, wanted: IndexSet, reason: str) -> None:
+        progress = self.lane.progress
+        if progress.is_ordered:
+            first = next(iter(wanted), None)
+            raise CannotRedoError(
+                None,
+                f"batch {first} cannot be redone alone, because later ones build on it; rewind the "
+                "stream to before it",
+                run_id=self.saver.run_key.run_id,
+                stream=self.lane.key,
+                batch_index=first,
+            )
+        taking = Taking()
+        async with aclosing(self._standing()) as pages:
+            async for records in pages:
+                for entry in records:
+                    if entry.index in wanted:
+                        taking.add(entry.index, entry.record)
+                if len(taking.indexes) == len(wanted):
+                    break
+        await self._take_back(taking, reason)
+
+    async def rewind(self, to: int, reason: str) -> IndexSet:
+        """Put all batches after `to` back to work; returns which.
+
+        Where batches build on each other, those that were saved after the first of them
+        go back, too.
+
+        Durability: as for `redo`.
+        """
+        async with self.lane.tools.redo_lock:
+            return await self._rewind(to, reason)
+
+    async def _rewind(self, to: int, reason: str) -> IndexSet:
+        progress = self.lane.progress
+        if to < progress.first_index and progress.started_at is not None:
+            return await self._rewind_before(1, reason, to=to)
+        wanted = progress.done.after(to)
+        if not wanted:
+            return wanted
+        taking, oldest = Taking(), 0
+        async with aclosing(self._standing()) as pages:
+            async for records in pages:
+                for entry in records:
+                    if entry.index in wanted:
+                        taking.add(entry.index, entry.record)
+                        oldest = entry.sequence
+                if len(taking.indexes) == len(wanted):
+                    break
+        if progress.is_ordered:
+            return await self._rewind_before(oldest, reason, to=to)
+        await self._take_back(taking, reason, index=to)
+        return taking.indexes
+
+    async def rewind_before(self, cut: int, reason: str) -> IndexSet:
+        """Put back to work what was saved from sequence `cut` on; returns which batches.
+
+        Durability: as for `redo`.
+        """
+        async with self.lane.tools.redo_lock:
+            return await self._rewind_before(cut, reason)
+
+    async def _rewind_before(self, cut: int, reason: str, *, to: int | None = None) -> IndexSet:
+        progress = self.lane.progress
+        taking, state, cursor = Taking(), b"", None
+        is_found = {"state": not progress.has_state, "cursor": not progress.has_cursor}
+        resets = progress.has_state
+        key = self.saver.run_key
+        standing = Standing(progress)
+        async with aclosing(
+            read_pages(self.store, key.run_id, key.generation, self.lane.key)
+        ) as pages:
+            async for records in pages:
+                for entry in _both(standing, records):
+                    if entry.sequence >= cut:
+                        taking.add(entry.index, entry.record)
+                for sequence, record in records:
+                    if sequence >= cut:
+                        continue
+                    if not is_found["state"] and _says_state(record):
+                        is_found["state"], state = True, record.state
+                        resets = not record.state
+                    if not is_found["cursor"] and record.cursor is not msgspec.UNSET:
+                        is_found["cursor"], cursor = True, record.cursor
+                if records and records[-1][0] < cut and all(is_found.values()):
+                    break
+        first = next(iter(taking.indexes), 0)
+        if state:
+            await self._check_restorable(cut, first)
+        await self._keep_tails(taking.lines)
+        await self._take_back(
+            taking,
+            reason,
+            index=first - 1 if to is None else to,
+            cursor=cursor if progress.has_cursor else msgspec.UNSET,
+            state=state,
+            resets_state=resets,
+        )
+        return taking.indexes
+
+    async def _check_restorable(self, cut: int, first: int) -> None:
+        """Raise CannotRedoError unless the state before a sequence is whole still."""
+        key = self.saver.run_key
+
+        async def older() -> AsyncGenerator[list[tuple[int, Record]]]:
+            pages = read_pages(self.store, key.run_id, key.generation, self.lane.key)
+            async with aclosing(pages):
+                async for records in pages:
+                    yield [entry for entry in records if entry[0] < cut]
+
+        try:
+            chain, _ = await read_chain(older(), with_snapshots=False)
+            for _, frame in chain:
+                if frame.blob:
+                    await self.store.read_blob(frame.blob, 0, 1)
+        except StoreDamagedError as error:
+            raise CannotRedoError(
+                None,
+                f"the state before batch {first} is not kept any more ({error}): retention= says "
+                "how many are; begin again with fresh=True",
+                run_id=key.run_id,
+                stream=self.lane.key,
+                batch_index=first,
+            ) from error
+
+    async def rewind_shortened(self, path: str, size: int) -> IndexSet:
+        """Put back to work what appended beyond the first `size` bytes of a file.
+
+        Durability: as for `redo`.
+        """
+        end, cut = self.lane.progress.sinks[path], 0
+        async with aclosing(self._standing()) as pages:
+            async for records in pages:
+                for entry in records:
+                    for lines in entry.record.lines:
+                        if lines.path == path and end > size:
+                            cut, end = entry.sequence, end - lines.size
+                if end <= size:
+                    break
+        reason = f"{path} was shortened to {plural(size, 'byte')}"
+        where = describe_batch(self.saver.run_key.run_id, self.lane.key, None)
+        log.warning("%s: %s", where, reason, extra=at(self.saver.run_key.run_id, self.lane.key))
+        return await self.rewind_before(cut, reason)
+
+    async def take_damaged(self, entry: StandingRecord, path: str, reason: str) -> None:
+        """Put one batch back to work whose outputs are damaged, unless it has been already.
+
+        They are moved first: another task may be waiting to write them.
+        """
+        async with self.lane.tools.redo_lock:
+            index = entry.index
+            if index in self.lane.tools.redone or index not in self.lane.progress.confirmed:
+                return
+            taking = Taking()
+            taking.add(index, entry.record)
+            await self._set_aside(index, entry.record.outputs)
+            await self._save(taking, {"path": path, "reason": reason})
+
+    # -- how ----------------------------------------------------------------------------------
+
+    async def _standing(self) -> AsyncGenerator[list[StandingRecord]]:
+        key = self.saver.run_key
+        standing = Standing(self.lane.progress)
+        async with aclosing(
+            read_pages(self.store, key.run_id, key.generation, self.lane.key)
+        ) as pages:
+            async for records in pages:
+                yield _both(standing, records)
+
+    async def _take_back(self, taking: Taking, reason: str, **fields: Any) -> None:
+        where = describe_batch(self.saver.run_key.run_id, self.lane.key, None)
+        log.info(
+            "%s: batches %s go back to work: %s",
+            where,
+            taking.indexes,
+            one_line(reason),
+            extra=at(self.saver.run_key.run_id, self.lane.key),
+        )
+        await self._save(taking, {"reason": reason}, **fields)
+        with trio.CancelScope(shield=True):
+            await self._archive(taking.confirmed)
+
+    async def _save(
+        self,
+        taking: Taking,
+        metadata: dict[str, Any],
+        *,
+        index: int | None = None,
+        cursor: Any = msgspec.UNSET,
+        state: bytes = b"",
+        resets_state: bool = False,
+    ) -> None:
+        lane = self.lane
+        await self.begin_change()
+        record = Record(
+            kind=Kind.REDO,
+            at=time.time(),
+            index=index,
+            steps=tuple(taking.indexes.to_steps()),
+            records=taking.records,
+            lines=tuple(SinkLines(path, size, b"") for path, size in taking.lines.items()),
+            taken=Taken(encode_sums(taking.totals), encode_sums(taking.spent), resets_state),
+            items=encode_marks(taking.items),
+            skipped_items=encode_marks(taking.skipped_items),
+            cursor=cursor,
+            state=state,
+            metadata=metadata,
+        )
+
+        def landed() -> None:
+            for index in taking.indexes:
+                lane.tools.redone.add(index)
+                self.put_back(index)
+            lane.tools.cut_back.update(taking.lines)
+
+        await self.saver.save(lane, record, blobs_of(state), landed=landed)
+        for path in taking.lines:  # shorter now: it is opened anew where it ends
+            if path in lane.sinks:
+                lane.sinks.pop(path).close()
+
+    async def _archive(self, taken: IndexSet) -> None:
+        """Move the outputs of batches that went back to work out of the way."""
+        if self.outputs is None or self.lane.progress.outputs == 0:
+            return
+        key = self.saver.run_key
+        standing = Standing(attrs.evolve(self.lane.progress, confirmed=taken))
+        left = len(taken)
+        async with aclosing(
+            read_pages(self.store, key.run_id, key.generation, self.lane.key)
+        ) as pages:
+            async for records in pages:
+                entries = standing.of(records)
+                left -= len(entries)
+                for entry in entries:
+                    await self._set_aside(entry.index, entry.record.outputs)
+                if left <= 0:
+                    break
+
+    @property
+    def _label(self) -> str:
+        key = self.saver.run_key
+        return f"{key.run_id}-{key.generation}-redo"
+
+    async def _set_aside(self, index: int, outputs: tuple[Output, ...]) -> None:
+        """Move the outputs of a batch, but for names that are another's by now."""
+        owner = (self.lane.text, index)
+        paths = [o.path for o in outputs if self.claims.get(o.path, owner) == owner]
+        if self.outputs is not None and paths:
+            await run_blocking(self.outputs.archive, paths, self._label)
+            for path in paths:
+                self.claims.pop(path, None)
+
+    async def _keep_tails(self, lines: dict[str, int]) -> None:
+        """Copy the lines that are about to be cut off into the archive."""
+        if self.outputs is None:
+            return
+        for path, size in lines.items():
+            end = self.lane.progress.sinks[path]
+            if path in self.lane.sinks:
+                self.lane.sinks.pop(path).close()
+            await run_blocking(keep_tail, self.outputs, path, end - size, self._label)
+
+
+def retry_record(run_id: str, key: StreamKey, progress: Progress) -> Record | None:
+    """What puts the skipped and failed batches of a stream back to work; None: there is none.
+
+    Raises:
+        CannotRedoError: later batches build on one that was skipped.
+    """
+    if not progress.skipped and progress.status is not Status.FAILED:
+        return None
+    if (first := progress.built_over) is not None:
+        raise CannotRedoError(
+            None,
+            f"batch {first} was skipped and cannot be tried again alone, because later ones build "
+            f"on the state or cursor after it; rewind the stream to batch {first - 1}, or open it "
+            "with retry_failed=False",
+            run_id=run_id,
+            stream=key,
+            batch_index=first,
+        )
+    indexes = progress.skipped.union(IndexSet(progress.failures))
+    return Record(kind=Kind.RETRY, at=time.time(), steps=tuple(indexes.to_steps()))
+
+
+def _both(standing: Standing, records: list[tuple[int, Record]]) -> list[StandingRecord]:
+    """Those that stand, of confirmed and of skipped batches, newest first."""
+    found = [*standing.of(records, Kind.BATCH), *standing.of(records, Kind.SKIP)]
+    return sorted(found, key=lambda entry: -entry.sequence)
+
+
+def _says_state(record: Record) -> bool:
+    """Whether a record says what the confirmed state was then; a snapshot never does."""
+    if record.kind is Kind.SNAPSHOT:
+        return False
+    return bool(record.state) or (record.taken is not None and record.taken.resets_state)

@@ -1,0 +1,194 @@
+"""What to do with a batch that failed: a table, first match wins, one pure function."""
+
+from __future__ import annotations
+
+import enum
+import math
+import random
+from collections.abc import Callable, Iterable
+
+import attrs
+import trio
+
+from .._util.arguments import (
+    checked_by,
+    exception_classes,
+    flag,
+    function,
+    instance,
+    one_of,
+    optional,
+    ratio,
+    seconds,
+    several,
+    whole_number,
+)
+from .._util.errors import leaves_of
+
+
+class Then(enum.Enum):
+    """What happens when a rule's attempts are used up."""
+
+    FAIL = "fail"  # the batch fails for good; its loop raises, and so does the run
+    FAIL_STREAM = "fail the stream"  # the same; on_fail="record" lets the next stream go on
+    SKIP = "skip"  # the batch is recorded as skipped; the loop goes on
+
+
+@attrs.frozen
+class Again:
+    """The batch runs again.
+
+    Attributes:
+        after_s: After so many seconds, on trio's clock.
+        pauses: The other side asked to wait: no batch of the stream is begun before that.
+    """
+
+    after_s: float
+    pauses: bool = False
+
+
+@attrs.frozen
+class GiveUp:
+    """The batch does not run again in this session.
+
+    Attributes:
+        then: What happens instead.
+        retryable: Whether the next session may try again by itself.
+    """
+
+    then: Then
+    retryable: bool = True
+
+
+def _as_classes(errors: Iterable[type[BaseException]]) -> tuple[type[BaseException], ...]:
+    return exception_classes("errors", errors)
+
+
+def _as_rules(rules: Iterable[RetryRule]) -> tuple[RetryRule, ...]:
+    return tuple(
+        instance("a rule", rule, RetryRule, "a RetryRule")
+        for rule in several("rules", rules, "RetryRule")
+    )
+
+
+@attrs.frozen
+class RetryRule:
+    """One line of a `RetryTable`.
+
+    Attributes:
+        errors: The exceptions it is for.  A group of exceptions, such as a nursery raises, is
+            looked into, unless a class of groups, ``ExceptionGroup`` say, is among them.
+        when: Which of them; default: all.
+        attempts: How often a batch is tried in all, the first time included.
+        then: What happens after the last of them.
+        retryable: Whether a plain resume tries again what failed so.
+        backoff_s: Before the second attempt, in seconds; doubled before each further one.
+        max_backoff_s: The doubling ends here.
+        jitter: Each wait is longer by up to this fraction, so that many do not come at once.
+        retry_after: Reads from the exception how long the other side asks to wait,
+            in seconds; None where it does not say.  The whole stream waits as long, and
+            the backoff, where that is longer.
+        max_retry_after_s: Nobody waits longer than that: `then` happens at once.
+    """
+
+    errors: tuple[type[BaseException], ...] = attrs.field(converter=_as_classes)
+    when: Callable[[BaseException], bool] | None = attrs.field(
+        default=None, validator=optional(function)
+    )
+    attempts: int = attrs.field(default=5, validator=checked_by(whole_number, least=1))
+    then: Then = attrs.field(default=Then.FAIL, validator=checked_by(one_of, choices=tuple(Then)))
+    retryable: bool = attrs.field(default=True, validator=checked_by(flag))
+    backoff_s: float = attrs.field(default=1.0, validator=checked_by(seconds))
+    max_backoff_s: float = attrs.field(default=60.0, validator=checked_by(seconds))
+    jitter: float = attrs.field(default=0.1, validator=checked_by(ratio))
+    retry_after: Callable[[BaseException], float | None] | None = attrs.field(
+        default=None, validator=optional(function)
+    )
+    max_retry_after_s: float = attrs.field(
+        default=3_600.0, validator=checked_by(seconds, is_endless_allowed=True)
+    )
+
+    def matches(self, error: BaseException) -> bool:
+        """Whether it is for this error; for a group as a whole only where it names groups."""
+        errors = self.errors
+        if _is_of_groups(type(error)):
+            errors = tuple(filter(_is_of_groups, errors))
+        return isinstance(error, errors) and (self.when is None or self.when(error))
+
+    def again(self, error: BaseException, attempts: int) -> Again | None:
+        """How long to wait after the `attempts`-th failure; None: it would be too long."""
+        doublings = min(attempts - 1, 64)  # 2**64 s outlasts every max_backoff_s
+        wait = min(math.ldexp(self.backoff_s, doublings), self.max_backoff_s)
+        wait *= 1 + random.random() * self.jitter  # noqa: S311  # spreads load, no secret
+        asked = self.retry_after(error) if self.retry_after is not None else None
+        if asked is None:
+            return Again(wait)
+        if not asked <= self.max_retry_after_s:
+            return None
+        return Again(max(wait, asked), pauses=True)
+
+
+def _is_of_groups(kind: type[BaseException]) -> bool:
+    return issubclass(kind, BaseExceptionGroup)
+
+
+@attrs.frozen
+class RetryTable:
+    """Rules by class of error; the first that matches wins, and none means FAIL.
+
+    A group of exceptions is looked into, and the gravest verdict on one of them is that on the
+    batch: FAIL before FAIL_STREAM before SKIP before another attempt, and of two alike the one
+    that the next session does not try again.  Where all of them are to be tried again, the longest
+    wait counts.  What trio cancelled beside them says nothing.
+
+    A table is code, not data: the next session may have another.
+
+    Attributes:
+        rules: In order.
+    """
+
+    rules: tuple[RetryRule, ...] = attrs.field(default=(), converter=_as_rules)
+
+    def decide(self, error: BaseException, attempts: int) -> Again | GiveUp:
+        """Say what becomes of a batch that has failed `attempts` times, with `error` now."""
+        instance("error", error, BaseException, "an exception")
+        attempts = whole_number("attempts", attempts, least=1)
+        parts = leaves_of(error, lambda part: self._rule_for(part) is not None)
+        return _gravest(
+            [
+                self._verdict_on(part, attempts)
+                for part in parts
+                if not isinstance(part, trio.Cancelled)
+            ]
+        )
+
+    def _rule_for(self, error: BaseException) -> RetryRule | None:
+        return next((rule for rule in self.rules if rule.matches(error)), None)
+
+    def _verdict_on(self, error: BaseException, attempts: int) -> Again | GiveUp:
+        rule = self._rule_for(error)
+        if rule is None:
+            return GiveUp(Then.FAIL)
+        again = rule.again(error, attempts) if attempts < rule.attempts else None
+        return again or GiveUp(rule.then, rule.retryable)
+
+
+def _gravest(verdicts: list[Again | GiveUp]) -> Again | GiveUp:
+    """What becomes of a batch, by the verdicts on all that went wrong with it."""
+    given_up = [verdict for verdict in verdicts if isinstance(verdict, GiveUp)]
+    if given_up or not verdicts:
+        return max(given_up, key=_gravity, default=GiveUp(Then.FAIL))
+    waits = [verdict for verdict in verdicts if isinstance(verdict, Again)]
+    return Again(
+        max(verdict.after_s for verdict in waits), any(verdict.pauses for verdict in waits)
+    )
+
+
+_BY_GRAVITY = (Then.SKIP, Then.FAIL_STREAM, Then.FAIL)
+
+
+def _gravity(verdict: GiveUp) -> tuple[int, bool]:
+    return _BY_GRAVITY.index(verdict.then), not verdict.retryable
+
+
+NO_RETRIES = RetryTable()

@@ -1,0 +1,238 @@
+"""Stopping a run in good order.
+
+A stop parks every loop where the gate would hand out the next batch.  When no batch is
+open any more, or the grace is over, the scopes of the open streams are cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from heapq import nsmallest
+
+import trio
+
+from .._journal.statistics import Stopping
+from .._tokens.registry import AnyToken
+from .._util.errors import EXIT_DRAINED, EXIT_SIGTERM
+from .._util.forks import in_children
+from .._util.log import at
+from .._util.patience import give_up_after
+from .._util.portal import Portal
+from .._util.text import duration, stopping_text
+from .._util.uninterrupted import uninterrupted
+
+log = logging.getLogger("trio_ckpt.stop")
+
+MAX_NAMED = 3  # batches that a stop waits for, by name
+SAID_AFTER_S = 0.5  # most stops are over before
+
+
+@uninterrupted
+class Stop:
+    """Whether a run is being stopped, and how far it has come.
+
+    Attributes:
+        exit_code: What the command should exit with; 0 until the streams are cancelled.
+        scopes: Those of the open streams.
+        body: The run's own, for what goes on outside of streams: a second request ends it.
+        changed: Called when it begins, and when the streams are cancelled.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        """Begin without a request.
+
+        Args:
+            grace_s: How long a stop waits for open batches, in seconds.
+        """
+        self._grace_s = grace_s
+        self._open: dict[AnyToken, None] = {}  # of batches, but for those whose bodies wait
+        self._ends_at = math.inf  # when the grace is over, on trio's clock
+        self.exit_code = 0
+        self.scopes: set[trio.CancelScope] = set()
+        self._portal = Portal.here()
+        self._is_requested = False
+        self._forced_code = EXIT_SIGTERM
+        self._requested = trio.Event()
+        self._idle = trio.Event()
+        self.body = trio.CancelScope()
+        self.changed: Callable[[], None] = _nothing
+
+    @property
+    def busy(self) -> int:
+        """How many batches are open now, but for those whose bodies wait (`aside`)."""
+        return len(self._open)
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether somebody asked for a stop; streams are cancelled for other reasons, too."""
+        return self._is_requested
+
+    def ask(self) -> None:
+        """Ask for a stop, once: from any task, any thread and any signal handler.
+
+        From now on no loop is handed another batch; trio's own thread does the rest.
+        """
+        if not self._is_requested:
+            self._is_requested = True
+            with suppress(trio.RunFinishedError):  # there is nothing left to stop
+                self._portal.trio_token.run_sync_soon(self._begin)
+
+    def request(self, forced_code: int = EXIT_SIGTERM) -> None:
+        """Ask for a stop; asking again cancels at once.
+
+        Args:
+            forced_code: What the command should exit with if batches were still open.
+        """
+        if self._is_requested:
+            self.cancel_streams(EXIT_DRAINED if self.busy == 0 else forced_code)
+            self.body.cancel()
+        self._is_requested = True
+        self._forced_code = forced_code
+        self._begin()
+
+    def _begin(self) -> None:
+        if not self._requested.is_set():
+            self._ends_at = trio.current_time() + self._grace_s
+        self._requested.set()
+        if not self._open:
+            self._idle.set()
+        self.changed()
+
+    def enter_batch(self, token: AnyToken) -> None:
+        """Wait for a batch, if a stop comes."""
+        self._open[token] = None
+
+    def leave_batch(self, token: AnyToken) -> None:
+        """Do not wait for it any more."""
+        self._open.pop(token, None)
+        if not self._open and self._requested.is_set():
+            self._idle.set()
+
+    @asynccontextmanager
+    async def aside(self, token: AnyToken) -> AsyncGenerator[None]:
+        """Do not wait for a batch during a block that a stop does not have to see through.
+
+        During a stop the body does not come back from the block: it is parked there, as a
+        loop is at the gate, until its stream is cancelled.
+
+        Cancellation: before and after the block, during a stop only.
+        """
+        self.leave_batch(token)
+        try:
+            await self.park()
+            try:
+                yield
+            except Exception:
+                await self.park()
+                raise
+            await self.park()
+        finally:
+            if token.is_pending:
+                self.enter_batch(token)
+
+    @property
+    def is_parking(self) -> bool:
+        """Whether loops are to wait instead of beginning another batch."""
+        return self._is_requested or self.exit_code != 0
+
+    async def park(self) -> None:
+        """Return at once, or never while a stop is under way.
+
+        Cancellation: the only way out of a stop.
+        """
+        if self.is_parking:
+            await trio.sleep_forever()
+
+    async def see_through(self) -> None:
+        """Wait for a request, then for the open batches, then cancel the streams."""
+        await self._requested.wait()
+        with trio.move_on_after(min(SAID_AFTER_S, self._grace_s)):
+            await self._idle.wait()
+        self._say("a second signal cancels what is open")
+        left_s = max(0.0, self._ends_at - trio.current_time())
+        with give_up_after(left_s, is_shielded=False) as grace:
+            await self._idle.wait()
+        if self.exit_code == 0:
+            if grace.cancelled_caught:
+                self._say(f"it had {duration(self._grace_s)}; the next start does them again")
+            self.cancel_streams(self._forced_code if grace.cancelled_caught else EXIT_DRAINED)
+
+    def _say(self, more: str) -> None:
+        """Say what the stop waits for, if it waits."""
+        stopping = self.stopping()
+        if self._open and stopping is not None:
+            text = stopping_text(stopping.open, stopping.batches, stopping.for_s)
+            run_id = next(iter(self._open)).run_id
+            log.warning("run %r: the stop %s; %s", run_id, text, more, extra=at(run_id))
+
+    def stopping(self) -> Stopping | None:
+        """What a stop that is under way waits for; None: there is none."""
+        if not self._is_requested:
+            return None
+        left_s = 0.0 if self.exit_code else max(0.0, self._ends_at - trio.current_time())
+        batches = ((token.stream, token.batch_index) for token in self._open)
+        return Stopping(self.busy, tuple(nsmallest(MAX_NAMED, batches)), left_s)
+
+    def cancel_streams(self, exit_code: int) -> None:
+        """Cancel every open stream; those that open later end at once."""
+        self.exit_code = self.exit_code or exit_code
+        for scope in self.scopes:
+            scope.cancel()
+        self.changed()
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""
+
+
+_signals_taken: trio.lowlevel.RunVar[int] = trio.lowlevel.RunVar("trio_ckpt signals", 0)
+
+
+def take_signals(wanted: bool | None) -> bool:
+    """Whether to listen for SIGINT and SIGTERM; by default the first run of the main thread."""
+    if wanted is None:
+        is_main = threading.current_thread() is threading.main_thread()
+        wanted = is_main and _signals_taken.get() == 0
+        if not wanted:
+            log.info("signals are left alone: another run or thread has them")
+    if wanted:
+        _signals_taken.set(_signals_taken.get() + 1)
+    return wanted
+
+
+def release_signals() -> None:
+    """Let the next run have the signals."""
+    _signals_taken.set(_signals_taken.get() - 1)
+
+
+@contextmanager
+def stop_signals() -> Generator[AsyncIterator[int]]:
+    """Receive SIGINT and SIGTERM while the block runs.
+
+    A forked child gets SIGTERM back, or ``multiprocessing.Pool`` could not end its workers.  It
+    goes on ignoring SIGINT, which a terminal sends to it, too, while this process drains.
+    """
+    give_back = partial(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    with in_children(give_back), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as got:
+        yield got
+
+
+@uninterrupted
+async def receive_signals(
+    stop: Stop, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Turn SIGINT and SIGTERM into a request to stop.
+
+    Cancellation: ends it, and gives the signals back.
+    """
+    with stop_signals() as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("%s: stopping in good order", signal.Signals(number).name)
+            stop.request(128 + number)

@@ -1,0 +1,351 @@
+"""What a run has been through, for whoever wants to read it; nobody needs to own it.
+
+A stream's history is its records, newest first.  The run's own stream holds its sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, Literal
+
+import attrs
+
+from .._util.arguments import stream_key
+from .._util.errors import UnknownRunError
+from .._util.exact_sum import Number, numbers
+from .._util.index_set import IndexSet
+from .._util.plain import RUN_STREAM, StreamKey, encode_key
+from .progress import Progress
+from .record import TROUBLE, ErrorInfo, Kind, Output, Record, decode_record
+from .session_record import check_facts
+from .store import RunView, Store
+
+PAGE = 1_000  # records that are held at a time
+
+KILLED = "was killed"
+RUNNING = "is running"
+
+
+async def read_pages(
+    store: Store,
+    run_id: str,
+    generation: int,
+    key: StreamKey,
+    *,
+    limit: int = PAGE,
+    named: set[int] | None = None,
+) -> AsyncGenerator[list[tuple[int, Record]]]:
+    """The records of a stream with their sequences, newest first, a page at a time.
+
+    Args:
+        store: Where the run is.
+        run_id: The run.
+        generation: Which of its beginnings.
+        key: The stream.
+        limit: How many records a page has at most.
+        named: Gets the sequences of those that name blobs still.
+
+    Raises:
+        StoreDamagedError: one is not what was saved.
+    """
+    seal, text = store.seal(run_id, generation, key), encode_key(key)
+    cursor = None
+    while True:
+        page = await store.history(run_id, text, generation=generation, cursor=cursor, limit=limit)
+        if named is not None:
+            named.update(stored.sequence for stored in page.records if stored.blobs)
+        yield [(s.sequence, decode_record(seal.open(s.sequence, s.payload))) for s in page.records]
+        cursor = page.cursor
+        if cursor is None:
+            return
+
+
+@attrs.frozen
+class SessionView:
+    """One session of a run.
+
+    Attributes:
+        number: 1 for the first.
+        host, pid: Of its process.
+        began: Unix time, s.
+        ended: The same; None: it left no word.
+        how: How it ended, in words.
+        config: What the run was configured with.
+        config_digest: SHA-256 of that, hexadecimal.
+        changes: The fields that changed against the session before: ``[field, was, now]``.
+        output_dir: Where its outputs went.
+        counts: What it did: batches, skipped, retries, records, totals, spent.
+        runtime_s: Seconds that the sessions before it took together.
+    """
+
+    number: int
+    host: str
+    pid: int
+    began: float
+    ended: float | None
+    how: str
+    config: Mapping[str, Any]
+    config_digest: str
+    changes: tuple[tuple[str, str, str], ...]
+    output_dir: str | None
+    counts: Mapping[str, Any]
+    runtime_s: float
+
+
+def run_facts(view: RunView) -> dict[str, Any]:
+    """What the run's own stream says last; empty where it says nothing.
+
+    Raises:
+        StoreDamagedError: it is nothing that a session says.
+    """
+    own = view.streams.get(RUN_STREAM)
+    facts = own.progress.metadata if own is not None else {}
+    return check_facts(facts) if facts else facts
+
+
+def run_runtime_s(view: RunView) -> float:
+    """Seconds that a run was open, in all sessions, as far as its records know."""
+    facts = run_facts(view)
+    if not facts:
+        return 0.0
+    return float(facts["runtime_s"] + max(0.0, (ended_at(view) or 0.0) - facts["began"]))
+
+
+def ended_at(view: RunView) -> float | None:
+    """When the last session ended, or last saved if it left no word; Unix time, s."""
+    facts = run_facts(view)
+    if "at" in facts:
+        return float(facts["at"])
+    times = [entry.progress.worked_at for entry in view.streams.values()]
+    return max((time for time in times if time is not None), default=None)
+
+
+async def read_sessions(
+    store: Store, run_id: str, *, generation: int | None = None, is_running: bool = False
+) -> list[SessionView]:
+    """The sessions of a run, the oldest first.
+
+    Args:
+        store: Where it is.
+        run_id: The run.
+        generation: Which of its beginnings; default: the newest.
+        is_running: Whether somebody owns it now: then the last session goes on.
+
+    Raises:
+        UnknownRunError: there is no such run.
+        StoreDamagedError: a record is not what was saved.
+    """
+    stored = await store.read_run(run_id, generation)
+    if stored is None:
+        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    sessions: list[SessionView] = []
+    ends: dict[int, dict[str, Any]] = {}
+    async with aclosing(read_pages(store, run_id, stored.generation, RUN_STREAM)) as pages:
+        async for records in pages:
+            for _, record in records:
+                if record.kind not in (Kind.SESSION, Kind.END):
+                    continue
+                facts = check_facts(record.metadata, is_end=record.kind is Kind.END)
+                if record.kind is Kind.END:
+                    ends[facts["session"]] = facts
+                else:
+                    goes_on = is_running and not sessions
+                    sessions.append(_session(facts, ends.get(facts["session"]), goes_on=goes_on))
+    return sessions[::-1]
+
+
+def _session(facts: dict[str, Any], end: dict[str, Any] | None, *, goes_on: bool) -> SessionView:
+    without_end = RUNNING if goes_on else KILLED
+    return SessionView(
+        number=facts["session"],
+        host=facts["host"],
+        pid=facts["pid"],
+        began=facts["began"],
+        ended=None if end is None else end["at"],
+        how=without_end if end is None else end["ended"],
+        config=facts["config"],
+        config_digest=facts["config_digest"],
+        changes=tuple((change[0], change[1], change[2]) for change in facts["changes"]),
+        output_dir=facts["output_dir"],
+        counts={} if end is None else end["counts"],
+        runtime_s=facts["runtime_s"],
+    )
+
+
+@attrs.frozen
+class StandingRecord:
+    """A record that says how a batch stands now: no later one has taken it back."""
+
+    sequence: int
+    index: int
+    record: Record
+
+
+class Standing:
+    """Tells the records that stand at one moment from those that later ones have taken back.
+
+    The moment is that of its making: what `progress` counts then is copied.  Progress that goes
+    on would say of a batch that was redone that it is confirmed, and mean another record than
+    the old one that is read meanwhile.
+
+    Give it the records of a stream, newest first.  Those that were saved later are passed over.
+
+    Args:
+        progress: Of the stream.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._through = progress.sequence
+        self._confirmed = progress.confirmed.copy()
+        self._skipped = progress.skipped.copy()
+        self._seen = IndexSet()
+
+    def of(
+        self, records: list[tuple[int, Record]], kind: Literal[Kind.BATCH, Kind.SKIP] = Kind.BATCH
+    ) -> list[StandingRecord]:
+        """Those of a page, of one kind, that stand."""
+        done = self._confirmed if kind is Kind.BATCH else self._skipped
+        standing: list[StandingRecord] = []
+        for sequence, record in records:
+            index = record.index
+            if record.kind is not kind or index is None or index not in done:
+                continue
+            if sequence > self._through:
+                continue
+            if self._seen.add(index):  # newest first: any other of this batch was taken back
+                standing.append(StandingRecord(sequence, index, record))
+        return standing
+
+
+ReadPages = Callable[[], AsyncGenerator[list[tuple[int, Record]]]]
+
+
+async def standing_records(
+    progress: Progress, read: ReadPages, *kinds: Literal[Kind.BATCH, Kind.SKIP]
+) -> AsyncGenerator[list[StandingRecord]]:
+    """The records of some kinds that stand, newest first, a page at a time.
+
+    Args:
+        progress: Of the stream.
+        read: Reads its records, newest first.
+        kinds: Which.
+    """
+    standing = Standing(progress)
+    async with aclosing(read()) as pages:
+        async for records in pages:
+            found = [entry for kind in kinds for entry in standing.of(records, kind)]
+            yield sorted(found, key=lambda entry: -entry.sequence)
+
+
+@attrs.frozen
+class CheckpointView:
+    """One checkpoint of a stream.
+
+    Attributes:
+        sequence: Its place in the stream, from 1.
+        kind: What it says: ``batch``, ``skip``, ``attempt``, ``fail``, ``finish``, …
+        at: When it was saved; Unix time, s.
+        batch_index: Of the batch that it is about, if it is about one.
+        attempts: How often that was tried.
+        records: Produced.
+        outputs: Files, with their hashes.
+        totals: Produced, by name.
+        spent: By name.
+        metadata: Of the batch, or why it was saved.
+        error: What went wrong.
+        state_bytes: Of the state that was saved with it, where that is not in a blob.
+    """
+
+    sequence: int
+    kind: str
+    at: float
+    batch_index: int | None
+    attempts: int
+    records: int
+    outputs: tuple[Output, ...]
+    totals: Mapping[str, Number]
+    spent: Mapping[str, Number]
+    metadata: Mapping[str, Any]
+    error: ErrorInfo | None
+    state_bytes: int
+
+
+async def read_history(
+    store: Store, run_id: str, key: StreamKey, *, generation: int | None = None
+) -> AsyncGenerator[CheckpointView]:
+    """The checkpoints of a stream, newest first; nobody needs to own the run.
+
+    Raises:
+        UnknownRunError: there is no such run.
+        StoreDamagedError: one is not what was saved.
+    """
+    key = stream_key("key", key)
+    stored = await store.read_run(run_id, generation)
+    if stored is None:
+        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    async with aclosing(read_pages(store, run_id, stored.generation, key)) as pages:
+        async for records in pages:
+            for sequence, record in records:
+                yield _checkpoint(sequence, record)
+
+
+TROUBLES_OF = 50  # of the newest records of a stream, looked at for troubles
+
+
+async def read_troubles(
+    store: Store, run_id: str, generation: int, key: StreamKey
+) -> list[tuple[float, str]]:
+    """What went wrong of late in a stream and was gone on with: when, and what; newest first.
+
+    Raises:
+        StoreDamagedError: a record is not what was saved.
+    """
+    found: list[tuple[float, str]] = []
+    pages = read_pages(store, run_id, generation, key, limit=TROUBLES_OF)
+    async with aclosing(pages):
+        async for records in pages:
+            for _, record in records:
+                text = record.metadata.get(TROUBLE) if record.kind is Kind.NOTE else None
+                if isinstance(text, str):
+                    found.append((record.at, text))
+            break
+    return found
+
+
+async def read_history_page(
+    store: Store, run_id: str, key: StreamKey, *, cursor: str | None, limit: int
+) -> tuple[list[CheckpointView], str | None]:
+    """A page of them, and the cursor of the next one; None: that was the last.
+
+    Raises:
+        UnknownRunError: there is no such run.
+        StoreDamagedError: one is not what was saved.
+        StoreError: the cursor was not given for this stream.
+    """
+    stored = await store.read_run(run_id)
+    if stored is None:
+        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    seal = store.seal(run_id, stored.generation, key)
+    page = await store.history(
+        run_id, encode_key(key), generation=stored.generation, cursor=cursor, limit=limit
+    )
+    opened = [(s.sequence, decode_record(seal.open(s.sequence, s.payload))) for s in page.records]
+    return [_checkpoint(sequence, record) for sequence, record in opened], page.cursor
+
+
+def _checkpoint(sequence: int, record: Record) -> CheckpointView:
+    return CheckpointView(
+        sequence,
+        record.kind.name.lower(),
+        record.at,
+        record.index,
+        record.attempts,
+        record.records,
+        record.outputs,
+        record.totals,
+        numbers(record.spent),
+        record.metadata,
+        record.error,
+        len(record.state),
+    )

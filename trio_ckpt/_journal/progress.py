@@ -1,0 +1,433 @@
+"""What the records of a stream add up to.
+
+`apply` is the only function that adds a record to progress: the same in memory, when a
+save has been confirmed, and on load.  A fold is progress as it is stored, so that
+resuming reads few records however many there are.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from typing import Any
+
+import attrs
+import msgspec
+
+from .._util.errors import StoreDamagedError
+from .._util.exact_sum import ExactSum, add_amounts, add_sums, decode_sums
+from .._util.index_set import IndexSet
+from .._util.plain import copy_plain
+from .record import ErrorInfo, Kind, Record, Status
+
+MAX_SUM = 2**63  # of records, and of the bytes of a file: what a fold can hold
+MAX_SKIPS = 100  # whose errors are at hand; a person reads no more at once
+MARK_BYTES = 16  # two lists of items give one sum by chance once in 2**128
+_MARK_BITS: int = 2 ** (8 * MARK_BYTES) - 1
+
+
+class FailedAttempt(msgspec.Struct, frozen=True, array_like=True):
+    """How often a batch that is not confirmed was tried, and what went wrong last."""
+
+    attempts: int
+    error: ErrorInfo | None
+
+
+class Pin(msgspec.Struct, frozen=True, array_like=True):
+    """A saved state that keeps its arrays, whatever the retention says.
+
+    Attributes:
+        at: When it was pinned; Unix time, s.
+        batch_index: The last batch that was done then: what to rewind to; None: none was.
+        lineage: The chain of the state; empty: it has none, so it has nothing to let go of.
+    """
+
+    at: float
+    batch_index: int | None
+    lineage: bytes
+
+
+def item_mark(index: int, digest: bytes) -> int:
+    """What a batch adds to the sum of items; it says of which batch the item is."""
+    mark = hashlib.blake2b(b"%d\n" % index + digest, digest_size=MARK_BYTES).digest()
+    return int.from_bytes(mark, "little")
+
+
+def add_marks(marks: int, more: int, *, sign: int = 1) -> int:
+    """The sum of two sums of items, or their difference."""
+    return (marks + sign * more) & _MARK_BITS
+
+
+def encode_marks(marks: int) -> bytes:
+    """A sum of items as it is stored; 0 is no bytes."""
+    return marks.to_bytes(MARK_BYTES, "little") if marks else b""
+
+
+def decode_marks(stored: bytes) -> int:
+    """The inverse of `encode_marks`, of no more than `MARK_BYTES`."""
+    return int.from_bytes(stored[:MARK_BYTES], "little")
+
+
+@attrs.define
+class Progress:
+    """What the records of one stream add up to.
+
+    Attributes:
+        sequence: Of the newest record; 0 before the first.
+        confirmed: The batches that are durable.
+        skipped: Those that were given up, as saved.
+        failures: Attempts at those that are neither.
+        skips: What went wrong with the newest of the skipped, at most `MAX_SKIPS`; of all of them
+            the records say it, so that progress does not grow with them.
+        records: Records produced by the confirmed batches.
+        totals: Produced by the confirmed batches; exact.
+        spent: On all attempts, of confirmed batches or not; exact.
+        spent_confirmed: On the attempts that confirmed a batch: what resuming saves.
+        adopted: Confirmed batches whose outputs were found, not made: what they produced
+            is in no total.
+        cursor: Where the loop goes on, as its last checkpoint said.
+        has_cursor: Whether records hold a cursor; the last one may be None.
+        has_state: Whether records hold state to go on from.
+        has_frontier: Whether records hold items of a `Frontier`.
+        first_index: Of the first batch.
+        last_index: Of the last batch, once known.
+        expected: How many batches there are in all, as far as was known last.
+        estimate: About how many an open end has, as far as was said last.
+        position: On the run's list of streams; None: it is not on it.
+        status: As far as the records know: a stream that is neither complete nor failed
+            is INTERRUPTED here, and IN_PROGRESS while somebody has it open.
+        error: Why it failed.
+        outputs: Files confirmed so far, redone ones counted again; 0: nothing to verify.
+        sinks: Confirmed bytes per append file.
+        metadata: Of the finished stream.
+        pins: Its pinned states, by label.
+        started_at, updated_at, completed_at, failed_at: Unix time, s; None: not yet.
+        opens: How often it was opened and then saved something.
+        opened_at: The last time it was; Unix time, s.
+        worked_at: When it was last worked on, which putting batches back is not.
+        earlier_s: Seconds that it was worked on before `opened_at`, downtime left out.
+        phase: The newest phase of the run in whose block it was opened.
+        items: The sum of the `item_mark` of all batches that are done and had an item.
+        skipped_items: Of them, those of the skipped.
+        done: Batches that are confirmed or skipped.
+    """
+
+    sequence: int = 0
+    confirmed: IndexSet = attrs.field(factory=IndexSet)
+    skipped: IndexSet = attrs.field(factory=IndexSet)
+    failures: dict[int, FailedAttempt] = attrs.field(factory=dict[int, FailedAttempt])
+    skips: dict[int, FailedAttempt] = attrs.field(factory=dict[int, FailedAttempt])
+    records: int = 0
+    totals: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
+    spent: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
+    spent_confirmed: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
+    adopted: IndexSet = attrs.field(factory=IndexSet)
+    cursor: Any = None
+    has_cursor: bool = False
+    has_state: bool = False
+    first_index: int = 0
+    last_index: int | None = None
+    expected: int | None = None
+    estimate: int | None = None
+    position: int | None = None
+    status: Status = Status.PENDING
+    error: ErrorInfo | None = None
+    outputs: int = 0
+    sinks: dict[str, int] = attrs.field(factory=dict[str, int])
+    metadata: dict[str, Any] = attrs.field(factory=dict[str, Any])
+    started_at: float | None = None
+    updated_at: float | None = None
+    completed_at: float | None = None
+    failed_at: float | None = None
+    opens: int = 0
+    opened_at: float | None = None
+    worked_at: float | None = None
+    earlier_s: float = 0.0
+    pins: dict[str, Pin] = attrs.field(factory=dict[str, Pin])
+    has_frontier: bool = False
+    phase: str | None = None
+    items: int = 0
+    skipped_items: int = 0
+    done: IndexSet = attrs.field(
+        init=False,
+        eq=False,
+        repr=False,
+        default=attrs.Factory(lambda self: self.confirmed.union(self.skipped), takes_self=True),
+    )
+
+    @property
+    def runtime_s(self) -> float:
+        """Seconds that it was worked on, in all sessions, downtime left out."""
+        if self.opened_at is None or self.worked_at is None:
+            return self.earlier_s
+        return self.earlier_s + max(0.0, self.worked_at - self.opened_at)
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether later batches build on earlier ones: one alone cannot be done again."""
+        return self.has_order or any(self.sinks.values())
+
+    @property
+    def has_order(self) -> bool:
+        """Whether a batch begins with what the one before it has left."""
+        return self.has_state or self.has_cursor
+
+    @property
+    def built_over(self) -> int | None:
+        """The first skipped batch that confirmed ones build over: it cannot be retried alone."""
+        first = next(iter(self.skipped), None) if self.has_order else None
+        return first if first is not None and first < self.confirmed.stop else None
+
+    @property
+    def total(self) -> int | None:
+        """How many batches there are in all; None where that is not known."""
+        if self.last_index is not None:
+            return self.last_index + 1 - self.first_index
+        return self.expected
+
+    @property
+    def left(self) -> int | None:
+        """How many batches are known to be left to do; None where that is not known.
+
+        None are of a stream that failed for good: a start does nothing for it.
+        """
+        if self.has_failed_for_good or self.status is Status.COMPLETE:
+            return 0
+        if self.total is not None:
+            return max(0, self.total - len(self.done))
+        estimated = (self.estimate or 0) - len(self.done)
+        return estimated if estimated > 0 else None
+
+    @property
+    def has_failed_for_good(self) -> bool:
+        """Whether it failed so that only a request of the user's takes it up again."""
+        is_final = self.error is not None and not self.error.retryable
+        return self.status is Status.FAILED and is_final
+
+    def copy(self) -> Progress:
+        """A progress of its own that says the same, and does not go on changing."""
+        twin = copy.copy(self)
+        for name in _SETS_AND_DICTS:
+            setattr(twin, name, getattr(self, name).copy())
+        twin.cursor, twin.metadata = copy_plain(self.cursor), copy_plain(self.metadata)
+        return twin
+
+    def is_done(self, index: int) -> bool:
+        """Whether nothing is left to do for a batch."""
+        return index in self.done
+
+    def first_left(self, start: int) -> int:
+        """The least index >= `start` that is neither confirmed nor skipped."""
+        return self.done.first_missing(start)
+
+    def covers(self, start: int, stop: int) -> bool:
+        """Whether nothing is left to do in ``range(start, stop)``."""
+        return self.first_left(start) >= stop
+
+
+_SETS_AND_DICTS = (
+    *("confirmed", "skipped", "adopted", "done"),
+    *("failures", "skips", "totals", "spent", "spent_confirmed", "sinks", "pins"),
+)
+
+
+def apply(progress: Progress, sequence: int, record: Record) -> None:
+    """Add the next record of a stream to its progress, in place.
+
+    Raises:
+        StoreDamagedError: it is not the next one, or cannot be added.
+    """
+    if sequence != progress.sequence + 1:
+        raise StoreDamagedError(
+            f"checkpoint {progress.sequence + 1} is missing: the next one is {sequence}"
+        )
+    progress.sequence = sequence
+    if record.kind is Kind.ADD:
+        progress.position = record.position
+        return
+    if record.opened is not None:
+        progress.earlier_s = progress.runtime_s
+        progress.opens += 1
+        progress.opened_at, progress.first_index = record.opened.at, record.opened.first_index
+    if progress.started_at is None:
+        progress.started_at = record.at
+    progress.updated_at = record.at
+    if record.kind not in _NO_WORK:
+        progress.worked_at = record.at
+    if record.cursor is not msgspec.UNSET:
+        progress.cursor = record.cursor
+        progress.has_cursor = True
+    if record.state:
+        progress.has_state = True
+    if record.adds:
+        progress.has_frontier = True
+    if record.phase is not None:
+        progress.phase = record.phase
+    if record.estimate is not None:
+        progress.estimate = record.estimate
+    if record.expected is not None:
+        progress.expected = record.expected
+        if progress.last_index is not None and (progress.total or 0) < record.expected:
+            progress.last_index = None  # a list that was finished has grown
+    try:
+        add_amounts(progress.spent, record.spent)
+        _APPLY[record.kind](progress, record)
+    except ValueError as error:
+        raise StoreDamagedError(f"checkpoint {sequence} cannot be added: {error}") from error
+    sums = [progress.records, *(progress.sinks.get(lines.path, 0) for lines in record.lines)]
+    if max(map(abs, sums)) >= MAX_SUM:
+        raise StoreDamagedError(f"checkpoint {sequence} cannot be added: it cannot be counted")
+
+
+def _apply_batch(progress: Progress, record: Record) -> None:
+    _open(progress)
+    index = _index(record)
+    progress.confirmed.add(index)
+    if progress.done.add(index) and record.item:
+        progress.items = add_marks(progress.items, item_mark(index, record.item))
+    progress.skipped.discard(index)
+    progress.failures.pop(index, None)
+    progress.skips.pop(index, None)
+    progress.records += record.records
+    progress.outputs += len(record.outputs)
+    add_amounts(progress.totals, record.totals)
+    add_amounts(progress.spent_confirmed, record.spent)
+    if record.adopted:
+        progress.adopted.add(index)
+    for lines in record.lines:
+        progress.sinks[lines.path] = progress.sinks.get(lines.path, 0) + lines.size
+    if record.last_index is not None:
+        progress.last_index = record.last_index
+
+
+def _apply_skip(progress: Progress, record: Record) -> None:
+    _open(progress)
+    index = _index(record)
+    progress.skipped.add(index)
+    if progress.done.add(index) and record.item:
+        mark = item_mark(index, record.item)
+        progress.items = add_marks(progress.items, mark)
+        progress.skipped_items = add_marks(progress.skipped_items, mark)
+    progress.failures.pop(index, None)
+    progress.skips.pop(index, None)  # the newest comes last
+    progress.skips[index] = FailedAttempt(record.attempts, record.error)
+    if len(progress.skips) > MAX_SKIPS:
+        del progress.skips[next(iter(progress.skips))]
+
+
+def _apply_attempt(progress: Progress, record: Record) -> None:
+    _open(progress)
+    progress.failures[_index(record)] = FailedAttempt(record.attempts, record.error)
+
+
+def _apply_fail(progress: Progress, record: Record) -> None:
+    if record.index is not None:
+        progress.failures[record.index] = FailedAttempt(record.attempts, record.error)
+    progress.status, progress.error, progress.failed_at = Status.FAILED, record.error, record.at
+
+
+def _apply_finish(progress: Progress, record: Record) -> None:
+    progress.status, progress.completed_at = Status.COMPLETE, record.at
+    progress.error = progress.failed_at = None
+    progress.metadata.update(record.metadata)
+    if record.last_index is not None:
+        progress.last_index = record.last_index
+
+
+def _apply_save(progress: Progress, record: Record) -> None:
+    if progress.status is not Status.COMPLETE or record.adds or record.last_index is not None:
+        _open(progress)
+    if record.last_index is not None:  # a batch was withdrawn: it was none
+        progress.last_index = record.last_index
+
+
+def _apply_redo(progress: Progress, record: Record) -> None:
+    _put_back(progress, record)
+    progress.records -= record.records
+    for lines in record.lines:
+        progress.sinks[lines.path] = progress.sinks.get(lines.path, 0) - lines.size
+    if record.index is not None:
+        if (progress.last_index or 0) > record.index:
+            progress.last_index = None
+        if not progress.done:  # it begins again: with another list, too
+            progress.expected = progress.estimate = progress.last_index = None
+            progress.failures, progress.skips, progress.metadata = {}, {}, {}
+        for label, pin in tuple(progress.pins.items()):
+            if pin.batch_index is not None and pin.batch_index > record.index:
+                del progress.pins[label]  # its batch will be another
+    if record.taken is not None:
+        add_sums(progress.totals, decode_sums(record.taken.totals), sign=-1)
+        add_sums(progress.spent_confirmed, decode_sums(record.taken.spent), sign=-1)
+        taken, skipped = decode_marks(record.items), decode_marks(record.skipped_items)
+        progress.items = add_marks(progress.items, taken, sign=-1)
+        progress.skipped_items = add_marks(progress.skipped_items, skipped, sign=-1)
+        if record.taken.resets_state:
+            progress.has_state = False
+
+
+def _apply_retry(progress: Progress, record: Record) -> None:
+    _put_back(progress, record)
+    if not progress.skipped:
+        progress.items = add_marks(progress.items, progress.skipped_items, sign=-1)
+        progress.skipped_items = 0
+
+
+def _put_back(progress: Progress, record: Record) -> None:
+    _open(progress)
+    indexes = IndexSet.from_steps(record.steps)
+    progress.confirmed.subtract(indexes)
+    progress.skipped.subtract(indexes)
+    progress.adopted.subtract(indexes)
+    progress.done.subtract(indexes)
+    for kept in (progress.failures, progress.skips):
+        for index in [index for index in kept if index in indexes]:
+            del kept[index]
+
+
+def _apply_facts(progress: Progress, record: Record) -> None:
+    """A record of the run's own stream: its newest facts are its metadata."""
+    progress.metadata = dict(record.metadata)
+
+
+def _apply_note(_progress: Progress, _record: Record) -> None:
+    """For the history only."""
+
+
+def _apply_pin(progress: Progress, record: Record) -> None:
+    label, lineage = (str(record.metadata.get(name, "")) for name in ("label", "lineage"))
+    progress.pins[label] = Pin(record.at, record.index, bytes.fromhex(lineage))
+
+
+def _apply_unpin(progress: Progress, record: Record) -> None:
+    progress.pins.pop(str(record.metadata.get("label", "")), None)
+
+
+def _open(progress: Progress) -> None:
+    progress.status = Status.INTERRUPTED
+    progress.error = progress.completed_at = progress.failed_at = None
+
+
+def _index(record: Record) -> int:
+    if record.index is None or record.index < 0:
+        raise StoreDamagedError(f"a checkpoint of kind {record.kind.name} names no batch")
+    return record.index
+
+
+_NO_WORK = frozenset({Kind.REDO, Kind.RETRY, Kind.NOTE, Kind.PIN, Kind.UNPIN})
+
+_APPLY = {
+    Kind.BATCH: _apply_batch,
+    Kind.SKIP: _apply_skip,
+    Kind.ATTEMPT: _apply_attempt,
+    Kind.FAIL: _apply_fail,
+    Kind.FINISH: _apply_finish,
+    Kind.SAVE: _apply_save,
+    Kind.REDO: _apply_redo,
+    Kind.RETRY: _apply_retry,
+    Kind.SESSION: _apply_facts,
+    Kind.END: _apply_facts,
+    Kind.NOTE: _apply_note,
+    Kind.SNAPSHOT: _apply_note,
+    Kind.PIN: _apply_pin,
+    Kind.UNPIN: _apply_unpin,
+}

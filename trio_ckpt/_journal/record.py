@@ -1,0 +1,390 @@
+"""What is saved: everything durable is a checkpoint, a `Record` in the sequence of its stream.
+
+A record carries only what its batch changed.  What the records of a stream add up to is
+its progress, see `trio_ckpt._journal.progress`.
+
+Records are `msgspec.Struct` because one definition is then the encoder, the decoder and
+the validation of what comes back, compiled.  On the wire their names are one letter.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import attrs
+import msgspec
+
+from .._util.arguments import instance, several, whole_number
+from .._util.errors import (
+    BatchFailedError,
+    NotEncodableError,
+    StoreDamagedError,
+    StreamFailedError,
+    TrioCkptError,
+    class_name,
+    describe_batch,
+    text_of,
+)
+from .._util.exact_sum import Amount, Number, StoredSum, check_amounts
+from .._util.plain import StreamKey, copy_plain, encode_key
+
+# ---------------------------------------------------------------------------------------
+# Results, as users see them
+# ---------------------------------------------------------------------------------------
+
+
+class Output(msgspec.Struct, frozen=True, array_like=True):
+    """A file that a batch left behind.
+
+    Attributes:
+        path: Relative to the run's output folder, with ``/``.
+        size: Bytes.
+        mtime_ns: Its modification time when it was confirmed, nanoseconds.
+        sha256: Of its content, hexadecimal.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+def utc_now() -> datetime:
+    """The time of day, aware."""
+    return datetime.now(UTC)
+
+
+def _outputs(outputs: Iterable[Output]) -> tuple[Output, ...]:
+    if not outputs:
+        return ()
+    return tuple(
+        instance("an output", output, Output, "an Output")
+        for output in several("outputs", outputs, "Output")
+    )
+
+
+def _count(records: int) -> int:
+    return whole_number("records", records)
+
+
+def _metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", copy_plain(dict(metadata))) if metadata else {}
+
+
+@attrs.frozen
+class CheckpointResult:
+    """What a batch left behind, and when its checkpoint was completed.
+
+    Each waiter gets one of its own.
+
+    Attributes:
+        outputs: The files, with their hashes.
+        metadata: Anything JSON-like that the batch wants remembered.
+        records: How many records the batch produced.
+        completed_at: UTC; stamped when the token is settled, callers leave it out.
+        batch_path: Where the batch's own data went, for programs that save by themselves.
+        checkpoint_path: Where its checkpoint went, likewise.
+        batch_hash: Of the one.
+        checkpoint_hash: Of the other.
+    """
+
+    outputs: tuple[Output, ...] = attrs.field(default=(), converter=_outputs)
+    metadata: Mapping[str, Any] = attrs.field(factory=dict[str, Any], converter=_metadata)
+    records: int = attrs.field(default=0, converter=_count)
+    completed_at: datetime | None = None
+    batch_path: str | None = None
+    checkpoint_path: str | None = None
+    batch_hash: str | None = None
+    checkpoint_hash: str | None = None
+
+
+class Status(enum.Enum):
+    """Where a run, a group or a stream stands."""
+
+    PENDING = "pending"
+    IN_PROGRESS = "in progress"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error as it is remembered.
+
+    Attributes:
+        type: The name of its class.
+        message: Its text, cut at `MAX_ERROR_CHARS`.
+        retryable: Whether a plain resume may try again.
+        batch_index: The batch it happened to, if to one.
+    """
+
+    type: str
+    message: str
+    retryable: bool = True
+    batch_index: int | None = None
+
+
+MIN_TIME = -62_135_596_800  # Unix time of the first of all days, as datetime counts them
+END_OF_TIME = 253_402_300_800  # likewise, after the last one
+
+MAX_ERROR_CHARS = 2_000  # enough to see what happened; a traceback belongs into the log
+
+
+def describe_error(
+    error: BaseException | str, *, retryable: bool = True, batch_index: int | None = None
+) -> ErrorInfo:
+    """Turn an exception, or a reason in words, into what is remembered of it."""
+    kind = "str" if isinstance(error, str) else class_name(error)
+    message = (error or kind if isinstance(error, str) else text_of(error))[:MAX_ERROR_CHARS]
+    if not message.isascii():  # lone surrogates (of a file's name, say) cannot be stored
+        message = message.encode(errors="backslashreplace").decode()[:MAX_ERROR_CHARS]
+    return ErrorInfo(kind, message, retryable, batch_index)
+
+
+def describe_end(error: BaseException, stream: StreamKey, batch_index: int | None) -> ErrorInfo:
+    """What is remembered of what ended a stream.
+
+    Args:
+        error: What ended it.
+        stream: Its key.
+        batch_index: The batch that was open.
+    """
+    if not isinstance(error, TrioCkptError) or error.stream != stream:
+        return describe_error(error, batch_index=batch_index)
+    if isinstance(error, BatchFailedError | StreamFailedError):
+        return describe_error(  # what it failed with says more than that it failed
+            error.__cause__ or error.reason,
+            retryable=error.retryable,
+            batch_index=error.batch_index,
+        )
+    return describe_error(error, batch_index=error.batch_index)
+
+
+# ---------------------------------------------------------------------------------------
+# Records
+# ---------------------------------------------------------------------------------------
+
+
+class Kind(enum.IntEnum):
+    """What a record says."""
+
+    BATCH = 0  # a batch is confirmed
+    SKIP = 1  # a batch was given up on purpose
+    ATTEMPT = 2  # an attempt at a batch failed; it may run again
+    FAIL = 3  # the stream failed
+    FINISH = 4  # the stream is complete (with or without a last index)
+    SAVE = 5  # between batches: state, cursor, spent, a last index, a frontier's first items
+    REDO = 6  # batches go back to work, all after `index` if there is one (a rewind)
+    SESSION = 7  # in the run's own stream: a session began
+    END = 8  # in the run's own stream: it ended
+    RETRY = 9  # skipped batches and a failed stream go back to work
+    NOTE = 10  # for the history; it changes nothing
+    ADD = 11  # the stream is on the run's list, at a position
+    SNAPSHOT = 12  # state inside a batch that is not confirmed
+    PIN = 13  # the confirmed state, of which `index` is the last batch, has a label and stays
+    UNPIN = 14  # the state of a label stays for that no longer
+
+
+class SinkLines(msgspec.Struct, frozen=True, array_like=True):
+    """The lines that a batch appended to one file: where they end is a sum, not a fact."""
+
+    path: str
+    size: int
+    digest: bytes
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True):
+    """That a stream was opened, on the first record that it saves from then on.
+
+    Attributes:
+        at: Unix time, s.
+        first_index: Of its first batch.
+    """
+
+    at: float
+    first_index: int
+
+
+class Taken(msgspec.Struct, frozen=True, array_like=True):
+    """What batches that go back to work had added, exactly.
+
+    Attributes:
+        totals: Produced by them.
+        spent: On the attempts that had confirmed them; it stays spent, but saves nothing now.
+        resets_state: There is no saved state any more: it begins as the user gives it.
+    """
+
+    totals: dict[str, StoredSum]
+    spent: dict[str, StoredSum]
+    resets_state: bool = False
+
+
+# dict itself, which msgspec makes fastest, under types that checkers understand
+_no_amounts = cast("Callable[[], dict[str, Number]]", dict)
+_no_spending = cast("Callable[[], dict[str, Amount]]", dict)
+_no_metadata = cast("Callable[[], dict[str, Any]]", dict)
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One checkpoint.  Which fields are used depends on `kind`.
+
+    A new field has a default and stands here, not in one of the arrays above: these are always
+    written whole, so the records of older versions would not come back with the same bytes.
+    """
+
+    kind: Kind = msgspec.field(name="k", default=Kind.BATCH)
+    at: float = msgspec.field(name="t")  # Unix time, s
+    index: int | None = msgspec.field(name="i", default=None)
+    item: bytes = msgspec.field(name="d", default=b"")  # digest of the item's key
+    attempts: int = msgspec.field(name="a", default=1)
+    records: int = msgspec.field(name="n", default=0)
+    outputs: tuple[Output, ...] = msgspec.field(name="o", default=())
+    lines: tuple[SinkLines, ...] = msgspec.field(name="j", default=())
+    totals: dict[str, Number] = msgspec.field(name="p", default_factory=_no_amounts)
+    spent: dict[str, Amount] = msgspec.field(name="s", default_factory=_no_spending)
+    cursor: Any = msgspec.field(name="c", default=msgspec.UNSET)
+    metadata: dict[str, Any] = msgspec.field(name="m", default_factory=_no_metadata)
+    state: bytes = msgspec.field(name="x", default=b"")
+    adds: bytes = msgspec.field(name="f", default=b"")  # new items of a frontier
+    last_index: int | None = msgspec.field(name="l", default=None)
+    expected: int | None = msgspec.field(name="g", default=None)  # batches in all, as known now
+    estimate: int | None = msgspec.field(name="y", default=None)  # about as many, of an open end
+    opened: Opened | None = msgspec.field(name="b", default=None)  # on the first after opening
+    phase: str | None = msgspec.field(name="u", default=None)  # of the run, when it was opened
+    adopted: bool = msgspec.field(name="w", default=False)  # found, not made: totals are unknown
+    steps: tuple[int, ...] = msgspec.field(name="r", default=())  # REDO, RETRY: an `IndexSet`
+    taken: Taken | None = msgspec.field(name="z", default=None)  # REDO
+    items: bytes = msgspec.field(name="v", default=b"")  # REDO: that they added to the sum of items
+    skipped_items: bytes = msgspec.field(name="h", default=b"")  # of that, the skipped ones
+    position: int | None = msgspec.field(name="q", default=None)  # ADD
+    error: ErrorInfo | None = msgspec.field(name="e", default=None)
+
+
+TROUBLE = "trouble"  # in the metadata of a NOTE: what a person should know of
+
+
+def trouble(text: str, *, index: int | None = None) -> Record:
+    """A note for the history, of something that went wrong and was gone on with.
+
+    Args:
+        text: What.
+        index: Of the batch that it is about.
+    """
+    metadata = {TROUBLE: describe_error(text).message}
+    return Record(kind=Kind.NOTE, at=time.time(), index=index, metadata=metadata)
+
+
+DIGEST_BYTES = 16
+MAX_RECORD_BYTES = 2**30 - DIGEST_BYTES  # with its seal it is what a store reads back as one
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Record)
+
+
+class Seal:
+    """Binds a payload to its place: run, generation, stream and sequence.
+
+    A sealed payload is a BLAKE2b digest (RFC 7693) followed by the payload, so that what
+    a store returns is known to be what was saved, there.  With a key it is a MAC.
+    """
+
+    __slots__ = ("_hasher", "_place", "_where")
+
+    def __init__(self, run_id: str, generation: int, stream: StreamKey, key: bytes | None) -> None:
+        self._place = f"{generation}\n{run_id}\n{encode_key(stream)}\n".encode()
+        self._hasher = _hasher(key, self._place)
+        self._where = describe_batch(run_id, stream, None)
+
+    def close(self, sequence: int, payload: bytes) -> bytes:
+        """The sealed payload."""
+        return _digest(self._hasher, sequence, payload) + payload
+
+    def open(self, sequence: int, sealed: bytes) -> bytes:
+        """The payload of a sealed one.
+
+        Raises:
+            StoreDamagedError: it is not what was sealed for this place.
+        """
+        payload = sealed[DIGEST_BYTES:]
+        seal = sealed[:DIGEST_BYTES]
+        if hmac.compare_digest(_digest(self._hasher, sequence, payload), seal):
+            return payload
+        what = f"checkpoint {sequence} of {self._where} is not what was saved"
+        if _digest(_hasher(None, self._place), sequence, payload) == seal:
+            raise StoreDamagedError(
+                f"{what} with this MAC key: it has none, or somebody put it there who has none"
+            )
+        raise StoreDamagedError(
+            f"{what}: it was altered or is damaged, or the store is sealed with another MAC key; "
+            "give the key that it was saved with, or restore the store from a copy"
+        )
+
+
+def _hasher(key: bytes | None, place: bytes) -> Any:
+    hasher = hashlib.blake2b(digest_size=DIGEST_BYTES, key=key or b"")
+    hasher.update(place)
+    return hasher
+
+
+def _digest(hasher: Any, sequence: int, payload: bytes) -> bytes:
+    own = hasher.copy()
+    own.update(b"%d\n" % sequence)
+    own.update(payload)
+    digest: bytes = own.digest()
+    return digest
+
+
+def encode_record(record: Record) -> bytes:
+    """The bytes of a record, not yet sealed.
+
+    Raises:
+        NotEncodableError: a value in it cannot be encoded, or it could not be read back.
+    """
+    if not MIN_TIME <= record.at < END_OF_TIME:
+        problem = f"it is of the time {record.at!r}, which no calendar has: set the system's clock"
+        raise NotEncodableError("the record", problem)
+    try:
+        payload = _encoder.encode(record)
+    except (TypeError, OverflowError, ValueError) as error:
+        raise NotEncodableError("the record", str(error)) from error
+    if len(payload) > MAX_RECORD_BYTES:
+        problem = (
+            f"it has {len(payload):,} bytes, over {MAX_RECORD_BYTES:,}: put what is large into an "
+            "output, or into arrays of the state"
+        )
+        raise NotEncodableError("the record", problem)
+    return payload
+
+
+def decode_record(payload: bytes) -> Record:
+    """The inverse of `encode_record`.
+
+    Raises:
+        StoreDamagedError: they are not the bytes of a record.
+    """
+    try:
+        record = _decoder.decode(payload)
+        if record.spent or record.totals:
+            check_amounts(record.spent)
+            check_amounts(record.totals)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise StoreDamagedError(f"a checkpoint cannot be read: {error}") from error
+    check_times(record.at, None if record.opened is None else record.opened.at)
+    return record
+
+
+def check_times(*times: float | None) -> None:
+    """See that times are some that a calendar has.
+
+    Raises:
+        StoreDamagedError: one is not.
+    """
+    for at in times:
+        if at is not None and not MIN_TIME <= at < END_OF_TIME:  # NaN is neither
+            raise StoreDamagedError(f"a checkpoint cannot be read: it is of the time {at!r}")

@@ -1,0 +1,111 @@
+"""A run as it stands, seen from outside: nothing here writes, and no lock is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import attrs
+
+from .._util.plain import JOB_STREAM, RUN_STREAM, StreamKey
+from .history import run_facts
+from .progress import Progress
+from .record import Status
+from .session_record import ENDED
+from .store import Owner, RunView, Store
+from .summary import Summary, exit_code, in_order, is_over, summarize
+
+
+@attrs.frozen
+class Look:
+    """A run as it stands, seen from outside.
+
+    Attributes:
+        store: Where it is.
+        view: Its newest generation.
+        owner: The live process that has it.
+        facts: What its own stream says last.
+        parts: The progress of every stream of work: of all but the run's own, and of a job its
+            submission.
+        open_streams: Those that the owner has opened and not brought to an end.
+    """
+
+    store: Store
+    view: RunView
+    owner: Owner | None
+    facts: Mapping[str, Any]
+    parts: Mapping[StreamKey, Progress]
+    open_streams: frozenset[StreamKey]
+
+    @property
+    def run_id(self) -> str:
+        """The name of the run."""
+        return self.view.run_id
+
+    @property
+    def is_job(self) -> bool:
+        """Whether it is a job of a foreman, which begins and ends it; no program does."""
+        return JOB_STREAM in self.view.streams
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all its streams have ended, well or for good: no start would do more."""
+        return bool(self.parts) and all(map(is_over, self.parts.values()))
+
+    @property
+    def keys(self) -> list[StreamKey]:
+        """The users' streams, in order."""
+        return in_order(self.parts)
+
+    def summary(self, keys: Collection[StreamKey] | None = None, of: StreamKey = ()) -> Summary:
+        """What streams add up to; all of the users', if none are named."""
+        chosen = self.keys if keys is None else keys
+        parts = {key: self.parts[key] for key in chosen}
+        return summarize(of, parts, open_streams=self.open_streams)
+
+    def status_of(self, summary: Summary) -> Status:
+        """Where it stands, of a summary of it: IN_PROGRESS while an owner has it.
+
+        It is over, owner or not, when it is complete; a job also when it failed for good, which
+        its foreman may still have to tidy up.
+        """
+        is_over = summary.status is Status.COMPLETE or (self.is_job and self.is_over)
+        return Status.IN_PROGRESS if self.owner is not None and not is_over else summary.status
+
+    def last_activity(self) -> float | None:
+        """When something was saved last, Unix time."""
+        saved = [entry.progress.updated_at for entry in self.view.streams.values()]
+        return max((at for at in saved if at is not None), default=None)
+
+    def exit_code(self) -> int:
+        """What the program should exit with as the run stands; see docs/reference/exit-codes."""
+        has_ended = self.facts.get("ended") == ENDED and not self.is_job
+        return exit_code(self.parts.values(), has_ended=has_ended)
+
+
+async def read_look(store: Store, run_id: str) -> Look | None:
+    """Look at a run of a store; None: there is no such run.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    owner = await store.read_owner(run_id)
+    view = await store.load_run(run_id)
+    return None if view is None else look_from(store, view, owner)
+
+
+def look_from(store: Store, view: RunView, owner: Owner | None) -> Look:
+    """A look at a run whose progress is known already."""
+    facts = run_facts(view)
+    own = (RUN_STREAM, JOB_STREAM)
+    parts = {key: e.progress for key, e in view.streams.items() if key not in own}
+    began = facts.get("began", 0.0)
+    opened = frozenset(
+        key
+        for key, progress in parts.items()
+        if owner is not None
+        and progress.opened_at is not None
+        and progress.opened_at >= began
+        and progress.status not in (Status.COMPLETE, Status.FAILED)
+    )
+    return Look(store, view, owner, facts, parts, opened)

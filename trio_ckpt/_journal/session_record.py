@@ -1,0 +1,66 @@
+"""What the run's own stream says of its sessions: the shape that it must have.
+
+Facts are metadata, so any value is a record.  Whoever shows them relies on their shape, and the
+store may be anybody's: so they are looked at here, once, where they are read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .._util.errors import StoreDamagedError
+from .._util.exact_sum import Number
+from .record import check_times
+
+ENDED, STOPPED = "ended", "was stopped"  # how a session that ended in good order says so
+
+
+class _Counts(msgspec.Struct):
+    """What a session did; an imported one knows nothing."""
+
+    batches: int = 0
+    skipped: int = 0
+    retries: int = 0
+    records: int = 0
+    totals: dict[str, Number] = {}  # copied for each, see msgspec
+    spent: dict[str, Number] = {}
+
+
+class _Facts(msgspec.Struct):
+    session: int
+    runtime_s: float
+    changes: list[tuple[str, str, str]]
+    config: dict[str, Any]
+    config_digest: str
+    output_dir: str | None
+    host: str
+    pid: int
+    began: float
+    manifest: int | None = None
+    outputs_since: float = 0.0
+    ended: str | msgspec.UnsetType = msgspec.UNSET
+    at: float | msgspec.UnsetType = msgspec.UNSET
+    counts: _Counts | msgspec.UnsetType = msgspec.UNSET
+
+
+MAX_RUNTIME_S = 1e11  # three thousand years
+
+
+def check_facts(facts: dict[str, Any], *, is_end: bool = False) -> dict[str, Any]:
+    """Return the facts of a session if they are some; `is_end`: of one that has ended.
+
+    Raises:
+        StoreDamagedError: they have another shape.
+    """
+    try:
+        found = msgspec.convert(facts, _Facts)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise StoreDamagedError(f"a session cannot be read: {error}") from error
+    if is_end and msgspec.UNSET in (found.ended, found.at, found.counts):
+        raise StoreDamagedError("the end of a session cannot be read: it says not when or how")
+    check_times(found.began, None if isinstance(found.at, msgspec.UnsetType) else found.at)
+    if not 0 <= found.runtime_s < MAX_RUNTIME_S:
+        raise StoreDamagedError(f"a session cannot be read: it took {found.runtime_s!r} s")
+    return facts

@@ -1,0 +1,223 @@
+"""What streams add up to: a group, a phase, a run.
+
+A group is all streams under first parts, such as the endpoints of a repository.  Its
+status and its sums are derived whenever somebody asks: nothing of it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import attrs
+
+from .._util.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_FAILED, EXIT_SKIPPED
+from .._util.exact_sum import ExactSum, Number, add_sums, shown
+from .._util.plain import PHASE, StreamKey
+from .progress import Progress
+from .record import ErrorInfo, Status
+
+
+@attrs.frozen
+class Summary:
+    """What some streams add up to.
+
+    Attributes:
+        key: Their first parts; ``()`` for the whole run.
+        status: Derived from theirs, see `group_status`.
+        streams: How many there are of each status.
+        confirmed: Batches that are durable.
+        skipped: Batches given up.
+        failing: Batches that failed and may run again.
+        left: Batches known to be left; None where one stream does not know.
+        records: Produced.
+        totals: Produced, by name.
+        spent: On all attempts, by name.
+        saved: Spent on the attempts that confirmed a batch: what resuming saves.
+        adopted: Confirmed batches whose share of `totals` is not known.
+        started_at, updated_at, completed_at, failed_at: Unix time, s; None: not yet.
+        error: Of the stream that failed last.
+    """
+
+    key: StreamKey
+    status: Status
+    streams: Mapping[Status, int]
+    confirmed: int
+    skipped: int
+    failing: int
+    left: int | None
+    records: int
+    totals: Mapping[str, Number]
+    spent: Mapping[str, Number]
+    saved: Mapping[str, Number]
+    adopted: int
+    started_at: float | None
+    updated_at: float | None
+    completed_at: float | None
+    failed_at: float | None
+    error: ErrorInfo | None
+
+
+def group_status(statuses: Iterable[Status]) -> Status:
+    """The status of a group: the first of these that one of its streams has.
+
+    IN_PROGRESS, INTERRUPTED, FAILED; then PENDING if none was begun and COMPLETE if all
+    are; a mixture of the two is IN_PROGRESS.
+    """
+    found = set(statuses)
+    for status in (Status.IN_PROGRESS, Status.INTERRUPTED, Status.FAILED):
+        if status in found:
+            return status
+    if len(found) > 1:
+        return Status.IN_PROGRESS
+    return found.pop() if found else Status.PENDING
+
+
+def failing(progress: Progress) -> int:
+    """How many batches of a stream failed and may run again by themselves."""
+    if progress.error is not None and not progress.error.retryable:
+        return 0
+    last = progress.last_index
+    return sum(last is None or index <= last for index in progress.failures)
+
+
+def is_over(progress: Progress) -> bool:
+    """Whether a start would do nothing more for a stream: it is complete, or failed for good."""
+    return progress.status is Status.COMPLETE or progress.has_failed_for_good
+
+
+def exit_code(parts: Iterable[Progress], *, has_ended: bool) -> int:
+    """What a command should exit with as a run stands; docs/reference/exit-codes.md has the table.
+
+    Args:
+        parts: Of all its streams and phases, without the run's own stream.
+        has_ended: Whether its program came to its end by itself, as far as it has come: without
+            any stream it is then complete.
+    """
+    begun = [progress for progress in parts if progress.sequence > 0]
+    if not all(map(is_over, begun)) or not (begun or has_ended):
+        return EXIT_DRAINED
+    if any(progress.status is Status.FAILED for progress in begun):
+        return EXIT_FAILED
+    return EXIT_SKIPPED if any(progress.skipped for progress in begun) else EXIT_COMPLETE
+
+
+def status_of(progress: Progress, *, is_open: bool) -> Status:
+    """The status of a stream, which the records know but for whether it is worked on.
+
+    Args:
+        progress: Of the stream.
+        is_open: It is open, and has not failed since it was opened.
+    """
+    is_worked_on = is_open and progress.status is not Status.COMPLETE
+    return Status.IN_PROGRESS if is_worked_on else progress.status
+
+
+def summarize(
+    key: StreamKey,
+    parts: Mapping[StreamKey, Progress],
+    *,
+    open_streams: Collection[StreamKey] = (),
+) -> Summary:
+    """Sum up streams.
+
+    Args:
+        key: What they have in common.
+        parts: The streams.
+        open_streams: Those that are open, and have not failed since.
+    """
+    streams = dict.fromkeys(Status, 0)
+    for name, progress in parts.items():
+        streams[status_of(progress, is_open=name in open_streams)] += 1
+    status = group_status(status for status, count in streams.items() if count)
+    totals, spent, saved = dict[str, ExactSum](), dict[str, ExactSum](), dict[str, ExactSum]()
+    for progress in parts.values():
+        add_sums(totals, progress.totals)
+        add_sums(spent, progress.spent)
+        add_sums(saved, progress.spent_confirmed)
+    every = list(parts.values())
+    lefts = [progress.left for progress in every]
+    completed = [progress.completed_at for progress in every]
+    failed = max(every, key=lambda progress: progress.failed_at or 0.0, default=Progress())
+    return Summary(
+        key=key,
+        status=status,
+        streams=streams,
+        confirmed=sum(len(progress.confirmed) for progress in every),
+        skipped=sum(len(progress.skipped) for progress in every),
+        failing=sum(map(failing, every)),
+        left=None if None in lefts else sum(left or 0 for left in lefts),
+        records=sum(progress.records for progress in every),
+        totals=shown(totals),
+        spent=shown(spent),
+        saved=shown(saved),
+        adopted=sum(len(progress.adopted) for progress in every),
+        started_at=min(_known(progress.started_at for progress in every), default=None),
+        updated_at=max(_known(progress.updated_at for progress in every), default=None),
+        completed_at=None if None in completed else max(_known(completed), default=None),
+        failed_at=failed.failed_at,
+        error=failed.error,
+    )
+
+
+def _known(times: Iterable[float | None]) -> list[float]:
+    return [time for time in times if time is not None]
+
+
+def in_order(parts: Mapping[StreamKey, Progress]) -> list[StreamKey]:
+    """The users' streams: those on the run's list by their position, then the others."""
+    keys = [key for key in parts if key and not key[0].startswith("@")]
+    listed = [key for key in keys if parts[key].position is not None]
+    listed.sort(key=lambda key: parts[key].position or 0)
+    return [*listed, *(key for key in keys if parts[key].position is None)]
+
+
+def groups_of(
+    parts: Mapping[StreamKey, Progress], depth: int = 1
+) -> dict[StreamKey, dict[StreamKey, Progress]]:
+    """The users' streams by their first `depth` parts, in order."""
+    groups: dict[StreamKey, dict[StreamKey, Progress]] = {}
+    for key in in_order(parts):
+        groups.setdefault(key[:depth], {})[key] = parts[key]
+    return groups
+
+
+def phases_of(parts: Mapping[StreamKey, Progress]) -> dict[str, Progress]:
+    """The phases of a run, the one begun first first."""
+    phases = {key[1]: progress for key, progress in parts.items() if key[:1] == (PHASE,)}
+    return dict(sorted(phases.items(), key=lambda entry: entry[1].started_at or 0.0))
+
+
+def left_in_phase(
+    parts: Mapping[StreamKey, Progress], name: str, *, retry_failed: bool = False
+) -> list[StreamKey]:
+    """The streams that were opened in the block of a phase and that a start goes on with."""
+    mine = [key for key in in_order(parts) if parts[key].phase == name]
+    return [key for key in mine if is_to_process(parts[key], retry_failed=retry_failed)]
+
+
+def is_to_process(progress: Progress, *, retry_failed: bool = False) -> bool:
+    """Whether a start would do something for a stream."""
+    if progress.status is Status.COMPLETE:
+        return retry_failed and bool(progress.skipped) and progress.built_over is None
+    return retry_failed or not is_over(progress)
+
+
+def phase_statuses(
+    parts: Mapping[StreamKey, Progress], *, open_phases: Collection[StreamKey] = ()
+) -> dict[str, Status]:
+    """Where each phase stands; one is complete only with the streams of its block."""
+    statuses = {
+        name: status_of(progress, is_open=(PHASE, name) in open_phases)
+        for name, progress in phases_of(parts).items()
+    }
+    left = {progress.phase for progress in parts.values() if is_to_process(progress)}
+    for name, status in statuses.items():
+        if status is Status.COMPLETE and name in left:
+            statuses[name] = Status.INTERRUPTED
+    return statuses
+
+
+def current_phase(parts: Mapping[StreamKey, Progress]) -> str | None:
+    """The newest phase that is not complete."""
+    names = [name for name, s in phase_statuses(parts).items() if s is not Status.COMPLETE]
+    return names[-1] if names else None

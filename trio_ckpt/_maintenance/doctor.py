@@ -1,0 +1,231 @@
+"""What a machine and a folder are good for: measured and looked up, blocking functions.
+
+Nothing here can prove that a disk keeps what fsync promised: that takes pulling the plug.  What
+can be told is whether it answers faster than any disk could.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import attrs
+
+from .._util.extras import pip_command
+from .._util.text import plural
+from ..stores._local.files import sync_folder
+from ..stores._local.locks import HAS_FLOCK
+
+if sys.platform != "win32":
+    import resource
+
+FSYNC_TRIES = 32
+FSYNC_BYTES = 4_096
+TOO_FAST_S = 30e-6  # the quickest drives with a capacitor take some 20 to 40 microseconds
+SLOW_S = 0.05
+LOW_BYTES = 2**30
+LOW_FILES = 10_000  # inodes
+FEW_DESCRIPTORS = 1_024
+
+NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "afs", "ceph"})
+MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
+PACKAGES = ("trio-ckpt", "trio", "attrs", "msgspec")
+ARRAY_PACKAGES = ("numpy", "xxhash", "blosc2")
+
+
+class Verdict(enum.Enum):
+    """How good something is."""
+
+    GOOD = "good"
+    NOTE = "note"  # worth knowing, nothing to do
+    DOUBT = "doubt"  # works, but may not hold what it promises
+    BAD = "bad"
+
+
+@attrs.frozen
+class Finding:
+    """What was looked at, and what was found.
+
+    Attributes:
+        check: One or two words.
+        verdict: How good that is.
+        text: What was found.
+        advice: What to do; empty: nothing.
+    """
+
+    check: str
+    verdict: Verdict
+    text: str
+    advice: str = ""
+
+
+def examine(folder: Path) -> list[Finding]:
+    """Look at the machine, and at the place where a store is or is to be.
+
+    A few files are written into the folder, and removed.
+
+    Args:
+        folder: It need not be there: its nearest parent is looked at then.
+    """
+    place = folder
+    while not place.is_dir() and place != place.parent:
+        place = place.parent
+    found = [_versions(), *_arrays(), _locks(), _descriptors(), _file_system(place)]
+    found.append(_space(place))
+    if not os.access(place, os.W_OK):
+        text = f"{place} cannot be written to by this user"
+        return [*found, Finding("writing", Verdict.BAD, text, "change its owner or mode")]
+    return [*found, *_tried(place)]
+
+
+def _tried(place: Path) -> Iterator[Finding]:
+    checks: tuple[tuple[str, Callable[[Path], Finding]], ...] = (("fsync", _fsync), ("WAL", _wal))
+    for name, check in checks:
+        try:
+            yield check(place)
+        except (OSError, sqlite3.Error) as error:
+            yield Finding(name, Verdict.BAD, f"{place}: {error}", "put the store elsewhere")
+
+
+def _versions() -> Finding:
+    names = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    python = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
+    return Finding(
+        "versions", Verdict.GOOD, f"{names}; {python}; {platform.system()} {platform.release()}"
+    )
+
+
+def _arrays() -> Iterator[Finding]:
+    missing = [name for name in ARRAY_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        text = f"{', '.join(missing)} not installed: a state cannot hold arrays"
+        advice = f"if yours does: {pip_command('arrays')}"
+        yield Finding("arrays", Verdict.NOTE, text, advice)
+        return
+    from ..state._arrays.dirty_pages import (  # it needs NumPy, which is an extra
+        Untracked,
+        open_tracker,
+    )
+
+    tracker = open_tracker()
+    if isinstance(tracker, Untracked):
+        text = f"{tracker.reason}; changes are found by hashing, which reads all of an array"
+        yield Finding("kernel tracker", Verdict.NOTE, text)
+    else:
+        tracker.close()
+        text = "the kernel tells which pages of an array were written (userfaultfd, PAGEMAP_SCAN)"
+        yield Finding("kernel tracker", Verdict.GOOD, text)
+
+
+def _locks() -> Finding:
+    if HAS_FLOCK:
+        text = "a run has one owner at a time, by the kernel's locks"
+        return Finding("locks", Verdict.GOOD, text)
+    text = "this platform has no flock(2), so the local stores refuse to work"
+    return Finding("locks", Verdict.BAD, text)
+
+
+def _descriptors() -> Finding:
+    if sys.platform == "win32":
+        return Finding("open files", Verdict.NOTE, "this platform does not say how many it allows")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < FEW_DESCRIPTORS:
+        advice = "raise it (ulimit -n) before very many append files or connections"
+        return Finding("open files", Verdict.DOUBT, f"{soft:,} of {hard:,} are allowed", advice)
+    shown = "any number" if soft == resource.RLIM_INFINITY else f"{soft:,}"
+    return Finding("open files", Verdict.GOOD, f"{shown} are allowed")
+
+
+def _file_system(place: Path) -> Finding:
+    kind = file_system_of(place)
+    if kind in MEMORY_FILE_SYSTEMS:
+        text = f"{place} is {kind}: it is memory, and gone with power"
+        return Finding("file system", Verdict.BAD, text, "put the store on a disk")
+    if kind in NETWORK_FILE_SYSTEMS:
+        text = f"{place} is {kind}: a local store's locks and log do not hold over a network"
+        return Finding("file system", Verdict.BAD, text, "put the store on a local disk")
+    return Finding("file system", Verdict.GOOD, f"{place} is {kind or 'of a kind not known'}")
+
+
+def file_system_of(place: Path) -> str | None:
+    """The kind of the file system that a folder is on; None where nobody says."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    best, kind = -1, None
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].encode().decode("unicode_escape")
+        is_above = place == Path(point) or Path(point) in place.parents
+        if is_above and len(point) >= best:
+            best, kind = len(point), after.split()[0]
+    return kind
+
+
+def _space(place: Path) -> Finding:
+    free = shutil.disk_usage(place).free
+    text = f"{free / 2**30:,.1f} GiB free"
+    if free < LOW_BYTES:
+        return Finding("space", Verdict.DOUBT, text, "make room: a save that finds none fails")
+    if sys.platform != "win32":
+        status = os.statvfs(place)
+        if status.f_files and status.f_favail < LOW_FILES:
+            text += f", but only {plural(status.f_favail, 'file')} more"
+            return Finding("space", Verdict.DOUBT, text, "remove small files that nobody needs")
+    return Finding("space", Verdict.GOOD, text)
+
+
+def _fsync(place: Path) -> Finding:
+    """How long fsync takes, and what that says."""
+    sync_folder(place)
+    with tempfile.TemporaryFile(dir=place) as file:
+        times: list[float] = []
+        for _ in range(FSYNC_TRIES):
+            file.seek(0)
+            file.write(os.urandom(FSYNC_BYTES))
+            file.flush()
+            began = time.perf_counter()
+            os.fsync(file.fileno())
+            times.append(time.perf_counter() - began)
+    return judge_fsync(statistics.median(times), max(times))
+
+
+def judge_fsync(median_s: float, longest_s: float) -> Finding:
+    """What the time that fsync takes says of a disk; it proves nothing."""
+    text = f"{median_s * 1e3:.3g} ms (median of {FSYNC_TRIES}, {longest_s * 1e3:.3g} ms at most)"
+    if median_s < TOO_FAST_S:
+        text += ": faster than any disk that writes; something answers before it is durable"
+        advice = (
+            "a drive with a capacitor may do so and keep its word; a virtual machine's cache, or a "
+            "file system mounted without barriers, does not: only pulling the plug tells"
+        )
+        return Finding("fsync", Verdict.DOUBT, text, advice)
+    if median_s > SLOW_S:
+        advice = "several streams at once share one fsync; durability='process' needs none"
+        return Finding("fsync", Verdict.NOTE, f"{text}: each group of saves waits for it", advice)
+    return Finding("fsync", Verdict.GOOD, f"{text}: as a disk that writes would take")
+
+
+def _wal(place: Path) -> Finding:
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        connection = sqlite3.connect(Path(folder) / "test.db")
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        finally:
+            connection.close()
+    if mode == "wal":
+        return Finding("WAL", Verdict.GOOD, "SQLite keeps its write-ahead log here")
+    text = f"SQLite falls back to {mode!r}: there is no shared memory here"
+    return Finding("WAL", Verdict.BAD, text, "use a json: store here, or put it on a local disk")

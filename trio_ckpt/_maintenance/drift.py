@@ -1,0 +1,129 @@
+"""Drift: where the files differ from what the records say.  It reads, and changes nothing.
+
+A resume would put such batches back to work; this shows them before anything does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import aclosing
+from functools import partial
+from typing import Literal
+
+import attrs
+
+from .._journal.history import Standing, read_pages
+from .._journal.record import Kind
+from .._journal.store import RunView, Store
+from .._journal.summary import in_order
+from .._runs.verify import find_damages, find_lines_damages
+from .._util.index_set import IndexSet
+from .._util.plain import StreamKey
+from .._util.threads import run_blocking
+from ..outputs import OutputDir
+
+
+@attrs.frozen
+class DriftProblem:
+    """One output that is not what was confirmed.
+
+    Attributes:
+        stream: The key of its stream.
+        batch_index: Its batch; None: a whole append file.
+        path: Relative to the output folder.
+        reason: What is wrong, in words.
+    """
+
+    stream: StreamKey
+    batch_index: int | None
+    path: str
+    reason: str
+
+
+@attrs.frozen
+class Drift:
+    """What looking at the outputs of a run has found.
+
+    Attributes:
+        files: How many were looked at.
+        bytes: How many bytes they should have together.
+        problems: What is wrong, stream by stream, the newest batch first.
+    """
+
+    files: int
+    bytes: int
+    problems: tuple[DriftProblem, ...]
+
+
+async def find_drift(
+    store: Store,
+    view: RunView,
+    outputs: OutputDir,
+    *,
+    mode: Literal["size", "sha256"] = "size",
+    keys: Collection[StreamKey] | None = None,
+) -> Drift:
+    """Compare every confirmed output of a run with the file that is there.
+
+    The run may go on meanwhile: what it puts back to work is no problem.
+
+    Args:
+        store: Where the run is.
+        view: The run, as `Store.load_run` gave it.
+        outputs: Its output folder.
+        mode: By size and time (by hash where the time differs), or by hash.
+        keys: Only these streams; default: all.
+
+    Raises:
+        StoreDamagedError: a record is not what was saved.
+
+    Cancellation: what the threads have begun is waited for.
+    """
+    parts = {key: entry.progress for key, entry in view.streams.items()}
+    problems: list[DriftProblem] = []
+    files = size = 0
+    for key in in_order(parts):
+        progress = parts[key]
+        if (keys is not None and key not in keys) or not (progress.outputs or progress.sinks):
+            continue
+        ends, found = dict(progress.sinks), list[DriftProblem]()
+        standing = Standing(progress)
+        async with aclosing(read_pages(store, view.run_id, view.generation, key)) as pages:
+            async for records in pages:
+                entries = standing.of(records)  # without those that a run that goes on has added
+                files += sum(len(entry.record.outputs) for entry in entries)
+                size += sum(o.size for entry in entries for o in entry.record.outputs)
+                damages = await find_damages(outputs, entries, mode)
+                damages += await run_blocking(
+                    partial(find_lines_damages, by_digest=mode == "sha256"), outputs, entries, ends
+                )
+                found += [
+                    DriftProblem(key, damage.entry.index, damage.path, damage.reason)
+                    for damage in damages
+                ]
+        if found:
+            back = await taken_back_since(store, view, key)
+            problems += [p for p in found if p.batch_index is None or p.batch_index not in back]
+        files += len(progress.sinks)
+        size += sum(progress.sinks.values())
+    return Drift(files, size, tuple(problems))
+
+
+async def taken_back_since(store: Store, view: RunView, key: StreamKey) -> IndexSet:
+    """The batches of a stream whose records in a view stand no longer: the run has gone on.
+
+    A batch goes back to work in the store first, and its files are moved after it.  So what is
+    missing, and stood when the files were looked at, is in no such record.
+    """
+    progress, back = view.streams[key].progress, IndexSet()
+    now = await store.read_run(view.run_id)
+    if now is None or now.generation != view.generation:
+        return progress.done  # it was begun again, and its outputs are in the archive
+    async with aclosing(read_pages(store, view.run_id, view.generation, key)) as pages:
+        async for records in pages:
+            for sequence, record in records:
+                if sequence > progress.sequence and record.kind in (Kind.REDO, Kind.RETRY):
+                    back = back.union(IndexSet.from_steps(record.steps))
+            if records and records[-1][0] <= progress.sequence:
+                break
+    return back

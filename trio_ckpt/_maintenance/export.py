@@ -1,0 +1,464 @@
+"""A run leaves a store as one file; see `trio_ckpt._maintenance.archive_file` for what is in it.
+
+Theory of operation
+===================
+
+An export takes one moment: the newest record that `Store.load_run` knew of each stream.
+What is saved later is left out, so the run may go on meanwhile.  History comes newest
+first and a page at a time; each page becomes a chunk, and the manifest lists the chunks in
+the other order.  The zip is written strictly forward: it is hashed on the way and never
+read again.  Blobs that records name (the arrays of a state) follow the chunk in which the
+first of these is, piece by piece.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from itertools import chain
+from typing import IO
+
+import attrs
+import msgspec
+
+from .._journal.history import Standing
+from .._journal.record import Output, Record, Seal, decode_record, utc_now
+from .._journal.store import Store, StoredRecord, StreamView
+from .._util.arguments import path_text
+from .._util.errors import ArchiveError, OutputError, StoreDamagedError
+from .._util.plain import encode_key
+from .._util.threads import run_blocking
+from ..outputs import AnyPath, NewFile, OutputDir
+from ..state import decode_frame
+from .archive_file import (
+    BLOBS,
+    FORMAT,
+    FRAME,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    MAX_MEMBERS,
+    MAX_RATIO,
+    MAX_RECORD_BYTES,
+    MAX_TOTAL_BYTES,
+    OUTPUTS,
+    PIECE_BYTES,
+    SEAL_BYTES,
+    SEAL_WORDS,
+    VERSION,
+    Manifest,
+    Member,
+    StreamPart,
+    chunk_name,
+    held,
+    total_bytes,
+)
+
+PAGE = 1_000  # records that are held at a time
+SAMPLE_BYTES = 2**16  # of a file, to see whether it becomes smaller by deflating it
+WORTH_IT = 0.9  # the share that must be left at most, or it is stored as it is
+
+
+@attrs.frozen
+class ExportSummary:
+    """What an archive holds, or what was taken out of it.
+
+    Attributes:
+        path: The archive, absolute.
+        run_id: The run in the store: which was exported, or which was imported to.
+        generation: Its generation there.
+        streams: How many streams.
+        records: How many records, of all streams.
+        outputs: How many output files.
+        size_bytes: Of the archive.
+        created_at: When it was exported, ISO 8601, UTC.
+    """
+
+    path: str
+    run_id: str
+    generation: int
+    streams: int
+    records: int
+    outputs: int
+    size_bytes: int
+    created_at: str
+
+
+async def export_run(
+    store: Store, run_id: str, path: AnyPath, *, outputs: OutputDir | None = None
+) -> ExportSummary:
+    """Write the newest generation of a run into an archive.
+
+    The run may go on meanwhile: what is saved after the call began is left out.
+
+    Args:
+        store: Where the run is.
+        run_id: The run.
+        path: The archive.  Its folder is there already, a file of its name is not.
+        outputs: The run's output files, to have those in the archive that confirmed
+            batches name, and append files as far as they are confirmed.
+
+    Returns:
+        What is in it.
+
+    Raises:
+        ArchiveError: there is no such run; it is larger than an archive takes; or `path` is
+            taken, or in a folder that is not there.
+        OutputError: an output is not what was confirmed, or the archive cannot be written.
+        StoreDamagedError: a record, or a blob that one names, is not what was saved; or the
+            run, which goes on, has let go of a state meanwhile: export it again.
+        StoreError: the run cannot be read.
+        TypeError, ValueError: `path` is no path, or begins with ``~``.
+
+    Durability: the archive survives a power cut once this has returned.
+    Cancellation: leaves what was at `path` as it was, and no temporary file.
+    """
+    folder_path, name = _split(path)
+    view = await store.load_run(run_id)
+    if view is None:
+        raise ArchiveError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    await run_blocking(_refuse_taken, folder_path, name)
+    created_at = utc_now().isoformat(timespec="seconds")
+    async with held(await run_blocking(OutputDir.open, folder_path)) as folder:
+        await run_blocking(folder.remove_orphans, [""])  # of an export that was killed
+        async with (
+            held(await run_blocking(folder.create, name)) as file,
+            held(_Writer(file)) as writer,
+        ):
+            exporter = _Exporter(store, run_id, view.generation, writer)
+            for stream in view.streams.values():
+                if stream.progress.sequence:
+                    await exporter.add_stream(stream)
+            if outputs is not None:
+                await exporter.add_outputs(outputs)
+            manifest = await run_blocking(
+                lambda: writer.finish(
+                    run_id=run_id,
+                    generation=view.generation,
+                    created_at=created_at,
+                    streams=exporter.parts,
+                )
+            )
+            await run_blocking(_refuse_taken, folder_path, name)  # somebody may have been quicker
+            await run_blocking(file.commit)
+        return ExportSummary(
+            path=os.path.join(folder_path, name),
+            run_id=run_id,
+            generation=view.generation,
+            streams=len(manifest.streams),
+            records=manifest.records,
+            outputs=manifest.outputs,
+            size_bytes=file.size,
+            created_at=created_at,
+        )
+
+
+def _split(path: AnyPath) -> tuple[str, str]:
+    return os.path.split(os.path.abspath(path_text("path", path)))
+
+
+def _refuse_taken(folder: str, name: str) -> None:
+    """See that an archive of this name would be a new file, in a folder that is there.
+
+    Raises:
+        ArchiveError: it would not.
+    """
+    path = os.path.join(folder, name)
+    if os.path.lexists(path):
+        raise ArchiveError(f"{path} is there already: choose another name, or remove it first")
+    if not os.path.isdir(folder):
+        raise ArchiveError(f"{path} cannot be made: there is no folder {folder}")
+
+
+@attrs.define(eq=False)
+class _Exporter:
+    """Writes one run; what stands is gathered on the way through its records."""
+
+    store: Store
+    run_id: str
+    generation: int
+    writer: _Writer
+    parts: list[StreamPart] = attrs.field(factory=list[StreamPart], init=False)
+    _standing: dict[str, Output] = attrs.field(factory=dict[str, Output], init=False)
+    _sinks: dict[str, int] = attrs.field(factory=dict[str, int], init=False)
+    _blobs: set[str] = attrs.field(factory=set[str], init=False)
+
+    async def add_stream(self, stream: StreamView) -> None:
+        """Write the records of a stream, up to the newest that its view knows."""
+        text, number = encode_key(stream.key), len(self.parts)
+        seal = self.store.seal(self.run_id, self.generation, stream.key)
+        standing, named = Standing(stream.progress), dict[int, tuple[str, ...]]()
+        left, cursor, chunks = stream.progress.sequence, None, list[int]()
+        while left:
+            page = await self.store.history(
+                self.run_id, text, generation=self.generation, cursor=cursor, limit=PAGE
+            )
+            wanted = [stored for stored in page.records if stored.sequence <= left]
+            if [stored.sequence for stored in wanted] != list(range(left, left - len(wanted), -1)):
+                raise StoreDamagedError(f"a record of {text} is missing before record {left}")
+            if wanted:
+                sizes = await run_blocking(self._add_chunk, number, seal, wanted, standing)
+                named.update({s.sequence: s.blobs for s in wanted if s.blobs})
+                for digest in dict.fromkeys(digest for s in wanted for digest in s.blobs):
+                    if digest not in self._blobs:
+                        self._blobs.add(digest)
+                        await self._add_blob(digest, sizes.get(digest))
+                chunks.append(wanted[-1].sequence)
+                left -= len(wanted)
+            cursor = page.cursor
+            if left and cursor is None:
+                raise StoreDamagedError(f"record {left} of {text} is missing")
+        self._sinks.update(stream.progress.sinks)
+        part = StreamPart(stream.key, stream.progress.sequence, tuple(reversed(chunks)), named)
+        self.parts.append(part)
+
+    def _add_chunk(
+        self, number: int, seal: Seal, newest_first: list[StoredRecord], standing: Standing
+    ) -> dict[str, int]:
+        """Write a page of records; returns the sizes of the blobs of which they say them."""
+        plain: list[tuple[int, bytes]] = []
+        records: list[tuple[int, Record]] = []
+        sizes: dict[str, int] = {}
+        for stored in newest_first:
+            payload = seal.open(stored.sequence, stored.payload)
+            record = decode_record(payload)
+            plain.append((stored.sequence, payload))
+            records.append((stored.sequence, record))
+            if stored.blobs and record.state:
+                with suppress(StoreDamagedError):  # `verify` tells of it; it is carried as it is
+                    frame = decode_frame(record.state)
+                    sizes[frame.blob] = frame.data_bytes
+        for entry in standing.of(records):
+            self._standing.update({output.path: output for output in entry.record.outputs})
+        plain.reverse()
+        self.writer.add_held(chunk_name(number, plain[0][0]), pack(plain))
+        return sizes
+
+    async def _add_blob(self, digest: str, size: int | None) -> None:
+        """Write a blob piece by piece; whole if no record says how large it is."""
+        first = None if size is None else min(size, PIECE_BYTES)
+        piece = await self.store.read_blob(digest, 0, first)
+        left = (len(piece) if size is None else size) - len(piece)
+        begin, name = self.writer.begin, f"{BLOBS}{digest}"
+        fitting = await run_blocking(_fitting, piece)
+        async with held(await run_blocking(begin, name, left + len(piece), fitting)) as entry:
+            await run_blocking(entry.write, piece)
+            while left:
+                piece = await self.store.read_blob(digest, entry.size, min(left, PIECE_BYTES))
+                await run_blocking(entry.write, piece)
+                left -= len(piece)
+            member = await run_blocking(self.writer.end, entry)
+        if member.sha256 != digest:
+            raise StoreDamagedError(f"blob {digest} is not what was saved")
+
+    async def add_outputs(self, outputs: OutputDir) -> None:
+        """Write the output files that stand, and the append files as far as confirmed."""
+        for output in self._standing.values():
+            await run_blocking(
+                self._add_file, outputs, output.path, output.size, output.size + 1, output.sha256
+            )
+        for path, size in self._sinks.items():
+            if size:  # nothing of it counts after a rewind, and it may not even be there
+                await run_blocking(self._add_file, outputs, path, size, size, None)
+
+    def _add_file(
+        self, outputs: OutputDir, path: str, size: int, limit: int, sha256: str | None
+    ) -> None:
+        with closing(outputs.read_pieces(path, limit)) as pieces:
+            member = self.writer.add(f"{OUTPUTS}{path}", size, pieces)
+        if member.size != size or sha256 not in (None, member.sha256):
+            raise OutputError(path, "is not what was confirmed; open the run to have it redone")
+
+
+def pack(records: Iterable[tuple[int, bytes]]) -> list[bytes]:
+    """Records as the frames of a chunk.
+
+    Raises:
+        ArchiveError: one is larger than an archive takes.
+    """
+    pieces: list[bytes] = []
+    for sequence, payload in records:
+        if len(payload) > MAX_RECORD_BYTES:
+            raise ArchiveError(
+                f"a record has {len(payload):,} bytes; an archive takes {MAX_RECORD_BYTES:,}"
+            )
+        pieces += (FRAME.pack(sequence, len(payload)), payload)
+    return pieces
+
+
+# ---------------------------------------------------------------------------------------
+# Writing a zip
+# ---------------------------------------------------------------------------------------
+
+
+class _Sink:
+    """What the zip is written to: it hashes, and holds back the place of the seal."""
+
+    def __init__(self, file: NewFile) -> None:
+        self._file = file
+        self._hasher = hashlib.sha256()
+        self._held = bytearray()
+
+    def write(self, data: bytes, /) -> int:
+        self._held += data
+        if len(self._held) > PIECE_BYTES:
+            self._pass_on()
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing waits for it."""
+
+    def close(self) -> None:
+        """The file is closed by who opened it."""
+
+    def seal(self) -> None:
+        """Write the seal over the zip's comment, the last that was written."""
+        self._pass_on()
+        self._file.write(SEAL_WORDS + self._hasher.hexdigest().encode())
+
+    def _pass_on(self) -> None:
+        with memoryview(self._held) as held_back:
+            data = bytes(held_back[:-SEAL_BYTES])
+        del self._held[:-SEAL_BYTES]
+        self._hasher.update(data)
+        self._file.write(data)
+
+
+class _Entry:
+    """A member that is being written."""
+
+    def __init__(self, name: str, file: IO[bytes]) -> None:
+        self.name = name
+        self.size = 0
+        self.hasher = hashlib.sha256()
+        self._file = file
+
+    def write(self, piece: bytes) -> None:
+        """Write some more."""
+        self._file.write(piece)
+        self.hasher.update(piece)
+        self.size += len(piece)
+
+    def close(self) -> None:
+        """No more comes; twice is harmless."""
+        self._file.close()
+
+
+class _Writer:
+    """Writes an archive, member after member, into a new file."""
+
+    def __init__(self, file: NewFile) -> None:
+        self._sink = _Sink(file)
+        self._zip = zipfile.ZipFile(self._sink, "w")
+        self._zip.comment = bytes(SEAL_BYTES)
+        self._members: list[Member] = []
+
+    def add(self, name: str, size: int, pieces: Iterable[bytes]) -> Member:
+        """Write a member of `size` bytes, or of as many as there are.
+
+        Raises:
+            ArchiveError: there are too many.
+            OutputError: the archive cannot be written.
+        """
+        rest = iter(pieces)
+        sample = _take_sample(rest)
+        with closing(self.begin(name, size, _fitting(b"".join(sample)))) as entry:
+            for piece in chain(sample, rest):
+                entry.write(piece)
+            return self.end(entry)
+
+    def add_held(self, name: str, pieces: Sequence[bytes]) -> Member:
+        """The same of a member that who reads it holds in memory."""
+        with closing(self.begin(name, sum(map(len, pieces)), _fitting_held(pieces))) as entry:
+            for piece in pieces:
+                entry.write(piece)
+            return self.end(entry)
+
+    def begin(self, name: str, size: int, fitting: int) -> _Entry:
+        """Begin a member of `size` bytes, deflated or stored; close it.
+
+        Raises:
+            ArchiveError: there are too many.
+        """
+        if len(self._members) >= MAX_MEMBERS:
+            raise ArchiveError(f"an archive takes {MAX_MEMBERS:,} files and chunks of records")
+        info = zipfile.ZipInfo(name)  # of 1980: the time is in the manifest
+        info.compress_type = fitting
+        info.file_size = size  # decides whether it is zip64
+        return _Entry(name, self._zip.open(info, "w"))
+
+    def end(self, entry: _Entry) -> Member:
+        """The member that was begun is whole."""
+        entry.close()
+        self._members.append(Member(entry.name, entry.size, entry.hasher.hexdigest()))
+        return self._members[-1]
+
+    def finish(
+        self,
+        *,
+        run_id: str,
+        generation: int,
+        created_at: str,
+        streams: Iterable[StreamPart],
+    ) -> Manifest:
+        """Write the manifest and the seal; the file is whole then, but not committed.
+
+        Raises:
+            ArchiveError: there is more in it than an archive takes.
+            OutputError: the archive cannot be written.
+        """
+        parts = tuple(streams)
+        manifest = Manifest(
+            FORMAT,
+            VERSION,
+            run_id,
+            generation,
+            created_at,
+            sum(part.records for part in parts),
+            sum(member.name.startswith(OUTPUTS) for member in self._members),
+            parts,
+            tuple(self._members),
+        )
+        data = msgspec.json.encode(manifest)
+        if len(data) > MAX_MANIFEST_BYTES or total_bytes(self._members) > MAX_TOTAL_BYTES:
+            raise ArchiveError(f"run {run_id!r} is larger than an archive takes", run_id=run_id)
+        info = zipfile.ZipInfo(MANIFEST)
+        info.compress_type = _fitting_held([data])
+        self._zip.writestr(info, data)
+        self._zip.close()
+        self._sink.seal()
+        return manifest
+
+    def close(self) -> None:
+        """End the zip, or it would when it is dropped; twice is harmless."""
+        self._zip.close()
+
+
+def _take_sample(pieces: Iterator[bytes]) -> list[bytes]:
+    sample: list[bytes] = []
+    size = 0
+    while size < SAMPLE_BYTES and (piece := next(pieces, None)) is not None:
+        sample.append(piece)
+        size += len(piece)
+    return sample
+
+
+def _fitting(sample: bytes) -> int:
+    """How to keep a member that begins like this."""
+    sample = sample[:SAMPLE_BYTES]
+    is_smaller = len(zlib.compress(sample, 1)) <= len(sample) * WORTH_IT
+    return zipfile.ZIP_DEFLATED if is_smaller else zipfile.ZIP_STORED
+
+
+def _fitting_held(pieces: Iterable[bytes]) -> int:
+    """How to keep what is read into memory: as it is if it could be deflated to very little."""
+    compressor, size, deflated = zlib.compressobj(), 0, 0
+    for piece in pieces:
+        size += len(piece)
+        deflated += len(compressor.compress(piece))
+    deflated += len(compressor.flush())
+    is_fair = size * WORTH_IT >= deflated >= size * 2 / MAX_RATIO
+    return zipfile.ZIP_DEFLATED if is_fair else zipfile.ZIP_STORED

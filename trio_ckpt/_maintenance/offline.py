@@ -1,0 +1,297 @@
+"""Owning a run without working on it: what commands do to one that is not open."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
+
+import attrs
+
+from .._commit.group_commit import Saver, open_saver
+from .._commit.redo import Redo, retry_record
+from .._commit.stream_log import Lane
+from .._journal.history import read_pages, run_facts
+from .._journal.progress import Progress
+from .._journal.record import Kind, Record
+from .._journal.store import Pruned, RunKey, RunView, Store
+from .._journal.summary import in_order
+from .._runs.generations import ARCHIVING, archive_generations, archived_note, replaced_by_next
+from .._runs.manifest import MANIFEST, is_complete, set_manifest_aside, write_manifest
+from .._runs.resume import up_to
+from .._util.arguments import (
+    MAX_INDEX,
+    instance,
+    several,
+    stream_key,
+    text,
+    whole_number,
+    whole_numbers,
+)
+from .._util.errors import StoreDamagedError, UnknownRunError, UnknownStreamError
+from .._util.index_set import IndexSet
+from .._util.plain import RUN_STREAM, StreamKey, encode_key
+from .._util.text import stream_name
+from .._util.threads import run_blocking
+from ..outputs import AnyPath, AppendFile, OutputDir, keep_tail
+from ..state._retention import Retention
+from ..state._shared_capture import ArrayTools
+from .compact import Compacted, Compaction
+from .verify_states import is_whole
+
+
+@attrs.define(eq=False)
+class Maintenance:
+    """A run that is owned for maintenance; from `open_maintenance`.
+
+    Attributes:
+        store: Where it is.
+        view: The run as it was found.
+        outputs: Its output folder; None: it has none, or it is not there any more.
+    """
+
+    store: Store
+    view: RunView
+    outputs: OutputDir | None
+    _saver: Saver
+    _run_key: RunKey
+    _lanes: dict[StreamKey, Lane] = attrs.field(factory=dict[StreamKey, Lane], init=False)
+
+    async def retry(self, keys: Iterable[StreamKey] | None = None) -> int:
+        """Put what was skipped or has failed for good back to work.
+
+        Args:
+            keys: Of these streams; default: of all.
+
+        Returns:
+            How many streams had something to put back.
+
+        Raises:
+            UnknownStreamError: there is no such stream.
+            CannotRedoError: later batches of one build on what was skipped; nothing is changed.
+
+        Durability: when this returns it is saved.
+        """
+        parts = {key: entry.progress for key, entry in self.view.streams.items()}
+        wanted = in_order(parts) if keys is None else self._known(keys)
+        run_id = self.view.run_id
+        records = [(self._lane(key), retry_record(run_id, key, parts[key])) for key in wanted]
+        found = [(lane, record) for lane, record in records if record is not None]
+        if found:
+            await self._begin_change()
+        await self._saver.save_all(found)
+        return len(found)
+
+    async def redo(self, key: StreamKey, indexes: Iterable[int], reason: str) -> None:
+        """Put single batches back to work; see `Stream.redo`."""
+        redo = self._redo(key)
+        wanted = whole_numbers("indexes", indexes)
+        await redo.redo(wanted, text("reason", reason))
+
+    async def rewind(self, key: StreamKey, *, to: int, reason: str) -> IndexSet:
+        """Put all batches after one back to work; see `Run.rewind`."""
+        redo = self._redo(key)
+        to = whole_number("to", to, least=-MAX_INDEX)
+        return await redo.rewind(to, text("reason", reason))
+
+    async def recover(self, key: StreamKey) -> IndexSet | None:
+        """Go back to the newest confirmed state that is whole; returns what goes back to work.
+
+        It is what a start does with ``recover=True``.
+
+        Returns:
+            What; None: the newest one is whole.
+
+        Raises:
+            StoreDamagedError: none is; with ``--accept-loss`` `verify --repair` begins it anew.
+
+        Durability: as for `Stream.redo`.
+        """
+        redo = self._redo(key)
+        pages = partial(read_pages, self.store, self.view.run_id, self._run_key.generation, key)
+        if await is_whole(self.store, pages()):
+            return None
+        async with aclosing(pages()) as newest_first:
+            async for records in newest_first:
+                for sequence, record in records:
+                    if not record.state or record.kind is Kind.SNAPSHOT:
+                        continue
+                    if await is_whole(self.store, up_to(pages, sequence)):
+                        reason = f"the states after sequence {sequence} are damaged"
+                        return await redo.rewind_before(sequence + 1, reason)
+        raise StoreDamagedError(
+            f"no saved state of stream {stream_name(key)!r} is whole: --accept-loss begins it anew"
+        )
+
+    async def begin_anew(self, key: StreamKey, reason: str) -> IndexSet:
+        """Put all batches of a stream back to work, its first state with them; returns which.
+
+        Durability: as for `Stream.redo`.
+        """
+        return await self._redo(key).rewind_before(1, reason)
+
+    async def let_go(self, key: StreamKey, sequences: Sequence[int]) -> None:
+        """Let go of the arrays of old states, because they are damaged."""
+        self._lane(key)
+        await self.store.drop_blobs(self._run_key, encode_key(key), sequences)
+
+    async def cut_tail(self, key: StreamKey, path: str) -> None:
+        """Cut off what follows the confirmed end of an append file; a copy stays in the archive."""
+        size = self._lane(key).progress.sinks[path]
+        if self.outputs is not None:
+            label = f"{self.view.run_id}-{self._run_key.generation}-tail"
+            await run_blocking(keep_tail, self.outputs, path, size, label)
+            sink = await run_blocking(AppendFile.open, self.outputs, path, size)
+            await run_blocking(sink.close)
+
+    async def rewrite_manifest(self) -> bool:
+        """Write the manifest from the records; what has its name is moved into the archive.
+
+        Returns:
+            False if the run is not complete, or its folder is not there.
+
+        Durability: when this returns it survives power loss.
+        """
+        parts = {key: entry.progress for key, entry in self.view.streams.items()}
+        if self.outputs is None or not is_complete(parts):
+            return False
+        label = f"{self.view.run_id}-{self._run_key.generation}-damaged"
+        await run_blocking(self.outputs.archive, [MANIFEST], label)
+        facts = run_facts(self.view)
+        return await write_manifest(self.store, self._run_key, parts, self.outputs, facts)
+
+    async def compact(
+        self, keys: Iterable[StreamKey] | None = None, *, retention: Retention | None = None
+    ) -> Compacted:
+        """Merge saved states, so that a start reads one, and let go of old arrays.
+
+        Args:
+            keys: Of these streams; default: of all.
+            retention: Which old states keep their arrays; default: the newest two.  Pinned
+                ones do in any case, and of a complete stream only the newest.
+
+        Raises:
+            UnknownStreamError: there is no such stream.
+            StoreDamagedError: a state is not what was saved.
+
+        Durability: when this returns it is saved.
+        """
+        parts = {key: entry.progress for key, entry in self.view.streams.items()}
+        wanted = in_order(parts) if keys is None else self._known(keys)
+        tools = ArrayTools()
+        kept = Retention() if retention is None else retention
+        instance("retention", kept, Retention, "a Retention")
+        done: list[Compacted] = []
+        try:
+            for key in wanted:
+                lane = self._lane(key)
+                compaction = Compaction(
+                    self.store, self._saver, lane, tools, kept, self._begin_change
+                )
+                done.append(await compaction.run())
+            return Compacted.total(done)
+        finally:
+            tools.close()
+
+    async def reset(self, reason: str) -> int:
+        """Archive the run and its outputs: the next start begins again.
+
+        Args:
+            reason: Why; kept in the history.
+
+        Returns:
+            The generation that begins.
+
+        Durability: when this returns it is saved, and the outputs are in the archive.  They
+            are moved after it is saved; the next start finishes what a crash interrupts,
+            and moves them where there was no folder here.
+        """
+        text("reason", reason)
+        key = attrs.evolve(self._run_key, generation=self._run_key.generation + 1)
+        replaced = await replaced_by_next(self.store, self.view)
+        metadata: dict[str, object] = {"reset": reason}
+        if replaced:
+            metadata[ARCHIVING] = replaced
+        async with open_saver(self.store, key) as saver:
+            lane = saver.add_lane(RUN_STREAM, Progress())
+            await saver.save(lane, Record(kind=Kind.NOTE, at=time.time(), metadata=metadata))
+            await self._take_up(key)
+            if self.outputs is not None:
+                await archive_generations(self.store, key.run_id, replaced, self.outputs)
+                if replaced:
+                    await saver.save(lane, archived_note(time.time()))
+                await set_manifest_aside(key, self.outputs)
+        return key.generation
+
+    async def _take_up(self, key: RunKey) -> None:
+        """Go on with another generation of the run."""
+        view = await self.store.load_run(key.run_id)
+        if view is not None:
+            self.view = view
+        self._run_key = key
+        self._lanes.clear()
+
+    async def prune(self, *, keep: int) -> Pruned:
+        """Remove all generations of the run but the newest `keep`; see `Store.prune`."""
+        return await self.store.prune(self._run_key, keep=whole_number("keep", keep))
+
+    async def _begin_change(self) -> None:
+        """A manifest says what there was: from here on that is not sure."""
+        if self.outputs is not None:
+            await set_manifest_aside(self._run_key, self.outputs)
+
+    def _redo(self, key: StreamKey) -> Redo:
+        lane = self._lane(stream_key("key", key))
+        return Redo(self.store, self._saver, lane, self.outputs, begin_change=self._begin_change)
+
+    def _known(self, keys: Iterable[StreamKey]) -> list[StreamKey]:
+        given = several("keys", keys, "stream keys")
+        return [self._lane(stream_key("a key", key)).key for key in given]
+
+    def _lane(self, key: StreamKey) -> Lane:
+        if key not in self.view.streams or key == RUN_STREAM:
+            raise UnknownStreamError(
+                f"run {self.view.run_id!r} has no stream {'/'.join(key)!r}",
+                run_id=self.view.run_id,
+                stream=key,
+            )
+        if key not in self._lanes:
+            self._lanes[key] = self._saver.add_lane(key, self.view.streams[key].progress)
+        return self._lanes[key]
+
+
+@asynccontextmanager
+async def open_maintenance(
+    store: Store, run_id: str, *, output_dir: AnyPath | None = None
+) -> AsyncGenerator[Maintenance]:
+    """Own a run for a block, without working on it.
+
+    Args:
+        store: Where it is.
+        run_id: The run.
+        output_dir: Where its outputs are; default: where its last session had them.
+
+    Raises:
+        UnknownRunError: there is no such run.
+        RunLockedError: another live process owns it.
+        StoreError: the store cannot be used.
+
+    Durability: as its methods say.
+    Cancellation: what is being saved is waited for.
+    """
+    if await store.read_run(run_id) is None:  # to lock one would make it
+        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    async with store.lock_run(run_id) as owner, AsyncExitStack() as stack:
+        view = await store.load_run(run_id)
+        if view is None:
+            raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+        folder = run_facts(view).get("output_dir") if output_dir is None else output_dir
+        outputs = None
+        if folder is not None and await run_blocking(os.path.isdir, folder):
+            outputs = await run_blocking(OutputDir.open, folder)
+            stack.callback(outputs.close)
+        run_key = RunKey(run_id, view.generation, owner)
+        saver = await stack.enter_async_context(open_saver(store, run_key))
+        yield Maintenance(store, view, outputs, saver, run_key)

@@ -1,0 +1,92 @@
+"""Arrays of a saved state, without the rest of it and without owning the run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing
+from typing import Any
+
+from .._journal.history import read_pages
+from .._journal.record import Kind, Record
+from .._journal.store import Store
+from .._util.arguments import several, stream_key, whole_number
+from .._util.errors import UnknownRunError
+from .._util.plain import StreamKey
+from ..state._chain import layout_of, read_chain, read_named
+
+
+async def read_arrays(
+    store: Store,
+    run_id: str,
+    key: StreamKey,
+    names: Collection[str] | None = None,
+    *,
+    batch: int | None = None,
+) -> dict[str, Any]:
+    """Arrays of a confirmed state of a stream, by their paths.
+
+    Only the blocks of these are read, each once, from the newest saved state that has it.
+
+    Args:
+        store: Where the run is.
+        run_id: The run.
+        key: The stream.
+        names: Paths such as ``state.model.weights``; default: all.  Where arrays share
+            memory, it goes by the path of the first of them.
+        batch: The state is the one that was confirmed with this batch; default: the newest.
+
+    Returns:
+        The arrays, of the kinds that were saved; empty where no state has any.
+
+    Raises:
+        UnknownRunError: there is no such run.
+        ValueError: the state has no array of such a name; the batch was not confirmed.
+        StoreDamagedError: what was saved is not whole, or the arrays were let go of.
+
+    Cancellation: a cancellation point between parts.
+    """
+    key = stream_key("key", key)
+    if names is not None:
+        names = several("names", names, "names of arrays")
+    if batch is not None:
+        batch = whole_number("batch", batch)
+    stored = await store.read_run(run_id)
+    if stored is None:
+        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    pages = read_pages(store, run_id, stored.generation, key)
+    if batch is not None:
+        pages = _up_to(pages, batch)
+    async with aclosing(pages):
+        chain, _ = await read_chain(pages, with_snapshots=False)
+    frames = [frame for _, frame in chain]
+    layout = layout_of(frames)
+    if strangers := sorted(set(names or ()) - set(layout.names)):
+        has = ", ".join(layout.names) or "none"
+        raise ValueError(f"the state has no array {strangers[0]}; it has: {has}")
+    if not layout.views:
+        return {}
+    return await read_named(store, frames, names)
+
+
+async def _up_to(
+    pages: AsyncGenerator[list[tuple[int, Record]]], batch: int
+) -> AsyncGenerator[list[tuple[int, Record]]]:
+    """The records as they were when a batch was confirmed the last time.
+
+    Raises:
+        ValueError: it never was.
+    """
+    is_found = False
+    async with aclosing(pages):
+        async for records in pages:
+            for place, (_, record) in enumerate(records):
+                if not is_found and record.index == batch and record.kind in _SAY_STATE:
+                    is_found, records = True, records[place:]
+                    break
+            if is_found:
+                yield records
+    if not is_found:
+        raise ValueError(f"batch {batch} was never confirmed")
+
+
+_SAY_STATE = (Kind.BATCH, Kind.NOTE)  # the latter in an archive

@@ -1,0 +1,225 @@
+"""Repairing a store and the outputs of its runs: what can be mended is, what cannot is said.
+
+Theory of operation
+===================
+
+First the store's own files, without opening it (`repair_folder`): what is left then is
+a store that can be opened, in which a stream has sound records and no others, or is left as it
+was.  Then, run by run and under its lock, what a start does with damaged outputs and states is done
+by the same records: batches go back to work, a state goes back to the newest that is whole.
+
+Nothing is deleted: what is replaced or cut off lies in ``damaged/`` of the store's folder, outputs
+in the archive of their folder.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+import attrs
+import trio
+
+from .._journal.store import Finding, Repaired, Store
+from .._runs.manifest import MANIFEST
+from .._runs.verify import MISSING, MISSING_MANY
+from .._util.errors import StoreDamagedError, StoreError, TrioCkptError
+from .._util.index_set import IndexSet
+from .._util.log import at
+from .._util.plain import StreamKey, decode_key
+from .._util.text import plural, printable, stream_name
+from .._util.threads import run_blocking
+from ..outputs import AnyPath
+from ..stores import open_store
+from .offline import Maintenance, open_maintenance
+from .repair_folder import kind_of, repair_folder
+from .verify_store import check_all
+
+log = logging.getLogger("trio_ckpt.repair")
+
+REASON = "put back by a repair: its output is damaged"
+
+
+@attrs.frozen
+class RepairReport:
+    """What a repair has done.
+
+    Attributes:
+        done: What.
+        not_done: What it could have done, and why it did not.
+        left: What is wrong still.
+    """
+
+    done: tuple[Repaired, ...]
+    not_done: tuple[Repaired, ...]
+    left: tuple[Finding, ...]
+
+
+def needs_store_repair(findings: Iterable[Finding]) -> bool:
+    """Whether some of what was found is in the store's own files."""
+    return any(f.is_damage and f.path is None and not f.is_state for f in findings)
+
+
+async def repair_all(
+    url: str,
+    findings: Sequence[Finding],
+    run_id: str | None = None,
+    *,
+    output_dir: AnyPath | None = None,
+    may_cut: bool = False,
+    mac_key: bytes | None = None,
+) -> RepairReport:
+    """Mend what was found.
+
+    Args:
+        url: The store, in a local folder.
+        findings: What `check_all` has found, or why it cannot be opened.
+        run_id: Only this run's outputs and states; the store's own files are of all runs.
+        output_dir: Where its outputs are; default: where its last session had them.
+        may_cut: Whether a stream may lose records that are sound, because one before them is not.
+        mac_key: Seals its records.
+
+    Raises:
+        RunLockedError: somebody owns a run that is to be mended.
+        StoreError: it cannot be repaired, and why.
+
+    Durability: what is done survives power loss when this returns; killed at any moment it can be
+        given again.
+    Cancellation: between one thing and the next.
+    """
+    done: list[Repaired] = []
+    not_done: list[Repaired] = []
+    if needs_store_repair(findings):
+        folder = url.partition(":")[2] if url.startswith(("sqlite:", "json:")) else url
+        kind = await run_blocking(kind_of, folder)
+        if kind is not None:
+            repaired = await run_blocking(
+                lambda: repair_folder(Path(folder), kind, mac_key=mac_key, may_cut=may_cut)
+            )
+            done += repaired.done
+            not_done += repaired.left
+    left: list[Finding] = []
+    store = await open_store(url, mac_key=mac_key, create=False)
+    try:
+        for name in await _runs_of(store, run_id, not_done):
+            folder_now = output_dir if run_id is not None else None
+            try:
+                await _Mender(store, name, folder_now, done, not_done, may_cut).mend()
+            except TrioCkptError as error:
+                not_done.append(Repaired(f"run {name!r}", str(error)))
+        async with aclosing(check_all(store, run_id, output_dir=output_dir)) as found:
+            left = [finding async for finding in found if finding.is_damage]
+    finally:
+        with trio.CancelScope(shield=True):
+            await store.aclose()
+    for part in done:
+        log.warning("%s: %s", printable(part.where), printable(part.what), extra=at(run_id))
+    return RepairReport(tuple(done), tuple(not_done), tuple(left))
+
+
+async def _runs_of(store: Store, run_id: str | None, not_done: list[Repaired]) -> list[str]:
+    if run_id is not None:
+        return [run_id]
+    try:
+        return [run.run_id for run in await store.list_runs()]
+    except StoreError as error:
+        not_done.append(Repaired(store.url, f"its runs cannot be listed: {error}"))
+        return []
+
+
+@attrs.define(eq=False)
+class _Mender:
+    """Mends outputs and states of one run."""
+
+    store: Store
+    run_id: str
+    output_dir: AnyPath | None
+    done: list[Repaired]
+    not_done: list[Repaired]
+    may_cut: bool
+
+    async def mend(self) -> None:
+        """Put to rights what is damaged."""
+        checked = check_all(self.store, self.run_id, output_dir=self.output_dir)
+        async with aclosing(checked) as found:
+            mine = [f async for f in found if f.is_damage and f.run_id == self.run_id]
+        newest = [f for f in mine if f.stream is not None or f.path is not None]
+        if not newest:
+            return
+        if lost := [finding for finding in mine if finding.is_loss]:  # a new owner would forget it
+            what = f"nothing else of it is mended: {lost[0].what}"
+            self.not_done.append(Repaired(f"run {self.run_id!r}", what))
+            return
+        async with open_maintenance(self.store, self.run_id, output_dir=self.output_dir) as desk:
+            generation = desk.view.generation
+            newest = [f for f in newest if f.generation in (None, generation)]
+            by_stream: dict[StreamKey, list[Finding]] = {}
+            for finding in newest:
+                if finding.stream is not None:
+                    by_stream.setdefault(decode_key(finding.stream), []).append(finding)
+            for key, findings in by_stream.items():
+                if key in desk.view.streams:
+                    await self._try(desk, key, findings)
+            if any(f.path == MANIFEST and f.stream is None for f in newest):
+                await self._rewrite_manifest(desk)
+
+    async def _try(self, desk: Maintenance, key: StreamKey, findings: list[Finding]) -> None:
+        where = f"stream {stream_name(key)!r} of run {self.run_id!r}"
+        try:
+            states = [finding for finding in findings if finding.is_state]
+            if states and (taken := await self._recover(desk, key)) is not None:
+                self._say(where, f"its state is again the newest that is whole{_back(taken)}")
+            if old := [finding.sequence for finding in states if finding.sequence is not None]:
+                await desk.let_go(key, old)
+                self._say(where, f"{len(old)} old states that are damaged were let go", True)
+            await self._redo(desk, key, where, findings)
+            for finding in findings:
+                if finding.path is not None and finding.batch_index is None:
+                    await desk.cut_tail(key, finding.path)
+                    self._say(f"output {finding.path}", "what followed its confirmed end was cut")
+        except TrioCkptError as error:
+            self.not_done.append(Repaired(where, str(error)))
+
+    async def _recover(self, desk: Maintenance, key: StreamKey) -> IndexSet | None:
+        """Go back to the newest state that is whole; None: the newest is."""
+        try:
+            return await desk.recover(key)
+        except StoreDamagedError:
+            if not self.may_cut:
+                raise
+            return await desk.begin_anew(key, "no saved state of it is whole")
+
+    async def _redo(
+        self, desk: Maintenance, key: StreamKey, where: str, findings: list[Finding]
+    ) -> None:
+        bad = [f for f in findings if f.path is not None and f.batch_index is not None]
+        batches = sorted({f.batch_index for f in bad if f.batch_index is not None})
+        missing = sum(f.what == MISSING for f in bad)
+        if missing > MISSING_MANY:
+            what = f"{plural(missing, 'output')} missing: is the output folder right? A start with "
+            self.not_done.append(Repaired(where, what + "redo_missing=True does them again"))
+            return
+        if not batches:
+            return
+        if desk.view.streams[key].progress.is_ordered:
+            taken = await desk.rewind(key, to=batches[0] - 1, reason=REASON)
+        else:
+            await desk.redo(key, batches, REASON)
+            taken = IndexSet(batches)
+        self._say(where, f"outputs were damaged{_back(taken)}")
+
+    async def _rewrite_manifest(self, desk: Maintenance) -> None:
+        try:
+            if await desk.rewrite_manifest():
+                self._say(MANIFEST, "it was written from the records")
+        except TrioCkptError as error:
+            self.not_done.append(Repaired(MANIFEST, str(error)))
+
+    def _say(self, where: str, what: str, is_loss: bool = False) -> None:
+        self.done.append(Repaired(where, what, is_loss))
+
+
+def _back(taken: IndexSet) -> str:
+    return f": batches {taken} go back to work" if taken else ""

@@ -1,0 +1,95 @@
+"""Repairing the folder of a local store, whether it can be opened or not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import attrs
+
+from .._journal.store import Repaired
+from .._util.errors import StoreError, StoreVersionError
+from ..stores._json.files import check_marker, make_marker
+from ..stores._local.files import explain, make_member, need_folder
+from ..stores._local.locks import FileLock, lock_opening
+from .repair_json import repair_runs
+from .repair_sqlite import repair_database
+from .salvage import Salvage
+
+
+@attrs.frozen
+class StoreRepair:
+    """What a repair of a store has done.
+
+    Attributes:
+        done: What.
+        left: What it has not done, and why.
+    """
+
+    done: tuple[Repaired, ...]
+    left: tuple[Repaired, ...]
+
+
+def repair_folder(folder: Path, kind: str, *, mac_key: bytes | None, may_cut: bool) -> StoreRepair:
+    """Mend what can be mended of a local store, from what is in its folder.  Blocks.
+
+    What it replaces is kept in ``damaged/`` first.
+
+    Args:
+        folder: The store's.
+        kind: "sqlite" or "json".
+        mac_key: Seals its records.
+        may_cut: Whether a stream may lose records that are sound, because one before them is not.
+
+    Raises:
+        StoreError: somebody owns a run of the store, it cannot be written, or nothing can be read.
+
+    Durability: what is done survives power loss when this returns; a crash leaves each file as it
+        was or as it is to be.
+    """
+    with explain(folder, "repairing"):
+        make_member(folder / "lock")
+        need_folder(folder / "blobs")
+        opening = lock_opening(folder)
+        try:
+            alone = FileLock.open(folder / "lock" / "store")
+            try:
+                if not alone.take(wait=False):
+                    raise StoreError(f"{folder}: a process owns a run of this store: stop it first")
+                salvage = Salvage(folder, mac_key, may_cut)
+                salvage.put_bad_blobs_aside()
+                salvage.put_bad_notes_aside()
+                if kind == "sqlite":
+                    repair_database(salvage)
+                else:
+                    _mend_marker(salvage)
+                    repair_runs(salvage)
+                return StoreRepair(tuple(salvage.done), tuple(salvage.left))
+            finally:
+                alone.release()
+        finally:
+            opening.release()
+
+
+def _mend_marker(salvage: Salvage) -> None:
+    """The file that says what the folder is: there is only one that it can be."""
+    try:
+        check_marker(salvage.folder)
+    except StoreVersionError:
+        raise
+    except StoreError:
+        marker = salvage.folder / "store.json"
+        if marker.exists():
+            salvage.put_aside(marker)
+        make_marker(salvage.folder)
+        salvage.done.append(Repaired(marker.name, "it was written anew"))
+
+
+def kind_of(folder: str | os.PathLike[str]) -> str | None:
+    """The kind of store that is in a folder, by the files that only this kind has."""
+    try:
+        if os.path.lexists(os.path.join(folder, "state.db")):
+            return "sqlite"
+        return "json" if os.path.isdir(os.path.join(folder, "runs")) else None
+    except ValueError:  # no path at all
+        return None

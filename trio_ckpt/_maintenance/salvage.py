@@ -1,0 +1,343 @@
+"""What of a damaged store is sound: the part of a repair that is the same for all local stores.
+
+Theory of operation.  A record is sound if its seal opens and it follows on the one before.  Where
+one is lost, what comes after it can be gone on with only if nothing there builds on it: where
+batches are independent of each other.  Then a note takes its place, and what it had confirmed runs
+again.  Where they build on each other (a state, a cursor, an append file, a frontier) the stream is
+cut off before it.  That loses what was confirmed after it, so it is done only if nothing sound is
+lost, or if it was asked for.
+
+Nothing is changed in its place.  What is to be replaced is copied into ``damaged/TIME/`` first,
+what replaces it is written beside it and renamed.  Blocking functions.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+
+import attrs
+
+from .._journal.folds import encode_progress
+from .._journal.progress import Progress, apply
+from .._journal.record import DIGEST_BYTES, Kind, Record, Seal, decode_record, encode_record
+from .._journal.store import Repaired
+from .._util.errors import StoreDamagedError, StoreError
+from .._util.index_set import IndexSet
+from .._util.text import number, plural, spans
+from ..state import decode_frame
+from ..stores._local.check import LOSSES, blob_problem
+from ..stores._local.files import make_folder, open_file, sync_file, sync_folder
+from ..stores._local.watermark import Seen, all_seen, encode_seen, read_seen, seen_path
+
+SHA256_DIGITS = 64
+MAX_NOTES = 100_000  # in the places of lost records; a stream that lost more is cut off
+LOST = "a repair put this in the place of a checkpoint that was lost"
+ACCEPT = "--accept-loss goes on without them, and their batches run again"
+
+Place = tuple[str, int, str]  # a run, its generation, the key of a stream
+Records = Callable[[], Iterable[tuple[int, bytes | None]]]  # in order; None: it cannot be read
+
+
+@attrs.frozen
+class Sound:
+    """How much of a stream is sound.
+
+    Attributes:
+        progress: What its sound records add up to, the first bad one excluded.
+        later: How many are sound after that.
+        newest: The greatest sequence that is there at all.
+    """
+
+    progress: Progress
+    later: int
+    newest: int
+
+    @property
+    def through(self) -> int:
+        """The newest of the sound ones."""
+        return self.progress.sequence
+
+    def fold(self, seal: Seal) -> bytes:
+        """What they add up to, sealed."""
+        return seal.close(-self.through, encode_progress(self.progress))
+
+
+def measure(seal: Seal, records: Records) -> Sound:
+    """See how much of a stream is sound."""
+    progress, bad, later, newest = Progress(), 0, 0, 0
+    for sequence, payload in records():
+        newest = max(newest, sequence)
+        try:
+            if payload is None:
+                raise StoreDamagedError("it cannot be read")
+            record = decode_record(seal.open(sequence, payload))
+            if not bad:
+                apply(progress, sequence, record)
+            else:
+                later += sequence > bad
+        except StoreDamagedError:
+            bad = bad or (sequence if sequence <= progress.sequence + 1 else progress.sequence + 1)
+            later += _opens(seal, sequence, payload) and sequence > bad
+    if bad:  # a record that could not be added may have changed a part of the sum
+        progress = Progress()
+        for sequence, payload in records():
+            if sequence >= bad or payload is None:
+                break
+            apply(progress, sequence, decode_record(seal.open(sequence, payload)))
+    return Sound(progress, later, newest)
+
+
+def _opens(seal: Seal, sequence: int, payload: bytes | None) -> bool:
+    try:
+        return payload is not None and bool(decode_record(seal.open(sequence, payload)))
+    except StoreDamagedError:
+        return False
+
+
+@attrs.frozen
+class Bridge:
+    """A stream in which notes take the places of lost records.
+
+    Attributes:
+        progress: What it adds up to.
+        notes: The sealed notes, by sequence.
+    """
+
+    progress: Progress
+    notes: dict[int, bytes]
+
+
+def bridge(seal: Seal, records: Records, head: int) -> Bridge | None:
+    """Put notes in the places of lost records; None: what is after one of them builds on it.
+
+    Args:
+        seal: Of the stream.
+        records: Those that are there.
+        head: The newest that was there, as far as is known.
+    """
+    progress, notes, at = Progress(), dict[int, bytes](), 0.0
+    for sequence, payload in chain(records(), [(head + 1, None)]):
+        try:
+            record = None if payload is None else decode_record(seal.open(sequence, payload))
+        except StoreDamagedError:
+            record = None
+        stop = sequence if record is not None or sequence > head else sequence + 1
+        for lost in range(progress.sequence + 1, stop):
+            if len(notes) >= MAX_NOTES:
+                return None
+            note = Record(kind=Kind.NOTE, at=at, metadata={"reason": LOST})
+            apply(progress, lost, note)
+            notes[lost] = seal.close(lost, encode_record(note))
+        if record is None:
+            continue
+        if record.adds or _is_twice(record, progress):
+            return None
+        try:
+            apply(progress, sequence, record)
+        except StoreDamagedError:
+            return None
+        at = record.at
+    return None if progress.is_ordered else Bridge(progress, notes)
+
+
+def _is_twice(record: Record, progress: Progress) -> bool:
+    """Whether a batch is confirmed that is confirmed: what is lost had put it back to work."""
+    if record.kind is not Kind.BATCH or record.index is None:
+        return False
+    return record.index in progress.confirmed
+
+
+@attrs.define(eq=False)
+class Salvage:
+    """One repair of a store: where it keeps what it replaces, and what it has done.
+
+    Attributes:
+        folder: The store's.
+        mac_key: Seals its records.
+        may_cut: Whether a stream may lose sound records after a bad one.
+        done: What was done.
+        left: What was not, and why.
+        opened: How many records could be opened.
+        told: How many of a run's are lost, as was said.
+    """
+
+    folder: Path
+    mac_key: bytes | None
+    may_cut: bool
+    done: list[Repaired] = attrs.field(factory=list[Repaired], init=False)
+    left: list[Repaired] = attrs.field(factory=list[Repaired], init=False)
+    opened: int = attrs.field(default=0, init=False)
+    told: Counter[str] = attrs.field(factory=Counter[str], init=False)
+    _losses: Path | None = attrs.field(default=None, init=False)
+
+    def is_cut(self, place: Place, sound: Sound, head: int) -> bool:
+        """Whether a stream is to be cut off after its sound part; says what is lost."""
+        run_id, _, stream = place
+        where = f"stream {stream} of run {run_id!r}"
+        self.opened += sound.through + sound.later
+        end = max(head, sound.newest)
+        if end <= sound.through:
+            return False
+        lost = plural(end - sound.through, "checkpoint") + f" from {sound.through + 1} on"
+        if sound.later and not self.may_cut:
+            what = (
+                f"{lost} cannot be gone on with, though {number(sound.later)} of them can be read: "
+            )
+            self.left.append(Repaired(where, what + ACCEPT))
+            return False
+        what = f"{lost} lost: it goes on after {sound.through}"
+        self.done.append(Repaired(where, what, is_loss=True))
+        self.told[run_id] += end - sound.through
+        return True
+
+    def bridged(self, place: Place, seal: Seal, records: Records, head: int) -> Bridge | None:
+        """The stream with notes in the places of lost records, if that can be; says so."""
+        found = bridge(seal, records, head)
+        if found is not None and found.notes:
+            run_id, _, stream = place
+            lost = spans(IndexSet(found.notes).intervals())
+            what = f"{plural(len(found.notes), 'checkpoint')} lost ({lost}): they run again, "
+            what += "what was confirmed after them stays"
+            self.done.append(Repaired(f"stream {stream} of run {run_id!r}", what, is_loss=True))
+            self.opened += found.progress.sequence - len(found.notes)
+        return found
+
+    def is_told(self, run_id: str, generation: int, records: int) -> bool:
+        """Whether all that was acknowledged of a run is there, or lost as far as was said.
+
+        Otherwise an older copy was put in its place, or a part of it is gone without a trace: it is
+        given up only if that was asked for.
+        """
+        before = self._seen(run_id)
+        if before is None or not before.is_ahead_of(generation, records) or self.may_cut:
+            return True
+        told = self.told[run_id]
+        if before.generation == generation and before.records - records <= told and records:
+            return True
+        there = plural(records, "checkpoint")
+        what = f"{plural(before.records, 'checkpoint')} acknowledged, {there} to be read: "
+        self.left.append(Repaired(f"run {run_id!r}", what + ACCEPT))
+        return False
+
+    def _seen(self, run_id: str) -> Seen | None:
+        try:
+            return read_seen(seen_path(self.folder, run_id))
+        except (OSError, ValueError):
+            return None
+
+    def need_opened(self) -> None:
+        """See that this is a store whose records can be opened at all.
+
+        Raises:
+            StoreError: none could: it is sealed with a key, and this is not the one.
+        """
+        if not self.opened:
+            raise StoreError(
+                f"{self.folder}: not one record can be opened: it is sealed with another key, or "
+                "nothing is left; nothing was changed, restore it from a copy"
+            )
+
+    def keep(self, path: Path) -> None:
+        """Keep a copy of a file that is about to be replaced, durably."""
+        if path.exists():
+            goal = self._goal(path)
+            with open(path, "rb") as source, open(_new(goal), "wb") as target:
+                shutil.copyfileobj(source, target, 2**20)
+                target.flush()
+                sync_file(target.fileno())
+            sync_folder(goal.parent)
+
+    def put_aside(self, path: Path) -> None:
+        """Move a file out of the store, durably."""
+        goal = self._goal(path)
+        os.replace(path, goal)
+        sync_folder(goal.parent)
+        sync_folder(path.parent)
+
+    def _goal(self, path: Path) -> Path:
+        if self._losses is None:
+            stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")
+            self._losses = self.folder / LOSSES / stamp
+            self.done.append(Repaired(f"{LOSSES}/{stamp}", "what was replaced is kept there"))
+        goal = self._losses / path.relative_to(self.folder)
+        make_folder(goal.parent)
+        return goal
+
+    def put_bad_blobs_aside(self) -> None:
+        """Move blobs away that are not those of their names; whoever names them finds them gone."""
+        for path in sorted((self.folder / "blobs").glob("??/*")):
+            if len(path.name) == SHA256_DIGITS and (problem := blob_problem(path)) is not None:
+                where = f"blobs/{path.parent.name}/{path.name}"
+                self.put_aside(path)
+                self.done.append(Repaired(where, f"{problem}: it was moved away", is_loss=True))
+
+    def blobs_of(self, payload: bytes | None) -> tuple[str, ...]:
+        """The attached blobs that a record needs, by its saved state, and that are there.
+
+        What a store says of them is in no seal; what the state itself says is.
+        """
+        try:
+            state = decode_record(payload[DIGEST_BYTES:]).state if payload else b""
+            blob = decode_frame(state).blob if state else ""
+        except StoreDamagedError:
+            return ()
+        path = self.folder / "blobs" / blob[:2] / blob
+        return (blob,) if blob and path.is_file() else ()
+
+    def put_unnamed_blobs_aside(self, named: Collection[str]) -> None:
+        """Move away blobs that no record names: after a repair nobody knows why."""
+        for path in sorted((self.folder / "blobs").glob("??/*")):
+            if len(path.name) == SHA256_DIGITS and path.name not in named:
+                self.put_aside(path)
+                where = f"blobs/{path.parent.name}/{path.name}"
+                self.done.append(Repaired(where, "no record names it: it was moved away"))
+
+    def forget_gone(self, is_there: Callable[[str], bool]) -> None:
+        """Move away notes of runs that are gone, if going on without them was asked for."""
+        for path, seen in list(all_seen(self.folder)):
+            if seen is not None and seen.records and not is_there(seen.run_id):
+                where, gone = f"run {seen.run_id!r}", plural(seen.records, "checkpoint")
+                if self.may_cut:
+                    self.put_aside(path)
+                    self.done.append(Repaired(where, f"it is gone, with {gone}", is_loss=True))
+                else:
+                    self.left.append(Repaired(where, f"it is gone, with {gone}: {ACCEPT}"))
+
+    def put_bad_notes_aside(self) -> None:
+        """Move away notes that cannot be read: the next owners write new ones."""
+        for path, seen in list(all_seen(self.folder)):
+            if seen is None:
+                self.put_aside(path)
+                what = "it was not what was written: it was moved away"
+                self.done.append(Repaired(f"lock/{path.name}", what))
+
+    def note(self, seen: Seen) -> None:
+        """Note how far a run is now: what is lost is said, and no news any more."""
+        path, before = seen_path(self.folder, seen.run_id), self._seen(seen.run_id)
+        if before is None or before == seen:
+            return
+        if not self.is_told(seen.run_id, seen.generation, seen.records):
+            return
+        self.keep(path)
+        temporary = path.with_suffix(".tmp")
+        with open(_new(temporary), "wb") as file:
+            file.write(encode_seen(seen))
+            file.flush()
+            sync_file(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+        if before.is_ahead_of(seen.generation, seen.records):
+            left = plural(seen.records, "checkpoint")
+            what = f"{plural(before.records, 'checkpoint')} acknowledged, {left} left"
+            self.done.append(Repaired(f"run {seen.run_id!r}", what, is_loss=True))
+
+
+def _new(path: Path) -> int:
+    path.unlink(missing_ok=True)
+    return open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)

@@ -1,0 +1,189 @@
+"""The outputs of a run beside what its records say: by content, to the last byte.
+
+`find_drift` compares the files that batches confirmed.  Here is what else belongs to them:
+what follows the confirmed end of an append file, and the manifest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, closing
+from typing import Any
+
+import attrs
+
+from .._journal.history import run_facts
+from .._journal.record import Status
+from .._journal.store import Finding, RunKey, RunView, Store
+from .._runs.manifest import (
+    MANIFEST,
+    WRITTEN,
+    count_checkpoints,
+    is_complete,
+    is_set_aside,
+    manifest_owner,
+    manifest_pieces,
+    written_of,
+)
+from .._util.errors import TrioCkptError
+from .._util.plain import RUN_STREAM, encode_key
+from .._util.text import plural
+from .._util.threads import run_blocking
+from ..outputs import AnyPath, OutputDir
+from .drift import find_drift
+
+REDO = "a start puts the batch back to work, and so does --repair"
+LOST = "it was written, and is missing"
+ASIDE = "it was written, and is in the archive: a change of the run was interrupted"
+ANEW = "--repair writes it from the records, and keeps what is there in the archive"
+
+
+async def check_outputs_of(
+    store: Store, view: RunView, output_dir: AnyPath | None, where: str, *, is_whole: bool
+) -> AsyncGenerator[Finding]:
+    """Look at the outputs of a run.
+
+    Args:
+        store: Where the run is.
+        view: The run, added up.
+        output_dir: Where its outputs are; None: where its last session had them.
+        where: How findings name the run.
+        is_whole: Whether `view` has all streams; else nobody can tell what the manifest must be.
+    """
+    folder = run_facts(view).get("output_dir") if output_dir is None else os.fspath(output_dir)
+    parts = {key: entry.progress for key, entry in view.streams.items() if key != RUN_STREAM}
+    has_outputs = any(progress.outputs or progress.sinks for progress in parts.values())
+    if folder is None or not await run_blocking(os.path.isdir, folder):
+        if has_outputs:
+            what = (
+                "it does not say where its outputs are" if folder is None else f"{folder} is gone"
+            )
+            yield Finding(where, what, "give --output-dir if it was moved", run_id=view.run_id)
+        return
+    outputs = await run_blocking(OutputDir.open, folder)
+    with closing(outputs):
+        drift = await find_drift(store, view, outputs, mode="sha256", keys=list(parts))
+        for problem in drift.problems:
+            yield Finding(
+                f"{where}, output {problem.path}",
+                problem.reason,
+                REDO,
+                run_id=view.run_id,
+                generation=view.generation,
+                stream=encode_key(problem.stream),
+                batch_index=problem.batch_index,
+                path=problem.path,
+            )
+        for finding in await run_blocking(_tails, view, outputs, where):
+            yield attrs.evolve(
+                finding, is_damage=finding.is_damage and not await has_moved(store, view)
+            )
+        every = {key: entry.progress for key, entry in view.streams.items()}
+        if is_whole and not drift.problems and is_complete(every):
+            found = await _check_manifest(store, view, outputs, where)
+            if found is not None and not await has_moved(store, view):
+                yield found
+
+
+async def has_moved(store: Store, view: RunView) -> bool:
+    """Whether the run has another owner than when it was read, or has saved something since."""
+    now = await store.read_run(view.run_id)
+    if now is None or (now.generation, now.owner) != (view.generation, view.owner):
+        return True
+    sequences = {encode_key(key): entry.progress.sequence for key, entry in view.streams.items()}
+    return {entry.stream: entry.sequence for entry in now.streams} != sequences
+
+
+def _tails(view: RunView, outputs: OutputDir, where: str) -> list[Finding]:
+    """What follows the confirmed ends of append files."""
+    found: list[Finding] = []
+    for key, entry in view.streams.items():
+        for path, size in entry.progress.sinks.items():
+            try:
+                extra = os.lstat(os.path.join(outputs.root, path)).st_size - size
+            except OSError:
+                continue  # that it is missing is said where its lines are looked at
+            if extra > 0:
+                is_over = entry.progress.status is Status.COMPLETE  # nobody will cut them off
+                found.append(
+                    Finding(
+                        f"{where}, output {path}",
+                        f"it goes on behind its confirmed end, by {plural(extra, 'byte')}",
+                        "--repair cuts them off" if is_over else "the next start cuts them off",
+                        is_damage=is_over,
+                        run_id=view.run_id,
+                        stream=encode_key(key),
+                        path=path,
+                    )
+                )
+    return found
+
+
+async def _check_manifest(
+    store: Store, view: RunView, outputs: OutputDir, where: str
+) -> Finding | None:
+    """What is wrong with the manifest of a complete run, written anew and compared."""
+    parts = {key: entry.progress for key, entry in view.streams.items()}
+    where, run_id = f"{where}, {MANIFEST}", view.run_id
+    owner = await run_blocking(manifest_owner, outputs)
+    facts = run_facts(view)
+    run_key = RunKey(run_id, view.generation, view.owner)
+    if owner is None:  # a session that was killed, or could not write it, has left none
+        was_written = facts.get(WRITTEN) == count_checkpoints(parts)
+        is_aside = await run_blocking(is_set_aside, run_key, parts, outputs, facts)
+        what = ASIDE if was_written and is_aside else LOST if was_written else "it is not there yet"
+        advice = "the next start writes it, and so does --repair"
+        return Finding(where, what, advice, is_damage=what is LOST, run_id=run_id, path=MANIFEST)
+    pieces = manifest_pieces(store, run_key, parts, outputs, facts)
+    try:
+        there = await run_blocking(_Compared, os.path.join(outputs.root, MANIFEST))
+        with closing(there):
+            async with aclosing(pieces) as texts:
+                async for text in texts:
+                    await run_blocking(there.add, text.encode())
+            is_same = await run_blocking(there.end)
+    except (OSError, TrioCkptError) as error:
+        return Finding(where, f"it cannot be read: {error}", ANEW, run_id=run_id, path=MANIFEST)
+    if is_same:
+        return None
+    found = await run_blocking(written_of, outputs)
+    why = _why_another(run_key, found, facts, count_checkpoints(parts))
+    if why is not None:
+        return Finding(where, why, is_damage=False, run_id=run_id)
+    return Finding(where, "it is not what was written", ANEW, run_id=run_id, path=MANIFEST)
+
+
+def _why_another(
+    run_key: RunKey, found: tuple[str, int, int, str] | None, facts: Mapping[str, Any], now: int
+) -> str | None:
+    """Why a manifest need not be what the records say, in words; None: it must be."""
+    written = facts.get(WRITTEN)
+    ours = (run_key.run_id, run_key.generation)
+    outdated = "it was written before the newest checkpoints: the next start writes it again"
+    if written is not None:  # a session says which it has left
+        is_that = found is not None and found[:3] == (*ours, written)
+        return outdated if is_that and written != now else None
+    if found is None or found[0] != run_key.run_id:
+        return "it is not this run's, which has written none"
+    return outdated if found[1:] != (run_key.generation, now, facts.get("config_digest")) else None
+
+
+class _Compared:
+    """A file, compared with what it should hold, piece by piece.  Blocks."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115  # `close` is called by who made it
+        self._is_same = True
+
+    def add(self, wanted: bytes) -> None:
+        """What should follow."""
+        self._is_same = self._is_same and self._file.read(len(wanted)) == wanted
+
+    def end(self) -> bool:
+        """Whether that was all."""
+        return self._is_same and not self._file.read(1)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._file.close()

@@ -1,0 +1,242 @@
+"""Whether saved states are what was saved: every frame, and every byte of the blobs they name.
+
+A resume reads only what the newest state needs; this reads the others, too.  Nobody needs to
+own the run, and nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection, Iterator
+from contextlib import aclosing
+
+import attrs
+
+from .._journal.history import read_pages
+from .._journal.record import Record, Seal, decode_record
+from .._journal.store import RunView, Store, StoredRecord
+from .._journal.summary import in_order
+from .._util.errors import StoreDamagedError
+from .._util.extras import needs_extra
+from .._util.plain import StreamKey, encode_key
+from .._util.text import plural
+from .._util.threads import run_blocking
+from ..state import Frame, decode_frame
+from ..state._chain import blobs_of, read_chain
+from ..state._tree.frame import DIGEST_BYTES
+
+PAGE = 100  # records that are held at a time: each may have a state of its own
+READ_BYTES = 2**22  # of a blob that are held at a time
+
+
+@attrs.frozen
+class StateProblem:
+    """One saved state that is not what was saved.
+
+    Attributes:
+        stream: The key of its stream.
+        checkpoint: With which it was saved; None: that of the newest is not whole.
+        batch_index: The batch of that, if it is about one.
+        reason: What is wrong, in words.
+    """
+
+    stream: StreamKey
+    checkpoint: int | None
+    batch_index: int | None
+    reason: str
+
+
+@attrs.frozen
+class StateCheck:
+    """What looking at the saved states of a run has found.
+
+    Attributes:
+        states: How many were looked at.
+        bytes: How many bytes of array data they have together.
+        problems: What is wrong, stream by stream, the newest first.
+    """
+
+    states: int
+    bytes: int
+    problems: tuple[StateProblem, ...]
+
+
+async def is_whole(store: Store, pages: AsyncGenerator[list[tuple[int, Record]]]) -> bool:
+    """Whether the state that records end with is whole: its chain, and every byte of its arrays.
+
+    Args:
+        store: Where it is.
+        pages: The records of its stream, newest first, from the one that ends it on.
+    """
+    try:
+        chain, _ = await read_chain(pages, with_snapshots=False)
+        for _, frame in chain:
+            await compare_data(store, frame)
+    except StoreDamagedError:
+        return False
+    return bool(chain)
+
+
+async def compare_data(store: Store, frame: Frame) -> None:
+    """Compare the arrays' bytes of a frame with their digests.
+
+    Raises:
+        StoreDamagedError: they are not what was saved.
+    """
+    for offset, size, pieces in _reads(frame):
+        if frame.blob:
+            data = await store.read_blob(frame.blob, offset, size)
+        else:
+            data = frame.data[offset : offset + size]
+        await run_blocking(_compare, data, offset, pieces)
+
+
+async def see_end(store: Store, frame: Frame) -> None:
+    """See that the arrays' bytes of a frame are there, to the last one; none is compared.
+
+    Raises:
+        StoreDamagedError: they are not.
+    """
+    if frame.blob:
+        end = max((offset + size for offset, size, _ in _pieces(frame)), default=0)
+        await store.read_blob(frame.blob, max(0, end - 1), min(1, end))
+
+
+async def check_states(
+    store: Store, view: RunView, keys: Collection[StreamKey] | None = None
+) -> StateCheck:
+    """Read every saved state of a run.
+
+    A state that the library has let go of (`Store.drop_blobs`) is looked at as far as it is
+    there.
+
+    Args:
+        store: Where it is.
+        view: The run.
+        keys: Of these streams; default: of all.
+
+    Raises:
+        StoreDamagedError: a record is not what was saved.
+        StoreError: the store cannot be read.
+        MissingExtraError: there are arrays, and what they need is not installed.
+    """
+    check = _Check(store, view)
+    parts = {key: entry.progress for key, entry in view.streams.items()}
+    for key in in_order(parts) if keys is None else keys:
+        if parts[key].sequence:
+            await check.look_at(key)
+    return StateCheck(check.states, check.bytes, tuple(check.problems))
+
+
+@attrs.define(eq=False)
+class _Check:
+    store: Store
+    view: RunView
+    states: int = 0
+    bytes: int = 0
+    problems: list[StateProblem] = attrs.field(factory=list[StateProblem])
+
+    async def look_at(self, key: StreamKey) -> None:
+        """Look at the states of one stream: first those that a start needs."""
+        found: list[StateProblem] = []
+        needed = await self._needed(key, found)
+        async with aclosing(self._stored(key)) as pages:
+            async for stored, record in pages:
+                if record.state:
+                    self.states += 1
+                    try:
+                        await self._look_at_state(record, {*stored.blobs, *needed})
+                    except StoreDamagedError as error:
+                        found.append(StateProblem(key, stored.sequence, record.index, str(error)))
+        if found:
+            self.problems += await self._without_dropped(key, found)
+
+    async def _needed(self, key: StreamKey, found: list[StateProblem]) -> set[str]:
+        """The blobs that a start needs."""
+        if not self.view.streams[key].progress.has_state:
+            return set()
+        view = self.view
+        pages = read_pages(self.store, view.run_id, view.generation, key, limit=PAGE)
+        try:
+            chain, _ = await read_chain(pages)
+        except StoreDamagedError as error:
+            found.append(StateProblem(key, None, None, str(error)))
+            return set()
+        return {frame.blob for _, frame in chain}
+
+    async def _without_dropped(
+        self, key: StreamKey, found: list[StateProblem]
+    ) -> list[StateProblem]:
+        """Leave out states whose blobs were there to be read, and that a run has dropped since."""
+        problems: list[StateProblem] = []
+        needed = await self._needed(key, problems)
+        places = {problem.checkpoint: problem for problem in found}
+        async with aclosing(self._stored(key)) as pages:
+            async for stored, record in pages:
+                if stored.sequence in places and not _is_dropped(stored, record, needed):
+                    problems.append(places[stored.sequence])
+        return problems
+
+    async def _stored(self, key: StreamKey) -> AsyncGenerator[tuple[StoredRecord, Record]]:
+        view, text, cursor = self.view, encode_key(key), None
+        seal: Seal = self.store.seal(view.run_id, view.generation, key)
+        while True:
+            page = await self.store.history(
+                view.run_id, text, generation=view.generation, cursor=cursor, limit=PAGE
+            )
+            for stored in page.records:
+                yield stored, decode_record(seal.open(stored.sequence, stored.payload))
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    async def _look_at_state(self, record: Record, named: Collection[str]) -> None:
+        frame = decode_frame(record.state)
+        if frame.blob and frame.blob not in named:
+            return
+        self.bytes += frame.data_bytes
+        await compare_data(self.store, frame)
+
+
+def _is_dropped(stored: StoredRecord, record: Record, needed: Collection[str]) -> bool:
+    """Whether the library has let go of the blob of a state (`Store.drop_blobs`)."""
+    try:
+        return not {*stored.blobs, *needed}.issuperset(blobs_of(record.state))
+    except StoreDamagedError:
+        return False
+
+
+_Piece = tuple[int, int, bytes]  # offset, size, digest
+
+
+def _reads(frame: Frame) -> Iterator[tuple[int, int, list[_Piece]]]:
+    """What to read at once: offset, size, and the pieces in it, which lie side by side."""
+    run: list[_Piece] = []
+    for piece in sorted(_pieces(frame)):
+        if run:
+            end = run[-1][0] + run[-1][1]
+            if piece[0] != end or end + piece[1] - run[0][0] > READ_BYTES:
+                yield run[0][0], end - run[0][0], run
+                run = []
+        run.append(piece)
+    if run:
+        yield run[0][0], run[-1][0] + run[-1][1] - run[0][0], run
+
+
+def _pieces(frame: Frame) -> Iterator[_Piece]:
+    for patch in frame.patches:
+        offset = patch.offset
+        for place, size in enumerate(patch.stored):
+            digest = patch.digests[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES]
+            yield offset, size, digest
+            offset += size
+
+
+def _compare(data: bytes, start: int, pieces: list[_Piece]) -> None:
+    with needs_extra("arrays", "a state with arrays"):
+        import xxhash  # it comes with what arrays need; a program without arrays needs it not
+
+    view = memoryview(data)
+    for offset, size, digest in pieces:
+        piece = view[offset - start : offset - start + size]
+        if len(piece) != size or xxhash.xxh3_128_digest(piece) != digest:
+            raise StoreDamagedError(f"its arrays are damaged: {plural(size, 'byte')} at {offset:,}")

@@ -1,0 +1,281 @@
+"""Everything that can be known of a store: whether it is what was saved.  Nothing is changed.
+
+Theory of operation
+===================
+
+The store looks at what it is made of (`Store.check`).  The rest is the same for all stores, and is
+done here: every record of every generation is opened (its seal binds it to its place), and added
+up anew from the oldest; a fold must be what the records add up to; every saved state is read; and
+the outputs of the newest generation are compared, by content.
+
+Records come newest first and are added up oldest first.  So a stream is read twice, a page at a
+time, and what is held does not grow with it.  Nothing that was added up is taken from a fold or a
+head: what follows is compared with what the records say, whatever these two say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+import attrs
+
+from .._journal.folds import decode_progress, encode_progress
+from .._journal.progress import Pin, Progress, apply
+from .._journal.record import Record, Seal, decode_record
+from .._journal.store import Finding, RunView, Store, StoredRecord, StoredStream, StreamView
+from .._util.errors import StoreDamagedError, StoreError, TrioCkptError
+from .._util.extras import MissingExtraError, pip_command
+from .._util.plain import RUN_STREAM, StreamKey, decode_key, encode_key
+from ..outputs import AnyPath
+from ..state import decode_frame
+from .verify_outputs import check_outputs_of
+from .verify_states import check_states
+
+PAGE = 500  # records that are held at a time
+REWIND = "--repair mends the stream; with --accept-loss also if that gives up later batches"
+REFOLD = "--repair adds it up anew from the records"
+RECOVER = "--repair goes back to the newest state that is whole"
+RESTORE = "restore the store from a copy"
+
+
+async def check_all(
+    store: Store, run_id: str | None = None, *, output_dir: AnyPath | None = None
+) -> AsyncGenerator[Finding]:
+    """Look at a store, all of it, or at all that concerns one run.
+
+    Args:
+        store: The store.
+        run_id: The run; None: all of them.
+        output_dir: Where its outputs are; default: where its last session had them.
+
+    Yields:
+        What is wrong, as it is found.
+
+    Raises:
+        StoreError: this kind of store cannot be checked.
+    """
+    async with aclosing(store.check()) as findings:
+        async for finding in findings:
+            if run_id is None or finding.run_id in (None, run_id):
+                yield finding
+    try:
+        runs = await store.list_runs()
+    except StoreError as error:
+        yield Finding(store.url, f"its runs cannot be listed: {error}", RESTORE)
+        return
+    for run in runs:
+        if run_id in (None, run.run_id):
+            for generation in range(run.generation, -1, -1):
+                folder = output_dir if run_id is not None else None
+                is_newest = generation == run.generation
+                looking = _check_generation(store, run.run_id, generation, folder, is_newest)
+                async with aclosing(looking) as findings:
+                    async for finding in findings:
+                        yield finding
+
+
+async def _check_generation(
+    store: Store, run_id: str, generation: int, folder: AnyPath | None, is_newest: bool
+) -> AsyncGenerator[Finding]:
+    where = f"run {run_id!r}" + ("" if is_newest else f", generation {generation}")
+    try:
+        stored = await store.read_run(run_id, generation)
+    except StoreError as error:
+        yield Finding(where, str(error), REWIND, run_id=run_id, generation=generation)
+        return
+    if stored is None:
+        return
+    views: dict[StreamKey, StreamView] = {}
+    is_whole = True
+    for entry in stored.streams:
+        try:
+            key = decode_key(entry.stream)
+        except StoreDamagedError as error:
+            yield Finding(where, str(error), RESTORE, run_id=run_id, stream=entry.stream)
+            is_whole = False
+            continue
+        looked = _Looked(store, run_id, generation, key, where)
+        for finding in await looked.look_at(entry):
+            yield finding
+        if looked.progress is not None:
+            views[key] = StreamView(key, looked.progress)
+        else:
+            is_whole = False
+    view = RunView(run_id, generation, stored.owner, views)
+    for finding in await _check_states(store, view, where):
+        yield finding
+    if is_newest:
+        async with aclosing(
+            check_outputs_of(store, view, folder, where, is_whole=is_whole)
+        ) as findings:
+            async for finding in findings:
+                yield finding
+
+
+@attrs.define(eq=False)
+class _Looked:
+    """Looks at the records of one stream.
+
+    Attributes:
+        progress: What they add up to; None: they do not.
+    """
+
+    store: Store
+    run_id: str
+    generation: int
+    key: StreamKey
+    where: str
+    progress: Progress | None = None
+    _findings: list[Finding] = attrs.field(factory=list[Finding], init=False)
+    _cursors: list[tuple[str | None, int]] = attrs.field(
+        factory=list[tuple[str | None, int]], init=False
+    )  # of each page, and the oldest record on it
+    _lineages: dict[bytes, bool] = attrs.field(factory=dict[bytes, bool], init=False)
+    _next: str | None = attrs.field(default=None, init=False)
+
+    async def look_at(self, entry: StoredStream) -> list[Finding]:
+        """What is wrong with it."""
+        seal = self.store.seal(self.run_id, self.generation, self.key)
+        try:
+            newest = await self._open_all(seal)
+            if not self._findings:
+                if newest < entry.sequence:
+                    self._add(entry.sequence, "it is missing", REWIND)
+                    return self._findings
+                self.progress = await self._add_up(seal, entry)
+        except StoreDamagedError as error:
+            self._add(None, str(error), REWIND)
+        except StoreError as error:
+            self._add(None, str(error), RESTORE)
+        if self.progress is not None:
+            self._check_pins(self.progress.pins)
+        return self._findings
+
+    def _add(self, sequence: int | None, what: str, advice: str) -> None:
+        name = encode_key(self.key)
+        where = f"{self.where}, stream {name}"
+        if sequence is not None:
+            where += f", checkpoint {sequence}"
+        self._findings.append(
+            Finding(
+                where,
+                what,
+                advice,
+                run_id=self.run_id,
+                generation=self.generation,
+                stream=name,
+                sequence=sequence,
+            )
+        )
+
+    async def _open_all(self, seal: Seal) -> int:
+        """Open every record, newest first; the sequence of the newest."""
+        newest = expected = 0
+        cursor: str | None = None
+        while True:
+            page = await self._page(cursor)
+            self._cursors.append((cursor, page[-1].sequence if page else 0))
+            for stored in page:
+                if newest and stored.sequence != expected:
+                    self._add(expected, f"it is missing: {stored.sequence} is there", REWIND)
+                newest, expected = newest or stored.sequence, stored.sequence - 1
+                self._open(seal, stored)
+            cursor = self._next
+            if cursor is None:
+                break
+        if expected:
+            self._add(expected, "it is missing", REWIND)
+        return newest
+
+    async def _page(self, cursor: str | None) -> tuple[StoredRecord, ...]:
+        page = await self.store.history(
+            self.run_id,
+            encode_key(self.key),
+            generation=self.generation,
+            cursor=cursor,
+            limit=PAGE,
+        )
+        self._next = page.cursor
+        return page.records
+
+    async def _page_again(self, cursor: str | None, oldest: int) -> list[StoredRecord]:
+        """The records of a page, oldest first; a run that goes on has put newer ones above it."""
+        records: list[StoredRecord] = []
+        while True:
+            records += await self._page(cursor)
+            cursor = self._next
+            if cursor is None or not records or records[-1].sequence <= oldest:
+                return [stored for stored in reversed(records) if stored.sequence >= oldest]
+
+    def _open(self, seal: Seal, stored: StoredRecord) -> None:
+        try:
+            record = decode_record(seal.open(stored.sequence, stored.payload))
+        except StoreDamagedError as error:
+            self._add(stored.sequence, str(error), REWIND)
+            return
+        if record.state:
+            try:
+                frame = decode_frame(record.state)
+            except StoreDamagedError:
+                return  # looking at the states tells of it
+            is_whole = not frame.blob or frame.blob in stored.blobs
+            self._lineages[frame.lineage] = is_whole and self._lineages.get(frame.lineage, True)
+
+    async def _add_up(self, seal: Seal, entry: StoredStream) -> Progress:
+        """Add all of them up, oldest first, and compare the fold on the way."""
+        progress, fold = Progress(), entry.fold
+        for cursor, oldest in reversed(self._cursors):
+            for stored in await self._page_again(cursor, oldest):
+                if stored.sequence > entry.sequence:
+                    break  # it was saved meanwhile
+                apply(progress, stored.sequence, _record(seal, stored))
+                if fold is not None and stored.sequence == fold.through:
+                    self._compare(progress, seal, fold.payload)
+        return progress
+
+    def _compare(self, progress: Progress, seal: Seal, payload: bytes) -> None:
+        try:
+            said = decode_progress(seal.open(-progress.sequence, payload))
+        except StoreDamagedError:
+            self._add(None, f"its fold through {progress.sequence} is damaged", REFOLD)
+            return
+        # NaN is equal to nothing, and its bytes are.
+        if said != progress and encode_progress(said) != encode_progress(progress):
+            what = f"its fold through {progress.sequence} is not what the records add up to"
+            self._add(None, what, REFOLD)
+
+    def _check_pins(self, pins: Mapping[str, Pin]) -> None:
+        for label, pin in pins.items():
+            if pin.lineage and not self._lineages.get(pin.lineage, False):
+                self._add(None, f"the state that is pinned as {label!r} is not whole", RESTORE)
+
+
+def _record(seal: Seal, stored: StoredRecord) -> Record:
+    return decode_record(seal.open(stored.sequence, stored.payload))
+
+
+async def _check_states(store: Store, view: RunView, where: str) -> list[Finding]:
+    keys = [key for key in view.streams if key != RUN_STREAM]
+    try:
+        found = await check_states(store, view, keys)
+    except MissingExtraError as error:
+        what = f"its states were not looked at: {error.name} is not installed"
+        advice = pip_command(error.extra)
+        return [Finding(where, what, advice, is_damage=False, run_id=view.run_id)]
+    except TrioCkptError as error:
+        return [Finding(where, str(error), RESTORE, run_id=view.run_id)]
+    return [
+        Finding(
+            f"{where}, stream {encode_key(problem.stream)}, saved state",
+            problem.reason,
+            RECOVER,
+            run_id=view.run_id,
+            generation=view.generation,
+            stream=encode_key(problem.stream),
+            sequence=problem.checkpoint,
+            batch_index=problem.batch_index,
+            is_state=True,
+        )
+        for problem in found.problems
+    ]

@@ -1,0 +1,138 @@
+"""What a run was configured with: one canonical form, a digest, a diff by field."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime
+from pathlib import PurePath
+from typing import Any, cast
+
+import attrs
+
+from .._util.errors import NotEncodableError
+from .._util.plain import MAX_DEPTH, as_plain, canonical_json
+
+MAX_CONFIG_BYTES = 2**20  # it is kept with every session; a table of data is not a config
+
+
+def canonical_config(config: Any, exclude: Iterable[str] = ()) -> dict[str, Any]:
+    """A configuration as plain values, so that equal ones are equal whatever their form.
+
+    Args:
+        config: An attrs instance, a dataclass or a JSON-like mapping.  A Path is its text, a
+            datetime or date its ISO 8601 text, an enum its value, a set its sorted items.
+        exclude: Fields that do not count, nested ones dotted.
+
+    Raises:
+        NotEncodableError: a value has no canonical form; with its key.
+        ValueError: the configuration has no such field to exclude.
+    """
+    if config is not None and _fields(config) is None:
+        raise NotEncodableError(
+            "config", "it must be an attrs instance, a dataclass instance or a mapping"
+        )
+    left = set(exclude)
+    bare = _plain({} if config is None else config, "config", frozenset(left), left)
+    if left:
+        raise ValueError(f"exclude names {sorted(left)[0]!r}, which is not a field of config")
+    plain: dict[str, Any] = as_plain(bare, "config")
+    if len(canonical_json(plain)) > MAX_CONFIG_BYTES:
+        raise NotEncodableError("config", f"over {MAX_CONFIG_BYTES} bytes")
+    return plain
+
+
+def _fields(value: object) -> Mapping[str, Any] | None:
+    """What an attrs instance, a dataclass or a mapping holds by name; None if it is neither."""
+    kind = type(value)
+    if attrs.has(kind):
+        return {field.name: getattr(value, field.name) for field in attrs.fields(kind)}
+    if dataclasses.is_dataclass(kind):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else None
+
+
+def _plain(value: Any, path: str, excluded: frozenset[str], left: set[str], depth: int = 0) -> Any:
+    """A value as plain values; what is excluded is left out, and crossed off in `left`."""
+    if depth > MAX_DEPTH:
+        raise NotEncodableError(path, f"nested deeper than {MAX_DEPTH}")
+    below = depth + 1
+    fields = _fields(value)
+    if fields is not None:
+        plain: dict[str, Any] = {}
+        for name, item in fields.items():
+            inside = f"{path}.{name}"
+            field = inside.removeprefix("config.")
+            if field in excluded:
+                left.discard(field)
+            else:
+                plain[name] = _plain(item, inside, excluded, left, below)
+        return plain
+    if isinstance(value, enum.Enum):
+        return _plain(value.value, path, excluded, left, below)
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, set | frozenset):
+        members = cast("frozenset[Any]", value)
+        items = [_plain(item, path, excluded, left, below) for item in members]
+        return sorted(as_plain(items, path), key=canonical_json)
+    if isinstance(value, list | tuple):
+        sequence = cast("Sequence[Any]", value)
+        return [
+            _plain(item, f"{path}[{at}]", excluded, left, below) for at, item in enumerate(sequence)
+        ]
+    return value
+
+
+def without_fields(plain: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    """A stored configuration without some of its fields, nested ones dotted."""
+    kept = dict(plain)
+    for field in fields:
+        name, _, inside = field.partition(".")
+        nested = kept.get(name)
+        if inside and isinstance(nested, Mapping):
+            kept[name] = without_fields(cast("Mapping[str, Any]", nested), [inside])
+        elif not inside:
+            kept.pop(name, None)
+    return kept
+
+
+def has_field(plain: Mapping[str, Any], field: str) -> bool:
+    """Whether a configuration has a field, a nested one dotted."""
+    name, _, inside = field.partition(".")
+    if not inside or name not in plain:
+        return name in plain
+    nested = plain[name]
+    return isinstance(nested, Mapping) and has_field(cast("Mapping[str, Any]", nested), inside)
+
+
+def config_digest(plain: Mapping[str, Any]) -> str:
+    """The SHA-256 (hexadecimal) of a canonical configuration."""
+    return hashlib.sha256(canonical_json(plain).encode()).hexdigest()
+
+
+def diff_config(
+    was: Mapping[str, Any], now: Mapping[str, Any], path: str = ""
+) -> tuple[tuple[str, str, str], ...]:
+    """The fields that differ as ``(field, was, now)``, nested ones dotted, sorted."""
+    changes: list[tuple[str, str, str]] = []
+    for name in sorted(was.keys() | now.keys()):
+        field = f"{path}{name}"
+        before, after = was.get(name, _ABSENT), now.get(name, _ABSENT)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            deeper = cast("tuple[Mapping[str, Any], Mapping[str, Any]]", (before, after))
+            changes += diff_config(*deeper, f"{field}.")
+        elif _show(before) != _show(after):
+            changes.append((field, _show(before), _show(after)))
+    return tuple(sorted(changes))
+
+
+_ABSENT = object()
+
+
+def _show(value: Any) -> str:
+    return "absent" if value is _ABSENT else canonical_json(value)

@@ -1,0 +1,147 @@
+"""Beginning a run again: what the old one left is moved out of the way, nothing is deleted.
+
+Theory of operation
+===================
+
+The new generation is saved first.  Its first record names the generations whose outputs are
+still to be archived; then they are moved; then a note says that it is done.  No output of
+the new generation is written before that note.  So a save that fails leaves the old run as
+it was, and a crash between the two records leaves a move that the next start finishes: until
+the note is there every session says again what is left.
+
+A generation that was pruned meanwhile, or cannot be read, has its outputs left in place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import aclosing
+
+from .._journal.history import read_pages
+from .._journal.record import Kind, Record
+from .._journal.store import RunKey, RunView, Store
+from .._util.errors import StoreDamagedError
+from .._util.log import at
+from .._util.plain import RUN_STREAM, StreamKey
+from .._util.text import plural
+from .._util.threads import run_blocking
+from ..outputs import ARCHIVE, OutputDir
+from .manifest import MANIFEST, manifest_owner, set_outdated_aside
+from .session import Session
+
+log = logging.getLogger("trio_ckpt.resume")
+
+MAX_SHOWN = 10  # names in one line of the log
+ARCHIVING = "archiving"  # in a record of the run's own stream: the generations that are left
+ARCHIVED = "archived"  # in a later one: none is
+
+
+def is_archiving(record: Record) -> bool | None:
+    """Whether, by a record of the run's own stream, outputs are left; None: it does not say."""
+    if ARCHIVED in record.metadata:
+        return False
+    if ARCHIVING in record.metadata:
+        return True
+    return False if record.kind in (Kind.SESSION, Kind.END) else None
+
+
+def archived_note(at: float) -> Record:
+    """The word that no outputs are left."""
+    return Record(kind=Kind.NOTE, at=at, metadata={ARCHIVED: True})
+
+
+async def left_to_archive(store: Store, view: RunView) -> list[int]:
+    """The generations whose outputs a start, or a reset, has still to archive."""
+    if view.generation and RUN_STREAM in view.streams:
+        pages = read_pages(store, view.run_id, view.generation, RUN_STREAM, limit=MAX_SHOWN)
+        async with aclosing(pages):
+            async for records in pages:
+                for _, record in records:
+                    word = is_archiving(record)
+                    if word is not None:
+                        return list(record.metadata[ARCHIVING]) if word else []
+    return []
+
+
+async def replaced_by_next(store: Store, view: RunView) -> list[int]:
+    """The generations whose outputs the next one has to archive."""
+    parts = [entry.progress for key, entry in view.streams.items() if key != RUN_STREAM]
+    has_outputs = any(progress.outputs or progress.sinks for progress in parts)
+    left = await left_to_archive(store, view)
+    return [*left, view.generation] if has_outputs else left
+
+
+async def clear_outputs(
+    store: Store, run_key: RunKey, session: Session, view: RunView | None, outputs: OutputDir
+) -> None:
+    """Move away what a session that begins must not find: old outputs, an outdated manifest.
+
+    Durability: when this returns it is done, and saved that it is.
+    """
+    try:
+        generations: list[int] = session.facts.get(ARCHIVING, [])
+        await archive_generations(store, run_key.run_id, generations, outputs)
+        if generations:
+            await session.save(archived_note(session.facts["began"]))
+            del session.facts[ARCHIVING]
+        parts = {} if view is None else {key: e.progress for key, e in view.streams.items()}
+        await set_outdated_aside(run_key, parts, outputs, session.facts)
+    except BaseException as error:
+        await session.end(error)
+        raise
+
+
+async def archive_generations(
+    store: Store, run_id: str, generations: Sequence[int], outputs: OutputDir
+) -> None:
+    """Move the recorded outputs of generations out of the way, as far as they can be known."""
+    for generation in generations:
+        try:
+            view = await store.load_run(run_id, generation)
+            if view is not None:
+                await archive_outputs(store, view, outputs)
+        except StoreDamagedError as error:
+            log.error(
+                "the outputs of generation %d stay where they are: %s",
+                generation,
+                error,
+                extra=at(run_id),
+            )
+
+
+async def archive_outputs(store: Store, view: RunView, outputs: OutputDir) -> None:
+    """Move the recorded outputs of a run out of the way of a fresh one; delete nothing."""
+    paths: set[str] = set()
+    for key, entry in view.streams.items():
+        if key != RUN_STREAM:
+            paths.update(entry.progress.sinks)
+            if entry.progress.outputs:
+                paths |= await _recorded_paths(store, view, key)
+    if await run_blocking(manifest_owner, outputs) == view.run_id:
+        paths.add(MANIFEST)
+    if paths:
+        label = f"{view.run_id}-{view.generation}"
+        archived = await run_blocking(outputs.archive, sorted(paths), label)
+        log.info(
+            "of the old run are archived: %s",
+            plural(len(archived.moved), "output"),
+            extra=at(view.run_id),
+        )
+    strangers = [name for name in await run_blocking(outputs.names) if name != ARCHIVE]
+    if strangers:
+        shown = ", ".join(strangers[:MAX_SHOWN])
+        log.info(
+            "left, because no record has them: %s (%s)",
+            plural(len(strangers), "name"),
+            shown,
+            extra=at(view.run_id),
+        )
+
+
+async def _recorded_paths(store: Store, view: RunView, key: StreamKey) -> set[str]:
+    paths: set[str] = set()
+    async with aclosing(read_pages(store, view.run_id, view.generation, key)) as pages:
+        async for records in pages:
+            paths.update(output.path for _, record in records for output in record.outputs)
+    return paths

@@ -1,0 +1,139 @@
+"""Leaving a stream: what is open passes the gate, and how it was left is recorded."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import cast
+
+import trio
+
+from .._commit.exits import Way, telling, way_of
+from .._commit.gate import Gate
+from .._journal.record import ErrorInfo, Kind, Record, Status, describe_end
+from .._util.errors import (
+    BatchFailedError,
+    RunStoppedError,
+    SourceChangedError,
+    StreamFailedError,
+    TrioCkptError,
+    text_of,
+)
+from .._util.log import at
+from .._util.plain import StreamKey
+from .._util.text import one_line
+from .loop import Walk
+
+log = logging.getLogger("trio_ckpt.stream")
+
+
+async def leave_stream(walk: Walk, error: BaseException | None) -> None:
+    """Pass the gate for what is open, record a failure, leave no token pending.
+
+    Args:
+        walk: Where its owner stands.
+        error: What leaves its block; None: it ends.
+
+    Raises:
+        NeverAwaitedError: a method of the stream was called without await.
+    """
+    desk, batch = walk.desk, walk.batch
+    if error is None and (forgotten := walk.calls.problem(desk.where())) is not None:
+        await leave_stream(walk, forgotten)
+        raise forgotten
+    walk.batch = None
+    index = batch.index if batch is not None and batch.index in desk.open else None
+    try:
+        if batch is not None:
+            way = walk.way_out(Way.EXIT) if error is None else way_of(error)
+            await desk.pass_gate(batch, way, error)
+        if desk.failure is not None and walk.progress.status is not Status.FAILED:
+            await save_failure(walk, desk.failure)  # a later record had opened it again
+        elif error is None and desk.failure is None:
+            if walk.progress.left == 0:  # what the verification finds is no part of the complete
+                await walk.wait_verified()
+            await walk.complete_if_last()
+    except BaseException as problem:
+        await _record_exit(walk, problem, index)
+        raise
+    else:
+        await _record_exit(walk, error, index)
+    finally:
+        walk.is_closed = True
+        desk.close()
+        desk.coordinator.registry.touch()
+
+
+def is_own_failure(error: BaseException, key: StreamKey) -> bool:
+    """Whether an exception says nothing but that the stream has failed."""
+    if isinstance(error, BaseExceptionGroup):
+        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        return all(is_own_failure(part, key) for part in parts)
+    return isinstance(error, StreamFailedError) and error.stream == key
+
+
+def is_only_stopped(error: BaseException, poison: Exception | None) -> bool:
+    """Whether an exception, or a group of them, says nothing but that the run was stopped."""
+    if isinstance(error, BaseExceptionGroup):
+        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        return all(is_only_stopped(part, poison) for part in parts)
+    return error is poison or isinstance(error, RunStoppedError)
+
+
+async def save_failure(walk: Walk, info: ErrorInfo) -> None:
+    """Record that the stream has failed."""
+    await walk.desk.save_plain(Record(kind=Kind.FAIL, at=time.time(), error=info))
+
+
+async def _record_exit(walk: Walk, error: BaseException | None, index: int | None) -> None:
+    desk = walk.desk
+    where, is_complete = desk.where(), walk.progress.status is Status.COMPLETE
+    if error is None or way_of(error) is Way.CANCEL:
+        if not (is_complete or desk.has_failed):
+            log.info(
+                "%s was left before its end: INTERRUPTED",
+                where,
+                extra=at(desk.run_id, desk.lane.key),
+            )
+            await _record_beginning(walk)
+    elif is_complete and not isinstance(error, SourceChangedError):
+        log.info(
+            "%s is complete; what was raised later changes nothing",
+            where,
+            extra=at(desk.run_id, desk.lane.key),
+        )
+    elif desk.saver.poison is None and desk.failure is None:
+        info = describe_end(_what_ended(desk, error), desk.lane.key, index)
+        with trio.CancelScope(shield=True):
+            try:
+                await save_failure(walk, info)
+            except Exception as problem:
+                text = one_line(text_of(problem))
+                log.error(
+                    "%s failed, and saving that failed: %s",
+                    where,
+                    text,
+                    extra=at(desk.run_id, desk.lane.key),
+                )
+
+
+def _what_ended(desk: Gate, error: BaseException) -> BaseException:
+    """Of the verdicts in a group the one that decides what a resume may do; else all of it."""
+    first = telling(desk.verdicts_in(error))
+    return first if isinstance(first, BatchFailedError | StreamFailedError) else error
+
+
+async def _record_beginning(walk: Walk) -> None:
+    """Save that there is work where a loop was left before it saved anything."""
+    if walk.progress.sequence or walk.source is None or walk.desk.saver.poison:
+        return
+    with trio.CancelScope(shield=True):
+        try:
+            await walk.desk.save_plain(Record(kind=Kind.SAVE, at=time.time()))
+        except TrioCkptError as error:
+            log.error(
+                "that %s was begun is not saved: %s",
+                walk.desk.where(),
+                error,
+                extra=at(walk.desk.run_id, walk.desk.lane.key),
+            )

@@ -1,0 +1,390 @@
+"""Where the owner of a stream stands in it, and the loop that goes on from there.
+
+A stream has one loop at a time.  Each of its steps passes the gate for the batch before
+it, and hands out the first one that is left.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
+
+import attrs
+import trio
+
+from .._commit.awaits import Calls
+from .._commit.batch import AttemptState, Batch
+from .._commit.exits import Way
+from .._commit.gate import Gate, Passed
+from .._commit.retry import Again
+from .._journal.history import ReadPages
+from .._journal.progress import Progress
+from .._journal.record import Kind, Record, Status
+from .._journal.statistics import resume_line
+from .._util.arguments import shown, whole_number
+from .._util.errors import SourceChangedError, StreamBusyError, StreamFailedError
+from .._util.log import at
+from .._util.scopes import Surroundings
+from .._util.uninterrupted import uninterrupted
+from .compare import check_source
+from .source import Source
+
+log = logging.getLogger("trio_ckpt.stream")
+
+T = TypeVar("T")
+
+Items = Sequence[T] | Callable[[], Iterable[T]]
+
+
+@uninterrupted
+@attrs.define(eq=False)
+class Walk:
+    """Where the owner of a stream stands.
+
+    Attributes:
+        desk: The stream.
+        read: Reads the records of the stream, newest first.
+        wait_verified: Waits for the verification beside the run; see `Resume`.
+        task: The owner.
+        batch: The one that the loop or block of the owner holds.
+        loop: The newest one; an older one must not go on.
+        source: Of the newest loop.
+        is_cut: The newest loop has an open end and was narrowed by ``end=``.
+        around: The cancel scopes around the loop when it handed out its batch.
+        is_closed: The block of the stream has ended.
+        calls: Of the stream's async methods.
+    """
+
+    desk: Gate
+    read: ReadPages
+    wait_verified: Callable[[], Awaitable[bool]]
+    task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task, init=False)
+    batch: Batch[Any] | None = attrs.field(default=None, init=False)
+    loop: object = attrs.field(default=None, init=False)
+    source: Source[Any] | None = attrs.field(default=None, init=False)
+    is_cut: bool = attrs.field(default=False, init=False)
+    around: Surroundings = attrs.field(factory=Surroundings, init=False)
+    is_closed: bool = attrs.field(default=False, init=False)
+    calls: Calls = attrs.field(factory=Calls, init=False)
+
+    @property
+    def progress(self) -> Progress:
+        """What is durable."""
+        return self.desk.lane.progress
+
+    # -- who may -------------------------------------------------------------------------------
+
+    def check_owner(self) -> None:
+        """Raise unless the caller is the task that opened the stream."""
+        if self.is_closed or trio.lowlevel.current_task() is not self.task:
+            raise StreamBusyError(
+                f"{self.desk.where()} is used outside its block or by another task than the one "
+                "that opened it",
+                run_id=self.desk.run_id,
+                stream=self.desk.lane.key,
+            )
+
+    def batch_of_caller(self) -> Batch[Any] | None:
+        """The batch that the calling task works on; None: the owner calls, and holds none.
+
+        Raises:
+            StreamBusyError: the caller is neither the owner nor a worker of `run_batches`.
+        """
+        task = trio.lowlevel.current_task()
+        if not self.is_closed and task is not self.task:
+            for batch in self.desk.open.values():
+                if batch.task is task:
+                    return batch
+        self.check_owner()
+        return self.batch
+
+    def check_failed(self) -> None:
+        """Raise StreamFailedError after `Stream.fail`."""
+        if self.desk.failure is not None:
+            raise StreamFailedError(
+                self.desk.failure.message,
+                run_id=self.desk.run_id,
+                stream=self.desk.lane.key,
+                retryable=self.desk.failure.retryable,
+            )
+
+    def check_no_frontier(self) -> None:
+        """Raise TypeError where items are found while they are worked on."""
+        if self.desk.frontier is not None:
+            raise TypeError("the items of a Frontier are worked on with run_batches")
+
+    # -- a step --------------------------------------------------------------------------------
+
+    def hold(self, batch: Batch[Any]) -> None:
+        """Make a batch the one of the loop or block of the owner."""
+        self.batch = batch
+        self.around.look(self.task)
+
+    def way_out(self, way: Way) -> Way:
+        """The way by which the batch of the loop is left, where `way` is what it looks like.
+
+        A scope around the loop that was cancelled has ended the body, not the program.
+        """
+        return Way.CANCEL if self.around.were_cancelled() else way
+
+    async def settle_open(self, way: Way) -> Passed:
+        """Pass the gate for the batch of the loop, and wait until it may run again if so."""
+        batch, self.batch = self.batch, None
+        if batch is None:
+            return Passed.GO_ON
+        passed = await self.desk.pass_gate(batch, self.way_out(way))
+        if isinstance(passed, Again):
+            await trio.sleep(passed.after_s)
+            return Passed.GO_ON
+        return passed
+
+    async def settle_failed(self, error: BaseException | str) -> None:
+        """Pass the gate for the batch of the loop; one that is not settled fails with `error`."""
+        batch, self.batch = self.batch, None
+        if batch is None:
+            return
+        batch.fail(error)  # unless it is settled
+        is_failed = batch.state is AttemptState.FAILED
+        await self.desk.pass_gate(batch, Way.ERROR if is_failed else Way.EXIT)
+
+    async def wait_for_turn(self, index: int) -> None:
+        """Wait while the stream is asked to pause; for ever while a stop is under way.
+
+        The state is then what a batch begins with.
+
+        Args:
+            index: The batch.
+
+        Cancellation: the only way out of a stop.
+        """
+        desk = self.desk  # this is passed once a batch: nothing is awaited without need
+        if desk.pause is not None:
+            await desk.wait_paused()
+        if desk.stop.is_parking:
+            await desk.stop.park()
+        if desk.keeper is not None:
+            desk.keeper.begin_batch(index)  # a snapshot is for its own batch alone
+            await desk.restore_state()
+
+    async def open_source(
+        self, items: Items[T] | None, key: Callable[[T], str] | None
+    ) -> Source[T]:
+        """The source of a loop, compared with what is done.
+
+        Raises:
+            SourceChangedError: it is not the one that the records are of.
+            NotEncodableError: an item of a list has no name; with its place.
+
+        Cancellation: a cancellation point where much is done, or the list is long.
+        """
+        if items is None:
+            self.check_no_frontier()
+        desk = self.desk
+        source = Source(items, first_index=desk.first_index, key=key)
+        await source.note_items()
+        await check_source(source, self.progress, self.read, (desk.run_id, desk.lane.key))
+        if source.stop is not None:
+            self.check_end(source.stop)
+            desk.extent.expected = source.stop - desk.first_index
+        desk.extent.is_open_ended = source.is_open_ended
+        self.source = source
+        return source
+
+    def check_end(self, stop: int) -> None:
+        """Raise SourceChangedError where a source ends before batches that are known to be left.
+
+        Args:
+            stop: One more than the last batch of the source.
+        """
+        known = self.known_stop()
+        if known is None or stop >= known or self.progress.covers(stop, known):
+            return
+        count = known - self.desk.first_index
+        raise SourceChangedError(
+            f"{count:,}",
+            "nothing: it is shorter now",
+            run_id=self.desk.run_id,
+            stream=self.desk.lane.key,
+            batch_index=self.progress.first_left(stop),
+            is_done=False,
+        )
+
+    def known_stop(self) -> int | None:
+        """One more than the last batch; None where that is not known."""
+        total = self.desk.total()
+        return None if total is None else self.desk.first_index + total
+
+    def check_finished(self) -> None:
+        """Raise RuntimeError where work is known to be left."""
+        first = self.desk.first_index
+        left, known = self.progress.first_left(first), self.known_stop()
+        stop = max(self.progress.done.stop, 0 if known is None else known)
+        if left < stop:
+            raise RuntimeError(
+                f"finish() with work left: batch {left} of {first} to {stop - 1} is neither "
+                "confirmed nor skipped"
+            )
+        source = self.source
+        if source is not None and not source.is_open_ended and source.get(left) is not None:
+            raise RuntimeError(
+                f"finish() with work left: the source has a batch {left}, which is neither "
+                "confirmed nor skipped"
+            )
+        if self.is_cut and self.progress.last_index is None:
+            raise RuntimeError(
+                f"finish() after a loop that end= cut off before batch {left}: nothing says that "
+                "the stream ends there; leave end= out, or settle the last batch with last=True"
+            )
+
+    async def begin_range(
+        self, stop: int | None, start: int | None, end: int | None, estimate: int | None
+    ) -> None:
+        """Say what is passed over, and keep in the history which part is worked on.
+
+        Args:
+            stop: One more than the last batch of the source; None: nobody knows.
+            start: Of the part.
+            end: Its last batch.
+            estimate: About how many batches there are in all; None: nothing new is known.
+
+        Durability: when this returns a range is saved.
+        """
+        desk, progress = self.desk, self.progress
+        if start is not None and end is not None and end < start:
+            raise ValueError(f"a range from {start} to {end} has no batch in it")
+        if estimate is not None:
+            desk.set_estimate(estimate)
+        desk.extent.start, desk.extent.end = start, end
+        stop = stop if end is None or stop is None else min(end + 1, stop)
+        if progress.sequence and (line := resume_line(progress, desk.first_index, start, stop)):
+            log.info("%s: %s", desk.where(), line, extra=at(desk.run_id, desk.lane.key))
+        if start is not None or end is not None:
+            note = {"range": [start, end]}
+            await desk.save_plain(Record(kind=Kind.NOTE, at=time.time(), metadata=note))
+
+    def is_past_end(self, index: int) -> bool:
+        """Whether the records say that an open end has come before a batch."""
+        last = self.progress.last_index
+        return self.progress.status is Status.COMPLETE if last is None else index > last
+
+    # -- the end -------------------------------------------------------------------------------
+
+    async def complete(self, stop: int) -> None:
+        """Save that nothing is left below `stop`, if that is so and not saved yet."""
+        progress = self.progress
+        is_done = progress.covers(self.desk.first_index, stop)
+        if not is_done:
+            return
+        if progress.status is not Status.COMPLETE:
+            await self.desk.save_finish(Record(kind=Kind.FINISH, at=time.time()))
+        await self.desk.prune_state(is_complete=True)  # also what a killed session has not
+
+    async def complete_source(self, source: Source[Any], end: int | None) -> None:
+        """Save that nothing is left of a source, if that is so.
+
+        Args:
+            source: The source.
+            end: Where it was found to end; None: nobody has looked.
+        """
+        if source.is_open_ended:
+            await self.complete_if_last()
+        elif (stop := end if source.stop is None else source.stop) is not None:
+            self.check_end(stop)
+            await self.complete(stop)
+
+    async def complete_if_last(self) -> None:
+        """The same for an open end whose last batch is known."""
+        if self.progress.last_index is not None:
+            await self.complete(self.progress.last_index + 1)
+
+
+def estimated(expected: int | None, items: object) -> int | None:
+    """The argument ``expected`` of a loop.
+
+    Raises:
+        TypeError: it is no int, or the items are a list.
+        ValueError: it is out of range.
+    """
+    if expected is None:
+        return None
+    if isinstance(items, Sequence):
+        raise TypeError(
+            f"expected must be left out where items is a list, which says how many batches there "
+            f"are; it is {shown(expected)}"
+        )
+    return whole_number("expected", expected)
+
+
+@uninterrupted
+class Batches(Generic[T]):
+    """The loop of ``async for batch in stream.batches(...)``; it holds no scope open."""
+
+    def __init__(
+        self,
+        walk: Walk,
+        items: Items[T] | None,
+        key: Callable[[T], str] | None,
+        start: int | None,
+        end: int | None,
+        estimate: int | None,
+    ) -> None:
+        self._walk = walk
+        self._items = items
+        self._key = key
+        self._start = start
+        self._end = end
+        self._estimate = estimate
+        self._source: Source[T] | None = None
+
+    def __aiter__(self) -> Batches[T]:
+        return self
+
+    async def __anext__(self) -> Batch[T]:
+        """Pass the gate for the open batch, and hand out the next one."""
+        walk = self._walk
+        walk.check_owner()
+        walk.check_failed()
+        source = self._source
+        if source is None:
+            source = await self._begin()
+        elif walk.loop is not self:
+            raise StreamBusyError("a newer batches() has taken the place of this one")
+        else:
+            await walk.settle_open(Way.NEXT)
+        found = await self._find_next(source)
+        if found is None:  # also during a stop: what is done is done
+            raise StopAsyncIteration
+        await walk.wait_for_turn(found[0])
+        await trio.lowlevel.checkpoint_if_cancelled()
+        batch: Batch[T] = walk.desk.hand_out(*found)
+        walk.hold(batch)
+        return batch
+
+    async def _begin(self) -> Source[T]:
+        """Take the place of an older loop."""
+        walk = self._walk
+        await trio.lowlevel.checkpoint()
+        await walk.settle_open(Way.NEXT)
+        source = self._source = await walk.open_source(self._items, self._key)
+        walk.is_cut = source.is_open_ended and self._end is not None
+        await walk.begin_range(source.stop, self._start, self._end, self._estimate)
+        walk.loop = self
+        return source
+
+    async def _find_next(self, source: Source[T]) -> tuple[int, T | None, bytes] | None:
+        walk = self._walk
+        start = max(self._start or 0, walk.desk.first_index)
+        while True:
+            index = walk.progress.first_left(start)
+            is_beyond = self._end is not None and index > self._end
+            if source.is_open_ended:
+                is_beyond = is_beyond or walk.is_past_end(index)
+            found = None if is_beyond else source.get(index)
+            if found is not None:
+                return index, *found
+            if not await walk.wait_verified():
+                break  # nothing came back to work meanwhile
+        await walk.complete_source(source, None if is_beyond else index)
+        return None

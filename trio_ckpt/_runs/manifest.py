@@ -1,0 +1,371 @@
+"""The manifest: every output of a complete run with its hash, in one readable file.
+
+Checkpoints are for going on; a manifest is for whoever takes over what was collected.  It
+is written whenever a run is left complete.  It says of how many checkpoints and of which
+configuration it is, so that one that is outdated is told from one that is not, whatever was
+killed in between: it is moved into the archive when the run is opened or left.  Its text follows
+from the records alone: streams, phases and sums stand in an order that does not depend on which
+was opened first.  A command that puts batches back to work moves it first; between the first
+redo of a session and the end of that it is there, and outdated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, closing
+from functools import partial
+from typing import Any
+
+import trio
+
+from .._commit.group_commit import Saver
+from .._commit.stream_outputs import OWNER_AGE_S
+from .._journal.history import Standing, read_pages
+from .._journal.progress import Progress
+from .._journal.record import Output, Status
+from .._journal.store import RunKey, RunView, Store
+from .._journal.summary import in_order, phase_statuses, summarize
+from .._util.errors import OutputError, StoreConflictError, StoreError, TrioCkptError
+from .._util.exact_sum import shown
+from .._util.index_set import MAX_LISTED, IndexSet
+from .._util.log import at
+from .._util.plain import RUN_STREAM, StreamKey, encode_key, nan_as_null
+from .._util.threads import run_blocking
+from ..outputs import NewFile, OutputDir
+
+log = logging.getLogger("trio_ckpt.run")
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_HEAD = re.compile(
+    r'\{"format":\d+,"run":"(?:[^"\\]|\\.)*","generation":(\d{1,18}),"checkpoints":(\d{1,18}),'
+    r'"config_digest":"([0-9a-f]{0,64})",'
+)
+WRITTEN = "manifest"  # in the facts of a session: of how many checkpoints the one is that is there
+MAX_MANIFEST_HEAD_BYTES = 2**16  # enough to see whose manifest one is
+
+
+async def leave_manifest(
+    store: Store,
+    saver: Saver,
+    view: RunView,
+    outputs: OutputDir,
+    facts: Mapping[str, Any],
+    *,
+    is_wanted: bool,
+) -> int | None:
+    """Leave a manifest behind if the run is complete, best effort.
+
+    Returns:
+        Of how many checkpoints the manifest is that is there now; None: there is none.
+    """
+    if isinstance(saver.poison, StoreConflictError):
+        return None  # what is there is of whoever owns the run now
+    key, parts = saver.run_key, {name: entry.progress for name, entry in view.streams.items()}
+    with trio.CancelScope(shield=True):
+        try:
+            if saver.poison is None:
+                await saver.check_owner(OWNER_AGE_S)
+            if not (is_wanted and is_complete(parts)):
+                await set_outdated_aside(key, parts, outputs, facts)
+            elif await is_current(key, parts, outputs, facts) or await write_manifest(
+                store, key, parts, outputs, facts
+            ):
+                return count_checkpoints(parts)
+        except TrioCkptError as error:
+            log.warning(
+                "the manifest of run %r could not be written: %s",
+                key.run_id,
+                error,
+                extra=at(key.run_id),
+            )
+    return None
+
+
+async def write_manifest(
+    store: Store,
+    run_key: RunKey,
+    parts: Mapping[StreamKey, Progress],
+    outputs: OutputDir,
+    facts: Mapping[str, Any],
+) -> bool:
+    """Write ``manifest.json`` into the output folder.
+
+    It names the run, what it was configured with, its sums, and for each stream its
+    outputs (path, size, sha256, batch) and append files (path, size, sha256).  It is written
+    stream by stream: a million outputs are never held.
+
+    Returns:
+        False if the folder has the manifest of another run, which is left alone.
+
+    Durability: when this returns it survives power loss.
+    """
+    if await run_blocking(manifest_owner, outputs) not in (None, run_key.run_id):
+        log.warning(
+            "%s is another run's manifest: none is written for this one",
+            MANIFEST,
+            extra=at(run_key.run_id),
+        )
+        return False
+    # A power cut may have brought back what an earlier one, which failed, was written as.
+    await run_blocking(outputs.remove_orphans, [""])
+    file = await run_blocking(outputs.create, MANIFEST)
+    with closing(file):
+        async with aclosing(manifest_pieces(store, run_key, parts, outputs, facts)) as pieces:
+            async for piece in pieces:
+                await run_blocking(file.write, piece.encode())
+        await run_blocking(_commit, file)
+    return True
+
+
+def _commit(file: NewFile) -> None:
+    file.commit()
+
+
+async def manifest_pieces(
+    store: Store,
+    run_key: RunKey,
+    parts: Mapping[StreamKey, Progress],
+    outputs: OutputDir,
+    facts: Mapping[str, Any],
+) -> AsyncGenerator[str]:
+    """What the manifest says, piece by piece; see `write_manifest`."""
+    mine = {key: parts[key] for key in sorted(in_order(parts), key=partial(_place, parts))}
+    whole = summarize((), mine)
+    phases = {name: status.value for name, status in phase_statuses(parts).items()}
+    head: dict[str, Any] = {
+        **_identity(run_key, parts, facts),
+        "completed_at": whole.completed_at,
+        "config": facts["config"],
+        "batches": whole.confirmed,
+        "skipped": whole.skipped,
+        "records": whole.records,
+        "totals": _by_name(whole.totals),
+        "spent": _by_name(whole.spent),
+        "adopted": whole.adopted,
+        "phases": _by_name(phases),
+    }
+    yield _dump(head)[:-1] + ',"streams":['
+    for place, (key, progress) in enumerate(mine.items()):
+        entry = {
+            "stream": key,
+            "status": progress.status.value,
+            "batches": len(progress.confirmed),
+            "skipped": _listed(progress.skipped),
+            "records": progress.records,
+            "totals": _by_name(shown(progress.totals)),
+            "spent": _by_name(shown(progress.spent)),
+            "runtime_s": round(progress.runtime_s, 3),
+            "metadata": progress.metadata,
+            "append_files": [
+                await run_blocking(_append_entry, outputs, path, size)
+                for path, size in sorted(progress.sinks.items())
+            ],
+        }
+        yield (",\n" if place else "\n") + _dump(entry)[:-1] + ',"outputs":['
+        if progress.outputs:
+            async with aclosing(_outputs(store, run_key, key, progress)) as pages:
+                separator = "\n"
+                async for page in pages:
+                    yield separator + ",\n".join(page)
+                    separator = ",\n"
+        yield "]}"
+    yield "]}\n"
+
+
+def _listed(indexes: IndexSet) -> list[int]:
+    if len(indexes) > MAX_LISTED:
+        raise StoreError(f"{len(indexes):,} skipped batches are more than a manifest lists")
+    return list(indexes)
+
+
+def _place(parts: Mapping[StreamKey, Progress], key: StreamKey) -> tuple[float, str]:
+    """By the run's list, then by name: which was opened first is in no record."""
+    position = parts[key].position
+    return (math.inf if position is None else position, encode_key(key))
+
+
+def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(sorted(values.items()))
+
+
+async def _outputs(
+    store: Store, run_key: RunKey, key: StreamKey, progress: Progress
+) -> AsyncGenerator[list[str]]:
+    """The outputs of a stream as JSON, the newest first, a page at a time."""
+    standing = Standing(progress)
+    async with aclosing(read_pages(store, run_key.run_id, run_key.generation, key)) as pages:
+        async for records in pages:
+            lines = [
+                _dump(_entry(entry.index, output))
+                for entry in standing.of(records)
+                for output in entry.record.outputs
+            ]
+            if lines:
+                yield lines
+
+
+def _append_entry(outputs: OutputDir, path: str, size: int) -> dict[str, Any]:
+    """An append file, as far as it is confirmed."""
+    hasher = hashlib.sha256()
+    if size:
+        with closing(outputs.read_pieces(path, size)) as pieces:
+            for piece in pieces:
+                hasher.update(piece)
+    return {"path": path, "size": size, "sha256": hasher.hexdigest()}
+
+
+def _entry(index: int, output: Output) -> dict[str, Any]:
+    return {
+        "path": output.path,
+        "size": output.size,
+        "sha256": output.sha256,
+        "batch": index,
+    }
+
+
+def _dump(value: Any) -> str:
+    """Compact JSON; NaN and infinity, which metadata may have and JSON has not, are null."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if "NaN" in text or "Infinity" in text:  # perhaps in a name alone
+        plain = nan_as_null(value)
+        return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text
+
+
+def manifest_owner(outputs: OutputDir) -> str | None:
+    """The run whose manifest is there, empty if it is no manifest; None: there is none."""
+    return _owner(_read_head(outputs))
+
+
+def _read_head(outputs: OutputDir) -> bytes | None:
+    """How the file begins, empty if it cannot be read (a folder, a link); None: there is none."""
+    with closing(outputs.read_pieces(MANIFEST, MAX_MANIFEST_HEAD_BYTES)) as pieces:
+        try:
+            return b"".join(pieces)
+        except OutputError as error:
+            return None if isinstance(error.__cause__, FileNotFoundError) else b""
+
+
+def _owner(head: bytes | None) -> str | None:
+    if head is None:
+        return None
+    start = b'{"format":%d,"run":' % FORMAT
+    if not head.startswith(start):
+        return ""
+    try:
+        name, _ = json.JSONDecoder().raw_decode(head[len(start) :].decode(errors="replace"))
+    except (ValueError, RecursionError):  # half a one, or a stranger's
+        return ""
+    return name if isinstance(name, str) else ""
+
+
+async def is_current(
+    run_key: RunKey,
+    parts: Mapping[StreamKey, Progress],
+    outputs: OutputDir,
+    facts: Mapping[str, Any],
+) -> bool:
+    """Whether the run has a manifest, and nothing has changed since it was written."""
+    head = await run_blocking(_read_head, outputs)
+    wanted = _dump(_identity(run_key, parts, facts))[:-1].encode() + b","
+    return head is not None and head.startswith(wanted)
+
+
+def written_of(outputs: OutputDir) -> tuple[str, int, int, str] | None:
+    """Of which run, generation, number of checkpoints and configuration the manifest is.
+
+    Blocks.  None: what is there is no manifest.
+    """
+    return _written(_read_head(outputs))
+
+
+def _written(head_bytes: bytes | None) -> tuple[str, int, int, str] | None:
+    head = (head_bytes or b"").decode(errors="replace")
+    owner, match = _owner(head.encode()), _HEAD.match(head)
+    return (owner, int(match[1]), int(match[2]), match[3]) if owner and match else None
+
+
+def count_checkpoints(parts: Mapping[StreamKey, Progress]) -> int:
+    """How many checkpoints a manifest speaks of: those of all streams but the run's own."""
+    return sum(progress.sequence for key, progress in parts.items() if key != RUN_STREAM)
+
+
+async def set_outdated_aside(
+    run_key: RunKey,
+    parts: Mapping[StreamKey, Progress],
+    outputs: OutputDir,
+    facts: Mapping[str, Any],
+) -> None:
+    """Move the run's manifest into the archive if anything has changed since it was written.
+
+    Raises:
+        OutputError: it cannot be moved.
+
+    Durability: when this returns the move survives power loss.
+    """
+    if not await is_current(run_key, parts, outputs, facts):
+        await set_manifest_aside(run_key, outputs)
+
+
+async def set_manifest_aside(run_key: RunKey, outputs: OutputDir) -> None:
+    """Move the run's manifest into the archive, if there is one.
+
+    Raises:
+        OutputError: it cannot be moved.
+
+    Durability: when this returns the move survives power loss.
+    """
+    if await run_blocking(manifest_owner, outputs) == run_key.run_id:
+        await run_blocking(outputs.archive, [MANIFEST], _label_of_outdated(run_key))
+        log.info(
+            "%s is out of date and was moved into the archive", MANIFEST, extra=at(run_key.run_id)
+        )
+
+
+def is_set_aside(
+    run_key: RunKey,
+    parts: Mapping[StreamKey, Progress],
+    outputs: OutputDir,
+    facts: Mapping[str, Any],
+) -> bool:
+    """Whether the archive has the manifest that would be current: a change began, and was killed.
+
+    Blocks.
+    """
+    label = _label_of_outdated(run_key)
+    try:
+        head = outputs.archived_head(MANIFEST, label, MAX_MANIFEST_HEAD_BYTES)
+    except OutputError:  # what cannot be read explains nothing
+        return False
+    identity = _identity(run_key, parts, facts)
+    wanted = tuple(identity[name] for name in ("run", "generation", "checkpoints", "config_digest"))
+    return _written(head) == wanted
+
+
+def _label_of_outdated(run_key: RunKey) -> str:
+    return f"{run_key.run_id}-{run_key.generation}-outdated"
+
+
+def _identity(
+    run_key: RunKey, parts: Mapping[StreamKey, Progress], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a manifest begins with: of all that a run was ever, no other has the same."""
+    return {
+        "format": FORMAT,
+        "run": run_key.run_id,
+        "generation": run_key.generation,
+        "checkpoints": count_checkpoints(parts),
+        "config_digest": facts.get("config_digest", ""),
+    }
+
+
+def is_complete(parts: Mapping[StreamKey, Progress]) -> bool:
+    """Whether nothing of a run is left: all its streams and phases are complete."""
+    begun = [progress for key, progress in parts.items() if key and progress.sequence > 0]
+    return bool(begun) and all(progress.status is Status.COMPLETE for progress in begun)

@@ -1,0 +1,335 @@
+"""Several batches at once, progress still exact."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar, cast
+
+import trio
+
+from .._commit.batch import AttemptState, Batch, given_of
+from .._commit.exits import Way, telling, way_of
+from .._commit.gate import Gate, Passed
+from .._commit.retry import Again, RetryTable
+from .._tokens.token import is_cancellation
+from .._util.arguments import function, index_range, instance, whole_number
+from .._util.errors import BatchFailedError, StreamFailedError, text_of
+from .._util.index_set import IndexSet
+from .._util.log import at_error
+from .._util.text import one_line
+from .._util.uninterrupted import uninterrupted
+from ..outputs import Validate, Validator
+from .loop import Items, Walk, estimated
+from .source import Source
+from .stream import Stream
+
+log = logging.getLogger("trio_ckpt.stream")
+
+T = TypeVar("T")
+
+MAX_CONCURRENCY = 10_000  # tasks; a batch is no packet
+
+
+@uninterrupted
+async def run_batches(
+    stream: Stream[Any],
+    items: Items[T] | None,
+    handler: Callable[[Batch[T]], Awaitable[None]],
+    *,
+    concurrency: int = 1,
+    retry: RetryTable | None = None,
+    validate: Validate | None = None,
+    key: Callable[[T], str] | None = None,
+    start: int | None = None,
+    end: int | None = None,
+    expected: int | None = None,
+) -> None:
+    """Work on the batches that are left, several at once; each has a token of its own.
+
+    Args:
+        stream: Whose batches; the caller must be the task that opened it.
+        items: As for `Stream.batches`; None: the items of the stream's `Frontier`.
+        handler: Called with each batch; must settle it.  An exception fails the attempt.
+        concurrency: How many batches are worked on at the same time.
+        retry: What to do with failed attempts; default: the stream's table.  A batch that
+            waits for its next attempt keeps nobody from working, unless batches have an
+            order: with a state that is no `Frontier`, or a cursor, none overtakes another.
+        validate: What every JSON output must pass before its batch is confirmed; default:
+            as the stream was opened with, which also has it checked on resume.
+        key: As for `Stream.batches`.
+        start: Only batches from this index on.
+        end: Only batches up to this index, inclusive.
+        expected: As for `Stream.batches`.
+
+    Raises:
+        Exception: what the handler raised, as the same object, when the retry table gives up;
+            the other batches are cancelled and run again on resume.  Of several one, and the
+            others are logged.
+        BatchFailedError: the same of a batch that was given to `Batch.fail`, or did not pass
+            its checks.
+        StreamFailedError: the rule says `Then.FAIL_STREAM`.
+        TokenNeverSettledError: the handler returned without settling its batch.
+        ValueError: `concurrency` > 1 with a state or a cursor that has an order; no items
+            and no frontier, or both; a range of a frontier, whose items have no order.
+
+    Cancellation: batches in flight are cancelled, completed ones are saved.
+    """
+    instance("stream", stream, Stream, "an open stream")
+    walk, desk = stream.walk, stream.desk
+    walk.check_owner()
+    function("handler", handler)
+    concurrency = whole_number("concurrency", concurrency, least=1, most=MAX_CONCURRENCY)
+    start, end = index_range(start, end)
+    estimate = estimated(expected, items)
+    if retry is not None:
+        instance("retry", retry, RetryTable, "a RetryTable")
+    validator = None if validate is None else Validator.of(validate)
+    if concurrency > 1 and (desk.keeper is not None or desk.lane.progress.cursor is not None):
+        raise ValueError("a state or cursor needs batches in order: concurrency=1, or a Frontier")
+    if (items is None) is (desk.frontier is None):
+        raise ValueError("run_batches needs items, or a stream whose state is a Frontier")
+    if items is None and (start is not None or end is not None):
+        raise ValueError("start= and end= narrow a list; a Frontier has no order")
+    await trio.lowlevel.checkpoint()
+    await walk.settle_open(Way.NEXT)
+    source = None if items is None else await walk.open_source(items, key)
+    stop = source.stop if source is not None else desk.first_index + len(desk.frontier or ())
+    await walk.begin_range(stop, start, end, estimate)
+    feed: Feed[T] = Feed(walk, source, start, end)
+    desk.is_parallel = concurrency > 1
+    table, desk.retry = desk.retry, desk.retry if retry is None else retry
+    checks = desk.files.validator
+    if validator is not None:
+        desk.files.validator = validator
+    desk.changed, desk.put_back = feed.wake, feed.put_back
+    try:
+        await _run_workers(feed, handler, concurrency)
+        await feed.finish()
+    finally:
+        desk.retry, desk.is_parallel = table, False
+        desk.files.validator = checks
+        desk.changed, desk.put_back = _nothing, _nothing_with_index
+
+
+def _nothing() -> None:
+    """Nobody waits for work."""
+
+
+def _nothing_with_index(_index: int) -> None:
+    """A sequential loop looks for itself."""
+
+
+@uninterrupted
+async def _run_workers(
+    feed: Feed[T], handler: Callable[[Batch[T]], Awaitable[None]], concurrency: int
+) -> None:
+    """Run the workers; failures leave as they are, and a single one not in a group.
+
+    They do not travel through the nursery, which makes other groups of the users' groups.
+    """
+    failures: list[BaseException] = []
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(concurrency):
+                nursery.start_soon(_work, feed, handler, failures, nursery.cancel_scope)
+    except BaseException as error:
+        if not failures or not is_cancellation(error):
+            raise
+    if failures:
+        raise _one_of(failures, feed.walk.desk)
+
+
+def _one_of(failures: list[BaseException], desk: Gate) -> BaseException:
+    """The failure that says it all, or a group of them.
+
+    One save that fails many workers is one failure, and a stream fails once, however many of
+    its batches say so.
+    """
+    distinct = list({id(error): error for error in failures}.values())
+    if len(distinct) == 1:
+        return distinct[0]
+    verdicts = {desk.verdict_on(error): error for error in distinct}
+    if not all(isinstance(verdict, BatchFailedError | StreamFailedError) for verdict in verdicts):
+        return BaseExceptionGroup("several workers of run_batches failed", distinct)
+    for verdict in verdicts:
+        log.error("one of several: %s", one_line(text_of(verdict)), extra=at_error(verdict))
+    return verdicts[telling(list(verdicts))]
+
+
+async def _work(
+    feed: Feed[T],
+    handler: Callable[[Batch[T]], Awaitable[None]],
+    failures: list[BaseException],
+    workers: trio.CancelScope,
+) -> None:
+    """Work until nothing is left; a failure is kept, and ends the other workers."""
+    try:
+        while (batch := await feed.next()) is not None:
+            passed: Passed | Again = Passed.GO_ON
+            try:
+                passed = await _work_on(feed.walk.desk, batch, handler)
+            finally:
+                feed.leave(batch, passed)
+    except BaseException as error:
+        if is_cancellation(error):
+            raise
+        failures.append(error)
+        workers.cancel()
+
+
+async def _work_on(
+    desk: Gate, batch: Batch[T], handler: Callable[[Batch[T]], Awaitable[None]]
+) -> Passed | Again:
+    raised: Exception | None = None
+    try:
+        await handler(batch)
+    except BaseException as error:
+        way = way_of(error)
+        is_attempt = way is Way.ERROR and isinstance(error, Exception)
+        if not is_attempt or batch.state not in (AttemptState.OPEN, AttemptState.FAILED):
+            await desk.pass_gate(batch, way, error)
+            raise
+        raised = cast("Exception", error)
+        batch.fail(raised)
+    try:
+        return await desk.pass_gate(batch, Way.NEXT)
+    except BatchFailedError as verdict:
+        if raised is None or verdict.__cause__ is not raised:
+            raise
+        desk.verdicts.append(verdict)
+    if (note := f"in {desk.where(batch.index)}") not in getattr(raised, "__notes__", ()):
+        raised.add_note(note)
+    raise raised
+
+
+@uninterrupted
+class Feed(Generic[T]):
+    """Hands out what is left, each batch to one worker; retries when they are due."""
+
+    def __init__(
+        self,
+        walk: Walk,
+        source: Source[T] | None,
+        start: int | None,
+        end: int | None,
+    ) -> None:
+        self.walk = walk
+        self._desk = walk.desk
+        self._source = source
+        self._start = self._next = max(start or 0, walk.desk.first_index)
+        self._end = end
+        self._is_exhausted = False
+        self._source_end: int | None = None  # where it was found to end
+        self._working = 0  # workers that have a batch
+        self._taken = IndexSet()  # handed out or delayed: not to be handed out again
+        self._delayed: list[tuple[float, int, T | None, bytes]] = []
+        self._idle = trio.lowlevel.ParkingLot()  # workers that wait for work
+        self._timer: trio.CancelScope | None = None  # of the one of them that wakes for a retry
+        if self._desk.frontier is not None:
+            progress, first = self._desk.lane.progress, walk.desk.first_index
+            self._desk.frontier.make_ready(lambda position: progress.is_done(first + position))
+
+    async def next(self) -> Batch[T] | None:
+        """The next batch to work on; None: nothing is left.
+
+        Cancellation: a cancellation and a schedule point, unless nothing is left: what is done
+            is done, also during a stop.
+        """
+        while True:
+            found = self._due()
+            if found is None and not (self._delayed and self._is_ordered):
+                found = self._fresh()
+            if found is not None:
+                self._working += 1  # or the others would take it that nothing is left
+                self._pass_on()
+                await trio.lowlevel.checkpoint()
+                await self.walk.wait_for_turn(found[0])
+                return self._desk.hand_out(*found)
+            if not self._delayed and not self._working:
+                if await self.walk.wait_verified():
+                    continue  # batches may have come back to work meanwhile
+                self._idle.unpark_all()  # each sees the same
+                return None
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait until there may be work; one of the workers wakes when a retry is due."""
+        if self._timer is not None or not self._delayed:
+            await self._idle.park()
+            return
+        with trio.move_on_at(self._delayed[0][0]) as self._timer:
+            try:
+                await self._idle.park()
+            finally:
+                self._timer = None
+
+    def _pass_on(self) -> None:
+        """Wake another worker where there is more to do, or a retry to wait for."""
+        frontier = self._desk.frontier
+        is_more = frontier is not None and frontier.is_ready
+        if is_more or (self._delayed and self._timer is None):
+            self.wake()
+
+    def leave(self, batch: Batch[T], passed: Passed | Again) -> None:
+        """Take note that a worker is done with a batch, or that it runs again, later."""
+        self._working -= 1
+        if isinstance(passed, Again):
+            due = trio.current_time() + passed.after_s
+            heapq.heappush(self._delayed, (due, batch.index, given_of(batch), batch.digest))
+            if self._timer is not None:
+                self._timer.deadline = min(self._timer.deadline, due)
+
+    def put_back(self, index: int) -> None:
+        """Hand out again a batch whose outputs are damaged."""
+        if self._source is not None and index >= self._start:
+            self._taken.discard(index)
+            self._next = min(self._next, index)
+            self._is_exhausted = False
+            self.wake()
+
+    def wake(self) -> None:
+        """Let one of those who wait for work look again; it wakes the next if there is more."""
+        self._idle.unpark()
+
+    @property
+    def _is_ordered(self) -> bool:
+        """Whether a batch begins with what the one before it has left, so none may overtake it."""
+        has_order = self._desk.keeper is not None or self._desk.lane.progress.has_order
+        return has_order and not self._desk.is_parallel
+
+    def _due(self) -> tuple[int, T | None, bytes] | None:
+        if self._delayed and self._delayed[0][0] <= trio.current_time():
+            return heapq.heappop(self._delayed)[1:]
+        return None
+
+    def _fresh(self) -> tuple[int, T | None, bytes] | None:
+        if self._source is None:
+            return self._fresh_of_frontier()
+        while not self._is_exhausted:
+            index = self._desk.lane.progress.first_left(self._next)
+            if self._end is not None and index > self._end:
+                self._is_exhausted = True
+            elif index in self._taken:
+                self._next = self._taken.first_missing(index)
+            elif (found := self._source.get(index)) is None:
+                self._is_exhausted, self._source_end = True, index
+            else:
+                self._taken.add(index)
+                return index, *found
+        return None
+
+    def _fresh_of_frontier(self) -> tuple[int, T | None, bytes] | None:
+        frontier = self._desk.frontier
+        position = frontier.take() if frontier is not None else None
+        if frontier is None or position is None:
+            return None
+        return self._desk.first_index + position, frontier.item(position), b""
+
+    async def finish(self) -> None:
+        """Save that nothing is left, if that is so."""
+        if self._source is not None:
+            await self.walk.complete_source(self._source, self._source_end)
+        elif self._desk.frontier is not None:
+            await self.walk.complete(self._desk.first_index + len(self._desk.frontier))

@@ -1,0 +1,104 @@
+"""Phases: named parts of a run that are done once, such as discovery before collection.
+
+A phase is a stream of the library's own, ``("@phase", name)``, whose records say that it
+was begun, failed or completed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+from .._commit.exits import Way, way_of
+from .._commit.group_commit import Saver
+from .._commit.stream_log import Lane
+from .._journal.progress import Progress
+from .._journal.record import ErrorInfo, Kind, Opened, Record, Status, describe_error
+from .._journal.summary import left_in_phase
+from .._util.errors import text_of
+from .._util.log import at
+from .._util.plain import StreamKey
+from .._util.text import one_line, plural, printable, stream_name
+
+log = logging.getLogger("trio_ckpt.run")
+
+
+MAX_NAMED = 5  # streams in one line of the log
+
+
+@attrs.frozen
+class Phase:
+    """One phase of a run, as its block has it.
+
+    Attributes:
+        name: Its name.
+        complete: Whether an earlier block of it ended well, and the streams that were opened in
+            it are done: there is nothing left to do.
+        error: What the last block of it failed with, if it did.
+    """
+
+    name: str
+    complete: bool
+    error: ErrorInfo | None
+
+
+@asynccontextmanager
+async def open_phase(
+    saver: Saver, lane: Lane, parts: Mapping[StreamKey, Progress], *, retry_failed: bool
+) -> AsyncGenerator[Phase]:
+    """Begin a phase, and complete it when the block ends without an exception.
+
+    Args:
+        saver: Saves.
+        lane: Of the phase.
+        parts: The progress of every stream of the run.
+        retry_failed: Whether what failed for good or was skipped is put back to work.
+    """
+    progress = lane.progress
+    was_complete = progress.status is Status.COMPLETE
+    name = lane.key[1]
+    left = left_in_phase(parts, name, retry_failed=retry_failed)
+    phase = Phase(name, was_complete and not left, progress.error)
+    if phase.complete:
+        await trio.lowlevel.checkpoint()
+        yield phase
+        return
+    now, kind = time.time(), Kind.RETRY if was_complete else Kind.SAVE
+    await saver.save(lane, Record(kind=kind, at=now, opened=Opened(now, 0)))
+    try:
+        yield phase
+    except BaseException as error:
+        if way_of(error) is Way.ERROR and saver.poison is None:
+            await _save_failure(saver, lane, error)
+        raise
+    if keys := left_in_phase(parts, name):
+        names = ", ".join(map(stream_name, keys[:MAX_NAMED]))
+        count = plural(len(keys), "stream")
+        log.info(
+            "phase %r is left with work in %s: %s",
+            name,
+            count,
+            printable(names),
+            extra=at(saver.run_key.run_id),
+        )
+        return
+    await saver.save(lane, Record(kind=Kind.FINISH, at=time.time()))
+
+
+async def _save_failure(saver: Saver, lane: Lane, error: BaseException) -> None:
+    failure = Record(kind=Kind.FAIL, at=time.time(), error=describe_error(error))
+    with trio.CancelScope(shield=True):
+        try:
+            await saver.save(lane, failure)
+        except Exception as problem:
+            log.error(
+                "phase %r failed, and saving that failed: %s",
+                lane.key[1],
+                one_line(text_of(problem)),
+                extra=at(saver.run_key.run_id),
+            )

@@ -1,0 +1,343 @@
+"""Opening a stream: what was saved is read, looked at, and made ready to go on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
+from typing import Any, TypeVar, cast, get_args
+
+import attrs
+import trio
+
+from .._commit.gate import Gate
+from .._commit.redo import Redo, retry_record
+from .._commit.state_manager import StateKeeper
+from .._journal.history import read_pages
+from .._journal.record import Kind, Record, Status
+from .._journal.store import Store
+from .._util.arguments import checked_by, flag, instance, one_of
+from .._util.errors import OutputsMissingError, StoreDamagedError, StreamFailedError
+from .._util.log import at
+from .._util.uninterrupted import uninterrupted
+from ..outputs import SinkTooShortError
+from ..state import Frontier, FrontierItems, Plan, StateChangedError
+from ..state._retention import Retention, Versions
+from ..state._shared_capture import ArrayTools
+from .loop import Walk
+from .stream import Stream
+from .verify import Verifier, Verify
+
+log = logging.getLogger("trio_ckpt.resume")
+
+S = TypeVar("S")
+
+
+@attrs.frozen
+class Settings:
+    """How a run resumes."""
+
+    verify: Verify = attrs.field(validator=checked_by(one_of, choices=get_args(Verify)))
+    redo_missing: bool = attrs.field(validator=checked_by(flag))
+    retry_failed: bool = attrs.field(validator=checked_by(flag))
+    retention: Retention = attrs.field(
+        factory=Retention, validator=checked_by(instance, kind=Retention, what="a Retention")
+    )
+    recover: bool = attrs.field(default=False, validator=checked_by(flag))
+    outputs_since: float = 0.0  # files that are older are of no session of the run; Unix time, s
+
+
+@attrs.define(eq=False)
+class Resume:
+    """Makes one stream ready."""
+
+    store: Store
+    desk: Gate
+    settings: Settings
+    tools: ArrayTools
+    _redo: Redo = attrs.field(init=False)
+    _beside: _Beside | None = attrs.field(default=None, init=False)
+    _named: set[int] = attrs.field(factory=set[int], init=False)  # records that name blobs
+
+    def __attrs_post_init__(self) -> None:
+        desk = self.desk
+        self._redo = Redo(
+            self.store,
+            desk.saver,
+            desk.lane,
+            desk.files.root,
+            desk.files.claims,
+            put_back=lambda index: desk.put_back(index),
+        )
+
+    async def open(self, state: S | None, nursery: trio.Nursery) -> Stream[S]:
+        """Read what was saved, verify it, restore the state.
+
+        Raises:
+            StreamFailedError: the stream failed for good.
+            CannotRedoError: `retry_failed`, and later batches build on one that was skipped.
+            OutputError: confirmed outputs are damaged; see `trio_ckpt._runs.verify`.
+            TypeError: it was opened with a state before.
+            StateChangedError: its saved state does not fit.
+        """
+        self._check_kind(state)
+        await self._take_up_failed()
+        await self._open_sinks()
+        if isinstance(state, Frontier):
+            await self._load_frontier(cast("Frontier[Any]", state).begin())
+        else:
+            await self._verify(nursery)
+            if state is not None:
+                await self._restore(state)
+        return Stream(Walk(self.desk, self._pages, self._wait_verified), self._redo, nursery)
+
+    def _check_kind(self, state: object) -> None:
+        progress = self.desk.lane.progress
+        if state is None and (progress.has_state or progress.has_frontier):
+            what = "saved state" if progress.has_state else "Frontier"
+            raise TypeError(
+                f"{self.desk.where()} has a {what}: open it with state=..., or its batches would "
+                "go on without it"
+            )
+        if isinstance(state, Frontier) and progress.has_state:
+            problem = "one that is no Frontier was saved, and state= is a Frontier"
+            raise StateChangedError("state", problem)
+        if not isinstance(state, Frontier) and progress.has_frontier:
+            raise StateChangedError("state", "a Frontier was saved, and state= is none")
+
+    async def close(self) -> None:
+        """End the verification beside the run: it has no business with a stream that is left.
+
+        Cancellation: none; it ends after the record that is being saved.
+        """
+        if self._beside is not None:
+            await self._beside.close()
+
+    async def _wait_verified(self) -> bool:
+        return False if self._beside is None else await self._beside.wait()
+
+    async def _take_up_failed(self) -> None:
+        progress = self.desk.lane.progress
+        error = progress.error if progress.status is Status.FAILED else None
+        if error is not None and not error.retryable and not self.settings.retry_failed:
+            raise StreamFailedError(
+                f"for good, in an earlier session: {error.message}; retry_failed=True tries again",
+                run_id=self.desk.run_id,
+                stream=self.desk.lane.key,
+                retryable=False,
+            )
+        if self.settings.retry_failed and (
+            record := retry_record(self.desk.run_id, self.desk.lane.key, progress)
+        ):
+            await self.desk.save_plain(record)
+
+    async def _open_sinks(self) -> None:
+        """Open the append files; one that lost lines puts back to work whose lines those were."""
+        desk = self.desk
+        for path in tuple(desk.lane.progress.sinks):
+            desk.files.claim_sink(path)
+        while True:
+            try:
+                for path, size in desk.lane.progress.sinks.items():
+                    if size:
+                        await desk.files.open_sink(path)
+            except SinkTooShortError as error:
+                await self._rewind_shortened(error)
+            else:
+                return
+
+    async def _rewind_shortened(self, error: SinkTooShortError) -> None:
+        """Go on before the lines that are missing, unless the file itself is in doubt."""
+        path, size = error.path, self.desk.lane.progress.sinks[error.path]
+        if error.missing_bytes == size and not self.settings.redo_missing:
+            raise OutputsMissingError(
+                path,
+                f"all {size} confirmed bytes of the append file are missing: is this the right "
+                "output folder? redo_missing=True does their batches again",
+                run_id=self.desk.run_id,
+                stream=self.desk.lane.key,
+            ) from error
+        await self._redo.rewind_shortened(path, size - error.missing_bytes)
+
+    def _pages(self) -> AsyncGenerator[list[tuple[int, Record]]]:
+        key = self.desk.saver.run_key
+        lane = self.desk.lane
+        return read_pages(self.store, key.run_id, key.generation, lane.key, named=self._named)
+
+    def _verifier(self) -> Verifier:
+        return Verifier(self.desk, self._redo, self.settings.verify, self.settings.redo_missing)
+
+    # -- frontiers ----------------------------------------------------------------------------
+
+    async def _load_frontier(self, frontier: FrontierItems[Any]) -> None:
+        """Fold the items of all checkpoints; their outputs are verified on the way."""
+        desk = self.desk
+        verifier, adds = self._verifier(), list[bytes]()
+        if desk.lane.progress.sequence > 0:
+            async with aclosing(self._pages()) as pages:
+                async for records in pages:
+                    if desk.lane.progress.outputs or desk.lane.progress.sinks:
+                        await verifier.check(records)
+                    adds += [record.adds for _, record in records if record.adds]
+            await verifier.rewind()
+        for payload in reversed(adds):
+            frontier.fold(payload)
+        progress, first = desk.lane.progress, desk.first_index
+        frontier.settle_loaded(lambda position: first + position in progress.confirmed)
+        desk.frontier = frontier
+        if seeds := frontier.news(frontier.seeds):
+            payload = frontier.encode(seeds)
+            await desk.save_plain(Record(kind=Kind.SAVE, at=time.time(), adds=payload))
+            frontier.number(frontier.seeds)
+
+    # -- other streams ------------------------------------------------------------------------
+
+    async def _verify(self, nursery: trio.Nursery) -> None:
+        """Check the newest records now, the others beside the run where that can be."""
+        desk = self.desk
+        progress = desk.lane.progress
+        if progress.sequence == 0:
+            return
+        has_folder = desk.files.root is not None
+        if progress.outputs and not has_folder:
+            log.warning(
+                "the outputs of %s are not verified: there is no output_dir",
+                desk.where(),
+                extra=at(desk.run_id, desk.lane.key),
+            )
+        if not (progress.outputs or progress.sinks) or not has_folder:
+            return
+        verifier = self._verifier()
+        async with AsyncExitStack() as stack:
+            pages = await stack.enter_async_context(aclosing(self._pages()))
+            await verifier.check(await anext(pages))
+            if progress.is_ordered:
+                async for records in pages:
+                    await verifier.check(records)
+                await verifier.rewind()
+            else:
+                self._beside = _Beside(verifier, pages)
+                nursery.start_soon(self._beside.run)
+                stack.pop_all()  # they are its pages now
+
+    async def _restore(self, state: object) -> None:
+        """Go on from the saved state; where there is none, from what the user gave."""
+        plan = Plan[object].of(state)
+        keeper = StateKeeper(self.store, self.desk.saver, plan, state, self.tools)
+        keeper.versions = Versions(self.settings.retention)
+        # A state that cannot be saved is refused before any work.
+        if self.desk.lane.progress.has_state:
+            await keeper.begin(keeper.look())
+            await self._load(keeper)
+        else:
+            await keeper.take(state)
+            if (saved := await keeper.begin(await keeper.hold())) is not None:
+                record = Record(kind=Kind.SAVE, at=time.time(), state=saved.payload)
+                sequence = await self.desk.save_plain(record, saved.kept.blobs)
+                keeper.landed(saved, sequence, record.at, is_confirmed=True)
+        self.desk.keeper = keeper
+
+    async def _load(self, keeper: StateKeeper[object]) -> None:
+        """Restore the saved state; where it is damaged, the newest whole one if that is wanted."""
+        try:
+            await keeper.load(self._pages, self._named)
+        except StoreDamagedError as error:
+            if not self.settings.recover:
+                raise StoreDamagedError(
+                    f"the state of {self.desk.where()} cannot be restored: {error}; recover=True "
+                    "goes back to the newest that is whole"
+                ) from error
+            log.error(
+                "%s: %s", self.desk.where(), error, extra=at(self.desk.run_id, self.desk.lane.key)
+            )
+            await self._recover(keeper)
+
+    async def _recover(self, keeper: StateKeeper[object]) -> None:
+        """Go back to the newest state that can be restored.
+
+        A snapshot of the attempt that was under way is one: progress has not moved since, so
+        there is nothing to rewind.  The next one that is saved builds on it.
+        """
+        is_under_way = True  # nothing but snapshots has come after
+        async with aclosing(self._pages()) as pages:
+            async for records in pages:
+                for sequence, record in records:
+                    is_snapshot = record.kind is Kind.SNAPSHOT
+                    is_under_way = is_under_way and record.kind in (Kind.SNAPSHOT, Kind.NOTE)
+                    if not record.state or (is_snapshot and not is_under_way):
+                        continue
+                    keeper.versions.clear()
+                    try:
+                        await keeper.load(partial(up_to, self._pages, sequence), self._named)
+                    except StoreDamagedError:
+                        continue
+                    if is_snapshot:
+                        log.warning(
+                            "%s goes on from sequence %d",
+                            self.desk.where(),
+                            sequence,
+                            extra=at(self.desk.run_id, self.desk.lane.key),
+                        )
+                        return
+                    reason = f"the states after sequence {sequence} cannot be restored"
+                    await self._redo.rewind_before(sequence + 1, reason)
+                    keeper.versions.clear()
+                    await keeper.load(self._pages, self._named)
+                    return
+        raise StoreDamagedError(f"no saved state of {self.desk.where()} is whole; begin again")
+
+
+async def up_to(
+    pages: Callable[[], AsyncGenerator[list[tuple[int, Record]]]], last: int
+) -> AsyncGenerator[list[tuple[int, Record]]]:
+    """The records of a stream, newest first, as they were when one of them was the newest."""
+    async with aclosing(pages()) as newest_first:
+        async for records in newest_first:
+            yield [(sequence, record) for sequence, record in records if sequence <= last]
+
+
+@uninterrupted
+class _Beside:
+    """The verification of the older records, beside the run."""
+
+    def __init__(self, verifier: Verifier, pages: AsyncGenerator[list[tuple[int, Record]]]) -> None:
+        self._verifier = verifier
+        self._pages = pages
+        self._scope = trio.CancelScope()
+        self._done = trio.Event()
+        self._failed = False
+
+    async def run(self) -> None:
+        """Check page after page; an error is the run's."""
+        try:
+            with self._scope:
+                async with aclosing(self._pages) as pages:
+                    async for records in pages:
+                        await self._verifier.check(records)
+        except BaseException as error:
+            self._failed = True
+            if error is not self._verifier.desk.saver.poison:  # that ends the run by itself
+                raise
+        finally:
+            self._done.set()
+
+    async def wait(self) -> bool:
+        """Wait for the end; True if there was something to wait for: look again then.
+
+        Cancellation: a cancellation point; the only way out when the verification fails,
+            because its error is about to end the run.
+        """
+        if self._done.is_set() and not self._failed:
+            return False
+        await self._done.wait()
+        if self._failed:
+            await trio.sleep_forever()
+        return True
+
+    async def close(self) -> None:
+        """Give up on it."""
+        self._scope.cancel()
+        with trio.CancelScope(shield=True):
+            await self._done.wait()

@@ -1,0 +1,598 @@
+"""An open run: its streams, and how it is left."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+)
+from functools import partial
+from typing import Any, Literal, TypeVar, overload
+
+import attrs
+import trio
+
+from .._commit.awaits import Calls, awaits_noted
+from .._commit.gate import Gate
+from .._commit.group_commit import Saver
+from .._commit.redo import Redo
+from .._commit.retry import NO_RETRIES, RetryTable
+from .._commit.shutdown import Stop
+from .._commit.stream_outputs import SINK, Claims, StreamFiles
+from .._journal.progress import Progress
+from .._journal.record import Status
+from .._journal.statistics import RunStatistics
+from .._journal.store import Observer, RunView, Store, StreamView
+from .._journal.summary import Summary, current_phase
+from .._tokens.coordinator import CheckpointCoordinator
+from .._util.arguments import (
+    MAX_INDEX,
+    flag,
+    instance,
+    one_of,
+    path_text,
+    several,
+    stream_key,
+    text,
+    whole_number,
+)
+from .._util.errors import (
+    EXIT_DRAINED,
+    RunStoppedError,
+    StoreConflictError,
+    StreamBusyError,
+    StreamFailedError,
+    StreamsStillOpenError,
+    describe_batch,
+)
+from .._util.index_set import IndexSet
+from .._util.patience import give_up_after
+from .._util.plain import PHASE, RUN_STREAM, StreamKey, check_stream_key, encode_key
+from .._util.uninterrupted import uninterrupted
+from ..outputs import OutputDir, Validate, Validator
+from ..state._retention import Retention
+from ..state._shared_capture import ArrayTools
+from .leaving import is_only_stopped, is_own_failure
+from .manifest import MANIFEST
+from .phase import Phase, open_phase
+from .resume import Resume, Settings
+from .session import Found
+from .stream import Stream
+from .stream_list import Listed, add_to_list
+from .stream_table import Roster
+from .waits import Waits
+
+log = logging.getLogger("trio_ckpt.run")
+
+S = TypeVar("S")
+
+
+@uninterrupted
+@awaits_noted
+class Run:
+    """An open run; made by `open_run`.
+
+    Attributes:
+        run_id: Its name.
+        found: What was there when it was opened.
+        coordinator: Its tokens; ``run.coordinator.registry`` is for monitors.
+    """
+
+    def __init__(
+        self,
+        *,
+        view: RunView | None,
+        store: Store,
+        saver: Saver,
+        stop: Stop,
+        nursery: trio.Nursery,
+        coordinator: CheckpointCoordinator,
+        outputs: OutputDir | None,
+        settings: Settings,
+        tools: ArrayTools,
+        found: Found,
+        runtime_s: float,
+        resume_command: str | None,
+    ) -> None:
+        self.run_id = saver.run_key.run_id
+        self.found = found
+        self.coordinator = coordinator
+        self._roster = Roster.of(saver, view, runtime_s)
+        self._progress = self._roster.progress
+        self._store = store
+        self._saver = saver
+        self._stop = stop
+        self._nursery = nursery
+        self._outputs = outputs
+        self._settings = settings
+        self._tools = tools
+        self._resume_command = resume_command
+        self._desks = self._roster.desks
+        self._rewinding: set[StreamKey] = set()
+        self._list_lock = trio.Lock()
+        self._calls = Calls()
+        self._waits = Waits(self._roster, stop, self._stopped)
+        stop.changed = self._look_again
+        self._claims: Claims = {
+            path: (encode_key(key), SINK) for key, p in self._progress.items() for path in p.sinks
+        }
+        if outputs is not None:
+            self._claims[MANIFEST] = (encode_key(RUN_STREAM), SINK)
+
+    @property
+    def exit_code(self) -> int:
+        """What a command should exit with now.
+
+        75 while a start would go on with any stream or phase, else 69 if a stream failed for
+        good, else 3 if any batch was skipped, else 0.
+        """
+        return self._roster.exit_code(has_ended=True)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a signal or `request_stop` has asked it to stop."""
+        return self._stop.is_requested
+
+    def request_stop(self) -> None:
+        """Stop in good order: hand out nothing more, save what is open, cancel the streams.
+
+        It may be called from any task, any thread and any signal handler, more than once; a run
+        that has ended stays as it is.
+        """
+        self._stop.ask()  # a second signal forces; a second call changes nothing
+
+    # -- streams ----------------------------------------------------------------------------
+
+    @overload
+    def open_stream(
+        self,
+        *parts: str,
+        first_index: int = 0,
+        state: None = None,
+        retry: RetryTable | None = None,
+        on_fail: Literal["raise", "record"] = "raise",
+        validate: Validate | None = None,
+        output_dir: str | None = None,
+        retry_failed: bool | None = None,
+        retention: Retention | None = None,
+        recover: bool = False,
+    ) -> AbstractAsyncContextManager[Stream[None]]: ...
+
+    @overload
+    def open_stream(
+        self,
+        *parts: str,
+        first_index: int = 0,
+        state: S,
+        retry: RetryTable | None = None,
+        on_fail: Literal["raise", "record"] = "raise",
+        validate: Validate | None = None,
+        output_dir: str | None = None,
+        retry_failed: bool | None = None,
+        retention: Retention | None = None,
+        recover: bool = False,
+    ) -> AbstractAsyncContextManager[Stream[S]]: ...
+
+    @asynccontextmanager
+    async def open_stream(
+        self,
+        *parts: str,
+        first_index: int = 0,
+        state: S | None = None,
+        retry: RetryTable | None = None,
+        on_fail: Literal["raise", "record"] = "raise",
+        validate: Validate | None = None,
+        output_dir: str | None = None,
+        retry_failed: bool | None = None,
+        retention: Retention | None = None,
+        recover: bool = False,
+    ) -> AsyncGenerator[Stream[S]]:
+        """Own a stream for a block.
+
+        Args:
+            parts: Its key: any printable texts.
+            first_index: The index of its first batch.
+            state: What the loop needs to go on, as it is at the very beginning: of any type,
+                or a `Frontier`.  The stream begins with a copy.  On resume ``stream.state`` is
+                what was saved last.  After a failed attempt it is another object, as it was
+                before: take it from the stream in each batch, and keep no reference to it.
+            retry: What to do with failed attempts; default: they fail for good.
+            on_fail: "record": a stream that has failed, by `Stream.fail` or as the retry
+                table says (`Then.FAIL_STREAM`), is left quietly, so that the next can go on.
+            validate: What every output must pass before its batch is confirmed, and again
+                on resume: JSON, or others by a `RawCheck`; see `trio_ckpt.outputs.Validator.of`.
+            output_dir: A folder in that of the run; outputs of the stream are named
+                relative to it.
+            retry_failed: As for `open_run`, for this stream.
+            retention: Which saved states keep their large arrays; default: the newest two.
+            recover: Where a saved state is damaged, go back to the newest one that is whole:
+                the batches after it go back to work.
+
+        Raises:
+            StreamBusyError: it is open already.
+            TypeError: it was opened with a state before, and is not now.
+            StreamFailedError: it failed for good in an earlier session; or `Stream.fail` was
+                called.
+            RunStoppedError: the run was stopped before the stream was complete.
+            StateChangedError: the saved state does not fit `state`.
+            OutputsMissingError, CannotRedoError, OutputError: confirmed outputs are damaged.
+            ValueError: a bad key.
+
+        Cancellation: entering and leaving are schedule points; what was completed is saved.
+        """
+        key = check_stream_key(parts)
+        one_of("on_fail", on_fail, ("raise", "record"))
+        first_index = whole_number("first_index", first_index)
+        if retry is not None:
+            instance("retry", retry, RetryTable, "a RetryTable")
+        settings = attrs.evolve(
+            self._settings,
+            recover=recover,
+            retry_failed=self._settings.retry_failed if retry_failed is None else retry_failed,
+            retention=self._settings.retention if retention is None else retention,
+        )
+        checked = self._files_for(validate, output_dir)
+        self._check_free(key)
+        self._check_first_index(key, first_index)
+        desk = self._open_desk(key, first_index, retry, checked)
+        resume = Resume(self._store, desk, settings, self._tools)
+        scope = trio.CancelScope()
+        self._stop.scopes.add(scope)
+        try:
+            if self._stop.exit_code:
+                scope.cancel()
+            with scope:
+                await trio.lowlevel.checkpoint()
+                stream: Stream[S] = await resume.open(state, self._nursery)
+                try:
+                    yield stream
+                except BaseException as error:
+                    await resume.close()
+                    await stream.leave(error)
+                    if not (on_fail == "record" and is_own_failure(error, key)):
+                        raise
+                else:
+                    await stream.leave(None)  # it may wait for the verification
+                    self._check_left(stream, on_fail)
+            if scope.cancelled_caught:
+                raise self._stopped()
+        finally:
+            self._stop.scopes.discard(scope)
+            await resume.close()
+            desk.close()
+            del self._desks[key]
+            self._waits.left(key)
+            self.coordinator.registry.touch()
+
+    def _files_for(
+        self, validate: Validate | None, folder: str | None
+    ) -> tuple[str, Validator | None]:
+        validator = None if validate is None else Validator.of(validate)
+        if folder is None:
+            return "", validator
+        if self._outputs is None:
+            raise ValueError("output_dir of a stream is in that of the run: open_run(output_dir=…)")
+        name = os.path.normpath(path_text("output_dir", folder))
+        return "" if name == "." else self._outputs.relative(name), validator
+
+    def _open_desk(
+        self,
+        key: StreamKey,
+        first_index: int,
+        retry: RetryTable | None,
+        checked: tuple[str, Validator | None],
+    ) -> Gate:
+        lane = self._roster.lane(key)
+        files = StreamFiles(
+            self.run_id,
+            lane,
+            self._claims,
+            self._saver.check_owner,
+            self._outputs,
+            *checked,
+            self._settings.outputs_since,
+        )
+        self._desks[key] = desk = Gate(
+            self.run_id,
+            lane,
+            self._saver,
+            self.coordinator,
+            self._stop,
+            retry or NO_RETRIES,
+            files,
+            self._nursery,
+            first_index=first_index,
+            phase=self._roster.phases[-1][1] if self._roster.phases else None,
+            failed=self._roster.failures.setdefault(key, {}),
+            settled=partial(self._waits.settled, key),
+        )
+        self._waits.opened(key)
+        return desk
+
+    def _check_left(self, stream: Stream[Any], on_fail: str) -> None:
+        if stream.desk.has_failed:
+            if on_fail == "raise" and stream.error is not None:
+                raise StreamFailedError(
+                    stream.error.message,
+                    run_id=self.run_id,
+                    stream=stream.key,
+                    retryable=stream.error.retryable,
+                )
+        elif self._stop.is_requested and stream.status is not Status.COMPLETE:
+            raise self._stopped()
+
+    def _stopped(self) -> RunStoppedError:
+        error = RunStoppedError(
+            self.run_id,
+            exit_code=self._stop.exit_code or EXIT_DRAINED,
+            resume_command=self._resume_command,
+            poison=self._saver.poison,
+        )
+        error.__cause__ = self._saver.poison
+        return error
+
+    # -- the list of streams ------------------------------------------------------------------
+
+    async def add_streams(self, keys: Iterable[StreamKey]) -> Listed:
+        """Put streams on the run's list, in order, before anybody opens them.
+
+        Doing it again changes nothing but to add what is new; what is not named any more
+        is reported and kept.
+
+        Args:
+            keys: The parts of each.
+
+        Raises:
+            ValueError: a bad key.
+
+        Durability: when this returns the list is saved.
+        Cancellation: none once it is being saved.
+        """
+        self._check_open()
+        given = several("keys", keys, "stream keys")
+        wanted = list(dict.fromkeys(check_stream_key(stream_key("a key", key)) for key in given))
+        async with self._list_lock:
+            listed = await add_to_list(self._roster, self._saver, wanted)
+        self.coordinator.registry.touch()
+        return listed
+
+    def streams_to_process(
+        self, *, retry_failed: bool = False, start_from: StreamKey | None = None
+    ) -> list[StreamKey]:
+        """The streams of the list with work left, in its order; of all streams if none is listed.
+
+        Args:
+            retry_failed: Also those that failed for good or skipped batches; open them with
+                ``retry_failed=True``.
+            start_from: Only this one and those after it; its first parts are enough.
+
+        Raises:
+            UnknownStreamError: there is no such stream.
+        """
+        flag("retry_failed", retry_failed)
+        start = None if start_from is None else stream_key("start_from", start_from)
+        return self._roster.to_process(retry_failed=retry_failed, start_from=start)
+
+    async def rewind(self, key: StreamKey, *, to: int, reason: str) -> IndexSet:
+        """Go back to when batch `to` of a stream was the last one that was confirmed.
+
+        All later ones go back to work; state and cursor are again what they were then.
+        Outputs, and lines of append files, are kept in the archive of the output folder.
+        States that were pinned (`Stream.pin`) are in `Progress.pins`, each with the batch to go
+        back to.  Where batches build on each other, those go back, too, that were saved after the
+        first of them.
+
+        Args:
+            key: Of a stream that is not open.
+            to: Batch index; less than the first one: the stream begins again, with another list
+                or state if it is given one.  What was spent stays spent.
+            reason: Why; kept in the history.
+
+        Returns:
+            The batches that went back to work.
+
+        Raises:
+            StreamBusyError: the stream is open.
+            UnknownStreamError: there is no such stream.
+
+        Durability: when this returns it is saved.
+        """
+        key = stream_key("key", key)
+        to = whole_number("to", to, least=-MAX_INDEX)
+        text("reason", reason)
+        self._check_free(key)
+        self._roster.check_known(key)
+        redo = Redo(self._store, self._saver, self._roster.lane(key), self._outputs, self._claims)
+        self._rewinding.add(key)
+        try:
+            return await redo.rewind(to, reason)
+        finally:
+            self._rewinding.discard(key)
+
+    def _check_first_index(self, key: StreamKey, first_index: int) -> None:
+        progress = self._progress.get(key, Progress())
+        if progress.opens and progress.first_index != first_index and len(progress.done):
+            raise ValueError(
+                f"{describe_batch(self.run_id, key, None)} was begun with "
+                f"first_index={progress.first_index}, not {first_index}"
+            )
+
+    def _check_open(self) -> None:
+        if self._roster.is_closed:
+            raise trio.ClosedResourceError(f"run {self.run_id!r} is closed")
+
+    def _check_free(self, key: StreamKey) -> None:
+        self._check_open()
+        where = describe_batch(self.run_id, key, None)
+        if key in self._desks:
+            raise StreamBusyError(f"{where} is open already", run_id=self.run_id, stream=key)
+        if key in self._rewinding:
+            raise StreamBusyError(f"{where} is being rewound", run_id=self.run_id, stream=key)
+
+    # -- phases -------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def phase(self, name: str) -> AsyncGenerator[Phase]:
+        """Do a part of the run once: ``async with run.phase("discovery") as phase:``.
+
+        It is complete when the block ends without an exception and the streams that were
+        opened in it are done, or failed for good.  ``phase.complete`` then says so to every
+        later session, whose block has nothing to do; it is False again when a batch of such a
+        stream is put back to work, and with ``retry_failed=True`` if one failed or skipped.
+
+        Raises:
+            StreamBusyError: it is open already.
+            ValueError: a bad name.
+
+        Durability: what it was left with is saved when the block has ended.
+        Cancellation: entering and leaving are schedule points.
+        """
+        self._check_open()
+        check_stream_key((name,))
+        key = (PHASE, name)
+        if key in self._roster.phases:
+            raise StreamBusyError(f"phase {name!r} is open already", run_id=self.run_id, stream=key)
+        self._roster.phases.append(key)
+        retries, lane = self._settings.retry_failed, self._roster.lane(key)
+        opened = open_phase(self._saver, lane, self._progress, retry_failed=retries)
+        try:
+            async with opened as phase:
+                yield phase
+        finally:
+            self._roster.phases.remove(key)
+            self.coordinator.registry.touch()
+
+    @property
+    def current_phase(self) -> str | None:
+        """The newest phase that is not complete."""
+        return current_phase(self._progress)
+
+    @property
+    def phases(self) -> dict[str, Status]:
+        """All phases, and where they stand."""
+        return self._roster.phase_statuses()
+
+    # -- sums ---------------------------------------------------------------------------------
+
+    def group(self, *parts: str) -> Summary:
+        """What the streams under `parts` add up to; all streams where there are none.
+
+        Raises:
+            UnknownStreamError: no stream is known under them.
+        """
+        return self._roster.group(parts)
+
+    def groups(self) -> dict[StreamKey, Summary]:
+        """The same for every group, which are the streams under one first part."""
+        return self._roster.groups()
+
+    def statistics(self) -> RunStatistics:
+        """Counts, sums, rate and ETA, at this moment."""
+        statistics = self._roster.statistics()
+        stopping = None if self._roster.ended is not None else self._stop.stopping()
+        if stopping is None:
+            return statistics
+        return attrs.evolve(statistics, stopping=stopping, eta_s=None)
+
+    # -- for monitors -------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        """Where it is kept."""
+        return self._store
+
+    @property
+    def open_streams(self) -> frozenset[StreamKey]:
+        """The streams that are open now, and have not failed since they were opened."""
+        return self._roster.open_streams
+
+    def view(self) -> RunView:
+        """The progress of every stream at this moment: copies, made each time."""
+        live = self.peek()
+        copies = {k: StreamView(k, seen.progress.copy()) for k, seen in live.streams.items()}
+        return attrs.evolve(live, streams=copies)
+
+    def peek(self) -> RunView:
+        """The same without copies, for the library's own readers: nothing may change it."""
+        key = self._saver.run_key
+        progress = {**self._progress, **{lane.key: lane.progress for lane in self._saver.lanes}}
+        streams = {name: StreamView(name, part) for name, part in progress.items()}
+        return RunView(key.run_id, key.generation, key.owner, streams)
+
+    def observing(self, observer: Observer) -> AbstractContextManager[None]:
+        """Tell an observer what the run does while the block runs."""
+        instance("observer", observer, Observer, "an Observer")
+        return self._saver.observers.adding(observer)
+
+    # -- waiting ------------------------------------------------------------------------------
+
+    async def wait_confirmed(self, stream: Stream[Any] | StreamKey, indexes: Iterable[int]) -> None:
+        """Wait until batches are durable, also such as are not begun yet.
+
+        Args:
+            stream: An open stream; or the key of one that is open, has records, or is on the
+                list of `add_streams`, and so may be opened later.
+            indexes: Which.
+
+        Raises:
+            UnknownStreamError: there is no such stream.
+            CheckpointFailedError: one of them failed, or was skipped.
+            StreamEndedError: the stream ended without them.
+            TypeError: the key is no tuple.
+            RunStoppedError: the run was stopped before that.
+
+        Cancellation: always a cancellation and a schedule point.
+        """
+        key = stream.key if isinstance(stream, Stream) else stream_key("stream", stream)
+        await self._waits.wait_confirmed(key, indexes)
+
+    # -- leaving -----------------------------------------------------------------------------
+
+    async def close(self, error: BaseException | None, grace_s: float) -> BaseException | None:
+        """End streams that are still open; returns what is to leave the run's block.
+
+        They pass the gate in their own tasks, which have `grace_s` for it.
+        """
+        self._roster.is_closed = True
+        error = error or self._calls.problem(f"run {self.run_id!r}")
+        registry = self.coordinator.registry
+        if self._desks:
+            names = ", ".join(repr("/".join(key)) for key in self._desks)
+            error = error or StreamsStillOpenError(
+                f"run {self.run_id!r} was left while streams were open in other tasks: {names}; "
+                "open the nursery inside open_run",
+                run_id=self.run_id,
+            )
+            self._stop.cancel_streams(EXIT_DRAINED)
+            with give_up_after(grace_s):
+                version = registry.version
+                while self._desks:
+                    version = await registry.wait_changed(version)
+            for desk in tuple(self._desks.values()):
+                desk.close()
+        self._roster.ended = trio.current_time()
+        self._look_again()
+        return self._stop_instead(error)
+
+    def _look_again(self) -> None:
+        """Wake the monitors, and all who wait for batches: the run stops, or is closed."""
+        self._waits.all_look()
+        self.coordinator.registry.touch()
+
+    def _stop_instead(self, error: BaseException | None) -> BaseException | None:
+        """What leaves a run that was stopped: one RunStoppedError, or the body's own error."""
+        poison = self._saver.poison
+        if not self._stop.is_requested and poison is None:
+            return error
+        if error is None:
+            if poison is None and self._roster.exit_code(has_ended=False) != EXIT_DRAINED:
+                return None  # a start would find nothing to do
+        elif not is_only_stopped(error, poison):
+            if error.__context__ is None and not isinstance(error, trio.Cancelled):
+                error.__context__ = self._stopped()
+            return error
+        return poison if isinstance(poison, StoreConflictError) else self._stopped()

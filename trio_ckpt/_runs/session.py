@@ -1,0 +1,284 @@
+"""A session: one open-to-close of a run, what it found, and how it ended.
+
+Sessions are records of the run's own stream.  One without an end was killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Literal
+
+import attrs
+import trio
+
+from .._commit.exits import Way, way_of
+from .._commit.group_commit import Saver
+from .._commit.stream_log import Added, Lane
+from .._journal.history import KILLED, ended_at, run_facts, run_runtime_s
+from .._journal.progress import Progress
+from .._journal.record import Kind, Record
+from .._journal.session_record import ENDED, STOPPED
+from .._journal.statistics import format_amount
+from .._journal.store import RunView
+from .._journal.summary import in_order, summarize
+from .._util.errors import ConfigChangedError, RunStoppedError, class_name
+from .._util.exact_sum import Number, shown
+from .._util.log import at
+from .._util.plain import PHASE, RUN_STREAM
+from .._util.text import plural
+from .config import config_digest, diff_config, has_field, without_fields
+
+log = logging.getLogger("trio_ckpt.session")
+
+CLOCK_STEP_S = 2.0  # FAT rounds times down to 2 s; kernels take those of files from a slower clock
+
+OnConfigChange = Literal["refuse", "restart", "accept"]
+
+
+@attrs.frozen
+class Found:
+    """What `open_run` found in the store.
+
+    Attributes:
+        sessions: How many there were before this one; 0: the run is new.
+        streams: How many streams have records.
+        confirmed: Batches that are durable.
+        skipped: Batches given up.
+        to_retry: Batches that failed and may run again.
+        records: Records produced.
+        totals: Produced, by name.
+        spent: On all attempts, by name.
+        last_end: How the last session ended, in words; None: there was none.
+        ended_at: When, Unix time, s; for a session that was killed, when it last saved.
+    """
+
+    sessions: int
+    streams: int
+    confirmed: int
+    skipped: int
+    to_retry: int
+    records: int
+    totals: Mapping[str, Number] = attrs.field(converter=MappingProxyType[str, Number])
+    spent: Mapping[str, Number] = attrs.field(converter=MappingProxyType[str, Number])
+    last_end: str | None
+    ended_at: float | None
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether the last session left no word of its end."""
+        return self.last_end == KILLED
+
+    @property
+    def may_have_left_files(self) -> bool:
+        """Whether the last session may not have tidied up: a kill or an error ended it."""
+        return self.last_end not in (None, ENDED, STOPPED)
+
+    def __str__(self) -> str:
+        if self.last_end is None:
+            return "nothing saved yet"
+        sums = [f"{format_amount(total)} {name}" for name, total in self.totals.items()]
+        sums += [f"{format_amount(total)} {name} spent" for name, total in self.spent.items()]
+        when = ""
+        if self.ended_at is not None:
+            at = datetime.fromtimestamp(self.ended_at, UTC)
+            when = f" at {at:%Y-%m-%d %H:%M:%S} UTC"
+        return (
+            f"{plural(self.confirmed, 'batch')} done, {self.skipped:,} skipped, "
+            f"{self.to_retry:,} to retry, "
+            f"{', '.join([plural(self.records, 'record'), *sums])} in all; "
+            f"{plural(self.streams, 'stream')}; session {self.sessions} {self.last_end}{when}"
+        )
+
+
+def look(view: RunView | None) -> Found:
+    """Sum up what is saved of a run."""
+    if view is None:
+        return Found(0, 0, 0, 0, 0, 0, {}, {}, None, None)
+    every = {key: entry.progress for key, entry in view.streams.items()}
+    parts = {key: every[key] for key in in_order(every)}
+    whole = summarize((), parts)
+    facts = run_facts(view)
+    return Found(
+        sessions=facts.get("session", 0),
+        streams=len(parts),
+        confirmed=whole.confirmed,
+        skipped=whole.skipped,
+        to_retry=whole.failing,
+        records=whole.records,
+        totals=whole.totals,
+        spent=whole.spent,
+        last_end=facts.get("ended", KILLED) if facts else None,
+        ended_at=ended_at(view) if facts else None,
+    )
+
+
+@attrs.frozen
+class ConfigChange:
+    """How a configuration differs from that of the last session.
+
+    Attributes:
+        fields: ``(field, was, now)`` each.
+        is_restart: Whether the run is to be begun again because of it.
+    """
+
+    fields: tuple[tuple[str, str, str], ...] = ()
+    is_restart: bool = False
+
+
+def compare_config(
+    view: RunView | None,
+    plain: dict[str, Any],
+    exclude: Collection[str],
+    tunable: Collection[str],
+    policy: OnConfigChange,
+    run_id: str,
+) -> ConfigChange:
+    """Compare the configuration with that of the last session.
+
+    Args:
+        view: What the store has of the run.
+        plain: The configuration of this session, without the excluded fields.
+        exclude: Fields that do not count, whatever the last session kept of them.
+        tunable: Fields that may change.
+        policy: What a change of any other field means.
+        run_id: Of the run.
+
+    Raises:
+        ConfigChangedError: a field that may not change has, and the policy is to refuse.
+        ValueError: neither configuration has a field that `tunable` names.
+    """
+    facts = run_facts(view) if view is not None else {}
+    kept = without_fields(facts.get("config", {}), exclude)
+    for name in tunable:
+        if not has_field(plain, name) and not has_field(kept, name):
+            raise ValueError(f"tunable names {name!r}, which is not a field of config")
+    if "config" not in facts:
+        return ConfigChange()
+    changes = diff_config(kept, plain)
+    refused = tuple(change for change in changes if not _is_tunable(change[0], tunable))
+    for name, was, now in changes:
+        log.info("config of run %r: %s: %s -> %s", run_id, name, was, now, extra=at(run_id))
+    if refused and policy == "refuse":
+        raise ConfigChangedError(run_id, refused)
+    return ConfigChange(changes, bool(refused) and policy == "restart")
+
+
+def _is_tunable(field: str, tunable: Collection[str]) -> bool:
+    """Whether a field, or one that it is in, may change."""
+    return any(field == name or field.startswith(f"{name}.") for name in tunable)
+
+
+class Session:
+    """Writes down that a session began, and how it ended.
+
+    Attributes:
+        runtime_s: For how long the run was open in earlier sessions, in seconds.
+        outputs_since: Files that are older are of no session of the run; Unix time, s.
+        facts: What the records of the session say.
+    """
+
+    def __init__(
+        self,
+        saver: Saver,
+        view: RunView | None,
+        *,
+        config: dict[str, Any],
+        changes: tuple[tuple[str, str, str], ...],
+        output_dir: str | None,
+        may_replace: bool = False,
+    ) -> None:
+        """Begin with what the store has of the run.
+
+        Args:
+            saver: Saves the records of the session.
+            view: What the store has; None: nothing, or nothing that counts.
+            config: As it is compared on the next start.
+            changes: What has changed in it.
+            output_dir: Where the outputs go.
+            may_replace: Files that no record names may be archived when outputs get their names.
+        """
+        own = view.streams.get(RUN_STREAM) if view is not None else None
+        self._saver = saver
+        self._lane: Lane = saver.add_lane(RUN_STREAM, own.progress if own else Progress())
+        self.runtime_s = run_runtime_s(view) if view is not None else 0.0
+        before, began = run_facts(view) if view is not None else {}, time.time()
+        # The first session has left no file behind; later ones allow for the clock of files.
+        since = before.get("outputs_since", 0.0) if before else began - CLOCK_STEP_S
+        self.outputs_since: float = 0.0 if may_replace else since if before else began
+        self.facts: dict[str, Any] = {
+            "session": before.get("session", 0) + 1,
+            "runtime_s": self.runtime_s,
+            "changes": changes,
+            "config": config,
+            "config_digest": config_digest(config),
+            "output_dir": output_dir,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "began": began,
+            "outputs_since": 0.0 if may_replace else since,
+        }
+
+    async def begin(self) -> None:
+        """Save that it began, and with it a new generation if there is one."""
+        await self._saver.save(self._lane, _fact(Kind.SESSION, self.facts))
+
+    async def save(self, record: Record) -> None:
+        """Save something else of the run."""
+        await self._saver.save(self._lane, record)
+
+    async def end(self, error: BaseException | None) -> None:
+        """Save how it ended, best effort.
+
+        Cancellation: shielded.
+        """
+        if self._saver.poison is not None:
+            return
+        facts = {
+            **self.facts,
+            "ended": _how_ended(error),
+            "at": time.time(),
+            "counts": _counts(self._saver),
+        }
+        with trio.CancelScope(shield=True):
+            try:
+                await self._saver.save(self._lane, _fact(Kind.END, facts))
+            except Exception as problem:
+                log.warning(
+                    "how the session ended could not be saved: %s",
+                    problem,
+                    extra=at(self._saver.run_key.run_id),
+                )
+
+
+def _counts(saver: Saver) -> dict[str, Any]:
+    """What the session did."""
+    lanes = [lane for lane in saver.lanes if lane.key[:1] not in ((), (PHASE,))]
+    added = Added.by_session(lanes)
+    return {
+        "batches": sum(lane.confirmed for lane in lanes),
+        "skipped": sum(lane.skipped for lane in lanes),
+        "retries": sum(lane.retries for lane in lanes),
+        "records": min(added.records, 2**63 - 1),  # the streams together may have more
+        "totals": shown(added.totals),
+        "spent": shown(added.spent),
+    }
+
+
+def _fact(kind: Kind, facts: dict[str, Any]) -> Record:
+    return Record(kind=kind, at=time.time(), metadata=facts)
+
+
+def _how_ended(error: BaseException | None) -> str:
+    if error is None:
+        return ENDED
+    if isinstance(error, RunStoppedError):
+        return STOPPED
+    if way_of(error) is Way.CANCEL:
+        return "was cancelled"
+    return f"ended by {class_name(error)}"

@@ -1,0 +1,200 @@
+"""Where batches come from: nothing, a list, or something that makes the list.
+
+A source is always the whole list, on every start; what is confirmed is passed over.  So
+a source that changed under what is confirmed can be noticed, and is.
+
+A list is taken as it is when a loop begins: a copy of it is worked on, and one whose length or
+items change afterwards is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+import trio
+
+from .._util.arguments import function, shown
+from .._util.errors import NotEncodableError
+from .._util.plain import (
+    ITEM_DIGEST_BYTES,
+    as_plain,
+    call_key,
+    canonical_json,
+    item_digest,
+    kind_of,
+)
+
+T = TypeVar("T")
+
+ITEMS_PER_STEP = 1_000  # other tasks go on between: a million items take seconds
+_CONTAINERS = (list, tuple, dict)
+_NOT_NOTED = bytes(ITEM_DIGEST_BYTES)
+
+
+def default_key(item: Any) -> str:
+    """What makes an item the same on the next start: its canonical JSON.
+
+    Raises:
+        NotEncodableError: it is not JSON-like; give ``key=`` then.
+    """
+    if type(item) is int:
+        return str(item)
+    try:
+        return canonical_json(as_plain(item, "item"))
+    except NotEncodableError as error:
+        raise NotEncodableError(error.path, f"{error.problem}; give key=") from error
+
+
+def _is_sequence(items: object) -> bool:
+    return isinstance(items, Sequence) and not isinstance(items, str | bytes | bytearray)
+
+
+class Source(Generic[T]):
+    """The items of a stream by batch index; `get` is all there is to it.
+
+    Args:
+        items: None (an open end), a sequence, or a function that returns the items.
+        first_index: The batch of the first item.
+        key: Names an item; see `default_key`.
+
+    Raises:
+        TypeError: `items` is something else, such as a generator, which a second start
+            could not read again, or a str, which would be its letters.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[T] | Callable[[], Iterable[T]] | None,
+        *,
+        first_index: int,
+        key: Callable[[T], str] | None = None,
+    ) -> None:
+        if items is not None and not _is_sequence(items) and not callable(items):
+            raise TypeError(
+                f"items must be a list, or a function that returns one, not {shown(items)}: they "
+                "are read again on every start"
+            )
+        if key is not None:
+            function("key", key)
+        self._given = cast("list[T]", items) if kind_of(items) is list else None
+        self._list: Sequence[T] | None = None
+        self._make: Callable[[], Iterable[T]] | None = None
+        if isinstance(items, Sequence):
+            self._list = items if self._given is None else tuple(self._given)
+        elif items is not None:
+            self._make = items
+        self._first = first_index
+        self._key = key
+        self._noted = bytearray()  # a digest of each item that could change, else zeros
+        self._made: Iterator[T] | None = None
+        self._position = -1  # of `_current` among what `_made` has given
+        self._current: T | None = None
+
+    async def note_items(self) -> None:
+        """Look at the items of a list, so that a bad one is refused before any work.
+
+        Raises:
+            NotEncodableError: an item has no name; with its place.
+
+        Cancellation: a cancellation and a schedule point for every `ITEMS_PER_STEP` items.
+        """
+        items: Any = self._list
+        if self._key is not None or kind_of(items) is not tuple:
+            return
+        for position, item in enumerate(items):
+            if position % ITEMS_PER_STEP == ITEMS_PER_STEP - 1:
+                await trio.lowlevel.checkpoint()
+            kind = kind_of(item)
+            if kind is int or (kind is str and item.isascii()):
+                continue  # nearly always; these have a name, and cannot change
+            digest = item_digest(self._key_of(self._first + position, item))
+            if isinstance(item, _CONTAINERS):
+                self._noted += bytes(position * ITEM_DIGEST_BYTES - len(self._noted)) + digest
+
+    @property
+    def is_open_ended(self) -> bool:
+        """Whether only the loop can know where it ends."""
+        return self._list is None and self._make is None
+
+    @property
+    def stop(self) -> int | None:
+        """One more than the last batch, where that is known without reading on."""
+        return None if self._list is None else self._first + len(self._list)
+
+    def get(self, index: int) -> tuple[T | None, bytes] | None:
+        """The item of a batch and the digest of its key; None: there is no such batch.
+
+        Raises:
+            RuntimeError: the list was changed since the loop began.
+        """
+        position = index - self._first
+        if self._list is not None:
+            self._check_length(len(self._list))
+            if not 0 <= position < len(self._list):
+                return None
+            item = self._list[position]
+            return item, self._checked(index, item)
+        if self._make is not None:
+            return self._read_to(position, self._make) if position >= 0 else None
+        return None, b""
+
+    def _check_length(self, count: int) -> None:
+        if self._given is not None and len(self._given) != count:
+            raise RuntimeError(
+                f"the list of items had {count:,} when the loop began, and has "
+                f"{len(self._given):,} now: a loop works on the list that it was given; put work "
+                "that is found on the way into a Frontier"
+            )
+
+    def _checked(self, index: int, item: T) -> bytes:
+        """The digest of an item of a list; RuntimeError where it is another one now."""
+        digest = item_digest(self._key_of(index, item))
+        at = (index - self._first) * ITEM_DIGEST_BYTES
+        noted = self._noted[at : at + ITEM_DIGEST_BYTES]
+        if noted and bytes(noted) not in (digest, _NOT_NOTED):
+            raise RuntimeError(
+                f"the item of batch {index} was changed since the loop began: the next start "
+                "would not know it again; change what batch.item gives instead, which is a copy"
+            )
+        return digest
+
+    def _read_to(
+        self, position: int, make: Callable[[], Iterable[T]]
+    ) -> tuple[T | None, bytes] | None:
+        if self._made is None or position < self._position:
+            made: Any = make()
+            if isinstance(made, str | bytes | bytearray) or not isinstance(made, Iterable):
+                raise TypeError(f"items must return a list of items, not {shown(made)}")
+            self._made, self._position = iter(cast("Iterable[T]", made)), -1
+        while self._position < position:
+            try:
+                self._current = next(self._made)
+            except StopIteration:
+                return None
+            except BaseException:
+                self._made = None  # a generator that raised would say next that it has ended
+                raise
+            self._position += 1
+        current = cast("T", self._current)
+        return current, item_digest(self._key_of(self._first + position, current))
+
+    def _key_of(self, index: int, item: T) -> str:
+        """What makes an item the same on the next start.
+
+        Raises:
+            NotEncodableError: the default key cannot be made of the item; with its batch.
+            TypeError: the function that was given returns something else than a str.
+        """
+        if self._key is not None:
+            return call_key(self._key, item, f"batch {index}")
+        try:
+            return default_key(item)
+        except NotEncodableError as error:
+            place = f"the item of batch {index}{error.path.removeprefix('item')}"
+            raise NotEncodableError(place, error.problem) from error
+
+    def name_of(self, index: int) -> str:
+        """What the source gives for a batch now, in words."""
+        found = self.get(index)
+        return "nothing" if found is None else self._key_of(index, cast("T", found[0]))

@@ -1,0 +1,504 @@
+"""A stream: an ordered sequence of batches, owned by one trio task."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Iterable,
+    Mapping,
+)
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Generic, TypeVar, cast, overload
+
+import trio
+
+from .._commit.adopt import PathOf, rescan
+from .._commit.awaits import awaits_noted
+from .._commit.batch import UNSET, Batch
+from .._commit.exits import Way, way_of
+from .._commit.gate import Gate
+from .._commit.pins import pin_state, unpin_state
+from .._commit.redo import Redo
+from .._commit.snapshots import Snapshots
+from .._journal.history import standing_records
+from .._journal.progress import FailedAttempt, Progress
+from .._journal.record import ErrorInfo, Kind, Record, Status, describe_error
+from .._journal.statistics import StreamStatistics
+from .._journal.summary import status_of
+from .._util.arguments import flag, index_range, reason, text, whole_number, whole_numbers
+from .._util.errors import (
+    StreamBusyError,
+    StreamEndedError,
+    describe_batch,
+)
+from .._util.plain import StreamKey, as_metadata, as_plain, copy_plain
+from .._util.uninterrupted import uninterrupted
+from ..state import Frontier
+from .leaving import leave_stream, save_failure
+from .loop import Batches, Items, Walk, estimated
+from .stream_statistics import stream_statistics
+
+log = logging.getLogger("trio_ckpt.stream")
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@uninterrupted
+@awaits_noted
+class Stream(Generic[S]):
+    """One ordered sequence of batches; made by ``run.open_stream``, used by that task.
+
+    Attributes:
+        key: The parts of its key.
+        first_index: The index of its first batch.
+    """
+
+    def __init__(
+        self,
+        walk: Walk,
+        redo: Redo,
+        nursery: trio.Nursery,
+    ) -> None:
+        desk = walk.desk
+        self.key: StreamKey = desk.lane.key
+        self.first_index = desk.first_index
+        self._desk = desk
+        self._redo = redo
+        self._walk = walk
+        self._calls = walk.calls
+        self._nursery = nursery
+        self._opened = trio.current_time()
+        self._runtime_before = desk.lane.progress.runtime_s - desk.lane.open_s
+
+    # -- reading --------------------------------------------------------------------------
+
+    @property
+    def expected_batches(self) -> int | None:
+        """How many batches there will be in all, where that is known, or about how many.
+
+        Set it where an API says it of an open end, say with its first page: what is left, the
+        percentage and the ETA follow from it, and nothing else.
+        """
+        return self._desk.expected_batches()
+
+    @expected_batches.setter
+    def expected_batches(self, count: int | None) -> None:
+        self._desk.set_estimate(count)
+
+    @property
+    def progress(self) -> Progress:
+        """What is durable at this moment: a copy, made each time that it is asked for."""
+        return self._progress.copy()
+
+    @property
+    def _progress(self) -> Progress:
+        return self._desk.lane.progress
+
+    @property
+    def status(self) -> Status:
+        """Where the stream stands: IN_PROGRESS while it is open, complete or failed."""
+        is_open = not (self._walk.is_closed or self._desk.has_failed)
+        return status_of(self._progress, is_open=is_open)
+
+    @property
+    def error(self) -> ErrorInfo | None:
+        """Why it failed, if it did."""
+        return self._progress.error
+
+    @property
+    def cursor(self) -> Any:
+        """Where the loop goes on, as the last confirmed checkpoint said; None before that.
+
+        A copy: to move on, give the new one to `Batch.complete`.
+        """
+        return copy_plain(self._progress.cursor)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What `finish` was given; a copy."""
+        return cast("Mapping[str, Any]", copy_plain(self._progress.metadata))
+
+    @property
+    def state(self) -> S:
+        """What the loop needs to go on; restored on resume, saved with every batch.
+
+        It may be changed in place, and set to another one of its kind.
+        """
+        desk = self._desk
+        if desk.frontier is not None:
+            return cast("S", Frontier[Any].of(desk.frontier))
+        return cast("S", None if desk.keeper is None else desk.keeper.state)
+
+    @state.setter
+    def state(self, value: S) -> None:
+        if self._desk.keeper is None:
+            raise TypeError("open the stream with state=... to have a state that can be set")
+        self._desk.keeper.replace(value)
+
+    async def skipped(self) -> AsyncGenerator[tuple[int, Any, FailedAttempt]]:
+        """The batches given up: index, item (of a frontier; else None), and what went wrong.
+
+        The newest come first.  They are read from the records, a page at a time.
+
+        Cancellation: a cancellation point for each page.
+        """
+        frontier, progress = self._desk.frontier, self._progress
+        async with aclosing(standing_records(progress, self._walk.read, Kind.SKIP)) as pages:
+            async for entries in pages:
+                for index, record in ((entry.index, entry.record) for entry in entries):
+                    item = None if frontier is None else frontier.item(index - self.first_index)
+                    yield index, copy_plain(item), FailedAttempt(record.attempts, record.error)
+
+    @property
+    def resume_index(self) -> int:
+        """The first batch that is left: the page at which a loop goes on; after all, one more."""
+        return self._progress.first_left(self.first_index)
+
+    def statistics(self) -> StreamStatistics:
+        """Counts, sums, rate and ETA, at this moment."""
+        is_closed = self._walk.is_closed
+        return stream_statistics(
+            self._desk,
+            open_s=0.0 if is_closed else trio.current_time() - self._opened,
+            runtime_before_s=self._runtime_before,
+            is_closed=is_closed,
+        )
+
+    def remaining(
+        self, *, total: int | None = None, start: int | None = None, end: int | None = None
+    ) -> list[int]:
+        """The batches that are left, ascending.  It only reports: a loop finds them itself.
+
+        To work on a part give the loop the whole list, and ``start=`` and ``end=``.
+
+        Args:
+            total: How many batches there are in all, where no loop has said so yet; a list
+                that ends before is refused from then on.
+            start: Only from this index on.
+            end: Only up to this index, inclusive.
+
+        Raises:
+            ValueError: nobody knows where the stream ends.
+        """
+        extent = self._desk.extent
+        start, end = index_range(start, end)
+        if total is not None:
+            total = whole_number("total", total)
+        if extent.expected is None and total is not None:
+            extent.expected = max(total, self._progress.expected or 0)
+        return self._left(total, start, end)
+
+    def _left(self, total: int | None, start: int | None, end: int | None) -> list[int]:
+        known = self._desk.total() if total is None else total
+        stop = self._desk.extent.stop(self._progress, known, end)
+        return self._progress.done.list_missing(max(self.first_index, start or 0), stop)
+
+    # -- loops ------------------------------------------------------------------------------
+
+    @overload
+    def batches(
+        self,
+        items: None = None,
+        *,
+        start: int | None = None,
+        end: int | None = None,
+        expected: int | None = None,
+    ) -> Batches[None]: ...
+
+    @overload
+    def batches(
+        self,
+        items: Items[T],
+        *,
+        key: Callable[[T], str] | None = None,
+        start: int | None = None,
+        end: int | None = None,
+        expected: int | None = None,
+    ) -> Batches[T]: ...
+
+    def batches(
+        self,
+        items: Items[T] | None = None,
+        *,
+        key: Callable[[T], str] | None = None,
+        start: int | None = None,
+        end: int | None = None,
+        expected: int | None = None,
+    ) -> Batches[T] | Batches[None]:
+        """Loop over the batches that are left: ``async for batch in stream.batches(...)``.
+
+        The loop hands out a batch when the one before it is durable.
+
+        Args:
+            items: The whole list, or a function that returns it: item j is batch
+                ``first_index + j``.  The loop refuses a list that changes while it goes on.
+                Without, the end is open: use ``last=True``, `Batch.withdraw` or `finish`.
+            key: Names an item, to notice a list that changed; default: its canonical JSON.
+            start: Only batches from this index on.
+            end: Only batches up to this index, inclusive.
+            expected: About how many batches there are in all, where `items` does not say; see
+                `expected_batches`.
+        """
+        span = index_range(start, end)
+        estimate = estimated(expected, items)
+        return Batches(self._walk, items, key, *span, estimate)
+
+    @asynccontextmanager
+    async def open_batch(self) -> AsyncGenerator[Batch[None]]:
+        """Hold the first batch that is left for a block; for loops that are no ``for`` loops.
+
+        The same gate as that of `batches`: when the block ends, the batch is durable.
+
+        Raises:
+            TokenNeverSettledError, BatchFailedError: as the gate says.
+        """
+        self._walk.check_owner()
+        self._walk.check_failed()
+        self._walk.check_no_frontier()
+        await trio.lowlevel.checkpoint()
+        await self._walk.settle_open(Way.NEXT)
+        await self._walk.wait_verified()
+        index = self._progress.first_left(self.first_index)
+        await self._walk.wait_for_turn(index)
+        if self._walk.is_past_end(index):
+            raise StreamEndedError(
+                f"{describe_batch(self._desk.run_id, self.key, None)} is complete: there is no "
+                f"batch {index}",
+                run_id=self._desk.run_id,
+                stream=self.key,
+            )
+        self._desk.extent.is_open_ended = True
+        batch: Batch[None] = self._desk.hand_out(index, None, b"")
+        self._walk.hold(batch)  # so that finish(), save() and fail() pass the gate for it
+        try:
+            yield batch
+        except BaseException as error:
+            await self._desk.pass_gate(batch, way_of(error), error)
+            raise
+        finally:
+            self._walk.batch = None
+        await self._desk.pass_gate(batch, Way.EXIT)
+        await self._walk.complete_if_last()
+
+    # -- the stream as a whole ----------------------------------------------------------------
+
+    async def finish(self, metadata: Mapping[str, Any] | None = None) -> None:
+        """Say that the stream is complete; an open batch passes the gate first.
+
+        Args:
+            metadata: Anything JSON-like to be kept with the stream.
+
+        Raises:
+            RuntimeError: work is left: a batch before the last one, one of the list that a
+                loop was given or of a `Frontier`, one whose outputs were found damaged; or
+                ``end=`` cut off a loop with an open end.
+
+        Durability: when this returns it is saved.
+        """
+        self._walk.check_owner()
+        plain = {} if metadata is None else as_metadata(metadata)
+        await self._walk.settle_open(Way.EXIT)
+        await self._walk.wait_verified()
+        self._walk.check_finished()
+        stop = self._progress.done.stop
+        last = stop - 1 if stop > 0 else None
+        await self._desk.save_finish(
+            Record(kind=Kind.FINISH, at=time.time(), metadata=plain, last_index=last)
+        )
+        await self._desk.prune_state(is_complete=True)
+
+    async def save(self, *, cursor: Any = UNSET) -> None:
+        """Save state and cursor between batches; an open batch passes the gate first.
+
+        Durability: when this returns they are saved.
+        """
+        self._walk.check_owner()
+        desk = self._desk
+        if cursor is not UNSET:
+            desk.check_cursor()
+            cursor = as_plain(cursor, "cursor")
+        await self._walk.settle_open(Way.EXIT)
+        if desk.open:
+            raise StreamBusyError(
+                "save() is for between batches: settle the open one first",
+                run_id=desk.run_id,
+                stream=self.key,
+            )
+        await desk.restore_state()
+        saved = None if desk.keeper is None else await desk.keeper.save()
+        state, blobs = (b"", ()) if saved is None else (saved.payload, saved.kept.blobs)
+        record = Record(kind=Kind.SAVE, at=time.time(), cursor=cursor, state=state)
+        sequence = await desk.save_plain(record, blobs)
+        if desk.keeper is not None:
+            desk.keeper.landed(saved, sequence, record.at, is_confirmed=True)
+
+    async def pin(self, label: str) -> None:
+        """Keep the arrays of the newest confirmed state, whatever the retention says.
+
+        An open batch passes the gate first.  `Progress.pins` has the pins; `Run.rewind` to the
+        batch of one goes back to its state.  A rewind to before that batch takes the pin
+        with it.  A stream that is complete keeps its pinned states, too.
+
+        Args:
+            label: Names the state, in the history as well; one that is used already moves.
+
+        Raises:
+            TypeError: the stream has no state, or a `Frontier`.
+            ValueError: a bad label, or too many.
+
+        Durability: when this returns it is saved.
+        """
+        self._walk.check_owner()
+        await self._walk.settle_open(Way.EXIT)
+        await pin_state(self._desk, label)
+
+    async def unpin(self, label: str) -> None:
+        """Let the retention decide about a pinned state again; an open batch stays open.
+
+        Raises:
+            ValueError: there is no such pin.
+
+        Durability: when this returns it is saved.
+        """
+        self._walk.check_owner()
+        await unpin_state(self._desk, label)
+
+    async def fail(self, error: BaseException | str, *, retryable: bool = True) -> None:
+        """Record that the stream failed; its block raises `StreamFailedError` at the end.
+
+        No batch is handed out any more.  One that is open and not settled has failed with it.
+
+        Args:
+            error: Why.
+            retryable: Whether a plain resume may take it up again.
+        """
+        self._walk.check_owner()
+        error = reason("error", error)
+        flag("retryable", retryable)
+        await self._walk.settle_failed(error)
+        self._desk.failure = describe_error(error, retryable=retryable)
+        await save_failure(self._walk, self._desk.failure)
+
+    @asynccontextmanager
+    async def snapshots(self, *, every_s: float = 10.0) -> AsyncGenerator[Snapshots]:
+        """Save the state inside a batch whose body is long.
+
+        Call `Snapshots.point` where the state is sound, as often as that is; one is saved at
+        most every `every_s` seconds, beside the body.  After a crash the batch begins with the
+        state of the newest one, and `Batch.resumed_from` has its label.
+
+        Args:
+            every_s: In seconds; about a hundredth of what may be lost is a good begin.
+
+        Raises:
+            TypeError: the stream has no state, or a `Frontier`; `every_s` is no number.
+            RuntimeError: no batch is open.
+            StreamBusyError: the caller is neither the owner of the stream nor the task that
+                `run_batches` runs the handler in.
+
+        Cancellation: what is being saved is waited for at the end of the block.
+        """
+        batch = self._walk.batch_of_caller()
+        keeper = self._desk.keeper
+        if keeper is None:
+            raise TypeError("open the stream with state=... to have a state to take snapshots of")
+        if batch is None or batch.index not in self._desk.open:
+            raise RuntimeError("snapshots() is for the body of a batch, and none is open")
+        snapshots = Snapshots(every_s, self._desk, keeper, batch, self._nursery)
+        try:
+            yield snapshots
+        finally:
+            await snapshots.wait()
+        snapshots.check_awaited()
+
+    # -- back to work -------------------------------------------------------------------------
+
+    async def redo(self, indexes: Iterable[int], *, reason: str) -> None:
+        """Put confirmed or skipped batches back to work; an open batch passes the gate first.
+
+        Their outputs are moved into the archive of the output folder.
+
+        Args:
+            indexes: Which.
+            reason: Why; kept in the history.
+
+        Raises:
+            ValueError: one is neither confirmed nor skipped.
+            CannotRedoError: later batches build on them; `Run.rewind` can help then.
+            TypeError: the stream's state is a `Frontier`, which has let go of their items.
+
+        Durability: when this returns it is saved.
+        """
+        self._walk.check_owner()
+        self._walk.check_no_frontier()
+        wanted = whole_numbers("indexes", indexes)
+        text("reason", reason)
+        were_done = {index for index in wanted if self._progress.is_done(index)}
+        await self._walk.settle_open(Way.EXIT)
+        # The verification beside may have found some of them damaged, and put them back.
+        back = {index for index in were_done if not self._progress.is_done(index)}
+        if left := [index for index in wanted if index not in back]:
+            await self._redo.redo(left, reason)
+
+    async def rescan(
+        self,
+        path_of: PathOf,
+        *,
+        total: int | None = None,
+        adopt_outputs: bool = False,
+    ) -> list[int]:
+        """Look for valid outputs of batches that are left: for a store that was lost.
+
+        No output may be empty, JSON has to be JSON, and all have to pass `validate` of the stream.
+        A warning says how many batches have outputs that are refused, and why.
+
+        Args:
+            path_of: Gives the path of a batch's output, or the paths of several, below the folder
+                of the stream.
+            total: How many batches there are in all, where nobody has said yet.
+            adopt_outputs: Confirm the batches by what was found; what they had produced is
+                in no total then, see `Progress.adopted`.
+
+        Returns:
+            The batches whose outputs were found.
+
+        Raises:
+            ValueError: nobody knows where the stream ends.
+            TypeError: later batches build on earlier ones, so a file alone confirms none.
+
+        Durability: when this returns what was adopted is saved.
+        """
+        self._walk.check_owner()
+        desk = self._desk
+        self._walk.check_no_frontier()
+        await self._walk.settle_open(Way.EXIT)
+        if desk.keeper is not None or self._progress.is_ordered:
+            raise TypeError(
+                "rescan() is for streams whose batches stand alone: no state, no cursor"
+            )
+        return await rescan(desk, self._left(total, None, None), path_of, is_adopted=adopt_outputs)
+
+    # -- ownership ------------------------------------------------------------------------------
+
+    @property
+    def desk(self) -> Gate:
+        """What the gate works on; for the library's own loops."""
+        return self._desk
+
+    @property
+    def walk(self) -> Walk:
+        """Where its owner stands; for the library's own loops."""
+        return self._walk
+
+    async def leave(self, error: BaseException | None) -> None:
+        """Pass the gate for what is open, record a failure, leave no token pending."""
+        try:
+            await leave_stream(self._walk, error)
+        finally:
+            lane = self._desk.lane
+            lane.open_s += trio.current_time() - self._opened
+            lane.rest()

@@ -1,0 +1,217 @@
+"""The streams of an open run: which there are, where they stand, what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+import trio
+
+from .._commit.gate import Gate
+from .._commit.group_commit import Saver
+from .._commit.stream_log import Added, Lane
+from .._journal.progress import Progress
+from .._journal.record import Status
+from .._journal.statistics import LeftOut, RunStatistics, eta_s, rate_per_s
+from .._journal.store import RunView
+from .._journal.summary import (
+    Summary,
+    current_phase,
+    exit_code,
+    group_status,
+    groups_of,
+    in_order,
+    is_to_process,
+    phase_statuses,
+    summarize,
+)
+from .._tokens.token import Failure
+from .._util.errors import UnknownStreamError
+from .._util.exact_sum import shown
+from .._util.plain import RUN_STREAM, StreamKey
+
+
+@attrs.define(eq=False)
+class Roster:
+    """What an open run knows of its streams.
+
+    Attributes:
+        progress: What is durable of each.
+        lanes: Of those that this session has touched.
+        desks: Of those that are open.
+        phases: The phases that are open, in the order of opening.
+        failures: Batches that failed for good in this session, by stream.
+        is_closed: The block of the run has ended.
+        began, ended: When the run was opened, and closed, on trio's clock.
+        runtime_before_s: Seconds that earlier sessions took.
+    """
+
+    _saver: Saver
+    runtime_before_s: float
+    progress: dict[StreamKey, Progress]
+    lanes: dict[StreamKey, Lane] = attrs.field(factory=dict[StreamKey, Lane], init=False)
+    desks: dict[StreamKey, Gate] = attrs.field(factory=dict[StreamKey, Gate], init=False)
+    phases: list[StreamKey] = attrs.field(factory=list[StreamKey], init=False)
+    failures: dict[StreamKey, dict[int, Failure]] = attrs.field(
+        factory=dict[StreamKey, dict[int, Failure]], init=False
+    )
+    is_closed: bool = attrs.field(default=False, init=False)
+    began: float = attrs.field(factory=trio.current_time, init=False)
+    ended: float | None = attrs.field(default=None, init=False)
+
+    @classmethod
+    def of(cls, saver: Saver, view: RunView | None, runtime_before_s: float) -> Roster:
+        """Of a run as it was found."""
+        found = {} if view is None else view.streams
+        return cls(saver, runtime_before_s, {key: entry.progress for key, entry in found.items()})
+
+    def lane(self, key: StreamKey) -> Lane:
+        """The way of a stream to the store."""
+        lane = self.lanes.get(key)
+        if lane is None:
+            progress = self.progress.setdefault(key, Progress())
+            lane = self.lanes[key] = self._saver.add_lane(key, progress)
+        return lane
+
+    def check_known(self, key: StreamKey) -> None:
+        """Raise UnknownStreamError unless there is such a stream."""
+        if not self.has(key):
+            raise self._unknown(key)
+
+    def has(self, key: StreamKey) -> bool:
+        """Whether there is such a stream: it is open, has records, or is on the list."""
+        return key in self.progress and key != RUN_STREAM
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+        return self._saver.run_key.run_id
+
+    def _unknown(self, key: StreamKey) -> UnknownStreamError:
+        return UnknownStreamError(
+            f"run {self.run_id!r} has no stream {'/'.join(key)!r}: one of that key is neither "
+            "open nor saved, nor put on the list by add_streams()",
+            run_id=self.run_id,
+            stream=key,
+        )
+
+    @property
+    def open_streams(self) -> frozenset[StreamKey]:
+        """The streams that are open, and have not failed since they were opened."""
+        return frozenset(key for key, desk in self.desks.items() if not desk.has_failed)
+
+    def exit_code(self, *, has_ended: bool) -> int:
+        """What a command should exit with now; see `trio_ckpt._journal.summary.exit_code`."""
+        parts = (progress for key, progress in self.progress.items() if key != RUN_STREAM)
+        return exit_code(parts, has_ended=has_ended)
+
+    def to_process(self, *, retry_failed: bool, start_from: StreamKey | None) -> list[StreamKey]:
+        """The streams with work left, in order."""
+        order = in_order(self.progress)
+        if any(self.progress[key].position is not None for key in order):
+            order = [key for key in order if self.progress[key].position is not None]
+        if start_from is not None:
+            n = len(start_from)
+            place = next((i for i, key in enumerate(order) if key[:n] == start_from), None)
+            if place is None:
+                raise self._unknown(start_from)
+            order = order[place:]
+        parts = self.progress
+        return [key for key in order if is_to_process(parts[key], retry_failed=retry_failed)]
+
+    def phase_statuses(self) -> dict[str, Status]:
+        """All phases, and where they stand."""
+        return phase_statuses(self.progress, open_phases=self.phases)
+
+    # -- sums ---------------------------------------------------------------------------------
+
+    def _mine(self) -> dict[StreamKey, Progress]:
+        return {key: self.progress[key] for key in in_order(self.progress)}
+
+    def group(self, parts: StreamKey) -> Summary:
+        """What the streams under `parts` add up to.
+
+        Raises:
+            UnknownStreamError: there are parts, and no stream under them.
+        """
+        found = {key: p for key, p in self._mine().items() if key[: len(parts)] == parts}
+        if parts and not found:
+            raise self._unknown(parts)
+        return summarize(parts, found, open_streams=self.open_streams)
+
+    def groups(self) -> dict[StreamKey, Summary]:
+        """What the streams under each first part add up to."""
+        return {
+            key: summarize(key, parts, open_streams=self.open_streams)
+            for key, parts in groups_of(self.progress).items()
+        }
+
+    def statistics(self) -> RunStatistics:
+        """Counts, sums, rate and ETA, at this moment."""
+        mine = self._mine()
+        whole = summarize((), mine, open_streams=self.open_streams)
+        statuses = [whole.status] if mine else []
+        groups = dict.fromkeys(Status, 0)
+        for summary in self.groups().values():
+            groups[summary.status] += 1
+        lanes = [lane for key, lane in self.lanes.items() if key in mine]
+        session = Added.by_session(lanes)
+        confirmed = sum(lane.confirmed for lane in lanes)
+        session_s = self._now() - self.began
+        rate = rate_per_s(confirmed, session_s)
+        left, ahead = self._count_left(mine), self._count_ahead(mine)
+        pauses = (desk.waiting() for desk in self.desks.values())
+        return RunStatistics(
+            status=group_status([*statuses, *self.phase_statuses().values()]),
+            current_phase=current_phase(self.progress),
+            streams=whole.streams,
+            groups=groups,
+            confirmed=whole.confirmed,
+            skipped=whole.skipped,
+            failing=whole.failing,
+            left=left,
+            in_flight=sum(len(desk.open) for desk in self.desks.values()),
+            records=whole.records,
+            totals=whole.totals,
+            spent=whole.spent,
+            saved=whole.saved,
+            adopted=whole.adopted,
+            session_confirmed=confirmed,
+            session_skipped=sum(lane.skipped for lane in lanes),
+            session_retries=sum(lane.retries for lane in lanes),
+            session_records=session.records,
+            session_totals=shown(session.totals),
+            session_spent=shown(session.spent),
+            runtime_s=self.runtime_before_s + session_s,
+            session_s=session_s,
+            rate_per_s=rate,
+            eta_s=eta_s(left, ahead, rate),
+            waiting=tuple(pause for pause in pauses if pause is not None),
+            left_out=tuple(
+                LeftOut(key, desk.keeper.left_out, desk.keeper.problem)
+                for key, desk in self.desks.items()
+                if desk.keeper is not None and desk.keeper.left_out
+            ),
+        )
+
+    def _count_left(self, mine: Mapping[StreamKey, Progress]) -> int | None:
+        lefts = [
+            self.desks[key].left() if key in self.desks else progress.left
+            for key, progress in mine.items()
+        ]
+        return None if None in lefts else sum(left or 0 for left in lefts)
+
+    def _count_ahead(self, mine: Mapping[StreamKey, Progress]) -> int | None:
+        """What this session is about to do: of the streams that are open, or not opened yet."""
+        found: list[int | None] = []
+        for key, progress in mine.items():
+            desk, lane = self.desks.get(key), self.lanes.get(key)
+            if desk is not None:
+                found.append(desk.ahead(self._now(), self._now() - self.began))
+            elif lane is None or not lane.is_left:
+                found.append(progress.left)
+        return None if None in found else sum(ahead or 0 for ahead in found)
+
+    def _now(self) -> float:
+        """The time on trio's clock; when the run was closed, after that."""
+        return trio.current_time() if self.ended is None else self.ended

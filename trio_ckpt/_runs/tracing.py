@@ -1,0 +1,162 @@
+"""Spans of OpenTelemetry: one per attempt at a batch, one per attempt at a work item.
+
+A span costs some 30 microseconds, so there is none for anything smaller.  The context in which
+a job is submitted travels to the workers as text (W3C Trace Context, or what the program has
+set up), so their spans are below the one of whoever submitted it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+
+from .._journal.store import Attempt, AttemptEnd, Observer
+from .._util.extras import needs_extra
+from .._util.text import stream_name
+
+SPAN_NAME = "trio_ckpt.batch"
+TASK_SPAN_NAME = "trio_ckpt.task"
+_BAD_ENDS = (AttemptEnd.FAILED, AttemptEnd.RETRIED)
+
+
+def trace_batches(tracer_provider: Any = None) -> Observer:
+    """Make a span of every attempt at a batch: ``open_run(..., observe=[trace_batches()])``.
+
+    The span is the current one while the body runs, so what the body calls is traced below it.
+    It ends when the checkpoint is durable; its attributes name run, stream, batch and attempt,
+    and what became of it.  An attempt that failed has the status ERROR and the reason.
+
+    It needs ``opentelemetry-api``, the extra ``otel``, which is imported by this call alone.
+
+    Args:
+        tracer_provider: Of OpenTelemetry; default: the global one.
+
+    Raises:
+        MissingExtraError: OpenTelemetry is not installed.
+    """
+    context, _propagate, trace = _load("trace_batches")
+    tracer = trace.get_tracer("trio_ckpt", tracer_provider=tracer_provider)
+    return _BatchTracer(tracer, context, trace)
+
+
+@attrs.define(eq=False)
+class _Span:
+    span: Any
+    before: Any  # the context that the body was entered with
+
+
+@attrs.define(eq=False)
+class _BatchTracer(Observer):
+    _tracer: Any
+    _context: Any
+    _trace: Any
+    _spans: dict[Attempt, _Span] = attrs.field(factory=dict[Attempt, _Span], init=False)
+
+    def attempt_began(self, attempt: Attempt) -> None:
+        before = self._context.get_current()
+        span = self._tracer.start_span(
+            SPAN_NAME,
+            attributes={
+                "trio_ckpt.run": attempt.run_id,
+                "trio_ckpt.stream": stream_name(attempt.stream),
+                "trio_ckpt.batch": attempt.batch_index,
+                "trio_ckpt.attempt": attempt.number,
+            },
+        )
+        self._spans[attempt] = _Span(span, before)
+        self._context.attach(self._trace.set_span_in_context(span))
+
+    def attempt_settled(self, attempt: Attempt) -> None:
+        if (entry := self._spans.get(attempt)) is not None:
+            entry.span.add_event("settled")
+
+    def attempt_ended(self, attempt: Attempt, end: AttemptEnd, error: str | None) -> None:
+        if (entry := self._spans.get(attempt)) is None:
+            return
+        entry.span.set_attribute("trio_ckpt.end", end.value)
+        if end in _BAD_ENDS:
+            entry.span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, error))
+        entry.span.end()
+
+    def attempt_left(self, attempt: Attempt) -> None:
+        # The context of before is set, not detached to: a token of OpenTelemetry is good only
+        # where it was made, and a worker may be left in another context by its body.
+        if (entry := self._spans.pop(attempt, None)) is not None:
+            self._context.attach(entry.before)
+
+
+# -- work items on other machines ----------------------------------------------------------------
+
+
+def trace_context() -> dict[str, str]:
+    """The current span as text: ``client.map(..., trace=trace_context())``.
+
+    Raises:
+        MissingExtraError: OpenTelemetry is not installed.
+    """
+    _context, propagate, _trace = _load("trace_context")
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier
+
+
+@attrs.frozen(eq=False)
+class TaskTracer:
+    """Makes spans of a worker's attempts at work items; comes from `trace_tasks`."""
+
+    _tracer: Any
+    _context: Any
+    _propagate: Any
+    _trace: Any
+
+    @contextmanager
+    def span(
+        self, attributes: Mapping[str, str | int], carrier: Mapping[str, str]
+    ) -> Generator[Callable[[str], None]]:
+        """A span around the block, below what `trace_context` gave.
+
+        Args:
+            attributes: What it is of.
+            carrier: The context of whoever submitted it; empty: there is none.
+
+        Yields:
+            What to call, with a reason, if it failed.
+        """
+        outer = self._propagate.extract(dict(carrier))
+        span = self._tracer.start_span(TASK_SPAN_NAME, context=outer, attributes=attributes)
+        token = self._context.attach(self._trace.set_span_in_context(span, outer))
+        try:
+            yield lambda reason: span.set_status(
+                self._trace.Status(self._trace.StatusCode.ERROR, reason)
+            )
+        finally:
+            self._context.detach(token)
+            span.end()
+
+
+def trace_tasks(tracer_provider: Any = None) -> TaskTracer:
+    """Make a span of every attempt at a work item: ``run_worker(..., tracer=trace_tasks())``.
+
+    The span is the current one while the function runs, and its attributes name the item, its
+    place in the job, and the attempt.  One that failed has the status ERROR and the reason.
+
+    It needs ``opentelemetry-api``, the extra ``otel``, which is imported by this call alone.
+
+    Args:
+        tracer_provider: Of OpenTelemetry; default: the global one.
+
+    Raises:
+        MissingExtraError: OpenTelemetry is not installed.
+    """
+    context, propagate, trace = _load("trace_tasks")
+    tracer = trace.get_tracer("trio_ckpt", tracer_provider=tracer_provider)
+    return TaskTracer(tracer, context, propagate, trace)
+
+
+def _load(who: str) -> tuple[Any, Any, Any]:
+    with needs_extra("otel", who):
+        from opentelemetry import context, propagate, trace
+    return context, propagate, trace

@@ -1,0 +1,154 @@
+"""Waiting for batches to be durable, also for such as are not begun yet.
+
+A waiter is woken by what concerns it: a batch of its own is settled, its stream is left,
+or the run stops.  So a thousand of them cost what they wait for, however much else is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import attrs
+import trio
+
+from .._commit.shutdown import Stop
+from .._journal.progress import Progress
+from .._journal.record import Status
+from .._tokens.token import Failure
+from .._util.errors import RunStoppedError, StreamEndedError, describe_batch
+from .._util.plain import StreamKey
+from .stream_table import Roster
+
+SKIPPED = Failure("it was skipped")
+
+_K = TypeVar("_K")
+
+
+@attrs.define(eq=False)
+class _Waiter:
+    """One call of `Run.wait_confirmed`.
+
+    Attributes:
+        key: Of the stream.
+        wanted: The batches that are not durable yet.
+        was_open: The stream was open since it began to wait.
+        woken: Set when there is something to look at.
+    """
+
+    key: StreamKey
+    wanted: set[int]
+    was_open: bool
+    woken: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+
+class Waits:
+    """Who waits for which batches of a run."""
+
+    def __init__(self, roster: Roster, stop: Stop, stopped: Callable[[], RunStoppedError]) -> None:
+        self._roster = roster
+        self._stop = stop
+        self._stopped = stopped
+        self._of_streams: dict[StreamKey, list[_Waiter]] = {}
+        self._of_batches: dict[tuple[StreamKey, int], list[_Waiter]] = {}
+
+    async def wait_confirmed(self, key: StreamKey, indexes: Iterable[int]) -> None:
+        """Wait until batches of a stream are durable; see `Run.wait_confirmed`."""
+        wanted, was_open = set(indexes), key in self._roster.desks
+        await trio.lowlevel.checkpoint()  # tasks that began with this one have opened their streams
+        if not self._roster.has(key) and self._stop.is_parking:
+            raise self._stopped()
+        self._roster.check_known(key)
+        waiter = _Waiter(key, wanted, was_open)
+        if self._is_answered(waiter):
+            return
+        batches = [(key, index) for index in waiter.wanted]
+        self._of_streams.setdefault(key, []).append(waiter)
+        for batch in batches:
+            self._of_batches.setdefault(batch, []).append(waiter)
+        try:
+            while not self._is_answered(waiter):
+                await waiter.woken.wait()
+                waiter.woken = trio.Event()
+        finally:
+            _remove(self._of_streams, key, waiter)
+            for batch in batches:
+                _remove(self._of_batches, batch, waiter)
+
+    def _is_answered(self, waiter: _Waiter) -> bool:
+        """Whether all is durable.
+
+        Raises:
+            CheckpointFailedError, StreamEndedError, RunStoppedError: it will not be.
+        """
+        roster, key = self._roster, waiter.key
+        progress = roster.progress[key]
+        waiter.wanted = {index for index in waiter.wanted if index not in progress.confirmed}
+        if not waiter.wanted:
+            return True
+        _raise_failure(roster, key, waiter.wanted)
+        is_open = key in roster.desks
+        waiter.was_open = waiter.was_open or is_open
+        if self._stop.exit_code and not is_open:
+            raise self._stopped()
+        is_over = waiter.was_open or roster.is_closed or progress.status is Status.COMPLETE
+        if is_over and not is_open:
+            where = describe_batch(roster.run_id, key, None)
+            raise StreamEndedError(
+                f"{where} ended without batches {sorted(waiter.wanted)[:10]}",
+                run_id=roster.run_id,
+                stream=key,
+            )
+        return False
+
+    # -- what happens --------------------------------------------------------------------------
+
+    def settled(self, key: StreamKey, index: int) -> None:
+        """A batch is durable, or has failed."""
+        if not self._of_batches:  # this is passed once a batch
+            return
+        is_durable = index in self._roster.progress[key].confirmed
+        for waiter in self._of_batches.get((key, index), ()):
+            if is_durable:
+                waiter.wanted.discard(index)
+            if not (is_durable and waiter.wanted):
+                waiter.woken.set()
+
+    def opened(self, key: StreamKey) -> None:
+        """A stream was opened."""
+        for waiter in self._of_streams.get(key, ()):
+            waiter.was_open = True
+
+    def left(self, key: StreamKey) -> None:
+        """A stream was left."""
+        for waiter in self._of_streams.get(key, ()):
+            waiter.woken.set()
+
+    def all_look(self) -> None:
+        """The run stops, or is closed."""
+        for waiters in self._of_streams.values():
+            for waiter in waiters:
+                waiter.woken.set()
+
+
+def _remove(waiters: dict[_K, list[_Waiter]], key: _K, waiter: _Waiter) -> None:
+    waiters[key].remove(waiter)
+    if not waiters[key]:
+        del waiters[key]
+
+
+def _raise_failure(roster: Roster, key: StreamKey, wanted: set[int]) -> None:
+    failed, progress = roster.failures.get(key, {}), roster.progress.get(key, Progress())
+    skipped = {index for index in wanted if index in progress.skipped}
+    for index in sorted(skipped | (wanted & failed.keys())):
+        failure = failed.get(index) or _skip_failure(progress, index)
+        raise failure.error(
+            failure.reason, run_id=roster.run_id, stream=key, batch_index=index
+        ) from failure.cause
+
+
+def _skip_failure(progress: Progress, index: int) -> Failure:
+    skip = progress.skips.get(index)
+    if skip is None or skip.error is None:
+        return SKIPPED
+    return Failure(f"{SKIPPED.reason}: {skip.error.message}")

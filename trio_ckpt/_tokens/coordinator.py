@@ -1,0 +1,209 @@
+"""Coordination without I/O, for programs that save by themselves.
+
+    create -> work and save -> complete -> who waits goes on
+
+The coordinator makes tokens, knows the pending ones, and fails what is left when it is
+closed, so that no waiter sleeps for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any
+
+import trio
+
+from .._util.arguments import stream_key, whole_number
+from .._util.errors import TokenNeverSettledError, describe_batch
+from .._util.plain import StreamKey, check_run_id, check_stream_key
+from .._util.portal import Portal, check_trio
+from .._util.uninterrupted import uninterrupted
+from .registry import AnyToken, TokenRegistry
+from .token import (
+    CANCELLED,
+    CheckpointToken,
+    Failure,
+    TokenEvent,
+    TokenHost,
+    failure_of,
+    may,
+    move,
+    stamp,
+)
+
+_CLOSED = Failure("its coordinator was closed before it was settled", error=CANCELLED.error)
+
+
+@uninterrupted
+class CheckpointCoordinator:
+    """Makes checkpoint tokens and knows the pending ones.  No I/O, no tasks of its own.
+
+    Use it as an async context manager, so that leaving the block fails what is pending,
+    or without one and call `close`.
+
+    Attributes:
+        registry: The pending tokens, for monitors.
+    """
+
+    def __init__(self) -> None:
+        self.registry = TokenRegistry()
+        self._host = _Immediate(self.registry)
+        self._is_closed = False
+        self._portal: Portal | None = None  # that of the newest token
+
+    def create_checkpoint(
+        self, run_id: str, batch_index: int, *, stream: StreamKey = ()
+    ) -> CheckpointToken[Any]:
+        """Make the token of a batch.  It confirms as soon as it is completed.
+
+        Args:
+            run_id: Any name without path separators and control characters.
+            batch_index: >= 0.
+            stream: Parts of a key that tell sequences of one run apart.
+
+        Raises:
+            DuplicateCheckpointError: this batch has a pending token.
+            ValueError: a bad run id, stream or batch index.
+            TypeError: `stream` is not a tuple of str.
+            RuntimeError: this is no trio program.
+            trio.ClosedResourceError: the coordinator is closed.
+        """
+        check_run_id(run_id)
+        batch_index = whole_number("batch_index", batch_index)
+        stream = stream_key("stream", stream)
+        if stream:
+            check_stream_key(stream)
+        return self.adopt(run_id, stream, batch_index, self._host)
+
+    def adopt(
+        self, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost
+    ) -> CheckpointToken[Any]:
+        """Make a token whose events mean what `host` says: for the streams of runs."""
+        if self._is_closed:
+            raise trio.ClosedResourceError("the coordinator is closed")
+        self.registry.check_free(run_id, stream, batch_index)
+        token: CheckpointToken[Any] = CheckpointToken(run_id, stream, batch_index, host)
+        self._portal = token.portal
+        self.registry.add(token)
+        return token
+
+    def find_checkpoint(
+        self, run_id: str, batch_index: int, *, stream: StreamKey | None = None
+    ) -> AnyToken | None:
+        """The token of a batch while it is pending, else None; None never means success.
+
+        Args:
+            run_id: The run.
+            batch_index: The batch.
+            stream: The stream that it is of, ``()`` for none; default: whichever has such a batch
+                pending, as the batches of a run all have a stream.
+
+        Raises:
+            ValueError: several streams of the run have such a batch pending.
+        """
+        batch_index = whole_number("batch_index", batch_index)
+        if stream is None:
+            return self.registry.find_in_any(check_run_id(run_id), batch_index)
+        return self.registry.find(check_run_id(run_id), stream_key("stream", stream), batch_index)
+
+    def get_pending_checkpoints(self, run_id: str | None = None) -> tuple[AnyToken, ...]:
+        """The pending tokens of a run, or of all runs; oldest first."""
+        return self.registry.pending(None if run_id is None else check_run_id(run_id))
+
+    @asynccontextmanager
+    async def open_checkpoint(
+        self, run_id: str, batch_index: int, *, stream: StreamKey = ()
+    ) -> AsyncGenerator[CheckpointToken[Any]]:
+        """Hold the token of a batch for a block, so that it is settled when the block ends.
+
+        An exception fails the token and leaves the block as it is; cancellation gives
+        waiters `BatchCancelledError`.
+
+        Raises:
+            TokenNeverSettledError: the block ended without settling it.
+
+        Cancellation: entering and leaving are schedule points of their own.
+        """
+        token = self.create_checkpoint(run_id, batch_index, stream=stream)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        try:
+            yield token
+        except BaseException as error:
+            _fail(token, failure_of(error))
+            raise
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        if token.is_pending:
+            forgotten = TokenNeverSettledError(
+                f"the block of {describe_batch(run_id, stream, batch_index)} ended without "
+                "complete() or fail()",
+                run_id=run_id,
+                stream=stream,
+                batch_index=batch_index,
+            )
+            _fail(token, failure_of(forgotten))
+            raise forgotten
+
+    def close(self) -> None:
+        """Fail what is pending and make no more tokens, from any thread.  Twice is fine.
+
+        Raises:
+            trio.RunFinishedError: the call comes from another thread, after ``trio.run()`` has
+                ended.
+        """
+        self._is_closed = True
+        if self._portal is not None:
+            self._portal.run(self._fail_pending)
+
+    def _fail_pending(self) -> None:
+        for token in self.registry.pending():
+            _fail(token, _CLOSED)
+
+    async def __aenter__(self) -> CheckpointCoordinator:
+        check_trio()
+        await trio.lowlevel.checkpoint()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+class _Immediate:
+    """The host of tokens without a run: what is completed is confirmed."""
+
+    __slots__ = ("_registry",)
+
+    def __init__(self, registry: TokenRegistry) -> None:
+        self._registry = registry
+
+    def complete(self, token: AnyToken, result: Any) -> bool:
+        if not may(token, TokenEvent.COMPLETE):
+            return False
+        move(token, TokenEvent.COMPLETE)
+        move(token, TokenEvent.CONFIRM, stamp(result))
+        return True
+
+    def fail(self, token: AnyToken, error: BaseException | str) -> bool:
+        if not may(token, TokenEvent.FAIL):
+            return False
+        move(token, TokenEvent.FAIL, failure_of(error))
+        return True
+
+    def check_wait(self, token: AnyToken) -> None:
+        """Anybody may settle a bare token, so anybody may wait."""
+
+    def moved(self, token: AnyToken) -> None:
+        self._registry.moved(token)
+
+
+def _fail(token: AnyToken, failure: Failure) -> None:
+    """Fail a token whatever its state, unless it is settled."""
+    if token.is_pending:
+        move(token, TokenEvent.REJECT, failure)

@@ -1,0 +1,132 @@
+"""The pending tokens, for whoever watches.
+
+Watching is level-triggered: the registry has a version that grows with every change,
+and `TokenRegistry.wait_changed` returns at once if it has moved past the version that
+the caller knows.  So a monitor that was busy misses intermediate states, never the
+latest one, and nobody polls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from .._util.arguments import whole_number
+from .._util.errors import DuplicateCheckpointError, describe_batch
+from .._util.plain import StreamKey
+from .._util.uninterrupted import uninterrupted
+from .token import CheckpointToken
+
+AnyToken = CheckpointToken[Any]
+
+MAX_NAMED = 5  # streams in one message
+
+
+@uninterrupted
+class TokenRegistry:
+    """Every token that is PENDING or COMPLETED, by run, stream and batch.
+
+    Attributes:
+        version: Grows with every change of any token, and when a stream opens or ends.
+    """
+
+    __slots__ = ("_changed", "_of_streams", "_tokens", "version")
+
+    def __init__(self) -> None:
+        self._tokens: dict[tuple[str, StreamKey, int], AnyToken] = {}
+        self._of_streams = 0  # tokens that have a stream
+        self._changed: trio.Event | None = None
+        self.version = 0
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def find(self, run_id: str, stream: StreamKey, batch_index: int) -> AnyToken | None:
+        """The pending token of a batch; None says nothing about success."""
+        return self._tokens.get((run_id, stream, batch_index))
+
+    def find_in_any(self, run_id: str, batch_index: int) -> AnyToken | None:
+        """The pending token of a batch, without a stream or in whichever stream it is.
+
+        Raises:
+            ValueError: it is in several.
+        """
+        token = self._tokens.get((run_id, (), batch_index))
+        if token is not None or not self._of_streams:
+            return token
+        found = [
+            token
+            for token in tuple(self._tokens.values())
+            if token.run_id == run_id and token.batch_index == batch_index
+        ]
+        if len(found) > 1:
+            names = ", ".join(repr("/".join(token.stream)) for token in found[:MAX_NAMED])
+            raise ValueError(
+                f"batch {batch_index} of run {run_id!r} is pending in {len(found)} streams, "
+                f"{names}: name one with stream="
+            )
+        return found[0] if found else None
+
+    def pending(self, run_id: str | None = None) -> tuple[AnyToken, ...]:
+        """The pending tokens, oldest first; of one run, or of all."""
+        tokens = tuple(self._tokens.values())  # in the order of making; taken at once: a thread
+        if run_id is None:  # may ask while trio's own changes them
+            return tokens
+        return tuple(token for token in tokens if token.run_id == run_id)
+
+    async def wait_changed(self, since: int) -> int:
+        """Wait until the version is another than `since`.
+
+        Returns:
+            The version now: give it to the next call.
+
+        Raises:
+            TypeError, ValueError: `since` is no version.
+
+        Cancellation: always a cancellation and a schedule point.
+        """
+        if self.version == whole_number("since", since, least=-1):
+            if self._changed is None:
+                self._changed = trio.Event()
+            await self._changed.wait()
+        else:
+            await trio.lowlevel.checkpoint()
+        return self.version
+
+    # -- for the hosts of tokens ------------------------------------------------------
+
+    def check_free(self, run_id: str, stream: StreamKey, batch_index: int) -> None:
+        """See that a batch may have a new token.
+
+        Raises:
+            DuplicateCheckpointError: one of the same batch is pending.
+        """
+        if (run_id, stream, batch_index) in self._tokens:
+            raise DuplicateCheckpointError(
+                f"a token of {describe_batch(run_id, stream, batch_index)} is pending already: "
+                "settle that one first",
+                run_id=run_id,
+                stream=stream,
+                batch_index=batch_index,
+            )
+
+    def add(self, token: AnyToken) -> None:
+        """Take in a new token; `check_free` comes before it is made."""
+        self._tokens[token.run_id, token.stream, token.batch_index] = token
+        self._of_streams += bool(token.stream)
+        self.touch()
+
+    def moved(self, token: AnyToken) -> None:
+        """Notice that a token's state has changed; let go of it if it is settled."""
+        if not token.is_pending:
+            found = self._tokens.pop((token.run_id, token.stream, token.batch_index), None)
+            self._of_streams -= found is not None and bool(token.stream)
+        self.touch()
+
+    def touch(self) -> None:
+        """Raise the version and wake the monitors."""
+        self.version += 1
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None

@@ -1,0 +1,345 @@
+"""The token: the one-shot promise of one batch.
+
+Theory of operation
+===================
+
+A token begins PENDING.  What may happen to it is the table `TRANSITIONS`, and `move` is
+the only function that changes a state.
+
+    complete    the user is done; the result is not durable yet
+    confirm     the record is durable
+    fail        the user, or the end of the block, gave the batch up
+    reject      a completed batch was not saved, or must not be
+    retry       a completed batch did not pass its checks and runs again
+    withdraw    there was no such batch after all
+
+CONFIRMED, FAILED and WITHDRAWN are final: a second event changes nothing.  Events that
+come from users return False when the table refuses them, because settling twice is
+safe; events of the library raise, because there they are a bug.
+
+Who decides what a user's event means is the token's *host*.  A coordinator without a
+run confirms at once; a run's stream marks its attempt and lets the gate save first.
+
+The `trio.Event` behind a token is made when somebody waits, so a token that nobody
+waits for costs one small object.
+"""
+
+# `may` and `move` belong to the token, but not among the methods that users see.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import enum
+import time
+import warnings
+from datetime import UTC, datetime
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import attrs
+import trio
+
+from .._journal.record import CheckpointResult, utc_now
+from .._util.arguments import reason
+from .._util.errors import (
+    BatchCancelledError,
+    BatchWithdrawnError,
+    CheckpointFailedError,
+    describe_batch,
+    failures_in,
+    text_of,
+)
+from .._util.plain import StreamKey
+from .._util.portal import Portal, from_any_thread
+from .._util.uninterrupted import uninterrupted
+
+T = TypeVar("T")
+
+
+class TokenState(enum.Enum):
+    """Where a token stands."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    CONFIRMED = "confirmed"
+    FAILED = "failed"
+    WITHDRAWN = "withdrawn"
+
+    __hash__ = object.__hash__  # members are singletons; Enum's own hash is Python code
+
+
+class TokenEvent(enum.Enum):
+    """What happens to a token."""
+
+    COMPLETE = "complete"
+    CONFIRM = "confirm"
+    FAIL = "fail"
+    REJECT = "reject"
+    RETRY = "retry"
+    WITHDRAW = "withdraw"
+
+    __hash__ = object.__hash__
+
+
+TRANSITIONS: dict[TokenState, dict[TokenEvent, TokenState]] = {
+    TokenState.PENDING: {
+        TokenEvent.COMPLETE: TokenState.COMPLETED,
+        TokenEvent.FAIL: TokenState.FAILED,
+        TokenEvent.REJECT: TokenState.FAILED,
+        TokenEvent.WITHDRAW: TokenState.WITHDRAWN,
+    },
+    TokenState.COMPLETED: {
+        TokenEvent.CONFIRM: TokenState.CONFIRMED,
+        TokenEvent.REJECT: TokenState.FAILED,
+        TokenEvent.RETRY: TokenState.PENDING,
+    },
+    TokenState.CONFIRMED: {},
+    TokenState.FAILED: {},
+    TokenState.WITHDRAWN: {},
+}
+
+_PENDING = TokenState.PENDING
+_CONFIRMED = TokenState.CONFIRMED
+_FINAL = frozenset(state for state, events in TRANSITIONS.items() if not events)
+
+
+@attrs.frozen
+class Failure:
+    """Why a token failed: every waiter gets an exception of its own made from this."""
+
+    reason: str
+    cause: BaseException | None = None
+    error: type[CheckpointFailedError] = CheckpointFailedError
+
+
+CANCELLED = Failure("it was cancelled before it was settled", error=BatchCancelledError)
+WITHDRAWN = Failure("it was withdrawn: there is no such batch", error=BatchWithdrawnError)
+
+
+def failure_of(error: BaseException | str) -> Failure:
+    """Say in words, and keep, what an exception or a text says.
+
+    trio's own cancellation is never kept: waiters of a cancelled batch are not cancelled.
+    """
+    if isinstance(error, str):
+        return Failure(error)
+    if is_cancellation(error):
+        return CANCELLED
+    return Failure(text_of(error), error)
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether an exception says nothing but that tasks were cancelled."""
+    return not failures_in(error)
+
+
+class TokenHost(Protocol):
+    """What stands behind a token: a coordinator, or a stream of a run."""
+
+    def complete(self, token: CheckpointToken[Any], result: Any) -> bool:
+        """The user says done."""
+        ...
+
+    def fail(self, token: CheckpointToken[Any], error: BaseException | str) -> bool:
+        """The user gives up."""
+        ...
+
+    def check_wait(self, token: CheckpointToken[Any]) -> None:
+        """Raise RuntimeError where waiting now would wait for oneself."""
+        ...
+
+    def moved(self, token: CheckpointToken[Any]) -> None:
+        """The token's state has changed."""
+        ...
+
+
+@uninterrupted
+class CheckpointToken(Generic[T]):
+    """The one-shot promise that a batch's checkpoint will be durable, or has failed.
+
+    Made by `CheckpointCoordinator.create_checkpoint` and by the loops of a run.  Settling
+    is synchronous and allowed from any task and any thread: a call from another thread waits
+    until the thread of trio has carried it out.
+
+    Attributes:
+        portal: The trio run that it was made in.
+        run_id: The run it belongs to.
+        stream: The parts of its stream's key; ``()`` if it has none.
+        batch_index: The batch that it promises.
+    """
+
+    __slots__ = (
+        "_created",
+        "_created_at",
+        "_event",
+        "_host",
+        "_outcome",
+        "_state",
+        "batch_index",
+        "portal",
+        "run_id",
+        "stream",
+    )
+
+    def __init__(self, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost) -> None:
+        self.portal = Portal.here()  # first: outside of trio there is no token
+        self._created = trio.current_time()
+        self._created_at = time.time()
+        self.run_id = run_id
+        self.stream = stream
+        self.batch_index = batch_index
+        self._state = _PENDING
+        self._outcome: object = None
+        self._event: trio.Event | None = None
+        self._host = host
+
+    @property
+    def state(self) -> TokenState:
+        """Where it stands."""
+        return self._state
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it is neither durable nor failed: PENDING or COMPLETED."""
+        return self._state not in _FINAL
+
+    @property
+    def created_at(self) -> datetime:
+        """The time of day when it was made, UTC."""
+        return datetime.fromtimestamp(self._created_at, UTC)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was made, on trio's clock."""
+        return self.portal.clock.current_time() - self._created
+
+    @from_any_thread
+    def complete(self, result: T | None = None) -> bool:
+        """Say that the batch is done.
+
+        Without a run this confirms the checkpoint at once; in a run the checkpoint is
+        confirmed when it is durable.
+
+        Args:
+            result: What waiters get, any value.  A `CheckpointResult` without
+                ``completed_at`` is stamped.
+
+        Returns:
+            False if it had been settled before: the first call wins.
+
+        Raises:
+            trio.RunFinishedError: the call comes from another thread, after ``trio.run()`` has
+                ended.
+        """
+        return self._host.complete(self, result)
+
+    @from_any_thread
+    def fail(self, error: BaseException | str) -> bool:
+        """Say that the batch failed, for good.
+
+        Args:
+            error: The exception, which becomes the cause of what waiters get, or a reason.
+
+        Returns:
+            False if it had been settled before: the first call wins.
+
+        Raises:
+            trio.RunFinishedError: as for `complete`.
+        """
+        return self._host.fail(self, reason("error", error))
+
+    async def wait(self) -> T:
+        """Wait until the checkpoint is confirmed or has failed; any number may wait.
+
+        Returns:
+            The result that the batch was completed with.
+
+        Raises:
+            CheckpointFailedError: it will never be confirmed; with the reason as text and
+                the exception behind it as ``__cause__``.
+            RuntimeError: the caller is the task that has to settle it first.
+
+        Cancellation: always a cancellation and a schedule point; cancelling a waiter
+            changes nothing for the others.
+        """
+        if self._state in _FINAL:
+            await trio.lowlevel.checkpoint()
+        else:
+            self._host.check_wait(self)
+            if self._event is None:
+                self._event = trio.Event()
+            await self._event.wait()
+        return self.result_nowait()
+
+    def result_nowait(self) -> T:
+        """The result, without waiting.
+
+        Raises:
+            trio.WouldBlock: it is neither confirmed nor failed yet.
+            CheckpointFailedError: it has failed.
+        """
+        if self._state is _CONFIRMED:
+            return cast("T", own_result(self._outcome))
+        if self._state not in _FINAL:
+            raise trio.WouldBlock
+        failure = cast("Failure", self._outcome)
+        raise failure.error(
+            failure.reason,
+            run_id=self.run_id,
+            stream=self.stream,
+            batch_index=self.batch_index,
+        ) from failure.cause
+
+    def __repr__(self) -> str:
+        where = describe_batch(self.run_id, self.stream, self.batch_index)
+        return f"<CheckpointToken of {where}: {self._state.value}>"
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", _CONFIRMED) not in _FINAL:  # unset if __init__ raised
+            where = describe_batch(self.run_id, self.stream, self.batch_index)
+            warnings.warn(
+                f"the token of {where} was never settled: call complete() or fail(), or use "
+                "'async with coordinator.open_checkpoint(...)'",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+
+def may(token: CheckpointToken[Any], event: TokenEvent) -> bool:
+    """Whether the table lets `event` happen to `token` now."""
+    return event in TRANSITIONS[token._state]
+
+
+def move(token: CheckpointToken[Any], event: TokenEvent, outcome: object = None) -> None:
+    """Change a token's state as the table says, tell its host, and wake who waits.
+
+    Args:
+        token: The token.
+        event: What happened.
+        outcome: With CONFIRM the result, with FAIL, REJECT and WITHDRAW a `Failure`.
+
+    Raises:
+        RuntimeError: the table refuses; nothing has changed.
+    """
+    state = TRANSITIONS[token._state].get(event)
+    if state is None:
+        raise RuntimeError(f"{token!r} cannot {event.value}")
+    token._state = state
+    token._outcome = outcome
+    token._host.moved(token)
+    if token._event is not None and state in _FINAL:
+        token._event.set()
+
+
+def stamp(result: Any) -> Any:
+    """Fill in ``completed_at`` of a `CheckpointResult` that leaves it out; it is a copy."""
+    if isinstance(result, CheckpointResult) and result.completed_at is None:
+        return attrs.evolve(result, completed_at=utc_now())
+    return own_result(result)
+
+
+def own_result(result: Any) -> Any:
+    """A result of its own for each: what one of them does to its metadata, no other sees."""
+    if isinstance(result, CheckpointResult) and result.metadata:
+        return attrs.evolve(result)  # which copies the metadata
+    return result

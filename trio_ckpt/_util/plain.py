@@ -1,0 +1,328 @@
+"""Names, and plain values: what may come from outside, and in what form it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from .arguments import mapping, shown
+from .errors import NotEncodableError, StoreDamagedError
+from .exact_sum import MAX_AMOUNT, Number
+
+T = TypeVar("T")
+
+StreamKey = tuple[str, ...]
+
+# ---------------------------------------------------------------------------------------
+# Names
+# ---------------------------------------------------------------------------------------
+
+MAX_RUN_ID_CHARS = 200  # fits every file system and column with room for a suffix
+MAX_LABEL_CHARS = 200  # of a snapshot or a pin; a line of the history has room for it
+MAX_KEY_CHARS = 1_000  # a stream's key is read with every resume
+RUN_STREAM: StreamKey = ()  # the run's own stream: sessions, config, overrides
+PHASE = "@phase"  # the first of the two parts of the streams that phases are
+JOB_STREAM: StreamKey = ("@job",)  # of a run that is a job: what it is to do, which is no work
+
+
+def check_run_id(run_id: str) -> str:
+    """Return `run_id` if it is a good one.
+
+    Raises:
+        ValueError: it is empty, longer than `MAX_RUN_ID_CHARS`, ``.`` or ``..``, or has a
+            path separator or control character in it.
+    """
+    _check_text("a run id", run_id, MAX_RUN_ID_CHARS)
+    if run_id in (".", "..") or "/" in run_id or "\\" in run_id:
+        raise ValueError(f"a run id has no path separators and is not '.' or '..': {run_id!r}")
+    return run_id
+
+
+def check_stream_key(parts: StreamKey) -> StreamKey:
+    """Return `parts` if they are a good key for a user's stream.
+
+    Raises:
+        ValueError: there are none, one is empty, has a control character, or the first
+            begins with ``@`` (those are the library's); or they are too long together.
+    """
+    if not parts:
+        raise ValueError("a stream has at least one part; the run's own stream cannot be opened")
+    for part in parts:
+        _check_text("a part of a stream's key", part, MAX_KEY_CHARS)
+    if sum(map(len, parts)) > MAX_KEY_CHARS:
+        raise ValueError(f"the parts of a stream's key are over {MAX_KEY_CHARS} characters")
+    if parts[0].startswith("@"):
+        raise ValueError(f"streams whose first part begins with '@' are the library's: {parts!r}")
+    return parts
+
+
+def check_label(label: str) -> str:
+    """Return `label` if it is a good name of a saved state.
+
+    Raises:
+        ValueError: it is empty, longer than `MAX_LABEL_CHARS`, or has a control character.
+    """
+    _check_text("a label", label, MAX_LABEL_CHARS)
+    return label
+
+
+def _check_text(what: str, text: object, max_chars: int) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{what} is a str, not {type(text).__name__}")
+    if not text:
+        raise ValueError(f"{what} is empty")
+    if len(text) > max_chars:
+        raise ValueError(f"{what} has {len(text)} characters, over {max_chars}")
+    if text.isascii() and text.isprintable():
+        return  # nearly every name, and a token's creation passes here
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+        raise ValueError(f"{what} has a control character in it: {text!r}")
+
+
+def encode_key(parts: StreamKey) -> str:
+    """A stream's key as stores know it: the JSON array of its parts."""
+    return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+
+
+def decode_key(text: str) -> StreamKey:
+    """The inverse of `encode_key`.
+
+    Raises:
+        StoreDamagedError: it is no key, neither of a user's stream nor of the library's own.
+    """
+    try:
+        parts = msgspec.json.decode(text, type=tuple[str, ...])
+        if parts not in (RUN_STREAM, JOB_STREAM):
+            check_stream_key(parts[1:] if parts[0] == PHASE and len(parts) == 2 else parts)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise StoreDamagedError(f"the name of a stream cannot be read: {text[:50]!r}") from error
+    return parts
+
+
+# ---------------------------------------------------------------------------------------
+# Plain values: what metadata, cursors, items and plain state are made of
+# ---------------------------------------------------------------------------------------
+
+ITEM_DIGEST_BYTES = 8  # of the items in one list; a chance hit shows one change less
+MAX_DEPTH = 100  # deeper than any sane document, shallower than the interpreter's stack
+_INT_RANGE = range(-(2**63), 2**64)  # what MessagePack holds
+_INT_DIGITS = 20  # no int of 64 bits has more
+
+
+def kind_of(value: object) -> Any:
+    """The exact type of a value, to compare: no checker narrows the value by it."""
+    return type(value)
+
+
+class _NotPlainError(Exception):
+    """What `as_plain` says of a leaf, before the place of it is known."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        self.place = ""
+
+
+def as_plain(value: Any, path: str, *, allow_nan: bool = False, depth: int = 0) -> Any:
+    """A JSON-like value as it is kept: a copy that shares nothing with what was given.
+
+    It is at once what a store gives back: a tuple becomes a list, as in JSON, and a number of
+    another type (a NumPy scalar, a Decimal, a member of an IntEnum) the int or float that it is
+    worth.
+
+    Args:
+        value: None, a bool, a number, a str, or a list, tuple or dict of such.
+        path: What it is called in messages.
+        allow_nan: Whether it may have NaN and infinity in it.
+        depth: How deep it will be in what is stored.
+
+    Raises:
+        NotEncodableError: naming the path of the first leaf that cannot be stored: NaN or
+            infinity, an int over 64 bits, a str with a lone surrogate, a key that is not a str,
+            any other type, nesting deeper than `MAX_DEPTH`.
+    """
+    try:
+        return _plain(value, depth, allow_nan)
+    except _NotPlainError as error:
+        raise NotEncodableError(f"{path}{error.place}", error.problem) from None
+
+
+def _plain(value: Any, depth: int, allow_nan: bool) -> Any:
+    kind = kind_of(value)
+    if kind is str:
+        _check_unicode(value)
+    elif kind is int:
+        if value not in _INT_RANGE:
+            raise _NotPlainError("an int of more than 64 bits")
+    elif kind is float:
+        if not (allow_nan or math.isfinite(value)):
+            raise _NotPlainError(f"{value!r} is not a finite number")
+    elif kind is dict or kind is list or kind is tuple:
+        if depth >= MAX_DEPTH:
+            raise _NotPlainError(f"nested deeper than {MAX_DEPTH}")
+        return (_plain_dict if kind is dict else _plain_list)(value, depth + 1, allow_nan)
+    elif kind is not bool and value is not None:
+        return _plain(_leaf_of(value), depth, allow_nan)
+    return value
+
+
+def _plain_dict(value: dict[Any, Any], depth: int, allow_nan: bool) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for key, item in value.items():
+        if type(key) is not str:
+            raise _NotPlainError(f"its key {shown(key)} is not a str")
+        _check_unicode(key)
+        try:
+            plain[key] = _plain(item, depth, allow_nan)
+        except _NotPlainError as error:
+            error.place = f".{key}{error.place}"
+            raise
+    return plain
+
+
+def _plain_list(value: Sequence[Any], depth: int, allow_nan: bool) -> list[Any]:
+    plain: list[Any] = []
+    for item in value:
+        try:
+            plain.append(_plain(item, depth, allow_nan))
+        except _NotPlainError as error:
+            error.place = f"[{len(plain)}]{error.place}"
+            raise
+    return plain
+
+
+def _check_unicode(text: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _NotPlainError(f"{text[:50]!r} has a lone surrogate in it") from None
+
+
+def _leaf_of(value: Any) -> bool | int | float | str:
+    """The plain leaf that a value of another type is worth."""
+    numpy: Any = sys.modules.get("numpy")  # without it there is none of its scalars
+    if numpy is not None and isinstance(value, numpy.generic):
+        leaf: Any = float(value) if isinstance(value, numpy.longdouble) else value.item()
+        if isinstance(leaf, bool | int | float | str):
+            return leaf
+    elif isinstance(value, int):
+        return int(value)
+    elif isinstance(value, float):
+        return float(value)
+    elif isinstance(value, Decimal) and not value.is_snan():
+        return _number_of(value)
+    raise _NotPlainError(f"a {kind_of(value).__qualname__} is not JSON-like")
+
+
+def _number_of(value: Decimal) -> int | float:
+    """The int that a decimal number is, or the float that is nearest to it."""
+    if value.is_finite() and value.adjusted() < _INT_DIGITS and value == int(value):
+        return int(value)
+    number = float(value)
+    if math.isinf(number) and value.is_finite():
+        raise _NotPlainError(f"{shown(value)} is greater than every float")
+    return number
+
+
+def copy_plain(value: Any) -> Any:
+    """A copy of the lists, tuples and dicts in a value; what else is in it is taken as it is."""
+    kind = kind_of(value)
+    if kind is dict:
+        return {key: copy_plain(item) for key, item in value.items()}
+    if kind is list:
+        return [copy_plain(item) for item in value]
+    if kind is tuple:
+        return tuple(map(copy_plain, value))
+    return value
+
+
+def nan_as_null(value: Any) -> Any:
+    """A copy of a plain value with None where it has NaN or infinity, as JSON needs it."""
+    if isinstance(value, dict):
+        pairs = cast("dict[str, Any]", value)
+        return {key: nan_as_null(item) for key, item in pairs.items()}
+    if isinstance(value, list | tuple):
+        return [nan_as_null(item) for item in cast("Sequence[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What is remembered of a batch or a stream, as it is kept; it may have NaN in it.
+
+    Raises:
+        NotEncodableError: a value is not JSON-like.
+        TypeError: `metadata` is no mapping.
+    """
+    plain: dict[str, Any] = as_plain(mapping("metadata", metadata), "metadata", allow_nan=True)
+    return plain
+
+
+def as_amounts(
+    amounts: Mapping[str, Number], path: str, *, least: float = -math.inf
+) -> dict[str, Number]:
+    """`amounts` as they are kept, if every one is a finite number under a name.
+
+    A NumPy scalar or a Decimal counts as the int or float that it is worth.
+
+    Raises:
+        NotEncodableError: naming the first that is not, that is below `least`, or that is
+            beyond `MAX_AMOUNT`.
+        TypeError: `amounts` is no mapping.
+    """
+    plain: dict[str, Number] = as_plain(mapping(path, amounts), path)
+    for name, amount in plain.items():
+        if type(amount) not in (int, float):
+            raise NotEncodableError(f"{path}.{name}", f"an amount is a number, not {amount!r}")
+        if amount < least:
+            raise NotEncodableError(f"{path}.{name}", f"an amount is >= {least}, not {amount!r}")
+        if abs(amount) > MAX_AMOUNT:
+            problem = f"an amount is at most {MAX_AMOUNT:.0e}, not {amount!r}"
+            raise NotEncodableError(f"{path}.{name}", problem)
+        if not name:
+            raise NotEncodableError(path, "an amount has a name, not ''")
+    return plain
+
+
+_canonical = json.JSONEncoder(
+    sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+).encode  # json.dumps would make an encoder for each call
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a plain value: sorted keys, no spaces."""
+    return _canonical(value)
+
+
+def item_digest(key: str) -> bytes:
+    """What a record remembers of its item, to notice a source that changed."""
+    # A key that the program makes may be the name of a file that is not UTF-8.
+    return hashlib.blake2b(
+        key.encode(errors="surrogatepass"), digest_size=ITEM_DIGEST_BYTES
+    ).digest()
+
+
+def call_key(key: Callable[[T], str], item: T, path: str) -> str:
+    """The name that the program's own function gives to an item.
+
+    What it raises leaves as the same object, with a note of which item it was called with.
+
+    Raises:
+        TypeError: it is not a str.
+    """
+    try:
+        name: Any = key(item)
+    except Exception as error:
+        error.add_note(f"key was called for {path} with {shown(item)}")
+        raise
+    if not isinstance(name, str):
+        raise TypeError(f"key must return a str, not {shown(name)}, for {path}")
+    return name

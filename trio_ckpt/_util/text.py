@@ -1,0 +1,181 @@
+"""How people read numbers, times and names: pure functions, used wherever text is shown.
+
+What comes out of a store may have been written by anybody: a stream's name or an error's
+message must not move the cursor of a terminal or turn its text around.  `printable` is the
+one place that sees to it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from .exact_sum import Number
+from .plain import StreamKey
+
+MAX_MESSAGE_CHARS = 200  # of an error, in a line for people; all of it is in the JSON
+MAX_SPANS = 8  # intervals of batch indexes in one line
+
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
+_TENTHS_BELOW_S = 9.95  # from here on it would read 10.0
+_TINY = 1e-3  # below it four decimals would show next to nothing
+_HUGE = 1e15  # above it a float has no decimals
+
+
+def printable(text: str) -> str:
+    r"""The text with everything that is not printed written out, ``\x1b`` for an escape.
+
+    That is control characters, line ends, marks that change the direction of text, and the
+    like: `str.isprintable`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def one_line(text: str) -> str:
+    """A text of several lines on one, with semicolons between them, printable."""
+    if text.isprintable():
+        return text
+    lines = (line.strip().rstrip(";") for line in text.splitlines())
+    return printable("; ".join(filter(None, lines)).replace(":; ", ": "))
+
+
+def message_of(text: str) -> str:
+    """A message of other code in a line of ours: its first line, printable, and cut if it is long.
+
+    Where more lines follow, an ellipsis says so: httpx adds one with a link, and so do others.
+    """
+    first, *others = text.strip().splitlines() or [""]
+    shown = printable(first.rstrip()) + (" …" if others else "")
+    return shown if len(shown) <= MAX_MESSAGE_CHARS else f"{shown[: MAX_MESSAGE_CHARS - 1]}…"
+
+
+def stream_name(key: StreamKey) -> str:
+    """A stream as every message names it: its parts with ``/`` between them."""
+    return printable("/".join(key))
+
+
+def stream_names(keys: Iterable[StreamKey]) -> dict[StreamKey, str]:
+    """Streams as a list names them, so that each is another one.
+
+    One whose name is blank, or that of another, is the JSON array of its parts, which
+    ``--stream`` takes, too.
+    """
+    names = {key: stream_name(key) for key in keys}
+    counts = Counter(names.values())
+    return {
+        key: name if name.strip() and counts[name] == 1 else json.dumps(key)
+        for key, name in names.items()
+    }
+
+
+def quoted_name(name: str) -> str:
+    """A name of `stream_names` in a sentence; the JSON array is quoted already."""
+    return name if name.startswith("[") else repr(name)
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal a printable text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(_cells_of(char) for char in text)
+
+
+def _cells_of(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def cut(text: str, limit: int) -> str:
+    """The text in at most `limit` columns of a terminal, with an ellipsis if it is longer."""
+    if cells(text) <= limit:
+        return text
+    shown, left = "", limit - 1
+    for char in text:
+        left -= _cells_of(char)
+        if left < 0:
+            break
+        shown += char
+    return f"{shown}…"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 batch``, ``84,200 batches``."""
+    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
+def batch_names(count: int, first: Sequence[tuple[StreamKey, int]]) -> str:
+    """``2 batches (s batch 5, s batch 6)``: how many there are, and the first of them."""
+    names = [f"{stream_name(key)} batch {index:,}" for key, index in first]
+    if more := count - len(first):
+        names.append(f"{more:,} more")
+    return plural(count, "batch") + (f" ({', '.join(names)})" if names else "")
+
+
+def stopping_text(count: int, first: Sequence[tuple[StreamKey, int]], left_s: float) -> str:
+    """What a stop waits for, and for how long still."""
+    if not count:
+        return "every open batch is saved"
+    if left_s == 0:
+        return f"is over, and cancels {batch_names(count, first)}"
+    limit = "" if math.isinf(left_s) else f"at most {duration(left_s)} more "
+    return f"waits {limit}for {batch_names(count, first)}"
+
+
+def number(value: Number) -> str:
+    """A number as it is read, rounded to four decimals at most."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value and not _TINY <= abs(value) < _HUGE:
+        return f"{value:.4g}"
+    text = f"{value:,.4f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+def amounts(values: Mapping[str, Number]) -> str:
+    """Sums by name: ``cost_usd 12.5, tokens 1,200``; empty where there are none."""
+    return ", ".join(f"{printable(name)} {number(value)}" for name, value in sorted(values.items()))
+
+
+def duration(seconds: float) -> str:
+    """A time span: ``0.4 s``, ``3 min 20 s``, ``2 h 05 min``, ``3 d 4 h``."""
+    seconds = max(0.0, seconds)
+    if seconds < _TENTHS_BELOW_S:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < _MINUTE_S:
+        return f"{whole} s"
+    if whole < _HOUR_S:
+        return f"{whole // _MINUTE_S} min {whole % _MINUTE_S:02} s"
+    if whole < _DAY_S:
+        return f"{whole // _HOUR_S} h {whole % _HOUR_S // _MINUTE_S:02} min"
+    return f"{whole // _DAY_S} d {whole % _DAY_S // _HOUR_S} h"
+
+
+def moment(at: float) -> str:
+    """A point in time: ``2025-11-20 21:30:00 UTC``."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def iso_moment(at: float | None) -> str | None:
+    """A point in time for programs: ISO 8601, UTC."""
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
+def spans(intervals: Iterable[tuple[int, int]]) -> str:
+    """Batch indexes: ``17, 203-210``; of very many the first, and how many intervals more."""
+    texts = [f"{a}" if b - a == 1 else f"{a}-{b - 1}" for a, b in intervals]
+    if len(texts) > MAX_SPANS:
+        texts[MAX_SPANS:] = [f"… ({len(texts) - MAX_SPANS:,} more)"]
+    return ", ".join(texts)

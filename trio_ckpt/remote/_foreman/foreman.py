@@ -1,0 +1,301 @@
+"""The foreman: jobs, workers, and what people ask of both; without its sockets."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Literal
+
+import attrs
+import trio
+import trio.lowlevel
+
+from ..._journal.record import Status
+from ..._journal.store import Store
+from ..._journal.summary import is_over
+from ..._util.errors import RunLockedError, StoreDamagedError, StoreError
+from ..._util.log import at
+from ..._util.patience import sleep_awake
+from ..._util.text import one_line, plural, printable
+from .._wire.errors import JobRefusedError, UnknownJobError
+from .._wire.link import Link
+from .._wire.messages import Hello
+from .._wire.names import check_job_id, split_task_id
+from .._wire.submission import Submission, read_submission
+from .dispatch import Dispatcher, prune_task
+from .job import Job, is_there_already
+from .job_reader import has_submission, is_cancelled, items_progress, list_jobs, read_task
+from .job_views import OVER, LiveTask
+from .lease import Lost
+from .live import ForemanWindow
+from .pool import Pool
+from .worker_handle import WorkerHandle
+
+log = logging.getLogger("trio_ckpt.remote.foreman")
+
+DEFAULT_GRACE_S = 2.0  # a worker that lives is back 0.1 s after its connection was closed
+WATCH_EVERY_S = 1.0
+
+Action = Literal["force-checkpoint", "release", "cleanup"]
+
+ACCEPTED, NOT_FOUND, CONFLICT = 202, 404, 409  # as in HTTP
+
+
+@attrs.define(eq=False)
+class Foreman:
+    """Jobs and workers; made by `serve_foreman`.
+
+    Attributes:
+        store: Where jobs and checkpoints are.
+        grace_s: How long a worker whose connection was lost may take to come back.
+        pool: The workers.
+        jobs: Those that are being done.
+        port: Where it listens.
+        url: The same, for workers and clients on this machine.
+    """
+
+    store: Store
+    grace_s: float = DEFAULT_GRACE_S
+    is_rebalancing: bool = False
+    pool: Pool = attrs.field(init=False)
+    dispatcher: Dispatcher = attrs.field(init=False)
+    jobs: dict[str, Job] = attrs.field(factory=dict[str, Job], init=False)
+    port: int = attrs.field(default=0, init=False)
+    url: str = attrs.field(default="", init=False)
+    _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.pool = Pool(self.is_open, self.is_rebalancing)
+        self.dispatcher = Dispatcher(self.store, self.pool)
+
+    async def begin(self, nursery: trio.Nursery) -> None:
+        """Take up the jobs that are not over.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        self._nursery = nursery
+        nursery.start_soon(self.pool.run)
+        nursery.start_soon(ForemanWindow(self).run)
+        nursery.start_soon(self._watch_waiting)
+        for job_id in await list_jobs(self.store):
+            try:
+                view = await self.store.load_run(job_id)
+            except StoreDamagedError as error:  # the others go on
+                log.error("%s cannot be read: %s", job_id, one_line(str(error)), extra=at(job_id))
+                continue
+            if view is None or is_over(items_progress(view)):
+                continue
+            if not has_submission(view):  # nobody was ever told that it was taken
+                with suppress(RunLockedError):
+                    await prune_task(self.store, job_id)
+                continue
+            log.info("going on with %s", job_id, extra=at(job_id))
+            self._start(Job(job_id, self.dispatcher), None)
+
+    def _start(self, job: Job, submission: Submission | None) -> None:
+        if self._nursery is None:
+            raise RuntimeError("the foreman has not begun")
+        self.jobs[job.job_id] = job
+        self._nursery.start_soon(self._run_job, job, submission)
+
+    async def _run_job(self, job: Job, submission: Submission | None) -> None:
+        try:
+            await job.run(self.store, submission)
+        finally:
+            if self.jobs.get(job.job_id) is job:
+                del self.jobs[job.job_id]
+
+    async def _watch_waiting(self) -> None:
+        """See that items that no worker can take do not wait in silence."""
+        while True:
+            await trio.sleep(WATCH_EVERY_S)
+            for job in tuple(self.jobs.values()):
+                job.note_waiting(self.pool.why_waiting(job.job_id))
+
+    # -- jobs ---------------------------------------------------------------------------------
+
+    async def submit(self, job_id: str, submission: Submission) -> None:
+        """Take a job, or go on with it in another way.
+
+        The same function and items under the same name are the same job, and its newest options
+        count.  If they are others, what had failed in a job that is over is tried again.
+
+        Raises:
+            JobRefusedError: there is another one of that name, or it cannot be stored.
+
+        Durability: when this returns it is done, whatever happens to this process.
+        """
+        check_job_id(job_id)
+        while True:
+            while (job := self.jobs.get(job_id)) is not None:
+                if await self._join(job, submission):
+                    return
+                await job.over.wait()
+                await trio.lowlevel.checkpoint()  # it is taken out of `jobs`
+            is_left, is_again = await self._look_back(job_id, submission)
+            if not is_left:
+                return
+            if job_id not in self.jobs:  # else another client was faster
+                break
+        job = Job(job_id, self.dispatcher, is_again)
+        self._start(job, submission)
+        await job.accepted.wait()
+        if job.refusal is not None:
+            raise job.refusal
+        if job.submission is None:
+            reason = "it was not stored" if job.problem is None else job.problem.message
+            raise JobRefusedError(f"job {job_id!r} is not taken: {reason}", run_id=job_id)
+
+    async def _join(self, job: Job, submission: Submission) -> bool:
+        """Go on with a job that is being done; False: it is about to end."""
+        await job.accepted.wait()
+        if job.submission is None:
+            return False
+        if not job.submission.is_same_work(submission):
+            raise is_there_already(job.job_id)
+        return await job.change(submission.options)
+
+    async def _look_back(self, job_id: str, submission: Submission) -> tuple[bool, bool]:
+        """Whether there is something to do of a job, and whether it was over before."""
+        view = await self.store.load_run(job_id)
+        if view is None or not has_submission(view) or not is_over(items_progress(view)):
+            return True, False
+        stored = await read_submission(self.store, job_id)
+        if stored is None or not stored.is_same_work(submission):
+            raise is_there_already(job_id)
+        items = items_progress(view)
+        has_failed = items.status is Status.FAILED or bool(items.skipped)
+        is_other = stored.options != submission.options
+        return has_failed and is_other and not is_cancelled(items), True
+
+    def cancel(self, job_id: str) -> None:
+        """End a job, and its functions; nothing happens if it is over."""
+        job = self.jobs.get(job_id)
+        if job is not None:
+            job.cancel()
+
+    # -- workers ------------------------------------------------------------------------------
+
+    def is_open(self, task_id: str) -> bool:
+        """Whether an item may still be wanted: its job is not over, and it is not done."""
+        try:
+            job_id, index = split_task_id(task_id)
+        except UnknownJobError:
+            return False
+        job = self.jobs.get(job_id)
+        return job is not None and job.is_open(index)
+
+    def connect(self, hello: Hello, link: Link) -> WorkerHandle:
+        """Take a worker in, a new one or one that came back."""
+        worker = self.pool.workers.get(hello.peer_id)
+        if worker is None:
+            worker = WorkerHandle(hello.peer_id, printable(hello.name), hello.slots, hello.allow)
+            self.pool.workers[hello.peer_id] = worker
+        elif worker.link is not None:
+            worker.link.end("the worker has come back on another connection")
+            worker.disconnect()
+        worker.connect(link, hello)
+        log.info("worker %s is here, with %s", worker.name, plural(len(hello.held), "item"))
+        self.pool.touch(worker)
+        return worker
+
+    def disconnect(self, worker: WorkerHandle, link: Link, *, is_leaving: bool) -> None:
+        """Note that a worker's connection is gone.
+
+        Args:
+            worker: The worker.
+            link: The connection; of an older one nothing is noted.
+            is_leaving: Whether it said goodbye: it will not come back.
+        """
+        if worker.link is not link:
+            return
+        worker.disconnect()
+        at = time.time()
+        if is_leaving:
+            self._lose(worker, Lost.LEFT, at)
+        elif link.is_silent or self._nursery is None:
+            self._lose(worker, Lost.WORKER, at)
+        else:
+            self._nursery.start_soon(self._wait_for, worker, at)
+
+    async def _wait_for(self, worker: WorkerHandle, at: float) -> None:
+        """Give a worker the time to come back."""
+        connections = worker.connections
+        await sleep_awake(self.grace_s if worker.leases else 0)
+        if worker.connections == connections:
+            self._lose(worker, Lost.WORKER, at)
+
+    def _lose(self, worker: WorkerHandle, how: Lost, at: float) -> None:
+        log.info("worker %s is gone, with %s", worker.name, plural(len(worker.leases), "item"))
+        if self.pool.workers.get(worker.peer_id) is worker:
+            del self.pool.workers[worker.peer_id]
+        for lease in tuple(worker.leases.values()):
+            lease.lose(how, at)
+
+    # -- for people ---------------------------------------------------------------------------
+
+    @property
+    def live(self) -> Mapping[str, LiveTask]:
+        """What is known of the items that workers have, by their names."""
+        return {
+            task_id: LiveTask(lease.holder.name, lease.since, lease.is_running, lease.percent)
+            for task_id, lease in self.pool.leases.items()
+            if lease.is_offered
+        }
+
+    async def control(self, action: Action, task_id: str) -> tuple[int, str]:
+        """Do something to a work item.
+
+        Args:
+            action: "force-checkpoint": its worker saves at the next point.  "release": it saves
+                and hands the item back.  "cleanup": the saved states of one that has ended are
+                removed.
+            task_id: The item.
+
+        Returns:
+            202: it was asked for; 404: there is no such item; 409: not as the item stands.  And
+            why, in words.
+        """
+        lease = self.pool.leases.get(task_id)
+        if action == "cleanup":
+            return await self._clean_up(task_id, is_running=lease is not None)
+        if lease is None:
+            return await self._not_running(task_id)
+        if action == "force-checkpoint":
+            if lease.relay is None:
+                return CONFLICT, "it saves nothing: its job has no checkpoint_interval_s"
+            is_asked = lease.force()
+        else:
+            is_asked = lease.ask_back("it is to go on elsewhere")
+        return (ACCEPTED, "its worker was asked") if is_asked else (CONFLICT, "it is not running")
+
+    async def _not_running(self, task_id: str) -> tuple[int, str]:
+        """Why nothing can be asked of an item that no worker has."""
+        try:
+            view = await read_task(self.store, task_id, live=self.live)
+        except UnknownJobError as error:
+            return NOT_FOUND, str(error)
+        if view.status in OVER:
+            return CONFLICT, f"the item is {view.status.value} already"
+        if view.job_id not in self.jobs:
+            return CONFLICT, "its job has ended"
+        return CONFLICT, "no worker has the item now"
+
+    async def _clean_up(self, task_id: str, *, is_running: bool) -> tuple[int, str]:
+        try:
+            job_id, index = split_task_id(task_id)
+        except UnknownJobError as error:
+            return NOT_FOUND, str(error)
+        job = self.jobs.get(job_id)
+        if job is None and await self.store.read_run(job_id) is None:
+            return NOT_FOUND, f"there is no job {job_id!r}"
+        if is_running or (job is not None and not job.is_done(index)):
+            return CONFLICT, "it has not ended"
+        try:
+            size = await prune_task(self.store, task_id)
+        except (StoreError, RunLockedError) as error:
+            return CONFLICT, str(error)
+        return ACCEPTED, f"its saved states are removed: {plural(size, 'byte')}"

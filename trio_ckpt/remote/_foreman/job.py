@@ -1,0 +1,316 @@
+"""A job at the foreman: a run whose batches are its work items."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import attrs
+import trio
+
+from ..._commit.batch import Batch
+from ..._commit.retry import RetryRule, RetryTable, Then
+from ..._commit.stream_log import Lane
+from ..._journal.history import ended_at
+from ..._journal.progress import Progress
+from ..._journal.record import ErrorInfo, Kind, Record, describe_error, trouble
+from ..._journal.store import Store
+from ..._runs.open import open_run
+from ..._runs.parallel import run_batches
+from ..._runs.run import Run
+from ..._runs.stream import Stream
+from ..._tokens.registry import TokenRegistry
+from ..._util.errors import RunLockedError, StoreError, TrioCkptError, text_of
+from ..._util.log import at
+from ..._util.plain import JOB_STREAM
+from ..._util.text import one_line
+from .._wire.errors import (
+    JobCancelledError,
+    JobRefusedError,
+    TaskFailedError,
+    TaskLostError,
+)
+from .._wire.messages import JobOptions
+from .._wire.names import ITEMS_STREAM, task_id_of
+from .._wire.submission import Submission, head_record, job_records, read_submission
+from .dispatch import Dispatcher, prune_task
+from .job_reader import has_submission, sums_of
+from .pool import Wanted
+from .task_checkpoints import TaskFacts
+
+log = logging.getLogger("trio_ckpt.remote.foreman")
+
+MAX_IN_FLIGHT = 2_000  # items of one job that wait for a worker or have one
+LONELY_AFTER_S = 3.0  # workers that are started with the client are there by then
+STORE_ATTEMPTS = 5  # of an item, where the foreman's store fails
+
+
+def retries(options: JobOptions) -> RetryTable:
+    """What becomes of an item that failed."""
+    then = Then.FAIL_STREAM if options.errors == "raise" else Then.SKIP
+    return RetryTable(
+        (
+            RetryRule(
+                (TaskFailedError,),
+                attempts=options.attempts,
+                then=then,
+                retryable=False,
+                backoff_s=options.backoff_s,
+            ),
+            RetryRule((TaskLostError,), attempts=1, then=then, retryable=False),
+            RetryRule((StoreError, RunLockedError), attempts=STORE_ATTEMPTS),
+        )
+    )
+
+
+@attrs.define(eq=False)
+class Job:
+    """A job that is being done.
+
+    Attributes:
+        job_id: Its name.
+        accepted: Set when it is durable, or cannot be.
+        ready: Set when its items are handed out, or it is over.
+        over: Set when it has ended.
+        is_again: Whether it was over, and what had failed is tried again.
+        submission: What it is.
+        refusal: Why it was not taken.
+        problem: Why it ended before its end.
+        waits: Why its items wait for a worker that is not there; empty: they do not.
+    """
+
+    job_id: str
+    dispatcher: Dispatcher
+    is_again: bool = False
+    accepted: trio.Event = attrs.field(factory=trio.Event, init=False)
+    ready: trio.Event = attrs.field(factory=trio.Event, init=False)
+    over: trio.Event = attrs.field(factory=trio.Event, init=False)
+    submission: Submission | None = attrs.field(default=None, init=False)
+    refusal: JobRefusedError | None = attrs.field(default=None, init=False)
+    problem: ErrorInfo | None = attrs.field(default=None, init=False)
+    waits: str = attrs.field(default="", init=False)
+    _waits_since: float | None = attrs.field(default=None, init=False)
+    _stream: Stream[None] | None = attrs.field(default=None, init=False)
+    _lane: Lane | None = attrs.field(default=None, init=False)  # of what the job is
+    _registry: TokenRegistry | None = attrs.field(default=None, init=False)
+    _down_at: float | None = attrs.field(default=None, init=False)
+    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+
+    @property
+    def standing(self) -> tuple[int, Progress] | None:
+        """The generation of its run, and how far it is: live; None: that is not known yet."""
+        if self._stream is None:
+            return None
+        return self._stream.desk.saver.run_key.generation, self._stream.desk.lane.progress
+
+    @property
+    def owner(self) -> int | None:
+        """The number under which its run is owned; None: that is not known yet."""
+        return None if self._stream is None else self._stream.desk.saver.run_key.owner
+
+    @property
+    def registry(self) -> TokenRegistry | None:
+        """Moves when an item does."""
+        return self._registry
+
+    def is_done(self, index: int) -> bool:
+        """Whether an item has a result, or was given up."""
+        return self._stream is not None and self._stream.desk.lane.progress.is_done(index)
+
+    def is_open(self, index: int) -> bool:
+        """Whether an item may still be wanted, as far as that is known."""
+        if not self.ready.is_set() or self.submission is None:
+            return not self.over.is_set()
+        is_one = index < len(self.submission.items)
+        return is_one and not self.over.is_set() and not self.is_done(index)
+
+    def cancel(self) -> None:
+        """End it; its functions, too."""
+        self._scope.cancel()
+
+    async def change(self, options: JobOptions) -> bool:
+        """Do what is left in another way.
+
+        Returns:
+            False: the job is over, or about to be.
+
+        Raises:
+            StoreError: the options cannot be stored.
+
+        Durability: when this returns True they are.
+        """
+        await self.ready.wait()
+        stream, lane, submission = self._stream, self._lane, self.submission
+        if self.over.is_set() or stream is None or lane is None or submission is None:
+            return False
+        if options == submission.options:
+            return True
+        changed = attrs.evolve(submission, options=options)
+        try:
+            await stream.desk.saver.save(lane, head_record(changed, time.time()))
+        except StoreError:
+            raise
+        except TrioCkptError:  # the run is closed
+            return False
+        self.submission, stream.desk.retry = changed, retries(options)
+        return True
+
+    def note_waiting(self, reason: str) -> None:
+        """Take what `Pool.why_waiting` says now; what it says for long is told to people."""
+        now = trio.current_time()
+        if not reason:
+            self._waits_since = None
+        elif self._waits_since is None:
+            self._waits_since = now
+        is_long = self._waits_since is not None and now - self._waits_since >= LONELY_AFTER_S
+        told = one_line(reason) if is_long else ""
+        if told == self.waits:
+            return
+        self.waits = told
+        if told:
+            log.warning("%s: %s", self.job_id, told, extra=at(self.job_id))
+        if self._registry is not None:
+            self._registry.touch()
+
+    async def run(self, store: Store, new: Submission | None) -> None:
+        """Do it, or go on with it; what goes wrong is logged, and ends this job alone.
+
+        Args:
+            store: The foreman's.
+            new: What it is, if it was submitted just now.
+
+        Cancellation: items that are under way go on at their workers.
+        """
+        try:
+            view = await store.load_run(self.job_id)
+            self._down_at = None if view is None else ended_at(view)
+            async with (
+                open_run(self.job_id, store=store, handle_signals=False) as run,
+                run.open_stream(
+                    *ITEMS_STREAM, on_fail="record", retry_failed=self.is_again
+                ) as stream,
+            ):
+                self.submission = await self._submit(store, run, stream, new)
+                if self.submission is None:
+                    return
+                self.accepted.set()
+                await self._work(run, stream, self.submission)
+            if not self.submission.options.keep_checkpoints:
+                await self._sweep(store)
+        except Exception as error:
+            self.problem = describe_error(error)
+            log.error("%s: %s", self.job_id, one_line(text_of(error)), extra=at(self.job_id))
+        except BaseExceptionGroup as group:
+            _, failures = group.split(trio.Cancelled)
+            if failures is None:
+                raise
+            self.problem = describe_error(failures)
+            log.error("%s: %s", self.job_id, one_line(text_of(failures)), extra=at(self.job_id))
+        finally:
+            for event in (self.accepted, self.ready, self.over):
+                event.set()
+            self.dispatcher.pool.forget_job(self.job_id)
+            if self._registry is not None:
+                self._registry.touch()
+
+    async def _submit(
+        self, store: Store, run: Run, stream: Stream[None], new: Submission | None
+    ) -> Submission | None:
+        """Make it durable what the job is; None: no client has ever said so."""
+        desk, view = stream.desk, run.peek()
+        if not has_submission(view):
+            if new is not None:
+                self._lane = desk.saver.add_lane(JOB_STREAM, Progress())
+                await _save(stream, self._lane, new)
+            return new
+        self._lane = desk.saver.add_lane(JOB_STREAM, view.streams[JOB_STREAM].progress)
+        stored = await read_submission(store, self.job_id)
+        if new is None or stored is None:
+            return stored
+        if not new.is_same_work(stored):
+            self.refusal = is_there_already(self.job_id)
+            return stored
+        if new.options != stored.options:
+            await desk.saver.save(self._lane, head_record(new, time.time()))
+        return new
+
+    async def _work(self, run: Run, stream: Stream[None], submission: Submission) -> None:
+        self._stream, self._registry = stream, run.coordinator.registry
+        self.ready.set()
+        self.dispatcher.pool.touch()
+        with self._scope:
+            await run_batches(
+                stream,
+                submission.items,
+                self._do,
+                concurrency=max(1, min(len(submission.items), MAX_IN_FLIGHT)),
+                retry=retries(submission.options),
+            )
+        if self._scope.cancelled_caught:
+            await stream.fail(JobCancelledError("it was cancelled"), retryable=False)
+
+    async def _do(self, batch: Batch[Any]) -> None:
+        submission = self.submission
+        if submission is None:
+            raise RuntimeError("a job without a submission has no items")
+        wanted = Wanted(
+            self.job_id,
+            batch.index,
+            task_id_of(self.job_id, batch.index),
+            submission.function,
+            batch.item,
+            batch.attempt,
+            submission.options,
+            self._down_at,
+        )
+
+        async def settle(value: Any, facts: TaskFacts, worker: str) -> None:
+            metadata = {"result": value, "task": facts.to_plain(), "worker": worker}
+            batch.complete(metadata=metadata, totals=sums_of(facts))
+            await batch.confirm()
+
+        await self.dispatcher.do(wanted, settle, self.note)
+
+    async def note(self, index: int, text: str) -> None:
+        """Write something into the job's history, about an item."""
+        if self._stream is not None:
+            await self._stream.desk.save_plain(trouble(f"item {index}: {text}", index=index))
+
+    async def _sweep(self, store: Store) -> None:
+        """Remove the saved states of items that have ended, where a crash had left some."""
+        for run in await store.list_runs():
+            if run.run_id.startswith(f"{self.job_id}."):
+                try:
+                    await prune_task(store, run.run_id)
+                except (StoreError, RunLockedError) as error:
+                    log.warning(
+                        "the states of %s stay: %s",
+                        run.run_id,
+                        one_line(text_of(error)),
+                        extra=at(self.job_id),
+                    )
+
+
+async def _save(stream: Stream[None], lane: Lane, submission: Submission) -> None:
+    """Save what a job is, and before that how many items it has: none of them is done.
+
+    Both are in one group.  So whoever reads a job knows how much of it is left, from the moment
+    on that it is taken.
+    """
+    desk, now = stream.desk, time.time()
+    total = Record(
+        kind=Kind.SAVE, at=now, opened=desk.new_opening(), expected=len(submission.items)
+    )
+    await desk.saver.save_all(
+        [(desk.lane, total), *((lane, record) for record in job_records(submission, now))]
+    )
+
+
+def is_there_already(job_id: str) -> JobRefusedError:
+    """Why a job is refused whose name another one has."""
+    return JobRefusedError(
+        f"job {job_id!r} is there already, with another function or other items: give it another "
+        "id",
+        run_id=job_id,
+    )

@@ -1,0 +1,362 @@
+"""Jobs and their work items as a store has them, for programs and people who watch.
+
+Nothing here needs a connection, or owns anything: it works beside a running foreman, and when
+there is none.  What only the foreman's memory knows (which worker has an item that saves nothing)
+it publishes beside its records, or it is given as `live`.
+
+Theory of operation.  What a read costs does not grow with the job.  The sums over all items are
+kept by the job's own records (`Progress.totals`), and a page of items reads what these items have:
+one that is not done its own run, one that is done its record in the job's run.  Those records
+are found by reading from the newest one back, at most `MAX_SCANNED`; a `JobReader` remembers what
+it has found, because an item that is done does not change.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from contextlib import aclosing
+
+import attrs
+
+from ..._journal.history import read_pages
+from ..._journal.progress import Progress
+from ..._journal.record import Kind, Record, Status
+from ..._journal.run_status import Look, read_look
+from ..._journal.store import RunView, Store
+from ..._util.plain import JOB_STREAM
+from ..._util.text import plural
+from .._wire.errors import JobCancelledError, UnknownJobError
+from .._wire.names import ITEMS_STREAM, check_job_id, is_job_id, split_task_id, task_id_of
+from .._wire.submission import JobHead, head_of
+from .job_views import (
+    DONE_PERCENT,
+    STATUSES,
+    JobView,
+    Live,
+    LiveTask,
+    TaskStatus,
+    TaskView,
+    with_facts,
+    without_states,
+)
+from .live import read_live_job, tasks_of
+from .task_checkpoints import TaskFacts, read_facts
+
+MAX_STATES = 1_000  # of items that are not done, looked at for the sums of a job
+MAX_SCANNED = 50_000  # records of a job, read for one page of its items: a second, or some
+MAX_REMEMBERED = 20_000  # items that are done: some ten MiB
+
+CHECKPOINTS = "checkpoints"  # the sums over the items that are done: their names in the records
+WITH_CHECKPOINTS = "tasks_with_checkpoints"
+
+
+async def list_jobs(store: Store) -> tuple[str, ...]:
+    """The ids of all jobs of a store, sorted."""
+    return tuple(run.run_id for run in await store.list_runs() if is_job_id(run.run_id))
+
+
+async def read_job(
+    store: Store,
+    job_id: str,
+    *,
+    live: Live | None = None,
+    after: int = 0,
+    limit: int | None = None,
+) -> JobView:
+    """A job with its items, or a page of them.
+
+    Args:
+        store: The foreman's.
+        job_id: The job.
+        live: What the foreman's memory knows, by item; default: what it has published.
+        after: Leave out so many items.
+        limit: Give at most so many; default: all.
+
+    Raises:
+        UnknownJobError: there is no such job.
+        StoreDamagedError: a record is not what was saved.
+
+    Cancellation: a cancellation point between reads.
+    """
+    return await JobReader(store).job(job_id, live, after=after, limit=limit)
+
+
+async def read_task(store: Store, task_id: str, *, live: Live | None = None) -> TaskView:
+    """A work item.
+
+    Args, Raises, Cancellation: as for `read_job`.
+    """
+    return await JobReader(store).task(task_id, live)
+
+
+@attrs.define(eq=False)
+class JobReader:
+    """Reads jobs again and again, and what is done only once.
+
+    Attributes:
+        store: Where they are.
+    """
+
+    store: Store
+    _done: OrderedDict[tuple[str, int], TaskView] = attrs.field(
+        factory=OrderedDict[tuple[str, int], TaskView], init=False
+    )
+
+    async def job(
+        self, job_id: str, live: Live | None, *, after: int = 0, limit: int | None = None
+    ) -> JobView:
+        """A job; see `read_job`."""
+        job = await self._open(job_id, live)
+        prefix = f"{job_id}."
+        runs = await self.store.list_runs()
+        job.saved = frozenset(run.run_id for run in runs if run.run_id.startswith(prefix))
+        stop = job.total if limit is None else min(job.total, after + limit)
+        page = range(min(after, job.total), stop)
+        await self._read_done(job, page, MAX_SCANNED)
+        tasks = [await self._task(job, index) for index in page]
+        with_states, percents, checkpoints = await job.sums()
+        progress = job.progress
+        return JobView(
+            job_id=job_id,
+            status=job.status,
+            function=job.head.function,
+            total_tasks=job.total,
+            completed_tasks=len(progress.confirmed),
+            failed_tasks=len(progress.skipped) + (job.failed_index is not None),
+            tasks_with_checkpoints=with_states,
+            average_progress_percent=percents / job.total if job.total else DONE_PERCENT,
+            total_checkpoints_taken=checkpoints,
+            checkpoint_interval_s=job.head.options.checkpoint_interval_s,
+            error=progress.error,
+            started_at=progress.started_at,
+            ended_at=progress.completed_at or progress.failed_at,
+            waits=job.waits,
+            tasks=tuple(tasks),
+        )
+
+    async def task(self, task_id: str, live: Live | None) -> TaskView:
+        """A work item; see `read_task`."""
+        job_id, index = split_task_id(task_id)
+        job = await self._open(job_id, live)
+        if index >= job.total:
+            raise UnknownJobError(
+                f"job {job_id!r} has {plural(job.total, 'item')}, none of index {index}",
+                run_id=job_id,
+            )
+        if await self.store.read_run(task_id) is not None:
+            job.saved = frozenset({task_id})
+        await self._read_done(job, [index], None)
+        return await self._task(job, index)
+
+    async def _open(self, job_id: str, live: Live | None) -> _Job:
+        try:
+            check_job_id(job_id)
+        except ValueError as error:
+            raise UnknownJobError(str(error)) from error
+        look = await read_look(self.store, job_id)
+        head = None if look is None else head_of(look.view)
+        if look is None or head is None:
+            raise UnknownJobError(f"there is no job {job_id!r} in {self.store.url}", run_id=job_id)
+        shown = None
+        if look.owner is not None:
+            shown = await read_live_job(self.store, job_id, look.view.owner)
+        waits = "" if shown is None else shown.waits
+        return _Job(
+            self.store, look, head, tasks_of(job_id, shown) if live is None else live, waits
+        )
+
+    async def _task(self, job: _Job, index: int) -> TaskView:
+        if index not in job.progress.confirmed:
+            return await job.open_task(index)
+        task_id = task_id_of(job.job_id, index)
+        found = self._done.get((task_id, job.generation))
+        if found is None:  # it was done too long ago
+            return attrs.evolve(job.plain(index, TaskStatus.COMPLETED), is_detailed=False)
+        return found if task_id in job.saved else without_states(found)
+
+    async def _read_done(self, job: _Job, page: Iterable[int], limit: int | None) -> None:
+        """Read the records of the items of a page that are done, and not known yet."""
+        generation, confirmed = job.generation, job.progress.confirmed
+        missing = {
+            index
+            for index in page
+            if index in confirmed and (task_id_of(job.job_id, index), generation) not in self._done
+        }
+        if not missing:
+            return
+        scanned = 0
+        pages = read_pages(self.store, job.job_id, generation, ITEMS_STREAM)
+        async with aclosing(pages):
+            async for records in pages:
+                scanned += len(records)
+                self._remember(job, missing, records)
+                if not missing or (limit is not None and scanned >= limit):
+                    return
+
+    def _remember(
+        self, job: _Job, missing: set[int], records: Collection[tuple[int, Record]]
+    ) -> None:
+        for _, record in records:
+            index = record.index
+            if record.kind is Kind.BATCH and index is not None and index in missing:
+                missing.discard(index)  # newest first: any other of it was taken back
+                view = _done_view(job, index, record)
+                self._done[view.task_id, job.generation] = view
+                if len(self._done) > MAX_REMEMBERED:
+                    self._done.popitem(last=False)
+
+
+@attrs.define
+class _Job:
+    """What of a job is read once, whatever is asked of its items.
+
+    Attributes:
+        store: Where it is.
+        look: Its run.
+        head: What is done with its items.
+        live: What its foreman knows of the items that workers have.
+        waits: Why items wait for a worker that is not there.
+        saved: The items that have saved states.
+    """
+
+    store: Store
+    look: Look
+    head: JobHead
+    live: Live
+    waits: str
+    saved: frozenset[str] = frozenset()
+    _facts: dict[str, TaskFacts] = attrs.field(factory=dict[str, TaskFacts], init=False)
+
+    @property
+    def job_id(self) -> str:
+        return self.look.run_id
+
+    @property
+    def generation(self) -> int:
+        return self.look.view.generation
+
+    @property
+    def progress(self) -> Progress:
+        return items_progress(self.look.view)
+
+    @property
+    def total(self) -> int:
+        """How many items it has: that is saved when it is taken."""
+        return self.progress.expected or 0
+
+    @property
+    def status(self) -> TaskStatus:
+        """Where it stands: as its run does, in other words."""
+        if is_cancelled(self.progress):
+            return TaskStatus.CANCELLED
+        return STATUSES[self.look.status_of(self.look.summary())]
+
+    @property
+    def failed_index(self) -> int | None:
+        """The item that a job failed with."""
+        error = self.progress.error
+        return None if error is None else error.batch_index
+
+    async def facts(self, task_id: str) -> TaskFacts:
+        """What is saved of an item that is not done."""
+        if task_id not in self.saved:
+            return TaskFacts()
+        if task_id not in self._facts:
+            self._facts[task_id] = await read_facts(self.store, task_id)
+        return self._facts[task_id]
+
+    async def sums(self) -> tuple[int, float, int]:
+        """Items with saved states, percents of all items, and checkpoints of all items."""
+        done = self.progress.confirmed
+        with_states, checkpoints = self._sum(WITH_CHECKPOINTS), self._sum(CHECKPOINTS)
+        percents = DONE_PERCENT * len(done)
+        known = [*self.live, *sorted(self.saved - self.live.keys())]
+        left = [task_id for task_id in known if split_task_id(task_id)[1] not in done]
+        for task_id in left[:MAX_STATES]:
+            facts = await self.facts(task_id)
+            with_states += facts.checkpoint_count > 0
+            checkpoints += facts.checkpoint_count
+            percents += _percent(facts, self.live.get(task_id))
+        return with_states, percents, checkpoints
+
+    def _sum(self, name: str) -> int:
+        found = self.progress.totals.get(name)
+        return 0 if found is None else int(found.value)
+
+    def plain(self, index: int, status: TaskStatus) -> TaskView:
+        return TaskView(
+            task_id_of(self.job_id, index),
+            self.job_id,
+            index,
+            status,
+            progress_percent=DONE_PERCENT if status is TaskStatus.COMPLETED else 0.0,
+        )
+
+    async def open_task(self, index: int) -> TaskView:
+        """An item that is not done."""
+        view = self.plain(index, TaskStatus.PENDING)
+        failure = self.progress.failures.get(index)
+        facts, now = await self.facts(view.task_id), self.live.get(view.task_id)
+        return attrs.evolve(
+            with_facts(view, facts),
+            status=await self._status_of(index, facts, now),
+            attempts=0 if failure is None else failure.attempts,
+            progress_percent=_percent(facts, now),
+            worker=None if now is None else now.worker,
+            error=None if failure is None else failure.error,
+        )
+
+    async def _status_of(self, index: int, facts: TaskFacts, now: LiveTask | None) -> TaskStatus:
+        if index in self.progress.skipped or index == self.failed_index:
+            return TaskStatus.FAILED
+        if is_cancelled(self.progress):
+            return TaskStatus.CANCELLED
+        if now is not None:
+            return TaskStatus.RUNNING if now.is_running else TaskStatus.ASSIGNED
+        task_id = task_id_of(self.job_id, index)
+        if task_id not in self.saved or await self.store.read_owner(task_id) is None:
+            return TaskStatus.PENDING
+        return TaskStatus.RUNNING if facts.sequence else TaskStatus.ASSIGNED
+
+
+def _percent(facts: TaskFacts, now: LiveTask | None) -> float:
+    """How far an item is that is not done: as its worker says, or as was saved."""
+    if now is not None and now.progress_percent is not None:
+        return now.progress_percent
+    return facts.progress_percent or 0.0
+
+
+def _done_view(job: _Job, index: int, record: Record) -> TaskView:
+    facts = TaskFacts.from_plain(record.metadata.get("task", {}))
+    worker = record.metadata.get("worker")
+    return attrs.evolve(
+        with_facts(job.plain(index, TaskStatus.COMPLETED), facts),
+        attempts=record.attempts,
+        worker=worker if isinstance(worker, str) else None,
+        completed_at=record.at,
+    )
+
+
+def items_progress(view: RunView) -> Progress:
+    """How far the items of a job are."""
+    entry = view.streams.get(ITEMS_STREAM)
+    return Progress() if entry is None else entry.progress
+
+
+def is_cancelled(progress: Progress) -> bool:
+    """Whether a job was cancelled, by the progress of its items."""
+    error = progress.error
+    return error is not None and error.type == JobCancelledError.__qualname__
+
+
+def has_submission(view: RunView) -> bool:
+    """Whether a job's run says what the job is."""
+    entry = view.streams.get(JOB_STREAM)
+    return entry is not None and entry.progress.status is Status.COMPLETE
+
+
+def sums_of(facts: TaskFacts) -> dict[str, int]:
+    """What an item that is done adds to the sums of its job."""
+    count = facts.checkpoint_count
+    return {CHECKPOINTS: count, WITH_CHECKPOINTS: 1} if count else {}

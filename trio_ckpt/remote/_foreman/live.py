@@ -1,0 +1,333 @@
+"""What a foreman is at, for other processes on its machine, and what they ask of it: by its store.
+
+Theory of operation.  A monitor of the foreman's store is another process, and has no secret that a
+foreman would take.  But whoever may write to the store may do all that a foreman can: so the store
+is their way.  A foreman publishes (`Store.publish`) which items of each job its workers have, and
+under which name it can be asked; who asks publishes a question under that name, and the
+foreman publishes its answers.  The name is random and new with every start, so nothing that was
+asked of a foreman that was killed is ever done by the next one.
+
+There is room for one question.  Where two are asked at the same moment one takes the place of the
+other, which is asked again until its answer is there.  All of this is a window: nothing is
+durable, and a store that keeps no such thing (`Store.has_live`) shows nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+
+import attrs
+import msgspec
+import trio
+
+from ..._journal.store import Store
+from ..._util.errors import StoreError, text_of
+from ..._util.patience import give_up_after
+from ..._util.text import one_line
+from .._wire.message import MAX_TEXT_CHARS, Id, Name, Text
+from .._wire.names import task_id_of
+from .job_views import Live, LiveTask
+
+log = logging.getLogger("trio_ckpt.remote.foreman")
+
+EVERY_S = 0.5  # how often a foreman looks for questions, and publishes what has changed
+MAX_COST_FRACTION = 0.02  # of its time
+MAX_ITEMS = 2_000  # of a job: those that were begun first
+MAX_ANSWERS = 100
+ANSWER_S = 5.0  # for a foreman to answer: it may have much to do
+AGAIN_S = 1.0  # then a question is asked again, in case another one took its place
+LOOK_S = 0.1
+
+CONFLICT = 409
+
+T = TypeVar("T")
+Action = Literal["force-checkpoint", "release", "cancel"]
+
+
+class LiveItem(msgspec.Struct, frozen=True, array_like=True):
+    """An item that a worker has; see `LiveTask`."""
+
+    index: Annotated[int, msgspec.Meta(ge=0)]
+    worker: str
+    since: float
+    is_running: bool
+    percent: Annotated[float, msgspec.Meta(ge=0, le=100)] | None
+
+
+class LiveJob(msgspec.Struct, frozen=True, array_like=True):
+    """What a foreman says of a job.
+
+    Attributes:
+        owner: The number under which it owns the job's run: of an older one nothing counts.
+        foreman: Its name, for questions.
+        items: Those that workers have.
+        waits: Why the others wait for a worker that is not there; empty: they do not.
+    """
+
+    owner: int
+    foreman: Name
+    items: tuple[LiveItem, ...]
+    waits: Text = ""
+
+
+class Asked(msgspec.Struct, frozen=True, array_like=True):
+    """A question.
+
+    Attributes:
+        number: Random: the answer has the same.
+        action: What is to be done.
+        target: The work item; of "cancel" the job.
+    """
+
+    number: Name
+    action: Action
+    target: Id
+
+
+class Answered(msgspec.Struct, frozen=True, array_like=True):
+    """An answer: a status of HTTP, and why."""
+
+    number: Name
+    code: int
+    reason: str
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_job = msgspec.msgpack.Decoder(LiveJob)
+_decode_asked = msgspec.msgpack.Decoder(Asked)
+_decode_answers = msgspec.msgpack.Decoder(tuple[Answered, ...])
+
+
+def _read(decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T | None:
+    """What was published; None: nothing that can be read."""
+    try:
+        return decoder.decode(payload) if payload else None
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        log.debug("what was published cannot be read: %s", error)
+        return None
+
+
+# ---------------------------------------------------------------------------------------
+# The foreman's side
+# ---------------------------------------------------------------------------------------
+
+
+class ShownJob(Protocol):
+    """A job of a foreman, as far as it is shown."""
+
+    waits: str
+
+    @property
+    def owner(self) -> int | None:
+        """The number under which its run is owned; None: it is not yet."""
+        ...
+
+
+class ShownForeman(Protocol):
+    """A foreman, as far as it is shown."""
+
+    store: Store
+
+    @property
+    def jobs(self) -> Mapping[str, ShownJob]:
+        """Those that are being done."""
+        ...
+
+    @property
+    def live(self) -> Live:
+        """What is known of the items that workers have, by their names."""
+        ...
+
+    def cancel(self, job_id: str) -> None:
+        """End a job."""
+        ...
+
+    async def control(self, action: Any, task_id: str) -> tuple[int, str]:
+        """Do something to a work item."""
+        ...
+
+
+@attrs.define(eq=False)
+class ForemanWindow:
+    """Shows a foreman to other processes, and answers them; `run` is its task."""
+
+    _foreman: ShownForeman
+    _name: str = attrs.field(factory=partial(secrets.token_hex, 16), init=False)
+    _shown: dict[str, bytes] = attrs.field(factory=dict[str, bytes], init=False)
+    _answers: dict[str, Answered] = attrs.field(factory=dict[str, Answered], init=False)
+
+    async def run(self) -> None:
+        """Show and answer until cancelled; then take away what was shown.
+
+        A store that does not take it is left alone: a window ends no job.
+
+        Cancellation: ends it; taking it away is shielded.
+        """
+        if not self._foreman.store.has_live:
+            return
+        pause_s, is_failing = EVERY_S, False
+        try:
+            while True:
+                await trio.sleep(pause_s)
+                began = time.perf_counter()
+                try:
+                    await self._answer()
+                    await self._show()
+                    is_failing = False
+                except StoreError as error:
+                    if not is_failing:
+                        log.warning("jobs are not shown: %s", one_line(text_of(error)))
+                    is_failing = True
+                pause_s = max(EVERY_S, (time.perf_counter() - began) / MAX_COST_FRACTION)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._withdraw()
+
+    async def _show(self) -> None:
+        jobs, live = self._foreman.jobs, self._foreman.live
+        items: dict[str, list[LiveItem]] = {job_id: [] for job_id in jobs}
+        for task_id, task in live.items():
+            job_id, _, index = task_id.rpartition(".")
+            if job_id in items and len(items[job_id]) < MAX_ITEMS:
+                items[job_id].append(
+                    LiveItem(
+                        int(index), task.worker, task.since, task.is_running, task.progress_percent
+                    )
+                )
+        for job_id, job in tuple(jobs.items()):
+            if job.owner is not None:
+                waits = job.waits[:MAX_TEXT_CHARS]
+                shown = LiveJob(job.owner, self._name, tuple(items[job_id]), waits)
+                await self._publish(job_id, _encode(shown))
+        for job_id in self._shown.keys() - jobs.keys():
+            await self._publish(job_id, b"")
+
+    async def _publish(self, job_id: str, payload: bytes) -> None:
+        if self._shown.get(job_id, b"") == payload:
+            return
+        await self._foreman.store.publish(_job_name(job_id), payload)
+        if payload:
+            self._shown[job_id] = payload
+        else:
+            self._shown.pop(job_id, None)
+
+    async def _answer(self) -> None:
+        store = self._foreman.store
+        asked = _read(_decode_asked, await store.read_live(_question_name(self._name)))
+        if asked is None or asked.number in self._answers:
+            return
+        code, reason = await self._do(asked)
+        self._answers[asked.number] = Answered(asked.number, code, reason)
+        while len(self._answers) > MAX_ANSWERS:
+            del self._answers[next(iter(self._answers))]
+        await store.publish(_answer_name(self._name), _encode(tuple(self._answers.values())))
+
+    async def _do(self, asked: Asked) -> tuple[int, str]:
+        if asked.action != "cancel":
+            return await self._foreman.control(asked.action, asked.target)
+        if asked.target not in self._foreman.jobs:
+            return CONFLICT, "the job is over"
+        self._foreman.cancel(asked.target)
+        return 202, "the job is being cancelled"
+
+    async def _withdraw(self) -> None:
+        names = [_job_name(job_id) for job_id in self._shown]
+        if self._answers:
+            names += [_question_name(self._name), _answer_name(self._name)]
+        for name in names:
+            try:
+                await self._foreman.store.publish(name, b"")
+            except StoreError as error:
+                log.debug("what was shown is left behind: %s", one_line(text_of(error)))
+
+
+def _job_name(job_id: str) -> str:
+    return f"{job_id} at its foreman"
+
+
+def _question_name(foreman: str) -> str:
+    return f"a question to foreman {foreman}"
+
+
+def _answer_name(foreman: str) -> str:
+    return f"answers of foreman {foreman}"
+
+
+# ---------------------------------------------------------------------------------------
+# The other side
+# ---------------------------------------------------------------------------------------
+
+
+async def read_live_job(store: Store, job_id: str, owner: int) -> LiveJob | None:
+    """What the foreman that owns a job has published of it; None: nothing that can be read.
+
+    Args:
+        store: The foreman's.
+        job_id: The job.
+        owner: The number of the newest owner of its run, who is there now.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    found = _read(_decode_job, await store.read_live(_job_name(job_id)))
+    return found if found is not None and found.owner == owner else None
+
+
+def tasks_of(job_id: str, job: LiveJob | None) -> dict[str, LiveTask]:
+    """The items that workers have, by their names."""
+    return {
+        task_id_of(job_id, item.index): LiveTask(
+            item.worker, item.since, item.is_running, item.percent
+        )
+        for item in (() if job is None else job.items)
+    }
+
+
+async def ask_foreman_of(store: Store, job_id: str, action: Action, target: str) -> tuple[int, str]:
+    """Have the foreman of a job do something, by its store.
+
+    Args:
+        store: The foreman's.
+        job_id: The job.
+        action: What.
+        target: The work item; of "cancel" the job.
+
+    Returns:
+        As `Foreman.control`.
+
+    Raises:
+        StoreError: the store cannot be read, or written.
+
+    Cancellation: it may be done or not.
+    """
+    owner, stored = await store.read_owner(job_id), await store.read_run(job_id)
+    if owner is None or stored is None:
+        return CONFLICT, "no foreman has the job now"
+    job = None
+    with give_up_after(ANSWER_S if store.has_live else 0, is_shielded=False):
+        while job is None:  # it may have taken the job a moment ago
+            job = await read_live_job(store, job_id, stored.owner)
+            await trio.sleep(0 if job is not None else LOOK_S)
+    if job is None:
+        return CONFLICT, "its foreman shows nothing in the store: ask in the foreman's own process"
+    return await _ask(store, job.foreman, Asked(secrets.token_hex(16), action, target))
+
+
+async def _ask(store: Store, foreman: str, asked: Asked) -> tuple[int, str]:
+    """Ask, and wait for the answer."""
+    with give_up_after(ANSWER_S, is_shielded=False):
+        while True:
+            await store.publish(_question_name(foreman), _encode(asked))
+            again_at = trio.current_time() + AGAIN_S
+            while trio.current_time() < again_at:
+                await trio.sleep(LOOK_S)
+                answers = _read(_decode_answers, await store.read_live(_answer_name(foreman)))
+                for answer in answers or ():
+                    if answer.number == asked.number:
+                        return answer.code, answer.reason
+    return CONFLICT, f"the foreman has not answered for {ANSWER_S:g} s: it may be done or not"

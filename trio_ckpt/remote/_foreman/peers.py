@@ -1,0 +1,332 @@
+"""One connection at the foreman: let in, listened to, and never more than a connection.
+
+Whatever a peer does ends at most its own connection: a broken rule, silence, garbage, an error of
+ours while dealing with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import attrs
+import trio
+
+from ..._journal.record import describe_error
+from ..._util.errors import StoreError, TrioCkptError
+from ..._util.text import one_line
+from .._wire.errors import (
+    ConnectionLostError,
+    JobRefusedError,
+    NotAllowedError,
+    ProtocolError,
+    RemoteProtocolError,
+)
+from .._wire.link import HANDSHAKE_S, HEARTBEAT_S, SILENCE_S, Link, Socket, open_link
+from .._wire.messages import (
+    MAX_FOLLOWED,
+    MAX_SUBMISSIONS,
+    MAX_TEXT_CHARS,
+    AttachJob,
+    CancelJob,
+    Control,
+    ControlReply,
+    Goodbye,
+    Hello,
+    JobAccepted,
+    JobItems,
+    JobRefused,
+    Refused,
+    ReleaseTask,
+    Slots,
+    StoreCall,
+    SubmitJob,
+    TaskCheckpoint,
+    TaskFailed,
+    TaskMessage,
+    TaskResult,
+    Welcome,
+)
+from .._wire.names import check_job_id
+from .._wire.protocol import Connection, Received, choose_version
+from .._wire.secrets import is_secret
+from .._wire.submission import MAX_JOB_BYTES, Submission, check_function
+from .foreman import CONFLICT, Foreman
+from .pool import Pool
+from .results import feed_results
+from .worker_handle import WorkerHandle
+
+log = logging.getLogger("trio_ckpt.remote.foreman")
+
+
+@attrs.frozen
+class Terms:
+    """On what terms peers are let in.
+
+    Attributes:
+        secret: What they have to say.
+        heartbeat_s: How often each side says something.
+        silence_s: Who says nothing for so long is gone.
+    """
+
+    secret: bytes
+    heartbeat_s: float = HEARTBEAT_S
+    silence_s: float = SILENCE_S
+
+
+async def serve_peer(foreman: Foreman, terms: Terms, socket: Socket, where: str) -> None:
+    """Deal with one connection until it ends.
+
+    Args:
+        foreman: Whose.
+        terms: On what terms.
+        socket: The connection.
+        where: Whose it is, for the log.
+
+    Cancellation: says goodbye, for a short time.
+    """
+    try:
+        async with open_link(socket, Connection(None)) as link:
+            hello = await _let_in(link, terms)
+            if hello is None:
+                return
+            try:
+                if hello.role == "worker":
+                    await _serve_worker(foreman, link, hello)
+                else:
+                    await _serve_client(foreman, link)
+            finally:
+                await link.say_goodbye("the foreman ends")
+    except (ConnectionLostError, ProtocolError) as error:
+        log.info("%s: %s", where, one_line(str(error)))
+
+
+async def _let_in(link: Link, terms: Terms) -> Hello | None:
+    """Hear who it is; None: it is not let in."""
+    with trio.move_on_after(HANDSHAKE_S):
+        received = await link.receive()
+        link.consumed(received)
+        hello = received.message
+        if not isinstance(hello, Hello):
+            raise RemoteProtocolError("the first message is no HELLO")
+        refusal = None
+        version = choose_version(hello.versions)
+        if not is_secret(hello.secret, terms.secret):
+            refusal = Refused("secret", "the secret is another")
+        elif version is None:
+            refusal = Refused("version", f"no version of {hello.versions} is spoken here")
+        if refusal is not None:
+            log.warning("a %s is not let in: %s", hello.role, refusal.reason)
+            link.send(refusal)
+            await link.flush()
+            return None
+        link.heartbeat_s, link.silence_s = terms.heartbeat_s, terms.silence_s
+        link.send(Welcome(version or 0, terms.heartbeat_s, terms.silence_s, link.connection.window))
+        return hello
+    raise ConnectionLostError("nobody has said HELLO in time")
+
+
+# ---------------------------------------------------------------------------------------
+# Workers
+# ---------------------------------------------------------------------------------------
+
+
+async def _serve_worker(foreman: Foreman, link: Link, hello: Hello) -> None:
+    worker = foreman.connect(hello, link)
+    is_leaving = False
+    try:
+        while True:
+            received = await link.receive()
+            if isinstance(received.message, Goodbye):
+                is_leaving = True
+                return
+            _take(foreman.pool, worker, link, received)
+    finally:
+        foreman.disconnect(worker, link, is_leaving=is_leaving)
+
+
+def _take(pool: Pool, worker: WorkerHandle, link: Link, received: Received) -> None:
+    """Take a message about an item; the pool settles what comes of a last word."""
+    message = received.message
+    if isinstance(message, Slots):
+        worker.slots = message.slots
+        pool.touch(worker)
+    elif isinstance(message, TaskMessage):
+        lease = worker.leases.get(message.task_id)
+        if lease is not None and lease.is_offered:
+            if lease.number != message.lease:
+                raise RemoteProtocolError(
+                    f"{message.KIND.name} names lease {message.lease}, not {lease.number}"
+                )
+            if isinstance(message, TaskCheckpoint | StoreCall):
+                reply = partial(_reply, worker, link)
+                lease.take_call(message, reply, partial(link.consumed, received))
+                return  # no more credit for what is kept
+            lease.take(message)
+        elif isinstance(message, TaskResult | TaskFailed | ReleaseTask):
+            pool.touch(worker)
+    link.consumed(received)
+
+
+def _reply(worker: WorkerHandle, link: Link, message: TaskMessage) -> None:
+    """Answer on the connection that the question came on; on another one it is asked again."""
+    if worker.link is link:
+        worker.send(message)
+
+
+# ---------------------------------------------------------------------------------------
+# Clients
+# ---------------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class _Incoming:
+    """A job of which the items are coming."""
+
+    submit: SubmitJob
+    items: list[Any] = attrs.field(factory=list[Any])
+    size: int = 0
+
+
+async def _serve_client(foreman: Foreman, link: Link) -> None:
+    client = _Client(foreman, link)
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            await client.listen(nursery)
+        except BaseException as error:
+            failure = error
+        finally:
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+@attrs.define(eq=False)
+class _Client:
+    """One client's connection."""
+
+    foreman: Foreman
+    link: Link
+    _incoming: dict[str, _Incoming] = attrs.field(factory=dict[str, _Incoming], init=False)
+    _taken: dict[str, trio.Event] = attrs.field(factory=dict[str, trio.Event], init=False)
+    _fed: dict[str, trio.CancelScope] = attrs.field(factory=dict[str, trio.CancelScope], init=False)
+
+    async def listen(self, nursery: trio.Nursery) -> None:
+        """Take what it says until it leaves."""
+        while True:
+            received = await self.link.receive()
+            match received.message:
+                case Goodbye():
+                    return
+                case SubmitJob() as submit:
+                    self._begin(submit, nursery)
+                case JobItems() as items:
+                    self._add(items, received.cost, nursery)
+                case AttachJob() as attach:
+                    self._attach(attach, nursery)
+                case CancelJob(job_id):
+                    self._incoming.pop(job_id, None)
+                    nursery.start_soon(self._guard, self._cancel, job_id)
+                case Control() as control:
+                    nursery.start_soon(self._guard, self._control, control)
+                case _:
+                    pass
+            self.link.consumed(received)
+
+    async def _guard(self, func: Any, *args: Any) -> None:
+        """See that an error in dealing with one request is no more than that."""
+        try:
+            await func(*args)
+        except ConnectionLostError:
+            pass  # `listen` is told, too
+        except Exception:
+            log.exception("a client's request could not be dealt with")
+
+    def _begin(self, submit: SubmitJob, nursery: trio.Nursery) -> None:
+        job_id = submit.job_id
+        try:
+            check_job_id(job_id)
+            check_function(submit.function)
+        except (ValueError, NotAllowedError) as error:
+            self._refuse(job_id, "invalid", str(error))
+            return
+        if len(self._incoming) >= MAX_SUBMISSIONS:
+            raise RemoteProtocolError(f"over {MAX_SUBMISSIONS} jobs are submitted at once")
+        self._incoming[job_id] = _Incoming(submit)
+        self._end_if_whole(job_id, nursery)
+
+    def _add(self, message: JobItems, cost: int, nursery: trio.Nursery) -> None:
+        incoming = self._incoming.get(message.job_id)
+        if incoming is None:
+            return  # it was refused, and this was on its way
+        if message.first != len(incoming.items):
+            raise RemoteProtocolError("the items of a job come in another order")
+        incoming.items += message.items
+        incoming.size += cost
+        size = sum(other.size for other in self._incoming.values())
+        if size > MAX_JOB_BYTES or len(incoming.items) > incoming.submit.total:
+            del self._incoming[message.job_id]
+            self._refuse(message.job_id, "invalid", f"its items are over {MAX_JOB_BYTES:,} bytes")
+            return
+        self._end_if_whole(message.job_id, nursery)
+
+    def _end_if_whole(self, job_id: str, nursery: trio.Nursery) -> None:
+        incoming = self._incoming[job_id]
+        if len(incoming.items) == incoming.submit.total:
+            del self._incoming[job_id]
+            submit = incoming.submit
+            submission = Submission(submit.function, incoming.items, submit.options)
+            taken = self._taken[job_id] = trio.Event()
+            nursery.start_soon(self._guard, self._submit, job_id, submission, taken)
+
+    async def _cancel(self, job_id: str) -> None:
+        """End a job, also one that is just being taken."""
+        taken = self._taken.get(job_id)
+        if taken is not None:
+            await taken.wait()
+        self.foreman.cancel(job_id)
+
+    async def _submit(self, job_id: str, submission: Submission, taken: trio.Event) -> None:
+        try:
+            await self._take(job_id, submission)
+        finally:
+            taken.set()
+            if self._taken.get(job_id) is taken:
+                del self._taken[job_id]
+
+    async def _take(self, job_id: str, submission: Submission) -> None:
+        try:
+            await self.foreman.submit(job_id, submission)
+        except JobRefusedError as error:
+            self._refuse(job_id, "exists", str(error))
+        except TrioCkptError as error:
+            self._refuse(job_id, "store", describe_error(error).message)
+        else:
+            self.link.send(JobAccepted(job_id))
+
+    def _refuse(self, job_id: str, code: str, reason: str) -> None:
+        self.link.send(JobRefused(job_id, code, one_line(reason)[:MAX_TEXT_CHARS]))
+
+    def _attach(self, attach: AttachJob, nursery: trio.Nursery) -> None:
+        before = self._fed.pop(attach.job_id, None)
+        if before is not None:
+            before.cancel()
+        elif len(self._fed) >= MAX_FOLLOWED:
+            raise RemoteProtocolError(f"over {MAX_FOLLOWED} jobs are followed at once")
+        scope = self._fed[attach.job_id] = trio.CancelScope()
+        nursery.start_soon(self._guard, self._feed, attach, scope)
+
+    async def _feed(self, attach: AttachJob, scope: trio.CancelScope) -> None:
+        with scope:
+            await feed_results(self.foreman, self.link, attach)
+        if self._fed.get(attach.job_id) is scope:
+            del self._fed[attach.job_id]
+
+    async def _control(self, control: Control) -> None:
+        try:
+            code, reason = await self.foreman.control(control.action, control.task_id)
+        except StoreError as error:
+            code, reason = CONFLICT, str(error)
+        self.link.send(ControlReply(control.call, code, one_line(reason)[:MAX_TEXT_CHARS]))

@@ -1,0 +1,436 @@
+"""Workers, the items that wait for one, and the one place that brings both together.
+
+Theory of operation
+===================
+
+A work item waits in the `Pool` until a worker has a free slot and runs functions of its module;
+jobs take turns.  A worker that comes back names what it still holds: an item that waits goes to
+the worker that holds it before any other gets it.
+
+`Pool.match` is the only place that gives items to workers, and the only one that settles what a
+worker holds.  It does not ask what has happened; it looks at how each item stands on a worker's
+connection and what the foreman makes of it, and does what the table `DUE` says.  Whatever may
+change one of the two calls `Pool.touch`, and one task (`Pool.run`) then matches.  So the order in
+which connections, last words, saves and jobs come and go does not matter, and a slot or an item
+that becomes free cannot be overlooked: a slot becomes free only by a TASK_ACK, which is sent in
+`match` and nowhere else, or with a connection.
+
+An item that may be what takes workers down is to be alone on a worker.  Where all have something
+to do, one of them gets nothing more until it is idle: else a worker with several slots would never
+be, as long as items wait, and the item would wait for the end of all jobs.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import attrs
+import trio
+
+from ..._util.log import Place, at
+from ..._util.patience import wait_awake
+from .._wire.messages import Cancel, Held, JobOptions, NewLease, TaskAck
+from .._wire.names import ITEMS_STREAM
+from .._wire.protocol import TaskPhase
+from .lease import Lease, Lost
+from .worker_handle import WorkerHandle
+
+log = logging.getLogger("trio_ckpt.remote.foreman")
+
+MAX_NAMED = 5  # modules in one line
+NOT_WANTED = "its result is not wanted any more"
+
+
+@attrs.frozen
+class Wanted:
+    """A work item that is to be done.
+
+    Attributes:
+        job_id: Its job.
+        index: Its place there.
+        task_id: Its name.
+        function: What is to be done.
+        item: With what.
+        attempt: 1 for the first try.
+        options: Of the job.
+        down_at: When the foreman saved last before it was started; Unix time, s; None: it did
+            not work at this job before.
+    """
+
+    job_id: str
+    index: int
+    task_id: str
+    function: str
+    item: Any
+    attempt: int
+    options: JobOptions
+    down_at: float | None = None
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether it takes checkpoints."""
+        return self.options.checkpoint_interval_s is not None
+
+    @property
+    def place(self) -> Place:
+        """What a line of the log about it is about."""
+        return at(self.job_id, ITEMS_STREAM, self.index)
+
+
+class Standing(enum.Enum):
+    """What the foreman makes of an item that stands on a worker's connection."""
+
+    LEASED = "the worker has it under a lease that goes on"
+    CHANGING = "a promise to the worker is being kept, or its last word is being made durable"
+    WAITING = "it waits for a worker, and this one may go on with it"
+    OPEN = "it is wanted, and does not wait for a worker now"
+    UNWANTED = "it is done, its job is over, another worker has it, or it was ended here"
+
+    __hash__ = object.__hash__
+
+
+class Due(enum.Enum):
+    """What is to be done about an item on a worker's connection."""
+
+    NOTHING = enum.auto()
+    LEASE = enum.auto()
+    TAKE = enum.auto()
+    CANCEL = enum.auto()
+    ACK = enum.auto()
+
+
+DUE: dict[TaskPhase, dict[Standing, Due]] = {
+    TaskPhase.HELD: {
+        Standing.LEASED: Due.LEASE,
+        Standing.CHANGING: Due.NOTHING,
+        Standing.WAITING: Due.TAKE,
+        Standing.OPEN: Due.NOTHING,
+        Standing.UNWANTED: Due.CANCEL,
+    },
+    TaskPhase.RUNNING: {
+        Standing.LEASED: Due.NOTHING,
+        Standing.CHANGING: Due.NOTHING,
+        Standing.WAITING: Due.CANCEL,
+        Standing.OPEN: Due.CANCEL,
+        Standing.UNWANTED: Due.CANCEL,
+    },
+    TaskPhase.STOPPING: dict.fromkeys(Standing, Due.NOTHING),
+    TaskPhase.ENDED: {
+        Standing.LEASED: Due.NOTHING,
+        Standing.CHANGING: Due.NOTHING,
+        Standing.WAITING: Due.ACK,
+        Standing.OPEN: Due.ACK,
+        Standing.UNWANTED: Due.ACK,
+    },
+}
+"""Where an item stands on a worker's connection, what the foreman makes of it -> what to do.
+
+What is RUNNING without a lease has lost it (its last word could not be stored, say): no answer
+would ever come to what its function asks, so it is cancelled.  What is HELD is answered as soon as
+it is known whether the worker may go on."""
+
+
+@attrs.define(eq=False)
+class _Waiter:
+    """An item that waits for a worker."""
+
+    wanted: Wanted
+    may_begin: bool  # or only the worker that holds it already may have it
+    is_alone: bool = False  # it gets a worker for itself
+    ready: trio.Event = attrs.field(factory=trio.Event)
+    lease: Lease | None = None
+
+
+@attrs.define(eq=False)
+class Pool:
+    """All workers, and all items that wait.
+
+    Attributes:
+        is_open: Whether an item may still be wanted, by its name.
+        is_rebalancing: A worker with much to do is asked to hand an item back when another
+            one is idle.
+        workers: By the ids of their processes.
+        leases: All promises and leases, by item.
+    """
+
+    is_open: Callable[[str], bool]
+    is_rebalancing: bool = False
+    workers: dict[str, WorkerHandle] = attrs.field(factory=dict[str, WorkerHandle])
+    leases: dict[str, Lease] = attrs.field(factory=dict[str, Lease], init=False)
+    _holders: dict[str, WorkerHandle] = attrs.field(factory=dict[str, WorkerHandle], init=False)
+    _waiting: OrderedDict[str, dict[str, _Waiter]] = attrs.field(
+        factory=OrderedDict[str, dict[str, _Waiter]], init=False
+    )
+    _newest: dict[str, dict[str, int]] = attrs.field(factory=dict[str, dict[str, int]], init=False)
+    # by job and item: the newest lease if its worker may go on with it, or 0 if it may not
+    _lone: dict[_Waiter, None] = attrs.field(factory=dict[_Waiter, None], init=False)
+    _kept: WorkerHandle | None = attrs.field(default=None, init=False)
+    _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _touched: dict[WorkerHandle, None] = attrs.field(factory=dict[WorkerHandle, None], init=False)
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait."""
+        return sum(map(len, self._waiting.values()))
+
+    # -- what changes -------------------------------------------------------------------------
+
+    def touch(self, worker: WorkerHandle | None = None) -> None:
+        """Have `match` look again.
+
+        Args:
+            worker: Whose items or slots have changed; None: what is made of items has.
+        """
+        if worker is not None:
+            self._touched[worker] = None
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Match whenever something has changed; the foreman's task for it.
+
+        Cancellation: ends it; a foreman that ends takes nothing away from its workers.
+        """
+        while True:
+            await self._changed.wait()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._changed = trio.Event()
+            self.match()
+
+    async def take(self, wanted: Wanted, claims_until: float, *, is_alone: bool = False) -> Lease:
+        """Wait for a worker.
+
+        Args:
+            wanted: The item.
+            claims_until: Until then only a worker that holds the item already gets it; trio's
+                time, s.
+            is_alone: Whether only a worker that has nothing else gets it, and gets nothing else.
+
+        Returns:
+            The promise of a slot of a worker; give it back with `end`.
+
+        Cancellation: nothing is promised.
+        """
+        waiter = _Waiter(wanted, trio.current_time() >= claims_until, is_alone)
+        self._waiting.setdefault(wanted.job_id, {})[wanted.task_id] = waiter
+        if is_alone:
+            self._lone[waiter] = None
+        self.touch()
+        try:
+            if not waiter.may_begin:
+                await wait_awake(waiter.ready, claims_until - trio.current_time())
+                waiter.may_begin = True
+                self.touch()
+            await waiter.ready.wait()
+        except BaseException:
+            if waiter.lease is not None:
+                self.end(waiter.lease)
+            raise
+        finally:
+            self._forget_waiter(waiter)
+        if waiter.lease is None:
+            raise RuntimeError("a waiter was woken without a worker")
+        return waiter.lease
+
+    def end(self, lease: Lease) -> None:
+        """Note that the foreman has done what a lease asks for, or has given it up."""
+        task_id = lease.task_id
+        worker = self._holders.pop(task_id)
+        del worker.leases[task_id], self.leases[task_id]
+        if lease.is_offered:
+            may_go_on = lease.ending is None or isinstance(lease.ending, Lost)
+            self._newest.setdefault(job_of(task_id), {})[task_id] = lease.number if may_go_on else 0
+        self.touch(worker)
+
+    def why_waiting(self, job_id: str) -> str:
+        """Why no worker that is there now will ever take the items of a job; empty: one will."""
+        waiters = self._waiting.get(job_id)
+        if not waiters:
+            return ""
+        function = next(iter(waiters.values())).wanted.function  # of all items of a job
+        workers = [worker for worker in self.workers.values() if worker.is_connected]
+        if any(worker.runs(function) for worker in workers):
+            return ""
+        if not workers:
+            return f"no worker is connected, so {function} waits"
+        modules = sorted({module for worker in workers for module in worker.allow})
+        shown = ", ".join(modules[:MAX_NAMED]) + (", …" if len(modules) > MAX_NAMED else "")
+        return f"no worker that is connected runs {function}: they run functions of {shown}"
+
+    def forget_job(self, job_id: str) -> None:
+        """Note that a job is over."""
+        self._newest.pop(job_id, None)
+        for worker in self.workers.values():
+            self.touch(worker)
+
+    # -- matching -----------------------------------------------------------------------------
+
+    def match(self) -> None:
+        """Settle what workers hold, then give free slots to items that wait."""
+        touched, self._touched = self._touched, {}
+        for worker in touched:
+            if self._settle(worker):
+                self._touched[worker] = None  # to be looked at again when anything changes
+        self._give_slots()
+        if self.is_rebalancing and not self._waiting:
+            self._rebalance()
+
+    def _settle(self, worker: WorkerHandle) -> bool:
+        """Do what is due about each item of a worker; whether some of it is not decided yet."""
+        if not worker.is_connected:
+            return False
+        for lease in tuple(worker.leases.values()):
+            held = worker.held.get(lease.task_id)
+            if lease.is_live and (held is None or not lease.is_of(held.lease)):
+                lease.lose(Lost.MESSAGE)  # what said so went down with the last connection
+        is_undecided = False
+        for task_id, phase in tuple(worker.tasks.items()):
+            held = worker.held[task_id]
+            standing = self._standing(worker, held)
+            match DUE[phase][standing]:
+                case Due.LEASE:
+                    worker.send(NewLease(task_id, self.leases[task_id].number, held.lease))
+                case Due.TAKE:
+                    self._promise(task_id, worker, was=held.lease)
+                    is_undecided = True
+                case Due.CANCEL:
+                    self._refuse(held)
+                    worker.send(Cancel(task_id, held.lease, NOT_WANTED))
+                case Due.ACK:
+                    worker.send(TaskAck(task_id, held.lease))
+                case Due.NOTHING:
+                    is_undecided |= standing in (Standing.CHANGING, Standing.OPEN)
+        return is_undecided
+
+    def _standing(self, worker: WorkerHandle, held: Held) -> Standing:
+        """What the foreman makes of an item that a worker has on its connection."""
+        task_id = held.task_id
+        lease = self.leases.get(task_id)
+        if lease is not None and (self._holders[task_id] is worker or lease.ending is not None):
+            return Standing.LEASED if lease.is_live else Standing.CHANGING
+        newest = self._newest.get(job_of(task_id), {}).get(task_id, held.lease)
+        if lease is not None or newest != held.lease or not self.is_open(task_id):
+            return Standing.UNWANTED
+        waiter = self._waiting.get(job_of(task_id), {}).get(task_id)
+        if waiter is None:
+            return Standing.OPEN
+        is_same = waiter.wanted.attempt == held.attempt
+        return Standing.WAITING if is_same else Standing.UNWANTED
+
+    def _refuse(self, held: Held) -> None:
+        """Note that what is cancelled now is not gone on with, whatever becomes of the CANCEL."""
+        newest = self._newest.get(job_of(held.task_id), {})
+        if newest.get(held.task_id) == held.lease:
+            newest[held.task_id] = 0
+
+    def _give_slots(self) -> None:
+        """Give free slots to items that wait, one job after the other."""
+        self._give_idle_workers()
+        self._keep_one()
+        is_moving = bool(self._waiting)
+        while is_moving:
+            is_moving = False
+            free = [
+                worker
+                for worker in self.workers.values()
+                if worker.free > 0 and worker is not self._kept
+            ]
+            if not free:
+                return
+            for job_id in tuple(self._waiting):
+                is_moving = self._give_slot(job_id, free) or is_moving
+
+    def _give_idle_workers(self) -> None:
+        """Give a worker for itself to each item that is to be alone, as far as one is idle."""
+        for waiter in tuple(self._lone):
+            idle = [worker for worker in self._able_alone(waiter) if worker.is_idle]
+            if idle:
+                self._promise(waiter.wanted.task_id, idle[0])
+
+    def _keep_one(self) -> None:
+        """Give a worker nothing more, so that an item soon has it for itself.
+
+        It is the one with the least to do, and stays it: so the item waits no longer than what
+        that one has takes.  One at a time: the others go on.
+        """
+        able = list[WorkerHandle]()
+        for waiter in self._lone:
+            able = able or self._able_alone(waiter)
+        if self._kept not in able:
+            self._kept = min(able, key=lambda worker: worker.slots - worker.free, default=None)
+
+    def _able_alone(self, waiter: _Waiter) -> list[WorkerHandle]:
+        """Workers that an item that is to be alone may have, when they are idle."""
+        if not waiter.may_begin:
+            return []
+        return [
+            worker
+            for worker in self.workers.values()
+            if worker.takes_items and worker.runs(waiter.wanted.function)
+        ]
+
+    def _give_slot(self, job_id: str, free: list[WorkerHandle]) -> bool:
+        waiters = self._waiting[job_id]
+        function = next(iter(waiters.values())).wanted.function  # of all items of a job
+        able = [worker for worker in free if worker.free > 0 and worker.runs(function)]
+        if not able:
+            return False
+        for task_id in _in_order(waiters):
+            waiter = waiters[task_id]
+            fit = [worker for worker in able if task_id not in worker.tasks]
+            if fit and waiter.may_begin and not waiter.is_alone:
+                self._promise(task_id, max(fit, key=lambda worker: worker.free))
+                return True
+        return False
+
+    def _promise(self, task_id: str, worker: WorkerHandle, was: int | None = None) -> None:
+        """Give an item that waits to a worker."""
+        job_id = job_of(task_id)
+        waiter = self._waiting[job_id][task_id]
+        waiter.lease = Lease(task_id, waiter.wanted.function, worker, was)
+        waiter.lease.is_alone = waiter.is_alone and was is None
+        self._holders[task_id] = worker
+        worker.leases[task_id] = self.leases[task_id] = waiter.lease
+        waiter.ready.set()
+        self._forget_waiter(waiter)
+        if job_id in self._waiting:
+            self._waiting.move_to_end(job_id)
+
+    def _forget_waiter(self, waiter: _Waiter) -> None:
+        job_id, task_id = waiter.wanted.job_id, waiter.wanted.task_id
+        self._lone.pop(waiter, None)
+        waiters = self._waiting.get(job_id, {})
+        if waiters.get(task_id) is waiter:
+            del waiters[task_id]
+            if not waiters:
+                del self._waiting[job_id]
+
+    def _rebalance(self) -> None:
+        """Ask the busiest worker for an item if another one could begin it at once."""
+        workers = [worker for worker in self.workers.values() if worker.is_connected]
+        idle = [worker for worker in workers if worker.free > 0]
+        if not idle:
+            return
+        least = min(idle, key=lambda worker: worker.running)
+        most = max(workers, key=lambda worker: worker.running)
+        if most.running - least.running < 2 or any(
+            lease.is_asked_back for lease in self.leases.values()
+        ):
+            return
+        able = [lease for lease in most.leases.values() if least.runs(lease.function)]
+        if able:
+            able[-1].ask_back("another worker is idle")
+
+
+def job_of(task_id: str) -> str:
+    """The job of a work item."""
+    return task_id.rpartition(".")[0]
+
+
+def _in_order(task_ids: Collection[str]) -> Iterator[str]:
+    """Items in the order of their indexes; most often the first one is all that is asked for."""
+    yield min(task_ids)
+    yield from sorted(task_ids)[1:]

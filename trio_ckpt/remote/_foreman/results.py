@@ -1,0 +1,201 @@
+"""The results of a job on their way to a client: those that are there, then those that come.
+
+A result is read back from the store before it is sent, so what a client has been told is durable,
+and a client that comes late, or again, is told the same as one that was there all the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+from ..._journal.history import read_pages
+from ..._journal.progress import Progress
+from ..._journal.record import ErrorInfo, Kind, Record, Status, describe_error
+from ..._journal.store import Store
+from ..._tokens.registry import TokenRegistry
+from ..._util.errors import StoreDamagedError, StoreError
+from ..._util.index_set import IndexSet
+from ..._util.plain import check_run_id
+from .._wire.errors import TaskFailedError
+from .._wire.link import Link
+from .._wire.messages import (
+    MAX_NAME_CHARS,
+    MAX_TEXT_CHARS,
+    MAX_TRACEBACK_CHARS,
+    AttachJob,
+    JobDone,
+    JobRefused,
+    JobResult,
+    JobWaits,
+    TaskError,
+)
+from .._wire.names import ITEMS_STREAM
+from .foreman import Foreman
+from .job import Job
+from .job_reader import has_submission, is_cancelled, items_progress
+
+NO_DETAILS: Mapping[str, Any] = {}
+EXTRA = 20  # records that are read beyond the results that are missing: failed attempts, notes
+
+
+async def feed_results(foreman: Foreman, link: Link, attach: AttachJob) -> None:
+    """Send the results of a job that a client has not got, until it is over.
+
+    Where the store cannot be read, the job ends for this client as interrupted, with the reason.
+
+    Args:
+        foreman: Whose.
+        link: To the client.
+        attach: What it asked for.
+
+    Raises:
+        ConnectionLostError: the client is gone.
+    """
+    try:
+        await _feed(foreman, link, attach)
+    except StoreError as error:
+        reason = _error(describe_error(error))
+        link.send(JobDone(attach.job_id, attach.call, "interrupted", reason))
+
+
+async def _feed(foreman: Foreman, link: Link, attach: AttachJob) -> None:
+    job_id, sent = attach.job_id, _indexes(attach.have)
+    told = ""
+    while True:
+        job = foreman.jobs.get(job_id)
+        if job is not None:
+            await job.ready.wait()
+        registry = None if job is None else job.registry
+        version = 0 if registry is None else registry.version
+        is_over = job is None or job.over.is_set()
+        found = None if job is None else job.standing
+        if found is None:
+            view = await foreman.store.load_run(check_run_id(job_id))
+            if view is None or not has_submission(view):
+                link.send(JobRefused(job_id, "unknown", f"there is no job {job_id!r}"))
+                return
+            found = view.generation, items_progress(view)
+        generation, progress = found
+        await _send_new(foreman, link, attach, generation, progress, sent)
+        if is_over:
+            problem = None if job is None else job.problem
+            link.send(await _done(foreman.store, attach, generation, progress, problem))
+            return
+        if registry is not None and job is not None:
+            if job.waits != told:
+                told = job.waits
+                link.send(JobWaits(job_id, attach.call, told[:MAX_TEXT_CHARS]))
+            await _wait_for_more(registry, version, job, progress, sent, told)
+
+
+async def _wait_for_more(
+    registry: TokenRegistry,
+    version: int,
+    job: Job,
+    progress: Progress,
+    sent: IndexSet,
+    told: str,
+) -> None:
+    """Wait until there is a result that was not sent, the job is over, or waits for another."""
+    while not job.over.is_set() and len(progress.done) <= len(sent) and job.waits == told:
+        version = await registry.wait_changed(version)
+
+
+def _indexes(have: tuple[int, ...]) -> IndexSet:
+    try:
+        return IndexSet.from_steps(list(have))
+    except ValueError:
+        return IndexSet()  # it has nothing that makes sense: it gets all
+
+
+async def _send_new(
+    foreman: Foreman,
+    link: Link,
+    attach: AttachJob,
+    generation: int,
+    progress: Progress,
+    sent: IndexSet,
+) -> None:
+    strangers = sent.copy()
+    strangers.subtract(progress.done)
+    sent.subtract(strangers)  # what the client says it has of what is not done
+    missing = len(progress.done) - len(sent)
+    if missing <= 0:
+        return
+    pages = read_pages(
+        foreman.store, attach.job_id, generation, ITEMS_STREAM, limit=min(1_000, missing + EXTRA)
+    )
+    async with aclosing(pages):
+        async for records in pages:
+            for _, record in records:
+                index = record.index
+                is_last_word = record.kind in (Kind.BATCH, Kind.SKIP)
+                if index is None or not is_last_word or not progress.is_done(index):
+                    continue
+                if sent.add(index):
+                    link.send(_result(attach, index, record))
+                    missing -= 1
+                    await link.drain()
+            if missing <= 0:
+                return
+    if missing > 0:
+        raise StoreDamagedError(f"{missing} results of {attach.job_id} are not in its history")
+
+
+def _result(attach: AttachJob, index: int, record: Record) -> JobResult:
+    if record.kind is Kind.BATCH:
+        return JobResult(attach.job_id, attach.call, index, record.metadata.get("result"))
+    error = _error(record.error, record.metadata)
+    return JobResult(attach.job_id, attach.call, index, None, error)
+
+
+def _error(info: ErrorInfo | None, details: Mapping[str, Any] = NO_DETAILS) -> TaskError | None:
+    """An error as it is sent.
+
+    Args:
+        info: The error.
+        details: What was stored with the attempt that it ended.
+    """
+    if info is None:
+        return None
+    kind, message = info.type, info.message
+    if kind == TaskFailedError.__qualname__:
+        kind, message = TaskFailedError.split(message)
+    traceback = str(details.get("traceback", ""))[-MAX_TRACEBACK_CHARS:]
+    return TaskError(kind[:MAX_NAME_CHARS] or "Error", message[:MAX_TEXT_CHARS], traceback)
+
+
+async def _details_of(
+    store: Store, job_id: str, generation: int, index: int | None
+) -> Mapping[str, Any]:
+    """What was stored with the newest attempt at an item that failed."""
+    if index is None:
+        return NO_DETAILS
+    async with aclosing(read_pages(store, job_id, generation, ITEMS_STREAM)) as pages:
+        async for records in pages:
+            for _, record in records:
+                if record.kind in (Kind.ATTEMPT, Kind.SKIP) and record.index == index:
+                    return record.metadata
+    return NO_DETAILS
+
+
+async def _done(
+    store: Store,
+    attach: AttachJob,
+    generation: int,
+    progress: Progress,
+    problem: ErrorInfo | None,
+) -> JobDone:
+    head = attach.job_id, attach.call
+    if progress.status is Status.COMPLETE:
+        return JobDone(*head, "completed")
+    if is_cancelled(progress):
+        return JobDone(*head, "cancelled", _error(progress.error))
+    if progress.status is Status.FAILED:
+        info = progress.error
+        index = None if info is None else info.batch_index
+        details = await _details_of(store, attach.job_id, generation, index)
+        return JobDone(*head, "failed", _error(info, details), index)
+    return JobDone(*head, "interrupted", _error(problem))

@@ -1,0 +1,285 @@
+"""A foreman on the network: who may connect at all, and how little they can do before.
+
+Theory of operation.  A connection is counted before anything is read from it, and closed at once
+if there are too many.  TLS, the upgrade to a WebSocket and HELLO have to come within a time
+each; until then a peer can make the foreman hold one frame.  Browsers are refused (they say an
+Origin), and so are requests for another host than this one, so that no web page can talk to a
+foreman on the machine of who looks at it.
+
+Whatever happens to one connection ends that connection: every one has a nursery of its own, and
+nothing leaves it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from ..._journal.store import Store
+from ..._util.arguments import (
+    flag,
+    instance,
+    port as check_port,
+    seconds,
+    several,
+    text,
+    whole_number,
+)
+from ..._util.forks import unshare
+from ..._util.portal import check_trio
+from ..._util.text import one_line
+from .._wire.errors import ConnectionLostError, UnsafeBindingError
+from .._wire.link import HANDSHAKE_S, HEARTBEAT_S, SILENCE_S
+from .._wire.secrets import check_secret
+from .foreman import DEFAULT_GRACE_S, Foreman
+from .peers import Terms, serve_peer
+
+if TYPE_CHECKING:
+    from .._wire.sockets import Request, WebSocket
+
+log = logging.getLogger("trio_ckpt.remote.foreman")
+
+DEFAULT_PORT = 9_000
+DEFAULT_CONNECTIONS = 1_000
+Accept = Callable[
+    [trio.abc.Stream, "Callable[[Request], str | None]"],
+    "AbstractAsyncContextManager[WebSocket | None]",
+]
+
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+BACKLOG = 256  # connections that the kernel keeps for us
+
+
+async def serve_foreman(
+    store: Store,
+    *,
+    secret: bytes | str,
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    ssl_context: ssl.SSLContext | None = None,
+    allow_plain: bool = False,
+    hosts: Collection[str] = (),
+    max_connections: int = DEFAULT_CONNECTIONS,
+    grace_s: float = DEFAULT_GRACE_S,
+    heartbeat_s: float | None = None,
+    silence_s: float = SILENCE_S,
+    rebalance: bool = False,
+    task_status: trio.TaskStatus[Foreman] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Take jobs from clients and have workers do them, until cancelled.
+
+    All that a foreman knows is in the store: kill it at any time and start it again, and jobs
+    go on; workers that are still there go on with what they have.
+
+    Args:
+        store: Where jobs, results and checkpoints are.  A foreman owns the runs of its jobs, so
+            there is one foreman for a job; others may use the store for other runs.
+        secret: What lets peers in, 16 bytes or more.
+        host: The address to listen on.
+        port: The port; 0: one that is free.
+        ssl_context: For TLS, with the certificate loaded.
+        allow_plain: Listen beyond this machine without TLS all the same.
+        hosts: Names under which peers may ask for it, beside `host` and this machine's.
+        max_connections: More are closed at once.
+        grace_s: How long a worker whose connection was closed may take to come back: then its
+            items go to others.  A worker that lives is back within a tenth of a second.
+        heartbeat_s: Each side of a connection says something at least so often; default: 5 s,
+            or a quarter of `silence_s` if that is less.
+        silence_s: A peer that says nothing for so long is gone, and its items go to others.
+        rebalance: Ask a worker with two items more than an idle one for one of them.
+        task_status: Told when it listens, with the `Foreman`.
+
+    Raises:
+        UnsafeBindingError: it was to listen beyond this machine without TLS.
+        StoreError: the store cannot be read.
+        OSError: the port is taken.
+        TypeError, ValueError: an argument is wrong; the message has its name and value.
+
+    Durability: a job that was accepted, a checkpoint that was acknowledged and a result that was
+        sent survive what the store says.
+    Cancellation: ends it; functions on workers go on and wait for the next foreman.
+    """
+    check_trio()
+    instance("store", store, Store, "an open store")
+    port = check_port("port", port)
+    text("host", host)
+    names = several("hosts", hosts, "names of hosts")
+    for name in names:
+        text("a name of hosts", name)
+    max_connections = whole_number("max_connections", max_connections, least=1)
+    grace_s = seconds("grace_s", grace_s, is_endless_allowed=True)
+    silence_s = seconds("silence_s", silence_s, is_zero_allowed=False)
+    if heartbeat_s is None:
+        heartbeat_s = min(HEARTBEAT_S, silence_s / 4)
+    heartbeat_s = seconds("heartbeat_s", heartbeat_s, is_zero_allowed=False)
+    flag("allow_plain", allow_plain)
+    flag("rebalance", rebalance)
+    if heartbeat_s >= silence_s:
+        raise ValueError(f"heartbeat_s must be less than silence_s, not {heartbeat_s!r}")
+    terms = Terms(check_secret(secret), heartbeat_s, silence_s)
+    check_binding(host, ssl_context, allow_plain=allow_plain)
+    from .._wire.sockets import accept  # trio-websocket is an extra: say so before listening
+
+    listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+    for listener in listeners:
+        unshare(listener.socket)
+    foreman = Foreman(store, grace_s, rebalance)
+    foreman.port = int(listeners[0].socket.getsockname()[1])
+    foreman.url = f"{'ws' if ssl_context is None else 'wss'}://{_url_host(host)}:{foreman.port}"
+    door = Door(foreman, terms, ssl_context, frozenset({*names, host}), max_connections, accept)
+    async with trio.open_nursery() as nursery:
+        await foreman.begin(nursery)
+        log.info("listening on %s", foreman.url)
+        task_status.started(foreman)
+        await trio.serve_listeners(door.let_in, listeners)
+
+
+def check_binding(host: str, ssl_context: ssl.SSLContext | None, *, allow_plain: bool) -> None:
+    """See that secrets do not go over a network in the clear.
+
+    Raises:
+        UnsafeBindingError: they would.
+    """
+    if ssl_context is None and not allow_plain and not is_local(host):
+        raise UnsafeBindingError(
+            f"{host!r} is beyond this machine, and without TLS anybody on the way reads the "
+            "secret: give ssl_context=, or allow_plain=True where the network is your own"
+        )
+
+
+def is_local(host: str) -> bool:
+    """Whether an address is only for this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _url_host(host: str) -> str:
+    """An address in a URL; where it is all of them, this machine's own."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return str(address) if address.version == 4 else f"[{address}]"
+
+
+@attrs.define(eq=False)
+class Door:
+    """Lets connections in, or not.
+
+    Attributes:
+        foreman: Whose.
+        terms: On what terms.
+        ssl_context: For TLS.
+        names: Under which it may be asked for.
+        max_connections: How many there may be.
+        connections: How many there are.
+    """
+
+    foreman: Foreman
+    terms: Terms
+    ssl_context: ssl.SSLContext | None
+    names: frozenset[str]
+    max_connections: int
+    _accept: Accept
+    connections: int = attrs.field(default=0, init=False)
+
+    async def let_in(self, stream: trio.SocketStream) -> None:
+        """Deal with one connection; nothing that goes wrong leaves here.
+
+        Cancellation: closes it.
+        """
+        if self.connections >= self.max_connections:
+            log.warning("over %d connections: one more is closed", self.max_connections)
+            await trio.aclose_forcefully(stream)
+            return
+        self.connections += 1
+        unshare(stream.socket)
+        where = "a connection"
+        try:
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            where = _where(stream)
+            await self._serve(stream, where)
+        except (ConnectionLostError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.info("%s: %s", where, one_line(str(error) or "it was too slow"))
+        except Exception:
+            log.exception("%s could not be dealt with", where)
+        finally:
+            self.connections -= 1
+            await _close(stream)
+
+    async def _serve(self, stream: trio.SocketStream, where: str) -> None:
+        outer: trio.abc.Stream = stream
+        if self.ssl_context is not None:
+            safe = trio.SSLStream(stream, self.ssl_context, server_side=True, https_compatible=True)
+            with trio.fail_after(HANDSHAKE_S):
+                await safe.do_handshake()
+            outer = safe
+        async with self._accept(outer, self._refuse) as found:
+            if found is not None:
+                await serve_peer(self.foreman, self.terms, found, where)
+
+    def _refuse(self, request: Request) -> str | None:
+        """Why a request is refused before anything is said; None: it is not."""
+        from .._wire.sockets import host_header  # as above
+
+        headers = dict(request.headers)
+        if b"origin" in headers:
+            return "a foreman is not for browsers"
+        if request.path != "/":
+            return "there is nothing at this path"
+        name = host_of(host_header(request))
+        if name not in self.names | LOCAL_NAMES and not self._is_any(name):
+            return "this is another host"
+        return None
+
+    def _is_any(self, name: str) -> bool:
+        """Whether it listens on all addresses, and was asked for by one of them."""
+        if not any(_is_unspecified(own) for own in self.names):
+            return False
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name == socket.gethostname()
+        return True
+
+
+def host_of(header: str) -> str:
+    """The host in a Host header, without its port; empty where there is none."""
+    text = header.strip()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0]
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _where(stream: trio.SocketStream) -> str:
+    try:
+        address = stream.socket.getpeername()
+    except OSError:
+        return "a connection that is gone"
+    return f"{address[0]}:{address[1]}"
+
+
+async def _close(stream: trio.SocketStream) -> None:
+    with trio.CancelScope(shield=True):
+        await trio.aclose_forcefully(stream)

@@ -1,0 +1,359 @@
+"""The foreman's end of a worker's store: what it asks is asked of the foreman's own.
+
+Theory of operation.  A relay is for one lease: it speaks for one run, under one owner number, and
+lets its worker see nothing else: blobs only that the worker has put, or that a record of the run
+named which it was given.
+
+A worker that does not know whether a save was acknowledged sends it again.  What is there already
+with the same bytes is then acknowledged; the store's own order of sequences refuses anything
+else.
+
+Workers seal records without a key.  Where the foreman's store has one, records are sealed anew on
+their way in and out, so that the key never leaves the foreman.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import IO, Any
+
+import attrs
+import msgspec
+
+from ..._journal.record import Seal
+from ..._journal.store import Checkpoint, Fold, HistoryPage, RunKey, Store, StoredRecord, StoredRun
+from ..._util.errors import SaveOutcomeUnknownError, StoreError
+from ..._util.patience import end_awake
+from ..._util.plain import decode_key
+from ..._util.threads import run_blocking
+from .._wire.faults import fault_of
+from .._wire.messages import (
+    BEGIN_AGAIN,
+    MAX_TEXT_CHARS,
+    MIB,
+    CheckpointAck,
+    DropBlobs,
+    PutBlob,
+    ReadBlob,
+    ReadHistory,
+    ReadRun,
+    StoreCall,
+    StoreReply,
+    TaskCheckpoint,
+)
+
+REPLY_BYTES = MIB  # of an answer, in one message
+MAX_PAGE_BYTES = 64 * MIB  # of one page of a history, if it has more than one record
+MAX_BLOB_BYTES = 16 * 1024 * MIB  # of one; it goes through a temporary file
+FAULT_CHARS = MIB  # of all faults of one group: they are in one message
+SAVE_TIMEOUT_S = 60.0  # as the saver of a run has it: then the outcome is unknown
+
+_NIL = msgspec.msgpack.encode(None)
+
+
+@attrs.define(eq=False)
+class _Incoming:
+    """A blob that comes in parts."""
+
+    digest: str
+    size: int
+    file: IO[bytes]
+    have: int = 0
+
+
+@attrs.define(eq=False)
+class Relay:
+    """What one worker may do with the foreman's store, under one lease.
+
+    Attributes:
+        store: The foreman's.
+        run_id: The item's run.
+        owner: The number that the store gave for it.
+    """
+
+    store: Store
+    run_id: str
+    owner: int
+    _incoming: _Incoming | None = attrs.field(default=None, init=False)
+    _finished: str = attrs.field(default="", init=False)  # the blob that came last
+    _seen: set[str] = attrs.field(factory=set[str], init=False)
+
+    async def save(self, message: TaskCheckpoint) -> CheckpointAck:
+        """Make checkpoints durable; says what came of it, whatever that is.
+
+        Durability: what has no fault in the answer survives what the store says.
+        Cancellation: shielded; it ends in bounded time.
+        """
+        head = (message.task_id, message.lease, message.call)
+        unknown = SaveOutcomeUnknownError(f"the store has not answered for {SAVE_TIMEOUT_S:g} s")
+        ack = CheckpointAck(*head, fault=fault_of(unknown))
+
+        async def save() -> None:
+            nonlocal ack
+            try:
+                run = RunKey(self.run_id, message.generation, self.owner)
+                outcomes = await self._save(run, message.checkpoints, message.folds)
+                chars = min(MAX_TEXT_CHARS, FAULT_CHARS // max(1, len(outcomes)))
+                faults = tuple(
+                    None if one is None else fault_of(one, chars=chars) for one in outcomes
+                )
+                ack = CheckpointAck(*head, faults)
+            except Exception as error:  # it is the worker's to deal with
+                ack = CheckpointAck(*head, fault=fault_of(error))
+
+        await end_awake(save, SAVE_TIMEOUT_S)
+        return ack
+
+    async def answer(self, message: StoreCall) -> list[StoreReply]:
+        """Answer a question, in as many parts as it takes.
+
+        Cancellation: a cancellation point; of reads nothing is left behind.
+        """
+        head = (message.task_id, message.lease, message.call)
+        try:
+            data = await self._answer(message)
+        except Exception as error:  # as above
+            return [StoreReply(*head, fault=fault_of(error))]
+        parts = range(0, max(len(data), 1), REPLY_BYTES)
+        return [
+            StoreReply(*head, data[first : first + REPLY_BYTES], first == parts[-1])
+            for first in parts
+        ]
+
+    async def _answer(self, message: StoreCall) -> bytes:
+        store = self.store
+        match message.verb:
+            case ReadRun(generation):
+                found = await store.read_run(self.run_id, generation)
+                return msgspec.msgpack.encode(None if found is None else self._run_out(found))
+            case ReadHistory() as verb:
+                return await self._history(verb)
+            case PutBlob() as verb:
+                return await self._put(verb)
+            case ReadBlob(digest, offset, size):
+                if not self.may_read(digest):
+                    raise StoreError(f"blob {digest} is none of run {self.run_id!r}")
+                return await store.read_blob(digest, offset, size)
+            case DropBlobs(generation, stream, sequences):
+                run = RunKey(self.run_id, generation, self.owner)
+                return msgspec.msgpack.encode(await store.drop_blobs(run, stream, sequences))
+
+    def may_read(self, digest: str) -> bool:
+        """Whether a blob is one that the worker may know."""
+        return digest in self._seen
+
+    # -- saves --------------------------------------------------------------------------------
+
+    async def _save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+    ) -> list[Exception | None]:
+        if self.store.mac_key is None:
+            return await self._save_sealed(run, group, folds)
+        kept, refused = await self._seal_group(run.generation, group)
+        folds = [self._fold_in(run.generation, fold) for fold in folds]
+        saved = iter(await self._save_sealed(run, kept, folds))
+        return [refused[n] if n in refused else next(saved) for n in range(len(group))]
+
+    async def _save_sealed(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+    ) -> list[Exception | None]:
+        outcomes = await self.store.save(run, group, folds)
+        if all(outcome is None for outcome in outcomes):
+            return outcomes
+        there = await self._already_there(run, group)
+        rest = [one for place, one in enumerate(group) if place not in there]
+        again = iter(await self.store.save(run, rest, folds) if there else ())
+        if not there:
+            return outcomes
+        return [None if place in there else next(again) for place in range(len(group))]
+
+    async def _already_there(self, run: RunKey, group: Sequence[Checkpoint]) -> set[int]:
+        """The places of those that the store has, with the same bytes."""
+        there: set[int] = set()
+        for stream in {one.stream for one in group}:
+            wanted = {one.sequence: n for n, one in enumerate(group) if one.stream == stream}
+            for record in await self._newest(run, stream, min(wanted)):
+                place = wanted.get(record.sequence)
+                if place is not None and _is_same(group[place], record):
+                    there.add(place)
+        return there
+
+    async def _newest(self, run: RunKey, stream: str, first: int) -> list[StoredRecord]:
+        """The records of a stream from a sequence on, newest first."""
+        found: list[StoredRecord] = []
+        cursor = None
+        while True:
+            page = await self.store.history(
+                self.run_id, stream, generation=run.generation, cursor=cursor, limit=100
+            )
+            found += [record for record in page.records if record.sequence >= first]
+            cursor = page.cursor
+            if cursor is None or page.records[-1].sequence <= first:
+                return found
+
+    # -- reads --------------------------------------------------------------------------------
+
+    async def _history(self, verb: ReadHistory) -> bytes:
+        limit = verb.limit
+        while True:
+            page = await self.store.history(
+                self.run_id,
+                verb.stream,
+                generation=verb.generation,
+                cursor=verb.cursor,
+                limit=limit,
+            )
+            size = sum(len(record.payload) for record in page.records)
+            if size <= MAX_PAGE_BYTES or len(page.records) <= 1:
+                break
+            limit = len(page.records) // 2  # the cursor has to fit, so it is asked again
+        generation = verb.generation
+        if generation is None and self.store.mac_key is not None:
+            stored = await self.store.read_run(self.run_id)
+            generation = 0 if stored is None else stored.generation
+        records = self._records_out(generation or 0, verb.stream, page.records)
+        return msgspec.msgpack.encode(HistoryPage(records, page.cursor))
+
+    def _run_out(self, run: StoredRun) -> StoredRun:
+        """A run as its worker is to see it."""
+        streams = [
+            attrs.evolve(
+                entry,
+                tail=self._records_out(run.generation, entry.stream, entry.tail),
+                fold=None if entry.fold is None else self._fold_out(run.generation, entry.fold),
+            )
+            for entry in run.streams
+        ]
+        return attrs.evolve(run, streams=tuple(streams))
+
+    def _records_out(
+        self, generation: int, stream: str, records: Iterable[StoredRecord]
+    ) -> tuple[StoredRecord, ...]:
+        found = tuple(records)
+        for record in found:
+            self._seen.update(record.blobs)
+        if self.store.mac_key is None:
+            return found
+        inner, outer = self._seals(generation, stream)
+        return tuple(
+            attrs.evolve(
+                one, payload=outer.close(one.sequence, inner.open(one.sequence, one.payload))
+            )
+            for one in found
+        )
+
+    # -- seals --------------------------------------------------------------------------------
+
+    def _seals(self, generation: int, stream: str) -> tuple[Seal, Seal]:
+        """Of the foreman's store, and of its worker's."""
+        key = decode_key(stream)
+        return self.store.seal(self.run_id, generation, key), Seal(
+            self.run_id, generation, key, None
+        )
+
+    async def _seal_group(
+        self, generation: int, group: Sequence[Checkpoint]
+    ) -> tuple[list[Checkpoint], dict[int, Exception]]:
+        """Those that could be sealed with the store's key, and why which others could not.
+
+        One that could not takes with it the later ones of its stream.
+        """
+        kept: list[Checkpoint] = []
+        refused: dict[int, Exception] = {}
+        failed: dict[str, Exception] = {}
+        for place, one in enumerate(group):
+            try:
+                if one.stream not in failed:
+                    kept.append(await self._sealed_in(generation, one))
+                    continue
+            except StoreError as error:
+                failed[one.stream] = error
+            refused[place] = failed[one.stream]
+        return kept, refused
+
+    async def _sealed_in(self, generation: int, one: Checkpoint) -> Checkpoint:
+        """A checkpoint sealed with the store's key; a large one is another blob then."""
+        inner, outer = self._seals(generation, one.stream)
+        payload = one.payload
+        if one.blob is not None:
+            payload = await self.store.read_blob(one.blob)
+        sealed = inner.close(one.sequence, outer.open(one.sequence, payload))
+        if one.blob is None and len(sealed) < self.store.inline_limit_bytes:
+            return attrs.evolve(one, payload=sealed)
+        digest = await self.store.put_blob(sealed)
+        return attrs.evolve(one, payload=b"", blob=digest)
+
+    def _fold_in(self, generation: int, fold: Fold) -> Fold:
+        inner, outer = self._seals(generation, fold.stream)
+        return attrs.evolve(
+            fold, payload=inner.close(-fold.through, outer.open(-fold.through, fold.payload))
+        )
+
+    def _fold_out(self, generation: int, fold: Fold) -> Fold:
+        if self.store.mac_key is None:
+            return fold
+        inner, outer = self._seals(generation, fold.stream)
+        return attrs.evolve(
+            fold, payload=outer.close(-fold.through, inner.open(-fold.through, fold.payload))
+        )
+
+    # -- blobs --------------------------------------------------------------------------------
+
+    async def _put(self, part: PutBlob) -> bytes:
+        if part.size > MAX_BLOB_BYTES:
+            raise StoreError(f"a blob of {part.size:,} bytes is over {MAX_BLOB_BYTES:,}")
+        end = part.offset + len(part.data)
+        if end > part.size:
+            raise StoreError("a part of a blob goes over its end")
+        if part.offset == 0 and end == part.size:
+            await self._put_whole(part.digest, part.data)
+            return _NIL
+        if part.offset == 0:
+            self.close()
+            self._incoming = _Incoming(part.digest, part.size, tempfile.TemporaryFile())  # noqa: SIM115  # closed by `close`
+        incoming = self._incoming
+        if incoming is None or (incoming.digest, incoming.size) != (part.digest, part.size):
+            return _NIL if self._finished == part.digest else BEGIN_AGAIN
+        if end <= incoming.have:
+            return _NIL  # it comes again because its answer was lost
+        if part.offset != incoming.have:
+            return BEGIN_AGAIN
+        await run_blocking(incoming.file.write, part.data)
+        incoming.have = end
+        if end == incoming.size:
+            await self._put_file(incoming)
+        return _NIL
+
+    async def _put_file(self, incoming: _Incoming) -> None:
+        try:
+            incoming.file.flush()
+            fd = incoming.file.fileno()
+            with (
+                mmap.mmap(fd, incoming.size, access=mmap.ACCESS_READ) as whole,
+                memoryview(whole) as view,
+            ):
+                await self._put_whole(incoming.digest, view)
+        finally:
+            self.close()
+
+    async def _put_whole(self, digest: str, payload: Any) -> None:
+        found = await self.store.put_blob(payload)
+        if found != digest:
+            raise StoreError(f"the SHA-256 of what came is {found}, not {digest}")
+        self._finished = digest
+        self._seen.add(digest)
+
+    def close(self) -> None:
+        """Let go of a blob that has not come whole."""
+        if self._incoming is not None:
+            self._incoming.file.close()
+            self._incoming = None
+
+
+def _is_same(checkpoint: Checkpoint, record: StoredRecord) -> bool:
+    if checkpoint.blob is not None:
+        return hashlib.sha256(record.payload).hexdigest() == checkpoint.blob
+    return checkpoint.payload == record.payload

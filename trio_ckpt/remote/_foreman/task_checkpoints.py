@@ -1,0 +1,164 @@
+"""What a store knows of the saved states of one work item."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Any
+
+import attrs
+import msgspec
+
+from ..._journal.history import read_pages
+from ..._journal.record import TROUBLE, Kind, Record
+from ..._journal.store import Store
+from ...state import decode_frame, frame_digest
+from .._wire.names import TASK_STREAM
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """A saved state that is a difference.
+
+    Attributes:
+        sequence: Of its record in the item's stream.
+        size: In bytes, that of its blob included.
+        digest: Of its frame, hexadecimal.
+        created_at: Unix time, s.
+    """
+
+    sequence: int
+    size: int
+    digest: str
+    created_at: float
+
+
+class TaskFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The saved states of an item; stored with its result when it is done.
+
+    Attributes:
+        checkpoint_count: How many there are in all.
+        last_checkpoint_at: When the newest one was saved; Unix time, s.
+        base_digest: Of the frame that the newest one builds on; empty: there is none.
+        base_size: Of that, in bytes, that of its blob included.
+        base_blob: The blob of that, or empty.
+        deltas: Those that build on it, the oldest first.
+        inline_bytes: Of the newest chain, in the store's records.
+        file_bytes: Of the newest chain, in blobs.
+        progress_percent: As the newest one says; None: it does not.
+        problem: Why one could not be saved, the newest such reason; empty: there was none.
+        sequence: Of the newest record of the item's stream.
+        saved_at: When that was saved.
+        result: What the item's function returned, if it has.
+        is_done: Whether it has.
+    """
+
+    checkpoint_count: int = 0
+    last_checkpoint_at: float | None = None
+    base_digest: str = ""
+    base_size: int = 0
+    base_blob: str = ""
+    deltas: tuple[Delta, ...] = ()
+    inline_bytes: int = 0
+    file_bytes: int = 0
+    progress_percent: float | None = None
+    problem: str = ""
+    sequence: int = 0
+    saved_at: float | None = None
+    result: Any = None
+    is_done: bool = False
+
+    def to_plain(self) -> dict[str, Any]:
+        """As it is stored beside the result, which is not in it."""
+        kept = msgspec.structs.replace(self, result=None, is_done=False)
+        plain: dict[str, Any] = msgspec.to_builtins(kept)
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: object) -> TaskFacts:
+        """The inverse of `to_plain`; nothing is known where it is not that."""
+        try:
+            return msgspec.convert(plain, cls)
+        except msgspec.ValidationError:
+            return cls()
+
+
+@attrs.define
+class _Reading:
+    """Gathers facts from records, newest first."""
+
+    count: int = 0
+    newest: Record | None = None
+    base: tuple[str, int, str] | None = None
+    deltas: list[Delta] = attrs.field(factory=list[Delta])
+    inline_bytes: int = 0
+    file_bytes: int = 0
+    percent: float | None = None
+    problem: str = ""
+    sequence: int = 0
+    saved_at: float | None = None
+    done: Record | None = None
+
+    def add(self, sequence: int, record: Record) -> None:
+        if not self.sequence:
+            self.sequence, self.saved_at = sequence, record.at
+        if record.kind is Kind.BATCH and self.done is None:
+            self.done = record
+        problem = record.metadata.get(TROUBLE) if record.kind is Kind.NOTE else None
+        if isinstance(problem, str) and not self.problem:
+            self.problem = problem
+        if not record.state:
+            return
+        self.count += 1
+        if self.newest is None:
+            self.newest = record
+            percent = record.metadata.get("progress_percent")
+            self.percent = float(percent) if isinstance(percent, int | float) else None
+        if self.base is None:
+            self._add_frame(sequence, record)
+
+    def _add_frame(self, sequence: int, record: Record) -> None:
+        frame = decode_frame(record.state)
+        file_bytes = frame.data_bytes if frame.blob else 0
+        size = len(record.state) + file_bytes
+        digest = frame_digest(record.state).hex()
+        self.inline_bytes += len(record.state)
+        self.file_bytes += file_bytes
+        if frame.is_full:
+            self.base = digest, size, frame.blob
+        else:
+            self.deltas.append(Delta(sequence, size, digest, record.at))
+
+    def facts(self) -> TaskFacts:
+        digest, size, blob = self.base or ("", 0, "")
+        return TaskFacts(
+            checkpoint_count=self.count,
+            last_checkpoint_at=None if self.newest is None else self.newest.at,
+            base_digest=digest,
+            base_size=size,
+            base_blob=blob,
+            deltas=tuple(reversed(self.deltas)),
+            inline_bytes=self.inline_bytes,
+            file_bytes=self.file_bytes,
+            progress_percent=self.percent,
+            problem=self.problem,
+            sequence=self.sequence,
+            saved_at=self.saved_at,
+            result=None if self.done is None else self.done.metadata.get("result"),
+            is_done=self.done is not None,
+        )
+
+
+async def read_facts(store: Store, task_id: str) -> TaskFacts:
+    """The saved states of an item; none where it has no run, or a new one.
+
+    Raises:
+        StoreDamagedError: a record is not what was saved.
+    """
+    stored = await store.read_run(task_id)
+    reading = _Reading()
+    if stored is not None:
+        pages = read_pages(store, task_id, stored.generation, TASK_STREAM)
+        async with aclosing(pages):
+            async for records in pages:
+                for sequence, record in records:
+                    reading.add(sequence, record)
+    return reading.facts()

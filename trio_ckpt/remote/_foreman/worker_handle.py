@@ -1,0 +1,133 @@
+"""One worker as the foreman knows it, over all its connections."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import attrs
+
+from .._wire.errors import LocalProtocolError
+from .._wire.link import Link
+from .._wire.messages import AssignTask, Held, Hello, NewLease, TaskAck, TaskMessage
+from .._wire.names import is_allowed
+from .._wire.protocol import TaskPhase
+from .lease import Lease
+
+log = logging.getLogger("trio_ckpt.remote.foreman")
+
+_NO_TASKS: Mapping[str, TaskPhase] = {}
+
+
+@attrs.define(eq=False)
+class WorkerHandle:
+    """One worker.
+
+    Attributes:
+        peer_id: Random; made by its process.
+        name: What people call it.
+        slots: How many items it takes at a time.
+        allow: Modules whose functions it runs.
+        link: The connection; None: it is lost, and may come back.
+        held: What it has on this connection: what HELLO named and what was assigned since, by
+            item; the same items as in `tasks`.
+        leases: The items that it has or is promised, by name.
+        connections: How many connections it has had.
+    """
+
+    peer_id: str
+    name: str
+    slots: int
+    allow: tuple[str, ...]
+    link: Link | None = None
+    held: dict[str, Held] = attrs.field(factory=dict[str, Held])
+    leases: dict[str, Lease] = attrs.field(factory=dict[str, Lease])
+    connections: int = 0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether something can be sent."""
+        return self.link is not None and self.link.is_open
+
+    @property
+    def tasks(self) -> Mapping[str, TaskPhase]:
+        """Where each item stands on the connection."""
+        link = self.link
+        return link.connection.tasks if link is not None and link.is_open else _NO_TASKS
+
+    @property
+    def takes_items(self) -> bool:
+        """Whether it gets further items, as soon as it has a slot for them."""
+        is_taken = any(lease.is_alone for lease in self.leases.values())
+        return self.is_connected and self.slots > 0 and not is_taken
+
+    @property
+    def free(self) -> int:
+        """Slots that are free: an item on the connection takes one, and so does a promise."""
+        if not self.takes_items:
+            return 0
+        tasks = self.tasks
+        return self.slots - len(tasks) - sum(task_id not in tasks for task_id in self.leases)
+
+    @property
+    def running(self) -> int:
+        """Items that it has."""
+        return len(self.leases)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has nothing, and is promised nothing."""
+        return not self.tasks and not self.leases
+
+    def runs(self, function: str) -> bool:
+        """Whether it runs functions of this one's module."""
+        return is_allowed(function.partition(":")[0], self.allow)
+
+    def phase_of(self, task_id: str) -> TaskPhase:
+        """Where an item stands on the connection."""
+        return self.tasks.get(task_id, TaskPhase.NONE)
+
+    def connect(self, link: Link, hello: Hello) -> None:
+        """Go on over a new connection."""
+        self.link = link
+        self.connections += 1
+        self.slots, self.allow = hello.slots, hello.allow
+        self.held = {held.task_id: held for held in hello.held}
+
+    def disconnect(self) -> None:
+        """Note that the connection is gone: promises end with it, leases do not."""
+        self.link = None
+        self.held = {}
+        for lease in self.leases.values():
+            lease.disconnect()
+
+    def send(self, message: TaskMessage) -> bool:
+        """Send something; False: there is no connection.
+
+        A message that the protocol does not allow now is a bug of the foreman.  It costs the
+        connection and nothing else: the worker comes back and names what it holds, so both
+        sides agree again.
+        """
+        link = self.link
+        if link is None:
+            return False
+        try:
+            is_sent = link.send(message)
+        except LocalProtocolError as error:
+            log.exception("worker %s is disconnected", self.name)
+            link.end(f"a message of the foreman breaks the protocol: {error}")
+            return False
+        if is_sent:
+            self._note(message)
+        return is_sent
+
+    def _note(self, message: TaskMessage) -> None:
+        match message:
+            case AssignTask(task_id=task_id, lease=lease, attempt=attempt):
+                self.held[task_id] = Held(task_id, lease, attempt)
+            case NewLease(task_id=task_id, lease=lease):
+                self.held[task_id] = Held(task_id, lease, self.held[task_id].attempt)
+            case TaskAck(task_id=task_id):
+                del self.held[task_id]
+            case _:
+                pass

@@ -1,0 +1,223 @@
+"""A connection at work: the protocol over a socket, with heartbeats.
+
+One task writes: whatever the protocol has to send, and a heartbeat when there was nothing for a
+while.  The owner reads.  Whoever is silent for too long, does not take what is sent, or breaks
+the rules is given up: `ConnectionLostError` or `RemoteProtocolError` leave `Link.receive`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import attrs
+import trio
+
+from ..._util.patience import give_up_after
+from .errors import ConnectionLostError, ProtocolError
+from .messages import MIB, Credit, Goodbye, Heartbeat, Message
+from .protocol import Connection, Phase, Received
+
+HEARTBEAT_S = 5.0
+SILENCE_S = 20.0  # four heartbeats: one or two may be late without anybody being gone
+HANDSHAKE_S = 10.0  # for all that comes before WELCOME
+LOOK_AGAIN_S = 1.0  # this process may have been stopped: what came meanwhile is not read yet
+GOODBYE_S = 1.0  # to get rid of what is queued
+HIGH_WATER_BYTES = 4 * MIB  # whoever sends more than that waits until less is queued
+
+
+class Socket(Protocol):
+    """What carries frames: a WebSocket, or two channels in a test."""
+
+    async def send(self, frame: bytes) -> None:
+        """Send one; ConnectionLostError if it is gone."""
+        ...
+
+    async def receive(self) -> bytes:
+        """The next one; ConnectionLostError if it is gone, RemoteProtocolError if it is none."""
+        ...
+
+
+@attrs.define(eq=False)
+class Link:
+    """One connection; from `open_link`.
+
+    Attributes:
+        connection: The rules.
+        heartbeat_s: This side says something at least so often.
+        silence_s: The other side is given up when it has been silent for so long.
+        is_silent: Whether it was.
+    """
+
+    _socket: Socket
+    connection: Connection
+    heartbeat_s: float = HEARTBEAT_S
+    silence_s: float = HANDSHAKE_S
+    is_silent: bool = attrs.field(default=False, init=False)
+    _failure: Exception | None = attrs.field(default=None, init=False)
+    _wake: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _drained: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
+    _reading: trio.CancelScope | None = attrs.field(default=None, init=False)
+    _writing: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether both sides have greeted each other, and neither has left or is lost."""
+        return self._failure is None and self.connection.phase is Phase.OPEN
+
+    def send(self, message: Message) -> bool:
+        """Queue a message.
+
+        Returns:
+            False: the connection is over, and nothing was queued.
+
+        Raises:
+            LocalProtocolError: it may not be sent now.
+        """
+        if self._failure is not None or self.connection.phase is Phase.CLOSED:
+            return False
+        self.connection.send(message)
+        self._wake.set()
+        return True
+
+    def end(self, reason: str) -> None:
+        """Give the connection up, as if it were lost; `receive` raises from now on."""
+        self._fail(ConnectionLostError(reason))
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._drained.unpark_all()
+        if self._reading is not None:
+            self._reading.cancel()
+
+    async def drain(self) -> None:
+        """Wait until little is queued: after sending much.
+
+        Cancellation: a cancellation point.
+
+        Raises:
+            ConnectionLostError: the connection is gone.
+        """
+        while self._failure is None and self.connection.queued_bytes > HIGH_WATER_BYTES:
+            await self._drained.park()
+        await trio.lowlevel.checkpoint()
+        if self._failure is not None:
+            raise self._failure
+
+    async def receive(self) -> Received:
+        """The next message that says something; heartbeats and credit are dealt with here.
+
+        Call `consumed` when it is handled.
+
+        Cancellation: a cancellation point; nothing is lost.
+
+        Raises:
+            ConnectionLostError: the other side is gone, or silent.
+            RemoteProtocolError: it breaks the rules.
+        """
+        while True:
+            received = self.connection.receive(await self._receive_frame())
+            if received is None:
+                continue
+            if isinstance(received.message, Credit):
+                self._wake.set()
+            elif not isinstance(received.message, Heartbeat):
+                return received
+
+    async def _receive_frame(self) -> bytes:
+        frame: bytes | None = None
+        if self._failure is None:
+            with trio.CancelScope() as self._reading:
+                again_s = min(LOOK_AGAIN_S, self.heartbeat_s)
+                with give_up_after(self.silence_s + again_s, again_s=again_s, is_shielded=False):
+                    frame = await self._socket.receive()
+            self._reading = None
+        if self._failure is not None:
+            raise self._failure
+        if frame is None:
+            self.is_silent = True
+            silent = ConnectionLostError(f"the other side was silent for {self.silence_s:g} s")
+            self._fail(silent)
+            raise silent
+        return frame
+
+    def consumed(self, received: Received) -> None:
+        """Say that a message is handled, so that more may come."""
+        self.connection.consumed(received)
+        self._wake.set()
+
+    async def say_goodbye(self, reason: str) -> None:
+        """Leave on purpose; what is queued is sent first, if that can be soon.
+
+        Cancellation: shielded, for `GOODBYE_S`.
+        """
+        if not self.is_open:
+            return
+        self.send(Goodbye(reason))
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Wait until nothing is queued, but not for long.
+
+        Cancellation: shielded, for `GOODBYE_S`.
+        """
+        with trio.move_on_after(GOODBYE_S, shield=True):
+            while self.connection.queued_bytes and self._failure is None:
+                await self._drained.park()
+
+    async def write(self) -> None:
+        """Send what there is to send; a background task of the link.
+
+        Cancellation: shielded, so that a side that is cancelled can still say goodbye;
+        `stop_writing` ends it.
+        """
+        self._writing.shield = True
+        try:
+            with self._writing:
+                while True:
+                    await self._write_queued()
+                    with trio.move_on_after(self.heartbeat_s) as waiting:
+                        await self._wake.wait()
+                    if waiting.cancelled_caught and self.connection.phase is Phase.OPEN:
+                        self.connection.send(Heartbeat())
+        except (ConnectionLostError, ProtocolError) as error:
+            self._fail(error)
+        finally:
+            self._drained.unpark_all()
+
+    def stop_writing(self) -> None:
+        """End `write`; what is queued is lost."""
+        self._writing.cancel()
+
+    async def _write_queued(self) -> None:
+        self._wake = trio.Event()
+        while (frame := self.connection.next_frame()) is not None:
+            with give_up_after(self.silence_s, is_shielded=False) as sending:
+                await self._socket.send(frame)
+            if sending.cancelled_caught:
+                raise ConnectionLostError(
+                    f"the other side has taken nothing for {self.silence_s:g} s"
+                )
+            if self.connection.queued_bytes <= HIGH_WATER_BYTES:
+                self._drained.unpark_all()
+
+
+@asynccontextmanager
+async def open_link(socket: Socket, connection: Connection) -> AsyncGenerator[Link]:
+    """Talk over a socket for a block; its exceptions leave as they are.
+
+    Cancellation: what is queued may be lost; see `Link.say_goodbye`.
+    """
+    link = Link(socket, connection)
+    body_error: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.write)
+        try:
+            yield link
+        except BaseException as error:
+            body_error = error
+        finally:
+            link.stop_writing()
+    if body_error is not None:
+        raise body_error

@@ -1,0 +1,451 @@
+"""The protocol between a foreman and one peer, without any I/O.
+
+Theory of operation
+===================
+
+Two tables say who may send what, and when; both sides use the same ones, each for what it sends
+and for what it receives.
+
+`PHASES` is about the connection.  A peer says HELLO, the foreman answers WELCOME or REFUSED,
+then both may talk until one of them says GOODBYE.
+
+`TASKS` is about each work item of a worker.  The foreman assigns it; the worker saves, asks,
+reports, and has the last word (TASK_RESULT, TASK_FAILED, RELEASE_TASK); the foreman acknowledges
+that.  Messages cross: a CANCEL may meet a TASK_RESULT on its way, so each of them is legal after
+the other.  An item that a worker still has when it connects again is HELD until the foreman says
+that it goes on (LEASE), or not (CANCEL).  TASK_ACK ends all that both sides know of an item, the
+questions without an answer included.
+
+What is illegal raises and changes nothing.  `LocalProtocolError` is a bug of this side,
+`RemoteProtocolError` one of the other.
+
+**Order and size.**  A message goes into the lane of what it is about.  Lanes take turns, frame by
+frame, and in a lane all comes in order; what is about nothing, such as a heartbeat, overtakes.
+Each side may have `window_bytes` of messages on the way that the other has not handled.  It
+begins a message only if the whole of it fits, so what is begun can always be ended, and the other
+side never holds more than that.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict, deque
+
+import attrs
+
+from .errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from .frames import Cutter, Frame, Gatherer, decode_frame, next_number
+from .messages import (
+    MIB,
+    VERSIONS,
+    CheckpointAck,
+    Credit,
+    Hello,
+    Kind,
+    Message,
+    StoreCall,
+    StoreReply,
+    TaskCheckpoint,
+    TaskMessage,
+    Welcome,
+    decode_message,
+    encode_message,
+)
+
+WINDOW_BYTES = 16 * MIB  # two of the largest messages: one is handled while the next one comes
+MAX_CALLS = 256  # questions of a worker without an answer; each slot has a few
+CREDIT_SHARE = 4  # credit is given back when so many parts of the window are handled
+
+
+class Role(enum.Enum):
+    """Who speaks; the foreman to a worker is another role than to a client."""
+
+    WORKER = "worker"
+    CLIENT = "client"
+    TO_WORKER = "foreman to worker"
+    TO_CLIENT = "foreman to client"
+
+    __hash__ = object.__hash__
+
+
+class Phase(enum.Enum):
+    """Where a connection stands."""
+
+    NEW = "new"
+    GREETED = "greeted"
+    OPEN = "open"
+    CLOSED = "closed"
+
+    __hash__ = object.__hash__
+
+
+def _open(*kinds: Kind) -> dict[Kind, Phase]:
+    """What leaves an open connection open, and how it is closed."""
+    always = (Kind.HEARTBEAT, Kind.CREDIT)
+    return {**dict.fromkeys((*always, *kinds), Phase.OPEN), Kind.GOODBYE: Phase.CLOSED}
+
+
+_WELCOMES = {Kind.WELCOME: Phase.OPEN, Kind.REFUSED: Phase.CLOSED}
+
+PHASES: dict[Role, dict[Phase, dict[Kind, Phase]]] = {
+    Role.WORKER: {
+        Phase.NEW: {Kind.HELLO: Phase.GREETED},
+        Phase.GREETED: {},
+        Phase.OPEN: _open(
+            *(Kind.SLOTS, Kind.TASK_CHECKPOINT, Kind.STORE_CALL, Kind.TASK_PROGRESS),
+            *(Kind.TASK_RESULT, Kind.TASK_FAILED, Kind.RELEASE_TASK),
+        ),
+        Phase.CLOSED: {},
+    },
+    Role.TO_WORKER: {
+        Phase.NEW: {},
+        Phase.GREETED: _WELCOMES,
+        Phase.OPEN: _open(
+            *(Kind.ASSIGN_TASK, Kind.RESUME_TASK, Kind.LEASE, Kind.CANCEL, Kind.RELEASE_TASK),
+            *(Kind.FORCE_CHECKPOINT, Kind.CHECKPOINT_ACK, Kind.STORE_REPLY, Kind.TASK_ACK),
+        ),
+        Phase.CLOSED: {},
+    },
+    Role.CLIENT: {
+        Phase.NEW: {Kind.HELLO: Phase.GREETED},
+        Phase.GREETED: {},
+        Phase.OPEN: _open(
+            *(Kind.SUBMIT_JOB, Kind.JOB_ITEMS, Kind.ATTACH_JOB, Kind.CANCEL_JOB, Kind.CONTROL)
+        ),
+        Phase.CLOSED: {},
+    },
+    Role.TO_CLIENT: {
+        Phase.NEW: {},
+        Phase.GREETED: _WELCOMES,
+        Phase.OPEN: _open(
+            *(Kind.JOB_ACCEPTED, Kind.JOB_REFUSED, Kind.JOB_RESULT, Kind.JOB_DONE),
+            *(Kind.CONTROL_REPLY, Kind.JOB_WAITS),
+        ),
+        Phase.CLOSED: {},
+    },
+}
+"""Who speaks, where the connection stands, what is said -> where it stands then."""
+
+
+class TaskPhase(enum.Enum):
+    """Where a work item stands between the foreman and one worker."""
+
+    NONE = "none"
+    HELD = "held"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+    __hash__ = object.__hash__
+
+
+_W, _F = Role.WORKER, Role.TO_WORKER
+
+TASKS: dict[TaskPhase, dict[tuple[Role, Kind], TaskPhase]] = {
+    TaskPhase.NONE: {
+        (_F, Kind.ASSIGN_TASK): TaskPhase.RUNNING,
+        (_F, Kind.RESUME_TASK): TaskPhase.RUNNING,
+    },
+    TaskPhase.HELD: {
+        (_F, Kind.LEASE): TaskPhase.RUNNING,
+        (_F, Kind.CANCEL): TaskPhase.STOPPING,
+    },
+    TaskPhase.RUNNING: {
+        (_W, Kind.TASK_CHECKPOINT): TaskPhase.RUNNING,
+        (_W, Kind.STORE_CALL): TaskPhase.RUNNING,
+        (_W, Kind.TASK_PROGRESS): TaskPhase.RUNNING,
+        (_W, Kind.TASK_RESULT): TaskPhase.ENDED,
+        (_W, Kind.TASK_FAILED): TaskPhase.ENDED,
+        (_W, Kind.RELEASE_TASK): TaskPhase.ENDED,
+        (_F, Kind.CHECKPOINT_ACK): TaskPhase.RUNNING,
+        (_F, Kind.STORE_REPLY): TaskPhase.RUNNING,
+        (_F, Kind.FORCE_CHECKPOINT): TaskPhase.RUNNING,
+        (_F, Kind.RELEASE_TASK): TaskPhase.RUNNING,
+        (_F, Kind.CANCEL): TaskPhase.STOPPING,
+    },
+    TaskPhase.STOPPING: {
+        (_W, Kind.TASK_CHECKPOINT): TaskPhase.STOPPING,
+        (_W, Kind.STORE_CALL): TaskPhase.STOPPING,
+        (_W, Kind.TASK_PROGRESS): TaskPhase.STOPPING,
+        (_W, Kind.TASK_RESULT): TaskPhase.ENDED,
+        (_W, Kind.TASK_FAILED): TaskPhase.ENDED,
+        (_W, Kind.RELEASE_TASK): TaskPhase.ENDED,
+        (_F, Kind.CHECKPOINT_ACK): TaskPhase.STOPPING,
+        (_F, Kind.STORE_REPLY): TaskPhase.STOPPING,
+    },
+    TaskPhase.ENDED: {
+        (_F, Kind.CHECKPOINT_ACK): TaskPhase.ENDED,
+        (_F, Kind.STORE_REPLY): TaskPhase.ENDED,
+        (_F, Kind.FORCE_CHECKPOINT): TaskPhase.ENDED,
+        (_F, Kind.RELEASE_TASK): TaskPhase.ENDED,
+        (_F, Kind.CANCEL): TaskPhase.ENDED,
+        (_F, Kind.TASK_ACK): TaskPhase.NONE,
+    },
+}
+"""Where an item stands, who speaks, what is said -> where it stands then."""
+
+
+@attrs.frozen
+class Received:
+    """A message that came whole.
+
+    Attributes:
+        message: The message.
+        cost: Give it back with `Connection.consumed` when the message is handled.
+    """
+
+    message: Message
+    cost: int
+
+
+@attrs.define(eq=False)
+class _Call:
+    """A question without an answer."""
+
+    task_id: str
+    is_save: bool
+
+
+@attrs.define(eq=False)
+class Connection:
+    """One side of a connection.
+
+    Attributes:
+        role: This side's; of a foreman None until the peer has said what it is.
+        phase: Where the connection stands.
+        tasks: Where each work item stands; those of which nothing is known are left out.
+        calls: Questions of the worker without an answer, by number.
+        window: How many bytes may be on the way, not handled yet, each way.
+        credit: How many of them may be sent now.
+        queued_bytes: Of messages that are not sent altogether.
+    """
+
+    role: Role | None
+    phase: Phase = Phase.NEW
+    tasks: dict[str, TaskPhase] = attrs.field(factory=dict[str, TaskPhase])
+    calls: dict[int, _Call] = attrs.field(factory=dict[int, _Call])
+    window: int = WINDOW_BYTES
+    credit: int = attrs.field(
+        default=attrs.Factory(lambda self: self.window, takes_self=True), init=False
+    )
+    _granted: int = attrs.field(  # what the other side may send
+        default=attrs.Factory(lambda self: self.window, takes_self=True), init=False
+    )
+    _handled: int = attrs.field(default=0, init=False)  # of that, not given back yet
+    _number: int = attrs.field(default=0, init=False)
+    _first: deque[Cutter] = attrs.field(factory=deque[Cutter], init=False)
+    _lanes: OrderedDict[str, deque[Cutter]] = attrs.field(
+        factory=OrderedDict[str, deque[Cutter]], init=False
+    )
+    _begun: set[int] = attrs.field(factory=set[int], init=False)
+    _last: Cutter | None = attrs.field(default=None, init=False)
+    _gatherer: Gatherer = attrs.field(factory=Gatherer, init=False)
+    queued_bytes: int = attrs.field(default=0, init=False)
+
+    @property
+    def is_foreman(self) -> bool:
+        """Whether this side is the foreman's."""
+        return self.role not in (Role.WORKER, Role.CLIENT)
+
+    # -- sending ----------------------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """Queue a message; `next_frame` has its frames.
+
+        Raises:
+            LocalProtocolError: it may not be sent now.
+            ProtocolError: it is over a limit.
+        """
+        role = self.role
+        if role is None:
+            raise LocalProtocolError(f"a foreman waits for HELLO before it sends {message}")
+        self._step(role, message, LocalProtocolError, encode_message(message))
+
+    def next_frame(self) -> bytes | None:
+        """The bytes to send next, as one message of the transport; None: nothing may be now."""
+        if self._first:
+            return self._cut(self._first.popleft())  # they are one frame each
+        is_blocked = False  # what waits for credit is not overtaken by what begins later
+        for lane, cutters in self._lanes.items():
+            cutter = cutters[0]
+            if cutter.number not in self._begun:
+                is_blocked = is_blocked or len(cutter.body) > self.credit
+                if is_blocked:
+                    continue
+                self.credit -= len(cutter.body)
+                self._begun.add(cutter.number)
+            frame = self._cut(cutter)
+            if cutter.is_over:
+                self._begun.discard(cutter.number)
+                cutters.popleft()
+            if cutters:
+                self._lanes.move_to_end(lane)
+            else:
+                del self._lanes[lane]
+            return frame
+        if self._last is not None and not self._lanes:
+            cutter, self._last = self._last, None
+            return self._cut(cutter)
+        return None
+
+    def _cut(self, cutter: Cutter) -> bytes:
+        frame = cutter.next()
+        if cutter.is_over:
+            self.queued_bytes -= len(cutter.body)
+        return frame
+
+    def _queue(self, message: Message, body: bytes) -> None:
+        self._number = next_number(self._number)
+        cutter = Cutter(message.KIND, self._number, body)
+        self.queued_bytes += len(body)
+        if message.KIND is Kind.GOODBYE:
+            self._last = cutter
+        elif not message.lane:
+            self._first.append(cutter)
+        else:
+            self._lanes.setdefault(message.lane, deque()).append(cutter)
+
+    # -- receiving --------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> Received | None:
+        """Take one frame; the message that is whole with it, if one is.
+
+        Raises:
+            RemoteProtocolError: it breaks the rules; give up the connection.
+        """
+        frame = decode_frame(data)
+        cost = self._admit(frame)
+        body = self._gatherer.add(frame)
+        if frame.is_first:
+            self._granted -= cost
+        if body is None:
+            return None
+        try:
+            message = decode_message(frame.kind, body)
+        except ProtocolError as error:
+            raise RemoteProtocolError(str(error)) from error
+        if self.role is None and isinstance(message, Hello):
+            role = Role(message.role)
+            self._step(role, message, RemoteProtocolError)
+            self.role = Role.TO_WORKER if role is Role.WORKER else Role.TO_CLIENT
+        else:
+            self._step(self._peer_role(), message, RemoteProtocolError)
+        return Received(message, frame.size if message.lane else 0)
+
+    def _admit(self, frame: Frame) -> int:
+        """See that a message may come before anything of it is kept; what it costs."""
+        phases = PHASES[Role.WORKER if self.role is None else self._peer_role()]
+        if frame.kind not in phases[self.phase]:
+            raise RemoteProtocolError(f"{frame.kind.name} comes while {self.phase.value}")
+        is_small = frame.kind in _WITHOUT_LANE
+        if frame.is_first and not is_small and frame.size > self._granted:
+            raise RemoteProtocolError("more comes than was granted")
+        return 0 if is_small else frame.size
+
+    def _peer_role(self) -> Role:
+        """That of the other side, which is known."""
+        return _PEERS[self.role] if self.role is not None else Role.WORKER
+
+    def consumed(self, received: Received) -> None:
+        """Say that a message is handled, so that more may come."""
+        self._handled += received.cost
+        if self._handled >= self.window // CREDIT_SHARE and self.phase is Phase.OPEN:
+            credit = Credit(self._handled)
+            self._granted += self._handled
+            self._handled = 0
+            self._queue(credit, encode_message(credit))
+
+    # -- both -------------------------------------------------------------------------------
+
+    def _step(
+        self, role: Role, message: Message, error: type[ProtocolError], body: bytes | None = None
+    ) -> None:
+        """Check one message against the tables, then move; and queue it if it is to be sent."""
+        phase = PHASES[role][self.phase].get(message.KIND)
+        if phase is None:
+            raise error(f"{message.KIND.name} of a {role.value} while {self.phase.value}")
+        task = self._check_task(role, message, error)
+        self._check_call(message, error)
+        if isinstance(message, Credit) and body is None:
+            if self.credit + message.size > self.window:
+                raise error("more credit comes than was used")
+            self.credit += message.size
+        if isinstance(message, Welcome):
+            self._take_welcome(message, error)
+        self.phase = phase
+        if task is not None:
+            task_id, task_phase = task
+            if task_phase is TaskPhase.NONE:
+                self._forget_task(task_id)
+            else:
+                self.tasks[task_id] = task_phase
+        if isinstance(message, Hello):
+            self.tasks.update((held.task_id, TaskPhase.HELD) for held in message.held)
+        self._note_call(message)
+        if body is not None:
+            self._queue(message, body)
+
+    def _forget_task(self, task_id: str) -> None:
+        self.tasks.pop(task_id, None)
+        for call in [call for call, asked in self.calls.items() if asked.task_id == task_id]:
+            del self.calls[call]
+
+    def _check_task(
+        self, role: Role, message: Message, error: type[ProtocolError]
+    ) -> tuple[str, TaskPhase] | None:
+        if not isinstance(message, TaskMessage):
+            return None
+        was = self.tasks.get(message.task_id, TaskPhase.NONE)
+        phase = TASKS[was].get((role, message.KIND))
+        if phase is None:
+            raise error(f"{message.KIND.name} about an item that is {was.value}")
+        return message.task_id, phase
+
+    def _check_call(self, message: Message, error: type[ProtocolError]) -> None:
+        if isinstance(message, TaskCheckpoint | StoreCall):
+            if message.call in self.calls:
+                raise error(f"call {message.call} is asked twice")
+            if len(self.calls) >= MAX_CALLS:
+                raise error(f"over {MAX_CALLS} calls wait for an answer")
+        elif isinstance(message, CheckpointAck | StoreReply):
+            call = self.calls.get(message.call)
+            is_save = isinstance(message, CheckpointAck)
+            if call is None or (call.task_id, call.is_save) != (message.task_id, is_save):
+                raise error(f"{message.KIND.name} {message.call} answers nothing that was asked")
+
+    def _note_call(self, message: Message) -> None:
+        if isinstance(message, TaskCheckpoint | StoreCall):
+            is_save = isinstance(message, TaskCheckpoint)
+            self.calls[message.call] = _Call(message.task_id, is_save)
+        elif isinstance(message, CheckpointAck) or (
+            isinstance(message, StoreReply) and message.is_last
+        ):
+            del self.calls[message.call]
+
+    def _take_welcome(self, message: Welcome, error: type[ProtocolError]) -> None:
+        if message.version not in VERSIONS:
+            raise error(f"version {message.version} of the protocol is not known here")
+        if not self.is_foreman:  # nothing that costs credit was sent before
+            self.window = self.credit = self._granted = message.window_bytes
+
+
+_PEERS = {
+    Role.WORKER: Role.TO_WORKER,
+    Role.CLIENT: Role.TO_CLIENT,
+    Role.TO_WORKER: Role.WORKER,
+    Role.TO_CLIENT: Role.CLIENT,
+}
+
+_WITHOUT_LANE = frozenset(
+    {
+        *(Kind.HELLO, Kind.WELCOME, Kind.REFUSED, Kind.GOODBYE, Kind.HEARTBEAT, Kind.CREDIT),
+        Kind.SLOTS,
+        *(Kind.CONTROL, Kind.CONTROL_REPLY),
+    }
+)
+"""Kinds that are about nothing that has an order: one frame each, without credit."""
+
+
+def choose_version(offered: tuple[int, ...]) -> int | None:
+    """The newest version of the protocol that both sides speak."""
+    return max(set(offered) & set(VERSIONS), default=None)

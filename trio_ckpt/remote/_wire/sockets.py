@@ -1,0 +1,251 @@
+"""WebSockets (RFC 6455) as what carries frames; the one file that imports trio-websocket."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import attrs
+import trio
+
+from ..._util.errors import leaves_of
+from ..._util.extras import needs_extra
+from ..._util.forks import unshare
+from .errors import ConnectionLostError, HandshakeRefusedError, RemoteProtocolError
+from .frames import MAX_FRAME_BYTES
+from .link import HANDSHAKE_S
+
+with needs_extra("remote", "a connection"):
+    import trio_websocket
+    import wsproto.events
+
+log = logging.getLogger("trio_ckpt.remote.sockets")
+
+CLOSE_S = 1.0  # for the closing handshake: who does not answer is left
+CLOSE_UNHEARD_S = 0.05  # to send that this side closes
+BUFFER_BYTES = 2**16  # read at a time: about a frame
+QUEUED_FRAMES = 2  # read and not taken; the rest waits in the kernel, and the other side with it
+
+
+@attrs.define(eq=False)
+class WebSocket:
+    """A socket that carries frames, each as one binary message."""
+
+    _connection: trio_websocket.WebSocketConnection
+
+    async def send(self, frame: bytes) -> None:
+        """Send one.
+
+        Raises:
+            ConnectionLostError: it is gone.
+        """
+        try:
+            await self._connection.send_message(frame)
+        except trio_websocket.ConnectionClosed as error:
+            raise ConnectionLostError(_why(error)) from error
+
+    async def receive(self) -> bytes:
+        """The next one.
+
+        Raises:
+            ConnectionLostError: it is gone.
+            RemoteProtocolError: the other side has sent text.
+        """
+        try:
+            message = await self._connection.get_message()
+        except trio_websocket.ConnectionClosed as error:
+            raise ConnectionLostError(_why(error)) from error
+        if not isinstance(message, bytes):
+            raise RemoteProtocolError("a text message is no frame")
+        return message
+
+
+def _why(error: trio_websocket.ConnectionClosed) -> str:
+    reason = error.reason
+    return "the connection is closed" if reason is None else f"the connection is closed: {reason}"
+
+
+@asynccontextmanager
+async def dial(url: str, ssl_context: ssl.SSLContext | None) -> AsyncGenerator[WebSocket]:
+    """Open a WebSocket for a block.
+
+    Raises:
+        ConnectionLostError: there is nobody, or nobody who speaks this.
+        ValueError: it is no URL of a WebSocket.
+
+    Cancellation: it is closed, within `CLOSE_S`.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ValueError(f"a foreman's URL is ws://host:port or wss://host:port, not {url!r}")
+    is_safe = parts.scheme == "wss"
+    port = parts.port or (443 if is_safe else 80)
+    stream = await _open_stream(url, parts.hostname, port, ssl_context, is_safe=is_safe)
+    async with _talking(stream) as nursery:
+        try:
+            with trio.fail_after(HANDSHAKE_S):
+                connection = await trio_websocket.wrap_client_stream(
+                    nursery,
+                    stream,  # type: ignore[arg-type]  # it takes any stream
+                    f"{parts.hostname}:{port}",
+                    "/",
+                    message_queue_size=QUEUED_FRAMES,
+                    max_message_size=MAX_FRAME_BYTES,
+                    receive_buffer_size=BUFFER_BYTES,
+                )
+        except trio.TooSlowError as error:
+            raise ConnectionLostError(f"{url} does not answer") from error
+        try:
+            yield WebSocket(connection)
+        finally:
+            await _close(connection)
+
+
+async def _open_stream(
+    url: str, host: str, port: int, context: ssl.SSLContext | None, *, is_safe: bool
+) -> trio.abc.Stream:
+    """A connection of TCP, with TLS if it is to be safe."""
+    stream: trio.abc.Stream | None = None
+    try:
+        with trio.fail_after(HANDSHAKE_S):
+            stream = await trio.open_tcp_stream(host, port)
+            unshare(stream.socket)
+            if is_safe:
+                stream = trio.SSLStream(
+                    stream,
+                    context or ssl.create_default_context(),
+                    server_hostname=host,
+                    https_compatible=True,
+                )
+                await stream.do_handshake()
+            return stream
+    except BaseException as error:
+        if stream is not None:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+        if not isinstance(error, OSError | trio.TooSlowError | trio.BrokenResourceError):
+            raise
+        raise ConnectionLostError(f"{url} cannot be reached: {error!r}") from error
+
+
+async def _close(connection: trio_websocket.WebSocketConnection) -> None:
+    """Say that this side closes, and wait for the other to say so, but not for long.
+
+    Whoever is cancelled has nobody any more who reads what the other side says.
+    """
+    is_cancelled = trio.current_effective_deadline() <= trio.current_time()
+    with trio.move_on_after(CLOSE_UNHEARD_S if is_cancelled else CLOSE_S, shield=True):
+        await connection.aclose()
+
+
+@asynccontextmanager
+async def _talking(stream: trio.abc.Stream) -> AsyncGenerator[trio.Nursery]:
+    """A nursery for the tasks of a WebSocket; what goes wrong there is a lost connection."""
+    body_error: BaseException | None = None
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except BaseException as error:
+                body_error = error
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        _, failure = group.split(trio.Cancelled)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(stream)
+    if failure is not None and (body_error is None or isinstance(body_error, trio.Cancelled)):
+        first = leaves_of(failure)[0]
+        if isinstance(first, trio_websocket.ConnectionRejected):
+            body = (first.body or b"").decode("utf-8", "replace")
+            raise HandshakeRefusedError("request", body or f"HTTP {first.status_code}") from first
+        if not isinstance(first, Exception):
+            raise first
+        raise ConnectionLostError(f"the connection is refused or broken: {first!r}") from first
+    if body_error is not None:
+        raise body_error
+
+
+def _nothing() -> None:
+    """The end of the stream is noticed by who reads it."""
+
+
+@attrs.define(eq=False)
+class _Watched(trio.abc.Stream):
+    """A stream that says when it ends: whoever waits for a request is not told otherwise."""
+
+    _stream: trio.abc.Stream
+    ended: Callable[[], None] = _nothing
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data: bytes | bytearray = b""
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        finally:
+            if not data:
+                self.ended()
+        return data
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+@asynccontextmanager
+async def accept(
+    stream: trio.abc.Stream, refuse: Callable[[trio_websocket.WebSocketRequest], str | None]
+) -> AsyncGenerator[WebSocket | None]:
+    """Take in a WebSocket for a block; None: it was refused.
+
+    Args:
+        stream: The connection; closed in the end.
+        refuse: Why a request is not to be accepted; None: it is.
+
+    Raises:
+        ConnectionLostError: the other side is gone, or does not speak this.
+
+    Cancellation: it is closed, within `CLOSE_S`.
+    """
+    async with _talking(stream) as nursery:
+        connection: trio_websocket.WebSocketConnection | None = None
+        with trio.move_on_after(HANDSHAKE_S) as handshake:
+            watched = _Watched(stream, handshake.cancel)
+            request = await trio_websocket.wrap_server_stream(
+                nursery,
+                watched,
+                message_queue_size=QUEUED_FRAMES,
+                max_message_size=MAX_FRAME_BYTES,
+                receive_buffer_size=BUFFER_BYTES,
+            )
+            reason = refuse(request)
+            if reason is not None:
+                log.warning("a connection is refused: %s", reason)
+                await request.reject(403, body=reason.encode())
+            else:
+                watched.ended = _nothing
+                connection = await request.accept()
+        if connection is None:
+            yield None
+            return
+        try:
+            yield WebSocket(connection)
+        finally:
+            await _close(connection)
+
+
+Request = trio_websocket.WebSocketRequest
+
+
+def host_header(request: Request) -> str:
+    """The Host header of a request, which is not among its `headers`."""
+    event: wsproto.events.Request = request._event  # pyright: ignore[reportPrivateUsage]  # nothing public has it
+    return event.host

@@ -1,0 +1,260 @@
+"""A job as it is stored: what to do with which items, and how."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Literal
+
+import attrs
+import msgspec
+
+from ..._journal.history import read_pages
+from ..._journal.record import Kind, Record, Status
+from ..._journal.store import RunView, Store
+from ..._util.arguments import flag, mapping, one_of, seconds, several, shown, text, whole_number
+from ..._util.errors import StoreDamagedError
+from ..._util.plain import JOB_STREAM, as_plain
+from .errors import NotAllowedError
+from .messages import (
+    MAX_ATTEMPTS,
+    MAX_JOB_ITEMS,
+    MAX_LOSSES,
+    MAX_NAME_CHARS,
+    MIB,
+    JobOptions,
+)
+
+MAX_VALUE_BYTES = 4 * MIB  # of one item or one result: it travels in one message
+ITEMS_BYTES = MIB  # of items, in one message
+STORED_DEPTH = 2  # a value is stored as a part of a record: ``metadata.items[3]``
+MAX_JOB_BYTES = 256 * MIB  # of all items: the foreman has them in memory
+
+_FUNCTION = re.compile(r"[A-Za-z_][\w]*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+
+@attrs.frozen
+class Submission:
+    """A job as its client gave it.
+
+    Attributes:
+        function: ``module:function``.
+        items: One result comes of each.
+        options: How it is done.
+    """
+
+    function: str
+    items: Sequence[Any]
+    options: JobOptions
+
+    def to_plain(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {
+            "function": self.function,
+            "items": list(self.items),
+            "options": msgspec.to_builtins(self.options),
+        }
+
+    def is_same_work(self, other: Submission) -> bool:
+        """Whether the same is to be done with the same items, however it is done."""
+        return self.function == other.function and list(self.items) == list(other.items)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Submission:
+        """The inverse of `to_plain`.
+
+        Raises:
+            StoreDamagedError: it is not what was stored.
+        """
+        try:
+            options = msgspec.convert(plain["options"], JobOptions)
+            return cls(str(plain["function"]), list(plain["items"]), options)
+        except (KeyError, TypeError, msgspec.ValidationError) as error:
+            raise StoreDamagedError(f"a job cannot be read: {error}") from error
+
+
+@attrs.frozen
+class JobHead:
+    """What of a submission is read without its items.
+
+    Attributes:
+        function: ``module:function``.
+        options: How it is done.
+    """
+
+    function: str
+    options: JobOptions
+
+    def to_plain(self) -> dict[str, Any]:
+        """The head as it is stored."""
+        return {"function": self.function, "options": msgspec.to_builtins(self.options)}
+
+
+def job_records(submission: Submission, at: float) -> tuple[Record, Record]:
+    """The records of `JOB_STREAM`: the submission, and its head, which every fold keeps."""
+    whole = Record(kind=Kind.BATCH, at=at, index=0, metadata=submission.to_plain())
+    return whole, head_record(submission, at)
+
+
+def head_record(submission: Submission, at: float) -> Record:
+    """The head of a submission; the newest one says how the job is done."""
+    head = JobHead(submission.function, submission.options).to_plain()
+    return Record(kind=Kind.FINISH, at=at, last_index=0, metadata=head)
+
+
+def head_of(view: RunView) -> JobHead | None:
+    """What a job is to do; None: its run does not say so, so no client was told it was taken.
+
+    Raises:
+        StoreDamagedError: it is not what was stored.
+    """
+    entry = view.streams.get(JOB_STREAM)
+    if entry is None or entry.progress.status is not Status.COMPLETE:
+        return None
+    plain = entry.progress.metadata
+    try:
+        options = msgspec.convert(plain["options"], JobOptions)
+        return JobHead(str(plain["function"]), options)
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise StoreDamagedError(f"a job cannot be read: {error}", run_id=view.run_id) from error
+
+
+def check_function(name: str) -> str:
+    """Return the name of a function if it is a good one; whether it is there, a worker knows.
+
+    Raises:
+        NotAllowedError: it is not ``module:function``.
+    """
+    text("function", name)
+    if len(name) > MAX_NAME_CHARS or _FUNCTION.fullmatch(name) is None:
+        raise NotAllowedError(f"a function is named 'module:function', not {name[:80]!r}")
+    return name
+
+
+def as_sent(value: Any, path: str, *, allow_nan: bool = False) -> tuple[Any, int]:
+    """An item or a result as it arrives at the other end, a copy; and its size in bytes.
+
+    Args:
+        value: JSON-like.
+        path: What it is called in messages.
+        allow_nan: Whether it may have NaN and infinity in it.
+
+    Raises:
+        NotEncodableError: it is not JSON-like.
+        ValueError: it is too large.
+    """
+    plain = as_plain(value, path, depth=STORED_DEPTH, allow_nan=allow_nan)
+    size = len(msgspec.msgpack.encode(plain))
+    if size > MAX_VALUE_BYTES:
+        raise ValueError(
+            f"{path} has {size:,} bytes, over {MAX_VALUE_BYTES:,}: keep it in a file or in "
+            "the state, and give its name"
+        )
+    return plain, size
+
+
+def checked_submission(function: str, items: Iterable[Any], options: JobOptions) -> Submission:
+    """A job that a foreman would take; its items are copies.
+
+    Raises:
+        NotEncodableError, NotAllowedError, TypeError, ValueError: it would not.
+    """
+    name = check_function(function)
+    values = several("items", items, "JSON-like values")
+    if len(values) > MAX_JOB_ITEMS:
+        raise ValueError(f"a job has at most {MAX_JOB_ITEMS:,} items, not {len(values):,}")
+    plain: list[Any] = []
+    total = 0
+    for place, value in enumerate(values):
+        item, size = as_sent(value, f"items[{place}]")
+        plain.append(item)
+        total += size
+    if total > MAX_JOB_BYTES:
+        raise ValueError(f"the items have {total:,} bytes, over {MAX_JOB_BYTES:,}")
+    return Submission(name, plain, options)
+
+
+MAX_INTERVAL_S = 1e9
+
+
+def job_options(
+    *,
+    checkpoint_interval_s: float | None,
+    errors: Literal["raise", "collect"],
+    attempts: int,
+    losses: int = 5,
+    max_age_s: float = 3_600.0,
+    keep_checkpoints: bool = False,
+    trace: Mapping[str, str] | None = None,
+) -> JobOptions:
+    """How a job is to be done, as a client says it.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message has its name and value.
+    """
+    if checkpoint_interval_s is not None:
+        checkpoint_interval_s = span("checkpoint_interval_s", checkpoint_interval_s)
+    entries = mapping("trace", trace or {})
+    for name, value in entries.items():
+        text("a name of trace", name)
+        text("a value of trace", value, is_empty_allowed=True)
+    options = JobOptions(
+        checkpoint_interval_s,
+        one_of("errors", errors, ("raise", "collect")),
+        whole_number("attempts", attempts, least=1, most=MAX_ATTEMPTS),
+        losses=whole_number("losses", losses, least=1, most=MAX_LOSSES),
+        max_age_s=span("max_age_s", max_age_s, is_zero_allowed=False),
+        keep_checkpoints=flag("keep_checkpoints", keep_checkpoints),
+        trace=entries,
+    )
+    try:  # whatever else the foreman would refuse
+        return msgspec.convert(msgspec.to_builtins(options), JobOptions)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"the options of a job cannot be sent: {error}") from error
+
+
+def span(name: str, value: float, *, is_zero_allowed: bool = True) -> float:
+    """A time span that a foreman takes.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    found = seconds(name, value, is_zero_allowed=is_zero_allowed)
+    if found > MAX_INTERVAL_S:
+        raise ValueError(f"{name} must be at most {MAX_INTERVAL_S:g} seconds, not {shown(value)}")
+    return found
+
+
+def parts_of(items: Sequence[Any]) -> Iterable[tuple[int, list[Any]]]:
+    """Items in messages, with the place of the first of each."""
+    part: list[Any] = []
+    first = size = 0
+    for place, item in enumerate(items):
+        part.append(item)
+        size += len(msgspec.msgpack.encode(item))
+        if size >= ITEMS_BYTES:
+            yield first, part
+            part, first, size = [], place + 1, 0
+    if part:
+        yield first, part
+
+
+async def read_submission(store: Store, job_id: str) -> Submission | None:
+    """The job as it was submitted, with its newest options; None: it is not there, or not whole.
+
+    Raises:
+        StoreDamagedError: it is not what was stored.
+    """
+    stored = await store.read_run(job_id)
+    if stored is None:
+        return None
+    newest: dict[str, Any] = {}
+    async with aclosing(read_pages(store, job_id, stored.generation, JOB_STREAM)) as pages:
+        async for records in pages:
+            for _, record in records:
+                if record.kind is Kind.FINISH:
+                    newest = newest or record.metadata
+                if record.kind is Kind.BATCH:
+                    return Submission.from_plain({**record.metadata, **newest})
+    return None

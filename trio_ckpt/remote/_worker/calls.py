@@ -1,0 +1,145 @@
+"""A worker's line to the foreman for one work item: questions, and their answers.
+
+A question is kept until it is answered.  If the connection is lost meanwhile it is asked again on
+the next one, in order: saves that are there already are acknowledged again, reads change
+nothing.  How long that may take is bounded; so is the life of the lease.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import attrs
+import trio
+
+from ..._util.errors import StoreConflictError, StoreError
+from ..._util.patience import wait_awake
+from .._wire.faults import error_of
+from .._wire.link import Link
+from .._wire.messages import (
+    AnyCall,
+    CheckpointAck,
+    StoreCall,
+    StoreReply,
+    TaskCheckpoint,
+    TaskMessage,
+)
+
+PATIENCE_S = 600.0  # without a connection: a foreman that is moved to another machine, say
+
+Question = Callable[[int, int], TaskCheckpoint | StoreCall]  # of the call's number and the lease
+
+
+@attrs.define(eq=False)
+class _Asked:
+    """A question without an answer."""
+
+    question: Question
+    answered: trio.Event = attrs.field(factory=trio.Event)
+    parts: list[bytes] = attrs.field(factory=list[bytes])
+    ack: CheckpointAck | None = None
+    error: Exception | None = None
+
+
+@attrs.define(eq=False)
+class Line:
+    """One work item's line to the foreman.
+
+    Attributes:
+        task_id: The item.
+        lease: The number under which this worker has it now.
+        patience_s: How long a question waits for its answer.
+        link: The connection; None: there is none, or the item is not taken up on it yet.
+        numbers: Of calls, for all items of a connection.
+        lost: Why the item is not this worker's any more.
+    """
+
+    task_id: str
+    lease: int
+    patience_s: float = PATIENCE_S
+    link: Link | None = None
+    lost: Exception | None = attrs.field(default=None, init=False)
+    numbers: Iterator[int] = attrs.field(factory=itertools.count)
+    _asked: dict[int, _Asked] = attrs.field(factory=dict[int, _Asked], init=False)
+
+    async def ask(self, verb: AnyCall) -> bytes:
+        """Ask the store something.
+
+        Raises:
+            StoreError: as the store answered; or there was no answer in time.
+            StoreConflictError: the item is not this worker's any more.
+
+        Cancellation: gives up waiting; the answer is dropped.
+        """
+        asked = await self._wait(lambda call, lease: StoreCall(self.task_id, lease, call, verb))
+        return b"".join(asked.parts)
+
+    async def save(self, question: Question) -> CheckpointAck:
+        """Have checkpoints saved.
+
+        Raises, Cancellation: as for `ask`.
+        """
+        asked = await self._wait(question)
+        if asked.ack is None:
+            raise StoreError("the foreman has answered something else")
+        return asked.ack
+
+    async def _wait(self, question: Question) -> _Asked:
+        if self.lost is not None:
+            raise self.lost
+        call, asked = next(self.numbers), _Asked(question)
+        self._asked[call] = asked
+        try:
+            self._send(call, asked)
+            if not await wait_awake(asked.answered, self.patience_s):
+                raise StoreError(f"the foreman has not answered for {self.patience_s:g} s")
+        finally:
+            self._asked.pop(call, None)
+        if asked.error is not None:
+            raise asked.error
+        return asked
+
+    def _send(self, call: int, asked: _Asked) -> None:
+        if self.link is not None:
+            self.link.send(asked.question(call, self.lease))
+
+    # -- the other direction ----------------------------------------------------------------
+
+    def answer(self, message: TaskMessage) -> None:
+        """Take an answer; one that nobody waits for any more is dropped."""
+        if not isinstance(message, StoreReply | CheckpointAck):
+            return
+        asked = self._asked.get(message.call)
+        if asked is None:
+            return
+        if message.fault is not None:
+            asked.error = error_of(message.fault)
+        if isinstance(message, CheckpointAck):
+            asked.ack = message
+        else:
+            asked.parts.append(message.data)
+        if asked.error is not None or not isinstance(message, StoreReply) or message.is_last:
+            asked.answered.set()
+
+    def connect(self, link: Link, lease: int) -> None:
+        """Go on over a new connection; what was not answered is asked again."""
+        self.link, self.lease = link, lease
+        for call, asked in self._asked.items():
+            asked.parts.clear()
+            self._send(call, asked)
+
+    def disconnect(self) -> None:
+        """Take note that the connection is gone."""
+        self.link = None
+
+    def lose(self, reason: str) -> None:
+        """Take note that the item is not this worker's any more; nobody waits longer."""
+        if self.lost is None:
+            self.lost = StoreConflictError(
+                f"work item {self.task_id} is not this worker's any more: {reason}",
+                run_id=self.task_id,
+            )
+        for asked in self._asked.values():
+            asked.error = asked.error or self.lost
+            asked.answered.set()

@@ -1,0 +1,273 @@
+"""The store of a worker: the foreman's, over the connection, for one work item.
+
+Theory of operation.  The foreman owns the item's run as long as the worker has it, and the
+number that its store gave for that is the lease.  `RemoteStore.lock_run` gives the number on, and
+each save carries the newest one, so the foreman's store itself refuses what an old worker still
+sends.  A foreman that was started again has a new number for a worker that goes on; for the
+worker's code nothing has changed.
+
+What is larger than a message goes in parts: blobs on the way there, everything on the way back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+import msgspec
+import trio
+
+from ..._journal.store import (
+    BlobPayload,
+    Checkpoint,
+    Durability,
+    Fold,
+    HistoryPage,
+    Owner,
+    Pruned,
+    RunKey,
+    RunSummary,
+    Store,
+    StoredRun,
+)
+from ..._util.errors import StoreConflictError, StoreError
+from ..._util.threads import run_blocking
+from .._wire.faults import error_of
+from .._wire.messages import (
+    MAX_MESSAGE_BYTES,
+    MAX_SEQUENCES,
+    MIB,
+    DropBlobs,
+    PutBlob,
+    ReadBlob,
+    ReadHistory,
+    ReadRun,
+    TaskCheckpoint,
+)
+from .calls import Line
+
+PART_BYTES = MIB  # of a blob, in one message
+GROUP_BYTES = MAX_MESSAGE_BYTES - MIB  # of checkpoints, in one message; the rest is names
+PUTS = 3  # times that a blob is begun, where the foreman was started again meanwhile
+MAX_SEQUENCE = 2**63 - 1
+
+
+class RemoteStore(Store):
+    """The foreman's store, as one worker may use it for one work item."""
+
+    durability: Durability = "full"
+
+    def __init__(self, line: Line) -> None:
+        self.url = f"remote:{line.task_id}"
+        self._line = line
+        self._given = 0  # the number that the worker's code knows
+        self._is_closed = False
+
+    @asynccontextmanager
+    async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
+        """See `Store.lock_run`.  The foreman owns the run already, for this worker."""
+        await self._begin(run_id)
+        if self._given == 0:
+            self._given = self._line.lease
+        yield self._given
+
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        """See `Store.save`.  In several transactions if it is over `GROUP_BYTES`."""
+        await self._begin(run.run_id)
+        if run.owner != self._given:
+            raise StoreConflictError(
+                f"owner {self._given} has the run now, this is owner {run.owner}: nothing was "
+                "saved",
+                run_id=run.run_id,
+            )
+        outcomes: list[Exception | None] = []
+        parts = _cut(group)
+        for number, part in enumerate(parts, 1):
+            outcomes += await self._save(run, part, folds if number == len(parts) else ())
+        return outcomes
+
+    async def _save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+    ) -> list[Exception | None]:
+        def question(call: int, lease: int) -> TaskCheckpoint:
+            return TaskCheckpoint(
+                self._line.task_id, lease, call, run.generation, tuple(group), tuple(folds)
+            )
+
+        ack = await self._line.save(question)
+        if len(ack.outcomes) != len(group):
+            raise StoreError(f"{len(group)} checkpoints have {len(ack.outcomes)} outcomes")
+        return [None if fault is None else error_of(fault) for fault in ack.outcomes]
+
+    async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
+        """See `Store.read_run`."""
+        await self._begin(run_id)
+        answer = await self._line.ask(ReadRun(generation))
+        found: StoredRun | None = _decode(answer, StoredRun | None)
+        return found
+
+    async def history(
+        self,
+        run_id: str,
+        stream: str,
+        *,
+        generation: int | None = None,
+        cursor: str | None = None,
+        limit: int = 1000,
+    ) -> HistoryPage:
+        """See `Store.history`."""
+        if limit < 1:
+            raise ValueError(f"limit is {limit}, not positive")
+        await self._begin(run_id)
+        answer = await self._line.ask(ReadHistory(stream, generation, cursor, limit))
+        page: HistoryPage = _decode(answer, HistoryPage)
+        return page
+
+    async def put_blob(self, payload: BlobPayload) -> str:
+        """See `Store.put_blob`.  In parts of `PART_BYTES`; all of it is kept until it is there."""
+        await self._begin()
+        digest, attempt = "", 0
+        with trio.CancelScope(shield=True):
+            digest, views = await run_blocking(_named, payload)
+            while True:
+                attempt += 1
+                try:
+                    await self._put(digest, views)
+                    break
+                except _BeginAgainError as error:
+                    if attempt == PUTS:
+                        raise StoreError(f"blob {digest} cannot be put: {error}") from error
+        return digest
+
+    async def _put(self, digest: str, views: list[memoryview]) -> None:
+        size, offset = sum(map(len, views)), 0
+        for part in _parts(views):
+            answer = await self._line.ask(PutBlob(digest, size, offset, part))
+            if answer != _NIL:
+                raise _BeginAgainError("the foreman has lost the parts before")
+            offset += len(part)
+
+    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+        """See `Store.read_blob`."""
+        if offset < 0 or (size is not None and size < 0):
+            raise ValueError(f"{size} bytes from {offset} on are no part of a blob")
+        await self._begin()
+        return await self._line.ask(ReadBlob(digest, offset, size))
+
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        """See `Store.drop_blobs`."""
+        await self._begin(run.run_id)
+        if run.owner != self._given:
+            raise StoreConflictError(
+                f"owner {self._given} has the run now, this is owner {run.owner}: nothing was "
+                "dropped",
+                run_id=run.run_id,
+            )
+        known = [sequence for sequence in sequences if 1 <= sequence <= MAX_SEQUENCE]
+        size = 0
+        for first in range(0, max(len(known), 1), MAX_SEQUENCES):
+            part = tuple(known[first : first + MAX_SEQUENCES])
+            freed: int = _decode(await self._line.ask(DropBlobs(run.generation, stream, part)), int)
+            size += freed
+        return size
+
+    async def list_runs(self) -> tuple[RunSummary, ...]:
+        """A worker sees no run but that of its item.
+
+        Raises:
+            StoreError: always.
+        """
+        self._refuse("list the runs")
+
+    async def read_owner(self, run_id: str) -> Owner | None:
+        """The same.
+
+        Raises:
+            StoreError: always.
+        """
+        self._refuse("ask for owners")
+
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        """The foreman prunes the run when the item is done.
+
+        Raises:
+            StoreError: always.
+        """
+        self._refuse("prune")
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`."""
+        self._is_closed = True
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise StoreError(f"a worker cannot {what}: its store is for one work item")
+
+    async def _begin(self, run_id: str | None = None) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._is_closed:
+            raise StoreError(f"the store {self.url} is closed")
+        if run_id is not None and run_id != self._line.task_id:
+            raise StoreError(f"this store is for run {self._line.task_id!r}, not {run_id!r}")
+
+
+class _BeginAgainError(Exception):
+    """The foreman does not have the parts of a blob that came before."""
+
+
+_NIL = msgspec.msgpack.encode(None)
+
+
+def _decode(answer: bytes, kind: Any) -> Any:
+    try:
+        return msgspec.msgpack.decode(answer, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise StoreError(f"the foreman's answer cannot be read: {error}") from error
+
+
+def _cut(group: Sequence[Checkpoint]) -> list[list[Checkpoint]]:
+    """A group in parts that fit into a message; at least one, which may be empty."""
+    parts: list[list[Checkpoint]] = [[]]
+    size = 0
+    for checkpoint in group:
+        own = len(checkpoint.payload) + 100 * (1 + len(checkpoint.blobs)) + len(checkpoint.stream)
+        if parts[-1] and size + own > GROUP_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(checkpoint)
+        size += own
+    return parts
+
+
+def _named(payload: BlobPayload) -> tuple[str, list[memoryview]]:
+    """The SHA-256 of a payload, in hexadecimal, and its bytes where they lie.
+
+    Raises:
+        TypeError: a buffer is not contiguous.
+    """
+    buffers = [payload] if isinstance(payload, (bytes, bytearray, memoryview)) else payload
+    hasher, views = hashlib.sha256(), list[memoryview]()
+    for buffer in buffers:
+        view = memoryview(buffer)
+        if view.nbytes:
+            views.append(view.cast("B"))
+            hasher.update(views[-1])
+    return hasher.hexdigest(), views
+
+
+def _parts(views: list[memoryview]) -> Iterator[bytes]:
+    """The same in parts of `PART_BYTES`; at least one, which may be empty."""
+    gathered, is_empty = bytearray(), True
+    for view in views:
+        for first in range(0, len(view), PART_BYTES):
+            gathered += view[first : first + PART_BYTES]
+            while len(gathered) >= PART_BYTES:
+                yield bytes(gathered[:PART_BYTES])
+                del gathered[:PART_BYTES]
+                is_empty = False
+    if gathered or is_empty:
+        yield bytes(gathered)

@@ -1,0 +1,322 @@
+"""What a function on a worker has to do with: `Work`, beside its item."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import attrs
+import trio
+from outcome import Outcome, acapture, capture
+
+from ..._commit.snapshots import Snapshots
+from ..._runs.stream import Stream
+from ..._util.errors import text_of
+from ..._util.extras import needs_extra
+from ..._util.threads import Aside, run_blocking
+from .._wire.errors import NotAllowedError
+from .._wire.names import is_allowed
+from .._wire.submission import check_function
+
+if TYPE_CHECKING:  # a default, so that `Work` alone is a type; Python has it from 3.13 on
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    S = TypeVarWithDefault("S", default=Any)
+else:
+    S = TypeVar("S")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARK = "__trio_ckpt_task__"
+
+
+@attrs.frozen
+class TaskSettings:
+    """How a function is called.
+
+    Attributes:
+        state: Makes the state as it is at the very beginning, of the item.
+        in_process: A sync function runs in a process of its own, beside the worker's.
+    """
+
+    state: Callable[[Any], Any]
+    in_process: bool = False
+
+
+def _empty(_item: Any) -> dict[str, Any]:
+    return {}
+
+
+def task(*, state: Callable[[Any], Any] = _empty, in_process: bool = False) -> Callable[[F], F]:
+    """Say how a function is to be run on workers; without it the defaults hold.
+
+    Args:
+        state: Makes ``work.state`` as it is at the very beginning, of any type; it is given the
+            item.  Default: an empty dict.
+        in_process: Run a sync function in a process of trio-parallel (an extra of its own), for
+            code that holds the interpreter for long.  It gets no `Work`: it is called with
+            its item alone, takes no checkpoints, and is killed when it is cancelled.
+    """
+
+    def mark(func: F) -> F:
+        setattr(func, _MARK, TaskSettings(state, in_process))
+        return func
+
+    return mark
+
+
+def settings_of(func: Callable[..., Any]) -> TaskSettings:
+    """What `task` said of a function, or the defaults."""
+    found = getattr(func, _MARK, None)
+    return found if isinstance(found, TaskSettings) else TaskSettings(_empty)
+
+
+def check_module(name: str) -> None:
+    """See that there is a module of this name; it is not imported, its parents are.
+
+    Raises:
+        NotAllowedError: there is none.
+    """
+    try:
+        found = importlib.util.find_spec(name)
+    except Exception as error:  # a parent is code, and may raise anything
+        raise NotAllowedError(f"no module {name!r} can be found: {text_of(error)}") from error
+    if found is None:
+        raise NotAllowedError(f"no module {name!r} can be found: is it on the path of the worker?")
+
+
+async def find_function(name: str, allow: Collection[str]) -> Callable[..., Any]:
+    """Import a function by its name, if it is below one of the modules in the list.
+
+    Args:
+        name: ``module:function``.
+        allow: Modules, from the worker's own command line.
+
+    Raises:
+        NotAllowedError: it is not in the list, not there, private, or no function of such a
+            module but one that it imports from elsewhere.
+        Exception: whatever the import raises.
+
+    Cancellation: not while it is imported.
+    """
+    module_name, _, attribute = check_function(name).partition(":")
+    if not is_allowed(module_name, allow):
+        raise NotAllowedError(
+            f"this worker runs functions of {', '.join(sorted(allow))}, not {name!r}"
+        )
+    if attribute.startswith("_"):
+        raise NotAllowedError(f"{name!r} is private")
+    try:
+        module = await run_blocking(importlib.import_module, module_name)
+    except ModuleNotFoundError as error:
+        raise NotAllowedError(f"{name!r} cannot be imported: {text_of(error)}") from error
+    func = getattr(module, attribute, None)
+    if not inspect.isfunction(func) or not is_allowed(func.__module__, allow):
+        raise NotAllowedError(f"{name!r} is no function of that module")
+    return func
+
+
+@attrs.define(eq=False)
+class Work(Generic[S]):
+    """What a function is given beside its item: its state, and how to report.
+
+    Attributes:
+        task_id: The item's name.
+        index: Its place in the job.
+        attempt: 1 for the first try.
+        trace: As the job was submitted with.
+        resumed_from: The label of the point that the state is of; None: it is new.
+    """
+
+    task_id: str
+    index: int
+    attempt: int
+    trace: dict[str, str]
+    _changed: Callable[[], None]
+    _state: Any = None
+    resumed_from: str | None = attrs.field(default=None, init=False)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    percent: float | None = attrs.field(default=None, init=False)
+    is_asked: bool = attrs.field(default=False, init=False)  # for a checkpoint, now
+    release_reason: str | None = attrs.field(default=None, init=False)
+    _stream: Stream[Any] | None = attrs.field(default=None, init=False)
+    _snapshots: Snapshots | None = attrs.field(default=None, init=False)
+    _left_out: Callable[[str], None] | None = attrs.field(default=None, init=False)
+    _skipped: int = attrs.field(default=0, init=False)
+    aside: Aside = attrs.field(factory=Aside, init=False)  # a function that runs beside trio
+    _token: trio.lowlevel.TrioToken = attrs.field(
+        factory=trio.lowlevel.current_trio_token, init=False
+    )
+
+    # -- for functions ------------------------------------------------------------------------
+
+    @property
+    def state(self) -> S:
+        """What the function needs to go on elsewhere; it may be changed in place, or set."""
+        state: S = self._state if self._stream is None else self._stream.state
+        return state
+
+    @state.setter
+    def state(self, value: S) -> None:
+        if self._stream is None:
+            self._state = value
+        else:
+            self._stream.state = value
+
+    def report(self, *, progress_percent: float) -> None:
+        """Say how far the item is; from a thread, too.
+
+        Args:
+            progress_percent: 0 to 100.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if not 0 <= progress_percent <= 100:
+            raise ValueError(f"progress_percent is from 0 to 100, not {progress_percent!r}")
+        self.percent = float(progress_percent)
+        self._token.run_sync_soon(self._changed, idempotent=True)
+
+    async def point(self, label: str = "") -> bool:
+        """Save the state as it is here, if it is time; see `Snapshots.point`.
+
+        If the worker is to hand the item back, it is saved here and the function ends.
+
+        Args:
+            label: Where this is; `resumed_from` on resume.
+
+        Returns:
+            Whether a save was begun.
+
+        Cancellation: always a cancellation and a schedule point.
+        """
+        taken = await self._point(label)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return taken
+
+    def point_sync(self, label: str = "") -> bool:
+        """The same from the thread that a sync function runs in.
+
+        Cancellation: raises `trio.Cancelled`, which is to be let through.
+        """
+        trio.from_thread.check_cancelled()
+        taken = trio.from_thread.run(self._point_aside, label)
+        trio.from_thread.check_cancelled()
+        return taken
+
+    async def _point_aside(self, label: str) -> bool:
+        with self.aside.asking():
+            return await self._point(label)
+
+    async def _point(self, label: str) -> bool:
+        snapshots = self._snapshots
+        if snapshots is None:
+            await trio.lowlevel.checkpoint()
+            taken = False
+        else:
+            if self.is_asked or self.release_reason is not None:
+                await snapshots.wait()  # what is on its way is of an earlier point
+                snapshots.hurry()
+                self.is_asked = False
+            if self.percent is not None:
+                snapshots.metadata["progress_percent"] = self.percent
+            taken = await snapshots.point(label)
+            if snapshots.skipped > self._skipped and self._left_out is not None:
+                self._skipped = snapshots.skipped
+                self._left_out(snapshots.problem)
+        if self.release_reason is not None:
+            if snapshots is not None:
+                await snapshots.wait()
+            self.scope.cancel()
+        return taken
+
+    # -- for the worker -----------------------------------------------------------------------
+
+    def attach(
+        self,
+        stream: Stream[Any],
+        snapshots: Snapshots,
+        resumed_from: str | None,
+        left_out: Callable[[str], None],
+    ) -> None:
+        """Note where the state is kept.
+
+        Args:
+            stream: Where.
+            snapshots: Saves it.
+            resumed_from: The label of the point that it is of.
+            left_out: Told why it could not be saved, when it could not.
+        """
+        self._stream, self._snapshots, self.resumed_from = stream, snapshots, resumed_from
+        self._left_out = left_out
+
+    def detach(self) -> None:
+        """Take note that it is kept no longer; the function may still run in a thread."""
+        if self._stream is not None:
+            self._state = self._stream.state
+        self._stream = self._snapshots = None
+
+
+def takes_work(func: Callable[..., Any]) -> bool:
+    """Whether a function is called with its `Work` beside the item.
+
+    It is if it has a second positional parameter that must be given, or is named ``work``: in
+    ``f(x, scale=2)`` the second one is not meant for it.
+    """
+    parameters = inspect.signature(func).parameters.values()
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return True
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    second = [parameter for parameter in parameters if parameter.kind in kinds][1:2]
+    return any(one.default is one.empty or one.name == "work" for one in second)
+
+
+async def call(func: Callable[..., Any], item: Any, work: Work[Any]) -> Outcome[Any]:
+    """Run a function: an async one here, a sync one in a thread or a process.
+
+    Returns:
+        What it returned or raised, whatever that is: no exception of a function is raised
+        through code that does not expect it, such as StopIteration or SystemExit.
+
+    Cancellation: a sync one goes on until its next point, and is not waited for.  A process is
+        killed.
+    """
+    done: Outcome[Any]
+    if settings_of(func).in_process:
+        done = await acapture(work.aside.run, partial(_call_in_process, func, item))
+        return done
+    arguments = (item, work) if takes_work(func) else (item,)
+    if inspect.iscoroutinefunction(func):
+        done = await acapture(func, *arguments)
+        return done
+    return await work.aside.run(partial(_call_in_thread, func, arguments))
+
+
+async def _call_in_thread(func: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome[Any]:
+    done: Outcome[Any] = await trio.to_thread.run_sync(
+        _capture, func, arguments, abandon_on_cancel=True
+    )
+    return done
+
+
+def _capture(func: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome[Any]:
+    """Call a sync function in its thread."""
+    done: Outcome[Any] = capture(_call_sync, func, arguments)
+    return done
+
+
+def _call_sync(func: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    result: object = func(*arguments)
+    if isinstance(result, Awaitable):
+        raise TypeError(f"{func.__qualname__} returned something to be awaited: make it async")
+    return result
+
+
+async def _call_in_process(func: Callable[..., Any], item: Any) -> Any:
+    with needs_extra("parallel", "in_process=True"):
+        import trio_parallel  # type: ignore[import-untyped]  # without types
+    module: Any = trio_parallel
+    return await module.run_sync(func, item, kill_on_cancel=True)

@@ -1,0 +1,266 @@
+"""One work item on a worker: from its assignment to the last word on it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import trio
+
+from ..._runs.open import open_run
+from ..._util.errors import (
+    BatchFailedError,
+    RunStoppedError,
+    StoreDamagedError,
+    StoreError,
+    class_name,
+    leaves_of,
+    text_of,
+)
+from ..._util.log import at
+from ..._util.text import message_of, one_line, printable
+from .._wire.errors import TaskFailedError
+from .._wire.messages import (
+    MAX_NAME_CHARS,
+    MAX_TEXT_CHARS,
+    MAX_TRACEBACK_CHARS,
+    AssignTask,
+    ReleaseTask,
+    TaskError,
+    TaskFailed,
+    TaskMessage,
+    TaskProgress,
+    TaskResult,
+)
+from .._wire.names import TASK_STREAM
+from .._wire.submission import as_sent
+from .calls import Line
+from .remote_store import RemoteStore
+from .work import Work, call, find_function, settings_of
+
+log = logging.getLogger("trio_ckpt.remote.worker")
+
+MAX_TOLD = 10  # different reasons of one item for which its state could not be saved
+
+LastWord = Callable[[int], TaskMessage]  # of the lease
+
+
+@attrs.define(eq=False)
+class Item:
+    """A work item that this worker has.
+
+    Attributes:
+        assigned: What the foreman said.
+        line: To the foreman.
+        work: What the function is given.
+        may_be_interrupted: Whether KeyboardInterrupt is Ctrl-C of a person, and ends the worker.
+        last_word: What is to be said in the end; None: it is running.
+        reported: What was said last of its progress.
+    """
+
+    assigned: AssignTask
+    line: Line
+    work: Work[Any]
+    may_be_interrupted: bool = False
+    last_word: LastWord | None = attrs.field(default=None, init=False)
+    reported: float | None = attrs.field(default=None, init=False)
+    _has_begun: bool = attrs.field(default=False, init=False)
+    _told: set[str] = attrs.field(factory=set[str], init=False)
+    _returned: list[Any] = attrs.field(factory=list[Any], init=False)  # by the function, if it has
+
+    @property
+    def task_id(self) -> str:
+        """Its name."""
+        return self.assigned.task_id
+
+    async def run(self, allow: tuple[str, ...]) -> None:
+        """Run its function; `last_word` then says what came of it.
+
+        Cancellation: through `Work.scope`: what was saved is saved.
+        """
+        task_id = self.task_id
+        value: Any = None
+        try:
+            with self.work.scope:
+                with self._foreign():
+                    func = await find_function(self.assigned.function, allow)
+                value = await self._run(func)
+            if not self.work.scope.cancelled_caught:
+                self.last_word = lambda lease: TaskResult(task_id, lease, value)
+                return
+            reason = self.work.release_reason or "it was cancelled"
+            self.last_word = lambda lease: ReleaseTask(task_id, lease, reason)
+        except (Exception, BaseExceptionGroup) as error:
+            self._take_error(error)
+
+    @contextmanager
+    def _foreign(self) -> Generator[None]:
+        """Run foreign code: whatever it raises fails the item, in its own words.
+
+        Nothing that it raises comes further than here: a worker, its other items and the store
+        are not ended by a SystemExit, and no text is asked of an exception that has none.
+
+        Raises:
+            TaskFailedError: it raised something.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if _is_cancellation(error) or (self.may_be_interrupted and _is_interrupt(error)):
+                raise
+            failure = describe_failure(error)
+        else:
+            return
+        raise TaskFailedError(
+            failure.type,
+            failure.message,
+            index=self.assigned.index,
+            remote_traceback=failure.traceback,
+            run_id=self.task_id,
+        )
+
+    def _take_error(self, error: BaseException) -> None:
+        task_id = self.task_id
+        is_ours = isinstance(error, StoreError | RunStoppedError)
+        if self.line.lost is not None or is_ours:
+            reason = one_line(text_of(error))[:MAX_TEXT_CHARS]
+            log.warning("work item %s is given up here: %s", task_id, reason, extra=at(task_id))
+            self.last_word = lambda lease: ReleaseTask(task_id, lease, reason, is_trouble=True)
+            return
+        if not isinstance(error, Exception):
+            raise error
+        if isinstance(error, TaskFailedError):
+            failure = TaskError(error.error_type, error.error_message, error.remote_traceback)
+        else:
+            failure = describe_failure(error)
+        text = message_of(failure.message)
+        log.warning("work item %s failed: %s: %s", task_id, failure.type, text, extra=at(task_id))
+        self.last_word = lambda lease: TaskFailed(task_id, lease, failure)
+
+    async def _run(self, func: Callable[..., Any]) -> Any:
+        if self.assigned.interval_s is None:
+            self.work.state = self._new_state(func)
+            return await self._call(func)
+        store = RemoteStore(self.line)
+        try:
+            return await self._run_saving(func, store)
+        except StoreDamagedError as error:
+            if self._has_begun:
+                raise
+            self.tell(f"nothing that was saved is whole, so it begins again: {error}")
+            return await self._run_saving(func, store, is_fresh=True)
+        except BatchFailedError as error:
+            if not self._returned:
+                raise
+            problem = text_of(error.__cause__ or error)
+            self.tell(f"its last state cannot be saved, its result is kept without: {problem}")
+            await self._keep_result(store, self._returned[0])
+            return self._returned[0]
+
+    def _new_state(self, func: Callable[..., Any]) -> Any:
+        with self._foreign():
+            return settings_of(func).state(self.assigned.item)
+
+    async def _run_saving(
+        self, func: Callable[..., Any], store: RemoteStore, *, is_fresh: bool = False
+    ) -> Any:
+        """The same as a run of one batch, whose states are snapshots inside it."""
+        assigned, work = self.assigned, self.work
+        state = self._new_state(func)
+        async with (
+            open_run(
+                self.task_id,
+                store=store,
+                fresh=is_fresh,
+                handle_signals=False,
+                save_timeout_s=self.line.patience_s,
+            ) as run,
+            run.open_stream(*TASK_STREAM, state=state, recover=True, retry_failed=True) as stream,
+            stream.open_batch() as batch,
+        ):
+            async with stream.snapshots(every_s=assigned.interval_s or 0.0) as snapshots:
+                work.attach(stream, snapshots, batch.resumed_from, self._tell_left_out)
+                try:
+                    value = await self._call(func)
+                finally:
+                    work.detach()
+            batch.complete(metadata={"result": value}, last=True)
+        return value
+
+    async def _keep_result(self, store: RemoteStore, value: Any) -> None:
+        """Save a result without a state, in place of what the item has saved so far."""
+        async with (
+            open_run(self.task_id, store=store, fresh=True, handle_signals=False) as run,
+            run.open_stream(*TASK_STREAM) as stream,
+            stream.open_batch() as batch,
+        ):
+            batch.complete(metadata={"result": value}, last=True)
+
+    async def _call(self, func: Callable[..., Any]) -> Any:
+        self._has_begun = True
+        if self.line.link is not None:  # it is running, which is seen before it reports anything
+            self.line.link.send(TaskProgress(self.task_id, self.line.lease))
+        with self._foreign():
+            returned = (await call(func, self.assigned.item, self.work)).unwrap()
+            value, _ = as_sent(returned, "the result", allow_nan=True)
+        self._returned.append(value)
+        return value
+
+    def _tell_left_out(self, problem: str) -> None:
+        """Say once for each reason that a state could not be saved: the function goes on."""
+        if problem not in self._told and len(self._told) < MAX_TOLD:
+            self._told.add(problem)
+            self.tell(f"a snapshot is left out: {problem}")
+
+    def tell(self, note: str) -> None:
+        """Say something for the job's history."""
+        log.warning("work item %s: %s", self.task_id, printable(note), extra=at(self.task_id))
+        if self.line.link is not None:
+            message = TaskProgress(self.task_id, self.line.lease, None, note[:MAX_TEXT_CHARS])
+            self.line.link.send(message)
+
+    def report(self) -> None:
+        """Say how far it is, if there is anybody to say it to and anything new."""
+        percent = self.work.percent
+        if percent is None or percent == self.reported or self.last_word is not None:
+            return
+        if self.line.link is not None:
+            self.reported = percent
+            self.line.link.send(TaskProgress(self.task_id, self.line.lease, percent))
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    """Whether an exception is trio's own, because the code that raised it is cancelled."""
+    is_cancelled = trio.current_effective_deadline() == -math.inf
+    return is_cancelled and any(isinstance(leaf, trio.Cancelled) for leaf in leaves_of(error))
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    return any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves_of(error))
+
+
+def describe_failure(error: BaseException) -> TaskError:
+    """What the foreman is told of an exception."""
+    message = text_of(error)
+    return TaskError(
+        class_name(error)[:MAX_NAME_CHARS] or "Exception",
+        "" if message == class_name(error) else _printable_lines(message, MAX_TEXT_CHARS),
+        _printable_lines(_traceback_of(error)[-MAX_TRACEBACK_CHARS:], MAX_TRACEBACK_CHARS),
+    )
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException as problem:  # of the exception's own class, or its text is too large
+        return f"{class_name(error)}: its traceback cannot be made: {class_name(problem)}"
+
+
+def _printable_lines(text: str, limit: int) -> str:
+    """Text that MessagePack and a terminal can hold."""
+    return "\n".join(printable(line) for line in text[:limit].split("\n"))[:limit]

@@ -1,0 +1,402 @@
+"""A worker: takes work items from a foreman, runs named functions, saves their states there."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Collection
+from functools import partial
+
+import attrs
+import trio
+
+from ..._commit.shutdown import stop_signals
+from ..._runs.tracing import TaskTracer
+from ..._util.arguments import flag, seconds, several, text, whole_number
+from ..._util.errors import leaves_of
+from ..._util.patience import give_up_after
+from ..._util.portal import check_trio
+from ..._util.text import plural
+from .._wire.link import Link
+from .._wire.messages import (
+    MAX_ALLOW_BYTES,
+    MAX_ALLOWED,
+    MAX_NAME_CHARS,
+    MAX_SLOTS,
+    VERSIONS,
+    AssignTask,
+    Cancel,
+    CheckpointAck,
+    ForceCheckpoint,
+    Held,
+    Hello,
+    Message,
+    NewLease,
+    ReleaseTask,
+    Slots,
+    StoreReply,
+    TaskAck,
+    TaskFailed,
+    TaskMessage,
+)
+from .._wire.protocol import Role, TaskPhase
+from .._wire.reconnect import Dial, Session
+from .._wire.secrets import check_secret
+from .calls import PATIENCE_S, Line
+from .work import Work, check_module
+from .work_item import Item
+
+log = logging.getLogger("trio_ckpt.remote.worker")
+
+REPORT_EVERY_S = 0.5  # what people look at need not move more often
+DEFAULT_GRACE_S = 30.0
+LAST_WORDS_S = 1.0  # to say what came of items that were cancelled
+
+
+def peer_name() -> str:
+    """What this process is called: its host and its number."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def checked_name(name: str | None) -> str:
+    """What a peer is called, as it was given or by default.
+
+    Raises:
+        TypeError, ValueError: it is no str, empty, or too long.
+    """
+    if name is None:
+        return peer_name()[:MAX_NAME_CHARS]
+    if len(text("name", name)) > MAX_NAME_CHARS:
+        raise ValueError(f"name must have at most {MAX_NAME_CHARS} characters, not {len(name)}")
+    return name
+
+
+@attrs.define(eq=False)
+class Worker:
+    """A worker, over all its connections; made by `run_worker`.
+
+    Attributes:
+        secret: What lets it in.
+        allow: Modules whose functions it runs.
+        slots: How many items it takes at a time.
+        name: What people call it.
+        patience_s: How long functions go on without a connection.
+        tracer: Makes spans; None: none.
+        may_be_interrupted: Whether Ctrl-C raises KeyboardInterrupt in this process.
+        items: What it has.
+    """
+
+    secret: bytes
+    allow: tuple[str, ...]
+    slots: int
+    name: str
+    patience_s: float
+    tracer: TaskTracer | None = None
+    may_be_interrupted: bool = False
+    items: dict[str, Item] = attrs.field(factory=dict[str, Item], init=False)
+    _peer_id: str = attrs.field(factory=partial(secrets.token_hex, 16), init=False)
+    _calls: itertools.count[int] = attrs.field(factory=itertools.count, init=False)
+    _session: Session | None = attrs.field(default=None, init=False)
+    _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+    _stopping: str | None = attrs.field(default=None, init=False)
+    _empty: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+    async def run(
+        self, dial: Dial, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Work until `stop`.
+
+        Cancellation: functions are cancelled; what they had saved is saved.
+        """
+        self._session = Session(
+            dial, Role.WORKER, self._hello, self._opened, self._received, self._closed
+        )
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._report)
+            try:
+                await self._session.run(task_status=task_status)
+            finally:
+                for item in self.items.values():
+                    item.line.lose("the worker ends")
+                    item.work.scope.cancel()
+                nursery.cancel_scope.cancel()
+
+    async def stop(self, reason: str, grace_s: float) -> None:
+        """Save and hand back what is running, then leave.
+
+        Args:
+            reason: Why, in words.
+            grace_s: How long functions have to come to a point.
+        """
+        self._stopping = reason
+        if self._session is not None:
+            self._session.send(Slots(0))
+        for item in self.items.values():
+            item.work.release_reason = item.work.release_reason or reason
+        with give_up_after(grace_s, is_shielded=False):
+            await self._wait_empty()
+        for item in self.items.values():
+            item.work.scope.cancel()
+        with give_up_after(LAST_WORDS_S, is_shielded=False):
+            await self._wait_empty()
+        for item in self.items.values():
+            item.line.lose(reason)
+        if self._session is not None:
+            await self._session.leave(reason)
+
+    async def _wait_empty(self) -> None:
+        while self.items:
+            self._empty = trio.Event()
+            await self._empty.wait()
+
+    # -- the connection -----------------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        held = [
+            Held(item.task_id, item.line.lease, item.assigned.attempt)
+            for item in self.items.values()
+        ]
+        return Hello(
+            VERSIONS,
+            "worker",
+            self.secret,
+            self.name,
+            self._peer_id,
+            0 if self._stopping is not None else self.slots,
+            self.allow,
+            tuple(held[:MAX_SLOTS]),
+        )
+
+    def _opened(self, _link: Link) -> None:
+        log.info("worker %s is connected, with %s", self.name, plural(len(self.items), "item"))
+
+    def _closed(self) -> None:
+        for item in self.items.values():
+            item.line.disconnect()
+
+    def _received(self, message: Message) -> None:
+        if isinstance(message, AssignTask):
+            self._begin(message)
+        elif isinstance(message, TaskMessage):
+            item = self.items.get(message.task_id)
+            if item is not None:
+                self._received_about(item, message)
+
+    def _received_about(self, item: Item, message: TaskMessage) -> None:
+        match message:
+            case StoreReply() | CheckpointAck():
+                item.line.answer(message)
+            case NewLease():
+                self._go_on(item, message)
+            case ForceCheckpoint():
+                item.work.is_asked = True
+            case ReleaseTask():
+                item.work.release_reason = message.reason or "the foreman asks for it"
+            case Cancel():
+                item.line.lose(message.reason)
+                item.work.scope.cancel()
+                if item.last_word is not None:  # that was not said, or is not wanted any more
+                    self._say(ReleaseTask(item.task_id, message.lease, "it had ended"))
+            case TaskAck():
+                self._forget(item)
+            case _:
+                pass
+
+    def _go_on(self, item: Item, message: NewLease) -> None:
+        link = self._session.link if self._session is not None else None
+        if link is None:
+            return
+        if item.last_word is not None:
+            item.line.lease = message.lease
+            self._say(item.last_word(message.lease))
+        else:
+            item.line.connect(link, message.lease)
+
+    # -- items --------------------------------------------------------------------------------
+
+    def _begin(self, assigned: AssignTask) -> None:
+        session, nursery = self._session, self._nursery
+        if session is None or nursery is None:
+            return
+        line = Line(
+            assigned.task_id,
+            assigned.lease,
+            patience_s=self.patience_s,
+            link=session.link,
+            numbers=self._calls,
+        )
+        work: Work[object] = Work(
+            assigned.task_id, assigned.index, assigned.attempt, assigned.trace, _nothing
+        )
+        item = self.items[assigned.task_id] = Item(assigned, line, work, self.may_be_interrupted)
+        if self._stopping is not None:
+            reason = self._stopping
+            item.last_word = lambda lease: ReleaseTask(assigned.task_id, lease, reason)
+            self._say(item.last_word(assigned.lease))
+        else:
+            nursery.start_soon(self._work_on, item)
+
+    async def _work_on(self, item: Item) -> None:
+        if self.tracer is None:
+            await item.run(self.allow)
+        else:
+            await _run_traced(item, self.allow, self.tracer)
+        if item.last_word is not None:
+            self._say(item.last_word(item.line.lease))
+        if item.line.lost is not None and self._session is not None and self._session.link is None:
+            self._forget(item)  # there is nobody to tell, and nobody who wants to know
+
+    def _say(self, message: TaskMessage) -> None:
+        """Say the last word on an item, if it is to be said on this connection."""
+        session = self._session
+        if session is None or session.link is None:
+            return
+        phase = session.link.connection.tasks.get(message.task_id)
+        if phase in (TaskPhase.RUNNING, TaskPhase.STOPPING):
+            session.link.send(message)
+
+    def _forget(self, item: Item) -> None:
+        self.items.pop(item.task_id, None)
+        self._empty.set()
+
+    async def _report(self) -> None:
+        while True:
+            await trio.sleep(REPORT_EVERY_S)
+            for item in self.items.values():
+                item.report()
+
+
+async def _run_traced(item: Item, allow: tuple[str, ...], tracer: TaskTracer) -> None:
+    assigned = item.assigned
+    attributes: dict[str, str | int] = {
+        "trio_ckpt.job": assigned.job_id,
+        "trio_ckpt.task": assigned.task_id,
+        "trio_ckpt.index": assigned.index,
+        "trio_ckpt.attempt": assigned.attempt,
+        "code.function": assigned.function,
+    }
+    with tracer.span(attributes, assigned.trace) as failed:
+        await item.run(allow)
+        last = None if item.last_word is None else item.last_word(assigned.lease)
+        if isinstance(last, TaskFailed):
+            failed(f"{last.error.type}: {last.error.message}")
+
+
+def _nothing() -> None:
+    """Progress is looked at every so often."""
+
+
+async def run_worker(
+    url: str,
+    *,
+    secret: bytes | str,
+    allow: Collection[str],
+    slots: int = 1,
+    name: str | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    grace_s: float = DEFAULT_GRACE_S,
+    patience_s: float = PATIENCE_S,
+    tracer: TaskTracer | None = None,
+    handle_signals: bool | None = None,
+    task_status: trio.TaskStatus[bool] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Work for a foreman until cancelled, or told to stop by SIGINT or SIGTERM.
+
+    Functions are run by their names, if these are below a module in `allow`; nothing else that
+    comes over the connection is ever run or unpickled.  What a function saves is saved by the
+    foreman.  When the connection is lost functions go on, and the worker connects again.  It
+    waits for a foreman that is not there yet, and says so in its log.
+
+    Args:
+        url: The foreman's: ``ws://127.0.0.1:9000`` or ``wss://…``.
+        secret: What lets it in.
+        allow: Modules whose functions, and those of modules below them, it runs.
+        slots: How many items at a time.
+        name: What people call it; default: its host and process.
+        ssl_context: For ``wss:``; default: the system's authorities.
+        grace_s: How long a stop waits for functions to come to a point and save.
+        patience_s: How long functions go on without a connection.
+        tracer: From `trio_ckpt.trace_tasks`: a span of OpenTelemetry for each attempt.
+        handle_signals: Stop in good order on SIGINT and SIGTERM.  Default: in the main thread.
+        task_status: Told True when it is let in for the first time; False if it was stopped
+            before that, and ends.
+
+    Raises:
+        HandshakeRefusedError: the foreman does not want it.
+        NotAllowedError: a module in `allow` is not there.
+        TypeError, ValueError: an argument is wrong; the message has its name and value.
+
+    Durability: what `Work.point` has saved survives what the foreman's store says.
+    Cancellation: functions are cancelled at once; what they had saved is saved.
+    """
+    from .._wire.sockets import dial  # trio-websocket is an extra
+
+    check_trio()
+    text("url", url)
+    slots = whole_number("slots", slots, least=1, most=MAX_SLOTS)
+    modules = several("allow", allow, "names of modules")
+    for module in modules:
+        text("a module of allow", module)
+    if not 0 < len(modules) <= MAX_ALLOWED:
+        raise ValueError(f"allow must have 1 to {MAX_ALLOWED} names of modules, not {len(modules)}")
+    size = sum(len(module.encode()) for module in modules)
+    if size > MAX_ALLOW_BYTES:
+        raise ValueError(f"allow must have at most {MAX_ALLOW_BYTES:,} bytes, not {size:,}")
+    grace_s = seconds("grace_s", grace_s, is_endless_allowed=True)
+    patience_s = seconds("patience_s", patience_s, is_endless_allowed=True)
+    if handle_signals is not None:
+        flag("handle_signals", handle_signals)
+    else:
+        handle_signals = threading.current_thread() is threading.main_thread()
+    worker = Worker(
+        check_secret(secret),
+        modules,
+        slots,
+        checked_name(name),
+        patience_s,
+        tracer,
+        may_be_interrupted=not handle_signals
+        and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,
+    )
+    for module in modules:
+        check_module(module)
+    failure: BaseException | None = None
+    is_let_in = False
+    try:
+        async with trio.open_nursery() as nursery:
+
+            async def work(*, task_status: trio.TaskStatus[None]) -> None:
+                await worker.run(partial(dial, url, ssl_context), task_status=task_status)
+                nursery.cancel_scope.cancel()
+
+            if handle_signals:
+                nursery.start_soon(_stop_on_signals, worker, grace_s, nursery.cancel_scope)
+            await nursery.start(work)
+            is_let_in = True
+            task_status.started(True)
+    except BaseExceptionGroup as group:
+        _, failures = group.split(trio.Cancelled)
+        if failures is None:
+            raise
+        leaves = leaves_of(failures)
+        failure = leaves[0] if len(leaves) == 1 else failures
+    if failure is not None:
+        raise failure
+    if not is_let_in:
+        task_status.started(False)
+
+
+async def _stop_on_signals(worker: Worker, grace_s: float, scope: trio.CancelScope) -> None:
+    with stop_signals() as signals:
+        async for number in signals:
+            log.info("%s: handing back", signal.Signals(number).name)
+            break
+        await worker.stop("the worker stops", grace_s)
+    scope.cancel()  # also what waits for a foreman that is not there

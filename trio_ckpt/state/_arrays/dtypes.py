@@ -1,0 +1,165 @@
+"""dtypes in plain words: what is stored of them, and back without importing by name.
+
+A plain dtype is its array-protocol text (``"<f4"``, ``"|S3"``, ``"<M8[ns]"``, ``"|V8"``); one
+of ml_dtypes is ``"ml:bfloat16"``, of those listed here.  A structured one is ``["struct",
+itemsize, is_aligned, [[name, title or None, offset, dtype], …]]``, a field that is an array
+``["array", dtype, [side, …]]``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from ..._util.errors import StoreDamagedError, StoreError
+
+Plain = str | list[Any]
+
+ML_DTYPES = frozenset(
+    {
+        "bfloat16",
+        "float4_e2m1fn",
+        "float6_e2m3fn",
+        "float6_e3m2fn",
+        "float8_e3m4",
+        "float8_e4m3",
+        "float8_e4m3b11fnuz",
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+        "int2",
+        "int4",
+        "uint2",
+        "uint4",
+    }
+)
+MAX_DEPTH = 32  # of structured dtypes in each other
+MAX_FIELDS = 4096
+MAX_ITEM_BYTES = 2**31 - 1  # NumPy's own
+
+_TEXT = re.compile(
+    r"[<>|](b1|[iu][1248]|f2|f4|f8|f12|f16|c8|c16|c24|c32|[SUV][0-9]{1,10}"
+    r"|[mM]8(\[[0-9]{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as|generic)\])?)"
+)
+
+
+def describe_dtype(dtype: np.dtype[Any]) -> Plain:
+    """A dtype of fixed size in plain words.
+
+    Raises:
+        ValueError: it has none: objects, variable-width strings, dtypes of others.
+    """
+    if dtype.hasobject or dtype.kind == "T":
+        raise ValueError(f"dtype {dtype} is not of a fixed size")
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return ["array", describe_dtype(base), list(shape)]
+    if dtype.names is not None:
+        fields: list[Any] = []
+        for name in dtype.names:
+            kind, offset, *title = cast("Any", dtype.fields)[name]
+            fields.append([name, title[0] if title else None, offset, describe_dtype(kind)])
+        return ["struct", dtype.itemsize, bool(dtype.isalignedstruct), fields]
+    if dtype.name in ML_DTYPES and dtype.type.__module__ == "ml_dtypes":
+        return f"ml:{dtype.name}"
+    if not _TEXT.fullmatch(dtype.str) or np.dtype(dtype.str) != dtype:
+        raise ValueError(f"dtype {dtype} is unknown here")
+    return dtype.str
+
+
+def restore_dtype(plain: object) -> np.dtype[Any]:
+    """The dtype that `describe_dtype` described.
+
+    Raises:
+        StoreDamagedError: it described none so.
+        StoreError: it is one of ml_dtypes, which is not installed.
+    """
+    try:
+        return _restore(plain, 0)
+    except (ValueError, TypeError, OverflowError, KeyError) as error:
+        raise StoreDamagedError(f"a saved dtype cannot be: {error}") from error
+
+
+def _restore(plain: object, depth: int) -> np.dtype[Any]:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} times")
+    if isinstance(plain, str):
+        return _named(plain)
+    row = _row(plain)
+    if row[:1] == ["array"] and len(row) == 3:
+        return _sides(_restore(row[1], depth + 1), [_whole(side) for side in _row(row[2])])
+    if row[:1] == ["struct"] and len(row) == 4 and type(row[2]) is bool:
+        return _struct(_whole(row[1]), row[2], _row(row[3]), depth)
+    raise ValueError("neither a name nor a structure")
+
+
+def _row(value: object) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ValueError("no list where there should be one")
+    return list(cast("Sequence[Any]", value))
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_ITEM_BYTES:
+        raise ValueError("a size that is none")
+    return value
+
+
+def _named(text: str) -> np.dtype[Any]:
+    if text.startswith("ml:"):
+        if text[3:] not in ML_DTYPES:
+            raise ValueError("an unknown name")
+        try:
+            ml_dtypes: Any = importlib.import_module("ml_dtypes")
+        except ImportError as error:
+            raise StoreError(
+                f"the state holds arrays of {text[3:]}: pip install ml_dtypes"
+            ) from error
+        extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, text[3:]))
+        return extended
+    if not _TEXT.fullmatch(text):
+        raise ValueError("an unknown text")
+    return np.dtype(text)
+
+
+def _sides(base: np.dtype[Any], sides: list[int]) -> np.dtype[Any]:
+    total = base.itemsize
+    for side in sides:
+        total *= side
+        if total > MAX_ITEM_BYTES or len(sides) > MAX_DEPTH:
+            raise ValueError("an array that is too large")
+    found: np.dtype[Any] = np.dtype(cast("Any", (base, tuple(sides))))
+    return found
+
+
+def _struct(itemsize: int, is_aligned: bool, fields: list[Any], depth: int) -> np.dtype[Any]:
+    if len(fields) > MAX_FIELDS:
+        raise ValueError(f"more than {MAX_FIELDS} fields")
+    names: list[str] = []
+    titles: list[str | None] = []
+    offsets: list[int] = []
+    formats: list[np.dtype[Any]] = []
+    for row in fields:
+        name, title, offset, kind = _row(row)
+        if not isinstance(name, str) or not isinstance(title, str | None):
+            raise ValueError("a field without a name")
+        names.append(name)
+        titles.append(title)
+        offsets.append(_whole(offset))
+        formats.append(_restore(kind, depth + 1))
+    layout: dict[str, Any] = {
+        "names": names,
+        "formats": formats,
+        "offsets": offsets,
+        "itemsize": itemsize,
+    }
+    if any(title is not None for title in titles):
+        layout["titles"] = titles
+    found: np.dtype[Any] = np.dtype(cast("Any", layout), align=is_aligned)
+    return found

@@ -1,0 +1,202 @@
+"""Tensors of other libraries as memory, and back as the same kind.
+
+They are recognised by where their types come from: nothing is imported to find out that a
+value is no tensor.  What comes back is on the device it was on.
+
+torch
+    Tensors and parameters on the CPU are saved from their own memory, so tensors that share
+    a storage share it again.  Those on other devices are copied to the CPU.
+jax, tensorflow
+    Their arrays do not change, so they are saved from a copy or a view; a TensorFlow variable
+    from its value at that moment.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, Literal
+
+import attrs
+import numpy as np
+
+from ..._util.errors import StoreDamagedError, StoreError
+from .memory import Bytes
+
+Kind = Literal[
+    "numpy",
+    "torch",
+    "torch.parameter",
+    "jax",
+    "tensorflow",
+    "tensorflow.variable",
+]
+
+TORCH_DTYPES = frozenset(
+    {
+        "bfloat16",
+        "bool",
+        "complex128",
+        "complex32",
+        "complex64",
+        "float16",
+        "float32",
+        "float64",
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+        "int16",
+        "int32",
+        "int64",
+        "int8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "uint8",
+    }
+)
+
+
+@attrs.frozen(eq=False)
+class Strided:
+    """Memory with a shape: what a tensor is underneath.
+
+    Attributes:
+        address: Of the first element.
+        base: The first address of the memory that it is in.
+        itemsize: Bytes per element.
+        shape: Its sides.
+        strides: In bytes.
+        keep: What keeps the memory alive.
+    """
+
+    address: int
+    base: int
+    itemsize: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    keep: object
+
+
+def library_of(value: object) -> str:
+    """The library that a value's type comes from: ``torch`` of ``torch.nn.parameter``."""
+    for base in type(value).__mro__:
+        name = base.__module__.partition(".")[0]
+        if name in ("torch", "jax", "jaxlib", "tensorflow"):
+            return "jax" if name == "jaxlib" else name
+    return ""
+
+
+def kind_of(value: object) -> Kind | None:
+    """What kind of tensor of another library a value is; None: it is none."""
+    library = library_of(value)
+    module: Any = sys.modules.get(library)
+    if not library or module is None:
+        return None
+    if library == "torch" and isinstance(value, module.Tensor):
+        return "torch.parameter" if isinstance(value, module.nn.Parameter) else "torch"
+    if library == "jax" and isinstance(value, module.Array):
+        return "jax"
+    if library == "tensorflow":
+        if isinstance(value, module.Variable):
+            return "tensorflow.variable"
+        if isinstance(value, module.Tensor):
+            return "tensorflow"
+    return None
+
+
+def open_torch(tensor: Any) -> tuple[Strided, str, str, bool]:
+    """A torch tensor's memory, dtype (``torch:float32``), device and whether it has gradients.
+
+    Raises:
+        ValueError: it has no strided memory of its own, or is in the middle of a graph.
+    """
+    torch: Any = sys.modules["torch"]
+    name = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout != torch.strided or tensor.device.type == "meta" or name not in TORCH_DTYPES:
+        raise ValueError(f"a torch tensor of {tensor.layout} {name} on {tensor.device}")
+    if not tensor.is_leaf:
+        raise ValueError("a torch tensor in the middle of a graph; detach() it")
+    device, has_gradient = str(tensor.device), bool(tensor.requires_grad)
+    plain = tensor.detach()
+    plain = plain.resolve_conj().resolve_neg().cpu()
+    size = plain.element_size()
+    storage = plain.untyped_storage()
+    strided = Strided(
+        address=plain.data_ptr(),
+        base=storage.data_ptr(),
+        itemsize=size,
+        shape=tuple(plain.shape),
+        strides=tuple(stride * size for stride in plain.stride()),
+        keep=storage,
+    )
+    return strided, f"torch:{name}", device, has_gradient
+
+
+def torch_itemsize(dtype: str) -> int:
+    """Bytes per element of ``torch:float32``, without torch.
+
+    Raises:
+        StoreDamagedError: there is no such dtype.
+    """
+    name = dtype.removeprefix("torch:")
+    if name not in TORCH_DTYPES or name == dtype:
+        raise StoreDamagedError("a saved dtype cannot be: an unknown name")
+    if name == "bool" or name.startswith("float8"):
+        return 1
+    return int(name.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
+
+
+def to_numpy(value: Any) -> np.ndarray[Any, Any]:
+    """The elements of a jax or TensorFlow tensor, perhaps its own memory."""
+    if hasattr(value, "numpy"):
+        return np.asarray(value.numpy())
+    return np.asarray(value)
+
+
+def build_torch(
+    kind: Kind,
+    dtype: str,
+    memory: Bytes,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    offset: int,
+    device: str,
+    has_gradient: bool,
+) -> object:
+    """A torch tensor over memory."""
+    torch = load("torch")
+    item = torch_itemsize(dtype)
+    if offset % item or any(stride % item for stride in strides):
+        raise StoreDamagedError("a saved torch tensor is not aligned to its elements")
+    storage = torch.from_numpy(memory).untyped_storage()
+    tensor = torch.empty(0, dtype=getattr(torch, dtype.removeprefix("torch:")))
+    tensor.set_(storage, offset // item, shape, tuple(stride // item for stride in strides))
+    if device != "cpu":
+        tensor = tensor.to(device)
+    if kind == "torch.parameter":
+        return torch.nn.Parameter(tensor, requires_grad=has_gradient)
+    return tensor.requires_grad_(has_gradient)
+
+
+def build_other(kind: Kind, array: np.ndarray[Any, Any]) -> object:
+    """A jax or TensorFlow tensor with the elements of an array."""
+    if kind == "jax":
+        return load("jax").numpy.array(array)
+    tensorflow = load("tensorflow")
+    made = tensorflow.convert_to_tensor(array)
+    return tensorflow.Variable(made) if kind == "tensorflow.variable" else made
+
+
+def load(library: Literal["torch", "jax", "tensorflow"]) -> Any:
+    """Import one of the libraries whose tensors are known here.
+
+    Raises:
+        StoreError: it is not installed.
+    """
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise StoreError(f"the state holds tensors of {library}: pip install {library}") from error

@@ -1,0 +1,265 @@
+"""Buffers out of a chain of frames: every block once, from the newest frame that has it.
+
+First it is planned what has to be read; blocks that a newer frame has replaced are not.
+So restoring costs what the state is large, however many frames the chain has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import attrs
+import numpy as np
+import xxhash
+
+from ..._util.errors import StoreDamagedError
+from .._tree.frame import DIGEST_BYTES, Frame, Layout, Patch, layouts_of
+from .block_digests import BLOCK_BYTES, Indexes, Mask, Table, count_of, empty_table, make_table
+from .block_ranges import Ranges, decode_ranges
+from .buffers import View, rebuild
+from .compress import MAX_BLOCK_BYTES, Compressor
+from .dirty_pages import Tracker, Untracked
+from .memory import Bytes, address_of, allocate
+from .userfaultfd import spread
+
+READ_BYTES = 2**24  # what is read at once, where pieces lie side by side
+
+
+@attrs.frozen(eq=False)
+class Piece:
+    """Some blocks of a buffer, packed as one.
+
+    Attributes:
+        offset: Where it is in the data of its frame.
+        stored: Its length there.
+        digest: Of what is stored.
+        buffer: The number of its buffer.
+        blocks: Which blocks it holds, in order.
+        wanted: Which of them are wanted.
+        size: Its length unpacked.
+    """
+
+    offset: int
+    stored: int
+    digest: bytes
+    buffer: int
+    blocks: Indexes
+    wanted: Indexes
+    size: int
+
+
+@attrs.frozen(eq=False)
+class Read:
+    """Pieces that lie side by side, to be read at once.
+
+    Attributes:
+        frame: Of the chain, the newest is 0.
+        offset: Where to begin in its data.
+        size: How many bytes.
+        pieces: What is in them.
+    """
+
+    frame: int
+    offset: int
+    size: int
+    pieces: tuple[Piece, ...]
+
+
+class Assembly:
+    """The buffers of a state on their way back.
+
+    Args:
+        frames: The newest first, the last one full.
+        names: Only these buffers; default: all.
+
+    Raises:
+        StoreDamagedError: the frames do not fit together.
+    """
+
+    def __init__(self, frames: Sequence[Frame], names: Collection[str] | None = None) -> None:
+        layouts = layouts_of(frames)
+        self.layout = layouts[0]
+        pieces = sum(len(patch.stored) for frame in frames for patch in frame.patches)
+        if sum(self.layout.sizes) > pieces * MAX_BLOCK_BYTES:  # before memory is taken for it
+            raise StoreDamagedError("a saved state has larger buffers than it can fill")
+        self.reads: list[Read] = []
+        self._full = len(frames) - 1
+        self.buffers: list[Bytes] = []
+        places = {name: number for number, name in enumerate(self.layout.names)}
+        wanted = places.keys() if names is None else places.keys() & set(names)
+        self._needed = {
+            name: np.ones(count_of(self.layout.sizes[places[name]], BLOCK_BYTES), np.bool_)
+            for name in wanted
+        }
+        self._places = places
+        for number, (frame, layout) in enumerate(zip(frames, layouts, strict=True)):
+            self._plan(number, frame, layout)
+        self.reads.sort(key=lambda read: -read.frame)  # the full frame first, see `fill`
+        if missing := [name for name, needed in self._needed.items() if needed.any()]:
+            raise StoreDamagedError(f"the saved state has no whole {missing[0]}")
+        for name, size in zip(self.layout.names, self.layout.sizes, strict=True):
+            self.buffers.append(allocate(size if name in self._needed else 0))
+
+    def _plan(self, number: int, frame: Frame, layout: Layout) -> None:
+        pieces: list[Piece] = []
+        for patch in frame.patches:
+            if patch.buffer >= len(layout.names):
+                raise StoreDamagedError("a saved state names a buffer that it has not")
+            name = layout.names[patch.buffer]
+            needed = self._needed.get(name)
+            if needed is None or not needed.any():
+                continue
+            size = layout.sizes[patch.buffer]
+            if size != self.layout.sizes[self._places[name]]:
+                raise StoreDamagedError(f"the size of {name} changed, and it was not saved whole")
+            pieces += self._pieces(patch, name, size, needed)
+        for name in {layout.names[patch.buffer] for patch in frame.patches} & self._needed.keys():
+            self._mark(frame, layout, name)
+        self.reads += _side_by_side(number, pieces)
+
+    def _mark(self, frame: Frame, layout: Layout, name: str) -> None:
+        """Blocks of this frame are not wanted of older ones."""
+        if not self._needed[name].any():  # it may have had another size then
+            return
+        for patch in frame.patches:
+            if layout.names[patch.buffer] == name:
+                ranges = decode_ranges(patch.ranges, layout.sizes[patch.buffer])
+                self._needed[name][_blocks_in(ranges)] = False
+
+    def _pieces(self, patch: Patch, name: str, size: int, needed: Mask) -> list[Piece]:
+        ranges = decode_ranges(patch.ranges, size)
+        blocks = _blocks_in(ranges)
+        if sum(patch.sizes) != int(ranges[:, 1].sum()):
+            raise StoreDamagedError("a saved state has more or fewer bytes than changes")
+        found: list[Piece] = []
+        at, offset = 0, patch.offset
+        for place, (stored, length) in enumerate(zip(patch.stored, patch.sizes, strict=True)):
+            inside = blocks[at : at + count_of(length, BLOCK_BYTES)]
+            at += len(inside)
+            wanted = np.flatnonzero(needed[inside])
+            if len(wanted):
+                digest = patch.digests[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES]
+                number = self._places[name]
+                found.append(Piece(offset, stored, digest, number, inside, wanted, length))
+            offset += stored
+        return found
+
+    @property
+    def rounds(self) -> tuple[list[Read], list[Read]]:
+        """The reads: those that may be filled at the same time, then those after them."""
+        first = [read for read in self.reads if read.frame == self._full]
+        return first, self.reads[len(first) :]
+
+    def fill(self, read: Read, data: bytes | memoryview, compressor: Compressor) -> None:
+        """Put what was read into its buffers, the reads of the full frame first.  For a thread.
+
+        What is packed as one is unpacked as one there, with what newer frames have replaced:
+        to leave that out takes five times as long as to write over it.
+
+        Raises:
+            StoreDamagedError: it is not what was saved.
+        """
+        view = memoryview(data)
+        if len(view) != read.size:
+            raise StoreDamagedError("a saved state ends too early")
+        for piece in read.pieces:
+            start = piece.offset - read.offset
+            stored = view[start : start + piece.stored]
+            if xxhash.xxh3_128_digest(stored) != piece.digest:
+                raise StoreDamagedError(
+                    f"{self.layout.names[piece.buffer]} is not what was saved: "
+                    f"{piece.stored} bytes at {piece.offset} are damaged"
+                )
+            self._put(piece, stored, compressor, is_full=read.frame == self._full)
+
+    def arrays(
+        self, tracker: Tracker | Untracked | None = None
+    ) -> tuple[list[object], dict[str, Table]]:
+        """The arrays over the buffers, and what is held of those.  For a thread.
+
+        Args:
+            tracker: Who may watch the buffers from now on; what it does is not hashed.
+        """
+        views = [View.from_plain(view, self.layout.sizes) for view in self.layout.views]
+        tables = {
+            name: _watched(buffer, tracker) or make_table(buffer)
+            for name, buffer in zip(self.layout.names, self.buffers, strict=True)
+        }
+        return rebuild(views, self.buffers), tables
+
+    def named(self) -> dict[str, object]:
+        """The first array of each buffer that was asked for, by the buffer's name."""
+        found: dict[str, object] = {}
+        for plain in self.layout.views:
+            view = View.from_plain(plain, self.layout.sizes)
+            name = "" if view.buffer is None else self.layout.names[view.buffer]
+            if name in self._needed and name not in found:
+                found[name] = rebuild([view], self.buffers)[0]
+        return found
+
+    def _put(
+        self, piece: Piece, stored: memoryview, compressor: Compressor, *, is_full: bool
+    ) -> None:
+        target = self.buffers[piece.buffer]
+        blocks = piece.blocks
+        start = int(blocks[0]) * BLOCK_BYTES
+        is_run = int(blocks[-1]) - int(blocks[0]) + 1 == len(blocks)
+        if is_run and (is_full or len(piece.wanted) == len(blocks)):
+            compressor.unpack(stored, target[start : start + piece.size])
+            return
+        unpacked = compressor.unpacked(stored, piece.size)
+        wanted = piece.wanted
+        if piece.size % BLOCK_BYTES and int(wanted[-1]) == len(blocks) - 1:  # the short last one
+            rest = unpacked[(len(blocks) - 1) * BLOCK_BYTES :]
+            at = int(blocks[-1]) * BLOCK_BYTES
+            target[at : at + rest.nbytes] = rest
+            wanted = wanted[:-1]
+        rows = _rows(unpacked)
+        _rows(target)[blocks[wanted]] = rows if len(wanted) == len(rows) else rows[wanted]
+
+
+def _blocks_in(ranges: Ranges) -> Indexes:
+    first = ranges[:, 0] // BLOCK_BYTES
+    end = first - (-ranges[:, 1] // BLOCK_BYTES)
+    return spread(np.stack((first, end), axis=1).astype(np.intp))
+
+
+def _rows(data: Bytes) -> Bytes:
+    """The whole blocks."""
+    whole = data.nbytes // BLOCK_BYTES
+    return data[: whole * BLOCK_BYTES].reshape(-1, BLOCK_BYTES)
+
+
+def _watched(buffer: Bytes, tracker: Tracker | Untracked | None) -> Table | None:
+    """A table of a buffer of which the tracker will know what was written since."""
+    if not isinstance(tracker, Tracker):
+        return None
+    answer = tracker.written(buffer)
+    if isinstance(answer, Untracked):
+        return None
+    return attrs.evolve(
+        empty_table(buffer.nbytes),
+        region=answer.region,
+        look=answer.look,
+        address=address_of(buffer),
+    )
+
+
+def _side_by_side(frame: int, pieces: list[Piece]) -> list[Read]:
+    reads: list[Read] = []
+    run: list[Piece] = []
+    for piece in sorted(pieces, key=lambda piece: piece.offset):
+        if run:
+            end = run[-1].offset + run[-1].stored
+            if piece.offset != end or end + piece.stored - run[0].offset > READ_BYTES:
+                reads.append(_read(frame, run))
+                run = []
+        run.append(piece)
+    if run:
+        reads.append(_read(frame, run))
+    return reads
+
+
+def _read(frame: int, run: list[Piece]) -> Read:
+    start = run[0].offset
+    return Read(frame, start, run[-1].offset + run[-1].stored - start, tuple(run))

@@ -1,0 +1,196 @@
+"""The saved states of one stream as the store has them, read back.
+
+`read_chain` finds the frames of a chain among the records, newest first; `fill` reads what
+their arrays need, each block once, and `read_named` some arrays alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from .._journal.record import Kind, Record
+from .._journal.store import Store
+from .._util.errors import StoreDamagedError
+from .._util.extras import needs_extra
+from .._util.threads import run_blocking
+from . import NO_ARRAYS, Frame, Layout, decode_frame, frame_digest
+from ._retention import Version
+
+if TYPE_CHECKING:
+    from ._arrays.engine import Assembly, Compressor, Read
+
+READERS = (
+    2  # parts of a state that are read and unpacked at the same time; with more all are slower
+)
+
+CHECK_BYTES = 8 * 2**20  # of a blob that is hashed, at a time
+
+
+async def read_chain(
+    pages: AsyncGenerator[list[tuple[int, Record]]],
+    *,
+    with_snapshots: bool = True,
+    versions: list[Version] | None = None,
+) -> tuple[list[tuple[bytes, Frame]], Record | None]:
+    """The frames that a stream's state is restored from, the newest first.
+
+    Snapshots of an attempt that failed later are passed over, but for those that a later
+    frame builds on.
+
+    Args:
+        pages: The records of the stream, newest first.
+        with_snapshots: Whether the state may be one of inside a batch.
+        versions: Gets those that are seen on the way, the oldest first.
+
+    Returns:
+        The frames, and the record of the newest; none where there is no saved state.
+
+    Raises:
+        StoreDamagedError: one is missing.
+    """
+    chain = _Chain(with_snapshots)
+    async with aclosing(pages):
+        async for records in pages:
+            if versions is not None:
+                versions[:0] = [
+                    version_of(sequence, record)
+                    for sequence, record in reversed(records)
+                    if record.state
+                ]
+            for _, record in records:
+                if chain.add(record):
+                    return chain.links, chain.record
+    if chain.links:
+        raise StoreDamagedError(
+            f"the state that {len(chain.links)} saved ones build on is missing: number "
+            f"{chain.links[-1][1].number - 1}"
+        )
+    return [], None
+
+
+class _Chain:
+    """Finds the frames of a chain among records, newest first."""
+
+    def __init__(self, with_snapshots: bool) -> None:
+        self.links: list[tuple[bytes, Frame]] = []
+        self.record: Record | None = None
+        self._with_snapshots = with_snapshots
+        self._is_failed = False  # the attempt whose snapshots these are
+
+    def add(self, record: Record) -> bool:
+        """Take note of a record; whether the chain is whole."""
+        if not self.links and not self._may_begin(record):
+            return record.taken is not None and record.taken.resets_state
+        if not record.state:
+            return False
+        digest = frame_digest(record.state)
+        if not self.links:
+            self.record = record
+        elif digest != self.links[-1][1].parent:
+            return False
+        frame = decode_frame(record.state)
+        if self.links:
+            before = self.links[-1][1]
+            if (frame.number, frame.lineage) != (before.number - 1, before.lineage):
+                raise StoreDamagedError("a saved state follows one that it does not belong to")
+        self.links.append((digest, frame))
+        return frame.is_full
+
+    def _may_begin(self, record: Record) -> bool:
+        if record.kind is Kind.SNAPSHOT:
+            return self._with_snapshots and not self._is_failed
+        if record.kind is Kind.BATCH or record.state:
+            self._is_failed = False
+        elif record.kind in (Kind.ATTEMPT, Kind.SKIP):
+            self._is_failed = True
+        return bool(record.state)
+
+
+def version_of(sequence: int, record: Record) -> Version:
+    """The version that a record with a state is of."""
+    frame = decode_frame(record.state)
+    return Version(sequence, record.at, frame.lineage, frame.data_bytes if frame.blob else 0)
+
+
+def blobs_of(payload: bytes) -> tuple[str, ...]:
+    """The blobs that a saved state names."""
+    frame = decode_frame(payload) if payload else None
+    return (frame.blob,) if frame is not None and frame.blob else ()
+
+
+def layout_of(frames: Sequence[Frame]) -> Layout:
+    """How the arrays of the newest of them lie; the newest is the first."""
+    return next((frame.layout for frame in frames if frame.layout is not None), NO_ARRAYS)
+
+
+async def fill(
+    store: Store, assembly: Assembly, frames: Sequence[Frame], compressor: Compressor
+) -> None:
+    """Read what an assembly asks for and unpack it, several parts at a time.
+
+    Raises:
+        StoreDamagedError: it is not what was saved.
+    """
+    if store.mac_key is not None:
+        used = {read.frame for reads in assembly.rounds for read in reads}
+        for frame in [frames[number] for number in used]:
+            await _check_blob(store, frame)
+    for reads in assembly.rounds:
+        left = iter(reads)
+        failures: list[Exception] = []
+
+        async def work(left: Iterator[Read] = left, failures: list[Exception] = failures) -> None:
+            try:
+                for read in left:
+                    data = await _read(store, frames[read.frame], read.offset, read.size)
+                    await run_blocking(assembly.fill, read, data, compressor)
+            except Exception as error:  # the first of them is raised, not a group
+                failures.append(error)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(READERS):
+                nursery.start_soon(work)
+        if failures:
+            raise failures[0]
+
+
+async def _check_blob(store: Store, frame: Frame) -> None:
+    """See that the blob of a frame is the one that the sealed record names.
+
+    The pieces in it are told by digests that notice damage; who alters on purpose makes others
+    that fit.  So with a key all of it is hashed before a part is believed.
+
+    Raises:
+        StoreDamagedError: it is another.
+    """
+    hasher = hashlib.sha256()
+    for offset in range(0, frame.data_bytes if frame.blob else 0, CHECK_BYTES):
+        size = min(CHECK_BYTES, frame.data_bytes - offset)
+        part = await store.read_blob(frame.blob, offset, size)
+        await run_blocking(hasher.update, part)
+    if frame.blob and hasher.hexdigest() != frame.blob:
+        raise StoreDamagedError(f"blob {frame.blob} of a saved state was altered: restore a copy")
+
+
+async def _read(store: Store, frame: Frame, offset: int, size: int) -> bytes:
+    if frame.blob:
+        return await store.read_blob(frame.blob, offset, size)
+    return frame.data[offset : offset + size]
+
+
+async def read_named(
+    store: Store, frames: Sequence[Frame], names: Collection[str] | None
+) -> dict[str, Any]:
+    """The arrays of some buffers, by the buffers' names."""
+    with needs_extra("arrays", "a state with arrays"):
+        from ._arrays.engine import Assembly, open_compressor  # NumPy is an extra
+
+    assembly = Assembly(frames, names)
+    await fill(store, assembly, frames, await run_blocking(open_compressor))
+    return await run_blocking(assembly.named)

@@ -1,0 +1,202 @@
+"""Which saved states keep their arrays.
+
+Theory of operation
+===================
+
+The states of one chain build on each other, so a chain is kept or goes as a whole.  `Versions`
+keeps account of chains, not of states: a long run saves millions of states, most of which have
+nothing to let go of, or are let go of soon.  It is as large as what the store keeps of them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Collection, Iterable
+
+import attrs
+
+from .._util.arguments import checked_by, path_text, seconds, whole_number
+from .._util.index_set import IndexSet
+from ._tree.frame import MAX_CHAIN
+
+
+@attrs.frozen
+class Version:
+    """A state that the store has.
+
+    Attributes:
+        sequence: Of its record.
+        at: When it was saved; Unix time, s.
+        lineage: Its chain.
+        blob_bytes: Of the arrays that can be let go of; 0: it has none in a blob.
+    """
+
+    sequence: int
+    at: float
+    lineage: bytes
+    blob_bytes: int
+
+
+def _url_of(store: str | os.PathLike[str]) -> str:
+    return path_text("archive", store)
+
+
+@attrs.frozen
+class Retention:
+    """Which saved states keep their arrays: those that any of these names.
+
+    The states of one chain build on each other, so a chain is kept or goes as a whole; the
+    newest one always stays, and only it once the stream is complete.  Records stay in any
+    case, with trees and small arrays; what is let go of is large arrays.
+
+    Attributes:
+        last: The newest so many.
+        every: One in so many records of the stream; 0: none because of that.
+        max_age_s: Those that were saved in the last so many seconds; 0: none because of that.
+        max_bytes: Of those that are named above, from the newest on, only as many as have at
+            most so many bytes of large arrays together, as they are stored; 0: all.  What
+            stays in any case counts, too.
+        max_deltas: After so many differences a state is saved whole, and a new chain begins; it
+            does so earlier where the differences are larger than what they are about.  Fewer
+            make a start faster, and let go of old states sooner.
+        archive: A store, by its URL or its folder, into which the others are moved instead of
+            being deleted: the run ``RUN-GENERATION`` in it, for `read_arrays`.
+    """
+
+    last: int = attrs.field(default=2, validator=checked_by(whole_number, least=1))
+    every: int = attrs.field(default=0, validator=checked_by(whole_number))
+    max_age_s: float = attrs.field(default=0.0, validator=checked_by(seconds))
+    max_bytes: int = attrs.field(default=0, validator=checked_by(whole_number))
+    max_deltas: int = attrs.field(
+        default=50, validator=checked_by(whole_number, least=1, most=MAX_CHAIN - 1), kw_only=True
+    )
+    archive: str | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_url_of), kw_only=True
+    )
+
+
+@attrs.define(eq=False)
+class _Chain:
+    """States that build on each other, at least one of which has something to let go of."""
+
+    newest: int = 0  # sequence
+    newest_at: float = 0.0
+    is_kth: bool = False
+    blobs: IndexSet = attrs.field(factory=IndexSet)  # the sequences of the records
+    nbytes: int = 0
+
+
+class Versions:
+    """What is known of the saved states of one stream.
+
+    Args:
+        retention: What is kept of them.
+    """
+
+    def __init__(self, retention: Retention) -> None:
+        self._retention = retention
+        self._recent: deque[bytes] = deque(maxlen=retention.last)  # chains of the newest states
+        self._newest_at = 0.0
+        self._chains: dict[bytes, _Chain] = {}
+        self._nbytes = 0  # of all chains
+        self._open: tuple[bytes, _Chain] = b"", _Chain()  # it may have nothing to let go of yet
+
+    def __len__(self) -> int:
+        """How many chains have something to let go of."""
+        return len(self._chains)
+
+    def add(self, version: Version) -> None:
+        """Take note of one more, the newest."""
+        self._recent.append(version.lineage)
+        self._newest_at = version.at
+        self._count(version)
+
+    def add_older(self, version: Version) -> None:
+        """Take note of one more that is older than all others."""
+        if len(self._recent) < self._retention.last:
+            self._recent.appendleft(version.lineage)
+        if not self._newest_at:
+            self._newest_at = version.at
+        self._count(version)
+
+    def _count(self, version: Version) -> None:
+        lineage = version.lineage
+        if lineage != self._open[0]:
+            self._open = lineage, self._chains.get(lineage, _Chain())
+        chain = self._open[1]
+        if version.sequence > chain.newest:
+            chain.newest, chain.newest_at = version.sequence, version.at
+        chain.is_kth = chain.is_kth or self._is_kth(version.sequence)
+        if version.blob_bytes:
+            chain.blobs.add(version.sequence)
+            chain.nbytes += version.blob_bytes
+            self._nbytes += version.blob_bytes
+            self._chains[lineage] = chain
+
+    def add_all(self, versions: Iterable[Version]) -> None:
+        """Take note of several, the oldest first."""
+        for version in versions:
+            self.add(version)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._recent.clear()
+        self._chains.clear()
+        self._nbytes = 0
+        self._newest_at = 0.0
+        self._open = b"", _Chain()
+
+    @property
+    def retention(self) -> Retention:
+        """What is kept of them."""
+        return self._retention
+
+    def take_dropped(
+        self, needed: Collection[bytes], *, is_complete: bool
+    ) -> dict[bytes, list[int]]:
+        """The chains that may go, each with those of its records that have blobs; forgotten.
+
+        Args:
+            needed: Chains that stay in any case.
+            is_complete: The stream is: of the others only the newest stays.
+        """
+        kept = {*needed, *list(self._recent)[-1:]}
+        if not is_complete:
+            kept |= self._named(kept)
+        dropped: dict[bytes, list[int]] = {}
+        for lineage in [lineage for lineage in self._chains if lineage not in kept]:
+            chain = self._chains.pop(lineage)
+            self._nbytes -= chain.nbytes
+            dropped[lineage] = list(chain.blobs)
+        return dropped
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether there are more bytes than may be kept, unless all of them stay in any case."""
+        return 0 < self._retention.max_bytes < self._nbytes
+
+    def _named(self, kept: Collection[bytes]) -> set[bytes]:
+        """The chains that retention names, beside those that stay in any case."""
+        recent = set(self._recent)
+        named: set[bytes] = set()
+        room = self._retention.max_bytes or math.inf
+        room -= sum(chain.nbytes for lineage, chain in self._chains.items() if lineage in kept)
+        newest_first = sorted(self._chains.items(), key=lambda item: -item[1].newest)
+        for lineage, chain in newest_first:
+            if lineage not in kept and (lineage in recent or self._is_kept(chain)):
+                room -= chain.nbytes
+                if room < 0:
+                    break
+                named.add(lineage)
+        return named
+
+    def _is_kth(self, sequence: int) -> bool:
+        every = self._retention.every
+        return every > 0 and sequence % every == 0
+
+    def _is_kept(self, chain: _Chain) -> bool:
+        max_age_s = self._retention.max_age_s
+        is_young = max_age_s > 0 and self._newest_at - chain.newest_at <= max_age_s
+        return chain.is_kth or is_young

@@ -1,0 +1,388 @@
+"""From a tree and its arrays to a live state; nothing of the tree is trusted."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import attrs
+import msgspec
+
+from ..._util.errors import StoreDamagedError, text_of
+from .classes import CACHED_HASH, Classes, Field, Shape
+from .flatten import FACTORIES
+from .format import MUTABLE, Tag, Tree, kind_of, pack, unpack_floats
+from .identity import MAX_DEPTH, Where, path_of
+from .leaves import BAD_LEAF, LEAF_DECODERS, MissingHereError, StateChangedError
+from .numpy_scalars import decode_scalar
+from .random_state import decode_bit_generator, decode_legacy, decode_random, import_numpy
+
+_ATOMS: frozenset[type] = frozenset((type(None), bool, int, float, str, bytes))
+_MISSING = object()
+
+
+def build_state(
+    classes: Classes, excluded: Mapping[str, Any], tree: Tree, arrays: Sequence[object]
+) -> Any:
+    """The state that a tree and its arrays are of.
+
+    Args:
+        classes: Those that may be built.
+        excluded: What the initial state has in excluded fields, by path.
+        tree: As flattened, or patched.
+        arrays: One for each number.
+
+    Raises:
+        StateChangedError: a class or a field is not what it was.
+        StoreDamagedError: no state has such a tree.
+    """
+    builder = _Builder(classes, excluded, arrays)
+    try:
+        return builder.node(tree, None)
+    except RecursionError as error:
+        raise StoreDamagedError("a saved state is nested too deeply") from error
+
+
+class _Builder:
+    def __init__(
+        self, classes: Classes, excluded: Mapping[str, Any], arrays: Sequence[object]
+    ) -> None:
+        self._classes = classes
+        self._excluded = excluded
+        self._arrays = arrays
+        self._built: list[Any] = []  # mutable objects by number; _MISSING: not complete yet
+        self._depth = 0
+        self._by_value = 0
+
+    # -- one node ----------------------------------------------------------------------
+
+    def node(self, tree: Tree, where: Where) -> Any:
+        kind = kind_of(tree)
+        if kind in _ATOMS:
+            return tree
+        if self._depth >= MAX_DEPTH * 2:  # one for a leaf's node, one for what it is in
+            raise _damaged(where, "it is nested too deeply")
+        self._depth += 1
+        try:
+            if kind is list:
+                return self._numbered(where, self._list, tree)
+            if kind is not dict:
+                raise _damaged(where, f"a {kind.__qualname__} is no part of a tree")
+            tag: Any = next(iter(tree), "")
+            if kind_of(tag) is str:
+                return self._numbered(where, self._dict, tree)
+            return self._tagged(tag, tree[tag], where)
+        except BAD_LEAF as error:
+            if isinstance(error, (StoreDamagedError, StateChangedError)):
+                raise
+            raise _damaged(where, text_of(error)) from error
+        except MissingHereError as error:
+            raise StateChangedError(path_of(where), str(error)) from error
+        finally:
+            self._depth -= 1
+
+    def _tagged(self, tag: int, value: Tree, where: Where) -> Any:
+        leaf = LEAF_DECODERS.get(tag)
+        if leaf is not None:
+            return leaf(value)
+        walk = _WALKERS.get(tag)
+        if walk is None:
+            raise _damaged(where, f"a node has the unknown tag {tag!r}")
+        if tag in MUTABLE:
+            return self._numbered(where, lambda tree, where: walk(self, tree, where), value)
+        return walk(self, value, where)
+
+    def _numbered(self, where: Where, walk: Callable[[Tree, Where], Any], tree: Tree) -> Any:
+        if self._by_value:
+            return walk(tree, where)
+        number = len(self._built)
+        self._built.append(_MISSING)
+        result = self._built[number] = walk(tree, where)
+        return result
+
+    # -- containers --------------------------------------------------------------------
+
+    def _list(self, tree: list[Tree], where: Where) -> list[Any]:
+        node = self.node
+        return [
+            item if type(item) in _ATOMS else node(item, (where, at))
+            for at, item in enumerate(tree)
+        ]
+
+    def _dict(self, tree: dict[str, Tree], where: Where) -> dict[str, Any]:
+        node = self.node
+        return {
+            key: item if type(item) in _ATOMS else node(item, (where, key))
+            for key, item in tree.items()
+        }
+
+    def _pairs(self, tree: Tree, where: Where) -> Iterator[tuple[Any, Any]]:
+        flat = iter(_list_of(tree))
+        seen: set[Any] = set()
+        for key, item in zip(flat, flat, strict=True):
+            found = self._value(key, where)
+            if found in seen:
+                raise ValueError("a dict has a key twice")
+            seen.add(found)
+            yield found, self.node(item, (where, found))
+
+    def _value(self, tree: Tree, where: Where) -> Any:
+        self._by_value += 1
+        try:
+            return self.node(tree, where)
+        finally:
+            self._by_value -= 1
+
+    def _items(self, tree: Tree, where: Where) -> list[Any]:
+        return self._list(_list_of(tree), where)
+
+    def tuple_(self, tree: Tree, where: Where) -> tuple[Any, ...]:
+        return tuple(self._items(tree, where))
+
+    def set_(self, tree: Tree, where: Where) -> set[Any]:
+        items = _list_of(tree)
+        found = {self._value(item, where) for item in items}
+        if len(found) != len(items):
+            raise ValueError("a set has an item twice")
+        return found
+
+    def frozenset_(self, tree: Tree, where: Where) -> frozenset[Any]:
+        return frozenset(self.set_(tree, where))
+
+    def bytearray_(self, tree: Tree, where: Where) -> bytearray:
+        return bytearray(_bytes_of(tree))
+
+    def floats_(self, tree: Tree, where: Where) -> list[float]:
+        return unpack_floats(_bytes_of(tree))
+
+    def pairs_(self, tree: Tree, where: Where) -> dict[Any, Any]:
+        return dict(self._pairs(tree, where))
+
+    def ordered_(self, tree: Tree, where: Where) -> OrderedDict[Any, Any]:
+        return OrderedDict(self._pairs(tree, where))
+
+    def counter_(self, tree: Tree, where: Where) -> Counter[Any]:
+        result: Counter[Any] = Counter()
+        for key, count in self._pairs(tree, where):
+            result[key] = count
+        return result
+
+    def default_(self, tree: Tree, where: Where) -> Any:
+        name, pairs = tree
+        factory = None if name is None else FACTORIES[name]
+        return defaultdict(factory, self._pairs(pairs, where))
+
+    def deque_(self, tree: Tree, where: Where) -> deque[Any]:
+        longest, items = tree
+        found = self._items(items, where)
+        if longest is not None and (type(longest) is not int or longest < len(found)):
+            raise ValueError("a deque is longer than it may be")
+        return deque(found, longest)
+
+    # -- instances ---------------------------------------------------------------------
+
+    def object_(self, tree: Tree, where: Where) -> Any:
+        shape, saved = self._shape(tree, where)
+        if shape.is_tuple or shape.problem is not None:
+            raise StateChangedError(path_of(where), shape.problem or "it is a named tuple now")
+        cls: Any = shape.cls
+        result: Any = object.__new__(cls)
+        for name, value in self._saved_fields(shape, saved, where).items():
+            object.__setattr__(result, name, value)
+        if shape.caches_hash:
+            object.__setattr__(result, CACHED_HASH, None)
+        for field in shape.fields.values():
+            if field.is_excluded:
+                self._set_excluded(result, shape, field, where)
+            elif field.name not in saved:
+                object.__setattr__(result, field.name, _default(field, result, shape, where))
+        return result
+
+    def named_tuple(self, tree: Tree, where: Where) -> Any:
+        shape, saved = self._shape(tree, where)
+        if not shape.is_tuple:
+            raise StateChangedError(path_of(where), "it is not a named tuple any more")
+        values = self._saved_fields(shape, saved, where)
+        for field in shape.fields.values():
+            if field.name not in values:
+                values[field.name] = _default(field, None, shape, where)
+        cls: Any = shape.cls
+        names = list(shape.fields)
+        return cls._make([values[name] for name in names])
+
+    def _shape(self, tree: Tree, where: Where) -> tuple[Shape, dict[str, Tree]]:
+        label, saved = tree
+        cls = self._find(label, where)
+        shape = self._classes.shapes.get(cls)
+        if shape is None:
+            raise StateChangedError(path_of(where), f"{label} has no fields any more")
+        if kind_of(saved) is not dict or not all(kind_of(name) is str for name in saved):
+            raise TypeError("the fields of an object are no dict")
+        fields: dict[str, Tree] = saved
+        return shape, fields
+
+    def _find(self, label: Tree, where: Where) -> type:
+        if type(label) is not str:
+            raise TypeError("the name of a class is no str")
+        cls = self._classes.find(label)
+        if cls is None:
+            problem = f"the program's state has no class {label.partition(':')[2]!r} any more"
+            raise StateChangedError(path_of(where), f"{problem}; annotate the field that holds it")
+        return cls
+
+    def _saved_fields(self, shape: Shape, saved: dict[str, Tree], where: Where) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, item in saved.items():
+            field = shape.fields.get(name)
+            if field is None:
+                problem = f"{shape.cls.__qualname__} has no field {name!r} any more"
+                raise StateChangedError(path_of((where, name)), problem)
+            if type(item) is dict and Tag.UNSET in item:
+                continue
+            value = self.node(item, (where, name))
+            if not field.is_excluded:
+                values[name] = value
+        return values
+
+    def _set_excluded(self, result: Any, shape: Shape, field: Field, where: Where) -> None:
+        value = _MISSING
+        if field.factory is None:
+            value = self._excluded.get(path_of((where, field.name)), _MISSING)
+        if value is _MISSING:
+            value = _default(field, result, shape, where)
+        object.__setattr__(result, field.name, value)
+
+    def member(self, tree: Tree, where: Where) -> enum.Enum:
+        label, value = tree
+        cls: Any = self._find(label, where)
+        if cls not in self._classes.enums:
+            raise StateChangedError(path_of(where), f"{label} is no enumeration any more")
+        found = self._value(value, where)
+        for member in cls.__members__.values():
+            if type(member.value) is type(found) and _is_same(member.value, found):
+                return cast("enum.Enum", member)
+        if issubclass(cls, enum.Flag) and type(found) is int:
+            try:
+                return cast("enum.Enum", cls(found))
+            except ValueError:
+                pass
+        problem = f"{cls.__qualname__} has no member of the value {found!r} any more"
+        raise StateChangedError(path_of(where), problem)
+
+    # -- what was met before, arrays, generators ---------------------------------------
+
+    def same(self, tree: Tree, where: Where) -> Any:
+        if self._by_value or self._built[_index(tree)] is _MISSING:
+            raise ValueError("an object is said to be one around it")
+        return self._built[tree]
+
+    def array(self, tree: Tree, where: Where) -> Any:
+        return self._arrays[_index(tree)]
+
+    def array_item(self, tree: Tree, where: Where) -> Any:
+        found: Any = self._arrays[_index(tree)]
+        if getattr(found, "shape", None) != ():
+            raise ValueError("what should be one number is an array")
+        return found[()]
+
+    def object_array(self, tree: Tree, where: Where) -> Any:
+        shape, tree = tree
+        shape = msgspec.convert(shape, list[int])
+        items = _list_of(tree)
+        if any(size < 0 for size in shape) or math.prod(shape) != len(items):
+            raise ValueError("an array does not have the items that its shape says")
+        result = import_numpy().empty(len(items), dtype=object)
+        for at, item in enumerate(items):
+            result[at] = self.node(item, (where, at))
+        return result.reshape(shape)
+
+    def generator(self, tree: Tree, where: Where) -> Any:
+        return import_numpy().random.Generator(self._bits(tree, where))
+
+    def _bits(self, tree: Tree, where: Where) -> Any:
+        bits = self.node(tree, (where, "bit_generator"))
+        if not isinstance(bits, import_numpy().random.BitGenerator):
+            raise TypeError("a random generator has no bit generator")
+        return bits
+
+    def random_(self, tree: Tree, where: Where) -> Any:
+        return decode_random(tree)
+
+    def bit_generator(self, tree: Tree, where: Where) -> Any:
+        return decode_bit_generator(tree)
+
+    def random_state(self, tree: Tree, where: Where) -> Any:
+        bits, *fields = _list_of(tree)
+        return decode_legacy(self._bits(bits, where), fields)
+
+    def scalar(self, tree: Tree, where: Where) -> Any:
+        return decode_scalar(tree)
+
+
+_WALKERS: dict[int, Callable[[_Builder, Tree, Where], Any]] = {
+    Tag.TUPLE: _Builder.tuple_,
+    Tag.SET: _Builder.set_,
+    Tag.FROZENSET: _Builder.frozenset_,
+    Tag.DICT: _Builder.pairs_,
+    Tag.BYTEARRAY: _Builder.bytearray_,
+    Tag.FLOATS: _Builder.floats_,
+    Tag.ENUM: _Builder.member,
+    Tag.OBJECT: _Builder.object_,
+    Tag.NAMED_TUPLE: _Builder.named_tuple,
+    Tag.ARRAY: _Builder.array,
+    Tag.ARRAY_ITEM: _Builder.array_item,
+    Tag.OBJECT_ARRAY: _Builder.object_array,
+    Tag.SAME: _Builder.same,
+    Tag.RANDOM: _Builder.random_,
+    Tag.BIT_GENERATOR: _Builder.bit_generator,
+    Tag.GENERATOR: _Builder.generator,
+    Tag.RANDOM_STATE: _Builder.random_state,
+    Tag.DEQUE: _Builder.deque_,
+    Tag.ORDERED_DICT: _Builder.ordered_,
+    Tag.COUNTER: _Builder.counter_,
+    Tag.DEFAULT_DICT: _Builder.default_,
+    Tag.NUMPY_SCALAR: _Builder.scalar,
+}
+
+
+def _default(field: Field, instance: Any, shape: Shape, where: Where) -> Any:
+    if field.factory is not None:
+        return field.factory(instance) if field.takes_self else field.factory()
+    if field.default is attrs.NOTHING:
+        problem = (
+            f"the field {field.name!r} of {shape.cls.__qualname__} was not saved "
+            "and has no default: give it one"
+        )
+        raise StateChangedError(path_of((where, field.name)), problem)
+    return field.default
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values of one type are the same; NaN is NaN."""
+    return bool(one == other) or (type(one) is float and pack(one) == pack(other))
+
+
+def _index(tree: Tree) -> int:
+    if type(tree) is not int or tree < 0:
+        raise TypeError("a number of an object is no number")
+    return tree
+
+
+def _list_of(tree: Tree) -> list[Tree]:
+    if kind_of(tree) is not list:
+        raise TypeError("a node holds no list")
+    items: list[Tree] = tree
+    return items
+
+
+def _bytes_of(tree: Tree) -> bytes:
+    if type(tree) is not bytes:
+        raise TypeError("a node holds no bytes")
+    return tree
+
+
+def _damaged(where: Where, problem: str) -> StoreDamagedError:
+    return StoreDamagedError(f"a saved state cannot be read at {path_of(where)}: {problem}")

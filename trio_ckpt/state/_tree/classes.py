@@ -1,0 +1,350 @@
+"""Which classes a state is made of: read off its annotations, and off its initial value.
+
+Only the classes found here are ever built again.  They are looked up by the name that was saved,
+never imported by it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import inspect
+import sys
+import types
+import typing
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from .format import kind_of
+from .identity import Where, path_of
+
+EXCLUDE = "exclude"
+"""The metadata of a field that is not saved: ``field(metadata={EXCLUDE: True})``."""
+
+CACHED_HASH = "_attrs_cached_hash"  # where a class of attrs with cache_hash=True keeps it
+
+_ATOMS: frozenset[type] = frozenset((type(None), bool, int, float, str, bytes))
+
+
+@attrs.frozen
+class Field:
+    """A field of a class.
+
+    Attributes:
+        name: Its name.
+        is_excluded: It is not saved.
+        default: Its default, or `attrs.NOTHING`.
+        factory: What makes a default anew, or None.
+        takes_self: The factory is given the instance.
+    """
+
+    name: str
+    is_excluded: bool
+    default: Any
+    factory: Callable[..., Any] | None
+    takes_self: bool = False
+
+
+@attrs.frozen(eq=False)
+class Shape:
+    """A class of attrs, a dataclass or a named tuple, as states see it.
+
+    Attributes:
+        cls: The class.
+        label: How it is named in what is saved.
+        fields: By name, in order.
+        problem: Why its instances cannot be saved, or None.
+        is_tuple: It is a named tuple.
+        caches_hash: Its instances have room for their hash.
+        loose: What an instance may have beside its fields: it is computed again.
+        runs_code: To read a field may run code of the program.
+    """
+
+    cls: type
+    label: str
+    fields: dict[str, Field]
+    problem: str | None
+    is_tuple: bool
+    caches_hash: bool
+    loose: frozenset[str]
+    runs_code: bool
+
+
+def label_of(cls: type) -> str:
+    """How a class is named in what is saved."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def is_declared(cls: Any) -> bool:
+    """Whether it is a class whose instances can be saved once a plan knows it."""
+    tests: tuple[Callable[[Any], bool], ...] = (attrs.has, dataclasses.is_dataclass)
+    return _is_named_tuple(cls) or _is_enum(cls) or any(test(cls) for test in tests)
+
+
+@attrs.define(eq=False)
+class Classes:
+    """The classes of a state.
+
+    Attributes:
+        shapes: What can be built field by field, by class.
+        enums: The enumerations.
+    """
+
+    shapes: dict[type, Shape] = attrs.Factory(dict[type, Shape])
+    enums: set[type[enum.Enum]] = attrs.Factory(set[type[enum.Enum]])
+    _labels: dict[str, list[type]] = attrs.Factory(dict[str, list[type]])
+
+    def find(self, label: str) -> type | None:
+        """The class that was saved under that label.
+
+        One that moved to another module is found as long as its qualified name is the only
+        one of its kind.
+        """
+        found = self._labels.get(label.partition(":")[2], [])
+        if len(found) == 1:
+            return found[0]
+        return next((cls for cls in found if label_of(cls) == label), None)
+
+    @property
+    def run_code(self) -> bool:
+        """Whether to read their instances may run code of the program."""
+        value = _static(enum.Enum, "value")
+        return any(shape.runs_code for shape in self.shapes.values()) or any(
+            _static(cls, "value") is not value or _runs_code(cls, ()) for cls in self.enums
+        )
+
+    def learn(self, hint: Any) -> None:
+        """Take in every class that an annotation names, and those of their fields."""
+        waiting: list[Any] = [hint]
+        seen: set[int] = set()
+        kept: list[Any] = []  # or an id might come again
+        while waiting:
+            hint = waiting.pop()
+            if id(hint) in seen:
+                continue
+            seen.add(id(hint))
+            kept.append(hint)
+            if isinstance(hint, type) and typing.get_origin(hint) is None:
+                waiting.extend(self.learn_class(hint))
+            else:
+                waiting.extend(_parts_of(hint))
+
+    def learn_class(self, cls: type) -> Iterable[Any]:
+        """Take in a class, and return the annotations of its fields; none if it was known."""
+        if cls in self.shapes or cls in self.enums:
+            return ()
+        if _is_enum(cls):
+            self.enums.add(cls)
+        elif is_declared(cls):
+            self.shapes[cls] = _shape_of(cls)
+        else:
+            return _hints_of(cls).values() if typing.is_typeddict(cls) else ()
+        self._labels.setdefault(cls.__qualname__, []).append(cls)
+        if _is_enum(cls):
+            learn_from(self, [member.value for member in cls.__members__.values()])
+            return ()
+        return _hints_of(cls).values()
+
+
+def _parts_of(hint: Any) -> Iterable[Any]:
+    """What an annotation that is no class is made of."""
+    if isinstance(hint, typing.TypeVar):
+        return (hint.__bound__, *hint.__constraints__)
+    inner = getattr(hint, "__supertype__", None) or getattr(hint, "__value__", None)
+    if inner is not None:  # a NewType, or `type X = …`
+        return (inner,)
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return [type(value) for value in typing.get_args(hint)]
+    if isinstance(hint, (list, tuple)):  # the arguments of a Callable
+        return typing.cast("Iterable[Any]", hint)
+    return (origin, *typing.get_args(hint)) if origin is not None else ()
+
+
+def _hints_of(cls: type) -> dict[str, Any]:
+    """The annotations of a class; one whose names cannot be found is left out."""
+    try:
+        return typing.get_type_hints(cls)
+    except Exception:  # an annotation is code: it raises what it likes
+        raw: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            space = (
+                dict(vars(sys.modules[base.__module__])) if base.__module__ in sys.modules else {}
+            )
+            for name, hint in _raw_hints(base).items():
+                one = types.SimpleNamespace(__annotations__={name: hint})
+                try:
+                    raw |= typing.get_type_hints(one, space, {base.__name__: base, **vars(base)})
+                except Exception:  # noqa: S112
+                    continue
+        return raw
+
+
+def _raw_hints(cls: Any) -> dict[str, Any]:
+    if attrs.has(cls):
+        return {field.name: field.type for field in attrs.fields(cls) if field.type is not None}
+    own: Any = getattr(cls, "__dataclass_fields__", None)
+    if own is not None:
+        return {field.name: field.type for field in own.values()}
+    return inspect.get_annotations(cls)
+
+
+# ---------------------------------------------------------------------------------------
+# The fields of one class
+# ---------------------------------------------------------------------------------------
+
+
+def _is_enum(cls: type) -> typing.TypeGuard[type[enum.Enum]]:
+    return issubclass(cls, enum.Enum)
+
+
+def _is_named_tuple(cls: Any) -> bool:
+    return tuple in cls.__mro__ and hasattr(cls, "_fields")
+
+
+def _shape_of(cls: type) -> Shape:
+    is_tuple = _is_named_tuple(cls)
+    problem = None
+    if is_tuple:
+        fields = _fields_of_tuple(cls)
+    else:
+        fields = _fields_of_attrs(cls) if attrs.has(cls) else _fields_of_dataclass(cls)
+        made_by: Any = cls.__new__
+        if made_by is not object.__new__:
+            problem = f"{cls.__qualname__} has a __new__ of its own, so it is not only its fields"
+    loose = {
+        name
+        for base in cls.__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, functools.cached_property)
+    }
+    # The hash that attrs keeps in an instance is of this process only.
+    code: Any = getattr(cls.__hash__, "__code__", None)
+    caches_hash = code is not None and CACHED_HASH in code.co_names
+    if caches_hash:
+        loose.add(CACHED_HASH)
+    runs_code = _runs_code(cls, fields)
+    label = label_of(cls)
+    return Shape(cls, label, fields, problem, is_tuple, caches_hash, frozenset(loose), runs_code)
+
+
+class _Pair(typing.NamedTuple):
+    one: int
+
+
+_OF_PAIR: Any = inspect.getattr_static(_Pair, "one")
+# What reads a slot and what reads a field of a named tuple.
+_PLAIN_READERS: frozenset[Any] = frozenset((types.MemberDescriptorType, kind_of(_OF_PAIR)))
+
+
+def _runs_code(cls: type, names: Iterable[str]) -> bool:
+    """Whether to read attributes of an instance may run code of the program: a property's, say."""
+    if type(_static(cls, "__getattribute__")) is not types.WrapperDescriptorType:
+        return True
+    if _static(cls, "__getattr__") is not None:
+        return True
+    readers = [kind_of(_static(cls, name)) for name in names]
+    return any(hasattr(kind, "__get__") and kind not in _PLAIN_READERS for kind in readers)
+
+
+def _static(cls: type, name: str) -> object:
+    """What a class has under a name, as it lies there; None: nothing."""
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
+
+
+def _fields_of_attrs(cls: type) -> dict[str, Field]:
+    fields: dict[str, Field] = {}
+    for field in attrs.fields(cls):
+        default: Any = field.default
+        factory, takes_self = None, False
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # a class to isinstance
+            factory, takes_self, default = default.factory, default.takes_self, attrs.NOTHING
+        excluded = _is_excluded(field.metadata)
+        fields[field.name] = Field(field.name, excluded, default, factory, takes_self)
+    return fields
+
+
+def _fields_of_dataclass(cls: Any) -> dict[str, Field]:
+    fields: dict[str, Field] = {}
+    for field in dataclasses.fields(cls):
+        default = attrs.NOTHING if field.default is dataclasses.MISSING else field.default
+        found: Any = field.default_factory
+        factory = None if found is dataclasses.MISSING else found
+        fields[field.name] = Field(field.name, _is_excluded(field.metadata), default, factory)
+    return fields
+
+
+def _fields_of_tuple(cls: Any) -> dict[str, Field]:
+    defaults: Mapping[str, Any] = cls._field_defaults
+    return {
+        name: Field(
+            name, is_excluded=False, default=defaults.get(name, attrs.NOTHING), factory=None
+        )
+        for name in cls._fields
+    }
+
+
+def _is_excluded(metadata: Mapping[Any, Any]) -> bool:
+    return bool(metadata.get(EXCLUDE, False))
+
+
+# ---------------------------------------------------------------------------------------
+# What the initial value shows
+# ---------------------------------------------------------------------------------------
+
+
+def learn_from(classes: Classes, initial: object) -> dict[str, Any]:
+    """Take in the classes that a value shows, and return its excluded fields by path."""
+    excluded: dict[str, Any] = {}
+    waiting: list[tuple[Any, Where]] = [(initial, None)]
+    seen: dict[int, Any] = {}  # the objects too: an id must not come again
+    while waiting:
+        value, where = waiting.pop()
+        cls = kind_of(value)
+        if cls in _ATOMS or id(value) in seen:
+            continue
+        seen[id(value)] = value
+        if issubclass(cls, dict):
+            items: Any = value.items()
+            waiting.extend(
+                entry for key, item in items for entry in ((key, where), (item, (where, key)))
+            )
+        elif is_declared(cls):
+            classes.learn(cls)
+            waiting.extend(_fields_shown(classes.shapes.get(cls), value, where, excluded))
+        elif isinstance(value, (list, tuple, set, frozenset, deque)):
+            many: Any = typing.cast("Iterable[Any]", value)
+            waiting.extend((item, (where, at)) for at, item in enumerate(many))
+        elif getattr(value, "dtype", None) is not None and getattr(value.dtype, "hasobject", False):
+            waiting.extend((item, where) for item in value.ravel().tolist())
+    return excluded
+
+
+def _fields_shown(
+    shape: Shape | None, value: object, where: Where, excluded: dict[str, Any]
+) -> list[tuple[Any, Where]]:
+    shown: list[tuple[Any, Where]] = []
+    for field in shape.fields.values() if shape is not None else ():
+        item = getattr(value, field.name, attrs.NOTHING)
+        if item is attrs.NOTHING:
+            continue
+        if field.is_excluded:
+            excluded[path_of((where, field.name))] = item
+        else:
+            shown.append((item, (where, field.name)))
+    return shown
+
+
+def extras_of(shape: Shape, value: object) -> set[str]:
+    """What an instance has that is neither a field nor computed again."""
+    found: dict[str, Any] = getattr(value, "__dict__", {})
+    return found.keys() - shape.fields.keys() - shape.loose
+
+
+def is_by_identity(cls: type) -> bool:
+    """Whether its instances are equal to themselves only."""
+    return inspect.getattr_static(cls, "__hash__") is object.__hash__

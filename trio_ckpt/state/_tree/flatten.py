@@ -1,0 +1,367 @@
+"""From a live state to a tree and a list of arrays.
+
+The tree shares no mutable object with the state, so the state may change while the tree is
+saved.  The arrays are the state's own: who takes them copies or watches them.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Collection
+from typing import Any
+
+import attrs
+
+from ..._util.errors import NotEncodableError, text_of
+from .classes import Classes, Shape, extras_of, is_by_identity, is_declared, label_of
+from .format import Tag, Tree, kind_of, pack, pack_floats
+from .identity import ArrayLeaf, Ledger, Where, path_of
+from .leaves import INTS, LEAF_ENCODERS, encode_int
+from .numpy_scalars import encode_scalar
+from .random_state import encode_bit_generator, encode_legacy, encode_random, numpy_random_kind
+
+MAX_LEAF_BYTES = 2**28  # half of a tree's; what is longer belongs in an array
+_LEAF_NODES = 20  # the values that a datetime with a zone is made of; no leaf has more
+
+_ATOMS: frozenset[type] = frozenset((type(None), bool, float))
+FACTORIES: dict[str, Callable[[], Any]] = {
+    kind.__name__: kind for kind in (int, float, str, list, dict, set, bool, tuple, bytes)
+}
+"""What a defaultdict may make its values with: looked up by name, never imported."""
+
+_TENSORS = {"torch": ("torch", "Tensor"), "jax": ("jax", "Array"), "jaxlib": ("jax", "Array")}
+_TENSORS_TF = ("Tensor", "Variable")
+
+
+@attrs.frozen(eq=False)
+class Flat:
+    """A state taken apart.
+
+    Attributes:
+        tree: Everything but the arrays; ``{Tag.ARRAY: n}`` stands for ``arrays[n]``.
+        arrays: In the order in which the state holds them, each once.
+    """
+
+    tree: Tree
+    arrays: list[ArrayLeaf]
+
+
+def flatten_state(classes: Classes, state: object) -> Flat:
+    """Take a state apart.
+
+    Raises:
+        NotEncodableError: naming the path of the leaf that cannot be saved.
+    """
+    flattener = _Flattener(classes)
+    try:
+        return Flat(flattener.node(state, None), flattener.arrays)
+    except RecursionError as error:
+        raise NotEncodableError("state", "too deep for what is left of the stack") from error
+
+
+class _Flattener(Ledger):
+    def __init__(self, classes: Classes) -> None:
+        super().__init__()
+        self._classes = classes
+
+    # -- one value ---------------------------------------------------------------------
+
+    def node(self, value: Any, where: Where) -> Tree:
+        kind = kind_of(value)
+        if kind in _ATOMS:
+            return value
+        if kind is str:
+            return self._text(value, where)
+        if kind is int:
+            self.count(2 * (value not in INTS), where)
+            return encode_int(value)
+        if kind is bytes:
+            return self._bytes(value, where)
+        walk = _WALKERS.get(kind)
+        if walk is not None:
+            return walk(self, value, where)
+        leaf = LEAF_ENCODERS.get(kind)
+        if leaf is not None:
+            tag, encode = leaf
+            self.count(_LEAF_NODES, where)
+            return {tag: _leaf(encode, value, where)}
+        return self._other(kind, value, where)
+
+    def _other(self, kind: type, value: Any, where: Where) -> Tree:
+        shape = self._classes.shapes.get(kind)
+        if shape is not None:
+            return self._instance(value, where, shape)
+        if kind in self._classes.enums:
+            return self._member(value, where)
+        roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
+        if not roots.isdisjoint(("numpy", "ml_dtypes")):
+            return self._numpy(value, where)
+        if _is_tensor(value, roots):
+            return {Tag.ARRAY: self.array(value, where)}
+        raise _unknown(kind, where)
+
+    def _text(self, value: str, where: Where) -> str:
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                problem = f"{value[:50]!r} has a lone surrogate in it"
+                raise NotEncodableError(path_of(where), problem) from error
+        self._check_size(len(value), where)
+        return value
+
+    def _bytes(self, value: bytes | bytearray, where: Where) -> bytes:
+        self._check_size(len(value), where)
+        return bytes(value)
+
+    def _check_size(self, size: int, where: Where) -> None:
+        if size > MAX_LEAF_BYTES:
+            raise NotEncodableError(path_of(where), f"over {MAX_LEAF_BYTES} bytes; use an array")
+
+    # -- containers --------------------------------------------------------------------
+
+    def _items(self, items: Collection[Any], where: Where) -> list[Tree]:
+        self.count(len(items) + 4, where)
+        kinds = set(map(type, items))
+        if kinds <= _ATOMS or (kinds == {int} and min(items) in INTS and max(items) in INTS):
+            return list(items)
+        node = self.node
+        return [
+            item if type(item) in _ATOMS else node(item, (where, at))
+            for at, item in enumerate(items)
+        ]
+
+    def list_(self, value: list[Any], where: Where) -> Tree:
+        return self.mutable(value, where, self._list)
+
+    def _list(self, value: list[Any], where: Where) -> Tree:
+        floats = pack_floats(value)
+        if floats is not None:
+            self._check_size(len(floats), where)
+            self.count(2, where)
+            return {Tag.FLOATS: floats}
+        return self._items(value, where)
+
+    def dict_(self, value: dict[Any, Any], where: Where) -> Tree:
+        return self.mutable(value, where, self._dict)
+
+    def _dict(self, value: dict[Any, Any], where: Where) -> Tree:
+        if not set(map(type, value)) <= {str}:
+            return {Tag.DICT: self._pairs(value, where)}
+        self.count(2 * len(value) + 1, where)
+        node, text = self.node, self._text
+        tree: dict[str, Tree] = {}
+        for key, item in value.items():
+            name = key if key.isascii() else text(key, where)
+            tree[name] = item if type(item) in _ATOMS else node(item, (where, key))
+        return tree
+
+    def _pairs(self, value: dict[Any, Any], where: Where) -> list[Tree]:
+        self.count(2 * len(value) + 4, where)
+        pairs: list[Tree] = []
+        for key, item in value.items():
+            pairs.append(self._value(key, (where, key)))
+            pairs.append(self.node(item, (where, key)))
+        return pairs
+
+    def _value(self, value: Any, where: Where) -> Tree:
+        return self.by_value(value, where, self.node, in_member=False)
+
+    def tuple_(self, value: tuple[Any, ...], where: Where) -> Tree:
+        return {Tag.TUPLE: self.deeper(value, where, self._items)}
+
+    def _members(self, value: Collection[Any], where: Where) -> list[Tree]:
+        self.count(len(value) + 2, where)
+        return sorted((self._value(item, (where, item)) for item in value), key=pack)
+
+    def set_(self, value: set[Any], where: Where) -> Tree:
+        return self._tagged(Tag.SET, value, where, self._members)
+
+    def frozenset_(self, value: frozenset[Any], where: Where) -> Tree:
+        return {Tag.FROZENSET: self.deeper(value, where, self._members)}
+
+    def bytearray_(self, value: bytearray, where: Where) -> Tree:
+        return self._tagged(Tag.BYTEARRAY, value, where, self._bytes)
+
+    def random_(self, value: random.Random, where: Where) -> Tree:
+        return self._tagged(Tag.RANDOM, value, where, self._leaf_walk(encode_random))
+
+    def _leaf_walk(self, encode: Callable[[Any], Tree]) -> Callable[[Any, Where], Tree]:
+        """The way into a mutable object that is a leaf."""
+
+        def walk(value: Any, where: Where) -> Tree:
+            tree = _leaf(encode, value, where)
+            self.count(2 + _weigh(tree), where)
+            return tree
+
+        return walk
+
+    def deque_(self, value: deque[Any], where: Where) -> Tree:
+        def walk(value: deque[Any], where: Where) -> Tree:
+            return [value.maxlen, self._items(value, where)]
+
+        return self._tagged(Tag.DEQUE, value, where, walk)
+
+    def ordered_(self, value: OrderedDict[Any, Any], where: Where) -> Tree:
+        return self._tagged(Tag.ORDERED_DICT, value, where, self._pairs)
+
+    def counter_(self, value: Counter[Any], where: Where) -> Tree:
+        return self._tagged(Tag.COUNTER, value, where, self._pairs)
+
+    def default_(self, value: defaultdict[Any, Any], where: Where) -> Tree:
+        factory = value.default_factory
+        name = None if factory is None else getattr(factory, "__name__", "")
+        if name is not None and FACTORIES.get(name) is not factory:
+            problem = f"a defaultdict of {factory!r}; it may be of {', '.join(FACTORIES)}"
+            raise NotEncodableError(path_of(where), problem)
+
+        def walk(value: defaultdict[Any, Any], where: Where) -> Tree:
+            return [name, self._pairs(value, where)]
+
+        return self._tagged(Tag.DEFAULT_DICT, value, where, walk)
+
+    def _tagged(
+        self, tag: int, value: Any, where: Where, walk: Callable[[Any, Where], Tree]
+    ) -> Tree:
+        self.count(2, where)
+        return self.mutable(value, where, lambda value, where: {tag: walk(value, where)})
+
+    # -- instances ---------------------------------------------------------------------
+
+    def _instance(self, value: Any, where: Where, shape: Shape) -> Tree:
+        self.count(4 * len(shape.fields) + 5, where)
+        if shape.problem is not None:
+            raise NotEncodableError(path_of(where), shape.problem)
+
+        def walk(value: Any, where: Where) -> Tree:
+            return [shape.label, self._fields(value, where, shape)]
+
+        if shape.is_tuple:
+            return {Tag.NAMED_TUPLE: self.deeper(value, where, walk)}
+        if self.is_by_value and not is_by_identity(shape.cls):
+            return {Tag.OBJECT: self.deeper(value, where, walk)}
+        return self._tagged(Tag.OBJECT, value, where, walk)
+
+    def _fields(self, value: Any, where: Where, shape: Shape) -> dict[str, Tree]:
+        for name in extras_of(shape, value):
+            problem = f"it is no field of {shape.cls.__qualname__}: declare it, excluded or not"
+            raise NotEncodableError(path_of((where, name)), problem)
+        fields: dict[str, Tree] = {}
+        for field in shape.fields.values():
+            if field.is_excluded:
+                continue
+            item = getattr(value, field.name, attrs.NOTHING)
+            unset = item is attrs.NOTHING
+            fields[field.name] = (
+                {Tag.UNSET: None} if unset else self.node(item, (where, field.name))
+            )
+        return fields
+
+    def _member(self, value: enum.Enum, where: Where) -> Tree:
+        self.count(4, where)
+        label = label_of(type(value))
+        tree = self.by_value(value.value, (where, "value"), self.node, in_member=True)
+        return {Tag.ENUM: [label, tree]}
+
+    # -- NumPy and tensors -------------------------------------------------------------
+
+    def _numpy(self, value: Any, where: Where) -> Tree:
+        numpy: Any = sys.modules["numpy"]
+        kind = kind_of(value)
+        if isinstance(value, numpy.generic):
+            self.count(4, where)
+            plain = encode_scalar(value)
+            if plain is not None:
+                return {Tag.NUMPY_SCALAR: plain}
+            return {Tag.ARRAY_ITEM: self.new_array(numpy.asarray(value), where)}
+        if kind is numpy.ndarray:
+            if value.dtype.kind == "O":
+                return self._tagged(Tag.OBJECT_ARRAY, value, where, self._objects)
+            if value.dtype.hasobject or value.dtype.kind == "T":
+                problem = f"an array of {value.dtype}, which has no fixed size; use dtype=object"
+                raise NotEncodableError(path_of(where), problem)
+            return {Tag.ARRAY: self.array(value, where)}
+        if isinstance(value, numpy.ndarray):
+            problem = f"a {kind.__qualname__} is more than its numbers; use numpy.asarray of it"
+            raise NotEncodableError(path_of(where), problem)
+        random_kind = numpy_random_kind(value)
+        if random_kind == "generator":
+            return self._tagged(Tag.GENERATOR, value, where, self._generator)
+        if random_kind == "random_state":
+            return self._tagged(Tag.RANDOM_STATE, value, where, self._legacy)
+        if random_kind == "bit_generator":
+            walk = self._leaf_walk(encode_bit_generator)
+            return self._tagged(Tag.BIT_GENERATOR, value, where, walk)
+        raise _unknown(kind, where)
+
+    def _generator(self, value: Any, where: Where) -> Tree:
+        self.count(2, where)
+        return self._numpy(value.bit_generator, (where, "bit_generator"))
+
+    def _legacy(self, value: Any, where: Where) -> Tree:
+        self.count(5, where)
+        bits = value._bit_generator  # it may be another's too, and there is no public way to it
+        return [self._numpy(bits, (where, "bit_generator")), *encode_legacy(value)]
+
+    def _objects(self, value: Any, where: Where) -> Tree:
+        self.count(len(value.shape), where)
+        items: list[Any] = value.reshape(-1).tolist()
+        return [list(value.shape), self._items(items, where)]
+
+
+_WALKERS: dict[type, Callable[[_Flattener, Any, Where], Tree]] = {
+    list: _Flattener.list_,
+    dict: _Flattener.dict_,
+    tuple: _Flattener.tuple_,
+    set: _Flattener.set_,
+    frozenset: _Flattener.frozenset_,
+    bytearray: _Flattener.bytearray_,
+    random.Random: _Flattener.random_,
+    deque: _Flattener.deque_,
+    OrderedDict: _Flattener.ordered_,
+    Counter: _Flattener.counter_,
+    defaultdict: _Flattener.default_,
+}
+
+
+def _leaf(encode: Callable[[Any], Tree], value: Any, where: Where) -> Tree:
+    try:
+        return encode(value)
+    except ValueError as error:
+        raise NotEncodableError(path_of(where), text_of(error)) from error
+
+
+def _weigh(tree: Tree) -> int:
+    """How many values a tree is made of, keys counted."""
+    if kind_of(tree) is list:
+        return 1 + sum(map(_weigh, tree))
+    return 2 + sum(map(_weigh, tree.values())) if kind_of(tree) is dict else 1
+
+
+def _is_tensor(value: object, roots: set[str]) -> bool:
+    """Whether a value is a tensor of a framework; none is imported for the question."""
+    for root in roots & _TENSORS.keys():
+        name, attribute = _TENSORS[root]
+        kind = getattr(sys.modules.get(name), attribute, None)
+        if isinstance(kind, type) and isinstance(value, kind):
+            return True
+    if "tensorflow" in roots:
+        module = sys.modules.get("tensorflow")
+        kinds = [getattr(module, name, None) for name in _TENSORS_TF]
+        return any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
+    return False
+
+
+def _unknown(kind: type, where: Where) -> NotEncodableError:
+    name = kind.__qualname__
+    if is_declared(kind):
+        help_ = (
+            f"the initial state shows no {name}: annotate the field that holds it, "
+            "or give an initial value that has one"
+        )
+    else:
+        help_ = f"a {name} has no plain value: exclude the field, or use an attrs class for it"
+    return NotEncodableError(path_of(where), help_)

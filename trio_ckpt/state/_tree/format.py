@@ -1,0 +1,355 @@
+"""The tree that a state becomes, and its bytes: plain MessagePack, and tags that say the rest.
+
+A *tree* is what MessagePack holds without extensions: None, bool, int of 64 bits, float, str,
+bytes, list, and dict with str keys.  All else is a *tagged node*: a dict whose one key is an int
+out of `Tag`, ``{Tag.TUPLE: [1, 2]}``.  A plain dict never has an int for a key, so a tree
+describes itself, and nothing in it names code to run.
+
+The format, byte by byte
+========================
+
+====== ====================================================================================
+offset what
+====== ====================================================================================
+0      the version, `FORMAT_VERSION` (01)
+1      one MessagePack value, and nothing behind it
+====== ====================================================================================
+
+The value is made of these MessagePack types only, each in the shortest form that holds it; sizes
+and numbers are big-endian.  So equal trees have equal bytes, and the other way about.
+
+=============================== ===========================================================
+first byte                      what
+=============================== ===========================================================
+00-7f, cc-cf, d0-d3, e0-ff      an int from -2**63 to 2**64 - 1
+a0-bf, d9-db                    a str: its length in bytes, UTF-8 without surrogates
+c0, c2, c3                      None, False, True
+c4-c6                           bytes: their length, then they
+cb                              a float: 8 bytes of IEEE 754, every bit of them kept
+90-9f, dc, dd                   a list: how many items, then they
+80-8f, de, df                   a dict: how many pairs, then key and value in turn; either
+                                all keys are str, each once, or there is one pair whose key is
+                                an int of `Tag`: a tagged node
+=============================== ===========================================================
+
+32-bit floats (ca), extensions (c7-c9, d4-d8) and c1 are refused.
+
+What the value of a tagged node is:
+
+===================== ===== ===========================================================
+tag                   key   value
+===================== ===== ===========================================================
+TUPLE                 1     list of the items
+SET, FROZENSET        2, 3  list of the items, ordered by their bytes in this format
+DICT                  4     a dict whose keys are not all str: list of key, value, key, …
+BIG_INT               5     bytes: two's complement, big-endian
+COMPLEX               6     [real, imaginary], floats
+BYTEARRAY             7     bytes
+FLOATS                8     a list of floats alone: bytes, cb and 8 bytes of each
+DATETIME              9     [year, month, day, hour, minute, second, µs, fold, zone or None]
+DATE                  10    [year, month, day]
+TIME                  11    [hour, minute, second, µs, fold, zone or None]
+TIMEDELTA             12    [days, seconds, µs]
+TIMEZONE              13    [days, seconds, µs, name or None], the offset from UTC
+ZONEINFO              14    str: the key, as ``Europe/Paris``
+PATH                  15    [kind, text]; kind 0 Path, 1 PurePosixPath, 2 PureWindowsPath;
+                            text is a str, or bytes where the file's name is not UTF-8
+ENUM                  16    [class, value of the member]
+DECIMAL               17    str
+FRACTION              18    [numerator, denominator]
+UUID                  19    16 bytes
+OBJECT                20    [class, {field: value}], of an attrs class or a dataclass
+NAMED_TUPLE           21    [class, {field: value}]
+UNSET                 22    None: a field that had no value
+ARRAY                 23    int: the number of the array, which is kept apart
+ARRAY_ITEM            24    int: the number of an array of no dimensions, a NumPy scalar
+OBJECT_ARRAY          25    [[size of each dimension], [items in C order]]
+SAME                  26    int: the same object again, see below
+RANDOM                27    [version, 625 32-bit little-endian words as bytes, next gauss]
+BIT_GENERATOR         28    [name, [state …], seed]; seed is [entropy, spawn key, pool size,
+                            children], or None where there is none
+GENERATOR             29    the bit generator
+RANDOM_STATE          30    [bit generator, has gauss, gauss]
+DEQUE                 31    [longest or None, [items]]
+ORDERED_DICT          32    list of key, value, key, …
+COUNTER               33    list of key, value, key, …
+DEFAULT_DICT          34    [name of the factory or None, [key, value, key, …]]
+RANGE                 35    [start, stop, step]
+NUMPY_SCALAR          36    [dtype as NumPy or ml_dtypes writes it, its bytes]
+===================== ===== ===========================================================
+
+A class is the str ``module:qualified name``.  It is looked up among the classes that the
+program's own state shows, and never imported.
+
+Mutable objects are numbered from 0 in the order in which their nodes begin: lists, dicts, and
+those of `MUTABLE`.  SAME names the number of one that is complete already.  What is inside a set
+or in a key of a dict has no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import attrs
+import msgspec
+
+from ..._util.errors import NotEncodableError, StoreDamagedError
+from ..._util.plain import kind_of as kind_of
+
+Tree: TypeAlias = Any  # recursive: None, bool, int, float, str, bytes, list, dict; see above
+
+FORMAT_VERSION = 1
+MAX_TREE_BYTES = 2**29  # half a GiB beside the arrays; a restore holds it about four times
+MAX_TREE_NODES = 4_000_000  # an empty dict is 1 byte saved and 64 in memory: 256 MiB at worst
+MAX_TREE_DEPTH = 400  # a state of the greatest depth is under 200, its deltas under 350
+
+
+class Tag:
+    """The keys of tagged nodes: part of the format, never given a new meaning."""
+
+    TUPLE: Final = 1
+    SET: Final = 2
+    FROZENSET: Final = 3
+    DICT: Final = 4
+    BIG_INT: Final = 5
+    COMPLEX: Final = 6
+    BYTEARRAY: Final = 7
+    FLOATS: Final = 8
+    DATETIME: Final = 9
+    DATE: Final = 10
+    TIME: Final = 11
+    TIMEDELTA: Final = 12
+    TIMEZONE: Final = 13
+    ZONEINFO: Final = 14
+    PATH: Final = 15
+    ENUM: Final = 16
+    DECIMAL: Final = 17
+    FRACTION: Final = 18
+    UUID: Final = 19
+    OBJECT: Final = 20
+    NAMED_TUPLE: Final = 21
+    UNSET: Final = 22
+    ARRAY: Final = 23
+    ARRAY_ITEM: Final = 24
+    OBJECT_ARRAY: Final = 25
+    SAME: Final = 26
+    RANDOM: Final = 27
+    BIT_GENERATOR: Final = 28
+    GENERATOR: Final = 29
+    RANDOM_STATE: Final = 30
+    DEQUE: Final = 31
+    ORDERED_DICT: Final = 32
+    COUNTER: Final = 33
+    DEFAULT_DICT: Final = 34
+    RANGE: Final = 35
+    NUMPY_SCALAR: Final = 36
+
+
+def tag_of(node: dict[Any, Tree]) -> int | None:
+    """The tag of a tagged node; None: it is a plain dict."""
+    for key in node:
+        return key if type(key) is int else None
+    return None
+
+
+TAGS = frozenset(number for name, number in vars(Tag).items() if name.isupper())
+
+MUTABLE = frozenset(
+    (
+        *(Tag.SET, Tag.DICT, Tag.BYTEARRAY, Tag.FLOATS, Tag.OBJECT, Tag.OBJECT_ARRAY),
+        *(Tag.RANDOM, Tag.BIT_GENERATOR, Tag.GENERATOR, Tag.RANDOM_STATE),
+        *(Tag.DEQUE, Tag.ORDERED_DICT, Tag.COUNTER, Tag.DEFAULT_DICT),
+    )
+)
+"""The tags of what is numbered, so that the same object twice is the same again."""
+
+
+@attrs.frozen
+class Limits:
+    """What a decoder refuses before it takes the memory.
+
+    Attributes:
+        max_bytes: Of the encoded tree.
+        max_nodes: Values in it, keys included.
+        max_depth: Lists and dicts around one value.
+    """
+
+    max_bytes: int = MAX_TREE_BYTES
+    max_nodes: int = MAX_TREE_NODES
+    max_depth: int = MAX_TREE_DEPTH
+
+
+LIMITS = Limits()
+
+# ---------------------------------------------------------------------------------------
+# Bytes
+# ---------------------------------------------------------------------------------------
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder()
+
+pack: Callable[[Tree], bytes] = _encoder.encode
+"""The MessagePack bytes of a tree.  Equal bytes are equal trees: type for type, bit for bit."""
+
+
+def encode_tree(tree: Tree) -> bytes:
+    """The bytes of a tree.
+
+    Raises:
+        NotEncodableError: they are more than `MAX_TREE_BYTES`.
+    """
+    body = pack(tree)
+    if len(body) >= MAX_TREE_BYTES:
+        raise NotEncodableError("state", f"it has {len(body)} bytes beside its arrays; use arrays")
+    return bytes((FORMAT_VERSION,)) + body
+
+
+def decode_tree(data: bytes, limits: Limits = LIMITS) -> Tree:
+    """The tree that `encode_tree` made these bytes of.
+
+    All lengths and counts are checked before anything is built.
+
+    Raises:
+        StoreDamagedError: it made no such bytes, or they are over a limit.
+    """
+    if len(data) > limits.max_bytes:
+        raise StoreDamagedError(f"a saved state has {len(data)} bytes, over {limits.max_bytes}")
+    if not data or data[0] != FORMAT_VERSION:
+        found = f"version {data[0]}" if data else "nothing"
+        raise StoreDamagedError(f"a saved state is of version {FORMAT_VERSION}, not {found}")
+    try:
+        _scan(data, limits)
+        tree = _decoder.decode(memoryview(data)[1:])
+    except IndexError as error:
+        raise StoreDamagedError("a saved state ends too early") from error
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise StoreDamagedError(f"a saved state cannot be read: {error}") from error
+    if bytes((FORMAT_VERSION,)) + pack(tree) != data:
+        raise StoreDamagedError("a saved state has a key twice, or a number in a longer form")
+    return tree
+
+
+def _sizes_of_scalars() -> bytes:
+    """For each first byte the length of the whole value; 0: it is not so simple."""
+    sizes = bytearray(256)
+    for first in (*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3):
+        sizes[first] = 1
+    for length in range(0x20):
+        sizes[0xA0 + length] = 1 + length
+    for first, size in zip((0xCC, 0xCD, 0xCE, 0xCF), (2, 3, 5, 9), strict=True):
+        sizes[first] = sizes[first + 4] = size
+    sizes[0xCB] = 9
+    return bytes(sizes)
+
+
+_SCALAR_SIZES = _sizes_of_scalars()
+_LENGTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # bytes and str
+_COUNTS = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}  # list and dict
+
+
+def _scan(data: bytes, limits: Limits) -> None:
+    """See that `data` is a tree within the limits; builds nothing.
+
+    Raises:
+        StoreDamagedError: it is not.
+        IndexError: it ends too early.
+    """
+    at, end = 1, len(data)
+    nodes, left = 0, 1  # left: how many values the innermost container still has
+    pairs = 0  # of the innermost container: how many it has, 0 for a list
+    outer: list[tuple[int, int]] = []
+    while True:
+        while not left:
+            if not outer:
+                if at != end:
+                    raise _damaged("ends too early or too late", at)
+                return
+            left, pairs = outer.pop()
+        nodes += 1
+        if nodes > limits.max_nodes:
+            raise _damaged(f"has more than {limits.max_nodes} values", at)
+        first = data[at]
+        if pairs and not left % 2 and not 0xA0 <= first <= 0xBF:  # a key, and no short str
+            is_tag = pairs == 1 and first in TAGS
+            if not is_tag and not 0xD9 <= first <= 0xDB:
+                raise _damaged("has a key that is neither a str nor a tag", at)
+        left -= 1
+        size = _SCALAR_SIZES[first]
+        if size:
+            at += size
+        elif first in _LENGTHS:
+            at += 1 + _LENGTHS[first]
+            at += int.from_bytes(data[at - _LENGTHS[first] : at])
+        else:
+            at, count, is_dict = _scan_head(data, at, first)
+            if count * (1 + is_dict) > end - at:
+                raise _damaged("counts more values than it has bytes", at)
+            outer.append((left, pairs))
+            if len(outer) > limits.max_depth:
+                raise _damaged(f"is nested deeper than {limits.max_depth}", at)
+            left, pairs = count * (1 + is_dict), count * is_dict
+
+
+def _scan_head(data: bytes, at: int, first: int) -> tuple[int, int, bool]:
+    """The head of a container: where its values begin, how many, and whether it is a dict."""
+    if first & 0xE0 == 0x80:
+        return at + 1, first & 0x0F, first < 0x90
+    size = _COUNTS.get(first)
+    if size is None:
+        raise _damaged(f"has a value of the kind {first:02x}", at)
+    stop = at + 1 + size
+    return stop, int.from_bytes(data[at + 1 : stop]), first >= 0xDE
+
+
+def _damaged(problem: str, at: int) -> StoreDamagedError:
+    return StoreDamagedError(f"a saved state {problem}, at byte {at}")
+
+
+# ---------------------------------------------------------------------------------------
+# Lists of floats
+# ---------------------------------------------------------------------------------------
+
+_FLOAT_BYTES = 9  # cb and the 8 of the float
+
+
+def pack_floats(items: list[Any]) -> bytes | None:
+    """The value of a FLOATS node, 3 ns an item; None: they are not all floats, or there are none.
+
+    If every ninth byte is cb, all are floats: the first is, so the second begins where it
+    seems to, and so on.
+    """
+    if not items or type(items[0]) is not float or type(items[-1]) is not float:
+        return None
+    try:
+        packed = pack(items)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return None
+    body = packed[-_FLOAT_BYTES * len(items) :]
+    head = len(packed) - len(body)
+    if head != len(_list_head(len(items))) or not _are_floats(body, len(items)):
+        return None
+    return body
+
+
+def unpack_floats(body: bytes) -> list[float]:
+    """The inverse of `pack_floats`.
+
+    Raises:
+        ValueError: it made no such bytes.
+    """
+    count, rest = divmod(len(body), _FLOAT_BYTES)
+    if rest or not _are_floats(body, count):
+        raise ValueError("a list of floats holds something else")
+    floats: list[float] = _decoder.decode(_list_head(count) + body)
+    return floats
+
+
+def _are_floats(body: bytes, count: int) -> bool:
+    return body[::_FLOAT_BYTES] == b"\xcb" * count
+
+
+def _list_head(count: int) -> bytes:
+    if count < 16:
+        return bytes((0x90 + count,))
+    return (b"\xdc" + count.to_bytes(2)) if count < 2**16 else (b"\xdd" + count.to_bytes(4))

@@ -1,0 +1,195 @@
+"""One saved state: a frame, whole by itself or the difference to the frame before it.
+
+Theory of operation
+===================
+
+A frame travels with a checkpoint.  It holds the tree of the state (`_tagged`) or what
+changed in it (`_tree_delta`), how the arrays lie in their buffers, and which blocks of
+which buffers are new.  The blocks themselves are in the frame if they are few, else in a
+blob that the frame names.
+
+The frames of a stream are a chain.  Each says which frame it follows, by digest, so that a
+foreign, stale or altered one is noticed; the lineage tells the chains of one stream apart.
+A *full* frame follows none.  Buffers go by name, the path of their first array, so that one
+may come, go or change its size without the others being saved anew.
+
+A frame is MessagePack, an array whose first item is the version; see `Frame` for the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ..._util.errors import StoreDamagedError
+from .format import Tree, decode_tree
+from .patch import patch_tree
+
+FRAME_VERSION = 1
+LINEAGE_BYTES = 8
+DIGEST_BYTES = 16
+MAX_CHAIN = 10_000  # frames; far more than any chain is let grow to
+NO_PARENT = b""
+
+
+class Patch(msgspec.Struct, frozen=True, array_like=True):
+    """New blocks of one buffer.
+
+    Attributes:
+        buffer: Its number in the layout of the frame.
+        ranges: Which blocks, see `trio_ckpt.state._arrays.block_ranges`.
+        offset: Where they begin in the data of the frame.
+        stored: How many bytes each piece has there, one after the other.
+        sizes: How many bytes each piece is unpacked.
+        digests: XXH3-128 of each piece as it is stored, joined.
+    """
+
+    buffer: int
+    ranges: bytes
+    offset: int
+    stored: tuple[int, ...]
+    sizes: tuple[int, ...]
+    digests: bytes
+
+
+class Layout(msgspec.Struct, frozen=True, array_like=True):
+    """The buffers of a state, and how its arrays lie in them.
+
+    Attributes:
+        names: Of the buffers: the path of the first array in each.
+        sizes: In bytes.
+        views: Of the arrays, see `trio_ckpt.state._arrays.buffers.View.to_plain`.
+    """
+
+    names: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    views: tuple[Any, ...] = ()
+
+
+NO_ARRAYS = Layout()
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """One saved state.
+
+    Attributes:
+        version: Of this format.
+        lineage: Random bytes that all frames of a chain have in common.
+        number: 0 for the first of a chain, then one more each.
+        parent: The digest of the frame that this one follows; empty: it is full.
+        tree: The whole tree in a full frame, else what changed, or nothing.
+        layout: Of its arrays; None: that of its parent.
+        patches: New blocks, at most one entry per part of a buffer.
+        data: What is stored of them, where it is not in a blob.
+        blob: The SHA-256 of the blob that it is in, hexadecimal, or empty.
+        data_bytes: The length of either.
+    """
+
+    version: int = FRAME_VERSION
+    lineage: bytes
+    number: int
+    parent: bytes
+    tree: bytes
+    layout: Layout | None
+    patches: tuple[Patch, ...] = ()
+    data: bytes = b""
+    blob: str = ""
+    data_bytes: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it needs no other."""
+        return self.parent == NO_PARENT
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Frame)
+
+
+def new_lineage() -> bytes:
+    """The mark of a new chain."""
+    return os.urandom(LINEAGE_BYTES)
+
+
+def encode_frame(frame: Frame) -> bytes:
+    """The bytes of a frame."""
+    return _encoder.encode(frame)
+
+
+def frame_digest(payload: bytes) -> bytes:
+    """What the next frame calls this one (BLAKE2b, RFC 7693)."""
+    return hashlib.blake2b(payload, digest_size=DIGEST_BYTES).digest()
+
+
+def decode_frame(payload: bytes) -> Frame:
+    """The inverse of `encode_frame`; what it says of places and sizes is sound by itself.
+
+    Raises:
+        StoreDamagedError: they are not the bytes of a frame.
+    """
+    try:
+        frame = _decoder.decode(payload)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise StoreDamagedError(f"a saved state cannot be read: {error}") from error
+    if frame.version != FRAME_VERSION:
+        raise StoreDamagedError(f"a saved state is of version {FRAME_VERSION}, not {frame.version}")
+    if not _is_sound(frame):
+        raise StoreDamagedError("a saved state does not fit together")
+    return frame
+
+
+def _is_sound(frame: Frame) -> bool:
+    layout = frame.layout or NO_ARRAYS
+    return (
+        len(frame.lineage) == LINEAGE_BYTES
+        and len(frame.parent) in (0, DIGEST_BYTES)
+        and frame.number >= 0
+        and frame.is_full is (frame.number == 0)
+        and (not frame.is_full or (frame.layout is not None and bool(frame.tree)))
+        and len(layout.names) == len(layout.sizes) == len(set(layout.names))
+        and min(layout.sizes, default=0) >= 0
+        and (frame.data_bytes == len(frame.data) if not frame.blob else not frame.data)
+        and all(_is_inside(patch, frame.data_bytes) for patch in frame.patches)
+    )
+
+
+def _is_inside(patch: Patch, data_bytes: int) -> bool:
+    return (
+        patch.buffer >= 0
+        and patch.offset >= 0
+        and len(patch.stored) == len(patch.sizes)
+        and len(patch.digests) == DIGEST_BYTES * len(patch.stored)
+        and min(patch.stored, default=1) > 0
+        and min(patch.sizes, default=1) > 0
+        and patch.offset + sum(patch.stored) <= data_bytes
+    )
+
+
+def tree_of(frames: Sequence[Frame]) -> Tree:
+    """The tree that a chain ends with.
+
+    Args:
+        frames: The newest first, the last one full.
+
+    Raises:
+        StoreDamagedError: a difference does not fit.
+    """
+    tree = decode_tree(frames[-1].tree)
+    for frame in reversed(frames[:-1]):
+        if frame.tree:
+            tree = patch_tree(tree, decode_tree(frame.tree))
+    return tree
+
+
+def layouts_of(frames: Sequence[Frame]) -> list[Layout]:
+    """The layout of each frame of a chain, the newest first."""
+    found: list[Layout] = []
+    layout = NO_ARRAYS
+    for frame in reversed(frames):
+        layout = layout if frame.layout is None else frame.layout
+        found.append(layout)
+    return found[::-1]

@@ -1,0 +1,135 @@
+"""What a walk through a state keeps account of: places, numbers of objects, depth and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from ..._util.errors import NotEncodableError
+from .format import MAX_TREE_NODES, Tag, Tree
+
+MAX_DEPTH = 64  # deeper than any sane state; each costs 8 frames of an interpreter's 1,000
+
+Where = tuple[Any, Any] | None
+"""A place: the place around it, and the field, key or position; None: the state itself."""
+
+
+def path_of(where: Where) -> str:
+    """A place as messages name it: ``state.model.layers[3]``, ``state.table['a b']``."""
+    parts: list[str] = []
+    while where is not None:
+        where, part = where
+        plain = type(part) is str and part.isidentifier()
+        parts.append(f".{part}" if plain else f"[{part!r}]")
+    return "state" + "".join(reversed(parts))
+
+
+@attrs.frozen(eq=False)
+class ArrayLeaf:
+    """An array of the state.
+
+    Attributes:
+        path: Where it is first, ``state.model.layers[3]``.
+        value: The object itself, not a copy.
+    """
+
+    path: str
+    value: Any
+
+
+class Ledger:
+    """The account of one walk.
+
+    Attributes:
+        arrays: Those met so far, each once.
+        nodes: How many values the tree has so far, or a few more.
+    """
+
+    def __init__(self) -> None:
+        self.arrays: list[ArrayLeaf] = []
+        self.nodes = 0
+        self._depth = 0
+        self._by_value = 0  # how many sets, keys and members of enumerations are around
+        self._in_member = 0  # of these the members
+        self._numbers: dict[int, int] = {}  # of mutable objects, by id
+        self._open: dict[int, Where] = {}  # those that are being taken apart
+        self._array_numbers: dict[int, int] = {}
+        self._kept: list[Any] = []  # what has a number: its id must not come again
+
+    def mutable(self, value: Any, where: Where, walk: Callable[[Any, Where], Tree]) -> Tree:
+        """The node of a mutable object: the same again, and never inside itself."""
+        if self._in_member and type(value) in (list, dict):
+            return self.deeper(value, where, walk)
+        if self._by_value:
+            problem = f"a {type(value).__qualname__} in a set or a key is known by identity alone"
+            raise NotEncodableError(path_of(where), problem)
+        known = self._numbers.get(id(value))
+        if known is not None:
+            if id(value) in self._open:
+                around = path_of(self._open[id(value)])
+                raise NotEncodableError(path_of(where), f"it is {around}, which holds it")
+            self.count(2, where)
+            return {Tag.SAME: known}
+        self._numbers[id(value)] = len(self._numbers)
+        self._kept.append(value)
+        self._open[id(value)] = where
+        tree = self.deeper(value, where, walk)
+        del self._open[id(value)]
+        return tree
+
+    def deeper(self, value: Any, where: Where, walk: Callable[[Any, Where], Tree]) -> Tree:
+        """What `walk` makes of a container, one level further down."""
+        if self._depth >= MAX_DEPTH:
+            raise NotEncodableError(path_of(where), f"nested deeper than {MAX_DEPTH}")
+        self._depth += 1
+        try:
+            return walk(value, where)
+        finally:
+            self._depth -= 1
+
+    def count(self, nodes: int, where: Where) -> None:
+        """So many values more."""
+        self.nodes += nodes
+        if self.nodes > MAX_TREE_NODES:
+            problem = f"more than {MAX_TREE_NODES} values so far; put numbers in arrays"
+            raise NotEncodableError(path_of(where), problem)
+
+    def array(self, value: Any, where: Where) -> int:
+        """The number of an array, the same for the same object."""
+        known = self._array_numbers.get(id(value))
+        if known is not None:
+            return known
+        number = self._array_numbers[id(value)] = self.new_array(value, where)
+        return number
+
+    def new_array(self, value: Any, where: Where) -> int:
+        """The number of an array that nothing else is."""
+        if self._by_value:
+            problem = f"a {type(value).__qualname__} in a set or a key; use a number of Python"
+            raise NotEncodableError(path_of(where), problem)
+        self.count(3, where)
+        self._kept.append(value)
+        self.arrays.append(ArrayLeaf(path_of(where), value))
+        return len(self.arrays) - 1
+
+    def by_value(
+        self, value: Any, where: Where, walk: Callable[[Any, Where], Tree], *, in_member: bool
+    ) -> Tree:
+        """What `walk` makes of a value that is known by its value, so nothing in it has a number.
+
+        It is an item of a set, a key, or the value of a member of an enumeration.
+        """
+        self._by_value += 1
+        self._in_member += in_member
+        try:
+            return walk(value, where)
+        finally:
+            self._by_value -= 1
+            self._in_member -= in_member
+
+    @property
+    def is_by_value(self) -> bool:
+        """Whether this place is inside of such a value."""
+        return self._by_value > 0

@@ -1,0 +1,286 @@
+"""Leaves: the values without others inside, one function each way.
+
+An encoder gives the value of the tagged node, or raises ValueError with the problem.  A decoder
+takes what a store returned and trusts nothing: whatever is wrong raises one of `BAD_LEAF`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import msgspec
+
+from ..._util.errors import TrioCkptError
+from .format import Tag, Tree
+
+MAX_FRACTION_BITS = 2**16  # its greatest common divisor is sought again: a millisecond at this
+INTS = range(-(2**63), 2**64)  # what MessagePack holds
+
+BAD_LEAF = (
+    ValueError,  # and all of msgspec's
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+)
+
+
+class StateChangedError(TrioCkptError, ValueError):
+    """A saved state does not fit what the program's state is now.
+
+    Attributes:
+        path: Where in the state, ``state.model.layers[3]``.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"the saved state does not fit the program's at {path}: {problem}")
+        self.path = path
+
+
+class MissingHereError(Exception):
+    """A leaf needs what this machine has not; the builder makes it a `StateChangedError`."""
+
+
+# ---------------------------------------------------------------------------------------
+# Numbers
+# ---------------------------------------------------------------------------------------
+
+
+def encode_int(value: int) -> Tree:
+    """An int of any size: itself if MessagePack holds it."""
+    if value in INTS:
+        return value
+    return {Tag.BIG_INT: value.to_bytes(value.bit_length() // 8 + 1, signed=True)}
+
+
+def decode_int(tree: Tree) -> int:
+    """The inverse of `encode_int`."""
+    if type(tree) is int:
+        return tree
+    (data,) = _convert(tree, dict[int, bytes]).values()
+    if Tag.BIG_INT not in tree:
+        raise ValueError("not an int")
+    return int.from_bytes(data, signed=True)
+
+
+def _decode_big_int(tree: Tree) -> int:
+    return int.from_bytes(_convert(tree, bytes), signed=True)
+
+
+def _encode_complex(value: complex) -> Tree:
+    return [value.real, value.imag]
+
+
+def _decode_complex(tree: Tree) -> complex:
+    real, imaginary = tree
+    if type(real) is not float or type(imaginary) is not float:
+        raise TypeError("a complex number is made of two floats")
+    return complex(real, imaginary)
+
+
+def _decode_decimal(tree: Tree) -> Decimal:
+    return Decimal(_convert(tree, str))
+
+
+def _encode_fraction(value: Fraction) -> Tree:
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_FRACTION_BITS:
+        raise ValueError(f"a fraction of more than {MAX_FRACTION_BITS} bits")
+    return [encode_int(value.numerator), encode_int(value.denominator)]
+
+
+def _decode_fraction(tree: Tree) -> Fraction:
+    numerator, denominator = map(decode_int, tree)
+    if max(numerator.bit_length(), denominator.bit_length()) > MAX_FRACTION_BITS:
+        raise ValueError(f"a fraction of more than {MAX_FRACTION_BITS} bits")
+    return Fraction(numerator, denominator)
+
+
+def _encode_range(value: range) -> Tree:
+    return [encode_int(value.start), encode_int(value.stop), encode_int(value.step)]
+
+
+def _decode_range(tree: Tree) -> range:
+    start, stop, step = map(decode_int, tree)
+    return range(start, stop, step)
+
+
+# ---------------------------------------------------------------------------------------
+# Times
+# ---------------------------------------------------------------------------------------
+
+_ZONE_KEY = re.compile(r"[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}")  # no dots: no paths up
+
+
+def _encode_zone(zone: tzinfo | None) -> Tree:
+    if zone is None:
+        return None
+    if type(zone) is timezone:
+        return {Tag.TIMEZONE: _encode_timezone(zone)}
+    if type(zone) is ZoneInfo:
+        return {Tag.ZONEINFO: _encode_zoneinfo(zone)}
+    raise ValueError(f"its zone is a {type(zone).__qualname__}; use zoneinfo.ZoneInfo")
+
+
+def _decode_zone(tree: Tree) -> tzinfo | None:
+    if tree is None:
+        return None
+    ((tag, value),) = tree.items()
+    return _decode_timezone(value) if tag == Tag.TIMEZONE else _decode_zoneinfo(value)
+
+
+def _encode_timezone(zone: timezone) -> Tree:
+    offset = zone.utcoffset(None)
+    plain = timezone(offset)
+    name = zone.tzname(None)
+    # One named like an unnamed one is told apart by what it gives to copy and pickle.
+    is_named = len(zone.__getinitargs__()) > 1  # type: ignore[attr-defined]  # typeshed has it not
+    if not is_named and name != plain.tzname(None):
+        raise ValueError("a time zone of unknown make")
+    return [offset.days, offset.seconds, offset.microseconds, name if is_named else None]
+
+
+def _decode_timezone(tree: Tree) -> timezone:
+    days, seconds, micros, name = _convert(tree, tuple[int, int, int, str | None])
+    offset = timedelta(days, seconds, micros)
+    return timezone(offset) if name is None else timezone(offset, name)
+
+
+def _encode_zoneinfo(zone: ZoneInfo) -> Tree:
+    key: Any = zone.key  # None if it was made of a file
+    if key is None or _ZONE_KEY.fullmatch(key) is None:
+        raise ValueError("a time zone without a key of the time zone database")
+    return key
+
+
+def _decode_zoneinfo(tree: Tree) -> ZoneInfo:
+    key = _convert(tree, str)
+    if _ZONE_KEY.fullmatch(key) is None:
+        raise ValueError("not the key of a time zone")
+    try:
+        return ZoneInfo(key)
+    except (ZoneInfoNotFoundError, OSError) as error:
+        raise MissingHereError(f"there is no time zone {key!r} here: install tzdata") from error
+
+
+def _encode_datetime(value: datetime) -> Tree:
+    return [
+        *(value.year, value.month, value.day, value.hour, value.minute, value.second),
+        *(value.microsecond, value.fold, _encode_zone(value.tzinfo)),
+    ]
+
+
+def _decode_datetime(tree: Tree) -> datetime:
+    *numbers, fold, zone = tree
+    plain = datetime(*_convert(numbers, tuple[int, int, int, int, int, int, int]))
+    return plain.replace(fold=_fold(fold), tzinfo=_decode_zone(zone))
+
+
+def _encode_time(value: time) -> Tree:
+    zone = _encode_zone(value.tzinfo)
+    return [value.hour, value.minute, value.second, value.microsecond, value.fold, zone]
+
+
+def _decode_time(tree: Tree) -> time:
+    *numbers, fold, zone = tree
+    hour, minute, second, micros = _convert(numbers, tuple[int, int, int, int])
+    return time(hour, minute, second, micros, fold=_fold(fold), tzinfo=_decode_zone(zone))
+
+
+def _fold(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError("the fold of a time is an int")
+    return value
+
+
+def _encode_date(value: date) -> Tree:
+    return [value.year, value.month, value.day]
+
+
+def _decode_date(tree: Tree) -> date:
+    return date(*_convert(tree, tuple[int, int, int]))
+
+
+def _encode_timedelta(value: timedelta) -> Tree:
+    return [value.days, value.seconds, value.microseconds]
+
+
+def _decode_timedelta(tree: Tree) -> timedelta:
+    return timedelta(*_convert(tree, tuple[int, int, int]))
+
+
+# ---------------------------------------------------------------------------------------
+# Paths and the rest
+# ---------------------------------------------------------------------------------------
+
+_PATHS: tuple[type[PurePath], ...] = (Path, PurePosixPath, PureWindowsPath)
+
+
+def _encode_path(value: PurePath) -> Tree:
+    kind = 0 if isinstance(value, Path) else _PATHS.index(type(value))
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return [kind, text.encode("utf-8", "surrogateescape")]  # ValueError if that fails too
+    return [kind, text]
+
+
+def _decode_path(tree: Tree) -> PurePath:
+    kind, text = tree
+    if type(text) is bytes:
+        text = text.decode("utf-8", "surrogateescape")
+    if type(text) is not str or type(kind) is not int or kind not in range(len(_PATHS)):
+        raise ValueError("a path of unknown kind")
+    return _PATHS[kind](text)
+
+
+def _decode_uuid(tree: Tree) -> UUID:
+    return UUID(bytes=_convert(tree, bytes))
+
+
+def _convert(tree: Tree, kind: Any) -> Any:
+    """`tree` if it is of that type; ValueError: it is not."""
+    return msgspec.convert(tree, kind)
+
+
+LEAF_ENCODERS: dict[type, tuple[int, Callable[[Any], Tree]]] = {
+    complex: (Tag.COMPLEX, _encode_complex),
+    datetime: (Tag.DATETIME, _encode_datetime),
+    date: (Tag.DATE, _encode_date),
+    time: (Tag.TIME, _encode_time),
+    timedelta: (Tag.TIMEDELTA, _encode_timedelta),
+    timezone: (Tag.TIMEZONE, _encode_timezone),
+    ZoneInfo: (Tag.ZONEINFO, _encode_zoneinfo),
+    Decimal: (Tag.DECIMAL, str),
+    Fraction: (Tag.FRACTION, _encode_fraction),
+    UUID: (Tag.UUID, lambda value: value.bytes),
+    range: (Tag.RANGE, _encode_range),
+    type(Path()): (Tag.PATH, _encode_path),
+    PurePosixPath: (Tag.PATH, _encode_path),
+    PureWindowsPath: (Tag.PATH, _encode_path),
+}
+"""By exact type: a subclass would come back as what it is not."""
+
+LEAF_DECODERS: dict[int, Callable[[Tree], Any]] = {
+    Tag.BIG_INT: _decode_big_int,
+    Tag.COMPLEX: _decode_complex,
+    Tag.DATETIME: _decode_datetime,
+    Tag.DATE: _decode_date,
+    Tag.TIME: _decode_time,
+    Tag.TIMEDELTA: _decode_timedelta,
+    Tag.TIMEZONE: _decode_timezone,
+    Tag.ZONEINFO: _decode_zoneinfo,
+    Tag.DECIMAL: _decode_decimal,
+    Tag.FRACTION: _decode_fraction,
+    Tag.UUID: _decode_uuid,
+    Tag.RANGE: _decode_range,
+    Tag.PATH: _decode_path,
+}

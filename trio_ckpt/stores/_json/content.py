@@ -1,0 +1,35 @@
+"""What the runs of the JSON store hold: the blobs they name, and how much they are."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from pathlib import Path
+
+from .files import load
+from .format import StreamState
+from .records import decode_entry, decode_fold, payload_of
+
+
+def blobs_of(streams: Iterable[StreamState]) -> Generator[str, None, None]:
+    """The blobs that records name."""
+    for stream in streams:
+        for raw in stream.entries:
+            entry = decode_entry(raw)
+            if entry.blob is not None:
+                yield entry.blob
+            yield from entry.blobs
+
+
+def named_in(folders: Iterable[Path]) -> Generator[str, None, None]:
+    """The blobs that the records of runs name; raises what `load` does."""
+    for folder in folders:
+        loaded = load(folder)
+        if loaded is not None:
+            yield from blobs_of(loaded.state.streams.values())
+
+
+def payload_bytes(stream: StreamState) -> int:
+    """The size of a stream's payloads and of its fold's, blobs left out."""
+    entries = map(decode_entry, stream.entries)
+    size = sum(len(payload_of(entry)) for entry in entries if entry.blob is None)
+    return size + (len(decode_fold(stream.fold).payload) if stream.fold is not None else 0)

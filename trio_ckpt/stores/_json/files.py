@@ -1,0 +1,341 @@
+"""The folder of the JSON store: its names, and how its files are read and replaced.
+
+Theory of operation.  A reader takes no lock.  It reads ``checkpoint.json`` and then the
+journal that this names.  If that journal is gone, the run was written anew in between, and it
+begins again; if it is gone and the name is still the same, it is lost, and that is damage.
+
+Writing a run anew goes so that at any instruction the files say the same: an empty journal
+with the next number, durable with its name; the new ``checkpoint.json`` under another name,
+fsynced, read back and understood, renamed, and its name made durable; only then the old
+journal goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+import msgspec
+
+from ..._util.errors import StoreDamagedError, StoreError
+from .._local.files import (
+    check_members,
+    check_version,
+    explain,
+    make_folder,
+    make_member,
+    need_folder,
+    open_file,
+    sync_file,
+    sync_folder,
+    warn_of_others,
+)
+from .format import (
+    JournalEnd,
+    RunState,
+    journal_head,
+    parse_checkpoint,
+    render_checkpoint,
+    replay,
+)
+
+logger = logging.getLogger("trio_ckpt.stores.json")
+
+FORMAT_VERSION = 2  # 1 was written while this was being made, and never released
+FILES = ("store.json", "store.json.tmp")
+FOLDERS = ("runs", "blobs", "lock", "live")
+MAX_RUN_BYTES = 64 * 2**20  # of a run's two files together: a person opens them, we read them whole
+MAX_FILE_BYTES = 2 * MAX_RUN_BYTES  # read into memory: more was never written here
+MAX_MARKER_BYTES = 1_000
+READ_TRIES = 10  # each time a run was written anew meanwhile, which takes it to grow by half
+
+_CHECKPOINT, _TEMPORARY = "checkpoint.json", "checkpoint.json.tmp"
+_JOURNAL = re.compile(r"journal\.[1-9][0-9]{0,17}\.jsonl", re.ASCII)
+_SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}[a-z0-9]|[a-z0-9]", re.ASCII)
+_HASHED_NAME = re.compile(r"[a-z0-9._-]{0,40}~[0-9a-f]{32}", re.ASCII)
+_UNSAFE = re.compile(r"[^a-z0-9._-]+", re.ASCII)
+
+
+class _Marker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: str
+    version: int
+
+
+_FORMAT = "trio_ckpt json store"
+
+
+# ---------------------------------------------------------------------------------------
+# The store's folder
+# ---------------------------------------------------------------------------------------
+
+
+def make_folders(folder: Path, *, create: bool) -> None:
+    """Make the store's folder and those in it; leaves no trace in what is not ours.
+
+    Raises:
+        StoreError: it is no folder, is somebody else's, or cannot be written.
+    """
+    with explain(folder, "opening the store"):
+        if folder.exists() and not folder.is_dir():
+            raise StoreError(f"{folder} is a file, not the folder of a store")
+        has_marker = (folder / "store.json").exists()
+        if not create and not has_marker:
+            raise StoreError(f"there is no store at {folder}")
+        make_folder(folder)
+        check_members(folder, files=FILES, folders=FOLDERS)
+        strangers = () if has_marker else sorted(set(os.listdir(folder)).difference(FILES, FOLDERS))
+        if strangers:
+            raise StoreError(
+                f"{folder} is not a trio_ckpt json store: it holds {strangers[0]!r}; choose an "
+                "empty or a new folder"
+            )
+        for name in ("lock", "blobs", "runs"):
+            make_member(folder / name)
+        warn_of_others(folder)
+
+
+def make_marker(folder: Path) -> None:
+    """See that the folder is a store that we can read, or make it one.
+
+    The caller holds the lock of opening.
+
+    Raises:
+        StoreError: it is something else.
+        StoreVersionError: another version wrote it.
+        StoreDamagedError: its marker cannot be read.
+    """
+    with explain(folder, "opening the store"):
+        if not (folder / "store.json").exists():
+            _write_marker(folder)
+    check_marker(folder)
+
+
+def check_marker(folder: Path) -> None:
+    """See that the folder is a store that we can read.
+
+    Raises:
+        StoreError: it is something else.
+        StoreVersionError: another version wrote it.
+        StoreDamagedError: its marker cannot be read.
+    """
+    path = folder / "store.json"
+    with explain(folder, "opening the store"):
+        try:
+            marker = msgspec.json.decode(read_whole(path, MAX_MARKER_BYTES), type=_Marker)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise StoreDamagedError(f"{path} cannot be read: {error}") from error
+    if marker.format != _FORMAT:
+        raise StoreError(f"{folder} is not a trio_ckpt json store; choose another folder")
+    check_version(path, marker.version, FORMAT_VERSION)
+
+
+def _write_marker(folder: Path) -> None:
+    content = msgspec.json.encode(_Marker(_FORMAT, FORMAT_VERSION)) + b"\n"
+    write_durably(folder, "store.json.tmp", content)
+    os.replace(folder / "store.json.tmp", folder / "store.json")
+    sync_folder(folder)
+    sync_folder(folder.parent)  # a crash may have come between its making and this
+
+
+def folder_name(run_id: str) -> str:
+    """The name of a run's folder: the id itself where that is safe on every file system.
+
+    Else what can be read of it and a hash; ``~`` is in no safe name, so no two are the same,
+    also where upper case is lower case.
+    """
+    if _SAFE_NAME.fullmatch(run_id):
+        return run_id
+    readable = _UNSAFE.sub("_", run_id.lower())[:40].strip("._-")
+    return f"{readable}~{hashlib.sha256(run_id.encode()).hexdigest()[:32]}"
+
+
+def is_folder_name(run_id: str) -> bool:
+    """Whether it looks like the name of a folder that is not the id of its run."""
+    return _HASHED_NAME.fullmatch(run_id) is not None
+
+
+def run_folder(folder: Path, run_id: str) -> Path:
+    """Where a run is."""
+    return folder / "runs" / folder_name(run_id)
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """Where all runs are; files that others put there are none."""
+    with explain(folder, "listing the runs"):
+        with os.scandir(folder / "runs") as entries:
+            names = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
+        for name in sorted(names):
+            yield folder / "runs" / name
+
+
+# ---------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Loaded:
+    """A run as its files say, of one moment."""
+
+    state: RunState
+    checkpoint_bytes: int
+    end: JournalEnd
+
+
+def load(folder: Path, run_id: str | None = None) -> Loaded | None:
+    """Read a run; None: there is none.
+
+    Args:
+        folder: The run's.
+        run_id: Whose it must be; None: anybody's.
+
+    Raises:
+        StoreDamagedError: it is not what was written.
+        StoreError: it cannot be read.
+    """
+    need_folder(folder)
+    path, missing = folder / _CHECKPOINT, 0
+    for _ in range(READ_TRIES):
+        try:
+            content = read_whole(path, MAX_FILE_BYTES)
+        except FileNotFoundError as error:
+            if not _has_saved(folder):
+                return None
+            if path.exists():
+                continue  # it was made meanwhile
+            raise StoreDamagedError(f"{path} is missing: restore it from a copy") from error
+        except OSError as error:
+            raise StoreError(f"{path}: reading failed: {error.strerror}") from error
+        state = parse_checkpoint(path, content, run_id)
+        journal = journal_path(folder, state.journal)
+        try:
+            lines = read_whole(journal, MAX_FILE_BYTES)
+        except FileNotFoundError as error:
+            if state.journal == missing:
+                raise StoreDamagedError(f"{journal} is missing: restore it from a copy") from error
+            missing = state.journal
+            continue
+        except OSError as error:
+            raise StoreError(f"{journal}: reading failed: {error.strerror}") from error
+        return Loaded(state, len(content), replay(journal, lines, state))
+    raise StoreError(f"{folder} is being written anew all the time; try again")
+
+
+def _has_saved(folder: Path) -> bool:
+    """Whether there is or was a checkpoint.json.
+
+    A journal that has more than its first line comes after one, and so does every journal but
+    the first: that is made before the first checkpoint.json.
+    """
+    for journal in folder.glob("journal.*.jsonl"):
+        if _JOURNAL.fullmatch(journal.name) and journal.name != journal_path(folder, 1).name:
+            return True
+        with suppress(FileNotFoundError):
+            if read_whole(journal, MAX_FILE_BYTES).count(b"\n") > 1:
+                return True
+    return False
+
+
+def read_whole(path: Path, limit_bytes: int) -> bytes:
+    """The content of a member of the store.
+
+    Raises:
+        StoreError: it is no file, or larger than it can be.
+    """
+    fd = open_file(path, os.O_RDONLY)
+    with open(fd, "rb", buffering=0) as file:
+        size = os.fstat(fd).st_size
+        if size > limit_bytes:
+            raise StoreError(f"{path} has {size:,} bytes, over {limit_bytes:,}: refused")
+        return file.read(size)  # one that grows meanwhile is read as it was
+
+
+def journal_path(folder: Path, number: int) -> Path:
+    """Where a journal is."""
+    return folder / f"journal.{number}.jsonl"
+
+
+# ---------------------------------------------------------------------------------------
+# Writing anew
+# ---------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Written:
+    """What `prepare` made.
+
+    Attributes:
+        journal: The number of the new journal, which has only its first line.
+        journal_bytes: The size of that.
+        check: Of that line.
+        checkpoint_bytes: The size of ``checkpoint.json``.
+    """
+
+    journal: int
+    journal_bytes: int
+    check: bytes
+    checkpoint_bytes: int
+
+
+def prepare(folder: Path, state: RunState) -> Written:
+    """Make the next journal, and ``checkpoint.json`` under another name; both are durable.
+
+    What it leaves if it fails, nobody looks at.
+
+    Raises:
+        OSError: it cannot be written.
+        StoreError: it was not read back as it was written, or is over `MAX_RUN_BYTES`.
+    """
+    state.journal += 1
+    head, check = journal_head(state)
+    content = render_checkpoint(state)
+    if len(content) > MAX_RUN_BYTES:
+        raise StoreError(f"{folder} would be over {MAX_RUN_BYTES:,} bytes")
+    write_durably(folder, journal_path(folder, state.journal).name, head)
+    write_durably(folder, _TEMPORARY, content)
+    sync_folder(folder)
+    temporary = folder / _TEMPORARY
+    if read_whole(temporary, MAX_FILE_BYTES) != content:
+        raise StoreDamagedError(f"{temporary} was not read back as it was written: see to the disk")
+    parse_checkpoint(temporary, content, state.run_id)
+    return Written(state.journal, len(head), check, len(content))
+
+
+def publish(folder: Path) -> None:
+    """Put what `prepare` made in its place.
+
+    Raises:
+        OSError: nobody knows which of the two is there after power loss.
+    """
+    os.replace(folder / _TEMPORARY, folder / _CHECKPOINT)
+    sync_folder(folder)
+
+
+def remove_leftovers(folder: Path, journal: int) -> None:
+    """Remove every file but ``checkpoint.json`` and its journal that we ever write."""
+    kept = journal_path(folder, journal).name
+    for name in os.listdir(folder):
+        if name == _TEMPORARY or (_JOURNAL.fullmatch(name) and name != kept):
+            (folder / name).unlink(missing_ok=True)
+
+
+def write_durably(folder: Path, name: str, content: bytes) -> None:
+    """A new file with this content, durable; its name is not yet."""
+    path = folder / name
+    path.unlink(missing_ok=True)  # a crash may have left one
+    with open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb", buffering=0) as file:
+        write_all(file.fileno(), content)
+        sync_file(file.fileno())
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """Write all of it; a disk that is full takes a part and refuses the rest."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(fd, left) :]

@@ -1,0 +1,317 @@
+"""The two files of a run in the JSON store, as bytes: what they say, and whether it is whole.
+
+Theory of operation.  ``checkpoint.json`` is all that was saved up to some moment, and names
+the journal that goes on from there.  It begins with a digest of everything after it, so a
+byte that changed anywhere is noticed.
+
+``journal.N.jsonl`` is append-only, one line per save: ``{"check":"…","line":{…}}``.  A check
+is the digest of the line *and of the check before it*, from the first line on, which names
+run and journal; so a line that was altered, lost, doubled or moved is noticed, and a group is
+there whole or not at all.
+
+A crash leaves at most one line that was not finished, at the end.  Nobody was told that it is
+saved, so it does not count: a last line without its newline; and one with it that does not fit
+its check and has a whole sector of zeros in it, which is what power loss leaves of a file that
+was made longer before its data was written (etcd's write-ahead log tells them apart by the
+same rule, https://pkg.go.dev/go.etcd.io/etcd/server/v3/storage/wal).  Anything else is damage.
+
+The digests notice accidents.  Alteration on purpose is what the seals of the records are for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import attrs
+import msgspec
+
+from ..._util.errors import StoreDamagedError
+from .records import without_blobs
+
+T = TypeVar("T")
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # the next one is a number of 64 bits, too
+
+CHECK_BYTES = 16
+SECTOR_BYTES = 512
+MIN_BLANK_BYTES = 16  # of a sector that the line has only a part of: one altered byte is damage
+_FORMAT = "trio_ckpt checkpoint"
+_BAD_JSON = (msgspec.MsgspecError, ValueError, RecursionError)
+_LINE_START, _LINE_MIDDLE, _LINE_END = b'{"check":"', b'","line":', b"}"
+_RAW_START = len(_LINE_START) + 2 * CHECK_BYTES + len(_LINE_MIDDLE)
+
+
+@attrs.define
+class StreamState:
+    """A stream: its records, the first has sequence 1, and its fold; as they stand in files."""
+
+    entries: list[msgspec.Raw] = attrs.field(factory=list[msgspec.Raw])
+    fold: msgspec.Raw | None = None
+
+
+@attrs.define
+class RunState:
+    """Everything the files of a run say.
+
+    Attributes:
+        owner: The newest owner number.
+        generation: The newest.
+        first: The oldest that was not pruned; greater than `generation`: the run is gone.
+        journal: The number of the journal that goes on from ``checkpoint.json``.
+        streams: By generation and key.
+    """
+
+    run_id: str
+    owner: int
+    generation: int = 0
+    first: int = 0
+    journal: int = 0
+    streams: dict[tuple[int, str], StreamState] = attrs.field(
+        factory=dict[tuple[int, str], StreamState]
+    )
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether all of it was pruned."""
+        return self.first > self.generation
+
+    def of(self, generation: int) -> dict[str, StreamState]:
+        """The streams of one generation."""
+        return {key: state for (n, key), state in self.streams.items() if n == generation}
+
+
+class _Stream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    generation: Number
+    stream: str
+    fold: msgspec.Raw  # or null
+    records: list[msgspec.Raw]
+
+
+class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    check: str
+    format: str
+    run_id: str
+    owner: Number
+    generation: Number
+    first: Number
+    journal: Number
+    streams: list[_Stream]
+
+
+class Line(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What one line of a journal says: who saved, and what; nothing: a run was locked.
+
+    `drops` are sequences of streams whose attached blobs are named no longer.
+    """
+
+    owner: Number
+    generation: Number
+    records: list[tuple[str, msgspec.Raw]] = []
+    folds: list[tuple[str, msgspec.Raw]] = []
+    drops: list[tuple[str, list[int]]] = []
+
+
+class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    run_id: str
+    journal: int
+
+
+_encode = msgspec.json.Encoder().encode
+_document_decoder = msgspec.json.Decoder(_Document)
+_line_decoder = msgspec.json.Decoder(Line)
+
+
+def digest(content: bytes, before: bytes = b"") -> bytes:
+    """The check of some bytes, as text; `before` is the check that it goes on from."""
+    return hashlib.blake2b(before + content, digest_size=CHECK_BYTES).hexdigest().encode()
+
+
+# ---------------------------------------------------------------------------------------
+# checkpoint.json
+# ---------------------------------------------------------------------------------------
+
+
+def render_checkpoint(state: RunState) -> bytes:
+    """The whole file; a record a line."""
+    head = {
+        "format": _FORMAT,
+        "run_id": state.run_id,
+        "owner": state.owner,
+        "generation": state.generation,
+        "first": state.first,
+        "journal": state.journal,
+    }
+    parts = [_field(name, value) for name, value in head.items()]
+    parts.append(b'"streams": [')
+    for place, ((generation, key), stream) in enumerate(state.streams.items()):
+        parts.append(b",\n{" if place else b"\n{")
+        parts.append(_field("generation", generation))
+        parts.append(_field("stream", key))
+        parts.append(b'"fold": %b,\n' % (stream.fold if stream.fold is not None else b"null"))
+        parts.append(b'"records": [\n')
+        parts.append(b",\n".join(map(bytes, stream.entries)))
+        parts.append(b"\n]}")
+    parts.append(b"\n]\n}\n")
+    content = b"".join(parts)
+    return b'{\n"check": "%b",\n%b' % (digest(content), content)
+
+
+def _field(name: str, value: Any) -> bytes:
+    return b'"%b": %b,\n' % (name.encode(), _encode(value))
+
+
+def parse_checkpoint(path: Path, content: bytes, run_id: str | None) -> RunState:
+    """What the file says.
+
+    Args:
+        path: For messages.
+        content: Of the file.
+        run_id: Whose it must be; None: anybody's.
+
+    Raises:
+        StoreDamagedError: it is not what was written.
+    """
+    try:
+        document = _document_decoder.decode(content)
+    except _BAD_JSON as error:
+        raise StoreDamagedError(f"{path} cannot be read: {error}") from error
+    streams = {
+        (entry.generation, entry.stream): StreamState(
+            entry.records, None if bytes(entry.fold) == b"null" else entry.fold
+        )
+        for entry in document.streams
+    }
+    state = RunState(
+        document.run_id,
+        document.owner,
+        document.generation,
+        document.first,
+        document.journal,
+        streams,
+    )
+    # Written again it gives the same bytes: so the digest fits, and there is nothing in it
+    # (a name twice, another order, more space) that was not written here.
+    if render_checkpoint(state) != content or (run_id is not None and run_id != state.run_id):
+        raise StoreDamagedError(
+            f"{path} is not what was written there: it was altered, or is another run's; "
+            "restore it from a copy"
+        )
+    return state
+
+
+# ---------------------------------------------------------------------------------------
+# journal.N.jsonl
+# ---------------------------------------------------------------------------------------
+
+
+def frame(content: bytes, before: bytes) -> tuple[bytes, bytes]:
+    """A line, its newline included, and its check."""
+    check = digest(content, before)
+    return b"".join((_LINE_START, check, _LINE_MIDDLE, content, _LINE_END, b"\n")), check
+
+
+def journal_head(state: RunState) -> tuple[bytes, bytes]:
+    """The first line of a journal, and its check."""
+    return frame(_encode(_Head(state.run_id, state.journal)), b"")
+
+
+def encode_line(line: Line) -> bytes:
+    """What `frame` takes."""
+    return _encode(line)
+
+
+@attrs.frozen
+class JournalEnd:
+    """Where a journal ends.
+
+    Attributes:
+        size: Bytes up to the end of the last whole line.
+        check: Of that line.
+        torn: How many bytes follow it, which a crash left.
+        lacks_newline: Whether the last whole line lacks only that.
+    """
+
+    size: int
+    check: bytes
+    torn: int
+    lacks_newline: bool = False
+
+
+def replay(path: Path, content: bytes, state: RunState) -> JournalEnd:
+    """Add what a journal says to what ``checkpoint.json`` said, in place.
+
+    Raises:
+        StoreDamagedError: a line of it is not what was written, naming the line.
+    """
+    lines = content.split(b"\n")
+    rest = lines.pop()
+    head, check = journal_head(state)
+    if not lines or lines[0] != head[:-1]:
+        raise _damaged(path, 1)
+    size = len(head)
+    for number, text in enumerate(lines[1:], 2):
+        raw = _unframe(text, check)
+        if raw is None:
+            if number == len(lines) and not rest and _has_blank_sector(content, size):
+                return JournalEnd(size, check, len(content) - size)
+            raise _damaged(path, number)
+        check = digest(raw, check)
+        _apply(path, number, state, raw)
+        size += len(text) + 1
+    number = len(lines) + 1
+    if raw := _unframe(rest, check):
+        _apply(path, number, state, raw)
+        return JournalEnd(size + len(rest), digest(raw, check), 0, lacks_newline=True)
+    if _unframe(rest[:-1], check):
+        raise _damaged(path, number)  # a whole line, and instead of its newline something else
+    return JournalEnd(size, check, len(rest))
+
+
+def _unframe(text: bytes, before: bytes) -> bytes | None:
+    """What a line holds; None: it is not a whole line that goes on from there."""
+    raw = text[_RAW_START : -len(_LINE_END)]
+    return raw if raw and frame(raw, before)[0][:-1] == text else None
+
+
+def _has_blank_sector(content: bytes, start: int) -> bool:
+    """Whether a sector of what begins at `start`, cut at its ends, is zeros and nothing else."""
+    while start < len(content):
+        end = start - start % SECTOR_BYTES + SECTOR_BYTES
+        sector = content[start:end]
+        if len(sector) >= MIN_BLANK_BYTES and not sector.strip(b"\0"):
+            return True
+        start = end
+    return False
+
+
+def _apply(path: Path, number: int, state: RunState, raw: bytes) -> None:
+    try:
+        line = _line_decoder.decode(raw)
+    except _BAD_JSON as error:
+        raise _damaged(path, number) from error
+    if line.owner < state.owner or line.generation not in (state.generation, state.generation + 1):
+        raise _damaged(path, number)
+    state.owner, state.generation = line.owner, line.generation
+    for key, entry in line.records:
+        place = (line.generation, key)
+        if place not in state.streams:
+            state.streams[place] = StreamState()
+        state.streams[place].entries.append(entry)
+    for key, fold in line.folds:
+        stream = state.streams.get((line.generation, key))
+        if stream is None:
+            raise _damaged(path, number)
+        stream.fold = fold
+    for key, sequences in line.drops:
+        stream = state.streams.get((line.generation, key), StreamState())
+        for sequence in sequences:
+            if not 1 <= sequence <= len(stream.entries):
+                raise _damaged(path, number)
+            stream.entries[sequence - 1] = without_blobs(stream.entries[sequence - 1])
+
+
+def _damaged(path: Path, number: int) -> StoreDamagedError:
+    return StoreDamagedError(
+        f"{path}, line {number}, is not what was written there; restore the run from a copy"
+    )

@@ -1,0 +1,142 @@
+"""The side of the JSON store that reads: plain functions, each of one moment, without a lock."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from ..._journal.store import Fold, HistoryPage, RunSummary, StoredRecord, StoredRun, StoredStream
+from ..._util.errors import StoreDamagedError, StoreError
+from .._local.blobs import Blobs
+from .._local.files import explain, need_folder
+from .files import is_folder_name, load, run_folder, run_folders
+from .format import RunState, StreamState
+from .records import decode_entry, decode_fold, payload_of
+
+MAX_PAGE_BYTES = 64 * 2**20  # a page of history ends here, however many records were asked for
+_Signature = tuple[str, tuple[tuple[str, int, int, int], ...]]
+_CURSOR = re.compile(r"([0-9a-f]{16})\.([1-9][0-9]{0,17})", re.ASCII)
+
+
+class Reader:
+    """Reads the files.  Everything here blocks, in any thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._blobs = Blobs(folder / "blobs")
+        self._newest: tuple[_Signature, RunState] | None = None
+
+    def read_run(self, run_id: str, generation: int | None) -> StoredRun | None:
+        """See `Store.read_run`."""
+        state = self._load(run_id)
+        if state is None:
+            return None
+        wanted = state.generation if generation is None else generation
+        if not state.first <= wanted <= state.generation:
+            return None
+        streams = tuple(
+            [self._read_stream(key, stream) for key, stream in state.of(wanted).items()]
+        )
+        return StoredRun(run_id, wanted, state.owner, streams)
+
+    def _load(self, run_id: str) -> RunState | None:
+        """The run as its files say; read once as long as they are the same."""
+        folder = run_folder(self._folder, run_id)
+        newest, signature = self._newest, _signature(folder)
+        if newest is not None and newest[0] == signature:
+            state = newest[1]
+        else:
+            if is_folder_name(run_id):  # as `list_runs` calls one that cannot be read
+                load(self._folder / "runs" / run_id)
+            loaded = load(folder, run_id)
+            if loaded is None:
+                return None
+            state = loaded.state
+            if _signature(folder) == signature:  # else it was changed while it was read
+                self._newest = signature, state
+        return None if state.is_gone else state
+
+    def _read_stream(self, key: str, stream: StreamState) -> StoredStream:
+        fold = None
+        if stream.fold is not None:
+            entry = decode_fold(stream.fold)
+            fold = Fold(key, entry.through, entry.payload)
+            if not 1 <= fold.through <= len(stream.entries):
+                raise StoreDamagedError(f"the fold of {key} is ahead of its records")
+        first = fold.through + 1 if fold is not None else 1
+        numbers = range(first, len(stream.entries) + 1)
+        tail = tuple([self._resolve(stream, number) for number in numbers])
+        return StoredStream(key, len(stream.entries), fold, tail)
+
+    def history(
+        self, run_id: str, stream: str, generation: int | None, place: str | None, limit: int
+    ) -> HistoryPage:
+        """See `Store.history`."""
+        state = self._load(run_id)
+        found = StreamState()
+        wanted = generation
+        if state is not None:
+            wanted = state.generation if generation is None else generation
+            found = state.streams.get((wanted, stream), found)
+        tag = hashlib.sha256(f"{wanted}\n{stream}".encode()).hexdigest()[:16]
+        newest = len(found.entries)
+        if place is not None:
+            newest = _check_place(tag, newest, place)
+        records: list[StoredRecord] = []
+        size = 0
+        for number in range(newest, 0, -1):
+            if len(records) >= limit or size >= MAX_PAGE_BYTES:
+                return HistoryPage(tuple(records), f"{tag}.{number}")
+            records.append(self._resolve(found, number))
+            size += len(records[-1].payload)
+        return HistoryPage(tuple(records), None)
+
+    def list_runs(self) -> tuple[RunSummary, ...]:
+        """See `Store.list_runs`.
+
+        A run whose files cannot be read is named by its folder, so that it hides no other: reading
+        that one says what is wrong.
+        """
+        found: list[RunSummary] = []
+        for folder in run_folders(self._folder):
+            try:
+                loaded = load(folder)
+            except StoreError:
+                found.append(RunSummary(folder.name, 0, 0, 0, 0))
+            else:
+                if loaded is not None and not loaded.state.is_gone:
+                    found.append(_summary(loaded.state))
+        return tuple(sorted(found, key=lambda summary: summary.run_id))
+
+    def _resolve(self, stream: StreamState, number: int) -> StoredRecord:
+        entry = decode_entry(stream.entries[number - 1])
+        if entry.sequence != number:
+            raise StoreDamagedError(f"checkpoint {number} is missing: {entry.sequence} is there")
+        payload = payload_of(entry) if entry.blob is None else self._blobs.get(entry.blob)
+        return StoredRecord(number, payload, entry.blobs)
+
+
+def _summary(state: RunState) -> RunSummary:
+    streams = state.of(state.generation)
+    records = sum(len(stream.entries) for stream in streams.values())
+    return RunSummary(state.run_id, state.generation, state.owner, len(streams), records)
+
+
+def _signature(folder: Path) -> _Signature:
+    """What tells two states of a run's files apart: an append makes one longer, the rest is new."""
+    need_folder(folder)
+    found: list[tuple[str, os.stat_result]] = []
+    with explain(folder, "reading"), suppress(FileNotFoundError), os.scandir(folder) as entries:
+        found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    files = [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+    return str(folder), tuple(sorted(files))
+
+
+def _check_place(tag: str, newest: int, place: str) -> int:
+    match = _CURSOR.fullmatch(place)
+    if match is None or match[1] != tag or int(match[2]) > newest:
+        raise StoreError(f"{place!r} is not a cursor of this stream's history")
+    return int(match[2])

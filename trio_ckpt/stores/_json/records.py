@@ -1,0 +1,226 @@
+"""One record as readable JSON that gives back, byte for byte, the payload that was saved.
+
+A payload is a digest (the seal) followed by a `Record` in MessagePack.  Here it is written with
+the record's fields under their long names.  Whether that gives the same bytes back is tried
+on each payload; one for which it does not (it is no record, a newer version wrote it, its
+metadata has bytes in it) is kept as base64.  So nothing here depends on which fields a record
+has: the readable form is derived from `Record` itself.
+
+An entry that somebody edited gives other bytes, and those fail their seal.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import types
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Union, get_args, get_origin
+
+import msgspec
+
+from ..._journal.folds import decode_progress
+from ..._journal.record import DIGEST_BYTES, Kind, Record, decode_record, encode_record
+from ..._journal.store import Checkpoint, Fold
+from ..._util.errors import NotEncodableError, StoreDamagedError
+
+_CONTAINERS = (tuple, list, dict)
+_BAD_JSON = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A record as it stands in a file, in one of three forms.
+
+    Attributes:
+        sequence: Its number in its stream, from 1.
+        seal: In hexadecimal, with `record`.
+        record: The readable form.
+        payload: The bytes themselves, where there is no readable form of them.
+        blob: The digest of the blob that holds them.
+        blobs: The attached blobs that it names.
+    """
+
+    sequence: int
+    seal: str | None = None
+    record: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    payload: bytes | None = None
+    blob: str | None = None
+    blobs: tuple[str, ...] = ()
+
+
+class FoldEntry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A fold as it stands in a file; `summary` is for people only."""
+
+    through: int
+    summary: dict[str, Any] | None = None
+    payload: bytes = msgspec.field(default=b"")
+
+
+def _derive(struct: Any, extra: tuple[tuple[str, Any, Any], ...] = ()) -> Any:
+    """A struct like `struct` whose fields go by their long names, in JSON objects."""
+    fields: list[Any] = []
+    for field in msgspec.structs.fields(struct):
+        readable = _readable_type(field.type)
+        if field.required:
+            fields.append((field.name, readable))
+        elif field.default_factory is not msgspec.NODEFAULT:
+            factory: Callable[[], Any] = field.default_factory
+            fields.append((field.name, readable, msgspec.field(default_factory=factory)))
+        else:
+            fields.append((field.name, readable, msgspec.field(default=field.default)))
+    return msgspec.defstruct(
+        f"Readable{struct.__name__}",
+        [*extra, *fields],
+        frozen=True,
+        kw_only=True,
+        omit_defaults=True,
+        forbid_unknown_fields=True,
+    )
+
+
+def _readable_type(kind: Any) -> Any:
+    if inspect.isclass(kind):
+        if issubclass(kind, msgspec.Struct):
+            return _derive(kind)
+        if issubclass(kind, enum.Enum):
+            return str
+    origin: Any = get_origin(kind)
+    args = get_args(kind)
+    if origin in (Union, types.UnionType):
+        return Union[tuple(map(_readable_type, args))]  # noqa: UP007  # of a computed tuple
+    if origin in _CONTAINERS:
+        return types.GenericAlias(origin, tuple(map(_readable_type, args)))
+    return kind
+
+
+_FIELDS = {field.name: field.type for field in msgspec.structs.fields(Record)}
+_READABLE = _derive(Record, (("time", str, ""),))
+_record_decoder = msgspec.json.Decoder(_READABLE)
+_entry_decoder = msgspec.json.Decoder(Entry)
+_fold_decoder = msgspec.json.Decoder(FoldEntry)
+_encode = msgspec.json.Encoder().encode
+
+
+def encode_entry(checkpoint: Checkpoint) -> bytes:
+    """A checkpoint as JSON, readable if that loses nothing.
+
+    Raises:
+        TypeError, ValueError: a value in it has no form in JSON.
+    """
+    sequence, payload = checkpoint.sequence, checkpoint.payload
+    _check_bytes(payload)
+    blobs = tuple(dict.fromkeys(checkpoint.blobs)) if checkpoint.blobs else ()
+    if checkpoint.blob is not None:
+        return _encode(Entry(sequence, blob=checkpoint.blob, blobs=blobs))
+    try:
+        record = msgspec.Raw(_encode(_to_readable(decode_record(payload[DIGEST_BYTES:]))))
+        entry = Entry(sequence, payload[:DIGEST_BYTES].hex(), record, blobs=blobs)
+        if _open_record(entry) == payload:
+            return _encode(entry)
+    except (StoreDamagedError, TypeError, KeyError, OSError, OverflowError, *_BAD_JSON):
+        pass  # it is not a record as we know them, and need not be
+    return _encode(Entry(sequence, payload=payload, blobs=blobs))
+
+
+def without_blobs(raw: msgspec.Raw) -> msgspec.Raw:
+    """The same entry, but it names no attached blobs."""
+    return with_blobs(raw, ())
+
+
+def with_blobs(raw: msgspec.Raw, blobs: tuple[str, ...]) -> msgspec.Raw:
+    """The same entry, naming these attached blobs."""
+    return msgspec.Raw(_encode(msgspec.structs.replace(decode_entry(raw), blobs=blobs)))
+
+
+def decode_entry(raw: msgspec.Raw) -> Entry:
+    """The inverse of encoding, as far as the record itself.
+
+    Raises:
+        StoreDamagedError: it is none.
+    """
+    try:
+        return _entry_decoder.decode(raw)
+    except _BAD_JSON as error:
+        raise StoreDamagedError(f"a checkpoint cannot be read: {error}") from error
+
+
+def payload_of(entry: Entry) -> bytes:
+    """The payload that was saved; not for one that is a blob.
+
+    Raises:
+        StoreDamagedError: it has none.
+    """
+    if entry.payload is not None:
+        return entry.payload
+    try:
+        return _open_record(entry)
+    except (NotEncodableError, TypeError, KeyError, *_BAD_JSON) as error:
+        raise StoreDamagedError(f"checkpoint {entry.sequence} cannot be read: {error}") from error
+
+
+def _check_bytes(payload: object) -> None:
+    if not isinstance(payload, bytes):
+        raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
+
+
+def _to_readable(record: Record) -> Any:
+    values = {name: getattr(record, name) for name in _FIELDS}
+    values = {name: value for name, value in values.items() if value is not msgspec.UNSET}
+    values["kind"] = record.kind.name.lower()
+    # For people; `at` is the exact number.
+    values["time"] = datetime.fromtimestamp(record.at, UTC).isoformat(timespec="milliseconds")
+    return msgspec.convert(values, _READABLE, from_attributes=True)
+
+
+def _open_record(entry: Entry) -> bytes:
+    if isinstance(entry.record, msgspec.UnsetType) or entry.seal is None:
+        raise ValueError("it has neither a record nor a payload")
+    readable = _record_decoder.decode(entry.record)
+    values: dict[str, Any] = {}
+    for name, kind in _FIELDS.items():
+        value = getattr(readable, name)
+        if name == "kind":
+            values[name] = value if isinstance(value, Kind) else Kind[value.upper()]
+        elif value is not msgspec.UNSET:
+            values[name] = msgspec.convert(value, kind, from_attributes=True)
+    return bytes.fromhex(entry.seal) + encode_record(Record(**values))
+
+
+def encode_fold(fold: Fold) -> bytes:
+    """A fold as JSON: its bytes, and beside them what they say.
+
+    Raises:
+        TypeError: its payload is not bytes.
+    """
+    _check_bytes(fold.payload)
+    try:
+        return _encode(FoldEntry(fold.through, _summary(fold.payload), fold.payload))
+    except (StoreDamagedError, TypeError, ValueError, OverflowError):
+        # It is no progress as we know it, and need not be.
+        return _encode(FoldEntry(fold.through, None, fold.payload))
+
+
+def _summary(payload: bytes) -> dict[str, Any]:
+    progress = decode_progress(payload[DIGEST_BYTES:])
+    return {
+        "status": progress.status.value,
+        "confirmed": len(progress.confirmed),
+        "skipped": len(progress.skipped),
+        "last_index": progress.last_index,
+        "records": progress.records,
+        "totals": {name: total.value for name, total in progress.totals.items()},
+        "spent": {name: total.value for name, total in progress.spent.items()},
+    }
+
+
+def decode_fold(raw: msgspec.Raw) -> FoldEntry:
+    """The inverse of `encode_fold`.
+
+    Raises:
+        StoreDamagedError: it is none.
+    """
+    try:
+        return _fold_decoder.decode(raw)
+    except _BAD_JSON as error:
+        raise StoreDamagedError(f"a fold cannot be read: {error}") from error

@@ -1,0 +1,114 @@
+"""The readable store: a folder with a ``checkpoint.json`` per run that a person can open.
+
+Theory of operation.  The folder holds ``runs/`` (a folder per run, under its id where that is
+a safe name), ``blobs/`` (big payloads, write-once files named by their SHA-256), ``lock/`` (who
+owns which run, see `trio_ckpt.stores._local.locks`) and ``store.json`` (what this is).
+
+A run is two files: ``checkpoint.json``, whole at every moment, and a journal of what was saved
+since (`_json_format` says how they are kept from lying, `_json_files` how they are replaced,
+`_json_writer` when).  A save is one append and one fdatasync.
+
+What comes back is byte for byte what was saved, though it is written in words (`_json_records`).
+
+Saving is done in one long-lived thread (`_local`); reading, which takes no lock, in trio's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar, TypeVarTuple
+
+from ..._journal.store import INLINE_LIMIT_BYTES
+from ..._util.threads import WorkerThread, run_blocking
+from .._local.store import LocalStore, absolute_folder, check_options, open_writer
+from . import check
+from .files import MAX_RUN_BYTES as MAX_RUN_BYTES
+from .reader import Reader
+from .writer import Writer
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+logger = logging.getLogger("trio_ckpt.stores.json")
+
+
+class JsonStore(LocalStore):
+    """A store of readable files; comes from `JsonStore.open` or ``open_store("json:FOLDER")``.
+
+    For runs that a person wants to read: everything about a run is read, and from time to time
+    written, at once, so a run has at most `MAX_RUN_BYTES` (64 MiB) in its two files; beyond that
+    saving raises `StoreError`.  Listing runs reads all of them.  The SQLite store knows none of
+    these limits.
+
+    Several processes may use one store at a time, each owning other runs.  Who reads a run while
+    it is running may see a group of checkpoints a moment before it survives power loss.  Not for
+    network file systems: their locks and their fsync promise too little.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        writer: Writer,
+        thread: WorkerThread,
+        *,
+        mac_key: bytes | None,
+        durability: Literal["full", "process"],
+        inline_limit_bytes: int,
+    ) -> None:
+        super().__init__(
+            "json",
+            logger,
+            folder,
+            writer,
+            Reader(folder),
+            thread,
+            check.steps,
+            mac_key=mac_key,
+            durability=durability,
+            inline_limit_bytes=inline_limit_bytes,
+        )
+
+    @classmethod
+    async def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        mac_key: bytes | None = None,
+        durability: Literal["full", "process"] = "full",
+        inline_limit_bytes: int = INLINE_LIMIT_BYTES,
+        create: bool = True,
+    ) -> JsonStore:
+        """Open the store in a folder; see `trio_ckpt.stores.open_store`.
+
+        Args:
+            path: The folder.  Parents that are missing are made.
+            mac_key: Seals records with a key.
+            durability: "full", or "process": faster, and power loss may take the newest.
+            inline_limit_bytes: From this size on a payload is a file of its own.
+            create: Whether to make a store that is not there.
+
+        Durability: the names of the folder and of what is in it are durable on return.
+        Cancellation: not once it has begun.
+        """
+        check_options(durability, inline_limit_bytes, create)
+        folder = absolute_folder(path)
+        writer, thread = await open_writer(
+            folder, lambda: Writer(folder, durability=durability, create=create)
+        )
+        return cls(
+            folder,
+            writer,
+            thread,
+            mac_key=mac_key,
+            durability=durability,
+            inline_limit_bytes=inline_limit_bytes,
+        )
+
+    async def _run_reader(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await run_blocking(func, *args)
+
+    async def _stop_reading(self) -> None:
+        """Nothing is kept open for reading."""

@@ -1,0 +1,503 @@
+"""The side of the JSON store that writes.
+
+Theory of operation.  A save is one line appended to the run's journal and one fdatasync.
+When the journal outgrows ``checkpoint.json`` (and `MIN_REWRITE_BYTES`), the run is written anew:
+both are read, put together and replaced, see `_json_files`.  Each time the run has grown by a
+fixed share at least (with records of the usual size it is nearly twice as big), so all of it
+together is linear in what was saved.  It is also written anew when it is given back, so that
+after a run ``checkpoint.json`` has everything.
+
+Only the owner of a run writes its files, and the kernel sees to it that there is one.  So what
+is needed to append is remembered while the run is owned: the open journal, where it ends, the
+newest sequences.  The journal is locked, too, so that there is no second owner even where
+somebody has removed the lock of the run; and that it still is what is remembered is seen
+before each append.
+
+When a write fails the journal is cut back to where it ended: nothing was saved, and saving can
+go on when there is room.  When an fsync fails nobody knows what is on the disk, and trying again
+may say that it is when it is not (https://wiki.postgresql.org/wiki/Fsync_Errors): the outcome is
+unknown, and nothing more is written to the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import attrs
+import msgspec
+
+from ..._journal.store import Checkpoint, Fold, Pruned, RunKey
+from ..._util.errors import RunLockedError, SaveOutcomeUnknownError, StoreConflictError, StoreError
+from ..._util.forks import close_unshared, open_unshared
+from ..._util.log import at
+from ..._util.text import plural
+from .._local.blob_pins import Claims, names_of
+from .._local.blobs import Blobs
+from .._local.fence import compare_generation, compare_owner, identity_of, out_of_place, refusal
+from .._local.files import explain, make_member, open_file, sync_data, sync_folder
+from .._local.locks import FileLock, lock_opening, locked_by_stranger, need_flock
+from .content import blobs_of, named_in, payload_bytes
+from .files import (
+    MAX_RUN_BYTES,
+    Written,
+    journal_path,
+    load,
+    make_folders,
+    make_marker,
+    prepare,
+    publish,
+    remove_leftovers,
+    run_folder,
+    run_folders,
+    write_all,
+)
+from .format import Line, RunState, StreamState, encode_line, frame
+from .records import decode_entry, encode_entry, encode_fold
+
+logger = logging.getLogger("trio_ckpt.stores.json")
+
+MIN_REWRITE_BYTES = 256 * 2**10  # a few hundred saves; writing a smaller run anew saves little
+REWRITE_SHARE = 1.0  # of checkpoint.json: what the journal outgrows before a run is written anew
+
+_BAD_VALUE = (TypeError, ValueError, OverflowError)
+
+
+@attrs.define
+class _Held:
+    """What is remembered of a run while it is owned."""
+
+    folder: Path
+    owner: int
+    generation: int
+    first: int
+    heads: dict[str, int]  # the newest sequences of the newest generation
+    fd: int
+    journal: int
+    size: int
+    check: bytes
+    checkpoint_bytes: int
+    rewrite_at: int
+    records: int = 0  # in all generations, when it was locked or pruned
+
+    @property
+    def path(self) -> Path:
+        return journal_path(self.folder, self.journal)
+
+
+class Writer:
+    """Opens, makes and writes the store.  Everything here blocks, in one thread."""
+
+    def __init__(
+        self, folder: Path, *, durability: Literal["full", "process"], create: bool
+    ) -> None:
+        """Open the store.
+
+        Raises:
+            StoreError: see `trio_ckpt.stores.open_store`.
+        """
+        self._folder = folder
+        self._is_synced = durability == "full"
+        self._blobs = Blobs(folder / "blobs")
+        self.claims = Claims(folder)
+        self._held: dict[str, _Held] = {}
+        self._broken: dict[str, str] = {}  # runs that nothing more is written to, and why
+        need_flock(folder)
+        make_folders(folder, create=create)
+        lock = lock_opening(folder)
+        try:
+            make_marker(folder)
+        finally:
+            lock.release()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for run_id in list(self._held):
+            self._let_go(run_id)
+
+    # -----------------------------------------------------------------------------------
+    # Owning
+    # -----------------------------------------------------------------------------------
+
+    def raise_owner(self, run_id: str) -> int:
+        """A new owner number for a run, durable."""
+        self._refuse_broken(run_id)
+        folder = run_folder(self._folder, run_id)
+        with explain(folder, f"locking run {run_id!r}"):
+            loaded = load(folder, run_id)
+            if loaded is None:
+                return self._begin(folder, run_id)
+            state, end = loaded.state, loaded.end
+            # Who replaced the files may have been killed before their names were durable, and
+            # what is appended to a journal without one would be lost with power.
+            sync_folder(folder)
+            fd = self._open_journal(folder, state.journal, run_id)
+            try:
+                status = os.fstat(fd)
+                if status.st_nlink == 0 or status.st_size != end.size + end.torn:
+                    raise locked_by_stranger(run_id)  # who has ended since it was read
+                remove_leftovers(folder, state.journal)
+                if end.torn:
+                    logger.info(
+                        "%s: cutting off %s that a crash left",
+                        folder,
+                        plural(end.torn, "byte"),
+                        extra=at(run_id),
+                    )
+                    os.ftruncate(fd, end.size)
+                if end.lacks_newline:
+                    write_all(fd, b"\n")
+            except BaseException:
+                close_unshared(fd)
+                raise
+        held = _Held(
+            folder,
+            state.owner,
+            max(state.generation, state.first),  # pruned: it begins anew with the next
+            state.first,
+            {},
+            fd,
+            state.journal,
+            end.size + end.lacks_newline,
+            end.check,
+            loaded.checkpoint_bytes,
+            0,
+        )
+        held.heads = {key: len(s.entries) for key, s in state.of(held.generation).items()}
+        held.rewrite_at = _rewrite_at(held.checkpoint_bytes)
+        held.records = sum(len(stream.entries) for stream in state.streams.values())
+        self._held[run_id] = held
+        try:
+            self._append(run_id, held, Line(held.owner + 1, held.generation))
+        except BaseException:
+            self._let_go(run_id)
+            raise
+        held.owner += 1
+        return held.owner
+
+    def _begin(self, folder: Path, run_id: str) -> int:
+        make_member(folder)
+        sync_folder(folder.parent)  # a crash may have come between its making and this
+        state = RunState(run_id, 1)
+        written = prepare(folder, state)
+        try:
+            publish(folder)
+        except OSError as error:
+            self._broken[run_id] = str(error)  # a name that may not be durable
+            raise
+        fd = self._open_journal(folder, written.journal, run_id)
+        held = _Held(folder, 1, 0, 0, {}, fd, 0, 0, b"", 0, 0)
+        _take_over(held, written)
+        self._held[run_id] = held
+        return 1
+
+    def count(self, run_id: str) -> tuple[int, int]:
+        """The newest generation of a run that is owned, and its records in all generations."""
+        held = self._held[run_id]
+        return held.generation, held.records
+
+    def give_back(self, run_id: str) -> None:
+        """Write the run anew, so that ``checkpoint.json`` has everything; let go of it."""
+        held = self._held.get(run_id)
+        if held is None:
+            return
+        try:
+            if run_id not in self._broken:
+                self._need_untouched(run_id, held)
+                self._rewrite_if_it_can_be(run_id, held)
+        finally:
+            self._let_go(run_id)
+
+    def _let_go(self, run_id: str) -> None:
+        held = self._held.pop(run_id)
+        FileLock(held.path, held.fd).release()
+
+    # -----------------------------------------------------------------------------------
+    # Saving
+    # -----------------------------------------------------------------------------------
+
+    def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+    ) -> list[Exception | None]:
+        """See `Store.save`."""
+        held = self._fence(run)
+        allowed = {held.generation, held.generation + 1}
+        if run.generation not in allowed or run.generation < held.first:
+            raise StoreConflictError(
+                f"generation {run.generation} is neither the newest, {held.generation}, nor the "
+                "next: nothing was saved",
+                run_id=run.run_id,
+            )
+        heads = held.heads if run.generation == held.generation else {}
+        moved: dict[str, int] = {}
+        outcomes, records = self._encode(heads, moved, group)
+        line = Line(run.owner, run.generation, records, _encode_folds({**heads, **moved}, folds))
+        if line.records or line.folds or run.generation != held.generation:
+            self._append(run.run_id, held, line)
+            held.generation, held.heads = run.generation, heads
+            held.heads.update(moved)
+        else:
+            self._need_untouched(run.run_id, held)
+        if held.size > held.rewrite_at:
+            self._rewrite_if_it_can_be(run.run_id, held)
+        return outcomes
+
+    def _fence(self, key: RunKey) -> _Held:
+        """What is remembered of the run, if this is its owner."""
+        self._refuse_broken(key.run_id)
+        held = self._held.get(key.run_id)
+        if held is None:  # not locked here, so somebody else may be writing its files
+            loaded = load(run_folder(self._folder, key.run_id), key.run_id)
+            owner = loaded.state.owner if loaded is not None else 0
+            raise StoreConflictError(
+                f"owner {owner} had the run last, this is owner {key.owner}, without its lock: "
+                "nothing was changed",
+                run_id=key.run_id,
+            )
+        compare_owner(held.owner, key)
+        return held
+
+    def _refuse_broken(self, run_id: str) -> None:
+        if run_id in self._broken:
+            raise StoreError(
+                f"{run_folder(self._folder, run_id)} failed with {self._broken[run_id]}; nothing "
+                "more is written to it: see to the disk and start again"
+            )
+
+    def _encode(
+        self, heads: dict[str, int], moved: dict[str, int], group: Sequence[Checkpoint]
+    ) -> tuple[list[Exception | None], list[tuple[str, msgspec.Raw]]]:
+        """The group as it goes into a line, and what becomes of each."""
+        outcomes: list[Exception | None] = []
+        records: list[tuple[str, msgspec.Raw]] = []
+        failed: dict[str, int] = {}
+        for checkpoint in group:
+            stream = checkpoint.stream
+            try:
+                if stream in failed:
+                    raise StoreError(f"checkpoint {failed[stream]} before it was not")
+                newest = moved.get(stream, heads.get(stream, 0))
+                entry = self._encode_one(newest, checkpoint)
+            except (StoreError, *_BAD_VALUE) as error:
+                failed.setdefault(stream, checkpoint.sequence)
+                outcomes.append(refusal(checkpoint, error))
+            else:
+                moved[stream] = checkpoint.sequence
+                records.append((stream, entry))
+                outcomes.append(None)
+        return outcomes, records
+
+    def _encode_one(self, newest: int, checkpoint: Checkpoint) -> msgspec.Raw:
+        if checkpoint.sequence != newest + 1:
+            raise StoreConflictError(f"the next one is {newest + 1}")
+        if checkpoint.blob is not None or checkpoint.blobs:
+            self._need_blobs(checkpoint)
+        checkpoint.stream.encode()  # a lone surrogate has no form in a file
+        return msgspec.Raw(encode_entry(checkpoint))
+
+    def _need_blobs(self, checkpoint: Checkpoint) -> None:
+        """See that the blobs are there, and stay until the save has ended."""
+        for digest in names_of(checkpoint):
+            self.claims.name(digest)
+            if not self._blobs.has(digest):
+                raise StoreError(f"blob {digest} was not put")
+
+    def _need_untouched(self, run_id: str, held: _Held) -> None:
+        """See that the journal still is what its owner has written last.
+
+        Raises:
+            StoreConflictError: it is not; nothing more is written to the run.
+        """
+        status = os.fstat(held.fd)
+        self._need_in_place(run_id, held)
+        if status.st_size != held.size:
+            self._broken[run_id] = "files that another process changed"
+            raise StoreConflictError(
+                f"{held.path} was written by a process that does not own the run: nothing was "
+                "saved",
+                run_id=run_id,
+            )
+
+    def _need_in_place(self, run_id: str, held: _Held) -> None:
+        """See that those who open the run by its name find the journal that is open here."""
+        status = os.fstat(held.fd)
+        if identity_of(held.path) != (status.st_dev, status.st_ino):
+            self._broken[run_id] = "the removal of its files"
+            raise out_of_place(held.path, run_id)
+
+    def _append(self, run_id: str, held: _Held, line: Line) -> None:
+        """One line more, durable."""
+        content, check = frame(encode_line(line), held.check)
+        if held.checkpoint_bytes + held.size + len(content) > MAX_RUN_BYTES:
+            raise StoreError(
+                f"{held.folder} would be over {MAX_RUN_BYTES:,} bytes, more than a readable file "
+                "should have: nothing was saved; use the sqlite store for runs of this size, or "
+                "prune older generations"
+            )
+        self._need_untouched(run_id, held)
+        try:
+            write_all(held.fd, content)
+        except OSError as error:
+            self._cut_back(run_id, held, error)
+        if self._is_synced:
+            try:
+                sync_data(held.fd)
+            except OSError as error:
+                self._broken[run_id] = str(error)
+                raise SaveOutcomeUnknownError(
+                    f"{held.path}: fsync failed with {error}, and whether it was saved cannot be "
+                    "told; nothing more is written to it: see to the disk and start again"
+                ) from error
+        held.size += len(content)
+        held.check = check
+        self._need_in_place(run_id, held)
+
+    def _cut_back(self, run_id: str, held: _Held, error: OSError) -> None:
+        """Undo a write that failed half way; the line is not whole, so it never counts."""
+        try:
+            os.ftruncate(held.fd, held.size)
+        except OSError as second:
+            self._broken[run_id] = str(second)
+        raise StoreError(
+            f"{held.path}: saving failed: {error.strerror}; nothing was saved"
+        ) from error
+
+    # -----------------------------------------------------------------------------------
+    # Writing anew, pruning
+    # -----------------------------------------------------------------------------------
+
+    def _rewrite_if_it_can_be(self, run_id: str, held: _Held) -> None:
+        """Write the run anew; if that fails the journal goes on: everything is in it."""
+        try:
+            loaded = load(held.folder, run_id)
+            if loaded is None:
+                raise StoreError(f"{held.folder} is gone")
+            with explain(held.folder, "writing it anew"):
+                written = prepare(held.folder, loaded.state)
+        except StoreError as error:
+            logger.warning("the journal grows on: %s", error, extra=at(run_id))
+            held.rewrite_at = 2 * held.size
+            return
+        self._switch(run_id, held, written)
+
+    def _switch(self, run_id: str, held: _Held, written: Written) -> None:
+        """Put in place what was prepared, and go on in the new journal."""
+        try:
+            publish(held.folder)
+            fd = self._open_journal(held.folder, written.journal, run_id)
+        except (OSError, RunLockedError) as error:
+            # Either may be there after power loss: what is appended to one may be lost.
+            self._broken[run_id] = str(error)
+            raise SaveOutcomeUnknownError(
+                f"{held.folder}: replacing checkpoint.json failed with {error}; nothing more is "
+                "written to it: see to the disk and start again"
+            ) from error
+        FileLock(held.path, held.fd).release()
+        held.fd = fd
+        _take_over(held, written)
+        with suppress(OSError):  # the next one who locks the run tries again
+            remove_leftovers(held.folder, held.journal)
+
+    def _open_journal(self, folder: Path, number: int, run_id: str) -> int:
+        path = journal_path(folder, number)
+        journal = FileLock(path, open_unshared(open_file, path, os.O_WRONLY | os.O_APPEND))
+        try:
+            if not journal.take(wait=False):
+                raise locked_by_stranger(run_id)
+        except BaseException:
+            journal.close()
+            raise
+        return journal.fd
+
+    def prune(self, run: RunKey, keep: int) -> Pruned:
+        """See `Store.prune`; blobs are only counted."""
+        held = self._fence(run)
+        self._need_untouched(run.run_id, held)
+        compare_generation(held.generation, run, "removed")
+        first = max(held.first, held.generation + 1 - keep)
+        loaded = load(held.folder, run.run_id)
+        if loaded is None:
+            raise StoreError(f"{held.folder} is gone")
+        state = loaded.state
+        doomed = [state.streams.pop(place) for place in list(state.streams) if place[0] < first]
+        digests = set(blobs_of(doomed))
+        if digests:
+            others = [folder for folder in run_folders(self._folder) if folder != held.folder]
+            digests.difference_update(blobs_of(state.streams.values()))
+            try:
+                digests.difference_update(named_in(others))
+            except StoreError:  # another run is damaged, and may name them
+                digests.clear()
+        size = sum(map(self._blobs.size, digests)) + sum(map(payload_bytes, doomed))
+        pruned = Pruned(first - held.first, sum(len(s.entries) for s in doomed), size)
+        state.first = first
+        with explain(held.folder, "pruning"):
+            written = prepare(held.folder, state)
+        self._switch(run.run_id, held, written)
+        held.first = first
+        held.records = sum(len(stream.entries) for stream in state.streams.values())
+        if state.is_gone:
+            held.generation, held.heads = first - 1, {}
+        return pruned
+
+    def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
+        """See `Store.drop_blobs`; the digests that were named.  It reads the whole run."""
+        held = self._fence(run)
+        self._need_untouched(run.run_id, held)
+        compare_generation(held.generation, run, "dropped")
+        loaded = load(held.folder, run.run_id)
+        if loaded is None:
+            raise StoreError(f"{held.folder} is gone")
+        found = loaded.state.streams.get((held.generation, stream), StreamState())
+        there = sorted({n for n in sequences if 1 <= n <= len(found.entries)})
+        named = {n: blobs for n in there if (blobs := decode_entry(found.entries[n - 1]).blobs)}
+        if named:
+            line = Line(run.owner, run.generation, drops=[(stream, list(named))])
+            self._append(run.run_id, held, line)
+        return {digest for blobs in named.values() for digest in blobs}
+
+    def unnamed(self, digests: Iterable[str]) -> list[str]:
+        """Those that no record of the store names.  It reads all runs."""
+        wanted = set(digests)
+        if wanted:
+            wanted.difference_update(named_in(run_folders(self._folder)))
+        return sorted(wanted)
+
+    def remove_orphans(self) -> None:
+        """Remove blobs that no record names; what goes wrong is logged."""
+        named: list[set[str]] = []  # read only if there is a blob
+
+        def is_named(blob: str) -> bool:
+            if not named:
+                named.append(set(named_in(run_folders(self._folder))))
+            return blob in named[0]
+
+        try:
+            self._blobs.remove_orphans(is_named, logger)
+        except (OSError, StoreError) as error:
+            logger.warning("%s: orphans are left: %s", self._folder, error)
+
+
+def _take_over(held: _Held, written: Written) -> None:
+    held.journal, held.size, held.check = written.journal, written.journal_bytes, written.check
+    held.checkpoint_bytes = written.checkpoint_bytes
+    held.rewrite_at = _rewrite_at(held.checkpoint_bytes)
+
+
+def _rewrite_at(checkpoint_bytes: int) -> int:
+    return max(MIN_REWRITE_BYTES, int(REWRITE_SHARE * checkpoint_bytes))
+
+
+def _encode_folds(heads: dict[str, int], folds: Sequence[Fold]) -> list[tuple[str, msgspec.Raw]]:
+    try:
+        return [
+            (fold.stream, msgspec.Raw(encode_fold(fold)))
+            for fold in folds
+            if 1 <= fold.through <= heads.get(fold.stream, 0)
+        ]
+    except _BAD_VALUE as error:
+        raise StoreError(f"a fold cannot be saved: {error}; nothing was saved") from error

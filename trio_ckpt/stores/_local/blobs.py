@@ -1,0 +1,324 @@
+"""The blobs of a local store: write-once files named by their SHA-256.  Blocking functions.
+
+Theory of operation.  A blob is written under another name, made durable, and renamed; so
+under its own name it is whole, and it is never changed there.  Its name is the SHA-256 of its
+content, known when the last byte is: so nobody has to hash a payload before it is written.
+
+Beside the writing of a big one a thread hashes what is written, and another has the disk
+begin with it: fsync(2) of what the kernel would keep until the end takes as long again as
+writing does.  All three let go of the GIL for the whole of a buffer, so an event loop beside
+them goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import stat
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from ..._journal.store import BlobPayload
+from ..._util.errors import StoreDamagedError, StoreError
+from .files import explain, make_member, need_folder, open_file, sync_data, sync_folder
+from .pipeline import Beside
+
+OVERLAP_BYTES = 4 * 2**20  # from here on hashing takes longer than a thread to start
+WRITE_BYTES = 2 * 2**20  # at a time: in longer calls the kernel keeps an event loop waiting
+MAX_WAITING = 32  # such writes that are not hashed yet: an iterator may make them faster
+MAX_BUFFERS = 512  # of one writev(2); Linux takes 1,024
+MAX_READ_BYTES = 2**30  # of one pread(2); Linux takes 2 GiB less a page
+MAX_WHOLE_BYTES = 2**30  # of a sealed record, and of all that is read without a size
+
+Update = Callable[[memoryview], object]  # of a hash
+
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_SHARD = re.compile(r"[0-9a-f]{2}", re.ASCII)
+_TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}\.tmp", re.ASCII)  # as tempfile names them
+
+
+def is_digest(text: str) -> bool:
+    """Whether it is the name of a blob."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def need_digest(digest: str) -> None:
+    """See that a name is one of a blob.
+
+    Raises:
+        StoreError: it is not.
+    """
+    if not _DIGEST.fullmatch(digest):
+        raise StoreError(f"{digest!r} is not the name of a blob")
+
+
+def views_of(payload: BlobPayload) -> Generator[memoryview]:
+    """The bytes of a payload where they lie, empty buffers left out.
+
+    Raises:
+        TypeError: a buffer is not contiguous.
+    """
+    buffers = [payload] if isinstance(payload, (bytes, bytearray, memoryview)) else payload
+    for buffer in buffers:
+        view = memoryview(buffer)
+        if view.nbytes:
+            yield view.cast("B")
+
+
+def check_part(offset: int, size: int | None) -> None:
+    """See that a part of a blob is one.
+
+    Raises:
+        ValueError: its offset or its size is negative.
+    """
+    if offset < 0 or (size is not None and size < 0):
+        raise ValueError(f"{size} bytes from {offset} on are no part of a blob")
+
+
+class Blobs:
+    """Payloads as write-once files, ``ab/abcd…``, named by their SHA-256."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _path(self, digest: str) -> Path:
+        need_digest(digest)
+        return self._folder / digest[:2] / digest
+
+    def has(self, digest: str) -> bool:
+        """Whether there is a blob of this name."""
+        path = self._path(digest)
+        need_folder(path.parent)
+        try:
+            return stat.S_ISREG(path.lstat().st_mode)
+        except OSError:
+            return False
+
+    def size(self, digest: str) -> int:
+        """How many bytes it has; 0 if it is missing."""
+        try:
+            return self._path(digest).lstat().st_size
+        except OSError:
+            return 0
+
+    def names(self) -> list[str]:
+        """The digests of all that are there."""
+        return [path.name for path in self._files()]
+
+    def _files(self) -> Generator[Path]:
+        """All blobs; neither what others put beside them, nor what a link leads to."""
+        for shard in _entries(self._folder):
+            if _SHARD.fullmatch(shard.name) and shard.is_dir(follow_symlinks=False):
+                for entry in _entries(Path(shard.path)):
+                    if _DIGEST.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        yield Path(entry.path)
+
+    def _temporaries(self) -> Generator[Path]:
+        """What was not given its name yet."""
+        for entry in _entries(self._folder):
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                yield Path(entry.path)
+
+    def put(
+        self, payload: BlobPayload, claim: Callable[[str], AbstractContextManager[None]]
+    ) -> str:
+        """Write a blob: a temporary file, fsync, rename, fsync of the folders; its name.
+
+        Args:
+            payload: Its buffers; they are taken one by one, in this thread.
+            claim: Sees that nobody removes the blob of a name while it is given that name.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with explain(self._folder, "writing a blob"):
+            make_member(self._folder)
+            fd, temporary = tempfile.mkstemp(dir=self._folder, suffix=".tmp")
+            try:
+                try:
+                    digest, size = _write_whole(fd, payload)
+                finally:
+                    os.close(fd)
+                with claim(digest):
+                    self._name(Path(temporary), digest, size)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        return digest
+
+    def _name(self, temporary: Path, digest: str, size: int) -> None:
+        """Give a file that is durable the name of a blob, durably."""
+        path = self._path(digest)
+        make_member(path.parent)
+        if _has_size(path, size):
+            temporary.unlink()
+        else:
+            os.replace(temporary, path)
+        sync_folder(path.parent)  # also what was there: a crash may have come before this
+        sync_folder(self._folder)
+
+    def get(self, digest: str) -> bytes:
+        """Read a blob.
+
+        Raises:
+            StoreDamagedError: it is missing, or not what was put.
+        """
+        if self.size(digest) > MAX_WHOLE_BYTES:
+            raise StoreDamagedError(f"blob {self._path(digest)} is larger than any record: refused")
+        payload = self.read(digest, 0, None)
+        if hashlib.sha256(payload).hexdigest() != digest:
+            raise StoreDamagedError(f"blob {self._path(digest)} is not what was saved")
+        return payload
+
+    def read(self, digest: str, offset: int, size: int | None) -> bytes:
+        """Read a part of a blob, unhashed; None: all that follows.
+
+        Raises:
+            StoreDamagedError: it is missing, or too short.
+            StoreError: it is too large to be read without a size.
+        """
+        path = self._path(digest)
+        need_folder(path.parent)
+        try:
+            fd = open_file(path, os.O_RDONLY)
+            try:
+                there = os.fstat(fd).st_size - offset
+                wanted = there if size is None else size
+                if size is None and there > MAX_WHOLE_BYTES:
+                    raise StoreError(f"blob {path} has {there:,} bytes: read it in parts")
+                if not 0 <= wanted <= there:
+                    raise StoreDamagedError(f"blob {path} is too short: it was cut")
+                return _read_part(fd, offset, wanted)
+            finally:
+                os.close(fd)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise StoreDamagedError(f"blob {path} is missing") from error
+        except OSError as error:
+            raise StoreError(f"{path}: reading the blob failed: {error.strerror}") from error
+
+    def remove(self, digests: Iterable[str]) -> None:
+        """Remove blobs that nobody names or is about to name.
+
+        Raises:
+            StoreError: one cannot be removed.
+        """
+        for digest in digests:
+            path = self._path(digest)
+            need_folder(path.parent)
+            with explain(path, "removing the blob"):
+                path.unlink(missing_ok=True)
+
+    def remove_orphans(self, is_named: Callable[[str], bool], logger: logging.Logger) -> None:
+        """Remove what crashes left: temporary files, and blobs that no record names.
+
+        Only while nobody owns a run of the store: a blob is put before it is named.
+        """
+        unnamed = (path for path in self._files() if not is_named(path.name))
+        for path in sorted([*unnamed, *self._temporaries()]):
+            logger.info("removing %s, which nobody names", path)
+            path.unlink(missing_ok=True)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size
+
+
+def _read_part(fd: int, offset: int, size: int) -> bytes:
+    parts: list[bytes] = []
+    while True:
+        part = os.pread(fd, min(size, MAX_READ_BYTES), offset)
+        parts.append(part)
+        offset, size = offset + len(part), size - len(part)
+        if size == 0:
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        if not part:
+            raise StoreDamagedError("a blob was cut while it was read")
+
+
+# ---------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------
+
+
+def _write_whole(fd: int, payload: BlobPayload) -> tuple[str, int]:
+    """Write a payload and make it durable; its SHA-256, in hexadecimal, and its size."""
+    hasher, size = hashlib.sha256(), 0
+    helpers: list[Beside[list[memoryview]]] = []
+    try:
+        for views in _batches(payload):
+            _write_all(fd, views)
+            size += sum(map(len, views))
+            if size < OVERLAP_BYTES:
+                _hash(hasher.update, [views])
+                continue
+            if not helpers:
+                helpers.extend(_begin_helpers(fd, hasher.update))
+            for helper in helpers:
+                helper.add(views)
+        for helper in helpers:
+            helper.close()
+        sync_data(fd)  # not after one that failed: that has been raised
+    finally:
+        for helper in helpers:
+            helper.stop()  # they use the caller's buffers and the file
+    return hasher.hexdigest(), size
+
+
+def _begin_helpers(fd: int, update: Update) -> Generator[Beside[list[memoryview]]]:
+    yield Beside("trio_ckpt hashes a blob", partial(_hash, update), MAX_WAITING)
+    if sys.platform == "linux":  # elsewhere a sync waits for much more than this file
+        yield Beside("trio_ckpt syncs a blob", lambda _written: sync_data(fd))
+
+
+def _hash(update: Update, written: Iterable[list[memoryview]]) -> None:
+    for views in written:
+        for view in views:
+            update(view)
+
+
+def _batches(payload: BlobPayload) -> Generator[list[memoryview]]:
+    """The buffers of a payload, as many as are written at a time; long ones in parts."""
+    batch: list[memoryview] = []
+    room = WRITE_BYTES
+    for view in views_of(payload):
+        at = 0
+        while at < len(view):
+            part = view[at : at + room]
+            batch.append(part)
+            at, room = at + len(part), room - len(part)
+            if not room:
+                yield batch
+                batch, room = [], WRITE_BYTES
+    if batch:
+        yield batch
+
+
+def _write_all(fd: int, views: Iterable[memoryview]) -> None:
+    """Write all of it without joining it; a full disk takes a part and refuses the rest."""
+    left = deque(views)
+    while left:
+        done = os.writev(fd, list(islice(left, MAX_BUFFERS)))
+        while left and done >= len(left[0]):
+            done -= len(left.popleft())
+        if done:
+            left[0] = left[0][done:]

@@ -1,0 +1,213 @@
+"""What can be wrong with any local store: its blobs, its notes, and what is not its own.
+
+Blocking functions, each of some seconds at most: a check is many of them, one after another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from ..._journal.store import Finding
+from ..._util.errors import StoreError
+from ..._util.text import plural
+from .files import open_file
+from .watermark import all_seen
+
+Step = Callable[[], list[Finding]]
+Named = Callable[[Iterable[str]], set[str]]  # those of some digests that a record names
+
+MAX_FINDINGS = 1_000  # of one step: more of the same say nothing new
+READ_BYTES = 2**20
+LOSSES = "damaged"  # what a repair puts aside, see `_repair`
+KNOWN = (LOSSES,)
+
+RESTORE = "restore the store from a copy"
+GONE = "restore the store from a copy, or go on with what is there: --repair --accept-loss"
+REMOVED = "the next start removes it"
+
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_SHARD = re.compile(r"[0-9a-f]{2}", re.ASCII)
+_LOCK = re.compile(r"[0-9a-f]{32}(\.seen)?|store|open|blobs", re.ASCII)
+
+
+def capped(findings: Iterable[Finding]) -> list[Finding]:
+    """The first of them, and the word that there are more."""
+    some = iter(findings)
+    found = list(islice(some, MAX_FINDINGS))
+    if next(some, None) is not None:
+        found.append(Finding(found[-1].where, f"and more than {MAX_FINDINGS:,} more of this kind"))
+    return found
+
+
+def explained(where: str, step: Step) -> list[Finding]:
+    """What a step finds; that it cannot look is a finding."""
+    try:
+        return step()
+    except OSError as error:
+        return [Finding(where, f"it cannot be read: {error.strerror or error}", RESTORE)]
+    except StoreError as error:
+        return [Finding(where, str(error), RESTORE)]
+
+
+# ---------------------------------------------------------------------------------------
+# Blobs
+# ---------------------------------------------------------------------------------------
+
+
+def blob_steps(folder: Path, named: Named) -> Iterator[Step]:
+    """What looks at the blobs, a folder of them at a time."""
+    blobs = folder / "blobs"
+    yield partial(_odd_in, blobs, _SHARD, "blobs")
+    try:
+        shards = sorted(os.listdir(blobs))
+    except OSError:
+        return  # the first step says so
+    for shard in shards:
+        if _SHARD.fullmatch(shard):
+            yield partial(explained, f"blobs/{shard}", partial(_check_shard, blobs, shard, named))
+
+
+def _odd_in(folder: Path, ours: re.Pattern[str], where: str) -> list[Finding]:
+    """Names that are not ours, and what writers left that were killed."""
+
+    def findings() -> Iterator[Finding]:
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(".tmp"):
+                yield Finding(f"{where}/{name}", "a crash left it", REMOVED, is_damage=False)
+            elif not ours.fullmatch(name):
+                yield stranger(f"{where}/{name}")
+
+    return explained(where, lambda: capped(findings()))
+
+
+def stranger(where: str) -> Finding:
+    """That something is no part of the store."""
+    return Finding(where, "it is no part of the store", "move it elsewhere", is_damage=False)
+
+
+def _check_shard(blobs: Path, shard: str, named: Named) -> list[Finding]:
+    def findings() -> Iterator[Finding]:
+        names = sorted(os.listdir(blobs / shard))
+        ours = [name for name in names if _DIGEST.fullmatch(name) and name[:2] == shard]
+        needed = named(ours)
+        for name in names:
+            where = f"blobs/{shard}/{name}"
+            if name not in ours:
+                yield stranger(where)
+                continue
+            problem = blob_problem(blobs / shard / name)
+            if name not in needed:
+                if problem != "it is missing":  # else it was removed meanwhile
+                    text = "no record names it"
+                    yield Finding(where, text, REMOVED, is_damage=False, blob=name)
+            elif problem is not None:
+                yield Finding(where, problem, RESTORE, blob=name)
+
+    return capped(findings())
+
+
+def blob_problem(path: Path) -> str | None:
+    """Why a file is not the blob of its name; None: it is."""
+    hasher = hashlib.sha256()
+    try:
+        fd = open_file(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(fd, "rb", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return "it is not a file"
+            while piece := file.read(READ_BYTES):
+                hasher.update(piece)
+    except FileNotFoundError:
+        return "it is missing"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror or error}"
+    return None if hasher.hexdigest() == path.name else "its content is not that of its name"
+
+
+def missing_blobs(folder: Path, digests: Iterable[str], named: Named) -> Iterator[Finding]:
+    """Blobs that records name and that are not there."""
+    for digest in digests:
+        if not _DIGEST.fullmatch(digest):
+            what = f"a record names it, and {digest!r} is no name of a blob"
+            yield Finding("blobs", what, RESTORE, blob=digest)
+            continue
+        is_there = os.path.lexists(folder / "blobs" / digest[:2] / digest)
+        if not is_there and named([digest]):  # or it was let go of meanwhile
+            where = f"blobs/{digest[:2]}/{digest}"
+            yield Finding(where, "it is missing, and a record names it", RESTORE, blob=digest)
+
+
+# ---------------------------------------------------------------------------------------
+# The folder, and how far the runs were
+# ---------------------------------------------------------------------------------------
+
+
+def strangers(folder: Path, members: Iterable[str]) -> list[Finding]:
+    """What is no part of the store."""
+    ours = re.compile("|".join(map(re.escape, (*members, *KNOWN))))
+
+    def findings() -> list[Finding]:
+        names = sorted(os.listdir(folder))
+        return capped(stranger(name) for name in names if not ours.fullmatch(name))
+
+    found = explained(str(folder), findings)
+    return found + _odd_in(folder / "lock", _LOCK, "lock")
+
+
+def lost_runs(folder: Path, found: Callable[[str], tuple[int, int, int] | None]) -> list[Finding]:
+    """Runs that have less than was acknowledged.
+
+    Args:
+        folder: The store's.
+        found: Owner number, newest generation, and records in all of them, of a run; None: it is
+            not there.
+    """
+
+    def findings() -> Iterator[Finding]:
+        notes = list(all_seen(folder))  # all before the first look: what is saved meanwhile is more
+        for path, seen in notes:
+            where = f"lock/{path.name}"
+            if seen is None:
+                advice = "the next start of its run writes it anew"
+                yield Finding(where, "it is not what was written", advice)
+                continue
+            now = found(seen.run_id)
+            if now is None:
+                if seen.records:
+                    gone = plural(seen.records, "checkpoint")
+                    what = f"run {seen.run_id!r} is gone, with {gone}"
+                    yield Finding(where, what, GONE, run_id=seen.run_id, is_loss=True)
+                continue
+            owner, generation, records = now
+            if seen.is_ahead_of(generation, records):
+                what = f"run {seen.run_id!r} has {plural(records, 'checkpoint')} in "
+                what += f"{plural(generation + 1, 'generation')}, {seen.records:,} in "
+                what += f"{seen.generation + 1:,} were acknowledged"
+                yield Finding(where, what, GONE, run_id=seen.run_id, is_loss=True)
+            elif owner < seen.owner:
+                what = f"run {seen.run_id!r} has had owner {seen.owner}, and now has {owner}"
+                yield Finding(where, what, "--repair raises it", run_id=seen.run_id)
+
+    return explained("lock", lambda: capped(findings()))
+
+
+def odd_generations(
+    where: str, run_id: str, numbers: tuple[int, int, int], have: set[int]
+) -> Iterator[Finding]:
+    """Whether the numbers of a run can be: its first and newest generation, and its owner."""
+    first, newest, owner = numbers
+    if owner < 1 or first < 0 or newest < 0 or first > newest + 1:
+        what = f"run {run_id!r} has owner {owner}, and generations {first} to {newest}"
+        yield Finding(where, what, RESTORE, run_id=run_id)
+    elif first < newest:
+        # One begins with a record.  The oldest may have none: it was locked, and no more.
+        lacking = next((n for n in range(first + 1, newest + 1) if n not in have), None)
+        if lacking is not None:
+            what = f"run {run_id!r} has no record of its generation {lacking}"
+            yield Finding(where, what, RESTORE, run_id=run_id, generation=lacking)

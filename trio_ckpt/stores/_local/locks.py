@@ -1,0 +1,287 @@
+"""Who owns a run on this host: locks of the kernel that die with their process.
+
+Theory of operation.  ``lock/`` holds one file per run, named by a hash of the run's id, and
+three for the store as a whole.  A run is owned by whoever holds flock(2) on its file; the
+file's content (host, pid, since) is for the message of the one who is refused, nothing
+else.  The lock belongs to the open file, so a second `open_run` in the same process is
+refused like one in another process.  Lock files are never deleted: a process that waits on
+a deleted file would own a lock that nobody else can see.
+
+To see whether a run is owned nobody may take that lock, not even shared and for a moment:
+an owner on its way in would meet it and be refused.  flock(2) has no question that is no
+attempt, and /proc/locks hides the owners in other containers.  So an owner also *marks* the
+file, with a lock of the other kind (``F_OFD_SETLK`` of fcntl(2)), which belongs to the same
+open file and dies with it; ``F_OFD_GETLK`` asks for it and takes nothing.  The mark comes
+after flock and the note, so whoever sees it finds the note written, and it decides nothing:
+flock alone says who owns the run.
+
+``lock/store`` is held shared by whoever owns any run and exclusively by whoever removes
+orphans; ``lock/open`` exclusively while the database is made.  ``lock/blobs`` is for
+`trio_ckpt.stores._local.blob_pins`.
+
+A child made by fork without exec would share the open file, and so keep the lock when its parent
+is killed.  `trio_ckpt._util.forks` closes the file in the child, so it is opened and closed there.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import attrs
+
+from ..._journal.record import utc_now
+from ..._journal.store import Owner
+from ..._util.errors import RunLockedError, StoreError
+from ..._util.forks import close_unshared, open_unshared
+from ..._util.text import message_of
+from .files import explain, open_file
+
+if sys.platform != "win32":
+    import fcntl
+
+HAS_FLOCK = sys.platform != "win32"
+MAX_NOTE_BYTES = 4096  # what is read of a lock file
+NOTE_READS = 5
+NOTE_PAUSE_S = 0.01  # longer than it takes to write one
+UNKNOWN_HOST = "an unknown host"
+_REFUSED = (errno.EWOULDBLOCK, errno.EACCES)
+_FLOCK = "hhqqi0q"  # struct flock of fcntl(2): type, whence, start, length (0: all of it), pid
+
+
+@attrs.frozen
+class FileLock:
+    """flock(2) on an open file."""
+
+    path: Path
+    fd: int
+
+    @classmethod
+    def open(cls, path: Path) -> FileLock:
+        """Open or make the file; nothing is locked yet."""
+        return cls(path, open_unshared(open_file, path, os.O_RDWR | os.O_CREAT))
+
+    def take(self, *, shared: bool = False, wait: bool = True) -> bool:
+        """Lock it, or change the kind of the lock; False: somebody else has it.
+
+        Raises:
+            StoreError: the file system does not lock.
+        """
+        how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        try:
+            fcntl.flock(self.fd, how)
+        except OSError as error:
+            if error.errno in _REFUSED and not wait:
+                return False
+            raise StoreError(
+                f"{self.path}: the file system refuses locks ({error.strerror}); put the store "
+                "on a local one"
+            ) from error
+        return True
+
+    def mark(self) -> None:
+        """Let those who only look see that it is locked; does nothing where nobody can look.
+
+        Raises:
+            StoreError: the file system does not lock.
+        """
+        if sys.platform == "linux":
+            with explain(self.path, "marking the lock"):
+                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, flock_record(fcntl.F_WRLCK))
+
+    def is_marked(self) -> bool:
+        """Whether somebody else marked it; takes nothing, not even for a moment.
+
+        Raises:
+            StoreError: this cannot be asked here.
+        """
+        if sys.platform == "linux":
+            with explain(self.path, "looking at the lock"):
+                found = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, flock_record(fcntl.F_RDLCK))
+            return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
+        raise StoreError(f"{self.path}: this platform does not tell who holds a lock")
+
+    def release(self) -> None:
+        """Unlock (also for whatever shares the open file) and close it."""
+        try:
+            if sys.platform == "linux":
+                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, flock_record(fcntl.F_UNLCK))
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        close_unshared(self.fd)
+
+
+@attrs.frozen
+class RunLock:
+    """A run is owned while this is not released.
+
+    Attributes:
+        is_alone: Nobody else owned a run of the store when it was taken; the store's lock
+            is exclusive until `share`.
+    """
+
+    run: FileLock
+    store: FileLock
+    is_alone: bool
+
+    def share(self) -> None:
+        """Let others own runs of the store."""
+        self.store.take(shared=True)
+
+    def be_alone(self) -> bool:
+        """Whether nobody else owns a run of the store; if so, nobody does until `release`.
+
+        If not, the store is no longer held at all (flock(2) lets go of a lock before it takes
+        another kind of it), so this is for an owner on its way out.  Never where somebody has
+        removed the file: others may have locked the one that was made since.
+        """
+        return self.store.take(wait=False) and os.fstat(self.store.fd).st_nlink > 0
+
+    def release(self) -> None:
+        """Give the run back."""
+        try:
+            with suppress(OSError):  # the note is for people; without the mark nobody reads it
+                os.ftruncate(self.run.fd, 0)
+        finally:
+            self.run.release()
+            self.store.release()
+
+
+def need_flock(folder: Path) -> None:
+    """See that there are locks here.
+
+    Raises:
+        StoreError: there are none.
+    """
+    if not HAS_FLOCK:
+        raise StoreError(
+            f"{folder}: this platform has no flock(2), so nothing would keep two processes "
+            "from working at one run; use a store that is made for many machines"
+        )
+
+
+def lock_opening(folder: Path) -> FileLock:
+    """Hold the store while its database is made or looked at; waits for others.
+
+    Raises:
+        StoreError: the file system does not lock.
+    """
+    with explain(folder, "opening its lock"):
+        lock = FileLock.open(folder / "lock" / "open")
+    try:
+        lock.take()
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def lock_run(folder: Path, run_id: str) -> RunLock:
+    """Own a run.
+
+    Raises:
+        RunLockedError: somebody else does.
+        StoreError: the file cannot be locked.
+    """
+    with explain(folder, f"locking run {run_id!r}"):
+        run = FileLock.open(_lock_path(folder, run_id))
+        try:
+            if not run.take(wait=False):
+                raise _locked_error(run, run_id)
+            _write_note(run.fd, run_id)
+            run.mark()
+            store = FileLock.open(folder / "lock" / "store")
+        except BaseException:
+            run.close()
+            raise
+    try:
+        is_alone = store.take(wait=False)
+        if not is_alone:
+            store.take(shared=True)
+    except BaseException:
+        run.close()
+        store.close()
+        raise
+    return RunLock(run, store, is_alone)
+
+
+def read_owner(folder: Path, run_id: str) -> Owner | None:
+    """Who owns a run now, without taking anything.
+
+    Raises:
+        StoreError: it cannot be told.
+    """
+    path = _lock_path(folder, run_id)
+    with explain(path, f"looking who owns run {run_id!r}"):
+        try:
+            lock = FileLock(path, open_unshared(open_file, path, os.O_RDONLY))
+        except FileNotFoundError:
+            return None  # nobody ever locked it
+        try:
+            if not lock.is_marked():
+                return None
+            owner = _read_note(lock)
+            if owner is not None or not lock.is_marked():
+                return owner  # or it was given back while its words were read
+            written_at = os.fstat(lock.fd).st_mtime
+        finally:
+            lock.close()
+    return Owner(UNKNOWN_HOST, 0, datetime.fromtimestamp(written_at, UTC))
+
+
+def _lock_path(folder: Path, run_id: str) -> Path:
+    return folder / "lock" / hashlib.sha256(run_id.encode()).hexdigest()[:32]
+
+
+def flock_record(kind: int, start: int = 0, length: int = 0) -> bytes:
+    """The struct flock of a lock on a part of a file; a length of 0 is all that follows."""
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0)
+
+
+def _write_note(fd: int, run_id: str) -> None:
+    note = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": utc_now().isoformat(timespec="seconds"),
+        "run_id": run_id,
+    }
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, json.dumps(note).encode() + b"\n", 0)
+
+
+def _read_note(lock: FileLock) -> Owner | None:
+    """What the holder wrote; looked at again if it may be writing it this moment."""
+    for _ in range(NOTE_READS):
+        try:
+            note = json.loads(os.pread(lock.fd, MAX_NOTE_BYTES, 0))
+            since = datetime.fromisoformat(note["since"])
+            return Owner(message_of(str(note["host"])), int(note["pid"]), since.astimezone(UTC))
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            time.sleep(NOTE_PAUSE_S)
+    return None
+
+
+def _locked_error(lock: FileLock, run_id: str) -> RunLockedError:
+    owner = _read_note(lock)
+    if owner is None:
+        return locked_by_stranger(run_id)
+    since = owner.since.isoformat(timespec="seconds")
+    return RunLockedError(run_id, host=owner.host, pid=owner.pid, since=since)
+
+
+def locked_by_stranger(run_id: str) -> RunLockedError:
+    """What to raise where somebody owns a run who has left no note."""
+    return RunLockedError(run_id, host=UNKNOWN_HOST, pid=0, since="an unknown time")

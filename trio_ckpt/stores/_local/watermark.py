@@ -1,0 +1,210 @@
+"""How far a run was, kept beside its records, so that a loss of the newest is noticed.
+
+Theory of operation.  Every record is sealed, every file has digests, and still a part of a
+store can be replaced by an older one that is whole: a copy of ``state.db``, a write-ahead log or a
+journal that lost its end.  What is there then fits together, there is only less of it.  So the
+owner of a run notes, in a file of its own, how much was acknowledged.  The store having less than
+that is damage.
+
+The note is written after the save is durable, so it is never ahead of what was acknowledged, and
+it is not synced: an older one is as true.  One sector takes it whole.  It costs one write(2) a
+group.  That it cannot be written is no reason to fail a save.
+
+A note that is not what its owner has written last means that a copy of the store was put back over
+the files that are open, each of which kept its identity.  Blocking functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+
+from ..._util.errors import StoreConflictError, StoreError
+from ..._util.forks import close_unshared, open_unshared
+from .files import open_file
+
+SUFFIX = ".seen"
+MAX_NOTE_BYTES = 4_096  # a run's name in JSON and three numbers are less
+_NOTE = re.compile(
+    rb"trio_ckpt seen 1 ([0-9]{20}) ([0-9]{20}) ([0-9]{20}) ([0-9a-f]{32}) (.+)\n", re.DOTALL
+)
+
+
+@attrs.frozen
+class Seen:
+    """How far a run was.
+
+    Attributes:
+        run_id: The run.
+        owner: Its newest owner number.
+        generation: Its newest generation.
+        records: Of all streams of all its generations together.
+    """
+
+    run_id: str
+    owner: int
+    generation: int
+    records: int
+
+    def is_ahead_of(self, generation: int, records: int) -> bool:
+        """Whether more was acknowledged than so much."""
+        has_more = self.generation > generation or self.records > records
+        return bool(self.records) and has_more
+
+
+def seen_path(folder: Path, run_id: str) -> Path:
+    """Where the note about a run is."""
+    return folder / "lock" / (hashlib.sha256(run_id.encode()).hexdigest()[:32] + SUFFIX)
+
+
+def encode_seen(seen: Seen) -> bytes:
+    """The note; always of the same length for a run."""
+    numbers = b"%020d %020d %020d" % (seen.owner, seen.generation, seen.records)
+    name = json.dumps(seen.run_id).encode()
+    return b"trio_ckpt seen 1 %b %b %b\n" % (numbers, _check(numbers, name), name)
+
+
+def decode_seen(content: bytes) -> Seen | None:
+    """What a note says; None: it is not one that was written whole."""
+    match = _NOTE.fullmatch(content)
+    if match is None:
+        return None
+    owner, generation, records, check, name = match.groups()
+    if check != _check(b" ".join((owner, generation, records)), name):
+        return None
+    return Seen(json.loads(name), int(owner), int(generation), int(records))
+
+
+def _check(numbers: bytes, name: bytes) -> bytes:
+    return hashlib.blake2b(numbers + name, digest_size=16).hexdigest().encode()
+
+
+def read_seen(path: Path) -> Seen | None:
+    """What the note in a file says; None: there is none that says anything.
+
+    Raises:
+        OSError: it cannot be read.
+        StoreError: it is no file of the store's.
+        ValueError: it is not what was written.
+    """
+    try:
+        fd = open_file(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb") as file:
+        content = file.read(MAX_NOTE_BYTES)
+    if not content.strip(b"\0"):
+        return None  # power loss: the file was there before its content
+    seen = decode_seen(content)
+    if seen is None or seen_path(path.parent.parent, seen.run_id) != path:
+        raise ValueError("it is not what was written")
+    return seen
+
+
+def all_seen(folder: Path) -> Iterator[tuple[Path, Seen | None]]:
+    """The notes of a store; None: the one there cannot be read."""
+    for path in sorted((folder / "lock").glob("*" + SUFFIX)):
+        try:
+            seen = read_seen(path)
+        except (OSError, StoreError, ValueError):
+            yield path, None
+        else:
+            if seen is not None:
+                yield path, seen
+
+
+class Notes:
+    """Writes the notes of the runs that a handle owns.  In one thread."""
+
+    def __init__(self, folder: Path, logger: logging.Logger) -> None:
+        self._folder = folder
+        self._logger = logger
+        self._open: dict[str, int] = {}
+        self._written: dict[str, bytes] = {}
+        self._seen: dict[str, Seen] = {}
+
+    def begin(self, seen: Seen) -> None:
+        """A run is owned, and was found like this."""
+        path = seen_path(self._folder, seen.run_id)
+        with suppress(OSError, StoreError, ValueError):
+            before = read_seen(path)
+            if before is not None and before.is_ahead_of(seen.generation, seen.records):
+                self._logger.error(
+                    "run %r has lost checkpoints that were acknowledged: there were %d in %d "
+                    "generations, there are %d in %d; an older copy was put in its place, or its "
+                    "newest part is damaged",
+                    seen.run_id,
+                    before.records,
+                    before.generation + 1,
+                    seen.records,
+                    seen.generation + 1,
+                )
+        try:
+            self._open[seen.run_id] = open_unshared(open_file, path, os.O_RDWR | os.O_CREAT)
+        except (OSError, StoreError) as error:
+            self._logger.debug("%s: %s", path, error)
+            return
+        self._write(seen)
+        with suppress(OSError):  # what was there may have been longer, if it was no note
+            os.ftruncate(self._open[seen.run_id], len(encode_seen(seen)))
+
+    def saved(self, run_id: str, generation: int, records: int) -> None:
+        """So many records more are durable."""
+        seen = self._seen.get(run_id)
+        if seen is not None:
+            now = seen.records + records
+            self._write(attrs.evolve(seen, generation=generation, records=now))
+
+    def need_own(self, run_id: str) -> None:
+        """See that the note of a run is what was written last.
+
+        Raises:
+            StoreConflictError: it is not.
+        """
+        written = self._written.get(run_id)
+        if written is None:
+            return
+        with suppress(OSError):
+            if os.pread(self._open[run_id], len(written), 0) != written:
+                raise StoreConflictError(
+                    f"{seen_path(self._folder, run_id)} was written by another process while the "
+                    "run went on, as when a copy of the store is put back: nothing more is saved; "
+                    "find out what did it, put the newest copy back, and start again",
+                    run_id=run_id,
+                )
+
+    def reset(self, run_id: str, records: int) -> None:
+        """There are so many records from now on: some go, on purpose."""
+        if run_id in self._seen:
+            self._write(attrs.evolve(self._seen[run_id], records=records))
+
+    def end(self, run_id: str) -> None:
+        """The run is given back."""
+        self._seen.pop(run_id, None)
+        self._written.pop(run_id, None)
+        fd = self._open.pop(run_id, None)
+        if fd is not None:
+            close_unshared(fd)
+
+    def close(self) -> None:
+        """Let go of all."""
+        for run_id in tuple(self._open):
+            self.end(run_id)
+
+    def _write(self, seen: Seen) -> None:
+        self._seen[seen.run_id] = seen
+        self._written.pop(seen.run_id, None)
+        note = encode_seen(seen)
+        try:
+            if os.pwrite(self._open[seen.run_id], note, 0) == len(note):
+                self._written[seen.run_id] = note
+        except OSError as error:
+            self._logger.debug("run %r: how far it is was not noted: %s", seen.run_id, error)

@@ -1,0 +1,196 @@
+"""The side of the SQLite store that reads: a connection and a thread of its own.
+
+Theory of operation.  In WAL mode readers see the database as it was when their
+transaction began and neither wait for the writer nor hold it up.  Every method here is one
+short transaction, so the log can always be checkpointed.
+
+A stream's records are read by walking back from its head; each step sees that the row is
+of the stream and has the sequence that it must have, so a damaged chain is noticed at the
+record where it breaks.  The cursor of a page of history names the next row and its
+sequence.  It comes from outside and is believed only if that row is of the stream.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..._journal.store import Fold, HistoryPage, RunSummary, StoredRecord, StoredRun, StoredStream
+from ..._util.errors import StoreDamagedError, StoreError
+from .._local.blobs import Blobs
+from .._local.fence import Identity, identity_of
+from .schema import connect, explain_sqlite
+
+MAX_PAGE_BYTES = 64 * 2**20  # a page of history ends here, however many records were asked for
+_CURSOR = re.compile(r"([1-9][0-9]{0,17})\.([1-9][0-9]{0,17})", re.ASCII)  # fits 64 bits
+
+_FIND_RUN = "SELECT id, generation, first, owner FROM runs WHERE run_id = ?"
+_READ_STREAMS = (
+    "SELECT streams.stream, streams.id, sequence, last, through, payload FROM streams "
+    "JOIN heads ON heads.stream = streams.id LEFT JOIN folds ON folds.stream = streams.id "
+    "WHERE run = ? AND generation = ? AND sequence > 0 ORDER BY streams.id"
+)
+_FIND_HEAD = (
+    "SELECT streams.id, sequence, last FROM streams JOIN heads ON heads.stream = streams.id "
+    "WHERE run = ? AND generation = ? AND streams.stream = ?"
+)
+_READ_RECORD = "SELECT stream, sequence, prev, payload, blob FROM log WHERE id = ?"
+_HAS_ATTACHED = "SELECT 1 FROM attached LIMIT 1"
+_READ_ATTACHED = "SELECT digest FROM attached WHERE stream = ? AND sequence = ? ORDER BY place"
+_LIST_RUNS = (
+    "SELECT run_id, runs.generation, owner, count(sequence), coalesce(sum(sequence), 0) "
+    "FROM runs LEFT JOIN streams ON run = runs.id AND streams.generation = runs.generation "
+    "LEFT JOIN heads ON heads.stream = streams.id AND sequence > 0 "
+    "WHERE first <= runs.generation GROUP BY runs.id ORDER BY run_id"
+)
+
+
+class Reader:
+    """Reads the database.  Everything here blocks, in the one thread that called first."""
+
+    def __init__(self, folder: Path) -> None:
+        self._database = folder / "state.db"
+        self._blobs = Blobs(folder / "blobs")
+        self._connection: sqlite3.Connection | None = None
+        self._file: Identity | None = None
+        self._has_attached = False  # whether any record has; else nothing is looked up for each
+
+    def close(self) -> None:
+        """Let go of the database."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def _reading(self) -> Generator[sqlite3.Cursor, None, None]:
+        """One transaction: what is read in it is of one moment."""
+        with explain_sqlite(self._database, "reading"):
+            file = identity_of(self._database)
+            if file != self._file:  # a repair, or a copy that was put back
+                self.close()
+            if self._connection is None:
+                self._connection, self._file = connect(self._database), file
+                self._connection.execute("PRAGMA query_only = ON")
+            cursor = self._connection.cursor()
+            cursor.execute("BEGIN")
+            try:
+                self._has_attached = cursor.execute(_HAS_ATTACHED).fetchone() is not None
+                yield cursor
+            finally:
+                if self._connection.in_transaction:
+                    cursor.execute("ROLLBACK")
+
+    def read_run(self, run_id: str, generation: int | None) -> StoredRun | None:
+        """See `Store.read_run`."""
+        with self._reading() as cursor:
+            row = cursor.execute(_FIND_RUN, (run_id,)).fetchone()
+            if row is None:
+                return None
+            run, newest, first, owner = row
+            wanted = newest if generation is None else generation
+            if not first <= wanted <= newest:
+                return None
+            rows = cursor.execute(_READ_STREAMS, (run, wanted)).fetchall()
+            streams = tuple([self._read_stream(cursor, *row) for row in rows])
+        return StoredRun(run_id, wanted, owner, streams)
+
+    def _read_stream(
+        self,
+        cursor: sqlite3.Cursor,
+        stream: str,
+        number: int,
+        sequence: int,
+        last: int,
+        through: int | None,
+        payload: bytes | None,
+    ) -> StoredStream:
+        fold = None
+        if through is not None:
+            if not isinstance(payload, bytes) or not 0 <= through <= sequence:
+                raise StoreDamagedError(f"{self._database}: the fold of {stream} is damaged")
+            fold = Fold(stream, through, payload)
+        walk = self._walk(cursor, number, last, sequence)
+        tail = [self._resolve(cursor, next(walk)) for _ in range(sequence - (through or 0))]
+        return StoredStream(stream, sequence, fold, tuple(reversed(tail)))
+
+    def history(
+        self, run_id: str, stream: str, generation: int | None, place: str | None, limit: int
+    ) -> HistoryPage:
+        """See `Store.history`."""
+        with self._reading() as cursor:
+            head = self._find_head(cursor, run_id, stream, generation)
+            if place is not None:
+                head = _check_place(cursor, head, place)
+            if head is None or head[1] == 0:
+                return HistoryPage((), None)
+            number, sequence, row = head
+            records: list[StoredRecord] = []
+            size, following = 0, None
+            for found in self._walk(cursor, number, row, sequence):
+                records.append(self._resolve(cursor, found))
+                size += len(records[-1].payload)
+                following = _place_after(found)
+                if len(records) >= limit or size >= MAX_PAGE_BYTES:
+                    break
+            return HistoryPage(tuple(records), following)
+
+    def _find_head(
+        self, cursor: sqlite3.Cursor, run_id: str, stream: str, generation: int | None
+    ) -> tuple[int, int, int] | None:
+        row = cursor.execute(_FIND_RUN, (run_id,)).fetchone()
+        if row is None:
+            return None
+        wanted = row[1] if generation is None else generation
+        head: tuple[int, int, int] | None = cursor.execute(
+            _FIND_HEAD, (row[0], wanted, stream)
+        ).fetchone()
+        return head
+
+    def list_runs(self) -> tuple[RunSummary, ...]:
+        """See `Store.list_runs`."""
+        with self._reading() as cursor:
+            return tuple([RunSummary(*row) for row in cursor.execute(_LIST_RUNS)])
+
+    def _walk(self, cursor: sqlite3.Cursor, stream: int, row: int, sequence: int) -> Iterator[_Row]:
+        """The records of a stream from one of them on, newest first."""
+        for expected in range(sequence, 0, -1):
+            found: _Row | None = cursor.execute(_READ_RECORD, (row,)).fetchone()
+            if found is None or found[0] != stream or found[1] != expected:
+                raise StoreDamagedError(
+                    f"{self._database}: checkpoint {expected} of stream {stream} is missing"
+                )
+            row = found[2]
+            yield found
+
+    def _resolve(self, cursor: sqlite3.Cursor, row: _Row) -> StoredRecord:
+        stream, sequence, _, payload, blob = row
+        if isinstance(blob, str):
+            payload = self._blobs.get(blob)
+        if not isinstance(payload, bytes):
+            raise StoreDamagedError(f"{self._database}: checkpoint {sequence} is not bytes")
+        if not self._has_attached:
+            return StoredRecord(sequence, payload)
+        rows = cursor.execute(_READ_ATTACHED, (stream, sequence)).fetchall()
+        return StoredRecord(sequence, payload, tuple([digest for (digest,) in rows]))
+
+
+_Row = tuple[int, int, int, object, object]  # as it is in the file: to be checked
+
+
+def _check_place(
+    cursor: sqlite3.Cursor, head: tuple[int, int, int] | None, place: str
+) -> tuple[int, int, int]:
+    match = _CURSOR.fullmatch(place)
+    if match is not None and head is not None:
+        row, sequence = map(int, match.groups())
+        found = cursor.execute(_READ_RECORD, (row,)).fetchone()
+        if found is not None and found[:2] == (head[0], sequence):
+            return head[0], sequence, row
+    raise StoreError(f"{place!r} is not a cursor of this stream's history")
+
+
+def _place_after(found: _Row) -> str | None:
+    return f"{found[2]}.{found[1] - 1}" if found[1] > 1 else None

@@ -1,0 +1,290 @@
+"""The database of the SQLite store: its tables, how it is opened, what its errors mean."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Literal
+
+from ..._util.errors import StoreDamagedError, StoreError
+from ..._util.forks import make_unshared
+from ..._util.text import message_of, plural
+from .._local.files import (
+    check_members,
+    check_version,
+    explain,
+    make_folder,
+    make_member,
+    open_file,
+    sync_file,
+    sync_folder,
+    warn_of_others,
+)
+from .._local.watermark import all_seen
+
+APPLICATION_ID = 0x74636B70  # "tckp", in bytes 68 to 71 of the file
+FORMAT_VERSION = 2  # 1 was written while this was being made, and never released
+CACHE_KIB = 512  # a log is written once and read seldom; SQLite takes 2 MB if it is let
+BUSY_TIMEOUT_S = 30.0  # for a writer of another run of the store; well under a save's 60 s
+FILES = ("state.db", "state.db.new", "state.db-journal", "state.db-wal", "state.db-shm")
+FOLDERS = ("blobs", "lock", "live")
+
+TABLES = {
+    # One row per run; `generation` is the newest, `first` the oldest that was not pruned
+    # (greater: all were, and the run is gone but for this), `owner` the fence.
+    "runs": """CREATE TABLE runs (
+        id INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE,
+        generation INTEGER NOT NULL, first INTEGER NOT NULL, owner INTEGER NOT NULL)""",
+    "streams": """CREATE TABLE streams (
+        id INTEGER PRIMARY KEY, run INTEGER NOT NULL, generation INTEGER NOT NULL,
+        stream TEXT NOT NULL, UNIQUE (run, generation, stream))""",
+    # The newest record of each stream: its sequence, and its row in `log`.
+    "heads": """CREATE TABLE heads (
+        stream INTEGER PRIMARY KEY, sequence INTEGER NOT NULL, last INTEGER NOT NULL)""",
+    "folds": """CREATE TABLE folds (
+        stream INTEGER PRIMARY KEY, through INTEGER NOT NULL, payload BLOB NOT NULL)""",
+    # All records of all streams; `prev` is the row of the stream's record before, 0: none.
+    "log": """CREATE TABLE log (
+        id INTEGER PRIMARY KEY, stream INTEGER NOT NULL, sequence INTEGER NOT NULL,
+        prev INTEGER NOT NULL, payload BLOB NOT NULL CHECK (typeof(payload) = 'blob'),
+        blob TEXT)""",
+    "log_blob": "CREATE INDEX log_blob ON log (blob) WHERE blob IS NOT NULL",
+    # The attached blobs that records name; only those that name some have rows here.
+    "attached": """CREATE TABLE attached (
+        stream INTEGER NOT NULL, sequence INTEGER NOT NULL, place INTEGER NOT NULL,
+        digest TEXT NOT NULL, PRIMARY KEY (stream, sequence, place)) WITHOUT ROWID""",
+    "attached_digest": "CREATE INDEX attached_digest ON attached (digest)",
+}
+
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def primary_code(error: sqlite3.Error) -> int:
+    """SQLite's result code without its extension; -1 where the error is not SQLite's own."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return -1 if code is None else code & 0xFF
+
+
+def store_error(database: Path, doing: str, error: sqlite3.Error) -> StoreError:
+    """Say what an error of SQLite means for the store."""
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    reason = f"{database}: {doing} failed: {message_of(str(error))} ({name})"
+    is_no_text = isinstance(error, sqlite3.OperationalError) and primary_code(error) < 0
+    if primary_code(error) in _DAMAGED or is_no_text:  # Python says that it is not UTF-8
+        return StoreDamagedError(f"{reason}; the database is damaged, restore it from a copy")
+    if primary_code(error) == sqlite3.SQLITE_BUSY:
+        return StoreError(f"{reason}: another process has been writing for {BUSY_TIMEOUT_S:g} s")
+    return StoreError(reason)
+
+
+@contextmanager
+def explain_sqlite(database: Path, doing: str) -> Generator[None, None, None]:
+    """Turn SQLite's errors into `StoreError`, naming the file and the reason."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise store_error(database, doing, error) from error
+
+
+def make_folders(folder: Path, *, create: bool) -> None:
+    """Make the store's folder and those in it; leaves no trace in what is not ours.
+
+    Raises:
+        StoreError: it is no folder, is somebody else's, or cannot be written.
+    """
+    database = folder / "state.db"
+    with explain(folder, "opening the store"):
+        if folder.exists() and not folder.is_dir():
+            raise StoreError(f"{folder} is a file, not the folder of a store")
+        if not create and not database.exists():
+            raise StoreError(f"there is no store at {folder}")
+        make_folder(folder)
+        check_members(folder, files=FILES, folders=FOLDERS)
+        if not database.exists() or _is_blank_file(database):
+            _refuse_strangers(folder)
+            _refuse_lost(folder)
+        make_member(folder / "lock")
+        make_member(folder / "blobs")
+        warn_of_others(folder)
+
+
+def make_database(folder: Path) -> None:
+    """Make a database with its tables that is the user's alone, whole as soon as it has its name.
+
+    SQLite does not look whether the name of its journal is durable, so what a power cut leaves
+    of a database that is being made could not be undone.  It is made under another name.
+
+    The caller holds the lock of opening.  Only here, and only while there is none yet, is
+    the database opened other than by SQLite: closing a descriptor of it would drop the
+    locks of every connection that this process has (https://www.sqlite.org/howtocorrupt.html).
+    """
+    database, new = folder / "state.db", folder / "state.db.new"
+    with explain(folder, "opening the store"):
+        if os.path.lexists(database):
+            return
+        new.unlink(missing_ok=True)  # a crash may have left one
+        os.close(open_file(new, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        with explain_sqlite(new, "opening"), closing(connect(new)) as connection:
+            # In memory: a file would be a stranger to whoever opens the store now.  A defensive
+            # connection, as it is from Python 3.12 on, passes over OFF without a word.
+            connection.execute("PRAGMA journal_mode = MEMORY")
+            connection.execute("PRAGMA synchronous = OFF")
+            _make_tables(connection)
+        fd = open_file(new, os.O_RDWR)
+        try:
+            sync_file(fd)
+        finally:
+            os.close(fd)
+        os.replace(new, database)
+        sync_folder(folder)
+        sync_folder(folder.parent)  # a crash may have come between its making and this
+
+
+def _is_blank_file(database: Path) -> bool:
+    with explain_sqlite(database, "opening"), closing(connect(database)) as connection:
+        return _is_blank(connection, database)
+
+
+def _is_blank(connection: sqlite3.Connection, database: Path) -> bool:
+    """Whether nothing was written to it yet.
+
+    Raises:
+        StoreError: it is another program's.
+    """
+    connection.execute("BEGIN")  # both of one moment: somebody else may be making the tables
+    try:
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    finally:
+        connection.execute("ROLLBACK")
+    is_ours = bool(application_id == APPLICATION_ID)
+    if not is_ours and (application_id or tables):
+        raise StoreError(f"{database} is not a trio_ckpt store; choose another folder")
+    return not is_ours
+
+
+class Connection(sqlite3.Connection):
+    """One to which there are weak references: see `trio_ckpt._util.forks.make_unshared`."""
+
+
+def connect(database: Path) -> sqlite3.Connection:
+    """Open the database; the caller's thread is the only one that may use it."""
+    connection: sqlite3.Connection = make_unshared(
+        sqlite3.connect,
+        database,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=True,
+        factory=Connection,
+    )
+    try:
+        # https://www.sqlite.org/security.html: the file may be anybody's until it was looked at.
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA cell_size_check = ON")
+        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        if sys.version_info >= (3, 12):
+            connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def set_durability(
+    connection: sqlite3.Connection, database: Path, durability: Literal["full", "process"]
+) -> None:
+    """Switch to the write-ahead log, and see that SQLite really did.
+
+    One failed fsync leaves it in the rollback journal without an error, and with that
+    acknowledged saves were lost in real power cuts.
+
+    Raises:
+        StoreError: it did not.
+    """
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StoreError(f"{database} is in journal mode {mode!r}: its disk has no shared memory")
+    wanted = "FULL" if durability == "full" else "NORMAL"
+    connection.execute(f"PRAGMA synchronous = {wanted}")
+    (level,) = connection.execute("PRAGMA synchronous").fetchone()
+    if level != (2 if durability == "full" else 1):
+        raise StoreError(f"{database}: SQLite would not switch to synchronous = {wanted}")
+    connection.execute("PRAGMA fullfsync = ON")  # where fsync(2) stops at the drive's cache
+    connection.execute("PRAGMA checkpoint_fullfsync = ON")
+
+
+def check_format(connection: sqlite3.Connection, database: Path) -> None:
+    """See that the database is ours and of our version; make what tables it lacks.
+
+    The caller holds the lock of opening.
+
+    Raises:
+        StoreError: it is another program's.
+        StoreVersionError: another version wrote it.
+        StoreDamagedError: its tables are not what we made.
+    """
+    if _is_blank(connection, database):
+        _make_tables(connection)
+    check_tables(connection, database)
+
+
+def check_tables(connection: sqlite3.Connection, database: Path) -> None:
+    """See that the tables are those of our version.
+
+    Raises:
+        StoreVersionError: another version wrote it.
+        StoreDamagedError: they are not what we made.
+    """
+    version, schema = _read_format(connection)
+    check_version(database, version, FORMAT_VERSION)
+    if schema != TABLES:  # SQLite keeps their text
+        raise StoreDamagedError(f"{database}: its tables are not those of a trio_ckpt store")
+
+
+def _read_format(connection: sqlite3.Connection) -> tuple[int, dict[str, str | None]]:
+    """The version, and the text of all that was ever created; a name twice is no schema of ours."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    rows = connection.execute(
+        "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL OR type != 'index'"
+    ).fetchall()
+    schema = dict(rows)
+    return version, schema if len(schema) == len(rows) else {}
+
+
+def _refuse_strangers(folder: Path) -> None:
+    strangers = sorted(set(os.listdir(folder)).difference(FILES, FOLDERS))
+    if strangers:
+        raise StoreError(
+            f"{folder} is not a trio_ckpt store: it holds {strangers[0]!r}; choose an empty or "
+            "a new folder"
+        )
+
+
+def _refuse_lost(folder: Path) -> None:
+    """See that no run was saved here: a database that is gone is not to be begun anew."""
+    for _, seen in all_seen(folder):
+        if seen is not None and seen.records:
+            raise StoreDamagedError(
+                f"{folder / 'state.db'} is empty or gone, with "
+                f"{plural(seen.records, 'checkpoint')} of run {seen.run_id!r}: restore it from a "
+                "copy, or choose another folder"
+            )
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in TABLES.values():
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

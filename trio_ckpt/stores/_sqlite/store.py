@@ -1,0 +1,124 @@
+"""The default store: a folder with an SQLite database.
+
+Theory of operation.  The folder holds ``state.db`` (runs, streams and records), ``blobs/``
+(payloads that are too big for a database, write-once files named by their SHA-256) and
+``lock/`` (who owns which run, see `trio_ckpt.stores._local.locks`).
+
+Durable means: SQLite's write-ahead log with ``synchronous = FULL``, one fsync per group of
+checkpoints.  With the rollback journal, and with ``synchronous = NORMAL``, acknowledged
+saves were lost in real power cuts; that is why the mode is read back.  A blob and its name
+are durable before the row that names it.  https://www.sqlite.org/wal.html,
+https://www.sqlite.org/howtocorrupt.html
+
+There are two long-lived threads, each with a connection of its own: one that writes
+(`_sqlite_writer`), in the order it is asked, and, from the first read on, one that reads
+(`_sqlite_reader`), so that a long read never delays a save.  Who owns a run, and what is kept
+locked, is the same for all local stores: `_local`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar, TypeVarTuple
+
+from ..._journal.store import INLINE_LIMIT_BYTES
+from ..._util.threads import WorkerThread
+from ..._util.uninterrupted import shielded
+from .._local.store import LocalStore, absolute_folder, check_options, open_writer
+from . import check
+from .reader import Reader
+from .writer import Writer
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+logger = logging.getLogger("trio_ckpt.stores.sqlite")
+
+
+class SqliteStore(LocalStore):
+    """A store in a local folder; comes from `SqliteStore.open` or `open_store`.
+
+    Several processes may use one store at a time, each owning other runs.  Not for network
+    file systems: their locks and their fsync promise too little.
+
+    What `prune` removes makes room in the database for what is saved later; the file itself
+    does not shrink.  Readers go on meanwhile, the other writers of the store wait.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        writer: Writer,
+        thread: WorkerThread,
+        *,
+        mac_key: bytes | None,
+        durability: Literal["full", "process"],
+        inline_limit_bytes: int,
+    ) -> None:
+        super().__init__(
+            "sqlite",
+            logger,
+            folder,
+            writer,
+            reader := Reader(folder),
+            thread,
+            check.steps,
+            mac_key=mac_key,
+            durability=durability,
+            inline_limit_bytes=inline_limit_bytes,
+        )
+        self._writer: Writer = writer
+        self._reader: Reader = reader
+        self._reading = WorkerThread(f"trio_ckpt reads {folder.name}")
+
+    @classmethod
+    async def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        mac_key: bytes | None = None,
+        durability: Literal["full", "process"] = "full",
+        inline_limit_bytes: int = INLINE_LIMIT_BYTES,
+        create: bool = True,
+    ) -> SqliteStore:
+        """Open the store in a folder; see `trio_ckpt.stores.open_store`.
+
+        Args:
+            path: The folder.  Parents that are missing are made.
+            mac_key: Seals records with a key.
+            durability: "full", or "process": faster, and power loss may take the newest.
+            inline_limit_bytes: From this size on a payload is a file.
+            create: Whether to make a store that is not there.
+
+        Durability: the names of the folder and the database are durable on return.
+        Cancellation: not once it has begun.
+        """
+        check_options(durability, inline_limit_bytes, create)
+        folder = absolute_folder(path)
+        writer, thread = await open_writer(
+            folder, lambda: Writer(folder, durability=durability, create=create)
+        )
+        return cls(
+            folder,
+            writer,
+            thread,
+            mac_key=mac_key,
+            durability=durability,
+            inline_limit_bytes=inline_limit_bytes,
+        )
+
+    async def _stop_reading(self) -> None:
+        if self._in_doubt:  # the disk may hang
+            self._reading.stop(self._reader.close)
+            return
+        try:
+            await shielded(self._reading.run, self._reader.close)
+        finally:
+            self._reading.stop()
+
+    async def _run_reader(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await self._reading.run(func, *args)

@@ -1,0 +1,480 @@
+"""The side of the SQLite store that writes: one connection, in one thread.
+
+Theory of operation.  `log` is append-only and has no index by stream: each row names the
+row of its stream's previous record, so the records of a group land on the same few pages,
+whatever their streams are.  `heads` says where each stream's chain begins and is moved by
+compare-and-set, in the transaction that compared the owner.
+
+While an owner has the run, nobody else moves its heads, so they are remembered here.  The
+memory is keyed by owner and generation, is dropped on any error, and is not trusted: the
+compare-and-set in the database decides, and a sequence that does not fit is looked up
+before it is refused.
+
+A statement that fails for its values changes nothing (SQLite undoes a statement by
+itself), so a bad checkpoint needs no savepoint: it is left out and the transaction goes
+on.  Any other error undoes the whole transaction.
+
+An error of COMMIT itself says little about what is on the disk.  After an I/O error other
+than a refused write the frames may be in the write-ahead log and come back with the next
+start, and a file whose fsync failed once is not to be trusted: the outcome is unknown and
+nothing more is written.  After any other error, the heads are read back.
+
+SQLite does not look whether the fsync of the folder went well in which it has made its log, so
+after the first commit the folder is synced here: a log without a name is no log.  It keeps its
+name as long as the connection is open.
+
+Files can be removed, or replaced by a copy, under an open connection, which goes on in what has no
+name any more.  So after each commit, before anybody is told, database or log, in turn, is
+looked at by its name.  A connection that lost its files is never closed: SQLite would take itself
+for the last one and remove the log of the store that stands there now
+(https://www.sqlite.org/howtocorrupt.html, 4.4).
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, NoReturn
+
+import attrs
+
+from ..._journal.store import Checkpoint, Fold, Pruned, RunKey
+from ..._util.errors import (
+    SaveOutcomeUnknownError,
+    StoreConflictError,
+    StoreDamagedError,
+    StoreError,
+)
+from ..._util.forks import leave_open
+from .._local.blob_pins import Claims, names_of
+from .._local.blobs import Blobs
+from .._local.fence import (
+    compare_generation,
+    compare_owner,
+    identity_of,
+    out_of_place,
+    refusal,
+)
+from .._local.files import sync_folder
+from .._local.locks import lock_opening, need_flock
+from .prune import FIND_RUN, prune_rows
+from .schema import (
+    check_format,
+    connect,
+    explain_sqlite,
+    make_database,
+    make_folders,
+    primary_code,
+    set_durability,
+    store_error,
+)
+
+logger = logging.getLogger("trio_ckpt.stores.sqlite")
+
+# What a value can do wrong; SQLite's own trouble (disk, locks, damage) is none of these.
+_BAD_VALUE = (
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    OverflowError,
+    TypeError,
+    ValueError,
+)
+
+_ADD_RUN = "INSERT INTO runs (run_id, generation, first, owner) VALUES (?, ?, 0, ?)"
+# One that was pruned begins anew: from its first lock on a run exists.
+_RAISE_OWNER = "UPDATE runs SET owner = owner + 1, generation = max(generation, first) WHERE id = ?"
+_RAISE_GENERATION = "UPDATE runs SET generation = ? WHERE id = ?"
+_FIND_HEAD = (
+    "SELECT streams.id, sequence, last FROM streams JOIN heads ON heads.stream = streams.id "
+    "WHERE run = ? AND generation = ? AND streams.stream = ?"
+)
+_SUM_HEADS = (
+    "SELECT coalesce(sum(sequence), 0) FROM heads JOIN streams ON streams.id = heads.stream "
+    "WHERE run = ?"
+)
+_READ_HEAD = "SELECT sequence, last FROM heads WHERE stream = ?"
+_ADD_STREAM = "INSERT INTO streams (run, generation, stream) VALUES (?, ?, ?)"
+_ADD_HEAD = "INSERT INTO heads (stream, sequence, last) VALUES (?, 0, 0)"
+_APPEND = "INSERT INTO log (stream, sequence, prev, payload, blob) VALUES (?, ?, ?, ?, ?)"
+_MOVE_HEAD = "UPDATE heads SET sequence = ?, last = ? WHERE stream = ? AND sequence = ?"
+_ATTACH = "INSERT INTO attached (stream, sequence, place, digest) VALUES (?, ?, ?, ?)"
+_READ_ATTACHED = "SELECT digest FROM attached WHERE stream = ? AND sequence = ?"
+_DROP = "DELETE FROM attached WHERE stream = ? AND sequence = ?"
+_FOLD = "INSERT OR REPLACE INTO folds (stream, through, payload) VALUES (?, ?, ?)"
+# By name: Python 3.12.1 warns of numbered parameters.
+_IS_NAMED = (
+    "SELECT 1 FROM log WHERE blob = :digest "
+    "UNION ALL SELECT 1 FROM attached WHERE digest = :digest LIMIT 1"
+)
+
+
+class _Head(NamedTuple):
+    stream: int
+    sequence: int
+    last: int
+
+
+@attrs.define
+class _Known:
+    """What is remembered of a run: true as long as its owner and generation are."""
+
+    run: int
+    generation: int
+    owner: int
+    heads: dict[str, _Head] = attrs.field(factory=dict[str, _Head])
+
+
+class Writer:
+    """Opens, makes and writes the database.  Everything here blocks."""
+
+    def __init__(
+        self, folder: Path, *, durability: Literal["full", "process"], create: bool
+    ) -> None:
+        """Open the store.
+
+        Raises:
+            StoreError: see `trio_ckpt.stores.open_store`.
+        """
+        self._database = folder / "state.db"
+        self._known: dict[str, _Known] = {}
+        self._broken: str | None = None
+        self._is_synced = durability == "full"
+        self._is_log_named = False
+        self._blobs = Blobs(folder / "blobs")
+        self.claims = Claims(folder)
+        need_flock(folder)
+        make_folders(folder, create=create)
+        lock = lock_opening(folder)
+        try:
+            make_database(folder)
+            with explain_sqlite(self._database, "opening"):
+                self._connection = connect(self._database)
+                try:
+                    check_format(self._connection, self._database)
+                    set_durability(self._connection, self._database, durability)
+                except BaseException:
+                    self._connection.close()
+                    raise
+        finally:
+            lock.release()
+        self._cursor = self._connection.cursor()
+        self._log = f"{self._database}-wal"
+        self._files = {str(self._database): identity_of(self._database)}
+        self._commits = 0
+
+    def close(self) -> None:
+        """Bring the write-ahead log into the database, if nobody else needs it; close."""
+        if not self._is_in_place() and not self._is_only_log_missing():
+            logger.warning("%s was removed or replaced while it was open", self._database)
+            leave_open(self._connection)
+            return
+        try:
+            self._cursor.execute("PRAGMA busy_timeout = 0")
+            self._cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            logger.warning("%s: the write-ahead log stays: %s", self._database, error)
+        self._connection.close()
+
+    def raise_owner(self, run_id: str) -> int:
+        """A new owner number for a run, durable."""
+        if not self._is_in_place():
+            raise StoreError(
+                f"{self._database} was replaced since the store was opened: open it again, or what "
+                "is saved goes into the old one"
+            )
+        with explain_sqlite(self._database, f"locking run {run_id!r}"):
+            self._begin()
+            try:
+                row = self._cursor.execute(FIND_RUN, (run_id,)).fetchone()
+                owner = 1 if row is None else row[3] + 1
+                if row is None:
+                    self._cursor.execute(_ADD_RUN, (run_id, 0, owner))
+                else:
+                    self._cursor.execute(_RAISE_OWNER, (row[0],))
+                self._commit(lambda: False)
+            except BaseException:
+                self._roll_back()
+                raise
+        return int(owner)
+
+    def count(self, run_id: str) -> tuple[int, int]:
+        """The newest generation of a run that is owned, and its records in all generations."""
+        with explain_sqlite(self._database, f"looking at run {run_id!r}"):
+            run, generation, _, _ = self._cursor.execute(FIND_RUN, (run_id,)).fetchone()
+            (records,) = self._cursor.execute(_SUM_HEADS, (run,)).fetchone()
+        return int(generation), int(records)
+
+    def give_back(self, run_id: str) -> None:
+        """The run is about to be unlocked: see that what was saved of it is in the store."""
+        if self._broken is None and not self._is_in_place():
+            self._refuse_place()
+
+    def remove_orphans(self) -> None:
+        """Remove blobs that no record names; what goes wrong is logged."""
+        try:
+            self._blobs.remove_orphans(self._is_named, logger)
+        except (OSError, sqlite3.Error) as error:
+            logger.warning("%s: orphans are left: %s", self._database, error)
+
+    def _is_named(self, digest: str) -> bool:
+        return self._cursor.execute(_IS_NAMED, {"digest": digest}).fetchone() is not None
+
+    def unnamed(self, digests: Iterable[str]) -> list[str]:
+        """Those that no record of the store names."""
+        with explain_sqlite(self._database, "looking for names of blobs"):
+            return [digest for digest in digests if not self._is_named(digest)]
+
+    def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+    ) -> list[Exception | None]:
+        """See `Store.save`."""
+        with explain_sqlite(self._database, "saving"):
+            self._begin()
+            try:
+                known = self._fence(run)
+                outcomes, moved = self._append(known, group)
+                if folds:
+                    self._fold(known, moved, folds)
+                self._commit(lambda: self._have_moved(moved))
+            except BaseException:
+                self._known.pop(run.run_id, None)
+                self._roll_back()
+                raise
+        known.heads.update(moved)
+        self._known[run.run_id] = known
+        return outcomes
+
+    def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
+        """See `Store.drop_blobs`; the digests that were named."""
+        with explain_sqlite(self._database, f"dropping blobs of run {run.run_id!r}"):
+            self._begin()
+            try:
+                places, digests = self._drop(run, stream, sequences)
+                self._commit(lambda: not any(map(self._attached_at, places)))
+            except BaseException:
+                self._roll_back()
+                raise
+        return digests
+
+    def _drop(
+        self, key: RunKey, stream: str, sequences: Sequence[int]
+    ) -> tuple[list[tuple[int, int]], set[str]]:
+        row = self._cursor.execute(FIND_RUN, (key.run_id,)).fetchone()
+        if row is None:
+            return [], set()
+        run, generation, _, owner = row
+        compare_owner(owner, key)
+        compare_generation(generation, key, "dropped")
+        row = self._cursor.execute(_FIND_HEAD, (run, generation, stream)).fetchone()
+        head = _Head(0, 0, 0) if row is None else _Head(*row)
+        places = [(head.stream, n) for n in set(sequences) if 1 <= n <= head.sequence]
+        digests = {digest for place in places for digest in self._attached_at(place)}
+        self._cursor.executemany(_DROP, places)
+        return places, digests
+
+    def _attached_at(self, place: tuple[int, int]) -> list[str]:
+        return [digest for (digest,) in self._cursor.execute(_READ_ATTACHED, place)]
+
+    def prune(self, run: RunKey, keep: int) -> Pruned:
+        """See `Store.prune`; blobs are only counted.  It looks at every row of the log."""
+        with explain_sqlite(self._database, f"pruning run {run.run_id!r}"):
+            self._begin()
+            try:
+                pruned = prune_rows(self._cursor, self._blobs, run, keep)
+                self._commit(lambda: False)
+            except BaseException:
+                self._roll_back()
+                raise
+            finally:
+                self._known.pop(run.run_id, None)
+        return pruned
+
+    def _begin(self) -> None:
+        if self._broken is not None:
+            raise StoreError(
+                f"{self._database} failed with {self._broken}; nothing more is written to it: "
+                "see to the disk and start again"
+            )
+        self._cursor.execute("BEGIN IMMEDIATE")
+
+    def _roll_back(self) -> None:
+        """Undo the transaction, or the other writers of the store would wait for it."""
+        try:
+            if self._connection.in_transaction:  # SQLite undoes some errors by itself
+                self._cursor.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            logger.warning("%s: ROLLBACK failed: %s", self._database, error)
+
+    def _fence(self, key: RunKey) -> _Known:
+        """Compare the owner, raise the generation; what is known of the run."""
+        row = self._cursor.execute(FIND_RUN, (key.run_id,)).fetchone()
+        if row is None:
+            self._cursor.execute(_ADD_RUN, (key.run_id, key.generation, key.owner))
+            return _Known(_row_id(self._cursor), key.generation, key.owner)
+        run, generation, first, owner = row
+        compare_owner(owner, key)
+        if key.generation == generation + 1:
+            self._cursor.execute(_RAISE_GENERATION, (key.generation, run))
+        elif key.generation != generation or first > generation:
+            raise StoreConflictError(
+                f"generation {key.generation} is neither the newest, {generation}, nor the next: "
+                "nothing was saved",
+                run_id=key.run_id,
+            )
+        known = self._known.get(key.run_id)
+        if known is None or (known.owner, known.generation) != (owner, key.generation):
+            known = _Known(run, key.generation, owner)
+        return known
+
+    def _append(
+        self, known: _Known, group: Sequence[Checkpoint]
+    ) -> tuple[list[Exception | None], dict[str, _Head]]:
+        """Add the group to the log and move the heads; what became of each."""
+        outcomes: list[Exception | None] = []
+        moved: dict[str, _Head] = {}
+        moves: list[tuple[int, int, int, int]] = []
+        failed: dict[str, int] = {}
+        for checkpoint in group:
+            stream = checkpoint.stream
+            try:
+                if stream in failed:
+                    raise StoreError(f"checkpoint {failed[stream]} before it was not")
+                head = self._append_one(known, moved.get(stream), checkpoint)
+            except (StoreError, *_BAD_VALUE) as error:
+                failed.setdefault(stream, checkpoint.sequence)
+                outcomes.append(refusal(checkpoint, error))
+            else:
+                moved[stream] = head
+                moves.append((head.sequence, head.last, head.stream, head.sequence - 1))
+                outcomes.append(None)
+        if moves and self._cursor.executemany(_MOVE_HEAD, moves).rowcount != len(moves):
+            raise StoreConflictError(
+                f"{self._database}: another process has written to the same streams without "
+                "owning the run, or an older copy was put back: nothing was saved"
+            )
+        return outcomes, moved
+
+    def _append_one(self, known: _Known, head: _Head | None, checkpoint: Checkpoint) -> _Head:
+        sequence, blob = checkpoint.sequence, checkpoint.blob
+        if head is None:
+            head = self._find_head(known, checkpoint.stream, sequence)
+        if sequence != head.sequence + 1:
+            raise StoreConflictError(f"the next one is {head.sequence + 1}")
+        if blob is not None or checkpoint.blobs:
+            self._need_blobs(checkpoint)
+        self._cursor.execute(_APPEND, (head.stream, sequence, head.last, checkpoint.payload, blob))
+        moved = _Head(head.stream, sequence, _row_id(self._cursor))
+        if checkpoint.blobs:
+            names = enumerate(dict.fromkeys(checkpoint.blobs))
+            rows = [(head.stream, sequence, place, digest) for place, digest in names]
+            self._cursor.executemany(_ATTACH, rows)
+        return moved
+
+    def _need_blobs(self, checkpoint: Checkpoint) -> None:
+        """See that the blobs are there, and stay until the save has ended."""
+        for digest in names_of(checkpoint):
+            self.claims.name(digest)
+            if not self._blobs.has(digest):
+                raise StoreError(f"blob {digest} was not put")
+
+    def _find_head(self, known: _Known, stream: str, sequence: int) -> _Head:
+        """What a checkpoint comes after: remembered, read, or a new stream's nothing."""
+        head = known.heads.get(stream)
+        if head is None or head.sequence != sequence - 1:
+            head = self._read_head(known, stream)
+        if head is None and sequence == 1:
+            self._cursor.execute(_ADD_STREAM, (known.run, known.generation, stream))
+            head = _Head(_row_id(self._cursor), 0, 0)
+            self._cursor.execute(_ADD_HEAD, (head.stream,))
+        return head or _Head(0, 0, 0)
+
+    def _read_head(self, known: _Known, stream: str) -> _Head | None:
+        row = self._cursor.execute(_FIND_HEAD, (known.run, known.generation, stream)).fetchone()
+        return None if row is None else _Head(*row)
+
+    def _fold(self, known: _Known, moved: dict[str, _Head], folds: Sequence[Fold]) -> None:
+        rows: list[tuple[int, int, bytes]] = []
+        for fold in folds:
+            head = moved.get(fold.stream) or self._read_head(known, fold.stream)
+            if head is not None and 1 <= fold.through <= head.sequence:
+                rows.append((head.stream, fold.through, fold.payload))
+        try:
+            self._cursor.executemany(_FOLD, rows)
+        except _BAD_VALUE as error:
+            raise StoreError(f"{self._database}: a fold cannot be saved: {error}") from error
+
+    def _commit(self, is_done: Callable[[], bool]) -> None:
+        """Commit; an error of it is none if what it was for is read back as done."""
+        try:
+            self._cursor.execute("COMMIT")
+        except sqlite3.Error as error:
+            if not self._has_landed(error, is_done):
+                raise store_error(self._database, "saving", error) from error
+            logger.warning("%s: COMMIT raised, but it is saved: %s", self._database, error)
+        if not self._is_log_named:
+            self._name_log()
+        self._commits += 1
+        path = self._log if self._commits % 2 else str(self._database)  # each costs a call
+        if identity_of(path) != self._files[path]:
+            self._refuse_place()
+
+    def _refuse_place(self) -> NoReturn:
+        self._broken = "its removal"
+        raise out_of_place(self._database)
+
+    def _name_log(self) -> None:
+        """Remember the log, which is there from the first commit on; its name is durable then."""
+        if self._is_synced:
+            try:
+                sync_folder(self._database.parent)
+            except OSError as error:
+                self._give_up(error)
+        self._files[self._log] = identity_of(self._log)
+        self._is_log_named = True
+
+    def _is_in_place(self) -> bool:
+        """Whether those who open the store by its name find what is open here."""
+        return all(identity_of(path) == file for path, file in self._files.items())
+
+    def _is_only_log_missing(self) -> bool:
+        """Whether closing brings a log without a name into the database, which stands there."""
+        database = str(self._database)
+        return identity_of(database) == self._files[database] and identity_of(self._log) is None
+
+    def _has_landed(self, error: sqlite3.Error, is_done: Callable[[], bool]) -> bool:
+        """Whether what COMMIT raised an error for was saved all the same."""
+        is_write = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_WRITE
+        self._roll_back()
+        if self._connection.in_transaction or (
+            primary_code(error) == sqlite3.SQLITE_IOERR and not is_write
+        ):
+            self._give_up(error)
+        try:
+            return is_done()
+        except sqlite3.Error:
+            self._give_up(error)
+
+    def _have_moved(self, moved: dict[str, _Head]) -> bool:
+        stored = [
+            self._cursor.execute(_READ_HEAD, (head.stream,)).fetchone() == head[1:]
+            for head in moved.values()
+        ]
+        return bool(stored) and all(stored)
+
+    def _give_up(self, error: Exception) -> NoReturn:
+        self._broken = str(error)
+        raise SaveOutcomeUnknownError(
+            f"{self._database}: COMMIT failed with {error}, and whether it was saved cannot be "
+            "told; nothing more is written: see to the disk and start again"
+        ) from error
+
+
+def _row_id(cursor: sqlite3.Cursor) -> int:
+    row = cursor.lastrowid
+    if row is None:
+        raise StoreDamagedError("SQLite gave a new row no number")
+    return row
