@@ -14,7 +14,7 @@ import trio
 
 from benchmarks import Options, Section, Target, folder_bytes
 from trio_ckpt import Batch, Frontier, RunStoppedError, open_run, run_batches
-from trio_ckpt._journal.record import Kind, Record, encode_record
+from trio_ckpt._journal.record import Record, RecordKind, encode_record
 from trio_ckpt._util.plain import encode_key
 from trio_ckpt.abc import Checkpoint, RunKey
 from trio_ckpt.stores import open_store
@@ -54,7 +54,7 @@ async def build(folder: Path, items: int) -> None:
             group = []
             for sequence, start in enumerate(range(0, items, ITEMS_PER_RECORD), start=1):
                 added = [item(n) for n in range(start, min(items, start + ITEMS_PER_RECORD))]
-                record = Record(kind=Kind.SAVE, at=time.time(), state=Frontier.encode(added))
+                record = Record(kind=RecordKind.SAVE, at=time.time(), state=Frontier.encode(added))
                 payload = seal.close(sequence, encode_record(record))
                 group.append(Checkpoint(text, sequence, payload))
             outcomes = await store.save(RunKey(RUN, 0, owner), group)

@@ -28,7 +28,7 @@ from trio_ckpt import remote
 from trio_ckpt.abc import Store
 from trio_ckpt.remote import Work
 from trio_ckpt.remote._wire.sockets import dial
-from trio_ckpt.remote._worker.calls import Line
+from trio_ckpt.remote._worker.calls import RpcClient
 from trio_ckpt.remote._worker.worker import Worker
 from trio_ckpt.stores import open_store
 
@@ -63,16 +63,16 @@ def quantiles(values: list[float]) -> dict[str, float]:
 async def swarm(url: str, count: int, first: int) -> None:
     """Many workers in one process; prints how long their acknowledgements took."""
     taken: list[tuple[float, float]] = []
-    whole = Line.save
+    whole = RpcClient.save
 
-    async def save(self: Line, question: Any) -> Any:
+    async def save(self: RpcClient, question: Any) -> Any:
         began = time.perf_counter()
         try:
             return await whole(self, question)
         finally:
             taken.append((time.time(), time.perf_counter() - began))
 
-    Line.save = save  # type: ignore[method-assign]  # it is what is measured
+    RpcClient.save = save  # type: ignore[method-assign]  # it is what is measured
     async with trio.open_nursery() as nursery:
         for number in range(count):
             worker = Worker(SECRET.encode(), (MODULE,), 1, f"w{first + number}", 600.0)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.proof import read_rows  # noqa: E402  # the path comes first
-from trio_ckpt._commit.exits import Way  # noqa: E402  # the path comes first
+from trio_ckpt._commit.exits import Exit  # noqa: E402  # the path comes first
 from trio_ckpt._commit.gate import GATE  # noqa: E402  # the path comes first
 from trio_ckpt._tokens.token import TRANSITIONS, TokenState  # noqa: E402
 
@@ -54,9 +54,9 @@ def _branches(state: TokenState, seen: set[TokenState]) -> list[str]:
 def gate_table() -> str:
     """The gate: a row for each attempt, a column for each way out of it."""
     rows = [
-        ["attempt", *(way.value for way in Way)],
-        ["---"] * (len(Way) + 1),
-        *([state.name, *(actions[way].value for way in Way)] for state, actions in GATE.items()),
+        ["attempt", *(way.value for way in Exit)],
+        ["---"] * (len(Exit) + 1),
+        *([state.name, *(actions[way].value for way in Exit)] for state, actions in GATE.items()),
     ]
     return _table(rows)
 

@@ -19,9 +19,9 @@ import trio
 
 import trio_ckpt
 from trio_ckpt.testing import World
-from trio_ckpt.testing._points import Fuse
+from trio_ckpt.testing._points import CrashTrigger
 from trio_ckpt.testing._session import HangsError, run_session
-from trio_ckpt.testing._world import Machine
+from trio_ckpt.testing._world import SimulatedHost
 
 PACKAGE = os.path.dirname(trio_ckpt.__file__) + os.sep
 TESTING = os.path.join(PACKAGE, "testing") + os.sep
@@ -123,11 +123,11 @@ class Ended:
 def count_lines(program: Program, *, only: CodeType | None = None, again: bool = False) -> int:
     """How many lines of the library a run of the program passes."""
     tracer = Tracer(only=only, again=again)
-    _session(program, Machine(), tracer)
+    _session(program, SimulatedHost(), tracer)
     return tracer.passed
 
 
-def _session(program: Program, machine: Machine, tracer: Tracer) -> BaseException | None:
+def _session(program: Program, machine: SimulatedHost, tracer: Tracer) -> BaseException | None:
     """Run the program once; returns what left it."""
     left: list[BaseException] = []
 
@@ -160,7 +160,7 @@ def interrupt_at(
     again: bool = False,
 ) -> Ended:
     """Interrupt a run of the program at one line, start it again, and look."""
-    machine, tracer = Machine(), Tracer(at, act, only, again)
+    machine, tracer = SimulatedHost(), Tracer(at, act, only, again)
     error = _session(program, machine, tracer)
 
     def ended(problem: str) -> Ended:
@@ -177,7 +177,7 @@ def interrupt_at(
         return ended(f"the next start: {again!r}")
     try:
         machine.check()
-        check(World(machine, Fuse(), 0))
+        check(World(machine, CrashTrigger(), 0))
     except AssertionError as broken:
         return ended(f"in the end: {broken}")
     return ended("")

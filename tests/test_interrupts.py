@@ -23,7 +23,7 @@ from tests.interrupts import (
     interrupt_at,
     no_memory,
 )
-from trio_ckpt._commit.group_commit import Saver
+from trio_ckpt._commit.group_commit import GroupCommitter
 from trio_ckpt.testing import World, make_clock
 
 PAGES = 2
@@ -175,7 +175,7 @@ def test_ctrl_c_at_any_line_ends_the_program(case: Case, again: bool) -> None:
 @cases
 def test_whatever_ends_the_saver_wakes_who_waits(case: Case, act: Callable[[], None]) -> None:
     """An error at any line of it, protected from Ctrl-C or not."""
-    expect_right(case, act, only=Saver.run.__code__)
+    expect_right(case, act, only=GroupCommitter.run.__code__)
 
 
 @attrs.define

@@ -28,7 +28,7 @@ from trio_ckpt._journal.record import TROUBLE
 from trio_ckpt.abc import Store
 from trio_ckpt.remote import TaskStatus
 from trio_ckpt.remote._wire import protocol
-from trio_ckpt.remote._wire.messages import Kind
+from trio_ckpt.remote._wire.messages import MessageKind
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Delay, FaultyStore
 
@@ -72,9 +72,9 @@ def remote_history(store: Store) -> Any:
     return trio_ckpt.read_history(store, "job-t", ("items",))
 
 
-def sent_kinds(monkeypatch: pytest.MonkeyPatch) -> list[Kind]:
+def sent_kinds(monkeypatch: pytest.MonkeyPatch) -> list[MessageKind]:
     """The kinds of all messages from now on."""
-    kinds: list[Kind] = []
+    kinds: list[MessageKind] = []
     whole = protocol.Connection._queue
 
     def queue(self: Any, message: Any, body: bytes) -> None:
@@ -98,13 +98,17 @@ async def test_protocol_messages_task_checkpoint_checkpoint_ack_resume_task(
         await site.start_worker("a")
         async with mapping(site, "train", [1]) as found:
             await trio.sleep(8)
-            assert Kind.RESUME_TASK not in kinds
-            assert kinds.count(Kind.TASK_CHECKPOINT) == kinds.count(Kind.CHECKPOINT_ACK) > 2
+            assert MessageKind.RESUME_TASK not in kinds
+            assert (
+                kinds.count(MessageKind.TASK_CHECKPOINT)
+                == kinds.count(MessageKind.CHECKPOINT_ACK)
+                > 2
+            )
             site.kill_worker("a")
             await site.start_worker("b")
         assert found == [trained(1)]
-    assert kinds.count(Kind.ASSIGN_TASK) == kinds.count(Kind.RESUME_TASK) == 1
-    assert kinds.count(Kind.SUBMIT_JOB) == kinds.count(Kind.JOB_DONE) == 1
+    assert kinds.count(MessageKind.ASSIGN_TASK) == kinds.count(MessageKind.RESUME_TASK) == 1
+    assert kinds.count(MessageKind.SUBMIT_JOB) == kinds.count(MessageKind.JOB_DONE) == 1
 
 
 async def test_checkpoint_ack_comes_only_after_the_store_made_it_durable(
@@ -116,11 +120,11 @@ async def test_checkpoint_ack_comes_only_after_the_store_made_it_durable(
     async with open_site(store) as site:
         await site.start_worker("a")
         async with mapping(site, "train", [1]):
-            await until(lambda: Kind.TASK_CHECKPOINT in kinds)
+            await until(lambda: MessageKind.TASK_CHECKPOINT in kinds)
             for _ in range(19):
                 await trio.sleep(0.5)
-                assert Kind.CHECKPOINT_ACK not in kinds
-            await until(lambda: Kind.CHECKPOINT_ACK in kinds)
+                assert MessageKind.CHECKPOINT_ACK not in kinds
+            await until(lambda: MessageKind.CHECKPOINT_ACK in kinds)
 
 
 # -- examples ----------------------------------------------------------------------------------
@@ -137,8 +141,8 @@ async def test_example_1_over_the_wire_simple_stateless_function(
             pass
         assert found == [1, 4, 9, 16, 25]
         assert [run.run_id for run in await site.store.list_runs()] == ["job-t"]
-    assert Kind.TASK_CHECKPOINT not in kinds
-    assert Kind.STORE_CALL not in kinds
+    assert MessageKind.TASK_CHECKPOINT not in kinds
+    assert MessageKind.STORE_CALL not in kinds
 
 
 async def test_example_2_over_the_wire_long_running_ml_training(
@@ -334,7 +338,7 @@ async def test_edge_case_6_over_the_wire_delta_compaction(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chain begins anew by itself, here after five; nobody on the way has to know."""
-    monkeypatch.setattr(state_manager.StateKeeper, "max_deltas", 5)
+    monkeypatch.setattr(state_manager.StateManager, "max_deltas", 5)
     async with open_site(MemoryStore()) as site:
         await site.start_worker("a")
         async with mapping(site, "train", [1], checkpoint_interval_s=0.5) as found:
@@ -405,7 +409,7 @@ async def test_edge_case_10_over_the_wire_out_of_memory_checkpoints(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A capture that fails for want of memory is logged and left out; the function goes on."""
-    whole, calls = state_manager.StateKeeper.hold, 0
+    whole, calls = state_manager.StateManager.hold, 0
 
     async def hold(self: Any) -> Any:
         nonlocal calls
@@ -414,7 +418,7 @@ async def test_edge_case_10_over_the_wire_out_of_memory_checkpoints(
             raise MemoryError
         return await whole(self)
 
-    monkeypatch.setattr(state_manager.StateKeeper, "hold", hold)
+    monkeypatch.setattr(state_manager.StateManager, "hold", hold)
     async with open_site(MemoryStore()) as site:
         await site.start_worker("a")
         async with mapping(site, "train", [1]) as found:

@@ -67,7 +67,7 @@ from ._runs.open import open_run as open_run
 from ._runs.parallel import run_batches as run_batches
 from ._runs.phase import Phase as Phase
 from ._runs.run import Run as Run
-from ._runs.session import Found as Found
+from ._runs.session import ResumeReport as ResumeReport
 from ._runs.stream import Stream as Stream
 from ._runs.stream_list import Listed as Listed
 from ._runs.tracing import (
@@ -157,7 +157,6 @@ __all__ = [
     "ExportSummary",
     "FailedAttempt",
     "ForkedProcessError",
-    "Found",
     "Frontier",
     "GiveUp",
     "Listed",
@@ -175,6 +174,7 @@ __all__ = [
     "Phase",
     "Pin",
     "Progress",
+    "ResumeReport",
     "Retention",
     "RetryRule",
     "RetryTable",

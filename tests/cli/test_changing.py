@@ -18,7 +18,7 @@ import trio
 import trio_ckpt
 from tests.cli.tools import T0, Terminal, batches, complete, make_damaged, make_run
 from tests.outputs.faulty import files_in
-from trio_ckpt._journal.record import ErrorInfo, Kind, Record
+from trio_ckpt._journal.record import ErrorInfo, Record, RecordKind
 from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.cli._change import parse_batches
 from trio_ckpt.stores._local.locks import lock_run
@@ -613,7 +613,7 @@ def test_what_cannot_be_done_alone_is_refused_with_the_reason(run: Terminal, sto
 
 
 def test_retry_of_a_run_with_one_skip(run: Terminal, store: Path) -> None:
-    skip = Record(kind=Kind.SKIP, at=T0 + 30, index=4, error=ErrorInfo("E", "no"))
+    skip = Record(kind=RecordKind.SKIP, at=T0 + 30, index=4, error=ErrorInfo("E", "no"))
     make_run(store, "run", {("a",): [*complete(2), skip]})
     assert run("retry", store, "run", "--yes").out.startswith("1 batch of 1 stream back to work")
 
@@ -622,7 +622,7 @@ def test_retry_of_a_run_leaves_alone_what_later_batches_build_over(
     run: Terminal, store: Path
 ) -> None:
     skips = {
-        at: Record(kind=Kind.SKIP, at=T0 + at, index=at, error=ErrorInfo("E", "no"))
+        at: Record(kind=RecordKind.SKIP, at=T0 + at, index=at, error=ErrorInfo("E", "no"))
         for at in (1, 2)
     }
     after = Record(at=T0 + 20, index=2, cursor="next")

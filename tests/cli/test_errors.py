@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.tools import T0, Terminal, batches, complete, failed, make_run
-from trio_ckpt._journal.record import Kind, Record
+from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._util import errors, text
 from trio_ckpt.cli import _app, _exits, main
 
@@ -142,8 +142,8 @@ def test_text_from_the_store_cannot_steer_the_terminal(run: Terminal, store: Pat
         (name, "x"): [*batches(2), failed(evil, retryable=False, kind="E\x1b[1m")],
         ("b", "y"): [
             *batches(1),
-            Record(kind=Kind.REDO, at=T0, steps=(0, 1), metadata={"reason": evil}),
-            Record(kind=Kind.FINISH, at=T0, metadata={evil: evil}),
+            Record(kind=RecordKind.REDO, at=T0, steps=(0, 1), metadata={"reason": evil}),
+            Record(kind=RecordKind.FINISH, at=T0, metadata={evil: evil}),
         ],
     }
     make_run(store, "run", streams)

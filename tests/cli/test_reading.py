@@ -19,7 +19,7 @@ from tests.cli.tools import (
     make_run,
     session,
 )
-from trio_ckpt._journal.record import ErrorInfo, Kind, Opened, Record
+from trio_ckpt._journal.record import ErrorInfo, Opened, Record, RecordKind
 from trio_ckpt.cli._tell import KINDS
 from trio_ckpt.stores._local.locks import lock_run
 
@@ -168,7 +168,7 @@ def test_show_of_one_stream_tells_more_of_it(run: Terminal, store: Path) -> None
     streams = {
         ("a",): [
             *batches(2),
-            Record(kind=Kind.FINISH, at=T0 + 20, metadata={"model": "small"}),
+            Record(kind=RecordKind.FINISH, at=T0 + 20, metadata={"model": "small"}),
         ],
         ("b",): batches(1),
     }
@@ -209,7 +209,9 @@ def test_show_says_phases(run: Terminal, store: Path) -> None:
 
 
 def test_show_of_a_batch_that_failed_and_may_run_again(run: Terminal, store: Path) -> None:
-    attempt = Record(kind=Kind.ATTEMPT, at=T0 + 30, index=2, attempts=2, error=ErrorInfo("E", "no"))
+    attempt = Record(
+        kind=RecordKind.ATTEMPT, at=T0 + 30, index=2, attempts=2, error=ErrorInfo("E", "no")
+    )
     make_run(store, "run", {("a",): [*batches(2), attempt]}, [session()])
     assert squeezed(run("show", store).lines)[-2].endswith("E: no (batch 2); may be tried again")
     (stream,) = run("show", store, "--json").json["streams"]
@@ -472,8 +474,8 @@ def test_history_tells_the_checkpoints_of_a_stream(run: Terminal, store: Path) -
     timeout = ErrorInfo("TimeoutError", "timed out")
     records = [
         *batches(2),
-        Record(kind=Kind.ATTEMPT, at=T0 + 20, index=2, attempts=2, error=timeout),
-        Record(kind=Kind.REDO, at=T0 + 30, steps=(1, 1), metadata={"reason": "a typo"}),
+        Record(kind=RecordKind.ATTEMPT, at=T0 + 20, index=2, attempts=2, error=timeout),
+        Record(kind=RecordKind.REDO, at=T0 + 30, steps=(1, 1), metadata={"reason": "a typo"}),
         batch(7, adopted=True, records=0, at=T0 + 40),
     ]
     make_run(store, "run", {("a",): records})
@@ -499,8 +501,8 @@ def test_history_shows_what_was_pinned(run: Terminal, store: Path) -> None:
     pin = {"label": "best so far", "lineage": "00"}
     records = [
         *batches(2),
-        Record(kind=Kind.PIN, at=T0 + 20, index=1, metadata=pin),
-        Record(kind=Kind.UNPIN, at=T0 + 30, metadata={"label": "best so far"}),
+        Record(kind=RecordKind.PIN, at=T0 + 20, index=1, metadata=pin),
+        Record(kind=RecordKind.UNPIN, at=T0 + 30, metadata={"label": "best so far"}),
     ]
     make_run(store, "run", {("a",): records})
     assert squeezed(run("history", store, "--stream", "a").lines)[3:5] == [
@@ -510,7 +512,7 @@ def test_history_shows_what_was_pinned(run: Terminal, store: Path) -> None:
 
 
 def test_every_kind_of_record_has_a_word() -> None:
-    assert set(KINDS) == set(Kind)
+    assert set(KINDS) == set(RecordKind)
 
 
 def test_history_wants_one_stream(run: Terminal, gh: Path) -> None:

@@ -15,7 +15,7 @@ import trio
 
 from trio_ckpt._journal.folds import encode_progress
 from trio_ckpt._journal.progress import Progress, apply
-from trio_ckpt._journal.record import ErrorInfo, Kind, Opened, Output, Record, encode_record
+from trio_ckpt._journal.record import ErrorInfo, Opened, Output, Record, RecordKind, encode_record
 from trio_ckpt._runs.config import config_digest
 from trio_ckpt._util.plain import RUN_STREAM, StreamKey, encode_key
 from trio_ckpt.abc import Checkpoint, Fold, RunKey
@@ -46,13 +46,13 @@ def batches(count: int, **fields: Any) -> list[Record]:
 
 def complete(count: int, **fields: Any) -> list[Record]:
     """Batches, and the word that they are all."""
-    last = Record(kind=Kind.FINISH, at=T0 + 10 + count, last_index=count - 1)
+    last = Record(kind=RecordKind.FINISH, at=T0 + 10 + count, last_index=count - 1)
     return [*batches(count, **fields), last]
 
 
 def failed(message: str, *, retryable: bool, kind: str = "ForbiddenError") -> Record:
     """The word that a stream failed."""
-    return Record(kind=Kind.FAIL, at=T0 + 50, error=ErrorInfo(kind, message, retryable, 3))
+    return Record(kind=RecordKind.FAIL, at=T0 + 50, error=ErrorInfo(kind, message, retryable, 3))
 
 
 def session(number: int = 1, **fields: Any) -> Record:
@@ -70,7 +70,7 @@ def session(number: int = 1, **fields: Any) -> Record:
         "began": T0 + 3_600 * (number - 1),
         **fields,
     }
-    return Record(kind=Kind.SESSION, at=facts["began"], metadata=facts)
+    return Record(kind=RecordKind.SESSION, at=facts["began"], metadata=facts)
 
 
 def ended(began: Record, how: str = "ended", **counts: Any) -> Record:
@@ -79,7 +79,7 @@ def ended(began: Record, how: str = "ended", **counts: Any) -> Record:
     at = facts["began"] + 60
     told = {"batches": 0, "skipped": 0, "retries": 0, "records": 0, "totals": {}, "spent": {}}
     return Record(
-        kind=Kind.END,
+        kind=RecordKind.END,
         at=at,
         metadata={**facts, "ended": how, "at": at, "counts": {**told, **counts}},
     )
@@ -138,7 +138,7 @@ def make_gh(folder: Path, *, sessions: Iterable[Record] | None = None) -> None:
     spent = {"cost_usd": 0.25}
     gone = failed("403: not yours", retryable=False)
     slow = failed("slow down", retryable=True, kind="RateLimitError")
-    skip = Record(kind=Kind.SKIP, at=T0 + 30, index=4, attempts=3, error=ErrorInfo("E", "no"))
+    skip = Record(kind=RecordKind.SKIP, at=T0 + 30, index=4, attempts=3, error=ErrorInfo("E", "no"))
     make_run(
         folder,
         "gh-2025",
@@ -150,9 +150,9 @@ def make_gh(folder: Path, *, sessions: Iterable[Record] | None = None) -> None:
             ("org/repo3", "pulls"): [
                 *batches(4),
                 skip,
-                Record(kind=Kind.FINISH, at=T0 + 31, last_index=4),
+                Record(kind=RecordKind.FINISH, at=T0 + 31, last_index=4),
             ],
-            ("org/repo4", "pulls"): [Record(kind=Kind.ADD, at=T0, position=0)],
+            ("org/repo4", "pulls"): [Record(kind=RecordKind.ADD, at=T0, position=0)],
         },
         [first, ended(first, **counts)] if sessions is None else sessions,
     )

@@ -31,11 +31,11 @@ from trio_ckpt import (
     open_run,
 )
 from trio_ckpt._commit.batch import AttemptState, Batch
-from trio_ckpt._commit.exits import Way, way_of
-from trio_ckpt._commit.gate import GATE, Action, Passed
+from trio_ckpt._commit.exits import Exit, way_of
+from trio_ckpt._commit.gate import GATE, GateAction, Passed
 from trio_ckpt._commit.retry import Again
 from trio_ckpt._commit.stream_outputs import StreamFiles
-from trio_ckpt._journal.record import Kind, Record, decode_record
+from trio_ckpt._journal.record import Record, RecordKind, decode_record
 from trio_ckpt._runs.stream import Stream
 from trio_ckpt._util.plain import encode_key
 from trio_ckpt.stores import MemoryStore
@@ -54,27 +54,29 @@ class Cell:
     """What one cell of the table promises."""
 
     token: TokenState
-    records: tuple[Kind, ...] = ()
+    records: tuple[RecordKind, ...] = ()
     raises: type[BaseException] | None = None
     error: type[Exception] | None = None  # what waiters get
     left: int | None = 0  # the first batch left on the next start; None: complete
     passed: Any = Passed.GO_ON
 
 
-SAVED = Cell(CONFIRMED, (Kind.BATCH,), left=1)
-OVER = Cell(CONFIRMED, (Kind.BATCH,), left=1)
+SAVED = Cell(CONFIRMED, (RecordKind.BATCH,), left=1)
+OVER = Cell(CONFIRMED, (RecordKind.BATCH,), left=1)
 FORGOTTEN = Cell(
-    FAILED, (Kind.ATTEMPT,), raises=TokenNeverSettledError, error=CheckpointFailedError
+    FAILED, (RecordKind.ATTEMPT,), raises=TokenNeverSettledError, error=CheckpointFailedError
 )
-GIVEN_UP = Cell(FAILED, (Kind.ATTEMPT,), raises=BatchFailedError, error=CheckpointFailedError)
-RECORDED = Cell(FAILED, (Kind.ATTEMPT,), error=CheckpointFailedError)
-SKIPPED = Cell(FAILED, (Kind.SKIP,), error=CheckpointFailedError, left=1)
+GIVEN_UP = Cell(FAILED, (RecordKind.ATTEMPT,), raises=BatchFailedError, error=CheckpointFailedError)
+RECORDED = Cell(FAILED, (RecordKind.ATTEMPT,), error=CheckpointFailedError)
+SKIPPED = Cell(FAILED, (RecordKind.SKIP,), error=CheckpointFailedError, left=1)
 CANCELLED = Cell(FAILED, error=BatchCancelledError)
-ENDED = Cell(WITHDRAWN, (Kind.SAVE,), error=BatchWithdrawnError, left=None, passed=Passed.ENDED)
-NEXT, CONFIRM, EXIT, ERROR, CANCEL = Way
+ENDED = Cell(
+    WITHDRAWN, (RecordKind.SAVE,), error=BatchWithdrawnError, left=None, passed=Passed.ENDED
+)
+NEXT, CONFIRM, EXIT, ERROR, CANCEL = Exit
 S = AttemptState
 
-LAW: dict[tuple[AttemptState, Way], Cell] = {
+LAW: dict[tuple[AttemptState, Exit], Cell] = {
     (S.OVER, NEXT): OVER,
     (S.OVER, CONFIRM): OVER,
     (S.OVER, EXIT): OVER,
@@ -142,7 +144,7 @@ async def left_on_restart(store: MemoryStore, state: Any) -> int | None:
 
 
 def test_the_table_is_whole() -> None:
-    assert {(state, way) for state in S for way in Way} == set(LAW)
+    assert {(state, way) for state in S for way in Exit} == set(LAW)
     assert {(state, way) for state, row in GATE.items() for way in row} == set(LAW)
 
 
@@ -157,10 +159,10 @@ async def reach(batch: Batch[Any], stream: Stream[Any], state: AttemptState) -> 
 
 
 @pytest.mark.parametrize("has_state", [False, True], ids=["stateless", "state"])
-@pytest.mark.parametrize("way", Way)
+@pytest.mark.parametrize("way", Exit)
 @pytest.mark.parametrize("state", S)
 async def test_every_cell(
-    state: AttemptState, way: Way, has_state: bool, autojump_clock: trio.testing.MockClock
+    state: AttemptState, way: Exit, has_state: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
     law = LAW | WITH_STATE if has_state else LAW
     cell = law[state, way]
@@ -247,7 +249,10 @@ async def test_a_failed_attempt_runs_again_under_the_same_token_if_the_table_say
         again.complete()
         await desk.pass_gate(again, NEXT)
         assert batch.token.state is CONFIRMED
-        assert [record.kind for record in await records_of(store)] == [Kind.ATTEMPT, Kind.BATCH]
+        assert [record.kind for record in await records_of(store)] == [
+            RecordKind.ATTEMPT,
+            RecordKind.BATCH,
+        ]
 
 
 async def test_a_final_failure_through_the_token_asks_no_table() -> None:
@@ -267,7 +272,7 @@ async def test_a_final_failure_through_the_token_asks_no_table() -> None:
 
 @pytest.mark.parametrize("way", [NEXT, CONFIRM, EXIT, CANCEL])
 async def test_a_completed_batch_that_fails_its_checks_is_a_failed_attempt(
-    way: Way, tmp_path: Any
+    way: Exit, tmp_path: Any
 ) -> None:
     """Its row is that of FAILED: what leaves when cancelled is the cancellation."""
     store = MemoryStore()
@@ -283,17 +288,17 @@ async def test_a_completed_batch_that_fails_its_checks_is_a_failed_attempt(
             with pytest.raises(BatchFailedError, match="never-written"):
                 await stream.desk.pass_gate(batch, way)
         assert batch.token.state is FAILED
-        assert [record.kind for record in await records_of(store)] == [Kind.ATTEMPT]
+        assert [record.kind for record in await records_of(store)] == [RecordKind.ATTEMPT]
     assert await left_on_restart(store, None) == 0
 
 
-@pytest.mark.parametrize("way", Way)
+@pytest.mark.parametrize("way", Exit)
 @pytest.mark.parametrize("state", [S.OPEN, S.COMPLETED, S.FAILED, S.SKIPPED])
 async def test_a_save_that_fails_leaves_no_token_pending(
-    state: AttemptState, way: Way, caplog: pytest.LogCaptureFixture
+    state: AttemptState, way: Exit, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What kept it from being saved is raised, or logged where an exception is leaving."""
-    if GATE[state][way] in (Action.REFUSE, Action.CANCEL, Action.REJECT):
+    if GATE[state][way] in (GateAction.REFUSE, GateAction.CANCEL, GateAction.REJECT):
         return
     inner = MemoryStore()
     store = FaultyStore(inner, {2: Fail()})

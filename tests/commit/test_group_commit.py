@@ -14,10 +14,10 @@ import trio_ckpt
 import trio_ckpt._journal.run_status
 import trio_ckpt.cli._overview
 from trio_ckpt import Batch, NotEncodableError, open_run, run_batches
-from trio_ckpt._commit.group_commit import Saver, open_saver
-from trio_ckpt._commit.pending_commit import Submission
-from trio_ckpt._commit.stream_log import Lane
-from trio_ckpt._journal.record import Kind, Record, encode_record
+from trio_ckpt._commit.group_commit import GroupCommitter, open_saver
+from trio_ckpt._commit.pending_commit import PendingCommit
+from trio_ckpt._commit.stream_log import StreamLog
+from trio_ckpt._journal.record import Record, RecordKind, encode_record
 from trio_ckpt._util.arguments import MAX_INDEX
 from trio_ckpt._util.errors import leaves_of
 from trio_ckpt._util.exact_sum import MAX_AMOUNT
@@ -104,13 +104,13 @@ async def test_blob_of_a_record_before_which_one_failed_is_sealed_again(
     store = CountingStore()
     async with store.lock_run("r") as owner, open_saver(store, RunKey("r", 0, owner)) as saver:
         lane = saver.add_lane(("s",), trio_ckpt.Progress())
-        record = Record(kind=Kind.NOTE, at=1.0)
+        record = Record(kind=RecordKind.NOTE, at=1.0)
         bad = await saver.encode(lane, encode_record(record), ("0" * 64,))  # is not there
 
         async def large() -> None:
-            await saver.save(lane, Record(kind=Kind.NOTE, at=1.0, metadata={"x": LARGE}))
+            await saver.save(lane, Record(kind=RecordKind.NOTE, at=1.0, metadata={"x": LARGE}))
 
-        submission = Submission(lane, record, bad, (), lambda _error: None)
+        submission = PendingCommit(lane, record, bad, (), lambda _error: None)
         async with trio.open_nursery() as nursery:
             lane.submitted = bad.sequence  # as if it were on its way
             nursery.start_soon(large)
@@ -126,12 +126,12 @@ async def test_blob_of_a_record_before_which_one_failed_is_sealed_again(
 # ---------------------------------------------------------------------------------------
 
 
-def batch_of(saver: Saver, lane: Lane, index: int, records: int) -> Submission:
+def batch_of(saver: GroupCommitter, lane: StreamLog, index: int, records: int) -> PendingCommit:
     record = Record(at=1.0, index=index, records=records)
     sequence = lane.submitted + 1
     sealed = lane.tools.seal.close(sequence, encode_record(record))
     checkpoint = trio_ckpt.abc.Checkpoint(lane.text, sequence, sealed)
-    return Submission(lane, record, checkpoint, (), lambda _error: None)
+    return PendingCommit(lane, record, checkpoint, (), lambda _error: None)
 
 
 async def test_records_beyond_what_can_be_counted_are_refused() -> None:

@@ -35,7 +35,7 @@ from trio_ckpt import (
     run_batches,
 )
 from trio_ckpt._journal.history import read_pages
-from trio_ckpt._journal.record import Kind, Record
+from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._runs import verify
 from trio_ckpt._util.exact_sum import MAX_AMOUNT
 from trio_ckpt.abc import Checkpoint, Fold, HistoryPage, RunKey
@@ -219,7 +219,7 @@ async def test_the_history_keeps_the_reason(caplog: pytest.LogCaptureFixture) ->
             with caplog.at_level(logging.INFO):
                 await stream.redo([1], reason="the schema changed")
         await run.rewind(("s",), to=0, reason="the source was corrected")
-    notes = [r.metadata["reason"] for r in await read_records(store) if r.kind is Kind.REDO]
+    notes = [r.metadata["reason"] for r in await read_records(store) if r.kind is RecordKind.REDO]
     assert notes == ["the schema changed", "the source was corrected"]
     assert "run 'r', stream 's': batches 1 go back to work: the schema changed" in caplog.text
 
@@ -821,7 +821,7 @@ async def test_a_shortened_append_file_goes_back_to_before_what_it_lost(
     lost = next(n for n in range(5) if sizes[n + 1] > len(short))
     assert await append(store, tmp_path) == list(range(lost, 5))
     assert {name: (tmp_path / name).read_bytes() for name in whole} == whole
-    reasons = [r.metadata["reason"] for r in await read_records(store) if r.kind is Kind.REDO]
+    reasons = [r.metadata["reason"] for r in await read_records(store) if r.kind is RecordKind.REDO]
     assert reasons == [f"a.jsonl was shortened to {len(short)} bytes"]
 
 

@@ -33,7 +33,7 @@ from trio_ckpt import (
 )
 from trio_ckpt._commit.stream_outputs import OWNER_AGE_S
 from trio_ckpt._journal.history import read_pages
-from trio_ckpt._journal.record import Kind
+from trio_ckpt._journal.record import RecordKind
 from trio_ckpt.outputs import AppendFile, OutputDir, RawCheck
 from trio_ckpt.stores import MemoryStore, open_store
 
@@ -265,7 +265,7 @@ async def test_why_it_went_back_is_kept_in_the_history(tmp_path: Path) -> None:
         async with run.open_stream("s", validate=schema):
             pass
     found = [r async for p in read_pages(store, "r", 0, ("s",)) for _, r in p]
-    redone = {r.metadata["path"]: r.metadata["reason"] for r in found if r.kind is Kind.REDO}
+    redone = {r.metadata["path"]: r.metadata["reason"] for r in found if r.kind is RecordKind.REDO}
     assert redone.keys() == {"0.json", "2.json"}
     assert redone["0.json"] == "missing"
     assert redone["2.json"].startswith("invalid: page: ")

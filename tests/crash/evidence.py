@@ -15,7 +15,7 @@ import trio
 from tests.crash.steady import KINDS, LINES, RUN, STREAM, line, page, page_name
 from trio_ckpt import Status, StoreDamagedError
 from trio_ckpt._journal.history import read_pages
-from trio_ckpt._journal.record import Kind, Record
+from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt.stores import open_store
 
 JOURNAL = re.compile(rf"runs/{RUN}/journal\.\d+\.jsonl")
@@ -75,10 +75,10 @@ async def _look(url: str, out: Path) -> Evidence:
     records: dict[int, Record] = {}
     times: Counter[int] = Counter()
     for _, record in found:
-        if record.kind is Kind.BATCH and record.index is not None:
+        if record.kind is RecordKind.BATCH and record.index is not None:
             records[record.index] = record
             times[record.index] += 1
-        elif record.kind is Kind.REDO:
+        elif record.kind is RecordKind.REDO:
             times.clear()  # what is put back is confirmed again
     problems = [*_problems_of_records(found, times), *_problems_of_files(records, out)]
     if set(records) != set(progress.confirmed):
@@ -88,7 +88,7 @@ async def _look(url: str, out: Path) -> Evidence:
         records,
         times,
         progress.status is Status.COMPLETE,
-        sum(record.kind is Kind.REDO for _, record in found),
+        sum(record.kind is RecordKind.REDO for _, record in found),
         tuple(problems),
     )
 
@@ -101,9 +101,9 @@ def _problems_of_records(found: list[tuple[int, Record]], times: Counter[int]) -
     problems += [f"batch {index} is confirmed {n} times" for index, n in times.items() if n > 1]
     total = 0
     for _, record in found:
-        if record.kind is Kind.REDO:
+        if record.kind is RecordKind.REDO:
             return problems  # sums begin anew somewhere: outputs are compared all the same
-        if record.kind is Kind.BATCH:
+        if record.kind is RecordKind.BATCH:
             total += record.index or 0
             if record.metadata["sum"] != total:
                 problems.append(f"the state of batch {record.index} is another one's")

@@ -166,12 +166,12 @@ class Points:
             (_system.System, "rename", "rename"),
             (_append.AppendFile, "append", "append"),
             (_append, "write_all", "pwrite"),
-            (_sqlite_writer.Writer, "save", "save"),
-            (writer.Writer, "save", "save"),
-            (_sqlite_writer.Writer, "_commit", "commit"),
+            (_sqlite_writer.SqliteWriter, "save", "save"),
+            (writer.JsonWriter, "save", "save"),
+            (_sqlite_writer.SqliteWriter, "_commit", "commit"),
             (writer, "write_all", "commit"),
         ]
-        after = [(_sqlite_writer.Writer, "save"), (writer.Writer, "save")]
+        after = [(_sqlite_writer.SqliteWriter, "save"), (writer.JsonWriter, "save")]
         for place, name, point in before:
             setattr(place, name, self._with(getattr(place, name), point, ""))
         for place, name in after:
@@ -200,7 +200,7 @@ def run_program(orders: Orders) -> int:
             setattr(_system.System, name, lambda _system, _fd: None)
     if orders.flaw == OWNERS_FLAW:
         _system.System.lock = lambda _system, _fd: None  # type: ignore[method-assign]
-        group_commit.Saver.check_owner = _ask_nobody  # type: ignore[method-assign]
+        group_commit.GroupCommitter.check_owner = _ask_nobody  # type: ignore[method-assign]
     if orders.waits:
         os.read(0, 1)
     try:

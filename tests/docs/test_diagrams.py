@@ -8,7 +8,7 @@ import pytest
 
 from docs import diagrams
 from tests.proof import read_rows
-from trio_ckpt._commit.exits import Way
+from trio_ckpt._commit.exits import Exit
 from trio_ckpt._commit.gate import GATE
 from trio_ckpt._tokens.token import TRANSITIONS
 
@@ -56,4 +56,4 @@ def test_the_table_has_every_cell() -> None:
     assert len(rows) == len(GATE) + 2
     for row, (state, actions) in zip(rows[2:], GATE.items(), strict=True):
         cells = [cell.strip() for cell in row.strip("|").split("|")]
-        assert cells == [state.name, *(actions[way].value for way in Way)]
+        assert cells == [state.name, *(actions[way].value for way in Exit)]

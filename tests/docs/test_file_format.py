@@ -14,7 +14,7 @@ import pytest
 from trio_ckpt import Retention, abc
 from trio_ckpt._commit import snapshots, state_manager, stored_state
 from trio_ckpt._journal import folds, progress, record
-from trio_ckpt._journal.record import Kind, Record, Seal
+from trio_ckpt._journal.record import Record, RecordKind, Seal
 from trio_ckpt._util import plain
 from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.outputs import lines_digest
@@ -71,7 +71,7 @@ def test_the_fields_of_a_record() -> None:
 
 
 def test_the_kinds_of_records() -> None:
-    assert first_two(table("Records", "kind")) == [[str(k.value), k.name] for k in Kind]
+    assert first_two(table("Records", "kind")) == [[str(k.value), k.name] for k in RecordKind]
 
 
 def test_a_set_of_indexes_is_stored_as_the_page_says() -> None:
@@ -87,7 +87,7 @@ def test_the_places_of_a_fold() -> None:
 
 def test_the_places_of_a_frame_a_view_and_a_patch() -> None:
     frames, views, patches = (rows[1:] for rows in tables_of("Frames"))
-    assert first_two(frames) == places(frame.Frame)
+    assert first_two(frames) == places(frame.StateFrame)
     assert first_two(views) == [
         [str(place), field.name] for place, field in enumerate(attrs.fields(buffers.View))
     ]

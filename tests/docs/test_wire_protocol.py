@@ -12,11 +12,11 @@ import pytest
 from trio_ckpt.remote._wire import frames, message, messages, protocol
 from trio_ckpt.remote._wire.faults import FAULTS
 from trio_ckpt.remote._wire.messages import MESSAGES, JobOptions
-from trio_ckpt.remote._wire.protocol import PHASES, TASKS, Role
+from trio_ckpt.remote._wire.protocol import PHASES, TASKS, PeerRole
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "wire-protocol.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-SIDES = {Role.WORKER: "worker", Role.CLIENT: "client"}
+SIDES = {PeerRole.WORKER: "worker", PeerRole.CLIENT: "client"}
 
 
 def table(*head: str) -> list[list[str]]:
@@ -46,7 +46,7 @@ def test_the_header_of_a_frame() -> None:
 def test_the_kinds_of_messages() -> None:
     wanted: list[list[str]] = []
     for kind, struct in MESSAGES.items():
-        roles = [role for role in Role if any(kind in cells for cells in PHASES[role].values())]
+        roles = [role for role in PeerRole if any(kind in cells for cells in PHASES[role].values())]
         sides = ", ".join(dict.fromkeys(SIDES.get(role, "foreman") for role in roles))
         fields = ", ".join(struct.__struct_fields__)
         wanted.append([str(int(kind)), kind.name, sides, str(struct.MAX_BYTES), f"[{fields}]"])

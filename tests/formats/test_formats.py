@@ -15,7 +15,7 @@ import trio_ckpt
 from tests.formats.write import BIG, CURRENT, LEFT, PAGES, STORES, begin_weights, work
 from trio_ckpt import Status, StoreVersionError
 from trio_ckpt._journal.history import read_pages
-from trio_ckpt._journal.record import Kind
+from trio_ckpt._journal.record import RecordKind
 from trio_ckpt._maintenance.import_ import import_run
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import open_store
@@ -45,7 +45,7 @@ async def check_what_was_saved(store: Store) -> None:
     lines = view.streams["lines",].progress
     assert (lines.status, lines.cursor) == (Status.COMPLETE, {"after": 2})
     async for page in read_pages(store, "old", view.generation, ("lines",)):
-        batches = [record for _, record in page if record.kind is Kind.BATCH]
+        batches = [record for _, record in page if record.kind is RecordKind.BATCH]
         assert [record.metadata for record in batches] == [{"big": BIG}] * 3
     assert list(view.streams["site",].progress.confirmed) == [0, 1, 2]
 

@@ -109,11 +109,11 @@ def open_journal() -> Reader:
 
     entries = [msgspec.Raw(encode_entry(one)) for one in _checkpoints()]
     lines = [
-        fmt.Line(4, 1),
-        fmt.Line(4, 1, [('["a"]', entries[5]), ('["b"]', entries[0])]),
-        fmt.Line(5, 1, folds=[('["a"]', msgspec.Raw(encode_fold(Fold("", 3, b"x"))))]),
-        fmt.Line(5, 1, drops=[('["a"]', [1, 2])]),
-        fmt.Line(5, 2, [('["a"]', entries[0])]),
+        fmt.JournalLine(4, 1),
+        fmt.JournalLine(4, 1, [('["a"]', entries[5]), ('["b"]', entries[0])]),
+        fmt.JournalLine(5, 1, folds=[('["a"]', msgspec.Raw(encode_fold(Fold("", 3, b"x"))))]),
+        fmt.JournalLine(5, 1, drops=[('["a"]', [1, 2])]),
+        fmt.JournalLine(5, 2, [('["a"]', entries[0])]),
     ]
     texts = [fmt.encode_line(line) for line in lines]
     whole, torn = b"\xff" + b"\n".join(texts), b"\x01" + texts[1]

@@ -21,7 +21,7 @@ from trio_ckpt.state._arrays.engine import ArrayEngine
 from trio_ckpt.state._plan import Plan
 from trio_ckpt.state._tree.delta import diff_tree
 from trio_ckpt.state._tree.format import MUTABLE, Tree, encode_tree
-from trio_ckpt.state._tree.frame import Frame
+from trio_ckpt.state._tree.frame import StateFrame
 
 BLOCK_BYTES = 6_000  # in each block of `make_blocks`
 
@@ -132,7 +132,7 @@ def make_chain(engine: ArrayEngine) -> list[bytes]:
         stored = held.stored()
         held.release()
         delta = None if tree is None else diff_tree(tree, flat.tree)
-        frame = Frame(
+        frame = StateFrame(
             lineage=lineage,
             number=number,
             parent=parent,

@@ -11,7 +11,7 @@ import trio
 from tests.cli.tools import T0, batches, complete, ended, failed, session
 from tests.fuzz.case import Reader, Target, law
 from tests.fuzz.records import RECORDS
-from trio_ckpt._journal.record import Kind, Record, decode_record, encode_record
+from trio_ckpt._journal.record import Record, RecordKind, decode_record, encode_record
 from trio_ckpt._util.errors import StoreDamagedError, StoreError, UnknownRunError
 from trio_ckpt._util.plain import RUN_STREAM, StreamKey, encode_key
 from trio_ckpt.abc import Checkpoint, RunKey
@@ -45,7 +45,7 @@ def open_shown() -> Reader:
     own = [first, ended(first, batches=3), second, ended(second, how="was stopped")]
     stream = [
         *batches(2, totals={"cost": 0.5}, spent={"n": 1}),
-        Record(kind=Kind.SKIP, at=T0 + 20, index=3),
+        Record(kind=RecordKind.SKIP, at=T0 + 20, index=3),
         failed("no", retryable=True),
         *complete(1),
     ]
@@ -89,7 +89,7 @@ def open_shown() -> Reader:
         if not isinstance(fields["metadata"], dict):
             fields["metadata"] = {}
         if rng.random() < 0.3:
-            fields["kind"] = rng.choice(list(Kind))
+            fields["kind"] = rng.choice(list(RecordKind))
         return bytes((place,)) + encode_record(Record(**fields))
 
     seeds = [bytes((place,)) + encode_record(record) for place, record in enumerate(every)]

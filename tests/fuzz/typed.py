@@ -14,7 +14,7 @@ from tests.fuzz.case import Reader, Target, law
 from trio_ckpt._util.text import one_line
 from trio_ckpt.cli._app import COMMANDS, app
 from trio_ckpt.cli._exits import CommandError, exit_code_of
-from trio_ckpt.monitor._access import Access, Refused, Role
+from trio_ckpt.monitor._access import Access, AccessDenied, AccessRole
 from trio_ckpt.monitor._endpoints import ENDPOINTS
 from trio_ckpt.monitor._guard import refusal_body
 from trio_ckpt.monitor._parameters import BadRequestError
@@ -86,11 +86,11 @@ def open_request() -> Reader:
         }
         verdict = access.judge(scope)
         knows = [value for name, value in headers if name == b"authorization"]
-        if isinstance(verdict, Refused):
+        if isinstance(verdict, AccessDenied):
             law(holds=b"\n" not in refusal_body(verdict), broken="a forged line")
             return f"refused {verdict.status}"
-        if verdict is not Role.NOBODY:
-            wanted = SECRET if verdict is Role.VIEWER else ACTION_SECRET
+        if verdict is not AccessRole.NOBODY:
+            wanted = SECRET if verdict is AccessRole.VIEWER else ACTION_SECRET
             law(
                 holds=len(knows) == 1 and knows[0].strip().endswith(wanted.encode()),
                 broken="let in without the secret",

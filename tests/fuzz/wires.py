@@ -12,12 +12,12 @@ from trio_ckpt.remote._wire.errors import ProtocolError, RemoteProtocolError
 from trio_ckpt.remote._wire.frames import HEADER, MAX_PARTIAL, decode_frame, encode_frame
 from trio_ckpt.remote._wire.messages import (
     MESSAGES,
-    Kind,
     Message,
+    MessageKind,
     decode_message,
     encode_message,
 )
-from trio_ckpt.remote._wire.protocol import PHASES, Connection, Phase, Role
+from trio_ckpt.remote._wire.protocol import PHASES, Connection, ConnectionPhase, PeerRole
 
 LENGTH_BYTES = 2  # before each frame of an input of several
 FRAMES = 8  # of one input
@@ -76,19 +76,19 @@ def _prefixed(frame: bytes) -> bytes:
     return len(frame).to_bytes(LENGTH_BYTES) + frame
 
 
-def _busy_pair(role: Role) -> tuple[Connection, Connection]:
+def _busy_pair(role: PeerRole) -> tuple[Connection, Connection]:
     """A peer and its foreman; a worker has an item, and has asked two things."""
     peer, foreman = open_pair(role)
-    if role is Role.WORKER:
-        foreman.send(SAMPLES[Kind.ASSIGN_TASK])
+    if role is PeerRole.WORKER:
+        foreman.send(SAMPLES[MessageKind.ASSIGN_TASK])
         exchange(foreman, peer)
-        peer.send(SAMPLES[Kind.TASK_CHECKPOINT])
-        peer.send(SAMPLES[Kind.STORE_CALL])
+        peer.send(SAMPLES[MessageKind.TASK_CHECKPOINT])
+        peer.send(SAMPLES[MessageKind.STORE_CALL])
         exchange(peer, foreman)
     return peer, foreman
 
 
-def _open_side(sides: tuple[Role, ...], *, is_foreman: bool) -> Reader:
+def _open_side(sides: tuple[PeerRole, ...], *, is_foreman: bool) -> Reader:
     """One side of a connection, new (an even first byte) or in the middle of its work."""
 
     def read(data: bytes) -> str:
@@ -113,10 +113,10 @@ def _open_side(sides: tuple[Role, ...], *, is_foreman: bool) -> Reader:
     said: dict[int, list[bytes]] = {}
     for place, role in enumerate(sides):
         speaker = role if is_foreman else _FOREMAN_TO[role]
-        first = SAMPLES[Kind.HELLO if is_foreman else Kind.WELCOME]
-        later = [SAMPLES[kind] for kind in PHASES[speaker][Phase.OPEN]]
-        if role is Role.CLIENT and is_foreman:
-            first = hello(Role.CLIENT)
+        first = SAMPLES[MessageKind.HELLO if is_foreman else MessageKind.WELCOME]
+        later = [SAMPLES[kind] for kind in PHASES[speaker][ConnectionPhase.OPEN]]
+        if role is PeerRole.CLIENT and is_foreman:
+            first = hello(PeerRole.CLIENT)
         new, busy = 2 * place, 2 * place + 1
         seeds += [bytes((new,)) + _joined(first, message) for message in later]
         seeds += [bytes((busy,)) + _joined(message) for message in later]
@@ -135,19 +135,19 @@ def _open_side(sides: tuple[Role, ...], *, is_foreman: bool) -> Reader:
     return Reader(read, seeds, fresh)
 
 
-_FOREMAN_TO = {Role.WORKER: Role.TO_WORKER, Role.CLIENT: Role.TO_CLIENT}
+_FOREMAN_TO = {PeerRole.WORKER: PeerRole.TO_WORKER, PeerRole.CLIENT: PeerRole.TO_CLIENT}
 
 
 def open_foreman() -> Reader:
-    return _open_side((Role.WORKER, Role.CLIENT), is_foreman=True)
+    return _open_side((PeerRole.WORKER, PeerRole.CLIENT), is_foreman=True)
 
 
 def open_worker() -> Reader:
-    return _open_side((Role.WORKER,), is_foreman=False)
+    return _open_side((PeerRole.WORKER,), is_foreman=False)
 
 
 def open_client() -> Reader:
-    return _open_side((Role.CLIENT,), is_foreman=False)
+    return _open_side((PeerRole.CLIENT,), is_foreman=False)
 
 
 TARGETS = {

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from trio_ckpt import Batch, Status, StoreDamagedError, Stream, open_run, run_batches
-from trio_ckpt._journal.history import Standing, read_pages, run_facts, run_runtime_s
+from trio_ckpt._journal.history import LiveRecords, read_pages, run_facts, run_runtime_s
 from trio_ckpt._journal.progress import Progress, apply
-from trio_ckpt._journal.record import Kind, Record
+from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt.abc import Checkpoint, RunKey, RunView
 from trio_ckpt.stores import MemoryStore, open_store
 
@@ -47,7 +47,7 @@ async def test_pages_are_newest_first_and_whole(kind: str, limit: int, tmp_path:
     assert [len(page) for page in pages[:-1]] == [limit] * (len(pages) - 1)
     flat = [entry for page in pages for entry in page]
     assert [sequence for sequence, _ in flat] == [5, 4, 3, 2, 1]
-    assert [record.kind for _, record in flat] == [Kind.FINISH] + [Kind.BATCH] * 4
+    assert [record.kind for _, record in flat] == [RecordKind.FINISH] + [RecordKind.BATCH] * 4
     await store.aclose()
 
 
@@ -75,18 +75,18 @@ def test_what_stands_is_the_newest_of_each_batch_that_is_done(seed: int) -> None
     for sequence in range(1, 40):
         index = rng.randrange(6)
         if index in stands:
-            record = Record(kind=Kind.REDO, at=0.0, steps=(index, 1))
+            record = Record(kind=RecordKind.REDO, at=0.0, steps=(index, 1))
             del stands[index]
         elif rng.random() < 0.3:
-            record = Record(kind=Kind.ATTEMPT, at=0.0, index=index)
+            record = Record(kind=RecordKind.ATTEMPT, at=0.0, index=index)
         else:
-            kind = rng.choice([Kind.BATCH, Kind.SKIP])
+            kind = rng.choice([RecordKind.BATCH, RecordKind.SKIP])
             record = Record(kind=kind, at=0.0, index=index)
             stands[index] = sequence
         apply(progress, sequence, record)
         log.append((sequence, record))
-    for kind, done in ((Kind.BATCH, progress.confirmed), (Kind.SKIP, progress.skipped)):
-        standing = Standing(progress)
+    for kind, done in ((RecordKind.BATCH, progress.confirmed), (RecordKind.SKIP, progress.skipped)):
+        standing = LiveRecords(progress)
         size = rng.randrange(1, 10)
         newest = log[::-1]
         found = [
@@ -101,20 +101,20 @@ def test_what_stands_is_the_newest_of_each_batch_that_is_done(seed: int) -> None
 def test_what_stands_is_of_the_moment_when_the_reading_began() -> None:
     log = [
         *((n + 1, Record(at=0.0, index=n)) for n in range(3)),
-        (4, Record(kind=Kind.REDO, at=0.0, steps=(1, 1))),
+        (4, Record(kind=RecordKind.REDO, at=0.0, steps=(1, 1))),
         (5, Record(at=0.0, index=1)),
-        (6, Record(kind=Kind.SKIP, at=0.0, index=3)),
+        (6, Record(kind=RecordKind.SKIP, at=0.0, index=3)),
     ]
     expected = {3: [2, 1, 0], 4: [2, 0], 5: [1, 2, 0], 6: [1, 2, 0]}
     for moment, indexes in expected.items():
         progress = Progress()
         for sequence, record in log[:moment]:
             apply(progress, sequence, record)
-        standing = Standing(progress)
+        standing = LiveRecords(progress)
         for sequence, record in log[moment:]:  # what is saved meanwhile changes nothing
             apply(progress, sequence, record)
         assert [e.index for e in standing.of(log[::-1])] == indexes
-        assert [e.index for e in standing.of(log[::-1], Kind.SKIP)] == [3] * (moment == 6)
+        assert [e.index for e in standing.of(log[::-1], RecordKind.SKIP)] == [3] * (moment == 6)
 
 
 # ---------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ async def test_the_range_that_was_worked_on_is_in_the_history() -> None:
         record.metadata["range"]
         for page in await read(store)
         for _, record in page
-        if record.kind is Kind.NOTE
+        if record.kind is RecordKind.NOTE
     ]
     assert notes[::-1] == [[1, 2], [7, None], [None, 3]]
 

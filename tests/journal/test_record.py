@@ -18,10 +18,10 @@ from trio_ckpt._journal.record import (
     MAX_ERROR_CHARS,
     MAX_RECORD_BYTES,
     ErrorInfo,
-    Kind,
     Opened,
     Output,
     Record,
+    RecordKind,
     Seal,
     SinkLines,
     Status,
@@ -65,7 +65,7 @@ COUNT = st.integers(0, 99)
 ERROR = st.builds(ErrorInfo, TEXT, TEXT, st.booleans(), st.none() | INDEX)
 RECORDS = st.builds(
     Record,
-    kind=st.sampled_from(Kind),
+    kind=st.sampled_from(RecordKind),
     at=TIME,
     index=INDEX,
     item=st.binary(max_size=8),
@@ -282,7 +282,7 @@ def test_a_cursor_may_be_set_to_none() -> None:
 
 
 def test_an_attempt_is_remembered_until_its_batch_is_confirmed() -> None:
-    failed = batch(0, kind=Kind.ATTEMPT, attempts=2, error=BOOM, spent={"usd": 1})
+    failed = batch(0, kind=RecordKind.ATTEMPT, attempts=2, error=BOOM, spent={"usd": 1})
     progress = progress_of(failed)
     assert progress.failures == {0: FailedAttempt(2, BOOM)}
     assert progress.first_left(0) == 0
@@ -292,12 +292,12 @@ def test_an_attempt_is_remembered_until_its_batch_is_confirmed() -> None:
 
 
 def test_a_skip_is_done_but_not_confirmed_and_retry_puts_it_back() -> None:
-    skip = batch(1, kind=Kind.SKIP, attempts=3, error=BOOM)
+    skip = batch(1, kind=RecordKind.SKIP, attempts=3, error=BOOM)
     progress = progress_of(batch(0), skip, batch(2))
     assert (list(progress.confirmed), list(progress.skipped)) == ([0, 2], [1])
     assert (progress.failures, progress.skips) == ({}, {1: FailedAttempt(3, BOOM)})
     assert progress.first_left(0) == 3
-    retry = Record(kind=Kind.RETRY, at=9.0, steps=(1, 1))
+    retry = Record(kind=RecordKind.RETRY, at=9.0, steps=(1, 1))
     progress = progress_of(batch(0), skip, batch(2), retry)
     assert (list(progress.skipped), progress.failures, progress.first_left(0)) == ([], {}, 1)
     progress = progress_of(skip, batch(1))
@@ -305,12 +305,12 @@ def test_a_skip_is_done_but_not_confirmed_and_retry_puts_it_back() -> None:
 
 
 def test_a_failed_stream_says_why_until_it_goes_on() -> None:
-    fail = Record(kind=Kind.FAIL, at=5.0, error=BOOM, index=1, attempts=4)
+    fail = Record(kind=RecordKind.FAIL, at=5.0, error=BOOM, index=1, attempts=4)
     progress = progress_of(batch(0), fail)
     assert (progress.status, progress.error, progress.failed_at) == (Status.FAILED, BOOM, 5.0)
     assert progress.failures == {1: FailedAttempt(4, BOOM)}
-    assert progress_of(Record(kind=Kind.FAIL, at=5.0, error=BOOM)).failures == {}
-    progress = progress_of(batch(0), fail, Record(kind=Kind.RETRY, at=6.0, steps=(1, 1)))
+    assert progress_of(Record(kind=RecordKind.FAIL, at=5.0, error=BOOM)).failures == {}
+    progress = progress_of(batch(0), fail, Record(kind=RecordKind.RETRY, at=6.0, steps=(1, 1)))
     assert (progress.status, progress.error, progress.failed_at, progress.failures) == (
         Status.INTERRUPTED,
         None,
@@ -320,13 +320,13 @@ def test_a_failed_stream_says_why_until_it_goes_on() -> None:
 
 
 def test_a_finished_stream_is_complete_until_it_is_opened_again() -> None:
-    finish = Record(kind=Kind.FINISH, at=7.0, metadata={"loss": 1}, last_index=0)
-    fail = Record(kind=Kind.FAIL, at=6.0, error=BOOM)
+    finish = Record(kind=RecordKind.FINISH, at=7.0, metadata={"loss": 1}, last_index=0)
+    fail = Record(kind=RecordKind.FAIL, at=6.0, error=BOOM)
     progress = progress_of(batch(0), fail, finish)
     assert (progress.status, progress.completed_at) == (Status.COMPLETE, 7.0)
     assert (progress.error, progress.failed_at) == (None, None)
     assert (progress.metadata, progress.last_index) == ({"loss": 1}, 0)
-    progress = progress_of(batch(0), finish, Record(kind=Kind.SAVE, at=8.0, cursor="c"))
+    progress = progress_of(batch(0), finish, Record(kind=RecordKind.SAVE, at=8.0, cursor="c"))
     assert (progress.status, progress.completed_at) == (Status.COMPLETE, 7.0)
     assert (progress.cursor, list(progress.confirmed)) == ("c", [0])
     progress = progress_of(batch(0), finish, batch(1))
@@ -338,7 +338,13 @@ def test_redo_opens_holes_and_takes_back_what_the_batches_had_added() -> None:
     add: dict[str, Any] = {"records": 3, "totals": {"usd": 0.3}, "lines": (lines,)}
     taken = Taken(encode_sums({"usd": ExactSum().plus(0.3)}), {})
     redo = Record(
-        kind=Kind.REDO, at=3.0, steps=(1, 1), spent={"s": 1}, records=3, lines=(lines,), taken=taken
+        kind=RecordKind.REDO,
+        at=3.0,
+        steps=(1, 1),
+        spent={"s": 1},
+        records=3,
+        lines=(lines,),
+        taken=taken,
     )
     progress = progress_of(batch(0, records=1, totals={"usd": 0.1}), batch(1, **add), redo)
     assert (list(progress.confirmed), progress.records, progress.first_left(0)) == ([0], 1, 1)
@@ -346,8 +352,8 @@ def test_redo_opens_holes_and_takes_back_what_the_batches_had_added() -> None:
     assert progress.sinks == {"log": 0}
 
 
-@pytest.mark.parametrize("kind", [Kind.SESSION, Kind.END])
-def test_notes_of_the_run_are_its_newest_metadata(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [RecordKind.SESSION, RecordKind.END])
+def test_notes_of_the_run_are_its_newest_metadata(kind: RecordKind) -> None:
     notes = [Record(kind=kind, at=1.0, metadata={"a": 1}), Record(kind=kind, at=2.0, metadata={})]
     assert progress_of(notes[0]).metadata == {"a": 1}
     progress = progress_of(*notes)
@@ -362,9 +368,9 @@ def test_a_gap_in_the_sequence_is_damage(sequence: int) -> None:
     assert progress == Progress()
 
 
-@pytest.mark.parametrize("kind", [Kind.BATCH, Kind.SKIP, Kind.ATTEMPT])
+@pytest.mark.parametrize("kind", [RecordKind.BATCH, RecordKind.SKIP, RecordKind.ATTEMPT])
 @pytest.mark.parametrize("index", [None, -1])
-def test_a_batch_without_an_index_is_damage(kind: Kind, index: int | None) -> None:
+def test_a_batch_without_an_index_is_damage(kind: RecordKind, index: int | None) -> None:
     with pytest.raises(StoreDamagedError, match=f"kind {kind.name} names no batch"):
         progress_of(Record(kind=kind, at=0.0, index=index))
 
@@ -391,7 +397,7 @@ def test_a_fold_and_its_tail_are_the_whole(records: list[Record], data: st.DataO
 
 
 def test_every_kind_is_applied() -> None:
-    for kind in Kind:
+    for kind in RecordKind:
         assert progress_of(batch(0, kind=kind)).sequence == 1
 
 
@@ -498,7 +504,7 @@ def test_counts_that_no_fold_can_hold_are_damage() -> None:
 
 def skip_of(index: int) -> Record:
     error = ErrorInfo("NotFoundError", f"https://example.org/{index}: 404 Not Found: " + "x" * 200)
-    return Record(kind=Kind.SKIP, at=1.0, index=index, attempts=3, error=error)
+    return Record(kind=RecordKind.SKIP, at=1.0, index=index, attempts=3, error=error)
 
 
 def test_a_fold_does_not_grow_with_what_was_skipped() -> None:
@@ -531,7 +537,7 @@ def test_a_fold_of_an_earlier_version_keeps_the_newest_skips() -> None:
 def test_an_outage_keeps_all_attempts_and_the_newest_errors() -> None:
     progress = Progress()
     for index in range(MAX_ERRORS + 5):
-        record = Record(kind=Kind.ATTEMPT, at=1.0, index=index, attempts=2, error=BOOM)
+        record = Record(kind=RecordKind.ATTEMPT, at=1.0, index=index, attempts=2, error=BOOM)
         apply(progress, index + 1, record)
     folded = decode_progress(encode_progress(progress))
     assert {failed.attempts for failed in folded.failures.values()} == {2}
@@ -542,8 +548,8 @@ def test_an_outage_keeps_all_attempts_and_the_newest_errors() -> None:
 
 def test_what_goes_back_to_work_takes_its_error_with_it() -> None:
     progress = progress_of(skip_of(0), skip_of(1), skip_of(2))
-    apply(progress, 4, Record(kind=Kind.REDO, at=1.0, steps=(1, 1), taken=Taken({}, {})))
+    apply(progress, 4, Record(kind=RecordKind.REDO, at=1.0, steps=(1, 1), taken=Taken({}, {})))
     assert list(progress.skips) == [0, 2]
     apply(progress, 5, batch(1))
-    apply(progress, 6, Record(kind=Kind.RETRY, at=1.0, steps=(0, 3)))
+    apply(progress, 6, Record(kind=RecordKind.RETRY, at=1.0, steps=(0, 3)))
     assert progress.skips == {}

@@ -10,7 +10,7 @@ import pytest
 
 from trio_ckpt import Progress, Run, Status, UnknownStreamError, open_run
 from trio_ckpt._journal.progress import FailedAttempt, apply
-from trio_ckpt._journal.record import ErrorInfo, Kind, Record
+from trio_ckpt._journal.record import ErrorInfo, Record, RecordKind
 from trio_ckpt._journal.summary import (
     current_phase,
     failing,
@@ -177,7 +177,7 @@ def test_failing_are_those_that_may_run_again() -> None:
     failed = {n: FailedAttempt(1, None) for n in (1, 2, 5)}
     assert failing(progress(failures=failed)) == 3
     given_up = progress(failures=dict(failed), skipped=IndexSet())
-    apply(given_up, given_up.sequence + 1, Record(kind=Kind.SKIP, at=2.0, index=2))
+    apply(given_up, given_up.sequence + 1, Record(kind=RecordKind.SKIP, at=2.0, index=2))
     assert failing(given_up) == 2
     assert failing(progress(failures=failed, last_index=4)) == 2
     assert failing(progress(failures=failed, last_index=5)) == 3

@@ -14,7 +14,7 @@ import trio_ckpt
 from tests.outputs.faulty import files_in
 from trio_ckpt._journal.folds import encode_progress
 from trio_ckpt._journal.progress import Progress, apply
-from trio_ckpt._journal.record import Kind, Record, decode_record, encode_record
+from trio_ckpt._journal.record import Record, RecordKind, decode_record, encode_record
 from trio_ckpt._maintenance.archive_file import SEAL_BYTES, SEAL_WORDS
 from trio_ckpt._maintenance.export import ExportSummary, export_run
 from trio_ckpt._util.plain import RUN_STREAM, StreamKey, encode_key
@@ -75,7 +75,8 @@ async def save_many(
     """A run with so many records in these streams, and no folds."""
     for key, count in counts.items():
         records = [
-            Record(kind=Kind.BATCH, at=1.0, index=index, state=payload) for index in range(count)
+            Record(kind=RecordKind.BATCH, at=1.0, index=index, state=payload)
+            for index in range(count)
         ]
         await save_records(store, run_id, key, records)
 
@@ -129,7 +130,7 @@ async def everything(
         progress = stream.progress
         if as_exported and key == RUN_STREAM:
             newest = decode_record(records.pop(0)[1])
-            assert newest.kind is Kind.END
+            assert newest.kind is RecordKind.END
             progress = Progress()
             for sequence, payload in reversed(records):
                 apply(progress, sequence, decode_record(payload))

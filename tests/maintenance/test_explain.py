@@ -13,7 +13,7 @@ from trio_ckpt._journal.progress import FailedAttempt, Progress
 from trio_ckpt._journal.record import ErrorInfo, Status
 from trio_ckpt._maintenance.drift import DriftProblem
 from trio_ckpt._maintenance.explain import explain_run
-from trio_ckpt._maintenance.explain_streams import Action, Facts, Sentence, action_of, holes
+from trio_ckpt._maintenance.explain_streams import Facts, Sentence, StartAction, action_of, holes
 from trio_ckpt._maintenance.losses import Losses, LostState
 from trio_ckpt._util.exact_sum import ExactSum
 from trio_ckpt._util.index_set import IndexSet
@@ -418,17 +418,17 @@ def test_what_needs_a_word_comes_first_and_every_stream_is_in_one_sentence() -> 
     sentences: tuple[Sentence, ...] = explain_run(facts_of(parts))
     found = [(s.action, s.streams) for s in sentences if s.about == "streams"]
     assert found == [
-        (Action.REFUSE, (("gone",),)),
-        (Action.TRY_AGAIN, (("slow",),)),
-        (Action.GO_ON, (("open",),)),
-        (Action.BEGIN, (("new",),)),
-        (Action.SKIP, (("done",),)),
+        (StartAction.REFUSE, (("gone",),)),
+        (StartAction.TRY_AGAIN, (("slow",),)),
+        (StartAction.GO_ON, (("open",),)),
+        (StartAction.BEGIN, (("new",),)),
+        (StartAction.SKIP, (("done",),)),
     ]
 
 
 def test_every_status_has_an_action() -> None:
     for status in Status:
-        assert action_of(Progress(status=status)) in Action
+        assert action_of(Progress(status=status)) in StartAction
 
 
 def test_holes_are_what_is_neither_confirmed_nor_skipped_below_the_last() -> None:

@@ -26,7 +26,7 @@ from tests.maintenance.export_tools import (
 )
 from tests.outputs.faulty import FaultySystem, files_in
 from trio_ckpt import ArchiveError, OutputError, StoreDamagedError
-from trio_ckpt._journal.record import Kind, Record, SinkLines
+from trio_ckpt._journal.record import Record, RecordKind, SinkLines
 from trio_ckpt._maintenance import export, import_
 from trio_ckpt._maintenance.export import ExportSummary, export_run
 from trio_ckpt._maintenance.import_ import import_run
@@ -243,8 +243,8 @@ async def test_an_append_file_is_exported_as_far_as_it_is_confirmed(tmp_path: Pa
 async def test_an_append_file_of_which_nothing_counts_need_not_be_there(tmp_path: Path) -> None:
     store, lines = MemoryStore(), (SinkLines("l.jsonl", 3, b""),)
     records = [
-        Record(kind=Kind.BATCH, at=1.0, index=0, lines=lines),
-        Record(kind=Kind.REDO, at=2.0, steps=(0, 1), lines=lines),
+        Record(kind=RecordKind.BATCH, at=1.0, index=0, lines=lines),
+        Record(kind=RecordKind.REDO, at=2.0, steps=(0, 1), lines=lines),
     ]
     await save_records(store, "r", ("s",), records)
     assert (await export_all(store, tmp_path / "out", tmp_path / "r.zip")).outputs == 0

@@ -37,7 +37,7 @@ from trio_ckpt import (
     read_sessions,
 )
 from trio_ckpt._journal.history import run_facts, run_runtime_s
-from trio_ckpt._journal.record import Kind, Record, encode_record
+from trio_ckpt._journal.record import Record, RecordKind, encode_record
 from trio_ckpt._maintenance import import_
 from trio_ckpt._maintenance.archive_file import FRAME, PIECE_BYTES
 from trio_ckpt._maintenance.export import export_run
@@ -47,7 +47,7 @@ from trio_ckpt._runs.generations import left_to_archive
 from trio_ckpt._runs.session import look
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.outputs import NewFile
-from trio_ckpt.state import NO_ARRAYS, Frame, encode_frame
+from trio_ckpt.state import NO_ARRAYS, StateFrame, encode_frame
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import CommitThenError, Fail, FaultyStore, Hang, Reject
 
@@ -276,7 +276,7 @@ def set_record(payload: bytes) -> Edit:
 
 
 def batch(**fields: Any) -> bytes:
-    return encode_record(Record(kind=Kind.BATCH, at=1.0, **fields))
+    return encode_record(Record(kind=RecordKind.BATCH, at=1.0, **fields))
 
 
 LIES: dict[str, tuple[Edit, str]] = {
@@ -553,7 +553,7 @@ async def test_a_blob_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.Mo
     size, asked, put = 2**24, list[int](), list[Any]()
     blob = os.urandom(2**20) * 16
     digest = hashlib.sha256(blob).hexdigest()
-    frame = Frame(
+    frame = StateFrame(
         lineage=bytes(8),
         number=0,
         parent=b"",
@@ -575,7 +575,7 @@ async def test_a_blob_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.Mo
             return await super().put_blob(pieces)
 
     store, other = Watched(), Watched()
-    record = encode_record(Record(kind=Kind.SAVE, at=1.0, state=encode_frame(frame)))
+    record = encode_record(Record(kind=RecordKind.SAVE, at=1.0, state=encode_frame(frame)))
     async with store.lock_run("r") as owner:
         await store.put_blob([blob])
         sealed = store.seal("r", 0, ("s",)).close(1, record)

@@ -23,7 +23,7 @@ from trio_ckpt import (
     open_run,
 )
 from trio_ckpt._journal.history import read_pages
-from trio_ckpt._journal.record import Kind
+from trio_ckpt._journal.record import RecordKind
 from trio_ckpt._util.plain import RUN_STREAM
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import MemoryStore, open_store
@@ -149,7 +149,7 @@ async def test_reset_archives_the_run_and_its_outputs(kind: str, tmp_path: Path)
             record.metadata
             async for page in read_pages(store, "r", 1, RUN_STREAM)
             for _, record in page
-            if record.kind is Kind.NOTE
+            if record.kind is RecordKind.NOTE
         ]
         assert notes == [{"archived": True}, {"reset": "a new model", "archiving": [0]}]
         after = await store.read_run("r")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.maintenance.export_tools import save_records
 from trio_ckpt import open_run
-from trio_ckpt._journal.record import Kind, Record
+from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._maintenance.verify_states import StateCheck, check_states
 from trio_ckpt.abc import Store, StoredRecord
 from trio_ckpt.state import decode_frame, encode_frame
@@ -94,7 +94,7 @@ async def test_small_arrays_are_looked_at_in_their_frames() -> None:
     data[len(data) // 2] ^= 1
     fields = {name: getattr(frame, name) for name in frame.__struct_fields__}
     altered = type(frame)(**{**fields, "data": bytes(data)})
-    records = [Record(kind=Kind.SAVE, at=1.0, state=encode_frame(altered))]
+    records = [Record(kind=RecordKind.SAVE, at=1.0, state=encode_frame(altered))]
     await save_records(other, "r", ("s",), records)
     (problem,) = (await check(other)).problems
     assert (problem.checkpoint, problem.batch_index) == (1, None)

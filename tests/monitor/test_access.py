@@ -18,8 +18,8 @@ from trio_ckpt.monitor._access import (
     MAX_TARGET_BYTES,
     OPEN_PATHS,
     Access,
-    Refused,
-    Role,
+    AccessDenied,
+    AccessRole,
     allowed_hosts,
     check_secret,
     new_secret,
@@ -48,8 +48,8 @@ def scope(method: str = "GET", path: str = "/api/runs", **headers: str) -> dict[
     }
 
 
-def code(verdict: Role | Refused) -> str:
-    assert isinstance(verdict, Refused)
+def code(verdict: AccessRole | AccessDenied) -> str:
+    assert isinstance(verdict, AccessDenied)
     return verdict.code
 
 
@@ -57,8 +57,8 @@ def code(verdict: Role | Refused) -> str:
 
 
 def test_whoever_has_the_secret_may_look_and_no_more() -> None:
-    assert ACCESS.judge(scope()) is Role.VIEWER
-    assert ACCESS.judge(scope(authorization=f"Bearer {ACTION_SECRET}")) is Role.ACTOR
+    assert ACCESS.judge(scope()) is AccessRole.VIEWER
+    assert ACCESS.judge(scope(authorization=f"Bearer {ACTION_SECRET}")) is AccessRole.ACTOR
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_without_actions_their_secret_is_no_secret() -> None:
     ["127.0.0.1:8000", "localhost:8000", "[::1]:8000", "LOCALHOST:8000", "ckpt.example"],
 )
 def test_our_own_names_are_known(host: str) -> None:
-    assert ACCESS.judge(scope(host=host)) is Role.VIEWER
+    assert ACCESS.judge(scope(host=host)) is AccessRole.VIEWER
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_name_that_is_not_ours_is_refused_whatever_else_is_right(host: str) ->
 
 @pytest.mark.parametrize("origin", ["http://127.0.0.1:8000", "https://ckpt.example"])
 def test_our_own_origin_is_known(origin: str) -> None:
-    assert ACCESS.judge(scope(origin=origin)) is Role.VIEWER
+    assert ACCESS.judge(scope(origin=origin)) is AccessRole.VIEWER
 
 
 @pytest.mark.parametrize(
@@ -133,14 +133,14 @@ def test_what_a_foreign_page_asks_for_is_refused_but_a_link_to_the_page_is_not()
     for site in ("cross-site", "same-site"):
         assert code(ACCESS.judge(scope(sec_fetch_site=site))) == "foreign_origin"
     link = scope(path="/", sec_fetch_site="cross-site", sec_fetch_mode="navigate")
-    assert ACCESS.judge(link) is Role.NOBODY
-    assert ACCESS.judge(scope(sec_fetch_site="same-origin")) is Role.VIEWER
-    assert ACCESS.judge(scope(sec_fetch_site="none")) is Role.VIEWER
+    assert ACCESS.judge(link) is AccessRole.NOBODY
+    assert ACCESS.judge(scope(sec_fetch_site="same-origin")) is AccessRole.VIEWER
+    assert ACCESS.judge(scope(sec_fetch_site="none")) is AccessRole.VIEWER
 
 
 def test_the_pages_own_files_need_no_secret_and_nothing_else_does_without() -> None:
     for path in OPEN_PATHS:
-        assert ACCESS.judge(scope(path=path, authorization="")) is Role.NOBODY
+        assert ACCESS.judge(scope(path=path, authorization="")) is AccessRole.NOBODY
         assert code(ACCESS.judge(scope("POST", path, authorization=""))) == "secret_needed"
     for endpoint in ENDPOINTS:
         assert code(ACCESS.judge(scope(path=endpoint.path, authorization=""))) == "secret_needed"
@@ -151,7 +151,7 @@ def test_form_comes_first() -> None:
         assert code(ACCESS.judge(scope(method))) == "wrong_method"
     assert code(ACCESS.judge(scope(content_length="1"))) == "body_not_taken"
     assert code(ACCESS.judge(scope(transfer_encoding="chunked"))) == "body_not_taken"
-    assert ACCESS.judge(scope(content_length="0")) is Role.VIEWER
+    assert ACCESS.judge(scope(content_length="0")) is AccessRole.VIEWER
     assert code(ACCESS.judge(scope(path="/" + "x" * MAX_TARGET_BYTES))) == "too_long"
     assert code(ACCESS.judge({**scope(), "http_version": "2"})) == "wrong_version"
 

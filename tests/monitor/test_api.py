@@ -28,7 +28,7 @@ from trio_ckpt._journal.run_status import read_look
 from trio_ckpt._journal.statistics import MIN_STUCK_AFTER_S, STUCK_AFTER_S
 from trio_ckpt._runs.live_view import LiveToken, LiveView, LiveWaiting
 from trio_ckpt.monitor._views import (
-    Standing,
+    RunSnapshot,
     percent,
     run_line,
     stuck_after,
@@ -389,7 +389,7 @@ def test_percent_is_of_what_is_known(done: int, left: int | None, expected: floa
     assert percent(done, left, Status.FAILED) == expected
 
 
-async def a_standing(**fields: Any) -> Standing:
+async def a_standing(**fields: Any) -> RunSnapshot:
     store = MemoryStore()
     async with begin(store) as run:
         await collect(run, "s")
@@ -406,7 +406,7 @@ async def a_standing(**fields: Any) -> Standing:
         eta_s=None,
         waiting=(LiveWaiting(("s",), "slow down", 1_030.0),),
     )
-    return Standing(look, live, "published", 1_000.0, **fields)
+    return RunSnapshot(look, live, "published", 1_000.0, **fields)
 
 
 async def test_what_is_stuck_follows_from_what_is_usual() -> None:

@@ -58,9 +58,9 @@ async def test_a_viewer_who_takes_nothing_does_not_hold_the_nursery_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Hypercorn shields its sends; a client with a full buffer would hold them for ever."""
-    sending, send = 0, _server.Wire.send_all
+    sending, send = 0, _server.ClientConnection.send_all
 
-    async def counted(self: _server.Wire, data: bytes) -> None:
+    async def counted(self: _server.ClientConnection, data: bytes) -> None:
         nonlocal sending
         sending += 1
         try:
@@ -68,7 +68,7 @@ async def test_a_viewer_who_takes_nothing_does_not_hold_the_nursery_open(
         finally:
             sending -= 1
 
-    monkeypatch.setattr(_server.Wire, "send_all", counted)
+    monkeypatch.setattr(_server.ClientConnection, "send_all", counted)
     async with begin() as run:
         for index in range(400):  # pictures as large as they get
             name = f"{index}-" + "x" * 900

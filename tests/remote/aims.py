@@ -36,7 +36,7 @@ from tests.remote.scenarios import (
     Watch,
 )
 from tests.remote.site import open_site
-from trio_ckpt.remote._wire.messages import MESSAGES, Kind, TaskMessage
+from trio_ckpt.remote._wire.messages import MESSAGES, MessageKind, TaskMessage
 from trio_ckpt.remote._wire.protocol import PHASES, TASKS, TaskPhase
 from trio_ckpt.stores import MemoryStore
 
@@ -136,10 +136,10 @@ def cells() -> set[Transition]:
 def is_passed_only_by_chance(cell: Transition) -> bool:
     """What is legal since messages cross, and what our sides do not say by themselves."""
     if cell.was is TaskPhase.ENDED:
-        return cell.kind is not Kind.TASK_ACK
+        return cell.kind is not MessageKind.TASK_ACK
     if cell.was is TaskPhase.STOPPING:
-        return cell.kind not in (Kind.RELEASE_TASK, Kind.TASK_RESULT)
-    return cell.kind is Kind.CREDIT and cell.is_sent  # it is queued where it is granted
+        return cell.kind not in (MessageKind.RELEASE_TASK, MessageKind.TASK_RESULT)
+    return cell.kind is MessageKind.CREDIT and cell.is_sent  # it is queued where it is granted
 
 
 def main() -> None:

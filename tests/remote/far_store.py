@@ -29,15 +29,15 @@ from trio_ckpt.abc import (
     Store,
     StoredRun,
 )
-from trio_ckpt.remote._foreman.store_proxy import Relay
+from trio_ckpt.remote._foreman.store_proxy import StoreProxy
 from trio_ckpt.remote._wire import messages as m
 from trio_ckpt.remote._wire.link import Link, open_link
-from trio_ckpt.remote._wire.protocol import Connection, Role
-from trio_ckpt.remote._worker.calls import Line
+from trio_ckpt.remote._wire.protocol import Connection, PeerRole
+from trio_ckpt.remote._worker.calls import RpcClient
 from trio_ckpt.remote._worker.remote_store import RemoteStore
 
 
-class OpenRelay(Relay):
+class OpenRelay(StoreProxy):
     """One whose worker may read all blobs: the clauses of the contract hand digests around."""
 
     def may_read(self, digest: str) -> bool:
@@ -55,12 +55,12 @@ class Far:
 
     worker: Link
     foreman: Link
-    lines: dict[str, Line] = attrs.field(factory=dict[str, Line])
-    relays: dict[str, Relay] = attrs.field(factory=dict[str, Relay])
+    lines: dict[str, RpcClient] = attrs.field(factory=dict[str, RpcClient])
+    relays: dict[str, StoreProxy] = attrs.field(factory=dict[str, StoreProxy])
     _names: itertools.count[int] = attrs.field(factory=itertools.count)
     _calls: itertools.count[int] = attrs.field(factory=itertools.count)
 
-    async def give(self, relay: Relay) -> Line:
+    async def give(self, relay: StoreProxy) -> RpcClient:
         """Let the worker have a run."""
         task_id = f"t{next(self._names)}"
         lease = max(relay.owner, 1)
@@ -68,7 +68,9 @@ class Far:
         self.foreman.send(m.AssignTask(task_id, lease, "job-1", 0, "pkg:f", None))
         while task_id not in self.worker.connection.tasks:
             await trio.lowlevel.checkpoint()
-        line = self.lines[task_id] = Line(task_id, lease, link=self.worker, numbers=self._calls)
+        line = self.lines[task_id] = RpcClient(
+            task_id, lease, link=self.worker, numbers=self._calls
+        )
         return line
 
     async def read_as_worker(self) -> None:
@@ -100,8 +102,8 @@ class Far:
 @asynccontextmanager
 async def open_far() -> AsyncGenerator[Far]:
     """Connect a worker and a foreman."""
-    peer, foreman = Connection(Role.WORKER), Connection(None)
-    peer.send(hello(Role.WORKER))
+    peer, foreman = Connection(PeerRole.WORKER), Connection(None)
+    peer.send(hello(PeerRole.WORKER))
     exchange(peer, foreman)
     foreman.send(m.Welcome(1, 5.0, 20.0, foreman.window))
     exchange(foreman, peer)

@@ -27,8 +27,8 @@ import attrs
 
 from tests.remote.aims import cells, is_passed_only_by_chance
 from tests.remote.scenarios import Transition
-from trio_ckpt.remote._wire.messages import Kind
-from trio_ckpt.remote._wire.protocol import Role, TaskPhase
+from trio_ckpt.remote._wire.messages import MessageKind
+from trio_ckpt.remote._wire.protocol import PeerRole, TaskPhase
 
 ROOT = Path(__file__).parents[2]
 MODULE = "tests.engines.jobs"
@@ -201,21 +201,36 @@ def run_random(seed: int, folder: Path) -> Outcome:
 
 
 SPEAKS = {
-    "foreman": (Role.TO_WORKER, Role.TO_CLIENT),
-    "worker": (Role.WORKER,),
-    "client": (Role.CLIENT,),
+    "foreman": (PeerRole.TO_WORKER, PeerRole.TO_CLIENT),
+    "worker": (PeerRole.WORKER,),
+    "client": (PeerRole.CLIENT,),
 }
 HEARS = {
-    "foreman": (Role.WORKER, Role.CLIENT),
-    "worker": (Role.TO_WORKER,),
-    "client": (Role.TO_CLIENT,),
+    "foreman": (PeerRole.WORKER, PeerRole.CLIENT),
+    "worker": (PeerRole.TO_WORKER,),
+    "client": (PeerRole.TO_CLIENT,),
 }
 NOT_HERE = frozenset(
     {
-        *(Kind.HEARTBEAT, Kind.CREDIT, Kind.GOODBYE),  # these jobs are too short and too small
-        *(Kind.CONTROL, Kind.CONTROL_REPLY, Kind.FORCE_CHECKPOINT, Kind.RELEASE_TASK),
-        *(Kind.CANCEL_JOB, Kind.CANCEL, Kind.REFUSED, Kind.JOB_REFUSED, Kind.TASK_FAILED),
-        Kind.TASK_PROGRESS,
+        *(
+            MessageKind.HEARTBEAT,
+            MessageKind.CREDIT,
+            MessageKind.GOODBYE,
+        ),  # these jobs are too short and too small
+        *(
+            MessageKind.CONTROL,
+            MessageKind.CONTROL_REPLY,
+            MessageKind.FORCE_CHECKPOINT,
+            MessageKind.RELEASE_TASK,
+        ),
+        *(
+            MessageKind.CANCEL_JOB,
+            MessageKind.CANCEL,
+            MessageKind.REFUSED,
+            MessageKind.JOB_REFUSED,
+            MessageKind.TASK_FAILED,
+        ),
+        MessageKind.TASK_PROGRESS,
     }
 )
 """What is not said in these jobs; `tests.remote.aims` strikes there, too."""
@@ -244,7 +259,7 @@ def run_aimed(seed: int, folder: Path) -> Outcome:
     side = "sent" if cell.is_sent else "come"
     nth = rng.choice([1, 1, 2, ITEMS])
     doom = [cell.role.name, cell.kind.name, cell.was.name, side, str(nth)]
-    before = {Kind.LEASE: "foreman", Kind.RESUME_TASK: "worker"}.get(cell.kind)
+    before = {MessageKind.LEASE: "foreman", MessageKind.RESUME_TASK: "worker"}.get(cell.kind)
     interval = "0.05" if cell.kind in SAVING else rng.choice(["none", "0.05"])
     slots, workers = rng.choice([1, 1, 2]), rng.choice([1, 2])
     cast = Cast(folder, AIMED_STEPS, interval, slots, doom=(doomed, doom))
@@ -263,8 +278,8 @@ def run_aimed(seed: int, folder: Path) -> Outcome:
 
 
 SAVING = (
-    *(Kind.RESUME_TASK, Kind.TASK_CHECKPOINT, Kind.CHECKPOINT_ACK),
-    *(Kind.STORE_CALL, Kind.STORE_REPLY),
+    *(MessageKind.RESUME_TASK, MessageKind.TASK_CHECKPOINT, MessageKind.CHECKPOINT_ACK),
+    *(MessageKind.STORE_CALL, MessageKind.STORE_REPLY),
 )
 
 

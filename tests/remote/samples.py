@@ -4,53 +4,53 @@ from __future__ import annotations
 
 from trio_ckpt.abc import Checkpoint, Fold
 from trio_ckpt.remote._wire import messages as m
-from trio_ckpt.remote._wire.frames import Cutter
-from trio_ckpt.remote._wire.messages import Kind, Message
-from trio_ckpt.remote._wire.protocol import Connection, Role
+from trio_ckpt.remote._wire.frames import Fragmenter
+from trio_ckpt.remote._wire.messages import Message, MessageKind
+from trio_ckpt.remote._wire.protocol import Connection, PeerRole
 
 T = ("job-1.000000", 7)  # an item, and its lease
 
-SAMPLES: dict[Kind, Message] = {
-    Kind.HELLO: m.Hello(m.VERSIONS, "worker", b"secret", "w", "peer", 2, ("pkg",)),
-    Kind.WELCOME: m.Welcome(1, 5.0, 20.0, 16 * m.MIB),
-    Kind.REFUSED: m.Refused("secret", "the secret is another"),
-    Kind.GOODBYE: m.Goodbye("done"),
-    Kind.HEARTBEAT: m.Heartbeat(),
-    Kind.CREDIT: m.Credit(1),
-    Kind.SLOTS: m.Slots(0),
-    Kind.SUBMIT_JOB: m.SubmitJob("job-1", "pkg:f", m.JobOptions(), 2),
-    Kind.JOB_ITEMS: m.JobItems("job-1", 0, [1, {"a": None}]),
-    Kind.JOB_ACCEPTED: m.JobAccepted("job-1"),
-    Kind.JOB_REFUSED: m.JobRefused("job-1", "exists", "it is another"),
-    Kind.ATTACH_JOB: m.AttachJob("job-1", 1, (0, 3)),
-    Kind.JOB_RESULT: m.JobResult("job-1", 1, 0, {"loss": 0.5}),
-    Kind.JOB_DONE: m.JobDone("job-1", 1, "completed"),
-    Kind.CANCEL_JOB: m.CancelJob("job-1"),
-    Kind.CONTROL: m.Control(1, "force-checkpoint", T[0]),
-    Kind.CONTROL_REPLY: m.ControlReply(1, 202),
-    Kind.JOB_WAITS: m.JobWaits("job-1", 1, "no worker is connected"),
-    Kind.ASSIGN_TASK: m.AssignTask(*T, "job-1", 0, "pkg:f", 3),
-    Kind.RESUME_TASK: m.ResumeTask(*T, "job-1", 0, "pkg:f", 3, 1, 10.0, {}, 5, 1.0),
-    Kind.LEASE: m.NewLease(*T, 6),
-    Kind.CANCEL: m.Cancel(*T, "the job was cancelled"),
-    Kind.RELEASE_TASK: m.ReleaseTask(*T),
-    Kind.FORCE_CHECKPOINT: m.ForceCheckpoint(*T),
-    Kind.TASK_CHECKPOINT: m.TaskCheckpoint(
+SAMPLES: dict[MessageKind, Message] = {
+    MessageKind.HELLO: m.Hello(m.VERSIONS, "worker", b"secret", "w", "peer", 2, ("pkg",)),
+    MessageKind.WELCOME: m.Welcome(1, 5.0, 20.0, 16 * m.MIB),
+    MessageKind.REFUSED: m.Refused("secret", "the secret is another"),
+    MessageKind.GOODBYE: m.Goodbye("done"),
+    MessageKind.HEARTBEAT: m.Heartbeat(),
+    MessageKind.CREDIT: m.Credit(1),
+    MessageKind.SLOTS: m.Slots(0),
+    MessageKind.SUBMIT_JOB: m.SubmitJob("job-1", "pkg:f", m.JobOptions(), 2),
+    MessageKind.JOB_ITEMS: m.JobItems("job-1", 0, [1, {"a": None}]),
+    MessageKind.JOB_ACCEPTED: m.JobAccepted("job-1"),
+    MessageKind.JOB_REFUSED: m.JobRefused("job-1", "exists", "it is another"),
+    MessageKind.ATTACH_JOB: m.AttachJob("job-1", 1, (0, 3)),
+    MessageKind.JOB_RESULT: m.JobResult("job-1", 1, 0, {"loss": 0.5}),
+    MessageKind.JOB_DONE: m.JobDone("job-1", 1, "completed"),
+    MessageKind.CANCEL_JOB: m.CancelJob("job-1"),
+    MessageKind.CONTROL: m.Control(1, "force-checkpoint", T[0]),
+    MessageKind.CONTROL_REPLY: m.ControlReply(1, 202),
+    MessageKind.JOB_WAITS: m.JobWaits("job-1", 1, "no worker is connected"),
+    MessageKind.ASSIGN_TASK: m.AssignTask(*T, "job-1", 0, "pkg:f", 3),
+    MessageKind.RESUME_TASK: m.ResumeTask(*T, "job-1", 0, "pkg:f", 3, 1, 10.0, {}, 5, 1.0),
+    MessageKind.LEASE: m.NewLease(*T, 6),
+    MessageKind.CANCEL: m.Cancel(*T, "the job was cancelled"),
+    MessageKind.RELEASE_TASK: m.ReleaseTask(*T),
+    MessageKind.FORCE_CHECKPOINT: m.ForceCheckpoint(*T),
+    MessageKind.TASK_CHECKPOINT: m.TaskCheckpoint(
         *T, 1, 0, (Checkpoint("[]", 1, b"x"),), (Fold("[]", 1, b"y"),)
     ),
-    Kind.CHECKPOINT_ACK: m.CheckpointAck(*T, 1, (None, m.Fault("store", "full"))),
-    Kind.STORE_CALL: m.StoreCall(*T, 2, m.ReadRun()),
-    Kind.STORE_REPLY: m.StoreReply(*T, 2, b"x"),
-    Kind.TASK_PROGRESS: m.TaskProgress(*T, 50.0),
-    Kind.TASK_RESULT: m.TaskResult(*T, [1, 2]),
-    Kind.TASK_FAILED: m.TaskFailed(*T, m.TaskError("ValueError", "no")),
-    Kind.TASK_ACK: m.TaskAck(*T),
+    MessageKind.CHECKPOINT_ACK: m.CheckpointAck(*T, 1, (None, m.Fault("store", "full"))),
+    MessageKind.STORE_CALL: m.StoreCall(*T, 2, m.ReadRun()),
+    MessageKind.STORE_REPLY: m.StoreReply(*T, 2, b"x"),
+    MessageKind.TASK_PROGRESS: m.TaskProgress(*T, 50.0),
+    MessageKind.TASK_RESULT: m.TaskResult(*T, [1, 2]),
+    MessageKind.TASK_FAILED: m.TaskFailed(*T, m.TaskError("ValueError", "no")),
+    MessageKind.TASK_ACK: m.TaskAck(*T),
 }
 
 
 def frames_of(message: Message, number: int = 999) -> list[bytes]:
     """The frames of a message, whether it may be sent or not."""
-    cutter = Cutter(message.KIND, number, m.encode_message(message))
+    cutter = Fragmenter(message.KIND, number, m.encode_message(message))
     frames = [cutter.next()]
     while not cutter.is_over:
         frames.append(cutter.next())
@@ -74,14 +74,21 @@ def exchange(one: Connection, other: Connection) -> None:
         pass
 
 
-def hello(role: Role, *held: str) -> m.Hello:
-    name = "worker" if role is Role.WORKER else "client"
+def hello(role: PeerRole, *held: str) -> m.Hello:
+    name = "worker" if role is PeerRole.WORKER else "client"
     return m.Hello(
-        m.VERSIONS, name, b"secret", "w", "peer", 2, ("pkg",), tuple(m.Held(t, 6, 1) for t in held)
+        m.VERSIONS,
+        name,
+        b"secret",
+        "w",
+        "peer",
+        2,
+        ("pkg",),
+        tuple(m.HeldItem(t, 6, 1) for t in held),
     )
 
 
-def open_pair(role: Role = Role.WORKER, *held: str) -> tuple[Connection, Connection]:
+def open_pair(role: PeerRole = PeerRole.WORKER, *held: str) -> tuple[Connection, Connection]:
     """A peer and a foreman that have greeted each other."""
     peer, foreman = Connection(role), Connection(None)
     peer.send(hello(role, *held))

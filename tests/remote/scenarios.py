@@ -15,8 +15,8 @@ from tests.remote import functions
 from tests.remote.site import F, Site, until
 from trio_ckpt import remote
 from trio_ckpt.remote import TaskStatus
-from trio_ckpt.remote._wire.messages import Hello, Kind, Message, TaskMessage
-from trio_ckpt.remote._wire.protocol import Connection, Phase, Role, TaskPhase
+from trio_ckpt.remote._wire.messages import Hello, Message, MessageKind, TaskMessage
+from trio_ckpt.remote._wire.protocol import Connection, ConnectionPhase, PeerRole, TaskPhase
 from trio_ckpt.remote._worker.worker import Worker
 from trio_ckpt.stores import MemoryStore
 
@@ -38,9 +38,9 @@ class Transition:
         is_sent: Whether the side is the one that speaks.
     """
 
-    role: Role
-    kind: Kind
-    was: Phase | TaskPhase
+    role: PeerRole
+    kind: MessageKind
+    was: ConnectionPhase | TaskPhase
     is_sent: bool
 
     def __str__(self) -> str:
@@ -95,9 +95,9 @@ class Watch:
         whole = Connection._step
 
         def step(
-            connection: Connection, role: Role, message: Message, error: Any, body: Any = None
+            connection: Connection, role: PeerRole, message: Message, error: Any, body: Any = None
         ) -> None:
-            was: Phase | TaskPhase = connection.phase
+            was: ConnectionPhase | TaskPhase = connection.phase
             if isinstance(message, TaskMessage):
                 was = connection.tasks.get(message.task_id, TaskPhase.NONE)
             whole(connection, role, message, error, body)

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 from tests.remote.site import F, open_site
 from trio_ckpt import remote
 from trio_ckpt.abc import Checkpoint, RunKey
-from trio_ckpt.remote._foreman.store_proxy import Relay
+from trio_ckpt.remote._foreman.store_proxy import StoreProxy
 from trio_ckpt.remote._wire import messages as m
 from trio_ckpt.remote._wire.message import MAX_ALLOW_BYTES
 from trio_ckpt.remote._wire.messages import Message, decode_message, encode_message
@@ -33,7 +33,7 @@ LARGEST: list[Message] = [
         NAME,
         m.MAX_SLOTS,
         (NAME,) * (MAX_ALLOW_BYTES // len(NAME.encode())),
-        (m.Held(*TASK, BIG),) * m.MAX_SLOTS,
+        (m.HeldItem(*TASK, BIG),) * m.MAX_SLOTS,
     ),
     m.Refused(NAME, TEXT),
     m.Goodbye(TEXT),
@@ -69,7 +69,7 @@ async def test_an_answer_about_thousands_of_failed_saves_fits() -> None:
             return [remote.RemoteError(TEXT)] * m.MAX_GROUP
 
     group = tuple(Checkpoint("[]", n, b"x") for n in range(1, m.MAX_GROUP + 1))
-    relay = Relay(Refusing(), TASK[0], 1)
+    relay = StoreProxy(Refusing(), TASK[0], 1)
     ack = await relay.save(m.TaskCheckpoint(*TASK, 1, 0, group))
     assert decode_message(ack.KIND, encode_message(ack)) == ack
 

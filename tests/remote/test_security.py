@@ -25,8 +25,8 @@ from trio_ckpt.remote import Foreman, UnsafeBindingError
 from trio_ckpt.remote._foreman import peers, serve
 from trio_ckpt.remote._wire import link, messages as m, sockets
 from trio_ckpt.remote._wire.frames import MAX_FRAME_BYTES, decode_frame
-from trio_ckpt.remote._wire.messages import Kind
-from trio_ckpt.remote._wire.protocol import Role
+from trio_ckpt.remote._wire.messages import MessageKind
+from trio_ckpt.remote._wire.protocol import PeerRole
 from trio_ckpt.remote._wire.secrets import check_secret, is_secret, new_secret
 from trio_ckpt.stores import MemoryStore
 
@@ -128,14 +128,20 @@ FIRST: dict[str, list[bytes | str]] = {
     "nothing": [b""],
     "garbage": [random.Random(1).randbytes(500)],
     "a damaged frame": [damaged(frames_of(HELLO)[0])],
-    "no hello": frames_of(SAMPLES[Kind.HEARTBEAT]),
+    "no hello": frames_of(SAMPLES[MessageKind.HEARTBEAT]),
     "a large kind first": frames_of(m.JobItems("job-1", 0, ["x" * 100_000])),
-    "a wrong secret": frames_of(hello(Role.WORKER)),
+    "a wrong secret": frames_of(hello(PeerRole.WORKER)),
     "hello twice": [*frames_of(HELLO), *frames_of(HELLO)],
-    "what only a client may": [*frames_of(HELLO), *frames_of(SAMPLES[Kind.CANCEL_JOB])],
-    "what only a foreman may": [*frames_of(HELLO), *frames_of(SAMPLES[Kind.ASSIGN_TASK])],
-    "a result of what it has not": [*frames_of(HELLO), *frames_of(SAMPLES[Kind.TASK_RESULT])],
-    "a save of what it has not": [*frames_of(HELLO), *frames_of(SAMPLES[Kind.TASK_CHECKPOINT])],
+    "what only a client may": [*frames_of(HELLO), *frames_of(SAMPLES[MessageKind.CANCEL_JOB])],
+    "what only a foreman may": [*frames_of(HELLO), *frames_of(SAMPLES[MessageKind.ASSIGN_TASK])],
+    "a result of what it has not": [
+        *frames_of(HELLO),
+        *frames_of(SAMPLES[MessageKind.TASK_RESULT]),
+    ],
+    "a save of what it has not": [
+        *frames_of(HELLO),
+        *frames_of(SAMPLES[MessageKind.TASK_CHECKPOINT]),
+    ],
     "too long a frame": [*frames_of(HELLO), b"\1" * (MAX_FRAME_BYTES + 1)],
     "credit that was not used": [*frames_of(HELLO), *frames_of(m.Credit(2**30))],
 }

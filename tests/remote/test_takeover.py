@@ -25,7 +25,7 @@ from trio_ckpt.remote import read_task
 from trio_ckpt.remote._client import open_client
 from trio_ckpt.remote._wire.errors import ConnectionLostError
 from trio_ckpt.remote._wire.link import Link
-from trio_ckpt.remote._wire.messages import Heartbeat, Kind
+from trio_ckpt.remote._wire.messages import Heartbeat, MessageKind
 from trio_ckpt.remote._wire.protocol import Connection
 from trio_ckpt.stores import MemoryStore
 
@@ -150,7 +150,7 @@ async def test_a_stopped_side_reads_what_came_before_it_calls_the_other_silent(
         nursery.start_soon(come_late)
         received = link.connection.receive(await link._receive_frame())
         assert received is not None
-        assert received.message.KIND is Kind.HEARTBEAT
+        assert received.message.KIND is MessageKind.HEARTBEAT
         assert not link.is_silent
 
 

@@ -28,7 +28,7 @@ from trio_ckpt import (
     open_run,
     read_sessions,
 )
-from trio_ckpt._journal.record import Kind, Record
+from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._runs.config import canonical_config, config_digest
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Fail, FaultyStore
@@ -213,7 +213,7 @@ async def test_more_sessions_than_fit_on_a_page() -> None:
     store = MemoryStore()
     async with begin(store) as run:
         for _ in range(1_200):
-            note = Record(kind=Kind.NOTE, at=0.0)
+            note = Record(kind=RecordKind.NOTE, at=0.0)
             await run._saver.save(run._saver.lanes[0], note)
     async with begin(store):
         pass

@@ -27,7 +27,7 @@ from trio_ckpt import (
     open_run,
 )
 from trio_ckpt._journal.history import read_pages
-from trio_ckpt._journal.record import Kind
+from trio_ckpt._journal.record import RecordKind
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Fail, FaultyStore
 
@@ -332,7 +332,7 @@ async def test_a_phase_that_fails_says_so_and_runs_again() -> None:
         assert phase.complete
         assert phase.error is None
     page = [r.kind async for p in read_pages(store, "r", 0, ("@phase", "p")) for _, r in p]
-    assert page[::-1] == [Kind.SAVE, Kind.FAIL, Kind.SAVE, Kind.FINISH]
+    assert page[::-1] == [RecordKind.SAVE, RecordKind.FAIL, RecordKind.SAVE, RecordKind.FINISH]
 
 
 async def test_a_phase_that_is_cancelled_or_killed_is_not_complete() -> None:

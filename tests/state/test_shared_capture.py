@@ -143,7 +143,7 @@ async def test_more_streams_than_threads_save_through_an_arena_that_holds_two_of
     copying, most = 0, 0
     real = engine.ArrayEngine.hold
 
-    def hold(self: engine.ArrayEngine, *arguments: Any) -> engine.Held:
+    def hold(self: engine.ArrayEngine, *arguments: Any) -> engine.ArrayCapture:
         nonlocal copying, most
         copying += 1
         most = max(most, copying)

@@ -11,8 +11,8 @@ import pytest
 import trio_ckpt
 from tests.testing.programs import check_good, explore_crashes, good, nothing_to_check
 from trio_ckpt import abc
-from trio_ckpt._commit.group_commit import Saver
-from trio_ckpt._commit.open_stream import Desk
+from trio_ckpt._commit.group_commit import GroupCommitter
+from trio_ckpt._commit.open_stream import OpenStream
 from trio_ckpt.outputs._tree import Tree
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import CrashFoundError, LawBrokenError, World
@@ -23,19 +23,19 @@ Patch = pytest.MonkeyPatch
 
 
 def confirm_before_the_save(patch: Patch) -> None:
-    save, land = Saver._save, Saver._land
+    save, land = GroupCommitter._save, GroupCommitter._land
 
-    def land_once(self: Saver, submission: Any) -> None:
+    def land_once(self: GroupCommitter, submission: Any) -> None:
         if not submission.is_over:
             land(self, submission)
 
-    async def land_first(self: Saver, group: Any, folds: Any) -> Any:
+    async def land_first(self: GroupCommitter, group: Any, folds: Any) -> Any:
         for submission in group:
             land_once(self, submission)
         return await save(self, group, folds)
 
-    patch.setattr(Saver, "_save", land_first)
-    patch.setattr(Saver, "_land", land_once)
+    patch.setattr(GroupCommitter, "_save", land_first)
+    patch.setattr(GroupCommitter, "_land", land_once)
 
 
 def leave_out_the_fsync_of_files(patch: Patch) -> None:
@@ -93,7 +93,7 @@ def keep_the_lock(patch: Patch) -> None:
 
 
 def leave_tokens_pending(patch: Patch) -> None:
-    patch.setattr(Desk, "fail_token", lambda self, token, failure: None)
+    patch.setattr(OpenStream, "fail_token", lambda self, token, failure: None)
 
 
 MISTAKES: list[tuple[Callable[[Patch], None], str]] = [

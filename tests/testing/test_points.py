@@ -8,7 +8,7 @@ from trio_ckpt.testing._points import (
     KINDS,
     MANNERS,
     Crashed,
-    Fuse,
+    CrashTrigger,
     Plan,
     Point,
     read_plan,
@@ -41,7 +41,7 @@ def test_another_text_is_refused(text: str) -> None:
 
 def test_a_fuse_blows_once_at_its_point_and_nothing_passes_after() -> None:
     blown: list[str] = []
-    fuse = Fuse(Point("store", 2, "kill", 0), on_blow=lambda: blown.append("bang"))
+    fuse = CrashTrigger(Point("store", 2, "kill", 0), on_blow=lambda: blown.append("bang"))
     fuse.reach("files", "write", "a")
     fuse.reach("store", "before", "save")
     with pytest.raises(Crashed):

@@ -11,7 +11,7 @@ import pytest
 
 import trio_ckpt
 from tests.cli.tools import Terminal, batches, failed, make_run
-from trio_ckpt._journal.record import Kind, Record
+from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._util.log import NAMES
 from trio_ckpt.stores import MemoryStore
 
@@ -108,8 +108,8 @@ def test_no_terminal_is_steered_by_what_a_store_says(
         ],
         ("b",): [
             *batches(2),
-            Record(kind=Kind.SKIP, at=1.0, index=5),
-            Record(kind=Kind.NOTE, at=2.0, metadata={"reason": EVIL}),
+            Record(kind=RecordKind.SKIP, at=1.0, index=5),
+            Record(kind=RecordKind.NOTE, at=2.0, metadata={"reason": EVIL}),
         ],
     }
     store = tmp_path / "s"

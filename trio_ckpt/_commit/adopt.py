@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 import trio
 
-from .._journal.record import Kind, Output, Record
+from .._journal.record import Output, Record, RecordKind
 from .._util.arguments import several
 from .._util.errors import OutputError, describe_batch
 from .._util.log import at
 from .._util.text import plural
-from .open_stream import Desk
+from .open_stream import OpenStream
 from .stream_outputs import AnyPath
 
 log = logging.getLogger("trio_ckpt.rescan")
@@ -31,7 +31,7 @@ PathOf = Callable[[int], AnyPath | Iterable[AnyPath]]
 Found = dict[int, tuple[Output, ...]]
 
 
-async def find_outputs(desk: Desk, left: Iterable[int], path_of: PathOf) -> Found:
+async def find_outputs(desk: OpenStream, left: Iterable[int], path_of: PathOf) -> Found:
     """The outputs of batches that are left, where they are there and valid.
 
     Durability: the files that are returned survive power loss.
@@ -75,7 +75,7 @@ def _paths(given: AnyPath | Iterable[AnyPath]) -> tuple[AnyPath, ...]:
     return paths
 
 
-def _tell(desk: Desk, refused: Mapping[int, str]) -> None:
+def _tell(desk: OpenStream, refused: Mapping[int, str]) -> None:
     """Say what is there and was refused: its batches are done again."""
     shown = [f"batch {index}: {reason}" for index, reason in refused.items() if reason]
     if len(refused) > len(shown):
@@ -90,7 +90,7 @@ def _tell(desk: Desk, refused: Mapping[int, str]) -> None:
 
 
 async def rescan(
-    desk: Desk, left: Iterable[int], path_of: PathOf, *, is_adopted: bool
+    desk: OpenStream, left: Iterable[int], path_of: PathOf, *, is_adopted: bool
 ) -> list[int]:
     """Find the outputs of batches that are left, and confirm the batches by them if asked.
 
@@ -107,14 +107,17 @@ async def rescan(
     return list(found)
 
 
-async def adopt_outputs(desk: Desk, found: Found) -> None:
+async def adopt_outputs(desk: OpenStream, found: Found) -> None:
     """Confirm batches by the outputs that were found.
 
     Durability: when this returns they are saved.
     """
     now = time.time()
     entries = [
-        (desk.lane, Record(kind=Kind.BATCH, at=now, index=index, outputs=outputs, adopted=True))
+        (
+            desk.lane,
+            Record(kind=RecordKind.BATCH, at=now, index=index, outputs=outputs, adopted=True),
+        )
         for index, outputs in found.items()
     ]
     entries[0] = desk.lane, desk.introduce(entries[0][1])

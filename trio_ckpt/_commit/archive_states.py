@@ -21,15 +21,15 @@ import trio
 
 from .._journal.history import read_pages
 from .._journal.progress import Progress
-from .._journal.record import Kind, Record
+from .._journal.record import Record, RecordKind
 from .._journal.store import RunKey, Store
 from .._util.errors import StoreDamagedError, describe_batch
 from .._util.log import at
 from ..state import decode_frame
 from ..state._chain import blobs_of
 from ..stores import open_store
-from .group_commit import Saver, open_saver
-from .stream_log import Lane
+from .group_commit import GroupCommitter, open_saver
+from .stream_log import StreamLog
 
 log = logging.getLogger("trio_ckpt.stream")
 
@@ -45,7 +45,7 @@ def archive_name(run_key: RunKey) -> str:
 
 
 async def archive_chains(
-    store: Store, run_key: RunKey, lane: Lane, dropped: dict[bytes, list[int]], url: str
+    store: Store, run_key: RunKey, lane: StreamLog, dropped: dict[bytes, list[int]], url: str
 ) -> list[int]:
     """Copy chains of a stream into another store; one that is damaged is left out, with a warning.
 
@@ -100,7 +100,7 @@ async def archive_chains(
 
 
 async def _chains(
-    store: Store, run_key: RunKey, lane: Lane, dropped: dict[bytes, list[int]]
+    store: Store, run_key: RunKey, lane: StreamLog, dropped: dict[bytes, list[int]]
 ) -> AsyncGenerator[tuple[bytes, Entries]]:
     """The frames of each chain, the oldest first; the newest chain comes first.
 
@@ -128,16 +128,18 @@ def _parts(store: Store, digest: str, size: int) -> Iterator[bytes]:
         yield trio.from_thread.run(store.read_blob, digest, offset, wanted)
 
 
-async def _copy(store: Store, saver: Saver, shelf: Lane, sequence: int, record: Record) -> None:
+async def _copy(
+    store: Store, saver: GroupCommitter, shelf: StreamLog, sequence: int, record: Record
+) -> None:
     blobs = blobs_of(record.state)
     for digest in blobs:
         size = decode_frame(record.state).data_bytes
         if await saver.put_blob(_parts(store, digest, size)) != digest:
             raise StoreDamagedError(f"blob {digest} of an old state is not what was saved")
     note = Record(
-        kind=Kind.NOTE,
+        kind=RecordKind.NOTE,
         at=record.at,
-        index=record.index if record.kind is Kind.BATCH else None,
+        index=record.index if record.kind is RecordKind.BATCH else None,
         metadata={"reason": f"archived: {record.kind.name.lower()} {sequence}"},
         state=record.state,
     )

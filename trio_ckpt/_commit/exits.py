@@ -12,7 +12,7 @@ from .._util.errors import BatchFailedError, RunStoppedError, StreamFailedError,
 from .batch import AttemptState, Batch, staged_of
 
 
-class Way(enum.Enum):
+class Exit(enum.Enum):
     """A way out of a batch."""
 
     NEXT = "next batch"
@@ -24,14 +24,14 @@ class Way(enum.Enum):
     __hash__ = object.__hash__
 
 
-def way_of(error: BaseException) -> Way:
+def way_of(error: BaseException) -> Exit:
     """Whether an exception leaves that is the batch's own, or one that ends it from outside.
 
     Outside are cancellation, a stop of the run, and what Python ends a program with.
     """
     outside = (trio.Cancelled, RunStoppedError, KeyboardInterrupt, SystemExit, GeneratorExit)
     is_outside = all(isinstance(leaf, outside) for leaf in leaves_of(error))
-    return Way.CANCEL if is_outside else Way.ERROR
+    return Exit.CANCEL if is_outside else Exit.ERROR
 
 
 def is_ended_from_outside(batch: Batch[Any]) -> bool:

@@ -34,8 +34,8 @@ import trio
 
 from .._journal.record import (
     CheckpointResult,
-    Kind,
     Record,
+    RecordKind,
     SinkLines,
     describe_error,
     encode_record,
@@ -69,16 +69,16 @@ from .._util.uninterrupted import uninterrupted
 from ..outputs import AppendFile, lines_digest
 from .awaits import NeverAwaitedError
 from .batch import AttemptState, Batch, check_awaited, staged_of
-from .exits import Way, is_ended_from_outside
-from .open_stream import Desk
-from .pending_commit import Submission
+from .exits import Exit, is_ended_from_outside
+from .open_stream import OpenStream
+from .pending_commit import PendingCommit
 from .retry import Again, GiveUp, Then
-from .stored_state import Saved
+from .stored_state import EncodedState
 
 log = logging.getLogger("trio_ckpt.gate")
 
 
-class Action(enum.Enum):
+class GateAction(enum.Enum):
     """What the gate does."""
 
     PASS = "nothing"  # noqa: S105  # no password
@@ -98,41 +98,41 @@ class Action(enum.Enum):
     ILLEGAL = "RuntimeError"
 
 
-GATE: dict[AttemptState, dict[Way, Action]] = {
-    AttemptState.OVER: dict.fromkeys(Way, Action.PASS),
+GATE: dict[AttemptState, dict[Exit, GateAction]] = {
+    AttemptState.OVER: dict.fromkeys(Exit, GateAction.PASS),
     AttemptState.OPEN: {
-        Way.NEXT: Action.FORGOTTEN,
-        Way.CONFIRM: Action.REFUSE,
-        Way.EXIT: Action.FORGOTTEN,
-        Way.ERROR: Action.FAIL,
-        Way.CANCEL: Action.CANCEL,
+        Exit.NEXT: GateAction.FORGOTTEN,
+        Exit.CONFIRM: GateAction.REFUSE,
+        Exit.EXIT: GateAction.FORGOTTEN,
+        Exit.ERROR: GateAction.FAIL,
+        Exit.CANCEL: GateAction.CANCEL,
     },
     AttemptState.COMPLETED: {
-        Way.NEXT: Action.SAVE,
-        Way.CONFIRM: Action.SAVE,
-        Way.EXIT: Action.SAVE,
-        Way.ERROR: Action.REJECT,
-        Way.CANCEL: Action.SAVE_OR_REJECT,
+        Exit.NEXT: GateAction.SAVE,
+        Exit.CONFIRM: GateAction.SAVE,
+        Exit.EXIT: GateAction.SAVE,
+        Exit.ERROR: GateAction.REJECT,
+        Exit.CANCEL: GateAction.SAVE_OR_REJECT,
     },
-    AttemptState.SUBMITTED: dict.fromkeys(Way, Action.WAIT),
+    AttemptState.SUBMITTED: dict.fromkeys(Exit, GateAction.WAIT),
     AttemptState.FAILED: {
-        Way.NEXT: Action.DECIDE,
-        Way.CONFIRM: Action.GIVE_UP,
-        Way.EXIT: Action.GIVE_UP,
-        Way.ERROR: Action.RECORD,
-        Way.CANCEL: Action.RECORD,
+        Exit.NEXT: GateAction.DECIDE,
+        Exit.CONFIRM: GateAction.GIVE_UP,
+        Exit.EXIT: GateAction.GIVE_UP,
+        Exit.ERROR: GateAction.RECORD,
+        Exit.CANCEL: GateAction.RECORD,
     },
-    AttemptState.SKIPPED: dict.fromkeys(Way, Action.RECORD),
+    AttemptState.SKIPPED: dict.fromkeys(Exit, GateAction.RECORD),
     AttemptState.WITHDRAWN: {
-        Way.NEXT: Action.END,
-        Way.CONFIRM: Action.ILLEGAL,
-        Way.EXIT: Action.END,
-        Way.ERROR: Action.FORGET,
-        Way.CANCEL: Action.FORGET,
+        Exit.NEXT: GateAction.END,
+        Exit.CONFIRM: GateAction.ILLEGAL,
+        Exit.EXIT: GateAction.END,
+        Exit.ERROR: GateAction.FORGET,
+        Exit.CANCEL: GateAction.FORGET,
     },
 }
 
-_LEAVING = (Way.ERROR, Way.CANCEL)
+_LEAVING = (Exit.ERROR, Exit.CANCEL)
 
 
 class Passed(enum.Enum):
@@ -144,11 +144,11 @@ class Passed(enum.Enum):
 
 @uninterrupted
 @attrs.define(eq=False)
-class Gate(Desk):
+class Gate(OpenStream):
     """A desk with the law of order on top: what every way out of a batch passes."""
 
     async def pass_gate(
-        self, batch: Batch[Any], way: Way, error: BaseException | None = None
+        self, batch: Batch[Any], way: Exit, error: BaseException | None = None
     ) -> Passed | Again:
         """Leave a batch.  See the table `GATE`.
 
@@ -166,21 +166,21 @@ class Gate(Desk):
                 self.saver.observers.left(self.attempt_of(batch))
 
     async def _pass(
-        self, batch: Batch[Any], way: Way, error: BaseException | None
+        self, batch: Batch[Any], way: Exit, error: BaseException | None
     ) -> Passed | Again:
         if batch.state is AttemptState.SUBMITTED:
             await self._wait_submitted(batch, way)
-        if (way is Way.CANCEL or self.stop.is_parking) and is_ended_from_outside(batch):
+        if (way is Exit.CANCEL or self.stop.is_parking) and is_ended_from_outside(batch):
             batch.state = AttemptState.OPEN
-            await self._pass(batch, Way.CANCEL, None)
+            await self._pass(batch, Exit.CANCEL, None)
         action = GATE[batch.state][way]
-        if action is Action.PASS:
-            if way is Way.CONFIRM:
+        if action is GateAction.PASS:
+            if way is Exit.CONFIRM:
                 self._check_confirmed(batch)
             return Passed.GO_ON
-        if action is Action.REFUSE:
+        if action is GateAction.REFUSE:
             raise self._forgotten(batch)
-        if action is Action.ILLEGAL:
+        if action is GateAction.ILLEGAL:
             raise RuntimeError("a withdrawn batch has nothing to confirm")
         shield = trio.CancelScope(shield=True) if way in _LEAVING else nullcontext()
         try:
@@ -219,35 +219,35 @@ class Gate(Desk):
         ) from failure.cause
 
     async def _act(
-        self, action: Action, batch: Batch[Any], way: Way, error: BaseException | None
+        self, action: GateAction, batch: Batch[Any], way: Exit, error: BaseException | None
     ) -> Passed | Again:
         match action:
-            case Action.SAVE:
+            case GateAction.SAVE:
                 return await self._save_batch(batch, way)
-            case Action.SAVE_OR_REJECT if self.keeper is None:
+            case GateAction.SAVE_OR_REJECT if self.keeper is None:
                 return await self._save_batch(batch, way)
-            case Action.DECIDE | Action.GIVE_UP:
-                return await self._decide(batch, may_retry=action is Action.DECIDE)
-            case Action.RECORD if batch.state is AttemptState.SKIPPED:
+            case GateAction.DECIDE | GateAction.GIVE_UP:
+                return await self._decide(batch, may_retry=action is GateAction.DECIDE)
+            case GateAction.RECORD if batch.state is AttemptState.SKIPPED:
                 await self._save_skip(batch, staged_of(batch).error)
-            case Action.RECORD:
+            case GateAction.RECORD:
                 await self._save_attempt(batch, staged_of(batch).error, is_final=True)
-            case Action.FAIL:
+            case GateAction.FAIL:
                 await self._save_attempt(batch, error, is_final=True)
-            case Action.FORGOTTEN:
+            case GateAction.FORGOTTEN:
                 forgotten = self._forgotten(batch)
                 await self._save_attempt(batch, forgotten, is_final=True)
                 raise forgotten
-            case Action.CANCEL | Action.SAVE_OR_REJECT:
+            case GateAction.CANCEL | GateAction.SAVE_OR_REJECT:
                 self.drop(batch, CANCELLED)
                 await self._keep_spent(batch)
-            case Action.REJECT:
+            case GateAction.REJECT:
                 self.drop(batch, failure_of(error) if error is not None else CANCELLED)
                 await self._keep_spent(batch)
-            case Action.END:
+            case GateAction.END:
                 await self._save_end(batch)
                 return Passed.ENDED
-            case Action.FORGET:
+            case GateAction.FORGET:
                 self.drop(batch, WITHDRAWN)
                 await self._keep_spent(batch)
             case _:
@@ -256,7 +256,7 @@ class Gate(Desk):
 
     async def confirm(self, batch: Batch[Any]) -> None:
         """The gate pulled forward."""
-        await self.pass_gate(batch, Way.CONFIRM)
+        await self.pass_gate(batch, Exit.CONFIRM)
 
     def _forgotten(self, batch: Batch[Any]) -> TokenNeverSettledError:
         where = describe_batch(self.run_id, self.lane.key, batch.index)
@@ -269,7 +269,7 @@ class Gate(Desk):
 
     # -- saving -----------------------------------------------------------------------------
 
-    async def _save_batch(self, batch: Batch[Any], way: Way) -> Passed | Again:
+    async def _save_batch(self, batch: Batch[Any], way: Exit) -> Passed | Again:
         staged = staged_of(batch)
         batch.state = AttemptState.SUBMITTED
         try:
@@ -313,7 +313,7 @@ class Gate(Desk):
             await self.prune_state()
         return Passed.GO_ON
 
-    def _confirmed(self, saved: Saved | None, batch: Batch[Any], record: Record) -> None:
+    def _confirmed(self, saved: EncodedState | None, batch: Batch[Any], record: Record) -> None:
         if self.frontier is not None:
             self.frontier.number(staged_of(batch).adds)
             self.frontier.finish(batch.index - self.first_index)
@@ -395,7 +395,7 @@ class Gate(Desk):
                 self.coordinator.registry.touch()
 
         await self._let_snapshot_land()
-        record = self._record(Kind.ATTEMPT, batch, error, retryable=retryable)
+        record = self._record(RecordKind.ATTEMPT, batch, error, retryable=retryable)
         await self._save(batch, record, encode_record(record), (), landed)
         await self.restore_state()
 
@@ -410,7 +410,7 @@ class Gate(Desk):
             self.fail_token(batch.token, failure_of(error), is_kept=False)  # progress knows it
 
         await self._let_snapshot_land()
-        record = self._record(Kind.SKIP, batch, error)
+        record = self._record(RecordKind.SKIP, batch, error)
         await self._save(batch, record, encode_record(record), (), landed)
         await self.restore_state()
 
@@ -427,7 +427,7 @@ class Gate(Desk):
             move(batch.token, TokenEvent.WITHDRAW, WITHDRAWN)
 
         record = Record(
-            kind=Kind.SAVE,
+            kind=RecordKind.SAVE,
             at=time.time(),
             spent=staged_of(batch).spent,
             last_index=batch.index - 1,
@@ -439,7 +439,7 @@ class Gate(Desk):
 
     def _record(
         self,
-        kind: Kind,
+        kind: RecordKind,
         batch: Batch[Any],
         error: BaseException | str,
         *,
@@ -485,17 +485,17 @@ class Gate(Desk):
         if self.saver.observers:
             self.saver.observers.settled(self.attempt_of(batch))
         checkpoint = await self.saver.encode(self.lane, payload, blobs)
-        submission = Submission(self.lane, record, checkpoint, lines, tell)
+        submission = PendingCommit(self.lane, record, checkpoint, lines, tell)
         self.saver.submit(submission)
         await submission.wait()
 
     async def _keep_spent(self, batch: Batch[Any]) -> None:
         """Save what an attempt has cost that leaves no record of its own."""
         if staged_of(batch).spent and self.saver.poison is None:
-            record = Record(kind=Kind.SAVE, at=time.time(), spent=staged_of(batch).spent)
+            record = Record(kind=RecordKind.SAVE, at=time.time(), spent=staged_of(batch).spent)
             await self.save_plain(record)
 
-    async def _wait_submitted(self, batch: Batch[Any], way: Way) -> None:
+    async def _wait_submitted(self, batch: Batch[Any], way: Exit) -> None:
         """Another task passes the gate with this batch: wait for the outcome."""
         with trio.CancelScope(shield=True):
             while batch.state is AttemptState.SUBMITTED:

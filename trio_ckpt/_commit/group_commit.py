@@ -52,8 +52,8 @@ from .._util.threads import NOT_BEGUN, WorkerThread
 from .._util.uninterrupted import uninterrupted
 from ..outputs import AppendFile
 from .observers import Observers
-from .pending_commit import Submission, refuse_to_abort
-from .stream_log import Lane
+from .pending_commit import PendingCommit, refuse_to_abort
+from .stream_log import StreamLog
 
 log = logging.getLogger("trio_ckpt.saver")
 
@@ -63,7 +63,7 @@ DEFAULT_SAVE_TIMEOUT_S = 60.0
 
 
 @uninterrupted
-class Saver:
+class GroupCommitter:
     """Saves what is submitted; its `run` is a background task of the run.
 
     Attributes:
@@ -89,11 +89,11 @@ class Saver:
         self._store = store
         self._save_timeout_s = save_timeout_s
         self._on_poison = on_poison
-        self._queue: list[Submission] = []
-        self._taken: list[Submission] = []  # the group in flight
-        self._lanes: list[Lane] = []
+        self._queue: list[PendingCommit] = []
+        self._taken: list[PendingCommit] = []  # the group in flight
+        self._lanes: list[StreamLog] = []
         self._unfolded = 0
-        self._dirty: dict[Lane, None] = {}  # have moved since their last fold
+        self._dirty: dict[StreamLog, None] = {}  # have moved since their last fold
         self._idle_task: trio.lowlevel.Task | None = None
         self._is_closing = False
         self._is_over = False
@@ -104,17 +104,19 @@ class Saver:
     # -- the way in -------------------------------------------------------------------
 
     @property
-    def lanes(self) -> tuple[Lane, ...]:
+    def lanes(self) -> tuple[StreamLog, ...]:
         """All of them."""
         return tuple(self._lanes)
 
-    def add_lane(self, key: StreamKey, progress: Progress) -> Lane:
+    def add_lane(self, key: StreamKey, progress: Progress) -> StreamLog:
         """Make the way for a stream, going on from `progress`."""
-        lane = Lane(key, encode_key(key), self._make_seal, progress, progress.sequence)
+        lane = StreamLog(key, encode_key(key), self._make_seal, progress, progress.sequence)
         self._lanes.append(lane)
         return lane
 
-    async def encode(self, lane: Lane, payload: bytes, blobs: tuple[str, ...] = ()) -> Checkpoint:
+    async def encode(
+        self, lane: StreamLog, payload: bytes, blobs: tuple[str, ...] = ()
+    ) -> Checkpoint:
         """Seal the next record of a lane; a large one is put as a blob, durably, first.
 
         The sequence number is taken when this returns: call `submit` without a
@@ -136,7 +138,9 @@ class Saver:
         sealed = tools.seal.close(sequence, payload)
         return Checkpoint(lane.text, sequence, sealed, blobs=blobs)
 
-    async def _place_blob(self, lane: Lane, payload: bytes, blobs: tuple[str, ...]) -> Checkpoint:
+    async def _place_blob(
+        self, lane: StreamLog, payload: bytes, blobs: tuple[str, ...]
+    ) -> Checkpoint:
         digest, sequence = "", -1
         with trio.CancelScope(shield=True):
             async with lane.tools.placing:
@@ -192,7 +196,7 @@ class Saver:
 
     async def save(
         self,
-        lane: Lane,
+        lane: StreamLog,
         record: Record,
         blobs: tuple[str, ...] = (),
         *,
@@ -218,28 +222,28 @@ class Saver:
         Cancellation: none once it is submitted.
         """
         checkpoint = await self.encode(lane, encode_record(record), blobs)
-        submission = Submission(
+        submission = PendingCommit(
             lane, record, checkpoint, (), lambda error: landed() if error is None else None
         )
         self.submit(submission)
         await submission.wait()
         return checkpoint.sequence
 
-    async def save_all(self, records: Iterable[tuple[Lane, Record]]) -> None:
+    async def save_all(self, records: Iterable[tuple[StreamLog, Record]]) -> None:
         """Save several records, each of which is not about a batch, in one group.
 
         Raises, Durability, Cancellation: as for `save`; what it raises is the first that
             was not saved, and the others may have been.
         """
-        submissions: list[Submission] = []
+        submissions: list[PendingCommit] = []
         for lane, record in records:
             checkpoint = await self.encode(lane, encode_record(record))
-            submissions.append(Submission(lane, record, checkpoint, (), lambda _error: None))
+            submissions.append(PendingCommit(lane, record, checkpoint, (), lambda _error: None))
             self.submit(submissions[-1])
         for submission in submissions:
             await submission.wait()
 
-    def submit(self, submission: Submission) -> None:
+    def submit(self, submission: PendingCommit) -> None:
         """Queue a checkpoint for the next group.
 
         Raises:
@@ -315,7 +319,7 @@ class Saver:
         else:
             self._sort_out(group, outcomes)
 
-    async def _save(self, group: list[Submission], folds: list[Fold]) -> list[Exception | None]:
+    async def _save(self, group: list[PendingCommit], folds: list[Fold]) -> list[Exception | None]:
         asked_at = trio.current_time()
         with give_up_after(self._save_timeout_s):
             try:
@@ -358,7 +362,7 @@ class Saver:
             run_id=self.run_key.run_id,
         )
 
-    def _land(self, submission: Submission) -> None:
+    def _land(self, submission: PendingCommit) -> None:
         lane, record = submission.lane, submission.record
         for sink, lines in submission.lines:
             sink.confirm(sink.confirmed + len(lines))
@@ -366,7 +370,7 @@ class Saver:
         self._dirty[lane] = None
         submission.end(None)
 
-    def _sort_out(self, group: list[Submission], outcomes: list[Exception | None]) -> None:
+    def _sort_out(self, group: list[PendingCommit], outcomes: list[Exception | None]) -> None:
         for submission, outcome in zip(group, outcomes, strict=True):
             if outcome is None and not submission.is_over:
                 self._unfolded += 1
@@ -374,7 +378,7 @@ class Saver:
             elif outcome is not None and not submission.is_over:
                 self._fail(submission, outcome)
 
-    def _fail(self, submission: Submission, error: Exception) -> None:
+    def _fail(self, submission: PendingCommit, error: Exception) -> None:
         """End a checkpoint that was not saved, and the queued ones that follow on from it."""
         lane = submission.lane
         followers = [queued for queued in self._queue if queued.lane is lane]
@@ -382,7 +386,7 @@ class Saver:
         lane.submitted = min(lane.submitted, submission.checkpoint.sequence - 1)
         self._end_all([submission, *followers], error)
 
-    def _end_all(self, submissions: Iterable[Submission], error: Exception) -> None:
+    def _end_all(self, submissions: Iterable[PendingCommit], error: Exception) -> None:
         with ExitStack() as stack:  # whatever one of them raises, the others are told
             for submission in reversed(list(submissions)):
                 if submission.is_over:
@@ -406,7 +410,7 @@ class Saver:
 
     # -- append sinks --------------------------------------------------------------------
 
-    async def _append_lines(self, taken: list[Submission]) -> list[Submission]:
+    async def _append_lines(self, taken: list[PendingCommit]) -> list[PendingCommit]:
         """Append all lines of a group, one fsync per file; returns those to go on with."""
         chunks: dict[AppendFile, list[bytes]] = {}
         for submission in taken:
@@ -425,7 +429,7 @@ class Saver:
             self._set_poison(unknown)
             self._end_all(taken, unknown)
             return []
-        failed_lanes: dict[Lane, Exception] = {
+        failed_lanes: dict[StreamLog, Exception] = {
             submission.lane: failures[sink]
             for submission in taken
             for sink, _ in submission.lines
@@ -445,7 +449,7 @@ class Saver:
         self._unfolded = 0
         return self._take_folds([lane for lane in self._dirty if lane.is_fold_due])
 
-    def _take_folds(self, lanes: Iterable[Lane]) -> list[Fold]:
+    def _take_folds(self, lanes: Iterable[StreamLog]) -> list[Fold]:
         folds: list[Fold] = []
         for lane in lanes:
             del self._dirty[lane]
@@ -461,9 +465,11 @@ class Saver:
 
 
 @asynccontextmanager
-async def open_saver(store: Store, run_key: RunKey) -> AsyncGenerator[Saver]:
+async def open_saver(store: Store, run_key: RunKey) -> AsyncGenerator[GroupCommitter]:
     """Save what the block submits; its exception leaves as it is."""
-    saver = Saver(store, run_key, save_timeout_s=DEFAULT_SAVE_TIMEOUT_S, on_poison=lambda: None)
+    saver = GroupCommitter(
+        store, run_key, save_timeout_s=DEFAULT_SAVE_TIMEOUT_S, on_poison=lambda: None
+    )
     body_error: BaseException | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(saver.run)

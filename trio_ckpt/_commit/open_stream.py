@@ -40,11 +40,11 @@ from ..state import FrontierItems, keyed_items
 from .archive_states import archive_chains
 from .batch import AttemptState, Batch, staged_of
 from .extent import Extent
-from .group_commit import Saver
+from .group_commit import GroupCommitter
 from .retry import RetryTable
 from .shutdown import Stop
-from .state_manager import StateKeeper
-from .stream_log import Lane
+from .state_manager import StateManager
+from .stream_log import StreamLog
 from .stream_outputs import AnyPath, StreamFiles
 
 log = logging.getLogger("trio_ckpt.stream")
@@ -62,7 +62,7 @@ watch_handed_out: trio.lowlevel.RunVar[Callable[[AnyToken], None]] = trio.lowlev
 
 @uninterrupted
 @attrs.define(eq=False)
-class Desk(ABC):
+class OpenStream(ABC):
     """One open stream: its attempts, its tokens, what goes into their records.
 
     It is the host of both; what leaving an attempt means is decided by the gate above it.
@@ -90,14 +90,14 @@ class Desk(ABC):
     """
 
     run_id: str
-    lane: Lane
-    saver: Saver
+    lane: StreamLog
+    saver: GroupCommitter
     coordinator: CheckpointCoordinator
     stop: Stop
     retry: RetryTable
     files: StreamFiles
     nursery: trio.Nursery
-    keeper: StateKeeper[Any] | None = None
+    keeper: StateManager[Any] | None = None
     frontier: FrontierItems[Any] | None = None
     first_index: int = 0
     open: dict[int, Batch[Any]] = attrs.field(factory=dict[int, Batch[Any]])
@@ -272,7 +272,7 @@ class Desk(ABC):
         return self.extent.new_estimate(self.lane.progress)
 
     async def save_plain(self, record: Record, blobs: tuple[str, ...] = ()) -> int:
-        """Save a record of the stream that is not about a batch; see `Saver.save`."""
+        """Save a record of the stream that is not about a batch; see `GroupCommitter.save`."""
         return await self.saver.save(self.lane, self.introduce(record), blobs)
 
     def introduce(self, record: Record) -> Record:
@@ -331,7 +331,7 @@ class Desk(ABC):
             self.nursery.start_soon(self._archive, keeper, dropped, archive)
 
     async def _archive(
-        self, keeper: StateKeeper[Any], dropped: dict[bytes, list[int]], archive: str
+        self, keeper: StateManager[Any], dropped: dict[bytes, list[int]], archive: str
     ) -> None:
         with trio.CancelScope(shield=True):
             async with keeper.tools.archiving:
@@ -350,7 +350,7 @@ class Desk(ABC):
                 if moved and self.saver.poison is None:
                     await self._let_go(keeper, moved)
 
-    async def _let_go(self, keeper: StateKeeper[Any], sequences: list[int]) -> None:
+    async def _let_go(self, keeper: StateManager[Any], sequences: list[int]) -> None:
         with trio.CancelScope(shield=True):
             try:
                 await keeper.store.drop_blobs(self.saver.run_key, self.lane.text, sequences)

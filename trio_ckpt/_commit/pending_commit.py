@@ -7,16 +7,16 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from .._journal.record import Kind, Record
+from .._journal.record import Record, RecordKind
 from .._journal.store import Checkpoint
 from .._util.uninterrupted import uninterrupted
 from ..outputs import AppendFile
-from .stream_log import Lane
+from .stream_log import StreamLog
 
 
 @uninterrupted
 @attrs.define(eq=False)
-class Submission:
+class PendingCommit:
     """One checkpoint on its way to the store, and who waits for it.
 
     Attributes:
@@ -27,7 +27,7 @@ class Submission:
         landed: Called with None or the error, before any waiter wakes.
     """
 
-    lane: Lane
+    lane: StreamLog
     record: Record
     checkpoint: Checkpoint
     lines: tuple[tuple[AppendFile, bytes], ...]
@@ -39,7 +39,7 @@ class Submission:
     @property
     def produced(self) -> int:
         """How many records a batch produced."""
-        return self.record.records if self.record.kind is Kind.BATCH else 0
+        return self.record.records if self.record.kind is RecordKind.BATCH else 0
 
     async def wait(self) -> None:
         """Wait for the outcome.

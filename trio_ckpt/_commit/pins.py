@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import time
 
-from .._journal.record import Kind, Record
+from .._journal.record import Record, RecordKind
 from .._util.plain import check_label
-from .open_stream import Desk
+from .open_stream import OpenStream
 
 MAX_PINS = 1_000  # of a stream: all of them are in each of its folds
 
 
-async def pin_state(desk: Desk, label: str) -> None:
+async def pin_state(desk: OpenStream, label: str) -> None:
     """Pin the newest confirmed state; see `Stream.pin`."""
     check_label(label)
     pins = desk.lane.progress.pins
@@ -27,7 +27,7 @@ async def pin_state(desk: Desk, label: str) -> None:
     kept, done = desk.keeper.confirmed, desk.lane.progress.done
     lineage = kept.chain[0][1].lineage if kept is not None and kept.chain else b""
     record = Record(
-        kind=Kind.PIN,
+        kind=RecordKind.PIN,
         at=time.time(),
         index=done.stop - 1 if done else None,
         metadata={"label": label, "lineage": lineage.hex()},
@@ -39,13 +39,13 @@ async def pin_state(desk: Desk, label: str) -> None:
         await desk.prune_state()
 
 
-async def unpin_state(desk: Desk, label: str) -> None:
+async def unpin_state(desk: OpenStream, label: str) -> None:
     """Take a pin away; see `Stream.unpin`."""
     pins = desk.lane.progress.pins
     if label not in pins:
         has = ", ".join(map(repr, pins)) or "none"
         raise ValueError(f"{desk.where()} has no pin {label!r}; it has: {has}")
-    await desk.save_plain(Record(kind=Kind.UNPIN, at=time.time(), metadata={"label": label}))
+    await desk.save_plain(Record(kind=RecordKind.UNPIN, at=time.time(), metadata={"label": label}))
     if desk.keeper is not None:
         desk.keeper.needs_pruning = True
     await desk.prune_state()

@@ -24,9 +24,9 @@ import attrs
 import msgspec
 import trio
 
-from .._journal.history import Standing, StandingRecord, read_pages
+from .._journal.history import LiveRecords, StandingRecord, read_pages
 from .._journal.progress import Progress, add_marks, encode_marks, item_mark
-from .._journal.record import Kind, Output, Record, SinkLines, Status, Taken
+from .._journal.record import Output, Record, RecordKind, SinkLines, Status, Taken
 from .._journal.store import Store
 from .._util.errors import CannotRedoError, StoreDamagedError, describe_batch
 from .._util.exact_sum import ExactSum, add_amounts, encode_sums
@@ -37,15 +37,15 @@ from .._util.text import one_line, plural
 from .._util.threads import run_blocking
 from ..outputs import OutputDir, keep_tail
 from ..state._chain import blobs_of, read_chain
-from .group_commit import Saver
-from .stream_log import Lane
+from .group_commit import GroupCommitter
+from .stream_log import StreamLog
 from .stream_outputs import Claims
 
 log = logging.getLogger("trio_ckpt.redo")
 
 
 @attrs.define(eq=False)
-class Taking:
+class Reversal:
     """What batches that go back to work had added.
 
     Attributes:
@@ -70,11 +70,11 @@ class Taking:
         self.indexes.add(index)
         mark = item_mark(index, record.item) if record.item else 0
         self.items = add_marks(self.items, mark)
-        if record.kind is Kind.SKIP:
+        if record.kind is RecordKind.SKIP:
             self.skipped_items = add_marks(self.skipped_items, mark)
         self.records += record.records
         add_amounts(self.totals, record.totals)
-        if record.kind is Kind.BATCH:
+        if record.kind is RecordKind.BATCH:
             self.confirmed.add(index)
             add_amounts(self.spent, record.spent)
         for lines in record.lines:
@@ -97,8 +97,8 @@ class Redo:
     """
 
     store: Store
-    saver: Saver
-    lane: Lane
+    saver: GroupCommitter
+    lane: StreamLog
     outputs: OutputDir | None
     claims: Claims = attrs.field(factory=dict[str, tuple[str, int]])
     put_back: Callable[[int], None] = lambda _index: None
@@ -137,7 +137,7 @@ class Redo:
                 stream=self.lane.key,
                 batch_index=first,
             )
-        taking = Taking()
+        taking = Reversal()
         async with aclosing(self._standing()) as pages:
             async for records in pages:
                 for entry in records:
@@ -165,7 +165,7 @@ class Redo:
         wanted = progress.done.after(to)
         if not wanted:
             return wanted
-        taking, oldest = Taking(), 0
+        taking, oldest = Reversal(), 0
         async with aclosing(self._standing()) as pages:
             async for records in pages:
                 for entry in records:
@@ -189,11 +189,11 @@ class Redo:
 
     async def _rewind_before(self, cut: int, reason: str, *, to: int | None = None) -> IndexSet:
         progress = self.lane.progress
-        taking, state, cursor = Taking(), b"", None
+        taking, state, cursor = Reversal(), b"", None
         is_found = {"state": not progress.has_state, "cursor": not progress.has_cursor}
         resets = progress.has_state
         key = self.saver.run_key
-        standing = Standing(progress)
+        standing = LiveRecords(progress)
         async with aclosing(
             read_pages(self.store, key.run_id, key.generation, self.lane.key)
         ) as pages:
@@ -278,7 +278,7 @@ class Redo:
             index = entry.index
             if index in self.lane.tools.redone or index not in self.lane.progress.confirmed:
                 return
-            taking = Taking()
+            taking = Reversal()
             taking.add(index, entry.record)
             await self._set_aside(index, entry.record.outputs)
             await self._save(taking, {"path": path, "reason": reason})
@@ -287,14 +287,14 @@ class Redo:
 
     async def _standing(self) -> AsyncGenerator[list[StandingRecord]]:
         key = self.saver.run_key
-        standing = Standing(self.lane.progress)
+        standing = LiveRecords(self.lane.progress)
         async with aclosing(
             read_pages(self.store, key.run_id, key.generation, self.lane.key)
         ) as pages:
             async for records in pages:
                 yield _both(standing, records)
 
-    async def _take_back(self, taking: Taking, reason: str, **fields: Any) -> None:
+    async def _take_back(self, taking: Reversal, reason: str, **fields: Any) -> None:
         where = describe_batch(self.saver.run_key.run_id, self.lane.key, None)
         log.info(
             "%s: batches %s go back to work: %s",
@@ -309,7 +309,7 @@ class Redo:
 
     async def _save(
         self,
-        taking: Taking,
+        taking: Reversal,
         metadata: dict[str, Any],
         *,
         index: int | None = None,
@@ -320,7 +320,7 @@ class Redo:
         lane = self.lane
         await self.begin_change()
         record = Record(
-            kind=Kind.REDO,
+            kind=RecordKind.REDO,
             at=time.time(),
             index=index,
             steps=tuple(taking.indexes.to_steps()),
@@ -350,7 +350,7 @@ class Redo:
         if self.outputs is None or self.lane.progress.outputs == 0:
             return
         key = self.saver.run_key
-        standing = Standing(attrs.evolve(self.lane.progress, confirmed=taken))
+        standing = LiveRecords(attrs.evolve(self.lane.progress, confirmed=taken))
         left = len(taken)
         async with aclosing(
             read_pages(self.store, key.run_id, key.generation, self.lane.key)
@@ -407,17 +407,17 @@ def retry_record(run_id: str, key: StreamKey, progress: Progress) -> Record | No
             batch_index=first,
         )
     indexes = progress.skipped.union(IndexSet(progress.failures))
-    return Record(kind=Kind.RETRY, at=time.time(), steps=tuple(indexes.to_steps()))
+    return Record(kind=RecordKind.RETRY, at=time.time(), steps=tuple(indexes.to_steps()))
 
 
-def _both(standing: Standing, records: list[tuple[int, Record]]) -> list[StandingRecord]:
+def _both(standing: LiveRecords, records: list[tuple[int, Record]]) -> list[StandingRecord]:
     """Those that stand, of confirmed and of skipped batches, newest first."""
-    found = [*standing.of(records, Kind.BATCH), *standing.of(records, Kind.SKIP)]
+    found = [*standing.of(records, RecordKind.BATCH), *standing.of(records, RecordKind.SKIP)]
     return sorted(found, key=lambda entry: -entry.sequence)
 
 
 def _says_state(record: Record) -> bool:
     """Whether a record says what the confirmed state was then; a snapshot never does."""
-    if record.kind is Kind.SNAPSHOT:
+    if record.kind is RecordKind.SNAPSHOT:
         return False
     return bool(record.state) or (record.taken is not None and record.taken.resets_state)

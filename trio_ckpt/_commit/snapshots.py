@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import trio
 
-from .._journal.record import Kind, Record, describe_error, trouble
+from .._journal.record import Record, RecordKind, describe_error, trouble
 from .._util.arguments import checked_by, seconds
 from .._util.errors import NotEncodableError, text_of
 from .._util.log import at
@@ -24,7 +24,7 @@ from .._util.uninterrupted import uninterrupted
 from .awaits import Calls, awaits_noted
 from .batch import Batch
 from .gate import Gate
-from .state_manager import Hold, StateKeeper
+from .state_manager import StateCapture, StateManager
 
 log = logging.getLogger("trio_ckpt.snapshots")
 
@@ -49,7 +49,7 @@ class Snapshots:
 
     every_s: float = attrs.field(validator=checked_by(seconds, is_endless_allowed=True))
     _desk: Gate
-    _keeper: StateKeeper[object]
+    _keeper: StateManager[object]
     _batch: Batch[object]
     _nursery: trio.Nursery
     saved: int = attrs.field(default=0, init=False)
@@ -94,7 +94,7 @@ class Snapshots:
         self._nursery.start_soon(self._save, *begun)
         return True
 
-    async def _begin(self, label: str) -> tuple[Hold, dict[str, Any]] | None:
+    async def _begin(self, label: str) -> tuple[StateCapture, dict[str, Any]] | None:
         """Copy the state; None: it cannot be saved, and the body goes on without it."""
         held_from = time.perf_counter()
         try:
@@ -161,14 +161,14 @@ class Snapshots:
     def _where(self) -> str:
         return self._desk.where(self._batch.index)
 
-    async def _save(self, hold: Hold, metadata: dict[str, Any]) -> None:
+    async def _save(self, hold: StateCapture, metadata: dict[str, Any]) -> None:
         """Save one, beside the body; a failure is told: earlier ones stay valid."""
         try:
             with trio.CancelScope(shield=True):
                 saved = await hold.pack()
                 if saved is not None:
                     record = Record(
-                        kind=Kind.SNAPSHOT,
+                        kind=RecordKind.SNAPSHOT,
                         at=time.time(),
                         index=self._batch.index,
                         attempts=self._batch.attempt,

@@ -3,9 +3,9 @@
 Theory of operation
 ===================
 
-`StateKeeper.hold` takes the state apart while nobody changes it, and copies what may have
-changed in its arrays.  `Hold.pack` makes a frame of that; when the checkpoint with it is
-durable, `StateKeeper.landed` makes it what the next one is a difference to.
+`StateManager.hold` takes the state apart while nobody changes it, and copies what may have
+changed in its arrays.  `StateCapture.pack` makes a frame of that; when the checkpoint with it is
+durable, `StateManager.landed` makes it what the next one is a difference to.
 
 A failed attempt has changed the state in memory: it is *tainted* until it is restored from
 the last confirmed frame.  A state without arrays is restored at once, since its tree is
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple
 import attrs
 import trio
 
-from .._journal.record import Kind, Record
+from .._journal.record import Record, RecordKind
 from .._journal.statistics import ArrayStatistics, StateStatistics
 from .._journal.store import Store
 from .._util.arguments import shown
@@ -31,8 +31,8 @@ from .._util.threads import run_blocking
 from ..state import (
     NO_ARRAYS,
     NO_PARENT,
-    Frame,
     Plan,
+    StateFrame,
     Tree,
     check_kind,
     diff_tree,
@@ -45,11 +45,18 @@ from ..state import (
 from ..state._chain import fill, read_chain
 from ..state._retention import Retention, Version, Versions
 from ..state._shared_capture import ArrayTools
-from .group_commit import Saver
-from .stored_state import DELTA_FROM_BYTES, Kept, Saved, is_long, is_unchanged, kept_of
+from .group_commit import GroupCommitter
+from .stored_state import (
+    DELTA_FROM_BYTES,
+    EncodedState,
+    StoredState,
+    is_long,
+    is_unchanged,
+    kept_of,
+)
 
 if TYPE_CHECKING:
-    from ..state._arrays.engine import Held, Piece, Stored, Table
+    from ..state._arrays.engine import ArrayCapture, DigestTable, EncodedArrays, Piece
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -67,7 +74,7 @@ is 7 to 13 ms late beside a thread, and up to 90 ms only when Python's collector
 
 
 @attrs.define(eq=False)
-class StateKeeper(Generic[S]):
+class StateManager(Generic[S]):
     """Keeps the state of one stream.
 
     Attributes:
@@ -89,14 +96,14 @@ class StateKeeper(Generic[S]):
     """
 
     store: Store
-    saver: Saver
+    saver: GroupCommitter
     plan: Plan[S]
     state: S
     tools: ArrayTools
     is_tainted: bool = False
-    head: Kept | None = None
-    confirmed: Kept | None = None
-    initial: Kept | None = None
+    head: StoredState | None = None
+    confirmed: StoredState | None = None
+    initial: StoredState | None = None
     reports: dict[str, Any] = attrs.field(factory=dict[str, Any])
     resumed_from: tuple[int, str] | None = None
     versions: Versions = attrs.field(factory=lambda: Versions(Retention()))
@@ -117,7 +124,7 @@ class StateKeeper(Generic[S]):
 
     # -- saving -------------------------------------------------------------------------------
 
-    async def hold(self) -> Hold:
+    async def hold(self) -> StateCapture:
         """Take the state apart; when this returns it may change again.
 
         Raises:
@@ -137,18 +144,18 @@ class StateKeeper(Generic[S]):
         """After so many differences a state is saved whole."""
         return self.versions.retention.max_deltas
 
-    async def _hold(self) -> Hold:
+    async def _hold(self) -> StateCapture:
         if self.plan.runs_code:
             flat = self.plan.flatten(self.state)
         else:
             flat = await self.beside(self.plan.flatten, self.state)
         base = None if self.head is None or is_long(self.head, self.max_deltas) else self.head
         if not flat.arrays:
-            return Hold(self, base, flat.tree, None)
+            return StateCapture(self, base, flat.tree, None)
         held, tables = None, {} if base is None else base.tables
         with trio.CancelScope(shield=True):
             held = await self.tools.hold(flat.arrays, tables)
-        return Hold(self, base, flat.tree, held)
+        return StateCapture(self, base, flat.tree, held)
 
     async def beside(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
         """Work on a tree: in a thread if it was large the last time, so that others go on.
@@ -163,14 +170,14 @@ class StateKeeper(Generic[S]):
             outcomes.append(await run_blocking(func, *args))
         return outcomes[0]
 
-    def look(self) -> Hold:
+    def look(self) -> StateCapture:
         """The same without a copy of what is in arrays: to see that it can be saved."""
         flat = self.plan.flatten(self.state)
         if flat.arrays:
             self.tools.engine().check(flat.arrays)
-        return Hold(self, None, flat.tree, None)
+        return StateCapture(self, None, flat.tree, None)
 
-    async def save(self) -> Saved | None:
+    async def save(self) -> EncodedState | None:
         """Make a frame of the state as it is; None: nothing has changed.
 
         A snapshot that is on its way lands first.
@@ -211,7 +218,9 @@ class StateKeeper(Generic[S]):
 
     # -- what the store has -------------------------------------------------------------------
 
-    def landed(self, saved: Saved | None, sequence: int, at: float, *, is_confirmed: bool) -> None:
+    def landed(
+        self, saved: EncodedState | None, sequence: int, at: float, *, is_confirmed: bool
+    ) -> None:
         """Take note that a frame is durable; None: that of a state that had not changed.
 
         Args:
@@ -285,14 +294,14 @@ class StateKeeper(Generic[S]):
             arrays = await run_blocking(self.tools.engine().copies, flat.arrays)
         self.state = self.plan.build(flat.tree, arrays)
 
-    async def begin(self, hold: Hold) -> Saved | None:
+    async def begin(self, hold: StateCapture) -> EncodedState | None:
         """Take note of the state as the user gave it; returns what is to be saved of it.
 
         Arrays have to be: nothing else could say later what they were.
         """
         if hold.held is not None:
             return await hold.pack()
-        self.initial = self.confirmed = Kept(hold.tree, encode_tree(hold.tree), ())
+        self.initial = self.confirmed = StoredState(hold.tree, encode_tree(hold.tree), ())
         return None
 
     def replace(self, state: S) -> None:
@@ -367,13 +376,13 @@ class StateKeeper(Generic[S]):
         self.state, tables = await self._build(kept)
         check_kind(given, self.state)
         self.head = self.confirmed = attrs.evolve(kept, tables=tables)
-        if record.kind is Kind.SNAPSHOT and record.index is not None:
+        if record.kind is RecordKind.SNAPSHOT and record.index is not None:
             self.resumed_from = (record.index, str(record.metadata.get("label", "")))
             chain, _ = await read_chain(pages(), with_snapshots=False)
             self.confirmed = kept_of(chain) if chain else self.initial
             self.has_snapshot = True
 
-    async def _build(self, kept: Kept) -> tuple[S, dict[str, Table]]:
+    async def _build(self, kept: StoredState) -> tuple[S, dict[str, DigestTable]]:
         if not kept.layout.views:
             return self.plan.build(kept.tree, []), {}
         engine = self.tools.engine()
@@ -387,7 +396,7 @@ class StateKeeper(Generic[S]):
 
 
 @attrs.define(eq=False)
-class Hold:
+class StateCapture:
     """A state as it was at one moment.
 
     Attributes:
@@ -397,12 +406,12 @@ class Hold:
         held: Copies of what may have changed in those.
     """
 
-    keeper: StateKeeper[Any]
-    base: Kept | None
+    keeper: StateManager[Any]
+    base: StoredState | None
     tree: Any
-    held: Held | None
+    held: ArrayCapture | None
 
-    async def pack(self, *, is_forced: bool = False) -> Saved | None:
+    async def pack(self, *, is_forced: bool = False) -> EncodedState | None:
         """Make a frame of it, its blob durable; None: nothing has changed.
 
         Args:
@@ -426,7 +435,7 @@ class Hold:
         finally:
             held.release()
 
-    async def _put(self, held: Held) -> tuple[bytes, str]:
+    async def _put(self, held: ArrayCapture) -> tuple[bytes, str]:
         """What changed in arrays: the bytes if they are few, else the name of their blob."""
         pieces = held.pieces()
         limit = min(INLINE_BYTES, self.keeper.store.inline_limit_bytes)
@@ -436,8 +445,8 @@ class Hold:
         return b"".join(first), ""
 
     async def _frame(
-        self, stored: Stored | None, data: bytes, blob: str, *, is_forced: bool
-    ) -> Saved | None:
+        self, stored: EncodedArrays | None, data: bytes, blob: str, *, is_forced: bool
+    ) -> EncodedState | None:
         """The same, of arrays that are packed."""
         keeper, head = self.keeper, self.base
         encoded = await keeper.beside(encode_tree, self.tree)
@@ -450,7 +459,7 @@ class Hold:
             is_same = encoded == head.tree_bytes
             tree = b"" if is_same else await keeper.beside(_encode_delta, head.tree, self.tree)
         layout = NO_ARRAYS if stored is None else stored.layout
-        frame = Frame(
+        frame = StateFrame(
             lineage=new_lineage() if head is None else head.chain[0][1].lineage,
             number=0 if head is None else head.chain[0][1].number + 1,
             parent=NO_PARENT if head is None else head.digest,
@@ -463,9 +472,9 @@ class Hold:
         )
         payload = encode_frame(frame)
         link = (frame_digest(payload), frame)
-        return Saved(
+        return EncodedState(
             payload,
-            Kept(
+            StoredState(
                 self.tree,
                 encoded,
                 (link, *(() if head is None else head.chain)),

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from ..state import NO_ARRAYS, Frame, Layout, encode_tree, tree_of
+from ..state import NO_ARRAYS, Layout, StateFrame, encode_tree, tree_of
 from ..state._chain import layout_of
 
 if TYPE_CHECKING:
-    from ..state._arrays.engine import Stored, Table
+    from ..state._arrays.engine import DigestTable, EncodedArrays
 
 DELTA_FROM_BYTES = 2**16  # of the tree: a smaller one is saved whole each time
 SHARE_OF_DEAD = 1.0  # of what is live: with more a chain begins anew
 
 
 @attrs.frozen(eq=False)
-class Kept:
+class StoredState:
     """A state as the store has it.
 
     Attributes:
@@ -31,8 +31,8 @@ class Kept:
 
     tree: Any
     tree_bytes: bytes
-    chain: tuple[tuple[bytes, Frame], ...]
-    tables: dict[str, Table] = attrs.field(factory=dict[str, "Table"])
+    chain: tuple[tuple[bytes, StateFrame], ...]
+    tables: dict[str, DigestTable] = attrs.field(factory=dict[str, "DigestTable"])
     layout: Layout = NO_ARRAYS
 
     @property
@@ -48,7 +48,7 @@ class Kept:
 
 
 @attrs.frozen(eq=False)
-class Saved:
+class EncodedState:
     """A state that is being saved.
 
     Attributes:
@@ -57,17 +57,17 @@ class Saved:
     """
 
     payload: bytes
-    kept: Kept
+    kept: StoredState
 
 
-def is_unchanged(head: Kept, encoded: bytes, stored: Stored | None) -> bool:
+def is_unchanged(head: StoredState, encoded: bytes, stored: EncodedArrays | None) -> bool:
     """Whether a state is the one that the store has: its tree, and what is new of its arrays."""
     if encoded != head.tree_bytes:
         return False
     return stored is None or (not stored.patches and stored.layout == head.layout)
 
 
-def is_long(kept: Kept, max_deltas: int) -> bool:
+def is_long(kept: StoredState, max_deltas: int) -> bool:
     """Whether a chain has so many frames, or so much in them is dead, that a new one begins."""
     sizes = [frame.data_bytes + len(frame.tree) for _, frame in kept.chain]
     live = sizes[-1]
@@ -77,8 +77,8 @@ def is_long(kept: Kept, max_deltas: int) -> bool:
     )
 
 
-def kept_of(chain: Sequence[tuple[bytes, Frame]]) -> Kept:
+def kept_of(chain: Sequence[tuple[bytes, StateFrame]]) -> StoredState:
     """The state that a chain of frames is restored to, the newest first."""
     frames = [frame for _, frame in chain]
     tree = tree_of(frames)
-    return Kept(tree, encode_tree(tree), tuple(chain), layout=layout_of(frames))
+    return StoredState(tree, encode_tree(tree), tuple(chain), layout=layout_of(frames))

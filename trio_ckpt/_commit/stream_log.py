@@ -54,7 +54,7 @@ class Tools:
 
 
 @attrs.define(eq=False)
-class Lane:
+class StreamLog:
     """One stream's way to the store.
 
     A run has one for each stream that it has touched, so what a stream needs only while it is
@@ -177,7 +177,7 @@ class Added:
         return cls(progress.records, dict(progress.totals), dict(progress.spent))
 
     @classmethod
-    def by_session(cls, lanes: Iterable[Lane]) -> Added:
+    def by_session(cls, lanes: Iterable[StreamLog]) -> Added:
         """By this session, in some streams."""
         records, totals, spent = 0, dict[str, ExactSum](), dict[str, ExactSum]()
         for lane in lanes:

@@ -21,7 +21,7 @@ from .._util.text import plural, printable
 from .._util.threads import run_blocking
 from .._util.uninterrupted import shielded
 from ..outputs import AppendFile, OutputDir, Validator, check_found, check_outputs
-from .stream_log import Lane
+from .stream_log import StreamLog
 
 log = logging.getLogger("trio_ckpt.outputs")
 
@@ -50,7 +50,7 @@ class StreamFiles:
     """
 
     run_id: str
-    lane: Lane
+    lane: StreamLog
     claims: Claims
     check_owner: Callable[[float], Awaitable[None]]
     root: OutputDir | None = None

@@ -17,7 +17,7 @@ from .._util.exact_sum import Number, numbers
 from .._util.index_set import IndexSet
 from .._util.plain import RUN_STREAM, StreamKey, encode_key
 from .progress import Progress
-from .record import TROUBLE, ErrorInfo, Kind, Output, Record, decode_record
+from .record import TROUBLE, ErrorInfo, Output, Record, RecordKind, decode_record
 from .session_record import check_facts
 from .store import RunView, Store
 
@@ -144,10 +144,10 @@ async def read_sessions(
     async with aclosing(read_pages(store, run_id, stored.generation, RUN_STREAM)) as pages:
         async for records in pages:
             for _, record in records:
-                if record.kind not in (Kind.SESSION, Kind.END):
+                if record.kind not in (RecordKind.SESSION, RecordKind.END):
                     continue
-                facts = check_facts(record.metadata, is_end=record.kind is Kind.END)
-                if record.kind is Kind.END:
+                facts = check_facts(record.metadata, is_end=record.kind is RecordKind.END)
+                if record.kind is RecordKind.END:
                     ends[facts["session"]] = facts
                 else:
                     goes_on = is_running and not sessions
@@ -182,7 +182,7 @@ class StandingRecord:
     record: Record
 
 
-class Standing:
+class LiveRecords:
     """Tells the records that stand at one moment from those that later ones have taken back.
 
     The moment is that of its making: what `progress` counts then is copied.  Progress that goes
@@ -202,10 +202,12 @@ class Standing:
         self._seen = IndexSet()
 
     def of(
-        self, records: list[tuple[int, Record]], kind: Literal[Kind.BATCH, Kind.SKIP] = Kind.BATCH
+        self,
+        records: list[tuple[int, Record]],
+        kind: Literal[RecordKind.BATCH, RecordKind.SKIP] = RecordKind.BATCH,
     ) -> list[StandingRecord]:
         """Those of a page, of one kind, that stand."""
-        done = self._confirmed if kind is Kind.BATCH else self._skipped
+        done = self._confirmed if kind is RecordKind.BATCH else self._skipped
         standing: list[StandingRecord] = []
         for sequence, record in records:
             index = record.index
@@ -222,7 +224,7 @@ ReadPages = Callable[[], AsyncGenerator[list[tuple[int, Record]]]]
 
 
 async def standing_records(
-    progress: Progress, read: ReadPages, *kinds: Literal[Kind.BATCH, Kind.SKIP]
+    progress: Progress, read: ReadPages, *kinds: Literal[RecordKind.BATCH, RecordKind.SKIP]
 ) -> AsyncGenerator[list[StandingRecord]]:
     """The records of some kinds that stand, newest first, a page at a time.
 
@@ -231,7 +233,7 @@ async def standing_records(
         read: Reads its records, newest first.
         kinds: Which.
     """
-    standing = Standing(progress)
+    standing = LiveRecords(progress)
     async with aclosing(read()) as pages:
         async for records in pages:
             found = [entry for kind in kinds for entry in standing.of(records, kind)]
@@ -306,7 +308,7 @@ async def read_troubles(
     async with aclosing(pages):
         async for records in pages:
             for _, record in records:
-                text = record.metadata.get(TROUBLE) if record.kind is Kind.NOTE else None
+                text = record.metadata.get(TROUBLE) if record.kind is RecordKind.NOTE else None
                 if isinstance(text, str):
                     found.append((record.at, text))
             break

@@ -18,7 +18,7 @@ from .._util.errors import StoreDamagedError
 from .._util.exact_sum import ExactSum, add_amounts, add_sums, decode_sums
 from .._util.index_set import IndexSet
 from .._util.plain import copy_plain
-from .record import ErrorInfo, Kind, Record, Status
+from .record import ErrorInfo, Record, RecordKind, Status
 
 MAX_SUM = 2**63  # of records, and of the bytes of a file: what a fold can hold
 MAX_SKIPS = 100  # whose errors are at hand; a person reads no more at once
@@ -242,7 +242,7 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
             f"checkpoint {progress.sequence + 1} is missing: the next one is {sequence}"
         )
     progress.sequence = sequence
-    if record.kind is Kind.ADD:
+    if record.kind is RecordKind.ADD:
         progress.position = record.position
         return
     if record.opened is not None:
@@ -413,21 +413,23 @@ def _index(record: Record) -> int:
     return record.index
 
 
-_NO_WORK = frozenset({Kind.REDO, Kind.RETRY, Kind.NOTE, Kind.PIN, Kind.UNPIN})
+_NO_WORK = frozenset(
+    {RecordKind.REDO, RecordKind.RETRY, RecordKind.NOTE, RecordKind.PIN, RecordKind.UNPIN}
+)
 
 _APPLY = {
-    Kind.BATCH: _apply_batch,
-    Kind.SKIP: _apply_skip,
-    Kind.ATTEMPT: _apply_attempt,
-    Kind.FAIL: _apply_fail,
-    Kind.FINISH: _apply_finish,
-    Kind.SAVE: _apply_save,
-    Kind.REDO: _apply_redo,
-    Kind.RETRY: _apply_retry,
-    Kind.SESSION: _apply_facts,
-    Kind.END: _apply_facts,
-    Kind.NOTE: _apply_note,
-    Kind.SNAPSHOT: _apply_note,
-    Kind.PIN: _apply_pin,
-    Kind.UNPIN: _apply_unpin,
+    RecordKind.BATCH: _apply_batch,
+    RecordKind.SKIP: _apply_skip,
+    RecordKind.ATTEMPT: _apply_attempt,
+    RecordKind.FAIL: _apply_fail,
+    RecordKind.FINISH: _apply_finish,
+    RecordKind.SAVE: _apply_save,
+    RecordKind.REDO: _apply_redo,
+    RecordKind.RETRY: _apply_retry,
+    RecordKind.SESSION: _apply_facts,
+    RecordKind.END: _apply_facts,
+    RecordKind.NOTE: _apply_note,
+    RecordKind.SNAPSHOT: _apply_note,
+    RecordKind.PIN: _apply_pin,
+    RecordKind.UNPIN: _apply_unpin,
 }

@@ -171,7 +171,7 @@ def describe_end(error: BaseException, stream: StreamKey, batch_index: int | Non
 # ---------------------------------------------------------------------------------------
 
 
-class Kind(enum.IntEnum):
+class RecordKind(enum.IntEnum):
     """What a record says."""
 
     BATCH = 0  # a batch is confirmed
@@ -238,7 +238,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     written whole, so the records of older versions would not come back with the same bytes.
     """
 
-    kind: Kind = msgspec.field(name="k", default=Kind.BATCH)
+    kind: RecordKind = msgspec.field(name="k", default=RecordKind.BATCH)
     at: float = msgspec.field(name="t")  # Unix time, s
     index: int | None = msgspec.field(name="i", default=None)
     item: bytes = msgspec.field(name="d", default=b"")  # digest of the item's key
@@ -277,7 +277,7 @@ def trouble(text: str, *, index: int | None = None) -> Record:
         index: Of the batch that it is about.
     """
     metadata = {TROUBLE: describe_error(text).message}
-    return Record(kind=Kind.NOTE, at=time.time(), index=index, metadata=metadata)
+    return Record(kind=RecordKind.NOTE, at=time.time(), index=index, metadata=metadata)
 
 
 DIGEST_BYTES = 16

@@ -17,7 +17,7 @@ from .summary import Summary, exit_code, in_order, is_over, summarize
 
 
 @attrs.frozen
-class Look:
+class RunStatus:
     """A run as it stands, seen from outside.
 
     Attributes:
@@ -83,7 +83,7 @@ class Look:
         return exit_code(self.parts.values(), has_ended=has_ended)
 
 
-async def read_look(store: Store, run_id: str) -> Look | None:
+async def read_look(store: Store, run_id: str) -> RunStatus | None:
     """Look at a run of a store; None: there is no such run.
 
     Raises:
@@ -94,7 +94,7 @@ async def read_look(store: Store, run_id: str) -> Look | None:
     return None if view is None else look_from(store, view, owner)
 
 
-def look_from(store: Store, view: RunView, owner: Owner | None) -> Look:
+def look_from(store: Store, view: RunView, owner: Owner | None) -> RunStatus:
     """A look at a run whose progress is known already."""
     facts = run_facts(view)
     own = (RUN_STREAM, JOB_STREAM)
@@ -108,4 +108,4 @@ def look_from(store: Store, view: RunView, owner: Owner | None) -> Look:
         and progress.opened_at >= began
         and progress.status not in (Status.COMPLETE, Status.FAILED)
     )
-    return Look(store, view, owner, facts, parts, opened)
+    return RunStatus(store, view, owner, facts, parts, opened)

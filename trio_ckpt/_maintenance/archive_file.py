@@ -277,7 +277,7 @@ def _read_manifest(opened: zipfile.ZipFile, path: str, size: int) -> Manifest:
     _check_ratio(info, path)
     with opened.open(info) as source:
         data = source.read(MAX_MANIFEST_BYTES + 1)
-    head = msgspec.json.decode(data, type=_Head)
+    head = msgspec.json.decode(data, type=_ArchiveHead)
     if head.format != FORMAT:
         raise ArchiveError(f"{path!r} is no archive of a run")
     if head.version != VERSION:
@@ -287,7 +287,7 @@ def _read_manifest(opened: zipfile.ZipFile, path: str, size: int) -> Manifest:
     return manifest
 
 
-class _Head(msgspec.Struct, frozen=True):
+class _ArchiveHead(msgspec.Struct, frozen=True):
     format: str
     version: int
 

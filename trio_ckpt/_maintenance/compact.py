@@ -20,15 +20,15 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 import attrs
 
 from .._commit.archive_states import archive_chains
-from .._commit.group_commit import Saver
-from .._commit.state_manager import Hold, StateKeeper
-from .._commit.stored_state import Saved
-from .._commit.stream_log import Lane
+from .._commit.group_commit import GroupCommitter
+from .._commit.state_manager import StateCapture, StateManager
+from .._commit.stored_state import EncodedState
+from .._commit.stream_log import StreamLog
 from .._journal.history import read_pages
-from .._journal.record import Kind, Record, Status, decode_record
+from .._journal.record import Record, RecordKind, Status, decode_record
 from .._journal.store import Store
 from .._util.threads import run_blocking
-from ..state import Frame, Plan, tree_of
+from ..state import Plan, StateFrame, tree_of
 from ..state._chain import blobs_of, fill, layout_of, read_chain, version_of
 from ..state._retention import Retention, Versions
 from ..state._shared_capture import ArrayTools
@@ -74,8 +74,8 @@ class Compaction:
     """
 
     store: Store
-    saver: Saver
-    lane: Lane
+    saver: GroupCommitter
+    lane: StreamLog
     tools: ArrayTools
     retention: Retention
     begin: Callable[[], Awaitable[None]]
@@ -105,13 +105,13 @@ class Compaction:
         key = self.saver.run_key
         return read_pages(self.store, key.run_id, key.generation, self.lane.key, limit=PAGE)
 
-    async def _merge(self, frames: list[Frame], record: Record) -> None:
+    async def _merge(self, frames: list[StateFrame], record: Record) -> None:
         saved = await self._pack(frames)
         await self.begin()
         metadata = {"reason": REASON}
-        if record.kind is Kind.SNAPSHOT:
+        if record.kind is RecordKind.SNAPSHOT:
             again = Record(
-                kind=Kind.SNAPSHOT,
+                kind=RecordKind.SNAPSHOT,
                 at=time.time(),
                 index=record.index,
                 attempts=record.attempts,
@@ -119,12 +119,14 @@ class Compaction:
                 state=saved.payload,
             )
         else:
-            again = Record(kind=Kind.NOTE, at=time.time(), metadata=metadata, state=saved.payload)
+            again = Record(
+                kind=RecordKind.NOTE, at=time.time(), metadata=metadata, state=saved.payload
+            )
         await self.saver.save(self.lane, again, blobs_of(saved.payload))
 
-    async def _pack(self, frames: list[Frame]) -> Saved:
+    async def _pack(self, frames: list[StateFrame]) -> EncodedState:
         """A frame of its own of what a chain ends with, its blob durable."""
-        keeper = StateKeeper(self.store, self.saver, Plan[None].of(None), None, self.tools)
+        keeper = StateManager(self.store, self.saver, Plan[None].of(None), None, self.tools)
         held = None
         if layout_of(frames).views:
             engine = self.tools.engine()
@@ -134,7 +136,7 @@ class Compaction:
             assembly = Assembly(frames)
             await fill(self.store, assembly, frames, engine.compressor)
             held = await run_blocking(hold_assembled, engine, assembly)
-        saved = await Hold(keeper, None, tree_of(frames), held).pack(is_forced=True)
+        saved = await StateCapture(keeper, None, tree_of(frames), held).pack(is_forced=True)
         if saved is None:
             raise RuntimeError("a state that has to be saved anew was not")
         return saved

@@ -54,7 +54,7 @@ class Verdict(enum.Enum):
 
 
 @attrs.frozen
-class Finding:
+class MachineFinding:
     """What was looked at, and what was found.
 
     Attributes:
@@ -70,7 +70,7 @@ class Finding:
     advice: str = ""
 
 
-def examine(folder: Path) -> list[Finding]:
+def examine(folder: Path) -> list[MachineFinding]:
     """Look at the machine, and at the place where a store is or is to be.
 
     A few files are written into the folder, and removed.
@@ -85,33 +85,36 @@ def examine(folder: Path) -> list[Finding]:
     found.append(_space(place))
     if not os.access(place, os.W_OK):
         text = f"{place} cannot be written to by this user"
-        return [*found, Finding("writing", Verdict.BAD, text, "change its owner or mode")]
+        return [*found, MachineFinding("writing", Verdict.BAD, text, "change its owner or mode")]
     return [*found, *_tried(place)]
 
 
-def _tried(place: Path) -> Iterator[Finding]:
-    checks: tuple[tuple[str, Callable[[Path], Finding]], ...] = (("fsync", _fsync), ("WAL", _wal))
+def _tried(place: Path) -> Iterator[MachineFinding]:
+    checks: tuple[tuple[str, Callable[[Path], MachineFinding]], ...] = (
+        ("fsync", _fsync),
+        ("WAL", _wal),
+    )
     for name, check in checks:
         try:
             yield check(place)
         except (OSError, sqlite3.Error) as error:
-            yield Finding(name, Verdict.BAD, f"{place}: {error}", "put the store elsewhere")
+            yield MachineFinding(name, Verdict.BAD, f"{place}: {error}", "put the store elsewhere")
 
 
-def _versions() -> Finding:
+def _versions() -> MachineFinding:
     names = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     python = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
-    return Finding(
+    return MachineFinding(
         "versions", Verdict.GOOD, f"{names}; {python}; {platform.system()} {platform.release()}"
     )
 
 
-def _arrays() -> Iterator[Finding]:
+def _arrays() -> Iterator[MachineFinding]:
     missing = [name for name in ARRAY_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         text = f"{', '.join(missing)} not installed: a state cannot hold arrays"
         advice = f"if yours does: {pip_command('arrays')}"
-        yield Finding("arrays", Verdict.NOTE, text, advice)
+        yield MachineFinding("arrays", Verdict.NOTE, text, advice)
         return
     from ..state._arrays.dirty_pages import (  # it needs NumPy, which is an extra
         Untracked,
@@ -121,41 +124,47 @@ def _arrays() -> Iterator[Finding]:
     tracker = open_tracker()
     if isinstance(tracker, Untracked):
         text = f"{tracker.reason}; changes are found by hashing, which reads all of an array"
-        yield Finding("kernel tracker", Verdict.NOTE, text)
+        yield MachineFinding("kernel tracker", Verdict.NOTE, text)
     else:
         tracker.close()
         text = "the kernel tells which pages of an array were written (userfaultfd, PAGEMAP_SCAN)"
-        yield Finding("kernel tracker", Verdict.GOOD, text)
+        yield MachineFinding("kernel tracker", Verdict.GOOD, text)
 
 
-def _locks() -> Finding:
+def _locks() -> MachineFinding:
     if HAS_FLOCK:
         text = "a run has one owner at a time, by the kernel's locks"
-        return Finding("locks", Verdict.GOOD, text)
+        return MachineFinding("locks", Verdict.GOOD, text)
     text = "this platform has no flock(2), so the local stores refuse to work"
-    return Finding("locks", Verdict.BAD, text)
+    return MachineFinding("locks", Verdict.BAD, text)
 
 
-def _descriptors() -> Finding:
+def _descriptors() -> MachineFinding:
     if sys.platform == "win32":
-        return Finding("open files", Verdict.NOTE, "this platform does not say how many it allows")
+        return MachineFinding(
+            "open files", Verdict.NOTE, "this platform does not say how many it allows"
+        )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < FEW_DESCRIPTORS:
         advice = "raise it (ulimit -n) before very many append files or connections"
-        return Finding("open files", Verdict.DOUBT, f"{soft:,} of {hard:,} are allowed", advice)
+        return MachineFinding(
+            "open files", Verdict.DOUBT, f"{soft:,} of {hard:,} are allowed", advice
+        )
     shown = "any number" if soft == resource.RLIM_INFINITY else f"{soft:,}"
-    return Finding("open files", Verdict.GOOD, f"{shown} are allowed")
+    return MachineFinding("open files", Verdict.GOOD, f"{shown} are allowed")
 
 
-def _file_system(place: Path) -> Finding:
+def _file_system(place: Path) -> MachineFinding:
     kind = file_system_of(place)
     if kind in MEMORY_FILE_SYSTEMS:
         text = f"{place} is {kind}: it is memory, and gone with power"
-        return Finding("file system", Verdict.BAD, text, "put the store on a disk")
+        return MachineFinding("file system", Verdict.BAD, text, "put the store on a disk")
     if kind in NETWORK_FILE_SYSTEMS:
         text = f"{place} is {kind}: a local store's locks and log do not hold over a network"
-        return Finding("file system", Verdict.BAD, text, "put the store on a local disk")
-    return Finding("file system", Verdict.GOOD, f"{place} is {kind or 'of a kind not known'}")
+        return MachineFinding("file system", Verdict.BAD, text, "put the store on a local disk")
+    return MachineFinding(
+        "file system", Verdict.GOOD, f"{place} is {kind or 'of a kind not known'}"
+    )
 
 
 def file_system_of(place: Path) -> str | None:
@@ -174,20 +183,24 @@ def file_system_of(place: Path) -> str | None:
     return kind
 
 
-def _space(place: Path) -> Finding:
+def _space(place: Path) -> MachineFinding:
     free = shutil.disk_usage(place).free
     text = f"{free / 2**30:,.1f} GiB free"
     if free < LOW_BYTES:
-        return Finding("space", Verdict.DOUBT, text, "make room: a save that finds none fails")
+        return MachineFinding(
+            "space", Verdict.DOUBT, text, "make room: a save that finds none fails"
+        )
     if sys.platform != "win32":
         status = os.statvfs(place)
         if status.f_files and status.f_favail < LOW_FILES:
             text += f", but only {plural(status.f_favail, 'file')} more"
-            return Finding("space", Verdict.DOUBT, text, "remove small files that nobody needs")
-    return Finding("space", Verdict.GOOD, text)
+            return MachineFinding(
+                "space", Verdict.DOUBT, text, "remove small files that nobody needs"
+            )
+    return MachineFinding("space", Verdict.GOOD, text)
 
 
-def _fsync(place: Path) -> Finding:
+def _fsync(place: Path) -> MachineFinding:
     """How long fsync takes, and what that says."""
     sync_folder(place)
     with tempfile.TemporaryFile(dir=place) as file:
@@ -202,7 +215,7 @@ def _fsync(place: Path) -> Finding:
     return judge_fsync(statistics.median(times), max(times))
 
 
-def judge_fsync(median_s: float, longest_s: float) -> Finding:
+def judge_fsync(median_s: float, longest_s: float) -> MachineFinding:
     """What the time that fsync takes says of a disk; it proves nothing."""
     text = f"{median_s * 1e3:.3g} ms (median of {FSYNC_TRIES}, {longest_s * 1e3:.3g} ms at most)"
     if median_s < TOO_FAST_S:
@@ -211,14 +224,16 @@ def judge_fsync(median_s: float, longest_s: float) -> Finding:
             "a drive with a capacitor may do so and keep its word; a virtual machine's cache, or a "
             "file system mounted without barriers, does not: only pulling the plug tells"
         )
-        return Finding("fsync", Verdict.DOUBT, text, advice)
+        return MachineFinding("fsync", Verdict.DOUBT, text, advice)
     if median_s > SLOW_S:
         advice = "several streams at once share one fsync; durability='process' needs none"
-        return Finding("fsync", Verdict.NOTE, f"{text}: each group of saves waits for it", advice)
-    return Finding("fsync", Verdict.GOOD, f"{text}: as a disk that writes would take")
+        return MachineFinding(
+            "fsync", Verdict.NOTE, f"{text}: each group of saves waits for it", advice
+        )
+    return MachineFinding("fsync", Verdict.GOOD, f"{text}: as a disk that writes would take")
 
 
-def _wal(place: Path) -> Finding:
+def _wal(place: Path) -> MachineFinding:
     with tempfile.TemporaryDirectory(dir=place) as folder:
         connection = sqlite3.connect(Path(folder) / "test.db")
         try:
@@ -226,6 +241,8 @@ def _wal(place: Path) -> Finding:
         finally:
             connection.close()
     if mode == "wal":
-        return Finding("WAL", Verdict.GOOD, "SQLite keeps its write-ahead log here")
+        return MachineFinding("WAL", Verdict.GOOD, "SQLite keeps its write-ahead log here")
     text = f"SQLite falls back to {mode!r}: there is no shared memory here"
-    return Finding("WAL", Verdict.BAD, text, "use a json: store here, or put it on a local disk")
+    return MachineFinding(
+        "WAL", Verdict.BAD, text, "use a json: store here, or put it on a local disk"
+    )

@@ -12,8 +12,8 @@ from typing import Literal
 
 import attrs
 
-from .._journal.history import Standing, read_pages
-from .._journal.record import Kind
+from .._journal.history import LiveRecords, read_pages
+from .._journal.record import RecordKind
 from .._journal.store import RunView, Store
 from .._journal.summary import in_order
 from .._runs.verify import find_damages, find_lines_damages
@@ -87,7 +87,7 @@ async def find_drift(
         if (keys is not None and key not in keys) or not (progress.outputs or progress.sinks):
             continue
         ends, found = dict(progress.sinks), list[DriftProblem]()
-        standing = Standing(progress)
+        standing = LiveRecords(progress)
         async with aclosing(read_pages(store, view.run_id, view.generation, key)) as pages:
             async for records in pages:
                 entries = standing.of(records)  # without those that a run that goes on has added
@@ -122,7 +122,10 @@ async def taken_back_since(store: Store, view: RunView, key: StreamKey) -> Index
     async with aclosing(read_pages(store, view.run_id, view.generation, key)) as pages:
         async for records in pages:
             for sequence, record in records:
-                if sequence > progress.sequence and record.kind in (Kind.REDO, Kind.RETRY):
+                if sequence > progress.sequence and record.kind in (
+                    RecordKind.REDO,
+                    RecordKind.RETRY,
+                ):
                     back = back.union(IndexSet.from_steps(record.steps))
             if records and records[-1][0] <= progress.sequence:
                 break

@@ -22,7 +22,7 @@ MAX_ALIKE = 5  # streams of one kind that have a sentence each; more are summed 
 MAX_NAMED = 3  # of those that are summed up
 
 
-class Action(enum.Enum):
+class StartAction(enum.Enum):
     """What a start would do with a stream."""
 
     SKIP = "skip"
@@ -46,7 +46,7 @@ class Sentence:
 
     about: str
     text: str
-    action: Action | None = None
+    action: StartAction | None = None
     streams: tuple[StreamKey, ...] = ()
 
 
@@ -112,13 +112,19 @@ def explain_streams(facts: Facts, *, every: bool = False) -> Iterator[Sentence]:
 
     What needs a word of the user comes first, what is simply skipped last.
     """
-    alike: dict[tuple[Action, bool], list[StreamKey]] = {}
+    alike: dict[tuple[StartAction, bool], list[StreamKey]] = {}
     has_list = any(progress.position is not None for progress in facts.parts.values())
     for key in in_order(facts.parts):
         progress = facts.parts[key]
         is_unlisted = has_list and progress.position is None
         alike.setdefault((action_of(progress), is_unlisted), []).append(key)
-    for action in (Action.REFUSE, Action.TRY_AGAIN, Action.GO_ON, Action.BEGIN, Action.SKIP):
+    for action in (
+        StartAction.REFUSE,
+        StartAction.TRY_AGAIN,
+        StartAction.GO_ON,
+        StartAction.BEGIN,
+        StartAction.SKIP,
+    ):
         for is_unlisted in (False, True):
             keys = alike.get((action, is_unlisted), [])
             unlisted = _UNLISTED if is_unlisted else ""
@@ -134,16 +140,16 @@ def explain_streams(facts: Facts, *, every: bool = False) -> Iterator[Sentence]:
 _UNLISTED = " add_streams never named it, unlike others: streams_to_process gives it last."
 
 
-def action_of(progress: Progress) -> Action:
+def action_of(progress: Progress) -> StartAction:
     """What a start would do with a stream."""
     if progress.status is Status.COMPLETE:
-        return Action.SKIP
+        return StartAction.SKIP
     if progress.status is Status.PENDING:
-        return Action.BEGIN
+        return StartAction.BEGIN
     if progress.status is Status.FAILED:
         is_final = progress.error is not None and not progress.error.retryable
-        return Action.REFUSE if is_final else Action.TRY_AGAIN
-    return Action.GO_ON
+        return StartAction.REFUSE if is_final else StartAction.TRY_AGAIN
+    return StartAction.GO_ON
 
 
 def holes(progress: Progress) -> list[tuple[int, int]]:
@@ -380,17 +386,17 @@ def _refuse_many(facts: Facts, keys: Sequence[StreamKey]) -> str:
     )
 
 
-_ONE: Mapping[Action, Callable[[Facts, StreamKey], str]] = {
-    Action.SKIP: _skip_one,
-    Action.GO_ON: _go_on_one,
-    Action.BEGIN: _begin_one,
-    Action.TRY_AGAIN: _try_again_one,
-    Action.REFUSE: _refuse_one,
+_ONE: Mapping[StartAction, Callable[[Facts, StreamKey], str]] = {
+    StartAction.SKIP: _skip_one,
+    StartAction.GO_ON: _go_on_one,
+    StartAction.BEGIN: _begin_one,
+    StartAction.TRY_AGAIN: _try_again_one,
+    StartAction.REFUSE: _refuse_one,
 }
-_SUM_UP: Mapping[Action, Callable[[Facts, Sequence[StreamKey]], str]] = {
-    Action.SKIP: _skip_many,
-    Action.GO_ON: _go_on_many,
-    Action.BEGIN: _begin_many,
-    Action.TRY_AGAIN: _try_again_many,
-    Action.REFUSE: _refuse_many,
+_SUM_UP: Mapping[StartAction, Callable[[Facts, Sequence[StreamKey]], str]] = {
+    StartAction.SKIP: _skip_many,
+    StartAction.GO_ON: _go_on_many,
+    StartAction.BEGIN: _begin_many,
+    StartAction.TRY_AGAIN: _try_again_many,
+    StartAction.REFUSE: _refuse_many,
 }

@@ -25,7 +25,7 @@ from typing import IO
 import attrs
 import msgspec
 
-from .._journal.history import Standing
+from .._journal.history import LiveRecords
 from .._journal.record import Output, Record, Seal, decode_record, utc_now
 from .._journal.store import Store, StoredRecord, StreamView
 from .._util.arguments import path_text
@@ -190,7 +190,7 @@ class _Exporter:
         """Write the records of a stream, up to the newest that its view knows."""
         text, number = encode_key(stream.key), len(self.parts)
         seal = self.store.seal(self.run_id, self.generation, stream.key)
-        standing, named = Standing(stream.progress), dict[int, tuple[str, ...]]()
+        standing, named = LiveRecords(stream.progress), dict[int, tuple[str, ...]]()
         left, cursor, chunks = stream.progress.sequence, None, list[int]()
         while left:
             page = await self.store.history(
@@ -216,7 +216,7 @@ class _Exporter:
         self.parts.append(part)
 
     def _add_chunk(
-        self, number: int, seal: Seal, newest_first: list[StoredRecord], standing: Standing
+        self, number: int, seal: Seal, newest_first: list[StoredRecord], standing: LiveRecords
     ) -> dict[str, int]:
         """Write a page of records; returns the sizes of the blobs of which they say them."""
         plain: list[tuple[int, bytes]] = []
@@ -294,7 +294,7 @@ def pack(records: Iterable[tuple[int, bytes]]) -> list[bytes]:
 # ---------------------------------------------------------------------------------------
 
 
-class _Sink:
+class _ZipSink:
     """What the zip is written to: it hashes, and holds back the place of the seal."""
 
     def __init__(self, file: NewFile) -> None:
@@ -351,7 +351,7 @@ class _Writer:
     """Writes an archive, member after member, into a new file."""
 
     def __init__(self, file: NewFile) -> None:
-        self._sink = _Sink(file)
+        self._sink = _ZipSink(file)
         self._zip = zipfile.ZipFile(self._sink, "w")
         self._zip.comment = bytes(SEAL_BYTES)
         self._members: list[Member] = []

@@ -38,9 +38,9 @@ import trio
 
 from .._commit.group_commit import DEFAULT_SAVE_TIMEOUT_S
 from .._journal.folds import encode_progress
-from .._journal.history import KILLED, Standing
+from .._journal.history import KILLED, LiveRecords
 from .._journal.progress import Progress, apply
-from .._journal.record import Kind, Output, Record, Seal, Status, decode_record, encode_record
+from .._journal.record import Output, Record, RecordKind, Seal, Status, decode_record, encode_record
 from .._journal.store import BlobPayload, Checkpoint, Fold, RunKey, Store, StoredRun
 from .._runs.generations import ARCHIVING, archived_note, is_archiving
 from .._util.arguments import path_text
@@ -211,14 +211,14 @@ async def _check_stream(
         async for group in groups:
             for sequence, _, record in group:
                 apply(progress, sequence, record)
-                if archive.outputs and record.kind is Kind.BATCH and record.index is not None:
+                if archive.outputs and record.kind is RecordKind.BATCH and record.index is not None:
                     if record.outputs:
                         with_outputs.add(record.index)
                     if record.index in with_outputs:  # what it needs to know, no more is held
                         slim = Record(at=record.at, index=record.index, outputs=record.outputs)
                         batches.append((sequence, slim))
     encode_progress(progress)
-    for entry in Standing(progress).of(batches[::-1]):
+    for entry in LiveRecords(progress).of(batches[::-1]):
         named.update({o.path: (o.size, o.sha256) for o in entry.record.outputs})
     named.update({path: (size, None) for path, size in progress.sinks.items()})
     return progress
@@ -371,7 +371,7 @@ class _Importer:
         moved: dict[str, Any] = {"ended": KILLED, "at": self.worked_at or at, "counts": {}}
         moved |= {name: fact for name, fact in facts.items() if name != ARCHIVING}
         moved["output_dir"] = self.output_dir
-        return Record(kind=Kind.END, at=at, metadata=moved)
+        return Record(kind=RecordKind.END, at=at, metadata=moved)
 
     async def _place(
         self, text: str, seal: Seal, group: _Group, blobs: dict[int, tuple[str, ...]]

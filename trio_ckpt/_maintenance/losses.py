@@ -13,7 +13,7 @@ from contextlib import aclosing, closing
 
 import attrs
 
-from .._journal.history import Standing, StandingRecord, read_pages
+from .._journal.history import LiveRecords, StandingRecord, read_pages
 from .._journal.record import Status
 from .._journal.store import RunView, Store
 from .._journal.summary import in_order
@@ -137,7 +137,7 @@ async def _newest(store: Store, view: RunView, key: StreamKey, left: int) -> lis
     pages = read_pages(store, view.run_id, view.generation, key, limit=limit)
     async with aclosing(pages):
         async for records in pages:
-            standing = Standing(view.streams[key].progress).of(records)
+            standing = LiveRecords(view.streams[key].progress).of(records)
             return [entry for entry in standing if entry.record.outputs]
     return []
 

@@ -10,12 +10,12 @@ from functools import partial
 
 import attrs
 
-from .._commit.group_commit import Saver, open_saver
+from .._commit.group_commit import GroupCommitter, open_saver
 from .._commit.redo import Redo, retry_record
-from .._commit.stream_log import Lane
+from .._commit.stream_log import StreamLog
 from .._journal.history import read_pages, run_facts
 from .._journal.progress import Progress
-from .._journal.record import Kind, Record
+from .._journal.record import Record, RecordKind
 from .._journal.store import Pruned, RunKey, RunView, Store
 from .._journal.summary import in_order
 from .._runs.generations import ARCHIVING, archive_generations, archived_note, replaced_by_next
@@ -55,9 +55,9 @@ class Maintenance:
     store: Store
     view: RunView
     outputs: OutputDir | None
-    _saver: Saver
+    _saver: GroupCommitter
     _run_key: RunKey
-    _lanes: dict[StreamKey, Lane] = attrs.field(factory=dict[StreamKey, Lane], init=False)
+    _lanes: dict[StreamKey, StreamLog] = attrs.field(factory=dict[StreamKey, StreamLog], init=False)
 
     async def retry(self, keys: Iterable[StreamKey] | None = None) -> int:
         """Put what was skipped or has failed for good back to work.
@@ -116,7 +116,7 @@ class Maintenance:
         async with aclosing(pages()) as newest_first:
             async for records in newest_first:
                 for sequence, record in records:
-                    if not record.state or record.kind is Kind.SNAPSHOT:
+                    if not record.state or record.kind is RecordKind.SNAPSHOT:
                         continue
                     if await is_whole(self.store, up_to(pages, sequence)):
                         reason = f"the states after sequence {sequence} are damaged"
@@ -216,7 +216,7 @@ class Maintenance:
             metadata[ARCHIVING] = replaced
         async with open_saver(self.store, key) as saver:
             lane = saver.add_lane(RUN_STREAM, Progress())
-            await saver.save(lane, Record(kind=Kind.NOTE, at=time.time(), metadata=metadata))
+            await saver.save(lane, Record(kind=RecordKind.NOTE, at=time.time(), metadata=metadata))
             await self._take_up(key)
             if self.outputs is not None:
                 await archive_generations(self.store, key.run_id, replaced, self.outputs)
@@ -250,7 +250,7 @@ class Maintenance:
         given = several("keys", keys, "stream keys")
         return [self._lane(stream_key("a key", key)).key for key in given]
 
-    def _lane(self, key: StreamKey) -> Lane:
+    def _lane(self, key: StreamKey) -> StreamLog:
         if key not in self.view.streams or key == RUN_STREAM:
             raise UnknownStreamError(
                 f"run {self.view.run_id!r} has no stream {'/'.join(key)!r}",

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from .._journal.history import read_pages
-from .._journal.record import Kind, Record
+from .._journal.record import Record, RecordKind
 from .._journal.store import Store
 from .._util.arguments import several, stream_key, whole_number
 from .._util.errors import UnknownRunError
@@ -89,4 +89,4 @@ async def _up_to(
         raise ValueError(f"batch {batch} was never confirmed")
 
 
-_SAY_STATE = (Kind.BATCH, Kind.NOTE)  # the latter in an archive
+_SAY_STATE = (RecordKind.BATCH, RecordKind.NOTE)  # the latter in an archive

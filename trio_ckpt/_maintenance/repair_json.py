@@ -35,7 +35,7 @@ from ..stores._json.files import (
     remove_leftovers,
     run_folders,
 )
-from ..stores._json.format import Line, RunState, StreamState
+from ..stores._json.format import JournalLine, RunState, StreamState
 from ..stores._json.records import (
     Entry,
     decode_entry,
@@ -48,8 +48,8 @@ from ..stores._json.records import (
 )
 from ..stores._local.blobs import Blobs, is_digest
 from ..stores._local.files import explain
-from ..stores._local.watermark import Seen, all_seen
-from .salvage import Salvage, Sound, measure
+from ..stores._local.watermark import Watermark, all_seen
+from .salvage import Salvage, ValidPrefix, measure
 
 _NUMBER = {
     name: re.compile(rb'"%b": ([0-9]{1,18}),' % name.encode())
@@ -63,7 +63,7 @@ _FRAME_LINE = re.compile(
     rb'[0-9]{1,18},$|[{}]$|\]$|\]\},?$|"(check|format|run_id|owner|generation|first|journal|stream)":|'
     rb'"(fold|records|streams)": '
 )
-_line_decoder = msgspec.json.Decoder(Line)
+_line_decoder = msgspec.json.Decoder(JournalLine)
 
 Place = tuple[int, str]
 
@@ -104,7 +104,7 @@ def repair_runs(salvage: Salvage) -> None:
         StoreError: nothing can be read, or it cannot be written.
     """
     todo: list[tuple[Path, RunState, int]] = []
-    whole: list[Seen] = []
+    whole: list[Watermark] = []
     for path in run_folders(salvage.folder):
         if not path.is_dir() or path.is_symlink():
             continue
@@ -136,9 +136,9 @@ def repair_runs(salvage: Salvage) -> None:
     _put_unnamed_aside(salvage)
 
 
-def _seen_of(state: RunState) -> Seen:
+def _seen_of(state: RunState) -> Watermark:
     records = sum(len(stream.entries) for stream in state.streams.values())
-    return Seen(state.run_id, state.owner, state.generation, records)
+    return Watermark(state.run_id, state.owner, state.generation, records)
 
 
 def _put_unnamed_aside(salvage: Salvage) -> None:
@@ -271,7 +271,7 @@ def _stream(
     ):
         for sequence, payload in bridged.notes.items():
             chosen[sequence] = msgspec.Raw(encode_entry(Checkpoint(key, sequence, payload)))
-        sound = Sound(bridged.progress, 0, sound.newest)
+        sound = ValidPrefix(bridged.progress, 0, sound.newest)
     else:
         salvage.is_cut(spot, sound, 0)
     entries = [

@@ -29,9 +29,9 @@ from .._util.plain import decode_key
 from .._util.text import plural
 from ..stores._local.blobs import Blobs
 from ..stores._local.files import sync_folder
-from ..stores._local.watermark import Seen, all_seen
+from ..stores._local.watermark import Watermark, all_seen
 from ..stores._sqlite.schema import APPLICATION_ID, FORMAT_VERSION, TABLES, connect, explain_sqlite
-from .salvage import Bridge, Salvage, Sound, measure
+from .salvage import GapFill, Salvage, ValidPrefix, measure
 
 DATABASE, NEW = "state.db", "state.db.new"
 MAX_ROW_ID = 2**62
@@ -192,7 +192,7 @@ class _Rebuild:
     def __attrs_post_init__(self) -> None:
         self._blobs = Blobs(self.salvage.folder / "blobs")
 
-    def run(self) -> list[Seen]:
+    def run(self) -> list[Watermark]:
         """Put all in order; returns how far each run is now."""
         run = self.target.execute
         run("CREATE INDEX by_place ON log (stream, sequence)")
@@ -210,7 +210,7 @@ class _Rebuild:
         run("DROP INDEX by_place")
         return [seen for row in run("SELECT * FROM runs").fetchall() if (seen := self._mend(*row))]
 
-    def _mend(self, number: int, run_id: str, *numbers: object) -> Seen | None:
+    def _mend(self, number: int, run_id: str, *numbers: object) -> Watermark | None:
         """See that the numbers of a run can be."""
         newest, first, owner = (value if isinstance(value, int) else -1 for value in numbers)
         run = self.target.execute
@@ -233,7 +233,7 @@ class _Rebuild:
             "heads.stream WHERE run = ?",
             (number,),
         ).fetchone()
-        return Seen(run_id, now[2], now[0], records)
+        return Watermark(run_id, now[2], now[0], records)
 
     def _put_in_order(self, number: int, run: int, generation: int, stream: str) -> None:
         """The chain, the head and the fold of one stream."""
@@ -259,7 +259,7 @@ class _Rebuild:
             bridged := self.salvage.bridged(place, seal, records, newest)
         ):
             self._put_notes(number, bridged)
-            sound = Sound(bridged.progress, 0, newest)
+            sound = ValidPrefix(bridged.progress, 0, newest)
         elif self.salvage.is_cut(place, sound, newest):
             self._execute(
                 "DELETE FROM log WHERE stream = ? AND sequence > ?", number, sound.through
@@ -288,7 +288,7 @@ class _Rebuild:
                     return (seen.run_id,)
         return None
 
-    def _put_notes(self, number: int, bridged: Bridge) -> None:
+    def _put_notes(self, number: int, bridged: GapFill) -> None:
         for sequence, payload in bridged.notes.items():
             for statement in _DELETE:
                 self._execute(statement, number, sequence)
@@ -297,7 +297,7 @@ class _Rebuild:
                 *(number, sequence, payload),
             )
 
-    def _chain(self, number: int, sound: Sound, seal: Seal) -> None:
+    def _chain(self, number: int, sound: ValidPrefix, seal: Seal) -> None:
         rows = self.target.execute(
             "SELECT id, sequence FROM log WHERE stream = ? ORDER BY sequence", (number,)
         ).fetchall()

@@ -25,7 +25,7 @@ import attrs
 
 from .._journal.folds import encode_progress
 from .._journal.progress import Progress, apply
-from .._journal.record import DIGEST_BYTES, Kind, Record, Seal, decode_record, encode_record
+from .._journal.record import DIGEST_BYTES, Record, RecordKind, Seal, decode_record, encode_record
 from .._journal.store import Repaired
 from .._util.errors import StoreDamagedError, StoreError
 from .._util.index_set import IndexSet
@@ -33,7 +33,7 @@ from .._util.text import number, plural, spans
 from ..state import decode_frame
 from ..stores._local.check import LOSSES, blob_problem
 from ..stores._local.files import make_folder, open_file, sync_file, sync_folder
-from ..stores._local.watermark import Seen, all_seen, encode_seen, read_seen, seen_path
+from ..stores._local.watermark import Watermark, all_seen, encode_seen, read_seen, seen_path
 
 SHA256_DIGITS = 64
 MAX_NOTES = 100_000  # in the places of lost records; a stream that lost more is cut off
@@ -45,7 +45,7 @@ Records = Callable[[], Iterable[tuple[int, bytes | None]]]  # in order; None: it
 
 
 @attrs.frozen
-class Sound:
+class ValidPrefix:
     """How much of a stream is sound.
 
     Attributes:
@@ -68,7 +68,7 @@ class Sound:
         return seal.close(-self.through, encode_progress(self.progress))
 
 
-def measure(seal: Seal, records: Records) -> Sound:
+def measure(seal: Seal, records: Records) -> ValidPrefix:
     """See how much of a stream is sound."""
     progress, bad, later, newest = Progress(), 0, 0, 0
     for sequence, payload in records():
@@ -90,7 +90,7 @@ def measure(seal: Seal, records: Records) -> Sound:
             if sequence >= bad or payload is None:
                 break
             apply(progress, sequence, decode_record(seal.open(sequence, payload)))
-    return Sound(progress, later, newest)
+    return ValidPrefix(progress, later, newest)
 
 
 def _opens(seal: Seal, sequence: int, payload: bytes | None) -> bool:
@@ -101,7 +101,7 @@ def _opens(seal: Seal, sequence: int, payload: bytes | None) -> bool:
 
 
 @attrs.frozen
-class Bridge:
+class GapFill:
     """A stream in which notes take the places of lost records.
 
     Attributes:
@@ -113,7 +113,7 @@ class Bridge:
     notes: dict[int, bytes]
 
 
-def bridge(seal: Seal, records: Records, head: int) -> Bridge | None:
+def bridge(seal: Seal, records: Records, head: int) -> GapFill | None:
     """Put notes in the places of lost records; None: what is after one of them builds on it.
 
     Args:
@@ -131,7 +131,7 @@ def bridge(seal: Seal, records: Records, head: int) -> Bridge | None:
         for lost in range(progress.sequence + 1, stop):
             if len(notes) >= MAX_NOTES:
                 return None
-            note = Record(kind=Kind.NOTE, at=at, metadata={"reason": LOST})
+            note = Record(kind=RecordKind.NOTE, at=at, metadata={"reason": LOST})
             apply(progress, lost, note)
             notes[lost] = seal.close(lost, encode_record(note))
         if record is None:
@@ -143,12 +143,12 @@ def bridge(seal: Seal, records: Records, head: int) -> Bridge | None:
         except StoreDamagedError:
             return None
         at = record.at
-    return None if progress.is_ordered else Bridge(progress, notes)
+    return None if progress.is_ordered else GapFill(progress, notes)
 
 
 def _is_twice(record: Record, progress: Progress) -> bool:
     """Whether a batch is confirmed that is confirmed: what is lost had put it back to work."""
-    if record.kind is not Kind.BATCH or record.index is None:
+    if record.kind is not RecordKind.BATCH or record.index is None:
         return False
     return record.index in progress.confirmed
 
@@ -176,7 +176,7 @@ class Salvage:
     told: Counter[str] = attrs.field(factory=Counter[str], init=False)
     _losses: Path | None = attrs.field(default=None, init=False)
 
-    def is_cut(self, place: Place, sound: Sound, head: int) -> bool:
+    def is_cut(self, place: Place, sound: ValidPrefix, head: int) -> bool:
         """Whether a stream is to be cut off after its sound part; says what is lost."""
         run_id, _, stream = place
         where = f"stream {stream} of run {run_id!r}"
@@ -196,7 +196,7 @@ class Salvage:
         self.told[run_id] += end - sound.through
         return True
 
-    def bridged(self, place: Place, seal: Seal, records: Records, head: int) -> Bridge | None:
+    def bridged(self, place: Place, seal: Seal, records: Records, head: int) -> GapFill | None:
         """The stream with notes in the places of lost records, if that can be; says so."""
         found = bridge(seal, records, head)
         if found is not None and found.notes:
@@ -225,7 +225,7 @@ class Salvage:
         self.left.append(Repaired(f"run {run_id!r}", what + ACCEPT))
         return False
 
-    def _seen(self, run_id: str) -> Seen | None:
+    def _seen(self, run_id: str) -> Watermark | None:
         try:
             return read_seen(seen_path(self.folder, run_id))
         except (OSError, ValueError):
@@ -317,7 +317,7 @@ class Salvage:
                 what = "it was not what was written: it was moved away"
                 self.done.append(Repaired(f"lock/{path.name}", what))
 
-    def note(self, seen: Seen) -> None:
+    def note(self, seen: Watermark) -> None:
         """Note how far a run is now: what is lost is said, and no news any more."""
         path, before = seen_path(self.folder, seen.run_id), self._seen(seen.run_id)
         if before is None or before == seen:

@@ -20,7 +20,7 @@ from .._util.extras import needs_extra
 from .._util.plain import StreamKey, encode_key
 from .._util.text import plural
 from .._util.threads import run_blocking
-from ..state import Frame, decode_frame
+from ..state import StateFrame, decode_frame
 from ..state._chain import blobs_of, read_chain
 from ..state._tree.frame import DIGEST_BYTES
 
@@ -76,7 +76,7 @@ async def is_whole(store: Store, pages: AsyncGenerator[list[tuple[int, Record]]]
     return bool(chain)
 
 
-async def compare_data(store: Store, frame: Frame) -> None:
+async def compare_data(store: Store, frame: StateFrame) -> None:
     """Compare the arrays' bytes of a frame with their digests.
 
     Raises:
@@ -90,7 +90,7 @@ async def compare_data(store: Store, frame: Frame) -> None:
         await run_blocking(_compare, data, offset, pieces)
 
 
-async def see_end(store: Store, frame: Frame) -> None:
+async def see_end(store: Store, frame: StateFrame) -> None:
     """See that the arrays' bytes of a frame are there, to the last one; none is compared.
 
     Raises:
@@ -208,7 +208,7 @@ def _is_dropped(stored: StoredRecord, record: Record, needed: Collection[str]) -
 _Piece = tuple[int, int, bytes]  # offset, size, digest
 
 
-def _reads(frame: Frame) -> Iterator[tuple[int, int, list[_Piece]]]:
+def _reads(frame: StateFrame) -> Iterator[tuple[int, int, list[_Piece]]]:
     """What to read at once: offset, size, and the pieces in it, which lie side by side."""
     run: list[_Piece] = []
     for piece in sorted(_pieces(frame)):
@@ -222,7 +222,7 @@ def _reads(frame: Frame) -> Iterator[tuple[int, int, list[_Piece]]]:
         yield run[0][0], run[-1][0] + run[-1][1] - run[0][0], run
 
 
-def _pieces(frame: Frame) -> Iterator[_Piece]:
+def _pieces(frame: StateFrame) -> Iterator[_Piece]:
     for patch in frame.patches:
         offset = patch.offset
         for place, size in enumerate(patch.stored):

@@ -20,13 +20,16 @@ import trio
 
 from .._journal.history import ReadPages, standing_records
 from .._journal.progress import Progress, add_marks, item_mark
-from .._journal.record import Kind
+from .._journal.record import RecordKind
 from .._util.errors import SourceChangedError
 from .._util.index_set import IndexSet
 from .._util.plain import ITEM_DIGEST_BYTES, StreamKey
 from .source import ITEMS_PER_STEP, Source
 
-_DONE: tuple[Literal[Kind.BATCH], Literal[Kind.SKIP]] = (Kind.BATCH, Kind.SKIP)
+_DONE: tuple[Literal[RecordKind.BATCH], Literal[RecordKind.SKIP]] = (
+    RecordKind.BATCH,
+    RecordKind.SKIP,
+)
 _SHORTER = "nothing: it is shorter now"
 
 

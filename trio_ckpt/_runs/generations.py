@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 from .._journal.history import read_pages
-from .._journal.record import Kind, Record
+from .._journal.record import Record, RecordKind
 from .._journal.store import RunKey, RunView, Store
 from .._util.errors import StoreDamagedError
 from .._util.log import at
@@ -28,7 +28,7 @@ from .._util.text import plural
 from .._util.threads import run_blocking
 from ..outputs import ARCHIVE, OutputDir
 from .manifest import MANIFEST, manifest_owner, set_outdated_aside
-from .session import Session
+from .session import SessionRecorder
 
 log = logging.getLogger("trio_ckpt.resume")
 
@@ -43,12 +43,12 @@ def is_archiving(record: Record) -> bool | None:
         return False
     if ARCHIVING in record.metadata:
         return True
-    return False if record.kind in (Kind.SESSION, Kind.END) else None
+    return False if record.kind in (RecordKind.SESSION, RecordKind.END) else None
 
 
 def archived_note(at: float) -> Record:
     """The word that no outputs are left."""
-    return Record(kind=Kind.NOTE, at=at, metadata={ARCHIVED: True})
+    return Record(kind=RecordKind.NOTE, at=at, metadata={ARCHIVED: True})
 
 
 async def left_to_archive(store: Store, view: RunView) -> list[int]:
@@ -73,7 +73,11 @@ async def replaced_by_next(store: Store, view: RunView) -> list[int]:
 
 
 async def clear_outputs(
-    store: Store, run_key: RunKey, session: Session, view: RunView | None, outputs: OutputDir
+    store: Store,
+    run_key: RunKey,
+    session: SessionRecorder,
+    view: RunView | None,
+    outputs: OutputDir,
 ) -> None:
     """Move away what a session that begins must not find: old outputs, an outdated manifest.
 

@@ -8,9 +8,9 @@ from typing import cast
 
 import trio
 
-from .._commit.exits import Way, telling, way_of
+from .._commit.exits import Exit, telling, way_of
 from .._commit.gate import Gate
-from .._journal.record import ErrorInfo, Kind, Record, Status, describe_end
+from .._journal.record import ErrorInfo, Record, RecordKind, Status, describe_end
 from .._util.errors import (
     BatchFailedError,
     RunStoppedError,
@@ -22,12 +22,12 @@ from .._util.errors import (
 from .._util.log import at
 from .._util.plain import StreamKey
 from .._util.text import one_line
-from .loop import Walk
+from .loop import LoopCursor
 
 log = logging.getLogger("trio_ckpt.stream")
 
 
-async def leave_stream(walk: Walk, error: BaseException | None) -> None:
+async def leave_stream(walk: LoopCursor, error: BaseException | None) -> None:
     """Pass the gate for what is open, record a failure, leave no token pending.
 
     Args:
@@ -45,7 +45,7 @@ async def leave_stream(walk: Walk, error: BaseException | None) -> None:
     index = batch.index if batch is not None and batch.index in desk.open else None
     try:
         if batch is not None:
-            way = walk.way_out(Way.EXIT) if error is None else way_of(error)
+            way = walk.way_out(Exit.EXIT) if error is None else way_of(error)
             await desk.pass_gate(batch, way, error)
         if desk.failure is not None and walk.progress.status is not Status.FAILED:
             await save_failure(walk, desk.failure)  # a later record had opened it again
@@ -80,15 +80,15 @@ def is_only_stopped(error: BaseException, poison: Exception | None) -> bool:
     return error is poison or isinstance(error, RunStoppedError)
 
 
-async def save_failure(walk: Walk, info: ErrorInfo) -> None:
+async def save_failure(walk: LoopCursor, info: ErrorInfo) -> None:
     """Record that the stream has failed."""
-    await walk.desk.save_plain(Record(kind=Kind.FAIL, at=time.time(), error=info))
+    await walk.desk.save_plain(Record(kind=RecordKind.FAIL, at=time.time(), error=info))
 
 
-async def _record_exit(walk: Walk, error: BaseException | None, index: int | None) -> None:
+async def _record_exit(walk: LoopCursor, error: BaseException | None, index: int | None) -> None:
     desk = walk.desk
     where, is_complete = desk.where(), walk.progress.status is Status.COMPLETE
-    if error is None or way_of(error) is Way.CANCEL:
+    if error is None or way_of(error) is Exit.CANCEL:
         if not (is_complete or desk.has_failed):
             log.info(
                 "%s was left before its end: INTERRUPTED",
@@ -123,13 +123,13 @@ def _what_ended(desk: Gate, error: BaseException) -> BaseException:
     return first if isinstance(first, BatchFailedError | StreamFailedError) else error
 
 
-async def _record_beginning(walk: Walk) -> None:
+async def _record_beginning(walk: LoopCursor) -> None:
     """Save that there is work where a loop was left before it saved anything."""
     if walk.progress.sequence or walk.source is None or walk.desk.saver.poison:
         return
     with trio.CancelScope(shield=True):
         try:
-            await walk.desk.save_plain(Record(kind=Kind.SAVE, at=time.time()))
+            await walk.desk.save_plain(Record(kind=RecordKind.SAVE, at=time.time()))
         except TrioCkptError as error:
             log.error(
                 "that %s was begun is not saved: %s",

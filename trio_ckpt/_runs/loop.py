@@ -16,12 +16,12 @@ import trio
 
 from .._commit.awaits import Calls
 from .._commit.batch import AttemptState, Batch
-from .._commit.exits import Way
+from .._commit.exits import Exit
 from .._commit.gate import Gate, Passed
 from .._commit.retry import Again
 from .._journal.history import ReadPages
 from .._journal.progress import Progress
-from .._journal.record import Kind, Record, Status
+from .._journal.record import Record, RecordKind, Status
 from .._journal.statistics import resume_line
 from .._util.arguments import shown, whole_number
 from .._util.errors import SourceChangedError, StreamBusyError, StreamFailedError
@@ -40,7 +40,7 @@ Items = Sequence[T] | Callable[[], Iterable[T]]
 
 @uninterrupted
 @attrs.define(eq=False)
-class Walk:
+class LoopCursor:
     """Where the owner of a stream stands.
 
     Attributes:
@@ -122,14 +122,14 @@ class Walk:
         self.batch = batch
         self.around.look(self.task)
 
-    def way_out(self, way: Way) -> Way:
+    def way_out(self, way: Exit) -> Exit:
         """The way by which the batch of the loop is left, where `way` is what it looks like.
 
         A scope around the loop that was cancelled has ended the body, not the program.
         """
-        return Way.CANCEL if self.around.were_cancelled() else way
+        return Exit.CANCEL if self.around.were_cancelled() else way
 
-    async def settle_open(self, way: Way) -> Passed:
+    async def settle_open(self, way: Exit) -> Passed:
         """Pass the gate for the batch of the loop, and wait until it may run again if so."""
         batch, self.batch = self.batch, None
         if batch is None:
@@ -147,7 +147,7 @@ class Walk:
             return
         batch.fail(error)  # unless it is settled
         is_failed = batch.state is AttemptState.FAILED
-        await self.desk.pass_gate(batch, Way.ERROR if is_failed else Way.EXIT)
+        await self.desk.pass_gate(batch, Exit.ERROR if is_failed else Exit.EXIT)
 
     async def wait_for_turn(self, index: int) -> None:
         """Wait while the stream is asked to pause; for ever while a stop is under way.
@@ -262,7 +262,7 @@ class Walk:
             log.info("%s: %s", desk.where(), line, extra=at(desk.run_id, desk.lane.key))
         if start is not None or end is not None:
             note = {"range": [start, end]}
-            await desk.save_plain(Record(kind=Kind.NOTE, at=time.time(), metadata=note))
+            await desk.save_plain(Record(kind=RecordKind.NOTE, at=time.time(), metadata=note))
 
     def is_past_end(self, index: int) -> bool:
         """Whether the records say that an open end has come before a batch."""
@@ -278,7 +278,7 @@ class Walk:
         if not is_done:
             return
         if progress.status is not Status.COMPLETE:
-            await self.desk.save_finish(Record(kind=Kind.FINISH, at=time.time()))
+            await self.desk.save_finish(Record(kind=RecordKind.FINISH, at=time.time()))
         await self.desk.prune_state(is_complete=True)  # also what a killed session has not
 
     async def complete_source(self, source: Source[Any], end: int | None) -> None:
@@ -323,7 +323,7 @@ class Batches(Generic[T]):
 
     def __init__(
         self,
-        walk: Walk,
+        walk: LoopCursor,
         items: Items[T] | None,
         key: Callable[[T], str] | None,
         start: int | None,
@@ -352,7 +352,7 @@ class Batches(Generic[T]):
         elif walk.loop is not self:
             raise StreamBusyError("a newer batches() has taken the place of this one")
         else:
-            await walk.settle_open(Way.NEXT)
+            await walk.settle_open(Exit.NEXT)
         found = await self._find_next(source)
         if found is None:  # also during a stop: what is done is done
             raise StopAsyncIteration
@@ -366,7 +366,7 @@ class Batches(Generic[T]):
         """Take the place of an older loop."""
         walk = self._walk
         await trio.lowlevel.checkpoint()
-        await walk.settle_open(Way.NEXT)
+        await walk.settle_open(Exit.NEXT)
         source = self._source = await walk.open_source(self._items, self._key)
         walk.is_cut = source.is_open_ended and self._end is not None
         await walk.begin_range(source.stop, self._start, self._end, self._estimate)

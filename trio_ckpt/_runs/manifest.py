@@ -23,9 +23,9 @@ from typing import Any
 
 import trio
 
-from .._commit.group_commit import Saver
+from .._commit.group_commit import GroupCommitter
 from .._commit.stream_outputs import OWNER_AGE_S
-from .._journal.history import Standing, read_pages
+from .._journal.history import LiveRecords, read_pages
 from .._journal.progress import Progress
 from .._journal.record import Output, Status
 from .._journal.store import RunKey, RunView, Store
@@ -52,7 +52,7 @@ MAX_MANIFEST_HEAD_BYTES = 2**16  # enough to see whose manifest one is
 
 async def leave_manifest(
     store: Store,
-    saver: Saver,
+    saver: GroupCommitter,
     view: RunView,
     outputs: OutputDir,
     facts: Mapping[str, Any],
@@ -198,7 +198,7 @@ async def _outputs(
     store: Store, run_key: RunKey, key: StreamKey, progress: Progress
 ) -> AsyncGenerator[list[str]]:
     """The outputs of a stream as JSON, the newest first, a page at a time."""
-    standing = Standing(progress)
+    standing = LiveRecords(progress)
     async with aclosing(read_pages(store, run_key.run_id, run_key.generation, key)) as pages:
         async for records in pages:
             lines = [

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import attrs
 import trio
 
-from .._commit.group_commit import DEFAULT_SAVE_TIMEOUT_S, Saver
+from .._commit.group_commit import DEFAULT_SAVE_TIMEOUT_S, GroupCommitter
 from .._commit.observers import Observers
 from .._commit.shutdown import Stop, receive_signals, release_signals, take_signals
 from .._journal.store import Observer, RunKey, Store
@@ -35,7 +35,7 @@ from .live_view import publish_live
 from .manifest import WRITTEN, count_checkpoints, is_current, leave_manifest
 from .resume import Settings
 from .run import Run
-from .session import Found, OnConfigChange, Session, compare_config, look
+from .session import OnConfigChange, ResumeReport, SessionRecorder, compare_config, look
 from .verify import Verify
 
 log = logging.getLogger("trio_ckpt.run")
@@ -155,7 +155,7 @@ async def open_run(
                 generation += 1
             view = None
         stop = Stop(grace_s)
-        saver = Saver(
+        saver = GroupCommitter(
             store,
             RunKey(run_id, generation, owner),
             save_timeout_s=save_timeout_s,
@@ -167,7 +167,7 @@ async def open_run(
         is_begun_again = generation > 0 and found.sessions == 0
         if (found.may_have_left_files or is_begun_again) and outputs is not None:
             await _remove_orphans(run_id, outputs)
-        session = Session(
+        session = SessionRecorder(
             saver,
             view,
             config=plain,
@@ -233,7 +233,7 @@ async def open_run(
 
 @asynccontextmanager
 async def _background_tasks(
-    saver: Saver, stop: Stop, handle_signals: bool | None
+    saver: GroupCommitter, stop: Stop, handle_signals: bool | None
 ) -> AsyncGenerator[trio.Nursery]:
     """Save and listen for signals while the block runs; errors keep their shape.
 
@@ -281,7 +281,7 @@ def _background_failure(
     return failures.exceptions[0] if len(failures.exceptions) == 1 else failures
 
 
-def _say_what_was_found(run_id: str, found: Found, *, is_of_program: bool) -> None:
+def _say_what_was_found(run_id: str, found: ResumeReport, *, is_of_program: bool) -> None:
     """Say how a run resumes: at a level that people see, unless it is a part of something else."""
     if not found.sessions:
         start_log.info("run %r begins: %s", run_id, found, extra=at(run_id))

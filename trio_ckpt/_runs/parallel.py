@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, cast
 import trio
 
 from .._commit.batch import AttemptState, Batch, given_of
-from .._commit.exits import Way, telling, way_of
+from .._commit.exits import Exit, telling, way_of
 from .._commit.gate import Gate, Passed
 from .._commit.retry import Again, RetryTable
 from .._tokens.token import is_cancellation
@@ -21,7 +21,7 @@ from .._util.log import at_error
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validate, Validator
-from .loop import Items, Walk, estimated
+from .loop import Items, LoopCursor, estimated
 from .source import Source
 from .stream import Stream
 
@@ -93,11 +93,11 @@ async def run_batches(
     if items is None and (start is not None or end is not None):
         raise ValueError("start= and end= narrow a list; a Frontier has no order")
     await trio.lowlevel.checkpoint()
-    await walk.settle_open(Way.NEXT)
+    await walk.settle_open(Exit.NEXT)
     source = None if items is None else await walk.open_source(items, key)
     stop = source.stop if source is not None else desk.first_index + len(desk.frontier or ())
     await walk.begin_range(stop, start, end, estimate)
-    feed: Feed[T] = Feed(walk, source, start, end)
+    feed: WorkQueue[T] = WorkQueue(walk, source, start, end)
     desk.is_parallel = concurrency > 1
     table, desk.retry = desk.retry, desk.retry if retry is None else retry
     checks = desk.files.validator
@@ -123,7 +123,7 @@ def _nothing_with_index(_index: int) -> None:
 
 @uninterrupted
 async def _run_workers(
-    feed: Feed[T], handler: Callable[[Batch[T]], Awaitable[None]], concurrency: int
+    feed: WorkQueue[T], handler: Callable[[Batch[T]], Awaitable[None]], concurrency: int
 ) -> None:
     """Run the workers; failures leave as they are, and a single one not in a group.
 
@@ -159,7 +159,7 @@ def _one_of(failures: list[BaseException], desk: Gate) -> BaseException:
 
 
 async def _work(
-    feed: Feed[T],
+    feed: WorkQueue[T],
     handler: Callable[[Batch[T]], Awaitable[None]],
     failures: list[BaseException],
     workers: trio.CancelScope,
@@ -187,14 +187,14 @@ async def _work_on(
         await handler(batch)
     except BaseException as error:
         way = way_of(error)
-        is_attempt = way is Way.ERROR and isinstance(error, Exception)
+        is_attempt = way is Exit.ERROR and isinstance(error, Exception)
         if not is_attempt or batch.state not in (AttemptState.OPEN, AttemptState.FAILED):
             await desk.pass_gate(batch, way, error)
             raise
         raised = cast("Exception", error)
         batch.fail(raised)
     try:
-        return await desk.pass_gate(batch, Way.NEXT)
+        return await desk.pass_gate(batch, Exit.NEXT)
     except BatchFailedError as verdict:
         if raised is None or verdict.__cause__ is not raised:
             raise
@@ -205,12 +205,12 @@ async def _work_on(
 
 
 @uninterrupted
-class Feed(Generic[T]):
+class WorkQueue(Generic[T]):
     """Hands out what is left, each batch to one worker; retries when they are due."""
 
     def __init__(
         self,
-        walk: Walk,
+        walk: LoopCursor,
         source: Source[T] | None,
         start: int | None,
         end: int | None,

@@ -14,11 +14,11 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from .._commit.exits import Way, way_of
-from .._commit.group_commit import Saver
-from .._commit.stream_log import Lane
+from .._commit.exits import Exit, way_of
+from .._commit.group_commit import GroupCommitter
+from .._commit.stream_log import StreamLog
 from .._journal.progress import Progress
-from .._journal.record import ErrorInfo, Kind, Opened, Record, Status, describe_error
+from .._journal.record import ErrorInfo, Opened, Record, RecordKind, Status, describe_error
 from .._journal.summary import left_in_phase
 from .._util.errors import text_of
 from .._util.log import at
@@ -49,7 +49,11 @@ class Phase:
 
 @asynccontextmanager
 async def open_phase(
-    saver: Saver, lane: Lane, parts: Mapping[StreamKey, Progress], *, retry_failed: bool
+    saver: GroupCommitter,
+    lane: StreamLog,
+    parts: Mapping[StreamKey, Progress],
+    *,
+    retry_failed: bool,
 ) -> AsyncGenerator[Phase]:
     """Begin a phase, and complete it when the block ends without an exception.
 
@@ -68,12 +72,12 @@ async def open_phase(
         await trio.lowlevel.checkpoint()
         yield phase
         return
-    now, kind = time.time(), Kind.RETRY if was_complete else Kind.SAVE
+    now, kind = time.time(), RecordKind.RETRY if was_complete else RecordKind.SAVE
     await saver.save(lane, Record(kind=kind, at=now, opened=Opened(now, 0)))
     try:
         yield phase
     except BaseException as error:
-        if way_of(error) is Way.ERROR and saver.poison is None:
+        if way_of(error) is Exit.ERROR and saver.poison is None:
             await _save_failure(saver, lane, error)
         raise
     if keys := left_in_phase(parts, name):
@@ -87,11 +91,11 @@ async def open_phase(
             extra=at(saver.run_key.run_id),
         )
         return
-    await saver.save(lane, Record(kind=Kind.FINISH, at=time.time()))
+    await saver.save(lane, Record(kind=RecordKind.FINISH, at=time.time()))
 
 
-async def _save_failure(saver: Saver, lane: Lane, error: BaseException) -> None:
-    failure = Record(kind=Kind.FAIL, at=time.time(), error=describe_error(error))
+async def _save_failure(saver: GroupCommitter, lane: StreamLog, error: BaseException) -> None:
+    failure = Record(kind=RecordKind.FAIL, at=time.time(), error=describe_error(error))
     with trio.CancelScope(shield=True):
         try:
             await saver.save(lane, failure)

@@ -14,9 +14,9 @@ import trio
 
 from .._commit.gate import Gate
 from .._commit.redo import Redo, retry_record
-from .._commit.state_manager import StateKeeper
+from .._commit.state_manager import StateManager
 from .._journal.history import read_pages
-from .._journal.record import Kind, Record, Status
+from .._journal.record import Record, RecordKind, Status
 from .._journal.store import Store
 from .._util.arguments import checked_by, flag, instance, one_of
 from .._util.errors import OutputsMissingError, StoreDamagedError, StreamFailedError
@@ -26,7 +26,7 @@ from ..outputs import SinkTooShortError
 from ..state import Frontier, FrontierItems, Plan, StateChangedError
 from ..state._retention import Retention, Versions
 from ..state._shared_capture import ArrayTools
-from .loop import Walk
+from .loop import LoopCursor
 from .stream import Stream
 from .verify import Verifier, Verify
 
@@ -91,7 +91,7 @@ class Resume:
             await self._verify(nursery)
             if state is not None:
                 await self._restore(state)
-        return Stream(Walk(self.desk, self._pages, self._wait_verified), self._redo, nursery)
+        return Stream(LoopCursor(self.desk, self._pages, self._wait_verified), self._redo, nursery)
 
     def _check_kind(self, state: object) -> None:
         progress = self.desk.lane.progress
@@ -189,7 +189,7 @@ class Resume:
         desk.frontier = frontier
         if seeds := frontier.news(frontier.seeds):
             payload = frontier.encode(seeds)
-            await desk.save_plain(Record(kind=Kind.SAVE, at=time.time(), adds=payload))
+            await desk.save_plain(Record(kind=RecordKind.SAVE, at=time.time(), adds=payload))
             frontier.number(frontier.seeds)
 
     # -- other streams ------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class Resume:
     async def _restore(self, state: object) -> None:
         """Go on from the saved state; where there is none, from what the user gave."""
         plan = Plan[object].of(state)
-        keeper = StateKeeper(self.store, self.desk.saver, plan, state, self.tools)
+        keeper = StateManager(self.store, self.desk.saver, plan, state, self.tools)
         keeper.versions = Versions(self.settings.retention)
         # A state that cannot be saved is refused before any work.
         if self.desk.lane.progress.has_state:
@@ -234,12 +234,12 @@ class Resume:
         else:
             await keeper.take(state)
             if (saved := await keeper.begin(await keeper.hold())) is not None:
-                record = Record(kind=Kind.SAVE, at=time.time(), state=saved.payload)
+                record = Record(kind=RecordKind.SAVE, at=time.time(), state=saved.payload)
                 sequence = await self.desk.save_plain(record, saved.kept.blobs)
                 keeper.landed(saved, sequence, record.at, is_confirmed=True)
         self.desk.keeper = keeper
 
-    async def _load(self, keeper: StateKeeper[object]) -> None:
+    async def _load(self, keeper: StateManager[object]) -> None:
         """Restore the saved state; where it is damaged, the newest whole one if that is wanted."""
         try:
             await keeper.load(self._pages, self._named)
@@ -254,7 +254,7 @@ class Resume:
             )
             await self._recover(keeper)
 
-    async def _recover(self, keeper: StateKeeper[object]) -> None:
+    async def _recover(self, keeper: StateManager[object]) -> None:
         """Go back to the newest state that can be restored.
 
         A snapshot of the attempt that was under way is one: progress has not moved since, so
@@ -264,8 +264,11 @@ class Resume:
         async with aclosing(self._pages()) as pages:
             async for records in pages:
                 for sequence, record in records:
-                    is_snapshot = record.kind is Kind.SNAPSHOT
-                    is_under_way = is_under_way and record.kind in (Kind.SNAPSHOT, Kind.NOTE)
+                    is_snapshot = record.kind is RecordKind.SNAPSHOT
+                    is_under_way = is_under_way and record.kind in (
+                        RecordKind.SNAPSHOT,
+                        RecordKind.NOTE,
+                    )
                     if not record.state or (is_snapshot and not is_under_way):
                         continue
                     keeper.versions.clear()

@@ -18,7 +18,7 @@ import trio
 
 from .._commit.awaits import Calls, awaits_noted
 from .._commit.gate import Gate
-from .._commit.group_commit import Saver
+from .._commit.group_commit import GroupCommitter
 from .._commit.redo import Redo
 from .._commit.retry import NO_RETRIES, RetryTable
 from .._commit.shutdown import Stop
@@ -60,10 +60,10 @@ from .leaving import is_only_stopped, is_own_failure
 from .manifest import MANIFEST
 from .phase import Phase, open_phase
 from .resume import Resume, Settings
-from .session import Found
+from .session import ResumeReport
 from .stream import Stream
 from .stream_list import Listed, add_to_list
-from .stream_table import Roster
+from .stream_table import StreamTable
 from .waits import Waits
 
 log = logging.getLogger("trio_ckpt.run")
@@ -87,21 +87,21 @@ class Run:
         *,
         view: RunView | None,
         store: Store,
-        saver: Saver,
+        saver: GroupCommitter,
         stop: Stop,
         nursery: trio.Nursery,
         coordinator: CheckpointCoordinator,
         outputs: OutputDir | None,
         settings: Settings,
         tools: ArrayTools,
-        found: Found,
+        found: ResumeReport,
         runtime_s: float,
         resume_command: str | None,
     ) -> None:
         self.run_id = saver.run_key.run_id
         self.found = found
         self.coordinator = coordinator
-        self._roster = Roster.of(saver, view, runtime_s)
+        self._roster = StreamTable.of(saver, view, runtime_s)
         self._progress = self._roster.progress
         self._store = store
         self._saver = saver

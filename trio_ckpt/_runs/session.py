@@ -17,12 +17,12 @@ from typing import Any, Literal
 import attrs
 import trio
 
-from .._commit.exits import Way, way_of
-from .._commit.group_commit import Saver
-from .._commit.stream_log import Added, Lane
+from .._commit.exits import Exit, way_of
+from .._commit.group_commit import GroupCommitter
+from .._commit.stream_log import Added, StreamLog
 from .._journal.history import KILLED, ended_at, run_facts, run_runtime_s
 from .._journal.progress import Progress
-from .._journal.record import Kind, Record
+from .._journal.record import Record, RecordKind
 from .._journal.session_record import ENDED, STOPPED
 from .._journal.statistics import format_amount
 from .._journal.store import RunView
@@ -42,7 +42,7 @@ OnConfigChange = Literal["refuse", "restart", "accept"]
 
 
 @attrs.frozen
-class Found:
+class ResumeReport:
     """What `open_run` found in the store.
 
     Attributes:
@@ -96,15 +96,15 @@ class Found:
         )
 
 
-def look(view: RunView | None) -> Found:
+def look(view: RunView | None) -> ResumeReport:
     """Sum up what is saved of a run."""
     if view is None:
-        return Found(0, 0, 0, 0, 0, 0, {}, {}, None, None)
+        return ResumeReport(0, 0, 0, 0, 0, 0, {}, {}, None, None)
     every = {key: entry.progress for key, entry in view.streams.items()}
     parts = {key: every[key] for key in in_order(every)}
     whole = summarize((), parts)
     facts = run_facts(view)
-    return Found(
+    return ResumeReport(
         sessions=facts.get("session", 0),
         streams=len(parts),
         confirmed=whole.confirmed,
@@ -174,7 +174,7 @@ def _is_tunable(field: str, tunable: Collection[str]) -> bool:
     return any(field == name or field.startswith(f"{name}.") for name in tunable)
 
 
-class Session:
+class SessionRecorder:
     """Writes down that a session began, and how it ended.
 
     Attributes:
@@ -185,7 +185,7 @@ class Session:
 
     def __init__(
         self,
-        saver: Saver,
+        saver: GroupCommitter,
         view: RunView | None,
         *,
         config: dict[str, Any],
@@ -205,7 +205,7 @@ class Session:
         """
         own = view.streams.get(RUN_STREAM) if view is not None else None
         self._saver = saver
-        self._lane: Lane = saver.add_lane(RUN_STREAM, own.progress if own else Progress())
+        self._lane: StreamLog = saver.add_lane(RUN_STREAM, own.progress if own else Progress())
         self.runtime_s = run_runtime_s(view) if view is not None else 0.0
         before, began = run_facts(view) if view is not None else {}, time.time()
         # The first session has left no file behind; later ones allow for the clock of files.
@@ -226,7 +226,7 @@ class Session:
 
     async def begin(self) -> None:
         """Save that it began, and with it a new generation if there is one."""
-        await self._saver.save(self._lane, _fact(Kind.SESSION, self.facts))
+        await self._saver.save(self._lane, _fact(RecordKind.SESSION, self.facts))
 
     async def save(self, record: Record) -> None:
         """Save something else of the run."""
@@ -247,7 +247,7 @@ class Session:
         }
         with trio.CancelScope(shield=True):
             try:
-                await self._saver.save(self._lane, _fact(Kind.END, facts))
+                await self._saver.save(self._lane, _fact(RecordKind.END, facts))
             except Exception as problem:
                 log.warning(
                     "how the session ended could not be saved: %s",
@@ -256,7 +256,7 @@ class Session:
                 )
 
 
-def _counts(saver: Saver) -> dict[str, Any]:
+def _counts(saver: GroupCommitter) -> dict[str, Any]:
     """What the session did."""
     lanes = [lane for lane in saver.lanes if lane.key[:1] not in ((), (PHASE,))]
     added = Added.by_session(lanes)
@@ -270,7 +270,7 @@ def _counts(saver: Saver) -> dict[str, Any]:
     }
 
 
-def _fact(kind: Kind, facts: dict[str, Any]) -> Record:
+def _fact(kind: RecordKind, facts: dict[str, Any]) -> Record:
     return Record(kind=kind, at=time.time(), metadata=facts)
 
 
@@ -279,6 +279,6 @@ def _how_ended(error: BaseException | None) -> str:
         return ENDED
     if isinstance(error, RunStoppedError):
         return STOPPED
-    if way_of(error) is Way.CANCEL:
+    if way_of(error) is Exit.CANCEL:
         return "was cancelled"
     return f"ended by {class_name(error)}"

@@ -18,14 +18,14 @@ import trio
 from .._commit.adopt import PathOf, rescan
 from .._commit.awaits import awaits_noted
 from .._commit.batch import UNSET, Batch
-from .._commit.exits import Way, way_of
+from .._commit.exits import Exit, way_of
 from .._commit.gate import Gate
 from .._commit.pins import pin_state, unpin_state
 from .._commit.redo import Redo
 from .._commit.snapshots import Snapshots
 from .._journal.history import standing_records
 from .._journal.progress import FailedAttempt, Progress
-from .._journal.record import ErrorInfo, Kind, Record, Status, describe_error
+from .._journal.record import ErrorInfo, Record, RecordKind, Status, describe_error
 from .._journal.statistics import StreamStatistics
 from .._journal.summary import status_of
 from .._util.arguments import flag, index_range, reason, text, whole_number, whole_numbers
@@ -38,7 +38,7 @@ from .._util.plain import StreamKey, as_metadata, as_plain, copy_plain
 from .._util.uninterrupted import uninterrupted
 from ..state import Frontier
 from .leaving import leave_stream, save_failure
-from .loop import Batches, Items, Walk, estimated
+from .loop import Batches, Items, LoopCursor, estimated
 from .stream_statistics import stream_statistics
 
 log = logging.getLogger("trio_ckpt.stream")
@@ -59,7 +59,7 @@ class Stream(Generic[S]):
 
     def __init__(
         self,
-        walk: Walk,
+        walk: LoopCursor,
         redo: Redo,
         nursery: trio.Nursery,
     ) -> None:
@@ -147,7 +147,7 @@ class Stream(Generic[S]):
         Cancellation: a cancellation point for each page.
         """
         frontier, progress = self._desk.frontier, self._progress
-        async with aclosing(standing_records(progress, self._walk.read, Kind.SKIP)) as pages:
+        async with aclosing(standing_records(progress, self._walk.read, RecordKind.SKIP)) as pages:
             async for entries in pages:
                 for index, record in ((entry.index, entry.record) for entry in entries):
                     item = None if frontier is None else frontier.item(index - self.first_index)
@@ -260,7 +260,7 @@ class Stream(Generic[S]):
         self._walk.check_failed()
         self._walk.check_no_frontier()
         await trio.lowlevel.checkpoint()
-        await self._walk.settle_open(Way.NEXT)
+        await self._walk.settle_open(Exit.NEXT)
         await self._walk.wait_verified()
         index = self._progress.first_left(self.first_index)
         await self._walk.wait_for_turn(index)
@@ -281,7 +281,7 @@ class Stream(Generic[S]):
             raise
         finally:
             self._walk.batch = None
-        await self._desk.pass_gate(batch, Way.EXIT)
+        await self._desk.pass_gate(batch, Exit.EXIT)
         await self._walk.complete_if_last()
 
     # -- the stream as a whole ----------------------------------------------------------------
@@ -301,13 +301,13 @@ class Stream(Generic[S]):
         """
         self._walk.check_owner()
         plain = {} if metadata is None else as_metadata(metadata)
-        await self._walk.settle_open(Way.EXIT)
+        await self._walk.settle_open(Exit.EXIT)
         await self._walk.wait_verified()
         self._walk.check_finished()
         stop = self._progress.done.stop
         last = stop - 1 if stop > 0 else None
         await self._desk.save_finish(
-            Record(kind=Kind.FINISH, at=time.time(), metadata=plain, last_index=last)
+            Record(kind=RecordKind.FINISH, at=time.time(), metadata=plain, last_index=last)
         )
         await self._desk.prune_state(is_complete=True)
 
@@ -321,7 +321,7 @@ class Stream(Generic[S]):
         if cursor is not UNSET:
             desk.check_cursor()
             cursor = as_plain(cursor, "cursor")
-        await self._walk.settle_open(Way.EXIT)
+        await self._walk.settle_open(Exit.EXIT)
         if desk.open:
             raise StreamBusyError(
                 "save() is for between batches: settle the open one first",
@@ -331,7 +331,7 @@ class Stream(Generic[S]):
         await desk.restore_state()
         saved = None if desk.keeper is None else await desk.keeper.save()
         state, blobs = (b"", ()) if saved is None else (saved.payload, saved.kept.blobs)
-        record = Record(kind=Kind.SAVE, at=time.time(), cursor=cursor, state=state)
+        record = Record(kind=RecordKind.SAVE, at=time.time(), cursor=cursor, state=state)
         sequence = await desk.save_plain(record, blobs)
         if desk.keeper is not None:
             desk.keeper.landed(saved, sequence, record.at, is_confirmed=True)
@@ -353,7 +353,7 @@ class Stream(Generic[S]):
         Durability: when this returns it is saved.
         """
         self._walk.check_owner()
-        await self._walk.settle_open(Way.EXIT)
+        await self._walk.settle_open(Exit.EXIT)
         await pin_state(self._desk, label)
 
     async def unpin(self, label: str) -> None:
@@ -438,7 +438,7 @@ class Stream(Generic[S]):
         wanted = whole_numbers("indexes", indexes)
         text("reason", reason)
         were_done = {index for index in wanted if self._progress.is_done(index)}
-        await self._walk.settle_open(Way.EXIT)
+        await self._walk.settle_open(Exit.EXIT)
         # The verification beside may have found some of them damaged, and put them back.
         back = {index for index in were_done if not self._progress.is_done(index)}
         if left := [index for index in wanted if index not in back]:
@@ -475,7 +475,7 @@ class Stream(Generic[S]):
         self._walk.check_owner()
         desk = self._desk
         self._walk.check_no_frontier()
-        await self._walk.settle_open(Way.EXIT)
+        await self._walk.settle_open(Exit.EXIT)
         if desk.keeper is not None or self._progress.is_ordered:
             raise TypeError(
                 "rescan() is for streams whose batches stand alone: no state, no cursor"
@@ -490,7 +490,7 @@ class Stream(Generic[S]):
         return self._desk
 
     @property
-    def walk(self) -> Walk:
+    def walk(self) -> LoopCursor:
         """Where its owner stands; for the library's own loops."""
         return self._walk
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import attrs
 
-from .._commit.group_commit import Saver
-from .._journal.record import Kind, Record
+from .._commit.group_commit import GroupCommitter
+from .._journal.record import Record, RecordKind
 from .._util.log import at
 from .._util.plain import StreamKey
 from .._util.text import plural
-from .stream_table import Roster
+from .stream_table import StreamTable
 
 log = logging.getLogger("trio_ckpt.run")
 
@@ -33,7 +33,9 @@ class Listed:
     unlisted: tuple[StreamKey, ...]
 
 
-async def add_to_list(roster: Roster, saver: Saver, wanted: Sequence[StreamKey]) -> Listed:
+async def add_to_list(
+    roster: StreamTable, saver: GroupCommitter, wanted: Sequence[StreamKey]
+) -> Listed:
     """Put streams on the list of a run; see `Run.add_streams`.
 
     Durability: when this returns the list is saved.
@@ -43,7 +45,7 @@ async def add_to_list(roster: Roster, saver: Saver, wanted: Sequence[StreamKey])
     first = max(listed.values(), default=-1) + 1
     now = time.time()
     await saver.save_all(
-        (roster.lane(key), Record(kind=Kind.ADD, at=now, position=first + place))
+        (roster.lane(key), Record(kind=RecordKind.ADD, at=now, position=first + place))
         for place, key in enumerate(new)
     )
     named = set(wanted)

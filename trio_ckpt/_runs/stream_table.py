@@ -8,8 +8,8 @@ import attrs
 import trio
 
 from .._commit.gate import Gate
-from .._commit.group_commit import Saver
-from .._commit.stream_log import Added, Lane
+from .._commit.group_commit import GroupCommitter
+from .._commit.stream_log import Added, StreamLog
 from .._journal.progress import Progress
 from .._journal.record import Status
 from .._journal.statistics import LeftOut, RunStatistics, eta_s, rate_per_s
@@ -32,7 +32,7 @@ from .._util.plain import RUN_STREAM, StreamKey
 
 
 @attrs.define(eq=False)
-class Roster:
+class StreamTable:
     """What an open run knows of its streams.
 
     Attributes:
@@ -46,10 +46,10 @@ class Roster:
         runtime_before_s: Seconds that earlier sessions took.
     """
 
-    _saver: Saver
+    _saver: GroupCommitter
     runtime_before_s: float
     progress: dict[StreamKey, Progress]
-    lanes: dict[StreamKey, Lane] = attrs.field(factory=dict[StreamKey, Lane], init=False)
+    lanes: dict[StreamKey, StreamLog] = attrs.field(factory=dict[StreamKey, StreamLog], init=False)
     desks: dict[StreamKey, Gate] = attrs.field(factory=dict[StreamKey, Gate], init=False)
     phases: list[StreamKey] = attrs.field(factory=list[StreamKey], init=False)
     failures: dict[StreamKey, dict[int, Failure]] = attrs.field(
@@ -60,12 +60,14 @@ class Roster:
     ended: float | None = attrs.field(default=None, init=False)
 
     @classmethod
-    def of(cls, saver: Saver, view: RunView | None, runtime_before_s: float) -> Roster:
+    def of(
+        cls, saver: GroupCommitter, view: RunView | None, runtime_before_s: float
+    ) -> StreamTable:
         """Of a run as it was found."""
         found = {} if view is None else view.streams
         return cls(saver, runtime_before_s, {key: entry.progress for key, entry in found.items()})
 
-    def lane(self, key: StreamKey) -> Lane:
+    def lane(self, key: StreamKey) -> StreamLog:
         """The way of a stream to the store."""
         lane = self.lanes.get(key)
         if lane is None:

@@ -17,9 +17,9 @@ from typing import Literal
 import attrs
 import trio
 
-from .._commit.open_stream import Desk
+from .._commit.open_stream import OpenStream
 from .._commit.redo import Redo
-from .._journal.history import Standing, StandingRecord
+from .._journal.history import LiveRecords, StandingRecord
 from .._journal.record import Record
 from .._util.errors import CannotRedoError, OutputInvalidError, OutputsMissingError, describe_batch
 from .._util.index_set import IndexSet
@@ -58,11 +58,11 @@ class Verifier:
         redo_missing: Go on even if very many are gone.
     """
 
-    desk: Desk
+    desk: OpenStream
     redo: Redo
     mode: Verify
     redo_missing: bool
-    _standing: Standing = attrs.field(init=False)
+    _standing: LiveRecords = attrs.field(init=False)
     _was_ordered: bool = attrs.field(init=False)
     _ends: dict[str, int] = attrs.field(init=False)
     _validator: Validator | None = attrs.field(init=False)
@@ -73,7 +73,7 @@ class Verifier:
     def __attrs_post_init__(self) -> None:
         lane = self.desk.lane
         lane.tools.redone = IndexSet()  # what was put back before does not stand at this moment
-        self._standing, self._was_ordered = Standing(lane.progress), lane.progress.is_ordered
+        self._standing, self._was_ordered = LiveRecords(lane.progress), lane.progress.is_ordered
         self._ends = dict(lane.progress.sinks)
         self._validator = self.desk.files.validator  # a loop may have another
 

@@ -18,7 +18,7 @@ from .._journal.record import Status
 from .._tokens.token import Failure
 from .._util.errors import RunStoppedError, StreamEndedError, describe_batch
 from .._util.plain import StreamKey
-from .stream_table import Roster
+from .stream_table import StreamTable
 
 SKIPPED = Failure("it was skipped")
 
@@ -26,7 +26,7 @@ _K = TypeVar("_K")
 
 
 @attrs.define(eq=False)
-class _Waiter:
+class _ConfirmationWait:
     """One call of `Run.wait_confirmed`.
 
     Attributes:
@@ -45,12 +45,14 @@ class _Waiter:
 class Waits:
     """Who waits for which batches of a run."""
 
-    def __init__(self, roster: Roster, stop: Stop, stopped: Callable[[], RunStoppedError]) -> None:
+    def __init__(
+        self, roster: StreamTable, stop: Stop, stopped: Callable[[], RunStoppedError]
+    ) -> None:
         self._roster = roster
         self._stop = stop
         self._stopped = stopped
-        self._of_streams: dict[StreamKey, list[_Waiter]] = {}
-        self._of_batches: dict[tuple[StreamKey, int], list[_Waiter]] = {}
+        self._of_streams: dict[StreamKey, list[_ConfirmationWait]] = {}
+        self._of_batches: dict[tuple[StreamKey, int], list[_ConfirmationWait]] = {}
 
     async def wait_confirmed(self, key: StreamKey, indexes: Iterable[int]) -> None:
         """Wait until batches of a stream are durable; see `Run.wait_confirmed`."""
@@ -59,7 +61,7 @@ class Waits:
         if not self._roster.has(key) and self._stop.is_parking:
             raise self._stopped()
         self._roster.check_known(key)
-        waiter = _Waiter(key, wanted, was_open)
+        waiter = _ConfirmationWait(key, wanted, was_open)
         if self._is_answered(waiter):
             return
         batches = [(key, index) for index in waiter.wanted]
@@ -75,7 +77,7 @@ class Waits:
             for batch in batches:
                 _remove(self._of_batches, batch, waiter)
 
-    def _is_answered(self, waiter: _Waiter) -> bool:
+    def _is_answered(self, waiter: _ConfirmationWait) -> bool:
         """Whether all is durable.
 
         Raises:
@@ -131,13 +133,13 @@ class Waits:
                 waiter.woken.set()
 
 
-def _remove(waiters: dict[_K, list[_Waiter]], key: _K, waiter: _Waiter) -> None:
+def _remove(waiters: dict[_K, list[_ConfirmationWait]], key: _K, waiter: _ConfirmationWait) -> None:
     waiters[key].remove(waiter)
     if not waiters[key]:
         del waiters[key]
 
 
-def _raise_failure(roster: Roster, key: StreamKey, wanted: set[int]) -> None:
+def _raise_failure(roster: StreamTable, key: StreamKey, wanted: set[int]) -> None:
     failed, progress = roster.failures.get(key, {}), roster.progress.get(key, Progress())
     skipped = {index for index in wanted if index in progress.skipped}
     for index in sorted(skipped | (wanted & failed.keys())):

@@ -24,7 +24,7 @@ class Screen(io.TextIOWrapper):
 
     def __init__(self, file: TextIO | None) -> None:
         super().__init__(
-            _Sink(file),
+            _ScreenSink(file),
             encoding=getattr(file, "encoding", None) or "utf-8",
             errors="backslashreplace",
             newline="\n",
@@ -35,7 +35,7 @@ class Screen(io.TextIOWrapper):
         """Leave the file open: it belongs to the process."""
 
 
-class _Sink(io.RawIOBase):
+class _ScreenSink(io.RawIOBase):
     """Where the bytes of a screen go."""
 
     name = "<screen>"

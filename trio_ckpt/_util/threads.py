@@ -52,14 +52,14 @@ class _JumpingClock(Protocol):
 
 
 @attrs.define
-class _Held:
+class _HeldClock:
     """How many calls are out in this trio run, and what to restore after the last."""
 
     calls_out: int = 0
     threshold: float = math.inf
 
 
-_held: trio.lowlevel.RunVar[_Held] = trio.lowlevel.RunVar("trio_ckpt held clock")
+_held: trio.lowlevel.RunVar[_HeldClock] = trio.lowlevel.RunVar("trio_ckpt held clock")
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def hold_clock() -> Generator[bool, None, None]:
     try:
         held = _held.get()
     except LookupError:
-        held = _Held()
+        held = _HeldClock()
         _held.set(held)
     if held.calls_out == 0:
         held.threshold = jumping.autojump_threshold
@@ -193,7 +193,7 @@ class CallStuckError(TrioCkptError):
 
 
 @attrs.define(eq=False)
-class _Call:
+class _ThreadCall:
     func: Callable[[], Any]
     task: trio.lowlevel.Task
     trio_token: trio.lowlevel.TrioToken
@@ -216,7 +216,7 @@ class WorkerThread:
     """
 
     def __init__(self, name: str) -> None:
-        self._calls: queue.SimpleQueue[_Call | Callable[[], object]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[_ThreadCall | Callable[[], object]] = queue.SimpleQueue()
         self._name = name
         self._process = this_process()
         self._thread: threading.Thread | None = None
@@ -236,7 +236,7 @@ class WorkerThread:
         if runs_inline.get():
             await trio.lowlevel.checkpoint_if_cancelled()
             return await _call_inline(func, *args)  # at once: calls keep the order they came in
-        call = _Call(
+        call = _ThreadCall(
             functools.partial(func, *args),
             trio.lowlevel.current_task(),
             trio.lowlevel.current_trio_token(),
@@ -269,7 +269,7 @@ class WorkerThread:
         else:  # no call was ever made in it, or all are made inline
             last()
 
-    def _set_alarm(self, call: _Call) -> threading.Timer:
+    def _set_alarm(self, call: _ThreadCall) -> threading.Timer:
         stuck = CallStuckError(
             f"{call.func.func.__qualname__} in thread {self._name!r} has not returned after "  # type: ignore[attr-defined]  # a partial
             f"{STUCK_AFTER_S:g} s of real time"
@@ -285,7 +285,7 @@ class WorkerThread:
         return alarm
 
     def _work(self) -> None:
-        while isinstance(call := self._calls.get(), _Call):
+        while isinstance(call := self._calls.get(), _ThreadCall):
             _deliver(call, outcome.capture(call.func))
             del call  # or the thread keeps the last call's data alive while it waits
         call()
@@ -309,6 +309,6 @@ def _start(thread: threading.Thread) -> None:
         raise NoThreadError(error) from error
 
 
-def _deliver(call: _Call, result: outcome.Outcome[Any]) -> None:
+def _deliver(call: _ThreadCall, result: outcome.Outcome[Any]) -> None:
     with suppress(trio.RunFinishedError):  # the program ended; nobody is left to tell
         call.trio_token.run_sync_soon(call.finish, result)

@@ -30,8 +30,8 @@ from .._util.threads import run_blocking
 from ..outputs import OutputDir
 from ..state._retention import Retention
 from ._exits import EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_USAGE, CommandError
-from ._look import Look, choose_stream, choose_streams, look_at, no_such_run, reading
-from ._report import Answer
+from ._look import RunStatus, choose_stream, choose_streams, look_at, no_such_run, reading
+from ._report import CommandAnswer
 
 MAX_BATCHES = 10_000_000  # that one command puts back: more is a mistake in a number
 RETRY_REASON = "asked for with trio-ckpt retry"
@@ -42,7 +42,7 @@ _SPAN = re.compile(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?", re.ASCII)
 
 
 @attrs.frozen
-class Consent:
+class Confirmation:
     """How a change is agreed to.
 
     Attributes:
@@ -108,7 +108,7 @@ async def _need_folder(output_dir: str | None) -> None:
         raise CommandError(f"the output folder {output_dir} is not there", EXIT_NOT_FOUND)
 
 
-async def _look_at_free(store: Store, run_id: str) -> Look:
+async def _look_at_free(store: Store, run_id: str) -> RunStatus:
     """Look at a run that is to be changed; refused at once while somebody runs it."""
     look = await look_at(store, run_id)
     _refuse_owned(run_id, look.owner)
@@ -142,8 +142,8 @@ def _refuse_owned(run_id: str, owner: Owner | None) -> None:
 
 
 async def retry(
-    store: Store, run_id: str, *, stream: str | None, output_dir: str | None, consent: Consent
-) -> Answer:
+    store: Store, run_id: str, *, stream: str | None, output_dir: str | None, consent: Confirmation
+) -> CommandAnswer:
     """Put back to work what was given up, and streams that failed."""
     look = await _look_at_free(store, run_id)
     await _need_folder(output_dir)
@@ -172,7 +172,7 @@ async def retry(
     elif not built_over:
         lines.append("nothing was given up and no stream has failed: nothing to do")
     lines += [_built_over(key, look.parts[key]) for key in built_over]
-    return Answer(lambda: document, lambda: lines)
+    return CommandAnswer(lambda: document, lambda: lines)
 
 
 def _built_over(key: StreamKey, progress: Progress) -> str:
@@ -186,7 +186,7 @@ def _needs_retry(progress: Progress) -> bool:
     return bool(progress.skipped) or progress.status is Status.FAILED
 
 
-def _failed(look: Look, keys: list[StreamKey]) -> int:
+def _failed(look: RunStatus, keys: list[StreamKey]) -> int:
     return sum(look.parts[key].status is Status.FAILED for key in keys)
 
 
@@ -197,8 +197,8 @@ async def redo(
     stream: str | None,
     batches: str,
     output_dir: str | None,
-    consent: Consent,
-) -> Answer:
+    consent: Confirmation,
+) -> CommandAnswer:
     """Put batches of one stream back to work, also confirmed ones."""
     indexes = parse_batches(batches)
     look = await _look_at_free(store, run_id)
@@ -226,7 +226,7 @@ async def redo(
         "batches": len(indexes),
     }
     text = f"{plural(len(indexes), 'batch')} of stream {stream_name(key)!r} back to work"
-    return Answer(lambda: document, lambda: [f"{text}; start the program to go on"])
+    return CommandAnswer(lambda: document, lambda: [f"{text}; start the program to go on"])
 
 
 async def rewind(
@@ -236,8 +236,8 @@ async def rewind(
     stream: str | None,
     to: int,
     output_dir: str | None,
-    consent: Consent,
-) -> Answer:
+    consent: Confirmation,
+) -> CommandAnswer:
     """Put all batches of one stream after one of them back to work, its state with them."""
     look = await _look_at_free(store, run_id)
     await _need_folder(output_dir)
@@ -263,7 +263,7 @@ async def rewind(
             f"{plural(len(taken), 'batch')} of stream {name!r} back to work; start the program to "
             "go on"
         )
-    return Answer(lambda: document, lambda: [text])
+    return CommandAnswer(lambda: document, lambda: [text])
 
 
 # ---------------------------------------------------------------------------------------
@@ -278,8 +278,8 @@ async def compact(
     stream: str | None,
     keep: int,
     archive: str | None,
-    consent: Consent,
-) -> Answer:
+    consent: Confirmation,
+) -> CommandAnswer:
     """Merge the saved states of streams, and let go of the arrays of old ones."""
     look = await _look_at_free(store, run_id)
     keys = [key for key in choose_streams(look.keys, stream) if look.parts[key].has_state]
@@ -305,10 +305,12 @@ async def compact(
         fate = "let go" if archive is None else f"moved to {archive}"
         text += f"; arrays of {plural(done.dropped, 'old state')} {fate}: "
         text += f"{plural(done.freed_bytes, 'byte')}"
-    return Answer(lambda: document, lambda: [text])
+    return CommandAnswer(lambda: document, lambda: [text])
 
 
-async def reset(store: Store, run_id: str, *, output_dir: str | None, consent: Consent) -> Answer:
+async def reset(
+    store: Store, run_id: str, *, output_dir: str | None, consent: Confirmation
+) -> CommandAnswer:
     """Archive a run: the next start begins it anew.  Nothing is deleted."""
     look = await _look_at_free(store, run_id)
     await _need_folder(output_dir)
@@ -320,12 +322,12 @@ async def reset(store: Store, run_id: str, *, output_dir: str | None, consent: C
     document = {"store": store.url, "run": run_id, "archived_generation": generation}
     text = f"run {run_id!r} is archived as generation {generation}, with {done}; the next start "
     text += "begins it anew"
-    return Answer(lambda: document, lambda: [text])
+    return CommandAnswer(lambda: document, lambda: [text])
 
 
 async def reset_streams(
-    store: Store, run_id: str, *, stream: str, output_dir: str | None, consent: Consent
-) -> Answer:
+    store: Store, run_id: str, *, stream: str, output_dir: str | None, consent: Confirmation
+) -> CommandAnswer:
     """Begin some streams of a run anew: all their batches go back to work."""
     look = await _look_at_free(store, run_id)
     await _need_folder(output_dir)
@@ -344,10 +346,10 @@ async def reset_streams(
         "batches": batches,
     }
     text = f"{what} begin{'s' if len(keys) == 1 else ''} anew, with {done} back to work"
-    return Answer(lambda: document, lambda: [f"{text}; start the program to go on"])
+    return CommandAnswer(lambda: document, lambda: [f"{text}; start the program to go on"])
 
 
-async def prune(store: Store, run_id: str, *, keep: int, consent: Consent) -> Answer:
+async def prune(store: Store, run_id: str, *, keep: int, consent: Confirmation) -> CommandAnswer:
     """Remove old generations of a run from the store, also of one that cannot be read."""
     newest = await _generation_of_free(store, run_id)
     removed = Pruned(0, 0, 0)
@@ -375,7 +377,7 @@ async def prune(store: Store, run_id: str, *, keep: int, consent: Consent) -> An
     if not is_needed:
         kept = plural(keep, "generation")
         text = f"run {run_id!r} has nothing older than its newest {kept}: nothing to prune"
-    return Answer(lambda: document, lambda: [text])
+    return CommandAnswer(lambda: document, lambda: [text])
 
 
 # ---------------------------------------------------------------------------------------
@@ -385,7 +387,7 @@ async def prune(store: Store, run_id: str, *, keep: int, consent: Consent) -> An
 
 async def export(
     store: Store, run_id: str, path: str, *, with_outputs: bool, output_dir: str | None
-) -> Answer:
+) -> CommandAnswer:
     """Write a run into one file; it may be running."""
     look = await look_at(store, run_id)
     folder: str | None = output_dir or look.facts.get("output_dir")
@@ -406,10 +408,12 @@ async def export(
     text = f"run {look.run_id!r} is in {done.path}: {plural(done.streams, 'stream')}, "
     text += f"{plural(done.records, 'record')}, {plural(done.outputs, 'output file')}, "
     text += f"{plural(done.size_bytes, 'byte')}"
-    return Answer(lambda: {"store": store.url, **attrs.asdict(done)}, lambda: [text])
+    return CommandAnswer(lambda: {"store": store.url, **attrs.asdict(done)}, lambda: [text])
 
 
-async def import_(url: str, path: str, *, run_id: str | None, output_dir: str | None) -> Answer:
+async def import_(
+    url: str, path: str, *, run_id: str | None, output_dir: str | None
+) -> CommandAnswer:
     """Take a run out of a file that is good; the store is made if it is not there."""
     async with checked_archive(path, run_id=run_id) as checked, reading(url, create=True) as store:
         done = await import_checked(store, checked, output_dir=output_dir)
@@ -424,4 +428,4 @@ async def import_(url: str, path: str, *, run_id: str | None, output_dir: str | 
             f"{'it' if left_out == 1 else 'them'}: {again} --as NEW-NAME --output-dir FOLDER"
         )
     document = {"store": place, **attrs.asdict(done), "outputs_left_out": left_out}
-    return Answer(lambda: document, lambda: texts)
+    return CommandAnswer(lambda: document, lambda: texts)

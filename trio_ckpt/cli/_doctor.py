@@ -14,7 +14,7 @@ import click
 from .._journal.history import read_pages
 from .._journal.run_status import read_look
 from .._journal.store import Store
-from .._maintenance.doctor import Finding, Verdict, examine
+from .._maintenance.doctor import MachineFinding, Verdict, examine
 from .._maintenance.explain import lost_file, lost_folder, lost_state
 from .._maintenance.losses import find_losses
 from .._util.errors import StoreDamagedError, StoreError
@@ -37,7 +37,7 @@ from ._exits import EXIT_OK, EXIT_PROBLEMS
 from ._key import mac_key, mac_key_option
 from ._options import json_option, say
 from ._paths import TypedPath
-from ._report import Answer, Block, Table
+from ._report import Block, CommandAnswer, Table
 
 MARKS = {Verdict.GOOD: "ok", Verdict.NOTE: "note", Verdict.DOUBT: "doubt", Verdict.BAD: "BAD"}
 SILENT_S = 600.0  # a run that somebody has and that saves nothing for so long is worth a word
@@ -57,29 +57,29 @@ def doctor_command(store: str | None, as_json: bool) -> int:
     What fsync promises cannot be proven without pulling the plug; what is suspicious is said.
     """
 
-    async def main() -> Answer:
+    async def main() -> CommandAnswer:
         return await examine_all(store)
 
     return say(main, as_json=as_json)
 
 
-async def examine_all(url: str | None) -> Answer:
+async def examine_all(url: str | None) -> CommandAnswer:
     """All findings about the machine, and about a store."""
-    found = list[Finding]()
+    found = list[MachineFinding]()
     folder = Path.cwd() if url is None else Path(url.removeprefix("sqlite:").removeprefix("json:"))
     if url is not None and not url.startswith("memory:"):
         async with aclosing(_store_findings(url)) as findings:
             found += [finding async for finding in findings]
     found = [*await run_blocking(examine, folder.absolute()), *found]
     bad = sum(finding.verdict is Verdict.BAD for finding in found)
-    return Answer(
+    return CommandAnswer(
         lambda: _document(url, found, bad),
         lambda: _blocks(found, bad),
         EXIT_PROBLEMS if bad else EXIT_OK,
     )
 
 
-def _document(url: str | None, found: Sequence[Finding], bad: int) -> dict[str, Any]:
+def _document(url: str | None, found: Sequence[MachineFinding], bad: int) -> dict[str, Any]:
     return {
         "store": url,
         "checks": [
@@ -95,14 +95,14 @@ def _document(url: str | None, found: Sequence[Finding], bad: int) -> dict[str, 
     }
 
 
-def _blocks(found: Sequence[Finding], bad: int) -> list[Block]:
+def _blocks(found: Sequence[MachineFinding], bad: int) -> list[Block]:
     rows = [(MARKS[finding.verdict], finding.check, _text(finding)) for finding in found]
     doubts = sum(finding.verdict is Verdict.DOUBT for finding in found)
     last = "all is well" if not bad + doubts else f"{bad:,} bad, {doubts:,} doubtful"
     return [Table(("=", "check", "finding"), rows), "", last]
 
 
-def _text(finding: Finding) -> str:
+def _text(finding: MachineFinding) -> str:
     return f"{finding.text}; {finding.advice}" if finding.advice else finding.text
 
 
@@ -111,20 +111,22 @@ def _text(finding: Finding) -> str:
 # ---------------------------------------------------------------------------------------
 
 
-async def _store_findings(url: str) -> AsyncGenerator[Finding]:
+async def _store_findings(url: str) -> AsyncGenerator[MachineFinding]:
     try:
         store = await open_store(url, mac_key=mac_key(), create=False)
     except StoreError as error:
         text = one_line(str(error))
-        yield Finding("store", Verdict.BAD, text, "restore it from a copy, or name another")
+        yield MachineFinding("store", Verdict.BAD, text, "restore it from a copy, or name another")
         return
     try:
-        yield Finding("store", Verdict.GOOD, f"{store.url} opens, durability {store.durability!r}")
+        yield MachineFinding(
+            "store", Verdict.GOOD, f"{store.url} opens, durability {store.durability!r}"
+        )
         yield await _runs(store)
         for run in await store.list_runs():
             yield await _run(store, run.run_id)
             if run.generation >= MANY_GENERATIONS:
-                yield Finding(
+                yield MachineFinding(
                     f"run {run.run_id}",
                     Verdict.NOTE,
                     f"generation {run.generation:,}: all before it may still be kept",
@@ -140,37 +142,37 @@ async def _store_findings(url: str) -> AsyncGenerator[Finding]:
         await store.aclose()
 
 
-async def _runs(store: Store) -> Finding:
+async def _runs(store: Store) -> MachineFinding:
     runs = await store.list_runs()
     records = sum(run.records for run in runs)
-    return Finding(
+    return MachineFinding(
         "runs", Verdict.GOOD, f"{plural(len(runs), 'run')}, {plural(records, 'checkpoint')}"
     )
 
 
-async def _run(store: Store, run_id: str) -> Finding:
+async def _run(store: Store, run_id: str) -> MachineFinding:
     """Whether every record of a run that a start needs is what was saved, and who has it."""
     name = f"run {run_id}"
     try:
         look = await read_look(store, run_id)
     except StoreDamagedError as error:
         advice = "restore the store from a copy; the other runs are not affected"
-        return Finding(name, Verdict.BAD, one_line(str(error)), advice)
+        return MachineFinding(name, Verdict.BAD, one_line(str(error)), advice)
     if look is None:
-        return Finding(name, Verdict.NOTE, "it is gone again")
+        return MachineFinding(name, Verdict.NOTE, "it is gone again")
     summary = look.summary()
     text = f"{plural(len(look.keys), 'stream')}, {plural(summary.confirmed, 'batch')} confirmed"
     if look.owner is None:
-        return Finding(name, Verdict.GOOD, f"{text}; nobody has it")
+        return MachineFinding(name, Verdict.GOOD, f"{text}; nobody has it")
     text += f"; process {look.owner.pid} on {look.owner.host} has it"
     silent_s = time.time() - (look.last_activity() or look.owner.since.timestamp())
     if silent_s > SILENT_S:
         text += f", and has saved nothing for {duration(silent_s)}"
-        return Finding(name, Verdict.DOUBT, text, f"trio-ckpt explain {store.url} {run_id}")
-    return Finding(name, Verdict.GOOD, text)
+        return MachineFinding(name, Verdict.DOUBT, text, f"trio-ckpt explain {store.url} {run_id}")
+    return MachineFinding(name, Verdict.GOOD, text)
 
 
-async def _losses(store: Store, run_id: str) -> AsyncGenerator[Finding]:
+async def _losses(store: Store, run_id: str) -> AsyncGenerator[MachineFinding]:
     """What a start of a run needs and would not find; nothing of a run that is damaged."""
     with suppress(StoreDamagedError):
         look = await read_look(store, run_id)
@@ -181,18 +183,20 @@ async def _losses(store: Store, run_id: str) -> AsyncGenerator[Finding]:
         command = shlex.join(["trio-ckpt", "verify", store.url, run_id])
         for lost in losses.states[:MAX_LOSSES]:
             text = lost_state(quoted_name(names[lost.stream]), lost, command)
-            yield Finding(name, Verdict.BAD, one_line(text))
+            yield MachineFinding(name, Verdict.BAD, one_line(text))
         if losses.folder:
-            yield Finding(name, Verdict.DOUBT, lost_folder(losses.folder))
+            yield MachineFinding(name, Verdict.DOUBT, lost_folder(losses.folder))
         for file in losses.files[:MAX_LOSSES]:
             text = lost_file(quoted_name(names[file.stream]), file)
-            yield Finding(name, Verdict.DOUBT, one_line(text))
+            yield MachineFinding(name, Verdict.DOUBT, one_line(text))
         more = sum(max(0, len(lost) - MAX_LOSSES) for lost in (losses.states, losses.files))
         if more:
-            yield Finding(name, Verdict.DOUBT, f"{more:,} more states or files are lost", command)
+            yield MachineFinding(
+                name, Verdict.DOUBT, f"{more:,} more states or files are lost", command
+            )
 
 
-async def _habits(store: Store, run_id: str) -> AsyncGenerator[Finding]:
+async def _habits(store: Store, run_id: str) -> AsyncGenerator[MachineFinding]:
     """What makes a start slow, or a loss dear; nothing more of a run that is damaged."""
     name = f"run {run_id}"
     with suppress(StoreDamagedError):
@@ -201,11 +205,13 @@ async def _habits(store: Store, run_id: str) -> AsyncGenerator[Finding]:
             if job.checkpoint_interval_s is None and job.ended_at is None:
                 text = "its items save nothing while they run: who loses a worker loses what it did"
                 advice = "where they take long, map with checkpoint_interval_s="
-                yield Finding(name, Verdict.NOTE, text, advice)
+                yield MachineFinding(name, Verdict.NOTE, text, advice)
         async for key, length in _chains(store, run_id):
             if length > LONG_CHAIN:
                 text = f"the state of {stream_name(key)} is read from {length} saved ones"
-                yield Finding(name, Verdict.NOTE, text, f"trio-ckpt compact {store.url} {run_id}")
+                yield MachineFinding(
+                    name, Verdict.NOTE, text, f"trio-ckpt compact {store.url} {run_id}"
+                )
 
 
 async def _chains(store: Store, run_id: str) -> AsyncGenerator[tuple[StreamKey, int]]:
@@ -219,11 +225,11 @@ async def _chains(store: Store, run_id: str) -> AsyncGenerator[tuple[StreamKey, 
             yield stream.key, len(chain)
 
 
-async def _orphans(store: LocalStore) -> Finding:
+async def _orphans(store: LocalStore) -> MachineFinding:
     count, size = await store.find_orphans()
     if not count:
-        return Finding("orphans", Verdict.GOOD, "every blob is named by a record")
-    return Finding(
+        return MachineFinding("orphans", Verdict.GOOD, "every blob is named by a record")
+    return MachineFinding(
         "orphans",
         Verdict.NOTE,
         f"{plural(count, 'blob')} ({plural(size, 'byte')}) that no record names",

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from .._journal.record import ErrorInfo, Status
-from .._journal.run_status import Look as Look, read_look
+from .._journal.run_status import RunStatus as RunStatus, read_look
 from .._journal.store import Owner, Store
 from .._journal.summary import Summary
 from .._util.errors import StoreDamagedError
@@ -42,7 +42,7 @@ async def reading(url: str, *, create: bool = False) -> AsyncGenerator[Store]:
             await store.aclose()
 
 
-async def look_at(store: Store, run_id: str | None) -> Look:
+async def look_at(store: Store, run_id: str | None) -> RunStatus:
     """Look at a run; it may be left out where the store has only one.
 
     Raises:

@@ -17,7 +17,7 @@ from ._exits import EXIT_REFUSED, CommandError
 from ._key import mac_key_option
 from ._look import look_at, reading
 from ._paths import TypedPath
-from ._report import Answer, show, to_json
+from ._report import CommandAnswer, show, to_json
 
 DEFAULT_LIMIT = 20
 
@@ -102,20 +102,20 @@ def limit_option(command: F) -> F:
 
 def answer(
     url: str,
-    ask: Callable[[Store], Awaitable[Answer]],
+    ask: Callable[[Store], Awaitable[CommandAnswer]],
     *,
     as_json: bool,
 ) -> int:
     """Ask a store that is there, and say the answer; returns what to exit with."""
 
-    async def main() -> Answer:
+    async def main() -> CommandAnswer:
         async with reading(url) as store:
             return await ask(store)
 
     return say(main, as_json=as_json)
 
 
-def say(main: Callable[[], Awaitable[Answer]], *, as_json: bool) -> int:
+def say(main: Callable[[], Awaitable[CommandAnswer]], *, as_json: bool) -> int:
     """Say an answer; returns what to exit with.
 
     Raises:

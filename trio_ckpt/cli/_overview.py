@@ -28,7 +28,7 @@ from .._util.text import (
 )
 from ._exits import EXIT_OK, EXIT_STORE, error_document
 from ._look import (
-    Look,
+    RunStatus,
     choose_streams,
     error_part,
     left_of,
@@ -45,7 +45,7 @@ from ._pending import (
     stopping_document,
     stopping_texts,
 )
-from ._report import Answer, Block, Pairs, Table, capped
+from ._report import Block, CommandAnswer, Pairs, Table, capped
 
 MAX_ROWS = 20  # of a table, unless all are asked for
 
@@ -55,9 +55,9 @@ MAX_ROWS = 20  # of a table, unless all are asked for
 # ---------------------------------------------------------------------------------------
 
 
-async def list_runs(store: Store, *, now: float) -> Answer:
+async def list_runs(store: Store, *, now: float) -> CommandAnswer:
     """All runs of a store, a line each."""
-    looks = dict[str, Look | StoreError]()
+    looks = dict[str, RunStatus | StoreError]()
     for run in await store.list_runs():
         try:
             looks[run.run_id] = await look_at(store, run.run_id)
@@ -80,20 +80,20 @@ async def list_runs(store: Store, *, now: float) -> Answer:
         if not looks:
             return [f"{store.url} has no runs yet"]
         found: list[Block] = [f"store {store.url}"]
-        rows = [_run_row(look, now) for look in looks.values() if isinstance(look, Look)]
+        rows = [_run_row(look, now) for look in looks.values() if isinstance(look, RunStatus)]
         found += [Table(_RUN_COLUMNS, rows)] if rows else []
         return found + [
             f"run {run_id!r} cannot be read: {one_line(str(error))}"
             for run_id, error in damaged.items()
         ]
 
-    return Answer(document, blocks, EXIT_STORE if damaged else EXIT_OK)
+    return CommandAnswer(document, blocks, EXIT_STORE if damaged else EXIT_OK)
 
 
 _RUN_COLUMNS = ("run", "status", "streams", ">done", ">left", ">skipped", "last saved", "session")
 
 
-def _run_document(look: Look) -> dict[str, Any]:
+def _run_document(look: RunStatus) -> dict[str, Any]:
     summary = look.summary()
     parts = summary_document(summary)
     return {
@@ -110,7 +110,7 @@ def _run_document(look: Look) -> dict[str, Any]:
     }
 
 
-def _session_document(look: Look) -> dict[str, Any] | None:
+def _session_document(look: RunStatus) -> dict[str, Any] | None:
     if not look.facts:
         return None
     return {
@@ -123,7 +123,7 @@ def _session_document(look: Look) -> dict[str, Any] | None:
     }
 
 
-def last_how(look: Look) -> str:
+def last_how(look: RunStatus) -> str:
     """How the last session ended, in words."""
     if look.owner is not None:
         return RUNNING
@@ -131,7 +131,7 @@ def last_how(look: Look) -> str:
     return how
 
 
-def _run_row(look: Look, now: float) -> tuple[str, ...]:
+def _run_row(look: RunStatus, now: float) -> tuple[str, ...]:
     summary = look.summary()
     saved = look.last_activity()
     if look.owner is not None:
@@ -166,14 +166,16 @@ def left_text(left: int | None) -> str:
 # ---------------------------------------------------------------------------------------
 
 
-async def show_run(store: Store, run_id: str | None, *, stream: str | None, every: bool) -> Answer:
+async def show_run(
+    store: Store, run_id: str | None, *, stream: str | None, every: bool
+) -> CommandAnswer:
     """One run: totals, phases, groups and streams."""
     look = await look_at(store, run_id)
     live, now = await live_of(look), time.time()
     keys = choose_streams(look.keys, stream)
     only = None if stream is None else keys
     limit = None if every else MAX_ROWS
-    return Answer(
+    return CommandAnswer(
         lambda: {
             **_show_document(look, keys, only),
             "pending": pending_document(live, now),
@@ -187,7 +189,7 @@ async def show_run(store: Store, run_id: str | None, *, stream: str | None, ever
 
 
 def _show_document(
-    look: Look, keys: Sequence[StreamKey], only: Sequence[StreamKey] | None
+    look: RunStatus, keys: Sequence[StreamKey], only: Sequence[StreamKey] | None
 ) -> dict[str, Any]:
     groups = _groups(look, keys)
     return {
@@ -210,7 +212,7 @@ def _show_document(
 
 
 def _show_blocks(
-    look: Look, keys: Sequence[StreamKey], live: LiveView | None, limit: int | None
+    look: RunStatus, keys: Sequence[StreamKey], live: LiveView | None, limit: int | None
 ) -> Sequence[Block]:
     stopping = [("stopping", text) for text in stopping_texts(live, time.time())]
     names = stream_names(look.keys)
@@ -238,7 +240,9 @@ def _show_blocks(
     return blocks
 
 
-def _groups(look: Look, keys: Sequence[StreamKey]) -> dict[StreamKey, dict[StreamKey, Progress]]:
+def _groups(
+    look: RunStatus, keys: Sequence[StreamKey]
+) -> dict[StreamKey, dict[StreamKey, Progress]]:
     return groups_of({key: look.parts[key] for key in keys})
 
 
@@ -248,17 +252,17 @@ _STREAM_COLUMNS = ("stream", "status", ">done", ">left", ">skipped", ">records",
 _FIRST = (Status.FAILED, Status.IN_PROGRESS, Status.INTERRUPTED, Status.PENDING, Status.COMPLETE)
 
 
-def _urgency(look: Look, key: StreamKey) -> int:
+def _urgency(look: RunStatus, key: StreamKey) -> int:
     """What a table that is cut shows first."""
     return _FIRST.index(stream_status(look, key))
 
 
-def stream_status(look: Look, key: StreamKey) -> Status:
+def stream_status(look: RunStatus, key: StreamKey) -> Status:
     """The status of a stream: the records do not know who has it open, the owner does."""
     return status_of(look.parts[key], is_open=key in look.open_streams)
 
 
-def _run_pairs(look: Look, keys: Sequence[StreamKey]) -> list[tuple[str, str]]:
+def _run_pairs(look: RunStatus, keys: Sequence[StreamKey]) -> list[tuple[str, str]]:
     summary, is_whole = look.summary(keys), len(keys) == len(look.keys)
     pairs = [("run", f"{look.run_id} in {look.store.url}")]
     pairs.append(("status", f"{look.status_of(summary).value}; {_session_text(look)}"))
@@ -285,7 +289,7 @@ def _run_pairs(look: Look, keys: Sequence[StreamKey]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _session_text(look: Look) -> str:
+def _session_text(look: RunStatus) -> str:
     if look.owner is not None:
         owner = look.owner
         since = moment(owner.since.timestamp())
@@ -321,7 +325,7 @@ def _over(values: Mapping[str, Number], count: int) -> dict[str, Number]:
     return {name: value / count for name, value in values.items()}
 
 
-def _last_session(look: Look) -> str:
+def _last_session(look: RunStatus) -> str:
     if look.owner is not None:
         return "is running: its share is in the total, and told apart when it ends"
     counts: Mapping[str, Any] | None = look.facts.get("counts")
@@ -360,7 +364,7 @@ def _group_row(name: str, summary: Summary) -> tuple[str, ...]:
     )
 
 
-def _stream_row(look: Look, names: Mapping[StreamKey, str], key: StreamKey) -> tuple[str, ...]:
+def _stream_row(look: RunStatus, names: Mapping[StreamKey, str], key: StreamKey) -> tuple[str, ...]:
     progress = look.parts[key]
     error = _error_of(progress)
     return (
@@ -387,7 +391,7 @@ def _error_of(progress: Progress) -> ErrorInfo | None:
     return ErrorInfo(failure.error.type, failure.error.message, True, index)
 
 
-def _stream_document(look: Look, key: StreamKey) -> dict[str, Any]:
+def _stream_document(look: RunStatus, key: StreamKey) -> dict[str, Any]:
     progress = look.parts[key]
     return {
         "stream": list(key),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .._journal.run_status import Look
+from .._journal.run_status import RunStatus
 from .._runs.live_view import LiveToken, LiveView, read_live
 from .._util.plain import StreamKey
 from .._util.text import duration, iso_moment, plural, stopping_text, stream_name
@@ -15,7 +15,7 @@ from ._report import Block, capped
 COLUMNS = ("pending in", ">batch", "state", ">age")
 
 
-async def live_of(look: Look) -> LiveView | None:
+async def live_of(look: RunStatus) -> LiveView | None:
     """What the live owner of a run has published last; None: there is no owner, or no such thing.
 
     Raises:

@@ -54,7 +54,7 @@ Block = str | Pairs | Table
 
 
 @attrs.frozen
-class Answer:
+class CommandAnswer:
     """What a command answers; only the one of the two that is asked for is made.
 
     Attributes:

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from .._journal.history import SessionView, read_pages, read_sessions, read_troubles
-from .._journal.record import TROUBLE, Kind, Record
+from .._journal.record import TROUBLE, Record, RecordKind
 from .._journal.store import Store
 from .._journal.summary import is_over
 from .._maintenance.explain import explain_run
@@ -17,10 +17,10 @@ from .._maintenance.explain_streams import Facts, Sentence, Trouble
 from .._maintenance.losses import find_losses
 from .._util.plain import StreamKey
 from .._util.text import duration, iso_moment, moment, plural, quoted_name, stream_names
-from ._look import Look, choose_stream, choose_streams, error_part, look_at, owner_document
+from ._look import RunStatus, choose_stream, choose_streams, error_part, look_at, owner_document
 from ._overview import counts_text, error_text
 from ._pending import live_of
-from ._report import Answer, Block, Table
+from ._report import Block, CommandAnswer, Table
 
 MAX_LOOKED_AT = 20  # streams, for what went wrong in them
 
@@ -31,7 +31,7 @@ MAX_LOOKED_AT = 20  # streams, for what went wrong in them
 
 async def explain(
     store: Store, run_id: str | None, *, stream: str | None, every: bool, now: float
-) -> Answer:
+) -> CommandAnswer:
     """What a start would do, and why, in words."""
     look = await look_at(store, run_id)
     keys = choose_streams(look.keys, stream)
@@ -70,7 +70,7 @@ async def explain(
             for sentence in sentences
         ],
     }
-    return Answer(lambda: document, lambda: _bulleted(sentences))
+    return CommandAnswer(lambda: document, lambda: _bulleted(sentences))
 
 
 def _bulleted(sentences: Sequence[Sentence]) -> Sequence[Block]:
@@ -88,7 +88,7 @@ def _action(action: Any, streams: tuple[StreamKey, ...]) -> dict[str, Any]:
     return {"action": action.value, "streams": [list(key) for key in streams]}
 
 
-async def _troubles(look: Look, keys: Sequence[StreamKey]) -> list[Trouble]:
+async def _troubles(look: RunStatus, keys: Sequence[StreamKey]) -> list[Trouble]:
     """What went wrong of late, the newest first; streams that are not over are read before others.
 
     Those that are over are read, too: what a complete job has left out is asked for afterwards.
@@ -103,7 +103,7 @@ async def _troubles(look: Look, keys: Sequence[StreamKey]) -> list[Trouble]:
     return sorted(found, key=lambda one: one.at, reverse=True)
 
 
-async def _sessions(look: Look) -> list[SessionView]:
+async def _sessions(look: RunStatus) -> list[SessionView]:
     return await read_sessions(
         look.store,
         look.run_id,
@@ -117,7 +117,7 @@ async def _sessions(look: Look) -> list[SessionView]:
 # ---------------------------------------------------------------------------------------
 
 
-async def tell_sessions(store: Store, run_id: str | None, *, limit: int) -> Answer:
+async def tell_sessions(store: Store, run_id: str | None, *, limit: int) -> CommandAnswer:
     """The sessions of a run, the newest first."""
     look = await look_at(store, run_id)
     sessions = (await _sessions(look))[::-1]
@@ -130,7 +130,7 @@ async def tell_sessions(store: Store, run_id: str | None, *, limit: int) -> Answ
     }
     if not sessions:
         blocks: list[Block] = [f"run {look.run_id!r} has had no session"]
-        return Answer(lambda: document, lambda: blocks)
+        return CommandAnswer(lambda: document, lambda: blocks)
     columns = (">session", "=began", "=took", "how it ended", "process", "config", "what it did")
     rows = [_session_row(session) for session in sessions[:limit]]
     more = len(sessions) - limit
@@ -141,7 +141,7 @@ async def tell_sessions(store: Store, run_id: str | None, *, limit: int) -> Answ
         for session in sessions[:limit]
         for field, was, now in session.changes
     ]
-    return Answer(lambda: document, lambda: blocks)
+    return CommandAnswer(lambda: document, lambda: blocks)
 
 
 def _session_document(session: SessionView) -> dict[str, Any]:
@@ -174,25 +174,27 @@ def _session_row(session: SessionView) -> tuple[str, ...]:
 
 
 KINDS = {
-    Kind.BATCH: "confirmed",
-    Kind.SKIP: "given up",
-    Kind.ATTEMPT: "attempt failed",
-    Kind.FAIL: "stream failed",
-    Kind.FINISH: "stream complete",
-    Kind.SAVE: "saved between batches",
-    Kind.REDO: "back to work",
-    Kind.SESSION: "session began",
-    Kind.END: "session ended",
-    Kind.RETRY: "to be tried again",
-    Kind.NOTE: "note",
-    Kind.ADD: "put on the list",
-    Kind.SNAPSHOT: "state in a batch",
-    Kind.PIN: "state pinned",
-    Kind.UNPIN: "pin taken away",
+    RecordKind.BATCH: "confirmed",
+    RecordKind.SKIP: "given up",
+    RecordKind.ATTEMPT: "attempt failed",
+    RecordKind.FAIL: "stream failed",
+    RecordKind.FINISH: "stream complete",
+    RecordKind.SAVE: "saved between batches",
+    RecordKind.REDO: "back to work",
+    RecordKind.SESSION: "session began",
+    RecordKind.END: "session ended",
+    RecordKind.RETRY: "to be tried again",
+    RecordKind.NOTE: "note",
+    RecordKind.ADD: "put on the list",
+    RecordKind.SNAPSHOT: "state in a batch",
+    RecordKind.PIN: "state pinned",
+    RecordKind.UNPIN: "pin taken away",
 }
 
 
-async def tell_checkpoints(store: Store, run_id: str | None, *, stream: str, limit: int) -> Answer:
+async def tell_checkpoints(
+    store: Store, run_id: str | None, *, stream: str, limit: int
+) -> CommandAnswer:
     """The checkpoints of a stream, the newest first."""
     look = await look_at(store, run_id)
     key = choose_stream(look.keys, stream)
@@ -218,7 +220,7 @@ async def tell_checkpoints(store: Store, run_id: str | None, *, stream: str, lim
     note = f"and {plural(more, 'more checkpoint')}; --limit shows more" if more else ""
     name = quoted_name(stream_names(look.keys)[key])
     title = f"stream {name} of run {look.run_id!r} in {store.url}"
-    return Answer(lambda: document, lambda: [title, Table(columns, rows, note)])
+    return CommandAnswer(lambda: document, lambda: [title, Table(columns, rows, note)])
 
 
 def _checkpoint_document(sequence: int, record: Record) -> dict[str, Any]:
@@ -242,11 +244,16 @@ def _checkpoint_document(sequence: int, record: Record) -> dict[str, Any]:
 
 
 def _checkpoint_row(sequence: int, record: Record) -> tuple[str, ...]:
-    is_batch = record.kind in (Kind.BATCH, Kind.SKIP, Kind.ATTEMPT)
+    is_batch = record.kind in (RecordKind.BATCH, RecordKind.SKIP, RecordKind.ATTEMPT)
     files = [output.path for output in record.outputs[:1]]
     if len(record.outputs) > 1:
         files.append(f"and {len(record.outputs) - 1:,} more")
-    says = {Kind.REDO: "reason", Kind.NOTE: "reason", Kind.PIN: "label", Kind.UNPIN: "label"}
+    says = {
+        RecordKind.REDO: "reason",
+        RecordKind.NOTE: "reason",
+        RecordKind.PIN: "label",
+        RecordKind.UNPIN: "label",
+    }
     why = record.metadata.get(says[record.kind], "") if record.kind in says else ""
     why = record.metadata.get(TROUBLE, why)
     return (
@@ -255,7 +262,7 @@ def _checkpoint_row(sequence: int, record: Record) -> tuple[str, ...]:
         "adopted" if record.adopted else KINDS[record.kind],
         "" if record.index is None else f"{record.index:,}",
         f"{record.attempts:,}" if is_batch else "",
-        f"{record.records:,}" if record.kind is Kind.BATCH else "",
+        f"{record.records:,}" if record.kind is RecordKind.BATCH else "",
         " ".join(files),
         error_text(record.error) if record.error is not None else str(why),
     )

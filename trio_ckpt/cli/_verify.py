@@ -17,7 +17,7 @@ from .._util.plain import StreamKey
 from .._util.text import plural, quoted_name, stream_names
 from .._util.threads import run_blocking
 from ..outputs import OutputDir
-from ._change import Consent
+from ._change import Confirmation
 from ._exits import (
     EXIT_NOT_FOUND,
     EXIT_OK,
@@ -25,7 +25,7 @@ from ._exits import (
     EXIT_USAGE,
     CommandError,
 )
-from ._look import Look, choose_streams, look_at
+from ._look import RunStatus, choose_streams, look_at
 from ._options import (
     all_option,
     answer,
@@ -38,7 +38,7 @@ from ._options import (
     yes_option,
 )
 from ._overview import MAX_ROWS
-from ._report import Answer, Block, capped
+from ._report import Block, CommandAnswer, capped
 from ._verify_full import RepairWish, verify_all
 
 
@@ -87,7 +87,7 @@ def verify_command(
     if full or repair:
         if stream is not None:
             raise CommandError("--full looks at whole runs: leave --stream out", EXIT_USAGE)
-        wish = RepairWish(may_cut=cut, consent=Consent(yes)) if repair else None
+        wish = RepairWish(may_cut=cut, consent=Confirmation(yes)) if repair else None
         check = partial(verify_all, store, run, output_dir=output_dir, every=every, wish=wish)
         return say(check, as_json=as_json)
     if cut or yes:
@@ -111,7 +111,7 @@ async def verify(
     mode: Literal["size", "sha256"],
     output_dir: str | None,
     every: bool,
-) -> Answer:
+) -> CommandAnswer:
     """Look at every confirmed output, and change nothing."""
     look = await look_at(store, run_id)
     keys = choose_streams(look.keys, stream)
@@ -161,7 +161,7 @@ async def verify(
         *_state_blocks(states, names, every=every),
     ]
     is_good = not drift.problems and (states is None or not states.problems)
-    return Answer(lambda: document, lambda: blocks, EXIT_OK if is_good else EXIT_PROBLEMS)
+    return CommandAnswer(lambda: document, lambda: blocks, EXIT_OK if is_good else EXIT_PROBLEMS)
 
 
 _Sinks = Mapping[StreamKey, Mapping[str, int]]
@@ -256,7 +256,7 @@ def _state_row(names: _Names, problem: StateProblem) -> tuple[str, ...]:
 
 
 async def _find_drift(
-    look: Look, folder: str, keys: list[StreamKey], mode: Literal["size", "sha256"]
+    look: RunStatus, folder: str, keys: list[StreamKey], mode: Literal["size", "sha256"]
 ) -> Drift:
     if not await run_blocking(os.path.isdir, folder):  # opening it would make it
         raise CommandError(

@@ -13,12 +13,12 @@ from .._maintenance.repair import RepairReport, repair_all
 from .._maintenance.verify_store import check_all
 from .._util.errors import StoreDamagedError
 from .._util.text import plural
-from ._change import Consent
+from ._change import Confirmation
 from ._exits import EXIT_NOT_FOUND, EXIT_OK, EXIT_PROBLEMS, CommandError
 from ._key import mac_key
 from ._look import no_such_run, reading
 from ._overview import MAX_ROWS
-from ._report import Answer, Block, capped
+from ._report import Block, CommandAnswer, capped
 
 
 @attrs.frozen
@@ -31,7 +31,7 @@ class RepairWish:
     """
 
     may_cut: bool
-    consent: Consent
+    consent: Confirmation
 
 
 async def verify_all(
@@ -41,7 +41,7 @@ async def verify_all(
     output_dir: str | None,
     every: bool,
     wish: RepairWish | None,
-) -> Answer:
+) -> CommandAnswer:
     """Look at all of a store, and mend it if that is wanted."""
     found = await _find(url, run_id, output_dir)
     damages = [finding for finding in found if finding.is_damage]
@@ -72,7 +72,7 @@ async def verify_all(
     blocks = _found_blocks(url, found, limit)
     if report is not None:
         blocks += _report_blocks(report, limit)
-    return Answer(lambda: document, lambda: blocks, EXIT_PROBLEMS if left else EXIT_OK)
+    return CommandAnswer(lambda: document, lambda: blocks, EXIT_PROBLEMS if left else EXIT_OK)
 
 
 async def _find(url: str, run_id: str | None, output_dir: str | None) -> list[Finding]:

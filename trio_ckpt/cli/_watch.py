@@ -16,7 +16,7 @@ from .._journal.store import Store
 from .._journal.summary import Summary, current_phase
 from .._runs.live_view import LiveView
 from .._util.text import amounts, duration, number, plural
-from ._look import Look, left_of, look_at, owner_document, summary_document, word_of
+from ._look import RunStatus, left_of, look_at, owner_document, summary_document, word_of
 from ._overview import left_text, per_status, total_pairs
 from ._pending import (
     live_of,
@@ -32,7 +32,7 @@ LINES_EVERY_S = 10.0
 
 
 @attrs.frozen
-class Seen:
+class WatchedStatus:
     """One look at the run, beside the first one.
 
     Attributes:
@@ -45,7 +45,7 @@ class Seen:
         live: What the owner is at; None: that cannot be seen.
     """
 
-    look: Look
+    look: RunStatus
     summary: Summary
     since_s: float
     new: int
@@ -88,7 +88,9 @@ async def watch(
             look = await look_at(store, look.run_id)
 
 
-def _compare(look: Look, live: LiveView | None, first: Summary, since_s: float) -> Seen:
+def _compare(
+    look: RunStatus, live: LiveView | None, first: Summary, since_s: float
+) -> WatchedStatus:
     summary = look.summary()
     new = max(0, summary.confirmed - first.confirmed)  # less if batches went back to work
     spent = {
@@ -96,11 +98,13 @@ def _compare(look: Look, live: LiveView | None, first: Summary, since_s: float) 
         for name, value in summary.spent.items()
         if value != first.spent.get(name, 0)
     }
-    return Seen(look, summary, since_s, new, spent, rate_per_s(new, since_s), live)
+    return WatchedStatus(look, summary, since_s, new, spent, rate_per_s(new, since_s), live)
 
 
 @contextmanager
-def _drawer(*, as_json: bool, is_live: bool, file: TextIO) -> Generator[Callable[[Seen], None]]:
+def _drawer(
+    *, as_json: bool, is_live: bool, file: TextIO
+) -> Generator[Callable[[WatchedStatus], None]]:
     if as_json:
         yield lambda seen: print(to_json(_document(seen), indent=None), file=file, flush=True)
     elif not is_live:
@@ -112,7 +116,7 @@ def _drawer(*, as_json: bool, is_live: bool, file: TextIO) -> Generator[Callable
             yield lambda seen: live.update(to_rich(Pairs(_pairs(seen))), refresh=True)
 
 
-def _document(seen: Seen) -> dict[str, Any]:
+def _document(seen: WatchedStatus) -> dict[str, Any]:
     return {
         "run": seen.look.run_id,
         "status": word_of(seen.look.status_of(seen.summary)),
@@ -133,7 +137,7 @@ def _document(seen: Seen) -> dict[str, Any]:
     }
 
 
-def _watched(seen: Seen) -> str:
+def _watched(seen: WatchedStatus) -> str:
     text = f"{plural(seen.new, 'batch')} in {duration(seen.since_s)}"
     if seen.spent:
         text += f", spent {amounts(seen.spent)}"
@@ -145,7 +149,7 @@ def _watched(seen: Seen) -> str:
     return text
 
 
-def _line(seen: Seen) -> str:
+def _line(seen: WatchedStatus) -> str:
     summary = seen.summary
     texts = [
         f"{seen.look.run_id} {_status(seen)}",
@@ -159,7 +163,7 @@ def _line(seen: Seen) -> str:
     return to_lines(["; ".join(texts)])[0]
 
 
-def _pairs(seen: Seen) -> list[tuple[str, str]]:
+def _pairs(seen: WatchedStatus) -> list[tuple[str, str]]:
     return [
         ("run", f"{seen.look.run_id} {_status(seen)}"),
         ("streams", per_status(seen.summary.streams)),
@@ -170,11 +174,11 @@ def _pairs(seen: Seen) -> list[tuple[str, str]]:
     ]
 
 
-def _pending(seen: Seen) -> list[str]:
+def _pending(seen: WatchedStatus) -> list[str]:
     return [] if seen.live is None else [pending_text(seen.live, time.time())]
 
 
-def _status(seen: Seen) -> str:
+def _status(seen: WatchedStatus) -> str:
     look = seen.look
     phase = current_phase(look.parts)
     text = look.status_of(seen.summary).value + (f", phase {phase}" if phase is not None else "")

@@ -77,7 +77,7 @@ def retry_command(
 ) -> int:
     """Put back to work what was given up and what has failed for good."""
     change = _change.retry if batches is None else partial(_change.redo, batches=batches)
-    consent = _change.Consent(yes)
+    consent = _change.Confirmation(yes)
     ask = partial(change, run_id=run, stream=stream, output_dir=output_dir, consent=consent)
     return answer(store, ask, as_json=as_json)
 
@@ -108,7 +108,7 @@ def rewind_command(
         stream=stream,
         to=to,
         output_dir=output_dir,
-        consent=_change.Consent(yes),
+        consent=_change.Confirmation(yes),
     )
     return answer(store, ask, as_json=as_json)
 
@@ -149,7 +149,7 @@ def compact_command(
         stream=stream,
         keep=keep,
         archive=archive,
-        consent=_change.Consent(yes),
+        consent=_change.Confirmation(yes),
     )
     return answer(store, ask, as_json=as_json)
 
@@ -165,7 +165,7 @@ def reset_command(
     store: str, run: str, stream: str | None, output_dir: str | None, yes: bool, as_json: bool
 ) -> int:
     """Archive a run, so that the next start begins it anew. Nothing is deleted."""
-    consent = _change.Consent(yes)
+    consent = _change.Confirmation(yes)
     ask = partial(_change.reset, run_id=run, output_dir=output_dir, consent=consent)
     if stream is not None:
         ask = partial(
@@ -192,5 +192,5 @@ def reset_command(
 @json_option
 def prune_command(store: str, run: str, keep: int, yes: bool, as_json: bool) -> int:
     """Remove archived generations of a run from the store."""
-    ask = partial(_change.prune, run_id=run, keep=keep, consent=_change.Consent(yes))
+    ask = partial(_change.prune, run_id=run, keep=keep, consent=_change.Confirmation(yes))
     return answer(store, ask, as_json=as_json)

@@ -37,7 +37,7 @@ DEFAULT_PORTS = (80, 443)  # that browsers leave out of Host and Origin
 T = TypeVar("T")
 
 
-class Role(enum.Enum):
+class AccessRole(enum.Enum):
     """What somebody may do."""
 
     NOBODY = "nobody"  # the page's own files
@@ -46,7 +46,7 @@ class Role(enum.Enum):
 
 
 @attrs.frozen
-class Refused:
+class AccessDenied:
     """Why a request goes no further."""
 
     status: int
@@ -122,7 +122,7 @@ class Access:
         """Whether there is a secret that allows actions."""
         return self._actor is not None
 
-    def judge(self, scope: Mapping[str, Any]) -> Role | Refused:
+    def judge(self, scope: Mapping[str, Any]) -> AccessRole | AccessDenied:
         """Whether a request goes on, and as whose."""
         headers = _headers(scope)
         refused = (
@@ -131,19 +131,19 @@ class Access:
         if refused is not None:
             return refused
         if scope["path"] in OPEN_PATHS and scope["method"] != "POST":
-            return Role.NOBODY
+            return AccessRole.NOBODY
         return self._role(headers)
 
-    def _check_host(self, headers: Mapping[str, list[str]]) -> Refused | None:
+    def _check_host(self, headers: Mapping[str, list[str]]) -> AccessDenied | None:
         hosts = headers.get("host", [])
         if len(hosts) == 1 and hosts[0].lower() in self.hosts:
             return None
-        return Refused(
+        return AccessDenied(
             421, "wrong_host", "this server is not known by that name: see the hosts= of serve()"
         )
 
-    def _check_origin(self, headers: Mapping[str, list[str]]) -> Refused | None:
-        foreign = Refused(403, "foreign_origin", "another site's page may not ask this")
+    def _check_origin(self, headers: Mapping[str, list[str]]) -> AccessDenied | None:
+        foreign = AccessDenied(403, "foreign_origin", "another site's page may not ask this")
         for origin in headers.get("origin", []):
             scheme, _, host = origin.partition("://")
             if scheme not in ("http", "https") or host.lower() not in self.hosts:
@@ -155,7 +155,7 @@ class Access:
             return None if is_navigation else foreign
         return None
 
-    def _role(self, headers: Mapping[str, list[str]]) -> Role | Refused:
+    def _role(self, headers: Mapping[str, list[str]]) -> AccessRole | AccessDenied:
         given = headers.get("authorization", [])
         kind, _, secret = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         if kind.lower() == "bearer":
@@ -164,10 +164,10 @@ class Access:
             is_actor = hmac.compare_digest(digest, self._actor or bytes(len(digest)))
             is_viewer = hmac.compare_digest(digest, self._viewer)
             if is_actor and self._actor is not None:
-                return Role.ACTOR
+                return AccessRole.ACTOR
             if is_viewer:
-                return Role.VIEWER
-        return Refused(
+                return AccessRole.VIEWER
+        return AccessDenied(
             401, "secret_needed", "send the secret that was printed: 'Authorization: Bearer SECRET'"
         )
 
@@ -179,14 +179,14 @@ def _headers(scope: Mapping[str, Any]) -> dict[str, list[str]]:
     return headers
 
 
-def _check_form(scope: Mapping[str, Any], headers: Mapping[str, list[str]]) -> Refused | None:
+def _check_form(scope: Mapping[str, Any], headers: Mapping[str, list[str]]) -> AccessDenied | None:
     if scope["http_version"] not in ("1.0", "1.1"):
-        return Refused(505, "wrong_version", "this server speaks HTTP/1.1 only")
+        return AccessDenied(505, "wrong_version", "this server speaks HTTP/1.1 only")
     if scope["method"] not in METHODS:
-        return Refused(405, "wrong_method", "there is GET, HEAD, and POST for actions")
+        return AccessDenied(405, "wrong_method", "there is GET, HEAD, and POST for actions")
     if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_TARGET_BYTES:
-        return Refused(414, "too_long", f"a URL here has at most {MAX_TARGET_BYTES} bytes")
+        return AccessDenied(414, "too_long", f"a URL here has at most {MAX_TARGET_BYTES} bytes")
     lengths = headers.get("content-length", ["0"])
     if "transfer-encoding" in headers or any(length.strip() != "0" for length in lengths):
-        return Refused(413, "body_not_taken", "requests here have no body")
+        return AccessDenied(413, "body_not_taken", "requests here have no body")
     return None

@@ -11,7 +11,7 @@ from .._util.plain import MAX_KEY_CHARS, MAX_RUN_ID_CHARS
 from ._jobs import JobAnswer, StorageInfo, TaskAnswer
 from ._parameters import MAX_OFFSET, Parameter
 from ._records import (
-    Answer,
+    ApiRecord,
     Done,
     FailureList,
     HistoryAnswer,
@@ -22,12 +22,12 @@ from ._records import (
     StreamPage,
     TokenList,
 )
-from ._window import Window
+from ._window import MonitorApi
 
 JSON = "application/json"
 
 Values = Mapping[str, Any]
-Handler = Callable[[Window, Values], Awaitable[Answer]]
+Handler = Callable[[MonitorApi, Values], Awaitable[ApiRecord]]
 
 
 @attrs.frozen
@@ -48,7 +48,7 @@ class Endpoint:
 
     path: str
     summary: str
-    answer: type[Answer] | None
+    answer: type[ApiRecord] | None
     handle: Handler | None
     parameters: tuple[Parameter, ...] = ()
     method: Literal["GET", "POST"] = "GET"
@@ -87,11 +87,11 @@ NOT_FOUND = {404: "There is no such run."}
 LOCKED = {404: "There is no such run.", 409: "A process has the run, or it is not for now."}
 
 
-def _runs(window: Window, values: Values) -> Awaitable[Answer]:
+def _runs(window: MonitorApi, values: Values) -> Awaitable[ApiRecord]:
     return window.runs(after=values["after"], limit=values["limit"], search=values["search"])
 
 
-def _history(window: Window, values: Values) -> Awaitable[Answer]:
+def _history(window: MonitorApi, values: Values) -> Awaitable[ApiRecord]:
     return window.history(
         values["run"], stream=values["stream"], cursor=values["cursor"], limit=values["limit"]
     )

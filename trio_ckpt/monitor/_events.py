@@ -27,7 +27,7 @@ import attrs
 import trio
 
 from .._util.errors import StoreError, TrioCkptError, UnknownRunError
-from ._access import Refused
+from ._access import AccessDenied
 from ._guard import Receive, Scope, Send, refusal_body
 
 log = logging.getLogger("trio_ckpt.monitor")
@@ -172,7 +172,7 @@ def event(name: str, data: bytes) -> bytes:
 
 
 def _problem(code: str, message: str) -> bytes:
-    return event("problem", refusal_body(Refused(0, code, message)))
+    return event("problem", refusal_body(AccessDenied(0, code, message)))
 
 
 @attrs.define(eq=False)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import trio
 
-from ._access import Access, Refused, Role
+from ._access import Access, AccessDenied, AccessRole
 from ._records import Problem, Refusal
 
 log = logging.getLogger("trio_ckpt.monitor")
@@ -43,7 +43,7 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"cache-control", b"no-store"),
 )
 
-INTERNAL = Refused(500, "internal", "the monitor itself failed; its log says how")
+INTERNAL = AccessDenied(500, "internal", "the monitor itself failed; its log says how")
 
 
 def guarded(app: App, access: Access) -> App:
@@ -58,7 +58,7 @@ def guarded(app: App, access: Access) -> App:
             return
         reply = _Reply(send)
         verdict = access.judge(scope)
-        if isinstance(verdict, Refused):
+        if isinstance(verdict, AccessDenied):
             await reply.refuse(verdict)
             return
         scope["state"] = {"role": verdict}
@@ -78,7 +78,9 @@ async def _answer(app: App, scope: Scope, receive: Receive, reply: _Reply) -> No
         await reply.refuse(INTERNAL)
     if limit.cancelled_caught:
         await reply.refuse(
-            Refused(503, "too_slow", f"no answer within {REQUEST_TIMEOUT_S:g} s: try again later")
+            AccessDenied(
+                503, "too_slow", f"no answer within {REQUEST_TIMEOUT_S:g} s: try again later"
+            )
         )
 
 
@@ -97,7 +99,7 @@ class _Reply:
             message = {**message, "headers": [*message["headers"], *more]}
         await self._send(message)
 
-    async def refuse(self, refused: Refused) -> None:
+    async def refuse(self, refused: AccessDenied) -> None:
         """Answer with a refusal, unless an answer has begun: then the connection is cut."""
         if self._has_begun:
             return
@@ -116,12 +118,12 @@ class _Reply:
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def refusal_body(refused: Refused) -> bytes:
+def refusal_body(refused: AccessDenied) -> bytes:
     """What a refusal says."""
     return msgspec.json.encode(Refusal(error=Problem(code=refused.code, message=refused.message)))
 
 
-def role_of(scope: Scope) -> Role:
+def role_of(scope: Scope) -> AccessRole:
     """As whose a request was let in."""
-    role: Role = scope["state"]["role"]
+    role: AccessRole = scope["state"]["role"]
     return role

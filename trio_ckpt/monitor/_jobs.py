@@ -14,7 +14,7 @@ from ..remote._foreman.job_reader import JobReader
 from ..remote._foreman.job_views import OVER
 from ..remote._foreman.live import Action, ask_foreman_of
 from ..remote._wire.names import split_task_id
-from ._records import Answer, Done, ErrorLine
+from ._records import ApiRecord, Done, ErrorLine
 from ._views import error_line, iso, iso_now
 
 TaskWord = Literal["pending", "assigned", "running", "completed", "failed", "cancelled"]
@@ -45,7 +45,7 @@ class TaskControl(Protocol):
         ...
 
 
-class JobTask(Answer, frozen=True):
+class JobTask(ApiRecord, frozen=True):
     """A work item, on one line of its job.
 
     Attributes:
@@ -65,7 +65,7 @@ class JobTask(Answer, frozen=True):
     problem: str | None
 
 
-class JobAnswer(Answer, frozen=True):
+class JobAnswer(ApiRecord, frozen=True):
     """A job.
 
     Attributes:
@@ -92,7 +92,7 @@ class JobAnswer(Answer, frozen=True):
     next: int | None
 
 
-class DeltaLine(Answer, frozen=True):
+class DeltaLine(ApiRecord, frozen=True):
     """A saved state that is a difference to the one before it."""
 
     sequence: int
@@ -101,7 +101,7 @@ class DeltaLine(Answer, frozen=True):
     created_at: str
 
 
-class TaskAnswer(Answer, frozen=True):
+class TaskAnswer(ApiRecord, frozen=True):
     """A work item, with its checkpoints."""
 
     task_id: str
@@ -122,7 +122,7 @@ class TaskAnswer(Answer, frozen=True):
     completed_at: str | None
 
 
-class StorageInfo(Answer, frozen=True):
+class StorageInfo(ApiRecord, frozen=True):
     """Where the checkpoints of a work item are.
 
     Attributes:

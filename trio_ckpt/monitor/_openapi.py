@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from ._endpoints import ENDPOINTS, JSON, Endpoint
-from ._records import Answer, Refusal
+from ._records import ApiRecord, Refusal
 
 COMMON = {
     400: "A parameter is not what it should be; it says which.",
@@ -25,7 +25,7 @@ COMMON = {
 
 def document() -> dict[str, Any]:
     """The whole document, OpenAPI 3.1."""
-    records: list[type[Answer]] = [Refusal]
+    records: list[type[ApiRecord]] = [Refusal]
     records += [e.answer for e in ENDPOINTS if e.answer is not None]
     _, components = msgspec.json.schema_components(
         dict.fromkeys(records), ref_template="#/components/schemas/{name}"
@@ -87,7 +87,7 @@ def _name(endpoint: Endpoint) -> str:
     )
 
 
-def _schema(answer: type[Answer] | None) -> dict[str, Any]:
+def _schema(answer: type[ApiRecord] | None) -> dict[str, Any]:
     if answer is None:
         return {}
     return {"$ref": f"#/components/schemas/{answer.__name__}"}

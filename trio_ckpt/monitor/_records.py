@@ -17,11 +17,11 @@ StatusWord = Literal["pending", "in_progress", "complete", "failed", "interrupte
 Seen = Literal["inside", "published", "stored"]
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class ApiRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What all of them have in common: every field is always there."""
 
 
-class Problem(Answer, frozen=True):
+class Problem(ApiRecord, frozen=True):
     """What went wrong with a request.
 
     Attributes:
@@ -33,13 +33,13 @@ class Problem(Answer, frozen=True):
     message: str
 
 
-class Refusal(Answer, frozen=True):
+class Refusal(ApiRecord, frozen=True):
     """The body of every answer that is no success."""
 
     error: Problem
 
 
-class ErrorLine(Answer, frozen=True):
+class ErrorLine(ApiRecord, frozen=True):
     """An error that a program has left in its records."""
 
     type: str
@@ -48,7 +48,7 @@ class ErrorLine(Answer, frozen=True):
     batch_index: int | None
 
 
-class OwnerLine(Answer, frozen=True):
+class OwnerLine(ApiRecord, frozen=True):
     """The process that has a run."""
 
     host: str
@@ -56,7 +56,7 @@ class OwnerLine(Answer, frozen=True):
     since: str
 
 
-class BatchCounts(Answer, frozen=True):
+class BatchCounts(ApiRecord, frozen=True):
     """Batches of all sessions; ``left`` is null where nobody knows."""
 
     confirmed: int
@@ -66,7 +66,7 @@ class BatchCounts(Answer, frozen=True):
     adopted: int
 
 
-class SessionLine(Answer, frozen=True):
+class SessionLine(ApiRecord, frozen=True):
     """One session of a run; ``seconds`` and the counts are null where it left no word of them."""
 
     number: int
@@ -81,7 +81,7 @@ class SessionLine(Answer, frozen=True):
     retries: int | None
 
 
-class RunLine(Answer, frozen=True):
+class RunLine(ApiRecord, frozen=True):
     """A run at one moment.
 
     Attributes:
@@ -145,7 +145,7 @@ class RunLine(Answer, frozen=True):
     exit_code: int
 
 
-class WaitingLine(Answer, frozen=True):
+class WaitingLine(ApiRecord, frozen=True):
     """A stream that waits before it begins another batch."""
 
     stream: list[str]
@@ -154,7 +154,7 @@ class WaitingLine(Answer, frozen=True):
     until: str
 
 
-class StoppingLine(Answer, frozen=True):
+class StoppingLine(ApiRecord, frozen=True):
     """A stop that is under way.
 
     Attributes:
@@ -168,14 +168,14 @@ class StoppingLine(Answer, frozen=True):
     until: str | None
 
 
-class UnreadableRun(Answer, frozen=True):
+class UnreadableRun(ApiRecord, frozen=True):
     """A run whose records are damaged."""
 
     run: str
     message: str
 
 
-class RunList(Answer, frozen=True):
+class RunList(ApiRecord, frozen=True):
     """The runs of the store, by id.
 
     Attributes:
@@ -197,7 +197,7 @@ class RunList(Answer, frozen=True):
     actions: bool
 
 
-class StreamLine(Answer, frozen=True):
+class StreamLine(ApiRecord, frozen=True):
     """A stream at one moment."""
 
     stream: list[str]
@@ -216,7 +216,7 @@ class StreamLine(Answer, frozen=True):
     error: ErrorLine | None
 
 
-class StreamPage(Answer, frozen=True):
+class StreamPage(ApiRecord, frozen=True):
     """Streams, those first that somebody should look at."""
 
     run: str
@@ -225,7 +225,7 @@ class StreamPage(Answer, frozen=True):
     next: int | None
 
 
-class TokenLine(Answer, frozen=True):
+class TokenLine(ApiRecord, frozen=True):
     """A pending token.
 
     Attributes:
@@ -249,7 +249,7 @@ class TokenLine(Answer, frozen=True):
     stale: bool
 
 
-class TokenList(Answer, frozen=True):
+class TokenList(ApiRecord, frozen=True):
     """The pending tokens of a run, oldest first."""
 
     run: str
@@ -261,7 +261,7 @@ class TokenList(Answer, frozen=True):
 Outcome = Literal["may run again", "skipped", "failed", "snapshot left out"]
 
 
-class FailureLine(Answer, frozen=True):
+class FailureLine(ApiRecord, frozen=True):
     """A batch that failed or was given up, a stream that failed, or one whose snapshots do.
 
     Attributes:
@@ -283,7 +283,7 @@ class FailureLine(Answer, frozen=True):
     error: ErrorLine | None
 
 
-class FailureList(Answer, frozen=True):
+class FailureList(ApiRecord, frozen=True):
     """What went wrong, the worst first."""
 
     run: str
@@ -291,7 +291,7 @@ class FailureList(Answer, frozen=True):
     total: int
 
 
-class OutputLine(Answer, frozen=True):
+class OutputLine(ApiRecord, frozen=True):
     """A file that a batch left behind."""
 
     path: str
@@ -299,7 +299,7 @@ class OutputLine(Answer, frozen=True):
     sha256: str
 
 
-class CheckpointLine(Answer, frozen=True):
+class CheckpointLine(ApiRecord, frozen=True):
     """One checkpoint of a stream."""
 
     sequence: int
@@ -316,7 +316,7 @@ class CheckpointLine(Answer, frozen=True):
     error: ErrorLine | None
 
 
-class HistoryAnswer(Answer, frozen=True):
+class HistoryAnswer(ApiRecord, frozen=True):
     """The checkpoints of a stream, newest first.
 
     Attributes:
@@ -332,7 +332,7 @@ class HistoryAnswer(Answer, frozen=True):
     next: str | None
 
 
-class SessionList(Answer, frozen=True):
+class SessionList(ApiRecord, frozen=True):
     """The sessions of a run, the newest first."""
 
     run: str
@@ -340,14 +340,14 @@ class SessionList(Answer, frozen=True):
     total: int
 
 
-class PacePoint(Answer, frozen=True):
+class PacePoint(ApiRecord, frozen=True):
     """Batches confirmed per second over the time before a moment (Unix time, s)."""
 
     at: float
     per_s: float
 
 
-class GroupLine(Answer, frozen=True):
+class GroupLine(ApiRecord, frozen=True):
     """What the streams under one first part add up to."""
 
     group: list[str]
@@ -358,7 +358,7 @@ class GroupLine(Answer, frozen=True):
     progress_percent: float | None
 
 
-class RunDetail(Answer, frozen=True):
+class RunDetail(ApiRecord, frozen=True):
     """A run with what the page shows of it.
 
     Lists are cut to what a page holds; the totals say how long they are, and each has a path of
@@ -379,7 +379,7 @@ class RunDetail(Answer, frozen=True):
     pace: list[PacePoint]
 
 
-class Statistics(Answer, frozen=True):
+class Statistics(ApiRecord, frozen=True):
     """The numbers of a run at this moment; what only its own process knows is null elsewhere."""
 
     at: str
@@ -400,7 +400,7 @@ class Statistics(Answer, frozen=True):
     groups: dict[str, int]
 
 
-class Done(Answer, frozen=True):
+class Done(ApiRecord, frozen=True):
     """What an action did."""
 
     done: str

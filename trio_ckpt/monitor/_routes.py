@@ -24,7 +24,7 @@ from .._util.errors import (
 )
 from .._util.text import one_line
 from ..remote import UnknownJobError
-from ._access import Refused, Role
+from ._access import AccessDenied, AccessRole
 from ._endpoints import ENDPOINTS, Endpoint
 from ._events import MAX_VIEWERS, EventStream
 from ._guard import App, Receive, Scope, Send, refusal_body, role_of
@@ -32,7 +32,7 @@ from ._jobs import NotPossibleError
 from ._metrics import CONTENT_TYPE as METRICS_TYPE
 from ._openapi import document
 from ._parameters import BadRequestError, Parameter
-from ._window import Window
+from ._window import MonitorApi
 
 log = logging.getLogger("trio_ckpt.monitor")
 
@@ -49,7 +49,7 @@ FILES: Mapping[str, tuple[str, str]] = {
 """The page: path -> file and media type.  It is read once, when the server begins."""
 
 
-def make_app(window: Window) -> App:
+def make_app(window: MonitorApi) -> App:
     """The application behind the guard."""
     routes = [Route(path, _file(*entry), methods=["GET"]) for path, entry in FILES.items()]
     routes += [
@@ -74,36 +74,36 @@ def make_app(window: Window) -> App:
     return app
 
 
-def refusal_of(error: Exception) -> Refused:
+def refusal_of(error: Exception) -> AccessDenied:
     """What is answered because of an error that was foreseen; others are raised again."""
     message = one_line(text_of(error))
     match error:
         case BadRequestError():
-            return Refused(400, "bad_parameter", message)
+            return AccessDenied(400, "bad_parameter", message)
         case UnknownRunError() | UnknownStreamError() | UnknownJobError():
-            return Refused(404, "not_found", message)
+            return AccessDenied(404, "not_found", message)
         case RunLockedError():
-            return Refused(409, "locked", message)
+            return AccessDenied(409, "locked", message)
         case NotPossibleError():
-            return Refused(409, "not_possible", message)
+            return AccessDenied(409, "not_possible", message)
         case StoreDamagedError():
-            return Refused(500, "damaged", message)
+            return AccessDenied(500, "damaged", message)
         case StoreError():
-            return Refused(503, "store", message)
+            return AccessDenied(503, "store", message)
         case _:
             raise error
 
 
-def _refusal(refused: Refused) -> Response:
+def _refusal(refused: AccessDenied) -> Response:
     return Response(refusal_body(refused), refused.status, media_type=JSON)
 
 
 def _refuse_http(error: HTTPException) -> Response:
     """What Starlette says by itself: no such path, or no such method there."""
     if error.status_code == 405:
-        refused = Refused(405, "wrong_method", "this path takes another method")
+        refused = AccessDenied(405, "wrong_method", "this path takes another method")
         return Response(refusal_body(refused), 405, error.headers, media_type=JSON)
-    return _refusal(Refused(404, "no_such_path", "there is no such path; see /openapi.json"))
+    return _refusal(AccessDenied(404, "no_such_path", "there is no such path; see /openapi.json"))
 
 
 # ---------------------------------------------------------------------------------------
@@ -157,9 +157,9 @@ def _read_query(request: Request, names: set[str]) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------
 
 
-def _answering(window: Window, endpoint: Endpoint) -> Any:
+def _answering(window: MonitorApi, endpoint: Endpoint) -> Any:
     async def answer(request: Request) -> Response:
-        if endpoint.method == "POST" and role_of(request.scope) is not Role.ACTOR:
+        if endpoint.method == "POST" and role_of(request.scope) is not AccessRole.ACTOR:
             return _refusal(_why_no_action(window))
         try:
             values = read_values(request, endpoint.parameters)
@@ -171,13 +171,13 @@ def _answering(window: Window, endpoint: Endpoint) -> Any:
     return answer
 
 
-def _why_no_action(window: Window) -> Refused:
+def _why_no_action(window: MonitorApi) -> AccessDenied:
     if not window.has_actions:
-        return Refused(403, "read_only", "this server takes no actions: see allow_actions=")
-    return Refused(403, "action_secret_needed", "the secret of viewers allows no actions")
+        return AccessDenied(403, "read_only", "this server takes no actions: see allow_actions=")
+    return AccessDenied(403, "action_secret_needed", "the secret of viewers allows no actions")
 
 
-def _metrics(window: Window) -> Any:
+def _metrics(window: MonitorApi) -> Any:
     async def answer(request: Request) -> Response:
         try:
             read_values(request, ())
@@ -189,12 +189,12 @@ def _metrics(window: Window) -> Any:
     return answer
 
 
-def _events(window: Window) -> Any:
+def _events(window: MonitorApi) -> Any:
     parameters = next(e.parameters for e in ENDPOINTS if e.path == "/api/events")
 
     async def answer(request: Request) -> Any:
         if window.broadcast.viewers >= MAX_VIEWERS:
-            return _refusal(Refused(503, "too_many", f"{MAX_VIEWERS} are watching already"))
+            return _refusal(AccessDenied(503, "too_many", f"{MAX_VIEWERS} are watching already"))
         try:
             run_id = read_values(request, parameters)["run"]
             if run_id is not None:

@@ -22,8 +22,8 @@ from ._guard import guarded
 from ._jobs import Jobs, TaskControl
 from ._routes import make_app
 from ._server import serve_connections
-from ._sources import CoordinatorSource, RunSource, Source, StoreSource
-from ._window import Window
+from ._sources import CoordinatorSource, RunSource, StoreSource, WatchedSource
+from ._window import MonitorApi
 
 log = logging.getLogger("trio_ckpt.monitor")
 
@@ -112,7 +112,7 @@ async def serve(
         actor_secret = check_secret(action_secret) if action_secret is not None else new_secret()
         if actor_secret == viewer_secret:
             raise ValueError("the secret that allows actions is another than that of viewers")
-    source: Source
+    source: WatchedSource
     if isinstance(run_or_store, Run):
         source = RunSource(run_or_store, stuck_after_s)
     elif isinstance(run_or_store, CheckpointCoordinator):
@@ -121,7 +121,7 @@ async def serve(
         wanted = "an open run, an open store or a coordinator"
         store = instance("run_or_store", run_or_store, Store, wanted)
         source = StoreSource(store, stuck_after_s)
-    window = Window(source, Jobs(source.store, foreman), has_actions=allow_actions)
+    window = MonitorApi(source, Jobs(source.store, foreman), has_actions=allow_actions)
     app = make_app(window)
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
     with ExitStack() as stack:

@@ -34,7 +34,7 @@ IDLE_TIMEOUT_S = 15.0  # before a request, and between two
 
 
 @attrs.define(eq=False)
-class Wire(trio.abc.HalfCloseableStream):
+class ClientConnection(trio.abc.HalfCloseableStream):
     """A connection that can be cut, and that cuts a client who takes nothing.
 
     Attributes:
@@ -106,7 +106,7 @@ async def serve_connections(
     """
     config = hypercorn_config()
     wrapped = ASGIWrapper(cast("Any", app))
-    wires: set[Wire] = set()
+    wires: set[ClientConnection] = set()
 
     async def handle(stream: trio.SocketStream) -> None:
         if len(wires) >= MAX_CONNECTIONS:
@@ -114,7 +114,7 @@ async def serve_connections(
             await trio.aclose_forcefully(stream)
             return
         unshare(stream.socket)
-        wire = Wire(stream)
+        wire = ClientConnection(stream)
         wires.add(wire)
         secured: Any = wire
         if ssl_context is not None:

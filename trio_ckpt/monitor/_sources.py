@@ -24,7 +24,7 @@ from ..remote import UnknownJobError
 from ..remote._wire.names import JOB_PREFIX, split_task_id
 from ..stores import MemoryStore
 from ._records import Seen
-from ._views import Standing
+from ._views import RunSnapshot
 
 FRESH_S = 0.5  # a list of runs is asked for again after that
 POLL_EVERY_S = 2.0  # a store tells nobody when it changes
@@ -32,7 +32,7 @@ MAX_COORDINATED_RUNS = 1_000
 MAX_CACHED_RUNS = 256  # views of runs that have not changed: more than a picture has
 
 
-class Source(ABC):
+class WatchedSource(ABC):
     """What is watched.
 
     Attributes:
@@ -50,7 +50,7 @@ class Source(ABC):
         """
 
     @abstractmethod
-    async def stand(self, run_id: str) -> Standing:
+    async def stand(self, run_id: str) -> RunSnapshot:
         """What is known of a run now.
 
         Raises:
@@ -68,7 +68,7 @@ class Source(ABC):
 
 
 @attrs.define(eq=False)
-class RunSource(Source):
+class RunSource(WatchedSource):
     """An open run, seen from inside; the other runs of its store are not shown."""
 
     run: Run
@@ -79,12 +79,12 @@ class RunSource(Source):
     _version: int = attrs.field(default=-1, init=False)
 
     async def list_ids(self) -> list[str]:
-        """See `Source.list_ids`."""
+        """See `WatchedSource.list_ids`."""
         await trio.lowlevel.checkpoint()
         return [self.run.run_id]
 
-    async def stand(self, run_id: str) -> Standing:
-        """See `Source.stand`."""
+    async def stand(self, run_id: str) -> RunSnapshot:
+        """See `WatchedSource.stand`."""
         await trio.lowlevel.checkpoint()
         run = self.run
         if run_id != run.run_id:
@@ -93,15 +93,15 @@ class RunSource(Source):
         facts = run_facts(view)
         owner = Owner(facts["host"], facts["pid"], datetime.fromtimestamp(facts["began"], UTC))
         look = attrs.evolve(look_from(run.store, view, owner), open_streams=run.open_streams)
-        return Standing(look, live_view(run), "inside", time.time(), self.stuck_after_s)
+        return RunSnapshot(look, live_view(run), "inside", time.time(), self.stuck_after_s)
 
     async def wait_changed(self) -> None:
-        """See `Source.wait_changed`."""
+        """See `WatchedSource.wait_changed`."""
         self._version = await self.run.coordinator.registry.wait_changed(self._version)
 
 
 @attrs.define(eq=False)
-class CoordinatorSource(Source):
+class CoordinatorSource(WatchedSource):
     """The tokens of a coordinator, by run: there are no records, so nothing else is known.
 
     A run is shown from its first pending token on, the newest `MAX_COORDINATED_RUNS` of them.
@@ -115,7 +115,7 @@ class CoordinatorSource(Source):
     _seen: OrderedDict[str, None] = attrs.field(factory=OrderedDict[str, None], init=False)
 
     async def list_ids(self) -> list[str]:
-        """See `Source.list_ids`."""
+        """See `WatchedSource.list_ids`."""
         await trio.lowlevel.checkpoint()
         for token in self.coordinator.get_pending_checkpoints():
             self._seen[token.run_id] = None
@@ -124,8 +124,8 @@ class CoordinatorSource(Source):
             self._seen.popitem(last=False)
         return sorted(self._seen)
 
-    async def stand(self, run_id: str) -> Standing:
-        """See `Source.stand`."""
+    async def stand(self, run_id: str) -> RunSnapshot:
+        """See `WatchedSource.stand`."""
         if run_id not in await self.list_ids():
             raise UnknownRunError(f"no token of run {run_id!r} is pending", run_id=run_id)
         now = time.time()
@@ -143,15 +143,15 @@ class CoordinatorSource(Source):
             eta_s=None,
             waiting=(),
         )
-        return Standing(look, live, "inside", now, self.stuck_after_s)
+        return RunSnapshot(look, live, "inside", now, self.stuck_after_s)
 
     async def wait_changed(self) -> None:
-        """See `Source.wait_changed`."""
+        """See `WatchedSource.wait_changed`."""
         self._version = await self.coordinator.registry.wait_changed(self._version)
 
 
 @attrs.define(eq=False)
-class StoreSource(Source):
+class StoreSource(WatchedSource):
     """All runs of a store, seen from outside."""
 
     store: Store
@@ -163,7 +163,7 @@ class StoreSource(Source):
     )
 
     async def list_ids(self) -> list[str]:
-        """See `Source.list_ids`."""
+        """See `WatchedSource.list_ids`."""
         if trio.current_time() - self._listed_at >= FRESH_S:
             self._known = {summary.run_id: summary for summary in await self.store.list_runs()}
             self._listed_at = trio.current_time()
@@ -171,8 +171,8 @@ class StoreSource(Source):
             await trio.lowlevel.checkpoint()
         return sorted(run_id for run_id in self._known if not is_task_id(run_id))
 
-    async def stand(self, run_id: str) -> Standing:
-        """See `Source.stand`."""
+    async def stand(self, run_id: str) -> RunSnapshot:
+        """See `WatchedSource.stand`."""
         await self.list_ids()
         if run_id not in self._known or is_task_id(run_id):
             raise UnknownRunError(f"{self.store.url} has no run {run_id!r}", run_id=run_id)
@@ -181,7 +181,7 @@ class StoreSource(Source):
         live = await read_live(self.store, run_id, view.owner)
         seen: Seen = "published" if live is not None and owner is not None else "stored"
         look = look_from(self.store, view, owner)
-        return Standing(look, live, seen, time.time(), self.stuck_after_s)
+        return RunSnapshot(look, live, seen, time.time(), self.stuck_after_s)
 
     async def _view(self, run_id: str) -> RunView:
         """The run's progress; read again only if a record or an owner has come."""
@@ -200,7 +200,7 @@ class StoreSource(Source):
         return view
 
     async def wait_changed(self) -> None:
-        """See `Source.wait_changed`: a look, now and then."""
+        """See `WatchedSource.wait_changed`: a look, now and then."""
         await trio.sleep(POLL_EVERY_S)
 
 

@@ -1,6 +1,6 @@
 """From what is known of a run to what the monitor answers: plain functions, no I/O.
 
-Everything starts from a `Standing`: a look at the run's records, and what its owner says of
+Everything starts from a `RunSnapshot`: a look at the run's records, and what its owner says of
 the moment, if there is an owner and it can be heard.
 """
 
@@ -16,7 +16,7 @@ import attrs
 from .._journal.history import KILLED, RUNNING, CheckpointView, SessionView, run_runtime_s
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
-from .._journal.run_status import Look
+from .._journal.run_status import RunStatus
 from .._journal.statistics import stuck_after_s
 from .._journal.summary import Summary, current_phase, failing, groups_of, phase_statuses, status_of
 from .._runs.live_view import LiveToken, LiveView
@@ -52,7 +52,7 @@ _URGENCY = (Status.FAILED, Status.IN_PROGRESS, Status.INTERRUPTED, Status.PENDIN
 
 
 @attrs.frozen
-class Standing:
+class RunSnapshot:
     """What is known of a run at one moment.
 
     Attributes:
@@ -63,7 +63,7 @@ class Standing:
         stuck_after_s: What is taken for stuck; None: `stuck_after` says.
     """
 
-    look: Look
+    look: RunStatus
     live: LiveView | None
     seen: Seen
     at: float
@@ -102,7 +102,7 @@ def percent(done: int, left: int | None, status: Status) -> float | None:
     return round(100 * done / (done + left), 2)
 
 
-def stuck_after(standing: Standing) -> float:
+def stuck_after(standing: RunSnapshot) -> float:
     """From which age on a pending token is taken for stuck, in seconds.
 
     By Little's law a batch takes as long as there are batches in flight, over their rate.
@@ -120,7 +120,7 @@ def stuck_after(standing: Standing) -> float:
 # ---------------------------------------------------------------------------------------
 
 
-def run_line(standing: Standing) -> RunLine:
+def run_line(standing: RunSnapshot) -> RunLine:
     """A run, on one line."""
     look, live = standing.look, standing.live
     summary = look.summary()
@@ -161,21 +161,21 @@ def run_line(standing: Standing) -> RunLine:
     )
 
 
-def _runtime_s(standing: Standing) -> float:
+def _runtime_s(standing: RunSnapshot) -> float:
     facts, live = standing.look.facts, standing.live
     if live is not None and not standing.is_stale:
         return float(facts.get("runtime_s", 0.0)) + live.session_s
     return run_runtime_s(standing.look.view)
 
 
-def _owner(standing: Standing) -> OwnerLine | None:
+def _owner(standing: RunSnapshot) -> OwnerLine | None:
     owner = standing.look.owner
     if owner is None:
         return None
     return OwnerLine(host=owner.host, pid=owner.pid, since=iso_now(owner.since.timestamp()))
 
 
-def _session(standing: Standing) -> SessionLine | None:
+def _session(standing: RunSnapshot) -> SessionLine | None:
     """The newest session, as the run's own stream says it."""
     facts = standing.look.facts
     if not facts:
@@ -232,7 +232,7 @@ def _counts(summary: Summary, left: int | None) -> BatchCounts:
     )
 
 
-def _waiting(standing: Standing) -> list[WaitingLine]:
+def _waiting(standing: RunSnapshot) -> list[WaitingLine]:
     if standing.live is None or standing.is_stale:
         return []
     names = stream_names(standing.look.keys)
@@ -247,7 +247,7 @@ def _waiting(standing: Standing) -> list[WaitingLine]:
     ]
 
 
-def _stopping(standing: Standing) -> StoppingLine | None:
+def _stopping(standing: RunSnapshot) -> StoppingLine | None:
     if standing.live is None or standing.is_stale or standing.live.stopping is None:
         return None
     stopping = standing.live.stopping
@@ -274,7 +274,7 @@ def error_line(error: ErrorInfo | None) -> ErrorLine | None:
     )
 
 
-def run_detail(standing: Standing, pace: Sequence[PacePoint]) -> RunDetail:
+def run_detail(standing: RunSnapshot, pace: Sequence[PacePoint]) -> RunDetail:
     """A run with what the page shows of it."""
     look = standing.look
     names, failures = stream_names(look.keys), list(failure_lines(standing))
@@ -297,7 +297,7 @@ def run_detail(standing: Standing, pace: Sequence[PacePoint]) -> RunDetail:
     )
 
 
-def statistics(standing: Standing) -> Statistics:
+def statistics(standing: RunSnapshot) -> Statistics:
     """The numbers of a run."""
     line, look = run_line(standing), standing.look
     groups = dict.fromkeys(Status, 0)
@@ -329,16 +329,16 @@ def statistics(standing: Standing) -> Statistics:
 # ---------------------------------------------------------------------------------------
 
 
-def by_urgency(look: Look) -> list[StreamKey]:
+def by_urgency(look: RunStatus) -> list[StreamKey]:
     """The streams, those first that somebody should look at; else in their order."""
     return sorted(look.keys, key=lambda key: _URGENCY.index(_status(look, key)))
 
 
-def _status(look: Look, key: StreamKey) -> Status:
+def _status(look: RunStatus, key: StreamKey) -> Status:
     return status_of(look.parts[key], is_open=key in look.open_streams)
 
 
-def stream_line(look: Look, key: StreamKey, name: str) -> StreamLine:
+def stream_line(look: RunStatus, key: StreamKey, name: str) -> StreamLine:
     """A stream, on one line."""
     progress = look.parts[key]
     done = len(progress.confirmed) + len(progress.skipped)
@@ -366,7 +366,7 @@ def stream_line(look: Look, key: StreamKey, name: str) -> StreamLine:
     )
 
 
-def group_lines(look: Look) -> list[GroupLine]:
+def group_lines(look: RunStatus) -> list[GroupLine]:
     """The groups of a run; none where every stream would be a group of its own."""
     if not any(len(key) > 1 for key in look.keys):
         return []
@@ -390,7 +390,7 @@ def group_lines(look: Look) -> list[GroupLine]:
     return lines
 
 
-def token_lines(standing: Standing, limit: int) -> list[TokenLine]:
+def token_lines(standing: RunSnapshot, limit: int) -> list[TokenLine]:
     """The pending tokens, oldest first."""
     live = standing.live
     if live is None:
@@ -414,7 +414,7 @@ def token_lines(standing: Standing, limit: int) -> list[TokenLine]:
     return [line(token) for token in live.tokens[:limit]]
 
 
-def failure_lines(standing: Standing) -> Iterator[FailureLine]:
+def failure_lines(standing: RunSnapshot) -> Iterator[FailureLine]:
     """What went wrong: streams that failed, batches that may run again or were given up, and
     snapshots that could not be saved."""
     look = standing.look

@@ -32,9 +32,9 @@ from ._records import (
     TokenList,
     UnreadableRun,
 )
-from ._sources import CoordinatorSource, RunSource, Source
+from ._sources import CoordinatorSource, RunSource, WatchedSource
 from ._views import (
-    Standing,
+    RunSnapshot,
     by_urgency,
     checkpoint_lines,
     failure_lines,
@@ -53,7 +53,7 @@ RETRY_REASON = "asked for in the monitor"
 
 
 @attrs.define(eq=False)
-class Window:
+class MonitorApi:
     """What is shown of a source, and what may be done to it.
 
     Attributes:
@@ -64,7 +64,7 @@ class Window:
         broadcast: The pictures that are sent to all who watch.
     """
 
-    source: Source
+    source: WatchedSource
     jobs: Jobs
     has_actions: bool
     metrics: Metrics = attrs.field(factory=Metrics, init=False)
@@ -271,6 +271,6 @@ def _has(name: str, search: str) -> bool:
     return search.casefold() in name.casefold()
 
 
-def _gauge(run_id: str, standing: Standing, live: LiveView) -> PendingGauge:
+def _gauge(run_id: str, standing: RunSnapshot, live: LiveView) -> PendingGauge:
     oldest_s = max(0.0, standing.at - live.tokens[0].created_at) if live.tokens else 0.0
     return PendingGauge(run_id, live.pending, oldest_s)

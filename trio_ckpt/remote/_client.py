@@ -42,8 +42,8 @@ from ._wire.messages import (
     SubmitJob,
 )
 from ._wire.names import check_job_id, new_job_id
-from ._wire.protocol import Role
-from ._wire.reconnect import Dial, Session
+from ._wire.protocol import PeerRole
+from ._wire.reconnect import Dial, ReconnectingSession
 from ._wire.secrets import check_secret
 from ._wire.submission import checked_submission, job_options, parts_of
 from ._worker.worker import checked_name
@@ -68,7 +68,7 @@ class Client:
     _name: str
     _nursery: trio.Nursery
     _peer_id: str = attrs.field(factory=partial(secrets.token_hex, 16), init=False)
-    _session: Session = attrs.field(init=False)
+    _session: ReconnectingSession = attrs.field(init=False)
     _submitting: dict[str, Submitting] = attrs.field(factory=dict[str, Submitting], init=False)
     _locks: weakref.WeakValueDictionary[str, trio.Lock] = attrs.field(
         factory=weakref.WeakValueDictionary[str, trio.Lock], init=False
@@ -84,10 +84,10 @@ class Client:
     )
     _replied: trio.Event = attrs.field(factory=trio.Event, init=False)
 
-    def start(self, dial: Dial) -> Session:
+    def start(self, dial: Dial) -> ReconnectingSession:
         """Make its way to the foreman."""
-        self._session = Session(
-            dial, Role.CLIENT, self._hello, self._opened, self._received, _nothing
+        self._session = ReconnectingSession(
+            dial, PeerRole.CLIENT, self._hello, self._opened, self._received, _nothing
         )
         return self._session
 

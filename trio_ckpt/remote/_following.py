@@ -14,7 +14,7 @@ from .._util.index_set import IndexSet
 from ._wire.errors import JobCancelledError, JobFailedError, JobRefusedError, TaskFailedError
 from ._wire.link import Link
 from ._wire.messages import JobDone, JobRefused, JobResult, TaskError
-from ._wire.submission import Submission
+from ._wire.submission import JobSubmission
 
 
 @attrs.frozen
@@ -45,7 +45,7 @@ class Submitting:
     """
 
     job_id: str
-    submission: Submission
+    submission: JobSubmission
     sent_on: Link | None = None
     is_accepted: bool = False
     refusal: JobRefused | None = None

@@ -17,8 +17,8 @@ from ._tree.format import Tree as Tree, decode_tree as decode_tree, encode_tree 
 from ._tree.frame import (
     NO_ARRAYS as NO_ARRAYS,
     NO_PARENT as NO_PARENT,
-    Frame as Frame,
     Layout as Layout,
+    StateFrame as StateFrame,
     decode_frame as decode_frame,
     encode_frame as encode_frame,
     frame_digest as frame_digest,

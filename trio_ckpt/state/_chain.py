@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from .._journal.record import Kind, Record
+from .._journal.record import Record, RecordKind
 from .._journal.store import Store
 from .._util.errors import StoreDamagedError
 from .._util.extras import needs_extra
 from .._util.threads import run_blocking
-from . import NO_ARRAYS, Frame, Layout, decode_frame, frame_digest
+from . import NO_ARRAYS, Layout, StateFrame, decode_frame, frame_digest
 from ._retention import Version
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ async def read_chain(
     *,
     with_snapshots: bool = True,
     versions: list[Version] | None = None,
-) -> tuple[list[tuple[bytes, Frame]], Record | None]:
+) -> tuple[list[tuple[bytes, StateFrame]], Record | None]:
     """The frames that a stream's state is restored from, the newest first.
 
     Snapshots of an attempt that failed later are passed over, but for those that a later
@@ -53,7 +53,7 @@ async def read_chain(
     Raises:
         StoreDamagedError: one is missing.
     """
-    chain = _Chain(with_snapshots)
+    chain = _ChainSearch(with_snapshots)
     async with aclosing(pages):
         async for records in pages:
             if versions is not None:
@@ -73,11 +73,11 @@ async def read_chain(
     return [], None
 
 
-class _Chain:
+class _ChainSearch:
     """Finds the frames of a chain among records, newest first."""
 
     def __init__(self, with_snapshots: bool) -> None:
-        self.links: list[tuple[bytes, Frame]] = []
+        self.links: list[tuple[bytes, StateFrame]] = []
         self.record: Record | None = None
         self._with_snapshots = with_snapshots
         self._is_failed = False  # the attempt whose snapshots these are
@@ -102,11 +102,11 @@ class _Chain:
         return frame.is_full
 
     def _may_begin(self, record: Record) -> bool:
-        if record.kind is Kind.SNAPSHOT:
+        if record.kind is RecordKind.SNAPSHOT:
             return self._with_snapshots and not self._is_failed
-        if record.kind is Kind.BATCH or record.state:
+        if record.kind is RecordKind.BATCH or record.state:
             self._is_failed = False
-        elif record.kind in (Kind.ATTEMPT, Kind.SKIP):
+        elif record.kind in (RecordKind.ATTEMPT, RecordKind.SKIP):
             self._is_failed = True
         return bool(record.state)
 
@@ -123,13 +123,13 @@ def blobs_of(payload: bytes) -> tuple[str, ...]:
     return (frame.blob,) if frame is not None and frame.blob else ()
 
 
-def layout_of(frames: Sequence[Frame]) -> Layout:
+def layout_of(frames: Sequence[StateFrame]) -> Layout:
     """How the arrays of the newest of them lie; the newest is the first."""
     return next((frame.layout for frame in frames if frame.layout is not None), NO_ARRAYS)
 
 
 async def fill(
-    store: Store, assembly: Assembly, frames: Sequence[Frame], compressor: Compressor
+    store: Store, assembly: Assembly, frames: Sequence[StateFrame], compressor: Compressor
 ) -> None:
     """Read what an assembly asks for and unpack it, several parts at a time.
 
@@ -160,7 +160,7 @@ async def fill(
             raise failures[0]
 
 
-async def _check_blob(store: Store, frame: Frame) -> None:
+async def _check_blob(store: Store, frame: StateFrame) -> None:
     """See that the blob of a frame is the one that the sealed record names.
 
     The pieces in it are told by digests that notice damage; who alters on purpose makes others
@@ -178,14 +178,14 @@ async def _check_blob(store: Store, frame: Frame) -> None:
         raise StoreDamagedError(f"blob {frame.blob} of a saved state was altered: restore a copy")
 
 
-async def _read(store: Store, frame: Frame, offset: int, size: int) -> bytes:
+async def _read(store: Store, frame: StateFrame, offset: int, size: int) -> bytes:
     if frame.blob:
         return await store.read_blob(frame.blob, offset, size)
     return frame.data[offset : offset + size]
 
 
 async def read_named(
-    store: Store, frames: Sequence[Frame], names: Collection[str] | None
+    store: Store, frames: Sequence[StateFrame], names: Collection[str] | None
 ) -> dict[str, Any]:
     """The arrays of some buffers, by the buffers' names."""
     with needs_extra("arrays", "a state with arrays"):

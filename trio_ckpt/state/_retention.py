@@ -78,7 +78,7 @@ class Retention:
 
 
 @attrs.define(eq=False)
-class _Chain:
+class _StateChain:
     """States that build on each other, at least one of which has something to let go of."""
 
     newest: int = 0  # sequence
@@ -99,9 +99,12 @@ class Versions:
         self._retention = retention
         self._recent: deque[bytes] = deque(maxlen=retention.last)  # chains of the newest states
         self._newest_at = 0.0
-        self._chains: dict[bytes, _Chain] = {}
+        self._chains: dict[bytes, _StateChain] = {}
         self._nbytes = 0  # of all chains
-        self._open: tuple[bytes, _Chain] = b"", _Chain()  # it may have nothing to let go of yet
+        self._open: tuple[bytes, _StateChain] = (
+            b"",
+            _StateChain(),
+        )  # it may have nothing to let go of yet
 
     def __len__(self) -> int:
         """How many chains have something to let go of."""
@@ -124,7 +127,7 @@ class Versions:
     def _count(self, version: Version) -> None:
         lineage = version.lineage
         if lineage != self._open[0]:
-            self._open = lineage, self._chains.get(lineage, _Chain())
+            self._open = lineage, self._chains.get(lineage, _StateChain())
         chain = self._open[1]
         if version.sequence > chain.newest:
             chain.newest, chain.newest_at = version.sequence, version.at
@@ -146,7 +149,7 @@ class Versions:
         self._chains.clear()
         self._nbytes = 0
         self._newest_at = 0.0
-        self._open = b"", _Chain()
+        self._open = b"", _StateChain()
 
     @property
     def retention(self) -> Retention:
@@ -196,7 +199,7 @@ class Versions:
         every = self._retention.every
         return every > 0 and sequence % every == 0
 
-    def _is_kept(self, chain: _Chain) -> bool:
+    def _is_kept(self, chain: _StateChain) -> bool:
         max_age_s = self._retention.max_age_s
         is_young = max_age_s > 0 and self._newest_at - chain.newest_at <= max_age_s
         return chain.is_kth or is_young

@@ -26,7 +26,7 @@ from .._util.threads import run_blocking
 from ._tree.identity import ArrayLeaf
 
 if TYPE_CHECKING:
-    from ._arrays.engine import ArrayEngine, Held, Table
+    from ._arrays.engine import ArrayCapture, ArrayEngine, DigestTable
 
 
 @attrs.define(eq=False)
@@ -59,7 +59,9 @@ class ArrayTools:
             self._engine = ArrayEngine()
         return self._engine
 
-    async def hold(self, leaves: Sequence[ArrayLeaf], tables: Mapping[str, Table]) -> Held:
+    async def hold(
+        self, leaves: Sequence[ArrayLeaf], tables: Mapping[str, DigestTable]
+    ) -> ArrayCapture:
         """Copy what may have changed since `tables`; see `ArrayEngine.hold`.
 
         Raises:

@@ -56,7 +56,7 @@ _CURSOR = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})", re.ASCII)
 
 
 @attrs.define
-class _Stream:
+class _MemoryStream:
     number: int  # makes cursors its own
     log: list[Checkpoint] = attrs.field(factory=list[Checkpoint])  # sequence n is log[n - 1]
     fold: Fold | None = None
@@ -65,14 +65,16 @@ class _Stream:
 @attrs.define
 class _Run:
     owner: int
-    generations: dict[int, dict[str, _Stream]]  # the greatest is the newest; none: it was pruned
+    generations: dict[
+        int, dict[str, _MemoryStream]
+    ]  # the greatest is the newest; none: it was pruned
     next_generation: int = 1
 
     @property
     def generation(self) -> int:
         return self.next_generation - 1
 
-    def begin(self, generation: int) -> dict[str, _Stream]:
+    def begin(self, generation: int) -> dict[str, _MemoryStream]:
         """The streams of a generation, the newest or the next."""
         self.next_generation = generation + 1
         return self.generations.setdefault(generation, {})
@@ -139,7 +141,7 @@ class MemoryStore(Store):
                 run.owner,
                 {
                     generation: {
-                        key: _Stream(stream.number, list(stream.log), stream.fold)
+                        key: _MemoryStream(stream.number, list(stream.log), stream.fold)
                         for key, stream in streams.items()
                     }
                     for generation, streams in run.generations.items()
@@ -200,7 +202,7 @@ class MemoryStore(Store):
                 stream.fold = fold
         return outcomes
 
-    def _fence(self, key: RunKey) -> dict[str, _Stream]:
+    def _fence(self, key: RunKey) -> dict[str, _MemoryStream]:
         """The streams to save to, if the owner and the generation are right."""
         run = self._memory.runs.get(key.run_id)
         if run is None:
@@ -217,7 +219,7 @@ class MemoryStore(Store):
         return run.begin(key.generation)
 
     def _append(
-        self, streams: dict[str, _Stream], checkpoint: Checkpoint, failed: dict[str, int]
+        self, streams: dict[str, _MemoryStream], checkpoint: Checkpoint, failed: dict[str, int]
     ) -> Exception | None:
         if checkpoint.stream in failed:
             return StoreError(
@@ -245,7 +247,7 @@ class MemoryStore(Store):
                 self._memory.claims[digest] -= 1
         if stream is None:
             self._memory.streams += 1
-            stream = streams[checkpoint.stream] = _Stream(self._memory.streams)
+            stream = streams[checkpoint.stream] = _MemoryStream(self._memory.streams)
         stream.log.append(checkpoint)
         return None
 
@@ -283,11 +285,11 @@ class MemoryStore(Store):
         if limit < 1:
             raise ValueError(f"limit is {limit}, not positive")
         run = self._memory.runs.get(run_id)
-        streams: dict[str, _Stream] = {}
+        streams: dict[str, _MemoryStream] = {}
         if run is not None:
             number = run.generation if generation is None else generation
             streams = run.generations.get(number, {})
-        found = streams.get(stream, _Stream(0))
+        found = streams.get(stream, _MemoryStream(0))
         stop = len(found.log) if cursor is None else _place(cursor, found)
         start = max(0, stop - limit)
         records = tuple(map(self._resolve, reversed(found.log[start:stop])))
@@ -340,7 +342,7 @@ class MemoryStore(Store):
         stored = memory.runs.get(run.run_id, _Run(run.owner, {}, run.generation + 1))
         compare_owner(stored.owner, run)
         compare_generation(stored.generation, run, "dropped")
-        log = stored.generations.get(run.generation, {}).get(stream, _Stream(0)).log
+        log = stored.generations.get(run.generation, {}).get(stream, _MemoryStream(0)).log
         dropped: set[str] = set()
         for sequence in sequences:
             if 1 <= sequence <= len(log):
@@ -413,7 +415,7 @@ class MemoryStore(Store):
         return StoredRecord(checkpoint.sequence, payload, tuple(dict.fromkeys(checkpoint.blobs)))
 
 
-def _place(cursor: str, stream: _Stream) -> int:
+def _place(cursor: str, stream: _MemoryStream) -> int:
     match = _CURSOR.fullmatch(cursor)
     number, place = map(int, match.groups()) if match else (0, 0)
     if number != stream.number or not 1 <= place <= len(stream.log):

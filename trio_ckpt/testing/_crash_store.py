@@ -22,7 +22,7 @@ from .._journal.store import (
 )
 from ..stores import MemoryStore
 from ..stores._local.blobs import views_of
-from ._points import Fuse
+from ._points import CrashTrigger
 
 Saved = Callable[[RunKey, str, int, bytes], None]  # who, the stream, its sequence, the payload
 
@@ -35,7 +35,7 @@ class CrashStore(Store):
     the whole group has saved a part of it, which the contract allows.  Reading has one point.
     """
 
-    def __init__(self, store: MemoryStore, fuse: Fuse, saved: Saved, seed: int) -> None:
+    def __init__(self, store: MemoryStore, fuse: CrashTrigger, saved: Saved, seed: int) -> None:
         self.url = store.url
         self.durability = store.durability
         self.inline_limit_bytes = store.inline_limit_bytes

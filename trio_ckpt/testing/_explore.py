@@ -17,7 +17,7 @@ from ._points import (
     KINDS,
     MANNERS,
     CrashFoundError,
-    Fuse,
+    CrashTrigger,
     Kind,
     LawBrokenError,
     Manner,
@@ -28,7 +28,7 @@ from ._points import (
 )
 from ._session import End, Program, run_session
 from ._show import ProgressLine, quiet_log
-from ._world import Machine, World
+from ._world import SimulatedHost, World
 
 Check = Callable[[World], Awaitable[None] | None]
 
@@ -292,7 +292,7 @@ class _Explorer:
     def _play(self, plan: Plan, story: list[str]) -> tuple[int, Counter[Kind]] | None:
         """Play a plan; where it was not met, its place and what that start came to instead."""
         missed = None
-        machine = Machine()
+        machine = SimulatedHost()
         for place, point in enumerate(plan):
             end = self._session(machine, point.seed, point, story)
             if end.fuse.where is None:
@@ -309,7 +309,9 @@ class _Explorer:
         self._finish(machine)
         return missed
 
-    def _session(self, machine: Machine, seed: int, point: Point | None, story: list[str]) -> End:
+    def _session(
+        self, machine: SimulatedHost, seed: int, point: Point | None, story: list[str]
+    ) -> End:
         self.sessions += 1
         end = run_session(self.program, machine, seed, point)
         if point is not None and end.fuse.where is not None:
@@ -322,15 +324,15 @@ class _Explorer:
             self.always(self._look(machine))
         return end
 
-    def _finish(self, machine: Machine) -> None:
+    def _finish(self, machine: SimulatedHost) -> None:
         world = self._look(machine)
         if inspect.iscoroutinefunction(self.check):
             trio.run(cast("Callable[[World], Awaitable[None]]", self.check), world)
         elif inspect.isawaitable(answer := self.check(world)):
             trio.run(partial(_await, answer))
 
-    def _look(self, machine: Machine) -> World:
-        return World(machine, Fuse(), self.seed)
+    def _look(self, machine: SimulatedHost) -> World:
+        return World(machine, CrashTrigger(), self.seed)
 
     def _fails_again(self, plan: Plan) -> bool:
         try:

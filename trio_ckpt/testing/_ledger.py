@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 import attrs
 
 from .._journal.progress import Progress, apply
-from .._journal.record import Kind, Output, Record, Seal, SinkLines, decode_record
+from .._journal.record import Output, Record, RecordKind, Seal, SinkLines, decode_record
 from .._journal.store import RunKey
 from .._tokens.registry import AnyToken
 from .._tokens.token import CANCELLED, TokenEvent, TokenState, move
@@ -39,7 +39,7 @@ Batch = tuple[str, StreamKey, int]
 
 
 @attrs.define(eq=False)
-class _Stream:
+class _StreamTotals:
     """The records of a stream of one generation, added up."""
 
     seal: Seal
@@ -50,11 +50,11 @@ class _Stream:
     def add(self, sequence: int, record: Record) -> None:
         """Take in the next record."""
         apply(self.progress, sequence, record)
-        if record.kind is Kind.BATCH and record.index is not None:
+        if record.kind is RecordKind.BATCH and record.index is not None:
             self.outputs[record.index] = record.outputs
             for lines in record.lines:
                 self.lines.setdefault(lines.path, []).append(lines)
-        elif record.kind is Kind.REDO:
+        elif record.kind is RecordKind.REDO:
             for index in [i for i in self.outputs if i not in self.progress.confirmed]:
                 del self.outputs[index]
             for taken in record.lines:
@@ -68,7 +68,7 @@ class _Stream:
 
 
 @attrs.define(eq=False)
-class Ledger:
+class InvariantChecker:
     """All that is known of one program, over all its sessions.
 
     Attributes:
@@ -76,8 +76,8 @@ class Ledger:
     """
 
     broken: str | None = None
-    _runs: dict[str, dict[StreamKey, _Stream]] = attrs.field(
-        factory=dict[str, dict[StreamKey, _Stream]], init=False
+    _runs: dict[str, dict[StreamKey, _StreamTotals]] = attrs.field(
+        factory=dict[str, dict[StreamKey, _StreamTotals]], init=False
     )
     _generations: dict[str, int] = attrs.field(factory=dict[str, int], init=False)
     _saved: Counter[Batch] = attrs.field(factory=Counter[Batch], init=False)
@@ -98,10 +98,10 @@ class Ledger:
         streams, key = self._runs[run.run_id], decode_key(text)
         stream = streams.get(key)
         if stream is None:
-            stream = streams[key] = _Stream(Seal(run.run_id, run.generation, key, None))
+            stream = streams[key] = _StreamTotals(Seal(run.run_id, run.generation, key, None))
         record = decode_record(stream.seal.open(sequence, payload))
         stream.add(sequence, record)
-        if record.kind is Kind.BATCH and record.index is not None:
+        if record.kind is RecordKind.BATCH and record.index is not None:
             self._saved[run.run_id, key, record.index] += 1
 
     def handed_out(self, token: AnyToken) -> None:
@@ -175,7 +175,7 @@ class Ledger:
 
 
 def _missing_outputs(
-    run_id: str, key: StreamKey, stream: _Stream, folder: str, read: ReadFile
+    run_id: str, key: StreamKey, stream: _StreamTotals, folder: str, read: ReadFile
 ) -> Iterator[str]:
     for index, outputs in stream.outputs.items():
         for output in outputs:
@@ -199,7 +199,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _missing_lines(
-    run_id: str, key: StreamKey, stream: _Stream, folder: str, read: ReadFile
+    run_id: str, key: StreamKey, stream: _StreamTotals, folder: str, read: ReadFile
 ) -> Iterator[str]:
     for path, every in stream.lines.items():
         data, offset = read(posixpath.join(folder, path)) or b"", 0

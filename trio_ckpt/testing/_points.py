@@ -101,7 +101,7 @@ class CrashFoundError(TrioCkptError, AssertionError):
 
 
 @attrs.define(eq=False)
-class Fuse:
+class CrashTrigger:
     """Counts the points of one session, and blows at one of them.
 
     Attributes:

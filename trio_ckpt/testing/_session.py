@@ -14,9 +14,9 @@ from .._commit.open_stream import watch_handed_out
 from .._commit.shutdown import take_signals
 from .._util.errors import RunStoppedError
 from .._util.threads import runs_inline
-from ._points import Fuse, Point
+from ._points import CrashTrigger, Point
 from ._scheduler import ThreadTurns, ThreadWatch, make_watched_clock, seeded_scheduler
-from ._world import Machine, World
+from ._world import SimulatedHost, World
 
 Program = Callable[[World], Awaitable[object]]
 
@@ -42,7 +42,7 @@ class End:
         error: What left the program, if that is a fault of it.
     """
 
-    fuse: Fuse
+    fuse: CrashTrigger
     is_done: bool
     error: BaseException | None = None
 
@@ -51,7 +51,7 @@ class End:
 class _Meter(trio.abc.Instrument):
     """Counts steps of tasks as points, and notices a session that does not end."""
 
-    fuse: Fuse
+    fuse: CrashTrigger
     clock: Any  # a MockClock; its last resort is not public
     watch: ThreadWatch
     scope: trio.CancelScope | None = None
@@ -138,7 +138,7 @@ def _stop_trio() -> float:
     raise HangsError("tasks that refuse to be cancelled wait for what never comes")
 
 
-def run_session(program: Program, machine: Machine, seed: int, point: Point | None) -> End:
+def run_session(program: Program, machine: SimulatedHost, seed: int, point: Point | None) -> End:
     """Run a program until it ends, or until its crash.
 
     Args:
@@ -149,7 +149,7 @@ def run_session(program: Program, machine: Machine, seed: int, point: Point | No
     """
     machine.sessions += 1
     clock, watch = make_watched_clock()
-    fuse = Fuse(point)
+    fuse = CrashTrigger(point)
     meter = _Meter(fuse, clock, watch)
     instruments = [meter, ThreadTurns()]
     fuse.on_blow = partial(_blow, machine, fuse, meter)
@@ -182,7 +182,7 @@ def run_session(program: Program, machine: Machine, seed: int, point: Point | No
     return End(fuse, is_done=meter.is_done, error=error)
 
 
-def _blow(machine: Machine, fuse: Fuse, meter: _Meter) -> None:
+def _blow(machine: SimulatedHost, fuse: CrashTrigger, meter: _Meter) -> None:
     """Take down what the next session finds, and let this one come to its end."""
     if fuse.point is not None:
         machine.crash(fuse.point.manner, fuse.point.seed)
@@ -190,7 +190,7 @@ def _blow(machine: Machine, fuse: Fuse, meter: _Meter) -> None:
         meter.scope.cancel()
 
 
-async def _run(program: Program, world: World, meter: _Meter, machine: Machine) -> None:
+async def _run(program: Program, world: World, meter: _Meter, machine: SimulatedHost) -> None:
     runs_inline.set(True)
     watch_handed_out.set(machine.ledger.handed_out)
     take_signals(True)  # so that no run does: Ctrl-C is for whoever explores

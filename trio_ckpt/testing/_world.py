@@ -19,8 +19,8 @@ from ..stores import MemoryStore
 from ._crash_store import CrashStore
 from ._files import Loss, MemoryFiles
 from ._inodes import File, Folder
-from ._ledger import Ledger
-from ._points import Fuse, LawBrokenError, Manner
+from ._ledger import InvariantChecker
+from ._points import CrashTrigger, LawBrokenError, Manner
 
 OUTPUT_DIR = "/output"
 
@@ -144,7 +144,7 @@ def _gather(node: File | Folder | None, path: str, found: dict[str, bytes]) -> N
 
 
 @attrs.define(eq=False)
-class Machine:
+class SimulatedHost:
     """What is left of a world when a program has died: the disk, the ledger, the notes.
 
     Attributes:
@@ -158,7 +158,7 @@ class Machine:
 
     store: MemoryStore = attrs.field(factory=MemoryStore)
     files: MemoryFiles = attrs.field(factory=MemoryFiles)
-    ledger: Ledger = attrs.field(factory=Ledger)
+    ledger: InvariantChecker = attrs.field(factory=InvariantChecker)
     notes: list[Note] = attrs.field(factory=list[Note])
     crashes: int = 0
     sessions: int = 0
@@ -222,7 +222,7 @@ class World:
     output_dir: SystemPath
     files: WorldFiles
 
-    def __init__(self, machine: Machine, fuse: Fuse, seed: int) -> None:
+    def __init__(self, machine: SimulatedHost, fuse: CrashTrigger, seed: int) -> None:
         self._machine = machine
         self._fuse = fuse
         machine.store = machine.store.reopen()

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from tests.remote import functions
 from tests.remote.site import F, open_site
 from trio_ckpt import Progress, open_run, remote
-from trio_ckpt._journal.record import Kind, Record
+from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._util.plain import JOB_STREAM
 from trio_ckpt.abc import HistoryPage, Owner, StoredRun
 from trio_ckpt.monitor._jobs import Jobs
@@ -22,7 +22,7 @@ from trio_ckpt.remote._foreman.job import _save
 from trio_ckpt.remote._foreman.job_reader import MAX_SCANNED, JobReader
 from trio_ckpt.remote._wire.messages import JobOptions
 from trio_ckpt.remote._wire.names import ITEMS_STREAM
-from trio_ckpt.remote._wire.submission import Submission
+from trio_ckpt.remote._wire.submission import JobSubmission
 from trio_ckpt.stores import MemoryStore
 
 JOB = "job-x"
@@ -65,12 +65,14 @@ async def job_of(total: int, done: int = 0) -> AsyncGenerator[Counting]:
         run.open_stream(*ITEMS_STREAM) as stream,
     ):
         head = stream.desk.saver.add_lane(JOB_STREAM, Progress())
-        await _save(stream, head, Submission(F + "square", list(range(total)), JobOptions(10.0)))
+        await _save(stream, head, JobSubmission(F + "square", list(range(total)), JobOptions(10.0)))
         lane, now = stream.desk.lane, time.time()
         await stream.desk.saver.save_all(
             (
                 lane,
-                Record(kind=Kind.BATCH, at=now, index=index, metadata={"worker": f"w{index}"}),
+                Record(
+                    kind=RecordKind.BATCH, at=now, index=index, metadata={"worker": f"w{index}"}
+                ),
             )
             for index in range(done)
         )

@@ -15,13 +15,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.remote.samples import exchange, hello
 from trio_ckpt.remote._foreman.lease import Lease, Lost
-from trio_ckpt.remote._foreman.pool import DUE, Due, Pool, Standing, Wanted
+from trio_ckpt.remote._foreman.pool import DUE, Due, ItemOnConnection, PendingItem, Pool
 from trio_ckpt.remote._foreman.worker_handle import WorkerHandle
 from trio_ckpt.remote._wire import messages as m
 from trio_ckpt.remote._wire.frames import decode_frame
 from trio_ckpt.remote._wire.link import Link
-from trio_ckpt.remote._wire.messages import Held, Kind, TaskMessage
-from trio_ckpt.remote._wire.protocol import Connection, Role, TaskPhase
+from trio_ckpt.remote._wire.messages import HeldItem, MessageKind, TaskMessage
+from trio_ckpt.remote._wire.protocol import Connection, PeerRole, TaskPhase
 
 FUNCTION = "pkg:f"
 X, Y = "job-1.000000", "job-1.000001"
@@ -46,9 +46,9 @@ class Peer:
     handle: WorkerHandle
     connection: Connection
 
-    def reconnect(self, *held: Held, slots: int = 1) -> None:
+    def reconnect(self, *held: HeldItem, slots: int = 1) -> None:
         """Come back on a new connection, and name what is held."""
-        self.connection, foreman = Connection(Role.WORKER), Connection(None)
+        self.connection, foreman = Connection(PeerRole.WORKER), Connection(None)
         first = greeting(held, slots)
         self.connection.send(first)
         exchange(self.connection, foreman)
@@ -63,9 +63,9 @@ class Peer:
         assert self.handle.link is not None
         return self.handle.link.connection
 
-    def told(self) -> list[Kind]:
+    def told(self) -> list[MessageKind]:
         """What the worker is told now, which arrives."""
-        kinds: list[Kind] = []
+        kinds: list[MessageKind] = []
         while (frame := self.foreman.next_frame()) is not None:
             kinds.append(decode_frame(frame).kind)
             self.connection.receive(frame)
@@ -81,25 +81,25 @@ class Peer:
         self.pool.touch(self.handle)
 
 
-def greeting(held: tuple[Held, ...], slots: int) -> m.Hello:
-    return msgspec.structs.replace(hello(Role.WORKER), slots=slots, held=held)
+def greeting(held: tuple[HeldItem, ...], slots: int) -> m.Hello:
+    return msgspec.structs.replace(hello(PeerRole.WORKER), slots=slots, held=held)
 
 
 def new_pool(is_open: Callable[[str], bool] = lambda _task_id: True) -> Pool:
     return Pool(is_open)
 
 
-def new_peer(pool: Pool, name: str, *held: Held, slots: int = 1) -> Peer:
+def new_peer(pool: Pool, name: str, *held: HeldItem, slots: int = 1) -> Peer:
     handle = WorkerHandle(name, name, slots, ("pkg",))
     pool.workers[name] = handle
-    peer = Peer(pool, handle, Connection(Role.WORKER))
+    peer = Peer(pool, handle, Connection(PeerRole.WORKER))
     peer.reconnect(*held, slots=slots)
     return peer
 
 
-def wanted(task_id: str, attempt: int = 1) -> Wanted:
+def wanted(task_id: str, attempt: int = 1) -> PendingItem:
     index = int(task_id[-6:])
-    return Wanted("job-1", index, task_id, FUNCTION, index, attempt, m.JobOptions())
+    return PendingItem("job-1", index, task_id, FUNCTION, index, attempt, m.JobOptions())
 
 
 @asynccontextmanager
@@ -139,13 +139,13 @@ async def assigned(pool: Pool, task_id: str = X, number: int = NUMBER) -> Lease:
 
 # -- the table ------------------------------------------------------------------------------------
 
-CELLS = list(itertools.product(DUE, Standing))
+CELLS = list(itertools.product(DUE, ItemOnConnection))
 SENT = {
     Due.NOTHING: [],
     Due.TAKE: [],
-    Due.LEASE: [Kind.LEASE],
-    Due.CANCEL: [Kind.CANCEL],
-    Due.ACK: [Kind.TASK_ACK],
+    Due.LEASE: [MessageKind.LEASE],
+    Due.CANCEL: [MessageKind.CANCEL],
+    Due.ACK: [MessageKind.TASK_ACK],
 }
 
 
@@ -157,14 +157,14 @@ def lease_of(pool: Pool, peer: Peer, ending: Lost | None) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell[0].value}-{cell[1].name}")
-async def test_each_cell_says_what_is_due(cell: tuple[TaskPhase, Standing]) -> None:
+async def test_each_cell_says_what_is_due(cell: tuple[TaskPhase, ItemOnConnection]) -> None:
     phase, standing = cell
-    pool = new_pool(lambda _task_id: standing is not Standing.UNWANTED)
-    peer = new_peer(pool, "a", Held(X, NUMBER, 1))
+    pool = new_pool(lambda _task_id: standing is not ItemOnConnection.UNWANTED)
+    peer = new_peer(pool, "a", HeldItem(X, NUMBER, 1))
     peer.connection.tasks[X] = peer.foreman.tasks[X] = phase
-    if standing in (Standing.LEASED, Standing.CHANGING):
-        lease_of(pool, peer, None if standing is Standing.LEASED else Lost.WORKER)
-    async with waiting(pool, *([X] if standing is Standing.WAITING else [])) as promised:
+    if standing in (ItemOnConnection.LEASED, ItemOnConnection.CHANGING):
+        lease_of(pool, peer, None if standing is ItemOnConnection.LEASED else Lost.WORKER)
+    async with waiting(pool, *([X] if standing is ItemOnConnection.WAITING else [])) as promised:
         await match(pool)
         due = DUE[phase][standing]
         assert peer.told() == SENT[due]
@@ -177,8 +177,8 @@ def test_no_item_stays_on_a_connection_for_ever() -> None:
     for phase, standing in CELLS:
         is_to_come = (
             phase is TaskPhase.STOPPING
-            or standing in (Standing.LEASED, Standing.CHANGING)
-            or (phase, standing) == (TaskPhase.HELD, Standing.OPEN)
+            or standing in (ItemOnConnection.LEASED, ItemOnConnection.CHANGING)
+            or (phase, standing) == (TaskPhase.HELD, ItemOnConnection.OPEN)
         )
         assert is_to_come or DUE[phase][standing] is not Due.NOTHING
 
@@ -188,20 +188,20 @@ def test_no_item_stays_on_a_connection_for_ever() -> None:
 
 async def test_the_slot_of_a_held_item_that_is_done_becomes_free() -> None:
     pool = new_pool(lambda task_id: task_id != X)
-    peer = new_peer(pool, "a", Held(X, NUMBER, 1))
+    peer = new_peer(pool, "a", HeldItem(X, NUMBER, 1))
     async with waiting(pool, Y) as promised:
         await match(pool)
-        assert peer.told() == [Kind.CANCEL]
+        assert peer.told() == [MessageKind.CANCEL]
         peer.say(m.ReleaseTask(X, NUMBER, "it had ended"))
         await match(pool)
-        assert peer.told() == [Kind.TASK_ACK]
+        assert peer.told() == [MessageKind.TASK_ACK]
         assert [lease.task_id for lease in promised] == [Y]
 
 
 async def test_a_worker_is_not_assigned_what_it_holds() -> None:
     """It goes on with it instead, though it has a free slot."""
     pool = new_pool()
-    peer = new_peer(pool, "a", Held(X, NUMBER, 1), slots=2)
+    peer = new_peer(pool, "a", HeldItem(X, NUMBER, 1), slots=2)
     async with waiting(pool, X, Y) as promised:
         await match(pool)
         assert {lease.task_id: lease.was for lease in promised} == {X: NUMBER, Y: None}
@@ -211,7 +211,7 @@ async def test_a_worker_is_not_assigned_what_it_holds() -> None:
 async def test_what_is_held_is_decided_when_its_item_waits() -> None:
     """The worker is there first, and its slot is not given away meanwhile."""
     pool = new_pool()
-    peer = new_peer(pool, "a", Held(X, NUMBER, 1))
+    peer = new_peer(pool, "a", HeldItem(X, NUMBER, 1))
     async with waiting(pool, Y):
         await match(pool)
         assert (peer.told(), peer.handle.free) == ([], 0)
@@ -223,17 +223,17 @@ async def test_what_is_held_is_decided_when_its_item_waits() -> None:
 async def test_a_lease_that_never_arrived_is_said_again() -> None:
     """The worker names the number from before: it is this worker's item all the same."""
     pool = new_pool()
-    peer = new_peer(pool, "a", Held(X, NUMBER, 1))
+    peer = new_peer(pool, "a", HeldItem(X, NUMBER, 1))
     async with waiting(pool, X) as promised:
         await match(pool)
         (lease,) = promised
         assert lease.offer(9, None, m.NewLease(X, 9, NUMBER))
-        peer.reconnect(Held(X, NUMBER, 1))
+        peer.reconnect(HeldItem(X, NUMBER, 1))
         await match(pool)
-        assert (peer.told(), lease.ending) == ([Kind.LEASE], None)
-        peer.reconnect(Held(X, 9, 1))
+        assert (peer.told(), lease.ending) == ([MessageKind.LEASE], None)
+        peer.reconnect(HeldItem(X, 9, 1))
         await match(pool)
-        assert (peer.told(), lease.ending) == ([Kind.LEASE], None)
+        assert (peer.told(), lease.ending) == ([MessageKind.LEASE], None)
 
 
 async def test_an_assignment_that_never_arrived_ends_its_lease() -> None:
@@ -251,10 +251,10 @@ async def test_an_assignment_that_never_arrived_ends_its_lease() -> None:
 async def test_an_old_try_that_is_held_is_not_gone_on_with() -> None:
     """Its failure was recorded, and the worker was not told: the second try is a new one."""
     pool = new_pool()
-    peer = new_peer(pool, "a", Held(X, NUMBER, 1))
+    peer = new_peer(pool, "a", HeldItem(X, NUMBER, 1))
     async with waiting(pool, X, attempt=2) as promised:
         await match(pool)
-        assert (peer.told(), promised) == ([Kind.CANCEL], [])
+        assert (peer.told(), promised) == ([MessageKind.CANCEL], [])
 
 
 async def test_what_was_handed_back_is_not_gone_on_with() -> None:
@@ -265,10 +265,10 @@ async def test_what_was_handed_back_is_not_gone_on_with() -> None:
     peer.told()
     peer.say(m.ReleaseTask(X, NUMBER, "it stops"))
     pool.end(lease)
-    peer.reconnect(Held(X, NUMBER, 1))
+    peer.reconnect(HeldItem(X, NUMBER, 1))
     async with waiting(pool, X):
         await match(pool)
-        assert peer.told() == [Kind.CANCEL]
+        assert peer.told() == [MessageKind.CANCEL]
 
 
 async def test_a_worker_that_comes_back_late_goes_on_if_no_other_has_the_item() -> None:
@@ -277,7 +277,7 @@ async def test_a_worker_that_comes_back_late_goes_on_if_no_other_has_the_item() 
     peer = new_peer(pool, "a")
     lease = await assigned(pool)
     lease.lose(Lost.WORKER, 1.0)
-    late = new_peer(pool, "a", Held(X, NUMBER, 1))
+    late = new_peer(pool, "a", HeldItem(X, NUMBER, 1))
     await match(pool)
     assert late.told() == []
     pool.end(lease)
@@ -291,11 +291,11 @@ async def test_a_worker_that_comes_back_late_goes_on_if_no_other_has_the_item() 
 async def test_a_promise_ends_with_its_connection() -> None:
     """What the worker holds then decides, not what it was about to get."""
     pool = new_pool()
-    peer = new_peer(pool, "a", Held(X, NUMBER, 1))
+    peer = new_peer(pool, "a", HeldItem(X, NUMBER, 1))
     async with waiting(pool, X) as promised:
         await match(pool)
         (lease,) = promised
-        peer.reconnect(Held(X, NUMBER, 1))
+        peer.reconnect(HeldItem(X, NUMBER, 1))
         assert not lease.offer(9, None, m.NewLease(X, 9, NUMBER))
         await match(pool)
         assert peer.told() == []
@@ -313,7 +313,7 @@ async def test_an_item_goes_past_a_worker_that_is_still_stopping_it() -> None:
     pool.end(lease)  # its last word could not be stored, say
     async with waiting(pool, X, Y) as promised:
         await match(pool)
-        assert peer.told() == [Kind.ASSIGN_TASK, Kind.CANCEL]
+        assert peer.told() == [MessageKind.ASSIGN_TASK, MessageKind.CANCEL]
         assert [lease.task_id for lease in promised] == [Y]
 
 
@@ -352,7 +352,7 @@ async def test_an_item_that_was_begun_waits_for_the_worker_that_has_it(
         pool.end(got[0][1])
         nursery.start_soon(take, trio.current_time() + 5)
         await trio.sleep(1)
-        holder = new_peer(pool, "holder", Held(X, NUMBER, 1))
+        holder = new_peer(pool, "holder", HeldItem(X, NUMBER, 1))
         pool._newest.clear()
         await trio.sleep(1)
         assert got[1][1].holder is holder.handle
@@ -493,7 +493,7 @@ async def test_a_foreman_that_is_stopped_at_its_start_waits_for_who_has_an_item(
         await trio.sleep(1)
         autojump_clock.jump(7_200)
         await trio.sleep(1)
-        holder = new_peer(pool, "holder", Held(X, NUMBER, 1))
+        holder = new_peer(pool, "holder", HeldItem(X, NUMBER, 1))
         await trio.sleep(1)
         assert [lease.holder for lease in got] == [holder.handle]
         nursery.cancel_scope.cancel()

@@ -13,9 +13,9 @@ from trio_ckpt.remote._wire.frames import (
     FRAME_BYTES,
     HEADER,
     MAX_PARTIAL,
-    Cutter,
-    Frame,
-    Gatherer,
+    Fragmenter,
+    Reassembler,
+    WireFrame,
     decode_frame,
     encode_frame,
     next_number,
@@ -24,16 +24,16 @@ from trio_ckpt.remote._wire.messages import (
     MAX_MESSAGE_BYTES,
     MESSAGES,
     JobItems,
-    Kind,
+    MessageKind,
     decode_message,
     encode_message,
 )
 
 
-@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name)
-def test_every_kind_comes_back_as_it_was_sent(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", MessageKind, ids=lambda kind: kind.name)
+def test_every_kind_comes_back_as_it_was_sent(kind: MessageKind) -> None:
     message = SAMPLES[kind]
-    gatherer = Gatherer()
+    gatherer = Reassembler()
     bodies = [gatherer.add(decode_frame(frame)) for frame in frames_of(message)]
     assert bodies[:-1] == [None] * (len(bodies) - 1)
     assert bodies[-1] is not None
@@ -43,7 +43,7 @@ def test_every_kind_comes_back_as_it_was_sent(kind: Kind) -> None:
 
 @given(st.binary(min_size=0, max_size=3 * FRAME_BYTES + 1))
 def test_a_body_is_the_same_after_cutting_and_gathering(body: bytes) -> None:
-    cutter, gatherer = Cutter(Kind.JOB_ITEMS, 5, body), Gatherer()
+    cutter, gatherer = Fragmenter(MessageKind.JOB_ITEMS, 5, body), Reassembler()
     found = None
     while not cutter.is_over:
         assert found is None
@@ -57,8 +57,8 @@ def test_a_body_is_the_same_after_cutting_and_gathering(body: bytes) -> None:
 @given(st.data())
 def test_messages_may_come_mixed(data: st.DataObject) -> None:
     bodies = {n: bytes([n]) * (FRAME_BYTES * n + n) for n in range(1, 4)}
-    cutters = {n: Cutter(Kind.JOB_ITEMS, n, body) for n, body in bodies.items()}
-    gatherer, found = Gatherer(), dict[int, bytes]()
+    cutters = {n: Fragmenter(MessageKind.JOB_ITEMS, n, body) for n, body in bodies.items()}
+    gatherer, found = Reassembler(), dict[int, bytes]()
     while cutters:
         number = data.draw(st.sampled_from(sorted(cutters)))
         body = gatherer.add(decode_frame(cutters[number].next()))
@@ -70,7 +70,7 @@ def test_messages_may_come_mixed(data: st.DataObject) -> None:
 
 @given(st.integers(0, HEADER.size + 9), st.integers(0, 7))
 def test_one_wrong_bit_anywhere_is_noticed(place: int, bit: int) -> None:
-    data = bytearray(encode_frame(Frame(Kind.JOB_ITEMS, 3, 10, 0, b"0123456789")))
+    data = bytearray(encode_frame(WireFrame(MessageKind.JOB_ITEMS, 3, 10, 0, b"0123456789")))
     data[place] ^= 1 << bit
     with pytest.raises(RemoteProtocolError):
         decode_frame(bytes(data))
@@ -82,7 +82,7 @@ def forged(*head: int, payload: bytes = b"x") -> bytes:
     return start + zlib.crc32(payload, zlib.crc32(start)).to_bytes(4, "little") + payload
 
 
-K = int(Kind.JOB_ITEMS)
+K = int(MessageKind.JOB_ITEMS)
 BAD = {
     "nothing": b"",
     "half a header": b"\1" * (HEADER.size - 1),
@@ -90,7 +90,7 @@ BAD = {
     "an unknown kind": forged(1, 200, 0, 1, 1, 0),
     "a flag that nobody knows": forged(1, K, 1, 1, 1, 0),
     "over the limit of its kind": forged(1, K, 0, 1, MAX_MESSAGE_BYTES + 1, 0),
-    "over the limit of a small kind": forged(1, int(Kind.HELLO), 0, 1, 2**16 + 1, 0),
+    "over the limit of a small kind": forged(1, int(MessageKind.HELLO), 0, 1, 2**16 + 1, 0),
     "behind its end": forged(1, K, 0, 1, 1, 1),
     "over its end": forged(1, K, 0, 1, 1, 0, payload=b"xy"),
     "empty, of a message that is not": forged(1, K, 0, 1, 1, 0, payload=b""),
@@ -110,33 +110,33 @@ def test_a_good_forgery_is_taken() -> None:
 
 
 FRAMES = {
-    "in its middle": [Frame(Kind.JOB_ITEMS, 1, 10, 5, b"56789")],
-    "twice": [Frame(Kind.JOB_ITEMS, 1, 10, 0, b"01234")] * 2,
+    "in its middle": [WireFrame(MessageKind.JOB_ITEMS, 1, 10, 5, b"56789")],
+    "twice": [WireFrame(MessageKind.JOB_ITEMS, 1, 10, 0, b"01234")] * 2,
     "with a hole": [
-        Frame(Kind.JOB_ITEMS, 1, 10, 0, b"01"),
-        Frame(Kind.JOB_ITEMS, 1, 10, 5, b"56"),
+        WireFrame(MessageKind.JOB_ITEMS, 1, 10, 0, b"01"),
+        WireFrame(MessageKind.JOB_ITEMS, 1, 10, 5, b"56"),
     ],
     "of another size": [
-        Frame(Kind.JOB_ITEMS, 1, 10, 0, b"01"),
-        Frame(Kind.JOB_ITEMS, 1, 11, 2, b"56"),
+        WireFrame(MessageKind.JOB_ITEMS, 1, 10, 0, b"01"),
+        WireFrame(MessageKind.JOB_ITEMS, 1, 11, 2, b"56"),
     ],
     "of another kind": [
-        Frame(Kind.JOB_ITEMS, 1, 10, 0, b"01"),
-        Frame(Kind.TASK_RESULT, 1, 10, 2, b"56"),
+        WireFrame(MessageKind.JOB_ITEMS, 1, 10, 0, b"01"),
+        WireFrame(MessageKind.TASK_RESULT, 1, 10, 2, b"56"),
     ],
     "whole, of a number that is unfinished": [
-        Frame(Kind.JOB_ITEMS, 1, 10, 0, b"01"),
-        Frame(Kind.JOB_ITEMS, 1, 1, 0, b"0"),
+        WireFrame(MessageKind.JOB_ITEMS, 1, 10, 0, b"01"),
+        WireFrame(MessageKind.JOB_ITEMS, 1, 1, 0, b"0"),
     ],
     "too many unfinished": [
-        Frame(Kind.JOB_ITEMS, number, 10, 0, b"0") for number in range(MAX_PARTIAL + 1)
+        WireFrame(MessageKind.JOB_ITEMS, number, 10, 0, b"0") for number in range(MAX_PARTIAL + 1)
     ],
 }
 
 
 @pytest.mark.parametrize("frames", FRAMES.values(), ids=FRAMES.keys())
-def test_frames_that_do_not_follow_are_refused(frames: list[Frame]) -> None:
-    gatherer = Gatherer()
+def test_frames_that_do_not_follow_are_refused(frames: list[WireFrame]) -> None:
+    gatherer = Reassembler()
     for frame in frames[:-1]:
         assert gatherer.add(frame) is None
     with pytest.raises(RemoteProtocolError):
@@ -144,11 +144,11 @@ def test_frames_that_do_not_follow_are_refused(frames: list[Frame]) -> None:
 
 
 def test_a_refused_frame_changes_nothing() -> None:
-    gatherer = Gatherer()
-    gatherer.add(Frame(Kind.JOB_ITEMS, 1, 4, 0, b"01"))
+    gatherer = Reassembler()
+    gatherer.add(WireFrame(MessageKind.JOB_ITEMS, 1, 4, 0, b"01"))
     with pytest.raises(RemoteProtocolError):
-        gatherer.add(Frame(Kind.JOB_ITEMS, 1, 4, 0, b"01"))
-    assert gatherer.add(Frame(Kind.JOB_ITEMS, 1, 4, 2, b"23")) == b"0123"
+        gatherer.add(WireFrame(MessageKind.JOB_ITEMS, 1, 4, 0, b"01"))
+    assert gatherer.add(WireFrame(MessageKind.JOB_ITEMS, 1, 4, 2, b"23")) == b"0123"
 
 
 def test_numbers_begin_again() -> None:
@@ -175,4 +175,4 @@ WRONG_BODIES = [
 @pytest.mark.parametrize("body", WRONG_BODIES, ids=range(len(WRONG_BODIES)))
 def test_what_is_no_body_is_refused(body: bytes) -> None:
     with pytest.raises(ProtocolError, match="cannot be read"):
-        decode_message(Kind.JOB_ITEMS, body)
+        decode_message(MessageKind.JOB_ITEMS, body)

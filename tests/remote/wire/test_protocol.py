@@ -10,49 +10,54 @@ from tests.remote.samples import SAMPLES, T, deliver, exchange, frames_of, hello
 from trio_ckpt.remote._wire import messages as m
 from trio_ckpt.remote._wire.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from trio_ckpt.remote._wire.frames import FRAME_BYTES, decode_frame
-from trio_ckpt.remote._wire.messages import Kind, Message
+from trio_ckpt.remote._wire.messages import Message, MessageKind
 from trio_ckpt.remote._wire.protocol import (
     MAX_CALLS,
     PHASES,
     TASKS,
     WINDOW_BYTES,
     Connection,
-    Phase,
-    Role,
+    ConnectionPhase,
+    PeerRole,
     TaskPhase,
     choose_version,
 )
 
-IS_FOREMAN = {Role.TO_WORKER: True, Role.TO_CLIENT: True, Role.WORKER: False, Role.CLIENT: False}
-PEER = {
-    Role.WORKER: Role.TO_WORKER,
-    Role.CLIENT: Role.TO_CLIENT,
-    Role.TO_WORKER: Role.WORKER,
-    Role.TO_CLIENT: Role.CLIENT,
+IS_FOREMAN = {
+    PeerRole.TO_WORKER: True,
+    PeerRole.TO_CLIENT: True,
+    PeerRole.WORKER: False,
+    PeerRole.CLIENT: False,
 }
-LAST_WORDS = (Kind.TASK_RESULT, Kind.TASK_FAILED, Kind.RELEASE_TASK)
+PEER = {
+    PeerRole.WORKER: PeerRole.TO_WORKER,
+    PeerRole.CLIENT: PeerRole.TO_CLIENT,
+    PeerRole.TO_WORKER: PeerRole.WORKER,
+    PeerRole.TO_CLIENT: PeerRole.CLIENT,
+}
+LAST_WORDS = (MessageKind.TASK_RESULT, MessageKind.TASK_FAILED, MessageKind.RELEASE_TASK)
 
 
-def sides_in(role: Role, phase: Phase) -> tuple[Connection, Connection]:
+def sides_in(role: PeerRole, phase: ConnectionPhase) -> tuple[Connection, Connection]:
     """Who speaks in a role, and who listens, with their connection in a phase."""
     peer_role = PEER[role] if IS_FOREMAN[role] else role
     peer, foreman = Connection(peer_role), Connection(None)
-    if phase is not Phase.NEW:
+    if phase is not ConnectionPhase.NEW:
         peer.send(hello(peer_role))
         exchange(peer, foreman)
-    if phase in (Phase.OPEN, Phase.CLOSED):
+    if phase in (ConnectionPhase.OPEN, ConnectionPhase.CLOSED):
         foreman.send(m.Welcome(1, 5.0, 20.0, foreman.window))
         exchange(foreman, peer)
     speaker, listener = (foreman, peer) if IS_FOREMAN[role] else (peer, foreman)
-    if phase is Phase.CLOSED:
+    if phase is ConnectionPhase.CLOSED:
         speaker.send(m.Goodbye())
         exchange(speaker, listener)
     return speaker, listener
 
 
-def sample_for(role: Role, kind: Kind) -> Message:
+def sample_for(role: PeerRole, kind: MessageKind) -> Message:
     """One of the kind; a HELLO says what the speaker is."""
-    return hello(role) if kind is Kind.HELLO and not IS_FOREMAN[role] else SAMPLES[kind]
+    return hello(role) if kind is MessageKind.HELLO and not IS_FOREMAN[role] else SAMPLES[kind]
 
 
 def make_legal(side: Connection, message: Message) -> None:
@@ -62,13 +67,15 @@ def make_legal(side: Connection, message: Message) -> None:
             if any(kind is message.KIND for _, kind in cells):
                 side.tasks[message.task_id] = was
                 break
-        if message.KIND is Kind.TASK_ACK:
+        if message.KIND is MessageKind.TASK_ACK:
             side.tasks[message.task_id] = TaskPhase.ENDED
-        if message.KIND is Kind.RELEASE_TASK:
+        if message.KIND is MessageKind.RELEASE_TASK:
             side.tasks[message.task_id] = TaskPhase.RUNNING
     if isinstance(message, m.CheckpointAck | m.StoreReply):
         question = SAMPLES[
-            Kind.TASK_CHECKPOINT if isinstance(message, m.CheckpointAck) else Kind.STORE_CALL
+            MessageKind.TASK_CHECKPOINT
+            if isinstance(message, m.CheckpointAck)
+            else MessageKind.STORE_CALL
         ]
         side._note_call(question)
 
@@ -79,16 +86,18 @@ def receive_all(listener: Connection, message: Message) -> None:
         listener.receive(frame)
 
 
-CELLS = list(itertools.product(Role, Phase, Kind))
+CELLS = list(itertools.product(PeerRole, ConnectionPhase, MessageKind))
 
 
-def cell_id(cell: tuple[Role, Phase, Kind]) -> str:
+def cell_id(cell: tuple[PeerRole, ConnectionPhase, MessageKind]) -> str:
     role, phase, kind = cell
     return f"{role.value}-{phase.value}-{kind.name}"
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=cell_id)
-def test_each_cell_of_the_table_of_phases(cell: tuple[Role, Phase, Kind]) -> None:
+def test_each_cell_of_the_table_of_phases(
+    cell: tuple[PeerRole, ConnectionPhase, MessageKind],
+) -> None:
     """What the table allows moves both sides alike; the rest raises on both, and moves neither."""
     role, phase, kind = cell
     then = PHASES[role][phase].get(kind)
@@ -96,7 +105,7 @@ def test_each_cell_of_the_table_of_phases(cell: tuple[Role, Phase, Kind]) -> Non
     message = sample_for(role, kind)
     for side in (speaker, listener):
         make_legal(side, message)
-    if kind is Kind.CREDIT:
+    if kind is MessageKind.CREDIT:
         listener.credit -= 1  # of what it had sent
     tasks = dict(speaker.tasks)
     if then is not None:
@@ -115,16 +124,18 @@ def test_each_cell_of_the_table_of_phases(cell: tuple[Role, Phase, Kind]) -> Non
 
 TASK_CELLS = [
     (was, role, kind)
-    for was, role, kind in itertools.product(TaskPhase, (Role.WORKER, Role.TO_WORKER), Kind)
-    if isinstance(SAMPLES[kind], m.TaskMessage) and kind in PHASES[role][Phase.OPEN]
+    for was, role, kind in itertools.product(
+        TaskPhase, (PeerRole.WORKER, PeerRole.TO_WORKER), MessageKind
+    )
+    if isinstance(SAMPLES[kind], m.TaskMessage) and kind in PHASES[role][ConnectionPhase.OPEN]
 ]
 
 
 @pytest.mark.parametrize("cell", TASK_CELLS, ids=lambda c: f"{c[0].value}-{c[1].value}-{c[2].name}")
-def test_each_cell_of_the_table_of_tasks(cell: tuple[TaskPhase, Role, Kind]) -> None:
+def test_each_cell_of_the_table_of_tasks(cell: tuple[TaskPhase, PeerRole, MessageKind]) -> None:
     was, role, kind = cell
     then = TASKS[was].get((role, kind))
-    speaker, listener = sides_in(role, Phase.OPEN)
+    speaker, listener = sides_in(role, ConnectionPhase.OPEN)
     message = SAMPLES[kind]
     for side in (speaker, listener):
         make_legal(side, message)
@@ -149,22 +160,22 @@ def test_each_cell_of_the_table_of_tasks(cell: tuple[TaskPhase, Role, Kind]) -> 
 def test_crossing_messages_are_legal_whoever_is_first() -> None:
     """A CANCEL, a RELEASE or a FORCE_CHECKPOINT may meet the last word of the worker."""
     for word, order in itertools.product(
-        LAST_WORDS, (Kind.CANCEL, Kind.RELEASE_TASK, Kind.FORCE_CHECKPOINT)
+        LAST_WORDS, (MessageKind.CANCEL, MessageKind.RELEASE_TASK, MessageKind.FORCE_CHECKPOINT)
     ):
         worker, foreman = open_pair()
-        foreman.send(SAMPLES[Kind.ASSIGN_TASK])
+        foreman.send(SAMPLES[MessageKind.ASSIGN_TASK])
         exchange(foreman, worker)
         worker.send(SAMPLES[word])
         foreman.send(SAMPLES[order])
         assert deliver(worker, foreman) == [SAMPLES[word]]
         assert deliver(foreman, worker) == [SAMPLES[order]]
-        foreman.send(SAMPLES[Kind.TASK_ACK])
+        foreman.send(SAMPLES[MessageKind.TASK_ACK])
         exchange(foreman, worker)
         assert worker.tasks == foreman.tasks == {}
 
 
 def test_what_a_worker_holds_is_held_until_the_foreman_speaks() -> None:
-    worker, foreman = open_pair(Role.WORKER, "a", "b", "c")
+    worker, foreman = open_pair(PeerRole.WORKER, "a", "b", "c")
     assert foreman.tasks == worker.tasks == dict.fromkeys("abc", TaskPhase.HELD)
     with pytest.raises(LocalProtocolError):
         worker.send(m.TaskResult("a", 6, 1))
@@ -177,13 +188,13 @@ def test_what_a_worker_holds_is_held_until_the_foreman_speaks() -> None:
 
 def test_a_foreman_says_nothing_before_hello() -> None:
     with pytest.raises(LocalProtocolError, match="waits for HELLO"):
-        Connection(None).send(SAMPLES[Kind.WELCOME])
+        Connection(None).send(SAMPLES[MessageKind.WELCOME])
 
 
 def test_a_client_may_not_say_what_a_worker_may() -> None:
-    client, _ = open_pair(Role.CLIENT)
+    client, _ = open_pair(PeerRole.CLIENT)
     with pytest.raises(LocalProtocolError):
-        client.send(SAMPLES[Kind.TASK_RESULT])
+        client.send(SAMPLES[MessageKind.TASK_RESULT])
 
 
 # -- calls ----------------------------------------------------------------------------------
@@ -191,7 +202,7 @@ def test_a_client_may_not_say_what_a_worker_may() -> None:
 
 def running() -> tuple[Connection, Connection]:
     worker, foreman = open_pair()
-    foreman.send(SAMPLES[Kind.ASSIGN_TASK])
+    foreman.send(SAMPLES[MessageKind.ASSIGN_TASK])
     exchange(foreman, worker)
     return worker, foreman
 
@@ -255,9 +266,9 @@ def two_tasks() -> tuple[Connection, Connection]:
     return worker, foreman
 
 
-def sent(connection: Connection) -> list[Kind]:
+def sent(connection: Connection) -> list[MessageKind]:
     """The kinds of the frames that it sends, in order."""
-    kinds: list[Kind] = []
+    kinds: list[MessageKind] = []
     while (frame := connection.next_frame()) is not None:
         kinds.append(decode_frame(frame).kind)
     return kinds
@@ -271,8 +282,8 @@ def test_a_heartbeat_waits_behind_one_frame_at_most() -> None:
     second = worker.next_frame()
     assert first is not None
     assert second is not None
-    assert decode_frame(first).kind is Kind.TASK_RESULT
-    assert decode_frame(second).kind is Kind.HEARTBEAT
+    assert decode_frame(first).kind is MessageKind.TASK_RESULT
+    assert decode_frame(second).kind is MessageKind.HEARTBEAT
 
 
 def test_lanes_take_turns_and_each_is_in_order() -> None:
@@ -284,9 +295,9 @@ def test_lanes_take_turns_and_each_is_in_order() -> None:
     assert worker.next_frame() is not None
     worker.send(m.TaskProgress("b", 1, 1.0))
     kinds = sent(worker)
-    assert kinds.index(Kind.TASK_PROGRESS) <= 1
-    assert kinds[-1] is Kind.TASK_RESULT
-    assert foreman.phase is Phase.OPEN
+    assert kinds.index(MessageKind.TASK_PROGRESS) <= 1
+    assert kinds[-1] is MessageKind.TASK_RESULT
+    assert foreman.phase is ConnectionPhase.OPEN
 
 
 def test_goodbye_is_the_last() -> None:
@@ -294,9 +305,9 @@ def test_goodbye_is_the_last() -> None:
     worker.send(m.TaskResult("a", 1, BIG))
     worker.send(m.Goodbye())
     kinds = sent(worker)
-    assert kinds[-1] is Kind.GOODBYE
-    assert kinds.count(Kind.TASK_RESULT) == -(-(len(BIG) + 20) // FRAME_BYTES)
-    assert foreman.phase is Phase.OPEN
+    assert kinds[-1] is MessageKind.GOODBYE
+    assert kinds.count(MessageKind.TASK_RESULT) == -(-(len(BIG) + 20) // FRAME_BYTES)
+    assert foreman.phase is ConnectionPhase.OPEN
 
 
 def test_what_is_begun_fits_and_what_is_granted_can_be_used() -> None:
@@ -313,7 +324,7 @@ def test_what_is_begun_fits_and_what_is_granted_can_be_used() -> None:
     assert [found.message.lane for found in received] == ["a", "b"]
     assert worker.queued_bytes > len(BIG)
     foreman.consumed(received[0])
-    assert [message.KIND for message in deliver(foreman, worker)] == [Kind.CREDIT]
+    assert [message.KIND for message in deliver(foreman, worker)] == [MessageKind.CREDIT]
     assert [message.lane for message in deliver(worker, foreman)] == ["c"]
     assert worker.queued_bytes == 0
 
@@ -325,7 +336,7 @@ def test_what_waits_for_credit_is_not_overtaken_by_what_begins_later() -> None:
     worker.send(m.TaskResult("b", 1, "small"))
     assert worker.next_frame() is None
     worker.send(m.Heartbeat())
-    assert sent(worker) == [Kind.HEARTBEAT]
+    assert sent(worker) == [MessageKind.HEARTBEAT]
 
 
 def test_more_than_is_granted_is_refused_before_it_is_kept() -> None:
@@ -336,7 +347,7 @@ def test_more_than_is_granted_is_refused_before_it_is_kept() -> None:
     with pytest.raises(RemoteProtocolError, match="granted"):
         foreman.receive(frames_of(body, 2)[0])
     assert len(foreman._gatherer) == 2
-    assert worker.phase is Phase.OPEN
+    assert worker.phase is ConnectionPhase.OPEN
 
 
 def test_credit_that_was_not_used_is_refused() -> None:
@@ -346,7 +357,7 @@ def test_credit_that_was_not_used_is_refused() -> None:
         foreman.receive(frames_of(m.Credit(5))[0])
     foreman.receive(frames_of(m.Credit(4))[0])
     assert foreman.credit == WINDOW_BYTES
-    assert worker.phase is Phase.OPEN
+    assert worker.phase is ConnectionPhase.OPEN
 
 
 def test_a_large_kind_before_the_welcome_is_refused_at_its_first_frame() -> None:
@@ -378,8 +389,8 @@ def test_the_newest_common_version_is_chosen() -> None:
 
 
 def test_a_welcome_to_a_version_that_is_not_known_is_refused() -> None:
-    worker, foreman = Connection(Role.WORKER), Connection(None)
-    worker.send(hello(Role.WORKER))
+    worker, foreman = Connection(PeerRole.WORKER), Connection(None)
+    worker.send(hello(PeerRole.WORKER))
     exchange(worker, foreman)
     with pytest.raises(RemoteProtocolError, match="version 2"):
         worker.receive(frames_of(m.Welcome(2, 5.0, 20.0, WINDOW_BYTES))[0])

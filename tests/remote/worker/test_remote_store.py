@@ -15,10 +15,10 @@ from trio_ckpt import RunStoppedError, open_run
 from trio_ckpt._util.errors import StoreConflictError, StoreError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.remote._foreman import store_proxy
-from trio_ckpt.remote._foreman.store_proxy import Relay
+from trio_ckpt.remote._foreman.store_proxy import StoreProxy
 from trio_ckpt.remote._wire import messages as m
 from trio_ckpt.remote._worker import remote_store
-from trio_ckpt.remote._worker.calls import Line
+from trio_ckpt.remote._worker.calls import RpcClient
 from trio_ckpt.remote._worker.remote_store import RemoteStore
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Delay, FaultyStore, check_store
@@ -42,7 +42,7 @@ async def test_the_contract_over_a_connection_on_disk(
 ) -> None:
     """With a key in the foreman's store, too, though workers have none."""
     if mac_key is not None:  # the clauses save what is no record, so it has no seal to be opened
-        monkeypatch.setattr(Relay, "_seals", lambda *_: (_NoSeal(), _NoSeal()))
+        monkeypatch.setattr(StoreProxy, "_seals", lambda *_: (_NoSeal(), _NoSeal()))
     async with open_far() as far:
         await check_store(far_maker(far, lambda: open_store(tmp_path / "s", mac_key=mac_key)))
 
@@ -55,8 +55,10 @@ class _NoSeal:
         return payload
 
 
-async def given(far: Far, store: Store, run_id: str, owner: int) -> tuple[Relay, RemoteStore, Line]:
-    relay = Relay(store, run_id, owner)
+async def given(
+    far: Far, store: Store, run_id: str, owner: int
+) -> tuple[StoreProxy, RemoteStore, RpcClient]:
+    relay = StoreProxy(store, run_id, owner)
     line = await far.give(relay)
     relay.run_id = line.task_id = run_id  # so that code of ours can open a run of that name
     far.relays[run_id] = relay
@@ -111,7 +113,7 @@ async def test_a_save_that_is_sent_again_is_acknowledged_again(autojump_clock: M
     same message is saved."""
     near = MemoryStore()
     async with near.lock_run("r") as owner:
-        relay = Relay(near, "r", owner)
+        relay = StoreProxy(near, "r", owner)
 
         async def save(*checkpoints: Checkpoint) -> list[str | None]:
             ack = await relay.save(m.TaskCheckpoint("r", owner, 1, 0, checkpoints))
@@ -205,9 +207,9 @@ async def test_a_large_blob_goes_in_parts_and_a_lost_part_begins_it_again(
         assert await near.read_blob(digest) == payload
         assert await store.read_blob(digest) == payload
         near._memory.blobs.clear()
-        whole, parts = Relay._put, 0
+        whole, parts = StoreProxy._put, 0
 
-        async def forgetful(self: Relay, part: m.PutBlob) -> bytes:
+        async def forgetful(self: StoreProxy, part: m.PutBlob) -> bytes:
             nonlocal parts
             parts += 1
             if parts == 3:
@@ -215,12 +217,12 @@ async def test_a_large_blob_goes_in_parts_and_a_lost_part_begins_it_again(
                 self._finished = ""
             return await whole(self, part)
 
-        monkeypatch.setattr(Relay, "_put", forgetful)
+        monkeypatch.setattr(StoreProxy, "_put", forgetful)
         await store.put_blob(payload)
         assert await near.read_blob(digest) == payload
         assert parts == 3 + 4
         parts = -1_000
-        monkeypatch.setattr(Relay, "_put", lambda *_: _begin_again())
+        monkeypatch.setattr(StoreProxy, "_put", lambda *_: _begin_again())
         with pytest.raises(StoreError, match="cannot be put"):
             await store.put_blob(payload)
         assert relay._incoming is None
@@ -323,7 +325,7 @@ async def test_a_lost_item_lets_nobody_wait(autojump_clock: MockClock) -> None:
 async def test_a_store_that_hangs_is_an_unknown_outcome(autojump_clock: MockClock) -> None:
     near = FaultyStore(MemoryStore(), {1: Delay(10 * store_proxy.SAVE_TIMEOUT_S)})
     async with near.lock_run("r") as owner:
-        relay = Relay(near, "r", owner)
+        relay = StoreProxy(near, "r", owner)
         ack = await relay.save(m.TaskCheckpoint("r", owner, 1, 0, (Checkpoint(A, 1, b"1"),)))
         assert ack.fault is not None
         assert ack.fault.code == "unknown"

@@ -18,13 +18,13 @@ from hypothesis import given, settings, strategies as st
 from tests.state.arrays.test_dirty_pages import ComparingKernel
 from trio_ckpt._util.errors import StoreDamagedError
 from trio_ckpt.state._arrays.arena import SLAB_BYTES, Arena, ArenaClosedError, ArenaFullError
-from trio_ckpt.state._arrays.block_digests import BLOCK_BYTES, SPAN_BYTES, Table, make_table
+from trio_ckpt.state._arrays.block_digests import BLOCK_BYTES, SPAN_BYTES, DigestTable, make_table
 from trio_ckpt.state._arrays.block_ranges import apply, decode_ranges, encode_ranges, ranges_of
 from trio_ckpt.state._arrays.buffers import collect
 from trio_ckpt.state._arrays.capture import DENSE_AFTER, PROBE_EVERY, Capture, Report, Rung, capture
 from trio_ckpt.state._arrays.dirty_pages import Tracker, Untracked, open_tracker
 from trio_ckpt.state._arrays.memory import Bytes, zeros
-from trio_ckpt.state._arrays.parts import Changes, Part
+from trio_ckpt.state._arrays.parts import Changes, DirtyChunk
 
 BLOCKS = 150
 NBYTES = BLOCKS * BLOCK_BYTES - 1000  # the last block is short
@@ -52,7 +52,7 @@ class Chain:
     arena: Arena
     tracker: Tracker | Untracked | None = None
     root: object = None
-    table: Table | None = None
+    table: DigestTable | None = None
     stored: Bytes = attrs.Factory(lambda self: np.zeros(self.data.size, np.uint8), True)
 
     def save(self, *, fails: bool = False, after: Any = None) -> Report:
@@ -293,7 +293,9 @@ def test_any_length(arena: Arena, nbytes: int) -> None:
         chain.check()
 
 
-def save_collected(array: Any, table: Table | None, arena: Arena) -> tuple[Table, Report]:
+def save_collected(
+    array: Any, table: DigestTable | None, arena: Arena
+) -> tuple[DigestTable, Report]:
     (buffer,) = collect([array]).buffers
     one = capture(buffer, table, arena, TRACKER)
     for part in one:
@@ -351,7 +353,7 @@ def test_a_capture_waits_for_room_and_a_writer_makes_it() -> None:
     data = noise(12, 9 * SLAB_BYTES)
     stored = np.zeros(data.size, np.uint8)
     capture = Capture(data, None, small)
-    queue: list[Part | None] = []
+    queue: list[DirtyChunk | None] = []
     is_there = threading.Semaphore(0)
 
     def write() -> None:
@@ -373,7 +375,7 @@ def test_a_capture_waits_for_room_and_a_writer_makes_it() -> None:
 def test_no_room_is_an_error_that_leaves_nothing_behind() -> None:
     small = Arena(4 * SLAB_BYTES)
     capture = Capture(noise(13, 6 * SLAB_BYTES), None, small, timeout_s=0)
-    held: list[Part] = []
+    held: list[DirtyChunk] = []
     with pytest.raises(ArenaFullError, match="waiting to be written"):
         held.extend(capture)
     with pytest.raises(RuntimeError, match="parts are finished"):

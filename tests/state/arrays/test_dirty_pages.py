@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pytest
 
 from trio_ckpt.state._arrays import userfaultfd
-from trio_ckpt.state._arrays.dirty_pages import Tracker, Untracked, Written, open_tracker
+from trio_ckpt.state._arrays.dirty_pages import DirtyPages, Tracker, Untracked, open_tracker
 from trio_ckpt.state._arrays.memory import PAGE_BYTES, Bytes, address_of, memory_at, zeros
 
 PAGES = 100
@@ -76,15 +76,15 @@ def tracker(request: pytest.FixtureRequest) -> Iterator[Tracker]:
     found.close()
 
 
-def pages_of(answer: Written | Untracked) -> list[int]:
-    assert isinstance(answer, Written)
+def pages_of(answer: DirtyPages | Untracked) -> list[int]:
+    assert isinstance(answer, DirtyPages)
     assert answer.pages is not None
     return answer.pages.tolist()
 
 
 def begin(tracker: Tracker, array: npt.NDArray[Any]) -> tuple[int, int]:
     answer = tracker.written(array)
-    assert isinstance(answer, Written), answer
+    assert isinstance(answer, DirtyPages), answer
     return answer.region, answer.look
 
 
@@ -103,7 +103,7 @@ def test_a_look_forgets_nothing_for_those_who_ask_from_an_earlier_one(tracker: T
     region, first = begin(tracker, array)
     array[PAGE_BYTES] = 1
     second = tracker.written(array, region, first)
-    assert isinstance(second, Written)
+    assert isinstance(second, DirtyPages)
     array[2 * PAGE_BYTES] = 1
     assert pages_of(tracker.written(array, region, second.look)) == [2]
     assert pages_of(tracker.written(array, region, first)) == [1, 2]
@@ -139,7 +139,7 @@ def test_random_writes_agree_with_a_comparison(tracker: Tracker, seed: int) -> N
     array = zeros(NBYTES - rng.randrange(PAGE_BYTES), np.uint8)
     for _ in range(20):
         answer = tracker.written(array)
-        assert isinstance(answer, Written)
+        assert isinstance(answer, DirtyPages)
         before = array.copy()
         for _ in range(rng.randrange(8)):
             start = rng.randrange(array.size)
@@ -182,7 +182,7 @@ def test_an_array_replaced_at_the_same_address_is_another_region(tracker: Tracke
         gc.collect()
         array = zeros(NBYTES, np.uint8)
         answer = tracker.written(array, region, 10**6)
-        assert isinstance(answer, Written)
+        assert isinstance(answer, DirtyPages)
         assert answer.region != region
         assert answer.pages is None
         if address_of(array) == address:
@@ -221,7 +221,7 @@ def test_memory_that_was_unmapped_behind_its_owner_is_not_tracked_any_more() -> 
     assert isinstance(answer, Untracked)
     assert "not tracked any more" in answer.reason
     again = tracker.written(array, *at)
-    assert isinstance(again, Written)
+    assert isinstance(again, DirtyPages)
     assert again.pages is None
 
 

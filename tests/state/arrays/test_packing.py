@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from trio_ckpt import state
-from trio_ckpt.state import Frame, new_lineage
+from trio_ckpt.state import StateFrame, new_lineage
 from trio_ckpt.state._arrays.arena import SLAB_BYTES, Arena
 from trio_ckpt.state._arrays.dirty_pages import Tracker
-from trio_ckpt.state._arrays.engine import ArrayEngine, Assembly, Stored, Table
+from trio_ckpt.state._arrays.engine import ArrayEngine, Assembly, DigestTable, EncodedArrays
 from trio_ckpt.state._tree.identity import ArrayLeaf
 
 
@@ -26,8 +26,8 @@ def random(nbytes: int) -> Any:
 
 
 def saved(
-    engine: ArrayEngine, array: Any, tables: Mapping[str, Table] | None = None
-) -> tuple[Stored, bytes]:
+    engine: ArrayEngine, array: Any, tables: Mapping[str, DigestTable] | None = None
+) -> tuple[EncodedArrays, bytes]:
     held = engine.hold(leaves(array), tables or {})
     data = b"".join(held.pieces())
     stored = held.stored()
@@ -35,8 +35,10 @@ def saved(
     return stored, data
 
 
-def frame_of(stored: Stored, data: bytes, parent: bytes = b"", number: int = 0) -> Frame:
-    return Frame(
+def frame_of(
+    stored: EncodedArrays, data: bytes, parent: bytes = b"", number: int = 0
+) -> StateFrame:
+    return StateFrame(
         lineage=new_lineage(),
         number=number,
         parent=parent,
@@ -48,7 +50,7 @@ def frame_of(stored: Stored, data: bytes, parent: bytes = b"", number: int = 0) 
     )
 
 
-def restored(engine: ArrayEngine, *frames: Frame) -> tuple[list[Any], dict[str, Any]]:
+def restored(engine: ArrayEngine, *frames: StateFrame) -> tuple[list[Any], dict[str, Any]]:
     assembly = Assembly(frames)
     for reads in assembly.rounds:
         for read in reversed(reads):  # in any order within a round

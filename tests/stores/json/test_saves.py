@@ -81,7 +81,7 @@ async def test_owner_number_is_durable_before_the_block_begins(folder: Path, spy
     spy.calls.clear()
     async with store.lock_run("run") as owner:
         assert spy.calls == ["sync_folder", "write_all", "sync_data"]
-        stored = reader.Reader(folder).read_run("run", None)
+        stored = reader.JsonReader(folder).read_run("run", None)
         assert stored is not None
         assert stored.owner == owner == 2
     await store.aclose()
@@ -143,7 +143,7 @@ async def test_all_writing_together_is_linear(
     await store.aclose()
     assert len(written) < 16
     assert sum(written) < 3 * written[-1]
-    assert reader.Reader(folder).list_runs()[0].records == 3_000
+    assert reader.JsonReader(folder).list_runs()[0].records == 3_000
 
 
 # ---------------------------------------------------------------------------------------

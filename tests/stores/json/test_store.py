@@ -22,9 +22,9 @@ from trio_ckpt._journal.folds import encode_progress
 from trio_ckpt._journal.progress import Progress, apply
 from trio_ckpt._journal.record import (
     ErrorInfo,
-    Kind,
     Output,
     Record,
+    RecordKind,
     Seal,
     decode_record,
     encode_record,
@@ -109,7 +109,7 @@ _plain = st.recursive(
 _names = st.dictionaries(st.text(), st.integers(-(2**63), 2**63 - 1) | st.floats())
 _records = st.builds(
     Record,
-    kind=st.sampled_from(Kind),
+    kind=st.sampled_from(RecordKind),
     at=st.floats(),
     index=st.none() | st.integers(0, 2**63),
     item=st.binary(max_size=8),
@@ -149,8 +149,8 @@ def test_any_bytes_come_back(payload: bytes) -> None:
     _there_and_back(payload)
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_every_kind_of_record_is_readable(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", RecordKind)
+def test_every_kind_of_record_is_readable(kind: RecordKind) -> None:
     record = Record(kind=kind, at=1.5, index=3, cursor={"page": [1, None, 2.0]}, state=b"\0")
     entry = _there_and_back(Seal("run", 0, ("a",), None).close(1, encode_record(record)))
     assert entry.payload is None
@@ -305,7 +305,7 @@ async def test_any_altered_byte_is_noticed(folder: Path, name: str) -> None:
     assert await _read(folder) == whole
     (path,) = folder.glob(f"runs/run/{name}")
     content = path.read_bytes()
-    reader = _json_reader.Reader(folder)
+    reader = _json_reader.JsonReader(folder)
     for place in range(len(content)):
         for other in (content[place] ^ 1, content[place] ^ 0x80, 0x0A, 0x20, 0):
             if other == content[place]:
@@ -478,7 +478,7 @@ async def test_torn_line_at_any_byte(folder: Path) -> None:
     (path,) = folder.glob("runs/run/journal.*")
     content = path.read_bytes()
     start = content.rindex(b"\n", 0, -1) + 1
-    reader = _json_reader.Reader(folder)
+    reader = _json_reader.JsonReader(folder)
     for size in range(start, len(content)):
         path.write_bytes(content[:size])
         stored = reader.read_run("run", None)
@@ -645,7 +645,7 @@ def test_read_begins_again_where_a_run_was_written_anew(
                 return content
 
             monkeypatch.setattr(files, "read_whole", interrupted)
-            stored = _json_reader.Reader(folder).read_run("run", None)
+            stored = _json_reader.JsonReader(folder).read_run("run", None)
             monkeypatch.setattr(files, "read_whole", real)
             assert stored is not None
             assert stored.streams[0].sequence == 4
@@ -671,7 +671,7 @@ async def test_run_that_is_made_while_it_is_looked_for(
             return real(path, limit_bytes)
 
         monkeypatch.setattr(files, "read_whole", read_whole)
-        stored = _json_reader.Reader(folder).read_run("run", None)
+        stored = _json_reader.JsonReader(folder).read_run("run", None)
         assert stored is not None
         assert stored.streams[0].sequence == 3
     await store.aclose()

@@ -347,7 +347,7 @@ async def test_drop_in_the_journal_of_what_is_not_there_is_damage(folder: Path) 
     store = await JsonStore.open(folder)
     async with store.lock_run("run") as owner:
         held = store._writer._held["run"]
-        line = format.Line(owner, 0, drops=[(A, [1])])
+        line = format.JournalLine(owner, 0, drops=[(A, [1])])
         await store._writing.run(store._writer._append, "run", held, line)
         with pytest.raises(StoreDamagedError, match="line 2, is not what was written"):
             await store.read_run("run")
@@ -432,9 +432,9 @@ async def test_put_meanwhile_waits_and_writes_anew(
         real(blobs, digests)
 
     holds: list[str] = []
-    real_hold = blob_pins.Claims.hold
+    real_hold = blob_pins.BlobPins.hold
 
-    def hold(claims: blob_pins.Claims, digest: str) -> None:
+    def hold(claims: blob_pins.BlobPins, digest: str) -> None:
         holds.append(digest)
         real_hold(claims, digest)
 
@@ -443,7 +443,7 @@ async def test_put_meanwhile_waits_and_writes_anew(
         await store.put_blob(BIG)
         await store.save(run, [naming(A, 1, BIG)])
         monkeypatch.setattr(_blobs.Blobs, "remove", remove)
-        monkeypatch.setattr(blob_pins.Claims, "hold", hold)
+        monkeypatch.setattr(blob_pins.BlobPins, "hold", hold)
 
         async def put(handle: Store, event: trio.Event) -> None:
             await event.wait()
@@ -469,10 +469,10 @@ async def test_removing_needs_none_of_the_threads_that_wait_for_it(
     monkeypatch.setattr(trio.to_thread.current_default_thread_limiter(), "total_tokens", 1)
     store = await open_store(f"{scheme}:{folder}")
     token = trio.lowlevel.current_trio_token()
-    real_doom, real_wait = blob_pins.Claims.doom, threading.Condition.wait_for
+    real_doom, real_wait = blob_pins.BlobPins.doom, threading.Condition.wait_for
     is_doomed, waits = threading.Event(), threading.Event()
 
-    def doom(claims: blob_pins.Claims, digests: set[str]) -> list[str]:
+    def doom(claims: blob_pins.BlobPins, digests: set[str]) -> list[str]:
         doomed = real_doom(claims, digests)
         is_doomed.set()  # before: the put may wait as soon as it is started
         token.run_sync_soon(nursery.start_soon, store.put_blob, BIG)
@@ -488,7 +488,7 @@ async def test_removing_needs_none_of_the_threads_that_wait_for_it(
         run = RunKey("run", 0, owner)
         await store.put_blob(BIG)
         await store.save(run, [naming(A, 1, BIG)])
-        monkeypatch.setattr(blob_pins.Claims, "doom", doom)
+        monkeypatch.setattr(blob_pins.BlobPins, "doom", doom)
         monkeypatch.setattr(threading.Condition, "wait_for", wait_for)
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
@@ -524,7 +524,7 @@ async def test_save_that_was_refused_keeps_the_claim(scheme: str, folder: Path) 
 async def test_platform_without_such_locks_leaves_it_to_the_next_owner(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blob_pins.Claims, "_lock", lambda self, digest, kind: kind != "exclusive")
+    monkeypatch.setattr(blob_pins.BlobPins, "_lock", lambda self, digest, kind: kind != "exclusive")
     store = await SqliteStore.open(folder)
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)

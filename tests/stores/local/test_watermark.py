@@ -12,10 +12,16 @@ from tests.stores.tools import A, chain, make
 from trio_ckpt._util.errors import StoreDamagedError
 from trio_ckpt.abc import Finding, RunKey, Store
 from trio_ckpt.stores import open_store
-from trio_ckpt.stores._local.watermark import Seen, decode_seen, encode_seen, read_seen, seen_path
+from trio_ckpt.stores._local.watermark import (
+    Watermark,
+    decode_seen,
+    encode_seen,
+    read_seen,
+    seen_path,
+)
 
 SCHEMES = pytest.mark.parametrize("scheme", ["sqlite", "json"])
-SEEN = Seen("run/ä\n", 3, 1, 42)
+SEEN = Watermark("run/ä\n", 3, 1, 42)
 
 
 async def damages(store: Store) -> list[Finding]:
@@ -37,7 +43,9 @@ def test_every_altered_bit_of_a_note_is_noticed() -> None:
 
 def test_a_note_has_the_same_length_however_far_the_run_is() -> None:
     """So that it is replaced by one write."""
-    assert len(encode_seen(Seen("r", 1, 0, 0))) == len(encode_seen(Seen("r", 10**9, 7, 10**12)))
+    assert len(encode_seen(Watermark("r", 1, 0, 0))) == len(
+        encode_seen(Watermark("r", 10**9, 7, 10**12))
+    )
 
 
 @pytest.mark.parametrize("content", [b"", bytes(121)])
@@ -55,20 +63,20 @@ async def test_the_note_is_as_far_as_what_was_acknowledged(scheme: str, tmp_path
     store = await open_store(f"{scheme}:{folder}")
     async with store.lock_run("run") as owner:
         run, path = RunKey("run", 0, owner), seen_path(folder, "run")
-        assert read_seen(path) == Seen("run", 1, 0, 0)
+        assert read_seen(path) == Watermark("run", 1, 0, 0)
         await store.save(run, chain(A, 1, 3))
-        assert read_seen(path) == Seen("run", 1, 0, 3)
+        assert read_seen(path) == Watermark("run", 1, 0, 3)
         await store.save(run, [*chain(A, 4, 4), *chain(A, 9, 9)])  # one of them fails
-        assert read_seen(path) == Seen("run", 1, 0, 4)
+        assert read_seen(path) == Watermark("run", 1, 0, 4)
         await store.save(RunKey("run", 1, owner), chain(A, 1, 2))
-        assert read_seen(path) == Seen("run", 1, 1, 6)
+        assert read_seen(path) == Watermark("run", 1, 1, 6)
     async with store.lock_run("run") as owner:
-        assert read_seen(path) == Seen("run", 2, 1, 6)
+        assert read_seen(path) == Watermark("run", 2, 1, 6)
         await store.prune(RunKey("run", 1, owner), keep=1)
-        assert read_seen(path) == Seen("run", 2, 1, 2)
+        assert read_seen(path) == Watermark("run", 2, 1, 2)
         assert await damages(store) == []
         await store.prune(RunKey("run", 1, owner), keep=0)
-        assert read_seen(path) == Seen("run", 2, 1, 0)
+        assert read_seen(path) == Watermark("run", 2, 1, 0)
     assert await damages(store) == []
     await store.aclose()
 

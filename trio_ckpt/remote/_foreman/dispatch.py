@@ -28,8 +28,8 @@ from .._wire.messages import (
     TaskResult,
 )
 from .lease import Ending, Lease, Lost
-from .pool import Pool, Wanted
-from .store_proxy import Relay
+from .pool import PendingItem, Pool
+from .store_proxy import StoreProxy
 from .task_checkpoints import TaskFacts, read_facts
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
@@ -59,7 +59,7 @@ class Dispatcher:
         factory=lambda: itertools.count(time.time_ns() // 1_000), init=False
     )
 
-    async def do(self, wanted: Wanted, settle: Settle, note: Note) -> None:
+    async def do(self, wanted: PendingItem, settle: Settle, note: Note) -> None:
         """Have an item done, by one worker after the other if need be.
 
         Args:
@@ -76,7 +76,7 @@ class Dispatcher:
         finally:
             self.pool.touch()  # a worker may hold it still
 
-    async def _do(self, wanted: Wanted, settle: Settle, note: Note) -> None:
+    async def _do(self, wanted: PendingItem, settle: Settle, note: Note) -> None:
         losses, lost_at = 0, wanted.down_at
         while True:
             # Also after a worker was lost: it may have saved its result and not lived to say so.
@@ -130,7 +130,7 @@ class Dispatcher:
     # -- one lease ----------------------------------------------------------------------------
 
     async def _lend(
-        self, wanted: Wanted, lease: Lease, lost_at: float | None, settle: Settle, note: Note
+        self, wanted: PendingItem, lease: Lease, lost_at: float | None, settle: Settle, note: Note
     ) -> Ending:
         """Let one worker have the item; how that ended."""
         try:
@@ -155,20 +155,20 @@ class Dispatcher:
             self.pool.end(lease)
 
     @asynccontextmanager
-    async def _own(self, wanted: Wanted) -> AsyncGenerator[tuple[int, Relay | None]]:
+    async def _own(self, wanted: PendingItem) -> AsyncGenerator[tuple[int, StoreProxy | None]]:
         """Own the item's run for a lease; one that saves nothing has a number of its own."""
         if not wanted.is_saving:
             yield next(self._counter), None
             return
         async with self.store.lock_run(wanted.task_id) as number:
-            yield number, Relay(self.store, wanted.task_id, number)
+            yield number, StoreProxy(self.store, wanted.task_id, number)
 
-    async def _note(self, wanted: Wanted, note: Note, text: str) -> None:
+    async def _note(self, wanted: PendingItem, note: Note, text: str) -> None:
         """Take what a worker says for the history of the job."""
         log.warning("%s: %s", wanted.task_id, printable(text), extra=wanted.place)
         await note(wanted.index, text)
 
-    async def _look(self, wanted: Wanted, lost_at: float | None, note: Note) -> TaskFacts:
+    async def _look(self, wanted: PendingItem, lost_at: float | None, note: Note) -> TaskFacts:
         """What is saved of an item, after what is too old was set aside."""
         facts = await self._read(wanted, note)
         saved_at = facts.last_checkpoint_at
@@ -187,7 +187,7 @@ class Dispatcher:
         await note(wanted.index, text)
         return TaskFacts()
 
-    async def _read(self, wanted: Wanted, note: Note) -> TaskFacts:
+    async def _read(self, wanted: PendingItem, note: Note) -> TaskFacts:
         """What is saved of an item; if its records are damaged they are removed, and said so.
 
         Where only arrays are, the worker goes back to the newest state that is whole.
@@ -201,13 +201,13 @@ class Dispatcher:
             await note(wanted.index, text)
             return TaskFacts()
 
-    async def _prune(self, wanted: Wanted, lease: Lease) -> None:
+    async def _prune(self, wanted: PendingItem, lease: Lease) -> None:
         """Remove the saved states of an item that is done, best effort."""
         if not wanted.is_saving or wanted.options.keep_checkpoints:
             return
         await _remove(self.store, wanted.task_id, lease.number)
 
-    async def _clean_up(self, wanted: Wanted) -> None:
+    async def _clean_up(self, wanted: PendingItem) -> None:
         """The same, of one that nobody has."""
         if not wanted.options.keep_checkpoints:
             await prune_task(self.store, wanted.task_id)
@@ -255,7 +255,7 @@ async def _remove(store: Store, task_id: str, number: int) -> int:
     return size + (await store.prune(run, keep=0)).bytes
 
 
-def _assignment(wanted: Wanted, number: int, facts: TaskFacts) -> TaskMessage:
+def _assignment(wanted: PendingItem, number: int, facts: TaskFacts) -> TaskMessage:
     head = (
         wanted.task_id,
         number,

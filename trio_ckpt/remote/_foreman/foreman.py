@@ -23,7 +23,7 @@ from .._wire.errors import JobRefusedError, UnknownJobError
 from .._wire.link import Link
 from .._wire.messages import Hello
 from .._wire.names import check_job_id, split_task_id
-from .._wire.submission import Submission, read_submission
+from .._wire.submission import JobSubmission, read_submission
 from .dispatch import Dispatcher, prune_task
 from .job import Job, is_there_already
 from .job_reader import has_submission, is_cancelled, items_progress, list_jobs, read_task
@@ -95,13 +95,13 @@ class Foreman:
             log.info("going on with %s", job_id, extra=at(job_id))
             self._start(Job(job_id, self.dispatcher), None)
 
-    def _start(self, job: Job, submission: Submission | None) -> None:
+    def _start(self, job: Job, submission: JobSubmission | None) -> None:
         if self._nursery is None:
             raise RuntimeError("the foreman has not begun")
         self.jobs[job.job_id] = job
         self._nursery.start_soon(self._run_job, job, submission)
 
-    async def _run_job(self, job: Job, submission: Submission | None) -> None:
+    async def _run_job(self, job: Job, submission: JobSubmission | None) -> None:
         try:
             await job.run(self.store, submission)
         finally:
@@ -117,7 +117,7 @@ class Foreman:
 
     # -- jobs ---------------------------------------------------------------------------------
 
-    async def submit(self, job_id: str, submission: Submission) -> None:
+    async def submit(self, job_id: str, submission: JobSubmission) -> None:
         """Take a job, or go on with it in another way.
 
         The same function and items under the same name are the same job, and its newest options
@@ -149,7 +149,7 @@ class Foreman:
             reason = "it was not stored" if job.problem is None else job.problem.message
             raise JobRefusedError(f"job {job_id!r} is not taken: {reason}", run_id=job_id)
 
-    async def _join(self, job: Job, submission: Submission) -> bool:
+    async def _join(self, job: Job, submission: JobSubmission) -> bool:
         """Go on with a job that is being done; False: it is about to end."""
         await job.accepted.wait()
         if job.submission is None:
@@ -158,7 +158,7 @@ class Foreman:
             raise is_there_already(job.job_id)
         return await job.change(submission.options)
 
-    async def _look_back(self, job_id: str, submission: Submission) -> tuple[bool, bool]:
+    async def _look_back(self, job_id: str, submission: JobSubmission) -> tuple[bool, bool]:
         """Whether there is something to do of a job, and whether it was over before."""
         view = await self.store.load_run(job_id)
         if view is None or not has_submission(view) or not is_over(items_progress(view)):

@@ -11,10 +11,10 @@ import trio
 
 from ..._commit.batch import Batch
 from ..._commit.retry import RetryRule, RetryTable, Then
-from ..._commit.stream_log import Lane
+from ..._commit.stream_log import StreamLog
 from ..._journal.history import ended_at
 from ..._journal.progress import Progress
-from ..._journal.record import ErrorInfo, Kind, Record, describe_error, trouble
+from ..._journal.record import ErrorInfo, Record, RecordKind, describe_error, trouble
 from ..._journal.store import Store
 from ..._runs.open import open_run
 from ..._runs.parallel import run_batches
@@ -33,10 +33,10 @@ from .._wire.errors import (
 )
 from .._wire.messages import JobOptions
 from .._wire.names import ITEMS_STREAM, task_id_of
-from .._wire.submission import Submission, head_record, job_records, read_submission
+from .._wire.submission import JobSubmission, head_record, job_records, read_submission
 from .dispatch import Dispatcher, prune_task
 from .job_reader import has_submission, sums_of
-from .pool import Wanted
+from .pool import PendingItem
 from .task_checkpoints import TaskFacts
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
@@ -86,13 +86,13 @@ class Job:
     accepted: trio.Event = attrs.field(factory=trio.Event, init=False)
     ready: trio.Event = attrs.field(factory=trio.Event, init=False)
     over: trio.Event = attrs.field(factory=trio.Event, init=False)
-    submission: Submission | None = attrs.field(default=None, init=False)
+    submission: JobSubmission | None = attrs.field(default=None, init=False)
     refusal: JobRefusedError | None = attrs.field(default=None, init=False)
     problem: ErrorInfo | None = attrs.field(default=None, init=False)
     waits: str = attrs.field(default="", init=False)
     _waits_since: float | None = attrs.field(default=None, init=False)
     _stream: Stream[None] | None = attrs.field(default=None, init=False)
-    _lane: Lane | None = attrs.field(default=None, init=False)  # of what the job is
+    _lane: StreamLog | None = attrs.field(default=None, init=False)  # of what the job is
     _registry: TokenRegistry | None = attrs.field(default=None, init=False)
     _down_at: float | None = attrs.field(default=None, init=False)
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
@@ -173,7 +173,7 @@ class Job:
         if self._registry is not None:
             self._registry.touch()
 
-    async def run(self, store: Store, new: Submission | None) -> None:
+    async def run(self, store: Store, new: JobSubmission | None) -> None:
         """Do it, or go on with it; what goes wrong is logged, and ends this job alone.
 
         Args:
@@ -215,8 +215,8 @@ class Job:
                 self._registry.touch()
 
     async def _submit(
-        self, store: Store, run: Run, stream: Stream[None], new: Submission | None
-    ) -> Submission | None:
+        self, store: Store, run: Run, stream: Stream[None], new: JobSubmission | None
+    ) -> JobSubmission | None:
         """Make it durable what the job is; None: no client has ever said so."""
         desk, view = stream.desk, run.peek()
         if not has_submission(view):
@@ -235,7 +235,7 @@ class Job:
             await desk.saver.save(self._lane, head_record(new, time.time()))
         return new
 
-    async def _work(self, run: Run, stream: Stream[None], submission: Submission) -> None:
+    async def _work(self, run: Run, stream: Stream[None], submission: JobSubmission) -> None:
         self._stream, self._registry = stream, run.coordinator.registry
         self.ready.set()
         self.dispatcher.pool.touch()
@@ -254,7 +254,7 @@ class Job:
         submission = self.submission
         if submission is None:
             raise RuntimeError("a job without a submission has no items")
-        wanted = Wanted(
+        wanted = PendingItem(
             self.job_id,
             batch.index,
             task_id_of(self.job_id, batch.index),
@@ -292,7 +292,7 @@ class Job:
                     )
 
 
-async def _save(stream: Stream[None], lane: Lane, submission: Submission) -> None:
+async def _save(stream: Stream[None], lane: StreamLog, submission: JobSubmission) -> None:
     """Save what a job is, and before that how many items it has: none of them is done.
 
     Both are in one group.  So whoever reads a job knows how much of it is left, from the moment
@@ -300,7 +300,7 @@ async def _save(stream: Stream[None], lane: Lane, submission: Submission) -> Non
     """
     desk, now = stream.desk, time.time()
     total = Record(
-        kind=Kind.SAVE, at=now, opened=desk.new_opening(), expected=len(submission.items)
+        kind=RecordKind.SAVE, at=now, opened=desk.new_opening(), expected=len(submission.items)
     )
     await desk.saver.save_all(
         [(desk.lane, total), *((lane, record) for record in job_records(submission, now))]

@@ -21,8 +21,8 @@ import attrs
 
 from ..._journal.history import read_pages
 from ..._journal.progress import Progress
-from ..._journal.record import Kind, Record, Status
-from ..._journal.run_status import Look, read_look
+from ..._journal.record import Record, RecordKind, Status
+from ..._journal.run_status import RunStatus, read_look
 from ..._journal.store import RunView, Store
 from ..._util.plain import JOB_STREAM
 from ..._util.text import plural
@@ -199,7 +199,7 @@ class JobReader:
     ) -> None:
         for _, record in records:
             index = record.index
-            if record.kind is Kind.BATCH and index is not None and index in missing:
+            if record.kind is RecordKind.BATCH and index is not None and index in missing:
                 missing.discard(index)  # newest first: any other of it was taken back
                 view = _done_view(job, index, record)
                 self._done[view.task_id, job.generation] = view
@@ -221,7 +221,7 @@ class _Job:
     """
 
     store: Store
-    look: Look
+    look: RunStatus
     head: JobHead
     live: Live
     waits: str

@@ -27,7 +27,7 @@ from .._wire.messages import (
     TaskResult,
 )
 from .._wire.protocol import TaskPhase
-from .store_proxy import Relay
+from .store_proxy import StoreProxy
 
 
 class Lost(enum.Enum):
@@ -43,7 +43,7 @@ Reply = Callable[[TaskMessage], None]
 
 
 @attrs.frozen
-class _Call:
+class _LeaseCall:
     """A question of the worker, and what is called when it is answered."""
 
     message: TaskCheckpoint | StoreCall
@@ -54,7 +54,7 @@ class _Call:
 Ending = TaskResult | TaskFailed | ReleaseTask | Lost
 
 
-class Holder(Protocol):
+class LeaseHolder(Protocol):
     """The worker that has it, as far as a lease needs one."""
 
     name: str
@@ -90,10 +90,10 @@ class Lease:
 
     task_id: str
     function: str
-    holder: Holder
+    holder: LeaseHolder
     was: int | None = None
     number: int = 0
-    relay: Relay | None = None
+    relay: StoreProxy | None = None
     since: float = attrs.field(factory=time.time)
     percent: float | None = None
     is_running: bool = False
@@ -102,7 +102,7 @@ class Lease:
     ending: Ending | None = attrs.field(default=None, init=False)
     lost_at: float | None = attrs.field(default=None, init=False)
     _notes: deque[str] = attrs.field(factory=deque[str], init=False)  # for the job's history
-    _calls: deque[_Call] = attrs.field(factory=deque["_Call"], init=False)
+    _calls: deque[_LeaseCall] = attrs.field(factory=deque["_LeaseCall"], init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     @property
@@ -119,7 +119,7 @@ class Lease:
         """Whether a worker that names a number means this lease, or what it goes on from."""
         return number in (self.number, self.was)
 
-    def offer(self, number: int, relay: Relay | None, message: TaskMessage) -> bool:
+    def offer(self, number: int, relay: StoreProxy | None, message: TaskMessage) -> bool:
         """Tell the worker.
 
         Args:
@@ -159,7 +159,7 @@ class Lease:
             if self.relay is not None:
                 self.relay.close()
 
-    async def _answer(self, call: _Call) -> None:
+    async def _answer(self, call: _LeaseCall) -> None:
         try:
             if self.relay is None:
                 return
@@ -185,7 +185,7 @@ class Lease:
             handled: Called when it is answered, and its memory is free again.
         """
         self.is_running = True
-        self._calls.append(_Call(message, reply, handled))
+        self._calls.append(_LeaseCall(message, reply, handled))
         self._changed.set()
 
     def take(self, message: TaskMessage) -> None:

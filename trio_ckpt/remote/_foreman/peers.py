@@ -51,7 +51,7 @@ from .._wire.messages import (
 from .._wire.names import check_job_id
 from .._wire.protocol import Connection, Received, choose_version
 from .._wire.secrets import is_secret
-from .._wire.submission import MAX_JOB_BYTES, Submission, check_function
+from .._wire.submission import MAX_JOB_BYTES, JobSubmission, check_function
 from .foreman import CONFLICT, Foreman
 from .pool import Pool
 from .results import feed_results
@@ -181,7 +181,7 @@ def _reply(worker: WorkerHandle, link: Link, message: TaskMessage) -> None:
 
 
 @attrs.define(eq=False)
-class _Incoming:
+class _IncomingJob:
     """A job of which the items are coming."""
 
     submit: SubmitJob
@@ -209,7 +209,7 @@ class _Client:
 
     foreman: Foreman
     link: Link
-    _incoming: dict[str, _Incoming] = attrs.field(factory=dict[str, _Incoming], init=False)
+    _incoming: dict[str, _IncomingJob] = attrs.field(factory=dict[str, _IncomingJob], init=False)
     _taken: dict[str, trio.Event] = attrs.field(factory=dict[str, trio.Event], init=False)
     _fed: dict[str, trio.CancelScope] = attrs.field(factory=dict[str, trio.CancelScope], init=False)
 
@@ -254,7 +254,7 @@ class _Client:
             return
         if len(self._incoming) >= MAX_SUBMISSIONS:
             raise RemoteProtocolError(f"over {MAX_SUBMISSIONS} jobs are submitted at once")
-        self._incoming[job_id] = _Incoming(submit)
+        self._incoming[job_id] = _IncomingJob(submit)
         self._end_if_whole(job_id, nursery)
 
     def _add(self, message: JobItems, cost: int, nursery: trio.Nursery) -> None:
@@ -277,7 +277,7 @@ class _Client:
         if len(incoming.items) == incoming.submit.total:
             del self._incoming[job_id]
             submit = incoming.submit
-            submission = Submission(submit.function, incoming.items, submit.options)
+            submission = JobSubmission(submit.function, incoming.items, submit.options)
             taken = self._taken[job_id] = trio.Event()
             nursery.start_soon(self._guard, self._submit, job_id, submission, taken)
 
@@ -288,7 +288,7 @@ class _Client:
             await taken.wait()
         self.foreman.cancel(job_id)
 
-    async def _submit(self, job_id: str, submission: Submission, taken: trio.Event) -> None:
+    async def _submit(self, job_id: str, submission: JobSubmission, taken: trio.Event) -> None:
         try:
             await self._take(job_id, submission)
         finally:
@@ -296,7 +296,7 @@ class _Client:
             if self._taken.get(job_id) is taken:
                 del self._taken[job_id]
 
-    async def _take(self, job_id: str, submission: Submission) -> None:
+    async def _take(self, job_id: str, submission: JobSubmission) -> None:
         try:
             await self.foreman.submit(job_id, submission)
         except JobRefusedError as error:

@@ -33,7 +33,7 @@ import trio
 
 from ..._util.log import Place, at
 from ..._util.patience import wait_awake
-from .._wire.messages import Cancel, Held, JobOptions, NewLease, TaskAck
+from .._wire.messages import Cancel, HeldItem, JobOptions, NewLease, TaskAck
 from .._wire.names import ITEMS_STREAM
 from .._wire.protocol import TaskPhase
 from .lease import Lease, Lost
@@ -46,7 +46,7 @@ NOT_WANTED = "its result is not wanted any more"
 
 
 @attrs.frozen
-class Wanted:
+class PendingItem:
     """A work item that is to be done.
 
     Attributes:
@@ -81,7 +81,7 @@ class Wanted:
         return at(self.job_id, ITEMS_STREAM, self.index)
 
 
-class Standing(enum.Enum):
+class ItemOnConnection(enum.Enum):
     """What the foreman makes of an item that stands on a worker's connection."""
 
     LEASED = "the worker has it under a lease that goes on"
@@ -103,28 +103,28 @@ class Due(enum.Enum):
     ACK = enum.auto()
 
 
-DUE: dict[TaskPhase, dict[Standing, Due]] = {
+DUE: dict[TaskPhase, dict[ItemOnConnection, Due]] = {
     TaskPhase.HELD: {
-        Standing.LEASED: Due.LEASE,
-        Standing.CHANGING: Due.NOTHING,
-        Standing.WAITING: Due.TAKE,
-        Standing.OPEN: Due.NOTHING,
-        Standing.UNWANTED: Due.CANCEL,
+        ItemOnConnection.LEASED: Due.LEASE,
+        ItemOnConnection.CHANGING: Due.NOTHING,
+        ItemOnConnection.WAITING: Due.TAKE,
+        ItemOnConnection.OPEN: Due.NOTHING,
+        ItemOnConnection.UNWANTED: Due.CANCEL,
     },
     TaskPhase.RUNNING: {
-        Standing.LEASED: Due.NOTHING,
-        Standing.CHANGING: Due.NOTHING,
-        Standing.WAITING: Due.CANCEL,
-        Standing.OPEN: Due.CANCEL,
-        Standing.UNWANTED: Due.CANCEL,
+        ItemOnConnection.LEASED: Due.NOTHING,
+        ItemOnConnection.CHANGING: Due.NOTHING,
+        ItemOnConnection.WAITING: Due.CANCEL,
+        ItemOnConnection.OPEN: Due.CANCEL,
+        ItemOnConnection.UNWANTED: Due.CANCEL,
     },
-    TaskPhase.STOPPING: dict.fromkeys(Standing, Due.NOTHING),
+    TaskPhase.STOPPING: dict.fromkeys(ItemOnConnection, Due.NOTHING),
     TaskPhase.ENDED: {
-        Standing.LEASED: Due.NOTHING,
-        Standing.CHANGING: Due.NOTHING,
-        Standing.WAITING: Due.ACK,
-        Standing.OPEN: Due.ACK,
-        Standing.UNWANTED: Due.ACK,
+        ItemOnConnection.LEASED: Due.NOTHING,
+        ItemOnConnection.CHANGING: Due.NOTHING,
+        ItemOnConnection.WAITING: Due.ACK,
+        ItemOnConnection.OPEN: Due.ACK,
+        ItemOnConnection.UNWANTED: Due.ACK,
     },
 }
 """Where an item stands on a worker's connection, what the foreman makes of it -> what to do.
@@ -135,10 +135,10 @@ it is known whether the worker may go on."""
 
 
 @attrs.define(eq=False)
-class _Waiter:
+class _WaitingItem:
     """An item that waits for a worker."""
 
-    wanted: Wanted
+    wanted: PendingItem
     may_begin: bool  # or only the worker that holds it already may have it
     is_alone: bool = False  # it gets a worker for itself
     ready: trio.Event = attrs.field(factory=trio.Event)
@@ -162,12 +162,12 @@ class Pool:
     workers: dict[str, WorkerHandle] = attrs.field(factory=dict[str, WorkerHandle])
     leases: dict[str, Lease] = attrs.field(factory=dict[str, Lease], init=False)
     _holders: dict[str, WorkerHandle] = attrs.field(factory=dict[str, WorkerHandle], init=False)
-    _waiting: OrderedDict[str, dict[str, _Waiter]] = attrs.field(
-        factory=OrderedDict[str, dict[str, _Waiter]], init=False
+    _waiting: OrderedDict[str, dict[str, _WaitingItem]] = attrs.field(
+        factory=OrderedDict[str, dict[str, _WaitingItem]], init=False
     )
     _newest: dict[str, dict[str, int]] = attrs.field(factory=dict[str, dict[str, int]], init=False)
     # by job and item: the newest lease if its worker may go on with it, or 0 if it may not
-    _lone: dict[_Waiter, None] = attrs.field(factory=dict[_Waiter, None], init=False)
+    _lone: dict[_WaitingItem, None] = attrs.field(factory=dict[_WaitingItem, None], init=False)
     _kept: WorkerHandle | None = attrs.field(default=None, init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
     _touched: dict[WorkerHandle, None] = attrs.field(factory=dict[WorkerHandle, None], init=False)
@@ -200,7 +200,9 @@ class Pool:
             self._changed = trio.Event()
             self.match()
 
-    async def take(self, wanted: Wanted, claims_until: float, *, is_alone: bool = False) -> Lease:
+    async def take(
+        self, wanted: PendingItem, claims_until: float, *, is_alone: bool = False
+    ) -> Lease:
         """Wait for a worker.
 
         Args:
@@ -214,7 +216,7 @@ class Pool:
 
         Cancellation: nothing is promised.
         """
-        waiter = _Waiter(wanted, trio.current_time() >= claims_until, is_alone)
+        waiter = _WaitingItem(wanted, trio.current_time() >= claims_until, is_alone)
         self._waiting.setdefault(wanted.job_id, {})[wanted.task_id] = waiter
         if is_alone:
             self._lone[waiter] = None
@@ -302,25 +304,25 @@ class Pool:
                 case Due.ACK:
                     worker.send(TaskAck(task_id, held.lease))
                 case Due.NOTHING:
-                    is_undecided |= standing in (Standing.CHANGING, Standing.OPEN)
+                    is_undecided |= standing in (ItemOnConnection.CHANGING, ItemOnConnection.OPEN)
         return is_undecided
 
-    def _standing(self, worker: WorkerHandle, held: Held) -> Standing:
+    def _standing(self, worker: WorkerHandle, held: HeldItem) -> ItemOnConnection:
         """What the foreman makes of an item that a worker has on its connection."""
         task_id = held.task_id
         lease = self.leases.get(task_id)
         if lease is not None and (self._holders[task_id] is worker or lease.ending is not None):
-            return Standing.LEASED if lease.is_live else Standing.CHANGING
+            return ItemOnConnection.LEASED if lease.is_live else ItemOnConnection.CHANGING
         newest = self._newest.get(job_of(task_id), {}).get(task_id, held.lease)
         if lease is not None or newest != held.lease or not self.is_open(task_id):
-            return Standing.UNWANTED
+            return ItemOnConnection.UNWANTED
         waiter = self._waiting.get(job_of(task_id), {}).get(task_id)
         if waiter is None:
-            return Standing.OPEN
+            return ItemOnConnection.OPEN
         is_same = waiter.wanted.attempt == held.attempt
-        return Standing.WAITING if is_same else Standing.UNWANTED
+        return ItemOnConnection.WAITING if is_same else ItemOnConnection.UNWANTED
 
-    def _refuse(self, held: Held) -> None:
+    def _refuse(self, held: HeldItem) -> None:
         """Note that what is cancelled now is not gone on with, whatever becomes of the CANCEL."""
         newest = self._newest.get(job_of(held.task_id), {})
         if newest.get(held.task_id) == held.lease:
@@ -362,7 +364,7 @@ class Pool:
         if self._kept not in able:
             self._kept = min(able, key=lambda worker: worker.slots - worker.free, default=None)
 
-    def _able_alone(self, waiter: _Waiter) -> list[WorkerHandle]:
+    def _able_alone(self, waiter: _WaitingItem) -> list[WorkerHandle]:
         """Workers that an item that is to be alone may have, when they are idle."""
         if not waiter.may_begin:
             return []
@@ -399,7 +401,7 @@ class Pool:
         if job_id in self._waiting:
             self._waiting.move_to_end(job_id)
 
-    def _forget_waiter(self, waiter: _Waiter) -> None:
+    def _forget_waiter(self, waiter: _WaitingItem) -> None:
         job_id, task_id = waiter.wanted.job_id, waiter.wanted.task_id
         self._lone.pop(waiter, None)
         waiters = self._waiting.get(job_id, {})

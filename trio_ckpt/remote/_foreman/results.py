@@ -12,7 +12,7 @@ from typing import Any
 
 from ..._journal.history import read_pages
 from ..._journal.progress import Progress
-from ..._journal.record import ErrorInfo, Kind, Record, Status, describe_error
+from ..._journal.record import ErrorInfo, Record, RecordKind, Status, describe_error
 from ..._journal.store import Store
 from ..._tokens.registry import TokenRegistry
 from ..._util.errors import StoreDamagedError, StoreError
@@ -131,7 +131,7 @@ async def _send_new(
         async for records in pages:
             for _, record in records:
                 index = record.index
-                is_last_word = record.kind in (Kind.BATCH, Kind.SKIP)
+                is_last_word = record.kind in (RecordKind.BATCH, RecordKind.SKIP)
                 if index is None or not is_last_word or not progress.is_done(index):
                     continue
                 if sent.add(index):
@@ -145,7 +145,7 @@ async def _send_new(
 
 
 def _result(attach: AttachJob, index: int, record: Record) -> JobResult:
-    if record.kind is Kind.BATCH:
+    if record.kind is RecordKind.BATCH:
         return JobResult(attach.job_id, attach.call, index, record.metadata.get("result"))
     error = _error(record.error, record.metadata)
     return JobResult(attach.job_id, attach.call, index, None, error)
@@ -176,7 +176,7 @@ async def _details_of(
     async with aclosing(read_pages(store, job_id, generation, ITEMS_STREAM)) as pages:
         async for records in pages:
             for _, record in records:
-                if record.kind in (Kind.ATTEMPT, Kind.SKIP) and record.index == index:
+                if record.kind in (RecordKind.ATTEMPT, RecordKind.SKIP) and record.index == index:
                     return record.metadata
     return NO_DETAILS
 

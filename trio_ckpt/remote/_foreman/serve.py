@@ -134,7 +134,7 @@ async def serve_foreman(
     foreman = Foreman(store, grace_s, rebalance)
     foreman.port = int(listeners[0].socket.getsockname()[1])
     foreman.url = f"{'ws' if ssl_context is None else 'wss'}://{_url_host(host)}:{foreman.port}"
-    door = Door(foreman, terms, ssl_context, frozenset({*names, host}), max_connections, accept)
+    door = Acceptor(foreman, terms, ssl_context, frozenset({*names, host}), max_connections, accept)
     async with trio.open_nursery() as nursery:
         await foreman.begin(nursery)
         log.info("listening on %s", foreman.url)
@@ -177,7 +177,7 @@ def _url_host(host: str) -> str:
 
 
 @attrs.define(eq=False)
-class Door:
+class Acceptor:
     """Lets connections in, or not.
 
     Attributes:

@@ -55,7 +55,7 @@ _NIL = msgspec.msgpack.encode(None)
 
 
 @attrs.define(eq=False)
-class _Incoming:
+class _IncomingBlob:
     """A blob that comes in parts."""
 
     digest: str
@@ -65,7 +65,7 @@ class _Incoming:
 
 
 @attrs.define(eq=False)
-class Relay:
+class StoreProxy:
     """What one worker may do with the foreman's store, under one lease.
 
     Attributes:
@@ -77,7 +77,7 @@ class Relay:
     store: Store
     run_id: str
     owner: int
-    _incoming: _Incoming | None = attrs.field(default=None, init=False)
+    _incoming: _IncomingBlob | None = attrs.field(default=None, init=False)
     _finished: str = attrs.field(default="", init=False)  # the blob that came last
     _seen: set[str] = attrs.field(factory=set[str], init=False)
 
@@ -313,7 +313,7 @@ class Relay:
             return _NIL
         if part.offset == 0:
             self.close()
-            self._incoming = _Incoming(part.digest, part.size, tempfile.TemporaryFile())  # noqa: SIM115  # closed by `close`
+            self._incoming = _IncomingBlob(part.digest, part.size, tempfile.TemporaryFile())  # noqa: SIM115  # closed by `close`
         incoming = self._incoming
         if incoming is None or (incoming.digest, incoming.size) != (part.digest, part.size):
             return _NIL if self._finished == part.digest else BEGIN_AGAIN
@@ -327,7 +327,7 @@ class Relay:
             await self._put_file(incoming)
         return _NIL
 
-    async def _put_file(self, incoming: _Incoming) -> None:
+    async def _put_file(self, incoming: _IncomingBlob) -> None:
         try:
             incoming.file.flush()
             fd = incoming.file.fileno()

@@ -9,7 +9,7 @@ import attrs
 import msgspec
 
 from ..._journal.history import read_pages
-from ..._journal.record import TROUBLE, Kind, Record
+from ..._journal.record import TROUBLE, Record, RecordKind
 from ..._journal.store import Store
 from ...state import decode_frame, frame_digest
 from .._wire.names import TASK_STREAM
@@ -100,9 +100,9 @@ class _Reading:
     def add(self, sequence: int, record: Record) -> None:
         if not self.sequence:
             self.sequence, self.saved_at = sequence, record.at
-        if record.kind is Kind.BATCH and self.done is None:
+        if record.kind is RecordKind.BATCH and self.done is None:
             self.done = record
-        problem = record.metadata.get(TROUBLE) if record.kind is Kind.NOTE else None
+        problem = record.metadata.get(TROUBLE) if record.kind is RecordKind.NOTE else None
         if isinstance(problem, str) and not self.problem:
             self.problem = problem
         if not record.state:

@@ -9,7 +9,7 @@ import attrs
 
 from .._wire.errors import LocalProtocolError
 from .._wire.link import Link
-from .._wire.messages import AssignTask, Held, Hello, NewLease, TaskAck, TaskMessage
+from .._wire.messages import AssignTask, HeldItem, Hello, NewLease, TaskAck, TaskMessage
 from .._wire.names import is_allowed
 from .._wire.protocol import TaskPhase
 from .lease import Lease
@@ -40,7 +40,7 @@ class WorkerHandle:
     slots: int
     allow: tuple[str, ...]
     link: Link | None = None
-    held: dict[str, Held] = attrs.field(factory=dict[str, Held])
+    held: dict[str, HeldItem] = attrs.field(factory=dict[str, HeldItem])
     leases: dict[str, Lease] = attrs.field(factory=dict[str, Lease])
     connections: int = 0
 
@@ -124,9 +124,9 @@ class WorkerHandle:
     def _note(self, message: TaskMessage) -> None:
         match message:
             case AssignTask(task_id=task_id, lease=lease, attempt=attempt):
-                self.held[task_id] = Held(task_id, lease, attempt)
+                self.held[task_id] = HeldItem(task_id, lease, attempt)
             case NewLease(task_id=task_id, lease=lease):
-                self.held[task_id] = Held(task_id, lease, self.held[task_id].attempt)
+                self.held[task_id] = HeldItem(task_id, lease, self.held[task_id].attempt)
             case TaskAck(task_id=task_id):
                 del self.held[task_id]
             case _:

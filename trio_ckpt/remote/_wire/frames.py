@@ -21,7 +21,7 @@ import zlib
 import attrs
 
 from .errors import RemoteProtocolError
-from .messages import MAX_SMALL_BYTES, MESSAGES, Kind
+from .messages import MAX_SMALL_BYTES, MESSAGES, MessageKind
 
 FRAME_VERSION = 1
 FRAME_BYTES = MAX_SMALL_BYTES  # of payload
@@ -33,7 +33,7 @@ _NUMBERS = 2**32  # message numbers begin again
 
 
 @attrs.frozen
-class Frame:
+class WireFrame:
     """One frame.
 
     Attributes:
@@ -44,7 +44,7 @@ class Frame:
         payload: The part.
     """
 
-    kind: Kind
+    kind: MessageKind
     number: int
     size: int
     offset: int
@@ -61,7 +61,7 @@ class Frame:
         return self.offset + len(self.payload) == self.size
 
 
-def encode_frame(frame: Frame) -> bytes:
+def encode_frame(frame: WireFrame) -> bytes:
     """The bytes of a frame."""
     head = HEADER.pack(FRAME_VERSION, frame.kind, 0, frame.number, frame.size, frame.offset, 0)[
         :_CHECKED
@@ -70,7 +70,7 @@ def encode_frame(frame: Frame) -> bytes:
     return b"".join((head, checksum.to_bytes(4, "little"), frame.payload))
 
 
-def decode_frame(data: bytes) -> Frame:
+def decode_frame(data: bytes) -> WireFrame:
     """The inverse of `encode_frame`; what it says of sizes is sound by itself.
 
     Raises:
@@ -86,18 +86,18 @@ def decode_frame(data: bytes) -> Frame:
     if kind not in MESSAGES or zero:
         raise RemoteProtocolError(f"there are no messages of kind {kind}, flags {zero}")
     payload = memoryview(data)[HEADER.size :]
-    if size > MESSAGES[Kind(kind)].MAX_BYTES:
-        raise RemoteProtocolError(f"a {Kind(kind).name} of {size:,} bytes is over its limit")
+    if size > MESSAGES[MessageKind(kind)].MAX_BYTES:
+        raise RemoteProtocolError(f"a {MessageKind(kind).name} of {size:,} bytes is over its limit")
     if offset + len(payload) > size or (not payload and size):
-        raise RemoteProtocolError(f"a frame of a {Kind(kind).name} does not fit into it")
-    return Frame(Kind(kind), number, size, offset, payload)
+        raise RemoteProtocolError(f"a frame of a {MessageKind(kind).name} does not fit into it")
+    return WireFrame(MessageKind(kind), number, size, offset, payload)
 
 
 @attrs.define(eq=False)
-class Cutter:
+class Fragmenter:
     """Cuts one message into frames."""
 
-    kind: Kind
+    kind: MessageKind
     number: int
     body: bytes
     _offset: int = attrs.field(default=0, init=False)
@@ -109,19 +109,19 @@ class Cutter:
         payload = memoryview(self.body)[offset : offset + FRAME_BYTES]
         self._offset += len(payload)
         self.is_over = self._offset == len(self.body)
-        return encode_frame(Frame(self.kind, self.number, len(self.body), offset, payload))
+        return encode_frame(WireFrame(self.kind, self.number, len(self.body), offset, payload))
 
 
 @attrs.define(eq=False)
 class _Partial:
-    kind: Kind
+    kind: MessageKind
     size: int
     have: int = 0
     parts: list[bytes | memoryview] = attrs.field(factory=list[bytes | memoryview])
 
 
 @attrs.define(eq=False)
-class Gatherer:
+class Reassembler:
     """Puts messages together; how much that may be is the affair of its owner."""
 
     _partial: dict[int, _Partial] = attrs.field(factory=dict[int, _Partial])
@@ -129,7 +129,7 @@ class Gatherer:
     def __len__(self) -> int:
         return len(self._partial)
 
-    def add(self, frame: Frame) -> bytes | None:
+    def add(self, frame: WireFrame) -> bytes | None:
         """Take a frame; the body of its message if that is whole with it.
 
         Raises:

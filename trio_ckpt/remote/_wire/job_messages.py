@@ -17,8 +17,8 @@ from .message import (
     Count,
     Id,
     JobMessage,
-    Kind,
     Message,
+    MessageKind,
     Name,
     Text,
 )
@@ -77,7 +77,7 @@ class SubmitJob(JobMessage, frozen=True, array_like=True):
         total: How many items there are.
     """
 
-    KIND: ClassVar[Kind] = Kind.SUBMIT_JOB
+    KIND: ClassVar[MessageKind] = MessageKind.SUBMIT_JOB
     MAX_BYTES: ClassVar[int] = MAX_TRACE_BYTES
     function: Name
     options: JobOptions
@@ -92,7 +92,7 @@ class JobItems(JobMessage, frozen=True, array_like=True):
         items: JSON-like values.
     """
 
-    KIND: ClassVar[Kind] = Kind.JOB_ITEMS
+    KIND: ClassVar[MessageKind] = MessageKind.JOB_ITEMS
     MAX_BYTES: ClassVar[int] = MAX_MESSAGE_BYTES
     first: Count
     items: list[Any]
@@ -101,13 +101,13 @@ class JobItems(JobMessage, frozen=True, array_like=True):
 class JobAccepted(JobMessage, frozen=True, array_like=True):
     """The job is durable."""
 
-    KIND: ClassVar[Kind] = Kind.JOB_ACCEPTED
+    KIND: ClassVar[MessageKind] = MessageKind.JOB_ACCEPTED
 
 
 class JobRefused(JobMessage, frozen=True, array_like=True):
     """The job is not taken, or is not there."""
 
-    KIND: ClassVar[Kind] = Kind.JOB_REFUSED
+    KIND: ClassVar[MessageKind] = MessageKind.JOB_REFUSED
     code: Name
     reason: Text
 
@@ -120,7 +120,7 @@ class AttachJob(JobMessage, frozen=True, array_like=True):
         have: The items whose results the client has; a set of indexes as it is stored.
     """
 
-    KIND: ClassVar[Kind] = Kind.ATTACH_JOB
+    KIND: ClassVar[MessageKind] = MessageKind.ATTACH_JOB
     MAX_BYTES: ClassVar[int] = 2 * MIB
     call: Count
     have: Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_STEPS)] = ()
@@ -136,7 +136,7 @@ class JobResult(JobMessage, frozen=True, array_like=True):
         error: Why it was given up, if it was.
     """
 
-    KIND: ClassVar[Kind] = Kind.JOB_RESULT
+    KIND: ClassVar[MessageKind] = MessageKind.JOB_RESULT
     MAX_BYTES: ClassVar[int] = MAX_MESSAGE_BYTES
     call: Count
     index: Count
@@ -154,7 +154,7 @@ class JobDone(JobMessage, frozen=True, array_like=True):
         index: Of the item that it failed with, if with one.
     """
 
-    KIND: ClassVar[Kind] = Kind.JOB_DONE
+    KIND: ClassVar[MessageKind] = MessageKind.JOB_DONE
     MAX_BYTES: ClassVar[int] = MAX_ERROR_BYTES
     call: Count
     status: Literal["completed", "failed", "cancelled", "interrupted"]
@@ -170,7 +170,7 @@ class JobWaits(JobMessage, frozen=True, array_like=True):
         reason: In words; empty: they wait for that no longer.
     """
 
-    KIND: ClassVar[Kind] = Kind.JOB_WAITS
+    KIND: ClassVar[MessageKind] = MessageKind.JOB_WAITS
     call: Count
     reason: Text = ""
 
@@ -178,7 +178,7 @@ class JobWaits(JobMessage, frozen=True, array_like=True):
 class CancelJob(JobMessage, frozen=True, array_like=True):
     """The job is to end, on the workers, too."""
 
-    KIND: ClassVar[Kind] = Kind.CANCEL_JOB
+    KIND: ClassVar[MessageKind] = MessageKind.CANCEL_JOB
 
 
 class Control(Message, frozen=True, array_like=True):
@@ -190,7 +190,7 @@ class Control(Message, frozen=True, array_like=True):
         task_id: The item.
     """
 
-    KIND: ClassVar[Kind] = Kind.CONTROL
+    KIND: ClassVar[MessageKind] = MessageKind.CONTROL
     call: Count
     action: Literal["force-checkpoint", "release", "cleanup"]
     task_id: Id
@@ -205,7 +205,7 @@ class ControlReply(Message, frozen=True, array_like=True):
         reason: In words.
     """
 
-    KIND: ClassVar[Kind] = Kind.CONTROL_REPLY
+    KIND: ClassVar[MessageKind] = MessageKind.CONTROL_REPLY
     call: Count
     code: Count
     reason: Text = ""

@@ -17,7 +17,7 @@ import trio
 from ..._util.patience import give_up_after
 from .errors import ConnectionLostError, ProtocolError
 from .messages import MIB, Credit, Goodbye, Heartbeat, Message
-from .protocol import Connection, Phase, Received
+from .protocol import Connection, ConnectionPhase, Received
 
 HEARTBEAT_S = 5.0
 SILENCE_S = 20.0  # four heartbeats: one or two may be late without anybody being gone
@@ -64,7 +64,7 @@ class Link:
     @property
     def is_open(self) -> bool:
         """Whether both sides have greeted each other, and neither has left or is lost."""
-        return self._failure is None and self.connection.phase is Phase.OPEN
+        return self._failure is None and self.connection.phase is ConnectionPhase.OPEN
 
     def send(self, message: Message) -> bool:
         """Queue a message.
@@ -75,7 +75,7 @@ class Link:
         Raises:
             LocalProtocolError: it may not be sent now.
         """
-        if self._failure is not None or self.connection.phase is Phase.CLOSED:
+        if self._failure is not None or self.connection.phase is ConnectionPhase.CLOSED:
             return False
         self.connection.send(message)
         self._wake.set()
@@ -179,7 +179,7 @@ class Link:
                     await self._write_queued()
                     with trio.move_on_after(self.heartbeat_s) as waiting:
                         await self._wake.wait()
-                    if waiting.cancelled_caught and self.connection.phase is Phase.OPEN:
+                    if waiting.cancelled_caught and self.connection.phase is ConnectionPhase.OPEN:
                         self.connection.send(Heartbeat())
         except (ConnectionLostError, ProtocolError) as error:
             self._fail(error)

@@ -44,7 +44,7 @@ Lease = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
 
-class Kind(enum.IntEnum):
+class MessageKind(enum.IntEnum):
     """The kinds of messages; the numbers never change."""
 
     HELLO = 1
@@ -91,7 +91,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
         MAX_BYTES: How large its body may be.
     """
 
-    KIND: ClassVar[Kind]
+    KIND: ClassVar[MessageKind]
     MAX_BYTES: ClassVar[int] = MAX_SMALL_BYTES
 
     @property
@@ -126,7 +126,7 @@ class TaskMessage(Message, frozen=True, array_like=True):
         return self.task_id
 
 
-class Held(msgspec.Struct, frozen=True, array_like=True):
+class HeldItem(msgspec.Struct, frozen=True, array_like=True):
     """A work item that a worker has when it connects again.
 
     Attributes:
@@ -154,7 +154,7 @@ class Hello(Message, frozen=True, array_like=True):
         held: What it is working at.
     """
 
-    KIND: ClassVar[Kind] = Kind.HELLO
+    KIND: ClassVar[MessageKind] = MessageKind.HELLO
     versions: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=16)]
     role: Literal["worker", "client"]
     secret: Annotated[bytes, msgspec.Meta(max_length=MAX_SECRET_BYTES)]
@@ -162,7 +162,7 @@ class Hello(Message, frozen=True, array_like=True):
     peer_id: Name
     slots: Annotated[int, msgspec.Meta(ge=0, le=MAX_SLOTS)] = 0
     allow: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_ALLOWED)] = ()
-    held: Annotated[tuple[Held, ...], msgspec.Meta(max_length=MAX_SLOTS)] = ()
+    held: Annotated[tuple[HeldItem, ...], msgspec.Meta(max_length=MAX_SLOTS)] = ()
 
 
 class Welcome(Message, frozen=True, array_like=True):
@@ -175,7 +175,7 @@ class Welcome(Message, frozen=True, array_like=True):
         window_bytes: What may be on its way to the other side, not yet handled there.
     """
 
-    KIND: ClassVar[Kind] = Kind.WELCOME
+    KIND: ClassVar[MessageKind] = MessageKind.WELCOME
     version: Count
     heartbeat_s: Seconds
     silence_s: Seconds
@@ -185,7 +185,7 @@ class Welcome(Message, frozen=True, array_like=True):
 class Refused(Message, frozen=True, array_like=True):
     """The peer is not let in; the connection ends."""
 
-    KIND: ClassVar[Kind] = Kind.REFUSED
+    KIND: ClassVar[MessageKind] = MessageKind.REFUSED
     code: Name
     reason: Text
 
@@ -193,25 +193,25 @@ class Refused(Message, frozen=True, array_like=True):
 class Goodbye(Message, frozen=True, array_like=True):
     """The last message of a side that leaves on purpose."""
 
-    KIND: ClassVar[Kind] = Kind.GOODBYE
+    KIND: ClassVar[MessageKind] = MessageKind.GOODBYE
     reason: Text = ""
 
 
 class Heartbeat(Message, frozen=True, array_like=True):
     """This side is there."""
 
-    KIND: ClassVar[Kind] = Kind.HEARTBEAT
+    KIND: ClassVar[MessageKind] = MessageKind.HEARTBEAT
 
 
 class Slots(Message, frozen=True, array_like=True):
     """A worker takes so many items at a time from now on; one that is about to stop takes none."""
 
-    KIND: ClassVar[Kind] = Kind.SLOTS
+    KIND: ClassVar[MessageKind] = MessageKind.SLOTS
     slots: Annotated[int, msgspec.Meta(ge=0, le=MAX_SLOTS)]
 
 
 class Credit(Message, frozen=True, array_like=True):
     """So many bytes of messages are handled: as many more may come."""
 
-    KIND: ClassVar[Kind] = Kind.CREDIT
+    KIND: ClassVar[MessageKind] = MessageKind.CREDIT
     size: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]

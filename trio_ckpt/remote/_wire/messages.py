@@ -49,13 +49,13 @@ from .message import (
     Credit as Credit,
     Goodbye as Goodbye,
     Heartbeat as Heartbeat,
-    Held as Held,
+    HeldItem as HeldItem,
     Hello as Hello,
     Id as Id,
     JobMessage as JobMessage,
-    Kind as Kind,
     Lease as Lease,
     Message as Message,
+    MessageKind as MessageKind,
     Name as Name,
     Refused as Refused,
     Seconds as Seconds,
@@ -89,7 +89,7 @@ from .task_messages import (
     TaskResult as TaskResult,
 )
 
-MESSAGES: dict[Kind, type[Message]] = {
+MESSAGES: dict[MessageKind, type[Message]] = {
     struct.KIND: struct
     for struct in (
         *(Hello, Welcome, Refused, Goodbye, Heartbeat, Credit, Slots),
@@ -122,7 +122,7 @@ def encode_message(message: Message) -> bytes:
     return body
 
 
-def decode_message(kind: Kind, body: bytes) -> Message:
+def decode_message(kind: MessageKind, body: bytes) -> Message:
     """The inverse of `encode_message`.
 
     Raises:

@@ -34,15 +34,15 @@ from collections import OrderedDict, deque
 import attrs
 
 from .errors import LocalProtocolError, ProtocolError, RemoteProtocolError
-from .frames import Cutter, Frame, Gatherer, decode_frame, next_number
+from .frames import Fragmenter, Reassembler, WireFrame, decode_frame, next_number
 from .messages import (
     MIB,
     VERSIONS,
     CheckpointAck,
     Credit,
     Hello,
-    Kind,
     Message,
+    MessageKind,
     StoreCall,
     StoreReply,
     TaskCheckpoint,
@@ -57,7 +57,7 @@ MAX_CALLS = 256  # questions of a worker without an answer; each slot has a few
 CREDIT_SHARE = 4  # credit is given back when so many parts of the window are handled
 
 
-class Role(enum.Enum):
+class PeerRole(enum.Enum):
     """Who speaks; the foreman to a worker is another role than to a client."""
 
     WORKER = "worker"
@@ -68,7 +68,7 @@ class Role(enum.Enum):
     __hash__ = object.__hash__
 
 
-class Phase(enum.Enum):
+class ConnectionPhase(enum.Enum):
     """Where a connection stands."""
 
     NEW = "new"
@@ -79,49 +79,79 @@ class Phase(enum.Enum):
     __hash__ = object.__hash__
 
 
-def _open(*kinds: Kind) -> dict[Kind, Phase]:
+def _open(*kinds: MessageKind) -> dict[MessageKind, ConnectionPhase]:
     """What leaves an open connection open, and how it is closed."""
-    always = (Kind.HEARTBEAT, Kind.CREDIT)
-    return {**dict.fromkeys((*always, *kinds), Phase.OPEN), Kind.GOODBYE: Phase.CLOSED}
+    always = (MessageKind.HEARTBEAT, MessageKind.CREDIT)
+    return {
+        **dict.fromkeys((*always, *kinds), ConnectionPhase.OPEN),
+        MessageKind.GOODBYE: ConnectionPhase.CLOSED,
+    }
 
 
-_WELCOMES = {Kind.WELCOME: Phase.OPEN, Kind.REFUSED: Phase.CLOSED}
+_WELCOMES = {MessageKind.WELCOME: ConnectionPhase.OPEN, MessageKind.REFUSED: ConnectionPhase.CLOSED}
 
-PHASES: dict[Role, dict[Phase, dict[Kind, Phase]]] = {
-    Role.WORKER: {
-        Phase.NEW: {Kind.HELLO: Phase.GREETED},
-        Phase.GREETED: {},
-        Phase.OPEN: _open(
-            *(Kind.SLOTS, Kind.TASK_CHECKPOINT, Kind.STORE_CALL, Kind.TASK_PROGRESS),
-            *(Kind.TASK_RESULT, Kind.TASK_FAILED, Kind.RELEASE_TASK),
+PHASES: dict[PeerRole, dict[ConnectionPhase, dict[MessageKind, ConnectionPhase]]] = {
+    PeerRole.WORKER: {
+        ConnectionPhase.NEW: {MessageKind.HELLO: ConnectionPhase.GREETED},
+        ConnectionPhase.GREETED: {},
+        ConnectionPhase.OPEN: _open(
+            *(
+                MessageKind.SLOTS,
+                MessageKind.TASK_CHECKPOINT,
+                MessageKind.STORE_CALL,
+                MessageKind.TASK_PROGRESS,
+            ),
+            *(MessageKind.TASK_RESULT, MessageKind.TASK_FAILED, MessageKind.RELEASE_TASK),
         ),
-        Phase.CLOSED: {},
+        ConnectionPhase.CLOSED: {},
     },
-    Role.TO_WORKER: {
-        Phase.NEW: {},
-        Phase.GREETED: _WELCOMES,
-        Phase.OPEN: _open(
-            *(Kind.ASSIGN_TASK, Kind.RESUME_TASK, Kind.LEASE, Kind.CANCEL, Kind.RELEASE_TASK),
-            *(Kind.FORCE_CHECKPOINT, Kind.CHECKPOINT_ACK, Kind.STORE_REPLY, Kind.TASK_ACK),
+    PeerRole.TO_WORKER: {
+        ConnectionPhase.NEW: {},
+        ConnectionPhase.GREETED: _WELCOMES,
+        ConnectionPhase.OPEN: _open(
+            *(
+                MessageKind.ASSIGN_TASK,
+                MessageKind.RESUME_TASK,
+                MessageKind.LEASE,
+                MessageKind.CANCEL,
+                MessageKind.RELEASE_TASK,
+            ),
+            *(
+                MessageKind.FORCE_CHECKPOINT,
+                MessageKind.CHECKPOINT_ACK,
+                MessageKind.STORE_REPLY,
+                MessageKind.TASK_ACK,
+            ),
         ),
-        Phase.CLOSED: {},
+        ConnectionPhase.CLOSED: {},
     },
-    Role.CLIENT: {
-        Phase.NEW: {Kind.HELLO: Phase.GREETED},
-        Phase.GREETED: {},
-        Phase.OPEN: _open(
-            *(Kind.SUBMIT_JOB, Kind.JOB_ITEMS, Kind.ATTACH_JOB, Kind.CANCEL_JOB, Kind.CONTROL)
+    PeerRole.CLIENT: {
+        ConnectionPhase.NEW: {MessageKind.HELLO: ConnectionPhase.GREETED},
+        ConnectionPhase.GREETED: {},
+        ConnectionPhase.OPEN: _open(
+            *(
+                MessageKind.SUBMIT_JOB,
+                MessageKind.JOB_ITEMS,
+                MessageKind.ATTACH_JOB,
+                MessageKind.CANCEL_JOB,
+                MessageKind.CONTROL,
+            )
         ),
-        Phase.CLOSED: {},
+        ConnectionPhase.CLOSED: {},
     },
-    Role.TO_CLIENT: {
-        Phase.NEW: {},
-        Phase.GREETED: _WELCOMES,
-        Phase.OPEN: _open(
-            *(Kind.JOB_ACCEPTED, Kind.JOB_REFUSED, Kind.JOB_RESULT, Kind.JOB_DONE),
-            *(Kind.CONTROL_REPLY, Kind.JOB_WAITS),
+    PeerRole.TO_CLIENT: {
+        ConnectionPhase.NEW: {},
+        ConnectionPhase.GREETED: _WELCOMES,
+        ConnectionPhase.OPEN: _open(
+            *(
+                MessageKind.JOB_ACCEPTED,
+                MessageKind.JOB_REFUSED,
+                MessageKind.JOB_RESULT,
+                MessageKind.JOB_DONE,
+            ),
+            *(MessageKind.CONTROL_REPLY, MessageKind.JOB_WAITS),
         ),
-        Phase.CLOSED: {},
+        ConnectionPhase.CLOSED: {},
     },
 }
 """Who speaks, where the connection stands, what is said -> where it stands then."""
@@ -139,47 +169,47 @@ class TaskPhase(enum.Enum):
     __hash__ = object.__hash__
 
 
-_W, _F = Role.WORKER, Role.TO_WORKER
+_W, _F = PeerRole.WORKER, PeerRole.TO_WORKER
 
-TASKS: dict[TaskPhase, dict[tuple[Role, Kind], TaskPhase]] = {
+TASKS: dict[TaskPhase, dict[tuple[PeerRole, MessageKind], TaskPhase]] = {
     TaskPhase.NONE: {
-        (_F, Kind.ASSIGN_TASK): TaskPhase.RUNNING,
-        (_F, Kind.RESUME_TASK): TaskPhase.RUNNING,
+        (_F, MessageKind.ASSIGN_TASK): TaskPhase.RUNNING,
+        (_F, MessageKind.RESUME_TASK): TaskPhase.RUNNING,
     },
     TaskPhase.HELD: {
-        (_F, Kind.LEASE): TaskPhase.RUNNING,
-        (_F, Kind.CANCEL): TaskPhase.STOPPING,
+        (_F, MessageKind.LEASE): TaskPhase.RUNNING,
+        (_F, MessageKind.CANCEL): TaskPhase.STOPPING,
     },
     TaskPhase.RUNNING: {
-        (_W, Kind.TASK_CHECKPOINT): TaskPhase.RUNNING,
-        (_W, Kind.STORE_CALL): TaskPhase.RUNNING,
-        (_W, Kind.TASK_PROGRESS): TaskPhase.RUNNING,
-        (_W, Kind.TASK_RESULT): TaskPhase.ENDED,
-        (_W, Kind.TASK_FAILED): TaskPhase.ENDED,
-        (_W, Kind.RELEASE_TASK): TaskPhase.ENDED,
-        (_F, Kind.CHECKPOINT_ACK): TaskPhase.RUNNING,
-        (_F, Kind.STORE_REPLY): TaskPhase.RUNNING,
-        (_F, Kind.FORCE_CHECKPOINT): TaskPhase.RUNNING,
-        (_F, Kind.RELEASE_TASK): TaskPhase.RUNNING,
-        (_F, Kind.CANCEL): TaskPhase.STOPPING,
+        (_W, MessageKind.TASK_CHECKPOINT): TaskPhase.RUNNING,
+        (_W, MessageKind.STORE_CALL): TaskPhase.RUNNING,
+        (_W, MessageKind.TASK_PROGRESS): TaskPhase.RUNNING,
+        (_W, MessageKind.TASK_RESULT): TaskPhase.ENDED,
+        (_W, MessageKind.TASK_FAILED): TaskPhase.ENDED,
+        (_W, MessageKind.RELEASE_TASK): TaskPhase.ENDED,
+        (_F, MessageKind.CHECKPOINT_ACK): TaskPhase.RUNNING,
+        (_F, MessageKind.STORE_REPLY): TaskPhase.RUNNING,
+        (_F, MessageKind.FORCE_CHECKPOINT): TaskPhase.RUNNING,
+        (_F, MessageKind.RELEASE_TASK): TaskPhase.RUNNING,
+        (_F, MessageKind.CANCEL): TaskPhase.STOPPING,
     },
     TaskPhase.STOPPING: {
-        (_W, Kind.TASK_CHECKPOINT): TaskPhase.STOPPING,
-        (_W, Kind.STORE_CALL): TaskPhase.STOPPING,
-        (_W, Kind.TASK_PROGRESS): TaskPhase.STOPPING,
-        (_W, Kind.TASK_RESULT): TaskPhase.ENDED,
-        (_W, Kind.TASK_FAILED): TaskPhase.ENDED,
-        (_W, Kind.RELEASE_TASK): TaskPhase.ENDED,
-        (_F, Kind.CHECKPOINT_ACK): TaskPhase.STOPPING,
-        (_F, Kind.STORE_REPLY): TaskPhase.STOPPING,
+        (_W, MessageKind.TASK_CHECKPOINT): TaskPhase.STOPPING,
+        (_W, MessageKind.STORE_CALL): TaskPhase.STOPPING,
+        (_W, MessageKind.TASK_PROGRESS): TaskPhase.STOPPING,
+        (_W, MessageKind.TASK_RESULT): TaskPhase.ENDED,
+        (_W, MessageKind.TASK_FAILED): TaskPhase.ENDED,
+        (_W, MessageKind.RELEASE_TASK): TaskPhase.ENDED,
+        (_F, MessageKind.CHECKPOINT_ACK): TaskPhase.STOPPING,
+        (_F, MessageKind.STORE_REPLY): TaskPhase.STOPPING,
     },
     TaskPhase.ENDED: {
-        (_F, Kind.CHECKPOINT_ACK): TaskPhase.ENDED,
-        (_F, Kind.STORE_REPLY): TaskPhase.ENDED,
-        (_F, Kind.FORCE_CHECKPOINT): TaskPhase.ENDED,
-        (_F, Kind.RELEASE_TASK): TaskPhase.ENDED,
-        (_F, Kind.CANCEL): TaskPhase.ENDED,
-        (_F, Kind.TASK_ACK): TaskPhase.NONE,
+        (_F, MessageKind.CHECKPOINT_ACK): TaskPhase.ENDED,
+        (_F, MessageKind.STORE_REPLY): TaskPhase.ENDED,
+        (_F, MessageKind.FORCE_CHECKPOINT): TaskPhase.ENDED,
+        (_F, MessageKind.RELEASE_TASK): TaskPhase.ENDED,
+        (_F, MessageKind.CANCEL): TaskPhase.ENDED,
+        (_F, MessageKind.TASK_ACK): TaskPhase.NONE,
     },
 }
 """Where an item stands, who speaks, what is said -> where it stands then."""
@@ -199,7 +229,7 @@ class Received:
 
 
 @attrs.define(eq=False)
-class _Call:
+class _OpenCall:
     """A question without an answer."""
 
     task_id: str
@@ -220,10 +250,10 @@ class Connection:
         queued_bytes: Of messages that are not sent altogether.
     """
 
-    role: Role | None
-    phase: Phase = Phase.NEW
+    role: PeerRole | None
+    phase: ConnectionPhase = ConnectionPhase.NEW
     tasks: dict[str, TaskPhase] = attrs.field(factory=dict[str, TaskPhase])
-    calls: dict[int, _Call] = attrs.field(factory=dict[int, _Call])
+    calls: dict[int, _OpenCall] = attrs.field(factory=dict[int, _OpenCall])
     window: int = WINDOW_BYTES
     credit: int = attrs.field(
         default=attrs.Factory(lambda self: self.window, takes_self=True), init=False
@@ -233,19 +263,19 @@ class Connection:
     )
     _handled: int = attrs.field(default=0, init=False)  # of that, not given back yet
     _number: int = attrs.field(default=0, init=False)
-    _first: deque[Cutter] = attrs.field(factory=deque[Cutter], init=False)
-    _lanes: OrderedDict[str, deque[Cutter]] = attrs.field(
-        factory=OrderedDict[str, deque[Cutter]], init=False
+    _first: deque[Fragmenter] = attrs.field(factory=deque[Fragmenter], init=False)
+    _lanes: OrderedDict[str, deque[Fragmenter]] = attrs.field(
+        factory=OrderedDict[str, deque[Fragmenter]], init=False
     )
     _begun: set[int] = attrs.field(factory=set[int], init=False)
-    _last: Cutter | None = attrs.field(default=None, init=False)
-    _gatherer: Gatherer = attrs.field(factory=Gatherer, init=False)
+    _last: Fragmenter | None = attrs.field(default=None, init=False)
+    _gatherer: Reassembler = attrs.field(factory=Reassembler, init=False)
     queued_bytes: int = attrs.field(default=0, init=False)
 
     @property
     def is_foreman(self) -> bool:
         """Whether this side is the foreman's."""
-        return self.role not in (Role.WORKER, Role.CLIENT)
+        return self.role not in (PeerRole.WORKER, PeerRole.CLIENT)
 
     # -- sending ----------------------------------------------------------------------------
 
@@ -288,7 +318,7 @@ class Connection:
             return self._cut(cutter)
         return None
 
-    def _cut(self, cutter: Cutter) -> bytes:
+    def _cut(self, cutter: Fragmenter) -> bytes:
         frame = cutter.next()
         if cutter.is_over:
             self.queued_bytes -= len(cutter.body)
@@ -296,9 +326,9 @@ class Connection:
 
     def _queue(self, message: Message, body: bytes) -> None:
         self._number = next_number(self._number)
-        cutter = Cutter(message.KIND, self._number, body)
+        cutter = Fragmenter(message.KIND, self._number, body)
         self.queued_bytes += len(body)
-        if message.KIND is Kind.GOODBYE:
+        if message.KIND is MessageKind.GOODBYE:
             self._last = cutter
         elif not message.lane:
             self._first.append(cutter)
@@ -325,16 +355,16 @@ class Connection:
         except ProtocolError as error:
             raise RemoteProtocolError(str(error)) from error
         if self.role is None and isinstance(message, Hello):
-            role = Role(message.role)
+            role = PeerRole(message.role)
             self._step(role, message, RemoteProtocolError)
-            self.role = Role.TO_WORKER if role is Role.WORKER else Role.TO_CLIENT
+            self.role = PeerRole.TO_WORKER if role is PeerRole.WORKER else PeerRole.TO_CLIENT
         else:
             self._step(self._peer_role(), message, RemoteProtocolError)
         return Received(message, frame.size if message.lane else 0)
 
-    def _admit(self, frame: Frame) -> int:
+    def _admit(self, frame: WireFrame) -> int:
         """See that a message may come before anything of it is kept; what it costs."""
-        phases = PHASES[Role.WORKER if self.role is None else self._peer_role()]
+        phases = PHASES[PeerRole.WORKER if self.role is None else self._peer_role()]
         if frame.kind not in phases[self.phase]:
             raise RemoteProtocolError(f"{frame.kind.name} comes while {self.phase.value}")
         is_small = frame.kind in _WITHOUT_LANE
@@ -342,14 +372,14 @@ class Connection:
             raise RemoteProtocolError("more comes than was granted")
         return 0 if is_small else frame.size
 
-    def _peer_role(self) -> Role:
+    def _peer_role(self) -> PeerRole:
         """That of the other side, which is known."""
-        return _PEERS[self.role] if self.role is not None else Role.WORKER
+        return _PEERS[self.role] if self.role is not None else PeerRole.WORKER
 
     def consumed(self, received: Received) -> None:
         """Say that a message is handled, so that more may come."""
         self._handled += received.cost
-        if self._handled >= self.window // CREDIT_SHARE and self.phase is Phase.OPEN:
+        if self._handled >= self.window // CREDIT_SHARE and self.phase is ConnectionPhase.OPEN:
             credit = Credit(self._handled)
             self._granted += self._handled
             self._handled = 0
@@ -358,7 +388,11 @@ class Connection:
     # -- both -------------------------------------------------------------------------------
 
     def _step(
-        self, role: Role, message: Message, error: type[ProtocolError], body: bytes | None = None
+        self,
+        role: PeerRole,
+        message: Message,
+        error: type[ProtocolError],
+        body: bytes | None = None,
     ) -> None:
         """Check one message against the tables, then move; and queue it if it is to be sent."""
         phase = PHASES[role][self.phase].get(message.KIND)
@@ -391,7 +425,7 @@ class Connection:
             del self.calls[call]
 
     def _check_task(
-        self, role: Role, message: Message, error: type[ProtocolError]
+        self, role: PeerRole, message: Message, error: type[ProtocolError]
     ) -> tuple[str, TaskPhase] | None:
         if not isinstance(message, TaskMessage):
             return None
@@ -416,7 +450,7 @@ class Connection:
     def _note_call(self, message: Message) -> None:
         if isinstance(message, TaskCheckpoint | StoreCall):
             is_save = isinstance(message, TaskCheckpoint)
-            self.calls[message.call] = _Call(message.task_id, is_save)
+            self.calls[message.call] = _OpenCall(message.task_id, is_save)
         elif isinstance(message, CheckpointAck) or (
             isinstance(message, StoreReply) and message.is_last
         ):
@@ -430,17 +464,24 @@ class Connection:
 
 
 _PEERS = {
-    Role.WORKER: Role.TO_WORKER,
-    Role.CLIENT: Role.TO_CLIENT,
-    Role.TO_WORKER: Role.WORKER,
-    Role.TO_CLIENT: Role.CLIENT,
+    PeerRole.WORKER: PeerRole.TO_WORKER,
+    PeerRole.CLIENT: PeerRole.TO_CLIENT,
+    PeerRole.TO_WORKER: PeerRole.WORKER,
+    PeerRole.TO_CLIENT: PeerRole.CLIENT,
 }
 
 _WITHOUT_LANE = frozenset(
     {
-        *(Kind.HELLO, Kind.WELCOME, Kind.REFUSED, Kind.GOODBYE, Kind.HEARTBEAT, Kind.CREDIT),
-        Kind.SLOTS,
-        *(Kind.CONTROL, Kind.CONTROL_REPLY),
+        *(
+            MessageKind.HELLO,
+            MessageKind.WELCOME,
+            MessageKind.REFUSED,
+            MessageKind.GOODBYE,
+            MessageKind.HEARTBEAT,
+            MessageKind.CREDIT,
+        ),
+        MessageKind.SLOTS,
+        *(MessageKind.CONTROL, MessageKind.CONTROL_REPLY),
     }
 )
 """Kinds that are about nothing that has an order: one frame each, without credit."""

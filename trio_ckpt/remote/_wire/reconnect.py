@@ -16,7 +16,7 @@ from ..._util.text import one_line, printable
 from .errors import ConnectionLostError, HandshakeRefusedError, ProtocolError
 from .link import HANDSHAKE_S, Link, Socket, open_link
 from .messages import Goodbye, Hello, Message, Refused, Welcome
-from .protocol import Connection, Role
+from .protocol import Connection, PeerRole
 
 log = logging.getLogger("trio_ckpt.remote.session")
 
@@ -29,7 +29,7 @@ PASSING = frozenset({"busy"})  # why a foreman refuses today and not tomorrow
 
 
 @attrs.define(eq=False)
-class Session:
+class ReconnectingSession:
     """One peer, over all its connections.
 
     Attributes:
@@ -44,7 +44,7 @@ class Session:
     """
 
     dial: Dial
-    role: Role
+    role: PeerRole
     hello: Callable[[], Hello]
     opened: Callable[[Link], None]
     received: Callable[[Message], None]

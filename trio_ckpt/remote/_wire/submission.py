@@ -11,7 +11,7 @@ import attrs
 import msgspec
 
 from ..._journal.history import read_pages
-from ..._journal.record import Kind, Record, Status
+from ..._journal.record import Record, RecordKind, Status
 from ..._journal.store import RunView, Store
 from ..._util.arguments import flag, mapping, one_of, seconds, several, shown, text, whole_number
 from ..._util.errors import StoreDamagedError
@@ -35,7 +35,7 @@ _FUNCTION = re.compile(r"[A-Za-z_][\w]*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASC
 
 
 @attrs.frozen
-class Submission:
+class JobSubmission:
     """A job as its client gave it.
 
     Attributes:
@@ -56,12 +56,12 @@ class Submission:
             "options": msgspec.to_builtins(self.options),
         }
 
-    def is_same_work(self, other: Submission) -> bool:
+    def is_same_work(self, other: JobSubmission) -> bool:
         """Whether the same is to be done with the same items, however it is done."""
         return self.function == other.function and list(self.items) == list(other.items)
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Submission:
+    def from_plain(cls, plain: dict[str, Any]) -> JobSubmission:
         """The inverse of `to_plain`.
 
         Raises:
@@ -91,16 +91,16 @@ class JobHead:
         return {"function": self.function, "options": msgspec.to_builtins(self.options)}
 
 
-def job_records(submission: Submission, at: float) -> tuple[Record, Record]:
+def job_records(submission: JobSubmission, at: float) -> tuple[Record, Record]:
     """The records of `JOB_STREAM`: the submission, and its head, which every fold keeps."""
-    whole = Record(kind=Kind.BATCH, at=at, index=0, metadata=submission.to_plain())
+    whole = Record(kind=RecordKind.BATCH, at=at, index=0, metadata=submission.to_plain())
     return whole, head_record(submission, at)
 
 
-def head_record(submission: Submission, at: float) -> Record:
+def head_record(submission: JobSubmission, at: float) -> Record:
     """The head of a submission; the newest one says how the job is done."""
     head = JobHead(submission.function, submission.options).to_plain()
-    return Record(kind=Kind.FINISH, at=at, last_index=0, metadata=head)
+    return Record(kind=RecordKind.FINISH, at=at, last_index=0, metadata=head)
 
 
 def head_of(view: RunView) -> JobHead | None:
@@ -154,7 +154,7 @@ def as_sent(value: Any, path: str, *, allow_nan: bool = False) -> tuple[Any, int
     return plain, size
 
 
-def checked_submission(function: str, items: Iterable[Any], options: JobOptions) -> Submission:
+def checked_submission(function: str, items: Iterable[Any], options: JobOptions) -> JobSubmission:
     """A job that a foreman would take; its items are copies.
 
     Raises:
@@ -172,7 +172,7 @@ def checked_submission(function: str, items: Iterable[Any], options: JobOptions)
         total += size
     if total > MAX_JOB_BYTES:
         raise ValueError(f"the items have {total:,} bytes, over {MAX_JOB_BYTES:,}")
-    return Submission(name, plain, options)
+    return JobSubmission(name, plain, options)
 
 
 MAX_INTERVAL_S = 1e9
@@ -240,7 +240,7 @@ def parts_of(items: Sequence[Any]) -> Iterable[tuple[int, list[Any]]]:
         yield first, part
 
 
-async def read_submission(store: Store, job_id: str) -> Submission | None:
+async def read_submission(store: Store, job_id: str) -> JobSubmission | None:
     """The job as it was submitted, with its newest options; None: it is not there, or not whole.
 
     Raises:
@@ -253,8 +253,8 @@ async def read_submission(store: Store, job_id: str) -> Submission | None:
     async with aclosing(read_pages(store, job_id, stored.generation, JOB_STREAM)) as pages:
         async for records in pages:
             for _, record in records:
-                if record.kind is Kind.FINISH:
+                if record.kind is RecordKind.FINISH:
                     newest = newest or record.metadata
-                if record.kind is Kind.BATCH:
-                    return Submission.from_plain({**record.metadata, **newest})
+                if record.kind is RecordKind.BATCH:
+                    return JobSubmission.from_plain({**record.metadata, **newest})
     return None

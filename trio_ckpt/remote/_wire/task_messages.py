@@ -18,8 +18,8 @@ from .message import (
     MIB,
     Count,
     Id,
-    Kind,
     Lease,
+    MessageKind,
     Name,
     TaskMessage,
     Text,
@@ -39,7 +39,7 @@ class AssignTask(TaskMessage, frozen=True, array_like=True):
         trace: As the job was submitted with.
     """
 
-    KIND: ClassVar[Kind] = Kind.ASSIGN_TASK
+    KIND: ClassVar[MessageKind] = MessageKind.ASSIGN_TASK
     MAX_BYTES: ClassVar[int] = MAX_MESSAGE_BYTES
     job_id: Id
     index: Count
@@ -58,7 +58,7 @@ class ResumeTask(AssignTask, frozen=True, array_like=True):
         captured_at: When that was saved; Unix time, s.
     """
 
-    KIND: ClassVar[Kind] = Kind.RESUME_TASK
+    KIND: ClassVar[MessageKind] = MessageKind.RESUME_TASK
     sequence: Count = 0
     captured_at: float | None = None
 
@@ -70,14 +70,14 @@ class NewLease(TaskMessage, frozen=True, array_like=True):
         was: The number that it named in its HELLO.
     """
 
-    KIND: ClassVar[Kind] = Kind.LEASE
+    KIND: ClassVar[MessageKind] = MessageKind.LEASE
     was: Lease
 
 
 class Cancel(TaskMessage, frozen=True, array_like=True):
     """The function is to end; nothing of it counts any more."""
 
-    KIND: ClassVar[Kind] = Kind.CANCEL
+    KIND: ClassVar[MessageKind] = MessageKind.CANCEL
     reason: Text = ""
 
 
@@ -89,7 +89,7 @@ class ReleaseTask(TaskMessage, frozen=True, array_like=True):
         is_trouble: The worker could not go on; it was not asked to.
     """
 
-    KIND: ClassVar[Kind] = Kind.RELEASE_TASK
+    KIND: ClassVar[MessageKind] = MessageKind.RELEASE_TASK
     reason: Text = ""
     is_trouble: bool = False
 
@@ -97,7 +97,7 @@ class ReleaseTask(TaskMessage, frozen=True, array_like=True):
 class ForceCheckpoint(TaskMessage, frozen=True, array_like=True):
     """Save at the next point, however long ago the last one was."""
 
-    KIND: ClassVar[Kind] = Kind.FORCE_CHECKPOINT
+    KIND: ClassVar[MessageKind] = MessageKind.FORCE_CHECKPOINT
 
 
 class Fault(msgspec.Struct, frozen=True, array_like=True):
@@ -122,7 +122,7 @@ class TaskCheckpoint(TaskMessage, frozen=True, array_like=True):
         folds: See `Store.save`.
     """
 
-    KIND: ClassVar[Kind] = Kind.TASK_CHECKPOINT
+    KIND: ClassVar[MessageKind] = MessageKind.TASK_CHECKPOINT
     MAX_BYTES: ClassVar[int] = MAX_MESSAGE_BYTES
     call: Count
     generation: Count
@@ -139,7 +139,7 @@ class CheckpointAck(TaskMessage, frozen=True, array_like=True):
         fault: Nothing was saved, because of this.
     """
 
-    KIND: ClassVar[Kind] = Kind.CHECKPOINT_ACK
+    KIND: ClassVar[MessageKind] = MessageKind.CHECKPOINT_ACK
     MAX_BYTES: ClassVar[int] = MAX_MESSAGE_BYTES
     call: Count
     outcomes: Annotated[tuple[Fault | None, ...], msgspec.Meta(max_length=MAX_GROUP)] = ()
@@ -207,7 +207,7 @@ class StoreCall(TaskMessage, frozen=True, array_like=True):
         verb: What is asked.
     """
 
-    KIND: ClassVar[Kind] = Kind.STORE_CALL
+    KIND: ClassVar[MessageKind] = MessageKind.STORE_CALL
     MAX_BYTES: ClassVar[int] = MAX_MESSAGE_BYTES
     call: Count
     verb: AnyCall
@@ -223,7 +223,7 @@ class StoreReply(TaskMessage, frozen=True, array_like=True):
         fault: Instead of an answer.
     """
 
-    KIND: ClassVar[Kind] = Kind.STORE_REPLY
+    KIND: ClassVar[MessageKind] = MessageKind.STORE_REPLY
     MAX_BYTES: ClassVar[int] = 2 * MIB
     call: Count
     data: bytes = b""
@@ -239,7 +239,7 @@ class TaskProgress(TaskMessage, frozen=True, array_like=True):
         note: For the job's history.
     """
 
-    KIND: ClassVar[Kind] = Kind.TASK_PROGRESS
+    KIND: ClassVar[MessageKind] = MessageKind.TASK_PROGRESS
     percent: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
     note: Text | None = None
 
@@ -251,7 +251,7 @@ class TaskResult(TaskMessage, frozen=True, array_like=True):
         value: What it returned, JSON-like.
     """
 
-    KIND: ClassVar[Kind] = Kind.TASK_RESULT
+    KIND: ClassVar[MessageKind] = MessageKind.TASK_RESULT
     MAX_BYTES: ClassVar[int] = MAX_MESSAGE_BYTES
     value: Any = None
 
@@ -259,7 +259,7 @@ class TaskResult(TaskMessage, frozen=True, array_like=True):
 class TaskFailed(TaskMessage, frozen=True, array_like=True):
     """The function has raised."""
 
-    KIND: ClassVar[Kind] = Kind.TASK_FAILED
+    KIND: ClassVar[MessageKind] = MessageKind.TASK_FAILED
     MAX_BYTES: ClassVar[int] = MAX_ERROR_BYTES
     error: TaskError
 
@@ -267,4 +267,4 @@ class TaskFailed(TaskMessage, frozen=True, array_like=True):
 class TaskAck(TaskMessage, frozen=True, array_like=True):
     """The last word on an item was taken: the worker may forget it."""
 
-    KIND: ClassVar[Kind] = Kind.TASK_ACK
+    KIND: ClassVar[MessageKind] = MessageKind.TASK_ACK

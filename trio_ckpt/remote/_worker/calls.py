@@ -43,7 +43,7 @@ class _Asked:
 
 
 @attrs.define(eq=False)
-class Line:
+class RpcClient:
     """One work item's line to the foreman.
 
     Attributes:

@@ -46,7 +46,7 @@ from .._wire.messages import (
     ReadRun,
     TaskCheckpoint,
 )
-from .calls import Line
+from .calls import RpcClient
 
 PART_BYTES = MIB  # of a blob, in one message
 GROUP_BYTES = MAX_MESSAGE_BYTES - MIB  # of checkpoints, in one message; the rest is names
@@ -59,7 +59,7 @@ class RemoteStore(Store):
 
     durability: Durability = "full"
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: RpcClient) -> None:
         self.url = f"remote:{line.task_id}"
         self._line = line
         self._given = 0  # the number that the worker's code knows

@@ -39,7 +39,7 @@ from .._wire.messages import (
 )
 from .._wire.names import TASK_STREAM
 from .._wire.submission import as_sent
-from .calls import Line
+from .calls import RpcClient
 from .remote_store import RemoteStore
 from .work import Work, call, find_function, settings_of
 
@@ -64,7 +64,7 @@ class Item:
     """
 
     assigned: AssignTask
-    line: Line
+    line: RpcClient
     work: Work[Any]
     may_be_interrupted: bool = False
     last_word: LastWord | None = attrs.field(default=None, init=False)

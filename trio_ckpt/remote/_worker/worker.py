@@ -34,7 +34,7 @@ from .._wire.messages import (
     Cancel,
     CheckpointAck,
     ForceCheckpoint,
-    Held,
+    HeldItem,
     Hello,
     Message,
     NewLease,
@@ -45,10 +45,10 @@ from .._wire.messages import (
     TaskFailed,
     TaskMessage,
 )
-from .._wire.protocol import Role, TaskPhase
-from .._wire.reconnect import Dial, Session
+from .._wire.protocol import PeerRole, TaskPhase
+from .._wire.reconnect import Dial, ReconnectingSession
 from .._wire.secrets import check_secret
-from .calls import PATIENCE_S, Line
+from .calls import PATIENCE_S, RpcClient
 from .work import Work, check_module
 from .work_item import Item
 
@@ -102,7 +102,7 @@ class Worker:
     items: dict[str, Item] = attrs.field(factory=dict[str, Item], init=False)
     _peer_id: str = attrs.field(factory=partial(secrets.token_hex, 16), init=False)
     _calls: itertools.count[int] = attrs.field(factory=itertools.count, init=False)
-    _session: Session | None = attrs.field(default=None, init=False)
+    _session: ReconnectingSession | None = attrs.field(default=None, init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     _stopping: str | None = attrs.field(default=None, init=False)
     _empty: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -114,8 +114,8 @@ class Worker:
 
         Cancellation: functions are cancelled; what they had saved is saved.
         """
-        self._session = Session(
-            dial, Role.WORKER, self._hello, self._opened, self._received, self._closed
+        self._session = ReconnectingSession(
+            dial, PeerRole.WORKER, self._hello, self._opened, self._received, self._closed
         )
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -160,7 +160,7 @@ class Worker:
 
     def _hello(self) -> Hello:
         held = [
-            Held(item.task_id, item.line.lease, item.assigned.attempt)
+            HeldItem(item.task_id, item.line.lease, item.assigned.attempt)
             for item in self.items.values()
         ]
         return Hello(
@@ -225,7 +225,7 @@ class Worker:
         session, nursery = self._session, self._nursery
         if session is None or nursery is None:
             return
-        line = Line(
+        line = RpcClient(
             assigned.task_id,
             assigned.lease,
             patience_s=self.patience_s,

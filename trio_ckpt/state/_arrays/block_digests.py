@@ -93,7 +93,7 @@ class Digests:
 
 
 @attrs.frozen(eq=False, kw_only=True)
-class Table:
+class DigestTable:
     """What a save held of one buffer; never altered, so a failed save needs no repair.
 
     Attributes:
@@ -124,22 +124,22 @@ class Table:
         return sum(part.rows.nbytes + part.known.nbytes for part in (self.spans, self.blocks))
 
 
-def empty_table(nbytes: int) -> Table:
+def empty_table(nbytes: int) -> DigestTable:
     """A table that knows nothing: everything counts as changed."""
-    return Table(
+    return DigestTable(
         nbytes=nbytes,
         spans=Digests.unknown(count_of(nbytes, SPAN_BYTES)),
         blocks=Digests.unknown(count_of(nbytes, BLOCK_BYTES)),
     )
 
 
-def make_table(data: Bytes) -> Table:
+def make_table(data: Bytes) -> DigestTable:
     """The table of a buffer that is now what the last save held: after a restore.
 
     For a thread: 0.3 ms per MiB.
     """
     spans, blocks = rows_of(list(span_digests(data))), block_digests(data)
-    return Table(
+    return DigestTable(
         nbytes=data.nbytes,
         spans=Digests(spans, np.ones(len(spans), np.bool_)),
         blocks=Digests(blocks, np.ones(len(blocks), np.bool_)),

@@ -18,10 +18,10 @@ dense    over 30 % was changed, two times in a row    a copy of all
 full     there is no table                            a copy of all
 ======== ============================================ =================================
 
-*While the program runs again* (`Part.finish`): look at the copies.  Blocks whose digest is
+*While the program runs again* (`DirtyChunk.finish`): look at the copies.  Blocks whose digest is
 the one in the table are dropped, the rest is packed together.
 
-The new `Table` is made when all parts are finished.  Its caller keeps it once the save is
+The new `DigestTable` is made when all parts are finished.  Its caller keeps it once the save is
 durable and drops it if the save failed; the old one is never altered.
 
 In dense mode nothing asks the tracker: pages that were written stay unprotected, so the
@@ -41,9 +41,9 @@ from .block_digests import (
     BLOCK_BYTES,
     BLOCKS_PER_SPAN,
     SPAN_BYTES,
+    DigestTable,
     Indexes,
     Mask,
-    Table,
     block_digests,
     count_of,
     empty_table,
@@ -52,9 +52,9 @@ from .block_digests import (
     span_digests,
 )
 from .buffers import Buffer
-from .dirty_pages import Tracker, Untracked, Written
+from .dirty_pages import DirtyPages, Tracker, Untracked
 from .memory import PAGE_BYTES, Bytes, address_of
-from .parts import Copy, Part
+from .parts import Copy, DirtyChunk
 from .userfaultfd import spread
 
 Rung = Literal["identity", "pages", "hash", "dense", "full"]
@@ -93,7 +93,7 @@ class Report:
 class Capture:
     """One save of one buffer.
 
-    Iterate it while the program is held; `Part.finish` each part then or later, in this or
+    Iterate it while the program is held; `DirtyChunk.finish` each part then or later, in this or
     another thread; when all are finished, `table` and `report`.
 
     Args:
@@ -109,7 +109,7 @@ class Capture:
     def __init__(
         self,
         data: Bytes,
-        table: Table | None,
+        table: DigestTable | None,
         arena: Arena,
         tracker: Tracker | Untracked | None = None,
         *,
@@ -125,7 +125,7 @@ class Capture:
         self._root = root
         self._count = count_of(data.nbytes, BLOCK_BYTES)
         self._reason = tracker.reason if isinstance(tracker, Untracked) else ""
-        self._seen: Written | None = None  # the tracker's answer, if it had one
+        self._seen: DirtyPages | None = None  # the tracker's answer, if it had one
         self._pages: Indexes = np.empty(0, np.intp)
         self._is_after_probe = False
         self._compares_blocks = True
@@ -141,7 +141,7 @@ class Capture:
 
     # -- while the program is held ------------------------------------------------------
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[DirtyChunk]:
         """Copy, part by part: one, unless there is much; none, if there is nothing.
 
         Where the arena has no room for all, the parts that were handed out must be finished,
@@ -291,12 +291,12 @@ class Capture:
         np.take(rows, inside, 0, filled[:nbytes].reshape(-1, BLOCK_BYTES), mode="clip")
         filled[nbytes:] = self._data[whole * BLOCK_BYTES :][: copy.nbytes - nbytes]
 
-    def _part(self, copies: list[Copy]) -> Part:
+    def _part(self, copies: list[Copy]) -> DirtyChunk:
         """A part of the first of the copies, which it takes out of the list."""
         mine = copies[:SLABS_PER_PART]
         del copies[:SLABS_PER_PART]
         self._open_parts += 1
-        return Part(mine, self._check, self._end, self._data.nbytes)
+        return DirtyChunk(mine, self._check, self._end, self._data.nbytes)
 
     # -- while the program runs again ---------------------------------------------------
 
@@ -353,7 +353,7 @@ class Capture:
             changed_bytes=self._changed_bytes,
         )
 
-    def table(self) -> Table:
+    def table(self) -> DigestTable:
         """What this save holds: for the next `Capture`, once this save is durable.
 
         Raises:
@@ -364,7 +364,7 @@ class Capture:
         old = self._old
         # Where the tracker was not asked its last look stays: more counts as written since.
         last = self._seen or old
-        return Table(
+        return DigestTable(
             nbytes=self._data.nbytes,
             spans=old.spans.updated(self._span_news),
             blocks=old.blocks.updated(self._block_news),
@@ -390,7 +390,7 @@ class Capture:
 
 def capture(
     buffer: Buffer,
-    table: Table | None,
+    table: DigestTable | None,
     arena: Arena,
     tracker: Tracker | Untracked | None = None,
     *,

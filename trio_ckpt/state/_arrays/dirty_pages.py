@@ -59,7 +59,7 @@ class Untracked:
 
 
 @attrs.frozen
-class Written:
+class DirtyPages:
     """What a look found.
 
     Attributes:
@@ -115,7 +115,7 @@ class Tracker:
         look: int | None = None,
         *,
         owner: object = None,
-    ) -> Written | Untracked:
+    ) -> DirtyPages | Untracked:
         """Which pages under a contiguous array were written after `look` at `region`.
 
         Begins to watch the memory if it is not watched.  Pages at the ends that belong to other
@@ -216,15 +216,15 @@ class Tracker:
 
     def _answer(
         self, region: _Region, start: int, nbytes: int, number: int | None, look: int | None
-    ) -> Written:
+    ) -> DirtyPages:
         first, end = start // PAGE_BYTES, -(-(start + nbytes) // PAGE_BYTES)
         low, high = max(first, region.start), min(end, region.start + region.pages)
         if number != region.number or look is None:
-            return Written(region.number, region.look, None)
+            return DirtyPages(region.number, region.look, None)
         inside = region.written_at[low - region.start : high - region.start] > look
         pages = np.flatnonzero(inside) + (low - first)
         ends = [np.arange(low - first), np.arange(high - first, end - first)]
-        return Written(region.number, region.look, np.concatenate((ends[0], pages, ends[1])))
+        return DirtyPages(region.number, region.look, np.concatenate((ends[0], pages, ends[1])))
 
 
 def _extent_of(owner: object, start: int, nbytes: int) -> tuple[int, int]:

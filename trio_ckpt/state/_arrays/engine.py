@@ -1,6 +1,6 @@
 """The arrays of a state on their way into a frame.
 
-`ArrayEngine.hold` copies what may have changed, while the program is held.  `Held.pieces`
+`ArrayEngine.hold` copies what may have changed, while the program is held.  `ArrayCapture.pieces`
 looks at the copies and packs them, while it runs again: piece by piece, as they are written.
 All of it is for a thread.
 """
@@ -15,20 +15,20 @@ import attrs
 from .._tree.frame import Layout, Patch
 from .._tree.identity import ArrayLeaf
 from .arena import SLAB_BYTES, Arena
-from .block_digests import Table as Table
+from .block_digests import DigestTable as DigestTable
 from .buffers import Collected, collect, copies_of
 from .capture import Capture, Report
 from .compress import Compressor as Compressor, open_compressor as open_compressor
 from .dirty_pages import Tracker, Untracked, open_tracker
-from .packing import Packing, Piece as Piece
-from .parts import Part
+from .packing import ChunkPacker, Piece as Piece
+from .parts import DirtyChunk
 from .restore import Assembly as Assembly, Read as Read
 
 KEPT_SLABS = 8  # below so many free ones, parts are finished while the program is held
 
 
 @attrs.frozen(eq=False)
-class Stored:
+class EncodedArrays:
     """Arrays as they went into a frame.
 
     Attributes:
@@ -42,7 +42,7 @@ class Stored:
     layout: Layout
     patches: tuple[Patch, ...]
     nbytes: int
-    tables: dict[str, Table] = attrs.field(repr=False)
+    tables: dict[str, DigestTable] = attrs.field(repr=False)
     reports: dict[str, Report]
 
 
@@ -68,7 +68,7 @@ class ArrayEngine:
         """The same arrays in memory of their own; see `hold`."""
         return copies_of([leaf.value for leaf in leaves], [leaf.path for leaf in leaves])
 
-    def hold(self, leaves: Sequence[ArrayLeaf], tables: Mapping[str, Table]) -> Held:
+    def hold(self, leaves: Sequence[ArrayLeaf], tables: Mapping[str, DigestTable]) -> ArrayCapture:
         """Copy what may have changed since `tables`.
 
         Args:
@@ -79,7 +79,7 @@ class ArrayEngine:
             NotEncodableError: with the path of an array that cannot be saved.
         """
         collected = collect([leaf.value for leaf in leaves], [leaf.path for leaf in leaves])
-        held = Held(collected, _names(collected, leaves), self)
+        held = ArrayCapture(collected, _names(collected, leaves), self)
         try:
             for number, name in enumerate(held.names):
                 held.add(number, tables.get(name))
@@ -90,21 +90,23 @@ class ArrayEngine:
 
 
 @attrs.define(eq=False)
-class Held:
+class ArrayCapture:
     """Copies of what may have changed; release it when they are durable, or given up."""
 
     collected: Collected
     names: tuple[str, ...]
     engine: ArrayEngine
     _captures: list[Capture] = attrs.field(factory=list[Capture], init=False)
-    _parts: deque[tuple[int, Part]] = attrs.field(factory=deque[tuple[int, Part]], init=False)
+    _parts: deque[tuple[int, DirtyChunk]] = attrs.field(
+        factory=deque[tuple[int, DirtyChunk]], init=False
+    )
     _copied: list[bytes] = attrs.field(factory=list[bytes], init=False)
-    _packing: Packing = attrs.field(init=False)
+    _packing: ChunkPacker = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._packing = Packing(self.engine.compressor)
+        self._packing = ChunkPacker(self.engine.compressor)
 
-    def add(self, number: int, table: Table | None) -> None:
+    def add(self, number: int, table: DigestTable | None) -> None:
         """Copy a buffer; where the arena is nearly full, what was copied is packed at once."""
         buffer, engine = self.collected.buffers[number], self.engine
         capture = Capture(
@@ -127,10 +129,10 @@ class Held:
         yield from self._copied
         yield from self._packed()
 
-    def stored(self) -> Stored:
+    def stored(self) -> EncodedArrays:
         """What the pieces are; when all were taken."""
         buffers = self.collected.buffers
-        return Stored(
+        return EncodedArrays(
             Layout(
                 self.names,
                 tuple(buffer.data.nbytes for buffer in buffers),

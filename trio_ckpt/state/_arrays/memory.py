@@ -67,7 +67,7 @@ def address_of(array: npt.NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-class _Held:
+class _BorrowedMemory:
     """Somebody's memory for NumPy, kept alive: the array interface, version 3."""
 
     def __init__(self, address: int, nbytes: int, keep: object) -> None:
@@ -82,7 +82,7 @@ class _Held:
 
 def memory_at(address: int, nbytes: int, keep: object) -> Bytes:
     """Memory that somebody else owns, as bytes to read; `keep` lives as long as they do."""
-    return np.asarray(_Held(address, nbytes, keep))
+    return np.asarray(_BorrowedMemory(address, nbytes, keep))
 
 
 # ---------------------------------------------------------------------------------------

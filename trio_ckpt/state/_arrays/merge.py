@@ -6,11 +6,11 @@ No array is built, so what made them (torch, jax) need not be installed.
 from __future__ import annotations
 
 from .buffers import Buffer, Collected, View
-from .engine import ArrayEngine, Held
+from .engine import ArrayCapture, ArrayEngine
 from .restore import Assembly
 
 
-def hold_assembled(engine: ArrayEngine, assembly: Assembly) -> Held:
+def hold_assembled(engine: ArrayEngine, assembly: Assembly) -> ArrayCapture:
     """Copies of all buffers of an assembly that is filled.  For a thread.
 
     Raises:
@@ -26,7 +26,7 @@ def hold_assembled(engine: ArrayEngine, assembly: Assembly) -> Held:
         Buffer(data, None, None, is_copy=True, itemsize=itemsizes.get(number, 1))
         for number, data in enumerate(assembly.buffers)
     ]
-    held = Held(Collected(buffers, views), layout.names, engine)
+    held = ArrayCapture(Collected(buffers, views), layout.names, engine)
     try:
         for number in range(len(buffers)):
             held.add(number, None)

@@ -1,8 +1,8 @@
 """What changed, packed on its way into a frame or a blob.
 
-Nothing is kept that is not asked for: `Packing.add` packs while its pieces are taken, which
+Nothing is kept that is not asked for: `ChunkPacker.add` packs while its pieces are taken, which
 is while the ones before are written.  What does not get smaller is not copied: it stays in
-the slabs of the arena until `Packing.release`, after it is written.
+the slabs of the arena until `ChunkPacker.release`, after it is written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .parts import Changes
 Piece = bytes | memoryview
 
 
-class Packing:
+class ChunkPacker:
     """Packs the changes of one save, in the order in which they come.
 
     Args:

@@ -53,7 +53,7 @@ class Copy:
 
 
 @attrs.define(eq=False)
-class Part:
+class DirtyChunk:
     """Copies of what may have changed in a part of a buffer."""
 
     _copies: list[Copy]

@@ -13,8 +13,16 @@ import numpy as np
 import xxhash
 
 from ..._util.errors import StoreDamagedError
-from .._tree.frame import DIGEST_BYTES, Frame, Layout, Patch, layouts_of
-from .block_digests import BLOCK_BYTES, Indexes, Mask, Table, count_of, empty_table, make_table
+from .._tree.frame import DIGEST_BYTES, Layout, Patch, StateFrame, layouts_of
+from .block_digests import (
+    BLOCK_BYTES,
+    DigestTable,
+    Indexes,
+    Mask,
+    count_of,
+    empty_table,
+    make_table,
+)
 from .block_ranges import Ranges, decode_ranges
 from .buffers import View, rebuild
 from .compress import MAX_BLOCK_BYTES, Compressor
@@ -26,7 +34,7 @@ READ_BYTES = 2**24  # what is read at once, where pieces lie side by side
 
 
 @attrs.frozen(eq=False)
-class Piece:
+class PackedBlocks:
     """Some blocks of a buffer, packed as one.
 
     Attributes:
@@ -62,7 +70,7 @@ class Read:
     frame: int
     offset: int
     size: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[PackedBlocks, ...]
 
 
 class Assembly:
@@ -76,7 +84,7 @@ class Assembly:
         StoreDamagedError: the frames do not fit together.
     """
 
-    def __init__(self, frames: Sequence[Frame], names: Collection[str] | None = None) -> None:
+    def __init__(self, frames: Sequence[StateFrame], names: Collection[str] | None = None) -> None:
         layouts = layouts_of(frames)
         self.layout = layouts[0]
         pieces = sum(len(patch.stored) for frame in frames for patch in frame.patches)
@@ -100,8 +108,8 @@ class Assembly:
         for name, size in zip(self.layout.names, self.layout.sizes, strict=True):
             self.buffers.append(allocate(size if name in self._needed else 0))
 
-    def _plan(self, number: int, frame: Frame, layout: Layout) -> None:
-        pieces: list[Piece] = []
+    def _plan(self, number: int, frame: StateFrame, layout: Layout) -> None:
+        pieces: list[PackedBlocks] = []
         for patch in frame.patches:
             if patch.buffer >= len(layout.names):
                 raise StoreDamagedError("a saved state names a buffer that it has not")
@@ -117,7 +125,7 @@ class Assembly:
             self._mark(frame, layout, name)
         self.reads += _side_by_side(number, pieces)
 
-    def _mark(self, frame: Frame, layout: Layout, name: str) -> None:
+    def _mark(self, frame: StateFrame, layout: Layout, name: str) -> None:
         """Blocks of this frame are not wanted of older ones."""
         if not self._needed[name].any():  # it may have had another size then
             return
@@ -126,12 +134,12 @@ class Assembly:
                 ranges = decode_ranges(patch.ranges, layout.sizes[patch.buffer])
                 self._needed[name][_blocks_in(ranges)] = False
 
-    def _pieces(self, patch: Patch, name: str, size: int, needed: Mask) -> list[Piece]:
+    def _pieces(self, patch: Patch, name: str, size: int, needed: Mask) -> list[PackedBlocks]:
         ranges = decode_ranges(patch.ranges, size)
         blocks = _blocks_in(ranges)
         if sum(patch.sizes) != int(ranges[:, 1].sum()):
             raise StoreDamagedError("a saved state has more or fewer bytes than changes")
-        found: list[Piece] = []
+        found: list[PackedBlocks] = []
         at, offset = 0, patch.offset
         for place, (stored, length) in enumerate(zip(patch.stored, patch.sizes, strict=True)):
             inside = blocks[at : at + count_of(length, BLOCK_BYTES)]
@@ -140,7 +148,7 @@ class Assembly:
             if len(wanted):
                 digest = patch.digests[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES]
                 number = self._places[name]
-                found.append(Piece(offset, stored, digest, number, inside, wanted, length))
+                found.append(PackedBlocks(offset, stored, digest, number, inside, wanted, length))
             offset += stored
         return found
 
@@ -174,7 +182,7 @@ class Assembly:
 
     def arrays(
         self, tracker: Tracker | Untracked | None = None
-    ) -> tuple[list[object], dict[str, Table]]:
+    ) -> tuple[list[object], dict[str, DigestTable]]:
         """The arrays over the buffers, and what is held of those.  For a thread.
 
         Args:
@@ -198,7 +206,7 @@ class Assembly:
         return found
 
     def _put(
-        self, piece: Piece, stored: memoryview, compressor: Compressor, *, is_full: bool
+        self, piece: PackedBlocks, stored: memoryview, compressor: Compressor, *, is_full: bool
     ) -> None:
         target = self.buffers[piece.buffer]
         blocks = piece.blocks
@@ -230,7 +238,7 @@ def _rows(data: Bytes) -> Bytes:
     return data[: whole * BLOCK_BYTES].reshape(-1, BLOCK_BYTES)
 
 
-def _watched(buffer: Bytes, tracker: Tracker | Untracked | None) -> Table | None:
+def _watched(buffer: Bytes, tracker: Tracker | Untracked | None) -> DigestTable | None:
     """A table of a buffer of which the tracker will know what was written since."""
     if not isinstance(tracker, Tracker):
         return None
@@ -245,9 +253,9 @@ def _watched(buffer: Bytes, tracker: Tracker | Untracked | None) -> Table | None
     )
 
 
-def _side_by_side(frame: int, pieces: list[Piece]) -> list[Read]:
+def _side_by_side(frame: int, pieces: list[PackedBlocks]) -> list[Read]:
     reads: list[Read] = []
-    run: list[Piece] = []
+    run: list[PackedBlocks] = []
     for piece in sorted(pieces, key=lambda piece: piece.offset):
         if run:
             end = run[-1].offset + run[-1].stored
@@ -260,6 +268,6 @@ def _side_by_side(frame: int, pieces: list[Piece]) -> list[Read]:
     return reads
 
 
-def _read(frame: int, run: list[Piece]) -> Read:
+def _read(frame: int, run: list[PackedBlocks]) -> Read:
     start = run[0].offset
     return Read(frame, start, run[-1].offset + run[-1].stored - start, tuple(run))

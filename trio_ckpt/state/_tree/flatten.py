@@ -18,7 +18,7 @@ import attrs
 from ..._util.errors import NotEncodableError, text_of
 from .classes import Classes, Shape, extras_of, is_by_identity, is_declared, label_of
 from .format import Tag, Tree, kind_of, pack, pack_floats
-from .identity import ArrayLeaf, Ledger, Where, path_of
+from .identity import ArrayLeaf, IdentityTable, Where, path_of
 from .leaves import INTS, LEAF_ENCODERS, encode_int
 from .numpy_scalars import encode_scalar
 from .random_state import encode_bit_generator, encode_legacy, encode_random, numpy_random_kind
@@ -62,7 +62,7 @@ def flatten_state(classes: Classes, state: object) -> Flat:
         raise NotEncodableError("state", "too deep for what is left of the stack") from error
 
 
-class _Flattener(Ledger):
+class _Flattener(IdentityTable):
     def __init__(self, classes: Classes) -> None:
         super().__init__()
         self._classes = classes

@@ -13,7 +13,7 @@ foreign, stale or altered one is noticed; the lineage tells the chains of one st
 A *full* frame follows none.  Buffers go by name, the path of their first array, so that one
 may come, go or change its size without the others being saved anew.
 
-A frame is MessagePack, an array whose first item is the version; see `Frame` for the others.
+A frame is MessagePack, an array whose first item is the version; see `StateFrame` for the others.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
 NO_ARRAYS = Layout()
 
 
-class Frame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+class StateFrame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """One saved state.
 
     Attributes:
@@ -107,7 +107,7 @@ class Frame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Frame)
+_decoder = msgspec.msgpack.Decoder(StateFrame)
 
 
 def new_lineage() -> bytes:
@@ -115,7 +115,7 @@ def new_lineage() -> bytes:
     return os.urandom(LINEAGE_BYTES)
 
 
-def encode_frame(frame: Frame) -> bytes:
+def encode_frame(frame: StateFrame) -> bytes:
     """The bytes of a frame."""
     return _encoder.encode(frame)
 
@@ -125,7 +125,7 @@ def frame_digest(payload: bytes) -> bytes:
     return hashlib.blake2b(payload, digest_size=DIGEST_BYTES).digest()
 
 
-def decode_frame(payload: bytes) -> Frame:
+def decode_frame(payload: bytes) -> StateFrame:
     """The inverse of `encode_frame`; what it says of places and sizes is sound by itself.
 
     Raises:
@@ -142,7 +142,7 @@ def decode_frame(payload: bytes) -> Frame:
     return frame
 
 
-def _is_sound(frame: Frame) -> bool:
+def _is_sound(frame: StateFrame) -> bool:
     layout = frame.layout or NO_ARRAYS
     return (
         len(frame.lineage) == LINEAGE_BYTES
@@ -169,7 +169,7 @@ def _is_inside(patch: Patch, data_bytes: int) -> bool:
     )
 
 
-def tree_of(frames: Sequence[Frame]) -> Tree:
+def tree_of(frames: Sequence[StateFrame]) -> Tree:
     """The tree that a chain ends with.
 
     Args:
@@ -185,7 +185,7 @@ def tree_of(frames: Sequence[Frame]) -> Tree:
     return tree
 
 
-def layouts_of(frames: Sequence[Frame]) -> list[Layout]:
+def layouts_of(frames: Sequence[StateFrame]) -> list[Layout]:
     """The layout of each frame of a chain, the newest first."""
     found: list[Layout] = []
     layout = NO_ARRAYS

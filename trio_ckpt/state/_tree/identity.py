@@ -39,7 +39,7 @@ class ArrayLeaf:
     value: Any
 
 
-class Ledger:
+class IdentityTable:
     """The account of one walk.
 
     Attributes:

@@ -267,7 +267,7 @@ def journal_path(folder: Path, number: int) -> Path:
 
 
 @attrs.frozen
-class Written:
+class PreparedFile:
     """What `prepare` made.
 
     Attributes:
@@ -283,7 +283,7 @@ class Written:
     checkpoint_bytes: int
 
 
-def prepare(folder: Path, state: RunState) -> Written:
+def prepare(folder: Path, state: RunState) -> PreparedFile:
     """Make the next journal, and ``checkpoint.json`` under another name; both are durable.
 
     What it leaves if it fails, nobody looks at.
@@ -304,7 +304,7 @@ def prepare(folder: Path, state: RunState) -> Written:
     if read_whole(temporary, MAX_FILE_BYTES) != content:
         raise StoreDamagedError(f"{temporary} was not read back as it was written: see to the disk")
     parse_checkpoint(temporary, content, state.run_id)
-    return Written(state.journal, len(head), check, len(content))
+    return PreparedFile(state.journal, len(head), check, len(content))
 
 
 def publish(folder: Path) -> None:

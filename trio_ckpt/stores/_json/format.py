@@ -81,14 +81,14 @@ class RunState:
         return {key: state for (n, key), state in self.streams.items() if n == generation}
 
 
-class _Stream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _StreamLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generation: Number
     stream: str
     fold: msgspec.Raw  # or null
     records: list[msgspec.Raw]
 
 
-class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _SealedDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     check: str
     format: str
     run_id: str
@@ -96,10 +96,10 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generation: Number
     first: Number
     journal: Number
-    streams: list[_Stream]
+    streams: list[_StreamLine]
 
 
-class Line(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class JournalLine(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What one line of a journal says: who saved, and what; nothing: a run was locked.
 
     `drops` are sequences of streams whose attached blobs are named no longer.
@@ -112,14 +112,14 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     drops: list[tuple[str, list[int]]] = []
 
 
-class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _RunHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_id: str
     journal: int
 
 
 _encode = msgspec.json.Encoder().encode
-_document_decoder = msgspec.json.Decoder(_Document)
-_line_decoder = msgspec.json.Decoder(Line)
+_document_decoder = msgspec.json.Decoder(_SealedDocument)
+_line_decoder = msgspec.json.Decoder(JournalLine)
 
 
 def digest(content: bytes, before: bytes = b"") -> bytes:
@@ -213,10 +213,10 @@ def frame(content: bytes, before: bytes) -> tuple[bytes, bytes]:
 
 def journal_head(state: RunState) -> tuple[bytes, bytes]:
     """The first line of a journal, and its check."""
-    return frame(_encode(_Head(state.run_id, state.journal)), b"")
+    return frame(_encode(_RunHead(state.run_id, state.journal)), b"")
 
 
-def encode_line(line: Line) -> bytes:
+def encode_line(line: JournalLine) -> bytes:
     """What `frame` takes."""
     return _encode(line)
 

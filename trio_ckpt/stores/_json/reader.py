@@ -21,7 +21,7 @@ _Signature = tuple[str, tuple[tuple[str, int, int, int], ...]]
 _CURSOR = re.compile(r"([0-9a-f]{16})\.([1-9][0-9]{0,17})", re.ASCII)
 
 
-class Reader:
+class JsonReader:
     """Reads the files.  Everything here blocks, in any thread."""
 
     def __init__(self, folder: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Union, get_args, get_origin
 import msgspec
 
 from ..._journal.folds import decode_progress
-from ..._journal.record import DIGEST_BYTES, Kind, Record, decode_record, encode_record
+from ..._journal.record import DIGEST_BYTES, Record, RecordKind, decode_record, encode_record
 from ..._journal.store import Checkpoint, Fold
 from ..._util.errors import NotEncodableError, StoreDamagedError
 
@@ -181,7 +181,7 @@ def _open_record(entry: Entry) -> bytes:
     for name, kind in _FIELDS.items():
         value = getattr(readable, name)
         if name == "kind":
-            values[name] = value if isinstance(value, Kind) else Kind[value.upper()]
+            values[name] = value if isinstance(value, RecordKind) else RecordKind[value.upper()]
         elif value is not msgspec.UNSET:
             values[name] = msgspec.convert(value, kind, from_attributes=True)
     return bytes.fromhex(entry.seal) + encode_record(Record(**values))

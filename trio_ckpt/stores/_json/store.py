@@ -26,8 +26,8 @@ from ..._util.threads import WorkerThread, run_blocking
 from .._local.store import LocalStore, absolute_folder, check_options, open_writer
 from . import check
 from .files import MAX_RUN_BYTES as MAX_RUN_BYTES
-from .reader import Reader
-from .writer import Writer
+from .reader import JsonReader
+from .writer import JsonWriter
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -51,7 +51,7 @@ class JsonStore(LocalStore):
     def __init__(
         self,
         folder: Path,
-        writer: Writer,
+        writer: JsonWriter,
         thread: WorkerThread,
         *,
         mac_key: bytes | None,
@@ -63,7 +63,7 @@ class JsonStore(LocalStore):
             logger,
             folder,
             writer,
-            Reader(folder),
+            JsonReader(folder),
             thread,
             check.steps,
             mac_key=mac_key,
@@ -96,7 +96,7 @@ class JsonStore(LocalStore):
         check_options(durability, inline_limit_bytes, create)
         folder = absolute_folder(path)
         writer, thread = await open_writer(
-            folder, lambda: Writer(folder, durability=durability, create=create)
+            folder, lambda: JsonWriter(folder, durability=durability, create=create)
         )
         return cls(
             folder,

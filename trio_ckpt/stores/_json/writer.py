@@ -36,7 +36,7 @@ from ..._util.errors import RunLockedError, SaveOutcomeUnknownError, StoreConfli
 from ..._util.forks import close_unshared, open_unshared
 from ..._util.log import at
 from ..._util.text import plural
-from .._local.blob_pins import Claims, names_of
+from .._local.blob_pins import BlobPins, names_of
 from .._local.blobs import Blobs
 from .._local.fence import compare_generation, compare_owner, identity_of, out_of_place, refusal
 from .._local.files import explain, make_member, open_file, sync_data, sync_folder
@@ -44,7 +44,7 @@ from .._local.locks import FileLock, lock_opening, locked_by_stranger, need_floc
 from .content import blobs_of, named_in, payload_bytes
 from .files import (
     MAX_RUN_BYTES,
-    Written,
+    PreparedFile,
     journal_path,
     load,
     make_folders,
@@ -56,7 +56,7 @@ from .files import (
     run_folders,
     write_all,
 )
-from .format import Line, RunState, StreamState, encode_line, frame
+from .format import JournalLine, RunState, StreamState, encode_line, frame
 from .records import decode_entry, encode_entry, encode_fold
 
 logger = logging.getLogger("trio_ckpt.stores.json")
@@ -68,7 +68,7 @@ _BAD_VALUE = (TypeError, ValueError, OverflowError)
 
 
 @attrs.define
-class _Held:
+class _OwnedRun:
     """What is remembered of a run while it is owned."""
 
     folder: Path
@@ -89,7 +89,7 @@ class _Held:
         return journal_path(self.folder, self.journal)
 
 
-class Writer:
+class JsonWriter:
     """Opens, makes and writes the store.  Everything here blocks, in one thread."""
 
     def __init__(
@@ -103,8 +103,8 @@ class Writer:
         self._folder = folder
         self._is_synced = durability == "full"
         self._blobs = Blobs(folder / "blobs")
-        self.claims = Claims(folder)
-        self._held: dict[str, _Held] = {}
+        self.claims = BlobPins(folder)
+        self._held: dict[str, _OwnedRun] = {}
         self._broken: dict[str, str] = {}  # runs that nothing more is written to, and why
         need_flock(folder)
         make_folders(folder, create=create)
@@ -154,7 +154,7 @@ class Writer:
             except BaseException:
                 close_unshared(fd)
                 raise
-        held = _Held(
+        held = _OwnedRun(
             folder,
             state.owner,
             max(state.generation, state.first),  # pruned: it begins anew with the next
@@ -172,7 +172,7 @@ class Writer:
         held.records = sum(len(stream.entries) for stream in state.streams.values())
         self._held[run_id] = held
         try:
-            self._append(run_id, held, Line(held.owner + 1, held.generation))
+            self._append(run_id, held, JournalLine(held.owner + 1, held.generation))
         except BaseException:
             self._let_go(run_id)
             raise
@@ -190,7 +190,7 @@ class Writer:
             self._broken[run_id] = str(error)  # a name that may not be durable
             raise
         fd = self._open_journal(folder, written.journal, run_id)
-        held = _Held(folder, 1, 0, 0, {}, fd, 0, 0, b"", 0, 0)
+        held = _OwnedRun(folder, 1, 0, 0, {}, fd, 0, 0, b"", 0, 0)
         _take_over(held, written)
         self._held[run_id] = held
         return 1
@@ -235,7 +235,9 @@ class Writer:
         heads = held.heads if run.generation == held.generation else {}
         moved: dict[str, int] = {}
         outcomes, records = self._encode(heads, moved, group)
-        line = Line(run.owner, run.generation, records, _encode_folds({**heads, **moved}, folds))
+        line = JournalLine(
+            run.owner, run.generation, records, _encode_folds({**heads, **moved}, folds)
+        )
         if line.records or line.folds or run.generation != held.generation:
             self._append(run.run_id, held, line)
             held.generation, held.heads = run.generation, heads
@@ -246,7 +248,7 @@ class Writer:
             self._rewrite_if_it_can_be(run.run_id, held)
         return outcomes
 
-    def _fence(self, key: RunKey) -> _Held:
+    def _fence(self, key: RunKey) -> _OwnedRun:
         """What is remembered of the run, if this is its owner."""
         self._refuse_broken(key.run_id)
         held = self._held.get(key.run_id)
@@ -306,7 +308,7 @@ class Writer:
             if not self._blobs.has(digest):
                 raise StoreError(f"blob {digest} was not put")
 
-    def _need_untouched(self, run_id: str, held: _Held) -> None:
+    def _need_untouched(self, run_id: str, held: _OwnedRun) -> None:
         """See that the journal still is what its owner has written last.
 
         Raises:
@@ -322,14 +324,14 @@ class Writer:
                 run_id=run_id,
             )
 
-    def _need_in_place(self, run_id: str, held: _Held) -> None:
+    def _need_in_place(self, run_id: str, held: _OwnedRun) -> None:
         """See that those who open the run by its name find the journal that is open here."""
         status = os.fstat(held.fd)
         if identity_of(held.path) != (status.st_dev, status.st_ino):
             self._broken[run_id] = "the removal of its files"
             raise out_of_place(held.path, run_id)
 
-    def _append(self, run_id: str, held: _Held, line: Line) -> None:
+    def _append(self, run_id: str, held: _OwnedRun, line: JournalLine) -> None:
         """One line more, durable."""
         content, check = frame(encode_line(line), held.check)
         if held.checkpoint_bytes + held.size + len(content) > MAX_RUN_BYTES:
@@ -356,7 +358,7 @@ class Writer:
         held.check = check
         self._need_in_place(run_id, held)
 
-    def _cut_back(self, run_id: str, held: _Held, error: OSError) -> None:
+    def _cut_back(self, run_id: str, held: _OwnedRun, error: OSError) -> None:
         """Undo a write that failed half way; the line is not whole, so it never counts."""
         try:
             os.ftruncate(held.fd, held.size)
@@ -370,7 +372,7 @@ class Writer:
     # Writing anew, pruning
     # -----------------------------------------------------------------------------------
 
-    def _rewrite_if_it_can_be(self, run_id: str, held: _Held) -> None:
+    def _rewrite_if_it_can_be(self, run_id: str, held: _OwnedRun) -> None:
         """Write the run anew; if that fails the journal goes on: everything is in it."""
         try:
             loaded = load(held.folder, run_id)
@@ -384,7 +386,7 @@ class Writer:
             return
         self._switch(run_id, held, written)
 
-    def _switch(self, run_id: str, held: _Held, written: Written) -> None:
+    def _switch(self, run_id: str, held: _OwnedRun, written: PreparedFile) -> None:
         """Put in place what was prepared, and go on in the new journal."""
         try:
             publish(held.folder)
@@ -456,7 +458,7 @@ class Writer:
         there = sorted({n for n in sequences if 1 <= n <= len(found.entries)})
         named = {n: blobs for n in there if (blobs := decode_entry(found.entries[n - 1]).blobs)}
         if named:
-            line = Line(run.owner, run.generation, drops=[(stream, list(named))])
+            line = JournalLine(run.owner, run.generation, drops=[(stream, list(named))])
             self._append(run.run_id, held, line)
         return {digest for blobs in named.values() for digest in blobs}
 
@@ -482,7 +484,7 @@ class Writer:
             logger.warning("%s: orphans are left: %s", self._folder, error)
 
 
-def _take_over(held: _Held, written: Written) -> None:
+def _take_over(held: _OwnedRun, written: PreparedFile) -> None:
     held.journal, held.size, held.check = written.journal, written.journal_bytes, written.check
     held.checkpoint_bytes = written.checkpoint_bytes
     held.rewrite_at = _rewrite_at(held.checkpoint_bytes)

@@ -40,7 +40,7 @@ _BYTE_DIGITS = 15  # of a digest: 60 bits, within what a file may have
 _REFUSED = (errno.EAGAIN, errno.EACCES)
 
 
-class Claims:
+class BlobPins:
     """The claims of one handle.  Everything here may block, in any thread."""
 
     def __init__(self, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """What the stores in a local folder have in common: who writes, who owns a run, who cleans up.
 
-Theory of operation.  Whatever changes a store is done by its `Writer`, in the order it was
+Theory of operation.  Whatever changes a store is done by its `LocalWriter`, in the order it was
 asked for, in one long-lived thread.  Blobs go through trio's threads, but for those that are
 removed: whoever puts one of these waits for it, and may have taken the last of trio's threads.
 
@@ -52,25 +52,25 @@ from ..._util.errors import NoThreadError, SaveOutcomeUnknownError, StoreDamaged
 from ..._util.forks import need_process, this_process
 from ..._util.threads import NOT_BEGUN, WorkerThread, run_blocking
 from ..._util.uninterrupted import shielded
-from .blob_pins import Claims
+from .blob_pins import BlobPins
 from .blobs import Blobs, check_part
 from .check import Step
 from .live import read_live, write_live
 from .locks import RunLock, lock_run, read_owner
-from .watermark import Notes, Seen
+from .watermark import Watermark, WatermarkWriter
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class Writer(Protocol):
+class LocalWriter(Protocol):
     """Changes a store.  Everything here blocks, and is called in one thread.
 
     Attributes:
         claims: What it names in a save is claimed there.
     """
 
-    claims: Claims
+    claims: BlobPins
 
     def raise_owner(self, run_id: str) -> int:
         """A new owner number for a run, durable; it exists from now on."""
@@ -118,7 +118,7 @@ class Writer(Protocol):
         ...
 
 
-class Reader(Protocol):
+class LocalReader(Protocol):
     """Reads a store, beside whoever writes it; blocking functions."""
 
     def read_run(self, run_id: str, generation: int | None) -> StoredRun | None:
@@ -146,8 +146,8 @@ class LocalStore(Store):
         scheme: str,
         logger: logging.Logger,
         folder: Path,
-        writer: Writer,
-        reader: Reader,
+        writer: LocalWriter,
+        reader: LocalReader,
         thread: WorkerThread,
         check_steps: Callable[[Path], Iterator[Step]],
         *,
@@ -164,7 +164,7 @@ class LocalStore(Store):
         self._writer = writer
         self._reader = reader
         self._claims = writer.claims
-        self._notes = Notes(folder, logger)
+        self._notes = WatermarkWriter(folder, logger)
         self._check_steps = check_steps
         self._writing = thread
         self._removing = WorkerThread(f"trio_ckpt removes in {folder.name}")
@@ -214,7 +214,7 @@ class LocalStore(Store):
     def _raise_owner(self, run_id: str) -> int:
         owner = self._writer.raise_owner(run_id)
         generation, records = self._writer.count(run_id)
-        self._notes.begin(Seen(run_id, owner, generation, records))
+        self._notes.begin(Watermark(run_id, owner, generation, records))
         return owner
 
     async def _clean(self, lock: RunLock) -> None:

@@ -39,7 +39,7 @@ _NOTE = re.compile(
 
 
 @attrs.frozen
-class Seen:
+class Watermark:
     """How far a run was.
 
     Attributes:
@@ -65,14 +65,14 @@ def seen_path(folder: Path, run_id: str) -> Path:
     return folder / "lock" / (hashlib.sha256(run_id.encode()).hexdigest()[:32] + SUFFIX)
 
 
-def encode_seen(seen: Seen) -> bytes:
+def encode_seen(seen: Watermark) -> bytes:
     """The note; always of the same length for a run."""
     numbers = b"%020d %020d %020d" % (seen.owner, seen.generation, seen.records)
     name = json.dumps(seen.run_id).encode()
     return b"trio_ckpt seen 1 %b %b %b\n" % (numbers, _check(numbers, name), name)
 
 
-def decode_seen(content: bytes) -> Seen | None:
+def decode_seen(content: bytes) -> Watermark | None:
     """What a note says; None: it is not one that was written whole."""
     match = _NOTE.fullmatch(content)
     if match is None:
@@ -80,14 +80,14 @@ def decode_seen(content: bytes) -> Seen | None:
     owner, generation, records, check, name = match.groups()
     if check != _check(b" ".join((owner, generation, records)), name):
         return None
-    return Seen(json.loads(name), int(owner), int(generation), int(records))
+    return Watermark(json.loads(name), int(owner), int(generation), int(records))
 
 
 def _check(numbers: bytes, name: bytes) -> bytes:
     return hashlib.blake2b(numbers + name, digest_size=16).hexdigest().encode()
 
 
-def read_seen(path: Path) -> Seen | None:
+def read_seen(path: Path) -> Watermark | None:
     """What the note in a file says; None: there is none that says anything.
 
     Raises:
@@ -109,7 +109,7 @@ def read_seen(path: Path) -> Seen | None:
     return seen
 
 
-def all_seen(folder: Path) -> Iterator[tuple[Path, Seen | None]]:
+def all_seen(folder: Path) -> Iterator[tuple[Path, Watermark | None]]:
     """The notes of a store; None: the one there cannot be read."""
     for path in sorted((folder / "lock").glob("*" + SUFFIX)):
         try:
@@ -121,7 +121,7 @@ def all_seen(folder: Path) -> Iterator[tuple[Path, Seen | None]]:
                 yield path, seen
 
 
-class Notes:
+class WatermarkWriter:
     """Writes the notes of the runs that a handle owns.  In one thread."""
 
     def __init__(self, folder: Path, logger: logging.Logger) -> None:
@@ -129,9 +129,9 @@ class Notes:
         self._logger = logger
         self._open: dict[str, int] = {}
         self._written: dict[str, bytes] = {}
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, Watermark] = {}
 
-    def begin(self, seen: Seen) -> None:
+    def begin(self, seen: Watermark) -> None:
         """A run is owned, and was found like this."""
         path = seen_path(self._folder, seen.run_id)
         with suppress(OSError, StoreError, ValueError):
@@ -199,7 +199,7 @@ class Notes:
         for run_id in tuple(self._open):
             self.end(run_id)
 
-    def _write(self, seen: Seen) -> None:
+    def _write(self, seen: Watermark) -> None:
         self._seen[seen.run_id] = seen
         self._written.pop(seen.run_id, None)
         note = encode_seen(seen)

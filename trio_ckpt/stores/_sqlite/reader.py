@@ -48,7 +48,7 @@ _LIST_RUNS = (
 )
 
 
-class Reader:
+class SqliteReader:
     """Reads the database.  Everything here blocks, in the one thread that called first."""
 
     def __init__(self, folder: Path) -> None:

@@ -167,7 +167,7 @@ def _is_blank(connection: sqlite3.Connection, database: Path) -> bool:
     return not is_ours
 
 
-class Connection(sqlite3.Connection):
+class SqliteConnection(sqlite3.Connection):
     """One to which there are weak references: see `trio_ckpt._util.forks.make_unshared`."""
 
 
@@ -179,7 +179,7 @@ def connect(database: Path) -> sqlite3.Connection:
         timeout=BUSY_TIMEOUT_S,
         isolation_level=None,
         check_same_thread=True,
-        factory=Connection,
+        factory=SqliteConnection,
     )
     try:
         # https://www.sqlite.org/security.html: the file may be anybody's until it was looked at.

@@ -29,8 +29,8 @@ from ..._util.threads import WorkerThread
 from ..._util.uninterrupted import shielded
 from .._local.store import LocalStore, absolute_folder, check_options, open_writer
 from . import check
-from .reader import Reader
-from .writer import Writer
+from .reader import SqliteReader
+from .writer import SqliteWriter
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -52,7 +52,7 @@ class SqliteStore(LocalStore):
     def __init__(
         self,
         folder: Path,
-        writer: Writer,
+        writer: SqliteWriter,
         thread: WorkerThread,
         *,
         mac_key: bytes | None,
@@ -64,15 +64,15 @@ class SqliteStore(LocalStore):
             logger,
             folder,
             writer,
-            reader := Reader(folder),
+            reader := SqliteReader(folder),
             thread,
             check.steps,
             mac_key=mac_key,
             durability=durability,
             inline_limit_bytes=inline_limit_bytes,
         )
-        self._writer: Writer = writer
-        self._reader: Reader = reader
+        self._writer: SqliteWriter = writer
+        self._reader: SqliteReader = reader
         self._reading = WorkerThread(f"trio_ckpt reads {folder.name}")
 
     @classmethod
@@ -100,7 +100,7 @@ class SqliteStore(LocalStore):
         check_options(durability, inline_limit_bytes, create)
         folder = absolute_folder(path)
         writer, thread = await open_writer(
-            folder, lambda: Writer(folder, durability=durability, create=create)
+            folder, lambda: SqliteWriter(folder, durability=durability, create=create)
         )
         return cls(
             folder,

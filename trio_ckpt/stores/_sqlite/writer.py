@@ -48,7 +48,7 @@ from ..._util.errors import (
     StoreError,
 )
 from ..._util.forks import leave_open
-from .._local.blob_pins import Claims, names_of
+from .._local.blob_pins import BlobPins, names_of
 from .._local.blobs import Blobs
 from .._local.fence import (
     compare_generation,
@@ -112,7 +112,7 @@ _IS_NAMED = (
 )
 
 
-class _Head(NamedTuple):
+class _SqliteHead(NamedTuple):
     stream: int
     sequence: int
     last: int
@@ -125,10 +125,10 @@ class _Known:
     run: int
     generation: int
     owner: int
-    heads: dict[str, _Head] = attrs.field(factory=dict[str, _Head])
+    heads: dict[str, _SqliteHead] = attrs.field(factory=dict[str, _SqliteHead])
 
 
-class Writer:
+class SqliteWriter:
     """Opens, makes and writes the database.  Everything here blocks."""
 
     def __init__(
@@ -145,7 +145,7 @@ class Writer:
         self._is_synced = durability == "full"
         self._is_log_named = False
         self._blobs = Blobs(folder / "blobs")
-        self.claims = Claims(folder)
+        self.claims = BlobPins(folder)
         need_flock(folder)
         make_folders(folder, create=create)
         lock = lock_opening(folder)
@@ -270,7 +270,7 @@ class Writer:
         compare_owner(owner, key)
         compare_generation(generation, key, "dropped")
         row = self._cursor.execute(_FIND_HEAD, (run, generation, stream)).fetchone()
-        head = _Head(0, 0, 0) if row is None else _Head(*row)
+        head = _SqliteHead(0, 0, 0) if row is None else _SqliteHead(*row)
         places = [(head.stream, n) for n in set(sequences) if 1 <= n <= head.sequence]
         digests = {digest for place in places for digest in self._attached_at(place)}
         self._cursor.executemany(_DROP, places)
@@ -332,10 +332,10 @@ class Writer:
 
     def _append(
         self, known: _Known, group: Sequence[Checkpoint]
-    ) -> tuple[list[Exception | None], dict[str, _Head]]:
+    ) -> tuple[list[Exception | None], dict[str, _SqliteHead]]:
         """Add the group to the log and move the heads; what became of each."""
         outcomes: list[Exception | None] = []
-        moved: dict[str, _Head] = {}
+        moved: dict[str, _SqliteHead] = {}
         moves: list[tuple[int, int, int, int]] = []
         failed: dict[str, int] = {}
         for checkpoint in group:
@@ -358,7 +358,9 @@ class Writer:
             )
         return outcomes, moved
 
-    def _append_one(self, known: _Known, head: _Head | None, checkpoint: Checkpoint) -> _Head:
+    def _append_one(
+        self, known: _Known, head: _SqliteHead | None, checkpoint: Checkpoint
+    ) -> _SqliteHead:
         sequence, blob = checkpoint.sequence, checkpoint.blob
         if head is None:
             head = self._find_head(known, checkpoint.stream, sequence)
@@ -367,7 +369,7 @@ class Writer:
         if blob is not None or checkpoint.blobs:
             self._need_blobs(checkpoint)
         self._cursor.execute(_APPEND, (head.stream, sequence, head.last, checkpoint.payload, blob))
-        moved = _Head(head.stream, sequence, _row_id(self._cursor))
+        moved = _SqliteHead(head.stream, sequence, _row_id(self._cursor))
         if checkpoint.blobs:
             names = enumerate(dict.fromkeys(checkpoint.blobs))
             rows = [(head.stream, sequence, place, digest) for place, digest in names]
@@ -381,22 +383,22 @@ class Writer:
             if not self._blobs.has(digest):
                 raise StoreError(f"blob {digest} was not put")
 
-    def _find_head(self, known: _Known, stream: str, sequence: int) -> _Head:
+    def _find_head(self, known: _Known, stream: str, sequence: int) -> _SqliteHead:
         """What a checkpoint comes after: remembered, read, or a new stream's nothing."""
         head = known.heads.get(stream)
         if head is None or head.sequence != sequence - 1:
             head = self._read_head(known, stream)
         if head is None and sequence == 1:
             self._cursor.execute(_ADD_STREAM, (known.run, known.generation, stream))
-            head = _Head(_row_id(self._cursor), 0, 0)
+            head = _SqliteHead(_row_id(self._cursor), 0, 0)
             self._cursor.execute(_ADD_HEAD, (head.stream,))
-        return head or _Head(0, 0, 0)
+        return head or _SqliteHead(0, 0, 0)
 
-    def _read_head(self, known: _Known, stream: str) -> _Head | None:
+    def _read_head(self, known: _Known, stream: str) -> _SqliteHead | None:
         row = self._cursor.execute(_FIND_HEAD, (known.run, known.generation, stream)).fetchone()
-        return None if row is None else _Head(*row)
+        return None if row is None else _SqliteHead(*row)
 
-    def _fold(self, known: _Known, moved: dict[str, _Head], folds: Sequence[Fold]) -> None:
+    def _fold(self, known: _Known, moved: dict[str, _SqliteHead], folds: Sequence[Fold]) -> None:
         rows: list[tuple[int, int, bytes]] = []
         for fold in folds:
             head = moved.get(fold.stream) or self._read_head(known, fold.stream)
@@ -458,7 +460,7 @@ class Writer:
         except sqlite3.Error:
             self._give_up(error)
 
-    def _have_moved(self, moved: dict[str, _Head]) -> bool:
+    def _have_moved(self, moved: dict[str, _SqliteHead]) -> bool:
         stored = [
             self._cursor.execute(_READ_HEAD, (head.stream,)).fetchone() == head[1:]
             for head in moved.values()
