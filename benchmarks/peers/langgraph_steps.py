@@ -30,14 +30,14 @@ class State(TypedDict):
 async def run(steps: int, folder: Path, loops: int) -> dict[str, object]:
     """Run the loops in ``folder``; the figures."""
     taken_ns: list[int] = []
-    async with AsyncSqliteSaver.from_conn_string(str(folder / "langgraph.sqlite")) as saver:
-        await saver.setup()
-        await saver.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    async with AsyncSqliteSaver.from_conn_string(str(folder / "langgraph.sqlite")) as committer:
+        await committer.setup()
+        await committer.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         empty_bytes = folder_bytes(folder)
         started_s, started_cpu_s = time.perf_counter(), time.process_time()
         async with asyncio.TaskGroup() as group:
             for name, share in enumerate(shares(steps, loops)):
-                group.create_task(loop(saver, str(name), share, taken_ns))
+                group.create_task(loop(committer, str(name), share, taken_ns))
         seconds, cpu_s = time.perf_counter() - started_s, time.process_time() - started_cpu_s
     return {
         "peer": f"langgraph {version('langgraph')}",
@@ -52,7 +52,9 @@ async def run(steps: int, folder: Path, loops: int) -> dict[str, object]:
     }
 
 
-async def loop(saver: AsyncSqliteSaver, thread_id: str, steps: int, taken_ns: list[int]) -> None:
+async def loop(
+    committer: AsyncSqliteSaver, thread_id: str, steps: int, taken_ns: list[int]
+) -> None:
     """One run of ``steps`` steps; the nanoseconds from each to the next go to ``taken_ns``.
 
     A step's checkpoint is written between its function and the next one's, so the time from call
@@ -70,7 +72,7 @@ async def loop(saver: AsyncSqliteSaver, thread_id: str, steps: int, taken_ns: li
     graph.add_conditional_edges(
         "step", lambda state: "step" if state["index"] < state["steps"] else END
     )
-    compiled = graph.compile(checkpointer=saver)
+    compiled = graph.compile(checkpointer=committer)
     await compiled.ainvoke(
         {"index": 0, "steps": steps},
         {"configurable": {"thread_id": thread_id}, "recursion_limit": steps + 10},

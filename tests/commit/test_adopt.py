@@ -251,7 +251,7 @@ async def test_many_are_adopted_in_groups_of_bounded_size(tmp_path: Path) -> Non
     count = 2 * RECORDS_PER_SAVE + 5
     async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
         found = {n: (Output(f"{n}", 0, 0, ""),) for n in range(count)}
-        await adopt_outputs(stream.desk, found)
+        await adopt_outputs(stream.open_stream, found)
         assert len(stream.progress.adopted) == count
     assert max(store.groups) <= RECORDS_PER_SAVE
 

@@ -14,7 +14,7 @@ import trio_ckpt
 import trio_ckpt._journal.run_status
 import trio_ckpt.cli._overview
 from trio_ckpt import Batch, NotEncodableError, open_run, run_batches
-from trio_ckpt._commit.group_commit import GroupCommitter, open_saver
+from trio_ckpt._commit.group_commit import GroupCommitter, open_committer
 from trio_ckpt._commit.pending_commit import PendingCommit
 from trio_ckpt._commit.stream_log import StreamLog
 from trio_ckpt._journal.record import Record, RecordKind, encode_record
@@ -102,22 +102,27 @@ async def test_blob_of_a_record_before_which_one_failed_is_sealed_again(
 ) -> None:
     """Its sequence is another then."""
     store = CountingStore()
-    async with store.lock_run("r") as owner, open_saver(store, RunKey("r", 0, owner)) as saver:
-        lane = saver.add_lane(("s",), trio_ckpt.Progress())
+    async with (
+        store.lock_run("r") as owner,
+        open_committer(store, RunKey("r", 0, owner)) as committer,
+    ):
+        stream_log = committer.add_lane(("s",), trio_ckpt.Progress())
         record = Record(kind=RecordKind.NOTE, at=1.0)
-        bad = await saver.encode(lane, encode_record(record), ("0" * 64,))  # is not there
+        bad = await committer.encode(stream_log, encode_record(record), ("0" * 64,))  # is not there
 
         async def large() -> None:
-            await saver.save(lane, Record(kind=RecordKind.NOTE, at=1.0, metadata={"x": LARGE}))
+            await committer.save(
+                stream_log, Record(kind=RecordKind.NOTE, at=1.0, metadata={"x": LARGE})
+            )
 
-        submission = PendingCommit(lane, record, bad, (), lambda _error: None)
+        submission = PendingCommit(stream_log, record, bad, (), lambda _error: None)
         async with trio.open_nursery() as nursery:
-            lane.submitted = bad.sequence  # as if it were on its way
+            stream_log.submitted = bad.sequence  # as if it were on its way
             nursery.start_soon(large)
             await wait_all_tasks_blocked()
-            lane.submitted -= 1
-            saver.submit(submission)
-    assert lane.progress.sequence == 1
+            stream_log.submitted -= 1
+            committer.submit(submission)
+    assert stream_log.progress.sequence == 1
     assert store.put.total() == 2
 
 
@@ -126,29 +131,31 @@ async def test_blob_of_a_record_before_which_one_failed_is_sealed_again(
 # ---------------------------------------------------------------------------------------
 
 
-def batch_of(saver: GroupCommitter, lane: StreamLog, index: int, records: int) -> PendingCommit:
+def batch_of(
+    committer: GroupCommitter, stream_log: StreamLog, index: int, records: int
+) -> PendingCommit:
     record = Record(at=1.0, index=index, records=records)
-    sequence = lane.submitted + 1
-    sealed = lane.tools.seal.close(sequence, encode_record(record))
-    checkpoint = trio_ckpt.abc.Checkpoint(lane.text, sequence, sealed)
-    return PendingCommit(lane, record, checkpoint, (), lambda _error: None)
+    sequence = stream_log.submitted + 1
+    sealed = stream_log.tools.seal.close(sequence, encode_record(record))
+    checkpoint = trio_ckpt.abc.Checkpoint(stream_log.text, sequence, sealed)
+    return PendingCommit(stream_log, record, checkpoint, (), lambda _error: None)
 
 
 async def test_records_beyond_what_can_be_counted_are_refused() -> None:
     """With those on their way, and none is lost by it."""
     store = MemoryStore()
     async with store.lock_run("r") as owner:
-        async with open_saver(store, RunKey("r", 0, owner)) as saver:
-            lane = saver.add_lane(("s",), trio_ckpt.Progress())
-            first = batch_of(saver, lane, 0, 2**62)
-            saver.submit(first)
+        async with open_committer(store, RunKey("r", 0, owner)) as committer:
+            stream_log = committer.add_lane(("s",), trio_ckpt.Progress())
+            first = batch_of(committer, stream_log, 0, 2**62)
+            committer.submit(first)
             with pytest.raises(NotEncodableError, match="more than can be counted"):
-                saver.submit(batch_of(saver, lane, 1, 2**62))
-            second = batch_of(saver, lane, 1, 2**62 - 1)
-            saver.submit(second)
+                committer.submit(batch_of(committer, stream_log, 1, 2**62))
+            second = batch_of(committer, stream_log, 1, 2**62 - 1)
+            committer.submit(second)
             await second.wait()
             with pytest.raises(NotEncodableError, match="more than can be counted"):
-                saver.submit(batch_of(saver, lane, 2, 1))
+                committer.submit(batch_of(committer, stream_log, 2, 1))
         view = await store.load_run("r")
         assert view is not None
         assert view.streams["s",].progress.records == 2**63 - 1
@@ -158,19 +165,19 @@ async def test_what_was_not_saved_is_not_counted() -> None:
     store = MemoryStore()
     async with (
         store.lock_run("r") as owner,
-        open_saver(store, RunKey("r", 0, owner)) as saver,
+        open_committer(store, RunKey("r", 0, owner)) as committer,
     ):
-        lane = saver.add_lane(("s",), trio_ckpt.Progress())
-        lane.submitted = 7  # so the store refuses it
-        refused = batch_of(saver, lane, 0, 2**62)
-        saver.submit(refused)
+        stream_log = committer.add_lane(("s",), trio_ckpt.Progress())
+        stream_log.submitted = 7  # so the store refuses it
+        refused = batch_of(committer, stream_log, 0, 2**62)
+        committer.submit(refused)
         with pytest.raises(trio_ckpt.StoreConflictError):
             await refused.wait()
-        lane.submitted = 0
-        landed = batch_of(saver, lane, 0, 2**62)
-        saver.submit(landed)
+        stream_log.submitted = 0
+        landed = batch_of(committer, stream_log, 0, 2**62)
+        committer.submit(landed)
         await landed.wait()
-        assert (lane.progress.records, lane.records_ahead) == (2**62, 0)
+        assert (stream_log.progress.records, stream_log.records_ahead) == (2**62, 0)
 
 
 async def test_the_last_index_of_all_is_the_end() -> None:

@@ -193,13 +193,13 @@ async def test_a_pin_that_is_taken_away_while_a_snapshot_is_saved_confuses_no_ac
                     assert await snapshot.point()
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(snapshot.wait)
-                        while stream.desk.lane.submitted == stream.progress.sequence:
+                        while stream.open_stream.stream_log.submitted == stream.progress.sequence:
                             await trio.lowlevel.checkpoint()  # until the snapshot is on its way
                         await stream.unpin(label)
             batch.complete()
             await batch.confirm()
             break
-        sequences = stream.desk.keeper.versions.take_dropped((), is_complete=True)  # type: ignore[union-attr]
+        sequences = stream.open_stream.state_manager.versions.take_dropped((), is_complete=True)  # type: ignore[union-attr]
         store = await open_store(folder)
         history = [entry async for entry in trio_ckpt.read_history(store, "r", KEY)]
         states = {entry.sequence for entry in history if entry.state_bytes}
@@ -217,7 +217,9 @@ async def test_what_cannot_be_pinned_is_refused() -> None:
                 with pytest.raises(ValueError, match="a label"):
                     await stream.pin(label)
             for number in range(MAX_PINS):
-                stream.desk.lane.progress.pins[str(number)] = trio_ckpt.Pin(0.0, None, b"")
+                stream.open_stream.stream_log.progress.pins[str(number)] = trio_ckpt.Pin(
+                    0.0, None, b""
+                )
             await stream.pin("7")
             with pytest.raises(ValueError, match=f"{MAX_PINS} pins"):
                 await stream.pin("one more")

@@ -605,7 +605,7 @@ async def test_chains_begin_anew_before_they_are_long() -> None:
         async for batch in stream.batches(range(120)):
             stream.state["a"][batch.index] += 1.0
             batch.complete()
-        assert len(stream.desk.keeper.head.chain) <= 51  # type: ignore[union-attr]
+        assert len(stream.open_stream.state_manager.head.chain) <= 51  # type: ignore[union-attr]
 
 
 # -- what is kept -------------------------------------------------------------------------------

@@ -216,5 +216,5 @@ def run_program(orders: Orders) -> int:
         return EXIT_ERROR
 
 
-async def _ask_nobody(_saver: object, _max_age_s: float = 0.0) -> None:
+async def _ask_nobody(_committer: object, _max_age_s: float = 0.0) -> None:
     """In place of `Saver.check_owner`."""

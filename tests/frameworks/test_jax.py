@@ -52,6 +52,6 @@ async def test_an_array_that_is_kept_is_saved_once() -> None:
         async for batch in stream.batches(range(3)):
             stream.state["n"] += 1
             batch.complete()
-        assert stream.desk.keeper is not None
-        (report,) = stream.desk.keeper.reports.values()
+        assert stream.open_stream.state_manager is not None
+        (report,) = stream.open_stream.state_manager.reports.values()
         assert (report.rung, report.changed_bytes) == ("identity", 0)

@@ -271,7 +271,7 @@ async def test_maintenance_is_no_work_and_moves_no_clock(monkeypatch: pytest.Mon
     store, now = MemoryStore(), [1_000.0]
     monkeypatch.setattr("time.time", lambda: now[0])
     async with begin(store) as run, run.open_stream("t") as stream:
-        stream.desk.opened_at = now[0]  # its default was bound to the real clock
+        stream.open_stream.opened_at = now[0]  # its default was bound to the real clock
         async for batch in stream.batches(range(3)):
             now[0] += 5
             if batch.index == 1:

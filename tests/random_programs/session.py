@@ -417,17 +417,17 @@ async def run_command(plan: CommandPlan, root: Path, tell: Tell) -> None:
             tell("repaired", [attrs.asdict(part) for part in (*report.done, *report.not_done)])
             return
         paged = SmallPages(store, plan.page, {}, random.Random(plan.reason))
-        async with open_maintenance(paged, RUN) as desk:
+        async with open_maintenance(paged, RUN) as maintenance:
             if plan.what == "retry":
-                await desk.retry()
+                await maintenance.retry()
             elif plan.what == "redo":
-                await desk.redo(plan.key, plan.indexes, plan.reason)
+                await maintenance.redo(plan.key, plan.indexes, plan.reason)
             elif plan.what == "rewind":
-                await desk.rewind(plan.key, to=plan.to, reason=plan.reason)
+                await maintenance.rewind(plan.key, to=plan.to, reason=plan.reason)
             elif plan.what == "compact":
-                await desk.compact()
+                await maintenance.compact()
             else:
-                await desk.reset(plan.reason)
+                await maintenance.reset(plan.reason)
 
 
 def carry_out(plan: SessionPlan | CommandPlan, root: Path, pipe: int) -> int:

@@ -488,12 +488,12 @@ async def test_a_batch_that_is_opened_waits_for_the_pause_too(
         async for batch in stream.batches(range(3)):
             if batch.attempt == 1:
                 batch.fail(LimitedError(10.0))
-                stream.desk.pause = (trio.current_time() + 40.0, "somebody asked")
+                stream.open_stream.pause = (trio.current_time() + 40.0, "somebody asked")
             else:
                 batch.complete()
                 break
         assert trio.current_time() == pytest.approx(40)
-        stream.desk.pause = (trio.current_time() + 7.0, "somebody asked")
+        stream.open_stream.pause = (trio.current_time() + 7.0, "somebody asked")
         async with stream.open_batch() as batch:
             assert trio.current_time() == pytest.approx(47)
             batch.complete()

@@ -214,7 +214,7 @@ async def test_more_sessions_than_fit_on_a_page() -> None:
     async with begin(store) as run:
         for _ in range(1_200):
             note = Record(kind=RecordKind.NOTE, at=0.0)
-            await run._saver.save(run._saver.lanes[0], note)
+            await run._committer.save(run._committer.stream_logs[0], note)
     async with begin(store):
         pass
     assert [view.how for view in await read_sessions(store, "r")] == ["ended", "ended"]

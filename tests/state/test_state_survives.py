@@ -257,7 +257,7 @@ async def test_no_state_of_a_program_that_goes_on_is_torn() -> None:
                     array[1 + number * 7 % 39_999] += 1
                     array[0] = array[1:].sum()
                     assert await snapshots.point()
-                    while stream.desk.keeper.is_saving:  # type: ignore[union-attr]
+                    while stream.open_stream.state_manager.is_saving:  # type: ignore[union-attr]
                         changes += 1
                         array[1 + changes * 997 % 39_999] += 1
                         array[0] = array[1:].sum()

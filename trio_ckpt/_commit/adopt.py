@@ -31,7 +31,7 @@ PathOf = Callable[[int], AnyPath | Iterable[AnyPath]]
 Found = dict[int, tuple[Output, ...]]
 
 
-async def find_outputs(desk: OpenStream, left: Iterable[int], path_of: PathOf) -> Found:
+async def find_outputs(open_stream: OpenStream, left: Iterable[int], path_of: PathOf) -> Found:
     """The outputs of batches that are left, where they are there and valid.
 
     Durability: the files that are returned survive power loss.
@@ -43,13 +43,16 @@ async def find_outputs(desk: OpenStream, left: Iterable[int], path_of: PathOf) -
         await trio.lowlevel.checkpoint()
         known: dict[str, Output] = {}
         try:
-            await desk.files.adopt(_paths(path_of(index)), index, known)
-            await desk.files.check_found(known)
+            await open_stream.files.adopt(_paths(path_of(index)), index, known)
+            await open_stream.files.check_found(known)
         except OutputError as error:
-            desk.files.release(index)
+            open_stream.files.release(index)
             if known or not isinstance(error.__cause__, FileNotFoundError):
                 log.info(
-                    "%s: %s", desk.where(index), error, extra=at(desk.run_id, desk.lane.key, index)
+                    "%s: %s",
+                    open_stream.where(index),
+                    error,
+                    extra=at(open_stream.run_id, open_stream.stream_log.key, index),
                 )
                 refused[index] = str(error) if len(refused) < MAX_SHOWN else ""
         else:
@@ -57,12 +60,12 @@ async def find_outputs(desk: OpenStream, left: Iterable[int], path_of: PathOf) -
     count = plural(len(found), "batch")
     log.info(
         "%s: outputs of %s were found that no record names",
-        desk.where(),
+        open_stream.where(),
         count,
-        extra=at(desk.run_id, desk.lane.key),
+        extra=at(open_stream.run_id, open_stream.stream_log.key),
     )
     if refused:
-        _tell(desk, refused)
+        _tell(open_stream, refused)
     return found
 
 
@@ -75,39 +78,39 @@ def _paths(given: AnyPath | Iterable[AnyPath]) -> tuple[AnyPath, ...]:
     return paths
 
 
-def _tell(desk: OpenStream, refused: Mapping[int, str]) -> None:
+def _tell(open_stream: OpenStream, refused: Mapping[int, str]) -> None:
     """Say what is there and was refused: its batches are done again."""
     shown = [f"batch {index}: {reason}" for index, reason in refused.items() if reason]
     if len(refused) > len(shown):
         shown.append(f"{len(refused) - len(shown):,} more (logged at level INFO)")
     log.warning(
         "%s: outputs of %s are there and are not good: %s",
-        desk.where(),
+        open_stream.where(),
         plural(len(refused), "batch"),
         "; ".join(shown),
-        extra=at(desk.run_id, desk.lane.key),
+        extra=at(open_stream.run_id, open_stream.stream_log.key),
     )
 
 
 async def rescan(
-    desk: OpenStream, left: Iterable[int], path_of: PathOf, *, is_adopted: bool
+    open_stream: OpenStream, left: Iterable[int], path_of: PathOf, *, is_adopted: bool
 ) -> list[int]:
     """Find the outputs of batches that are left, and confirm the batches by them if asked.
 
     Durability: as for `adopt_outputs`.
     """
-    found = await find_outputs(desk, left, path_of)
+    found = await find_outputs(open_stream, left, path_of)
     if is_adopted:
-        desk.files.since = 0.0  # the user has decided: what is not adopted may be replaced
+        open_stream.files.since = 0.0  # the user has decided: what is not adopted may be replaced
         if found:
-            await adopt_outputs(desk, found)
+            await adopt_outputs(open_stream, found)
     else:
         for index in found:
-            desk.files.release(index)
+            open_stream.files.release(index)
     return list(found)
 
 
-async def adopt_outputs(desk: OpenStream, found: Found) -> None:
+async def adopt_outputs(open_stream: OpenStream, found: Found) -> None:
     """Confirm batches by the outputs that were found.
 
     Durability: when this returns they are saved.
@@ -115,20 +118,20 @@ async def adopt_outputs(desk: OpenStream, found: Found) -> None:
     now = time.time()
     entries = [
         (
-            desk.lane,
+            open_stream.stream_log,
             Record(kind=RecordKind.BATCH, at=now, index=index, outputs=outputs, adopted=True),
         )
         for index, outputs in found.items()
     ]
-    entries[0] = desk.lane, desk.introduce(entries[0][1])
+    entries[0] = open_stream.stream_log, open_stream.introduce(entries[0][1])
     for start in range(0, len(entries), RECORDS_PER_SAVE):
-        await desk.saver.save_all(entries[start : start + RECORDS_PER_SAVE])
+        await open_stream.committer.save_all(entries[start : start + RECORDS_PER_SAVE])
     for index in found:
-        desk.settled(index)
-    where = describe_batch(desk.run_id, desk.lane.key, None)
+        open_stream.settled(index)
+    where = describe_batch(open_stream.run_id, open_stream.stream_log.key, None)
     log.info(
         "%s: adopted by their outputs: %s",
         where,
         plural(len(found), "batch"),
-        extra=at(desk.run_id, desk.lane.key),
+        extra=at(open_stream.run_id, open_stream.stream_log.key),
     )

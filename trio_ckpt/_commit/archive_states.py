@@ -28,7 +28,7 @@ from .._util.log import at
 from ..state import decode_frame
 from ..state._chain import blobs_of
 from ..stores import open_store
-from .group_commit import GroupCommitter, open_saver
+from .group_commit import GroupCommitter, open_committer
 from .stream_log import StreamLog
 
 log = logging.getLogger("trio_ckpt.stream")
@@ -45,14 +45,14 @@ def archive_name(run_key: RunKey) -> str:
 
 
 async def archive_chains(
-    store: Store, run_key: RunKey, lane: StreamLog, dropped: dict[bytes, list[int]], url: str
+    store: Store, run_key: RunKey, stream_log: StreamLog, dropped: dict[bytes, list[int]], url: str
 ) -> list[int]:
     """Copy chains of a stream into another store; one that is damaged is left out, with a warning.
 
     Args:
         store: Where they are.
         run_key: Whose they are.
-        lane: The stream.
+        stream_log: The stream.
         dropped: The chains by their lineages, each with those of its records that have blobs.
         url: Of the other store; it is made if it is not there.
 
@@ -74,21 +74,23 @@ async def archive_chains(
         async with attic.lock_run(name) as owner:
             view = await attic.load_run(name)
             generation = 0 if view is None else view.generation
-            known = None if view is None else view.streams.get(lane.key)
-            async with open_saver(attic, RunKey(name, generation, owner)) as saver:
-                shelf = saver.add_lane(lane.key, Progress() if known is None else known.progress)
-                async with aclosing(_chains(store, run_key, lane, dropped)) as chains:
+            known = None if view is None else view.streams.get(stream_log.key)
+            async with open_committer(attic, RunKey(name, generation, owner)) as committer:
+                shelf = committer.add_lane(
+                    stream_log.key, Progress() if known is None else known.progress
+                )
+                async with aclosing(_chains(store, run_key, stream_log, dropped)) as chains:
                     async for lineage, chain in chains:
                         try:
                             for sequence, record in chain:
-                                await _copy(store, saver, shelf, sequence, record)
+                                await _copy(store, committer, shelf, sequence, record)
                         except StoreDamagedError as error:
-                            where = describe_batch(run_key.run_id, lane.key, None)
+                            where = describe_batch(run_key.run_id, stream_log.key, None)
                             log.warning(
                                 "an old state of %s is not archived: %s",
                                 where,
                                 error,
-                                extra=at(run_key.run_id, lane.key),
+                                extra=at(run_key.run_id, stream_log.key),
                             )
                             damaged.add(lineage)
                         else:
@@ -100,7 +102,7 @@ async def archive_chains(
 
 
 async def _chains(
-    store: Store, run_key: RunKey, lane: StreamLog, dropped: dict[bytes, list[int]]
+    store: Store, run_key: RunKey, stream_log: StreamLog, dropped: dict[bytes, list[int]]
 ) -> AsyncGenerator[tuple[bytes, Entries]]:
     """The frames of each chain, the oldest first; the newest chain comes first.
 
@@ -108,7 +110,7 @@ async def _chains(
     """
     waiting: dict[bytes, Entries] = {}
     oldest = min(sequence for sequences in dropped.values() for sequence in sequences)
-    pages = read_pages(store, run_key.run_id, run_key.generation, lane.key, limit=PAGE)
+    pages = read_pages(store, run_key.run_id, run_key.generation, stream_log.key, limit=PAGE)
     async with aclosing(pages):
         async for records in pages:
             for sequence, record in records:
@@ -129,12 +131,12 @@ def _parts(store: Store, digest: str, size: int) -> Iterator[bytes]:
 
 
 async def _copy(
-    store: Store, saver: GroupCommitter, shelf: StreamLog, sequence: int, record: Record
+    store: Store, committer: GroupCommitter, shelf: StreamLog, sequence: int, record: Record
 ) -> None:
     blobs = blobs_of(record.state)
     for digest in blobs:
         size = decode_frame(record.state).data_bytes
-        if await saver.put_blob(_parts(store, digest, size)) != digest:
+        if await committer.put_blob(_parts(store, digest, size)) != digest:
             raise StoreDamagedError(f"blob {digest} of an old state is not what was saved")
     note = Record(
         kind=RecordKind.NOTE,
@@ -143,4 +145,4 @@ async def _copy(
         metadata={"reason": f"archived: {record.kind.name.lower()} {sequence}"},
         state=record.state,
     )
-    await saver.save(shelf, note, blobs)
+    await committer.save(shelf, note, blobs)

@@ -8,7 +8,7 @@ called, its block ends, an exception leaves, or it is cancelled.  What that mean
 on where the attempt stands: the table `GATE` says it, and `Gate.pass_gate` does it.  It
 saves first and moves the token last:
 
-    check outputs -> capture state -> submit -> (the saver) -> token CONFIRMED
+    check outputs -> capture state -> submit -> (the group committer) -> token CONFIRMED
 
 A completed batch whose checks fail is a failed attempt.  A failed attempt is saved, and
 the retry table says whether the batch runs again.  Whatever an attempt did to the state
@@ -145,7 +145,7 @@ class Passed(enum.Enum):
 @uninterrupted
 @attrs.define(eq=False)
 class Gate(OpenStream):
-    """A desk with the law of order on top: what every way out of a batch passes."""
+    """An open stream with the law of order on top: what every way out of a batch passes."""
 
     async def pass_gate(
         self, batch: Batch[Any], way: Exit, error: BaseException | None = None
@@ -162,8 +162,8 @@ class Gate(OpenStream):
         try:
             return await self._pass(batch, way, error)
         finally:
-            if self.saver.observers and batch.state is AttemptState.OVER:
-                self.saver.observers.left(self.attempt_of(batch))
+            if self.committer.observers and batch.state is AttemptState.OVER:
+                self.committer.observers.left(self.attempt_of(batch))
 
     async def _pass(
         self, batch: Batch[Any], way: Exit, error: BaseException | None
@@ -193,12 +193,12 @@ class Gate(OpenStream):
             self.drop(batch, failure_of(problem))
             if way not in _LEAVING:
                 raise
-            where = describe_batch(self.run_id, self.lane.key, batch.index)
+            where = describe_batch(self.run_id, self.stream_log.key, batch.index)
             log.error(
                 "while an exception left %s, saving failed: %s",
                 where,
                 one_line(text_of(problem)),
-                extra=at(self.run_id, self.lane.key, batch.index),
+                extra=at(self.run_id, self.stream_log.key, batch.index),
             )
             return Passed.GO_ON
         except BaseException:  # KeyboardInterrupt, say, before anything was submitted
@@ -208,13 +208,15 @@ class Gate(OpenStream):
 
     def _check_confirmed(self, batch: Batch[Any]) -> None:
         """Raise if an attempt that is over did not end in a saved batch."""
-        if batch.token.state is TokenState.CONFIRMED or self.lane.progress.is_done(batch.index):
+        if batch.token.state is TokenState.CONFIRMED or self.stream_log.progress.is_done(
+            batch.index
+        ):
             return
         failure = self.failed.get(batch.index, Failure("this attempt at it is over"))
         raise batch.problem or BatchFailedError(
             failure.reason,
             run_id=self.run_id,
-            stream=self.lane.key,
+            stream=self.stream_log.key,
             batch_index=batch.index,
         ) from failure.cause
 
@@ -224,7 +226,7 @@ class Gate(OpenStream):
         match action:
             case GateAction.SAVE:
                 return await self._save_batch(batch, way)
-            case GateAction.SAVE_OR_REJECT if self.keeper is None:
+            case GateAction.SAVE_OR_REJECT if self.state_manager is None:
                 return await self._save_batch(batch, way)
             case GateAction.DECIDE | GateAction.GIVE_UP:
                 return await self._decide(batch, may_retry=action is GateAction.DECIDE)
@@ -259,11 +261,11 @@ class Gate(OpenStream):
         await self.pass_gate(batch, Exit.CONFIRM)
 
     def _forgotten(self, batch: Batch[Any]) -> TokenNeverSettledError:
-        where = describe_batch(self.run_id, self.lane.key, batch.index)
+        where = describe_batch(self.run_id, self.stream_log.key, batch.index)
         return TokenNeverSettledError(
             f"{where} was left without complete(), fail(), skip() or withdraw()",
             run_id=self.run_id,
-            stream=self.lane.key,
+            stream=self.stream_log.key,
             batch_index=batch.index,
         )
 
@@ -281,7 +283,7 @@ class Gate(OpenStream):
                 await self.files.check(staged.outputs)
             lines = await self.files.open_sinks(staged.lines) if staged.lines else ()
             adds = self.encode_adds(batch) if self.frontier is not None else b""
-            saved = None if self.keeper is None else await self.keeper.save()
+            saved = None if self.state_manager is None else await self.state_manager.save()
             record = Record(
                 at=time.time(),
                 index=batch.index,
@@ -309,7 +311,7 @@ class Gate(OpenStream):
             return await self._act(GATE[batch.state][way], batch, way, problem)
         blobs = () if saved is None else saved.kept.blobs
         await self._save(batch, record, payload, lines, partial(self._confirmed, saved), blobs)
-        if self.keeper is not None:
+        if self.state_manager is not None:
             await self.prune_state()
         return Passed.GO_ON
 
@@ -319,9 +321,9 @@ class Gate(OpenStream):
             self.frontier.finish(batch.index - self.first_index)
             if self.frontier.is_ready:
                 self.changed()
-        elif self.keeper is not None:
-            sequence = self.lane.progress.sequence  # this is called as it lands
-            self.keeper.landed(saved, sequence, record.at, is_confirmed=True)
+        elif self.state_manager is not None:
+            sequence = self.stream_log.progress.sequence  # this is called as it lands
+            self.state_manager.landed(saved, sequence, record.at, is_confirmed=True)
         self.files.release(batch.index, {output.path for output in record.outputs})
         result = CheckpointResult(
             record.outputs,
@@ -329,7 +331,7 @@ class Gate(OpenStream):
             record.records,
             datetime.fromtimestamp(record.at, UTC),
         )
-        self.lane.confirmed += 1
+        self.stream_log.confirmed += 1
         self.close_attempt(batch, AttemptEnd.CONFIRMED)
         if may(batch.token, TokenEvent.CONFIRM):  # a coordinator closed meanwhile has failed it
             move(batch.token, TokenEvent.CONFIRM, result)
@@ -346,11 +348,11 @@ class Gate(OpenStream):
                 log.exception(
                     "the retry table failed for %s",
                     class_name(problem),
-                    extra=at(self.run_id, self.lane.key, batch.index),
+                    extra=at(self.run_id, self.stream_log.key, batch.index),
                 )
         if isinstance(verdict, Again):
             await self._save_attempt(batch, error, is_final=False)
-            self.lane.retries += 1
+            self.stream_log.retries += 1
             if verdict.pauses:
                 self.pause_for(verdict.after_s, f"asked to wait: {failure_of(error).reason}")
             return verdict
@@ -367,7 +369,7 @@ class Gate(OpenStream):
         raise kind(
             failure.reason,
             run_id=self.run_id,
-            stream=self.lane.key,
+            stream=self.stream_log.key,
             batch_index=batch.index,
             retryable=verdict.retryable,
         ) from failure.cause
@@ -406,7 +408,7 @@ class Gate(OpenStream):
             self.close_attempt(batch, AttemptEnd.SKIPPED, error)
             self.taint_state()
             self.files.release(batch.index)
-            self.lane.skipped += 1
+            self.stream_log.skipped += 1
             self.fail_token(batch.token, failure_of(error), is_kept=False)  # progress knows it
 
         await self._let_snapshot_land()
@@ -416,8 +418,8 @@ class Gate(OpenStream):
 
     async def _let_snapshot_land(self) -> None:
         """A snapshot of an attempt comes before the record that ends it, never after."""
-        if self.keeper is not None:
-            await self.keeper.wait_saved()
+        if self.state_manager is not None:
+            await self.state_manager.wait_saved()
 
     async def _save_end(self, batch: Batch[Any]) -> None:
         def landed(batch: Batch[Any], _record: Record) -> None:
@@ -482,16 +484,16 @@ class Gate(OpenStream):
                     raise
 
         batch.state = AttemptState.SUBMITTED
-        if self.saver.observers:
-            self.saver.observers.settled(self.attempt_of(batch))
-        checkpoint = await self.saver.encode(self.lane, payload, blobs)
-        submission = PendingCommit(self.lane, record, checkpoint, lines, tell)
-        self.saver.submit(submission)
+        if self.committer.observers:
+            self.committer.observers.settled(self.attempt_of(batch))
+        checkpoint = await self.committer.encode(self.stream_log, payload, blobs)
+        submission = PendingCommit(self.stream_log, record, checkpoint, lines, tell)
+        self.committer.submit(submission)
         await submission.wait()
 
     async def _keep_spent(self, batch: Batch[Any]) -> None:
         """Save what an attempt has cost that leaves no record of its own."""
-        if staged_of(batch).spent and self.saver.poison is None:
+        if staged_of(batch).spent and self.committer.poison is None:
             record = Record(kind=RecordKind.SAVE, at=time.time(), spent=staged_of(batch).spent)
             await self.save_plain(record)
 

@@ -15,7 +15,7 @@ For each checkpoint of a group, in this order:
 so nobody learns of a checkpoint before it is durable, and whoever wakes sees progress
 that includes it.
 
-A checkpoint that fails takes with it the later ones of its lane that were submitted
+A checkpoint that fails takes with it the later ones of its stream log that were submitted
 already: their sequence numbers follow on from one that is not there.  They run again.
 
 A save that does not end in time has an unknown outcome.  Then the run is *poisoned*:
@@ -91,7 +91,7 @@ class GroupCommitter:
         self._on_poison = on_poison
         self._queue: list[PendingCommit] = []
         self._taken: list[PendingCommit] = []  # the group in flight
-        self._lanes: list[StreamLog] = []
+        self._stream_logs: list[StreamLog] = []
         self._unfolded = 0
         self._dirty: dict[StreamLog, None] = {}  # have moved since their last fold
         self._idle_task: trio.lowlevel.Task | None = None
@@ -104,20 +104,20 @@ class GroupCommitter:
     # -- the way in -------------------------------------------------------------------
 
     @property
-    def lanes(self) -> tuple[StreamLog, ...]:
+    def stream_logs(self) -> tuple[StreamLog, ...]:
         """All of them."""
-        return tuple(self._lanes)
+        return tuple(self._stream_logs)
 
     def add_lane(self, key: StreamKey, progress: Progress) -> StreamLog:
         """Make the way for a stream, going on from `progress`."""
-        lane = StreamLog(key, encode_key(key), self._make_seal, progress, progress.sequence)
-        self._lanes.append(lane)
-        return lane
+        stream_log = StreamLog(key, encode_key(key), self._make_seal, progress, progress.sequence)
+        self._stream_logs.append(stream_log)
+        return stream_log
 
     async def encode(
-        self, lane: StreamLog, payload: bytes, blobs: tuple[str, ...] = ()
+        self, stream_log: StreamLog, payload: bytes, blobs: tuple[str, ...] = ()
     ) -> Checkpoint:
-        """Seal the next record of a lane; a large one is put as a blob, durably, first.
+        """Seal the next record of a stream log; a large one is put as a blob, durably, first.
 
         The sequence number is taken when this returns: call `submit` without a
         cancellation point between.
@@ -128,26 +128,26 @@ class GroupCommitter:
         Cancellation: none; a store that does not take a blob in time poisons the run.
         """
         if len(payload) >= self._store.inline_limit_bytes:
-            return await self._place_blob(lane, payload, blobs)
-        tools = lane.tools
+            return await self._place_blob(stream_log, payload, blobs)
+        tools = stream_log.tools
         if tools.placing.locked():  # or its blob would be put again for each that comes between
             with trio.CancelScope(shield=True):
                 await tools.placing.acquire()
             tools.placing.release()  # who comes next runs when this has been submitted
-        sequence = lane.submitted + 1
+        sequence = stream_log.submitted + 1
         sealed = tools.seal.close(sequence, payload)
-        return Checkpoint(lane.text, sequence, sealed, blobs=blobs)
+        return Checkpoint(stream_log.text, sequence, sealed, blobs=blobs)
 
     async def _place_blob(
-        self, lane: StreamLog, payload: bytes, blobs: tuple[str, ...]
+        self, stream_log: StreamLog, payload: bytes, blobs: tuple[str, ...]
     ) -> Checkpoint:
         digest, sequence = "", -1
         with trio.CancelScope(shield=True):
-            async with lane.tools.placing:
-                while lane.submitted + 1 != sequence:  # again, if one before it has failed
-                    sequence = lane.submitted + 1
-                    digest = await self.put_blob(lane.tools.seal.close(sequence, payload))
-        return Checkpoint(lane.text, sequence, b"", digest, blobs=blobs)
+            async with stream_log.tools.placing:
+                while stream_log.submitted + 1 != sequence:  # again, if one before it has failed
+                    sequence = stream_log.submitted + 1
+                    digest = await self.put_blob(stream_log.tools.seal.close(sequence, payload))
+        return Checkpoint(stream_log.text, sequence, b"", digest, blobs=blobs)
 
     async def put_blob(self, payload: BlobPayload) -> str:
         """Put a blob, durably; its name, see `Store.put_blob`.
@@ -196,7 +196,7 @@ class GroupCommitter:
 
     async def save(
         self,
-        lane: StreamLog,
+        stream_log: StreamLog,
         record: Record,
         blobs: tuple[str, ...] = (),
         *,
@@ -205,7 +205,7 @@ class GroupCommitter:
         """Save a record that is not about a batch, and wait for it.
 
         Args:
-            lane: Its stream.
+            stream_log: Its stream.
             record: What it says.
             blobs: That its state names.
             landed: Called when it is durable, at the moment when progress says so: before any
@@ -221,9 +221,9 @@ class GroupCommitter:
         Durability: when this returns it is saved.
         Cancellation: none once it is submitted.
         """
-        checkpoint = await self.encode(lane, encode_record(record), blobs)
+        checkpoint = await self.encode(stream_log, encode_record(record), blobs)
         submission = PendingCommit(
-            lane, record, checkpoint, (), lambda error: landed() if error is None else None
+            stream_log, record, checkpoint, (), lambda error: landed() if error is None else None
         )
         self.submit(submission)
         await submission.wait()
@@ -236,9 +236,11 @@ class GroupCommitter:
             was not saved, and the others may have been.
         """
         submissions: list[PendingCommit] = []
-        for lane, record in records:
-            checkpoint = await self.encode(lane, encode_record(record))
-            submissions.append(PendingCommit(lane, record, checkpoint, (), lambda _error: None))
+        for stream_log, record in records:
+            checkpoint = await self.encode(stream_log, encode_record(record))
+            submissions.append(
+                PendingCommit(stream_log, record, checkpoint, (), lambda _error: None)
+            )
             self.submit(submissions[-1])
         for submission in submissions:
             await submission.wait()
@@ -254,8 +256,8 @@ class GroupCommitter:
             raise self.poison
         if self._is_over:
             raise TrioCkptError("the run is closed", run_id=self.run_key.run_id)
-        submission.lane.expect(submission.produced)
-        submission.lane.submitted = submission.checkpoint.sequence
+        submission.stream_log.expect(submission.produced)
+        submission.stream_log.submitted = submission.checkpoint.sequence
         self._queue.append(submission)
         self._wake()
 
@@ -266,8 +268,8 @@ class GroupCommitter:
 
     def close_sinks(self) -> None:
         """Give the append files back; what was not confirmed stays behind."""
-        for lane in self._lanes:
-            for sink in lane.sinks.values():
+        for stream_log in self._stream_logs:
+            for sink in stream_log.sinks.values():
                 sink.close()
 
     def _wake(self) -> None:
@@ -363,11 +365,11 @@ class GroupCommitter:
         )
 
     def _land(self, submission: PendingCommit) -> None:
-        lane, record = submission.lane, submission.record
+        stream_log, record = submission.stream_log, submission.record
         for sink, lines in submission.lines:
             sink.confirm(sink.confirmed + len(lines))
-        apply(lane.progress, submission.checkpoint.sequence, record)
-        self._dirty[lane] = None
+        apply(stream_log.progress, submission.checkpoint.sequence, record)
+        self._dirty[stream_log] = None
         submission.end(None)
 
     def _sort_out(self, group: list[PendingCommit], outcomes: list[Exception | None]) -> None:
@@ -380,10 +382,10 @@ class GroupCommitter:
 
     def _fail(self, submission: PendingCommit, error: Exception) -> None:
         """End a checkpoint that was not saved, and the queued ones that follow on from it."""
-        lane = submission.lane
-        followers = [queued for queued in self._queue if queued.lane is lane]
-        self._queue = [queued for queued in self._queue if queued.lane is not lane]
-        lane.submitted = min(lane.submitted, submission.checkpoint.sequence - 1)
+        stream_log = submission.stream_log
+        followers = [queued for queued in self._queue if queued.stream_log is stream_log]
+        self._queue = [queued for queued in self._queue if queued.stream_log is not stream_log]
+        stream_log.submitted = min(stream_log.submitted, submission.checkpoint.sequence - 1)
         self._end_all([submission, *followers], error)
 
     def _end_all(self, submissions: Iterable[PendingCommit], error: Exception) -> None:
@@ -430,30 +432,32 @@ class GroupCommitter:
             self._end_all(taken, unknown)
             return []
         failed_lanes: dict[StreamLog, Exception] = {
-            submission.lane: failures[sink]
+            submission.stream_log: failures[sink]
             for submission in taken
             for sink, _ in submission.lines
             if sink in failures
         }
         for submission in taken:
-            if submission.lane in failed_lanes and not submission.is_over:
-                self._fail(submission, failed_lanes[submission.lane])
+            if submission.stream_log in failed_lanes and not submission.is_over:
+                self._fail(submission, failed_lanes[submission.stream_log])
         return [submission for submission in taken if not submission.is_over]
 
     # -- folds -----------------------------------------------------------------------------
 
     def _due_folds(self) -> list[Fold]:
-        """The folds of the lanes that have moved enough, every so many records of the run."""
+        """The folds of the stream logs that have moved enough, every so many records of the run."""
         if self._unfolded < RECORDS_PER_FOLD:
             return []
         self._unfolded = 0
-        return self._take_folds([lane for lane in self._dirty if lane.is_fold_due])
+        return self._take_folds(
+            [stream_log for stream_log in self._dirty if stream_log.is_fold_due]
+        )
 
-    def _take_folds(self, lanes: Iterable[StreamLog]) -> list[Fold]:
+    def _take_folds(self, stream_logs: Iterable[StreamLog]) -> list[Fold]:
         folds: list[Fold] = []
-        for lane in lanes:
-            del self._dirty[lane]
-            if (fold := lane.fold()) is not None:
+        for stream_log in stream_logs:
+            del self._dirty[stream_log]
+            if (fold := stream_log.fold()) is not None:
                 folds.append(fold)
         return folds
 
@@ -465,20 +469,20 @@ class GroupCommitter:
 
 
 @asynccontextmanager
-async def open_saver(store: Store, run_key: RunKey) -> AsyncGenerator[GroupCommitter]:
+async def open_committer(store: Store, run_key: RunKey) -> AsyncGenerator[GroupCommitter]:
     """Save what the block submits; its exception leaves as it is."""
-    saver = GroupCommitter(
+    committer = GroupCommitter(
         store, run_key, save_timeout_s=DEFAULT_SAVE_TIMEOUT_S, on_poison=lambda: None
     )
     body_error: BaseException | None = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(saver.run)
+        nursery.start_soon(committer.run)
         try:
-            yield saver
+            yield committer
         except BaseException as error:
             body_error = error
         finally:
-            saver.close()
+            committer.close()
     if body_error is not None:
         raise body_error
 
@@ -488,7 +492,9 @@ def _append_all(chunks: dict[AppendFile, list[bytes]]) -> dict[AppendFile, Excep
     for sink, lines in chunks.items():
         try:
             sink.append(lines)
-        except Exception as error:  # each file fails for itself; the saver tells its batches
+        except (
+            Exception
+        ) as error:  # each file fails for itself; the group committer tells its batches
             failures[sink] = error
     return failures
 

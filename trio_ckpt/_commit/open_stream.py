@@ -69,13 +69,13 @@ class OpenStream(ABC):
 
     Attributes:
         run_id: The run.
-        lane: Its way to the store.
+        stream_log: Its way to the store.
         open: The attempts handed out, by batch index.
         tokens: The tokens of batches handed out or waiting to run again.
         failed: Batches that failed for good in this session.
         files: Its outputs.
         nursery: That of the run: what goes on beside the loop.
-        keeper: Keeps the state that is captured with every batch, where there is one.
+        state_manager: Keeps the state that is captured with every batch, where there is one.
         phase: The phase of the run that was open when it was opened.
         opened_at: Unix time, s; the first record from then on says so.
         extent: How far it goes, and which part of it the newest loop works on.
@@ -90,14 +90,14 @@ class OpenStream(ABC):
     """
 
     run_id: str
-    lane: StreamLog
-    saver: GroupCommitter
+    stream_log: StreamLog
+    committer: GroupCommitter
     coordinator: CheckpointCoordinator
     stop: Stop
     retry: RetryTable
     files: StreamFiles
     nursery: trio.Nursery
-    keeper: StateManager[Any] | None = None
+    state_manager: StateManager[Any] | None = None
     frontier: FrontierItems[Any] | None = None
     first_index: int = 0
     open: dict[int, Batch[Any]] = attrs.field(factory=dict[int, Batch[Any]])
@@ -121,7 +121,7 @@ class OpenStream(ABC):
     @property
     def has_failed(self) -> bool:
         """Whether the stream has failed since it was opened."""
-        progress = self.lane.progress
+        progress = self.stream_log.progress
         return progress.status is Status.FAILED and progress.opened_at == self.opened_at
 
     # -- handing out ----------------------------------------------------------------------
@@ -135,34 +135,34 @@ class OpenStream(ABC):
         """
         whole_number("the index of a batch", index)
         if index in self.open:
-            where = describe_batch(self.run_id, self.lane.key, index)
+            where = describe_batch(self.run_id, self.stream_log.key, index)
             raise StreamBusyError(
                 f"{where} is open already: settle it, or use run_batches for several at once",
                 run_id=self.run_id,
-                stream=self.lane.key,
+                stream=self.stream_log.key,
                 batch_index=index,
             )
         token = self.tokens.get(index)
         if token is None:
-            token = self.coordinator.adopt(self.run_id, self.lane.key, index, self)
+            token = self.coordinator.adopt(self.run_id, self.stream_log.key, index, self)
             self.tokens[index] = token
             self.failed.pop(index, None)
-        before = self.lane.progress.failures.get(index)
+        before = self.stream_log.progress.failures.get(index)
         attempt = 1 if before is None else before.attempts + 1
         batch: Batch[Any] = Batch(index, copy_plain(item), attempt, token, self, item, digest)
-        if self.keeper is not None:
-            batch.resumed_from = self.keeper.begin_batch(index)
+        if self.state_manager is not None:
+            batch.resumed_from = self.state_manager.begin_batch(index)
         self.open[index] = batch
         self.handed_at = trio.current_time()
         self.stop.enter_batch(token)
-        if self.saver.observers:
-            self.saver.observers.began(self.attempt_of(batch))
+        if self.committer.observers:
+            self.committer.observers.began(self.attempt_of(batch))
         watch_handed_out.get()(token)
         return batch
 
     def attempt_of(self, batch: Batch[Any]) -> Attempt:
         """An attempt as observers are told of it."""
-        return Attempt(self.run_id, self.lane.key, batch.index, batch.attempt)
+        return Attempt(self.run_id, self.stream_log.key, batch.index, batch.attempt)
 
     # -- waiting --------------------------------------------------------------------------
 
@@ -175,7 +175,7 @@ class OpenStream(ABC):
                 self.where(),
                 for_s,
                 one_line(reason),
-                extra=at(self.run_id, self.lane.key),
+                extra=at(self.run_id, self.stream_log.key),
             )
 
     async def wait_paused(self) -> None:
@@ -194,7 +194,7 @@ class OpenStream(ABC):
             return None
         until, reason = self.pause
         left_s = until - trio.current_time()
-        return Waiting(self.lane.key, reason, left_s) if left_s > 0 else None
+        return Waiting(self.stream_log.key, reason, left_s) if left_s > 0 else None
 
     @property
     def _items(self) -> int | None:
@@ -203,11 +203,11 @@ class OpenStream(ABC):
 
     def total(self) -> int | None:
         """How many batches there are in all; None where that is not certain."""
-        return self.extent.total(self.lane.progress, self._items)
+        return self.extent.total(self.stream_log.progress, self._items)
 
     def expected_batches(self) -> int | None:
         """The same, or else about how many there are, where that was said."""
-        return self.extent.expected_batches(self.lane.progress, self._items)
+        return self.extent.expected_batches(self.stream_log.progress, self._items)
 
     def set_estimate(self, count: int | None) -> None:
         """Say about how many batches an open end has.
@@ -221,7 +221,7 @@ class OpenStream(ABC):
 
     def left(self) -> int | None:
         """How many batches are known to be left; None where that is not known."""
-        return self.extent.left(self.lane.progress, self._items)
+        return self.extent.left(self.stream_log.progress, self._items)
 
     def ahead(self, now: float, session_s: float) -> int | None:
         """How many of them this session is about to do; None where that is not known.
@@ -232,15 +232,15 @@ class OpenStream(ABC):
             now: On trio's clock.
             session_s: For how long the stream was open in this session, in seconds.
         """
-        usual_s = session_s / self.lane.confirmed if self.lane.confirmed else None
+        usual_s = session_s / self.stream_log.confirmed if self.stream_log.confirmed else None
         is_stuck = bool(self.open) and now - self.handed_at > stuck_after_s(usual_s)
         if self.has_failed or self.failure is not None or is_stuck:
             return 0
-        return self.extent.ahead(self.lane.progress, self._items)
+        return self.extent.ahead(self.stream_log.progress, self._items)
 
     def where(self, index: int | None = None) -> str:
         """The stream, or a batch of it, in words."""
-        return describe_batch(self.run_id, self.lane.key, index)
+        return describe_batch(self.run_id, self.stream_log.key, index)
 
     def verdict_on(self, error: BaseException) -> BaseException:
         """What the retry table made of an exception of a handler; of another, it itself."""
@@ -255,25 +255,25 @@ class OpenStream(ABC):
 
     def new_opening(self) -> Opened | None:
         """What the first record of a stream that was opened says of it."""
-        if self.lane.progress.opened_at == self.opened_at:
+        if self.stream_log.progress.opened_at == self.opened_at:
             return None
         return Opened(self.opened_at, self.first_index)
 
     def new_phase(self) -> str | None:
         """The phase of the run that the stream was opened in, if the records do not know."""
-        return None if self.phase == self.lane.progress.phase else self.phase
+        return None if self.phase == self.stream_log.progress.phase else self.phase
 
     def new_expected(self) -> int | None:
         """How many batches there are, if the records do not know."""
-        return self.extent.new_expected(self.lane.progress, self._items)
+        return self.extent.new_expected(self.stream_log.progress, self._items)
 
     def new_estimate(self) -> int | None:
         """About how many an open end has, if the records do not know."""
-        return self.extent.new_estimate(self.lane.progress)
+        return self.extent.new_estimate(self.stream_log.progress)
 
     async def save_plain(self, record: Record, blobs: tuple[str, ...] = ()) -> int:
         """Save a record of the stream that is not about a batch; see `GroupCommitter.save`."""
-        return await self.saver.save(self.lane, self.introduce(record), blobs)
+        return await self.committer.save(self.stream_log, self.introduce(record), blobs)
 
     def introduce(self, record: Record) -> Record:
         """A record that says what the records do not know yet of the stream as a whole."""
@@ -298,16 +298,16 @@ class OpenStream(ABC):
 
     def taint_state(self) -> None:
         """Take note that a failed attempt may have changed the state in memory."""
-        if self.keeper is not None:
-            self.keeper.taint()
+        if self.state_manager is not None:
+            self.state_manager.taint()
 
     async def restore_state(self) -> None:
         """Undo what a failed attempt did to the state in memory.
 
         Cancellation: a cancellation point where arrays are read back.
         """
-        if self.keeper is not None and self.keeper.is_tainted:
-            await self.keeper.restore()
+        if self.state_manager is not None and self.state_manager.is_tainted:
+            await self.state_manager.restore()
 
     async def prune_state(self, *, is_complete: bool = False) -> None:
         """Let go of arrays of states that nothing needs any more, best effort.
@@ -316,50 +316,56 @@ class OpenStream(ABC):
 
         Cancellation: none.
         """
-        keeper = self.keeper
-        if keeper is None or not (keeper.needs_pruning or is_complete):
+        state_manager = self.state_manager
+        if state_manager is None or not (state_manager.needs_pruning or is_complete):
             return
-        pinned = {pin.lineage for pin in self.lane.progress.pins.values()}
-        dropped = keeper.take_dropped(pinned, is_complete=is_complete)
-        if not dropped or self.saver.poison is not None:
+        pinned = {pin.lineage for pin in self.stream_log.progress.pins.values()}
+        dropped = state_manager.take_dropped(pinned, is_complete=is_complete)
+        if not dropped or self.committer.poison is not None:
             return
-        archive = keeper.versions.retention.archive
+        archive = state_manager.versions.retention.archive
         if archive is None:
             sequences = [sequence for part in dropped.values() for sequence in part]
-            await self._let_go(keeper, sequences)
+            await self._let_go(state_manager, sequences)
         else:
-            self.nursery.start_soon(self._archive, keeper, dropped, archive)
+            self.nursery.start_soon(self._archive, state_manager, dropped, archive)
 
     async def _archive(
-        self, keeper: StateManager[Any], dropped: dict[bytes, list[int]], archive: str
+        self, state_manager: StateManager[Any], dropped: dict[bytes, list[int]], archive: str
     ) -> None:
         with trio.CancelScope(shield=True):
-            async with keeper.tools.archiving:
+            async with state_manager.tools.archiving:
                 try:
                     moved = await archive_chains(
-                        keeper.store, self.saver.run_key, self.lane, dropped, archive
+                        state_manager.store,
+                        self.committer.run_key,
+                        self.stream_log,
+                        dropped,
+                        archive,
                     )
                 except TrioCkptError as error:
                     log.warning(
                         "old states of %s are not archived: %s",
                         self.where(),
                         error,
-                        extra=at(self.run_id, self.lane.key),
+                        extra=at(self.run_id, self.stream_log.key),
                     )
                     return
-                if moved and self.saver.poison is None:
-                    await self._let_go(keeper, moved)
+                if moved and self.committer.poison is None:
+                    await self._let_go(state_manager, moved)
 
-    async def _let_go(self, keeper: StateManager[Any], sequences: list[int]) -> None:
+    async def _let_go(self, state_manager: StateManager[Any], sequences: list[int]) -> None:
         with trio.CancelScope(shield=True):
             try:
-                await keeper.store.drop_blobs(self.saver.run_key, self.lane.text, sequences)
+                await state_manager.store.drop_blobs(
+                    self.committer.run_key, self.stream_log.text, sequences
+                )
             except StoreError as error:
                 log.warning(
                     "old states of %s stay: %s",
                     self.where(),
                     error,
-                    extra=at(self.run_id, self.lane.key),
+                    extra=at(self.run_id, self.stream_log.key),
                 )
 
     # -- the ends of tokens -------------------------------------------------------------------
@@ -380,9 +386,9 @@ class OpenStream(ABC):
         batch.state = AttemptState.OVER
         if self.awaited and (event := self.awaited.pop(batch.index, None)) is not None:
             event.set()
-        if was_open and self.saver.observers:
+        if was_open and self.committer.observers:
             reason = None if error is None else failure_of(error).reason
-            self.saver.observers.ended(self.attempt_of(batch), end, reason)
+            self.committer.observers.ended(self.attempt_of(batch), end, reason)
 
     def drop(self, batch: Batch[Any], failure: Failure) -> None:
         """End an attempt without a record: the batch runs again."""
@@ -402,8 +408,8 @@ class OpenStream(ABC):
     def close(self) -> None:
         """Leave no token pending, but for those whose save is under way: they are told."""
         is_over = (
-            self.saver.poison is not None
-        )  # whom the saver has not told by then, it never tells
+            self.committer.poison is not None
+        )  # whom the group committer has not told by then, it never tells
         for batch in tuple(self.open.values()):
             if is_over or batch.state is not AttemptState.SUBMITTED:
                 self.drop(batch, CANCELLED)

@@ -20,14 +20,14 @@ class PendingCommit:
     """One checkpoint on its way to the store, and who waits for it.
 
     Attributes:
-        lane: Its stream.
+        stream_log: Its stream.
         record: What it says.
         checkpoint: The same as bytes.
-        lines: What to append first: a file of the lane, and bytes.
+        lines: What to append first: a file of the stream log, and bytes.
         landed: Called with None or the error, before any waiter wakes.
     """
 
-    lane: StreamLog
+    stream_log: StreamLog
     record: Record
     checkpoint: Checkpoint
     lines: tuple[tuple[AppendFile, bytes], ...]
@@ -60,7 +60,7 @@ class PendingCommit:
         """State the outcome, tell the owner, wake who waits."""
         try:
             self.is_over, self.error = True, error
-            self.lane.records_ahead -= self.produced
+            self.stream_log.records_ahead -= self.produced
             self.landed(error)
         finally:
             self.wake()

@@ -16,15 +16,15 @@ from .open_stream import OpenStream
 MAX_PINS = 1_000  # of a stream: all of them are in each of its folds
 
 
-async def pin_state(desk: OpenStream, label: str) -> None:
+async def pin_state(open_stream: OpenStream, label: str) -> None:
     """Pin the newest confirmed state; see `Stream.pin`."""
     check_label(label)
-    pins = desk.lane.progress.pins
-    if desk.keeper is None:
+    pins = open_stream.stream_log.progress.pins
+    if open_stream.state_manager is None:
         raise TypeError("open the stream with state=... to have a state to pin")
     if label not in pins and len(pins) >= MAX_PINS:
-        raise ValueError(f"{desk.where()} has {MAX_PINS} pins: unpin one first")
-    kept, done = desk.keeper.confirmed, desk.lane.progress.done
+        raise ValueError(f"{open_stream.where()} has {MAX_PINS} pins: unpin one first")
+    kept, done = open_stream.state_manager.confirmed, open_stream.stream_log.progress.done
     lineage = kept.chain[0][1].lineage if kept is not None and kept.chain else b""
     record = Record(
         kind=RecordKind.PIN,
@@ -33,19 +33,21 @@ async def pin_state(desk: OpenStream, label: str) -> None:
         metadata={"label": label, "lineage": lineage.hex()},
     )
     has_moved = label in pins
-    await desk.save_plain(record)
+    await open_stream.save_plain(record)
     if has_moved:
-        desk.keeper.needs_pruning = True
-        await desk.prune_state()
+        open_stream.state_manager.needs_pruning = True
+        await open_stream.prune_state()
 
 
-async def unpin_state(desk: OpenStream, label: str) -> None:
+async def unpin_state(open_stream: OpenStream, label: str) -> None:
     """Take a pin away; see `Stream.unpin`."""
-    pins = desk.lane.progress.pins
+    pins = open_stream.stream_log.progress.pins
     if label not in pins:
         has = ", ".join(map(repr, pins)) or "none"
-        raise ValueError(f"{desk.where()} has no pin {label!r}; it has: {has}")
-    await desk.save_plain(Record(kind=RecordKind.UNPIN, at=time.time(), metadata={"label": label}))
-    if desk.keeper is not None:
-        desk.keeper.needs_pruning = True
-    await desk.prune_state()
+        raise ValueError(f"{open_stream.where()} has no pin {label!r}; it has: {has}")
+    await open_stream.save_plain(
+        Record(kind=RecordKind.UNPIN, at=time.time(), metadata={"label": label})
+    )
+    if open_stream.state_manager is not None:
+        open_stream.state_manager.needs_pruning = True
+    await open_stream.prune_state()

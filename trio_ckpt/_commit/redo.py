@@ -87,8 +87,8 @@ class Redo:
 
     Attributes:
         store: Where the records are.
-        saver: Saves.
-        lane: The stream.
+        committer: Saves.
+        stream_log: The stream.
         outputs: Where its outputs are; None: they are left alone.
         claims: Whose each name is, where the run is open.
         put_back: Called with the index of each batch, at the moment when progress says that it
@@ -97,8 +97,8 @@ class Redo:
     """
 
     store: Store
-    saver: GroupCommitter
-    lane: StreamLog
+    committer: GroupCommitter
+    stream_log: StreamLog
     outputs: OutputDir | None
     claims: Claims = attrs.field(factory=dict[str, tuple[str, int]])
     put_back: Callable[[int], None] = lambda _index: None
@@ -115,26 +115,26 @@ class Redo:
 
         Durability: when this returns it is saved, and their outputs are in the archive.
         """
-        progress, wanted = self.lane.progress, IndexSet(indexes)
+        progress, wanted = self.stream_log.progress, IndexSet(indexes)
         if strangers := [index for index in wanted if not progress.is_done(index)]:
             raise ValueError(
                 f"neither confirmed nor skipped, so not to be redone: {strangers[:10]}"
             )
-        async with self.lane.tools.redo_lock:
+        async with self.stream_log.tools.redo_lock:
             left = IndexSet(index for index in wanted if progress.is_done(index))
             if left:
                 await self._redo(left, reason)
 
     async def _redo(self, wanted: IndexSet, reason: str) -> None:
-        progress = self.lane.progress
+        progress = self.stream_log.progress
         if progress.is_ordered:
             first = next(iter(wanted), None)
             raise CannotRedoError(
                 None,
                 f"batch {first} cannot be redone alone, because later ones build on it; rewind the "
                 "stream to before it",
-                run_id=self.saver.run_key.run_id,
-                stream=self.lane.key,
+                run_id=self.committer.run_key.run_id,
+                stream=self.stream_log.key,
                 batch_index=first,
             )
         taking = Reversal()
@@ -155,11 +155,11 @@ class Redo:
 
         Durability: as for `redo`.
         """
-        async with self.lane.tools.redo_lock:
+        async with self.stream_log.tools.redo_lock:
             return await self._rewind(to, reason)
 
     async def _rewind(self, to: int, reason: str) -> IndexSet:
-        progress = self.lane.progress
+        progress = self.stream_log.progress
         if to < progress.first_index and progress.started_at is not None:
             return await self._rewind_before(1, reason, to=to)
         wanted = progress.done.after(to)
@@ -184,18 +184,18 @@ class Redo:
 
         Durability: as for `redo`.
         """
-        async with self.lane.tools.redo_lock:
+        async with self.stream_log.tools.redo_lock:
             return await self._rewind_before(cut, reason)
 
     async def _rewind_before(self, cut: int, reason: str, *, to: int | None = None) -> IndexSet:
-        progress = self.lane.progress
+        progress = self.stream_log.progress
         taking, state, cursor = Reversal(), b"", None
         is_found = {"state": not progress.has_state, "cursor": not progress.has_cursor}
         resets = progress.has_state
-        key = self.saver.run_key
+        key = self.committer.run_key
         standing = LiveRecords(progress)
         async with aclosing(
-            read_pages(self.store, key.run_id, key.generation, self.lane.key)
+            read_pages(self.store, key.run_id, key.generation, self.stream_log.key)
         ) as pages:
             async for records in pages:
                 for entry in _both(standing, records):
@@ -227,10 +227,10 @@ class Redo:
 
     async def _check_restorable(self, cut: int, first: int) -> None:
         """Raise CannotRedoError unless the state before a sequence is whole still."""
-        key = self.saver.run_key
+        key = self.committer.run_key
 
         async def older() -> AsyncGenerator[list[tuple[int, Record]]]:
-            pages = read_pages(self.store, key.run_id, key.generation, self.lane.key)
+            pages = read_pages(self.store, key.run_id, key.generation, self.stream_log.key)
             async with aclosing(pages):
                 async for records in pages:
                     yield [entry for entry in records if entry[0] < cut]
@@ -246,7 +246,7 @@ class Redo:
                 f"the state before batch {first} is not kept any more ({error}): retention= says "
                 "how many are; begin again with fresh=True",
                 run_id=key.run_id,
-                stream=self.lane.key,
+                stream=self.stream_log.key,
                 batch_index=first,
             ) from error
 
@@ -255,7 +255,7 @@ class Redo:
 
         Durability: as for `redo`.
         """
-        end, cut = self.lane.progress.sinks[path], 0
+        end, cut = self.stream_log.progress.sinks[path], 0
         async with aclosing(self._standing()) as pages:
             async for records in pages:
                 for entry in records:
@@ -265,8 +265,10 @@ class Redo:
                 if end <= size:
                     break
         reason = f"{path} was shortened to {plural(size, 'byte')}"
-        where = describe_batch(self.saver.run_key.run_id, self.lane.key, None)
-        log.warning("%s: %s", where, reason, extra=at(self.saver.run_key.run_id, self.lane.key))
+        where = describe_batch(self.committer.run_key.run_id, self.stream_log.key, None)
+        log.warning(
+            "%s: %s", where, reason, extra=at(self.committer.run_key.run_id, self.stream_log.key)
+        )
         return await self.rewind_before(cut, reason)
 
     async def take_damaged(self, entry: StandingRecord, path: str, reason: str) -> None:
@@ -274,9 +276,12 @@ class Redo:
 
         They are moved first: another task may be waiting to write them.
         """
-        async with self.lane.tools.redo_lock:
+        async with self.stream_log.tools.redo_lock:
             index = entry.index
-            if index in self.lane.tools.redone or index not in self.lane.progress.confirmed:
+            if (
+                index in self.stream_log.tools.redone
+                or index not in self.stream_log.progress.confirmed
+            ):
                 return
             taking = Reversal()
             taking.add(index, entry.record)
@@ -286,22 +291,22 @@ class Redo:
     # -- how ----------------------------------------------------------------------------------
 
     async def _standing(self) -> AsyncGenerator[list[StandingRecord]]:
-        key = self.saver.run_key
-        standing = LiveRecords(self.lane.progress)
+        key = self.committer.run_key
+        standing = LiveRecords(self.stream_log.progress)
         async with aclosing(
-            read_pages(self.store, key.run_id, key.generation, self.lane.key)
+            read_pages(self.store, key.run_id, key.generation, self.stream_log.key)
         ) as pages:
             async for records in pages:
                 yield _both(standing, records)
 
     async def _take_back(self, taking: Reversal, reason: str, **fields: Any) -> None:
-        where = describe_batch(self.saver.run_key.run_id, self.lane.key, None)
+        where = describe_batch(self.committer.run_key.run_id, self.stream_log.key, None)
         log.info(
             "%s: batches %s go back to work: %s",
             where,
             taking.indexes,
             one_line(reason),
-            extra=at(self.saver.run_key.run_id, self.lane.key),
+            extra=at(self.committer.run_key.run_id, self.stream_log.key),
         )
         await self._save(taking, {"reason": reason}, **fields)
         with trio.CancelScope(shield=True):
@@ -317,7 +322,7 @@ class Redo:
         state: bytes = b"",
         resets_state: bool = False,
     ) -> None:
-        lane = self.lane
+        stream_log = self.stream_log
         await self.begin_change()
         record = Record(
             kind=RecordKind.REDO,
@@ -336,24 +341,24 @@ class Redo:
 
         def landed() -> None:
             for index in taking.indexes:
-                lane.tools.redone.add(index)
+                stream_log.tools.redone.add(index)
                 self.put_back(index)
-            lane.tools.cut_back.update(taking.lines)
+            stream_log.tools.cut_back.update(taking.lines)
 
-        await self.saver.save(lane, record, blobs_of(state), landed=landed)
+        await self.committer.save(stream_log, record, blobs_of(state), landed=landed)
         for path in taking.lines:  # shorter now: it is opened anew where it ends
-            if path in lane.sinks:
-                lane.sinks.pop(path).close()
+            if path in stream_log.sinks:
+                stream_log.sinks.pop(path).close()
 
     async def _archive(self, taken: IndexSet) -> None:
         """Move the outputs of batches that went back to work out of the way."""
-        if self.outputs is None or self.lane.progress.outputs == 0:
+        if self.outputs is None or self.stream_log.progress.outputs == 0:
             return
-        key = self.saver.run_key
-        standing = LiveRecords(attrs.evolve(self.lane.progress, confirmed=taken))
+        key = self.committer.run_key
+        standing = LiveRecords(attrs.evolve(self.stream_log.progress, confirmed=taken))
         left = len(taken)
         async with aclosing(
-            read_pages(self.store, key.run_id, key.generation, self.lane.key)
+            read_pages(self.store, key.run_id, key.generation, self.stream_log.key)
         ) as pages:
             async for records in pages:
                 entries = standing.of(records)
@@ -365,12 +370,12 @@ class Redo:
 
     @property
     def _label(self) -> str:
-        key = self.saver.run_key
+        key = self.committer.run_key
         return f"{key.run_id}-{key.generation}-redo"
 
     async def _set_aside(self, index: int, outputs: tuple[Output, ...]) -> None:
         """Move the outputs of a batch, but for names that are another's by now."""
-        owner = (self.lane.text, index)
+        owner = (self.stream_log.text, index)
         paths = [o.path for o in outputs if self.claims.get(o.path, owner) == owner]
         if self.outputs is not None and paths:
             await run_blocking(self.outputs.archive, paths, self._label)
@@ -382,9 +387,9 @@ class Redo:
         if self.outputs is None:
             return
         for path, size in lines.items():
-            end = self.lane.progress.sinks[path]
-            if path in self.lane.sinks:
-                self.lane.sinks.pop(path).close()
+            end = self.stream_log.progress.sinks[path]
+            if path in self.stream_log.sinks:
+                self.stream_log.sinks.pop(path).close()
             await run_blocking(keep_tail, self.outputs, path, end - size, self._label)
 
 

@@ -48,8 +48,8 @@ class Snapshots:
     """
 
     every_s: float = attrs.field(validator=checked_by(seconds, is_endless_allowed=True))
-    _desk: Gate
-    _keeper: StateManager[object]
+    _open_stream: Gate
+    _state_manager: StateManager[object]
     _batch: Batch[object]
     _nursery: trio.Nursery
     saved: int = attrs.field(default=0, init=False)
@@ -82,11 +82,11 @@ class Snapshots:
         if len(label) > MAX_LABEL_CHARS:
             raise ValueError(f"a label has at most {MAX_LABEL_CHARS} characters")
         await trio.lowlevel.checkpoint()
-        if self._desk.open.get(self._batch.index) is not self._batch:
+        if self._open_stream.open.get(self._batch.index) is not self._batch:
             raise RuntimeError("a point is for the body of the batch that the block is in")
-        if self._desk.stop.is_requested:
+        if self._open_stream.stop.is_requested:
             return await self._save_and_park(label)
-        if self._keeper.is_saving or trio.current_time() < self._due:
+        if self._state_manager.is_saving or trio.current_time() < self._due:
             return False
         begun = await self._begin(label)
         if begun is None:
@@ -98,11 +98,11 @@ class Snapshots:
         """Copy the state; None: it cannot be saved, and the body goes on without it."""
         held_from = time.perf_counter()
         try:
-            self._keeper.begin_saving()  # before it is copied: another task may come to a point
+            self._state_manager.begin_saving()  # before it is copied: another task may come to a point
             metadata = as_metadata({**self.metadata, "label": label})
-            hold = await self._keeper.hold()
+            hold = await self._state_manager.hold()
         except BaseException as error:
-            self._keeper.end_saving()
+            self._state_manager.end_saving()
             if not isinstance(error, NotEncodableError | MemoryError):
                 raise
             self._due = trio.current_time() + self.every_s
@@ -113,13 +113,13 @@ class Snapshots:
 
     async def _save_and_park(self, label: str) -> bool:
         """Save the newest state for the next session, and end the body; else it goes on."""
-        await self._keeper.wait_saved()
+        await self._state_manager.wait_saved()
         saved, begun = self.saved, await self._begin(label)
         if begun is None:
             return False
         await self._save(*begun)
         if self.saved > saved:
-            async with self._desk.aside(self._batch):  # which is not left during a stop
+            async with self._open_stream.aside(self._batch):  # which is not left during a stop
                 pass
         return True
 
@@ -150,16 +150,16 @@ class Snapshots:
         Raises:
             NeverAwaitedError: one was.
         """
-        if (error := self._calls.problem(self._desk.where(self._batch.index))) is not None:
+        if (error := self._calls.problem(self._open_stream.where(self._batch.index))) is not None:
             raise error
 
     async def wait(self) -> None:
         """Wait until nothing is being saved any more."""
-        await self._keeper.wait_saved()
+        await self._state_manager.wait_saved()
 
     @property
     def _where(self) -> str:
-        return self._desk.where(self._batch.index)
+        return self._open_stream.where(self._batch.index)
 
     async def _save(self, hold: StateCapture, metadata: dict[str, Any]) -> None:
         """Save one, beside the body; a failure is told: earlier ones stay valid."""
@@ -175,27 +175,27 @@ class Snapshots:
                         metadata=metadata,
                         state=saved.payload,
                     )
-                    sequence = await self._desk.save_plain(record, saved.kept.blobs)
-                    self._keeper.landed(saved, sequence, record.at, is_confirmed=False)
-                    await self._desk.prune_state()
+                    sequence = await self._open_stream.save_plain(record, saved.kept.blobs)
+                    self._state_manager.landed(saved, sequence, record.at, is_confirmed=False)
+                    await self._open_stream.prune_state()
                 self.saved += 1
         except Exception as error:
             self._leave_out(error)  # earlier ones stay valid
         finally:
-            self._keeper.end_saving()  # first: the end of the block waits for it
+            self._state_manager.end_saving()  # first: the end of the block waits for it
             self._due = trio.current_time() + self.every_s
 
     def _leave_out(self, error: BaseException) -> None:
         """Say that one is not saved: in the log, in the statistics, and once in the history."""
         self.skipped += 1
         self.problem = problem = describe_error(error).message
-        self._keeper.note_left_out(problem)
-        self._desk.coordinator.registry.touch()  # it is to be published
+        self._state_manager.note_left_out(problem)
+        self._open_stream.coordinator.registry.touch()  # it is to be published
         log.warning(
             "a snapshot of %s is left out: %s",
             self._where,
             printable(problem),
-            extra=at(self._desk.run_id, self._desk.lane.key, self._batch.index),
+            extra=at(self._open_stream.run_id, self._open_stream.stream_log.key, self._batch.index),
         )
         if problem not in self._noted and len(self._noted) < MAX_NOTES:
             self._noted.add(problem)
@@ -206,13 +206,17 @@ class Snapshots:
         record = trouble(text, index=self._batch.index)
         with trio.CancelScope(shield=True):
             try:
-                await self._desk.save_plain(record)
+                await self._open_stream.save_plain(record)
             except Exception as error:
                 log.debug(
                     "a note of %s is not saved: %s",
                     self._where,
                     text_of(error),
-                    extra=at(self._desk.run_id, self._desk.lane.key, self._batch.index),
+                    extra=at(
+                        self._open_stream.run_id,
+                        self._open_stream.stream_log.key,
+                        self._batch.index,
+                    ),
                 )
 
 

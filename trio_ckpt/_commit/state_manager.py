@@ -96,7 +96,7 @@ class StateManager(Generic[S]):
     """
 
     store: Store
-    saver: GroupCommitter
+    committer: GroupCommitter
     plan: Plan[S]
     state: S
     tools: ArrayTools
@@ -115,7 +115,7 @@ class StateManager(Generic[S]):
     needs_pruning: bool = False
     has_snapshot: bool = False
     kind: type[Any] = attrs.field(
-        default=attrs.Factory(lambda keeper: kind_of(keeper.state), takes_self=True),
+        default=attrs.Factory(lambda state_manager: kind_of(state_manager.state), takes_self=True),
         init=False,
     )
     _opened: float = attrs.field(factory=lambda: time.perf_counter(), init=False)
@@ -400,13 +400,13 @@ class StateCapture:
     """A state as it was at one moment.
 
     Attributes:
-        keeper: Whose.
+        state_manager: Whose.
         base: What it is the difference to; None: it begins a chain.
         tree: Without its arrays.
         held: Copies of what may have changed in those.
     """
 
-    keeper: StateManager[Any]
+    state_manager: StateManager[Any]
     base: StoredState | None
     tree: Any
     held: ArrayCapture | None
@@ -430,7 +430,7 @@ class StateCapture:
             with trio.CancelScope(shield=True):
                 data, blob = await self._put(held)
                 stored = await run_blocking(held.stored)
-                self.keeper.reports = stored.reports
+                self.state_manager.reports = stored.reports
             return await self._frame(stored, data, blob, is_forced=is_forced)
         finally:
             held.release()
@@ -438,18 +438,18 @@ class StateCapture:
     async def _put(self, held: ArrayCapture) -> tuple[bytes, str]:
         """What changed in arrays: the bytes if they are few, else the name of their blob."""
         pieces = held.pieces()
-        limit = min(INLINE_BYTES, self.keeper.store.inline_limit_bytes)
+        limit = min(INLINE_BYTES, self.state_manager.store.inline_limit_bytes)
         first = await run_blocking(_take_first, pieces, limit)
         if sum(map(len, first)) > limit:
-            return b"", await self.keeper.saver.put_blob(chain(first, pieces))
+            return b"", await self.state_manager.committer.put_blob(chain(first, pieces))
         return b"".join(first), ""
 
     async def _frame(
         self, stored: EncodedArrays | None, data: bytes, blob: str, *, is_forced: bool
     ) -> EncodedState | None:
         """The same, of arrays that are packed."""
-        keeper, head = self.keeper, self.base
-        encoded = await keeper.beside(encode_tree, self.tree)
+        state_manager, head = self.state_manager, self.base
+        encoded = await state_manager.beside(encode_tree, self.tree)
         if head is not None and not is_forced and is_unchanged(head, encoded, stored):
             return None
         if stored is None and len(encoded) < DELTA_FROM_BYTES:
@@ -457,7 +457,9 @@ class StateCapture:
         tree = encoded
         if head is not None:
             is_same = encoded == head.tree_bytes
-            tree = b"" if is_same else await keeper.beside(_encode_delta, head.tree, self.tree)
+            tree = (
+                b"" if is_same else await state_manager.beside(_encode_delta, head.tree, self.tree)
+            )
         layout = NO_ARRAYS if stored is None else stored.layout
         frame = StateFrame(
             lineage=new_lineage() if head is None else head.chain[0][1].lineage,

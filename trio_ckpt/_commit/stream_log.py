@@ -84,7 +84,9 @@ class StreamLog:
     fold_bytes: int = 0
     _tools: Tools | None = attrs.field(default=None, init=False)
     before: Added = attrs.field(
-        default=attrs.Factory(lambda lane: Added.by_all(lane.progress), takes_self=True),
+        default=attrs.Factory(
+            lambda stream_log: Added.by_all(stream_log.progress), takes_self=True
+        ),
         init=False,
     )
     confirmed: int = attrs.field(default=0, init=False)
@@ -177,14 +179,14 @@ class Added:
         return cls(progress.records, dict(progress.totals), dict(progress.spent))
 
     @classmethod
-    def by_session(cls, lanes: Iterable[StreamLog]) -> Added:
+    def by_session(cls, stream_logs: Iterable[StreamLog]) -> Added:
         """By this session, in some streams."""
         records, totals, spent = 0, dict[str, ExactSum](), dict[str, ExactSum]()
-        for lane in lanes:
-            records += lane.progress.records - lane.before.records
+        for stream_log in stream_logs:
+            records += stream_log.progress.records - stream_log.before.records
             for sums, now, was in (
-                (totals, lane.progress.totals, lane.before.totals),
-                (spent, lane.progress.spent, lane.before.spent),
+                (totals, stream_log.progress.totals, stream_log.before.totals),
+                (spent, stream_log.progress.spent, stream_log.before.spent),
             ):
                 add_sums(sums, now)
                 add_sums(sums, was, sign=-1)

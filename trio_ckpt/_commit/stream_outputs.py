@@ -39,7 +39,7 @@ class StreamFiles:
 
     Attributes:
         run_id: The run.
-        lane: The stream; its append files are there.
+        stream_log: The stream; its append files are there.
         claims: Whose each name is; shared by all streams of the run.
         check_owner: Raises if somebody else has the run by now; an answer of the given age
             will do.
@@ -50,7 +50,7 @@ class StreamFiles:
     """
 
     run_id: str
-    lane: StreamLog
+    stream_log: StreamLog
     claims: Claims
     check_owner: Callable[[float], Awaitable[None]]
     root: OutputDir | None = None
@@ -104,7 +104,7 @@ class StreamFiles:
         self._take(name, SINK)
 
     def _take(self, name: str, index: int) -> None:
-        owner = (self.lane.text, index)
+        owner = (self.stream_log.text, index)
         has = self.claims.setdefault(name, owner)
         if has != owner:
             whose = "the append files" if has[1] == SINK else f"batch {has[1]}"
@@ -186,7 +186,9 @@ class StreamFiles:
         """The append files that lines are staged for, opened, and those lines."""
         for name in lines:
             await self.open_sink(name)
-        return tuple((self.lane.sinks[name], bytes(data)) for name, data in lines.items() if data)
+        return tuple(
+            (self.stream_log.sinks[name], bytes(data)) for name, data in lines.items() if data
+        )
 
     async def open_sink(self, name: str) -> None:
         """Open an append file for the session; what is behind its confirmed bytes is cut off.
@@ -199,16 +201,16 @@ class StreamFiles:
             OutputError: it cannot be opened, or confirmed bytes are missing.
             StoreConflictError: somebody else has the run by now.
         """
-        if name in self.lane.sinks:
+        if name in self.stream_log.sinks:
             return
         await shielded(self._open_sink, name)
 
     async def _open_sink(self, name: str) -> None:
         async with self._sink_lock:  # opening cuts: a second one would cut what was appended
-            if name in self.lane.sinks:
+            if name in self.stream_log.sinks:
                 return
-            confirmed = self.lane.progress.sinks.get(name, 0)
-            is_cut_back = name in self.lane.tools.cut_back
+            confirmed = self.stream_log.progress.sinks.get(name, 0)
+            is_cut_back = name in self.stream_log.tools.cut_back
             if confirmed == 0 and not is_cut_back:
                 await self.check_owner(0)  # or these may be the lines of the next one
                 await self._keep_foreign(name)
@@ -219,13 +221,13 @@ class StreamFiles:
                 await run_blocking(sink.close)
                 raise
             await run_blocking(sink.begin)
-            self.lane.tools.sinks[name] = sink
+            self.stream_log.tools.sinks[name] = sink
             if sink.cut_bytes and not is_cut_back:
                 log.warning(
                     "%s: an unconfirmed tail of %s was cut off",
                     name,
                     plural(sink.cut_bytes, "byte"),
-                    extra=at(self.run_id, self.lane.key),
+                    extra=at(self.run_id, self.stream_log.key),
                 )
 
     async def cut_tails(self) -> None:
@@ -237,13 +239,13 @@ class StreamFiles:
         Raises:
             OutputError: a file cannot be cut, or confirmed bytes are missing.
         """
-        lane = self.lane
-        for name in dict.fromkeys((*lane.progress.sinks, *lane.sinks)):
-            sink = lane.sinks.get(name)
+        stream_log = self.stream_log
+        for name in dict.fromkeys((*stream_log.progress.sinks, *stream_log.sinks)):
+            sink = stream_log.sinks.get(name)
             if sink is not None:
                 with trio.CancelScope(shield=True):
                     await run_blocking(sink.cut_tail)
-            elif lane.progress.sinks[name] or await self._length(name):
+            elif stream_log.progress.sinks[name] or await self._length(name):
                 await self.open_sink(name)
 
     async def _length(self, name: str) -> int | None:
@@ -269,7 +271,7 @@ class StreamFiles:
         found = self.dir.look(name)
         if found is None:
             return
-        has_decided = len(self.lane.progress.adopted) > 0  # by a rescan, in whatever session
+        has_decided = len(self.stream_log.progress.adopted) > 0  # by a rescan, in whatever session
         if found.st_mtime < self.since and not has_decided:
             raise self._refusal(name)
         if found.st_size == len(data):
@@ -282,7 +284,7 @@ class StreamFiles:
                 "%s is in no record of the run: it is kept as %s",
                 name,
                 goal,
-                extra=at(self.run_id, self.lane.key),
+                extra=at(self.run_id, self.stream_log.key),
             )
 
     def _refusal(self, name: str) -> OutputExistsError:
@@ -297,5 +299,5 @@ class StreamFiles:
             "adopt_outputs=True). If their work is to be done again, open_run(fresh=True) moves "
             "each to .archive/ before it is replaced",
             run_id=self.run_id,
-            stream=self.lane.key,
+            stream=self.stream_log.key,
         )

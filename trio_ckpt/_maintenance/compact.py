@@ -66,16 +66,16 @@ class Compaction:
 
     Attributes:
         store: Where they are.
-        saver: Saves.
-        lane: The stream.
+        committer: Saves.
+        stream_log: The stream.
         tools: What its arrays are captured with.
         retention: Which old states keep their arrays.
         begin: Called before the first record.
     """
 
     store: Store
-    saver: GroupCommitter
-    lane: StreamLog
+    committer: GroupCommitter
+    stream_log: StreamLog
     tools: ArrayTools
     retention: Retention
     begin: Callable[[], Awaitable[None]]
@@ -91,7 +91,7 @@ class Compaction:
         Durability: when this returns what was merged is saved.
         Cancellation: a cancellation point between parts.
         """
-        if not self.lane.progress.has_state:
+        if not self.stream_log.progress.has_state:
             return Compacted()
         chain, record = await read_chain(self._pages())
         frames = [frame for _, frame in chain]
@@ -102,8 +102,8 @@ class Compaction:
         return Compacted(int(merged), len(frames) if merged else 0, dropped, freed_bytes)
 
     def _pages(self) -> AsyncGenerator[list[tuple[int, Record]]]:
-        key = self.saver.run_key
-        return read_pages(self.store, key.run_id, key.generation, self.lane.key, limit=PAGE)
+        key = self.committer.run_key
+        return read_pages(self.store, key.run_id, key.generation, self.stream_log.key, limit=PAGE)
 
     async def _merge(self, frames: list[StateFrame], record: Record) -> None:
         saved = await self._pack(frames)
@@ -122,11 +122,13 @@ class Compaction:
             again = Record(
                 kind=RecordKind.NOTE, at=time.time(), metadata=metadata, state=saved.payload
             )
-        await self.saver.save(self.lane, again, blobs_of(saved.payload))
+        await self.committer.save(self.stream_log, again, blobs_of(saved.payload))
 
     async def _pack(self, frames: list[StateFrame]) -> EncodedState:
         """A frame of its own of what a chain ends with, its blob durable."""
-        keeper = StateManager(self.store, self.saver, Plan[None].of(None), None, self.tools)
+        state_manager = StateManager(
+            self.store, self.committer, Plan[None].of(None), None, self.tools
+        )
         held = None
         if layout_of(frames).views:
             engine = self.tools.engine()
@@ -136,22 +138,26 @@ class Compaction:
             assembly = Assembly(frames)
             await fill(self.store, assembly, frames, engine.compressor)
             held = await run_blocking(hold_assembled, engine, assembly)
-        saved = await StateCapture(keeper, None, tree_of(frames), held).pack(is_forced=True)
+        saved = await StateCapture(state_manager, None, tree_of(frames), held).pack(is_forced=True)
         if saved is None:
             raise RuntimeError("a state that has to be saved anew was not")
         return saved
 
     async def _let_go(self) -> tuple[int, int]:
         """Let go of arrays; returns of how many states, and their bytes."""
-        progress = self.lane.progress
+        progress = self.stream_log.progress
         versions, needed = Versions(self.retention), {p.lineage for p in progress.pins.values()}
         for with_snapshots in (True, False):
             chain, _ = await read_chain(self._pages(), with_snapshots=with_snapshots)
             needed.update(frame.lineage for _, frame in chain[:1])
-        key, seal, cursor = self.saver.run_key, self.lane.tools.seal, None
+        key, seal, cursor = self.committer.run_key, self.stream_log.tools.seal, None
         while True:
             page = await self.store.history(
-                key.run_id, self.lane.text, generation=key.generation, cursor=cursor, limit=PAGE
+                key.run_id,
+                self.stream_log.text,
+                generation=key.generation,
+                cursor=cursor,
+                limit=PAGE,
             )
             for stored in page.records:
                 record = decode_record(seal.open(stored.sequence, stored.payload))
@@ -168,5 +174,5 @@ class Compaction:
             return 0, 0
         sequences = [sequence for part in dropped.values() for sequence in part]
         if (archive := self.retention.archive) is not None:
-            sequences = await archive_chains(self.store, key, self.lane, dropped, archive)
-        return len(sequences), await self.store.drop_blobs(key, self.lane.text, sequences)
+            sequences = await archive_chains(self.store, key, self.stream_log, dropped, archive)
+        return len(sequences), await self.store.drop_blobs(key, self.stream_log.text, sequences)

@@ -10,7 +10,7 @@ from functools import partial
 
 import attrs
 
-from .._commit.group_commit import GroupCommitter, open_saver
+from .._commit.group_commit import GroupCommitter, open_committer
 from .._commit.redo import Redo, retry_record
 from .._commit.stream_log import StreamLog
 from .._journal.history import read_pages, run_facts
@@ -55,9 +55,11 @@ class Maintenance:
     store: Store
     view: RunView
     outputs: OutputDir | None
-    _saver: GroupCommitter
+    _committer: GroupCommitter
     _run_key: RunKey
-    _lanes: dict[StreamKey, StreamLog] = attrs.field(factory=dict[StreamKey, StreamLog], init=False)
+    _stream_logs: dict[StreamKey, StreamLog] = attrs.field(
+        factory=dict[StreamKey, StreamLog], init=False
+    )
 
     async def retry(self, keys: Iterable[StreamKey] | None = None) -> int:
         """Put what was skipped or has failed for good back to work.
@@ -77,11 +79,11 @@ class Maintenance:
         parts = {key: entry.progress for key, entry in self.view.streams.items()}
         wanted = in_order(parts) if keys is None else self._known(keys)
         run_id = self.view.run_id
-        records = [(self._lane(key), retry_record(run_id, key, parts[key])) for key in wanted]
-        found = [(lane, record) for lane, record in records if record is not None]
+        records = [(self._stream_log(key), retry_record(run_id, key, parts[key])) for key in wanted]
+        found = [(stream_log, record) for stream_log, record in records if record is not None]
         if found:
             await self._begin_change()
-        await self._saver.save_all(found)
+        await self._committer.save_all(found)
         return len(found)
 
     async def redo(self, key: StreamKey, indexes: Iterable[int], reason: str) -> None:
@@ -134,12 +136,12 @@ class Maintenance:
 
     async def let_go(self, key: StreamKey, sequences: Sequence[int]) -> None:
         """Let go of the arrays of old states, because they are damaged."""
-        self._lane(key)
+        self._stream_log(key)
         await self.store.drop_blobs(self._run_key, encode_key(key), sequences)
 
     async def cut_tail(self, key: StreamKey, path: str) -> None:
         """Cut off what follows the confirmed end of an append file; a copy stays in the archive."""
-        size = self._lane(key).progress.sinks[path]
+        size = self._stream_log(key).progress.sinks[path]
         if self.outputs is not None:
             label = f"{self.view.run_id}-{self._run_key.generation}-tail"
             await run_blocking(keep_tail, self.outputs, path, size, label)
@@ -186,9 +188,9 @@ class Maintenance:
         done: list[Compacted] = []
         try:
             for key in wanted:
-                lane = self._lane(key)
+                stream_log = self._stream_log(key)
                 compaction = Compaction(
-                    self.store, self._saver, lane, tools, kept, self._begin_change
+                    self.store, self._committer, stream_log, tools, kept, self._begin_change
                 )
                 done.append(await compaction.run())
             return Compacted.total(done)
@@ -214,14 +216,16 @@ class Maintenance:
         metadata: dict[str, object] = {"reset": reason}
         if replaced:
             metadata[ARCHIVING] = replaced
-        async with open_saver(self.store, key) as saver:
-            lane = saver.add_lane(RUN_STREAM, Progress())
-            await saver.save(lane, Record(kind=RecordKind.NOTE, at=time.time(), metadata=metadata))
+        async with open_committer(self.store, key) as committer:
+            stream_log = committer.add_lane(RUN_STREAM, Progress())
+            await committer.save(
+                stream_log, Record(kind=RecordKind.NOTE, at=time.time(), metadata=metadata)
+            )
             await self._take_up(key)
             if self.outputs is not None:
                 await archive_generations(self.store, key.run_id, replaced, self.outputs)
                 if replaced:
-                    await saver.save(lane, archived_note(time.time()))
+                    await committer.save(stream_log, archived_note(time.time()))
                 await set_manifest_aside(key, self.outputs)
         return key.generation
 
@@ -231,7 +235,7 @@ class Maintenance:
         if view is not None:
             self.view = view
         self._run_key = key
-        self._lanes.clear()
+        self._stream_logs.clear()
 
     async def prune(self, *, keep: int) -> Pruned:
         """Remove all generations of the run but the newest `keep`; see `Store.prune`."""
@@ -243,23 +247,25 @@ class Maintenance:
             await set_manifest_aside(self._run_key, self.outputs)
 
     def _redo(self, key: StreamKey) -> Redo:
-        lane = self._lane(stream_key("key", key))
-        return Redo(self.store, self._saver, lane, self.outputs, begin_change=self._begin_change)
+        stream_log = self._stream_log(stream_key("key", key))
+        return Redo(
+            self.store, self._committer, stream_log, self.outputs, begin_change=self._begin_change
+        )
 
     def _known(self, keys: Iterable[StreamKey]) -> list[StreamKey]:
         given = several("keys", keys, "stream keys")
-        return [self._lane(stream_key("a key", key)).key for key in given]
+        return [self._stream_log(stream_key("a key", key)).key for key in given]
 
-    def _lane(self, key: StreamKey) -> StreamLog:
+    def _stream_log(self, key: StreamKey) -> StreamLog:
         if key not in self.view.streams or key == RUN_STREAM:
             raise UnknownStreamError(
                 f"run {self.view.run_id!r} has no stream {'/'.join(key)!r}",
                 run_id=self.view.run_id,
                 stream=key,
             )
-        if key not in self._lanes:
-            self._lanes[key] = self._saver.add_lane(key, self.view.streams[key].progress)
-        return self._lanes[key]
+        if key not in self._stream_logs:
+            self._stream_logs[key] = self._committer.add_lane(key, self.view.streams[key].progress)
+        return self._stream_logs[key]
 
 
 @asynccontextmanager
@@ -293,5 +299,5 @@ async def open_maintenance(
             outputs = await run_blocking(OutputDir.open, folder)
             stack.callback(outputs.close)
         run_key = RunKey(run_id, view.generation, owner)
-        saver = await stack.enter_async_context(open_saver(store, run_key))
-        yield Maintenance(store, view, outputs, saver, run_key)
+        committer = await stack.enter_async_context(open_committer(store, run_key))
+        yield Maintenance(store, view, outputs, committer, run_key)

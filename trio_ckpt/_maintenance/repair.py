@@ -152,47 +152,49 @@ class _Mender:
             what = f"nothing else of it is mended: {lost[0].what}"
             self.not_done.append(Repaired(f"run {self.run_id!r}", what))
             return
-        async with open_maintenance(self.store, self.run_id, output_dir=self.output_dir) as desk:
-            generation = desk.view.generation
+        async with open_maintenance(
+            self.store, self.run_id, output_dir=self.output_dir
+        ) as maintenance:
+            generation = maintenance.view.generation
             newest = [f for f in newest if f.generation in (None, generation)]
             by_stream: dict[StreamKey, list[Finding]] = {}
             for finding in newest:
                 if finding.stream is not None:
                     by_stream.setdefault(decode_key(finding.stream), []).append(finding)
             for key, findings in by_stream.items():
-                if key in desk.view.streams:
-                    await self._try(desk, key, findings)
+                if key in maintenance.view.streams:
+                    await self._try(maintenance, key, findings)
             if any(f.path == MANIFEST and f.stream is None for f in newest):
-                await self._rewrite_manifest(desk)
+                await self._rewrite_manifest(maintenance)
 
-    async def _try(self, desk: Maintenance, key: StreamKey, findings: list[Finding]) -> None:
+    async def _try(self, maintenance: Maintenance, key: StreamKey, findings: list[Finding]) -> None:
         where = f"stream {stream_name(key)!r} of run {self.run_id!r}"
         try:
             states = [finding for finding in findings if finding.is_state]
-            if states and (taken := await self._recover(desk, key)) is not None:
+            if states and (taken := await self._recover(maintenance, key)) is not None:
                 self._say(where, f"its state is again the newest that is whole{_back(taken)}")
             if old := [finding.sequence for finding in states if finding.sequence is not None]:
-                await desk.let_go(key, old)
+                await maintenance.let_go(key, old)
                 self._say(where, f"{len(old)} old states that are damaged were let go", True)
-            await self._redo(desk, key, where, findings)
+            await self._redo(maintenance, key, where, findings)
             for finding in findings:
                 if finding.path is not None and finding.batch_index is None:
-                    await desk.cut_tail(key, finding.path)
+                    await maintenance.cut_tail(key, finding.path)
                     self._say(f"output {finding.path}", "what followed its confirmed end was cut")
         except TrioCkptError as error:
             self.not_done.append(Repaired(where, str(error)))
 
-    async def _recover(self, desk: Maintenance, key: StreamKey) -> IndexSet | None:
+    async def _recover(self, maintenance: Maintenance, key: StreamKey) -> IndexSet | None:
         """Go back to the newest state that is whole; None: the newest is."""
         try:
-            return await desk.recover(key)
+            return await maintenance.recover(key)
         except StoreDamagedError:
             if not self.may_cut:
                 raise
-            return await desk.begin_anew(key, "no saved state of it is whole")
+            return await maintenance.begin_anew(key, "no saved state of it is whole")
 
     async def _redo(
-        self, desk: Maintenance, key: StreamKey, where: str, findings: list[Finding]
+        self, maintenance: Maintenance, key: StreamKey, where: str, findings: list[Finding]
     ) -> None:
         bad = [f for f in findings if f.path is not None and f.batch_index is not None]
         batches = sorted({f.batch_index for f in bad if f.batch_index is not None})
@@ -203,16 +205,16 @@ class _Mender:
             return
         if not batches:
             return
-        if desk.view.streams[key].progress.is_ordered:
-            taken = await desk.rewind(key, to=batches[0] - 1, reason=REASON)
+        if maintenance.view.streams[key].progress.is_ordered:
+            taken = await maintenance.rewind(key, to=batches[0] - 1, reason=REASON)
         else:
-            await desk.redo(key, batches, REASON)
+            await maintenance.redo(key, batches, REASON)
             taken = IndexSet(batches)
         self._say(where, f"outputs were damaged{_back(taken)}")
 
-    async def _rewrite_manifest(self, desk: Maintenance) -> None:
+    async def _rewrite_manifest(self, maintenance: Maintenance) -> None:
         try:
-            if await desk.rewrite_manifest():
+            if await maintenance.rewrite_manifest():
                 self._say(MANIFEST, "it was written from the records")
         except TrioCkptError as error:
             self.not_done.append(Repaired(MANIFEST, str(error)))

@@ -37,19 +37,19 @@ async def leave_stream(walk: LoopCursor, error: BaseException | None) -> None:
     Raises:
         NeverAwaitedError: a method of the stream was called without await.
     """
-    desk, batch = walk.desk, walk.batch
-    if error is None and (forgotten := walk.calls.problem(desk.where())) is not None:
+    open_stream, batch = walk.open_stream, walk.batch
+    if error is None and (forgotten := walk.calls.problem(open_stream.where())) is not None:
         await leave_stream(walk, forgotten)
         raise forgotten
     walk.batch = None
-    index = batch.index if batch is not None and batch.index in desk.open else None
+    index = batch.index if batch is not None and batch.index in open_stream.open else None
     try:
         if batch is not None:
             way = walk.way_out(Exit.EXIT) if error is None else way_of(error)
-            await desk.pass_gate(batch, way, error)
-        if desk.failure is not None and walk.progress.status is not Status.FAILED:
-            await save_failure(walk, desk.failure)  # a later record had opened it again
-        elif error is None and desk.failure is None:
+            await open_stream.pass_gate(batch, way, error)
+        if open_stream.failure is not None and walk.progress.status is not Status.FAILED:
+            await save_failure(walk, open_stream.failure)  # a later record had opened it again
+        elif error is None and open_stream.failure is None:
             if walk.progress.left == 0:  # what the verification finds is no part of the complete
                 await walk.wait_verified()
             await walk.complete_if_last()
@@ -60,8 +60,8 @@ async def leave_stream(walk: LoopCursor, error: BaseException | None) -> None:
         await _record_exit(walk, error, index)
     finally:
         walk.is_closed = True
-        desk.close()
-        desk.coordinator.registry.touch()
+        open_stream.close()
+        open_stream.coordinator.registry.touch()
 
 
 def is_own_failure(error: BaseException, key: StreamKey) -> bool:
@@ -82,28 +82,28 @@ def is_only_stopped(error: BaseException, poison: Exception | None) -> bool:
 
 async def save_failure(walk: LoopCursor, info: ErrorInfo) -> None:
     """Record that the stream has failed."""
-    await walk.desk.save_plain(Record(kind=RecordKind.FAIL, at=time.time(), error=info))
+    await walk.open_stream.save_plain(Record(kind=RecordKind.FAIL, at=time.time(), error=info))
 
 
 async def _record_exit(walk: LoopCursor, error: BaseException | None, index: int | None) -> None:
-    desk = walk.desk
-    where, is_complete = desk.where(), walk.progress.status is Status.COMPLETE
+    open_stream = walk.open_stream
+    where, is_complete = open_stream.where(), walk.progress.status is Status.COMPLETE
     if error is None or way_of(error) is Exit.CANCEL:
-        if not (is_complete or desk.has_failed):
+        if not (is_complete or open_stream.has_failed):
             log.info(
                 "%s was left before its end: INTERRUPTED",
                 where,
-                extra=at(desk.run_id, desk.lane.key),
+                extra=at(open_stream.run_id, open_stream.stream_log.key),
             )
             await _record_beginning(walk)
     elif is_complete and not isinstance(error, SourceChangedError):
         log.info(
             "%s is complete; what was raised later changes nothing",
             where,
-            extra=at(desk.run_id, desk.lane.key),
+            extra=at(open_stream.run_id, open_stream.stream_log.key),
         )
-    elif desk.saver.poison is None and desk.failure is None:
-        info = describe_end(_what_ended(desk, error), desk.lane.key, index)
+    elif open_stream.committer.poison is None and open_stream.failure is None:
+        info = describe_end(_what_ended(open_stream, error), open_stream.stream_log.key, index)
         with trio.CancelScope(shield=True):
             try:
                 await save_failure(walk, info)
@@ -113,27 +113,27 @@ async def _record_exit(walk: LoopCursor, error: BaseException | None, index: int
                     "%s failed, and saving that failed: %s",
                     where,
                     text,
-                    extra=at(desk.run_id, desk.lane.key),
+                    extra=at(open_stream.run_id, open_stream.stream_log.key),
                 )
 
 
-def _what_ended(desk: Gate, error: BaseException) -> BaseException:
+def _what_ended(open_stream: Gate, error: BaseException) -> BaseException:
     """Of the verdicts in a group the one that decides what a resume may do; else all of it."""
-    first = telling(desk.verdicts_in(error))
+    first = telling(open_stream.verdicts_in(error))
     return first if isinstance(first, BatchFailedError | StreamFailedError) else error
 
 
 async def _record_beginning(walk: LoopCursor) -> None:
     """Save that there is work where a loop was left before it saved anything."""
-    if walk.progress.sequence or walk.source is None or walk.desk.saver.poison:
+    if walk.progress.sequence or walk.source is None or walk.open_stream.committer.poison:
         return
     with trio.CancelScope(shield=True):
         try:
-            await walk.desk.save_plain(Record(kind=RecordKind.SAVE, at=time.time()))
+            await walk.open_stream.save_plain(Record(kind=RecordKind.SAVE, at=time.time()))
         except TrioCkptError as error:
             log.error(
                 "that %s was begun is not saved: %s",
-                walk.desk.where(),
+                walk.open_stream.where(),
                 error,
-                extra=at(walk.desk.run_id, walk.desk.lane.key),
+                extra=at(walk.open_stream.run_id, walk.open_stream.stream_log.key),
             )

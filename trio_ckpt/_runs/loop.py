@@ -44,7 +44,7 @@ class LoopCursor:
     """Where the owner of a stream stands.
 
     Attributes:
-        desk: The stream.
+        open_stream: The stream.
         read: Reads the records of the stream, newest first.
         wait_verified: Waits for the verification beside the run; see `Resume`.
         task: The owner.
@@ -57,7 +57,7 @@ class LoopCursor:
         calls: Of the stream's async methods.
     """
 
-    desk: Gate
+    open_stream: Gate
     read: ReadPages
     wait_verified: Callable[[], Awaitable[bool]]
     task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task, init=False)
@@ -72,7 +72,7 @@ class LoopCursor:
     @property
     def progress(self) -> Progress:
         """What is durable."""
-        return self.desk.lane.progress
+        return self.open_stream.stream_log.progress
 
     # -- who may -------------------------------------------------------------------------------
 
@@ -80,10 +80,10 @@ class LoopCursor:
         """Raise unless the caller is the task that opened the stream."""
         if self.is_closed or trio.lowlevel.current_task() is not self.task:
             raise StreamBusyError(
-                f"{self.desk.where()} is used outside its block or by another task than the one "
+                f"{self.open_stream.where()} is used outside its block or by another task than the one "
                 "that opened it",
-                run_id=self.desk.run_id,
-                stream=self.desk.lane.key,
+                run_id=self.open_stream.run_id,
+                stream=self.open_stream.stream_log.key,
             )
 
     def batch_of_caller(self) -> Batch[Any] | None:
@@ -94,7 +94,7 @@ class LoopCursor:
         """
         task = trio.lowlevel.current_task()
         if not self.is_closed and task is not self.task:
-            for batch in self.desk.open.values():
+            for batch in self.open_stream.open.values():
                 if batch.task is task:
                     return batch
         self.check_owner()
@@ -102,17 +102,17 @@ class LoopCursor:
 
     def check_failed(self) -> None:
         """Raise StreamFailedError after `Stream.fail`."""
-        if self.desk.failure is not None:
+        if self.open_stream.failure is not None:
             raise StreamFailedError(
-                self.desk.failure.message,
-                run_id=self.desk.run_id,
-                stream=self.desk.lane.key,
-                retryable=self.desk.failure.retryable,
+                self.open_stream.failure.message,
+                run_id=self.open_stream.run_id,
+                stream=self.open_stream.stream_log.key,
+                retryable=self.open_stream.failure.retryable,
             )
 
     def check_no_frontier(self) -> None:
         """Raise TypeError where items are found while they are worked on."""
-        if self.desk.frontier is not None:
+        if self.open_stream.frontier is not None:
             raise TypeError("the items of a Frontier are worked on with run_batches")
 
     # -- a step --------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class LoopCursor:
         batch, self.batch = self.batch, None
         if batch is None:
             return Passed.GO_ON
-        passed = await self.desk.pass_gate(batch, self.way_out(way))
+        passed = await self.open_stream.pass_gate(batch, self.way_out(way))
         if isinstance(passed, Again):
             await trio.sleep(passed.after_s)
             return Passed.GO_ON
@@ -147,7 +147,7 @@ class LoopCursor:
             return
         batch.fail(error)  # unless it is settled
         is_failed = batch.state is AttemptState.FAILED
-        await self.desk.pass_gate(batch, Exit.ERROR if is_failed else Exit.EXIT)
+        await self.open_stream.pass_gate(batch, Exit.ERROR if is_failed else Exit.EXIT)
 
     async def wait_for_turn(self, index: int) -> None:
         """Wait while the stream is asked to pause; for ever while a stop is under way.
@@ -159,14 +159,16 @@ class LoopCursor:
 
         Cancellation: the only way out of a stop.
         """
-        desk = self.desk  # this is passed once a batch: nothing is awaited without need
-        if desk.pause is not None:
-            await desk.wait_paused()
-        if desk.stop.is_parking:
-            await desk.stop.park()
-        if desk.keeper is not None:
-            desk.keeper.begin_batch(index)  # a snapshot is for its own batch alone
-            await desk.restore_state()
+        open_stream = (
+            self.open_stream
+        )  # this is passed once a batch: nothing is awaited without need
+        if open_stream.pause is not None:
+            await open_stream.wait_paused()
+        if open_stream.stop.is_parking:
+            await open_stream.stop.park()
+        if open_stream.state_manager is not None:
+            open_stream.state_manager.begin_batch(index)  # a snapshot is for its own batch alone
+            await open_stream.restore_state()
 
     async def open_source(
         self, items: Items[T] | None, key: Callable[[T], str] | None
@@ -181,14 +183,16 @@ class LoopCursor:
         """
         if items is None:
             self.check_no_frontier()
-        desk = self.desk
-        source = Source(items, first_index=desk.first_index, key=key)
+        open_stream = self.open_stream
+        source = Source(items, first_index=open_stream.first_index, key=key)
         await source.note_items()
-        await check_source(source, self.progress, self.read, (desk.run_id, desk.lane.key))
+        await check_source(
+            source, self.progress, self.read, (open_stream.run_id, open_stream.stream_log.key)
+        )
         if source.stop is not None:
             self.check_end(source.stop)
-            desk.extent.expected = source.stop - desk.first_index
-        desk.extent.is_open_ended = source.is_open_ended
+            open_stream.extent.expected = source.stop - open_stream.first_index
+        open_stream.extent.is_open_ended = source.is_open_ended
         self.source = source
         return source
 
@@ -201,24 +205,24 @@ class LoopCursor:
         known = self.known_stop()
         if known is None or stop >= known or self.progress.covers(stop, known):
             return
-        count = known - self.desk.first_index
+        count = known - self.open_stream.first_index
         raise SourceChangedError(
             f"{count:,}",
             "nothing: it is shorter now",
-            run_id=self.desk.run_id,
-            stream=self.desk.lane.key,
+            run_id=self.open_stream.run_id,
+            stream=self.open_stream.stream_log.key,
             batch_index=self.progress.first_left(stop),
             is_done=False,
         )
 
     def known_stop(self) -> int | None:
         """One more than the last batch; None where that is not known."""
-        total = self.desk.total()
-        return None if total is None else self.desk.first_index + total
+        total = self.open_stream.total()
+        return None if total is None else self.open_stream.first_index + total
 
     def check_finished(self) -> None:
         """Raise RuntimeError where work is known to be left."""
-        first = self.desk.first_index
+        first = self.open_stream.first_index
         left, known = self.progress.first_left(first), self.known_stop()
         stop = max(self.progress.done.stop, 0 if known is None else known)
         if left < stop:
@@ -251,18 +255,27 @@ class LoopCursor:
 
         Durability: when this returns a range is saved.
         """
-        desk, progress = self.desk, self.progress
+        open_stream, progress = self.open_stream, self.progress
         if start is not None and end is not None and end < start:
             raise ValueError(f"a range from {start} to {end} has no batch in it")
         if estimate is not None:
-            desk.set_estimate(estimate)
-        desk.extent.start, desk.extent.end = start, end
+            open_stream.set_estimate(estimate)
+        open_stream.extent.start, open_stream.extent.end = start, end
         stop = stop if end is None or stop is None else min(end + 1, stop)
-        if progress.sequence and (line := resume_line(progress, desk.first_index, start, stop)):
-            log.info("%s: %s", desk.where(), line, extra=at(desk.run_id, desk.lane.key))
+        if progress.sequence and (
+            line := resume_line(progress, open_stream.first_index, start, stop)
+        ):
+            log.info(
+                "%s: %s",
+                open_stream.where(),
+                line,
+                extra=at(open_stream.run_id, open_stream.stream_log.key),
+            )
         if start is not None or end is not None:
             note = {"range": [start, end]}
-            await desk.save_plain(Record(kind=RecordKind.NOTE, at=time.time(), metadata=note))
+            await open_stream.save_plain(
+                Record(kind=RecordKind.NOTE, at=time.time(), metadata=note)
+            )
 
     def is_past_end(self, index: int) -> bool:
         """Whether the records say that an open end has come before a batch."""
@@ -274,12 +287,12 @@ class LoopCursor:
     async def complete(self, stop: int) -> None:
         """Save that nothing is left below `stop`, if that is so and not saved yet."""
         progress = self.progress
-        is_done = progress.covers(self.desk.first_index, stop)
+        is_done = progress.covers(self.open_stream.first_index, stop)
         if not is_done:
             return
         if progress.status is not Status.COMPLETE:
-            await self.desk.save_finish(Record(kind=RecordKind.FINISH, at=time.time()))
-        await self.desk.prune_state(is_complete=True)  # also what a killed session has not
+            await self.open_stream.save_finish(Record(kind=RecordKind.FINISH, at=time.time()))
+        await self.open_stream.prune_state(is_complete=True)  # also what a killed session has not
 
     async def complete_source(self, source: Source[Any], end: int | None) -> None:
         """Save that nothing is left of a source, if that is so.
@@ -358,7 +371,7 @@ class Batches(Generic[T]):
             raise StopAsyncIteration
         await walk.wait_for_turn(found[0])
         await trio.lowlevel.checkpoint_if_cancelled()
-        batch: Batch[T] = walk.desk.hand_out(*found)
+        batch: Batch[T] = walk.open_stream.hand_out(*found)
         walk.hold(batch)
         return batch
 
@@ -375,7 +388,7 @@ class Batches(Generic[T]):
 
     async def _find_next(self, source: Source[T]) -> tuple[int, T | None, bytes] | None:
         walk = self._walk
-        start = max(self._start or 0, walk.desk.first_index)
+        start = max(self._start or 0, walk.open_stream.first_index)
         while True:
             index = walk.progress.first_left(start)
             is_beyond = self._end is not None and index > self._end

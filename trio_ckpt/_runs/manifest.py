@@ -52,7 +52,7 @@ MAX_MANIFEST_HEAD_BYTES = 2**16  # enough to see whose manifest one is
 
 async def leave_manifest(
     store: Store,
-    saver: GroupCommitter,
+    committer: GroupCommitter,
     view: RunView,
     outputs: OutputDir,
     facts: Mapping[str, Any],
@@ -64,13 +64,13 @@ async def leave_manifest(
     Returns:
         Of how many checkpoints the manifest is that is there now; None: there is none.
     """
-    if isinstance(saver.poison, StoreConflictError):
+    if isinstance(committer.poison, StoreConflictError):
         return None  # what is there is of whoever owns the run now
-    key, parts = saver.run_key, {name: entry.progress for name, entry in view.streams.items()}
+    key, parts = committer.run_key, {name: entry.progress for name, entry in view.streams.items()}
     with trio.CancelScope(shield=True):
         try:
-            if saver.poison is None:
-                await saver.check_owner(OWNER_AGE_S)
+            if committer.poison is None:
+                await committer.check_owner(OWNER_AGE_S)
             if not (is_wanted and is_complete(parts)):
                 await set_outdated_aside(key, parts, outputs, facts)
             elif await is_current(key, parts, outputs, facts) or await write_manifest(

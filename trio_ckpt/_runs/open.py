@@ -155,7 +155,7 @@ async def open_run(
                 generation += 1
             view = None
         stop = Stop(grace_s)
-        saver = GroupCommitter(
+        committer = GroupCommitter(
             store,
             RunKey(run_id, generation, owner),
             save_timeout_s=save_timeout_s,
@@ -168,7 +168,7 @@ async def open_run(
         if (found.may_have_left_files or is_begun_again) and outputs is not None:
             await _remove_orphans(run_id, outputs)
         session = SessionRecorder(
-            saver,
+            committer,
             view,
             config=plain,
             changes=change.fields,
@@ -181,16 +181,18 @@ async def open_run(
         if archiving:
             session.facts[ARCHIVING] = archiving
         parts = {} if view is None else {key: entry.progress for key, entry in view.streams.items()}
-        if outputs is not None and await is_current(saver.run_key, parts, outputs, session.facts):
+        if outputs is not None and await is_current(
+            committer.run_key, parts, outputs, session.facts
+        ):
             session.facts[WRITTEN] = count_checkpoints(parts)
-        async with _background_tasks(saver, stop, handle_signals) as nursery:
+        async with _background_tasks(committer, stop, handle_signals) as nursery:
             await session.begin()
             if outputs is not None:
-                await clear_outputs(store, saver.run_key, session, view, outputs)
+                await clear_outputs(store, committer.run_key, session, view, outputs)
             run = Run(
                 view=view,
                 store=store,
-                saver=saver,
+                committer=committer,
                 stop=stop,
                 nursery=nursery,
                 coordinator=coordinator or CheckpointCoordinator(),
@@ -215,7 +217,7 @@ async def open_run(
                 if outputs is not None:
                     session.facts[WRITTEN] = await leave_manifest(
                         store,
-                        saver,
+                        committer,
                         run.view(),
                         outputs,
                         session.facts,
@@ -233,7 +235,7 @@ async def open_run(
 
 @asynccontextmanager
 async def _background_tasks(
-    saver: GroupCommitter, stop: Stop, handle_signals: bool | None
+    committer: GroupCommitter, stop: Stop, handle_signals: bool | None
 ) -> AsyncGenerator[trio.Nursery]:
     """Save and listen for signals while the block runs; errors keep their shape.
 
@@ -246,7 +248,7 @@ async def _background_tasks(
     try:
         async with trio.open_nursery() as nursery:
             try:
-                nursery.start_soon(saver.run)
+                nursery.start_soon(committer.run)
                 nursery.start_soon(stop.see_through)
                 if has_signals:
                     await nursery.start(receive_signals, stop)
@@ -254,15 +256,15 @@ async def _background_tasks(
             except BaseException as error:
                 body_error = error
             finally:
-                saver.close()
+                committer.close()
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         failure = _background_failure(group, body_error)
     finally:
         if has_signals:
             release_signals()
-        if not saver.is_appending:  # or a thread may still be writing to them
-            saver.close_sinks()
+        if not committer.is_appending:  # or a thread may still be writing to them
+            committer.close_sinks()
     if failure is not None:
         if not isinstance(body_error, trio.Cancelled):
             failure.__context__ = body_error

@@ -77,7 +77,7 @@ async def run_batches(
     Cancellation: batches in flight are cancelled, completed ones are saved.
     """
     instance("stream", stream, Stream, "an open stream")
-    walk, desk = stream.walk, stream.desk
+    walk, open_stream = stream.walk, stream.open_stream
     walk.check_owner()
     function("handler", handler)
     concurrency = whole_number("concurrency", concurrency, least=1, most=MAX_CONCURRENCY)
@@ -86,31 +86,37 @@ async def run_batches(
     if retry is not None:
         instance("retry", retry, RetryTable, "a RetryTable")
     validator = None if validate is None else Validator.of(validate)
-    if concurrency > 1 and (desk.keeper is not None or desk.lane.progress.cursor is not None):
+    if concurrency > 1 and (
+        open_stream.state_manager is not None or open_stream.stream_log.progress.cursor is not None
+    ):
         raise ValueError("a state or cursor needs batches in order: concurrency=1, or a Frontier")
-    if (items is None) is (desk.frontier is None):
+    if (items is None) is (open_stream.frontier is None):
         raise ValueError("run_batches needs items, or a stream whose state is a Frontier")
     if items is None and (start is not None or end is not None):
         raise ValueError("start= and end= narrow a list; a Frontier has no order")
     await trio.lowlevel.checkpoint()
     await walk.settle_open(Exit.NEXT)
     source = None if items is None else await walk.open_source(items, key)
-    stop = source.stop if source is not None else desk.first_index + len(desk.frontier or ())
+    stop = (
+        source.stop
+        if source is not None
+        else open_stream.first_index + len(open_stream.frontier or ())
+    )
     await walk.begin_range(stop, start, end, estimate)
     feed: WorkQueue[T] = WorkQueue(walk, source, start, end)
-    desk.is_parallel = concurrency > 1
-    table, desk.retry = desk.retry, desk.retry if retry is None else retry
-    checks = desk.files.validator
+    open_stream.is_parallel = concurrency > 1
+    table, open_stream.retry = open_stream.retry, open_stream.retry if retry is None else retry
+    checks = open_stream.files.validator
     if validator is not None:
-        desk.files.validator = validator
-    desk.changed, desk.put_back = feed.wake, feed.put_back
+        open_stream.files.validator = validator
+    open_stream.changed, open_stream.put_back = feed.wake, feed.put_back
     try:
         await _run_workers(feed, handler, concurrency)
         await feed.finish()
     finally:
-        desk.retry, desk.is_parallel = table, False
-        desk.files.validator = checks
-        desk.changed, desk.put_back = _nothing, _nothing_with_index
+        open_stream.retry, open_stream.is_parallel = table, False
+        open_stream.files.validator = checks
+        open_stream.changed, open_stream.put_back = _nothing, _nothing_with_index
 
 
 def _nothing() -> None:
@@ -138,10 +144,10 @@ async def _run_workers(
         if not failures or not is_cancellation(error):
             raise
     if failures:
-        raise _one_of(failures, feed.walk.desk)
+        raise _one_of(failures, feed.walk.open_stream)
 
 
-def _one_of(failures: list[BaseException], desk: Gate) -> BaseException:
+def _one_of(failures: list[BaseException], open_stream: Gate) -> BaseException:
     """The failure that says it all, or a group of them.
 
     One save that fails many workers is one failure, and a stream fails once, however many of
@@ -150,7 +156,7 @@ def _one_of(failures: list[BaseException], desk: Gate) -> BaseException:
     distinct = list({id(error): error for error in failures}.values())
     if len(distinct) == 1:
         return distinct[0]
-    verdicts = {desk.verdict_on(error): error for error in distinct}
+    verdicts = {open_stream.verdict_on(error): error for error in distinct}
     if not all(isinstance(verdict, BatchFailedError | StreamFailedError) for verdict in verdicts):
         return BaseExceptionGroup("several workers of run_batches failed", distinct)
     for verdict in verdicts:
@@ -169,7 +175,7 @@ async def _work(
         while (batch := await feed.next()) is not None:
             passed: Passed | Again = Passed.GO_ON
             try:
-                passed = await _work_on(feed.walk.desk, batch, handler)
+                passed = await _work_on(feed.walk.open_stream, batch, handler)
             finally:
                 feed.leave(batch, passed)
     except BaseException as error:
@@ -180,7 +186,7 @@ async def _work(
 
 
 async def _work_on(
-    desk: Gate, batch: Batch[T], handler: Callable[[Batch[T]], Awaitable[None]]
+    open_stream: Gate, batch: Batch[T], handler: Callable[[Batch[T]], Awaitable[None]]
 ) -> Passed | Again:
     raised: Exception | None = None
     try:
@@ -189,17 +195,17 @@ async def _work_on(
         way = way_of(error)
         is_attempt = way is Exit.ERROR and isinstance(error, Exception)
         if not is_attempt or batch.state not in (AttemptState.OPEN, AttemptState.FAILED):
-            await desk.pass_gate(batch, way, error)
+            await open_stream.pass_gate(batch, way, error)
             raise
         raised = cast("Exception", error)
         batch.fail(raised)
     try:
-        return await desk.pass_gate(batch, Exit.NEXT)
+        return await open_stream.pass_gate(batch, Exit.NEXT)
     except BatchFailedError as verdict:
         if raised is None or verdict.__cause__ is not raised:
             raise
-        desk.verdicts.append(verdict)
-    if (note := f"in {desk.where(batch.index)}") not in getattr(raised, "__notes__", ()):
+        open_stream.verdicts.append(verdict)
+    if (note := f"in {open_stream.where(batch.index)}") not in getattr(raised, "__notes__", ()):
         raised.add_note(note)
     raise raised
 
@@ -216,9 +222,9 @@ class WorkQueue(Generic[T]):
         end: int | None,
     ) -> None:
         self.walk = walk
-        self._desk = walk.desk
+        self._open_stream = walk.open_stream
         self._source = source
-        self._start = self._next = max(start or 0, walk.desk.first_index)
+        self._start = self._next = max(start or 0, walk.open_stream.first_index)
         self._end = end
         self._is_exhausted = False
         self._source_end: int | None = None  # where it was found to end
@@ -227,9 +233,11 @@ class WorkQueue(Generic[T]):
         self._delayed: list[tuple[float, int, T | None, bytes]] = []
         self._idle = trio.lowlevel.ParkingLot()  # workers that wait for work
         self._timer: trio.CancelScope | None = None  # of the one of them that wakes for a retry
-        if self._desk.frontier is not None:
-            progress, first = self._desk.lane.progress, walk.desk.first_index
-            self._desk.frontier.make_ready(lambda position: progress.is_done(first + position))
+        if self._open_stream.frontier is not None:
+            progress, first = self._open_stream.stream_log.progress, walk.open_stream.first_index
+            self._open_stream.frontier.make_ready(
+                lambda position: progress.is_done(first + position)
+            )
 
     async def next(self) -> Batch[T] | None:
         """The next batch to work on; None: nothing is left.
@@ -246,7 +254,7 @@ class WorkQueue(Generic[T]):
                 self._pass_on()
                 await trio.lowlevel.checkpoint()
                 await self.walk.wait_for_turn(found[0])
-                return self._desk.hand_out(*found)
+                return self._open_stream.hand_out(*found)
             if not self._delayed and not self._working:
                 if await self.walk.wait_verified():
                     continue  # batches may have come back to work meanwhile
@@ -267,7 +275,7 @@ class WorkQueue(Generic[T]):
 
     def _pass_on(self) -> None:
         """Wake another worker where there is more to do, or a retry to wait for."""
-        frontier = self._desk.frontier
+        frontier = self._open_stream.frontier
         is_more = frontier is not None and frontier.is_ready
         if is_more or (self._delayed and self._timer is None):
             self.wake()
@@ -296,8 +304,11 @@ class WorkQueue(Generic[T]):
     @property
     def _is_ordered(self) -> bool:
         """Whether a batch begins with what the one before it has left, so none may overtake it."""
-        has_order = self._desk.keeper is not None or self._desk.lane.progress.has_order
-        return has_order and not self._desk.is_parallel
+        has_order = (
+            self._open_stream.state_manager is not None
+            or self._open_stream.stream_log.progress.has_order
+        )
+        return has_order and not self._open_stream.is_parallel
 
     def _due(self) -> tuple[int, T | None, bytes] | None:
         if self._delayed and self._delayed[0][0] <= trio.current_time():
@@ -308,7 +319,7 @@ class WorkQueue(Generic[T]):
         if self._source is None:
             return self._fresh_of_frontier()
         while not self._is_exhausted:
-            index = self._desk.lane.progress.first_left(self._next)
+            index = self._open_stream.stream_log.progress.first_left(self._next)
             if self._end is not None and index > self._end:
                 self._is_exhausted = True
             elif index in self._taken:
@@ -321,15 +332,17 @@ class WorkQueue(Generic[T]):
         return None
 
     def _fresh_of_frontier(self) -> tuple[int, T | None, bytes] | None:
-        frontier = self._desk.frontier
+        frontier = self._open_stream.frontier
         position = frontier.take() if frontier is not None else None
         if frontier is None or position is None:
             return None
-        return self._desk.first_index + position, frontier.item(position), b""
+        return self._open_stream.first_index + position, frontier.item(position), b""
 
     async def finish(self) -> None:
         """Save that nothing is left, if that is so."""
         if self._source is not None:
             await self.walk.complete_source(self._source, self._source_end)
-        elif self._desk.frontier is not None:
-            await self.walk.complete(self._desk.first_index + len(self._desk.frontier))
+        elif self._open_stream.frontier is not None:
+            await self.walk.complete(
+                self._open_stream.first_index + len(self._open_stream.frontier)
+            )

@@ -49,8 +49,8 @@ class Phase:
 
 @asynccontextmanager
 async def open_phase(
-    saver: GroupCommitter,
-    lane: StreamLog,
+    committer: GroupCommitter,
+    stream_log: StreamLog,
     parts: Mapping[StreamKey, Progress],
     *,
     retry_failed: bool,
@@ -58,14 +58,14 @@ async def open_phase(
     """Begin a phase, and complete it when the block ends without an exception.
 
     Args:
-        saver: Saves.
-        lane: Of the phase.
+        committer: Saves.
+        stream_log: Of the phase.
         parts: The progress of every stream of the run.
         retry_failed: Whether what failed for good or was skipped is put back to work.
     """
-    progress = lane.progress
+    progress = stream_log.progress
     was_complete = progress.status is Status.COMPLETE
-    name = lane.key[1]
+    name = stream_log.key[1]
     left = left_in_phase(parts, name, retry_failed=retry_failed)
     phase = Phase(name, was_complete and not left, progress.error)
     if phase.complete:
@@ -73,12 +73,12 @@ async def open_phase(
         yield phase
         return
     now, kind = time.time(), RecordKind.RETRY if was_complete else RecordKind.SAVE
-    await saver.save(lane, Record(kind=kind, at=now, opened=Opened(now, 0)))
+    await committer.save(stream_log, Record(kind=kind, at=now, opened=Opened(now, 0)))
     try:
         yield phase
     except BaseException as error:
-        if way_of(error) is Exit.ERROR and saver.poison is None:
-            await _save_failure(saver, lane, error)
+        if way_of(error) is Exit.ERROR and committer.poison is None:
+            await _save_failure(committer, stream_log, error)
         raise
     if keys := left_in_phase(parts, name):
         names = ", ".join(map(stream_name, keys[:MAX_NAMED]))
@@ -88,21 +88,23 @@ async def open_phase(
             name,
             count,
             printable(names),
-            extra=at(saver.run_key.run_id),
+            extra=at(committer.run_key.run_id),
         )
         return
-    await saver.save(lane, Record(kind=RecordKind.FINISH, at=time.time()))
+    await committer.save(stream_log, Record(kind=RecordKind.FINISH, at=time.time()))
 
 
-async def _save_failure(saver: GroupCommitter, lane: StreamLog, error: BaseException) -> None:
+async def _save_failure(
+    committer: GroupCommitter, stream_log: StreamLog, error: BaseException
+) -> None:
     failure = Record(kind=RecordKind.FAIL, at=time.time(), error=describe_error(error))
     with trio.CancelScope(shield=True):
         try:
-            await saver.save(lane, failure)
+            await committer.save(stream_log, failure)
         except Exception as problem:
             log.error(
                 "phase %r failed, and saving that failed: %s",
-                lane.key[1],
+                stream_log.key[1],
                 one_line(text_of(problem)),
-                extra=at(saver.run_key.run_id),
+                extra=at(committer.run_key.run_id),
             )

@@ -54,7 +54,7 @@ class Resume:
     """Makes one stream ready."""
 
     store: Store
-    desk: Gate
+    open_stream: Gate
     settings: Settings
     tools: ArrayTools
     _redo: Redo = attrs.field(init=False)
@@ -62,14 +62,14 @@ class Resume:
     _named: set[int] = attrs.field(factory=set[int], init=False)  # records that name blobs
 
     def __attrs_post_init__(self) -> None:
-        desk = self.desk
+        open_stream = self.open_stream
         self._redo = Redo(
             self.store,
-            desk.saver,
-            desk.lane,
-            desk.files.root,
-            desk.files.claims,
-            put_back=lambda index: desk.put_back(index),
+            open_stream.committer,
+            open_stream.stream_log,
+            open_stream.files.root,
+            open_stream.files.claims,
+            put_back=lambda index: open_stream.put_back(index),
         )
 
     async def open(self, state: S | None, nursery: trio.Nursery) -> Stream[S]:
@@ -91,14 +91,16 @@ class Resume:
             await self._verify(nursery)
             if state is not None:
                 await self._restore(state)
-        return Stream(LoopCursor(self.desk, self._pages, self._wait_verified), self._redo, nursery)
+        return Stream(
+            LoopCursor(self.open_stream, self._pages, self._wait_verified), self._redo, nursery
+        )
 
     def _check_kind(self, state: object) -> None:
-        progress = self.desk.lane.progress
+        progress = self.open_stream.stream_log.progress
         if state is None and (progress.has_state or progress.has_frontier):
             what = "saved state" if progress.has_state else "Frontier"
             raise TypeError(
-                f"{self.desk.where()} has a {what}: open it with state=..., or its batches would "
+                f"{self.open_stream.where()} has a {what}: open it with state=..., or its batches would "
                 "go on without it"
             )
         if isinstance(state, Frontier) and progress.has_state:
@@ -119,30 +121,32 @@ class Resume:
         return False if self._beside is None else await self._beside.wait()
 
     async def _take_up_failed(self) -> None:
-        progress = self.desk.lane.progress
+        progress = self.open_stream.stream_log.progress
         error = progress.error if progress.status is Status.FAILED else None
         if error is not None and not error.retryable and not self.settings.retry_failed:
             raise StreamFailedError(
                 f"for good, in an earlier session: {error.message}; retry_failed=True tries again",
-                run_id=self.desk.run_id,
-                stream=self.desk.lane.key,
+                run_id=self.open_stream.run_id,
+                stream=self.open_stream.stream_log.key,
                 retryable=False,
             )
         if self.settings.retry_failed and (
-            record := retry_record(self.desk.run_id, self.desk.lane.key, progress)
+            record := retry_record(
+                self.open_stream.run_id, self.open_stream.stream_log.key, progress
+            )
         ):
-            await self.desk.save_plain(record)
+            await self.open_stream.save_plain(record)
 
     async def _open_sinks(self) -> None:
         """Open the append files; one that lost lines puts back to work whose lines those were."""
-        desk = self.desk
-        for path in tuple(desk.lane.progress.sinks):
-            desk.files.claim_sink(path)
+        open_stream = self.open_stream
+        for path in tuple(open_stream.stream_log.progress.sinks):
+            open_stream.files.claim_sink(path)
         while True:
             try:
-                for path, size in desk.lane.progress.sinks.items():
+                for path, size in open_stream.stream_log.progress.sinks.items():
                     if size:
-                        await desk.files.open_sink(path)
+                        await open_stream.files.open_sink(path)
             except SinkTooShortError as error:
                 await self._rewind_shortened(error)
             else:
@@ -150,62 +154,67 @@ class Resume:
 
     async def _rewind_shortened(self, error: SinkTooShortError) -> None:
         """Go on before the lines that are missing, unless the file itself is in doubt."""
-        path, size = error.path, self.desk.lane.progress.sinks[error.path]
+        path, size = error.path, self.open_stream.stream_log.progress.sinks[error.path]
         if error.missing_bytes == size and not self.settings.redo_missing:
             raise OutputsMissingError(
                 path,
                 f"all {size} confirmed bytes of the append file are missing: is this the right "
                 "output folder? redo_missing=True does their batches again",
-                run_id=self.desk.run_id,
-                stream=self.desk.lane.key,
+                run_id=self.open_stream.run_id,
+                stream=self.open_stream.stream_log.key,
             ) from error
         await self._redo.rewind_shortened(path, size - error.missing_bytes)
 
     def _pages(self) -> AsyncGenerator[list[tuple[int, Record]]]:
-        key = self.desk.saver.run_key
-        lane = self.desk.lane
-        return read_pages(self.store, key.run_id, key.generation, lane.key, named=self._named)
+        key = self.open_stream.committer.run_key
+        stream_log = self.open_stream.stream_log
+        return read_pages(self.store, key.run_id, key.generation, stream_log.key, named=self._named)
 
     def _verifier(self) -> Verifier:
-        return Verifier(self.desk, self._redo, self.settings.verify, self.settings.redo_missing)
+        return Verifier(
+            self.open_stream, self._redo, self.settings.verify, self.settings.redo_missing
+        )
 
     # -- frontiers ----------------------------------------------------------------------------
 
     async def _load_frontier(self, frontier: FrontierItems[Any]) -> None:
         """Fold the items of all checkpoints; their outputs are verified on the way."""
-        desk = self.desk
+        open_stream = self.open_stream
         verifier, adds = self._verifier(), list[bytes]()
-        if desk.lane.progress.sequence > 0:
+        if open_stream.stream_log.progress.sequence > 0:
             async with aclosing(self._pages()) as pages:
                 async for records in pages:
-                    if desk.lane.progress.outputs or desk.lane.progress.sinks:
+                    if (
+                        open_stream.stream_log.progress.outputs
+                        or open_stream.stream_log.progress.sinks
+                    ):
                         await verifier.check(records)
                     adds += [record.adds for _, record in records if record.adds]
             await verifier.rewind()
         for payload in reversed(adds):
             frontier.fold(payload)
-        progress, first = desk.lane.progress, desk.first_index
+        progress, first = open_stream.stream_log.progress, open_stream.first_index
         frontier.settle_loaded(lambda position: first + position in progress.confirmed)
-        desk.frontier = frontier
+        open_stream.frontier = frontier
         if seeds := frontier.news(frontier.seeds):
             payload = frontier.encode(seeds)
-            await desk.save_plain(Record(kind=RecordKind.SAVE, at=time.time(), adds=payload))
+            await open_stream.save_plain(Record(kind=RecordKind.SAVE, at=time.time(), adds=payload))
             frontier.number(frontier.seeds)
 
     # -- other streams ------------------------------------------------------------------------
 
     async def _verify(self, nursery: trio.Nursery) -> None:
         """Check the newest records now, the others beside the run where that can be."""
-        desk = self.desk
-        progress = desk.lane.progress
+        open_stream = self.open_stream
+        progress = open_stream.stream_log.progress
         if progress.sequence == 0:
             return
-        has_folder = desk.files.root is not None
+        has_folder = open_stream.files.root is not None
         if progress.outputs and not has_folder:
             log.warning(
                 "the outputs of %s are not verified: there is no output_dir",
-                desk.where(),
-                extra=at(desk.run_id, desk.lane.key),
+                open_stream.where(),
+                extra=at(open_stream.run_id, open_stream.stream_log.key),
             )
         if not (progress.outputs or progress.sinks) or not has_folder:
             return
@@ -225,36 +234,41 @@ class Resume:
     async def _restore(self, state: object) -> None:
         """Go on from the saved state; where there is none, from what the user gave."""
         plan = Plan[object].of(state)
-        keeper = StateManager(self.store, self.desk.saver, plan, state, self.tools)
-        keeper.versions = Versions(self.settings.retention)
+        state_manager = StateManager(
+            self.store, self.open_stream.committer, plan, state, self.tools
+        )
+        state_manager.versions = Versions(self.settings.retention)
         # A state that cannot be saved is refused before any work.
-        if self.desk.lane.progress.has_state:
-            await keeper.begin(keeper.look())
-            await self._load(keeper)
+        if self.open_stream.stream_log.progress.has_state:
+            await state_manager.begin(state_manager.look())
+            await self._load(state_manager)
         else:
-            await keeper.take(state)
-            if (saved := await keeper.begin(await keeper.hold())) is not None:
+            await state_manager.take(state)
+            if (saved := await state_manager.begin(await state_manager.hold())) is not None:
                 record = Record(kind=RecordKind.SAVE, at=time.time(), state=saved.payload)
-                sequence = await self.desk.save_plain(record, saved.kept.blobs)
-                keeper.landed(saved, sequence, record.at, is_confirmed=True)
-        self.desk.keeper = keeper
+                sequence = await self.open_stream.save_plain(record, saved.kept.blobs)
+                state_manager.landed(saved, sequence, record.at, is_confirmed=True)
+        self.open_stream.state_manager = state_manager
 
-    async def _load(self, keeper: StateManager[object]) -> None:
+    async def _load(self, state_manager: StateManager[object]) -> None:
         """Restore the saved state; where it is damaged, the newest whole one if that is wanted."""
         try:
-            await keeper.load(self._pages, self._named)
+            await state_manager.load(self._pages, self._named)
         except StoreDamagedError as error:
             if not self.settings.recover:
                 raise StoreDamagedError(
-                    f"the state of {self.desk.where()} cannot be restored: {error}; recover=True "
+                    f"the state of {self.open_stream.where()} cannot be restored: {error}; recover=True "
                     "goes back to the newest that is whole"
                 ) from error
             log.error(
-                "%s: %s", self.desk.where(), error, extra=at(self.desk.run_id, self.desk.lane.key)
+                "%s: %s",
+                self.open_stream.where(),
+                error,
+                extra=at(self.open_stream.run_id, self.open_stream.stream_log.key),
             )
-            await self._recover(keeper)
+            await self._recover(state_manager)
 
-    async def _recover(self, keeper: StateManager[object]) -> None:
+    async def _recover(self, state_manager: StateManager[object]) -> None:
         """Go back to the newest state that can be restored.
 
         A snapshot of the attempt that was under way is one: progress has not moved since, so
@@ -271,25 +285,27 @@ class Resume:
                     )
                     if not record.state or (is_snapshot and not is_under_way):
                         continue
-                    keeper.versions.clear()
+                    state_manager.versions.clear()
                     try:
-                        await keeper.load(partial(up_to, self._pages, sequence), self._named)
+                        await state_manager.load(partial(up_to, self._pages, sequence), self._named)
                     except StoreDamagedError:
                         continue
                     if is_snapshot:
                         log.warning(
                             "%s goes on from sequence %d",
-                            self.desk.where(),
+                            self.open_stream.where(),
                             sequence,
-                            extra=at(self.desk.run_id, self.desk.lane.key),
+                            extra=at(self.open_stream.run_id, self.open_stream.stream_log.key),
                         )
                         return
                     reason = f"the states after sequence {sequence} cannot be restored"
                     await self._redo.rewind_before(sequence + 1, reason)
-                    keeper.versions.clear()
-                    await keeper.load(self._pages, self._named)
+                    state_manager.versions.clear()
+                    await state_manager.load(self._pages, self._named)
                     return
-        raise StoreDamagedError(f"no saved state of {self.desk.where()} is whole; begin again")
+        raise StoreDamagedError(
+            f"no saved state of {self.open_stream.where()} is whole; begin again"
+        )
 
 
 async def up_to(
@@ -321,7 +337,9 @@ class _Beside:
                         await self._verifier.check(records)
         except BaseException as error:
             self._failed = True
-            if error is not self._verifier.desk.saver.poison:  # that ends the run by itself
+            if (
+                error is not self._verifier.open_stream.committer.poison
+            ):  # that ends the run by itself
                 raise
         finally:
             self._done.set()

@@ -87,7 +87,7 @@ class Run:
         *,
         view: RunView | None,
         store: Store,
-        saver: GroupCommitter,
+        committer: GroupCommitter,
         stop: Stop,
         nursery: trio.Nursery,
         coordinator: CheckpointCoordinator,
@@ -98,24 +98,24 @@ class Run:
         runtime_s: float,
         resume_command: str | None,
     ) -> None:
-        self.run_id = saver.run_key.run_id
+        self.run_id = committer.run_key.run_id
         self.found = found
         self.coordinator = coordinator
-        self._roster = StreamTable.of(saver, view, runtime_s)
-        self._progress = self._roster.progress
+        self._stream_table = StreamTable.of(committer, view, runtime_s)
+        self._progress = self._stream_table.progress
         self._store = store
-        self._saver = saver
+        self._committer = committer
         self._stop = stop
         self._nursery = nursery
         self._outputs = outputs
         self._settings = settings
         self._tools = tools
         self._resume_command = resume_command
-        self._desks = self._roster.desks
+        self._opened = self._stream_table.opened
         self._rewinding: set[StreamKey] = set()
         self._list_lock = trio.Lock()
         self._calls = Calls()
-        self._waits = Waits(self._roster, stop, self._stopped)
+        self._waits = Waits(self._stream_table, stop, self._stopped)
         stop.changed = self._look_again
         self._claims: Claims = {
             path: (encode_key(key), SINK) for key, p in self._progress.items() for path in p.sinks
@@ -130,7 +130,7 @@ class Run:
         75 while a start would go on with any stream or phase, else 69 if a stream failed for
         good, else 3 if any batch was skipped, else 0.
         """
-        return self._roster.exit_code(has_ended=True)
+        return self._stream_table.exit_code(has_ended=True)
 
     @property
     def is_stopping(self) -> bool:
@@ -238,8 +238,8 @@ class Run:
         checked = self._files_for(validate, output_dir)
         self._check_free(key)
         self._check_first_index(key, first_index)
-        desk = self._open_desk(key, first_index, retry, checked)
-        resume = Resume(self._store, desk, settings, self._tools)
+        open_stream = self._open_desk(key, first_index, retry, checked)
+        resume = Resume(self._store, open_stream, settings, self._tools)
         scope = trio.CancelScope()
         self._stop.scopes.add(scope)
         try:
@@ -263,8 +263,8 @@ class Run:
         finally:
             self._stop.scopes.discard(scope)
             await resume.close()
-            desk.close()
-            del self._desks[key]
+            open_stream.close()
+            del self._opened[key]
             self._waits.left(key)
             self.coordinator.registry.touch()
 
@@ -286,35 +286,35 @@ class Run:
         retry: RetryTable | None,
         checked: tuple[str, Validator | None],
     ) -> Gate:
-        lane = self._roster.lane(key)
+        stream_log = self._stream_table.stream_log(key)
         files = StreamFiles(
             self.run_id,
-            lane,
+            stream_log,
             self._claims,
-            self._saver.check_owner,
+            self._committer.check_owner,
             self._outputs,
             *checked,
             self._settings.outputs_since,
         )
-        self._desks[key] = desk = Gate(
+        self._opened[key] = open_stream = Gate(
             self.run_id,
-            lane,
-            self._saver,
+            stream_log,
+            self._committer,
             self.coordinator,
             self._stop,
             retry or NO_RETRIES,
             files,
             self._nursery,
             first_index=first_index,
-            phase=self._roster.phases[-1][1] if self._roster.phases else None,
-            failed=self._roster.failures.setdefault(key, {}),
+            phase=self._stream_table.phases[-1][1] if self._stream_table.phases else None,
+            failed=self._stream_table.failures.setdefault(key, {}),
             settled=partial(self._waits.settled, key),
         )
         self._waits.opened(key)
-        return desk
+        return open_stream
 
     def _check_left(self, stream: Stream[Any], on_fail: str) -> None:
-        if stream.desk.has_failed:
+        if stream.open_stream.has_failed:
             if on_fail == "raise" and stream.error is not None:
                 raise StreamFailedError(
                     stream.error.message,
@@ -330,9 +330,9 @@ class Run:
             self.run_id,
             exit_code=self._stop.exit_code or EXIT_DRAINED,
             resume_command=self._resume_command,
-            poison=self._saver.poison,
+            poison=self._committer.poison,
         )
-        error.__cause__ = self._saver.poison
+        error.__cause__ = self._committer.poison
         return error
 
     # -- the list of streams ------------------------------------------------------------------
@@ -356,7 +356,7 @@ class Run:
         given = several("keys", keys, "stream keys")
         wanted = list(dict.fromkeys(check_stream_key(stream_key("a key", key)) for key in given))
         async with self._list_lock:
-            listed = await add_to_list(self._roster, self._saver, wanted)
+            listed = await add_to_list(self._stream_table, self._committer, wanted)
         self.coordinator.registry.touch()
         return listed
 
@@ -375,7 +375,7 @@ class Run:
         """
         flag("retry_failed", retry_failed)
         start = None if start_from is None else stream_key("start_from", start_from)
-        return self._roster.to_process(retry_failed=retry_failed, start_from=start)
+        return self._stream_table.to_process(retry_failed=retry_failed, start_from=start)
 
     async def rewind(self, key: StreamKey, *, to: int, reason: str) -> IndexSet:
         """Go back to when batch `to` of a stream was the last one that was confirmed.
@@ -405,8 +405,14 @@ class Run:
         to = whole_number("to", to, least=-MAX_INDEX)
         text("reason", reason)
         self._check_free(key)
-        self._roster.check_known(key)
-        redo = Redo(self._store, self._saver, self._roster.lane(key), self._outputs, self._claims)
+        self._stream_table.check_known(key)
+        redo = Redo(
+            self._store,
+            self._committer,
+            self._stream_table.stream_log(key),
+            self._outputs,
+            self._claims,
+        )
         self._rewinding.add(key)
         try:
             return await redo.rewind(to, reason)
@@ -422,13 +428,13 @@ class Run:
             )
 
     def _check_open(self) -> None:
-        if self._roster.is_closed:
+        if self._stream_table.is_closed:
             raise trio.ClosedResourceError(f"run {self.run_id!r} is closed")
 
     def _check_free(self, key: StreamKey) -> None:
         self._check_open()
         where = describe_batch(self.run_id, key, None)
-        if key in self._desks:
+        if key in self._opened:
             raise StreamBusyError(f"{where} is open already", run_id=self.run_id, stream=key)
         if key in self._rewinding:
             raise StreamBusyError(f"{where} is being rewound", run_id=self.run_id, stream=key)
@@ -454,16 +460,16 @@ class Run:
         self._check_open()
         check_stream_key((name,))
         key = (PHASE, name)
-        if key in self._roster.phases:
+        if key in self._stream_table.phases:
             raise StreamBusyError(f"phase {name!r} is open already", run_id=self.run_id, stream=key)
-        self._roster.phases.append(key)
-        retries, lane = self._settings.retry_failed, self._roster.lane(key)
-        opened = open_phase(self._saver, lane, self._progress, retry_failed=retries)
+        self._stream_table.phases.append(key)
+        retries, stream_log = self._settings.retry_failed, self._stream_table.stream_log(key)
+        opened = open_phase(self._committer, stream_log, self._progress, retry_failed=retries)
         try:
             async with opened as phase:
                 yield phase
         finally:
-            self._roster.phases.remove(key)
+            self._stream_table.phases.remove(key)
             self.coordinator.registry.touch()
 
     @property
@@ -474,7 +480,7 @@ class Run:
     @property
     def phases(self) -> dict[str, Status]:
         """All phases, and where they stand."""
-        return self._roster.phase_statuses()
+        return self._stream_table.phase_statuses()
 
     # -- sums ---------------------------------------------------------------------------------
 
@@ -484,16 +490,16 @@ class Run:
         Raises:
             UnknownStreamError: no stream is known under them.
         """
-        return self._roster.group(parts)
+        return self._stream_table.group(parts)
 
     def groups(self) -> dict[StreamKey, Summary]:
         """The same for every group, which are the streams under one first part."""
-        return self._roster.groups()
+        return self._stream_table.groups()
 
     def statistics(self) -> RunStatistics:
         """Counts, sums, rate and ETA, at this moment."""
-        statistics = self._roster.statistics()
-        stopping = None if self._roster.ended is not None else self._stop.stopping()
+        statistics = self._stream_table.statistics()
+        stopping = None if self._stream_table.ended is not None else self._stop.stopping()
         if stopping is None:
             return statistics
         return attrs.evolve(statistics, stopping=stopping, eta_s=None)
@@ -508,7 +514,7 @@ class Run:
     @property
     def open_streams(self) -> frozenset[StreamKey]:
         """The streams that are open now, and have not failed since they were opened."""
-        return self._roster.open_streams
+        return self._stream_table.open_streams
 
     def view(self) -> RunView:
         """The progress of every stream at this moment: copies, made each time."""
@@ -518,15 +524,18 @@ class Run:
 
     def peek(self) -> RunView:
         """The same without copies, for the library's own readers: nothing may change it."""
-        key = self._saver.run_key
-        progress = {**self._progress, **{lane.key: lane.progress for lane in self._saver.lanes}}
+        key = self._committer.run_key
+        progress = {
+            **self._progress,
+            **{stream_log.key: stream_log.progress for stream_log in self._committer.stream_logs},
+        }
         streams = {name: StreamView(name, part) for name, part in progress.items()}
         return RunView(key.run_id, key.generation, key.owner, streams)
 
     def observing(self, observer: Observer) -> AbstractContextManager[None]:
         """Tell an observer what the run does while the block runs."""
         instance("observer", observer, Observer, "an Observer")
-        return self._saver.observers.adding(observer)
+        return self._committer.observers.adding(observer)
 
     # -- waiting ------------------------------------------------------------------------------
 
@@ -557,11 +566,11 @@ class Run:
 
         They pass the gate in their own tasks, which have `grace_s` for it.
         """
-        self._roster.is_closed = True
+        self._stream_table.is_closed = True
         error = error or self._calls.problem(f"run {self.run_id!r}")
         registry = self.coordinator.registry
-        if self._desks:
-            names = ", ".join(repr("/".join(key)) for key in self._desks)
+        if self._opened:
+            names = ", ".join(repr("/".join(key)) for key in self._opened)
             error = error or StreamsStillOpenError(
                 f"run {self.run_id!r} was left while streams were open in other tasks: {names}; "
                 "open the nursery inside open_run",
@@ -570,11 +579,11 @@ class Run:
             self._stop.cancel_streams(EXIT_DRAINED)
             with give_up_after(grace_s):
                 version = registry.version
-                while self._desks:
+                while self._opened:
                     version = await registry.wait_changed(version)
-            for desk in tuple(self._desks.values()):
-                desk.close()
-        self._roster.ended = trio.current_time()
+            for open_stream in tuple(self._opened.values()):
+                open_stream.close()
+        self._stream_table.ended = trio.current_time()
         self._look_again()
         return self._stop_instead(error)
 
@@ -585,11 +594,11 @@ class Run:
 
     def _stop_instead(self, error: BaseException | None) -> BaseException | None:
         """What leaves a run that was stopped: one RunStoppedError, or the body's own error."""
-        poison = self._saver.poison
+        poison = self._committer.poison
         if not self._stop.is_requested and poison is None:
             return error
         if error is None:
-            if poison is None and self._roster.exit_code(has_ended=False) != EXIT_DRAINED:
+            if poison is None and self._stream_table.exit_code(has_ended=False) != EXIT_DRAINED:
                 return None  # a start would find nothing to do
         elif not is_only_stopped(error, poison):
             if error.__context__ is None and not isinstance(error, trio.Cancelled):

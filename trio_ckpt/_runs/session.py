@@ -185,7 +185,7 @@ class SessionRecorder:
 
     def __init__(
         self,
-        saver: GroupCommitter,
+        committer: GroupCommitter,
         view: RunView | None,
         *,
         config: dict[str, Any],
@@ -196,7 +196,7 @@ class SessionRecorder:
         """Begin with what the store has of the run.
 
         Args:
-            saver: Saves the records of the session.
+            committer: Saves the records of the session.
             view: What the store has; None: nothing, or nothing that counts.
             config: As it is compared on the next start.
             changes: What has changed in it.
@@ -204,8 +204,10 @@ class SessionRecorder:
             may_replace: Files that no record names may be archived when outputs get their names.
         """
         own = view.streams.get(RUN_STREAM) if view is not None else None
-        self._saver = saver
-        self._lane: StreamLog = saver.add_lane(RUN_STREAM, own.progress if own else Progress())
+        self._committer = committer
+        self._stream_log: StreamLog = committer.add_lane(
+            RUN_STREAM, own.progress if own else Progress()
+        )
         self.runtime_s = run_runtime_s(view) if view is not None else 0.0
         before, began = run_facts(view) if view is not None else {}, time.time()
         # The first session has left no file behind; later ones allow for the clock of files.
@@ -226,44 +228,48 @@ class SessionRecorder:
 
     async def begin(self) -> None:
         """Save that it began, and with it a new generation if there is one."""
-        await self._saver.save(self._lane, _fact(RecordKind.SESSION, self.facts))
+        await self._committer.save(self._stream_log, _fact(RecordKind.SESSION, self.facts))
 
     async def save(self, record: Record) -> None:
         """Save something else of the run."""
-        await self._saver.save(self._lane, record)
+        await self._committer.save(self._stream_log, record)
 
     async def end(self, error: BaseException | None) -> None:
         """Save how it ended, best effort.
 
         Cancellation: shielded.
         """
-        if self._saver.poison is not None:
+        if self._committer.poison is not None:
             return
         facts = {
             **self.facts,
             "ended": _how_ended(error),
             "at": time.time(),
-            "counts": _counts(self._saver),
+            "counts": _counts(self._committer),
         }
         with trio.CancelScope(shield=True):
             try:
-                await self._saver.save(self._lane, _fact(RecordKind.END, facts))
+                await self._committer.save(self._stream_log, _fact(RecordKind.END, facts))
             except Exception as problem:
                 log.warning(
                     "how the session ended could not be saved: %s",
                     problem,
-                    extra=at(self._saver.run_key.run_id),
+                    extra=at(self._committer.run_key.run_id),
                 )
 
 
-def _counts(saver: GroupCommitter) -> dict[str, Any]:
+def _counts(committer: GroupCommitter) -> dict[str, Any]:
     """What the session did."""
-    lanes = [lane for lane in saver.lanes if lane.key[:1] not in ((), (PHASE,))]
-    added = Added.by_session(lanes)
+    stream_logs = [
+        stream_log
+        for stream_log in committer.stream_logs
+        if stream_log.key[:1] not in ((), (PHASE,))
+    ]
+    added = Added.by_session(stream_logs)
     return {
-        "batches": sum(lane.confirmed for lane in lanes),
-        "skipped": sum(lane.skipped for lane in lanes),
-        "retries": sum(lane.retries for lane in lanes),
+        "batches": sum(stream_log.confirmed for stream_log in stream_logs),
+        "skipped": sum(stream_log.skipped for stream_log in stream_logs),
+        "retries": sum(stream_log.retries for stream_log in stream_logs),
         "records": min(added.records, 2**63 - 1),  # the streams together may have more
         "totals": shown(added.totals),
         "spent": shown(added.spent),

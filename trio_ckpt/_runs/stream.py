@@ -63,16 +63,18 @@ class Stream(Generic[S]):
         redo: Redo,
         nursery: trio.Nursery,
     ) -> None:
-        desk = walk.desk
-        self.key: StreamKey = desk.lane.key
-        self.first_index = desk.first_index
-        self._desk = desk
+        open_stream = walk.open_stream
+        self.key: StreamKey = open_stream.stream_log.key
+        self.first_index = open_stream.first_index
+        self._open_stream = open_stream
         self._redo = redo
         self._walk = walk
         self._calls = walk.calls
         self._nursery = nursery
         self._opened = trio.current_time()
-        self._runtime_before = desk.lane.progress.runtime_s - desk.lane.open_s
+        self._runtime_before = (
+            open_stream.stream_log.progress.runtime_s - open_stream.stream_log.open_s
+        )
 
     # -- reading --------------------------------------------------------------------------
 
@@ -83,11 +85,11 @@ class Stream(Generic[S]):
         Set it where an API says it of an open end, say with its first page: what is left, the
         percentage and the ETA follow from it, and nothing else.
         """
-        return self._desk.expected_batches()
+        return self._open_stream.expected_batches()
 
     @expected_batches.setter
     def expected_batches(self, count: int | None) -> None:
-        self._desk.set_estimate(count)
+        self._open_stream.set_estimate(count)
 
     @property
     def progress(self) -> Progress:
@@ -96,12 +98,12 @@ class Stream(Generic[S]):
 
     @property
     def _progress(self) -> Progress:
-        return self._desk.lane.progress
+        return self._open_stream.stream_log.progress
 
     @property
     def status(self) -> Status:
         """Where the stream stands: IN_PROGRESS while it is open, complete or failed."""
-        is_open = not (self._walk.is_closed or self._desk.has_failed)
+        is_open = not (self._walk.is_closed or self._open_stream.has_failed)
         return status_of(self._progress, is_open=is_open)
 
     @property
@@ -128,16 +130,18 @@ class Stream(Generic[S]):
 
         It may be changed in place, and set to another one of its kind.
         """
-        desk = self._desk
-        if desk.frontier is not None:
-            return cast("S", Frontier[Any].of(desk.frontier))
-        return cast("S", None if desk.keeper is None else desk.keeper.state)
+        open_stream = self._open_stream
+        if open_stream.frontier is not None:
+            return cast("S", Frontier[Any].of(open_stream.frontier))
+        return cast(
+            "S", None if open_stream.state_manager is None else open_stream.state_manager.state
+        )
 
     @state.setter
     def state(self, value: S) -> None:
-        if self._desk.keeper is None:
+        if self._open_stream.state_manager is None:
             raise TypeError("open the stream with state=... to have a state that can be set")
-        self._desk.keeper.replace(value)
+        self._open_stream.state_manager.replace(value)
 
     async def skipped(self) -> AsyncGenerator[tuple[int, Any, FailedAttempt]]:
         """The batches given up: index, item (of a frontier; else None), and what went wrong.
@@ -146,7 +150,7 @@ class Stream(Generic[S]):
 
         Cancellation: a cancellation point for each page.
         """
-        frontier, progress = self._desk.frontier, self._progress
+        frontier, progress = self._open_stream.frontier, self._progress
         async with aclosing(standing_records(progress, self._walk.read, RecordKind.SKIP)) as pages:
             async for entries in pages:
                 for index, record in ((entry.index, entry.record) for entry in entries):
@@ -162,7 +166,7 @@ class Stream(Generic[S]):
         """Counts, sums, rate and ETA, at this moment."""
         is_closed = self._walk.is_closed
         return stream_statistics(
-            self._desk,
+            self._open_stream,
             open_s=0.0 if is_closed else trio.current_time() - self._opened,
             runtime_before_s=self._runtime_before,
             is_closed=is_closed,
@@ -184,7 +188,7 @@ class Stream(Generic[S]):
         Raises:
             ValueError: nobody knows where the stream ends.
         """
-        extent = self._desk.extent
+        extent = self._open_stream.extent
         start, end = index_range(start, end)
         if total is not None:
             total = whole_number("total", total)
@@ -193,8 +197,8 @@ class Stream(Generic[S]):
         return self._left(total, start, end)
 
     def _left(self, total: int | None, start: int | None, end: int | None) -> list[int]:
-        known = self._desk.total() if total is None else total
-        stop = self._desk.extent.stop(self._progress, known, end)
+        known = self._open_stream.total() if total is None else total
+        stop = self._open_stream.extent.stop(self._progress, known, end)
         return self._progress.done.list_missing(max(self.first_index, start or 0), stop)
 
     # -- loops ------------------------------------------------------------------------------
@@ -266,22 +270,22 @@ class Stream(Generic[S]):
         await self._walk.wait_for_turn(index)
         if self._walk.is_past_end(index):
             raise StreamEndedError(
-                f"{describe_batch(self._desk.run_id, self.key, None)} is complete: there is no "
+                f"{describe_batch(self._open_stream.run_id, self.key, None)} is complete: there is no "
                 f"batch {index}",
-                run_id=self._desk.run_id,
+                run_id=self._open_stream.run_id,
                 stream=self.key,
             )
-        self._desk.extent.is_open_ended = True
-        batch: Batch[None] = self._desk.hand_out(index, None, b"")
+        self._open_stream.extent.is_open_ended = True
+        batch: Batch[None] = self._open_stream.hand_out(index, None, b"")
         self._walk.hold(batch)  # so that finish(), save() and fail() pass the gate for it
         try:
             yield batch
         except BaseException as error:
-            await self._desk.pass_gate(batch, way_of(error), error)
+            await self._open_stream.pass_gate(batch, way_of(error), error)
             raise
         finally:
             self._walk.batch = None
-        await self._desk.pass_gate(batch, Exit.EXIT)
+        await self._open_stream.pass_gate(batch, Exit.EXIT)
         await self._walk.complete_if_last()
 
     # -- the stream as a whole ----------------------------------------------------------------
@@ -306,10 +310,10 @@ class Stream(Generic[S]):
         self._walk.check_finished()
         stop = self._progress.done.stop
         last = stop - 1 if stop > 0 else None
-        await self._desk.save_finish(
+        await self._open_stream.save_finish(
             Record(kind=RecordKind.FINISH, at=time.time(), metadata=plain, last_index=last)
         )
-        await self._desk.prune_state(is_complete=True)
+        await self._open_stream.prune_state(is_complete=True)
 
     async def save(self, *, cursor: Any = UNSET) -> None:
         """Save state and cursor between batches; an open batch passes the gate first.
@@ -317,24 +321,26 @@ class Stream(Generic[S]):
         Durability: when this returns they are saved.
         """
         self._walk.check_owner()
-        desk = self._desk
+        open_stream = self._open_stream
         if cursor is not UNSET:
-            desk.check_cursor()
+            open_stream.check_cursor()
             cursor = as_plain(cursor, "cursor")
         await self._walk.settle_open(Exit.EXIT)
-        if desk.open:
+        if open_stream.open:
             raise StreamBusyError(
                 "save() is for between batches: settle the open one first",
-                run_id=desk.run_id,
+                run_id=open_stream.run_id,
                 stream=self.key,
             )
-        await desk.restore_state()
-        saved = None if desk.keeper is None else await desk.keeper.save()
+        await open_stream.restore_state()
+        saved = (
+            None if open_stream.state_manager is None else await open_stream.state_manager.save()
+        )
         state, blobs = (b"", ()) if saved is None else (saved.payload, saved.kept.blobs)
         record = Record(kind=RecordKind.SAVE, at=time.time(), cursor=cursor, state=state)
-        sequence = await desk.save_plain(record, blobs)
-        if desk.keeper is not None:
-            desk.keeper.landed(saved, sequence, record.at, is_confirmed=True)
+        sequence = await open_stream.save_plain(record, blobs)
+        if open_stream.state_manager is not None:
+            open_stream.state_manager.landed(saved, sequence, record.at, is_confirmed=True)
 
     async def pin(self, label: str) -> None:
         """Keep the arrays of the newest confirmed state, whatever the retention says.
@@ -354,7 +360,7 @@ class Stream(Generic[S]):
         """
         self._walk.check_owner()
         await self._walk.settle_open(Exit.EXIT)
-        await pin_state(self._desk, label)
+        await pin_state(self._open_stream, label)
 
     async def unpin(self, label: str) -> None:
         """Let the retention decide about a pinned state again; an open batch stays open.
@@ -365,7 +371,7 @@ class Stream(Generic[S]):
         Durability: when this returns it is saved.
         """
         self._walk.check_owner()
-        await unpin_state(self._desk, label)
+        await unpin_state(self._open_stream, label)
 
     async def fail(self, error: BaseException | str, *, retryable: bool = True) -> None:
         """Record that the stream failed; its block raises `StreamFailedError` at the end.
@@ -380,8 +386,8 @@ class Stream(Generic[S]):
         error = reason("error", error)
         flag("retryable", retryable)
         await self._walk.settle_failed(error)
-        self._desk.failure = describe_error(error, retryable=retryable)
-        await save_failure(self._walk, self._desk.failure)
+        self._open_stream.failure = describe_error(error, retryable=retryable)
+        await save_failure(self._walk, self._open_stream.failure)
 
     @asynccontextmanager
     async def snapshots(self, *, every_s: float = 10.0) -> AsyncGenerator[Snapshots]:
@@ -403,12 +409,12 @@ class Stream(Generic[S]):
         Cancellation: what is being saved is waited for at the end of the block.
         """
         batch = self._walk.batch_of_caller()
-        keeper = self._desk.keeper
-        if keeper is None:
+        state_manager = self._open_stream.state_manager
+        if state_manager is None:
             raise TypeError("open the stream with state=... to have a state to take snapshots of")
-        if batch is None or batch.index not in self._desk.open:
+        if batch is None or batch.index not in self._open_stream.open:
             raise RuntimeError("snapshots() is for the body of a batch, and none is open")
-        snapshots = Snapshots(every_s, self._desk, keeper, batch, self._nursery)
+        snapshots = Snapshots(every_s, self._open_stream, state_manager, batch, self._nursery)
         try:
             yield snapshots
         finally:
@@ -473,21 +479,23 @@ class Stream(Generic[S]):
         Durability: when this returns what was adopted is saved.
         """
         self._walk.check_owner()
-        desk = self._desk
+        open_stream = self._open_stream
         self._walk.check_no_frontier()
         await self._walk.settle_open(Exit.EXIT)
-        if desk.keeper is not None or self._progress.is_ordered:
+        if open_stream.state_manager is not None or self._progress.is_ordered:
             raise TypeError(
                 "rescan() is for streams whose batches stand alone: no state, no cursor"
             )
-        return await rescan(desk, self._left(total, None, None), path_of, is_adopted=adopt_outputs)
+        return await rescan(
+            open_stream, self._left(total, None, None), path_of, is_adopted=adopt_outputs
+        )
 
     # -- ownership ------------------------------------------------------------------------------
 
     @property
-    def desk(self) -> Gate:
+    def open_stream(self) -> Gate:
         """What the gate works on; for the library's own loops."""
-        return self._desk
+        return self._open_stream
 
     @property
     def walk(self) -> LoopCursor:
@@ -499,6 +507,6 @@ class Stream(Generic[S]):
         try:
             await leave_stream(self._walk, error)
         finally:
-            lane = self._desk.lane
-            lane.open_s += trio.current_time() - self._opened
-            lane.rest()
+            stream_log = self._open_stream.stream_log
+            stream_log.open_s += trio.current_time() - self._opened
+            stream_log.rest()

@@ -34,18 +34,18 @@ class Listed:
 
 
 async def add_to_list(
-    roster: StreamTable, saver: GroupCommitter, wanted: Sequence[StreamKey]
+    stream_table: StreamTable, committer: GroupCommitter, wanted: Sequence[StreamKey]
 ) -> Listed:
     """Put streams on the list of a run; see `Run.add_streams`.
 
     Durability: when this returns the list is saved.
     """
-    listed = {key: p.position for key, p in roster.progress.items() if p.position is not None}
+    listed = {key: p.position for key, p in stream_table.progress.items() if p.position is not None}
     new = [key for key in wanted if key not in listed]
     first = max(listed.values(), default=-1) + 1
     now = time.time()
-    await saver.save_all(
-        (roster.lane(key), Record(kind=RecordKind.ADD, at=now, position=first + place))
+    await committer.save_all(
+        (stream_table.stream_log(key), Record(kind=RecordKind.ADD, at=now, position=first + place))
         for place, key in enumerate(new)
     )
     named = set(wanted)
@@ -56,6 +56,6 @@ async def add_to_list(
             "listed no longer, and kept: %s (%s)",
             plural(len(unlisted), "stream"),
             shown,
-            extra=at(saver.run_key.run_id),
+            extra=at(committer.run_key.run_id),
         )
     return Listed(tuple(new), unlisted)

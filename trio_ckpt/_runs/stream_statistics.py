@@ -11,37 +11,37 @@ from .._util.exact_sum import shown
 
 
 def stream_statistics(
-    desk: Gate, *, open_s: float, runtime_before_s: float, is_closed: bool
+    open_stream: Gate, *, open_s: float, runtime_before_s: float, is_closed: bool
 ) -> StreamStatistics:
     """Counts, sums, rate and ETA of a stream, at this moment.
 
     Args:
-        desk: The stream.
+        open_stream: The stream.
         open_s: For how long it has been open, this time.
         runtime_before_s: Seconds that earlier sessions worked on it.
         is_closed: It is not open any more: nothing waits, and no clock is needed.
     """
-    lane, progress = desk.lane, desk.lane.progress
-    session_s = lane.open_s + open_s
-    rate = rate_per_s(lane.confirmed, session_s)
-    left = desk.left()
-    ahead = 0 if is_closed else desk.ahead(trio.current_time(), session_s)
-    session = Added.by_session([lane])
+    stream_log, progress = open_stream.stream_log, open_stream.stream_log.progress
+    session_s = stream_log.open_s + open_s
+    rate = rate_per_s(stream_log.confirmed, session_s)
+    left = open_stream.left()
+    ahead = 0 if is_closed else open_stream.ahead(trio.current_time(), session_s)
+    session = Added.by_session([stream_log])
     return StreamStatistics(
         confirmed=len(progress.confirmed),
         skipped=len(progress.skipped),
         left=left,
-        in_flight=len(desk.open),
-        waiting=len(desk.tokens) - len(desk.open),
-        pause=None if is_closed else desk.waiting(),
+        in_flight=len(open_stream.open),
+        waiting=len(open_stream.tokens) - len(open_stream.open),
+        pause=None if is_closed else open_stream.waiting(),
         records=progress.records,
         totals=shown(progress.totals),
         spent=shown(progress.spent),
         saved=shown(progress.spent_confirmed),
         adopted=len(progress.adopted),
-        session_confirmed=lane.confirmed,
-        session_skipped=lane.skipped,
-        session_retries=lane.retries,
+        session_confirmed=stream_log.confirmed,
+        session_skipped=stream_log.skipped,
+        session_retries=stream_log.retries,
         session_records=session.records,
         session_totals=shown(session.totals),
         session_spent=shown(session.spent),
@@ -49,5 +49,5 @@ def stream_statistics(
         session_s=session_s,
         rate_per_s=rate,
         eta_s=eta_s(left, ahead, rate),
-        state=None if desk.keeper is None else desk.keeper.statistics(),
+        state=None if open_stream.state_manager is None else open_stream.state_manager.statistics(),
     )

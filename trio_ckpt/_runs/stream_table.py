@@ -37,8 +37,8 @@ class StreamTable:
 
     Attributes:
         progress: What is durable of each.
-        lanes: Of those that this session has touched.
-        desks: Of those that are open.
+        stream_logs: Of those that this session has touched.
+        opened: Of those that are open.
         phases: The phases that are open, in the order of opening.
         failures: Batches that failed for good in this session, by stream.
         is_closed: The block of the run has ended.
@@ -46,11 +46,13 @@ class StreamTable:
         runtime_before_s: Seconds that earlier sessions took.
     """
 
-    _saver: GroupCommitter
+    _committer: GroupCommitter
     runtime_before_s: float
     progress: dict[StreamKey, Progress]
-    lanes: dict[StreamKey, StreamLog] = attrs.field(factory=dict[StreamKey, StreamLog], init=False)
-    desks: dict[StreamKey, Gate] = attrs.field(factory=dict[StreamKey, Gate], init=False)
+    stream_logs: dict[StreamKey, StreamLog] = attrs.field(
+        factory=dict[StreamKey, StreamLog], init=False
+    )
+    opened: dict[StreamKey, Gate] = attrs.field(factory=dict[StreamKey, Gate], init=False)
     phases: list[StreamKey] = attrs.field(factory=list[StreamKey], init=False)
     failures: dict[StreamKey, dict[int, Failure]] = attrs.field(
         factory=dict[StreamKey, dict[int, Failure]], init=False
@@ -61,19 +63,21 @@ class StreamTable:
 
     @classmethod
     def of(
-        cls, saver: GroupCommitter, view: RunView | None, runtime_before_s: float
+        cls, committer: GroupCommitter, view: RunView | None, runtime_before_s: float
     ) -> StreamTable:
         """Of a run as it was found."""
         found = {} if view is None else view.streams
-        return cls(saver, runtime_before_s, {key: entry.progress for key, entry in found.items()})
+        return cls(
+            committer, runtime_before_s, {key: entry.progress for key, entry in found.items()}
+        )
 
-    def lane(self, key: StreamKey) -> StreamLog:
+    def stream_log(self, key: StreamKey) -> StreamLog:
         """The way of a stream to the store."""
-        lane = self.lanes.get(key)
-        if lane is None:
+        stream_log = self.stream_logs.get(key)
+        if stream_log is None:
             progress = self.progress.setdefault(key, Progress())
-            lane = self.lanes[key] = self._saver.add_lane(key, progress)
-        return lane
+            stream_log = self.stream_logs[key] = self._committer.add_lane(key, progress)
+        return stream_log
 
     def check_known(self, key: StreamKey) -> None:
         """Raise UnknownStreamError unless there is such a stream."""
@@ -87,7 +91,7 @@ class StreamTable:
     @property
     def run_id(self) -> str:
         """The run."""
-        return self._saver.run_key.run_id
+        return self._committer.run_key.run_id
 
     def _unknown(self, key: StreamKey) -> UnknownStreamError:
         return UnknownStreamError(
@@ -100,7 +104,9 @@ class StreamTable:
     @property
     def open_streams(self) -> frozenset[StreamKey]:
         """The streams that are open, and have not failed since they were opened."""
-        return frozenset(key for key, desk in self.desks.items() if not desk.has_failed)
+        return frozenset(
+            key for key, open_stream in self.opened.items() if not open_stream.has_failed
+        )
 
     def exit_code(self, *, has_ended: bool) -> int:
         """What a command should exit with now; see `trio_ckpt._journal.summary.exit_code`."""
@@ -156,13 +162,13 @@ class StreamTable:
         groups = dict.fromkeys(Status, 0)
         for summary in self.groups().values():
             groups[summary.status] += 1
-        lanes = [lane for key, lane in self.lanes.items() if key in mine]
-        session = Added.by_session(lanes)
-        confirmed = sum(lane.confirmed for lane in lanes)
+        stream_logs = [stream_log for key, stream_log in self.stream_logs.items() if key in mine]
+        session = Added.by_session(stream_logs)
+        confirmed = sum(stream_log.confirmed for stream_log in stream_logs)
         session_s = self._now() - self.began
         rate = rate_per_s(confirmed, session_s)
         left, ahead = self._count_left(mine), self._count_ahead(mine)
-        pauses = (desk.waiting() for desk in self.desks.values())
+        pauses = (open_stream.waiting() for open_stream in self.opened.values())
         return RunStatistics(
             status=group_status([*statuses, *self.phase_statuses().values()]),
             current_phase=current_phase(self.progress),
@@ -172,15 +178,15 @@ class StreamTable:
             skipped=whole.skipped,
             failing=whole.failing,
             left=left,
-            in_flight=sum(len(desk.open) for desk in self.desks.values()),
+            in_flight=sum(len(open_stream.open) for open_stream in self.opened.values()),
             records=whole.records,
             totals=whole.totals,
             spent=whole.spent,
             saved=whole.saved,
             adopted=whole.adopted,
             session_confirmed=confirmed,
-            session_skipped=sum(lane.skipped for lane in lanes),
-            session_retries=sum(lane.retries for lane in lanes),
+            session_skipped=sum(stream_log.skipped for stream_log in stream_logs),
+            session_retries=sum(stream_log.retries for stream_log in stream_logs),
             session_records=session.records,
             session_totals=shown(session.totals),
             session_spent=shown(session.spent),
@@ -190,15 +196,15 @@ class StreamTable:
             eta_s=eta_s(left, ahead, rate),
             waiting=tuple(pause for pause in pauses if pause is not None),
             left_out=tuple(
-                LeftOut(key, desk.keeper.left_out, desk.keeper.problem)
-                for key, desk in self.desks.items()
-                if desk.keeper is not None and desk.keeper.left_out
+                LeftOut(key, open_stream.state_manager.left_out, open_stream.state_manager.problem)
+                for key, open_stream in self.opened.items()
+                if open_stream.state_manager is not None and open_stream.state_manager.left_out
             ),
         )
 
     def _count_left(self, mine: Mapping[StreamKey, Progress]) -> int | None:
         lefts = [
-            self.desks[key].left() if key in self.desks else progress.left
+            self.opened[key].left() if key in self.opened else progress.left
             for key, progress in mine.items()
         ]
         return None if None in lefts else sum(left or 0 for left in lefts)
@@ -207,10 +213,10 @@ class StreamTable:
         """What this session is about to do: of the streams that are open, or not opened yet."""
         found: list[int | None] = []
         for key, progress in mine.items():
-            desk, lane = self.desks.get(key), self.lanes.get(key)
-            if desk is not None:
-                found.append(desk.ahead(self._now(), self._now() - self.began))
-            elif lane is None or not lane.is_left:
+            open_stream, stream_log = self.opened.get(key), self.stream_logs.get(key)
+            if open_stream is not None:
+                found.append(open_stream.ahead(self._now(), self._now() - self.began))
+            elif stream_log is None or not stream_log.is_left:
                 found.append(progress.left)
         return None if None in found else sum(ahead or 0 for ahead in found)
 

@@ -52,13 +52,13 @@ class Verifier:
     """Checks the outputs of one stream, newest first.
 
     Attributes:
-        desk: The stream.
+        open_stream: The stream.
         redo: Puts what is damaged back to work.
         mode: How closely.
         redo_missing: Go on even if very many are gone.
     """
 
-    desk: OpenStream
+    open_stream: OpenStream
     redo: Redo
     mode: Verify
     redo_missing: bool
@@ -71,11 +71,16 @@ class Verifier:
     _missing: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        lane = self.desk.lane
-        lane.tools.redone = IndexSet()  # what was put back before does not stand at this moment
-        self._standing, self._was_ordered = LiveRecords(lane.progress), lane.progress.is_ordered
-        self._ends = dict(lane.progress.sinks)
-        self._validator = self.desk.files.validator  # a loop may have another
+        stream_log = self.open_stream.stream_log
+        stream_log.tools.redone = (
+            IndexSet()
+        )  # what was put back before does not stand at this moment
+        self._standing, self._was_ordered = (
+            LiveRecords(stream_log.progress),
+            stream_log.progress.is_ordered,
+        )
+        self._ends = dict(stream_log.progress.sinks)
+        self._validator = self.open_stream.files.validator  # a loop may have another
 
     async def check(self, records: list[tuple[int, Record]]) -> None:
         """Check a page of records, and put back to work what is damaged.
@@ -89,7 +94,7 @@ class Verifier:
         """
         standing = self._standing.of(records)
         entries = [entry for entry in standing if entry.record.outputs]
-        files, damages = self.desk.files, list[Damage]()
+        files, damages = self.open_stream.files, list[Damage]()
         if self.mode != "off" and files.root is not None:
             damages = await find_damages(files.root, entries, self.mode, self._validator)
             if self._ends and self.mode == "sha256":  # their length is looked at anyway
@@ -109,8 +114,11 @@ class Verifier:
 
         A batch that was put back since and is confirmed again has a newer one.
         """
-        lane = self.desk.lane
-        return entry.index in lane.progress.confirmed and entry.index not in lane.tools.redone
+        stream_log = self.open_stream.stream_log
+        return (
+            entry.index in stream_log.progress.confirmed
+            and entry.index not in stream_log.tools.redone
+        )
 
     async def rewind(self) -> None:
         """Rewind the stream to before the first damaged batch, if there was one."""
@@ -123,26 +131,30 @@ class Verifier:
         entry = damage.entry
         if not self._stands(entry):  # those before it were saved meanwhile
             return
-        self.desk.files.claim_confirmed(entry.index, entry.record.outputs)  # or another's is moved
-        where = describe_batch(self.desk.run_id, self.desk.lane.key, entry.index)
+        self.open_stream.files.claim_confirmed(
+            entry.index, entry.record.outputs
+        )  # or another's is moved
+        where = describe_batch(
+            self.open_stream.run_id, self.open_stream.stream_log.key, entry.index
+        )
         reason = printable(damage.reason)
         log.warning(
             "%s goes back to work: %s is %s",
             where,
             damage.path,
             reason,
-            extra=at(self.desk.run_id, self.desk.lane.key, entry.index),
+            extra=at(self.open_stream.run_id, self.open_stream.stream_log.key, entry.index),
         )
         if self._was_ordered:
             if self._first_bad is None or entry.sequence < self._first_bad.entry.sequence:
                 self._first_bad = damage
-        elif self.desk.lane.progress.is_ordered:
+        elif self.open_stream.stream_log.progress.is_ordered:
             raise CannotRedoError(
                 damage.path,
                 f"{reason}, and batches of this session build on those before them; start the "
                 "program again: it rewinds the stream",
-                run_id=self.desk.run_id,
-                stream=self.desk.lane.key,
+                run_id=self.open_stream.run_id,
+                stream=self.open_stream.stream_log.key,
                 batch_index=entry.index,
             )
         else:
@@ -157,8 +169,8 @@ class Verifier:
                 missing[0].path,
                 f"and {self._missing - 1} more of {self._checked} are missing: is this "
                 "the right output folder? redo_missing=True does their batches again",
-                run_id=self.desk.run_id,
-                stream=self.desk.lane.key,
+                run_id=self.open_stream.run_id,
+                stream=self.open_stream.stream_log.key,
             )
 
 

@@ -46,9 +46,9 @@ class Waits:
     """Who waits for which batches of a run."""
 
     def __init__(
-        self, roster: StreamTable, stop: Stop, stopped: Callable[[], RunStoppedError]
+        self, stream_table: StreamTable, stop: Stop, stopped: Callable[[], RunStoppedError]
     ) -> None:
-        self._roster = roster
+        self._stream_table = stream_table
         self._stop = stop
         self._stopped = stopped
         self._of_streams: dict[StreamKey, list[_ConfirmationWait]] = {}
@@ -56,11 +56,11 @@ class Waits:
 
     async def wait_confirmed(self, key: StreamKey, indexes: Iterable[int]) -> None:
         """Wait until batches of a stream are durable; see `Run.wait_confirmed`."""
-        wanted, was_open = set(indexes), key in self._roster.desks
+        wanted, was_open = set(indexes), key in self._stream_table.opened
         await trio.lowlevel.checkpoint()  # tasks that began with this one have opened their streams
-        if not self._roster.has(key) and self._stop.is_parking:
+        if not self._stream_table.has(key) and self._stop.is_parking:
             raise self._stopped()
-        self._roster.check_known(key)
+        self._stream_table.check_known(key)
         waiter = _ConfirmationWait(key, wanted, was_open)
         if self._is_answered(waiter):
             return
@@ -83,22 +83,22 @@ class Waits:
         Raises:
             CheckpointFailedError, StreamEndedError, RunStoppedError: it will not be.
         """
-        roster, key = self._roster, waiter.key
-        progress = roster.progress[key]
+        stream_table, key = self._stream_table, waiter.key
+        progress = stream_table.progress[key]
         waiter.wanted = {index for index in waiter.wanted if index not in progress.confirmed}
         if not waiter.wanted:
             return True
-        _raise_failure(roster, key, waiter.wanted)
-        is_open = key in roster.desks
+        _raise_failure(stream_table, key, waiter.wanted)
+        is_open = key in stream_table.opened
         waiter.was_open = waiter.was_open or is_open
         if self._stop.exit_code and not is_open:
             raise self._stopped()
-        is_over = waiter.was_open or roster.is_closed or progress.status is Status.COMPLETE
+        is_over = waiter.was_open or stream_table.is_closed or progress.status is Status.COMPLETE
         if is_over and not is_open:
-            where = describe_batch(roster.run_id, key, None)
+            where = describe_batch(stream_table.run_id, key, None)
             raise StreamEndedError(
                 f"{where} ended without batches {sorted(waiter.wanted)[:10]}",
-                run_id=roster.run_id,
+                run_id=stream_table.run_id,
                 stream=key,
             )
         return False
@@ -109,7 +109,7 @@ class Waits:
         """A batch is durable, or has failed."""
         if not self._of_batches:  # this is passed once a batch
             return
-        is_durable = index in self._roster.progress[key].confirmed
+        is_durable = index in self._stream_table.progress[key].confirmed
         for waiter in self._of_batches.get((key, index), ()):
             if is_durable:
                 waiter.wanted.discard(index)
@@ -139,13 +139,16 @@ def _remove(waiters: dict[_K, list[_ConfirmationWait]], key: _K, waiter: _Confir
         del waiters[key]
 
 
-def _raise_failure(roster: StreamTable, key: StreamKey, wanted: set[int]) -> None:
-    failed, progress = roster.failures.get(key, {}), roster.progress.get(key, Progress())
+def _raise_failure(stream_table: StreamTable, key: StreamKey, wanted: set[int]) -> None:
+    failed, progress = (
+        stream_table.failures.get(key, {}),
+        stream_table.progress.get(key, Progress()),
+    )
     skipped = {index for index in wanted if index in progress.skipped}
     for index in sorted(skipped | (wanted & failed.keys())):
         failure = failed.get(index) or _skip_failure(progress, index)
         raise failure.error(
-            failure.reason, run_id=roster.run_id, stream=key, batch_index=index
+            failure.reason, run_id=stream_table.run_id, stream=key, batch_index=index
         ) from failure.cause
 
 

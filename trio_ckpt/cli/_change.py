@@ -156,8 +156,8 @@ async def retry(
         failed = plural(_failed(look, wanted), "failed stream")
         skipped = plural(batches, "skipped batch")
         consent.ask(f"put {skipped} and {failed} of run {run_id!r} back to work")
-        async with open_maintenance(store, run_id, output_dir=output_dir) as desk:
-            await desk.retry(wanted)
+        async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
+            await maintenance.retry(wanted)
     document = {
         "store": store.url,
         "run": run_id,
@@ -217,8 +217,8 @@ async def redo(
         f"put {plural(len(indexes), 'batch')} of stream {stream_name(key)!r} of run {run_id!r} "
         "back to work and move their outputs aside"
     )
-    async with open_maintenance(store, run_id, output_dir=output_dir) as desk:
-        await desk.redo(key, indexes, RETRY_REASON)
+    async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
+        await maintenance.redo(key, indexes, RETRY_REASON)
     document = {
         "store": store.url,
         "run": run_id,
@@ -249,8 +249,8 @@ async def rewind(
             f"put {plural(len(taken), 'batch')} of stream {name!r} of run {run_id!r} back to work, "
             f"all after batch {number(to)}, and move their outputs aside"
         )
-        async with open_maintenance(store, run_id, output_dir=output_dir) as desk:
-            taken = await desk.rewind(key, to=to, reason=REWIND_REASON)
+        async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
+            taken = await maintenance.rewind(key, to=to, reason=REWIND_REASON)
     document = {
         "store": store.url,
         "run": run_id,
@@ -290,8 +290,8 @@ async def compact(
             f"{'let go of' if archive is None else f'move to {archive}'} the large arrays of all "
             f"but the newest {plural(keep, 'state')} and those pinned"
         )
-        async with open_maintenance(store, run_id) as desk:
-            done = await desk.compact(keys, retention=Retention(last=keep, archive=archive))
+        async with open_maintenance(store, run_id) as maintenance:
+            done = await maintenance.compact(keys, retention=Retention(last=keep, archive=archive))
     document = {
         "store": store.url,
         "run": run_id,
@@ -316,8 +316,8 @@ async def reset(
     await _need_folder(output_dir)
     done = plural(look.summary().confirmed, "confirmed batch")
     consent.ask(f"archive run {run_id!r} with {done} and their outputs, so that it begins anew")
-    async with open_maintenance(store, run_id, output_dir=output_dir) as desk:
-        await desk.reset(RESET_REASON)
+    async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
+        await maintenance.reset(RESET_REASON)
     generation = look.view.generation
     document = {"store": store.url, "run": run_id, "archived_generation": generation}
     text = f"run {run_id!r} is archived as generation {generation}, with {done}; the next start "
@@ -336,9 +336,9 @@ async def reset_streams(
     what = f"{plural(len(keys), 'stream')} of run {run_id!r}"
     done = plural(batches, "batch")
     consent.ask(f"begin {what} anew, with {done} put back to work and their outputs moved aside")
-    async with open_maintenance(store, run_id, output_dir=output_dir) as desk:
+    async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
         for key in keys:
-            await desk.begin_anew(key, RESET_REASON)
+            await maintenance.begin_anew(key, RESET_REASON)
     document = {
         "store": store.url,
         "run": run_id,

@@ -243,8 +243,8 @@ class MonitorApi:
             RunLockedError: a process has the run.
         """
         await self._check_free(run_id)
-        async with open_maintenance(self.source.store, run_id) as desk:
-            count = await desk.retry()
+        async with open_maintenance(self.source.store, run_id) as maintenance:
+            count = await maintenance.retry()
         return Done(done="streams put back to work", count=count)
 
     async def prune(self, run_id: str, *, keep: int) -> Done:
@@ -254,8 +254,8 @@ class MonitorApi:
             RunLockedError: a process has the run.
         """
         await self._check_free(run_id)
-        async with open_maintenance(self.source.store, run_id) as desk:
-            pruned = await desk.prune(keep=keep)
+        async with open_maintenance(self.source.store, run_id) as maintenance:
+            pruned = await maintenance.prune(keep=keep)
         return Done(done="archived generations removed", count=pruned.generations)
 
     async def _check_free(self, run_id: str) -> None:

@@ -92,7 +92,7 @@ class Job:
     waits: str = attrs.field(default="", init=False)
     _waits_since: float | None = attrs.field(default=None, init=False)
     _stream: Stream[None] | None = attrs.field(default=None, init=False)
-    _lane: StreamLog | None = attrs.field(default=None, init=False)  # of what the job is
+    _stream_log: StreamLog | None = attrs.field(default=None, init=False)  # of what the job is
     _registry: TokenRegistry | None = attrs.field(default=None, init=False)
     _down_at: float | None = attrs.field(default=None, init=False)
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
@@ -102,12 +102,15 @@ class Job:
         """The generation of its run, and how far it is: live; None: that is not known yet."""
         if self._stream is None:
             return None
-        return self._stream.desk.saver.run_key.generation, self._stream.desk.lane.progress
+        return (
+            self._stream.open_stream.committer.run_key.generation,
+            self._stream.open_stream.stream_log.progress,
+        )
 
     @property
     def owner(self) -> int | None:
         """The number under which its run is owned; None: that is not known yet."""
-        return None if self._stream is None else self._stream.desk.saver.run_key.owner
+        return None if self._stream is None else self._stream.open_stream.committer.run_key.owner
 
     @property
     def registry(self) -> TokenRegistry | None:
@@ -116,7 +119,9 @@ class Job:
 
     def is_done(self, index: int) -> bool:
         """Whether an item has a result, or was given up."""
-        return self._stream is not None and self._stream.desk.lane.progress.is_done(index)
+        return self._stream is not None and self._stream.open_stream.stream_log.progress.is_done(
+            index
+        )
 
     def is_open(self, index: int) -> bool:
         """Whether an item may still be wanted, as far as that is known."""
@@ -141,19 +146,19 @@ class Job:
         Durability: when this returns True they are.
         """
         await self.ready.wait()
-        stream, lane, submission = self._stream, self._lane, self.submission
-        if self.over.is_set() or stream is None or lane is None or submission is None:
+        stream, stream_log, submission = self._stream, self._stream_log, self.submission
+        if self.over.is_set() or stream is None or stream_log is None or submission is None:
             return False
         if options == submission.options:
             return True
         changed = attrs.evolve(submission, options=options)
         try:
-            await stream.desk.saver.save(lane, head_record(changed, time.time()))
+            await stream.open_stream.committer.save(stream_log, head_record(changed, time.time()))
         except StoreError:
             raise
         except TrioCkptError:  # the run is closed
             return False
-        self.submission, stream.desk.retry = changed, retries(options)
+        self.submission, stream.open_stream.retry = changed, retries(options)
         return True
 
     def note_waiting(self, reason: str) -> None:
@@ -218,13 +223,15 @@ class Job:
         self, store: Store, run: Run, stream: Stream[None], new: JobSubmission | None
     ) -> JobSubmission | None:
         """Make it durable what the job is; None: no client has ever said so."""
-        desk, view = stream.desk, run.peek()
+        open_stream, view = stream.open_stream, run.peek()
         if not has_submission(view):
             if new is not None:
-                self._lane = desk.saver.add_lane(JOB_STREAM, Progress())
-                await _save(stream, self._lane, new)
+                self._stream_log = open_stream.committer.add_lane(JOB_STREAM, Progress())
+                await _save(stream, self._stream_log, new)
             return new
-        self._lane = desk.saver.add_lane(JOB_STREAM, view.streams[JOB_STREAM].progress)
+        self._stream_log = open_stream.committer.add_lane(
+            JOB_STREAM, view.streams[JOB_STREAM].progress
+        )
         stored = await read_submission(store, self.job_id)
         if new is None or stored is None:
             return stored
@@ -232,7 +239,7 @@ class Job:
             self.refusal = is_there_already(self.job_id)
             return stored
         if new.options != stored.options:
-            await desk.saver.save(self._lane, head_record(new, time.time()))
+            await open_stream.committer.save(self._stream_log, head_record(new, time.time()))
         return new
 
     async def _work(self, run: Run, stream: Stream[None], submission: JobSubmission) -> None:
@@ -275,7 +282,7 @@ class Job:
     async def note(self, index: int, text: str) -> None:
         """Write something into the job's history, about an item."""
         if self._stream is not None:
-            await self._stream.desk.save_plain(trouble(f"item {index}: {text}", index=index))
+            await self._stream.open_stream.save_plain(trouble(f"item {index}: {text}", index=index))
 
     async def _sweep(self, store: Store) -> None:
         """Remove the saved states of items that have ended, where a crash had left some."""
@@ -292,18 +299,24 @@ class Job:
                     )
 
 
-async def _save(stream: Stream[None], lane: StreamLog, submission: JobSubmission) -> None:
+async def _save(stream: Stream[None], stream_log: StreamLog, submission: JobSubmission) -> None:
     """Save what a job is, and before that how many items it has: none of them is done.
 
     Both are in one group.  So whoever reads a job knows how much of it is left, from the moment
     on that it is taken.
     """
-    desk, now = stream.desk, time.time()
+    open_stream, now = stream.open_stream, time.time()
     total = Record(
-        kind=RecordKind.SAVE, at=now, opened=desk.new_opening(), expected=len(submission.items)
+        kind=RecordKind.SAVE,
+        at=now,
+        opened=open_stream.new_opening(),
+        expected=len(submission.items),
     )
-    await desk.saver.save_all(
-        [(desk.lane, total), *((lane, record) for record in job_records(submission, now))]
+    await open_stream.committer.save_all(
+        [
+            (open_stream.stream_log, total),
+            *((stream_log, record) for record in job_records(submission, now)),
+        ]
     )
 
 
