@@ -98,7 +98,8 @@ class Snapshots:
         """Copy the state; None: it cannot be saved, and the body goes on without it."""
         held_from = time.perf_counter()
         try:
-            self._state_manager.begin_saving()  # before it is copied: another task may come to a point
+            # Before it is copied: another task may come to a point.
+            self._state_manager.begin_saving()
             metadata = as_metadata({**self.metadata, "label": label})
             hold = await self._state_manager.hold()
         except BaseException as error:

@@ -1,8 +1,7 @@
 """What a start needs and is there no more: blobs of saved states, and the newest outputs.
 
 Names are looked up and no content is read, so the cost does not grow with the bytes, and
-`MAX_STREAMS` and `MAX_FILES` bound it.  Whether what is there is what was saved, `trio_ckpt._maintenance.verify_store`
-says.
+`MAX_STREAMS` and `MAX_FILES` bound it.  Whether what is there is what was saved, `verify` says.
 """
 
 from __future__ import annotations

@@ -80,8 +80,8 @@ class LoopCursor:
         """Raise unless the caller is the task that opened the stream."""
         if self.is_closed or trio.lowlevel.current_task() is not self.task:
             raise StreamBusyError(
-                f"{self.open_stream.where()} is used outside its block or by another task than the one "
-                "that opened it",
+                f"{self.open_stream.where()} is used outside its block or by another task than the "
+                "one that opened it",
                 run_id=self.open_stream.run_id,
                 stream=self.open_stream.stream_log.key,
             )

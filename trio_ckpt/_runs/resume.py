@@ -100,8 +100,8 @@ class Resume:
         if state is None and (progress.has_state or progress.has_frontier):
             what = "saved state" if progress.has_state else "Frontier"
             raise TypeError(
-                f"{self.open_stream.where()} has a {what}: open it with state=..., or its batches would "
-                "go on without it"
+                f"{self.open_stream.where()} has a {what}: open it with state=..., or its batches "
+                "would go on without it"
             )
         if isinstance(state, Frontier) and progress.has_state:
             problem = "one that is no Frontier was saved, and state= is a Frontier"
@@ -257,8 +257,8 @@ class Resume:
         except StoreDamagedError as error:
             if not self.settings.recover:
                 raise StoreDamagedError(
-                    f"the state of {self.open_stream.where()} cannot be restored: {error}; recover=True "
-                    "goes back to the newest that is whole"
+                    f"the state of {self.open_stream.where()} cannot be restored: {error}; "
+                    "recover=True goes back to the newest that is whole"
                 ) from error
             log.error(
                 "%s: %s",

@@ -270,8 +270,8 @@ class Stream(Generic[S]):
         await self._walk.wait_for_turn(index)
         if self._walk.is_past_end(index):
             raise StreamEndedError(
-                f"{describe_batch(self._open_stream.run_id, self.key, None)} is complete: there is no "
-                f"batch {index}",
+                f"{describe_batch(self._open_stream.run_id, self.key, None)} is complete: there is "
+                f"no batch {index}",
                 run_id=self._open_stream.run_id,
                 stream=self.key,
             )
