@@ -330,9 +330,9 @@ INSIDE = """
     import gc, os, sys
     from pathlib import Path
     from trio_ckpt.abc import Checkpoint, RunKey
-    from trio_ckpt.stores._sqlite_writer import Writer
+    from trio_ckpt.stores._sqlite.writer import SqliteWriter
 
-    writer = Writer(Path(sys.argv[1]), durability="full", create=True)
+    writer = SqliteWriter(Path(sys.argv[1]), durability="full", create=True)
     run = RunKey("r", 0, writer.raise_owner("r"))
 
     def chain(first, last):
@@ -386,7 +386,7 @@ def test_descriptor_that_is_being_opened_goes_over_no_fork(tmp_path: Path) -> No
     """A fork between opening and noting it waits: else the child would keep what locks it."""
     program = """
         import os, sys, threading
-        from trio_ckpt._forks import open_unshared
+        from trio_ckpt._util.forks import open_unshared
 
         codes = []
 

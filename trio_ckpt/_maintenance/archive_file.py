@@ -16,7 +16,8 @@ An archive may come from anybody.  So what is read of it is limited before memor
 for it, nothing is unpacked by name, and a member ends where the manifest says it does.  What is
 held in memory, the manifest and records, is at most `MAX_RATIO` times as large as it is in the
 file: whoever sends a megabyte cannot have gigabytes taken.  What deflates further is stored as it
-is.  Outputs and blobs go to the disk piece by piece, and may be deflated as far as it goes.
+is, but for records of `SMALL_BYTES`.  Outputs and blobs go to the disk piece by piece, and may be
+deflated as far as it goes.
 
 All of it blocks.  `trio_ckpt._maintenance.export` writes archives.
 """
@@ -57,6 +58,7 @@ MAX_RECORD_BYTES = 2**30  # a record is held in memory whole, also by who saves 
 MAX_TOTAL_BYTES = 2**40  # unpacked; more is a bomb, or beyond what one file should carry
 
 MAX_RATIO = 20  # of a member that is held in memory to what it takes in the file
+SMALL_BYTES = 2**23  # records of so much may deflate to anything, as a state of zeros does
 
 PIECE_BYTES = 2**20  # what copying and hashing hold in memory
 
@@ -299,9 +301,9 @@ def _check_info(info: zipfile.ZipInfo, path: str, size: int) -> None:
         raise ArchiveError(f"{path!r}: {info.filename} is neither stored nor deflated")
 
 
-def _check_ratio(info: zipfile.ZipInfo, path: str) -> None:
+def _check_ratio(info: zipfile.ZipInfo, path: str, free_bytes: int = 0) -> None:
     """See that a member that is held in memory is not much larger than what is in the file."""
-    if info.file_size > MAX_RATIO * info.compress_size:
+    if info.file_size > max(free_bytes, MAX_RATIO * info.compress_size):
         raise ArchiveError(
             f"{path!r}: {info.filename} has {info.file_size:,} bytes in {info.compress_size:,}, "
             f"over {MAX_RATIO} times as many (MAX_RATIO): no export makes one, it would fill memory"
@@ -323,7 +325,7 @@ def _check_members(
     for info in infos:
         _check_info(info, path, size)
         if not info.filename.startswith((OUTPUTS, BLOBS)):
-            _check_ratio(info, path)
+            _check_ratio(info, path, SMALL_BYTES)
         if info.file_size != members[info.filename].size:
             raise ArchiveError(f"{path!r}: {info.filename} is not what its manifest says")
     if sum(info.compress_size for info in opened.infolist()) > size:
