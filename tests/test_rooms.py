@@ -169,6 +169,15 @@ def test_every_room_stands_in_the_drawing_of_the_package() -> None:
     ]
 
 
+def test_no_two_classes_of_the_package_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for module, path in modules_of(PACKAGE).items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
 PRIVATE_ROOMS = [room for room in ROOMS if "_" in room and not room.startswith("__")]
 
 
