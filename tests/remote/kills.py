@@ -1,7 +1,9 @@
 """Kill -9 of foreman, workers and client: the results are those of no kill.
 
-python -m tests.remote.kills random SCHEDULES [FIRST_SEED]
-python -m tests.remote.kills aimed SCHEDULES [FIRST_SEED]
+python -m tests.remote.kills random SCHEDULES [FIRST_SEED] [--minutes M]
+python -m tests.remote.kills aimed SCHEDULES [FIRST_SEED] [--minutes M]
+
+The counts so far are printed after every 10 schedules.  After M minutes no schedule is begun.
 
 Each is a process of its own, with the store on disk.  What the functions do leaves a line in a
 file each time, so what was done twice is counted.  A *random* schedule kills at any moment.  An
@@ -11,6 +13,7 @@ file each time, so what was done twice is counted.  A *random* schedule kills at
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import signal
@@ -20,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
@@ -38,6 +41,7 @@ AIMED_STEPS = 6
 STEP_S = 0.05
 INTERVAL_S = 0.2
 MAX_S = 90.0
+SAY_EVERY = 10  # schedules
 SECRET = "a secret of 16 bytes or more"  # of a test
 
 
@@ -292,29 +296,77 @@ def read_steps(folder: Path) -> Counter[tuple[int, int]]:
     return steps
 
 
-def main() -> None:
-    run = {"random": run_random, "aimed": run_aimed}[sys.argv[1]]
-    count, first = int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 1
-    kills: Counter[str] = Counter()
-    redone = bad = total = 0
-    for seed in range(first, first + count):
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                outcome = run(seed, Path(folder))
-            except AssertionError as error:
-                bad += 1
-                print(f"seed {seed}: {error}", flush=True)
-                continue
-        kills += outcome.kills
-        redone += outcome.redone
-        total += ITEMS * outcome.count
-        if not outcome.is_right or (run is run_random and outcome.redone > outcome.allowed):
-            bad += 1
-            print(f"seed {seed}: {outcome}", flush=True)
-    print(
-        f"{count} schedules, {dict(kills)} kills, {redone} of {total} steps done again, {bad} bad"
-    )
+@attrs.define
+class Tally:
+    """What the schedules so far have shown, all together.
+
+    Attributes:
+        wanted: How many schedules are to be played.
+        played: How many were.
+        kills: How often each kind of process was killed.
+        redone: Steps that were done again.
+        steps: Steps that had to be done.
+        bad: Schedules that did not end, or not right.
+    """
+
+    wanted: int
+    played: int = 0
+    kills: Counter[str] = attrs.field(factory=Counter[str])
+    redone: int = 0
+    steps: int = 0
+    bad: int = 0
+
+    def add(self, outcome: Outcome) -> None:
+        """Count what a schedule that has ended did."""
+        self.kills += outcome.kills
+        self.redone += outcome.redone
+        self.steps += ITEMS * outcome.count
+
+    def __str__(self) -> str:
+        return (
+            f"{self.played} of {self.wanted} schedules, {dict(self.kills)} kills, "
+            f"{self.redone} of {self.steps} steps done again, {self.bad} bad"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Play what is asked for, until the time is over; 1: a schedule was bad."""
+    parser = argparse.ArgumentParser("python -m tests.remote.kills")
+    parser.add_argument("sort", choices=("random", "aimed"))
+    parser.add_argument("schedules", type=int)
+    parser.add_argument("first_seed", type=int, nargs="?", default=1)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    options = parser.parse_args(arguments)
+    run = {"random": run_random, "aimed": run_aimed}[options.sort]
+    end_at = time.monotonic() + 60 * options.minutes
+    tally = Tally(options.schedules)
+    for seed in range(options.first_seed, options.first_seed + options.schedules):
+        if time.monotonic() >= end_at:
+            break
+        complaint = _play_one(run, seed, tally)
+        if complaint:
+            print(f"seed {seed}: {complaint}", flush=True)
+        if tally.played % SAY_EVERY == 0:
+            print(tally, flush=True)
+    print(tally, flush=True)
+    return int(tally.bad > 0)
+
+
+def _play_one(run: Callable[[int, Path], Outcome], seed: int, tally: Tally) -> str:
+    """Play a schedule and count it; what was bad about it, or nothing."""
+    tally.played += 1
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            outcome = run(seed, Path(folder))
+        except AssertionError as error:
+            tally.bad += 1
+            return str(error)
+    tally.add(outcome)
+    if outcome.is_right and (run is not run_random or outcome.redone <= outcome.allowed):
+        return ""
+    tally.bad += 1
+    return str(outcome)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.remote.kills import run_aimed, run_random
+from tests.remote.kills import main, run_aimed, run_random
 
 
 @pytest.mark.parametrize("seed", range(1, 9))
@@ -22,3 +22,10 @@ def test_sigkill_at_a_transition_changes_no_result(seed: int, tmp_path: Path) ->
     """A process kills itself when a message is about to be sent, or has just come."""
     outcome = run_aimed(seed, tmp_path)
     assert outcome.is_right, outcome
+
+
+def test_when_the_time_is_over_the_counts_so_far_are_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["aimed", "500", "--minutes", "0"]) == 0
+    assert capsys.readouterr().out.startswith("0 of 500 schedules")
