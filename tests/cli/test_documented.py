@@ -128,9 +128,7 @@ def test_every_key_of_the_documents_is_on_the_page(run: Terminal, tmp_path: Path
 def test_what_the_page_quotes_is_said(run: Terminal, tmp_path: Path) -> None:
     """Messages that need more than one store are asserted where they arise; here they are found."""
     sources = "".join(
-        path.read_text(encoding="utf-8")
-        for folder in ("tests", "tests/cli")
-        for path in (ROOT / folder).glob("test_*.py")
+        path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")
     )
     joined = re.sub(r'"\s*(?:f|r)?"', "", sources)
     section = PAGE.partition("What else it may say:")[2].partition("(troubles)=")[0]

@@ -20,6 +20,7 @@ import trio
 import trio_ckpt
 from trio_ckpt import Batch, NotEncodableError, Run, open_run
 from trio_ckpt._commit import state_manager
+from trio_ckpt._commit.exits import Exit
 from trio_ckpt.abc import Store
 from trio_ckpt.state import Plan, _plan, check_kind, encode_tree
 from trio_ckpt.stores import MemoryStore, open_store
@@ -149,7 +150,7 @@ async def test_a_skipped_batch_leaves_nothing_of_itself_in_the_state() -> None:
 
 
 async def batch_is_over(stream: Any, before: Any) -> None:
-    await stream.walk.settle_open(trio_ckpt._commit.gate.Way.NEXT)  # type: ignore[attr-defined]
+    await stream.walk.settle_open(Exit.NEXT)
     assert bits(stream.state) == before
 
 

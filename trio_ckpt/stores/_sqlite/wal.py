@@ -4,7 +4,7 @@ Theory of operation.  SQLite takes of a log what its checksums carry, and says n
 after a damaged frame all saves that follow are gone as if they had never been.  A crash leaves
 such an end, too, but only of the transaction that was under way: it was never acknowledged.  So
 two transactions or more behind a frame that does not fit are damage.  With one it cannot be told
-from here; whether something acknowledged is missing the notes say (`trio_ckpt.stores._seen`).
+from here; whether something acknowledged is missing the notes say (`stores/_local/watermark.py`).
 
 The file is read without a lock: nothing of SQLite's locks lies on it.  While somebody writes, its
 end may be half written, and it may begin anew, which changes its header: then it is read again.
