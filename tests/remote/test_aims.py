@@ -13,12 +13,22 @@ from tests.remote.aims import (
     rehearse,
     share,
 )
+from tests.remote.scenarios import SCENARIOS
 
 
 def test_the_scenarios_pass_every_transition_of_the_tables() -> None:
     passed = {transition for _, counts in rehearse() for transition in counts}
     missing = {cell for cell in cells() - passed if not is_passed_only_by_chance(cell)}
     assert not missing, "\n".join(map(str, missing))
+
+
+@pytest.mark.parametrize("name", ["one slot", "naps", "cancelled", "back again, saving"])
+def test_a_scenario_takes_the_same_steps_each_time(name: str) -> None:
+    """So a seed draws the same schedules each time, and a schedule that fails is played again."""
+    (scenario,) = [one for one in SCENARIOS if one.name == name]
+    first = list(play(scenario).items())
+    assert all(list(play(scenario).items()) == first for _ in range(2))
+    assert list(play(scenario, order=1).items()) != first
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
