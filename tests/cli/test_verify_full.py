@@ -82,7 +82,7 @@ def test_a_damage_is_told_with_its_place_and_what_can_be_done(run: Terminal, mad
     assert "is not what was saved" in line
     assert "--repair mends the stream" in line
     assert "no damage, but worth knowing:" in said.lines
-    assert any(line.startswith("notes.txt  it is no part of the store") for line in said.lines)
+    assert any(line.startswith("notes.txt  it does not belong to the store") for line in said.lines)
     document = run("verify", made, "--full", "--json").json
     (damage,) = [finding for finding in document["findings"] if finding["is_damage"]]
     assert (damage["run_id"], damage["stream"], damage["sequence"]) == ("r", '["pages"]', 3)

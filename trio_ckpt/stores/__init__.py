@@ -1,4 +1,4 @@
-"""Where checkpoints are durable: one file per kind of store, bytes in and bytes out."""
+"""Stores of durable checkpoints: one file per kind of store, bytes in and bytes out."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ async def open_store(
     r"""Open a store by its URL.
 
     ==================  ==================================================================
-    ``gh.ckpt``         the store in that folder, whichever kind it is; if it is not there, one
-                        of SQLite is made
+    ``gh.ckpt``         the store in that folder, of either kind; if it does not exist, an
+                        SQLite store is created
     ``sqlite:gh.ckpt``  a folder with an SQLite database
     ``json:gh.ckpt``    a folder with a readable ``checkpoint.json`` per run
-    ``memory:``         in memory, gone with the object; each is a store of its own
+    ``memory:``         in memory, lost with the object; each one is a separate store
     ==================  ==================================================================
 
-    What comes before a colon is a scheme if it is two letters or more, without a slash:
-    ``C:\x``, ``./a:b`` and any `pathlib.Path` are folders; ``sqlite:`` or ``json:`` before the
-    name of one is the other way to say so.
+    Text before a colon is a scheme if it has two letters or more and no slash:
+    ``C:\x``, ``./a:b`` and any `pathlib.Path` are folders; a folder whose own name looks like a
+    scheme is written with ``sqlite:`` or ``json:`` in front.
 
     Args:
-        url: As above.
-        mac_key: Seals records with a key, 1 to 64 bytes, random ones if it is to be of use:
-            see `read_mac_key`.  Without it the store's readers notice damage, with it also
-            alteration on purpose.
+        url: One of the forms above.
+        mac_key: Seals records with a key of 1 to 64 bytes, which should be random:
+            see `read_mac_key`.  Without it readers detect accidental damage, with it also
+            deliberate alteration.
         durability: "full": a save survives power loss.  "process": it survives kill -9,
-            power loss may take the newest ones.
-        inline_limit_bytes: From this size on a record is a file of its own, and so are the
+            but power loss may take the newest saves.
+        inline_limit_bytes: A record of this size or more is a file of its own, and so are the
             arrays of a state, these from 256 KiB on at the latest.
-        create: Whether to make a store that is not there.
+        create: Whether to create a store that does not exist.
 
     Cancellation: not once it has begun; opening is short.
 
     Raises:
-        StoreError: it cannot be opened, and why.
-        StoreVersionError: another version of the library wrote it.
-        StoreDamagedError: it is damaged.
+        StoreError: the store cannot be opened; the message says why.
+        StoreVersionError: another version of the library wrote the store.
+        StoreDamagedError: the store is damaged.
         ValueError: `mac_key` is empty or too long.
     """
     check_trio()
@@ -85,18 +85,18 @@ async def open_store(
 
 
 def _kind_in(folder: str) -> str | None:
-    """The kind of store that is in a folder, by the files that only this kind has."""
+    """Return the kind of the store in a folder, by the files that only that kind has."""
     try:
         if os.path.lexists(os.path.join(folder, "state.db")):
             return "sqlite"
         is_json = os.path.isfile(os.path.join(folder, "store.json"))
         return "json" if is_json and os.path.isdir(os.path.join(folder, "runs")) else None
-    except ValueError:  # no path at all: opening it says so
+    except ValueError:  # not a valid path: opening it reports the error
         return None
 
 
 def _split(url: str) -> tuple[str, str]:
-    """Scheme and folder; the scheme of a folder alone is empty."""
+    """Split a URL into scheme and folder; the scheme of a plain folder is empty."""
     match = _SCHEME.fullmatch(url)
     scheme, rest = match.groups() if match else ("", url)
     if scheme != "memory" and not rest.strip():

@@ -1,4 +1,4 @@
-"""The key that a store is sealed with: what it may be, and the file that it is kept in."""
+"""The MAC key that seals a store: its limits, and how it is read from a file."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from .._util.arguments import path_text
 from .._util.errors import StoreError
 
 MAX_KEY_BYTES = 64  # of BLAKE2b (RFC 7693, section 2.5)
-MIN_FILE_KEY_BYTES = 16  # what is guessed by trying is shorter
-_MAX_FILE_BYTES = MAX_KEY_BYTES + 16  # white space around it included
+MIN_FILE_KEY_BYTES = 16  # a shorter key can be found by brute force
+_MAX_FILE_BYTES = MAX_KEY_BYTES + 16  # surrounding white space included
 _OTHERS = 0o077
 
 
 def check_mac_key(key: bytes | None) -> bytes | None:
-    """Return a key that can be one; None: there is none.
+    """Check a key and return it; None: the store has no key.
 
     Raises:
-        TypeError: it is not bytes.
-        ValueError: it is empty, which would be no key at all, or too long.
+        TypeError: the key is not bytes.
+        ValueError: the key is empty or too long.
     """
     if key is None:
         return None
@@ -31,15 +31,15 @@ def check_mac_key(key: bytes | None) -> bytes | None:
 
 
 def read_mac_key(path: str | os.PathLike[str]) -> bytes:
-    """The key in a file, for ``open_store(mac_key=...)``.
+    """Read the key in a file, for ``open_store(mac_key=...)``.
 
-    It is what the file holds without white space around it, 16 to 64 bytes; such as
+    The key is the file's content without surrounding white space, 16 to 64 bytes, such as
     ``python -c "import secrets; print(secrets.token_hex())"`` prints.
 
     Raises:
-        StoreError: others may read the file, or it holds no such key.
-        OSError: it cannot be read.
-        TypeError, ValueError: it is no path, or begins with ``~``.
+        StoreError: other users can read the file, or it does not hold a valid key.
+        OSError: the file cannot be read.
+        TypeError, ValueError: `path` is not a path, or begins with ``~``.
     """
     shown = path_text("path", path)
     with Path(path).open("rb") as file:

@@ -1,9 +1,9 @@
 """The store in memory: the verified fake, for tests and for work that need not survive.
 
-Theory of operation.  Everything a store on disk would hold is in one `_Memory`; a
-`MemoryStore` is a handle onto it.  Nothing here waits between its first and its last
-change, so every save is atomic under trio without a lock.  It passes the same
-`trio_ckpt.testing.check_store` as the store on disk, so what is tested with it holds there.
+Theory of operation.  Everything that a store on disk would hold is in one `_Memory`; a
+`MemoryStore` is a handle onto it.  No operation awaits between its first and its last
+change, so every save is atomic under trio without a lock.  The store passes the same
+`trio_ckpt.testing.check_store` as the stores on disk, so what is tested with it holds there.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _CURSOR = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})", re.ASCII)
 
 @attrs.define
 class _MemoryStream:
-    number: int  # makes cursors its own
+    number: int  # makes cursors specific to the stream
     log: list[Checkpoint] = attrs.field(factory=list[Checkpoint])  # sequence n is log[n - 1]
     fold: Fold | None = None
 
@@ -67,7 +67,7 @@ class _Run:
     owner: int
     generations: dict[
         int, dict[str, _MemoryStream]
-    ]  # the greatest is the newest; none: it was pruned
+    ]  # the greatest is the newest; empty: the run was pruned
     next_generation: int = 1
 
     @property
@@ -75,7 +75,7 @@ class _Run:
         return self.next_generation - 1
 
     def begin(self, generation: int) -> dict[str, _MemoryStream]:
-        """The streams of a generation, the newest or the next."""
+        """Return the streams of a generation, the newest or the next."""
         self.next_generation = generation + 1
         return self.generations.setdefault(generation, {})
 
@@ -84,12 +84,12 @@ class _Run:
 class _Memory:
     runs: dict[str, _Run] = attrs.field(factory=dict[str, _Run])
     blobs: dict[str, bytes] = attrs.field(factory=dict[str, bytes])
-    claims: Counter[str] = attrs.field(factory=Counter[str])  # blobs put, and not yet named
+    claims: Counter[str] = attrs.field(factory=Counter[str])  # blobs put, and not yet referenced
     locked_since: dict[str, str] = attrs.field(factory=dict[str, str])
     streams: int = 0
 
     def blobs_named(self) -> set[str]:
-        """The digests that the records of all runs name."""
+        """Return the digests that the records of all runs reference."""
         return {
             digest
             for run in self.runs.values()
@@ -100,14 +100,14 @@ class _Memory:
         }
 
     def remove_orphans(self) -> None:
-        """Remove blobs that nobody names, once nobody owns a run who may be about to."""
+        """Remove blobs without a reference, unless the owner of a run may be about to add one."""
         if self.blobs and not self.locked_since:
             for digest in self.blobs.keys() - self.blobs_named():
                 del self.blobs[digest]
 
 
 class MemoryStore(Store):
-    """A store that ends with the process.  Several runs after each other may use one."""
+    """A store that ends with the process.  Several runs, one after another, may use it."""
 
     durability: Durability = "none"
 
@@ -122,19 +122,19 @@ class MemoryStore(Store):
         self._memory = _Memory()
         self._owned = 0  # runs that this handle owns
         self._claims: Counter[str] = Counter()  # this handle's
-        self._leaving = False  # whether it pruned or dropped since it owned no run
+        self._leaving = False  # whether it pruned or dropped blobs since it last owned no run
         self._in_doubt: set[str] = set()
         self._is_closed = False
         self._process = this_process()
 
     def reopen(self) -> MemoryStore:
-        """Another handle onto the same store."""
+        """Open another handle onto this store's data."""
         other = MemoryStore(mac_key=self.mac_key, inline_limit_bytes=self.inline_limit_bytes)
         other._memory = self._memory
         return other
 
     def after_crash(self) -> MemoryStore:
-        """What another process would find if this one were killed now: the data, no locks."""
+        """Return what another process would find after a crash now: the data, no locks."""
         other = self.reopen()
         runs = {
             run_id: _Run(
@@ -166,7 +166,7 @@ class MemoryStore(Store):
         memory.locked_since[run_id] = utc_now().isoformat(timespec="seconds")
         run = memory.runs.setdefault(run_id, _Run(0, {0: {}}))
         run.owner += 1
-        if not run.generations:  # it was pruned; from its first lock on a run exists
+        if not run.generations:  # it was pruned; a run exists from its first lock on
             run.begin(run.next_generation)
         try:
             yield run.owner
@@ -191,7 +191,7 @@ class MemoryStore(Store):
         try:
             await self._begin()
         except trio.Cancelled:
-            self._in_doubt.add(run.run_id)  # it is not, but on disk it would be
+            self._in_doubt.add(run.run_id)  # known here, but a store on disk would not know it
             raise
         streams = self._fence(run)
         failed: dict[str, int] = {}
@@ -203,7 +203,7 @@ class MemoryStore(Store):
         return outcomes
 
     def _fence(self, key: RunKey) -> dict[str, _MemoryStream]:
-        """The streams to save to, if the owner and the generation are right."""
+        """Check owner and generation, and return the streams to save to."""
         run = self._memory.runs.get(key.run_id)
         if run is None:
             run = _Run(key.owner, {key.generation: {}}, key.generation + 1)
@@ -357,7 +357,7 @@ class MemoryStore(Store):
         return size
 
     def _size(self, digests: set[str]) -> int:
-        """The size of those that nobody names."""
+        """Return the total size of the given blobs that have no reference."""
         orphans = digests - self._memory.blobs_named()
         return sum(len(self._memory.blobs.get(digest, b"")) for digest in orphans)
 
@@ -384,14 +384,14 @@ class MemoryStore(Store):
         return content[offset:] if size is None else content[offset:end]
 
     async def check(self) -> AsyncGenerator[Finding]:
-        """See `Store.check`.  Nothing but blobs can be wrong here."""
+        """See `Store.check`.  Only blobs can be wrong here."""
         await self._begin()
         named = self._memory.blobs_named()
         for digest, content in sorted(self._memory.blobs.items()):
             if digest not in named:
                 yield Finding("memory", "no record names it", is_damage=False, blob=digest)
             elif hashlib.sha256(content).hexdigest() != digest:
-                yield Finding("memory", "its content is not that of its name", blob=digest)
+                yield Finding("memory", "its content does not match its name", blob=digest)
         for digest in sorted(named.difference(self._memory.blobs)):
             yield Finding("memory", "it is missing, and a record names it", blob=digest)
 
@@ -401,7 +401,7 @@ class MemoryStore(Store):
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _begin(self) -> None:
-        need_process(self._process)  # what is saved to the child's copy is lost with the child
+        need_process(self._process)  # a forked child's copy of the store is lost with the child
         await trio.lowlevel.checkpoint()
         if self._is_closed:
             raise StoreError("the store memory: is closed")

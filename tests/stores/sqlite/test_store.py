@@ -149,7 +149,7 @@ async def test_a_format_that_never_was(folder: Path) -> None:
     await make(folder)
     with contextlib.closing(sqlite3.connect(folder / "state.db")) as database:
         database.execute("PRAGMA user_version = 0")
-    with pytest.raises(StoreDamagedError, match="format 0, which there never was"):
+    with pytest.raises(StoreDamagedError, match="format 0, which never existed"):
         await open_store(folder)
 
 
@@ -391,7 +391,7 @@ async def test_orphans_are_removed(folder: Path, caplog: pytest.LogCaptureFixtur
         assert not temporary.exists()
     await store.aclose()
     await other.aclose()
-    assert f"{names[1]}, which nobody names" in caplog.text
+    assert f"{names[1]}, which no record names" in caplog.text
 
 
 async def test_orphans_that_cannot_be_removed_are_no_error(

@@ -1,4 +1,4 @@
-"""What stores on this machine share: files, locks, blobs, the fence, the watermark.
+"""What the stores on this machine share: files, locks, blobs, the fence, the watermark.
 
-It may not know how records are laid out.
+This package must not know how records are laid out.
 """

@@ -1,20 +1,20 @@
-"""Which blobs are about to be named, so that nobody removes them meanwhile.
+"""Pins on blobs between `put_blob` and the record that references them, against removal.
 
-Theory of operation.  A blob is put, and later a record names it.  In between no record says
-that it is needed, so who puts one *claims* it, until a checkpoint that names it is saved or
-the handle owns no run any more.  Who removes a blob while runs are owned *dooms* it first;
-what is claimed cannot be doomed, and to claim what is doomed waits until it is gone and can
-be put again.  Only then it is seen whether a record names it: a claim is given up after the
-record is saved, so one of the two is always there to be seen.
+Theory of operation.  A blob is put first, and a record references it later.  In between no record
+says that the blob is needed, so the handle that puts it *pins* it, until a checkpoint that
+references it is saved or the handle owns no run any more.  A handle that removes a blob while
+runs are owned *dooms* it first; a pinned blob cannot be doomed, and a pin on a doomed blob waits
+until the blob is gone and can be put again.  Only a doomed blob is checked for references: a pin
+is released after the record is saved, so either the pin or the record is visible.
 
-Both are locks of the kernel on one byte of ``lock/blobs``, the byte that the digest says: a
-claim is shared, a doom exclusive (``F_OFD_SETLK`` of fcntl(2)).  They belong to the open file,
-die with its process, and cost no descriptor each.  Within one handle the same rules are kept by
-what is remembered here.  Should two digests ever share a byte, a save is refused, nothing lost:
-a record is saved only if what it names is there, seen while it is claimed.
+Both are locks of the kernel on one byte of ``lock/blobs``, at an offset that the digest gives: a
+pin is shared, a doom exclusive (``F_OFD_SETLK`` of fcntl(2)).  They belong to the open file,
+die with its process, and cost no descriptor each.  Within one handle the fields of `BlobPins` keep
+the same rules.  If two digests ever share a byte, a save is refused and nothing is lost: a record
+is saved only if the blobs that it references exist while they are pinned.
 
-Where there are no such locks nothing can be doomed: blobs that nobody names stay until
-nobody owns a run of the store.
+On a platform without such locks no blob can be doomed: blobs without a reference stay until
+no process owns a run of the store.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ from .locks import flock_record
 if sys.platform == "linux":
     import fcntl
 
-_BYTE_DIGITS = 15  # of a digest: 60 bits, within what a file may have
+_BYTE_DIGITS = 15  # of a digest: 60 bits, within the largest offset of a file
 _REFUSED = (errno.EAGAIN, errno.EACCES)
 
 
 class BlobPins:
-    """The claims of one handle.  Everything here may block, in any thread."""
+    """The pins of one handle.  Every method may block; any thread may call it."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "lock" / "blobs"
         self._changed = threading.Condition()
         self._fd: int | None = None
         self._holders: Counter[str] = Counter()
-        self._kept: Counter[str] = Counter()  # those of `_holders` that wait for a save
+        self._kept: Counter[str] = Counter()  # the part of `_holders` that waits for a save
         self._doomed: set[str] = set()
-        self._naming: list[str] = []  # held by the save that is being made; in its thread
+        self._naming: list[str] = []  # pinned by the save in progress, in its thread
 
     def hold(self, digest: str) -> None:
-        """See that nobody removes a blob until `release`; waits while somebody does.
+        """Keep a blob from being removed until `release`; waits while a removal is under way.
 
         Raises:
-            StoreError: this is no name of one, or the file system does not lock.
+            StoreError: `digest` is not one of a blob, or the file system does not lock.
         """
         need_digest(digest)
         with self._changed:
@@ -66,38 +66,38 @@ class BlobPins:
             self._holders[digest] += 1
 
     def release(self, digest: str) -> None:
-        """Give up what `hold` gave."""
+        """Release a pin that `hold` took."""
         with self._changed:
             self._release(digest)
 
     def keep(self, digest: str) -> None:
-        """The blob is put: hold it until it is named.  It is held by the caller, too."""
+        """Pin a blob that is put until it is referenced; the caller still holds its own pin."""
         with self._changed:
             self._holders[digest] += 1
             self._kept[digest] += 1
 
     def release_kept(self) -> None:
-        """Nobody is about to name anything."""
+        """Release the pins that wait for a save, because no save will follow."""
         with self._changed:
             for digest in list(self._kept.elements()):
                 self._release(digest)
             self._kept.clear()
 
-    # -- a save: what it names is held from before it looks until it has ended ------------
+    # -- a save: its blobs are pinned from before they are checked until it has ended ------
 
     def name(self, digest: str) -> None:
-        """Hold a blob until the save has ended; see `hold`."""
+        """Pin a blob until the save has ended; see `hold`."""
         self.hold(digest)
         self._naming.append(digest)
 
     def end_save(
         self, group: Sequence[Checkpoint], outcomes: Sequence[Exception | None] = ()
     ) -> None:
-        """The save has ended: what it named needs no claim any more.
+        """Release the pins of a save that has ended, and those that waited for it.
 
         Args:
-            group: Of the save.
-            outcomes: What became of each; without them nothing was saved.
+            group: The checkpoints of the save.
+            outcomes: The outcome of each checkpoint; without them nothing was saved.
         """
         if not self._naming:
             return
@@ -114,7 +114,7 @@ class BlobPins:
     # -- removing -------------------------------------------------------------------------
 
     def doom(self, digests: Iterable[str]) -> list[str]:
-        """Keep everybody from claiming blobs until `spare`; those that nobody has claimed."""
+        """Refuse new pins on blobs until `spare`; return the blobs that were not pinned."""
         doomed: list[str] = []
         with self._changed:
             for digest in digests:
@@ -126,7 +126,7 @@ class BlobPins:
         return doomed
 
     def spare(self, digests: Iterable[str]) -> None:
-        """Let others claim them again, whether they were removed or not."""
+        """Allow pins on blobs again, whether the blobs were removed or not."""
         with self._changed:
             for digest in digests:
                 self._doomed.discard(digest)
@@ -134,7 +134,7 @@ class BlobPins:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all locks and close the file."""
         with self._changed:
             if self._fd is not None:
                 close_unshared(self._fd)
@@ -147,12 +147,12 @@ class BlobPins:
             self._lock(digest, "none")
 
     def _lock(self, digest: str, kind: str) -> bool:
-        """Change the lock of a blob; False: an exclusive one cannot be had."""
+        """Change the lock of a blob; False: another process holds it."""
         if sys.platform != "linux":
             return kind != "exclusive"
         kinds = {"none": fcntl.F_UNLCK, "shared": fcntl.F_RDLCK, "exclusive": fcntl.F_WRLCK}
         how = fcntl.F_OFD_SETLKW if kind == "shared" else fcntl.F_OFD_SETLK
-        with explain(self._path, f"claiming blob {digest}"):
+        with explain(self._path, f"pinning blob {digest}"):
             if self._fd is None:
                 self._fd = open_unshared(open_file, self._path, os.O_RDWR | os.O_CREAT)
             try:
@@ -167,6 +167,6 @@ class BlobPins:
 
 
 def names_of(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The blobs that a checkpoint names, its payload's included; each once."""
+    """Return the blobs that a checkpoint references, its payload's included; each once."""
     blobs = checkpoint.blobs if checkpoint.blob is None else (checkpoint.blob, *checkpoint.blobs)
     return tuple(dict.fromkeys(blobs))

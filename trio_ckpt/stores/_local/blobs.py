@@ -1,13 +1,13 @@
 """The blobs of a local store: write-once files named by their SHA-256.  Blocking functions.
 
-Theory of operation.  A blob is written under another name, made durable, and renamed; so
+Theory of operation.  A blob is written under a temporary name, made durable, and renamed; so
 under its own name it is whole, and it is never changed there.  Its name is the SHA-256 of its
-content, known when the last byte is: so nobody has to hash a payload before it is written.
+content, known when the last byte is written: no caller has to hash a payload first.
 
-Beside the writing of a big one a thread hashes what is written, and another has the disk
-begin with it: fsync(2) of what the kernel would keep until the end takes as long again as
-writing does.  All three let go of the GIL for the whole of a buffer, so an event loop beside
-them goes on.
+While a big blob is written, one thread hashes what is written and another starts syncing it:
+an fsync(2) that finds everything still in the page cache at the end takes as long again as the
+writing.  All three release the GIL for the whole of a buffer, so an event loop in the same
+process keeps running.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from ..._util.errors import StoreDamagedError, StoreError
 from .files import explain, make_member, need_folder, open_file, sync_data, sync_folder
 from .pipeline import Beside
 
-OVERLAP_BYTES = 4 * 2**20  # from here on hashing takes longer than a thread to start
-WRITE_BYTES = 2 * 2**20  # at a time: in longer calls the kernel keeps an event loop waiting
-MAX_WAITING = 32  # such writes that are not hashed yet: an iterator may make them faster
-MAX_BUFFERS = 512  # of one writev(2); Linux takes 1,024
-MAX_READ_BYTES = 2**30  # of one pread(2); Linux takes 2 GiB less a page
-MAX_WHOLE_BYTES = 2**30  # of a sealed record, and of all that is read without a size
+OVERLAP_BYTES = 4 * 2**20  # from this size on, hashing takes longer than a thread to start
+WRITE_BYTES = 2 * 2**20  # per write: longer calls of the kernel keep an event loop waiting
+MAX_WAITING = 32  # writes that are not hashed yet: an iterator may produce them faster
+MAX_BUFFERS = 512  # per writev(2); Linux takes 1,024
+MAX_READ_BYTES = 2**30  # per pread(2); Linux takes 2 GiB less a page
+MAX_WHOLE_BYTES = 2**30  # for a sealed record, and for a read without a size
 
-Update = Callable[[memoryview], object]  # of a hash
+Update = Callable[[memoryview], object]  # the method of a hash object
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SHARD = re.compile(r"[0-9a-f]{2}", re.ASCII)
@@ -46,12 +46,12 @@ _TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}\.tmp", re.ASCII)  # as tempfile names 
 
 
 def is_digest(text: str) -> bool:
-    """Whether it is the name of a blob."""
+    """Return whether a text is a valid name of a blob."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def need_digest(digest: str) -> None:
-    """See that a name is one of a blob.
+    """Check that a text is a valid name of a blob.
 
     Raises:
         StoreError: it is not.
@@ -61,7 +61,7 @@ def need_digest(digest: str) -> None:
 
 
 def views_of(payload: BlobPayload) -> Generator[memoryview]:
-    """The bytes of a payload where they lie, empty buffers left out.
+    """Yield the bytes of a payload without copying them, empty buffers left out.
 
     Raises:
         TypeError: a buffer is not contiguous.
@@ -74,13 +74,13 @@ def views_of(payload: BlobPayload) -> Generator[memoryview]:
 
 
 def check_part(offset: int, size: int | None) -> None:
-    """See that a part of a blob is one.
+    """Check that offset and size denote a part of a blob.
 
     Raises:
         ValueError: its offset or its size is negative.
     """
     if offset < 0 or (size is not None and size < 0):
-        raise ValueError(f"{size} bytes from {offset} on are no part of a blob")
+        raise ValueError(f"offset {offset} and size {size} must not be negative")
 
 
 class Blobs:
@@ -94,7 +94,7 @@ class Blobs:
         return self._folder / digest[:2] / digest
 
     def has(self, digest: str) -> bool:
-        """Whether there is a blob of this name."""
+        """Return whether there is a blob of this name."""
         path = self._path(digest)
         need_folder(path.parent)
         try:
@@ -103,18 +103,18 @@ class Blobs:
             return False
 
     def size(self, digest: str) -> int:
-        """How many bytes it has; 0 if it is missing."""
+        """Return the size of a blob in bytes; 0 if it is missing."""
         try:
             return self._path(digest).lstat().st_size
         except OSError:
             return 0
 
     def names(self) -> list[str]:
-        """The digests of all that are there."""
+        """Return the digests of all blobs that exist."""
         return [path.name for path in self._files()]
 
     def _files(self) -> Generator[Path]:
-        """All blobs; neither what others put beside them, nor what a link leads to."""
+        """Yield the files of all blobs; skips foreign files, and folders behind a link."""
         for shard in _entries(self._folder):
             if _SHARD.fullmatch(shard.name) and shard.is_dir(follow_symlinks=False):
                 for entry in _entries(Path(shard.path)):
@@ -122,7 +122,7 @@ class Blobs:
                         yield Path(entry.path)
 
     def _temporaries(self) -> Generator[Path]:
-        """What was not given its name yet."""
+        """Yield temporary files, which have no final name yet."""
         for entry in _entries(self._folder):
             if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 yield Path(entry.path)
@@ -130,14 +130,14 @@ class Blobs:
     def put(
         self, payload: BlobPayload, claim: Callable[[str], AbstractContextManager[None]]
     ) -> str:
-        """Write a blob: a temporary file, fsync, rename, fsync of the folders; its name.
+        """Write a blob (a temporary file, fsync, rename, fsync of the folders); return its name.
 
         Args:
-            payload: Its buffers; they are taken one by one, in this thread.
-            claim: Sees that nobody removes the blob of a name while it is given that name.
+            payload: Its buffers; this thread takes them one by one.
+            claim: Pins the blob while it gets its name.
 
         Raises:
-            StoreError: it cannot be written.
+            StoreError: the blob cannot be written.
         """
         with explain(self._folder, "writing a blob"):
             make_member(self._folder)
@@ -155,21 +155,21 @@ class Blobs:
         return digest
 
     def _name(self, temporary: Path, digest: str, size: int) -> None:
-        """Give a file that is durable the name of a blob, durably."""
+        """Rename a durable file to the name of a blob, durably."""
         path = self._path(digest)
         make_member(path.parent)
         if _has_size(path, size):
             temporary.unlink()
         else:
             os.replace(temporary, path)
-        sync_folder(path.parent)  # also what was there: a crash may have come before this
+        sync_folder(path.parent)  # for an existing blob, too: a crash may have come before this
         sync_folder(self._folder)
 
     def get(self, digest: str) -> bytes:
         """Read a blob.
 
         Raises:
-            StoreDamagedError: it is missing, or not what was put.
+            StoreDamagedError: the blob is missing, or differs from what was put.
         """
         if self.size(digest) > MAX_WHOLE_BYTES:
             raise StoreDamagedError(f"blob {self._path(digest)} is larger than any record: refused")
@@ -179,11 +179,11 @@ class Blobs:
         return payload
 
     def read(self, digest: str, offset: int, size: int | None) -> bytes:
-        """Read a part of a blob, unhashed; None: all that follows.
+        """Read a part of a blob without hashing it; size None: the rest.
 
         Raises:
-            StoreDamagedError: it is missing, or too short.
-            StoreError: it is too large to be read without a size.
+            StoreDamagedError: the blob is missing, or too short.
+            StoreError: the blob is too large to be read without a size.
         """
         path = self._path(digest)
         need_folder(path.parent)
@@ -195,7 +195,7 @@ class Blobs:
                 if size is None and there > MAX_WHOLE_BYTES:
                     raise StoreError(f"blob {path} has {there:,} bytes: read it in parts")
                 if not 0 <= wanted <= there:
-                    raise StoreDamagedError(f"blob {path} is too short: it was cut")
+                    raise StoreDamagedError(f"blob {path} is too short: it was truncated")
                 return _read_part(fd, offset, wanted)
             finally:
                 os.close(fd)
@@ -205,10 +205,10 @@ class Blobs:
             raise StoreError(f"{path}: reading the blob failed: {error.strerror}") from error
 
     def remove(self, digests: Iterable[str]) -> None:
-        """Remove blobs that nobody names or is about to name.
+        """Remove blobs that no record references and no handle pins.
 
         Raises:
-            StoreError: one cannot be removed.
+            StoreError: a blob cannot be removed.
         """
         for digest in digests:
             path = self._path(digest)
@@ -217,13 +217,13 @@ class Blobs:
                 path.unlink(missing_ok=True)
 
     def remove_orphans(self, is_named: Callable[[str], bool], logger: logging.Logger) -> None:
-        """Remove what crashes left: temporary files, and blobs that no record names.
+        """Remove what crashes left: temporary files, and blobs that no record references.
 
-        Only while nobody owns a run of the store: a blob is put before it is named.
+        Only valid while no process owns a run of the store: a blob is put before its record.
         """
         unnamed = (path for path in self._files() if not is_named(path.name))
         for path in sorted([*unnamed, *self._temporaries()]):
-            logger.info("removing %s, which nobody names", path)
+            logger.info("removing %s, which no record names", path)
             path.unlink(missing_ok=True)
 
 
@@ -252,7 +252,7 @@ def _read_part(fd: int, offset: int, size: int) -> bytes:
         if size == 0:
             return parts[0] if len(parts) == 1 else b"".join(parts)
         if not part:
-            raise StoreDamagedError("a blob was cut while it was read")
+            raise StoreDamagedError("a blob was truncated while it was read")
 
 
 # ---------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def _read_part(fd: int, offset: int, size: int) -> bytes:
 
 
 def _write_whole(fd: int, payload: BlobPayload) -> tuple[str, int]:
-    """Write a payload and make it durable; its SHA-256, in hexadecimal, and its size."""
+    """Write a payload and make it durable; return its SHA-256 in hexadecimal, and its size."""
     hasher, size = hashlib.sha256(), 0
     helpers: list[Beside[list[memoryview]]] = []
     try:
@@ -277,10 +277,10 @@ def _write_whole(fd: int, payload: BlobPayload) -> tuple[str, int]:
                 helper.add(views)
         for helper in helpers:
             helper.close()
-        sync_data(fd)  # not after one that failed: that has been raised
+        sync_data(fd)  # not reached after a failed sync: that error was raised
     finally:
         for helper in helpers:
-            helper.stop()  # they use the caller's buffers and the file
+            helper.stop()  # the helpers use the caller's buffers and the file
     return hasher.hexdigest(), size
 
 
@@ -297,7 +297,7 @@ def _hash(update: Update, written: Iterable[list[memoryview]]) -> None:
 
 
 def _batches(payload: BlobPayload) -> Generator[list[memoryview]]:
-    """The buffers of a payload, as many as are written at a time; long ones in parts."""
+    """Group the buffers of a payload into writes; long buffers are split."""
     batch: list[memoryview] = []
     room = WRITE_BYTES
     for view in views_of(payload):
@@ -314,7 +314,7 @@ def _batches(payload: BlobPayload) -> Generator[list[memoryview]]:
 
 
 def _write_all(fd: int, views: Iterable[memoryview]) -> None:
-    """Write all of it without joining it; a full disk takes a part and refuses the rest."""
+    """Write all buffers without joining them; a full disk takes a part and refuses the rest."""
     left = deque(views)
     while left:
         done = os.writev(fd, list(islice(left, MAX_BUFFERS)))

@@ -1,6 +1,6 @@
-"""What can be wrong with any local store: its blobs, its notes, and what is not its own.
+"""Checks of every local store: its blobs, its watermarks, and files that are not its own.
 
-Blocking functions, each of some seconds at most: a check is many of them, one after another.
+Blocking functions, each of some seconds at most: a check is a sequence of many of them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .files import open_file
 from .watermark import all_seen
 
 Step = Callable[[], list[Finding]]
-Named = Callable[[Iterable[str]], set[str]]  # those of some digests that a record names
+Named = Callable[[Iterable[str]], set[str]]  # the given digests that a record references
 
-MAX_FINDINGS = 1_000  # of one step: more of the same say nothing new
+MAX_FINDINGS = 1_000  # per step: more findings of one kind add no information
 READ_BYTES = 2**20
-LOSSES = "damaged"  # what a repair puts aside, see `_repair`
+LOSSES = "damaged"  # the folder where a repair puts unreadable parts, see `_repair`
 KNOWN = (LOSSES,)
 
 RESTORE = "restore the store from a copy"
@@ -38,16 +38,16 @@ _LOCK = re.compile(r"[0-9a-f]{32}(\.seen)?|store|open|blobs", re.ASCII)
 
 
 def capped(findings: Iterable[Finding]) -> list[Finding]:
-    """The first of them, and the word that there are more."""
+    """Return the first `MAX_FINDINGS` findings, and one more that says that there are others."""
     some = iter(findings)
     found = list(islice(some, MAX_FINDINGS))
     if next(some, None) is not None:
-        found.append(Finding(found[-1].where, f"and more than {MAX_FINDINGS:,} more of this kind"))
+        found.append(Finding(found[-1].where, f"there are over {MAX_FINDINGS:,} of this kind"))
     return found
 
 
 def explained(where: str, step: Step) -> list[Finding]:
-    """What a step finds; that it cannot look is a finding."""
+    """Return the findings of a step; that it cannot read something is a finding."""
     try:
         return step()
     except OSError as error:
@@ -62,20 +62,20 @@ def explained(where: str, step: Step) -> list[Finding]:
 
 
 def blob_steps(folder: Path, named: Named) -> Iterator[Step]:
-    """What looks at the blobs, a folder of them at a time."""
+    """Yield the steps that check the blobs, one per folder of blobs."""
     blobs = folder / "blobs"
     yield partial(_odd_in, blobs, _SHARD, "blobs")
     try:
         shards = sorted(os.listdir(blobs))
     except OSError:
-        return  # the first step says so
+        return  # the first step reports it
     for shard in shards:
         if _SHARD.fullmatch(shard):
             yield partial(explained, f"blobs/{shard}", partial(_check_shard, blobs, shard, named))
 
 
 def _odd_in(folder: Path, ours: re.Pattern[str], where: str) -> list[Finding]:
-    """Names that are not ours, and what writers left that were killed."""
+    """Return findings for foreign names, and for files that killed writers left."""
 
     def findings() -> Iterator[Finding]:
         for name in sorted(os.listdir(folder)):
@@ -88,8 +88,8 @@ def _odd_in(folder: Path, ours: re.Pattern[str], where: str) -> list[Finding]:
 
 
 def stranger(where: str) -> Finding:
-    """That something is no part of the store."""
-    return Finding(where, "it is no part of the store", "move it elsewhere", is_damage=False)
+    """Return the finding for a file that does not belong to the store."""
+    return Finding(where, "it does not belong to the store", "move it elsewhere", is_damage=False)
 
 
 def _check_shard(blobs: Path, shard: str, named: Named) -> list[Finding]:
@@ -104,7 +104,7 @@ def _check_shard(blobs: Path, shard: str, named: Named) -> list[Finding]:
                 continue
             problem = blob_problem(blobs / shard / name)
             if name not in needed:
-                if problem != "it is missing":  # else it was removed meanwhile
+                if problem != "it is missing":  # a missing one was removed since the listing
                     text = "no record names it"
                     yield Finding(where, text, REMOVED, is_damage=False, blob=name)
             elif problem is not None:
@@ -114,7 +114,7 @@ def _check_shard(blobs: Path, shard: str, named: Named) -> list[Finding]:
 
 
 def blob_problem(path: Path) -> str | None:
-    """Why a file is not the blob of its name; None: it is."""
+    """Return why a file is not the blob of its name; None: it is."""
     hasher = hashlib.sha256()
     try:
         fd = open_file(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -127,29 +127,29 @@ def blob_problem(path: Path) -> str | None:
         return "it is missing"
     except OSError as error:
         return f"it cannot be read: {error.strerror or error}"
-    return None if hasher.hexdigest() == path.name else "its content is not that of its name"
+    return None if hasher.hexdigest() == path.name else "its content does not match its name"
 
 
 def missing_blobs(folder: Path, digests: Iterable[str], named: Named) -> Iterator[Finding]:
-    """Blobs that records name and that are not there."""
+    """Yield findings for blobs that records reference and that do not exist."""
     for digest in digests:
         if not _DIGEST.fullmatch(digest):
-            what = f"a record names it, and {digest!r} is no name of a blob"
+            what = f"a record names it, and {digest!r} is not the name of a blob"
             yield Finding("blobs", what, RESTORE, blob=digest)
             continue
         is_there = os.path.lexists(folder / "blobs" / digest[:2] / digest)
-        if not is_there and named([digest]):  # or it was let go of meanwhile
+        if not is_there and named([digest]):  # read again: the record may be pruned since
             where = f"blobs/{digest[:2]}/{digest}"
             yield Finding(where, "it is missing, and a record names it", RESTORE, blob=digest)
 
 
 # ---------------------------------------------------------------------------------------
-# The folder, and how far the runs were
+# The folder, and the watermarks
 # ---------------------------------------------------------------------------------------
 
 
 def strangers(folder: Path, members: Iterable[str]) -> list[Finding]:
-    """What is no part of the store."""
+    """Return findings for what does not belong to the store."""
     ours = re.compile("|".join(map(re.escape, (*members, *KNOWN))))
 
     def findings() -> list[Finding]:
@@ -161,20 +161,20 @@ def strangers(folder: Path, members: Iterable[str]) -> list[Finding]:
 
 
 def lost_runs(folder: Path, found: Callable[[str], tuple[int, int, int] | None]) -> list[Finding]:
-    """Runs that have less than was acknowledged.
+    """Return findings for runs that have less than was acknowledged.
 
     Args:
-        folder: The store's.
-        found: Owner number, newest generation, and records in all of them, of a run; None: it is
-            not there.
+        folder: The folder of the store.
+        found: Returns a run's owner number, newest generation, and records in all generations;
+            None: the run does not exist.
     """
 
     def findings() -> Iterator[Finding]:
-        notes = list(all_seen(folder))  # all before the first look: what is saved meanwhile is more
+        notes = list(all_seen(folder))  # all before the first comparison: later saves only add
         for path, seen in notes:
             where = f"lock/{path.name}"
             if seen is None:
-                advice = "the next start of its run writes it anew"
+                advice = "the next start of its run writes it again"
                 yield Finding(where, "it is not what was written", advice)
                 continue
             now = found(seen.run_id)
@@ -200,13 +200,13 @@ def lost_runs(folder: Path, found: Callable[[str], tuple[int, int, int] | None])
 def odd_generations(
     where: str, run_id: str, numbers: tuple[int, int, int], have: set[int]
 ) -> Iterator[Finding]:
-    """Whether the numbers of a run can be: its first and newest generation, and its owner."""
+    """Return what is inconsistent in the numbers of a run: its generations, and its owner."""
     first, newest, owner = numbers
     if owner < 1 or first < 0 or newest < 0 or first > newest + 1:
         what = f"run {run_id!r} has owner {owner}, and generations {first} to {newest}"
         yield Finding(where, what, RESTORE, run_id=run_id)
     elif first < newest:
-        # One begins with a record.  The oldest may have none: it was locked, and no more.
+        # A generation begins with a record.  The oldest may have none: it was only locked.
         lacking = next((n for n in range(first + 1, newest + 1) if n not in have), None)
         if lacking is not None:
             what = f"run {run_id!r} has no record of its generation {lacking}"

@@ -1,8 +1,8 @@
-"""What keeps a store to its owner: numbers that are compared, and files that are still in place.
+"""The fence that keeps a store to its owner: compared numbers, and files still in their place.
 
-Files can be removed, or replaced by a copy, under whoever has them open, and then everything that
-is written goes into files that have no name any more.  So an owner looks, before anybody is told of
-a save, whether those who open the store by its names find what is open here.
+Files can be removed, or replaced by a copy, while a process has them open, and then all that it
+writes goes into files that have no name any more.  So before an owner acknowledges a save, it
+checks whether a process that opens the store by its names finds the files that are open here.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 from ..._journal.store import Checkpoint, RunKey
 from ..._util.errors import StoreConflictError, StoreError
 
-Identity = tuple[int, int]  # device and inode: of no other file as long as this one is open
+Identity = tuple[int, int]  # device and inode: unique as long as the file is open
 
 
 def compare_owner(owner: int, key: RunKey) -> None:
-    """See that who saves is the newest owner.
+    """Check that the caller is the newest owner.
 
     Raises:
-        StoreConflictError: it is not.
+        StoreConflictError: another owner is newer.
     """
     if owner != key.owner:
         raise StoreConflictError(
@@ -30,10 +30,10 @@ def compare_owner(owner: int, key: RunKey) -> None:
 
 
 def compare_generation(generation: int, key: RunKey, verb: str) -> None:
-    """See that what is to be changed is the newest generation.
+    """Check that the generation to change is the newest.
 
     Raises:
-        StoreConflictError: it is not.
+        StoreConflictError: another generation is newer.
     """
     if key.generation != generation:
         raise StoreConflictError(
@@ -43,7 +43,7 @@ def compare_generation(generation: int, key: RunKey, verb: str) -> None:
 
 
 def refusal(checkpoint: Checkpoint, problem: Exception) -> StoreError:
-    """Say that one checkpoint of a group was not saved."""
+    """Return the error that says that one checkpoint of a group was not saved."""
     kind = StoreConflictError if isinstance(problem, StoreConflictError) else StoreError
     error = kind(
         f"checkpoint {checkpoint.sequence} of {checkpoint.stream} was not saved: {problem}"
@@ -53,7 +53,7 @@ def refusal(checkpoint: Checkpoint, problem: Exception) -> StoreError:
 
 
 def identity_of(path: str | Path) -> Identity | None:
-    """Which file has a name; None: there is none."""
+    """Return the identity of the file with a name; None: there is no such file."""
     try:
         status = os.lstat(path)
     except OSError:
@@ -62,7 +62,7 @@ def identity_of(path: str | Path) -> Identity | None:
 
 
 def out_of_place(path: Path, run_id: str | None = None) -> StoreConflictError:
-    """What to raise where a file that is open has no name any more, or another file has it."""
+    """Return the error for an open file that lost its name, or whose name another file has."""
     return StoreConflictError(
         f"{path} was removed or replaced while the run went on: what was saved last may be lost "
         "with it, and nothing more is written; find out what did it, put the newest copy back, and "

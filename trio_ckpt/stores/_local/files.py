@@ -1,12 +1,12 @@
-"""The folder of a local store: names made durable, and what may stand under them.
+"""The folder of a local store: names made durable, and the kinds of file allowed in it.
 
-The folder itself may be reached through a link: which it is, its user says.  What is in it is
-ours, and is opened as what we made: a regular file or a folder.  A link is refused, and so is a
-file that would be written in its place and has a second name (a hard link, as ``cp -al`` makes
-them): a change would be one of the other file, too.  Nothing waits for a FIFO.
+The folder itself may be reached through a link: the user chooses it.  What is in it belongs to the
+store, and is opened as what the store created: a regular file or a folder.  A link is refused, and
+so is a file that would be written in place and has a second name (a hard link, as ``cp -al``
+makes): a write would change the other file, too.  Opening never waits for a FIFO.
 
-Whoever can write to the folder can put something in between looking and opening; so it is made
-for its user alone, and others who can write to it are warned of.
+A user who can write to the folder can replace a file between check and open; so the folder is made
+private to its user, and a warning is logged if others can write to it.
 
 Blocking functions.
 """
@@ -37,7 +37,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 @contextmanager
 def explain(path: Path, doing: str) -> Generator[None, None, None]:
-    """Turn the system's errors into `StoreError`, naming the path and the reason."""
+    """Turn the system's errors into `StoreError`, with the path and the reason."""
     try:
         yield
     except OSError as error:
@@ -49,7 +49,7 @@ def open_file(path: Path, flags: int) -> int:
     """Open a member of the store, private to its user.
 
     Raises:
-        StoreError: it is a link or no regular file; or it is to be written, and has other names.
+        StoreError: it is a link or not a regular file; or it is to be written, and has other names.
         OSError: it cannot be opened.
     """
     try:
@@ -73,8 +73,8 @@ def _check_file(path: Path, status: os.stat_result, *, is_written: bool) -> None
         raise StoreError(f"{path} is not a file: refused")
     if is_written and status.st_nlink > 1:
         raise StoreError(
-            f"{path} has {status.st_nlink} names (hard links), and a change would be one of the "
-            "other files, too: refused; copy the store, and use the copy"
+            f"{path} has {status.st_nlink} names (hard links), so a write would change the other "
+            "files, too: refused; copy the store, and use the copy"
         )
 
 
@@ -87,7 +87,7 @@ def sync_file(fd: int) -> None:
 
 
 def sync_data(fd: int) -> None:
-    """Make a file's content and length durable, its times not: less work for each append."""
+    """Make a file's content and length durable, but not its times: less work per append."""
     if sys.platform == "linux":
         os.fdatasync(fd)
     else:
@@ -114,7 +114,7 @@ def make_folder(folder: Path) -> None:
         return
     except FileNotFoundError:
         if folder.parent.is_dir():
-            raise  # /proc is such a place
+            raise  # /proc does this
         make_folder(folder.parent)
         make_folder(folder)
         return
@@ -122,26 +122,26 @@ def make_folder(folder: Path) -> None:
 
 
 def check_version(path: Path, version: int, readable: int) -> None:
-    """See that the format of a store is the one that is read here.
+    """Check that the format of a store is the readable one.
 
     Raises:
-        StoreVersionError: it is another; there is none yet that is brought up to date.
-        StoreDamagedError: there never was such a format.
+        StoreVersionError: it is another format; no older format is converted yet.
+        StoreDamagedError: no such format ever existed.
     """
     if version == readable:
         return
     if version < 1:
-        raise StoreDamagedError(f"{path} has format {version}, which there never was")
+        raise StoreDamagedError(f"{path} has format {version}, which never existed")
     advice = "update trio_ckpt"
     if version < readable:
-        advice = "nothing was released that wrote it; use the version that did, or another folder"
+        advice = "no release wrote it; use the version that did, or another folder"
     raise StoreVersionError(
         f"{path} has format {version}, this version of trio_ckpt reads format {readable}: {advice}"
     )
 
 
 def make_member(folder: Path) -> None:
-    """Make a folder in the store's own, its name durable; one that is there is no link.
+    """Make a folder in the store's own, its name durable; an existing one must not be a link.
 
     Raises:
         StoreError: something else has its name.
@@ -155,7 +155,7 @@ def make_member(folder: Path) -> None:
 
 
 def need_folder(folder: Path) -> None:
-    """See that a folder of the store, if it is there, is one.
+    """Check that a folder of the store, if it exists, is a folder.
 
     Raises:
         StoreError: it is a link, or something else.
@@ -171,10 +171,10 @@ def need_folder(folder: Path) -> None:
 
 
 def check_members(folder: Path, *, files: tuple[str, ...], folders: tuple[str, ...]) -> None:
-    """See that what has the names of the store's own members is what we would make.
+    """Check that the store's own names, if they exist, denote files and folders as it makes them.
 
     Raises:
-        StoreError: it is not.
+        StoreError: one of them does not.
     """
     for name in folders:
         need_folder(folder / name)
@@ -187,7 +187,7 @@ def check_members(folder: Path, *, files: tuple[str, ...], folders: tuple[str, .
 
 
 def warn_of_others(folder: Path) -> None:
-    """Say that others can write to the store: then only a MAC key tells what was altered."""
+    """Warn if others can write to the store: then only a MAC key reveals an alteration."""
     status = folder.stat()
     if status.st_mode & _OTHERS_WRITE:
         logger.warning(

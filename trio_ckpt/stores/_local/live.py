@@ -1,7 +1,7 @@
-"""What the owner of a run is at, for other processes: a file of its own, beside the records.
+"""The live view of a run for other processes: a file of its own, beside the records.
 
 Nothing is fsynced.  A reader sees the old file or the new one whole, because it is renamed into
-its place; after power loss it may be gone or empty, and then there is nothing to see.
+its place; after power loss it may be gone or empty, and then there is no live view.
 Blocking functions.
 """
 
@@ -19,15 +19,15 @@ _NEW = ".new"
 
 
 def write_live(folder: Path, run_id: str, payload: bytes) -> None:
-    """Replace what is seen of a run; empty: take it away.
+    """Replace the live view of a run; an empty payload removes it.
 
     Raises:
         StoreError: it cannot be written.
     """
     path = _path(folder, run_id)
-    with explain(path, f"publishing what run {run_id!r} is at"):
+    with explain(path, f"publishing the live view of run {run_id!r}"):
         if not payload:
-            for name in (path, path.with_suffix(_NEW)):  # a kill may have left the other
+            for name in (path, path.with_suffix(_NEW)):  # a kill may have left the second
                 name.unlink(missing_ok=True)
             return
         make_member(path.parent)
@@ -40,14 +40,14 @@ def write_live(folder: Path, run_id: str, payload: bytes) -> None:
 
 
 def read_live(folder: Path, run_id: str) -> bytes:
-    """What is seen of a run.
+    """Read the live view of a run.
 
     Raises:
         StoreError: it cannot be read.
     """
     path = _path(folder, run_id)
     need_folder(path.parent)
-    with explain(path, f"looking what run {run_id!r} is at"):
+    with explain(path, f"reading the live view of run {run_id!r}"):
         try:
             fd = open_file(path, os.O_RDONLY)
         except FileNotFoundError:

@@ -1,26 +1,26 @@
-"""Who owns a run on this host: locks of the kernel that die with their process.
+"""Ownership of runs on this host: locks of the kernel that die with their process.
 
 Theory of operation.  ``lock/`` holds one file per run, named by a hash of the run's id, and
-three for the store as a whole.  A run is owned by whoever holds flock(2) on its file; the
-file's content (host, pid, since) is for the message of the one who is refused, nothing
-else.  The lock belongs to the open file, so a second `open_run` in the same process is
+three for the store as a whole.  A process owns a run while it holds flock(2) on the run's file; the
+file's content (host, pid, since) serves only the message to a process that is refused.
+The lock belongs to the open file, so a second `open_run` in one process is
 refused like one in another process.  Lock files are never deleted: a process that waits on
-a deleted file would own a lock that nobody else can see.
+a deleted file would own a lock that no other process can see.
 
-To see whether a run is owned nobody may take that lock, not even shared and for a moment:
-an owner on its way in would meet it and be refused.  flock(2) has no question that is no
+A process that checks whether a run is owned must not take that lock, not even shared and briefly:
+an owner that starts at that moment would be refused.  flock(2) has no query without an
 attempt, and /proc/locks hides the owners in other containers.  So an owner also *marks* the
 file, with a lock of the other kind (``F_OFD_SETLK`` of fcntl(2)), which belongs to the same
-open file and dies with it; ``F_OFD_GETLK`` asks for it and takes nothing.  The mark comes
-after flock and the note, so whoever sees it finds the note written, and it decides nothing:
-flock alone says who owns the run.
+open file and dies with it; ``F_OFD_GETLK`` queries it and takes nothing.  The mark comes
+after flock and the note, so a process that sees the mark finds the note written.  The mark
+decides nothing: flock alone says which process owns the run.
 
-``lock/store`` is held shared by whoever owns any run and exclusively by whoever removes
-orphans; ``lock/open`` exclusively while the database is made.  ``lock/blobs`` is for
+``lock/store`` is held shared by every owner of a run, and exclusively by a process that removes
+orphans; ``lock/open`` is held exclusively while the database is made.  ``lock/blobs`` is for
 `trio_ckpt.stores._local.blob_pins`.
 
 A child made by fork without exec would share the open file, and so keep the lock when its parent
-is killed.  `trio_ckpt._util.forks` closes the file in the child, so it is opened and closed there.
+is killed.  `trio_ckpt._util.forks` closes the file in the child, so that room opens and closes it.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ if sys.platform != "win32":
     import fcntl
 
 HAS_FLOCK = sys.platform != "win32"
-MAX_NOTE_BYTES = 4096  # what is read of a lock file
+MAX_NOTE_BYTES = 4096  # the part of a lock file that is read
 NOTE_READS = 5
-NOTE_PAUSE_S = 0.01  # longer than it takes to write one
+NOTE_PAUSE_S = 0.01  # longer than writing a note takes
 UNKNOWN_HOST = "an unknown host"
 _REFUSED = (errno.EWOULDBLOCK, errno.EACCES)
 _FLOCK = "hhqqi0q"  # struct flock of fcntl(2): type, whence, start, length (0: all of it), pid
@@ -67,11 +67,11 @@ class FileLock:
 
     @classmethod
     def open(cls, path: Path) -> FileLock:
-        """Open or make the file; nothing is locked yet."""
+        """Open or make the file; it is not locked yet."""
         return cls(path, open_unshared(open_file, path, os.O_RDWR | os.O_CREAT))
 
     def take(self, *, shared: bool = False, wait: bool = True) -> bool:
-        """Lock it, or change the kind of the lock; False: somebody else has it.
+        """Lock it, or change the kind of the lock; False: another process holds it.
 
         Raises:
             StoreError: the file system does not lock.
@@ -89,7 +89,7 @@ class FileLock:
         return True
 
     def mark(self) -> None:
-        """Let those who only look see that it is locked; does nothing where nobody can look.
+        """Show processes that only query that it is locked; does nothing without such queries.
 
         Raises:
             StoreError: the file system does not lock.
@@ -99,19 +99,19 @@ class FileLock:
                 fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, flock_record(fcntl.F_WRLCK))
 
     def is_marked(self) -> bool:
-        """Whether somebody else marked it; takes nothing, not even for a moment.
+        """Return whether another process marked it; takes no lock.
 
         Raises:
-            StoreError: this cannot be asked here.
+            StoreError: this platform has no such query.
         """
         if sys.platform == "linux":
-            with explain(self.path, "looking at the lock"):
+            with explain(self.path, "querying the lock"):
                 found = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, flock_record(fcntl.F_RDLCK))
             return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
-        raise StoreError(f"{self.path}: this platform does not tell who holds a lock")
+        raise StoreError(f"{self.path}: this platform does not report the holder of a lock")
 
     def release(self) -> None:
-        """Unlock (also for whatever shares the open file) and close it."""
+        """Unlock it (also for a child that shares the open file) and close it."""
         try:
             if sys.platform == "linux":
                 fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, flock_record(fcntl.F_UNLCK))
@@ -126,11 +126,11 @@ class FileLock:
 
 @attrs.frozen
 class RunLock:
-    """A run is owned while this is not released.
+    """Ownership of a run, until it is released.
 
     Attributes:
-        is_alone: Nobody else owned a run of the store when it was taken; the store's lock
-            is exclusive until `share`.
+        is_alone: No other process owned a run of the store when it was taken; the store's
+            lock is exclusive until `share`.
     """
 
     run: FileLock
@@ -138,22 +138,22 @@ class RunLock:
     is_alone: bool
 
     def share(self) -> None:
-        """Let others own runs of the store."""
+        """Allow others to own runs of the store."""
         self.store.take(shared=True)
 
     def be_alone(self) -> bool:
-        """Whether nobody else owns a run of the store; if so, nobody does until `release`.
+        """Return whether no other process owns a run; if so, none can until `release`.
 
-        If not, the store is no longer held at all (flock(2) lets go of a lock before it takes
-        another kind of it), so this is for an owner on its way out.  Never where somebody has
-        removed the file: others may have locked the one that was made since.
+        Otherwise the store is no longer held at all (flock(2) drops a lock before it takes one of
+        another kind), so this is for an owner that is about to release.  False if the file was
+        removed: others may have locked the one that was made since.
         """
         return self.store.take(wait=False) and os.fstat(self.store.fd).st_nlink > 0
 
     def release(self) -> None:
-        """Give the run back."""
+        """Release the run."""
         try:
-            with suppress(OSError):  # the note is for people; without the mark nobody reads it
+            with suppress(OSError):  # the note is for people; without the mark it is not read
                 os.ftruncate(self.run.fd, 0)
         finally:
             self.run.release()
@@ -161,10 +161,10 @@ class RunLock:
 
 
 def need_flock(folder: Path) -> None:
-    """See that there are locks here.
+    """Check that this platform has locks.
 
     Raises:
-        StoreError: there are none.
+        StoreError: it has none.
     """
     if not HAS_FLOCK:
         raise StoreError(
@@ -174,7 +174,7 @@ def need_flock(folder: Path) -> None:
 
 
 def lock_opening(folder: Path) -> FileLock:
-    """Hold the store while its database is made or looked at; waits for others.
+    """Hold the store while its database is made or checked; waits for others.
 
     Raises:
         StoreError: the file system does not lock.
@@ -190,10 +190,10 @@ def lock_opening(folder: Path) -> FileLock:
 
 
 def lock_run(folder: Path, run_id: str) -> RunLock:
-    """Own a run.
+    """Take ownership of a run.
 
     Raises:
-        RunLockedError: somebody else does.
+        RunLockedError: another process owns it.
         StoreError: the file cannot be locked.
     """
     with explain(folder, f"locking run {run_id!r}"):
@@ -219,23 +219,23 @@ def lock_run(folder: Path, run_id: str) -> RunLock:
 
 
 def read_owner(folder: Path, run_id: str) -> Owner | None:
-    """Who owns a run now, without taking anything.
+    """Return the owner of a run, without taking a lock.
 
     Raises:
-        StoreError: it cannot be told.
+        StoreError: the platform or the file system cannot report it.
     """
     path = _lock_path(folder, run_id)
-    with explain(path, f"looking who owns run {run_id!r}"):
+    with explain(path, f"reading the owner of run {run_id!r}"):
         try:
             lock = FileLock(path, open_unshared(open_file, path, os.O_RDONLY))
         except FileNotFoundError:
-            return None  # nobody ever locked it
+            return None  # no process ever locked it
         try:
             if not lock.is_marked():
                 return None
             owner = _read_note(lock)
             if owner is not None or not lock.is_marked():
-                return owner  # or it was given back while its words were read
+                return owner  # else it was released while the note was read
             written_at = os.fstat(lock.fd).st_mtime
         finally:
             lock.close()
@@ -247,7 +247,7 @@ def _lock_path(folder: Path, run_id: str) -> Path:
 
 
 def flock_record(kind: int, start: int = 0, length: int = 0) -> bytes:
-    """The struct flock of a lock on a part of a file; a length of 0 is all that follows."""
+    """Encode the struct flock of a lock on a part of a file; length 0: to the end."""
     return struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0)
 
 
@@ -263,7 +263,7 @@ def _write_note(fd: int, run_id: str) -> None:
 
 
 def _read_note(lock: FileLock) -> Owner | None:
-    """What the holder wrote; looked at again if it may be writing it this moment."""
+    """Read what the holder wrote; tries again if the holder may be writing it."""
     for _ in range(NOTE_READS):
         try:
             note = json.loads(os.pread(lock.fd, MAX_NOTE_BYTES, 0))
@@ -283,5 +283,5 @@ def _locked_error(lock: FileLock, run_id: str) -> RunLockedError:
 
 
 def locked_by_stranger(run_id: str) -> RunLockedError:
-    """What to raise where somebody owns a run who has left no note."""
+    """Return the error for a run whose owner left no note."""
     return RunLockedError(run_id, host=UNKNOWN_HOST, pid=0, since="an unknown time")

@@ -1,4 +1,4 @@
-"""A thread that takes part in the work of a blocking function, and ends with it."""
+"""A helper thread for a blocking function, which ends with that function."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 class Beside(Generic[T]):
-    """Does something with what it is given, in order, in a thread of its own.
+    """Processes items in order, in a thread of its own.
 
     Args:
-        name: Of the thread.
-        work: Called with all that waits, the oldest first; what it raises ends the thread.
-        most: How much may wait, the one that is in work counted; `add` waits above that.
+        name: The name of the thread.
+        work: Called with all waiting items, the oldest first; an exception ends the thread.
+        most: How many items may wait, those in work included; `add` blocks above that.
 
     Raises:
         NoThreadError: the system starts no more threads.
@@ -36,10 +36,10 @@ class Beside(Generic[T]):
         self._thread = start_thread(self._run, name)
 
     def add(self, item: T) -> None:
-        """Give it something to do.
+        """Queue an item.
 
         Raises:
-            BaseException: what `work` raised.
+            BaseException: the exception that `work` raised.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._error or len(self._waiting) < self._most)
@@ -48,16 +48,16 @@ class Beside(Generic[T]):
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait until all is done.
+        """Wait until all items are done.
 
         Raises:
-            BaseException: what `work` raised.
+            BaseException: the exception that `work` raised.
         """
         self._end()
         self._check()
 
     def stop(self) -> None:
-        """Wait for what is being done, and leave the rest.  Again: nothing happens."""
+        """Wait for the items in work, and discard the rest.  A second call does nothing."""
         with self._changed:
             self._waiting.clear()
         self._end()

@@ -1,17 +1,16 @@
-"""What the stores in a local folder have in common: who writes, who owns a run, who cleans up.
+"""What the stores in a local folder have in common: saving, ownership of runs, cleaning up.
 
-Theory of operation.  Whatever changes a store is done by its `LocalWriter`, in the order it was
-asked for, in one long-lived thread.  Blobs go through trio's threads, but for those that are
-removed: whoever puts one of these waits for it, and may have taken the last of trio's threads.
+Theory of operation.  Every change of a store is made by its `LocalWriter`, in the order of the
+calls, in one long-lived thread.  Blobs go through trio's threads, except for their removal: a
+task that puts a doomed blob waits for the removal, and may hold the last of trio's threads.
 
 A save that was given up on may still land.  So its run stays locked until the process ends,
-and nothing here waits for the writing thread after it.
+and no later operation here waits for the writing thread.
 
-A blob is put before a record names it, so all blobs that nobody names may be removed only while
-nobody owns a run of the store: when a run is locked and nobody else owns one (a crash may
-have left some), and when a run that was pruned is given back.  Those that were dropped are known
-by name, and each is removed at once unless somebody has put it and not named it yet
-(`trio_ckpt.stores._local.blob_pins`).
+A blob is put before a record references it, so all blobs without a reference may be removed only
+while no other handle owns a run of the store: when the only owner has locked its run (a crash may
+have left some), and when a run that was pruned is released.  Dropped blobs are known by name, and
+each is removed at once unless a handle pins it (`trio_ckpt.stores._local.blob_pins`).
 """
 
 from __future__ import annotations
@@ -64,27 +63,27 @@ Ts = TypeVarTuple("Ts")
 
 
 class LocalWriter(Protocol):
-    """Changes a store.  Everything here blocks, and is called in one thread.
+    """Changes a store.  Every method blocks, and is called in one thread.
 
     Attributes:
-        claims: What it names in a save is claimed there.
+        claims: The pins of the handle; a save pins the blobs that it references.
     """
 
     claims: BlobPins
 
     def raise_owner(self, run_id: str) -> int:
-        """A new owner number for a run, durable; it exists from now on."""
+        """Raise a run's owner number, durably, and return it; the run exists from now on."""
         ...
 
     def count(self, run_id: str) -> tuple[int, int]:
-        """The newest generation of a run that is owned, and its records in all generations.
+        """Return the newest generation of an owned run, and its records in all generations.
 
-        Only right after it was locked or pruned.
+        Only valid right after the run was locked or pruned.
         """
         ...
 
     def give_back(self, run_id: str) -> None:
-        """The run is about to be unlocked.
+        """Prepare a run for its unlocking.
 
         Raises:
             StoreConflictError: the store was removed or replaced since the last save.
@@ -98,28 +97,28 @@ class LocalWriter(Protocol):
         ...
 
     def prune(self, run: RunKey, keep: int) -> Pruned:
-        """See `Store.prune`; blobs are only counted."""
+        """See `Store.prune`; blobs are counted, not removed."""
         ...
 
     def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
-        """See `Store.drop_blobs`; the digests that were named."""
+        """See `Store.drop_blobs`; returns the digests that were referenced."""
         ...
 
     def unnamed(self, digests: Iterable[str]) -> list[str]:
-        """Those that no record of the store names."""
+        """Return the digests that no record of the store references."""
         ...
 
     def remove_orphans(self) -> None:
-        """Remove blobs that no record names; what goes wrong is logged."""
+        """Remove blobs that no record references; errors are logged."""
         ...
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close all files."""
         ...
 
 
 class LocalReader(Protocol):
-    """Reads a store, beside whoever writes it; blocking functions."""
+    """Reads a store while others may write it; blocking functions."""
 
     def read_run(self, run_id: str, generation: int | None) -> StoredRun | None:
         """See `Store.read_run`."""
@@ -171,22 +170,22 @@ class LocalStore(Store):
         self._logger = logger
         self._in_doubt: set[str] = set()  # runs with a save whose outcome is unknown
         self._owned = 0  # runs that this handle owns
-        self._leaving: set[str] = set()  # runs of which blobs without a name may be left
+        self._leaving: set[str] = set()  # runs that may have blobs without a reference
         self._is_closed = False
         self._process = this_process()
 
     @asynccontextmanager
     async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
-        """See `Store.lock_run`.  The kernel's lock: it goes with this process."""
+        """See `Store.lock_run`.  It is a lock of the kernel, which ends with this process."""
         self._check_open()
         await trio.lowlevel.checkpoint()
         lock = await shielded(run_blocking, self._lock, run_id)
         self._owned += 1
         has_failed = True
         try:
-            # Shielded: raised late, the number would lock out whoever owns the run by then.
+            # Shielded: raised late, the number would lock out the next owner of the run.
             owner = await shielded(self._writing.run, self._raise_owner, run_id)
-            if lock.is_alone:  # cleaned after that: no save of an older owner can land any more
+            if lock.is_alone:  # cleaned after the raise: no save of an older owner can land now
                 await shielded(self._clean, lock)
             yield owner
             has_failed = False
@@ -197,17 +196,17 @@ class LocalStore(Store):
                 await self._give_back_after(lock, run_id, has_failed=has_failed)
 
     async def _give_back_after(self, lock: RunLock, run_id: str, *, has_failed: bool) -> None:
-        """Give a run back; after a failure, which says more, what goes wrong is logged."""
+        """Release a run; after a failure, which is raised instead, an error is logged."""
         try:
             await shielded(self._give_back, lock, run_id)
         except StoreError as error:
             if not has_failed:
                 raise
-            self._logger.error("giving back run %r failed: %s", run_id, error)
+            self._logger.error("releasing run %r failed: %s", run_id, error)
 
     def _lock(self, run_id: str) -> RunLock:
         lock = lock_run(self._folder, run_id)
-        with suppress(StoreError):  # what an owner that was killed was at: nobody is any more
+        with suppress(StoreError):  # the live view of an owner that was killed is out of date
             write_live(self._folder, run_id, b"")
         return lock
 
@@ -218,7 +217,7 @@ class LocalStore(Store):
         return owner
 
     async def _clean(self, lock: RunLock) -> None:
-        """Remove what crashes left, then let others own runs."""
+        """Remove what crashes left, then allow others to own runs."""
         await self._writing.run(self._writer.remove_orphans)
         await run_blocking(lock.share)
 
@@ -238,7 +237,7 @@ class LocalStore(Store):
             try:
                 await run_blocking(lock.release)
             except NoThreadError:
-                lock.release()  # or the run would be locked until the process ends
+                lock.release()  # without a thread: else the run stays locked until the process ends
 
     def _end_owning(self, run_id: str) -> None:
         try:
@@ -268,7 +267,7 @@ class LocalStore(Store):
         try:
             outcomes = self._writer.save(run, group, folds)
         except BaseException as error:
-            if not isinstance(error, SaveOutcomeUnknownError):  # or what it names is needed yet
+            if not isinstance(error, SaveOutcomeUnknownError):  # then its blobs are still needed
                 self._claims.end_save(group)
             raise
         self._claims.end_save(group, outcomes)
@@ -313,7 +312,7 @@ class LocalStore(Store):
         return pruned
 
     def _prune(self, run: RunKey, keep: int) -> Pruned:
-        self._notes.reset(run.run_id, 0)  # first: it must never say more than there is
+        self._notes.reset(run.run_id, 0)  # first: it must never exceed what the store has
         pruned = self._writer.prune(run, keep)
         self._notes.reset(run.run_id, self._writer.count(run.run_id)[1])
         return pruned
@@ -333,15 +332,15 @@ class LocalStore(Store):
         return size
 
     def _drop(self, run: RunKey, stream: str, sequences: Sequence[int]) -> tuple[int, list[str]]:
-        """Drop, durably; how much nobody names any more, and what of it is to be removed."""
+        """Drop durably; return the size of the freed blobs, and those of them to remove."""
         dropped = self._writer.drop_blobs(run, stream, sequences)
         doomed = self._claims.doom(dropped)
         free: list[str] = []
         try:
-            free = self._writer.unnamed(dropped)  # after nobody can claim them any more
+            free = self._writer.unnamed(dropped)  # after the doom: no new pins can come
             return sum(map(self._blobs.size, free)), [name for name in doomed if name in free]
         except StoreError as error:  # the drop itself is done
-            self._logger.warning("blobs that were dropped are left: %s", error)
+            self._logger.warning("dropped blobs were not removed: %s", error)
             return 0, []
         finally:
             self._claims.spare(name for name in doomed if name not in free)
@@ -350,14 +349,14 @@ class LocalStore(Store):
         try:
             self._blobs.remove(doomed)
         except StoreError as error:
-            self._logger.warning("blobs that were dropped are left: %s", error)
+            self._logger.warning("dropped blobs were not removed: %s", error)
         finally:
             self._claims.spare(doomed)
 
     async def read_owner(self, run_id: str) -> Owner | None:
         """See `Store.read_owner`.
 
-        On Linux; elsewhere it raises `StoreError`.
+        On Linux; on other systems it raises `StoreError`.
         """
         self._check_open()
         return await run_blocking(read_owner, self._folder, run_id)
@@ -373,9 +372,9 @@ class LocalStore(Store):
         return await run_blocking(read_live, self._folder, run_id)
 
     async def find_orphans(self) -> tuple[int, int]:
-        """How many blobs no record names, and their bytes.
+        """Return the number of blobs that no record references, and their size in bytes.
 
-        The next owner removes them, unless somebody is just about to name them.
+        The next owner removes them, unless another handle is about to reference them.
 
         Raises:
             StoreError: the store cannot be read.
@@ -396,14 +395,14 @@ class LocalStore(Store):
         """See `Store.put_blob`.
 
         Durability: the file and its name are durable on return.
-        Cancellation: not while it is written.
+        Cancellation: not while the blob is written.
         """
         self._check_open()
         return await run_blocking(self._blobs.put, payload, self._claim)
 
     @contextmanager
     def _claim(self, digest: str) -> Generator[None]:
-        """See that nobody removes a blob while it is put, nor before a record names it."""
+        """Pin a blob while it is put, and on until a record references it."""
         self._claims.hold(digest)
         try:
             yield
@@ -421,8 +420,8 @@ class LocalStore(Store):
     async def aclose(self) -> None:
         """See `Store.aclose`.
 
-        Cancellation: shielded.  It waits for saves under way, but not for one that was
-            given up on: the files are closed after that one has ended.
+        Cancellation: shielded.  It waits for saves under way, but not for a save that was
+            given up on: the files are closed after that save has ended.
         """
         if self._is_closed:
             await trio.lowlevel.checkpoint()
@@ -441,17 +440,17 @@ class LocalStore(Store):
                 self._removing.stop()
 
     def _close_late(self) -> None:
-        """Close what writes when no caller is left; what goes wrong is logged."""
+        """Close the writer when no caller is left to wait for it; errors are logged."""
         try:
             self._writer.close()
         except Exception as error:
             self._logger.error("closing the store %s failed: %s", self.url, error)
 
     async def _read(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
-        """What a read says, or a second one where the first found damage.
+        """Return the result of a read, repeated once if the first found damage.
 
-        Readers hold no lock, so `prune` may take away a blob that a read is about to open.  The
-        second read is after that, and finds damage only where there is some.
+        Readers hold no lock, so `prune` may remove a blob that a read is about to open.  The
+        second read comes after that, and finds damage only if it is real.
         """
         self._check_open()
         try:
@@ -462,11 +461,11 @@ class LocalStore(Store):
 
     @abstractmethod
     async def _run_reader(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Run a function of the reader in the thread where it reads."""
+        """Run a function of the reader in the reader's thread."""
 
     @abstractmethod
     async def _stop_reading(self) -> None:
-        """Let go of what reads; shielded."""
+        """Close what the reader has open; shielded."""
 
     def _check_open(self) -> None:
         need_process(self._process)
@@ -475,14 +474,14 @@ class LocalStore(Store):
 
 
 async def open_writer(folder: Path, make: Callable[[], T]) -> tuple[T, WorkerThread]:
-    """Make a writer in the thread that is going to be its own.
+    """Make a writer in the thread that it will run in.
 
     Cancellation: not once it has begun.
     """
     await trio.lowlevel.checkpoint()
     thread = WorkerThread(f"trio_ckpt writes {folder.name}")
     try:
-        # Shielded, or nobody would close what it opened.
+        # Shielded: a cancelled caller could not close what the writer opened.
         return await shielded(thread.run, make), thread
     except BaseException:
         thread.stop()
@@ -490,10 +489,10 @@ async def open_writer(folder: Path, make: Callable[[], T]) -> tuple[T, WorkerThr
 
 
 def check_options(durability: object, inline_limit_bytes: object, create: object) -> None:
-    """See that the options of a local store are such.
+    """Check the options of a local store.
 
     Raises:
-        TypeError, ValueError: one is not, with its name and value.
+        TypeError, ValueError: one is wrong; the message has its name and value.
     """
     one_of("durability", durability, ("full", "process"))
     whole_number("inline_limit_bytes", inline_limit_bytes, least=1, most=MAX_INLINE_LIMIT_BYTES)
@@ -501,7 +500,7 @@ def check_options(durability: object, inline_limit_bytes: object, create: object
 
 
 def absolute_folder(path: str | os.PathLike[str]) -> Path:
-    """Where a store is, whatever the current folder will be."""
+    """Return a store's absolute folder, independent of later changes of the current folder."""
     plain = os.fspath(path)
     if "\0" in plain:
         raise StoreError(f"{path!r} cannot be the name of a folder")

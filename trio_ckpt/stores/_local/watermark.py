@@ -1,17 +1,17 @@
-"""How far a run was, kept beside its records, so that a loss of the newest is noticed.
+"""High-water mark of acknowledged records: detects a store that lost its end or is an older copy.
 
-Theory of operation.  Every record is sealed, every file has digests, and still a part of a
-store can be replaced by an older one that is whole: a copy of ``state.db``, a write-ahead log or a
-journal that lost its end.  What is there then fits together, there is only less of it.  So the
-owner of a run notes, in a file of its own, how much was acknowledged.  The store having less than
-that is damage.
+Theory of operation.  Every record is sealed and every file has digests, but a part of a
+store can still be replaced by an older one that is whole: a copy of ``state.db``, a write-ahead log
+or a journal that lost its end.  What is left is consistent, there is only less of it.  So the
+owner of a run writes to a file of its own how much was acknowledged.  If the store has less than
+that, it is damaged.
 
-The note is written after the save is durable, so it is never ahead of what was acknowledged, and
-it is not synced: an older one is as true.  One sector takes it whole.  It costs one write(2) a
-group.  That it cannot be written is no reason to fail a save.
+The watermark is written after the save is durable, so it is never ahead of what was acknowledged.
+It is not synced: an older watermark is true as well.  It fits into one sector and costs one
+write(2) per group.  A failure to write it does not fail a save.
 
-A note that is not what its owner has written last means that a copy of the store was put back over
-the files that are open, each of which kept its identity.  Blocking functions.
+A watermark that differs from what its owner has written last means that a copy of the store was
+written over the open files, each of which kept its identity.  Blocking functions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ..._util.forks import close_unshared, open_unshared
 from .files import open_file
 
 SUFFIX = ".seen"
-MAX_NOTE_BYTES = 4_096  # a run's name in JSON and three numbers are less
+MAX_NOTE_BYTES = 4_096  # a run's name in JSON and three numbers take less
 _NOTE = re.compile(
     rb"trio_ckpt seen 1 ([0-9]{20}) ([0-9]{20}) ([0-9]{20}) ([0-9a-f]{32}) (.+)\n", re.DOTALL
 )
@@ -40,13 +40,13 @@ _NOTE = re.compile(
 
 @attrs.frozen
 class Watermark:
-    """How far a run was.
+    """How much of a run was acknowledged.
 
     Attributes:
         run_id: The run.
         owner: Its newest owner number.
         generation: Its newest generation.
-        records: Of all streams of all its generations together.
+        records: The number of records of all streams, all generations together.
     """
 
     run_id: str
@@ -55,25 +55,25 @@ class Watermark:
     records: int
 
     def is_ahead_of(self, generation: int, records: int) -> bool:
-        """Whether more was acknowledged than so much."""
+        """Return whether more was acknowledged than the given generation and records."""
         has_more = self.generation > generation or self.records > records
         return bool(self.records) and has_more
 
 
 def seen_path(folder: Path, run_id: str) -> Path:
-    """Where the note about a run is."""
+    """Return the path of a run's watermark."""
     return folder / "lock" / (hashlib.sha256(run_id.encode()).hexdigest()[:32] + SUFFIX)
 
 
 def encode_seen(seen: Watermark) -> bytes:
-    """The note; always of the same length for a run."""
+    """Encode a watermark; the length is constant for a run."""
     numbers = b"%020d %020d %020d" % (seen.owner, seen.generation, seen.records)
     name = json.dumps(seen.run_id).encode()
     return b"trio_ckpt seen 1 %b %b %b\n" % (numbers, _check(numbers, name), name)
 
 
 def decode_seen(content: bytes) -> Watermark | None:
-    """What a note says; None: it is not one that was written whole."""
+    """Decode a watermark; None: it was not written whole."""
     match = _NOTE.fullmatch(content)
     if match is None:
         return None
@@ -88,11 +88,11 @@ def _check(numbers: bytes, name: bytes) -> bytes:
 
 
 def read_seen(path: Path) -> Watermark | None:
-    """What the note in a file says; None: there is none that says anything.
+    """Read the watermark in a file; None: the file is missing or empty.
 
     Raises:
         OSError: it cannot be read.
-        StoreError: it is no file of the store's.
+        StoreError: it is not a file of the store.
         ValueError: it is not what was written.
     """
     try:
@@ -110,7 +110,7 @@ def read_seen(path: Path) -> Watermark | None:
 
 
 def all_seen(folder: Path) -> Iterator[tuple[Path, Watermark | None]]:
-    """The notes of a store; None: the one there cannot be read."""
+    """Yield the watermarks of a store; None: the one at that path cannot be read."""
     for path in sorted((folder / "lock").glob("*" + SUFFIX)):
         try:
             seen = read_seen(path)
@@ -122,7 +122,7 @@ def all_seen(folder: Path) -> Iterator[tuple[Path, Watermark | None]]:
 
 
 class WatermarkWriter:
-    """Writes the notes of the runs that a handle owns.  In one thread."""
+    """Writes the watermarks of the runs that a handle owns, in one thread."""
 
     def __init__(self, folder: Path, logger: logging.Logger) -> None:
         self._folder = folder
@@ -132,7 +132,7 @@ class WatermarkWriter:
         self._seen: dict[str, Watermark] = {}
 
     def begin(self, seen: Watermark) -> None:
-        """A run is owned, and was found like this."""
+        """Start the watermark of an owned run at what the store has; log a loss."""
         path = seen_path(self._folder, seen.run_id)
         with suppress(OSError, StoreError, ValueError):
             before = read_seen(path)
@@ -153,18 +153,18 @@ class WatermarkWriter:
             self._logger.debug("%s: %s", path, error)
             return
         self._write(seen)
-        with suppress(OSError):  # what was there may have been longer, if it was no note
+        with suppress(OSError):  # a foreign file there may have been longer
             os.ftruncate(self._open[seen.run_id], len(encode_seen(seen)))
 
     def saved(self, run_id: str, generation: int, records: int) -> None:
-        """So many records more are durable."""
+        """Raise the watermark by records that are durable."""
         seen = self._seen.get(run_id)
         if seen is not None:
             now = seen.records + records
             self._write(attrs.evolve(seen, generation=generation, records=now))
 
     def need_own(self, run_id: str) -> None:
-        """See that the note of a run is what was written last.
+        """Check that the watermark of a run is what was written last.
 
         Raises:
             StoreConflictError: it is not.
@@ -182,12 +182,12 @@ class WatermarkWriter:
                 )
 
     def reset(self, run_id: str, records: int) -> None:
-        """There are so many records from now on: some go, on purpose."""
+        """Set the number of records, because some are about to be removed on purpose."""
         if run_id in self._seen:
             self._write(attrs.evolve(self._seen[run_id], records=records))
 
     def end(self, run_id: str) -> None:
-        """The run is given back."""
+        """Close the watermark of a run that is released."""
         self._seen.pop(run_id, None)
         self._written.pop(run_id, None)
         fd = self._open.pop(run_id, None)
@@ -195,7 +195,7 @@ class WatermarkWriter:
             close_unshared(fd)
 
     def close(self) -> None:
-        """Let go of all."""
+        """Close all watermarks."""
         for run_id in tuple(self._open):
             self.end(run_id)
 
@@ -207,4 +207,4 @@ class WatermarkWriter:
             if os.pwrite(self._open[seen.run_id], note, 0) == len(note):
                 self._written[seen.run_id] = note
         except OSError as error:
-            self._logger.debug("run %r: how far it is was not noted: %s", seen.run_id, error)
+            self._logger.debug("run %r: its watermark was not written: %s", seen.run_id, error)
