@@ -29,7 +29,7 @@ LOCAL = pytest.mark.parametrize("kind", [SqliteStore, JsonStore])
 
 _NO_ROOM = """
     import resource, sys, trio
-    from trio_ckpt import _errors
+    from trio_ckpt._util.errors import StoreError
     from trio_ckpt.abc import Checkpoint, RunKey
     from trio_ckpt.stores import open_store
 
@@ -43,11 +43,11 @@ _NO_ROOM = """
                 while True:
                     await store.save(run, [Checkpoint("s", saved + 1, bytes(5_000))])
                     saved += 1
-            except _errors.StoreError as error:
+            except StoreError as error:
                 print(type(error).__name__, error)
             try:
                 await store.put_blob(bytes(300_000))
-            except _errors.StoreError as error:
+            except StoreError as error:
                 print(type(error).__name__, error)
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
             assert await store.save(run, [Checkpoint("s", saved + 1, b"")]) == [None]
