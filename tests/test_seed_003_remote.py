@@ -409,7 +409,7 @@ async def test_edge_case_10_over_the_wire_out_of_memory_checkpoints(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A capture that fails for want of memory is logged and left out; the function goes on."""
-    whole, calls = state_manager.StateManager.hold, 0
+    whole, calls = state_manager.StateManager.capture, 0
 
     async def hold(self: Any) -> Any:
         nonlocal calls

@@ -205,7 +205,7 @@ async def test_many_calls_are_not_kept(tmp_path: Path) -> None:
     async with begin(tmp_path) as run, run.open_stream("s") as stream:
         for _ in range(5 * PRUNED_OVER):
             await stream.save()
-        assert len(stream.walk.calls._calls) <= PRUNED_OVER
+        assert len(stream.loop_cursor.calls._calls) <= PRUNED_OVER
 
 
 async def test_a_loop_that_forgets_is_told_before_its_end(tmp_path: Path) -> None:

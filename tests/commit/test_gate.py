@@ -31,7 +31,7 @@ from trio_ckpt import (
     open_run,
 )
 from trio_ckpt._commit.batch import AttemptState, Batch
-from trio_ckpt._commit.exits import Exit, way_of
+from trio_ckpt._commit.exits import Exit, exit_of
 from trio_ckpt._commit.gate import GATE, GateAction, Passed
 from trio_ckpt._commit.retry import Again
 from trio_ckpt._commit.stream_outputs import StreamFiles
@@ -422,13 +422,13 @@ async def test_the_way_of_an_exception() -> None:
         try:
             await trio.lowlevel.checkpoint()
         except trio.Cancelled as cancelled:
-            assert way_of(cancelled) is CANCEL
-            assert way_of(group(cancelled, group(cancelled))) is CANCEL
-            assert way_of(group(cancelled, group(BodyError(), cancelled))) is ERROR
+            assert exit_of(cancelled) is CANCEL
+            assert exit_of(group(cancelled, group(cancelled))) is CANCEL
+            assert exit_of(group(cancelled, group(BodyError(), cancelled))) is ERROR
             raise
-    assert way_of(BodyError()) is ERROR
-    assert way_of(group(BodyError())) is ERROR
-    assert way_of(KeyboardInterrupt()) is CANCEL
+    assert exit_of(BodyError()) is ERROR
+    assert exit_of(group(BodyError())) is ERROR
+    assert exit_of(KeyboardInterrupt()) is CANCEL
 
 
 async def test_what_an_unconfirmed_attempt_did_to_the_state_is_undone() -> None:

@@ -106,7 +106,7 @@ async def test_blob_of_a_record_before_which_one_failed_is_sealed_again(
         store.lock_run("r") as owner,
         open_committer(store, RunKey("r", 0, owner)) as committer,
     ):
-        stream_log = committer.add_lane(("s",), trio_ckpt.Progress())
+        stream_log = committer.add_stream_log(("s",), trio_ckpt.Progress())
         record = Record(kind=RecordKind.NOTE, at=1.0)
         bad = await committer.encode(stream_log, encode_record(record), ("0" * 64,))  # is not there
 
@@ -146,7 +146,7 @@ async def test_records_beyond_what_can_be_counted_are_refused() -> None:
     store = MemoryStore()
     async with store.lock_run("r") as owner:
         async with open_committer(store, RunKey("r", 0, owner)) as committer:
-            stream_log = committer.add_lane(("s",), trio_ckpt.Progress())
+            stream_log = committer.add_stream_log(("s",), trio_ckpt.Progress())
             first = batch_of(committer, stream_log, 0, 2**62)
             committer.submit(first)
             with pytest.raises(NotEncodableError, match="more than can be counted"):
@@ -167,7 +167,7 @@ async def test_what_was_not_saved_is_not_counted() -> None:
         store.lock_run("r") as owner,
         open_committer(store, RunKey("r", 0, owner)) as committer,
     ):
-        stream_log = committer.add_lane(("s",), trio_ckpt.Progress())
+        stream_log = committer.add_stream_log(("s",), trio_ckpt.Progress())
         stream_log.submitted = 7  # so the store refuses it
         refused = batch_of(committer, stream_log, 0, 2**62)
         committer.submit(refused)

@@ -150,7 +150,7 @@ async def test_a_skipped_batch_leaves_nothing_of_itself_in_the_state() -> None:
 
 
 async def batch_is_over(stream: Any, before: Any) -> None:
-    await stream.walk.settle_open(Exit.NEXT)
+    await stream.loop_cursor.settle_open(Exit.NEXT)
     assert bits(stream.state) == before
 
 

@@ -82,8 +82,9 @@ async def test_a_stream_that_was_left_keeps_its_progress_and_little_more(tmp_pat
         for number in range(20, 120):
             await work_on(number)
         more = {name: count for name, count in (count_objects() - before).items() if count >= 50}
-        assert {"Progress": 100, "Lane": 100}.items() <= more.items()
-        kept = {"Progress", "Lane", "IndexSet", "list", "dict", "tuple", "_Head"}  # that of SQLite
+        assert {"Progress": 100, "StreamLog": 100}.items() <= more.items()
+        held_by_sqlite = "_SqliteHead"
+        kept = {"Progress", "StreamLog", "IndexSet", "list", "dict", "tuple", held_by_sqlite}
         assert set(more) <= kept, more
         assert more["IndexSet"] <= 4 * 100
         assert more["list"] <= 8 * 100

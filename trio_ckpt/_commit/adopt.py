@@ -65,7 +65,7 @@ async def find_outputs(open_stream: OpenStream, left: Iterable[int], path_of: Pa
         extra=at(open_stream.run_id, open_stream.stream_log.key),
     )
     if refused:
-        _tell(open_stream, refused)
+        _warn_refused(open_stream, refused)
     return found
 
 
@@ -78,7 +78,7 @@ def _paths(given: AnyPath | Iterable[AnyPath]) -> tuple[AnyPath, ...]:
     return paths
 
 
-def _tell(open_stream: OpenStream, refused: Mapping[int, str]) -> None:
+def _warn_refused(open_stream: OpenStream, refused: Mapping[int, str]) -> None:
     """Say what is there and was refused: its batches are done again."""
     shown = [f"batch {index}: {reason}" for index, reason in refused.items() if reason]
     if len(refused) > len(shown):

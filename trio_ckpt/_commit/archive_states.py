@@ -66,24 +66,24 @@ async def archive_chains(
     Durability: when this returns they are saved there.
     Cancellation: the caller shields it.
     """
-    attic = await open_store(url, mac_key=store.mac_key)
+    archive_store = await open_store(url, mac_key=store.mac_key)
     damaged: set[bytes] = set()
     moved: set[bytes] = set()
     try:
         name = archive_name(run_key)
-        async with attic.lock_run(name) as owner:
-            view = await attic.load_run(name)
+        async with archive_store.lock_run(name) as owner:
+            view = await archive_store.load_run(name)
             generation = 0 if view is None else view.generation
             known = None if view is None else view.streams.get(stream_log.key)
-            async with open_committer(attic, RunKey(name, generation, owner)) as committer:
-                shelf = committer.add_lane(
+            async with open_committer(archive_store, RunKey(name, generation, owner)) as committer:
+                archive_log = committer.add_stream_log(
                     stream_log.key, Progress() if known is None else known.progress
                 )
                 async with aclosing(_chains(store, run_key, stream_log, dropped)) as chains:
                     async for lineage, chain in chains:
                         try:
                             for sequence, record in chain:
-                                await _copy(store, committer, shelf, sequence, record)
+                                await _copy(store, committer, archive_log, sequence, record)
                         except StoreDamagedError as error:
                             where = describe_batch(run_key.run_id, stream_log.key, None)
                             log.warning(
@@ -97,7 +97,7 @@ async def archive_chains(
                             moved.add(lineage)
     finally:
         with trio.CancelScope(shield=True):
-            await attic.aclose()
+            await archive_store.aclose()
     return [sequence for lineage in moved - damaged for sequence in dropped[lineage]]
 
 
@@ -131,7 +131,7 @@ def _parts(store: Store, digest: str, size: int) -> Iterator[bytes]:
 
 
 async def _copy(
-    store: Store, committer: GroupCommitter, shelf: StreamLog, sequence: int, record: Record
+    store: Store, committer: GroupCommitter, archive_log: StreamLog, sequence: int, record: Record
 ) -> None:
     blobs = blobs_of(record.state)
     for digest in blobs:
@@ -145,4 +145,4 @@ async def _copy(
         metadata={"reason": f"archived: {record.kind.name.lower()} {sequence}"},
         state=record.state,
     )
-    await committer.save(shelf, note, blobs)
+    await committer.save(archive_log, note, blobs)

@@ -24,7 +24,7 @@ class Exit(enum.Enum):
     __hash__ = object.__hash__
 
 
-def way_of(error: BaseException) -> Exit:
+def exit_of(error: BaseException) -> Exit:
     """Whether an exception leaves that is the batch's own, or one that ends it from outside.
 
     Outside are cancellation, a stop of the run, and what Python ends a program with.
@@ -48,7 +48,7 @@ def is_ended_from_outside(batch: Batch[Any]) -> bool:
     )
 
 
-def telling(errors: Sequence[BaseException]) -> BaseException:
+def decisive(errors: Sequence[BaseException]) -> BaseException:
     """Of several failures the one that decides what a resume may do: for good before not."""
 
     def rank(error: BaseException) -> int:

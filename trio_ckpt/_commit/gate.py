@@ -323,7 +323,7 @@ class Gate(OpenStream):
                 self.changed()
         elif self.state_manager is not None:
             sequence = self.stream_log.progress.sequence  # this is called as it lands
-            self.state_manager.landed(saved, sequence, record.at, is_confirmed=True)
+            self.state_manager.mark_durable(saved, sequence, record.at, is_confirmed=True)
         self.files.release(batch.index, {output.path for output in record.outputs})
         result = CheckpointResult(
             record.outputs,
@@ -384,10 +384,10 @@ class Gate(OpenStream):
     ) -> None:
         error = error or "it failed"
 
-        def landed(batch: Batch[Any], _record: Record) -> None:
+        def on_durable(batch: Batch[Any], _record: Record) -> None:
             end = AttemptEnd.FAILED if is_final else AttemptEnd.RETRIED
             self.close_attempt(batch, end, error)
-            self.taint_state()
+            self.mark_state_dirty()
             if is_final:
                 self.files.release(batch.index)
                 self.fail_token(batch.token, failure_of(error))
@@ -398,22 +398,22 @@ class Gate(OpenStream):
 
         await self._let_snapshot_land()
         record = self._record(RecordKind.ATTEMPT, batch, error, retryable=retryable)
-        await self._save(batch, record, encode_record(record), (), landed)
+        await self._save(batch, record, encode_record(record), (), on_durable)
         await self.restore_state()
 
     async def _save_skip(self, batch: Batch[Any], error: BaseException | str | None) -> None:
         error = error or "it was skipped"
 
-        def landed(batch: Batch[Any], _record: Record) -> None:
+        def on_durable(batch: Batch[Any], _record: Record) -> None:
             self.close_attempt(batch, AttemptEnd.SKIPPED, error)
-            self.taint_state()
+            self.mark_state_dirty()
             self.files.release(batch.index)
             self.stream_log.skipped += 1
             self.fail_token(batch.token, failure_of(error), is_kept=False)  # progress knows it
 
         await self._let_snapshot_land()
         record = self._record(RecordKind.SKIP, batch, error)
-        await self._save(batch, record, encode_record(record), (), landed)
+        await self._save(batch, record, encode_record(record), (), on_durable)
         await self.restore_state()
 
     async def _let_snapshot_land(self) -> None:
@@ -422,9 +422,9 @@ class Gate(OpenStream):
             await self.state_manager.wait_saved()
 
     async def _save_end(self, batch: Batch[Any]) -> None:
-        def landed(batch: Batch[Any], _record: Record) -> None:
+        def on_durable(batch: Batch[Any], _record: Record) -> None:
             self.close_attempt(batch, AttemptEnd.WITHDRAWN)
-            self.taint_state()
+            self.mark_state_dirty()
             self.files.release(batch.index)
             move(batch.token, TokenEvent.WITHDRAW, WITHDRAWN)
 
@@ -436,7 +436,7 @@ class Gate(OpenStream):
             opened=self.new_opening(),
             phase=self.new_phase(),
         )
-        await self._save(batch, record, encode_record(record), (), landed)
+        await self._save(batch, record, encode_record(record), (), on_durable)
         await self.restore_state()
 
     def _record(
@@ -466,16 +466,16 @@ class Gate(OpenStream):
         record: Record,
         payload: bytes,
         lines: tuple[tuple[AppendFile, bytes], ...],
-        landed: Callable[[Batch[Any], Record], None],
+        on_durable: Callable[[Batch[Any], Record], None],
         blobs: tuple[str, ...] = (),
     ) -> None:
         """Send a record of a batch on its way and wait for the outcome."""
 
-        def tell(error: Exception | None) -> None:
+        def settle(error: Exception | None) -> None:
             try:
                 if error is not None:
                     raise error
-                landed(batch, record)
+                on_durable(batch, record)
             except BaseException as problem:
                 if isinstance(problem, Exception):
                     batch.problem = problem
@@ -487,9 +487,9 @@ class Gate(OpenStream):
         if self.committer.observers:
             self.committer.observers.settled(self.attempt_of(batch))
         checkpoint = await self.committer.encode(self.stream_log, payload, blobs)
-        submission = PendingCommit(self.stream_log, record, checkpoint, lines, tell)
-        self.committer.submit(submission)
-        await submission.wait()
+        pending = PendingCommit(self.stream_log, record, checkpoint, lines, settle)
+        self.committer.submit(pending)
+        await pending.wait()
 
     async def _keep_spent(self, batch: Batch[Any]) -> None:
         """Save what an attempt has cost that leaves no record of its own."""

@@ -19,7 +19,7 @@ A checkpoint that fails takes with it the later ones of its stream log that were
 already: their sequence numbers follow on from one that is not there.  They run again.
 
 A save that does not end in time has an unknown outcome.  Then the run is *poisoned*:
-this process saves nothing more, and only the next start can tell what landed.
+this process saves nothing more, and only the next start can tell what on_durable.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class GroupCommitter:
         """All of them."""
         return tuple(self._stream_logs)
 
-    def add_lane(self, key: StreamKey, progress: Progress) -> StreamLog:
+    def add_stream_log(self, key: StreamKey, progress: Progress) -> StreamLog:
         """Make the way for a stream, going on from `progress`."""
         stream_log = StreamLog(key, encode_key(key), self._make_seal, progress, progress.sequence)
         self._stream_logs.append(stream_log)
@@ -200,7 +200,7 @@ class GroupCommitter:
         record: Record,
         blobs: tuple[str, ...] = (),
         *,
-        landed: Callable[[], None] = lambda: None,
+        on_durable: Callable[[], None] = lambda: None,
     ) -> int:
         """Save a record that is not about a batch, and wait for it.
 
@@ -208,7 +208,7 @@ class GroupCommitter:
             stream_log: Its stream.
             record: What it says.
             blobs: That its state names.
-            landed: Called when it is durable, at the moment when progress says so: before any
+            on_durable: Called when it is durable, at the moment when progress says so: before any
                 task can look at that.
 
         Returns:
@@ -222,11 +222,15 @@ class GroupCommitter:
         Cancellation: none once it is submitted.
         """
         checkpoint = await self.encode(stream_log, encode_record(record), blobs)
-        submission = PendingCommit(
-            stream_log, record, checkpoint, (), lambda error: landed() if error is None else None
+        pending = PendingCommit(
+            stream_log,
+            record,
+            checkpoint,
+            (),
+            lambda error: on_durable() if error is None else None,
         )
-        self.submit(submission)
-        await submission.wait()
+        self.submit(pending)
+        await pending.wait()
         return checkpoint.sequence
 
     async def save_all(self, records: Iterable[tuple[StreamLog, Record]]) -> None:
@@ -235,17 +239,17 @@ class GroupCommitter:
         Raises, Durability, Cancellation: as for `save`; what it raises is the first that
             was not saved, and the others may have been.
         """
-        submissions: list[PendingCommit] = []
+        pending_commits: list[PendingCommit] = []
         for stream_log, record in records:
             checkpoint = await self.encode(stream_log, encode_record(record))
-            submissions.append(
+            pending_commits.append(
                 PendingCommit(stream_log, record, checkpoint, (), lambda _error: None)
             )
-            self.submit(submissions[-1])
-        for submission in submissions:
-            await submission.wait()
+            self.submit(pending_commits[-1])
+        for pending in pending_commits:
+            await pending.wait()
 
-    def submit(self, submission: PendingCommit) -> None:
+    def submit(self, pending: PendingCommit) -> None:
         """Queue a checkpoint for the next group.
 
         Raises:
@@ -256,9 +260,9 @@ class GroupCommitter:
             raise self.poison
         if self._is_over:
             raise TrioCkptError("the run is closed", run_id=self.run_key.run_id)
-        submission.stream_log.expect(submission.produced)
-        submission.stream_log.submitted = submission.checkpoint.sequence
-        self._queue.append(submission)
+        pending.stream_log.expect(pending.produced)
+        pending.stream_log.submitted = pending.checkpoint.sequence
+        self._queue.append(pending)
         self._wake()
 
     def close(self) -> None:
@@ -316,8 +320,8 @@ class GroupCommitter:
         outcomes = await self._save(group, folds)
         if len(outcomes) == len(group) and all(outcome is None for outcome in outcomes):
             self._unfolded += len(group)
-            for submission in group:
-                self._land(submission)
+            for pending in group:
+                self._land(pending)
         else:
             self._sort_out(group, outcomes)
 
@@ -325,11 +329,11 @@ class GroupCommitter:
         asked_at = trio.current_time()
         with give_up_after(self._save_timeout_s):
             try:
-                checkpoints = [submission.checkpoint for submission in group]
+                checkpoints = [pending.checkpoint for pending in group]
                 outcomes = await self._store.save(self.run_key, checkpoints, folds)
                 self._owned_at = asked_at
                 if self.observers:
-                    self._tell_saved(checkpoints, outcomes, folds)
+                    self._report_saved(checkpoints, outcomes, folds)
                 return outcomes
             except (StoreConflictError, SaveOutcomeUnknownError) as error:
                 self._set_poison(error)
@@ -346,7 +350,7 @@ class GroupCommitter:
         self._set_poison(unknown)
         return [unknown] * len(group)
 
-    def _tell_saved(
+    def _report_saved(
         self,
         checkpoints: list[Checkpoint],
         outcomes: list[Exception | None],
@@ -359,42 +363,42 @@ class GroupCommitter:
 
     def _unknown(self, problem: str) -> SaveOutcomeUnknownError:
         return SaveOutcomeUnknownError(
-            f"a save of run {self.run_key.run_id!r} {problem}: whether it landed is unknown; "
+            f"a save of run {self.run_key.run_id!r} {problem}: whether it on_durable is unknown; "
             "start the run again",
             run_id=self.run_key.run_id,
         )
 
-    def _land(self, submission: PendingCommit) -> None:
-        stream_log, record = submission.stream_log, submission.record
-        for sink, lines in submission.lines:
+    def _land(self, pending: PendingCommit) -> None:
+        stream_log, record = pending.stream_log, pending.record
+        for sink, lines in pending.lines:
             sink.confirm(sink.confirmed + len(lines))
-        apply(stream_log.progress, submission.checkpoint.sequence, record)
+        apply(stream_log.progress, pending.checkpoint.sequence, record)
         self._dirty[stream_log] = None
-        submission.end(None)
+        pending.end(None)
 
     def _sort_out(self, group: list[PendingCommit], outcomes: list[Exception | None]) -> None:
-        for submission, outcome in zip(group, outcomes, strict=True):
-            if outcome is None and not submission.is_over:
+        for pending, outcome in zip(group, outcomes, strict=True):
+            if outcome is None and not pending.is_over:
                 self._unfolded += 1
-                self._land(submission)
-            elif outcome is not None and not submission.is_over:
-                self._fail(submission, outcome)
+                self._land(pending)
+            elif outcome is not None and not pending.is_over:
+                self._fail(pending, outcome)
 
-    def _fail(self, submission: PendingCommit, error: Exception) -> None:
+    def _fail(self, pending: PendingCommit, error: Exception) -> None:
         """End a checkpoint that was not saved, and the queued ones that follow on from it."""
-        stream_log = submission.stream_log
+        stream_log = pending.stream_log
         followers = [queued for queued in self._queue if queued.stream_log is stream_log]
         self._queue = [queued for queued in self._queue if queued.stream_log is not stream_log]
-        stream_log.submitted = min(stream_log.submitted, submission.checkpoint.sequence - 1)
-        self._end_all([submission, *followers], error)
+        stream_log.submitted = min(stream_log.submitted, pending.checkpoint.sequence - 1)
+        self._end_all([pending, *followers], error)
 
-    def _end_all(self, submissions: Iterable[PendingCommit], error: Exception) -> None:
+    def _end_all(self, pending_commits: Iterable[PendingCommit], error: Exception) -> None:
         with ExitStack() as stack:  # whatever one of them raises, the others are told
-            for submission in reversed(list(submissions)):
-                if submission.is_over:
-                    submission.wake()
+            for pending in reversed(list(pending_commits)):
+                if pending.is_over:
+                    pending.wake()
                 else:
-                    stack.callback(submission.end, error)
+                    stack.callback(pending.end, error)
 
     def _set_poison(self, error: TrioCkptError) -> None:
         if self.poison is not None:
@@ -415,8 +419,8 @@ class GroupCommitter:
     async def _append_lines(self, taken: list[PendingCommit]) -> list[PendingCommit]:
         """Append all lines of a group, one fsync per file; returns those to go on with."""
         chunks: dict[AppendFile, list[bytes]] = {}
-        for submission in taken:
-            for sink, lines in submission.lines:
+        for pending in taken:
+            for sink, lines in pending.lines:
                 chunks.setdefault(sink, []).append(lines)
         failures: dict[AppendFile, Exception] = {}
         with give_up_after(self._save_timeout_s) as scope:
@@ -431,16 +435,16 @@ class GroupCommitter:
             self._set_poison(unknown)
             self._end_all(taken, unknown)
             return []
-        failed_lanes: dict[StreamLog, Exception] = {
-            submission.stream_log: failures[sink]
-            for submission in taken
-            for sink, _ in submission.lines
+        failed_logs: dict[StreamLog, Exception] = {
+            pending.stream_log: failures[sink]
+            for pending in taken
+            for sink, _ in pending.lines
             if sink in failures
         }
-        for submission in taken:
-            if submission.stream_log in failed_lanes and not submission.is_over:
-                self._fail(submission, failed_lanes[submission.stream_log])
-        return [submission for submission in taken if not submission.is_over]
+        for pending in taken:
+            if pending.stream_log in failed_logs and not pending.is_over:
+                self._fail(pending, failed_logs[pending.stream_log])
+        return [pending for pending in taken if not pending.is_over]
 
     # -- folds -----------------------------------------------------------------------------
 

@@ -50,12 +50,12 @@ from .stream_outputs import AnyPath, StreamFiles
 log = logging.getLogger("trio_ckpt.stream")
 
 
-def _nobody(_token: AnyToken) -> None:
+def _ignore(_token: AnyToken) -> None:
     """Nobody watches."""
 
 
 watch_handed_out: trio.lowlevel.RunVar[Callable[[AnyToken], None]] = trio.lowlevel.RunVar(
-    "trio_ckpt handed out", _nobody
+    "trio_ckpt handed out", _ignore
 )
 """Called, in this trio run, with the token of each attempt: for `trio_ckpt.testing`."""
 
@@ -296,17 +296,17 @@ class OpenStream(ABC):
         frontier = self.frontier
         return b"" if frontier is None else frontier.encode(frontier.news(staged_of(batch).adds))
 
-    def taint_state(self) -> None:
+    def mark_state_dirty(self) -> None:
         """Take note that a failed attempt may have changed the state in memory."""
         if self.state_manager is not None:
-            self.state_manager.taint()
+            self.state_manager.mark_dirty()
 
     async def restore_state(self) -> None:
         """Undo what a failed attempt did to the state in memory.
 
         Cancellation: a cancellation point where arrays are read back.
         """
-        if self.state_manager is not None and self.state_manager.is_tainted:
+        if self.state_manager is not None and self.state_manager.is_dirty:
             await self.state_manager.restore()
 
     async def prune_state(self, *, is_complete: bool = False) -> None:
@@ -326,7 +326,7 @@ class OpenStream(ABC):
         archive = state_manager.versions.retention.archive
         if archive is None:
             sequences = [sequence for part in dropped.values() for sequence in part]
-            await self._let_go(state_manager, sequences)
+            await self._drop_states(state_manager, sequences)
         else:
             self.nursery.start_soon(self._archive, state_manager, dropped, archive)
 
@@ -352,9 +352,9 @@ class OpenStream(ABC):
                     )
                     return
                 if moved and self.committer.poison is None:
-                    await self._let_go(state_manager, moved)
+                    await self._drop_states(state_manager, moved)
 
-    async def _let_go(self, state_manager: StateManager[Any], sequences: list[int]) -> None:
+    async def _drop_states(self, state_manager: StateManager[Any], sequences: list[int]) -> None:
         with trio.CancelScope(shield=True):
             try:
                 await state_manager.store.drop_blobs(
@@ -393,7 +393,7 @@ class OpenStream(ABC):
     def drop(self, batch: Batch[Any], failure: Failure) -> None:
         """End an attempt without a record: the batch runs again."""
         if batch.index in self.open:
-            self.taint_state()
+            self.mark_state_dirty()
         self.close_attempt(batch, _end_of(failure), failure.reason)
         self.files.release(batch.index)
         self.fail_token(batch.token, failure)

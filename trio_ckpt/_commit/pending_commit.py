@@ -24,14 +24,14 @@ class PendingCommit:
         record: What it says.
         checkpoint: The same as bytes.
         lines: What to append first: a file of the stream log, and bytes.
-        landed: Called with None or the error, before any waiter wakes.
+        on_outcome: Called with None or the error, before any waiter wakes.
     """
 
     stream_log: StreamLog
     record: Record
     checkpoint: Checkpoint
     lines: tuple[tuple[AppendFile, bytes], ...]
-    landed: Callable[[Exception | None], None]
+    on_outcome: Callable[[Exception | None], None]
     is_over: bool = False
     error: Exception | None = None
     _tasks: list[trio.lowlevel.Task] = attrs.field(factory=list[trio.lowlevel.Task], init=False)
@@ -61,7 +61,7 @@ class PendingCommit:
         try:
             self.is_over, self.error = True, error
             self.stream_log.records_ahead -= self.produced
-            self.landed(error)
+            self.on_outcome(error)
         finally:
             self.wake()
 

@@ -39,7 +39,7 @@ from ..outputs import OutputDir, keep_tail
 from ..state._chain import blobs_of, read_chain
 from .group_commit import GroupCommitter
 from .stream_log import StreamLog
-from .stream_outputs import Claims
+from .stream_outputs import PathOwners
 
 log = logging.getLogger("trio_ckpt.redo")
 
@@ -90,7 +90,7 @@ class Redo:
         committer: Saves.
         stream_log: The stream.
         outputs: Where its outputs are; None: they are left alone.
-        claims: Whose each name is, where the run is open.
+        path_owners: Whose each name is, where the run is open.
         put_back: Called with the index of each batch, at the moment when progress says that it
             goes back to work: whoever hands batches out may do so from then on.
         begin_change: Called before anything is saved, once it is sure that nothing refuses.
@@ -100,7 +100,7 @@ class Redo:
     committer: GroupCommitter
     stream_log: StreamLog
     outputs: OutputDir | None
-    claims: Claims = attrs.field(factory=dict[str, tuple[str, int]])
+    path_owners: PathOwners = attrs.field(factory=dict[str, tuple[str, int]])
     put_back: Callable[[int], None] = lambda _index: None
     begin_change: Callable[[], Awaitable[None]] = trio.lowlevel.cancel_shielded_checkpoint
 
@@ -137,15 +137,15 @@ class Redo:
                 stream=self.stream_log.key,
                 batch_index=first,
             )
-        taking = Reversal()
+        reversal = Reversal()
         async with aclosing(self._standing()) as pages:
             async for records in pages:
                 for entry in records:
                     if entry.index in wanted:
-                        taking.add(entry.index, entry.record)
-                if len(taking.indexes) == len(wanted):
+                        reversal.add(entry.index, entry.record)
+                if len(reversal.indexes) == len(wanted):
                     break
-        await self._take_back(taking, reason)
+        await self._revert(reversal, reason)
 
     async def rewind(self, to: int, reason: str) -> IndexSet:
         """Put all batches after `to` back to work; returns which.
@@ -165,19 +165,19 @@ class Redo:
         wanted = progress.done.after(to)
         if not wanted:
             return wanted
-        taking, oldest = Reversal(), 0
+        reversal, oldest = Reversal(), 0
         async with aclosing(self._standing()) as pages:
             async for records in pages:
                 for entry in records:
                     if entry.index in wanted:
-                        taking.add(entry.index, entry.record)
+                        reversal.add(entry.index, entry.record)
                         oldest = entry.sequence
-                if len(taking.indexes) == len(wanted):
+                if len(reversal.indexes) == len(wanted):
                     break
         if progress.is_ordered:
             return await self._rewind_before(oldest, reason, to=to)
-        await self._take_back(taking, reason, index=to)
-        return taking.indexes
+        await self._revert(reversal, reason, index=to)
+        return reversal.indexes
 
     async def rewind_before(self, cut: int, reason: str) -> IndexSet:
         """Put back to work what was saved from sequence `cut` on; returns which batches.
@@ -189,7 +189,7 @@ class Redo:
 
     async def _rewind_before(self, cut: int, reason: str, *, to: int | None = None) -> IndexSet:
         progress = self.stream_log.progress
-        taking, state, cursor = Reversal(), b"", None
+        reversal, state, cursor = Reversal(), b"", None
         is_found = {"state": not progress.has_state, "cursor": not progress.has_cursor}
         resets = progress.has_state
         key = self.committer.run_key
@@ -200,7 +200,7 @@ class Redo:
             async for records in pages:
                 for entry in _both(standing, records):
                     if entry.sequence >= cut:
-                        taking.add(entry.index, entry.record)
+                        reversal.add(entry.index, entry.record)
                 for sequence, record in records:
                     if sequence >= cut:
                         continue
@@ -211,19 +211,19 @@ class Redo:
                         is_found["cursor"], cursor = True, record.cursor
                 if records and records[-1][0] < cut and all(is_found.values()):
                     break
-        first = next(iter(taking.indexes), 0)
+        first = next(iter(reversal.indexes), 0)
         if state:
             await self._check_restorable(cut, first)
-        await self._keep_tails(taking.lines)
-        await self._take_back(
-            taking,
+        await self._keep_tails(reversal.lines)
+        await self._revert(
+            reversal,
             reason,
             index=first - 1 if to is None else to,
             cursor=cursor if progress.has_cursor else msgspec.UNSET,
             state=state,
             resets_state=resets,
         )
-        return taking.indexes
+        return reversal.indexes
 
     async def _check_restorable(self, cut: int, first: int) -> None:
         """Raise CannotRedoError unless the state before a sequence is whole still."""
@@ -283,10 +283,10 @@ class Redo:
                 or index not in self.stream_log.progress.confirmed
             ):
                 return
-            taking = Reversal()
-            taking.add(index, entry.record)
+            reversal = Reversal()
+            reversal.add(index, entry.record)
             await self._set_aside(index, entry.record.outputs)
-            await self._save(taking, {"path": path, "reason": reason})
+            await self._save(reversal, {"path": path, "reason": reason})
 
     # -- how ----------------------------------------------------------------------------------
 
@@ -299,22 +299,22 @@ class Redo:
             async for records in pages:
                 yield _both(standing, records)
 
-    async def _take_back(self, taking: Reversal, reason: str, **fields: Any) -> None:
+    async def _revert(self, reversal: Reversal, reason: str, **fields: Any) -> None:
         where = describe_batch(self.committer.run_key.run_id, self.stream_log.key, None)
         log.info(
             "%s: batches %s go back to work: %s",
             where,
-            taking.indexes,
+            reversal.indexes,
             one_line(reason),
             extra=at(self.committer.run_key.run_id, self.stream_log.key),
         )
-        await self._save(taking, {"reason": reason}, **fields)
+        await self._save(reversal, {"reason": reason}, **fields)
         with trio.CancelScope(shield=True):
-            await self._archive(taking.confirmed)
+            await self._archive(reversal.confirmed)
 
     async def _save(
         self,
-        taking: Reversal,
+        reversal: Reversal,
         metadata: dict[str, Any],
         *,
         index: int | None = None,
@@ -328,25 +328,25 @@ class Redo:
             kind=RecordKind.REDO,
             at=time.time(),
             index=index,
-            steps=tuple(taking.indexes.to_steps()),
-            records=taking.records,
-            lines=tuple(SinkLines(path, size, b"") for path, size in taking.lines.items()),
-            taken=Taken(encode_sums(taking.totals), encode_sums(taking.spent), resets_state),
-            items=encode_marks(taking.items),
-            skipped_items=encode_marks(taking.skipped_items),
+            steps=tuple(reversal.indexes.to_steps()),
+            records=reversal.records,
+            lines=tuple(SinkLines(path, size, b"") for path, size in reversal.lines.items()),
+            taken=Taken(encode_sums(reversal.totals), encode_sums(reversal.spent), resets_state),
+            items=encode_marks(reversal.items),
+            skipped_items=encode_marks(reversal.skipped_items),
             cursor=cursor,
             state=state,
             metadata=metadata,
         )
 
-        def landed() -> None:
-            for index in taking.indexes:
+        def on_durable() -> None:
+            for index in reversal.indexes:
                 stream_log.tools.redone.add(index)
                 self.put_back(index)
-            stream_log.tools.cut_back.update(taking.lines)
+            stream_log.tools.cut_back.update(reversal.lines)
 
-        await self.committer.save(stream_log, record, blobs_of(state), landed=landed)
-        for path in taking.lines:  # shorter now: it is opened anew where it ends
+        await self.committer.save(stream_log, record, blobs_of(state), on_durable=on_durable)
+        for path in reversal.lines:  # shorter now: it is opened anew where it ends
             if path in stream_log.sinks:
                 stream_log.sinks.pop(path).close()
 
@@ -376,11 +376,11 @@ class Redo:
     async def _set_aside(self, index: int, outputs: tuple[Output, ...]) -> None:
         """Move the outputs of a batch, but for names that are another's by now."""
         owner = (self.stream_log.text, index)
-        paths = [o.path for o in outputs if self.claims.get(o.path, owner) == owner]
+        paths = [o.path for o in outputs if self.path_owners.get(o.path, owner) == owner]
         if self.outputs is not None and paths:
             await run_blocking(self.outputs.archive, paths, self._label)
             for path in paths:
-                self.claims.pop(path, None)
+                self.path_owners.pop(path, None)
 
     async def _keep_tails(self, lines: dict[str, int]) -> None:
         """Copy the lines that are about to be cut off into the archive."""

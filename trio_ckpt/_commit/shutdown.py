@@ -61,7 +61,7 @@ class Stop:
         self._requested = trio.Event()
         self._idle = trio.Event()
         self.body = trio.CancelScope()
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[], None] = _ignore
 
     @property
     def busy(self) -> int:
@@ -187,7 +187,7 @@ class Stop:
         self.changed()
 
 
-def _nothing() -> None:
+def _ignore() -> None:
     """Nobody waits for it."""
 
 

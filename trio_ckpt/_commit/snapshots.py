@@ -101,7 +101,7 @@ class Snapshots:
             # Before it is copied: another task may come to a point.
             self._state_manager.begin_saving()
             metadata = as_metadata({**self.metadata, "label": label})
-            hold = await self._state_manager.hold()
+            capture = await self._state_manager.capture()
         except BaseException as error:
             self._state_manager.end_saving()
             if not isinstance(error, NotEncodableError | MemoryError):
@@ -110,7 +110,7 @@ class Snapshots:
             self._leave_out(error)
             return None
         self.overhead_s += time.perf_counter() - held_from
-        return hold, metadata
+        return capture, metadata
 
     async def _save_and_park(self, label: str) -> bool:
         """Save the newest state for the next session, and end the body; else it goes on."""
@@ -162,11 +162,11 @@ class Snapshots:
     def _where(self) -> str:
         return self._open_stream.where(self._batch.index)
 
-    async def _save(self, hold: StateCapture, metadata: dict[str, Any]) -> None:
+    async def _save(self, capture: StateCapture, metadata: dict[str, Any]) -> None:
         """Save one, beside the body; a failure is told: earlier ones stay valid."""
         try:
             with trio.CancelScope(shield=True):
-                saved = await hold.pack()
+                saved = await capture.pack()
                 if saved is not None:
                     record = Record(
                         kind=RecordKind.SNAPSHOT,
@@ -177,7 +177,7 @@ class Snapshots:
                         state=saved.payload,
                     )
                     sequence = await self._open_stream.save_plain(record, saved.kept.blobs)
-                    self._state_manager.landed(saved, sequence, record.at, is_confirmed=False)
+                    self._state_manager.mark_durable(saved, sequence, record.at, is_confirmed=False)
                     await self._open_stream.prune_state()
                 self.saved += 1
         except Exception as error:

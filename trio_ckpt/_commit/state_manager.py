@@ -3,9 +3,9 @@
 Theory of operation
 ===================
 
-`StateManager.hold` takes the state apart while nobody changes it, and copies what may have
+`StateManager.capture` takes the state apart while nobody changes it, and copies what may have
 changed in its arrays.  `StateCapture.pack` makes a frame of that; when the checkpoint with it is
-durable, `StateManager.landed` makes it what the next one is a difference to.
+durable, `StateManager.mark_durable` makes it what the next one is a difference to.
 
 A failed attempt has changed the state in memory: it is *tainted* until it is restored from
 the last confirmed frame.  A state without arrays is restored at once, since its tree is
@@ -82,7 +82,7 @@ class StateManager(Generic[S]):
         state: As the user's loop has it.
         kind: The class of the one that the stream was opened with.
         tools: What its arrays are captured with, those of the run.
-        is_tainted: A failed attempt has changed it.
+        is_dirty: A failed attempt has changed it.
         head: The newest state that the store has, also one of inside a batch.
         confirmed: The newest that a checkpoint of a batch, or between two, has.
         initial: As the user gave it, where it has no arrays.
@@ -100,7 +100,7 @@ class StateManager(Generic[S]):
     plan: Plan[S]
     state: S
     tools: ArrayTools
-    is_tainted: bool = False
+    is_dirty: bool = False
     head: StoredState | None = None
     confirmed: StoredState | None = None
     initial: StoredState | None = None
@@ -124,7 +124,7 @@ class StateManager(Generic[S]):
 
     # -- saving -------------------------------------------------------------------------------
 
-    async def hold(self) -> StateCapture:
+    async def capture(self) -> StateCapture:
         """Take the state apart; when this returns it may change again.
 
         Raises:
@@ -134,7 +134,7 @@ class StateManager(Generic[S]):
         """
         started = time.perf_counter()
         try:
-            return await self._hold()
+            return await self._capture()
         finally:
             self._held_until = time.perf_counter()
             self.held_s += self._held_until - started
@@ -144,7 +144,7 @@ class StateManager(Generic[S]):
         """After so many differences a state is saved whole."""
         return self.versions.retention.max_deltas
 
-    async def _hold(self) -> StateCapture:
+    async def _capture(self) -> StateCapture:
         if self.plan.runs_code:
             flat = self.plan.flatten(self.state)
         else:
@@ -170,7 +170,7 @@ class StateManager(Generic[S]):
             outcomes.append(await run_blocking(func, *args))
         return outcomes[0]
 
-    def look(self) -> StateCapture:
+    def check_encodable(self) -> StateCapture:
         """The same without a copy of what is in arrays: to see that it can be saved."""
         flat = self.plan.flatten(self.state)
         if flat.arrays:
@@ -183,7 +183,7 @@ class StateManager(Generic[S]):
         A snapshot that is on its way lands first.
         """
         await self.wait_saved()
-        return await (await self.hold()).pack(is_forced=self.has_snapshot)
+        return await (await self.capture()).pack(is_forced=self.has_snapshot)
 
     # -- one at a time ------------------------------------------------------------------------
 
@@ -218,7 +218,7 @@ class StateManager(Generic[S]):
 
     # -- what the store has -------------------------------------------------------------------
 
-    def landed(
+    def mark_durable(
         self, saved: EncodedState | None, sequence: int, at: float, *, is_confirmed: bool
     ) -> None:
         """Take note that a frame is durable; None: that of a state that had not changed.
@@ -294,14 +294,14 @@ class StateManager(Generic[S]):
             arrays = await run_blocking(self.tools.engine().copies, flat.arrays)
         self.state = self.plan.build(flat.tree, arrays)
 
-    async def begin(self, hold: StateCapture) -> EncodedState | None:
+    async def begin(self, capture: StateCapture) -> EncodedState | None:
         """Take note of the state as the user gave it; returns what is to be saved of it.
 
         Arrays have to be: nothing else could say later what they were.
         """
-        if hold.held is not None:
-            return await hold.pack()
-        self.initial = self.confirmed = StoredState(hold.tree, encode_tree(hold.tree), ())
+        if capture.held is not None:
+            return await capture.pack()
+        self.initial = self.confirmed = StoredState(capture.tree, encode_tree(capture.tree), ())
         return None
 
     def replace(self, state: S) -> None:
@@ -315,7 +315,7 @@ class StateManager(Generic[S]):
                 f"stream.state must be a {self.kind.__qualname__}, as the state= that the stream "
                 f"was opened with, not {shown(state)}"
             )
-        self.state, self.is_tainted, self.resumed_from = state, False, None
+        self.state, self.is_dirty, self.resumed_from = state, False, None
 
     def begin_batch(self, index: int) -> str | None:
         """The label of the snapshot that the state is of, if that is of this batch.
@@ -327,26 +327,26 @@ class StateManager(Generic[S]):
         resumed_index, label = self.resumed_from
         if resumed_index == index:
             return label
-        self.taint()
+        self.mark_dirty()
         return None
 
-    def taint(self) -> None:
+    def mark_dirty(self) -> None:
         """Take note that a failed attempt may have changed the state."""
-        self.is_tainted, self.resumed_from = True, None
+        self.is_dirty, self.resumed_from = True, None
         kept = self.confirmed
         if kept is not None and not kept.layout.views:
             self.state = self.plan.build(kept.tree, [])
-            self.head, self.is_tainted = kept if kept.chain else None, False
+            self.head, self.is_dirty = kept if kept.chain else None, False
 
     async def restore(self) -> None:
         """Make the state again what the last confirmed checkpoint says.
 
         Cancellation: a state is whole or tainted.
         """
-        if self.is_tainted and self.confirmed is not None:
+        if self.is_dirty and self.confirmed is not None:
             self.state, tables = await self._build(self.confirmed)
             self.confirmed = self.head = attrs.evolve(self.confirmed, tables=tables)
-            self.is_tainted = False
+            self.is_dirty = False
 
     async def load(
         self,

@@ -26,7 +26,7 @@ from .stream_log import StreamLog
 log = logging.getLogger("trio_ckpt.outputs")
 
 AnyPath = str | os.PathLike[str]
-Claims = dict[str, tuple[str, int]]  # a name -> the stream as text, and the batch
+PathOwners = dict[str, tuple[str, int]]  # a name -> the stream as text, and the batch
 
 OWNER_AGE_S = 0.5  # who was stopped for less has lost no lease; asking costs a transaction
 MAX_COUNTED = 1_000  # files of a folder that a message counts
@@ -40,7 +40,7 @@ class StreamFiles:
     Attributes:
         run_id: The run.
         stream_log: The stream; its append files are there.
-        claims: Whose each name is; shared by all streams of the run.
+        path_owners: Whose each name is; shared by all streams of the run.
         check_owner: Raises if somebody else has the run by now; an answer of the given age
             will do.
         root: The run's folder; None: it has none.
@@ -51,7 +51,7 @@ class StreamFiles:
 
     run_id: str
     stream_log: StreamLog
-    claims: Claims
+    path_owners: PathOwners
     check_owner: Callable[[float], Awaitable[None]]
     root: OutputDir | None = None
     folder: str = ""
@@ -105,7 +105,7 @@ class StreamFiles:
 
     def _take(self, name: str, index: int) -> None:
         owner = (self.stream_log.text, index)
-        has = self.claims.setdefault(name, owner)
+        has = self.path_owners.setdefault(name, owner)
         if has != owner:
             whose = "the append files" if has[1] == SINK else f"batch {has[1]}"
             raise OutputClaimedError(
@@ -116,7 +116,7 @@ class StreamFiles:
         """Let go of the names that attempts at a batch have reserved, but for those kept."""
         for name in self._claimed.pop(index, ()):
             if name not in kept:
-                del self.claims[name]
+                del self.path_owners[name]
 
     # -- what they hold -----------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ class StreamFiles:
             return await run_blocking(self._write_first, name, data)
         except OutputExistsError:
             self._claimed[index].discard(name)
-            del self.claims[name]
+            del self.path_owners[name]
             raise
 
     def _write_first(self, name: str, data: bytes) -> Output:

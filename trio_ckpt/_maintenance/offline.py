@@ -217,7 +217,7 @@ class Maintenance:
         if replaced:
             metadata[ARCHIVING] = replaced
         async with open_committer(self.store, key) as committer:
-            stream_log = committer.add_lane(RUN_STREAM, Progress())
+            stream_log = committer.add_stream_log(RUN_STREAM, Progress())
             await committer.save(
                 stream_log, Record(kind=RecordKind.NOTE, at=time.time(), metadata=metadata)
             )
@@ -264,7 +264,9 @@ class Maintenance:
                 stream=key,
             )
         if key not in self._stream_logs:
-            self._stream_logs[key] = self._committer.add_lane(key, self.view.streams[key].progress)
+            self._stream_logs[key] = self._committer.add_stream_log(
+                key, self.view.streams[key].progress
+            )
         return self._stream_logs[key]
 
 

@@ -8,7 +8,7 @@ from typing import cast
 
 import trio
 
-from .._commit.exits import Exit, telling, way_of
+from .._commit.exits import Exit, decisive, exit_of
 from .._commit.gate import Gate
 from .._journal.record import ErrorInfo, Record, RecordKind, Status, describe_end
 from .._util.errors import (
@@ -27,39 +27,43 @@ from .loop import LoopCursor
 log = logging.getLogger("trio_ckpt.stream")
 
 
-async def leave_stream(walk: LoopCursor, error: BaseException | None) -> None:
+async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> None:
     """Pass the gate for what is open, record a failure, leave no token pending.
 
     Args:
-        walk: Where its owner stands.
+        loop_cursor: Where its owner stands.
         error: What leaves its block; None: it ends.
 
     Raises:
         NeverAwaitedError: a method of the stream was called without await.
     """
-    open_stream, batch = walk.open_stream, walk.batch
-    if error is None and (forgotten := walk.calls.problem(open_stream.where())) is not None:
-        await leave_stream(walk, forgotten)
+    open_stream, batch = loop_cursor.open_stream, loop_cursor.batch
+    if error is None and (forgotten := loop_cursor.calls.problem(open_stream.where())) is not None:
+        await leave_stream(loop_cursor, forgotten)
         raise forgotten
-    walk.batch = None
+    loop_cursor.batch = None
     index = batch.index if batch is not None and batch.index in open_stream.open else None
     try:
         if batch is not None:
-            way = walk.way_out(Exit.EXIT) if error is None else way_of(error)
+            way = loop_cursor.way_out(Exit.EXIT) if error is None else exit_of(error)
             await open_stream.pass_gate(batch, way, error)
-        if open_stream.failure is not None and walk.progress.status is not Status.FAILED:
-            await save_failure(walk, open_stream.failure)  # a later record had opened it again
+        if open_stream.failure is not None and loop_cursor.progress.status is not Status.FAILED:
+            await save_failure(
+                loop_cursor, open_stream.failure
+            )  # a later record had opened it again
         elif error is None and open_stream.failure is None:
-            if walk.progress.left == 0:  # what the verification finds is no part of the complete
-                await walk.wait_verified()
-            await walk.complete_if_last()
+            if (
+                loop_cursor.progress.left == 0
+            ):  # what the verification finds is no part of the complete
+                await loop_cursor.wait_verified()
+            await loop_cursor.complete_if_last()
     except BaseException as problem:
-        await _record_exit(walk, problem, index)
+        await _record_exit(loop_cursor, problem, index)
         raise
     else:
-        await _record_exit(walk, error, index)
+        await _record_exit(loop_cursor, error, index)
     finally:
-        walk.is_closed = True
+        loop_cursor.is_closed = True
         open_stream.close()
         open_stream.coordinator.registry.touch()
 
@@ -80,22 +84,26 @@ def is_only_stopped(error: BaseException, poison: Exception | None) -> bool:
     return error is poison or isinstance(error, RunStoppedError)
 
 
-async def save_failure(walk: LoopCursor, info: ErrorInfo) -> None:
+async def save_failure(loop_cursor: LoopCursor, info: ErrorInfo) -> None:
     """Record that the stream has failed."""
-    await walk.open_stream.save_plain(Record(kind=RecordKind.FAIL, at=time.time(), error=info))
+    await loop_cursor.open_stream.save_plain(
+        Record(kind=RecordKind.FAIL, at=time.time(), error=info)
+    )
 
 
-async def _record_exit(walk: LoopCursor, error: BaseException | None, index: int | None) -> None:
-    open_stream = walk.open_stream
-    where, is_complete = open_stream.where(), walk.progress.status is Status.COMPLETE
-    if error is None or way_of(error) is Exit.CANCEL:
+async def _record_exit(
+    loop_cursor: LoopCursor, error: BaseException | None, index: int | None
+) -> None:
+    open_stream = loop_cursor.open_stream
+    where, is_complete = open_stream.where(), loop_cursor.progress.status is Status.COMPLETE
+    if error is None or exit_of(error) is Exit.CANCEL:
         if not (is_complete or open_stream.has_failed):
             log.info(
                 "%s was left before its end: INTERRUPTED",
                 where,
                 extra=at(open_stream.run_id, open_stream.stream_log.key),
             )
-            await _record_beginning(walk)
+            await _record_beginning(loop_cursor)
     elif is_complete and not isinstance(error, SourceChangedError):
         log.info(
             "%s is complete; what was raised later changes nothing",
@@ -106,7 +114,7 @@ async def _record_exit(walk: LoopCursor, error: BaseException | None, index: int
         info = describe_end(_what_ended(open_stream, error), open_stream.stream_log.key, index)
         with trio.CancelScope(shield=True):
             try:
-                await save_failure(walk, info)
+                await save_failure(loop_cursor, info)
             except Exception as problem:
                 text = one_line(text_of(problem))
                 log.error(
@@ -119,21 +127,25 @@ async def _record_exit(walk: LoopCursor, error: BaseException | None, index: int
 
 def _what_ended(open_stream: Gate, error: BaseException) -> BaseException:
     """Of the verdicts in a group the one that decides what a resume may do; else all of it."""
-    first = telling(open_stream.verdicts_in(error))
+    first = decisive(open_stream.verdicts_in(error))
     return first if isinstance(first, BatchFailedError | StreamFailedError) else error
 
 
-async def _record_beginning(walk: LoopCursor) -> None:
+async def _record_beginning(loop_cursor: LoopCursor) -> None:
     """Save that there is work where a loop was left before it saved anything."""
-    if walk.progress.sequence or walk.source is None or walk.open_stream.committer.poison:
+    if (
+        loop_cursor.progress.sequence
+        or loop_cursor.source is None
+        or loop_cursor.open_stream.committer.poison
+    ):
         return
     with trio.CancelScope(shield=True):
         try:
-            await walk.open_stream.save_plain(Record(kind=RecordKind.SAVE, at=time.time()))
+            await loop_cursor.open_stream.save_plain(Record(kind=RecordKind.SAVE, at=time.time()))
         except TrioCkptError as error:
             log.error(
                 "that %s was begun is not saved: %s",
-                walk.open_stream.where(),
+                loop_cursor.open_stream.where(),
                 error,
-                extra=at(walk.open_stream.run_id, walk.open_stream.stream_log.key),
+                extra=at(loop_cursor.open_stream.run_id, loop_cursor.open_stream.stream_log.key),
             )

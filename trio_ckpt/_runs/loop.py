@@ -336,14 +336,14 @@ class Batches(Generic[T]):
 
     def __init__(
         self,
-        walk: LoopCursor,
+        loop_cursor: LoopCursor,
         items: Items[T] | None,
         key: Callable[[T], str] | None,
         start: int | None,
         end: int | None,
         estimate: int | None,
     ) -> None:
-        self._walk = walk
+        self._loop_cursor = loop_cursor
         self._items = items
         self._key = key
         self._start = start
@@ -356,48 +356,48 @@ class Batches(Generic[T]):
 
     async def __anext__(self) -> Batch[T]:
         """Pass the gate for the open batch, and hand out the next one."""
-        walk = self._walk
-        walk.check_owner()
-        walk.check_failed()
+        loop_cursor = self._loop_cursor
+        loop_cursor.check_owner()
+        loop_cursor.check_failed()
         source = self._source
         if source is None:
             source = await self._begin()
-        elif walk.loop is not self:
+        elif loop_cursor.loop is not self:
             raise StreamBusyError("a newer batches() has taken the place of this one")
         else:
-            await walk.settle_open(Exit.NEXT)
+            await loop_cursor.settle_open(Exit.NEXT)
         found = await self._find_next(source)
         if found is None:  # also during a stop: what is done is done
             raise StopAsyncIteration
-        await walk.wait_for_turn(found[0])
+        await loop_cursor.wait_for_turn(found[0])
         await trio.lowlevel.checkpoint_if_cancelled()
-        batch: Batch[T] = walk.open_stream.hand_out(*found)
-        walk.hold(batch)
+        batch: Batch[T] = loop_cursor.open_stream.hand_out(*found)
+        loop_cursor.hold(batch)
         return batch
 
     async def _begin(self) -> Source[T]:
         """Take the place of an older loop."""
-        walk = self._walk
+        loop_cursor = self._loop_cursor
         await trio.lowlevel.checkpoint()
-        await walk.settle_open(Exit.NEXT)
-        source = self._source = await walk.open_source(self._items, self._key)
-        walk.is_cut = source.is_open_ended and self._end is not None
-        await walk.begin_range(source.stop, self._start, self._end, self._estimate)
-        walk.loop = self
+        await loop_cursor.settle_open(Exit.NEXT)
+        source = self._source = await loop_cursor.open_source(self._items, self._key)
+        loop_cursor.is_cut = source.is_open_ended and self._end is not None
+        await loop_cursor.begin_range(source.stop, self._start, self._end, self._estimate)
+        loop_cursor.loop = self
         return source
 
     async def _find_next(self, source: Source[T]) -> tuple[int, T | None, bytes] | None:
-        walk = self._walk
-        start = max(self._start or 0, walk.open_stream.first_index)
+        loop_cursor = self._loop_cursor
+        start = max(self._start or 0, loop_cursor.open_stream.first_index)
         while True:
-            index = walk.progress.first_left(start)
+            index = loop_cursor.progress.first_left(start)
             is_beyond = self._end is not None and index > self._end
             if source.is_open_ended:
-                is_beyond = is_beyond or walk.is_past_end(index)
+                is_beyond = is_beyond or loop_cursor.is_past_end(index)
             found = None if is_beyond else source.get(index)
             if found is not None:
                 return index, *found
-            if not await walk.wait_verified():
+            if not await loop_cursor.wait_verified():
                 break  # nothing came back to work meanwhile
-        await walk.complete_source(source, None if is_beyond else index)
+        await loop_cursor.complete_source(source, None if is_beyond else index)
         return None

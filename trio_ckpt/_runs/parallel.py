@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, cast
 import trio
 
 from .._commit.batch import AttemptState, Batch, given_of
-from .._commit.exits import Exit, telling, way_of
+from .._commit.exits import Exit, decisive, exit_of
 from .._commit.gate import Gate, Passed
 from .._commit.retry import Again, RetryTable
 from .._tokens.token import is_cancellation
@@ -77,8 +77,8 @@ async def run_batches(
     Cancellation: batches in flight are cancelled, completed ones are saved.
     """
     instance("stream", stream, Stream, "an open stream")
-    walk, open_stream = stream.walk, stream.open_stream
-    walk.check_owner()
+    loop_cursor, open_stream = stream.loop_cursor, stream.open_stream
+    loop_cursor.check_owner()
     function("handler", handler)
     concurrency = whole_number("concurrency", concurrency, least=1, most=MAX_CONCURRENCY)
     start, end = index_range(start, end)
@@ -95,15 +95,15 @@ async def run_batches(
     if items is None and (start is not None or end is not None):
         raise ValueError("start= and end= narrow a list; a Frontier has no order")
     await trio.lowlevel.checkpoint()
-    await walk.settle_open(Exit.NEXT)
-    source = None if items is None else await walk.open_source(items, key)
+    await loop_cursor.settle_open(Exit.NEXT)
+    source = None if items is None else await loop_cursor.open_source(items, key)
     stop = (
         source.stop
         if source is not None
         else open_stream.first_index + len(open_stream.frontier or ())
     )
-    await walk.begin_range(stop, start, end, estimate)
-    feed: WorkQueue[T] = WorkQueue(walk, source, start, end)
+    await loop_cursor.begin_range(stop, start, end, estimate)
+    feed: WorkQueue[T] = WorkQueue(loop_cursor, source, start, end)
     open_stream.is_parallel = concurrency > 1
     table, open_stream.retry = open_stream.retry, open_stream.retry if retry is None else retry
     checks = open_stream.files.validator
@@ -116,14 +116,14 @@ async def run_batches(
     finally:
         open_stream.retry, open_stream.is_parallel = table, False
         open_stream.files.validator = checks
-        open_stream.changed, open_stream.put_back = _nothing, _nothing_with_index
+        open_stream.changed, open_stream.put_back = _ignore, _ignore_index
 
 
-def _nothing() -> None:
+def _ignore() -> None:
     """Nobody waits for work."""
 
 
-def _nothing_with_index(_index: int) -> None:
+def _ignore_index(_index: int) -> None:
     """A sequential loop looks for itself."""
 
 
@@ -144,7 +144,7 @@ async def _run_workers(
         if not failures or not is_cancellation(error):
             raise
     if failures:
-        raise _one_of(failures, feed.walk.open_stream)
+        raise _one_of(failures, feed.loop_cursor.open_stream)
 
 
 def _one_of(failures: list[BaseException], open_stream: Gate) -> BaseException:
@@ -161,7 +161,7 @@ def _one_of(failures: list[BaseException], open_stream: Gate) -> BaseException:
         return BaseExceptionGroup("several workers of run_batches failed", distinct)
     for verdict in verdicts:
         log.error("one of several: %s", one_line(text_of(verdict)), extra=at_error(verdict))
-    return verdicts[telling(list(verdicts))]
+    return verdicts[decisive(list(verdicts))]
 
 
 async def _work(
@@ -175,7 +175,7 @@ async def _work(
         while (batch := await feed.next()) is not None:
             passed: Passed | Again = Passed.GO_ON
             try:
-                passed = await _work_on(feed.walk.open_stream, batch, handler)
+                passed = await _work_on(feed.loop_cursor.open_stream, batch, handler)
             finally:
                 feed.leave(batch, passed)
     except BaseException as error:
@@ -192,7 +192,7 @@ async def _work_on(
     try:
         await handler(batch)
     except BaseException as error:
-        way = way_of(error)
+        way = exit_of(error)
         is_attempt = way is Exit.ERROR and isinstance(error, Exception)
         if not is_attempt or batch.state not in (AttemptState.OPEN, AttemptState.FAILED):
             await open_stream.pass_gate(batch, way, error)
@@ -216,15 +216,15 @@ class WorkQueue(Generic[T]):
 
     def __init__(
         self,
-        walk: LoopCursor,
+        loop_cursor: LoopCursor,
         source: Source[T] | None,
         start: int | None,
         end: int | None,
     ) -> None:
-        self.walk = walk
-        self._open_stream = walk.open_stream
+        self.loop_cursor = loop_cursor
+        self._open_stream = loop_cursor.open_stream
         self._source = source
-        self._start = self._next = max(start or 0, walk.open_stream.first_index)
+        self._start = self._next = max(start or 0, loop_cursor.open_stream.first_index)
         self._end = end
         self._is_exhausted = False
         self._source_end: int | None = None  # where it was found to end
@@ -234,7 +234,10 @@ class WorkQueue(Generic[T]):
         self._idle = trio.lowlevel.ParkingLot()  # workers that wait for work
         self._timer: trio.CancelScope | None = None  # of the one of them that wakes for a retry
         if self._open_stream.frontier is not None:
-            progress, first = self._open_stream.stream_log.progress, walk.open_stream.first_index
+            progress, first = (
+                self._open_stream.stream_log.progress,
+                loop_cursor.open_stream.first_index,
+            )
             self._open_stream.frontier.make_ready(
                 lambda position: progress.is_done(first + position)
             )
@@ -253,10 +256,10 @@ class WorkQueue(Generic[T]):
                 self._working += 1  # or the others would take it that nothing is left
                 self._pass_on()
                 await trio.lowlevel.checkpoint()
-                await self.walk.wait_for_turn(found[0])
+                await self.loop_cursor.wait_for_turn(found[0])
                 return self._open_stream.hand_out(*found)
             if not self._delayed and not self._working:
-                if await self.walk.wait_verified():
+                if await self.loop_cursor.wait_verified():
                     continue  # batches may have come back to work meanwhile
                 self._idle.unpark_all()  # each sees the same
                 return None
@@ -341,8 +344,8 @@ class WorkQueue(Generic[T]):
     async def finish(self) -> None:
         """Save that nothing is left, if that is so."""
         if self._source is not None:
-            await self.walk.complete_source(self._source, self._source_end)
+            await self.loop_cursor.complete_source(self._source, self._source_end)
         elif self._open_stream.frontier is not None:
-            await self.walk.complete(
+            await self.loop_cursor.complete(
                 self._open_stream.first_index + len(self._open_stream.frontier)
             )

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from .._commit.exits import Exit, way_of
+from .._commit.exits import Exit, exit_of
 from .._commit.group_commit import GroupCommitter
 from .._commit.stream_log import StreamLog
 from .._journal.progress import Progress
@@ -77,7 +77,7 @@ async def open_phase(
     try:
         yield phase
     except BaseException as error:
-        if way_of(error) is Exit.ERROR and committer.poison is None:
+        if exit_of(error) is Exit.ERROR and committer.poison is None:
             await _save_failure(committer, stream_log, error)
         raise
     if keys := left_in_phase(parts, name):

@@ -68,7 +68,7 @@ class Resume:
             open_stream.committer,
             open_stream.stream_log,
             open_stream.files.root,
-            open_stream.files.claims,
+            open_stream.files.path_owners,
             put_back=lambda index: open_stream.put_back(index),
         )
 
@@ -240,14 +240,14 @@ class Resume:
         state_manager.versions = Versions(self.settings.retention)
         # A state that cannot be saved is refused before any work.
         if self.open_stream.stream_log.progress.has_state:
-            await state_manager.begin(state_manager.look())
+            await state_manager.begin(state_manager.check_encodable())
             await self._load(state_manager)
         else:
             await state_manager.take(state)
-            if (saved := await state_manager.begin(await state_manager.hold())) is not None:
+            if (saved := await state_manager.begin(await state_manager.capture())) is not None:
                 record = Record(kind=RecordKind.SAVE, at=time.time(), state=saved.payload)
                 sequence = await self.open_stream.save_plain(record, saved.kept.blobs)
-                state_manager.landed(saved, sequence, record.at, is_confirmed=True)
+                state_manager.mark_durable(saved, sequence, record.at, is_confirmed=True)
         self.open_stream.state_manager = state_manager
 
     async def _load(self, state_manager: StateManager[object]) -> None:

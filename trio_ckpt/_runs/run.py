@@ -22,7 +22,7 @@ from .._commit.group_commit import GroupCommitter
 from .._commit.redo import Redo
 from .._commit.retry import NO_RETRIES, RetryTable
 from .._commit.shutdown import Stop
-from .._commit.stream_outputs import SINK, Claims, StreamFiles
+from .._commit.stream_outputs import SINK, PathOwners, StreamFiles
 from .._journal.progress import Progress
 from .._journal.record import Status
 from .._journal.statistics import RunStatistics
@@ -117,11 +117,11 @@ class Run:
         self._calls = Calls()
         self._waits = Waits(self._stream_table, stop, self._stopped)
         stop.changed = self._look_again
-        self._claims: Claims = {
+        self._path_owners: PathOwners = {
             path: (encode_key(key), SINK) for key, p in self._progress.items() for path in p.sinks
         }
         if outputs is not None:
-            self._claims[MANIFEST] = (encode_key(RUN_STREAM), SINK)
+            self._path_owners[MANIFEST] = (encode_key(RUN_STREAM), SINK)
 
     @property
     def exit_code(self) -> int:
@@ -290,7 +290,7 @@ class Run:
         files = StreamFiles(
             self.run_id,
             stream_log,
-            self._claims,
+            self._path_owners,
             self._committer.check_owner,
             self._outputs,
             *checked,
@@ -411,7 +411,7 @@ class Run:
             self._committer,
             self._stream_table.stream_log(key),
             self._outputs,
-            self._claims,
+            self._path_owners,
         )
         self._rewinding.add(key)
         try:

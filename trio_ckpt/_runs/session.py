@@ -17,7 +17,7 @@ from typing import Any, Literal
 import attrs
 import trio
 
-from .._commit.exits import Exit, way_of
+from .._commit.exits import Exit, exit_of
 from .._commit.group_commit import GroupCommitter
 from .._commit.stream_log import Added, StreamLog
 from .._journal.history import KILLED, ended_at, run_facts, run_runtime_s
@@ -205,7 +205,7 @@ class SessionRecorder:
         """
         own = view.streams.get(RUN_STREAM) if view is not None else None
         self._committer = committer
-        self._stream_log: StreamLog = committer.add_lane(
+        self._stream_log: StreamLog = committer.add_stream_log(
             RUN_STREAM, own.progress if own else Progress()
         )
         self.runtime_s = run_runtime_s(view) if view is not None else 0.0
@@ -285,6 +285,6 @@ def _how_ended(error: BaseException | None) -> str:
         return ENDED
     if isinstance(error, RunStoppedError):
         return STOPPED
-    if way_of(error) is Exit.CANCEL:
+    if exit_of(error) is Exit.CANCEL:
         return "was cancelled"
     return f"ended by {class_name(error)}"

@@ -18,7 +18,7 @@ import trio
 from .._commit.adopt import PathOf, rescan
 from .._commit.awaits import awaits_noted
 from .._commit.batch import UNSET, Batch
-from .._commit.exits import Exit, way_of
+from .._commit.exits import Exit, exit_of
 from .._commit.gate import Gate
 from .._commit.pins import pin_state, unpin_state
 from .._commit.redo import Redo
@@ -59,17 +59,17 @@ class Stream(Generic[S]):
 
     def __init__(
         self,
-        walk: LoopCursor,
+        loop_cursor: LoopCursor,
         redo: Redo,
         nursery: trio.Nursery,
     ) -> None:
-        open_stream = walk.open_stream
+        open_stream = loop_cursor.open_stream
         self.key: StreamKey = open_stream.stream_log.key
         self.first_index = open_stream.first_index
         self._open_stream = open_stream
         self._redo = redo
-        self._walk = walk
-        self._calls = walk.calls
+        self._loop_cursor = loop_cursor
+        self._calls = loop_cursor.calls
         self._nursery = nursery
         self._opened = trio.current_time()
         self._runtime_before = (
@@ -103,7 +103,7 @@ class Stream(Generic[S]):
     @property
     def status(self) -> Status:
         """Where the stream stands: IN_PROGRESS while it is open, complete or failed."""
-        is_open = not (self._walk.is_closed or self._open_stream.has_failed)
+        is_open = not (self._loop_cursor.is_closed or self._open_stream.has_failed)
         return status_of(self._progress, is_open=is_open)
 
     @property
@@ -151,7 +151,9 @@ class Stream(Generic[S]):
         Cancellation: a cancellation point for each page.
         """
         frontier, progress = self._open_stream.frontier, self._progress
-        async with aclosing(standing_records(progress, self._walk.read, RecordKind.SKIP)) as pages:
+        async with aclosing(
+            standing_records(progress, self._loop_cursor.read, RecordKind.SKIP)
+        ) as pages:
             async for entries in pages:
                 for index, record in ((entry.index, entry.record) for entry in entries):
                     item = None if frontier is None else frontier.item(index - self.first_index)
@@ -164,7 +166,7 @@ class Stream(Generic[S]):
 
     def statistics(self) -> StreamStatistics:
         """Counts, sums, rate and ETA, at this moment."""
-        is_closed = self._walk.is_closed
+        is_closed = self._loop_cursor.is_closed
         return stream_statistics(
             self._open_stream,
             open_s=0.0 if is_closed else trio.current_time() - self._opened,
@@ -249,7 +251,7 @@ class Stream(Generic[S]):
         """
         span = index_range(start, end)
         estimate = estimated(expected, items)
-        return Batches(self._walk, items, key, *span, estimate)
+        return Batches(self._loop_cursor, items, key, *span, estimate)
 
     @asynccontextmanager
     async def open_batch(self) -> AsyncGenerator[Batch[None]]:
@@ -260,15 +262,15 @@ class Stream(Generic[S]):
         Raises:
             TokenNeverSettledError, BatchFailedError: as the gate says.
         """
-        self._walk.check_owner()
-        self._walk.check_failed()
-        self._walk.check_no_frontier()
+        self._loop_cursor.check_owner()
+        self._loop_cursor.check_failed()
+        self._loop_cursor.check_no_frontier()
         await trio.lowlevel.checkpoint()
-        await self._walk.settle_open(Exit.NEXT)
-        await self._walk.wait_verified()
+        await self._loop_cursor.settle_open(Exit.NEXT)
+        await self._loop_cursor.wait_verified()
         index = self._progress.first_left(self.first_index)
-        await self._walk.wait_for_turn(index)
-        if self._walk.is_past_end(index):
+        await self._loop_cursor.wait_for_turn(index)
+        if self._loop_cursor.is_past_end(index):
             raise StreamEndedError(
                 f"{describe_batch(self._open_stream.run_id, self.key, None)} is complete: there is "
                 f"no batch {index}",
@@ -277,16 +279,16 @@ class Stream(Generic[S]):
             )
         self._open_stream.extent.is_open_ended = True
         batch: Batch[None] = self._open_stream.hand_out(index, None, b"")
-        self._walk.hold(batch)  # so that finish(), save() and fail() pass the gate for it
+        self._loop_cursor.hold(batch)  # so that finish(), save() and fail() pass the gate for it
         try:
             yield batch
         except BaseException as error:
-            await self._open_stream.pass_gate(batch, way_of(error), error)
+            await self._open_stream.pass_gate(batch, exit_of(error), error)
             raise
         finally:
-            self._walk.batch = None
+            self._loop_cursor.batch = None
         await self._open_stream.pass_gate(batch, Exit.EXIT)
-        await self._walk.complete_if_last()
+        await self._loop_cursor.complete_if_last()
 
     # -- the stream as a whole ----------------------------------------------------------------
 
@@ -303,11 +305,11 @@ class Stream(Generic[S]):
 
         Durability: when this returns it is saved.
         """
-        self._walk.check_owner()
+        self._loop_cursor.check_owner()
         plain = {} if metadata is None else as_metadata(metadata)
-        await self._walk.settle_open(Exit.EXIT)
-        await self._walk.wait_verified()
-        self._walk.check_finished()
+        await self._loop_cursor.settle_open(Exit.EXIT)
+        await self._loop_cursor.wait_verified()
+        self._loop_cursor.check_finished()
         stop = self._progress.done.stop
         last = stop - 1 if stop > 0 else None
         await self._open_stream.save_finish(
@@ -320,12 +322,12 @@ class Stream(Generic[S]):
 
         Durability: when this returns they are saved.
         """
-        self._walk.check_owner()
+        self._loop_cursor.check_owner()
         open_stream = self._open_stream
         if cursor is not UNSET:
             open_stream.check_cursor()
             cursor = as_plain(cursor, "cursor")
-        await self._walk.settle_open(Exit.EXIT)
+        await self._loop_cursor.settle_open(Exit.EXIT)
         if open_stream.open:
             raise StreamBusyError(
                 "save() is for between batches: settle the open one first",
@@ -340,7 +342,7 @@ class Stream(Generic[S]):
         record = Record(kind=RecordKind.SAVE, at=time.time(), cursor=cursor, state=state)
         sequence = await open_stream.save_plain(record, blobs)
         if open_stream.state_manager is not None:
-            open_stream.state_manager.landed(saved, sequence, record.at, is_confirmed=True)
+            open_stream.state_manager.mark_durable(saved, sequence, record.at, is_confirmed=True)
 
     async def pin(self, label: str) -> None:
         """Keep the arrays of the newest confirmed state, whatever the retention says.
@@ -358,8 +360,8 @@ class Stream(Generic[S]):
 
         Durability: when this returns it is saved.
         """
-        self._walk.check_owner()
-        await self._walk.settle_open(Exit.EXIT)
+        self._loop_cursor.check_owner()
+        await self._loop_cursor.settle_open(Exit.EXIT)
         await pin_state(self._open_stream, label)
 
     async def unpin(self, label: str) -> None:
@@ -370,7 +372,7 @@ class Stream(Generic[S]):
 
         Durability: when this returns it is saved.
         """
-        self._walk.check_owner()
+        self._loop_cursor.check_owner()
         await unpin_state(self._open_stream, label)
 
     async def fail(self, error: BaseException | str, *, retryable: bool = True) -> None:
@@ -382,12 +384,12 @@ class Stream(Generic[S]):
             error: Why.
             retryable: Whether a plain resume may take it up again.
         """
-        self._walk.check_owner()
+        self._loop_cursor.check_owner()
         error = reason("error", error)
         flag("retryable", retryable)
-        await self._walk.settle_failed(error)
+        await self._loop_cursor.settle_failed(error)
         self._open_stream.failure = describe_error(error, retryable=retryable)
-        await save_failure(self._walk, self._open_stream.failure)
+        await save_failure(self._loop_cursor, self._open_stream.failure)
 
     @asynccontextmanager
     async def snapshots(self, *, every_s: float = 10.0) -> AsyncGenerator[Snapshots]:
@@ -408,7 +410,7 @@ class Stream(Generic[S]):
 
         Cancellation: what is being saved is waited for at the end of the block.
         """
-        batch = self._walk.batch_of_caller()
+        batch = self._loop_cursor.batch_of_caller()
         state_manager = self._open_stream.state_manager
         if state_manager is None:
             raise TypeError("open the stream with state=... to have a state to take snapshots of")
@@ -439,12 +441,12 @@ class Stream(Generic[S]):
 
         Durability: when this returns it is saved.
         """
-        self._walk.check_owner()
-        self._walk.check_no_frontier()
+        self._loop_cursor.check_owner()
+        self._loop_cursor.check_no_frontier()
         wanted = whole_numbers("indexes", indexes)
         text("reason", reason)
         were_done = {index for index in wanted if self._progress.is_done(index)}
-        await self._walk.settle_open(Exit.EXIT)
+        await self._loop_cursor.settle_open(Exit.EXIT)
         # The verification beside may have found some of them damaged, and put them back.
         back = {index for index in were_done if not self._progress.is_done(index)}
         if left := [index for index in wanted if index not in back]:
@@ -478,10 +480,10 @@ class Stream(Generic[S]):
 
         Durability: when this returns what was adopted is saved.
         """
-        self._walk.check_owner()
+        self._loop_cursor.check_owner()
         open_stream = self._open_stream
-        self._walk.check_no_frontier()
-        await self._walk.settle_open(Exit.EXIT)
+        self._loop_cursor.check_no_frontier()
+        await self._loop_cursor.settle_open(Exit.EXIT)
         if open_stream.state_manager is not None or self._progress.is_ordered:
             raise TypeError(
                 "rescan() is for streams whose batches stand alone: no state, no cursor"
@@ -498,14 +500,14 @@ class Stream(Generic[S]):
         return self._open_stream
 
     @property
-    def walk(self) -> LoopCursor:
+    def loop_cursor(self) -> LoopCursor:
         """Where its owner stands; for the library's own loops."""
-        return self._walk
+        return self._loop_cursor
 
     async def leave(self, error: BaseException | None) -> None:
         """Pass the gate for what is open, record a failure, leave no token pending."""
         try:
-            await leave_stream(self._walk, error)
+            await leave_stream(self._loop_cursor, error)
         finally:
             stream_log = self._open_stream.stream_log
             stream_log.open_s += trio.current_time() - self._opened

@@ -76,7 +76,7 @@ class StreamTable:
         stream_log = self.stream_logs.get(key)
         if stream_log is None:
             progress = self.progress.setdefault(key, Progress())
-            stream_log = self.stream_logs[key] = self._committer.add_lane(key, progress)
+            stream_log = self.stream_logs[key] = self._committer.add_stream_log(key, progress)
         return stream_log
 
     def check_known(self, key: StreamKey) -> None:

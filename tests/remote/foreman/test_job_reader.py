@@ -64,7 +64,7 @@ async def job_of(total: int, done: int = 0) -> AsyncGenerator[Counting]:
         open_run(JOB, store=store, handle_signals=False) as run,
         run.open_stream(*ITEMS_STREAM) as stream,
     ):
-        head = stream.open_stream.committer.add_lane(JOB_STREAM, Progress())
+        head = stream.open_stream.committer.add_stream_log(JOB_STREAM, Progress())
         await _save(stream, head, JobSubmission(F + "square", list(range(total)), JobOptions(10.0)))
         stream_log, now = stream.open_stream.stream_log, time.time()
         await stream.open_stream.committer.save_all(

@@ -226,10 +226,10 @@ class Job:
         open_stream, view = stream.open_stream, run.peek()
         if not has_submission(view):
             if new is not None:
-                self._stream_log = open_stream.committer.add_lane(JOB_STREAM, Progress())
+                self._stream_log = open_stream.committer.add_stream_log(JOB_STREAM, Progress())
                 await _save(stream, self._stream_log, new)
             return new
-        self._stream_log = open_stream.committer.add_lane(
+        self._stream_log = open_stream.committer.add_stream_log(
             JOB_STREAM, view.streams[JOB_STREAM].progress
         )
         stored = await read_submission(store, self.job_id)
