@@ -301,7 +301,7 @@ async def put_back(run: trio_ckpt.Run, stages: Sequence[Stage], pages: Sequence[
             done = [page for page in pages if stream.progress.is_done(page)]
             if done:
                 await stream.redo(done, reason="asked for with --redo")
-            say(f"{stage.name}: {len(done)} of {len(pages)} pages go back to work: {done}")
+            say(f"{stage.name}: {len(done)} of {count(len(pages))} are to be done again: {done}")
 
 
 async def run_stage(
@@ -332,18 +332,23 @@ def show_resume(stage: Stage, stream: Stream, total: int, options: argparse.Name
     done = stream.statistics()
     if done.confirmed:
         saves = f", which saves {dollars(done.saved)}" if done.saved else ""
-        say(f"{stage.name}: {done.confirmed} of {total} pages are done{saves}; {left} to do")
+        say(f"{stage.name}: {done.confirmed} of {count(total)} done{saves}; {left} to do")
     else:
-        say(f"{stage.name}: {left} pages to do")
+        say(f"{stage.name}: {count(left)} to do")
 
 
 def show_end(stage: Stage, stream: Stream) -> None:
     """Say what was done and what it cost: this time, and in all."""
     now = stream.statistics()
-    line = f"{stage.name}: {now.session_confirmed} pages this time, {now.confirmed} in all"
+    line = f"{stage.name}: {count(now.session_confirmed)} this time, {now.confirmed} in all"
     if now.spent:
         line += f"; {dollars(now.session_spent)} this time, {dollars(now.spent)} in all"
     say(line)
+
+
+def count(pages: int) -> str:
+    """``1 page``, ``20 pages``."""
+    return f"{pages} page" if pages == 1 else f"{pages} pages"
 
 
 def dollars(sums: Mapping[str, float]) -> str:

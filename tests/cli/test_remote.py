@@ -20,6 +20,7 @@ import trio
 
 from tests.cli.tools import Terminal
 from trio_ckpt import remote
+from trio_ckpt.cli._remote import read_secret
 from trio_ckpt.stores import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -134,6 +135,33 @@ def test_a_secret_is_needed_and_kept(
     assert "16" in said.err
     said = run("worker", "ws://127.0.0.1:1", "--allow", "x", "--secret-file", tmp_path / "none")
     assert said.code == 4
+
+
+def test_a_secret_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """As with a kill between making the file and writing it, which left one that is empty."""
+    resource = pytest.importorskip("resource")
+    path, limit = tmp_path / "secret", resource.RLIMIT_FSIZE
+    soft, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (0, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            read_secret(path, may_make=True)
+    finally:
+        resource.setrlimit(limit, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    secret = read_secret(path, may_make=True)
+    assert [path] == list(tmp_path.iterdir())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert secret == read_secret(path, may_make=True) == read_secret(path, may_make=False)
+
+
+def test_a_secret_of_another_foreman_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one has made the file after this one has looked for it."""
+    path = tmp_path / "secret"
+    path.touch(0o600)
+    path.write_text("the secret of the other one")
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    assert read_secret(path, may_make=True) == "the secret of the other one"
 
 
 def test_a_foreman_beyond_this_machine_needs_tls(

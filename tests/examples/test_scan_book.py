@@ -128,8 +128,8 @@ async def test_a_range_leaves_the_rest_and_says_so(
     said = capsys.readouterr().err
     (resumes,) = [line for line in caplog.messages if "resumes" in line]
     assert resumes.startswith("run 'book' resumes: 8 batches done")
-    assert f"extract: 4 of {PAGES} pages are done; 16 to do" in said
-    assert f"correct: 4 of {PAGES} pages are done, which saves {saves}; 16 to do" in said
+    assert f"extract: 4 of {PAGES} pages done; 16 to do" in said
+    assert f"correct: 4 of {PAGES} pages done, which saves {saves}; 16 to do" in said
     assert "correct: 16 pages this time, 20 in all; $" in said
     whole = tmp_path / "whole"
     assert await scan(book, whole) == 0

@@ -170,7 +170,7 @@ RETURNED: dict[str, Callable[[], Any]] = {
     "lone surrogate": lambda: "\udce9",
     "a _Own is not JSON-like": _Own,
     "a set is not JSON-like": set,
-    "not shown": lambda: {_Unshown(): 1},
+    "_Unshown": lambda: {_Unshown(): 1},
     "over 4,194,304": lambda: "x" * 5_000_000,
     "nested deeper than": lambda: deep(100),
 }
@@ -244,3 +244,19 @@ def hand_back_once(item: str, work: AnyWork) -> str:
         work.release_reason = "the function asks for it"
         work.point_sync()
     return item.upper()
+
+
+async def forget_awaits(item: int, work: Work[Any]) -> int:
+    """Point without await, with every second item."""
+    if item % 2:
+        work.point("here")  # type: ignore[unused-coroutine]
+    await work.point("there")
+    return item
+
+
+def forget_awaits_sync(item: int, work: Work[Any]) -> int:
+    """Call `point` in a thread, where `point_sync` is right."""
+    if item % 2:
+        work.point("here")  # type: ignore[unused-coroutine]
+    work.point_sync("there")
+    return item

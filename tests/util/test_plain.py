@@ -209,3 +209,25 @@ def test_canonical_json_has_one_text_and_no_nan() -> None:
 def test_item_digests_tell_items_apart() -> None:
     assert len(item_digest("a")) == 8
     assert item_digest("a") == item_digest("a") != item_digest("b")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"k" * 10_000: {1}},
+        {"a": {"k" * 10_000: [0, {1}]}},
+        [{"k" * 300: {"l" * 300: {1}}}],
+        {"k" * 10_000: {"n": math.nan}},
+    ],
+    ids=["key", "below", "keys", "leaf"],
+)
+def test_a_message_has_the_two_ends_of_a_long_path(value: Any) -> None:
+    with pytest.raises(NotEncodableError) as caught:
+        as_plain(value, "metadata")
+    assert caught.value.path.startswith("metadata")
+    assert len(caught.value.path) > 300
+    head, found, tail = str(caught.value).partition("…")
+    assert found
+    assert head == caught.value.path[: len(head)]
+    assert caught.value.path.endswith(tail.partition(" cannot be stored: ")[0])
+    assert len(str(caught.value)) < 300

@@ -27,6 +27,7 @@ from .._util.arguments import (
     flag,
     reason as reason_of,
     several,
+    shown,
     text as text_of,
     whole_number,
 )
@@ -372,7 +373,7 @@ class Batch(Generic[T]):
         """
         self._check_staging()
         if not isinstance(data, bytes):
-            data = bytes(memoryview(data))  # a bytearray may change while it is being written
+            data = _bytes_of(data)  # a bytearray may change while it is being written
         output, shown = await self._host.write(self, path, data)
         self._check_staging()
         self._staged.outputs[output.path] = output
@@ -390,6 +391,13 @@ class Batch(Generic[T]):
         """
         content = canonical_json(as_plain(value, "value")).encode() + b"\n"
         return await self.write_bytes(path, content)
+
+
+def _bytes_of(data: bytearray | memoryview) -> bytes:
+    try:
+        return bytes(memoryview(data))
+    except TypeError as error:
+        raise TypeError(f"data must be bytes or a buffer of them, not {shown(data)}") from error
 
 
 def staged_of(batch: Batch[Any]) -> Staged:

@@ -18,7 +18,7 @@ from .._journal.record import Record, RecordKind, describe_error, trouble
 from .._util.arguments import checked_by, seconds
 from .._util.errors import NotEncodableError, text_of
 from .._util.log import at
-from .._util.plain import MAX_LABEL_CHARS, as_metadata
+from .._util.plain import as_metadata, check_point_label
 from .._util.text import printable
 from .._util.uninterrupted import uninterrupted
 from .awaits import Calls, awaits_noted
@@ -79,8 +79,7 @@ class Snapshots:
         Cancellation: always a cancellation and a schedule point; what is being copied is
             copied.  During a stop, when all other batches are saved.
         """
-        if len(label) > MAX_LABEL_CHARS:
-            raise ValueError(f"a label has at most {MAX_LABEL_CHARS} characters")
+        check_point_label(label)
         await trio.lowlevel.checkpoint()
         if self._open_stream.open.get(self._batch.index) is not self._batch:
             raise RuntimeError("a point is for the body of the batch that the block is in")

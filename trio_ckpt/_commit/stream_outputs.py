@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from .._journal.record import Output
+from .._util.arguments import any_path
 from .._util.errors import OutputClaimedError, OutputExistsError
 from .._util.log import at
 from .._util.text import plural, printable
@@ -77,7 +78,7 @@ class StreamFiles:
         Raises:
             OutputError: it is not below the folder.
         """
-        return self.dir.relative(os.path.join(self.folder, os.fspath(path)))
+        return self.dir.relative(os.path.join(self.folder, any_path("path", path)))
 
     def path(self, name: str) -> str:
         """The inverse of `name`."""

@@ -18,7 +18,7 @@ from .._commit.observers import Observers
 from .._commit.shutdown import Stop, receive_signals, release_signals, take_signals
 from .._journal.store import Observer, RunKey, Store
 from .._tokens.coordinator import CheckpointCoordinator
-from .._util.arguments import flag, instance, one_of, path_text, seconds, several, text
+from .._util.arguments import any_path, flag, instance, one_of, path_text, seconds, several, text
 from .._util.errors import EXIT_DRAINED, RunStoppedError
 from .._util.log import at
 from .._util.plain import check_run_id
@@ -132,7 +132,7 @@ async def open_run(
     plain = canonical_config(config, exclude)
     async with AsyncExitStack() as stack:
         if not isinstance(store, Store):
-            store = await open_store(store)
+            store = await open_store(any_path("store", store))
             stack.push_async_callback(_close_store, store)
         owner = await stack.enter_async_context(store.lock_run(run_id))
         outputs = None

@@ -14,7 +14,7 @@ from .._commit.exits import Exit, decisive, exit_of
 from .._commit.gate import Gate, Passed
 from .._commit.retry import Again, RetryTable
 from .._tokens.token import is_cancellation
-from .._util.arguments import function, index_range, instance, whole_number
+from .._util.arguments import function, index_range, instance, shown, whole_number
 from .._util.errors import BatchFailedError, StreamFailedError, text_of
 from .._util.index_set import IndexSet
 from .._util.log import at_error
@@ -190,7 +190,10 @@ async def _work_on(
 ) -> Passed | Again:
     raised: Exception | None = None
     try:
-        await handler(batch)
+        working = cast("object", handler(batch))
+        if not isinstance(working, Awaitable):
+            raise TypeError(f"handler must be an async function: it returned {shown(working)}")
+        await working
     except BaseException as error:
         way = exit_of(error)
         is_attempt = way is Exit.ERROR and isinstance(error, Exception)

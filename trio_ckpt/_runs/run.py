@@ -489,8 +489,9 @@ class Run:
 
         Raises:
             UnknownStreamError: no stream is known under them.
+            TypeError: a part is no str.
         """
-        return self._stream_table.group(parts)
+        return self._stream_table.group(stream_key("parts", parts))
 
     def groups(self) -> dict[StreamKey, Summary]:
         """The same for every group, which are the streams under one first part."""

@@ -28,7 +28,7 @@ from .._journal.progress import FailedAttempt, Progress
 from .._journal.record import ErrorInfo, Record, RecordKind, Status, describe_error
 from .._journal.statistics import StreamStatistics
 from .._journal.summary import status_of
-from .._util.arguments import flag, index_range, reason, text, whole_number, whole_numbers
+from .._util.arguments import flag, function, index_range, reason, text, whole_number, whole_numbers
 from .._util.errors import (
     StreamBusyError,
     StreamEndedError,
@@ -480,6 +480,8 @@ class Stream(Generic[S]):
 
         Durability: when this returns what was adopted is saved.
         """
+        function("path_of", path_of)
+        flag("adopt_outputs", adopt_outputs)
         self._loop_cursor.check_owner()
         open_stream = self._open_stream
         self._loop_cursor.check_no_frontier()

@@ -16,6 +16,7 @@ from .._commit.shutdown import Stop
 from .._journal.progress import Progress
 from .._journal.record import Status
 from .._tokens.token import Failure
+from .._util.arguments import whole_numbers
 from .._util.errors import RunStoppedError, StreamEndedError, describe_batch
 from .._util.plain import StreamKey
 from .stream_table import StreamTable
@@ -56,7 +57,7 @@ class Waits:
 
     async def wait_confirmed(self, key: StreamKey, indexes: Iterable[int]) -> None:
         """Wait until batches of a stream are durable; see `Run.wait_confirmed`."""
-        wanted, was_open = set(indexes), key in self._stream_table.opened
+        wanted, was_open = set(whole_numbers("indexes", indexes)), key in self._stream_table.opened
         await trio.lowlevel.checkpoint()  # tasks that began with this one have opened their streams
         if not self._stream_table.has(key) and self._stop.is_parking:
             raise self._stopped()

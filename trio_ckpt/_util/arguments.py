@@ -166,12 +166,11 @@ def text(name: str, value: object, *, is_empty_allowed: bool = False) -> str:
     return value
 
 
-def path_text(name: str, value: object) -> str:
-    """The path of a file or a folder as a str.
+def any_path(name: str, value: object) -> str:
+    """The path of a file or a folder as a str, whatever it is.
 
     Raises:
         TypeError: the value is neither a str nor a path of str.
-        ValueError: the value is empty, or begins with ``~``.
     """
     try:
         plain: object = os.fspath(cast("str", value))
@@ -179,6 +178,17 @@ def path_text(name: str, value: object) -> str:
         plain = None
     if not isinstance(plain, str):
         raise TypeError(f"{name} must be a path, a str or a pathlib.Path, not {shown(value)}")
+    return plain
+
+
+def path_text(name: str, value: object) -> str:
+    """The path of a file or a folder as a str.
+
+    Raises:
+        TypeError: the value is neither a str nor a path of str.
+        ValueError: the value is empty, or begins with ``~``.
+    """
+    plain = any_path(name, value)
     if names_home(plain):
         raise ValueError(
             f"{name} must be a path without '~', which only a shell expands, not {shown(value)}: "

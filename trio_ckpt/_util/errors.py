@@ -28,6 +28,7 @@ NURSERY_MESSAGES = frozenset(
 )
 """What trio, asyncio and anyio write into their groups: it says nothing of what happened."""
 
+MAX_PATH_CHARS = 200  # of the path to a leaf in a message: its keys may have any length
 MAX_TOLD = 5  # different texts of the exceptions in a group
 
 
@@ -379,12 +380,16 @@ class NotEncodableError(TrioCkptError, ValueError):
     """A value cannot be stored.
 
     Attributes:
-        path: Where in the value the offending leaf is, ``metadata.loss[3]``.
+        path: Where in the value the offending leaf is, ``metadata.loss[3]``; whole, where the
+            message has its two ends.
         problem: What is wrong with that leaf, in words.
     """
 
     def __init__(self, path: str, problem: str) -> None:
-        super().__init__(f"{path} cannot be stored: {problem}")
+        ends = path
+        if len(path) > MAX_PATH_CHARS:
+            ends = f"{path[: MAX_PATH_CHARS // 2]}…{path[-MAX_PATH_CHARS // 2 :]}"
+        super().__init__(f"{ends} cannot be stored: {problem}")
         self.path = path
         self.problem = problem
 

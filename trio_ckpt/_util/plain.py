@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from .arguments import mapping, shown
+from .arguments import mapping, shown, text as text_of
 from .errors import NotEncodableError, StoreDamagedError
 from .exact_sum import MAX_AMOUNT, Number
 
@@ -71,6 +71,19 @@ def check_label(label: str) -> str:
         ValueError: it is empty, longer than `MAX_LABEL_CHARS`, or has a control character.
     """
     _check_text("a label", label, MAX_LABEL_CHARS)
+    return label
+
+
+def check_point_label(label: str) -> str:
+    """Return `label` if it can be saved as the place of a point; it may be empty.
+
+    Raises:
+        TypeError: it is no str.
+        ValueError: it is longer than `MAX_LABEL_CHARS`, or has a lone surrogate.
+    """
+    if len(text_of("label", label, is_empty_allowed=True)) > MAX_LABEL_CHARS:
+        raise ValueError(f"label must have at most {MAX_LABEL_CHARS} characters, not {len(label)}")
+    as_plain(label, "label")
     return label
 
 

@@ -8,8 +8,9 @@ import os
 import signal
 import ssl
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -265,9 +266,7 @@ def read_secret(path: Path | None, *, may_make: bool) -> str:
             raise CommandError(f"give --secret-file, or set {SECRET_VARIABLE}", EXIT_USAGE)
         return found
     if may_make and not path.exists():
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(new_secret() + "\n")
+        _make_secret(path)
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_mode & 0o077:
             raise CommandError(
@@ -275,6 +274,24 @@ def read_secret(path: Path | None, *, may_make: bool) -> str:
                 EXIT_USAGE,
             )
         return file.read(MAX_SECRET_FILE_BYTES).decode("utf-8", "replace").strip()
+
+
+def _make_secret(path: Path) -> None:
+    """Make the file of a secret, whole or not at all; a file that is there stays as it is.
+
+    A process that is killed here leaves no file that is empty, which every later start would
+    refuse.
+    """
+    fd, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
+    try:
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(new_secret() + "\n")
+            file.flush()
+            os.fsync(fd)
+        with suppress(FileExistsError):  # another foreman was first
+            os.link(draft, path)
+    finally:
+        os.unlink(draft)
 
 
 def raise_file_limit() -> None:

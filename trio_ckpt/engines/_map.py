@@ -21,7 +21,7 @@ import msgspec
 import trio
 
 from .._journal.store import Store
-from .._util.arguments import one_of, whole_number
+from .._util.arguments import any_path, one_of, whole_number
 from .._util.forks import unshare
 from .._util.patience import give_up_after
 from ..remote import NotAllowedError, TaskFailedError, connect, new_secret, serve_foreman
@@ -160,7 +160,7 @@ async def map_tasks(
     secret = new_secret()
     async with AsyncExitStack() as stack:
         if not isinstance(store, Store):
-            store = await open_store(store)
+            store = await open_store(any_path("store", store))
             stack.push_async_callback(_close, store)
         url = await stack.enter_async_context(_foreman(store, secret))
         allow = name.partition(":")[0]

@@ -26,6 +26,8 @@ from typing import Any, TypeVar
 
 import attrs
 
+from .._util.arguments import text
+
 MIN_SECRET_CHARS = 16  # what is guessed by trying is shorter
 SECRET_BYTES = 24  # 192 bits: 32 characters
 MAX_TARGET_BYTES = 4_096  # path and query together
@@ -63,9 +65,10 @@ def check_secret(secret: str) -> str:
     """Return a secret that is good enough.
 
     Raises:
+        TypeError: it is no str.
         ValueError: it is too short, or has characters that no header carries.
     """
-    if len(secret) < MIN_SECRET_CHARS:
+    if len(text("secret", secret, is_empty_allowed=True)) < MIN_SECRET_CHARS:
         raise ValueError(f"a secret has at least {MIN_SECRET_CHARS} characters")
     if not (secret.isascii() and secret.isprintable()) or " " in secret:
         raise ValueError("a secret is of printable ASCII characters without spaces")

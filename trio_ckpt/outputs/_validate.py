@@ -230,7 +230,7 @@ def _check_one(outputs: OutputDir, output: Output, validator: Validator) -> None
         raise OutputInvalidError(output.path, "", reason)
     data = outputs.read(output.path, limit_bytes)
     if hashlib.sha256(data).hexdigest() != output.sha256:
-        raise OutputInvalidError(output.path, "", "was altered since it was hashed")
+        raise OutputInvalidError(output.path, "", "altered since it was hashed")
     validator.check(output.path, data)
 
 

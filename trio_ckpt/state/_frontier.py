@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
-from .._util.arguments import several
+from .._util.arguments import function, several
 from .._util.errors import NotEncodableError, StoreDamagedError
 from .._util.plain import as_plain, call_key, canonical_json, copy_plain
 
@@ -51,6 +51,8 @@ class Frontier(Generic[T]):
     """
 
     def __init__(self, items: Iterable[T] = (), *, key: Callable[[T], str] | None = None) -> None:
+        if key is not None:
+            function("key", key)
         seeds = keyed_items(several("items", items, "items"), key)
         self._live = FrontierItems(seeds, key)
         self._live.number(seeds)

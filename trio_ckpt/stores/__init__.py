@@ -7,6 +7,7 @@ import re
 from typing import Literal
 
 from .._journal.store import INLINE_LIMIT_BYTES, Store
+from .._util.arguments import any_path, flag
 from .._util.errors import StoreError
 from .._util.portal import check_trio
 from .._util.threads import run_blocking
@@ -66,7 +67,8 @@ async def open_store(
     """
     check_trio()
     check_mac_key(mac_key)
-    scheme, path = _split(url) if isinstance(url, str) else ("", os.fspath(url))
+    flag("create", create)
+    scheme, path = _split(url) if isinstance(url, str) else ("", any_path("url", url))
     if scheme == "memory":
         return MemoryStore(mac_key=mac_key, inline_limit_bytes=inline_limit_bytes)
     found = await run_blocking(_kind_in, path)

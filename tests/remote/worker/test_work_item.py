@@ -216,3 +216,16 @@ async def test_a_state_that_cannot_be_saved_is_told_where_a_person_looks(
     assert (done.status, done.problem) == (TaskStatus.COMPLETED, running.problem)
     history = await tell_checkpoints(site.store, job_id, stream="items", limit=20)
     assert f"item 0: {why}" in text_of(history)
+
+
+@INTERVALS
+@pytest.mark.parametrize("function", ["forget_awaits", "forget_awaits_sync"])
+@pytest.mark.filterwarnings("error")
+async def test_a_point_without_await_fails_its_item(
+    autojump_clock: MockClock, function: str, interval_s: float | None
+) -> None:
+    async with open_site(MemoryStore()) as site:
+        found = await collect(site, function, [0, 1, 2, 3], checkpoint_interval_s=interval_s)
+    assert found[::2] == [0, 2]
+    for failure in found[1::2]:
+        assert said(failure).startswith("NeverAwaitedError: point() was called without await")

@@ -106,7 +106,7 @@ async def test_an_older_copy_is_noticed_and_said_at_the_start(
         pass
     await store.aclose()
     (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
-    assert "has lost checkpoints that were acknowledged: there were 5" in record.getMessage()
+    assert "acknowledged: there were 5 in 1 generation, there are 2 in 1;" in record.getMessage()
 
 
 @SCHEMES

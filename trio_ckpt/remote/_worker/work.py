@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 import trio
-from outcome import Outcome, acapture, capture
+from outcome import Error, Outcome, Value, acapture, capture
 
+from ..._commit.awaits import Calls, awaits_noted
 from ..._commit.snapshots import Snapshots
 from ..._runs.stream import Stream
 from ..._util.errors import text_of
 from ..._util.extras import needs_extra
+from ..._util.plain import check_point_label
 from ..._util.threads import Aside, run_blocking
 from .._wire.errors import NotAllowedError
 from .._wire.names import is_allowed
@@ -119,6 +121,7 @@ async def find_function(name: str, allow: Collection[str]) -> Callable[..., Any]
     return func
 
 
+@awaits_noted
 @attrs.define(eq=False)
 class Work(Generic[S]):
     """What a function is given beside its item: its state, and how to report.
@@ -147,6 +150,7 @@ class Work(Generic[S]):
     _left_out: Callable[[str], None] | None = attrs.field(default=None, init=False)
     _skipped: int = attrs.field(default=0, init=False)
     aside: Aside = attrs.field(factory=Aside, init=False)  # a function that runs beside trio
+    _calls: Calls | None = attrs.field(default=None, init=False)
     _token: trio.lowlevel.TrioToken = attrs.field(
         factory=trio.lowlevel.current_trio_token, init=False
     )
@@ -212,6 +216,7 @@ class Work(Generic[S]):
             return await self._point(label)
 
     async def _point(self, label: str) -> bool:
+        check_point_label(label)
         snapshots = self._snapshots
         if snapshots is None:
             await trio.lowlevel.checkpoint()
@@ -253,6 +258,17 @@ class Work(Generic[S]):
         self._stream, self._snapshots, self.resumed_from = stream, snapshots, resumed_from
         self._left_out = left_out
 
+    def check_awaited(self) -> None:
+        """See that the function has awaited every point that it made.
+
+        Raises:
+            NeverAwaitedError: it has not.
+        """
+        if self._calls is not None:
+            error = self._calls.problem(f"item {self.index} of the job")
+            if error is not None:
+                raise error
+
     def detach(self) -> None:
         """Take note that it is kept no longer; the function may still run in a thread."""
         if self._stream is not None:
@@ -291,8 +307,12 @@ async def call(func: Callable[..., Any], item: Any, work: Work[Any]) -> Outcome[
     arguments = (item, work) if takes_work(func) else (item,)
     if inspect.iscoroutinefunction(func):
         done = await acapture(func, *arguments)
-        return done
-    return await work.aside.run(partial(_call_in_thread, func, arguments))
+    else:
+        done = await work.aside.run(partial(_call_in_thread, func, arguments))
+    if isinstance(done, Value):
+        forgotten = capture(work.check_awaited)
+        done = forgotten if isinstance(forgotten, Error) else done
+    return done
 
 
 async def _call_in_thread(func: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome[Any]:

@@ -29,6 +29,7 @@ import attrs
 
 from ..._util.errors import StoreConflictError, StoreError
 from ..._util.forks import close_unshared, open_unshared
+from ..._util.text import plural
 from .files import open_file
 
 SUFFIX = ".seen"
@@ -138,12 +139,12 @@ class WatermarkWriter:
             before = read_seen(path)
             if before is not None and before.is_ahead_of(seen.generation, seen.records):
                 self._logger.error(
-                    "run %r has lost checkpoints that were acknowledged: there were %d in %d "
-                    "generations, there are %d in %d; an older copy was put in its place, or its "
-                    "newest part is damaged",
+                    "run %r has lost checkpoints that were acknowledged: there were %d in %s, "
+                    "there are %d in %d; an older copy was put in its place, or its newest part "
+                    "is damaged",
                     seen.run_id,
                     before.records,
-                    before.generation + 1,
+                    plural(before.generation + 1, "generation"),
                     seen.records,
                     seen.generation + 1,
                 )
