@@ -443,7 +443,7 @@ class RepeatsAttached(MemoryStore):
 
 
 class RemovesAttached(MemoryStore):
-    """What is only attached counts as named by nobody."""
+    """A blob that is only attached counts as named by no record."""
 
     @asynccontextmanager
     async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
@@ -564,7 +564,7 @@ class DropsInAnyGeneration(MemoryStore):
 
 class RemovesWhatIsAboutToBeNamed(MemoryStore):
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
-        self._memory.claims.clear()
+        self._memory.pins.clear()
         return await super().drop_blobs(run, stream, sequences)
 
 
@@ -643,7 +643,7 @@ async def test_broken_store_is_caught(kind: type[MemoryStore], clause: str) -> N
 
 
 async def test_raising_store_is_caught() -> None:
-    """What a store raises by mistake is told as a broken clause, too."""
+    """An error that a store raises by mistake is reported as a broken clause, too."""
 
     class Raises(MemoryStore):
         async def list_runs(self) -> tuple[RunSummary, ...]:

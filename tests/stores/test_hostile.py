@@ -177,16 +177,16 @@ async def test_something_else_in_the_place_of_a_member_is_refused_or_harmless(
         bad, outside = tmp_path / f"bad{number}", tmp_path / f"outside{number}"
         shutil.copytree(good, bad)
         outside.mkdir()
-        (outside / "tmp12345678.tmp").write_bytes(b"of somebody else")
-        (outside / ("0" * 64)).write_bytes(b"of somebody else, too")
+        (outside / "tmp12345678.tmp").write_bytes(b"of another user")
+        (outside / ("0" * 64)).write_bytes(b"of another user, too")
         target = outside / "target"
         if (bad / member).is_dir():
             shutil.move(bad / member, target)
-            (target / "tmp12345678.tmp").write_bytes(b"of somebody else")
+            (target / "tmp12345678.tmp").write_bytes(b"of another user")
         elif (bad / member).exists():
             shutil.move(bad / member, target)
         else:
-            target.write_bytes(b"of somebody else")
+            target.write_bytes(b"of another user")
         obstacle(bad / member, target)
         before = everything_in(outside)
         refused = await use(f"{scheme}:{bad}")
@@ -221,7 +221,7 @@ async def test_the_folder_itself_may_be_reached_through_a_link(tmp_path: Path) -
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 async def test_blobs_of_others_are_not_removed_through_a_link(scheme: str, tmp_path: Path) -> None:
-    """The next owner removes what nobody names: below its own folders alone."""
+    """The next owner removes what no record names: below its own folders alone."""
     folder, outside = tmp_path / "store", tmp_path / "outside"
     await make(scheme, folder)
     outside.mkdir()
@@ -398,7 +398,7 @@ async def test_no_name_of_a_run_or_a_stream_leads_out_of_the_store(
 
 
 async def test_the_note_of_an_owner_stands_on_one_line(tmp_path: Path) -> None:
-    """It is what somebody wrote into a file: it says who to ask, and steers no terminal."""
+    """It comes from a file that another user can write: it must not steer a terminal."""
     folder = tmp_path / "store"
     store, other = await open_store(folder), await open_store(folder)
     async with store.lock_run("run"):

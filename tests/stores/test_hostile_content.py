@@ -1,4 +1,4 @@
-"""Databases and documents that somebody wrote to harm: refused in words before they are used."""
+"""Databases and documents that an attacker wrote: refused with a message before they are used."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ async def records_of(folder: Path, run_id: str = "r") -> int:
 
 
 def change(folder: Path, *statements: str, values: Sequence[Any] = ()) -> None:
-    """What somebody writes who has the folder and not the key."""
+    """A record by an attacker who has the folder and not the key."""
     with closing(sqlite3.connect(folder / "state.db", isolation_level=None)) as connection:
         for statement in statements:
             connection.execute(statement, values)
@@ -195,7 +195,7 @@ async def save_arrays(folder: Path) -> None:
 
 
 async def test_arrays_in_a_blob_are_bound_to_its_name_with_a_key(tmp_path: Path) -> None:
-    """Their own digests notice damage; somebody who alters on purpose can make those fit."""
+    """Their own digests detect damage; an attacker can make those fit."""
     pytest.importorskip("xxhash")
     await save_arrays(tmp_path)
     (path,) = [path for path in (tmp_path / "blobs").glob("??/*") if path.stat().st_size > 2**16]
@@ -221,7 +221,7 @@ async def test_arrays_in_a_blob_are_bound_to_its_name_with_a_key(tmp_path: Path)
 
 
 async def test_newest_records_that_are_cut_off_are_not_noticed(tmp_path: Path) -> None:
-    """No promise, and said so in SECURITY.md: who could tell has to be outside of the store."""
+    """Not promised, as SECURITY.md says: only a witness outside of the store could detect it."""
     await work(tmp_path)
     assert await records_of(tmp_path) == 6
     second = row(generation=0)
@@ -269,7 +269,7 @@ async def test_a_run_gets_another_key_by_export_and_import(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("key", [b"", b"x" * 65])
 async def test_a_key_that_is_none_is_refused(key: bytes, tmp_path: Path) -> None:
-    """An empty one would be no key, and nobody would know."""
+    """An empty key would protect nothing, without an error."""
     with pytest.raises(ValueError, match="1 to 64 bytes"):
         await open_store(tmp_path / "s", mac_key=key)
     with pytest.raises(TypeError, match="is bytes"):

@@ -84,7 +84,7 @@ class _Run:
 class _Memory:
     runs: dict[str, _Run] = attrs.field(factory=dict[str, _Run])
     blobs: dict[str, bytes] = attrs.field(factory=dict[str, bytes])
-    claims: Counter[str] = attrs.field(factory=Counter[str])  # blobs put, and not yet referenced
+    pins: Counter[str] = attrs.field(factory=Counter[str])  # blobs put, and not yet referenced
     locked_since: dict[str, str] = attrs.field(factory=dict[str, str])
     streams: int = 0
 
@@ -121,7 +121,7 @@ class MemoryStore(Store):
         )
         self._memory = _Memory()
         self._owned = 0  # runs that this handle owns
-        self._claims: Counter[str] = Counter()  # this handle's
+        self._pins: Counter[str] = Counter()  # this handle's
         self._leaving = False  # whether it pruned or dropped blobs since it last owned no run
         self._in_doubt: set[str] = set()
         self._is_closed = False
@@ -175,8 +175,8 @@ class MemoryStore(Store):
                 del memory.locked_since[run_id]
                 self._owned -= 1
                 if not self._owned:
-                    memory.claims.subtract(self._claims)
-                    self._claims.clear()
+                    memory.pins.subtract(self._pins)
+                    self._pins.clear()
                 if self._leaving and not memory.locked_since:
                     self._leaving = False
                     self._remove_orphans()
@@ -242,9 +242,9 @@ class MemoryStore(Store):
                 f"blob {missing[0]} was not put"
             )
         for digest in names_of(checkpoint):
-            if self._claims[digest]:
-                self._claims[digest] -= 1
-                self._memory.claims[digest] -= 1
+            if self._pins[digest]:
+                self._pins[digest] -= 1
+                self._memory.pins[digest] -= 1
         if stream is None:
             self._memory.streams += 1
             stream = streams[checkpoint.stream] = _MemoryStream(self._memory.streams)
@@ -351,7 +351,7 @@ class MemoryStore(Store):
                 log[sequence - 1] = attrs.evolve(checkpoint, blobs=())
         size = self._size(dropped)
         for digest in dropped - memory.blobs_named():
-            if not memory.claims[digest]:
+            if not memory.pins[digest]:
                 memory.blobs.pop(digest, None)
         self._leaving = True
         return size
@@ -368,8 +368,8 @@ class MemoryStore(Store):
         digest = hashlib.sha256(content).hexdigest()
         self._memory.blobs[digest] = content
         if self._owned:
-            self._claims[digest] += 1
-            self._memory.claims[digest] += 1
+            self._pins[digest] += 1
+            self._memory.pins[digest] += 1
         return digest
 
     async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:

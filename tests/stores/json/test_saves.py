@@ -125,7 +125,7 @@ async def test_empty_group_writes_nothing(folder: Path, spy: Spy) -> None:
 async def test_all_writing_together_is_linear(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Written anew each time it has doubled, a run costs a few times its size, not its square."""
+    """Rewritten each time it has doubled, a run costs a few times its size, not its square."""
     monkeypatch.setattr(writer, "MIN_REWRITE_BYTES", 1_000)
     written: list[int] = []
     real = writer.prepare
@@ -222,7 +222,7 @@ async def test_failed_fsync_leaves_the_outcome_unknown(folder: Path, spy: Spy) -
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
         spy.fails["sync_data"] = OSError(errno.EIO, "Input/output error")
-        with pytest.raises(SaveOutcomeUnknownError, match="cannot be told"):
+        with pytest.raises(SaveOutcomeUnknownError, match="it is unknown whether"):
             await store.save(run, chain(A, 1, 1))
         spy.fails.clear()
         spy.calls.clear()
@@ -389,7 +389,7 @@ async def test_new_file_is_read_back_before_it_has_its_name(
 
         monkeypatch.setattr(files, "read_whole", read_whole)
     monkeypatch.undo()
-    assert "was not read back as it was written" in caplog.text
+    assert "was not read back as written" in caplog.text
     assert await heads(store) == {A: 3}
     await store.aclose()
 

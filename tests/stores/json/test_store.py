@@ -408,7 +408,7 @@ async def test_edited_record_is_refused(folder: Path) -> None:
     ],
 )
 async def test_line_that_fits_its_check_but_cannot_be(folder: Path, line: dict[str, Any]) -> None:
-    """The check notices accidents; what a line says is looked at all the same."""
+    """The check detects accidents; the content of a line is validated all the same."""
     await _make_both_files(folder)
     (path,) = folder.glob("runs/run/journal.*")
     content = path.read_bytes()
@@ -512,7 +512,7 @@ async def _restore(folder: Path, whole: StoredRun, path: Path, journal: bytes) -
 
 @pytest.mark.parametrize("damage", ["start", "sector", "tail", "less"])
 async def test_line_that_power_loss_left_half_blank(folder: Path, damage: str) -> None:
-    """A file may be longer than what was written of it: a sector of zeros, and nobody was told.
+    """A file may end in a sector of zeros that was never written, nor acknowledged.
 
     Zeros that are less than a sector did not come so: that is damage.
     """
@@ -553,7 +553,7 @@ def test_one_altered_byte_is_no_crash() -> None:
 
 
 async def test_leftovers_of_a_crash_are_removed(folder: Path) -> None:
-    """When the run is locked: half written files, and journals that nobody names."""
+    """When the run is locked: half written files, and journals that no file names."""
     await make(folder, *chain(A, 1, 2), scheme="json")
     home = folder / "runs" / "run"
     (kept,) = home.glob("journal.*")
@@ -597,7 +597,7 @@ async def test_orphans_are_removed(folder: Path) -> None:
 async def test_orphans_stay_while_a_run_cannot_be_read(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What nobody can read may name any blob."""
+    """An unreadable run may name any blob."""
     blob = hashlib.sha256(b"kept").hexdigest()
     await make(folder, Checkpoint(A, 1, b"", blob), blobs=(b"kept",), scheme="json")
     (folder / "runs" / "run" / "checkpoint.json").write_text("{")
@@ -658,7 +658,7 @@ def test_read_begins_again_where_a_run_was_written_anew(
 async def test_run_that_is_made_while_it_is_looked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its checkpoint.json was not there, and then its journal has lines: that is no damage."""
+    """Its checkpoint.json was not there, and then its journal has lines: that is not damage."""
     await make(folder, *chain(A, 1, 3), scheme="json")
     store = await JsonStore.open(folder)
     async with store.lock_run("run"):

@@ -361,7 +361,7 @@ async def test_drop_in_the_journal_of_what_is_not_there_is_damage(folder: Path) 
 
 @LOCAL
 async def test_dropped_blob_is_removed_while_runs_are_owned(scheme: str, folder: Path) -> None:
-    """A long run beside it does not keep what nobody is about to name."""
+    """A long run beside it does not keep a blob that no handle is about to name."""
     store, other = await open_store(f"{scheme}:{folder}"), await open_store(f"{scheme}:{folder}")
     async with other.lock_run("other"), store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
@@ -419,7 +419,7 @@ async def test_claims_end_with_the_last_run_of_a_handle(scheme: str, folder: Pat
 async def test_put_meanwhile_waits_and_writes_anew(
     scheme: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever puts a blob in the moment in which it is removed has it afterwards."""
+    """A task that puts a blob while it is being removed has it afterwards."""
     store, other = await open_store(f"{scheme}:{folder}"), await open_store(f"{scheme}:{folder}")
     token = trio.lowlevel.current_trio_token()
     real = _blobs.Blobs.remove
@@ -434,9 +434,9 @@ async def test_put_meanwhile_waits_and_writes_anew(
     holds: list[str] = []
     real_hold = blob_pins.BlobPins.hold
 
-    def hold(claims: blob_pins.BlobPins, digest: str) -> None:
+    def hold(pins: blob_pins.BlobPins, digest: str) -> None:
         holds.append(digest)
-        real_hold(claims, digest)
+        real_hold(pins, digest)
 
     async with store.lock_run("run") as owner, other.lock_run("other") as second:
         run = RunKey("run", 0, owner)
@@ -472,8 +472,8 @@ async def test_removing_needs_none_of_the_threads_that_wait_for_it(
     real_doom, real_wait = blob_pins.BlobPins.doom, threading.Condition.wait_for
     is_doomed, waits = threading.Event(), threading.Event()
 
-    def doom(claims: blob_pins.BlobPins, digests: set[str]) -> list[str]:
-        doomed = real_doom(claims, digests)
+    def doom(pins: blob_pins.BlobPins, digests: set[str]) -> list[str]:
+        doomed = real_doom(pins, digests)
         is_doomed.set()  # before: the put may wait as soon as it is started
         token.run_sync_soon(nursery.start_soon, store.put_blob, BIG)
         assert waits.wait(30)
@@ -549,7 +549,7 @@ async def test_blob_that_cannot_be_removed_is_no_error(
             patch.setattr(Path, "unlink", _refuse)
             assert await store.drop_blobs(run, A, [1]) == len(BIG)
         assert "dropped blobs were not removed" in caplog.text
-        await store.put_blob(BIG)  # it is claimed by nobody any more
+        await store.put_blob(BIG)  # no handle pins it any more
         assert await store.save(run, [naming(A, 2, BIG)]) == [None]
     await store.aclose()
 
@@ -578,7 +578,7 @@ async def test_drop_of_a_run_beside_a_damaged_one_leaves_the_blobs(
 
 
 async def test_drop_whose_commit_failed(folder: Path) -> None:
-    """It is read back: what landed is done, what did not is told, what nobody knows is unknown."""
+    """It is read back: landed, failed with an error, or unknown if that fails."""
     store = await SqliteStore.open(folder)
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)

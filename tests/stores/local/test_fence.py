@@ -239,7 +239,7 @@ async def test_owner_in_a_folder_that_was_put_back_is_left_alone(folder: Path, s
 
 
 async def test_reader_goes_on_beside_a_repair(folder: Path, scheme: str) -> None:
-    """Whoever only reads has nothing to lose, and reads what stands there."""
+    """A reader has nothing to lose, and reads what stands there."""
     await make(folder, *chain(A, 1, 2), scheme=scheme)
     reader = await open_store(f"{scheme}:{folder}")
     assert await heads(reader) == {A: 2}

@@ -21,7 +21,7 @@ def test_does_everything_in_order() -> None:
 
 
 def test_more_than_may_wait_is_not_taken() -> None:
-    """So whoever makes things faster than they are done is held up."""
+    """A producer that is faster than the work has to wait."""
     may_work, done, added = threading.Event(), list[int](), list[int]()
 
     def work(items: Sequence[int]) -> None:
@@ -47,7 +47,7 @@ def test_more_than_may_wait_is_not_taken() -> None:
 
 
 def test_what_it_raises_is_raised_where_it_is_waited_for() -> None:
-    """And whoever adds more, or waits for room, is told at once."""
+    """A caller that adds more, or waits for room, gets the error at once."""
     error = OSError("no more")
 
     def work(_items: Sequence[int]) -> None:

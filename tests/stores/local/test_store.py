@@ -82,7 +82,7 @@ async def test_disk_takes_no_more(folder: Path, scheme: str, file: str) -> None:
 async def test_save_that_was_given_up_on_keeps_the_lock(
     kind: type[SqliteStore] | type[JsonStore], folder: Path
 ) -> None:
-    """It is still in the thread, where it may land: nobody may go on before it ended."""
+    """It is still in the thread, where it may land: no process may go on before it ended."""
     store = await kind.open(folder)
     begun, release = trio.Event(), threading.Event()
     token = trio.lowlevel.current_trio_token()
@@ -197,7 +197,7 @@ async def test_blob_that_another_owner_is_about_to_name_stays(
         await other.save(run, chain(A, 1, 1))
         await other.prune(run, keep=1)
         assert path.exists()
-    assert not path.exists()  # it went when the run was given back: nobody else owned one
+    assert not path.exists()  # it went when the run was released: no other run was owned
     await store.aclose()
     await other.aclose()
 

@@ -36,7 +36,7 @@ async def test_bad_fold_saves_nothing(folder: Path) -> None:
 
 
 async def test_full_database_saves_nothing_and_goes_on(folder: Path) -> None:
-    """SQLITE_FULL is told with the path; when there is room again, saving goes on."""
+    """SQLITE_FULL is reported with the path; when there is room again, saving goes on."""
     store = await SqliteStore.open(folder)
 
     def limit(pages: int) -> None:
@@ -103,7 +103,7 @@ async def test_failed_fsync_leaves_the_outcome_unknown(folder: Path, is_done: bo
         run = RunKey("run", 0, owner)
         with (
             failing_commit(store, sqlite3.SQLITE_IOERR_FSYNC, is_done=is_done),
-            pytest.raises(SaveOutcomeUnknownError, match="cannot be told"),
+            pytest.raises(SaveOutcomeUnknownError, match="it is unknown whether"),
         ):
             await store.save(run, chain(A, 1, 1))
         with pytest.raises(StoreError, match="nothing more is written"):

@@ -163,7 +163,7 @@ async def test_links_are_refused(folder: Path, tmp_path: Path, member: str) -> N
 
 
 async def test_not_writable(folder: Path) -> None:
-    """/proc takes no folders from anybody, root or not."""
+    """/proc takes no folders from any user, root or not."""
     with pytest.raises(StoreError, match=r"/proc/store: opening the store failed: \w+"):
         await open_store("/proc/store")
 
@@ -360,7 +360,7 @@ async def test_blob_is_durable_before_it_has_its_name(
 
 
 async def test_orphans_are_removed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Blobs that no record names go when a run is locked, if nobody else owns one."""
+    """Blobs that no record names go when a run is locked, if no other run is owned."""
     caplog.set_level(logging.INFO, "trio_ckpt")
     kept, orphan = b"kept", b"orphan"
     names = [hashlib.sha256(payload).hexdigest() for payload in (kept, orphan)]

@@ -15,7 +15,7 @@ FRAME_BYTES = 4_096 + 24
 
 @pytest.fixture
 def wal(tmp_path: Path) -> Path:
-    """A log of five saves; a copy, so that nobody brings it into the database."""
+    """A log of five saves; a copy, so that no connection checkpoints it."""
     source = tmp_path / "source"
     source.mkdir()
     with closing(sqlite3.connect(source / "state.db", isolation_level=None)) as connection:
@@ -69,7 +69,7 @@ def test_the_last_save_cut_off_is_what_a_crash_leaves(wal: Path) -> None:
 
 
 def test_frames_of_an_older_log_behind_its_end_are_of_no_account(wal: Path) -> None:
-    """SQLite writes a log anew from its beginning, and leaves what was there."""
+    """SQLite restarts a log at its beginning, and leaves the old frames behind it."""
     content = wal.read_bytes()
     frame = bytearray(content[-FRAME_BYTES:])
     frame[8:16] = b"oldsalts"

@@ -1,7 +1,7 @@
-"""What can be wrong with the files of the JSON store.
+"""Checks of the files of the JSON store.
 
-Reading a run finds every byte of its two files that is not what was written (`_json_format`).
-Left to look at is what lies beside: files of no run, a journal that lost its end, runs that are
+Reading a run detects every byte of its two files that is not what was written (`format.py`).
+The steps here check the rest: files of no run, a journal that lost its end, and runs that are
 gone.
 """
 
@@ -40,18 +40,18 @@ from .files import (
     run_folders,
 )
 
-REPAIR = "--repair writes the run anew from what can be read"
+REPAIR = "--repair writes the run again from what can be read"
 MANY = 2**63
 _LEFTOVER = re.compile(r"journal\.[1-9][0-9]{0,17}\.jsonl|checkpoint\.json\.tmp", re.ASCII)
 
 
 def steps(folder: Path) -> Iterator[Step]:
-    """What looks at a store, one after another."""
+    """Yield the steps that check a store, one after another."""
     yield partial(explained, "store.json", lambda: _check_marker(folder))
     for path in _folders(folder):
         yield partial(explained, f"runs/{path.name}", partial(_check_run, path))
     yield partial(explained, "blobs", lambda: capped(_missing(folder)))
-    named = cache(lambda: frozenset(named_in(_readable(folder))))  # it takes reading all runs
+    named = cache(lambda: frozenset(named_in(_readable(folder))))  # once: it reads all runs
     yield from blob_steps(folder, lambda digests: set(named().intersection(digests)))
     yield partial(strangers, folder, (*FILES, *FOLDERS))
     yield partial(lost_runs, folder, partial(_found, folder))
@@ -61,7 +61,7 @@ def _folders(folder: Path) -> list[Path]:
     try:
         return list(run_folders(folder))
     except StoreError:
-        return []  # other steps say so
+        return []  # other steps report it
 
 
 def _check_marker(folder: Path) -> list[Finding]:
@@ -111,7 +111,7 @@ def _odd_in_run(path: Path, where: str, loaded: Loaded) -> Iterator[Finding]:
 
 
 def _readable(folder: Path) -> Iterator[Path]:
-    """The folders of runs that can be read: the others have a finding of their own."""
+    """Yield the folders of runs that can be read: the others have a finding of their own."""
     for path in _folders(folder):
         try:
             load(path)
@@ -134,7 +134,7 @@ def _found(folder: Path, run_id: str) -> tuple[int, int, int] | None:
     try:
         loaded = load(path, run_id)
     except StoreError:
-        return MANY, MANY, MANY  # its own finding says why; how much is there nobody can tell
+        return MANY, MANY, MANY  # its own finding says why; how much it has is unknown
     if loaded is None:
         return None
     state = loaded.state

@@ -1,4 +1,4 @@
-"""What the runs of the JSON store hold: the blobs they name, and how much they are."""
+"""The contents of runs in the JSON store: the blobs that they name, and their size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .records import decode_entry, decode_fold, payload_of
 
 
 def blobs_of(streams: Iterable[StreamState]) -> Generator[str, None, None]:
-    """The blobs that records name."""
+    """Yield the blobs that the records of streams name."""
     for stream in streams:
         for raw in stream.entries:
             entry = decode_entry(raw)
@@ -21,7 +21,7 @@ def blobs_of(streams: Iterable[StreamState]) -> Generator[str, None, None]:
 
 
 def named_in(folders: Iterable[Path]) -> Generator[str, None, None]:
-    """The blobs that the records of runs name; raises what `load` does."""
+    """Yield the blobs that the records of runs name; raises what `load` does."""
     for folder in folders:
         loaded = load(folder)
         if loaded is not None:
@@ -29,7 +29,7 @@ def named_in(folders: Iterable[Path]) -> Generator[str, None, None]:
 
 
 def payload_bytes(stream: StreamState) -> int:
-    """The size of a stream's payloads and of its fold's, blobs left out."""
+    """Return the size of a stream's payloads and of its fold's in bytes, without blobs."""
     entries = map(decode_entry, stream.entries)
     size = sum(len(payload_of(entry)) for entry in entries if entry.blob is None)
     return size + (len(decode_fold(stream.fold).payload) if stream.fold is not None else 0)

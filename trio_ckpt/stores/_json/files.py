@@ -1,13 +1,13 @@
 """The folder of the JSON store: its names, and how its files are read and replaced.
 
-Theory of operation.  A reader takes no lock.  It reads ``checkpoint.json`` and then the
-journal that this names.  If that journal is gone, the run was written anew in between, and it
-begins again; if it is gone and the name is still the same, it is lost, and that is damage.
+Theory of operation.  A reader takes no lock.  It reads ``checkpoint.json`` and then the journal
+that this file names.  If that journal is gone, the run was rewritten in between, and the reader
+starts again; if it is gone and ``checkpoint.json`` names it again, it is lost: that is damage.
 
-Writing a run anew goes so that at any instruction the files say the same: an empty journal
-with the next number, durable with its name; the new ``checkpoint.json`` under another name,
-fsynced, read back and understood, renamed, and its name made durable; only then the old
-journal goes.
+A rewrite of a run leaves files that say the same at every instruction: first an empty journal
+with the next number, durable with its name; then the new ``checkpoint.json`` under another name,
+fsynced, read back and parsed, renamed, and its name made durable; the old journal is
+removed last.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from .format import (
 
 logger = logging.getLogger("trio_ckpt.stores.json")
 
-FORMAT_VERSION = 2  # 1 was written while this was being made, and never released
+FORMAT_VERSION = 2  # format 1 was used during development, and never released
 FILES = ("store.json", "store.json.tmp")
 FOLDERS = ("runs", "blobs", "lock", "live")
-MAX_RUN_BYTES = 64 * 2**20  # of a run's two files together: a person opens them, we read them whole
-MAX_FILE_BYTES = 2 * MAX_RUN_BYTES  # read into memory: more was never written here
+MAX_RUN_BYTES = 64 * 2**20  # for a run's two files together: people open them, readers load them
+MAX_FILE_BYTES = 2 * MAX_RUN_BYTES  # read into memory: the store never writes a larger file
 MAX_MARKER_BYTES = 1_000
-READ_TRIES = 10  # each time a run was written anew meanwhile, which takes it to grow by half
+READ_TRIES = 10  # each fails only if the run was rewritten, for which it must grow by half
 
 _CHECKPOINT, _TEMPORARY = "checkpoint.json", "checkpoint.json.tmp"
 _JOURNAL = re.compile(r"journal\.[1-9][0-9]{0,17}\.jsonl", re.ASCII)
@@ -76,10 +76,10 @@ _FORMAT = "trio_ckpt json store"
 
 
 def make_folders(folder: Path, *, create: bool) -> None:
-    """Make the store's folder and those in it; leaves no trace in what is not ours.
+    """Make the store's folder and those in it; leaves a foreign folder unchanged.
 
     Raises:
-        StoreError: it is no folder, is somebody else's, or cannot be written.
+        StoreError: it is not a folder, holds foreign files, or cannot be written.
     """
     with explain(folder, "opening the store"):
         if folder.exists() and not folder.is_dir():
@@ -101,7 +101,7 @@ def make_folders(folder: Path, *, create: bool) -> None:
 
 
 def make_marker(folder: Path) -> None:
-    """See that the folder is a store that we can read, or make it one.
+    """Check that the folder is a readable store, or make it one.
 
     The caller holds the lock of opening.
 
@@ -117,7 +117,7 @@ def make_marker(folder: Path) -> None:
 
 
 def check_marker(folder: Path) -> None:
-    """See that the folder is a store that we can read.
+    """Check that the folder is a readable store.
 
     Raises:
         StoreError: it is something else.
@@ -140,14 +140,14 @@ def _write_marker(folder: Path) -> None:
     write_durably(folder, "store.json.tmp", content)
     os.replace(folder / "store.json.tmp", folder / "store.json")
     sync_folder(folder)
-    sync_folder(folder.parent)  # a crash may have come between its making and this
+    sync_folder(folder.parent)  # a crash may have come between the folder's making and this
 
 
 def folder_name(run_id: str) -> str:
-    """The name of a run's folder: the id itself where that is safe on every file system.
+    """Return the name of a run's folder: the id itself if it is safe on every file system.
 
-    Else what can be read of it and a hash; ``~`` is in no safe name, so no two are the same,
-    also where upper case is lower case.
+    Otherwise its readable part and a hash; a safe name has no ``~``, so no two names are equal,
+    even if the file system ignores case.
     """
     if _SAFE_NAME.fullmatch(run_id):
         return run_id
@@ -156,17 +156,17 @@ def folder_name(run_id: str) -> str:
 
 
 def is_folder_name(run_id: str) -> bool:
-    """Whether it looks like the name of a folder that is not the id of its run."""
+    """Return whether a text looks like a folder's name that differs from its run's id."""
     return _HASHED_NAME.fullmatch(run_id) is not None
 
 
 def run_folder(folder: Path, run_id: str) -> Path:
-    """Where a run is."""
+    """Return the folder of a run."""
     return folder / "runs" / folder_name(run_id)
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """Where all runs are; files that others put there are none."""
+    """Yield the folders of all runs, without foreign files."""
     with explain(folder, "listing the runs"):
         with os.scandir(folder / "runs") as entries:
             names = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
@@ -181,7 +181,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 @attrs.frozen
 class Loaded:
-    """A run as its files say, of one moment."""
+    """The contents of a run's files, at one moment."""
 
     state: RunState
     checkpoint_bytes: int
@@ -189,15 +189,15 @@ class Loaded:
 
 
 def load(folder: Path, run_id: str | None = None) -> Loaded | None:
-    """Read a run; None: there is none.
+    """Read a run; None: it does not exist.
 
     Args:
-        folder: The run's.
-        run_id: Whose it must be; None: anybody's.
+        folder: The folder of the run.
+        run_id: The run that the files must be of; None: any run.
 
     Raises:
-        StoreDamagedError: it is not what was written.
-        StoreError: it cannot be read.
+        StoreDamagedError: the files are not what was written.
+        StoreError: the files cannot be read.
     """
     need_folder(folder)
     path, missing = folder / _CHECKPOINT, 0
@@ -208,7 +208,7 @@ def load(folder: Path, run_id: str | None = None) -> Loaded | None:
             if not _has_saved(folder):
                 return None
             if path.exists():
-                continue  # it was made meanwhile
+                continue  # the file was made since it was opened
             raise StoreDamagedError(f"{path} is missing: restore it from a copy") from error
         except OSError as error:
             raise StoreError(f"{path}: reading failed: {error.strerror}") from error
@@ -224,14 +224,14 @@ def load(folder: Path, run_id: str | None = None) -> Loaded | None:
         except OSError as error:
             raise StoreError(f"{journal}: reading failed: {error.strerror}") from error
         return Loaded(state, len(content), replay(journal, lines, state))
-    raise StoreError(f"{folder} is being written anew all the time; try again")
+    raise StoreError(f"{folder} is being rewritten all the time; try again")
 
 
 def _has_saved(folder: Path) -> bool:
-    """Whether there is or was a checkpoint.json.
+    """Return whether there is or was a checkpoint.json.
 
-    A journal that has more than its first line comes after one, and so does every journal but
-    the first: that is made before the first checkpoint.json.
+    A journal with more than its first line comes after one, and so does every journal but
+    the first, which is made before the first checkpoint.json.
     """
     for journal in folder.glob("journal.*.jsonl"):
         if _JOURNAL.fullmatch(journal.name) and journal.name != journal_path(folder, 1).name:
@@ -243,37 +243,37 @@ def _has_saved(folder: Path) -> bool:
 
 
 def read_whole(path: Path, limit_bytes: int) -> bytes:
-    """The content of a member of the store.
+    """Read the content of a file of the store.
 
     Raises:
-        StoreError: it is no file, or larger than it can be.
+        StoreError: it is not a file, or is over the limit.
     """
     fd = open_file(path, os.O_RDONLY)
     with open(fd, "rb", buffering=0) as file:
         size = os.fstat(fd).st_size
         if size > limit_bytes:
             raise StoreError(f"{path} has {size:,} bytes, over {limit_bytes:,}: refused")
-        return file.read(size)  # one that grows meanwhile is read as it was
+        return file.read(size)  # a file that grows during the read is read at its old size
 
 
 def journal_path(folder: Path, number: int) -> Path:
-    """Where a journal is."""
+    """Return the path of a journal."""
     return folder / f"journal.{number}.jsonl"
 
 
 # ---------------------------------------------------------------------------------------
-# Writing anew
+# Rewriting
 # ---------------------------------------------------------------------------------------
 
 
 @attrs.frozen
 class PreparedFile:
-    """What `prepare` made.
+    """The files that `prepare` made.
 
     Attributes:
         journal: The number of the new journal, which has only its first line.
-        journal_bytes: The size of that.
-        check: Of that line.
+        journal_bytes: The size of the new journal.
+        check: The check of that first line.
         checkpoint_bytes: The size of ``checkpoint.json``.
     """
 
@@ -286,11 +286,11 @@ class PreparedFile:
 def prepare(folder: Path, state: RunState) -> PreparedFile:
     """Make the next journal, and ``checkpoint.json`` under another name; both are durable.
 
-    What it leaves if it fails, nobody looks at.
+    Readers ignore the files that a failure leaves.
 
     Raises:
-        OSError: it cannot be written.
-        StoreError: it was not read back as it was written, or is over `MAX_RUN_BYTES`.
+        OSError: a file cannot be written.
+        StoreError: a file was not read back as written, or is over `MAX_RUN_BYTES`.
     """
     state.journal += 1
     head, check = journal_head(state)
@@ -302,23 +302,23 @@ def prepare(folder: Path, state: RunState) -> PreparedFile:
     sync_folder(folder)
     temporary = folder / _TEMPORARY
     if read_whole(temporary, MAX_FILE_BYTES) != content:
-        raise StoreDamagedError(f"{temporary} was not read back as it was written: see to the disk")
+        raise StoreDamagedError(f"{temporary} was not read back as written: check the disk")
     parse_checkpoint(temporary, content, state.run_id)
     return PreparedFile(state.journal, len(head), check, len(content))
 
 
 def publish(folder: Path) -> None:
-    """Put what `prepare` made in its place.
+    """Rename the files that `prepare` made to their final names.
 
     Raises:
-        OSError: nobody knows which of the two is there after power loss.
+        OSError: either file may be there after power loss.
     """
     os.replace(folder / _TEMPORARY, folder / _CHECKPOINT)
     sync_folder(folder)
 
 
 def remove_leftovers(folder: Path, journal: int) -> None:
-    """Remove every file but ``checkpoint.json`` and its journal that we ever write."""
+    """Remove the store's own files except ``checkpoint.json`` and its journal."""
     kept = journal_path(folder, journal).name
     for name in os.listdir(folder):
         if name == _TEMPORARY or (_JOURNAL.fullmatch(name) and name != kept):
@@ -326,7 +326,7 @@ def remove_leftovers(folder: Path, journal: int) -> None:
 
 
 def write_durably(folder: Path, name: str, content: bytes) -> None:
-    """A new file with this content, durable; its name is not yet."""
+    """Write a new file with a durable content; its name is not durable yet."""
     path = folder / name
     path.unlink(missing_ok=True)  # a crash may have left one
     with open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb", buffering=0) as file:
@@ -335,7 +335,7 @@ def write_durably(folder: Path, name: str, content: bytes) -> None:
 
 
 def write_all(fd: int, content: bytes) -> None:
-    """Write all of it; a disk that is full takes a part and refuses the rest."""
+    """Write all bytes; a full disk takes a part and refuses the rest."""
     left = memoryview(content)
     while left:
         left = left[os.write(fd, left) :]

@@ -1,21 +1,21 @@
-"""The two files of a run in the JSON store, as bytes: what they say, and whether it is whole.
+"""The two files of a run in the JSON store, as bytes: their contents, and their checks.
 
-Theory of operation.  ``checkpoint.json`` is all that was saved up to some moment, and names
-the journal that goes on from there.  It begins with a digest of everything after it, so a
-byte that changed anywhere is noticed.
+Theory of operation.  ``checkpoint.json`` holds all that was saved up to some moment, and names
+the journal that goes on from there.  It begins with a digest of everything after it, so an
+altered byte is detected wherever it is.
 
 ``journal.N.jsonl`` is append-only, one line per save: ``{"check":"…","line":{…}}``.  A check
 is the digest of the line *and of the check before it*, from the first line on, which names
-run and journal; so a line that was altered, lost, doubled or moved is noticed, and a group is
+run and journal; so a line that was altered, lost, doubled or moved is detected, and a group is
 there whole or not at all.
 
-A crash leaves at most one line that was not finished, at the end.  Nobody was told that it is
-saved, so it does not count: a last line without its newline; and one with it that does not fit
+A crash leaves at most one unfinished line, at the end.  It was not acknowledged, so it does not
+count: a last line without its newline; and one with a newline that does not fit
 its check and has a whole sector of zeros in it, which is what power loss leaves of a file that
-was made longer before its data was written (etcd's write-ahead log tells them apart by the
+was extended before its data was written (etcd's write-ahead log distinguishes them by the
 same rule, https://pkg.go.dev/go.etcd.io/etcd/server/v3/storage/wal).  Anything else is damage.
 
-The digests notice accidents.  Alteration on purpose is what the seals of the records are for.
+The digests detect accidents.  The seals of the records detect deliberate alteration.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..._util.errors import StoreDamagedError
 from .records import without_blobs
 
 T = TypeVar("T")
-Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # the next one is a number of 64 bits, too
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # so that its successor fits 64 bits, too
 
 CHECK_BYTES = 16
 SECTOR_BYTES = 512
@@ -44,7 +44,7 @@ _RAW_START = len(_LINE_START) + 2 * CHECK_BYTES + len(_LINE_MIDDLE)
 
 @attrs.define
 class StreamState:
-    """A stream: its records, the first has sequence 1, and its fold; as they stand in files."""
+    """A stream as it stands in files: its records, from sequence 1 on, and its fold."""
 
     entries: list[msgspec.Raw] = attrs.field(factory=list[msgspec.Raw])
     fold: msgspec.Raw | None = None
@@ -52,14 +52,14 @@ class StreamState:
 
 @attrs.define
 class RunState:
-    """Everything the files of a run say.
+    """Everything that the files of a run say.
 
     Attributes:
         owner: The newest owner number.
-        generation: The newest.
-        first: The oldest that was not pruned; greater than `generation`: the run is gone.
+        generation: The newest generation.
+        first: The oldest generation that was not pruned; above `generation`: the run is gone.
         journal: The number of the journal that goes on from ``checkpoint.json``.
-        streams: By generation and key.
+        streams: The streams by generation and key.
     """
 
     run_id: str
@@ -73,11 +73,11 @@ class RunState:
 
     @property
     def is_gone(self) -> bool:
-        """Whether all of it was pruned."""
+        """Whether all generations were pruned."""
         return self.first > self.generation
 
     def of(self, generation: int) -> dict[str, StreamState]:
-        """The streams of one generation."""
+        """Return the streams of one generation."""
         return {key: state for (n, key), state in self.streams.items() if n == generation}
 
 
@@ -100,9 +100,9 @@ class _SealedDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class JournalLine(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What one line of a journal says: who saved, and what; nothing: a run was locked.
+    """One line of a journal: the saved checkpoints and their owner; empty: a run was locked.
 
-    `drops` are sequences of streams whose attached blobs are named no longer.
+    `drops` are sequences of streams whose attached blobs are not named any more.
     """
 
     owner: Number
@@ -123,7 +123,7 @@ _line_decoder = msgspec.json.Decoder(JournalLine)
 
 
 def digest(content: bytes, before: bytes = b"") -> bytes:
-    """The check of some bytes, as text; `before` is the check that it goes on from."""
+    """Return the check of some bytes, as text; `before` is the previous check of the chain."""
     return hashlib.blake2b(before + content, digest_size=CHECK_BYTES).hexdigest().encode()
 
 
@@ -133,7 +133,7 @@ def digest(content: bytes, before: bytes = b"") -> bytes:
 
 
 def render_checkpoint(state: RunState) -> bytes:
-    """The whole file; a record a line."""
+    """Return the whole file, one record per line."""
     head = {
         "format": _FORMAT,
         "run_id": state.run_id,
@@ -162,15 +162,15 @@ def _field(name: str, value: Any) -> bytes:
 
 
 def parse_checkpoint(path: Path, content: bytes, run_id: str | None) -> RunState:
-    """What the file says.
+    """Parse the file.
 
     Args:
-        path: For messages.
-        content: Of the file.
-        run_id: Whose it must be; None: anybody's.
+        path: The path of the file, for messages.
+        content: The content of the file.
+        run_id: The run that it must be of; None: any run.
 
     Raises:
-        StoreDamagedError: it is not what was written.
+        StoreDamagedError: the file is not what was written.
     """
     try:
         document = _document_decoder.decode(content)
@@ -190,8 +190,8 @@ def parse_checkpoint(path: Path, content: bytes, run_id: str | None) -> RunState
         document.journal,
         streams,
     )
-    # Written again it gives the same bytes: so the digest fits, and there is nothing in it
-    # (a name twice, another order, more space) that was not written here.
+    # Rendered again it gives the same bytes: so the digest fits, and the file has nothing
+    # (a name twice, another order, more space) that the store would not write.
     if render_checkpoint(state) != content or (run_id is not None and run_id != state.run_id):
         raise StoreDamagedError(
             f"{path} is not what was written there: it was altered, or is another run's; "
@@ -206,18 +206,18 @@ def parse_checkpoint(path: Path, content: bytes, run_id: str | None) -> RunState
 
 
 def frame(content: bytes, before: bytes) -> tuple[bytes, bytes]:
-    """A line, its newline included, and its check."""
+    """Return a line with its newline, and its check."""
     check = digest(content, before)
     return b"".join((_LINE_START, check, _LINE_MIDDLE, content, _LINE_END, b"\n")), check
 
 
 def journal_head(state: RunState) -> tuple[bytes, bytes]:
-    """The first line of a journal, and its check."""
+    """Return the first line of a journal, and its check."""
     return frame(_encode(_RunHead(state.run_id, state.journal)), b"")
 
 
 def encode_line(line: JournalLine) -> bytes:
-    """What `frame` takes."""
+    """Encode a line for `frame`."""
     return _encode(line)
 
 
@@ -226,10 +226,10 @@ class JournalEnd:
     """Where a journal ends.
 
     Attributes:
-        size: Bytes up to the end of the last whole line.
-        check: Of that line.
-        torn: How many bytes follow it, which a crash left.
-        lacks_newline: Whether the last whole line lacks only that.
+        size: The number of bytes up to the end of the last whole line.
+        check: The check of that line.
+        torn: The number of bytes after it, which a crash left.
+        lacks_newline: Whether the last whole line lacks only its newline.
     """
 
     size: int
@@ -239,10 +239,10 @@ class JournalEnd:
 
 
 def replay(path: Path, content: bytes, state: RunState) -> JournalEnd:
-    """Add what a journal says to what ``checkpoint.json`` said, in place.
+    """Add a journal to the state that ``checkpoint.json`` gave, in place.
 
     Raises:
-        StoreDamagedError: a line of it is not what was written, naming the line.
+        StoreDamagedError: a line is not what was written; the message has its number.
     """
     lines = content.split(b"\n")
     rest = lines.pop()
@@ -264,18 +264,18 @@ def replay(path: Path, content: bytes, state: RunState) -> JournalEnd:
         _apply(path, number, state, raw)
         return JournalEnd(size + len(rest), digest(raw, check), 0, lacks_newline=True)
     if _unframe(rest[:-1], check):
-        raise _damaged(path, number)  # a whole line, and instead of its newline something else
+        raise _damaged(path, number)  # a whole line with another byte in place of its newline
     return JournalEnd(size, check, len(rest))
 
 
 def _unframe(text: bytes, before: bytes) -> bytes | None:
-    """What a line holds; None: it is not a whole line that goes on from there."""
+    """Return the content of a line; None: it is not a whole line that continues the chain."""
     raw = text[_RAW_START : -len(_LINE_END)]
     return raw if raw and frame(raw, before)[0][:-1] == text else None
 
 
 def _has_blank_sector(content: bytes, start: int) -> bool:
-    """Whether a sector of what begins at `start`, cut at its ends, is zeros and nothing else."""
+    """Return whether a sector, or its part after `start`, is all zeros."""
     while start < len(content):
         end = start - start % SECTOR_BYTES + SECTOR_BYTES
         sector = content[start:end]

@@ -1,4 +1,4 @@
-"""The side of the JSON store that reads: plain functions, each of one moment, without a lock."""
+"""The reading side of the JSON store: functions that each see one moment, without a lock."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .files import is_folder_name, load, run_folder, run_folders
 from .format import RunState, StreamState
 from .records import decode_entry, decode_fold, payload_of
 
-MAX_PAGE_BYTES = 64 * 2**20  # a page of history ends here, however many records were asked for
+MAX_PAGE_BYTES = 64 * 2**20  # a page of history ends here, even if more records were requested
 _Signature = tuple[str, tuple[tuple[str, int, int, int], ...]]
 _CURSOR = re.compile(r"([0-9a-f]{16})\.([1-9][0-9]{0,17})", re.ASCII)
 
 
 class JsonReader:
-    """Reads the files.  Everything here blocks, in any thread."""
+    """Reads the files.  Every method blocks; any thread may call it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -43,19 +43,19 @@ class JsonReader:
         return StoredRun(run_id, wanted, state.owner, streams)
 
     def _load(self, run_id: str) -> RunState | None:
-        """The run as its files say; read once as long as they are the same."""
+        """Return a run as its files say; they are parsed again only if they changed."""
         folder = run_folder(self._folder, run_id)
         newest, signature = self._newest, _signature(folder)
         if newest is not None and newest[0] == signature:
             state = newest[1]
         else:
-            if is_folder_name(run_id):  # as `list_runs` calls one that cannot be read
+            if is_folder_name(run_id):  # `list_runs` names an unreadable run by its folder
                 load(self._folder / "runs" / run_id)
             loaded = load(folder, run_id)
             if loaded is None:
                 return None
             state = loaded.state
-            if _signature(folder) == signature:  # else it was changed while it was read
+            if _signature(folder) == signature:  # else a file changed during the read
                 self._newest = signature, state
         return None if state.is_gone else state
 
@@ -97,8 +97,8 @@ class JsonReader:
     def list_runs(self) -> tuple[RunSummary, ...]:
         """See `Store.list_runs`.
 
-        A run whose files cannot be read is named by its folder, so that it hides no other: reading
-        that one says what is wrong.
+        A run whose files cannot be read is named by its folder, so that it does not hide others:
+        reading that run reports the problem.
         """
         found: list[RunSummary] = []
         for folder in run_folders(self._folder):
@@ -126,7 +126,7 @@ def _summary(state: RunState) -> RunSummary:
 
 
 def _signature(folder: Path) -> _Signature:
-    """What tells two states of a run's files apart: an append makes one longer, the rest is new."""
+    """Return what differs between two states of a run's files: appends and rewrites change it."""
     need_folder(folder)
     found: list[tuple[str, os.stat_result]] = []
     with explain(folder, "reading"), suppress(FileNotFoundError), os.scandir(folder) as entries:

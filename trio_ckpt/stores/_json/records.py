@@ -1,12 +1,12 @@
 """One record as readable JSON that gives back, byte for byte, the payload that was saved.
 
 A payload is a digest (the seal) followed by a `Record` in MessagePack.  Here it is written with
-the record's fields under their long names.  Whether that gives the same bytes back is tried
-on each payload; one for which it does not (it is no record, a newer version wrote it, its
+the record's fields under their long names.  Each payload is tested for whether that gives the
+same bytes back; one that does not (it is not a record, a newer version wrote it, its
 metadata has bytes in it) is kept as base64.  So nothing here depends on which fields a record
 has: the readable form is derived from `Record` itself.
 
-An entry that somebody edited gives other bytes, and those fail their seal.
+An edited entry gives other bytes, and those fail their seal.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     """A record as it stands in a file, in one of three forms.
 
     Attributes:
-        sequence: Its number in its stream, from 1.
-        seal: In hexadecimal, with `record`.
+        sequence: The record's number in its stream, from 1.
+        seal: The seal in hexadecimal, with `record`.
         record: The readable form.
-        payload: The bytes themselves, where there is no readable form of them.
-        blob: The digest of the blob that holds them.
-        blobs: The attached blobs that it names.
+        payload: The bytes themselves, if they have no readable form.
+        blob: The digest of the blob that holds the bytes.
+        blobs: The attached blobs that the record names.
     """
 
     sequence: int
@@ -50,7 +50,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 
 
 class FoldEntry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A fold as it stands in a file; `summary` is for people only."""
+    """A fold as it stands in a file; `summary` is only for people."""
 
     through: int
     summary: dict[str, Any] | None = None
@@ -58,7 +58,7 @@ class FoldEntry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
 
 
 def _derive(struct: Any, extra: tuple[tuple[str, Any, Any], ...] = ()) -> Any:
-    """A struct like `struct` whose fields go by their long names, in JSON objects."""
+    """Return a struct like `struct` with long field names, as a JSON object."""
     fields: list[Any] = []
     for field in msgspec.structs.fields(struct):
         readable = _readable_type(field.type)
@@ -103,10 +103,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 def encode_entry(checkpoint: Checkpoint) -> bytes:
-    """A checkpoint as JSON, readable if that loses nothing.
+    """Encode a checkpoint as JSON, readable if that loses nothing.
 
     Raises:
-        TypeError, ValueError: a value in it has no form in JSON.
+        TypeError, ValueError: a value has no form in JSON.
     """
     sequence, payload = checkpoint.sequence, checkpoint.payload
     _check_bytes(payload)
@@ -119,25 +119,25 @@ def encode_entry(checkpoint: Checkpoint) -> bytes:
         if _open_record(entry) == payload:
             return _encode(entry)
     except (StoreDamagedError, TypeError, KeyError, OSError, OverflowError, *_BAD_JSON):
-        pass  # it is not a record as we know them, and need not be
+        pass  # it is not a record of this version, and need not be
     return _encode(Entry(sequence, payload=payload, blobs=blobs))
 
 
 def without_blobs(raw: msgspec.Raw) -> msgspec.Raw:
-    """The same entry, but it names no attached blobs."""
+    """Return the entry without its attached blobs."""
     return with_blobs(raw, ())
 
 
 def with_blobs(raw: msgspec.Raw, blobs: tuple[str, ...]) -> msgspec.Raw:
-    """The same entry, naming these attached blobs."""
+    """Return the entry with these attached blobs."""
     return msgspec.Raw(_encode(msgspec.structs.replace(decode_entry(raw), blobs=blobs)))
 
 
 def decode_entry(raw: msgspec.Raw) -> Entry:
-    """The inverse of encoding, as far as the record itself.
+    """Decode an entry, but not its record.
 
     Raises:
-        StoreDamagedError: it is none.
+        StoreDamagedError: it is not an entry.
     """
     try:
         return _entry_decoder.decode(raw)
@@ -146,10 +146,10 @@ def decode_entry(raw: msgspec.Raw) -> Entry:
 
 
 def payload_of(entry: Entry) -> bytes:
-    """The payload that was saved; not for one that is a blob.
+    """Return the payload that was saved; not for an entry whose payload is a blob.
 
     Raises:
-        StoreDamagedError: it has none.
+        StoreDamagedError: the entry has no valid payload.
     """
     if entry.payload is not None:
         return entry.payload
@@ -188,7 +188,7 @@ def _open_record(entry: Entry) -> bytes:
 
 
 def encode_fold(fold: Fold) -> bytes:
-    """A fold as JSON: its bytes, and beside them what they say.
+    """Encode a fold as JSON: its bytes, and a readable summary.
 
     Raises:
         TypeError: its payload is not bytes.
@@ -197,7 +197,7 @@ def encode_fold(fold: Fold) -> bytes:
     try:
         return _encode(FoldEntry(fold.through, _summary(fold.payload), fold.payload))
     except (StoreDamagedError, TypeError, ValueError, OverflowError):
-        # It is no progress as we know it, and need not be.
+        # It is not a progress of this version, and need not be.
         return _encode(FoldEntry(fold.through, None, fold.payload))
 
 
@@ -215,10 +215,10 @@ def _summary(payload: bytes) -> dict[str, Any]:
 
 
 def decode_fold(raw: msgspec.Raw) -> FoldEntry:
-    """The inverse of `encode_fold`.
+    """Decode a fold.
 
     Raises:
-        StoreDamagedError: it is none.
+        StoreDamagedError: it is not a fold.
     """
     try:
         return _fold_decoder.decode(raw)

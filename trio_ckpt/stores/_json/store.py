@@ -1,16 +1,16 @@
 """The readable store: a folder with a ``checkpoint.json`` per run that a person can open.
 
-Theory of operation.  The folder holds ``runs/`` (a folder per run, under its id where that is
-a safe name), ``blobs/`` (big payloads, write-once files named by their SHA-256), ``lock/`` (who
-owns which run, see `trio_ckpt.stores._local.locks`) and ``store.json`` (what this is).
+Theory of operation.  The folder holds ``runs/`` (a folder per run, under its id if that is
+a safe name), ``blobs/`` (big payloads, write-once files named by their SHA-256), ``lock/``
+(ownership of runs, see `trio_ckpt.stores._local.locks`) and ``store.json`` (the store's marker).
 
 A run is two files: ``checkpoint.json``, whole at every moment, and a journal of what was saved
-since (`_json_format` says how they are kept from lying, `_json_files` how they are replaced,
-`_json_writer` when).  A save is one append and one fdatasync.
+since (`format.py` describes their checks, `files.py` how they are replaced, `writer.py` when).
+A save is one append and one fdatasync.
 
-What comes back is byte for byte what was saved, though it is written in words (`_json_records`).
+A payload is written in readable form and comes back byte for byte (`records.py`).
 
-Saving is done in one long-lived thread (`_local`); reading, which takes no lock, in trio's.
+One long-lived thread saves (`_local`); reads, which take no lock, use trio's threads.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ logger = logging.getLogger("trio_ckpt.stores.json")
 class JsonStore(LocalStore):
     """A store of readable files; comes from `JsonStore.open` or ``open_store("json:FOLDER")``.
 
-    For runs that a person wants to read: everything about a run is read, and from time to time
-    written, at once, so a run has at most `MAX_RUN_BYTES` (64 MiB) in its two files; beyond that
-    saving raises `StoreError`.  Listing runs reads all of them.  The SQLite store knows none of
+    For runs that a person wants to read: a run is always read whole, and from time to time written
+    whole, so its two files have at most `MAX_RUN_BYTES` (64 MiB) together; beyond that
+    saving raises `StoreError`.  Listing runs reads all of them.  The SQLite store has none of
     these limits.
 
-    Several processes may use one store at a time, each owning other runs.  Who reads a run while
-    it is running may see a group of checkpoints a moment before it survives power loss.  Not for
-    network file systems: their locks and their fsync promise too little.
+    Several processes may use one store at a time, each owning other runs.  A reader of a
+    running run may see a group of checkpoints a moment before it survives power loss.  Not for
+    network file systems: their locks and their fsync guarantee too little.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ class JsonStore(LocalStore):
         Args:
             path: The folder.  Parents that are missing are made.
             mac_key: Seals records with a key.
-            durability: "full", or "process": faster, and power loss may take the newest.
-            inline_limit_bytes: From this size on a payload is a file of its own.
-            create: Whether to make a store that is not there.
+            durability: "full", or "process": faster, but power loss may take the newest saves.
+            inline_limit_bytes: A payload of this size or more is a file of its own.
+            create: Whether to create a store that does not exist.
 
         Durability: the names of the folder and of what is in it are durable on return.
         Cancellation: not once it has begun.
@@ -111,4 +111,4 @@ class JsonStore(LocalStore):
         return await run_blocking(func, *args)
 
     async def _stop_reading(self) -> None:
-        """Nothing is kept open for reading."""
+        """Do nothing: no file is kept open for reading."""

@@ -1,21 +1,21 @@
-"""The side of the JSON store that writes.
+"""The writing side of the JSON store.
 
 Theory of operation.  A save is one line appended to the run's journal and one fdatasync.
-When the journal outgrows ``checkpoint.json`` (and `MIN_REWRITE_BYTES`), the run is written anew:
-both are read, put together and replaced, see `_json_files`.  Each time the run has grown by a
-fixed share at least (with records of the usual size it is nearly twice as big), so all of it
-together is linear in what was saved.  It is also written anew when it is given back, so that
+When the journal outgrows ``checkpoint.json`` (and `MIN_REWRITE_BYTES`), the run is rewritten:
+both are read, combined and replaced, see `files.py`.  Between two rewrites the run grows by a
+fixed share at least (with records of the usual size it nearly doubles), so the total work
+is linear in what was saved.  The run is also rewritten when it is released, so that
 after a run ``checkpoint.json`` has everything.
 
-Only the owner of a run writes its files, and the kernel sees to it that there is one.  So what
-is needed to append is remembered while the run is owned: the open journal, where it ends, the
-newest sequences.  The journal is locked, too, so that there is no second owner even where
-somebody has removed the lock of the run; and that it still is what is remembered is seen
-before each append.
+Only the owner of a run writes its files, and the kernel ensures that there is one owner.  So the
+writer caches what appending needs while the run is owned: the open journal, where it ends, and the
+newest sequences.  The journal is locked, too, so that there is no second owner even if the
+lock file of the run was removed; and before each append the writer checks that the journal still
+is what it cached.
 
-When a write fails the journal is cut back to where it ended: nothing was saved, and saving can
-go on when there is room.  When an fsync fails nobody knows what is on the disk, and trying again
-may say that it is when it is not (https://wiki.postgresql.org/wiki/Fsync_Errors): the outcome is
+When a write fails, the journal is cut back to where it ended: nothing was saved, and saving can
+go on when there is room.  When an fsync fails, the content of the disk is unknown, and a second
+fsync may falsely succeed (https://wiki.postgresql.org/wiki/Fsync_Errors): the outcome is
 unknown, and nothing more is written to the run.
 """
 
@@ -61,15 +61,15 @@ from .records import decode_entry, encode_entry, encode_fold
 
 logger = logging.getLogger("trio_ckpt.stores.json")
 
-MIN_REWRITE_BYTES = 256 * 2**10  # a few hundred saves; writing a smaller run anew saves little
-REWRITE_SHARE = 1.0  # of checkpoint.json: what the journal outgrows before a run is written anew
+MIN_REWRITE_BYTES = 256 * 2**10  # a few hundred saves; rewriting a smaller run saves little
+REWRITE_SHARE = 1.0  # the part of checkpoint.json's size beyond which the journal is too long
 
 _BAD_VALUE = (TypeError, ValueError, OverflowError)
 
 
 @attrs.define
 class _OwnedRun:
-    """What is remembered of a run while it is owned."""
+    """The cached state of a run while it is owned."""
 
     folder: Path
     owner: int
@@ -90,7 +90,7 @@ class _OwnedRun:
 
 
 class JsonWriter:
-    """Opens, makes and writes the store.  Everything here blocks, in one thread."""
+    """Opens, makes and writes the store.  Every method blocks, in one thread."""
 
     def __init__(
         self, folder: Path, *, durability: Literal["full", "process"], create: bool
@@ -103,9 +103,9 @@ class JsonWriter:
         self._folder = folder
         self._is_synced = durability == "full"
         self._blobs = Blobs(folder / "blobs")
-        self.claims = BlobPins(folder)
+        self.pins = BlobPins(folder)
         self._held: dict[str, _OwnedRun] = {}
-        self._broken: dict[str, str] = {}  # runs that nothing more is written to, and why
+        self._broken: dict[str, str] = {}  # runs that are not written any more, and why
         need_flock(folder)
         make_folders(folder, create=create)
         lock = lock_opening(folder)
@@ -115,16 +115,16 @@ class JsonWriter:
             lock.release()
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all runs and close the files."""
         for run_id in list(self._held):
-            self._let_go(run_id)
+            self._release(run_id)
 
     # -----------------------------------------------------------------------------------
-    # Owning
+    # Ownership
     # -----------------------------------------------------------------------------------
 
     def raise_owner(self, run_id: str) -> int:
-        """A new owner number for a run, durable."""
+        """Raise a run's owner number, durably, and return it."""
         self._refuse_broken(run_id)
         folder = run_folder(self._folder, run_id)
         with explain(folder, f"locking run {run_id!r}"):
@@ -132,14 +132,14 @@ class JsonWriter:
             if loaded is None:
                 return self._begin(folder, run_id)
             state, end = loaded.state, loaded.end
-            # Who replaced the files may have been killed before their names were durable, and
-            # what is appended to a journal without one would be lost with power.
+            # A killed rewrite may have left names that are not durable, and power loss would
+            # remove a journal without a durable name, with all that is appended to it.
             sync_folder(folder)
             fd = self._open_journal(folder, state.journal, run_id)
             try:
                 status = os.fstat(fd)
                 if status.st_nlink == 0 or status.st_size != end.size + end.torn:
-                    raise locked_by_stranger(run_id)  # who has ended since it was read
+                    raise locked_by_stranger(run_id)  # its owner has ended since the read
                 remove_leftovers(folder, state.journal)
                 if end.torn:
                     logger.info(
@@ -157,7 +157,7 @@ class JsonWriter:
         held = _OwnedRun(
             folder,
             state.owner,
-            max(state.generation, state.first),  # pruned: it begins anew with the next
+            max(state.generation, state.first),  # a pruned run begins with its next generation
             state.first,
             {},
             fd,
@@ -174,20 +174,20 @@ class JsonWriter:
         try:
             self._append(run_id, held, JournalLine(held.owner + 1, held.generation))
         except BaseException:
-            self._let_go(run_id)
+            self._release(run_id)
             raise
         held.owner += 1
         return held.owner
 
     def _begin(self, folder: Path, run_id: str) -> int:
         make_member(folder)
-        sync_folder(folder.parent)  # a crash may have come between its making and this
+        sync_folder(folder.parent)  # a crash may have come between the folder's making and this
         state = RunState(run_id, 1)
         written = prepare(folder, state)
         try:
             publish(folder)
         except OSError as error:
-            self._broken[run_id] = str(error)  # a name that may not be durable
+            self._broken[run_id] = str(error)  # its name may not be durable
             raise
         fd = self._open_journal(folder, written.journal, run_id)
         held = _OwnedRun(folder, 1, 0, 0, {}, fd, 0, 0, b"", 0, 0)
@@ -196,12 +196,12 @@ class JsonWriter:
         return 1
 
     def count(self, run_id: str) -> tuple[int, int]:
-        """The newest generation of a run that is owned, and its records in all generations."""
+        """Return the newest generation of an owned run, and its records in all generations."""
         held = self._held[run_id]
         return held.generation, held.records
 
     def give_back(self, run_id: str) -> None:
-        """Write the run anew, so that ``checkpoint.json`` has everything; let go of it."""
+        """Rewrite the run, so that ``checkpoint.json`` has everything, and release it."""
         held = self._held.get(run_id)
         if held is None:
             return
@@ -210,9 +210,9 @@ class JsonWriter:
                 self._need_untouched(run_id, held)
                 self._rewrite_if_it_can_be(run_id, held)
         finally:
-            self._let_go(run_id)
+            self._release(run_id)
 
-    def _let_go(self, run_id: str) -> None:
+    def _release(self, run_id: str) -> None:
         held = self._held.pop(run_id)
         FileLock(held.path, held.fd).release()
 
@@ -249,10 +249,10 @@ class JsonWriter:
         return outcomes
 
     def _fence(self, key: RunKey) -> _OwnedRun:
-        """What is remembered of the run, if this is its owner."""
+        """Return the cached state of the run, if the caller owns it."""
         self._refuse_broken(key.run_id)
         held = self._held.get(key.run_id)
-        if held is None:  # not locked here, so somebody else may be writing its files
+        if held is None:  # not locked here, so another process may be writing its files
             loaded = load(run_folder(self._folder, key.run_id), key.run_id)
             owner = loaded.state.owner if loaded is not None else 0
             raise StoreConflictError(
@@ -267,13 +267,13 @@ class JsonWriter:
         if run_id in self._broken:
             raise StoreError(
                 f"{run_folder(self._folder, run_id)} failed with {self._broken[run_id]}; nothing "
-                "more is written to it: see to the disk and start again"
+                "more is written to it: check the disk and start again"
             )
 
     def _encode(
         self, heads: dict[str, int], moved: dict[str, int], group: Sequence[Checkpoint]
     ) -> tuple[list[Exception | None], list[tuple[str, msgspec.Raw]]]:
-        """The group as it goes into a line, and what becomes of each."""
+        """Return the group as part of a line, and the outcome of each checkpoint."""
         outcomes: list[Exception | None] = []
         records: list[tuple[str, msgspec.Raw]] = []
         failed: dict[str, int] = {}
@@ -298,21 +298,21 @@ class JsonWriter:
             raise StoreConflictError(f"the next one is {newest + 1}")
         if checkpoint.blob is not None or checkpoint.blobs:
             self._need_blobs(checkpoint)
-        checkpoint.stream.encode()  # a lone surrogate has no form in a file
+        checkpoint.stream.encode()  # refuses a lone surrogate, which has no form in a file
         return msgspec.Raw(encode_entry(checkpoint))
 
     def _need_blobs(self, checkpoint: Checkpoint) -> None:
-        """See that the blobs are there, and stay until the save has ended."""
+        """Check that the blobs exist, and pin them until the save has ended."""
         for digest in names_of(checkpoint):
-            self.claims.name(digest)
+            self.pins.name(digest)
             if not self._blobs.has(digest):
                 raise StoreError(f"blob {digest} was not put")
 
     def _need_untouched(self, run_id: str, held: _OwnedRun) -> None:
-        """See that the journal still is what its owner has written last.
+        """Check that the journal still is what its owner has written last.
 
         Raises:
-            StoreConflictError: it is not; nothing more is written to the run.
+            StoreConflictError: it is not; the run is not written any more.
         """
         status = os.fstat(held.fd)
         self._need_in_place(run_id, held)
@@ -325,14 +325,14 @@ class JsonWriter:
             )
 
     def _need_in_place(self, run_id: str, held: _OwnedRun) -> None:
-        """See that those who open the run by its name find the journal that is open here."""
+        """Check that a process that opens the run by its name finds the journal open here."""
         status = os.fstat(held.fd)
         if identity_of(held.path) != (status.st_dev, status.st_ino):
             self._broken[run_id] = "the removal of its files"
             raise out_of_place(held.path, run_id)
 
     def _append(self, run_id: str, held: _OwnedRun, line: JournalLine) -> None:
-        """One line more, durable."""
+        """Append a line, durably."""
         content, check = frame(encode_line(line), held.check)
         if held.checkpoint_bytes + held.size + len(content) > MAX_RUN_BYTES:
             raise StoreError(
@@ -351,8 +351,8 @@ class JsonWriter:
             except OSError as error:
                 self._broken[run_id] = str(error)
                 raise SaveOutcomeUnknownError(
-                    f"{held.path}: fsync failed with {error}, and whether it was saved cannot be "
-                    "told; nothing more is written to it: see to the disk and start again"
+                    f"{held.path}: fsync failed with {error}, so it is unknown whether the save "
+                    "is on the disk; nothing more is written to it: check the disk and start again"
                 ) from error
         held.size += len(content)
         held.check = check
@@ -369,16 +369,16 @@ class JsonWriter:
         ) from error
 
     # -----------------------------------------------------------------------------------
-    # Writing anew, pruning
+    # Rewriting, pruning
     # -----------------------------------------------------------------------------------
 
     def _rewrite_if_it_can_be(self, run_id: str, held: _OwnedRun) -> None:
-        """Write the run anew; if that fails the journal goes on: everything is in it."""
+        """Rewrite the run; if that fails the journal, which has everything, grows on."""
         try:
             loaded = load(held.folder, run_id)
             if loaded is None:
                 raise StoreError(f"{held.folder} is gone")
-            with explain(held.folder, "writing it anew"):
+            with explain(held.folder, "rewriting it"):
                 written = prepare(held.folder, loaded.state)
         except StoreError as error:
             logger.warning("the journal grows on: %s", error, extra=at(run_id))
@@ -387,21 +387,21 @@ class JsonWriter:
         self._switch(run_id, held, written)
 
     def _switch(self, run_id: str, held: _OwnedRun, written: PreparedFile) -> None:
-        """Put in place what was prepared, and go on in the new journal."""
+        """Publish the prepared files, and continue in the new journal."""
         try:
             publish(held.folder)
             fd = self._open_journal(held.folder, written.journal, run_id)
         except (OSError, RunLockedError) as error:
-            # Either may be there after power loss: what is appended to one may be lost.
+            # Power loss may leave either file: records appended to one may be lost.
             self._broken[run_id] = str(error)
             raise SaveOutcomeUnknownError(
                 f"{held.folder}: replacing checkpoint.json failed with {error}; nothing more is "
-                "written to it: see to the disk and start again"
+                "written to it: check the disk and start again"
             ) from error
         FileLock(held.path, held.fd).release()
         held.fd = fd
         _take_over(held, written)
-        with suppress(OSError):  # the next one who locks the run tries again
+        with suppress(OSError):  # the next owner of the run tries again
             remove_leftovers(held.folder, held.journal)
 
     def _open_journal(self, folder: Path, number: int, run_id: str) -> int:
@@ -416,7 +416,7 @@ class JsonWriter:
         return journal.fd
 
     def prune(self, run: RunKey, keep: int) -> Pruned:
-        """See `Store.prune`; blobs are only counted."""
+        """See `Store.prune`; blobs are counted, not removed."""
         held = self._fence(run)
         self._need_untouched(run.run_id, held)
         compare_generation(held.generation, run, "removed")
@@ -447,7 +447,7 @@ class JsonWriter:
         return pruned
 
     def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
-        """See `Store.drop_blobs`; the digests that were named.  It reads the whole run."""
+        """See `Store.drop_blobs`; returns the digests that were named.  It reads the whole run."""
         held = self._fence(run)
         self._need_untouched(run.run_id, held)
         compare_generation(held.generation, run, "dropped")
@@ -463,14 +463,14 @@ class JsonWriter:
         return {digest for blobs in named.values() for digest in blobs}
 
     def unnamed(self, digests: Iterable[str]) -> list[str]:
-        """Those that no record of the store names.  It reads all runs."""
+        """Return the digests that no record of the store names.  It reads all runs."""
         wanted = set(digests)
         if wanted:
             wanted.difference_update(named_in(run_folders(self._folder)))
         return sorted(wanted)
 
     def remove_orphans(self) -> None:
-        """Remove blobs that no record names; what goes wrong is logged."""
+        """Remove blobs that no record names; errors are logged."""
         named: list[set[str]] = []  # read only if there is a blob
 
         def is_named(blob: str) -> bool:

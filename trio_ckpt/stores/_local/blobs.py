@@ -127,14 +127,12 @@ class Blobs:
             if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 yield Path(entry.path)
 
-    def put(
-        self, payload: BlobPayload, claim: Callable[[str], AbstractContextManager[None]]
-    ) -> str:
+    def put(self, payload: BlobPayload, pin: Callable[[str], AbstractContextManager[None]]) -> str:
         """Write a blob (a temporary file, fsync, rename, fsync of the folders); return its name.
 
         Args:
             payload: Its buffers; this thread takes them one by one.
-            claim: Pins the blob while it gets its name.
+            pin: Pins the blob while it gets its name.
 
         Raises:
             StoreError: the blob cannot be written.
@@ -147,7 +145,7 @@ class Blobs:
                     digest, size = _write_whole(fd, payload)
                 finally:
                     os.close(fd)
-                with claim(digest):
+                with pin(digest):
                     self._name(Path(temporary), digest, size)
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)

@@ -66,10 +66,10 @@ class LocalWriter(Protocol):
     """Changes a store.  Every method blocks, and is called in one thread.
 
     Attributes:
-        claims: The pins of the handle; a save pins the blobs that it references.
+        pins: The pins of the handle; a save pins the blobs that it references.
     """
 
-    claims: BlobPins
+    pins: BlobPins
 
     def raise_owner(self, run_id: str) -> int:
         """Raise a run's owner number, durably, and return it; the run exists from now on."""
@@ -162,7 +162,7 @@ class LocalStore(Store):
         self._blobs = Blobs(folder / "blobs")
         self._writer = writer
         self._reader = reader
-        self._claims = writer.claims
+        self._pins = writer.pins
         self._notes = WatermarkWriter(folder, logger)
         self._check_steps = check_steps
         self._writing = thread
@@ -228,7 +228,7 @@ class LocalStore(Store):
                 await self._writing.run(self._end_owning, run_id)
             finally:
                 if not self._owned:
-                    await run_blocking(self._claims.release_kept)
+                    await run_blocking(self._pins.release_kept)
             if run_id in self._leaving:
                 self._leaving.discard(run_id)
                 if await run_blocking(lock.be_alone):
@@ -268,9 +268,9 @@ class LocalStore(Store):
             outcomes = self._writer.save(run, group, folds)
         except BaseException as error:
             if not isinstance(error, SaveOutcomeUnknownError):  # then its blobs are still needed
-                self._claims.end_save(group)
+                self._pins.end_save(group)
             raise
-        self._claims.end_save(group, outcomes)
+        self._pins.end_save(group, outcomes)
         self._notes.need_own(run.run_id)
         self._notes.saved(run.run_id, run.generation, outcomes.count(None))
         return outcomes
@@ -334,7 +334,7 @@ class LocalStore(Store):
     def _drop(self, run: RunKey, stream: str, sequences: Sequence[int]) -> tuple[int, list[str]]:
         """Drop durably; return the size of the freed blobs, and those of them to remove."""
         dropped = self._writer.drop_blobs(run, stream, sequences)
-        doomed = self._claims.doom(dropped)
+        doomed = self._pins.doom(dropped)
         free: list[str] = []
         try:
             free = self._writer.unnamed(dropped)  # after the doom: no new pins can come
@@ -343,7 +343,7 @@ class LocalStore(Store):
             self._logger.warning("dropped blobs were not removed: %s", error)
             return 0, []
         finally:
-            self._claims.spare(name for name in doomed if name not in free)
+            self._pins.spare(name for name in doomed if name not in free)
 
     def _remove(self, doomed: list[str]) -> None:
         try:
@@ -351,7 +351,7 @@ class LocalStore(Store):
         except StoreError as error:
             self._logger.warning("dropped blobs were not removed: %s", error)
         finally:
-            self._claims.spare(doomed)
+            self._pins.spare(doomed)
 
     async def read_owner(self, run_id: str) -> Owner | None:
         """See `Store.read_owner`.
@@ -398,18 +398,18 @@ class LocalStore(Store):
         Cancellation: not while the blob is written.
         """
         self._check_open()
-        return await run_blocking(self._blobs.put, payload, self._claim)
+        return await run_blocking(self._blobs.put, payload, self._pin)
 
     @contextmanager
-    def _claim(self, digest: str) -> Generator[None]:
+    def _pin(self, digest: str) -> Generator[None]:
         """Pin a blob while it is put, and on until a record references it."""
-        self._claims.hold(digest)
+        self._pins.hold(digest)
         try:
             yield
             if self._owned:
-                self._claims.keep(digest)
+                self._pins.keep(digest)
         finally:
-            self._claims.release(digest)
+            self._pins.release(digest)
 
     async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
         """See `Store.read_blob`."""
@@ -434,7 +434,7 @@ class LocalStore(Store):
                 if not self._in_doubt:
                     await shielded(self._writing.run, self._writer.close)
                     self._notes.close()
-                    self._claims.close()
+                    self._pins.close()
             finally:
                 self._writing.stop(self._close_late if self._in_doubt else int)
                 self._removing.stop()

@@ -1,11 +1,11 @@
-"""What can be wrong with the database of the SQLite store.
+"""Checks of the SQLite store's database.
 
-Theory of operation.  SQLite's own check knows the b-trees and the indexes, not what a row says:
-an altered byte of a payload, a row less and a head that went back pass it.  Payloads are sealed,
-which readers see; here it is seen that every row has its place, none is missing or twice, and
-the numbers of runs fit.  Everything is read beneath the readers, who begin at the heads.
+Theory of operation.  SQLite's own check covers the b-trees and the indexes, not what a row says:
+an altered byte of a payload, a missing row and a head that went back pass it.  Payloads are sealed,
+which readers check; these steps check that every row has its place, that none is missing or
+doubled, and that the numbers of runs fit.  They read all rows, where readers begin at the heads.
 
-A damaged page makes any statement raise: that is a finding, and the next step goes on.
+A damaged page makes any statement raise: that is a finding, and the next step follows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .schema import FILES, FOLDERS, check_tables, connect, explain_sqlite
 from .wal import check_wal
 
 DATABASE = "state.db"
-REPAIR = "--repair writes the database anew from what can be read"
+REPAIR = "--repair writes the database again from what can be read"
 MAX_PROBLEMS = 20  # of SQLite's own check: one bad page may give thousands
 
 _WHERE = "(SELECT run_id FROM runs WHERE id = streams.run), streams.generation, streams.stream"
@@ -99,27 +99,27 @@ _IS_NAMED = (
 
 
 def steps(folder: Path) -> Iterator[Step]:
-    """What looks at a store, one after another."""
+    """Yield the steps that check a store, one after another."""
     yield partial(explained, "state.db-wal", partial(check_wal, folder))
-    for look in (_structure, _odd_rows, _odd_counts, _odd_runs, partial(_missing, folder)):
-        yield partial(_in_database, folder, look)
+    for check in (_structure, _odd_rows, _odd_counts, _odd_runs, partial(_missing, folder)):
+        yield partial(_in_database, folder, check)
     yield from blob_steps(folder, partial(_named, folder))
     yield partial(strangers, folder, (*FILES, *FOLDERS))
     yield partial(_in_database, folder, partial(_lost, folder))
 
 
-Look = Callable[[sqlite3.Connection], Iterable[Finding]]
+Check = Callable[[sqlite3.Connection], Iterable[Finding]]
 
 
-def _in_database(folder: Path, look: Look) -> list[Finding]:
+def _in_database(folder: Path, check: Check) -> list[Finding]:
     try:
         with _reading(folder) as connection:
-            return capped(look(connection))
+            return capped(check(connection))
     except sqlite3.Error as error:
         return [Finding(DATABASE, f"it cannot be read: {error}", REPAIR)]
     except StoreError as error:
         return [Finding(DATABASE, str(error), REPAIR)]
-    except (TypeError, ValueError, OverflowError) as error:  # a value of another kind than its own
+    except (TypeError, ValueError, OverflowError) as error:  # a value of the wrong type
         return [Finding(DATABASE, f"a row has a value that it cannot have: {error}", REPAIR)]
 
 

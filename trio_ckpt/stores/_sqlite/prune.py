@@ -1,6 +1,6 @@
-"""What `Store.prune` removes of the SQLite store: all rows of some generations, in one transaction.
+"""`Store.prune` of the SQLite store: removes all rows of some generations, in one transaction.
 
-It looks at every row of the log, since that has no index by stream.
+It reads every row of the log, since the log has no index by stream.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PRUNE = (
 
 
 def prune_rows(cursor: sqlite3.Cursor, blobs: Blobs, key: RunKey, keep: int) -> Pruned:
-    """Remove the rows of generations, in the transaction that is open; see `Store.prune`.
+    """Remove the rows of generations, in the open transaction; see `Store.prune`.
 
     Raises:
         StoreConflictError: another owner or another generation is the newest.

@@ -1,13 +1,13 @@
-"""The side of the SQLite store that reads: a connection and a thread of its own.
+"""The reading side of the SQLite store, with a connection and a thread of its own.
 
 Theory of operation.  In WAL mode readers see the database as it was when their
-transaction began and neither wait for the writer nor hold it up.  Every method here is one
+transaction began; they neither wait for the writer nor delay it.  Every method here is one
 short transaction, so the log can always be checkpointed.
 
-A stream's records are read by walking back from its head; each step sees that the row is
-of the stream and has the sequence that it must have, so a damaged chain is noticed at the
-record where it breaks.  The cursor of a page of history names the next row and its
-sequence.  It comes from outside and is believed only if that row is of the stream.
+A stream's records are read backwards from its head; each step checks that the row belongs to
+the stream and has the expected sequence, so a damaged chain is detected at the
+record where it breaks.  The cursor of a page of history has the next row and its
+sequence.  It comes from outside and is accepted only if that row belongs to the stream.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .._local.blobs import Blobs
 from .._local.fence import Identity, identity_of
 from .schema import connect, explain_sqlite
 
-MAX_PAGE_BYTES = 64 * 2**20  # a page of history ends here, however many records were asked for
+MAX_PAGE_BYTES = 64 * 2**20  # a page of history ends here, even if more records were requested
 _CURSOR = re.compile(r"([1-9][0-9]{0,17})\.([1-9][0-9]{0,17})", re.ASCII)  # fits 64 bits
 
 _FIND_RUN = "SELECT id, generation, first, owner FROM runs WHERE run_id = ?"
@@ -49,27 +49,27 @@ _LIST_RUNS = (
 
 
 class SqliteReader:
-    """Reads the database.  Everything here blocks, in the one thread that called first."""
+    """Reads the database.  Every method blocks, in the thread that called first."""
 
     def __init__(self, folder: Path) -> None:
         self._database = folder / "state.db"
         self._blobs = Blobs(folder / "blobs")
         self._connection: sqlite3.Connection | None = None
         self._file: Identity | None = None
-        self._has_attached = False  # whether any record has; else nothing is looked up for each
+        self._has_attached = False  # whether any record has some; else no record is looked up
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     @contextmanager
     def _reading(self) -> Generator[sqlite3.Cursor, None, None]:
-        """One transaction: what is read in it is of one moment."""
+        """Open a transaction: all reads in it see one moment."""
         with explain_sqlite(self._database, "reading"):
             file = identity_of(self._database)
-            if file != self._file:  # a repair, or a copy that was put back
+            if file != self._file:  # after a repair, or after a copy was put back
                 self.close()
             if self._connection is None:
                 self._connection, self._file = connect(self._database), file
@@ -112,8 +112,8 @@ class SqliteReader:
             if not isinstance(payload, bytes) or not 0 <= through <= sequence:
                 raise StoreDamagedError(f"{self._database}: the fold of {stream} is damaged")
             fold = Fold(stream, through, payload)
-        walk = self._walk(cursor, number, last, sequence)
-        tail = [self._resolve(cursor, next(walk)) for _ in range(sequence - (through or 0))]
+        records = self._records_from(cursor, number, last, sequence)
+        tail = [self._resolve(cursor, next(records)) for _ in range(sequence - (through or 0))]
         return StoredStream(stream, sequence, fold, tuple(reversed(tail)))
 
     def history(
@@ -129,7 +129,7 @@ class SqliteReader:
             number, sequence, row = head
             records: list[StoredRecord] = []
             size, following = 0, None
-            for found in self._walk(cursor, number, row, sequence):
+            for found in self._records_from(cursor, number, row, sequence):
                 records.append(self._resolve(cursor, found))
                 size += len(records[-1].payload)
                 following = _place_after(found)
@@ -154,8 +154,10 @@ class SqliteReader:
         with self._reading() as cursor:
             return tuple([RunSummary(*row) for row in cursor.execute(_LIST_RUNS)])
 
-    def _walk(self, cursor: sqlite3.Cursor, stream: int, row: int, sequence: int) -> Iterator[_Row]:
-        """The records of a stream from one of them on, newest first."""
+    def _records_from(
+        self, cursor: sqlite3.Cursor, stream: int, row: int, sequence: int
+    ) -> Iterator[_Row]:
+        """Yield the records of a stream from a given one on, newest first."""
         for expected in range(sequence, 0, -1):
             found: _Row | None = cursor.execute(_READ_RECORD, (row,)).fetchone()
             if found is None or found[0] != stream or found[1] != expected:
@@ -177,7 +179,7 @@ class SqliteReader:
         return StoredRecord(sequence, payload, tuple([digest for (digest,) in rows]))
 
 
-_Row = tuple[int, int, int, object, object]  # as it is in the file: to be checked
+_Row = tuple[int, int, int, object, object]  # unchecked, as it is in the file
 
 
 def _check_place(

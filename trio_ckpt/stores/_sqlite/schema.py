@@ -27,15 +27,15 @@ from .._local.files import (
 from .._local.watermark import all_seen
 
 APPLICATION_ID = 0x74636B70  # "tckp", in bytes 68 to 71 of the file
-FORMAT_VERSION = 2  # 1 was written while this was being made, and never released
-CACHE_KIB = 512  # a log is written once and read seldom; SQLite takes 2 MB if it is let
-BUSY_TIMEOUT_S = 30.0  # for a writer of another run of the store; well under a save's 60 s
+FORMAT_VERSION = 2  # format 1 was used during development, and never released
+CACHE_KIB = 512  # a log is written once and seldom read; SQLite's default is 2 MB
+BUSY_TIMEOUT_S = 30.0  # waiting for the writer of another run; well below a save's 60 s
 FILES = ("state.db", "state.db.new", "state.db-journal", "state.db-wal", "state.db-shm")
 FOLDERS = ("blobs", "lock", "live")
 
 TABLES = {
     # One row per run; `generation` is the newest, `first` the oldest that was not pruned
-    # (greater: all were, and the run is gone but for this), `owner` the fence.
+    # (greater than `generation`: all were pruned, and only this row is left), `owner` the fence.
     "runs": """CREATE TABLE runs (
         id INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE,
         generation INTEGER NOT NULL, first INTEGER NOT NULL, owner INTEGER NOT NULL)""",
@@ -47,13 +47,13 @@ TABLES = {
         stream INTEGER PRIMARY KEY, sequence INTEGER NOT NULL, last INTEGER NOT NULL)""",
     "folds": """CREATE TABLE folds (
         stream INTEGER PRIMARY KEY, through INTEGER NOT NULL, payload BLOB NOT NULL)""",
-    # All records of all streams; `prev` is the row of the stream's record before, 0: none.
+    # All records of all streams; `prev` is the row of the stream's previous record, 0: none.
     "log": """CREATE TABLE log (
         id INTEGER PRIMARY KEY, stream INTEGER NOT NULL, sequence INTEGER NOT NULL,
         prev INTEGER NOT NULL, payload BLOB NOT NULL CHECK (typeof(payload) = 'blob'),
         blob TEXT)""",
     "log_blob": "CREATE INDEX log_blob ON log (blob) WHERE blob IS NOT NULL",
-    # The attached blobs that records name; only those that name some have rows here.
+    # The attached blobs that records name; only records with attached blobs have rows here.
     "attached": """CREATE TABLE attached (
         stream INTEGER NOT NULL, sequence INTEGER NOT NULL, place INTEGER NOT NULL,
         digest TEXT NOT NULL, PRIMARY KEY (stream, sequence, place)) WITHOUT ROWID""",
@@ -64,17 +64,17 @@ _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def primary_code(error: sqlite3.Error) -> int:
-    """SQLite's result code without its extension; -1 where the error is not SQLite's own."""
+    """Return SQLite's result code without its extension; -1: the error has no such code."""
     code = getattr(error, "sqlite_errorcode", None)
     return -1 if code is None else code & 0xFF
 
 
 def store_error(database: Path, doing: str, error: sqlite3.Error) -> StoreError:
-    """Say what an error of SQLite means for the store."""
+    """Translate an error of SQLite into the store's error."""
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     reason = f"{database}: {doing} failed: {message_of(str(error))} ({name})"
     is_no_text = isinstance(error, sqlite3.OperationalError) and primary_code(error) < 0
-    if primary_code(error) in _DAMAGED or is_no_text:  # Python says that it is not UTF-8
+    if primary_code(error) in _DAMAGED or is_no_text:  # Python reports text that is not UTF-8
         return StoreDamagedError(f"{reason}; the database is damaged, restore it from a copy")
     if primary_code(error) == sqlite3.SQLITE_BUSY:
         return StoreError(f"{reason}: another process has been writing for {BUSY_TIMEOUT_S:g} s")
@@ -83,7 +83,7 @@ def store_error(database: Path, doing: str, error: sqlite3.Error) -> StoreError:
 
 @contextmanager
 def explain_sqlite(database: Path, doing: str) -> Generator[None, None, None]:
-    """Turn SQLite's errors into `StoreError`, naming the file and the reason."""
+    """Turn SQLite's errors into `StoreError`, with the file and the reason."""
     try:
         yield
     except sqlite3.Error as error:
@@ -91,10 +91,10 @@ def explain_sqlite(database: Path, doing: str) -> Generator[None, None, None]:
 
 
 def make_folders(folder: Path, *, create: bool) -> None:
-    """Make the store's folder and those in it; leaves no trace in what is not ours.
+    """Make the store's folder and those in it; leaves a foreign folder unchanged.
 
     Raises:
-        StoreError: it is no folder, is somebody else's, or cannot be written.
+        StoreError: it is not a folder, holds foreign files, or cannot be written.
     """
     database = folder / "state.db"
     with explain(folder, "opening the store"):
@@ -113,13 +113,13 @@ def make_folders(folder: Path, *, create: bool) -> None:
 
 
 def make_database(folder: Path) -> None:
-    """Make a database with its tables that is the user's alone, whole as soon as it has its name.
+    """Make a private database with its tables, complete as soon as it has its name.
 
-    SQLite does not look whether the name of its journal is durable, so what a power cut leaves
-    of a database that is being made could not be undone.  It is made under another name.
+    SQLite does not check whether the name of its journal is durable, so a power cut during the
+    making could leave a database that cannot be rolled back.  It is made under another name.
 
-    The caller holds the lock of opening.  Only here, and only while there is none yet, is
-    the database opened other than by SQLite: closing a descriptor of it would drop the
+    The caller holds the lock of opening.  Only here, and only while no database exists, is
+    its file opened other than by SQLite: closing a descriptor of it would drop the
     locks of every connection that this process has (https://www.sqlite.org/howtocorrupt.html).
     """
     database, new = folder / "state.db", folder / "state.db.new"
@@ -129,8 +129,8 @@ def make_database(folder: Path) -> None:
         new.unlink(missing_ok=True)  # a crash may have left one
         os.close(open_file(new, os.O_RDWR | os.O_CREAT | os.O_EXCL))
         with explain_sqlite(new, "opening"), closing(connect(new)) as connection:
-            # In memory: a file would be a stranger to whoever opens the store now.  A defensive
-            # connection, as it is from Python 3.12 on, passes over OFF without a word.
+            # In memory: a file would be foreign to a process that opens the store now.  A defensive
+            # connection, the default from Python 3.12 on, silently ignores OFF.
             connection.execute("PRAGMA journal_mode = MEMORY")
             connection.execute("PRAGMA synchronous = OFF")
             _make_tables(connection)
@@ -141,7 +141,7 @@ def make_database(folder: Path) -> None:
             os.close(fd)
         os.replace(new, database)
         sync_folder(folder)
-        sync_folder(folder.parent)  # a crash may have come between its making and this
+        sync_folder(folder.parent)  # a crash may have come between the folder's making and this
 
 
 def _is_blank_file(database: Path) -> bool:
@@ -150,12 +150,12 @@ def _is_blank_file(database: Path) -> bool:
 
 
 def _is_blank(connection: sqlite3.Connection, database: Path) -> bool:
-    """Whether nothing was written to it yet.
+    """Return whether the database was never written to.
 
     Raises:
-        StoreError: it is another program's.
+        StoreError: it belongs to another program.
     """
-    connection.execute("BEGIN")  # both of one moment: somebody else may be making the tables
+    connection.execute("BEGIN")  # one snapshot: another process may be making the tables
     try:
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()
@@ -168,11 +168,11 @@ def _is_blank(connection: sqlite3.Connection, database: Path) -> bool:
 
 
 class SqliteConnection(sqlite3.Connection):
-    """One to which there are weak references: see `trio_ckpt._util.forks.make_unshared`."""
+    """A connection that can be weakly referenced: see `trio_ckpt._util.forks.make_unshared`."""
 
 
 def connect(database: Path) -> sqlite3.Connection:
-    """Open the database; the caller's thread is the only one that may use it."""
+    """Open the database; only the caller's thread may use it."""
     connection: sqlite3.Connection = make_unshared(
         sqlite3.connect,
         database,
@@ -182,7 +182,7 @@ def connect(database: Path) -> sqlite3.Connection:
         factory=SqliteConnection,
     )
     try:
-        # https://www.sqlite.org/security.html: the file may be anybody's until it was looked at.
+        # https://www.sqlite.org/security.html: the file is untrusted until it was checked.
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
@@ -198,13 +198,13 @@ def connect(database: Path) -> sqlite3.Connection:
 def set_durability(
     connection: sqlite3.Connection, database: Path, durability: Literal["full", "process"]
 ) -> None:
-    """Switch to the write-ahead log, and see that SQLite really did.
+    """Switch to the write-ahead log, and check that SQLite did.
 
-    One failed fsync leaves it in the rollback journal without an error, and with that
+    One failed fsync leaves SQLite in the rollback journal without an error, and in that mode
     acknowledged saves were lost in real power cuts.
 
     Raises:
-        StoreError: it did not.
+        StoreError: SQLite did not switch.
     """
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
@@ -219,14 +219,14 @@ def set_durability(
 
 
 def check_format(connection: sqlite3.Connection, database: Path) -> None:
-    """See that the database is ours and of our version; make what tables it lacks.
+    """Check that the database is a store of this version; make the tables that it lacks.
 
     The caller holds the lock of opening.
 
     Raises:
-        StoreError: it is another program's.
+        StoreError: it belongs to another program.
         StoreVersionError: another version wrote it.
-        StoreDamagedError: its tables are not what we made.
+        StoreDamagedError: its tables differ from those of a store.
     """
     if _is_blank(connection, database):
         _make_tables(connection)
@@ -234,11 +234,11 @@ def check_format(connection: sqlite3.Connection, database: Path) -> None:
 
 
 def check_tables(connection: sqlite3.Connection, database: Path) -> None:
-    """See that the tables are those of our version.
+    """Check that the tables are those of this version.
 
     Raises:
         StoreVersionError: another version wrote it.
-        StoreDamagedError: they are not what we made.
+        StoreDamagedError: they differ from those of a store.
     """
     version, schema = _read_format(connection)
     check_version(database, version, FORMAT_VERSION)
@@ -247,7 +247,7 @@ def check_tables(connection: sqlite3.Connection, database: Path) -> None:
 
 
 def _read_format(connection: sqlite3.Connection) -> tuple[int, dict[str, str | None]]:
-    """The version, and the text of all that was ever created; a name twice is no schema of ours."""
+    """Read the version, and the text of all that was created; a name twice is damage."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     rows = connection.execute(
         "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL OR type != 'index'"
@@ -266,7 +266,7 @@ def _refuse_strangers(folder: Path) -> None:
 
 
 def _refuse_lost(folder: Path) -> None:
-    """See that no run was saved here: a database that is gone is not to be begun anew."""
+    """Check that no run was saved here: a lost database must not be replaced by an empty one."""
     for _, seen in all_seen(folder):
         if seen is not None and seen.records:
             raise StoreDamagedError(

@@ -11,9 +11,9 @@ are durable before the row that names it.  https://www.sqlite.org/wal.html,
 https://www.sqlite.org/howtocorrupt.html
 
 There are two long-lived threads, each with a connection of its own: one that writes
-(`_sqlite_writer`), in the order it is asked, and, from the first read on, one that reads
-(`_sqlite_reader`), so that a long read never delays a save.  Who owns a run, and what is kept
-locked, is the same for all local stores: `_local`.
+(`writer.py`), in the order of the calls, and, from the first read on, one that reads
+(`reader.py`), so that a long read never delays a save.  Ownership of runs and locking
+are common to all local stores: `_local`.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class SqliteStore(LocalStore):
     """A store in a local folder; comes from `SqliteStore.open` or `open_store`.
 
     Several processes may use one store at a time, each owning other runs.  Not for network
-    file systems: their locks and their fsync promise too little.
+    file systems: their locks and their fsync guarantee too little.
 
-    What `prune` removes makes room in the database for what is saved later; the file itself
-    does not shrink.  Readers go on meanwhile, the other writers of the store wait.
+    `prune` makes room in the database for later saves; the file itself does not shrink.
+    Readers go on during a prune, the other writers of the store wait.
     """
 
     def __init__(
@@ -90,9 +90,9 @@ class SqliteStore(LocalStore):
         Args:
             path: The folder.  Parents that are missing are made.
             mac_key: Seals records with a key.
-            durability: "full", or "process": faster, and power loss may take the newest.
-            inline_limit_bytes: From this size on a payload is a file.
-            create: Whether to make a store that is not there.
+            durability: "full", or "process": faster, but power loss may take the newest saves.
+            inline_limit_bytes: A payload of this size or more is a file of its own.
+            create: Whether to create a store that does not exist.
 
         Durability: the names of the folder and the database are durable on return.
         Cancellation: not once it has begun.

@@ -1,14 +1,14 @@
-"""Whether the write-ahead log of SQLite is whole, read as a file.
+"""Check of SQLite's write-ahead log, read as a file.
 
-Theory of operation.  SQLite takes of a log what its checksums carry, and says nothing of the rest:
-after a damaged frame all saves that follow are gone as if they had never been.  A crash leaves
-such an end, too, but only of the transaction that was under way: it was never acknowledged.  So
-two transactions or more behind a frame that does not fit are damage.  With one it cannot be told
-from here; whether something acknowledged is missing the notes say (`stores/_local/watermark.py`).
+Theory of operation.  SQLite takes from a log what its checksums confirm, and ignores the rest
+silently: after a damaged frame all later saves are lost without an error.  A crash leaves
+such an end, too, but only of the transaction that was under way, which was never acknowledged.  So
+two transactions or more behind a frame that does not fit are damage.  One transaction could be
+either; the watermark shows whether an acknowledged save is missing (`_local/watermark.py`).
 
-The file is read without a lock: nothing of SQLite's locks lies on it.  While somebody writes, its
-end may be half written, and it may begin anew, which changes its header: then it is read again.
-https://www.sqlite.org/fileformat2.html#the_write_ahead_log
+The file is read without a lock: SQLite holds no lock on it.  While a process writes, its
+end may be half written, and SQLite may restart the log, which changes its header: then it is read
+again.  https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HEAD, _FRAME = struct.Struct(">8I"), struct.Struct(">6I")
 _MAGIC = 0x377F0682  # with 1 added: checksums are of big-endian words
 _VERSION = 3_007_000
 _MAX_PAGE_BYTES = 65_536
-_TRIES = 5  # each time it began anew meanwhile, which takes a checkpoint
+_TRIES = 5  # each fails only if the log was restarted, which takes a checkpoint
 _MASK = 0xFFFFFFFF
 
 _Sum = tuple[int, int]
@@ -38,13 +38,13 @@ _Sum = tuple[int, int]
 
 @attrs.frozen
 class _Log:
-    """What a log holds.
+    """The contents of a log.
 
     Attributes:
-        frames: That count, up to the last whole transaction.
-        behind: Frames of the same log that do not count.
-        commits: Transactions that end among these.
-        is_torn: They do not fit their checksums; else they only lack an end.
+        frames: The number of valid frames, up to the last complete transaction.
+        behind: The number of later frames of the log, which do not count.
+        commits: The number of transactions that end among these.
+        is_torn: Whether they fail their checksums; else they only lack a commit.
     """
 
     frames: int
@@ -54,7 +54,7 @@ class _Log:
 
 
 def check_wal(folder: Path) -> list[Finding]:
-    """What is wrong with the log of a database.
+    """Return what is wrong with the log of a database.
 
     Raises:
         OSError: it cannot be read.
@@ -67,14 +67,14 @@ def check_wal(folder: Path) -> list[Finding]:
             return []
         with open(fd, "rb") as file:
             head = file.read(_HEAD.size)
-            found = _look(file, head)
+            found = _check(file, head)
             file.seek(0)
             if file.read(_HEAD.size) == head:
                 return found
-    return [Finding(NAME, "it is begun anew all the time: it was not looked at", is_damage=False)]
+    return [Finding(NAME, "it is restarted all the time: it was not checked", is_damage=False)]
 
 
-def _look(file: BinaryIO, head: bytes) -> list[Finding]:
+def _check(file: BinaryIO, head: bytes) -> list[Finding]:
     if not head:
         return []
     if len(head) < _HEAD.size:
@@ -87,7 +87,7 @@ def _look(file: BinaryIO, head: bytes) -> list[Finding]:
     if not is_sound or _add((0, 0), head[:24], order) != (one, two):
         what = "its first bytes are not what was written: none of the saves in it count"
         return [Finding(NAME, what, RESTORE)]
-    log = _walk(file, page_bytes, (salts[0], salts[1]), (one, two), order)
+    log = _read_frames(file, page_bytes, (salts[0], salts[1]), (one, two), order)
     if log.commits > 1:
         what = f"frame {log.frames + 1} is damaged: {log.commits} saves from there on are lost"
         return [Finding(NAME, what, RESTORE)]
@@ -97,7 +97,7 @@ def _look(file: BinaryIO, head: bytes) -> list[Finding]:
     return []
 
 
-def _walk(file: BinaryIO, page_bytes: int, salts: _Sum, start: _Sum, order: str) -> _Log:
+def _read_frames(file: BinaryIO, page_bytes: int, salts: _Sum, start: _Sum, order: str) -> _Log:
     sum_, is_whole = start, True
     counted = behind = commits = 0
     for number, (frame, page) in enumerate(_frames(file, page_bytes), 1):
@@ -126,7 +126,7 @@ def _frames(file: BinaryIO, page_bytes: int) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _add(sum_: _Sum, data: bytes, order: str) -> _Sum:
-    """Go on with SQLite's checksum over some bytes, a multiple of eight."""
+    """Continue SQLite's checksum over some bytes, a multiple of eight."""
     one, two = sum_
     words = struct.unpack(f"{order}{len(data) // 4 & ~1}I", data[: len(data) & ~7])
     for at in range(0, len(words), 2):

@@ -1,32 +1,32 @@
-"""The side of the SQLite store that writes: one connection, in one thread.
+"""The writing side of the SQLite store: one connection, in one thread.
 
 Theory of operation.  `log` is append-only and has no index by stream: each row names the
-row of its stream's previous record, so the records of a group land on the same few pages,
-whatever their streams are.  `heads` says where each stream's chain begins and is moved by
+row of its stream's previous record, so the records of a group land on few adjacent pages,
+whichever streams they belong to.  `heads` says where each stream's chain begins and is moved by
 compare-and-set, in the transaction that compared the owner.
 
-While an owner has the run, nobody else moves its heads, so they are remembered here.  The
-memory is keyed by owner and generation, is dropped on any error, and is not trusted: the
-compare-and-set in the database decides, and a sequence that does not fit is looked up
-before it is refused.
+While an owner has the run, no other process moves its heads, so they are cached here.  The
+cache is keyed by owner and generation, is dropped on any error, and is not trusted: the
+compare-and-set in the database decides, and a sequence that does not fit is read from the
+database before it is refused.
 
-A statement that fails for its values changes nothing (SQLite undoes a statement by
+A statement that fails because of its values changes nothing (SQLite undoes a statement by
 itself), so a bad checkpoint needs no savepoint: it is left out and the transaction goes
 on.  Any other error undoes the whole transaction.
 
 An error of COMMIT itself says little about what is on the disk.  After an I/O error other
 than a refused write the frames may be in the write-ahead log and come back with the next
-start, and a file whose fsync failed once is not to be trusted: the outcome is unknown and
+start, and a file whose fsync failed once must not be trusted: the outcome is unknown and
 nothing more is written.  After any other error, the heads are read back.
 
-SQLite does not look whether the fsync of the folder went well in which it has made its log, so
-after the first commit the folder is synced here: a log without a name is no log.  It keeps its
+SQLite does not check the fsync of the folder that holds its log, so after the first commit the
+writer syncs the folder: power loss removes a log whose name is not durable.  The log keeps its
 name as long as the connection is open.
 
-Files can be removed, or replaced by a copy, under an open connection, which goes on in what has no
-name any more.  So after each commit, before anybody is told, database or log, in turn, is
-looked at by its name.  A connection that lost its files is never closed: SQLite would take itself
-for the last one and remove the log of the store that stands there now
+Files can be removed, or replaced by a copy, under an open connection, which goes on in files that
+have no name any more.  So after each commit, before a save is acknowledged, either the database or
+the log, in turn, is checked by its name.  A connection that lost its files is never closed: SQLite
+would assume that it is the last one and remove the log of the store that stands there now
 (https://www.sqlite.org/howtocorrupt.html, 4.4).
 """
 
@@ -73,7 +73,7 @@ from .schema import (
 
 logger = logging.getLogger("trio_ckpt.stores.sqlite")
 
-# What a value can do wrong; SQLite's own trouble (disk, locks, damage) is none of these.
+# Errors that values can cause; SQLite's own trouble (disk, locks, damage) is not among them.
 _BAD_VALUE = (
     sqlite3.DataError,
     sqlite3.IntegrityError,
@@ -85,7 +85,7 @@ _BAD_VALUE = (
 )
 
 _ADD_RUN = "INSERT INTO runs (run_id, generation, first, owner) VALUES (?, ?, 0, ?)"
-# One that was pruned begins anew: from its first lock on a run exists.
+# A pruned run begins with its next generation: a run exists from its first lock on.
 _RAISE_OWNER = "UPDATE runs SET owner = owner + 1, generation = max(generation, first) WHERE id = ?"
 _RAISE_GENERATION = "UPDATE runs SET generation = ? WHERE id = ?"
 _FIND_HEAD = (
@@ -120,7 +120,7 @@ class _SqliteHead(NamedTuple):
 
 @attrs.define
 class _Known:
-    """What is remembered of a run: true as long as its owner and generation are."""
+    """The cached state of a run: valid as long as its owner and generation are the newest."""
 
     run: int
     generation: int
@@ -129,7 +129,7 @@ class _Known:
 
 
 class SqliteWriter:
-    """Opens, makes and writes the database.  Everything here blocks."""
+    """Opens, makes and writes the database.  Every method blocks."""
 
     def __init__(
         self, folder: Path, *, durability: Literal["full", "process"], create: bool
@@ -145,7 +145,7 @@ class SqliteWriter:
         self._is_synced = durability == "full"
         self._is_log_named = False
         self._blobs = Blobs(folder / "blobs")
-        self.claims = BlobPins(folder)
+        self.pins = BlobPins(folder)
         need_flock(folder)
         make_folders(folder, create=create)
         lock = lock_opening(folder)
@@ -167,7 +167,7 @@ class SqliteWriter:
         self._commits = 0
 
     def close(self) -> None:
-        """Bring the write-ahead log into the database, if nobody else needs it; close."""
+        """Move the log into the database unless another process uses it; close."""
         if not self._is_in_place() and not self._is_only_log_missing():
             logger.warning("%s was removed or replaced while it was open", self._database)
             leave_open(self._connection)
@@ -180,7 +180,7 @@ class SqliteWriter:
         self._connection.close()
 
     def raise_owner(self, run_id: str) -> int:
-        """A new owner number for a run, durable."""
+        """Raise a run's owner number, durably, and return it."""
         if not self._is_in_place():
             raise StoreError(
                 f"{self._database} was replaced since the store was opened: open it again, or what "
@@ -202,19 +202,19 @@ class SqliteWriter:
         return int(owner)
 
     def count(self, run_id: str) -> tuple[int, int]:
-        """The newest generation of a run that is owned, and its records in all generations."""
-        with explain_sqlite(self._database, f"looking at run {run_id!r}"):
+        """Return the newest generation of an owned run, and its records in all generations."""
+        with explain_sqlite(self._database, f"counting the records of run {run_id!r}"):
             run, generation, _, _ = self._cursor.execute(FIND_RUN, (run_id,)).fetchone()
             (records,) = self._cursor.execute(_SUM_HEADS, (run,)).fetchone()
         return int(generation), int(records)
 
     def give_back(self, run_id: str) -> None:
-        """The run is about to be unlocked: see that what was saved of it is in the store."""
+        """Check, before a run is unlocked, that what was saved of it is in the store."""
         if self._broken is None and not self._is_in_place():
             self._refuse_place()
 
     def remove_orphans(self) -> None:
-        """Remove blobs that no record names; what goes wrong is logged."""
+        """Remove blobs that no record names; errors are logged."""
         try:
             self._blobs.remove_orphans(self._is_named, logger)
         except (OSError, sqlite3.Error) as error:
@@ -224,7 +224,7 @@ class SqliteWriter:
         return self._cursor.execute(_IS_NAMED, {"digest": digest}).fetchone() is not None
 
     def unnamed(self, digests: Iterable[str]) -> list[str]:
-        """Those that no record of the store names."""
+        """Return the digests that no record of the store names."""
         with explain_sqlite(self._database, "looking for names of blobs"):
             return [digest for digest in digests if not self._is_named(digest)]
 
@@ -249,7 +249,7 @@ class SqliteWriter:
         return outcomes
 
     def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
-        """See `Store.drop_blobs`; the digests that were named."""
+        """See `Store.drop_blobs`; returns the digests that were named."""
         with explain_sqlite(self._database, f"dropping blobs of run {run.run_id!r}"):
             self._begin()
             try:
@@ -280,7 +280,7 @@ class SqliteWriter:
         return [digest for (digest,) in self._cursor.execute(_READ_ATTACHED, place)]
 
     def prune(self, run: RunKey, keep: int) -> Pruned:
-        """See `Store.prune`; blobs are only counted.  It looks at every row of the log."""
+        """See `Store.prune`; blobs are counted, not removed.  It reads every row of the log."""
         with explain_sqlite(self._database, f"pruning run {run.run_id!r}"):
             self._begin()
             try:
@@ -297,20 +297,20 @@ class SqliteWriter:
         if self._broken is not None:
             raise StoreError(
                 f"{self._database} failed with {self._broken}; nothing more is written to it: "
-                "see to the disk and start again"
+                "check the disk and start again"
             )
         self._cursor.execute("BEGIN IMMEDIATE")
 
     def _roll_back(self) -> None:
-        """Undo the transaction, or the other writers of the store would wait for it."""
+        """Undo the transaction, so that other writers of the store need not wait for it."""
         try:
-            if self._connection.in_transaction:  # SQLite undoes some errors by itself
+            if self._connection.in_transaction:  # after some errors SQLite has undone it
                 self._cursor.execute("ROLLBACK")
         except sqlite3.Error as error:
             logger.warning("%s: ROLLBACK failed: %s", self._database, error)
 
     def _fence(self, key: RunKey) -> _Known:
-        """Compare the owner, raise the generation; what is known of the run."""
+        """Compare the owner, raise the generation; return the cached state of the run."""
         row = self._cursor.execute(FIND_RUN, (key.run_id,)).fetchone()
         if row is None:
             self._cursor.execute(_ADD_RUN, (key.run_id, key.generation, key.owner))
@@ -333,7 +333,7 @@ class SqliteWriter:
     def _append(
         self, known: _Known, group: Sequence[Checkpoint]
     ) -> tuple[list[Exception | None], dict[str, _SqliteHead]]:
-        """Add the group to the log and move the heads; what became of each."""
+        """Add the group to the log and move the heads; return the outcome of each."""
         outcomes: list[Exception | None] = []
         moved: dict[str, _SqliteHead] = {}
         moves: list[tuple[int, int, int, int]] = []
@@ -377,14 +377,14 @@ class SqliteWriter:
         return moved
 
     def _need_blobs(self, checkpoint: Checkpoint) -> None:
-        """See that the blobs are there, and stay until the save has ended."""
+        """Check that the blobs exist, and pin them until the save has ended."""
         for digest in names_of(checkpoint):
-            self.claims.name(digest)
+            self.pins.name(digest)
             if not self._blobs.has(digest):
                 raise StoreError(f"blob {digest} was not put")
 
     def _find_head(self, known: _Known, stream: str, sequence: int) -> _SqliteHead:
-        """What a checkpoint comes after: remembered, read, or a new stream's nothing."""
+        """Return the head that a checkpoint follows: cached, read, or empty for a new stream."""
         head = known.heads.get(stream)
         if head is None or head.sequence != sequence - 1:
             head = self._read_head(known, stream)
@@ -410,7 +410,7 @@ class SqliteWriter:
             raise StoreError(f"{self._database}: a fold cannot be saved: {error}") from error
 
     def _commit(self, is_done: Callable[[], bool]) -> None:
-        """Commit; an error of it is none if what it was for is read back as done."""
+        """Commit; an error is ignored if reading back shows that the commit is done."""
         try:
             self._cursor.execute("COMMIT")
         except sqlite3.Error as error:
@@ -420,7 +420,7 @@ class SqliteWriter:
         if not self._is_log_named:
             self._name_log()
         self._commits += 1
-        path = self._log if self._commits % 2 else str(self._database)  # each costs a call
+        path = self._log if self._commits % 2 else str(self._database)  # one, as each costs a call
         if identity_of(path) != self._files[path]:
             self._refuse_place()
 
@@ -429,7 +429,7 @@ class SqliteWriter:
         raise out_of_place(self._database)
 
     def _name_log(self) -> None:
-        """Remember the log, which is there from the first commit on; its name is durable then."""
+        """Remember the log, which exists from the first commit on, and make its name durable."""
         if self._is_synced:
             try:
                 sync_folder(self._database.parent)
@@ -439,16 +439,16 @@ class SqliteWriter:
         self._is_log_named = True
 
     def _is_in_place(self) -> bool:
-        """Whether those who open the store by its name find what is open here."""
+        """Return whether a process that opens the store by name finds the files open here."""
         return all(identity_of(path) == file for path, file in self._files.items())
 
     def _is_only_log_missing(self) -> bool:
-        """Whether closing brings a log without a name into the database, which stands there."""
+        """Return whether only the log lost its name: then closing moves it into the database."""
         database = str(self._database)
         return identity_of(database) == self._files[database] and identity_of(self._log) is None
 
     def _has_landed(self, error: sqlite3.Error, is_done: Callable[[], bool]) -> bool:
-        """Whether what COMMIT raised an error for was saved all the same."""
+        """Return whether a commit that raised an error was saved all the same."""
         is_write = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_WRITE
         self._roll_back()
         if self._connection.in_transaction or (
@@ -470,8 +470,8 @@ class SqliteWriter:
     def _give_up(self, error: Exception) -> NoReturn:
         self._broken = str(error)
         raise SaveOutcomeUnknownError(
-            f"{self._database}: COMMIT failed with {error}, and whether it was saved cannot be "
-            "told; nothing more is written: see to the disk and start again"
+            f"{self._database}: COMMIT failed with {error}, so it is unknown whether the save "
+            "is on the disk; nothing more is written: check the disk and start again"
         ) from error
 
 
