@@ -10,9 +10,9 @@ import pytest
 
 import trio_ckpt
 from tests.testing.programs import check_good, explore_crashes, good, nothing_to_check
-from trio_ckpt import abc
 from trio_ckpt._commit.group_commit import GroupCommitter
 from trio_ckpt._commit.open_stream import OpenStream
+from trio_ckpt._journal import store as store_contract
 from trio_ckpt.outputs._tree import Tree
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import CrashFoundError, LawBrokenError, World
@@ -70,7 +70,7 @@ def leave_the_tail(patch: Patch) -> None:
 
 
 def forget_a_batch_on_load(patch: Patch) -> None:
-    fold_up = abc._fold_up
+    fold_up = store_contract._fold_up
 
     def forget(*args: Any) -> Any:
         progress = fold_up(*args)
@@ -78,7 +78,7 @@ def forget_a_batch_on_load(patch: Patch) -> None:
         progress.done.discard(0)
         return progress
 
-    patch.setattr(abc, "_fold_up", forget)
+    patch.setattr(store_contract, "_fold_up", forget)
 
 
 def keep_the_lock(patch: Patch) -> None:
