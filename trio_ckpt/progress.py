@@ -1,6 +1,6 @@
 """A live display of a run's progress, for programs that people watch.
 
-On a terminal it is a few lines that are drawn anew in place (with rich, the extra ``cli``);
+On a terminal it is a few lines that are redrawn in place (with rich, the extra ``cli``);
 anywhere else, a file or a log of a service, it is now and then one plain line.  It draws
 from its own trio task: there are no threads, and a run that does nothing draws nothing.
 """

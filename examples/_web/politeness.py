@@ -1,12 +1,12 @@
-"""How hard a crawler may lean on one host: so many at once, so far apart, and pauses on request.
+"""Limits on requests to one host: how many at once, how far apart, and pauses on request.
 
 Theory of operation
 ===================
 
-A semaphore counts the requests under way. Whoever holds it queues for the *turn*, a fair lock;
-its holder alone sleeps until the earliest next start, and looks again when it wakes, because a
-pause may have moved it meanwhile. So there is one sleeper, no polling, and the order is that of
-arrival. All times are trio's clock.
+A semaphore counts the requests under way. A request that holds it queues for the *turn*, a fair
+lock. Only the holder of the turn sleeps until the earliest next start; it checks the start again
+when it wakes, because a pause may have moved it. So there is one
+sleeper, no polling, and requests start in the order of their arrival. All times are trio's clock.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class HostGate:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Wait for one's turn, and hold a slot for the block: one request.
+        """Wait for a turn, and hold a slot during the block: one request.
 
-        Cancellation: safe at any time; whoever is next moves up.
+        Cancellation: safe at any time; the next request moves up.
         """
         async with self._slots:
             async with self._turn:
@@ -54,7 +54,7 @@ class HostGate:
             await trio.sleep_until(start)  # one sleep for each time the start moves
 
     def pause(self, seconds: float) -> None:
-        """Let nobody start for so long from now (Retry-After).
+        """Start no request for so long from now (Retry-After).
 
         Requests under way are not touched. A pause that ends later stays as it is.
         """

@@ -6,7 +6,7 @@ import email.utils
 from collections.abc import Mapping
 from datetime import UTC
 
-# Whoever asks for more asks for ever; and a sum with it is still a time.
+# A longer wait is as good as for ever; and a sum with this one is still a time.
 MAX_RETRY_AFTER_S = 30 * 86_400.0
 
 

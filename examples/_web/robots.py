@@ -47,7 +47,7 @@ class RobotsRules:
         """From a robots.txt, of which MAX_ROBOTS_BYTES are read; an empty one allows all."""
         is_cut = len(body) > MAX_ROBOTS_BYTES
         if is_cut:
-            # The line that the limit cuts would be a rule that nobody wrote.
+            # The line that the limit cuts would be a rule that the site did not write.
             body = body[:MAX_ROBOTS_BYTES].rpartition(b"\n")[0]
         return cls(user_agent, is_cut, protego.Protego.parse(body.decode("utf-8-sig", "replace")))
 

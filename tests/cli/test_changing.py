@@ -24,17 +24,18 @@ from trio_ckpt.cli._change import parse_batches
 from trio_ckpt.stores._local.locks import lock_run
 
 CHANGING: list[tuple[str, list[object], str]] = [
-    ("retry", [], "put 1 skipped batch and 2 failed streams of run 'gh-2025' back to work"),
+    ("retry", [], "re-queue 1 skipped batch and 2 failed streams of run 'gh-2025'"),
     (
         "retry",
         ["--stream", "org/repo1/pulls", "--batches", "1,3"],
-        "put 2 batches of stream 'org/repo1/pulls' of run 'gh-2025' back to work and move their "
+        "re-queue 2 batches of stream 'org/repo1/pulls' of run 'gh-2025' and move their "
         "outputs aside",
     ),
     (
         "reset",
         [],
-        "archive run 'gh-2025' with 17 confirmed batches and their outputs, so that it begins anew",
+        "archive run 'gh-2025' with 17 confirmed batches and their outputs, so that it begins "
+        "again",
     ),
     (
         "prune",
@@ -138,7 +139,7 @@ def test_while_it_is_running_they_are_refused_with_the_owner(
 def test_retry_puts_back_what_was_given_up_and_what_failed(run: Terminal, gh: Path) -> None:
     said = run("retry", gh, "gh-2025", "--yes")
     assert (said.code, said.err) == (0, "")
-    assert said.out == "1 batch of 3 streams back to work; start the program to go on\n"
+    assert said.out == "1 batch of 3 streams re-queued; start the program to go on\n"
     document = saved(run, gh)
     assert document["total"]["streams"]["failed"] == 0
     assert document["total"]["batches"] == {
@@ -169,7 +170,7 @@ def test_rewind_puts_back_all_after_a_batch(run: Terminal, gh: Path) -> None:
     said = run("rewind", gh, "gh-2025", "--stream", "org/repo1/pulls", "--to", "0", "--yes")
     assert (said.code, said.err) == (0, "")
     assert said.out == (
-        "3 batches of stream 'org/repo1/pulls' back to work; start the program to go on\n"
+        "3 batches of stream 'org/repo1/pulls' re-queued; start the program to go on\n"
     )
     stream = run("show", gh, "--stream", "org/repo1/pulls", "--json").json["streams"][0]
     assert stream["confirmed"] == [[0, 0]]
@@ -187,7 +188,7 @@ def test_retry_of_batches_puts_confirmed_ones_back(run: Terminal, gh: Path) -> N
     said = run("retry", gh, "gh-2025", "--stream", "org/repo1/pulls", "--batches", "1,2-3", "--yes")
     assert (said.code, said.err) == (0, "")
     assert said.out == (
-        "3 batches of stream 'org/repo1/pulls' back to work; start the program to go on\n"
+        "3 batches of stream 'org/repo1/pulls' re-queued; start the program to go on\n"
     )
     stream = run("show", gh, "--stream", "org/repo1/pulls", "--json").json["streams"][0]
     assert stream["confirmed"] == [[0, 0]]
@@ -241,7 +242,7 @@ def test_spans_are_never_counted_out(run: Terminal, gh: Path, monkeypatch: Any) 
     said = run(*ask, "0-4999999,5000000-9999999,10000000")  # all of them together
     assert (said.code, said.err) == (
         2,
-        "trio-ckpt: --batches: 10,000,001 batches; at most 10,000,000 go back at a time\n",
+        "trio-ckpt: --batches: 10,000,001 batches; at most 10,000,000 are re-queued at a time\n",
     )
     assert len(asked_for) < 100  # of those that failed, when the run is read
 
@@ -253,7 +254,7 @@ def test_batches_that_are_not_done_are_refused(run: Terminal, gh: Path) -> None:
     assert said.code == 2
     assert said.err == (
         "trio-ckpt: batches 3-4, 7 of stream 'org/repo1/issues' are neither confirmed nor "
-        "skipped: there is nothing to put back\n"
+        "skipped: there is nothing to re-queue\n"
     )
 
 
@@ -264,7 +265,7 @@ def test_reset_archives_and_prune_removes_the_archive(run: Terminal, gh: Path) -
     said = run("reset", gh, "gh-2025", "--yes")
     assert said.out == (
         "run 'gh-2025' is archived as generation 0, with 17 confirmed batches; the next start "
-        "begins it anew\n"
+        "begins it again\n"
     )
     document = saved(run, gh)
     assert (document["generation"], document["total"]["batches"]["confirmed"]) == (1, 0)
@@ -348,8 +349,7 @@ def test_verify_lists_every_problem_and_changes_nothing(
     assert said.code == 1
     lines = [" ".join(line.split()) for line in said.lines]
     assert lines[0].endswith(
-        "checked by sha256: 2 problems; nothing was changed, a start puts their batches back to "
-        "work"
+        "checked by sha256: 2 problems; nothing was changed, a start re-queues their batches"
     )
     assert lines[2] == "stream batch file problem"
     assert {line.split()[1] for line in lines[3:]} == {"1", "3"}
@@ -615,7 +615,7 @@ def test_what_cannot_be_done_alone_is_refused_with_the_reason(run: Terminal, sto
 def test_retry_of_a_run_with_one_skip(run: Terminal, store: Path) -> None:
     skip = Record(kind=RecordKind.SKIP, at=T0 + 30, index=4, error=ErrorInfo("E", "no"))
     make_run(store, "run", {("a",): [*complete(2), skip]})
-    assert run("retry", store, "run", "--yes").out.startswith("1 batch of 1 stream back to work")
+    assert run("retry", store, "run", "--yes").out.startswith("1 batch of 1 stream re-queued")
 
 
 def test_retry_of_a_run_leaves_alone_what_later_batches_build_over(
@@ -633,7 +633,7 @@ def test_retry_of_a_run_leaves_alone_what_later_batches_build_over(
     assert (said.code, said.out.splitlines()) == (
         0,
         [
-            "1 batch of 1 stream back to work; start the program to go on",
+            "1 batch of 1 stream re-queued; start the program to go on",
             "stream 'a' stays as it is: later batches build on batch 1, which was skipped; rewind "
             "the stream to before it",
         ],
@@ -652,7 +652,7 @@ def test_reset_of_one_stream_leaves_the_others(run: Terminal, gh: Path) -> None:
     before = {tuple(stream["stream"]): stream for stream in listed}
     asked = run("reset", gh, "gh-2025", "--stream", "org/repo1")
     assert asked.code == 2
-    assert "begin 2 streams of run 'gh-2025' anew, with" in asked.err
+    assert "begin 2 streams of run 'gh-2025' again, with" in asked.err
     said = run("reset", gh, "gh-2025", "--stream", "org/repo1", "--yes", "--json")
     assert said.json["streams"] == [["org/repo1", "pulls"], ["org/repo1", "issues"]]
     assert said.json["batches"] > 0
@@ -664,6 +664,6 @@ def test_reset_of_one_stream_leaves_the_others(run: Terminal, gh: Path) -> None:
             assert stream == before[tuple(stream["stream"])]
     again = run("reset", gh, "gh-2025", "--stream", "org/repo1/pulls", "--yes")
     assert again.out == (
-        "1 stream of run 'gh-2025' begins anew, with 0 batches back to work; start the program to "
+        "1 stream of run 'gh-2025' begins again, with 0 batches re-queued; start the program to "
         "go on\n"
     )

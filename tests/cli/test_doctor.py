@@ -43,7 +43,7 @@ def test_a_sound_store_is_sound(run: Terminal, tmp_path: Path) -> None:
     found = checks(said.json)
     assert found["store"] == found["runs"] == found["run gh-2025"] == found["orphans"] == "good"
     text = next(c["finding"] for c in said.json["checks"] if c["check"] == "run gh-2025")
-    assert text == "6 streams, 17 batches confirmed; nobody has it"
+    assert text == "6 streams, 17 batches confirmed; no process has it"
 
 
 def test_a_store_that_is_not_there_is_bad_and_is_not_made(run: Terminal, tmp_path: Path) -> None:

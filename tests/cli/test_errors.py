@@ -195,7 +195,7 @@ def test_what_the_library_warns_of_is_left_to_the_command_to_say(gh: Path) -> No
     put_back = ["--stream", "org/repo1/pulls", "--batches", "1", "--yes"]
     done = python("retry", gh, "gh-2025", *put_back)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("1 batch of stream 'org/repo1/pulls' back to work")
+    assert done.stdout.startswith("1 batch of stream 'org/repo1/pulls' re-queued")
 
 
 def test_without_click_or_rich_it_says_what_to_install() -> None:

@@ -484,7 +484,7 @@ def test_history_tells_the_checkpoints_of_a_stream(run: Terminal, store: Path) -
         "",
         "checkpoint  saved  what  batch  attempts  records  files  why",
         "5  2025-11-20 12:00:40 UTC  adopted  7  1  0",
-        "4  2025-11-20 12:00:30 UTC  back to work  a typo",
+        "4  2025-11-20 12:00:30 UTC  re-queued  a typo",
         "3  2025-11-20 12:00:20 UTC  attempt failed  2  2  TimeoutError: timed out; may be tried "
         "again",
         "2  2025-11-20 12:00:11 UTC  confirmed  1  1  10",

@@ -39,19 +39,12 @@ NOT_YET = (
     "trio_ckpt/_runs",
     "trio_ckpt/_tokens",
     "trio_ckpt/_util",
-    "trio_ckpt/cli",
-    "trio_ckpt/engines",
-    "trio_ckpt/monitor",
     "trio_ckpt/outputs",
-    "trio_ckpt/progress.py",
     "trio_ckpt/remote",
     "trio_ckpt/state",
     "trio_ckpt/stores",
     "trio_ckpt/testing",
-    "docs/how-to",
-    "docs/reference",
-    "docs/tutorial",
-    "examples",
+    "docs/reference/command.md",
 )
 """Rooms that are not clean yet.  This list only gets shorter."""
 
@@ -127,7 +120,7 @@ def test_a_clean_room_is_not_in_the_list(room: str) -> None:
         "They go back to\n  work.",
         'def twice() -> None:\n    """The same."""',
         '"""The same, for two."""',
-        "AccessRole.NOBODY",
+        "Role.NOBODY",
     ],
 )
 def test_a_forbidden_word_is_found_wherever_it_stands(text: str) -> None:

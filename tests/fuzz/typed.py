@@ -89,7 +89,7 @@ def open_request() -> Reader:
         if isinstance(verdict, AccessDenied):
             law(holds=b"\n" not in refusal_body(verdict), broken="a forged line")
             return f"refused {verdict.status}"
-        if verdict is not AccessRole.NOBODY:
+        if verdict is not AccessRole.PUBLIC:
             wanted = SECRET if verdict is AccessRole.VIEWER else ACTION_SECRET
             law(
                 holds=len(knows) == 1 and knows[0].strip().endswith(wanted.encode()),

@@ -133,14 +133,14 @@ def test_what_a_foreign_page_asks_for_is_refused_but_a_link_to_the_page_is_not()
     for site in ("cross-site", "same-site"):
         assert code(ACCESS.judge(scope(sec_fetch_site=site))) == "foreign_origin"
     link = scope(path="/", sec_fetch_site="cross-site", sec_fetch_mode="navigate")
-    assert ACCESS.judge(link) is AccessRole.NOBODY
+    assert ACCESS.judge(link) is AccessRole.PUBLIC
     assert ACCESS.judge(scope(sec_fetch_site="same-origin")) is AccessRole.VIEWER
     assert ACCESS.judge(scope(sec_fetch_site="none")) is AccessRole.VIEWER
 
 
 def test_the_pages_own_files_need_no_secret_and_nothing_else_does_without() -> None:
     for path in OPEN_PATHS:
-        assert ACCESS.judge(scope(path=path, authorization="")) is AccessRole.NOBODY
+        assert ACCESS.judge(scope(path=path, authorization="")) is AccessRole.PUBLIC
         assert code(ACCESS.judge(scope("POST", path, authorization=""))) == "secret_needed"
     for endpoint in ENDPOINTS:
         assert code(ACCESS.judge(scope(path=endpoint.path, authorization=""))) == "secret_needed"

@@ -31,23 +31,23 @@ COMPLETE_VAR = "_TRIO_CKPT_COMPLETE"
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "ls": ("_reads", "List the runs of a store."),
     "show": ("_reads", "Show where a run stands."),
-    "watch": ("_reads", "Watch a run until its process gives it back, or a job until it is done."),
+    "watch": ("_reads", "Watch a run until its process releases it, or a job until it is done."),
     "explain": ("_reads", "Say in words what a start would do, and why."),
-    "history": ("_reads", "Tell the sessions of a run, or the checkpoints of a stream."),
+    "history": ("_reads", "List the sessions of a run, or the checkpoints of a stream."),
     "verify": ("_verify", "Compare the confirmed outputs with the files."),
     "export": ("_writes", "Write a run into one file."),
     "import": ("_writes", "Take a run out of a file."),
-    "retry": ("_writes", "Put back to work what was given up or has failed."),
-    "rewind": ("_writes", "Put back to work all that came after a batch."),
-    "compact": ("_writes", "Merge saved states, and let go of old arrays."),
-    "reset": ("_writes", "Archive a run: the next start begins it anew."),
+    "retry": ("_writes", "Re-queue what was given up or has failed."),
+    "rewind": ("_writes", "Re-queue all that came after a batch."),
+    "compact": ("_writes", "Merge saved states, and drop old arrays."),
+    "reset": ("_writes", "Archive a run: the next start begins it again."),
     "prune": ("_writes", "Remove archived generations of a run."),
     "monitor": ("_monitor", "Show the runs of a store in a browser."),
-    "doctor": ("_doctor", "Look at this machine, and at a store."),
-    "foreman": ("_remote", "Take jobs, and have workers do them."),
+    "doctor": ("_doctor", "Check this machine, and a store."),
+    "foreman": ("_remote", "Accept jobs, and assign their items to workers."),
     "worker": ("_remote", "Work for a foreman."),
 }
-"""Command -> the module that has it, and what the list of commands says of it.
+"""Command -> the module that has it, and its line in the list of commands.
 
 A command's module is imported when it is typed: some need most of the library, and `ls` should
 answer at once.
@@ -70,7 +70,7 @@ class _Commands(click.Group):
             code = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError as error:  # click would exit with 1, which means another thing
-            raise CommandError("whoever read the output has gone", EXIT_NO_READER) from error
+            raise CommandError("the reader of the output is gone", EXIT_NO_READER) from error
         return code
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -86,7 +86,7 @@ class _Commands(click.Group):
 )
 @click.version_option(package_name="trio-ckpt", message="%(prog)s %(version)s")
 def app() -> None:
-    """Look at the runs of a store, and put their work in order.
+    """Inspect the runs of a store, and change what they do next.
 
     STORE is a folder or a URL, as open_run takes it. RUN may be left out by commands that only
     read, where the store has one run. Reading needs no lock: it works while the run is running.
@@ -109,13 +109,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _open_output() -> Generator[None]:
-    """See that there is a standard output, and that it takes every name."""
+    """Make sure that there is a standard output, and that it accepts every name."""
     if sys.stdout is None:  # it was closed before this process began
         with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
             yield
         return
     reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:  # a name that it cannot encode is no reason to fail
+    if reconfigure is not None:  # a name that it cannot encode must not fail the command
         reconfigure(errors="backslashreplace")
     yield
 
@@ -137,14 +137,14 @@ def _run(typed: Sequence[str]) -> int:
 
 
 class _SaysErrors(logging.Handler):
-    """What the library logs: errors on one line; what is less, the command says itself."""
+    """Prints what the library logs as an error, on one line; the command reports the rest."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(f"{PROGRAM}: {one_line(record.getMessage())}", file=sys.stderr)
 
 
 def _give_up(error: Exception, *, as_json: bool) -> int:
-    """Say in one line what is wrong; an error that nobody foresaw keeps its traceback."""
+    """Print in one line what is wrong; an unexpected error keeps its traceback."""
     code = exit_code_of(error)
     if code is None:
         raise error
@@ -163,7 +163,7 @@ def _give_up(error: Exception, *, as_json: bool) -> int:
 
 
 def _give_up_output() -> None:
-    """Let what was not written go, or Python complains when it flushes at the end."""
+    """Discard what was not written, or Python complains when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

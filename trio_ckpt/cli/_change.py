@@ -1,7 +1,7 @@
 """The commands that write: `retry`, `rewind`, `compact`, `reset`, `prune`, `export`, `import`.
 
-Those that change a run say first what they would do, and ask; they take the run's lock, so
-they are refused while somebody runs it.
+A command that changes a run first says what it would do, and asks. It takes the run's lock, so
+it is refused while another process runs the run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ._exits import EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_USAGE, CommandError
 from ._look import RunStatus, choose_stream, choose_streams, look_at, no_such_run, reading
 from ._report import CommandAnswer
 
-MAX_BATCHES = 10_000_000  # that one command puts back: more is a mistake in a number
+MAX_BATCHES = 10_000_000  # that one command re-queues: more is a mistake in a number
 RETRY_REASON = "asked for with trio-ckpt retry"
 REWIND_REASON = "asked for with trio-ckpt rewind"
 RESET_REASON = "asked for with trio-ckpt reset"
@@ -43,10 +43,10 @@ _SPAN = re.compile(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?", re.ASCII)
 
 @attrs.frozen
 class Confirmation:
-    """How a change is agreed to.
+    """How a change is confirmed.
 
     Attributes:
-        yes: It was given beforehand.
+        yes: The user gave ``--yes``: do not ask.
     """
 
     yes: bool
@@ -55,7 +55,7 @@ class Confirmation:
         """Ask on the terminal.
 
         Raises:
-            CommandError: the answer is no, or there is nobody to ask.
+            CommandError: the answer is no, or there is no terminal to ask on.
         """
         if self.yes:
             return
@@ -71,7 +71,7 @@ def parse_batches(text: str) -> IndexSet:
     """``17,203-210`` as a set of batch indexes.
 
     Raises:
-        CommandError: it is written another way.
+        CommandError: the text has another form.
     """
     wanted: list[tuple[int, int]] = []
     for part in text.split(","):
@@ -80,7 +80,7 @@ def parse_batches(text: str) -> IndexSet:
             raise CommandError(f"--batches is written 17,203-210, not {text!r}", EXIT_USAGE)
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise CommandError(f"--batches: {part.strip()} is no span of batches", EXIT_USAGE)
+            raise CommandError(f"--batches: {part.strip()} is not a span of batches", EXIT_USAGE)
         wanted.append((first, last))
     borders = [0]
     for first, last in sorted(wanted):
@@ -91,15 +91,15 @@ def parse_batches(text: str) -> IndexSet:
     found = IndexSet.from_steps(after - before for before, after in pairwise(borders))
     if len(found) > MAX_BATCHES:
         raise CommandError(
-            f"--batches: {number(len(found))} batches; at most {number(MAX_BATCHES)} go back at "
-            "a time",
+            f"--batches: {number(len(found))} batches; at most {number(MAX_BATCHES)} are "
+            "re-queued at a time",
             EXIT_USAGE,
         )
     return found
 
 
 async def _need_folder(output_dir: str | None) -> None:
-    """See that a folder of outputs that was named is there.
+    """Make sure that the folder of outputs that the user named is there.
 
     Raises:
         CommandError: it is not.
@@ -109,7 +109,7 @@ async def _need_folder(output_dir: str | None) -> None:
 
 
 async def _look_at_free(store: Store, run_id: str) -> RunStatus:
-    """Look at a run that is to be changed; refused at once while somebody runs it."""
+    """Read a run that is to be changed; refused at once while another process runs it."""
     look = await look_at(store, run_id)
     _refuse_owned(run_id, look.owner)
     return look
@@ -144,7 +144,7 @@ def _refuse_owned(run_id: str, owner: Owner | None) -> None:
 async def retry(
     store: Store, run_id: str, *, stream: str | None, output_dir: str | None, consent: Confirmation
 ) -> CommandAnswer:
-    """Put back to work what was given up, and streams that failed."""
+    """Re-queue skipped batches, and the batches at which streams failed."""
     look = await _look_at_free(store, run_id)
     await _need_folder(output_dir)
     keys = choose_streams(look.keys, stream)
@@ -155,7 +155,7 @@ async def retry(
     if wanted:
         failed = plural(_failed(look, wanted), "failed stream")
         skipped = plural(batches, "skipped batch")
-        consent.ask(f"put {skipped} and {failed} of run {run_id!r} back to work")
+        consent.ask(f"re-queue {skipped} and {failed} of run {run_id!r}")
         async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
             await maintenance.retry(wanted)
     document = {
@@ -167,7 +167,7 @@ async def retry(
     }
     lines: list[str] = []
     if wanted:
-        text = f"{plural(batches, 'batch')} of {plural(len(wanted), 'stream')} back to work"
+        text = f"{plural(batches, 'batch')} of {plural(len(wanted), 'stream')} re-queued"
         lines.append(f"{text}; start the program to go on")
     elif not built_over:
         lines.append("nothing was given up and no stream has failed: nothing to do")
@@ -199,7 +199,7 @@ async def redo(
     output_dir: str | None,
     consent: Confirmation,
 ) -> CommandAnswer:
-    """Put batches of one stream back to work, also confirmed ones."""
+    """Re-queue batches of one stream, also confirmed ones."""
     indexes = parse_batches(batches)
     look = await _look_at_free(store, run_id)
     await _need_folder(output_dir)
@@ -210,12 +210,12 @@ async def redo(
         names = spans(undone.intervals())
         raise CommandError(
             f"batches {names} of stream {stream_name(key)!r} are neither confirmed nor skipped: "
-            "there is nothing to put back",
+            "there is nothing to re-queue",
             EXIT_USAGE,
         )
     consent.ask(
-        f"put {plural(len(indexes), 'batch')} of stream {stream_name(key)!r} of run {run_id!r} "
-        "back to work and move their outputs aside"
+        f"re-queue {plural(len(indexes), 'batch')} of stream {stream_name(key)!r} of run "
+        f"{run_id!r} and move their outputs aside"
     )
     async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
         await maintenance.redo(key, indexes, RETRY_REASON)
@@ -225,7 +225,7 @@ async def redo(
         "streams": [list(key)],
         "batches": len(indexes),
     }
-    text = f"{plural(len(indexes), 'batch')} of stream {stream_name(key)!r} back to work"
+    text = f"{plural(len(indexes), 'batch')} of stream {stream_name(key)!r} re-queued"
     return CommandAnswer(lambda: document, lambda: [f"{text}; start the program to go on"])
 
 
@@ -238,7 +238,7 @@ async def rewind(
     output_dir: str | None,
     consent: Confirmation,
 ) -> CommandAnswer:
-    """Put all batches of one stream after one of them back to work, its state with them."""
+    """Re-queue all batches of one stream after one of them, and restore its state of then."""
     look = await _look_at_free(store, run_id)
     await _need_folder(output_dir)
     key = choose_stream(look.keys, stream)
@@ -246,7 +246,7 @@ async def rewind(
     taken = look.parts[key].done.after(to)
     if taken:
         consent.ask(
-            f"put {plural(len(taken), 'batch')} of stream {name!r} of run {run_id!r} back to work, "
+            f"re-queue {plural(len(taken), 'batch')} of stream {name!r} of run {run_id!r}, "
             f"all after batch {number(to)}, and move their outputs aside"
         )
         async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
@@ -259,10 +259,8 @@ async def rewind(
     }
     text = f"stream {name!r} has no batch after {number(to)}: nothing to do"
     if taken:
-        text = (
-            f"{plural(len(taken), 'batch')} of stream {name!r} back to work; start the program to "
-            "go on"
-        )
+        text = f"{plural(len(taken), 'batch')} of stream {name!r} re-queued"
+        text += "; start the program to go on"
     return CommandAnswer(lambda: document, lambda: [text])
 
 
@@ -280,14 +278,14 @@ async def compact(
     archive: str | None,
     consent: Confirmation,
 ) -> CommandAnswer:
-    """Merge the saved states of streams, and let go of the arrays of old ones."""
+    """Merge the saved states of streams, and drop the arrays of old ones."""
     look = await _look_at_free(store, run_id)
     keys = [key for key in choose_streams(look.keys, stream) if look.parts[key].has_state]
     done = Compacted()
     if keys:
         consent.ask(
             f"merge the saved states of {plural(len(keys), 'stream')} of run {run_id!r} and "
-            f"{'let go of' if archive is None else f'move to {archive}'} the large arrays of all "
+            f"{'drop' if archive is None else f'move to {archive}'} the large arrays of all "
             f"but the newest {plural(keep, 'state')} and those pinned"
         )
         async with open_maintenance(store, run_id) as maintenance:
@@ -302,7 +300,7 @@ async def compact(
     if done.merged:
         text = f"{plural(done.frames, 'saved state')} of {plural(done.merged, 'stream')} merged"
     if done.dropped:
-        fate = "let go" if archive is None else f"moved to {archive}"
+        fate = "dropped" if archive is None else f"moved to {archive}"
         text += f"; arrays of {plural(done.dropped, 'old state')} {fate}: "
         text += f"{plural(done.freed_bytes, 'byte')}"
     return CommandAnswer(lambda: document, lambda: [text])
@@ -311,31 +309,31 @@ async def compact(
 async def reset(
     store: Store, run_id: str, *, output_dir: str | None, consent: Confirmation
 ) -> CommandAnswer:
-    """Archive a run: the next start begins it anew.  Nothing is deleted."""
+    """Archive a run: the next start begins it again.  Nothing is deleted."""
     look = await _look_at_free(store, run_id)
     await _need_folder(output_dir)
     done = plural(look.summary().confirmed, "confirmed batch")
-    consent.ask(f"archive run {run_id!r} with {done} and their outputs, so that it begins anew")
+    consent.ask(f"archive run {run_id!r} with {done} and their outputs, so that it begins again")
     async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
         await maintenance.reset(RESET_REASON)
     generation = look.view.generation
     document = {"store": store.url, "run": run_id, "archived_generation": generation}
     text = f"run {run_id!r} is archived as generation {generation}, with {done}; the next start "
-    text += "begins it anew"
+    text += "begins it again"
     return CommandAnswer(lambda: document, lambda: [text])
 
 
 async def reset_streams(
     store: Store, run_id: str, *, stream: str, output_dir: str | None, consent: Confirmation
 ) -> CommandAnswer:
-    """Begin some streams of a run anew: all their batches go back to work."""
+    """Begin some streams of a run again: all their batches are re-queued."""
     look = await _look_at_free(store, run_id)
     await _need_folder(output_dir)
     keys = choose_streams(look.keys, stream)
     batches = sum(len(look.parts[key].done) for key in keys)
     what = f"{plural(len(keys), 'stream')} of run {run_id!r}"
     done = plural(batches, "batch")
-    consent.ask(f"begin {what} anew, with {done} put back to work and their outputs moved aside")
+    consent.ask(f"begin {what} again, with {done} re-queued and their outputs moved aside")
     async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
         for key in keys:
             await maintenance.begin_anew(key, RESET_REASON)
@@ -345,7 +343,7 @@ async def reset_streams(
         "streams": [list(key) for key in keys],
         "batches": batches,
     }
-    text = f"{what} begin{'s' if len(keys) == 1 else ''} anew, with {done} back to work"
+    text = f"{what} begin{'s' if len(keys) == 1 else ''} again, with {done} re-queued"
     return CommandAnswer(lambda: document, lambda: [f"{text}; start the program to go on"])
 
 
@@ -414,7 +412,7 @@ async def export(
 async def import_(
     url: str, path: str, *, run_id: str | None, output_dir: str | None
 ) -> CommandAnswer:
-    """Take a run out of a file that is good; the store is made if it is not there."""
+    """Import a run from a file that was checked; the store is made if it is not there."""
     async with checked_archive(path, run_id=run_id) as checked, reading(url, create=True) as store:
         done = await import_checked(store, checked, output_dir=output_dir)
         place, left_out = store.url, len(checked.archive.outputs) - done.outputs

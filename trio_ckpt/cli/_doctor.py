@@ -1,4 +1,4 @@
-"""`doctor`: what a machine and a store are good for."""
+"""`doctor`: checks of a machine and a store."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from ._paths import TypedPath
 from ._report import Block, CommandAnswer, Table
 
 MARKS = {Verdict.GOOD: "ok", Verdict.NOTE: "note", Verdict.DOUBT: "doubt", Verdict.BAD: "BAD"}
-SILENT_S = 600.0  # a run that somebody has and that saves nothing for so long is worth a word
+SILENT_S = 600.0  # an owned run that saves nothing for longer gets a finding
 MANY_GENERATIONS = 3
 LONG_CHAIN = 25  # half of what a chain grows to by itself
 MAX_LOSSES = 5  # states, and files, of a run that have a finding each
@@ -52,9 +52,9 @@ MAX_STREAMS = 100  # of a run whose states are looked at
 @mac_key_option
 @json_option
 def doctor_command(store: str | None, as_json: bool) -> int:
-    """Look at this machine, and at STORE if it is given.
+    """Check this machine, and STORE if it is given.
 
-    What fsync promises cannot be proven without pulling the plug; what is suspicious is said.
+    No test short of a power cut proves what fsync promises; doctor reports what is suspicious.
     """
 
     async def main() -> CommandAnswer:
@@ -159,11 +159,11 @@ async def _run(store: Store, run_id: str) -> MachineFinding:
         advice = "restore the store from a copy; the other runs are not affected"
         return MachineFinding(name, Verdict.BAD, one_line(str(error)), advice)
     if look is None:
-        return MachineFinding(name, Verdict.NOTE, "it is gone again")
+        return MachineFinding(name, Verdict.NOTE, "it was removed since")
     summary = look.summary()
     text = f"{plural(len(look.keys), 'stream')}, {plural(summary.confirmed, 'batch')} confirmed"
     if look.owner is None:
-        return MachineFinding(name, Verdict.GOOD, f"{text}; nobody has it")
+        return MachineFinding(name, Verdict.GOOD, f"{text}; no process has it")
     text += f"; process {look.owner.pid} on {look.owner.host} has it"
     silent_s = time.time() - (look.last_activity() or look.owner.since.timestamp())
     if silent_s > SILENT_S:
@@ -197,13 +197,13 @@ async def _losses(store: Store, run_id: str) -> AsyncGenerator[MachineFinding]:
 
 
 async def _habits(store: Store, run_id: str) -> AsyncGenerator[MachineFinding]:
-    """What makes a start slow, or a loss dear; nothing more of a run that is damaged."""
+    """What makes a start slow, or a loss expensive; nothing for a run that is damaged."""
     name = f"run {run_id}"
     with suppress(StoreDamagedError):
         if is_job_id(run_id):
             job = await read_job(store, run_id, limit=0)
             if job.checkpoint_interval_s is None and job.ended_at is None:
-                text = "its items save nothing while they run: who loses a worker loses what it did"
+                text = "its items save nothing while they run: what a lost worker did is lost"
                 advice = "where they take long, map with checkpoint_interval_s="
                 yield MachineFinding(name, Verdict.NOTE, text, advice)
         async for key, length in _chains(store, run_id):

@@ -25,7 +25,7 @@ EXIT_STORE = 6
 EXIT_REFUSED = 7
 EXIT_NOT_INSTALLED = 8
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
-EXIT_NO_READER = 141  # 128 + SIGPIPE: whoever read the output has gone
+EXIT_NO_READER = 141  # 128 + SIGPIPE: the reader of the output is gone
 
 
 class CommandError(Exception):
@@ -41,7 +41,7 @@ class CommandError(Exception):
 
 
 def exit_code_of(error: BaseException) -> int | None:
-    """What to exit with because of an error; None: nobody foresaw it."""
+    """The exit code for an error; None: the error is unexpected."""
     match error:
         case CommandError():
             return error.exit_code

@@ -160,7 +160,7 @@ def _quoted(key: StreamKey) -> str:
 
 
 def left_of(summary: Summary) -> int | None:
-    """How many batches are left; of a run without streams nobody knows."""
+    """How many batches are left; unknown for a run without streams."""
     return summary.left if any(summary.streams.values()) else None
 
 

@@ -66,7 +66,7 @@ def monitor_command(
 ) -> int:
     """Show the runs of STORE in a browser, until Ctrl-C.
 
-    Whoever looks needs the secret that is printed, or that of the environment variable
+    A viewer needs the secret that is printed, or that of the environment variable
     TRIO_CKPT_MONITOR_SECRET (for actions: TRIO_CKPT_ACTION_SECRET).
     """
     options: dict[str, Any] = {

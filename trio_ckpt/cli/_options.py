@@ -46,7 +46,7 @@ def _complete(
     try:
         found = trio.run(read)
     except Exception:
-        return []  # nobody wants an error instead of a completion
+        return []  # a completion must not print an error
     return [CompletionItem(name) for name in found if name.startswith(start)]
 
 
@@ -106,7 +106,7 @@ def answer(
     *,
     as_json: bool,
 ) -> int:
-    """Ask a store that is there, and say the answer; returns what to exit with."""
+    """Query an existing store and print the answer; returns the exit code."""
 
     async def main() -> CommandAnswer:
         async with reading(url) as store:
@@ -116,7 +116,7 @@ def answer(
 
 
 def say(main: Callable[[], Awaitable[CommandAnswer]], *, as_json: bool) -> int:
-    """Say an answer; returns what to exit with.
+    """Print an answer; returns the exit code.
 
     Raises:
         CommandError: standard output does not take it.

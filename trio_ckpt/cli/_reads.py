@@ -56,7 +56,7 @@ def show_command(
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on each line.")
 def watch_command(store: str, run: str | None, every_s: float | None, as_json: bool) -> int:
-    """Watch a run until its process gives it back, or a job until all its items are done.
+    """Watch a run until its process releases it, or a job until all its items are done.
 
     Exits as the program should then: 0 complete, 3 complete but for what was skipped, 75 with
     work left.
@@ -94,7 +94,7 @@ def explain_command(
 def history_command(
     store: str, run: str | None, stream: str | None, limit: int, as_json: bool
 ) -> int:
-    """Tell the sessions of a run, or with --stream the checkpoints of a stream."""
+    """List the sessions of a run, or with --stream the checkpoints of a stream."""
     if stream is None:
         return answer(store, partial(_tell.tell_sessions, run_id=run, limit=limit), as_json=as_json)
     ask = partial(_tell.tell_checkpoints, run_id=run, stream=stream, limit=limit)

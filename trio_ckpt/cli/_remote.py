@@ -149,7 +149,7 @@ def foreman_command(
         return run_until_stopped(main, quiet=quiet)
     except UnsafeBindingError as error:
         raise CommandError(
-            f"{host!r} is beyond this machine, and without TLS anybody on the way reads the "
+            f"{host!r} is beyond this machine, and without TLS others on the network can read the "
             "secret: give --tls-cert and --tls-key, or --allow-plain where the network is your own",
             EXIT_USAGE,
         ) from error

@@ -72,7 +72,7 @@ def to_json(document: dict[str, Any], *, indent: int | None = 2) -> str:
     """The document as ASCII, so that no terminal takes a part of it for a command."""
     try:
         text = json.dumps(document, indent=indent, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):  # somebody else wrote the metadata in it
+    except (TypeError, ValueError, RecursionError):  # its metadata may come from another program
         text = json.dumps(_sayable(document), indent=indent, allow_nan=False)
     return text.replace("\x7f", "\\u007f")
 

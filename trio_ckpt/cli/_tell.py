@@ -180,7 +180,7 @@ KINDS = {
     RecordKind.FAIL: "stream failed",
     RecordKind.FINISH: "stream complete",
     RecordKind.SAVE: "saved between batches",
-    RecordKind.REDO: "back to work",
+    RecordKind.REDO: "re-queued",
     RecordKind.SESSION: "session began",
     RecordKind.END: "session ended",
     RecordKind.RETRY: "to be tried again",

@@ -194,7 +194,7 @@ def _file_blocks(
         return [f"{checked} checked by {how}: all are as confirmed"]
     problems = plural(len(drift.problems), "problem")
     refusals = list(_refusals(drift, sinks, names))
-    then = "" if refusals else ", a start puts their batches back to work"
+    then = "" if refusals else ", a start re-queues their batches"
     row, limit = partial(_problem_row, names), None if every else MAX_ROWS
     return [
         f"{checked} checked by {how}: {problems}; nothing was changed{then}",

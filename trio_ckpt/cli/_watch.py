@@ -92,7 +92,7 @@ def _compare(
     look: RunStatus, live: LiveView | None, first: Summary, since_s: float
 ) -> WatchedStatus:
     summary = look.summary()
-    new = max(0, summary.confirmed - first.confirmed)  # less if batches went back to work
+    new = max(0, summary.confirmed - first.confirmed)  # less if batches were re-queued
     spent = {
         name: value - first.spent.get(name, 0)
         for name, value in summary.spent.items()

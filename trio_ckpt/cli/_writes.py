@@ -53,7 +53,7 @@ def export_command(
 def import_command(
     store: str, file: str, run: str | None, output_dir: str | None, as_json: bool
 ) -> int:
-    """Take a run out of FILE into a store, which is made if it is not there."""
+    """Import a run from FILE into a store, which is made if it is not there."""
     ask = partial(_change.import_, store, file, run_id=run, output_dir=output_dir)
     return say(ask, as_json=as_json)
 
@@ -75,7 +75,7 @@ def retry_command(
     yes: bool,
     as_json: bool,
 ) -> int:
-    """Put back to work what was given up and what has failed for good."""
+    """Re-queue what was given up and what has failed for good."""
     change = _change.retry if batches is None else partial(_change.redo, batches=batches)
     consent = _change.Confirmation(yes)
     ask = partial(change, run_id=run, stream=stream, output_dir=output_dir, consent=consent)
@@ -142,7 +142,7 @@ def compact_command(
     yes: bool,
     as_json: bool,
 ) -> int:
-    """Merge saved states, so that a start reads one, and let go of old arrays."""
+    """Merge saved states, so that a start reads one, and drop old arrays."""
     ask = partial(
         _change.compact,
         run_id=run,
@@ -164,7 +164,7 @@ def compact_command(
 def reset_command(
     store: str, run: str, stream: str | None, output_dir: str | None, yes: bool, as_json: bool
 ) -> int:
-    """Archive a run, so that the next start begins it anew. Nothing is deleted."""
+    """Archive a run, so that the next start begins it again. Nothing is deleted."""
     consent = _change.Confirmation(yes)
     ask = partial(_change.reset, run_id=run, output_dir=output_dir, consent=consent)
     if stream is not None:

@@ -1,9 +1,9 @@
-"""One call that has everything: a foreman in this process, and workers that end with it.
+"""`map_tasks`: a foreman in this process, and workers that end with it.
 
-Theory of operation.  The foreman listens on a free port of the loopback device with a secret that
-nobody else has.  Each worker is a process of its own, so that functions that hold the interpreter
-do not hold each other.  It reads what it has to know from its standard input, and ends when that
-is closed: so no worker outlives this process, however it dies.
+Theory of operation.  The foreman listens on a free port of the loopback device with a secret
+of its own.  Each worker is a process of its own, so that functions that hold the interpreter do
+not block each other.  It reads its settings from its standard input, and ends when that is closed:
+so no worker outlives this process, however it dies.
 """
 
 from __future__ import annotations

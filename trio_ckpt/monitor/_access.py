@@ -1,14 +1,14 @@
-"""Who may see and do what: one pure judgement, passed by every request before anything else.
+"""Who may see and do what: one pure function that every request passes before anything else.
 
 Theory of operation
 ===================
 
-A page in the browser of somebody who has the monitor open must not be able to reach it.  So,
-in this order and for every path and method:
+Another page in the browser of a viewer must not be able to reach the monitor.  So every request
+is checked in this order, whatever its path and method:
 
 * the request is HTTP/1 without a body and with a method that is known;
-* its ``Host`` is one of ours: a name that somebody points at 127.0.0.1 (DNS rebinding) is not;
-* its ``Origin``, where the browser says one, is our own;
+* its ``Host`` is one of ours: a foreign name that resolves to 127.0.0.1 (DNS rebinding) is not;
+* its ``Origin``, where the browser sends one, is our own;
 * but for the page's own files it carries the secret, in ``Authorization: Bearer``.  Never in
   a URL, which ends up in logs, and never in a cookie, which a browser sends unasked.
 
@@ -40,16 +40,16 @@ T = TypeVar("T")
 
 
 class AccessRole(enum.Enum):
-    """What somebody may do."""
+    """What a request may do."""
 
-    NOBODY = "nobody"  # the page's own files
+    PUBLIC = "public"  # read the page's own files
     VIEWER = "viewer"
     ACTOR = "actor"
 
 
 @attrs.frozen
 class AccessDenied:
-    """Why a request goes no further."""
+    """Why a request is refused."""
 
     status: int
     code: str
@@ -57,7 +57,7 @@ class AccessDenied:
 
 
 def new_secret() -> str:
-    """A secret that nobody guesses, in characters that need no quoting."""
+    """A secret that cannot be guessed, in characters that need no quoting."""
     return secrets.token_urlsafe(SECRET_BYTES)
 
 
@@ -126,7 +126,7 @@ class Access:
         return self._actor is not None
 
     def judge(self, scope: Mapping[str, Any]) -> AccessRole | AccessDenied:
-        """Whether a request goes on, and as whose."""
+        """The role of a request, or why it is refused."""
         headers = _headers(scope)
         refused = (
             _check_form(scope, headers) or self._check_host(headers) or self._check_origin(headers)
@@ -134,7 +134,7 @@ class Access:
         if refused is not None:
             return refused
         if scope["path"] in OPEN_PATHS and scope["method"] != "POST":
-            return AccessRole.NOBODY
+            return AccessRole.PUBLIC
         return self._role(headers)
 
     def _check_host(self, headers: Mapping[str, list[str]]) -> AccessDenied | None:

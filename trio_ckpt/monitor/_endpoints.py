@@ -204,7 +204,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         "/api/runs/{run}/streams",
-        "The streams, those first that somebody should look at",
+        "The streams, those first that need attention",
         StreamPage,
         lambda window, values: window.streams(
             values["run"],
@@ -277,7 +277,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         "/api/runs/{run}/retry",
-        "Put what was skipped or has failed back to work",
+        "Re-queue what was skipped or has failed",
         Done,
         lambda window, values: window.retry(values["run"]),
         (RUN,),

@@ -1,14 +1,14 @@
-"""The live view: one picture of each thing that is watched, made once for all who watch it.
+"""The live view: one picture of each topic, made once for all its viewers.
 
 Theory of operation
 ===================
 
-A *topic* is what somebody watches: the list of runs, or one run.  One task makes a new
+A *topic* is what viewers watch: the list of runs, or one run.  One task makes a new
 picture of every topic that has viewers when something has changed, and all viewers get the
 same bytes.  They are level-triggered: a viewer who is slow misses pictures in between,
-never the newest one, and holds nobody up.
+never the newest one, and delays no other viewer.
 
-What it costs the program is bounded, not hoped for: the task rests for at least
+Its cost for the program is bounded: the task rests for at least
 `EVERY_S`, for `PER_VIEWER_S` times the number of viewers, and for so long that making the
 pictures takes no more than `MAX_COST_FRACTION` of the time.  Without viewers it does nothing.
 
@@ -38,7 +38,7 @@ PER_VIEWER_S = 0.015  # sending a picture takes some 0.3 ms: 2 % of a core howev
 MAX_COST_FRACTION = 0.02
 COMMENT_EVERY_S = 10.0
 MAX_VIEWERS = 500
-MAX_STREAM_S = 3_600.0  # then the page connects anew: nobody is served for ever by mistake
+MAX_STREAM_S = 3_600.0  # then the page reconnects, so that no forgotten client is served for ever
 RETRY_MS = 2_000  # what a browser's own EventSource waits for
 COMMENT = b":\n\n"
 
@@ -149,12 +149,12 @@ class Broadcast:
             topic.show(_problem("internal", "the monitor itself failed; its log says how"))
 
     async def _rest(self, rest_s: float) -> None:
-        """Rest, but not while somebody new sees nothing at all."""
+        """Rest, but not while a new viewer has no picture yet."""
         with trio.move_on_after(rest_s):
             await self._wanted.wait()
 
     async def _wait_for_news(self) -> None:
-        """Wait until something has changed, or somebody new sees nothing."""
+        """Wait until something has changed, or a new viewer has no picture yet."""
         async with trio.open_nursery() as nursery:
 
             async def wait_wanted() -> None:
@@ -177,7 +177,7 @@ def _problem(code: str, message: str) -> bytes:
 
 @attrs.define(eq=False)
 class EventStream:
-    """The answer that goes on for as long as somebody looks; an ASGI application."""
+    """The answer that goes on until its client disconnects; an ASGI application."""
 
     _broadcast: Broadcast
     _run_id: str | None

@@ -1,7 +1,7 @@
-"""What stands around the application: every request is judged, limited in time, and answered.
+"""The guard around the application: every request is authorized, limited in time, and answered.
 
-Nothing that goes wrong inside leaves as anything but JSON with a code and words: no
-traceback, no text of an exception that nobody foresaw.
+Every failure inside leaves as JSON with a code and a message: no traceback, no text of an
+unexpected exception.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ._records import Problem, Refusal
 log = logging.getLogger("trio_ckpt.monitor")
 
 REQUEST_TIMEOUT_S = 15.0  # a store on a slow disk has some thousand records to read
-EVENTS_PATH = "/api/events"  # answers for as long as somebody looks
+EVENTS_PATH = "/api/events"  # answers until the client disconnects
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -1,4 +1,4 @@
-"""Prometheus metrics of runs: gauges looked up when somebody asks, counters kept as it happens."""
+"""Prometheus metrics of runs: gauges read at each request, counters kept as it happens."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Pace:
             self._samples.append((at, confirmed))
 
     def points(self) -> list[PacePoint]:
-        """Batches per second before each sample; batches that went back to work count as none."""
+        """Batches per second before each sample; re-queued batches count as none."""
         samples = list(self._samples)
         return [
             PacePoint(at=at, per_s=round(max(0, now - was) / (at - before), 4))

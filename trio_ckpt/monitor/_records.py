@@ -57,7 +57,7 @@ class OwnerLine(ApiRecord, frozen=True):
 
 
 class BatchCounts(ApiRecord, frozen=True):
-    """Batches of all sessions; ``left`` is null where nobody knows."""
+    """Batches of all sessions; ``left`` is null where it is unknown."""
 
     confirmed: int
     skipped: int
@@ -217,7 +217,7 @@ class StreamLine(ApiRecord, frozen=True):
 
 
 class StreamPage(ApiRecord, frozen=True):
-    """Streams, those first that somebody should look at."""
+    """Streams, those first that need attention."""
 
     run: str
     streams: list[StreamLine]

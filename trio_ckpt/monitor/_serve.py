@@ -67,33 +67,33 @@ async def serve(
     """Show a run, all runs of a store, or a coordinator's tokens to browsers; until cancelled.
 
     ``serving = await nursery.start(monitor.serve, run)``, and cancel the nursery when the work is
-    done.  Whoever looks needs the secret: it is in ``serving.page_url``, and where `serve` made
-    it itself that is logged.
+    done.  Viewers need the secret: it is in ``serving.page_url``, and `serve` logs that URL
+    where it made the secret itself.
 
     Args:
         run_or_store: An open run, seen from inside as it goes on; or a store, seen from
             outside: its records, and what the owners of its runs publish once a second; or a
             coordinator: its pending tokens, by run.
         host: What to listen on.
-        port: Likewise; 0: any that is free.
-        secret: Lets people look; default: a new one.
-        allow_actions: Whether to take actions (stop, retry, prune) from whoever has the second
+        port: The port to listen on; 0: any that is free.
+        secret: What viewers need; default: a new one.
+        allow_actions: Whether to accept actions (stop, retry, prune) from those who have the second
             secret.
-        action_secret: That one; default: a new one.
+        action_secret: The second secret; default: a new one.
         hosts: Other names under which it is reached, by way of a proxy or a network, such as
             ``monitor.example.org``; requests for any other name are refused.
         ssl_context: For TLS.
         allow_plain: Listen beyond this machine without TLS, because something else protects it.
         stuck_after_s: From which age on a pending token is shown as stuck; default: ten times
             of what batches take now.
-        foreman: That of this process, for what only its memory knows.
+        foreman: The foreman of this process, for what only its memory knows.
         task_status: For ``nursery.start``.
 
     Raises:
         ValueError: a bad secret; or `host` is beyond this machine and nothing protects it.
         OSError: it cannot listen there.
 
-    Cancellation: ends it within a moment, whoever is connected; no task, thread, socket or file
+    Cancellation: ends it within a moment, whatever is connected; no task, thread, socket or file
         is left.
     """
     check_trio()
@@ -153,10 +153,10 @@ def _serving(
 
 
 def _check_binding(host: str, ssl_context: ssl.SSLContext | None, *, allow_plain: bool) -> None:
-    """See that nobody listens to the secret on its way.
+    """Make sure that the secret cannot be read on its way.
 
     Raises:
-        ValueError: they could.
+        ValueError: it could be read.
     """
     if ssl_context is not None or allow_plain or _is_loopback(host):
         return

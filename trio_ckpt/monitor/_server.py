@@ -38,7 +38,7 @@ class ClientConnection(trio.abc.HalfCloseableStream):
     """A connection that can be cut, and that cuts a client who takes nothing.
 
     Attributes:
-        context: Hypercorn's; one of its own, so that a client who has gone is let go of at once.
+        context: Hypercorn's; one per connection, so that it ends as soon as its client is gone.
     """
 
     _stream: trio.SocketStream

@@ -27,7 +27,7 @@ from ._records import Seen
 from ._views import RunSnapshot
 
 FRESH_S = 0.5  # a list of runs is asked for again after that
-POLL_EVERY_S = 2.0  # a store tells nobody when it changes
+POLL_EVERY_S = 2.0  # a store does not report its changes
 MAX_COORDINATED_RUNS = 1_000
 MAX_CACHED_RUNS = 256  # views of runs that have not changed: more than a picture has
 

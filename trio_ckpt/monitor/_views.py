@@ -330,7 +330,7 @@ def statistics(standing: RunSnapshot) -> Statistics:
 
 
 def by_urgency(look: RunStatus) -> list[StreamKey]:
-    """The streams, those first that somebody should look at; else in their order."""
+    """The streams, those first that need attention; else in their order."""
     return sorted(look.keys, key=lambda key: _URGENCY.index(_status(look, key)))
 
 

@@ -89,7 +89,7 @@ class MonitorApi:
     async def sample_pace(self) -> None:
         """Take samples of the pace of a run that is seen from inside, until cancelled."""
         if not isinstance(self.source, RunSource):
-            return  # of a run in a store a sample is taken when somebody looks
+            return  # of a run in a store a sample is taken at each request
         run_id = self.source.run.run_id
         while True:
             self._pace(run_id).sample(time.time(), self.metrics.confirmed.get(run_id, 0))
@@ -237,7 +237,7 @@ class MonitorApi:
         return Done(done="the run stops when its open batches are saved", count=1)
 
     async def retry(self, run_id: str) -> Done:
-        """Put what was skipped or has failed back to work.
+        """Re-queue what was skipped or has failed.
 
         Raises:
             RunLockedError: a process has the run.
@@ -245,7 +245,7 @@ class MonitorApi:
         await self._check_free(run_id)
         async with open_maintenance(self.source.store, run_id) as maintenance:
             count = await maintenance.retry()
-        return Done(done="streams put back to work", count=count)
+        return Done(done="streams re-queued", count=count)
 
     async def prune(self, run_id: str, *, keep: int) -> Done:
         """Remove archived generations of a run.

@@ -5,7 +5,7 @@ const MAX_BACKOFF_MS = 15_000;
 const PAGE = 25;
 const JOB_EVERY_MS = 3_000; // a job is asked for apart: its items may be many
 const MAX_ITEMS = 200;
-const FEW = { pending: 8, failures: 6, streams: 12, items: 12 }; // rows before somebody asks for all
+const FEW = { pending: 8, failures: 6, streams: 12, items: 12 }; // rows before the viewer asks for all
 const PLOT = { width: 1000, height: 150, left: 46, bottom: 20, top: 8 };
 
 const $ = (id) => document.getElementById(id);
@@ -13,7 +13,7 @@ const FEW_TO_SEARCH = 12; // names that one reads without searching
 const MAX_FOUND = 100;
 const state = {
   secret: null, run: null, runs: null, detail: null, skew: 0, cutSince: null, stream: null, announced: "",
-  found: { runs: null, streams: null }, // instead of what the pictures have, while somebody searches
+  found: { runs: null, streams: null }, // instead of what the pictures have, while the viewer searches
   wanted: null, // the key of a stream whose checkpoints a link asks for
 };
 
@@ -183,7 +183,7 @@ function drawRuns() {
 function who(run) {
   const parts = [];
   if (run.owner) parts.push(`process ${run.owner.pid} on ${run.owner.host}, for ${span(since(run.owner.since))}`);
-  else if (run.session) parts.push(`nobody runs it; session ${run.session.number} ${run.session.how}`);
+  else if (run.session) parts.push(`no process runs it; session ${run.session.number} ${run.session.how}`);
   else parts.push("it has had no session");
   if (run.session && run.owner) parts.push(`session ${number(run.session.number)}`);
   if (run.generation) parts.push(`generation ${number(run.generation)}`);
@@ -205,7 +205,7 @@ function drawRun() {
   text($("run-phase"), run.phase ? `phase ${run.phase}` : "");
   text($("percent"), percentText(run.progress_percent));
   text($("progress-text"), batches.left === null
-    ? `${plural(done, "batch", "batches")} done; nobody knows how many there are`
+    ? `${plural(done, "batch", "batches")} done; how many there are is unknown`
     : `${number(done)} of ${plural(done + batches.left, "batch", "batches")}${batches.left ? `, ${number(batches.left)} left` : ""}`);
   text($("eta"), eta(run));
   const all = batches.left === null ? null : done + batches.left;
@@ -241,7 +241,7 @@ function drawFacts() {
   const { run } = state.detail;
   const facts = [
     ["Confirmed", number(run.batches.confirmed), run.session?.confirmed !== null && run.session ? `${number(run.session.confirmed)} in this session` : ""],
-    ["Rate", run.rate_per_s === null ? "–" : `${rate(run.rate_per_s)}/s`, run.running ? "of this session" : "nobody runs it"],
+    ["Rate", run.rate_per_s === null ? "–" : `${rate(run.rate_per_s)}/s`, run.running ? "of this session" : "no process runs it"],
     ["Failing", number(run.batches.failing), "may run again", run.batches.failing ? "bad" : ""],
     ["Skipped", number(run.batches.skipped), "given up", run.batches.skipped ? "warn" : ""],
     ["Records", number(run.records), ""],
@@ -338,7 +338,7 @@ function drawStreams() {
     { nodes: [agoNode(one.updated_at)], className: "n soft" },
   ], state.found.streams ? "No stream has that in its name." : "None yet.");
   show($("streams-note"), total > streams.length);
-  text($("streams-note"), `The ${number(streams.length)} that somebody should look at first; ${number(total - streams.length)} more are in the API.`);
+  text($("streams-note"), `The ${number(streams.length)} that need attention first; ${number(total - streams.length)} more are in the API.`);
 }
 
 function agoNode(iso) {
@@ -429,7 +429,7 @@ function drawPlot() {
   $("plot").classList.toggle("bare", points.length < 2);
   if (points.length < 2) {
     svg.replaceChildren();
-    text($("plot-caption"), state.detail.run.running ? "There is a curve after some seconds of looking." : "Nobody runs it now.");
+    text($("plot-caption"), state.detail.run.running ? "The curve begins after some seconds." : "No process runs it now.");
     return;
   }
   const peak = Math.max(...points.map((point) => point.per_s));
