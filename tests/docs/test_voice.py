@@ -42,7 +42,6 @@ NOT_YET = (
     "trio_ckpt/outputs",
     "trio_ckpt/remote",
     "trio_ckpt/state",
-    "trio_ckpt/stores",
     "trio_ckpt/testing",
     "docs/reference/command.md",
 )
