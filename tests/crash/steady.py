@@ -217,4 +217,4 @@ def run_program(orders: Orders) -> int:
 
 
 async def _ask_nobody(_committer: object, _max_age_s: float = 0.0) -> None:
-    """In place of `Saver.check_owner`."""
+    """In place of `GroupCommitter.check_owner`."""
