@@ -49,3 +49,14 @@ def seconds(*, is_zero_allowed: bool = True) -> Callable[[str], float]:
 def resume_command() -> str:
     """The command that goes on: this one, but for what is to happen only once."""
     return shlex.join(word for word in sys.orig_argv if word not in ("--fresh", "--retry-failed"))
+
+
+def lines_of(group: BaseExceptionGroup[BaseException]) -> list[str]:
+    """A line for each exception of a group, and of the groups in it: nurseries may be nested."""
+    lines: list[str] = []
+    for part in group.exceptions:
+        if isinstance(part, BaseExceptionGroup):
+            lines += lines_of(part)
+        else:
+            lines.append(f"{type(part).__name__}: {part}")
+    return lines

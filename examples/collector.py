@@ -49,7 +49,7 @@ from ._collector.answers import (
     repo_names,
 )
 from ._collector.options import OWN_API, parse_options
-from ._command import resume_command
+from ._command import lines_of, resume_command
 from ._web import http
 
 log = logging.getLogger("collector")
@@ -387,8 +387,8 @@ def main() -> int:
     except (trio_ckpt.TrioCkptError, OSError, ValueError) as error:
         say(f"{type(error).__name__}: {error}")
     except ExceptionGroup as group:
-        for part in group.exceptions:
-            say(f"{type(part).__name__}: {part}")
+        for line in lines_of(group):
+            say(line)
     return EXIT_CANNOT
 
 

@@ -28,7 +28,7 @@ import trio
 import trio_ckpt
 from trio_ckpt.progress import Screen
 
-from ._command import resume_command
+from ._command import lines_of, resume_command
 from ._crawler.display import describe, shown
 from ._crawler.failures import (
     LONGEST_PAUSE_S,
@@ -343,8 +343,7 @@ def main() -> int:
     except (trio_ckpt.TrioCkptError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     except ExceptionGroup as group:
-        for part in group.exceptions:
-            print(f"{type(part).__name__}: {part}", file=sys.stderr)
+        print(*lines_of(group), sep="\n", file=sys.stderr)
     return EXIT_CANNOT
 
 

@@ -41,7 +41,7 @@ import trio_ckpt
 from trio_ckpt.outputs import Validate
 from trio_ckpt.progress import Screen
 
-from ._command import output_folder, seconds, whole_number
+from ._command import lines_of, output_folder, seconds, whole_number
 
 log = logging.getLogger("scan_book")
 
@@ -438,8 +438,8 @@ def main() -> int:
     except (trio_ckpt.TrioCkptError, OSError, UnicodeError) as error:
         say(f"{type(error).__name__}: {error}")
     except ExceptionGroup as group:
-        for part in group.exceptions:
-            say(f"{type(part).__name__}: {part}")
+        for line in lines_of(group):
+            say(line)
     return EXIT_CANNOT
 
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,3 +91,26 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(
     monkeypatch.setattr(sys, "argv", [name, *needed, "--out", str(tmp_path / "file" / "out")])
     assert main() == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+ARGUMENTS = {
+    collector: ["--out", "out"],
+    crawler: ["--out", "out", "http://127.0.0.1/"],
+    scan_book: ["--out", "out"],
+}
+
+
+@pytest.mark.parametrize("module", ARGUMENTS, ids=lambda one: one.__name__)
+def test_what_went_wrong_is_a_line_each_however_deep(
+    module: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A nursery in a nursery raises a group in a group."""
+    inner = ExceptionGroup("inner", [ValueError("b"), ExceptionGroup("leaf", [KeyError("c")])])
+
+    def run(*_: object) -> int:
+        raise ExceptionGroup("outer", [OSError("a"), inner])
+
+    monkeypatch.setattr("sys.argv", ["it", *ARGUMENTS[module]])
+    monkeypatch.setattr("trio.run", run)
+    assert module.main() == 1
+    assert capsys.readouterr().err.splitlines() == ["OSError: a", "ValueError: b", "KeyError: 'c'"]
