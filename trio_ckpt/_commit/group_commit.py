@@ -19,7 +19,7 @@ A checkpoint that fails takes with it the later ones of its stream log that were
 already: their sequence numbers follow on from one that is not there.  They run again.
 
 A save that does not end in time has an unknown outcome.  Then the run is *poisoned*:
-this process saves nothing more, and only the next start can tell what on_durable.
+this process saves nothing more, and only the next start can tell what landed.
 """
 
 from __future__ import annotations
@@ -363,7 +363,7 @@ class GroupCommitter:
 
     def _unknown(self, problem: str) -> SaveOutcomeUnknownError:
         return SaveOutcomeUnknownError(
-            f"a save of run {self.run_key.run_id!r} {problem}: whether it on_durable is unknown; "
+            f"a save of run {self.run_key.run_id!r} {problem}: whether it landed is unknown; "
             "start the run again",
             run_id=self.run_key.run_id,
         )

@@ -40,6 +40,7 @@ class Stop:
     Attributes:
         exit_code: What the command should exit with; 0 until the streams are cancelled.
         scopes: Those of the open streams.
+        workers: Nurseries of the library in which tasks work for the task that has opened them.
         body: The run's own, for what goes on outside of streams: a second request ends it.
         changed: Called when it begins, and when the streams are cancelled.
     """
@@ -51,10 +52,13 @@ class Stop:
             grace_s: How long a stop waits for open batches, in seconds.
         """
         self._grace_s = grace_s
-        self._open: dict[AnyToken, None] = {}  # of batches, but for those whose bodies wait
+        # Of batches, but for those whose bodies wait; with the tasks that run the bodies.
+        self._open: dict[AnyToken, trio.lowlevel.Task] = {}
+        self._of_tasks: dict[trio.lowlevel.Task, list[AnyToken]] = {}
         self._ends_at = math.inf  # when the grace is over, on trio's clock
         self.exit_code = 0
         self.scopes: set[trio.CancelScope] = set()
+        self.workers: set[trio.Nursery] = set()
         self._portal = Portal.here()
         self._is_requested = False
         self._forced_code = EXIT_SIGTERM
@@ -105,12 +109,21 @@ class Stop:
         self.changed()
 
     def enter_batch(self, token: AnyToken) -> None:
-        """Wait for a batch, if a stop comes."""
-        self._open[token] = None
+        """Wait for a batch, whose body the calling task runs, if a stop comes."""
+        self._enter(token, trio.lowlevel.current_task())
+
+    def _enter(self, token: AnyToken, task: trio.lowlevel.Task) -> None:
+        self._open[token] = task
+        self._of_tasks.setdefault(task, []).append(token)
 
     def leave_batch(self, token: AnyToken) -> None:
         """Do not wait for it any more."""
-        self._open.pop(token, None)
+        task = self._open.pop(token, None)
+        if task is not None:
+            tokens = self._of_tasks[task]
+            tokens.remove(token)
+            if not tokens:
+                del self._of_tasks[task]
         if not self._open and self._requested.is_set():
             self._idle.set()
 
@@ -147,7 +160,32 @@ class Stop:
         Cancellation: the only way out of a stop.
         """
         if self.is_parking:
-            await trio.sleep_forever()
+            with self.at_gate():
+                await trio.sleep_forever()
+
+    @contextmanager
+    def at_gate(self) -> Generator[None]:
+        """Do not wait for the batches in whose bodies a loop waits at the gate.
+
+        The calling task is that of a loop.  A batch whose body runs this loop cannot end before
+        the loop does, and no stop lets the loop go on.  So a stop that waited for it would wait
+        for all of its grace.  The same holds for the body that has called `run_batches`, which
+        waits for its workers.
+        """
+        task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+        taken: list[tuple[AnyToken, trio.lowlevel.Task]] = []
+        while task is not None:
+            taken += [(token, task) for token in self._of_tasks.get(task, ())]
+            nursery = task.parent_nursery
+            task = nursery.parent_task if nursery in self.workers else None
+        for token, _ in taken:
+            self.leave_batch(token)
+        try:
+            yield
+        finally:
+            for token, body in taken:
+                if token.is_pending:
+                    self._enter(token, body)
 
     async def see_through(self) -> None:
         """Wait for a request, then for the open batches, then cancel the streams."""

@@ -136,7 +136,8 @@ class LoopCursor:
             return Passed.GO_ON
         passed = await self.open_stream.pass_gate(batch, self.way_out(way))
         if isinstance(passed, Again):
-            await trio.sleep(passed.after_s)
+            with self.open_stream.stop.at_gate():
+                await trio.sleep(passed.after_s)
             return Passed.GO_ON
         return passed
 
@@ -163,7 +164,8 @@ class LoopCursor:
             self.open_stream
         )  # this is passed once a batch: nothing is awaited without need
         if open_stream.pause is not None:
-            await open_stream.wait_paused()
+            with open_stream.stop.at_gate():
+                await open_stream.wait_paused()
         if open_stream.stop.is_parking:
             await open_stream.stop.park()
         if open_stream.state_manager is not None:

@@ -136,13 +136,17 @@ async def _run_workers(
     They do not travel through the nursery, which makes other groups of the users' groups.
     """
     failures: list[BaseException] = []
+    own = feed.loop_cursor.open_stream.stop.workers
     try:
         async with trio.open_nursery() as nursery:
+            own.add(nursery)
             for _ in range(concurrency):
                 nursery.start_soon(_work, feed, handler, failures, nursery.cancel_scope)
     except BaseException as error:
         if not failures or not is_cancellation(error):
             raise
+    finally:
+        own.discard(nursery)
     if failures:
         raise _one_of(failures, feed.loop_cursor.open_stream)
 
