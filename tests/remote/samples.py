@@ -13,7 +13,7 @@ T = ("job-1.000000", 7)  # an item, and its lease
 SAMPLES: dict[MessageKind, Message] = {
     MessageKind.HELLO: m.Hello(m.VERSIONS, "worker", b"secret", "w", "peer", 2, ("pkg",)),
     MessageKind.WELCOME: m.Welcome(1, 5.0, 20.0, 16 * m.MIB),
-    MessageKind.REFUSED: m.Refused("secret", "the secret is another"),
+    MessageKind.REFUSED: m.Refused("secret", "the secret does not match"),
     MessageKind.GOODBYE: m.Goodbye("done"),
     MessageKind.HEARTBEAT: m.Heartbeat(),
     MessageKind.CREDIT: m.Credit(1),

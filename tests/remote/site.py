@@ -95,7 +95,7 @@ class Site:
         async def dialing() -> AsyncGenerator[MemorySocket]:
             await trio.lowlevel.checkpoint()
             if self._running is None or self.foreman is None or name in self.cut_off:
-                raise ConnectionLostError("there is nobody")
+                raise ConnectionLostError("no foreman listens here")
             here, there = socket_pair(latency_s=self.latency_s)
             self.sockets[name] = here
             self._running.start_soon(self._serve, self.foreman, there, name)

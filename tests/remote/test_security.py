@@ -348,6 +348,6 @@ def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_refusal_says_nothing_of_the_secret() -> None:
-    frame = frames_of(m.Refused("secret", "the secret is another"))[0]
+    frame = frames_of(m.Refused("secret", "the secret does not match"))[0]
     assert SECRET.encode() not in bytes(decode_frame(frame).payload)
     assert link.HANDSHAKE_S <= 10

@@ -1,10 +1,10 @@
 """Work on many machines: a foreman, its workers, its clients.
 
 The foreman keeps jobs, results and checkpoints in a store, workers run named functions, and a
-worker's store is the foreman.  `trio_ckpt.engines.map_tasks` is all of it on one machine.
+worker uses the foreman as its store.  `trio_ckpt.engines.map_tasks` runs all of it on one machine.
 
-Sockets need trio-websocket (``trio-ckpt[remote]``), imported when one is opened; reading jobs from
-a store does not.
+Sockets need trio-websocket (``trio-ckpt[remote]``), imported when the first one is opened; reading
+jobs from a store does not need it.
 """
 
 from ._client import (

@@ -50,9 +50,9 @@ from ._worker.worker import checked_name
 
 log = logging.getLogger("trio_ckpt.remote.client")
 
-CONNECT_S = 5.0  # for the first connection: a wrong address is told soon; later ones are waited
-UNKNOWN = "unknown"  # why an ATTACH_JOB is refused; all else is about a submission
-CANCEL_S = 1.0  # for the foreman to say that a job has ended
+CONNECT_S = 5.0  # for the first connection: a wrong address fails soon; later ones are waited for
+UNKNOWN = "unknown"  # refuses an ATTACH_JOB; every other code refuses a submission
+CANCEL_S = 1.0  # for the foreman to report that a job has ended
 
 Errors = Literal["raise", "collect"]
 
@@ -61,7 +61,7 @@ Errors = Literal["raise", "collect"]
 class Client:
     """A client of a foreman; from `connect`.
 
-    The connection may be lost and made anew meanwhile: jobs go on, and so does what is awaited.
+    The connection may be lost and made again: jobs continue, and so do the calls that wait.
     """
 
     _secret: bytes
@@ -85,7 +85,7 @@ class Client:
     _replied: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     def start(self, dial: Dial) -> ReconnectingSession:
-        """Make its way to the foreman."""
+        """Build the client's connection to the foreman."""
         self._session = ReconnectingSession(
             dial, PeerRole.CLIENT, self._hello, self._opened, self._received, _nothing
         )
@@ -107,38 +107,38 @@ class Client:
         job_id: str | None = None,
         trace: dict[str, str] | None = None,
     ) -> list[Any]:
-        """Have a function called with each item on the workers; the results, in order.
+        """Call a function with each item on the workers; return the results in order.
 
         Args:
             function: ``module:function``, called as ``function(item, work)``; see `Work`.
             items: JSON-like values.
-            checkpoint_interval_s: How often a running item saves its state, at most; None: it
-                saves nothing, and begins again if its worker is lost.
+            checkpoint_interval_s: How often a running item saves its state, at most, in seconds;
+                None: it saves nothing, and starts from the beginning if its worker is lost.
             errors: "raise": the first item that fails for good fails the job.  "collect": its
-                error takes the place of its result, and the others go on.
-            attempts: How often an item is tried whose function raises.
-            losses: How many workers an item may take down before it is given up.
-            max_age_s: A saved state that was older than this when its worker was lost is not
-                gone on from.
-            keep_checkpoints: Whether saved states stay when their item is done.
-            job_id: A name, ``job-…``: the same function and items again under it are the same
-                job; its results come, and the rest is done.  Other options count from then on:
-                with more `attempts`, say, what had failed is tried again.
-            trace: Passed on to ``work.trace``; `trio_ckpt.trace_context` gives that of
-                OpenTelemetry, and workers that trace go on with it.
+                error takes the place of its result, and the other items continue.
+            attempts: How often an item is tried when its function raises.
+            losses: How many workers may be lost with an item before the item fails.
+            max_age_s: An item does not resume from a saved state that was older than this, in
+                seconds, when its worker was lost.
+            keep_checkpoints: Whether saved states are kept after their item is done.
+            job_id: A name, ``job-…``: the same function and items under the same name are the same
+                job; finished items are not run again.  The newest options count: with more
+                `attempts`, say, items that failed are tried again.
+            trace: Passed on to ``work.trace``; `trio_ckpt.trace_context` returns the OpenTelemetry
+                context, and workers that trace continue it.
 
         Returns:
-            One result for each item; with ``errors="collect"`` a `TaskFailedError` where one was
-            given up.
+            One result for each item; with ``errors="collect"`` a `TaskFailedError` for each item
+            that failed for good.
 
         Raises:
-            TaskFailedError: an item failed; the others are cancelled.
-            JobRefusedError: the foreman does not take the job.
-            JobCancelledError, JobFailedError: it ended otherwise.
+            TaskFailedError: an item failed; the other items are cancelled.
+            JobRefusedError: the foreman refuses the job.
+            JobCancelledError, JobFailedError: the job was cancelled, or ended without its results.
             NotEncodableError: an item is not JSON-like.
 
-        Durability: a job that was taken goes on whatever happens to this process.
-        Cancellation: cancels the job, on the workers, too.
+        Durability: an accepted job continues even if this process ends.
+        Cancellation: cancels the job, also on the workers.
         """
         job_id = new_job_id() if job_id is None else check_job_id(job_id)
         try:
@@ -173,15 +173,15 @@ class Client:
         job_id: str | None = None,
         trace: dict[str, str] | None = None,
     ) -> str:
-        """Submit a job, and do not wait for it.
+        """Submit a job and return without waiting for its results.
 
         Args, Raises: as for `map`.
 
         Returns:
-            Its name, for `results` and `attach`, of this client or any other.
+            The job's name, for `results` and `attach` of any client.
 
         Durability: when this returns the job is durable at the foreman.
-        Cancellation: it may have been submitted or not.
+        Cancellation: the job may or may not have been submitted.
         """
         options = job_options(
             checkpoint_interval_s=checkpoint_interval_s,
@@ -194,7 +194,7 @@ class Client:
         )
         job_id = new_job_id() if job_id is None else check_job_id(job_id)
         submission = checked_submission(function, items, options)
-        lock = self._locks.setdefault(job_id, trio.Lock())  # one after the other under one name
+        lock = self._locks.setdefault(job_id, trio.Lock())  # submissions of one name take turns
         async with lock, self._room:
             self._unwanted.discard(job_id)
             submitting = self._submitting[job_id] = Submitting(job_id, submission)
@@ -206,10 +206,10 @@ class Client:
         return job_id
 
     def results(self, job_id: str) -> Results:
-        """The results of a job as they come, those that are there first.
+        """Iterate over the results of a job as they arrive; existing ones come first.
 
         Args:
-            job_id: Of this client, or of any other.
+            job_id: A job of this client or of any other.
 
         Raises:
             JobRefusedError: this client follows too many jobs.
@@ -220,7 +220,7 @@ class Client:
             if len(self._following) >= MAX_FOLLOWED:
                 raise JobRefusedError(
                     f"a client follows at most {MAX_FOLLOWED:,} jobs at a time: read the results "
-                    "of some before you attach to more",
+                    "of some before attaching to more",
                     run_id=job_id,
                 )
             following = self._following[job_id] = Following(job_id)
@@ -230,7 +230,7 @@ class Client:
         return results
 
     def _forget_unread(self) -> None:
-        """Drop the jobs whose results are read no more."""
+        """Drop the jobs whose results have no reader any more."""
         self._following = {key: one for key, one in self._following.items() if one.readers}
 
     def _attach(self, following: Following) -> None:
@@ -238,21 +238,21 @@ class Client:
         self._session.send(AttachJob(following.job_id, following.call, following.have))
 
     async def map_unordered(self, function: str, items: Iterable[Any], **options: Any) -> Results:
-        """The same as `map`, but the results as they come: ``async for result in await …``.
+        """Submit a job and iterate over its results: ``async for result in await …``.
 
         Args:
-            function, items, options: As for `map`.  Results say their index.
+            function, items, options: As for `map`.  Each result has its index.
 
-        Cancellation: the job goes on; `cancel` ends it.
+        Cancellation: the job continues; `cancel` ends it.
         """
         return self.results(await self.submit(function, items, **options))
 
     async def attach(self, job_id: str) -> list[Any]:
-        """Wait for all results of a job, in order; of this client, or one that died.
+        """Wait for all results of a job, in order; also of a job whose client has died.
 
         Raises, Returns: as for `map`.
 
-        Cancellation: the job goes on.
+        Cancellation: the job continues.
         """
         found: dict[int, Any] = {}
         async for result in self.results(job_id):
@@ -260,11 +260,11 @@ class Client:
         return [found[index] for index in sorted(found)]
 
     async def cancel(self, job_id: str) -> None:
-        """End a job, on the workers, too; nothing happens if it is over.
+        """End a job, also on the workers; does nothing if the job is over.
 
-        If the connection is lost the foreman is asked again on the next one.
+        If the connection is lost, the request is sent again on the next one.
 
-        Cancellation: it was asked for all the same.
+        Cancellation: the request was sent all the same.
         """
         self._unwanted.add(check_job_id(job_id))
         self._session.send(CancelJob(job_id))
@@ -273,7 +273,7 @@ class Client:
     async def control(
         self, action: Literal["force-checkpoint", "release", "cleanup"], task_id: str
     ) -> tuple[int, str]:
-        """Do something to a work item; see `Foreman.control`.
+        """Send a request about a work item; see `Foreman.control`.
 
         Raises:
             ConnectionLostError: there is no connection.
@@ -282,10 +282,10 @@ class Client:
         self._replies[call] = None
         try:
             if not self._session.send(Control(call, action, task_id)):
-                raise ConnectionLostError("there is no connection to the foreman now")
+                raise ConnectionLostError("the foreman is not connected now; try again later")
             while (reply := self._replies[call]) is None:
                 if self._session.link is None:
-                    raise ConnectionLostError("the connection was lost before an answer came")
+                    raise ConnectionLostError("the connection was lost before the foreman answered")
                 with trio.move_on_after(1.0):
                     await self._replied.wait()
             return reply.code, reply.reason
@@ -314,7 +314,7 @@ class Client:
             self._session.send(CancelJob(job_id))
 
     async def _send_job(self, submitting: Submitting) -> None:
-        """Say what a job is, in parts; the next connection says it again if this one is lost."""
+        """Send the job in parts; the next connection sends it again if this one is lost."""
         link = self._session.link
         if link is None or submitting.sent_on is link:
             return
@@ -329,7 +329,7 @@ class Client:
                 link.send(JobItems(job_id, first, part))
                 await link.drain()
         except (ConnectionLostError, ProtocolError):
-            log.info("the connection was lost while %s was submitted", job_id, extra=at(job_id))
+            log.info("the connection was lost while submitting %s", job_id, extra=at(job_id))
 
     def _received(self, message: Message) -> None:
         match message:
@@ -365,18 +365,18 @@ class Client:
             submitting.end(refusal)
 
     def _is_followed(self, job_id: str, call: int) -> bool:
-        """Whether something is about what was asked last."""
+        """Whether a message answers the newest attach request of its job."""
         following = self._following.get(job_id)
         return following is not None and following.call == call
 
 
 def _nothing() -> None:
-    """What is awaited goes on with the next connection."""
+    """Callers that wait keep waiting for the next connection."""
 
 
 @asynccontextmanager
 async def open_client(dial: Dial, secret: bytes, name: str) -> AsyncGenerator[Client]:
-    """Be connected over sockets of any kind; see `connect`."""
+    """Connect over sockets of any kind; see `connect`."""
     body_error: BaseException | None = None
     failure: BaseException | None = None
     try:
@@ -387,8 +387,8 @@ async def open_client(dial: Dial, secret: bytes, name: str) -> AsyncGenerator[Cl
                 await nursery.start(session.run)
             if connecting.cancelled_caught:
                 raise ConnectionLostError(
-                    f"no foreman has answered for {CONNECT_S:g} s: {session.problem}; start it, "
-                    "or see that the address is its own"
+                    f"no foreman answered within {CONNECT_S:g} s: {session.problem}; start it, "
+                    "or check its address",
                 )
             try:
                 yield client
@@ -416,23 +416,23 @@ async def connect(
     name: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncGenerator[Client]:
-    """Be connected to a foreman for a block.
+    """Stay connected to a foreman for the length of a block.
 
     Args:
-        url: The foreman's: ``ws://127.0.0.1:9000`` or ``wss://…``.
-        secret: What lets it in.
-        name: What people call this client; default: its host and process.
-        ssl_context: For ``wss:``; default: the system's authorities.
+        url: The foreman's URL: ``ws://127.0.0.1:9000`` or ``wss://…``.
+        secret: The foreman's secret.
+        name: The name of this client in logs; default: its host and process.
+        ssl_context: For ``wss:``; default: the certificate authorities of the system.
 
     Yields:
         The client.
 
     Raises:
-        HandshakeRefusedError: the foreman does not want it.
-        ConnectionLostError: no foreman has answered within `CONNECT_S`.
+        HandshakeRefusedError: the foreman refuses this client.
+        ConnectionLostError: no foreman answered within `CONNECT_S`.
         TypeError, ValueError: an argument is wrong; the message has its name and value.
 
-    Cancellation: jobs go on, but those of a `Client.map` that is cancelled.
+    Cancellation: jobs continue, except those of a `Client.map` that is cancelled.
     """
     from ._wire.sockets import dial  # trio-websocket is an extra
 

@@ -1,4 +1,4 @@
-"""A job as a client follows it: submitted until it is taken, attached to until it is over."""
+"""A job on the client's side: submitted until it is accepted, attached to until it is over."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ._wire.submission import JobSubmission
 
 @attrs.frozen
 class ItemResult:
-    """One item of a job is done.
+    """The result of one item.
 
     Attributes:
-        index: Its place.
-        value: What its function returned.
-        error: Why it was given up, if it was.
+        index: The item's index in the job.
+        value: The return value of its function.
+        error: Why the item failed for good, if it did.
     """
 
     index: int
@@ -37,11 +37,11 @@ class Submitting:
     """A job that is being submitted.
 
     Attributes:
-        job_id: Its name.
-        submission: What it is.
-        sent_on: The connection on which that was said last.
-        is_accepted: Whether the foreman has taken it.
-        refusal: Why it was not.
+        job_id: The job's name.
+        submission: The function, items and options.
+        sent_on: The connection on which the submission was sent last.
+        is_accepted: Whether the foreman has accepted it.
+        refusal: Why the foreman refused it.
     """
 
     job_id: str
@@ -52,15 +52,15 @@ class Submitting:
     _ended: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     def end(self, refusal: JobRefused | None) -> None:
-        """Take the foreman's answer."""
+        """Record the foreman's answer."""
         self.is_accepted, self.refusal = refusal is None, refusal
         self._ended.set()
 
     async def wait(self) -> None:
-        """Wait for it.
+        """Wait for the answer.
 
         Raises:
-            JobRefusedError: it is no.
+            JobRefusedError: the foreman refuses the job.
         """
         await self._ended.wait()
         if self.refusal is not None:
@@ -69,14 +69,14 @@ class Submitting:
 
 @attrs.define(eq=False)
 class Following:
-    """A job that is attached to, for all that read its results.
+    """A job that is attached to, for all readers of its results.
 
     Attributes:
-        job_id: Its name.
-        call: The number under which results come.
-        refusal: Why there is no such job.
-        done: How it has ended.
-        changed: Set and replaced when something has changed.
+        job_id: The job's name.
+        call: The number under which results arrive.
+        refusal: Why the job cannot be attached to.
+        done: How the job ended.
+        changed: Set and replaced at every change.
     """
 
     job_id: str
@@ -88,12 +88,12 @@ class Following:
 
     @property
     def have(self) -> tuple[int, ...]:
-        """The results that need not come again: each reader has them."""
+        """The results that need not be sent again: each reader has them."""
         readers = list(self.readers)
         return tuple(readers[0].have.to_steps()) if len(readers) == 1 else ()
 
     def take(self, message: JobResult | JobDone | JobRefused) -> None:
-        """Take what the foreman says, and wake what waits for it."""
+        """Record a message of the foreman, and wake the readers."""
         match message:
             case JobResult():
                 for reader in list(self.readers):
@@ -105,15 +105,15 @@ class Following:
         self.touch()
 
     def touch(self) -> None:
-        """Wake what waits for a change."""
+        """Wake all readers that wait for a change."""
         self.changed.set()
         self.changed = trio.Event()
 
     def check_end(self) -> bool:
-        """Whether the job has ended well.
+        """Whether the job has ended with all results.
 
         Raises:
-            TaskFailedError, JobFailedError, JobCancelledError, JobRefusedError: it has not.
+            TaskFailedError, JobFailedError, JobCancelledError, JobRefusedError: it ended without.
         """
         if self.refusal is not None:
             raise JobRefusedError(self.refusal.reason, run_id=self.job_id)
@@ -125,7 +125,7 @@ class Following:
 
 @attrs.define(eq=False)
 class Results:
-    """The results of a job as they come: ``async for result in …``; holds no scope open."""
+    """The results of a job as they arrive: ``async for result in …``; holds no scope open."""
 
     _following: Following
     have: IndexSet = attrs.field(factory=IndexSet, init=False)
@@ -133,11 +133,11 @@ class Results:
 
     @property
     def job_id(self) -> str:
-        """The job, to attach to it again."""
+        """The job's name, to attach to it again."""
         return self._following.job_id
 
     def take(self, message: JobResult) -> None:
-        """Take a result, unless it is here already."""
+        """Add a result, unless it is a duplicate."""
         if self.have.add(message.index):
             error = message.error
             failure = None if error is None else task_error(message.job_id, message.index, error)
@@ -147,13 +147,13 @@ class Results:
         return self
 
     async def __anext__(self) -> ItemResult:
-        """The next one.
+        """Return the next result.
 
         Raises:
-            TaskFailedError: the job failed with an item.
-            JobFailedError, JobCancelledError, JobRefusedError: it ended otherwise.
+            TaskFailedError: an item failed the job.
+            JobFailedError, JobCancelledError, JobRefusedError: the job ended without all results.
 
-        Cancellation: a cancellation point; nothing is lost, and the job goes on.
+        Cancellation: a cancellation point; no result is lost, and the job continues.
         """
         await trio.lowlevel.checkpoint()
         while not self._waiting:
@@ -175,7 +175,7 @@ def _check_done(done: JobDone) -> None:
 
 
 def task_error(job_id: str, index: int, error: TaskError) -> TaskFailedError:
-    """What a function raised, as a client raises it."""
+    """Return the error that a client raises for a function's exception."""
     return TaskFailedError(
         error.type, error.message, index=index, remote_traceback=error.traceback, run_id=job_id
     )

@@ -156,7 +156,7 @@ def test_numbers_begin_again() -> None:
 
 
 def test_what_cannot_be_sent_is_refused_here() -> None:
-    with pytest.raises(ProtocolError, match="over 8,388,608"):
+    with pytest.raises(ProtocolError, match="over its limit of 8,388,608"):
         encode_message(JobItems("job-1", 0, [b"x" * MAX_MESSAGE_BYTES]))
     with pytest.raises(ProtocolError, match="cannot be sent"):
         encode_message(JobItems("job-1", 0, [2**64]))
@@ -174,5 +174,5 @@ WRONG_BODIES = [
 
 @pytest.mark.parametrize("body", WRONG_BODIES, ids=range(len(WRONG_BODIES)))
 def test_what_is_no_body_is_refused(body: bytes) -> None:
-    with pytest.raises(ProtocolError, match="cannot be read"):
+    with pytest.raises(ProtocolError, match="cannot be decoded"):
         decode_message(MessageKind.JOB_ITEMS, body)

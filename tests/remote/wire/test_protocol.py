@@ -223,7 +223,7 @@ def test_an_answer_is_to_what_was_asked() -> None:
     foreman.send(m.StoreReply(*T, 5, b"a", is_last=False))
     foreman.send(m.StoreReply(*T, 5, b"b"))
     exchange(foreman, worker)
-    with pytest.raises(LocalProtocolError, match="answers nothing"):
+    with pytest.raises(LocalProtocolError, match="does not answer any call"):
         foreman.send(m.StoreReply(*T, 5, b"c"))
     assert worker.calls == foreman.calls == {}
 
@@ -244,7 +244,7 @@ def test_questions_have_numbers_of_their_own_and_are_limited() -> None:
     for call in range(MAX_CALLS):
         worker.send(m.StoreCall(*T, call, m.ReadRun()))
     exchange(worker, foreman)
-    with pytest.raises(LocalProtocolError, match="asked twice"):
+    with pytest.raises(LocalProtocolError, match="was already made"):
         worker.send(m.StoreCall(*T, 5, m.ReadRun()))
     flood = m.StoreCall(*T, MAX_CALLS, m.ReadRun())
     with pytest.raises(LocalProtocolError, match="wait for an answer"):
@@ -344,7 +344,7 @@ def test_more_than_is_granted_is_refused_before_it_is_kept() -> None:
     body = m.StoreCall("a", 1, 1, m.PutBlob("d" * 64, len(BIG), 0, BIG))
     for number in range(2):
         foreman.receive(frames_of(body, number)[0])
-    with pytest.raises(RemoteProtocolError, match="granted"):
+    with pytest.raises(RemoteProtocolError, match="more bytes than its credit"):
         foreman.receive(frames_of(body, 2)[0])
     assert len(foreman._gatherer) == 2
     assert worker.phase is ConnectionPhase.OPEN
@@ -363,7 +363,7 @@ def test_credit_that_was_not_used_is_refused() -> None:
 def test_a_large_kind_before_the_welcome_is_refused_at_its_first_frame() -> None:
     foreman = Connection(None)
     big = m.JobItems("job-1", 0, [BIG])
-    with pytest.raises(RemoteProtocolError, match="JOB_ITEMS comes while new"):
+    with pytest.raises(RemoteProtocolError, match="JOB_ITEMS arrived while new"):
         foreman.receive(frames_of(big)[0])
     assert len(foreman._gatherer) == 0
 

@@ -67,7 +67,7 @@ async def test_map_over_a_socket(is_safe: bool) -> None:
 
 async def test_a_worker_with_another_secret_ends() -> None:
     async with serving() as foreman:
-        with pytest.raises(HandshakeRefusedError, match="the secret is another"):
+        with pytest.raises(HandshakeRefusedError, match="the secret does not match"):
             await remote.run_worker(
                 foreman.url, secret=SECRET + "!", allow=ALLOW, handle_signals=False
             )

@@ -174,12 +174,12 @@ async def test_a_worker_sees_only_the_blobs_of_its_item(autojump_clock: MockCloc
             await near.put_blob(payload)
         _, store, _ = await given(far, near, "r", owner)
         for name in names:
-            with pytest.raises(StoreError, match="is none of run"):
+            with pytest.raises(StoreError, match="does not belong to run"):
                 await store.read_blob(name)
         await near.save(RunKey("r", 0, owner), [Checkpoint(A, 1, b"1", blobs=(names[1],))])
         await store.history("r", A)
         assert await store.read_blob(names[1]) == own
-        with pytest.raises(StoreError, match="is none of run"):
+        with pytest.raises(StoreError, match="does not belong to run"):
             await store.read_blob(names[0])
 
 
@@ -223,7 +223,7 @@ async def test_a_large_blob_goes_in_parts_and_a_lost_part_begins_it_again(
         assert parts == 3 + 4
         parts = -1_000
         monkeypatch.setattr(StoreProxy, "_put", lambda *_: _begin_again())
-        with pytest.raises(StoreError, match="cannot be put"):
+        with pytest.raises(StoreError, match="cannot be written"):
             await store.put_blob(payload)
         assert relay._incoming is None
 
@@ -237,14 +237,14 @@ async def test_a_blob_that_is_not_what_its_name_says_is_refused(autojump_clock: 
     async with open_far() as far, near.lock_run("r") as owner:
         relay, store, _ = await given(far, near, "r", owner)
         for wrong, says in (
-            (m.PutBlob("0" * 64, 1, 0, b"x"), "the SHA-256 of what came is"),
-            (m.PutBlob("0" * 64, 5, 0, b"123456"), "a part of a blob goes over its end"),
+            (m.PutBlob("0" * 64, 1, 0, b"x"), "the SHA-256 of the received blob is"),
+            (m.PutBlob("0" * 64, 5, 0, b"123456"), "a part of a blob goes beyond its end"),
             (m.PutBlob("0" * 64, store_proxy.MAX_BLOB_BYTES + 1, 0, b"1"), "a blob of"),
         ):
             (reply,) = await relay.answer(m.StoreCall("r", owner, 1, wrong))
             assert reply.fault is not None
             assert reply.fault.message.startswith(says)
-        with pytest.raises(StoreError, match="is none of run"):
+        with pytest.raises(StoreError, match="does not belong to run"):
             await store.read_blob(hashlib.sha256(b"x").hexdigest())
 
 
@@ -301,7 +301,7 @@ async def test_patience_ends(autojump_clock: MockClock) -> None:
         _, store, line = await given(far, near, "r", owner)
         line.disconnect()
         line.patience_s = 30
-        with pytest.raises(StoreError, match="not answered for 30 s"):
+        with pytest.raises(StoreError, match="did not answer for 30 s"):
             await store.read_run("r")
 
 

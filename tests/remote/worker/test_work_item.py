@@ -123,7 +123,7 @@ async def test_a_last_state_that_cannot_be_saved_loses_no_result(
         view = await remote.read_job(site.store, "job-e")
     assert found == ["A", "B"]
     assert view.status is TaskStatus.COMPLETED
-    assert "its last state cannot be saved, its result is kept without" in caplog.text
+    assert "its last state cannot be saved; its result is kept without" in caplog.text
 
 
 async def test_a_result_without_its_last_state_is_not_worked_twice(

@@ -70,7 +70,7 @@ async def test_a_client_is_told_that_no_foreman_is_there(autojump_clock: MockClo
     async with open_site(MemoryStore()) as site:
         site.cut_off.add("client")
         began = trio.current_time()
-        with pytest.raises(ConnectionLostError, match="for 5 s: there is nobody; start it"):
+        with pytest.raises(ConnectionLostError, match="within 5 s: .*; start it"):
             async with open_client(site.dial("client"), SECRET, "client"):
                 pass
         assert trio.current_time() - began <= 5
@@ -78,7 +78,7 @@ async def test_a_client_is_told_that_no_foreman_is_there(autojump_clock: MockClo
 
 @pytest.mark.parametrize("name", ["nosuchmodule", "json.nosuch", "nosuch.below.it", "sys.path"])
 async def test_a_module_that_is_not_there_is_told_at_once(name: str) -> None:
-    with pytest.raises(NotAllowedError, match=f"no module '{name}' can be found"):
+    with pytest.raises(NotAllowedError, match=f"module '{name}' cannot be found"):
         await remote.run_worker("ws://127.0.0.1:1", secret=SECRET, allow=["json", name])
 
 

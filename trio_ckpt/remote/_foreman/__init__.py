@@ -1,4 +1,4 @@
-"""The foreman: its jobs, its workers, and who has which item.
+"""The foreman: its jobs, its workers, and which worker has which item.
 
-It may not know how a worker runs a function.
+This room may not know how a worker runs a function.
 """

@@ -1,4 +1,4 @@
-"""Getting one work item done, whatever becomes of the workers that have it."""
+"""Running one work item to its end, across the workers that it needs."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from .task_checkpoints import TaskFacts, read_facts
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
 
-RECLAIM_S = 5.0  # after a start: items that were begun wait for who has them
-SUSPECT_AFTER = 2  # losses: then an item may be what takes workers down, and is tried alone
-AGAIN_AFTER_S = 1.0  # when a worker could not go on: the next may not either
+RECLAIM_S = 5.0  # after a start: items that were running wait for their former workers
+SUSPECT_AFTER = 2  # losses: then the item may be what kills workers, and is tried alone
+AGAIN_AFTER_S = 1.0  # when a worker could not continue: the next one may not either
 
 
-Settle = Callable[[Any, TaskFacts, str], Awaitable[None]]  # the value, what was saved, by whom
-Note = Callable[[int, str], Awaitable[None]]  # for the job's history, about an item
+Settle = Callable[[Any, TaskFacts, str], Awaitable[None]]  # value, saved states, worker's name
+Note = Callable[[int, str], Awaitable[None]]  # item's index, text; for the job's history
 
 
 @attrs.define(eq=False)
@@ -48,7 +48,7 @@ class Dispatcher:
     """Gives work items to workers.
 
     Attributes:
-        store: The foreman's.
+        store: The foreman's store.
         pool: The workers.
     """
 
@@ -60,26 +60,26 @@ class Dispatcher:
     )
 
     async def do(self, wanted: PendingItem, settle: Settle, note: Note) -> None:
-        """Have an item done, by one worker after the other if need be.
+        """Run an item to its end, by one worker after the other if necessary.
 
         Args:
             wanted: The item.
-            settle: Makes its result durable; the worker may forget it then.
-            note: Writes down what happened to it.
+            settle: Makes the item's result durable; the worker may then forget it.
+            note: Records an event in the job's history.
 
         Raises:
-            TaskFailedError: its function raised.
-            TaskLostError: it has taken down too many workers.
+            TaskFailedError: the item's function raised.
+            TaskLostError: too many workers were lost with the item.
         """
         try:
             await self._do(wanted, settle, note)
         finally:
-            self.pool.touch()  # a worker may hold it still
+            self.pool.touch()  # a worker may still hold it
 
     async def _do(self, wanted: PendingItem, settle: Settle, note: Note) -> None:
         losses, lost_at = 0, wanted.down_at
         while True:
-            # Also after a worker was lost: it may have saved its result and not lived to say so.
+            # Also after a worker was lost: it may have saved its result before it died.
             facts = await self._read(wanted, note) if wanted.is_saving else TaskFacts()
             if facts.is_done:
                 await settle(facts.result, facts, "")
@@ -132,7 +132,7 @@ class Dispatcher:
     async def _lend(
         self, wanted: PendingItem, lease: Lease, lost_at: float | None, settle: Settle, note: Note
     ) -> Ending:
-        """Let one worker have the item; how that ended."""
+        """Lease the item to one worker; return how the lease ended."""
         try:
             facts = TaskFacts()
             if wanted.is_saving:
@@ -156,7 +156,7 @@ class Dispatcher:
 
     @asynccontextmanager
     async def _own(self, wanted: PendingItem) -> AsyncGenerator[tuple[int, StoreProxy | None]]:
-        """Own the item's run for a lease; one that saves nothing has a number of its own."""
+        """Own the item's run for a lease; an item that saves nothing gets a number of its own."""
         if not wanted.is_saving:
             yield next(self._counter), None
             return
@@ -164,12 +164,12 @@ class Dispatcher:
             yield number, StoreProxy(self.store, wanted.task_id, number)
 
     async def _note(self, wanted: PendingItem, note: Note, text: str) -> None:
-        """Take what a worker says for the history of the job."""
+        """Record a worker's note in the job's history."""
         log.warning("%s: %s", wanted.task_id, printable(text), extra=wanted.place)
         await note(wanted.index, text)
 
     async def _look(self, wanted: PendingItem, lost_at: float | None, note: Note) -> TaskFacts:
-        """What is saved of an item, after what is too old was set aside."""
+        """Read what is saved of an item; discard it if it is too old."""
         facts = await self._read(wanted, note)
         saved_at = facts.last_checkpoint_at
         if saved_at is None or lost_at is None:
@@ -179,7 +179,7 @@ class Dispatcher:
             return facts
         text = (
             f"its state was {duration(age_s)} old when its worker was lost, over "
-            f"{duration(wanted.options.max_age_s)}: it begins again"
+            f"{duration(wanted.options.max_age_s)}: it starts from the beginning"
         )
         log.warning("%s: %s", wanted.task_id, text, extra=wanted.place)
         async with open_maintenance(self.store, wanted.task_id) as maintenance:
@@ -188,14 +188,14 @@ class Dispatcher:
         return TaskFacts()
 
     async def _read(self, wanted: PendingItem, note: Note) -> TaskFacts:
-        """What is saved of an item; if its records are damaged they are removed, and said so.
+        """Read what is saved of an item; damaged records are removed, and the history says so.
 
-        Where only arrays are, the worker goes back to the newest state that is whole.
+        If only arrays are damaged, the worker resumes from the newest state that is whole.
         """
         try:
             return await read_facts(self.store, wanted.task_id)
         except StoreDamagedError as error:
-            text = f"its records are damaged, so it begins again: {error}"
+            text = f"its records are damaged, so it starts from the beginning: {error}"
             log.error("%s: %s", wanted.task_id, text, extra=wanted.place)
             await prune_task(self.store, wanted.task_id)
             await note(wanted.index, text)
@@ -208,22 +208,22 @@ class Dispatcher:
         await _remove(self.store, wanted.task_id, lease.number)
 
     async def _clean_up(self, wanted: PendingItem) -> None:
-        """The same, of one that nobody has."""
+        """Remove the saved states of an item that no worker has, best effort."""
         if not wanted.options.keep_checkpoints:
             await prune_task(self.store, wanted.task_id)
 
 
 async def prune_task(store: Store, task_id: str) -> int:
-    """Remove the saved states of an item that nobody has.
+    """Remove the saved states of an item that no worker has.
 
     Returns:
-        How many bytes they had.
+        The size of the removed states, in bytes.
 
     Raises:
-        RunLockedError: somebody has it.
-        StoreError: they cannot be removed.
+        RunLockedError: another owner has the item's run.
+        StoreError: the states cannot be removed.
 
-    Durability: what is removed does not come back.
+    Durability: removed states do not come back.
     """
     if not any(run.run_id == task_id for run in await store.list_runs()):
         return 0
@@ -232,10 +232,10 @@ async def prune_task(store: Store, task_id: str) -> int:
 
 
 async def _remove(store: Store, task_id: str, number: int) -> int:
-    """Remove the run of an item that is owned, what is damaged included; its size in bytes.
+    """Remove an owned run of an item, even a damaged one; return its size in bytes.
 
-    Its blobs are dropped first: a store removes those at once, and what else a pruned run had
-    when nobody owns any run, which may be never while a foreman has jobs.
+    Its blobs are dropped first: a store removes those at once, but the rest of a pruned run only
+    when no process owns a run, which may be never while a foreman has jobs.
     """
     try:
         stored = await store.read_run(task_id)

@@ -1,4 +1,4 @@
-"""The foreman: jobs, workers, and what people ask of both; without its sockets."""
+"""The foreman: jobs, workers, and requests of people about both; without its sockets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .worker_handle import WorkerHandle
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
 
-DEFAULT_GRACE_S = 2.0  # a worker that lives is back 0.1 s after its connection was closed
+DEFAULT_GRACE_S = 2.0  # a live worker is back 0.1 s after its connection was closed
 WATCH_EVERY_S = 1.0
 
 Action = Literal["force-checkpoint", "release", "cleanup"]
@@ -48,12 +48,12 @@ class Foreman:
     """Jobs and workers; made by `serve_foreman`.
 
     Attributes:
-        store: Where jobs and checkpoints are.
-        grace_s: How long a worker whose connection was lost may take to come back.
+        store: The store with jobs and checkpoints.
+        grace_s: How long a worker whose connection was lost may take to reconnect, in seconds.
         pool: The workers.
-        jobs: Those that are being done.
-        port: Where it listens.
-        url: The same, for workers and clients on this machine.
+        jobs: The jobs that are running.
+        port: The port that the foreman listens on.
+        url: The URL for workers and clients on this machine.
     """
 
     store: Store
@@ -71,7 +71,7 @@ class Foreman:
         self.dispatcher = Dispatcher(self.store, self.pool)
 
     async def begin(self, nursery: trio.Nursery) -> None:
-        """Take up the jobs that are not over.
+        """Start the jobs that are not over.
 
         Raises:
             StoreError: the store cannot be read.
@@ -88,16 +88,16 @@ class Foreman:
                 continue
             if view is None or is_over(items_progress(view)):
                 continue
-            if not has_submission(view):  # nobody was ever told that it was taken
+            if not has_submission(view):  # no client was told that it is accepted
                 with suppress(RunLockedError):
                     await prune_task(self.store, job_id)
                 continue
-            log.info("going on with %s", job_id, extra=at(job_id))
+            log.info("resuming %s", job_id, extra=at(job_id))
             self._start(Job(job_id, self.dispatcher), None)
 
     def _start(self, job: Job, submission: JobSubmission | None) -> None:
         if self._nursery is None:
-            raise RuntimeError("the foreman has not begun")
+            raise RuntimeError("the foreman is not started: use serve_foreman")
         self.jobs[job.job_id] = job
         self._nursery.start_soon(self._run_job, job, submission)
 
@@ -109,7 +109,7 @@ class Foreman:
                 del self.jobs[job.job_id]
 
     async def _watch_waiting(self) -> None:
-        """See that items that no worker can take do not wait in silence."""
+        """Log and publish why items wait that no worker can take."""
         while True:
             await trio.sleep(WATCH_EVERY_S)
             for job in tuple(self.jobs.values()):
@@ -118,15 +118,15 @@ class Foreman:
     # -- jobs ---------------------------------------------------------------------------------
 
     async def submit(self, job_id: str, submission: JobSubmission) -> None:
-        """Take a job, or go on with it in another way.
+        """Accept a job, or continue it with other options.
 
         The same function and items under the same name are the same job, and its newest options
-        count.  If they are others, what had failed in a job that is over is tried again.
+        count.  If the options differ, failed items of a job that is over are tried again.
 
         Raises:
-            JobRefusedError: there is another one of that name, or it cannot be stored.
+            JobRefusedError: another job has this name, or the job cannot be stored.
 
-        Durability: when this returns it is done, whatever happens to this process.
+        Durability: when this returns the job is durable, whatever happens to this process.
         """
         check_job_id(job_id)
         while True:
@@ -134,11 +134,11 @@ class Foreman:
                 if await self._join(job, submission):
                     return
                 await job.over.wait()
-                await trio.lowlevel.checkpoint()  # it is taken out of `jobs`
+                await trio.lowlevel.checkpoint()  # its task removes it from `jobs`
             is_left, is_again = await self._look_back(job_id, submission)
             if not is_left:
                 return
-            if job_id not in self.jobs:  # else another client was faster
+            if job_id not in self.jobs:  # otherwise another client was faster
                 break
         job = Job(job_id, self.dispatcher, is_again)
         self._start(job, submission)
@@ -147,10 +147,10 @@ class Foreman:
             raise job.refusal
         if job.submission is None:
             reason = "it was not stored" if job.problem is None else job.problem.message
-            raise JobRefusedError(f"job {job_id!r} is not taken: {reason}", run_id=job_id)
+            raise JobRefusedError(f"job {job_id!r} is refused: {reason}", run_id=job_id)
 
     async def _join(self, job: Job, submission: JobSubmission) -> bool:
-        """Go on with a job that is being done; False: it is about to end."""
+        """Continue a job that is running; False: it is about to end."""
         await job.accepted.wait()
         if job.submission is None:
             return False
@@ -159,7 +159,7 @@ class Foreman:
         return await job.change(submission.options)
 
     async def _look_back(self, job_id: str, submission: JobSubmission) -> tuple[bool, bool]:
-        """Whether there is something to do of a job, and whether it was over before."""
+        """Whether a job has work left, and whether it was over before."""
         view = await self.store.load_run(job_id)
         if view is None or not has_submission(view) or not is_over(items_progress(view)):
             return True, False
@@ -172,7 +172,7 @@ class Foreman:
         return has_failed and is_other and not is_cancelled(items), True
 
     def cancel(self, job_id: str) -> None:
-        """End a job, and its functions; nothing happens if it is over."""
+        """End a job, and its functions; does nothing if the job is over."""
         job = self.jobs.get(job_id)
         if job is not None:
             job.cancel()
@@ -180,7 +180,7 @@ class Foreman:
     # -- workers ------------------------------------------------------------------------------
 
     def is_open(self, task_id: str) -> bool:
-        """Whether an item may still be wanted: its job is not over, and it is not done."""
+        """Whether an item may still be wanted: neither the item nor its job is over."""
         try:
             job_id, index = split_task_id(task_id)
         except UnknownJobError:
@@ -189,26 +189,26 @@ class Foreman:
         return job is not None and job.is_open(index)
 
     def connect(self, hello: Hello, link: Link) -> WorkerHandle:
-        """Take a worker in, a new one or one that came back."""
+        """Add a worker, a new one or one that reconnects."""
         worker = self.pool.workers.get(hello.peer_id)
         if worker is None:
             worker = WorkerHandle(hello.peer_id, printable(hello.name), hello.slots, hello.allow)
             self.pool.workers[hello.peer_id] = worker
         elif worker.link is not None:
-            worker.link.end("the worker has come back on another connection")
+            worker.link.end("the worker has reconnected on another connection")
             worker.disconnect()
         worker.connect(link, hello)
-        log.info("worker %s is here, with %s", worker.name, plural(len(hello.held), "item"))
+        log.info("worker %s connected, with %s", worker.name, plural(len(hello.held), "item"))
         self.pool.touch(worker)
         return worker
 
     def disconnect(self, worker: WorkerHandle, link: Link, *, is_leaving: bool) -> None:
-        """Note that a worker's connection is gone.
+        """Mark a worker's connection as lost.
 
         Args:
             worker: The worker.
-            link: The connection; of an older one nothing is noted.
-            is_leaving: Whether it said goodbye: it will not come back.
+            link: The connection; an older one changes nothing.
+            is_leaving: Whether the worker said goodbye: it will not reconnect.
         """
         if worker.link is not link:
             return
@@ -222,7 +222,7 @@ class Foreman:
             self._nursery.start_soon(self._wait_for, worker, at)
 
     async def _wait_for(self, worker: WorkerHandle, at: float) -> None:
-        """Give a worker the time to come back."""
+        """Give a worker time to reconnect."""
         connections = worker.connections
         await sleep_awake(self.grace_s if worker.leases else 0)
         if worker.connections == connections:
@@ -239,7 +239,7 @@ class Foreman:
 
     @property
     def live(self) -> Mapping[str, LiveTask]:
-        """What is known of the items that workers have, by their names."""
+        """The items that workers have, by their ids."""
         return {
             task_id: LiveTask(lease.holder.name, lease.since, lease.is_running, lease.percent)
             for task_id, lease in self.pool.leases.items()
@@ -247,17 +247,17 @@ class Foreman:
         }
 
     async def control(self, action: Action, task_id: str) -> tuple[int, str]:
-        """Do something to a work item.
+        """Carry out an action on a work item.
 
         Args:
-            action: "force-checkpoint": its worker saves at the next point.  "release": it saves
-                and hands the item back.  "cleanup": the saved states of one that has ended are
+            action: "force-checkpoint": its worker saves at the next point.  "release": its worker
+                saves and hands the item back.  "cleanup": the saved states of an ended item are
                 removed.
             task_id: The item.
 
         Returns:
-            202: it was asked for; 404: there is no such item; 409: not as the item stands.  And
-            why, in words.
+            202: requested; 404: there is no such item; 409: not possible in the item's status.
+            With it the reason, as text.
         """
         lease = self.pool.leases.get(task_id)
         if action == "cleanup":
@@ -273,7 +273,7 @@ class Foreman:
         return (ACCEPTED, "its worker was asked") if is_asked else (CONFLICT, "it is not running")
 
     async def _not_running(self, task_id: str) -> tuple[int, str]:
-        """Why nothing can be asked of an item that no worker has."""
+        """Say why an action on an item without a worker is not possible."""
         try:
             view = await read_task(self.store, task_id, live=self.live)
         except UnknownJobError as error:

@@ -42,12 +42,12 @@ from .task_checkpoints import TaskFacts
 log = logging.getLogger("trio_ckpt.remote.foreman")
 
 MAX_IN_FLIGHT = 2_000  # items of one job that wait for a worker or have one
-LONELY_AFTER_S = 3.0  # workers that are started with the client are there by then
+LONELY_AFTER_S = 3.0  # workers that start together with the client are connected by then
 STORE_ATTEMPTS = 5  # of an item, where the foreman's store fails
 
 
 def retries(options: JobOptions) -> RetryTable:
-    """What becomes of an item that failed."""
+    """Decide what happens to an item that failed."""
     then = Then.FAIL_STREAM if options.errors == "raise" else Then.SKIP
     return RetryTable(
         (
@@ -66,17 +66,17 @@ def retries(options: JobOptions) -> RetryTable:
 
 @attrs.define(eq=False)
 class Job:
-    """A job that is being done.
+    """A job that is running.
 
     Attributes:
-        job_id: Its name.
-        accepted: Set when it is durable, or cannot be.
-        ready: Set when its items are handed out, or it is over.
+        job_id: The job's name.
+        accepted: Set when the job is durable, or cannot be.
+        ready: Set when its items are being handed out, or it is over.
         over: Set when it has ended.
-        is_again: Whether it was over, and what had failed is tried again.
-        submission: What it is.
-        refusal: Why it was not taken.
-        problem: Why it ended before its end.
+        is_again: Whether the job was over, and its failed items are tried again.
+        submission: The function, items and options.
+        refusal: Why the job was refused.
+        problem: Why the job ended early.
         waits: Why its items wait for a worker that is not there; empty: they do not.
     """
 
@@ -92,14 +92,14 @@ class Job:
     waits: str = attrs.field(default="", init=False)
     _waits_since: float | None = attrs.field(default=None, init=False)
     _stream: Stream[None] | None = attrs.field(default=None, init=False)
-    _stream_log: StreamLog | None = attrs.field(default=None, init=False)  # of what the job is
+    _stream_log: StreamLog | None = attrs.field(default=None, init=False)  # of the submission
     _registry: TokenRegistry | None = attrs.field(default=None, init=False)
     _down_at: float | None = attrs.field(default=None, init=False)
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
 
     @property
     def standing(self) -> tuple[int, Progress] | None:
-        """The generation of its run, and how far it is: live; None: that is not known yet."""
+        """The generation of its run, and its progress, live; None: not known yet."""
         if self._stream is None:
             return None
         return (
@@ -109,41 +109,41 @@ class Job:
 
     @property
     def owner(self) -> int | None:
-        """The number under which its run is owned; None: that is not known yet."""
+        """The number under which its run is owned; None: not known yet."""
         return None if self._stream is None else self._stream.open_stream.committer.run_key.owner
 
     @property
     def registry(self) -> TokenRegistry | None:
-        """Moves when an item does."""
+        """A counter that moves with each item."""
         return self._registry
 
     def is_done(self, index: int) -> bool:
-        """Whether an item has a result, or was given up."""
+        """Whether an item has a result, or failed for good."""
         return self._stream is not None and self._stream.open_stream.stream_log.progress.is_done(
             index
         )
 
     def is_open(self, index: int) -> bool:
-        """Whether an item may still be wanted, as far as that is known."""
+        """Whether an item may still be wanted, as far as is known."""
         if not self.ready.is_set() or self.submission is None:
             return not self.over.is_set()
         is_one = index < len(self.submission.items)
         return is_one and not self.over.is_set() and not self.is_done(index)
 
     def cancel(self) -> None:
-        """End it; its functions, too."""
+        """End the job, and its functions."""
         self._scope.cancel()
 
     async def change(self, options: JobOptions) -> bool:
-        """Do what is left in another way.
+        """Continue the job with other options.
 
         Returns:
-            False: the job is over, or about to be.
+            False: the job is over, or is about to be.
 
         Raises:
             StoreError: the options cannot be stored.
 
-        Durability: when this returns True they are.
+        Durability: when this returns True the options are durable.
         """
         await self.ready.wait()
         stream, stream_log, submission = self._stream, self._stream_log, self.submission
@@ -162,7 +162,7 @@ class Job:
         return True
 
     def note_waiting(self, reason: str) -> None:
-        """Take what `Pool.why_waiting` says now; what it says for long is told to people."""
+        """Record what `Pool.why_waiting` returns; a reason that lasts is logged and published."""
         now = trio.current_time()
         if not reason:
             self._waits_since = None
@@ -179,13 +179,13 @@ class Job:
             self._registry.touch()
 
     async def run(self, store: Store, new: JobSubmission | None) -> None:
-        """Do it, or go on with it; what goes wrong is logged, and ends this job alone.
+        """Run the job, or continue it; an error is logged, and ends this job alone.
 
         Args:
-            store: The foreman's.
-            new: What it is, if it was submitted just now.
+            store: The foreman's store.
+            new: The job, if it was submitted just now.
 
-        Cancellation: items that are under way go on at their workers.
+        Cancellation: items in progress continue at their workers.
         """
         try:
             view = await store.load_run(self.job_id)
@@ -222,7 +222,7 @@ class Job:
     async def _submit(
         self, store: Store, run: Run, stream: Stream[None], new: JobSubmission | None
     ) -> JobSubmission | None:
-        """Make it durable what the job is; None: no client has ever said so."""
+        """Make the submission durable; None: this run has never had one."""
         open_stream, view = stream.open_stream, run.peek()
         if not has_submission(view):
             if new is not None:
@@ -280,12 +280,12 @@ class Job:
         await self.dispatcher.do(wanted, settle, self.note)
 
     async def note(self, index: int, text: str) -> None:
-        """Write something into the job's history, about an item."""
+        """Write a note about an item into the job's history."""
         if self._stream is not None:
             await self._stream.open_stream.save_plain(trouble(f"item {index}: {text}", index=index))
 
     async def _sweep(self, store: Store) -> None:
-        """Remove the saved states of items that have ended, where a crash had left some."""
+        """Remove the saved states of ended items that a crash left behind."""
         for run in await store.list_runs():
             if run.run_id.startswith(f"{self.job_id}."):
                 try:
@@ -300,10 +300,10 @@ class Job:
 
 
 async def _save(stream: Stream[None], stream_log: StreamLog, submission: JobSubmission) -> None:
-    """Save what a job is, and before that how many items it has: none of them is done.
+    """Save a submission, and before it the number of items: none of them is done.
 
-    Both are in one group.  So whoever reads a job knows how much of it is left, from the moment
-    on that it is taken.
+    Both are in one group, so a reader of the job knows the number of items from the moment that the
+    job is accepted.
     """
     open_stream, now = stream.open_stream, time.time()
     total = Record(
@@ -321,7 +321,7 @@ async def _save(stream: Stream[None], stream_log: StreamLog, submission: JobSubm
 
 
 def is_there_already(job_id: str) -> JobRefusedError:
-    """Why a job is refused whose name another one has."""
+    """Say why a job is refused whose name another job has."""
     return JobRefusedError(
         f"job {job_id!r} is there already, with another function or other items: give it another "
         "id",

@@ -1,14 +1,14 @@
-"""Jobs and their work items as a store has them, for programs and people who watch.
+"""Jobs and their work items as a store has them, for monitors and programs.
 
-Nothing here needs a connection, or owns anything: it works beside a running foreman, and when
-there is none.  What only the foreman's memory knows (which worker has an item that saves nothing)
-it publishes beside its records, or it is given as `live`.
+Reading needs no connection and owns no run: it works while a foreman runs and while none does.
+What only the foreman's memory has (which worker has an item that saves nothing) the foreman
+publishes besides its records, or the caller passes it as `live`.
 
-Theory of operation.  What a read costs does not grow with the job.  The sums over all items are
-kept by the job's own records (`Progress.totals`), and a page of items reads what these items have:
-one that is not done its own run, one that is done its record in the job's run.  Those records
-are found by reading from the newest one back, at most `MAX_SCANNED`; a `JobReader` remembers what
-it has found, because an item that is done does not change.
+Theory of operation.  The cost of a read does not grow with the job.  The job's own records hold the
+sums over all items (`Progress.totals`), and a page of items reads the records of these items: the
+own run of an item that is not done, a record in the job's run of an item that is done.  Those
+records are found by reading from the newest one back, at most `MAX_SCANNED`; a `JobReader`
+remembers what it has found, because an item that is done does not change.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from .job_views import (
 from .live import read_live_job, tasks_of
 from .task_checkpoints import TaskFacts, read_facts
 
-MAX_STATES = 1_000  # of items that are not done, looked at for the sums of a job
-MAX_SCANNED = 50_000  # records of a job, read for one page of its items: a second, or some
-MAX_REMEMBERED = 20_000  # items that are done: some ten MiB
+MAX_STATES = 1_000  # items that are not done, read for the sums of a job
+MAX_SCANNED = 50_000  # records of a job, read for one page of its items: a second or more
+MAX_REMEMBERED = 20_000  # items that are done: about ten MiB
 
-CHECKPOINTS = "checkpoints"  # the sums over the items that are done: their names in the records
+CHECKPOINTS = "checkpoints"  # the names, in records, of the sums over the items that are done
 WITH_CHECKPOINTS = "tasks_with_checkpoints"
 
 
 async def list_jobs(store: Store) -> tuple[str, ...]:
-    """The ids of all jobs of a store, sorted."""
+    """Return the ids of all jobs of a store, sorted."""
     return tuple(run.run_id for run in await store.list_runs() if is_job_id(run.run_id))
 
 
@@ -64,18 +64,18 @@ async def read_job(
     after: int = 0,
     limit: int | None = None,
 ) -> JobView:
-    """A job with its items, or a page of them.
+    """Read a job with its items, or a page of them.
 
     Args:
-        store: The foreman's.
+        store: The foreman's store.
         job_id: The job.
-        live: What the foreman's memory knows, by item; default: what it has published.
-        after: Leave out so many items.
-        limit: Give at most so many; default: all.
+        live: The foreman's live state, by item; default: what it has published.
+        after: How many items to skip.
+        limit: How many items to return at most; default: all.
 
     Raises:
         UnknownJobError: there is no such job.
-        StoreDamagedError: a record is not what was saved.
+        StoreDamagedError: a record is damaged.
 
     Cancellation: a cancellation point between reads.
     """
@@ -83,7 +83,7 @@ async def read_job(
 
 
 async def read_task(store: Store, task_id: str, *, live: Live | None = None) -> TaskView:
-    """A work item.
+    """Read a work item.
 
     Args, Raises, Cancellation: as for `read_job`.
     """
@@ -92,10 +92,10 @@ async def read_task(store: Store, task_id: str, *, live: Live | None = None) -> 
 
 @attrs.define(eq=False)
 class JobReader:
-    """Reads jobs again and again, and what is done only once.
+    """Reads jobs repeatedly; items that are done are read only once.
 
     Attributes:
-        store: Where they are.
+        store: The foreman's store.
     """
 
     store: Store
@@ -106,7 +106,7 @@ class JobReader:
     async def job(
         self, job_id: str, live: Live | None, *, after: int = 0, limit: int | None = None
     ) -> JobView:
-        """A job; see `read_job`."""
+        """Read a job; see `read_job`."""
         job = await self._open(job_id, live)
         prefix = f"{job_id}."
         runs = await self.store.list_runs()
@@ -136,12 +136,12 @@ class JobReader:
         )
 
     async def task(self, task_id: str, live: Live | None) -> TaskView:
-        """A work item; see `read_task`."""
+        """Read a work item; see `read_task`."""
         job_id, index = split_task_id(task_id)
         job = await self._open(job_id, live)
         if index >= job.total:
             raise UnknownJobError(
-                f"job {job_id!r} has {plural(job.total, 'item')}, none of index {index}",
+                f"job {job_id!r} has {plural(job.total, 'item')}, none with index {index}",
                 run_id=job_id,
             )
         if await self.store.read_run(task_id) is not None:
@@ -176,7 +176,7 @@ class JobReader:
         return found if task_id in job.saved else without_states(found)
 
     async def _read_done(self, job: _Job, page: Iterable[int], limit: int | None) -> None:
-        """Read the records of the items of a page that are done, and not known yet."""
+        """Read the records of a page's items that are done and not known yet."""
         generation, confirmed = job.generation, job.progress.confirmed
         missing = {
             index
@@ -200,7 +200,7 @@ class JobReader:
         for _, record in records:
             index = record.index
             if record.kind is RecordKind.BATCH and index is not None and index in missing:
-                missing.discard(index)  # newest first: any other of it was taken back
+                missing.discard(index)  # newest first: an earlier record of it was reverted
                 view = _done_view(job, index, record)
                 self._done[view.task_id, job.generation] = view
                 if len(self._done) > MAX_REMEMBERED:
@@ -209,13 +209,13 @@ class JobReader:
 
 @attrs.define
 class _Job:
-    """What of a job is read once, whatever is asked of its items.
+    """The part of a job that is read once, for any of its items.
 
     Attributes:
-        store: Where it is.
-        look: Its run.
-        head: What is done with its items.
-        live: What its foreman knows of the items that workers have.
+        store: The foreman's store.
+        look: The status of its run.
+        head: The function and the options.
+        live: What the foreman published of the items that workers have.
         waits: Why items wait for a worker that is not there.
         saved: The items that have saved states.
     """
@@ -242,24 +242,24 @@ class _Job:
 
     @property
     def total(self) -> int:
-        """How many items it has: that is saved when it is taken."""
+        """The number of items, which is saved when the job is accepted."""
         return self.progress.expected or 0
 
     @property
     def status(self) -> TaskStatus:
-        """Where it stands: as its run does, in other words."""
+        """The job's status: that of its run, in the terms of the REST interface."""
         if is_cancelled(self.progress):
             return TaskStatus.CANCELLED
         return STATUSES[self.look.status_of(self.look.summary())]
 
     @property
     def failed_index(self) -> int | None:
-        """The item that a job failed with."""
+        """The index of the item that failed the job."""
         error = self.progress.error
         return None if error is None else error.batch_index
 
     async def facts(self, task_id: str) -> TaskFacts:
-        """What is saved of an item that is not done."""
+        """Read the saved states of an item that is not done."""
         if task_id not in self.saved:
             return TaskFacts()
         if task_id not in self._facts:
@@ -267,7 +267,7 @@ class _Job:
         return self._facts[task_id]
 
     async def sums(self) -> tuple[int, float, int]:
-        """Items with saved states, percents of all items, and checkpoints of all items."""
+        """Count items with saved states, sum percents and checkpoints, over all items."""
         done = self.progress.confirmed
         with_states, checkpoints = self._sum(WITH_CHECKPOINTS), self._sum(CHECKPOINTS)
         percents = DONE_PERCENT * len(done)
@@ -294,7 +294,7 @@ class _Job:
         )
 
     async def open_task(self, index: int) -> TaskView:
-        """An item that is not done."""
+        """Return an item that is not done."""
         view = self.plain(index, TaskStatus.PENDING)
         failure = self.progress.failures.get(index)
         facts, now = await self.facts(view.task_id), self.live.get(view.task_id)
@@ -321,7 +321,7 @@ class _Job:
 
 
 def _percent(facts: TaskFacts, now: LiveTask | None) -> float:
-    """How far an item is that is not done: as its worker says, or as was saved."""
+    """Return the progress of an item that is not done: as its worker reports it, or as saved."""
     if now is not None and now.progress_percent is not None:
         return now.progress_percent
     return facts.progress_percent or 0.0
@@ -339,24 +339,24 @@ def _done_view(job: _Job, index: int, record: Record) -> TaskView:
 
 
 def items_progress(view: RunView) -> Progress:
-    """How far the items of a job are."""
+    """Return the progress of a job's items."""
     entry = view.streams.get(ITEMS_STREAM)
     return Progress() if entry is None else entry.progress
 
 
 def is_cancelled(progress: Progress) -> bool:
-    """Whether a job was cancelled, by the progress of its items."""
+    """Whether a job was cancelled, judged by the progress of its items."""
     error = progress.error
     return error is not None and error.type == JobCancelledError.__qualname__
 
 
 def has_submission(view: RunView) -> bool:
-    """Whether a job's run says what the job is."""
+    """Whether a job's run has a submission."""
     entry = view.streams.get(JOB_STREAM)
     return entry is not None and entry.progress.status is Status.COMPLETE
 
 
 def sums_of(facts: TaskFacts) -> dict[str, int]:
-    """What an item that is done adds to the sums of its job."""
+    """Return what an item that is done adds to the sums of its job."""
     count = facts.checkpoint_count
     return {CHECKPOINTS: count, WITH_CHECKPOINTS: 1} if count else {}

@@ -1,4 +1,4 @@
-"""Jobs and their work items as they are shown, in the words of the REST interface."""
+"""Views of jobs and work items, with the terms of the REST interface."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DONE_PERCENT = 100.0
 
 
 class TaskStatus(enum.Enum):
-    """Where a job or a work item stands, in the words of the REST interface."""
+    """Status of a job or a work item, in the terms of the REST interface."""
 
     PENDING = "pending"
     ASSIGNED = "assigned"
@@ -36,19 +36,19 @@ STATUSES: dict[Status, TaskStatus] = {
     Status.FAILED: TaskStatus.FAILED,
     Status.INTERRUPTED: TaskStatus.PENDING,
 }
-"""Ours -> that.  Two have no counterpart: an item is ASSIGNED when a worker has it that has not
-saved anything yet, and CANCELLED when it was not done as its job was cancelled."""
+"""Status of a token -> status here.  Two have no counterpart: an item is ASSIGNED when a worker
+has it but has not saved anything, and CANCELLED when its job was cancelled before it was done."""
 
 
 @attrs.frozen
 class LiveTask:
-    """What a foreman's memory knows of an item that a worker has.
+    """What the foreman holds in memory about an item that a worker has.
 
     Attributes:
-        worker: Who.
-        since: Since when; Unix time, s.
-        is_running: Whether it has said anything of it.
-        progress_percent: What it said last.
+        worker: The name of the worker.
+        since: When the worker got the item; Unix time, s.
+        is_running: Whether the worker has sent anything about the item.
+        progress_percent: The progress that the worker reported last.
     """
 
     worker: str
@@ -62,29 +62,30 @@ class TaskView:
     """A work item as the store has it.
 
     Attributes:
-        task_id: Its name.
-        job_id: Its job.
-        index: Its place there.
-        status: Where it stands.
-        attempts: How often its function was tried and that was recorded.
-        progress_percent: 0 to 100, as far as is known.
+        task_id: The item's id.
+        job_id: The item's job.
+        index: The item's index in the job.
+        status: The status of the item.
+        attempts: The number of attempts that were recorded.
+        progress_percent: 0 to 100, as far as it is known.
         checkpoint_count: How often its state was saved.
-        last_checkpoint_at: When that was the last time; Unix time, s.
-        base_checkpoint_data: The digest of the saved state that the newest one builds on, hex;
-            None: there is none, or it was removed when the item was done.
-        base_checkpoint_size: Of that, in bytes.
+        last_checkpoint_at: When it was saved last; Unix time, s.
+        base_checkpoint_data: Digest of the saved state that the newest one builds on, hex; None:
+            there is none, or it was removed when the item was done.
+        base_checkpoint_size: Size of that state, in bytes.
         delta_checkpoints: The states that build on it, the oldest first.
         checkpoint_storage_path: Where the arrays of the base are, relative to the store's
             folder; None: in its records.
-        inline_bytes: Of the newest saved state and what it builds on, in the store's records.
-        file_bytes: The same in files.
-        worker: Who has it, if that is known.
-        error: What went wrong the last time.
-        problem: What was gone on with all the same: why its state could not be saved; empty:
-            nothing.
+        inline_bytes: Size in the store's records of the newest saved state and of those that it
+            builds on.
+        file_bytes: Size of these states in files.
+        worker: The name of the worker that has the item, if known.
+        error: The error of the last attempt.
+        problem: Why a state could not be saved, although the item continued; empty: no such
+            problem.
         completed_at: When it was done; Unix time, s.
-        is_detailed: False: it was done so long ago that its record was not read, so attempts,
-            checkpoints, worker and `completed_at` are not known.
+        is_detailed: False: the item was done so long ago that its record was not read, so
+            attempts, checkpoints, worker and `completed_at` are not known.
     """
 
     task_id: str
@@ -109,7 +110,7 @@ class TaskView:
 
     @property
     def chain_length(self) -> int:
-        """Saved states that a resume reads."""
+        """The saved states that a resume reads."""
         return len(self.delta_checkpoints) + bool(self.base_checkpoint_data)
 
 
@@ -118,23 +119,23 @@ class JobView:
     """A job as the store has it.
 
     Attributes:
-        job_id: Its name.
-        status: Where it stands.
-        function: What is done with each item.
-        total_tasks: How many items there are.
-        completed_tasks: How many are done.
-        failed_tasks: How many were given up.
-        tasks_with_checkpoints: How many have, or had, a saved state.
-        average_progress_percent: Of all items.  Of those that are not done, the saved states of
-            the first `MAX_STATES` are looked at, here and in the next one.
-        total_checkpoints_taken: Of all items.
-        checkpoint_interval_s: As it was submitted; None: it saves nothing.
-        error: Why it failed.
-        started_at: When it was taken; Unix time, s.
-        ended_at: The same; None: it goes on.
-        waits: Why its items wait for a worker that is not there, as the foreman has published;
-            empty: they do not, or that is not known.
-        tasks: The items that were asked for, by index: a page of them.
+        job_id: The job's name.
+        status: The status of the job.
+        function: The function that is called with each item.
+        total_tasks: The number of items.
+        completed_tasks: The number of items that are done.
+        failed_tasks: The number of items that failed for good.
+        tasks_with_checkpoints: The number of items that have, or had, a saved state.
+        average_progress_percent: Over all items.  Of the items that are not done, only the saved
+            states of the first `MAX_STATES` count, here and in `total_checkpoints_taken`.
+        total_checkpoints_taken: Over all items.
+        checkpoint_interval_s: As submitted; None: the job saves nothing.
+        error: Why the job failed.
+        started_at: When the job was accepted; Unix time, s.
+        ended_at: When the job ended; Unix time, s; None: it has not ended.
+        waits: Why the items wait for a worker that is not there, as the foreman published it;
+            empty: they do not wait, or it is not known.
+        tasks: The requested page of items, by index.
     """
 
     job_id: str
@@ -158,7 +159,7 @@ Live: TypeAlias = Mapping[str, LiveTask]
 
 
 def with_facts(view: TaskView, facts: TaskFacts) -> TaskView:
-    """An item with what is known of its saved states."""
+    """Return an item with what is known of its saved states."""
     blob = facts.base_blob
     return attrs.evolve(
         view,
@@ -175,7 +176,7 @@ def with_facts(view: TaskView, facts: TaskFacts) -> TaskView:
 
 
 def without_states(view: TaskView) -> TaskView:
-    """An item whose saved states were removed: how many there were stays, their sizes do not."""
+    """Return an item whose saved states were removed: their number stays, their sizes do not."""
     return attrs.evolve(
         view,
         base_checkpoint_data=None,

@@ -1,8 +1,8 @@
-"""A lease: one worker has one work item, from the promise to the last word, or until it is lost.
+"""A lease: one worker has one work item, from the promise to the item's end, or until it is lost.
 
-A lease begins as a promise: the worker's slot is kept, and nothing has been sent.  It is offered
-when the item's run is owned and the worker is told; from then on it has a number.  It ends with
-the last word of the worker, or because the worker is gone.
+A lease begins as a promise: the worker's slot is reserved, and no message was sent.  It is offered
+when the foreman owns the item's run and sends the assignment; from then on it has a number.  It
+ends with the worker's last message about the item, or because the worker is gone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .store_proxy import StoreProxy
 
 
 class Lost(enum.Enum):
-    """How a lease ends without a last word."""
+    """How a lease ends without a last message of the worker."""
 
     WORKER = "the worker is gone"
     LEFT = "the worker has left"
@@ -39,12 +39,12 @@ class Lost(enum.Enum):
 
 
 Reply = Callable[[TaskMessage], None]
-"""Answers on the connection that a question came on, as long as that one is there."""
+"""Answers on the connection of the call, as long as that connection is open."""
 
 
 @attrs.frozen
 class _LeaseCall:
-    """A question of the worker, and what is called when it is answered."""
+    """A call of the worker, and the callback for its answer."""
 
     message: TaskCheckpoint | StoreCall
     reply: Reply
@@ -55,16 +55,16 @@ Ending = TaskResult | TaskFailed | ReleaseTask | Lost
 
 
 class LeaseHolder(Protocol):
-    """The worker that has it, as far as a lease needs one."""
+    """The worker that has the item, as far as a lease needs it."""
 
     name: str
 
     def send(self, message: TaskMessage) -> bool:
-        """Send something if there is a connection; whether there is."""
+        """Send a message if there is a connection; return whether there is."""
         ...
 
     def phase_of(self, task_id: str) -> TaskPhase:
-        """Where an item stands on the connection."""
+        """State of an item on the connection."""
         ...
 
 
@@ -74,17 +74,17 @@ class Lease:
 
     Attributes:
         task_id: The item.
-        function: What is done with it.
+        function: The item's function.
         holder: The worker.
-        was: The number under which the worker holds it already; None: it is to begin.
-        number: The fence: greater than that of any earlier lease of the item; 0: it is a promise.
-        relay: What it may do with the store; None: the item saves nothing.
-        since: When it was promised; Unix time, s.
-        percent: What the worker said last of its progress.
-        is_running: Whether it has said anything.
-        is_asked_back: Whether it was asked to hand the item back.
-        is_alone: Whether the worker gets nothing else as long as it has this.
-        ending: How it ended; None: it goes on.
+        was: The number under which the worker already holds the item; None: the item is to begin.
+        number: The fence: greater than that of any earlier lease of the item; 0: a promise.
+        relay: The worker's access to the store; None: the item saves nothing.
+        since: When the slot was promised; Unix time, s.
+        percent: The progress that the worker reported last.
+        is_running: Whether the worker has sent anything about the item.
+        is_asked_back: Whether the worker was asked to hand the item back.
+        is_alone: Whether the worker gets no other item during this lease.
+        ending: How the lease ended; None: it has not ended.
         lost_at: When the worker was lost; Unix time, s.
     """
 
@@ -107,25 +107,25 @@ class Lease:
 
     @property
     def is_offered(self) -> bool:
-        """Whether the worker was told."""
+        """Whether the assignment was sent."""
         return self.number > 0
 
     @property
     def is_live(self) -> bool:
-        """Whether the worker was told, and it has not ended."""
+        """Whether the assignment was sent, and the lease has not ended."""
         return self.is_offered and self.ending is None
 
     def is_of(self, number: int) -> bool:
-        """Whether a worker that names a number means this lease, or what it goes on from."""
+        """Whether a number from a worker means this lease, or the one that it continues."""
         return number in (self.number, self.was)
 
     def offer(self, number: int, relay: StoreProxy | None, message: TaskMessage) -> bool:
-        """Tell the worker.
+        """Send the assignment to the worker.
 
         Args:
-            number: From now on the number of the lease.
-            relay: What it may do with the store.
-            message: What says so.
+            number: The number of the lease from now on.
+            relay: The worker's access to the store.
+            message: The assignment.
 
         Returns:
             False: the connection that it was promised on is gone.
@@ -136,12 +136,12 @@ class Lease:
         return True
 
     async def run(self, note: Callable[[str], Awaitable[None]]) -> Ending:
-        """Do what the worker asks of the store, in order, until the lease ends.
+        """Serve the worker's calls to the store, in order, until the lease ends.
 
         Args:
-            note: Writes down what the worker says for the history.
+            note: Records the worker's notes in the job's history.
 
-        Cancellation: a save that has begun is waited for.
+        Cancellation: waits for a save that has begun.
         """
         try:
             while True:
@@ -177,19 +177,19 @@ class Lease:
         reply: Reply,
         handled: Callable[[], None],
     ) -> None:
-        """Take a question to the store.
+        """Queue a call to the store.
 
         Args:
-            message: The question.
-            reply: Answers it.
-            handled: Called when it is answered, and its memory is free again.
+            message: The call.
+            reply: Sends the answer.
+            handled: Called when the call is answered, and its memory is free again.
         """
         self.is_running = True
         self._calls.append(_LeaseCall(message, reply, handled))
         self._changed.set()
 
     def take(self, message: TaskMessage) -> None:
-        """Take what else the worker says."""
+        """Handle any other message of the worker."""
         self.is_running = True
         match message:
             case TaskProgress():
@@ -204,22 +204,22 @@ class Lease:
         self._changed.set()
 
     def forget_calls(self) -> None:
-        """Drop what was not answered: the worker asks again on its next connection."""
+        """Drop unanswered calls: the worker sends them again on its next connection."""
         while self._calls:
             self._calls.popleft().handled()
 
     def disconnect(self) -> None:
-        """Note that the connection is gone: a promise ends, and a lease waits for the next one."""
+        """Mark the connection as lost: a promise ends, a lease waits for the next connection."""
         if self.is_offered:
             self.forget_calls()
         else:
             self.lose(Lost.MESSAGE)
 
     def lose(self, how: Lost, at: float | None = None) -> None:
-        """End it without a last word.
+        """End the lease without a last message of the worker.
 
         Args:
-            how: Why.
+            how: The reason.
             at: When the worker was lost; Unix time, s.
         """
         self.forget_calls()
@@ -235,7 +235,7 @@ class Lease:
         return self.holder.send(ForceCheckpoint(self.task_id, self.number))
 
     def ask_back(self, reason: str) -> bool:
-        """Ask the worker to save and hand the item back; whether it could be asked."""
+        """Ask the worker to save and hand the item back; return whether it could be asked."""
         if self.holder.phase_of(self.task_id) is not TaskPhase.RUNNING:
             return False
         self.is_asked_back = True

@@ -1,15 +1,15 @@
-"""What a foreman is at, for other processes on its machine, and what they ask of it: by its store.
+"""The foreman's live state for other processes on its machine, and their requests: by its store.
 
-Theory of operation.  A monitor of the foreman's store is another process, and has no secret that a
-foreman would take.  But whoever may write to the store may do all that a foreman can: so the store
-is their way.  A foreman publishes (`Store.publish`) which items of each job its workers have, and
-under which name it can be asked; who asks publishes a question under that name, and the
-foreman publishes its answers.  The name is random and new with every start, so nothing that was
-asked of a foreman that was killed is ever done by the next one.
+Theory of operation.  A monitor of the foreman's store is another process, and does not have the
+foreman's secret.  But a process that may write to the store may do all that a foreman can: so the
+store is the channel.  A foreman publishes (`Store.publish`) which items of each job its workers
+have, and the name under which it takes requests; another process publishes a request under that
+name, and the foreman publishes its answers.  The name is random and new with every start, so a
+request to a foreman that was killed is never carried out by the next one.
 
-There is room for one question.  Where two are asked at the same moment one takes the place of the
-other, which is asked again until its answer is there.  All of this is a window: nothing is
-durable, and a store that keeps no such thing (`Store.has_live`) shows nothing.
+There is room for one request.  Of two concurrent requests one replaces the other, which is sent
+again until its answer arrives.  None of this is durable, and a store without live values
+(`Store.has_live`) shows nothing.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from .job_views import Live, LiveTask
 
 log = logging.getLogger("trio_ckpt.remote.foreman")
 
-EVERY_S = 0.5  # how often a foreman looks for questions, and publishes what has changed
-MAX_COST_FRACTION = 0.02  # of its time
-MAX_ITEMS = 2_000  # of a job: those that were begun first
+EVERY_S = 0.5  # how often a foreman reads requests, and publishes what has changed
+MAX_COST_FRACTION = 0.02  # of the foreman's time
+MAX_ITEMS = 2_000  # of a job: those that were started first
 MAX_ANSWERS = 100
-ANSWER_S = 5.0  # for a foreman to answer: it may have much to do
-AGAIN_S = 1.0  # then a question is asked again, in case another one took its place
+ANSWER_S = 5.0  # for a foreman to answer: it may be busy
+AGAIN_S = 1.0  # then a request is sent again, in case another one replaced it
 LOOK_S = 0.1
 
 CONFLICT = 409
@@ -60,13 +60,13 @@ class LiveItem(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LiveJob(msgspec.Struct, frozen=True, array_like=True):
-    """What a foreman says of a job.
+    """The live state of a job.
 
     Attributes:
-        owner: The number under which it owns the job's run: of an older one nothing counts.
-        foreman: Its name, for questions.
-        items: Those that workers have.
-        waits: Why the others wait for a worker that is not there; empty: they do not.
+        owner: The number under which the foreman owns the job's run; older values do not count.
+        foreman: The name under which the foreman takes requests.
+        items: The items that workers have.
+        waits: Why the other items wait for a worker that is not there; empty: they do not.
     """
 
     owner: int
@@ -76,12 +76,12 @@ class LiveJob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Asked(msgspec.Struct, frozen=True, array_like=True):
-    """A question.
+    """A request.
 
     Attributes:
-        number: Random: the answer has the same.
-        action: What is to be done.
-        target: The work item; of "cancel" the job.
+        number: Random; the answer repeats it.
+        action: The action.
+        target: The work item; for "cancel" the job.
     """
 
     number: Name
@@ -90,7 +90,7 @@ class Asked(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Answered(msgspec.Struct, frozen=True, array_like=True):
-    """An answer: a status of HTTP, and why."""
+    """An answer: an HTTP status, and its reason."""
 
     number: Name
     code: int
@@ -104,11 +104,11 @@ _decode_answers = msgspec.msgpack.Decoder(tuple[Answered, ...])
 
 
 def _read(decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T | None:
-    """What was published; None: nothing that can be read."""
+    """Decode a published value; None: there is none that can be decoded."""
     try:
         return decoder.decode(payload) if payload else None
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        log.debug("what was published cannot be read: %s", error)
+        log.debug("a published value cannot be decoded: %s", error)
         return None
 
 
@@ -118,29 +118,29 @@ def _read(decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T | None:
 
 
 class ShownJob(Protocol):
-    """A job of a foreman, as far as it is shown."""
+    """A job of a foreman, as far as it is published."""
 
     waits: str
 
     @property
     def owner(self) -> int | None:
-        """The number under which its run is owned; None: it is not yet."""
+        """The number under which its run is owned; None: it is not owned yet."""
         ...
 
 
 class ShownForeman(Protocol):
-    """A foreman, as far as it is shown."""
+    """A foreman, as far as it is published."""
 
     store: Store
 
     @property
     def jobs(self) -> Mapping[str, ShownJob]:
-        """Those that are being done."""
+        """The jobs that are running."""
         ...
 
     @property
     def live(self) -> Live:
-        """What is known of the items that workers have, by their names."""
+        """The items that workers have, by their ids."""
         ...
 
     def cancel(self, job_id: str) -> None:
@@ -148,13 +148,13 @@ class ShownForeman(Protocol):
         ...
 
     async def control(self, action: Any, task_id: str) -> tuple[int, str]:
-        """Do something to a work item."""
+        """Carry out an action on a work item."""
         ...
 
 
 @attrs.define(eq=False)
 class ForemanWindow:
-    """Shows a foreman to other processes, and answers them; `run` is its task."""
+    """Publishes a foreman's state and answers requests; `run` is its task."""
 
     _foreman: ShownForeman
     _name: str = attrs.field(factory=partial(secrets.token_hex, 16), init=False)
@@ -162,11 +162,11 @@ class ForemanWindow:
     _answers: dict[str, Answered] = attrs.field(factory=dict[str, Answered], init=False)
 
     async def run(self) -> None:
-        """Show and answer until cancelled; then take away what was shown.
+        """Publish and answer until cancelled; then remove what was published.
 
-        A store that does not take it is left alone: a window ends no job.
+        A store that refuses published values is left alone: it does not end a job.
 
-        Cancellation: ends it; taking it away is shielded.
+        Cancellation: ends it; the removal is shielded.
         """
         if not self._foreman.store.has_live:
             return
@@ -181,7 +181,7 @@ class ForemanWindow:
                     is_failing = False
                 except StoreError as error:
                     if not is_failing:
-                        log.warning("jobs are not shown: %s", one_line(text_of(error)))
+                        log.warning("jobs cannot be published: %s", one_line(text_of(error)))
                     is_failing = True
                 pause_s = max(EVERY_S, (time.perf_counter() - began) / MAX_COST_FRACTION)
         finally:
@@ -243,7 +243,7 @@ class ForemanWindow:
             try:
                 await self._foreman.store.publish(name, b"")
             except StoreError as error:
-                log.debug("what was shown is left behind: %s", one_line(text_of(error)))
+                log.debug("published values stay behind: %s", one_line(text_of(error)))
 
 
 def _job_name(job_id: str) -> str:
@@ -259,17 +259,17 @@ def _answer_name(foreman: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------
-# The other side
+# The side of other processes
 # ---------------------------------------------------------------------------------------
 
 
 async def read_live_job(store: Store, job_id: str, owner: int) -> LiveJob | None:
-    """What the foreman that owns a job has published of it; None: nothing that can be read.
+    """Read what the foreman that owns a job has published of it; None: nothing valid.
 
     Args:
-        store: The foreman's.
+        store: The foreman's store.
         job_id: The job.
-        owner: The number of the newest owner of its run, who is there now.
+        owner: The number of the newest owner of its run, which is alive.
 
     Raises:
         StoreError: the store cannot be read.
@@ -279,7 +279,7 @@ async def read_live_job(store: Store, job_id: str, owner: int) -> LiveJob | None
 
 
 def tasks_of(job_id: str, job: LiveJob | None) -> dict[str, LiveTask]:
-    """The items that workers have, by their names."""
+    """The items that workers have, by their ids."""
     return {
         task_id_of(job_id, item.index): LiveTask(
             item.worker, item.since, item.is_running, item.percent
@@ -289,21 +289,21 @@ def tasks_of(job_id: str, job: LiveJob | None) -> dict[str, LiveTask]:
 
 
 async def ask_foreman_of(store: Store, job_id: str, action: Action, target: str) -> tuple[int, str]:
-    """Have the foreman of a job do something, by its store.
+    """Send a request to the foreman of a job through its store.
 
     Args:
-        store: The foreman's.
+        store: The foreman's store.
         job_id: The job.
-        action: What.
-        target: The work item; of "cancel" the job.
+        action: The action.
+        target: The work item; for "cancel" the job.
 
     Returns:
         As `Foreman.control`.
 
     Raises:
-        StoreError: the store cannot be read, or written.
+        StoreError: the store cannot be read or written.
 
-    Cancellation: it may be done or not.
+    Cancellation: the action may or may not be carried out.
     """
     owner, stored = await store.read_owner(job_id), await store.read_run(job_id)
     if owner is None or stored is None:
@@ -314,12 +314,12 @@ async def ask_foreman_of(store: Store, job_id: str, action: Action, target: str)
             job = await read_live_job(store, job_id, stored.owner)
             await trio.sleep(0 if job is not None else LOOK_S)
     if job is None:
-        return CONFLICT, "its foreman shows nothing in the store: ask in the foreman's own process"
+        return CONFLICT, "its foreman publishes nothing here: ask in the foreman's own process"
     return await _ask(store, job.foreman, Asked(secrets.token_hex(16), action, target))
 
 
 async def _ask(store: Store, foreman: str, asked: Asked) -> tuple[int, str]:
-    """Ask, and wait for the answer."""
+    """Publish a request and wait for its answer."""
     with give_up_after(ANSWER_S, is_shielded=False):
         while True:
             await store.publish(_question_name(foreman), _encode(asked))
@@ -330,4 +330,4 @@ async def _ask(store: Store, foreman: str, asked: Asked) -> tuple[int, str]:
                 for answer in answers or ():
                     if answer.number == asked.number:
                         return answer.code, answer.reason
-    return CONFLICT, f"the foreman has not answered for {ANSWER_S:g} s: it may be done or not"
+    return CONFLICT, f"no answer from the foreman for {ANSWER_S:g} s: it may still act on it"

@@ -1,7 +1,7 @@
-"""One connection at the foreman: let in, listened to, and never more than a connection.
+"""One connection at the foreman: its handshake, its messages, its end.
 
-Whatever a peer does ends at most its own connection: a broken rule, silence, garbage, an error of
-ours while dealing with it.
+A peer can end at most its own connection: by a broken rule, by silence, by garbage, or by an
+error of the foreman while handling its messages.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ log = logging.getLogger("trio_ckpt.remote.foreman")
 
 @attrs.frozen
 class Terms:
-    """On what terms peers are let in.
+    """The terms on which the foreman accepts peers.
 
     Attributes:
-        secret: What they have to say.
-        heartbeat_s: How often each side says something.
-        silence_s: Who says nothing for so long is gone.
+        secret: The secret that peers must send.
+        heartbeat_s: Each side sends something at least this often, in seconds.
+        silence_s: A peer that is silent for longer is disconnected, in seconds.
     """
 
     secret: bytes
@@ -76,15 +76,15 @@ class Terms:
 
 
 async def serve_peer(foreman: Foreman, terms: Terms, socket: Socket, where: str) -> None:
-    """Deal with one connection until it ends.
+    """Handle one connection until it ends.
 
     Args:
-        foreman: Whose.
-        terms: On what terms.
+        foreman: The foreman.
+        terms: The terms for peers.
         socket: The connection.
-        where: Whose it is, for the log.
+        where: The peer's address, for the log.
 
-    Cancellation: says goodbye, for a short time.
+    Cancellation: sends GOODBYE, which takes a short time at most.
     """
     try:
         async with open_link(socket, Connection(None)) as link:
@@ -103,28 +103,28 @@ async def serve_peer(foreman: Foreman, terms: Terms, socket: Socket, where: str)
 
 
 async def _let_in(link: Link, terms: Terms) -> Hello | None:
-    """Hear who it is; None: it is not let in."""
+    """Receive HELLO; return None if the peer is refused."""
     with trio.move_on_after(HANDSHAKE_S):
         received = await link.receive()
         link.consumed(received)
         hello = received.message
         if not isinstance(hello, Hello):
-            raise RemoteProtocolError("the first message is no HELLO")
+            raise RemoteProtocolError("the first message is not a HELLO")
         refusal = None
         version = choose_version(hello.versions)
         if not is_secret(hello.secret, terms.secret):
-            refusal = Refused("secret", "the secret is another")
+            refusal = Refused("secret", "the secret does not match")
         elif version is None:
-            refusal = Refused("version", f"no version of {hello.versions} is spoken here")
+            refusal = Refused("version", f"no version of {hello.versions} is supported here")
         if refusal is not None:
-            log.warning("a %s is not let in: %s", hello.role, refusal.reason)
+            log.warning("a %s was refused: %s", hello.role, refusal.reason)
             link.send(refusal)
             await link.flush()
             return None
         link.heartbeat_s, link.silence_s = terms.heartbeat_s, terms.silence_s
         link.send(Welcome(version or 0, terms.heartbeat_s, terms.silence_s, link.connection.window))
         return hello
-    raise ConnectionLostError("nobody has said HELLO in time")
+    raise ConnectionLostError("no HELLO came in time")
 
 
 # ---------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ async def _serve_worker(foreman: Foreman, link: Link, hello: Hello) -> None:
 
 
 def _take(pool: Pool, worker: WorkerHandle, link: Link, received: Received) -> None:
-    """Take a message about an item; the pool settles what comes of a last word."""
+    """Handle a message about an item; the pool settles the end of an item."""
     message = received.message
     if isinstance(message, Slots):
         worker.slots = message.slots
@@ -162,7 +162,7 @@ def _take(pool: Pool, worker: WorkerHandle, link: Link, received: Received) -> N
             if isinstance(message, TaskCheckpoint | StoreCall):
                 reply = partial(_reply, worker, link)
                 lease.take_call(message, reply, partial(link.consumed, received))
-                return  # no more credit for what is kept
+                return  # no more credit for messages that are kept
             lease.take(message)
         elif isinstance(message, TaskResult | TaskFailed | ReleaseTask):
             pool.touch(worker)
@@ -170,7 +170,7 @@ def _take(pool: Pool, worker: WorkerHandle, link: Link, received: Received) -> N
 
 
 def _reply(worker: WorkerHandle, link: Link, message: TaskMessage) -> None:
-    """Answer on the connection that the question came on; on another one it is asked again."""
+    """Answer on the connection of the call; on another one the call is sent again."""
     if worker.link is link:
         worker.send(message)
 
@@ -182,7 +182,7 @@ def _reply(worker: WorkerHandle, link: Link, message: TaskMessage) -> None:
 
 @attrs.define(eq=False)
 class _IncomingJob:
-    """A job of which the items are coming."""
+    """A job whose items are arriving."""
 
     submit: SubmitJob
     items: list[Any] = attrs.field(factory=list[Any])
@@ -214,7 +214,7 @@ class _Client:
     _fed: dict[str, trio.CancelScope] = attrs.field(factory=dict[str, trio.CancelScope], init=False)
 
     async def listen(self, nursery: trio.Nursery) -> None:
-        """Take what it says until it leaves."""
+        """Handle the client's messages until it leaves."""
         while True:
             received = await self.link.receive()
             match received.message:
@@ -236,13 +236,13 @@ class _Client:
             self.link.consumed(received)
 
     async def _guard(self, func: Any, *args: Any) -> None:
-        """See that an error in dealing with one request is no more than that."""
+        """Limit an error while handling a request to that request."""
         try:
             await func(*args)
         except ConnectionLostError:
-            pass  # `listen` is told, too
+            pass  # `listen` gets the error, too
         except Exception:
-            log.exception("a client's request could not be dealt with")
+            log.exception("the request of a client could not be handled")
 
     def _begin(self, submit: SubmitJob, nursery: trio.Nursery) -> None:
         job_id = submit.job_id
@@ -253,16 +253,16 @@ class _Client:
             self._refuse(job_id, "invalid", str(error))
             return
         if len(self._incoming) >= MAX_SUBMISSIONS:
-            raise RemoteProtocolError(f"over {MAX_SUBMISSIONS} jobs are submitted at once")
+            raise RemoteProtocolError(f"more than {MAX_SUBMISSIONS} jobs are submitted at once")
         self._incoming[job_id] = _IncomingJob(submit)
         self._end_if_whole(job_id, nursery)
 
     def _add(self, message: JobItems, cost: int, nursery: trio.Nursery) -> None:
         incoming = self._incoming.get(message.job_id)
         if incoming is None:
-            return  # it was refused, and this was on its way
+            return  # the job was refused while this message was in flight
         if message.first != len(incoming.items):
-            raise RemoteProtocolError("the items of a job come in another order")
+            raise RemoteProtocolError("the items of a job arrive out of order")
         incoming.items += message.items
         incoming.size += cost
         size = sum(other.size for other in self._incoming.values())
@@ -282,7 +282,7 @@ class _Client:
             nursery.start_soon(self._guard, self._submit, job_id, submission, taken)
 
     async def _cancel(self, job_id: str) -> None:
-        """End a job, also one that is just being taken."""
+        """End a job, also one that is still being submitted."""
         taken = self._taken.get(job_id)
         if taken is not None:
             await taken.wait()
@@ -314,7 +314,7 @@ class _Client:
         if before is not None:
             before.cancel()
         elif len(self._fed) >= MAX_FOLLOWED:
-            raise RemoteProtocolError(f"over {MAX_FOLLOWED} jobs are followed at once")
+            raise RemoteProtocolError(f"more than {MAX_FOLLOWED} jobs are attached at once")
         scope = self._fed[attach.job_id] = trio.CancelScope()
         nursery.start_soon(self._guard, self._feed, attach, scope)
 

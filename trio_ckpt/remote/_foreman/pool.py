@@ -1,23 +1,23 @@
-"""Workers, the items that wait for one, and the one place that brings both together.
+"""Workers, the items that wait for one, and the one place that matches them.
 
 Theory of operation
 ===================
 
 A work item waits in the `Pool` until a worker has a free slot and runs functions of its module;
-jobs take turns.  A worker that comes back names what it still holds: an item that waits goes to
-the worker that holds it before any other gets it.
+jobs take turns.  A worker that reconnects names the items that it still holds: a waiting item goes
+to the worker that holds it before any other.
 
 `Pool.match` is the only place that gives items to workers, and the only one that settles what a
-worker holds.  It does not ask what has happened; it looks at how each item stands on a worker's
-connection and what the foreman makes of it, and does what the table `DUE` says.  Whatever may
+worker holds.  It does not react to events; it compares the state of each item on a worker's
+connection with the foreman's view of it, and acts as the table `DUE` says.  All code that may
 change one of the two calls `Pool.touch`, and one task (`Pool.run`) then matches.  So the order in
-which connections, last words, saves and jobs come and go does not matter, and a slot or an item
-that becomes free cannot be overlooked: a slot becomes free only by a TASK_ACK, which is sent in
-`match` and nowhere else, or with a connection.
+which connections, results, saves and jobs come and go does not matter, and a free slot or a waiting
+item cannot be overlooked: a slot becomes free only by a TASK_ACK, which only `match` sends, or with
+a connection.
 
-An item that may be what takes workers down is to be alone on a worker.  Where all have something
-to do, one of them gets nothing more until it is idle: else a worker with several slots would never
-be, as long as items wait, and the item would wait for the end of all jobs.
+An item that may kill workers is to be alone on a worker.  Where all workers are busy, one of them
+gets nothing more until it is idle: otherwise a worker with several slots would never be idle while
+items wait, and the item would wait for the end of all jobs.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class PendingItem:
     """A work item that is to be done.
 
     Attributes:
-        job_id: Its job.
-        index: Its place there.
-        task_id: Its name.
-        function: What is to be done.
-        item: With what.
-        attempt: 1 for the first try.
-        options: Of the job.
-        down_at: When the foreman saved last before it was started; Unix time, s; None: it did
-            not work at this job before.
+        job_id: The item's job.
+        index: The item's index in the job.
+        task_id: The item's id.
+        function: The function to call.
+        item: The function's argument.
+        attempt: 1 for the first attempt.
+        options: The options of the job.
+        down_at: The foreman's last save before it was started; Unix time, s; None: it did not
+            work at this job before.
     """
 
     job_id: str
@@ -72,17 +72,17 @@ class PendingItem:
 
     @property
     def is_saving(self) -> bool:
-        """Whether it takes checkpoints."""
+        """Whether the item takes checkpoints."""
         return self.options.checkpoint_interval_s is not None
 
     @property
     def place(self) -> Place:
-        """What a line of the log about it is about."""
+        """The context of log lines about the item."""
         return at(self.job_id, ITEMS_STREAM, self.index)
 
 
 class ItemOnConnection(enum.Enum):
-    """What the foreman makes of an item that stands on a worker's connection."""
+    """The foreman's view of an item on a worker's connection."""
 
     LEASED = "the worker has it under a lease that goes on"
     CHANGING = "a promise to the worker is being kept, or its last word is being made durable"
@@ -94,7 +94,7 @@ class ItemOnConnection(enum.Enum):
 
 
 class Due(enum.Enum):
-    """What is to be done about an item on a worker's connection."""
+    """The action that is due for an item on a worker's connection."""
 
     NOTHING = enum.auto()
     LEASE = enum.auto()
@@ -127,11 +127,11 @@ DUE: dict[TaskPhase, dict[ItemOnConnection, Due]] = {
         ItemOnConnection.UNWANTED: Due.ACK,
     },
 }
-"""Where an item stands on a worker's connection, what the foreman makes of it -> what to do.
+"""State of an item on a worker's connection, the foreman's view of it -> action.
 
-What is RUNNING without a lease has lost it (its last word could not be stored, say): no answer
-would ever come to what its function asks, so it is cancelled.  What is HELD is answered as soon as
-it is known whether the worker may go on."""
+An item that is RUNNING without a lease has lost it (its result could not be stored, for example):
+its calls would never be answered, so it is cancelled.  A HELD item is answered as soon as it is
+known whether the worker may continue."""
 
 
 @attrs.define(eq=False)
@@ -139,8 +139,8 @@ class _WaitingItem:
     """An item that waits for a worker."""
 
     wanted: PendingItem
-    may_begin: bool  # or only the worker that holds it already may have it
-    is_alone: bool = False  # it gets a worker for itself
+    may_begin: bool  # False: only a worker that already holds it may have it
+    is_alone: bool = False  # whether it gets a worker for itself
     ready: trio.Event = attrs.field(factory=trio.Event)
     lease: Lease | None = None
 
@@ -150,10 +150,10 @@ class Pool:
     """All workers, and all items that wait.
 
     Attributes:
-        is_open: Whether an item may still be wanted, by its name.
-        is_rebalancing: A worker with much to do is asked to hand an item back when another
-            one is idle.
-        workers: By the ids of their processes.
+        is_open: Whether an item may still be wanted, by its id.
+        is_rebalancing: Whether a busy worker is asked to hand an item back when another one is
+            idle.
+        workers: The workers, by the ids of their processes.
         leases: All promises and leases, by item.
     """
 
@@ -166,7 +166,7 @@ class Pool:
         factory=OrderedDict[str, dict[str, _WaitingItem]], init=False
     )
     _newest: dict[str, dict[str, int]] = attrs.field(factory=dict[str, dict[str, int]], init=False)
-    # by job and item: the newest lease if its worker may go on with it, or 0 if it may not
+    # by job and item: the newest lease if its worker may continue it, or 0 if it may not
     _lone: dict[_WaitingItem, None] = attrs.field(factory=dict[_WaitingItem, None], init=False)
     _kept: WorkerHandle | None = attrs.field(default=None, init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -174,25 +174,25 @@ class Pool:
 
     @property
     def waiting(self) -> int:
-        """How many items wait."""
+        """The number of items that wait."""
         return sum(map(len, self._waiting.values()))
 
     # -- what changes -------------------------------------------------------------------------
 
     def touch(self, worker: WorkerHandle | None = None) -> None:
-        """Have `match` look again.
+        """Schedule another pass of `match`.
 
         Args:
-            worker: Whose items or slots have changed; None: what is made of items has.
+            worker: The worker whose items or slots have changed; None: the foreman's view has.
         """
         if worker is not None:
             self._touched[worker] = None
         self._changed.set()
 
     async def run(self) -> None:
-        """Match whenever something has changed; the foreman's task for it.
+        """Match whenever something has changed; a background task of the foreman.
 
-        Cancellation: ends it; a foreman that ends takes nothing away from its workers.
+        Cancellation: ends it; a foreman that ends does not take items from its workers.
         """
         while True:
             await self._changed.wait()
@@ -207,14 +207,14 @@ class Pool:
 
         Args:
             wanted: The item.
-            claims_until: Until then only a worker that holds the item already gets it; trio's
-                time, s.
-            is_alone: Whether only a worker that has nothing else gets it, and gets nothing else.
+            claims_until: Until then only a worker that already holds the item gets it; trio's time,
+                s.
+            is_alone: Whether the item needs an idle worker, which then gets no other item.
 
         Returns:
-            The promise of a slot of a worker; give it back with `end`.
+            The promise of a slot of a worker; release it with `end`.
 
-        Cancellation: nothing is promised.
+        Cancellation: no slot is promised.
         """
         waiter = _WaitingItem(wanted, trio.current_time() >= claims_until, is_alone)
         self._waiting.setdefault(wanted.job_id, {})[wanted.task_id] = waiter
@@ -238,7 +238,7 @@ class Pool:
         return waiter.lease
 
     def end(self, lease: Lease) -> None:
-        """Note that the foreman has done what a lease asks for, or has given it up."""
+        """End a lease: the foreman has handled it, or has dropped it."""
         task_id = lease.task_id
         worker = self._holders.pop(task_id)
         del worker.leases[task_id], self.leases[task_id]
@@ -248,11 +248,11 @@ class Pool:
         self.touch(worker)
 
     def why_waiting(self, job_id: str) -> str:
-        """Why no worker that is there now will ever take the items of a job; empty: one will."""
+        """Say why no connected worker will ever take the items of a job; empty: one will."""
         waiters = self._waiting.get(job_id)
         if not waiters:
             return ""
-        function = next(iter(waiters.values())).wanted.function  # of all items of a job
+        function = next(iter(waiters.values())).wanted.function  # the same for all items of a job
         workers = [worker for worker in self.workers.values() if worker.is_connected]
         if any(worker.runs(function) for worker in workers):
             return ""
@@ -263,7 +263,7 @@ class Pool:
         return f"no worker that is connected runs {function}: they run functions of {shown}"
 
     def forget_job(self, job_id: str) -> None:
-        """Note that a job is over."""
+        """Forget a job that is over."""
         self._newest.pop(job_id, None)
         for worker in self.workers.values():
             self.touch(worker)
@@ -271,23 +271,23 @@ class Pool:
     # -- matching -----------------------------------------------------------------------------
 
     def match(self) -> None:
-        """Settle what workers hold, then give free slots to items that wait."""
+        """Settle what workers hold, then give free slots to waiting items."""
         touched, self._touched = self._touched, {}
         for worker in touched:
             if self._settle(worker):
-                self._touched[worker] = None  # to be looked at again when anything changes
+                self._touched[worker] = None  # check it again at the next change
         self._give_slots()
         if self.is_rebalancing and not self._waiting:
             self._rebalance()
 
     def _settle(self, worker: WorkerHandle) -> bool:
-        """Do what is due about each item of a worker; whether some of it is not decided yet."""
+        """Do what is due for each item of a worker; return whether some of it is undecided."""
         if not worker.is_connected:
             return False
         for lease in tuple(worker.leases.values()):
             held = worker.held.get(lease.task_id)
             if lease.is_live and (held is None or not lease.is_of(held.lease)):
-                lease.lose(Lost.MESSAGE)  # what said so went down with the last connection
+                lease.lose(Lost.MESSAGE)  # the assignment was lost with the previous connection
         is_undecided = False
         for task_id, phase in tuple(worker.tasks.items()):
             held = worker.held[task_id]
@@ -308,7 +308,7 @@ class Pool:
         return is_undecided
 
     def _standing(self, worker: WorkerHandle, held: HeldItem) -> ItemOnConnection:
-        """What the foreman makes of an item that a worker has on its connection."""
+        """Return the foreman's view of an item that a worker has on its connection."""
         task_id = held.task_id
         lease = self.leases.get(task_id)
         if lease is not None and (self._holders[task_id] is worker or lease.ending is not None):
@@ -323,13 +323,13 @@ class Pool:
         return ItemOnConnection.WAITING if is_same else ItemOnConnection.UNWANTED
 
     def _refuse(self, held: HeldItem) -> None:
-        """Note that what is cancelled now is not gone on with, whatever becomes of the CANCEL."""
+        """Bar a cancelled item from continuing, even if the CANCEL is lost."""
         newest = self._newest.get(job_of(held.task_id), {})
         if newest.get(held.task_id) == held.lease:
             newest[held.task_id] = 0
 
     def _give_slots(self) -> None:
-        """Give free slots to items that wait, one job after the other."""
+        """Give free slots to waiting items, one job after the other."""
         self._give_idle_workers()
         self._keep_one()
         is_moving = bool(self._waiting)
@@ -346,17 +346,17 @@ class Pool:
                 is_moving = self._give_slot(job_id, free) or is_moving
 
     def _give_idle_workers(self) -> None:
-        """Give a worker for itself to each item that is to be alone, as far as one is idle."""
+        """Give an idle worker to each item that must be alone, while there are idle workers."""
         for waiter in tuple(self._lone):
             idle = [worker for worker in self._able_alone(waiter) if worker.is_idle]
             if idle:
                 self._promise(waiter.wanted.task_id, idle[0])
 
     def _keep_one(self) -> None:
-        """Give a worker nothing more, so that an item soon has it for itself.
+        """Stop giving items to one worker, so that it becomes idle for an item that must be alone.
 
-        It is the one with the least to do, and stays it: so the item waits no longer than what
-        that one has takes.  One at a time: the others go on.
+        The worker with the fewest items is chosen, so the item waits no longer than those items
+        take.  Only one worker is reserved; the others continue.
         """
         able = list[WorkerHandle]()
         for waiter in self._lone:
@@ -365,7 +365,7 @@ class Pool:
             self._kept = min(able, key=lambda worker: worker.slots - worker.free, default=None)
 
     def _able_alone(self, waiter: _WaitingItem) -> list[WorkerHandle]:
-        """Workers that an item that is to be alone may have, when they are idle."""
+        """Workers that an item which must be alone may have once they are idle."""
         if not waiter.may_begin:
             return []
         return [
@@ -376,7 +376,7 @@ class Pool:
 
     def _give_slot(self, job_id: str, free: list[WorkerHandle]) -> bool:
         waiters = self._waiting[job_id]
-        function = next(iter(waiters.values())).wanted.function  # of all items of a job
+        function = next(iter(waiters.values())).wanted.function  # the same for all items of a job
         able = [worker for worker in free if worker.free > 0 and worker.runs(function)]
         if not able:
             return False
@@ -389,7 +389,7 @@ class Pool:
         return False
 
     def _promise(self, task_id: str, worker: WorkerHandle, was: int | None = None) -> None:
-        """Give an item that waits to a worker."""
+        """Give a waiting item to a worker."""
         job_id = job_of(task_id)
         waiter = self._waiting[job_id][task_id]
         waiter.lease = Lease(task_id, waiter.wanted.function, worker, was)
@@ -411,7 +411,7 @@ class Pool:
                 del self._waiting[job_id]
 
     def _rebalance(self) -> None:
-        """Ask the busiest worker for an item if another one could begin it at once."""
+        """Ask the busiest worker for an item if another one could start it at once."""
         workers = [worker for worker in self.workers.values() if worker.is_connected]
         idle = [worker for worker in workers if worker.free > 0]
         if not idle:
@@ -428,11 +428,11 @@ class Pool:
 
 
 def job_of(task_id: str) -> str:
-    """The job of a work item."""
+    """Return the job id of a work item."""
     return task_id.rpartition(".")[0]
 
 
 def _in_order(task_ids: Collection[str]) -> Iterator[str]:
-    """Items in the order of their indexes; most often the first one is all that is asked for."""
+    """Items in the order of their indexes; usually only the first one is used."""
     yield min(task_ids)
     yield from sorted(task_ids)[1:]

@@ -1,7 +1,7 @@
-"""The results of a job on their way to a client: those that are there, then those that come.
+"""The results of a job on their way to a client: existing ones first, then new ones.
 
-A result is read back from the store before it is sent, so what a client has been told is durable,
-and a client that comes late, or again, is told the same as one that was there all the time.
+A result is read back from the store before it is sent, so a client receives only durable results,
+and a client that attaches late, or again, receives the same results as any other.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from .job import Job
 from .job_reader import has_submission, is_cancelled, items_progress
 
 NO_DETAILS: Mapping[str, Any] = {}
-EXTRA = 20  # records that are read beyond the results that are missing: failed attempts, notes
+EXTRA = 20  # records read beyond the missing results: failed attempts, notes
 
 
 async def feed_results(foreman: Foreman, link: Link, attach: AttachJob) -> None:
-    """Send the results of a job that a client has not got, until it is over.
+    """Send the results that a client does not have, until the job is over.
 
-    Where the store cannot be read, the job ends for this client as interrupted, with the reason.
+    If the store cannot be read, the job ends for this client as interrupted, with the reason.
 
     Args:
-        foreman: Whose.
-        link: To the client.
-        attach: What it asked for.
+        foreman: The foreman.
+        link: The connection to the client.
+        attach: The client's request.
 
     Raises:
         ConnectionLostError: the client is gone.
@@ -98,7 +98,7 @@ async def _wait_for_more(
     sent: IndexSet,
     told: str,
 ) -> None:
-    """Wait until there is a result that was not sent, the job is over, or waits for another."""
+    """Wait until there is a new result, the job is over, or the reason for waiting changes."""
     while not job.over.is_set() and len(progress.done) <= len(sent) and job.waits == told:
         version = await registry.wait_changed(version)
 
@@ -107,7 +107,7 @@ def _indexes(have: tuple[int, ...]) -> IndexSet:
     try:
         return IndexSet.from_steps(list(have))
     except ValueError:
-        return IndexSet()  # it has nothing that makes sense: it gets all
+        return IndexSet()  # the client's set is invalid: it gets all results
 
 
 async def _send_new(
@@ -120,7 +120,7 @@ async def _send_new(
 ) -> None:
     strangers = sent.copy()
     strangers.subtract(progress.done)
-    sent.subtract(strangers)  # what the client says it has of what is not done
+    sent.subtract(strangers)  # items that the client claims to have and that are not done
     missing = len(progress.done) - len(sent)
     if missing <= 0:
         return
@@ -152,11 +152,11 @@ def _result(attach: AttachJob, index: int, record: Record) -> JobResult:
 
 
 def _error(info: ErrorInfo | None, details: Mapping[str, Any] = NO_DETAILS) -> TaskError | None:
-    """An error as it is sent.
+    """Return an error in its wire form.
 
     Args:
         info: The error.
-        details: What was stored with the attempt that it ended.
+        details: The details that were stored with the attempt.
     """
     if info is None:
         return None
@@ -170,7 +170,7 @@ def _error(info: ErrorInfo | None, details: Mapping[str, Any] = NO_DETAILS) -> T
 async def _details_of(
     store: Store, job_id: str, generation: int, index: int | None
 ) -> Mapping[str, Any]:
-    """What was stored with the newest attempt at an item that failed."""
+    """Read what was stored with the newest failed attempt at an item."""
     if index is None:
         return NO_DETAILS
     async with aclosing(read_pages(store, job_id, generation, ITEMS_STREAM)) as pages:

@@ -1,13 +1,13 @@
-"""A foreman on the network: who may connect at all, and how little they can do before.
+"""A foreman on the network: which connections it accepts, and the limits on them before HELLO.
 
-Theory of operation.  A connection is counted before anything is read from it, and closed at once
-if there are too many.  TLS, the upgrade to a WebSocket and HELLO have to come within a time
-each; until then a peer can make the foreman hold one frame.  Browsers are refused (they say an
-Origin), and so are requests for another host than this one, so that no web page can talk to a
-foreman on the machine of who looks at it.
+Theory of operation.  A connection is counted before any byte is read from it, and closed at once
+if there are too many.  TLS, the upgrade to a WebSocket and HELLO have a time limit each; until
+then a peer can make the foreman hold one frame.  Browsers are refused (they send an Origin), and
+so are requests for another host than this one, so that no web page can talk to a foreman on the
+machine of its reader.
 
-Whatever happens to one connection ends that connection: every one has a nursery of its own, and
-nothing leaves it.
+An error in one connection ends only that connection: each has a nursery of its own, and no
+exception leaves it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Accept = Callable[
 ]
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-BACKLOG = 256  # connections that the kernel keeps for us
+BACKLOG = 256  # connections that the kernel queues
 
 
 async def serve_foreman(
@@ -74,38 +74,38 @@ async def serve_foreman(
     rebalance: bool = False,
     task_status: trio.TaskStatus[Foreman] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Take jobs from clients and have workers do them, until cancelled.
+    """Accept jobs from clients and let workers run them, until cancelled.
 
-    All that a foreman knows is in the store: kill it at any time and start it again, and jobs
-    go on; workers that are still there go on with what they have.
+    All that a foreman knows is in the store: kill it at any time and restart it, and jobs
+    continue; workers that are still running continue their items.
 
     Args:
-        store: Where jobs, results and checkpoints are.  A foreman owns the runs of its jobs, so
-            there is one foreman for a job; others may use the store for other runs.
-        secret: What lets peers in, 16 bytes or more.
+        store: The store for jobs, results and checkpoints.  A foreman owns the runs of its jobs,
+            so each job has one foreman; other programs may use the store for other runs.
+        secret: The secret that peers must know, 16 bytes or more.
         host: The address to listen on.
-        port: The port; 0: one that is free.
+        port: The port; 0: any free one.
         ssl_context: For TLS, with the certificate loaded.
-        allow_plain: Listen beyond this machine without TLS all the same.
-        hosts: Names under which peers may ask for it, beside `host` and this machine's.
-        max_connections: More are closed at once.
-        grace_s: How long a worker whose connection was closed may take to come back: then its
-            items go to others.  A worker that lives is back within a tenth of a second.
-        heartbeat_s: Each side of a connection says something at least so often; default: 5 s,
-            or a quarter of `silence_s` if that is less.
-        silence_s: A peer that says nothing for so long is gone, and its items go to others.
-        rebalance: Ask a worker with two items more than an idle one for one of them.
-        task_status: Told when it listens, with the `Foreman`.
+        allow_plain: Whether to listen beyond this machine even without TLS.
+        hosts: Further host names of this foreman, besides `host` and those of this machine.
+        max_connections: The limit on connections; further ones are closed at once.
+        grace_s: How long a worker whose connection was closed may take to reconnect, in seconds;
+            then its items go to others.  A live worker is back within a tenth of a second.
+        heartbeat_s: Each side of a connection sends something at least this often, in seconds;
+            default: 5, or a quarter of `silence_s` if that is less.
+        silence_s: A peer that is silent for so many seconds is lost, and its items go to others.
+        rebalance: Whether a worker with two items more than an idle one is asked for one of them.
+        task_status: Started with the `Foreman` when it listens.
 
     Raises:
-        UnsafeBindingError: it was to listen beyond this machine without TLS.
+        UnsafeBindingError: `host` is beyond this machine, and there is no TLS.
         StoreError: the store cannot be read.
         OSError: the port is taken.
         TypeError, ValueError: an argument is wrong; the message has its name and value.
 
-    Durability: a job that was accepted, a checkpoint that was acknowledged and a result that was
-        sent survive what the store says.
-    Cancellation: ends it; functions on workers go on and wait for the next foreman.
+    Durability: an accepted job, an acknowledged checkpoint and a result that was sent survive
+        whatever the store promises.
+    Cancellation: ends it; functions on workers continue and wait for the next foreman.
     """
     check_trio()
     instance("store", store, Store, "an open store")
@@ -126,7 +126,7 @@ async def serve_foreman(
         raise ValueError(f"heartbeat_s must be less than silence_s, not {heartbeat_s!r}")
     terms = Terms(check_secret(secret), heartbeat_s, silence_s)
     check_binding(host, ssl_context, allow_plain=allow_plain)
-    from .._wire.sockets import accept  # trio-websocket is an extra: say so before listening
+    from .._wire.sockets import accept  # trio-websocket is an extra: fail before listening
 
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
     for listener in listeners:
@@ -143,20 +143,20 @@ async def serve_foreman(
 
 
 def check_binding(host: str, ssl_context: ssl.SSLContext | None, *, allow_plain: bool) -> None:
-    """See that secrets do not go over a network in the clear.
+    """Refuse to send secrets over a network in the clear.
 
     Raises:
-        UnsafeBindingError: they would.
+        UnsafeBindingError: the foreman would.
     """
     if ssl_context is None and not allow_plain and not is_local(host):
         raise UnsafeBindingError(
-            f"{host!r} is beyond this machine, and without TLS anybody on the way reads the "
-            "secret: give ssl_context=, or allow_plain=True where the network is your own"
+            f"{host!r} is beyond this machine, and without TLS other machines on the way can read "
+            "the secret: give ssl_context=, or allow_plain=True if you trust the network",
         )
 
 
 def is_local(host: str) -> bool:
-    """Whether an address is only for this machine."""
+    """Whether an address belongs only to this machine."""
     if host == "localhost":
         return True
     try:
@@ -166,7 +166,7 @@ def is_local(host: str) -> bool:
 
 
 def _url_host(host: str) -> str:
-    """An address in a URL; where it is all of them, this machine's own."""
+    """Return the host for a URL; this machine's own if the address means all of them."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -178,15 +178,15 @@ def _url_host(host: str) -> str:
 
 @attrs.define(eq=False)
 class Acceptor:
-    """Lets connections in, or not.
+    """Accepts or refuses connections.
 
     Attributes:
-        foreman: Whose.
-        terms: On what terms.
+        foreman: The foreman.
+        terms: The terms for peers.
         ssl_context: For TLS.
-        names: Under which it may be asked for.
-        max_connections: How many there may be.
-        connections: How many there are.
+        names: Host names of this foreman.
+        max_connections: The limit on connections.
+        connections: The number of open connections.
     """
 
     foreman: Foreman
@@ -198,12 +198,12 @@ class Acceptor:
     connections: int = attrs.field(default=0, init=False)
 
     async def let_in(self, stream: trio.SocketStream) -> None:
-        """Deal with one connection; nothing that goes wrong leaves here.
+        """Handle one connection; no exception leaves it.
 
-        Cancellation: closes it.
+        Cancellation: closes the connection.
         """
         if self.connections >= self.max_connections:
-            log.warning("over %d connections: one more is closed", self.max_connections)
+            log.warning("over %d connections: one more was closed", self.max_connections)
             await trio.aclose_forcefully(stream)
             return
         self.connections += 1
@@ -216,7 +216,7 @@ class Acceptor:
         except (ConnectionLostError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
             log.info("%s: %s", where, one_line(str(error) or "it was too slow"))
         except Exception:
-            log.exception("%s could not be dealt with", where)
+            log.exception("%s could not be handled", where)
         finally:
             self.connections -= 1
             await _close(stream)
@@ -233,8 +233,8 @@ class Acceptor:
                 await serve_peer(self.foreman, self.terms, found, where)
 
     def _refuse(self, request: Request) -> str | None:
-        """Why a request is refused before anything is said; None: it is not."""
-        from .._wire.sockets import host_header  # as above
+        """Say why a request is refused before the upgrade; None: it is accepted."""
+        from .._wire.sockets import host_header  # trio-websocket is an extra
 
         headers = dict(request.headers)
         if b"origin" in headers:
@@ -247,7 +247,7 @@ class Acceptor:
         return None
 
     def _is_any(self, name: str) -> bool:
-        """Whether it listens on all addresses, and was asked for by one of them."""
+        """Whether the foreman listens on all addresses, and the request names one of them."""
         if not any(_is_unspecified(own) for own in self.names):
             return False
         try:
@@ -258,7 +258,7 @@ class Acceptor:
 
 
 def host_of(header: str) -> str:
-    """The host in a Host header, without its port; empty where there is none."""
+    """Return the host in a Host header, without its port; empty if there is none."""
     text = header.strip()
     if text.startswith("["):
         return text[1:].partition("]")[0]

@@ -1,15 +1,14 @@
-"""The foreman's end of a worker's store: what it asks is asked of the foreman's own.
+"""The foreman's end of a worker's store: calls of the worker go to the foreman's store.
 
-Theory of operation.  A relay is for one lease: it speaks for one run, under one owner number, and
-lets its worker see nothing else: blobs only that the worker has put, or that a record of the run
-named which it was given.
+Theory of operation.  A proxy is for one lease: it serves one run, under one owner number, and shows
+its worker nothing else: of the blobs only those that the worker has written, or that are named by a
+record of the run which the worker was given.
 
-A worker that does not know whether a save was acknowledged sends it again.  What is there already
-with the same bytes is then acknowledged; the store's own order of sequences refuses anything
-else.
+A worker that does not know whether a save was acknowledged sends it again.  A record that is stored
+with the same bytes is then acknowledged; the store's order of sequences refuses all others.
 
-Workers seal records without a key.  Where the foreman's store has one, records are sealed anew on
-their way in and out, so that the key never leaves the foreman.
+Workers seal records without a key.  Where the foreman's store has one, the proxy seals records
+again on their way in and out, so that the key never leaves the foreman.
 """
 
 from __future__ import annotations
@@ -49,14 +48,14 @@ REPLY_BYTES = MIB  # of an answer, in one message
 MAX_PAGE_BYTES = 64 * MIB  # of one page of a history, if it has more than one record
 MAX_BLOB_BYTES = 16 * 1024 * MIB  # of one; it goes through a temporary file
 FAULT_CHARS = MIB  # of all faults of one group: they are in one message
-SAVE_TIMEOUT_S = 60.0  # as the saver of a run has it: then the outcome is unknown
+SAVE_TIMEOUT_S = 60.0  # as in the group committer of a run: then the outcome is unknown
 
 _NIL = msgspec.msgpack.encode(None)
 
 
 @attrs.define(eq=False)
 class _IncomingBlob:
-    """A blob that comes in parts."""
+    """A blob that arrives in parts."""
 
     digest: str
     size: int
@@ -66,29 +65,29 @@ class _IncomingBlob:
 
 @attrs.define(eq=False)
 class StoreProxy:
-    """What one worker may do with the foreman's store, under one lease.
+    """The foreman's store, limited to one worker and one lease.
 
     Attributes:
-        store: The foreman's.
+        store: The foreman's store.
         run_id: The item's run.
-        owner: The number that the store gave for it.
+        owner: The owner number that the store issued for it.
     """
 
     store: Store
     run_id: str
     owner: int
     _incoming: _IncomingBlob | None = attrs.field(default=None, init=False)
-    _finished: str = attrs.field(default="", init=False)  # the blob that came last
+    _finished: str = attrs.field(default="", init=False)  # the blob that was completed last
     _seen: set[str] = attrs.field(factory=set[str], init=False)
 
     async def save(self, message: TaskCheckpoint) -> CheckpointAck:
-        """Make checkpoints durable; says what came of it, whatever that is.
+        """Make checkpoints durable; return the outcome of each, and never raise an error.
 
-        Durability: what has no fault in the answer survives what the store says.
-        Cancellation: shielded; it ends in bounded time.
+        Durability: a checkpoint without a fault survives whatever the store promises.
+        Cancellation: shielded; the time is bounded.
         """
         head = (message.task_id, message.lease, message.call)
-        unknown = SaveOutcomeUnknownError(f"the store has not answered for {SAVE_TIMEOUT_S:g} s")
+        unknown = SaveOutcomeUnknownError(f"the store did not answer for {SAVE_TIMEOUT_S:g} s")
         ack = CheckpointAck(*head, fault=fault_of(unknown))
 
         async def save() -> None:
@@ -101,16 +100,16 @@ class StoreProxy:
                     None if one is None else fault_of(one, chars=chars) for one in outcomes
                 )
                 ack = CheckpointAck(*head, faults)
-            except Exception as error:  # it is the worker's to deal with
+            except Exception as error:  # the worker handles it
                 ack = CheckpointAck(*head, fault=fault_of(error))
 
         await end_awake(save, SAVE_TIMEOUT_S)
         return ack
 
     async def answer(self, message: StoreCall) -> list[StoreReply]:
-        """Answer a question, in as many parts as it takes.
+        """Answer a call, in as many parts as it takes.
 
-        Cancellation: a cancellation point; of reads nothing is left behind.
+        Cancellation: a cancellation point; a read leaves nothing behind.
         """
         head = (message.task_id, message.lease, message.call)
         try:
@@ -135,14 +134,14 @@ class StoreProxy:
                 return await self._put(verb)
             case ReadBlob(digest, offset, size):
                 if not self.may_read(digest):
-                    raise StoreError(f"blob {digest} is none of run {self.run_id!r}")
+                    raise StoreError(f"blob {digest} does not belong to run {self.run_id!r}")
                 return await store.read_blob(digest, offset, size)
             case DropBlobs(generation, stream, sequences):
                 run = RunKey(self.run_id, generation, self.owner)
                 return msgspec.msgpack.encode(await store.drop_blobs(run, stream, sequences))
 
     def may_read(self, digest: str) -> bool:
-        """Whether a blob is one that the worker may know."""
+        """Whether the worker may know a blob."""
         return digest in self._seen
 
     # -- saves --------------------------------------------------------------------------------
@@ -171,7 +170,7 @@ class StoreProxy:
         return [None if place in there else next(again) for place in range(len(group))]
 
     async def _already_there(self, run: RunKey, group: Sequence[Checkpoint]) -> set[int]:
-        """The places of those that the store has, with the same bytes."""
+        """Positions of those checkpoints that the store has with the same bytes."""
         there: set[int] = set()
         for stream in {one.stream for one in group}:
             wanted = {one.sequence: n for n, one in enumerate(group) if one.stream == stream}
@@ -209,7 +208,7 @@ class StoreProxy:
             size = sum(len(record.payload) for record in page.records)
             if size <= MAX_PAGE_BYTES or len(page.records) <= 1:
                 break
-            limit = len(page.records) // 2  # the cursor has to fit, so it is asked again
+            limit = len(page.records) // 2  # the cursor must fit, so the page is read again
         generation = verb.generation
         if generation is None and self.store.mac_key is not None:
             stored = await self.store.read_run(self.run_id)
@@ -218,7 +217,7 @@ class StoreProxy:
         return msgspec.msgpack.encode(HistoryPage(records, page.cursor))
 
     def _run_out(self, run: StoredRun) -> StoredRun:
-        """A run as its worker is to see it."""
+        """Return a run as its worker may see it."""
         streams = [
             attrs.evolve(
                 entry,
@@ -248,7 +247,7 @@ class StoreProxy:
     # -- seals --------------------------------------------------------------------------------
 
     def _seals(self, generation: int, stream: str) -> tuple[Seal, Seal]:
-        """Of the foreman's store, and of its worker's."""
+        """Return the seals of the foreman's store, and of its worker."""
         key = decode_key(stream)
         return self.store.seal(self.run_id, generation, key), Seal(
             self.run_id, generation, key, None
@@ -257,9 +256,9 @@ class StoreProxy:
     async def _seal_group(
         self, generation: int, group: Sequence[Checkpoint]
     ) -> tuple[list[Checkpoint], dict[int, Exception]]:
-        """Those that could be sealed with the store's key, and why which others could not.
+        """Seal checkpoints with the store's key; return those, and the faults of the others.
 
-        One that could not takes with it the later ones of its stream.
+        A checkpoint that cannot be sealed also fails the later ones of its stream.
         """
         kept: list[Checkpoint] = []
         refused: dict[int, Exception] = {}
@@ -275,7 +274,7 @@ class StoreProxy:
         return kept, refused
 
     async def _sealed_in(self, generation: int, one: Checkpoint) -> Checkpoint:
-        """A checkpoint sealed with the store's key; a large one is another blob then."""
+        """Seal a checkpoint with the store's key; a large one becomes another blob."""
         inner, outer = self._seals(generation, one.stream)
         payload = one.payload
         if one.blob is not None:
@@ -307,7 +306,7 @@ class StoreProxy:
             raise StoreError(f"a blob of {part.size:,} bytes is over {MAX_BLOB_BYTES:,}")
         end = part.offset + len(part.data)
         if end > part.size:
-            raise StoreError("a part of a blob goes over its end")
+            raise StoreError("a part of a blob goes beyond its end")
         if part.offset == 0 and end == part.size:
             await self._put_whole(part.digest, part.data)
             return _NIL
@@ -318,7 +317,7 @@ class StoreProxy:
         if incoming is None or (incoming.digest, incoming.size) != (part.digest, part.size):
             return _NIL if self._finished == part.digest else BEGIN_AGAIN
         if end <= incoming.have:
-            return _NIL  # it comes again because its answer was lost
+            return _NIL  # it arrives again because its answer was lost
         if part.offset != incoming.have:
             return BEGIN_AGAIN
         await run_blocking(incoming.file.write, part.data)
@@ -342,12 +341,12 @@ class StoreProxy:
     async def _put_whole(self, digest: str, payload: Any) -> None:
         found = await self.store.put_blob(payload)
         if found != digest:
-            raise StoreError(f"the SHA-256 of what came is {found}, not {digest}")
+            raise StoreError(f"the SHA-256 of the received blob is {found}, not {digest}")
         self._finished = digest
         self._seen.add(digest)
 
     def close(self) -> None:
-        """Let go of a blob that has not come whole."""
+        """Drop a blob that is incomplete."""
         if self._incoming is not None:
             self._incoming.file.close()
             self._incoming = None

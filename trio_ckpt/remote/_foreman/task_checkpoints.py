@@ -1,4 +1,4 @@
-"""What a store knows of the saved states of one work item."""
+"""The saved states of one work item, as a store has them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .._wire.names import TASK_STREAM
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """A saved state that is a difference.
+    """A saved state that is a delta.
 
     Attributes:
-        sequence: Of its record in the item's stream.
-        size: In bytes, that of its blob included.
-        digest: Of its frame, hexadecimal.
+        sequence: The sequence number of its record in the item's stream.
+        size: Size in bytes, with its blob.
+        digest: Digest of its frame, hexadecimal.
         created_at: Unix time, s.
     """
 
@@ -32,23 +32,23 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 class TaskFacts(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The saved states of an item; stored with its result when it is done.
+    """The saved states of an item; stored with its result when the item is done.
 
     Attributes:
-        checkpoint_count: How many there are in all.
+        checkpoint_count: The number of all saved states.
         last_checkpoint_at: When the newest one was saved; Unix time, s.
-        base_digest: Of the frame that the newest one builds on; empty: there is none.
-        base_size: Of that, in bytes, that of its blob included.
-        base_blob: The blob of that, or empty.
-        deltas: Those that build on it, the oldest first.
-        inline_bytes: Of the newest chain, in the store's records.
-        file_bytes: Of the newest chain, in blobs.
-        progress_percent: As the newest one says; None: it does not.
-        problem: Why one could not be saved, the newest such reason; empty: there was none.
-        sequence: Of the newest record of the item's stream.
-        saved_at: When that was saved.
-        result: What the item's function returned, if it has.
-        is_done: Whether it has.
+        base_digest: Digest of the frame that the newest state builds on; empty: there is none.
+        base_size: Size of that frame in bytes, with its blob.
+        base_blob: The blob of that frame, or empty.
+        deltas: The deltas that build on it, the oldest first.
+        inline_bytes: Size of the newest chain in the store's records.
+        file_bytes: Size of the newest chain in blobs.
+        progress_percent: The progress in the newest state; None: it has none.
+        problem: The newest reason why a state could not be saved; empty: there was none.
+        sequence: The sequence number of the newest record of the item's stream.
+        saved_at: When that record was saved; Unix time, s.
+        result: The return value of the item's function, if it has returned.
+        is_done: Whether it has returned.
     """
 
     checkpoint_count: int = 0
@@ -67,14 +67,14 @@ class TaskFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     is_done: bool = False
 
     def to_plain(self) -> dict[str, Any]:
-        """As it is stored beside the result, which is not in it."""
+        """Return the form that is stored with the result, without the result."""
         kept = msgspec.structs.replace(self, result=None, is_done=False)
         plain: dict[str, Any] = msgspec.to_builtins(kept)
         return plain
 
     @classmethod
     def from_plain(cls, plain: object) -> TaskFacts:
-        """The inverse of `to_plain`; nothing is known where it is not that."""
+        """The inverse of `to_plain`; empty where the value is not in that form."""
         try:
             return msgspec.convert(plain, cls)
         except msgspec.ValidationError:
@@ -83,7 +83,7 @@ class TaskFacts(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @attrs.define
 class _Reading:
-    """Gathers facts from records, newest first."""
+    """Collects the saved states from records, newest first."""
 
     count: int = 0
     newest: Record | None = None
@@ -148,10 +148,10 @@ class _Reading:
 
 
 async def read_facts(store: Store, task_id: str) -> TaskFacts:
-    """The saved states of an item; none where it has no run, or a new one.
+    """Read the saved states of an item; empty where its run does not exist or is new.
 
     Raises:
-        StoreDamagedError: a record is not what was saved.
+        StoreDamagedError: a record is damaged.
     """
     stored = await store.read_run(task_id)
     reading = _Reading()

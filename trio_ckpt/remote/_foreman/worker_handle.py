@@ -1,4 +1,4 @@
-"""One worker as the foreman knows it, over all its connections."""
+"""One worker from the foreman's side, across all its connections."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _NO_TASKS: Mapping[str, TaskPhase] = {}
 
 @attrs.define(eq=False)
 class WorkerHandle:
-    """One worker.
+    """A worker from the foreman's side.
 
     Attributes:
-        peer_id: Random; made by its process.
-        name: What people call it.
-        slots: How many items it takes at a time.
-        allow: Modules whose functions it runs.
-        link: The connection; None: it is lost, and may come back.
-        held: What it has on this connection: what HELLO named and what was assigned since, by
-            item; the same items as in `tasks`.
-        leases: The items that it has or is promised, by name.
-        connections: How many connections it has had.
+        peer_id: Random; made by the worker's process.
+        name: The worker's name in logs.
+        slots: How many items the worker takes at a time.
+        allow: Modules whose functions the worker runs.
+        link: The connection; None: it is lost, and the worker may reconnect.
+        held: The items that the worker has on this connection, named in its HELLO or assigned
+            since, by item; the same items as in `tasks`.
+        leases: The items that the worker has or is promised, by id.
+        connections: The number of its connections so far.
     """
 
     peer_id: str
@@ -46,24 +46,24 @@ class WorkerHandle:
 
     @property
     def is_connected(self) -> bool:
-        """Whether something can be sent."""
+        """Whether a message can be sent."""
         return self.link is not None and self.link.is_open
 
     @property
     def tasks(self) -> Mapping[str, TaskPhase]:
-        """Where each item stands on the connection."""
+        """State of each item on the connection."""
         link = self.link
         return link.connection.tasks if link is not None and link.is_open else _NO_TASKS
 
     @property
     def takes_items(self) -> bool:
-        """Whether it gets further items, as soon as it has a slot for them."""
+        """Whether the worker gets further items, as soon as it has a free slot."""
         is_taken = any(lease.is_alone for lease in self.leases.values())
         return self.is_connected and self.slots > 0 and not is_taken
 
     @property
     def free(self) -> int:
-        """Slots that are free: an item on the connection takes one, and so does a promise."""
+        """The number of free slots: items on the connection and promises take one each."""
         if not self.takes_items:
             return 0
         tasks = self.tasks
@@ -71,42 +71,41 @@ class WorkerHandle:
 
     @property
     def running(self) -> int:
-        """Items that it has."""
+        """The number of items that the worker has."""
         return len(self.leases)
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has nothing, and is promised nothing."""
+        """Whether the worker has no item and no promise."""
         return not self.tasks and not self.leases
 
     def runs(self, function: str) -> bool:
-        """Whether it runs functions of this one's module."""
+        """Whether the worker runs functions of this function's module."""
         return is_allowed(function.partition(":")[0], self.allow)
 
     def phase_of(self, task_id: str) -> TaskPhase:
-        """Where an item stands on the connection."""
+        """State of an item on the connection."""
         return self.tasks.get(task_id, TaskPhase.NONE)
 
     def connect(self, link: Link, hello: Hello) -> None:
-        """Go on over a new connection."""
+        """Continue over a new connection."""
         self.link = link
         self.connections += 1
         self.slots, self.allow = hello.slots, hello.allow
         self.held = {held.task_id: held for held in hello.held}
 
     def disconnect(self) -> None:
-        """Note that the connection is gone: promises end with it, leases do not."""
+        """Mark the connection as lost: promises end with it, leases do not."""
         self.link = None
         self.held = {}
         for lease in self.leases.values():
             lease.disconnect()
 
     def send(self, message: TaskMessage) -> bool:
-        """Send something; False: there is no connection.
+        """Send a message; return False if there is no connection.
 
-        A message that the protocol does not allow now is a bug of the foreman.  It costs the
-        connection and nothing else: the worker comes back and names what it holds, so both
-        sides agree again.
+        A message that the protocol does not allow now is a bug of the foreman.  It costs only the
+        connection: the worker reconnects and names what it holds, so both sides agree again.
         """
         link = self.link
         if link is None:

@@ -1,4 +1,4 @@
-"""What foreman, workers and clients say to each other: messages, frames, and the protocol's table.
+"""The messages of foreman, workers and clients: their formats, frames, and the protocol's table.
 
-It may not know what is done about it.
+This room may not know how a message is handled.
 """

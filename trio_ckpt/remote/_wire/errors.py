@@ -1,4 +1,4 @@
-"""What goes wrong between a foreman and its peers."""
+"""Errors between a foreman and its peers."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from ..._util.errors import TrioCkptError
 
 
 class RemoteError(TrioCkptError):
-    """The root of what goes wrong between a foreman, its workers and its clients."""
+    """The root of all errors between a foreman, its workers and its clients."""
 
 
 class ProtocolError(RemoteError):
-    """A message breaks the rules of the protocol; nothing has changed because of it."""
+    """A message breaks the rules of the protocol; the state of the connection has not changed."""
 
 
 class LocalProtocolError(ProtocolError, RuntimeError):
-    """This side was about to send what it may not send now: a bug on this side."""
+    """This side was about to send a message that is not allowed now: a bug on this side."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The other side sent what it may not send, or bytes that are no message: a bug there, or
-    damage on the way; the connection is given up."""
+    """The other side sent a message that is not allowed, or bytes that are not a message: a bug
+    there, or damage in transit; the connection is closed."""
 
 
 class ConnectionLostError(RemoteError):
-    """The connection to the other side is gone, and was not made anew in time."""
+    """The connection to the other side is lost, and could not be made again in time."""
 
 
 class HandshakeRefusedError(RemoteError):
-    """The foreman does not let this peer in.
+    """The foreman refuses this peer.
 
     Attributes:
-        code: Why, for programs: ``secret``, ``version``, ``busy``, ``name``.
+        code: The reason, for programs: ``secret``, ``version``, ``busy``, ``name``.
     """
 
     def __init__(self, code: str, reason: str) -> None:
@@ -39,21 +39,21 @@ class HandshakeRefusedError(RemoteError):
 
 
 class UnsafeBindingError(RemoteError, ValueError):
-    """A foreman was to listen beyond this machine without TLS."""
+    """The foreman refuses to listen beyond this machine without TLS."""
 
 
 class NotAllowedError(RemoteError, ValueError):
-    """A function is not one that a worker may run; the message says why."""
+    """A worker may not run this function; the message says why."""
 
 
 class TaskFailedError(RemoteError):
-    """A work item failed: its function raised, on a worker.
+    """A work item failed: its function raised an exception on a worker.
 
     Attributes:
-        index: The item's place in the job.
+        index: The item's index in the job.
         error_type: The name of the exception's class.
-        error_message: Its text.
-        remote_traceback: Where, as the worker printed it; for reading.
+        error_message: The text of the exception.
+        remote_traceback: The traceback as the worker printed it, to read.
     """
 
     def __init__(
@@ -77,22 +77,22 @@ class TaskFailedError(RemoteError):
 
     @staticmethod
     def split(text: str) -> tuple[str, str]:
-        """The class and the text of what the function raised, of the text of such an error."""
+        """Parse the exception's class name and text from the text of such an error."""
         _, _, rest = text.partition(" failed: ")
         kind, _, message = rest.partition(": ")
         return kind, message
 
 
 class TaskLostError(RemoteError):
-    """A work item took its worker down again and again, so it is given up."""
+    """Too many workers were lost with a work item, so the item fails."""
 
 
 class JobRefusedError(RemoteError, ValueError):
-    """The foreman does not take a job; the message says why."""
+    """The foreman refuses a job; the message says why."""
 
 
 class JobFailedError(RemoteError):
-    """A job ended without all its results; the cause, if one item's, is ``__cause__``."""
+    """A job ended without all its results; ``__cause__`` is the error of an item, if one failed."""
 
 
 class JobCancelledError(RemoteError):
@@ -100,4 +100,4 @@ class JobCancelledError(RemoteError):
 
 
 class UnknownJobError(RemoteError, LookupError):
-    """There is no such job, or no such work item, in the store."""
+    """The store has no such job, or no such work item."""

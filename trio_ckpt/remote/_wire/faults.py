@@ -1,4 +1,4 @@
-"""Errors of a store on their way to a worker and back."""
+"""Store errors in transit to a worker and back."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ FAULTS: dict[str, type[Exception]] = {
     "type": TypeError,
     "value": ValueError,
 }
-"""Code -> the error; the first that fits names one, so leaves come before their root."""
+"""Code -> error class; the first match names an error, so leaves come before their root."""
 
 
 def fault_of(error: Exception, *, chars: int = MAX_TEXT_CHARS) -> Fault:
-    """What to say of an error; of one that is not foreseen only its class.
+    """Describe an error for the other side; an unexpected error is described by its class only.
 
     Args:
         error: The error.
-        chars: How long its text may be.
+        chars: The limit on the length of the text.
     """
     for code, kind in FAULTS.items():
         if isinstance(error, kind):
@@ -39,5 +39,5 @@ def fault_of(error: Exception, *, chars: int = MAX_TEXT_CHARS) -> Fault:
 
 
 def error_of(fault: Fault) -> Exception:
-    """The error that a fault is about."""
+    """Return the error that a fault describes."""
     return FAULTS.get(fault.code, StoreError)(fault.message)

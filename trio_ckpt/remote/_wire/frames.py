@@ -1,16 +1,16 @@
-"""Frames: how messages travel, and how they are put together again.
+"""Frames: how messages are fragmented and reassembled.
 
 Theory of operation
 ===================
 
-A message is cut into frames of at most `FRAME_BYTES`, so that nothing that is sent waits behind
-more than one of them: a heartbeat never behind 8 MiB.  Frames of several messages may come
-mixed; each says whose it is, how large its message is and where in it it belongs, so a reader
-knows before it keeps anything whether the message is over a limit.
+A message is split into frames of at most `FRAME_BYTES`, so that no message waits behind more than
+one frame of another: a heartbeat never waits behind 8 MiB.  Frames of several messages may be
+interleaved; each frame names its message, the message's size and its own offset, so a reader
+knows whether the message is over a limit before it keeps any byte.
 
-Each frame has a checksum, CRC-32: it is in Python itself, runs at a gigabyte a second, and finds
-every error of up to 32 bits in a row.  It is there against damage, not against an enemy; against
-those there is TLS.
+Each frame has a checksum, CRC-32: Python has it built in, it runs at a gigabyte per second, and it
+detects every burst of up to 32 bits.  It protects against damage; TLS protects against an
+attacker.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ FRAME_VERSION = 1
 FRAME_BYTES = MAX_SMALL_BYTES  # of payload
 HEADER = struct.Struct("<BBHIIII")  # version, kind, 0, number, size, offset, checksum
 MAX_FRAME_BYTES = HEADER.size + FRAME_BYTES
-MAX_PARTIAL = 256  # messages of which some frames have come, and others not
-_CHECKED = HEADER.size - 4  # of the header, what the checksum is of; the payload follows
-_NUMBERS = 2**32  # message numbers begin again
+MAX_PARTIAL = 256  # messages of which only some frames have arrived
+_CHECKED = HEADER.size - 4  # bytes of the header under the checksum; the payload follows
+_NUMBERS = 2**32  # message numbers wrap around
 
 
 @attrs.frozen
@@ -37,11 +37,11 @@ class WireFrame:
     """One frame.
 
     Attributes:
-        kind: Of its message.
-        number: Of its message: the same in all its frames, another in the next messages.
-        size: Of the whole message, in bytes.
-        offset: Of the payload in it.
-        payload: The part.
+        kind: The kind of its message.
+        number: The number of its message: the same in all its frames, another in the next messages.
+        size: Size of the whole message, in bytes.
+        offset: Offset of the payload in the message, in bytes.
+        payload: The bytes of this fragment.
     """
 
     kind: MessageKind
@@ -52,17 +52,17 @@ class WireFrame:
 
     @property
     def is_first(self) -> bool:
-        """Whether a message begins with it."""
+        """Whether this is the first frame of its message."""
         return self.offset == 0
 
     @property
     def is_last(self) -> bool:
-        """Whether the message is whole with it."""
+        """Whether this is the last frame of its message."""
         return self.offset + len(self.payload) == self.size
 
 
 def encode_frame(frame: WireFrame) -> bytes:
-    """The bytes of a frame."""
+    """Return the bytes of a frame."""
     head = HEADER.pack(FRAME_VERSION, frame.kind, 0, frame.number, frame.size, frame.offset, 0)[
         :_CHECKED
     ]
@@ -71,31 +71,31 @@ def encode_frame(frame: WireFrame) -> bytes:
 
 
 def decode_frame(data: bytes) -> WireFrame:
-    """The inverse of `encode_frame`; what it says of sizes is sound by itself.
+    """The inverse of `encode_frame`; the sizes in the frame are checked against each other.
 
     Raises:
-        RemoteProtocolError: they are not the bytes of a frame.
+        RemoteProtocolError: the bytes are not a frame.
     """
     if not HEADER.size <= len(data) <= MAX_FRAME_BYTES:
-        raise RemoteProtocolError(f"a frame of {len(data):,} bytes is none")
+        raise RemoteProtocolError(f"{len(data):,} bytes are not a frame: the size is wrong")
     version, kind, zero, number, size, offset, checksum = HEADER.unpack_from(data)
     if version != FRAME_VERSION:
-        raise RemoteProtocolError(f"a frame is of version {version}, not {FRAME_VERSION}")
+        raise RemoteProtocolError(f"a frame has version {version}, not {FRAME_VERSION}")
     if zlib.crc32(memoryview(data)[HEADER.size :], zlib.crc32(data[:_CHECKED])) != checksum:
-        raise RemoteProtocolError("a frame was damaged on the way: its checksum is another")
+        raise RemoteProtocolError("a frame was damaged in transit: its checksum does not match")
     if kind not in MESSAGES or zero:
-        raise RemoteProtocolError(f"there are no messages of kind {kind}, flags {zero}")
+        raise RemoteProtocolError(f"a frame has an unknown kind {kind} or flags {zero}")
     payload = memoryview(data)[HEADER.size :]
     if size > MESSAGES[MessageKind(kind)].MAX_BYTES:
         raise RemoteProtocolError(f"a {MessageKind(kind).name} of {size:,} bytes is over its limit")
     if offset + len(payload) > size or (not payload and size):
-        raise RemoteProtocolError(f"a frame of a {MessageKind(kind).name} does not fit into it")
+        raise RemoteProtocolError(f"a frame of a {MessageKind(kind).name} is outside its message")
     return WireFrame(MessageKind(kind), number, size, offset, payload)
 
 
 @attrs.define(eq=False)
 class Fragmenter:
-    """Cuts one message into frames."""
+    """Splits one message into frames."""
 
     kind: MessageKind
     number: int
@@ -104,7 +104,7 @@ class Fragmenter:
     is_over: bool = attrs.field(default=False, init=False)
 
     def next(self) -> bytes:
-        """The next frame."""
+        """Return the next frame."""
         offset = self._offset
         payload = memoryview(self.body)[offset : offset + FRAME_BYTES]
         self._offset += len(payload)
@@ -122,7 +122,7 @@ class _Partial:
 
 @attrs.define(eq=False)
 class Reassembler:
-    """Puts messages together; how much that may be is the affair of its owner."""
+    """Reassembles messages; its owner limits their total size."""
 
     _partial: dict[int, _Partial] = attrs.field(factory=dict[int, _Partial])
 
@@ -130,22 +130,22 @@ class Reassembler:
         return len(self._partial)
 
     def add(self, frame: WireFrame) -> bytes | None:
-        """Take a frame; the body of its message if that is whole with it.
+        """Add a frame; return the message's body if this frame completes it.
 
         Raises:
-            RemoteProtocolError: it does not follow what came before; nothing has changed.
+            RemoteProtocolError: the frame does not follow the one before; nothing has changed.
         """
         if frame.is_first and frame.is_last and frame.number not in self._partial:
             return bytes(frame.payload)
         partial = self._partial.get(frame.number)
         if partial is None:
             if not frame.is_first:
-                raise RemoteProtocolError("a message begins in its middle")
+                raise RemoteProtocolError("the first frame of a message has an offset above 0")
             if len(self._partial) >= MAX_PARTIAL:
-                raise RemoteProtocolError(f"over {MAX_PARTIAL} messages are unfinished")
+                raise RemoteProtocolError(f"more than {MAX_PARTIAL} messages are unfinished")
             partial = self._partial[frame.number] = _Partial(frame.kind, frame.size)
         if (frame.kind, frame.size, frame.offset) != (partial.kind, partial.size, partial.have):
-            raise RemoteProtocolError("a frame does not follow the one before it")
+            raise RemoteProtocolError("a frame does not follow the previous frame of its message")
         partial.parts.append(frame.payload)
         partial.have += len(frame.payload)
         if not frame.is_last:
@@ -155,5 +155,5 @@ class Reassembler:
 
 
 def next_number(number: int) -> int:
-    """The number of the message after this one."""
+    """Return the number of the message after this one."""
     return (number + 1) % _NUMBERS

@@ -1,4 +1,4 @@
-"""What a client and a foreman say to each other about jobs."""
+"""The messages between a client and a foreman about jobs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from .message import (
 
 
 class TaskError(msgspec.Struct, frozen=True, array_like=True):
-    """What a function raised.
+    """An exception that a function raised.
 
     Attributes:
-        type: The name of its class.
-        message: Its text.
-        traceback: Where, for reading.
+        type: The name of the exception's class.
+        message: The text of the exception.
+        traceback: The traceback, to read.
     """
 
     type: Name
@@ -38,24 +38,24 @@ class TaskError(msgspec.Struct, frozen=True, array_like=True):
     traceback: Annotated[str, msgspec.Meta(max_length=MAX_TRACEBACK_CHARS)] = ""
 
 
-MAX_ATTEMPTS = 1_000  # at an item; more is a loop without end
-MAX_LOSSES = 1_000  # of workers by one item; more take all of them down
+MAX_ATTEMPTS = 1_000  # at an item; more would be an endless loop
+MAX_LOSSES = 1_000  # workers lost with one item; more would take all of them down
 
 
 class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """How a job is to be done; stored with it.
+    """How a job is run; stored with it.
 
     Attributes:
         checkpoint_interval_s: How often a running item saves its state, at most; None: never.
-        errors: "raise": the first item that fails for good fails the job.  "collect": it is
-            recorded, and the others go on.
-        attempts: How often an item is tried whose function raises.
-        backoff_s: Before the second of them; doubled before each further one.
-        losses: How many workers an item may take down.
-        max_age_s: A saved state that was older than this when its worker was lost is not
-            gone on from.
-        keep_checkpoints: Whether saved states stay when their item is done.
-        trace: Passed on to workers as it is: the context of a trace, say.
+        errors: "raise": the first item that fails for good fails the job.  "collect": its error
+            is recorded, and the other items continue.
+        attempts: How often an item is tried when its function raises.
+        backoff_s: The pause before the second attempt, in seconds; doubled before each further one.
+        losses: How many workers may be lost with an item.
+        max_age_s: An item does not resume from a saved state that was older than this, in seconds,
+            when its worker was lost.
+        keep_checkpoints: Whether saved states are kept after their item is done.
+        trace: Passed on to workers unchanged: a trace context, for example.
     """
 
     checkpoint_interval_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
@@ -69,12 +69,12 @@ class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
 
 
 class SubmitJob(JobMessage, frozen=True, array_like=True):
-    """A job is to be done; its items follow.
+    """Submit a job; its items follow.
 
     Attributes:
         function: ``module:function``.
-        options: How.
-        total: How many items there are.
+        options: How the job is run.
+        total: The number of items.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.SUBMIT_JOB
@@ -88,7 +88,7 @@ class JobItems(JobMessage, frozen=True, array_like=True):
     """Some items of the job that is being submitted, in order.
 
     Attributes:
-        first: The place of the first of them.
+        first: The index of the first of them.
         items: JSON-like values.
     """
 
@@ -105,7 +105,7 @@ class JobAccepted(JobMessage, frozen=True, array_like=True):
 
 
 class JobRefused(JobMessage, frozen=True, array_like=True):
-    """The job is not taken, or is not there."""
+    """The job is refused, or does not exist."""
 
     KIND: ClassVar[MessageKind] = MessageKind.JOB_REFUSED
     code: Name
@@ -113,11 +113,11 @@ class JobRefused(JobMessage, frozen=True, array_like=True):
 
 
 class AttachJob(JobMessage, frozen=True, array_like=True):
-    """The results of a job are to be sent, those that are there and those that come.
+    """Request the results of a job, existing and future.
 
     Attributes:
-        call: What is sent because of this has the same number; a later one takes its place.
-        have: The items whose results the client has; a set of indexes as it is stored.
+        call: The answers repeat this number; a later request replaces this one.
+        have: The items whose results the client has; a set of indexes in its stored form.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.ATTACH_JOB
@@ -131,9 +131,9 @@ class JobResult(JobMessage, frozen=True, array_like=True):
 
     Attributes:
         call: The number of the `AttachJob`.
-        index: Its place.
-        value: What its function returned.
-        error: Why it was given up, if it was.
+        index: The item's index.
+        value: The return value of its function.
+        error: Why the item failed for good, if it did.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.JOB_RESULT
@@ -145,13 +145,13 @@ class JobResult(JobMessage, frozen=True, array_like=True):
 
 
 class JobDone(JobMessage, frozen=True, array_like=True):
-    """A job has ended, and all its results are sent.
+    """A job has ended, and all its results were sent.
 
     Attributes:
         call: The number of the `AttachJob`.
-        status: How.
-        error: Why it failed, if it did.
-        index: Of the item that it failed with, if with one.
+        status: The final status.
+        error: Why the job failed, if it did.
+        index: The index of the item that failed it, if one did.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.JOB_DONE
@@ -163,11 +163,11 @@ class JobDone(JobMessage, frozen=True, array_like=True):
 
 
 class JobWaits(JobMessage, frozen=True, array_like=True):
-    """Why the items of a job wait, where that may last: no worker runs its function.
+    """Why the items of a job wait, possibly for long: no worker runs their function.
 
     Attributes:
         call: The number of the `AttachJob`.
-        reason: In words; empty: they wait for that no longer.
+        reason: The reason, as text; empty: the items do not wait for that any more.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.JOB_WAITS
@@ -176,17 +176,17 @@ class JobWaits(JobMessage, frozen=True, array_like=True):
 
 
 class CancelJob(JobMessage, frozen=True, array_like=True):
-    """The job is to end, on the workers, too."""
+    """End a job, also on the workers."""
 
     KIND: ClassVar[MessageKind] = MessageKind.CANCEL_JOB
 
 
 class Control(Message, frozen=True, array_like=True):
-    """Something is to be done to a work item.
+    """Request an action on a work item.
 
     Attributes:
-        call: The answer has the same number.
-        action: What.
+        call: The answer repeats this number.
+        action: The action.
         task_id: The item.
     """
 
@@ -197,12 +197,12 @@ class Control(Message, frozen=True, array_like=True):
 
 
 class ControlReply(Message, frozen=True, array_like=True):
-    """Whether it is.
+    """The answer to a `Control`.
 
     Attributes:
         call: The number of the `Control`.
-        code: 202: it was asked for; 404: no such item; 409: not as the item stands.
-        reason: In words.
+        code: 202: requested; 404: no such item; 409: not possible in the item's status.
+        reason: The reason, as text.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.CONTROL_REPLY

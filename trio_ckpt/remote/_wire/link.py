@@ -1,8 +1,8 @@
-"""A connection at work: the protocol over a socket, with heartbeats.
+"""A live connection: the protocol over a socket, with heartbeats.
 
-One task writes: whatever the protocol has to send, and a heartbeat when there was nothing for a
-while.  The owner reads.  Whoever is silent for too long, does not take what is sent, or breaks
-the rules is given up: `ConnectionLostError` or `RemoteProtocolError` leave `Link.receive`.
+One task writes: all that the protocol has queued, and a heartbeat after a pause.  The owner
+reads.  A peer that is silent for too long, does not read, or breaks the rules is disconnected:
+`ConnectionLostError` or `RemoteProtocolError` leave `Link.receive`.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from .messages import MIB, Credit, Goodbye, Heartbeat, Message
 from .protocol import Connection, ConnectionPhase, Received
 
 HEARTBEAT_S = 5.0
-SILENCE_S = 20.0  # four heartbeats: one or two may be late without anybody being gone
-HANDSHAKE_S = 10.0  # for all that comes before WELCOME
-LOOK_AGAIN_S = 1.0  # this process may have been stopped: what came meanwhile is not read yet
-GOODBYE_S = 1.0  # to get rid of what is queued
-HIGH_WATER_BYTES = 4 * MIB  # whoever sends more than that waits until less is queued
+SILENCE_S = 20.0  # four heartbeats: a live peer may miss one or two
+HANDSHAKE_S = 10.0  # for everything that comes before WELCOME
+LOOK_AGAIN_S = 1.0  # this process may have been stopped: bytes that arrived are not read yet
+GOODBYE_S = 1.0  # to send what is queued
+HIGH_WATER_BYTES = 4 * MIB  # a sender of more than this waits until less is queued
 
 
 class Socket(Protocol):
-    """What carries frames: a WebSocket, or two channels in a test."""
+    """A transport of frames: a WebSocket, or two channels in a test."""
 
     async def send(self, frame: bytes) -> None:
-        """Send one; ConnectionLostError if it is gone."""
+        """Send one frame; raises ConnectionLostError if the socket is closed."""
         ...
 
     async def receive(self) -> bytes:
-        """The next one; ConnectionLostError if it is gone, RemoteProtocolError if it is none."""
+        """Receive one frame; ConnectionLostError: closed, RemoteProtocolError: not a frame."""
         ...
 
 
@@ -44,10 +44,10 @@ class Link:
     """One connection; from `open_link`.
 
     Attributes:
-        connection: The rules.
-        heartbeat_s: This side says something at least so often.
-        silence_s: The other side is given up when it has been silent for so long.
-        is_silent: Whether it was.
+        connection: The state of the protocol.
+        heartbeat_s: This side sends something at least this often, in seconds.
+        silence_s: The other side is disconnected after this many seconds of silence.
+        is_silent: Whether the other side was disconnected for its silence.
     """
 
     _socket: Socket
@@ -63,17 +63,17 @@ class Link:
 
     @property
     def is_open(self) -> bool:
-        """Whether both sides have greeted each other, and neither has left or is lost."""
+        """Whether the handshake is complete, and neither side has left or is lost."""
         return self._failure is None and self.connection.phase is ConnectionPhase.OPEN
 
     def send(self, message: Message) -> bool:
         """Queue a message.
 
         Returns:
-            False: the connection is over, and nothing was queued.
+            False: the connection is over, and the message was not queued.
 
         Raises:
-            LocalProtocolError: it may not be sent now.
+            LocalProtocolError: the message is not allowed now.
         """
         if self._failure is not None or self.connection.phase is ConnectionPhase.CLOSED:
             return False
@@ -82,7 +82,7 @@ class Link:
         return True
 
     def end(self, reason: str) -> None:
-        """Give the connection up, as if it were lost; `receive` raises from now on."""
+        """Drop the connection as if it were lost; `receive` raises from now on."""
         self._fail(ConnectionLostError(reason))
 
     def _fail(self, error: Exception) -> None:
@@ -92,7 +92,7 @@ class Link:
             self._reading.cancel()
 
     async def drain(self) -> None:
-        """Wait until little is queued: after sending much.
+        """Wait until little is queued; for use after sending much.
 
         Cancellation: a cancellation point.
 
@@ -106,15 +106,15 @@ class Link:
             raise self._failure
 
     async def receive(self) -> Received:
-        """The next message that says something; heartbeats and credit are dealt with here.
+        """Return the next message; heartbeats and credit are handled here.
 
-        Call `consumed` when it is handled.
+        Call `consumed` when the message is handled.
 
-        Cancellation: a cancellation point; nothing is lost.
+        Cancellation: a cancellation point; no message is lost.
 
         Raises:
-            ConnectionLostError: the other side is gone, or silent.
-            RemoteProtocolError: it breaks the rules.
+            ConnectionLostError: the other side is gone or silent.
+            RemoteProtocolError: the other side breaks the rules.
         """
         while True:
             received = self.connection.receive(await self._receive_frame())
@@ -143,12 +143,12 @@ class Link:
         return frame
 
     def consumed(self, received: Received) -> None:
-        """Say that a message is handled, so that more may come."""
+        """Mark a message as handled, so that the other side may send more."""
         self.connection.consumed(received)
         self._wake.set()
 
     async def say_goodbye(self, reason: str) -> None:
-        """Leave on purpose; what is queued is sent first, if that can be soon.
+        """Leave on purpose; what is queued is sent first, within `GOODBYE_S`.
 
         Cancellation: shielded, for `GOODBYE_S`.
         """
@@ -158,7 +158,7 @@ class Link:
         await self.flush()
 
     async def flush(self) -> None:
-        """Wait until nothing is queued, but not for long.
+        """Wait until nothing is queued, at most `GOODBYE_S`.
 
         Cancellation: shielded, for `GOODBYE_S`.
         """
@@ -167,7 +167,7 @@ class Link:
                 await self._drained.park()
 
     async def write(self) -> None:
-        """Send what there is to send; a background task of the link.
+        """Send all that is queued; a background task of the link.
 
         Cancellation: shielded, so that a side that is cancelled can still say goodbye;
         `stop_writing` ends it.
@@ -187,7 +187,7 @@ class Link:
             self._drained.unpark_all()
 
     def stop_writing(self) -> None:
-        """End `write`; what is queued is lost."""
+        """End `write`; messages that are still queued are lost."""
         self._writing.cancel()
 
     async def _write_queued(self) -> None:
@@ -205,9 +205,9 @@ class Link:
 
 @asynccontextmanager
 async def open_link(socket: Socket, connection: Connection) -> AsyncGenerator[Link]:
-    """Talk over a socket for a block; its exceptions leave as they are.
+    """Run a connection over a socket for a block; exceptions leave without a group.
 
-    Cancellation: what is queued may be lost; see `Link.say_goodbye`.
+    Cancellation: queued messages may be lost; see `Link.say_goodbye`.
     """
     link = Link(socket, connection)
     body_error: BaseException | None = None

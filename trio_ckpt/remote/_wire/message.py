@@ -1,7 +1,7 @@
-"""What all messages have in common, their limits, and those that any peer sends.
+"""What all messages have in common, their limits, and the messages that any peer sends.
 
-A message is a MessagePack array, the fields in the order of the struct.  A reader passes over
-fields that it does not know at the end, so a later version may add some; what a field means
+A message is a MessagePack array, with the fields in the order of the struct.  A reader skips
+fields at the end that it does not know, so a later version may add fields; the meaning of a field
 never changes.
 """
 
@@ -14,26 +14,26 @@ import msgspec
 
 from ..._util.plain import MAX_RUN_ID_CHARS
 
-VERSIONS = (1,)  # of the protocol, that this library speaks
+VERSIONS = (1,)  # versions of the protocol that this library supports
 
 MAX_SECRET_BYTES = 1_024
 MAX_NAME_CHARS = 200  # of a worker, a function, a module
-MAX_TEXT_CHARS = 4_000  # of a reason or a message: enough to see what happened
+MAX_TEXT_CHARS = 4_000  # of a reason or a message: enough to understand it
 MAX_TRACEBACK_CHARS = 20_000
 MAX_ALLOWED = 100  # modules in a worker's list
 MAX_SLOTS = 128  # work items of one worker at a time; all of them fit into its HELLO
 MAX_JOB_ITEMS = 1_000_000
-MAX_SUBMISSIONS = 4  # of one client that the foreman has not answered: it keeps their items
+MAX_SUBMISSIONS = 4  # unanswered submissions of one client: the foreman keeps their items
 MAX_FOLLOWED = 1_000  # jobs that one client is attached to
-MAX_GROUP = 4_096  # checkpoints in one message; as the saver groups them
+MAX_GROUP = 4_096  # checkpoints in one message; as the group committer groups them
 MAX_SEQUENCES = 100_000  # of one call
 MAX_STEPS = 200_000  # of a set of indexes
 
 MIB = 2**20
-MAX_SMALL_BYTES = 64 * 1024  # one frame: all that a peer may send before it is let in
-MAX_ERROR_BYTES = 2 * MAX_SMALL_BYTES  # one with a traceback, of any characters
-MAX_TRACE_BYTES = 8 * MAX_SMALL_BYTES  # one with the options of a job, of any characters
-MAX_ALLOW_BYTES = 32 * 1024  # of a worker's list: it is in the one frame of its HELLO
+MAX_SMALL_BYTES = 64 * 1024  # one frame: the most that a peer may send before the handshake
+MAX_ERROR_BYTES = 2 * MAX_SMALL_BYTES  # a message with a traceback, of any characters
+MAX_TRACE_BYTES = 8 * MAX_SMALL_BYTES  # a message with the options of a job, of any characters
+MAX_ALLOW_BYTES = 32 * 1024  # of a worker's list: it is in the single frame of its HELLO
 MAX_MESSAGE_BYTES = 8 * MIB  # larger things go in parts
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_CHARS)]
@@ -87,8 +87,8 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
     """One message.
 
     Attributes:
-        KIND: Which.
-        MAX_BYTES: How large its body may be.
+        KIND: The kind of message.
+        MAX_BYTES: The largest size of its body.
     """
 
     KIND: ClassVar[MessageKind]
@@ -96,12 +96,12 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def lane(self) -> str:
-        """What it is about: messages of one lane arrive in order; the empty one overtakes."""
+        """The subject: messages of one channel arrive in order; an empty one overtakes."""
         return ""
 
 
 class JobMessage(Message, frozen=True, array_like=True):
-    """One about a job."""
+    """A message about a job."""
 
     job_id: Id
 
@@ -111,11 +111,11 @@ class JobMessage(Message, frozen=True, array_like=True):
 
 
 class TaskMessage(Message, frozen=True, array_like=True):
-    """One about a work item that a worker has.
+    """A message about a work item that a worker has.
 
     Attributes:
         task_id: The item.
-        lease: The number under which the worker has it: the fence.
+        lease: The fence: the lease number under which the worker has the item.
     """
 
     task_id: Id
@@ -127,12 +127,12 @@ class TaskMessage(Message, frozen=True, array_like=True):
 
 
 class HeldItem(msgspec.Struct, frozen=True, array_like=True):
-    """A work item that a worker has when it connects again.
+    """A work item that a worker has when it reconnects.
 
     Attributes:
         task_id: The item.
-        lease: The number under which the worker was given it.
-        attempt: The try that it was given for.
+        lease: The lease number under which the worker got the item.
+        attempt: The attempt that this lease is for.
     """
 
     task_id: Id
@@ -144,14 +144,14 @@ class Hello(Message, frozen=True, array_like=True):
     """The first message of a peer.
 
     Attributes:
-        versions: Of the protocol, that it speaks.
-        role: What it is.
-        secret: What lets it in.
-        name: What people call it.
+        versions: Versions of the protocol that the peer supports.
+        role: The role of the peer.
+        secret: The foreman's secret.
+        name: The peer's name in logs.
         peer_id: Random; the same for all connections of one process.
-        slots: How many work items it takes at a time.
-        allow: The modules whose functions it runs.
-        held: What it is working at.
+        slots: How many work items the worker takes at a time.
+        allow: The modules whose functions the worker runs.
+        held: The work items that the worker still has.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.HELLO
@@ -166,13 +166,13 @@ class Hello(Message, frozen=True, array_like=True):
 
 
 class Welcome(Message, frozen=True, array_like=True):
-    """The peer is let in.
+    """The foreman accepts the peer.
 
     Attributes:
-        version: Of the protocol, from now on.
-        heartbeat_s: Each side says something at least this often.
-        silence_s: Who is silent for longer is gone.
-        window_bytes: What may be on its way to the other side, not yet handled there.
+        version: The version of the protocol from now on.
+        heartbeat_s: Each side sends something at least this often.
+        silence_s: A side that is silent for longer is disconnected.
+        window_bytes: How many bytes may be in flight to the other side, not yet handled there.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.WELCOME
@@ -183,7 +183,7 @@ class Welcome(Message, frozen=True, array_like=True):
 
 
 class Refused(Message, frozen=True, array_like=True):
-    """The peer is not let in; the connection ends."""
+    """The foreman refuses the peer; the connection ends."""
 
     KIND: ClassVar[MessageKind] = MessageKind.REFUSED
     code: Name
@@ -198,20 +198,20 @@ class Goodbye(Message, frozen=True, array_like=True):
 
 
 class Heartbeat(Message, frozen=True, array_like=True):
-    """This side is there."""
+    """A heartbeat: this side is alive."""
 
     KIND: ClassVar[MessageKind] = MessageKind.HEARTBEAT
 
 
 class Slots(Message, frozen=True, array_like=True):
-    """A worker takes so many items at a time from now on; one that is about to stop takes none."""
+    """A worker's new number of slots; a worker that is about to stop has none."""
 
     KIND: ClassVar[MessageKind] = MessageKind.SLOTS
     slots: Annotated[int, msgspec.Meta(ge=0, le=MAX_SLOTS)]
 
 
 class Credit(Message, frozen=True, array_like=True):
-    """So many bytes of messages are handled: as many more may come."""
+    """This many bytes of messages were handled, so the other side may send as many more."""
 
     KIND: ClassVar[MessageKind] = MessageKind.CREDIT
     size: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]

@@ -1,8 +1,8 @@
-"""What a foreman and its peers say to each other: one struct per kind of message.
+"""The messages between a foreman and its peers: one struct per kind.
 
-What cannot be decoded, or is over a limit, is refused before anybody sees it.
+A message that cannot be decoded, or is over a limit, is refused before it is handled.
 
-docs/reference/wire-protocol.md has every field; a test compares it with these structs.
+docs/reference/wire-protocol.md describes every field; a test compares it with these structs.
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ _decoders = {kind: msgspec.msgpack.Decoder(struct) for kind, struct in MESSAGES.
 
 
 def encode_message(message: Message) -> bytes:
-    """The body of a message.
+    """Return the body of a message.
 
     Raises:
-        ProtocolError: it is over its limit, or holds what MessagePack does not.
+        ProtocolError: the body is over its limit, or has a value that MessagePack cannot hold.
     """
     try:
         body = _encoder.encode(message)
@@ -117,7 +117,7 @@ def encode_message(message: Message) -> bytes:
         raise ProtocolError(f"{message.KIND.name} cannot be sent: {error}") from error
     if len(body) > message.MAX_BYTES:
         raise ProtocolError(
-            f"{message.KIND.name} has {len(body):,} bytes, over {message.MAX_BYTES:,}"
+            f"{message.KIND.name} has {len(body):,} bytes, over its limit of {message.MAX_BYTES:,}"
         )
     return body
 
@@ -126,9 +126,9 @@ def decode_message(kind: MessageKind, body: bytes) -> Message:
     """The inverse of `encode_message`.
 
     Raises:
-        ProtocolError: it is no message of this kind.
+        ProtocolError: the bytes are not a message of this kind.
     """
     try:
         return _decoders[kind].decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        raise ProtocolError(f"a {kind.name} cannot be read: {error}") from error
+        raise ProtocolError(f"a {kind.name} message cannot be decoded: {error}") from error

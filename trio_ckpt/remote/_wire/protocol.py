@@ -3,27 +3,27 @@
 Theory of operation
 ===================
 
-Two tables say who may send what, and when; both sides use the same ones, each for what it sends
-and for what it receives.
+Two tables define which side may send which message, and when.  Both sides use the same tables,
+for what they send and for what they receive.
 
-`PHASES` is about the connection.  A peer says HELLO, the foreman answers WELCOME or REFUSED,
-then both may talk until one of them says GOODBYE.
+`PHASES` is about the connection.  A peer sends HELLO, the foreman answers WELCOME or REFUSED,
+then both may send until one of them sends GOODBYE.
 
 `TASKS` is about each work item of a worker.  The foreman assigns it; the worker saves, asks,
-reports, and has the last word (TASK_RESULT, TASK_FAILED, RELEASE_TASK); the foreman acknowledges
-that.  Messages cross: a CANCEL may meet a TASK_RESULT on its way, so each of them is legal after
-the other.  An item that a worker still has when it connects again is HELD until the foreman says
-that it goes on (LEASE), or not (CANCEL).  TASK_ACK ends all that both sides know of an item, the
-questions without an answer included.
+reports, and ends it (TASK_RESULT, TASK_FAILED, RELEASE_TASK); the foreman acknowledges the end.
+Messages cross: a CANCEL may cross a TASK_RESULT, so each of them is legal after the other.  An
+item that a worker still has when it reconnects is HELD until the foreman answers that it
+continues (LEASE) or ends (CANCEL).  With TASK_ACK both sides forget the item, including its
+unanswered calls.
 
-What is illegal raises and changes nothing.  `LocalProtocolError` is a bug of this side,
-`RemoteProtocolError` one of the other.
+An illegal message raises and changes nothing.  `LocalProtocolError` is a bug of this side,
+`RemoteProtocolError` a bug of the other side.
 
-**Order and size.**  A message goes into the lane of what it is about.  Lanes take turns, frame by
-frame, and in a lane all comes in order; what is about nothing, such as a heartbeat, overtakes.
-Each side may have `window_bytes` of messages on the way that the other has not handled.  It
-begins a message only if the whole of it fits, so what is begun can always be ended, and the other
-side never holds more than that.
+**Order and size.**  A message goes into the channel of its subject.  Channels take turns, frame
+by frame, and messages of one channel arrive in order; a message without a subject, such as a
+heartbeat, overtakes.  Each side may have `window_bytes` of messages in flight that the other side
+has not handled.  It begins a message only if the whole message fits, so every message that is
+begun can be finished, and the other side never holds more than the window.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from .messages import (
     encode_message,
 )
 
-WINDOW_BYTES = 16 * MIB  # two of the largest messages: one is handled while the next one comes
-MAX_CALLS = 256  # questions of a worker without an answer; each slot has a few
-CREDIT_SHARE = 4  # credit is given back when so many parts of the window are handled
+WINDOW_BYTES = 16 * MIB  # two of the largest messages: one is handled while the next arrives
+MAX_CALLS = 256  # unanswered calls of a worker; each slot has a few
+CREDIT_SHARE = 4  # credit is returned when this fraction (1/4) of the window has been handled
 
 
 class PeerRole(enum.Enum):
-    """Who speaks; the foreman to a worker is another role than to a client."""
+    """The role of the sender; a foreman has one role for workers and one for clients."""
 
     WORKER = "worker"
     CLIENT = "client"
@@ -69,7 +69,7 @@ class PeerRole(enum.Enum):
 
 
 class ConnectionPhase(enum.Enum):
-    """Where a connection stands."""
+    """State of a connection."""
 
     NEW = "new"
     GREETED = "greeted"
@@ -80,7 +80,7 @@ class ConnectionPhase(enum.Enum):
 
 
 def _open(*kinds: MessageKind) -> dict[MessageKind, ConnectionPhase]:
-    """What leaves an open connection open, and how it is closed."""
+    """The messages that keep an open connection open, and those that close it."""
     always = (MessageKind.HEARTBEAT, MessageKind.CREDIT)
     return {
         **dict.fromkeys((*always, *kinds), ConnectionPhase.OPEN),
@@ -154,11 +154,11 @@ PHASES: dict[PeerRole, dict[ConnectionPhase, dict[MessageKind, ConnectionPhase]]
         ConnectionPhase.CLOSED: {},
     },
 }
-"""Who speaks, where the connection stands, what is said -> where it stands then."""
+"""Role of the sender, phase, message kind -> next phase."""
 
 
 class TaskPhase(enum.Enum):
-    """Where a work item stands between the foreman and one worker."""
+    """State of a work item between the foreman and one worker."""
 
     NONE = "none"
     HELD = "held"
@@ -212,16 +212,16 @@ TASKS: dict[TaskPhase, dict[tuple[PeerRole, MessageKind], TaskPhase]] = {
         (_F, MessageKind.TASK_ACK): TaskPhase.NONE,
     },
 }
-"""Where an item stands, who speaks, what is said -> where it stands then."""
+"""State of an item, role of the sender, message kind -> next state."""
 
 
 @attrs.frozen
 class Received:
-    """A message that came whole.
+    """A complete message.
 
     Attributes:
         message: The message.
-        cost: Give it back with `Connection.consumed` when the message is handled.
+        cost: Pass it to `Connection.consumed` when the message is handled.
     """
 
     message: Message
@@ -230,7 +230,7 @@ class Received:
 
 @attrs.define(eq=False)
 class _OpenCall:
-    """A question without an answer."""
+    """A call without an answer."""
 
     task_id: str
     is_save: bool
@@ -241,13 +241,13 @@ class Connection:
     """One side of a connection.
 
     Attributes:
-        role: This side's; of a foreman None until the peer has said what it is.
-        phase: Where the connection stands.
-        tasks: Where each work item stands; those of which nothing is known are left out.
-        calls: Questions of the worker without an answer, by number.
-        window: How many bytes may be on the way, not handled yet, each way.
-        credit: How many of them may be sent now.
-        queued_bytes: Of messages that are not sent altogether.
+        role: This side's role; None for a foreman until the peer has sent its own.
+        phase: State of the connection.
+        tasks: State of each work item; items that this side does not know are absent.
+        calls: Unanswered calls of the worker, by number.
+        window: How many bytes may be in flight and unhandled, in each direction.
+        credit: How many bytes this side may send now.
+        queued_bytes: Bytes of messages that are not completely sent.
     """
 
     role: PeerRole | None
@@ -258,10 +258,10 @@ class Connection:
     credit: int = attrs.field(
         default=attrs.Factory(lambda self: self.window, takes_self=True), init=False
     )
-    _granted: int = attrs.field(  # what the other side may send
+    _granted: int = attrs.field(  # how many bytes the other side may send
         default=attrs.Factory(lambda self: self.window, takes_self=True), init=False
     )
-    _handled: int = attrs.field(default=0, init=False)  # of that, not given back yet
+    _handled: int = attrs.field(default=0, init=False)  # of these, not credited back
     _number: int = attrs.field(default=0, init=False)
     _first: deque[Fragmenter] = attrs.field(factory=deque[Fragmenter], init=False)
     _lanes: OrderedDict[str, deque[Fragmenter]] = attrs.field(
@@ -274,17 +274,17 @@ class Connection:
 
     @property
     def is_foreman(self) -> bool:
-        """Whether this side is the foreman's."""
+        """Whether this side is the foreman."""
         return self.role not in (PeerRole.WORKER, PeerRole.CLIENT)
 
     # -- sending ----------------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
-        """Queue a message; `next_frame` has its frames.
+        """Queue a message; `next_frame` returns its frames.
 
         Raises:
-            LocalProtocolError: it may not be sent now.
-            ProtocolError: it is over a limit.
+            LocalProtocolError: the message is not allowed now.
+            ProtocolError: the message is over a limit.
         """
         role = self.role
         if role is None:
@@ -292,10 +292,10 @@ class Connection:
         self._step(role, message, LocalProtocolError, encode_message(message))
 
     def next_frame(self) -> bytes | None:
-        """The bytes to send next, as one message of the transport; None: nothing may be now."""
+        """Return the bytes to send next, one transport message; None: nothing can be sent now."""
         if self._first:
-            return self._cut(self._first.popleft())  # they are one frame each
-        is_blocked = False  # what waits for credit is not overtaken by what begins later
+            return self._cut(self._first.popleft())  # these messages are one frame each
+        is_blocked = False  # a message that waits for credit is not overtaken by a later one
         for lane, cutters in self._lanes.items():
             cutter = cutters[0]
             if cutter.number not in self._begun:
@@ -338,10 +338,10 @@ class Connection:
     # -- receiving --------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> Received | None:
-        """Take one frame; the message that is whole with it, if one is.
+        """Receive one frame; return the message if this frame completes it.
 
         Raises:
-            RemoteProtocolError: it breaks the rules; give up the connection.
+            RemoteProtocolError: the frame breaks the rules; the caller closes the connection.
         """
         frame = decode_frame(data)
         cost = self._admit(frame)
@@ -363,21 +363,21 @@ class Connection:
         return Received(message, frame.size if message.lane else 0)
 
     def _admit(self, frame: WireFrame) -> int:
-        """See that a message may come before anything of it is kept; what it costs."""
+        """Check that a message is allowed before any part of it is kept; return its cost."""
         phases = PHASES[PeerRole.WORKER if self.role is None else self._peer_role()]
         if frame.kind not in phases[self.phase]:
-            raise RemoteProtocolError(f"{frame.kind.name} comes while {self.phase.value}")
+            raise RemoteProtocolError(f"{frame.kind.name} arrived while {self.phase.value}")
         is_small = frame.kind in _WITHOUT_LANE
         if frame.is_first and not is_small and frame.size > self._granted:
-            raise RemoteProtocolError("more comes than was granted")
+            raise RemoteProtocolError("the peer sent more bytes than its credit allows")
         return 0 if is_small else frame.size
 
     def _peer_role(self) -> PeerRole:
-        """That of the other side, which is known."""
+        """The role of the other side, which is known."""
         return _PEERS[self.role] if self.role is not None else PeerRole.WORKER
 
     def consumed(self, received: Received) -> None:
-        """Say that a message is handled, so that more may come."""
+        """Mark a message as handled, so that the other side may send more."""
         self._handled += received.cost
         if self._handled >= self.window // CREDIT_SHARE and self.phase is ConnectionPhase.OPEN:
             credit = Credit(self._handled)
@@ -394,7 +394,7 @@ class Connection:
         error: type[ProtocolError],
         body: bytes | None = None,
     ) -> None:
-        """Check one message against the tables, then move; and queue it if it is to be sent."""
+        """Check one message against the tables and advance; queue it if this side sends it."""
         phase = PHASES[role][self.phase].get(message.KIND)
         if phase is None:
             raise error(f"{message.KIND.name} of a {role.value} while {self.phase.value}")
@@ -402,7 +402,7 @@ class Connection:
         self._check_call(message, error)
         if isinstance(message, Credit) and body is None:
             if self.credit + message.size > self.window:
-                raise error("more credit comes than was used")
+                raise error("more credit was returned than was used")
             self.credit += message.size
         if isinstance(message, Welcome):
             self._take_welcome(message, error)
@@ -432,20 +432,20 @@ class Connection:
         was = self.tasks.get(message.task_id, TaskPhase.NONE)
         phase = TASKS[was].get((role, message.KIND))
         if phase is None:
-            raise error(f"{message.KIND.name} about an item that is {was.value}")
+            raise error(f"{message.KIND.name} is not allowed for an item that is {was.value}")
         return message.task_id, phase
 
     def _check_call(self, message: Message, error: type[ProtocolError]) -> None:
         if isinstance(message, TaskCheckpoint | StoreCall):
             if message.call in self.calls:
-                raise error(f"call {message.call} is asked twice")
+                raise error(f"call {message.call} was already made")
             if len(self.calls) >= MAX_CALLS:
-                raise error(f"over {MAX_CALLS} calls wait for an answer")
+                raise error(f"more than {MAX_CALLS} calls wait for an answer")
         elif isinstance(message, CheckpointAck | StoreReply):
             call = self.calls.get(message.call)
             is_save = isinstance(message, CheckpointAck)
             if call is None or (call.task_id, call.is_save) != (message.task_id, is_save):
-                raise error(f"{message.KIND.name} {message.call} answers nothing that was asked")
+                raise error(f"{message.KIND.name} {message.call} does not answer any call")
 
     def _note_call(self, message: Message) -> None:
         if isinstance(message, TaskCheckpoint | StoreCall):
@@ -458,8 +458,8 @@ class Connection:
 
     def _take_welcome(self, message: Welcome, error: type[ProtocolError]) -> None:
         if message.version not in VERSIONS:
-            raise error(f"version {message.version} of the protocol is not known here")
-        if not self.is_foreman:  # nothing that costs credit was sent before
+            raise error(f"version {message.version} of the protocol is not supported")
+        if not self.is_foreman:  # no message that costs credit was sent before
             self.window = self.credit = self._granted = message.window_bytes
 
 
@@ -484,9 +484,9 @@ _WITHOUT_LANE = frozenset(
         *(MessageKind.CONTROL, MessageKind.CONTROL_REPLY),
     }
 )
-"""Kinds that are about nothing that has an order: one frame each, without credit."""
+"""Kinds without a subject, so without an order: one frame each, without credit."""
 
 
 def choose_version(offered: tuple[int, ...]) -> int | None:
-    """The newest version of the protocol that both sides speak."""
+    """Return the newest protocol version that both sides support."""
     return max(set(offered) & set(VERSIONS), default=None)

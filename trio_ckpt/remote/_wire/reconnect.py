@@ -1,4 +1,4 @@
-"""A peer's way to its foreman: connect, be let in, talk; and again when the connection is lost."""
+"""A peer's connection to its foreman: connect, shake hands, talk; reconnect when it is lost."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ log = logging.getLogger("trio_ckpt.remote.session")
 
 Dial = Callable[[], AbstractAsyncContextManager[Socket]]
 
-FIRST_WAIT_S = 0.1  # a foreman that is started again is back soon
-LONGEST_WAIT_S = 3.0  # with its jitter less than the time that a foreman waits after its start
-JITTER = 0.5  # so that many do not come at once
-PASSING = frozenset({"busy"})  # why a foreman refuses today and not tomorrow
+FIRST_WAIT_S = 0.1  # a foreman that is restarted is back soon
+LONGEST_WAIT_S = 3.0  # with its jitter shorter than a foreman waits after its start
+JITTER = 0.5  # so that many peers do not reconnect at once
+PASSING = frozenset({"busy"})  # codes of refusals that pass
 
 
 @attrs.define(eq=False)
 class ReconnectingSession:
-    """One peer, over all its connections.
+    """One peer, across all its connections.
 
     Attributes:
         dial: Opens a socket.
-        role: What this peer is.
+        role: The role of this peer.
         hello: Makes the first message of a connection.
-        opened: Called with each connection that is let in.
-        received: Called with each message; what it raises ends all.
-        closed: Called when a connection is gone.
+        opened: Called with each accepted connection.
+        received: Called with each message; an exception of it ends the peer.
+        closed: Called when a connection is lost.
         link: The connection; None: there is none now.
-        problem: Why there was none the last time.
+        problem: Why the last attempt to connect failed.
     """
 
     dial: Dial
@@ -55,14 +55,14 @@ class ReconnectingSession:
     refusal: HandshakeRefusedError | None = attrs.field(default=None, init=False)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Be connected, as far as that can be, until `leave` was called.
+        """Stay connected, reconnecting as needed, until `leave` is called.
 
-        `task_status` is told when it is let in for the first time.
+        `task_status` is started when the foreman accepts the peer for the first time.
 
         Raises:
-            HandshakeRefusedError: the foreman does not want this peer, now or later.
+            HandshakeRefusedError: the foreman refuses this peer for good.
 
-        Cancellation: ends it.
+        Cancellation: ends the connection.
         """
         wait_s, is_told = FIRST_WAIT_S, False
         while not self.is_leaving:
@@ -82,19 +82,19 @@ class ReconnectingSession:
                 log.info("%s", one_line(str(error)))
             if self._has_left():
                 return
-            await trio.sleep(wait_s * (1 + random.random() * JITTER))  # noqa: S311  # no secret
+            await trio.sleep(wait_s * (1 + random.random() * JITTER))  # noqa: S311  # not a secret
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
 
     def _tell(self, error: Exception, wait_s: float) -> None:
-        """Say that there is no connection, once for each time that it is lost or not there."""
+        """Log that there is no connection, once for each time that it is lost or refused."""
         is_news = wait_s == FIRST_WAIT_S and not self._has_left()
         level = logging.WARNING if is_news else logging.DEBUG
         text = one_line(text_of(error))
-        log.log(level, "no connection to the foreman, which is tried again: %s", text)
+        log.log(level, "no connection to the foreman; retrying: %s", text)
         self.problem = text
 
     def _has_left(self) -> bool:
-        """Whether `leave` was called meanwhile."""
+        """Whether `leave` was called."""
         return self.is_leaving
 
     async def _greet(self, link: Link) -> None:
@@ -110,7 +110,7 @@ class ReconnectingSession:
                     raise HandshakeRefusedError(printable(code), one_line(reason))
                 case _:
                     pass
-        raise ConnectionLostError("the foreman has not answered HELLO")
+        raise ConnectionLostError("the foreman did not answer HELLO")
 
     async def _talk(self, link: Link) -> NoReturn:
         self.link = link
@@ -120,7 +120,7 @@ class ReconnectingSession:
                 received = await link.receive()
                 if isinstance(received.message, Goodbye):
                     reason = received.message.reason or "it ends"
-                    raise ConnectionLostError(f"the foreman says goodbye: {reason}")
+                    raise ConnectionLostError(f"the foreman said goodbye: {reason}")
                 self.received(received.message)
                 link.consumed(received)
         finally:
@@ -128,7 +128,7 @@ class ReconnectingSession:
             self.closed()
 
     def send(self, message: Message) -> bool:
-        """Send something if there is a connection; whether there is."""
+        """Send a message if there is a connection; return whether there is."""
         return self.link is not None and self.link.send(message)
 
     async def leave(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""The secret that lets peers in."""
+"""The secret that authenticates peers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _RANDOM_BYTES = 32
 
 
 def new_secret() -> str:
-    """A secret that nobody guesses."""
+    """Return a random secret."""
     return secrets.token_urlsafe(_RANDOM_BYTES)
 
 
 def check_secret(secret: bytes | str) -> bytes:
-    """A secret as bytes.
+    """Return a secret as bytes.
 
     Raises:
         TypeError: it is neither bytes nor a str.
         ValueError: it is too short, or too long.
     """
-    if not isinstance(cast("object", secret), bytes | str):  # and not shown: it may be one
+    if not isinstance(cast("object", secret), bytes | str):  # not shown: it may be a secret
         raise TypeError(f"secret must be bytes or a str, not a {type(secret).__name__}")
     found = secret.encode() if isinstance(secret, str) else secret
     if not MIN_SECRET_BYTES <= len(found) <= MAX_SECRET_BYTES:
@@ -36,7 +36,7 @@ def check_secret(secret: bytes | str) -> bytes:
 
 
 def is_secret(said: bytes, secret: bytes) -> bool:
-    """Whether it is the secret; how long that takes says nothing about it (RFC 2104's HMAC is
-    compared, so its length does not matter either)."""
+    """Whether a given secret is the right one; the time says nothing about it (HMACs of RFC 2104
+    are compared, so the length does not show either)."""
     key = secrets.token_bytes(32)
     return hmac.compare_digest(hmac.digest(key, said, "sha256"), hmac.digest(key, secret, "sha256"))

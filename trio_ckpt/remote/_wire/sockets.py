@@ -1,4 +1,4 @@
-"""WebSockets (RFC 6455) as what carries frames; the one file that imports trio-websocket."""
+"""WebSockets (RFC 6455) as the transport of frames; the only file that imports trio-websocket."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ with needs_extra("remote", "a connection"):
 
 log = logging.getLogger("trio_ckpt.remote.sockets")
 
-CLOSE_S = 1.0  # for the closing handshake: who does not answer is left
-CLOSE_UNHEARD_S = 0.05  # to send that this side closes
-BUFFER_BYTES = 2**16  # read at a time: about a frame
-QUEUED_FRAMES = 2  # read and not taken; the rest waits in the kernel, and the other side with it
+CLOSE_S = 1.0  # for the closing handshake: a peer that does not answer is left
+CLOSE_UNHEARD_S = 0.05  # to send the close frame without waiting for an answer
+BUFFER_BYTES = 2**16  # read at a time: about one frame
+QUEUED_FRAMES = 2  # read but not taken; further frames wait in the kernel and block the sender
 
 
 @attrs.define(eq=False)
 class WebSocket:
-    """A socket that carries frames, each as one binary message."""
+    """A WebSocket that carries frames, each as one binary message."""
 
     _connection: trio_websocket.WebSocketConnection
 
     async def send(self, frame: bytes) -> None:
-        """Send one.
+        """Send one frame.
 
         Raises:
-            ConnectionLostError: it is gone.
+            ConnectionLostError: the socket is closed.
         """
         try:
             await self._connection.send_message(frame)
@@ -48,18 +48,18 @@ class WebSocket:
             raise ConnectionLostError(_why(error)) from error
 
     async def receive(self) -> bytes:
-        """The next one.
+        """Receive one frame.
 
         Raises:
-            ConnectionLostError: it is gone.
-            RemoteProtocolError: the other side has sent text.
+            ConnectionLostError: the socket is closed.
+            RemoteProtocolError: the other side sent a text message.
         """
         try:
             message = await self._connection.get_message()
         except trio_websocket.ConnectionClosed as error:
             raise ConnectionLostError(_why(error)) from error
         if not isinstance(message, bytes):
-            raise RemoteProtocolError("a text message is no frame")
+            raise RemoteProtocolError("the peer sent a text message, which is not a frame")
         return message
 
 
@@ -73,10 +73,10 @@ async def dial(url: str, ssl_context: ssl.SSLContext | None) -> AsyncGenerator[W
     """Open a WebSocket for a block.
 
     Raises:
-        ConnectionLostError: there is nobody, or nobody who speaks this.
-        ValueError: it is no URL of a WebSocket.
+        ConnectionLostError: no WebSocket server answers there.
+        ValueError: `url` is not the URL of a WebSocket.
 
-    Cancellation: it is closed, within `CLOSE_S`.
+    Cancellation: the socket is closed, within `CLOSE_S`.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("ws", "wss") or not parts.hostname:
@@ -107,7 +107,7 @@ async def dial(url: str, ssl_context: ssl.SSLContext | None) -> AsyncGenerator[W
 async def _open_stream(
     url: str, host: str, port: int, context: ssl.SSLContext | None, *, is_safe: bool
 ) -> trio.abc.Stream:
-    """A connection of TCP, with TLS if it is to be safe."""
+    """Open a TCP connection, with TLS for a ``wss:`` URL."""
     stream: trio.abc.Stream | None = None
     try:
         with trio.fail_after(HANDSHAKE_S):
@@ -132,9 +132,9 @@ async def _open_stream(
 
 
 async def _close(connection: trio_websocket.WebSocketConnection) -> None:
-    """Say that this side closes, and wait for the other to say so, but not for long.
+    """Send a close frame and wait a short time for the other side's.
 
-    Whoever is cancelled has nobody any more who reads what the other side says.
+    A task that is cancelled does not wait, because no task reads the answer.
     """
     is_cancelled = trio.current_effective_deadline() <= trio.current_time()
     with trio.move_on_after(CLOSE_UNHEARD_S if is_cancelled else CLOSE_S, shield=True):
@@ -143,7 +143,7 @@ async def _close(connection: trio_websocket.WebSocketConnection) -> None:
 
 @asynccontextmanager
 async def _talking(stream: trio.abc.Stream) -> AsyncGenerator[trio.Nursery]:
-    """A nursery for the tasks of a WebSocket; what goes wrong there is a lost connection."""
+    """A nursery for the tasks of a WebSocket; its failures are lost connections."""
     body_error: BaseException | None = None
     failure: BaseException | None = None
     try:
@@ -165,18 +165,18 @@ async def _talking(stream: trio.abc.Stream) -> AsyncGenerator[trio.Nursery]:
             raise HandshakeRefusedError("request", body or f"HTTP {first.status_code}") from first
         if not isinstance(first, Exception):
             raise first
-        raise ConnectionLostError(f"the connection is refused or broken: {first!r}") from first
+        raise ConnectionLostError(f"the connection was refused or broken: {first!r}") from first
     if body_error is not None:
         raise body_error
 
 
 def _nothing() -> None:
-    """The end of the stream is noticed by who reads it."""
+    """The end of the stream is seen by its reader."""
 
 
 @attrs.define(eq=False)
 class _Watched(trio.abc.Stream):
-    """A stream that says when it ends: whoever waits for a request is not told otherwise."""
+    """A stream that reports its end, which a waiting request handler would not see."""
 
     _stream: trio.abc.Stream
     ended: Callable[[], None] = _nothing
@@ -204,16 +204,16 @@ class _Watched(trio.abc.Stream):
 async def accept(
     stream: trio.abc.Stream, refuse: Callable[[trio_websocket.WebSocketRequest], str | None]
 ) -> AsyncGenerator[WebSocket | None]:
-    """Take in a WebSocket for a block; None: it was refused.
+    """Accept a WebSocket for a block; None: it was refused.
 
     Args:
-        stream: The connection; closed in the end.
-        refuse: Why a request is not to be accepted; None: it is.
+        stream: The connection; it is closed at the end.
+        refuse: Returns why a request is refused; None: it is accepted.
 
     Raises:
-        ConnectionLostError: the other side is gone, or does not speak this.
+        ConnectionLostError: the other side is gone, or does not speak WebSocket.
 
-    Cancellation: it is closed, within `CLOSE_S`.
+    Cancellation: the socket is closed, within `CLOSE_S`.
     """
     async with _talking(stream) as nursery:
         connection: trio_websocket.WebSocketConnection | None = None
@@ -228,7 +228,7 @@ async def accept(
             )
             reason = refuse(request)
             if reason is not None:
-                log.warning("a connection is refused: %s", reason)
+                log.warning("a connection was refused: %s", reason)
                 await request.reject(403, body=reason.encode())
             else:
                 watched.ended = _nothing
@@ -247,5 +247,5 @@ Request = trio_websocket.WebSocketRequest
 
 def host_header(request: Request) -> str:
     """The Host header of a request, which is not among its `headers`."""
-    event: wsproto.events.Request = request._event  # pyright: ignore[reportPrivateUsage]  # nothing public has it
+    event: wsproto.events.Request = request._event  # pyright: ignore[reportPrivateUsage]  # no public name
     return event.host

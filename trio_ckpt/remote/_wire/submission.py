@@ -1,4 +1,4 @@
-"""A job as it is stored: what to do with which items, and how."""
+"""A job as it is stored: its function, items and options."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _FUNCTION = re.compile(r"[A-Za-z_][\w]*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASC
 
 @attrs.frozen
 class JobSubmission:
-    """A job as its client gave it.
+    """A job as its client submitted it.
 
     Attributes:
         function: ``module:function``.
-        items: One result comes of each.
-        options: How it is done.
+        items: The work items; each has one result.
+        options: How the job is run.
     """
 
     function: str
@@ -49,7 +49,7 @@ class JobSubmission:
     options: JobOptions
 
     def to_plain(self) -> dict[str, Any]:
-        """As it is stored."""
+        """Return the job in its stored form."""
         return {
             "function": self.function,
             "items": list(self.items),
@@ -57,7 +57,7 @@ class JobSubmission:
         }
 
     def is_same_work(self, other: JobSubmission) -> bool:
-        """Whether the same is to be done with the same items, however it is done."""
+        """Whether both jobs run the same function on the same items; the options may differ."""
         return self.function == other.function and list(self.items) == list(other.items)
 
     @classmethod
@@ -65,7 +65,7 @@ class JobSubmission:
         """The inverse of `to_plain`.
 
         Raises:
-            StoreDamagedError: it is not what was stored.
+            StoreDamagedError: the value is not a stored job.
         """
         try:
             options = msgspec.convert(plain["options"], JobOptions)
@@ -76,38 +76,38 @@ class JobSubmission:
 
 @attrs.frozen
 class JobHead:
-    """What of a submission is read without its items.
+    """The part of a submission that can be read without its items.
 
     Attributes:
         function: ``module:function``.
-        options: How it is done.
+        options: How the job is run.
     """
 
     function: str
     options: JobOptions
 
     def to_plain(self) -> dict[str, Any]:
-        """The head as it is stored."""
+        """Return the head in its stored form."""
         return {"function": self.function, "options": msgspec.to_builtins(self.options)}
 
 
 def job_records(submission: JobSubmission, at: float) -> tuple[Record, Record]:
-    """The records of `JOB_STREAM`: the submission, and its head, which every fold keeps."""
+    """Return the records of `JOB_STREAM`: the submission, and its head, which every fold keeps."""
     whole = Record(kind=RecordKind.BATCH, at=at, index=0, metadata=submission.to_plain())
     return whole, head_record(submission, at)
 
 
 def head_record(submission: JobSubmission, at: float) -> Record:
-    """The head of a submission; the newest one says how the job is done."""
+    """Return the head record of a submission; the newest head has the options that count."""
     head = JobHead(submission.function, submission.options).to_plain()
     return Record(kind=RecordKind.FINISH, at=at, last_index=0, metadata=head)
 
 
 def head_of(view: RunView) -> JobHead | None:
-    """What a job is to do; None: its run does not say so, so no client was told it was taken.
+    """Read the head of a job; None: its run has none, so the job was never acknowledged.
 
     Raises:
-        StoreDamagedError: it is not what was stored.
+        StoreDamagedError: the head is damaged.
     """
     entry = view.streams.get(JOB_STREAM)
     if entry is None or entry.progress.status is not Status.COMPLETE:
@@ -121,10 +121,10 @@ def head_of(view: RunView) -> JobHead | None:
 
 
 def check_function(name: str) -> str:
-    """Return the name of a function if it is a good one; whether it is there, a worker knows.
+    """Return a function's name if it is well-formed; only a worker knows whether it exists.
 
     Raises:
-        NotAllowedError: it is not ``module:function``.
+        NotAllowedError: the name is not ``module:function``.
     """
     text("function", name)
     if len(name) > MAX_NAME_CHARS or _FUNCTION.fullmatch(name) is None:
@@ -133,32 +133,32 @@ def check_function(name: str) -> str:
 
 
 def as_sent(value: Any, path: str, *, allow_nan: bool = False) -> tuple[Any, int]:
-    """An item or a result as it arrives at the other end, a copy; and its size in bytes.
+    """Return a copy of an item or a result as the other side decodes it, and its size in bytes.
 
     Args:
         value: JSON-like.
-        path: What it is called in messages.
-        allow_nan: Whether it may have NaN and infinity in it.
+        path: The name of the value in error messages.
+        allow_nan: Whether NaN and infinity are allowed in it.
 
     Raises:
-        NotEncodableError: it is not JSON-like.
-        ValueError: it is too large.
+        NotEncodableError: the value is not JSON-like.
+        ValueError: the value is too large.
     """
     plain = as_plain(value, path, depth=STORED_DEPTH, allow_nan=allow_nan)
     size = len(msgspec.msgpack.encode(plain))
     if size > MAX_VALUE_BYTES:
         raise ValueError(
-            f"{path} has {size:,} bytes, over {MAX_VALUE_BYTES:,}: keep it in a file or in "
-            "the state, and give its name"
+            f"{path} has {size:,} bytes, over {MAX_VALUE_BYTES:,}: put it into a file or into "
+            "the state, and pass its name",
         )
     return plain, size
 
 
 def checked_submission(function: str, items: Iterable[Any], options: JobOptions) -> JobSubmission:
-    """A job that a foreman would take; its items are copies.
+    """Build a job that a foreman accepts; its items are copies.
 
     Raises:
-        NotEncodableError, NotAllowedError, TypeError, ValueError: it would not.
+        NotEncodableError, NotAllowedError, TypeError, ValueError: a foreman would refuse it.
     """
     name = check_function(function)
     values = several("items", items, "JSON-like values")
@@ -188,7 +188,7 @@ def job_options(
     keep_checkpoints: bool = False,
     trace: Mapping[str, str] | None = None,
 ) -> JobOptions:
-    """How a job is to be done, as a client says it.
+    """Build the options of a job from a client's arguments.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message has its name and value.
@@ -208,17 +208,17 @@ def job_options(
         keep_checkpoints=flag("keep_checkpoints", keep_checkpoints),
         trace=entries,
     )
-    try:  # whatever else the foreman would refuse
+    try:  # finds everything else that the foreman would refuse
         return msgspec.convert(msgspec.to_builtins(options), JobOptions)
     except msgspec.ValidationError as error:
         raise ValueError(f"the options of a job cannot be sent: {error}") from error
 
 
 def span(name: str, value: float, *, is_zero_allowed: bool = True) -> float:
-    """A time span that a foreman takes.
+    """Return a time span in seconds that a foreman accepts.
 
     Raises:
-        TypeError, ValueError: it is none.
+        TypeError, ValueError: the value is not such a time span.
     """
     found = seconds(name, value, is_zero_allowed=is_zero_allowed)
     if found > MAX_INTERVAL_S:
@@ -227,7 +227,7 @@ def span(name: str, value: float, *, is_zero_allowed: bool = True) -> float:
 
 
 def parts_of(items: Sequence[Any]) -> Iterable[tuple[int, list[Any]]]:
-    """Items in messages, with the place of the first of each."""
+    """Split items into messages; each comes with the index of its first item."""
     part: list[Any] = []
     first = size = 0
     for place, item in enumerate(items):
@@ -241,10 +241,10 @@ def parts_of(items: Sequence[Any]) -> Iterable[tuple[int, list[Any]]]:
 
 
 async def read_submission(store: Store, job_id: str) -> JobSubmission | None:
-    """The job as it was submitted, with its newest options; None: it is not there, or not whole.
+    """Read a job as it was submitted, with its newest options; None: it is absent or incomplete.
 
     Raises:
-        StoreDamagedError: it is not what was stored.
+        StoreDamagedError: a record of the submission is damaged.
     """
     stored = await store.read_run(job_id)
     if stored is None:

@@ -1,4 +1,4 @@
-"""What a worker and a foreman say to each other about work items."""
+"""The messages between a worker and a foreman about work items."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from .message import (
 
 
 class AssignTask(TaskMessage, frozen=True, array_like=True):
-    """A work item, to be begun.
+    """A work item to start.
 
     Attributes:
-        job_id: Its job.
-        index: Its place there.
-        function: ``module:function``, one that the worker allows.
-        item: What the function gets.
-        attempt: 1 for the first try.
+        job_id: The item's job.
+        index: The item's index in the job.
+        function: ``module:function``, in a module that the worker allows.
+        item: The argument of the function.
+        attempt: 1 for the first attempt.
         interval_s: How often to save, at most; None: never.
-        trace: As the job was submitted with.
+        trace: The trace context that the job was submitted with.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.ASSIGN_TASK
@@ -51,11 +51,11 @@ class AssignTask(TaskMessage, frozen=True, array_like=True):
 
 
 class ResumeTask(AssignTask, frozen=True, array_like=True):
-    """The same, to be gone on with from what the foreman's store has.
+    """A work item to resume from its saved state in the foreman's store.
 
     Attributes:
-        sequence: Of the newest record of its stream.
-        captured_at: When that was saved; Unix time, s.
+        sequence: The sequence number of the newest record of its stream.
+        captured_at: When that record was saved; Unix time, s.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.RESUME_TASK
@@ -64,10 +64,10 @@ class ResumeTask(AssignTask, frozen=True, array_like=True):
 
 
 class NewLease(TaskMessage, frozen=True, array_like=True):
-    """A worker that came back goes on, under this number.
+    """A worker that reconnected continues an item, under this lease number.
 
     Attributes:
-        was: The number that it named in its HELLO.
+        was: The lease number that the worker named in its HELLO.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.LEASE
@@ -75,18 +75,18 @@ class NewLease(TaskMessage, frozen=True, array_like=True):
 
 
 class Cancel(TaskMessage, frozen=True, array_like=True):
-    """The function is to end; nothing of it counts any more."""
+    """The function is to end; its result does not count any more."""
 
     KIND: ClassVar[MessageKind] = MessageKind.CANCEL
     reason: Text = ""
 
 
 class ReleaseTask(TaskMessage, frozen=True, array_like=True):
-    """From the foreman: save and hand back.  From the worker: that it did, or has ended it.
+    """From the foreman: save and hand the item back.  From the worker: the item is handed back.
 
     Attributes:
-        reason: Why, in words.
-        is_trouble: The worker could not go on; it was not asked to.
+        reason: The reason, as text.
+        is_trouble: Whether the worker could not continue, rather than being asked to stop.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.RELEASE_TASK
@@ -95,7 +95,7 @@ class ReleaseTask(TaskMessage, frozen=True, array_like=True):
 
 
 class ForceCheckpoint(TaskMessage, frozen=True, array_like=True):
-    """Save at the next point, however long ago the last one was."""
+    """Save at the next point, however recent the last save is."""
 
     KIND: ClassVar[MessageKind] = MessageKind.FORCE_CHECKPOINT
 
@@ -104,8 +104,8 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
     """An error of a store.
 
     Attributes:
-        code: Which; see `trio_ckpt.remote._wire.faults`.
-        message: Its text.
+        code: The kind of error; see `trio_ckpt.remote._wire.faults`.
+        message: The text of the error.
     """
 
     code: Name
@@ -116,9 +116,9 @@ class TaskCheckpoint(TaskMessage, frozen=True, array_like=True):
     """Checkpoints of a work item, to be made durable: `Store.save`.
 
     Attributes:
-        call: The answer has the same number; unique in a connection.
-        generation: Of the item's run.
-        checkpoints: In order.
+        call: The call number, repeated in the answer; unique in a connection.
+        generation: The generation of the item's run.
+        checkpoints: The checkpoints, in order.
         folds: See `Store.save`.
     """
 
@@ -131,12 +131,12 @@ class TaskCheckpoint(TaskMessage, frozen=True, array_like=True):
 
 
 class CheckpointAck(TaskMessage, frozen=True, array_like=True):
-    """They are durable, or why not.
+    """Checkpoints are durable, or were not saved.
 
     Attributes:
         call: The number of the `TaskCheckpoint`.
-        outcomes: One for each checkpoint; None: it is durable.
-        fault: Nothing was saved, because of this.
+        outcomes: One for each checkpoint; None: that checkpoint is durable.
+        fault: Why nothing was saved; None: see `outcomes`.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.CHECKPOINT_ACK
@@ -161,16 +161,16 @@ class ReadHistory(msgspec.Struct, frozen=True, array_like=True, tag=2):
     limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1_000
 
 
-BEGIN_AGAIN = msgspec.msgpack.encode(False)  # the answer to a part whose predecessor is not there
+BEGIN_AGAIN = msgspec.msgpack.encode(False)  # answers a part whose predecessor is missing
 
 
 class PutBlob(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """A part of a `Store.put_blob`; the parts come in order.
 
     Attributes:
-        digest: Of the whole, hexadecimal.
-        size: Of the whole.
-        offset: Of this part.
+        digest: SHA-256 of the whole blob, hexadecimal.
+        size: Size of the whole blob, in bytes.
+        offset: Where this part begins, in bytes.
         data: The part.
     """
 
@@ -200,11 +200,11 @@ AnyCall = ReadRun | ReadHistory | PutBlob | ReadBlob | DropBlobs
 
 
 class StoreCall(TaskMessage, frozen=True, array_like=True):
-    """A question to the foreman's store, about the item's run.
+    """A call to the foreman's store, about the item's run.
 
     Attributes:
-        call: The answers have the same number; unique in a connection.
-        verb: What is asked.
+        call: The call number, repeated in the answers; unique in a connection.
+        verb: The operation.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.STORE_CALL
@@ -214,13 +214,13 @@ class StoreCall(TaskMessage, frozen=True, array_like=True):
 
 
 class StoreReply(TaskMessage, frozen=True, array_like=True):
-    """A part of the answer.
+    """A part of the answer to a call.
 
     Attributes:
         call: The number of the `StoreCall`.
-        data: The part; MessagePack, all parts together.
-        is_last: Whether it was the last one.
-        fault: Instead of an answer.
+        data: The part; all parts together are MessagePack.
+        is_last: Whether this is the last part.
+        fault: The error, instead of an answer.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.STORE_REPLY
@@ -232,11 +232,11 @@ class StoreReply(TaskMessage, frozen=True, array_like=True):
 
 
 class TaskProgress(TaskMessage, frozen=True, array_like=True):
-    """What a worker says of a running item.
+    """A worker's report on a running item.
 
     Attributes:
-        percent: How far it is, 0 to 100.
-        note: For the job's history.
+        percent: Progress of the item, 0 to 100.
+        note: A line for the job's history.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.TASK_PROGRESS
@@ -248,7 +248,7 @@ class TaskResult(TaskMessage, frozen=True, array_like=True):
     """The function has returned; its checkpoints are acknowledged.
 
     Attributes:
-        value: What it returned, JSON-like.
+        value: The return value, JSON-like.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.TASK_RESULT
@@ -257,7 +257,7 @@ class TaskResult(TaskMessage, frozen=True, array_like=True):
 
 
 class TaskFailed(TaskMessage, frozen=True, array_like=True):
-    """The function has raised."""
+    """The function raised an exception."""
 
     KIND: ClassVar[MessageKind] = MessageKind.TASK_FAILED
     MAX_BYTES: ClassVar[int] = MAX_ERROR_BYTES
@@ -265,6 +265,6 @@ class TaskFailed(TaskMessage, frozen=True, array_like=True):
 
 
 class TaskAck(TaskMessage, frozen=True, array_like=True):
-    """The last word on an item was taken: the worker may forget it."""
+    """The foreman has handled the end of an item: the worker may forget it."""
 
     KIND: ClassVar[MessageKind] = MessageKind.TASK_ACK

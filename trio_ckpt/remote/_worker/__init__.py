@@ -1,4 +1,4 @@
-"""A worker: the functions it runs, and the store it reaches through its foreman.
+"""A worker: the functions that it runs, and the store that it reaches through its foreman.
 
-It may not know which jobs there are.
+This room may not know which jobs exist.
 """

@@ -1,8 +1,8 @@
-"""A worker's line to the foreman for one work item: questions, and their answers.
+"""A worker's RPC client for one work item: calls to the foreman, and their answers.
 
-A question is kept until it is answered.  If the connection is lost meanwhile it is asked again on
-the next one, in order: saves that are there already are acknowledged again, reads change
-nothing.  How long that may take is bounded; so is the life of the lease.
+A call is kept until it is answered.  If the connection is lost, the call is sent again on the next
+one, in order: saves that exist already are acknowledged again, and reads change nothing.  The wait
+is bounded, and so is the life of the lease.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .._wire.messages import (
     TaskMessage,
 )
 
-PATIENCE_S = 600.0  # without a connection: a foreman that is moved to another machine, say
+PATIENCE_S = 600.0  # without a connection: a foreman that moves to another machine, for example
 
 Question = Callable[[int, int], TaskCheckpoint | StoreCall]  # of the call's number and the lease
 
 
 @attrs.define(eq=False)
 class _Asked:
-    """A question without an answer."""
+    """A call without an answer."""
 
     question: Question
     answered: trio.Event = attrs.field(factory=trio.Event)
@@ -44,15 +44,15 @@ class _Asked:
 
 @attrs.define(eq=False)
 class RpcClient:
-    """One work item's line to the foreman.
+    """The RPC client of one work item.
 
     Attributes:
         task_id: The item.
-        lease: The number under which this worker has it now.
-        patience_s: How long a question waits for its answer.
-        link: The connection; None: there is none, or the item is not taken up on it yet.
-        numbers: Of calls, for all items of a connection.
-        lost: Why the item is not this worker's any more.
+        lease: The lease number under which this worker has the item now.
+        patience_s: How long a call waits for its answer, in seconds.
+        link: The connection; None: there is none, or the item is not resumed on it yet.
+        numbers: Call numbers, for all items of a connection.
+        lost: Why this worker does not have the item any more.
     """
 
     task_id: str
@@ -64,11 +64,11 @@ class RpcClient:
     _asked: dict[int, _Asked] = attrs.field(factory=dict[int, _Asked], init=False)
 
     async def ask(self, verb: AnyCall) -> bytes:
-        """Ask the store something.
+        """Make a call to the foreman's store.
 
         Raises:
-            StoreError: as the store answered; or there was no answer in time.
-            StoreConflictError: the item is not this worker's any more.
+            StoreError: the error of the store, or no answer came in time.
+            StoreConflictError: this worker does not have the item any more.
 
         Cancellation: gives up waiting; the answer is dropped.
         """
@@ -76,13 +76,13 @@ class RpcClient:
         return b"".join(asked.parts)
 
     async def save(self, question: Question) -> CheckpointAck:
-        """Have checkpoints saved.
+        """Save checkpoints in the foreman's store.
 
         Raises, Cancellation: as for `ask`.
         """
         asked = await self._wait(question)
         if asked.ack is None:
-            raise StoreError("the foreman has answered something else")
+            raise StoreError("the foreman answered with an unexpected message")
         return asked.ack
 
     async def _wait(self, question: Question) -> _Asked:
@@ -93,7 +93,7 @@ class RpcClient:
         try:
             self._send(call, asked)
             if not await wait_awake(asked.answered, self.patience_s):
-                raise StoreError(f"the foreman has not answered for {self.patience_s:g} s")
+                raise StoreError(f"the foreman did not answer for {self.patience_s:g} s")
         finally:
             self._asked.pop(call, None)
         if asked.error is not None:
@@ -107,7 +107,7 @@ class RpcClient:
     # -- the other direction ----------------------------------------------------------------
 
     def answer(self, message: TaskMessage) -> None:
-        """Take an answer; one that nobody waits for any more is dropped."""
+        """Handle an answer; one that no call waits for is dropped."""
         if not isinstance(message, StoreReply | CheckpointAck):
             return
         asked = self._asked.get(message.call)
@@ -123,18 +123,18 @@ class RpcClient:
             asked.answered.set()
 
     def connect(self, link: Link, lease: int) -> None:
-        """Go on over a new connection; what was not answered is asked again."""
+        """Continue over a new connection; unanswered calls are sent again."""
         self.link, self.lease = link, lease
         for call, asked in self._asked.items():
             asked.parts.clear()
             self._send(call, asked)
 
     def disconnect(self) -> None:
-        """Take note that the connection is gone."""
+        """Mark the connection as lost."""
         self.link = None
 
     def lose(self, reason: str) -> None:
-        """Take note that the item is not this worker's any more; nobody waits longer."""
+        """Mark the item as lost: all waiting calls fail."""
         if self.lost is None:
             self.lost = StoreConflictError(
                 f"work item {self.task_id} is not this worker's any more: {reason}",

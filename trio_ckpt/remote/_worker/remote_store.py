@@ -1,12 +1,12 @@
-"""The store of a worker: the foreman's, over the connection, for one work item.
+"""The store of a worker: the foreman's store, over the connection, for one work item.
 
-Theory of operation.  The foreman owns the item's run as long as the worker has it, and the
-number that its store gave for that is the lease.  `RemoteStore.lock_run` gives the number on, and
-each save carries the newest one, so the foreman's store itself refuses what an old worker still
-sends.  A foreman that was started again has a new number for a worker that goes on; for the
-worker's code nothing has changed.
+Theory of operation.  The foreman owns the item's run while the worker has the item, and the owner
+number that its store issued is the lease.  `RemoteStore.lock_run` returns that number, and each
+save carries the newest one, so the foreman's store itself refuses what a former worker still
+sends.  A restarted foreman has a new number for a worker that continues; the worker's code does
+not see the difference.
 
-What is larger than a message goes in parts: blobs on the way there, everything on the way back.
+Larger values go in parts: blobs on the way there, everything on the way back.
 """
 
 from __future__ import annotations
@@ -50,24 +50,24 @@ from .calls import RpcClient
 
 PART_BYTES = MIB  # of a blob, in one message
 GROUP_BYTES = MAX_MESSAGE_BYTES - MIB  # of checkpoints, in one message; the rest is names
-PUTS = 3  # times that a blob is begun, where the foreman was started again meanwhile
+PUTS = 3  # attempts at a blob, where the foreman was restarted in between
 MAX_SEQUENCE = 2**63 - 1
 
 
 class RemoteStore(Store):
-    """The foreman's store, as one worker may use it for one work item."""
+    """The foreman's store, limited to one worker and one work item."""
 
     durability: Durability = "full"
 
     def __init__(self, line: RpcClient) -> None:
         self.url = f"remote:{line.task_id}"
         self._line = line
-        self._given = 0  # the number that the worker's code knows
+        self._given = 0  # the owner number that the worker's code knows
         self._is_closed = False
 
     @asynccontextmanager
     async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
-        """See `Store.lock_run`.  The foreman owns the run already, for this worker."""
+        """See `Store.lock_run`.  The foreman already owns the run, for this worker."""
         await self._begin(run_id)
         if self._given == 0:
             self._given = self._line.lease
@@ -76,7 +76,7 @@ class RemoteStore(Store):
     async def save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
     ) -> list[Exception | None]:
-        """See `Store.save`.  In several transactions if it is over `GROUP_BYTES`."""
+        """See `Store.save`.  Uses several transactions above `GROUP_BYTES`."""
         await self._begin(run.run_id)
         if run.owner != self._given:
             raise StoreConflictError(
@@ -128,7 +128,7 @@ class RemoteStore(Store):
         return page
 
     async def put_blob(self, payload: BlobPayload) -> str:
-        """See `Store.put_blob`.  In parts of `PART_BYTES`; all of it is kept until it is there."""
+        """See `Store.put_blob`.  Sent in parts of `PART_BYTES`; held until acknowledged."""
         await self._begin()
         digest, attempt = "", 0
         with trio.CancelScope(shield=True):
@@ -140,7 +140,7 @@ class RemoteStore(Store):
                     break
                 except _BeginAgainError as error:
                     if attempt == PUTS:
-                        raise StoreError(f"blob {digest} cannot be put: {error}") from error
+                        raise StoreError(f"blob {digest} cannot be written: {error}") from error
         return digest
 
     async def _put(self, digest: str, views: list[memoryview]) -> None:
@@ -148,13 +148,13 @@ class RemoteStore(Store):
         for part in _parts(views):
             answer = await self._line.ask(PutBlob(digest, size, offset, part))
             if answer != _NIL:
-                raise _BeginAgainError("the foreman has lost the parts before")
+                raise _BeginAgainError("the foreman lost the earlier parts of the blob")
             offset += len(part)
 
     async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
         """See `Store.read_blob`."""
         if offset < 0 or (size is not None and size < 0):
-            raise ValueError(f"{size} bytes from {offset} on are no part of a blob")
+            raise ValueError(f"{size} bytes from {offset} on are not a part of a blob")
         await self._begin()
         return await self._line.ask(ReadBlob(digest, offset, size))
 
@@ -176,7 +176,7 @@ class RemoteStore(Store):
         return size
 
     async def list_runs(self) -> tuple[RunSummary, ...]:
-        """A worker sees no run but that of its item.
+        """Always refused: a worker sees only the run of its item.
 
         Raises:
             StoreError: always.
@@ -184,7 +184,7 @@ class RemoteStore(Store):
         self._refuse("list the runs")
 
     async def read_owner(self, run_id: str) -> Owner | None:
-        """The same.
+        """Always refused: a worker does not see the owners of runs.
 
         Raises:
             StoreError: always.
@@ -192,7 +192,7 @@ class RemoteStore(Store):
         self._refuse("ask for owners")
 
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
-        """The foreman prunes the run when the item is done.
+        """Always refused: the foreman prunes the run when the item is done.
 
         Raises:
             StoreError: always.
@@ -216,7 +216,7 @@ class RemoteStore(Store):
 
 
 class _BeginAgainError(Exception):
-    """The foreman does not have the parts of a blob that came before."""
+    """The foreman does not have the earlier parts of a blob."""
 
 
 _NIL = msgspec.msgpack.encode(None)
@@ -230,7 +230,7 @@ def _decode(answer: bytes, kind: Any) -> Any:
 
 
 def _cut(group: Sequence[Checkpoint]) -> list[list[Checkpoint]]:
-    """A group in parts that fit into a message; at least one, which may be empty."""
+    """Split a group into parts that fit into a message; at least one, which may be empty."""
     parts: list[list[Checkpoint]] = [[]]
     size = 0
     for checkpoint in group:
@@ -244,7 +244,7 @@ def _cut(group: Sequence[Checkpoint]) -> list[list[Checkpoint]]:
 
 
 def _named(payload: BlobPayload) -> tuple[str, list[memoryview]]:
-    """The SHA-256 of a payload, in hexadecimal, and its bytes where they lie.
+    """Return the SHA-256 of a payload, in hexadecimal, and a view of its bytes.
 
     Raises:
         TypeError: a buffer is not contiguous.
@@ -260,7 +260,7 @@ def _named(payload: BlobPayload) -> tuple[str, list[memoryview]]:
 
 
 def _parts(views: list[memoryview]) -> Iterator[bytes]:
-    """The same in parts of `PART_BYTES`; at least one, which may be empty."""
+    """Split a payload into parts of `PART_BYTES`; at least one, which may be empty."""
     gathered, is_empty = bytearray(), True
     for view in views:
         for first in range(0, len(view), PART_BYTES):

@@ -1,4 +1,4 @@
-"""What a function on a worker has to do with: `Work`, beside its item."""
+"""`Work`: the second argument of a function on a worker, besides its item."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class TaskSettings:
     """How a function is called.
 
     Attributes:
-        state: Makes the state as it is at the very beginning, of the item.
-        in_process: A sync function runs in a process of its own, beside the worker's.
+        state: Makes the initial state from the item.
+        in_process: Whether a sync function runs in its own process, outside the worker's.
     """
 
     state: Callable[[Any], Any]
@@ -53,14 +53,14 @@ def _empty(_item: Any) -> dict[str, Any]:
 
 
 def task(*, state: Callable[[Any], Any] = _empty, in_process: bool = False) -> Callable[[F], F]:
-    """Say how a function is to be run on workers; without it the defaults hold.
+    """Set how workers run a function; without this decorator the defaults apply.
 
     Args:
-        state: Makes ``work.state`` as it is at the very beginning, of any type; it is given the
-            item.  Default: an empty dict.
-        in_process: Run a sync function in a process of trio-parallel (an extra of its own), for
-            code that holds the interpreter for long.  It gets no `Work`: it is called with
-            its item alone, takes no checkpoints, and is killed when it is cancelled.
+        state: Makes the initial ``work.state``, of any type, from the item.  Default: an empty
+            dict.
+        in_process: Run a sync function in a process of trio-parallel (a separate extra), for
+            code that holds the interpreter for long.  It gets no `Work`: it is called with its
+            item alone, takes no checkpoints, and is killed when it is cancelled.
     """
 
     def mark(func: F) -> F:
@@ -71,38 +71,38 @@ def task(*, state: Callable[[Any], Any] = _empty, in_process: bool = False) -> C
 
 
 def settings_of(func: Callable[..., Any]) -> TaskSettings:
-    """What `task` said of a function, or the defaults."""
+    """Return what `task` set for a function, or the defaults."""
     found = getattr(func, _MARK, None)
     return found if isinstance(found, TaskSettings) else TaskSettings(_empty)
 
 
 def check_module(name: str) -> None:
-    """See that there is a module of this name; it is not imported, its parents are.
+    """Check that a module of this name exists; it is not imported, its parents are.
 
     Raises:
-        NotAllowedError: there is none.
+        NotAllowedError: the module cannot be found.
     """
     try:
         found = importlib.util.find_spec(name)
     except Exception as error:  # a parent is code, and may raise anything
-        raise NotAllowedError(f"no module {name!r} can be found: {text_of(error)}") from error
+        raise NotAllowedError(f"module {name!r} cannot be found: {text_of(error)}") from error
     if found is None:
-        raise NotAllowedError(f"no module {name!r} can be found: is it on the path of the worker?")
+        raise NotAllowedError(f"module {name!r} cannot be found: is it on the worker's path?")
 
 
 async def find_function(name: str, allow: Collection[str]) -> Callable[..., Any]:
-    """Import a function by its name, if it is below one of the modules in the list.
+    """Import a function by its name, if it is below one of the allowed modules.
 
     Args:
         name: ``module:function``.
         allow: Modules, from the worker's own command line.
 
     Raises:
-        NotAllowedError: it is not in the list, not there, private, or no function of such a
-            module but one that it imports from elsewhere.
+        NotAllowedError: the function is not allowed, does not exist, is private, or is one that
+            the module itself imports from elsewhere.
         Exception: whatever the import raises.
 
-    Cancellation: not while it is imported.
+    Cancellation: not during the import.
     """
     module_name, _, attribute = check_function(name).partition(":")
     if not is_allowed(module_name, allow):
@@ -117,21 +117,21 @@ async def find_function(name: str, allow: Collection[str]) -> Callable[..., Any]
         raise NotAllowedError(f"{name!r} cannot be imported: {text_of(error)}") from error
     func = getattr(module, attribute, None)
     if not inspect.isfunction(func) or not is_allowed(func.__module__, allow):
-        raise NotAllowedError(f"{name!r} is no function of that module")
+        raise NotAllowedError(f"{name!r} is not a function of that module")
     return func
 
 
 @awaits_noted
 @attrs.define(eq=False)
 class Work(Generic[S]):
-    """What a function is given beside its item: its state, and how to report.
+    """The second argument of a function: its state, and how to report progress.
 
     Attributes:
-        task_id: The item's name.
-        index: Its place in the job.
-        attempt: 1 for the first try.
-        trace: As the job was submitted with.
-        resumed_from: The label of the point that the state is of; None: it is new.
+        task_id: The item's id.
+        index: The item's index in the job.
+        attempt: 1 for the first attempt.
+        trace: The trace context that the job was submitted with.
+        resumed_from: The label of the point where the state was saved; None: the state is new.
     """
 
     task_id: str
@@ -143,13 +143,13 @@ class Work(Generic[S]):
     resumed_from: str | None = attrs.field(default=None, init=False)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     percent: float | None = attrs.field(default=None, init=False)
-    is_asked: bool = attrs.field(default=False, init=False)  # for a checkpoint, now
+    is_asked: bool = attrs.field(default=False, init=False)  # whether a checkpoint is due now
     release_reason: str | None = attrs.field(default=None, init=False)
     _stream: Stream[Any] | None = attrs.field(default=None, init=False)
     _snapshots: Snapshots | None = attrs.field(default=None, init=False)
     _left_out: Callable[[str], None] | None = attrs.field(default=None, init=False)
     _skipped: int = attrs.field(default=0, init=False)
-    aside: Aside = attrs.field(factory=Aside, init=False)  # a function that runs beside trio
+    aside: Aside = attrs.field(factory=Aside, init=False)  # a function that runs in a thread
     _calls: Calls | None = attrs.field(default=None, init=False)
     _token: trio.lowlevel.TrioToken = attrs.field(
         factory=trio.lowlevel.current_trio_token, init=False
@@ -159,7 +159,7 @@ class Work(Generic[S]):
 
     @property
     def state(self) -> S:
-        """What the function needs to go on elsewhere; it may be changed in place, or set."""
+        """The state to resume from; the function may change it in place, or assign it."""
         state: S = self._state if self._stream is None else self._stream.state
         return state
 
@@ -171,13 +171,13 @@ class Work(Generic[S]):
             self._stream.state = value
 
     def report(self, *, progress_percent: float) -> None:
-        """Say how far the item is; from a thread, too.
+        """Report how far the item is; also callable from a thread.
 
         Args:
             progress_percent: 0 to 100.
 
         Raises:
-            ValueError: it is not.
+            ValueError: `progress_percent` is outside 0 to 100.
         """
         if not 0 <= progress_percent <= 100:
             raise ValueError(f"progress_percent is from 0 to 100, not {progress_percent!r}")
@@ -185,26 +185,26 @@ class Work(Generic[S]):
         self._token.run_sync_soon(self._changed, idempotent=True)
 
     async def point(self, label: str = "") -> bool:
-        """Save the state as it is here, if it is time; see `Snapshots.point`.
+        """Save the state as it is here, if a save is due; see `Snapshots.point`.
 
-        If the worker is to hand the item back, it is saved here and the function ends.
+        If the worker is to hand the item back, the state is saved here and the function ends.
 
         Args:
-            label: Where this is; `resumed_from` on resume.
+            label: The name of this point; `resumed_from` has it on resume.
 
         Returns:
-            Whether a save was begun.
+            Whether a save was started.
 
-        Cancellation: always a cancellation and a schedule point.
+        Cancellation: always a cancellation point and a schedule point.
         """
         taken = await self._point(label)
         await trio.lowlevel.checkpoint_if_cancelled()
         return taken
 
     def point_sync(self, label: str = "") -> bool:
-        """The same from the thread that a sync function runs in.
+        """Save the state, if a save is due; for sync functions, which run in a thread.
 
-        Cancellation: raises `trio.Cancelled`, which is to be let through.
+        Cancellation: raises `trio.Cancelled`, which the function must not catch.
         """
         trio.from_thread.check_cancelled()
         taken = trio.from_thread.run(self._point_aside, label)
@@ -223,7 +223,7 @@ class Work(Generic[S]):
             taken = False
         else:
             if self.is_asked or self.release_reason is not None:
-                await snapshots.wait()  # what is on its way is of an earlier point
+                await snapshots.wait()  # a save in flight has an earlier point
                 snapshots.hurry()
                 self.is_asked = False
             if self.percent is not None:
@@ -247,22 +247,22 @@ class Work(Generic[S]):
         resumed_from: str | None,
         left_out: Callable[[str], None],
     ) -> None:
-        """Note where the state is kept.
+        """Attach the stream that saves the state.
 
         Args:
-            stream: Where.
-            snapshots: Saves it.
-            resumed_from: The label of the point that it is of.
-            left_out: Told why it could not be saved, when it could not.
+            stream: The stream.
+            snapshots: Saves the state.
+            resumed_from: The label of the point where the state was saved.
+            left_out: Called with the reason when a state could not be saved.
         """
         self._stream, self._snapshots, self.resumed_from = stream, snapshots, resumed_from
         self._left_out = left_out
 
     def check_awaited(self) -> None:
-        """See that the function has awaited every point that it made.
+        """Check that the function has awaited every point that it made.
 
         Raises:
-            NeverAwaitedError: it has not.
+            NeverAwaitedError: the function has not.
         """
         if self._calls is not None:
             error = self._calls.problem(f"item {self.index} of the job")
@@ -270,17 +270,17 @@ class Work(Generic[S]):
                 raise error
 
     def detach(self) -> None:
-        """Take note that it is kept no longer; the function may still run in a thread."""
+        """Detach the stream; the function may still run in a thread."""
         if self._stream is not None:
             self._state = self._stream.state
         self._stream = self._snapshots = None
 
 
 def takes_work(func: Callable[..., Any]) -> bool:
-    """Whether a function is called with its `Work` beside the item.
+    """Whether a function is called with its `Work` besides the item.
 
-    It is if it has a second positional parameter that must be given, or is named ``work``: in
-    ``f(x, scale=2)`` the second one is not meant for it.
+    It is if its second positional parameter has no default, or is named ``work``: in
+    ``f(x, scale=2)`` the second parameter is not meant for it.
     """
     parameters = inspect.signature(func).parameters.values()
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
@@ -294,10 +294,10 @@ async def call(func: Callable[..., Any], item: Any, work: Work[Any]) -> Outcome[
     """Run a function: an async one here, a sync one in a thread or a process.
 
     Returns:
-        What it returned or raised, whatever that is: no exception of a function is raised
-        through code that does not expect it, such as StopIteration or SystemExit.
+        What the function returned or raised: exceptions such as StopIteration or SystemExit are
+        returned, so that they do not pass through code that does not expect them.
 
-    Cancellation: a sync one goes on until its next point, and is not waited for.  A process is
+    Cancellation: a sync function runs to its next point, and is not waited for.  A process is
         killed.
     """
     done: Outcome[Any]
@@ -331,7 +331,7 @@ def _capture(func: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome[An
 def _call_sync(func: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     result: object = func(*arguments)
     if isinstance(result, Awaitable):
-        raise TypeError(f"{func.__qualname__} returned something to be awaited: make it async")
+        raise TypeError(f"{func.__qualname__} returned an awaitable: make it async")
     return result
 
 

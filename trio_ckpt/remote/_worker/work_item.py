@@ -1,4 +1,4 @@
-"""One work item on a worker: from its assignment to the last word on it."""
+"""One work item on a worker: from its assignment to its end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from .work import Work, call, find_function, settings_of
 
 log = logging.getLogger("trio_ckpt.remote.worker")
 
-MAX_TOLD = 10  # different reasons of one item for which its state could not be saved
+MAX_TOLD = 10  # different reasons, per item, why its state could not be saved
 
 LastWord = Callable[[int], TaskMessage]  # of the lease
 
@@ -55,12 +55,12 @@ class Item:
     """A work item that this worker has.
 
     Attributes:
-        assigned: What the foreman said.
-        line: To the foreman.
-        work: What the function is given.
-        may_be_interrupted: Whether KeyboardInterrupt is Ctrl-C of a person, and ends the worker.
-        last_word: What is to be said in the end; None: it is running.
-        reported: What was said last of its progress.
+        assigned: The foreman's assignment.
+        line: The item's RPC client.
+        work: The object that the function receives.
+        may_be_interrupted: Whether KeyboardInterrupt comes from Ctrl-C, and ends the worker.
+        last_word: Makes the message that ends the item; None: the item is running.
+        reported: The progress that was reported last.
     """
 
     assigned: AssignTask
@@ -71,17 +71,17 @@ class Item:
     reported: float | None = attrs.field(default=None, init=False)
     _has_begun: bool = attrs.field(default=False, init=False)
     _told: set[str] = attrs.field(factory=set[str], init=False)
-    _returned: list[Any] = attrs.field(factory=list[Any], init=False)  # by the function, if it has
+    _returned: list[Any] = attrs.field(factory=list[Any], init=False)  # the result, if any
 
     @property
     def task_id(self) -> str:
-        """Its name."""
+        """The item's id."""
         return self.assigned.task_id
 
     async def run(self, allow: tuple[str, ...]) -> None:
-        """Run its function; `last_word` then says what came of it.
+        """Run the item's function and set `last_word`.
 
-        Cancellation: through `Work.scope`: what was saved is saved.
+        Cancellation: through `Work.scope`; states that were saved stay saved.
         """
         task_id = self.task_id
         value: Any = None
@@ -100,13 +100,13 @@ class Item:
 
     @contextmanager
     def _foreign(self) -> Generator[None]:
-        """Run foreign code: whatever it raises fails the item, in its own words.
+        """Run foreign code: any exception of it fails the item, with the exception's own text.
 
-        Nothing that it raises comes further than here: a worker, its other items and the store
-        are not ended by a SystemExit, and no text is asked of an exception that has none.
+        No exception leaves this method: SystemExit does not end the worker, its other items or the
+        store, and no text is asked of an exception that has none.
 
         Raises:
-            TaskFailedError: it raised something.
+            TaskFailedError: the function raised an exception.
         """
         try:
             yield
@@ -129,7 +129,7 @@ class Item:
         is_ours = isinstance(error, StoreError | RunStoppedError)
         if self.line.lost is not None or is_ours:
             reason = one_line(text_of(error))[:MAX_TEXT_CHARS]
-            log.warning("work item %s is given up here: %s", task_id, reason, extra=at(task_id))
+            log.warning("work item %s is dropped here: %s", task_id, reason, extra=at(task_id))
             self.last_word = lambda lease: ReleaseTask(task_id, lease, reason, is_trouble=True)
             return
         if not isinstance(error, Exception):
@@ -152,13 +152,13 @@ class Item:
         except StoreDamagedError as error:
             if self._has_begun:
                 raise
-            self.tell(f"nothing that was saved is whole, so it begins again: {error}")
+            self.tell(f"no saved state is whole, so it starts from the beginning: {error}")
             return await self._run_saving(func, store, is_fresh=True)
         except BatchFailedError as error:
             if not self._returned:
                 raise
             problem = text_of(error.__cause__ or error)
-            self.tell(f"its last state cannot be saved, its result is kept without: {problem}")
+            self.tell(f"its last state cannot be saved; its result is kept without it: {problem}")
             await self._keep_result(store, self._returned[0])
             return self._returned[0]
 
@@ -169,7 +169,7 @@ class Item:
     async def _run_saving(
         self, func: Callable[..., Any], store: RemoteStore, *, is_fresh: bool = False
     ) -> Any:
-        """The same as a run of one batch, whose states are snapshots inside it."""
+        """Run the function inside a run of one batch, whose states are snapshots inside it."""
         assigned, work = self.assigned, self.work
         state = self._new_state(func)
         async with (
@@ -193,7 +193,7 @@ class Item:
         return value
 
     async def _keep_result(self, store: RemoteStore, value: Any) -> None:
-        """Save a result without a state, in place of what the item has saved so far."""
+        """Save a result without a state, replacing all earlier states of the item."""
         async with (
             open_run(self.task_id, store=store, fresh=True, handle_signals=False) as run,
             run.open_stream(*TASK_STREAM) as stream,
@@ -203,7 +203,7 @@ class Item:
 
     async def _call(self, func: Callable[..., Any]) -> Any:
         self._has_begun = True
-        if self.line.link is not None:  # it is running, which is seen before it reports anything
+        if self.line.link is not None:  # mark it as running before it reports progress
             self.line.link.send(TaskProgress(self.task_id, self.line.lease))
         with self._foreign():
             returned = (await call(func, self.assigned.item, self.work)).unwrap()
@@ -212,20 +212,20 @@ class Item:
         return value
 
     def _tell_left_out(self, problem: str) -> None:
-        """Say once for each reason that a state could not be saved: the function goes on."""
+        """Report once for each reason that a state could not be saved: the function continues."""
         if problem not in self._told and len(self._told) < MAX_TOLD:
             self._told.add(problem)
             self.tell(f"a snapshot is left out: {problem}")
 
     def tell(self, note: str) -> None:
-        """Say something for the job's history."""
+        """Log a note and send it for the job's history."""
         log.warning("work item %s: %s", self.task_id, printable(note), extra=at(self.task_id))
         if self.line.link is not None:
             message = TaskProgress(self.task_id, self.line.lease, None, note[:MAX_TEXT_CHARS])
             self.line.link.send(message)
 
     def report(self) -> None:
-        """Say how far it is, if there is anybody to say it to and anything new."""
+        """Send the item's progress, if there is a connection and the progress has changed."""
         percent = self.work.percent
         if percent is None or percent == self.reported or self.last_word is not None:
             return
@@ -235,7 +235,7 @@ class Item:
 
 
 def _is_cancellation(error: BaseException) -> bool:
-    """Whether an exception is trio's own, because the code that raised it is cancelled."""
+    """Whether an exception is trio's own, raised because the code was cancelled."""
     is_cancelled = trio.current_effective_deadline() == -math.inf
     return is_cancelled and any(isinstance(leaf, trio.Cancelled) for leaf in leaves_of(error))
 
@@ -245,7 +245,7 @@ def _is_interrupt(error: BaseException) -> bool:
 
 
 def describe_failure(error: BaseException) -> TaskError:
-    """What the foreman is told of an exception."""
+    """Describe an exception for the foreman."""
     message = text_of(error)
     return TaskError(
         class_name(error)[:MAX_NAME_CHARS] or "Exception",
@@ -257,10 +257,10 @@ def describe_failure(error: BaseException) -> TaskError:
 def _traceback_of(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(error))
-    except BaseException as problem:  # of the exception's own class, or its text is too large
-        return f"{class_name(error)}: its traceback cannot be made: {class_name(problem)}"
+    except BaseException as problem:  # raised by the exception's class, or its text is too large
+        return f"{class_name(error)}: its traceback cannot be formatted: {class_name(problem)}"
 
 
 def _printable_lines(text: str, limit: int) -> str:
-    """Text that MessagePack and a terminal can hold."""
+    """Return text that MessagePack and a terminal can hold."""
     return "\n".join(printable(line) for line in text[:limit].split("\n"))[:limit]

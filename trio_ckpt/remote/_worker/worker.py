@@ -54,21 +54,21 @@ from .work_item import Item
 
 log = logging.getLogger("trio_ckpt.remote.worker")
 
-REPORT_EVERY_S = 0.5  # what people look at need not move more often
+REPORT_EVERY_S = 0.5  # progress is for people, who do not need it more often
 DEFAULT_GRACE_S = 30.0
-LAST_WORDS_S = 1.0  # to say what came of items that were cancelled
+LAST_WORDS_S = 1.0  # to report the end of items that were cancelled
 
 
 def peer_name() -> str:
-    """What this process is called: its host and its number."""
+    """Return the name of this process: its host and process id."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def checked_name(name: str | None) -> str:
-    """What a peer is called, as it was given or by default.
+    """Return the name of a peer, as given or by default.
 
     Raises:
-        TypeError, ValueError: it is no str, empty, or too long.
+        TypeError, ValueError: the name is not a str, is empty, or is too long.
     """
     if name is None:
         return peer_name()[:MAX_NAME_CHARS]
@@ -79,17 +79,17 @@ def checked_name(name: str | None) -> str:
 
 @attrs.define(eq=False)
 class Worker:
-    """A worker, over all its connections; made by `run_worker`.
+    """A worker, across all its connections; made by `run_worker`.
 
     Attributes:
-        secret: What lets it in.
-        allow: Modules whose functions it runs.
-        slots: How many items it takes at a time.
-        name: What people call it.
-        patience_s: How long functions go on without a connection.
-        tracer: Makes spans; None: none.
+        secret: The foreman's secret.
+        allow: Modules whose functions the worker runs.
+        slots: How many items the worker takes at a time.
+        name: The worker's name in logs.
+        patience_s: How long functions continue without a connection, in seconds.
+        tracer: Makes spans; None: no spans are made.
         may_be_interrupted: Whether Ctrl-C raises KeyboardInterrupt in this process.
-        items: What it has.
+        items: The work items that the worker has, by id.
     """
 
     secret: bytes
@@ -110,9 +110,9 @@ class Worker:
     async def run(
         self, dial: Dial, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Work until `stop`.
+        """Run work items until `stop`.
 
-        Cancellation: functions are cancelled; what they had saved is saved.
+        Cancellation: functions are cancelled; states that were saved stay saved.
         """
         self._session = ReconnectingSession(
             dial, PeerRole.WORKER, self._hello, self._opened, self._received, self._closed
@@ -129,11 +129,11 @@ class Worker:
                 nursery.cancel_scope.cancel()
 
     async def stop(self, reason: str, grace_s: float) -> None:
-        """Save and hand back what is running, then leave.
+        """Save and hand back the running items, then leave.
 
         Args:
-            reason: Why, in words.
-            grace_s: How long functions have to come to a point.
+            reason: The reason, as text.
+            grace_s: How long functions have to reach a point, in seconds.
         """
         self._stopping = reason
         if self._session is not None:
@@ -175,7 +175,7 @@ class Worker:
         )
 
     def _opened(self, _link: Link) -> None:
-        log.info("worker %s is connected, with %s", self.name, plural(len(self.items), "item"))
+        log.info("worker %s connected, with %s", self.name, plural(len(self.items), "item"))
 
     def _closed(self) -> None:
         for item in self.items.values():
@@ -202,7 +202,7 @@ class Worker:
             case Cancel():
                 item.line.lose(message.reason)
                 item.work.scope.cancel()
-                if item.last_word is not None:  # that was not said, or is not wanted any more
+                if item.last_word is not None:  # it was not sent, or is not needed any more
                     self._say(ReleaseTask(item.task_id, message.lease, "it had ended"))
             case TaskAck():
                 self._forget(item)
@@ -251,10 +251,10 @@ class Worker:
         if item.last_word is not None:
             self._say(item.last_word(item.line.lease))
         if item.line.lost is not None and self._session is not None and self._session.link is None:
-            self._forget(item)  # there is nobody to tell, and nobody who wants to know
+            self._forget(item)  # no connection, and no foreman that waits for it
 
     def _say(self, message: TaskMessage) -> None:
-        """Say the last word on an item, if it is to be said on this connection."""
+        """Send the end of an item, if it is due on this connection."""
         session = self._session
         if session is None or session.link is None:
             return
@@ -290,7 +290,7 @@ async def _run_traced(item: Item, allow: tuple[str, ...], tracer: TaskTracer) ->
 
 
 def _nothing() -> None:
-    """Progress is looked at every so often."""
+    """Report the progress of items periodically."""
 
 
 async def run_worker(
@@ -307,34 +307,34 @@ async def run_worker(
     handle_signals: bool | None = None,
     task_status: trio.TaskStatus[bool] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Work for a foreman until cancelled, or told to stop by SIGINT or SIGTERM.
+    """Work for a foreman until cancelled, or stopped by SIGINT or SIGTERM.
 
-    Functions are run by their names, if these are below a module in `allow`; nothing else that
-    comes over the connection is ever run or unpickled.  What a function saves is saved by the
-    foreman.  When the connection is lost functions go on, and the worker connects again.  It
-    waits for a foreman that is not there yet, and says so in its log.
+    Functions are run by name, if they are below a module in `allow`; the worker never runs or
+    unpickles anything else from the connection.  The foreman saves what a function saves.  When
+    the connection is lost, functions continue and the worker reconnects.  It waits for a foreman
+    that is not started yet, and logs that it waits.
 
     Args:
-        url: The foreman's: ``ws://127.0.0.1:9000`` or ``wss://…``.
-        secret: What lets it in.
-        allow: Modules whose functions, and those of modules below them, it runs.
-        slots: How many items at a time.
-        name: What people call it; default: its host and process.
-        ssl_context: For ``wss:``; default: the system's authorities.
-        grace_s: How long a stop waits for functions to come to a point and save.
-        patience_s: How long functions go on without a connection.
-        tracer: From `trio_ckpt.trace_tasks`: a span of OpenTelemetry for each attempt.
+        url: The foreman's URL: ``ws://127.0.0.1:9000`` or ``wss://…``.
+        secret: The foreman's secret.
+        allow: Modules whose functions it runs, with those of modules below them.
+        slots: How many items it runs at a time.
+        name: The worker's name in logs; default: its host and process.
+        ssl_context: For ``wss:``; default: the certificate authorities of the system.
+        grace_s: How long a stop waits for functions to reach a point and save, in seconds.
+        patience_s: How long functions continue without a connection, in seconds.
+        tracer: From `trio_ckpt.trace_tasks`: an OpenTelemetry span for each attempt.
         handle_signals: Stop in good order on SIGINT and SIGTERM.  Default: in the main thread.
-        task_status: Told True when it is let in for the first time; False if it was stopped
-            before that, and ends.
+        task_status: Started with True when the foreman accepts the worker for the first time;
+            with False if the worker was stopped before that.
 
     Raises:
-        HandshakeRefusedError: the foreman does not want it.
-        NotAllowedError: a module in `allow` is not there.
+        HandshakeRefusedError: the foreman refuses this worker.
+        NotAllowedError: a module in `allow` does not exist.
         TypeError, ValueError: an argument is wrong; the message has its name and value.
 
-    Durability: what `Work.point` has saved survives what the foreman's store says.
-    Cancellation: functions are cancelled at once; what they had saved is saved.
+    Durability: states saved at `Work.point` survive whatever the foreman's store promises.
+    Cancellation: functions are cancelled at once; states that were saved stay saved.
     """
     from .._wire.sockets import dial  # trio-websocket is an extra
 
@@ -399,4 +399,4 @@ async def _stop_on_signals(worker: Worker, grace_s: float, scope: trio.CancelSco
             log.info("%s: handing back", signal.Signals(number).name)
             break
         await worker.stop("the worker stops", grace_s)
-    scope.cancel()  # also what waits for a foreman that is not there
+    scope.cancel()  # also ends the wait for a foreman that is not there
