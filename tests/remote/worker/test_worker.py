@@ -70,7 +70,7 @@ async def test_a_client_is_told_that_no_foreman_is_there(autojump_clock: MockClo
     async with open_site(MemoryStore()) as site:
         site.cut_off.add("client")
         began = trio.current_time()
-        with pytest.raises(ConnectionLostError, match="within 5 s: .*; start it"):
+        with pytest.raises(ConnectionLostError, match=r"within 5 s: .*; start it"):
             async with open_client(site.dial("client"), SECRET, "client"):
                 pass
         assert trio.current_time() - began <= 5
