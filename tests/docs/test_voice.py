@@ -39,8 +39,6 @@ NOT_YET = (
     "trio_ckpt/_runs",
     "trio_ckpt/_tokens",
     "trio_ckpt/_util",
-    "trio_ckpt/outputs",
-    "trio_ckpt/state",
     "trio_ckpt/testing",
     "docs/reference/command.md",
 )

@@ -1,4 +1,4 @@
-"""A system that fails where it is told to, and what tests ask of files."""
+"""A system that fails at a given call, and helpers that inspect files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Killed(BaseException):
 
 
 class FaultySystem(System):
-    """Fails its k-th call, tells what it was asked, and may write little at a time."""
+    """Fails its k-th call, records its calls, and may write little at a time."""
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ def test_what_is_appended_counts_only_once_it_is_confirmed(
     assert [c for c in system.changes if "pwrite" not in c] == ["fdatasync a/log"]
     assert sink.confirmed == 0
     sink.append([b"three\n"])
-    assert (root / "a/log").read_bytes() == b"three\n"  # nobody confirmed the first
+    assert (root / "a/log").read_bytes() == b"three\n"  # the first was never confirmed
     sink.confirm(6)
     sink.append([b"4\n", b"5\n"])
     sink.confirm(8)  # the checkpoint of the second batch failed

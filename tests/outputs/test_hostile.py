@@ -1,4 +1,4 @@
-"""Somebody who may write to the output folder swaps names while the library works in it.
+"""Another user who may write to the output folder swaps names while the library works in it.
 
 Every step goes from an open folder to a name in it, and follows no link; so a folder that is
 swapped for a link after it was opened is still the folder that was opened.
@@ -19,11 +19,11 @@ from trio_ckpt._journal.record import Output
 from trio_ckpt._util.errors import OutputError
 from trio_ckpt.outputs import AppendFile, OutputDir, System
 
-SECRET = b"a secret of somebody else"
+SECRET = b"a secret of another user"
 
 
 class SwappingSystem(System):
-    """Before its k-th call, somebody swaps a name below the folder for a link."""
+    """Before its k-th call, another user swaps a name below the folder for a link."""
 
     def __init__(self) -> None:
         self.count, self.swap_at = 0, 0
@@ -47,7 +47,7 @@ def _append(outdir: OutputDir) -> None:
 
 WORK: dict[str, Callable[[OutputDir], object]] = {
     "write": lambda outdir: outdir.write("d/f", b"new"),
-    "write anew": lambda outdir: outdir.write("d/new", b"new"),
+    "write new": lambda outdir: outdir.write("d/new", b"new"),
     "append": _append,
     "adopt": lambda outdir: outdir.adopt("d/f"),
     "check": lambda outdir: outdir.check(Output("d/f", 3, 0, "0" * 64), "sha256"),

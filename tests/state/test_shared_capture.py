@@ -138,7 +138,7 @@ class SlowStore(MemoryStore):
 async def test_more_streams_than_threads_save_through_an_arena_that_holds_two_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """None waits for ever: one state is copied at a time, so nobody who has memory waits for more,
+    """None waits for ever: one state is copied at a time, so no holder of memory waits for more,
     and those who pack what they have find a thread."""
     copying, most = 0, 0
     real = engine.ArrayEngine.hold

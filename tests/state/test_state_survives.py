@@ -114,7 +114,7 @@ def change(rng: random.Random, state: dict[str, Any]) -> None:
 
 
 def describe(value: Any, arrays: list[Any]) -> Any:
-    """What tells two values apart, bit for bit; the arrays, each once, are collected."""
+    """Return what distinguishes two values, bit for bit; collects the arrays, each once."""
     if isinstance(value, np.ndarray):
         known = [number for number, one in enumerate(arrays) if one is value]
         if not known:
@@ -140,8 +140,8 @@ def facts(state: Any) -> Any:
 
 
 @attrs.define(eq=False)
-class Told:
-    """What a program has been told, and what it has captured."""
+class Acknowledged:
+    """What was acknowledged to a program, and what it has captured."""
 
     captured: list[Any] = attrs.field(factory=list[Any])
     acknowledged: int = 0  # how many of these the store has for certain
@@ -152,7 +152,7 @@ class Dying(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told = Told()
+        self.told = Acknowledged()
         self.left: list[tuple[MemoryStore, int, int]] = []
 
     def look(self) -> None:

@@ -1,24 +1,24 @@
-"""Durable files: what batches leave behind.
+"""Durable files that batches produce.
 
 Theory of operation
 ===================
 
-A checkpoint may only say that a file is there when the file survives a power cut, so
-every function here returns after the fsyncs that make it so: of the file, of the folder
+A checkpoint may state that a file exists only when the file survives a power cut, so
+every function here returns after the fsyncs that ensure it: of the file, of the folder
 that has its name, and of each folder whose own name may be new.
 
 * A whole file is written beside its goal and renamed over it: at any instant the name
-  leads to the old content or to the new one.
-* An append file has a confirmed length.  What lies behind it is of no account: it is cut
+  denotes the old content or the new one.
+* An append file has a confirmed length.  Bytes after it do not count: they are cut
   off when the file is opened, and before the next append.
-* After a failed fsync the kernel may call the lost pages clean and let the next fsync
+* After a failed fsync the kernel may mark the lost pages clean and let the next fsync
   succeed (Rebello et al., "Can Applications Recover from fsync Failures?", 2020), so
-  nothing is synced a second time: that file or folder is refused until the next session.
+  no fsync is repeated: that file or folder is refused until the next session.
 * Links below the root are never followed: every folder on the way is opened by its own
-  name in the folder before, `openat(2)` with ``O_NOFOLLOW``.
+  name in the folder above it, `openat(2)` with ``O_NOFOLLOW``.
 
-All of it blocks: call it through the seam for blocking calls.  Whatever the operating
-system is asked for goes through `System`, so that a test can put faults behind it.
+Every function blocks: call it through the seam for blocking calls.  All calls of the operating
+system go through `System`, so that a test can inject faults below it.
 """
 
 from __future__ import annotations

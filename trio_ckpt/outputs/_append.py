@@ -1,4 +1,4 @@
-"""Files that grow at their end, and are cut to what was confirmed."""
+"""Append files: they grow at their end, and are cut to what was confirmed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._util.errors import CannotRedoError, OutputError, SinkClosedError, text_o
 from .._util.text import plural
 from ._dir import OutputDir
 from ._names import AnyPath, above
-from ._system import APPEND, told, words, write_all
+from ._system import APPEND, output_errors, words, write_all
 from ._tree import Sync, Tree
 
 
@@ -21,7 +21,7 @@ class SinkTooShortError(CannotRedoError):
     """An append file has lost bytes that were confirmed.
 
     Attributes:
-        missing_bytes: How many.
+        missing_bytes: The number of missing bytes.
     """
 
     def __init__(self, path: str, size: int, confirmed: int) -> None:
@@ -35,17 +35,17 @@ class SinkTooShortError(CannotRedoError):
 class AppendFile:
     """A file that grows at its end, from `AppendFile.open`.
 
-    The order of one turn is `append`, the store's commit, `confirm`.  An append that is
-    never confirmed is cut off by the next.  One thread at a time.
+    The order of one turn is `append`, the store's commit, `confirm`.  The next append cuts off
+    one that was never confirmed.  One thread at a time.
 
-    While it is open it is locked: whoever owns the run next changes nothing in it before
-    this process has let go of it or has ended.  So an owner that was stopped, and has lost
-    its run meanwhile, cannot wake up to cut off or overwrite what another has confirmed.
+    While it is open it is locked: the next owner of the run changes nothing in it before
+    this process has closed it or has ended.  So an owner that was stopped, and has lost
+    its run since, cannot resume and cut off or overwrite what another owner has confirmed.
 
     Attributes:
         path: Relative to the output folder.
-        confirmed: Bytes that records speak for.
-        cut_bytes: How many were cut off by `begin`.
+        confirmed: The number of bytes that records confirm.
+        cut_bytes: The number of bytes that `begin` cut off.
     """
 
     path: str
@@ -65,7 +65,7 @@ class AppendFile:
 
     @classmethod
     def take(cls, outdir: OutputDir, path: AnyPath, confirmed: int) -> AppendFile:
-        """Open or make a file and lock it; nothing is cut yet.
+        """Open or make a file and lock it, without cutting it.
 
         Durability: the file's name survives a power cut once `begin` has returned.
 
@@ -76,7 +76,7 @@ class AppendFile:
         name = outdir.relative(path)
         flags = APPEND if confirmed else APPEND | os.O_CREAT
         sync = Sync.ALL if confirmed else Sync.MAKE
-        with told(name):
+        with output_errors(name):
             try:
                 with outdir.tree.folder(name, sync) as (folder, last):
                     outdir.tree.refuse_lost(name)
@@ -90,7 +90,7 @@ class AppendFile:
         return self
 
     def begin(self) -> None:
-        """Cut off what is behind the confirmed bytes.
+        """Cut off the bytes after the confirmed ones.
 
         Durability: the file's name and its confirmed length survive a power cut once this
         has returned.
@@ -100,7 +100,7 @@ class AppendFile:
             OutputError: it is not a regular file, or cannot be cut; it is closed then.
         """
         try:
-            with told(self.path), self._tree.folder(self.path, Sync.NONE) as (folder, _):
+            with output_errors(self.path), self._tree.folder(self.path, Sync.NONE) as (folder, _):
                 self._refuse_other_names()
                 self.cut_bytes, self._end = self._cut(), self.confirmed
                 if self.cut_bytes:
@@ -111,12 +111,12 @@ class AppendFile:
             raise
 
     def cut_tail(self) -> None:
-        """Cut off what an append has left that was never confirmed.
+        """Cut off an append that was never confirmed.
 
         Durability: as for `begin`.
 
         Raises:
-            SinkClosedError: an append has failed, so what is in the file is not known.
+            SinkClosedError: an append has failed, so the content of the file is unknown.
             OutputError: as for `begin`.
         """
         self._refuse_closed()
@@ -124,18 +124,18 @@ class AppendFile:
             self.begin()
 
     def append(self, chunks: Sequence[bytes]) -> None:
-        """Write `chunks` behind the confirmed bytes, in place of what an append left there.
+        """Write `chunks` after the confirmed bytes, in place of an unconfirmed append.
 
         The confirmed length stays as it is until `confirm`.
 
-        Durability: the bytes survive a power cut once this has returned.  One fdatasync
-        does it: it leaves out times, but not the size (fdatasync(2)), and the name was
+        Durability: the bytes survive a power cut once this has returned.  One fdatasync is
+        enough: it omits times, but not the size (fdatasync(2)), and the name was
         synced when the file was opened.
 
         Raises:
             SinkClosedError: they could not be written, now or at an earlier call: the
-                file takes nothing more in this session.
-            OutputError: somebody shortened or removed the file; it is closed, too.
+                file accepts no append any more in this session.
+            OutputError: another process shortened or removed the file; it is closed, too.
         """
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         self._refuse_closed()
@@ -147,7 +147,7 @@ class AppendFile:
             self._give_up(error)
             raise
         except BaseException as error:
-            self._tree.mark_lost(self.path)  # opening it again would sync it again
+            self._tree.mark_lost(self.path)  # else a new open would repeat the failed sync
             self._give_up(error)
             if isinstance(error, OSError):
                 raise SinkClosedError(self.path, self._problem) from error
@@ -155,10 +155,10 @@ class AppendFile:
         self._end = self.confirmed + len(data)
 
     def confirm(self, length: int) -> None:
-        """Say that records speak for the first `length` bytes now: they are committed.
+        """Confirm the first `length` bytes: the records about them are committed.
 
         Raises:
-            ValueError: it is less than what was confirmed, or more than was appended.
+            ValueError: it is less than the confirmed length, or more than was appended.
             SinkClosedError: as for `append`.
         """
         self._refuse_closed()
@@ -170,14 +170,14 @@ class AppendFile:
         self.confirmed = length
 
     def read_back(self, offset: int, size: int) -> bytes:
-        """The `size` bytes at `offset`, to be compared with a record's digest.
+        """Read `size` bytes at `offset`, to compare them with a record's digest.
 
         Raises:
-            OutputError: they are not all there, or cannot be read.
+            OutputError: some are missing, or cannot be read.
         """
         self._refuse_closed()
         chunks: list[bytes] = []
-        with told(self.path):
+        with output_errors(self.path):
             while size and (chunk := self._tree.system.pread(self._fd, size, offset)):
                 chunks.append(chunk)
                 offset, size = offset + len(chunk), size - len(chunk)
@@ -188,10 +188,10 @@ class AppendFile:
         return b"".join(chunks)
 
     def close(self) -> None:
-        """Give the file back; twice is harmless.  What was not confirmed stays behind."""
+        """Close the file; a second call does nothing.  Unconfirmed bytes stay in it."""
         fd, self._fd = self._fd, -1
         if fd != -1:
-            with suppress(OSError):  # as for locking
+            with suppress(OSError):  # some file systems have no locks
                 self._tree.system.unlock(fd)
             self._tree.system.close(fd)
 
@@ -216,12 +216,12 @@ class AppendFile:
         if names > 1:
             raise OutputError(
                 self.path,
-                f"has {names} names (hard links), and lines appended to it would be in the other "
+                f"has {names} names (hard links), so an append would change the other "
                 "files, too: copy it, and put the copy in its place",
             )
 
     def _cut(self) -> int:
-        """Cut off what is behind the confirmed bytes, and say how many that were."""
+        """Cut off the bytes after the confirmed ones, and return their number."""
         found = self._tree.system.fstat(self._fd)
         if not stat.S_ISREG(found.st_mode):
             raise OutputError(self.path, "is not a regular file")

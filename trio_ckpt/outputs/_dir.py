@@ -1,4 +1,4 @@
-"""Files written whole: replaced, adopted, checked, archived."""
+"""The output folder: files are written whole, adopted, checked and archived."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from ._names import (
     relative_path,
 )
 from ._new import NewFile
-from ._system import READ, TROUBLE, System, SystemPath, told, words
+from ._system import READ, TROUBLE, System, SystemPath, output_errors, words
 from ._tree import Sync, Tree
 
 Verify = Literal["size", "sha256"]
 
-HASH_CHUNK_BYTES = 2**20  # what hashing a file holds in memory
+HASH_CHUNK_BYTES = 2**20  # the memory for hashing a file
 
 _log = logging.getLogger(__name__)
 
 
 @attrs.frozen
 class Archived:
-    """What `OutputDir.archive` did.
+    """The result of `OutputDir.archive`.
 
     Attributes:
-        moved: Where each output went, relative to the root.
-        missing: Those that were not there, or were no files.
+        moved: The new place of each output, relative to the root.
+        missing: The outputs that did not exist, or were not files.
     """
 
     moved: dict[str, str]
@@ -55,49 +55,49 @@ class Archived:
 class OutputDir:
     """A folder of outputs, from `OutputDir.open`.
 
-    Threads may use it at the same time, for different paths; `close` comes after all.  It
-    remembers which folders it has made durable: a user who removes one and makes it anew
-    in the same session calls `adopt` for what is in it.
+    Threads may use it at the same time, for different paths; `close` comes last.  It
+    remembers which folders it has made durable: a user who removes one and makes it again
+    in the same session calls `adopt` for the files in it.
 
     Attributes:
-        tree: The folders below the root, for the append files in it.
+        tree: The folders below the root, for append files.
     """
 
     tree: Tree
 
     @classmethod
     def open(cls, path: AnyPath, *, system: System | None = None) -> OutputDir:
-        """Open the folder at `path`, which may be reached through links; make it if need be.
+        """Open the folder at `path`, which may be reached through links; make it if it is missing.
 
         Args:
-            path: Of the folder; a `SystemPath` brings its system along.
-            system: Carries out what is done there; default: the operating system.
+            path: The folder; a `SystemPath` brings its system along.
+            system: Carries out all operations; default: the operating system.
 
         Durability: its name, and those of the folders made above it, survive a power cut.
 
         Raises:
             OutputError: it cannot be opened or made, or is not a folder; or its path is not
-                UTF-8, which is what a store keeps of it, or begins with ``~``.
+                UTF-8, which a store requires, or begins with ``~``.
         """
         if names_home(given := os.fspath(path)):
             raise OutputError(given, NOT_EXPANDED)
         root = os.path.abspath(given)
-        if any("\ud800" <= char <= "\udfff" for char in root):  # bytes of a name that are no text
+        if any("\ud800" <= char <= "\udfff" for char in root):  # a name that is not text
             raise OutputError(root, "its path is not UTF-8: give a folder whose path is")
         if os.open not in os.supports_dir_fd:
-            raise OutputError(root, "outputs need openat(2), which this platform has not")
+            raise OutputError(root, "outputs need openat(2), which this platform does not have")
         if system is None:
             system = path.system if isinstance(path, SystemPath) else System()
-        with told(root):
+        with output_errors(root):
             return cls(Tree.open(system, root))
 
     def keep_out_of(self, folder: str) -> None:
-        """Write nothing into a folder, however its name is spelt: the one of the store.
+        """Refuse writes into a folder, however its name is spelt: the folder of the store.
 
         Raises:
             OutputError: it is the root itself.
         """
-        with suppress(OSError):  # a store that is elsewhere, or no folder
+        with suppress(OSError):  # the store may be elsewhere, or not a folder
             found = os.stat(folder)
             self.tree.kept_out = (found.st_dev, found.st_ino)
             root = os.stat(self.root)
@@ -112,7 +112,7 @@ class OutputDir:
         return self.tree.root
 
     def close(self) -> None:
-        """Give the folder back; twice is harmless."""
+        """Close the folder; a second call does nothing."""
         self.tree.close()
 
     @property
@@ -120,7 +120,7 @@ class OutputDir:
         return self.tree.system
 
     def relative(self, path: AnyPath) -> str:
-        """The name of an output, see `relative_path`; the root may be spelt as it resolves."""
+        """Return the name of an output, see `relative_path`; the root may be a resolved path."""
         try:
             return relative_path(self.tree.root, path)
         except OutputPathError:
@@ -129,12 +129,12 @@ class OutputDir:
             return relative_path(os.path.realpath(self.tree.root), path)
 
     def names(self) -> list[str]:
-        """What is in the folder itself, by name.
+        """Return the sorted names in the folder itself.
 
         Raises:
             OutputError: it cannot be read.
         """
-        with told(self.root), self.tree.folder("-", Sync.NONE) as (folder, _):
+        with output_errors(self.root), self.tree.folder("-", Sync.NONE) as (folder, _):
             return sorted(name for name, _ in self._system.scan(folder))
 
     def write(self, path: AnyPath, data: bytes) -> Output:
@@ -144,29 +144,29 @@ class OutputDir:
         error before the rename leaves the old file whole; after it, the new one.
 
         Raises:
-            OutputError: it cannot be written, or something that is no file has its name.
+            OutputError: it cannot be written, or something that is not a file has its name.
         """
         with closing(self.create(path)) as file:
             file.write(data)
             return file.commit()
 
     def create(self, path: AnyPath) -> NewFile:
-        """Begin a file that is too large to be held: written piece by piece, then committed.
+        """Begin a file that is too large for memory: written piece by piece, then committed.
 
         Raises:
-            OutputError: it cannot be made, or something that is no file has its name.
+            OutputError: it cannot be made, or something that is not a file has its name.
         """
         return NewFile.open(self.tree, self.relative(path))
 
     def read(self, path: AnyPath, limit_bytes: int) -> bytes:
-        """The content of a file, links not followed.
+        """Read a file, without following links.
 
         Raises:
-            OutputError: it is missing, no regular file, behind a link, or larger than
-                `limit_bytes`; that is noticed before it is read.
+            OutputError: it is missing, not a regular file, behind a link, or larger than
+                `limit_bytes`, which is checked before it is read.
         """
         name = self.relative(path)
-        with told(name), self._regular(name) as (fd, found):
+        with output_errors(name), self._regular(name) as (fd, found):
             if found.st_size > limit_bytes:
                 raise OutputError(name, f"has {found.st_size:,} bytes, over {limit_bytes:,}")
             data = b"".join(self._pieces(fd, limit_bytes + 1))
@@ -175,26 +175,26 @@ class OutputDir:
         return data
 
     def read_pieces(self, path: AnyPath, limit_bytes: int) -> Generator[bytes]:
-        """The content of a file piece by piece, `limit_bytes` in all; close it at the end.
+        """Read a file piece by piece, `limit_bytes` in all; close it at the end.
 
         Raises:
-            OutputError: it is missing, no regular file, or behind a link.
+            OutputError: it is missing, not a regular file, or behind a link.
         """
         name = self.relative(path)
-        with told(name), self._regular(name) as (fd, _):
+        with output_errors(name), self._regular(name) as (fd, _):
             yield from self._pieces(fd, limit_bytes)
 
     def adopt(self, path: AnyPath) -> Output:
-        """Take a file that the user wrote as an output.
+        """Adopt a file that the user wrote as an output.
 
         Durability: file, name and folders survive a power cut once this has returned.
 
         Raises:
-            OutputError: it is missing, no regular file, behind a link, or still changing.
+            OutputError: it is missing, not a regular file, behind a link, or still changing.
         """
         name = self.relative(path)
         with (
-            told(name),
+            output_errors(name),
             self.tree.folder(name, Sync.ALL) as (folder, last),
             self.tree.opened(folder, last) as (fd, before),
         ):
@@ -209,7 +209,7 @@ class OutputDir:
         return Output(name, size, after.st_mtime_ns, sha256)
 
     def check(self, output: Output, verify: Verify = "size") -> str | None:
-        """Compare a confirmed output with the file that is there.
+        """Compare a confirmed output with the existing file.
 
         Args:
             output: As it was confirmed.
@@ -217,10 +217,10 @@ class OutputDir:
                 ``"sha256"``: the content.
 
         Returns:
-            None if it is good, else what is wrong with it, in words.
+            None if it is good, else a text that says what is wrong with it.
 
         Raises:
-            OutputError: it is not known, because the file may not be opened.
+            OutputError: this is unknown, because the file cannot be opened.
         """
         try:
             name = self.relative(output.path)
@@ -241,15 +241,15 @@ class OutputDir:
     def remove_orphans(self, folders: Iterable[str] | None = None) -> list[str]:
         """Remove temporary files that writers left behind when they were killed.
 
-        Those of writers that are alive are locked, and stay.  Nothing is raised: what
-        cannot be removed is logged.
+        Temporary files of live writers are locked, and stay.  No error is raised: files that
+        cannot be removed are logged.
 
         Args:
-            folders: Where to look, relative to the root (``""``); None: everywhere below
-                it, except in the archive.
+            folders: The folders to search, relative to the root (``""``); None: all folders
+                below it, except the archive.
 
         Returns:
-            What was removed, relative to the root.
+            The removed files, relative to the root.
         """
         removed: list[str] = []
         left = [""] if folders is None else [at and self.relative(at) for at in folders]
@@ -266,32 +266,32 @@ class OutputDir:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                _log.warning("leftovers in %r stay: %s", at, error)
+                _log.warning("temporary files in %r were not removed: %s", at, error)
         return removed
 
     def archive(self, paths: Iterable[str], label: str) -> Archived:
         """Move outputs into ``.archive/<label>/``, each keeping its path.
 
-        What an earlier call under the same label has moved counts as moved, so a call that
-        was interrupted can be made again.
+        Outputs that an earlier call with the same label moved count as moved, so an
+        interrupted call can be repeated.
 
         Durability: all moves survive a power cut once this has returned; during it, a
         file has its old name or its new one.
 
         Args:
-            paths: Of outputs, as recorded.
-            label: Of the run they belong to, one part of a path.
+            paths: The outputs, as recorded.
+            label: The label of their run, one part of a path.
 
         Raises:
             OutputError: one cannot be moved.
         """
         if relative_path(self.tree.root, label) != label or "/" in label:
-            raise OutputPathError(label, "is no label: one part of a path is")
+            raise OutputPathError(label, "is not a label: it must be one part of a path")
         moved: dict[str, str] = {}
         missing: list[str] = []
         for path in paths:
             name = self.relative(path)
-            with told(name):
+            with output_errors(name):
                 goal = self._move(name, f"{ARCHIVE}/{label}/{name}")
             if goal is None:
                 missing.append(name)
@@ -299,15 +299,15 @@ class OutputDir:
                 moved[name] = goal
         for folder in dict.fromkeys(map(above, [*moved.values(), *moved])):  # goals first
             with (
-                told(folder),
-                suppress(FileNotFoundError),  # the old place of what an earlier call has moved
+                output_errors(folder),
+                suppress(FileNotFoundError),  # the old folder of a file that was moved earlier
                 self.tree.folder(below(folder, "-"), Sync.NONE) as (fd, _),
             ):
                 self.tree.sync(fd, folder)
         return Archived(moved, tuple(missing))
 
     def archived_head(self, path: AnyPath, label: str, limit_bytes: int) -> bytes | None:
-        """How the output begins that `archive` has moved last of all with this path; None: none.
+        """Read the head of the copy of a path that `archive` moved last; None: there is none.
 
         Raises:
             OutputError: it cannot be read.
@@ -315,7 +315,7 @@ class OutputDir:
         name = self.relative(path)
         newest, copy = None, f"{ARCHIVE}/{label}/{name}"
         numbers = itertools.count(2)
-        with told(name):
+        with output_errors(name):
             while self._has_file(copy):
                 newest, copy = copy, f"{ARCHIVE}/{label}/{name}~{next(numbers)}"
             if newest is None:
@@ -324,22 +324,22 @@ class OutputDir:
                 return b"".join(self._pieces(fd, limit_bytes))
 
     def length(self, path: AnyPath) -> int | None:
-        """How many bytes a file has; None: there is none of this name.
+        """Return the size of a file in bytes; None: there is no such file.
 
         Raises:
-            OutputError: it cannot be looked at.
+            OutputError: it cannot be examined.
         """
         found = self.look(path)
         return None if found is None else found.st_size
 
     def look(self, path: AnyPath) -> os.stat_result | None:
-        """What the system says of a file; None: there is none of this name.
+        """Return the status of a file; None: there is no such file.
 
         Raises:
-            OutputError: it cannot be looked at.
+            OutputError: it cannot be examined.
         """
         name = self.relative(path)
-        with told(name):
+        with output_errors(name):
             try:
                 with self.tree.folder(name, Sync.NONE) as (folder, last):
                     found = self._system.lstat(last, dir_fd=folder)
@@ -348,7 +348,7 @@ class OutputDir:
         return found if stat.S_ISREG(found.st_mode) else None
 
     def count_files(self, limit: int) -> int:
-        """How many files are in the folder and below it, the archive left out; at most `limit`."""
+        """Count the files in and below the folder, without the archive; at most `limit`."""
         count, left = 0, [""]
         while left and count < limit:
             at = left.pop()
@@ -367,7 +367,7 @@ class OutputDir:
 
     @contextmanager
     def _regular(self, name: str) -> Generator[tuple[int, os.stat_result]]:
-        """A regular file, opened for reading."""
+        """Open a regular file for reading."""
         with (
             self.tree.folder(name, Sync.NONE) as (folder, last),
             self.tree.opened(folder, last) as (fd, found),
@@ -377,7 +377,7 @@ class OutputDir:
             yield fd, found
 
     def _pieces(self, fd: int, limit_bytes: int) -> Generator[bytes]:
-        """What can be read of a file, up to a limit."""
+        """Yield the content of a file, up to a limit."""
         offset = 0
         while size := min(limit_bytes - offset, HASH_CHUNK_BYTES):
             piece = self._system.pread(fd, size, offset)
@@ -387,7 +387,7 @@ class OutputDir:
             offset += len(piece)
 
     def _hash(self, fd: int) -> tuple[int, str]:
-        """Size and SHA-256 of what can be read."""
+        """Return size and SHA-256 of the content."""
         hasher, size = hashlib.sha256(), 0
         while chunk := self._system.pread(fd, HASH_CHUNK_BYTES, size):
             hasher.update(chunk)
@@ -423,12 +423,12 @@ class OutputDir:
         except BlockingIOError:
             return False  # its writer is alive
         except OSError as error:
-            _log.warning("leftover %r stays: %s", name, error)
+            _log.warning("temporary file %r was not removed: %s", name, error)
             return False
         return True
 
     def _move(self, name: str, goal: str) -> str | None:
-        """Where a file is after it was moved to `goal`; None if there is none to move."""
+        """Move a file to `goal`, and return its new place; None: there is no file."""
         if not self._has_file(name):
             return goal if self._has_file(goal) else None
         with (
@@ -445,7 +445,7 @@ class OutputDir:
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                self._copy(name, goal)  # it is on another disk, or mount, than the archive
+                self._copy(name, goal)  # the archive is on another disk, or mount
                 self._system.unlink(last, dir_fd=source)
         return goal
 

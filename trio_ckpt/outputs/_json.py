@@ -1,8 +1,8 @@
-"""JSON as RFC 8259 has it and nothing besides, read under limits: pure.
+"""A strict JSON parser (RFC 8259) with limits: pure.
 
-What the standard library lets pass is refused: NaN and infinities, numbers that would
+It refuses what the standard library accepts: NaN and infinities, numbers that would
 become one, a key that an object has twice, lone surrogates.  Nesting is measured before
-anything is parsed, so a hostile document takes no stack.
+parsing, so a hostile document cannot exhaust the stack.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 from .._util.plain import MAX_DEPTH
 
 MAX_JSON_BYTES = 64 * 2**20  # parsed, a document takes some ten times as much memory
-MAX_NUMBER_CHARS = 1_000  # longer than any float; the time to read an int grows as the square
+MAX_NUMBER_CHARS = 1_000  # longer than any float; the time to parse an int grows as the square
 
-# A string, or what an unfinished one leaves.  Possessive: one pass, whatever comes.
+# A string, or the rest of an unfinished one.  Possessive: one pass for any input.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
@@ -26,15 +26,15 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class JsonError(ValueError):
-    """The bytes are no JSON document, or none that is read here; the text says why."""
+    """The bytes are not a valid JSON document, or exceed a limit; the text says why."""
 
 
 def parse_json(data: bytes) -> Any:
-    """The value of a JSON document: dict, list, str, int, float, bool or None.
+    """Parse a JSON document: dict, list, str, int, float, bool or None.
 
     Raises:
         JsonError: it is empty, too large, not UTF-8, not JSON, nested deeper than
-            `MAX_DEPTH`, or has a number that is none, a key twice, a lone surrogate.
+            `MAX_DEPTH`, or has an invalid number, a key twice, a lone surrogate.
     """
     if len(data) > MAX_JSON_BYTES:
         raise JsonError(f"has {len(data):,} bytes, over {MAX_JSON_BYTES:,}")
@@ -65,14 +65,14 @@ def _decode(data: bytes) -> str:
     if not text.strip():
         raise JsonError("is empty")
     if text.startswith("\ufeff"):
-        raise JsonError("begins with a byte order mark, which JSON has not")
+        raise JsonError("begins with a byte order mark, which JSON does not allow")
     return text
 
 
 def _depth(data: bytes) -> int:
-    """How deep the document is nested, at most; right up to its first error, if it has one."""
+    """Return the greatest nesting depth; it is exact up to the first error."""
     if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
-        return 0  # nearly always: then it cannot be too deep
+        return 0  # the usual case: it cannot be too deep
     brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
     return max(itertools.accumulate(map(_STEPS.__getitem__, brackets)), default=0)
 
@@ -89,7 +89,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise JsonError(f"has {name} in it, which is no number in JSON")
+    raise JsonError(f"has {name} in it, which is not a number in JSON")
 
 
 def _float(text: str) -> float:

@@ -1,4 +1,4 @@
-"""A file on its way to its name."""
+"""A file that is written under a temporary name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._journal.record import Output
 from .._util.errors import OutputError
 from .._util.fsync import naming_unsynced
 from ._names import above, below, temp_name
-from ._system import NEW, told, write_all
+from ._system import NEW, output_errors, write_all
 from ._tree import Sync, Tree
 
 
@@ -21,11 +21,11 @@ from ._tree import Sync, Tree
 class NewFile:
     """A file that is written beside its goal and renamed over it, from `OutputDir.create`.
 
-    Until `commit` the goal is as it was.  One thread at a time.
+    Until `commit` the goal is unchanged.  One thread at a time.
 
     Attributes:
-        path: Where it will be, relative to the output folder.
-        size: Bytes written so far.
+        path: Its final path, relative to the output folder.
+        size: The number of bytes written so far.
     """
 
     path: str
@@ -41,25 +41,25 @@ class NewFile:
     @classmethod
     def open(cls, tree: Tree, name: str) -> NewFile:
         """Make the temporary file; the folders on the way are made and durable."""
-        with told(name), ExitStack() as stack:
+        with output_errors(name), ExitStack() as stack:
             folder, last = stack.enter_context(tree.folder(name, Sync.MAKE))
             if not stat.S_ISREG(tree.mode(folder, last) or stat.S_IFREG):
-                raise OutputError(name, "something that is no regular file has its name")
+                raise OutputError(name, "something that is not a regular file has its name")
             temp = temp_name(last)
             fd = tree.system.open(temp, NEW, dir_fd=folder)
             self = cls(name, tree, ExitStack(), folder, last, temp, fd)
             with suppress(OSError):  # some file systems have no locks
-                tree.system.lock(fd)  # until it is closed: remove_orphans leaves it alone
+                tree.system.lock(fd)  # until it is closed, so that remove_orphans keeps it
             self._stack = stack.pop_all()
         return self
 
     def write(self, data: bytes) -> None:
-        """Write `data` behind what was written.
+        """Write `data` at the end.
 
         Raises:
             OutputError: it cannot be written.
         """
-        with told(self.path):
+        with output_errors(self.path):
             write_all(self._tree.system, self._fd, self.path, data, self.size)
         self._hasher.update(data)
         self.size += len(data)
@@ -74,20 +74,20 @@ class NewFile:
             OutputError: it could not be made durable, or was not renamed.
         """
         system = self._tree.system
-        with told(self.path):
+        with output_errors(self.path):
             with naming_unsynced(below(self._tree.root, self.path)):
                 system.fsync(self._fd)
             written = system.fstat(self._fd)
             system.rename(self._temp, self._last, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             self._temp = ""
             self._close_file()
-            self._tree.mark_new(self.path)  # it is another file now
+            self._tree.mark_new(self.path)  # the name denotes another file now
             self._tree.sync(self._folder, above(self.path))
         return Output(self.path, written.st_size, written.st_mtime_ns, self._hasher.hexdigest())
 
     def close(self) -> None:
-        """Give everything back; what was not committed is removed.  Twice is harmless."""
-        with told(self.path), self._stack:
+        """Close the file and remove it unless it is committed; a second call does nothing."""
+        with output_errors(self.path), self._stack:
             try:
                 self._close_file()
             finally:

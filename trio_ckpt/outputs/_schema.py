@@ -1,4 +1,4 @@
-"""JSON values against a JSON Schema (https://json-schema.org/draft/2020-12)."""
+"""Checks of JSON values by a JSON Schema (https://json-schema.org/draft/2020-12)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Check = Callable[[Any], None]
 
 
 def make_schema_check(schema: Mapping[str, Any]) -> Check:
-    """A function that raises `MisfitError` for what the schema does not allow.
+    """Return a function that raises `MisfitError` for a value that the schema does not allow.
 
     The draft is the one that ``$schema`` names, else 2020-12.  Formats are annotations.
 
     Raises:
         MissingExtraError: jsonschema is not installed.
-        ValueError: the schema is none, is of a draft that is not known, or refers to what
-            is not in it: nothing is ever fetched.
+        ValueError: the schema is invalid, is of an unknown draft, or refers to something
+            outside of it: references are never fetched.
     """
     with needs_extra("validate", "validation by a JSON Schema"):
         jsonschema, known, referencing = map(_load, _LIBRARIES)
@@ -34,11 +34,11 @@ def make_schema_check(schema: Mapping[str, Any]) -> Check:
     if isinstance(uri, str):
         kind = jsonschema.validators.validator_for(plain, default=None)
     if kind is None:
-        raise ValueError(f"the schema's $schema is {uri!r}, which is no draft that is known")
+        raise ValueError(f"the schema's $schema is {uri!r}, which is not a known draft")
     try:
         kind.check_schema(plain)
     except jsonschema.SchemaError as error:
-        raise ValueError(f"it is no JSON Schema: {error.json_path}: {error.message}") from error
+        raise ValueError(f"it is not a JSON Schema: {error.json_path}: {error.message}") from error
     specification = referencing.jsonschema.specification_with(uri)
     registry = known.REGISTRY
     root = specification.create_resource(plain)
@@ -58,11 +58,11 @@ def make_schema_check(schema: Mapping[str, Any]) -> Check:
 
 
 def _load(name: str) -> Any:
-    return import_module(name)  # without types: theirs are partly unknown
+    return import_module(name)  # untyped: the library's types are partly unknown
 
 
 def _plain(value: Any) -> Any:
-    """A copy in dicts and lists, that nobody else changes."""
+    """Return a private copy in dicts and lists."""
     if isinstance(value, Mapping):
         items = cast("Mapping[str, Any]", value).items()
         return {key: _plain(item) for key, item in items}
@@ -72,7 +72,7 @@ def _plain(value: Any) -> Any:
 
 
 def _resolve_all(resolver: Any, resource: Any) -> None:
-    """See that every reference in a schema leads somewhere."""
+    """Check that every reference in a schema resolves."""
     contents: Any = resource.contents
     if not isinstance(contents, bool):
         for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):

@@ -1,9 +1,9 @@
-"""JSON values as instances of attrs classes, without any coercion.
+"""Converts JSON values to instances of attrs classes, without any coercion.
 
-cattrs knows classes, generics and annotations; by itself it would make ``int("12")`` of a
-string and a list of characters of a word.  So every leaf and every container has a hook
-of ours here, which takes the JSON type that fits and no other.  Where several members of
-a union fit, it is the first (an int before a float).
+cattrs knows classes, generics and annotations; by itself it would accept ``int("12")`` for a
+string, and a list of characters for a word.  So every leaf and every container has a hook
+here, which accepts only the JSON type that fits.  If several members of
+a union fit, the first is taken (an int before a float).
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from .._util.errors import class_name, text_of
 from .._util.extras import needs_extra
 from .._util.text import plural
 
-MAX_SHOWN_CHARS = 40  # of a value in a message
+MAX_SHOWN_CHARS = 40  # per value in a message
 
 Structure = Callable[[Any], Any]
 _Hook = Callable[[Any, Any], Any]
 
 
 class MisfitError(ValueError):
-    """A value is not of the wanted shape.
+    """A value does not have the required shape.
 
     Attributes:
-        field: Where, ``lines[3].text``; empty: the whole.
+        field: The place, ``lines[3].text``; empty: the whole value.
         reason: What is wrong there.
-        more: How many other problems there are.
+        more: The number of other problems.
     """
 
     def __init__(self, field: str, reason: str, more: int = 0) -> None:
@@ -57,17 +57,17 @@ class MisfitError(ValueError):
 
 
 def is_class(kind: Any) -> bool:
-    """Whether `kind` is an attrs class or a dataclass, or one with its parameters filled in."""
+    """Return whether `kind` is an attrs class or a dataclass, or a parametrised one."""
     origin = _origin(kind)
     return isinstance(origin, type) and (attrs.has(origin) or dataclasses.is_dataclass(origin))
 
 
 def make_structure(kind: Any) -> Structure:
-    """A function that makes instances of `kind`; it raises `MisfitError`.
+    """Return a function that makes instances of `kind`; it raises `MisfitError`.
 
     Raises:
         MissingExtraError: cattrs is not installed.
-        TypeError: a type in it cannot come from JSON, or its annotations lead nowhere.
+        TypeError: a type in it cannot come from JSON, or an annotation cannot be resolved.
     """
     with needs_extra("validate", "validation by an attrs class"):
         import cattrs
@@ -101,7 +101,7 @@ def _bind(factory: Callable[[Any, Any], _Hook], converter: Any) -> Callable[[Any
 
 
 def misfit_of(error: BaseException) -> MisfitError:
-    """What the errors of one value come to: the first of them, and how many more."""
+    """Summarise the errors of one value: the first of them, and the number of others."""
     if isinstance(error, MisfitError):
         return error
     group = getattr(error, "group_exceptions", None)
@@ -119,18 +119,18 @@ def misfit_of(error: BaseException) -> MisfitError:
 
 
 def below(step: str, error: BaseException) -> MisfitError:
-    """The same problem, as seen from one step further out: ``text`` or ``[3]``."""
+    """Return the problem with its path extended outwards by ``text`` or ``[3]``."""
     inner = misfit_of(error)
     return MisfitError(join(step, inner.field), inner.reason, inner.more)
 
 
 def join(step: str, field: str) -> str:
-    """One path of two: ``lines`` and ``[3].text`` are ``lines[3].text``."""
+    """Join two paths: ``lines`` and ``[3].text`` give ``lines[3].text``."""
     return f"{step}.{field}" if step and field and not field.startswith("[") else f"{step}{field}"
 
 
 def words_of(error: BaseException) -> str:
-    """What an exception says: the text alone if it is one for bad values."""
+    """Describe an exception: the text alone if it is one for bad values."""
     first = error.args[0] if error.args else None
     is_about_values = isinstance(error, (ValueError, TypeError, AssertionError))
     if is_about_values and isinstance(first, str) and first:
@@ -139,7 +139,7 @@ def words_of(error: BaseException) -> str:
 
 
 def show(value: Any) -> str:
-    """A JSON value in a message."""
+    """Return a short form of a JSON value for a message."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "an array"
     text = json.dumps(value)
@@ -155,7 +155,7 @@ def _is_missing(error: BaseException, name: str) -> bool:
 
 
 def _attribute_in(error: BaseException) -> str:
-    """The attribute whose validator raised: the first that a frame below ``__init__`` has."""
+    """Return the attribute whose validator raised: the first in a frame below ``__init__``."""
     is_inside = False
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if is_inside:
@@ -176,16 +176,16 @@ def _is_enum(kind: Any) -> bool:
 
 
 def _structure_leaf(value: Any, kind: Any) -> Any:
-    if _is_enum(kind):  # also those that are str or int
+    if _is_enum(kind):  # also an enum that derives from str or int
         for member in cast("type[enum.Enum]", kind):
             if type(member.value) is type(value) and member.value == value:
                 return member
-        raise MisfitError("", f"{show(value)} is no {kind.__name__}")
+        raise MisfitError("", f"{show(value)} is not a value of {kind.__name__}")
     if kind is float and type(value) is int:
         try:
             return float(value)
         except OverflowError:
-            raise MisfitError("", f"{show(value)} is over what a float can hold") from None
+            raise MisfitError("", f"{show(value)} exceeds the range of a float") from None
     if kind in _FROM_TEXT:
         return _structure_text(value, kind)
     if kind is bytes or type(value) is not kind:
@@ -235,7 +235,7 @@ def _literal(kind: Any, converter: Any) -> _Hook:
             plain = choice.value if isinstance(choice, enum.Enum) else choice
             if type(plain) is type(value) and plain == value:
                 return choice
-        raise MisfitError("", f"{show(value)} is none of {', '.join(map(repr, allowed))}")
+        raise MisfitError("", f"{show(value)} is not one of {', '.join(map(repr, allowed))}")
 
     return structure
 
@@ -320,7 +320,7 @@ def _sequence(kind: Any, converter: Any) -> _Hook:
         made = _each(value, [(hook, item)] * len(value))
         try:
             return make(made)
-        except TypeError as error:  # of what cannot be in a set
+        except TypeError as error:  # an item that cannot be in a set
             raise MisfitError("", text_of(error)) from error
 
     return structure

@@ -1,4 +1,4 @@
-"""What outputs ask of the operating system, and how its errors are told."""
+"""The calls of outputs to the operating system, and the messages of its errors."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 TROUBLE = {
     errno.ELOOP: "is a symbolic link, which is not followed",
-    errno.ENOTDIR: "a part of its path is no folder, or a symbolic link, which is not followed",
+    errno.ENOTDIR: "a part of its path is not a folder, or is a symbolic link (not followed)",
     errno.EISDIR: "is a folder",
     errno.ENXIO: "is not a regular file",
 }
 
 
 class System:
-    """What is asked of the operating system, one method per call; see `os` for each."""
+    """The calls to the operating system, one method per call; see `os` for each."""
 
     def open(self, path: str, flags: int, *, dir_fd: int | None = None) -> int:
         return open_unshared(os.open, path, flags, 0o666, dir_fd=dir_fd)
@@ -49,7 +49,7 @@ class System:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
 
     def scan(self, fd: int) -> Iterator[tuple[str, bool]]:
-        """The names in a folder, each with whether it is a folder (a link is not)."""
+        """Yield the names in a folder, each with whether it is a folder (a link is not)."""
         with os.scandir(fd) as entries:
             yield from ((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
 
@@ -66,12 +66,12 @@ class System:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def unlock(self, fd: int) -> None:
-        """Also for whatever shares the open file: closing it would leave the lock to that."""
+        """Unlock a file for all who share it: a close would leave the lock to a forked child."""
         fcntl.flock(fd, fcntl.LOCK_UN)
 
     def fsync(self, fd: int) -> None:
         if sys.platform == "darwin":
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # there, fsync leaves data in the drive's cache
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync there leaves data in the drive's cache
         else:
             os.fsync(fd)
 
@@ -91,11 +91,11 @@ class System:
 
 @attrs.frozen
 class SystemPath(os.PathLike[str]):
-    """A path that is not on the operating system's own files: says what carries out its calls.
+    """A path outside of the operating system's files, with the system that carries out its calls.
 
     Attributes:
-        path: Absolute.
-        system: Where it is.
+        path: The absolute path.
+        system: Carries out the calls.
     """
 
     path: str
@@ -112,13 +112,13 @@ class SystemPath(os.PathLike[str]):
 
 
 def words(error: OSError) -> str:
-    """What the system said, or what it means for an output."""
+    """Return the system's error text, or its meaning for an output."""
     return TROUBLE.get(error.errno or 0) or error.strerror or str(error)
 
 
 @contextmanager
-def told(path: str) -> Generator[None]:
-    """Name the file in the system's errors."""
+def output_errors(path: str) -> Generator[None]:
+    """Turn the system's errors into `OutputError` with the path of the file."""
     try:
         yield
     except OSError as error:
@@ -126,7 +126,7 @@ def told(path: str) -> Generator[None]:
 
 
 def write_all(system: System, fd: int, name: str, data: bytes, offset: int) -> None:
-    """Write `data` at `offset`, however few bytes the system takes at a time."""
+    """Write `data` at `offset`, in as many calls as the system needs."""
     left = memoryview(data)
     while left:
         written = system.pwrite(fd, left, offset)

@@ -1,4 +1,4 @@
-"""The lines of append files: kept before they are cut off, and compared with records."""
+"""The lines of append files: archived before they are cut off, and compared with records."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from .._util.text import plural
 from ._dir import HASH_CHUNK_BYTES, OutputDir
 from ._names import ARCHIVE, AnyPath, lines_digest
 from ._new import NewFile
-from ._system import told
+from ._system import output_errors
 from ._tree import Sync
 
 
 def keep_tail(outdir: OutputDir, path: AnyPath, offset: int, label: str) -> str | None:
-    """Copy what an append file holds from `offset` on into ``.archive/<label>/``.
+    """Copy an append file from `offset` on into ``.archive/<label>/``.
 
     Durability: the copy survives a power cut once this has returned.
 
     Returns:
-        Where it is, relative to the root; None: there is nothing to keep.
+        The path of the copy, relative to the root; None: there is nothing to copy.
 
     Raises:
         OutputError: it cannot be read or copied.
@@ -28,7 +28,7 @@ def keep_tail(outdir: OutputDir, path: AnyPath, offset: int, label: str) -> str 
     goal = f"{ARCHIVE}/{label}/{name}~{offset}"
     try:
         with (
-            told(name),
+            output_errors(name),
             outdir.tree.folder(name, Sync.NONE) as (folder, last),
             outdir.tree.opened(folder, last) as (fd, found),
         ):
@@ -48,7 +48,7 @@ def keep_tail(outdir: OutputDir, path: AnyPath, offset: int, label: str) -> str 
 
 
 def _free(outdir: OutputDir, goal: str) -> str:
-    """A name that no copy before has."""
+    """Return a name that no earlier copy has."""
     free, copy = goal, 1
     with outdir.tree.folder(goal, Sync.MAKE) as (folder, _):
         while outdir.tree.mode(folder, free.rpartition("/")[2]):
@@ -60,25 +60,25 @@ def _free(outdir: OutputDir, goal: str) -> str:
 def find_lines_damage(
     outdir: OutputDir, path: AnyPath, offset: int, size: int, digest: bytes | None
 ) -> str | None:
-    """Compare the lines that a batch has appended with the file that is there.
+    """Compare the lines that a batch has appended with the existing file.
 
     Args:
-        outdir: Where the file is.
-        path: Its name.
-        offset: Where the lines begin.
-        size: How many bytes they have.
-        digest: Of them, see `lines_digest`; None: only whether they are there is looked at.
+        outdir: The output folder.
+        path: The name of the append file.
+        offset: Where the lines begin, in bytes.
+        size: The number of bytes that they have.
+        digest: Their digest, see `lines_digest`; None: only their presence is checked.
 
     Returns:
-        None if they are good, else what is wrong with them, in words.
+        None if they are good, else a text that says what is wrong with them.
 
     Raises:
-        OutputError: it is not known, because the file cannot be read.
+        OutputError: this is unknown, because the file cannot be read.
     """
     name = outdir.relative(path)
     try:
         with (
-            told(name),
+            output_errors(name),
             outdir.tree.folder(name, Sync.NONE) as (folder, last),
             outdir.tree.opened(folder, last) as (fd, found),
         ):

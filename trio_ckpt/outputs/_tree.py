@@ -1,4 +1,4 @@
-"""The folders below the root: walked without following links, their names made durable."""
+"""The folders below the root: opened without following links, their names made durable."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .._util.fsync import naming_unsynced
 from ._names import below
 from ._system import FOLDER, READ, ROOT, System
 
-MAX_SURE_FOLDERS = 100_000  # folders remembered as durable; forgetting costs an fsync each
+MAX_SURE_FOLDERS = 100_000  # folders remembered as durable; a forgotten one costs an fsync
 
 
 class Sync(enum.Enum):
-    """What to do about the names of the folders on the way to a file."""
+    """How to treat the names of the folders on the way to a file."""
 
-    NONE = enum.auto()  # only looking
-    MOVE = enum.auto()  # the same, for a file that is to be moved away
-    MAKE = enum.auto()  # make what is missing, sync what this session has not synced yet
-    ALL = enum.auto()  # the user made them, who knows when
+    NONE = enum.auto()  # only for reading
+    MOVE = enum.auto()  # only for reading, of a file that is to be moved away
+    MAKE = enum.auto()  # make missing folders, sync names that this session has not synced yet
+    ALL = enum.auto()  # sync all names: the user made the folders, at an unknown time
 
 
 def _no_names() -> set[str]:
@@ -32,35 +32,35 @@ def _no_names() -> set[str]:
 
 @attrs.define(eq=False)
 class Tree:
-    """The opened root, and what this session knows of the names below it.
+    """The opened root, and the durability of the names below it in this session.
 
     Attributes:
         root: Its absolute path.
-        system: What carries out its operations.
-        kept_out: Device and inode of a folder in which nothing is written: the store's.
+        system: Carries out its operations.
+        kept_out: Device and inode of the store's folder, into which no output is written.
     """
 
     root: str
     system: System
     _fd: int
     kept_out: tuple[int, int] | None = attrs.field(default=None, init=False)
-    _sure: set[str] = attrs.field(factory=_no_names, init=False)  # folders: names are durable
-    _lost: set[str] = attrs.field(factory=_no_names, init=False)  # what failed to sync
+    _sure: set[str] = attrs.field(factory=_no_names, init=False)  # folders with durable names
+    _lost: set[str] = attrs.field(factory=_no_names, init=False)  # names that failed to sync
 
     @classmethod
     def open(cls, system: System, root: str) -> Tree:
-        """Open the folder `root`; make it, and those above it, if need be."""
+        """Open the folder `root`; make it, and those above it, if they are missing."""
         return cls(root, system, _open_root(system, root))
 
     def close(self) -> None:
-        """Give the root back; twice is harmless."""
+        """Close the root; a second call does nothing."""
         fd, self._fd = self._fd, -1
         if fd != -1:
             self.system.close(fd)
 
     @contextmanager
     def folder(self, name: str, sync: Sync) -> Generator[tuple[int, str]]:
-        """The opened folder that a file is in, and the last part of the file's name."""
+        """Open the folder that a file is in; yields it and the last part of the file's name."""
         *parts, last = name.split("/")
         fd, at = self._fd, ""
         try:
@@ -77,7 +77,7 @@ class Tree:
                 self.system.close(fd)
 
     def _step(self, folder: int, at: str, part: str, sync: Sync) -> int:
-        """Open a folder in the folder `at`; that it is there is then durable, if asked."""
+        """Open a folder in the folder `at`; makes it and its name durable if `sync` says so."""
         name = below(at, part)
         try:
             fd = self.system.open(part, FOLDER, dir_fd=folder)
@@ -91,7 +91,7 @@ class Tree:
         try:
             if sync is not Sync.NONE and self.kept_out is not None:
                 self._refuse_kept_out(fd, name)
-            # Also if it was there: a process killed after mkdir has not synced its name.
+            # Also for an existing one: a process killed after mkdir has not synced its name.
             if sync is Sync.ALL or (sync is Sync.MAKE and name not in self._sure):
                 self.sync(folder, at)
                 if len(self._sure) >= MAX_SURE_FOLDERS:
@@ -103,14 +103,14 @@ class Tree:
         return fd
 
     def _refuse_kept_out(self, fd: int, name: str) -> None:
-        """By its inode: a name may lead there by a link, a mount or another case of letters."""
+        """Compare by inode: a link, a mount or another letter case may lead to the folder."""
         found = self.system.fstat(fd)
         if (found.st_dev, found.st_ino) == self.kept_out:
             raise OutputError(name, "is the folder of the store: outputs need another one")
 
     @contextmanager
     def opened(self, folder: int, name: str) -> Generator[tuple[int, os.stat_result]]:
-        """What has a name, opened for reading without waiting; it may be no regular file."""
+        """Open a name for reading without waiting; it may not be a regular file."""
         fd = self.system.open(name, READ, dir_fd=folder)
         try:
             yield fd, self.system.fstat(fd)
@@ -118,7 +118,7 @@ class Tree:
             self.system.close(fd)
 
     def mode(self, folder: int, name: str) -> int:
-        """The file mode of what has a name, links not followed; 0 if nothing has it."""
+        """Return the file mode of a name, links not followed; 0: it does not exist."""
         try:
             return self.system.lstat(name, dir_fd=folder).st_mode
         except FileNotFoundError:
@@ -127,7 +127,7 @@ class Tree:
     # -- syncing --------------------------------------------------------------------
 
     def sync(self, fd: int, name: str) -> None:
-        """Sync a file or folder, unless that has failed before."""
+        """Sync a file or folder, unless an earlier sync of it has failed."""
         self.refuse_lost(name)
         try:
             with naming_unsynced(below(self.root, name) if name else self.root):
@@ -141,7 +141,7 @@ class Tree:
         self._lost.add(name)
 
     def mark_new(self, name: str) -> None:
-        """Remember that the name leads to another file now."""
+        """Remember that the name denotes another file now."""
         self._lost.discard(name)
 
     def refuse_lost(self, name: str) -> None:
@@ -149,8 +149,8 @@ class Tree:
         if name in self._lost:
             raise OutputError(
                 name or self.root,
-                "an earlier fsync of it failed, so what the disk holds is not known and a later "
-                "fsync proves nothing; see to the disk, then start the program again",
+                "an earlier fsync of it failed, so the content of the disk is unknown and a later "
+                "fsync proves nothing; check the disk, then start the program again",
             )
 
 
@@ -168,7 +168,7 @@ def _open_root(system: System, root: str) -> int:
             return system.open(name, ROOT, dir_fd=folder)
         finally:
             system.close(folder)
-    with suppress(OSError):  # it was there: we may not even be allowed to read what it is in
+    with suppress(OSError):  # it existed: the folder above it may be unreadable for this user
         folder = system.open(folder_path, ROOT)
         try:
             system.fsync(folder)

@@ -1,8 +1,8 @@
-"""Outputs are looked into before their batch is confirmed: bytes in, an exception out.
+"""Validates outputs before their batch is confirmed: bytes in, an exception out.
 
 An output whose name ends with ``.json`` is a document; for others there is `RawCheck`.  A
-document is read strictly (`trio_ckpt.outputs._json`) and then goes through the checks in order.
-An attrs class makes an instance of it, which the callables after it are given.
+document is parsed strictly (`trio_ckpt.outputs._json`) and then passes the checks in order.
+An attrs class makes an instance of it, which the callables after it get.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ._structure import MisfitError, is_class, make_structure, misfit_of
 
 @attrs.frozen
 class _Document:
-    """What the checks have made of a document so far."""
+    """A document and what the checks have made of it so far."""
 
     parsed: Any
-    made: Any  # by the newest class, or as it was parsed
+    made: Any  # the instance of the newest class, or the parsed document
 
 
 _Check = Callable[[_Document], _Document]
@@ -43,7 +43,7 @@ def _is_plain_function(_check: object, _attribute: object, accept: Any) -> None:
 
 @attrs.frozen
 class RawCheck:
-    """A check of the outputs that are not JSON: of all whose names do not end with ``.json``.
+    """A check of the outputs whose names do not end with ``.json``.
 
     Attributes:
         accept: Called in a thread with the path of an output, below the folder of the run, and
@@ -57,7 +57,7 @@ class RawCheck:
     )
 
     def check(self, path: str, data: bytes) -> None:
-        """Ask `accept` for an output.
+        """Apply `accept` to an output.
 
         Raises:
             MisfitError: it refuses the output.
@@ -84,18 +84,18 @@ class Validator:
 
                 * an attrs class or a dataclass.  The document must be an object with what
                   the class needs.  Nothing is coerced: ``"12"`` and ``1.0`` and ``true``
-                  are no ints; an int is fine where a float is wanted.  Datetimes are
-                  ISO 8601, enums go by value, keys that the class does not know are
+                  are not ints; an int is accepted for a float.  Datetimes are
+                  ISO 8601, enums go by value, unknown keys are
                   allowed.  The class's own validators run.
                 * a mapping: a JSON Schema, of the draft that its ``$schema`` names, else
                   2020-12.  References are resolved within it and never fetched.
                 * a callable.  It gets the instance that the newest class before it made,
-                  else the parsed document, and refuses by raising or by returning False.
+                  otherwise the parsed document, and refuses by raising or by returning False.
                 * a `RawCheck`, for the outputs that are not JSON.
 
         Raises:
             TypeError: it is none of these.
-            ValueError: it is an empty sequence, or a schema that is none.
+            ValueError: it is an empty sequence, or an invalid schema.
             ImportError: cattrs or jsonschema is needed and not installed.
         """
         if isinstance(validate, Validator):
@@ -114,20 +114,20 @@ class Validator:
         return cls((_make_check(validate),))
 
     def looks_at(self, path: str) -> bool:
-        """Whether there are checks for an output of this name."""
+        """Return whether there are checks for an output of this name."""
         return bool(self._checks if is_json(path) else self._raw)
 
     def limit_bytes(self, path: str) -> int:
-        """How large an output of this name may be to be looked at."""
+        """Return the size in bytes up to which an output of this name is validated."""
         if is_json(path):
             return MAX_JSON_BYTES
         return min((check.limit_bytes for check in self._raw), default=MAX_JSON_BYTES)
 
     def need(self, paths: Sequence[str]) -> None:
-        """See that each kind of check has an output of a batch to look at.
+        """Check that each kind of check has an output of a batch to validate.
 
         Raises:
-            OutputInvalidError: one has none: an empty batch does not slip by.
+            OutputInvalidError: one has none: an empty batch is not valid.
         """
         kinds = {is_json(path) for path in paths}
         if self._checks and True not in kinds:
@@ -136,11 +136,11 @@ class Validator:
             raise OutputInvalidError("", "", "no output to validate that is not JSON")
 
     def check(self, path: str, data: bytes) -> None:
-        """See that `data`, the content of `path`, is valid.
+        """Validate `data`, the content of `path`.
 
         Raises:
-            OutputInvalidError: it is not; naming the first field that is wrong, and how
-                many other problems there are.
+            OutputInvalidError: it is not valid; the message names the first wrong field, and the
+                number of other problems.
         """
         try:
             if is_json(path):
@@ -158,7 +158,7 @@ class Validator:
             cause = error.__cause__ or error
             raise OutputInvalidError(path, error.field, f"{error.reason}{more}") from cause
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-            # A function of the user's means to end the program: it fails this batch alone.
+            # A user's function raises to end the program: only this batch fails.
             raise OutputInvalidError(path, "", f"its check raised {class_name(error)}") from error
 
 
@@ -170,30 +170,30 @@ Validate: TypeAlias = (
     | Sequence["Validate"]
     | Validator
 )
-"""What an output is validated by; see `Validator.of`."""
+"""The values that an output can be validated by; see `Validator.of`."""
 
 
-WELL_FORMED = Validator()  # a document is one, and no more is asked of it
+WELL_FORMED = Validator()  # accepts every JSON document that parses
 
 
 def is_json(path: str) -> bool:
-    """Whether an output is a JSON document, by its name."""
+    """Return whether an output is a JSON document, by its name."""
     return path.lower().endswith(".json")
 
 
 def check_outputs(outputs: OutputDir, listed: Sequence[Output], validator: Validator) -> None:
-    """Validate every output in `listed` that there are checks for.  Blocks.
+    """Validate every output in `listed` that has checks.  Blocks.
 
-    What is validated is what was hashed: a file that changed since is refused.
+    The content must match the recorded hash: a file that changed since is refused.
 
     Args:
-        outputs: Where they are.
+        outputs: The output folder.
         listed: The outputs of one batch.
-        validator: Decides.
+        validator: The checks.
 
     Raises:
         OutputInvalidError: one is not valid, or there is none to validate: an empty batch
-            does not slip by.
+            is not valid.
         OutputError: one cannot be read.
     """
     validator.need([output.path for output in listed])
@@ -203,15 +203,15 @@ def check_outputs(outputs: OutputDir, listed: Sequence[Output], validator: Valid
 
 
 def check_found(outputs: OutputDir, listed: Sequence[Output], validator: Validator | None) -> None:
-    """Look at outputs that no record has named yet: none is empty, and JSON is JSON.  Blocks.
+    """Validate outputs without a record: none is empty, and JSON files are JSON.  Blocks.
 
     Args:
-        outputs: Where they are.
+        outputs: The output folder.
         listed: The outputs of one batch.
-        validator: What they have to pass besides; see `check_outputs`.
+        validator: Additional checks; see `check_outputs`.
 
     Raises:
-        OutputInvalidError: one is not good.
+        OutputInvalidError: one is not valid.
         OutputError: one cannot be read.
     """
     for output in listed:

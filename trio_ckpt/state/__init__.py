@@ -1,4 +1,4 @@
-"""What a loop needs to go on: typed state, arrays, and lists that grow while they are worked on."""
+"""The state from which a loop resumes: typed values, arrays, and lists that grow as it works."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OF_MEMORY = frozenset({"array", "empty", "full", "ones", "zeros"})
 
 
 def __getattr__(name: str) -> Any:
-    """Arrays in whole pages, see `state/_arrays/memory.py`; only they need NumPy."""
+    """Import functions for arrays in whole pages lazily, since only they need NumPy."""
     if name in _OF_MEMORY:
         with needs_extra("arrays", f"trio_ckpt.state.{name}"):
             return getattr(importlib.import_module("._arrays.memory", __name__), name)

@@ -1,7 +1,7 @@
-"""The saved states of one stream as the store has them, read back.
+"""Reads the saved states of one stream back from the store.
 
-`read_chain` finds the frames of a chain among the records, newest first; `fill` reads what
-their arrays need, each block once, and `read_named` some arrays alone.
+`read_chain` finds the frames of a chain among the records, newest first; `fill` reads the blocks
+that their arrays need, each once, and `read_named` reads only some arrays.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from ._arrays.engine import Assembly, Compressor, Read
 
 READERS = (
-    2  # parts of a state that are read and unpacked at the same time; with more all are slower
+    2  # parts of a state that are read and unpacked concurrently; more would slow each other down
 )
 
-CHECK_BYTES = 8 * 2**20  # of a blob that is hashed, at a time
+CHECK_BYTES = 8 * 2**20  # the part of a blob that is hashed at a time
 
 
 async def read_chain(
@@ -37,21 +37,21 @@ async def read_chain(
     with_snapshots: bool = True,
     versions: list[Version] | None = None,
 ) -> tuple[list[tuple[bytes, StateFrame]], Record | None]:
-    """The frames that a stream's state is restored from, the newest first.
+    """Return the frames that a stream's state is restored from, the newest first.
 
-    Snapshots of an attempt that failed later are passed over, but for those that a later
+    Snapshots of an attempt that failed later are skipped, except those that a later
     frame builds on.
 
     Args:
         pages: The records of the stream, newest first.
-        with_snapshots: Whether the state may be one of inside a batch.
-        versions: Gets those that are seen on the way, the oldest first.
+        with_snapshots: Whether the state may be a snapshot from inside a batch.
+        versions: Receives the versions that the search reads, the oldest first.
 
     Returns:
-        The frames, and the record of the newest; none where there is no saved state.
+        The frames, and the record of the newest; none if there is no saved state.
 
     Raises:
-        StoreDamagedError: one is missing.
+        StoreDamagedError: a frame is missing.
     """
     chain = _ChainSearch(with_snapshots)
     async with aclosing(pages):
@@ -80,10 +80,10 @@ class _ChainSearch:
         self.links: list[tuple[bytes, StateFrame]] = []
         self.record: Record | None = None
         self._with_snapshots = with_snapshots
-        self._is_failed = False  # the attempt whose snapshots these are
+        self._is_failed = False  # whether the attempt of the current snapshots failed
 
     def add(self, record: Record) -> bool:
-        """Take note of a record; whether the chain is whole."""
+        """Add a record; return whether the chain is complete."""
         if not self.links and not self._may_begin(record):
             return record.taken is not None and record.taken.resets_state
         if not record.state:
@@ -112,29 +112,29 @@ class _ChainSearch:
 
 
 def version_of(sequence: int, record: Record) -> Version:
-    """The version that a record with a state is of."""
+    """Return the version of a record with a state."""
     frame = decode_frame(record.state)
     return Version(sequence, record.at, frame.lineage, frame.data_bytes if frame.blob else 0)
 
 
 def blobs_of(payload: bytes) -> tuple[str, ...]:
-    """The blobs that a saved state names."""
+    """Return the blobs that a saved state names."""
     frame = decode_frame(payload) if payload else None
     return (frame.blob,) if frame is not None and frame.blob else ()
 
 
 def layout_of(frames: Sequence[StateFrame]) -> Layout:
-    """How the arrays of the newest of them lie; the newest is the first."""
+    """Return the array layout of the newest frame, which is the first."""
     return next((frame.layout for frame in frames if frame.layout is not None), NO_ARRAYS)
 
 
 async def fill(
     store: Store, assembly: Assembly, frames: Sequence[StateFrame], compressor: Compressor
 ) -> None:
-    """Read what an assembly asks for and unpack it, several parts at a time.
+    """Read what an assembly needs and unpack it, several parts at a time.
 
     Raises:
-        StoreDamagedError: it is not what was saved.
+        StoreDamagedError: a part is not what was saved.
     """
     if store.mac_key is not None:
         used = {read.frame for reads in assembly.rounds for read in reads}
@@ -161,13 +161,13 @@ async def fill(
 
 
 async def _check_blob(store: Store, frame: StateFrame) -> None:
-    """See that the blob of a frame is the one that the sealed record names.
+    """Check that the blob of a frame is the one that the sealed record names.
 
-    The pieces in it are told by digests that notice damage; who alters on purpose makes others
-    that fit.  So with a key all of it is hashed before a part is believed.
+    The digests of its pieces detect damage, but an attacker can compute matching ones.
+    So with a MAC key the whole blob is hashed before any part is used.
 
     Raises:
-        StoreDamagedError: it is another.
+        StoreDamagedError: it is another blob.
     """
     hasher = hashlib.sha256()
     for offset in range(0, frame.data_bytes if frame.blob else 0, CHECK_BYTES):
@@ -187,7 +187,7 @@ async def _read(store: Store, frame: StateFrame, offset: int, size: int) -> byte
 async def read_named(
     store: Store, frames: Sequence[StateFrame], names: Collection[str] | None
 ) -> dict[str, Any]:
-    """The arrays of some buffers, by the buffers' names."""
+    """Return the first arrays of some buffers, by the buffers' names."""
     with needs_extra("arrays", "a state with arrays"):
         from ._arrays.engine import Assembly, open_compressor  # NumPy is an extra
 

@@ -1,19 +1,19 @@
-"""A list of items that grows while it is worked on, each item once.
+"""A list of items that grows during the work, each item once.
 
 Theory of operation
 ===================
 
-A `Frontier` says what to begin with, and what makes two items the same; it can be given to any
-number of streams.  Each of them makes a list of its own of it, `FrontierItems`.
+A `Frontier` gives the initial items, and the key that makes two items equal; any number of streams
+can use one.  Each of them makes a list of its own from it, `FrontierItems`.
 
-Items are numbered in the order in which they come, and item j is batch ``first_index +
-j``.  A batch may *stage* new items; they travel with its checkpoint, and when that is
+Items are numbered in the order in which they arrive, and item j is batch ``first_index +
+j``.  A batch may *stage* new items; they are saved with its checkpoint, and when that is
 durable `FrontierItems.number` numbers those that are new.  The same function does this in
-memory and on load, in the order of the checkpoints, so the numbers are the same: what a
-checkpoint costs is what its batch added, at a thousand items and at a million.  The program's
-own `key` function is called where items are given and where they are loaded, never in between.
+memory and on load, in the order of the checkpoints, so the numbers are equal: a
+checkpoint costs what its batch added, at a thousand items and at a million.  The program's
+own `key` function is called when items are given and when they are loaded, at no other time.
 
-In memory are the keys of all items, and the items of those that are left.
+Memory holds the keys of all items, and the items that are left.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from .._util.plain import as_plain, call_key, canonical_json, copy_plain
 
 T = TypeVar("T")
 
-MAX_KEY_CHARS = 10_000  # longer than any URL that a server takes
+MAX_KEY_CHARS = 10_000  # longer than any URL that a server accepts
 
 
 class Frontier(Generic[T]):
     """Items to work on, each once; for ``open_stream(..., state=Frontier([start]))``.
 
-    The stream works on a list of its own: ``stream.state`` is that of the stream, and tells how
-    long it is.  So one `Frontier` may be given to several streams, and again after a rewind.
+    Each stream works on a list of its own: ``stream.state`` is the stream's list and has its
+    length.  So one `Frontier` may be given to several streams, and again after a rewind.
 
     Args:
-        items: What to begin with: JSON-like, a tuple becomes a list.  They are copied.  On resume
+        items: The initial items: JSON-like, a tuple becomes a list.  They are copied.  On resume
             those that are new are added.
-        key: What makes two items the same: a str.  Default: a str is its own key, other
+        key: Returns the str that makes two items equal.  Default: a str is its own key, other
             JSON-like values are their canonical JSON.
 
     Raises:
         TypeError: `items` is one item, not several.
-        NotEncodableError: an item is not JSON-like; with its place.
+        NotEncodableError: an item is not JSON-like; the message has its place.
     """
 
     def __init__(self, items: Iterable[T] = (), *, key: Callable[[T], str] | None = None) -> None:
@@ -58,32 +58,32 @@ class Frontier(Generic[T]):
         self._live.number(seeds)
 
     def __len__(self) -> int:
-        """How many items there are, done or not."""
+        """Return the number of items, done or not."""
         return len(self._live)
 
     @property
     def left(self) -> int:
-        """How many items are not confirmed; those that were skipped are among them."""
+        """The number of items that are not confirmed, skipped ones included."""
         return self._live.left
 
     @classmethod
     def of(cls, live: FrontierItems[T]) -> Frontier[T]:
-        """The frontier of a stream that is open, as its program sees it."""
+        """Return the frontier of an open stream, as its program sees it."""
         frontier: Frontier[T] = cls()
         frontier._live = live
         return frontier
 
     def begin(self) -> FrontierItems[T]:
-        """What a stream works on: the same items, before anything was done."""
+        """Return the list for a stream: the same items, none of them done."""
         return FrontierItems(self._live.seeds, self._live.key)
 
 
 def keyed_items(items: Iterable[T], key: Callable[[T], str] | None) -> dict[str, T]:
-    """Copies of items by their keys, each once.
+    """Return copies of items by their keys, each once.
 
     Raises:
         NotEncodableError: an item is not JSON-like, or its key is too long.
-        TypeError: its key is not a str.
+        TypeError: the key of an item is not a str.
     """
     found: dict[str, T] = {}
     for place, item in enumerate(items):
@@ -94,7 +94,7 @@ def keyed_items(items: Iterable[T], key: Callable[[T], str] | None) -> dict[str,
 
 
 def _key_of(item: T, key: Callable[[T], str] | None, path: str = "item") -> str:
-    """What makes an item the same as another."""
+    """Return the key of an item."""
     if key is not None:
         name = call_key(key, cast("T", copy_plain(item)), path)
     else:
@@ -105,11 +105,11 @@ def _key_of(item: T, key: Callable[[T], str] | None, path: str = "item") -> str:
 
 
 class FrontierItems(Generic[T]):
-    """The items of one stream; for the stream alone.
+    """The items of one stream; only the stream uses it.
 
     Attributes:
-        seeds: What it begins with, by key.
-        key: What makes two items the same.
+        seeds: The initial items by key.
+        key: Returns the key of an item; None: the default.
     """
 
     def __init__(self, seeds: dict[str, T], key: Callable[[T], str] | None) -> None:
@@ -120,31 +120,31 @@ class FrontierItems(Generic[T]):
         self._ready: deque[int] = deque()
 
     def __len__(self) -> int:
-        """How many items there are, done or not."""
+        """Return the number of items, done or not."""
         return len(self._seen)
 
     @property
     def left(self) -> int:
-        """How many items are not confirmed."""
+        """The number of items that are not confirmed."""
         return len(self._items)
 
     def item(self, position: int) -> T:
-        """The item of that number; only of those that are left or were skipped."""
+        """Return an item by its number; only for items that are left or were skipped."""
         return self._items[position]
 
     def news(self, keyed: Mapping[str, T]) -> list[T]:
-        """Those of `keyed` that are new as far as is known now."""
+        """Return the items of `keyed` that are new so far."""
         return [item for key, item in keyed.items() if key not in self._seen]
 
     # -- what the stream does -----------------------------------------------------------
 
     @staticmethod
     def encode(items: list[T]) -> bytes:
-        """Staged items as they travel with a checkpoint; none are no bytes."""
+        """Encode staged items for a checkpoint; no items give no bytes."""
         return msgspec.msgpack.encode(items) if items else b""
 
     def fold(self, payload: bytes) -> None:
-        """Number the items that a checkpoint added, as it was saved."""
+        """Number the items that a saved checkpoint added."""
         try:
             items = msgspec.msgpack.decode(payload, type=list[Any])
         except (msgspec.MsgspecError, RecursionError) as error:
@@ -153,7 +153,7 @@ class FrontierItems(Generic[T]):
             self.number({_key_of(item, self.key): item})
 
     def number(self, keyed: Mapping[str, T]) -> None:
-        """Number the items that are new; what staged them is durable."""
+        """Number the items that are new; the checkpoint that staged them is durable."""
         for key, item in keyed.items():
             if key not in self._seen:
                 position = len(self._seen)
@@ -171,14 +171,14 @@ class FrontierItems(Generic[T]):
         return bool(self._ready)
 
     def take(self) -> int | None:
-        """The number of the next item to work on, oldest first; None: none is ready."""
+        """Return the number of the oldest item that is ready; None: none is."""
         return self._ready.popleft() if self._ready else None
 
     def settle_loaded(self, is_confirmed: Callable[[int], bool]) -> None:
-        """After loading: drop what is confirmed."""
+        """Drop the items that are confirmed, after loading."""
         for position in [p for p in self._items if is_confirmed(p)]:
             del self._items[position]
 
     def make_ready(self, is_done: Callable[[int], bool]) -> None:
-        """Begin to work: all is ready that is neither confirmed nor skipped."""
+        """Begin the work: items that are neither confirmed nor skipped become ready."""
         self._ready = deque(p for p in self._items if not is_done(p))

@@ -1,28 +1,28 @@
-"""What a program's state is made of, and the two ways: apart into tree and arrays, and back.
+"""The plan of a program's state: takes it apart into tree and arrays, and builds it again.
 
 Theory of operation
 ===================
 
-The state that a program begins with is default, type and structuring hint at once.  A plan
-reads three things off it, once:
+The initial state of a program is default, type and structuring hint at once.  A plan
+reads three things from it, once:
 
 * the classes of the state: attrs classes, dataclasses, named tuples and enumerations that an
-  annotation of a field names, or that the initial value has somewhere.  They hold for the whole
-  state.  Nothing else is ever built, and nothing is imported by a name that was saved;
+  annotation of a field names, or that the initial value contains.  They hold for the whole
+  state.  No other class is ever built, and none is imported by a name that was saved;
 * what its excluded fields hold (``metadata={"exclude": True}``);
 * nothing more: a plan holds no other part of the initial state, so its arrays can go.
 
-`Plan.flatten` takes a state apart by the exact types of its values, `Plan.build` puts one
-together again by the tags in the tree.  Objects are made without ``__init__``: their fields get
+`Plan.flatten` takes a state apart by the exact types of its values, `Plan.build` builds one
+from the tags in the tree.  Objects are made without ``__init__``: their fields get
 what was saved, bit for bit, and no converter, validator or ``__post_init__`` runs.
 
-What comes back:
+What is restored:
 
-* the same mutable object at two places is one object at both again; an object that holds itself
+* a mutable object at two places is one object at both again; an object that contains itself
   is refused.  Tuples, frozen sets and other values without identity come back equal;
-* an excluded field gets a new value of its default *factory* if it has one, so that a cache
-  starts empty; else what the initial state had at this very place, the object itself and not a
-  copy, for it may be a client or a lock; else its plain default;
+* an excluded field gets a new value from its default *factory* if it has one, so that a cache
+  starts empty; otherwise the object (not a copy: it may be a client or a lock) that the initial
+  state had at this place; otherwise its plain default;
 * a field that is new in the class gets its default.
 """
 
@@ -52,46 +52,46 @@ class Plan(Generic[S]):
 
     @classmethod
     def of(cls, initial: S) -> Plan[S]:
-        """The plan of every state that begins as `initial`."""
+        """Make the plan of every state with the given initial state."""
         classes = Classes()
         return cls(classes, learn_from(classes, initial))
 
     @property
     def runs_code(self) -> bool:
-        """Whether `flatten` may run code of the program, which belongs into the program's thread.
+        """Whether `flatten` may run code of the program, and must run in the program's thread.
 
-        It does where fields are properties, or attributes are computed by a class of its own.
+        It does if a field is a property, or if a class of the program computes attributes.
         """
         return self._classes.run_code
 
     def flatten(self, state: S) -> Flat:
-        """Take a state apart; it may change afterwards, all but its arrays.
+        """Take a state apart; the result is independent of later changes, except to its arrays.
 
-        In another thread, too, where it `runs_code` of nobody.
+        Any thread may call it if `runs_code` is false.
 
         Raises:
-            NotEncodableError: naming the path of the leaf that cannot be saved.
+            NotEncodableError: a leaf cannot be saved; the message has its path.
         """
         return flatten_state(self._classes, state)
 
     def build(self, tree: Tree, arrays: Sequence[object]) -> S:
-        """The state that a tree is of: the inverse of `flatten`.
+        """Build the state that a tree describes: the inverse of `flatten`.
 
         Args:
-            tree: As flattened, decoded or patched; it stays as it is.
-            arrays: In the order of `Flat.arrays`, the values alone; they are put in, not copied.
+            tree: As flattened, decoded or patched; it is not changed.
+            arrays: The values in the order of `Flat.arrays`; they are used, not copied.
 
         Raises:
-            StateChangedError: a class or a field is not what it was; naming it and the path.
-            StoreDamagedError: no state has such a tree.
+            StateChangedError: a class or a field has changed; the message has its path.
+            StoreDamagedError: the tree does not describe a state.
         """
         return cast("S", build_state(self._classes, self._excluded, tree, arrays))
 
     def check_class(self, tree: Tree, given: S) -> None:
-        """See that the class of a saved state is one of the program's.
+        """Check that the class of a saved state is one of the program's.
 
         Raises:
-            StateChangedError: it is not; naming both.
+            StateChangedError: it is not; the message names both.
         """
         tag = tag_of(tree) if kind_of(tree) is dict else None
         if tag in (Tag.OBJECT, Tag.NAMED_TUPLE):
@@ -101,9 +101,9 @@ class Plan(Generic[S]):
 
 
 def is_of_kind(state: object, kind: type) -> bool:
-    """Whether a state is of the kind of the one that the program begins with.
+    """Return whether a state is of the same kind as the program's initial state.
 
-    Classes derived from each other are of one kind, and so are all numbers; None is of any.
+    Classes derived from each other are of one kind, and so are all numbers; None fits no kind.
     """
     own = type(state)
     are_numbers = issubclass(own, Number) and issubclass(kind, Number)
@@ -111,10 +111,10 @@ def is_of_kind(state: object, kind: type) -> bool:
 
 
 def check_kind(given: object, saved: object) -> None:
-    """See that a saved state is of the kind of the one that the program begins with.
+    """Check that a saved state is of the same kind as the program's initial state.
 
     Raises:
-        StateChangedError: it is not; naming both.
+        StateChangedError: it is not; the message names both.
     """
     if not is_of_kind(saved, type(given)):
         raise _other_kind(type(saved).__qualname__, given)

@@ -1,11 +1,11 @@
-"""Which saved states keep their arrays.
+"""Retention: which saved states keep their arrays.
 
 Theory of operation
 ===================
 
-The states of one chain build on each other, so a chain is kept or goes as a whole.  `Versions`
-keeps account of chains, not of states: a long run saves millions of states, most of which have
-nothing to let go of, or are let go of soon.  It is as large as what the store keeps of them.
+The states of one chain build on each other, so a chain is kept or dropped as a whole.  `Versions`
+tracks chains, not states: a long run saves millions of states, most of which have
+nothing to drop, or are dropped soon.  Its size is proportional to what the store keeps of them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ._tree.frame import MAX_CHAIN
 
 @attrs.frozen
 class Version:
-    """A state that the store has.
+    """A state in the store.
 
     Attributes:
-        sequence: Of its record.
+        sequence: The sequence of its record.
         at: When it was saved; Unix time, s.
-        lineage: Its chain.
-        blob_bytes: Of the arrays that can be let go of; 0: it has none in a blob.
+        lineage: The lineage of its chain.
+        blob_bytes: The size of its arrays that can be dropped; 0: it has none in a blob.
     """
 
     sequence: int
@@ -45,22 +45,22 @@ def _url_of(store: str | os.PathLike[str]) -> str:
 
 @attrs.frozen
 class Retention:
-    """Which saved states keep their arrays: those that any of these names.
+    """Which saved states keep their arrays: those that any of these settings selects.
 
-    The states of one chain build on each other, so a chain is kept or goes as a whole; the
-    newest one always stays, and only it once the stream is complete.  Records stay in any
-    case, with trees and small arrays; what is let go of is large arrays.
+    The states of one chain build on each other, so a chain is kept or dropped as a whole; the
+    newest one is always kept, and only that one once the stream is complete.  Records are always
+    kept, with trees and small arrays; only large arrays are dropped.
 
     Attributes:
-        last: The newest so many.
-        every: One in so many records of the stream; 0: none because of that.
-        max_age_s: Those that were saved in the last so many seconds; 0: none because of that.
-        max_bytes: Of those that are named above, from the newest on, only as many as have at
-            most so many bytes of large arrays together, as they are stored; 0: all.  What
-            stays in any case counts, too.
-        max_deltas: After so many differences a state is saved whole, and a new chain begins; it
-            does so earlier where the differences are larger than what they are about.  Fewer
-            make a start faster, and let go of old states sooner.
+        last: This many of the newest states.
+        every: One in this many records of the stream; 0: none for this reason.
+        max_age_s: States that were saved in the last so many seconds; 0: none for this reason.
+        max_bytes: Of the states selected above, from the newest on, only as many as have at
+            most this many bytes of large arrays together, as stored; 0: all.  States that are
+            always kept count, too.
+        max_deltas: After this many differences a state is saved whole, and a new chain begins;
+            earlier if the differences are larger than the state.  Fewer differences
+            make a start faster, and allow old states to be dropped sooner.
         archive: A store, by its URL or its folder, into which the others are moved instead of
             being deleted: the run ``RUN-GENERATION`` in it, for `read_arrays`.
     """
@@ -79,7 +79,7 @@ class Retention:
 
 @attrs.define(eq=False)
 class _StateChain:
-    """States that build on each other, at least one of which has something to let go of."""
+    """States that build on each other, at least one of which has something to drop."""
 
     newest: int = 0  # sequence
     newest_at: float = 0.0
@@ -89,10 +89,10 @@ class _StateChain:
 
 
 class Versions:
-    """What is known of the saved states of one stream.
+    """The saved states of one stream, as far as retention needs them.
 
     Args:
-        retention: What is kept of them.
+        retention: The settings.
     """
 
     def __init__(self, retention: Retention) -> None:
@@ -100,24 +100,24 @@ class Versions:
         self._recent: deque[bytes] = deque(maxlen=retention.last)  # chains of the newest states
         self._newest_at = 0.0
         self._chains: dict[bytes, _StateChain] = {}
-        self._nbytes = 0  # of all chains
+        self._nbytes = 0  # the size of all chains
         self._open: tuple[bytes, _StateChain] = (
             b"",
             _StateChain(),
-        )  # it may have nothing to let go of yet
+        )  # it may have nothing to drop yet
 
     def __len__(self) -> int:
-        """How many chains have something to let go of."""
+        """Return the number of chains that have something to drop."""
         return len(self._chains)
 
     def add(self, version: Version) -> None:
-        """Take note of one more, the newest."""
+        """Add a version, which is the newest."""
         self._recent.append(version.lineage)
         self._newest_at = version.at
         self._count(version)
 
     def add_older(self, version: Version) -> None:
-        """Take note of one more that is older than all others."""
+        """Add a version that is older than all others."""
         if len(self._recent) < self._retention.last:
             self._recent.appendleft(version.lineage)
         if not self._newest_at:
@@ -139,12 +139,12 @@ class Versions:
             self._chains[lineage] = chain
 
     def add_all(self, versions: Iterable[Version]) -> None:
-        """Take note of several, the oldest first."""
+        """Add several versions, the oldest first."""
         for version in versions:
             self.add(version)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all versions."""
         self._recent.clear()
         self._chains.clear()
         self._nbytes = 0
@@ -153,17 +153,17 @@ class Versions:
 
     @property
     def retention(self) -> Retention:
-        """What is kept of them."""
+        """The settings."""
         return self._retention
 
     def take_dropped(
         self, needed: Collection[bytes], *, is_complete: bool
     ) -> dict[bytes, list[int]]:
-        """The chains that may go, each with those of its records that have blobs; forgotten.
+        """Return and forget the chains to drop, each with its records that have blobs.
 
         Args:
-            needed: Chains that stay in any case.
-            is_complete: The stream is: of the others only the newest stays.
+            needed: Chains that are kept in any case.
+            is_complete: Whether the stream is: then of the others only the newest is kept.
         """
         kept = {*needed, *list(self._recent)[-1:]}
         if not is_complete:
@@ -177,11 +177,11 @@ class Versions:
 
     @property
     def is_too_large(self) -> bool:
-        """Whether there are more bytes than may be kept, unless all of them stay in any case."""
+        """Return whether the chains exceed `max_bytes`, unless all are kept in any case."""
         return 0 < self._retention.max_bytes < self._nbytes
 
     def _named(self, kept: Collection[bytes]) -> set[bytes]:
-        """The chains that retention names, beside those that stay in any case."""
+        """Return the chains that retention selects, beside those kept in any case."""
         recent = set(self._recent)
         named: set[bytes] = set()
         room = self._retention.max_bytes or math.inf

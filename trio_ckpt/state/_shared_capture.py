@@ -1,16 +1,16 @@
-"""What capturing arrays needs, once for all streams of a run.
+"""The tools for capturing arrays, shared by all streams of a run.
 
 Theory of operation
 ===================
 
-A staging arena is a mapping, a dirty-page tracker two file descriptors; with some of each for
-every stream, some hundreds of streams use up what a process may have.  So a run has one of
-each, made when the first of its streams has an array, closed with the run.  What the arena
-may hold is then for all streams together.
+A staging arena is a mapping, a dirty-page tracker two file descriptors; with one of each for
+every stream, some hundreds of streams would reach the limits of a process.  So a run has one of
+each, made when the first of its streams has an array, and closed with the run.  The limit of the
+arena is for all streams together.
 
-Arrays are copied into the arena one state at a time.  Who copies may wait for memory to come
-back; those who have it are being packed and written, in other threads of trio's, and ask for
-none.  Two that copy could wait for each other, and many could take all threads.
+Arrays are copied into the arena one state at a time.  A copying thread may wait for memory to be
+released; the states that hold it are being packed and written, in other threads, and need no
+more.  Two copying threads could wait for each other, and many could take all of trio's threads.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class ArrayTools:
         return self._engine is not None
 
     def engine(self) -> ArrayEngine:
-        """The same each time; made at the first.
+        """Return the engine, made at the first call.
 
         Raises:
-            MissingExtraError: what arrays need is not installed.
+            MissingExtraError: the extra that arrays need is not installed.
         """
         if self._engine is None:
             with needs_extra("arrays", "a state with arrays"):
-                from ._arrays.engine import ArrayEngine  # NumPy is needed by those who have arrays
+                from ._arrays.engine import ArrayEngine  # only programs with arrays need NumPy
             self._engine = ArrayEngine()
         return self._engine
 
@@ -65,17 +65,17 @@ class ArrayTools:
         """Copy what may have changed since `tables`; see `ArrayEngine.hold`.
 
         Raises:
-            NotEncodableError: with the path of an array that cannot be saved.
+            NotEncodableError: an array cannot be saved; the message has its path.
 
-        Cancellation: the caller shields it, or a copy might be lost with its memory; that
-            comes back in bounded time, as saves end in it.
+        Cancellation: the caller shields it, since a cancelled copy would lose its memory; it
+            waits a bounded time, because saves end within their timeout.
         """
         engine = self.engine()
         async with self._copying:
             return await run_blocking(engine.hold, leaves, tables)
 
     def close(self) -> None:
-        """Give everything back; nobody captures any more."""
+        """Release all resources; the caller captures nothing any more."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()

@@ -54,14 +54,14 @@ class ComparingKernel:
 
 
 class Blind(ComparingKernel):
-    """Notices no write that the kernel itself makes, as far as can be told here: page 3."""
+    """Detects no write by the kernel itself, which the test sees on page 3."""
 
     def scan(self, start: int, nbytes: int) -> npt.NDArray[np.intp]:
         return np.setdiff1d(super().scan(start, nbytes), [3])
 
 
 class Alarmist(ComparingKernel):
-    """Reports pages that nobody wrote."""
+    """Reports pages that were not written."""
 
     def scan(self, start: int, nbytes: int) -> npt.NDArray[np.intp]:
         return np.union1d(super().scan(start, nbytes), [0, nbytes // PAGE_BYTES - 1])
@@ -192,7 +192,7 @@ def test_an_array_replaced_at_the_same_address_is_another_region(tracker: Tracke
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mmap"), reason="no mmap here")
 def test_memory_that_was_mapped_anew_is_not_tracked_any_more() -> None:
-    """mmap(2) with MAP_FIXED puts new pages where an array was, which no object can tell."""
+    """mmap(2) with MAP_FIXED puts new pages where an array was, which no object reports."""
     found = open_tracker()
     if isinstance(found, Untracked):
         pytest.skip(found.reason)
@@ -239,8 +239,8 @@ UNTRACKED: dict[str, tuple[Callable[[], npt.NDArray[np.uint8]], str]] = {
     "small": (lambda: zeros(2**17, np.uint8), "smaller than"),
     "a mapped file": (mapped_file, "shared memory or a mapped file"),
     "shared memory": (shared, "shared memory or a mapped file"),
-    "read-only bytes": (lambda: np.frombuffer(bytes(NBYTES), np.uint8), "cannot be noticed"),
-    "a bytearray": (lambda: np.frombuffer(bytearray(NBYTES), np.uint8), "cannot be noticed"),
+    "read-only bytes": (lambda: np.frombuffer(bytes(NBYTES), np.uint8), "does not report its end"),
+    "a bytearray": (lambda: np.frombuffer(bytearray(NBYTES), np.uint8), "does not report its end"),
 }
 
 
@@ -302,7 +302,7 @@ def test_without_permission_there_is_no_tracker_and_a_reason(
 
 
 @pytest.mark.parametrize(
-    ("kernel", "reason"), [(Blind(), "not noticed"), (Alarmist(), "just protected")]
+    ("kernel", "reason"), [(Blind(), "not detected"), (Alarmist(), "just protected")]
 )
 def test_a_kernel_that_fails_its_test_is_not_used(kernel: ComparingKernel, reason: str) -> None:
     answer = open_tracker(kernel)

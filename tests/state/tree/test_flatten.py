@@ -395,7 +395,7 @@ def test_an_attribute_that_is_no_field_is_refused_but_a_cached_property_is_not()
     assert state.total == 3
     assert there_and_back(Plan.of(state), state).total == 3
     state.lock = threading.Lock()  # type: ignore[attr-defined]
-    with pytest.raises(NotEncodableError, match=r"no field of .*Sum") as caught:
+    with pytest.raises(NotEncodableError, match=r"not a field of .*Sum") as caught:
         Plan.of(state).flatten(state)
     assert caught.value.path == "state.lock"
 

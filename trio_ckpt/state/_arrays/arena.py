@@ -1,14 +1,14 @@
-"""A bounded staging arena: where the bytes of a save wait until they are on the disk.
+"""A bounded staging arena: holds the bytes of a save until they are on the disk.
 
 Capturing copies what changed, so that the live arrays may change again while the copy is
-compressed and written.  Copying into fresh memory takes three times as long as into memory
-that is there already (page faults), so the arena is one mapping, touched before it is
-needed and used again and again.  It is cut into slabs of one size, and the lowest free one is
-handed out: so little of the arena is ever touched, and slabs that are reserved one after the
-other are mostly neighbours, which one large copy fills in half the time of many small ones.
+compressed and written.  A copy into fresh memory takes three times as long as one into memory
+that was touched before (page faults), so the arena is one mapping, touched in advance
+and reused.  It is divided into slabs of one size, and the lowest free slab is reserved
+first: so only a small part of the arena is ever touched, and successive slabs are mostly
+neighbours, which one large copy fills in half the time of many small ones.
 
-When all slabs are out, saves are faster than the disk: `Arena.reserve` waits for one to
-come back and `Arena.reserve_nowait` says no.
+When all slabs are reserved, saves are faster than the disk: `Arena.reserve` waits for a slab to
+be released, and `Arena.reserve_nowait` returns None.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ DEFAULT_LIMIT_BYTES = 2**30
 
 
 class ArenaFullError(TrioCkptError, RuntimeError):
-    """No slab came back in time: what was staged before is not written yet."""
+    """No slab was released in time: the earlier saves are not written yet."""
 
 
 class ArenaClosedError(TrioCkptError, RuntimeError):
-    """The arena was closed while somebody waited for memory, or before."""
+    """The arena was closed before or while a thread waited for memory."""
 
 
 @attrs.frozen
 class ArenaStatistics:
-    """What an arena holds.
+    """The size and use of an arena.
 
     Attributes:
-        limit_bytes: It never holds more.
-        touched_bytes: How much of it is in memory.
-        used_bytes: How much is out.
-        peak_bytes: The most that was ever out.
-        waits: How often somebody had to wait for a slab.
-        waited_s: For how long, all together.
+        limit_bytes: The maximum that it holds.
+        touched_bytes: The part that is in memory.
+        used_bytes: The part that is reserved.
+        peak_bytes: The most that was ever reserved.
+        waits: How often a thread had to wait for a slab.
+        waited_s: The total time of these waits.
     """
 
     limit_bytes: int
@@ -58,11 +58,11 @@ class ArenaStatistics:
 
 @attrs.define(eq=False)
 class Slab:
-    """A piece of the arena, `SLAB_BYTES` long, that somebody fills.
+    """A piece of the arena, `SLAB_BYTES` long, reserved for one caller.
 
     Attributes:
-        memory: All of it, as bytes.
-        index: Its place in the arena.
+        memory: Its bytes.
+        index: Its position in the arena.
     """
 
     memory: Bytes
@@ -71,17 +71,17 @@ class Slab:
     _is_out: bool = True
 
     def release(self) -> None:
-        """Give it back.  Again: nothing happens."""
+        """Release the slab.  A second call does nothing."""
         if self._is_out:
             self._is_out = False
             self._give_back(self.index)
 
 
 class Arena:
-    """Memory for what is being saved; safe to use from several threads.
+    """Memory for data that is being saved; several threads may use it.
 
     Args:
-        limit_bytes: It never holds more, rounded up to whole slabs.
+        limit_bytes: The maximum that it holds, rounded up to whole slabs.
     """
 
     def __init__(self, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
@@ -97,13 +97,13 @@ class Arena:
 
     @property
     def limit_bytes(self) -> int:
-        """The most it holds, in whole slabs."""
+        """The maximum that it holds, in whole slabs."""
         return self._slabs * SLAB_BYTES
 
     def warm(self, nbytes: int) -> None:
-        """Touch the first `nbytes` (the limit if that is less), slab by slab.
+        """Touch the first `nbytes` (at most the limit), slab by slab.
 
-        For a thread: a GiB takes some 200 ms.  The GIL is released meanwhile.
+        It blocks: a GiB takes some 200 ms, during which the GIL is released.
         """
         wanted = min(-(-nbytes // SLAB_BYTES), self._slabs)
         while True:
@@ -111,7 +111,7 @@ class Arena:
                 if self._memory is None or self._warm >= wanted:
                     return
                 index = self._warm
-                if index not in self._free:  # it is out, so it is touched by whoever has it
+                if index not in self._free:  # it is reserved, so its user touches it
                     self._warm += 1
                     continue
                 self._free.remove(index)
@@ -121,10 +121,10 @@ class Arena:
             slab.release()
 
     def reserve(self, *, timeout_s: float | None = None) -> Slab:
-        """A slab; waits until one is free.  For threads: it blocks.
+        """Reserve a slab; blocks until one is free.
 
         Raises:
-            ArenaFullError: none came back within `timeout_s`.
+            ArenaFullError: none was released within `timeout_s`.
             ArenaClosedError: the arena is closed.
         """
         with self._returned:
@@ -142,7 +142,7 @@ class Arena:
         return slab
 
     def reserve_nowait(self) -> Slab | None:
-        """A slab, or None: not now.
+        """Reserve a slab; None: none is free.
 
         Raises:
             ArenaClosedError: the arena is closed.
@@ -151,7 +151,7 @@ class Arena:
             return self._take()
 
     def join(self, slabs: Sequence[Slab]) -> Bytes:
-        """The memory of slabs that are neighbours in this order, as one piece."""
+        """Return the memory of slabs that are neighbours in this order, as one array."""
         memory = self._memory
         if memory is None:
             raise ArenaClosedError("the staging arena is closed")
@@ -160,11 +160,11 @@ class Arena:
 
     @property
     def free_bytes(self) -> int:
-        """How much can be reserved at this moment."""
+        """Return how many bytes can be reserved now."""
         return len(self._free) * SLAB_BYTES
 
     def statistics(self) -> ArenaStatistics:
-        """What it holds now."""
+        """Return the current size and use."""
         with self._returned:
             return ArenaStatistics(
                 limit_bytes=self.limit_bytes,
@@ -176,9 +176,9 @@ class Arena:
             )
 
     def close(self) -> None:
-        """Give the memory back to the system, as soon as the last slab that is out is gone.
+        """Return the memory to the system, once the last reserved slab is released.
 
-        Whoever waits gets `ArenaClosedError`.
+        Waiting threads get `ArenaClosedError`.
         """
         with self._returned:
             self._memory = None

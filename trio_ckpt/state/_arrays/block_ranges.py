@@ -1,4 +1,4 @@
-"""Ranges of a buffer and the bytes in them: how a delta is written down and applied."""
+"""Ranges of a buffer and the bytes in them: how a delta is encoded and applied."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .memory import Bytes
 Ranges = npt.NDArray[np.int64]  # rows of (offset, nbytes)
 
 _ROW = np.dtype("<u4")
-_RANGES_AT_ONCE = 1000  # applied in 500 us, in which the GIL is mostly held
+_RANGES_AT_ONCE = 1000  # applied in 500 us, during which the GIL is mostly held
 
 
 def ranges_of(blocks: Indexes, nbytes: int) -> Ranges:
-    """The ranges that some blocks of a buffer make, ascending; neighbours are one range."""
+    """Return the ranges of some blocks of a buffer, ascending; neighbours are one range."""
     if not len(blocks):
         return np.empty((0, 2), np.int64)
     breaks = np.flatnonzero(np.diff(blocks) != 1)
@@ -28,7 +28,7 @@ def ranges_of(blocks: Indexes, nbytes: int) -> Ranges:
 
 
 def encode_ranges(ranges: Ranges) -> bytes:
-    """Ranges of whole blocks as bytes.
+    """Encode ranges of whole blocks.
 
     Per range two little-endian u32: the number of its first block and how many blocks it has.
     The last block of a buffer may be shorter than the others.
@@ -39,10 +39,10 @@ def encode_ranges(ranges: Ranges) -> bytes:
 
 
 def decode_ranges(payload: bytes, nbytes: int) -> Ranges:
-    """The ranges, inside a buffer of `nbytes`.
+    """Decode ranges inside a buffer of `nbytes`.
 
     Raises:
-        StoreDamagedError: they are not ascending and apart, or not inside.
+        StoreDamagedError: they are not ascending and disjoint, or not inside.
     """
     if len(payload) % (2 * _ROW.itemsize):
         raise StoreDamagedError("a table of changed ranges ends within a row")
@@ -59,17 +59,17 @@ def apply(target: Bytes, ranges: Ranges, chunks: Iterable[Bytes]) -> None:
     """Write the bytes of ranges into a buffer.
 
     Args:
-        target: The buffer; what is in no range stays.
-        ranges: Ascending, apart, inside; checked before anything is written.
+        target: The buffer; bytes outside of all ranges stay.
+        ranges: Ascending, disjoint, inside; checked before anything is written.
         chunks: The bytes of all ranges one after the other, in pieces of any size.
 
     Raises:
-        StoreDamagedError: the ranges are not inside, or there are more or fewer bytes; the
-            buffer is of no use then.
+        StoreDamagedError: the ranges are not inside, or there are more or fewer bytes; then the
+            buffer is unusable.
     """
     start, length = ranges[:, 0], ranges[:, 1]
     is_sound = bool((start >= 0).all()) and bool((length > 0).all())
-    # First this, then a sum: a length that is inside cannot overflow one.
+    # This check first: a length that is inside cannot overflow the sum below.
     if not is_sound or (length > target.nbytes).any() or (start > target.nbytes - length).any():
         raise StoreDamagedError("changes reach outside of their buffer")
     if (start[1:] < start[:-1] + length[:-1]).any():

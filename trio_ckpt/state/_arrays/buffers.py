@@ -1,21 +1,21 @@
-"""From arrays to the memory they are in, and back.
+"""Converts arrays to the memory that they are in, and back.
 
 Theory of operation
 ===================
 
 `collect` turns array objects into *buffers*, contiguous runs of bytes over the arrays' own
-memory, and *views*, which say what each array is of which buffer.  Arrays whose memory
-overlaps are views of one buffer, found by their addresses, so memory is stored once and what
-was aliased is aliased again.  An array with holes that overlaps no other is copied without
-them; one that overlaps others keeps them, so what is in the holes is stored, too.
+memory, and *views*, which describe each array as a part of a buffer.  Arrays whose memory
+overlaps, which their addresses show, are views of one buffer: memory is stored once, and aliased
+arrays are aliased again.  An array with holes that overlaps no other is copied without
+them; one that overlaps others keeps them, so the bytes in the holes are stored, too.
 
 `rebuild` makes the arrays again over buffers that were read: writeable memory of their own.
 
-A view that comes from a store is checked in full before it is used (`View.from_plain`): every
-byte it reaches lies inside its buffer.
+A view that comes from a store is checked completely before it is used (`View.from_plain`): every
+byte that it reaches lies inside its buffer.
 
-An array of a NumPy subclass would lose what the subclass adds (the mask of a masked array),
-so it is refused.
+An array of a NumPy subclass is refused, since it would lose what the subclass adds (such as the
+mask of a masked array).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .frameworks import (
 from .memory import Bytes, address_of, allocate, memory_at, owner_of
 
 MAX_SIDES = 64  # NumPy's own limit
-MAX_BYTES = 2**47  # more than any process can address on the machines of today
+MAX_BYTES = 2**47  # more than any process can address on today's machines
 MAX_VIEWS = 2**20
 _MAX_TEXT = 100
 
@@ -54,12 +54,12 @@ class Buffer:
     """A contiguous run of bytes that arrays are views of.
 
     Attributes:
-        data: The bytes: the arrays' own memory, or a copy where `is_copy`.
-        owner: Whose memory it is, for the dirty-page tracker; None: it is gone at the next save.
-        root: The object, if it can never change (`bytes`, an array of jax, a tensor of
+        data: The bytes: the arrays' own memory, or a copy if `is_copy`.
+        owner: The owner of the memory, for the dirty-page tracker; None: it is temporary.
+        root: The object, if it is immutable (`bytes`, an array of jax, a tensor of
             TensorFlow), else None.
         is_copy: Whether `data` was made for this call.
-        itemsize: Of the elements of its first array, for the compressor.
+        itemsize: The size of the first array's elements in bytes, for the compressor.
     """
 
     data: Bytes = attrs.field(repr=False)
@@ -71,17 +71,17 @@ class Buffer:
 
 @attrs.frozen
 class View:
-    """What an array is of its buffer.
+    """An array as a part of a buffer.
 
     Attributes:
-        kind: What kind of object it is.
+        kind: The kind of object.
         buffer: The number of its buffer; None: it has no bytes.
         dtype: See `trio_ckpt.state._arrays.dtypes`; ``torch:float32`` for those of torch.
-        shape: Its sides.
+        shape: The length of each dimension.
         strides: In bytes; they may be negative or 0.
-        offset: Of its first element in the buffer.
+        offset: The offset of its first element in the buffer, in bytes.
         writeable: Whether it may be written (NumPy), whether it has gradients (torch).
-        device: Where it is.
+        device: The device that it is on.
     """
 
     kind: Kind
@@ -94,7 +94,7 @@ class View:
     device: str = "cpu"
 
     def to_plain(self) -> list[Any]:
-        """As a list of plain values."""
+        """Return the view as a list of plain values."""
         sides = [list(self.shape), list(self.strides)]
         return [
             self.kind,
@@ -108,10 +108,10 @@ class View:
 
     @classmethod
     def from_plain(cls, plain: object, sizes: Sequence[int]) -> View:
-        """The view that `to_plain` described, into buffers of these sizes.
+        """Decode the result of `to_plain`, for buffers of these sizes.
 
         Raises:
-            StoreDamagedError: there is no such view, or it reaches outside of its buffer.
+            StoreDamagedError: it is not a view, or it reaches outside of its buffer.
         """
         if not isinstance(plain, list | tuple) or len(cast("list[Any]", plain)) != 8:
             raise StoreDamagedError("a saved view of a buffer is not a row of eight")
@@ -129,7 +129,7 @@ class View:
             and len(device) <= _MAX_TEXT
         )
         if not is_sound:
-            raise StoreDamagedError("a saved view of a buffer is not one")
+            raise StoreDamagedError("a saved view of a buffer has a value of the wrong type")
         sides = (tuple[int, ...](shape), tuple[int, ...](strides))
         view = cls(cast("Kind", kind), buffer, dtype, *sides, offset, writeable, device)
         low, high = view._reach(view.itemsize)
@@ -140,13 +140,13 @@ class View:
 
     @property
     def itemsize(self) -> int:
-        """Of its elements, in bytes."""
+        """The size of an element in bytes."""
         if self.kind in ("torch", "torch.parameter"):
             return torch_itemsize(self.dtype if isinstance(self.dtype, str) else "")
         return restore_dtype(self.dtype).itemsize
 
     def _reach(self, itemsize: int) -> tuple[int, int]:
-        """From where to where it goes, relative to its first element; Python's integers."""
+        """Return its extent relative to its first element, in Python's integers."""
         if math.prod(self.shape) > MAX_BYTES:
             raise StoreDamagedError("a saved view has more elements than there can be")
         if math.prod(self.shape) * itemsize == 0:
@@ -162,14 +162,14 @@ def _are_whole(values: object, least: int) -> bool:
 
 
 def reach(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, int]:
-    """The first byte of an array that has elements, and the one after its last, relative."""
+    """Return the first byte and the end of an array with elements, relative to its first one."""
     steps = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
     return sum(s for s in steps if s < 0), sum(s for s in steps if s > 0) + itemsize
 
 
 @attrs.frozen(eq=False)
 class Collected:
-    """What `collect` found: views in the order of the arrays, and the buffers they are of."""
+    """The result of `collect`: views in the order of the arrays, and their buffers."""
 
     buffers: list[Buffer]
     views: list[View]
@@ -177,7 +177,7 @@ class Collected:
 
 @attrs.define(eq=False)
 class _Leaf:
-    """One array on its way into a buffer."""
+    """An array that is being assigned to a buffer."""
 
     kind: Kind
     dtype: Plain
@@ -197,7 +197,7 @@ class _Leaf:
             self.low, self.high = s.address + low, s.address + high
 
     def has_holes(self) -> bool:
-        """Whether it leaves out bytes between its first and its last, and visits none twice."""
+        """Whether it skips bytes between its first and its last, and visits none twice."""
         s = self.strided
         if self.high - self.low <= math.prod(s.shape) * s.itemsize:
             return False
@@ -216,7 +216,7 @@ class _Leaf:
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is for `collect`: an array or a tensor, not of objects."""
+    """Return whether `collect` accepts a value: an array or a tensor, not of objects."""
     if not isinstance(value, np.ndarray):
         return kind_of(value) is not None
     array = cast("np.ndarray[tuple[int, ...], Any]", value)
@@ -224,14 +224,14 @@ def is_array(value: Any) -> bool:
 
 
 def collect(arrays: Sequence[object], paths: Sequence[str] | None = None) -> Collected:
-    """The buffers that arrays are in, and the views that they are.
+    """Return the buffers that arrays are in, and the arrays' views.
 
     Args:
-        arrays: For which `is_array` is true.
-        paths: Where each of them is in the state, for messages.
+        arrays: Values for which `is_array` is true.
+        paths: The place of each one in the state, for messages.
 
     Raises:
-        NotEncodableError: with the path of an array that cannot be stored.
+        NotEncodableError: an array cannot be stored; the message has its path.
     """
     leaves: list[_Leaf] = []
     for number, value in enumerate(arrays):
@@ -289,7 +289,7 @@ def _strided(array: np.ndarray[Any, Any]) -> Strided:
 
 
 def _clusters(numbers: list[int], leaves: list[_Leaf]) -> list[list[int]]:
-    """Leaves whose memory overlaps, together; in the order of the first of each."""
+    """Group leaves whose memory overlaps; in the order of the first leaf of each group."""
     found: list[list[int]] = []
     end = 0
     for number in sorted(numbers, key=lambda n: (leaves[n].low, n)):
@@ -303,7 +303,7 @@ def _clusters(numbers: list[int], leaves: list[_Leaf]) -> list[list[int]]:
 
 
 def _store(cluster: list[int], leaves: list[_Leaf], views: dict[int, View], number: int) -> Buffer:
-    """The buffer of leaves that overlap; their views are put into `views`."""
+    """Return the buffer of overlapping leaves, and put their views into `views`."""
     first = leaves[min(cluster)]
     same = (first.strided.address, first.strided.shape, first.strided.strides)
     is_one = all(
@@ -317,7 +317,7 @@ def _store(cluster: list[int], leaves: list[_Leaf], views: dict[int, View], numb
             views[n] = leaves[n].view(number, 0, strides)
         return Buffer(data, None, None, True, first.strided.itemsize)
     low = min(leaves[n].low for n in cluster)
-    # torch wants its elements aligned to the memory's begin, so begin where that does.
+    # torch aligns elements to the beginning of the memory, so the buffer begins there, too.
     tensors = [leaves[n].strided for n in cluster if leaves[n].array is None]
     if any((strided.address - low) % strided.itemsize for strided in tensors):
         low = min(low, *(strided.base for strided in tensors))
@@ -332,7 +332,7 @@ def _store(cluster: list[int], leaves: list[_Leaf], views: dict[int, View], numb
 
 
 def _without_holes(strided: Strided) -> tuple[Bytes, tuple[int, ...]]:
-    """The elements one after the other, axes in the order that they have in memory."""
+    """Return the elements one after the other, axes in the order that they have in memory."""
     low, high = reach(strided.shape, strided.strides, strided.itemsize)
     memory = memory_at(strided.address + low, high - low, strided.keep)
     item = np.dtype((np.void, strided.itemsize))
@@ -342,15 +342,15 @@ def _without_holes(strided: Strided) -> tuple[Bytes, tuple[int, ...]]:
 
 
 # ---------------------------------------------------------------------------------------
-# Back
+# Restoring
 # ---------------------------------------------------------------------------------------
 
 
 def copies_of(arrays: Sequence[object], paths: Sequence[str]) -> list[object]:
-    """Copies of arrays in memory of their own, aliased among each other as the arrays are.
+    """Return copies of arrays in memory of their own, aliased among each other as the arrays are.
 
     Raises:
-        NotEncodableError: with the path of an array that cannot be stored.
+        NotEncodableError: an array cannot be stored; the message has its path.
     """
     collected = collect(arrays, paths)
     memory = [allocate(buffer.data.nbytes) for buffer in collected.buffers]
@@ -360,13 +360,13 @@ def copies_of(arrays: Sequence[object], paths: Sequence[str]) -> list[object]:
 
 
 def rebuild(views: Sequence[View], buffers: Sequence[Bytes]) -> list[object]:
-    """The arrays again, over buffers that were made with `trio_ckpt.state._arrays.memory.allocate`.
+    """Return the arrays over buffers from `trio_ckpt.state._arrays.memory.allocate`.
 
-    The buffers become the arrays' memory; whoever made them must not write them any more.
+    The buffers become the arrays' memory; the caller must not write to them any more.
 
     Raises:
         StoreDamagedError: a view does not fit its buffer.
-        StoreError: the library that an array is of is not installed.
+        StoreError: the library that an array needs is not installed.
     """
     return [_build(view, buffers) for view in views]
 
@@ -391,7 +391,7 @@ def _build(view: View, buffers: Sequence[Bytes]) -> object:
         else:
             array = np.ndarray(view.shape, dtype, memory.data, view.offset, view.strides)
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise StoreDamagedError(f"a saved array cannot be: {error}") from error
+        raise StoreDamagedError(f"a saved array is invalid: {error}") from error
     if view.kind != "numpy":
         return build_other(view.kind, array)
     array.flags.writeable = view.writeable

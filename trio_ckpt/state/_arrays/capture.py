@@ -1,4 +1,4 @@
-"""What changed in a buffer since the last save, copied before it can change again.
+"""Finds what changed in a buffer since the last save, and copies it before it changes again.
 
 Theory of operation
 ===================
@@ -6,26 +6,26 @@ Theory of operation
 A save of a buffer has two halves.
 
 *While the program is held* (`Capture`, iterated): find what may have changed and copy it into
-the arena.  The ladder, the cheapest rung that is sure:
+the arena, by the cheapest rung of this ladder that is certain:
 
 ======== ============================================ =================================
-rung     when                                         what it costs while held
+rung     when                                         cost while the program is held
 ======== ============================================ =================================
 identity the memory is of one immutable object        nothing
-pages    the kernel tracked the writes                a look, and a copy of the pages
+pages    the kernel tracked the writes                a scan, and a copy of the pages
 hash     there is a table                             a hash of all, a copy of the spans
 dense    over 30 % was changed, two times in a row    a copy of all
 full     there is no table                            a copy of all
 ======== ============================================ =================================
 
-*While the program runs again* (`DirtyChunk.finish`): look at the copies.  Blocks whose digest is
-the one in the table are dropped, the rest is packed together.
+*While the program runs again* (`DirtyChunk.finish`): compare the copies.  Blocks whose digest
+equals the one in the table are dropped, the others are packed together.
 
 The new `DigestTable` is made when all parts are finished.  Its caller keeps it once the save is
 durable and drops it if the save failed; the old one is never altered.
 
-In dense mode nothing asks the tracker: pages that were written stay unprotected, so the
-program's writes cost nothing.  Every fourth time two saves in a row find out again.
+In dense mode the tracker is not used: written pages stay unprotected, so the program's writes
+cost nothing.  After every fourth dense save, two saves in a row measure the changes again.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ Rung = Literal["identity", "pages", "hash", "dense", "full"]
 
 BLOCKS_PER_SLAB = SLAB_BYTES // BLOCK_BYTES
 SPANS_PER_SLAB = SLAB_BYTES // SPAN_BYTES
-SPANS_AT_ONCE = 128  # hashed in 1 ms, in which nobody else may get the GIL
-SLABS_PER_PART = 32  # so that what is large is written while the rest is looked at
-LONG_RUN = 8  # blocks: from here on a call for each run is faster than one for all blocks
+SPANS_AT_ONCE = 128  # hashed in 1 ms, during which other threads may not get the GIL
+SLABS_PER_PART = 32  # so that a large buffer is written while the rest is captured
+LONG_RUN = 8  # blocks: from this length on one call per run is faster than one for all blocks
 
-DENSE_ABOVE = 0.3  # of the blocks: then to copy all costs less than to find out
+DENSE_ABOVE = 0.3  # of the blocks: above this, copying all costs less than comparing
 DENSE_AFTER = 2  # saves in a row
-DENSE_FROM_BYTES = 2**18  # what is smaller is hashed in 20 us
+DENSE_FROM_BYTES = 2**18  # a smaller buffer is hashed in 20 us
 PROBE_EVERY = 4  # dense saves
 
 
@@ -77,10 +77,10 @@ class Report:
 
     Attributes:
         rung: The rung that found what changed.
-        reason: Why the tracker did not; empty if it did, or none was asked.
+        reason: Why the tracker did not; empty if it did, or was not asked.
         nbytes: The length of the buffer.
-        copied_bytes: What was copied while the program was held.
-        changed_bytes: What is to be saved.
+        copied_bytes: How much was copied while the program was held.
+        changed_bytes: How much is to be saved.
     """
 
     rung: Rung
@@ -93,15 +93,15 @@ class Report:
 class Capture:
     """One save of one buffer.
 
-    Iterate it while the program is held; `DirtyChunk.finish` each part then or later, in this or
-    another thread; when all are finished, `table` and `report`.
+    Iterate it while the program is held; call `DirtyChunk.finish` for each part then or later, in
+    any thread; when all are finished, read `table` and `report`.
 
     Args:
         data: The buffer: contiguous bytes.
-        table: What the last durable save held, or None.
-        arena: Where copies go.
-        tracker: Who may know what was written.
-        owner: Whose memory it is, for the tracker; None: NumPy knows.
+        table: The table of the last durable save, or None.
+        arena: The memory for copies.
+        tracker: The tracker that may know the written pages.
+        owner: The owner of the memory, for the tracker; None: NumPy knows it.
         root: The immutable object whose memory it is, or None.
         timeout_s: How long to wait for room in the arena; None: forever.
     """
@@ -142,10 +142,10 @@ class Capture:
     # -- while the program is held ------------------------------------------------------
 
     def __iter__(self) -> Iterator[DirtyChunk]:
-        """Copy, part by part: one, unless there is much; none, if there is nothing.
+        """Copy, and yield the parts: usually one, more for a large buffer, none without changes.
 
-        Where the arena has no room for all, the parts that were handed out must be finished,
-        saved and released while this goes on, by the caller or in another thread.
+        If the arena has no room for all, the caller or another thread must finish, save and
+        release the parts that were yielded while the iteration goes on.
 
         Raises:
             ArenaFullError: no room within the timeout.
@@ -154,7 +154,7 @@ class Capture:
         try:
             for blocks in self._candidates():
                 slab = self._arena.reserve_nowait()
-                if slab is None:  # let go of what there is before waiting for more
+                if slab is None:  # yield what there is before waiting for more room
                     self._fill(copies)
                     while copies:
                         yield self._part(copies)
@@ -190,7 +190,7 @@ class Capture:
                     if not is_dense or len(self._pages) <= DENSE_ABOVE * self._count:
                         return "pages"
         if is_dense:
-            # Without a tracker a probe notes the blocks, and the save after it compares.
+            # Without a tracker a probe records the digests, and the next save compares them.
             is_asked = is_probe or self._is_after_probe
             self._compares_blocks = is_asked and self._seen is None
             return "dense"
@@ -200,7 +200,7 @@ class Capture:
         return "hash"
 
     def _candidates(self) -> Iterator[Indexes]:
-        """The blocks that may have changed, a slab of them at a time."""
+        """Yield the blocks that may have changed, a slab of them at a time."""
         if self.rung == "identity":
             return
         if self.rung == "hash":
@@ -211,7 +211,7 @@ class Capture:
             yield blocks[first : first + BLOCKS_PER_SLAB]
 
     def _hashed(self) -> Iterator[Indexes]:
-        """The blocks of all spans whose digest is not the one in the table."""
+        """Yield the blocks of all spans whose digest differs from the table."""
         waiting: list[int] = []
         count = count_of(self._data.nbytes, SPAN_BYTES)
         for first in range(0, count, SPANS_AT_ONCE):
@@ -252,9 +252,9 @@ class Capture:
             self._fill_scattered(copies)
 
     def _fill_runs(self, copies: list[Copy]) -> None:
-        """All blocks are neighbours: one copy for as many slabs as are, too.
+        """Copy blocks that are all neighbours: one copy for each run of neighbouring slabs.
 
-        A very large copy goes past the caches, in half of the time.
+        A very large copy bypasses the caches, in half of the time.
         """
         done = 0
         while done < len(copies):
@@ -292,7 +292,7 @@ class Capture:
         filled[nbytes:] = self._data[whole * BLOCK_BYTES :][: copy.nbytes - nbytes]
 
     def _part(self, copies: list[Copy]) -> DirtyChunk:
-        """A part of the first of the copies, which it takes out of the list."""
+        """Return a part with the first of the copies, and remove these from the list."""
         mine = copies[:SLABS_PER_PART]
         del copies[:SLABS_PER_PART]
         self._open_parts += 1
@@ -301,14 +301,14 @@ class Capture:
     # -- while the program runs again ---------------------------------------------------
 
     def _check(self, copy: Copy) -> Mask:
-        """Which blocks of a copy changed; their digests are kept for the table."""
+        """Return which blocks of a copy changed; their digests are kept for the table."""
         if self.rung == "pages":
-            # What was written all over is looked at in spans, in a third of the time.
+            # A buffer that was written all over is compared by spans, in a third of the time.
             is_whole = _is_whole(copy.blocks)
             keep = self._check_spans(copy) if is_whole else self._check_blocks(copy)
             if is_whole:
                 self._forget_blocks(copy.blocks[keep])
-            else:  # the digests of their spans are not those of the buffer now
+            else:  # the digests of their spans are out of date
                 self._span_news.append((np.unique(copy.blocks[keep] // BLOCKS_PER_SPAN), None))
             return keep
         keep = np.ones(len(copy.blocks), np.bool_)
@@ -344,7 +344,7 @@ class Capture:
 
     @property
     def report(self) -> Report:
-        """How it went; of the parts that are finished."""
+        """Return how the finished parts were captured."""
         return Report(
             rung=self.rung,
             reason=self._reason,
@@ -354,15 +354,15 @@ class Capture:
         )
 
     def table(self) -> DigestTable:
-        """What this save holds: for the next `Capture`, once this save is durable.
+        """Return the table of this save, for the next `Capture` once this save is durable.
 
         Raises:
-            RuntimeError: it was not iterated to the end, or a part is not finished.
+            RuntimeError: the iteration did not end, or a part is not finished.
         """
         if not self._is_copied or self._open_parts:
             raise RuntimeError("a capture has no table before all of its parts are finished")
         old = self._old
-        # Where the tracker was not asked its last look stays: more counts as written since.
+        # If the tracker was not asked, its last scan stays: more pages count as written since.
         last = self._seen or old
         return DigestTable(
             nbytes=self._data.nbytes,
@@ -377,12 +377,12 @@ class Capture:
         )
 
     def _hot_for(self) -> int:
-        """How many saves in a row changed much, this one included."""
+        """Return how many saves in a row changed much, this one included."""
         if self.rung == "dense" and not (self._is_after_probe and self._compares_blocks):
             return self._old.hot_for
         if self.rung in ("full", "identity"):
             return 0
-        # Rewritten with the same values costs the program as many faults as a change does.
+        # Writing equal values costs the program as many faults as a change does.
         blocks = self._found if self.rung == "pages" else self._changed
         is_hot = blocks > DENSE_ABOVE * self._count and self._data.nbytes >= DENSE_FROM_BYTES
         return self._old.hot_for + 1 if is_hot else 0
@@ -396,7 +396,7 @@ def capture(
     *,
     timeout_s: float | None = None,
 ) -> Capture:
-    """One save of what `trio_ckpt.state._arrays.buffers.collect` found, see `Capture`."""
+    """Capture the buffers that `trio_ckpt.state._arrays.buffers.collect` found, see `Capture`."""
     if buffer.owner is None and tracker is not None and buffer.root is None:
         why = "it was copied without its holes" if buffer.is_copy else "its library copies it"
         tracker = Untracked(why)
@@ -412,14 +412,14 @@ def capture(
 
 
 def _is_whole(blocks: Indexes) -> bool:
-    """Whether they fill a slab, span after span."""
+    """Return whether blocks fill a slab, span after span."""
     first, last = int(blocks[0]), int(blocks[-1])
     is_run = last - first + 1 == len(blocks) == BLOCKS_PER_SLAB
     return is_run and first % BLOCKS_PER_SPAN == 0
 
 
 def _blocks_of(pages: Indexes, data: Bytes) -> Indexes:
-    """The blocks of a buffer under pages, counted from the page in which it begins."""
+    """Return the blocks of a buffer under pages, counted from the page in which it begins."""
     phase = address_of(data) % PAGE_BYTES
     if PAGE_BYTES == BLOCK_BYTES and not phase:
         return pages

@@ -1,4 +1,4 @@
-"""Blocks of bytes, made smaller where that pays.
+"""Blocks of bytes, compressed if that saves enough.
 
 Theory of operation
 ===================
@@ -10,17 +10,17 @@ A *block* is a head of ten bytes and a body::
     u32  raw_nbytes   little-endian; at most MAX_BLOCK_BYTES
     u32  body_nbytes  little-endian
 
-Which codec is decided block by block by trying it on a sample.  Bitshuffle puts the first
-bits of all elements together, then the second ones, …: in numbers that are alike the first
-ones are the same, which LZ4 sees at 1 GB/s.  zstd is three to ten times slower and smaller;
-it is for slow links.  Both come with the extra ``arrays``; without them blocks are raw, which
-is faster than zlib would be by far (50 ms/MiB on floats).
+The codec is chosen for each block by compressing a sample.  Bitshuffle puts the first
+bits of all elements together, then the second ones, …: in similar numbers the first bits
+are equal, which LZ4 compresses at 1 GB/s.  zstd output is smaller, at a third to a tenth of the
+speed; it is for slow links.  Both come with the extra ``arrays``; without it blocks are raw,
+since zlib would be much slower (50 ms/MiB on floats).
 
-What is declared is not believed: a body is unpacked into exactly as much memory as the caller
-allows, and one that turns out longer or shorter is damaged.  zstd is read as a stream, because
-its one-shot call takes the frame's word for the size.  A Blosc2 chunk can name filters and
-codecs of others, which the library would go and load; only chunks with the head that this
-file writes are handed to it.
+Declared sizes are not trusted: a body is unpacked into exactly as much memory as the caller
+allows, and a longer or shorter one is damaged.  zstd is read as a stream, because
+its one-shot call trusts the size in the frame.  A Blosc2 chunk can name foreign filters and
+codecs, which the library would load; only chunks with the head that this module
+writes are passed to it.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ HEAD = struct.Struct("<BBII")
 SAMPLE_BYTES = 2**14
 SAMPLES = 2
 PAYS_BELOW = 0.9
-"""Of the size: less is not worth the time that unpacking takes."""
+"""The share of the size that must be saved: less is not worth the time of unpacking."""
 
 # The head of a Blosc2 chunk, README_CHUNK_FORMAT.rst of c-blosc2: version, version of LZ4,
-# flags, typesize, nbytes, blocksize, cbytes; then filters, codec, what they are told; flags.
+# flags, typesize, nbytes, blocksize, cbytes; then filters, codec, their parameters; flags.
 _CHUNK_HEAD = struct.Struct("<BBBBIII15sB")
 _CHUNK_FLAGS = frozenset({0x25, 0x35})  # extended head, LZ4, streams of a block split or not
 _CHUNK_PIPE = bytes([2, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0])  # bitshuffle, LZ4, no more
@@ -58,7 +58,7 @@ _ZSTD_LEVEL = 3
 
 @attrs.frozen
 class Compressor:
-    """What is installed here, and for which link.
+    """The installed codecs, and the link that they are for.
 
     Attributes:
         link: ``"fast"``, a disk: bitshuffle and LZ4; ``"slow"``, a network: zstd, too.
@@ -69,17 +69,17 @@ class Compressor:
     _zstandard: Any = attrs.field(repr=False)
 
     def pack(self, data: Bytes, itemsize: int) -> bytes:
-        """A block of these bytes, see `pack_parts`."""
+        """Return these bytes as a block, see `pack_parts`."""
         return b"".join(self.pack_parts(data, itemsize))
 
     def pack_parts(self, data: Bytes, itemsize: int) -> tuple[bytes, bytes | memoryview]:
-        """The head and the body of a block; the body is `data` itself where it is raw.
+        """Return the head and the body of a block; the body is `data` itself if it is raw.
 
-        For a thread; the GIL is released in the long parts.
+        It blocks, and releases the GIL in the long parts.
 
         Args:
             data: At most `MAX_BLOCK_BYTES`.
-            itemsize: Of the elements that they are.
+            itemsize: The size of their elements in bytes.
 
         Raises:
             ValueError: there are more bytes.
@@ -97,10 +97,10 @@ class Compressor:
         return HEAD.pack(codec, itemsize, data.nbytes, len(body)), body
 
     def unpack(self, block: bytes | memoryview, target: Bytes) -> None:
-        """Fill a piece of memory with what is in a block.
+        """Unpack a block into memory.
 
         Raises:
-            StoreDamagedError: it is no block, or not one of exactly that many bytes.
+            StoreDamagedError: it is not a block, or not one of exactly that many bytes.
             MissingExtraError, StoreError: it needs a library that is not installed.
         """
         view = memoryview(block)
@@ -118,7 +118,7 @@ class Compressor:
             self._unpack_zstd(body, target)
 
     def unpacked(self, block: bytes | memoryview, nbytes: int) -> Bytes:
-        """What is in a block, for reading; not copied where it is raw.
+        """Return the read-only contents of a block; not copied if it is raw.
 
         Raises:
             StoreDamagedError, StoreError: as for `unpack`.
@@ -132,7 +132,7 @@ class Compressor:
         return data
 
     def _choose(self, data: Bytes, itemsize: int) -> int:
-        """The codec that a sample is smallest with; raw unless it pays."""
+        """Return the codec that makes a sample smallest; raw if none saves enough."""
         best, least = RAW, PAYS_BELOW
         sample = _sample(data, itemsize)
         codecs = [BITSHUFFLE_LZ4] if self._blosc2 is not None else []
@@ -190,31 +190,31 @@ class Compressor:
 
 
 def open_compressor(link: Link = "fast") -> Compressor:
-    """A compressor with what is installed.  Importing blosc2 takes 0.5 s: do it at the start."""
+    """Open a compressor with the installed codecs.  Importing blosc2 takes 0.5 s."""
     blosc2, zstandard = _load("blosc2"), _load("zstandard")
     if blosc2 is not None:
-        blosc2.set_releasegil(True)  # off by default: the event loop would stand still
+        blosc2.set_releasegil(True)  # off by default: it would block the event loop
     return Compressor(link, blosc2, zstandard)
 
 
 def read_head(block: memoryview) -> tuple[int, int, int]:
-    """The codec, the itemsize and how many bytes a block says that it holds.
+    """Read a block's codec, itemsize and declared size in bytes.
 
     Raises:
-        StoreDamagedError: it is no block.
+        StoreDamagedError: it is not a block.
     """
     if len(block) < HEAD.size:
         raise StoreDamagedError("a block ends within its head")
     codec, itemsize, raw_nbytes, body_nbytes = HEAD.unpack_from(block)
     if codec not in (RAW, BITSHUFFLE_LZ4, ZSTD) or not itemsize or raw_nbytes > MAX_BLOCK_BYTES:
-        raise StoreDamagedError("a block has a head that is none")
+        raise StoreDamagedError("a block has an invalid head")
     if body_nbytes != len(block) - HEAD.size or (codec == RAW and body_nbytes != raw_nbytes):
         raise StoreDamagedError("a block is longer or shorter than it says")
     return codec, itemsize, raw_nbytes
 
 
 def _is_our_chunk(chunk: bytes | memoryview, itemsize: int, nbytes: int) -> bool:
-    """Whether a Blosc2 chunk has the head that `Compressor.pack` gives it."""
+    """Return whether a Blosc2 chunk has the head that `Compressor.pack` gives it."""
     if len(chunk) < _CHUNK_HEAD.size:
         return False
     head = _CHUNK_HEAD.unpack_from(chunk)
@@ -236,7 +236,7 @@ def _load(library: str) -> Any:
 
 
 def _sample(data: Bytes, itemsize: int) -> Bytes:
-    """Some bytes out of the middle of each part, whole elements."""
+    """Return some bytes from the middle of each part, whole elements."""
     size = SAMPLE_BYTES // itemsize * itemsize
     if data.nbytes <= SAMPLES * size:
         return data

@@ -1,30 +1,30 @@
-"""Which pages were written since the last look: the kernel's answer, without a hash.
+"""Finds the pages that were written since the last scan: the kernel's answer, without a hash.
 
 Theory of operation
 ===================
 
-The kernel protects pages against writes, and takes the protection away at the first one.  A
-*look* lists the pages without protection and protects them again (`_kernel`).  One at 256 MiB
-costs 0.1 to 1 ms, a first write to a page about 1 us.  Sources: userfaultfd(2),
+The kernel protects pages against writes, and removes the protection at the first write.  A
+*look* lists the pages without protection and protects them again (`userfaultfd.py`).  A look at
+256 MiB costs 0.1 to 1 ms, a first write to a page about 1 us.  Sources: userfaultfd(2),
 ioctl_userfaultfd(2), PAGEMAP_SCAN(2const), Documentation/admin-guide/mm/pagemap.rst.
 
-What is tracked are *regions*: the whole pages of one piece of memory with one owner.  A
-region knows of each of its pages at which look it was last found written.  So "written since
-look e" is a comparison, nothing has to be put back after a save that failed, and two chains
+The tracker watches *regions*: the whole pages of one piece of memory with one owner.  A
+region stores for each of its pages the number of the look that last found it written.  So
+"written since look e" is a comparison, a failed save has nothing to restore, and two chains
 of saves may follow the same memory.
 
-The law: more pages than were written may be reported, never fewer.  Where the tracker cannot
-be sure it says so (`Untracked`, with the reason), and hashing takes over:
+The law: more pages than were written may be reported, never fewer.  If the tracker cannot
+be certain, it says so (`Untracked`, with the reason), and hashing takes over:
 
-* the kernel has no such tracking, or forbids it; the self-test at the start did not see a
+* the kernel has no such tracking, or forbids it; the self-test at the start did not detect a
   write by the program or one by the kernel (a file read into the page);
-* the memory is shared or a file's: others write it behind the program's page table;
-* the memory went away: its owner is followed by a weak reference, and a scan refuses a range
+* the memory is shared or a file's: other processes write to it past the program's page table;
+* the memory was freed: its owner is followed by a weak reference, and a scan refuses a range
   that is not registered any more (unmapped, moved, replaced);
 * this process is a fork of the one that opened the tracker.
 
-Pages that the memory shares with others' memory, at its ends, are reported each time.  What
-no program can see: devices that write to memory which they pinned before (RDMA, registered
+Pages at the ends that are shared with other memory are reported each time.  No
+program can detect writes by devices to memory that they pinned before (RDMA, registered
 io_uring buffers, pinned CUDA host memory).  Do not put such memory under the tracker.
 """
 
@@ -46,27 +46,27 @@ from .memory import PAGE_BYTES, address_of, map_pages, owner_of
 from .userfaultfd import Kernel, LinuxKernel
 
 MIN_WATCHED_BYTES = 2**18
-"""Smaller memory is hashed faster than it is asked about: each first write costs 1 us, each
+"""Smaller memory is hashed faster than it is scanned: each first write costs 1 us, each
 look a system call."""
 MAX_REGIONS = 4096  # each splits a mapping, and vm.max_map_count is 65,530 by default
 
 
 @attrs.frozen
 class Untracked:
-    """The tracker does not know, and why."""
+    """The tracker cannot answer, and why."""
 
     reason: str
 
 
 @attrs.frozen
 class DirtyPages:
-    """What a look found.
+    """The result of a look.
 
     Attributes:
-        region: The number of the region; another one is another memory.
+        region: The number of the region; a different number means different memory.
         look: The number of this look, for the next `Tracker.written`.
-        pages: The pages that were written after the look asked about, counted from the one in
-            which the array begins; None: any may be, because that look was at other memory.
+        pages: The pages written after the earlier look, counted from the one in which
+            the array begins; None: any may be, because that look was at other memory.
     """
 
     region: int
@@ -87,9 +87,9 @@ class _Region:
 
 
 class Tracker:
-    """Watches memory for writes; closes with `close`, or leaves nothing behind at exit.
+    """Watches memory for writes; ends with `close`, and leaves nothing behind at exit.
 
-    Made by `open_tracker`, which tests it first.  Safe to use from several threads.
+    `open_tracker` makes and tests it.  Several threads may use it.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -97,13 +97,13 @@ class Tracker:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._regions: dict[tuple[int, int], _Region] = {}  # by first page and page count
-        self._gone: deque[tuple[int, tuple[int, int]]] = deque()  # regions whose owners went
+        self._gone: deque[tuple[int, tuple[int, int]]] = deque()  # regions of freed owners
         self._next = 1
         self._is_open = True
 
     @property
     def regions(self) -> int:
-        """How many pieces of memory are watched."""
+        """The number of watched pieces of memory."""
         with self._lock:
             self._forget_gone()
             return len(self._regions)
@@ -116,16 +116,16 @@ class Tracker:
         *,
         owner: object = None,
     ) -> DirtyPages | Untracked:
-        """Which pages under a contiguous array were written after `look` at `region`.
+        """Return the pages under a contiguous array that were written after `look` at `region`.
 
-        Begins to watch the memory if it is not watched.  Pages at the ends that belong to other
-        memory, too, are always among those reported.
+        Begins to watch the memory if it is not watched.  Pages at the ends that also belong to
+        other memory are always included.
 
         Args:
-            array: Contiguous.
-            region: Of an earlier answer about the same address.
-            look: Of that answer.
-            owner: What keeps the memory alive, if NumPy does not know.
+            array: A contiguous array.
+            region: The region of an earlier answer about the same address.
+            look: The look of that answer.
+            owner: The object that keeps the memory alive, if NumPy does not know it.
         """
         if not self._is_open:
             return Untracked("the tracker is closed")
@@ -150,7 +150,7 @@ class Tracker:
             return self._answer(watched, start, nbytes, region, look)
 
     def close(self) -> None:
-        """Watch nothing more and give everything back.  Again: nothing happens."""
+        """Stop watching and release all resources.  A second call does nothing."""
         with self._lock:
             if self._is_open:
                 self._is_open = False
@@ -158,7 +158,7 @@ class Tracker:
                 self._kernel.close()
 
     def _find(self, owner: object, first: int, end: int) -> _Region | Untracked:
-        """The region of these pages; a new one if there is none, or its owner is gone."""
+        """Return the region of these pages; a new one if none exists, or its owner is gone."""
         self._forget_gone()
         known = self._regions.get((first, end - first))
         if known is not None:
@@ -170,11 +170,11 @@ class Tracker:
         return self._begin(owner, first, end)
 
     def _forget_gone(self) -> None:
-        """Drop the regions whose owners went: without a look at all others."""
+        """Drop the regions whose owners were freed, without a search through all others."""
         while self._gone:
             number, key = self._gone.popleft()
             region = self._regions.get(key)
-            if region is not None and region.number == number:  # else it was dropped before
+            if region is not None and region.number == number:  # else it is already dropped
                 del self._regions[key]
 
     def _begin(self, owner: object, first: int, end: int) -> _Region | Untracked:
@@ -182,7 +182,7 @@ class Tracker:
         kernel, gone, number = self._kernel, self._gone, self._next
 
         def forget(_owner: object) -> None:
-            """The memory goes now, perhaps to somebody else; called before it is freed."""
+            """Record that the memory is about to be freed, and perhaps reused by another object."""
             gone.append((number, (first, end - first)))
             with contextlib.suppress(OSError):
                 kernel.forget(start, nbytes)
@@ -190,7 +190,7 @@ class Tracker:
         try:
             follow = weakref.ref(owner, forget)
         except TypeError:
-            return Untracked(f"the end of a {type(owner).__name__} cannot be noticed")
+            return Untracked(f"a {type(owner).__name__} does not report its end")
         problem = _why_not_private(start, start + nbytes)
         if problem is not None:
             return Untracked(problem)
@@ -211,7 +211,7 @@ class Tracker:
 
     def _drop(self, region: _Region) -> None:
         del self._regions[region.start, region.pages]
-        with contextlib.suppress(OSError):  # unmapped: the registration went with the memory
+        with contextlib.suppress(OSError):  # unmapped: then it is not registered any more
             self._kernel.forget(region.start * PAGE_BYTES, region.pages * PAGE_BYTES)
 
     def _answer(
@@ -228,7 +228,7 @@ class Tracker:
 
 
 def _extent_of(owner: object, start: int, nbytes: int) -> tuple[int, int]:
-    """From where to where the memory goes that an array is in: its owner's, if that is known."""
+    """Return the extent of the memory that an array is in: its owner's, if that is known."""
     if isinstance(owner, np.ndarray):
         low, high = np.lib.array_utils.byte_bounds(cast("npt.NDArray[Any]", owner))
         return int(low), int(high)
@@ -241,12 +241,12 @@ def _extent_of(owner: object, start: int, nbytes: int) -> tuple[int, int]:
 
 
 def _end_of_mapping(owner: object, end: int) -> int:
-    """The rest of the last page of a mapping belongs to nobody else."""
+    """Round up to a page: the rest of the last page of a mapping has no other owner."""
     return -(-end // PAGE_BYTES) * PAGE_BYTES if type(owner).__name__ == "mmap" else end
 
 
 def _why_not_private(start: int, end: int) -> str | None:
-    """What keeps a range from being tracked: it is not all private anonymous memory, or None.
+    """Return why a range cannot be tracked; None: all of it is private anonymous memory.
 
     Reads /proc/self/maps, see proc_pid_maps(5).
     """
@@ -268,10 +268,10 @@ def _why_not_private(start: int, end: int) -> str | None:
 
 
 def open_tracker(kernel: Kernel | None = None) -> Tracker | Untracked:
-    """A tracker that was seen to work here, or why there is none.
+    """Return a tracker that passed its test here, or why there is none.
 
     Args:
-        kernel: Who tracks; default: Linux.
+        kernel: The kernel's interface; default: Linux.
     """
     try:
         kernel = kernel or LinuxKernel()
@@ -288,7 +288,7 @@ def open_tracker(kernel: Kernel | None = None) -> Tracker | Untracked:
 
 
 def _self_test(kernel: Kernel) -> str | None:
-    """Write to pages in every way there is, and see that it is noticed; None: all was."""
+    """Write to pages in every way, and check that each write is detected; None: all were."""
     memory = map_pages(4 * PAGE_BYTES)
     start, nbytes = address_of(memory), memory.nbytes
     memory[0] = 1
@@ -296,13 +296,13 @@ def _self_test(kernel: Kernel) -> str | None:
     try:
         if len(kernel.scan(start, nbytes)):
             return "pages that were just protected count as written"
-        memory[0] = memory[PAGE_BYTES] = 2  # one page touched before, one never
+        memory[0] = memory[PAGE_BYTES] = 2  # one page was touched before, the other was not
         with tempfile.TemporaryFile(buffering=0) as file:
             file.write(b"x")
             file.seek(0)
             file.readinto(memory.data[3 * PAGE_BYTES :])
         if kernel.scan(start, nbytes).tolist() != [0, 1, 3]:
-            return "a write was not noticed"
+            return "a write was not detected"
         if len(kernel.scan(start, nbytes)):
             return "pages stay written"
     finally:

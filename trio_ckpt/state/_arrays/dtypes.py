@@ -1,7 +1,7 @@
-"""dtypes in plain words: what is stored of them, and back without importing by name.
+"""dtypes as plain values: how they are stored, and restored without importing by name.
 
-A plain dtype is its array-protocol text (``"<f4"``, ``"|S3"``, ``"<M8[ns]"``, ``"|V8"``); one
-of ml_dtypes is ``"ml:bfloat16"``, of those listed here.  A structured one is ``["struct",
+A plain dtype is its array-protocol text (``"<f4"``, ``"|S3"``, ``"<M8[ns]"``, ``"|V8"``); a dtype
+of ml_dtypes is ``"ml:bfloat16"``, from a fixed list.  A structured one is ``["struct",
 itemsize, is_aligned, [[name, title or None, offset, dtype], …]]``, a field that is an array
 ``["array", dtype, [side, …]]``.
 """
@@ -39,9 +39,9 @@ ML_DTYPES = frozenset(
         "uint4",
     }
 )
-MAX_DEPTH = 32  # of structured dtypes in each other
+MAX_DEPTH = 32  # of nested structured dtypes
 MAX_FIELDS = 4096
-MAX_ITEM_BYTES = 2**31 - 1  # NumPy's own
+MAX_ITEM_BYTES = 2**31 - 1  # NumPy's own limit
 
 _TEXT = re.compile(
     r"[<>|](b1|[iu][1248]|f2|f4|f8|f12|f16|c8|c16|c24|c32|[SUV][0-9]{1,10}"
@@ -50,10 +50,10 @@ _TEXT = re.compile(
 
 
 def describe_dtype(dtype: np.dtype[Any]) -> Plain:
-    """A dtype of fixed size in plain words.
+    """Return a dtype of fixed size as a plain value.
 
     Raises:
-        ValueError: it has none: objects, variable-width strings, dtypes of others.
+        ValueError: it has none: objects, variable-width strings, dtypes of other libraries.
     """
     if dtype.hasobject or dtype.kind == "T":
         raise ValueError(f"dtype {dtype} is not of a fixed size")
@@ -74,16 +74,16 @@ def describe_dtype(dtype: np.dtype[Any]) -> Plain:
 
 
 def restore_dtype(plain: object) -> np.dtype[Any]:
-    """The dtype that `describe_dtype` described.
+    """Restore a dtype from the result of `describe_dtype`.
 
     Raises:
-        StoreDamagedError: it described none so.
+        StoreDamagedError: `describe_dtype` does not make such a value.
         StoreError: it is one of ml_dtypes, which is not installed.
     """
     try:
         return _restore(plain, 0)
     except (ValueError, TypeError, OverflowError, KeyError) as error:
-        raise StoreDamagedError(f"a saved dtype cannot be: {error}") from error
+        raise StoreDamagedError(f"a saved dtype is invalid: {error}") from error
 
 
 def _restore(plain: object, depth: int) -> np.dtype[Any]:
@@ -101,13 +101,13 @@ def _restore(plain: object, depth: int) -> np.dtype[Any]:
 
 def _row(value: object) -> list[Any]:
     if not isinstance(value, list | tuple):
-        raise ValueError("no list where there should be one")
+        raise ValueError("a value that is not a list")
     return list(cast("Sequence[Any]", value))
 
 
 def _whole(value: object) -> int:
     if type(value) is not int or not 0 <= value <= MAX_ITEM_BYTES:
-        raise ValueError("a size that is none")
+        raise ValueError("a size that is not a whole number")
     return value
 
 

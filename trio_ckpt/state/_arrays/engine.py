@@ -1,8 +1,8 @@
-"""The arrays of a state on their way into a frame.
+"""Captures the arrays of a state for a frame.
 
 `ArrayEngine.hold` copies what may have changed, while the program is held.  `ArrayCapture.pieces`
-looks at the copies and packs them, while it runs again: piece by piece, as they are written.
-All of it is for a thread.
+compares and packs the copies while the program runs again: each piece when it is to be written.
+All of it blocks.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from .packing import ChunkPacker, Piece as Piece
 from .parts import DirtyChunk
 from .restore import Assembly as Assembly, Read as Read
 
-KEPT_SLABS = 8  # below so many free ones, parts are finished while the program is held
+KEPT_SLABS = 8  # with fewer free slabs, parts are finished while the program is held
 
 
 @attrs.frozen(eq=False)
 class EncodedArrays:
-    """Arrays as they went into a frame.
+    """Arrays as they are stored in a frame.
 
     Attributes:
-        layout: How they lie in their buffers.
-        patches: What is new.
-        nbytes: How long the pieces of that are.
-        tables: What is held then, by buffer: for the next capture, once this is durable.
+        layout: Their layout in buffers.
+        patches: The new blocks.
+        nbytes: The total size of the pieces.
+        tables: The table of each buffer, for the next capture once this save is durable.
         reports: How each buffer was captured.
     """
 
@@ -47,7 +47,7 @@ class EncodedArrays:
 
 
 class ArrayEngine:
-    """Captures arrays: one for a run, made when its first stream with an array is opened."""
+    """Captures arrays: one per run, made when its first stream with an array is opened."""
 
     def __init__(self) -> None:
         self.arena = Arena()
@@ -55,17 +55,17 @@ class ArrayEngine:
         self.tracker: Tracker | Untracked = open_tracker()
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release all resources."""
         self.arena.close()
         if isinstance(self.tracker, Tracker):
             self.tracker.close()
 
     def check(self, leaves: Sequence[ArrayLeaf]) -> None:
-        """See that all of them can be saved; see `hold`."""
+        """Check that all arrays can be saved; see `hold`."""
         collect([leaf.value for leaf in leaves], [leaf.path for leaf in leaves])
 
     def copies(self, leaves: Sequence[ArrayLeaf]) -> list[object]:
-        """The same arrays in memory of their own; see `hold`."""
+        """Return the arrays in memory of their own; see `hold`."""
         return copies_of([leaf.value for leaf in leaves], [leaf.path for leaf in leaves])
 
     def hold(self, leaves: Sequence[ArrayLeaf], tables: Mapping[str, DigestTable]) -> ArrayCapture:
@@ -73,10 +73,10 @@ class ArrayEngine:
 
         Args:
             leaves: The arrays of the state.
-            tables: Of what was saved last, by buffer; without one a buffer is copied whole.
+            tables: The table of the last save by buffer; a buffer without one is copied whole.
 
         Raises:
-            NotEncodableError: with the path of an array that cannot be saved.
+            NotEncodableError: an array cannot be saved; the message has its path.
         """
         collected = collect([leaf.value for leaf in leaves], [leaf.path for leaf in leaves])
         held = ArrayCapture(collected, _names(collected, leaves), self)
@@ -91,7 +91,7 @@ class ArrayEngine:
 
 @attrs.define(eq=False)
 class ArrayCapture:
-    """Copies of what may have changed; release it when they are durable, or given up."""
+    """Copies of what may have changed; the caller releases it when the save has ended."""
 
     collected: Collected
     names: tuple[str, ...]
@@ -107,7 +107,7 @@ class ArrayCapture:
         self._packing = ChunkPacker(self.engine.compressor)
 
     def add(self, number: int, table: DigestTable | None) -> None:
-        """Copy a buffer; where the arena is nearly full, what was copied is packed at once."""
+        """Copy a buffer; if the arena is nearly full, copies are packed at once."""
         buffer, engine = self.collected.buffers[number], self.engine
         capture = Capture(
             buffer.data,
@@ -125,12 +125,12 @@ class ArrayCapture:
                 self._packing.release()
 
     def pieces(self) -> Iterator[Piece]:
-        """What changed, packed; each is made when it is asked for, and good until `release`."""
+        """Yield the packed changes; each piece is made on demand, and valid until `release`."""
         yield from self._copied
         yield from self._packed()
 
     def stored(self) -> EncodedArrays:
-        """What the pieces are; when all were taken."""
+        """Return the description of the pieces; valid when all were taken."""
         buffers = self.collected.buffers
         return EncodedArrays(
             Layout(
@@ -145,7 +145,7 @@ class ArrayCapture:
         )
 
     def release(self) -> None:
-        """Give the arena its memory back.  Again: nothing happens."""
+        """Release the memory of the arena.  A second call does nothing."""
         while self._parts:
             self._parts.popleft()[1].release()
         self._packing.release()
@@ -164,7 +164,7 @@ class ArrayCapture:
 
 
 def _names(collected: Collected, leaves: Sequence[ArrayLeaf]) -> tuple[str, ...]:
-    """The path of the first array in each buffer."""
+    """Return the path of the first array in each buffer."""
     names: dict[int, str] = {}
     for view, leaf in zip(collected.views, leaves, strict=True):
         if view.buffer is not None:
@@ -173,6 +173,6 @@ def _names(collected: Collected, leaves: Sequence[ArrayLeaf]) -> tuple[str, ...]
     unique: list[str] = []
     for number in range(len(collected.buffers)):
         name = names[number]
-        counts[name] = counts.get(name, 0) + 1  # keys may look alike and be two
+        counts[name] = counts.get(name, 0) + 1  # different keys may have one text
         unique.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
     return tuple(unique)

@@ -1,7 +1,7 @@
-"""Tensors of other libraries as memory, and back as the same kind.
+"""Tensors of other libraries: converted to memory, and back to the same kind.
 
-They are recognised by where their types come from: nothing is imported to find out that a
-value is no tensor.  What comes back is on the device it was on.
+They are recognised by the module of their type: no library is imported for the check.
+A restored tensor is on the device that it was on.
 
 torch
     Tensors and parameters on the CPU are saved from their own memory, so tensors that share
@@ -61,15 +61,15 @@ TORCH_DTYPES = frozenset(
 
 @attrs.frozen(eq=False)
 class Strided:
-    """Memory with a shape: what a tensor is underneath.
+    """Memory with a shape, as it underlies a tensor.
 
     Attributes:
-        address: Of the first element.
+        address: The address of the first element.
         base: The first address of the memory that it is in.
         itemsize: Bytes per element.
-        shape: Its sides.
+        shape: The length of each dimension.
         strides: In bytes.
-        keep: What keeps the memory alive.
+        keep: The object that keeps the memory alive.
     """
 
     address: int
@@ -81,7 +81,7 @@ class Strided:
 
 
 def library_of(value: object) -> str:
-    """The library that a value's type comes from: ``torch`` of ``torch.nn.parameter``."""
+    """Return the library that a value's type comes from: ``torch`` of ``torch.nn.parameter``."""
     for base in type(value).__mro__:
         name = base.__module__.partition(".")[0]
         if name in ("torch", "jax", "jaxlib", "tensorflow"):
@@ -90,7 +90,7 @@ def library_of(value: object) -> str:
 
 
 def kind_of(value: object) -> Kind | None:
-    """What kind of tensor of another library a value is; None: it is none."""
+    """Return the kind of a tensor of another library; None: it is not one."""
     library = library_of(value)
     module: Any = sys.modules.get(library)
     if not library or module is None:
@@ -108,7 +108,7 @@ def kind_of(value: object) -> Kind | None:
 
 
 def open_torch(tensor: Any) -> tuple[Strided, str, str, bool]:
-    """A torch tensor's memory, dtype (``torch:float32``), device and whether it has gradients.
+    """Return a torch tensor's memory, dtype (``torch:float32``), device and `requires_grad`.
 
     Raises:
         ValueError: it has no strided memory of its own, or is in the middle of a graph.
@@ -136,21 +136,21 @@ def open_torch(tensor: Any) -> tuple[Strided, str, str, bool]:
 
 
 def torch_itemsize(dtype: str) -> int:
-    """Bytes per element of ``torch:float32``, without torch.
+    """Return the bytes per element of ``torch:float32``, without torch.
 
     Raises:
         StoreDamagedError: there is no such dtype.
     """
     name = dtype.removeprefix("torch:")
     if name not in TORCH_DTYPES or name == dtype:
-        raise StoreDamagedError("a saved dtype cannot be: an unknown name")
+        raise StoreDamagedError("a saved dtype is invalid: an unknown name")
     if name == "bool" or name.startswith("float8"):
         return 1
     return int(name.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
 
 
 def to_numpy(value: Any) -> np.ndarray[Any, Any]:
-    """The elements of a jax or TensorFlow tensor, perhaps its own memory."""
+    """Return the elements of a jax or TensorFlow tensor, which may be its own memory."""
     if hasattr(value, "numpy"):
         return np.asarray(value.numpy())
     return np.asarray(value)
@@ -166,7 +166,7 @@ def build_torch(
     device: str,
     has_gradient: bool,
 ) -> object:
-    """A torch tensor over memory."""
+    """Return a torch tensor over memory."""
     torch = load("torch")
     item = torch_itemsize(dtype)
     if offset % item or any(stride % item for stride in strides):
@@ -182,7 +182,7 @@ def build_torch(
 
 
 def build_other(kind: Kind, array: np.ndarray[Any, Any]) -> object:
-    """A jax or TensorFlow tensor with the elements of an array."""
+    """Return a jax or TensorFlow tensor with the elements of an array."""
     if kind == "jax":
         return load("jax").numpy.array(array)
     tensorflow = load("tensorflow")
@@ -191,7 +191,7 @@ def build_other(kind: Kind, array: np.ndarray[Any, Any]) -> object:
 
 
 def load(library: Literal["torch", "jax", "tensorflow"]) -> Any:
-    """Import one of the libraries whose tensors are known here.
+    """Import one of the supported tensor libraries.
 
     Raises:
         StoreError: it is not installed.

@@ -1,8 +1,8 @@
 """Memory in whole pages: anonymous mappings as NumPy arrays.
 
-A private anonymous mapping begins at a page, belongs to one array alone, and goes when the
-last view of it goes.  That is what the dirty-page tracker wants to watch (`_pages`), what
-the staging arena is cut from (`_arena`) and what a state is restored into (`_buffers`).
+A private anonymous mapping begins at a page, belongs to one array alone, and is freed with the
+last view of it.  The dirty-page tracker can watch such memory (`dirty_pages.py`), the staging arena
+is cut from it (`arena.py`), and a state is restored into it (`buffers.py`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ MAPPED_FROM_BYTES = 2**16
 
 
 def map_pages(nbytes: int) -> Bytes:
-    """Zeroed memory of its own, `nbytes` long, beginning at a page; freed with its last view.
+    """Return zeroed memory, `nbytes` long, beginning at a page; freed with its last view.
 
-    No page is in memory before it is touched.  From 2 MiB on the kernel is asked for huge
+    No page is in memory before it is touched.  For 2 MiB and more it asks the kernel for huge
     pages, which take a fifth of the time to touch.
     """
     if not nbytes:
@@ -40,18 +40,18 @@ def map_pages(nbytes: int) -> Bytes:
     else:
         mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if nbytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel built without them; small pages do
+            with contextlib.suppress(OSError):  # a kernel without them uses small pages
                 mapping.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(mapping, np.uint8)
 
 
 def allocate(nbytes: int) -> Bytes:
-    """Zeroed memory for an array of `nbytes`: whole pages unless it is small."""
+    """Return zeroed memory for an array of `nbytes`: whole pages unless it is small."""
     return map_pages(nbytes) if nbytes >= MAPPED_FROM_BYTES else np.zeros(nbytes, np.uint8)
 
 
 def owner_of(array: npt.NDArray[Any]) -> object:
-    """The object at the end of an array's chain of bases: whose memory it is."""
+    """Return the object at the end of an array's chain of bases, which owns its memory."""
     owner: Any = array
     while True:
         if isinstance(owner, np.ndarray) and owner.base is not None:
@@ -63,25 +63,25 @@ def owner_of(array: npt.NDArray[Any]) -> object:
 
 
 def address_of(array: npt.NDArray[Any]) -> int:
-    """Where the first element of an array is."""
+    """Return the address of an array's first element."""
     return int(array.__array_interface__["data"][0])
 
 
 class _BorrowedMemory:
-    """Somebody's memory for NumPy, kept alive: the array interface, version 3."""
+    """Memory of another owner for NumPy, kept alive: the array interface, version 3."""
 
     def __init__(self, address: int, nbytes: int, keep: object) -> None:
         self.keep = keep
         self.__array_interface__ = {
             "version": 3,
-            "data": (address, True),  # never written through this
+            "data": (address, True),  # read-only
             "shape": (nbytes,),
             "typestr": "|u1",
         }
 
 
 def memory_at(address: int, nbytes: int, keep: object) -> Bytes:
-    """Memory that somebody else owns, as bytes to read; `keep` lives as long as they do."""
+    """Return read-only bytes over another owner's memory; they keep `keep` alive."""
     return np.asarray(_BorrowedMemory(address, nbytes, keep))
 
 
@@ -95,13 +95,13 @@ Shape = int | Sequence[int]
 def empty(
     shape: Shape, dtype: npt.DTypeLike = float, order: Literal["C", "F"] = "C"
 ) -> npt.NDArray[Any]:
-    """An array like `numpy.empty`, beginning at a page, in memory of its own.
+    """Return an array like `numpy.empty`, beginning at a page, in memory of its own.
 
-    Its writes can be tracked by the kernel, so saving what changed of it costs next to
-    nothing.  Small ones (64 KiB) are ordinary arrays.
+    The kernel can track its writes, so saving what changed in it costs next to
+    nothing.  Small arrays (under 64 KiB) are ordinary arrays.
 
     Raises:
-        ValueError: for a dtype that holds Python objects.
+        ValueError: the dtype holds Python objects.
     """
     kind = np.dtype(dtype)
     if kind.hasobject:
@@ -116,28 +116,28 @@ def empty(
 def zeros(
     shape: Shape, dtype: npt.DTypeLike = float, order: Literal["C", "F"] = "C"
 ) -> npt.NDArray[Any]:
-    """An array of zeros like `numpy.zeros`, see `empty`."""
+    """Return an array of zeros like `numpy.zeros`, in pages as for `empty`."""
     return full(shape, 0, dtype, order)
 
 
 def ones(
     shape: Shape, dtype: npt.DTypeLike = float, order: Literal["C", "F"] = "C"
 ) -> npt.NDArray[Any]:
-    """An array of ones like `numpy.ones`, see `empty`."""
+    """Return an array of ones like `numpy.ones`, in pages as for `empty`."""
     return full(shape, 1, dtype, order)
 
 
 def full(
     shape: Shape, value: object, dtype: npt.DTypeLike | None = None, order: Literal["C", "F"] = "C"
 ) -> npt.NDArray[Any]:
-    """An array filled with `value` like `numpy.full`, see `empty`."""
+    """Return an array filled with `value` like `numpy.full`, in pages as for `empty`."""
     result = empty(shape, np.asarray(value).dtype if dtype is None else dtype, order)
     result[...] = value
     return result
 
 
 def array(values: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
-    """A copy of `values` like `numpy.array`, see `empty`."""
+    """Return a copy of `values` like `numpy.array`, in pages as for `empty`."""
     source = np.asarray(values, dtype)
     is_fortran = source.flags.f_contiguous and not source.flags.c_contiguous
     result = empty(source.shape, source.dtype, "F" if is_fortran else "C")

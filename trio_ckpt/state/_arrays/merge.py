@@ -1,6 +1,6 @@
-"""Buffers that were read back, on their way into a frame of their own: a chain merged into one.
+"""Merges a chain of frames into one: buffers that were read back are captured again.
 
-No array is built, so what made them (torch, jax) need not be installed.
+No array is built, so the libraries of the arrays (torch, jax) need not be installed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from .restore import Assembly
 
 
 def hold_assembled(engine: ArrayEngine, assembly: Assembly) -> ArrayCapture:
-    """Copies of all buffers of an assembly that is filled.  For a thread.
+    """Return copies of all buffers of a filled assembly.  It blocks.
 
     Raises:
-        StoreDamagedError: what was saved of the arrays is not sound.
+        StoreDamagedError: the saved arrays are inconsistent.
     """
     layout = assembly.layout
     views = [View.from_plain(view, layout.sizes) for view in layout.views]

@@ -1,7 +1,7 @@
-"""What changed, packed on its way into a frame or a blob.
+"""Packs changes for a frame or a blob.
 
-Nothing is kept that is not asked for: `ChunkPacker.add` packs while its pieces are taken, which
-is while the ones before are written.  What does not get smaller is not copied: it stays in
+Pieces are packed on demand: `ChunkPacker.add` packs one while the ones before are
+written.  A piece that does not get smaller is not copied: it stays in
 the slabs of the arena until `ChunkPacker.release`, after it is written.
 """
 
@@ -20,25 +20,25 @@ Piece = bytes | memoryview
 
 
 class ChunkPacker:
-    """Packs the changes of one save, in the order in which they come.
+    """Packs the changes of one save, in the order in which they are added.
 
     Args:
-        compressor: What packs them.
+        compressor: Packs them.
 
     Attributes:
-        patches: What has come.
-        nbytes: How much that is, packed.
+        patches: The changes added so far.
+        nbytes: Their packed size.
     """
 
     def __init__(self, compressor: Compressor) -> None:
         self.patches: list[Patch] = []
         self.nbytes = 0
         self._compressor = compressor
-        self._kept: list[Changes] = []  # whose slabs are out
+        self._kept: list[Changes] = []  # the changes that hold slabs
 
     def add(self, buffer: int, changes: Changes, itemsize: int) -> Iterator[Piece]:
-        """Pack what changed in a part of a buffer, piece by piece; until it is released."""
-        self._kept.append(changes)  # first: they are given back also if packing fails
+        """Pack the changes of a part of a buffer, piece by piece; valid until `release`."""
+        self._kept.append(changes)  # first: they are released even if packing fails
         digests: list[bytes] = []
         stored: list[int] = []
         offset = self.nbytes
@@ -63,7 +63,7 @@ class ChunkPacker:
         )
 
     def release(self) -> None:
-        """Give the arena its memory back: the pieces are not to be used any more."""
+        """Release the memory of the arena; the pieces must not be used any more."""
         for changes in self._kept:
             changes.release()
         self._kept = []

@@ -1,4 +1,4 @@
-"""Copies of what may have changed, and what is left of them when they were looked at."""
+"""Copies of what may have changed, and the changes that a comparison leaves of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .memory import Bytes
 
 @attrs.frozen(eq=False)
 class Changes:
-    """What is to be saved of a part of a buffer.
+    """The changes to save in a part of a buffer.
 
     Attributes:
-        ranges: Rows of ``(offset, nbytes)``, ascending, apart from each other.
+        ranges: Rows of ``(offset, nbytes)``, ascending and disjoint.
         chunks: The bytes of all ranges one after the other, in pieces of up to `SLAB_BYTES`
-            that begin and end without regard to the ranges.
+            that are independent of the ranges.
     """
 
     ranges: Ranges
@@ -33,7 +33,7 @@ class Changes:
         return sum(chunk.nbytes for chunk in self.chunks)
 
     def release(self) -> None:
-        """Give the arena its memory back; the chunks are not to be used afterwards."""
+        """Release the memory of the arena; the chunks must not be used afterwards."""
         for slab in self._slabs:
             slab.release()
 
@@ -63,11 +63,11 @@ class DirtyChunk:
 
     @property
     def nbytes(self) -> int:
-        """How much was copied, until it is finished."""
+        """The copied bytes, until it is finished."""
         return sum(copy.nbytes for copy in self._copies)
 
     def finish(self) -> Changes:
-        """Look at the copies, and drop what did not change.  Once; in any thread."""
+        """Compare the copies, and drop what did not change.  Once; in any thread."""
         packed = _Packer()
         changed: list[Indexes] = []
         for copy in self._copies:
@@ -80,14 +80,14 @@ class DirtyChunk:
         return Changes(ranges_of(blocks, self._nbytes), *packed.close())
 
     def release(self) -> None:
-        """Give the memory back of a part that is not finished, because its save was given up."""
+        """Release a part that is not finished, because its save was given up."""
         for copy in self._copies:
             copy.slab.release()
         self._copies = []
 
 
 class _Packer:
-    """Moves what is kept to the front of the slabs, and gives back those that are empty."""
+    """Moves the kept blocks to the front of the slabs, and releases empty slabs."""
 
     def __init__(self) -> None:
         self._slabs: list[Slab] = []
@@ -98,7 +98,7 @@ class _Packer:
         if not keep.all():
             kept = _rows_kept(kept, keep)
         has_room = bool(self._ends) and self._ends[-1] < SLAB_BYTES
-        if not has_room and keep.all():  # where it is is where it belongs
+        if not has_room and keep.all():  # it already is where it belongs
             self._slabs.append(copy.slab)
             self._ends.append(kept.nbytes)
             return
@@ -120,7 +120,7 @@ class _Packer:
 
 
 def _rows_kept(filled: Bytes, keep: Mask) -> Bytes:
-    """The kept blocks, one after the other; the last may be short."""
+    """Return the kept blocks, one after the other; the last may be short."""
     whole = filled.nbytes // BLOCK_BYTES
     rows = filled[: whole * BLOCK_BYTES].reshape(-1, BLOCK_BYTES)[keep[:whole]].reshape(-1)
     if whole == len(keep) or not keep[-1]:

@@ -1,7 +1,7 @@
-"""Buffers out of a chain of frames: every block once, from the newest frame that has it.
+"""Restores buffers from a chain of frames: every block once, from the newest frame that has it.
 
-First it is planned what has to be read; blocks that a newer frame has replaced are not.
-So restoring costs what the state is large, however many frames the chain has.
+First the reads are planned; blocks that a newer frame replaces are not read.
+So restoring costs as much as the state is large, however many frames the chain has.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from .dirty_pages import Tracker, Untracked
 from .memory import Bytes, address_of, allocate
 from .userfaultfd import spread
 
-READ_BYTES = 2**24  # what is read at once, where pieces lie side by side
+READ_BYTES = 2**24  # per read, if pieces are adjacent
 
 
 @attrs.frozen(eq=False)
 class PackedBlocks:
-    """Some blocks of a buffer, packed as one.
+    """Some blocks of a buffer, packed as one piece.
 
     Attributes:
-        offset: Where it is in the data of its frame.
-        stored: Its length there.
-        digest: Of what is stored.
+        offset: The offset of the piece in the data of its frame.
+        stored: Its stored size in bytes.
+        digest: The digest of the stored bytes.
         buffer: The number of its buffer.
-        blocks: Which blocks it holds, in order.
-        wanted: Which of them are wanted.
-        size: Its length unpacked.
+        blocks: The blocks that it holds, in order.
+        wanted: The blocks of it that are needed.
+        size: Its unpacked size in bytes.
     """
 
     offset: int
@@ -58,13 +58,13 @@ class PackedBlocks:
 
 @attrs.frozen(eq=False)
 class Read:
-    """Pieces that lie side by side, to be read at once.
+    """Adjacent pieces, to be read at once.
 
     Attributes:
-        frame: Of the chain, the newest is 0.
+        frame: The index of the frame in the chain, the newest is 0.
         offset: Where to begin in its data.
-        size: How many bytes.
-        pieces: What is in them.
+        size: How many bytes to read.
+        pieces: The pieces in them.
     """
 
     frame: int
@@ -74,11 +74,11 @@ class Read:
 
 
 class Assembly:
-    """The buffers of a state on their way back.
+    """The buffers of a state that is being restored.
 
     Args:
         frames: The newest first, the last one full.
-        names: Only these buffers; default: all.
+        names: The names of the buffers to restore; default: all.
 
     Raises:
         StoreDamagedError: the frames do not fit together.
@@ -88,7 +88,7 @@ class Assembly:
         layouts = layouts_of(frames)
         self.layout = layouts[0]
         pieces = sum(len(patch.stored) for frame in frames for patch in frame.patches)
-        if sum(self.layout.sizes) > pieces * MAX_BLOCK_BYTES:  # before memory is taken for it
+        if sum(self.layout.sizes) > pieces * MAX_BLOCK_BYTES:  # before memory is allocated for it
             raise StoreDamagedError("a saved state has larger buffers than it can fill")
         self.reads: list[Read] = []
         self._full = len(frames) - 1
@@ -112,7 +112,7 @@ class Assembly:
         pieces: list[PackedBlocks] = []
         for patch in frame.patches:
             if patch.buffer >= len(layout.names):
-                raise StoreDamagedError("a saved state names a buffer that it has not")
+                raise StoreDamagedError("a saved state names a buffer that it does not have")
             name = layout.names[patch.buffer]
             needed = self._needed.get(name)
             if needed is None or not needed.any():
@@ -126,8 +126,8 @@ class Assembly:
         self.reads += _side_by_side(number, pieces)
 
     def _mark(self, frame: StateFrame, layout: Layout, name: str) -> None:
-        """Blocks of this frame are not wanted of older ones."""
-        if not self._needed[name].any():  # it may have had another size then
+        """Mark the blocks of this frame as not needed from older ones."""
+        if not self._needed[name].any():  # its size in that frame may be different
             return
         for patch in frame.patches:
             if layout.names[patch.buffer] == name:
@@ -154,18 +154,18 @@ class Assembly:
 
     @property
     def rounds(self) -> tuple[list[Read], list[Read]]:
-        """The reads: those that may be filled at the same time, then those after them."""
+        """Return the reads: those that may be filled concurrently, then those after them."""
         first = [read for read in self.reads if read.frame == self._full]
         return first, self.reads[len(first) :]
 
     def fill(self, read: Read, data: bytes | memoryview, compressor: Compressor) -> None:
-        """Put what was read into its buffers, the reads of the full frame first.  For a thread.
+        """Fill buffers from a read, the reads of the full frame first.  It blocks.
 
-        What is packed as one is unpacked as one there, with what newer frames have replaced:
-        to leave that out takes five times as long as to write over it.
+        A piece of the full frame is unpacked whole, blocks that newer frames replace included:
+        leaving them out takes five times as long as writing over them.
 
         Raises:
-            StoreDamagedError: it is not what was saved.
+            StoreDamagedError: the data is not what was saved.
         """
         view = memoryview(data)
         if len(view) != read.size:
@@ -183,10 +183,10 @@ class Assembly:
     def arrays(
         self, tracker: Tracker | Untracked | None = None
     ) -> tuple[list[object], dict[str, DigestTable]]:
-        """The arrays over the buffers, and what is held of those.  For a thread.
+        """Return the arrays over the buffers, and the tables of these.  It blocks.
 
         Args:
-            tracker: Who may watch the buffers from now on; what it does is not hashed.
+            tracker: Watches the buffers from now on; those that it watches are not hashed.
         """
         views = [View.from_plain(view, self.layout.sizes) for view in self.layout.views]
         tables = {
@@ -196,7 +196,7 @@ class Assembly:
         return rebuild(views, self.buffers), tables
 
     def named(self) -> dict[str, object]:
-        """The first array of each buffer that was asked for, by the buffer's name."""
+        """Return the first array of each restored buffer, by the buffer's name."""
         found: dict[str, object] = {}
         for plain in self.layout.views:
             view = View.from_plain(plain, self.layout.sizes)
@@ -233,13 +233,13 @@ def _blocks_in(ranges: Ranges) -> Indexes:
 
 
 def _rows(data: Bytes) -> Bytes:
-    """The whole blocks."""
+    """Return the whole blocks."""
     whole = data.nbytes // BLOCK_BYTES
     return data[: whole * BLOCK_BYTES].reshape(-1, BLOCK_BYTES)
 
 
 def _watched(buffer: Bytes, tracker: Tracker | Untracked | None) -> DigestTable | None:
-    """A table of a buffer of which the tracker will know what was written since."""
+    """Return the table of a buffer whose later writes the tracker detects; None: it cannot."""
     if not isinstance(tracker, Tracker):
         return None
     answer = tracker.written(buffer)

@@ -1,7 +1,7 @@
 """The kernel's side of dirty-page tracking: userfaultfd(2) and PAGEMAP_SCAN(2const), by ctypes.
 
-Linux 6.7 can write-protect pages *asynchronously*: the first write to a protected page is
-resolved by the kernel itself, which only takes the protection away.  ``PAGEMAP_SCAN`` lists
+Linux 6.7 can write-protect pages *asynchronously*: the kernel itself resolves the first write to
+a protected page, by removing the protection.  ``PAGEMAP_SCAN`` lists
 the pages without protection and protects them again, both in one step per page, so no write
 falls between the two.
 """
@@ -32,7 +32,7 @@ _SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282, "riscv64": 282, "loongarch64"
 # include/uapi/linux/userfaultfd.h.  The numbers hold on the machines above.
 _UFFD_USER_MODE_ONLY = 1
 _UFFD_API = 0xAA
-_UFFD_FEATURE_WP_UNPOPULATED = 1 << 13  # 6.4: pages that nobody touched are protected, too
+_UFFD_FEATURE_WP_UNPOPULATED = 1 << 13  # 6.4: pages that were never touched are protected, too
 _UFFD_FEATURE_WP_ASYNC = 1 << 15  # 6.7
 _UFFDIO_API = 0xC018AA3F  # struct uffdio_api {u64 api, features, ioctls}
 _UFFDIO_REGISTER = 0xC020AA00  # struct uffdio_register {u64 start, len, mode, ioctls}
@@ -54,22 +54,22 @@ _REGIONS_PER_SCAN = 16_384  # struct page_region {u64 start, end, categories}: 3
 
 
 class Kernel(Protocol):
-    """What a tracker asks of the kernel; all in bytes, all in whole pages."""
+    """The kernel's functions for a tracker; all in bytes, all in whole pages."""
 
     def protect(self, start: int, nbytes: int) -> None:
         """Begin to track a range, with all its pages clean."""
         ...
 
     def scan(self, start: int, nbytes: int) -> npt.NDArray[np.intp]:
-        """The pages of the range that were written, as indexes; they are clean afterwards."""
+        """Return the indexes of the range's written pages, and make them clean."""
         ...
 
     def forget(self, start: int, nbytes: int) -> None:
-        """Track it no more."""
+        """Stop tracking a range."""
         ...
 
     def close(self) -> None:
-        """Track nothing more."""
+        """Stop tracking all ranges."""
         ...
 
 
@@ -107,7 +107,7 @@ class LinuxKernel:
         fcntl.ioctl(self._uffd, _UFFDIO_WRITEPROTECT, protect)
 
     def scan(self, start: int, nbytes: int) -> npt.NDArray[np.intp]:
-        # The mask is the one that the kernel has its fast path for, and the only one with
+        # The kernel has a fast path for this mask, and it is the only one with
         # which pages dropped by madvise(2) count as written on every kernel.
         runs: list[npt.NDArray[np.intp]] = []
         at, end = start, start + nbytes
@@ -133,7 +133,7 @@ class LinuxKernel:
             runs.append(spread(bounds.astype(np.intp)))
             (walked,) = struct.unpack_from("Q", argument, _WALK_END_OFFSET)
             if walked <= at:
-                raise OSError(errno.EIO, "PAGEMAP_SCAN does not go on")
+                raise OSError(errno.EIO, "PAGEMAP_SCAN makes no progress")
             at = walked
         return np.concatenate(runs)
 
@@ -145,12 +145,12 @@ class LinuxKernel:
 
 
 def _close(uffd: int, pagemap: int) -> None:
-    close_unshared(uffd)  # takes every registration with it
+    close_unshared(uffd)  # this ends every registration
     close_unshared(pagemap)
 
 
 def spread(runs: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """The numbers in ``[first, end)`` of every run, in one array."""
+    """Return the numbers in ``[first, end)`` of every run, in one array."""
     lengths = runs[:, 1] - runs[:, 0]
     if not len(runs):
         return np.empty(0, np.intp)

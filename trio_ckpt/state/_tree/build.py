@@ -1,4 +1,4 @@
-"""From a tree and its arrays to a live state; nothing of the tree is trusted."""
+"""Builds a live state from a tree and its arrays; nothing in the tree is trusted."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _MISSING = object()
 def build_state(
     classes: Classes, excluded: Mapping[str, Any], tree: Tree, arrays: Sequence[object]
 ) -> Any:
-    """The state that a tree and its arrays are of.
+    """Build the state that a tree and its arrays describe.
 
     Args:
-        classes: Those that may be built.
-        excluded: What the initial state has in excluded fields, by path.
+        classes: The classes that may be built.
+        excluded: The values of excluded fields in the initial state, by path.
         tree: As flattened, or patched.
         arrays: One for each number.
 
     Raises:
-        StateChangedError: a class or a field is not what it was.
-        StoreDamagedError: no state has such a tree.
+        StateChangedError: a class or a field has changed.
+        StoreDamagedError: the tree does not describe a state.
     """
     builder = _Builder(classes, excluded, arrays)
     try:
@@ -63,14 +63,14 @@ class _Builder:
         kind = kind_of(tree)
         if kind in _ATOMS:
             return tree
-        if self._depth >= MAX_DEPTH * 2:  # one for a leaf's node, one for what it is in
+        if self._depth >= MAX_DEPTH * 2:  # a leaf takes one level, its container another
             raise _damaged(where, "it is nested too deeply")
         self._depth += 1
         try:
             if kind is list:
                 return self._numbered(where, self._list, tree)
             if kind is not dict:
-                raise _damaged(where, f"a {kind.__qualname__} is no part of a tree")
+                raise _damaged(where, f"a {kind.__qualname__} cannot be part of a tree")
             tag: Any = next(iter(tree), "")
             if kind_of(tag) is str:
                 return self._numbered(where, self._dict, tree)
@@ -179,7 +179,7 @@ class _Builder:
         longest, items = tree
         found = self._items(items, where)
         if longest is not None and (type(longest) is not int or longest < len(found)):
-            raise ValueError("a deque is longer than it may be")
+            raise ValueError("a deque is longer than its maximum")
         return deque(found, longest)
 
     # -- instances ---------------------------------------------------------------------
@@ -220,13 +220,13 @@ class _Builder:
         if shape is None:
             raise StateChangedError(path_of(where), f"{label} has no fields any more")
         if kind_of(saved) is not dict or not all(kind_of(name) is str for name in saved):
-            raise TypeError("the fields of an object are no dict")
+            raise TypeError("the fields of an object are not a dict")
         fields: dict[str, Tree] = saved
         return shape, fields
 
     def _find(self, label: Tree, where: Where) -> type:
         if type(label) is not str:
-            raise TypeError("the name of a class is no str")
+            raise TypeError("the name of a class is not a str")
         cls = self._classes.find(label)
         if cls is None:
             problem = f"the program's state has no class {label.partition(':')[2]!r} any more"
@@ -259,7 +259,7 @@ class _Builder:
         label, value = tree
         cls: Any = self._find(label, where)
         if cls not in self._classes.enums:
-            raise StateChangedError(path_of(where), f"{label} is no enumeration any more")
+            raise StateChangedError(path_of(where), f"{label} is not an enumeration any more")
         found = self._value(value, where)
         for member in cls.__members__.values():
             if type(member.value) is type(found) and _is_same(member.value, found):
@@ -272,11 +272,11 @@ class _Builder:
         problem = f"{cls.__qualname__} has no member of the value {found!r} any more"
         raise StateChangedError(path_of(where), problem)
 
-    # -- what was met before, arrays, generators ---------------------------------------
+    # -- references to earlier objects, arrays, generators ------------------------------
 
     def same(self, tree: Tree, where: Where) -> Any:
         if self._by_value or self._built[_index(tree)] is _MISSING:
-            raise ValueError("an object is said to be one around it")
+            raise ValueError("an object refers to an object that contains it")
         return self._built[tree]
 
     def array(self, tree: Tree, where: Where) -> Any:
@@ -285,7 +285,7 @@ class _Builder:
     def array_item(self, tree: Tree, where: Where) -> Any:
         found: Any = self._arrays[_index(tree)]
         if getattr(found, "shape", None) != ():
-            raise ValueError("what should be one number is an array")
+            raise ValueError("an array is in the place of a single number")
         return found[()]
 
     def object_array(self, tree: Tree, where: Where) -> Any:
@@ -361,26 +361,26 @@ def _default(field: Field, instance: Any, shape: Shape, where: Where) -> Any:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two values of one type are the same; NaN is NaN."""
+    """Return whether two values of one type are equal; NaN equals NaN."""
     return bool(one == other) or (type(one) is float and pack(one) == pack(other))
 
 
 def _index(tree: Tree) -> int:
     if type(tree) is not int or tree < 0:
-        raise TypeError("a number of an object is no number")
+        raise TypeError("the number of an object is not an int")
     return tree
 
 
 def _list_of(tree: Tree) -> list[Tree]:
     if kind_of(tree) is not list:
-        raise TypeError("a node holds no list")
+        raise TypeError("a node does not hold a list")
     items: list[Tree] = tree
     return items
 
 
 def _bytes_of(tree: Tree) -> bytes:
     if type(tree) is not bytes:
-        raise TypeError("a node holds no bytes")
+        raise TypeError("a node does not hold bytes")
     return tree
 
 

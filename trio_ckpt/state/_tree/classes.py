@@ -1,6 +1,6 @@
-"""Which classes a state is made of: read off its annotations, and off its initial value.
+"""The classes of a state: found in its annotations, and in its initial value.
 
-Only the classes found here are ever built again.  They are looked up by the name that was saved,
+Only the classes found here are ever built again.  They are looked up by the saved name,
 never imported by it.
 """
 
@@ -25,7 +25,7 @@ from .identity import Where, path_of
 EXCLUDE = "exclude"
 """The metadata of a field that is not saved: ``field(metadata={EXCLUDE: True})``."""
 
-CACHED_HASH = "_attrs_cached_hash"  # where a class of attrs with cache_hash=True keeps it
+CACHED_HASH = "_attrs_cached_hash"  # the attribute of an attrs class with cache_hash=True
 
 _ATOMS: frozenset[type] = frozenset((type(None), bool, int, float, str, bytes))
 
@@ -35,11 +35,11 @@ class Field:
     """A field of a class.
 
     Attributes:
-        name: Its name.
-        is_excluded: It is not saved.
+        name: The name of the field.
+        is_excluded: Whether it is excluded from saving.
         default: Its default, or `attrs.NOTHING`.
-        factory: What makes a default anew, or None.
-        takes_self: The factory is given the instance.
+        factory: The function that makes a new default, or None.
+        takes_self: Whether the factory gets the instance.
     """
 
     name: str
@@ -51,17 +51,17 @@ class Field:
 
 @attrs.frozen(eq=False)
 class Shape:
-    """A class of attrs, a dataclass or a named tuple, as states see it.
+    """The fields and properties of an attrs class, a dataclass or a named tuple.
 
     Attributes:
         cls: The class.
-        label: How it is named in what is saved.
-        fields: By name, in order.
+        label: The name of the class in saved states.
+        fields: The fields by name, in order.
         problem: Why its instances cannot be saved, or None.
-        is_tuple: It is a named tuple.
-        caches_hash: Its instances have room for their hash.
-        loose: What an instance may have beside its fields: it is computed again.
-        runs_code: To read a field may run code of the program.
+        is_tuple: Whether it is a named tuple.
+        caches_hash: Whether its instances cache their hash.
+        loose: Attributes beside its fields that an instance may have: they are computed again.
+        runs_code: Whether reading a field may run code of the program.
     """
 
     cls: type
@@ -75,12 +75,12 @@ class Shape:
 
 
 def label_of(cls: type) -> str:
-    """How a class is named in what is saved."""
+    """Return the name of a class in saved states."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def is_declared(cls: Any) -> bool:
-    """Whether it is a class whose instances can be saved once a plan knows it."""
+    """Return whether it is a class whose instances can be saved once a plan knows it."""
     tests: tuple[Callable[[Any], bool], ...] = (attrs.has, dataclasses.is_dataclass)
     return _is_named_tuple(cls) or _is_enum(cls) or any(test(cls) for test in tests)
 
@@ -90,7 +90,7 @@ class Classes:
     """The classes of a state.
 
     Attributes:
-        shapes: What can be built field by field, by class.
+        shapes: The classes that are built field by field.
         enums: The enumerations.
     """
 
@@ -99,10 +99,10 @@ class Classes:
     _labels: dict[str, list[type]] = attrs.Factory(dict[str, list[type]])
 
     def find(self, label: str) -> type | None:
-        """The class that was saved under that label.
+        """Return the class that was saved under a label; None: there is none.
 
-        One that moved to another module is found as long as its qualified name is the only
-        one of its kind.
+        A class that moved to another module is found as long as its qualified name is
+        unique.
         """
         found = self._labels.get(label.partition(":")[2], [])
         if len(found) == 1:
@@ -111,17 +111,17 @@ class Classes:
 
     @property
     def run_code(self) -> bool:
-        """Whether to read their instances may run code of the program."""
+        """Return whether reading their instances may run code of the program."""
         value = _static(enum.Enum, "value")
         return any(shape.runs_code for shape in self.shapes.values()) or any(
             _static(cls, "value") is not value or _runs_code(cls, ()) for cls in self.enums
         )
 
     def learn(self, hint: Any) -> None:
-        """Take in every class that an annotation names, and those of their fields."""
+        """Add every class that an annotation names, and those of their fields."""
         waiting: list[Any] = [hint]
         seen: set[int] = set()
-        kept: list[Any] = []  # or an id might come again
+        kept: list[Any] = []  # keeps objects alive, so that no id is used twice
         while waiting:
             hint = waiting.pop()
             if id(hint) in seen:
@@ -134,7 +134,7 @@ class Classes:
                 waiting.extend(_parts_of(hint))
 
     def learn_class(self, cls: type) -> Iterable[Any]:
-        """Take in a class, and return the annotations of its fields; none if it was known."""
+        """Add a class, and return the annotations of its fields; none if it was known."""
         if cls in self.shapes or cls in self.enums:
             return ()
         if _is_enum(cls):
@@ -151,7 +151,7 @@ class Classes:
 
 
 def _parts_of(hint: Any) -> Iterable[Any]:
-    """What an annotation that is no class is made of."""
+    """Return the parts of an annotation that is not a class."""
     if isinstance(hint, typing.TypeVar):
         return (hint.__bound__, *hint.__constraints__)
     inner = getattr(hint, "__supertype__", None) or getattr(hint, "__value__", None)
@@ -166,10 +166,10 @@ def _parts_of(hint: Any) -> Iterable[Any]:
 
 
 def _hints_of(cls: type) -> dict[str, Any]:
-    """The annotations of a class; one whose names cannot be found is left out."""
+    """Return the annotations of a class, without those whose names cannot be resolved."""
     try:
         return typing.get_type_hints(cls)
-    except Exception:  # an annotation is code: it raises what it likes
+    except Exception:  # an annotation is code, which may raise any exception
         raw: dict[str, Any] = {}
         for base in reversed(cls.__mro__):
             space = (
@@ -222,7 +222,7 @@ def _shape_of(cls: type) -> Shape:
         for name, value in vars(base).items()
         if isinstance(value, functools.cached_property)
     }
-    # The hash that attrs keeps in an instance is of this process only.
+    # The hash that attrs caches in an instance is valid only in this process.
     code: Any = getattr(cls.__hash__, "__code__", None)
     caches_hash = code is not None and CACHED_HASH in code.co_names
     if caches_hash:
@@ -237,12 +237,12 @@ class _Pair(typing.NamedTuple):
 
 
 _OF_PAIR: Any = inspect.getattr_static(_Pair, "one")
-# What reads a slot and what reads a field of a named tuple.
+# The types that read a slot, and those that read a field of a named tuple.
 _PLAIN_READERS: frozenset[Any] = frozenset((types.MemberDescriptorType, kind_of(_OF_PAIR)))
 
 
 def _runs_code(cls: type, names: Iterable[str]) -> bool:
-    """Whether to read attributes of an instance may run code of the program: a property's, say."""
+    """Return whether reading attributes of an instance may run code, such as a property's."""
     if type(_static(cls, "__getattribute__")) is not types.WrapperDescriptorType:
         return True
     if _static(cls, "__getattr__") is not None:
@@ -252,7 +252,7 @@ def _runs_code(cls: type, names: Iterable[str]) -> bool:
 
 
 def _static(cls: type, name: str) -> object:
-    """What a class has under a name, as it lies there; None: nothing."""
+    """Return the raw attribute of a class, without descriptors; None: there is none."""
     return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
@@ -293,15 +293,15 @@ def _is_excluded(metadata: Mapping[Any, Any]) -> bool:
 
 
 # ---------------------------------------------------------------------------------------
-# What the initial value shows
+# The classes in the initial value
 # ---------------------------------------------------------------------------------------
 
 
 def learn_from(classes: Classes, initial: object) -> dict[str, Any]:
-    """Take in the classes that a value shows, and return its excluded fields by path."""
+    """Add the classes that a value contains, and return its excluded fields by path."""
     excluded: dict[str, Any] = {}
     waiting: list[tuple[Any, Where]] = [(initial, None)]
-    seen: dict[int, Any] = {}  # the objects too: an id must not come again
+    seen: dict[int, Any] = {}  # by id, with the objects: they stay alive, so no id is used twice
     while waiting:
         value, where = waiting.pop()
         cls = kind_of(value)
@@ -340,11 +340,11 @@ def _fields_shown(
 
 
 def extras_of(shape: Shape, value: object) -> set[str]:
-    """What an instance has that is neither a field nor computed again."""
+    """Return the attributes of an instance that are neither fields nor computed again."""
     found: dict[str, Any] = getattr(value, "__dict__", {})
     return found.keys() - shape.fields.keys() - shape.loose
 
 
 def is_by_identity(cls: type) -> bool:
-    """Whether its instances are equal to themselves only."""
+    """Return whether instances of a class are equal only to themselves."""
     return inspect.getattr_static(cls, "__hash__") is object.__hash__

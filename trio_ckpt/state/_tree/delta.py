@@ -1,10 +1,10 @@
-"""What changed from one tree to the next: as few bytes as the change is worth.
+"""The difference from one tree to the next, in few bytes.
 
 Theory of operation
 ===================
 
 A delta is a tree itself, so it has the bytes and the limits of trees.  It is a list that begins
-with what to do:
+with its operation:
 
 ===================================== ===================================================
 delta                                 the new tree is
@@ -22,9 +22,9 @@ delta                                 the new tree is
 ===================================== ===================================================
 
 Trees are compared by their bytes, so by type and bit: 1 is not True, -0.0 is not 0.0, and a NaN
-is the same only as itself; the order of a dict's keys counts too.  Runs of items that did not
-change are passed over in chunks, at the speed of encoding them.  Wherever the new subtree is
-smaller than the delta of it, it is put in its place.
+equals only itself; the order of a dict's keys counts too.  Runs of items that did not
+change are skipped in chunks, at the speed of encoding them.  A subtree that is smaller than its
+delta replaces the old one.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from .format import Tree, kind_of, pack, tag_of
 
 REPLACE, KEYS, ITEMS, SPLICE, BYTES, INSIDE = range(6)
 
-MAX_DELTA_DEPTH = 128  # levels of a tree that a delta goes down; each makes two of its own
-_SMALL_BYTES = 48  # a delta of up to this is not compared with a replacement
+MAX_DELTA_DEPTH = 128  # levels of a tree that a delta descends; each makes two of its own
+_SMALL_BYTES = 48  # a delta of up to this size is not compared with a replacement
 _CHUNK_ITEMS = 512  # of a list or a dict: their bytes stay in the processor's cache
-_PROBE_ITEMS, _PROBE_BYTES = 8, 72  # how much of a window is sought in the old one
-_MOST_SLID = 256  # items that a window may have moved on; farther, and it is another
+_PROBE_ITEMS, _PROBE_BYTES = 8, 72  # the part of a window that is searched for in the old one
+_MOST_SLID = 256  # items that a window may have moved; beyond that it counts as another one
 _CHUNK_BYTES = 4096  # of bytes: comparing one costs less than a step of the interpreter
-_PIECE_BYTES = 32  # of such a chunk: what differs in one piece is one run of changed bytes
-_MOST_RUNS = 100_000  # in one value; with more it is replaced
+_PIECE_BYTES = 32  # of such a chunk: a piece that differs is one run of changed bytes
+_MOST_RUNS = 100_000  # per value; with more it is replaced
 
 
 def diff_tree(old: Tree, new: Tree) -> Tree | None:
-    """What makes `new` of `old`; None: nothing changed.
+    """Return the delta from `old` to `new`; None: nothing changed.
 
     The delta shares subtrees with `new`; neither tree is changed.
     """
@@ -78,7 +78,7 @@ def _smaller(delta: Tree, new: Tree) -> Tree:
 
 
 def _is_same_scalar(old: Any, new: Any) -> bool:
-    """Whether two scalars of one type are the same, bit for bit."""
+    """Return whether two scalars of one type are equal, bit for bit."""
     return pack(old) == pack(new) if type(new) is float else bool(old == new)
 
 
@@ -113,8 +113,8 @@ def _diff_dict(old: dict[Any, Tree], new: dict[Any, Tree], depth: int) -> Tree |
 
 
 def _kept_keys(old: dict[Any, Tree], new: dict[Any, Tree]) -> dict[Any, None]:
-    """The keys that begin the new dict in the order that they have in the old one."""
-    if list(old) == list(new):  # most often, and found out at the speed of C
+    """Return the keys that begin the new dict in the order of the old one."""
+    if list(old) == list(new):  # the most frequent case, decided at the speed of C
         return dict.fromkeys(new)
     order = iter(old)
     kept: dict[Any, None] = {}
@@ -152,7 +152,7 @@ def _diff_list(old: list[Tree], new: list[Tree], depth: int) -> Tree | None:
 
 
 def _same_items(old: list[Tree], new: list[Tree], end: int, start: int = 0) -> int:
-    """Where the first item from `start` on is that differs; `end`: none before it does."""
+    """Return the index of the first different item from `start` on; `end`: there is none."""
     for at in range(start, end, _CHUNK_ITEMS):
         stop = min(at + _CHUNK_ITEMS, end)
         if pack(old[at:stop]) != pack(new[at:stop]):
@@ -161,7 +161,7 @@ def _same_items(old: list[Tree], new: list[Tree], end: int, start: int = 0) -> i
 
 
 def _slid(old: list[Tree], new: list[Tree]) -> int:
-    """How many items went at the front while others came at the end; 0: it is no such window."""
+    """Return how many items a sliding window dropped at its front; 0: it is not one."""
     probe = pack(new[:_PROBE_ITEMS])
     for out in range(1, min(_MOST_SLID, len(old) - _PROBE_ITEMS + 1)):
         if pack(old[out : out + _PROBE_ITEMS]) == probe:
@@ -172,7 +172,7 @@ def _slid(old: list[Tree], new: list[Tree]) -> int:
 
 
 def _same_tail(old: list[Tree], new: list[Tree], most: int) -> int:
-    """How many items at the end are the same, `most` at most."""
+    """Return how many items at the end are equal, `most` at most."""
     count = 0
     while count < most:
         step = min(_CHUNK_ITEMS, most - count)
@@ -189,7 +189,7 @@ def _edits(old: list[Tree], new: list[Tree], start: int, end: int, depth: int) -
     edits: list[Tree] = []
     at = _same_items(old, new, end, start)
     while at < end:
-        # What differs seldom stands alone: one by one to the chunk's end, then leaps again.
+        # Differences cluster: compare one by one to the chunk's end, then skip chunks again.
         stop = min(at + _CHUNK_ITEMS, end)
         for position in range(at, stop):
             delta = _diff(old[position], new[position], depth + 1)
@@ -227,7 +227,7 @@ def _diff_bytes(old: bytes, new: bytes) -> Tree | None:
 
 
 def _same_bytes(old: bytes, new: bytes, end: int) -> int:
-    """How many bytes at the start are the same, `end` at most: by halves, each compared at once."""
+    """Return how many bytes at the start are equal, `end` at most, by bisection."""
     low, high = 0, end
     if old[:end] == new[:end]:
         return end
@@ -241,7 +241,7 @@ def _same_bytes(old: bytes, new: bytes, end: int) -> int:
 
 
 def _byte_edits(old: bytes, new: bytes) -> list[Tree] | None:
-    """The runs that differ between bytes of one length; None: there are too many."""
+    """Return the runs that differ between bytes of one length; None: there are too many."""
     runs: list[list[int]] = []
     for chunk in range(0, len(new), _CHUNK_BYTES):
         one, other = old[chunk : chunk + _CHUNK_BYTES], new[chunk : chunk + _CHUNK_BYTES]

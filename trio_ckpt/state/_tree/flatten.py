@@ -1,7 +1,7 @@
-"""From a live state to a tree and a list of arrays.
+"""Takes a live state apart into a tree and a list of arrays.
 
 The tree shares no mutable object with the state, so the state may change while the tree is
-saved.  The arrays are the state's own: who takes them copies or watches them.
+saved.  The arrays are the state's own objects: the caller copies or watches them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .leaves import INTS, LEAF_ENCODERS, encode_int
 from .numpy_scalars import encode_scalar
 from .random_state import encode_bit_generator, encode_legacy, encode_random, numpy_random_kind
 
-MAX_LEAF_BYTES = 2**28  # half of a tree's; what is longer belongs in an array
-_LEAF_NODES = 20  # the values that a datetime with a zone is made of; no leaf has more
+MAX_LEAF_BYTES = 2**28  # half of a tree's limit; longer data belongs in an array
+_LEAF_NODES = 20  # the number of values in a datetime with a zone; no leaf has more
 
 _ATOMS: frozenset[type] = frozenset((type(None), bool, float))
 FACTORIES: dict[str, Callable[[], Any]] = {
     kind.__name__: kind for kind in (int, float, str, list, dict, set, bool, tuple, bytes)
 }
-"""What a defaultdict may make its values with: looked up by name, never imported."""
+"""The factories that a defaultdict may have: looked up by name, never imported."""
 
 _TENSORS = {"torch": ("torch", "Tensor"), "jax": ("jax", "Array"), "jaxlib": ("jax", "Array")}
 _TENSORS_TF = ("Tensor", "Variable")
@@ -42,7 +42,7 @@ class Flat:
 
     Attributes:
         tree: Everything but the arrays; ``{Tag.ARRAY: n}`` stands for ``arrays[n]``.
-        arrays: In the order in which the state holds them, each once.
+        arrays: The arrays in the order in which the state holds them, each once.
     """
 
     tree: Tree
@@ -53,7 +53,7 @@ def flatten_state(classes: Classes, state: object) -> Flat:
     """Take a state apart.
 
     Raises:
-        NotEncodableError: naming the path of the leaf that cannot be saved.
+        NotEncodableError: a leaf cannot be saved; the message has its path.
     """
     flattener = _Flattener(classes)
     try:
@@ -190,7 +190,7 @@ class _Flattener(IdentityTable):
         return self._tagged(Tag.RANDOM, value, where, self._leaf_walk(encode_random))
 
     def _leaf_walk(self, encode: Callable[[Any], Tree]) -> Callable[[Any, Where], Tree]:
-        """The way into a mutable object that is a leaf."""
+        """Return a walk for a mutable object that is a leaf."""
 
         def walk(value: Any, where: Where) -> Tree:
             tree = _leaf(encode, value, where)
@@ -247,7 +247,7 @@ class _Flattener(IdentityTable):
 
     def _fields(self, value: Any, where: Where, shape: Shape) -> dict[str, Tree]:
         for name in extras_of(shape, value):
-            problem = f"it is no field of {shape.cls.__qualname__}: declare it, excluded or not"
+            problem = f"it is not a field of {shape.cls.__qualname__}: declare it, excluded or not"
             raise NotEncodableError(path_of((where, name)), problem)
         fields: dict[str, Tree] = {}
         for field in shape.fields.values():
@@ -303,7 +303,7 @@ class _Flattener(IdentityTable):
 
     def _legacy(self, value: Any, where: Where) -> Tree:
         self.count(5, where)
-        bits = value._bit_generator  # it may be another's too, and there is no public way to it
+        bits = value._bit_generator  # it may be shared, and NumPy has no public accessor
         return [self._numpy(bits, (where, "bit_generator")), *encode_legacy(value)]
 
     def _objects(self, value: Any, where: Where) -> Tree:
@@ -335,14 +335,14 @@ def _leaf(encode: Callable[[Any], Tree], value: Any, where: Where) -> Tree:
 
 
 def _weigh(tree: Tree) -> int:
-    """How many values a tree is made of, keys counted."""
+    """Return the number of values in a tree, keys included."""
     if kind_of(tree) is list:
         return 1 + sum(map(_weigh, tree))
     return 2 + sum(map(_weigh, tree.values())) if kind_of(tree) is dict else 1
 
 
 def _is_tensor(value: object, roots: set[str]) -> bool:
-    """Whether a value is a tensor of a framework; none is imported for the question."""
+    """Return whether a value is a tensor of a framework, without importing one."""
     for root in roots & _TENSORS.keys():
         name, attribute = _TENSORS[root]
         kind = getattr(sys.modules.get(name), attribute, None)

@@ -1,8 +1,8 @@
-"""The tree that a state becomes, and its bytes: plain MessagePack, and tags that say the rest.
+"""The tree form of a state, and its bytes: plain MessagePack with tagged nodes.
 
 A *tree* is what MessagePack holds without extensions: None, bool, int of 64 bits, float, str,
 bytes, list, and dict with str keys.  All else is a *tagged node*: a dict whose one key is an int
-out of `Tag`, ``{Tag.TUPLE: [1, 2]}``.  A plain dict never has an int for a key, so a tree
+from `Tag`, ``{Tag.TUPLE: [1, 2]}``.  A plain dict never has an int for a key, so a tree
 describes itself, and nothing in it names code to run.
 
 The format, byte by byte
@@ -16,7 +16,7 @@ offset what
 ====== ====================================================================================
 
 The value is made of these MessagePack types only, each in the shortest form that holds it; sizes
-and numbers are big-endian.  So equal trees have equal bytes, and the other way about.
+and numbers are big-endian.  So two trees are equal exactly if their bytes are.
 
 =============================== ===========================================================
 first byte                      what
@@ -34,7 +34,7 @@ cb                              a float: 8 bytes of IEEE 754, every bit of them 
 
 32-bit floats (ca), extensions (c7-c9, d4-d8) and c1 are refused.
 
-What the value of a tagged node is:
+The values of tagged nodes:
 
 ===================== ===== ===========================================================
 tag                   key   value
@@ -78,8 +78,8 @@ RANGE                 35    [start, stop, step]
 NUMPY_SCALAR          36    [dtype as NumPy or ml_dtypes writes it, its bytes]
 ===================== ===== ===========================================================
 
-A class is the str ``module:qualified name``.  It is looked up among the classes that the
-program's own state shows, and never imported.
+A class is the str ``module:qualified name``.  It is looked up among the classes in the
+program's own state, and never imported.
 
 Mutable objects are numbered from 0 in the order in which their nodes begin: lists, dicts, and
 those of `MUTABLE`.  SAME names the number of one that is complete already.  What is inside a set
@@ -100,7 +100,7 @@ from ..._util.plain import kind_of as kind_of
 Tree: TypeAlias = Any  # recursive: None, bool, int, float, str, bytes, list, dict; see above
 
 FORMAT_VERSION = 1
-MAX_TREE_BYTES = 2**29  # half a GiB beside the arrays; a restore holds it about four times
+MAX_TREE_BYTES = 2**29  # half a GiB beside the arrays; a restore takes about four times that
 MAX_TREE_NODES = 4_000_000  # an empty dict is 1 byte saved and 64 in memory: 256 MiB at worst
 MAX_TREE_DEPTH = 400  # a state of the greatest depth is under 200, its deltas under 350
 
@@ -147,7 +147,7 @@ class Tag:
 
 
 def tag_of(node: dict[Any, Tree]) -> int | None:
-    """The tag of a tagged node; None: it is a plain dict."""
+    """Return the tag of a tagged node; None: it is a plain dict."""
     for key in node:
         return key if type(key) is int else None
     return None
@@ -162,17 +162,17 @@ MUTABLE = frozenset(
         *(Tag.DEQUE, Tag.ORDERED_DICT, Tag.COUNTER, Tag.DEFAULT_DICT),
     )
 )
-"""The tags of what is numbered, so that the same object twice is the same again."""
+"""The tags of numbered objects, which are restored with their identity."""
 
 
 @attrs.frozen
 class Limits:
-    """What a decoder refuses before it takes the memory.
+    """Limits that a decoder checks before it allocates memory.
 
     Attributes:
-        max_bytes: Of the encoded tree.
-        max_nodes: Values in it, keys included.
-        max_depth: Lists and dicts around one value.
+        max_bytes: The size of the encoded tree.
+        max_nodes: The number of values in it, keys included.
+        max_depth: The number of lists and dicts around one value.
     """
 
     max_bytes: int = MAX_TREE_BYTES
@@ -194,10 +194,10 @@ pack: Callable[[Tree], bytes] = _encoder.encode
 
 
 def encode_tree(tree: Tree) -> bytes:
-    """The bytes of a tree.
+    """Encode a tree.
 
     Raises:
-        NotEncodableError: they are more than `MAX_TREE_BYTES`.
+        NotEncodableError: its bytes are more than `MAX_TREE_BYTES`.
     """
     body = pack(tree)
     if len(body) >= MAX_TREE_BYTES:
@@ -206,12 +206,12 @@ def encode_tree(tree: Tree) -> bytes:
 
 
 def decode_tree(data: bytes, limits: Limits = LIMITS) -> Tree:
-    """The tree that `encode_tree` made these bytes of.
+    """Decode the bytes of a tree.
 
     All lengths and counts are checked before anything is built.
 
     Raises:
-        StoreDamagedError: it made no such bytes, or they are over a limit.
+        StoreDamagedError: `encode_tree` does not make such bytes, or they exceed a limit.
     """
     if len(data) > limits.max_bytes:
         raise StoreDamagedError(f"a saved state has {len(data)} bytes, over {limits.max_bytes}")
@@ -231,7 +231,7 @@ def decode_tree(data: bytes, limits: Limits = LIMITS) -> Tree:
 
 
 def _sizes_of_scalars() -> bytes:
-    """For each first byte the length of the whole value; 0: it is not so simple."""
+    """Return the length of the whole value for each first byte; 0: more bytes decide."""
     sizes = bytearray(256)
     for first in (*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3):
         sizes[first] = 1
@@ -249,15 +249,15 @@ _COUNTS = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}  # list and dict
 
 
 def _scan(data: bytes, limits: Limits) -> None:
-    """See that `data` is a tree within the limits; builds nothing.
+    """Check that `data` is a tree within the limits; builds nothing.
 
     Raises:
         StoreDamagedError: it is not.
         IndexError: it ends too early.
     """
     at, end = 1, len(data)
-    nodes, left = 0, 1  # left: how many values the innermost container still has
-    pairs = 0  # of the innermost container: how many it has, 0 for a list
+    nodes, left = 0, 1  # left: the values that the innermost container still lacks
+    pairs = 0  # the number of pairs of the innermost container, 0 for a list
     outer: list[tuple[int, int]] = []
     while True:
         while not left:
@@ -270,7 +270,7 @@ def _scan(data: bytes, limits: Limits) -> None:
         if nodes > limits.max_nodes:
             raise _damaged(f"has more than {limits.max_nodes} values", at)
         first = data[at]
-        if pairs and not left % 2 and not 0xA0 <= first <= 0xBF:  # a key, and no short str
+        if pairs and not left % 2 and not 0xA0 <= first <= 0xBF:  # a key that is not a short str
             is_tag = pairs == 1 and first in TAGS
             if not is_tag and not 0xD9 <= first <= 0xDB:
                 raise _damaged("has a key that is neither a str nor a tag", at)
@@ -292,7 +292,7 @@ def _scan(data: bytes, limits: Limits) -> None:
 
 
 def _scan_head(data: bytes, at: int, first: int) -> tuple[int, int, bool]:
-    """The head of a container: where its values begin, how many, and whether it is a dict."""
+    """Read the head of a container: the start of its values, their count, whether it is a dict."""
     if first & 0xE0 == 0x80:
         return at + 1, first & 0x0F, first < 0x90
     size = _COUNTS.get(first)
@@ -314,10 +314,10 @@ _FLOAT_BYTES = 9  # cb and the 8 of the float
 
 
 def pack_floats(items: list[Any]) -> bytes | None:
-    """The value of a FLOATS node, 3 ns an item; None: they are not all floats, or there are none.
+    """Return the value of a FLOATS node, 3 ns an item; None: the list has other items, or none.
 
-    If every ninth byte is cb, all are floats: the first is, so the second begins where it
-    seems to, and so on.
+    If every ninth byte is cb, all are floats: the first is, so the second begins after it,
+    and so on.
     """
     if not items or type(items[0]) is not float or type(items[-1]) is not float:
         return None
@@ -333,10 +333,10 @@ def pack_floats(items: list[Any]) -> bytes | None:
 
 
 def unpack_floats(body: bytes) -> list[float]:
-    """The inverse of `pack_floats`.
+    """Return the floats of a FLOATS node.
 
     Raises:
-        ValueError: it made no such bytes.
+        ValueError: `pack_floats` does not make such bytes.
     """
     count, rest = divmod(len(body), _FLOAT_BYTES)
     if rest or not _are_floats(body, count):

@@ -1,17 +1,17 @@
-"""One saved state: a frame, whole by itself or the difference to the frame before it.
+"""One saved state: a frame, complete by itself or the difference to the previous frame.
 
 Theory of operation
 ===================
 
-A frame travels with a checkpoint.  It holds the tree of the state (`_tagged`) or what
-changed in it (`_tree_delta`), how the arrays lie in their buffers, and which blocks of
-which buffers are new.  The blocks themselves are in the frame if they are few, else in a
-blob that the frame names.
+A frame is saved with a checkpoint.  It holds the tree of the state (`format.py`) or the
+changes in it (`delta.py`), the layout of the arrays in their buffers, and the new blocks of
+each buffer.  A few blocks are in the frame itself, more of them in a blob that the frame
+names.
 
-The frames of a stream are a chain.  Each says which frame it follows, by digest, so that a
-foreign, stale or altered one is noticed; the lineage tells the chains of one stream apart.
-A *full* frame follows none.  Buffers go by name, the path of their first array, so that one
-may come, go or change its size without the others being saved anew.
+The frames of a stream are a chain.  Each has the digest of the frame that it follows, so that a
+foreign, stale or altered one is detected; the lineage distinguishes the chains of one stream.
+A *full* frame follows none.  Buffers are identified by name, the path of their first array, so
+that one may come, go or change its size while the others are not saved again.
 
 A frame is MessagePack, an array whose first item is the version; see `StateFrame` for the others.
 """
@@ -32,7 +32,7 @@ from .patch import patch_tree
 FRAME_VERSION = 1
 LINEAGE_BYTES = 8
 DIGEST_BYTES = 16
-MAX_CHAIN = 10_000  # frames; far more than any chain is let grow to
+MAX_CHAIN = 10_000  # frames; far more than any chain may grow to
 NO_PARENT = b""
 
 
@@ -41,11 +41,11 @@ class Patch(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         buffer: Its number in the layout of the frame.
-        ranges: Which blocks, see `trio_ckpt.state._arrays.block_ranges`.
-        offset: Where they begin in the data of the frame.
-        stored: How many bytes each piece has there, one after the other.
-        sizes: How many bytes each piece is unpacked.
-        digests: XXH3-128 of each piece as it is stored, joined.
+        ranges: The blocks, see `trio_ckpt.state._arrays.block_ranges`.
+        offset: The offset of the first piece in the data of the frame.
+        stored: The stored size of each piece in bytes, one after the other.
+        sizes: The unpacked size of each piece in bytes.
+        digests: XXH3-128 of each stored piece, joined.
     """
 
     buffer: int
@@ -57,12 +57,12 @@ class Patch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Layout(msgspec.Struct, frozen=True, array_like=True):
-    """The buffers of a state, and how its arrays lie in them.
+    """The buffers of a state, and the layout of its arrays in them.
 
     Attributes:
-        names: Of the buffers: the path of the first array in each.
-        sizes: In bytes.
-        views: Of the arrays, see `trio_ckpt.state._arrays.buffers.View.to_plain`.
+        names: The names of the buffers: the path of the first array in each.
+        sizes: Their sizes in bytes.
+        views: The arrays, see `trio_ckpt.state._arrays.buffers.View.to_plain`.
     """
 
     names: tuple[str, ...] = ()
@@ -77,15 +77,15 @@ class StateFrame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """One saved state.
 
     Attributes:
-        version: Of this format.
+        version: The version of this format.
         lineage: Random bytes that all frames of a chain have in common.
-        number: 0 for the first of a chain, then one more each.
+        number: 0 for the first of a chain, then ascending by 1.
         parent: The digest of the frame that this one follows; empty: it is full.
-        tree: The whole tree in a full frame, else what changed, or nothing.
-        layout: Of its arrays; None: that of its parent.
+        tree: The whole tree in a full frame, else its delta, or nothing.
+        layout: The layout of its arrays; None: that of its parent.
         patches: New blocks, at most one entry per part of a buffer.
-        data: What is stored of them, where it is not in a blob.
-        blob: The SHA-256 of the blob that it is in, hexadecimal, or empty.
+        data: The stored bytes of the patches, if they are not in a blob.
+        blob: The SHA-256 of their blob, hexadecimal, or empty.
         data_bytes: The length of either.
     """
 
@@ -102,7 +102,7 @@ class StateFrame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
     @property
     def is_full(self) -> bool:
-        """Whether it needs no other."""
+        """Whether it is complete by itself."""
         return self.parent == NO_PARENT
 
 
@@ -111,25 +111,25 @@ _decoder = msgspec.msgpack.Decoder(StateFrame)
 
 
 def new_lineage() -> bytes:
-    """The mark of a new chain."""
+    """Return a random lineage for a new chain."""
     return os.urandom(LINEAGE_BYTES)
 
 
 def encode_frame(frame: StateFrame) -> bytes:
-    """The bytes of a frame."""
+    """Encode a frame."""
     return _encoder.encode(frame)
 
 
 def frame_digest(payload: bytes) -> bytes:
-    """What the next frame calls this one (BLAKE2b, RFC 7693)."""
+    """Return the digest by which the next frame names this one (BLAKE2b, RFC 7693)."""
     return hashlib.blake2b(payload, digest_size=DIGEST_BYTES).digest()
 
 
 def decode_frame(payload: bytes) -> StateFrame:
-    """The inverse of `encode_frame`; what it says of places and sizes is sound by itself.
+    """Decode a frame; its offsets and sizes are checked for consistency.
 
     Raises:
-        StoreDamagedError: they are not the bytes of a frame.
+        StoreDamagedError: the bytes are not a frame.
     """
     try:
         frame = _decoder.decode(payload)
@@ -138,7 +138,7 @@ def decode_frame(payload: bytes) -> StateFrame:
     if frame.version != FRAME_VERSION:
         raise StoreDamagedError(f"a saved state is of version {FRAME_VERSION}, not {frame.version}")
     if not _is_sound(frame):
-        raise StoreDamagedError("a saved state does not fit together")
+        raise StoreDamagedError("a saved state is inconsistent")
     return frame
 
 
@@ -170,13 +170,13 @@ def _is_inside(patch: Patch, data_bytes: int) -> bool:
 
 
 def tree_of(frames: Sequence[StateFrame]) -> Tree:
-    """The tree that a chain ends with.
+    """Return the tree at the end of a chain.
 
     Args:
         frames: The newest first, the last one full.
 
     Raises:
-        StoreDamagedError: a difference does not fit.
+        StoreDamagedError: a delta does not fit.
     """
     tree = decode_tree(frames[-1].tree)
     for frame in reversed(frames[:-1]):
@@ -186,7 +186,7 @@ def tree_of(frames: Sequence[StateFrame]) -> Tree:
 
 
 def layouts_of(frames: Sequence[StateFrame]) -> list[Layout]:
-    """The layout of each frame of a chain, the newest first."""
+    """Return the layout of each frame of a chain, the newest first."""
     found: list[Layout] = []
     layout = NO_ARRAYS
     for frame in reversed(frames):

@@ -1,4 +1,4 @@
-"""What a walk through a state keeps account of: places, numbers of objects, depth and counts."""
+"""Bookkeeping of a walk through a state: places, numbers of objects, depth and counts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import attrs
 from ..._util.errors import NotEncodableError
 from .format import MAX_TREE_NODES, Tag, Tree
 
-MAX_DEPTH = 64  # deeper than any sane state; each costs 8 frames of an interpreter's 1,000
+MAX_DEPTH = 64  # each level costs 8 frames of an interpreter's 1,000
 
 Where = tuple[Any, Any] | None
 """A place: the place around it, and the field, key or position; None: the state itself."""
 
 
 def path_of(where: Where) -> str:
-    """A place as messages name it: ``state.model.layers[3]``, ``state.table['a b']``."""
+    """Return a place in the form of messages: ``state.model.layers[3]``, ``state.table['a b']``."""
     parts: list[str] = []
     while where is not None:
         where, part = where
@@ -31,7 +31,7 @@ class ArrayLeaf:
     """An array of the state.
 
     Attributes:
-        path: Where it is first, ``state.model.layers[3]``.
+        path: Its first place, ``state.model.layers[3]``.
         value: The object itself, not a copy.
     """
 
@@ -40,26 +40,26 @@ class ArrayLeaf:
 
 
 class IdentityTable:
-    """The account of one walk.
+    """The objects, depth and size of one walk.
 
     Attributes:
-        arrays: Those met so far, each once.
-        nodes: How many values the tree has so far, or a few more.
+        arrays: The arrays found so far, each once.
+        nodes: The number of values in the tree so far, or a few more.
     """
 
     def __init__(self) -> None:
         self.arrays: list[ArrayLeaf] = []
         self.nodes = 0
         self._depth = 0
-        self._by_value = 0  # how many sets, keys and members of enumerations are around
-        self._in_member = 0  # of these the members
+        self._by_value = 0  # the number of enclosing sets, keys and members of enumerations
+        self._in_member = 0  # the members among these
         self._numbers: dict[int, int] = {}  # of mutable objects, by id
-        self._open: dict[int, Where] = {}  # those that are being taken apart
+        self._open: dict[int, Where] = {}  # the objects that are being taken apart
         self._array_numbers: dict[int, int] = {}
-        self._kept: list[Any] = []  # what has a number: its id must not come again
+        self._kept: list[Any] = []  # keeps numbered objects alive, so that no id is used twice
 
     def mutable(self, value: Any, where: Where, walk: Callable[[Any, Where], Tree]) -> Tree:
-        """The node of a mutable object: the same again, and never inside itself."""
+        """Return the node of a mutable object; refuses an object that contains itself."""
         if self._in_member and type(value) in (list, dict):
             return self.deeper(value, where, walk)
         if self._by_value:
@@ -80,7 +80,7 @@ class IdentityTable:
         return tree
 
     def deeper(self, value: Any, where: Where, walk: Callable[[Any, Where], Tree]) -> Tree:
-        """What `walk` makes of a container, one level further down."""
+        """Return the result of `walk` for a container, one level deeper."""
         if self._depth >= MAX_DEPTH:
             raise NotEncodableError(path_of(where), f"nested deeper than {MAX_DEPTH}")
         self._depth += 1
@@ -90,14 +90,14 @@ class IdentityTable:
             self._depth -= 1
 
     def count(self, nodes: int, where: Where) -> None:
-        """So many values more."""
+        """Add to the number of values, and check its limit."""
         self.nodes += nodes
         if self.nodes > MAX_TREE_NODES:
             problem = f"more than {MAX_TREE_NODES} values so far; put numbers in arrays"
             raise NotEncodableError(path_of(where), problem)
 
     def array(self, value: Any, where: Where) -> int:
-        """The number of an array, the same for the same object."""
+        """Return the number of an array, one per object."""
         known = self._array_numbers.get(id(value))
         if known is not None:
             return known
@@ -105,7 +105,7 @@ class IdentityTable:
         return number
 
     def new_array(self, value: Any, where: Where) -> int:
-        """The number of an array that nothing else is."""
+        """Number an array that no earlier number is for."""
         if self._by_value:
             problem = f"a {type(value).__qualname__} in a set or a key; use a number of Python"
             raise NotEncodableError(path_of(where), problem)
@@ -117,7 +117,7 @@ class IdentityTable:
     def by_value(
         self, value: Any, where: Where, walk: Callable[[Any, Where], Tree], *, in_member: bool
     ) -> Tree:
-        """What `walk` makes of a value that is known by its value, so nothing in it has a number.
+        """Return the result of `walk` for a value without identity: nothing in it gets a number.
 
         It is an item of a set, a key, or the value of a member of an enumeration.
         """
@@ -131,5 +131,5 @@ class IdentityTable:
 
     @property
     def is_by_value(self) -> bool:
-        """Whether this place is inside of such a value."""
+        """Whether the walk is inside of such a value."""
         return self._by_value > 0

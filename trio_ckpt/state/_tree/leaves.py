@@ -1,7 +1,7 @@
-"""Leaves: the values without others inside, one function each way.
+"""Leaves: values that contain no others, with one function for each direction.
 
-An encoder gives the value of the tagged node, or raises ValueError with the problem.  A decoder
-takes what a store returned and trusts nothing: whatever is wrong raises one of `BAD_LEAF`.
+An encoder returns the value of the tagged node, or raises ValueError with the problem.  A decoder
+trusts nothing that a store returned: bad input raises one of `BAD_LEAF`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import msgspec
 from ..._util.errors import TrioCkptError
 from .format import Tag, Tree
 
-MAX_FRACTION_BITS = 2**16  # its greatest common divisor is sought again: a millisecond at this
-INTS = range(-(2**63), 2**64)  # what MessagePack holds
+MAX_FRACTION_BITS = 2**16  # decoding computes its greatest common divisor: 1 ms at this size
+INTS = range(-(2**63), 2**64)  # the integers of MessagePack
 
 BAD_LEAF = (
-    ValueError,  # and all of msgspec's
+    ValueError,  # and all exceptions of msgspec
     TypeError,
     LookupError,
     AttributeError,
@@ -34,10 +34,10 @@ BAD_LEAF = (
 
 
 class StateChangedError(TrioCkptError, ValueError):
-    """A saved state does not fit what the program's state is now.
+    """A saved state does not fit the program's state.
 
     Attributes:
-        path: Where in the state, ``state.model.layers[3]``.
+        path: The place in the state, ``state.model.layers[3]``.
     """
 
     def __init__(self, path: str, problem: str) -> None:
@@ -46,7 +46,7 @@ class StateChangedError(TrioCkptError, ValueError):
 
 
 class MissingHereError(Exception):
-    """A leaf needs what this machine has not; the builder makes it a `StateChangedError`."""
+    """A leaf needs what this machine lacks; the builder turns it into a `StateChangedError`."""
 
 
 # ---------------------------------------------------------------------------------------
@@ -55,14 +55,14 @@ class MissingHereError(Exception):
 
 
 def encode_int(value: int) -> Tree:
-    """An int of any size: itself if MessagePack holds it."""
+    """Encode an int of any size: itself if MessagePack holds it."""
     if value in INTS:
         return value
     return {Tag.BIG_INT: value.to_bytes(value.bit_length() // 8 + 1, signed=True)}
 
 
 def decode_int(tree: Tree) -> int:
-    """The inverse of `encode_int`."""
+    """Decode an int."""
     if type(tree) is int:
         return tree
     (data,) = _convert(tree, dict[int, bytes]).values()
@@ -82,7 +82,7 @@ def _encode_complex(value: complex) -> Tree:
 def _decode_complex(tree: Tree) -> complex:
     real, imaginary = tree
     if type(real) is not float or type(imaginary) is not float:
-        raise TypeError("a complex number is made of two floats")
+        raise TypeError("a complex number is not made of two floats")
     return complex(real, imaginary)
 
 
@@ -140,7 +140,7 @@ def _encode_timezone(zone: timezone) -> Tree:
     offset = zone.utcoffset(None)
     plain = timezone(offset)
     name = zone.tzname(None)
-    # One named like an unnamed one is told apart by what it gives to copy and pickle.
+    # A zone named like an unnamed one differs only in its arguments for copy and pickle.
     is_named = len(zone.__getinitargs__()) > 1  # type: ignore[attr-defined]  # typeshed has it not
     if not is_named and name != plain.tzname(None):
         raise ValueError("a time zone of unknown make")
@@ -154,7 +154,7 @@ def _decode_timezone(tree: Tree) -> timezone:
 
 
 def _encode_zoneinfo(zone: ZoneInfo) -> Tree:
-    key: Any = zone.key  # None if it was made of a file
+    key: Any = zone.key  # None if it was made from a file
     if key is None or _ZONE_KEY.fullmatch(key) is None:
         raise ValueError("a time zone without a key of the time zone database")
     return key
@@ -196,7 +196,7 @@ def _decode_time(tree: Tree) -> time:
 
 def _fold(value: Any) -> int:
     if type(value) is not int:
-        raise TypeError("the fold of a time is an int")
+        raise TypeError("the fold of a time is not an int")
     return value
 
 
@@ -247,7 +247,7 @@ def _decode_uuid(tree: Tree) -> UUID:
 
 
 def _convert(tree: Tree, kind: Any) -> Any:
-    """`tree` if it is of that type; ValueError: it is not."""
+    """Return `tree` if it has that type; ValueError: it has not."""
     return msgspec.convert(tree, kind)
 
 
@@ -267,7 +267,7 @@ LEAF_ENCODERS: dict[type, tuple[int, Callable[[Any], Tree]]] = {
     PurePosixPath: (Tag.PATH, _encode_path),
     PureWindowsPath: (Tag.PATH, _encode_path),
 }
-"""By exact type: a subclass would come back as what it is not."""
+"""By exact type: an instance of a subclass would come back as another type."""
 
 LEAF_DECODERS: dict[int, Callable[[Tree], Any]] = {
     Tag.BIG_INT: _decode_big_int,

@@ -1,4 +1,4 @@
-"""NumPy's scalars by value: a dtype out of those with one short name, and the bytes."""
+"""NumPy's scalars by value: a dtype with a short name, and the bytes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _EXTENDED = re.compile(r"bfloat16|float[4-8]_[a-z0-9]{4,12}|u?int[124]")
 
 
 def encode_scalar(value: Any) -> Tree:
-    """The value of a NUMPY_SCALAR node; None: its dtype has no short name, as a record's."""
+    """Return the value of a NUMPY_SCALAR node; None: its dtype has no short name (a record)."""
     dtype = value.dtype
     if type(value).__module__ == "ml_dtypes":
         name: str = dtype.name
         return [name, value.tobytes()] if _EXTENDED.fullmatch(name) else None
     if dtype.names is not None or not _PLAIN.fullmatch(dtype.str) or type(value) is not dtype.type:
         return None
-    # NumPy gives an empty str or bytes one character of room.
+    # NumPy stores an empty str or bytes as one character.
     return [dtype.str, value.tobytes()[: dtype.itemsize]]
 
 
 def decode_scalar(tree: Tree) -> Any:
-    """The inverse of `encode_scalar`."""
+    """Decode the value of a NUMPY_SCALAR node."""
     name, data = msgspec.convert(tree, tuple[str, bytes])
     numpy = import_numpy()
     if _PLAIN.fullmatch(name):
@@ -41,7 +41,7 @@ def decode_scalar(tree: Tree) -> Any:
         raise ValueError("the type of a NumPy scalar is not a known one")
     if len(data) != dtype.itemsize:
         raise ValueError("a NumPy scalar has the wrong number of bytes")
-    # An item of no bytes, as an empty str, is in no buffer.
+    # An item of no bytes, such as an empty str, cannot be read from a buffer.
     return numpy.frombuffer(data, dtype)[0] if data else numpy.zeros((), dtype)[()]
 
 

@@ -1,4 +1,4 @@
-"""The next tree out of the last one and a delta, of which nothing is trusted."""
+"""Applies a delta to a tree; nothing in the delta is trusted."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from .format import MAX_TREE_DEPTH, Tree, kind_of, tag_of
 
 
 def patch_tree(old: Tree, delta: Tree) -> Tree:
-    """The tree that `delta` makes of `old`, which stays as it is; they share what did not change.
+    """Return the tree that `delta` makes of `old`; they share the parts that did not change.
 
     Args:
-        old: A tree that was decoded or patched.
-        delta: One that was decoded, by `decode_tree`: nothing in it is trusted.
+        old: A tree that was decoded or patched; it is not changed.
+        delta: A delta from `decode_tree`: nothing in it is trusted.
 
     Raises:
-        StoreDamagedError: it is no delta of this tree.
+        StoreDamagedError: the delta does not fit this tree.
     """
     try:
         return _patch(old, delta, 0)
@@ -28,7 +28,7 @@ def patch_tree(old: Tree, delta: Tree) -> Tree:
 def _patch(old: Tree, delta: Tree, depth: int) -> Tree:
     action, *rest = _check_list(delta)
     if kind_of(action) is not int:
-        raise TypeError("it does not say what to do")
+        raise TypeError("it has no operation")
     if action == REPLACE:
         (tree,) = rest
         return _checked(tree, depth)
@@ -44,13 +44,13 @@ def _patch(old: Tree, delta: Tree, depth: int) -> Tree:
         (inner,) = rest
         tag = tag_of(old) if kind_of(old) is dict else None
         if tag is None:
-            raise TypeError("there is no tagged node")
+            raise TypeError("it changes a node that is not tagged")
         return {tag: _patch(old[tag], inner, depth + 1)}
-    raise ValueError("it says to do something unknown")
+    raise ValueError("it has an unknown operation")
 
 
 def _checked(tree: Tree, depth: int) -> Tree:
-    """A tree that comes in at that depth: a chain of deltas must not grow it without end."""
+    """Check the depth of a new subtree: a chain of deltas must not nest without limit."""
     waiting = [(tree, depth)]
     while waiting:
         node, at = waiting.pop()
@@ -71,7 +71,7 @@ def _patch_dict(old: Tree, removed: Tree, changed: Tree, added: Tree, *, depth: 
         new[key] = _patch(new[key], delta, depth + 1)
     for key, tree in added.items():
         if key in new:
-            raise ValueError("a key is added that is there")
+            raise ValueError("it adds a key that exists")
         new[key] = _checked(tree, depth + 1)
     return new
 
@@ -93,7 +93,7 @@ def _patch_splices(old: Tree, edits: Tree, *, depth: int) -> Tree:
     for at, remove, items in zip(flat, flat, flat, strict=True):
         start = _index(at, len(_check_list(old)))
         if start < done:
-            raise ValueError("its edits of a list are in disorder")
+            raise ValueError("its edits of a list are out of order")
         new += old[done:start]
         new += _checked(_check_list(items), depth)
         done = start + _index(remove, len(old) - start)
@@ -103,14 +103,14 @@ def _patch_splices(old: Tree, edits: Tree, *, depth: int) -> Tree:
 
 def _patch_bytes(old: Tree, edits: Tree) -> Tree:
     if type(old) is not bytes:
-        raise TypeError("there are no bytes")
+        raise TypeError("it changes a value that is not bytes")
     parts: list[bytes] = []
     done = 0
     flat = iter(_check_list(edits))
     for at, remove, data in zip(flat, flat, flat, strict=True):
         start = _index(at, len(old))
         if start < done or type(data) is not bytes:
-            raise ValueError("its edits of bytes are in disorder")
+            raise ValueError("its edits of bytes are out of order")
         parts += [old[done:start], data]
         done = start + _index(remove, len(old) - start)
     parts.append(old[done:])
@@ -125,11 +125,11 @@ def _index(value: Tree, most: int) -> int:
 
 def _check_list(value: Tree) -> list[Tree]:
     if kind_of(value) is not list:
-        raise TypeError("there is no list")
+        raise TypeError("it changes a value that is not a list")
     items: list[Tree] = value
     return items
 
 
 def _check_plain(*values: Tree) -> None:
     if any(type(value) is not dict or tag_of(value) is not None for value in values):
-        raise TypeError("there is no plain dict")
+        raise TypeError("it changes a value that is not a plain dict")

@@ -1,7 +1,7 @@
-"""Random generators by value: Python's and NumPy's, out of a fixed list of names.
+"""Random generators by value: Python's and NumPy's, from a fixed list of names.
 
-NumPy's setters take what they are given: a position behind the end of a generator's block would
-read foreign memory.  So every number is checked against the layout of its generator here.
+NumPy's setters do not check their arguments: a position behind the end of a generator's block would
+read foreign memory.  So every number is checked here against the layout of its generator.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _STATE = struct.Struct(f"<{_MT_WORDS + 1}I")
 
 
 def encode_random(value: random.Random) -> Tree:
-    """The value of a RANDOM node."""
+    """Return the value of a RANDOM node."""
     version, words, gauss = value.getstate()
     return [version, _STATE.pack(*words), gauss]
 
 
 def decode_random(tree: Tree) -> random.Random:
-    """The inverse of `encode_random`."""
+    """Decode the value of a RANDOM node."""
     version, words, gauss = msgspec.convert(tree, tuple[int, bytes, float | None])
     if len(words) != _STATE.size:
         raise ValueError("words of a random generator of the wrong length")
@@ -98,7 +98,7 @@ _LAYOUTS: dict[str, _Layout] = {
 
 
 def import_numpy() -> Any:
-    """NumPy, when a saved state needs it.
+    """Import NumPy, when a saved state needs it.
 
     Raises:
         MissingHereError: it is not installed.
@@ -111,7 +111,7 @@ def import_numpy() -> Any:
 
 
 def numpy_random_kind(value: object) -> str | None:
-    """``bit_generator``, ``generator`` or ``random_state``; None: `value` is none of NumPy's."""
+    """Return ``bit_generator``, ``generator`` or ``random_state``; None: it is another value."""
     numpy: Any = sys.modules.get("numpy")
     found = None if numpy is None else sys.modules.get("numpy.random")
     if numpy is None or found is None:
@@ -125,10 +125,10 @@ def numpy_random_kind(value: object) -> str | None:
 
 
 def encode_bit_generator(value: Any) -> Tree:
-    """The value of a BIT_GENERATOR node."""
+    """Return the value of a BIT_GENERATOR node."""
     name = type(value).__name__
     if name not in _LAYOUTS or type(value).__module__.partition(".")[0] != "numpy":
-        raise ValueError(f"the bit generator {name} is none of {', '.join(_LAYOUTS)}")
+        raise ValueError(f"the bit generator {name} is not one of {', '.join(_LAYOUTS)}")
     state: dict[str, Any] = value.state
     fields: list[Tree] = []
     for field, kind in _LAYOUTS[name].items():
@@ -140,7 +140,7 @@ def encode_bit_generator(value: Any) -> Tree:
 
 
 def decode_bit_generator(tree: Tree) -> Any:
-    """The inverse of `encode_bit_generator`."""
+    """Decode the value of a BIT_GENERATOR node."""
     name, fields, seed = msgspec.convert(tree, tuple[str, list[Any], Any])
     layout = _LAYOUTS[name]
     state: dict[str, Any] = {"bit_generator": name, "state": {}}
@@ -160,7 +160,7 @@ def decode_bit_generator(tree: Tree) -> Any:
 
 
 def _encode_seed(seed: Any) -> Tree:
-    """What `Generator.spawn` goes on from; None: there is nothing, as in an old RandomState."""
+    """Encode the seed for `Generator.spawn`; None: there is none, as in an old RandomState."""
     numpy: Any = sys.modules["numpy"]
     if seed is None:
         return None
@@ -195,13 +195,13 @@ def _decode_seed(numpy: Any, tree: Tree) -> Any:
 
 
 def encode_legacy(value: Any) -> list[Tree]:
-    """What a RandomState has beside its bit generator."""
+    """Return the fields of a RandomState beside its bit generator."""
     state: dict[str, Any] = value.get_state(legacy=False)
     return [int(state["has_gauss"]), float(state["gauss"])]
 
 
 def decode_legacy(bits: Any, fields: list[Tree]) -> Any:
-    """A RandomState of a bit generator and what `encode_legacy` gave."""
+    """Build a RandomState from a bit generator and the result of `encode_legacy`."""
     has_gauss, gauss = msgspec.convert(fields, tuple[int, float])
     if has_gauss not in (0, 1):
         raise ValueError("a flag of a random generator is neither 0 nor 1")
