@@ -55,10 +55,10 @@ async def test_outputs_of_a_lost_store_are_found_and_adopted(
     async with begin(store, output_dir=folder) as run, run.open_stream("s") as stream:
         caplog.set_level(logging.INFO)
         assert await stream.rescan(path_of, total=6) == [0, 1, 3]
-        assert "outputs of 3 batches were found that no record names" in caplog.text
+        assert "found outputs of 3 batches that no record names" in caplog.text
         assert not stream.progress.confirmed
         assert await stream.rescan(path_of, total=6, adopt_outputs=True) == [0, 1, 3]
-        assert "adopted by their outputs: 3 batches" in caplog.text
+        assert "adopted 3 batches by their outputs" in caplog.text
         assert await stream.rescan(path_of, total=6, adopt_outputs=True) == []
     async with begin(store, output_dir=folder) as run, run.open_stream("s") as stream:
         assert list(stream.progress.confirmed) == [0, 1, 3]
@@ -133,7 +133,7 @@ async def test_without_validation_no_output_is_empty_and_json_is_json(
         assert await stream.rescan(names.__getitem__, total=8, adopt_outputs=True) == [0, 4]
         assert list(stream.progress.confirmed) == [0, 4]
     (said,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"][-1:]
-    assert "outputs of 6 batches are there and are not good: batch 1: 1.json: is not JSON" in said
+    assert "outputs of 6 batches exist but are refused: batch 1: 1.json: is not JSON" in said
     assert "batch 2: 2.json: is empty; batch 3: 3.txt: is empty; 3 more" in said
 
 
@@ -229,7 +229,7 @@ async def test_a_file_alone_confirms_none_where_batches_build_on_each_other(
 
 async def test_somebody_has_to_know_where_the_stream_ends(tmp_path: Path) -> None:
     async with begin("memory:", output_dir=tmp_path) as run, run.open_stream("s") as stream:
-        with pytest.raises(ValueError, match="nobody knows where the stream ends"):
+        with pytest.raises(ValueError, match="the end of the stream is not known"):
             await stream.rescan(path_of)
         async for batch in stream.batches(range(3)):
             batch.complete()

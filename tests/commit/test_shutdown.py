@@ -437,7 +437,7 @@ async def test_a_stop_that_gives_up_says_on_what(
             await drain(run, [], takes_s=HOUR_S)
     assert len(caplog.messages) == 3
     assert caplog.messages[1].startswith("run 'r': the stop is over, and cancels 5 batches (org/r")
-    assert caplog.messages[1].endswith("; it had 3.0 s; the next start does them again")
+    assert caplog.messages[1].endswith("; its 3.0 s are over; the next start runs these again")
 
 
 async def test_without_a_stop_or_an_open_batch_nothing_is_said(

@@ -416,7 +416,7 @@ async def test_a_file_that_no_record_knows_is_moved_aside_before_lines_are_appen
     assert (tmp_path / "lines.jsonl").read_text() == "0\n1\n"
     (kept,) = (tmp_path / ".archive").rglob("lines.jsonl")
     assert kept.read_text() == "precious\n"
-    assert f"it is kept as {kept.relative_to(tmp_path)}" in caplog.text
+    assert f"it was moved to {kept.relative_to(tmp_path)}" in caplog.text
 
 
 # -- an owner that has slept through a takeover ---------------------------------------------

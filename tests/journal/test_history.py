@@ -207,7 +207,7 @@ async def test_an_open_end_is_not_complete_because_a_range_ended() -> None:
 async def test_what_is_remaining() -> None:
     async with begin("memory:") as run:
         async with run.open_stream("s", first_index=1) as stream:
-            with pytest.raises(ValueError, match="nobody knows where the stream ends"):
+            with pytest.raises(ValueError, match="the end of the stream is not known"):
                 stream.remaining()
             assert stream.remaining(total=4) == [1, 2, 3, 4]
             assert stream.remaining(end=2) == [1, 2]

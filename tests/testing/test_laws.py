@@ -23,7 +23,7 @@ Patch = pytest.MonkeyPatch
 
 
 def confirm_before_the_save(patch: Patch) -> None:
-    save, land = GroupCommitter._save, GroupCommitter._land
+    save, land = GroupCommitter._save, GroupCommitter._confirm
 
     def land_once(self: GroupCommitter, submission: Any) -> None:
         if not submission.is_over:
@@ -35,7 +35,7 @@ def confirm_before_the_save(patch: Patch) -> None:
         return await save(self, group, folds)
 
     patch.setattr(GroupCommitter, "_save", land_first)
-    patch.setattr(GroupCommitter, "_land", land_once)
+    patch.setattr(GroupCommitter, "_confirm", land_once)
 
 
 def leave_out_the_fsync_of_files(patch: Patch) -> None:

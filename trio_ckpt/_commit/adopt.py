@@ -1,8 +1,8 @@
 """Finding outputs that no record names: the store was lost, or is older than the files.
 
-A file is believed where it is not empty, is JSON if its name says so, and passes the stream's
-validation.  What its batch produced beyond it is not known, so an adopted batch is marked:
-totals are without it.
+A file is accepted if it is not empty, is JSON if its name says so, and passes the stream's
+validation.  What else its batch produced is unknown, so an adopted batch is marked as such, and
+totals do not include it.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from .stream_outputs import AnyPath
 log = logging.getLogger("trio_ckpt.rescan")
 
 RECORDS_PER_SAVE = 1_000
-MAX_SHOWN = 3  # outputs that were refused, in one line of the log
+MAX_SHOWN = 3  # refused outputs in one line of the log
 
 PathOf = Callable[[int], AnyPath | Iterable[AnyPath]]
 Found = dict[int, tuple[Output, ...]]
 
 
 async def find_outputs(open_stream: OpenStream, left: Iterable[int], path_of: PathOf) -> Found:
-    """The outputs of batches that are left, where they are there and valid.
+    """Find the outputs of batches that are left, where all of a batch exist and are valid.
 
     Durability: the files that are returned survive power loss.
-    Cancellation: a cancellation point for every file.
+    Cancellation: a cancellation point for every batch.
     """
     found: Found = {}
     refused: dict[int, str] = {}
@@ -59,7 +59,7 @@ async def find_outputs(open_stream: OpenStream, left: Iterable[int], path_of: Pa
             found[index] = tuple(known.values())
     count = plural(len(found), "batch")
     log.info(
-        "%s: outputs of %s were found that no record names",
+        "%s: found outputs of %s that no record names",
         open_stream.where(),
         count,
         extra=at(open_stream.run_id, open_stream.stream_log.key),
@@ -79,12 +79,12 @@ def _paths(given: AnyPath | Iterable[AnyPath]) -> tuple[AnyPath, ...]:
 
 
 def _warn_refused(open_stream: OpenStream, refused: Mapping[int, str]) -> None:
-    """Say what is there and was refused: its batches are done again."""
+    """Log which outputs exist but were refused: their batches run again."""
     shown = [f"batch {index}: {reason}" for index, reason in refused.items() if reason]
     if len(refused) > len(shown):
         shown.append(f"{len(refused) - len(shown):,} more (logged at level INFO)")
     log.warning(
-        "%s: outputs of %s are there and are not good: %s",
+        "%s: outputs of %s exist but are refused: %s",
         open_stream.where(),
         plural(len(refused), "batch"),
         "; ".join(shown),
@@ -97,11 +97,11 @@ async def rescan(
 ) -> list[int]:
     """Find the outputs of batches that are left, and confirm the batches by them if asked.
 
-    Durability: as for `adopt_outputs`.
+    Durability: when this returns adopted batches are durable.
     """
     found = await find_outputs(open_stream, left, path_of)
     if is_adopted:
-        open_stream.files.since = 0.0  # the user has decided: what is not adopted may be replaced
+        open_stream.files.since = 0.0  # the user has decided: files left over may be replaced
         if found:
             await adopt_outputs(open_stream, found)
     else:
@@ -113,7 +113,7 @@ async def rescan(
 async def adopt_outputs(open_stream: OpenStream, found: Found) -> None:
     """Confirm batches by the outputs that were found.
 
-    Durability: when this returns they are saved.
+    Durability: when this returns the batches are durable.
     """
     now = time.time()
     entries = [
@@ -130,7 +130,7 @@ async def adopt_outputs(open_stream: OpenStream, found: Found) -> None:
         open_stream.settled(index)
     where = describe_batch(open_stream.run_id, open_stream.stream_log.key, None)
     log.info(
-        "%s: adopted by their outputs: %s",
+        "%s: adopted %s by their outputs",
         where,
         plural(len(found), "batch"),
         extra=at(open_stream.run_id, open_stream.stream_log.key),

@@ -1,14 +1,15 @@
-"""Old states on their way into another store, instead of being deleted.
+"""Archiving old states: they are moved into another store instead of being deleted.
 
 Theory of operation
 ===================
 
-What goes is a chain, and it goes as it is: its frames, in their order, and the blobs that they
-name.  They become notes of a stream of the same key, in a run of the other store that is named
-after the run and its generation.  So what is archived is read, checked, listed and exported like
-anything else that is saved, and equal blobs are stored once.
+A chain is moved as it is: its frames, in their order, and the blobs that they name.  They become
+notes of a stream of the same key, in a run of the other store that is named after the run and its
+generation.  So archived states are read, checked, listed and exported like all other records, and
+equal blobs are stored once.
 
-Only when a chain is durable there is it let go of here.  A crash in between leaves it in both.
+A chain is dropped from its own store only when it is durable in the other.  A crash in between
+leaves it in both.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from .stream_log import StreamLog
 
 log = logging.getLogger("trio_ckpt.stream")
 
-PAGE = 100  # records that are held at a time: each may have a state of its own
-READ_BYTES = 2**23  # of a blob at a time
+PAGE = 100  # records in memory at a time: each may have a state of its own
+READ_BYTES = 2**23  # how much of a blob is read at a time
 
 Entries = list[tuple[int, Record]]  # records with their sequences
 
 
 def archive_name(run_key: RunKey) -> str:
-    """The run that the states of a run are archived in."""
+    """The id of the run that the states of a run are archived in."""
     return f"{run_key.run_id}-{run_key.generation}"
 
 
@@ -50,20 +51,21 @@ async def archive_chains(
     """Copy chains of a stream into another store; one that is damaged is left out, with a warning.
 
     Args:
-        store: Where they are.
-        run_key: Whose they are.
-        stream_log: The stream.
-        dropped: The chains by their lineages, each with those of its records that have blobs.
-        url: Of the other store; it is made if it is not there.
+        store: The store that they are in.
+        run_key: The run that they belong to.
+        stream_log: The log of their stream.
+        dropped: The chains by their lineages; for each the sequence numbers of its records that
+            have blobs.
+        url: The URL of the other store, which is created if it does not exist.
 
     Returns:
-        The records of `dropped` whose chains are there now.
+        The sequence numbers in `dropped` whose chains are in the other store now.
 
     Raises:
-        RunLockedError: somebody else archives the same run.
+        RunLockedError: another process archives the same run.
         StoreError: the other store cannot be written.
 
-    Durability: when this returns they are saved there.
+    Durability: when this returns the copies are durable.
     Cancellation: the caller shields it.
     """
     archive_store = await open_store(url, mac_key=store.mac_key)
@@ -104,9 +106,9 @@ async def archive_chains(
 async def _chains(
     store: Store, run_key: RunKey, stream_log: StreamLog, dropped: dict[bytes, list[int]]
 ) -> AsyncGenerator[tuple[bytes, Entries]]:
-    """The frames of each chain, the oldest first; the newest chain comes first.
+    """Yield each chain with its frames, oldest frame first; the newest chain comes first.
 
-    One that has no beginning does not come.
+    A chain whose first frame is missing is left out.
     """
     waiting: dict[bytes, Entries] = {}
     oldest = min(sequence for sequences in dropped.values() for sequence in sequences)
@@ -117,14 +119,14 @@ async def _chains(
                 frame = decode_frame(record.state) if record.state else None
                 if frame is not None and frame.lineage in dropped:
                     waiting.setdefault(frame.lineage, []).append((sequence, record))
-                    if frame.is_full:  # a rewind may have begun with it once more: go on
+                    if frame.is_full:  # a rewind may have started from it again: read on
                         yield frame.lineage, waiting.pop(frame.lineage)[::-1]
                 if sequence <= oldest and not waiting:
                     return
 
 
 def _parts(store: Store, digest: str, size: int) -> Iterator[bytes]:
-    """A blob, part by part; for the thread of the store that it is copied into."""
+    """Read a blob part by part; called in the thread of the store that it is copied into."""
     for offset in range(0, size, READ_BYTES):
         wanted = min(READ_BYTES, size - offset)
         yield trio.from_thread.run(store.read_blob, digest, offset, wanted)

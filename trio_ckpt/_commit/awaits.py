@@ -2,12 +2,12 @@
 
 A coroutine that is never awaited does nothing.  Python warns of that when it is collected, and the
 program goes on as if the file had been written.  So an object keeps the coroutines that its async
-methods have made, and looks at them when it is left: one that has not begun, and that no task is
+methods have made, and checks them when it is left: one that has not begun, and that no task is
 about to begin, was forgotten.  The callers get the coroutines themselves, so cancellation,
-`nursery.start_soon` and type checkers see nothing of it.
+`nursery.start_soon` and type checkers work as usual.
 """
 
-# The calls of an object are in a field of its own, which users do not see.
+# The calls of an object are in a private field.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .._util.errors import TrioCkptError
 
 T = TypeVar("T", bound=type[Any])
 
-PRUNED_OVER = 64  # calls that are kept before those that have ended are let go
+PRUNED_OVER = 64  # calls that are kept before those that have ended are dropped
 
 _Made = Coroutine[Any, Any, Any]
 _mark: Callable[[Any], Any] = getattr(inspect, "markcoroutinefunction", lambda function: function)
@@ -52,7 +52,7 @@ class Calls:
     _pruned_over: int = attrs.field(default=PRUNED_OVER, init=False)
 
     def note(self, name: str, coroutine: _Made) -> None:
-        """Keep a coroutine that a method has made; two frames above is who called it.
+        """Keep a coroutine that a method has made; its caller is two frames above.
 
         Raises:
             NeverAwaitedError: there are many calls, and one of them was forgotten.
@@ -63,7 +63,7 @@ class Calls:
             self._prune(coroutine)
 
     def _prune(self, newest: _Made) -> None:
-        """Let go of what has ended: each call is looked at twice on average, however many come."""
+        """Drop calls that have ended; each call is checked about twice, however many there are."""
         *older, last = self._calls
         self._calls = older
         if (error := self.problem("a loop")) is not None:
@@ -74,11 +74,11 @@ class Calls:
         self._pruned_over = max(PRUNED_OVER, 2 * len(self._calls))
 
     def problem(self, where: str, *, is_left: bool = False) -> NeverAwaitedError | None:
-        """The error that the first forgotten call is; None: none was.
+        """The error for the first forgotten call; None: no call was forgotten.
 
         Args:
-            where: What they were called on, in words.
-            is_left: Those that have begun in another task have to be over, too.
+            where: The object that they were called on, as the message names it.
+            is_left: Calls of other tasks have to have ended, too.
         """
         states = [inspect.getcoroutinestate(call.coroutine) for call in self._calls]
         waiting = [c for c, at in zip(self._calls, states, strict=True) if at == _CREATED]
@@ -86,7 +86,7 @@ class Calls:
             spawned = _coroutines_of_tasks()
             forgotten = [call for call in waiting if id(call.coroutine) not in spawned]
             for call in forgotten:
-                call.coroutine.close()  # or Python would warn, too
+                call.coroutine.close()  # else Python warns, too
             if forgotten:
                 return _forgotten(forgotten[0], where)
         if is_left:
@@ -114,7 +114,7 @@ def _unfinished(call: _Call, where: str) -> NeverAwaitedError:
 
 
 def _coroutines_of_tasks() -> set[int]:
-    """Those that tasks run, or are about to."""
+    """The ids of coroutines that a task runs or is about to run."""
     found, left = set[int](), [trio.lowlevel.current_root_task()]
     while left:
         task = left.pop()

@@ -1,12 +1,12 @@
 """One attempt at one batch, as the user's loop holds it.
 
-Settling and staging may be called from any thread, see `trio_ckpt._util.portal`.
+Methods that settle or stage may be called from any thread, see `trio_ckpt._util.portal`.
 
-Nothing that is called here is durable, but for the files that are written: what the
-body says is *staged*, and the gate (`trio_ckpt._commit.gate`) saves all of it together.
+Only files are durable when a method of a batch returns: everything else is *staged*, and the
+gate (`trio_ckpt._commit.gate`) saves all of it together.
 """
 
-# What will be saved belongs to the batch, but not among what users can reach.
+# What will be saved is in a private field of the batch, out of reach of users.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ AnyPath = str | os.PathLike[str]
 
 
 class AttemptState(enum.Enum):
-    """Where an attempt stands."""
+    """The state of an attempt."""
 
     OPEN = "open"
     COMPLETED = "completed"
@@ -61,7 +61,7 @@ class AttemptState(enum.Enum):
 
 @attrs.define(eq=False)
 class Staged:
-    """What travels with a batch's checkpoint."""
+    """What is saved with a batch's checkpoint."""
 
     outputs: dict[str, Output] = attrs.field(factory=dict[str, Output])
     adopted: list[AnyPath] = attrs.field(factory=list[AnyPath])
@@ -93,19 +93,19 @@ class BatchHost(Protocol):
         ...
 
     def check_withdraw(self, batch: Batch[Any]) -> None:
-        """Raise RuntimeError where the batch cannot be taken back."""
+        """Raise RuntimeError where the batch cannot be withdrawn."""
         ...
 
     def check_last(self, batch: Batch[Any]) -> None:
-        """Raise ValueError where the source says where the end is."""
+        """Raise ValueError where the source defines the last batch."""
         ...
 
     def check_cursor(self) -> None:
-        """Raise ValueError where batches are worked on side by side."""
+        """Raise ValueError where batches run side by side."""
         ...
 
     def stage_items(self, items: Iterable[Any]) -> dict[str, Any]:
-        """Copies of items by their keys; TypeError if the stream has no frontier."""
+        """Copy items for the frontier, by their keys; TypeError if the stream has no frontier."""
         ...
 
     async def confirm(self, batch: Batch[Any]) -> None:
@@ -113,7 +113,7 @@ class BatchHost(Protocol):
         ...
 
     def aside(self, batch: Batch[Any]) -> AbstractAsyncContextManager[None]:
-        """A block that a stop does not have to see through."""
+        """A block that a stop does not wait for."""
         ...
 
 
@@ -125,13 +125,13 @@ class Batch(Generic[T]):
 
     Attributes:
         index: The batch's number in its stream.
-        item: What the source gave for it; None where there is no source.  Lists, tuples and
-            dicts are copies; other objects are the source's own.
-        attempt: 1 for the first try, over all sessions.
-        token: The promise of its checkpoint, the same for all attempts.
-        state: Where this attempt stands.
-        resumed_from: The label of the snapshot that the state is of; None: it is of the
-            batch before.
+        item: The item of the source; None where there is no source.  Lists, tuples and dicts are
+            copies; other objects are the source's own.
+        attempt: The number of the attempt, from 1, counted over all sessions.
+        token: The promise of its checkpoint; all attempts at the batch share it.
+        state: The state of this attempt.
+        resumed_from: The label of the snapshot that the stream's state comes from; None: it is
+            the state after the batch before.
     """
 
     index: int
@@ -139,19 +139,19 @@ class Batch(Generic[T]):
     attempt: int
     token: CheckpointToken[CheckpointResult]
     _host: BatchHost
-    _given: T  # the item itself, which no attempt changes
+    _given: T  # the item itself: attempts can change only their copies
     digest: bytes = b""
     task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
     state: AttemptState = AttemptState.OPEN
     _staged: Staged = attrs.field(factory=Staged)
-    problem: Exception | None = None  # what kept it from being saved
+    problem: Exception | None = None  # why it was not saved
     resumed_from: str | None = None
     _is_waiting: bool = attrs.field(default=False, init=False)
     _calls: Calls | None = attrs.field(default=None, init=False)
 
     @property
     def portal(self) -> Portal:
-        """The trio run that it was handed out in."""
+        """A portal to the trio run in which it was handed out."""
         return self.token.portal
 
     # -- settling -----------------------------------------------------------------------
@@ -167,31 +167,32 @@ class Batch(Generic[T]):
         metadata: Mapping[str, Any] | None = None,
         last: bool = False,
     ) -> bool:
-        """Say that the batch is done.  It is confirmed at the gate: when the loop asks for
-        the next one, the block ends, or `confirm` is called.
+        """Mark the batch as done.
+
+        It is confirmed at the gate: when the loop asks for the next one, the block ends, or
+        `confirm` is called.  Values are copied: later changes by the caller have no effect.
 
         Args:
-            outputs: Files that the body wrote below the output folder by itself; those of
-                `write_bytes` and its like are known already and may be named again.
+            outputs: Files below the output folder that the body wrote itself; those of
+                `write_bytes`, `write_text` and `write_json` are known and may be named again.
             records: How many records it produced.
-            cursor: Where the loop goes on; `Stream.cursor` from then on, also on resume.
-                JSON-like: a tuple becomes a list.
+            cursor: The place at which the loop continues; it becomes `Stream.cursor`, also on
+                resume.  JSON-like: a tuple becomes a list.
             totals: What it produced, by name; summed exactly over all batches.
-            metadata: Anything JSON-like to be kept with its checkpoint; it may have NaN in it.
-            last: There is no batch after this one: the stream is complete with it.
-
-        Values are copied: what the caller does to them afterwards changes nothing.
+            metadata: JSON-like values that are saved with its checkpoint; NaN is allowed.
+            last: Whether this is the last batch, with which the stream is complete.
 
         Returns:
             False if this attempt was settled before; nothing is changed then.
 
         Raises:
             NotEncodableError: a value cannot be stored; the batch stays unsettled.
-            NeverAwaitedError: a method of the batch was called without await; so does it.
-            ValueError: a `cursor` where batches are worked on side by side; `last` where
-                the source is a list.
+            NeverAwaitedError: a method of the batch was called without await; the batch stays
+                unsettled.
+            ValueError: a `cursor` where batches run side by side; `last` where the source
+                defines the last batch.
             trio.RunFinishedError: the call comes from another thread, after ``trio.run()`` has
-                ended; so all raise that settle or stage something.
+                ended; all methods that settle or stage raise it.
         """
         if self.state is not AttemptState.OPEN or not may(self.token, TokenEvent.COMPLETE):
             return False
@@ -216,11 +217,14 @@ class Batch(Generic[T]):
 
     @from_any_thread
     def fail(self, error: BaseException | str) -> bool:
-        """Say that this attempt failed; the retry table decides whether it runs again.
+        """Mark this attempt as failed; the retry table decides whether the batch runs again.
 
-        While the run stops or the loop is cancelled, that (a `RunStoppedError`, a
-        `trio.Cancelled`) is no failure, and no reason for `skip`: the batch ends as one that is
-        cancelled, leaves no record, and runs again.
+        While the run stops or the loop is cancelled, a `RunStoppedError` or `trio.Cancelled` does
+        not count as a failure, neither here nor in `skip`: the batch ends as a cancelled one,
+        leaves no record, and runs again.
+
+        Args:
+            error: What went wrong.
 
         Returns:
             False if this attempt was settled before.
@@ -229,7 +233,10 @@ class Batch(Generic[T]):
 
     @from_any_thread
     def skip(self, reason: BaseException | str) -> bool:
-        """Give the batch up on purpose: saved as skipped, the loop goes on.
+        """Give the batch up on purpose: it is saved as skipped, and the loop goes on.
+
+        Args:
+            reason: Why; it is saved with the record.
 
         Returns:
             False if this attempt was settled before.
@@ -238,9 +245,9 @@ class Batch(Generic[T]):
 
     @from_any_thread
     def withdraw(self) -> bool:
-        """Take the batch back: there is no such batch, and the stream is complete.
+        """Withdraw the batch: it does not exist, and the stream is complete before it.
 
-        For loops that notice the end by an empty page.
+        It is for loops that find the end by an empty page.
 
         Returns:
             False if this attempt was settled before.
@@ -261,13 +268,14 @@ class Batch(Generic[T]):
         return True
 
     async def confirm(self) -> None:
-        """Pass the gate now, and go on in the body when the checkpoint is durable.
+        """Pass the gate now, and continue in the body when the checkpoint is durable.
 
         Raises:
             TokenNeverSettledError: the batch is not settled; nothing has happened.
-            BatchFailedError: it was failed, for good.
-            Exception: whatever kept it from being saved.
+            BatchFailedError: the batch has failed for good.
+            Exception: the reason why it was not saved.
 
+        Durability: when this returns the checkpoint is durable.
         Cancellation: a save that has begun is waited for.
         """
         await self._host.confirm(self)
@@ -276,16 +284,16 @@ class Batch(Generic[T]):
 
     @asynccontextmanager
     async def waiting(self) -> AsyncGenerator[None]:
-        """A wait in the body that a stop does not see through: ``async with batch.waiting():``.
+        """Open a block for a wait that a stop need not wait for: ``async with batch.waiting():``.
 
-        For delays, rate limits and queues, which can take longer than a stop may.  A stop does
-        not wait for a body that waits so, and the body does not go on after the block: the
-        batch ends as one that is cancelled, leaves no record, and runs again on resume.
+        It is for delays, rate limits and queues, which can take longer than a stop may.  A stop
+        does not wait for the block, and the body does not go on after it: the batch ends as a
+        cancelled one, leaves no record, and runs again on resume.
 
         Raises:
             RuntimeError: the attempt is settled, or it waits already.
 
-        Cancellation: during a stop, when all other batches are saved.
+        Cancellation: during a stop the block is cancelled when all other batches are saved.
         """
         if self.state is not AttemptState.OPEN or self._is_waiting:
             state = "waits already" if self._is_waiting else f"is {self.state.value}"
@@ -305,19 +313,22 @@ class Batch(Generic[T]):
     def _check_staging(self) -> None:
         if self.state in (AttemptState.SUBMITTED, AttemptState.OVER):
             raise RuntimeError(
-                f"attempt {self.attempt} at batch {self.index} is over: what is staged now "
-                "would travel with no checkpoint"
+                f"attempt {self.attempt} at batch {self.index} is over: no checkpoint would save "
+                "what is staged now"
             )
 
     @from_any_thread
     def spend(self, /, **amounts: Number) -> None:
-        """Count what this attempt costs; kept whether it succeeds or not, never subtracted.
+        """Count what this attempt costs; saved whether it succeeds or not, never subtracted.
 
         Amounts are summed exactly; a Decimal counts as the float that is nearest to it.
 
+        Args:
+            amounts: What was spent, by name.
+
         Raises:
             NotEncodableError: an amount is not a finite number >= 0.
-            RuntimeError: this attempt is over; so say all that stage something.
+            RuntimeError: this attempt is over; all methods that stage raise it.
         """
         self._check_staging()
         spent = self._staged.spent
@@ -326,13 +337,16 @@ class Batch(Generic[T]):
 
     @from_any_thread
     def add(self, items: Iterable[Any]) -> None:
-        """Stage new items for the stream's frontier; they are there when this is confirmed.
+        """Stage new items for the stream's frontier, which has them when the batch is confirmed.
 
         Items that the frontier has had already are left out.
 
+        Args:
+            items: JSON-like items.
+
         Raises:
-            NotEncodableError: an item is not JSON-like; with its place.
-            TypeError: the stream's state is no `Frontier`; or `items` is one item, not several.
+            NotEncodableError: an item is not JSON-like; the error names its place.
+            TypeError: the stream's state is not a `Frontier`; or `items` is one item, not several.
         """
         self._check_staging()
         for key, item in self._host.stage_items(items).items():
@@ -342,12 +356,16 @@ class Batch(Generic[T]):
     def append_json(self, path: AnyPath, *records: Any) -> None:
         """Stage JSON lines for an append file, which belongs to this stream.
 
-        They are appended in one piece when the batch is saved: the file holds the lines
-        of confirmed batches, each once.
+        They are appended in one piece when the batch is saved: the file has the lines of
+        confirmed batches, each once.
+
+        Args:
+            path: The append file, relative to the output folder of the stream.
+            records: JSON-like values; each becomes a line.
 
         Raises:
             NotEncodableError: a record is not JSON-like.
-            OutputError: a bad path, or one that another stream appends to.
+            OutputError: the path is bad, or another stream appends to the file.
         """
         self._check_staging()
         name = self._host.output_name(path)
@@ -358,7 +376,7 @@ class Batch(Generic[T]):
         """Write an output file, whole or not at all.
 
         Args:
-            path: Below the output folder of the stream; missing folders are made.
+            path: Relative to the output folder of the stream; missing folders are created.
             data: The content.
 
         Returns:
@@ -366,7 +384,7 @@ class Batch(Generic[T]):
 
         Raises:
             OutputClaimedError: another batch has confirmed a file of that name.
-            OutputError: it cannot be written; the file is as it was.
+            OutputError: it cannot be written; the old file is unchanged.
 
         Durability: when this returns the file and its name survive power loss.
         Cancellation: a write that has begun is waited for.
@@ -380,14 +398,41 @@ class Batch(Generic[T]):
         return shown
 
     async def write_text(self, path: AnyPath, text: str) -> str:
-        """Write an output file as UTF-8; else as `write_bytes`."""
+        """Write a text as an output file in UTF-8, whole or not at all.
+
+        Args:
+            path: Relative to the output folder of the stream; missing folders are created.
+            text: The content.
+
+        Returns:
+            The path relative to that folder.
+
+        Raises:
+            OutputClaimedError: another batch has confirmed a file of that name.
+            OutputError: it cannot be written; the old file is unchanged.
+
+        Durability: when this returns the file and its name survive power loss.
+        Cancellation: a write that has begun is waited for.
+        """
         return await self.write_bytes(path, text_of("text", text, is_empty_allowed=True).encode())
 
     async def write_json(self, path: AnyPath, value: Any) -> str:
-        """Write an output file as canonical JSON; else as `write_bytes`.
+        """Write a value as an output file in canonical JSON, whole or not at all.
+
+        Args:
+            path: Relative to the output folder of the stream; missing folders are created.
+            value: A JSON-like value.
+
+        Returns:
+            The path relative to that folder.
 
         Raises:
-            NotEncodableError: with the path of the leaf that is not JSON-like.
+            NotEncodableError: the value is not JSON-like; the error names the bad leaf.
+            OutputClaimedError: another batch has confirmed a file of that name.
+            OutputError: it cannot be written; the old file is unchanged.
+
+        Durability: when this returns the file and its name survive power loss.
+        Cancellation: a write that has begun is waited for.
         """
         content = canonical_json(as_plain(value, "value")).encode() + b"\n"
         return await self.write_bytes(path, content)
@@ -401,19 +446,19 @@ def _bytes_of(data: bytearray | memoryview) -> bytes:
 
 
 def staged_of(batch: Batch[Any]) -> Staged:
-    """What will be saved with an attempt: for the gate, and nothing that a body could change."""
+    """What will be saved with an attempt: for the gate, out of reach of the body."""
     return batch._staged
 
 
 def check_awaited(batch: Batch[Any], *, is_left: bool = False) -> None:
-    """See that no await was forgotten at a method of the batch.
+    """Check that no method of the batch was called without await.
 
     Args:
         batch: The attempt.
-        is_left: Those of other tasks have to have ended, too.
+        is_left: Calls of other tasks have to have ended, too.
 
     Raises:
-        NeverAwaitedError: one was.
+        NeverAwaitedError: a method was called without await, or its call has not ended.
     """
     if batch._calls is not None:
         token = batch.token
@@ -423,5 +468,5 @@ def check_awaited(batch: Batch[Any], *, is_left: bool = False) -> None:
 
 
 def given_of(batch: Batch[T]) -> T:
-    """The item itself that an attempt has a copy of: for the next attempt."""
+    """The original of the item that an attempt has a copy of, for the next attempt."""
     return batch._given

@@ -1,4 +1,4 @@
-"""The ways out of a batch, and which of them an exception takes."""
+"""The exits of a batch, and which of them an exception takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .batch import AttemptState, Batch, staged_of
 
 
 class Exit(enum.Enum):
-    """A way out of a batch."""
+    """An exit of a batch: how an attempt is left."""
 
     NEXT = "next batch"
     CONFIRM = "confirm()"
@@ -25,9 +25,9 @@ class Exit(enum.Enum):
 
 
 def exit_of(error: BaseException) -> Exit:
-    """Whether an exception leaves that is the batch's own, or one that ends it from outside.
+    """The exit that an exception takes: ERROR for the batch's own, CANCEL for one from outside.
 
-    Outside are cancellation, a stop of the run, and what Python ends a program with.
+    Cancellation, a stop of the run, and the exceptions that end a program come from outside.
     """
     outside = (trio.Cancelled, RunStoppedError, KeyboardInterrupt, SystemExit, GeneratorExit)
     is_outside = all(isinstance(leaf, outside) for leaf in leaves_of(error))
@@ -37,8 +37,8 @@ def exit_of(error: BaseException) -> Exit:
 def is_ended_from_outside(batch: Batch[Any]) -> bool:
     """Whether a batch was failed or skipped because of a stop or a cancellation.
 
-    ``except Exception as error: batch.fail(error)`` catches the RunStoppedError of what the body
-    waits for.  It says nothing about the batch: retries and skips are for failures.
+    ``except Exception as error: batch.fail(error)`` also catches the RunStoppedError of a call
+    that the body awaits.  It says nothing about the batch: retries and skips are for failures.
     """
     if batch.state not in (AttemptState.FAILED, AttemptState.SKIPPED):
         return False
@@ -49,7 +49,7 @@ def is_ended_from_outside(batch: Batch[Any]) -> bool:
 
 
 def decisive(errors: Sequence[BaseException]) -> BaseException:
-    """Of several failures the one that decides what a resume may do: for good before not."""
+    """The failure that decides what a resume may do: the least retryable of several."""
 
     def rank(error: BaseException) -> int:
         if isinstance(error, BatchFailedError | StreamFailedError):

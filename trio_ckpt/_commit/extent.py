@@ -1,9 +1,9 @@
-"""How far a stream goes, and how much of it is ahead.
+"""How far a stream goes, and how much of it is left.
 
-The records know how many batches a list had, or which one was the last of an open end.
+The records contain how many batches a list had, or which one was the last of an open end.
 The owner knows more: the list of its loop, the part that it works on, and an estimate for
-an open end.  All of it feeds what is left, the percentage and the ETA; only what is
-certain decides whether a stream is complete.
+an open end.  All of it feeds the count of batches left, the percentage and the ETA; only
+what is certain decides whether a stream is complete.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class Extent:
     """How far a stream goes, as far as its owner knows.
 
     Attributes:
-        first_index: Of its first batch.
-        expected: How many batches there are in all, where a list or a total says so.
-        estimate: About how many an open end has, where that was said.
+        first_index: The index of its first batch.
+        expected: How many batches there are in all, as a list or a total says; None: unknown.
+        estimate: About how many batches an open end has; None: no estimate was given.
         is_open_ended: Only the loop can know where it ends.
-        start, end: Of the part that the newest loop works on, both inclusive.
+        start, end: The first and the last batch of the part that the newest loop works on.
     """
 
     first_index: int = 0
@@ -38,7 +38,7 @@ class Extent:
 
         Args:
             progress: What is durable.
-            items: How many a `Frontier` has; None: there is none.
+            items: How many items a `Frontier` has; None: there is no `Frontier`.
         """
         if items is not None:
             return items
@@ -47,7 +47,7 @@ class Extent:
         return self.expected
 
     def expected_batches(self, progress: Progress, items: int | None) -> int | None:
-        """The same, or else about how many there are, where that was said."""
+        """How many batches there are in all, else the estimate; None: neither is known."""
         total = self.total(progress, items)
         estimate = progress.estimate if self.estimate is None else self.estimate
         return estimate if total is None else total
@@ -65,7 +65,7 @@ class Extent:
         return ahead if self.end is not None else ahead or None  # an estimate may be too low
 
     def ahead(self, progress: Progress, items: int | None) -> int | None:
-        """How many of them the newest loop has before it, which may be a part only."""
+        """How many batches are left for the newest loop, which may work on a part only."""
         expected = self.expected_batches(progress, items)
         stops = [] if self.end is None else [self.end + 1]
         stops += [] if expected is None else [self.first_index + expected]
@@ -86,15 +86,15 @@ class Extent:
         elif progress.status is Status.COMPLETE:
             stops.append(progress.done.stop)
         if not stops:
-            raise ValueError("nobody knows where the stream ends: give total= or end=")
+            raise ValueError("the end of the stream is not known: give total= or end=")
         return min(stops)
 
     def new_expected(self, progress: Progress, items: int | None) -> int | None:
-        """How many batches there are, if the records do not know."""
+        """How many batches there are; None: the records have it, or it is unknown."""
         expected = self.expected if items is None else items
         has_ended = self.is_open_ended and progress.last_index is not None
         return None if has_ended or expected == progress.expected else expected
 
     def new_estimate(self, progress: Progress) -> int | None:
-        """About how many there are, if the records do not know."""
+        """The estimate of how many there are; None: the records have it."""
         return None if self.estimate == progress.estimate else self.estimate

@@ -1,21 +1,21 @@
-"""The gate: the one function that every way out of a batch passes.
+"""The gate: the one function that every exit of a batch passes.
 
 Theory of operation
 ===================
 
 A batch is left in one of five ways: the loop asks for the next one, `confirm` is
-called, its block ends, an exception leaves, or it is cancelled.  What that means depends
-on where the attempt stands: the table `GATE` says it, and `Gate.pass_gate` does it.  It
-saves first and moves the token last:
+called, its block ends, an exception leaves, or it is cancelled.  What happens then depends
+on the state of the attempt: the table `GATE` defines it, and `Gate.pass_gate` executes it.
+It saves first and moves the token last:
 
     check outputs -> capture state -> submit -> (the group committer) -> token CONFIRMED
 
 A completed batch whose checks fail is a failed attempt.  A failed attempt is saved, and
-the retry table says whether the batch runs again.  Whatever an attempt did to the state
+the retry table decides whether the batch runs again.  What an attempt did to the state
 in memory is undone unless it is confirmed.
 
-Where nothing can be raised any more, because an exception is leaving already, what goes
-wrong while saving is logged: the exception that leaves is the one that matters.
+Where an exception is leaving already, an error while saving is logged instead of raised:
+it must not replace the exception that leaves.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ _LEAVING = (Exit.ERROR, Exit.CANCEL)
 
 
 class Passed(enum.Enum):
-    """What the loop may do after the gate; or it gets an `Again`."""
+    """What the loop may do after the gate; where the batch runs again it gets an `Again`."""
 
     GO_ON = "go on"
     ENDED = "the loop ends"
@@ -145,16 +145,16 @@ class Passed(enum.Enum):
 @uninterrupted
 @attrs.define(eq=False)
 class Gate(OpenStream):
-    """An open stream with the law of order on top: what every way out of a batch passes."""
+    """An open stream that also decides, by the table `GATE`, what every exit of a batch does."""
 
     async def pass_gate(
         self, batch: Batch[Any], way: Exit, error: BaseException | None = None
     ) -> Passed | Again:
-        """Leave a batch.  See the table `GATE`.
+        """Leave a batch, as the table `GATE` defines.
 
         Raises:
-            TokenNeverSettledError, BatchFailedError: as the table says.
-            Exception: whatever kept the checkpoint from being saved, unless an exception
+            TokenNeverSettledError, BatchFailedError: as the table defines.
+            Exception: the reason why the checkpoint was not saved, unless another exception
                 is leaving already.
 
         Cancellation: none once something is being saved.
@@ -203,7 +203,7 @@ class Gate(OpenStream):
             return Passed.GO_ON
         except BaseException:  # KeyboardInterrupt, say, before anything was submitted
             if self.open.get(batch.index) is batch:
-                self.drop(batch, CANCELLED)  # or whoever waits for it would wait for ever
+                self.drop(batch, CANCELLED)  # else a task that waits for it waits for ever
             raise
 
     def _check_confirmed(self, batch: Batch[Any]) -> None:
@@ -212,7 +212,7 @@ class Gate(OpenStream):
             batch.index
         ):
             return
-        failure = self.failed.get(batch.index, Failure("this attempt at it is over"))
+        failure = self.failed.get(batch.index, Failure("this attempt is over"))
         raise batch.problem or BatchFailedError(
             failure.reason,
             run_id=self.run_id,
@@ -257,7 +257,10 @@ class Gate(OpenStream):
         return Passed.GO_ON
 
     async def confirm(self, batch: Batch[Any]) -> None:
-        """The gate pulled forward."""
+        """Pass the gate now, before the batch is left.
+
+        Cancellation: none once something is being saved.
+        """
         await self.pass_gate(batch, Exit.CONFIRM)
 
     def _forgotten(self, batch: Batch[Any]) -> TokenNeverSettledError:
@@ -306,7 +309,7 @@ class Gate(OpenStream):
             )
             payload = encode_record(record)
         except (OutputError, NotEncodableError, NeverAwaitedError, MemoryError) as problem:
-            batch.state = AttemptState.FAILED  # its checks failed, so the attempt has
+            batch.state = AttemptState.FAILED  # a failed check is a failed attempt
             staged_of(batch).error = problem
             return await self._act(GATE[batch.state][way], batch, way, problem)
         blobs = () if saved is None else saved.kept.blobs
@@ -322,7 +325,7 @@ class Gate(OpenStream):
             if self.frontier.is_ready:
                 self.changed()
         elif self.state_manager is not None:
-            sequence = self.stream_log.progress.sequence  # this is called as it lands
+            sequence = self.stream_log.progress.sequence  # that of this record: it was just applied
             self.state_manager.mark_durable(saved, sequence, record.at, is_confirmed=True)
         self.files.release(batch.index, {output.path for output in record.outputs})
         result = CheckpointResult(
@@ -333,18 +336,20 @@ class Gate(OpenStream):
         )
         self.stream_log.confirmed += 1
         self.close_attempt(batch, AttemptEnd.CONFIRMED)
-        if may(batch.token, TokenEvent.CONFIRM):  # a coordinator closed meanwhile has failed it
+        if may(
+            batch.token, TokenEvent.CONFIRM
+        ):  # not if the coordinator was closed during the save
             move(batch.token, TokenEvent.CONFIRM, result)
 
     async def _decide(self, batch: Batch[Any], *, may_retry: bool) -> Passed | Again:
-        """Save a failed attempt, and say what becomes of the batch."""
+        """Save a failed attempt, and decide what happens to the batch."""
         error = staged_of(batch).error or "it failed"
         verdict: Again | GiveUp = GiveUp(Then.FAIL)
         if may_retry and not staged_of(batch).is_final:
             problem = error if isinstance(error, BaseException) else Exception(error)
             try:
                 verdict = self.retry.decide(problem, batch.attempt)
-            except BaseException:  # of a rule; the batch's own error is the one that matters
+            except BaseException:  # raised by a rule; it must not replace the batch's own error
                 log.exception(
                     "the retry table failed for %s",
                     class_name(problem),
@@ -361,7 +366,7 @@ class Gate(OpenStream):
             return Passed.GO_ON
         await self._save_attempt(batch, error, is_final=True, retryable=verdict.retryable)
         failure = failure_of(error)
-        if verdict.then is Then.FAIL_STREAM:  # also if the loop's caller catches what is raised
+        if verdict.then is Then.FAIL_STREAM:  # also if the caller catches the error raised below
             self.failure = describe_error(
                 error, retryable=verdict.retryable, batch_index=batch.index
             )
@@ -396,7 +401,7 @@ class Gate(OpenStream):
             else:  # the token stays PENDING, but monitors count attempts
                 self.coordinator.registry.touch()
 
-        await self._let_snapshot_land()
+        await self._wait_for_snapshot()
         record = self._record(RecordKind.ATTEMPT, batch, error, retryable=retryable)
         await self._save(batch, record, encode_record(record), (), on_durable)
         await self.restore_state()
@@ -409,15 +414,15 @@ class Gate(OpenStream):
             self.mark_state_dirty()
             self.files.release(batch.index)
             self.stream_log.skipped += 1
-            self.fail_token(batch.token, failure_of(error), is_kept=False)  # progress knows it
+            self.fail_token(batch.token, failure_of(error), is_kept=False)  # progress has it
 
-        await self._let_snapshot_land()
+        await self._wait_for_snapshot()
         record = self._record(RecordKind.SKIP, batch, error)
         await self._save(batch, record, encode_record(record), (), on_durable)
         await self.restore_state()
 
-    async def _let_snapshot_land(self) -> None:
-        """A snapshot of an attempt comes before the record that ends it, never after."""
+    async def _wait_for_snapshot(self) -> None:
+        """Wait for a snapshot of the attempt: it must precede the record that ends the attempt."""
         if self.state_manager is not None:
             await self.state_manager.wait_saved()
 
@@ -469,7 +474,7 @@ class Gate(OpenStream):
         on_durable: Callable[[Batch[Any], Record], None],
         blobs: tuple[str, ...] = (),
     ) -> None:
-        """Send a record of a batch on its way and wait for the outcome."""
+        """Submit a record of a batch, and wait for the outcome."""
 
         def settle(error: Exception | None) -> None:
             try:
@@ -480,7 +485,7 @@ class Gate(OpenStream):
                 if isinstance(problem, Exception):
                     batch.problem = problem
                 self.drop(batch, failure_of(problem))
-                if problem is not error:  # a user's key function, say: the run ends with it
+                if problem is not error:  # e.g. a user's key function: the run ends with it
                     raise
 
         batch.state = AttemptState.SUBMITTED
@@ -492,13 +497,13 @@ class Gate(OpenStream):
         await pending.wait()
 
     async def _keep_spent(self, batch: Batch[Any]) -> None:
-        """Save what an attempt has cost that leaves no record of its own."""
+        """Save the costs of an attempt that leaves no record of its own."""
         if staged_of(batch).spent and self.committer.poison is None:
             record = Record(kind=RecordKind.SAVE, at=time.time(), spent=staged_of(batch).spent)
             await self.save_plain(record)
 
     async def _wait_submitted(self, batch: Batch[Any], way: Exit) -> None:
-        """Another task passes the gate with this batch: wait for the outcome."""
+        """Wait for the outcome of a batch with which another task passes the gate."""
         with trio.CancelScope(shield=True):
             while batch.state is AttemptState.SUBMITTED:
                 await self.awaited.setdefault(batch.index, trio.Event()).wait()
@@ -507,7 +512,7 @@ class Gate(OpenStream):
 
 
 def _details_of(error: BaseException | str) -> dict[str, Any]:
-    """What is stored beside the text of an error; of a group, what its first one has."""
+    """The details stored beside the text of an error; for a group those of its first error."""
     for part in () if isinstance(error, str) else failures_in(error):
         if isinstance(part, TrioCkptError) and part.details:
             return dict(part.details)

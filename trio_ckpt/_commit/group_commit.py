@@ -1,25 +1,25 @@
-"""Group commit: the way from a submitted checkpoint to a confirmed one.
+"""Group commit: takes checkpoints from submitted to durable, many in one transaction.
 
 Theory of operation
 ===================
 
 One trio task of the run saves.  It takes *all* that is queued, saves it as one group, and
-never waits for time: while one group is on its way to the disk the next one gathers by
-itself.  After a group it passes one schedule point, so that the loops it has just woken
-can submit their next batch; without that they split into two alternating halves.
+never waits for a timer: while one group is being written, the next one fills the queue.
+After a group it passes one schedule point, so that the loops it has just woken can submit
+their next batch; without that they split into two alternating halves.
 
 For each checkpoint of a group, in this order:
 
     lines appended and fsynced -> store.save -> progress -> token -> the loop wakes
 
-so nobody learns of a checkpoint before it is durable, and whoever wakes sees progress
-that includes it.
+This ensures that no task sees a checkpoint before it is durable, and that a task that
+wakes sees progress that includes it.
 
-A checkpoint that fails takes with it the later ones of its stream log that were submitted
-already: their sequence numbers follow on from one that is not there.  They run again.
+A checkpoint that fails also fails the later ones of its stream log that were submitted
+already: their sequence numbers follow a number that does not exist.  Their batches run again.
 
 A save that does not end in time has an unknown outcome.  Then the run is *poisoned*:
-this process saves nothing more, and only the next start can tell what landed.
+this process saves nothing more, and only the next start can find out what is durable.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from .stream_log import StreamLog
 
 log = logging.getLogger("trio_ckpt.saver")
 
-RECORDS_PER_FOLD = 500  # what resuming reads at most, and what a fold is spread over
+RECORDS_PER_FOLD = 500  # bounds what a resume reads; the cost of a fold is spread over them
 MAX_GROUP = 4_096  # bounds the memory and the time of one transaction
 DEFAULT_SAVE_TIMEOUT_S = 60.0
 
@@ -67,10 +67,10 @@ class GroupCommitter:
     """Saves what is submitted; its `run` is a background task of the run.
 
     Attributes:
-        run_key: Who saves.
-        poison: Why nothing is saved any more, if so.
-        observers: Who is told what the run does.
-        is_appending: Whether a thread is, perhaps one that was given up on.
+        run_key: The run and the owner in whose name it saves.
+        poison: The error after which nothing is saved any more; None: the run is not poisoned.
+        observers: They are called with what the run does.
+        is_appending: Whether a thread appends lines, also one whose time is over.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class GroupCommitter:
         self._taken: list[PendingCommit] = []  # the group in flight
         self._stream_logs: list[StreamLog] = []
         self._unfolded = 0
-        self._dirty: dict[StreamLog, None] = {}  # have moved since their last fold
+        self._dirty: dict[StreamLog, None] = {}  # have new records since their last fold
         self._idle_task: trio.lowlevel.Task | None = None
         self._is_closing = False
         self._is_over = False
-        self._owned_at = -math.inf  # when the store was asked that said last who owns the run
+        self._owned_at = -math.inf  # when the store was last asked who owns the run, and answered
         self._appender = WorkerThread("trio_ckpt appender")
         self._make_seal = partial(store.seal, run_key.run_id, run_key.generation)
 
@@ -105,11 +105,11 @@ class GroupCommitter:
 
     @property
     def stream_logs(self) -> tuple[StreamLog, ...]:
-        """All of them."""
+        """The stream logs of all streams that the run has touched."""
         return tuple(self._stream_logs)
 
     def add_stream_log(self, key: StreamKey, progress: Progress) -> StreamLog:
-        """Make the way for a stream, going on from `progress`."""
+        """Make the stream log of a stream; it continues from `progress`."""
         stream_log = StreamLog(key, encode_key(key), self._make_seal, progress, progress.sequence)
         self._stream_logs.append(stream_log)
         return stream_log
@@ -117,23 +117,23 @@ class GroupCommitter:
     async def encode(
         self, stream_log: StreamLog, payload: bytes, blobs: tuple[str, ...] = ()
     ) -> Checkpoint:
-        """Seal the next record of a stream log; a large one is put as a blob, durably, first.
+        """Seal the next record of a stream log; a large one is first written as a durable blob.
 
-        The sequence number is taken when this returns: call `submit` without a
+        The sequence number is reserved when this returns: call `submit` without a
         cancellation point between.
 
         Raises:
-            StoreError: the blob cannot be put.
+            StoreError: the blob cannot be written.
 
-        Cancellation: none; a store that does not take a blob in time poisons the run.
+        Cancellation: none; a store that does not write a blob in time poisons the run.
         """
         if len(payload) >= self._store.inline_limit_bytes:
             return await self._place_blob(stream_log, payload, blobs)
         tools = stream_log.tools
-        if tools.placing.locked():  # or its blob would be put again for each that comes between
+        if tools.placing.locked():  # else its blob is sealed and written again for each record
             with trio.CancelScope(shield=True):
                 await tools.placing.acquire()
-            tools.placing.release()  # who comes next runs when this has been submitted
+            tools.placing.release()  # the next waiter runs after this one has been submitted
         sequence = stream_log.submitted + 1
         sealed = tools.seal.close(sequence, payload)
         return Checkpoint(stream_log.text, sequence, sealed, blobs=blobs)
@@ -150,12 +150,13 @@ class GroupCommitter:
         return Checkpoint(stream_log.text, sequence, b"", digest, blobs=blobs)
 
     async def put_blob(self, payload: BlobPayload) -> str:
-        """Put a blob, durably; its name, see `Store.put_blob`.
+        """Write a blob; returns its name, see `Store.put_blob`.
 
         Raises:
-            StoreError: it cannot be put.
+            StoreError: the blob cannot be written.
 
-        Cancellation: none; a store that does not take it in time poisons the run.
+        Durability: when this returns the blob is durable.
+        Cancellation: none; a store that does not write it in time poisons the run.
         """
         sizes: list[int] = []
         with give_up_after(self._save_timeout_s):
@@ -163,23 +164,23 @@ class GroupCommitter:
             if self.observers:
                 self.observers.saved(self.run_key.run_id, sum(sizes))
             return name
-        unknown = self._unknown(f"waits for a blob since {self._save_timeout_s:g} s")
+        unknown = self._too_slow("writing a blob")
         self._set_poison(unknown)
         raise unknown
 
     async def check_owner(self, max_age_s: float = 0.0) -> None:
-        """See that nobody has taken the run over, before a file is changed that others may have.
+        """Check that no other process has taken the run over, before a shared file is changed.
 
         Args:
-            max_age_s: An answer of the store that is not older will do.
+            max_age_s: An answer of the store that is not older than this is enough; seconds.
 
         Raises:
-            StoreConflictError: somebody has; nothing more is saved.
-            StoreError: the store cannot tell.
+            StoreConflictError: another process has taken it over; nothing more is saved.
+            StoreError: the store cannot answer.
 
         Cancellation: none; a store that does not answer in time poisons the run.
         """
-        asked_at = trio.current_time()  # the answer is at least that old when it is read
+        asked_at = trio.current_time()  # before the call: the answer is at least this old
         if asked_at - self._owned_at < max_age_s:
             return
         with give_up_after(self._save_timeout_s):
@@ -190,7 +191,7 @@ class GroupCommitter:
                 self._set_poison(error)
                 raise
             return
-        unknown = self._unknown(f"has not ended after {self._save_timeout_s:g} s")
+        unknown = self._too_slow("a save")
         self._set_poison(unknown)
         raise unknown
 
@@ -205,20 +206,20 @@ class GroupCommitter:
         """Save a record that is not about a batch, and wait for it.
 
         Args:
-            stream_log: Its stream.
-            record: What it says.
-            blobs: That its state names.
-            on_durable: Called when it is durable, at the moment when progress says so: before any
-                task can look at that.
+            stream_log: The log of its stream.
+            record: The record.
+            blobs: The blobs that its state names.
+            on_durable: Called when the record is durable and progress includes it, before any
+                other task runs.
 
         Returns:
-            Its sequence; by now there may be later ones.
+            The sequence number of the record; there may be later ones already.
 
         Raises:
             NotEncodableError: a value in it cannot be encoded.
-            Exception: whatever kept it from being saved.
+            Exception: the reason why it was not saved.
 
-        Durability: when this returns it is saved.
+        Durability: when this returns the record is durable.
         Cancellation: none once it is submitted.
         """
         checkpoint = await self.encode(stream_log, encode_record(record), blobs)
@@ -234,10 +235,15 @@ class GroupCommitter:
         return checkpoint.sequence
 
     async def save_all(self, records: Iterable[tuple[StreamLog, Record]]) -> None:
-        """Save several records, each of which is not about a batch, in one group.
+        """Save several records, none of which is about a batch, in one group.
 
-        Raises, Durability, Cancellation: as for `save`; what it raises is the first that
-            was not saved, and the others may have been.
+        Raises:
+            NotEncodableError: a value in a record cannot be encoded.
+            Exception: the reason why the first of the failed records was not saved; the others
+                may have been.
+
+        Durability: when this returns all of them are durable.
+        Cancellation: none once they are submitted.
         """
         pending_commits: list[PendingCommit] = []
         for stream_log, record in records:
@@ -253,7 +259,7 @@ class GroupCommitter:
         """Queue a checkpoint for the next group.
 
         Raises:
-            NotEncodableError: its stream would have produced more records than can be counted.
+            NotEncodableError: its stream would count more records than a sum can hold.
             TrioCkptError: the run is poisoned.
         """
         if self.poison is not None:
@@ -271,7 +277,7 @@ class GroupCommitter:
         self._wake()
 
     def close_sinks(self) -> None:
-        """Give the append files back; what was not confirmed stays behind."""
+        """Close the append files; lines that were not confirmed stay in them."""
         for stream_log in self._stream_logs:
             for sink in stream_log.sinks.values():
                 sink.close()
@@ -284,7 +290,9 @@ class GroupCommitter:
     # -- the background task ------------------------------------------------------------
 
     async def run(self) -> None:
-        """Save group after group until closed; whatever ends it wakes who waits for a checkpoint.
+        """Save group after group until closed.
+
+        However it ends, all tasks that wait for a checkpoint wake.
 
         Cancellation: none; it ends by `close`, or when the run is poisoned.
         """
@@ -299,9 +307,9 @@ class GroupCommitter:
                         await trio.lowlevel.wait_task_rescheduled(refuse_to_abort)
                 self._is_over = True
                 await self._save_folds()
-            except BaseException as error:  # a bug of a store or a key function: nobody sleeps on
+            except BaseException as error:  # a bug of a store or a key function: all waiters wake
                 self._idle_task = None
-                self._set_poison(self._unknown(f"was left by {class_name(error)}"))
+                self._set_poison(self._unknown(f"a save raised {class_name(error)}"))
                 raise
             finally:
                 self._is_over = True
@@ -321,7 +329,7 @@ class GroupCommitter:
         if len(outcomes) == len(group) and all(outcome is None for outcome in outcomes):
             self._unfolded += len(group)
             for pending in group:
-                self._land(pending)
+                self._confirm(pending)
         else:
             self._sort_out(group, outcomes)
 
@@ -346,7 +354,7 @@ class GroupCommitter:
                     extra=at(self.run_key.run_id),
                 )
                 return [error] * len(group)
-        unknown = self._unknown(f"has not ended after {self._save_timeout_s:g} s")
+        unknown = self._too_slow("a save")
         self._set_poison(unknown)
         return [unknown] * len(group)
 
@@ -363,12 +371,16 @@ class GroupCommitter:
 
     def _unknown(self, problem: str) -> SaveOutcomeUnknownError:
         return SaveOutcomeUnknownError(
-            f"a save of run {self.run_key.run_id!r} {problem}: whether it landed is unknown; "
-            "start the run again",
+            f"run {self.run_key.run_id!r}: {problem}, so its outcome is unknown; "
+            "restart the run to find out",
             run_id=self.run_key.run_id,
         )
 
-    def _land(self, pending: PendingCommit) -> None:
+    def _too_slow(self, what: str) -> SaveOutcomeUnknownError:
+        timeout = f"{self._save_timeout_s:g} s (save_timeout_s)"
+        return self._unknown(f"{what} took longer than {timeout}")
+
+    def _confirm(self, pending: PendingCommit) -> None:
         stream_log, record = pending.stream_log, pending.record
         for sink, lines in pending.lines:
             sink.confirm(sink.confirmed + len(lines))
@@ -380,12 +392,12 @@ class GroupCommitter:
         for pending, outcome in zip(group, outcomes, strict=True):
             if outcome is None and not pending.is_over:
                 self._unfolded += 1
-                self._land(pending)
+                self._confirm(pending)
             elif outcome is not None and not pending.is_over:
                 self._fail(pending, outcome)
 
     def _fail(self, pending: PendingCommit, error: Exception) -> None:
-        """End a checkpoint that was not saved, and the queued ones that follow on from it."""
+        """Fail a checkpoint that was not saved, and the queued ones of its stream after it."""
         stream_log = pending.stream_log
         followers = [queued for queued in self._queue if queued.stream_log is stream_log]
         self._queue = [queued for queued in self._queue if queued.stream_log is not stream_log]
@@ -393,7 +405,7 @@ class GroupCommitter:
         self._end_all([pending, *followers], error)
 
     def _end_all(self, pending_commits: Iterable[PendingCommit], error: Exception) -> None:
-        with ExitStack() as stack:  # whatever one of them raises, the others are told
+        with ExitStack() as stack:  # all of them end, also if the callback of one raises
             for pending in reversed(list(pending_commits)):
                 if pending.is_over:
                     pending.wake()
@@ -411,13 +423,16 @@ class GroupCommitter:
             self._on_poison()
         where = describe_batch(self.run_key.run_id, (), None)
         log.error(
-            "%s is poisoned, nothing more is saved: %s", where, error, extra=at(self.run_key.run_id)
+            "%s is poisoned and saves nothing more: %s",
+            where,
+            error,
+            extra=at(self.run_key.run_id),
         )
 
     # -- append sinks --------------------------------------------------------------------
 
     async def _append_lines(self, taken: list[PendingCommit]) -> list[PendingCommit]:
-        """Append all lines of a group, one fsync per file; returns those to go on with."""
+        """Append all lines of a group, one fsync per file; returns the commits left to save."""
         chunks: dict[AppendFile, list[bytes]] = {}
         for pending in taken:
             for sink, lines in pending.lines:
@@ -431,7 +446,7 @@ class GroupCommitter:
                 failures = dict.fromkeys(chunks, error)
             self.is_appending = False
         if scope.cancelled_caught:
-            unknown = SaveOutcomeUnknownError("an append has not ended; start the run again")
+            unknown = self._too_slow("an append")
             self._set_poison(unknown)
             self._end_all(taken, unknown)
             return []
@@ -449,7 +464,7 @@ class GroupCommitter:
     # -- folds -----------------------------------------------------------------------------
 
     def _due_folds(self) -> list[Fold]:
-        """The folds of the stream logs that have moved enough, every so many records of the run."""
+        """Folds of the stream logs that have enough new records; empty until enough are saved."""
         if self._unfolded < RECORDS_PER_FOLD:
             return []
         self._unfolded = 0
@@ -466,7 +481,7 @@ class GroupCommitter:
         return folds
 
     async def _save_folds(self) -> None:
-        """Leave folds behind for the next start, best effort: they save time, no truth."""
+        """Save folds for the next start, best effort: they only make its resume faster."""
         folds = self._take_folds(tuple(self._dirty))
         if folds and self.poison is None:
             await self._save([], folds)
@@ -474,7 +489,7 @@ class GroupCommitter:
 
 @asynccontextmanager
 async def open_committer(store: Store, run_key: RunKey) -> AsyncGenerator[GroupCommitter]:
-    """Save what the block submits; its exception leaves as it is."""
+    """Open a group committer for a block; an exception of the block leaves as it is."""
     committer = GroupCommitter(
         store, run_key, save_timeout_s=DEFAULT_SAVE_TIMEOUT_S, on_poison=lambda: None
     )
@@ -496,15 +511,13 @@ def _append_all(chunks: dict[AppendFile, list[bytes]]) -> dict[AppendFile, Excep
     for sink, lines in chunks.items():
         try:
             sink.append(lines)
-        except (
-            Exception
-        ) as error:  # each file fails for itself; the group committer tells its batches
+        except Exception as error:  # fails the batches of this file only
             failures[sink] = error
     return failures
 
 
 def _counted(payload: BlobPayload, sizes: list[int]) -> Iterator[memoryview]:
-    """The buffers of a payload, whose sizes are known only when they are taken."""
+    """The buffers of a payload; the size of each is added to `sizes` when it is read."""
     for buffer in [payload] if isinstance(payload, (bytes, bytearray, memoryview)) else payload:
         view = memoryview(buffer)
         sizes.append(view.nbytes)

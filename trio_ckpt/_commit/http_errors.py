@@ -1,4 +1,4 @@
-"""What an exception says of an HTTP request that failed, whatever library made the request.
+"""What an exception says about an HTTP request that failed, whatever library made the request.
 
 No such library is imported.  Their exceptions are recognized by what they have in common, a
 status, a response with headers, and by the names of their classes.
@@ -54,7 +54,7 @@ BROKEN_NAMES = frozenset(
         "urllib3.exceptions.TimeoutError",
     }
 )
-"""The same of libraries that make requests: module and name of a class or of one of its bases."""
+"""Such exceptions of HTTP libraries: module and name of a class or of one of its bases."""
 
 UNREACHABLE = frozenset(
     {
@@ -66,20 +66,20 @@ UNREACHABLE = frozenset(
         errno.ENETUNREACH,
     }
 )
-"""Numbers of an OSError that are about the network and have no class of their own."""
+"""Numbers of an OSError that are about the network and have no Python class of their own."""
 
 FIRST_DATE_S = 1_000_000_000
-"""From here on a number is a date (of 2001 or later, Unix time), and no number of seconds."""
+"""From here on a number is a date (of 2001 or later, Unix time), not a number of seconds."""
 
 MAX_ASKED_S = 10**12
-"""More than any rule waits, and a float: an exception may carry an int of any size."""
+"""Longer than any rule waits, in seconds; caps an int of any size that an exception carries."""
 
 RESET_MARGIN_S = 1.0
 """A reset is given in whole seconds, so it may be up to one second later than it says."""
 
 
 def is_broken(error: BaseException) -> bool:
-    """Whether an exception means a timeout or a broken connection, so that another try may do."""
+    """Whether an exception means a timeout or a broken connection, so that a retry may succeed."""
     if isinstance(error, BROKEN):
         return True
     if any(
@@ -90,7 +90,7 @@ def is_broken(error: BaseException) -> bool:
         return False
     if error.errno is not None:
         return error.errno in UNREACHABLE
-    # trio tells of many attempts to connect by one OSError, urllib of one by its URLError
+    # trio reports all attempts to connect by one OSError, and urllib one of them by its URLError
     return any(is_broken(cause) for cause in _causes(error))
 
 
@@ -101,7 +101,7 @@ def _causes(error: OSError) -> Iterator[BaseException]:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The status code: of the exception, or of its response."""
+    """The status code of the exception, or of its response; None: there is none."""
     for thing in (error, getattr(error, "response", None)):
         for name in ("status_code", "status", "code"):
             code: object = getattr(thing, name, None)
@@ -116,7 +116,7 @@ def header_of(error: BaseException, name: str) -> str | None:
         get: Any = getattr(getattr(thing, "headers", None), "get", None)
         if not callable(get):
             continue
-        for spelled in (name, name.lower()):  # a plain dict knows one spelling only
+        for spelled in (name, name.lower()):  # a plain dict has one spelling only
             value: object = get(spelled)
             if isinstance(value, str):
                 return value.strip()
@@ -124,15 +124,15 @@ def header_of(error: BaseException, name: str) -> str | None:
 
 
 def is_used_up(error: BaseException) -> bool:
-    """Whether the response says that no request is left of those that its rate limit allows."""
+    """Whether the response says that its rate limit is used up."""
     return header_of(error, "X-RateLimit-Remaining") == "0"
 
 
 def retry_after_of(error: BaseException) -> float | None:
-    """How long the other side asks to wait, in seconds; None where it does not say.
+    """How long the server asks to wait, in seconds; None where it does not say.
 
-    That is Retry-After (RFC 9110, section 10.2.3), or the attribute ``retry_after``; else, where
-    the rate limit is used up, the time that X-RateLimit-Reset leaves.
+    It is Retry-After (RFC 9110, section 10.2.3), or the attribute ``retry_after``; else, where
+    the rate limit is used up, the time until X-RateLimit-Reset.
     """
     asked: object = getattr(error, "retry_after", None)
     if asked is None:
@@ -153,7 +153,7 @@ def _until_reset(error: BaseException) -> float | None:
     number = int(text)
     if number < FIRST_DATE_S:
         return number + RESET_MARGIN_S
-    # the clock that the date is of, where it is known: this machine's may differ
+    # compared with the server's clock where it is known: that of this machine may differ
     now = _date_of(header_of(error, "Date") or "")
     return max(0.0, number - (time.time() if now is None else now)) + RESET_MARGIN_S
 
@@ -168,8 +168,8 @@ def _seconds_of(text: str) -> float | None:
 
 
 def _date_of(text: str) -> float | None:
-    """A date as HTTP writes it, as Unix time; it is GMT, also where it does not say so."""
-    from email.utils import parsedate_to_datetime  # a megabyte that few need
+    """Parse an HTTP date to Unix time; it is GMT also where the text does not say so."""
+    from email.utils import parsedate_to_datetime  # costs a megabyte, and few programs need it
 
     try:
         at = parsedate_to_datetime(text)

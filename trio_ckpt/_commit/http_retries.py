@@ -16,7 +16,7 @@ PASSING = frozenset({408, 425})  # "you were too slow" and "too early" (RFC 9110
 SERVER_ERROR = 500
 
 MAX_LIMITED_S = 3_900.0
-"""The windows of rate limits are an hour where they are long; five minutes more for clocks."""
+"""Long windows of rate limits are an hour; five minutes more allow for different clocks."""
 
 
 def http_retries(
@@ -28,7 +28,7 @@ def http_retries(
     backoff_s: float = 1.0,
     max_backoff_s: float = 60.0,
 ) -> RetryTable:
-    """The table that suits most collections over HTTP.
+    """Make the retry table that suits most collections over HTTP.
 
     =====================================  ==================================================
     429; 403 that says how long to wait,   the stream waits as the server asks; then again
@@ -41,8 +41,8 @@ def http_retries(
 
     Timeouts and broken connections are those of Python and trio (`TimeoutError`,
     `ConnectionError`, a name that is not found, TLS, a connect that failed), and those of httpx,
-    httpcore, h11, anyio, requests, urllib3, urllib and aiohttp.  Other errors of files, such as
-    `FileNotFoundError`, are none of them.
+    httpcore, h11, anyio, requests, urllib3, urllib and aiohttp.  Errors of files, such as
+    `FileNotFoundError`, are not among them.
 
     Args:
         status_of: Reads the status code from an exception; default: its ``status_code``,
@@ -52,10 +52,13 @@ def http_retries(
             header Retry-After (RFC 9110, section 10.2.3) of its ``response``, or its own: a
             number, or a text as servers send it, seconds or a date.  Where the header
             X-RateLimit-Remaining is 0: the time until X-RateLimit-Reset.
-        errors: What else means a timeout or a broken connection.
+        errors: Further exceptions that mean a timeout or a broken connection.
         attempts: How often a batch is tried in all.
-        backoff_s: As for `RetryRule`.
-        max_backoff_s: As for `RetryRule`.
+        backoff_s: The wait before the second attempt, in seconds; see `RetryRule`.
+        max_backoff_s: The longest backoff, in seconds; see `RetryRule`.
+
+    Returns:
+        The table, for the argument ``retry``.
     """
     if status_of is not None:
         function("status_of", status_of)
@@ -82,7 +85,7 @@ def http_retries(
 
     again = partial(
         RetryRule,
-        (Exception, *more),  # a class of groups among them is for groups as a whole
+        (Exception, *more),  # a class of groups among them matches groups as a whole
         attempts=attempts,
         then=Then.FAIL_STREAM,
         backoff_s=backoff_s,

@@ -1,6 +1,6 @@
-"""Telling observers what a run does; free where nobody observes.
+"""Calling observers with what a run does; it costs nothing where there are none.
 
-The code that tells asks first whether there is anybody (``if observers:``), so a run without
+The code that calls them checks first whether there are any (``if observers:``), so a run without
 observers pays for one truth value.
 """
 
@@ -17,10 +17,10 @@ log = logging.getLogger("trio_ckpt.observe")
 
 
 class Observers:
-    """Who observes a run.
+    """The observers of a run.
 
-    What one of them raises is logged, also what ends programs, such as SystemExit: a monitor
-    breaks no run.
+    An exception of an observer is logged, also one that ends programs, such as SystemExit: this
+    ensures that a monitor cannot break a run.
     """
 
     __slots__ = ("_observers",)
@@ -33,7 +33,7 @@ class Observers:
 
     @contextmanager
     def adding(self, observer: Observer) -> Generator[None]:
-        """Tell one more of them while the block runs."""
+        """Add an observer while the block runs."""
         self._observers.append(observer)
         try:
             yield

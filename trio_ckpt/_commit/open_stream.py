@@ -1,6 +1,6 @@
 """One open stream: the attempts that are handed out, their tokens, and its state.
 
-What leaving an attempt means is the law of order, see `trio_ckpt._commit.gate`.
+The gate decides what happens when an attempt is left, see `trio_ckpt._commit.gate`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ log = logging.getLogger("trio_ckpt.stream")
 
 
 def _ignore(_token: AnyToken) -> None:
-    """Nobody watches."""
+    """Do nothing: no test watches."""
 
 
 watch_handed_out: trio.lowlevel.RunVar[Callable[[AnyToken], None]] = trio.lowlevel.RunVar(
@@ -65,28 +65,30 @@ watch_handed_out: trio.lowlevel.RunVar[Callable[[AnyToken], None]] = trio.lowlev
 class OpenStream(ABC):
     """One open stream: its attempts, its tokens, what goes into their records.
 
-    It is the host of both; what leaving an attempt means is decided by the gate above it.
+    Batches and tokens call it as their host; the gate decides what happens when an attempt is
+    left.
 
     Attributes:
         run_id: The run.
-        stream_log: Its way to the store.
+        stream_log: Its stream log.
         open: The attempts handed out, by batch index.
         tokens: The tokens of batches handed out or waiting to run again.
         failed: Batches that failed for good in this session.
         files: Its outputs.
-        nursery: That of the run: what goes on beside the loop.
-        state_manager: Keeps the state that is captured with every batch, where there is one.
-        phase: The phase of the run that was open when it was opened.
-        opened_at: Unix time, s; the first record from then on says so.
+        nursery: The nursery of the run, for tasks that run beside the loop.
+        state_manager: Manages the state that is captured with every batch; None: no state.
+        phase: The phase of the run that was open when the stream was opened.
+        opened_at: When it was opened; Unix time, s.  Its next record contains this.
         extent: How far it goes, and which part of it the newest loop works on.
-        handed_at: When an attempt was handed out last; trio's clock.
-        pause: Until when nothing is handed out, and why; trio's clock.
-        failure: Why the stream was said to have failed, if it was.
-        verdicts: On exceptions of handlers, which leave as they are: that their batches failed.
-        changed: Called when items came to the frontier.
+        handed_at: When the last attempt was handed out, on trio's clock.
+        pause: Until when nothing is handed out, on trio's clock, and why.
+        failure: The error with which the stream was failed; None: it was not.
+        verdicts: The BatchFailedErrors that belong to exceptions of handlers, which leave
+            unchanged.
+        changed: Called when the frontier has new items.
         settled: Called with the index of a batch that is durable, or has failed.
-        awaited: Set when an attempt is over that another task waits for, by batch.
-        put_back: Called with the index of a confirmed batch that goes back to work.
+        awaited: Events that are set when an attempt that another task waits for is over, by batch.
+        put_back: Called with the index of a confirmed batch that is re-queued.
     """
 
     run_id: str
@@ -161,7 +163,7 @@ class OpenStream(ABC):
         return batch
 
     def attempt_of(self, batch: Batch[Any]) -> Attempt:
-        """An attempt as observers are told of it."""
+        """An attempt as observers get it."""
         return Attempt(self.run_id, self.stream_log.key, batch.index, batch.attempt)
 
     # -- waiting --------------------------------------------------------------------------
@@ -179,17 +181,17 @@ class OpenStream(ABC):
             )
 
     async def wait_paused(self) -> None:
-        """Wait until nobody asks the stream to wait any more.
+        """Wait until the pause of the stream is over.
 
         Cancellation: a cancellation point if there is something to wait for.
         """
         while (pause := self.pause) is not None:
             await trio.sleep_until(pause[0])
-            if self.pause == pause:  # it may have been made longer meanwhile
+            if self.pause == pause:  # else it was made longer during the sleep
                 self.pause = None
 
     def waiting(self) -> Waiting | None:
-        """What the stream waits for before it begins another batch, if it does."""
+        """What the stream waits for before it begins another batch; None: it does not wait."""
         if self.pause is None:
             return None
         until, reason = self.pause
@@ -198,7 +200,7 @@ class OpenStream(ABC):
 
     @property
     def _items(self) -> int | None:
-        """How many items its `Frontier` has; None: it has none."""
+        """How many items its `Frontier` has; None: it has no `Frontier`."""
         return None if self.frontier is None else len(self.frontier)
 
     def total(self) -> int | None:
@@ -206,17 +208,19 @@ class OpenStream(ABC):
         return self.extent.total(self.stream_log.progress, self._items)
 
     def expected_batches(self) -> int | None:
-        """The same, or else about how many there are, where that was said."""
+        """How many batches there are in all, else the estimate; None: neither is known."""
         return self.extent.expected_batches(self.stream_log.progress, self._items)
 
     def set_estimate(self, count: int | None) -> None:
-        """Say about how many batches an open end has.
+        """Set the estimate of how many batches an open end has.
 
         Raises:
-            TypeError: it is no open end.
+            TypeError: the end is not open.
         """
         if self.extent.expected is not None or self.frontier is not None:
-            raise TypeError("expected_batches is for an open end: a list says how many there are")
+            raise TypeError(
+                "expected_batches is only for an open end: the length of this source is known"
+            )
         self.extent.estimate = None if count is None else whole_number("expected_batches", count)
 
     def left(self) -> int | None:
@@ -224,12 +228,12 @@ class OpenStream(ABC):
         return self.extent.left(self.stream_log.progress, self._items)
 
     def ahead(self, now: float, session_s: float) -> int | None:
-        """How many of them this session is about to do; None where that is not known.
+        """How many batches this session has still to do; None where that is not known.
 
-        None of a stream that has failed, or from which nothing comes any more.
+        It is 0 for a stream that has failed or is stuck.
 
         Args:
-            now: On trio's clock.
+            now: The time on trio's clock.
             session_s: For how long the stream was open in this session, in seconds.
         """
         usual_s = session_s / self.stream_log.confirmed if self.stream_log.confirmed else None
@@ -239,36 +243,36 @@ class OpenStream(ABC):
         return self.extent.ahead(self.stream_log.progress, self._items)
 
     def where(self, index: int | None = None) -> str:
-        """The stream, or a batch of it, in words."""
+        """The stream, or a batch of it, as messages name it."""
         return describe_batch(self.run_id, self.stream_log.key, index)
 
     def verdict_on(self, error: BaseException) -> BaseException:
-        """What the retry table made of an exception of a handler; of another, it itself."""
+        """The verdict of the retry table on an exception of a handler, else the exception."""
         return next((v for v in self.verdicts if v.__cause__ is error), error)
 
     def verdicts_in(self, error: BaseException) -> list[BaseException]:
-        """The exceptions of a group, or what the retry table made of them."""
+        """The exceptions of a group, each replaced by the verdict on it where there is one."""
         parts = leaves_of(error, lambda part: self.verdict_on(part) is not part)
         return [self.verdict_on(part) for part in parts]
 
     # -- what goes into a record ----------------------------------------------------------
 
     def new_opening(self) -> Opened | None:
-        """What the first record of a stream that was opened says of it."""
+        """What the next record says of the opening; None: the records have it already."""
         if self.stream_log.progress.opened_at == self.opened_at:
             return None
         return Opened(self.opened_at, self.first_index)
 
     def new_phase(self) -> str | None:
-        """The phase of the run that the stream was opened in, if the records do not know."""
+        """The phase of the run that the stream was opened in; None: the records have it."""
         return None if self.phase == self.stream_log.progress.phase else self.phase
 
     def new_expected(self) -> int | None:
-        """How many batches there are, if the records do not know."""
+        """How many batches there are; None: the records have it, or it is unknown."""
         return self.extent.new_expected(self.stream_log.progress, self._items)
 
     def new_estimate(self) -> int | None:
-        """About how many an open end has, if the records do not know."""
+        """The estimate of how many batches an open end has; None: the records have it."""
         return self.extent.new_estimate(self.stream_log.progress)
 
     async def save_plain(self, record: Record, blobs: tuple[str, ...] = ()) -> int:
@@ -276,7 +280,7 @@ class OpenStream(ABC):
         return await self.committer.save(self.stream_log, self.introduce(record), blobs)
 
     def introduce(self, record: Record) -> Record:
-        """A record that says what the records do not know yet of the stream as a whole."""
+        """Add to a record what the records do not have yet about the stream as a whole."""
         news = {
             "opened": self.new_opening(),
             "phase": self.new_phase(),
@@ -287,7 +291,10 @@ class OpenStream(ABC):
         return msgspec.structs.replace(record, **said) if said else record
 
     async def save_finish(self, record: Record) -> None:
-        """Save that the stream is complete; its append files end then where records say."""
+        """Save that the stream is complete, after its append files are cut to confirmed bytes.
+
+        Durability: when this returns the record is durable.
+        """
         if self.files.root is not None:
             await self.files.cut_tails()
         await self.save_plain(record)
@@ -297,12 +304,12 @@ class OpenStream(ABC):
         return b"" if frontier is None else frontier.encode(frontier.news(staged_of(batch).adds))
 
     def mark_state_dirty(self) -> None:
-        """Take note that a failed attempt may have changed the state in memory."""
+        """Mark the in-memory state dirty: a failed attempt may have mutated it."""
         if self.state_manager is not None:
             self.state_manager.mark_dirty()
 
     async def restore_state(self) -> None:
-        """Undo what a failed attempt did to the state in memory.
+        """Restore the state in memory if a failed attempt has made it dirty.
 
         Cancellation: a cancellation point where arrays are read back.
         """
@@ -310,9 +317,9 @@ class OpenStream(ABC):
             await self.state_manager.restore()
 
     async def prune_state(self, *, is_complete: bool = False) -> None:
-        """Let go of arrays of states that nothing needs any more, best effort.
+        """Drop arrays of states that are not needed any more, best effort.
 
-        Where they are to be archived, that is done beside the loop.
+        Where they are archived first, that runs beside the loop.
 
         Cancellation: none.
         """
@@ -345,7 +352,7 @@ class OpenStream(ABC):
                     )
                 except TrioCkptError as error:
                     log.warning(
-                        "old states of %s are not archived: %s",
+                        "old states of %s are not archived and stay in the store: %s",
                         self.where(),
                         error,
                         extra=at(self.run_id, self.stream_log.key),
@@ -362,7 +369,7 @@ class OpenStream(ABC):
                 )
             except StoreError as error:
                 log.warning(
-                    "old states of %s stay: %s",
+                    "old states of %s are not deleted and stay in the store: %s",
                     self.where(),
                     error,
                     extra=at(self.run_id, self.stream_log.key),
@@ -373,11 +380,11 @@ class OpenStream(ABC):
     def close_attempt(
         self, batch: Batch[Any], end: AttemptEnd, error: BaseException | str | None = None
     ) -> None:
-        """Take note that an attempt is over.
+        """Mark an attempt as over, and wake the tasks that wait for it.
 
         Args:
             batch: The attempt.
-            end: What became of it; observers are told.
+            end: How it ended, for observers.
             error: What went wrong.
         """
         was_open = self.open.pop(batch.index, None) is not None
@@ -391,7 +398,7 @@ class OpenStream(ABC):
             self.committer.observers.ended(self.attempt_of(batch), end, reason)
 
     def drop(self, batch: Batch[Any], failure: Failure) -> None:
-        """End an attempt without a record: the batch runs again."""
+        """End an attempt without a record, so that the batch runs again."""
         if batch.index in self.open:
             self.mark_state_dirty()
         self.close_attempt(batch, _end_of(failure), failure.reason)
@@ -406,10 +413,8 @@ class OpenStream(ABC):
             move(token, event, failure)
 
     def close(self) -> None:
-        """Leave no token pending, but for those whose save is under way: they are told."""
-        is_over = (
-            self.committer.poison is not None
-        )  # whom the group committer has not told by then, it never tells
+        """End all pending tokens, except those whose save is under way: its outcome ends them."""
+        is_over = self.committer.poison is not None  # then no outcome comes any more
         for batch in tuple(self.open.values()):
             if is_over or batch.state is not AttemptState.SUBMITTED:
                 self.drop(batch, CANCELLED)
@@ -420,7 +425,7 @@ class OpenStream(ABC):
     # -- the host of tokens ---------------------------------------------------------------------
 
     def complete(self, token: AnyToken, result: Any) -> bool:
-        """Settle a batch through its token, from whatever task has it."""
+        """Settle a batch through its token, from any task."""
         batch = self.open.get(token.batch_index)
         if batch is None:
             return False
@@ -436,7 +441,7 @@ class OpenStream(ABC):
         )
 
     def fail(self, token: AnyToken, error: BaseException | str) -> bool:
-        """Fail a batch through its token: for good."""
+        """Fail a batch through its token, without a retry."""
         batch = self.open.get(token.batch_index)
         if batch is None or not batch.fail(error):
             return False
@@ -452,7 +457,7 @@ class OpenStream(ABC):
             )
 
     def moved(self, token: AnyToken) -> None:
-        """Tell the monitors, and who waits for the batch."""
+        """Notify the registry, and for a settled token also the task that waits for the batch."""
         if token.state not in (TokenState.PENDING, TokenState.COMPLETED):
             self.tokens.pop(token.batch_index, None)
             self.settled(token.batch_index)
@@ -474,42 +479,45 @@ class OpenStream(ABC):
         return output, self.files.path(output.path)
 
     def check_withdraw(self, batch: Batch[Any]) -> None:
-        """Only an open end can be found to be no batch."""
+        """Raise RuntimeError unless the end is open and batches run one at a time."""
         if not self.extent.is_open_ended or self.is_parallel:
             raise RuntimeError(
                 "withdraw() is for batches() without a source, one at a time; "
-                f"batch {batch.index} is in the source: skip() it"
+                f"batch {batch.index} comes from a source: skip() it instead"
             )
 
     def check_last(self, batch: Batch[Any]) -> None:
-        """A list says itself where it ends."""
+        """Raise ValueError where the source defines the last batch."""
         if not self.extent.is_open_ended:
             raise ValueError(
-                f"last=True is for batches() without a source; {batch.index} is in one"
+                f"last=True is for batches() without a source; batch {batch.index} comes from one"
             )
 
     def check_cursor(self) -> None:
-        """A cursor has an order."""
+        """Raise ValueError where batches run side by side: a cursor needs their order."""
         if self.is_parallel:
             raise ValueError("a cursor needs batches in order: concurrency=1")
 
     def aside(self, batch: Batch[Any]) -> AbstractAsyncContextManager[None]:
-        """A block that a stop does not have to see through."""
+        """A block that a stop does not wait for."""
         return self.stop.aside(batch.token)
 
     def stage_items(self, items: Iterable[Any]) -> dict[str, Any]:
-        """Copies of items by their keys."""
+        """Copy items for the frontier, by their keys."""
         if self.frontier is None:
             raise TypeError("batch.add() needs a stream whose state is a Frontier")
         return keyed_items(several("items", items, "items"), self.frontier.key)
 
     @abstractmethod
     async def confirm(self, batch: Batch[Any]) -> None:
-        """The gate pulled forward."""
+        """Pass the gate now, before the batch is left.
+
+        Cancellation: none once something is being saved.
+        """
 
 
 def _end_of(failure: Failure) -> AttemptEnd:
-    """What became of an attempt that leaves no record."""
+    """How an attempt ended that leaves no record."""
     if failure is WITHDRAWN:
         return AttemptEnd.WITHDRAWN
     return AttemptEnd.INTERRUPTED if failure is CANCELLED else AttemptEnd.FAILED

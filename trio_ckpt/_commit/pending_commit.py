@@ -1,4 +1,4 @@
-"""A checkpoint on its way to the store."""
+"""A checkpoint that was submitted to the group committer, and its outcome."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from .stream_log import StreamLog
 @uninterrupted
 @attrs.define(eq=False)
 class PendingCommit:
-    """One checkpoint on its way to the store, and who waits for it.
+    """One checkpoint that is queued or being saved, and the tasks that wait for it.
 
     Attributes:
-        stream_log: Its stream.
-        record: What it says.
-        checkpoint: The same as bytes.
-        lines: What to append first: a file of the stream log, and bytes.
-        on_outcome: Called with None or the error, before any waiter wakes.
+        stream_log: The log of its stream.
+        record: The record.
+        checkpoint: The record as sealed bytes.
+        lines: What is appended before the save: append files of the stream, and bytes for each.
+        on_outcome: Called with None or the error, before any waiting task wakes.
+        is_over: Whether the outcome is known.
+        error: Why it was not saved.
     """
 
     stream_log: StreamLog
@@ -38,17 +40,17 @@ class PendingCommit:
 
     @property
     def produced(self) -> int:
-        """How many records a batch produced."""
+        """How many records the batch produced; 0 where the record is not about a batch."""
         return self.record.records if self.record.kind is RecordKind.BATCH else 0
 
     async def wait(self) -> None:
         """Wait for the outcome.
 
         Raises:
-            Exception: whatever kept it from being saved.
+            Exception: the reason why it was not saved.
 
         Cancellation: none; a submitted save is never abandoned.  It ends in bounded time,
-            see `Saver`.
+            see `GroupCommitter`.
         """
         if not self.is_over:
             self._tasks.append(trio.lowlevel.current_task())
@@ -57,7 +59,7 @@ class PendingCommit:
             raise self.error
 
     def end(self, error: Exception | None) -> None:
-        """State the outcome, tell the owner, wake who waits."""
+        """Set the outcome, call `on_outcome`, wake the waiting tasks."""
         try:
             self.is_over, self.error = True, error
             self.stream_log.records_ahead -= self.produced
@@ -66,7 +68,7 @@ class PendingCommit:
             self.wake()
 
     def wake(self) -> None:
-        """Wake who still waits, where something came between in `end`."""
+        """Wake the tasks that wait; called again where `end` was interrupted."""
         while self._tasks:
             trio.lowlevel.reschedule(self._tasks.pop(0))
 

@@ -1,8 +1,8 @@
 """Pins: saved states that keep their arrays, whatever the retention says.
 
-A pin is a record of its stream, so it is durable, in the history, and part of what progress adds
-up to.  It names the chain of the state that was the newest confirmed one; chains stay or go as a
-whole.  A rewind to before the batch of a pin takes the pin with it: the batch will be another.
+A pin is a record of its stream, so it is durable, in the history, and part of progress.  It names
+the chain of the state that was the newest confirmed one; chains are kept or dropped as a whole.
+A rewind to before the batch of a pin also removes the pin: the batch will have another state.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from .._journal.record import Record, RecordKind
 from .._util.plain import check_label
 from .open_stream import OpenStream
 
-MAX_PINS = 1_000  # of a stream: all of them are in each of its folds
+MAX_PINS = 1_000  # per stream: each fold of the stream contains all of them
 
 
 async def pin_state(open_stream: OpenStream, label: str) -> None:
-    """Pin the newest confirmed state; see `Stream.pin`."""
+    """Pin the newest confirmed state; see `Stream.pin`.
+
+    Durability: when this returns the pin is durable.
+    """
     check_label(label)
     pins = open_stream.stream_log.progress.pins
     if open_stream.state_manager is None:
@@ -40,7 +43,10 @@ async def pin_state(open_stream: OpenStream, label: str) -> None:
 
 
 async def unpin_state(open_stream: OpenStream, label: str) -> None:
-    """Take a pin away; see `Stream.unpin`."""
+    """Remove a pin; see `Stream.unpin`.
+
+    Durability: when this returns the pin is durably removed.
+    """
     pins = open_stream.stream_log.progress.pins
     if label not in pins:
         has = ", ".join(map(repr, pins)) or "none"

@@ -1,15 +1,15 @@
-"""Putting confirmed batches back to work: alone, or all after one of them.
+"""Re-queueing confirmed batches: single ones, or all after one of them.
 
 Theory of operation
 ===================
 
-Nothing is ever taken out of a store.  A REDO record says which batches go back to work
-and takes back, exactly, what they had added; their outputs are moved into the archive of
-the output folder once it is saved, so progress is never ahead of the outputs.
+Records are never removed from a store.  A REDO record names the batches that are re-queued
+and subtracts, exactly, what they had added; their outputs are moved into the archive of
+the output folder once it is saved.  This ensures that progress is never ahead of the outputs.
 
-A batch of its own can be done again alone.  Where later ones build on it (a state, a
-cursor, an append file), all that came after it in the *sequence* goes back, and state and
-cursor are again what they were before it: the records themselves still say so.
+An independent batch can be redone alone.  Where later ones build on it (a state, a cursor, an
+append file), all batches after it in the *sequence* are re-queued, and state and cursor are
+restored to their values before it, which older records still contain.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ log = logging.getLogger("trio_ckpt.redo")
 
 @attrs.define(eq=False)
 class Reversal:
-    """What batches that go back to work had added.
+    """What re-queued batches had added, which a REDO record subtracts.
 
     Attributes:
-        indexes: Which.
+        indexes: The batches.
         confirmed: Those of them that were not skipped.
-        records, totals, spent: By them, exactly.
-        lines: Bytes per append file.
-        items, skipped_items: As of `Progress`.
+        records, totals, spent: What they added, exactly.
+        lines: How many bytes they appended, by append file.
+        items, skipped_items: Marks of their items, as in `Progress`.
     """
 
     indexes: IndexSet = attrs.field(factory=IndexSet)
@@ -66,7 +66,7 @@ class Reversal:
     skipped_items: int = 0
 
     def add(self, index: int, record: Record) -> None:
-        """Count one more."""
+        """Add a batch with its record."""
         self.indexes.add(index)
         mark = item_mark(index, record.item) if record.item else 0
         self.items = add_marks(self.items, mark)
@@ -83,17 +83,17 @@ class Reversal:
 
 @attrs.define(eq=False)
 class Redo:
-    """Puts batches of one stream back to work; nobody may be working on them.
+    """Re-queues batches of one stream, none of which has an open attempt.
 
     Attributes:
-        store: Where the records are.
-        committer: Saves.
-        stream_log: The stream.
-        outputs: Where its outputs are; None: they are left alone.
-        path_owners: Whose each name is, where the run is open.
-        put_back: Called with the index of each batch, at the moment when progress says that it
-            goes back to work: whoever hands batches out may do so from then on.
-        begin_change: Called before anything is saved, once it is sure that nothing refuses.
+        store: The store with the records.
+        committer: Saves the records.
+        stream_log: The log of the stream.
+        outputs: The folder of its outputs; None: outputs are not moved.
+        path_owners: The batch that owns each output name, where the run is open.
+        put_back: Called with the index of each batch as soon as progress says that it is
+            re-queued: the batch may be handed out from then on.
+        begin_change: Called after all checks have passed, before anything is saved.
     """
 
     store: Store
@@ -105,20 +105,21 @@ class Redo:
     begin_change: Callable[[], Awaitable[None]] = trio.lowlevel.cancel_shielded_checkpoint
 
     async def redo(self, indexes: Collection[int], reason: str) -> None:
-        """Put single batches back to work, confirmed or skipped ones.
+        """Re-queue single batches that are confirmed or skipped.
 
-        One that a verification puts back while this waits for it goes back once.
+        One that a verification re-queues at the same time is re-queued once.
 
         Raises:
-            ValueError: one is neither.
+            ValueError: a batch is neither confirmed nor skipped.
             CannotRedoError: later batches build on them.
 
-        Durability: when this returns it is saved, and their outputs are in the archive.
+        Durability: when this returns the record is durable, and their outputs are in the archive.
         """
         progress, wanted = self.stream_log.progress, IndexSet(indexes)
         if strangers := [index for index in wanted if not progress.is_done(index)]:
             raise ValueError(
-                f"neither confirmed nor skipped, so not to be redone: {strangers[:10]}"
+                "only confirmed or skipped batches can be redone; these are neither confirmed nor "
+                f"skipped: {strangers[:10]}"
             )
         async with self.stream_log.tools.redo_lock:
             left = IndexSet(index for index in wanted if progress.is_done(index))
@@ -148,12 +149,12 @@ class Redo:
         await self._revert(reversal, reason)
 
     async def rewind(self, to: int, reason: str) -> IndexSet:
-        """Put all batches after `to` back to work; returns which.
+        """Re-queue all batches after `to`; returns which.
 
         Where batches build on each other, those that were saved after the first of them
-        go back, too.
+        are re-queued, too.
 
-        Durability: as for `redo`.
+        Durability: when this returns the record is durable, and their outputs are in the archive.
         """
         async with self.stream_log.tools.redo_lock:
             return await self._rewind(to, reason)
@@ -180,9 +181,9 @@ class Redo:
         return reversal.indexes
 
     async def rewind_before(self, cut: int, reason: str) -> IndexSet:
-        """Put back to work what was saved from sequence `cut` on; returns which batches.
+        """Re-queue the batches that were saved from sequence `cut` on; returns which.
 
-        Durability: as for `redo`.
+        Durability: when this returns the record is durable, and their outputs are in the archive.
         """
         async with self.stream_log.tools.redo_lock:
             return await self._rewind_before(cut, reason)
@@ -226,7 +227,7 @@ class Redo:
         return reversal.indexes
 
     async def _check_restorable(self, cut: int, first: int) -> None:
-        """Raise CannotRedoError unless the state before a sequence is whole still."""
+        """Raise CannotRedoError unless the store still has the whole state before a sequence."""
         key = self.committer.run_key
 
         async def older() -> AsyncGenerator[list[tuple[int, Record]]]:
@@ -243,17 +244,17 @@ class Redo:
         except StoreDamagedError as error:
             raise CannotRedoError(
                 None,
-                f"the state before batch {first} is not kept any more ({error}): retention= says "
-                "how many are; begin again with fresh=True",
+                f"the state before batch {first} is not kept any more ({error}): retention= limits "
+                "how many states are; start from the beginning with fresh=True",
                 run_id=key.run_id,
                 stream=self.stream_log.key,
                 batch_index=first,
             ) from error
 
     async def rewind_shortened(self, path: str, size: int) -> IndexSet:
-        """Put back to work what appended beyond the first `size` bytes of a file.
+        """Re-queue the batches that appended beyond the first `size` bytes of a file.
 
-        Durability: as for `redo`.
+        Durability: when this returns the record is durable, and their outputs are in the archive.
         """
         end, cut = self.stream_log.progress.sinks[path], 0
         async with aclosing(self._standing()) as pages:
@@ -272,9 +273,9 @@ class Redo:
         return await self.rewind_before(cut, reason)
 
     async def take_damaged(self, entry: StandingRecord, path: str, reason: str) -> None:
-        """Put one batch back to work whose outputs are damaged, unless it has been already.
+        """Re-queue one batch whose outputs are damaged, unless it is re-queued already.
 
-        They are moved first: another task may be waiting to write them.
+        The outputs are moved first: another task may be waiting to write them.
         """
         async with self.stream_log.tools.redo_lock:
             index = entry.index
@@ -302,7 +303,7 @@ class Redo:
     async def _revert(self, reversal: Reversal, reason: str, **fields: Any) -> None:
         where = describe_batch(self.committer.run_key.run_id, self.stream_log.key, None)
         log.info(
-            "%s: batches %s go back to work: %s",
+            "%s: batches %s are re-queued: %s",
             where,
             reversal.indexes,
             one_line(reason),
@@ -346,12 +347,12 @@ class Redo:
             stream_log.tools.cut_back.update(reversal.lines)
 
         await self.committer.save(stream_log, record, blobs_of(state), on_durable=on_durable)
-        for path in reversal.lines:  # shorter now: it is opened anew where it ends
+        for path in reversal.lines:  # shorter now: the next append opens it again at its end
             if path in stream_log.sinks:
                 stream_log.sinks.pop(path).close()
 
     async def _archive(self, taken: IndexSet) -> None:
-        """Move the outputs of batches that went back to work out of the way."""
+        """Move the outputs of re-queued batches into the archive."""
         if self.outputs is None or self.stream_log.progress.outputs == 0:
             return
         key = self.committer.run_key
@@ -374,7 +375,7 @@ class Redo:
         return f"{key.run_id}-{key.generation}-redo"
 
     async def _set_aside(self, index: int, outputs: tuple[Output, ...]) -> None:
-        """Move the outputs of a batch, but for names that are another's by now."""
+        """Move the outputs of a batch, except names that another batch owns already."""
         owner = (self.stream_log.text, index)
         paths = [o.path for o in outputs if self.path_owners.get(o.path, owner) == owner]
         if self.outputs is not None and paths:
@@ -394,7 +395,7 @@ class Redo:
 
 
 def retry_record(run_id: str, key: StreamKey, progress: Progress) -> Record | None:
-    """What puts the skipped and failed batches of a stream back to work; None: there is none.
+    """The record that re-queues the skipped and failed batches of a stream; None: there are none.
 
     Raises:
         CannotRedoError: later batches build on one that was skipped.
@@ -416,13 +417,13 @@ def retry_record(run_id: str, key: StreamKey, progress: Progress) -> Record | No
 
 
 def _both(standing: LiveRecords, records: list[tuple[int, Record]]) -> list[StandingRecord]:
-    """Those that stand, of confirmed and of skipped batches, newest first."""
+    """The live records of confirmed and of skipped batches, newest first."""
     found = [*standing.of(records, RecordKind.BATCH), *standing.of(records, RecordKind.SKIP)]
     return sorted(found, key=lambda entry: -entry.sequence)
 
 
 def _says_state(record: Record) -> bool:
-    """Whether a record says what the confirmed state was then; a snapshot never does."""
+    """Whether a record contains the confirmed state of its time; a snapshot never does."""
     if record.kind is RecordKind.SNAPSHOT:
         return False
     return bool(record.state) or (record.taken is not None and record.taken.resets_state)

@@ -30,7 +30,7 @@ class Then(enum.Enum):
     """What happens when a rule's attempts are used up."""
 
     FAIL = "fail"  # the batch fails for good; its loop raises, and so does the run
-    FAIL_STREAM = "fail the stream"  # the same; on_fail="record" lets the next stream go on
+    FAIL_STREAM = "fail the stream"  # as FAIL; on_fail="record" lets the next stream go on
     SKIP = "skip"  # the batch is recorded as skipped; the loop goes on
 
 
@@ -39,8 +39,9 @@ class Again:
     """The batch runs again.
 
     Attributes:
-        after_s: After so many seconds, on trio's clock.
-        pauses: The other side asked to wait: no batch of the stream is begun before that.
+        after_s: How long to wait before, in seconds on trio's clock.
+        pauses: Whether the whole stream waits, as the server asked: no batch of it is begun
+            before then.
     """
 
     after_s: float
@@ -76,19 +77,21 @@ class RetryRule:
     """One line of a `RetryTable`.
 
     Attributes:
-        errors: The exceptions it is for.  A group of exceptions, such as a nursery raises, is
-            looked into, unless a class of groups, ``ExceptionGroup`` say, is among them.
-        when: Which of them; default: all.
+        errors: The exceptions that it matches.  In a group of exceptions, such as a nursery
+            raises, each part is matched, unless `errors` has a class of groups, for example
+            ``ExceptionGroup``.
+        when: A predicate that the exception must satisfy, too; default: all match.
         attempts: How often a batch is tried in all, the first time included.
-        then: What happens after the last of them.
-        retryable: Whether a plain resume tries again what failed so.
-        backoff_s: Before the second attempt, in seconds; doubled before each further one.
-        max_backoff_s: The doubling ends here.
-        jitter: Each wait is longer by up to this fraction, so that many do not come at once.
-        retry_after: Reads from the exception how long the other side asks to wait,
-            in seconds; None where it does not say.  The whole stream waits as long, and
-            the backoff, where that is longer.
-        max_retry_after_s: Nobody waits longer than that: `then` happens at once.
+        then: What happens after the last attempt.
+        retryable: Whether a plain resume tries the batch again after that.
+        backoff_s: The wait before the second attempt, in seconds; it doubles before each
+            further one.
+        max_backoff_s: The longest backoff, in seconds.
+        jitter: Each wait is longer by up to this fraction, so that retries spread out.
+        retry_after: Reads from the exception how long the server asks to wait, in seconds; None
+            where it does not say.  The whole stream then waits as long, or the backoff if that
+            is longer.
+        max_retry_after_s: Where a server asks for more seconds than this, `then` happens at once.
     """
 
     errors: tuple[type[BaseException], ...] = attrs.field(converter=_as_classes)
@@ -109,14 +112,14 @@ class RetryRule:
     )
 
     def matches(self, error: BaseException) -> bool:
-        """Whether it is for this error; for a group as a whole only where it names groups."""
+        """Whether it matches an error; a group as a whole only where `errors` has groups."""
         errors = self.errors
         if _is_of_groups(type(error)):
             errors = tuple(filter(_is_of_groups, errors))
         return isinstance(error, errors) and (self.when is None or self.when(error))
 
     def again(self, error: BaseException, attempts: int) -> Again | None:
-        """How long to wait after the `attempts`-th failure; None: it would be too long."""
+        """How long to wait after the `attempts`-th failure; None: longer than the limit."""
         doublings = min(attempts - 1, 64)  # 2**64 s outlasts every max_backoff_s
         wait = min(math.ldexp(self.backoff_s, doublings), self.max_backoff_s)
         wait *= 1 + random.random() * self.jitter  # noqa: S311  # spreads load, no secret
@@ -134,23 +137,28 @@ def _is_of_groups(kind: type[BaseException]) -> bool:
 
 @attrs.frozen
 class RetryTable:
-    """Rules by class of error; the first that matches wins, and none means FAIL.
+    """Rules by class of error; the first that matches wins, and without a match the batch FAILs.
 
-    A group of exceptions is looked into, and the gravest verdict on one of them is that on the
-    batch: FAIL before FAIL_STREAM before SKIP before another attempt, and of two alike the one
-    that the next session does not try again.  Where all of them are to be tried again, the longest
-    wait counts.  What trio cancelled beside them says nothing.
+    Each exception of a group gets a verdict, and the gravest one is that on the batch: FAIL before
+    FAIL_STREAM before SKIP before another attempt, and of two alike the one that the next session
+    does not try again.  Where all of them are to be tried again, the longest wait counts.
+    ``trio.Cancelled`` in the group is ignored.
 
     A table is code, not data: the next session may have another.
 
     Attributes:
-        rules: In order.
+        rules: The rules, in order.
     """
 
     rules: tuple[RetryRule, ...] = attrs.field(default=(), converter=_as_rules)
 
     def decide(self, error: BaseException, attempts: int) -> Again | GiveUp:
-        """Say what becomes of a batch that has failed `attempts` times, with `error` now."""
+        """Decide what happens to a batch that has failed `attempts` times, now with `error`.
+
+        Args:
+            error: The exception of the newest attempt.
+            attempts: How often the batch was tried; at least 1.
+        """
         instance("error", error, BaseException, "an exception")
         attempts = whole_number("attempts", attempts, least=1)
         parts = leaves_of(error, lambda part: self._rule_for(part) is not None)
@@ -174,7 +182,7 @@ class RetryTable:
 
 
 def _gravest(verdicts: list[Again | GiveUp]) -> Again | GiveUp:
-    """What becomes of a batch, by the verdicts on all that went wrong with it."""
+    """The verdict on a batch, of the verdicts on all its exceptions."""
     given_up = [verdict for verdict in verdicts if isinstance(verdict, GiveUp)]
     if given_up or not verdicts:
         return max(given_up, key=_gravity, default=GiveUp(Then.FAIL))

@@ -1,7 +1,7 @@
-"""Stopping a run in good order.
+"""Graceful shutdown of a run.
 
-A stop parks every loop where the gate would hand out the next batch.  When no batch is
-open any more, or the grace is over, the scopes of the open streams are cancelled.
+A stop parks every loop where it would get the next batch.  When no batch is open any more,
+or the grace period is over, the scopes of the open streams are cancelled.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from .._util.uninterrupted import uninterrupted
 
 log = logging.getLogger("trio_ckpt.stop")
 
-MAX_NAMED = 3  # batches that a stop waits for, by name
-SAID_AFTER_S = 0.5  # most stops are over before
+MAX_NAMED = 3  # open batches that a message names
+SAID_AFTER_S = 0.5  # when the log names them: most stops are over before
 
 
 @uninterrupted
 class Stop:
-    """Whether a run is being stopped, and how far it has come.
+    """Whether a run is being stopped, and how far the stop is.
 
     Attributes:
         exit_code: What the command should exit with; 0 until the streams are cancelled.
-        scopes: Those of the open streams.
-        workers: Nurseries of the library in which tasks work for the task that has opened them.
-        body: The run's own, for what goes on outside of streams: a second request ends it.
-        changed: Called when it begins, and when the streams are cancelled.
+        scopes: The cancel scopes of the open streams.
+        workers: Nurseries of the library whose tasks work for the task that has opened them.
+        body: The cancel scope of the run's block, which a second request cancels.
+        changed: Called when a stop begins, and when the streams are cancelled.
     """
 
     def __init__(self, grace_s: float) -> None:
-        """Begin without a request.
+        """Make one that is not requested.
 
         Args:
             grace_s: How long a stop waits for open batches, in seconds.
         """
         self._grace_s = grace_s
-        # Of batches, but for those whose bodies wait; with the tasks that run the bodies.
+        # Open batches, except those in `aside`, with the tasks that run their bodies.
         self._open: dict[AnyToken, trio.lowlevel.Task] = {}
         self._of_tasks: dict[trio.lowlevel.Task, list[AnyToken]] = {}
-        self._ends_at = math.inf  # when the grace is over, on trio's clock
+        self._ends_at = math.inf  # when the grace period is over, on trio's clock
         self.exit_code = 0
         self.scopes: set[trio.CancelScope] = set()
         self.workers: set[trio.Nursery] = set()
@@ -69,18 +69,18 @@ class Stop:
 
     @property
     def busy(self) -> int:
-        """How many batches are open now, but for those whose bodies wait (`aside`)."""
+        """How many batches are open now, except those whose bodies wait in `aside`."""
         return len(self._open)
 
     @property
     def is_requested(self) -> bool:
-        """Whether somebody asked for a stop; streams are cancelled for other reasons, too."""
+        """Whether a stop was requested; streams are cancelled for other reasons, too."""
         return self._is_requested
 
     def ask(self) -> None:
-        """Ask for a stop, once: from any task, any thread and any signal handler.
+        """Request a stop, once: from any task, any thread and any signal handler.
 
-        From now on no loop is handed another batch; trio's own thread does the rest.
+        No loop gets another batch after this; trio's own thread does the rest.
         """
         if not self._is_requested:
             self._is_requested = True
@@ -88,10 +88,10 @@ class Stop:
                 self._portal.trio_token.run_sync_soon(self._begin)
 
     def request(self, forced_code: int = EXIT_SIGTERM) -> None:
-        """Ask for a stop; asking again cancels at once.
+        """Request a stop; a second request cancels at once.
 
         Args:
-            forced_code: What the command should exit with if batches were still open.
+            forced_code: What the command should exit with if batches are still open then.
         """
         if self._is_requested:
             self.cancel_streams(EXIT_DRAINED if self.busy == 0 else forced_code)
@@ -109,7 +109,7 @@ class Stop:
         self.changed()
 
     def enter_batch(self, token: AnyToken) -> None:
-        """Wait for a batch, whose body the calling task runs, if a stop comes."""
+        """Add a batch, whose body the calling task runs, to those that a stop waits for."""
         self._enter(token, trio.lowlevel.current_task())
 
     def _enter(self, token: AnyToken, task: trio.lowlevel.Task) -> None:
@@ -117,7 +117,7 @@ class Stop:
         self._of_tasks.setdefault(task, []).append(token)
 
     def leave_batch(self, token: AnyToken) -> None:
-        """Do not wait for it any more."""
+        """Remove a batch from those that a stop waits for."""
         task = self._open.pop(token, None)
         if task is not None:
             tokens = self._of_tasks[task]
@@ -129,9 +129,9 @@ class Stop:
 
     @asynccontextmanager
     async def aside(self, token: AnyToken) -> AsyncGenerator[None]:
-        """Do not wait for a batch during a block that a stop does not have to see through.
+        """Open a block during which a stop does not wait for a batch.
 
-        During a stop the body does not come back from the block: it is parked there, as a
+        During a stop the body does not return from the block: it is parked there, as a
         loop is at the gate, until its stream is cancelled.
 
         Cancellation: before and after the block, during a stop only.
@@ -151,7 +151,7 @@ class Stop:
 
     @property
     def is_parking(self) -> bool:
-        """Whether loops are to wait instead of beginning another batch."""
+        """Whether loops must wait instead of beginning another batch."""
         return self._is_requested or self.exit_code != 0
 
     async def park(self) -> None:
@@ -165,11 +165,11 @@ class Stop:
 
     @contextmanager
     def at_gate(self) -> Generator[None]:
-        """Do not wait for the batches in whose bodies a loop waits at the gate.
+        """Open a block in which a stop does not wait for batches whose bodies run this loop.
 
         The calling task is that of a loop.  A batch whose body runs this loop cannot end before
         the loop does, and no stop lets the loop go on.  So a stop that waited for it would wait
-        for all of its grace.  The same holds for the body that has called `run_batches`, which
+        for all of its grace period.  The same holds for the body that called `run_batches`, which
         waits for its workers.
         """
         task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
@@ -188,7 +188,10 @@ class Stop:
                     self._enter(token, body)
 
     async def see_through(self) -> None:
-        """Wait for a request, then for the open batches, then cancel the streams."""
+        """Wait for a request, then for the open batches, then cancel the streams.
+
+        Cancellation: a cancellation point; no stop is carried out after that.
+        """
         await self._requested.wait()
         with trio.move_on_after(min(SAID_AFTER_S, self._grace_s)):
             await self._idle.wait()
@@ -198,11 +201,13 @@ class Stop:
             await self._idle.wait()
         if self.exit_code == 0:
             if grace.cancelled_caught:
-                self._say(f"it had {duration(self._grace_s)}; the next start does them again")
+                self._say(
+                    f"its {duration(self._grace_s)} are over; the next start runs these again"
+                )
             self.cancel_streams(self._forced_code if grace.cancelled_caught else EXIT_DRAINED)
 
     def _say(self, more: str) -> None:
-        """Say what the stop waits for, if it waits."""
+        """Log what the stop waits for, if it waits."""
         stopping = self.stopping()
         if self._open and stopping is not None:
             text = stopping_text(stopping.open, stopping.batches, stopping.for_s)
@@ -210,7 +215,7 @@ class Stop:
             log.warning("run %r: the stop %s; %s", run_id, text, more, extra=at(run_id))
 
     def stopping(self) -> Stopping | None:
-        """What a stop that is under way waits for; None: there is none."""
+        """What a stop waits for; None: no stop is under way."""
         if not self._is_requested:
             return None
         left_s = 0.0 if self.exit_code else max(0.0, self._ends_at - trio.current_time())
@@ -226,7 +231,7 @@ class Stop:
 
 
 def _ignore() -> None:
-    """Nobody waits for it."""
+    """Do nothing: no callback is set."""
 
 
 _signals_taken: trio.lowlevel.RunVar[int] = trio.lowlevel.RunVar("trio_ckpt signals", 0)
@@ -238,14 +243,14 @@ def take_signals(wanted: bool | None) -> bool:
         is_main = threading.current_thread() is threading.main_thread()
         wanted = is_main and _signals_taken.get() == 0
         if not wanted:
-            log.info("signals are left alone: another run or thread has them")
+            log.info("this run does not handle signals: another run or thread does")
     if wanted:
         _signals_taken.set(_signals_taken.get() + 1)
     return wanted
 
 
 def release_signals() -> None:
-    """Let the next run have the signals."""
+    """Allow the next run to handle signals."""
     _signals_taken.set(_signals_taken.get() - 1)
 
 
@@ -253,8 +258,9 @@ def release_signals() -> None:
 def stop_signals() -> Generator[AsyncIterator[int]]:
     """Receive SIGINT and SIGTERM while the block runs.
 
-    A forked child gets SIGTERM back, or ``multiprocessing.Pool`` could not end its workers.  It
-    goes on ignoring SIGINT, which a terminal sends to it, too, while this process drains.
+    In a forked child SIGTERM has its former handler, so that ``multiprocessing.Pool`` can end its
+    workers.  The child ignores SIGINT, which a terminal sends to it, too, while this process
+    drains.
     """
     give_back = partial(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     with in_children(give_back), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as got:
@@ -267,7 +273,7 @@ async def receive_signals(
 ) -> None:
     """Turn SIGINT and SIGTERM into a request to stop.
 
-    Cancellation: ends it, and gives the signals back.
+    Cancellation: ends it, and restores the signal handlers.
     """
     with stop_signals() as signals:
         task_status.started()

@@ -1,7 +1,7 @@
 """Snapshots: the state saved inside a batch whose body is long.
 
 A snapshot has no outputs and no totals, and progress does not move.  If the process dies in
-the body, the next session begins it with the state of the newest one.
+the body, the next session runs the body with the state of the newest snapshot.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from .state_manager import StateCapture, StateManager
 
 log = logging.getLogger("trio_ckpt.snapshots")
 
-MAX_NOTES = 10  # different problems of one body that its history has
+MAX_NOTES = 10  # different problems of one body that are saved in the history
 
 
 @uninterrupted
 @awaits_noted
 @attrs.define(eq=False)
 class Snapshots:
-    """Saves the state of a stream inside a batch; from `Stream.snapshots`.
+    """Saves the state of a stream inside a batch; made by `Stream.snapshots`.
 
     Attributes:
-        every_s: At most so often, in seconds of trio's clock.
-        saved: How many this block has saved.
+        every_s: The least time between two snapshots, in seconds on trio's clock.
+        saved: How many snapshots this block has saved.
         skipped: How many could not be saved.
-        problem: Why the newest of those could not; empty: none was skipped.
-        overhead_s: Seconds for which the body was held.
-        metadata: Kept with each that is saved from now on, beside its label; JSON-like, and
-            taken as it is at a point.
+        problem: Why the newest of those could not be saved; empty: all were saved.
+        overhead_s: For how long the body waited for copies, in seconds.
+        metadata: JSON-like values that are saved with each snapshot, beside its label; a point
+            saves them as they are then.
     """
 
     every_s: float = attrs.field(validator=checked_by(seconds, is_endless_allowed=True))
@@ -62,27 +62,34 @@ class Snapshots:
     _calls: Calls = attrs.field(factory=Calls, init=False)
 
     async def point(self, label: str = "") -> bool:
-        """Save the state as it is here, if it is time; the body must not change it meanwhile.
+        """Save the state as it is now if a snapshot is due.
 
-        It is copied while this is awaited, and saved beside the body.  While one is being
-        saved no other is begun: the next point after it takes the newest state.
+        The state is copied while this is awaited, during which the body must not change it, and
+        saved beside the body.  While a snapshot is being saved, points do nothing.
 
-        During a stop it is always time, and the body does not come back from the point: the
-        batch ends here as one that is cancelled, and the next session begins it with this state.
+        During a stop a snapshot is always due, and the body does not return from the point: the
+        batch ends here as one that is cancelled, and the next session runs it with this state.
 
         Args:
-            label: Where in the body this is; `Batch.resumed_from` on resume.
+            label: The place in the body; on resume it is `Batch.resumed_from`.
 
         Returns:
-            Whether one was begun.
+            Whether a snapshot was begun.
 
-        Cancellation: always a cancellation and a schedule point; what is being copied is
-            copied.  During a stop, when all other batches are saved.
+        Raises:
+            ValueError: the label is too long.
+            RuntimeError: the caller is not in the body of the batch of this block.
+
+        Cancellation: always a cancellation and a schedule point; a copy that has begun is
+            finished.  During a stop it is cancelled when all other batches are saved.
         """
         check_point_label(label)
         await trio.lowlevel.checkpoint()
         if self._open_stream.open.get(self._batch.index) is not self._batch:
-            raise RuntimeError("a point is for the body of the batch that the block is in")
+            raise RuntimeError(
+                f"{self._where} is not open any more: call point() in the body of the batch in "
+                "which the snapshots were opened"
+            )
         if self._open_stream.stop.is_requested:
             return await self._save_and_park(label)
         if self._state_manager.is_saving or trio.current_time() < self._due:
@@ -94,10 +101,10 @@ class Snapshots:
         return True
 
     async def _begin(self, label: str) -> tuple[StateCapture, dict[str, Any]] | None:
-        """Copy the state; None: it cannot be saved, and the body goes on without it."""
+        """Copy the state; None: it cannot be saved, and the body goes on without a snapshot."""
         held_from = time.perf_counter()
         try:
-            # Before it is copied: another task may come to a point.
+            # Before the copy: another task may reach a point during it.
             self._state_manager.begin_saving()
             metadata = as_metadata({**self.metadata, "label": label})
             capture = await self._state_manager.capture()
@@ -112,23 +119,31 @@ class Snapshots:
         return capture, metadata
 
     async def _save_and_park(self, label: str) -> bool:
-        """Save the newest state for the next session, and end the body; else it goes on."""
+        """Save the newest state for the next session, and end the body if that succeeds."""
         await self._state_manager.wait_saved()
         saved, begun = self.saved, await self._begin(label)
         if begun is None:
             return False
         await self._save(*begun)
         if self.saved > saved:
-            async with self._open_stream.aside(self._batch):  # which is not left during a stop
+            async with self._open_stream.aside(self._batch):  # never returns during a stop
                 pass
         return True
 
     def point_sync(self, label: str = "") -> bool:
-        """The same from any other thread, which waits for it.
+        """Call `point` from another thread, which waits for it.
+
+        Args:
+            label: The place in the body; on resume it is `Batch.resumed_from`.
+
+        Returns:
+            Whether a snapshot was begun.
 
         Raises:
-            trio.RunFinishedError: the program has ended by then: so during a stop, in a thread
-                that trio has not started.
+            ValueError: the label is too long.
+            RuntimeError: the batch of this block is not open any more.
+            trio.RunFinishedError: the program has ended; after a stop also in a thread that trio
+                has not started.
         """
         if _is_of_trio():
             return trio.from_thread.run(self.point, label)
@@ -141,20 +156,23 @@ class Snapshots:
             ) from None
 
     def hurry(self) -> None:
-        """Let the next point save, however long ago the last one did."""
+        """Make a snapshot due at the next point."""
         self._due = -math.inf
 
     def check_awaited(self) -> None:
-        """See that no await was forgotten.
+        """Check that no await was forgotten.
 
         Raises:
-            NeverAwaitedError: one was.
+            NeverAwaitedError: a method was called without await.
         """
         if (error := self._calls.problem(self._open_stream.where(self._batch.index))) is not None:
             raise error
 
     async def wait(self) -> None:
-        """Wait until nothing is being saved any more."""
+        """Wait until no snapshot is being saved.
+
+        Cancellation: none; a save ends in bounded time.
+        """
         await self._state_manager.wait_saved()
 
     @property
@@ -162,7 +180,7 @@ class Snapshots:
         return self._open_stream.where(self._batch.index)
 
     async def _save(self, capture: StateCapture, metadata: dict[str, Any]) -> None:
-        """Save one, beside the body; a failure is told: earlier ones stay valid."""
+        """Save a snapshot beside the body; a failure is logged, and earlier ones stay valid."""
         try:
             with trio.CancelScope(shield=True):
                 saved = await capture.pack()
@@ -186,11 +204,11 @@ class Snapshots:
             self._due = trio.current_time() + self.every_s
 
     def _leave_out(self, error: BaseException) -> None:
-        """Say that one is not saved: in the log, in the statistics, and once in the history."""
+        """Record that a snapshot is not saved: in log and statistics, and once in the history."""
         self.skipped += 1
         self.problem = problem = describe_error(error).message
         self._state_manager.note_left_out(problem)
-        self._open_stream.coordinator.registry.touch()  # it is to be published
+        self._open_stream.coordinator.registry.touch()  # publishes the change
         log.warning(
             "a snapshot of %s is left out: %s",
             self._where,
@@ -202,7 +220,7 @@ class Snapshots:
             self._nursery.start_soon(self._save_note, f"a snapshot is left out: {problem}")
 
     async def _save_note(self, text: str) -> None:
-        """Keep it in the history of the stream, best effort."""
+        """Save a note in the history of the stream, best effort."""
         record = trouble(text, index=self._batch.index)
         with trio.CancelScope(shield=True):
             try:

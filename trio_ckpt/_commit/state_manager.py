@@ -1,14 +1,14 @@
-"""The state of one stream: captured with its checkpoints, and what it is restored from.
+"""The state of one stream: captured with its checkpoints, and restored from them.
 
 Theory of operation
 ===================
 
-`StateManager.capture` takes the state apart while nobody changes it, and copies what may have
+`StateManager.capture` flattens the state while no task changes it, and copies what may have
 changed in its arrays.  `StateCapture.pack` makes a frame of that; when the checkpoint with it is
-durable, `StateManager.mark_durable` makes it what the next one is a difference to.
+durable, `StateManager.mark_durable` makes it the base of the next delta.
 
-A failed attempt has changed the state in memory: it is *tainted* until it is restored from
-the last confirmed frame.  A state without arrays is restored at once, since its tree is
+A failed attempt may have changed the state in memory: the state is *dirty* until it is restored
+from the last confirmed frame.  A state without arrays is restored at once, since its tree is
 still in memory; arrays are read back from the store.
 """
 
@@ -64,10 +64,10 @@ Ts = TypeVarTuple("Ts")
 
 INLINE_BYTES = 2**18  # of array data, or the store's limit: more goes into a blob of its own
 THREAD_FROM_BYTES = 2**15
-"""Of the tree, the last time: a larger one is taken apart and compared in a thread.
+"""A state whose last tree was larger is flattened and compared in a thread.
 
-At this size that takes the 5 ms after which the interpreter makes a thread give the GIL away, so
-smaller ones would gain nothing.  Measured with a task that wants to wake every millisecond while
+At this size that takes the 5 ms after which the interpreter makes a thread release the GIL, so
+smaller ones would gain nothing.  Measured with a task that is due every millisecond while
 200,000 keys, or 50,000 small objects, are saved: it was 180 to 450 ms late on the event loop, it
 is 7 to 13 ms late beside a thread, and up to 90 ms only when Python's collector of cycles runs.
 """
@@ -75,24 +75,27 @@ is 7 to 13 ms late beside a thread, and up to 90 ms only when Python's collector
 
 @attrs.define(eq=False)
 class StateManager(Generic[S]):
-    """Keeps the state of one stream.
+    """Captures, saves and restores the state of one stream.
 
     Attributes:
-        plan: How the state is taken apart.
-        state: As the user's loop has it.
-        kind: The class of the one that the stream was opened with.
-        tools: What its arrays are captured with, those of the run.
-        is_dirty: A failed attempt has changed it.
-        head: The newest state that the store has, also one of inside a batch.
-        confirmed: The newest that a checkpoint of a batch, or between two, has.
-        initial: As the user gave it, where it has no arrays.
+        store: The store that arrays are read back from.
+        committer: Writes blobs.
+        plan: How the state is flattened.
+        state: The state in memory, which the user's loop changes.
+        kind: The class of the state that the stream was opened with.
+        tools: The run's tools for capturing arrays.
+        is_dirty: A failed attempt may have changed the state in memory.
+        head: The newest state that the store has, also if it is a snapshot.
+        confirmed: The newest state that a checkpoint of a batch, or between two, has.
+        initial: The state as the user gave it, where it has no arrays.
         reports: How the arrays were captured the last time, by name.
-        resumed_from: The batch, and the label of the snapshot in it, that `state` is of.
-        versions: What the store has, as far as this session knows, and what is kept of it.
+        resumed_from: The batch and the label of the snapshot that `state` was restored from.
+        versions: The states that the store has, as far as this session knows, and which are kept.
+        left_out, problem: How many snapshots could not be saved, and why the newest could not.
         saves, saved_bytes, held_s: What saving has cost in this session.
-        needs_pruning: A chain has begun: older ones may have to go.
-        has_snapshot: `head` is of inside a batch: the next confirmed record has a frame of
-            its own, so that a snapshot is never the answer to what was confirmed.
+        needs_pruning: A chain has begun, so older ones may have to be dropped.
+        has_snapshot: `head` is a snapshot.  The next confirmed record then has a frame of its
+            own, so that a snapshot is never taken for a confirmed state.
     """
 
     store: Store
@@ -125,10 +128,10 @@ class StateManager(Generic[S]):
     # -- saving -------------------------------------------------------------------------------
 
     async def capture(self) -> StateCapture:
-        """Take the state apart; when this returns it may change again.
+        """Capture the state; when this returns it may change again.
 
         Raises:
-            NotEncodableError: with the path of the leaf that cannot be saved.
+            NotEncodableError: a leaf cannot be saved; the error names its path.
 
         Cancellation: none.
         """
@@ -141,7 +144,7 @@ class StateManager(Generic[S]):
 
     @property
     def max_deltas(self) -> int:
-        """After so many differences a state is saved whole."""
+        """How many deltas a chain has at most before a state is saved whole."""
         return self.versions.retention.max_deltas
 
     async def _capture(self) -> StateCapture:
@@ -158,7 +161,7 @@ class StateManager(Generic[S]):
         return StateCapture(self, base, flat.tree, held)
 
     async def beside(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Work on a tree: in a thread if it was large the last time, so that others go on.
+        """Call a function on a tree, in a thread if the last tree was large.
 
         Cancellation: none.
         """
@@ -171,16 +174,22 @@ class StateManager(Generic[S]):
         return outcomes[0]
 
     def check_encodable(self) -> StateCapture:
-        """The same without a copy of what is in arrays: to see that it can be saved."""
+        """Capture the state without its arrays, and check that all of it can be saved.
+
+        Raises:
+            NotEncodableError: a leaf cannot be saved; the error names its path.
+        """
         flat = self.plan.flatten(self.state)
         if flat.arrays:
             self.tools.engine().check(flat.arrays)
         return StateCapture(self, None, flat.tree, None)
 
     async def save(self) -> EncodedState | None:
-        """Make a frame of the state as it is; None: nothing has changed.
+        """Make a frame of the state as it is; None: it has not changed.
 
-        A snapshot that is on its way lands first.
+        It waits first for a snapshot that is being saved.
+
+        Cancellation: none.
         """
         await self.wait_saved()
         return await (await self.capture()).pack(is_forced=self.has_snapshot)
@@ -189,15 +198,15 @@ class StateManager(Generic[S]):
 
     @property
     def is_saving(self) -> bool:
-        """Whether a snapshot is on its way."""
+        """Whether a snapshot is being saved."""
         return self._saved is not None
 
     def begin_saving(self) -> None:
-        """Take note that one is."""
+        """Mark that a snapshot is being saved."""
         self._saved = trio.Event()
 
     def end_saving(self) -> None:
-        """Take note that it has landed, or failed."""
+        """Mark that the snapshot is durable or has failed, and wake the tasks that wait."""
         saved, self._saved = self._saved, None
         if saved is not None:
             saved.set()
@@ -208,7 +217,7 @@ class StateManager(Generic[S]):
         self.problem = problem
 
     async def wait_saved(self) -> None:
-        """Wait until none is on its way.
+        """Wait until no snapshot is being saved.
 
         Cancellation: none; a save ends in bounded time.
         """
@@ -221,13 +230,13 @@ class StateManager(Generic[S]):
     def mark_durable(
         self, saved: EncodedState | None, sequence: int, at: float, *, is_confirmed: bool
     ) -> None:
-        """Take note that a frame is durable; None: that of a state that had not changed.
+        """Mark a frame as durable: it becomes the base of the next delta.
 
         Args:
-            saved: The frame.
-            sequence: Of the record with it.
-            at: When that was saved; Unix time, s.
-            is_confirmed: Whether that is no snapshot.
+            saved: The frame; None: the state had not changed.
+            sequence: The sequence number of its record.
+            at: When the record was made; Unix time, s.
+            is_confirmed: Whether the record confirms the state; False for a snapshot.
         """
         if saved is not None:
             self.head = saved.kept
@@ -248,8 +257,8 @@ class StateManager(Generic[S]):
         """The chains that are not needed any more, see `Versions.take_dropped`.
 
         Args:
-            pinned: Chains that stay.
-            is_complete: Of the others only the newest does.
+            pinned: The lineages of chains that are kept.
+            is_complete: Whether the stream is complete, so that only the newest other is kept.
         """
         self.needs_pruning = False
         needed = {
@@ -260,7 +269,7 @@ class StateManager(Generic[S]):
         return self.versions.take_dropped({*needed, *pinned}, is_complete=is_complete)
 
     def statistics(self) -> StateStatistics:
-        """What the state costs."""
+        """What capturing and saving the state costs."""
         kept, until = self.head, self._held_until
         return StateStatistics(
             left_out=self.left_out,
@@ -282,11 +291,10 @@ class StateManager(Generic[S]):
     async def take(self, state: S) -> None:
         """Begin with a copy of the state that the user gave.
 
-        What the user does to the one that was given changes nothing, and it can be given to
-        several streams.
+        Later changes to the given object have no effect, and it can be given to several streams.
 
         Raises:
-            NotEncodableError: with the path of the leaf that cannot be saved.
+            NotEncodableError: a leaf cannot be saved; the error names its path.
         """
         flat = self.plan.flatten(state)
         arrays: list[object] = []
@@ -295,9 +303,9 @@ class StateManager(Generic[S]):
         self.state = self.plan.build(flat.tree, arrays)
 
     async def begin(self, capture: StateCapture) -> EncodedState | None:
-        """Take note of the state as the user gave it; returns what is to be saved of it.
+        """Record the state as the user gave it; returns the frame to save, None: no need to.
 
-        Arrays have to be: nothing else could say later what they were.
+        A state with arrays is saved, because a failed attempt may change them in place.
         """
         if capture.held is not None:
             return await capture.pack()
@@ -305,10 +313,10 @@ class StateManager(Generic[S]):
         return None
 
     def replace(self, state: S) -> None:
-        """Take another state from the user: it is what counts, whatever was there.
+        """Replace the state in memory by another one of the user.
 
         Raises:
-            TypeError: it is of another kind than the first one, so no start could go on from it.
+            TypeError: its class is not that of the first one, so that no start could resume it.
         """
         if not is_of_kind(state, self.kind):
             raise TypeError(
@@ -318,9 +326,9 @@ class StateManager(Generic[S]):
         self.state, self.is_dirty, self.resumed_from = state, False, None
 
     def begin_batch(self, index: int) -> str | None:
-        """The label of the snapshot that the state is of, if that is of this batch.
+        """The label of the snapshot of this batch that the state was restored from; else None.
 
-        If it is of another one, which is not the first that is left, the state is tainted.
+        If the snapshot is of another batch, the state becomes dirty.
         """
         if self.resumed_from is None:
             return None
@@ -331,7 +339,10 @@ class StateManager(Generic[S]):
         return None
 
     def mark_dirty(self) -> None:
-        """Take note that a failed attempt may have changed the state."""
+        """Mark the in-memory state dirty: a failed attempt may have mutated it.
+
+        A state without arrays is restored here.
+        """
         self.is_dirty, self.resumed_from = True, None
         kept = self.confirmed
         if kept is not None and not kept.layout.views:
@@ -339,9 +350,9 @@ class StateManager(Generic[S]):
             self.head, self.is_dirty = kept if kept.chain else None, False
 
     async def restore(self) -> None:
-        """Make the state again what the last confirmed checkpoint says.
+        """Restore a dirty state from the last confirmed checkpoint.
 
-        Cancellation: a state is whole or tainted.
+        Cancellation: a cancelled restore leaves the state dirty.
         """
         if self.is_dirty and self.confirmed is not None:
             self.state, tables = await self._build(self.confirmed)
@@ -353,15 +364,16 @@ class StateManager(Generic[S]):
         pages: Callable[[], AsyncGenerator[list[tuple[int, Record]]]],
         named: Collection[int],
     ) -> None:
-        """Restore the state that the records of a stream end with.
+        """Restore the newest state in the records of a stream.
 
         Args:
-            pages: Gives its records, newest first.
-            named: Has by then the sequences of those whose blobs were not let go of.
+            pages: Reads its records, newest first.
+            named: The sequence numbers of records whose blobs are not dropped; read after the
+                records.
 
         Raises:
             StoreDamagedError: a frame is missing or is not what was saved.
-            StateChangedError: it is of another kind than the state that the user gave.
+            StateChangedError: its class is not that of the state that the user gave.
         """
         seen: list[Version] = []
         head, record = await read_chain(pages(), versions=seen)
@@ -400,10 +412,10 @@ class StateCapture:
     """A state as it was at one moment.
 
     Attributes:
-        state_manager: Whose.
-        base: What it is the difference to; None: it begins a chain.
-        tree: Without its arrays.
-        held: Copies of what may have changed in those.
+        state_manager: The state manager that captured it.
+        base: The state that it is encoded against; None: it begins a chain.
+        tree: The state without its arrays.
+        held: Copies of what may have changed in the arrays.
     """
 
     state_manager: StateManager[Any]
@@ -412,14 +424,15 @@ class StateCapture:
     held: ArrayCapture | None
 
     async def pack(self, *, is_forced: bool = False) -> EncodedState | None:
-        """Make a frame of it, its blob durable; None: nothing has changed.
+        """Make a frame of it, with its blob durable; None: the state has not changed.
 
         Args:
-            is_forced: Make one also if nothing has changed.
+            is_forced: Whether to make a frame also of an unchanged state.
 
         Raises:
-            StoreError: the blob cannot be put.
+            StoreError: the blob cannot be written.
 
+        Durability: when this returns the blob of the frame is durable.
         Cancellation: none.
         """
         held = self.held
@@ -436,7 +449,7 @@ class StateCapture:
             held.release()
 
     async def _put(self, held: ArrayCapture) -> tuple[bytes, str]:
-        """What changed in arrays: the bytes if they are few, else the name of their blob."""
+        """What changed in arrays: the bytes if they are few, else the name of a blob with them."""
         pieces = held.pieces()
         limit = min(INLINE_BYTES, self.state_manager.store.inline_limit_bytes)
         first = await run_blocking(_take_first, pieces, limit)
@@ -447,7 +460,7 @@ class StateCapture:
     async def _frame(
         self, stored: EncodedArrays | None, data: bytes, blob: str, *, is_forced: bool
     ) -> EncodedState | None:
-        """The same, of arrays that are packed."""
+        """Make the frame, of a tree and of arrays whose data is encoded already."""
         state_manager, head = self.state_manager, self.base
         encoded = await state_manager.beside(encode_tree, self.tree)
         if head is not None and not is_forced and is_unchanged(head, encoded, stored):
@@ -486,13 +499,13 @@ class StateCapture:
         )
 
     def release(self) -> None:
-        """Give the copies back: it is not to be saved."""
+        """Release the copies of a capture that is not saved."""
         if self.held is not None:
             self.held.release()
 
 
 def _take_first(pieces: Iterator[Piece], limit: int) -> list[Piece]:
-    """As many as show whether they are few."""
+    """Take pieces until their size is over `limit`, or none is left."""
     first: list[Piece] = []
     size = 0
     while size <= limit and (piece := next(pieces, None)) is not None:

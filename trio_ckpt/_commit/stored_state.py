@@ -1,4 +1,4 @@
-"""A state as a store has it, and what the next one is a difference to."""
+"""A state as the store has it: the base that the next state is encoded against."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..state._chain import layout_of
 if TYPE_CHECKING:
     from ..state._arrays.engine import DigestTable, EncodedArrays
 
-DELTA_FROM_BYTES = 2**16  # of the tree: a smaller one is saved whole each time
-SHARE_OF_DEAD = 1.0  # of what is live: with more a chain begins anew
+DELTA_FROM_BYTES = 2**16  # size of the tree: a smaller one is saved whole each time
+SHARE_OF_DEAD = 1.0  # dead bytes per live byte: with more a new chain begins
 
 
 @attrs.frozen(eq=False)
@@ -22,11 +22,12 @@ class StoredState:
     """A state as the store has it.
 
     Attributes:
-        tree: Without its arrays.
+        tree: The state without its arrays.
+        tree_bytes: The encoded tree.
         chain: The frames that it is restored from, the newest first; each with its payload's
             digest.
-        tables: What is held of its buffers.
-        layout: How its arrays lie in them.
+        tables: Digest tables of its buffers, by name.
+        layout: How its arrays lie in the buffers.
     """
 
     tree: Any
@@ -37,12 +38,12 @@ class StoredState:
 
     @property
     def digest(self) -> bytes:
-        """Of its newest frame."""
+        """The digest of its newest frame."""
         return self.chain[0][0]
 
     @property
     def blobs(self) -> tuple[str, ...]:
-        """That its newest frame names."""
+        """The blobs that its newest frame names."""
         blob = self.chain[0][1].blob
         return (blob,) if blob else ()
 
@@ -52,8 +53,8 @@ class EncodedState:
     """A state that is being saved.
 
     Attributes:
-        payload: The frame.
-        kept: What the store has when it is durable.
+        payload: The encoded frame.
+        kept: The stored state when the frame is durable.
     """
 
     payload: bytes
@@ -61,14 +62,14 @@ class EncodedState:
 
 
 def is_unchanged(head: StoredState, encoded: bytes, stored: EncodedArrays | None) -> bool:
-    """Whether a state is the one that the store has: its tree, and what is new of its arrays."""
+    """Whether a state equals the stored one: the same tree, and no array has changed."""
     if encoded != head.tree_bytes:
         return False
     return stored is None or (not stored.patches and stored.layout == head.layout)
 
 
 def is_long(kept: StoredState, max_deltas: int) -> bool:
-    """Whether a chain has so many frames, or so much in them is dead, that a new one begins."""
+    """Whether a chain has too many frames, or too many dead bytes, so that a new one begins."""
     sizes = [frame.data_bytes + len(frame.tree) for _, frame in kept.chain]
     live = sizes[-1]
     return (
@@ -78,7 +79,7 @@ def is_long(kept: StoredState, max_deltas: int) -> bool:
 
 
 def kept_of(chain: Sequence[tuple[bytes, StateFrame]]) -> StoredState:
-    """The state that a chain of frames is restored to, the newest first."""
+    """The stored state that a chain of frames, newest first, restores to."""
     frames = [frame for _, frame in chain]
     tree = tree_of(frames)
     return StoredState(tree, encode_tree(tree), tuple(chain), layout=layout_of(frames))

@@ -1,4 +1,4 @@
-"""One stream's way to the store: what is durable of it, and what is on its way."""
+"""A stream's end of the journal: durable progress, and the sequence number last submitted."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from ..outputs import AppendFile
 
 log = logging.getLogger("trio_ckpt.saver")
 
-MAX_FOLD_BYTES = 2**28  # a row of a database has room for it
-FOLD_BYTES_PER_RECORD = 50  # a quarter of what a small record takes
+MAX_FOLD_BYTES = 2**28  # fits into a row of a database
+FOLD_BYTES_PER_RECORD = 50  # a quarter of the size of a small record
 
 
 @attrs.define(eq=False)
 class Tools:
-    """What a stream is worked on with; made when it is needed, given back when it is left.
+    """What an open stream needs beside its progress; made on first use, dropped when it is left.
 
     Attributes:
-        seal: Binds its records to their places.
-        placing: Held while a checkpoint is put as a blob, which is sealed for its sequence.
+        seal: Binds its records to their sequence numbers.
+        placing: Held while a checkpoint, sealed for its sequence number, is written as a blob.
         sinks: Its append files, by path.
-        redone: Batches that were put back to work since the newest verification began.
-        cut_back: Append files that a rewind has cut; what is behind is in the archive.
-        redo_lock: Whoever puts batches back holds it: none is taken back twice.
+        redone: Batches that were re-queued since the newest verification began.
+        cut_back: Append files that a rewind has cut; the tails are in the archive.
+        redo_lock: Held by the task that re-queues batches, so that no batch is reverted twice.
     """
 
     seal: Seal
@@ -48,30 +48,30 @@ class Tools:
 
     @property
     def is_idle(self) -> bool:
-        """Whether others like them can take their place."""
+        """Whether they can be dropped: new ones would be equal."""
         is_held = self.placing.locked() or self.redo_lock.locked()
         return not (is_held or self.sinks or self.redone or self.cut_back)
 
 
 @attrs.define(eq=False)
 class StreamLog:
-    """One stream's way to the store.
+    """A stream's end of the journal: durable progress, and the sequence number last submitted.
 
-    A run has one for each stream that it has touched, so what a stream needs only while it is
-    worked on is kept apart.
+    A run has one for each stream that it has touched, so it is small: what a stream needs only
+    while it is open is in its `tools`.
 
     Attributes:
         key: The stream's key.
-        text: The same as stores know it.
+        text: The stream's key as stores spell it.
         progress: What is durable, nothing else.
-        submitted: The sequence of the newest checkpoint on its way.
-        records_ahead: How many records the batches on their way have produced.
-        folded: The sequence of the last fold.
-        fold_bytes: Its size.
-        before: What other sessions had added.
-        confirmed, skipped, retries: What this session has done.
-        open_s: Seconds that it was open in this session, and is not any more.
-        is_left: It was opened in this session, and left.
+        submitted: The sequence number of the newest submitted checkpoint.
+        records_ahead: How many records the submitted batches produced that are not durable yet.
+        folded: The sequence number of the last fold.
+        fold_bytes: The size of the last fold.
+        before: What earlier sessions had added.
+        confirmed, skipped, retries: How many batches this session confirmed, skipped and retried.
+        open_s: For how long it was open in this session, in seconds, until it was last left.
+        is_left: It was opened and left in this session.
     """
 
     key: StreamKey
@@ -97,7 +97,7 @@ class StreamLog:
 
     @property
     def tools(self) -> Tools:
-        """What the stream is worked on with."""
+        """What the stream needs while it is open; made on first use."""
         if self._tools is None:
             self._tools = Tools(self._make_seal(self.key))
         return self._tools
@@ -108,7 +108,7 @@ class StreamLog:
         return {} if self._tools is None else self._tools.sinks
 
     def rest(self) -> None:
-        """Give the tools back when the stream is left, unless they know what others do not."""
+        """Mark the stream as left, and drop its tools unless they are still needed."""
         self.is_left = True
         is_saved = self.submitted == self.progress.sequence
         if self._tools is not None and is_saved and self._tools.is_idle:
@@ -118,11 +118,11 @@ class StreamLog:
         """Count the records of a batch that is about to be saved.
 
         Raises:
-            NotEncodableError: with those on their way they are more than can be counted.
+            NotEncodableError: with those already submitted they are more than a sum can hold.
         """
         ahead = self.records_ahead + records
         if abs(self.progress.records + ahead) >= MAX_SUM:
-            problem = f"with {records:,} more the stream has more than can be counted, 2**63"
+            problem = f"with {records:,} more the stream has more than the largest count, 2**63"
             raise NotEncodableError("records", problem)
         self.records_ahead = ahead
 
@@ -130,12 +130,12 @@ class StreamLog:
     def is_fold_due(self) -> bool:
         """Whether a fold is worth its size, which grows with the gaps in what is done.
 
-        So the bytes of all folds stay in proportion to the number of records.
+        This ensures that the bytes of all folds stay in proportion to the number of records.
         """
         return (self.progress.sequence - self.folded) * FOLD_BYTES_PER_RECORD >= self.fold_bytes
 
     def fold(self) -> Fold | None:
-        """Progress as it is stored; None: it cannot be encoded, which is logged."""
+        """Encode progress as a fold; None: it cannot be encoded, which is logged."""
         self.folded = through = self.progress.sequence
         seal = self._make_seal(self.key) if self._tools is None else self._tools.seal
         try:
@@ -147,7 +147,7 @@ class StreamLog:
             return None
         if len(payload) > MAX_FOLD_BYTES:
             log.warning(
-                "progress of %s has %s: not folded",
+                "progress of %s takes %s, which is too large: it is not folded",
                 self.text,
                 plural(len(payload), "byte"),
                 extra=at(None, self.key),
@@ -162,9 +162,9 @@ class Added:
     """What was produced and spent.
 
     Attributes:
-        records: Produced.
-        totals: Produced, by name.
-        spent: On all attempts, by name.
+        records: How many records were produced.
+        totals: What was produced, by name.
+        spent: What all attempts cost, by name.
     """
 
     records: int
@@ -173,14 +173,14 @@ class Added:
 
     @classmethod
     def by_all(cls, progress: Progress) -> Added:
-        """By all sessions, up to now."""
+        """What all sessions together have added to a stream."""
         if not (progress.records or progress.totals or progress.spent):
             return _NOTHING
         return cls(progress.records, dict(progress.totals), dict(progress.spent))
 
     @classmethod
     def by_session(cls, stream_logs: Iterable[StreamLog]) -> Added:
-        """By this session, in some streams."""
+        """What this session has added to some streams."""
         records, totals, spent = 0, dict[str, ExactSum](), dict[str, ExactSum]()
         for stream_log in stream_logs:
             records += stream_log.progress.records - stream_log.before.records

@@ -1,7 +1,7 @@
-"""The files of one stream: whose they are, where they go, and what they must hold.
+"""The output files of one stream: which batch owns them, where they are, how they are checked.
 
-Names are relative to the run's folder wherever they are kept; users name them relative
-to the stream's, which is the same or a folder in it.
+Stored names are relative to the run's folder; users name files relative to the stream's folder,
+which is the run's folder or one below it.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ log = logging.getLogger("trio_ckpt.outputs")
 AnyPath = str | os.PathLike[str]
 PathOwners = dict[str, tuple[str, int]]  # a name -> the stream as text, and the batch
 
-OWNER_AGE_S = 0.5  # who was stopped for less has lost no lease; asking costs a transaction
+OWNER_AGE_S = 0.5  # no lease ends within it, and each check costs a transaction
 MAX_COUNTED = 1_000  # files of a folder that a message counts
-SINK = -1  # in the place of a batch: an append file belongs to its stream
+SINK = -1  # stands for a batch index: an append file belongs to its stream
 
 
 @attrs.define(eq=False)
 class StreamFiles:
-    """What a stream knows of its files.
+    """The output files of a stream.
 
     Attributes:
         run_id: The run.
-        stream_log: The stream; its append files are there.
-        path_owners: Whose each name is; shared by all streams of the run.
-        check_owner: Raises if somebody else has the run by now; an answer of the given age
-            will do.
+        stream_log: The log of the stream, which also has its open append files.
+        path_owners: The owner of each name; shared by all streams of the run.
+        check_owner: Raises if another process has taken the run over; an answer of the given
+            age, in seconds, is enough.
         root: The run's folder; None: it has none.
-        folder: The stream's, relative to it; empty: the same.
-        validator: What its outputs must pass.
-        since: What is older in the folder belongs to no batch of the run; Unix time, s.
+        folder: The stream's folder, relative to `root`; empty: it is `root`.
+        validator: The check that its outputs must pass.
+        since: Files that are older do not belong to the run; Unix time, s.
     """
 
     run_id: str
@@ -63,7 +63,7 @@ class StreamFiles:
 
     @property
     def dir(self) -> OutputDir:
-        """Where outputs go.
+        """The folder for outputs.
 
         Raises:
             RuntimeError: the run has no folder.
@@ -73,7 +73,7 @@ class StreamFiles:
         return self.root
 
     def name(self, path: AnyPath) -> str:
-        """The name under which a file is kept, of a path as users give it.
+        """The stored name of a file, from a path as users give it.
 
         Raises:
             OutputError: it is not below the folder.
@@ -81,7 +81,7 @@ class StreamFiles:
         return self.dir.relative(os.path.join(self.folder, any_path("path", path)))
 
     def path(self, name: str) -> str:
-        """The inverse of `name`."""
+        """The path as users give it, from a stored name: the inverse of `name`."""
         return name.removeprefix(f"{self.folder}/") if self.folder else name
 
     # -- whose they are -----------------------------------------------------------------------
@@ -90,18 +90,26 @@ class StreamFiles:
         """Reserve a name for a batch.
 
         Raises:
-            OutputClaimedError: another batch has it.
+            OutputClaimedError: another batch owns it.
         """
         self._take(name, index)
         self._claimed.setdefault(index, set()).add(name)
 
     def claim_confirmed(self, index: int, outputs: Iterable[Output]) -> None:
-        """Reserve the names that the record of a batch has."""
+        """Reserve the names of the outputs in the record of a batch.
+
+        Raises:
+            OutputClaimedError: another batch owns one.
+        """
         for output in outputs:
             self._take(output.path, index)
 
     def claim_sink(self, name: str) -> None:
-        """Reserve an append file's name for this stream; else as `claim`."""
+        """Reserve the name of an append file for this stream.
+
+        Raises:
+            OutputClaimedError: a batch or another stream owns it.
+        """
         self._take(name, SINK)
 
     def _take(self, name: str, index: int) -> None:
@@ -110,11 +118,11 @@ class StreamFiles:
         if has != owner:
             whose = "the append files" if has[1] == SINK else f"batch {has[1]}"
             raise OutputClaimedError(
-                name, f"it belongs to {whose} of stream {has[0]}; batches share no files"
+                name, f"it belongs to {whose} of stream {has[0]}; give each batch its own file name"
             )
 
     def release(self, index: int, kept: Collection[str] = ()) -> None:
-        """Let go of the names that attempts at a batch have reserved, but for those kept."""
+        """Release the names that attempts at a batch have reserved, except those in `kept`."""
         for name in self._claimed.pop(index, ()):
             if name not in kept:
                 del self.path_owners[name]
@@ -124,11 +132,13 @@ class StreamFiles:
     async def write(self, path: AnyPath, data: bytes, index: int) -> Output:
         """Write a file of a batch, whole or not at all.
 
-        A process that has slept through a takeover replaces nothing of what the next owner has
-        confirmed, unless it slept in the instant between this look and the rename.
+        A process that was suspended during a takeover replaces no file that the next owner has
+        confirmed, unless it was suspended just between the check of the owner and the rename.
 
         Raises:
             OutputExistsError: a file that is older than the run has its name.
+
+        Durability: when this returns the file and its name survive power loss.
         """
         name = self.name(path)
         is_written = name in self._claimed.get(index, ())
@@ -158,10 +168,10 @@ class StreamFiles:
                     known[name] = await run_blocking(self.dir.adopt, name)
 
     async def check(self, known: Mapping[str, Output]) -> None:
-        """Have the validator look at what a batch has written.
+        """Run the validator on the outputs of a batch.
 
         Raises:
-            OutputInvalidError: it refuses one, or there is none.
+            OutputInvalidError: it refuses an output, or there is none.
         """
         if self.validator is not None:
             outputs = tuple(known.values())
@@ -169,11 +179,11 @@ class StreamFiles:
                 await run_blocking(check_outputs, self.dir, outputs, self.validator)
 
     async def check_found(self, known: Mapping[str, Output]) -> None:
-        """Look at outputs of a batch that no record names yet.
+        """Check outputs of a batch that no record names yet.
 
         Raises:
-            OutputInvalidError: one is empty, is no JSON where it should be, or is refused by the
-                validator.
+            OutputInvalidError: one is empty, is not JSON although its name says so, or is refused
+                by the validator.
         """
         outputs = tuple(known.values())
         with trio.CancelScope(shield=True):
@@ -184,7 +194,7 @@ class StreamFiles:
     async def open_sinks(
         self, lines: Mapping[str, bytearray]
     ) -> tuple[tuple[AppendFile, bytes], ...]:
-        """The append files that lines are staged for, opened, and those lines."""
+        """Open the append files that lines are staged for; returns them with their lines."""
         for name in lines:
             await self.open_sink(name)
         return tuple(
@@ -194,13 +204,13 @@ class StreamFiles:
     async def open_sink(self, name: str) -> None:
         """Open an append file for the session; what is behind its confirmed bytes is cut off.
 
-        It is locked before the last look at who owns the run, and cut after it.  So a process
-        that has slept through a takeover cuts nothing, and one that sleeps in between keeps
-        the next owner from the file.
+        The file is locked before the last check of who owns the run, and cut after it.  This
+        ensures that a process that was suspended during a takeover cuts nothing, and that one
+        suspended in between keeps the next owner from the file.
 
         Raises:
             OutputError: it cannot be opened, or confirmed bytes are missing.
-            StoreConflictError: somebody else has the run by now.
+            StoreConflictError: another process has taken the run over.
         """
         if name in self.stream_log.sinks:
             return
@@ -213,7 +223,7 @@ class StreamFiles:
             confirmed = self.stream_log.progress.sinks.get(name, 0)
             is_cut_back = name in self.stream_log.tools.cut_back
             if confirmed == 0 and not is_cut_back:
-                await self.check_owner(0)  # or these may be the lines of the next one
+                await self.check_owner(0)  # else the lines may be those of the next owner
                 await self._keep_foreign(name)
             sink = await run_blocking(AppendFile.take, self.dir, name, confirmed)
             try:
@@ -234,8 +244,8 @@ class StreamFiles:
     async def cut_tails(self) -> None:
         """Cut off what is behind the confirmed bytes of all append files of the stream.
 
-        A save that failed leaves lines there, and so does a rewind.  The next append would cut
-        them off, but no other may come: then they would stay in the file of a complete stream.
+        A save that failed leaves lines there, and so does a rewind.  The next append cuts them
+        off, but without another append they would stay in the file of a complete stream.
 
         Raises:
             OutputError: a file cannot be cut, or confirmed bytes are missing.
@@ -253,9 +263,9 @@ class StreamFiles:
         return await run_blocking(self.dir.length, name)
 
     async def _keep_foreign(self, name: str) -> None:
-        """Move a file out of the way that no record knows: it may be somebody's only copy."""
+        """Archive a file that no record names: it may be a user's only copy."""
         if await self._length(name) == 0:
-            return  # as a session leaves it that was killed before its first append
+            return  # left by a session that was killed before its first append
         await run_blocking(self._make_room, name, b"")
 
     # -- what is in the way -------------------------------------------------------------------
@@ -263,16 +273,16 @@ class StreamFiles:
     def _make_room(self, name: str, data: bytes) -> None:
         """Archive a file that no record names before `data` takes its place.  Blocks.
 
-        An earlier session may have left it, which was killed before the record; with the same
-        content nothing is lost.
+        A session that was killed before its record may have left it.  A file with the same content
+        is not archived.
 
         Raises:
-            OutputExistsError: it is older than the run, so no session of the run has left it.
+            OutputExistsError: it is older than the run, so no session of the run has written it.
         """
         found = self.dir.look(name)
         if found is None:
             return
-        has_decided = len(self.stream_log.progress.adopted) > 0  # by a rescan, in whatever session
+        has_decided = len(self.stream_log.progress.adopted) > 0  # by a rescan, in any session
         if found.st_mtime < self.since and not has_decided:
             raise self._refusal(name)
         if found.st_size == len(data):
@@ -282,7 +292,7 @@ class StreamFiles:
         archived = self.dir.archive([name], f"{self.run_id}-unconfirmed")
         for goal in archived.moved.values():
             log.warning(
-                "%s is in no record of the run: it is kept as %s",
+                "no record of the run names %s: it was moved to %s",
                 name,
                 goal,
                 extra=at(self.run_id, self.stream_log.key),
@@ -293,12 +303,12 @@ class StreamFiles:
         files = f"{count:,} or more files" if count == MAX_COUNTED else plural(count, "file")
         return OutputExistsError(
             name,
-            f"is there already, is older than run {self.run_id!r}, and no record of the run names "
-            f"it; nothing was written over it. The folder {printable(self.dir.root)} holds "
-            f"{files}. If they are outputs of an earlier run, its store was lost or another store "
-            "was named: name that store, or take them over with stream.rescan(path_of, "
-            "adopt_outputs=True). If their work is to be done again, open_run(fresh=True) moves "
-            "each to .archive/ before it is replaced",
+            f"exists already, is older than run {self.run_id!r}, and no record of the run names "
+            f"it; it was not overwritten. The folder {printable(self.dir.root)} has {files}. If "
+            "they are outputs of an earlier run, its store was lost or another store was named: "
+            "name that store, or adopt them with stream.rescan(path_of, adopt_outputs=True). To "
+            "do their work again, use open_run(fresh=True), which moves each to .archive/ before "
+            "it is replaced",
             run_id=self.run_id,
             stream=self.stream_log.key,
         )

@@ -188,7 +188,7 @@ class Stream(Generic[S]):
             end: Only up to this index, inclusive.
 
         Raises:
-            ValueError: nobody knows where the stream ends.
+            ValueError: the end of the stream is not known.
         """
         extent = self._open_stream.extent
         start, end = index_range(start, end)
@@ -475,7 +475,7 @@ class Stream(Generic[S]):
             The batches whose outputs were found.
 
         Raises:
-            ValueError: nobody knows where the stream ends.
+            ValueError: the end of the stream is not known.
             TypeError: later batches build on earlier ones, so a file alone confirms none.
 
         Durability: when this returns what was adopted is saved.
