@@ -153,10 +153,10 @@ async def test_a_list_says_itself_how_many_there_are() -> None:
             await run_batches(stream, lambda: [1, 2], handle, expected=2)
             async for batch in stream.batches([1, 2, 3]):
                 batch.complete()
-            with pytest.raises(TypeError, match="a list says how many there are"):
+            with pytest.raises(TypeError, match="the length of this source is known"):
                 stream.expected_batches = 7
         async with run.open_stream("f", state=Frontier(["a"])) as stream:
-            with pytest.raises(TypeError, match="a list says how many there are"):
+            with pytest.raises(TypeError, match="the length of this source is known"):
                 await run_batches(stream, None, handle, expected=3)
 
 

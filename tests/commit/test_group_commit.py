@@ -149,12 +149,12 @@ async def test_records_beyond_what_can_be_counted_are_refused() -> None:
             stream_log = committer.add_stream_log(("s",), trio_ckpt.Progress())
             first = batch_of(committer, stream_log, 0, 2**62)
             committer.submit(first)
-            with pytest.raises(NotEncodableError, match="more than can be counted"):
+            with pytest.raises(NotEncodableError, match="more than the largest count"):
                 committer.submit(batch_of(committer, stream_log, 1, 2**62))
             second = batch_of(committer, stream_log, 1, 2**62 - 1)
             committer.submit(second)
             await second.wait()
-            with pytest.raises(NotEncodableError, match="more than can be counted"):
+            with pytest.raises(NotEncodableError, match="more than the largest count"):
                 committer.submit(batch_of(committer, stream_log, 2, 1))
         view = await store.load_run("r")
         assert view is not None

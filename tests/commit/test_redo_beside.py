@@ -408,7 +408,7 @@ async def test_damage_found_under_lines_that_build_on_it_ends_the_run(
                 appended.set()
 
     monkeypatch.setattr(verify, "find_damages", late)
-    with pytest.raises(CannotRedoError, match="start the program again"):
+    with pytest.raises(CannotRedoError, match="restart the program"):
         async with begin(store, output_dir=tmp_path) as run:
             await append(run)
     async with begin(store, output_dir=tmp_path) as run:

@@ -219,7 +219,7 @@ async def reopened(saved: Any, given: Any) -> Any:
         ("text", b"text", "type str was saved, state= is of type bytes"),
         (np.zeros(3), [0.0], "type ndarray was saved, state= is of type list"),
         (1, [1], "type int was saved, state= is of type list"),
-        ({"n": 1}, trio_ckpt.Frontier(), "no Frontier was saved, and state= is a Frontier"),
+        ({"n": 1}, trio_ckpt.Frontier(), "not a Frontier, but state= is one"),
     ],
 )
 async def test_a_state_of_another_kind_is_refused_by_the_names_of_both(

@@ -250,7 +250,7 @@ async def test_what_a_stricter_validation_refuses_goes_back_to_work(
             async with run.open_stream("s", validate=[Page, no_odd_pages]) as stream:
                 assert list(stream.progress.confirmed) == [0, 2]
                 assert stream.progress.records == 2
-    assert "batch 1 of run 'r', stream 's' goes back to work: 1.json is " in caplog.text
+    assert "batch 1 of run 'r', stream 's' is re-queued: 1.json is " in caplog.text
     assert (folder / ".archive").is_dir()
     odd = False
     assert await write_pages(store, folder, validate=[Page, no_odd_pages]) == [1]
@@ -316,7 +316,7 @@ async def test_the_folder_of_a_stream_is_in_that_of_the_run(tmp_path: Path) -> N
                     await batch.write_text("../../1.txt", "1")
                 batch.complete()
     async with begin("memory:") as run:
-        with pytest.raises(ValueError, match="in that of the run"):
+        with pytest.raises(ValueError, match="below that of the run"):
             async with run.open_stream("s", output_dir="a"):
                 pass
         async with run.open_stream("s") as stream:

@@ -33,10 +33,8 @@ WORDS = {
 """What is not written -> what is written instead."""
 
 NOT_YET = (
-    "trio_ckpt/_commit",
     "trio_ckpt/_journal",
     "trio_ckpt/_maintenance",
-    "trio_ckpt/_runs",
     "trio_ckpt/_tokens",
     "trio_ckpt/_util",
     "trio_ckpt/testing",

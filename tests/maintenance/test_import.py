@@ -44,7 +44,7 @@ from trio_ckpt._maintenance.export import export_run
 from trio_ckpt._maintenance.import_ import import_run
 from trio_ckpt._maintenance.verify_states import check_states
 from trio_ckpt._runs.generations import left_to_archive
-from trio_ckpt._runs.session import look
+from trio_ckpt._runs.session import report_of
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.outputs import NewFile
 from trio_ckpt.state import NO_ARRAYS, StateFrame, encode_frame
@@ -419,7 +419,7 @@ async def test_sessions_are_told_as_they_were(tmp_path: Path, was_killed: bool) 
     (told,), (was,) = await read_sessions(other, "r"), await read_sessions(source, "r")
     assert (told.how, told.output_dir, told.began) == (was.how, was.output_dir, was.began)
     views = [await handle.load_run("r") for handle in (source, other)]
-    looks = [look(view) for view in views]
+    looks = [report_of(view) for view in views]
     assert looks[0] == looks[1]
     assert looks[0].was_killed is was_killed
     runtimes = [run_runtime_s(view) for view in views if view is not None]

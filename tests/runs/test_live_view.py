@@ -84,7 +84,7 @@ async def test_a_store_that_refuses_it_breaks_no_run(
     assert view is not None
     assert len(view.streams["s",].progress.confirmed) == 5
     assert [r.message for r in caplog.records if r.name == "trio_ckpt.live"] == [
-        "what run 'r' is at is not published any more: no space left on device"
+        "the live view of run 'r' is not published any more: no space left on device"
     ]
 
 
@@ -100,7 +100,7 @@ async def test_a_window_that_breaks_in_its_own_way_breaks_no_run(
     view = await store.load_run("r")
     assert view is not None
     assert len(view.streams["s",].progress.confirmed) == 5
-    assert "what run 'r' is at is not published any more: no such window" in caplog.text
+    assert "the live view of run 'r' is not published any more: no such window" in caplog.text
 
 
 async def test_a_store_without_a_window_is_never_asked(autojump_clock: MockClock) -> None:

@@ -309,7 +309,7 @@ async def test_the_manifest_of_another_run_is_left_alone(
     async with begin("memory:", "mine", output_dir=tmp_path) as run:
         await work(run, "b")
     assert (tmp_path / "manifest.json").read_bytes() == before
-    assert "is another run's manifest: none is written" in caplog.text
+    assert "is the manifest of another run: none is written" in caplog.text
 
 
 STRANGE = ["", "{}", '{"format":2,"run":"r"}', '{"a": "' + "x" * 2**17]

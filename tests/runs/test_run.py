@@ -644,7 +644,7 @@ async def test_a_file_that_no_record_knows_is_kept(
     assert (tmp_path / "lines.jsonl").read_text() == "1\n"
     (kept,) = (tmp_path / ".archive").rglob("lines.jsonl")
     assert kept.read_text() == "mine\n"
-    assert "kept as" in caplog.text
+    assert "it was moved to" in caplog.text
 
 
 async def test_finish_refuses_to_leave_holes() -> None:

@@ -99,7 +99,7 @@ async def test_what_is_listed_no_longer_is_reported_and_kept(
         with caplog.at_level(logging.INFO):
             listed = await run.add_streams(KEYS[1:3])
         assert (listed.new, listed.unlisted) == ((), (KEYS[0], KEYS[3]))
-        assert "listed no longer, and kept: 2 streams (c/x, b/x)" in caplog.text
+        assert "not named any more, but still listed: 2 streams (c/x, b/x)" in caplog.text
         assert run.streams_to_process() == KEYS
 
 

@@ -304,7 +304,7 @@ class StreamFiles:
         return OutputExistsError(
             name,
             f"exists already, is older than run {self.run_id!r}, and no record of the run names "
-            f"it; it was not overwritten. The folder {printable(self.dir.root)} has {files}. If "
+            f"it; it was not overwritten. The folder {printable(self.dir.root)} holds {files}. If "
             "they are outputs of an earlier run, its store was lost or another store was named: "
             "name that store, or adopt them with stream.rescan(path_of, adopt_outputs=True). To "
             "do their work again, use open_run(fresh=True), which moves each to .archive/ before "

@@ -1,13 +1,13 @@
-"""Whether a source is still the one that the records of a stream are of.
+"""Whether a source is still the one that the records of a stream were made from.
 
 Theory of operation
 ===================
 
-Each record keeps a digest of its item, and progress keeps the sum of them, each bound to
-its batch (`trio_ckpt._journal.progress.item_mark`).  A source whose items give that sum is the
-one that was worked on, so most starts read no record for it: they hash the items that
-they pass over.  Where the sums differ the records say at which batch the source changed,
-or that it did not: a batch of an open end had no item.
+Each record has a digest of its item, and progress has the sum of them, each bound to
+its batch (`trio_ckpt._journal.progress.item_mark`).  A source whose items give that sum is
+unchanged, so most starts read no record for the check: they hash the items that they pass
+over.  Where the sums differ the records say at which batch the source changed, or that it
+did not: a batch of an open end had no item.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ async def check_source(
 
     Args:
         source: The source; an open end has no items that could change.
-        progress: Of the stream.
+        progress: The progress of the stream.
         read: Reads its records, newest first.
         where: The run and the stream, for errors.
 
     Raises:
-        SourceChangedError: an item that was worked on is another one now, or is gone.
+        SourceChangedError: the item of a batch that is done has changed, or is gone.
         StoreError: the records are needed, and cannot be read.
 
     Cancellation: a cancellation and a schedule point for every `ITEMS_PER_STEP` items.
     """
     if source.is_open_ended or not progress.done:
         return
-    wanted = progress.items  # it may move: a verification goes on beside this
+    wanted = progress.items  # read now: a verification beside this may change it
     last = progress.done.stop - 1
     compared = progress.done.copy()
-    compared.subtract(progress.adopted)  # which were found, not worked on: they have no item
+    compared.subtract(progress.adopted)  # their records have no digest of an item
     digests = await _read(source, compared)
     if digests is None or source.get(last) is None:
         was = await _item_of(last, progress, read)
@@ -64,7 +64,7 @@ async def check_source(
         return
     async with aclosing(standing_records(progress, read, *_DONE)) as pages:
         async for entries in pages:
-            items = [e for e in entries if e.record.item]  # that of an open end has none
+            items = [e for e in entries if e.record.item]  # a batch of an open end has none
             changed = [e for e in items if e.record.item != digests.of(e.index)]
             if changed:
                 first = min(changed, key=lambda entry: entry.index)
@@ -82,7 +82,7 @@ class _Digests:
         self._joined = bytearray()
 
     def begin(self, index: int) -> None:
-        """Go on with the items from this batch on."""
+        """Start an interval: the next items are those from this batch on."""
         self._starts.append(index)
         self._offsets.append(len(self._joined))
 
@@ -113,7 +113,7 @@ async def _read(source: Source[Any], indexes: IndexSet) -> _Digests | None:
 
 
 async def _item_of(index: int, progress: Progress, read: ReadPages) -> bytes:
-    """The digest that the record of a batch has of its item; empty: none."""
+    """The digest of its item in the record of a batch; empty: there is none."""
     async with aclosing(standing_records(progress, read, *_DONE)) as pages:
         async for entries in pages:
             for entry in entries:

@@ -1,4 +1,4 @@
-"""What a run was configured with: one canonical form, a digest, a diff by field."""
+"""The configuration of a run: its canonical form, a digest, a diff by field."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import attrs
 from .._util.errors import NotEncodableError
 from .._util.plain import MAX_DEPTH, as_plain, canonical_json
 
-MAX_CONFIG_BYTES = 2**20  # it is kept with every session; a table of data is not a config
+MAX_CONFIG_BYTES = 2**20  # each session saves it; a table of data is not a config
 
 
 def canonical_config(config: Any, exclude: Iterable[str] = ()) -> dict[str, Any]:
-    """A configuration as plain values, so that equal ones are equal whatever their form.
+    """A configuration as plain values: equal configurations give equal values.
 
     Args:
-        config: An attrs instance, a dataclass or a JSON-like mapping.  A Path is its text, a
-            datetime or date its ISO 8601 text, an enum its value, a set its sorted items.
-        exclude: Fields that do not count, nested ones dotted.
+        config: An attrs instance, a dataclass or a JSON-like mapping.  A Path becomes its text,
+            a datetime or date its ISO 8601 text, an enum its value, a set its sorted items.
+        exclude: Fields that are ignored, nested ones dotted.
 
     Raises:
-        NotEncodableError: a value has no canonical form; with its key.
+        NotEncodableError: a value has no canonical form; the error names its key.
         ValueError: the configuration has no such field to exclude.
     """
     if config is not None and _fields(config) is None:
@@ -45,7 +45,7 @@ def canonical_config(config: Any, exclude: Iterable[str] = ()) -> dict[str, Any]
 
 
 def _fields(value: object) -> Mapping[str, Any] | None:
-    """What an attrs instance, a dataclass or a mapping holds by name; None if it is neither."""
+    """The fields of an attrs instance, a dataclass or a mapping; None for anything else."""
     kind = type(value)
     if attrs.has(kind):
         return {field.name: getattr(value, field.name) for field in attrs.fields(kind)}
@@ -55,7 +55,7 @@ def _fields(value: object) -> Mapping[str, Any] | None:
 
 
 def _plain(value: Any, path: str, excluded: frozenset[str], left: set[str], depth: int = 0) -> Any:
-    """A value as plain values; what is excluded is left out, and crossed off in `left`."""
+    """A value as plain values; excluded fields are left out, and removed from `left`."""
     if depth > MAX_DEPTH:
         raise NotEncodableError(path, f"nested deeper than {MAX_DEPTH}")
     below = depth + 1

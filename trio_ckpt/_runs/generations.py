@@ -1,15 +1,15 @@
-"""Beginning a run again: what the old one left is moved out of the way, nothing is deleted.
+"""Starting a run again from the beginning: old outputs are archived, nothing is deleted.
 
 Theory of operation
 ===================
 
 The new generation is saved first.  Its first record names the generations whose outputs are
 still to be archived; then they are moved; then a note says that it is done.  No output of
-the new generation is written before that note.  So a save that fails leaves the old run as
-it was, and a crash between the two records leaves a move that the next start finishes: until
-the note is there every session says again what is left.
+the new generation is written before that note.  This ensures that a save that fails leaves the
+old run unchanged, and that the next start finishes a move that a crash interrupted: until the
+note exists, the record of every session names again what is left.
 
-A generation that was pruned meanwhile, or cannot be read, has its outputs left in place.
+The outputs of a generation that was pruned in between, or cannot be read, stay in place.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from .session import SessionRecorder
 log = logging.getLogger("trio_ckpt.resume")
 
 MAX_SHOWN = 10  # names in one line of the log
-ARCHIVING = "archiving"  # in a record of the run's own stream: the generations that are left
-ARCHIVED = "archived"  # in a later one: none is
+ARCHIVING = "archiving"  # in a record of the run's own stream: the generations still to archive
+ARCHIVED = "archived"  # in a later record: no generation is left
 
 
 def is_archiving(record: Record) -> bool | None:
-    """Whether, by a record of the run's own stream, outputs are left; None: it does not say."""
+    """Whether a record of the run's own stream says that outputs are left; None: neither."""
     if ARCHIVED in record.metadata:
         return False
     if ARCHIVING in record.metadata:
@@ -47,7 +47,7 @@ def is_archiving(record: Record) -> bool | None:
 
 
 def archived_note(at: float) -> Record:
-    """The word that no outputs are left."""
+    """The record that says that no outputs are left."""
     return Record(kind=RecordKind.NOTE, at=at, metadata={ARCHIVED: True})
 
 
@@ -79,9 +79,9 @@ async def clear_outputs(
     view: RunView | None,
     outputs: OutputDir,
 ) -> None:
-    """Move away what a session that begins must not find: old outputs, an outdated manifest.
+    """Archive what a new session must not find: old outputs, and an outdated manifest.
 
-    Durability: when this returns it is done, and saved that it is.
+    Durability: when this returns the moves and their record are durable.
     """
     try:
         generations: list[int] = session.facts.get(ARCHIVING, [])
@@ -99,7 +99,7 @@ async def clear_outputs(
 async def archive_generations(
     store: Store, run_id: str, generations: Sequence[int], outputs: OutputDir
 ) -> None:
-    """Move the recorded outputs of generations out of the way, as far as they can be known."""
+    """Archive the recorded outputs of generations, as far as their records can be read."""
     for generation in generations:
         try:
             view = await store.load_run(run_id, generation)
@@ -115,7 +115,7 @@ async def archive_generations(
 
 
 async def archive_outputs(store: Store, view: RunView, outputs: OutputDir) -> None:
-    """Move the recorded outputs of a run out of the way of a fresh one; delete nothing."""
+    """Archive the recorded outputs of a run before a fresh one; nothing is deleted."""
     paths: set[str] = set()
     for key, entry in view.streams.items():
         if key != RUN_STREAM:
@@ -128,7 +128,7 @@ async def archive_outputs(store: Store, view: RunView, outputs: OutputDir) -> No
         label = f"{view.run_id}-{view.generation}"
         archived = await run_blocking(outputs.archive, sorted(paths), label)
         log.info(
-            "of the old run are archived: %s",
+            "archived %s of the old run",
             plural(len(archived.moved), "output"),
             extra=at(view.run_id),
         )
@@ -136,7 +136,7 @@ async def archive_outputs(store: Store, view: RunView, outputs: OutputDir) -> No
     if strangers:
         shown = ", ".join(strangers[:MAX_SHOWN])
         log.info(
-            "left, because no record has them: %s (%s)",
+            "left in place, because no record has them: %s (%s)",
             plural(len(strangers), "name"),
             shown,
             extra=at(view.run_id),

@@ -31,8 +31,8 @@ async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> 
     """Pass the gate for what is open, record a failure, leave no token pending.
 
     Args:
-        loop_cursor: Where its owner stands.
-        error: What leaves its block; None: it ends.
+        loop_cursor: The position of its owner.
+        error: The exception that leaves its block; None: the block ends normally.
 
     Raises:
         NeverAwaitedError: a method of the stream was called without await.
@@ -52,9 +52,7 @@ async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> 
                 loop_cursor, open_stream.failure
             )  # a later record had opened it again
         elif error is None and open_stream.failure is None:
-            if (
-                loop_cursor.progress.left == 0
-            ):  # what the verification finds is no part of the complete
+            if loop_cursor.progress.left == 0:  # the verification may re-queue batches
                 await loop_cursor.wait_verified()
             await loop_cursor.complete_if_last()
     except BaseException as problem:
@@ -69,7 +67,7 @@ async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> 
 
 
 def is_own_failure(error: BaseException, key: StreamKey) -> bool:
-    """Whether an exception says nothing but that the stream has failed."""
+    """Whether an exception reports only that the stream has failed."""
     if isinstance(error, BaseExceptionGroup):
         parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
         return all(is_own_failure(part, key) for part in parts)
@@ -77,7 +75,7 @@ def is_own_failure(error: BaseException, key: StreamKey) -> bool:
 
 
 def is_only_stopped(error: BaseException, poison: Exception | None) -> bool:
-    """Whether an exception, or a group of them, says nothing but that the run was stopped."""
+    """Whether an exception, or a group of them, reports only that the run was stopped."""
     if isinstance(error, BaseExceptionGroup):
         parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
         return all(is_only_stopped(part, poison) for part in parts)
@@ -106,7 +104,7 @@ async def _record_exit(
             await _record_beginning(loop_cursor)
     elif is_complete and not isinstance(error, SourceChangedError):
         log.info(
-            "%s is complete; what was raised later changes nothing",
+            "%s is complete; the exception after that does not change it",
             where,
             extra=at(open_stream.run_id, open_stream.stream_log.key),
         )
@@ -126,13 +124,13 @@ async def _record_exit(
 
 
 def _what_ended(open_stream: Gate, error: BaseException) -> BaseException:
-    """Of the verdicts in a group the one that decides what a resume may do; else all of it."""
+    """The verdict in a group that decides what a resume may do; else the whole group."""
     first = decisive(open_stream.verdicts_in(error))
     return first if isinstance(first, BatchFailedError | StreamFailedError) else error
 
 
 async def _record_beginning(loop_cursor: LoopCursor) -> None:
-    """Save that there is work where a loop was left before it saved anything."""
+    """Save that the stream has begun, where a loop was left before it saved anything."""
     if (
         loop_cursor.progress.sequence
         or loop_cursor.source is None
@@ -144,7 +142,7 @@ async def _record_beginning(loop_cursor: LoopCursor) -> None:
             await loop_cursor.open_stream.save_plain(Record(kind=RecordKind.SAVE, at=time.time()))
         except TrioCkptError as error:
             log.error(
-                "that %s was begun is not saved: %s",
+                "the beginning of %s is not saved: %s",
                 loop_cursor.open_stream.where(),
                 error,
                 extra=at(loop_cursor.open_stream.run_id, loop_cursor.open_stream.stream_log.key),

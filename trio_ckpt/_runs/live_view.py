@@ -1,8 +1,7 @@
-"""What an open run shows to other processes: its pending tokens, its pace.
+"""The live view: what an open run shows to other processes, such as pending tokens and rate.
 
 The owner publishes it into the store when something has changed, at most once a second.  It is
-a window and no record: nothing is resumed from it, and a reader has to look whether the
-owner is still there.
+not a record: nothing is resumed from it, and a reader has to check whether the owner still lives.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from .run import Run
 log = logging.getLogger("trio_ckpt.live")
 
 PUBLISH_EVERY_S = 1.0
-MAX_COST_FRACTION = 0.01  # of the time of the program, where many streams make it dear
-MAX_TOKENS = 1_000  # the oldest: the youngest are the healthy ones
+MAX_COST_FRACTION = 0.01  # of the program's time, where many streams make it expensive
+MAX_TOKENS = 1_000  # the oldest ones, which may be stuck
 
 
 class LiveToken(msgspec.Struct, frozen=True, array_like=True):
@@ -47,7 +46,7 @@ class LiveToken(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LiveWaiting(msgspec.Struct, frozen=True, array_like=True):
-    """A stream that waits: its key, for what, and until when (Unix time, s)."""
+    """A stream that waits: its key, the reason, and until when (Unix time, s)."""
 
     stream: StreamKey
     reason: str
@@ -71,16 +70,16 @@ class LiveStopping(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LiveView(msgspec.Struct, frozen=True):
-    """What the owner of a run was at, at one moment.
+    """An open run at one moment.
 
     Attributes:
-        at: That moment; Unix time, s.
-        owner: The owner's number: another one has the run if that of the store is greater.
+        at: The moment; Unix time, s.
+        owner: The owner's number: if the store has a greater one, another process owns the run.
         tokens: The pending tokens, oldest first, at most `MAX_TOKENS`.
-        pending: How many there were in all.
+        pending: How many pending tokens there were in all.
         session_confirmed: Batches confirmed by this session.
-        session_s: Seconds that it took so far.
-        rate_per_s: Batches per second; None before it is warm.
+        session_s: How long the session has lasted, in seconds.
+        rate_per_s: Batches per second; None until enough batches are done.
         eta_s: Seconds until nothing is left; None where that is not known.
         waiting: Streams that wait, and why.
         left_out: Streams of which snapshots could not be saved in this session.
@@ -105,7 +104,7 @@ _decoder = msgspec.msgpack.Decoder(LiveView)
 
 
 def live_tokens(tokens: Sequence[AnyToken]) -> tuple[LiveToken, ...]:
-    """Pending tokens as they are shown: the first `MAX_TOKENS`."""
+    """The first `MAX_TOKENS` pending tokens, as the live view has them."""
     return tuple(
         LiveToken(t.stream, t.batch_index, t.state.value, t.created_at.timestamp())
         for t in tokens[:MAX_TOKENS]
@@ -113,7 +112,7 @@ def live_tokens(tokens: Sequence[AnyToken]) -> tuple[LiveToken, ...]:
 
 
 def live_view(run: Run) -> LiveView:
-    """What an open run is at now."""
+    """The live view of an open run at this moment."""
     now = time.time()
     tokens = run.coordinator.get_pending_checkpoints(run.run_id)
     statistics = run.statistics()
@@ -139,7 +138,7 @@ def _stopping(stopping: Stopping | None, now: float) -> LiveStopping | None:
 
 
 async def read_live(store: Store, run_id: str, owner: int) -> LiveView | None:
-    """What the owner with this number has published; None: nothing that can be read.
+    """The live view that the owner with this number published; None: none can be read.
 
     Raises:
         StoreError: the store cannot be used.
@@ -149,23 +148,23 @@ async def read_live(store: Store, run_id: str, owner: int) -> LiveView | None:
 
 
 def decode_live(payload: bytes) -> LiveView | None:
-    """What was published; None: nothing that can be read."""
+    """Decode a live view; None: it is empty or cannot be read."""
     if not payload:
         return None
     try:
         return _decoder.decode(payload)
     except (msgspec.MsgspecError, UnicodeError) as error:  # a newer library, or power was lost
-        log.debug("what a run is at cannot be read: %s", error)
+        log.debug("the live view of a run cannot be read: %s", error)
         return None
 
 
 @uninterrupted
 async def publish_live(run: Run) -> None:
-    """Publish what a run is at, until cancelled; then take it away.
+    """Publish the live view of a run until cancelled, then remove it.
 
-    It ends with a warning where that fails: a window breaks no run.
+    Where that fails it ends with a warning, so that it cannot break the run.
 
-    Cancellation: ends it; taking the last one away is shielded.
+    Cancellation: ends it; the removal is shielded.
     """
     store, registry = run.store, run.coordinator.registry
     version, has_published = registry.version, False
@@ -180,9 +179,9 @@ async def publish_live(run: Run) -> None:
             pause_s = max(PUBLISH_EVERY_S, took_s / MAX_COST_FRACTION)
             has_published = True
             await store.publish(run.run_id, payload)
-    except Exception as error:  # whatever it is, it is no reason to end the work
+    except Exception as error:  # no error of the live view may end the run
         log.warning(
-            "what run %r is at is not published any more: %s",
+            "the live view of run %r is not published any more: %s",
             run.run_id,
             text_of(error),
             extra=at(run.run_id),
@@ -197,4 +196,9 @@ async def _withdraw(store: Store, run_id: str) -> None:
     try:
         await store.publish(run_id, b"")
     except Exception as error:
-        log.debug("what run %r was at is left behind: %s", run_id, text_of(error), extra=at(run_id))
+        log.debug(
+            "the live view of run %r was not removed: %s",
+            run_id,
+            text_of(error),
+            extra=at(run_id),
+        )

@@ -1,4 +1,4 @@
-"""Where the owner of a stream stands in it, and the loop that goes on from there.
+"""The position of the owner in a stream, and the loop that continues from there.
 
 A stream has one loop at a time.  Each of its steps passes the gate for the batch before
 it, and hands out the first one that is left.
@@ -41,20 +41,20 @@ Items = Sequence[T] | Callable[[], Iterable[T]]
 @uninterrupted
 @attrs.define(eq=False)
 class LoopCursor:
-    """Where the owner of a stream stands.
+    """The position of the owner in a stream.
 
     Attributes:
         open_stream: The stream.
         read: Reads the records of the stream, newest first.
         wait_verified: Waits for the verification beside the run; see `Resume`.
-        task: The owner.
-        batch: The one that the loop or block of the owner holds.
-        loop: The newest one; an older one must not go on.
-        source: Of the newest loop.
+        task: The task that owns the stream.
+        batch: The batch that the loop or block of the owner holds.
+        loop: The newest loop; an older one must not go on.
+        source: The source of the newest loop.
         is_cut: The newest loop has an open end and was narrowed by ``end=``.
         around: The cancel scopes around the loop when it handed out its batch.
         is_closed: The block of the stream has ended.
-        calls: Of the stream's async methods.
+        calls: The calls of the stream's async methods.
     """
 
     open_stream: Gate
@@ -111,26 +111,26 @@ class LoopCursor:
             )
 
     def check_no_frontier(self) -> None:
-        """Raise TypeError where items are found while they are worked on."""
+        """Raise TypeError where the stream has a `Frontier`."""
         if self.open_stream.frontier is not None:
             raise TypeError("the items of a Frontier are worked on with run_batches")
 
     # -- a step --------------------------------------------------------------------------------
 
     def hold(self, batch: Batch[Any]) -> None:
-        """Make a batch the one of the loop or block of the owner."""
+        """Set the batch of the loop or block of the owner."""
         self.batch = batch
         self.around.look(self.task)
 
     def way_out(self, way: Exit) -> Exit:
-        """The way by which the batch of the loop is left, where `way` is what it looks like.
+        """The exit of the batch of the loop: `way`, or CANCEL.
 
-        A scope around the loop that was cancelled has ended the body, not the program.
+        It is CANCEL where a cancelled scope around the loop has ended the body.
         """
         return Exit.CANCEL if self.around.were_cancelled() else way
 
     async def settle_open(self, way: Exit) -> Passed:
-        """Pass the gate for the batch of the loop, and wait until it may run again if so."""
+        """Pass the gate for the batch of the loop; where it runs again, wait until it may."""
         batch, self.batch = self.batch, None
         if batch is None:
             return Passed.GO_ON
@@ -151,9 +151,9 @@ class LoopCursor:
         await self.open_stream.pass_gate(batch, Exit.ERROR if is_failed else Exit.EXIT)
 
     async def wait_for_turn(self, index: int) -> None:
-        """Wait while the stream is asked to pause; for ever while a stop is under way.
+        """Wait until a batch may begin, and restore the state that it begins with.
 
-        The state is then what a batch begins with.
+        It waits while the stream pauses, and for ever while a stop is under way.
 
         Args:
             index: The batch.
@@ -178,8 +178,8 @@ class LoopCursor:
         """The source of a loop, compared with what is done.
 
         Raises:
-            SourceChangedError: it is not the one that the records are of.
-            NotEncodableError: an item of a list has no name; with its place.
+            SourceChangedError: it is not the source that the records were made from.
+            NotEncodableError: an item of a list has no key; the error names its place.
 
         Cancellation: a cancellation point where much is done, or the list is long.
         """
@@ -199,7 +199,7 @@ class LoopCursor:
         return source
 
     def check_end(self, stop: int) -> None:
-        """Raise SourceChangedError where a source ends before batches that are known to be left.
+        """Raise SourceChangedError if a source ends before batches that are known to be left.
 
         Args:
             stop: One more than the last batch of the source.
@@ -223,7 +223,7 @@ class LoopCursor:
         return None if total is None else self.open_stream.first_index + total
 
     def check_finished(self) -> None:
-        """Raise RuntimeError where work is known to be left."""
+        """Raise RuntimeError if work is known to be left."""
         first = self.open_stream.first_index
         left, known = self.progress.first_left(first), self.known_stop()
         stop = max(self.progress.done.stop, 0 if known is None else known)
@@ -247,15 +247,19 @@ class LoopCursor:
     async def begin_range(
         self, stop: int | None, start: int | None, end: int | None, estimate: int | None
     ) -> None:
-        """Say what is passed over, and keep in the history which part is worked on.
+        """Log what a loop passes over, and record which part of the stream it works on.
 
         Args:
-            stop: One more than the last batch of the source; None: nobody knows.
-            start: Of the part.
-            end: Its last batch.
-            estimate: About how many batches there are in all; None: nothing new is known.
+            stop: One more than the last batch of the source; None: it is not known.
+            start: The first batch of the part; None: there is no limit.
+            end: The last batch of the part; None: there is no limit.
+            estimate: About how many batches there are in all; None: the estimate stays.
 
-        Durability: when this returns a range is saved.
+        Raises:
+            ValueError: the part has no batch.
+            TypeError: there is an estimate, and the end is not open.
+
+        Durability: when this returns the record of a range is durable.
         """
         open_stream, progress = self.open_stream, self.progress
         if start is not None and end is not None and end < start:
@@ -280,28 +284,31 @@ class LoopCursor:
             )
 
     def is_past_end(self, index: int) -> bool:
-        """Whether the records say that an open end has come before a batch."""
+        """Whether the records say that an open end lies before a batch."""
         last = self.progress.last_index
         return self.progress.status is Status.COMPLETE if last is None else index > last
 
     # -- the end -------------------------------------------------------------------------------
 
     async def complete(self, stop: int) -> None:
-        """Save that nothing is left below `stop`, if that is so and not saved yet."""
+        """Save that the stream is complete, if all batches below `stop` are done.
+
+        Durability: when this returns the record is durable.
+        """
         progress = self.progress
         is_done = progress.covers(self.open_stream.first_index, stop)
         if not is_done:
             return
         if progress.status is not Status.COMPLETE:
             await self.open_stream.save_finish(Record(kind=RecordKind.FINISH, at=time.time()))
-        await self.open_stream.prune_state(is_complete=True)  # also what a killed session has not
+        await self.open_stream.prune_state(is_complete=True)  # a killed session may not have
 
     async def complete_source(self, source: Source[Any], end: int | None) -> None:
-        """Save that nothing is left of a source, if that is so.
+        """Save that the stream is complete, if all batches of a source are done.
 
         Args:
             source: The source.
-            end: Where it was found to end; None: nobody has looked.
+            end: The index at which it was found to end; None: it was not read to its end.
         """
         if source.is_open_ended:
             await self.complete_if_last()
@@ -310,16 +317,16 @@ class LoopCursor:
             await self.complete(stop)
 
     async def complete_if_last(self) -> None:
-        """The same for an open end whose last batch is known."""
+        """Save that the stream is complete, if its last batch is known and all are done."""
         if self.progress.last_index is not None:
             await self.complete(self.progress.last_index + 1)
 
 
 def estimated(expected: int | None, items: object) -> int | None:
-    """The argument ``expected`` of a loop.
+    """Check the argument ``expected`` of a loop.
 
     Raises:
-        TypeError: it is no int, or the items are a list.
+        TypeError: it is not an int, or the items are a list.
         ValueError: it is out of range.
     """
     if expected is None:
@@ -365,7 +372,9 @@ class Batches(Generic[T]):
         if source is None:
             source = await self._begin()
         elif loop_cursor.loop is not self:
-            raise StreamBusyError("a newer batches() has taken the place of this one")
+            raise StreamBusyError(
+                "this loop cannot go on: a newer batches() of the stream has replaced it"
+            )
         else:
             await loop_cursor.settle_open(Exit.NEXT)
         found = await self._find_next(source)
@@ -378,7 +387,7 @@ class Batches(Generic[T]):
         return batch
 
     async def _begin(self) -> Source[T]:
-        """Take the place of an older loop."""
+        """Open the source, and replace an older loop."""
         loop_cursor = self._loop_cursor
         await trio.lowlevel.checkpoint()
         await loop_cursor.settle_open(Exit.NEXT)
@@ -400,6 +409,6 @@ class Batches(Generic[T]):
             if found is not None:
                 return index, *found
             if not await loop_cursor.wait_verified():
-                break  # nothing came back to work meanwhile
+                break  # the verification re-queued nothing
         await loop_cursor.complete_source(source, None if is_beyond else index)
         return None

@@ -1,12 +1,12 @@
 """The manifest: every output of a complete run with its hash, in one readable file.
 
-Checkpoints are for going on; a manifest is for whoever takes over what was collected.  It
-is written whenever a run is left complete.  It says of how many checkpoints and of which
-configuration it is, so that one that is outdated is told from one that is not, whatever was
-killed in between: it is moved into the archive when the run is opened or left.  Its text follows
-from the records alone: streams, phases and sums stand in an order that does not depend on which
-was opened first.  A command that puts batches back to work moves it first; between the first
-redo of a session and the end of that it is there, and outdated.
+Checkpoints are for resuming; a manifest is for the consumer of the outputs.  It is written
+whenever a run is left complete.  It contains the number of checkpoints and the configuration that
+it was made from, so that an outdated one is recognized, also after a kill: it is moved into the
+archive when the run is opened or left.  Its text follows from the records alone: the order of
+streams, phases and sums does not depend on which was opened first.  A command that re-queues
+batches moves it first; between the first redo of a session and the end of the session the
+manifest is outdated.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _HEAD = re.compile(
     r'\{"format":\d+,"run":"(?:[^"\\]|\\.)*","generation":(\d{1,18}),"checkpoints":(\d{1,18}),'
     r'"config_digest":"([0-9a-f]{0,64})",'
 )
-WRITTEN = "manifest"  # in the facts of a session: of how many checkpoints the one is that is there
-MAX_MANIFEST_HEAD_BYTES = 2**16  # enough to see whose manifest one is
+WRITTEN = "manifest"  # in the facts of a session: how many checkpoints its manifest was made from
+MAX_MANIFEST_HEAD_BYTES = 2**16  # enough to find the run that a manifest belongs to
 
 
 async def leave_manifest(
@@ -59,13 +59,13 @@ async def leave_manifest(
     *,
     is_wanted: bool,
 ) -> int | None:
-    """Leave a manifest behind if the run is complete, best effort.
+    """Write the manifest if the run is complete, best effort; archive an outdated one.
 
     Returns:
-        Of how many checkpoints the manifest is that is there now; None: there is none.
+        The number of checkpoints that the manifest was made from; None: there is no manifest.
     """
     if isinstance(committer.poison, StoreConflictError):
-        return None  # what is there is of whoever owns the run now
+        return None  # the manifest belongs to the process that owns the run now
     key, parts = committer.run_key, {name: entry.progress for name, entry in view.streams.items()}
     with trio.CancelScope(shield=True):
         try:
@@ -96,23 +96,23 @@ async def write_manifest(
 ) -> bool:
     """Write ``manifest.json`` into the output folder.
 
-    It names the run, what it was configured with, its sums, and for each stream its
-    outputs (path, size, sha256, batch) and append files (path, size, sha256).  It is written
-    stream by stream: a million outputs are never held.
+    It has the run, its configuration, its sums, and for each stream its outputs (path, size,
+    sha256, batch) and append files (path, size, sha256).  It is written stream by stream, so a
+    million outputs are never in memory at once.
 
     Returns:
-        False if the folder has the manifest of another run, which is left alone.
+        False if the folder has the manifest of another run, which is not replaced.
 
-    Durability: when this returns it survives power loss.
+    Durability: when this returns the manifest survives power loss.
     """
     if await run_blocking(manifest_owner, outputs) not in (None, run_key.run_id):
         log.warning(
-            "%s is another run's manifest: none is written for this one",
+            "%s is the manifest of another run: none is written for this one",
             MANIFEST,
             extra=at(run_key.run_id),
         )
         return False
-    # A power cut may have brought back what an earlier one, which failed, was written as.
+    # After a power cut the temporary file of an earlier, failed manifest may exist again.
     await run_blocking(outputs.remove_orphans, [""])
     file = await run_blocking(outputs.create, MANIFEST)
     with closing(file):
@@ -134,7 +134,7 @@ async def manifest_pieces(
     outputs: OutputDir,
     facts: Mapping[str, Any],
 ) -> AsyncGenerator[str]:
-    """What the manifest says, piece by piece; see `write_manifest`."""
+    """The text of the manifest, piece by piece; see `write_manifest`."""
     mine = {key: parts[key] for key in sorted(in_order(parts), key=partial(_place, parts))}
     whole = summarize((), mine)
     phases = {name: status.value for name, status in phase_statuses(parts).items()}
@@ -185,7 +185,7 @@ def _listed(indexes: IndexSet) -> list[int]:
 
 
 def _place(parts: Mapping[StreamKey, Progress], key: StreamKey) -> tuple[float, str]:
-    """By the run's list, then by name: which was opened first is in no record."""
+    """Sort by the run's list, then by name: no record has the order of opening."""
     position = parts[key].position
     return (math.inf if position is None else position, encode_key(key))
 
@@ -197,7 +197,7 @@ def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
 async def _outputs(
     store: Store, run_key: RunKey, key: StreamKey, progress: Progress
 ) -> AsyncGenerator[list[str]]:
-    """The outputs of a stream as JSON, the newest first, a page at a time."""
+    """The outputs of a stream as JSON, newest first, a page at a time."""
     standing = LiveRecords(progress)
     async with aclosing(read_pages(store, run_key.run_id, run_key.generation, key)) as pages:
         async for records in pages:
@@ -211,7 +211,7 @@ async def _outputs(
 
 
 def _append_entry(outputs: OutputDir, path: str, size: int) -> dict[str, Any]:
-    """An append file, as far as it is confirmed."""
+    """The entry of an append file, up to its confirmed bytes."""
     hasher = hashlib.sha256()
     if size:
         with closing(outputs.read_pieces(path, size)) as pieces:
@@ -230,21 +230,21 @@ def _entry(index: int, output: Output) -> dict[str, Any]:
 
 
 def _dump(value: Any) -> str:
-    """Compact JSON; NaN and infinity, which metadata may have and JSON has not, are null."""
+    """Compact JSON; NaN and infinity, which metadata may have and JSON has not, become null."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    if "NaN" in text or "Infinity" in text:  # perhaps in a name alone
+    if "NaN" in text or "Infinity" in text:  # it may also be part of a name
         plain = nan_as_null(value)
         return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text
 
 
 def manifest_owner(outputs: OutputDir) -> str | None:
-    """The run whose manifest is there, empty if it is no manifest; None: there is none."""
+    """The run of the manifest in a folder; empty: it is not a manifest; None: no such file."""
     return _owner(_read_head(outputs))
 
 
 def _read_head(outputs: OutputDir) -> bytes | None:
-    """How the file begins, empty if it cannot be read (a folder, a link); None: there is none."""
+    """The first bytes; empty: it cannot be read (a folder, a link); None: no such file."""
     with closing(outputs.read_pieces(MANIFEST, MAX_MANIFEST_HEAD_BYTES)) as pieces:
         try:
             return b"".join(pieces)
@@ -260,7 +260,7 @@ def _owner(head: bytes | None) -> str | None:
         return ""
     try:
         name, _ = json.JSONDecoder().raw_decode(head[len(start) :].decode(errors="replace"))
-    except (ValueError, RecursionError):  # half a one, or a stranger's
+    except (ValueError, RecursionError):  # truncated, or written by another program
         return ""
     return name if isinstance(name, str) else ""
 
@@ -278,9 +278,9 @@ async def is_current(
 
 
 def written_of(outputs: OutputDir) -> tuple[str, int, int, str] | None:
-    """Of which run, generation, number of checkpoints and configuration the manifest is.
+    """The run, generation, number of checkpoints and config digest in a manifest.
 
-    Blocks.  None: what is there is no manifest.
+    Blocks.  None: there is no file, or it is not a manifest.
     """
     return _written(_read_head(outputs))
 
@@ -292,7 +292,7 @@ def _written(head_bytes: bytes | None) -> tuple[str, int, int, str] | None:
 
 
 def count_checkpoints(parts: Mapping[StreamKey, Progress]) -> int:
-    """How many checkpoints a manifest speaks of: those of all streams but the run's own."""
+    """How many checkpoints a manifest counts: those of all streams but the run's own."""
     return sum(progress.sequence for key, progress in parts.items() if key != RUN_STREAM)
 
 
@@ -334,14 +334,14 @@ def is_set_aside(
     outputs: OutputDir,
     facts: Mapping[str, Any],
 ) -> bool:
-    """Whether the archive has the manifest that would be current: a change began, and was killed.
+    """Whether the archive has the manifest that would be current: a change began and was killed.
 
     Blocks.
     """
     label = _label_of_outdated(run_key)
     try:
         head = outputs.archived_head(MANIFEST, label, MAX_MANIFEST_HEAD_BYTES)
-    except OutputError:  # what cannot be read explains nothing
+    except OutputError:  # it cannot be read
         return False
     identity = _identity(run_key, parts, facts)
     wanted = tuple(identity[name] for name in ("run", "generation", "checkpoints", "config_digest"))
@@ -355,7 +355,7 @@ def _label_of_outdated(run_key: RunKey) -> str:
 def _identity(
     run_key: RunKey, parts: Mapping[StreamKey, Progress], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a manifest begins with: of all that a run was ever, no other has the same."""
+    """The first fields of a manifest: no two states of a run have equal ones."""
     return {
         "format": FORMAT,
         "run": run_key.run_id,
@@ -366,6 +366,6 @@ def _identity(
 
 
 def is_complete(parts: Mapping[StreamKey, Progress]) -> bool:
-    """Whether nothing of a run is left: all its streams and phases are complete."""
+    """Whether a run is complete: all its streams and phases are."""
     begun = [progress for key, progress in parts.items() if key and progress.sequence > 0]
     return bool(begun) and all(progress.status is Status.COMPLETE for progress in begun)

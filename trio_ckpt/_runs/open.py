@@ -35,7 +35,7 @@ from .live_view import publish_live
 from .manifest import WRITTEN, count_checkpoints, is_current, leave_manifest
 from .resume import Settings
 from .run import Run
-from .session import OnConfigChange, ResumeReport, SessionRecorder, compare_config, look
+from .session import OnConfigChange, ResumeReport, SessionRecorder, compare_config, report_of
 from .verify import Verify
 
 log = logging.getLogger("trio_ckpt.run")
@@ -67,33 +67,34 @@ async def open_run(
     coordinator: CheckpointCoordinator | None = None,
     observe: Sequence[Observer] = (),
 ) -> AsyncGenerator[Run]:
-    """Own a run for a block: begin it, or go on where it was left.
+    """Own a run for a block: begin it, or resume it where it was left.
 
     Args:
         run_id: Its name, without path separators and control characters.
         store: A folder, a URL (``sqlite:path``, ``memory:``), or a store.
         config: What the run depends on: an attrs instance or JSON-like mapping.  A resume
-            with another one is refused, field by field.
-        exclude: Fields of `config` that do not count.
+            with another one is refused; the error names the fields.
+        exclude: Fields of `config` that are ignored, nested ones dotted.
         tunable: Fields of `config` that may change, nested ones dotted; a change is logged.
-        on_config_change: What to do when others changed: refuse, archive the run and start
-            over, or go on.
-        output_dir: The folder of the outputs; it is made if it is not there.
-        verify: How confirmed outputs are looked at: not at all, by size and time (by hash
+        on_config_change: What to do when other fields changed: refuse, archive the run and
+            restart it, or accept the change.
+        output_dir: The folder of the outputs; it is created if it does not exist.
+        verify: How confirmed outputs are checked: not at all, by size and time (by hash
             where the time differs), or by hash.
-        redo_missing: Go on even if very many outputs are gone.
-        fresh: Archive what was there and begin again; nothing is deleted.  Outputs are moved
-            when the new beginning is saved; the next start finishes a move that was
-            interrupted.
-        retry_failed: Put back to work what was skipped or has failed for good.
-        handle_signals: Stop in good order on SIGINT and SIGTERM.  Default: in the main
+        redo_missing: Whether to resume even if very many outputs are missing.
+        fresh: Whether to archive the old run and start from the beginning; nothing is deleted.
+            Outputs are moved when the new generation is saved; the next start finishes a move
+            that was interrupted.
+        retry_failed: Whether to re-queue batches and streams that were skipped or have failed
+            for good.
+        handle_signals: Whether to stop in good order on SIGINT and SIGTERM.  Default: in the main
             thread, for the first run that is open.  False: the program stops the run itself,
-            and says itself how the run resumes: that is logged as INFO, not as WARNING.
+            and reports itself how the run resumes: that is logged as INFO, not as WARNING.
         grace_s: How long a stop waits for open batches, in seconds.
-        save_timeout_s: How long a save may take before its outcome is called unknown.
-        resume_command: What to tell people to type after a stop; default: this command.
-        coordinator: To share one registry between runs.
-        observe: Who is told what the run does, such as `trace_batches`.
+        save_timeout_s: How long a save may take, in seconds, before its outcome is unknown.
+        resume_command: The command that the log shows for a resume; default: this command.
+        coordinator: A coordinator that several runs share; default: a new one.
+        observe: Observers that are called with what the run does, such as `trace_batches`.
 
     Yields:
         The open run.
@@ -101,11 +102,11 @@ async def open_run(
     Raises:
         RunLockedError: another live process owns it.
         ConfigChangedError: see `config`.
-        RunStoppedError: it was stopped; how to go on is logged as a WARNING.
+        RunStoppedError: it was stopped; how to resume is logged as a WARNING.
         StreamsStillOpenError: it was left while streams were open.
         StoreError: the store cannot be used.
 
-    Durability: what was confirmed survives kill -9 and power loss, as the store says.
+    Durability: confirmed batches survive kill -9 and power loss, as the store promises.
     Cancellation: completed batches are saved before it takes effect.
     """
     check_trio()
@@ -126,7 +127,7 @@ async def open_run(
         for observer in several("observe", observe, "observers")
     )
     if output_dir is not None:
-        path_text("output_dir", output_dir)  # kept as it is: tests have folders of their own kind
+        path_text("output_dir", output_dir)  # only checked: tests give other kinds of folders
     exclude = several("exclude", exclude, "names of fields")
     tunable = several("tunable", tunable, "names of fields")
     plain = canonical_config(config, exclude)
@@ -162,7 +163,7 @@ async def open_run(
             on_poison=lambda: stop.cancel_streams(EXIT_DRAINED),
             observers=observers,
         )
-        found = look(view)
+        found = report_of(view)
         _say_what_was_found(run_id, found, is_of_program=handle_signals is not False)
         is_begun_again = generation > 0 and found.sessions == 0
         if (found.may_have_left_files or is_begun_again) and outputs is not None:
@@ -173,7 +174,7 @@ async def open_run(
             config=plain,
             changes=change.fields,
             output_dir=outputs.root if outputs is not None else None,
-            # A store in memory forgets every run: its outputs are there to be replaced.
+            # A store in memory forgets every run: outputs of earlier runs may be replaced.
             may_replace=fresh or generation > 0 or store.url == "memory:",
         )
         if found.sessions == 0 and session.outputs_since and outputs is not None:
@@ -212,7 +213,7 @@ async def open_run(
             except BaseException as error:
                 body_error = error
             body_error = await run.close(body_error, grace_s)
-            # The end is saved last: the next start tidies up after a session without one.
+            # The end is saved last: the next start cleans up after a session without one.
             try:
                 if outputs is not None:
                     session.facts[WRITTEN] = await leave_manifest(
@@ -237,7 +238,7 @@ async def open_run(
 async def _background_tasks(
     committer: GroupCommitter, stop: Stop, handle_signals: bool | None
 ) -> AsyncGenerator[trio.Nursery]:
-    """Save and listen for signals while the block runs; errors keep their shape.
+    """Run the group committer and the signal handler while the block runs.
 
     The block's exception leaves as the same object, not in a group.  A failure of a
     background task cancels the block and is raised alone, with the block's as its context.
@@ -263,7 +264,7 @@ async def _background_tasks(
     finally:
         if has_signals:
             release_signals()
-        if not committer.is_appending:  # or a thread may still be writing to them
+        if not committer.is_appending:  # else a thread may still be writing to them
             committer.close_sinks()
     if failure is not None:
         if not isinstance(body_error, trio.Cancelled):
@@ -276,7 +277,7 @@ async def _background_tasks(
 def _background_failure(
     group: BaseExceptionGroup[BaseException], body_error: BaseException | None
 ) -> BaseException | None:
-    """One failure alone; several as a group; none if the block's own error says more."""
+    """The failure of background tasks: a single one alone, several as a group; None: none."""
     _, failures = group.split(trio.Cancelled)
     if failures is None:
         return group if body_error is None else None
@@ -284,7 +285,7 @@ def _background_failure(
 
 
 def _say_what_was_found(run_id: str, found: ResumeReport, *, is_of_program: bool) -> None:
-    """Say how a run resumes: at a level that people see, unless it is a part of something else."""
+    """Log how a run resumes: as WARNING, unless the program handles signals itself."""
     if not found.sessions:
         start_log.info("run %r begins: %s", run_id, found, extra=at(run_id))
         return
@@ -298,7 +299,7 @@ async def _close_store(store: Store) -> None:
 
 
 def _strangers(outputs: OutputDir, store: str) -> list[str]:
-    """The names in a folder that are neither the archive nor the way to the store."""
+    """The names in a folder that are neither the archive nor on the path of the store."""
     own = ""
     if store:
         own = os.path.relpath(os.path.abspath(store), outputs.root).partition(os.sep)[0]
@@ -306,12 +307,12 @@ def _strangers(outputs: OutputDir, store: str) -> list[str]:
 
 
 async def _warn_of_strangers(run_id: str, outputs: OutputDir, store: Store) -> None:
-    """Say that a new run finds files: its store may have been lost."""
+    """Warn that a new run finds files in its folder: its store may have been lost."""
     strangers = await run_blocking(_strangers, outputs, store.url.partition(":")[2])
     if strangers:
         log.warning(
-            "the run is new, and its output folder has %s already, such as %s: a batch "
-            "whose output has the name of one is refused; if a store was lost, Stream.rescan "
+            "the run is new, but its output folder has %s already, such as %s: a batch "
+            "whose output has one of these names is refused; if a store was lost, Stream.rescan "
             "adopts them",
             plural(len(strangers), "name"),
             printable(strangers[0]),
@@ -320,6 +321,6 @@ async def _warn_of_strangers(run_id: str, outputs: OutputDir, store: Store) -> N
 
 
 async def _remove_orphans(run_id: str, outputs: OutputDir) -> None:
-    """Tidy up what the last session left of half-written files, best effort."""
+    """Remove half-written files that the last session left, best effort."""
     for path in await run_blocking(outputs.remove_orphans):
         log.info("%s was left by the last session and is removed", path, extra=at(run_id))

@@ -1,4 +1,4 @@
-"""Several batches at once, progress still exact."""
+"""Running several batches of a stream at once, with exact progress."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger("trio_ckpt.stream")
 
 T = TypeVar("T")
 
-MAX_CONCURRENCY = 10_000  # tasks; a batch is no packet
+MAX_CONCURRENCY = 10_000  # tasks; more would cost memory, and batches are not that small
 
 
 @uninterrupted
@@ -49,26 +49,27 @@ async def run_batches(
     """Work on the batches that are left, several at once; each has a token of its own.
 
     Args:
-        stream: Whose batches; the caller must be the task that opened it.
-        items: As for `Stream.batches`; None: the items of the stream's `Frontier`.
+        stream: The stream; the caller must be the task that opened it.
+        items: The whole list, or a function that returns it, see `Stream.batches`; None: the
+            items of the stream's `Frontier`.
         handler: Called with each batch; must settle it.  An exception fails the attempt.
-        concurrency: How many batches are worked on at the same time.
-        retry: What to do with failed attempts; default: the stream's table.  A batch that
-            waits for its next attempt keeps nobody from working, unless batches have an
-            order: with a state that is no `Frontier`, or a cursor, none overtakes another.
-        validate: What every JSON output must pass before its batch is confirmed; default:
-            as the stream was opened with, which also has it checked on resume.
-        key: As for `Stream.batches`.
+        concurrency: How many batches run at the same time.
+        retry: What to do with failed attempts; default: the stream's table.  Other batches run
+            while one waits for its next attempt, unless batches have an order: with a cursor, or
+            a state that is not a `Frontier`, no batch overtakes another.
+        validate: What every JSON output must pass before its batch is confirmed; default: the
+            validation of the stream, which also applies on resume.
+        key: Names an item, to notice a list that changed; default: its canonical JSON.
         start: Only batches from this index on.
         end: Only batches up to this index, inclusive.
-        expected: As for `Stream.batches`.
+        expected: About how many batches there are in all, where `items` does not say.
 
     Raises:
-        Exception: what the handler raised, as the same object, when the retry table gives up;
-            the other batches are cancelled and run again on resume.  Of several one, and the
-            others are logged.
-        BatchFailedError: the same of a batch that was given to `Batch.fail`, or did not pass
-            its checks.
+        Exception: the exception of the handler, as the same object, when the retry table gives
+            up; the other batches are cancelled and run again on resume.  Where several failed,
+            one is raised, and all are logged.
+        BatchFailedError: a batch was failed by `Batch.fail` or did not pass its checks, and the
+            retry table gives up.
         StreamFailedError: the rule says `Then.FAIL_STREAM`.
         TokenNeverSettledError: the handler returned without settling its batch.
         ValueError: `concurrency` > 1 with a state or a cursor that has an order; no items
@@ -120,20 +121,20 @@ async def run_batches(
 
 
 def _ignore() -> None:
-    """Nobody waits for work."""
+    """Do nothing: no worker waits for work."""
 
 
 def _ignore_index(_index: int) -> None:
-    """A sequential loop looks for itself."""
+    """Do nothing: a sequential loop looks for the first batch left at each step."""
 
 
 @uninterrupted
 async def _run_workers(
     feed: WorkQueue[T], handler: Callable[[Batch[T]], Awaitable[None]], concurrency: int
 ) -> None:
-    """Run the workers; failures leave as they are, and a single one not in a group.
+    """Run the workers; failures leave unchanged, and a single one is not in a group.
 
-    They do not travel through the nursery, which makes other groups of the users' groups.
+    They do not pass through the nursery, which would regroup the groups that users raise.
     """
     failures: list[BaseException] = []
     own = feed.loop_cursor.open_stream.stop.workers
@@ -152,10 +153,10 @@ async def _run_workers(
 
 
 def _one_of(failures: list[BaseException], open_stream: Gate) -> BaseException:
-    """The failure that says it all, or a group of them.
+    """The failure to raise for several workers, or a group of them.
 
     One save that fails many workers is one failure, and a stream fails once, however many of
-    its batches say so.
+    its batches report that.
     """
     distinct = list({id(error): error for error in failures}.values())
     if len(distinct) == 1:
@@ -164,7 +165,9 @@ def _one_of(failures: list[BaseException], open_stream: Gate) -> BaseException:
     if not all(isinstance(verdict, BatchFailedError | StreamFailedError) for verdict in verdicts):
         return BaseExceptionGroup("several workers of run_batches failed", distinct)
     for verdict in verdicts:
-        log.error("one of several: %s", one_line(text_of(verdict)), extra=at_error(verdict))
+        log.error(
+            "one of several failures: %s", one_line(text_of(verdict)), extra=at_error(verdict)
+        )
     return verdicts[decisive(list(verdicts))]
 
 
@@ -174,7 +177,7 @@ async def _work(
     failures: list[BaseException],
     workers: trio.CancelScope,
 ) -> None:
-    """Work until nothing is left; a failure is kept, and ends the other workers."""
+    """Run batches until none is left; a failure is kept, and cancels the other workers."""
     try:
         while (batch := await feed.next()) is not None:
             passed: Passed | Again = Passed.GO_ON
@@ -219,7 +222,7 @@ async def _work_on(
 
 @uninterrupted
 class WorkQueue(Generic[T]):
-    """Hands out what is left, each batch to one worker; retries when they are due."""
+    """Hands out each batch that is left to one worker, and retries when they are due."""
 
     def __init__(
         self,
@@ -234,12 +237,12 @@ class WorkQueue(Generic[T]):
         self._start = self._next = max(start or 0, loop_cursor.open_stream.first_index)
         self._end = end
         self._is_exhausted = False
-        self._source_end: int | None = None  # where it was found to end
+        self._source_end: int | None = None  # the index at which the source was found to end
         self._working = 0  # workers that have a batch
         self._taken = IndexSet()  # handed out or delayed: not to be handed out again
         self._delayed: list[tuple[float, int, T | None, bytes]] = []
         self._idle = trio.lowlevel.ParkingLot()  # workers that wait for work
-        self._timer: trio.CancelScope | None = None  # of the one of them that wakes for a retry
+        self._timer: trio.CancelScope | None = None  # of the idle worker that wakes for a retry
         if self._open_stream.frontier is not None:
             progress, first = (
                 self._open_stream.stream_log.progress,
@@ -260,14 +263,14 @@ class WorkQueue(Generic[T]):
             if found is None and not (self._delayed and self._is_ordered):
                 found = self._fresh()
             if found is not None:
-                self._working += 1  # or the others would take it that nothing is left
+                self._working += 1  # else the other workers conclude that nothing is left
                 self._pass_on()
                 await trio.lowlevel.checkpoint()
                 await self.loop_cursor.wait_for_turn(found[0])
                 return self._open_stream.hand_out(*found)
             if not self._delayed and not self._working:
                 if await self.loop_cursor.wait_verified():
-                    continue  # batches may have come back to work meanwhile
+                    continue  # the verification may have re-queued batches
                 self._idle.unpark_all()  # each sees the same
                 return None
             await self._wait()
@@ -291,7 +294,7 @@ class WorkQueue(Generic[T]):
             self.wake()
 
     def leave(self, batch: Batch[T], passed: Passed | Again) -> None:
-        """Take note that a worker is done with a batch, or that it runs again, later."""
+        """Mark that a worker has left a batch, and queue its next attempt if there is one."""
         self._working -= 1
         if isinstance(passed, Again):
             due = trio.current_time() + passed.after_s
@@ -308,12 +311,12 @@ class WorkQueue(Generic[T]):
             self.wake()
 
     def wake(self) -> None:
-        """Let one of those who wait for work look again; it wakes the next if there is more."""
+        """Wake one idle worker, which wakes the next if there is more work."""
         self._idle.unpark()
 
     @property
     def _is_ordered(self) -> bool:
-        """Whether a batch begins with what the one before it has left, so none may overtake it."""
+        """Whether a batch depends on the one before it, so that none may overtake another."""
         has_order = (
             self._open_stream.state_manager is not None
             or self._open_stream.stream_log.progress.has_order
@@ -349,7 +352,7 @@ class WorkQueue(Generic[T]):
         return self._open_stream.first_index + position, frontier.item(position), b""
 
     async def finish(self) -> None:
-        """Save that nothing is left, if that is so."""
+        """Save that the stream is complete, if all batches are done."""
         if self._source is not None:
             await self.loop_cursor.complete_source(self._source, self._source_end)
         elif self._open_stream.frontier is not None:

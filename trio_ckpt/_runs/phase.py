@@ -1,7 +1,7 @@
 """Phases: named parts of a run that are done once, such as discovery before collection.
 
-A phase is a stream of the library's own, ``("@phase", name)``, whose records say that it
-was begun, failed or completed.
+A phase is an internal stream, ``("@phase", name)``, whose records say that the phase was
+begun, has failed or is complete.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ MAX_NAMED = 5  # streams in one line of the log
 
 @attrs.frozen
 class Phase:
-    """One phase of a run, as its block has it.
+    """One phase of a run, as its block gets it.
 
     Attributes:
         name: Its name.
-        complete: Whether an earlier block of it ended well, and the streams that were opened in
-            it are done: there is nothing left to do.
-        error: What the last block of it failed with, if it did.
+        complete: Whether nothing is left to do: an earlier block of it ended without an
+            exception, and the streams that were opened in it are done.
+        error: The error with which its last block failed; None: it did not fail.
     """
 
     name: str
@@ -58,10 +58,12 @@ async def open_phase(
     """Begin a phase, and complete it when the block ends without an exception.
 
     Args:
-        committer: Saves.
-        stream_log: Of the phase.
+        committer: Saves the records.
+        stream_log: The stream log of the phase.
         parts: The progress of every stream of the run.
-        retry_failed: Whether what failed for good or was skipped is put back to work.
+        retry_failed: Whether batches that were skipped or failed for good are re-queued.
+
+    Durability: when the block has ended, how it ended is durable.
     """
     progress = stream_log.progress
     was_complete = progress.status is Status.COMPLETE

@@ -1,4 +1,4 @@
-"""Opening a stream: what was saved is read, looked at, and made ready to go on."""
+"""Opening a stream: its records are read, its outputs verified, its state restored."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ S = TypeVar("S")
 
 @attrs.frozen
 class Settings:
-    """How a run resumes."""
+    """How a run resumes; see the arguments of `open_run` and `Run.open_stream`."""
 
     verify: Verify = attrs.field(validator=checked_by(one_of, choices=get_args(Verify)))
     redo_missing: bool = attrs.field(validator=checked_by(flag))
@@ -46,12 +46,12 @@ class Settings:
         factory=Retention, validator=checked_by(instance, kind=Retention, what="a Retention")
     )
     recover: bool = attrs.field(default=False, validator=checked_by(flag))
-    outputs_since: float = 0.0  # files that are older are of no session of the run; Unix time, s
+    outputs_since: float = 0.0  # older files were not written by the run; Unix time, s
 
 
 @attrs.define(eq=False)
 class Resume:
-    """Makes one stream ready."""
+    """Opens one stream: verifies its outputs and restores its state."""
 
     store: Store
     open_stream: Gate
@@ -73,14 +73,18 @@ class Resume:
         )
 
     async def open(self, state: S | None, nursery: trio.Nursery) -> Stream[S]:
-        """Read what was saved, verify it, restore the state.
+        """Read the records, verify the outputs, restore the state.
+
+        Args:
+            state: The initial state; None: the stream has no state.
+            nursery: The nursery of the run, for the verification of older records.
 
         Raises:
             StreamFailedError: the stream failed for good.
-            CannotRedoError: `retry_failed`, and later batches build on one that was skipped.
+            CannotRedoError: `retry_failed` is set, and later batches build on a skipped one.
             OutputError: confirmed outputs are damaged; see `trio_ckpt._runs.verify`.
-            TypeError: it was opened with a state before.
-            StateChangedError: its saved state does not fit.
+            TypeError: the stream has a saved state, and `state` is None.
+            StateChangedError: the saved state does not fit `state`.
         """
         self._check_kind(state)
         await self._take_up_failed()
@@ -104,13 +108,13 @@ class Resume:
                 "would go on without it"
             )
         if isinstance(state, Frontier) and progress.has_state:
-            problem = "one that is no Frontier was saved, and state= is a Frontier"
+            problem = "the saved state is not a Frontier, but state= is one"
             raise StateChangedError("state", problem)
         if not isinstance(state, Frontier) and progress.has_frontier:
-            raise StateChangedError("state", "a Frontier was saved, and state= is none")
+            raise StateChangedError("state", "a Frontier was saved, but state= is not one")
 
     async def close(self) -> None:
-        """End the verification beside the run: it has no business with a stream that is left.
+        """End the verification beside the run, because the stream is left.
 
         Cancellation: none; it ends after the record that is being saved.
         """
@@ -138,7 +142,7 @@ class Resume:
             await self.open_stream.save_plain(record)
 
     async def _open_sinks(self) -> None:
-        """Open the append files; one that lost lines puts back to work whose lines those were."""
+        """Open the append files; batches whose lines are missing from one are re-queued."""
         open_stream = self.open_stream
         for path in tuple(open_stream.stream_log.progress.sinks):
             open_stream.files.claim_sink(path)
@@ -153,7 +157,7 @@ class Resume:
                 return
 
     async def _rewind_shortened(self, error: SinkTooShortError) -> None:
-        """Go on before the lines that are missing, unless the file itself is in doubt."""
+        """Rewind to before the missing lines, unless the file itself is missing."""
         path, size = error.path, self.open_stream.stream_log.progress.sinks[error.path]
         if error.missing_bytes == size and not self.settings.redo_missing:
             raise OutputsMissingError(
@@ -178,7 +182,7 @@ class Resume:
     # -- frontiers ----------------------------------------------------------------------------
 
     async def _load_frontier(self, frontier: FrontierItems[Any]) -> None:
-        """Fold the items of all checkpoints; their outputs are verified on the way."""
+        """Load the items of all checkpoints into a frontier, and verify their outputs."""
         open_stream = self.open_stream
         verifier, adds = self._verifier(), list[bytes]()
         if open_stream.stream_log.progress.sequence > 0:
@@ -204,7 +208,7 @@ class Resume:
     # -- other streams ------------------------------------------------------------------------
 
     async def _verify(self, nursery: trio.Nursery) -> None:
-        """Check the newest records now, the others beside the run where that can be."""
+        """Check the newest records now, and the others beside the run if batches have no order."""
         open_stream = self.open_stream
         progress = open_stream.stream_log.progress
         if progress.sequence == 0:
@@ -229,10 +233,10 @@ class Resume:
             else:
                 self._beside = _Beside(verifier, pages)
                 nursery.start_soon(self._beside.run)
-                stack.pop_all()  # they are its pages now
+                stack.pop_all()  # it closes the pages
 
     async def _restore(self, state: object) -> None:
-        """Go on from the saved state; where there is none, from what the user gave."""
+        """Restore the saved state; where there is none, begin with the one of the user."""
         plan = Plan[object].of(state)
         state_manager = StateManager(
             self.store, self.open_stream.committer, plan, state, self.tools
@@ -251,14 +255,14 @@ class Resume:
         self.open_stream.state_manager = state_manager
 
     async def _load(self, state_manager: StateManager[object]) -> None:
-        """Restore the saved state; where it is damaged, the newest whole one if that is wanted."""
+        """Restore the saved state; where it is damaged, the newest intact one if `recover`."""
         try:
             await state_manager.load(self._pages, self._named)
         except StoreDamagedError as error:
             if not self.settings.recover:
                 raise StoreDamagedError(
                     f"the state of {self.open_stream.where()} cannot be restored: {error}; "
-                    "recover=True goes back to the newest that is whole"
+                    "recover=True goes back to the newest state that is whole"
                 ) from error
             log.error(
                 "%s: %s",
@@ -271,10 +275,10 @@ class Resume:
     async def _recover(self, state_manager: StateManager[object]) -> None:
         """Go back to the newest state that can be restored.
 
-        A snapshot of the attempt that was under way is one: progress has not moved since, so
-        there is nothing to rewind.  The next one that is saved builds on it.
+        It may be a snapshot of the newest attempt: progress has not moved since, so nothing is
+        rewound, and the next state builds on it.
         """
-        is_under_way = True  # nothing but snapshots has come after
+        is_under_way = True  # only snapshots and notes come after the record
         async with aclosing(self._pages()) as pages:
             async for records in pages:
                 for sequence, record in records:
@@ -304,14 +308,15 @@ class Resume:
                     await state_manager.load(self._pages, self._named)
                     return
         raise StoreDamagedError(
-            f"no saved state of {self.open_stream.where()} is whole; begin again"
+            f"no saved state of {self.open_stream.where()} is whole; start from the beginning "
+            "with fresh=True"
         )
 
 
 async def up_to(
     pages: Callable[[], AsyncGenerator[list[tuple[int, Record]]]], last: int
 ) -> AsyncGenerator[list[tuple[int, Record]]]:
-    """The records of a stream, newest first, as they were when one of them was the newest."""
+    """The records of a stream up to the sequence `last`, newest first."""
     async with aclosing(pages()) as newest_first:
         async for records in newest_first:
             yield [(sequence, record) for sequence, record in records if sequence <= last]
@@ -329,7 +334,7 @@ class _Beside:
         self._failed = False
 
     async def run(self) -> None:
-        """Check page after page; an error is the run's."""
+        """Check page after page; an error ends the run."""
         try:
             with self._scope:
                 async with aclosing(self._pages) as pages:
@@ -337,18 +342,17 @@ class _Beside:
                         await self._verifier.check(records)
         except BaseException as error:
             self._failed = True
-            if (
-                error is not self._verifier.open_stream.committer.poison
-            ):  # that ends the run by itself
+            poison = self._verifier.open_stream.committer.poison
+            if error is not poison:  # a poisoned run ends without this error
                 raise
         finally:
             self._done.set()
 
     async def wait(self) -> bool:
-        """Wait for the end; True if there was something to wait for: look again then.
+        """Wait for the end; returns whether it was still running, so that progress may differ.
 
-        Cancellation: a cancellation point; the only way out when the verification fails,
-            because its error is about to end the run.
+        Cancellation: a cancellation point; it does not return when the verification fails,
+            because that error is about to end the run.
         """
         if self._done.is_set() and not self._failed:
             return False
@@ -358,7 +362,7 @@ class _Beside:
         return True
 
     async def close(self) -> None:
-        """Give up on it."""
+        """Cancel the verification, and wait until it has ended."""
         self._scope.cancel()
         with trio.CancelScope(shield=True):
             await self._done.wait()

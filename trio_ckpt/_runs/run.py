@@ -1,4 +1,4 @@
-"""An open run: its streams, and how it is left."""
+"""An open run: its streams, its phases, and how it is left."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class Run:
 
     Attributes:
         run_id: Its name.
-        found: What was there when it was opened.
-        coordinator: Its tokens; ``run.coordinator.registry`` is for monitors.
+        found: What the store had when the run was opened.
+        coordinator: The coordinator of its tokens; ``run.coordinator.registry`` is for monitors.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Run:
         self._list_lock = trio.Lock()
         self._calls = Calls()
         self._waits = Waits(self._stream_table, stop, self._stopped)
-        stop.changed = self._look_again
+        stop.changed = self._wake_waiters
         self._path_owners: PathOwners = {
             path: (encode_key(key), SINK) for key, p in self._progress.items() for path in p.sinks
         }
@@ -125,23 +125,23 @@ class Run:
 
     @property
     def exit_code(self) -> int:
-        """What a command should exit with now.
+        """The exit code for a command that ends now.
 
-        75 while a start would go on with any stream or phase, else 69 if a stream failed for
+        It is 75 while a start would resume any stream or phase, else 69 if a stream failed for
         good, else 3 if any batch was skipped, else 0.
         """
         return self._stream_table.exit_code(has_ended=True)
 
     @property
     def is_stopping(self) -> bool:
-        """Whether a signal or `request_stop` has asked it to stop."""
+        """Whether a signal or `request_stop` has requested a stop."""
         return self._stop.is_requested
 
     def request_stop(self) -> None:
         """Stop in good order: hand out nothing more, save what is open, cancel the streams.
 
-        It may be called from any task, any thread and any signal handler, more than once; a run
-        that has ended stays as it is.
+        It may be called from any task, any thread and any signal handler, more than once; on a
+        run that has ended it has no effect.
         """
         self._stop.ask()  # a second signal forces; a second call changes nothing
 
@@ -196,33 +196,35 @@ class Run:
         Args:
             parts: Its key: any printable texts.
             first_index: The index of its first batch.
-            state: What the loop needs to go on, as it is at the very beginning: of any type,
-                or a `Frontier`.  The stream begins with a copy.  On resume ``stream.state`` is
-                what was saved last.  After a failed attempt it is another object, as it was
-                before: take it from the stream in each batch, and keep no reference to it.
+            state: The initial state, which the loop needs to resume: of any type, or a
+                `Frontier`.  The stream begins with a copy.  On resume ``stream.state`` is the
+                last saved one.  A failed attempt is undone by another object in its place: take
+                the state from the stream in each batch, and keep no reference to it.
             retry: What to do with failed attempts; default: they fail for good.
-            on_fail: "record": a stream that has failed, by `Stream.fail` or as the retry
-                table says (`Then.FAIL_STREAM`), is left quietly, so that the next can go on.
+            on_fail: "raise": a stream that has failed raises when it is left.  "record": where
+                `Stream.fail` or the retry table (`Then.FAIL_STREAM`) failed it, it is left without
+                an exception, so that the next stream can run.
             validate: What every output must pass before its batch is confirmed, and again
                 on resume: JSON, or others by a `RawCheck`; see `trio_ckpt.outputs.Validator.of`.
-            output_dir: A folder in that of the run; outputs of the stream are named
+            output_dir: A folder below that of the run; outputs of the stream are named
                 relative to it.
-            retry_failed: As for `open_run`, for this stream.
+            retry_failed: Whether to re-queue its batches that were skipped or have failed for
+                good; default: as for the run.
             retention: Which saved states keep their large arrays; default: the newest two.
-            recover: Where a saved state is damaged, go back to the newest one that is whole:
-                the batches after it go back to work.
+            recover: Whether a damaged state is replaced by the newest one that is whole; the
+                batches after that one are re-queued.
 
         Raises:
             StreamBusyError: it is open already.
-            TypeError: it was opened with a state before, and is not now.
+            TypeError: it has a saved state, and `state` is None.
             StreamFailedError: it failed for good in an earlier session; or `Stream.fail` was
                 called.
             RunStoppedError: the run was stopped before the stream was complete.
             StateChangedError: the saved state does not fit `state`.
             OutputsMissingError, CannotRedoError, OutputError: confirmed outputs are damaged.
-            ValueError: a bad key.
+            ValueError: a bad key, or another `first_index` than before.
 
-        Cancellation: entering and leaving are schedule points; what was completed is saved.
+        Cancellation: entering and leaving are schedule points; completed batches are saved.
         """
         key = check_stream_key(parts)
         one_of("on_fail", on_fail, ("raise", "record"))
@@ -238,7 +240,7 @@ class Run:
         checked = self._files_for(validate, output_dir)
         self._check_free(key)
         self._check_first_index(key, first_index)
-        open_stream = self._open_desk(key, first_index, retry, checked)
+        open_stream = self._make_gate(key, first_index, retry, checked)
         resume = Resume(self._store, open_stream, settings, self._tools)
         scope = trio.CancelScope()
         self._stop.scopes.add(scope)
@@ -275,11 +277,14 @@ class Run:
         if folder is None:
             return "", validator
         if self._outputs is None:
-            raise ValueError("output_dir of a stream is in that of the run: open_run(output_dir=…)")
+            raise ValueError(
+                "output_dir= of a stream is below that of the run, which has none: give "
+                "open_run(output_dir=...)"
+            )
         name = os.path.normpath(path_text("output_dir", folder))
         return "" if name == "." else self._outputs.relative(name), validator
 
-    def _open_desk(
+    def _make_gate(
         self,
         key: StreamKey,
         first_index: int,
@@ -338,18 +343,21 @@ class Run:
     # -- the list of streams ------------------------------------------------------------------
 
     async def add_streams(self, keys: Iterable[StreamKey]) -> Listed:
-        """Put streams on the run's list, in order, before anybody opens them.
+        """Put streams on the run's list, in order, before they are opened.
 
-        Doing it again changes nothing but to add what is new; what is not named any more
-        is reported and kept.
+        A repeated call only adds new ones; streams that are not named any more are reported and
+        stay on the list.
 
         Args:
-            keys: The parts of each.
+            keys: The key of each stream, as a tuple of its parts.
+
+        Returns:
+            Which streams are new on the list, and which were not named.
 
         Raises:
             ValueError: a bad key.
 
-        Durability: when this returns the list is saved.
+        Durability: when this returns the list is durable.
         Cancellation: none once it is being saved.
         """
         self._check_open()
@@ -363,43 +371,45 @@ class Run:
     def streams_to_process(
         self, *, retry_failed: bool = False, start_from: StreamKey | None = None
     ) -> list[StreamKey]:
-        """The streams of the list with work left, in its order; of all streams if none is listed.
+        """The listed streams with work left, in order; of all streams if none is listed.
 
         Args:
-            retry_failed: Also those that failed for good or skipped batches; open them with
-                ``retry_failed=True``.
-            start_from: Only this one and those after it; its first parts are enough.
+            retry_failed: Whether to include streams that failed for good or skipped batches; open
+                these with ``retry_failed=True``.
+            start_from: Only this stream and those after it; its first parts are enough.
 
         Raises:
-            UnknownStreamError: there is no such stream.
+            UnknownStreamError: the run has no stream `start_from`.
         """
         flag("retry_failed", retry_failed)
         start = None if start_from is None else stream_key("start_from", start_from)
         return self._stream_table.to_process(retry_failed=retry_failed, start_from=start)
 
     async def rewind(self, key: StreamKey, *, to: int, reason: str) -> IndexSet:
-        """Go back to when batch `to` of a stream was the last one that was confirmed.
+        """Rewind a stream to when batch `to` was the last one that was confirmed.
 
-        All later ones go back to work; state and cursor are again what they were then.
-        Outputs, and lines of append files, are kept in the archive of the output folder.
-        States that were pinned (`Stream.pin`) are in `Progress.pins`, each with the batch to go
-        back to.  Where batches build on each other, those go back, too, that were saved after the
-        first of them.
+        All later batches are re-queued; state and cursor are restored to their values then.
+        Outputs, and lines of append files, are moved into the archive of the output folder.
+        Pinned states (`Stream.pin`) are in `Progress.pins`, each with the batch to rewind to.
+        Where batches build on each other, those that were saved after the first of the re-queued
+        ones are re-queued, too.
 
         Args:
-            key: Of a stream that is not open.
-            to: Batch index; less than the first one: the stream begins again, with another list
-                or state if it is given one.  What was spent stays spent.
-            reason: Why; kept in the history.
+            key: The key of a stream that is not open.
+            to: Batch index; less than the first one: the stream starts from the beginning, where
+                it may be given another list or state.  What was spent stays counted.
+            reason: Why; saved in the history.
 
         Returns:
-            The batches that went back to work.
+            The batches that were re-queued.
 
         Raises:
             StreamBusyError: the stream is open.
-            UnknownStreamError: there is no such stream.
+            UnknownStreamError: the run has no such stream.
+            CannotRedoError: the state before them is not kept any more.
 
-        Durability: when this returns it is saved.
+        Durability: when this returns the rewind is durable.
+        Cancellation: a cancellation point until the record is being saved; none after that.
         """
         key = stream_key("key", key)
         to = whole_number("to", to, least=-MAX_INDEX)
@@ -443,18 +453,21 @@ class Run:
 
     @asynccontextmanager
     async def phase(self, name: str) -> AsyncGenerator[Phase]:
-        """Do a part of the run once: ``async with run.phase("discovery") as phase:``.
+        """Open a phase, which is done once: ``async with run.phase("discovery") as phase:``.
 
         It is complete when the block ends without an exception and the streams that were
-        opened in it are done, or failed for good.  ``phase.complete`` then says so to every
-        later session, whose block has nothing to do; it is False again when a batch of such a
-        stream is put back to work, and with ``retry_failed=True`` if one failed or skipped.
+        opened in it are done, or failed for good.  ``phase.complete`` is then True in every
+        later session, whose block has nothing to do.  It is False again when a batch of such a
+        stream is re-queued, and with ``retry_failed=True`` if a stream failed or skipped batches.
+
+        Args:
+            name: The name of the phase; any printable text.
 
         Raises:
             StreamBusyError: it is open already.
             ValueError: a bad name.
 
-        Durability: what it was left with is saved when the block has ended.
+        Durability: when the block has ended, how it ended is durable.
         Cancellation: entering and leaving are schedule points.
         """
         self._check_open()
@@ -479,26 +492,26 @@ class Run:
 
     @property
     def phases(self) -> dict[str, Status]:
-        """All phases, and where they stand."""
+        """The status of each phase, by name."""
         return self._stream_table.phase_statuses()
 
     # -- sums ---------------------------------------------------------------------------------
 
     def group(self, *parts: str) -> Summary:
-        """What the streams under `parts` add up to; all streams where there are none.
+        """The sums of all streams whose keys begin with `parts`; without parts of all streams.
 
         Raises:
-            UnknownStreamError: no stream is known under them.
-            TypeError: a part is no str.
+            UnknownStreamError: no key of a stream begins with them.
+            TypeError: a part is not a str.
         """
         return self._stream_table.group(stream_key("parts", parts))
 
     def groups(self) -> dict[StreamKey, Summary]:
-        """The same for every group, which are the streams under one first part."""
+        """The sums of every group; a group is all streams whose keys have the same first part."""
         return self._stream_table.groups()
 
     def statistics(self) -> RunStatistics:
-        """Counts, sums, rate and ETA, at this moment."""
+        """Counts, sums, rate and ETA of the run at this moment."""
         statistics = self._stream_table.statistics()
         stopping = None if self._stream_table.ended is not None else self._stop.stopping()
         if stopping is None:
@@ -509,7 +522,7 @@ class Run:
 
     @property
     def store(self) -> Store:
-        """Where it is kept."""
+        """The store that the run is saved in."""
         return self._store
 
     @property
@@ -518,13 +531,13 @@ class Run:
         return self._stream_table.open_streams
 
     def view(self) -> RunView:
-        """The progress of every stream at this moment: copies, made each time."""
+        """The progress of every stream at this moment, as copies that are made for each call."""
         live = self.peek()
         copies = {k: StreamView(k, seen.progress.copy()) for k, seen in live.streams.items()}
         return attrs.evolve(live, streams=copies)
 
     def peek(self) -> RunView:
-        """The same without copies, for the library's own readers: nothing may change it."""
+        """The progress of every stream without copies, for the library's own readers."""
         key = self._committer.run_key
         progress = {
             **self._progress,
@@ -534,25 +547,25 @@ class Run:
         return RunView(key.run_id, key.generation, key.owner, streams)
 
     def observing(self, observer: Observer) -> AbstractContextManager[None]:
-        """Tell an observer what the run does while the block runs."""
+        """Call an observer with what the run does while the block runs."""
         instance("observer", observer, Observer, "an Observer")
         return self._committer.observers.adding(observer)
 
     # -- waiting ------------------------------------------------------------------------------
 
     async def wait_confirmed(self, stream: Stream[Any] | StreamKey, indexes: Iterable[int]) -> None:
-        """Wait until batches are durable, also such as are not begun yet.
+        """Wait until batches are durable, also batches that are not begun yet.
 
         Args:
             stream: An open stream; or the key of one that is open, has records, or is on the
-                list of `add_streams`, and so may be opened later.
-            indexes: Which.
+                list of `add_streams`, so that it may be opened later.
+            indexes: The batches.
 
         Raises:
-            UnknownStreamError: there is no such stream.
+            UnknownStreamError: the run has no such stream.
             CheckpointFailedError: one of them failed, or was skipped.
             StreamEndedError: the stream ended without them.
-            TypeError: the key is no tuple.
+            TypeError: the key is not a tuple.
             RunStoppedError: the run was stopped before that.
 
         Cancellation: always a cancellation and a schedule point.
@@ -563,9 +576,11 @@ class Run:
     # -- leaving -----------------------------------------------------------------------------
 
     async def close(self, error: BaseException | None, grace_s: float) -> BaseException | None:
-        """End streams that are still open; returns what is to leave the run's block.
+        """End streams that are still open; returns the exception that leaves the run's block.
 
-        They pass the gate in their own tasks, which have `grace_s` for it.
+        Their tasks have `grace_s` seconds to pass the gate.
+
+        Cancellation: none.
         """
         self._stream_table.is_closed = True
         error = error or self._calls.problem(f"run {self.run_id!r}")
@@ -585,16 +600,16 @@ class Run:
             for open_stream in tuple(self._opened.values()):
                 open_stream.close()
         self._stream_table.ended = trio.current_time()
-        self._look_again()
+        self._wake_waiters()
         return self._stop_instead(error)
 
-    def _look_again(self) -> None:
-        """Wake the monitors, and all who wait for batches: the run stops, or is closed."""
-        self._waits.all_look()
+    def _wake_waiters(self) -> None:
+        """Wake the monitors, and all tasks that wait for batches: the run stops, or is closed."""
+        self._waits.wake_all()
         self.coordinator.registry.touch()
 
     def _stop_instead(self, error: BaseException | None) -> BaseException | None:
-        """What leaves a run that was stopped: one RunStoppedError, or the body's own error."""
+        """The exception that leaves a run: RunStoppedError if it was stopped, else the body's."""
         poison = self._committer.poison
         if not self._stop.is_requested and poison is None:
             return error

@@ -1,6 +1,6 @@
-"""A session: one open-to-close of a run, what it found, and how it ended.
+"""A session: the time from opening to closing a run, what it found, and how it ended.
 
-Sessions are records of the run's own stream.  One without an end was killed.
+Sessions are records of the run's own stream.  A session without an END record was killed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .config import config_digest, diff_config, has_field, without_fields
 
 log = logging.getLogger("trio_ckpt.session")
 
-CLOCK_STEP_S = 2.0  # FAT rounds times down to 2 s; kernels take those of files from a slower clock
+CLOCK_STEP_S = 2.0  # FAT rounds times down to 2 s; kernels stamp files by a coarser clock
 
 OnConfigChange = Literal["refuse", "restart", "accept"]
 
@@ -46,16 +46,16 @@ class ResumeReport:
     """What `open_run` found in the store.
 
     Attributes:
-        sessions: How many there were before this one; 0: the run is new.
+        sessions: How many sessions there were before this one; 0: the run is new.
         streams: How many streams have records.
-        confirmed: Batches that are durable.
-        skipped: Batches given up.
-        to_retry: Batches that failed and may run again.
-        records: Records produced.
-        totals: Produced, by name.
-        spent: On all attempts, by name.
-        last_end: How the last session ended, in words; None: there was none.
-        ended_at: When, Unix time, s; for a session that was killed, when it last saved.
+        confirmed: How many batches are durable.
+        skipped: How many batches were given up.
+        to_retry: How many batches failed and may run again.
+        records: How many records were produced.
+        totals: What was produced, by name.
+        spent: What all attempts cost, by name.
+        last_end: How the last session ended, as text; None: there was none.
+        ended_at: When it ended, Unix time, s; for a killed session, when it last saved.
     """
 
     sessions: int
@@ -71,12 +71,12 @@ class ResumeReport:
 
     @property
     def was_killed(self) -> bool:
-        """Whether the last session left no word of its end."""
+        """Whether the last session left no record of its end."""
         return self.last_end == KILLED
 
     @property
     def may_have_left_files(self) -> bool:
-        """Whether the last session may not have tidied up: a kill or an error ended it."""
+        """Whether the last session may have left temporary files: a kill or an error ended it."""
         return self.last_end not in (None, ENDED, STOPPED)
 
     def __str__(self) -> str:
@@ -96,8 +96,8 @@ class ResumeReport:
         )
 
 
-def look(view: RunView | None) -> ResumeReport:
-    """Sum up what is saved of a run."""
+def report_of(view: RunView | None) -> ResumeReport:
+    """Sum up the records of a run."""
     if view is None:
         return ResumeReport(0, 0, 0, 0, 0, 0, {}, {}, None, None)
     every = {key: entry.progress for key, entry in view.streams.items()}
@@ -123,8 +123,8 @@ class ConfigChange:
     """How a configuration differs from that of the last session.
 
     Attributes:
-        fields: ``(field, was, now)`` each.
-        is_restart: Whether the run is to be begun again because of it.
+        fields: ``(field, was, now)`` for each field that differs.
+        is_restart: Whether the run starts from the beginning because of it.
     """
 
     fields: tuple[tuple[str, str, str], ...] = ()
@@ -142,15 +142,15 @@ def compare_config(
     """Compare the configuration with that of the last session.
 
     Args:
-        view: What the store has of the run.
+        view: The run in the store; None: there is none.
         plain: The configuration of this session, without the excluded fields.
-        exclude: Fields that do not count, whatever the last session kept of them.
+        exclude: Fields that are ignored, also in the configuration of the last session.
         tunable: Fields that may change.
         policy: What a change of any other field means.
-        run_id: Of the run.
+        run_id: The run, for messages.
 
     Raises:
-        ConfigChangedError: a field that may not change has, and the policy is to refuse.
+        ConfigChangedError: another field has changed, and the policy is to refuse.
         ValueError: neither configuration has a field that `tunable` names.
     """
     facts = run_facts(view) if view is not None else {}
@@ -175,12 +175,12 @@ def _is_tunable(field: str, tunable: Collection[str]) -> bool:
 
 
 class SessionRecorder:
-    """Writes down that a session began, and how it ended.
+    """Saves that a session began, and how it ended.
 
     Attributes:
         runtime_s: For how long the run was open in earlier sessions, in seconds.
-        outputs_since: Files that are older are of no session of the run; Unix time, s.
-        facts: What the records of the session say.
+        outputs_since: Files that are older were not written by the run; Unix time, s.
+        facts: The metadata of the records of the session.
     """
 
     def __init__(
@@ -193,15 +193,16 @@ class SessionRecorder:
         output_dir: str | None,
         may_replace: bool = False,
     ) -> None:
-        """Begin with what the store has of the run.
+        """Make one for a new session.
 
         Args:
             committer: Saves the records of the session.
-            view: What the store has; None: nothing, or nothing that counts.
-            config: As it is compared on the next start.
-            changes: What has changed in it.
-            output_dir: Where the outputs go.
-            may_replace: Files that no record names may be archived when outputs get their names.
+            view: The run in the store; None: it is new, or starts from the beginning.
+            config: The canonical configuration, which the next start compares with its own.
+            changes: The fields of the configuration that have changed.
+            output_dir: The folder of the outputs.
+            may_replace: Whether files that no record names may be archived when outputs get
+                their names.
         """
         own = view.streams.get(RUN_STREAM) if view is not None else None
         self._committer = committer
@@ -210,7 +211,7 @@ class SessionRecorder:
         )
         self.runtime_s = run_runtime_s(view) if view is not None else 0.0
         before, began = run_facts(view) if view is not None else {}, time.time()
-        # The first session has left no file behind; later ones allow for the clock of files.
+        # A new run has no files yet; later sessions allow for the coarser clock of files.
         since = before.get("outputs_since", 0.0) if before else began - CLOCK_STEP_S
         self.outputs_since: float = 0.0 if may_replace else since if before else began
         self.facts: dict[str, Any] = {
@@ -227,17 +228,23 @@ class SessionRecorder:
         }
 
     async def begin(self) -> None:
-        """Save that it began, and with it a new generation if there is one."""
+        """Save that the session began, which also creates a new generation.
+
+        Durability: when this returns the record is durable.
+        """
         await self._committer.save(self._stream_log, _fact(RecordKind.SESSION, self.facts))
 
     async def save(self, record: Record) -> None:
-        """Save something else of the run."""
+        """Save another record of the run's own stream.
+
+        Durability: when this returns the record is durable.
+        """
         await self._committer.save(self._stream_log, record)
 
     async def end(self, error: BaseException | None) -> None:
-        """Save how it ended, best effort.
+        """Save how the session ended, best effort.
 
-        Cancellation: shielded.
+        Cancellation: none.
         """
         if self._committer.poison is not None:
             return
@@ -259,7 +266,7 @@ class SessionRecorder:
 
 
 def _counts(committer: GroupCommitter) -> dict[str, Any]:
-    """What the session did."""
+    """What the session did, in numbers."""
     stream_logs = [
         stream_log
         for stream_log in committer.stream_logs

@@ -1,10 +1,10 @@
-"""Where batches come from: nothing, a list, or something that makes the list.
+"""Where batches come from: an open end, a list, or a function that makes the list.
 
-A source is always the whole list, on every start; what is confirmed is passed over.  So
-a source that changed under what is confirmed can be noticed, and is.
+A source is always the whole list, on every start; confirmed batches are passed over.  This
+ensures that a source whose confirmed items have changed is noticed.
 
-A list is taken as it is when a loop begins: a copy of it is worked on, and one whose length or
-items change afterwards is refused.
+A loop works on a copy of the list, made when it begins, and refuses to go on when the length or
+the items of the list change after that.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from .._util.plain import (
 
 T = TypeVar("T")
 
-ITEMS_PER_STEP = 1_000  # other tasks go on between: a million items take seconds
+ITEMS_PER_STEP = 1_000  # other tasks run in between: a million items take seconds
 _CONTAINERS = (list, tuple, dict)
 _NOT_NOTED = bytes(ITEM_DIGEST_BYTES)
 
 
 def default_key(item: Any) -> str:
-    """What makes an item the same on the next start: its canonical JSON.
+    """The default key, by which the next start recognizes an item: its canonical JSON.
 
     Raises:
-        NotEncodableError: it is not JSON-like; give ``key=`` then.
+        NotEncodableError: it is not JSON-like and needs ``key=``.
     """
     if type(item) is int:
         return str(item)
@@ -51,16 +51,16 @@ def _is_sequence(items: object) -> bool:
 
 
 class Source(Generic[T]):
-    """The items of a stream by batch index; `get` is all there is to it.
+    """The items of a stream by batch index.
 
     Args:
         items: None (an open end), a sequence, or a function that returns the items.
-        first_index: The batch of the first item.
-        key: Names an item; see `default_key`.
+        first_index: The index of the first item's batch.
+        key: Gives the key of an item; see `default_key`.
 
     Raises:
-        TypeError: `items` is something else, such as a generator, which a second start
-            could not read again, or a str, which would be its letters.
+        TypeError: `items` is something else, for example a generator, which cannot be read
+            again, or a str, whose items would be its letters.
     """
 
     def __init__(
@@ -86,16 +86,16 @@ class Source(Generic[T]):
             self._make = items
         self._first = first_index
         self._key = key
-        self._noted = bytearray()  # a digest of each item that could change, else zeros
+        self._noted = bytearray()  # a digest for each item that could change, else zeros
         self._made: Iterator[T] | None = None
-        self._position = -1  # of `_current` among what `_made` has given
+        self._position = -1  # of `_current` among the items that `_made` has given
         self._current: T | None = None
 
     async def note_items(self) -> None:
-        """Look at the items of a list, so that a bad one is refused before any work.
+        """Check the items of a list, so that a bad one is refused before any work.
 
         Raises:
-            NotEncodableError: an item has no name; with its place.
+            NotEncodableError: an item has no key; the error names its place.
 
         Cancellation: a cancellation and a schedule point for every `ITEMS_PER_STEP` items.
         """
@@ -107,7 +107,7 @@ class Source(Generic[T]):
                 await trio.lowlevel.checkpoint()
             kind = kind_of(item)
             if kind is int or (kind is str and item.isascii()):
-                continue  # nearly always; these have a name, and cannot change
+                continue  # the usual case: these have a key, and cannot change
             digest = item_digest(self._key_of(self._first + position, item))
             if isinstance(item, _CONTAINERS):
                 self._noted += bytes(position * ITEM_DIGEST_BYTES - len(self._noted)) + digest
@@ -119,7 +119,7 @@ class Source(Generic[T]):
 
     @property
     def stop(self) -> int | None:
-        """One more than the last batch, where that is known without reading on."""
+        """One more than the last batch; None: it is not known without reading on."""
         return None if self._list is None else self._first + len(self._list)
 
     def get(self, index: int) -> tuple[T | None, bytes] | None:
@@ -148,14 +148,14 @@ class Source(Generic[T]):
             )
 
     def _checked(self, index: int, item: T) -> bytes:
-        """The digest of an item of a list; RuntimeError where it is another one now."""
+        """The digest of an item of a list; RuntimeError if the item has changed."""
         digest = item_digest(self._key_of(index, item))
         at = (index - self._first) * ITEM_DIGEST_BYTES
         noted = self._noted[at : at + ITEM_DIGEST_BYTES]
         if noted and bytes(noted) not in (digest, _NOT_NOTED):
             raise RuntimeError(
-                f"the item of batch {index} was changed since the loop began: the next start "
-                "would not know it again; change what batch.item gives instead, which is a copy"
+                f"the item of batch {index} was changed since the loop began, so the next start "
+                "could not recognize it; change batch.item instead, which is a copy"
             )
         return digest
 
@@ -173,18 +173,18 @@ class Source(Generic[T]):
             except StopIteration:
                 return None
             except BaseException:
-                self._made = None  # a generator that raised would say next that it has ended
+                self._made = None  # a generator that has raised looks exhausted afterwards
                 raise
             self._position += 1
         current = cast("T", self._current)
         return current, item_digest(self._key_of(self._first + position, current))
 
     def _key_of(self, index: int, item: T) -> str:
-        """What makes an item the same on the next start.
+        """The key by which the next start recognizes an item.
 
         Raises:
-            NotEncodableError: the default key cannot be made of the item; with its batch.
-            TypeError: the function that was given returns something else than a str.
+            NotEncodableError: the item has no default key; the error names its batch.
+            TypeError: the given function does not return a str.
         """
         if self._key is not None:
             return call_key(self._key, item, f"batch {index}")
@@ -195,6 +195,6 @@ class Source(Generic[T]):
             raise NotEncodableError(place, error.problem) from error
 
     def name_of(self, index: int) -> str:
-        """What the source gives for a batch now, in words."""
+        """The key of the item that the source gives for a batch now, or "nothing"."""
         found = self.get(index)
         return "nothing" if found is None else self._key_of(index, cast("T", found[0]))

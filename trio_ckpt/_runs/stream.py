@@ -80,10 +80,10 @@ class Stream(Generic[S]):
 
     @property
     def expected_batches(self) -> int | None:
-        """How many batches there will be in all, where that is known, or about how many.
+        """How many batches there are in all, or about how many; None: it is not known.
 
-        Set it where an API says it of an open end, say with its first page: what is left, the
-        percentage and the ETA follow from it, and nothing else.
+        Set it where an API gives an estimate for an open end, for example with its first page.
+        It feeds the count of batches left, the percentage and the ETA, and nothing else.
         """
         return self._open_stream.expected_batches()
 
@@ -93,7 +93,7 @@ class Stream(Generic[S]):
 
     @property
     def progress(self) -> Progress:
-        """What is durable at this moment: a copy, made each time that it is asked for."""
+        """What is durable at this moment, as a copy that is made for each access."""
         return self._progress.copy()
 
     @property
@@ -102,33 +102,33 @@ class Stream(Generic[S]):
 
     @property
     def status(self) -> Status:
-        """Where the stream stands: IN_PROGRESS while it is open, complete or failed."""
+        """The status of the stream: IN_PROGRESS while it is open, complete or failed."""
         is_open = not (self._loop_cursor.is_closed or self._open_stream.has_failed)
         return status_of(self._progress, is_open=is_open)
 
     @property
     def error(self) -> ErrorInfo | None:
-        """Why it failed, if it did."""
+        """Why it failed; None: it has not failed."""
         return self._progress.error
 
     @property
     def cursor(self) -> Any:
-        """Where the loop goes on, as the last confirmed checkpoint said; None before that.
+        """The cursor of the last confirmed checkpoint; None before the first.
 
-        A copy: to move on, give the new one to `Batch.complete`.
+        It is a copy: to move it, give the new value to `Batch.complete`.
         """
         return copy_plain(self._progress.cursor)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What `finish` was given; a copy."""
+        """The metadata that `finish` was given, as a copy."""
         return cast("Mapping[str, Any]", copy_plain(self._progress.metadata))
 
     @property
     def state(self) -> S:
-        """What the loop needs to go on; restored on resume, saved with every batch.
+        """The state of the loop; saved with every batch, restored on resume.
 
-        It may be changed in place, and set to another one of its kind.
+        It may be changed in place, or replaced by another one of its class.
         """
         open_stream = self._open_stream
         if open_stream.frontier is not None:
@@ -144,7 +144,7 @@ class Stream(Generic[S]):
         self._open_stream.state_manager.replace(value)
 
     async def skipped(self) -> AsyncGenerator[tuple[int, Any, FailedAttempt]]:
-        """The batches given up: index, item (of a frontier; else None), and what went wrong.
+        """The skipped batches: index, item (of a frontier; else None), and what went wrong.
 
         The newest come first.  They are read from the records, a page at a time.
 
@@ -161,11 +161,11 @@ class Stream(Generic[S]):
 
     @property
     def resume_index(self) -> int:
-        """The first batch that is left: the page at which a loop goes on; after all, one more."""
+        """The first batch that is left; where none is left, one more than the last."""
         return self._progress.first_left(self.first_index)
 
     def statistics(self) -> StreamStatistics:
-        """Counts, sums, rate and ETA, at this moment."""
+        """Counts, sums, rate and ETA of the stream at this moment."""
         is_closed = self._loop_cursor.is_closed
         return stream_statistics(
             self._open_stream,
@@ -177,13 +177,14 @@ class Stream(Generic[S]):
     def remaining(
         self, *, total: int | None = None, start: int | None = None, end: int | None = None
     ) -> list[int]:
-        """The batches that are left, ascending.  It only reports: a loop finds them itself.
+        """The batches that are left, ascending.
 
-        To work on a part give the loop the whole list, and ``start=`` and ``end=``.
+        It only reports: a loop finds them itself.  To work on a part, give the loop the whole
+        list, and ``start=`` and ``end=``.
 
         Args:
-            total: How many batches there are in all, where no loop has said so yet; a list
-                that ends before is refused from then on.
+            total: How many batches there are in all, where no loop has set it yet; a list that
+                is shorter is refused after that.
             start: Only from this index on.
             end: Only up to this index, inclusive.
 
@@ -241,8 +242,8 @@ class Stream(Generic[S]):
 
         Args:
             items: The whole list, or a function that returns it: item j is batch
-                ``first_index + j``.  The loop refuses a list that changes while it goes on.
-                Without, the end is open: use ``last=True``, `Batch.withdraw` or `finish`.
+                ``first_index + j``.  The loop refuses a list that changes while it runs.
+                Without items the end is open: use ``last=True``, `Batch.withdraw` or `finish`.
             key: Names an item, to notice a list that changed; default: its canonical JSON.
             start: Only batches from this index on.
             end: Only batches up to this index, inclusive.
@@ -255,12 +256,18 @@ class Stream(Generic[S]):
 
     @asynccontextmanager
     async def open_batch(self) -> AsyncGenerator[Batch[None]]:
-        """Hold the first batch that is left for a block; for loops that are no ``for`` loops.
+        """Open the first batch that is left for a block; for work without a ``for`` loop.
 
-        The same gate as that of `batches`: when the block ends, the batch is durable.
+        It passes the same gate as in `batches`: when the block has ended, the batch is durable.
 
         Raises:
-            TokenNeverSettledError, BatchFailedError: as the gate says.
+            TokenNeverSettledError: the block ends, and the batch is not settled.
+            BatchFailedError: the batch has failed for good.
+            StreamEndedError: the stream is complete.
+
+        Durability: when the block has ended, a completed batch is durable.
+        Cancellation: entering is a cancellation and a schedule point; a save that has begun is
+            waited for.
         """
         self._loop_cursor.check_owner()
         self._loop_cursor.check_failed()
@@ -293,17 +300,18 @@ class Stream(Generic[S]):
     # -- the stream as a whole ----------------------------------------------------------------
 
     async def finish(self, metadata: Mapping[str, Any] | None = None) -> None:
-        """Say that the stream is complete; an open batch passes the gate first.
+        """Mark the stream as complete; an open batch passes the gate first.
 
         Args:
-            metadata: Anything JSON-like to be kept with the stream.
+            metadata: JSON-like values that are saved with the stream.
 
         Raises:
             RuntimeError: work is left: a batch before the last one, one of the list that a
                 loop was given or of a `Frontier`, one whose outputs were found damaged; or
                 ``end=`` cut off a loop with an open end.
 
-        Durability: when this returns it is saved.
+        Durability: when this returns the mark is durable.
+        Cancellation: a cancellation point until the record is being saved; none after that.
         """
         self._loop_cursor.check_owner()
         plain = {} if metadata is None else as_metadata(metadata)
@@ -320,7 +328,15 @@ class Stream(Generic[S]):
     async def save(self, *, cursor: Any = UNSET) -> None:
         """Save state and cursor between batches; an open batch passes the gate first.
 
-        Durability: when this returns they are saved.
+        Args:
+            cursor: The new cursor; default: it stays.
+
+        Raises:
+            StreamBusyError: a batch is open.
+            NotEncodableError: the cursor or the state cannot be saved.
+
+        Durability: when this returns they are durable.
+        Cancellation: a cancellation point until the record is being saved; none after that.
         """
         self._loop_cursor.check_owner()
         open_stream = self._open_stream
@@ -348,29 +364,34 @@ class Stream(Generic[S]):
         """Keep the arrays of the newest confirmed state, whatever the retention says.
 
         An open batch passes the gate first.  `Progress.pins` has the pins; `Run.rewind` to the
-        batch of one goes back to its state.  A rewind to before that batch takes the pin
-        with it.  A stream that is complete keeps its pinned states, too.
+        batch of a pin restores its state.  A rewind to before that batch removes the pin.  A
+        stream that is complete keeps its pinned states, too.
 
         Args:
-            label: Names the state, in the history as well; one that is used already moves.
+            label: The name of the pin, also in the history; a pin of that name moves.
 
         Raises:
             TypeError: the stream has no state, or a `Frontier`.
-            ValueError: a bad label, or too many.
+            ValueError: a bad label, or too many pins.
 
-        Durability: when this returns it is saved.
+        Durability: when this returns the pin is durable.
+        Cancellation: a cancellation point until the record is being saved; none after that.
         """
         self._loop_cursor.check_owner()
         await self._loop_cursor.settle_open(Exit.EXIT)
         await pin_state(self._open_stream, label)
 
     async def unpin(self, label: str) -> None:
-        """Let the retention decide about a pinned state again; an open batch stays open.
+        """Remove a pin, so that the retention applies to its state; an open batch stays open.
+
+        Args:
+            label: The name of the pin.
 
         Raises:
-            ValueError: there is no such pin.
+            ValueError: the stream has no such pin.
 
-        Durability: when this returns it is saved.
+        Durability: when this returns the pin is durably removed.
+        Cancellation: none once the record is being saved.
         """
         self._loop_cursor.check_owner()
         await unpin_state(self._open_stream, label)
@@ -378,11 +399,14 @@ class Stream(Generic[S]):
     async def fail(self, error: BaseException | str, *, retryable: bool = True) -> None:
         """Record that the stream failed; its block raises `StreamFailedError` at the end.
 
-        No batch is handed out any more.  One that is open and not settled has failed with it.
+        No batch is handed out any more.  An open batch that is not settled fails with `error`.
 
         Args:
-            error: Why.
-            retryable: Whether a plain resume may take it up again.
+            error: Why it failed.
+            retryable: Whether a plain resume may retry it.
+
+        Durability: when this returns the failure is durable.
+        Cancellation: a cancellation point until the record is being saved; none after that.
         """
         self._loop_cursor.check_owner()
         error = reason("error", error)
@@ -395,20 +419,21 @@ class Stream(Generic[S]):
     async def snapshots(self, *, every_s: float = 10.0) -> AsyncGenerator[Snapshots]:
         """Save the state inside a batch whose body is long.
 
-        Call `Snapshots.point` where the state is sound, as often as that is; one is saved at
-        most every `every_s` seconds, beside the body.  After a crash the batch begins with the
-        state of the newest one, and `Batch.resumed_from` has its label.
+        Call `Snapshots.point` wherever the state is consistent; a snapshot is saved at most every
+        `every_s` seconds, beside the body.  After a crash the batch begins with the state of the
+        newest snapshot, and `Batch.resumed_from` has its label.
 
         Args:
-            every_s: In seconds; about a hundredth of what may be lost is a good begin.
+            every_s: The least time between two snapshots, in seconds; it bounds the work that a
+                crash can lose.
 
         Raises:
-            TypeError: the stream has no state, or a `Frontier`; `every_s` is no number.
+            TypeError: the stream has no state, or a `Frontier`; `every_s` is not a number.
             RuntimeError: no batch is open.
             StreamBusyError: the caller is neither the owner of the stream nor the task that
                 `run_batches` runs the handler in.
 
-        Cancellation: what is being saved is waited for at the end of the block.
+        Cancellation: the end of the block waits for a snapshot that is being saved.
         """
         batch = self._loop_cursor.batch_of_caller()
         state_manager = self._open_stream.state_manager
@@ -423,23 +448,24 @@ class Stream(Generic[S]):
             await snapshots.wait()
         snapshots.check_awaited()
 
-    # -- back to work -------------------------------------------------------------------------
+    # -- re-queueing --------------------------------------------------------------------------
 
     async def redo(self, indexes: Iterable[int], *, reason: str) -> None:
-        """Put confirmed or skipped batches back to work; an open batch passes the gate first.
+        """Re-queue confirmed or skipped batches; an open batch passes the gate first.
 
         Their outputs are moved into the archive of the output folder.
 
         Args:
-            indexes: Which.
-            reason: Why; kept in the history.
+            indexes: The batches.
+            reason: Why; saved in the history.
 
         Raises:
             ValueError: one is neither confirmed nor skipped.
-            CannotRedoError: later batches build on them; `Run.rewind` can help then.
-            TypeError: the stream's state is a `Frontier`, which has let go of their items.
+            CannotRedoError: later batches build on them; use `Run.rewind` instead.
+            TypeError: the stream's state is a `Frontier`, which has dropped their items.
 
-        Durability: when this returns it is saved.
+        Durability: when this returns the record is durable.
+        Cancellation: a cancellation point until the record is being saved; none after that.
         """
         self._loop_cursor.check_owner()
         self._loop_cursor.check_no_frontier()
@@ -447,7 +473,7 @@ class Stream(Generic[S]):
         text("reason", reason)
         were_done = {index for index in wanted if self._progress.is_done(index)}
         await self._loop_cursor.settle_open(Exit.EXIT)
-        # The verification beside may have found some of them damaged, and put them back.
+        # The verification beside the run may have re-queued some of them already.
         back = {index for index in were_done if not self._progress.is_done(index)}
         if left := [index for index in wanted if index not in back]:
             await self._redo.redo(left, reason)
@@ -459,26 +485,27 @@ class Stream(Generic[S]):
         total: int | None = None,
         adopt_outputs: bool = False,
     ) -> list[int]:
-        """Look for valid outputs of batches that are left: for a store that was lost.
+        """Find valid outputs of batches that are left, for a store that was lost.
 
-        No output may be empty, JSON has to be JSON, and all have to pass `validate` of the stream.
-        A warning says how many batches have outputs that are refused, and why.
+        No output may be empty, a JSON file has to be JSON, and all have to pass `validate` of the
+        stream.  A warning says how many batches have refused outputs, and why.
 
         Args:
             path_of: Gives the path of a batch's output, or the paths of several, below the folder
                 of the stream.
-            total: How many batches there are in all, where nobody has said yet.
-            adopt_outputs: Confirm the batches by what was found; what they had produced is
-                in no total then, see `Progress.adopted`.
+            total: How many batches there are in all, where it is not known otherwise.
+            adopt_outputs: Whether to confirm the batches by their outputs; totals do not include
+                what they had produced, see `Progress.adopted`.
 
         Returns:
             The batches whose outputs were found.
 
         Raises:
             ValueError: the end of the stream is not known.
-            TypeError: later batches build on earlier ones, so a file alone confirms none.
+            TypeError: later batches build on earlier ones, so that a file alone confirms none.
 
-        Durability: when this returns what was adopted is saved.
+        Durability: when this returns adopted batches are durable.
+        Cancellation: a cancellation point for each batch, until adopted batches are being saved.
         """
         function("path_of", path_of)
         flag("adopt_outputs", adopt_outputs)
@@ -498,16 +525,20 @@ class Stream(Generic[S]):
 
     @property
     def open_stream(self) -> Gate:
-        """What the gate works on; for the library's own loops."""
+        """The open stream below this one; for the library's own loops."""
         return self._open_stream
 
     @property
     def loop_cursor(self) -> LoopCursor:
-        """Where its owner stands; for the library's own loops."""
+        """The position of its owner; for the library's own loops."""
         return self._loop_cursor
 
     async def leave(self, error: BaseException | None) -> None:
-        """Pass the gate for what is open, record a failure, leave no token pending."""
+        """Pass the gate for an open batch, record a failure, leave no token pending.
+
+        Args:
+            error: The exception that leaves the block; None: the block ends normally.
+        """
         try:
             await leave_stream(self._loop_cursor, error)
         finally:

@@ -1,4 +1,4 @@
-"""The run's list of streams: which there are, in order, before anything opens them."""
+"""The run's list of streams, in order, also of streams that are not opened yet."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def add_to_list(
     if unlisted:
         shown = ", ".join("/".join(key) for key in unlisted[:MAX_SHOWN])
         log.info(
-            "listed no longer, and kept: %s (%s)",
+            "not named any more, but still listed: %s (%s)",
             plural(len(unlisted), "stream"),
             shown,
             extra=at(committer.run_key.run_id),

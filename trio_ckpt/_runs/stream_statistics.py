@@ -1,4 +1,4 @@
-"""Where an open stream stands, in numbers."""
+"""The statistics of an open stream."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def stream_statistics(
 
     Args:
         open_stream: The stream.
-        open_s: For how long it has been open, this time.
-        runtime_before_s: Seconds that earlier sessions worked on it.
-        is_closed: It is not open any more: nothing waits, and no clock is needed.
+        open_s: For how long it has been open since it was last opened, in seconds.
+        runtime_before_s: For how long it was open in earlier sessions, in seconds.
+        is_closed: Whether it is closed: nothing waits, and trio's clock is not read.
     """
     stream_log, progress = open_stream.stream_log, open_stream.stream_log.progress
     session_s = stream_log.open_s + open_s

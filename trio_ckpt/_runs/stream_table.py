@@ -1,4 +1,4 @@
-"""The streams of an open run: which there are, where they stand, what they add up to."""
+"""The stream table of an open run: its streams, their progress, and their sums."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from .._util.plain import RUN_STREAM, StreamKey
 
 @attrs.define(eq=False)
 class StreamTable:
-    """What an open run knows of its streams.
+    """The streams of an open run.
 
     Attributes:
-        progress: What is durable of each.
-        stream_logs: Of those that this session has touched.
-        opened: Of those that are open.
+        progress: What is durable of each stream.
+        stream_logs: The logs of the streams that this session has touched.
+        opened: The gates of the streams that are open.
         phases: The phases that are open, in the order of opening.
         failures: Batches that failed for good in this session, by stream.
         is_closed: The block of the run has ended.
         began, ended: When the run was opened, and closed, on trio's clock.
-        runtime_before_s: Seconds that earlier sessions took.
+        runtime_before_s: For how long earlier sessions had the run open, in seconds.
     """
 
     _committer: GroupCommitter
@@ -65,14 +65,14 @@ class StreamTable:
     def of(
         cls, committer: GroupCommitter, view: RunView | None, runtime_before_s: float
     ) -> StreamTable:
-        """Of a run as it was found."""
+        """Make the table of a run as the store has it."""
         found = {} if view is None else view.streams
         return cls(
             committer, runtime_before_s, {key: entry.progress for key, entry in found.items()}
         )
 
     def stream_log(self, key: StreamKey) -> StreamLog:
-        """The way of a stream to the store."""
+        """The log of a stream, made on first use."""
         stream_log = self.stream_logs.get(key)
         if stream_log is None:
             progress = self.progress.setdefault(key, Progress())
@@ -80,12 +80,12 @@ class StreamTable:
         return stream_log
 
     def check_known(self, key: StreamKey) -> None:
-        """Raise UnknownStreamError unless there is such a stream."""
+        """Raise UnknownStreamError unless the run has such a stream."""
         if not self.has(key):
             raise self._unknown(key)
 
     def has(self, key: StreamKey) -> bool:
-        """Whether there is such a stream: it is open, has records, or is on the list."""
+        """Whether the run has such a stream: it is open, has records, or is on the list."""
         return key in self.progress and key != RUN_STREAM
 
     @property
@@ -95,8 +95,8 @@ class StreamTable:
 
     def _unknown(self, key: StreamKey) -> UnknownStreamError:
         return UnknownStreamError(
-            f"run {self.run_id!r} has no stream {'/'.join(key)!r}: one of that key is neither "
-            "open nor saved, nor put on the list by add_streams()",
+            f"run {self.run_id!r} has no stream {'/'.join(key)!r}: none with that key is open, "
+            "saved, or on the list of add_streams()",
             run_id=self.run_id,
             stream=key,
         )
@@ -109,12 +109,12 @@ class StreamTable:
         )
 
     def exit_code(self, *, has_ended: bool) -> int:
-        """What a command should exit with now; see `trio_ckpt._journal.summary.exit_code`."""
+        """The exit code for a command; see `trio_ckpt._journal.summary.exit_code`."""
         parts = (progress for key, progress in self.progress.items() if key != RUN_STREAM)
         return exit_code(parts, has_ended=has_ended)
 
     def to_process(self, *, retry_failed: bool, start_from: StreamKey | None) -> list[StreamKey]:
-        """The streams with work left, in order."""
+        """The streams with work left, in order; see `Run.streams_to_process`."""
         order = in_order(self.progress)
         if any(self.progress[key].position is not None for key in order):
             order = [key for key in order if self.progress[key].position is not None]
@@ -128,7 +128,7 @@ class StreamTable:
         return [key for key in order if is_to_process(parts[key], retry_failed=retry_failed)]
 
     def phase_statuses(self) -> dict[str, Status]:
-        """All phases, and where they stand."""
+        """The status of each phase, by name."""
         return phase_statuses(self.progress, open_phases=self.phases)
 
     # -- sums ---------------------------------------------------------------------------------
@@ -137,10 +137,10 @@ class StreamTable:
         return {key: self.progress[key] for key in in_order(self.progress)}
 
     def group(self, parts: StreamKey) -> Summary:
-        """What the streams under `parts` add up to.
+        """The sums of all streams whose keys begin with `parts`.
 
         Raises:
-            UnknownStreamError: there are parts, and no stream under them.
+            UnknownStreamError: there are parts, and no key begins with them.
         """
         found = {key: p for key, p in self._mine().items() if key[: len(parts)] == parts}
         if parts and not found:
@@ -148,14 +148,14 @@ class StreamTable:
         return summarize(parts, found, open_streams=self.open_streams)
 
     def groups(self) -> dict[StreamKey, Summary]:
-        """What the streams under each first part add up to."""
+        """The sums of all streams with the same first part, for each first part."""
         return {
             key: summarize(key, parts, open_streams=self.open_streams)
             for key, parts in groups_of(self.progress).items()
         }
 
     def statistics(self) -> RunStatistics:
-        """Counts, sums, rate and ETA, at this moment."""
+        """Counts, sums, rate and ETA of the run at this moment."""
         mine = self._mine()
         whole = summarize((), mine, open_streams=self.open_streams)
         statuses = [whole.status] if mine else []
@@ -210,7 +210,7 @@ class StreamTable:
         return None if None in lefts else sum(left or 0 for left in lefts)
 
     def _count_ahead(self, mine: Mapping[StreamKey, Progress]) -> int | None:
-        """What this session is about to do: of the streams that are open, or not opened yet."""
+        """How many batches this session has still to do, in streams open or not opened yet."""
         found: list[int | None] = []
         for key, progress in mine.items():
             open_stream, stream_log = self.opened.get(key), self.stream_logs.get(key)
@@ -221,5 +221,5 @@ class StreamTable:
         return None if None in found else sum(ahead or 0 for ahead in found)
 
     def _now(self) -> float:
-        """The time on trio's clock; when the run was closed, after that."""
+        """The time on trio's clock; after the run was closed, the time when it was closed."""
         return trio.current_time() if self.ended is None else self.ended

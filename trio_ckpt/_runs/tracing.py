@@ -1,8 +1,8 @@
 """Spans of OpenTelemetry: one per attempt at a batch, one per attempt at a work item.
 
-A span costs some 30 microseconds, so there is none for anything smaller.  The context in which
-a job is submitted travels to the workers as text (W3C Trace Context, or what the program has
-set up), so their spans are below the one of whoever submitted it.
+A span costs some 30 microseconds, so nothing smaller has one.  The context in which a job is
+submitted travels to the workers as text (W3C Trace Context, or what the program has set up), so
+that their spans are below the span of the submitter.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def trace_batches(tracer_provider: Any = None) -> Observer:
 
     The span is the current one while the body runs, so what the body calls is traced below it.
     It ends when the checkpoint is durable; its attributes name run, stream, batch and attempt,
-    and what became of it.  An attempt that failed has the status ERROR and the reason.
+    and how the attempt ended.  An attempt that failed has the status ERROR and the reason.
 
-    It needs ``opentelemetry-api``, the extra ``otel``, which is imported by this call alone.
+    It needs ``opentelemetry-api``, the extra ``otel``, which only this call imports.
 
     Args:
-        tracer_provider: Of OpenTelemetry; default: the global one.
+        tracer_provider: A tracer provider of OpenTelemetry; default: the global one.
 
     Raises:
         MissingExtraError: OpenTelemetry is not installed.
@@ -82,8 +82,8 @@ class _BatchTracer(Observer):
         entry.span.end()
 
     def attempt_left(self, attempt: Attempt) -> None:
-        # The context of before is set, not detached to: a token of OpenTelemetry is good only
-        # where it was made, and a worker may be left in another context by its body.
+        # The old context is attached, not restored by its token: a token of OpenTelemetry is
+        # valid only where it was made, and a body may leave its worker in another context.
         if (entry := self._spans.pop(attempt, None)) is not None:
             self._context.attach(entry.before)
 
@@ -105,7 +105,7 @@ def trace_context() -> dict[str, str]:
 
 @attrs.frozen(eq=False)
 class TaskTracer:
-    """Makes spans of a worker's attempts at work items; comes from `trace_tasks`."""
+    """Makes spans of a worker's attempts at work items; made by `trace_tasks`."""
 
     _tracer: Any
     _context: Any
@@ -116,14 +116,14 @@ class TaskTracer:
     def span(
         self, attributes: Mapping[str, str | int], carrier: Mapping[str, str]
     ) -> Generator[Callable[[str], None]]:
-        """A span around the block, below what `trace_context` gave.
+        """A span around the block, below the span that `trace_context` gave.
 
         Args:
-            attributes: What it is of.
-            carrier: The context of whoever submitted it; empty: there is none.
+            attributes: The attributes of the span.
+            carrier: The context of the submitter; empty: there is none.
 
         Yields:
-            What to call, with a reason, if it failed.
+            A function to call with a reason if the attempt failed.
         """
         outer = self._propagate.extract(dict(carrier))
         span = self._tracer.start_span(TASK_SPAN_NAME, context=outer, attributes=attributes)
@@ -141,9 +141,9 @@ def trace_tasks(tracer_provider: Any = None) -> TaskTracer:
     """Make a span of every attempt at a work item: ``run_worker(..., tracer=trace_tasks())``.
 
     The span is the current one while the function runs, and its attributes name the item, its
-    place in the job, and the attempt.  One that failed has the status ERROR and the reason.
+    place in the job, and the attempt.  An attempt that failed has the status ERROR and the reason.
 
-    It needs ``opentelemetry-api``, the extra ``otel``, which is imported by this call alone.
+    It needs ``opentelemetry-api``, the extra ``otel``, which only this call imports.
 
     Args:
         tracer_provider: Of OpenTelemetry; default: the global one.

@@ -1,11 +1,11 @@
-"""Outputs are the truth: what the records name is looked at before it is believed.
+"""Verification on resume: the outputs that records name are checked against the files.
 
 The newest records of a stream are checked before its first batch, the rest beside the
-run, a page at a time.  What is missing, altered or invalid goes back to work.
+run, a page at a time.  Batches whose outputs are missing, altered or invalid are re-queued.
 
 Where batches build on each other all records are checked before the first batch, because
-the stream is then rewound to before the first bad one, which cannot be done under a loop
-that is running.
+the stream is then rewound to before the first damaged one, which is impossible while a loop
+runs.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ log = logging.getLogger("trio_ckpt.verify")
 
 Verify = Literal["off", "size", "sha256"]
 
-PARALLEL = 4  # threads that look at files: hashing and waiting for disks leave the GIL
-MISSING_MANY = 10  # more than these, and more than a tenth: the folder is in doubt
+PARALLEL = 4  # threads that check files: hashing and disk reads release the GIL
+MISSING_MANY = 10  # with more than these, and more than a tenth, the folder may be the wrong one
 MISSING_SHARE = 0.1
 MISSING = "missing"
 
 
 @attrs.frozen
 class Damage:
-    """A confirmed batch whose outputs are not what was confirmed."""
+    """A confirmed batch with an output that differs from its record."""
 
     entry: StandingRecord
     path: str
@@ -53,9 +53,9 @@ class Verifier:
 
     Attributes:
         open_stream: The stream.
-        redo: Puts what is damaged back to work.
-        mode: How closely.
-        redo_missing: Go on even if very many are gone.
+        redo: Re-queues batches with damaged outputs.
+        mode: How files are compared.
+        redo_missing: Whether to go on even if very many outputs are missing.
     """
 
     open_stream: OpenStream
@@ -72,9 +72,7 @@ class Verifier:
 
     def __attrs_post_init__(self) -> None:
         stream_log = self.open_stream.stream_log
-        stream_log.tools.redone = (
-            IndexSet()
-        )  # what was put back before does not stand at this moment
+        stream_log.tools.redone = IndexSet()  # batches re-queued earlier have no live record now
         self._standing, self._was_ordered = (
             LiveRecords(stream_log.progress),
             stream_log.progress.is_ordered,
@@ -83,21 +81,21 @@ class Verifier:
         self._validator = self.open_stream.files.validator  # a loop may have another
 
     async def check(self, records: list[tuple[int, Record]]) -> None:
-        """Check a page of records, and put back to work what is damaged.
+        """Check a page of records, and re-queue batches with damaged outputs.
 
-        Where batches build on each other it is only remembered, for `rewind`.
+        Where batches build on each other the first damage is only stored, for `rewind`.
 
         Raises:
-            OutputsMissingError: so many are gone that the folder itself is in doubt.
+            OutputsMissingError: so many outputs are missing that the folder may be the wrong one.
             OutputClaimedError: two batches have confirmed one file.
-            CannotRedoError: one is damaged, and batches that are under way build on it.
+            CannotRedoError: an output is damaged, and open batches build on its batch.
         """
         standing = self._standing.of(records)
         entries = [entry for entry in standing if entry.record.outputs]
         files, damages = self.open_stream.files, list[Damage]()
         if self.mode != "off" and files.root is not None:
             damages = await find_damages(files.root, entries, self.mode, self._validator)
-            if self._ends and self.mode == "sha256":  # their length is looked at anyway
+            if self._ends and self.mode == "sha256":  # their length is checked elsewhere
                 damages += await run_blocking(find_lines_damages, files.root, standing, self._ends)
         self._checked += len(entries)
         damages = [damage for damage in damages if self._stands(damage.entry)]
@@ -110,9 +108,9 @@ class Verifier:
             await self._take(damage)
 
     def _stands(self, entry: StandingRecord) -> bool:
-        """Whether a record that stood when the verification began stands still.
+        """Whether a record that was live when the verification began still is.
 
-        A batch that was put back since and is confirmed again has a newer one.
+        A batch that was re-queued since and is confirmed again has a newer record.
         """
         stream_log = self.open_stream.stream_log
         return (
@@ -129,17 +127,16 @@ class Verifier:
 
     async def _take(self, damage: Damage) -> None:
         entry = damage.entry
-        if not self._stands(entry):  # those before it were saved meanwhile
+        if not self._stands(entry):  # it may have changed while others were saved
             return
-        self.open_stream.files.claim_confirmed(
-            entry.index, entry.record.outputs
-        )  # or another's is moved
+        # Without the claim the file of another batch could be moved.
+        self.open_stream.files.claim_confirmed(entry.index, entry.record.outputs)
         where = describe_batch(
             self.open_stream.run_id, self.open_stream.stream_log.key, entry.index
         )
         reason = printable(damage.reason)
         log.warning(
-            "%s goes back to work: %s is %s",
+            "%s is re-queued: %s is %s",
             where,
             damage.path,
             reason,
@@ -151,8 +148,8 @@ class Verifier:
         elif self.open_stream.stream_log.progress.is_ordered:
             raise CannotRedoError(
                 damage.path,
-                f"{reason}, and batches of this session build on those before them; start the "
-                "program again: it rewinds the stream",
+                f"{reason}, and batches of this session build on earlier ones; restart the "
+                "program, which rewinds the stream",
                 run_id=self.open_stream.run_id,
                 stream=self.open_stream.stream_log.key,
                 batch_index=entry.index,
@@ -180,14 +177,14 @@ async def find_damages(
     mode: Literal["size", "sha256"],
     validator: Validator | None = None,
 ) -> list[Damage]:
-    """Compare the outputs of records with the files that are there, several at once.
+    """Compare the outputs of records with their files, several at once.
 
-    Cancellation: what the threads have begun is waited for.
+    Cancellation: files that the threads have begun are finished.
     """
     found: list[Damage] = []
     errors: list[Exception] = []
 
-    async def look(part: int) -> None:
+    async def check_part(part: int) -> None:
         try:
             found.extend(
                 await run_blocking(_find_damages, outputs, entries[part::PARALLEL], mode, validator)
@@ -197,7 +194,7 @@ async def find_damages(
 
     async with trio.open_nursery() as nursery:
         for part in range(min(PARALLEL, len(entries))):
-            nursery.start_soon(look, part)
+            nursery.start_soon(check_part, part)
     if errors:
         raise errors[0]
     return sorted(found, key=lambda damage: -damage.entry.sequence)
@@ -210,13 +207,14 @@ def find_lines_damages(
     *,
     by_digest: bool = True,
 ) -> list[Damage]:
-    """Compare the lines that batches appended with the files that are there.  Blocks.
+    """Compare the lines that batches appended with their files.  Blocks.
 
     Args:
-        outputs: Where the files are.
+        outputs: The folder of the files.
         entries: The batches, newest first, none left out.
-        ends: Where the lines of the first of them end, per file; moved on in place.
-        by_digest: Their content, too, not only whether they are there.
+        ends: For each file, the offset in bytes where the lines of the first batch end; it is
+            moved in place.
+        by_digest: Whether to compare their content, too, not only their presence.
     """
     damages: list[Damage] = []
     for entry in entries:

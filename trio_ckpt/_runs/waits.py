@@ -1,7 +1,7 @@
-"""Waiting for batches to be durable, also for such as are not begun yet.
+"""Waiting for batches to be durable, also for batches that are not begun yet.
 
-A waiter is woken by what concerns it: a batch of its own is settled, its stream is left,
-or the run stops.  So a thousand of them cost what they wait for, however much else is done.
+A waiter wakes only when a batch that it waits for is settled, its stream is left, or the run
+stops.  So the cost of a thousand waiters does not depend on the other batches of the run.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class _ConfirmationWait:
     """One call of `Run.wait_confirmed`.
 
     Attributes:
-        key: Of the stream.
+        key: The key of the stream.
         wanted: The batches that are not durable yet.
-        was_open: The stream was open since it began to wait.
-        woken: Set when there is something to look at.
+        was_open: The stream was open since the wait began.
+        woken: Set when the answer may have changed.
     """
 
     key: StreamKey
@@ -44,7 +44,7 @@ class _ConfirmationWait:
 
 
 class Waits:
-    """Who waits for which batches of a run."""
+    """The waits for batches of a run."""
 
     def __init__(
         self, stream_table: StreamTable, stop: Stop, stopped: Callable[[], RunStoppedError]
@@ -58,7 +58,7 @@ class Waits:
     async def wait_confirmed(self, key: StreamKey, indexes: Iterable[int]) -> None:
         """Wait until batches of a stream are durable; see `Run.wait_confirmed`."""
         wanted, was_open = set(whole_numbers("indexes", indexes)), key in self._stream_table.opened
-        await trio.lowlevel.checkpoint()  # tasks that began with this one have opened their streams
+        await trio.lowlevel.checkpoint()  # tasks started with this one can open their streams
         if not self._stream_table.has(key) and self._stop.is_parking:
             raise self._stopped()
         self._stream_table.check_known(key)
@@ -79,10 +79,10 @@ class Waits:
                 _remove(self._of_batches, batch, waiter)
 
     def _is_answered(self, waiter: _ConfirmationWait) -> bool:
-        """Whether all is durable.
+        """Whether all batches of a wait are durable.
 
         Raises:
-            CheckpointFailedError, StreamEndedError, RunStoppedError: it will not be.
+            CheckpointFailedError, StreamEndedError, RunStoppedError: they will not be.
         """
         stream_table, key = self._stream_table, waiter.key
         progress = stream_table.progress[key]
@@ -104,11 +104,11 @@ class Waits:
             )
         return False
 
-    # -- what happens --------------------------------------------------------------------------
+    # -- events --------------------------------------------------------------------------------
 
     def settled(self, key: StreamKey, index: int) -> None:
-        """A batch is durable, or has failed."""
-        if not self._of_batches:  # this is passed once a batch
+        """Wake the waits for a batch, which is durable or has failed."""
+        if not self._of_batches:  # hot path: called for each batch
             return
         is_durable = index in self._stream_table.progress[key].confirmed
         for waiter in self._of_batches.get((key, index), ()):
@@ -118,17 +118,17 @@ class Waits:
                 waiter.woken.set()
 
     def opened(self, key: StreamKey) -> None:
-        """A stream was opened."""
+        """Mark in the waits for a stream that it was opened."""
         for waiter in self._of_streams.get(key, ()):
             waiter.was_open = True
 
     def left(self, key: StreamKey) -> None:
-        """A stream was left."""
+        """Wake the waits for a stream, which was left."""
         for waiter in self._of_streams.get(key, ()):
             waiter.woken.set()
 
-    def all_look(self) -> None:
-        """The run stops, or is closed."""
+    def wake_all(self) -> None:
+        """Wake all waits, because the run stops or is closed."""
         for waiters in self._of_streams.values():
             for waiter in waiters:
                 waiter.woken.set()
