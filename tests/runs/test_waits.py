@@ -23,6 +23,7 @@ from trio_ckpt import (
     open_run,
 )
 from trio_ckpt.stores import MemoryStore
+from trio_ckpt.testing import seeded_scheduler
 
 
 def begin(store: Any) -> Any:
@@ -75,6 +76,27 @@ async def test_a_waiter_may_begin_with_the_loop_it_waits_for(order: int) -> None
                 begun = [(run.wait_confirmed, ("s",), range(3)), (work, run)]
                 for func, *args in begun[:: 1 if order else -1]:
                     nursery.start_soon(func, *args)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("order", range(8))
+def test_a_loop_that_was_just_started_is_waited_for_in_any_order(depth: int, order: int) -> None:
+    """Also one that a nursery in the started task starts."""
+
+    async def start(run: Run, deeper: int) -> None:
+        async with trio.open_nursery() as nursery:
+            if deeper:
+                nursery.start_soon(start, run, deeper - 1)
+            else:
+                nursery.start_soon(work, run)
+
+    async def main() -> None:
+        async with begin(MemoryStore()) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(start, run, depth)
+            await run.wait_confirmed(("s",), range(3))
+
+    with seeded_scheduler(order):
+        trio.run(main)
 
 
 @pytest.mark.parametrize("key", [("page",), ("pages", "more"), (), ("@mine",)])

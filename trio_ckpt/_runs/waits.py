@@ -23,6 +23,11 @@ from .stream_table import StreamTable
 
 SKIPPED = Failure("it was skipped")
 
+# Schedule points until a key is called unknown.  A task that was started just before takes its
+# first step, which may open the stream, before or after the next step of the caller; a task in a
+# nursery of that task takes it one step later.  The order of tasks must not decide what is known.
+STEPS_TO_OPEN = 10
+
 _K = TypeVar("_K")
 
 
@@ -58,7 +63,11 @@ class Waits:
     async def wait_confirmed(self, key: StreamKey, indexes: Iterable[int]) -> None:
         """Wait until batches of a stream are durable; see `Run.wait_confirmed`."""
         wanted, was_open = set(whole_numbers("indexes", indexes)), key in self._stream_table.opened
-        await trio.lowlevel.checkpoint()  # tasks started with this one can open their streams
+        await trio.lowlevel.checkpoint()
+        for _ in range(STEPS_TO_OPEN):
+            if self._stream_table.has(key) or self._stop.is_parking:
+                break
+            await trio.lowlevel.checkpoint()
         if not self._stream_table.has(key) and self._stop.is_parking:
             raise self._stopped()
         self._stream_table.check_known(key)
