@@ -279,7 +279,7 @@ class StreamFiles:
         Raises:
             OutputExistsError: it is older than the run, so no session of the run has written it.
         """
-        found = self.dir.look(name)
+        found = self.dir.status(name)
         if found is None:
             return
         has_decided = len(self.stream_log.progress.adopted) > 0  # by a rescan, in any session

@@ -329,10 +329,10 @@ class OutputDir:
         Raises:
             OutputError: it cannot be examined.
         """
-        found = self.look(path)
+        found = self.status(path)
         return None if found is None else found.st_size
 
-    def look(self, path: AnyPath) -> os.stat_result | None:
+    def status(self, path: AnyPath) -> os.stat_result | None:
         """Return the status of a file; None: there is no such file.
 
         Raises:

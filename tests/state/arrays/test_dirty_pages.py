@@ -85,7 +85,7 @@ def pages_of(answer: DirtyPages | Untracked) -> list[int]:
 def begin(tracker: Tracker, array: npt.NDArray[Any]) -> tuple[int, int]:
     answer = tracker.written(array)
     assert isinstance(answer, DirtyPages), answer
-    return answer.region, answer.look
+    return answer.region, answer.scan
 
 
 def test_exactly_the_written_pages_are_reported(tracker: Tracker) -> None:
@@ -105,9 +105,9 @@ def test_a_look_forgets_nothing_for_those_who_ask_from_an_earlier_one(tracker: T
     second = tracker.written(array, region, first)
     assert isinstance(second, DirtyPages)
     array[2 * PAGE_BYTES] = 1
-    assert pages_of(tracker.written(array, region, second.look)) == [2]
+    assert pages_of(tracker.written(array, region, second.scan)) == [2]
     assert pages_of(tracker.written(array, region, first)) == [1, 2]
-    assert pages_of(tracker.written(array, region, second.look)) == [2]
+    assert pages_of(tracker.written(array, region, second.scan)) == [2]
 
 
 def test_writes_of_the_kernel_are_noticed(tmp_path: Path, tracker: Tracker) -> None:
@@ -145,7 +145,7 @@ def test_random_writes_agree_with_a_comparison(tracker: Tracker, seed: int) -> N
             start = rng.randrange(array.size)
             array[start : start + rng.randrange(3 * PAGE_BYTES)] = rng.randrange(256)
         differ = np.unique(np.flatnonzero(array != before) // PAGE_BYTES).tolist()
-        reported = pages_of(tracker.written(array, answer.region, answer.look))
+        reported = pages_of(tracker.written(array, answer.region, answer.scan))
         assert set(differ) <= set(reported)
 
 

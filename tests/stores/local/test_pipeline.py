@@ -1,4 +1,4 @@
-"""A thread that takes part in the work of a blocking function."""
+"""A helper thread of a blocking function: order, limits, errors and its end."""
 
 from __future__ import annotations
 

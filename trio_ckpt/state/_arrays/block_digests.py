@@ -101,7 +101,7 @@ class DigestTable:
         spans: The digests of its spans.
         blocks: The digests of its blocks.
         region: The tracker's number of its memory, or None.
-        look: The tracker's number of its scan at that save.
+        scan: The tracker's number of its scan at that save.
         root: The immutable object that the buffer was, or None.
         address: The address of the buffer.
         hot_for: How many saves in a row changed much, see `capture.DENSE_ABOVE`.
@@ -112,7 +112,7 @@ class DigestTable:
     spans: Digests = attrs.field(repr=False)
     blocks: Digests = attrs.field(repr=False)
     region: int | None = None
-    look: int | None = None
+    scan: int | None = None
     root: object = attrs.field(default=None, repr=False)
     address: int = 0
     hot_for: int = 0

@@ -177,8 +177,8 @@ class Capture:
         is_probe = is_dense and dense_for % PROBE_EVERY == PROBE_EVERY - 1
         self._is_after_probe = is_dense and dense_for > 0 and dense_for % PROBE_EVERY == 0
         if tracker is not None and (not is_dense or is_probe or self._is_after_probe):
-            region, look = (old.region, old.look) if is_here else (None, None)
-            answer = tracker.written(self._data, region, look, owner=owner)
+            region, scan = (old.region, old.scan) if is_here else (None, None)
+            answer = tracker.written(self._data, region, scan, owner=owner)
             if isinstance(answer, Untracked):
                 self._reason = answer.reason
             else:
@@ -369,7 +369,7 @@ class Capture:
             spans=old.spans.updated(self._span_news),
             blocks=old.blocks.updated(self._block_news),
             region=last.region,
-            look=last.look,
+            scan=last.scan,
             root=self._root,
             address=address_of(self._data),
             hot_for=self._hot_for(),

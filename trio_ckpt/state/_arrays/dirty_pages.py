@@ -4,13 +4,13 @@ Theory of operation
 ===================
 
 The kernel protects pages against writes, and removes the protection at the first write.  A
-*look* lists the pages without protection and protects them again (`userfaultfd.py`).  A look at
+*scan* lists the pages without protection and protects them again (`userfaultfd.py`).  A scan at
 256 MiB costs 0.1 to 1 ms, a first write to a page about 1 us.  Sources: userfaultfd(2),
 ioctl_userfaultfd(2), PAGEMAP_SCAN(2const), Documentation/admin-guide/mm/pagemap.rst.
 
 The tracker watches *regions*: the whole pages of one piece of memory with one owner.  A
-region stores for each of its pages the number of the look that last found it written.  So
-"written since look e" is a comparison, a failed save has nothing to restore, and two chains
+region stores for each of its pages the number of the scan that last found it written.  So
+"written since scan e" is a comparison, a failed save has nothing to restore, and two chains
 of saves may follow the same memory.
 
 The law: more pages than were written may be reported, never fewer.  If the tracker cannot
@@ -47,7 +47,7 @@ from .userfaultfd import Kernel, LinuxKernel
 
 MIN_WATCHED_BYTES = 2**18
 """Smaller memory is hashed faster than it is scanned: each first write costs 1 us, each
-look a system call."""
+scan a system call."""
 MAX_REGIONS = 4096  # each splits a mapping, and vm.max_map_count is 65,530 by default
 
 
@@ -60,17 +60,17 @@ class Untracked:
 
 @attrs.frozen
 class DirtyPages:
-    """The result of a look.
+    """The result of a scan.
 
     Attributes:
         region: The number of the region; a different number means different memory.
-        look: The number of this look, for the next `Tracker.written`.
-        pages: The pages written after the earlier look, counted from the one in which
-            the array begins; None: any may be, because that look was at other memory.
+        scan: The number of this scan, for the next `Tracker.written`.
+        pages: The pages written after the earlier scan, counted from the one in which
+            the array begins; None: any may be, because that scan was at other memory.
     """
 
     region: int
-    look: int
+    scan: int
     pages: npt.NDArray[np.intp] | None
 
 
@@ -82,7 +82,7 @@ class _Region:
     start: int
     pages: int
     owner: weakref.ref[Any]
-    look: int
+    scan: int
     written_at: npt.NDArray[np.uint32]
 
 
@@ -112,11 +112,11 @@ class Tracker:
         self,
         array: npt.NDArray[Any],
         region: int | None = None,
-        look: int | None = None,
+        scan: int | None = None,
         *,
         owner: object = None,
     ) -> DirtyPages | Untracked:
-        """Return the pages under a contiguous array that were written after `look` at `region`.
+        """Return the pages under a contiguous array that were written after `scan` at `region`.
 
         Begins to watch the memory if it is not watched.  Pages at the ends that also belong to
         other memory are always included.
@@ -124,7 +124,7 @@ class Tracker:
         Args:
             array: A contiguous array.
             region: The region of an earlier answer about the same address.
-            look: The look of that answer.
+            scan: The scan of that answer.
             owner: The object that keeps the memory alive, if NumPy does not know it.
         """
         if not self._is_open:
@@ -143,11 +143,11 @@ class Tracker:
             if isinstance(watched, Untracked):
                 return watched
             try:
-                self._look_at(watched)
+                self._scan(watched)
             except OSError as error:
                 self._drop(watched)
                 return Untracked(f"the memory is not tracked any more: {error}")
-            return self._answer(watched, start, nbytes, region, look)
+            return self._answer(watched, start, nbytes, region, scan)
 
     def close(self) -> None:
         """Stop watching and release all resources.  A second call does nothing."""
@@ -204,10 +204,10 @@ class Tracker:
         self._regions[first, end - first] = region
         return region
 
-    def _look_at(self, region: _Region) -> None:
+    def _scan(self, region: _Region) -> None:
         pages = self._kernel.scan(region.start * PAGE_BYTES, region.pages * PAGE_BYTES)
-        region.look += 1
-        region.written_at[pages] = region.look
+        region.scan += 1
+        region.written_at[pages] = region.scan
 
     def _drop(self, region: _Region) -> None:
         del self._regions[region.start, region.pages]
@@ -215,16 +215,16 @@ class Tracker:
             self._kernel.forget(region.start * PAGE_BYTES, region.pages * PAGE_BYTES)
 
     def _answer(
-        self, region: _Region, start: int, nbytes: int, number: int | None, look: int | None
+        self, region: _Region, start: int, nbytes: int, number: int | None, scan: int | None
     ) -> DirtyPages:
         first, end = start // PAGE_BYTES, -(-(start + nbytes) // PAGE_BYTES)
         low, high = max(first, region.start), min(end, region.start + region.pages)
-        if number != region.number or look is None:
-            return DirtyPages(region.number, region.look, None)
-        inside = region.written_at[low - region.start : high - region.start] > look
+        if number != region.number or scan is None:
+            return DirtyPages(region.number, region.scan, None)
+        inside = region.written_at[low - region.start : high - region.start] > scan
         pages = np.flatnonzero(inside) + (low - first)
         ends = [np.arange(low - first), np.arange(high - first, end - first)]
-        return DirtyPages(region.number, region.look, np.concatenate((ends[0], pages, ends[1])))
+        return DirtyPages(region.number, region.scan, np.concatenate((ends[0], pages, ends[1])))
 
 
 def _extent_of(owner: object, start: int, nbytes: int) -> tuple[int, int]:

@@ -248,7 +248,7 @@ def _watched(buffer: Bytes, tracker: Tracker | Untracked | None) -> DigestTable 
     return attrs.evolve(
         empty_table(buffer.nbytes),
         region=answer.region,
-        look=answer.look,
+        scan=answer.scan,
         address=address_of(buffer),
     )
 

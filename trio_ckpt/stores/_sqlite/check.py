@@ -171,7 +171,7 @@ def _odd_runs(connection: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _named(folder: Path, digests: Iterable[str]) -> set[str]:
-    what = "looking for names of blobs"
+    what = "reading the names of blobs"
     with explain_sqlite(folder / DATABASE, what), _reading(folder) as connection:
         return {
             digest

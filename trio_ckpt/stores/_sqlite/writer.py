@@ -225,7 +225,7 @@ class SqliteWriter:
 
     def unnamed(self, digests: Iterable[str]) -> list[str]:
         """Return the digests that no record of the store names."""
-        with explain_sqlite(self._database, "looking for names of blobs"):
+        with explain_sqlite(self._database, "reading the names of blobs"):
             return [digest for digest in digests if not self._is_named(digest)]
 
     def save(
