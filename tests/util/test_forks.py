@@ -33,7 +33,13 @@ FORK = """
     def fork(how):
         "A child that goes on until it is killed; its id."
         if how == "os.fork":
-            return os.fork() or wait()
+            end, begin = os.pipe()
+            child = os.fork()
+            if child == 0:
+                os.write(begin, b"!")  # what is done in a fork is done: on a busy machine it takes
+                wait()
+            os.read(end, 1)
+            return child
         if how == "ProcessPoolExecutor":
             global pool
             pool = ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
