@@ -80,7 +80,7 @@ def test_a_lost_output_is_told_in_the_words_of_verify(
     (tmp_path / "out" / "1.json").unlink()
     (problem,) = run("verify", made, "r", "--json").json["problems"]
     assert (problem["path"], problem["reason"]) == ("1.json", "missing")
-    text = "Stream 'pages', batch 1, file 1.json: missing. A start puts the batch back to work."
+    text = "Stream 'pages', batch 1, file 1.json: missing. A start re-queues the batch."
     assert lost_of(run("explain", made, "r", "--json")) == [text]
     said = run("doctor", made, "--json")
     assert worries_of(said) == [("doubt", text)]

@@ -407,7 +407,7 @@ def test_explain_in_words(run: Terminal, gh: Path) -> None:
         "- Stream 'org/repo2/issues' failed (RateLimitError: slow down); that may be tried "
         "again: a start goes on at batch 2, with 2 batches confirmed." + never,
         "- Stream 'org/repo1/issues' goes on at batch 3, because 4 batches are confirmed, but "
-        "not 3-4: they were put back to work, later ones were done first, or a range left them "
+        "not 3-4: they were re-queued, later ones were done first, or a range left them "
         "out. 6 are left." + never,
         "- Stream 'org/repo4/pulls' has not begun: a start begins it.",
         "- Stream 'org/repo1/pulls' is complete: it is skipped, with 4 batches confirmed (saves "

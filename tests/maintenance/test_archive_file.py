@@ -82,7 +82,7 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
         other.writestr("a", "b")
     (tmp_path / "sealed").write_bytes(reseal(b"no zip at all" * 20 + bytes(81)))
     for name in ("other.zip", "sealed", "."):
-        with pytest.raises(ArchiveError, match=r"no archive of a run|not a regular file"):
+        with pytest.raises(ArchiveError, match=r"not a trio_ckpt archive|not a regular file"):
             Archive.open(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         Archive.open(tmp_path / "gone")
@@ -134,10 +134,10 @@ LIES: dict[str, tuple[Edit, str]] = {
     "a longer member": (lambda f, _: f.update({OUTPUT: f[OUTPUT] + b"x"}), "not what its manifest"),
     "a greater size": (set_size(OUTPUT, 10**9), "not what its manifest says"),
     "a negative size": (set_size(OUTPUT, -1), "not what its manifest says"),
-    "another format": (lambda _, m: m.update(format="zip"), "no archive of a run"),
+    "another format": (lambda _, m: m.update(format="zip"), "not a trio_ckpt archive"),
     "a newer version": (lambda _, m: m.update(version=2), "is of version 2; this is version 1"),
     "a manifest without members": (lambda _, m: m.pop("members"), "missing required field"),
-    "a manifest of other types": (lambda _, m: m.update(streams=3), "no archive of a run"),
+    "a manifest of other types": (lambda _, m: m.update(streams=3), "not a trio_ckpt archive"),
     "a member that the manifest has twice": (
         lambda _, m: m["members"].append(m["members"][0]),
         "there twice",
@@ -362,7 +362,7 @@ def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(
     [
         ("MAX_MEMBERS", "more than an archive may"),
         ("MAX_DIRECTORY_BYTES", "more than an archive may"),
-        ("MAX_MANIFEST_BYTES", "too long a one"),
+        ("MAX_MANIFEST_BYTES", "missing or too long"),
         ("MAX_TOTAL_BYTES", "would take more than"),
         ("MAX_RECORD_BYTES", "has a record of"),
     ],

@@ -1,4 +1,4 @@
-"""Compacting merges a chain into one saved state and lets go of old arrays, and that is all."""
+"""Compacting merges a chain into one saved state and drops old arrays, and that is all."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ async def test_old_arrays_go_as_asked_and_pinned_ones_stay(tmp_path: Path) -> No
     done = await compact(store, keys=[KEY], retention=Retention(last=1))
     after = sum(path.stat().st_size for path in blobs.rglob("*") if path.is_file())
     assert done.dropped > 5
-    merged_bytes = 800_000 * done.merged  # it was saved anew
+    merged_bytes = 800_000 * done.merged  # it was saved again
     assert abs(before + merged_bytes - after - done.freed_bytes) < 10_000
     async with begin(store) as run:
         with pytest.raises(trio_ckpt.CannotRedoError):

@@ -172,7 +172,7 @@ async def test_what_went_back_to_work_is_no_drift(tmp_path: Path) -> None:
 
 
 async def test_records_newer_than_the_view_are_left_out(tmp_path: Path) -> None:
-    """A run that goes on while somebody looks."""
+    """A run that goes on while another process looks."""
     store = MemoryStore()
     async with begin(store, output_dir=tmp_path) as run:
         await write_pages(run, count=2)

@@ -116,7 +116,7 @@ def test_what_is_lost_is_told_with_what_to_do() -> None:
         "missing. A start refuses it (StoreDamagedError). Restore the store from a copy; or open "
         "the stream with recover=True, which goes back to the newest state that is whole, as "
         "`trio-ckpt verify --full --repair` does.",
-        "Stream 'pages', batch 1, file 1.json: missing. A start puts the batch back to work.",
+        "Stream 'pages', batch 1, file 1.json: missing. A start re-queues the batch.",
     ]
 
 
@@ -250,8 +250,8 @@ def test_two_streams_of_one_name_are_told_apart() -> None:
 def test_outputs_are_looked_at_first() -> None:
     facts = facts_of({("a",): some(outputs=3)}, sessions=[session(output_dir="/data")])
     assert said(facts, "outputs") == [
-        "A start looks at the 3 confirmed files below /data first; what is missing or altered goes "
-        "back to work. Where very many or a whole append file are missing it refuses "
+        "A start looks at the 3 confirmed files below /data first; what is missing or altered is "
+        "re-queued. Where very many or a whole append file are missing it refuses "
         "(OutputsMissingError), unless redo_missing=True. `trio-ckpt verify` says what is wrong."
     ]
 
@@ -272,7 +272,7 @@ def test_a_stream_with_holes() -> None:
     progress = some([0, 1, 2, 4, 8, 9], last_index=11)
     assert said_of(progress) == (
         "Stream 'org/repo1/pulls' goes on at batch 3, because 6 batches are confirmed, but not 3, "
-        "5-7: they were put back to work, later ones were done first, or a range left them out. "
+        "5-7: they were re-queued, later ones were done first, or a range left them out. "
         "6 are left."
     )
 

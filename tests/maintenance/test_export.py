@@ -202,7 +202,7 @@ async def test_it_is_the_newest_generation(tmp_path: Path) -> None:
 
 
 async def test_only_outputs_that_stand_are_exported(tmp_path: Path) -> None:
-    """Not what a redone batch had made, nor one that goes back to work, nor foreign files."""
+    """Not what a redone batch had made, nor one that is re-queued, nor foreign files."""
     store, out = MemoryStore(), tmp_path / "out"
 
     async def work(limit: int, *names: str) -> None:
@@ -336,7 +336,7 @@ async def test_an_export_that_fails_or_is_cancelled_leaves_what_was_there(tmp_pa
 
 async def test_what_is_there_is_never_replaced(tmp_path: Path) -> None:
     class Slow(MemoryStore):
-        """Somebody else makes the file while it is exported to."""
+        """Another process makes the file while it is exported to."""
 
         async def history(
             self,

@@ -80,7 +80,7 @@ FAULTS = [Fail(), CommitThenError(), Reject("[]"), Reject('["lines"]')]
 async def test_whichever_save_fails_the_run_is_whole_or_none(
     tmp_path: Path, kind: str, fault: Any
 ) -> None:
-    """Nobody takes up half a run, and importing again makes it whole."""
+    """No process opens half a run, and importing again makes it whole."""
     wanted = await make_archive(tmp_path)
     halves, saves, k = 0, 0, 0
     while saves >= k:  # until it is one more than there are
@@ -280,7 +280,7 @@ def batch(**fields: Any) -> bytes:
 
 
 LIES: dict[str, tuple[Edit, str]] = {
-    "a record that is none": (set_record(b"nonsense"), "a record that is none"),
+    "a record that is none": (set_record(b"nonsense"), "an invalid record"),
     "a record of no batch": (set_record(batch(index=None)), "names no batch"),
     "a record of a negative batch": (set_record(batch(index=-1)), "names no batch"),
     "an output that no record names": (
@@ -353,7 +353,7 @@ async def test_a_good_forgery_shows_that_the_others_are_refused_for_what_they_sa
 async def test_damage_after_the_look_leaves_half_a_run_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody writes into the archive between the two readings of it."""
+    """Another process writes into the archive between the two readings of it."""
     await make_archive(tmp_path)
     bad = forge(tmp_path / "r.zip", tmp_path / "x.zip", lambda *_: None)  # stored, so it is simple
 
@@ -530,7 +530,7 @@ BLOB_LIES: dict[str, Edit] = {
     "one is gone": lambda files, _: files.pop(blob_of(files)),
     "one is another": lambda files, _: files.update({blob_of(files): b"x"}),
     "one too many": lambda files, _: files.update({f"blobs/{64 * '0'}": b"x"}),
-    "nobody names them": lambda _, manifest: drop(manifest),
+    "no record names them": lambda _, manifest: drop(manifest),
     "a record that is not there": lambda _, manifest: manifest["streams"][0].update(
         blobs={"99": [64 * "0"]}
     ),

@@ -1,4 +1,4 @@
-"""Maintenance of a run that nobody works on: owned, saved, and never made by asking."""
+"""Maintenance of a run that no process works on: owned, saved, and never made by asking."""
 
 # ruff: noqa: PT012  (what a whole block does is the claim)
 
@@ -186,19 +186,19 @@ async def test_a_run_that_is_open_is_refused_and_unchanged() -> None:
         await write_pages(run, "t")
         with pytest.raises(RunLockedError):
             async with open_maintenance(store.reopen(), "r"):
-                pytest.fail("somebody else has it")
+                pytest.fail("another process has it")
         assert await write_pages(run, "t", 5) == [4]
     async with open_maintenance(store, "r"):
         with pytest.raises(RunLockedError):
             async with begin(store.reopen()):
-                pytest.fail("somebody else has it")
+                pytest.fail("another process has it")
     async with begin(store) as run:
         assert run.found.sessions == 1  # maintenance is no session
         assert run.found.last_end == "ended"
 
 
 @both
-async def test_a_run_that_nobody_knows_is_not_made_by_asking(kind: str, tmp_path: Path) -> None:
+async def test_a_run_that_is_not_there_is_not_made_by_asking(kind: str, tmp_path: Path) -> None:
     async with opened(kind, tmp_path) as store:
         with pytest.raises(UnknownRunError, match="no run 'r'"):
             async with open_maintenance(store, "r"):

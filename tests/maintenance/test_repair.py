@@ -113,7 +113,7 @@ async def test_a_state_of_which_nothing_is_whole_begins_anew_only_if_that_is_ask
         path.write_bytes(b"")
     report = await repair(url)
     assert report.left
-    assert any("--accept-loss begins it anew" in part.what for part in report.not_done)
+    assert any("--accept-loss starts it again" in part.what for part in report.not_done)
     assert await confirmed(url, "model") == [0, 1, 2]
     report = await repair(url, may_cut=True)
     assert report.left == ()

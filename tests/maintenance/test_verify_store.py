@@ -236,7 +236,7 @@ async def test_a_manifest_that_no_session_has_written_is_not_missed(
             await work(run, count=2)
             store = store.after_crash()
     else:
-        (tmp_path / "manifest.json").write_text("of somebody else")
+        (tmp_path / "manifest.json").write_text("of another run")
         async with begin(store, tmp_path):
             pass
         assert await damages(store) == []
@@ -253,7 +253,7 @@ async def rewind(maintenance: Maintenance) -> None:
 
 
 async def begin_again(maintenance: Maintenance) -> None:
-    await maintenance.begin_anew(("s",), "x")
+    await maintenance.requeue_all(("s",), "x")
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])

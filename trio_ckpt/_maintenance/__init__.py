@@ -1,4 +1,4 @@
 """What an owner does while no program runs: verify, repair, compact, export, import, explain.
 
-It may not know who asks: no command, no page, no network.
+This room may not know its callers: no command, no page, no network.
 """

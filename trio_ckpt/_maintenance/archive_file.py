@@ -1,4 +1,4 @@
-"""A run as one file: a zip that is believed only when every byte of it is as written.
+"""A run as one file: a zip that is accepted only when every byte of it is as written.
 
 Theory of operation
 ===================
@@ -7,19 +7,19 @@ An archive holds ``manifest.json``, the records of each stream in chunks
 (``streams/<number>/<first sequence>``: frames of sequence, length and the record, not
 sealed, because a seal binds a record to its store), the blobs that records name, each once
 (``blobs/<SHA-256>``), and output files (``outputs/<path>``).
-The manifest lists every other member with its size and SHA-256, for whoever unpacks one
-by hand.  The zip's comment is the SHA-256 of all bytes before it, so that a bit that was
-flipped anywhere, also in the headers, is found before the zip is looked into.  Neither is
-a signature: they notice damage, not alteration on purpose.
+The manifest lists every other member with its size and SHA-256, so that a user can check members
+that were unpacked by hand.  The zip's comment is the SHA-256 of all bytes before it, so that a
+flipped bit anywhere, also in the headers, is found before the zip is read.  Neither is a
+signature: they detect damage, not deliberate changes.
 
-An archive may come from anybody.  So what is read of it is limited before memory is taken
-for it, nothing is unpacked by name, and a member ends where the manifest says it does.  What is
-held in memory, the manifest and records, is at most `MAX_RATIO` times as large as it is in the
-file: whoever sends a megabyte cannot have gigabytes taken.  What deflates further is stored as it
-is, but for records of `SMALL_BYTES`.  Outputs and blobs go to the disk piece by piece, and may be
-deflated as far as it goes.
+An archive may come from an untrusted source.  So every read is limited before memory is allocated,
+nothing is unpacked by name, and a member ends where the manifest says it does.  The parts that are
+held in memory, the manifest and records, are at most `MAX_RATIO` times as large as in the file: a
+sender of one megabyte cannot make the reader allocate gigabytes.  What deflates further is stored
+as it is, except records of `SMALL_BYTES`.  Outputs and blobs go to the disk piece by piece, and may
+be deflated without a limit.
 
-All of it blocks.  `trio_ckpt._maintenance.export` writes archives.
+All functions block.  `trio_ckpt._maintenance.export` writes archives.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ BLOBS = "blobs/"
 MAX_MEMBERS = 500_000  # the zip's directory and the manifest hold a line for each in memory
 MAX_MANIFEST_BYTES = 2**28  # 500 bytes for each of so many members
 MAX_DIRECTORY_BYTES = 2**28  # likewise, of the zip's own directory
-MAX_RECORD_BYTES = 2**30  # a record is held in memory whole, also by who saves it
-MAX_TOTAL_BYTES = 2**40  # unpacked; more is a bomb, or beyond what one file should carry
+MAX_RECORD_BYTES = 2**30  # a record is held in memory whole, also by the process that saves it
+MAX_TOTAL_BYTES = 2**40  # unpacked; more is a bomb, or too much for one file
 
-MAX_RATIO = 20  # of a member that is held in memory to what it takes in the file
-SMALL_BYTES = 2**23  # records of so much may deflate to anything, as a state of zeros does
+MAX_RATIO = 20  # of a member held in memory to its size in the file
+SMALL_BYTES = 2**23  # records of up to this size may deflate to anything, as a state of zeros does
 
-PIECE_BYTES = 2**20  # what copying and hashing hold in memory
+PIECE_BYTES = 2**20  # held by copying and hashing
 
 FRAME = struct.Struct(">QI")  # sequence, length
 SEAL_WORDS = b"trio-ckpt sha256 "  # and 64 hexadecimal digits: the zip's comment
@@ -86,19 +86,19 @@ class StreamPart(msgspec.Struct, frozen=True):
 
     Attributes:
         key: Its key.
-        records: How many.
-        chunks: The first sequence of each chunk of them.
+        records: The number of records.
+        chunks: The first sequence of each chunk.
         blobs: The sequences of the records that name blobs, and their digests.
     """
 
     key: StreamKey
     records: int
     chunks: tuple[int, ...]
-    blobs: dict[int, tuple[str, ...]] = {}  # copied for each, see msgspec
+    blobs: dict[int, tuple[str, ...]] = {}  # msgspec copies it for each instance
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What an archive says of itself."""
+    """The manifest of an archive."""
 
     format: str
     version: int
@@ -112,24 +112,24 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 def chunk_name(number: int, first: int) -> str:
-    """The member that has the records of the stream with this number from `first` on."""
+    """The member with the records of this stream from `first` on."""
     return f"streams/{number:06}/{first:012}"
 
 
 def total_bytes(members: Iterable[Member]) -> int:
-    """How much an archive is unpacked."""
+    """How much of an archive is checked."""
     return sum(member.size for member in members)
 
 
 @attrs.define(eq=False)
 class Archive:
-    """An archive whose bytes are as they were written, from `Archive.open`.
+    """An archive whose bytes are as written, from `Archive.open`.
 
     Attributes:
-        path: Where it is.
-        size_bytes: Of the file.
-        manifest: What it says of itself.
-        outputs: Its output files: path below the output folder -> member.
+        path: The path of the archive.
+        size_bytes: Size of the file.
+        manifest: The manifest.
+        outputs: The output files: path below the output folder -> member.
         blobs: The blobs that its records name: digest -> member.
     """
 
@@ -144,12 +144,12 @@ class Archive:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Archive:
-        """Open the archive at `path`, and see that it is whole.
+        """Open the archive at `path`, and check that it is complete.
 
         Raises:
-            ArchiveError: it is damaged, none, or of a newer version.
-            OSError: it cannot be read.
-            TypeError, ValueError: `path` is no path, or begins with ``~``.
+            ArchiveError: the file is damaged, not an archive, or of a newer version.
+            OSError: the file cannot be read.
+            TypeError, ValueError: `path` is not a path, or begins with ``~``.
         """
         name = os.path.abspath(path_text("path", path))
         with _explained(name):
@@ -171,15 +171,15 @@ class Archive:
                 raise
 
     def close(self) -> None:
-        """Give the file back; twice is harmless."""
+        """Close the file; a second call does nothing."""
         self._zip.close()
         self._file.close()
 
     def pieces(self, member: Member) -> Generator[bytes]:
-        """The content of a member, piece by piece; close it at the end.
+        """Yield the content of a member, piece by piece; close the iterator at the end.
 
         Raises:
-            ArchiveError: it is not what the manifest says; noticed at its end at the latest.
+            ArchiveError: the content does not match the manifest; raised at its end at the latest.
         """
         hasher, size = hashlib.sha256(), 0
         with _explained(self.path), self._zip.open(member.name) as source:
@@ -191,10 +191,10 @@ class Archive:
             raise ArchiveError(f"{self.path!r}: {member.name} is not what its manifest says")
 
     def records(self, number: int) -> Generator[tuple[int, bytes]]:
-        """The records of the stream with this number, oldest first, with their sequences.
+        """Yield the records of a stream, oldest first, with their sequences.
 
         Raises:
-            ArchiveError: they are not those that the manifest announces.
+            ArchiveError: the records do not match the manifest.
         """
         part, expected = self.manifest.streams[number], 1
         for first in part.chunks:
@@ -213,7 +213,7 @@ class Archive:
 
 @contextmanager
 def _explained(path: str) -> Generator[None]:
-    """Say of a zip's own errors which archive it was."""
+    """Convert zip errors to errors that name the archive."""
     try:
         yield
     except ArchiveError:
@@ -224,21 +224,21 @@ def _explained(path: str) -> Generator[None]:
         zlib.error,
         struct.error,
         EOFError,
-        NotImplementedError,  # a feature of zip that we never use
+        NotImplementedError,  # a zip feature that archives never use
         RuntimeError,  # an encrypted member
         ValueError,
     ) as error:
-        raise ArchiveError(f"{path!r} is no archive of a run: {error}") from error
+        raise ArchiveError(f"{path!r} is not a trio_ckpt archive: {error}") from error
 
 
 def _check_seal(file: BinaryIO, path: str) -> int:
-    """The size of the file, if its bytes are those that were written."""
+    """Return the size of the file, if its bytes match its seal."""
     size = file.seek(0, os.SEEK_END)
     left = size - SEAL_BYTES
     file.seek(max(left, 0))
     seal = file.read(SEAL_BYTES)
     if not _SEAL.fullmatch(seal):
-        raise ArchiveError(f"{path!r} is no archive of a run, or its end is missing")
+        raise ArchiveError(f"{path!r} is not a trio_ckpt archive, or it is truncated")
     hasher = hashlib.sha256()
     file.seek(0)
     while left and (piece := file.read(min(left, PIECE_BYTES))):
@@ -250,16 +250,16 @@ def _check_seal(file: BinaryIO, path: str) -> int:
 
 
 def _check_directory(file: BinaryIO, path: str, size: int) -> None:
-    """See that the zip's directory is small enough to be read."""
+    """Check that the zip's directory is small enough to be read."""
     at = size - SEAL_BYTES - _END.size
     mark, *_, entries, size_bytes, _, comment = _END.unpack(_read_at(file, at, _END.size))
     if mark != b"PK\x05\x06" or comment != SEAL_BYTES:
-        raise ArchiveError(f"{path!r} is no archive of a run")
+        raise ArchiveError(f"{path!r} is not a trio_ckpt archive")
     if entries == 0xFFFF or size_bytes == 0xFFFFFFFF:
         at -= _LOCATOR_BYTES + _END64.size
         mark, *_, entries, size_bytes, _ = _END64.unpack(_read_at(file, at, _END64.size))
         if mark != b"PK\x06\x06":
-            raise ArchiveError(f"{path!r} is no archive of a run")
+            raise ArchiveError(f"{path!r} is not a trio_ckpt archive")
     if entries > MAX_MEMBERS + 1 or size_bytes > MAX_DIRECTORY_BYTES:
         raise ArchiveError(f"{path!r} has {entries:,} members, more than an archive may")
 
@@ -273,7 +273,7 @@ def _read_manifest(opened: zipfile.ZipFile, path: str, size: int) -> Manifest:
     info = opened.NameToInfo.get(MANIFEST)
     if info is None or info.file_size > MAX_MANIFEST_BYTES:
         raise ArchiveError(
-            f"{path!r} is no archive of a run: it has no manifest, or too long a one"
+            f"{path!r} is not a trio_ckpt archive: its manifest is missing or too long"
         )
     _check_info(info, path, size)
     _check_ratio(info, path)
@@ -281,7 +281,7 @@ def _read_manifest(opened: zipfile.ZipFile, path: str, size: int) -> Manifest:
         data = source.read(MAX_MANIFEST_BYTES + 1)
     head = msgspec.json.decode(data, type=_ArchiveHead)
     if head.format != FORMAT:
-        raise ArchiveError(f"{path!r} is no archive of a run")
+        raise ArchiveError(f"{path!r} is not a trio_ckpt archive")
     if head.version != VERSION:
         raise ArchiveError(f"{path!r} is of version {head.version}; this is version {VERSION}")
     manifest = msgspec.json.decode(data, type=Manifest)
@@ -295,14 +295,14 @@ class _ArchiveHead(msgspec.Struct, frozen=True):
 
 
 def _check_info(info: zipfile.ZipInfo, path: str, size: int) -> None:
-    if not 0 <= info.header_offset < size:  # nobody else checks it before going there
+    if not 0 <= info.header_offset < size:  # zipfile does not check it before it seeks
         raise ArchiveError(f"{path!r}: {info.filename} is not inside of the file")
     if info.flag_bits & _ENCRYPTED or info.compress_type not in _STORED_OR_DEFLATED:
         raise ArchiveError(f"{path!r}: {info.filename} is neither stored nor deflated")
 
 
 def _check_ratio(info: zipfile.ZipInfo, path: str, free_bytes: int = 0) -> None:
-    """See that a member that is held in memory is not much larger than what is in the file."""
+    """Check that a member held in memory is not much larger than in the file."""
     if info.file_size > max(free_bytes, MAX_RATIO * info.compress_size):
         raise ArchiveError(
             f"{path!r}: {info.filename} has {info.file_size:,} bytes in {info.compress_size:,}, "
@@ -313,7 +313,7 @@ def _check_ratio(info: zipfile.ZipInfo, path: str, free_bytes: int = 0) -> None:
 def _check_members(
     opened: zipfile.ZipFile, manifest: Manifest, path: str, size: int
 ) -> dict[str, Member]:
-    """The members by name: those that the manifest lists, all of them and no others."""
+    """Return the members by name: exactly those that the manifest lists."""
     members = {member.name: member for member in manifest.members}
     infos = [info for info in opened.infolist() if info.filename != MANIFEST]
     names = sorted(info.filename for info in infos)
@@ -336,7 +336,7 @@ def _check_members(
 
 
 def _check_streams(manifest: Manifest, members: dict[str, Member], path: str) -> None:
-    """See that the chunks of the streams are the members that are neither outputs nor blobs."""
+    """Check that the streams' chunks are the members that are neither outputs nor blobs."""
     keys = {part.key for part in manifest.streams}
     names = {
         chunk_name(number, first)
@@ -357,7 +357,7 @@ def _check_streams(manifest: Manifest, members: dict[str, Member], path: str) ->
 
 
 def _find_outputs(manifest: Manifest, path: str) -> dict[str, Member]:
-    """The output files by their paths; none of them leads out of the folder."""
+    """Return the output files by path; none of them leads out of the folder."""
     outputs: dict[str, Member] = {}
     for member in manifest.members:
         if member.name.startswith(OUTPUTS):
@@ -367,13 +367,13 @@ def _find_outputs(manifest: Manifest, path: str) -> dict[str, Member]:
             except OutputError as error:
                 raise ArchiveError(f"{path!r}: {error}") from error
             if not is_plain:
-                raise ArchiveError(f"{path!r}: {name!r} is no name of an output")
+                raise ArchiveError(f"{path!r}: {name!r} is not a valid output name")
             outputs[name] = member
     return outputs
 
 
 def _find_blobs(manifest: Manifest, path: str) -> dict[str, Member]:
-    """The blobs by their digests: those that records name, all of them and no others."""
+    """Return the blobs by digest: exactly those that records name."""
     blobs = {member.sha256: member for member in manifest.members if member.name.startswith(BLOBS)}
     names = {member.name for member in manifest.members if member.name.startswith(BLOBS)}
     named: set[str] = set()
@@ -388,7 +388,7 @@ def _find_blobs(manifest: Manifest, path: str) -> dict[str, Member]:
 
 
 def _frames(pieces: Iterator[bytes], where: str) -> Iterator[tuple[int, bytes]]:
-    """The records in a chunk; at most one of them and a piece are held."""
+    """Yield the records in a chunk; holds at most one of them and a piece."""
     held = bytearray()
     for piece in pieces:
         held += piece
@@ -416,7 +416,7 @@ Thing = TypeVar("Thing", bound=_Closable)
 
 @asynccontextmanager
 async def held(thing: Thing) -> AsyncGenerator[Thing]:
-    """Close a blocking thing at the end of the block; that is shielded."""
+    """Close a blocking resource at the end of the block; the close is shielded."""
     try:
         yield thing
     finally:

@@ -1,15 +1,15 @@
-"""Merging the saved states of a stream into one, and letting go of old ones.
+"""Merges the saved states of a stream into one, and drops old ones.
 
 Theory of operation
 ===================
 
-A state that is saved as differences is read by reading them.  Compacting reads it so once, and
-appends it whole: as a note if it is a confirmed state, and as a snapshot again if it is of inside
-a batch, which begins with it either way.  Nothing else changes, and nothing is taken out of the
-history; a crash leaves the chain that there was, or both.
+A state that is saved as differences is restored by reading all of them.  Compacting reads it once
+and appends it whole: as a note if it is a confirmed state, and as another snapshot if it is from
+inside a batch.  Nothing else changes, and no record leaves the history; a crash leaves the old
+chain, or both.
 
-Then the arrays of all states that a retention does not name are let go of, also of those that
-are so old that no session has looked at them any more.
+Then the arrays of all states that the retention does not name are dropped, also those of states
+that are too old for any session to have read them.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from ..state._chain import blobs_of, fill, layout_of, read_chain, version_of
 from ..state._retention import Retention, Versions
 from ..state._shared_capture import ArrayTools
 
-PAGE = 100  # records that are held at a time: each may have a state of its own
+PAGE = 100  # records held at a time: each may have its own state
 REASON = "the saved state was compacted"
 
 
 @attrs.frozen
 class Compacted:
-    """What compacting has done.
+    """The result of compacting.
 
     Attributes:
-        merged: Streams whose newest state was saved anew, whole.
-        frames: Saved states that these had to be read from before.
-        dropped: Old states whose arrays were let go of.
-        freed_bytes: Of those arrays, as they were stored.
+        merged: Streams whose newest state was saved again, whole.
+        frames: Saved states that a restore of these had to read before.
+        dropped: Old states whose arrays were dropped.
+        freed_bytes: Size of those arrays, as they were stored.
     """
 
     merged: int = 0
@@ -55,20 +55,20 @@ class Compacted:
 
     @classmethod
     def total(cls, parts: Iterable[Compacted]) -> Compacted:
-        """What several have done together."""
+        """Add up several results."""
         rows = [attrs.astuple(part) for part in parts]
         return cls(*map(sum, zip(*rows, strict=True))) if rows else cls()
 
 
 @attrs.define(eq=False)
 class Compaction:
-    """Compacts the states of one stream; nobody may be working on it.
+    """Compacts the states of one stream; no task may work on the stream.
 
     Attributes:
-        store: Where they are.
-        committer: Saves.
+        store: The store of the states.
+        committer: Saves records.
         stream_log: The stream.
-        tools: What its arrays are captured with.
+        tools: Captures the arrays.
         retention: Which old states keep their arrays.
         begin: Called before the first record.
     """
@@ -81,14 +81,14 @@ class Compaction:
     begin: Callable[[], Awaitable[None]]
 
     async def run(self) -> Compacted:
-        """Merge the newest state, and let go of old ones.
+        """Merge the newest state, and drop old ones.
 
         Raises:
-            StoreDamagedError: what was saved is not whole.
-            StoreError: it cannot be read or written; or it has arrays, and what they need is
-                not installed.
+            StoreDamagedError: a saved state is damaged.
+            StoreError: the store cannot be read or written; or the state has arrays, and the
+                packages for arrays are not installed.
 
-        Durability: when this returns what was merged is saved.
+        Durability: when this returns the merged state is saved.
         Cancellation: a cancellation point between parts.
         """
         if not self.stream_log.progress.has_state:
@@ -97,7 +97,7 @@ class Compaction:
         frames = [frame for _, frame in chain]
         if record is not None and len(frames) > 1:
             await self._merge(frames, record)
-        dropped, freed_bytes = await self._let_go()
+        dropped, freed_bytes = await self._drop_old()
         merged = len(frames) > 1
         return Compacted(int(merged), len(frames) if merged else 0, dropped, freed_bytes)
 
@@ -125,7 +125,7 @@ class Compaction:
         await self.committer.save(self.stream_log, again, blobs_of(saved.payload))
 
     async def _pack(self, frames: list[StateFrame]) -> EncodedState:
-        """A frame of its own of what a chain ends with, its blob durable."""
+        """Build a full frame of the state that a chain ends with; its blob is durable."""
         state_manager = StateManager(
             self.store, self.committer, Plan[None].of(None), None, self.tools
         )
@@ -140,11 +140,11 @@ class Compaction:
             held = await run_blocking(hold_assembled, engine, assembly)
         saved = await StateCapture(state_manager, None, tree_of(frames), held).pack(is_forced=True)
         if saved is None:
-            raise RuntimeError("a state that has to be saved anew was not")
+            raise RuntimeError("a full state frame was due, but nothing was captured")
         return saved
 
-    async def _let_go(self) -> tuple[int, int]:
-        """Let go of arrays; returns of how many states, and their bytes."""
+    async def _drop_old(self) -> tuple[int, int]:
+        """Drop the arrays of states; return how many states, and their bytes."""
         progress = self.stream_log.progress
         versions, needed = Versions(self.retention), {p.lineage for p in progress.pins.values()}
         for with_snapshots in (True, False):
@@ -163,7 +163,7 @@ class Compaction:
                 record = decode_record(seal.open(stored.sequence, stored.payload))
                 if record.state:
                     version = version_of(stored.sequence, record)
-                    is_kept = bool(stored.blobs)  # else it was let go of before
+                    is_kept = bool(stored.blobs)  # otherwise it was dropped before
                     versions.add_older(version if is_kept else attrs.evolve(version, blob_bytes=0))
             cursor = page.cursor
             if cursor is None:

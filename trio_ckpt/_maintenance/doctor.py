@@ -1,7 +1,7 @@
-"""What a machine and a folder are good for: measured and looked up, blocking functions.
+"""Measures and checks what a machine and a folder can do; blocking functions.
 
-Nothing here can prove that a disk keeps what fsync promised: that takes pulling the plug.  What
-can be told is whether it answers faster than any disk could.
+No check here can prove that a disk keeps what fsync promised: only pulling the plug can.  A check
+can show whether the disk answers faster than any disk could.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if sys.platform != "win32":
 
 FSYNC_TRIES = 32
 FSYNC_BYTES = 4_096
-TOO_FAST_S = 30e-6  # the quickest drives with a capacitor take some 20 to 40 microseconds
+TOO_FAST_S = 30e-6  # the fastest drives with a capacitor take 20 to 40 microseconds
 SLOW_S = 0.05
 LOW_BYTES = 2**30
 LOW_FILES = 10_000  # inodes
@@ -45,7 +45,7 @@ ARRAY_PACKAGES = ("numpy", "xxhash", "blosc2")
 
 
 class Verdict(enum.Enum):
-    """How good something is."""
+    """How good a finding is."""
 
     GOOD = "good"
     NOTE = "note"  # worth knowing, nothing to do
@@ -55,12 +55,12 @@ class Verdict(enum.Enum):
 
 @attrs.frozen
 class MachineFinding:
-    """What was looked at, and what was found.
+    """One check and its result.
 
     Attributes:
         check: One or two words.
-        verdict: How good that is.
-        text: What was found.
+        verdict: How good the result is.
+        text: The result.
         advice: What to do; empty: nothing.
     """
 
@@ -71,12 +71,12 @@ class MachineFinding:
 
 
 def examine(folder: Path) -> list[MachineFinding]:
-    """Look at the machine, and at the place where a store is or is to be.
+    """Check the machine, and the place where a store is or is to be.
 
-    A few files are written into the folder, and removed.
+    Writes a few files into the folder, and removes them.
 
     Args:
-        folder: It need not be there: its nearest parent is looked at then.
+        folder: It need not exist: otherwise its nearest parent is checked.
     """
     place = folder
     while not place.is_dir() and place != place.parent:
@@ -168,7 +168,7 @@ def _file_system(place: Path) -> MachineFinding:
 
 
 def file_system_of(place: Path) -> str | None:
-    """The kind of the file system that a folder is on; None where nobody says."""
+    """The kind of the file system that a folder is on; None where the system does not say."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -195,13 +195,13 @@ def _space(place: Path) -> MachineFinding:
         if status.f_files and status.f_favail < LOW_FILES:
             text += f", but only {plural(status.f_favail, 'file')} more"
             return MachineFinding(
-                "space", Verdict.DOUBT, text, "remove small files that nobody needs"
+                "space", Verdict.DOUBT, text, "remove small files that are not needed"
             )
     return MachineFinding("space", Verdict.GOOD, text)
 
 
 def _fsync(place: Path) -> MachineFinding:
-    """How long fsync takes, and what that says."""
+    """Measure how long fsync takes."""
     sync_folder(place)
     with tempfile.TemporaryFile(dir=place) as file:
         times: list[float] = []
@@ -216,7 +216,7 @@ def _fsync(place: Path) -> MachineFinding:
 
 
 def judge_fsync(median_s: float, longest_s: float) -> MachineFinding:
-    """What the time that fsync takes says of a disk; it proves nothing."""
+    """Judge a disk by the time that fsync takes; it proves nothing."""
     text = f"{median_s * 1e3:.3g} ms (median of {FSYNC_TRIES}, {longest_s * 1e3:.3g} ms at most)"
     if median_s < TOO_FAST_S:
         text += ": faster than any disk that writes; something answers before it is durable"

@@ -1,6 +1,6 @@
-"""Drift: where the files differ from what the records say.  It reads, and changes nothing.
+"""Drift: where the files differ from what the records say.  Reads, and changes nothing.
 
-A resume would put such batches back to work; this shows them before anything does.
+A resume would re-queue such batches; this shows them before that.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ..outputs import OutputDir
 
 @attrs.frozen
 class DriftProblem:
-    """One output that is not what was confirmed.
+    """One output that differs from what was confirmed.
 
     Attributes:
         stream: The key of its stream.
         batch_index: Its batch; None: a whole append file.
         path: Relative to the output folder.
-        reason: What is wrong, in words.
+        reason: What is wrong, as text.
     """
 
     stream: StreamKey
@@ -42,12 +42,12 @@ class DriftProblem:
 
 @attrs.frozen
 class Drift:
-    """What looking at the outputs of a run has found.
+    """The result of comparing the outputs of a run.
 
     Attributes:
-        files: How many were looked at.
-        bytes: How many bytes they should have together.
-        problems: What is wrong, stream by stream, the newest batch first.
+        files: How many files were compared.
+        bytes: Their confirmed size together, in bytes.
+        problems: The differences, stream by stream, the newest batch first.
     """
 
     files: int
@@ -65,19 +65,19 @@ async def find_drift(
 ) -> Drift:
     """Compare every confirmed output of a run with the file that is there.
 
-    The run may go on meanwhile: what it puts back to work is no problem.
+    The run may continue: a batch that it re-queues is not a problem.
 
     Args:
-        store: Where the run is.
-        view: The run, as `Store.load_run` gave it.
+        store: The run's store.
+        view: The run, from `Store.load_run`.
         outputs: Its output folder.
         mode: By size and time (by hash where the time differs), or by hash.
         keys: Only these streams; default: all.
 
     Raises:
-        StoreDamagedError: a record is not what was saved.
+        StoreDamagedError: a record is damaged.
 
-    Cancellation: what the threads have begun is waited for.
+    Cancellation: waits for work that threads have begun.
     """
     parts = {key: entry.progress for key, entry in view.streams.items()}
     problems: list[DriftProblem] = []
@@ -90,7 +90,7 @@ async def find_drift(
         standing = LiveRecords(progress)
         async with aclosing(read_pages(store, view.run_id, view.generation, key)) as pages:
             async for records in pages:
-                entries = standing.of(records)  # without those that a run that goes on has added
+                entries = standing.of(records)  # without records that a running program has added
                 files += sum(len(entry.record.outputs) for entry in entries)
                 size += sum(o.size for entry in entries for o in entry.record.outputs)
                 damages = await find_damages(outputs, entries, mode)
@@ -110,15 +110,15 @@ async def find_drift(
 
 
 async def taken_back_since(store: Store, view: RunView, key: StreamKey) -> IndexSet:
-    """The batches of a stream whose records in a view stand no longer: the run has gone on.
+    """Batches whose records were live in a view and are not live any more: the run continued.
 
-    A batch goes back to work in the store first, and its files are moved after it.  So what is
-    missing, and stood when the files were looked at, is in no such record.
+    The store re-queues a batch first, and its files are moved after that.  So a file that is
+    missing, and was confirmed when it was checked, is not in such a record.
     """
     progress, back = view.streams[key].progress, IndexSet()
     now = await store.read_run(view.run_id)
     if now is None or now.generation != view.generation:
-        return progress.done  # it was begun again, and its outputs are in the archive
+        return progress.done  # the stream started again, and its outputs are in the archive
     async with aclosing(read_pages(store, view.run_id, view.generation, key)) as pages:
         async for records in pages:
             for sequence, record in records:

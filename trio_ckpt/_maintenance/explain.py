@@ -1,8 +1,8 @@
-"""What a start would do with a run, and why, in words.  Pure: facts in, sentences out.
+"""Explains what a start would do with a run, and why.  Pure: facts in, sentences out.
 
-Every question that people ask a store is answered here: what is skipped, where the rest
-goes on, what is tried again, what needs their word first, and whether anything has to be
-tidied up after a crash (nothing has).
+It answers the questions that users have about a store: what is skipped, where the rest continues,
+what is tried again, what needs a decision first, and whether anything has to be cleaned up after
+a crash (nothing has).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from .explain_streams import (
 )
 from .losses import LostState
 
-MAX_TROUBLES = 5  # notes that have a sentence each
-STUCK_AFTER_S = 600.0  # a live owner that has saved nothing for so long is worth a word
+MAX_TROUBLES = 5  # notes that get a sentence each
+STUCK_AFTER_S = 600.0  # a live owner that has saved nothing for this long is reported
 
 
 def explain_run(facts: Facts, *, every: bool = False) -> tuple[Sentence, ...]:
     """Say what a start would do, the most important first.
 
     Args:
-        facts: What is known.
-        every: Give each stream a sentence of its own, however many there are.
+        facts: What is known of the run.
+        every: Whether each stream gets its own sentence, however many there are.
     """
     return (
         _headline(facts),
@@ -76,7 +76,7 @@ def _headline(facts: Facts) -> Sentence:
 
 
 def _unseen(parts: Sequence[Progress]) -> str:
-    """What a start may find all the same, because nobody has looked at it here."""
+    """Say what was not checked, and what a start may therefore still find."""
     if any(progress.outputs or progress.sinks for progress in parts):
         return (
             "Whether the files are what was confirmed was not looked at (`trio-ckpt verify` does), "
@@ -108,7 +108,7 @@ def _owner_or_session(facts: Facts) -> Sentence:
 
 
 def _pending(facts: Facts) -> Iterator[Sentence]:
-    """What the live owner is at."""
+    """Say which batches the live owner has open."""
     if facts.owner is None or facts.pending_total is None:
         return
     if not facts.pending:
@@ -133,7 +133,7 @@ def _name_of(facts: Facts, key: StreamKey) -> str:
 
 
 def _lost(facts: Facts) -> Iterator[Sentence]:
-    """What a start needs and would not find."""
+    """Say what a start needs and would not find."""
     losses = facts.losses
     for lost in losses.states[:MAX_TROUBLES]:
         yield Sentence("lost", lost_state(_name_of(facts, lost.stream), lost, facts.verify_command))
@@ -151,7 +151,7 @@ def _lost(facts: Facts) -> Iterator[Sentence]:
 
 
 def lost_state(name: str, lost: LostState, verify_command: str) -> str:
-    """That a stream cannot go on, and what to do."""
+    """Say that a stream cannot go on, and what to do."""
     after = "" if lost.batch_index is None else f" after batch {lost.batch_index:,}"
     return (
         f"Stream {name} cannot go on, because its state{after} is not whole: "
@@ -162,7 +162,7 @@ def lost_state(name: str, lost: LostState, verify_command: str) -> str:
 
 
 def lost_folder(folder: str) -> str:
-    """That the folder of the outputs is gone, and what to do."""
+    """Say that the output folder is gone, and what to do."""
     return (
         f"The output folder {printable(folder)} is not there; if it was moved, give output_dir= "
         "its new place."
@@ -170,7 +170,7 @@ def lost_folder(folder: str) -> str:
 
 
 def lost_file(name: str, lost: DriftProblem) -> str:
-    """That an output is gone, and what a start makes of it."""
+    """Say that an output is gone, and what a start would do."""
     if lost.batch_index is None:
         return (
             f"Stream {name}, append file {printable(lost.path)}: {lost.reason}. A start goes back "
@@ -178,12 +178,12 @@ def lost_file(name: str, lost: DriftProblem) -> str:
         )
     return (
         f"Stream {name}, batch {lost.batch_index:,}, file {printable(lost.path)}: {lost.reason}. A "
-        "start puts the batch back to work."
+        "start re-queues the batch."
     )
 
 
 def _troubles(facts: Facts) -> Iterator[Sentence]:
-    """What went wrong, and was gone on with."""
+    """Say what went wrong while the run went on."""
     for one in facts.troubles[:MAX_TROUBLES]:
         name = _name_of(facts, one.stream)
         yield Sentence(
@@ -271,7 +271,7 @@ def _outputs(facts: Facts) -> Iterator[Sentence]:
         yield Sentence(
             "outputs",
             f"A start looks at the {plural(files, 'confirmed file')} below {folder} first; what "
-            "is missing or altered goes back to work. Where very many or a whole append file are "
+            "is missing or altered is re-queued. Where very many or a whole append file are "
             "missing it refuses (OutputsMissingError), unless redo_missing=True. "
             "`trio-ckpt verify` says what is wrong.",
         )

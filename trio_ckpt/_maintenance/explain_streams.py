@@ -1,4 +1,4 @@
-"""What a start would do with each stream, and why, in words.  Pure: facts in, sentences out."""
+"""Explains what a start would do with each stream, and why.  Pure: facts in, sentences out."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .._util.plain import StreamKey
 from .._util.text import amounts, message_of, plural, printable, quoted_name, spans, stream_names
 from .losses import Losses
 
-MAX_ALIKE = 5  # streams of one kind that have a sentence each; more are summed up in one
-MAX_NAMED = 3  # of those that are summed up
+MAX_ALIKE = 5  # streams of one kind with a sentence each; more share one sentence
+MAX_NAMED = 3  # streams named in a shared sentence
 
 
 class StartAction(enum.Enum):
@@ -34,7 +34,7 @@ class StartAction(enum.Enum):
 
 @attrs.frozen
 class Sentence:
-    """One thing to know.
+    """One sentence of an explanation.
 
     Attributes:
         about: "run", "owner", "lost", "session", "archive", "config", "phase", "outputs",
@@ -56,12 +56,12 @@ def _names_of_parts(facts: Facts) -> Mapping[StreamKey, str]:
 
 @attrs.frozen
 class Trouble:
-    """Something that went wrong in a stream, and was gone on with.
+    """Something that went wrong in a stream that went on.
 
     Attributes:
         stream: The key of the stream.
-        at: When; Unix time, s.
-        text: What.
+        at: When it happened; Unix time, s.
+        text: What happened.
     """
 
     stream: StreamKey
@@ -74,20 +74,20 @@ class Facts:
     """What is known of a run.
 
     Attributes:
-        run_id: Its name.
-        generation: How often it was begun afresh.
+        run_id: The run's name.
+        generation: How often it was started from the beginning.
         parts: The progress of its streams.
-        sessions: The oldest first.
-        owner: The live process that has it, if one has.
+        sessions: The sessions, the oldest first.
+        owner: The live process that owns the run, if there is one.
         now: Unix time, s.
-        retry_command: What to type to put failed work back, without the stream.
-        verify_command: What to type to compare everything with what was saved.
+        retry_command: The command that re-queues failed work, without the stream.
+        verify_command: The command that compares everything with what was saved.
         losses: What a start needs and would not find.
-        pending: The tokens that the owner has pending, as it has published it: the stream, the
-            batch, and for how many seconds; oldest first.
-        pending_total: How many there are in all; None: that cannot be seen.
-        troubles: What went wrong and was gone on with, the newest first.
-        names: How each stream is named; default: so that no two of `parts` have one name.
+        pending: The tokens that the owner has pending, as published: the stream, the batch,
+            and for how many seconds; oldest first.
+        pending_total: How many tokens are pending; None: not known.
+        troubles: What went wrong in streams that went on, the newest first.
+        names: The name of each stream; default: names that are unique among `parts`.
     """
 
     run_id: str
@@ -108,9 +108,9 @@ class Facts:
 
 
 def explain_streams(facts: Facts, *, every: bool = False) -> Iterator[Sentence]:
-    """Say what a start would do with each stream; like ones together where there are many.
+    """Say what a start would do with each stream; many similar ones share a sentence.
 
-    What needs a word of the user comes first, what is simply skipped last.
+    Streams that need a decision of the user come first, streams that are skipped last.
     """
     alike: dict[tuple[StartAction, bool], list[StreamKey]] = {}
     has_list = any(progress.position is not None for progress in facts.parts.values())
@@ -141,7 +141,7 @@ _UNLISTED = " add_streams never named it, unlike others: streams_to_process give
 
 
 def action_of(progress: Progress) -> StartAction:
-    """What a start would do with a stream."""
+    """Say what a start would do with a stream."""
     if progress.status is Status.COMPLETE:
         return StartAction.SKIP
     if progress.status is Status.PENDING:
@@ -153,7 +153,7 @@ def action_of(progress: Progress) -> StartAction:
 
 
 def holes(progress: Progress) -> list[tuple[int, int]]:
-    """What is left below the last batch that is confirmed or skipped, as intervals."""
+    """Intervals that are left below the last batch that is confirmed or skipped."""
     done = sorted([*progress.confirmed.intervals(), *progress.skipped.intervals()])
     found, border = list[tuple[int, int]](), progress.first_index
     for start, stop in done:
@@ -193,7 +193,7 @@ def _given_up(facts: Facts, progress: Progress, key: StreamKey) -> str:
 
 
 def _puts_back(facts: Facts, progress: Progress, key: StreamKey) -> str:
-    """What puts back to work what was skipped."""
+    """Say what re-queues skipped batches."""
     if (first := progress.built_over) is not None:
         return f"the stream is rewound to batch {first - 1:,}, because later ones build on it"
     them = "it" if len(progress.skipped) == 1 else "them"
@@ -215,7 +215,7 @@ def _go_on_one(facts: Facts, key: StreamKey) -> str:
     elif gaps:
         why = (
             f"{plural(done, 'batch')} {are(done)} confirmed, but not {spans(gaps)}: they were "
-            "put back to work, later ones were done first, or a range left them out"
+            "re-queued, later ones were done first, or a range left them out"
         )
     else:
         why = f"all {done:,} before it are confirmed" if done > 1 else "the one before it is done"
@@ -247,7 +247,7 @@ def _with(progress: Progress) -> str:
 
 
 def _failing(progress: Progress) -> str:
-    """The batches that failed and may run again."""
+    """Say which batches failed and may run again."""
     if not failing(progress):
         return ""
     texts: list[str] = []
@@ -286,7 +286,7 @@ def _refuse_one(facts: Facts, key: StreamKey) -> str:
 
 
 def left_words(parts: Sequence[Progress]) -> str:
-    """How many batches are left, as far as that is known."""
+    """Say how many batches are left, as far as that is known."""
     known = [progress.left for progress in parts if progress.left is not None]
     unknown, left = len(parts) - len(known), sum(known)
     if not unknown:
@@ -298,12 +298,12 @@ def left_words(parts: Sequence[Progress]) -> str:
 
 
 def are(count: int) -> str:
-    """The verb."""
+    """The verb for a count."""
     return "is" if count == 1 else "are"
 
 
 def saved_words(parts: Sequence[Progress]) -> str:
-    """What was spent on the confirmed batches: a start does not spend it again."""
+    """Say what was spent on the confirmed batches: a start does not spend it again."""
     sums = dict[str, ExactSum]()
     for progress in parts:
         add_sums(sums, progress.spent_confirmed)

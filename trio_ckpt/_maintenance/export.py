@@ -3,12 +3,12 @@
 Theory of operation
 ===================
 
-An export takes one moment: the newest record that `Store.load_run` knew of each stream.
-What is saved later is left out, so the run may go on meanwhile.  History comes newest
-first and a page at a time; each page becomes a chunk, and the manifest lists the chunks in
-the other order.  The zip is written strictly forward: it is hashed on the way and never
-read again.  Blobs that records name (the arrays of a state) follow the chunk in which the
-first of these is, piece by piece.
+An export takes one moment: the newest record that `Store.load_run` returned for each stream.
+Later records are left out, so the run may continue.  History comes newest first and a page at
+a time; each page becomes a chunk, and the manifest lists the chunks in the reverse order.  The
+zip is written strictly forward: it is hashed on the way and never read again.  Blobs that
+records name (the arrays of a state) follow the chunk in which they are named first, piece by
+piece.
 """
 
 from __future__ import annotations
@@ -57,23 +57,23 @@ from .archive_file import (
     total_bytes,
 )
 
-PAGE = 1_000  # records that are held at a time
-SAMPLE_BYTES = 2**16  # of a file, to see whether it becomes smaller by deflating it
-WORTH_IT = 0.9  # the share that must be left at most, or it is stored as it is
+PAGE = 1_000  # records held at a time
+SAMPLE_BYTES = 2**16  # of a file, to test whether deflating makes it smaller
+WORTH_IT = 0.9  # the greatest share left after deflating; otherwise the file is stored as it is
 
 
 @attrs.frozen
 class ExportSummary:
-    """What an archive holds, or what was taken out of it.
+    """The content of an archive that was written or imported.
 
     Attributes:
         path: The archive, absolute.
-        run_id: The run in the store: which was exported, or which was imported to.
+        run_id: The run in the store: the exported or the imported one.
         generation: Its generation there.
-        streams: How many streams.
-        records: How many records, of all streams.
-        outputs: How many output files.
-        size_bytes: Of the archive.
+        streams: The number of streams.
+        records: The number of records, of all streams.
+        outputs: The number of output files.
+        size_bytes: Size of the archive.
         created_at: When it was exported, ISO 8601, UTC.
     """
 
@@ -92,26 +92,26 @@ async def export_run(
 ) -> ExportSummary:
     """Write the newest generation of a run into an archive.
 
-    The run may go on meanwhile: what is saved after the call began is left out.
+    The run may continue: records that are saved after the call began are left out.
 
     Args:
-        store: Where the run is.
+        store: The run's store.
         run_id: The run.
-        path: The archive.  Its folder is there already, a file of its name is not.
-        outputs: The run's output files, to have those in the archive that confirmed
-            batches name, and append files as far as they are confirmed.
+        path: The path of the archive.  Its folder must exist, a file of its name must not.
+        outputs: The run's output folder, to include the files that confirmed batches name,
+            and append files up to their confirmed end.
 
     Returns:
-        What is in it.
+        What the archive contains.
 
     Raises:
-        ArchiveError: there is no such run; it is larger than an archive takes; or `path` is
-            taken, or in a folder that is not there.
+        ArchiveError: there is no such run; it is larger than an archive may be; or `path`
+            exists, or is in a folder that does not exist.
         OutputError: an output is not what was confirmed, or the archive cannot be written.
-        StoreDamagedError: a record, or a blob that one names, is not what was saved; or the
-            run, which goes on, has let go of a state meanwhile: export it again.
+        StoreDamagedError: a record, or a blob that one names, is damaged; or the running
+            program has dropped a state during the export: export it again.
         StoreError: the run cannot be read.
-        TypeError, ValueError: `path` is no path, or begins with ``~``.
+        TypeError, ValueError: `path` is not a path, or begins with ``~``.
 
     Durability: the archive survives a power cut once this has returned.
     Cancellation: leaves what was at `path` as it was, and no temporary file.
@@ -142,7 +142,7 @@ async def export_run(
                     streams=exporter.parts,
                 )
             )
-            await run_blocking(_refuse_taken, folder_path, name)  # somebody may have been quicker
+            await run_blocking(_refuse_taken, folder_path, name)  # another process may be faster
             await run_blocking(file.commit)
         return ExportSummary(
             path=os.path.join(folder_path, name),
@@ -161,10 +161,10 @@ def _split(path: AnyPath) -> tuple[str, str]:
 
 
 def _refuse_taken(folder: str, name: str) -> None:
-    """See that an archive of this name would be a new file, in a folder that is there.
+    """Check that an archive of this name would be a new file, in a folder that exists.
 
     Raises:
-        ArchiveError: it would not.
+        ArchiveError: the file exists, or its folder does not.
     """
     path = os.path.join(folder, name)
     if os.path.lexists(path):
@@ -175,7 +175,7 @@ def _refuse_taken(folder: str, name: str) -> None:
 
 @attrs.define(eq=False)
 class _Exporter:
-    """Writes one run; what stands is gathered on the way through its records."""
+    """Writes one run; confirmed outputs are collected while its records are written."""
 
     store: Store
     run_id: str
@@ -187,7 +187,7 @@ class _Exporter:
     _blobs: set[str] = attrs.field(factory=set[str], init=False)
 
     async def add_stream(self, stream: StreamView) -> None:
-        """Write the records of a stream, up to the newest that its view knows."""
+        """Write the records of a stream, up to the newest one in its view."""
         text, number = encode_key(stream.key), len(self.parts)
         seal = self.store.seal(self.run_id, self.generation, stream.key)
         standing, named = LiveRecords(stream.progress), dict[int, tuple[str, ...]]()
@@ -218,7 +218,7 @@ class _Exporter:
     def _add_chunk(
         self, number: int, seal: Seal, newest_first: list[StoredRecord], standing: LiveRecords
     ) -> dict[str, int]:
-        """Write a page of records; returns the sizes of the blobs of which they say them."""
+        """Write a page of records; return the blobs' sizes, as far as the records name them."""
         plain: list[tuple[int, bytes]] = []
         records: list[tuple[int, Record]] = []
         sizes: dict[str, int] = {}
@@ -228,7 +228,7 @@ class _Exporter:
             plain.append((stored.sequence, payload))
             records.append((stored.sequence, record))
             if stored.blobs and record.state:
-                with suppress(StoreDamagedError):  # `verify` tells of it; it is carried as it is
+                with suppress(StoreDamagedError):  # `verify` reports it; it is exported as it is
                     frame = decode_frame(record.state)
                     sizes[frame.blob] = frame.data_bytes
         for entry in standing.of(records):
@@ -238,7 +238,7 @@ class _Exporter:
         return sizes
 
     async def _add_blob(self, digest: str, size: int | None) -> None:
-        """Write a blob piece by piece; whole if no record says how large it is."""
+        """Write a blob piece by piece, or in one piece if no record names its size."""
         first = None if size is None else min(size, PIECE_BYTES)
         piece = await self.store.read_blob(digest, 0, first)
         left = (len(piece) if size is None else size) - len(piece)
@@ -255,13 +255,13 @@ class _Exporter:
             raise StoreDamagedError(f"blob {digest} is not what was saved")
 
     async def add_outputs(self, outputs: OutputDir) -> None:
-        """Write the output files that stand, and the append files as far as confirmed."""
+        """Write the confirmed output files, and append files up to their confirmed end."""
         for output in self._standing.values():
             await run_blocking(
                 self._add_file, outputs, output.path, output.size, output.size + 1, output.sha256
             )
         for path, size in self._sinks.items():
-            if size:  # nothing of it counts after a rewind, and it may not even be there
+            if size:  # without a confirmed byte after a rewind, the file may not exist
                 await run_blocking(self._add_file, outputs, path, size, size, None)
 
     def _add_file(
@@ -277,7 +277,7 @@ def pack(records: Iterable[tuple[int, bytes]]) -> list[bytes]:
     """Records as the frames of a chunk.
 
     Raises:
-        ArchiveError: one is larger than an archive takes.
+        ArchiveError: a record is larger than an archive may hold.
     """
     pieces: list[bytes] = []
     for sequence, payload in records:
@@ -295,7 +295,7 @@ def pack(records: Iterable[tuple[int, bytes]]) -> list[bytes]:
 
 
 class _ZipSink:
-    """What the zip is written to: it hashes, and holds back the place of the seal."""
+    """The file below the zip: it hashes, and leaves room for the seal."""
 
     def __init__(self, file: NewFile) -> None:
         self._file = file
@@ -309,13 +309,13 @@ class _ZipSink:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing waits for it."""
+        """Do nothing: nothing is buffered."""
 
     def close(self) -> None:
-        """The file is closed by who opened it."""
+        """Do nothing: the caller closes the file."""
 
     def seal(self) -> None:
-        """Write the seal over the zip's comment, the last that was written."""
+        """Write the seal over the zip's comment, which was written last."""
         self._pass_on()
         self._file.write(SEAL_WORDS + self._hasher.hexdigest().encode())
 
@@ -337,13 +337,13 @@ class _Entry:
         self._file = file
 
     def write(self, piece: bytes) -> None:
-        """Write some more."""
+        """Write the next bytes."""
         self._file.write(piece)
         self.hasher.update(piece)
         self.size += len(piece)
 
     def close(self) -> None:
-        """No more comes; twice is harmless."""
+        """Finish the member; a second call does nothing."""
         self._file.close()
 
 
@@ -357,10 +357,10 @@ class _Writer:
         self._members: list[Member] = []
 
     def add(self, name: str, size: int, pieces: Iterable[bytes]) -> Member:
-        """Write a member of `size` bytes, or of as many as there are.
+        """Write a member of `size` bytes, or of unknown size.
 
         Raises:
-            ArchiveError: there are too many.
+            ArchiveError: the archive has too many members.
             OutputError: the archive cannot be written.
         """
         rest = iter(pieces)
@@ -371,17 +371,17 @@ class _Writer:
             return self.end(entry)
 
     def add_held(self, name: str, pieces: Sequence[bytes]) -> Member:
-        """The same of a member that who reads it holds in memory."""
+        """Write a member that its reader holds in memory."""
         with closing(self.begin(name, sum(map(len, pieces)), _fitting_held(pieces))) as entry:
             for piece in pieces:
                 entry.write(piece)
             return self.end(entry)
 
     def begin(self, name: str, size: int, fitting: int) -> _Entry:
-        """Begin a member of `size` bytes, deflated or stored; close it.
+        """Begin a member of `size` bytes, deflated or stored; the caller closes it.
 
         Raises:
-            ArchiveError: there are too many.
+            ArchiveError: the archive has too many members.
         """
         if len(self._members) >= MAX_MEMBERS:
             raise ArchiveError(f"an archive takes {MAX_MEMBERS:,} files and chunks of records")
@@ -391,7 +391,7 @@ class _Writer:
         return _Entry(name, self._zip.open(info, "w"))
 
     def end(self, entry: _Entry) -> Member:
-        """The member that was begun is whole."""
+        """Record that the current member is complete."""
         entry.close()
         self._members.append(Member(entry.name, entry.size, entry.hasher.hexdigest()))
         return self._members[-1]
@@ -404,10 +404,10 @@ class _Writer:
         created_at: str,
         streams: Iterable[StreamPart],
     ) -> Manifest:
-        """Write the manifest and the seal; the file is whole then, but not committed.
+        """Write the manifest and the seal; the file is then complete, but not committed.
 
         Raises:
-            ArchiveError: there is more in it than an archive takes.
+            ArchiveError: the content exceeds a limit of archives.
             OutputError: the archive cannot be written.
         """
         parts = tuple(streams)
@@ -433,7 +433,7 @@ class _Writer:
         return manifest
 
     def close(self) -> None:
-        """End the zip, or it would when it is dropped; twice is harmless."""
+        """End the zip, which would end itself when dropped; a second call does nothing."""
         self._zip.close()
 
 
@@ -447,14 +447,14 @@ def _take_sample(pieces: Iterator[bytes]) -> list[bytes]:
 
 
 def _fitting(sample: bytes) -> int:
-    """How to keep a member that begins like this."""
+    """Choose how to store a member that begins with these bytes."""
     sample = sample[:SAMPLE_BYTES]
     is_smaller = len(zlib.compress(sample, 1)) <= len(sample) * WORTH_IT
     return zipfile.ZIP_DEFLATED if is_smaller else zipfile.ZIP_STORED
 
 
 def _fitting_held(pieces: Iterable[bytes]) -> int:
-    """How to keep what is read into memory: as it is if it could be deflated to very little."""
+    """Choose how to store a member that is read into memory: not deflated if it shrinks a lot."""
     compressor, size, deflated = zlib.compressobj(), 0, 0
     for piece in pieces:
         size += len(piece)

@@ -3,25 +3,24 @@
 Theory of operation
 ===================
 
-Every byte, every record and every name of the archive is looked at before the store is
-asked for anything.  Then, under the lock of the new run: output files first, since a record
-may only speak of a file that is there; then the records, sealed for their new place, in
-groups, with folds; before each group the blobs that it names.
+Every byte, every record and every name of the archive is checked before the store is asked for
+anything.  Then, under the lock of the new run: output files first, since a record may only name a
+file that exists; then the records, sealed for their new place, in groups, with folds; before each
+group the blobs that it names.
 
-The run's own stream gets one record more.  It says where the outputs are *here*, or that
-they are nowhere: no command may touch the files of the run that was exported.
+The run's own stream gets one more record.  It says where the outputs are *here*, or that there
+are none: no command may touch the files of the exported run.
 
-A crash between must not leave half a run that a program would take up.  A store has no
-transaction over several groups.  But it replaces folds in the transaction of a save, and
-nobody reads a run past a fold that is no progress.  So the first save holds one record of
-the first stream and, as this stream's fold, a *marker*: sealed as folds are, but with a
-status that says what it is and that is none.  From there on whoever loads the run is
-refused (`StoreDamagedError`, with the marker's words).  The marker moves with the stream's
-newest record.  The last save of all puts the true fold in its place, and that alone makes
-the run one.
+A crash must not leave a partial run that a program would resume.  A store has no transaction over
+several groups.  But it replaces folds in the transaction of a save, and no reader passes a fold
+that is not valid progress.  So the first save holds one record of the first stream and, as this
+stream's fold, a *marker*: sealed like a fold, but with a status that is not one.  From then on a
+process that loads the run gets an error (`StoreDamagedError`, with the marker's text).  The marker
+moves with the stream's newest record.  The last save of all replaces it by the true fold, and that
+alone makes the run valid.
 
-An import that finds a marked run begins it afresh, in its next generation, from whatever
-archive it is given.
+An import that finds a marked run starts it from the beginning, in its next generation, from
+whatever archive it is given.
 """
 
 from __future__ import annotations
@@ -64,37 +63,37 @@ async def import_run(
     run_id: str | None = None,
     output_dir: AnyPath | None = None,
 ) -> ExportSummary:
-    """Take a run out of an archive and into a store.
+    """Import a run from an archive into a store.
 
-    Everything in the archive is looked at before anything is saved.  Records keep their
-    sequences, times and metadata, and the blobs that they name; the run gets an owner and a
-    generation of its own, and one record that says where its outputs are now.  After an
-    import that was interrupted nobody can open the run, and an import begins it afresh.
+    Everything in the archive is checked before anything is saved.  Records keep their
+    sequences, times and metadata, and the blobs that they name; the run gets its own owner
+    number and generation, and one record that says where its outputs are now.  After an
+    interrupted import no process can open the run, and another import starts it again.
 
     Args:
-        store: Where it goes.
+        store: The store to import into.
         path: The archive.
-        run_id: What it is called there; default: as it was called.
-        output_dir: Where its output files go, if any; without it they stay in the archive.
-            A file that is there already must be the same.
+        run_id: The name of the run there; default: its name in the archive.
+        output_dir: The folder for its output files; without it they stay in the archive.
+            A file that exists there must have the same content.
 
     Returns:
-        What was taken out.
+        What was imported.
 
     Raises:
-        ArchiveError: the archive is damaged or none; the store has a run of this name; or
+        ArchiveError: the archive is damaged or not one; the store has a run of this name; or
             an output file would replace another.
-        RunLockedError: somebody owns a run of this name.
+        RunLockedError: another process owns a run of this name.
         OutputError: an output cannot be written.
         SaveOutcomeUnknownError: a save has not ended.
         StoreError: a save failed.
-        TypeError, ValueError: `path` or `output_dir` is no path, or begins with ``~``.
-        OSError: the archive cannot be read, or a blob of it not be unpacked into a temporary
+        TypeError, ValueError: `path` or `output_dir` is not a path, or begins with ``~``.
+        OSError: the archive cannot be read, or a blob cannot be unpacked into a temporary
             file.
 
     Durability: the run and its outputs are durable once this has returned.
-    Cancellation: a save, and the reading of the archive's seal, are waited for; then it
-        leaves, as if interrupted.
+    Cancellation: waits for a save, and for the check of the archive's seal; then the import
+        is interrupted.
     """
     async with checked_archive(path, run_id=run_id) as checked:
         return await import_checked(store, checked, output_dir=output_dir)
@@ -102,11 +101,11 @@ async def import_run(
 
 @attrs.frozen
 class CheckedArchive:
-    """An archive all of which was looked at; from `checked_archive`.
+    """An archive that was checked completely; from `checked_archive`.
 
     Attributes:
-        archive: It.
-        run_id: What its run is to be called.
+        archive: The open archive.
+        run_id: The name of its run in the store.
         worked_at: When the run was last worked on.
     """
 
@@ -119,12 +118,12 @@ class CheckedArchive:
 async def checked_archive(
     path: AnyPath, *, run_id: str | None = None
 ) -> AsyncGenerator[CheckedArchive]:
-    """Look at everything in an archive; no store is needed yet, so none is made for a bad one.
+    """Check everything in an archive; the store is not needed, so a bad one creates none.
 
     Raises:
-        ArchiveError: it is damaged or none.
-        ValueError: no run can have this name.
-        OSError: it cannot be read.
+        ArchiveError: the file is damaged or is not an archive.
+        ValueError: a run cannot have this name.
+        OSError: the file cannot be read.
     """
     async with held(await run_blocking(Archive.open, path)) as archive:
         target = check_run_id(archive.manifest.run_id if run_id is None else run_id)
@@ -134,7 +133,7 @@ async def checked_archive(
 async def import_checked(
     store: Store, checked: CheckedArchive, *, output_dir: AnyPath | None = None
 ) -> ExportSummary:
-    """See `import_run`."""
+    """Import a checked archive; see `import_run`."""
     if output_dir is not None:
         path_text("output_dir", output_dir)
     archive, target = checked.archive, checked.run_id
@@ -159,10 +158,10 @@ async def import_checked(
 
 
 def _free_generation(store: Store, stored: StoredRun | None, run_id: str) -> int:
-    """Where an import begins: in a run that has nothing yet, or anew in a half imported one."""
+    """Decide where an import begins: in an empty run, or again in a partly imported one."""
     if stored is None:
         return 0
-    if not stored.streams:  # a run exists from its first lock on, which is ours
+    if not stored.streams:  # locking the run has created it
         return stored.generation
     for entry in stored.streams:
         if entry.fold is not None:
@@ -180,10 +179,10 @@ def _free_generation(store: Store, stored: StoredRun | None, run_id: str) -> int
 
 
 async def _check_all(archive: Archive) -> float | None:
-    """Read the whole archive, and see that it is a run; returns when it was last worked on.
+    """Read the whole archive and check that it is a run; return when it was last worked on.
 
     Raises:
-        ArchiveError: it is not.
+        ArchiveError: it is not a valid run.
     """
     named: dict[str, tuple[int, str | None]] = {}
     times: list[float] = []
@@ -192,7 +191,7 @@ async def _check_all(archive: Archive) -> float | None:
             progress = await _check_stream(archive, number, named)
             times += [] if progress.worked_at is None else [progress.worked_at]
         except (StoreDamagedError, ValueError, OverflowError, TypeError) as error:
-            raise ArchiveError(f"{archive.path!r} has a record that is none: {error}") from error
+            raise ArchiveError(f"{archive.path!r} has an invalid record: {error}") from error
     for path, member in archive.outputs.items():
         size, sha256 = named.get(path, (-1, None))
         if size != member.size or sha256 not in (None, member.sha256):
@@ -214,7 +213,7 @@ async def _check_stream(
                 if archive.outputs and record.kind is RecordKind.BATCH and record.index is not None:
                     if record.outputs:
                         with_outputs.add(record.index)
-                    if record.index in with_outputs:  # what it needs to know, no more is held
+                    if record.index in with_outputs:  # only what the check needs is kept
                         slim = Record(at=record.at, index=record.index, outputs=record.outputs)
                         batches.append((sequence, slim))
     encode_progress(progress)
@@ -235,11 +234,11 @@ _Group = list[tuple[int, bytes, Record]]
 
 @asynccontextmanager
 async def _groups(archive: Archive, number: int) -> AsyncGenerator[AsyncGenerator[_Group]]:
-    """The records of a stream, oldest first, in groups that fit into one save."""
+    """Yield the records of a stream, oldest first, in groups that fit into one save."""
     records = archive.records(number)
 
     async def take_all() -> AsyncGenerator[_Group]:
-        limit = 1  # the first alone: it is saved with the marker
+        limit = 1  # the first record alone: it is saved with the marker
         while group := await run_blocking(_take, records, limit):
             yield group
             limit = PAGE
@@ -267,7 +266,7 @@ def _take(records: Iterator[tuple[int, bytes]], limit: int) -> _Group:
 
 
 async def _import_outputs(archive: Archive, folder: OutputDir) -> int:
-    """Write the output files that are not there; returns how many there are now."""
+    """Write the output files that do not exist; return how many exist now."""
     missing: list[str] = []
     of_a_killed_one = list(dict.fromkeys(os.path.dirname(path) for path in archive.outputs))
     await run_blocking(folder.remove_orphans, of_a_killed_one)
@@ -304,11 +303,11 @@ class _Importer:
     """Saves the records of an archive as a run; see the theory of operation.
 
     Attributes:
-        store: Where to.
-        run_key: As which run.
-        archive: Where from.
-        output_dir: Where its outputs are now; None: nowhere.
-        worked_at: When it was last worked on.
+        store: The target store.
+        run_key: The run to create.
+        archive: The source.
+        output_dir: The folder with its outputs; None: they were not imported.
+        worked_at: When the run was last worked on.
     """
 
     store: Store
@@ -329,7 +328,7 @@ class _Importer:
             await self._save([], last)
 
     async def _add_stream(self, number: int, *, is_marked: bool) -> Fold:
-        """Save one stream; returns its fold, which is saved already unless it is marked."""
+        """Save one stream; return its fold, which is saved already unless it is marked."""
         part = self.archive.manifest.streams[number]
         text, progress = encode_key(part.key), Progress()
         seal = self.store.seal(self.run_key.run_id, self.run_key.generation, part.key)
@@ -358,9 +357,9 @@ class _Importer:
         return fold(encode_progress(progress))
 
     def _moved(self, own: Progress, archiving: bool) -> Record | None:
-        """What is to be said of where the outputs are; None: what is said already is right.
+        """Build a record of where the outputs are; None: the newest record is right.
 
-        It is the end of the last session once more, with the time of that.
+        It repeats the end of the last session, with the time of that.
         """
         facts = own.metadata
         at = time.time() if own.updated_at is None else own.updated_at
@@ -401,9 +400,9 @@ class _Importer:
         return digest
 
     async def _save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
-        """Save, or raise the first reason why not.
+        """Save a group, or raise its first error.
 
-        Cancellation: none once it is submitted; then it is seen to first.
+        Cancellation: waits for a submitted save first.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         outcomes: list[Exception | None] = []
@@ -431,7 +430,7 @@ def _seal_all(seal: Seal, group: _Group) -> list[tuple[int, bytes, bytes]]:
 
 
 def _marker(progress: Progress) -> bytes:
-    """A fold that nobody takes for progress: with a status that is none."""
+    """A fold that no reader takes for progress: its status is not a valid one."""
     plain: list[Any] = msgspec.msgpack.decode(encode_progress(Progress(progress.sequence)))
     plain[_STATUS] = HALF
     return msgspec.msgpack.encode(plain)
@@ -443,7 +442,7 @@ def _is_marker(payload: bytes) -> bool:
 
 
 def _status_place() -> int:
-    """Where in a fold the status is: that of an empty one has no other word."""
+    """Find the status in a fold: in an empty fold no other text is equal to it."""
     plain: list[Any] = msgspec.msgpack.decode(encode_progress(Progress()))
     return plain.index(Status.PENDING.value)
 

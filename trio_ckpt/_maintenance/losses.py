@@ -1,7 +1,7 @@
-"""What a start needs and is there no more: blobs of saved states, and the newest outputs.
+"""Finds what a start needs and is missing: blobs of saved states, and the newest outputs.
 
-Names are looked up and no content is read, so the cost does not grow with the bytes, and
-`MAX_STREAMS` and `MAX_FILES` bound it.  Whether what is there is what was saved, `verify` says.
+It looks names up and reads no content, so the cost does not grow with the bytes, and `MAX_STREAMS`
+and `MAX_FILES` bound it.  `verify` compares the content.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ..state._chain import read_chain
 from .drift import DriftProblem
 from .verify_states import see_end
 
-MAX_STREAMS = 100  # of a run that are looked at
-MAX_FILES = 1_000  # of a run that are looked for, of each stream the newest
+MAX_STREAMS = 100  # checked, of a run
+MAX_FILES = 1_000  # checked, of a run; the newest of each stream
 
 
 @attrs.frozen
@@ -35,8 +35,8 @@ class LostState:
 
     Attributes:
         stream: The key of the stream.
-        batch_index: The batch that it was saved with; None: that is not known, or it was none.
-        reason: What is gone, in words.
+        batch_index: The batch that the state was saved with; None: not known, or no batch.
+        reason: What is gone, as text.
     """
 
     stream: StreamKey
@@ -46,12 +46,12 @@ class LostState:
 
 @attrs.frozen
 class Losses:
-    """What a start needs of a run, and does not find.
+    """What a start of a run needs, and would not find.
 
     Attributes:
         states: Streams that cannot go on.
         files: Outputs that are gone, as `find_drift` names them.
-        folder: The output folder, where that itself is gone; empty: it is there, or not needed.
+        folder: The output folder, if it is gone; empty: it exists, or is not needed.
     """
 
     states: tuple[LostState, ...] = ()
@@ -65,22 +65,20 @@ class Losses:
 async def find_losses(
     store: Store, view: RunView, folder: str | None, keys: Collection[StreamKey] | None = None
 ) -> Losses:
-    """Look for what a start of a run needs.
+    """Find what a start of a run needs and is missing.
 
     Args:
-        store: Where the run is.
-        view: The run, as `Store.load_run` gave it.
-        folder: Of its outputs; None: it has none.
+        store: The run's store.
+        view: The run, from `Store.load_run`.
+        folder: The output folder; None: the run has none.
         keys: Only these streams; default: all.
 
     Raises:
-        StoreDamagedError: a record is not what was saved.
+        StoreDamagedError: a record is damaged.
     """
     found = await _look(store, view, folder, keys)
     if found and (now := await store.load_run(view.run_id)) is not None:
-        return await _look(
-            store, now, folder, keys
-        )  # a run that goes on lets go of states and files
+        return await _look(store, now, folder, keys)  # a running program drops states and files
     return found
 
 
@@ -101,7 +99,7 @@ async def _look(
     with_files = [key for key in keys if parts[key].outputs or parts[key].sinks]
     if folder is None or not with_files:
         return Losses(tuple(states))
-    if not await run_blocking(os.path.isdir, folder):  # opening it would make it
+    if not await run_blocking(os.path.isdir, folder):  # opening the folder would create it
         return Losses(tuple(states), folder=folder)
     outputs = await run_blocking(OutputDir.open, folder)
     with closing(outputs):
@@ -118,7 +116,7 @@ async def _look(
 
 
 async def _lost_state(store: Store, view: RunView, key: StreamKey) -> list[LostState]:
-    """See that every blob is there that the newest state of a stream is read from."""
+    """Check that every blob exists that the newest state of a stream needs."""
     index = None
     try:
         chain, record = await read_chain(read_pages(store, view.run_id, view.generation, key))
@@ -163,7 +161,7 @@ def _lost_lines(outputs: OutputDir, key: StreamKey, path: str, size: int) -> lis
 
 
 def _size(outputs: OutputDir, path: str) -> int | None:
-    """How large a file is; None: it is not there; -1: it may not be looked at."""
+    """Return the size of a file; None: it is missing; -1: it may not be read."""
     try:
         return outputs.length(path)
     except OutputError:

@@ -1,4 +1,4 @@
-"""Owning a run without working on it: what commands do to one that is not open."""
+"""Owns a run without working on it: what commands do to a run that is not open."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Maintenance:
     """A run that is owned for maintenance; from `open_maintenance`.
 
     Attributes:
-        store: Where it is.
+        store: The run's store.
         view: The run as it was found.
-        outputs: Its output folder; None: it has none, or it is not there any more.
+        outputs: Its output folder; None: it has none, or the folder is gone.
     """
 
     store: Store
@@ -62,17 +62,17 @@ class Maintenance:
     )
 
     async def retry(self, keys: Iterable[StreamKey] | None = None) -> int:
-        """Put what was skipped or has failed for good back to work.
+        """Re-queue what was skipped or has failed for good.
 
         Args:
-            keys: Of these streams; default: of all.
+            keys: Only these streams; default: all.
 
         Returns:
-            How many streams had something to put back.
+            How many streams had something to re-queue.
 
         Raises:
             UnknownStreamError: there is no such stream.
-            CannotRedoError: later batches of one build on what was skipped; nothing is changed.
+            CannotRedoError: later batches build on what was skipped; nothing is changed.
 
         Durability: when this returns it is saved.
         """
@@ -87,27 +87,27 @@ class Maintenance:
         return len(found)
 
     async def redo(self, key: StreamKey, indexes: Iterable[int], reason: str) -> None:
-        """Put single batches back to work; see `Stream.redo`."""
+        """Re-queue single batches; see `Stream.redo`."""
         redo = self._redo(key)
         wanted = whole_numbers("indexes", indexes)
         await redo.redo(wanted, text("reason", reason))
 
     async def rewind(self, key: StreamKey, *, to: int, reason: str) -> IndexSet:
-        """Put all batches after one back to work; see `Run.rewind`."""
+        """Re-queue all batches after one; see `Run.rewind`."""
         redo = self._redo(key)
         to = whole_number("to", to, least=-MAX_INDEX)
         return await redo.rewind(to, text("reason", reason))
 
     async def recover(self, key: StreamKey) -> IndexSet | None:
-        """Go back to the newest confirmed state that is whole; returns what goes back to work.
+        """Go back to the newest confirmed state that is whole; return the re-queued batches.
 
-        It is what a start does with ``recover=True``.
+        A start with ``recover=True`` does the same.
 
         Returns:
-            What; None: the newest one is whole.
+            The indexes; None: the newest state is whole.
 
         Raises:
-            StoreDamagedError: none is; with ``--accept-loss`` `verify --repair` begins it anew.
+            StoreDamagedError: none is; `verify --repair --accept-loss` starts the stream again.
 
         Durability: as for `Stream.redo`.
         """
@@ -124,23 +124,23 @@ class Maintenance:
                         reason = f"the states after sequence {sequence} are damaged"
                         return await redo.rewind_before(sequence + 1, reason)
         raise StoreDamagedError(
-            f"no saved state of stream {stream_name(key)!r} is whole: --accept-loss begins it anew"
+            f"no saved state of stream {stream_name(key)!r} is whole: --accept-loss starts it again"
         )
 
-    async def begin_anew(self, key: StreamKey, reason: str) -> IndexSet:
-        """Put all batches of a stream back to work, its first state with them; returns which.
+    async def requeue_all(self, key: StreamKey, reason: str) -> IndexSet:
+        """Re-queue all batches of a stream, from its first state on; return their indexes.
 
         Durability: as for `Stream.redo`.
         """
         return await self._redo(key).rewind_before(1, reason)
 
-    async def let_go(self, key: StreamKey, sequences: Sequence[int]) -> None:
-        """Let go of the arrays of old states, because they are damaged."""
+    async def drop_states(self, key: StreamKey, sequences: Sequence[int]) -> None:
+        """Drop the arrays of old states, because they are damaged."""
         self._stream_log(key)
         await self.store.drop_blobs(self._run_key, encode_key(key), sequences)
 
     async def cut_tail(self, key: StreamKey, path: str) -> None:
-        """Cut off what follows the confirmed end of an append file; a copy stays in the archive."""
+        """Cut an append file at its confirmed end; a copy of the rest stays in the archive."""
         size = self._stream_log(key).progress.sinks[path]
         if self.outputs is not None:
             label = f"{self.view.run_id}-{self._run_key.generation}-tail"
@@ -149,12 +149,12 @@ class Maintenance:
             await run_blocking(sink.close)
 
     async def rewrite_manifest(self) -> bool:
-        """Write the manifest from the records; what has its name is moved into the archive.
+        """Write the manifest from the records; a file of that name is moved into the archive.
 
         Returns:
-            False if the run is not complete, or its folder is not there.
+            False if the run is not complete, or its folder is gone.
 
-        Durability: when this returns it survives power loss.
+        Durability: when this returns the manifest survives power loss.
         """
         parts = {key: entry.progress for key, entry in self.view.streams.items()}
         if self.outputs is None or not is_complete(parts):
@@ -167,16 +167,16 @@ class Maintenance:
     async def compact(
         self, keys: Iterable[StreamKey] | None = None, *, retention: Retention | None = None
     ) -> Compacted:
-        """Merge saved states, so that a start reads one, and let go of old arrays.
+        """Merge saved states, so that a start reads only one, and drop old arrays.
 
         Args:
-            keys: Of these streams; default: of all.
+            keys: Only these streams; default: all.
             retention: Which old states keep their arrays; default: the newest two.  Pinned
-                ones do in any case, and of a complete stream only the newest.
+                states always keep theirs, and a complete stream keeps only the newest.
 
         Raises:
             UnknownStreamError: there is no such stream.
-            StoreDamagedError: a state is not what was saved.
+            StoreDamagedError: a state is damaged.
 
         Durability: when this returns it is saved.
         """
@@ -198,17 +198,17 @@ class Maintenance:
             tools.close()
 
     async def reset(self, reason: str) -> int:
-        """Archive the run and its outputs: the next start begins again.
+        """Archive the run and its outputs: the next start begins at the first batch.
 
         Args:
-            reason: Why; kept in the history.
+            reason: The reason, which the history keeps.
 
         Returns:
             The generation that begins.
 
-        Durability: when this returns it is saved, and the outputs are in the archive.  They
-            are moved after it is saved; the next start finishes what a crash interrupts,
-            and moves them where there was no folder here.
+        Durability: when this returns the reset is saved, and the outputs are in the archive.
+            They are moved after the save; the next start finishes what a crash interrupts, and
+            moves them if their folder was missing here.
         """
         text("reason", reason)
         key = attrs.evolve(self._run_key, generation=self._run_key.generation + 1)
@@ -230,7 +230,7 @@ class Maintenance:
         return key.generation
 
     async def _take_up(self, key: RunKey) -> None:
-        """Go on with another generation of the run."""
+        """Continue with another generation of the run."""
         view = await self.store.load_run(key.run_id)
         if view is not None:
             self.view = view
@@ -242,7 +242,7 @@ class Maintenance:
         return await self.store.prune(self._run_key, keep=whole_number("keep", keep))
 
     async def _begin_change(self) -> None:
-        """A manifest says what there was: from here on that is not sure."""
+        """Set the manifest aside: it may not match the run after this change."""
         if self.outputs is not None:
             await set_manifest_aside(self._run_key, self.outputs)
 
@@ -277,19 +277,19 @@ async def open_maintenance(
     """Own a run for a block, without working on it.
 
     Args:
-        store: Where it is.
+        store: The run's store.
         run_id: The run.
-        output_dir: Where its outputs are; default: where its last session had them.
+        output_dir: The run's output folder; default: that of its last session.
 
     Raises:
         UnknownRunError: there is no such run.
         RunLockedError: another live process owns it.
         StoreError: the store cannot be used.
 
-    Durability: as its methods say.
-    Cancellation: what is being saved is waited for.
+    Durability: see the methods.
+    Cancellation: waits for a save in progress.
     """
-    if await store.read_run(run_id) is None:  # to lock one would make it
+    if await store.read_run(run_id) is None:  # locking a run would create it
         raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
     async with store.lock_run(run_id) as owner, AsyncExitStack() as stack:
         view = await store.load_run(run_id)

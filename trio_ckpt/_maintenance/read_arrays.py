@@ -1,4 +1,4 @@
-"""Arrays of a saved state, without the rest of it and without owning the run."""
+"""Reads arrays of a saved state, without the rest of it and without owning the run."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ async def read_arrays(
     *,
     batch: int | None = None,
 ) -> dict[str, Any]:
-    """Arrays of a confirmed state of a stream, by their paths.
+    """Read arrays of a confirmed state of a stream, by their paths.
 
-    Only the blocks of these are read, each once, from the newest saved state that has it.
+    Only the blocks of these arrays are read, each once, from the newest saved state that has it.
 
     Args:
-        store: Where the run is.
+        store: The run's store.
         run_id: The run.
         key: The stream.
-        names: Paths such as ``state.model.weights``; default: all.  Where arrays share
-            memory, it goes by the path of the first of them.
-        batch: The state is the one that was confirmed with this batch; default: the newest.
+        names: Paths such as ``state.model.weights``; default: all.  Arrays that share memory
+            have the path of the first of them.
+        batch: The batch that the state was confirmed with; default: the newest.
 
     Returns:
-        The arrays, of the kinds that were saved; empty where no state has any.
+        The arrays, in the kinds that were saved; empty if the state has none.
 
     Raises:
         UnknownRunError: there is no such run.
-        ValueError: the state has no array of such a name; the batch was not confirmed.
-        StoreDamagedError: what was saved is not whole, or the arrays were let go of.
+        ValueError: the state has no such array, or the batch was not confirmed.
+        StoreDamagedError: the state is damaged, or its arrays were dropped.
 
     Cancellation: a cancellation point between parts.
     """
@@ -71,10 +71,10 @@ async def read_arrays(
 async def _up_to(
     pages: AsyncGenerator[list[tuple[int, Record]]], batch: int
 ) -> AsyncGenerator[list[tuple[int, Record]]]:
-    """The records as they were when a batch was confirmed the last time.
+    """The records as of the last confirmation of a batch.
 
     Raises:
-        ValueError: it never was.
+        ValueError: the batch was never confirmed.
     """
     is_found = False
     async with aclosing(pages):

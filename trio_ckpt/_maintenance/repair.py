@@ -1,15 +1,15 @@
-"""Repairing a store and the outputs of its runs: what can be mended is, what cannot is said.
+"""Repairs a store and the outputs of its runs, and reports what it cannot repair.
 
 Theory of operation
 ===================
 
-First the store's own files, without opening it (`repair_folder`): what is left then is
-a store that can be opened, in which a stream has sound records and no others, or is left as it
-was.  Then, run by run and under its lock, what a start does with damaged outputs and states is done
-by the same records: batches go back to work, a state goes back to the newest that is whole.
+First the store's own files, without opening the store (`repair_folder`): afterwards the store can
+be opened, and each stream has only valid records or is as it was.  Then, run by run and under its
+lock, a repair does with damaged outputs and states what a start does, by the same records: batches
+are re-queued, and a state goes back to the newest one that is whole.
 
-Nothing is deleted: what is replaced or cut off lies in ``damaged/`` of the store's folder, outputs
-in the archive of their folder.
+Nothing is deleted: what is replaced or cut off is kept in ``damaged/`` of the store's folder, and
+outputs in the archive of their folder.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ REASON = "put back by a repair: its output is damaged"
 
 @attrs.frozen
 class RepairReport:
-    """What a repair has done.
+    """The result of a repair.
 
     Attributes:
-        done: What.
-        not_done: What it could have done, and why it did not.
-        left: What is wrong still.
+        done: What was repaired.
+        not_done: What could have been repaired, and why it was not.
+        left: What is still wrong.
     """
 
     done: tuple[Repaired, ...]
@@ -58,7 +58,7 @@ class RepairReport:
 
 
 def needs_store_repair(findings: Iterable[Finding]) -> bool:
-    """Whether some of what was found is in the store's own files."""
+    """Whether some findings are about the store's own files."""
     return any(f.is_damage and f.path is None and not f.is_state for f in findings)
 
 
@@ -71,23 +71,23 @@ async def repair_all(
     may_cut: bool = False,
     mac_key: bytes | None = None,
 ) -> RepairReport:
-    """Mend what was found.
+    """Repair what was found.
 
     Args:
         url: The store, in a local folder.
-        findings: What `check_all` has found, or why it cannot be opened.
-        run_id: Only this run's outputs and states; the store's own files are of all runs.
-        output_dir: Where its outputs are; default: where its last session had them.
-        may_cut: Whether a stream may lose records that are sound, because one before them is not.
-        mac_key: Seals its records.
+        findings: The findings of `check_all`, or why the store cannot be opened.
+        run_id: Only this run's outputs and states; the store's own files are those of all runs.
+        output_dir: The run's output folder; default: that of its last session.
+        may_cut: Whether a stream may lose intact records that follow a damaged one.
+        mac_key: Seals the store's records.
 
     Raises:
-        RunLockedError: somebody owns a run that is to be mended.
-        StoreError: it cannot be repaired, and why.
+        RunLockedError: another process owns a run that needs repair.
+        StoreError: the store cannot be repaired; the message says why.
 
-    Durability: what is done survives power loss when this returns; killed at any moment it can be
-        given again.
-    Cancellation: between one thing and the next.
+    Durability: repairs survive power loss when this returns; after a kill at any moment the
+        command can be given again.
+    Cancellation: a cancellation point between repairs.
     """
     done: list[Repaired] = []
     not_done: list[Repaired] = []
@@ -131,7 +131,7 @@ async def _runs_of(store: Store, run_id: str | None, not_done: list[Repaired]) -
 
 @attrs.define(eq=False)
 class _Mender:
-    """Mends outputs and states of one run."""
+    """Repairs outputs and states of one run."""
 
     store: Store
     run_id: str
@@ -141,7 +141,7 @@ class _Mender:
     may_cut: bool
 
     async def mend(self) -> None:
-        """Put to rights what is damaged."""
+        """Repair what is damaged."""
         checked = check_all(self.store, self.run_id, output_dir=self.output_dir)
         async with aclosing(checked) as found:
             mine = [f async for f in found if f.is_damage and f.run_id == self.run_id]
@@ -174,8 +174,8 @@ class _Mender:
             if states and (taken := await self._recover(maintenance, key)) is not None:
                 self._say(where, f"its state is again the newest that is whole{_back(taken)}")
             if old := [finding.sequence for finding in states if finding.sequence is not None]:
-                await maintenance.let_go(key, old)
-                self._say(where, f"{len(old)} old states that are damaged were let go", True)
+                await maintenance.drop_states(key, old)
+                self._say(where, f"{len(old)} old states that are damaged were dropped", True)
             await self._redo(maintenance, key, where, findings)
             for finding in findings:
                 if finding.path is not None and finding.batch_index is None:
@@ -185,13 +185,13 @@ class _Mender:
             self.not_done.append(Repaired(where, str(error)))
 
     async def _recover(self, maintenance: Maintenance, key: StreamKey) -> IndexSet | None:
-        """Go back to the newest state that is whole; None: the newest is."""
+        """Go back to the newest state that is whole; None: the newest one is."""
         try:
             return await maintenance.recover(key)
         except StoreDamagedError:
             if not self.may_cut:
                 raise
-            return await maintenance.begin_anew(key, "no saved state of it is whole")
+            return await maintenance.requeue_all(key, "no saved state of it is whole")
 
     async def _redo(
         self, maintenance: Maintenance, key: StreamKey, where: str, findings: list[Finding]
@@ -224,4 +224,4 @@ class _Mender:
 
 
 def _back(taken: IndexSet) -> str:
-    return f": batches {taken} go back to work" if taken else ""
+    return f": batches {taken} are re-queued" if taken else ""

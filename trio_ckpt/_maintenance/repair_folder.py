@@ -1,4 +1,4 @@
-"""Repairing the folder of a local store, whether it can be opened or not."""
+"""Repairs the folder of a local store, also one that cannot be opened."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .salvage import Salvage
 
 @attrs.frozen
 class StoreRepair:
-    """What a repair of a store has done.
+    """The result of a store repair.
 
     Attributes:
-        done: What.
-        left: What it has not done, and why.
+        done: What was repaired.
+        left: What was not repaired, and why.
     """
 
     done: tuple[Repaired, ...]
@@ -31,21 +31,21 @@ class StoreRepair:
 
 
 def repair_folder(folder: Path, kind: str, *, mac_key: bytes | None, may_cut: bool) -> StoreRepair:
-    """Mend what can be mended of a local store, from what is in its folder.  Blocks.
+    """Repair a local store from the files in its folder.  Blocking.
 
-    What it replaces is kept in ``damaged/`` first.
+    Files that it replaces are kept in ``damaged/`` first.
 
     Args:
-        folder: The store's.
+        folder: The store's folder.
         kind: "sqlite" or "json".
         mac_key: Seals its records.
-        may_cut: Whether a stream may lose records that are sound, because one before them is not.
+        may_cut: Whether a stream may lose intact records that follow a damaged one.
 
     Raises:
-        StoreError: somebody owns a run of the store, it cannot be written, or nothing can be read.
+        StoreError: a process owns a run of the store, it cannot be written, or nothing can be read.
 
-    Durability: what is done survives power loss when this returns; a crash leaves each file as it
-        was or as it is to be.
+    Durability: repairs survive power loss when this returns; a crash leaves each file in its old or
+        its new state.
     """
     with explain(folder, "repairing"):
         make_member(folder / "lock")
@@ -72,7 +72,7 @@ def repair_folder(folder: Path, kind: str, *, mac_key: bytes | None, may_cut: bo
 
 
 def _mend_marker(salvage: Salvage) -> None:
-    """The file that says what the folder is: there is only one that it can be."""
+    """Rewrite the file that says what kind of store the folder is."""
     try:
         check_marker(salvage.folder)
     except StoreVersionError:
@@ -82,14 +82,14 @@ def _mend_marker(salvage: Salvage) -> None:
         if marker.exists():
             salvage.put_aside(marker)
         make_marker(salvage.folder)
-        salvage.done.append(Repaired(marker.name, "it was written anew"))
+        salvage.done.append(Repaired(marker.name, "it was rewritten"))
 
 
 def kind_of(folder: str | os.PathLike[str]) -> str | None:
-    """The kind of store that is in a folder, by the files that only this kind has."""
+    """Tell the kind of store in a folder by the files that only this kind has."""
     try:
         if os.path.lexists(os.path.join(folder, "state.db")):
             return "sqlite"
         return "json" if os.path.isdir(os.path.join(folder, "runs")) else None
-    except ValueError:  # no path at all
+    except ValueError:  # not a path
         return None

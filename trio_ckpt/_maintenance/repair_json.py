@@ -1,10 +1,9 @@
-"""A damaged run of the JSON store, written anew from the lines that can be read.
+"""Rewrites a damaged run of the JSON store from the lines that can be read.
 
 Theory of operation.  Each record is a line of ``checkpoint.json``, or a part of a line of a
-journal, and is sealed by itself.  So the files are read line by line, and what is no line of ours
-is passed over; which records are good their seals say.  The lines of one stream follow on one that
-names it; where that one is damaged, the stream of the lines is found by trying the seals of the
-others.
+journal, and has its own seal.  So the files are read line by line, and lines in no known format are
+skipped; the seals tell which records are valid.  The lines of one stream follow a line that names
+it; where that line is damaged, the stream is found by trying the seals of the others.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ Place = tuple[int, str]
 
 @attrs.define(eq=False)
 class _Found:
-    """What the files of a run say, as far as they can be read."""
+    """The readable content of a run's files."""
 
     run_id: str | None = None
     owner: int = 1
@@ -85,7 +84,7 @@ class _Found:
     drops: dict[Place, set[int]] = attrs.field(factory=dict[Place, set[int]])
 
     def add(self, place: Place | None, raw: bytes) -> None:
-        """A record was found."""
+        """Add a record that was found."""
         entry = _entry(msgspec.Raw(raw))
         if entry is None:
             self.garbled += 1
@@ -98,10 +97,10 @@ class _Found:
 
 
 def repair_runs(salvage: Salvage) -> None:
-    """Write every run anew that is not as it was written.
+    """Rewrite every run that is not as it was written.
 
     Raises:
-        StoreError: nothing can be read, or it cannot be written.
+        StoreError: nothing can be read, or the store cannot be written.
     """
     todo: list[tuple[Path, RunState, int]] = []
     whole: list[Watermark] = []
@@ -131,7 +130,7 @@ def repair_runs(salvage: Salvage) -> None:
             written = prepare(path, state)
             publish(path)
             remove_leftovers(path, written.journal)
-        salvage.done.append(Repaired(f"runs/{path.name}", "it was written anew"))
+        salvage.done.append(Repaired(f"runs/{path.name}", "it was rewritten"))
         salvage.note(_seen_of(state))
     _put_unnamed_aside(salvage)
 
@@ -142,7 +141,7 @@ def _seen_of(state: RunState) -> Watermark:
 
 
 def _put_unnamed_aside(salvage: Salvage) -> None:
-    """Move unnamed blobs away, but for when a run cannot be read: it may name any."""
+    """Move unnamed blobs away, unless a run cannot be read: it may name any of them."""
     with suppress(StoreError):
         salvage.put_unnamed_blobs_aside(set(named_in(run_folders(salvage.folder))))
 
@@ -157,7 +156,7 @@ def _is_whole(path: Path, salvage: Salvage) -> bool:
         return True
     state, blobs = loaded.state, Blobs(salvage.folder / "blobs")
     if folder_name(state.run_id) != path.name:
-        return True  # not this run's place: it is said, and left alone
+        return True  # not this run's place: it is reported, and left alone
     for (generation, key), stream in state.streams.items():
         try:
             seal = Seal(state.run_id, generation, decode_key(key), salvage.mac_key)
@@ -209,7 +208,7 @@ def _payload(entry: Entry, blobs: Blobs) -> bytes | None:
 
 
 def _salvaged(path: Path, salvage: Salvage) -> RunState | None:
-    """The run as it is written anew; None: nothing can be done."""
+    """Rebuild the run; None: nothing can be done."""
     found = _read(path)
     noted = [seen for _, seen in all_seen(salvage.folder) if seen is not None]
     seen = next((seen for seen in noted if folder_name(seen.run_id) == path.name), None)
@@ -237,7 +236,7 @@ def _salvaged(path: Path, salvage: Salvage) -> RunState | None:
     records = sum(len(stream.entries) for stream in state.streams.values())
     is_told = salvage.is_told(run_id, state.generation, records)
     if (len(salvage.left) > left or not is_told) and not salvage.may_cut:
-        del salvage.done[done:]  # it stays as it is: nothing of it is lost
+        del salvage.done[done:]  # the run stays as it is: nothing of it is lost
         return None
     if found.garbled:
         what = f"unreadable, and what was there is lost: {plural(found.garbled, 'line')}"
@@ -285,7 +284,7 @@ def _stream(
 
 
 def _with_blobs(raw: msgspec.Raw, salvage: Salvage, blobs: Blobs) -> msgspec.Raw:
-    """A record that names those of its attached blobs that are there."""
+    """Return a record that names only those attached blobs that exist."""
     entry = decode_entry(raw)
     named = [name for name in entry.blobs if is_digest(name) and blobs.has(name)]
     needed = salvage.blobs_of(_payload(entry, blobs))
@@ -302,7 +301,7 @@ def _is_sealed(seal: Seal, sequence: int, raw: msgspec.Raw, blobs: Blobs) -> boo
 
 
 def _house(found: _Found, run_id: str, mac_key: bytes | None, blobs: Blobs) -> None:
-    """Give records whose stream cannot be read to the one whose seal opens them."""
+    """Assign records of unreadable streams to the stream whose seal opens them."""
     for raw in found.homeless:
         entry = _entry(raw)
         for generation, key in list(found.entries) if entry is not None else ():

@@ -1,13 +1,13 @@
-"""The database of a damaged SQLite store, written anew from what can be read of it.
+"""Rewrites the database of a damaged SQLite store from what can be read of it.
 
-Theory of operation.  Every row that can be read is copied into a new database; where a page is
-damaged, what lies around it is found by halving the range of rows.  Whatever can be worked out
-from records is not copied but worked out: the chain of each stream, its head, its fold.  A row of
-the log is believed if its seal opens at its place.
+Theory of operation.  Every readable row is copied into a new database; around a damaged page, the
+readable rows are found by halving the range.  What follows from records is not copied but computed:
+the chain of each stream, its head, its fold.  A row of the log is accepted if its seal opens at its
+place.
 
-The new database is whole and durable before it takes the name of the old one.  The old one's
-write-ahead log is brought into it before that: SQLite would take a log that is left for the new
-one's.  A crash before the renaming leaves the old one as it was.
+The new database is complete and durable before it takes the name of the old one.  Before that, the
+write-ahead log of the old one is merged into it: SQLite would apply a leftover log to the new
+database.  A crash before the renaming leaves the old one as it was.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from .salvage import GapFill, Salvage, ValidPrefix, measure
 
 DATABASE, NEW = "state.db", "state.db.new"
 MAX_ROW_ID = 2**62
-MAX_HALVINGS = 200_000  # ranges that cannot be read: more of them would take hours
-ROWS = 1_000  # that are held at a time
+MAX_HALVINGS = 200_000  # of ranges that cannot be read: more of them would take hours
+ROWS = 1_000  # held at a time
 
 _COLUMNS = {
     "runs": ("id", "id, run_id, generation, first, owner"),
@@ -44,7 +44,7 @@ _COLUMNS = {
     "heads": ("stream", "stream, sequence, last"),
     "log": ("id", "id, stream, sequence, prev, payload, blob"),
 }
-_KINDS: dict[str, tuple[type, ...]] = {  # of a row that can be believed at all
+_KINDS: dict[str, tuple[type, ...]] = {  # the column types of an acceptable row
     "runs": (int, str, object, object, object),
     "streams": (int, int, int, str),
     "heads": (int, int, int),
@@ -70,10 +70,10 @@ _BY_DIGEST = "SELECT stream, sequence, place, digest FROM attached INDEXED BY at
 
 
 def repair_database(salvage: Salvage) -> None:
-    """Write the database anew; the caller sees to it that nobody owns a run of the store.
+    """Rewrite the database; the caller makes sure that no process owns a run of the store.
 
     Raises:
-        StoreError: nothing of it can be read, or it cannot be written.
+        StoreError: nothing in the old one can be read, or the new one cannot be written.
     """
     database, new = salvage.folder / DATABASE, salvage.folder / NEW
     for name in (DATABASE, f"{DATABASE}-wal"):
@@ -90,7 +90,7 @@ def repair_database(salvage: Salvage) -> None:
         if word != "ok":
             raise StoreError(f"{new} is not sound either ({word}): see to the disk")
     _replace(salvage.folder, database, new)
-    salvage.done.append(Repaired(DATABASE, "it was written anew from what could be read"))
+    salvage.done.append(Repaired(DATABASE, "it was rewritten from what could be read"))
     for seen in runs:
         salvage.note(seen)
     salvage.forget_gone(lambda run_id: any(seen.run_id == run_id for seen in runs))
@@ -117,7 +117,7 @@ def _replace(folder: Path, database: Path, new: Path) -> None:
     """Give the new database its name; until then the old one is as it was."""
     with suppress(sqlite3.Error), closing(connect(database)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    for name in (f"{DATABASE}-wal", f"{DATABASE}-shm"):  # of one that could not be opened
+    for name in (f"{DATABASE}-wal", f"{DATABASE}-shm"):  # of a database that could not be opened
         (folder / name).unlink(missing_ok=True)
     os.chmod(new, 0o600)
     os.replace(new, database)
@@ -140,7 +140,7 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, salvage: Salva
                 if not all(map(isinstance, row, _KINDS[table])):
                     lost += 1
                     continue
-                with suppress(sqlite3.Error):  # a value that cannot be one of its column
+                with suppress(sqlite3.Error):  # a value that its column cannot hold
                     target.execute(_COPY[table], row)
         if lost:
             what = f"{plural(lost, 'row')} of the table {table} cannot be read"
@@ -153,7 +153,7 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, salvage: Salva
 
 
 def _read(source: sqlite3.Connection, table: str) -> Iterator[list[tuple[Any, ...]] | None]:
-    """The rows of a table, in their order; None for each row that cannot be read."""
+    """Yield the rows of a table in order; None for each row that cannot be read."""
     left, failed = [(-MAX_ROW_ID, MAX_ROW_ID)], 0
     while left:
         first, last = left.pop()
@@ -183,7 +183,7 @@ def _read(source: sqlite3.Connection, table: str) -> Iterator[list[tuple[Any, ..
 
 @attrs.define(eq=False)
 class _Rebuild:
-    """Puts in order what was copied."""
+    """Rebuilds the chains, heads and folds of the copied rows."""
 
     target: sqlite3.Connection
     salvage: Salvage
@@ -193,7 +193,7 @@ class _Rebuild:
         self._blobs = Blobs(self.salvage.folder / "blobs")
 
     def run(self) -> list[Watermark]:
-        """Put all in order; returns how far each run is now."""
+        """Rebuild all streams; return the progress of each run."""
         run = self.target.execute
         run("CREATE INDEX by_place ON log (stream, sequence)")
         for number, owner, generation, stream in run(
@@ -211,7 +211,7 @@ class _Rebuild:
         return [seen for row in run("SELECT * FROM runs").fetchall() if (seen := self._mend(*row))]
 
     def _mend(self, number: int, run_id: str, *numbers: object) -> Watermark | None:
-        """See that the numbers of a run can be."""
+        """Correct the generation and owner numbers of a run."""
         newest, first, owner = (value if isinstance(value, int) else -1 for value in numbers)
         run = self.target.execute
         (low, high) = run(
@@ -236,7 +236,7 @@ class _Rebuild:
         return Watermark(run_id, now[2], now[0], records)
 
     def _put_in_order(self, number: int, run: int, generation: int, stream: str) -> None:
-        """The chain, the head and the fold of one stream."""
+        """Rebuild the chain, the head and the fold of one stream."""
         found = self.target.execute("SELECT run_id FROM runs WHERE id = ?", (run,)).fetchone()
         if found is None:
             found = self._find_run(number, run, generation, stream)
@@ -272,7 +272,7 @@ class _Rebuild:
         self._chain(number, sound, seal)
 
     def _find_run(self, number: int, run: int, generation: int, stream: str) -> tuple[str] | None:
-        """The run of a stream whose row is lost: that of which its seals are."""
+        """Find the run of a stream whose row is lost, by trying the seals of its records."""
         for _, seen in all_seen(self.salvage.folder):
             if seen is None:
                 continue
@@ -302,7 +302,7 @@ class _Rebuild:
             "SELECT id, sequence FROM log WHERE stream = ? ORDER BY sequence", (number,)
         ).fetchall()
         last = newest = 0
-        for row, newest in rows:  # noqa: B007  # the last of them is wanted
+        for row, newest in rows:  # noqa: B007  # the last one is used
             self._execute("UPDATE log SET prev = ? WHERE id = ?", last, row)
             last = row
         self._execute("DELETE FROM heads WHERE stream = ?", number)
@@ -312,7 +312,7 @@ class _Rebuild:
             self._execute("INSERT INTO folds VALUES (?, ?, ?)", number, sound.through, fold)
 
     def _drop_doubles(self, number: int, seal: Seal) -> None:
-        """Of several rows at one place keep the one whose seal opens."""
+        """Of several rows at one place, keep the one whose seal opens."""
         doubles = self.target.execute(
             "SELECT sequence FROM log WHERE stream = ? GROUP BY sequence HAVING count(*) > 1",
             (number,),

@@ -1,14 +1,14 @@
-"""What of a damaged store is sound: the part of a repair that is the same for all local stores.
+"""Finds the valid records of a damaged store: the part of a repair that all local stores share.
 
-Theory of operation.  A record is sound if its seal opens and it follows on the one before.  Where
-one is lost, what comes after it can be gone on with only if nothing there builds on it: where
-batches are independent of each other.  Then a note takes its place, and what it had confirmed runs
-again.  Where they build on each other (a state, a cursor, an append file, a frontier) the stream is
-cut off before it.  That loses what was confirmed after it, so it is done only if nothing sound is
-lost, or if it was asked for.
+Theory of operation.  A record is valid if its seal opens and it follows the previous one.  Where
+a record is lost, the stream can continue after it only if the later records do not build on it:
+where batches are independent of each other.  Then a note takes its place, and the batches that it
+had confirmed run again.  Where they build on each other (a state, a cursor, an append file, a
+frontier) the stream is cut off before it.  That loses what was confirmed later, so it is done only
+if no valid record is lost, or if the user accepts the loss.
 
-Nothing is changed in its place.  What is to be replaced is copied into ``damaged/TIME/`` first,
-what replaces it is written beside it and renamed.  Blocking functions.
+Nothing is changed in place.  A file is copied into ``damaged/TIME/`` before it is replaced, and the
+new one is written beside it and renamed.  Blocking functions.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from ..stores._local.files import make_folder, open_file, sync_file, sync_folder
 from ..stores._local.watermark import Watermark, all_seen, encode_seen, read_seen, seen_path
 
 SHA256_DIGITS = 64
-MAX_NOTES = 100_000  # in the places of lost records; a stream that lost more is cut off
+MAX_NOTES = 100_000  # in place of lost records; a stream that lost more is cut off
 LOST = "a repair put this in the place of a checkpoint that was lost"
 ACCEPT = "--accept-loss goes on without them, and their batches run again"
 
-Place = tuple[str, int, str]  # a run, its generation, the key of a stream
-Records = Callable[[], Iterable[tuple[int, bytes | None]]]  # in order; None: it cannot be read
+Place = tuple[str, int, str]  # run, generation, key of the stream
+Records = Callable[[], Iterable[tuple[int, bytes | None]]]  # in order; None: unreadable
 
 
 @attrs.frozen
 class ValidPrefix:
-    """How much of a stream is sound.
+    """The valid prefix of a stream.
 
     Attributes:
-        progress: What its sound records add up to, the first bad one excluded.
-        later: How many are sound after that.
-        newest: The greatest sequence that is there at all.
+        progress: The sum of its valid records, up to the first damaged one.
+        later: How many valid records follow after that.
+        newest: The greatest sequence that exists at all.
     """
 
     progress: Progress
@@ -60,16 +60,16 @@ class ValidPrefix:
 
     @property
     def through(self) -> int:
-        """The newest of the sound ones."""
+        """The sequence of the newest record in the prefix."""
         return self.progress.sequence
 
     def fold(self, seal: Seal) -> bytes:
-        """What they add up to, sealed."""
+        """The sealed fold of the prefix."""
         return seal.close(-self.through, encode_progress(self.progress))
 
 
 def measure(seal: Seal, records: Records) -> ValidPrefix:
-    """See how much of a stream is sound."""
+    """Find the valid prefix of a stream."""
     progress, bad, later, newest = Progress(), 0, 0, 0
     for sequence, payload in records():
         newest = max(newest, sequence)
@@ -102,10 +102,10 @@ def _opens(seal: Seal, sequence: int, payload: bytes | None) -> bool:
 
 @attrs.frozen
 class GapFill:
-    """A stream in which notes take the places of lost records.
+    """A stream in which notes replace lost records.
 
     Attributes:
-        progress: What it adds up to.
+        progress: The sum of its records.
         notes: The sealed notes, by sequence.
     """
 
@@ -114,12 +114,12 @@ class GapFill:
 
 
 def bridge(seal: Seal, records: Records, head: int) -> GapFill | None:
-    """Put notes in the places of lost records; None: what is after one of them builds on it.
+    """Replace lost records by notes; None: a later record builds on one of them.
 
     Args:
-        seal: Of the stream.
-        records: Those that are there.
-        head: The newest that was there, as far as is known.
+        seal: The seal of the stream.
+        records: The records that exist.
+        head: The newest record that existed, as far as is known.
     """
     progress, notes, at = Progress(), dict[int, bytes](), 0.0
     for sequence, payload in chain(records(), [(head + 1, None)]):
@@ -147,7 +147,7 @@ def bridge(seal: Seal, records: Records, head: int) -> GapFill | None:
 
 
 def _is_twice(record: Record, progress: Progress) -> bool:
-    """Whether a batch is confirmed that is confirmed: what is lost had put it back to work."""
+    """Whether a batch is confirmed again without having been re-queued: that record is lost."""
     if record.kind is not RecordKind.BATCH or record.index is None:
         return False
     return record.index in progress.confirmed
@@ -155,16 +155,16 @@ def _is_twice(record: Record, progress: Progress) -> bool:
 
 @attrs.define(eq=False)
 class Salvage:
-    """One repair of a store: where it keeps what it replaces, and what it has done.
+    """One repair of a store: where it keeps replaced files, and its results.
 
     Attributes:
-        folder: The store's.
-        mac_key: Seals its records.
-        may_cut: Whether a stream may lose sound records after a bad one.
-        done: What was done.
-        left: What was not, and why.
+        folder: The store's folder.
+        mac_key: Seals the store's records.
+        may_cut: Whether a stream may lose intact records that follow a damaged one.
+        done: What was repaired.
+        left: What was not repaired, and why.
         opened: How many records could be opened.
-        told: How many of a run's are lost, as was said.
+        told: How many lost records of each run were reported.
     """
 
     folder: Path
@@ -177,7 +177,7 @@ class Salvage:
     _losses: Path | None = attrs.field(default=None, init=False)
 
     def is_cut(self, place: Place, sound: ValidPrefix, head: int) -> bool:
-        """Whether a stream is to be cut off after its sound part; says what is lost."""
+        """Whether a stream is to be cut off after its valid prefix; reports the loss."""
         run_id, _, stream = place
         where = f"stream {stream} of run {run_id!r}"
         self.opened += sound.through + sound.later
@@ -197,7 +197,7 @@ class Salvage:
         return True
 
     def bridged(self, place: Place, seal: Seal, records: Records, head: int) -> GapFill | None:
-        """The stream with notes in the places of lost records, if that can be; says so."""
+        """Replace lost records of a stream by notes, if possible, and report it."""
         found = bridge(seal, records, head)
         if found is not None and found.notes:
             run_id, _, stream = place
@@ -209,10 +209,10 @@ class Salvage:
         return found
 
     def is_told(self, run_id: str, generation: int, records: int) -> bool:
-        """Whether all that was acknowledged of a run is there, or lost as far as was said.
+        """Whether every acknowledged record of a run exists, or is reported as lost.
 
-        Otherwise an older copy was put in its place, or a part of it is gone without a trace: it is
-        given up only if that was asked for.
+        Otherwise an older copy took its place, or a part of it is gone without a trace: the run
+        is given up only if the user accepts the loss.
         """
         before = self._seen(run_id)
         if before is None or not before.is_ahead_of(generation, records) or self.may_cut:
@@ -232,10 +232,10 @@ class Salvage:
             return None
 
     def need_opened(self) -> None:
-        """See that this is a store whose records can be opened at all.
+        """Check that the records of this store can be opened at all.
 
         Raises:
-            StoreError: none could: it is sealed with a key, and this is not the one.
+            StoreError: none can be opened: the store is sealed with another key.
         """
         if not self.opened:
             raise StoreError(
@@ -244,7 +244,7 @@ class Salvage:
             )
 
     def keep(self, path: Path) -> None:
-        """Keep a copy of a file that is about to be replaced, durably."""
+        """Keep a durable copy of a file that is about to be replaced."""
         if path.exists():
             goal = self._goal(path)
             with open(path, "rb") as source, open(_new(goal), "wb") as target:
@@ -270,7 +270,7 @@ class Salvage:
         return goal
 
     def put_bad_blobs_aside(self) -> None:
-        """Move blobs away that are not those of their names; whoever names them finds them gone."""
+        """Move away blobs that do not match their names; their records then miss them."""
         for path in sorted((self.folder / "blobs").glob("??/*")):
             if len(path.name) == SHA256_DIGITS and (problem := blob_problem(path)) is not None:
                 where = f"blobs/{path.parent.name}/{path.name}"
@@ -278,9 +278,9 @@ class Salvage:
                 self.done.append(Repaired(where, f"{problem}: it was moved away", is_loss=True))
 
     def blobs_of(self, payload: bytes | None) -> tuple[str, ...]:
-        """The attached blobs that a record needs, by its saved state, and that are there.
+        """The attached blobs that a record needs for its saved state, and that exist.
 
-        What a store says of them is in no seal; what the state itself says is.
+        No seal covers the store's own list of them; the saved state itself names them.
         """
         try:
             state = decode_record(payload[DIGEST_BYTES:]).state if payload else b""
@@ -291,7 +291,7 @@ class Salvage:
         return (blob,) if blob and path.is_file() else ()
 
     def put_unnamed_blobs_aside(self, named: Collection[str]) -> None:
-        """Move away blobs that no record names: after a repair nobody knows why."""
+        """Move away blobs that no record names: after a repair their origin is unknown."""
         for path in sorted((self.folder / "blobs").glob("??/*")):
             if len(path.name) == SHA256_DIGITS and path.name not in named:
                 self.put_aside(path)
@@ -299,7 +299,7 @@ class Salvage:
                 self.done.append(Repaired(where, "no record names it: it was moved away"))
 
     def forget_gone(self, is_there: Callable[[str], bool]) -> None:
-        """Move away notes of runs that are gone, if going on without them was asked for."""
+        """Move away watermarks of runs that are gone, if the user accepts the loss."""
         for path, seen in list(all_seen(self.folder)):
             if seen is not None and seen.records and not is_there(seen.run_id):
                 where, gone = f"run {seen.run_id!r}", plural(seen.records, "checkpoint")
@@ -310,15 +310,15 @@ class Salvage:
                     self.left.append(Repaired(where, f"it is gone, with {gone}: {ACCEPT}"))
 
     def put_bad_notes_aside(self) -> None:
-        """Move away notes that cannot be read: the next owners write new ones."""
+        """Move away watermarks that cannot be read: the next owners write new ones."""
         for path, seen in list(all_seen(self.folder)):
             if seen is None:
                 self.put_aside(path)
-                what = "it was not what was written: it was moved away"
+                what = "it was damaged: it was moved away"
                 self.done.append(Repaired(f"lock/{path.name}", what))
 
     def note(self, seen: Watermark) -> None:
-        """Note how far a run is now: what is lost is said, and no news any more."""
+        """Set the watermark of a run to what is left, and report what is lost."""
         path, before = seen_path(self.folder, seen.run_id), self._seen(seen.run_id)
         if before is None or before == seen:
             return

@@ -1,7 +1,7 @@
-"""The outputs of a run beside what its records say: by content, to the last byte.
+"""Compares the outputs of a run with its records: by content, to the last byte.
 
-`find_drift` compares the files that batches confirmed.  Here is what else belongs to them:
-what follows the confirmed end of an append file, and the manifest.
+`find_drift` compares the files that batches confirmed.  This module compares what else belongs to
+the outputs: the data after the confirmed end of an append file, and the manifest.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from .._util.threads import run_blocking
 from ..outputs import AnyPath, OutputDir
 from .drift import find_drift
 
-REDO = "a start puts the batch back to work, and so does --repair"
+REDO = "a start re-queues the batch, and so does --repair"
 LOST = "it was written, and is missing"
 ASIDE = "it was written, and is in the archive: a change of the run was interrupted"
-ANEW = "--repair writes it from the records, and keeps what is there in the archive"
+REWRITE = "--repair writes it from the records, and keeps the old file in the archive"
 
 
 async def check_outputs_of(
     store: Store, view: RunView, output_dir: AnyPath | None, where: str, *, is_whole: bool
 ) -> AsyncGenerator[Finding]:
-    """Look at the outputs of a run.
+    """Check the outputs of a run.
 
     Args:
-        store: Where the run is.
+        store: The run's store.
         view: The run, added up.
-        output_dir: Where its outputs are; None: where its last session had them.
+        output_dir: The run's output folder; None: that of its last session.
         where: How findings name the run.
-        is_whole: Whether `view` has all streams; else nobody can tell what the manifest must be.
+        is_whole: Whether `view` has all streams; otherwise the manifest cannot be checked.
     """
     folder = run_facts(view).get("output_dir") if output_dir is None else os.fspath(output_dir)
     parts = {key: entry.progress for key, entry in view.streams.items() if key != RUN_STREAM}
@@ -96,16 +96,16 @@ async def has_moved(store: Store, view: RunView) -> bool:
 
 
 def _tails(view: RunView, outputs: OutputDir, where: str) -> list[Finding]:
-    """What follows the confirmed ends of append files."""
+    """Report data after the confirmed ends of append files."""
     found: list[Finding] = []
     for key, entry in view.streams.items():
         for path, size in entry.progress.sinks.items():
             try:
                 extra = os.lstat(os.path.join(outputs.root, path)).st_size - size
             except OSError:
-                continue  # that it is missing is said where its lines are looked at
+                continue  # the check of its lines reports that it is missing
             if extra > 0:
-                is_over = entry.progress.status is Status.COMPLETE  # nobody will cut them off
+                is_over = entry.progress.status is Status.COMPLETE  # no start will cut it off
                 found.append(
                     Finding(
                         f"{where}, output {path}",
@@ -123,13 +123,13 @@ def _tails(view: RunView, outputs: OutputDir, where: str) -> list[Finding]:
 async def _check_manifest(
     store: Store, view: RunView, outputs: OutputDir, where: str
 ) -> Finding | None:
-    """What is wrong with the manifest of a complete run, written anew and compared."""
+    """Compare the manifest of a complete run with one that is built from the records."""
     parts = {key: entry.progress for key, entry in view.streams.items()}
     where, run_id = f"{where}, {MANIFEST}", view.run_id
     owner = await run_blocking(manifest_owner, outputs)
     facts = run_facts(view)
     run_key = RunKey(run_id, view.generation, view.owner)
-    if owner is None:  # a session that was killed, or could not write it, has left none
+    if owner is None:  # a session that was killed, or could not write it, has left no manifest
         was_written = facts.get(WRITTEN) == count_checkpoints(parts)
         is_aside = await run_blocking(is_set_aside, run_key, parts, outputs, facts)
         what = ASIDE if was_written and is_aside else LOST if was_written else "it is not there yet"
@@ -144,24 +144,24 @@ async def _check_manifest(
                     await run_blocking(there.add, text.encode())
             is_same = await run_blocking(there.end)
     except (OSError, TrioCkptError) as error:
-        return Finding(where, f"it cannot be read: {error}", ANEW, run_id=run_id, path=MANIFEST)
+        return Finding(where, f"it cannot be read: {error}", REWRITE, run_id=run_id, path=MANIFEST)
     if is_same:
         return None
     found = await run_blocking(written_of, outputs)
     why = _why_another(run_key, found, facts, count_checkpoints(parts))
     if why is not None:
         return Finding(where, why, is_damage=False, run_id=run_id)
-    return Finding(where, "it is not what was written", ANEW, run_id=run_id, path=MANIFEST)
+    return Finding(where, "it is not what was written", REWRITE, run_id=run_id, path=MANIFEST)
 
 
 def _why_another(
     run_key: RunKey, found: tuple[str, int, int, str] | None, facts: Mapping[str, Any], now: int
 ) -> str | None:
-    """Why a manifest need not be what the records say, in words; None: it must be."""
+    """Say why a manifest need not match the records; None: it must match."""
     written = facts.get(WRITTEN)
     ours = (run_key.run_id, run_key.generation)
     outdated = "it was written before the newest checkpoints: the next start writes it again"
-    if written is not None:  # a session says which it has left
+    if written is not None:  # a session records which manifest it has written
         is_that = found is not None and found[:3] == (*ours, written)
         return outdated if is_that and written != now else None
     if found is None or found[0] != run_key.run_id:
@@ -170,20 +170,20 @@ def _why_another(
 
 
 class _Compared:
-    """A file, compared with what it should hold, piece by piece.  Blocks."""
+    """Compares a file with its expected content, piece by piece.  Blocking."""
 
     def __init__(self, path: str) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115  # `close` is called by who made it
+        self._file = open(path, "rb")  # noqa: SIM115  # the caller calls `close`
         self._is_same = True
 
     def add(self, wanted: bytes) -> None:
-        """What should follow."""
+        """Compare the next bytes of the file."""
         self._is_same = self._is_same and self._file.read(len(wanted)) == wanted
 
     def end(self) -> bool:
-        """Whether that was all."""
+        """Whether the file ends here."""
         return self._is_same and not self._file.read(1)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file."""
         self._file.close()

@@ -1,6 +1,6 @@
-"""Whether saved states are what was saved: every frame, and every byte of the blobs they name.
+"""Checks saved states: every frame, and every byte of the blobs that they name.
 
-A resume reads only what the newest state needs; this reads the others, too.  Nobody needs to
+A resume reads only what the newest state needs; this reads the others, too.  The caller need not
 own the run, and nothing is changed.
 """
 
@@ -24,19 +24,19 @@ from ..state import StateFrame, decode_frame
 from ..state._chain import blobs_of, read_chain
 from ..state._tree.frame import DIGEST_BYTES
 
-PAGE = 100  # records that are held at a time: each may have a state of its own
-READ_BYTES = 2**22  # of a blob that are held at a time
+PAGE = 100  # records held at a time: each may have its own state
+READ_BYTES = 2**22  # of a blob, held at a time
 
 
 @attrs.frozen
 class StateProblem:
-    """One saved state that is not what was saved.
+    """One saved state that is damaged.
 
     Attributes:
         stream: The key of its stream.
-        checkpoint: With which it was saved; None: that of the newest is not whole.
-        batch_index: The batch of that, if it is about one.
-        reason: What is wrong, in words.
+        checkpoint: The sequence of its record; None: the newest state is not whole.
+        batch_index: The batch of that record, if it has one.
+        reason: What is wrong, as text.
     """
 
     stream: StreamKey
@@ -47,11 +47,11 @@ class StateProblem:
 
 @attrs.frozen
 class StateCheck:
-    """What looking at the saved states of a run has found.
+    """The result of checking the saved states of a run.
 
     Attributes:
-        states: How many were looked at.
-        bytes: How many bytes of array data they have together.
+        states: How many states were checked.
+        bytes: Size of their array data together.
         problems: What is wrong, stream by stream, the newest first.
     """
 
@@ -61,11 +61,11 @@ class StateCheck:
 
 
 async def is_whole(store: Store, pages: AsyncGenerator[list[tuple[int, Record]]]) -> bool:
-    """Whether the state that records end with is whole: its chain, and every byte of its arrays.
+    """Check whether the newest state in records is whole: its chain, and all bytes of its arrays.
 
     Args:
-        store: Where it is.
-        pages: The records of its stream, newest first, from the one that ends it on.
+        store: The store of the records.
+        pages: The records of its stream, newest first, from the end of the chain on.
     """
     try:
         chain, _ = await read_chain(pages, with_snapshots=False)
@@ -80,7 +80,7 @@ async def compare_data(store: Store, frame: StateFrame) -> None:
     """Compare the arrays' bytes of a frame with their digests.
 
     Raises:
-        StoreDamagedError: they are not what was saved.
+        StoreDamagedError: the bytes differ from what was saved.
     """
     for offset, size, pieces in _reads(frame):
         if frame.blob:
@@ -91,10 +91,10 @@ async def compare_data(store: Store, frame: StateFrame) -> None:
 
 
 async def see_end(store: Store, frame: StateFrame) -> None:
-    """See that the arrays' bytes of a frame are there, to the last one; none is compared.
+    """Check that all array bytes of a frame exist; their content is not compared.
 
     Raises:
-        StoreDamagedError: they are not.
+        StoreDamagedError: some are missing.
     """
     if frame.blob:
         end = max((offset + size for offset, size, _ in _pieces(frame)), default=0)
@@ -106,18 +106,18 @@ async def check_states(
 ) -> StateCheck:
     """Read every saved state of a run.
 
-    A state that the library has let go of (`Store.drop_blobs`) is looked at as far as it is
-    there.
+    A state that the library has dropped (`Store.drop_blobs`) is checked as far as it exists.
+
 
     Args:
-        store: Where it is.
+        store: The run's store.
         view: The run.
-        keys: Of these streams; default: of all.
+        keys: Only these streams; default: all.
 
     Raises:
-        StoreDamagedError: a record is not what was saved.
+        StoreDamagedError: a record is damaged.
         StoreError: the store cannot be read.
-        MissingExtraError: there are arrays, and what they need is not installed.
+        MissingExtraError: a state has arrays, and the packages for arrays are not installed.
     """
     check = _Check(store, view)
     parts = {key: entry.progress for key, entry in view.streams.items()}
@@ -136,7 +136,7 @@ class _Check:
     problems: list[StateProblem] = attrs.field(factory=list[StateProblem])
 
     async def look_at(self, key: StreamKey) -> None:
-        """Look at the states of one stream: first those that a start needs."""
+        """Check the states of one stream, first those that a start needs."""
         found: list[StateProblem] = []
         needed = await self._needed(key, found)
         async with aclosing(self._stored(key)) as pages:
@@ -166,7 +166,7 @@ class _Check:
     async def _without_dropped(
         self, key: StreamKey, found: list[StateProblem]
     ) -> list[StateProblem]:
-        """Leave out states whose blobs were there to be read, and that a run has dropped since."""
+        """Skip states whose blobs existed when listed, and that a program has dropped since."""
         problems: list[StateProblem] = []
         needed = await self._needed(key, problems)
         places = {problem.checkpoint: problem for problem in found}
@@ -198,7 +198,7 @@ class _Check:
 
 
 def _is_dropped(stored: StoredRecord, record: Record, needed: Collection[str]) -> bool:
-    """Whether the library has let go of the blob of a state (`Store.drop_blobs`)."""
+    """Whether the library has dropped the blob of a state (`Store.drop_blobs`)."""
     try:
         return not {*stored.blobs, *needed}.issuperset(blobs_of(record.state))
     except StoreDamagedError:
@@ -209,7 +209,7 @@ _Piece = tuple[int, int, bytes]  # offset, size, digest
 
 
 def _reads(frame: StateFrame) -> Iterator[tuple[int, int, list[_Piece]]]:
-    """What to read at once: offset, size, and the pieces in it, which lie side by side."""
+    """Plan the reads: offset, size, and the adjacent pieces in each read."""
     run: list[_Piece] = []
     for piece in sorted(_pieces(frame)):
         if run:
@@ -233,7 +233,7 @@ def _pieces(frame: StateFrame) -> Iterator[_Piece]:
 
 def _compare(data: bytes, start: int, pieces: list[_Piece]) -> None:
     with needs_extra("arrays", "a state with arrays"):
-        import xxhash  # it comes with what arrays need; a program without arrays needs it not
+        import xxhash  # it comes with the extra for arrays; other programs do not need it
 
     view = memoryview(data)
     for offset, size, digest in pieces:

@@ -1,16 +1,16 @@
-"""Everything that can be known of a store: whether it is what was saved.  Nothing is changed.
+"""Checks a whole store against its seals and sums.  Changes nothing.
 
 Theory of operation
 ===================
 
-The store looks at what it is made of (`Store.check`).  The rest is the same for all stores, and is
-done here: every record of every generation is opened (its seal binds it to its place), and added
-up anew from the oldest; a fold must be what the records add up to; every saved state is read; and
-the outputs of the newest generation are compared, by content.
+The store checks its own files (`Store.check`).  The rest is the same for all stores, and is done
+here: every record of every generation is opened (its seal binds it to its place), and added up
+from the oldest one; a fold must be what the records add up to; every saved state is read; and the
+outputs of the newest generation are compared, by content.
 
 Records come newest first and are added up oldest first.  So a stream is read twice, a page at a
-time, and what is held does not grow with it.  Nothing that was added up is taken from a fold or a
-head: what follows is compared with what the records say, whatever these two say.
+time, and memory use does not grow with it.  The sums start from nothing, not from a fold or a head:
+these two are compared with what the records say.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from ..state import decode_frame
 from .verify_outputs import check_outputs_of
 from .verify_states import check_states
 
-PAGE = 500  # records that are held at a time
+PAGE = 500  # records held at a time
 REWIND = "--repair mends the stream; with --accept-loss also if that gives up later batches"
-REFOLD = "--repair adds it up anew from the records"
+REFOLD = "--repair adds it up again from the records"
 RECOVER = "--repair goes back to the newest state that is whole"
 RESTORE = "restore the store from a copy"
 
@@ -42,12 +42,12 @@ RESTORE = "restore the store from a copy"
 async def check_all(
     store: Store, run_id: str | None = None, *, output_dir: AnyPath | None = None
 ) -> AsyncGenerator[Finding]:
-    """Look at a store, all of it, or at all that concerns one run.
+    """Check a whole store, or all that concerns one run.
 
     Args:
         store: The store.
         run_id: The run; None: all of them.
-        output_dir: Where its outputs are; default: where its last session had them.
+        output_dir: The run's output folder; default: that of its last session.
 
     Yields:
         What is wrong, as it is found.
@@ -115,10 +115,10 @@ async def _check_generation(
 
 @attrs.define(eq=False)
 class _Looked:
-    """Looks at the records of one stream.
+    """Checks the records of one stream.
 
     Attributes:
-        progress: What they add up to; None: they do not.
+        progress: What the records add up to; None: they do not add up.
     """
 
     store: Store
@@ -135,7 +135,7 @@ class _Looked:
     _next: str | None = attrs.field(default=None, init=False)
 
     async def look_at(self, entry: StoredStream) -> list[Finding]:
-        """What is wrong with it."""
+        """Yield what is wrong with the stream."""
         seal = self.store.seal(self.run_id, self.generation, self.key)
         try:
             newest = await self._open_all(seal)
@@ -170,7 +170,7 @@ class _Looked:
         )
 
     async def _open_all(self, seal: Seal) -> int:
-        """Open every record, newest first; the sequence of the newest."""
+        """Open every record, newest first; return the sequence of the newest."""
         newest = expected = 0
         cursor: str | None = None
         while True:
@@ -200,7 +200,7 @@ class _Looked:
         return page.records
 
     async def _page_again(self, cursor: str | None, oldest: int) -> list[StoredRecord]:
-        """The records of a page, oldest first; a run that goes on has put newer ones above it."""
+        """Yield the records of a page, oldest first; a running program may add newer ones."""
         records: list[StoredRecord] = []
         while True:
             records += await self._page(cursor)
@@ -218,17 +218,17 @@ class _Looked:
             try:
                 frame = decode_frame(record.state)
             except StoreDamagedError:
-                return  # looking at the states tells of it
+                return  # the check of the states reports it
             is_whole = not frame.blob or frame.blob in stored.blobs
             self._lineages[frame.lineage] = is_whole and self._lineages.get(frame.lineage, True)
 
     async def _add_up(self, seal: Seal, entry: StoredStream) -> Progress:
-        """Add all of them up, oldest first, and compare the fold on the way."""
+        """Add up all records, oldest first, and compare the fold on the way."""
         progress, fold = Progress(), entry.fold
         for cursor, oldest in reversed(self._cursors):
             for stored in await self._page_again(cursor, oldest):
                 if stored.sequence > entry.sequence:
-                    break  # it was saved meanwhile
+                    break  # it was saved during the check
                 apply(progress, stored.sequence, _record(seal, stored))
                 if fold is not None and stored.sequence == fold.through:
                     self._compare(progress, seal, fold.payload)
@@ -240,7 +240,7 @@ class _Looked:
         except StoreDamagedError:
             self._add(None, f"its fold through {progress.sequence} is damaged", REFOLD)
             return
-        # NaN is equal to nothing, and its bytes are.
+        # NaN is not equal to NaN, but its bytes are.
         if said != progress and encode_progress(said) != encode_progress(progress):
             what = f"its fold through {progress.sequence} is not what the records add up to"
             self._add(None, what, REFOLD)

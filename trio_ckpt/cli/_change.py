@@ -336,7 +336,7 @@ async def reset_streams(
     consent.ask(f"begin {what} again, with {done} re-queued and their outputs moved aside")
     async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
         for key in keys:
-            await maintenance.begin_anew(key, RESET_REASON)
+            await maintenance.requeue_all(key, RESET_REASON)
     document = {
         "store": store.url,
         "run": run_id,
