@@ -1,4 +1,4 @@
-"""What the command exits with, and what it says when something is wrong."""
+"""The exit codes of the command, and its documents for errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .._util.errors import (
 from .._util.extras import MissingExtraError
 
 EXIT_OK = 0
-EXIT_PROBLEMS = 1  # of `verify`: what was looked for was found
+EXIT_PROBLEMS = 1  # of `verify` and `doctor`: problems were found
 EXIT_USAGE = 2  # click's own, too
 EXIT_NOT_FOUND = 4
 EXIT_OWNED = 5
@@ -29,10 +29,10 @@ EXIT_NO_READER = 141  # 128 + SIGPIPE: the reader of the output is gone
 
 
 class CommandError(Exception):
-    """Something is wrong that the command itself found.
+    """An error that the command itself found.
 
     Attributes:
-        exit_code: What to exit with.
+        exit_code: The exit code of the process.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:

@@ -1,4 +1,4 @@
-"""The key of a store: named by a file, never typed, since a command line is seen by all."""
+"""The key of a store: in a file, never typed, because every user can read a command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _remember(ctx: click.Context, _param: click.Parameter, path: str | None) -> 
 
 
 def mac_key_option(command: F) -> F:
-    """Let a command take the key; `mac_key` has it."""
+    """Add the option for the key to a command; `mac_key` returns the key."""
     return click.option(
         "--mac-key-file",
         type=TypedPath(),
@@ -34,7 +34,7 @@ def mac_key_option(command: F) -> F:
 
 
 def mac_key() -> bytes | None:
-    """The key that was named, for the command that runs; None: none was.
+    """The key that the user named for the running command; None: no key was named.
 
     Raises:
         StoreError: the file holds none, or others may read it.

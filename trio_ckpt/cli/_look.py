@@ -1,4 +1,4 @@
-"""Looking at a run from outside: nothing here writes, and no lock is needed."""
+"""Reads of a run from outside: nothing here writes or needs a lock."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ async def reading(url: str, *, create: bool = False) -> AsyncGenerator[Store]:
     """Open a store; one that is not there is made only if asked for.
 
     Raises:
-        CommandError: it lives in a process.
-        StoreError: it is not there, or cannot be read.
+        CommandError: the store is in the memory of a process.
+        StoreError: the store is not there, or cannot be read.
     """
     if url.startswith("memory:"):
         raise CommandError("a store in memory is seen by its own process only", EXIT_USAGE)
@@ -43,10 +43,10 @@ async def reading(url: str, *, create: bool = False) -> AsyncGenerator[Store]:
 
 
 async def look_at(store: Store, run_id: str | None) -> RunStatus:
-    """Look at a run; it may be left out where the store has only one.
+    """Read the status of a run; it may be left out where the store has only one.
 
     Raises:
-        CommandError: there is no such run, or it is not clear which.
+        CommandError: there is no such run, or the store has several.
     """
     if run_id is None:
         run_id = await _only_run(store)
@@ -66,7 +66,7 @@ async def _only_run(store: Store) -> str:
 
 
 async def no_such_run(store: Store, run_id: str) -> str:
-    """That the store has no such run, and which it has."""
+    """The message that the store has no such run, and which runs it has."""
     runs = [run.run_id for run in await store.list_runs()]
     if not runs:
         return f"{store.url} has no run {run_id!r}: it has no runs yet"

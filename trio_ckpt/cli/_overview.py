@@ -1,4 +1,4 @@
-"""`ls` and `show`: where runs stand."""
+"""`ls` and `show`: the status of runs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ MAX_ROWS = 20  # of a table, unless all are asked for
 
 
 async def list_runs(store: Store, *, now: float) -> CommandAnswer:
-    """All runs of a store, a line each."""
+    """All runs of a store, one line for each."""
     looks = dict[str, RunStatus | StoreError]()
     for run in await store.list_runs():
         try:
@@ -151,7 +151,7 @@ def _run_row(look: RunStatus, now: float) -> tuple[str, ...]:
 
 
 def per_status(streams: Mapping[Status, int]) -> str:
-    """``3 complete, 1 failed``; only what there is."""
+    """``3 complete, 1 failed``: the statuses that occur."""
     texts = [f"{count:,} {status.value}" for status, count in streams.items() if count]
     return ", ".join(texts) or "none"
 
@@ -253,12 +253,12 @@ _FIRST = (Status.FAILED, Status.IN_PROGRESS, Status.INTERRUPTED, Status.PENDING,
 
 
 def _urgency(look: RunStatus, key: StreamKey) -> int:
-    """What a table that is cut shows first."""
+    """The position of a stream in a table that is cut: lower comes first."""
     return _FIRST.index(stream_status(look, key))
 
 
 def stream_status(look: RunStatus, key: StreamKey) -> Status:
-    """The status of a stream: the records do not know who has it open, the owner does."""
+    """The status of a stream; only the owner of the run knows which streams are open."""
     return status_of(look.parts[key], is_open=key in look.open_streams)
 
 
@@ -302,7 +302,7 @@ def _session_text(look: RunStatus) -> str:
 
 
 def total_pairs(summary: Summary) -> list[tuple[str, str]]:
-    """What all sessions together have done: produced and spent apart."""
+    """The work of all sessions together, produced and spent apart."""
     done = f"{plural(summary.confirmed, 'batch')} confirmed, {summary.skipped:,} skipped, "
     done += f"{summary.failing:,} failing, {left_text(left_of(summary))} left"
     pairs = [("total", done)]
@@ -335,7 +335,7 @@ def _last_session(look: RunStatus) -> str:
 
 
 def counts_text(counts: Mapping[str, Any]) -> str:
-    """What a session did, in words."""
+    """The work of one session, in words."""
     text = f"{plural(counts.get('batches', 0), 'batch')} confirmed, "
     text += f"{counts.get('skipped', 0):,} skipped"
     produced = amounts({"records": counts.get("records", 0), **counts.get("totals", {})})
@@ -345,7 +345,7 @@ def counts_text(counts: Mapping[str, Any]) -> str:
 
 
 def error_text(error: ErrorInfo) -> str:
-    """An error that is remembered, and what may be done about it."""
+    """A recorded error, and whether it may be tried again."""
     where = f" (batch {error.batch_index:,})" if error.batch_index is not None else ""
     then = "may be tried again" if error.retryable else "for good"
     return f"{error.type}: {message_of(error.message)}{where}; {then}"
@@ -380,7 +380,7 @@ def _stream_row(look: RunStatus, names: Mapping[StreamKey, str], key: StreamKey)
 
 
 def _error_of(progress: Progress) -> ErrorInfo | None:
-    """What went wrong last: the stream's own error, or that of a batch that may run again."""
+    """The last error: the stream's own, or that of a batch that may run again."""
     if progress.error is not None:
         return progress.error
     if not failing(progress):

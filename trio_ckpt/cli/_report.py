@@ -1,4 +1,4 @@
-"""What a command answers: one document for programs, blocks of text for people.
+"""The answer of a command: one document for programs, blocks of text for people.
 
 Everything that is shown passes `printable` here, in one place, so no text of the store can
 steer a terminal; and no markup is read, so none can be smuggled in.
@@ -21,7 +21,7 @@ from .._util.text import cells, cut, printable
 GAP = "  "  # between columns
 INDENT = "    "  # of what is set below its row
 MAX_PADDED_CELLS = 60  # a longer cell is not cut, but does not push the other rows aside
-MIN_CUT_CELLS = 8  # a column is not cut to less: it would be no help to a reader
+MIN_CUT_CELLS = 8  # a column is not cut to less, or it would be unreadable
 MIN_COLUMNS_CELLS = 60  # on a terminal narrower than this names and texts are set as lines
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @attrs.frozen
 class Pairs:
-    """Lines of a name and what is said of it."""
+    """Lines of a name and a text."""
 
     rows: Sequence[tuple[str, str]]
 
@@ -55,7 +55,7 @@ Block = str | Pairs | Table
 
 @attrs.frozen
 class CommandAnswer:
-    """What a command answers; only the one of the two that is asked for is made.
+    """The answer of a command in two forms; only the requested form is made.
 
     Attributes:
         document: For programs: the shape is documented, and kept.
@@ -69,7 +69,7 @@ class CommandAnswer:
 
 
 def to_json(document: dict[str, Any], *, indent: int | None = 2) -> str:
-    """The document as ASCII, so that no terminal takes a part of it for a command."""
+    """The document as ASCII, so that no part of it can control a terminal."""
     try:
         text = json.dumps(document, indent=indent, allow_nan=False)
     except (TypeError, ValueError, RecursionError):  # its metadata may come from another program
@@ -78,7 +78,7 @@ def to_json(document: dict[str, Any], *, indent: int | None = 2) -> str:
 
 
 def _sayable(value: Any, depth: int = 0) -> Any:
-    """A value as JSON can say it; what it cannot is written as Python writes it."""
+    """A value as JSON can hold it; any other value becomes its `repr`."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if depth > MAX_DEPTH:
@@ -153,7 +153,7 @@ def _row_line(table: Table, row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def fitted_lines(table: Table, width: int) -> list[str] | None:
-    """The lines of a table on a terminal of a width; None: no such columns fit into it.
+    """The lines of a table on a terminal of a width; None: the columns do not fit into it.
 
     If need be the last column, a text, is set below its row, and the others are cut with an
     ellipsis, the widest first.
@@ -237,7 +237,7 @@ def console_for(file: TextIO) -> Any:
 
 
 def to_rich(block: str | Pairs) -> Any:
-    """What rich prints of a text, or of pairs."""
+    """The object that rich prints for a text, or for pairs."""
     from rich.table import Table as RichTable
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""`explain` and `history`: why a run stands where it stands."""
+"""`explain` and `history`: what a start of a run would do and why, and what happened before."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def explain(
 
 
 def _bulleted(sentences: Sequence[Sentence]) -> Sequence[Block]:
-    """What is about the run as paragraphs, what is about streams as a list."""
+    """Sentences about the run as paragraphs, sentences about streams as a list."""
     blocks: list[Block] = []
     for is_list, group in groupby(sentences, key=lambda sentence: sentence.about == "streams"):
         blocks += [""] if blocks else []
@@ -89,9 +89,9 @@ def _action(action: Any, streams: tuple[StreamKey, ...]) -> dict[str, Any]:
 
 
 async def _troubles(look: RunStatus, keys: Sequence[StreamKey]) -> list[Trouble]:
-    """What went wrong of late, the newest first; streams that are not over are read before others.
+    """Recent troubles, the newest first; streams that are not over are read before others.
 
-    Those that are over are read, too: what a complete job has left out is asked for afterwards.
+    Streams that are over are read, too, because a complete job may have left out something.
     """
     begun = [key for key in keys if look.parts[key].sequence]
     left = sorted(begun, key=lambda key: is_over(look.parts[key]))

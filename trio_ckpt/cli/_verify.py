@@ -1,4 +1,4 @@
-"""`verify`: the confirmed outputs beside the files.  It needs more of the library than `ls`."""
+"""`verify`: compares the confirmed outputs with the files.  It needs more imports than `ls`."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ async def verify(
     output_dir: str | None,
     every: bool,
 ) -> CommandAnswer:
-    """Look at every confirmed output, and change nothing."""
+    """Check every confirmed output, and change nothing."""
     look = await look_at(store, run_id)
     keys = choose_streams(look.keys, stream)
     folder: str | None = output_dir or look.facts.get("output_dir")
@@ -169,7 +169,7 @@ _Names = Mapping[StreamKey, str]
 
 
 def _how(drift: Drift, mode: Literal["size", "sha256"], sinks: _Sinks) -> str:
-    """How closely files were looked at."""
+    """How closely files were verified."""
     if mode == "sha256":
         return "sha256"
     appended = sum(len(paths) for paths in sinks.values())
@@ -204,7 +204,7 @@ def _file_blocks(
 
 
 def _refusals(drift: Drift, sinks: _Sinks, names: _Names) -> Iterator[str]:
-    """Where so much is gone that a start doubts the folder; see `trio_ckpt._runs.verify`."""
+    """Streams whose losses make a start refuse the folder; see `trio_ckpt._runs.verify`."""
     then = "is this the right output folder? redo_missing=True does their batches again"
     gone = [problem for problem in drift.problems if problem.reason == MISSING]
     for key, paths in sinks.items():

@@ -1,4 +1,4 @@
-"""`watch`: a run as it goes on in another process, until that process gives it back."""
+"""`watch`: a run while it goes on in another process, until that process releases it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LINES_EVERY_S = 10.0
 
 @attrs.frozen
 class WatchedStatus:
-    """One look at the run, beside the first one.
+    """One reading of the run, compared with the first one.
 
     Attributes:
         look: How it stands.
@@ -55,7 +55,7 @@ class WatchedStatus:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds until nothing is left at that rate, but for what failed or stands still."""
+        """Seconds until nothing is left at that rate, except what failed or does not move."""
         idle_s = time.time() - (self.look.last_activity() or 0.0)
         if idle_s > stuck_after_s(1 / self.rate if self.rate else None):
             return None
@@ -68,12 +68,12 @@ class WatchedStatus:
 async def watch(
     store: Store, run_id: str | None, *, every_s: float | None, as_json: bool, file: TextIO
 ) -> int:
-    """Show a run until its owner gives it back, a job until all its items are done.
+    """Show a run until its owner releases it, or a job until all its items are done.
 
     Returns:
-        What to exit with, as the run stands then.
+        The exit code for the status of the run at that time.
 
-    Cancellation: a cancellation point between two looks.
+    Cancellation: a cancellation point between two readings.
     """
     look = await look_at(store, run_id)
     first, began = look.summary(), trio.current_time()

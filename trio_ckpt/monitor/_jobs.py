@@ -23,7 +23,7 @@ ACCEPTED, NOT_FOUND, CONFLICT = 202, 404, 409  # what a foreman answers with
 
 
 class NotPossibleError(Exception):
-    """An action does not fit how things stand; the message says why."""
+    """An action does not fit the current status; the message says why."""
 
 
 class TaskControl(Protocol):
@@ -31,7 +31,7 @@ class TaskControl(Protocol):
 
     @property
     def live(self) -> Mapping[str, LiveTask]:
-        """What its memory knows of the items that workers have."""
+        """The foreman's own knowledge of the items that workers have."""
         ...
 
     def cancel(self, job_id: str) -> None:
@@ -41,7 +41,7 @@ class TaskControl(Protocol):
     async def control(
         self, action: Literal["force-checkpoint", "release", "cleanup"], task_id: str
     ) -> tuple[int, str]:
-        """Do something to a work item; a status of HTTP, and why."""
+        """Control a work item; returns an HTTP status and the reason."""
         ...
 
 
@@ -177,7 +177,7 @@ class Jobs:
         return storage_info(await self._reader.task(task_id, self._live))
 
     async def force_checkpoint(self, task_id: str) -> Done:
-        """Have a running item saved now.
+        """Ask for a checkpoint of a running item.
 
         Raises:
             NotPossibleError: no worker runs it, or no foreman answers.
@@ -185,7 +185,7 @@ class Jobs:
         return await self._ask_item("force-checkpoint", task_id)
 
     async def release(self, task_id: str) -> Done:
-        """Have a running item saved and handed back, so that it goes on elsewhere.
+        """Ask the worker to save a running item and hand it back, so that it goes on elsewhere.
 
         Raises:
             NotPossibleError: no worker runs it, or no foreman answers.
@@ -207,7 +207,7 @@ class Jobs:
             raise NotPossibleError(f"the job is {view.status.value} already")
 
     async def _ask_item(self, action: Action, task_id: str) -> Done:
-        """Have the foreman do something to an item that is not over."""
+        """Send the foreman a control request for an item that is not over."""
         view = await self._reader.task(task_id, self._live)
         if view.status in OVER:
             raise NotPossibleError(f"the item is {view.status.value} already")
@@ -216,7 +216,7 @@ class Jobs:
         return await self._ask(action, job_id, task_id)
 
     async def _ask(self, action: Action, job_id: str, target: str) -> Done:
-        """Have the foreman of a job do something."""
+        """Send a control request to the foreman of a job."""
         if self.control is None:
             status, reason = await ask_foreman_of(self.store, job_id, action, target)
         elif action == "cancel":

@@ -1,4 +1,4 @@
-"""What a path or a query may carry, and how it is read."""
+"""The parameters of paths and queries, and how they are read."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ MAX_OFFSET = 10_000_000
 
 
 class BadRequestError(Exception):
-    """A parameter is not what the table says; the message says which and why."""
+    """A parameter does not fit the table; the message says which and why."""
 
 
 @attrs.frozen
 class Parameter:
-    """What a path or a query may carry.
+    """A parameter of a path or a query.
 
     Attributes:
         name: As it is written.
@@ -48,7 +48,7 @@ class Parameter:
     pattern: str = ".*"
 
     def parse(self, text: str) -> int | str | StreamKey:
-        """The value of what was written.
+        """The value of a parameter's text.
 
         Raises:
             BadRequestError: it is not one.
@@ -75,7 +75,7 @@ class Parameter:
         return value
 
     def described(self) -> dict[str, Any]:
-        """What it is, for the OpenAPI document."""
+        """The parameter as a schema of the OpenAPI document."""
         if self.kind == "key":
             parts = {"type": "array", "items": {"type": "string"}}
             return {"content": {"application/json": {"schema": parts}}}

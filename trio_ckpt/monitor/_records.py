@@ -1,4 +1,4 @@
-"""What the monitor answers, as records.
+"""The answers of the monitor, as records.
 
 One definition is the encoder and the schema in the OpenAPI document.  Moments are ISO 8601
 in UTC; spans are seconds; the parts of a stream's key are an array, its name is a text.
@@ -18,7 +18,7 @@ Seen = Literal["inside", "published", "stored"]
 
 
 class ApiRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What all of them have in common: every field is always there."""
+    """The base of all answers: every field is always present."""
 
 
 class Problem(ApiRecord, frozen=True):
@@ -34,13 +34,13 @@ class Problem(ApiRecord, frozen=True):
 
 
 class Refusal(ApiRecord, frozen=True):
-    """The body of every answer that is no success."""
+    """The body of every answer that is not a success."""
 
     error: Problem
 
 
 class ErrorLine(ApiRecord, frozen=True):
-    """An error that a program has left in its records."""
+    """An error that a program left in its records."""
 
     type: str
     message: str
@@ -67,7 +67,7 @@ class BatchCounts(ApiRecord, frozen=True):
 
 
 class SessionLine(ApiRecord, frozen=True):
-    """One session of a run; ``seconds`` and the counts are null where it left no word of them."""
+    """One session of a run; ``seconds`` and the counts are null where it did not record them."""
 
     number: int
     host: str
@@ -401,7 +401,7 @@ class Statistics(ApiRecord, frozen=True):
 
 
 class Done(ApiRecord, frozen=True):
-    """What an action did."""
+    """The result of an action."""
 
     done: str
     count: int

@@ -75,7 +75,7 @@ def make_app(window: MonitorApi) -> App:
 
 
 def refusal_of(error: Exception) -> AccessDenied:
-    """What is answered because of an error that was foreseen; others are raised again."""
+    """The answer to an expected error; other errors are raised again."""
     message = one_line(text_of(error))
     match error:
         case BadRequestError():
@@ -99,7 +99,7 @@ def _refusal(refused: AccessDenied) -> Response:
 
 
 def _refuse_http(error: HTTPException) -> Response:
-    """What Starlette says by itself: no such path, or no such method there."""
+    """The answer to errors of Starlette itself: no such path, or no such method there."""
     if error.status_code == 405:
         refused = AccessDenied(405, "wrong_method", "this path takes another method")
         return Response(refusal_body(refused), 405, error.headers, media_type=JSON)
@@ -214,5 +214,5 @@ def _fixed(body: bytes, media_type: str) -> Any:
 
 
 def _file(name: str, media_type: str) -> Any:
-    """A file of the page, read here and now: nothing that is typed later names a file."""
+    """A file of the page, read when the server starts: no request names a file."""
     return _fixed((STATIC / name).read_bytes(), media_type)

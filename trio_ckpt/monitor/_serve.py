@@ -1,4 +1,4 @@
-"""`serve`: a window onto runs, inside the user's nursery."""
+"""`serve`: the monitor of runs, inside the user's nursery."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class ClientConnection(trio.abc.HalfCloseableStream):
         return self._stream.socket
 
     def cut(self) -> None:
-        """End whatever waits for the other side, shielded or not."""
+        """End every wait for the other side, shielded or not."""
         with suppress(OSError):
             self._stream.socket.shutdown(trio.socket.SHUT_RDWR)
 
@@ -83,12 +83,12 @@ class ClientConnection(trio.abc.HalfCloseableStream):
 
 
 def hypercorn_config() -> Config:
-    """What hypercorn needs to know of one connection."""
+    """The configuration of hypercorn for one connection."""
     config = Config()
     config.accesslog = None
     config.errorlog = logging.getLogger("trio_ckpt.monitor.http")
     config.h11_max_incomplete_size = MAX_HEADER_BYTES
-    config.h2_max_concurrent_streams = 1  # refused all the same, but read until then
+    config.h2_max_concurrent_streams = 1  # HTTP/2 is refused, but hypercorn reads until then
     config.h2_max_header_list_size = MAX_HEADER_BYTES
     config.keep_alive_timeout = IDLE_TIMEOUT_S
     config.ssl_handshake_timeout = IDLE_TIMEOUT_S
@@ -121,7 +121,7 @@ async def serve_connections(
             secured = trio.SSLStream(wire, ssl_context, server_side=True, https_compatible=True)
         try:
             await TCPServer(wrapped, config, wire.context, ConnectionState({}), secured)
-        except* Exception as errors:  # of one client: the others are none the worse
+        except* Exception as errors:  # of one client: the others are not affected
             log.debug("a connection ended badly: %r", errors.exceptions)
         finally:
             wires.discard(wire)

@@ -1,4 +1,4 @@
-"""Where the monitor looks: an open run from inside, or a store from outside."""
+"""The sources of the monitor: an open run from inside, or a store from outside."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from ..stores import MemoryStore
 from ._records import Seen
 from ._views import RunSnapshot
 
-FRESH_S = 0.5  # a list of runs is asked for again after that
+FRESH_S = 0.5  # the list of runs is read again after that
 POLL_EVERY_S = 2.0  # a store does not report its changes
 MAX_COORDINATED_RUNS = 1_000
 MAX_CACHED_RUNS = 256  # views of runs that have not changed: more than a picture has
 
 
 class WatchedSource(ABC):
-    """What is watched.
+    """A source of runs that the monitor watches.
 
     Attributes:
         store: Where the runs are.
@@ -51,7 +51,7 @@ class WatchedSource(ABC):
 
     @abstractmethod
     async def stand(self, run_id: str) -> RunSnapshot:
-        """What is known of a run now.
+        """A snapshot of a run.
 
         Raises:
             UnknownRunError: there is no such run.
@@ -200,7 +200,7 @@ class StoreSource(WatchedSource):
         return view
 
     async def wait_changed(self) -> None:
-        """See `WatchedSource.wait_changed`: a look, now and then."""
+        """See `WatchedSource.wait_changed`: it polls."""
         await trio.sleep(POLL_EVERY_S)
 
 

@@ -1,4 +1,4 @@
-"""From what is known of a run to what the monitor answers: plain functions, no I/O.
+"""From a snapshot of a run to the answers of the monitor: plain functions, no I/O.
 
 Everything starts from a `RunSnapshot`: a look at the run's records, and what its owner says of
 the moment, if there is an owner and it can be heard.
@@ -53,7 +53,7 @@ _URGENCY = (Status.FAILED, Status.IN_PROGRESS, Status.INTERRUPTED, Status.PENDIN
 
 @attrs.frozen
 class RunSnapshot:
-    """What is known of a run at one moment.
+    """A snapshot of a run at one moment.
 
     Attributes:
         look: Its records.
@@ -71,7 +71,7 @@ class RunSnapshot:
 
     @property
     def is_stale(self) -> bool:
-        """Whether what the owner said is the last word of a process that is gone."""
+        """Whether the live view comes from a process that is gone."""
         return self.look.owner is None
 
 
@@ -83,7 +83,7 @@ def iso(at: float | None) -> str | None:
 
 
 def iso_now(at: float) -> str:
-    """The same of a moment that is known."""
+    """A known moment as ISO 8601 text in UTC, to the millisecond."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
 
 
@@ -93,7 +93,7 @@ def word(status: Status) -> StatusWord:
 
 
 def percent(done: int, left: int | None, status: Status) -> float | None:
-    """How much is done of what can be, of 100; None where that is not known.
+    """The percentage done of what can be done; None where it is unknown.
 
     100 is said of what is complete, and of nothing that failed.
     """
@@ -103,7 +103,7 @@ def percent(done: int, left: int | None, status: Status) -> float | None:
 
 
 def stuck_after(standing: RunSnapshot) -> float:
-    """From which age on a pending token is taken for stuck, in seconds.
+    """The age from which a pending token counts as stuck, in seconds.
 
     By Little's law a batch takes as long as there are batches in flight, over their rate.
     """

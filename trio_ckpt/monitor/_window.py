@@ -1,4 +1,4 @@
-"""What the monitor shows and does: from a question to a record.  No HTTP in here."""
+"""The monitor's queries and actions: from a request to a record, without HTTP."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ RETRY_REASON = "asked for in the monitor"
 
 @attrs.define(eq=False)
 class MonitorApi:
-    """What is shown of a source, and what may be done to it.
+    """The queries of one source, and the actions on it.
 
     Attributes:
         source: Where it looks.
@@ -79,7 +79,7 @@ class MonitorApi:
     # -- pictures -----------------------------------------------------------------------------
 
     async def picture(self, run_id: str | None) -> bytes:
-        """What all who watch the list, or one run, are sent."""
+        """The picture that all viewers of the list, or of one run, receive."""
         runs = await self.runs()
         picture = event("runs", msgspec.json.encode(runs))
         if run_id is not None:
@@ -111,7 +111,7 @@ class MonitorApi:
             try:
                 lines.append(run_line(await self.source.stand(run_id)))
             except UnknownRunError:
-                continue  # it was pruned meanwhile
+                continue  # it was pruned since
             except StoreError as error:  # the others can be read
                 unreadable.append(UnreadableRun(run=run_id, message=one_line(str(error))))
         return RunList(
@@ -200,7 +200,7 @@ class MonitorApi:
     # -- metrics ------------------------------------------------------------------------------
 
     async def metrics_text(self) -> bytes:
-        """What Prometheus reads."""
+        """The metrics, in the text format of Prometheus."""
         return self.metrics.text(await self._gauges())
 
     async def _gauges(self) -> Sequence[PendingGauge]:
@@ -221,7 +221,7 @@ class MonitorApi:
     # -- actions ------------------------------------------------------------------------------
 
     async def stop(self, run_id: str) -> Done:
-        """Stop a run in good order: what is open is saved, and the next start goes on.
+        """Stop a run in good order: open batches are saved, and the next start goes on.
 
         Raises:
             NotPossibleError: it is not seen from inside.
@@ -267,7 +267,7 @@ class MonitorApi:
 
 
 def _has(name: str, search: str) -> bool:
-    """Whether a name has a text in it, in small or capital letters."""
+    """Whether a name contains a text, in lower or upper case."""
     return search.casefold() in name.casefold()
 
 
