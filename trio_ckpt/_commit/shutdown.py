@@ -40,7 +40,7 @@ class Stop:
     Attributes:
         exit_code: What the command should exit with; 0 until the streams are cancelled.
         scopes: The cancel scopes of the open streams.
-        workers: Nurseries of the library whose tasks work for the task that has opened them.
+        workers: Tasks of the library that work for the task of whose nursery they are.
         body: The cancel scope of the run's block, which a second request cancels.
         changed: Called when a stop begins, and when the streams are cancelled.
     """
@@ -58,7 +58,7 @@ class Stop:
         self._ends_at = math.inf  # when the grace period is over, on trio's clock
         self.exit_code = 0
         self.scopes: set[trio.CancelScope] = set()
-        self.workers: set[trio.Nursery] = set()
+        self.workers: set[trio.lowlevel.Task] = set()
         self._portal = Portal.here()
         self._is_requested = False
         self._forced_code = EXIT_SIGTERM
@@ -176,8 +176,8 @@ class Stop:
         taken: list[tuple[AnyToken, trio.lowlevel.Task]] = []
         while task is not None:
             taken += [(token, task) for token in self._of_tasks.get(task, ())]
-            nursery = task.parent_nursery
-            task = nursery.parent_task if nursery in self.workers else None
+            nursery = task.parent_nursery if task in self.workers else None
+            task = None if nursery is None else nursery.parent_task
         for token, _ in taken:
             self.leave_batch(token)
         try:

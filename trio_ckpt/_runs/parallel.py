@@ -137,17 +137,13 @@ async def _run_workers(
     They do not pass through the nursery, which would regroup the groups that users raise.
     """
     failures: list[BaseException] = []
-    own = feed.loop_cursor.open_stream.stop.workers
     try:
         async with trio.open_nursery() as nursery:
-            own.add(nursery)
             for _ in range(concurrency):
                 nursery.start_soon(_work, feed, handler, failures, nursery.cancel_scope)
     except BaseException as error:
         if not failures or not is_cancellation(error):
             raise
-    finally:
-        own.discard(nursery)
     if failures:
         raise _one_of(failures, feed.loop_cursor.open_stream)
 
@@ -178,6 +174,8 @@ async def _work(
     workers: trio.CancelScope,
 ) -> None:
     """Run batches until none is left; a failure is kept, and cancels the other workers."""
+    task, of_caller = trio.lowlevel.current_task(), feed.loop_cursor.open_stream.stop.workers
+    of_caller.add(task)
     try:
         while (batch := await feed.next()) is not None:
             passed: Passed | Again = Passed.GO_ON
@@ -190,6 +188,8 @@ async def _work(
             raise
         failures.append(error)
         workers.cancel()
+    finally:
+        of_caller.discard(task)
 
 
 async def _work_on(

@@ -44,7 +44,7 @@ def needs_extra(extra: str, what: str) -> Generator[None]:
         name = error.name or "a library that is not installed"
         if (
             isinstance(error, MissingExtraError)
-            or name.partition(".")[0] == __package__.partition(".")[0]
+            or name.partition(".")[0] == __name__.partition(".")[0]
         ):
             raise  # it is said already; or a fault of this package
         raise MissingExtraError(what, name.partition(".")[0], extra) from error
