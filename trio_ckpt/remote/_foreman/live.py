@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, Protocol, TypeVar
@@ -174,7 +173,7 @@ class ForemanWindow:
         try:
             while True:
                 await trio.sleep(pause_s)
-                began = time.perf_counter()
+                began = trio.current_time()
                 try:
                     await self._answer()
                     await self._show()
@@ -183,7 +182,7 @@ class ForemanWindow:
                     if not is_failing:
                         log.warning("jobs cannot be published: %s", one_line(text_of(error)))
                     is_failing = True
-                pause_s = max(EVERY_S, (time.perf_counter() - began) / MAX_COST_FRACTION)
+                pause_s = max(EVERY_S, (trio.current_time() - began) / MAX_COST_FRACTION)
         finally:
             with trio.CancelScope(shield=True):
                 await self._withdraw()
