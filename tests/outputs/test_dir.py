@@ -91,7 +91,7 @@ def test_opening_makes_the_root_and_all_above_it_durable(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "kind", ["folder", "link", "dangling link", "fifo", "link above", "file above"]
 )
-def test_what_is_no_file_is_neither_followed_nor_waited_for(
+def test_a_name_of_no_file_is_neither_followed_nor_waited_for(
     outdir: OutputDir, root: Path, tmp_path: Path, kind: str
 ) -> None:
     (tmp_path / "victim").write_bytes(b"secret")
@@ -211,7 +211,7 @@ def test_check_finds_what_is_wrong_and_says_it(outdir: OutputDir, root: Path) ->
 @pytest.mark.parametrize(
     ("code", "is_known"), [(errno.EIO, True), (errno.EACCES, False), (errno.EMFILE, False)]
 )
-def test_what_cannot_be_known_is_no_verdict(root: Path, code: int, is_known: bool) -> None:
+def test_an_unknown_state_of_an_output_is_an_error(root: Path, code: int, is_known: bool) -> None:
     outdir = OutputDir.open(root)
     output = outdir.write("f", b"x")
     outdir.close()
@@ -248,7 +248,7 @@ def test_leftovers_are_removed_by_name_only(outdir: OutputDir, root: Path, tmp_p
     assert outside.exists()
 
 
-def test_the_temporary_file_of_a_live_writer_is_no_leftover(outdir: OutputDir, root: Path) -> None:
+def test_the_temporary_file_of_a_live_writer_is_kept(outdir: OutputDir, root: Path) -> None:
     removed = []
 
     class Watched(System):
@@ -412,7 +412,7 @@ def test_a_new_file_that_is_not_committed_leaves_nothing(outdir: OutputDir, root
     assert files_in(root) == {"a/f": b"old"}
 
 
-def test_the_names_in_the_folder_itself_are_told(outdir: OutputDir) -> None:
+def test_the_names_in_the_folder_itself_are_listed(outdir: OutputDir) -> None:
     outdir.write("b/f", b"1")
     outdir.write("a", b"2")
     assert outdir.names() == ["a", "b"]

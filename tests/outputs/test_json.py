@@ -35,7 +35,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("data", "reason"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_no_json_is_refused_with_its_reason(data: bytes, reason: str) -> None:
+def test_invalid_json_is_refused_with_its_reason(data: bytes, reason: str) -> None:
     with pytest.raises(JsonError, match=reason):
         parse_json(data)
 
@@ -55,7 +55,7 @@ def test_nesting_has_a_limit(opening: bytes, closing: bytes) -> None:
         parse_json(opening * 200_000)  # and never closed
 
 
-def test_brackets_side_by_side_and_in_strings_are_no_nesting() -> None:
+def test_brackets_side_by_side_or_in_strings_do_not_nest() -> None:
     for value in (["[{" * 500], [{"]": []}] * 500, {'"[' * 300: "\\" * 301 + "["}):
         assert parse_json(json.dumps(value).encode()) == value
 

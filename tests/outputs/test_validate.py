@@ -213,7 +213,7 @@ def test_a_union_takes_the_first_that_fits_and_an_int_before_a_float() -> None:
     assert [type(both.value) for both in made] == [int, float]
 
 
-def test_a_lone_surrogate_or_a_key_twice_is_no_document_for_a_class() -> None:
+def test_a_class_refuses_a_lone_surrogate_and_a_key_twice() -> None:
     with pytest.raises(OutputInvalidError, match=r"page\.json: an object has the key 'text' twice"):
         Validator.of(Line).check("page.json", b'{"text": "a", "text": "b"}')
 
@@ -270,7 +270,7 @@ def test_a_reference_that_is_only_data_is_none() -> None:
     accept({"$ref": "https://json-schema.org/draft/2020-12/schema"}, {"type": "object"})
 
 
-def test_a_schema_that_refers_to_itself_without_end_is_no_crash() -> None:
+def test_a_schema_that_refers_to_itself_is_refused() -> None:
     assert "without end" in refuse({"$ref": "#"}, {}).reason
 
 

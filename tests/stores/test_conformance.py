@@ -77,7 +77,7 @@ async def test_local_under_a_jumping_clock(
     assert trio.current_time() == 0
 
 
-async def test_json_written_anew_with_every_save(
+async def test_json_rewritten_with_every_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where the journal ends and checkpoint.json begins makes no difference."""

@@ -281,7 +281,7 @@ async def test_strangers_in_the_folders_are_left_alone(scheme: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-async def test_a_file_without_rights_is_told(
+async def test_a_file_without_rights_is_reported(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each member in turn; root may open all, so the system's answer is given here."""

@@ -111,7 +111,7 @@ async def test_what_is_changed_without_the_key_is_noticed(
         await records_of(tmp_path)
 
 
-async def test_a_record_that_is_sealed_without_the_key_is_told(tmp_path: Path) -> None:
+async def test_a_record_that_is_sealed_without_the_key_is_reported(tmp_path: Path) -> None:
     """The form of a seal is public: who forges a record seals it without a key, or with another."""
     await work(tmp_path)
     for key, said in (
@@ -169,7 +169,7 @@ async def test_a_wrong_or_missing_key_is_said_by_every_reader(
             await export_run(store, "r", tmp_path / "r.zip")
 
 
-async def test_a_key_for_a_store_that_has_none_is_told(tmp_path: Path) -> None:
+async def test_a_key_for_a_store_that_has_none_is_reported(tmp_path: Path) -> None:
     async with (
         opened(tmp_path, None) as store,
         trio_ckpt.open_run("r", store=store, handle_signals=False),
@@ -277,7 +277,7 @@ async def test_a_key_that_is_none_is_refused(key: bytes, tmp_path: Path) -> None
     assert not (tmp_path / "s").exists()
 
 
-def test_a_key_is_read_from_a_file_that_nobody_else_may_read(tmp_path: Path) -> None:
+def test_a_key_is_read_from_a_file_that_only_its_user_may_read(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(b" 0123456789abcdef\n")
     path.chmod(0o600)

@@ -141,7 +141,7 @@ _LOCKER = """
 """
 
 
-async def test_looking_from_another_process_refuses_nobody(url: str) -> None:
+async def test_reading_the_owner_from_another_process_refuses_no_lock(url: str) -> None:
     """While one process takes and gives back a run, another looks all the time."""
     store = await open_store(url)
     process = _start(_LOCKER, url)

@@ -122,7 +122,9 @@ async def test_a_folder_is_opened_as_what_is_in_it(folder: Path, kind: str, crea
 
 
 @pytest.mark.parametrize("kinds", [("sqlite", "json"), ("json", "sqlite")])
-async def test_a_wrong_kind_is_told_the_right_one(folder: Path, kinds: tuple[str, str]) -> None:
+async def test_a_wrong_kind_is_refused_with_the_right_one(
+    folder: Path, kinds: tuple[str, str]
+) -> None:
     await (await open_store(f"{kinds[0]}:{folder}")).aclose()
     right = f"it is a {kinds[0]} store: {kinds[0]}:{folder}$"
     with pytest.raises(StoreError, match=right):

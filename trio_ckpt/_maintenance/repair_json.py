@@ -47,7 +47,7 @@ from ..stores._json.records import (
 )
 from ..stores._local.blobs import Blobs, is_digest
 from ..stores._local.files import explain
-from ..stores._local.watermark import Watermark, all_seen
+from ..stores._local.watermark import Watermark, all_watermarks
 from .salvage import Salvage, ValidPrefix, measure
 
 _NUMBER = {
@@ -210,7 +210,7 @@ def _payload(entry: Entry, blobs: Blobs) -> bytes | None:
 def _salvaged(path: Path, salvage: Salvage) -> RunState | None:
     """Rebuild the run; None: nothing can be done."""
     found = _read(path)
-    noted = [seen for _, seen in all_seen(salvage.folder) if seen is not None]
+    noted = [seen for _, seen in all_watermarks(salvage.folder) if seen is not None]
     seen = next((seen for seen in noted if folder_name(seen.run_id) == path.name), None)
     names = [found.run_id, seen.run_id if seen is not None else None, path.name]
     run_id = next((name for name in names if name and folder_name(name) == path.name), None)

@@ -29,7 +29,7 @@ from .._util.plain import decode_key
 from .._util.text import plural
 from ..stores._local.blobs import Blobs
 from ..stores._local.files import sync_folder
-from ..stores._local.watermark import Watermark, all_seen
+from ..stores._local.watermark import Watermark, all_watermarks
 from ..stores._sqlite.schema import APPLICATION_ID, FORMAT_VERSION, TABLES, connect, explain_sqlite
 from .salvage import GapFill, Salvage, ValidPrefix, measure
 
@@ -217,7 +217,7 @@ class _Rebuild:
         (low, high) = run(
             "SELECT min(generation), max(generation) FROM streams WHERE run = ?", (number,)
         ).fetchone()
-        noted = [seen for _, seen in all_seen(self.salvage.folder) if seen is not None]
+        noted = [seen for _, seen in all_watermarks(self.salvage.folder) if seen is not None]
         seen = next((seen for seen in noted if seen.run_id == run_id), None)
         known = 0 if seen is None else seen.owner
         now = (newest, first, max(owner, known, 1)) if first >= 0 else (newest, 0, max(known, 1))
@@ -273,7 +273,7 @@ class _Rebuild:
 
     def _find_run(self, number: int, run: int, generation: int, stream: str) -> tuple[str] | None:
         """Find the run of a stream whose row is lost, by trying the seals of its records."""
-        for _, seen in all_seen(self.salvage.folder):
+        for _, seen in all_watermarks(self.salvage.folder):
             if seen is None:
                 continue
             with suppress(StoreDamagedError, sqlite3.Error):

@@ -33,7 +33,13 @@ from .._util.text import number, plural, spans
 from ..state import decode_frame
 from ..stores._local.check import LOSSES, blob_problem
 from ..stores._local.files import make_folder, open_file, sync_file, sync_folder
-from ..stores._local.watermark import Watermark, all_seen, encode_seen, read_seen, seen_path
+from ..stores._local.watermark import (
+    Watermark,
+    all_watermarks,
+    encode_watermark,
+    read_watermark,
+    watermark_path,
+)
 
 SHA256_DIGITS = 64
 MAX_NOTES = 100_000  # in place of lost records; a stream that lost more is cut off
@@ -227,7 +233,7 @@ class Salvage:
 
     def _seen(self, run_id: str) -> Watermark | None:
         try:
-            return read_seen(seen_path(self.folder, run_id))
+            return read_watermark(watermark_path(self.folder, run_id))
         except (OSError, ValueError):
             return None
 
@@ -300,7 +306,7 @@ class Salvage:
 
     def forget_gone(self, is_there: Callable[[str], bool]) -> None:
         """Move away watermarks of runs that are gone, if the user accepts the loss."""
-        for path, seen in list(all_seen(self.folder)):
+        for path, seen in list(all_watermarks(self.folder)):
             if seen is not None and seen.records and not is_there(seen.run_id):
                 where, gone = f"run {seen.run_id!r}", plural(seen.records, "checkpoint")
                 if self.may_cut:
@@ -311,7 +317,7 @@ class Salvage:
 
     def put_bad_notes_aside(self) -> None:
         """Move away watermarks that cannot be read: the next owners write new ones."""
-        for path, seen in list(all_seen(self.folder)):
+        for path, seen in list(all_watermarks(self.folder)):
             if seen is None:
                 self.put_aside(path)
                 what = "it was damaged: it was moved away"
@@ -319,7 +325,7 @@ class Salvage:
 
     def note(self, seen: Watermark) -> None:
         """Set the watermark of a run to what is left, and report what is lost."""
-        path, before = seen_path(self.folder, seen.run_id), self._seen(seen.run_id)
+        path, before = watermark_path(self.folder, seen.run_id), self._seen(seen.run_id)
         if before is None or before == seen:
             return
         if not self.is_told(seen.run_id, seen.generation, seen.records):
@@ -327,7 +333,7 @@ class Salvage:
         self.keep(path)
         temporary = path.with_suffix(".tmp")
         with open(_new(temporary), "wb") as file:
-            file.write(encode_seen(seen))
+            file.write(encode_watermark(seen))
             file.flush()
             sync_file(file.fileno())
         os.replace(temporary, path)

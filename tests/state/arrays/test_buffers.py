@@ -170,7 +170,7 @@ def test_odd_arrays_come_back(make: Callable[[], Array]) -> None:
     assert now.dtype.fields == was.dtype.fields
 
 
-def test_memory_is_stored_once_and_holes_only_where_somebody_is_in_them() -> None:
+def test_memory_is_stored_once_and_holes_only_if_an_array_is_in_them() -> None:
     big = np.zeros((1000, 1000))
     column, block = big[:, 3], big[:10, :10]
     alone = collect([column])

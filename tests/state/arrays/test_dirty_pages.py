@@ -97,7 +97,7 @@ def test_exactly_the_written_pages_are_reported(tracker: Tracker) -> None:
     assert pages_of(tracker.written(array, *at)) == [5, 6, 7, PAGES - 1]
 
 
-def test_a_look_forgets_nothing_for_those_who_ask_from_an_earlier_one(tracker: Tracker) -> None:
+def test_a_scan_loses_nothing_for_an_earlier_scan(tracker: Tracker) -> None:
     """A save that failed needs no repair, and two chains may watch one array."""
     array = zeros(NBYTES, np.uint8)
     region, first = begin(tracker, array)
@@ -191,7 +191,7 @@ def test_an_array_replaced_at_the_same_address_is_another_region(tracker: Tracke
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mmap"), reason="no mmap here")
-def test_memory_that_was_mapped_anew_is_not_tracked_any_more() -> None:
+def test_memory_that_was_mapped_again_is_not_tracked_any_more() -> None:
     """mmap(2) with MAP_FIXED puts new pages where an array was, which no object reports."""
     found = open_tracker()
     if isinstance(found, Untracked):

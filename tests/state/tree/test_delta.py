@@ -103,7 +103,7 @@ def test_a_delta_makes_the_next_tree_of_the_last(old: Tree, data: st.DataObject)
     check(copied(old), new)
 
 
-def test_values_that_python_calls_equal_are_told_apart() -> None:
+def test_values_that_python_calls_equal_are_distinguished() -> None:
     for old in CLOSE:
         for new in CLOSE:
             is_same = pack(old) == pack(new)

@@ -278,7 +278,7 @@ async def test_no_second_owner_where_the_lock_of_the_run_was_removed(folder: Pat
 
 
 @pytest.mark.parametrize("change", ["removed", "appended", "cut"])
-async def test_files_that_somebody_else_changed(folder: Path, change: str) -> None:
+async def test_files_that_another_process_changed(folder: Path, change: str) -> None:
     """What was saved into a file that has no name any more would be lost without a word."""
     store = await JsonStore.open(folder)
     async with store.lock_run("run") as owner:
@@ -324,7 +324,7 @@ async def test_run_has_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 # ---------------------------------------------------------------------------------------
 
 
-async def test_crash_at_any_step_of_writing_anew_loses_nothing(
+async def test_crash_at_any_step_of_a_rewrite_loses_nothing(
     folder: Path, tmp_path: Path, spy: Spy
 ) -> None:
     """Before each change of a file the folder is copied; every copy says the same, and the next
@@ -356,7 +356,7 @@ async def test_crash_at_any_step_of_writing_anew_loses_nothing(
         await again.aclose()
 
 
-async def test_order_of_writing_anew(folder: Path, spy: Spy) -> None:
+async def test_order_of_a_rewrite(folder: Path, spy: Spy) -> None:
     """The journal and the new content are durable before the name; the old journal goes last."""
     store = await JsonStore.open(folder)
     async with store.lock_run("run") as owner:
@@ -395,7 +395,7 @@ async def test_new_file_is_read_back_before_it_has_its_name(
 
 
 @pytest.mark.parametrize("step", ["write_durably", "sync_folder"])
-async def test_run_that_cannot_be_written_anew_goes_on_in_its_journal(
+async def test_run_that_cannot_be_rewritten_goes_on_in_its_journal(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -195,7 +195,7 @@ async def test_not_made_unless_asked(folder: Path) -> None:
     assert not folder.exists()
 
 
-async def test_folder_of_somebody_else(folder: Path) -> None:
+async def test_folder_with_foreign_files(folder: Path) -> None:
     folder.mkdir()
     (folder / "thesis.tex").write_text("")
     with pytest.raises(StoreError, match=r"is not a trio_ckpt json store: it holds 'thesis.tex'"):
@@ -430,7 +430,7 @@ async def test_line_that_fits_its_check_but_cannot_be(folder: Path, line: dict[s
         b"\xff",
     ],
 )
-async def test_what_is_no_checkpoint_is_refused(folder: Path, content: bytes) -> None:
+async def test_content_that_is_not_a_checkpoint_is_refused(folder: Path, content: bytes) -> None:
     await make(folder, scheme="json")
     (folder / "runs" / "run" / "checkpoint.json").write_bytes(content)
     with pytest.raises(StoreDamagedError):
@@ -546,7 +546,7 @@ async def test_line_that_power_loss_left_half_blank(folder: Path, damage: str) -
     assert stored.streams == ()
 
 
-def test_one_altered_byte_is_no_crash() -> None:
+def test_one_altered_byte_is_damage_and_not_a_crash() -> None:
     """Where a line begins at the last byte of a sector, a single zero would be all of its part."""
     assert not format._has_blank_sector(b"x" * 511 + b"\0" + b"x" * 600, 511)
     assert format._has_blank_sector(b"x" * 490 + b"\0" * 22 + b"x" * 600, 490)
@@ -623,7 +623,7 @@ async def test_pages_are_bounded_in_bytes(folder: Path, monkeypatch: pytest.Monk
     await store.aclose()
 
 
-def test_read_begins_again_where_a_run_was_written_anew(
+def test_read_begins_again_when_a_run_was_rewritten(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between reading checkpoint.json and its journal, another has taken both their places."""

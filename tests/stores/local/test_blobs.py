@@ -416,7 +416,7 @@ async def test_claims_end_with_the_last_run_of_a_handle(scheme: str, folder: Pat
 
 
 @LOCAL
-async def test_put_meanwhile_waits_and_writes_anew(
+async def test_put_during_a_removal_waits_and_writes_again(
     scheme: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A task that puts a blob while it is being removed has it afterwards."""
@@ -503,7 +503,7 @@ async def _blocked_twice(holds: list[str]) -> None:
 
 
 @LOCAL
-async def test_save_that_was_refused_keeps_the_claim(scheme: str, folder: Path) -> None:
+async def test_save_that_was_refused_keeps_the_pin(scheme: str, folder: Path) -> None:
     store = await open_store(f"{scheme}:{folder}")
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
@@ -537,7 +537,7 @@ async def test_platform_without_such_locks_leaves_it_to_the_next_owner(
 
 
 @LOCAL
-async def test_blob_that_cannot_be_removed_is_no_error(
+async def test_blob_that_cannot_be_removed_is_not_an_error(
     scheme: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = await open_store(f"{scheme}:{folder}")

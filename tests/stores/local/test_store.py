@@ -203,7 +203,7 @@ async def test_blob_that_another_owner_is_about_to_name_stays(
 
 
 @LOCAL
-async def test_blob_that_was_pruned_while_it_was_read_is_no_damage(
+async def test_blob_that_was_pruned_during_a_read_is_not_damage(
     kind: type[SqliteStore] | type[JsonStore], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader holds no lock: it reads again, and learns that the generation is gone."""

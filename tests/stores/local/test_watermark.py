@@ -1,4 +1,4 @@
-"""How far a run was is noted beside its records, and what is lost is noticed by it."""
+"""The watermark of a run lies beside its records, and a loss of records is detected by it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from trio_ckpt.abc import Finding, RunKey, Store
 from trio_ckpt.stores import open_store
 from trio_ckpt.stores._local.watermark import (
     Watermark,
-    decode_seen,
-    encode_seen,
-    read_seen,
-    seen_path,
+    decode_watermark,
+    encode_watermark,
+    read_watermark,
+    watermark_path,
 )
 
 SCHEMES = pytest.mark.parametrize("scheme", ["sqlite", "json"])
@@ -29,54 +29,52 @@ async def damages(store: Store) -> list[Finding]:
         return [finding async for finding in findings if finding.is_damage]
 
 
-def test_a_note_says_what_it_was_given() -> None:
-    assert decode_seen(encode_seen(SEEN)) == SEEN
+def test_a_watermark_decodes_to_what_was_encoded() -> None:
+    assert decode_watermark(encode_watermark(SEEN)) == SEEN
 
 
-def test_every_altered_bit_of_a_note_is_noticed() -> None:
-    content = encode_seen(SEEN)
+def test_every_altered_bit_of_a_watermark_is_detected() -> None:
+    content = encode_watermark(SEEN)
     for at in range(8 * len(content)):
         altered = bytearray(content)
         altered[at // 8] ^= 1 << at % 8
-        assert decode_seen(bytes(altered)) is None
+        assert decode_watermark(bytes(altered)) is None
 
 
-def test_a_note_has_the_same_length_however_far_the_run_is() -> None:
+def test_a_watermark_has_the_same_length_at_any_progress() -> None:
     """So that it is replaced by one write."""
-    assert len(encode_seen(Watermark("r", 1, 0, 0))) == len(
-        encode_seen(Watermark("r", 10**9, 7, 10**12))
+    assert len(encode_watermark(Watermark("r", 1, 0, 0))) == len(
+        encode_watermark(Watermark("r", 10**9, 7, 10**12))
     )
 
 
 @pytest.mark.parametrize("content", [b"", bytes(121)])
-def test_a_note_that_power_loss_left_without_content_says_nothing(
-    tmp_path: Path, content: bytes
-) -> None:
+def test_a_watermark_that_power_loss_emptied_is_ignored(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.seen"
     path.write_bytes(content)
-    assert read_seen(path) is None
+    assert read_watermark(path) is None
 
 
 @SCHEMES
-async def test_the_note_is_as_far_as_what_was_acknowledged(scheme: str, tmp_path: Path) -> None:
+async def test_the_watermark_equals_what_was_acknowledged(scheme: str, tmp_path: Path) -> None:
     folder = tmp_path / "store"
     store = await open_store(f"{scheme}:{folder}")
     async with store.lock_run("run") as owner:
-        run, path = RunKey("run", 0, owner), seen_path(folder, "run")
-        assert read_seen(path) == Watermark("run", 1, 0, 0)
+        run, path = RunKey("run", 0, owner), watermark_path(folder, "run")
+        assert read_watermark(path) == Watermark("run", 1, 0, 0)
         await store.save(run, chain(A, 1, 3))
-        assert read_seen(path) == Watermark("run", 1, 0, 3)
+        assert read_watermark(path) == Watermark("run", 1, 0, 3)
         await store.save(run, [*chain(A, 4, 4), *chain(A, 9, 9)])  # one of them fails
-        assert read_seen(path) == Watermark("run", 1, 0, 4)
+        assert read_watermark(path) == Watermark("run", 1, 0, 4)
         await store.save(RunKey("run", 1, owner), chain(A, 1, 2))
-        assert read_seen(path) == Watermark("run", 1, 1, 6)
+        assert read_watermark(path) == Watermark("run", 1, 1, 6)
     async with store.lock_run("run") as owner:
-        assert read_seen(path) == Watermark("run", 2, 1, 6)
+        assert read_watermark(path) == Watermark("run", 2, 1, 6)
         await store.prune(RunKey("run", 1, owner), keep=1)
-        assert read_seen(path) == Watermark("run", 2, 1, 2)
+        assert read_watermark(path) == Watermark("run", 2, 1, 2)
         assert await damages(store) == []
         await store.prune(RunKey("run", 1, owner), keep=0)
-        assert read_seen(path) == Watermark("run", 2, 1, 0)
+        assert read_watermark(path) == Watermark("run", 2, 1, 0)
     assert await damages(store) == []
     await store.aclose()
 
@@ -135,7 +133,7 @@ async def test_a_run_that_is_gone_is_noticed(scheme: str, tmp_path: Path) -> Non
     await store.aclose()
 
 
-async def test_a_lost_database_is_not_begun_anew(tmp_path: Path) -> None:
+async def test_a_lost_database_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     await make(folder, *chain(A, 1, 2))
     for make_it_so in ((folder / "state.db").write_bytes, lambda _: (folder / "state.db").unlink()):
@@ -144,10 +142,10 @@ async def test_a_lost_database_is_not_begun_anew(tmp_path: Path) -> None:
             await open_store(f"sqlite:{folder}")
 
 
-async def test_a_note_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
+async def test_a_watermark_that_cannot_be_written_fails_no_save(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     await make(folder)
-    path = seen_path(folder, "run")
+    path = watermark_path(folder, "run")
     path.unlink()
     path.mkdir()
     store = await open_store(f"sqlite:{folder}")

@@ -62,7 +62,7 @@ async def test_file_in_its_place(folder: Path) -> None:
         await open_store(folder / "deep")
 
 
-async def test_folder_of_somebody_else(folder: Path) -> None:
+async def test_folder_with_foreign_files(folder: Path) -> None:
     """A folder with other things in it is refused, and nothing is added to it."""
     folder.mkdir()
     (folder / "thesis.tex").write_text("")
@@ -71,7 +71,7 @@ async def test_folder_of_somebody_else(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
-async def test_database_of_somebody_else(folder: Path) -> None:
+async def test_database_of_another_program(folder: Path) -> None:
     folder.mkdir()
     with contextlib.closing(sqlite3.connect(folder / "state.db")) as database:
         database.execute("CREATE TABLE runs (id)")
@@ -273,7 +273,7 @@ async def test_record_of_another_place(folder: Path) -> None:
     await store.aclose()
 
 
-async def test_cursor_of_another_stream_is_no_damage(folder: Path) -> None:
+async def test_cursor_of_another_stream_is_not_damage(folder: Path) -> None:
     await make(folder, *chain(A, 1, 9), *chain(B, 1, 9))
     store = await SqliteStore.open(folder)
     page = await store.history("run", B, limit=4)
@@ -394,7 +394,7 @@ async def test_orphans_are_removed(folder: Path, caplog: pytest.LogCaptureFixtur
     assert f"{names[1]}, which no record names" in caplog.text
 
 
-async def test_orphans_that_cannot_be_removed_are_no_error(
+async def test_orphans_that_cannot_be_removed_are_not_an_error(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "blobs").mkdir(parents=True)
@@ -477,7 +477,7 @@ async def test_log_does_not_grow_without_bound(folder: Path) -> None:
     await store.aclose()
 
 
-async def test_one_who_opens_a_store_that_is_being_made_is_no_stranger(
+async def test_a_store_that_is_being_made_can_be_opened(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever SQLite has beside the new database in that moment."""

@@ -35,7 +35,7 @@ def test_a_whole_log_is_whole(wal: Path) -> None:
     assert said(wal) == []
 
 
-def test_no_log_is_no_damage(tmp_path: Path) -> None:
+def test_a_missing_log_is_not_damage(tmp_path: Path) -> None:
     assert check_wal(tmp_path) == []
 
 

@@ -18,7 +18,7 @@ from ..._journal.store import Finding
 from ..._util.errors import StoreError
 from ..._util.text import plural
 from .files import open_file
-from .watermark import all_seen
+from .watermark import all_watermarks
 
 Step = Callable[[], list[Finding]]
 Named = Callable[[Iterable[str]], set[str]]  # the given digests that a record references
@@ -170,8 +170,8 @@ def lost_runs(folder: Path, found: Callable[[str], tuple[int, int, int] | None])
     """
 
     def findings() -> Iterator[Finding]:
-        notes = list(all_seen(folder))  # all before the first comparison: later saves only add
-        for path, seen in notes:
+        watermarks = list(all_watermarks(folder))  # read first, since later saves only add
+        for path, seen in watermarks:
             where = f"lock/{path.name}"
             if seen is None:
                 advice = "the next start of its run writes it again"

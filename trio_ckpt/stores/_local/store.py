@@ -163,7 +163,7 @@ class LocalStore(Store):
         self._writer = writer
         self._reader = reader
         self._pins = writer.pins
-        self._notes = WatermarkWriter(folder, logger)
+        self._watermarks = WatermarkWriter(folder, logger)
         self._check_steps = check_steps
         self._writing = thread
         self._removing = WorkerThread(f"trio_ckpt removes in {folder.name}")
@@ -213,7 +213,7 @@ class LocalStore(Store):
     def _raise_owner(self, run_id: str) -> int:
         owner = self._writer.raise_owner(run_id)
         generation, records = self._writer.count(run_id)
-        self._notes.begin(Watermark(run_id, owner, generation, records))
+        self._watermarks.begin(Watermark(run_id, owner, generation, records))
         return owner
 
     async def _clean(self, lock: RunLock) -> None:
@@ -241,9 +241,9 @@ class LocalStore(Store):
 
     def _end_owning(self, run_id: str) -> None:
         try:
-            self._notes.need_own(run_id)
+            self._watermarks.need_own(run_id)
         finally:
-            self._notes.end(run_id)
+            self._watermarks.end(run_id)
             self._writer.give_back(run_id)
 
     async def save(
@@ -271,8 +271,8 @@ class LocalStore(Store):
                 self._pins.end_save(group)
             raise
         self._pins.end_save(group, outcomes)
-        self._notes.need_own(run.run_id)
-        self._notes.saved(run.run_id, run.generation, outcomes.count(None))
+        self._watermarks.need_own(run.run_id)
+        self._watermarks.saved(run.run_id, run.generation, outcomes.count(None))
         return outcomes
 
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
@@ -312,9 +312,9 @@ class LocalStore(Store):
         return pruned
 
     def _prune(self, run: RunKey, keep: int) -> Pruned:
-        self._notes.reset(run.run_id, 0)  # first: it must never exceed what the store has
+        self._watermarks.reset(run.run_id, 0)  # first: it must never exceed what the store has
         pruned = self._writer.prune(run, keep)
-        self._notes.reset(run.run_id, self._writer.count(run.run_id)[1])
+        self._watermarks.reset(run.run_id, self._writer.count(run.run_id)[1])
         return pruned
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
@@ -433,7 +433,7 @@ class LocalStore(Store):
             try:
                 if not self._in_doubt:
                     await shielded(self._writing.run, self._writer.close)
-                    self._notes.close()
+                    self._watermarks.close()
                     self._pins.close()
             finally:
                 self._writing.stop(self._close_late if self._in_doubt else int)

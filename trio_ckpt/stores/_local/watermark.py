@@ -33,8 +33,8 @@ from ..._util.text import plural
 from .files import open_file
 
 SUFFIX = ".seen"
-MAX_NOTE_BYTES = 4_096  # a run's name in JSON and three numbers take less
-_NOTE = re.compile(
+MAX_WATERMARK_BYTES = 4_096  # a run's name in JSON and three numbers take less
+_WATERMARK = re.compile(
     rb"trio_ckpt seen 1 ([0-9]{20}) ([0-9]{20}) ([0-9]{20}) ([0-9a-f]{32}) (.+)\n", re.DOTALL
 )
 
@@ -61,21 +61,21 @@ class Watermark:
         return bool(self.records) and has_more
 
 
-def seen_path(folder: Path, run_id: str) -> Path:
+def watermark_path(folder: Path, run_id: str) -> Path:
     """Return the path of a run's watermark."""
     return folder / "lock" / (hashlib.sha256(run_id.encode()).hexdigest()[:32] + SUFFIX)
 
 
-def encode_seen(seen: Watermark) -> bytes:
+def encode_watermark(seen: Watermark) -> bytes:
     """Encode a watermark; the length is constant for a run."""
     numbers = b"%020d %020d %020d" % (seen.owner, seen.generation, seen.records)
     name = json.dumps(seen.run_id).encode()
     return b"trio_ckpt seen 1 %b %b %b\n" % (numbers, _check(numbers, name), name)
 
 
-def decode_seen(content: bytes) -> Watermark | None:
+def decode_watermark(content: bytes) -> Watermark | None:
     """Decode a watermark; None: it was not written whole."""
-    match = _NOTE.fullmatch(content)
+    match = _WATERMARK.fullmatch(content)
     if match is None:
         return None
     owner, generation, records, check, name = match.groups()
@@ -88,7 +88,7 @@ def _check(numbers: bytes, name: bytes) -> bytes:
     return hashlib.blake2b(numbers + name, digest_size=16).hexdigest().encode()
 
 
-def read_seen(path: Path) -> Watermark | None:
+def read_watermark(path: Path) -> Watermark | None:
     """Read the watermark in a file; None: the file is missing or empty.
 
     Raises:
@@ -101,20 +101,20 @@ def read_seen(path: Path) -> Watermark | None:
     except FileNotFoundError:
         return None
     with open(fd, "rb") as file:
-        content = file.read(MAX_NOTE_BYTES)
+        content = file.read(MAX_WATERMARK_BYTES)
     if not content.strip(b"\0"):
         return None  # power loss: the file was there before its content
-    seen = decode_seen(content)
-    if seen is None or seen_path(path.parent.parent, seen.run_id) != path:
+    seen = decode_watermark(content)
+    if seen is None or watermark_path(path.parent.parent, seen.run_id) != path:
         raise ValueError("it is not what was written")
     return seen
 
 
-def all_seen(folder: Path) -> Iterator[tuple[Path, Watermark | None]]:
+def all_watermarks(folder: Path) -> Iterator[tuple[Path, Watermark | None]]:
     """Yield the watermarks of a store; None: the one at that path cannot be read."""
     for path in sorted((folder / "lock").glob("*" + SUFFIX)):
         try:
-            seen = read_seen(path)
+            seen = read_watermark(path)
         except (OSError, StoreError, ValueError):
             yield path, None
         else:
@@ -134,9 +134,9 @@ class WatermarkWriter:
 
     def begin(self, seen: Watermark) -> None:
         """Start the watermark of an owned run at what the store has; log a loss."""
-        path = seen_path(self._folder, seen.run_id)
+        path = watermark_path(self._folder, seen.run_id)
         with suppress(OSError, StoreError, ValueError):
-            before = read_seen(path)
+            before = read_watermark(path)
             if before is not None and before.is_ahead_of(seen.generation, seen.records):
                 self._logger.error(
                     "run %r has lost checkpoints that were acknowledged: there were %d in %s, "
@@ -155,7 +155,7 @@ class WatermarkWriter:
             return
         self._write(seen)
         with suppress(OSError):  # a foreign file there may have been longer
-            os.ftruncate(self._open[seen.run_id], len(encode_seen(seen)))
+            os.ftruncate(self._open[seen.run_id], len(encode_watermark(seen)))
 
     def saved(self, run_id: str, generation: int, records: int) -> None:
         """Raise the watermark by records that are durable."""
@@ -176,9 +176,9 @@ class WatermarkWriter:
         with suppress(OSError):
             if os.pread(self._open[run_id], len(written), 0) != written:
                 raise StoreConflictError(
-                    f"{seen_path(self._folder, run_id)} was written by another process while the "
-                    "run went on, as when a copy of the store is put back: nothing more is saved; "
-                    "find out what did it, put the newest copy back, and start again",
+                    f"{watermark_path(self._folder, run_id)} was written by another process while "
+                    "the run went on, as when a copy of the store is put back: nothing more is "
+                    "saved; find out what did it, put the newest copy back, and start again",
                     run_id=run_id,
                 )
 
@@ -203,9 +203,9 @@ class WatermarkWriter:
     def _write(self, seen: Watermark) -> None:
         self._seen[seen.run_id] = seen
         self._written.pop(seen.run_id, None)
-        note = encode_seen(seen)
+        content = encode_watermark(seen)
         try:
-            if os.pwrite(self._open[seen.run_id], note, 0) == len(note):
-                self._written[seen.run_id] = note
+            if os.pwrite(self._open[seen.run_id], content, 0) == len(content):
+                self._written[seen.run_id] = content
         except OSError as error:
             self._logger.debug("run %r: its watermark was not written: %s", seen.run_id, error)

@@ -24,7 +24,7 @@ from .._local.files import (
     sync_folder,
     warn_of_others,
 )
-from .._local.watermark import all_seen
+from .._local.watermark import all_watermarks
 
 APPLICATION_ID = 0x74636B70  # "tckp", in bytes 68 to 71 of the file
 FORMAT_VERSION = 2  # format 1 was used during development, and never released
@@ -267,7 +267,7 @@ def _refuse_strangers(folder: Path) -> None:
 
 def _refuse_lost(folder: Path) -> None:
     """Check that no run was saved here: a lost database must not be replaced by an empty one."""
-    for _, seen in all_seen(folder):
+    for _, seen in all_watermarks(folder):
         if seen is not None and seen.records:
             raise StoreDamagedError(
                 f"{folder / 'state.db'} is empty or gone, with "
