@@ -53,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say what was explored, and above all what was left out."""
+    """Report what was explored, and above all what was left out."""
     said = config.stash.get(_SAID, [])
     if said:
         terminalreporter.section("crashes")
@@ -65,7 +65,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def ckpt_crashes(request: pytest.FixtureRequest) -> Callable[..., Exploration]:
     """`trio_ckpt.testing.explore_crashes`, with the command line's replay and budget.
 
-    For tests that are no coroutines: it runs trio itself.
+    For tests that are not coroutines: it runs trio itself.
     """
     from trio_ckpt.testing import explore_crashes
 
@@ -108,9 +108,9 @@ def ckpt_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store | str:
 
 @pytest.fixture
 def ckpt_clock() -> MockClock:
-    """A mock clock that jumps when all tasks sleep, but not while a thread is out.
+    """A mock clock that jumps when all tasks sleep, but not while a thread is running.
 
-    With pytest-trio it is the test's clock; else give it to `trio.run`.
+    With pytest-trio it is the test's clock; otherwise pass it to `trio.run`.
     """
     from trio_ckpt.testing import make_clock
 

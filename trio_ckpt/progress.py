@@ -1,8 +1,8 @@
 """A live display of a run's progress, for programs that people watch.
 
 On a terminal it is a few lines that are redrawn in place (with rich, the extra ``cli``);
-anywhere else, a file or a log of a service, it is now and then one plain line.  It draws
-from its own trio task: there are no threads, and a run that does nothing draws nothing.
+anywhere else, such as a file or the log of a service, it is a plain line now and then.  It draws
+from its own trio task: there are no threads, and an idle run draws nothing.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ log = logging.getLogger("trio_ckpt.progress")
 
 TERMINAL_EVERY_S = 0.5
 LINES_EVERY_S = 10.0
-IDLE_EVERY_S = 1.0  # a terminal's clock goes on while nothing else does
-MAX_WAITING = 3  # streams that wait and are named
+IDLE_EVERY_S = 1.0  # a terminal shows time, even if nothing else changes
+MAX_WAITING = 3  # waiting streams that are named
 MAX_BAR_CELLS = 40
 
 
 async def show_progress(
     run: Run, *, file: TextIO | None = None, every_s: float | None = None
 ) -> None:
-    """Show how a run comes on, until it is cancelled.
+    """Show the progress of a run, until cancelled.
 
     ``nursery.start_soon(show_progress, run)``, and cancel the nursery when the work is done.
     This session and the total of all sessions are always shown apart.  Rate and ETA are
-    hidden until they mean something: see `RunStatistics.rate_per_s`.  What cannot be shown is
-    dropped: a display that fails ends no work.
+    hidden until they mean something: see `RunStatistics.rate_per_s`.  A display that fails is
+    dropped, and the work continues.
 
     Args:
         run: An open run.
-        file: Where to; default: standard error.
-        every_s: How often at most, in seconds; default: `TERMINAL_EVERY_S` on a terminal,
-            `LINES_EVERY_S` elsewhere.
+        file: The stream to write to; default: standard error.
+        every_s: The shortest time between two updates, in seconds; default: `TERMINAL_EVERY_S`
+            on a terminal, `LINES_EVERY_S` elsewhere.
 
     Raises:
         TypeError, ValueError: `run` is not an open run, `file` not a file, or `every_s` not a
             time above zero.
 
-    Cancellation: it draws once more, so that the last word is how the run stands then.
+    Cancellation: draws once more, so that the last update shows the final state.
     """
     instance("run", run, Run, "an open run")
     if every_s is not None:
@@ -74,7 +74,7 @@ async def show_progress(
         function("file.write", getattr(file, "write", None))
     try:
         await _show(run, out, every_s)
-    except Exception as error:  # rich's, say, or a file's of the caller's own making
+    except Exception as error:  # of rich, for example, or of the caller's file
         log.warning(
             "run %r is not displayed any more: %s",
             run.run_id,
@@ -128,7 +128,7 @@ def _line_drawer(run_id: str, file: TextIO) -> Callable[[RunStatistics], None]:
     def draw(statistics: RunStatistics) -> None:
         nonlocal last
         line = progress_line(run_id, statistics)
-        if line != last:  # the last word may have been said already
+        if line != last:  # the last update may be shown already
             print(line, file=file, flush=True)
             last = line
 
@@ -136,7 +136,7 @@ def _line_drawer(run_id: str, file: TextIO) -> Callable[[RunStatistics], None]:
 
 
 def progress_line(run_id: str, statistics: RunStatistics) -> str:
-    """Where a run stands, in one line."""
+    """Return the progress of a run as one line."""
     texts = [
         f"session: {_session(statistics)}",
         f"total: {_total(statistics)}",
@@ -148,7 +148,7 @@ def progress_line(run_id: str, statistics: RunStatistics) -> str:
 
 
 def progress_pairs(run_id: str, statistics: RunStatistics) -> list[tuple[str, str]]:
-    """Where a run stands, as names and what is said of them."""
+    """Return the progress of a run as pairs of name and text."""
     streams = _per_status(statistics.streams)
     groups = _per_status(statistics.groups)
     more = f"; groups: {groups}" if sum(statistics.groups.values()) > 1 else ""
@@ -213,7 +213,7 @@ def _total(statistics: RunStatistics) -> str:
 
 
 def _pace(statistics: RunStatistics) -> list[str]:
-    """The rate of this session and what follows from it; nothing before it is warm."""
+    """Return the rate of this session and the ETA; empty until the rate means something."""
     if statistics.rate_per_s is None:
         return []
     texts = [f"{number(round(statistics.rate_per_s, 2))} batches/s"]
@@ -245,7 +245,7 @@ def _waiting(statistics: RunStatistics) -> Iterator[str]:
 def _live(
     run_id: str, file: TextIO, *, is_standard: bool
 ) -> Generator[Callable[[RunStatistics], None]]:
-    """Lines in place; what the program prints meanwhile is shown above them."""
+    """Lines in place; the program's own output is shown above them."""
     with needs_extra("cli", "a live display on a terminal"):
         from rich.console import Console
         from rich.live import Live
@@ -253,7 +253,7 @@ def _live(
     console = Console(file=file, markup=False, highlight=False, emoji=False)
     live = Live(
         console=console,
-        auto_refresh=False,  # its own would be a thread
+        auto_refresh=False,  # rich's own refresh would need a thread
         redirect_stdout=is_standard,
         redirect_stderr=is_standard,
     )
@@ -274,7 +274,7 @@ def _to_rich(run_id: str, statistics: RunStatistics) -> Any:
         grid.add_row(Text(name), Text(text))
     done, left = statistics.confirmed + statistics.skipped, statistics.left
     is_short = left == 0 and statistics.status is not Status.COMPLETE
-    if left is None or not done + left or is_short:  # 100 % is said of what is complete only
+    if left is None or not done + left or is_short:  # 100 % is shown only for what is complete
         return grid
     line = Table.grid(padding=(0, 2))
     line.add_row(

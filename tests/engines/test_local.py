@@ -58,7 +58,7 @@ async def test_cancelling_ends_the_processes_soon() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(map_tasks, jobs.hang, [1, 2])
         with trio.fail_after(30):
-            while len(children()) < len(before) + 1:  # noqa: ASYNC110  # nobody tells of that
+            while len(children()) < len(before) + 1:  # noqa: ASYNC110  # no event reports it
                 await trio.sleep(0.05)
         await trio.sleep(1)
         started = time.monotonic()

@@ -300,7 +300,7 @@ class MixesUpCase(MemoryStore):
         return await super().save(run, lower, folds)
 
 
-class NobodyOwns(MemoryStore):
+class HidesTheOwner(MemoryStore):
     async def read_owner(self, run_id: str) -> Owner | None:
         await self._begin()
         return None
@@ -385,7 +385,7 @@ class ForgetsTheOwner(MemoryStore):
         return pruned
 
 
-class PrunesForAnybody(MemoryStore):
+class PrunesForAnyOwner(MemoryStore):
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
         owner = self._memory.runs[run.run_id].owner
         return await super().prune(attrs.evolve(run, owner=owner), keep=keep)
@@ -550,7 +550,7 @@ class KeepsDropped(MemoryStore):
         return size
 
 
-class DropsForAnybody(MemoryStore):
+class DropsForAnyOwner(MemoryStore):
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         owner = self._memory.runs[run.run_id].owner
         return await super().drop_blobs(attrs.evolve(run, owner=owner), stream, sequences)
@@ -596,19 +596,19 @@ BROKEN = {
     EmptyForLostBlobs: "Blobs come back in place of the payload",
     ListsInAnyOrder: "list_runs names every run once",
     MixesUpCase: "Any text is a good run id",
-    NobodyOwns: "read_owner tells who owns a run now.*is locked has no owner",
-    OwnsForEver: "read_owner tells who owns a run now.*given back has an owner",
-    LooksByLocking: "Whoever locks a run is not refused because somebody looks",
-    LocalTime: "read_owner tells who owns a run now.*not in UTC",
+    HidesTheOwner: "read_owner returns the present owner.*is locked has no owner",
+    OwnsForEver: "read_owner returns the present owner.*given back has an owner",
+    LooksByLocking: "Locking a run is not refused while another process",
+    LocalTime: "read_owner returns the present owner.*not in UTC",
     PrunesOneTooMany: "prune removes all generations but the newest ones",
     PrunesNothing: "prune removes all generations but the newest ones",
     HidesWhatIsPruned: "prune removes all generations but the newest ones.*has a history",
     BeginsAtZeroAgain: "Of a run pruned to nothing the numbers stay",
     ForgetsTheOwner: "Of a run pruned to nothing the numbers stay",
-    PrunesForAnybody: "prune removes nothing for another owner",
+    PrunesForAnyOwner: "prune removes nothing for another owner",
     PrunesAnyGeneration: "prune removes nothing for another owner",
-    KeepsBlobs: "With the records go the blobs.*still there",
-    PrunesBlobsInUse: "With the records go the blobs.*missing or was altered",
+    KeepsBlobs: "prune removes the blobs that no record names.*still there",
+    PrunesBlobsInUse: "prune removes the blobs that no record names.*missing or was altered",
     ForgetsAttached: "A checkpoint may name blobs beyond its payload",
     RepeatsAttached: "A checkpoint may name blobs beyond its payload",
     RemovesAttached: "A checkpoint may name blobs beyond its payload.*is not there",
@@ -623,13 +623,13 @@ BROKEN = {
     DropsWhatOthersName: "drop_blobs ends the naming, not the records.*is missing or was",
     CountsWhatOthersName: "drop_blobs ends the naming, not the records.*frees",
     KeepsDropped: "drop_blobs ends the naming, not the records.*is still there",
-    DropsForAnybody: "drop_blobs drops nothing for another owner",
+    DropsForAnyOwner: "drop_blobs drops nothing for another owner",
     DropsInAnyGeneration: "drop_blobs drops nothing for another owner.*generation=0",
-    RemovesWhatIsAboutToBeNamed: "What was put and is not named yet stays",
-    PrunesWithoutAttached: "prune removes attached blobs that nobody else names",
+    RemovesWhatIsAboutToBeNamed: "A blob that was put and is not named yet stays",
+    PrunesWithoutAttached: "prune removes attached blobs that no other record names",
     PublishesIntoTheVoid: "What is published for other processes replaces what was there",
     NeverCloses: "Closing twice is fine",
-    CriesWolf: "check finds no damage where all is as it was saved.*a sound store is damaged",
+    CriesWolf: "check finds no damage in a store that is as it was saved.*a sound store is damaged",
     DeafToCancellation: "A cancelled read ends",
 }
 

@@ -58,7 +58,7 @@ async def tells_before_it_is_durable(world: World) -> None:
 
 
 async def tells_when_it_is_durable(world: World) -> None:
-    """The same, mended."""
+    """The program above, mended."""
     async with (
         trio_ckpt.open_run("run", store=world.store) as run,
         run.open_stream("pages") as stream,
@@ -77,7 +77,7 @@ def nothing_is_told_too_early(world: World) -> None:
 
 
 async def forgets_to_sync(world: World) -> None:
-    """Broken: its file is written, and named by nobody, but never synced."""
+    """Broken: its file is written, but never synced, and no record names it."""
     async with (
         trio_ckpt.open_run("run", store=world.store) as run,
         run.open_stream("pages") as stream,
@@ -88,7 +88,7 @@ async def forgets_to_sync(world: World) -> None:
 
 
 async def syncs(world: World) -> None:
-    """The same, mended: the file, and each folder whose names it changed."""
+    """The program above, mended: the file, and each folder whose names it changed."""
     async with (
         trio_ckpt.open_run("run", store=world.store) as run,
         run.open_stream("pages") as stream,

@@ -150,7 +150,7 @@ def test_every_crash_of_a_schedule_is_met() -> None:
 def test_only_the_points_that_are_asked_for() -> None:
     found = explore_crashes(good, check_good, points=("store",), schedules=5)
     assert found.crashes.keys() == {"kill", "power"}
-    with pytest.raises(ValueError, match="no kind of point"):
+    with pytest.raises(ValueError, match="not a kind of point"):
         explore_crashes(good, check_good, points=("stores",))  # type: ignore[arg-type]
 
 
@@ -210,7 +210,7 @@ def test_an_async_check_may_ask_the_store() -> None:
 
 def test_a_dying_program_changes_nothing_any_more() -> None:
     kept: list[World] = []
-    answers: list[object] = []  # what a dying program raises, nobody hears
+    answers: list[object] = []  # errors of a dying program are dropped
 
     def ask(call: Callable[[], object]) -> None:
         try:
@@ -349,7 +349,7 @@ def test_waits_that_chance_lengthens_follow_from_the_seed() -> None:
     assert random.getstate() == before
 
 
-def test_a_thread_that_waits_for_a_task_of_ours_stops_nobody() -> None:
+def test_a_thread_that_waits_for_a_task_of_ours_stops_no_task() -> None:
     """Its turn is over after a while, and then it goes on beside the tasks."""
 
     async def program(world: World) -> None:

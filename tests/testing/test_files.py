@@ -386,7 +386,7 @@ def test_the_folder_that_a_file_has_left_brings_the_way_to_it_when_it_is_synced(
     assert left(files, "/new/f") == {b"data"}
 
 
-def test_a_long_row_of_changes_that_nobody_synced_is_cut_anywhere() -> None:
+def test_a_long_row_of_changes_that_are_not_synced_is_cut_anywhere() -> None:
     files, root = disk()
     for number in range(1_000):
         make(files, root, "temp", b"%d" % number, synced=True)

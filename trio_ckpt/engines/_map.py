@@ -1,9 +1,9 @@
 """`map_tasks`: a foreman in this process, and workers that end with it.
 
-Theory of operation.  The foreman listens on a free port of the loopback device with a secret
-of its own.  Each worker is a process of its own, so that functions that hold the interpreter do
-not block each other.  It reads its settings from its standard input, and ends when that is closed:
-so no worker outlives this process, however it dies.
+Theory of operation.  The foreman listens on a free port of the loopback device with a random
+secret.  Each worker is a separate process, so that functions that hold the interpreter do not block
+each other.  A worker reads its settings from its standard input, and ends when that is closed: so
+no worker outlives this process, however it dies.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ R = TypeVar("R")
 Errors = Literal["raise", "collect"]
 
 MAX_WORKERS = 1_000
-DEFAULT_GRACE_S = 1.0  # workers are on this machine: who is gone is gone, and soon
-STOP_S = 1.0  # for a worker to end by itself; with all else it is less than 2 s
+DEFAULT_GRACE_S = 1.0  # workers are on this machine: a lost one does not reconnect late
+STOP_S = 1.0  # for a worker to end by itself; the whole stop takes less than 2 s
 WORKER_MODULE = "trio_ckpt.engines._worker"
 
 
@@ -116,33 +116,34 @@ async def map_tasks(
     attempts: int = 1,
     job_id: str | None = None,
 ) -> list[Any]:
-    """Call a function with each item, in several processes; the results, in order.
+    """Call a function with each item, in several processes; return the results in order.
 
     Args:
-        func: A function of a module, called as ``func(item, work)``, or as ``func(item)`` where
+        func: A function of a module, called as ``func(item, work)``, or as ``func(item)`` if
             it has one parameter; or its name, ``module:function``.
         items: JSON-like values.
         errors: "raise", or "collect": the error of an item takes the place of its result.
         engine: "local": processes of this machine.
-        workers: How many; default: one for each processor.
-        slots: How many items each takes at a time.
-        store: Where jobs and checkpoints are: a folder, a URL, or a store.
-        checkpoint_interval_s: How often a running item saves its state, at most; None: never.
-        attempts: How often an item is tried whose function raises.
-        job_id: A name, ``job-…``: the same call again under it, with the same store, goes on
-            where the last one was left.
+        workers: The number of processes; default: one for each processor.
+        slots: How many items each process takes at a time.
+        store: The store for jobs and checkpoints: a folder, a URL, or a store.
+        checkpoint_interval_s: How often a running item saves its state, at most, in seconds;
+            None: never.
+        attempts: How often an item is tried when its function raises.
+        job_id: A name, ``job-…``: the same call under the same name, with the same store,
+            continues the earlier one.
 
     Returns:
         One result for each item.
 
     Raises:
         TaskFailedError: an item failed.
-        NotAllowedError: the function is in no module that a process could import.
+        NotAllowedError: another process cannot import the function.
         NotEncodableError: an item is not JSON-like.
         TypeError, ValueError: an argument is wrong; the message has its name and value.
         StoreError: the store cannot be used.
 
-    Durability: results and saved states survive what the store says.
+    Durability: results and saved states survive whatever the store promises.
     Cancellation: cancels the job and ends the processes.
     """
     one_of("engine", engine, ("local",))
@@ -182,14 +183,14 @@ async def _close(store: Store) -> None:
 
 
 def name_of(func: Callable[..., Any]) -> str:
-    """The name by which another process imports a function.
+    """Return the name by which another process imports a function.
 
     Raises:
-        NotAllowedError: there is none.
+        NotAllowedError: the function has no such name.
     """
     if not inspect.isfunction(func) or func.__qualname__ != func.__name__:
         raise NotAllowedError(
-            f"{func!r} is no function of a module: workers import functions by their names"
+            f"{func!r} is not a function of a module: workers import functions by their names"
         )
     module = func.__module__
     if module == "__main__":
@@ -205,7 +206,7 @@ def name_of(func: Callable[..., Any]) -> str:
 
 @asynccontextmanager
 async def _foreman(store: Store, secret: str) -> AsyncGenerator[str]:
-    """A foreman on the loopback device for a block; yields its URL."""
+    """Run a foreman on the loopback device for a block; yields its URL."""
 
     async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
         await serve_foreman(
@@ -220,13 +221,13 @@ async def _foreman(store: Store, secret: str) -> AsyncGenerator[str]:
 async def open_workers(
     count: int, url: str, secret: str, allow: str, slots: int = 1
 ) -> AsyncGenerator[None]:
-    """Workers in processes of their own for a block; one that dies is started again.
+    """Run workers as processes for a block; a worker that dies is replaced.
 
     Args:
-        count: How many.
-        url: The foreman's.
-        secret: What lets it in.
-        allow: The module whose functions it runs.
+        count: The number of workers.
+        url: The foreman's URL.
+        secret: The foreman's secret.
+        allow: The module whose functions they run.
         slots: How many items each takes at a time.
 
     Cancellation: ends the processes, all at once, within `STOP_S`.
@@ -242,7 +243,7 @@ async def open_workers(
 
 @asynccontextmanager
 async def _background() -> AsyncGenerator[trio.Nursery]:
-    """A nursery that is cancelled when the block ends; a block's exception leaves as it is."""
+    """A nursery that is cancelled when the block ends; the block's exception leaves unwrapped."""
     body_error: BaseException | None = None
     failure: BaseException | None = None
     try:
@@ -268,17 +269,17 @@ async def _keep_running(told: bytes) -> None:
     while True:
         code = await _run_worker(told)
         log.warning("a worker has ended with %d: starting another", code)
-        await trio.sleep(0.1)  # one that cannot start is not started ten thousand times
+        await trio.sleep(0.1)  # a worker that cannot start is not retried in a busy loop
 
 
 async def _run_worker(told: bytes) -> int:
-    """Run one process until it ends; cancelled, until it was ended."""
+    """Run one process until it ends; on cancellation, until it was ended."""
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", WORKER_MODULE], stdin=subprocess.PIPE
     )
     pipe = process.stdin
     if isinstance(pipe, trio.lowlevel.FdStream):
-        unshare(pipe)  # a child that is forked here would keep the worker from its end
+        unshare(pipe)  # a forked child would inherit the pipe and keep the worker alive
     try:
         try:
             if pipe is not None:
@@ -289,7 +290,7 @@ async def _run_worker(told: bytes) -> int:
     finally:
         with trio.CancelScope(shield=True):
             if pipe is not None:
-                await pipe.aclose()  # it ends because of this
+                await pipe.aclose()  # this ends the process
             with give_up_after(STOP_S):
                 await process.wait()
             if process.returncode is None:

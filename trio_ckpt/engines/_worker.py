@@ -14,17 +14,17 @@ import trio
 from .._util.patience import sleep_awake
 from ..remote import run_worker
 
-GIVE_UP_S = 0.5  # functions in threads are not waited for: this process has no other purpose
+GIVE_UP_S = 0.5  # the process does not wait longer for functions in threads
 
 
 def main() -> None:
-    """Read what to do from standard input, and do it until that is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent is told, too
+    """Read the settings from standard input, and work until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent gets it, too
     logging.basicConfig(level=logging.ERROR)
     told: dict[str, Any] = msgspec.json.decode(sys.stdin.buffer.readline())
     sys.path[:] = told["path"]
     trio.run(_work, told)
-    os._exit(0)  # a function that still runs in a thread would be waited for
+    os._exit(0)  # a normal exit would wait for functions in threads
 
 
 async def _work(told: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ async def _work(told: dict[str, Any]) -> None:
 
 
 async def _end_with_input(scope: trio.CancelScope) -> None:
-    """Wait for the end of standard input: the parent wants it so, or is gone."""
+    """Wait for the end of standard input: the parent has closed it, or is gone."""
     async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stream:
         while await stream.receive_some(1):
             pass

@@ -1,4 +1,4 @@
-"""A store in memory whose every call is a point where the program may die."""
+"""A store in memory in which every call is a point where the program may crash."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from ..stores import MemoryStore
 from ..stores._local.blobs import views_of
 from ._points import CrashTrigger
 
-Saved = Callable[[RunKey, str, int, bytes], None]  # who, the stream, its sequence, the payload
+Saved = Callable[[RunKey, str, int, bytes], None]  # run, stream, sequence, payload
 
 
 class CrashStore(Store):
     """A `MemoryStore` of one session.
 
-    A verb that changes something has a point before it takes effect and one after, before
-    its answer; a save of several streams also one where a store without a transaction for
-    the whole group has saved a part of it, which the contract allows.  Reading has one point.
+    A verb that changes something has a point before it takes effect and one after it, before the
+    answer; a save of several streams also has one where a store without a transaction for the
+    whole group has saved a part of it, which the contract allows.  Reading has one point.
     """
 
     def __init__(self, store: MemoryStore, fuse: CrashTrigger, saved: Saved, seed: int) -> None:
@@ -42,7 +42,7 @@ class CrashStore(Store):
         self.handle = store
         self._fuse = fuse
         self._saved = saved
-        self._chance = random.Random(seed)  # noqa: S311  # chance that can be repeated
+        self._chance = random.Random(seed)  # noqa: S311  # repeatable random numbers
         self._blobs: dict[str, bytes] = {}  # put in this session: a record may be one of them
 
     @asynccontextmanager
@@ -76,7 +76,7 @@ class CrashStore(Store):
         return outcomes
 
     def _part(self, group: Sequence[Checkpoint]) -> list[Checkpoint]:
-        """Some of a group: of each stream none, or the first ones."""
+        """Choose a part of a group: of each stream none, or the first ones."""
         keeps: dict[str, bool] = {}
         part: list[Checkpoint] = []
         for checkpoint in group:
@@ -89,7 +89,7 @@ class CrashStore(Store):
     def _note(
         self, run: RunKey, group: Sequence[Checkpoint], outcomes: Sequence[Exception | None]
     ) -> None:
-        self._fuse.check_alive()  # the machine may have died while the call was on its way
+        self._fuse.check_alive()  # the machine may have died during the call
         for checkpoint, outcome in zip(group, outcomes, strict=True):
             if outcome is None:
                 blob = checkpoint.blob
@@ -165,13 +165,13 @@ class CrashStore(Store):
         self._fuse.reach("store", verb, name)
 
     async def _answer(self) -> None:
-        """Let others run between the effect and the answer; a dead program gets none."""
+        """Let other tasks run between the effect and the answer; a dead program gets no answer."""
         await trio.lowlevel.cancel_shielded_checkpoint()
         self._fuse.check_alive()
 
 
 def _describe(group: Sequence[Checkpoint], folds: Sequence[Fold]) -> str:
-    """What is saved, in words."""
+    """Describe what is saved."""
     if not group:
         return "folds" if folds else "nothing: a look at who owns the run"
     return ", ".join(f"{checkpoint.stream} {checkpoint.sequence}" for checkpoint in group)

@@ -1,4 +1,4 @@
-"""Crash a program everywhere, and see that it gets through."""
+"""Crashes a program everywhere, and checks that it survives."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ Check = Callable[[World], Awaitable[None] | None]
 
 DEFAULT_SCHEDULES = 50
 DEFAULT_TIME_LIMIT_S = 60.0
-MOST_CRASHES = 4  # of one random schedule: what two do not show, ten hardly do
+MOST_CRASHES = 4  # in one random schedule: more seldom find what two do not
 MAX_SEED = 10**6  # of random schedules: short enough to be typed
-MAX_MOVES = 8  # of crashes that a start does not come to: a program may be another at every start
+MAX_MOVES = 8  # of crashes that a start does not reach: each start may take another path
 
 
 @attrs.frozen
 class Exploration:
-    """What was tried.
+    """What was explored.
 
     Attributes:
-        points: How many points of each kind a session without a crash has.
-        crashes: How many sessions were ended from outside, by manner.
-        sessions: How many were run in all.
-        schedules: How many of the plans had several crashes.
-        not_reached: Crashes that were planned at points that a session did not come to.
-        left_out: How many plans there was no time for, or no budget, by kind; and those of which
-            a session did not come to a crash, because the program did something else.
-        duration_s: Real time.
-        seed: What everything follows from.
+        points: The number of points of each kind in a session without a crash.
+        crashes: The number of sessions that were crashed or cancelled, by manner.
+        sessions: The number of all sessions.
+        schedules: The number of plans with several crashes.
+        not_reached: Crashes that were planned at points that a session did not reach.
+        left_out: The number of plans, by kind, that exceed the time or the budget; and of those
+            in which a session did not reach a crash, because the program took another path.
+        duration_s: Real time, in seconds.
+        seed: The seed of everything random.
     """
 
     points: dict[Kind, int]
@@ -66,7 +66,7 @@ class Exploration:
 
     @property
     def crash_points(self) -> int:
-        """How many crashes there were."""
+        """The number of crashes."""
         return sum(self.crashes.values())
 
     def __str__(self) -> str:
@@ -94,43 +94,43 @@ def explore_crashes(
     replay: str | None = None,
     how_to_replay: str = 'explore_crashes(..., replay="{}")',
 ) -> Exploration:
-    """Prove a program crash-safe: crash it everywhere, start it again, look at what it leaves.
+    """Prove a program crash-safe: crash it everywhere, restart it, and check what it leaves.
 
     The program runs under trio's mock clock, with a store and files in memory, in an order
     that follows from the seed.  First it runs undisturbed, which counts the points.  Then it
-    is crashed at each of them in turn and started again until it is done: at every call of the
+    is crashed at each of them in turn and restarted until it is done: at every call of the
     store (before it takes effect, after it, after a part of it), at every durable operation
     on files, and at every step of a task, killed and without power; at the steps it is also
     cancelled.  Then come random schedules of several crashes.
 
-    After every crash some laws are looked at, see `docs/how-to/prove-crash-safety`; at the end
-    of every plan so is `check`.
+    After every crash some invariants are checked, see `docs/how-to/prove-crash-safety`; `check`
+    runs at the end of every plan.
 
     Args:
-        program: Called with a new `World` for each session.  It must keep all that is to
-            survive in there.
-        check: Called when the program is done: raises where something is wrong; sync or async.
-        always: Called after every session, however it ended: raises where something is wrong
+        program: Called with a new `World` for each session.  It must keep everything that is
+            to survive in there.
+        check: Called when the program is done: raises if something is wrong; sync or async.
+        always: Called after every session, however it ended: raises if something is wrong
             even though the program is not done.
-        seed: Everything follows from it.
+        seed: The seed of everything random.
         points: The kinds of points.
-        schedules: How many random schedules of several crashes.
-        time_limit_s: Real time that this may take; what was left out is said.
-        crashes: At most so many plans, spread evenly; default: all there are.
+        schedules: The number of random schedules of several crashes.
+        time_limit_s: Real time that this may take, in seconds; the result says what was left out.
+        crashes: The largest number of plans, spread evenly; default: all there are.
         replay: Only this plan, as a `CrashFoundError` names it.
-        how_to_replay: What the error tells people to do; ``{}`` is the plan.
+        how_to_replay: How the error describes a replay; ``{}`` is the plan.
 
     Returns:
-        What was tried, and what was not.
+        What was explored, and what was left out.
 
     Raises:
-        CrashFoundError: a crash that the program does not survive.
+        CrashFoundError: the program does not survive a crash.
         Exception: what the program or `check` raises without any crash.
-        ValueError: `replay` names no crash, or one that the program does not come to.
+        ValueError: `replay` is not a plan, or has a crash that the program does not reach.
     """
     unknown = sorted(set(points) - set(KINDS))
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no kind of point; there are {', '.join(KINDS)}")
+        raise ValueError(f"{unknown[0]!r} is not a kind of point; there are {', '.join(KINDS)}")
     explorer = _Explorer(program, check, always, seed, how_to_replay)
     with quiet_log() as explorer.said:
         if replay is not None:
@@ -152,7 +152,7 @@ def explore_crashes(
 
 @attrs.define(eq=False)
 class _Plans:
-    """What is to be tried, in order: each point alone, then several together."""
+    """The plans, in order: each point alone, then several together."""
 
     counts: Counter[Kind]
     points: Collection[Kind]
@@ -167,12 +167,12 @@ class _Plans:
 
     @property
     def total(self) -> int:
-        """How many there are."""
+        """The number of plans."""
         every = self._single + self.schedules
         return every if self.limit is None else min(self.limit, every)
 
     def take(self) -> Iterator[Plan]:
-        """All of them, or as many as the limit allows, evenly spread."""
+        """Yield all plans, or as many as the limit allows, evenly spread."""
         every = self._single + self.schedules
         taken = 0
         for number, plan in enumerate(self._every()):
@@ -183,7 +183,7 @@ class _Plans:
                 self.left_out[_name(plan)] += 1
 
     def leave_out_rest(self, first: Plan) -> None:
-        """Count what there is no time for, from a plan on."""
+        """Count the plans from one on, for which no time is left."""
         is_left = False
         for plan in self._every():
             is_left = is_left or plan == first
@@ -196,7 +196,7 @@ class _Plans:
                 for number in range(1, self.counts[kind] + 1):
                     for manner in MANNERS[kind]:
                         yield (Point(kind, number, manner, self.seed),)
-        chance = random.Random(self.seed)  # noqa: S311  # chance that can be repeated
+        chance = random.Random(self.seed)  # noqa: S311  # repeatable random numbers
         kinds: list[Kind] = [k for k in KINDS if k in self.points and self.counts[k]]
         for _ in range(self.schedules if kinds else 0):
             times = chance.randint(2, MOST_CRASHES)
@@ -213,7 +213,7 @@ def _name(plan: Plan) -> str:
 
 @attrs.define(eq=False)
 class _Explorer:
-    """Plays plans, and counts what they came to."""
+    """Plays plans, and counts their results."""
 
     program: Program
     check: Check
@@ -234,11 +234,11 @@ class _Explorer:
         """Run the program through the crashes of a plan to its end.
 
         Args:
-            plan: Where it crashes, start after start.
-            moves: How many crashes that a start does not come to may be others instead.
+            plan: The crashes, start after start.
+            moves: How many crashes that a start does not reach may be replaced.
 
         Raises:
-            CrashFoundError: it does not get through.
+            CrashFoundError: the program does not survive.
         """
         story: list[str] = []
         self.said.clear()
@@ -262,9 +262,9 @@ class _Explorer:
             self.missed[f"{_name(plan)} that no start came to"] += 1
 
     def _met(self, plan: Plan, place: int, counts: Counter[Kind]) -> Plan | None:
-        """The same schedule with a crash that this start comes to; None: there is none.
+        """Replace a crash by one that this start reaches; None: there is none.
 
-        A start after a crash has fewer points than the first, which plans are drawn from.
+        A start after a crash has fewer points than the first start, from which plans are drawn.
         """
         point = plan[place]
         kinds: list[Kind] = [k for k in KINDS if k in self.points and counts[k]]
@@ -277,10 +277,10 @@ class _Explorer:
         return None if met == point else (*plan[:place], met, *plan[place + 1 :])
 
     def replay(self, plan: Plan) -> None:
-        """The same for one plan that somebody asks for.
+        """Play one plan that the caller names.
 
         Raises:
-            ValueError: the program does not come to one of its points.
+            ValueError: the program does not reach one of its points.
         """
         self.play(plan)
         if self.not_reached:
@@ -290,7 +290,7 @@ class _Explorer:
             )
 
     def _play(self, plan: Plan, story: list[str]) -> tuple[int, Counter[Kind]] | None:
-        """Play a plan; where it was not met, its place and what that start came to instead."""
+        """Play a plan; return the crash that was not reached, and what was reached instead."""
         missed = None
         machine = SimulatedHost()
         for place, point in enumerate(plan):
@@ -316,7 +316,7 @@ class _Explorer:
         end = run_session(self.program, machine, seed, point)
         if point is not None and end.fuse.where is not None:
             story.append(f"{point}: {_say(point, end)}")
-            self.said.clear()  # what a dying program says is no clue
+            self.said.clear()  # messages of a dying program do not help
         if end.error is not None:
             raise end.error
         machine.check()
@@ -366,7 +366,7 @@ class _Explorer:
         return CrashFoundError("\n".join(lines), text)
 
     def result(self, left_out: Counter[str] | None = None) -> Exploration:
-        """What was tried."""
+        """Return what was explored."""
         return Exploration(
             points=dict(self.counts),
             crashes=dict(self.crashed),
@@ -384,6 +384,6 @@ async def _await(answer: Awaitable[None]) -> None:
 
 
 def _say(point: Point, end: End) -> str:
-    """What happened at a point, in words."""
+    """Describe what happened at a point."""
     manner = {"kill": "killed", "power": "lost power", "cancel": ""}[point.manner]
     return f"{manner} {end.fuse.where}".strip()

@@ -1,4 +1,4 @@
-"""A store that goes wrong where it is told to."""
+"""A store that fails as planned."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Hang:
 
 @attrs.frozen
 class Delay:
-    """The save takes `delay_s` seconds of trio's clock more."""
+    """The save takes `delay_s` more seconds of trio's clock."""
 
     delay_s: float
 
@@ -70,7 +70,7 @@ class FaultyStore(Store):
 
         Args:
             store: Does the work.
-            plan: What goes wrong at which save; the first is 1.
+            plan: Which fault happens at which save; the first save is 1.
         """
         self.url = store.url
         self.mac_key = store.mac_key
@@ -83,7 +83,7 @@ class FaultyStore(Store):
     async def save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
     ) -> list[Exception | None]:
-        """See `Store.save`; and go wrong as planned.  One of nothing is a question: not counted."""
+        """See `Store.save`; fails as planned.  An empty group is not counted."""
         if not group and not folds:
             return await self._store.save(run, group)
         self.saves += 1

@@ -1,8 +1,8 @@
-"""A file tree in memory, behind the calls that outputs make of the operating system.
+"""A file tree in memory, behind the operating system calls that outputs make.
 
-What it answers is what Linux answers, error numbers included; a test asks both the same.
-There are no links and no rights, and no folder is removed but by renaming another over it; what is
-then done in it through its descriptor is not refused.  Outputs need none of this.
+It answers as Linux does, error numbers included; a test puts the same calls to both.  There are
+no links and no rights, and a folder is removed only by renaming another over it; later calls
+through its descriptor are not refused.  Outputs need none of this.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 Loss = Literal["kill", "power"]
 
 NAME_MAX_BYTES = 255  # Linux's NAME_MAX
-FIRST_FD = 1_000_000  # no real descriptor is that large, so a mistaken one is noticed
+FIRST_FD = 1_000_000  # no real descriptor is that large, so a confusion fails
 # Of the tree's own clock: one change, one tick.  It is ahead of every other clock, so that a
 # file of an earlier session is not older than the run.
 FIRST_TIME_NS = 4_000_000_000 * 10**9
@@ -37,7 +37,7 @@ WRITES = os.O_WRONLY | os.O_RDWR
 
 @attrs.define(eq=False)
 class _Open:
-    """What a descriptor leads to."""
+    """The target of a descriptor."""
 
     node: File | Folder
     name: str
@@ -46,17 +46,17 @@ class _Open:
 
 
 def _nothing() -> None:
-    """Nobody minds."""
+    """Do nothing: the default for `check_alive`."""
 
 
 def _nothing_with_words(_verb: str, _name: str) -> None:
-    """Nobody counts."""
+    """Do nothing: the default for `reach`."""
 
 
 def _call(
     method: Callable[Concatenate[MemoryFiles, P], T],
 ) -> Callable[Concatenate[MemoryFiles, P], T]:
-    """One call at a time, as long as the tree is there."""
+    """Let one call run at a time, while the tree exists."""
 
     def call(self: MemoryFiles, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with self.lock_all:
@@ -89,19 +89,19 @@ class MemoryFiles(System):
     _now_ns: int = attrs.field(default=FIRST_TIME_NS, alias="now_ns")
 
     def after_crash(self, loss: Loss, chance: random.Random) -> MemoryFiles:
-        """The tree as the next start finds it; this one is of no use any more.
+        """Return the tree as the next start finds it; this one must not be used any more.
 
         Args:
             loss: A kill keeps everything that was done; a power cut what was synced, and by
                 chance a part of the rest.
-            chance: Decides.
+            chance: The source of random numbers.
         """
-        with self.lock_all:  # a call of another thread that has begun is carried out
+        with self.lock_all:  # a call of another thread that has begun is completed
             root = self.root if loss == "kill" else after_power_cut(self.root, chance)
         return MemoryFiles(root, next_inode=self._next_inode, now_ns=self._now_ns)
 
     def find(self, path: str) -> File | Folder | None:
-        """What has an absolute path, for looking at it; None: nothing has it."""
+        """The file or folder at an absolute path, for inspection; None: there is none."""
         node: File | Folder | None = self.root
         for part in filter(None, path.split("/")):
             node = node.entries.get(part) if isinstance(node, Folder) else None
@@ -267,7 +267,7 @@ class MemoryFiles(System):
         return entry
 
     def _place(self, path: str, dir_fd: int | None) -> tuple[Folder, str]:
-        """The folder that a path ends in, and its last part; "": the folder itself."""
+        """Return the folder that a path ends in, and its last part; "": the folder itself."""
         if "\0" in path:
             raise ValueError("embedded null byte")
         if not path:

@@ -3,10 +3,10 @@
 Theory of operation
 ===================
 
-A file remembers two contents: what is read now, and what was synced last, with the changes
-in between.  A folder remembers the same of its names.  A kill keeps what is read now: it is
-in the kernel's hands.  A power cut keeps what was synced, and of the changes after it any
-part, in any order, because the kernel writes back when and in what order it likes:
+A file has two contents: what is read now, and what was synced last, with the changes in
+between.  A folder has the same of its names.  A kill keeps what is read now: it is in the
+kernel's hands.  A power cut keeps what was synced, and any part of the later changes, in any
+order, because the kernel writes back when and in what order it likes:
 
 * content arrives by sectors of 512 bytes, counted in the file: each is as it was at some
   moment since the sync, whole; a new size may come without its bytes, which are zeros then;
@@ -19,7 +19,7 @@ folder is there whole or not at all.  Between two folders the old name never goe
 new one is there, and every folder on the way to it.  What was done to one name arrives in
 order, and the folder that moves, or makes room for another, brings its own names along.
 Syncing a file says nothing of its name: POSIX promises no more.
-(Pillai et al., "All File Systems Are Not Created Equal", 2014, tells what real ones do.)
+(Pillai et al., "All File Systems Are Not Created Equal", 2014, describes real ones.)
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""What has been promised, and whether it holds: the laws that every program is held to.
+"""What has been promised, and whether it holds: the laws for every program.
 
 Theory of operation
 ===================
 
-The ledger reads every record as it is saved, so it knows what the store has without asking
-it, and it sees every token that is handed out.  After each crash it compares the two with
-each other and with the files:
+The ledger reads every record as it is saved, so it knows the content of the store without
+asking it, and it sees every token that is handed out.  After each crash it compares the two
+with each other and with the files:
 
 1. a batch whose token was CONFIRMED has a record;
 2. an output that a record names is there, byte by byte, and so are the lines of append files;
 3. a batch whose record stands is not handed out again;
-4. a session that was not killed has given its run back, and left no token pending.
+4. a session that was not killed has released its run, and left no token pending.
 
-All of it is worked out here anew, from records and bytes, so that a mistake of the library
+The ledger computes all of it again, from records and bytes, so that a mistake of the library
 does not hide itself.
 """
 
@@ -48,7 +48,7 @@ class _StreamTotals:
     lines: dict[str, list[SinkLines]] = attrs.field(factory=dict[str, list[SinkLines]])
 
     def add(self, sequence: int, record: Record) -> None:
-        """Take in the next record."""
+        """Add the next record."""
         apply(self.progress, sequence, record)
         if record.kind is RecordKind.BATCH and record.index is not None:
             self.outputs[record.index] = record.outputs
@@ -61,7 +61,7 @@ class _StreamTotals:
                 self._cut(taken.path, taken.size)
 
     def _cut(self, path: str, size: int) -> None:
-        """Forget the newest lines of a file, which went back to work."""
+        """Forget the newest lines of a file, whose batches were re-queued."""
         lines = self.lines.get(path, [])
         while size > 0 and lines:
             size -= lines.pop().size
@@ -72,7 +72,7 @@ class InvariantChecker:
     """All that is known of one program, over all its sessions.
 
     Attributes:
-        broken: The first law that was found to be broken while a session went on.
+        broken: The first law that was broken during a session.
     """
 
     broken: str | None = None
@@ -91,7 +91,7 @@ class InvariantChecker:
         return tuple(self._runs)
 
     def saved(self, run: RunKey, text: str, sequence: int, payload: bytes) -> None:
-        """A record has reached the store."""
+        """Add a record that has reached the store."""
         if self._generations.get(run.run_id, -1) < run.generation:
             self._generations[run.run_id] = run.generation
             self._runs[run.run_id] = {}
@@ -105,7 +105,7 @@ class InvariantChecker:
             self._saved[run.run_id, key, record.index] += 1
 
     def handed_out(self, token: AnyToken) -> None:
-        """An attempt at a batch begins."""
+        """Add a token: an attempt at a batch begins."""
         self._tokens[id(token)] = token
         stream = self._runs.get(token.run_id, {}).get(token.stream)
         if stream is not None and token.batch_index in stream.progress.confirmed:
@@ -115,23 +115,23 @@ class InvariantChecker:
             )
 
     def crash(self) -> None:
-        """The machine goes down: what tokens say from here on, nobody hears."""
+        """The machine goes down: later changes of tokens have no effect."""
         self._dying = self._take_tokens()
 
     def bury(self) -> None:
-        """The dead program has come to its end; its tokens need not complain that they pend."""
+        """Settle the tokens of a dead program, so that none warns that it is pending."""
         for token in self._dying:
             if token.is_pending:
                 move(token, TokenEvent.REJECT, CANCELLED)
         self._dying.clear()
 
     def end_session(self) -> None:
-        """A program has ended by itself."""
+        """Check the tokens of a program that has ended by itself."""
         for token in self._take_tokens():
             if token.is_pending:
                 name = _name(token.run_id, token.stream, token.batch_index)
                 self.broken = self.broken or f"the program has ended, and {name} is still pending"
-                move(token, TokenEvent.REJECT, CANCELLED)  # it is told here: it need not warn
+                move(token, TokenEvent.REJECT, CANCELLED)  # it is reported here: it need not warn
 
     def _take_tokens(self) -> list[AnyToken]:
         tokens = list(self._tokens.values())
@@ -142,10 +142,10 @@ class InvariantChecker:
         return tokens
 
     def progress(self, run_id: str | None, key: StreamKey) -> Progress:
-        """What is durable of a stream; empty where there is none.
+        """What is durable of a stream; empty if nothing is.
 
         Raises:
-            ValueError: there are several runs, and none is named.
+            ValueError: there are several runs, and `run_id` is not given.
         """
         if run_id is None and len(self._runs) > 1:
             raise ValueError(f"name one of the runs: run_id= is one of {sorted(self._runs)}")
@@ -153,11 +153,11 @@ class InvariantChecker:
         return run[key].progress if key in run else Progress()
 
     def check(self, read: ReadFile, is_mine: Callable[[str], bool]) -> str | None:
-        """The first law that does not hold, in words; None: all of them hold.
+        """Return the first law that does not hold, as text; None: all of them hold.
 
         Args:
             read: Reads a file.
-            is_mine: Whether a run's folder is one that `read` knows.
+            is_mine: Whether `read` knows the folder of a run.
         """
         return self.broken or next(self._problems(read, is_mine), None)
 
@@ -193,7 +193,7 @@ def _compare(output: Output, data: bytes | None) -> str | None:
     return None if _sha256(data) == output.sha256 else "has another content"
 
 
-@functools.lru_cache(maxsize=10_000)  # the same outputs are looked at after every crash
+@functools.lru_cache(maxsize=10_000)  # the same outputs are checked after every crash
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

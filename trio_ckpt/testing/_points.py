@@ -1,4 +1,4 @@
-"""Where a program is made to crash: points, how they are written, and how they are reached."""
+"""Points where a program is made to crash: their text form, and how they are reached."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MANNERS: dict[Kind, tuple[Manner, ...]] = {
     "files": ("kill", "power"),
     "cancellation": ("kill", "power", "cancel"),
 }
-"""What can happen at a point of each kind; whoever can be cancelled can be killed, too."""
+"""What can happen at a point of each kind; at a point of cancellation also a kill."""
 
 _WHERE: dict[Kind, str] = {"store": "", "files": "before it could ", "cancellation": ""}
-NO_CRASH = "none"  # how a plan without a crash is written
+NO_CRASH = "none"  # the text of a plan without a crash
 
 _TEMP = re.compile(r"\.(.*)\.ckpt-tmp-[0-9a-f]{16}")
 _POINT = re.compile(r"(store|files|cancellation):(\d{1,9}),(kill|power|cancel),seed (\d{1,18})")
@@ -35,9 +35,9 @@ class Point:
 
     Attributes:
         kind: A call of the store, an operation on files, or a step of a task.
-        number: Which.
+        number: The number of the point.
         manner: Killed, without power, or cancelled.
-        seed: Of trio's scheduler in that session, and of what a power cut leaves.
+        seed: Seed of trio's scheduler in that session, and of what a power cut leaves.
     """
 
     kind: Kind
@@ -53,15 +53,15 @@ Plan = tuple[Point, ...]
 
 
 def write_plan(plan: Plan) -> str:
-    """The text that `read_plan` reads."""
+    """Return the text that `read_plan` reads."""
     return "; ".join(map(str, plan)) or NO_CRASH
 
 
 def read_plan(text: str) -> Plan:
-    """The crashes that a text names, one for each session: ``store:17,power,seed 3; …``.
+    """Parse the crashes in a text, one for each session: ``store:17,power,seed 3; …``.
 
     Raises:
-        ValueError: it is no such text.
+        ValueError: the text is not a plan.
     """
     if text.strip() == NO_CRASH:
         return ()
@@ -69,7 +69,7 @@ def read_plan(text: str) -> Plan:
     for part in text.split(";"):
         found = _POINT.fullmatch(part.strip())
         if found is None:
-            raise ValueError(f"{part.strip()!r} is no crash; one is 'store:17,power,seed 3'")
+            raise ValueError(f"{part.strip()!r} is not a crash; one is 'store:17,power,seed 3'")
         kind, manner = cast("Kind", found[1]), cast("Manner", found[3])
         if manner not in MANNERS[kind]:
             raise ValueError(f"{part.strip()!r}: at {kind} a program is not cancelled")
@@ -78,21 +78,21 @@ def read_plan(text: str) -> Plan:
 
 
 class Crashed(BaseException):
-    """What a dying program gets from everything that it still calls; catch it nowhere."""
+    """Raised by every call of a dying program; a program must not catch it."""
 
     def __init__(self) -> None:
         super().__init__("the program has crashed: nothing that it calls has an effect any more")
 
 
 class LawBrokenError(AssertionError):
-    """What every program is promised does not hold; the message says what."""
+    """A promise to every program does not hold; the message says which."""
 
 
 class CrashFoundError(TrioCkptError, AssertionError):
-    """A crash that the program does not survive; its ``__cause__`` is what was noticed.
+    """A crash that the program does not survive; ``__cause__`` is the failure.
 
     Attributes:
-        replay: Names the crash: give it to `explore_crashes` as ``replay=``.
+        replay: The text of the crash, for ``replay=`` of `explore_crashes`.
     """
 
     def __init__(self, message: str, replay: str) -> None:
@@ -102,13 +102,13 @@ class CrashFoundError(TrioCkptError, AssertionError):
 
 @attrs.define(eq=False)
 class CrashTrigger:
-    """Counts the points of one session, and blows at one of them.
+    """Counts the points of one session, and crashes the program at one of them.
 
     Attributes:
-        point: Where to blow; None: nowhere.
-        on_blow: Called when it does: takes down what is there at that moment.
+        point: Where to crash; None: nowhere.
+        on_blow: Called at the crash: takes down what the next session finds.
         counts: The points so far, by kind.
-        where: Where it blew, in words.
+        where: Where the program crashed, as text.
         is_blown: Whether the program is dead.
     """
 
@@ -122,25 +122,25 @@ class CrashTrigger:
         """Raise if the program is dead.
 
         Raises:
-            Crashed: it is.
+            Crashed: the program is dead.
         """
         if self.is_blown:
             raise Crashed
 
     def is_next(self, kind: Kind) -> bool:
-        """Whether the next point of a kind is the one."""
+        """Whether the next point of a kind is the planned one."""
         point = self.point
         return point is not None and point.kind == kind and point.number == self.counts[kind] + 1
 
     def reach(self, kind: Kind, verb: str, name: str = "") -> None:
-        """Pass a point, or die there.
+        """Pass a point, or crash there.
 
         Raises:
             Crashed: the program is dead.
         """
         self.check_alive()
         if self.is_next(kind):
-            name = _TEMP.sub(r"the temporary file of \1", name)  # its digits are chance
+            name = _TEMP.sub(r"the temporary file of \1", name)  # its digits are random
             self.blow(f"{_WHERE[kind]}{verb} {name}".rstrip())
             raise Crashed
         self.counts[kind] += 1

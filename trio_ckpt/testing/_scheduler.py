@@ -1,4 +1,4 @@
-"""Trio's scheduler and clock, as tests want them: an order that a seed names, time that jumps."""
+"""Trio's scheduler and clock for tests: an order that follows from a seed, and jumping time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from .._util.portal import Portal
 from .._util.threads import hold_clock
 
-# Trio says which flag makes its schedule follow from its own random numbers, but not in public:
+# Trio's flag that makes the schedule follow from its own random numbers is not public:
 # `_core._run._hypothesis_plugin_setup` is where it is used.
 _trio_run: Any = sys.modules["trio._core._run"]
 
@@ -47,7 +47,7 @@ class ThreadWatch(trio.abc.Instrument):
 
     Trio takes a task that waits for a thread for an idle one (trio issue 456).  The library's
     own calls hold the clock themselves; this is for a program's `trio.to_thread.run_sync`.
-    Threads under a limiter of their own are not seen.
+    Threads under a limiter of their own are not counted.
     """
 
     _limiter: trio.CapacityLimiter | None = attrs.field(default=None, init=False)
@@ -55,7 +55,7 @@ class ThreadWatch(trio.abc.Instrument):
 
     @property
     def is_out(self) -> bool:
-        """Whether a thread is out."""
+        """Whether a thread is running."""
         return self._limiter is not None and self._limiter.borrowed_tokens > 0
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
@@ -74,13 +74,13 @@ class ThreadWatch(trio.abc.Instrument):
 def make_clock() -> MockClock:
     """A clock for one `trio.run`: it jumps when all tasks sleep, but not while a thread is out.
 
-    Threads under a limiter of their own are not seen.
+    Threads under a limiter of their own are not counted.
     """
     return make_watched_clock()[0]
 
 
 def make_watched_clock() -> tuple[MockClock, ThreadWatch]:
-    """The same, and what watches over it."""
+    """An autojump clock, and the instrument that watches it."""
     clock, watch = MockClock(autojump_threshold=0), ThreadWatch()
     start = clock.start_clock
 
@@ -102,12 +102,12 @@ class ThreadTurns(trio.abc.Instrument):
     """Lets one thread of trio's pool run at a time, and no task beside it.
 
     When a task has started a thread, or answered one, trio waits here until that thread has
-    said the next thing: that it is done, or what it wants of trio.  So threads take turns with
+    posted its next message: that it is done, or a call to trio.  So threads take turns with
     tasks, and a program with threads takes the same steps each time.
     """
 
     def __init__(self) -> None:
-        self._queue: Any = None  # of what threads say
+        self._queue: Any = None  # of the messages of threads
         self._said = 0
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
@@ -123,7 +123,7 @@ class ThreadTurns(trio.abc.Instrument):
             self._wait_for_more_than(self._said)
 
     def _wake(self, wake: Callable[[], None]) -> None:
-        """Answer what a thread asked of the library, which is done in a step of trio's own."""
+        """Answer a thread's call to the library, in a step of trio's own."""
         said = len(self._queue)
         wake()
         self._wait_for_more_than(said)
@@ -136,12 +136,12 @@ class ThreadTurns(trio.abc.Instrument):
 
 
 def _queue_of(token: Any) -> Any:
-    """What threads have said, and trio has not looked at yet."""
+    """Messages of threads that trio has not handled yet."""
     return token._reentry_queue.queue
 
 
 def _waits_for_thread(task: trio.lowlevel.Task) -> bool:
-    """Whether a task waits for its thread, and not for what that thread asked of it."""
+    """Whether a task waits for its thread, and not for a call of that thread."""
     at: Any = task.coro
     while at is not None and (code := getattr(at, "cr_code", None)) is not None:
         at = at.cr_await

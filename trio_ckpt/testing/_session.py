@@ -20,12 +20,12 @@ from ._world import SimulatedHost, World
 
 Program = Callable[[World], Awaitable[object]]
 
-HANGS_AFTER_S = 30 * 86_400  # of trio's clock: longer than any backoff, so nobody wakes any more
-MAX_STEPS = 200_000  # of tasks; a session that a test can afford has some thousand
-MAX_LAST_STEPS = 20_000  # after it was told to end; only one that refuses takes so many
-MAX_LAST_S = 2.0  # the same in real time, looked at when it takes steps:
-EVERY_STEPS = 1_000  # so often, and a thread that a dying task waits for takes none
-MAX_IDLE = 1_000  # looks for something to do in a row, without a step and without a thread
+HANGS_AFTER_S = 30 * 86_400  # of trio's clock: longer than any backoff, so no task wakes any more
+MAX_STEPS = 200_000  # of tasks; a session of a usual test has some thousand
+MAX_LAST_STEPS = 20_000  # after the session was told to end; only one that refuses takes so many
+MAX_LAST_S = 2.0  # the same limit in real time, checked at steps:
+EVERY_STEPS = 1_000  # this often; a thread that a dying task waits for takes no steps
+MAX_IDLE = 1_000  # idle passes in a row, without a step and without a thread
 
 
 class HangsError(Exception):
@@ -37,9 +37,9 @@ class End:
     """How a session ended.
 
     Attributes:
-        fuse: What it passed, and where it died.
+        fuse: The points that were passed, and where the program died.
         is_done: Whether the program has ended by itself.
-        error: What left the program, if that is a fault of it.
+        error: The exception that left the program, if it is a fault of the program.
     """
 
     fuse: CrashTrigger
@@ -49,23 +49,23 @@ class End:
 
 @attrs.define(eq=False)
 class _Meter(trio.abc.Instrument):
-    """Counts steps of tasks as points, and notices a session that does not end."""
+    """Counts steps of tasks as points, and detects a session that does not end."""
 
     fuse: CrashTrigger
     clock: Any  # a MockClock; its last resort is not public
     watch: ThreadWatch
     scope: trio.CancelScope | None = None
-    nursery: trio.Nursery | None = None  # of trio's own tasks, whose steps are no points
+    nursery: trio.Nursery | None = None  # of trio's own tasks, whose steps are not points
     is_cancelled: bool = False
     is_done: bool = False
     hangs: bool = False
     gave_up: int = 0
-    told_at: tuple[int, float] | None = None  # after how many steps, and when, it was to end
+    told_at: tuple[int, float] | None = None  # steps and time when the session was told to end
     steps: int = 0
     idle: int = 0
 
     def begin(self, scope: trio.CancelScope) -> None:
-        """Count from here on."""
+        """Start counting."""
         root = trio.lowlevel.current_root_task()
         self.nursery = root.child_nurseries[0] if root is not None else None
         self.scope = scope
@@ -109,7 +109,7 @@ class _Meter(trio.abc.Instrument):
             self.give_up()
 
     def give_up(self) -> None:
-        """End the session, by one means more each time that it does not help."""
+        """End the session, by a stronger means each time."""
         self.gave_up += 1
         self.told_at = None
         self.hangs = True
@@ -117,13 +117,13 @@ class _Meter(trio.abc.Instrument):
             self.scope.cancel()
         if self.gave_up == 2:
             take_shields_away()
-        elif self.gave_up > 2:  # the coroutines are left as they are, and Python will complain
-            self.fuse.is_blown = True  # or what Python closes of them could go round for ever
+        elif self.gave_up > 2:  # the coroutines stay as they are, and Python will complain
+            self.fuse.is_blown = True  # or code that Python runs to close them could loop forever
             self.clock._real_clock = _stop_trio
 
 
 def take_shields_away() -> None:
-    """Let cancellation reach every task, whatever shields it."""
+    """Let cancellation reach every task, even in shielded scopes."""
     left: list[Any] = [trio.lowlevel.current_root_task()]
     while left:
         task = left.pop()
@@ -141,11 +141,10 @@ def _stop_trio() -> float:
 def run_session(program: Program, machine: SimulatedHost, seed: int, point: Point | None) -> End:
     """Run a program until it ends, or until its crash.
 
-    Args:
-        program: What to run.
-        machine: Where; it is left as the next session finds it.
-        seed: Of trio's scheduler.
-        point: Where it crashes; None: nowhere.
+    program: What to run.
+    machine: The machine; it is left as the next session finds it.
+    seed: Seed of trio's scheduler.
+    point: Where it crashes; None: nowhere.
     """
     machine.sessions += 1
     clock, watch = make_watched_clock()
@@ -158,7 +157,7 @@ def run_session(program: Program, machine: SimulatedHost, seed: int, point: Poin
     with seeded_scheduler(seed):
         try:
             trio.run(_run, program, world, meter, machine, clock=clock, instruments=instruments)
-        except RunStoppedError as problem:  # a SystemExit, but of the program that is explored
+        except RunStoppedError as problem:  # a SystemExit, but one of the explored program
             error = problem
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -173,17 +172,17 @@ def run_session(program: Program, machine: SimulatedHost, seed: int, point: Poin
     if fuse.is_blown:
         machine.crashes += 1
         machine.ledger.bury()
-        return End(fuse, is_done=False)  # whatever a dying program says
+        return End(fuse, is_done=False)  # a dying program's exceptions do not count
     machine.crashes += meter.is_cancelled
     machine.end_session()
-    fuse.is_blown = True  # who has kept the world must not change the next one
+    fuse.is_blown = True  # code that still has the world must not change the next one
     if meter.hangs:
         error = HangsError("it does not end: every task waits for what never comes")
     return End(fuse, is_done=meter.is_done, error=error)
 
 
 def _blow(machine: SimulatedHost, fuse: CrashTrigger, meter: _Meter) -> None:
-    """Take down what the next session finds, and let this one come to its end."""
+    """Take down what the next session finds, and let this one end."""
     if fuse.point is not None:
         machine.crash(fuse.point.manner, fuse.point.seed)
     if meter.scope is not None:
@@ -193,7 +192,7 @@ def _blow(machine: SimulatedHost, fuse: CrashTrigger, meter: _Meter) -> None:
 async def _run(program: Program, world: World, meter: _Meter, machine: SimulatedHost) -> None:
     runs_inline.set(True)
     watch_handed_out.set(machine.ledger.handed_out)
-    take_signals(True)  # so that no run does: Ctrl-C is for whoever explores
+    take_signals(True)  # so that no run takes them: Ctrl-C is for the user who explores
     with trio.CancelScope() as scope:
         meter.begin(scope)
         with trio.move_on_after(HANGS_AFTER_S) as patience:

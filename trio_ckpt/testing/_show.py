@@ -1,4 +1,4 @@
-"""What a person sees while crashes are explored."""
+"""What a user sees while crashes are explored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Listener(logging.Handler):
 
 @contextmanager
 def quiet_log() -> Generator[list[str]]:
-    """Take the library's warnings while the block runs: dying programs have a lot to say."""
+    """Collect the library's warnings while the block runs: dying programs log many."""
     logger, said = logging.getLogger("trio_ckpt"), list[str]()
     listener, was = _Listener(said), logger.propagate
     logger.addHandler(listener)
@@ -39,7 +39,7 @@ def quiet_log() -> Generator[list[str]]:
 
 
 class ProgressLine:
-    """A line on the terminal that says how far it has come; nothing where there is none."""
+    """A progress line on the terminal; nothing where there is no terminal."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -48,7 +48,7 @@ class ProgressLine:
         self._is_live = sys.stderr.isatty()
 
     def step(self, crashes: int) -> None:
-        """Another plan was played."""
+        """Count one more plan."""
         self._done += 1
         now = time.monotonic()
         if not self._is_live or now - self._shown < EVERY_S:

@@ -54,7 +54,7 @@ async def _expect_gone(store: Store, digest: str) -> None:
         await store.read_blob(digest)
     except StoreDamagedError:
         return
-    raise AssertionError("a blob that nobody names is still there")
+    raise AssertionError("a blob that no record names is still there")
 
 
 async def _expect_raised(
@@ -88,7 +88,7 @@ async def attached_blobs(case: Case) -> None:
         expect(found == wanted, f"its records name {found}, not {wanted}")
         found = await _names(case, store, B)
         expect(found == {1: (names[1],)}, f"one whose payload is a blob names {found}")
-        async with store.lock_run(case.run_id):  # where what nobody names may be removed
+        async with store.lock_run(case.run_id):  # where unnamed blobs may be removed
             pass
         await _expect_there(store, blobs)
         store = await case.reopen(store)
@@ -183,7 +183,7 @@ async def read_blob(case: Case) -> None:
 
 
 async def drop_blobs(case: Case) -> None:
-    """drop_blobs ends the naming, not the records; what nobody else names is removed."""
+    """drop_blobs ends the naming, not the records; blobs that no other record names are removed."""
     store = await case.open()
     async with store.lock_run(f"{case.run_id} 2") as owner:
         theirs = await _put_some(store, 1)
@@ -256,7 +256,7 @@ async def drop_is_fenced(case: Case) -> None:
 
 
 async def blob_about_to_be_named(case: Case) -> None:
-    """What was put and is not named yet stays, whoever drops or saves it meanwhile."""
+    """A blob that was put and is not named yet stays, even if another owner drops or saves it."""
     store, other = await case.open(), await case.open()
     async with store.lock_run(case.run_id) as owner, other.lock_run(f"{case.run_id} 2") as second:
         run, run_2 = RunKey(case.run_id, 0, owner), RunKey(f"{case.run_id} 2", 0, second)
@@ -280,7 +280,7 @@ async def blob_about_to_be_named(case: Case) -> None:
 
 
 async def prune_knows_attached_blobs(case: Case) -> None:
-    """prune removes attached blobs that nobody else names, and no others."""
+    """prune removes attached blobs that no other record names, and no others."""
     store = await case.open()
     async with store.lock_run(case.run_id) as owner:
         blobs = await _put_some(store, 3)

@@ -1,4 +1,4 @@
-"""What the clauses of `check_store` work with."""
+"""The helper of the clauses of `check_store`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def chain(stream: str, first: int, last: int) -> list[Checkpoint]:
 
 @attrs.frozen
 class Case:
-    """One clause at work: opens handles, and says what is wrong."""
+    """One clause in progress: opens handles, and reports what is wrong."""
 
     maker: Callable[[], Awaitable[Store]]
     run_id: str

@@ -10,7 +10,7 @@ from ._store_case import A, Case, chain, expect
 
 
 async def check_finds_what_is_wrong(case: Case) -> None:
-    """check finds no damage where all is as it was saved, running or not; or it refuses."""
+    """check finds no damage in a store that is as it was saved, running or not; or it refuses."""
     store = await case.open()
     async with store.lock_run(case.run_id) as owner:
         run = RunKey(case.run_id, 0, owner)

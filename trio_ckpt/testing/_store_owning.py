@@ -45,7 +45,7 @@ async def fence(case: Case) -> None:
 
 
 async def lock_excludes(case: Case) -> None:
-    """A run has one owner at a time; who is refused learns its host, process and start."""
+    """A run has one owner at a time; a second one learns the owner's host, process and start."""
     store, other = await case.open(), await case.open()
     async with store.lock_run(case.run_id):
         for handle in (other, store):
@@ -120,7 +120,7 @@ async def generations(case: Case) -> None:
 
 
 async def read_owner(case: Case) -> None:
-    """read_owner tells who owns a run now, on any handle; None: nobody does."""
+    """read_owner returns the present owner of a run, on any handle; None: there is none."""
     store, other = await case.open(), await case.open()
     expect(await store.read_owner(case.run_id) is None, "a run that is not there has an owner")
     expect(await store.read_run(case.run_id) is None, "looking for its owner made a run")
@@ -152,8 +152,8 @@ def expect_this_process(owner: Owner | None, began: datetime) -> None:
 LOOKS = 40
 
 
-async def looking_refuses_nobody(case: Case) -> None:
-    """Whoever locks a run is not refused because somebody looks who owns it."""
+async def reading_the_owner_refuses_no_lock(case: Case) -> None:
+    """Locking a run is not refused while another process reads its owner."""
     store, other = await case.open(), await case.open()
     done = trio.Event()
 
@@ -180,6 +180,6 @@ CLAUSES = (
     lock_excludes,
     lock_cancelled,
     read_owner,
-    looking_refuses_nobody,
+    reading_the_owner_refuses_no_lock,
     generations,
 )

@@ -131,7 +131,7 @@ async def prune_is_fenced(case: Case) -> None:
 
 
 async def prune_removes_blobs(case: Case) -> None:
-    """With the records go the blobs that nobody names any more, and no others."""
+    """prune removes the blobs that no record names any more, and no others."""
     store = await case.open()
     lost, shared, borrowed = (os.urandom(1000) for _ in range(3))
     names = [hashlib.sha256(payload).hexdigest() for payload in (lost, shared, borrowed)]
@@ -163,7 +163,7 @@ async def prune_removes_blobs(case: Case) -> None:
         await store.history(case.run_id, B)
     except StoreDamagedError:
         return
-    raise AssertionError("a blob that nobody named is still there")
+    raise AssertionError("a blob that no record names is still there")
 
 
 CLAUSES = (

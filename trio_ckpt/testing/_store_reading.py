@@ -248,7 +248,7 @@ async def closing(case: Case) -> None:
 
 async def live_views(case: Case) -> None:
     """What is published for other processes replaces what was there, needs no lock to be read,
-    and is taken away by empty bytes; a store that keeps no such thing says so."""
+    and is removed by empty bytes; a store without live values says so."""
     store = await case.open()
     async with store.lock_run(case.run_id):
         for payload in (b"first", b"second", b""):

@@ -1,8 +1,8 @@
 """The contract of `trio_ckpt.abc.Store` as one function.
 
-Every clause of the contract is a function in one of the files beside this; its docstring is
+Every clause of the contract is a function in one of the files of this room; its docstring is
 the clause, and is what a failure says.  Each works on a run of its own, so that one store
-serves them all, and opens another handle where it wants to see what a restart would find.
+serves them all, and opens another handle where it checks what a restart would find.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLAUSES: tuple[Callable[[Case], Awaitable[None]], ...] = (
 
 
 async def check_store(maker: Callable[[], Awaitable[Store]]) -> None:
-    """See that a store keeps the whole contract of `trio_ckpt.abc.Store`.
+    """Check that a store keeps the whole contract of `trio_ckpt.abc.Store`.
 
     Use it in the tests of a store of your own::
 
@@ -46,7 +46,7 @@ async def check_store(maker: Callable[[], Awaitable[Store]]) -> None:
     Cancellation: safe at any time; handles are closed.
 
     Raises:
-        AssertionError: the first clause that does not hold, in words.
+        AssertionError: the first clause that does not hold, as text.
     """
     for clause in CLAUSES:
         says = " ".join((clause.__doc__ or "").split())

@@ -31,14 +31,14 @@ class WorldFiles:
     """Files of the program's own, as plain blocking functions.
 
     Paths are relative to the output folder, or absolute.  Nothing is durable before it is
-    synced: a file by its name, a folder, that is the names in it, likewise.
+    synced: a file, and the names in a folder, each by `fsync`.
     """
 
     def __init__(self, files: MemoryFiles) -> None:
         self._files = files
 
     def write(self, path: str, data: bytes) -> None:
-        """Replace the content of a file, or make it; folders on the way are made.
+        """Replace the content of a file, or create it and the folders above it.
 
         Durability: none, see `fsync`.
         """
@@ -47,7 +47,7 @@ class WorldFiles:
         self._with(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, lambda fd: self._put(fd, data, 0))
 
     def append(self, path: str, data: bytes) -> None:
-        """Write behind what is there; else as `write`."""
+        """Append to a file; creates it as `write` does."""
         self.mkdir(posixpath.dirname(_absolute(path)))
 
         def put(fd: int) -> None:
@@ -60,7 +60,7 @@ class WorldFiles:
         self._with(path, os.O_RDONLY, self._files.fsync)
 
     def rename(self, path: str, goal: str) -> None:
-        """Give a file another name, in place of the file that has it."""
+        """Rename a file, replacing the file that has the new name."""
         root = self._files.open("/", os.O_RDONLY)
         try:
             names = (_absolute(path)[1:], _absolute(goal)[1:])
@@ -77,7 +77,7 @@ class WorldFiles:
             self._files.close(root)
 
     def mkdir(self, path: str) -> None:
-        """Make a folder and those above it, as far as they are not there."""
+        """Create a folder and the missing ones above it."""
         root = self._files.open("/", os.O_RDONLY)
         try:
             at = ""
@@ -92,7 +92,7 @@ class WorldFiles:
         """The content of a file.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such file.
         """
         found: list[bytes] = []
 
@@ -108,7 +108,7 @@ class WorldFiles:
         return self._files.find(_absolute(path)) is not None
 
     def names(self, folder: str = "") -> list[str]:
-        """The names in a folder; none where there is no folder."""
+        """The names in a folder; empty if there is no folder."""
         self._files.check_alive()
         node = self._files.find(_absolute(folder))
         return sorted(node.entries) if isinstance(node, Folder) else []
@@ -145,15 +145,15 @@ def _gather(node: File | Folder | None, path: str, found: dict[str, bytes]) -> N
 
 @attrs.define(eq=False)
 class SimulatedHost:
-    """What is left of a world when a program has died: the disk, the ledger, the notes.
+    """What remains when a program has died: the disk, the ledger, the notes.
 
     Attributes:
-        store: What the next session finds.
-        files: The same of files.
+        store: The store as the next session finds it.
+        files: The files as the next session finds them.
         ledger: What was promised.
-        notes: What the program has noted.
-        crashes: How often a session was ended from outside.
-        sessions: How many have begun.
+        notes: The notes of the program.
+        crashes: How many sessions were crashed or cancelled.
+        sessions: How many sessions have begun.
     """
 
     store: MemoryStore = attrs.field(factory=MemoryStore)
@@ -171,16 +171,16 @@ class SimulatedHost:
         self.ledger.crash()
 
     def end_session(self) -> None:
-        """A program has ended by itself: what it had opened or locked is let go of."""
+        """Close and unlock everything, after a program has ended by itself."""
         self.files = self.files.after_crash("kill", random.Random(0))  # noqa: S311  # chance that can be repeated
         self.store = self.store.after_crash()
         self.ledger.end_session()
 
     async def check_given_back(self) -> None:
-        """See that the program that has ended owns nothing any more.
+        """Check that the program that has ended owns nothing any more.
 
         Raises:
-            LawBrokenError: it does.
+            LawBrokenError: it still owns a run.
         """
         handle = self.store.reopen()
         for run_id in self.ledger.run_ids:
@@ -188,10 +188,10 @@ class SimulatedHost:
                 raise LawBrokenError(f"the program has ended, and still owns run {run_id!r}")
 
     def check(self) -> None:
-        """See that all laws hold.
+        """Check that all laws hold.
 
         Raises:
-            LawBrokenError: one does not.
+            LawBrokenError: a law does not hold.
         """
 
         def read(path: str) -> bytes | None:
@@ -207,15 +207,15 @@ class SimulatedHost:
 
 
 class World:
-    """What a program works on while `explore_crashes` makes it crash; new for each session.
+    """The environment of a program under `explore_crashes`; new for each session.
 
-    After a crash it is frozen: whatever the dying program still calls changes nothing, and
-    raises `Crashed`.
+    After a crash it is frozen: later calls of the dying program change nothing, and raise
+    `Crashed`.
 
     Attributes:
-        store: Give it to `open_run` as ``store=``.
-        output_dir: Likewise, as ``output_dir=``.
-        files: For files of the program's own.
+        store: Pass it to `open_run` as ``store=``.
+        output_dir: Pass it to `open_run` as ``output_dir=``.
+        files: Files of the program's own.
     """
 
     store: Store
@@ -233,7 +233,7 @@ class World:
         self.files = WorldFiles(machine.files)
 
     def note(self, *what: Any) -> None:
-        """Note a fact for the check; it survives whatever happens.
+        """Record a fact for the check; it survives every crash.
 
         Args:
             what: Its parts, ``world.note("ran", batch.index)``, say.
@@ -243,7 +243,7 @@ class World:
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """Everything that was noted in all sessions, in order."""
+        """All notes of all sessions, in order."""
         return tuple(self._machine.notes)
 
     def count(self, *what: Any) -> int:
@@ -252,7 +252,7 @@ class World:
 
     @property
     def crashes(self) -> int:
-        """How often a session was ended from outside so far."""
+        """How many sessions were crashed or cancelled so far."""
         return self._machine.crashes
 
     def progress(self, *parts: str, run_id: str | None = None) -> Progress:
