@@ -47,7 +47,7 @@ def seconds(*, is_zero_allowed: bool = True) -> Callable[[str], float]:
 
 
 def resume_command() -> str:
-    """The command that goes on: this one, but for what is to happen only once."""
+    """The command that resumes: this one, without options that must act only once."""
     return shlex.join(word for word in sys.orig_argv if word not in ("--fresh", "--retry-failed"))
 
 

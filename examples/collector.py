@@ -85,7 +85,7 @@ RETRIES = trio_ckpt.RetryTable(
 
 
 class Client(Protocol):
-    """What gets a URL: `http.Client`, or a test's own."""
+    """A client for HTTP GET: `http.Client`, or a fake in tests."""
 
     async def get(self, url: str) -> http.Response:
         """One GET; any status is a response."""
@@ -94,7 +94,7 @@ class Client(Protocol):
 
 @attrs.define
 class Listing:
-    """The state of the discovery: what the API has named."""
+    """The state of the discovery: the repositories that the API has named."""
 
     repos: list[Repo] = attrs.Factory(list)
     unusable: list[str] = attrs.Factory(list)
@@ -212,7 +212,7 @@ class Collector:
 
 @contextmanager
 def failing(batch: Batch) -> Iterator[None]:
-    """What goes wrong in the block fails the attempt; the retry table says what becomes of it."""
+    """An error in the block fails the attempt; the retry table decides what follows."""
     try:
         yield
     except (RefusedError, RepeatedAnswerError, http.FetchError, *STRANGE) as error:
@@ -226,7 +226,7 @@ def failing(batch: Batch) -> Iterator[None]:
 
 
 async def discover(run: trio_ckpt.Run, collector: Collector) -> None:
-    """The first phase: which streams there are."""
+    """The first phase: find out which streams there are."""
     async with run.phase("discovery") as phase:
         if phase.complete:
             return
@@ -276,7 +276,7 @@ async def collect_endpoint(
     repos: Iterator[Repo],
     options: argparse.Namespace,
 ) -> None:
-    """Take one repository after the other; that one fails keeps no other from its turn."""
+    """Collect one repository after the other; a failure of one does not stop the others."""
     loops = {
         "characters": collector.collect_characters,
         "decompositions": collector.collect_decompositions,
@@ -305,7 +305,7 @@ def describe(stream: Endpoint) -> str:
 
 
 def show_statistics(run: trio_ckpt.Run) -> None:
-    """What there is in the end: repositories by status, and what they gave."""
+    """The final report: repositories by status, and their records."""
     groups = run.groups()
     repos = [group for key, group in groups.items() if key not in (DISCOVERY, (UNUSABLE,))]
     if (UNUSABLE,) in groups:
@@ -321,7 +321,7 @@ def show_statistics(run: trio_ckpt.Run) -> None:
 
 
 def say(line: str) -> None:
-    """Tell who watches."""
+    """Print a line for the user."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -331,7 +331,7 @@ def say(line: str) -> None:
 
 
 async def run_collector(options: argparse.Namespace) -> int:
-    """Collect, or go on; returns the exit code."""
+    """Collect, or resume; returns the exit code."""
     async with open_api(options) as url, http.open_client(user_agent=USER_AGENT) as client:
         return await run_with(client, url, options)
 
@@ -373,14 +373,14 @@ async def open_api(options: argparse.Namespace) -> AsyncIterator[str]:
 
 
 def main() -> int:
-    """Run the command; what goes wrong is one line, not a traceback."""
+    """Run the command; an error is one line, not a traceback."""
     options = parse_options()
-    sys.stderr = Screen(sys.stderr)  # what cannot be shown is no reason to end the collection
+    sys.stderr = Screen(sys.stderr)  # a broken display must not end the collection
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         return trio.run(run_collector, options)
     except trio_ckpt.RunStoppedError as stopped:
-        return stopped.exit_code  # the log says how to go on
+        return stopped.exit_code  # the log says how to resume
     except trio_ckpt.StreamFailedError as error:
         say(f"the list of repositories cannot be had: {error}")
         return EXIT_AGAIN if error.retryable else EXIT_CANNOT

@@ -1,4 +1,4 @@
-"""Crawl a real site, kill the crawler half way, go on, and prove that nothing was lost.
+"""Crawl a real site, kill the crawler half way, resume, and prove that nothing was lost.
 
 The site is the documentation server that ships with Python.  It is watched through a small proxy
 that counts what is fetched, so the proof does not rest on what the crawler says of itself.
@@ -72,7 +72,7 @@ class CountingProxy:
                 await self.wait_answered(self.answered.total() + 1)
 
     async def handle(self, client: trio.SocketStream) -> None:
-        """Serve one connection; a killed crawler is no error here."""
+        """Serve one connection; a killed crawler is not an error here."""
         try:
             async with client:
                 await self._pass_on(client)

@@ -57,12 +57,12 @@ EXIT_LEFT_OUT = 3  # the same as for skipped batches: complete, but for somethin
 LARGE_PAGE_BYTES = 256 * 1024  # takes 10 ms and more to parse
 LONG_DELAY_S = 60.0
 RULES_LAST_S = 86_400.0  # RFC 9309, section 2.4
-GONE_AFTER_S = 60.0  # a site that answers nothing for so long is not there now
+GONE_AFTER_S = 60.0  # a site without an answer for longer is down
 
 
 @attrs.define(eq=False)
 class Crawler:
-    """What the handler of a page needs to know."""
+    """The handler of a page, and what it needs."""
 
     run: trio_ckpt.Run
     stream: trio_ckpt.Stream[Frontier]
@@ -109,13 +109,13 @@ class Crawler:
         return response
 
     def _check_site(self, error: http.FetchError) -> None:
-        """Stop where the whole site does not answer: its pages have not failed."""
+        """Stop the run when the whole site does not answer: its pages have not failed."""
         if trio.current_time() - self.answered_at > GONE_AFTER_S:
             log.warning("%s; the site answers nothing for %.0f s: stopping", error, GONE_AFTER_S)
             self.run.request_stop()
 
     async def _renew_rules(self, batch: Batch) -> None:
-        """Ask the site once a day what it allows; where it cannot say, the old rules hold."""
+        """Read robots.txt once a day; where that fails, the old rules hold."""
         self.rules_until = trio.current_time() + RULES_LAST_S
         start, agent = self.scope.start_url, self.client.user_agent
         try:
@@ -138,7 +138,7 @@ class Crawler:
     # -- redirects --------------------------------------------------------------------------
 
     def _follow(self, batch: Batch, response: http.Response) -> None:
-        """Stage where a redirect leads; its page is fetched in its turn, once."""
+        """Stage the target of a redirect; its page is fetched in its turn, once."""
         location = response.location
         if location is None or len(location) > urls.MAX_URL_LENGTH:
             given = response.headers.get("location", "nothing")[:200]
@@ -207,7 +207,7 @@ async def _parse(response: http.Response) -> Page:
     words = response.body, response.url, response.content_type
     if len(response.body) < LARGE_PAGE_BYTES:
         return parse_page(*words)
-    return await trio.to_thread.run_sync(parse_page, *words)  # others go on meanwhile
+    return await trio.to_thread.run_sync(parse_page, *words)  # other tasks run during it
 
 
 # ---------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ OpenClient = Callable[..., AbstractAsyncContextManager[http.Client]]
 
 
 async def crawl(options: argparse.Namespace, open_client: OpenClient = http.open_client) -> int:
-    """Crawl, or go on; returns the exit code.
+    """Crawl, or resume; returns the exit code.
 
     Args:
         options: As `parse_options` gives them.
@@ -297,7 +297,7 @@ async def crawl_in(
 
 
 def status_line(crawler: Crawler) -> str:
-    """Where the crawl stands."""
+    """The status of the crawl, for the display."""
     gate = crawler.gate
     line = describe(crawler.stream.statistics(), forbidden=len(crawler.forbidden.urls))
     if gate.paused_for_s:
@@ -317,14 +317,14 @@ async def save_failed(options: argparse.Namespace, stream: trio_ckpt.Stream[Fron
 
 
 def main() -> int:
-    """Run the command; what goes wrong is one line, not a traceback."""
+    """Run the command; an error is one line, not a traceback."""
     options = parse_options()
-    sys.stderr = Screen(sys.stderr)  # what cannot be shown is no reason to end a crawl
+    sys.stderr = Screen(sys.stderr)  # a broken display must not end a crawl
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         return trio.run(crawl, options)
     except trio_ckpt.RunStoppedError as stopped:
-        return stopped.exit_code  # the log says how to go on
+        return stopped.exit_code  # the log says how to resume
     except KeyboardInterrupt:  # before anything was begun
         return 130
     except trio_ckpt.ConfigChangedError as error:

@@ -92,7 +92,7 @@ def page_name(page: int) -> str:
 
 @attrs.frozen
 class ExtractedPage:
-    """What "extract" writes; the file is read into this class, or refused."""
+    """A page as "extract" writes it; `validate` reads the file into this class, or refuses it."""
 
     page: int = attrs.field(validator=attrs.validators.ge(1))
     lines: list[str]
@@ -116,7 +116,7 @@ PLACEHOLDERS = re.compile(r"\[(illegible|todo|page text here)\]|<unk>|lorem ipsu
 
 
 def refuse_placeholders(page: Mapping[str, Any]) -> None:
-    """No schema knows what a model says when it has nothing to say.
+    """Refuse a placeholder of the model, which no schema can detect.
 
     Raises:
         ValueError: the text is a placeholder.
@@ -132,7 +132,7 @@ def refuse_placeholders(page: Mapping[str, Any]) -> None:
 
 @attrs.frozen
 class Answer:
-    """What the model gave, and what it took for it."""
+    """The answer of the model, and its price."""
 
     text: str
     corrections: int
@@ -141,7 +141,7 @@ class Answer:
 
 @attrs.frozen
 class PretendedModel:
-    """Corrects spacing and some spelling, always in the same way, and sends a bill.
+    """Corrects spacing and some spelling, always in the same way, for a price.
 
     Attributes:
         name: Goes into every page.
@@ -182,7 +182,7 @@ def correct(text: str) -> tuple[str, int]:
 
 
 def extract_page(batch: Batch) -> None:
-    """Stage one, in a thread, as a library for OCR would want it: write the page, complete it."""
+    """Stage one, in a thread, as a library for OCR needs it: write the page, complete it."""
     lines = [line.rstrip() for line in batch.item]
     words = sum(len(line.split()) for line in lines)
     page = ExtractedPage(batch.index, lines, words)
@@ -205,7 +205,7 @@ class Stage:
     work_on: Callable[[Batch], Awaitable[None]]
 
     async def begin(self, batch: Batch) -> None:
-        """Write into the log what is begun, and work on it."""
+        """Log the page, and work on it."""
         log.info("%s page %d attempt %d", self.name, batch.index, batch.attempt)
         await self.work_on(batch)
 
@@ -214,7 +214,7 @@ ReadPage = Callable[[str], Awaitable[str]]
 
 
 async def read_file(out: Path, name: str) -> str:
-    """The text of a page, as a stage before has left it."""
+    """The text of a page, as the stage before left it."""
     return await trio.Path(out, name).read_text("utf-8")
 
 
@@ -227,7 +227,7 @@ def make_stages(model: PretendedModel, read_page: ReadPage) -> tuple[Stage, Stag
     async def correct(batch: Batch) -> None:
         source = await read_page(f"extract/{page_name(batch.index)}")
         answer = await model.ask(json.loads(source)["lines"], batch.attempt)
-        batch.spend(cost_usd=answer.cost_usd)  # whatever becomes of it
+        batch.spend(cost_usd=answer.cost_usd)  # also if the attempt fails
         page = {
             "page": batch.index,
             "text": answer.text,
@@ -295,7 +295,7 @@ def open_stage(run: trio_ckpt.Run, stage: Stage) -> AbstractAsyncContextManager[
 
 
 async def put_back(run: trio_ckpt.Run, stages: Sequence[Stage], pages: Sequence[int]) -> None:
-    """Let pages be done again, in all stages, the last one first: it builds on the others."""
+    """Re-queue pages in all stages, the last stage first, because it builds on the others."""
     for stage in reversed(stages):
         async with open_stage(run, stage) as stream:
             done = [page for page in pages if stream.progress.is_done(page)]
@@ -327,7 +327,7 @@ async def run_stage(
 
 
 def show_resume(stage: Stage, stream: Stream, total: int, options: argparse.Namespace) -> None:
-    """Say what is not done again, what that saves, and what is left."""
+    """Print what is skipped, what that saves, and what is left."""
     left = len(stream.remaining(total=total, start=options.start, end=options.end))
     done = stream.statistics()
     if done.confirmed:
@@ -338,7 +338,7 @@ def show_resume(stage: Stage, stream: Stream, total: int, options: argparse.Name
 
 
 def show_end(stage: Stage, stream: Stream) -> None:
-    """Say what was done and what it cost: this time, and in all."""
+    """Print what was done and what it cost: this time, and in all."""
     now = stream.statistics()
     line = f"{stage.name}: {count(now.session_confirmed)} this time, {now.confirmed} in all"
     if now.spent:
@@ -352,12 +352,12 @@ def count(pages: int) -> str:
 
 
 def dollars(sums: Mapping[str, float]) -> str:
-    """What something has cost."""
+    """A cost, as text."""
     return f"${sums.get('cost_usd', 0.0):.4f}"
 
 
 def say(line: str) -> None:
-    """Tell who watches."""
+    """Print a line for the user."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -367,7 +367,7 @@ def say(line: str) -> None:
 
 
 def resume_command() -> str:
-    """The command that goes on: this one, but for what is to happen only once."""
+    """The command that resumes: this one, without options that must act only once."""
     words = iter(sys.orig_argv)
     kept = list[str]()
     for word in words:
@@ -423,9 +423,9 @@ def _pages(text: str) -> list[int]:
 
 
 def main() -> int:
-    """Run the command; what goes wrong is one line, not a traceback."""
+    """Run the command; an error is one line, not a traceback."""
     options = parse_options()
-    sys.stderr = Screen(sys.stderr)  # what cannot be shown is no reason to end the work
+    sys.stderr = Screen(sys.stderr)  # a broken display must not end the work
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         if options.log is not None:
@@ -434,7 +434,7 @@ def main() -> int:
             log.propagate = False
         return trio.run(scan, options)
     except trio_ckpt.RunStoppedError as stopped:
-        return stopped.exit_code  # the log says how to go on
+        return stopped.exit_code  # the log says how to resume
     except (trio_ckpt.TrioCkptError, OSError, UnicodeError) as error:
         say(f"{type(error).__name__}: {error}")
     except ExceptionGroup as group:

@@ -1,4 +1,4 @@
-"""Train a small network on handwritten digits, die at any moment, and end with the same weights.
+"""Train a small network on handwritten digits; killed at any moment, it ends with the same weights.
 
     python -m examples.train --out run [--epochs 40] [--hidden 64] [--seed 7]
 
@@ -69,7 +69,7 @@ class TrainState:
 
     @classmethod
     def new(cls, inputs: int, hidden: int, seed: int) -> TrainState:
-        """As training begins."""
+        """The state at the beginning of training."""
         rng = np.random.default_rng(seed)
         weights = {
             "hidden.weight": rng.normal(0, np.sqrt(2 / inputs), (inputs, hidden)),
@@ -189,7 +189,7 @@ def plot(losses: Sequence[float], resumed: Sequence[int], path: Path) -> None:
 
 
 def digest(state: TrainState) -> str:
-    """What tells two ends of training apart."""
+    """A digest of the final weights and losses."""
     hasher = hashlib.sha256()
     for name in sorted(state.weights):
         hasher.update(state.weights[name].tobytes())
@@ -221,7 +221,7 @@ async def main(options: argparse.Namespace) -> int:
 
 
 def command() -> int:
-    """Run the command; what goes wrong is one line, not a traceback."""
+    """Run the command; an error is one line, not a traceback."""
     parser = argparse.ArgumentParser(prog="python -m examples.train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=output_folder, required=True, help="the folder to work in")
@@ -229,13 +229,13 @@ def command() -> int:
     parser.add_argument("--hidden", type=whole_number(1, 10**4), default=64)
     parser.add_argument("--seed", type=whole_number(0, 2**32), default=7)
     options = parser.parse_args()
-    sys.stderr = Screen(sys.stderr)  # what cannot be shown is no reason to end the training
+    sys.stderr = Screen(sys.stderr)  # a broken display must not end the training
     try:
         return trio.run(main, options)
     except trio_ckpt.ConfigChangedError as error:
         print(f"{error}: give another --out", file=sys.stderr)
     except trio_ckpt.RunStoppedError as stopped:
-        return stopped.exit_code  # the log says how to go on
+        return stopped.exit_code  # the log says how to resume
     except (trio_ckpt.TrioCkptError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     return 1

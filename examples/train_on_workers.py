@@ -1,4 +1,4 @@
-"""Train several networks on workers; kill whatever you like, and the weights are the same.
+"""Train several networks on workers; kill any of them, and the weights are the same.
 
 On this machine, with nothing to start:
 
@@ -67,7 +67,7 @@ def train(item: dict[str, Any], work: remote.Work[TrainState]) -> dict[str, Any]
 
 
 async def main(options: argparse.Namespace) -> int:
-    """Have the networks trained, and print what came of them; returns the exit code."""
+    """Submit the trainings, and print their results; returns the exit code."""
     items = [
         {"hidden": 16 + 8 * number, "seed": options.seed + number, "epochs": options.epochs}
         for number in range(options.networks)
@@ -113,13 +113,13 @@ def parse() -> argparse.Namespace:
 
 
 def command() -> int:
-    """Run the command; what goes wrong is one line, not a traceback."""
+    """Run the command; an error is one line, not a traceback."""
     options = parse()
-    sys.stderr = Screen(sys.stderr)  # what cannot be shown is no reason to end the training
+    sys.stderr = Screen(sys.stderr)  # a broken display must not end the training
     try:
         return trio.run(main, options)
     except trio_ckpt.RunStoppedError as stopped:
-        return stopped.exit_code  # the log says how to go on
+        return stopped.exit_code  # the log says how to resume
     except (trio_ckpt.TrioCkptError, OSError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     return 1

@@ -67,7 +67,7 @@ def made(store: Path, tmp_path: Path) -> Path:
 def test_a_whole_store_is_whole(run: Terminal, made: Path) -> None:
     said = run("verify", made, "--full")
     assert said.code == 0
-    assert said.lines == [f"{made} was looked at, every byte of it: all is as it was saved"]
+    assert said.lines == [f"{made} was checked, every byte of it: all is as it was saved"]
     assert run("verify", made, "--repair", "--yes").out == said.out
 
 
@@ -94,7 +94,7 @@ def test_a_repair_asks_first(run: Terminal, made: Path) -> None:
     before = (made / "state.db").read_bytes()
     said = run("verify", made, "--repair")
     assert said.code == 2
-    assert "this would mend what can be mended of 1 damage" in said.err
+    assert "this would repair what can be repaired of 1 damage" in said.err
     assert "give --yes" in said.err
     assert (made / "state.db").read_bytes() == before
 

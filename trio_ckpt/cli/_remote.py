@@ -39,10 +39,10 @@ secret_option = click.option(
     "--secret-file",
     type=TypedPath(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help=f"What lets peers in; without it the variable {SECRET_VARIABLE}. A foreman makes a file "
-    "that is not there.",
+    help=f"The secret that peers need; default: the variable {SECRET_VARIABLE}. A foreman makes a "
+    "missing file.",
 )
-quiet_option = click.option("--quiet", is_flag=True, help="Say errors only.")
+quiet_option = click.option("--quiet", is_flag=True, help="Print errors only.")
 
 
 @click.command("foreman")
@@ -59,7 +59,9 @@ quiet_option = click.option("--quiet", is_flag=True, help="Say errors only.")
 @click.option("--tls-cert", type=TypedPath(exists=True), metavar="FILE", help="PEM, for TLS.")
 @click.option("--tls-key", type=TypedPath(exists=True), metavar="FILE", help="Its key.")
 @click.option("--allow-plain", is_flag=True, help="Listen beyond this machine without TLS.")
-@click.option("--name", "names", multiple=True, help="Another name that peers ask for it by.")
+@click.option(
+    "--name", "names", multiple=True, help="Another host name under which peers reach it."
+)
 @click.option(
     "--max-connections",
     type=click.IntRange(min=1),
@@ -104,7 +106,7 @@ def foreman_command(
     quiet: bool,
     as_json: bool,
 ) -> int:
-    """Take jobs, and have workers do them; all it knows is in STORE.
+    """Accept jobs, and assign their items to workers; all its data is in STORE.
 
     Kill it at any time and start it again: jobs go on.
     """
@@ -171,10 +173,13 @@ def foreman_command(
     show_default=True,
     help="How many items at a time.",
 )
-@click.option("--name", help="What people call it; default: its host and process.")
+@click.option("--name", help="The name of the worker; default: its host and process.")
 @secret_option
 @click.option(
-    "--ca-file", type=TypedPath(exists=True), metavar="FILE", help="PEM: who to believe, for wss:."
+    "--ca-file",
+    type=TypedPath(exists=True),
+    metavar="FILE",
+    help="PEM: the authorities to trust, for wss:.",
 )
 @click.option(
     "--grace",
@@ -241,7 +246,7 @@ def worker_command(
 
 
 def need_remote() -> None:
-    """See that the extra is installed, before a secret is made or read.
+    """Make sure that the extra is installed, before a secret is made or read.
 
     Raises:
         MissingExtraError: it is not.
@@ -251,7 +256,7 @@ def need_remote() -> None:
 
 
 def read_secret(path: Path | None, *, may_make: bool) -> str:
-    """The secret, from a file or the environment; never from the command line, which all see.
+    """The secret, from a file or the environment; never from the command line, which all can read.
 
     Args:
         path: Of the file; None: the environment has it.
@@ -295,7 +300,7 @@ def _make_secret(path: Path) -> None:
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as it may: a connection is one, a lease two."""
+    """Raise the limit of open files to its maximum: a connection is one, a lease two."""
     try:
         import resource
     except ImportError:  # not on Windows
@@ -313,7 +318,7 @@ async def stop_on_signal(scope: trio.CancelScope) -> None:
 
 
 def run_until_stopped(main: Callable[[], Awaitable[None]], *, quiet: bool) -> int:
-    """Run something that ends when it is told to; its single failure leaves as it is."""
+    """Run a service until it is stopped; a single failure leaves as it is."""
     with _telling(quiet=quiet):
         try:
             trio.run(main)
@@ -327,7 +332,7 @@ def run_until_stopped(main: Callable[[], Awaitable[None]], *, quiet: bool) -> in
 
 @contextmanager
 def _telling(*, quiet: bool) -> Generator[None]:
-    """Say on standard error what happens; what is an error is said by the command itself."""
+    """Print events on standard error; the command itself prints errors."""
     logger = logging.getLogger("trio_ckpt.remote")
     handler = _Tells(logging.INFO)
     before = logger.level

@@ -39,7 +39,7 @@ from ._options import (
 )
 from ._overview import MAX_ROWS
 from ._report import Block, CommandAnswer, capped
-from ._verify_full import RepairWish, verify_all
+from ._verify_full import RepairOptions, verify_all
 
 
 @click.command("verify")
@@ -52,15 +52,15 @@ from ._verify_full import RepairWish, verify_all
 @click.option(
     "--full",
     is_flag=True,
-    help="Look at all of the store, too: every record, every blob, its own files; of all runs, if "
+    help="Check all of the store, too: every record, every blob, its own files; of all runs, if "
     "none is named.",
 )
-@click.option("--repair", is_flag=True, help="The same, and then mend what can be mended.")
+@click.option("--repair", is_flag=True, help="Do --full, and then repair what can be repaired.")
 @click.option(
     "--accept-loss",
     "cut",
     is_flag=True,
-    help="With --repair: also give up what cannot be gone on with, and what is gone.",
+    help="With --repair: also give up what cannot be continued, and what is gone.",
 )
 @output_dir_option
 @all_option
@@ -87,8 +87,8 @@ def verify_command(
     if full or repair:
         if stream is not None:
             raise CommandError("--full looks at whole runs: leave --stream out", EXIT_USAGE)
-        wish = RepairWish(may_cut=cut, consent=Confirmation(yes)) if repair else None
-        check = partial(verify_all, store, run, output_dir=output_dir, every=every, wish=wish)
+        options = RepairOptions(may_cut=cut, consent=Confirmation(yes)) if repair else None
+        check = partial(verify_all, store, run, output_dir=output_dir, every=every, options=options)
         return say(check, as_json=as_json)
     if cut or yes:
         raise CommandError("--accept-loss and --yes go with --repair", EXIT_USAGE)

@@ -1,4 +1,4 @@
-"""`verify --full` and `--repair`: all of a store, and what can be mended of it."""
+"""`verify --full` and `--repair`: check all of a store, and repair what can be repaired."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ._report import Block, CommandAnswer, capped
 
 
 @attrs.frozen
-class RepairWish:
-    """That a store is to be repaired, and how far.
+class RepairOptions:
+    """The request to repair a store, and how far.
 
     Attributes:
         may_cut: Whether what was confirmed after a lost checkpoint may be given up.
-        consent: To any change.
+        consent: How the user confirms the change.
     """
 
     may_cut: bool
@@ -40,24 +40,24 @@ async def verify_all(
     *,
     output_dir: str | None,
     every: bool,
-    wish: RepairWish | None,
+    options: RepairOptions | None,
 ) -> CommandAnswer:
-    """Look at all of a store, and mend it if that is wanted."""
+    """Check all of a store, and repair it if asked."""
     found = await _find(url, run_id, output_dir)
     damages = [finding for finding in found if finding.is_damage]
     report: RepairReport | None = None
-    if wish is not None and damages:
+    if options is not None and damages:
         what = plural(len(damages), "damage")
-        wish.consent.ask(
-            f"mend what can be mended of {what} in {url}, keep a copy of all that it replaces, and "
+        options.consent.ask(
+            f"repair what can be repaired of {what} in {url}, keep a copy of all that it replaces, and "
             + (
                 "give up what was confirmed after a lost checkpoint"
-                if wish.may_cut
+                if options.may_cut
                 else "lose nothing that is sound"
             )
         )
         report = await repair_all(
-            url, found, run_id, output_dir=output_dir, may_cut=wish.may_cut, mac_key=mac_key()
+            url, found, run_id, output_dir=output_dir, may_cut=options.may_cut, mac_key=mac_key()
         )
     left = damages if report is None else report.left
     document: dict[str, Any] = {
@@ -76,7 +76,7 @@ async def verify_all(
 
 
 async def _find(url: str, run_id: str | None, output_dir: str | None) -> list[Finding]:
-    """What is wrong; that a store is too damaged to be opened is a finding, too."""
+    """All findings; a store that is too damaged to be opened is a finding, too."""
     try:
         async with reading(url) as store:
             checked = check_all(store, run_id, output_dir=output_dir)
@@ -97,9 +97,9 @@ def _finding(finding: Finding) -> dict[str, Any]:
 def _found_blocks(url: str, found: Sequence[Finding], limit: int | None) -> list[Block]:
     damages = [finding for finding in found if finding.is_damage]
     notes = [finding for finding in found if not finding.is_damage]
-    text = f"{url} was looked at, every byte of it: all is as it was saved"
+    text = f"{url} was checked, every byte of it: all is as it was saved"
     if damages:
-        text = f"{url} was looked at, every byte of it: {plural(len(damages), 'damage')} found"
+        text = f"{url} was checked, every byte of it: {plural(len(damages), 'damage')} found"
     blocks: list[Block] = [text]
     if damages:
         columns = ("where", "what", "what can be done")
