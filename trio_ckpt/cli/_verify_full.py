@@ -49,7 +49,8 @@ async def verify_all(
     if options is not None and damages:
         what = plural(len(damages), "damage")
         options.consent.ask(
-            f"repair what can be repaired of {what} in {url}, keep a copy of all that it replaces, and "
+            f"repair what can be repaired of {what} in {url}, keep a copy of all that it "
+            "replaces, and "
             + (
                 "give up what was confirmed after a lost checkpoint"
                 if options.may_cut
