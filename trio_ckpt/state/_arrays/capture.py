@@ -25,7 +25,7 @@ The new `DigestTable` is made when all parts are finished.  Its caller keeps it 
 durable and drops it if the save failed; the old one is never altered.
 
 In dense mode the tracker is not used: written pages stay unprotected, so the program's writes
-cost nothing.  After every fourth dense save, two saves in a row measure the changes again.
+cost nothing.  Every fourth time, two saves in a row measure the changes again.
 """
 
 from __future__ import annotations
