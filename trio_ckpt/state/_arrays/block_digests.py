@@ -6,6 +6,7 @@ changes, but no attacks.  A block whose digest is unknown counts as changed.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -24,6 +25,7 @@ SPAN_BYTES = 2**17  # the smallest input for which xxhash releases the GIL
 DIGEST_BYTES = 16
 BLOCKS_PER_SPAN = SPAN_BYTES // BLOCK_BYTES
 _BLOCKS_AT_ONCE = 256  # hashed in 100 to 300 us, during which the GIL is held
+HELD_S = 300e-6  # how long the GIL is held between two pauses, not counting the piece at the end
 
 
 def count_of(nbytes: int, size: int) -> int:
@@ -31,12 +33,24 @@ def count_of(nbytes: int, size: int) -> int:
     return -(-nbytes // size)
 
 
-def let_others_run() -> None:
-    """Release the GIL for long enough that a thread that waits for it wakes up.
+class _Turn(threading.local):
+    """When this thread last released the GIL, on the clock of `time.perf_counter`."""
 
-    After a shorter pause the thread would still wait for its turn, 5 ms.
+    ended: float = 0.0
+
+
+_turn = _Turn()
+
+
+def let_others_run() -> None:
+    """Release the GIL, unless this thread has just done so, until a waiting thread wakes up.
+
+    After a shorter pause the thread would still wait for its turn, 5 ms.  Among thousands of small
+    arrays a pause for each would take longer than their digests.
     """
-    time.sleep(20e-6)  # 70 us with the slack of Linux' timers
+    if time.perf_counter() - _turn.ended >= HELD_S:
+        time.sleep(20e-6)  # 70 us with the slack of Linux' timers
+        _turn.ended = time.perf_counter()
 
 
 def span_digests(data: Bytes) -> Iterator[bytes]:
