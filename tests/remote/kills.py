@@ -261,7 +261,7 @@ def run_aimed(seed: int, folder: Path) -> Outcome:
     rng = random.Random(seed)
     doomed, cell = targets()[seed % len(targets())]
     side = "sent" if cell.is_sent else "come"
-    nth = rng.choice([1, 1, 2, ITEMS])
+    nth = rng.choice([1, 1, 2, ITEMS]) if cell.kind in OF_EACH_ITEM else 1
     doom = [cell.role.name, cell.kind.name, cell.was.name, side, str(nth)]
     before = {MessageKind.LEASE: "foreman", MessageKind.RESUME_TASK: "worker"}.get(cell.kind)
     interval = "0.05" if cell.kind in SAVING else rng.choice(["none", "0.05"])
@@ -285,6 +285,14 @@ SAVING = (
     *(MessageKind.RESUME_TASK, MessageKind.TASK_CHECKPOINT, MessageKind.CHECKPOINT_ACK),
     *(MessageKind.STORE_CALL, MessageKind.STORE_REPLY),
 )
+
+
+OF_EACH_ITEM = (
+    *(MessageKind.ASSIGN_TASK, MessageKind.TASK_RESULT, MessageKind.TASK_ACK),
+    *(MessageKind.TASK_CHECKPOINT, MessageKind.CHECKPOINT_ACK),
+    *(MessageKind.STORE_CALL, MessageKind.STORE_REPLY),
+)
+"""What is said so often that a process passes it more than once."""
 
 
 def read_steps(folder: Path) -> Counter[tuple[int, int]]:
