@@ -160,7 +160,7 @@ async def test_by_size_and_time_what_keeps_both_is_not_found(tmp_path: Path) -> 
     assert len((await look(store, tmp_path)).problems) == 1
 
 
-async def test_what_went_back_to_work_is_no_drift(tmp_path: Path) -> None:
+async def test_what_was_requeued_is_no_drift(tmp_path: Path) -> None:
     store = MemoryStore()
     async with begin(store, output_dir=tmp_path) as run:
         await write_pages(run, count=4)

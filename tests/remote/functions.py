@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from os import system as system  # what nobody may call by its name here
+from os import system as system  # what no client may call by its name here
 from typing import Any
 
 import attrs
@@ -150,7 +150,7 @@ async def echo(item: Any, _work: AnyWork) -> Any:
 
 @remote.task(state=new_sums)
 async def train_fast(item: int, work: Work[Sums]) -> dict[str, Any]:
-    """The same as `train`, without the seconds."""
+    """As `train`, without the seconds."""
     while work.state.done < STEPS:
         state = work.state
         state.weights[state.done :: 7] *= 1.01
@@ -202,7 +202,7 @@ async def tell_trace(_item: int, work: AnyWork) -> dict[str, str]:
 
 @remote.task(state=new_sums)
 async def train_slowly(item: int, work: Work[Sums]) -> dict[str, Any]:
-    """The same as `train`, a step in a tenth of a second."""
+    """As `train`, a step in a tenth of a second."""
     seen.append(("begun", item, work.state.done))
     while work.state.done < STEPS:
         state = work.state
@@ -274,7 +274,7 @@ async def nap(item: int, _work: AnyWork) -> int:
 
 @remote.task(state=lambda _item: {"done": 0, "sum": 0})
 async def uneven(item: int, work: AnyWork) -> int:
-    """The same as `short`, at a pace of its own, and with a larger state."""
+    """As `short`, at a pace of its own, and with a larger state."""
     await trio.sleep(item % 10 * 0.11)
     work.state["large"] = bytes(300_000)
     return await short(item, work)

@@ -21,7 +21,7 @@ class Proxy:
         port: Where it listens.
         delay_s: Each piece waits for so long.
         bytes_per_s: No faster than that; 0: as fast as may be.
-        is_silent: Nothing passes any more, and nobody is told: half-open.
+        is_silent: Nothing passes any more, and neither side learns of it: half-open.
         corrupt_next: One bit of one of the next pieces is turned.
         is_closed: New connections are refused.
     """

@@ -1,4 +1,4 @@
-"""One message of each kind, and bytes that nobody may send."""
+"""One message of each kind, and bytes that no peer may send."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def deliver(sender: Connection, receiver: Connection) -> list[Message]:
 
 
 def exchange(one: Connection, other: Connection) -> None:
-    """Let both say what they have to say, until nobody has anything."""
+    """Let both say what they have to say, until neither has anything."""
     while deliver(one, other) or deliver(other, one):
         pass
 

@@ -73,7 +73,7 @@ class Site:
         await trio.lowlevel.checkpoint()
 
     def kill_foreman_now(self, store: Store | None = None) -> None:
-        """The same at this very instruction; connections are cut first, so none says goodbye."""
+        """Kill it at this very instruction; connections are cut first, so none says goodbye."""
         for socket in self.sockets.values():
             socket.cut()
         if store is not None:
@@ -128,7 +128,7 @@ class Site:
                 task_status.started()
 
     def kill_worker(self, name: str) -> None:
-        """As kill -9 would: the connection is cut first, so that nobody says goodbye."""
+        """As kill -9 would: the connection is cut first, so that neither side says goodbye."""
         self.cut_off.add(name)
         self.sockets[name].cut()
         self._scopes[name].cancel()

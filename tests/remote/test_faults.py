@@ -49,7 +49,7 @@ async def working(**settings: Any) -> AsyncGenerator[tuple[Proxy, list[Any]]]:
                 work = partial(remote.run_worker, url, secret=SECRET, allow=ALLOW, slots=2)
                 nursery.start_soon(partial(work, handle_signals=False))
                 nursery.start_soon(map_it)
-                while len(seen) < 6:  # noqa: ASYNC110  # nobody tells of that
+                while len(seen) < 6:  # noqa: ASYNC110  # no event reports it
                     await trio.sleep(0.01)
                 yield proxy, found
         assert found == [trained(item) for item in ITEMS]
@@ -77,7 +77,7 @@ async def test_reset() -> None:
 
 
 async def test_half_open() -> None:
-    """Nothing comes and nobody is told: silence is noticed on both sides."""
+    """Nothing comes and neither side learns why: silence is noticed on both sides."""
     async with working() as (proxy, _):
         proxy.is_silent = True
         await trio.sleep(1.5)
@@ -117,7 +117,7 @@ async def test_a_wrong_byte() -> None:
 
 
 async def test_a_slow_link() -> None:
-    """States of 400 kB over 300 kB/s: heartbeats pass between their frames, so nobody is given
+    """States of 400 kB over 300 kB/s: heartbeats pass between their frames, so no peer is given
     up."""
     async with working(heartbeat_s=0.3, silence_s=2.5) as (proxy, _):
         proxy.bytes_per_s = 300_000
@@ -127,7 +127,7 @@ async def test_a_slow_link() -> None:
 
 
 async def test_connections_that_come_back_in_another_order() -> None:
-    """A new connection of a worker takes the place of an old one that nobody knew was gone."""
+    """A new connection of a worker takes the place of an old one that was not known to be gone."""
     async with working(silence_s=3.0) as (proxy, _):
         proxy.is_silent = True
         old = set(proxy._streams)

@@ -1,4 +1,4 @@
-"""Hostile sockets against a foreman: each loses its connection, nobody else notices."""
+"""Hostile sockets against a foreman: each loses its connection, no other peer notices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spans of work items are below the span of whoever submitted the job, wherever that is."""
+"""Spans of work items are below the span of the client that submitted the job, wherever it is."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def test_a_tail_that_is_not_cut_is_noticed_by_the_check(monkeypatch: Patch) -> N
         explore_crashes(good, check_good)
 
 
-def test_what_was_put_back_to_work_may_be_done_again() -> None:
+def test_what_was_requeued_may_be_done_again() -> None:
     """Redo and rewind are no breach of the laws, nor is an append file that became shorter."""
 
     async def session(world: World, *, goes_back: bool) -> None:

@@ -132,7 +132,7 @@ async def test_what_a_foreman_refuses_is_refused_by_the_store(
 async def test_of_an_item_that_has_ended_is_said_how_it_ended(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """While its job goes on, and after it, whoever is asked."""
+    """While its job goes on, and after it, whichever process is asked."""
     async with working(tmp_path, "wait", ["x", "y"], checkpoint_interval_s=1e6) as (site, jobs):
         await until_task(jobs, SECOND, status="running")
         gates["x"].set()

@@ -88,7 +88,7 @@ BAD = {
     "half a header": b"\1" * (HEADER.size - 1),
     "another version": forged(2, K, 0, 1, 1, 0),
     "an unknown kind": forged(1, 200, 0, 1, 1, 0),
-    "a flag that nobody knows": forged(1, K, 1, 1, 1, 0),
+    "a flag that is not known": forged(1, K, 1, 1, 1, 0),
     "over the limit of its kind": forged(1, K, 0, 1, MAX_MESSAGE_BYTES + 1, 0),
     "over the limit of a small kind": forged(1, int(MessageKind.HELLO), 0, 1, 2**16 + 1, 0),
     "behind its end": forged(1, K, 0, 1, 1, 1),

@@ -157,7 +157,7 @@ def test_each_cell_of_the_table_of_tasks(cell: tuple[TaskPhase, PeerRole, Messag
     assert listener.tasks == before
 
 
-def test_crossing_messages_are_legal_whoever_is_first() -> None:
+def test_crossing_messages_are_legal_in_either_order() -> None:
     """A CANCEL, a RELEASE or a FORCE_CHECKPOINT may meet the last word of the worker."""
     for word, order in itertools.product(
         LAST_WORDS, (MessageKind.CANCEL, MessageKind.RELEASE_TASK, MessageKind.FORCE_CHECKPOINT)

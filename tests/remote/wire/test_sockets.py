@@ -83,7 +83,7 @@ async def test_tls_is_not_spoken_to_a_stranger() -> None:
                 pass
 
 
-async def test_there_is_nobody() -> None:
+async def test_no_foreman_listens() -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     await listeners[0].aclose()
@@ -107,7 +107,7 @@ async def test_leaving_ends_soon() -> None:
             await nursery.start(work)
             async with remote.connect(foreman.url, secret=SECRET) as client:
                 await client.submit(F + "wait", ["x"])
-                while "x" not in functions.gates:  # noqa: ASYNC110  # nobody tells of that
+                while "x" not in functions.gates:  # noqa: ASYNC110  # no event reports it
                     await trio.sleep(0.01)
             started = trio.current_time()
             nursery.cancel_scope.cancel()

@@ -152,7 +152,7 @@ async def test_an_old_lease_saves_nothing(autojump_clock: MockClock) -> None:
 async def test_a_worker_goes_on_under_a_new_number_without_noticing(
     autojump_clock: MockClock,
 ) -> None:
-    """The foreman was started again: it took the run anew, and the worker's code saves on."""
+    """The foreman was started again: it owns the run again, and the worker's code saves on."""
     near = MemoryStore()
     async with open_far() as far:
         async with near.lock_run("r") as old:
@@ -305,7 +305,7 @@ async def test_patience_ends(autojump_clock: MockClock) -> None:
             await store.read_run("r")
 
 
-async def test_a_lost_item_lets_nobody_wait(autojump_clock: MockClock) -> None:
+async def test_a_lost_item_lets_no_call_wait(autojump_clock: MockClock) -> None:
     near = MemoryStore()
     async with open_far() as far, near.lock_run("r") as owner:
         _, store, line = await given(far, near, "r", owner)

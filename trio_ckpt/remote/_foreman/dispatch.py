@@ -80,7 +80,7 @@ class Dispatcher:
         losses, lost_at = 0, wanted.down_at
         while True:
             # Also after a worker was lost: it may have saved its result before it died.
-            facts = await self._read(wanted, note) if wanted.is_saving else TaskFacts()
+            facts = await self._read_or_discard(wanted, note) if wanted.is_saving else TaskFacts()
             if facts.is_done:
                 await settle(facts.result, facts, "")
                 await self._clean_up(wanted)
@@ -136,7 +136,9 @@ class Dispatcher:
         try:
             facts = TaskFacts()
             if wanted.is_saving:
-                facts = await self._look(wanted, lost_at if lease.was is None else None, note)
+                facts = await self._reset_if_stale(
+                    wanted, lost_at if lease.was is None else None, note
+                )
             async with self._own(wanted) as (number, relay):
                 if lease.was is None:
                     message = _assignment(wanted, number, facts)
@@ -168,9 +170,11 @@ class Dispatcher:
         log.warning("%s: %s", wanted.task_id, printable(text), extra=wanted.place)
         await note(wanted.index, text)
 
-    async def _look(self, wanted: PendingItem, lost_at: float | None, note: Note) -> TaskFacts:
+    async def _reset_if_stale(
+        self, wanted: PendingItem, lost_at: float | None, note: Note
+    ) -> TaskFacts:
         """Read what is saved of an item; discard it if it is too old."""
-        facts = await self._read(wanted, note)
+        facts = await self._read_or_discard(wanted, note)
         saved_at = facts.last_checkpoint_at
         if saved_at is None or lost_at is None:
             return facts
@@ -187,7 +191,7 @@ class Dispatcher:
         await note(wanted.index, text)
         return TaskFacts()
 
-    async def _read(self, wanted: PendingItem, note: Note) -> TaskFacts:
+    async def _read_or_discard(self, wanted: PendingItem, note: Note) -> TaskFacts:
         """Read what is saved of an item; damaged records are removed, and the history says so.
 
         If only arrays are damaged, the worker resumes from the newest state that is whole.

@@ -75,7 +75,7 @@ class ReconnectingSession:
                         task_status.started()
                     await self._talk(link)
             except (ConnectionLostError, ProtocolError) as error:
-                self._tell(error, wait_s)
+                self._log_once(error, wait_s)
             except HandshakeRefusedError as error:
                 if error.code not in PASSING:
                     raise
@@ -85,7 +85,7 @@ class ReconnectingSession:
             await trio.sleep(wait_s * (1 + random.random() * JITTER))  # noqa: S311  # not a secret
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
 
-    def _tell(self, error: Exception, wait_s: float) -> None:
+    def _log_once(self, error: Exception, wait_s: float) -> None:
         """Log that there is no connection, once for each time that it is lost or refused."""
         is_news = wait_s == FIRST_WAIT_S and not self._has_left()
         level = logging.WARNING if is_news else logging.DEBUG
