@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from trio_ckpt import Run, RunStoppedError, StreamFailedError, open_run
-from trio_ckpt._journal.run_status import read_look
+from trio_ckpt._journal.run_status import read_run_status
 from trio_ckpt.stores import MemoryStore
 
 Program = Callable[[Run], Awaitable[None]]
@@ -128,7 +128,7 @@ async def play(store: MemoryStore, programs: list[Program]) -> int:
 
 
 async def from_outside(store: MemoryStore) -> int:
-    look = await read_look(store, "r")
+    look = await read_run_status(store, "r")
     assert look is not None
     return look.exit_code()
 

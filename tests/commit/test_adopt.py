@@ -227,7 +227,7 @@ async def test_a_file_alone_confirms_none_where_batches_build_on_each_other(
                 await stream.rescan(path_of, total=2)
 
 
-async def test_somebody_has_to_know_where_the_stream_ends(tmp_path: Path) -> None:
+async def test_the_end_of_the_stream_has_to_be_known(tmp_path: Path) -> None:
     async with begin("memory:", output_dir=tmp_path) as run, run.open_stream("s") as stream:
         with pytest.raises(ValueError, match="the end of the stream is not known"):
             await stream.rescan(path_of)

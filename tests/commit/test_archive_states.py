@@ -95,7 +95,7 @@ async def test_what_is_let_go_is_in_the_archive_and_what_is_kept_is_not(
 async def test_what_was_let_go_before_keeps_nothing_from_being_archived(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A session knows of states that an earlier one has let go of, and they are no damage."""
+    """A session knows of states that an earlier one has dropped, which is not damage."""
     store = MemoryStore()
     await work(store, None, stop_after=9)
     before = await kept(store, "r")

@@ -116,11 +116,11 @@ async def test_an_open_end_has_an_eta_once_it_is_said_how_many_there_are(
         now = stream.statistics()
         assert (stream.expected_batches, now.left) == (100, 75)
         assert now.eta_s == pytest.approx(75)
-        stream.expected_batches = 45  # as the API says by now
+        stream.expected_batches = 45  # as the API says now
         assert stream.statistics().left == 20
         assert run.statistics().eta_s == pytest.approx(20)
         await warm(stream, count=1)
-    async with begin(store) as run:  # and whoever looks from outside
+    async with begin(store) as run:  # and a reader from outside
         assert run.group("s").left == 19
         async with run.open_stream("s", first_index=1) as stream:
             assert (stream.expected_batches, stream.statistics().left) == (45, 19)

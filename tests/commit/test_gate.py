@@ -205,7 +205,7 @@ async def test_every_cell(
         assert batch.token.state is cell.token
         saved = await records_of(store)
         assert tuple(record.kind for record in saved) == cell.records
-        if cell.token is CONFIRMED:  # 4: durable before anybody wakes, progress of that moment
+        if cell.token is CONFIRMED:  # 4: durable before a waiter wakes, progress of that moment
             assert stream.progress.records == 3
             assert 0 in stream.progress.confirmed
         if cell.token is PENDING:

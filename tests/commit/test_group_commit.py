@@ -249,7 +249,7 @@ def test_what_is_accepted_is_read_back(
     async def look() -> None:
         view = await store.load_run("r")
         if view is not None:
-            look = trio_ckpt._journal.run_status.look_from(store, view, None)  # type: ignore[attr-defined]
+            look = trio_ckpt._journal.run_status.run_status_from(store, view, None)  # type: ignore[attr-defined]
             trio_ckpt.cli._overview._run_document(look)  # type: ignore[attr-defined]
 
     for _ in range(2):

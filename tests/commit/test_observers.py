@@ -107,7 +107,7 @@ async def test_it_begins_and_is_left_in_the_task_that_works_on_it() -> None:
 
 
 async def test_an_end_is_told_when_it_is_durable_and_not_before() -> None:
-    """Whoever counts confirmed batches is never ahead of the store."""
+    """An observer that counts confirmed batches is never ahead of the store."""
     store, seen = MemoryStore(), list[bool]()
 
     class Looks(Observer):

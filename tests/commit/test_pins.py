@@ -35,7 +35,7 @@ def new() -> dict[str, Any]:
 
 
 async def work(stream: Stream[dict[str, Any]], until: int, *, last: bool = False) -> None:
-    """Go on to a batch; each makes all of the array anew."""
+    """Go on to a batch; each changes the whole array."""
     async for batch in stream.batches():
         stream.state["a"] = np.random.default_rng(batch.index).normal(size=100_000)
         stream.state["n"] += 1

@@ -1,4 +1,4 @@
-"""Back to work: what is taken back is taken back exactly, and nothing is ever lost."""
+"""Redo: a re-queue subtracts exactly what batches had added, and loses nothing."""
 
 # ruff: noqa: PT012, SIM117  (what a whole block does is the claim)
 
@@ -274,7 +274,7 @@ def test_totals_after_any_redo_are_those_of_an_uninterrupted_run(
 
 
 async def redo_and_work(store: Any, folder: Path, **options: Any) -> None:
-    """Put two of four batches back to work, and do what is left."""
+    """Re-queue two of four batches, and do what is left."""
     async with begin(store, output_dir=folder, **options) as run:
         async with run.open_stream("s") as stream:
             await stream.redo([1, 2], reason="x")
@@ -664,7 +664,7 @@ async def test_a_rewind_is_refused_while_the_stream_is_open_or_unknown() -> None
         assert len(stream.progress.confirmed) == 2
 
 
-async def test_nobody_opens_or_rewinds_a_stream_that_is_being_rewound() -> None:
+async def test_a_stream_that_is_being_rewound_is_not_opened_or_rewound() -> None:
     store = Gated()
     async with begin(store) as run:
         await follow(run, 3)

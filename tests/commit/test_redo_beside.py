@@ -1,4 +1,4 @@
-"""Batches go back to work while others look at them, or in a stream that is opened again."""
+"""Batches are re-queued while others read them, or in a stream that is opened again."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ class SmallPages(MemoryStore):
 async def test_a_damaged_batch_is_handed_out_once_to_several_workers(
     repetition: int, tmp_path: Path
 ) -> None:
-    """One worker may take it in the instant in which it has gone back to work."""
+    """One worker may take it at the instant at which it is re-queued."""
     store, worked = SmallPages(), list[int]()
 
     async def handle(batch: Batch[Any]) -> None:

@@ -265,7 +265,7 @@ def test_a_class_and_one_derived_from_it_are_of_one_kind() -> None:
 
 @attrs.define
 class Celsius:
-    """Whoever reads its field runs code of the program."""
+    """Reading its field runs code of the program."""
 
     degrees: float = 0.0
     seen: ClassVar[list[int]] = []
@@ -600,7 +600,7 @@ async def test_a_blob_that_was_altered_is_refused_by_name(tmp_path: Path) -> Non
         await work_large(f"sqlite:{tmp_path / 'store'}", 3)
 
 
-async def test_chains_begin_anew_before_they_are_long() -> None:
+async def test_a_new_chain_begins_before_one_is_long() -> None:
     store = MemoryStore()
     async with begin(store) as run, run.open_stream("s", state=large()) as stream:
         async for batch in stream.batches(range(120)):
@@ -613,7 +613,7 @@ async def test_chains_begin_anew_before_they_are_long() -> None:
 
 
 async def rewrite(store: Store | str, batches: int, **settings: Any) -> trio_ckpt.StateStatistics:
-    """Each batch makes all of the array anew, so each is a chain of its own."""
+    """Each batch changes the whole array, so each begins a chain."""
     async with (
         begin(store) as run,
         run.open_stream("s", state={"a": np.zeros(100_000), "n": 0}, **settings) as stream,
@@ -726,7 +726,7 @@ async def test_statistics_say_how_each_array_was_captured(tmp_path: Path) -> Non
 async def test_statistics_say_what_share_of_the_time_the_loop_was_held(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By a clock that goes on by a second each time somebody looks at it."""
+    """By a clock that advances by a second at each reading."""
     seconds = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
     async with begin(MemoryStore()) as run, run.open_stream("s", state={"n": 0}) as stream:

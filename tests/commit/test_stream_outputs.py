@@ -1,4 +1,4 @@
-"""The files of a stream: checked before they are confirmed, in its folder, and nobody else's."""
+"""The files of a stream: checked before they are confirmed, in its folder, and its own."""
 
 # ruff: noqa: ASYNC240, PT012, SIM117  (what a whole block does is the claim)
 
@@ -424,7 +424,7 @@ async def test_a_file_that_no_record_knows_is_moved_aside_before_lines_are_appen
 
 @asynccontextmanager
 async def taken_over(folder: Path) -> AsyncGenerator[None]:
-    """Own the run of a store that somebody else owns, as one can whose lock was removed."""
+    """Own a run that another process owns, as is possible if its lock was removed."""
     for path in folder.glob("lock/" + "?" * 32):
         path.unlink()
     async with aclosing(await open_store(folder)) as store, store.lock_run("run"):
@@ -475,13 +475,13 @@ async def test_who_has_lost_the_run_opens_no_append_file(tmp_path: Path, confirm
 
 
 async def nothing() -> None:
-    """Nobody comes."""
+    """Do nothing: no other process comes."""
 
 
 async def test_who_has_lost_the_run_keeps_others_from_the_append_files_it_has(
     tmp_path: Path,
 ) -> None:
-    """What it appends then is confirmed by nobody, and is cut off by the next start."""
+    """What it appends then is not confirmed, and the next start cuts it off."""
 
     async def lose() -> None:
         async with taken_over(tmp_path / "s"):

@@ -1,4 +1,4 @@
-"""What a session says of itself has one shape, whoever wrote it."""
+"""Session metadata has one shape, whichever process wrote it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What streams add up to: statuses, sums and order, derived whenever somebody asks."""
+"""Sums over streams: statuses, sums and order, derived for each call."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_some_statuses_one_by_one(found: Iterable[Status], status: Status) -> No
     ("status", "is_open", "shown"),
     [(X, True, I), (P, True, I), (C, True, C), (F, True, I), (X, False, X), (P, False, P)],
 )
-def test_a_stream_that_somebody_has_open_is_in_progress(
+def test_a_stream_that_a_process_has_open_is_in_progress(
     status: Status, is_open: bool, shown: Status
 ) -> None:
     assert status_of(progress(status), is_open=is_open) is shown
@@ -272,7 +272,7 @@ async def test_the_groups_of_a_run(is_restarted: bool) -> None:
             run.group("nobody")
         assert run.group("b").left == 2
         assert run.group().confirmed == 7
-        assert run.group().left is None  # nobody has said how long c is
+        assert run.group().left is None  # the length of c is not known
         statistics = run.statistics()
         assert statistics.status is X
         assert statistics.streams == {P: 1, I: 0, C: 3, F: 0, X: 1}

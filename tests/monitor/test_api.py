@@ -24,7 +24,7 @@ from trio_ckpt import (
     monitor,
     open_run,
 )
-from trio_ckpt._journal.run_status import read_look
+from trio_ckpt._journal.run_status import read_run_status
 from trio_ckpt._journal.statistics import MIN_STUCK_AFTER_S, STUCK_AFTER_S
 from trio_ckpt._runs.live_view import LiveToken, LiveView, LiveWaiting
 from trio_ckpt.monitor._views import (
@@ -393,7 +393,7 @@ async def a_standing(**fields: Any) -> RunSnapshot:
     store = MemoryStore()
     async with begin(store) as run:
         await collect(run, "s")
-        look = await read_look(store, "r")
+        look = await read_run_status(store, "r")
     assert look is not None
     live = LiveView(
         at=1_000.0,

@@ -91,7 +91,7 @@ async def snap(run: Run, nursery: trio.Nursery, told: list[object]) -> None:
 async def test_a_bug_of_a_store_wakes_everyone_and_loses_nothing(
     error: type[BaseException], lands: bool, bad_save: int
 ) -> None:
-    """Whether it was saved nobody knows then: the next start reads it."""
+    """Whether it was saved is not known then: the next start reads it."""
     store, told = BuggyStore(error, bad_save=bad_save, lands=lands), list[object]()
     began = 0
     with trio.fail_after(5):

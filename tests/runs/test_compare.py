@@ -195,7 +195,7 @@ def _no_pages() -> Any:
     raise AssertionError("no record is needed")
 
 
-# -- what goes back to work ----------------------------------------------------------------
+# -- what is re-queued ---------------------------------------------------------------------
 
 
 async def test_what_went_back_to_work_may_have_another_item() -> None:
@@ -243,7 +243,7 @@ async def test_what_is_retried_may_have_another_item() -> None:
 
 
 async def test_the_sum_of_items_is_that_of_what_stands() -> None:
-    """Whatever went back to work, the fast way goes on to answer."""
+    """Whatever is re-queued, the fast way still answers."""
     store = MemoryStore()
     async with begin(store) as run:
         async with run.open_stream("s") as stream:

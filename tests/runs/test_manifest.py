@@ -130,7 +130,7 @@ async def test_without_a_folder_there_is_nowhere_to_leave_it(tmp_path: Path) -> 
             batch.complete()
 
 
-async def test_it_is_written_anew_after_a_redo(tmp_path: Path) -> None:
+async def test_it_is_written_again_after_a_redo(tmp_path: Path) -> None:
     store = MemoryStore()
     for text in ("first", "second"):
         async with begin(store, output_dir=tmp_path) as run:

@@ -463,7 +463,7 @@ async def test_of_two_pauses_the_longer_counts(autojump_clock: trio.testing.Mock
     assert {index for index, _, at in starts if at >= 20} == {0, 1, 2}
 
 
-async def test_a_backoff_without_retry_after_pauses_nobody_else(
+async def test_a_backoff_without_retry_after_pauses_no_other_batch(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     done: list[tuple[int, float]] = []
@@ -488,12 +488,12 @@ async def test_a_batch_that_is_opened_waits_for_the_pause_too(
         async for batch in stream.batches(range(3)):
             if batch.attempt == 1:
                 batch.fail(LimitedError(10.0))
-                stream.open_stream.pause = (trio.current_time() + 40.0, "somebody asked")
+                stream.open_stream.pause = (trio.current_time() + 40.0, "a server asked")
             else:
                 batch.complete()
                 break
         assert trio.current_time() == pytest.approx(40)
-        stream.open_stream.pause = (trio.current_time() + 7.0, "somebody asked")
+        stream.open_stream.pause = (trio.current_time() + 7.0, "a server asked")
         async with stream.open_batch() as batch:
             assert trio.current_time() == pytest.approx(47)
             batch.complete()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trio_ckpt import RunStoppedError, Status, open_run
-from trio_ckpt._journal.run_status import read_look
+from trio_ckpt._journal.run_status import read_run_status
 from trio_ckpt._journal.summary import phase_statuses
 from trio_ckpt.stores import MemoryStore
 
@@ -35,7 +35,7 @@ async def collect(
                                 await stream.fail("429", retryable=retryable)
                                 break
                             batch.complete()
-    look = await read_look(store, "r")
+    look = await read_run_status(store, "r")
     assert look is not None
     assert phase_statuses(look.parts) == run.phases
     return run.exit_code, run.phases["pulls"], asked

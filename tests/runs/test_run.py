@@ -518,7 +518,7 @@ async def test_opening_fails_where_signals_cannot_be_had() -> None:
         await trio.to_thread.run_sync(elsewhere)
 
 
-async def test_a_coordinator_that_is_closed_under_a_batch_hangs_nobody() -> None:
+async def test_a_coordinator_closed_under_a_batch_hangs_no_task() -> None:
     with trio.fail_after(30):
         async with begin("memory:") as run, run.open_stream("s") as stream:
             with pytest.raises(trio.ClosedResourceError):
@@ -611,7 +611,7 @@ async def test_confirm_of_an_attempt_that_is_over_says_how_it_ended() -> None:
                 await batch.confirm()
 
 
-async def test_a_generator_that_raised_is_made_anew() -> None:
+async def test_a_generator_that_raised_is_made_again() -> None:
     attempts = 0
 
     def items() -> Any:

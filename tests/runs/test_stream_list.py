@@ -131,7 +131,7 @@ async def test_a_list_that_could_not_be_saved_is_no_list() -> None:
         assert run.streams_to_process() == KEYS
 
 
-async def test_with_listed_streams_that_nobody_opened_the_run_is_not_done() -> None:
+async def test_with_listed_streams_never_opened_the_run_is_not_done() -> None:
     store = MemoryStore()
     async with begin(store) as run:
         assert run.exit_code == 0
@@ -201,7 +201,7 @@ async def test_streams_to_process(
         assert [key[0] for key in run.streams_to_process(**options)] == expected
 
 
-async def test_start_from_takes_first_parts_and_refuses_what_nobody_knows() -> None:
+async def test_start_from_takes_first_parts_and_refuses_unknown_ones() -> None:
     async with begin("memory:") as run:
         await run.add_streams(KEYS)
         assert run.streams_to_process(start_from=("a",)) == KEYS[1:]

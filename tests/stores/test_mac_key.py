@@ -115,7 +115,7 @@ async def test_a_record_that_is_sealed_without_the_key_is_reported(tmp_path: Pat
     """The form of a seal is public: who forges a record seals it without a key, or with another."""
     await work(tmp_path)
     for key, said in (
-        (None, "with this MAC key: it has none"),
+        (None, "with this MAC key: it is sealed without"),
         (OTHER, "sealed with another MAC key"),
     ):
         sealed = Seal("r", 0, STREAM, key).close(1, encode_record(Record(at=1.0, index=0)))
@@ -176,7 +176,9 @@ async def test_a_key_for_a_store_that_has_none_is_reported(tmp_path: Path) -> No
     ):
         pass
     async with opened(tmp_path) as store:
-        with pytest.raises(StoreDamagedError, match="with this MAC key: it has none"):
+        with pytest.raises(
+            StoreDamagedError, match="with this MAC key: it is sealed without a key"
+        ):
             await store.load_run("r")
 
 

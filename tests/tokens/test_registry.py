@@ -1,4 +1,4 @@
-"""The registry: who watches it misses no latest state, and nobody polls."""
+"""The registry: a monitor never misses the latest state, and does not poll."""
 
 from __future__ import annotations
 

@@ -361,7 +361,7 @@ async def test_wait_that_sleeps_is_a_cancellation_and_schedule_point(
         token.complete()
 
 
-async def test_the_event_is_made_when_somebody_waits(coordinator: CheckpointCoordinator) -> None:
+async def test_the_event_is_made_when_a_task_waits(coordinator: CheckpointCoordinator) -> None:
     token = coordinator.create_checkpoint("run", 0)
     token.complete()
     await token.wait()
@@ -421,7 +421,7 @@ async def test_its_repr_says_where_it_stands(coordinator: CheckpointCoordinator)
     assert repr(token).endswith(": confirmed>")
 
 
-async def test_a_token_that_nobody_settles_warns_when_it_is_collected() -> None:
+async def test_a_token_that_is_never_settled_warns_when_collected() -> None:
     CheckpointCoordinator().create_checkpoint("night", 5, stream=("org/repo", "pulls"))
     with pytest.warns(ResourceWarning) as warned:
         gc.collect()

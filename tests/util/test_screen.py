@@ -23,7 +23,7 @@ needs_posix = pytest.mark.skipif(os.name != "posix", reason="descriptors are tho
 
 
 class DeadFile(io.StringIO):
-    """A file of somebody's own, which fails in a way of its own."""
+    """A file of the program that fails in an unusual way."""
 
     def write(self, text: str, /) -> int:
         raise RuntimeError(f"{text!r} has no place to go")

@@ -149,7 +149,7 @@ async def test_a_call_that_ends_soon_after_its_time_is_not_stuck(
 
 
 async def test_cancelled_call_drops_its_result() -> None:
-    """Cancellation ends the waiting at once; the call goes on and nobody gets its result."""
+    """Cancellation ends the waiting at once; the call goes on and its result is dropped."""
     worker = WorkerThread("test")
     begun, release, ended = threading.Event(), threading.Event(), threading.Event()
 

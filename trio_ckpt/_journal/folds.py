@@ -1,7 +1,7 @@
 """Folds: progress as it is stored.
 
-A fold is no truth of its own: it is what the records up to one of them add up to, kept
-so that a resume need not read all of them.
+A fold is derived: it is the sum of the records up to one of them, stored so that a resume need
+not read all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .record import ErrorInfo, Status, check_times
 
 
 class _Fold(msgspec.Struct, frozen=True, array_like=True):
-    """A new field comes last and has a default: the folds of older versions end before it."""
+    """A fold on disk.  A new field comes last and has a default: older folds end before it."""
 
     sequence: int
     confirmed: list[int]
@@ -54,7 +54,7 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     estimate: int | None = None
 
 
-MAX_ERRORS = 1_000  # of batches that wait for their next attempt: an outage may stop them all
+MAX_ERRORS = 1_000  # of batches that wait for their next attempt, after an outage perhaps all
 
 _encoder = msgspec.msgpack.Encoder()
 _fold_decoder = msgspec.msgpack.Decoder(_Fold)
@@ -101,7 +101,7 @@ def encode_progress(progress: Progress) -> bytes:
 
 
 def _with_few_errors(failures: dict[int, FailedAttempt]) -> dict[int, FailedAttempt]:
-    """The attempts at batches that may run again: all are counted, the newest have their errors."""
+    """The failed attempts, of which only the newest `MAX_ERRORS` keep their errors."""
     few = len(failures) - MAX_ERRORS
     if few <= 0:
         return failures
@@ -112,10 +112,10 @@ def _with_few_errors(failures: dict[int, FailedAttempt]) -> dict[int, FailedAtte
 
 
 def decode_progress(payload: bytes) -> Progress:
-    """The inverse of `encode_progress`.
+    """Decode a fold, the inverse of `encode_progress`.
 
     Raises:
-        StoreDamagedError: they are not the bytes of a fold.
+        StoreDamagedError: the bytes are not a fold.
     """
     try:
         fold = _fold_decoder.decode(payload)

@@ -1,6 +1,6 @@
-"""What a run has been through, for whoever wants to read it; nobody needs to own it.
+"""The history of a run, which any process can read without owning the run.
 
-A stream's history is its records, newest first.  The run's own stream holds its sessions.
+A stream's history is its records, newest first.  The run's own stream has its sessions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .record import TROUBLE, ErrorInfo, Output, Record, RecordKind, decode_recor
 from .session_record import check_facts
 from .store import RunView, Store
 
-PAGE = 1_000  # records that are held at a time
+PAGE = 1_000  # records in memory at a time
 
 KILLED = "was killed"
 RUNNING = "is running"
@@ -36,18 +36,18 @@ async def read_pages(
     limit: int = PAGE,
     named: set[int] | None = None,
 ) -> AsyncGenerator[list[tuple[int, Record]]]:
-    """The records of a stream with their sequences, newest first, a page at a time.
+    """The records of a stream with their sequence numbers, newest first, a page at a time.
 
     Args:
-        store: Where the run is.
+        store: The store of the run.
         run_id: The run.
-        generation: Which of its beginnings.
-        key: The stream.
+        generation: Its generation.
+        key: The key of the stream.
         limit: How many records a page has at most.
-        named: Gets the sequences of those that name blobs still.
+        named: A set to which the sequence numbers of records that still name blobs are added.
 
     Raises:
-        StoreDamagedError: one is not what was saved.
+        StoreDamagedError: a record is not what was saved.
     """
     seal, text = store.seal(run_id, generation, key), encode_key(key)
     cursor = None
@@ -66,17 +66,17 @@ class SessionView:
     """One session of a run.
 
     Attributes:
-        number: 1 for the first.
-        host, pid: Of its process.
-        began: Unix time, s.
-        ended: The same; None: it left no word.
-        how: How it ended, in words.
-        config: What the run was configured with.
-        config_digest: SHA-256 of that, hexadecimal.
-        changes: The fields that changed against the session before: ``[field, was, now]``.
-        output_dir: Where its outputs went.
+        number: Its number, from 1.
+        host, pid: The host name and the id of its process.
+        began: When it began; Unix time, s.
+        ended: When it ended; Unix time, s; None: it left no record of its end.
+        how: How it ended, as text.
+        config: The configuration of the run.
+        config_digest: The SHA-256 of the configuration, hexadecimal.
+        changes: The fields that differ from the session before: ``[field, was, now]``.
+        output_dir: The folder of its outputs.
         counts: What it did: batches, skipped, retries, records, totals, spent.
-        runtime_s: Seconds that the sessions before it took together.
+        runtime_s: How long the sessions before it took together, in seconds.
     """
 
     number: int
@@ -94,10 +94,10 @@ class SessionView:
 
 
 def run_facts(view: RunView) -> dict[str, Any]:
-    """What the run's own stream says last; empty where it says nothing.
+    """The newest session metadata in the run's own stream; empty where there is none.
 
     Raises:
-        StoreDamagedError: it is nothing that a session says.
+        StoreDamagedError: it does not have the shape of session metadata.
     """
     own = view.streams.get(RUN_STREAM)
     facts = own.progress.metadata if own is not None else {}
@@ -105,7 +105,7 @@ def run_facts(view: RunView) -> dict[str, Any]:
 
 
 def run_runtime_s(view: RunView) -> float:
-    """Seconds that a run was open, in all sessions, as far as its records know."""
+    """For how many seconds a run was open, in all sessions, as far as its records say."""
     facts = run_facts(view)
     if not facts:
         return 0.0
@@ -113,7 +113,7 @@ def run_runtime_s(view: RunView) -> float:
 
 
 def ended_at(view: RunView) -> float | None:
-    """When the last session ended, or last saved if it left no word; Unix time, s."""
+    """When the last session ended, or last saved if no end is recorded; Unix time, s."""
     facts = run_facts(view)
     if "at" in facts:
         return float(facts["at"])
@@ -124,17 +124,19 @@ def ended_at(view: RunView) -> float | None:
 async def read_sessions(
     store: Store, run_id: str, *, generation: int | None = None, is_running: bool = False
 ) -> list[SessionView]:
-    """The sessions of a run, the oldest first.
+    """The sessions of a run, oldest first.
 
     Args:
-        store: Where it is.
+        store: The store of the run.
         run_id: The run.
-        generation: Which of its beginnings; default: the newest.
-        is_running: Whether somebody owns it now: then the last session goes on.
+        generation: Its generation; default: the newest.
+        is_running: Whether a process owns it now, so that the last session is still running.
 
     Raises:
-        UnknownRunError: there is no such run.
+        UnknownRunError: the store has no such run.
         StoreDamagedError: a record is not what was saved.
+
+    Cancellation: a cancellation point.
     """
     stored = await store.read_run(run_id, generation)
     if stored is None:
@@ -175,7 +177,7 @@ def _session(facts: dict[str, Any], end: dict[str, Any] | None, *, goes_on: bool
 
 @attrs.frozen
 class StandingRecord:
-    """A record that says how a batch stands now: no later one has taken it back."""
+    """A record that defines the status of its batch: no later record has reverted it."""
 
     sequence: int
     index: int
@@ -183,16 +185,16 @@ class StandingRecord:
 
 
 class LiveRecords:
-    """Tells the records that stand at one moment from those that later ones have taken back.
+    """Selects the records that are live at one moment: no later record has reverted them.
 
-    The moment is that of its making: what `progress` counts then is copied.  Progress that goes
-    on would say of a batch that was redone that it is confirmed, and mean another record than
-    the old one that is read meanwhile.
+    The moment is its creation, at which the sets of `progress` are copied.  Progress that changes
+    later would count a redone batch as confirmed, by another record than the old one that is
+    being read.
 
-    Give it the records of a stream, newest first.  Those that were saved later are passed over.
+    Give it the records of a stream, newest first.  Records that were saved later are passed over.
 
     Args:
-        progress: Of the stream.
+        progress: The progress of the stream.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -206,7 +208,7 @@ class LiveRecords:
         records: list[tuple[int, Record]],
         kind: Literal[RecordKind.BATCH, RecordKind.SKIP] = RecordKind.BATCH,
     ) -> list[StandingRecord]:
-        """Those of a page, of one kind, that stand."""
+        """The live records of one kind in a page."""
         done = self._confirmed if kind is RecordKind.BATCH else self._skipped
         standing: list[StandingRecord] = []
         for sequence, record in records:
@@ -215,7 +217,7 @@ class LiveRecords:
                 continue
             if sequence > self._through:
                 continue
-            if self._seen.add(index):  # newest first: any other of this batch was taken back
+            if self._seen.add(index):  # newest first: older ones of this batch were reverted
                 standing.append(StandingRecord(sequence, index, record))
         return standing
 
@@ -226,12 +228,12 @@ ReadPages = Callable[[], AsyncGenerator[list[tuple[int, Record]]]]
 async def standing_records(
     progress: Progress, read: ReadPages, *kinds: Literal[RecordKind.BATCH, RecordKind.SKIP]
 ) -> AsyncGenerator[list[StandingRecord]]:
-    """The records of some kinds that stand, newest first, a page at a time.
+    """The live records of some kinds, newest first, a page at a time.
 
     Args:
-        progress: Of the stream.
+        progress: The progress of the stream.
         read: Reads its records, newest first.
-        kinds: Which.
+        kinds: The kinds of records.
     """
     standing = LiveRecords(progress)
     async with aclosing(read()) as pages:
@@ -245,18 +247,18 @@ class CheckpointView:
     """One checkpoint of a stream.
 
     Attributes:
-        sequence: Its place in the stream, from 1.
-        kind: What it says: ``batch``, ``skip``, ``attempt``, ``fail``, ``finish``, …
+        sequence: Its sequence number in the stream, from 1.
+        kind: Its kind: ``batch``, ``skip``, ``attempt``, ``fail``, ``finish``, …
         at: When it was saved; Unix time, s.
-        batch_index: Of the batch that it is about, if it is about one.
-        attempts: How often that was tried.
-        records: Produced.
-        outputs: Files, with their hashes.
-        totals: Produced, by name.
-        spent: By name.
-        metadata: Of the batch, or why it was saved.
+        batch_index: The batch that it is about; None: it is not about a batch.
+        attempts: How often that batch was tried.
+        records: How many records the batch produced.
+        outputs: Its files, with their hashes.
+        totals: What it produced, by name.
+        spent: What it cost, by name.
+        metadata: The metadata of the batch, or the reason of the record.
         error: What went wrong.
-        state_bytes: Of the state that was saved with it, where that is not in a blob.
+        state_bytes: The size of the state saved with it, where that is not in a blob.
     """
 
     sequence: int
@@ -276,11 +278,19 @@ class CheckpointView:
 async def read_history(
     store: Store, run_id: str, key: StreamKey, *, generation: int | None = None
 ) -> AsyncGenerator[CheckpointView]:
-    """The checkpoints of a stream, newest first; nobody needs to own the run.
+    """The checkpoints of a stream, newest first; any process can read them without a lock.
+
+    Args:
+        store: The store of the run.
+        run_id: The run.
+        key: The key of the stream.
+        generation: The generation of the run; default: the newest.
 
     Raises:
-        UnknownRunError: there is no such run.
-        StoreDamagedError: one is not what was saved.
+        UnknownRunError: the store has no such run.
+        StoreDamagedError: a record is not what was saved.
+
+    Cancellation: a cancellation point for each page.
     """
     key = stream_key("key", key)
     stored = await store.read_run(run_id, generation)
@@ -292,13 +302,13 @@ async def read_history(
                 yield _checkpoint(sequence, record)
 
 
-TROUBLES_OF = 50  # of the newest records of a stream, looked at for troubles
+TROUBLES_OF = 50  # how many of the newest records of a stream are searched for troubles
 
 
 async def read_troubles(
     store: Store, run_id: str, generation: int, key: StreamKey
 ) -> list[tuple[float, str]]:
-    """What went wrong of late in a stream and was gone on with: when, and what; newest first.
+    """Recent problems of a stream that did not stop it: when and what, newest first.
 
     Raises:
         StoreDamagedError: a record is not what was saved.
@@ -318,11 +328,14 @@ async def read_troubles(
 async def read_history_page(
     store: Store, run_id: str, key: StreamKey, *, cursor: str | None, limit: int
 ) -> tuple[list[CheckpointView], str | None]:
-    """A page of them, and the cursor of the next one; None: that was the last.
+    """A page of the checkpoints of a stream, newest first, and the cursor of the next page.
+
+    Returns:
+        The checkpoints, and the cursor; None: that was the last page.
 
     Raises:
-        UnknownRunError: there is no such run.
-        StoreDamagedError: one is not what was saved.
+        UnknownRunError: the store has no such run.
+        StoreDamagedError: a record is not what was saved.
         StoreError: the cursor was not given for this stream.
     """
     stored = await store.read_run(run_id)

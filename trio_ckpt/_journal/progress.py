@@ -1,8 +1,8 @@
-"""What the records of a stream add up to.
+"""Progress: the sum of the records of a stream.
 
-`apply` is the only function that adds a record to progress: the same in memory, when a
-save has been confirmed, and on load.  A fold is progress as it is stored, so that
-resuming reads few records however many there are.
+`apply` is the only function that adds a record to progress, both in memory, when a save is
+durable, and on load.  A fold is progress as it is stored, so that a resume reads few
+records however many there are.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .._util.index_set import IndexSet
 from .._util.plain import copy_plain
 from .record import ErrorInfo, Record, RecordKind, Status
 
-MAX_SUM = 2**63  # of records, and of the bytes of a file: what a fold can hold
-MAX_SKIPS = 100  # whose errors are at hand; a person reads no more at once
-MARK_BYTES = 16  # two lists of items give one sum by chance once in 2**128
+MAX_SUM = 2**63  # for counts of records and bytes of a file: the limit of a fold
+MAX_SKIPS = 100  # skipped batches whose errors are kept; a user reads no more at once
+MARK_BYTES = 16  # two lists of items have equal sums by chance once in 2**128
 _MARK_BITS: int = 2 ** (8 * MARK_BYTES) - 1
 
 
@@ -38,8 +38,8 @@ class Pin(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         at: When it was pinned; Unix time, s.
-        batch_index: The last batch that was done then: what to rewind to; None: none was.
-        lineage: The chain of the state; empty: it has none, so it has nothing to let go of.
+        batch_index: The last batch that was done then, to which a rewind goes; None: none was.
+        lineage: The chain of the state; empty: it has no chain, so nothing can be dropped.
     """
 
     at: float
@@ -48,7 +48,7 @@ class Pin(msgspec.Struct, frozen=True, array_like=True):
 
 
 def item_mark(index: int, digest: bytes) -> int:
-    """What a batch adds to the sum of items; it says of which batch the item is."""
+    """What a batch adds to the sum of items; the index binds the item to its batch."""
     mark = hashlib.blake2b(b"%d\n" % index + digest, digest_size=MARK_BYTES).digest()
     return int.from_bytes(mark, "little")
 
@@ -59,56 +59,57 @@ def add_marks(marks: int, more: int, *, sign: int = 1) -> int:
 
 
 def encode_marks(marks: int) -> bytes:
-    """A sum of items as it is stored; 0 is no bytes."""
+    """Encode a sum of items for storage; 0 becomes empty bytes."""
     return marks.to_bytes(MARK_BYTES, "little") if marks else b""
 
 
 def decode_marks(stored: bytes) -> int:
-    """The inverse of `encode_marks`, of no more than `MARK_BYTES`."""
+    """Decode a sum of items, from at most `MARK_BYTES`; the inverse of `encode_marks`."""
     return int.from_bytes(stored[:MARK_BYTES], "little")
 
 
 @attrs.define
 class Progress:
-    """What the records of one stream add up to.
+    """The sum of the records of one stream.
 
     Attributes:
-        sequence: Of the newest record; 0 before the first.
+        sequence: The sequence number of the newest record; 0 before the first.
         confirmed: The batches that are durable.
-        skipped: Those that were given up, as saved.
-        failures: Attempts at those that are neither.
-        skips: What went wrong with the newest of the skipped, at most `MAX_SKIPS`; of all of them
-            the records say it, so that progress does not grow with them.
-        records: Records produced by the confirmed batches.
-        totals: Produced by the confirmed batches; exact.
-        spent: On all attempts, of confirmed batches or not; exact.
-        spent_confirmed: On the attempts that confirmed a batch: what resuming saves.
-        adopted: Confirmed batches whose outputs were found, not made: what they produced
-            is in no total.
-        cursor: Where the loop goes on, as its last checkpoint said.
-        has_cursor: Whether records hold a cursor; the last one may be None.
-        has_state: Whether records hold state to go on from.
-        has_frontier: Whether records hold items of a `Frontier`.
-        first_index: Of the first batch.
-        last_index: Of the last batch, once known.
-        expected: How many batches there are in all, as far as was known last.
-        estimate: About how many an open end has, as far as was said last.
-        position: On the run's list of streams; None: it is not on it.
-        status: As far as the records know: a stream that is neither complete nor failed
-            is INTERRUPTED here, and IN_PROGRESS while somebody has it open.
+        skipped: The batches that were given up.
+        failures: The failed attempts at batches that are neither confirmed nor skipped.
+        skips: What went wrong with the newest `MAX_SKIPS` skipped batches; older errors are in
+            the records only, so that progress does not grow with them.
+        records: How many records the confirmed batches produced.
+        totals: What the confirmed batches produced; exact.
+        spent: What all attempts cost, of confirmed batches or not; exact.
+        spent_confirmed: What the attempts that confirmed a batch cost: what resuming saves.
+        adopted: Confirmed batches whose outputs were found by a rescan; totals do not include
+            what they produced.
+        cursor: The place at which the loop continues, from its last checkpoint.
+        has_cursor: Whether records have a cursor; the last one may be None.
+        has_state: Whether records have a state to resume from.
+        has_frontier: Whether records have items of a `Frontier`.
+        first_index: The index of the first batch.
+        last_index: The index of the last batch; None: it is not known yet.
+        expected: How many batches there are in all, as last known.
+        estimate: About how many batches an open end has, as last set.
+        position: Its position on the run's list of streams; None: it is not on the list.
+        status: The status by its records: a stream that is neither complete nor failed is
+            INTERRUPTED here, and IN_PROGRESS while a process has it open.
         error: Why it failed.
-        outputs: Files confirmed so far, redone ones counted again; 0: nothing to verify.
+        outputs: How many files were confirmed, redone ones counted again; 0: nothing to verify.
         sinks: Confirmed bytes per append file.
-        metadata: Of the finished stream.
+        metadata: The metadata of the finished stream.
         pins: Its pinned states, by label.
         started_at, updated_at, completed_at, failed_at: Unix time, s; None: not yet.
         opens: How often it was opened and then saved something.
-        opened_at: The last time it was; Unix time, s.
-        worked_at: When it was last worked on, which putting batches back is not.
-        earlier_s: Seconds that it was worked on before `opened_at`, downtime left out.
+        opened_at: When it was last opened; Unix time, s.
+        worked_at: When it was last worked on, for which a re-queue does not count; Unix time, s.
+        earlier_s: For how long it was worked on before `opened_at`, in seconds, without
+            downtime.
         phase: The newest phase of the run in whose block it was opened.
         items: The sum of the `item_mark` of all batches that are done and had an item.
-        skipped_items: Of them, those of the skipped.
+        skipped_items: The part of `items` that skipped batches have.
         done: Batches that are confirmed or skipped.
     """
 
@@ -157,19 +158,19 @@ class Progress:
 
     @property
     def runtime_s(self) -> float:
-        """Seconds that it was worked on, in all sessions, downtime left out."""
+        """For how many seconds it was worked on, in all sessions, without downtime."""
         if self.opened_at is None or self.worked_at is None:
             return self.earlier_s
         return self.earlier_s + max(0.0, self.worked_at - self.opened_at)
 
     @property
     def is_ordered(self) -> bool:
-        """Whether later batches build on earlier ones: one alone cannot be done again."""
+        """Whether later batches build on earlier ones, so that none can be redone alone."""
         return self.has_order or any(self.sinks.values())
 
     @property
     def has_order(self) -> bool:
-        """Whether a batch begins with what the one before it has left."""
+        """Whether a batch begins with the state or cursor of the one before it."""
         return self.has_state or self.has_cursor
 
     @property
@@ -189,7 +190,7 @@ class Progress:
     def left(self) -> int | None:
         """How many batches are known to be left to do; None where that is not known.
 
-        None are of a stream that failed for good: a start does nothing for it.
+        It is 0 for a stream that failed for good: a start does nothing for it.
         """
         if self.has_failed_for_good or self.status is Status.COMPLETE:
             return 0
@@ -200,12 +201,12 @@ class Progress:
 
     @property
     def has_failed_for_good(self) -> bool:
-        """Whether it failed so that only a request of the user's takes it up again."""
+        """Whether it failed so that only the user can have it retried."""
         is_final = self.error is not None and not self.error.retryable
         return self.status is Status.FAILED and is_final
 
     def copy(self) -> Progress:
-        """A progress of its own that says the same, and does not go on changing."""
+        """A copy that later records do not change."""
         twin = copy.copy(self)
         for name in _SETS_AND_DICTS:
             setattr(twin, name, getattr(self, name).copy())
@@ -337,7 +338,7 @@ def _apply_finish(progress: Progress, record: Record) -> None:
 def _apply_save(progress: Progress, record: Record) -> None:
     if progress.status is not Status.COMPLETE or record.adds or record.last_index is not None:
         _open(progress)
-    if record.last_index is not None:  # a batch was withdrawn: it was none
+    if record.last_index is not None:  # the batch after it was withdrawn
         progress.last_index = record.last_index
 
 
@@ -349,12 +350,12 @@ def _apply_redo(progress: Progress, record: Record) -> None:
     if record.index is not None:
         if (progress.last_index or 0) > record.index:
             progress.last_index = None
-        if not progress.done:  # it begins again: with another list, too
+        if not progress.done:  # it starts from the beginning, perhaps with another list
             progress.expected = progress.estimate = progress.last_index = None
             progress.failures, progress.skips, progress.metadata = {}, {}, {}
         for label, pin in tuple(progress.pins.items()):
             if pin.batch_index is not None and pin.batch_index > record.index:
-                del progress.pins[label]  # its batch will be another
+                del progress.pins[label]  # its batch will have another state
     if record.taken is not None:
         add_sums(progress.totals, decode_sums(record.taken.totals), sign=-1)
         add_sums(progress.spent_confirmed, decode_sums(record.taken.spent), sign=-1)
@@ -385,12 +386,12 @@ def _put_back(progress: Progress, record: Record) -> None:
 
 
 def _apply_facts(progress: Progress, record: Record) -> None:
-    """A record of the run's own stream: its newest facts are its metadata."""
+    """Set the metadata of the run's own stream to the newest facts."""
     progress.metadata = dict(record.metadata)
 
 
 def _apply_note(_progress: Progress, _record: Record) -> None:
-    """For the history only."""
+    """Change nothing: the record is only for the history."""
 
 
 def _apply_pin(progress: Progress, record: Record) -> None:

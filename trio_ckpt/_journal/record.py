@@ -1,10 +1,10 @@
-"""What is saved: everything durable is a checkpoint, a `Record` in the sequence of its stream.
+"""Records: everything durable is a checkpoint, a `Record` in the sequence of its stream.
 
-A record carries only what its batch changed.  What the records of a stream add up to is
-its progress, see `trio_ckpt._journal.progress`.
+A record has only what its batch changed.  The sum of the records of a stream is its
+progress, see `trio_ckpt._journal.progress`.
 
-Records are `msgspec.Struct` because one definition is then the encoder, the decoder and
-the validation of what comes back, compiled.  On the wire their names are one letter.
+Records are `msgspec.Struct`: one definition gives the encoder, the decoder and the
+validation of stored bytes, compiled.  Their stored names have one letter.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from .._util.plain import StreamKey, copy_plain, encode_key
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True):
-    """A file that a batch left behind.
+    """An output file of a batch.
 
     Attributes:
-        path: Relative to the run's output folder, with ``/``.
-        size: Bytes.
+        path: Its path relative to the run's output folder, with ``/``.
+        size: Its size in bytes.
         mtime_ns: Its modification time when it was confirmed, nanoseconds.
-        sha256: Of its content, hexadecimal.
+        sha256: The SHA-256 of its content, hexadecimal.
     """
 
     path: str
@@ -56,7 +56,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
 
 
 def utc_now() -> datetime:
-    """The time of day, aware."""
+    """The time now as an aware datetime, UTC."""
     return datetime.now(UTC)
 
 
@@ -79,19 +79,19 @@ def _metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @attrs.frozen
 class CheckpointResult:
-    """What a batch left behind, and when its checkpoint was completed.
+    """What a batch produced, and when its checkpoint was completed.
 
-    Each waiter gets one of its own.
+    Each waiter gets its own copy.
 
     Attributes:
         outputs: The files, with their hashes.
-        metadata: Anything JSON-like that the batch wants remembered.
+        metadata: JSON-like values of the batch.
         records: How many records the batch produced.
-        completed_at: UTC; stamped when the token is settled, callers leave it out.
-        batch_path: Where the batch's own data went, for programs that save by themselves.
-        checkpoint_path: Where its checkpoint went, likewise.
-        batch_hash: Of the one.
-        checkpoint_hash: Of the other.
+        completed_at: When the token was settled, UTC; callers leave it out.
+        batch_path: The path of the batch's data, for programs that save by themselves.
+        checkpoint_path: The path of the batch's checkpoint, for programs that save by themselves.
+        batch_hash: The hash of the file at `batch_path`.
+        checkpoint_hash: The hash of the file at `checkpoint_path`.
     """
 
     outputs: tuple[Output, ...] = attrs.field(default=(), converter=_outputs)
@@ -105,7 +105,7 @@ class CheckpointResult:
 
 
 class Status(enum.Enum):
-    """Where a run, a group or a stream stands."""
+    """The status of a run, a group or a stream."""
 
     PENDING = "pending"
     IN_PROGRESS = "in progress"
@@ -115,13 +115,13 @@ class Status(enum.Enum):
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An error as it is remembered.
+    """An error as it is saved.
 
     Attributes:
         type: The name of its class.
-        message: Its text, cut at `MAX_ERROR_CHARS`.
+        message: Its text, truncated to `MAX_ERROR_CHARS`.
         retryable: Whether a plain resume may try again.
-        batch_index: The batch it happened to, if to one.
+        batch_index: The batch that it happened to; None: none.
     """
 
     type: str
@@ -130,35 +130,35 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     batch_index: int | None = None
 
 
-MIN_TIME = -62_135_596_800  # Unix time of the first of all days, as datetime counts them
-END_OF_TIME = 253_402_300_800  # likewise, after the last one
+MIN_TIME = -62_135_596_800  # Unix time of the first day of datetime
+END_OF_TIME = 253_402_300_800  # Unix time just after the last day of datetime
 
-MAX_ERROR_CHARS = 2_000  # enough to see what happened; a traceback belongs into the log
+MAX_ERROR_CHARS = 2_000  # enough to see what happened; the log has the traceback
 
 
 def describe_error(
     error: BaseException | str, *, retryable: bool = True, batch_index: int | None = None
 ) -> ErrorInfo:
-    """Turn an exception, or a reason in words, into what is remembered of it."""
+    """Turn an exception, or a reason as text, into what is saved of it."""
     kind = "str" if isinstance(error, str) else class_name(error)
     message = (error or kind if isinstance(error, str) else text_of(error))[:MAX_ERROR_CHARS]
-    if not message.isascii():  # lone surrogates (of a file's name, say) cannot be stored
+    if not message.isascii():  # lone surrogates, as in names of files, cannot be stored
         message = message.encode(errors="backslashreplace").decode()[:MAX_ERROR_CHARS]
     return ErrorInfo(kind, message, retryable, batch_index)
 
 
 def describe_end(error: BaseException, stream: StreamKey, batch_index: int | None) -> ErrorInfo:
-    """What is remembered of what ended a stream.
+    """Turn the exception that ended a stream into what is saved of it.
 
     Args:
-        error: What ended it.
+        error: The exception that ended it.
         stream: Its key.
         batch_index: The batch that was open.
     """
     if not isinstance(error, TrioCkptError) or error.stream != stream:
         return describe_error(error, batch_index=batch_index)
     if isinstance(error, BatchFailedError | StreamFailedError):
-        return describe_error(  # what it failed with says more than that it failed
+        return describe_error(  # the cause says more than the fact that it failed
             error.__cause__ or error.reason,
             retryable=error.retryable,
             batch_index=error.batch_index,
@@ -172,7 +172,7 @@ def describe_end(error: BaseException, stream: StreamKey, batch_index: int | Non
 
 
 class RecordKind(enum.IntEnum):
-    """What a record says."""
+    """The kind of a record, which says what it changes."""
 
     BATCH = 0  # a batch is confirmed
     SKIP = 1  # a batch was given up on purpose
@@ -180,19 +180,19 @@ class RecordKind(enum.IntEnum):
     FAIL = 3  # the stream failed
     FINISH = 4  # the stream is complete (with or without a last index)
     SAVE = 5  # between batches: state, cursor, spent, a last index, a frontier's first items
-    REDO = 6  # batches go back to work, all after `index` if there is one (a rewind)
+    REDO = 6  # batches are re-queued, all after `index` if there is one (a rewind)
     SESSION = 7  # in the run's own stream: a session began
-    END = 8  # in the run's own stream: it ended
-    RETRY = 9  # skipped batches and a failed stream go back to work
+    END = 8  # in the run's own stream: a session ended
+    RETRY = 9  # skipped batches and a failed stream are re-queued
     NOTE = 10  # for the history; it changes nothing
     ADD = 11  # the stream is on the run's list, at a position
     SNAPSHOT = 12  # state inside a batch that is not confirmed
-    PIN = 13  # the confirmed state, of which `index` is the last batch, has a label and stays
-    UNPIN = 14  # the state of a label stays for that no longer
+    PIN = 13  # the confirmed state, after batch `index`, is pinned under a label
+    UNPIN = 14  # the pin of a label is removed
 
 
 class SinkLines(msgspec.Struct, frozen=True, array_like=True):
-    """The lines that a batch appended to one file: where they end is a sum, not a fact."""
+    """The lines that a batch appended to one file; the sum of the sizes gives their offset."""
 
     path: str
     size: int
@@ -200,11 +200,11 @@ class SinkLines(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True):
-    """That a stream was opened, on the first record that it saves from then on.
+    """The opening of a stream, in the first record that is saved after it.
 
     Attributes:
-        at: Unix time, s.
-        first_index: Of its first batch.
+        at: When it was opened; Unix time, s.
+        first_index: The index of its first batch.
     """
 
     at: float
@@ -212,12 +212,13 @@ class Opened(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Taken(msgspec.Struct, frozen=True, array_like=True):
-    """What batches that go back to work had added, exactly.
+    """What re-queued batches had added, exactly.
 
     Attributes:
-        totals: Produced by them.
-        spent: On the attempts that had confirmed them; it stays spent, but saves nothing now.
-        resets_state: There is no saved state any more: it begins as the user gives it.
+        totals: What they produced.
+        spent: What the attempts that had confirmed them cost; it stays spent, but resuming does
+            not save it any more.
+        resets_state: No saved state is left: the state begins as the user gives it.
     """
 
     totals: dict[str, StoredSum]
@@ -225,7 +226,7 @@ class Taken(msgspec.Struct, frozen=True, array_like=True):
     resets_state: bool = False
 
 
-# dict itself, which msgspec makes fastest, under types that checkers understand
+# dict itself, which msgspec creates fastest, under types that checkers understand
 _no_amounts = cast("Callable[[], dict[str, Number]]", dict)
 _no_spending = cast("Callable[[], dict[str, Amount]]", dict)
 _no_metadata = cast("Callable[[], dict[str, Any]]", dict)
@@ -234,8 +235,8 @@ _no_metadata = cast("Callable[[], dict[str, Any]]", dict)
 class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One checkpoint.  Which fields are used depends on `kind`.
 
-    A new field has a default and stands here, not in one of the arrays above: these are always
-    written whole, so the records of older versions would not come back with the same bytes.
+    A new field has a default and belongs here, not in one of the arrays above: these are always
+    written whole, so re-encoding a record of an older version would give other bytes.
     """
 
     kind: RecordKind = msgspec.field(name="k", default=RecordKind.BATCH)
@@ -255,43 +256,43 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     last_index: int | None = msgspec.field(name="l", default=None)
     expected: int | None = msgspec.field(name="g", default=None)  # batches in all, as known now
     estimate: int | None = msgspec.field(name="y", default=None)  # about as many, of an open end
-    opened: Opened | None = msgspec.field(name="b", default=None)  # on the first after opening
+    opened: Opened | None = msgspec.field(name="b", default=None)  # in the first after opening
     phase: str | None = msgspec.field(name="u", default=None)  # of the run, when it was opened
     adopted: bool = msgspec.field(name="w", default=False)  # found, not made: totals are unknown
     steps: tuple[int, ...] = msgspec.field(name="r", default=())  # REDO, RETRY: an `IndexSet`
     taken: Taken | None = msgspec.field(name="z", default=None)  # REDO
-    items: bytes = msgspec.field(name="v", default=b"")  # REDO: that they added to the sum of items
-    skipped_items: bytes = msgspec.field(name="h", default=b"")  # of that, the skipped ones
+    items: bytes = msgspec.field(name="v", default=b"")  # REDO: their part of the sum of items
+    skipped_items: bytes = msgspec.field(name="h", default=b"")  # REDO: of that, the skipped ones
     position: int | None = msgspec.field(name="q", default=None)  # ADD
     error: ErrorInfo | None = msgspec.field(name="e", default=None)
 
 
-TROUBLE = "trouble"  # in the metadata of a NOTE: what a person should know of
+TROUBLE = "trouble"  # in the metadata of a NOTE: a problem that a user should know of
 
 
 def trouble(text: str, *, index: int | None = None) -> Record:
-    """A note for the history, of something that went wrong and was gone on with.
+    """Make a note for the history, about a problem that did not stop the stream.
 
     Args:
-        text: What.
-        index: Of the batch that it is about.
+        text: The problem.
+        index: The batch that it is about; None: none.
     """
     metadata = {TROUBLE: describe_error(text).message}
     return Record(kind=RecordKind.NOTE, at=time.time(), index=index, metadata=metadata)
 
 
 DIGEST_BYTES = 16
-MAX_RECORD_BYTES = 2**30 - DIGEST_BYTES  # with its seal it is what a store reads back as one
+MAX_RECORD_BYTES = 2**30 - DIGEST_BYTES  # with its seal, as much as a store reads back in one piece
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Record)
 
 
 class Seal:
-    """Binds a payload to its place: run, generation, stream and sequence.
+    """Binds a payload to its place: run, generation, stream and sequence number.
 
-    A sealed payload is a BLAKE2b digest (RFC 7693) followed by the payload, so that what
-    a store returns is known to be what was saved, there.  With a key it is a MAC.
+    A sealed payload is a BLAKE2b digest (RFC 7693) followed by the payload.  This ensures that
+    what a store returns is what was saved, at that place.  With a key the digest is a MAC.
     """
 
     __slots__ = ("_hasher", "_place", "_where")
@@ -302,14 +303,14 @@ class Seal:
         self._where = describe_batch(run_id, stream, None)
 
     def close(self, sequence: int, payload: bytes) -> bytes:
-        """The sealed payload."""
+        """Seal a payload for a sequence number."""
         return _digest(self._hasher, sequence, payload) + payload
 
     def open(self, sequence: int, sealed: bytes) -> bytes:
-        """The payload of a sealed one.
+        """Check a sealed payload, and return the payload.
 
         Raises:
-            StoreDamagedError: it is not what was sealed for this place.
+            StoreDamagedError: it was not sealed for this place.
         """
         payload = sealed[DIGEST_BYTES:]
         seal = sealed[:DIGEST_BYTES]
@@ -318,7 +319,8 @@ class Seal:
         what = f"checkpoint {sequence} of {self._where} is not what was saved"
         if _digest(_hasher(None, self._place), sequence, payload) == seal:
             raise StoreDamagedError(
-                f"{what} with this MAC key: it has none, or somebody put it there who has none"
+                f"{what} with this MAC key: it is sealed without a key, by an earlier save without "
+                "mac_key or by a writer that does not have the key"
             )
         raise StoreDamagedError(
             f"{what}: it was altered or is damaged, or the store is sealed with another MAC key; "
@@ -341,13 +343,13 @@ def _digest(hasher: Any, sequence: int, payload: bytes) -> bytes:
 
 
 def encode_record(record: Record) -> bytes:
-    """The bytes of a record, not yet sealed.
+    """Encode a record, not yet sealed.
 
     Raises:
-        NotEncodableError: a value in it cannot be encoded, or it could not be read back.
+        NotEncodableError: a value in it cannot be encoded, or could not be read back.
     """
     if not MIN_TIME <= record.at < END_OF_TIME:
-        problem = f"it is of the time {record.at!r}, which no calendar has: set the system's clock"
+        problem = f"its time {record.at!r} is out of range: set the system's clock"
         raise NotEncodableError("the record", problem)
     try:
         payload = _encoder.encode(record)
@@ -355,7 +357,7 @@ def encode_record(record: Record) -> bytes:
         raise NotEncodableError("the record", str(error)) from error
     if len(payload) > MAX_RECORD_BYTES:
         problem = (
-            f"it has {len(payload):,} bytes, over {MAX_RECORD_BYTES:,}: put what is large into an "
+            f"it has {len(payload):,} bytes, over {MAX_RECORD_BYTES:,}: put large values into an "
             "output, or into arrays of the state"
         )
         raise NotEncodableError("the record", problem)
@@ -363,10 +365,10 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(payload: bytes) -> Record:
-    """The inverse of `encode_record`.
+    """Decode a record, the inverse of `encode_record`.
 
     Raises:
-        StoreDamagedError: they are not the bytes of a record.
+        StoreDamagedError: the bytes are not a record.
     """
     try:
         record = _decoder.decode(payload)
@@ -380,11 +382,11 @@ def decode_record(payload: bytes) -> Record:
 
 
 def check_times(*times: float | None) -> None:
-    """See that times are some that a calendar has.
+    """Check that times are in the range of datetime.
 
     Raises:
-        StoreDamagedError: one is not.
+        StoreDamagedError: a time is not.
     """
     for at in times:
-        if at is not None and not MIN_TIME <= at < END_OF_TIME:  # NaN is neither
-            raise StoreDamagedError(f"a checkpoint cannot be read: it is of the time {at!r}")
+        if at is not None and not MIN_TIME <= at < END_OF_TIME:  # also refuses NaN
+            raise StoreDamagedError(f"a checkpoint cannot be read: its time is {at!r}")

@@ -1,4 +1,4 @@
-"""A run as it stands, seen from outside: nothing here writes, and no lock is needed."""
+"""The status of a run, read from outside: nothing here writes, and no lock is needed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .summary import Summary, exit_code, in_order, is_over, summarize
 
 @attrs.frozen
 class RunStatus:
-    """A run as it stands, seen from outside.
+    """The status of a run, read from outside.
 
     Attributes:
-        store: Where it is.
+        store: The store of the run.
         view: Its newest generation.
-        owner: The live process that has it.
-        facts: What its own stream says last.
-        parts: The progress of every stream of work: of all but the run's own, and of a job its
-            submission.
-        open_streams: Those that the owner has opened and not brought to an end.
+        owner: The live process that owns it; None: no process does.
+        facts: The newest session metadata in its own stream.
+        parts: The progress of every stream of work: all but the run's own, and but the one with
+            which a job is submitted.
+        open_streams: The streams that the owner has opened and that have not ended.
     """
 
     store: Store
@@ -44,12 +44,12 @@ class RunStatus:
 
     @property
     def is_job(self) -> bool:
-        """Whether it is a job of a foreman, which begins and ends it; no program does."""
+        """Whether it is a job, which a foreman begins and ends, not a program."""
         return JOB_STREAM in self.view.streams
 
     @property
     def is_over(self) -> bool:
-        """Whether all its streams have ended, well or for good: no start would do more."""
+        """Whether all its streams are complete or failed for good: no start would do more."""
         return bool(self.parts) and all(map(is_over, self.parts.values()))
 
     @property
@@ -58,44 +58,49 @@ class RunStatus:
         return in_order(self.parts)
 
     def summary(self, keys: Collection[StreamKey] | None = None, of: StreamKey = ()) -> Summary:
-        """What streams add up to; all of the users', if none are named."""
+        """The sums of streams.
+
+        Args:
+            keys: The streams; default: all streams of users.
+            of: The key of the summary.
+        """
         chosen = self.keys if keys is None else keys
         parts = {key: self.parts[key] for key in chosen}
         return summarize(of, parts, open_streams=self.open_streams)
 
     def status_of(self, summary: Summary) -> Status:
-        """Where it stands, of a summary of it: IN_PROGRESS while an owner has it.
+        """The status of the run, from its summary: IN_PROGRESS while a process owns it.
 
-        It is over, owner or not, when it is complete; a job also when it failed for good, which
-        its foreman may still have to tidy up.
+        A complete run is COMPLETE also while it is owned.  A job that failed for good is FAILED
+        also while its foreman still owns it.
         """
         is_over = summary.status is Status.COMPLETE or (self.is_job and self.is_over)
         return Status.IN_PROGRESS if self.owner is not None and not is_over else summary.status
 
     def last_activity(self) -> float | None:
-        """When something was saved last, Unix time."""
+        """When something was last saved; Unix time, s; None: nothing was."""
         saved = [entry.progress.updated_at for entry in self.view.streams.values()]
         return max((at for at in saved if at is not None), default=None)
 
     def exit_code(self) -> int:
-        """What the program should exit with as the run stands; see docs/reference/exit-codes."""
+        """The exit code for the status of the run; see docs/reference/exit-codes.md."""
         has_ended = self.facts.get("ended") == ENDED and not self.is_job
         return exit_code(self.parts.values(), has_ended=has_ended)
 
 
-async def read_look(store: Store, run_id: str) -> RunStatus | None:
-    """Look at a run of a store; None: there is no such run.
+async def read_run_status(store: Store, run_id: str) -> RunStatus | None:
+    """Read the status of a run; None: the store has no such run.
 
     Raises:
         StoreError: it cannot be read.
     """
     owner = await store.read_owner(run_id)
     view = await store.load_run(run_id)
-    return None if view is None else look_from(store, view, owner)
+    return None if view is None else run_status_from(store, view, owner)
 
 
-def look_from(store: Store, view: RunView, owner: Owner | None) -> RunStatus:
-    """A look at a run whose progress is known already."""
+def run_status_from(store: Store, view: RunView, owner: Owner | None) -> RunStatus:
+    """The status of a run whose progress is known already."""
     facts = run_facts(view)
     own = (RUN_STREAM, JOB_STREAM)
     parts = {key: e.progress for key, e in view.streams.items() if key not in own}

@@ -1,7 +1,7 @@
-"""What the run's own stream says of its sessions: the shape that it must have.
+"""Session metadata in the run's own stream: its shape, checked where it is read.
 
-Facts are metadata, so any value is a record.  Whoever shows them relies on their shape, and the
-store may be anybody's: so they are looked at here, once, where they are read.
+To the store, facts are metadata of any shape.  The code that shows them relies on their shape,
+and the store may come from another party, so they are checked here, once.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from .._util.errors import StoreDamagedError
 from .._util.exact_sum import Number
 from .record import check_times
 
-ENDED, STOPPED = "ended", "was stopped"  # how a session that ended in good order says so
+ENDED, STOPPED = "ended", "was stopped"  # recorded by sessions that ended in good order
 
 
 class _Counts(msgspec.Struct):
-    """What a session did; an imported one knows nothing."""
+    """What a session did; 0 for an imported session, which does not know it."""
 
     batches: int = 0
     skipped: int = 0
@@ -49,7 +49,11 @@ MAX_RUNTIME_S = 1e11  # three thousand years
 
 
 def check_facts(facts: dict[str, Any], *, is_end: bool = False) -> dict[str, Any]:
-    """Return the facts of a session if they are some; `is_end`: of one that has ended.
+    """Check the facts of a session, and return them.
+
+    Args:
+        facts: The metadata of the record.
+        is_end: Whether the record is the end of a session.
 
     Raises:
         StoreDamagedError: they have another shape.
@@ -59,7 +63,7 @@ def check_facts(facts: dict[str, Any], *, is_end: bool = False) -> dict[str, Any
     except (msgspec.ValidationError, RecursionError) as error:
         raise StoreDamagedError(f"a session cannot be read: {error}") from error
     if is_end and msgspec.UNSET in (found.ended, found.at, found.counts):
-        raise StoreDamagedError("the end of a session cannot be read: it says not when or how")
+        raise StoreDamagedError("the end of a session cannot be read: it lacks when and how")
     check_times(found.began, None if isinstance(found.at, msgspec.UnsetType) else found.at)
     if not 0 <= found.runtime_s < MAX_RUNTIME_S:
         raise StoreDamagedError(f"a session cannot be read: it took {found.runtime_s!r} s")

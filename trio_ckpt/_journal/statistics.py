@@ -1,4 +1,4 @@
-"""Counts, rate and ETA: of this session and of all, always told apart."""
+"""Counts, rate and ETA, kept apart for this session and for all sessions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._util.text import plural
 from .progress import Progress
 from .record import Status
 
-WARM_AFTER_BATCHES = 20  # before that a rate says more about start-up than about the work
+WARM_AFTER_BATCHES = 20  # before that a rate measures the start-up, not the work
 WARM_AFTER_S = 2.0
 
 
@@ -22,8 +22,8 @@ class Waiting:
 
     Attributes:
         stream: Its key.
-        reason: What it waits for, in words.
-        for_s: How long still, in seconds of trio's clock.
+        reason: What it waits for, as text.
+        for_s: How long it still waits, in seconds on trio's clock.
     """
 
     stream: StreamKey
@@ -37,8 +37,8 @@ class LeftOut:
 
     Attributes:
         stream: Its key.
-        count: How many, in this session.
-        problem: Why the newest of them could not.
+        count: How many snapshots, in this session.
+        problem: Why the newest of them could not be saved.
     """
 
     stream: StreamKey
@@ -52,8 +52,8 @@ class Stopping:
 
     Attributes:
         open: How many batches it waits for.
-        batches: The first of them, each its stream's key and its index.
-        for_s: How long it waits still, at most, in seconds of trio's clock; then they are
+        batches: The first of them, each as its stream's key and its index.
+        for_s: How long it still waits at most, in seconds on trio's clock; then they are
             cancelled.
     """
 
@@ -67,12 +67,12 @@ class ArrayStatistics:
     """How the buffer of an array was captured the last time.
 
     Attributes:
-        rung: What found the changes: ``identity``, ``pages`` (the kernel's page tables),
-            ``hash``, ``dense`` (all was copied first) or ``full`` (all is new).
-        reason: Why the kernel did not; empty if it did, or was not asked.
-        nbytes: Its size.
-        copied_bytes: What was copied while the program was held.
-        changed_bytes: What was saved.
+        rung: The method that found the changes: ``identity``, ``pages`` (the kernel's page
+            tables), ``hash``, ``dense`` (all was copied first) or ``full`` (all is new).
+        reason: Why the kernel's method was not used; empty if it was used, or not tried.
+        nbytes: The size of the buffer in bytes.
+        copied_bytes: How many bytes were copied while the program waited.
+        changed_bytes: How many bytes were saved.
     """
 
     rung: str
@@ -87,16 +87,16 @@ class StateStatistics:
     """What the state of a stream costs.
 
     Attributes:
-        left_out: Snapshots that could not be saved in this session.
-        problem: Why the newest of those could not; empty: there was none.
-        saves: How often it was saved in this session.
-        saved_bytes: What those saves have written, packed.
-        held_s: Seconds for which the program was held for them.
-        held_share: Those of the time between the opening of the stream and the newest save:
-            what saving slows the loop down by, from 0 to 1.
-        tree_bytes: Of the newest, without its arrays.
-        chain: How many frames it would be restored from.
-        arrays: By the path of the first array in each buffer.
+        left_out: How many snapshots could not be saved in this session.
+        problem: Why the newest of those could not be saved; empty: there was none.
+        saves: How often the state was saved in this session.
+        saved_bytes: How many bytes those saves have written, compressed.
+        held_s: For how many seconds the program waited for captures.
+        held_share: `held_s` as a share of the time from the opening of the stream to the newest
+            save, from 0 to 1: how much saving slows the loop down.
+        tree_bytes: The size of the newest state without its arrays, in bytes.
+        chain: How many frames a restore would read.
+        arrays: Statistics of each buffer, by the path of its first array.
     """
 
     left_out: int
@@ -112,31 +112,32 @@ class StateStatistics:
 
 @attrs.frozen
 class StreamStatistics:
-    """Where a stream stands, at one moment.
+    """The statistics of a stream at one moment.
 
     Attributes:
-        confirmed: Batches that are durable, of all sessions.
-        skipped: Batches given up, of all sessions.
-        left: Batches known to be left to do, none of a stream that failed for good; of an open
-            end those of the part that is worked on, or as estimated; None where it is not known.
-        in_flight: Batches handed out now.
-        waiting: Of those left: failed ones that wait for their next attempt.
-        pause: What the whole stream waits for, if it does.
-        records: Produced, of all sessions.
-        totals: Produced, of all sessions, by name.
-        spent: On all attempts of all sessions, by name.
-        saved: Of that, on the attempts that confirmed a batch: what resuming saves.
-        adopted: Confirmed batches whose share of `totals` is not known.
-        session_confirmed: Batches confirmed by this session.
-        session_skipped: Batches given up by this session.
-        session_retries: Attempts beyond the first in this session.
+        confirmed: How many batches are durable, in all sessions.
+        skipped: How many batches were given up, in all sessions.
+        left: How many batches are known to be left to do; 0 for a stream that failed for good; for
+            an open end those of the part that is worked on, or the estimate; None where it is
+            not known.
+        in_flight: How many batches are handed out now.
+        waiting: How many failed batches wait for their next attempt.
+        pause: What the whole stream waits for; None: it does not wait.
+        records: How many records were produced, in all sessions.
+        totals: What was produced in all sessions, by name.
+        spent: What all attempts of all sessions cost, by name.
+        saved: The part of `spent` that resuming saves: the attempts that confirmed a batch.
+        adopted: How many confirmed batches have an unknown share of `totals`.
+        session_confirmed: How many batches this session confirmed.
+        session_skipped: How many batches this session gave up.
+        session_retries: How many attempts beyond the first this session made.
         session_records, session_totals, session_spent: What this session has added.
-        runtime_s: Seconds worked, in all sessions, downtime left out.
-        session_s: Of them in this session.
-        rate_per_s: Batches confirmed per second of this session; None before it is warm.
-        eta_s: Seconds until nothing of the part that is worked on is left at that rate; None where
-            that is not known, or nothing moves.
-        state: What its state costs; None: it has none, or a `Frontier`.
+        runtime_s: Seconds of work in all sessions, without downtime.
+        session_s: Seconds of work in this session.
+        rate_per_s: Batches confirmed per second of this session; None until enough are done.
+        eta_s: Seconds until nothing is left of the part that is worked on, at that rate; None
+            where that is not known, or the stream is stuck.
+        state: The costs of its state; None: it has no state, or a `Frontier`.
     """
 
     confirmed: int
@@ -165,27 +166,27 @@ class StreamStatistics:
 
 @attrs.frozen
 class RunStatistics:
-    """Where a run stands, at one moment.
+    """The statistics of a run at one moment.
 
     Attributes:
-        status: Derived from its streams and phases.
+        status: The status of the run, from its streams and phases.
         current_phase: The newest phase that is not complete.
-        streams: How many there are of each status.
-        groups: The same for groups, which are the streams under one first part.
-        confirmed, skipped, left, in_flight: As for a stream, summed up; `left` is None
-            where one stream does not know.
-        failing: Batches that failed and may run again.
-        records, totals, spent, saved, adopted: As for a stream, summed up.
+        streams: How many streams have each status.
+        groups: How many groups have each status; a group is all streams with one first part.
+        confirmed, skipped, left, in_flight: Sums over all streams, see `StreamStatistics`; `left`
+            is None where it is not known for a stream.
+        failing: How many batches failed and may run again.
+        records, totals, spent, saved, adopted: Sums over all streams, see `StreamStatistics`.
         session_confirmed, session_skipped, session_retries: What this session has done.
-        session_records, session_totals, session_spent: What it has added.
-        runtime_s: Seconds that the run was open, in all sessions.
-        session_s: In this one.
-        rate_per_s: Batches confirmed per second of this session; None before it is warm.
-        eta_s: Seconds until nothing is left at that rate of what this session can do: streams that
-            failed, were left or stand still are not counted; None where that is not known.
+        session_records, session_totals, session_spent: What this session has added.
+        runtime_s: For how many seconds the run was open, in all sessions.
+        session_s: For how many seconds it is open in this session.
+        rate_per_s: Batches confirmed per second of this session; None until enough are done.
+        eta_s: Seconds until this session has nothing left to do, at that rate; streams that
+            failed, were left or are stuck are not counted; None where that is not known.
         waiting: Streams that wait, and why.
         left_out: Streams of which snapshots could not be saved in this session, and why.
-        stopping: The stop that is under way, if there is one.
+        stopping: The stop that is under way; None: there is none.
     """
 
     status: Status
@@ -218,7 +219,7 @@ class RunStatistics:
 
 
 def rate_per_s(confirmed: int, elapsed_s: float) -> float | None:
-    """Batches per second, or None while there is too little to tell."""
+    """Batches per second; None until enough batches and seconds have passed."""
     if confirmed < WARM_AFTER_BATCHES or elapsed_s < WARM_AFTER_S:
         return None
     return confirmed / elapsed_s
@@ -227,13 +228,13 @@ def rate_per_s(confirmed: int, elapsed_s: float) -> float | None:
 def resume_line(
     progress: Progress, first_index: int, start: int | None, stop: int | None
 ) -> str | None:
-    """What going on passes over, what that saves, and what is left; None: nothing is done yet.
+    """The line that says what a resume passes over, saves and has left; None: nothing is done.
 
     Args:
-        progress: Of the stream.
-        first_index: Of its first batch.
-        start: Of the part that is worked on; None: from the first on.
-        stop: One more than its last batch; None: nobody knows.
+        progress: The progress of the stream.
+        first_index: The index of its first batch.
+        start: The first batch of the part that is worked on; None: the first of the stream.
+        stop: One more than the last batch of the part; None: it is not known.
     """
     first = max(first_index, start or 0)
     confirmed = progress.confirmed.count(first, stop)
@@ -264,16 +265,16 @@ def _share(total: Number, part: int, count: int) -> Number:
 
 
 def format_amount(amount: Number) -> str:
-    """A total as people read it: rounded here and nowhere else."""
+    """A total as users read it, rounded to four decimals."""
     return f"{amount:,}" if isinstance(amount, int) else f"{amount:,.4f}".rstrip("0").rstrip(".")
 
 
 def eta_s(left: int | None, ahead: int | None, rate: float | None) -> float | None:
-    """Seconds until nothing is ahead; None where that is not known, or is not the end.
+    """Seconds until no batch is ahead; None where that is not known.
 
     Args:
-        left: Batches known to be left in all.
-        ahead: Of them, those that are about to be done: none of a stream that failed or is stuck.
+        left: How many batches are known to be left in all.
+        ahead: How many of them are about to be done; 0 for a stream that failed or is stuck.
         rate: Batches per second.
     """
     if left == 0:
@@ -281,15 +282,15 @@ def eta_s(left: int | None, ahead: int | None, rate: float | None) -> float | No
     return ahead / rate if ahead and rate else None
 
 
-STUCK_AFTER_S = 60.0  # where nothing is known of how long a batch takes
-MIN_STUCK_AFTER_S = 10.0  # a batch of a millisecond that takes a second is no news
-STUCK_FACTOR = 10.0  # times the usual
+STUCK_AFTER_S = 60.0  # where it is not known how long a batch takes
+MIN_STUCK_AFTER_S = 10.0  # a batch of a millisecond that takes a second is not stuck
+STUCK_FACTOR = 10.0  # times the usual duration
 
 
 def stuck_after_s(usual_s: float | None) -> float:
-    """After how many seconds without a batch something is taken for stuck.
+    """After how many seconds without a batch a stream counts as stuck.
 
     Args:
-        usual_s: Seconds that it takes usually; None: nothing is known of it.
+        usual_s: How many seconds a batch usually takes; None: it is not known.
     """
     return STUCK_AFTER_S if usual_s is None else max(MIN_STUCK_AFTER_S, STUCK_FACTOR * usual_s)

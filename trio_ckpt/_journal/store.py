@@ -1,9 +1,8 @@
-"""Every contract that users can plug into.
+"""The contracts that users can implement: stores and observers.
 
-A store takes bytes and gives bytes back.  It knows runs, streams and sequences, but
-nothing of batches: what a checkpoint means is decided in `trio_ckpt._journal.record`, in one
-place for all stores.  `trio_ckpt.testing.check_store` is this whole contract as one
-function.
+A store takes bytes and gives bytes back.  It knows runs, streams and sequence numbers, but
+not batches: what a checkpoint means is decided in `trio_ckpt._journal.record`, in one place
+for all stores.  `trio_ckpt.testing.check_store` is this whole contract as one function.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ from .stored import (
 
 Durability = Literal["full", "process", "none"]
 
-MAX_INLINE_LIMIT_BYTES = 2**26  # a readable store holds so much of a run; SQLite's rows more
-INLINE_LIMIT_BYTES = 2**20  # from here on a payload is a blob: a write-once file, or its like
+MAX_INLINE_LIMIT_BYTES = 2**26  # what a JSON store can hold of a run; rows of SQLite hold more
+INLINE_LIMIT_BYTES = 2**20  # from this size on a payload is a blob, for example a write-once file
 
-BlobPayload = bytes | memoryview | Iterable[bytes | memoryview]  # several are one, in this order
+BlobPayload = bytes | memoryview | Iterable[bytes | memoryview]  # several are joined in order
 
 
 # ---------------------------------------------------------------------------------------
@@ -54,13 +53,13 @@ BlobPayload = bytes | memoryview | Iterable[bytes | memoryview]  # several are o
 
 @attrs.frozen
 class Attempt:
-    """One go at one batch, as observers are told of it.
+    """One attempt at one batch, as observers get it.
 
     Attributes:
         run_id: The run.
         stream: The key of its stream.
         batch_index: The batch.
-        number: 1 for the first try, over all sessions.
+        number: The number of the attempt, from 1, counted over all sessions.
     """
 
     run_id: str
@@ -70,7 +69,7 @@ class Attempt:
 
 
 class AttemptEnd(enum.Enum):
-    """What became of an attempt."""
+    """How an attempt ended."""
 
     CONFIRMED = "confirmed"
     SKIPPED = "skipped"
@@ -81,44 +80,43 @@ class AttemptEnd(enum.Enum):
 
 
 class Observer:
-    """Is told what a run does, as it does it: metrics and traces are made of this.
+    """Called with what a run does as it happens, for metrics and traces.
 
-    Derive from it and override what is of interest; give it to ``open_run(observe=...)`` or
-    `Run.observing`.  Everything is called synchronously in the run's own trio thread, so it
-    must be quick and must not wait.  What it raises, also SystemExit, is logged, and changes
-    nothing.
+    Derive from it and override the methods of interest; give it to ``open_run(observe=...)`` or
+    `Run.observing`.  All methods are called synchronously in the run's own trio thread, so they
+    must be quick and must not wait.  An exception of theirs, also SystemExit, is logged and has
+    no other effect.
     """
 
     def attempt_began(self, attempt: Attempt) -> None:
-        """A batch is handed out.  Called in the task that works on it."""
+        """Called when a batch is handed out, in the task that works on it."""
 
     def attempt_settled(self, attempt: Attempt) -> None:
-        """The body is done with it: its record is on its way to the store."""
+        """Called when the body has settled the batch: its record is about to be saved."""
 
     def attempt_ended(self, attempt: Attempt, end: AttemptEnd, error: str | None) -> None:
-        """It is over, and what it led to is durable where that is promised.
+        """Called when the attempt is over; where it leaves a record, that is durable.
 
         Args:
-            attempt: Which.
-            end: What became of it.
-            error: What went wrong, in words.
+            attempt: The attempt.
+            end: How it ended.
+            error: What went wrong, as text; None: nothing did.
         """
 
     def attempt_left(self, attempt: Attempt) -> None:
-        """The task that worked on it goes on; called in that task, after `attempt_ended`."""
+        """Called after `attempt_ended`, in the task that worked on the batch, as it goes on."""
 
     def bytes_saved(self, run_id: str, size: int) -> None:
-        """The store has taken checkpoints, folds or a blob of so many bytes."""
+        """Called when the store has saved checkpoints, folds or a blob of `size` bytes."""
 
 
 class Store(ABC):
-    """Where checkpoints are durable.
+    """A place where checkpoints are durable.
 
     Attributes:
-        url: How to open it again, for messages.
-        mac_key: Seals records with a key, so that altered ones are noticed even if
-            somebody altered them on purpose.
-        inline_limit_bytes: Payloads of this size and more are put as blobs first.
+        url: The URL that opens it again, for messages.
+        mac_key: The key that seals records, so that records altered on purpose are noticed, too.
+        inline_limit_bytes: Payloads of this size and more are written as blobs first.
         durability: What an acknowledged save survives: "full" is power loss, "process"
             kill -9 only, "none" neither.
         has_live: Whether it keeps what `publish` is given, for other processes.
@@ -135,17 +133,17 @@ class Store(ABC):
         """Own a run while the block runs; yields the owner number, greater than any before.
 
         The number is durable when the block begins.  On one host the lock is the kernel's
-        and dies with the process.  A run exists from its first lock on.
+        and ends with the process.  A run exists from its first lock on.
 
-        Leaving the block gives the run back, with one exception: when a save of it was
-        given up on (cancelled, or `SaveOutcomeUnknownError`), the lock is kept until the
-        process ends, because that save may still land.
-
-        Cancellation: nothing is held when it is cancelled on the way in; leaving is shielded.
+        Leaving the block releases the run, with one exception: when a save of it was
+        abandoned (cancelled, or `SaveOutcomeUnknownError`), the lock is kept until the
+        process ends, because that save may still become durable.
 
         Raises:
-            RunLockedError: another live owner has it; naming its host, pid and start.
+            RunLockedError: another live owner has it; the error names its host, pid and start.
             StoreError: the store cannot be used.
+
+        Cancellation: no lock is held when entering is cancelled; leaving is shielded.
         """
 
     @abstractmethod
@@ -154,20 +152,21 @@ class Store(ABC):
     ) -> list[Exception | None]:
         """Make checkpoints durable, in one transaction where the store can.
 
-        Each checkpoint is saved whole or not at all.  One that fails (its sequence does not
-        follow, a blob that it names is not there) takes with it the
-        later ones of its own stream in the group; other streams are untouched.  A run or
-        a stream that is not known yet is created.  A `generation` one above the stored one
-        begins the run afresh: the older generation stays readable by number, until `prune`.
+        Each checkpoint is saved whole or not at all.  One that fails (its sequence number does
+        not follow, a blob that it names does not exist) also fails the later ones of its own
+        stream in the group; other streams are not affected.  A run or a stream that is not known
+        yet is created.  A `generation` one above the stored one starts the run from the
+        beginning: the older generation stays readable by number, until `prune`.
 
         Args:
-            run: Compared in the same transaction.
-            group: In the order of their streams' sequences; an empty one asks who owns the run.
-            folds: Replace the folds of their streams, in the same transaction; one that is
-                ahead of its stream's records (because those failed) is left out.
+            run: The run and its owner, compared in the same transaction.
+            group: The checkpoints, in the order of their streams' sequence numbers; an empty
+                group only checks who owns the run.
+            folds: Folds that replace those of their streams, in the same transaction; one that
+                is ahead of its stream's records (because those failed) is left out.
 
         Returns:
-            For each checkpoint of the group None, or why it was not saved.
+            For each checkpoint of the group None, or the reason why it was not saved.
 
         Raises:
             StoreConflictError: `run.owner` is not the newest owner, or `run.generation`
@@ -175,14 +174,14 @@ class Store(ABC):
             SaveOutcomeUnknownError: it may have been saved or not.
             StoreError: nothing was saved.
 
-        Durability: what came back as None survives kill -9 and power loss.
-        Cancellation: the caller shields it, and cancels only to give up on it: then the
-            outcome is unknown.
+        Durability: a checkpoint whose outcome is None survives kill -9 and power loss.
+        Cancellation: the caller shields it, and cancels only to abandon it: then the outcome
+            is unknown.
         """
 
     @abstractmethod
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
-        """What resuming needs, of the newest generation or the one named; None: no such run.
+        """What resuming needs, of the newest or the given generation; None: no such run.
 
         Raises:
             StoreError: it cannot be read.
@@ -200,8 +199,8 @@ class Store(ABC):
     ) -> HistoryPage:
         """The records of a stream, newest first, a page at a time; blobs are resolved.
 
-        A stream that does not exist has no records.  A page may hold fewer records than
-        `limit`, so that it fits into memory; only a cursor of None says that it was the last.
+        A stream that does not exist has no records.  A page may have fewer records than
+        `limit`, so that it fits into memory; only a cursor of None marks the last page.
 
         Raises:
             StoreDamagedError: a record or a blob is missing.
@@ -218,25 +217,25 @@ class Store(ABC):
         """Make a payload durable, write-once, and name it by its SHA-256 (hexadecimal).
 
         Several buffers are one payload, written one after another without being joined in
-        memory.  Whoever makes them may do so as they are asked for: they are taken in a
-        thread, one by one, while the ones before are hashed and written.  None may change
-        until this returns.  Of equal payloads one is kept.
+        memory.  The caller may produce them lazily: they are taken in a thread, one by one, while
+        the ones before are hashed and written.  None may change until this returns.  Equal
+        payloads are stored once.
 
-        Put it, and save what names it, under one lock of the run: meanwhile nobody removes
-        it.  One that no record names by then may be removed once nobody owns a run of the
-        store.  A payload that was altered or is gone is told by `StoreDamagedError` where
-        it is read.
+        Write it, and save the record that names it, under one lock of the run: the blob is not
+        removed before the lock is released.  A blob that no record names may be removed as soon
+        as no process owns a run of the store.  A read of a blob that was altered or is missing
+        raises `StoreDamagedError`.
 
         Args:
-            payload: One buffer, or several; contiguous.
+            payload: One contiguous buffer, or several.
 
         Returns:
             The digest of all buffers together.
 
         Raises:
-            StoreError: it cannot be written; nothing was put.
+            StoreError: it cannot be written; nothing was stored.
             TypeError: a buffer is not contiguous.
-            Exception: whatever the iterator of buffers raises; nothing was put.
+            Exception: the exception of the iterator of buffers; nothing was stored.
 
         Durability: it survives kill -9 and power loss when this returns.
         Cancellation: not once it has begun.
@@ -244,44 +243,44 @@ class Store(ABC):
 
     @abstractmethod
     async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
-        """A part of a blob; it needs no lock, and works while the run is running.
+        """Read a part of a blob; it needs no lock, and works while the run is running.
 
-        The store does not hash what it gives back: a part has no digest that it would know.
-        Who asks for a part knows what it must be, and sees to it.  It never gives back fewer
-        bytes than were asked for.  Of a blob that is removed meanwhile either the right
-        bytes come or `StoreDamagedError`.  Parts of some MiB keep an event loop responsive:
-        giving back the memory of 256 MiB holds the GIL for some 20 ms.
+        The store does not hash the part, whose digest it does not know: the caller has to verify
+        it.  It never returns fewer bytes than were asked for.  If the blob is removed during the
+        read, either the right bytes come or `StoreDamagedError`.  Parts of some MiB keep an event
+        loop responsive: freeing the memory of 256 MiB holds the GIL for some 20 ms.
 
         Args:
-            digest: As it was put.
-            offset: Of the first byte.
-            size: In bytes; None: all that follows, which a store may refuse above 1 GiB.
+            digest: The name that `put_blob` returned.
+            offset: The offset of the first byte.
+            size: How many bytes; None: all that follow, which a store may refuse above 1 GiB.
 
         Raises:
-            StoreDamagedError: it is gone, or too short.
-            StoreError: it cannot be read, or `digest` is no name of a blob.
+            StoreDamagedError: it is missing, or too short.
+            StoreError: it cannot be read, or `digest` is not the name of a blob.
             ValueError: `offset` or `size` is negative.
         """
 
     @abstractmethod
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
-        """Let checkpoints of the newest generation name their attached blobs no longer.
+        """Drop the attached blobs of checkpoints of the newest generation.
 
-        Their records stay, and are read as before, but for `StoredRecord.blobs`.  A sequence
-        that is not there, or names none, is passed over; so dropping twice is fine.
+        Their records stay, and are read as before, except for `StoredRecord.blobs`.  A sequence
+        number that does not exist, or whose record names no blob, is passed over; so a second
+        call has no effect.
 
-        The caller owns the run's lock.  A blob that nobody names any more is removed: at once
-        unless somebody put it and has not named it yet, else when a run is locked or given
-        back while nobody else owns one.  Who is reading it gets the right bytes or
+        The caller owns the run's lock.  A blob that no record names any more is removed: at once,
+        unless a process has written it and not named it yet; then when a run is locked or
+        released while no other process owns one.  A reader of it gets the right bytes or
         `StoreDamagedError`.
 
         Args:
-            run: Compared in the same transaction.
-            stream: Its key as text.
-            sequences: Of the checkpoints, in any order.
+            run: The run and its owner, compared in the same transaction.
+            stream: The key of the stream as text.
+            sequences: The sequence numbers of the checkpoints, in any order.
 
         Returns:
-            The size in bytes of the blobs that nobody names any more.
+            The size in bytes of the blobs that no record names any more.
 
         Raises:
             StoreConflictError: `run.owner` is not the newest owner, or `run.generation` not
@@ -289,29 +288,28 @@ class Store(ABC):
             SaveOutcomeUnknownError: they may have been dropped or not.
             StoreError: nothing was dropped.
 
-        Durability: what is dropped is not named again after power loss.
+        Durability: dropped blobs are not named again after power loss.
         Cancellation: not once it has begun.
         """
 
     @abstractmethod
     async def read_owner(self, run_id: str) -> Owner | None:
-        """Who owns a run now; None: nobody does.
+        """The process that owns a run now; None: no process does.
 
-        It only looks: it never takes the lock, so nobody who wants to own the run at the same
-        moment is refused for it, and it writes nothing.  It works from another process while
-        the run is running.  Where the owner's own words cannot be read, only that it is there
-        is sure: the host is ``an unknown host`` then and the process id 0.
+        It never takes the lock, so that no process that wants to own the run at the same moment
+        is refused, and it writes nothing.  It works from another process while the run is
+        running.  Where there is an owner whose description cannot be read, the host is
+        ``an unknown host`` and the process id 0.
 
         Raises:
-            StoreError: it cannot be told.
+            StoreError: the owner cannot be determined.
         """
 
     async def publish(self, run_id: str, payload: bytes) -> None:
-        """Let other processes see what the owner of a run is at; replaces what was there.
+        """Publish the live view of a run for other processes; it replaces the last one.
 
-        It is a window, no record: not durable, bound to nothing, and left behind by an owner
-        that was killed.  Empty bytes take it away.  A store may do nothing here; then
-        `has_live` is False.
+        It is not a record: it is not durable or sealed, and an owner that was killed leaves it
+        behind.  Empty bytes remove it.  A store may do nothing here; then `has_live` is False.
 
         Raises:
             StoreError: it cannot be written.
@@ -321,7 +319,7 @@ class Store(ABC):
         await trio.lowlevel.checkpoint()
 
     async def read_live(self, run_id: str) -> bytes:
-        """What `publish` was given last; empty if nothing is there.
+        """The live view that `publish` was last given; empty if there is none.
 
         Raises:
             StoreError: it cannot be read.
@@ -333,18 +331,18 @@ class Store(ABC):
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
         """Remove all generations of a run but the newest `keep`, in one transaction.
 
-        With 0 the run itself goes: it is in `list_runs` and `read_run` no more until it is
-        locked or saved again.  Its owner number stays, so the fence only grows.  So does the
-        number of its generation: a run begun later under this id has the next one, so no
-        sealed record of the old one, wherever a copy of it is left, can pass for a new one.
+        With 0 the run itself is removed: `list_runs` and `read_run` do not return it until it is
+        locked or saved again.  Its owner number is kept, so that the fence only grows.  So is the
+        number of its generation: a run begun later under this id has the next one, which ensures
+        that a copy of an old sealed record cannot pass for a new one.
 
-        The caller owns the run's lock.  Blobs that no record names any more go with the
-        generations, but for those that other owners of the store may be about to name:
-        these go when a run is locked or given back while nobody else owns one.
+        The caller owns the run's lock.  Blobs that no record names any more are removed with the
+        generations, except those that other owners of the store may be about to name: these are
+        removed when a run is locked or released while no other process owns one.
 
         Args:
-            run: Compared in the same transaction.
-            keep: How many generations, the newest one counted, are left.
+            run: The run and its owner, compared in the same transaction.
+            keep: How many generations are kept, the newest included.
 
         Raises:
             StoreConflictError: `run.owner` is not the newest owner, or `run.generation` not
@@ -353,33 +351,33 @@ class Store(ABC):
             StoreError: nothing was removed.
             ValueError: `keep` is negative.
 
-        Durability: what is removed does not come back after power loss.
+        Durability: removed generations do not come back after power loss.
         Cancellation: not once it has begun.
         """
 
     def check(self) -> AsyncGenerator[Finding]:
-        """Look at all that the store itself can judge, and change nothing.
+        """Check all that the store itself can judge, and change nothing.
 
-        It looks at what lies beneath the other methods: files and rows, what they say of each
-        other, every blob by its name, blobs that nobody names, what is not the store's.  What a
-        payload says is not its affair: whoever wants to know reads all records, too.
+        It checks what lies beneath the other methods: files and rows, their references to each
+        other, every blob by its name, blobs that no record names, and files that do not belong
+        to the store.  It does not decode payloads: to check those, read all records, too.
 
-        It needs no lock.  Of a run that is running, what is being saved at this moment may be
-        found as unfinished, never as damaged.
+        It needs no lock.  In a run that is running, a save at this moment may be reported as
+        unfinished, never as damaged.
 
         Raises:
             StoreError: this kind of store cannot be checked, or it cannot be read at all.
 
-        Cancellation: between steps, of some seconds where the store is large.
+        Cancellation: between steps, which take some seconds where the store is large.
         """
         raise StoreError(f"the store {self.url} cannot be checked from here: check it where it is")
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Let go of everything; twice is fine."""
+        """Close the store; a second call has no effect."""
 
     def seal(self, run_id: str, generation: int, stream: StreamKey) -> Seal:
-        """What binds the records of a stream to their places."""
+        """The seal that binds the records of a stream to their places."""
         return Seal(run_id, generation, stream, self.mac_key)
 
     async def load_run(self, run_id: str, generation: int | None = None) -> RunView | None:

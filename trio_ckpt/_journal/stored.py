@@ -1,4 +1,4 @@
-"""What stores take and give: records as they are stored, and what is known of runs."""
+"""The values that stores take and return: stored records, and summaries of runs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .progress import Progress
 
 @attrs.frozen
 class RunKey:
-    """Who saves: carried by every save and compared in its transaction.
+    """The run and the owner that save; every save compares it in its transaction.
 
     Attributes:
         run_id: The run.
-        generation: Counts the times it was begun afresh, from 0.
+        generation: How often the run was started again from the beginning.
         owner: The number that `Store.lock_run` gave, the fence.
     """
 
@@ -27,16 +27,16 @@ class RunKey:
 
 @attrs.frozen
 class Checkpoint:
-    """One record on its way into a store.
+    """One record to be saved.
 
     Attributes:
         stream: The stream's key as text, see `trio_ckpt._util.plain.encode_key`.
-        sequence: The predecessor's plus one; 1 for the first of a stream.
+        sequence: Its sequence number: the predecessor's plus one; 1 for the first of a stream.
         payload: The sealed record; empty if it is a blob.
-        blob: What `Store.put_blob` named the payload.
-        blobs: The digests of other blobs that it needs, its *attached* blobs: each was put
+        blob: The name that `Store.put_blob` gave to the payload; None: it is in `payload`.
+        blobs: The digests of other blobs that it needs, its *attached* blobs: each was written
             under the same lock, or is named by a record already.  Any number of checkpoints
-            and runs may name the same; it is kept as long as one of them does.
+            and runs may name the same blob; it is kept as long as one of them does.
     """
 
     stream: str
@@ -52,8 +52,8 @@ class Fold:
 
     Attributes:
         stream: The stream's key as text.
-        through: The sequence of the newest record folded into it.
-        payload: The progress, sealed under ``-through`` so that it is never taken for a
+        through: The sequence number of the newest record folded into it.
+        payload: The progress, sealed under ``-through``, so that it is never mistaken for a
             record.
     """
 
@@ -64,11 +64,11 @@ class Fold:
 
 @attrs.frozen
 class StoredRecord:
-    """One saved record as it comes back, its blob resolved.
+    """One saved record as a store returns it, its blob resolved.
 
     Attributes:
-        sequence: Its number in its stream.
-        payload: What was saved.
+        sequence: Its sequence number in its stream.
+        payload: The sealed record.
         blobs: The attached blobs that it still names, in their order, each once; read them
             with `Store.read_blob`.
     """
@@ -80,11 +80,11 @@ class StoredRecord:
 
 @attrs.frozen
 class StoredStream:
-    """What resuming needs to know of a stream.
+    """What a resume reads of a stream.
 
     Attributes:
         stream: Its key as text.
-        sequence: Of its newest record.
+        sequence: The sequence number of its newest record.
         fold: Its newest fold, or None.
         tail: The records after the fold, oldest first; the first is ``fold.through + 1``.
     """
@@ -97,7 +97,7 @@ class StoredStream:
 
 @attrs.frozen
 class StoredRun:
-    """What resuming needs to know of a run."""
+    """What a resume reads of a run."""
 
     run_id: str
     generation: int
@@ -110,8 +110,8 @@ class HistoryPage:
     """Some records of a stream, newest first.
 
     Attributes:
-        records: At most as many as were asked for.
-        cursor: Give it to `Store.history` for the next page; None: that was the last.
+        records: The records, at most as many as were asked for.
+        cursor: The cursor that gives the next page of `Store.history`; None: this is the last.
     """
 
     records: tuple[StoredRecord, ...]
@@ -131,7 +131,7 @@ class RunSummary:
 
 @attrs.frozen
 class Owner:
-    """Who owns a run at this moment.
+    """The process that owns a run at this moment.
 
     Attributes:
         host: Its host name.
@@ -149,10 +149,10 @@ class Pruned:
     """What `Store.prune` removed.
 
     Attributes:
-        generations: How many.
-        records: The records of those generations, all streams together.
-        bytes: The payloads of those records and of their folds, and the blobs, attached ones
-            included, that no record of the store names any more.
+        generations: How many generations.
+        records: How many records of those generations, in all streams together.
+        bytes: The size of the payloads of those records and of their folds, and of the blobs,
+            attached ones included, that no record of the store names any more.
     """
 
     generations: int
@@ -162,22 +162,22 @@ class Pruned:
 
 @attrs.frozen
 class Finding:
-    """Something that is not as it should be, in a store or in the outputs of a run.
+    """A problem in a store or in the outputs of a run.
 
     Attributes:
-        where: The file or the row, as a person would look for it.
-        what: What is wrong with it, in words.
+        where: The file or the row, as a user can find it.
+        what: What is wrong with it, as text.
         advice: What can be done.
-        is_damage: Something that was saved is not as it was; else it is only worth knowing.
+        is_damage: Whether something that was saved has changed; else it is only a notice.
         run_id: The run, if it is about one.
-        generation: Of the run.
-        stream: Its key as text, if it is about one.
-        sequence: Of the checkpoint, if it is about one.
+        generation: The generation of the run.
+        stream: The key of the stream as text, if it is about one.
+        sequence: The sequence number of the checkpoint, if it is about one.
         batch_index: The batch, if it is about one.
         blob: The digest of the blob, if it is about one.
-        path: The output file, if it is about one, relative to the output folder.
-        is_state: It is about a saved state, not about the record that has it.
-        is_loss: Less is there than was acknowledged.
+        path: The output file, relative to the output folder, if it is about one.
+        is_state: Whether it is about a saved state, not about the record that has it.
+        is_loss: Whether the store has less than it has acknowledged.
     """
 
     where: str
@@ -197,12 +197,12 @@ class Finding:
 
 @attrs.frozen
 class Repaired:
-    """Something that a repair has done.
+    """A step of a repair.
 
     Attributes:
-        where: What it did it to.
-        what: What it did, in words.
-        is_loss: Something that was saved is gone with it.
+        where: The file or the row that it changed.
+        what: What it did, as text.
+        is_loss: Whether something that was saved is lost by it.
     """
 
     where: str

@@ -1,7 +1,7 @@
-"""What streams add up to: a group, a phase, a run.
+"""Sums over streams: of a group, a phase, a run.
 
-A group is all streams under first parts, such as the endpoints of a repository.  Its
-status and its sums are derived whenever somebody asks: nothing of it is stored.
+A group is all streams whose keys begin with the same parts, such as the endpoints of a
+repository.  Its status and its sums are derived for each call: nothing of it is stored.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from .record import ErrorInfo, Status
 
 @attrs.frozen
 class Summary:
-    """What some streams add up to.
+    """The sums of some streams.
 
     Attributes:
-        key: Their first parts; ``()`` for the whole run.
-        status: Derived from theirs, see `group_status`.
-        streams: How many there are of each status.
-        confirmed: Batches that are durable.
-        skipped: Batches given up.
-        failing: Batches that failed and may run again.
-        left: Batches known to be left; None where one stream does not know.
-        records: Produced.
-        totals: Produced, by name.
-        spent: On all attempts, by name.
-        saved: Spent on the attempts that confirmed a batch: what resuming saves.
-        adopted: Confirmed batches whose share of `totals` is not known.
+        key: The first parts of their keys; ``()`` for the whole run.
+        status: Their common status, see `group_status`.
+        streams: How many streams have each status.
+        confirmed: How many batches are durable.
+        skipped: How many batches were given up.
+        failing: How many batches failed and may run again.
+        left: How many batches are known to be left; None where it is not known for a stream.
+        records: How many records were produced.
+        totals: What was produced, by name.
+        spent: What all attempts cost, by name.
+        saved: What the attempts that confirmed a batch cost: what resuming saves.
+        adopted: How many confirmed batches have an unknown share of `totals`.
         started_at, updated_at, completed_at, failed_at: Unix time, s; None: not yet.
-        error: Of the stream that failed last.
+        error: The error of the stream that failed last.
     """
 
     key: StreamKey
@@ -58,10 +58,10 @@ class Summary:
 
 
 def group_status(statuses: Iterable[Status]) -> Status:
-    """The status of a group: the first of these that one of its streams has.
+    """The status of a group of streams.
 
-    IN_PROGRESS, INTERRUPTED, FAILED; then PENDING if none was begun and COMPLETE if all
-    are; a mixture of the two is IN_PROGRESS.
+    It is the first of IN_PROGRESS, INTERRUPTED and FAILED that a stream has; else PENDING if no
+    stream was begun and COMPLETE if all are complete; a mixture of the two is IN_PROGRESS.
     """
     found = set(statuses)
     for status in (Status.IN_PROGRESS, Status.INTERRUPTED, Status.FAILED):
@@ -73,7 +73,7 @@ def group_status(statuses: Iterable[Status]) -> Status:
 
 
 def failing(progress: Progress) -> int:
-    """How many batches of a stream failed and may run again by themselves."""
+    """How many batches of a stream failed and run again on a plain resume."""
     if progress.error is not None and not progress.error.retryable:
         return 0
     last = progress.last_index
@@ -86,12 +86,12 @@ def is_over(progress: Progress) -> bool:
 
 
 def exit_code(parts: Iterable[Progress], *, has_ended: bool) -> int:
-    """What a command should exit with as a run stands; docs/reference/exit-codes.md has the table.
+    """The exit code for the status of a run; docs/reference/exit-codes.md has the table.
 
     Args:
-        parts: Of all its streams and phases, without the run's own stream.
-        has_ended: Whether its program came to its end by itself, as far as it has come: without
-            any stream it is then complete.
+        parts: The progress of all its streams and phases, without the run's own stream.
+        has_ended: Whether its program has ended by itself: a run without streams is then
+            complete.
     """
     begun = [progress for progress in parts if progress.sequence > 0]
     if not all(map(is_over, begun)) or not (begun or has_ended):
@@ -102,11 +102,11 @@ def exit_code(parts: Iterable[Progress], *, has_ended: bool) -> int:
 
 
 def status_of(progress: Progress, *, is_open: bool) -> Status:
-    """The status of a stream, which the records know but for whether it is worked on.
+    """The status of a stream: that of its records, or IN_PROGRESS while it is open.
 
     Args:
-        progress: Of the stream.
-        is_open: It is open, and has not failed since it was opened.
+        progress: The progress of the stream.
+        is_open: Whether it is open, and has not failed since it was opened.
     """
     is_worked_on = is_open and progress.status is not Status.COMPLETE
     return Status.IN_PROGRESS if is_worked_on else progress.status
@@ -121,9 +121,9 @@ def summarize(
     """Sum up streams.
 
     Args:
-        key: What they have in common.
-        parts: The streams.
-        open_streams: Those that are open, and have not failed since.
+        key: The first parts that their keys have in common.
+        parts: The progress of the streams.
+        open_streams: The streams that are open, and have not failed since they were opened.
     """
     streams = dict.fromkeys(Status, 0)
     for name, progress in parts.items():
@@ -182,7 +182,7 @@ def groups_of(
 
 
 def phases_of(parts: Mapping[StreamKey, Progress]) -> dict[str, Progress]:
-    """The phases of a run, the one begun first first."""
+    """The phases of a run, in the order in which they began."""
     phases = {key[1]: progress for key, progress in parts.items() if key[:1] == (PHASE,)}
     return dict(sorted(phases.items(), key=lambda entry: entry[1].started_at or 0.0))
 
@@ -190,7 +190,7 @@ def phases_of(parts: Mapping[StreamKey, Progress]) -> dict[str, Progress]:
 def left_in_phase(
     parts: Mapping[StreamKey, Progress], name: str, *, retry_failed: bool = False
 ) -> list[StreamKey]:
-    """The streams that were opened in the block of a phase and that a start goes on with."""
+    """The streams that were opened in the block of a phase and have work left."""
     mine = [key for key in in_order(parts) if parts[key].phase == name]
     return [key for key in mine if is_to_process(parts[key], retry_failed=retry_failed)]
 
@@ -205,7 +205,7 @@ def is_to_process(progress: Progress, *, retry_failed: bool = False) -> bool:
 def phase_statuses(
     parts: Mapping[StreamKey, Progress], *, open_phases: Collection[StreamKey] = ()
 ) -> dict[str, Status]:
-    """Where each phase stands; one is complete only with the streams of its block."""
+    """The status of each phase; a phase is complete only if the streams of its block are."""
     statuses = {
         name: status_of(progress, is_open=(PHASE, name) in open_phases)
         for name, progress in phases_of(parts).items()

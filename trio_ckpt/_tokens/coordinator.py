@@ -1,8 +1,8 @@
 """Coordination without I/O, for programs that save by themselves.
 
-    create -> work and save -> complete -> who waits goes on
+    create -> work and save -> complete -> the waiting tasks go on
 
-The coordinator makes tokens, knows the pending ones, and fails what is left when it is
+The coordinator makes tokens, knows the pending ones, and fails those that are left when it is
 closed, so that no waiter sleeps for ever.
 """
 
@@ -40,8 +40,8 @@ _CLOSED = Failure("its coordinator was closed before it was settled", error=CANC
 class CheckpointCoordinator:
     """Makes checkpoint tokens and knows the pending ones.  No I/O, no tasks of its own.
 
-    Use it as an async context manager, so that leaving the block fails what is pending,
-    or without one and call `close`.
+    Use it as an async context manager, so that leaving the block fails pending tokens, or
+    call `close`.
 
     Attributes:
         registry: The pending tokens, for monitors.
@@ -51,7 +51,7 @@ class CheckpointCoordinator:
         self.registry = TokenRegistry()
         self._host = _Immediate(self.registry)
         self._is_closed = False
-        self._portal: Portal | None = None  # that of the newest token
+        self._portal: Portal | None = None  # the portal of the newest token
 
     def create_checkpoint(
         self, run_id: str, batch_index: int, *, stream: StreamKey = ()
@@ -60,14 +60,14 @@ class CheckpointCoordinator:
 
         Args:
             run_id: Any name without path separators and control characters.
-            batch_index: >= 0.
-            stream: Parts of a key that tell sequences of one run apart.
+            batch_index: The index of the batch, >= 0.
+            stream: The parts of a stream's key, which separate the sequences of one run.
 
         Raises:
             DuplicateCheckpointError: this batch has a pending token.
             ValueError: a bad run id, stream or batch index.
             TypeError: `stream` is not a tuple of str.
-            RuntimeError: this is no trio program.
+            RuntimeError: the caller is not in a trio program.
             trio.ClosedResourceError: the coordinator is closed.
         """
         check_run_id(run_id)
@@ -80,7 +80,7 @@ class CheckpointCoordinator:
     def adopt(
         self, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost
     ) -> CheckpointToken[Any]:
-        """Make a token whose events mean what `host` says: for the streams of runs."""
+        """Make a token whose events `host` handles: for the streams of runs."""
         if self._is_closed:
             raise trio.ClosedResourceError("the coordinator is closed")
         self.registry.check_free(run_id, stream, batch_index)
@@ -97,8 +97,8 @@ class CheckpointCoordinator:
         Args:
             run_id: The run.
             batch_index: The batch.
-            stream: The stream that it is of, ``()`` for none; default: whichever has such a batch
-                pending, as the batches of a run all have a stream.
+            stream: The key of its stream, ``()`` for none; default: any stream in which such a
+                batch is pending.
 
         Raises:
             ValueError: several streams of the run have such a batch pending.
@@ -116,7 +116,7 @@ class CheckpointCoordinator:
     async def open_checkpoint(
         self, run_id: str, batch_index: int, *, stream: StreamKey = ()
     ) -> AsyncGenerator[CheckpointToken[Any]]:
-        """Hold the token of a batch for a block, so that it is settled when the block ends.
+        """Open the token of a batch for a block, so that it is settled when the block ends.
 
         An exception fails the token and leaves the block as it is; cancellation gives
         waiters `BatchCancelledError`.
@@ -146,7 +146,7 @@ class CheckpointCoordinator:
             raise forgotten
 
     def close(self) -> None:
-        """Fail what is pending and make no more tokens, from any thread.  Twice is fine.
+        """Fail pending tokens and make no more, from any thread.  A second call has no effect.
 
         Raises:
             trio.RunFinishedError: the call comes from another thread, after ``trio.run()`` has
@@ -176,7 +176,7 @@ class CheckpointCoordinator:
 
 
 class _Immediate:
-    """The host of tokens without a run: what is completed is confirmed."""
+    """The host of tokens without a run: a completed token is confirmed at once."""
 
     __slots__ = ("_registry",)
 
@@ -197,13 +197,13 @@ class _Immediate:
         return True
 
     def check_wait(self, token: AnyToken) -> None:
-        """Anybody may settle a bare token, so anybody may wait."""
+        """Allow every wait: any task may settle a token without a run."""
 
     def moved(self, token: AnyToken) -> None:
         self._registry.moved(token)
 
 
 def _fail(token: AnyToken, failure: Failure) -> None:
-    """Fail a token whatever its state, unless it is settled."""
+    """Fail a token in any state, unless it is settled."""
     if token.is_pending:
         move(token, TokenEvent.REJECT, failure)

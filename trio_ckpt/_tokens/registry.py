@@ -1,9 +1,9 @@
-"""The pending tokens, for whoever watches.
+"""The pending tokens, for monitors.
 
 Watching is level-triggered: the registry has a version that grows with every change,
 and `TokenRegistry.wait_changed` returns at once if it has moved past the version that
-the caller knows.  So a monitor that was busy misses intermediate states, never the
-latest one, and nobody polls.
+the caller knows.  So a monitor that was busy may miss intermediate states, but never the
+latest one, and does not poll.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class TokenRegistry:
         return len(self._tokens)
 
     def find(self, run_id: str, stream: StreamKey, batch_index: int) -> AnyToken | None:
-        """The pending token of a batch; None says nothing about success."""
+        """The pending token of a batch; None: there is none, which does not mean success."""
         return self._tokens.get((run_id, stream, batch_index))
 
     def find_in_any(self, run_id: str, batch_index: int) -> AnyToken | None:
-        """The pending token of a batch, without a stream or in whichever stream it is.
+        """The pending token of a batch, without a stream or in any stream.
 
         Raises:
-            ValueError: it is in several.
+            ValueError: it is pending in several streams.
         """
         token = self._tokens.get((run_id, (), batch_index))
         if token is not None or not self._of_streams:
@@ -70,19 +70,22 @@ class TokenRegistry:
 
     def pending(self, run_id: str | None = None) -> tuple[AnyToken, ...]:
         """The pending tokens, oldest first; of one run, or of all."""
-        tokens = tuple(self._tokens.values())  # in the order of making; taken at once: a thread
-        if run_id is None:  # may ask while trio's own changes them
+        tokens = tuple(self._tokens.values())  # oldest first; copied at once, because another
+        if run_id is None:  # thread may call this while trio's own changes them
             return tokens
         return tuple(token for token in tokens if token.run_id == run_id)
 
     async def wait_changed(self, since: int) -> int:
-        """Wait until the version is another than `since`.
+        """Wait until the version differs from `since`.
+
+        Args:
+            since: A version that the caller knows; -1 returns at once.
 
         Returns:
             The version now: give it to the next call.
 
         Raises:
-            TypeError, ValueError: `since` is no version.
+            TypeError, ValueError: `since` is not a version.
 
         Cancellation: always a cancellation and a schedule point.
         """
@@ -97,10 +100,10 @@ class TokenRegistry:
     # -- for the hosts of tokens ------------------------------------------------------
 
     def check_free(self, run_id: str, stream: StreamKey, batch_index: int) -> None:
-        """See that a batch may have a new token.
+        """Check that a batch may have a new token.
 
         Raises:
-            DuplicateCheckpointError: one of the same batch is pending.
+            DuplicateCheckpointError: a token of the batch is pending.
         """
         if (run_id, stream, batch_index) in self._tokens:
             raise DuplicateCheckpointError(
@@ -112,20 +115,20 @@ class TokenRegistry:
             )
 
     def add(self, token: AnyToken) -> None:
-        """Take in a new token; `check_free` comes before it is made."""
+        """Add a new token; call `check_free` before it is made."""
         self._tokens[token.run_id, token.stream, token.batch_index] = token
         self._of_streams += bool(token.stream)
         self.touch()
 
     def moved(self, token: AnyToken) -> None:
-        """Notice that a token's state has changed; let go of it if it is settled."""
+        """Publish that a token's state has changed; a settled token is removed."""
         if not token.is_pending:
             found = self._tokens.pop((token.run_id, token.stream, token.batch_index), None)
             self._of_streams -= found is not None and bool(token.stream)
         self.touch()
 
     def touch(self) -> None:
-        """Raise the version and wake the monitors."""
+        """Increment the version and wake the monitors."""
         self.version += 1
         if self._changed is not None:
             self._changed.set()

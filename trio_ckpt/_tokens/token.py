@@ -3,28 +3,28 @@
 Theory of operation
 ===================
 
-A token begins PENDING.  What may happen to it is the table `TRANSITIONS`, and `move` is
-the only function that changes a state.
+A token begins PENDING.  The table `TRANSITIONS` defines which events may happen to it, and
+`move` is the only function that changes a state.
 
     complete    the user is done; the result is not durable yet
     confirm     the record is durable
     fail        the user, or the end of the block, gave the batch up
     reject      a completed batch was not saved, or must not be
     retry       a completed batch did not pass its checks and runs again
-    withdraw    there was no such batch after all
+    withdraw    the batch does not exist
 
 CONFIRMED, FAILED and WITHDRAWN are final: a second event changes nothing.  Events that
 come from users return False when the table refuses them, because settling twice is
 safe; events of the library raise, because there they are a bug.
 
-Who decides what a user's event means is the token's *host*.  A coordinator without a
-run confirms at once; a run's stream marks its attempt and lets the gate save first.
+The token's *host* decides what a user's event means.  A coordinator without a run
+confirms at once; a run's stream marks its attempt and lets the gate save first.
 
-The `trio.Event` behind a token is made when somebody waits, so a token that nobody
-waits for costs one small object.
+The `trio.Event` of a token is made by the first wait, so a token without waiters costs
+one small object.
 """
 
-# `may` and `move` belong to the token, but not among the methods that users see.
+# `may` and `move` are functions of the token that users must not see as methods.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 
 class TokenState(enum.Enum):
-    """Where a token stands."""
+    """The state of a token."""
 
     PENDING = "pending"
     COMPLETED = "completed"
@@ -68,7 +68,7 @@ class TokenState(enum.Enum):
 
 
 class TokenEvent(enum.Enum):
-    """What happens to a token."""
+    """An event in the life of a token."""
 
     COMPLETE = "complete"
     CONFIRM = "confirm"
@@ -104,7 +104,7 @@ _FINAL = frozenset(state for state, events in TRANSITIONS.items() if not events)
 
 @attrs.frozen
 class Failure:
-    """Why a token failed: every waiter gets an exception of its own made from this."""
+    """Why a token failed; each waiter gets its own exception, made from this."""
 
     reason: str
     cause: BaseException | None = None
@@ -116,9 +116,9 @@ WITHDRAWN = Failure("it was withdrawn: there is no such batch", error=BatchWithd
 
 
 def failure_of(error: BaseException | str) -> Failure:
-    """Say in words, and keep, what an exception or a text says.
+    """Make a `Failure` of an exception or a text.
 
-    trio's own cancellation is never kept: waiters of a cancelled batch are not cancelled.
+    trio's own cancellation is not kept: waiters of a cancelled batch are not cancelled.
     """
     if isinstance(error, str):
         return Failure(error)
@@ -128,27 +128,27 @@ def failure_of(error: BaseException | str) -> Failure:
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Whether an exception says nothing but that tasks were cancelled."""
+    """Whether an exception reports only that tasks were cancelled."""
     return not failures_in(error)
 
 
 class TokenHost(Protocol):
-    """What stands behind a token: a coordinator, or a stream of a run."""
+    """The object that handles a token's events: a coordinator, or a stream of a run."""
 
     def complete(self, token: CheckpointToken[Any], result: Any) -> bool:
-        """The user says done."""
+        """Complete the token for the user; returns False if it was settled before."""
         ...
 
     def fail(self, token: CheckpointToken[Any], error: BaseException | str) -> bool:
-        """The user gives up."""
+        """Fail the token for the user; returns False if it was settled before."""
         ...
 
     def check_wait(self, token: CheckpointToken[Any]) -> None:
-        """Raise RuntimeError where waiting now would wait for oneself."""
+        """Raise RuntimeError where the waiting task is the one that has to settle the token."""
         ...
 
     def moved(self, token: CheckpointToken[Any]) -> None:
-        """The token's state has changed."""
+        """Called when the token's state has changed."""
         ...
 
 
@@ -156,12 +156,12 @@ class TokenHost(Protocol):
 class CheckpointToken(Generic[T]):
     """The one-shot promise that a batch's checkpoint will be durable, or has failed.
 
-    Made by `CheckpointCoordinator.create_checkpoint` and by the loops of a run.  Settling
+    It is made by `CheckpointCoordinator.create_checkpoint` and by the loops of a run.  Settling
     is synchronous and allowed from any task and any thread: a call from another thread waits
     until the thread of trio has carried it out.
 
     Attributes:
-        portal: The trio run that it was made in.
+        portal: A portal to the trio run in which it was made.
         run_id: The run it belongs to.
         stream: The parts of its stream's key; ``()`` if it has none.
         batch_index: The batch that it promises.
@@ -194,7 +194,7 @@ class CheckpointToken(Generic[T]):
 
     @property
     def state(self) -> TokenState:
-        """Where it stands."""
+        """The state of the token."""
         return self._state
 
     @property
@@ -204,7 +204,7 @@ class CheckpointToken(Generic[T]):
 
     @property
     def created_at(self) -> datetime:
-        """The time of day when it was made, UTC."""
+        """When it was made, UTC."""
         return datetime.fromtimestamp(self._created_at, UTC)
 
     @property
@@ -214,14 +214,14 @@ class CheckpointToken(Generic[T]):
 
     @from_any_thread
     def complete(self, result: T | None = None) -> bool:
-        """Say that the batch is done.
+        """Mark the batch as done.
 
         Without a run this confirms the checkpoint at once; in a run the checkpoint is
         confirmed when it is durable.
 
         Args:
-            result: What waiters get, any value.  A `CheckpointResult` without
-                ``completed_at`` is stamped.
+            result: The value that waiters get, of any type.  A `CheckpointResult` without
+                ``completed_at`` gets the time.
 
         Returns:
             False if it had been settled before: the first call wins.
@@ -234,32 +234,33 @@ class CheckpointToken(Generic[T]):
 
     @from_any_thread
     def fail(self, error: BaseException | str) -> bool:
-        """Say that the batch failed, for good.
+        """Mark the batch as failed for good.
 
         Args:
-            error: The exception, which becomes the cause of what waiters get, or a reason.
+            error: A reason, or the exception, which becomes the cause of the waiters' errors.
 
         Returns:
             False if it had been settled before: the first call wins.
 
         Raises:
-            trio.RunFinishedError: as for `complete`.
+            trio.RunFinishedError: the call comes from another thread, after ``trio.run()`` has
+                ended.
         """
         return self._host.fail(self, reason("error", error))
 
     async def wait(self) -> T:
-        """Wait until the checkpoint is confirmed or has failed; any number may wait.
+        """Wait until the checkpoint is confirmed or has failed; any number of tasks may wait.
 
         Returns:
             The result that the batch was completed with.
 
         Raises:
-            CheckpointFailedError: it will never be confirmed; with the reason as text and
-                the exception behind it as ``__cause__``.
+            CheckpointFailedError: it will never be confirmed; the error has the reason as text
+                and the original exception as ``__cause__``.
             RuntimeError: the caller is the task that has to settle it first.
 
-        Cancellation: always a cancellation and a schedule point; cancelling a waiter
-            changes nothing for the others.
+        Cancellation: always a cancellation and a schedule point; a cancelled wait does not
+            affect other waiters.
         """
         if self._state in _FINAL:
             await trio.lowlevel.checkpoint()
@@ -271,7 +272,7 @@ class CheckpointToken(Generic[T]):
         return self.result_nowait()
 
     def result_nowait(self) -> T:
-        """The result, without waiting.
+        """Return the result without waiting.
 
         Raises:
             trio.WouldBlock: it is neither confirmed nor failed yet.
@@ -306,17 +307,17 @@ class CheckpointToken(Generic[T]):
 
 
 def may(token: CheckpointToken[Any], event: TokenEvent) -> bool:
-    """Whether the table lets `event` happen to `token` now."""
+    """Whether the table allows `event` for `token` now."""
     return event in TRANSITIONS[token._state]
 
 
 def move(token: CheckpointToken[Any], event: TokenEvent, outcome: object = None) -> None:
-    """Change a token's state as the table says, tell its host, and wake who waits.
+    """Change a token's state as the table defines, notify its host, and wake the waiters.
 
     Args:
         token: The token.
         event: What happened.
-        outcome: With CONFIRM the result, with FAIL, REJECT and WITHDRAW a `Failure`.
+        outcome: The result for CONFIRM, a `Failure` for FAIL, REJECT and WITHDRAW.
 
     Raises:
         RuntimeError: the table refuses; nothing has changed.
@@ -332,14 +333,14 @@ def move(token: CheckpointToken[Any], event: TokenEvent, outcome: object = None)
 
 
 def stamp(result: Any) -> Any:
-    """Fill in ``completed_at`` of a `CheckpointResult` that leaves it out; it is a copy."""
+    """Set ``completed_at`` in a copy of a `CheckpointResult` that leaves it out."""
     if isinstance(result, CheckpointResult) and result.completed_at is None:
         return attrs.evolve(result, completed_at=utc_now())
     return own_result(result)
 
 
 def own_result(result: Any) -> Any:
-    """A result of its own for each: what one of them does to its metadata, no other sees."""
+    """A copy of a result for one waiter: changes to its metadata do not reach the others."""
     if isinstance(result, CheckpointResult) and result.metadata:
         return attrs.evolve(result)  # which copies the metadata
     return result

@@ -26,7 +26,7 @@ NOT_EXPANDED = "begins with '~', which only a shell expands: give os.path.expand
 MAX_SHOWN_CHARS = 80
 """How much of a wrong value a message shows: it may be a whole document."""
 
-_CLASS_NAME = type.__dict__["__qualname__"]  # whatever a metaclass makes of names
+_CLASS_NAME = type.__dict__["__qualname__"]  # works for any metaclass
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -35,8 +35,8 @@ E = TypeVar("E", bound=BaseException)
 def shown(value: object) -> str:
     """A value as a message names it: its `repr`, shortened; its class where that raises.
 
-    The value may be of a user's class, or come from outside: whatever its ``__repr__`` does ends
-    here, and the `repr` of an int of many digits is an error of Python's own.
+    The value may be of a user's class, or come from outside, so any exception of its
+    ``__repr__`` is caught, also the one that Python raises for an int of many digits.
     """
     try:
         text = str.__str__(repr(value))  # not that of a subclass of str
@@ -46,20 +46,20 @@ def shown(value: object) -> str:
 
 
 def whole_number(name: str, value: object, *, least: int = 0, most: int = MAX_INDEX) -> int:
-    """An index or a count: an int, or what stands for one, as a NumPy integer does.
+    """Check an index or a count: an int, or an object that stands for one, as a NumPy integer.
 
     Raises:
         TypeError: the value is a bool, a float, a str or any other kind.
         ValueError: the value is below `least` or above `most`.
     """
-    if type(value) is int and least <= value <= most:  # nearly always, and with every batch
+    if type(value) is int and least <= value <= most:  # the usual case, on the hot path
         return value
     bounds = f"an int from {least} on" if most == MAX_INDEX else f"an int from {least} to {most}"
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be {bounds}, not {shown(value)}")
     try:
         number = operator.index(cast("int", value))
-    except TypeError as error:  # an array of several numbers has the method, too
+    except TypeError as error:  # an array of several numbers also has the method
         raise TypeError(f"{name} must be {bounds}, not {shown(value)}") from error
     if not least <= number <= most:
         bounds = bounds if number < least else f"an int from {least} to {most}"
@@ -68,19 +68,19 @@ def whole_number(name: str, value: object, *, least: int = 0, most: int = MAX_IN
 
 
 def port(name: str, value: object) -> int:
-    """The number of a TCP port; 0 stands for any that is free.
+    """Check the number of a TCP port; 0 stands for any free port.
 
     Raises:
-        TypeError, ValueError: the value is none.
+        TypeError, ValueError: the value is not a port.
     """
     return whole_number(name, value, most=MAX_PORT)
 
 
 def whole_numbers(name: str, values: Iterable[int]) -> list[int]:
-    """Several indexes, each once, ascending.
+    """Check several indexes; returns each once, ascending.
 
     Raises:
-        TypeError: the value cannot be iterated, or a member is no whole number.
+        TypeError: the value cannot be iterated, or a member is not a whole number.
         ValueError: a member is out of range.
     """
     members = several(name, values, "ints")
@@ -88,10 +88,10 @@ def whole_numbers(name: str, values: Iterable[int]) -> list[int]:
 
 
 def index_range(start: object, end: object) -> tuple[int | None, int | None]:
-    """The arguments ``start`` and ``end`` of a loop: indexes, both inclusive, or None.
+    """Check the arguments ``start`` and ``end`` of a loop: indexes, both inclusive, or None.
 
     Raises:
-        TypeError, ValueError: one is no index.
+        TypeError, ValueError: one is not an index.
     """
     return (
         None if start is None else whole_number("start", start),
@@ -102,10 +102,10 @@ def index_range(start: object, end: object) -> tuple[int | None, int | None]:
 def seconds(
     name: str, value: object, *, is_zero_allowed: bool = True, is_endless_allowed: bool = False
 ) -> float:
-    """A time span in seconds: a finite int or float, no bool.
+    """Check a time span in seconds: a finite int or float, not a bool.
 
     Raises:
-        TypeError: the value is no number.
+        TypeError: the value is not a number.
         ValueError: the value is negative, NaN, infinite unless `is_endless_allowed`, or zero
             unless `is_zero_allowed`.
     """
@@ -118,10 +118,10 @@ def seconds(
 
 
 def ratio(name: str, value: object) -> float:
-    """A finite number from 0 on, no bool.
+    """Check a ratio: a finite number >= 0, not a bool.
 
     Raises:
-        TypeError: the value is no number.
+        TypeError: the value is not a number.
         ValueError: the value is negative, NaN or infinite.
     """
     wanted = "a number >= 0"
@@ -142,7 +142,7 @@ def _real(name: str, value: object, wanted: str) -> float:
 
 
 def flag(name: str, value: object) -> bool:
-    """True or False, and not what Python takes for it: ``"no"`` is true.
+    """Check a flag: True or False, and no other truthy value, such as ``"no"``.
 
     Raises:
         TypeError: the value is not a bool.
@@ -153,10 +153,10 @@ def flag(name: str, value: object) -> bool:
 
 
 def text(name: str, value: object, *, is_empty_allowed: bool = False) -> str:
-    """A str.
+    """Check a str.
 
     Raises:
-        TypeError: the value is another kind.
+        TypeError: the value is not a str.
         ValueError: the value is empty, unless `is_empty_allowed`.
     """
     if not isinstance(value, str):
@@ -167,7 +167,7 @@ def text(name: str, value: object, *, is_empty_allowed: bool = False) -> str:
 
 
 def any_path(name: str, value: object) -> str:
-    """The path of a file or a folder as a str, whatever it is.
+    """Check the path of a file or a folder; returns it as a str, also an empty one.
 
     Raises:
         TypeError: the value is neither a str nor a path of str.
@@ -182,7 +182,7 @@ def any_path(name: str, value: object) -> str:
 
 
 def path_text(name: str, value: object) -> str:
-    """The path of a file or a folder as a str.
+    """Check the path of a file or a folder; returns it as a str.
 
     Raises:
         TypeError: the value is neither a str nor a path of str.
@@ -198,15 +198,15 @@ def path_text(name: str, value: object) -> str:
 
 
 def names_home(path: str) -> bool:
-    """Whether a path begins with ``~`` or ``~user``, as people type a home folder in a shell.
+    """Whether a path begins with ``~`` or ``~user``, the home folder in a shell.
 
-    A folder of that name is ``./~``.
+    A folder that is named ``~`` is ``./~``.
     """
     return path.startswith("~")
 
 
 def reason(name: str, value: object) -> BaseException | str:
-    """Why something failed: an exception, or a text, which may be that of an exception: empty.
+    """Check the reason of a failure: an exception, or a text, which may be empty.
 
     Raises:
         TypeError: the value is neither, such as the class of an exception.
@@ -217,10 +217,10 @@ def reason(name: str, value: object) -> BaseException | str:
 
 
 def one_of(name: str, value: object, choices: Sequence[T]) -> T:
-    """One of a few values.
+    """Check that a value is one of a few.
 
     Raises:
-        ValueError: the value is none of them.
+        ValueError: the value is not among them.
     """
     for choice in choices:
         if type(value) is type(choice) and value == choice:
@@ -229,18 +229,18 @@ def one_of(name: str, value: object, choices: Sequence[T]) -> T:
 
 
 def several(name: str, values: Iterable[T], what: str) -> tuple[T, ...]:
-    """The members of an iterable: a str is one text, and not several letters.
+    """The members of an iterable; a str counts as one text, not as several letters.
 
     Args:
-        name: Of the argument.
+        name: The name of the argument.
         values: Any iterable but a str, bytes or a mapping.
-        what: What its members are, in the plural: ``stream keys``.
+        what: The kind of its members, in the plural: ``stream keys``.
 
     Raises:
-        TypeError: the value is one of those, or cannot be iterated.
+        TypeError: the value is a str, bytes or a mapping, or cannot be iterated.
     """
-    given = cast("Any", values)  # of any kind: that is what is looked at
-    if type(given) is tuple:  # the default of most, with every batch
+    given = cast("Any", values)  # of any kind, which is checked here
+    if type(given) is tuple:  # the usual default, on the hot path
         return cast("tuple[T, ...]", given)
     if isinstance(given, str | bytes | bytearray | Mapping) or not isinstance(given, Iterable):
         raise TypeError(f"{name} must be a list of {what}, not {shown(values)}")
@@ -248,10 +248,10 @@ def several(name: str, values: Iterable[T], what: str) -> tuple[T, ...]:
 
 
 def stream_key(name: str, value: Iterable[str]) -> tuple[str, ...]:
-    """The key of a stream as a tuple of its parts; whether it is a good one is not looked at.
+    """The key of a stream as a tuple of its parts; the parts themselves are not checked.
 
     Raises:
-        TypeError: the value is no tuple or list of str, such as a str, which is one text.
+        TypeError: the value is not a tuple or list of str, for example one str.
     """
     given: object = value
     if not isinstance(given, tuple | list):  # a set has no order, a str is one text
@@ -263,13 +263,13 @@ def stream_key(name: str, value: Iterable[str]) -> tuple[str, ...]:
 
 
 def instance(name: str, value: T, kind: type[Any], what: str) -> T:
-    """An object of a class.
+    """Check that a value is an object of a class.
 
     Args:
-        name: Of the argument.
+        name: The name of the argument.
         value: The object.
         kind: The class.
-        what: What would be right, with its article: ``a RetryTable``.
+        what: The right kind of value, with its article: ``a RetryTable``.
 
     Raises:
         TypeError: the value is of another class, or is the class itself.
@@ -280,7 +280,7 @@ def instance(name: str, value: T, kind: type[Any], what: str) -> T:
 
 
 def function(name: str, value: T) -> T:
-    """Something that can be called.
+    """Check that a value can be called.
 
     Raises:
         TypeError: the value cannot be called.
@@ -291,10 +291,10 @@ def function(name: str, value: T) -> T:
 
 
 def mapping(name: str, value: Mapping[str, T]) -> dict[str, T]:
-    """A mapping as a dict of its own.
+    """A mapping as a new dict.
 
     Raises:
-        TypeError: the value is no mapping.
+        TypeError: the value is not a mapping.
     """
     if not isinstance(cast("object", value), Mapping):
         raise TypeError(f"{name} must be a mapping, not {shown(value)}")
@@ -302,10 +302,10 @@ def mapping(name: str, value: Mapping[str, T]) -> dict[str, T]:
 
 
 def exception_classes(name: str, values: Iterable[type[E]]) -> tuple[type[E], ...]:
-    """Classes of exceptions, as an `except` clause takes them.
+    """Check classes of exceptions, as an `except` clause takes them.
 
     Raises:
-        TypeError: the value is one class or a str, or a member is no class of exceptions.
+        TypeError: the value is one class or a str, or a member is not an exception class.
     """
     kinds = several(name, values, "classes of exceptions")
     for kind in kinds:
@@ -316,7 +316,7 @@ def exception_classes(name: str, values: Iterable[type[E]]) -> tuple[type[E], ..
 
 
 def checked_by(check: Callable[..., object], **options: object) -> Callable[..., None]:
-    """A validator for a field of an attrs class: one of the functions above, with its options."""
+    """Make a validator for a field of an attrs class from a function above and its options."""
 
     def validate(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         check(attribute.name, value, **options)
@@ -325,7 +325,7 @@ def checked_by(check: Callable[..., object], **options: object) -> Callable[...,
 
 
 def optional(check: Callable[..., object]) -> Callable[..., None]:
-    """The same for a field that may be None."""
+    """Make a validator for a field that may be None from one of the functions above."""
 
     def validate(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         if value is not None:

@@ -1,8 +1,8 @@
 """Every error of the library, under one root.
 
-An error says what happened, to which batch, and what to do now.  Leaves also
-inherit the builtin that fits: `RuntimeError` for a caller's bug, `ValueError`
-for bad input, `OSError` is never imitated: the system's own errors are causes.
+An error says what happened, to which batch, and what to do.  Leaves also inherit the
+builtin that fits: `RuntimeError` for a caller's bug, `ValueError` for bad input.  None
+inherits `OSError`: the system's own errors are causes.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _MESSAGE = BaseExceptionGroup.__dict__["message"]
 NURSERY_MESSAGES = frozenset(
     {"Exceptions from Trio nursery", "unhandled errors in a TaskGroup", "multiple tasks failed"}
 )
-"""What trio, asyncio and anyio write into their groups: it says nothing of what happened."""
+"""The messages of groups that trio, asyncio and anyio make: they do not say what happened."""
 
 MAX_PATH_CHARS = 200  # of the path to a leaf in a message: its keys may have any length
-MAX_TOLD = 5  # different texts of the exceptions in a group
+MAX_TEXTS = 5  # different texts of the exceptions in a group
 
 
 def leaves_of(
     error: BaseException, is_leaf: Callable[[BaseException], bool] | None = None
 ) -> list[BaseException]:
-    """The exceptions of a group, each once, whatever groups are in it; of another one itself.
+    """The exceptions of a group and its nested groups, each once; of another exception itself.
 
     Args:
-        error: A group, or not; of any class.
-        is_leaf: Which groups are not looked into.
+        error: An exception or a group, of any class.
+        is_leaf: Whether a group counts as one exception; default: none does.
     """
     found, left, seen = list[BaseException](), [error], set[int]()
-    while left:  # not by recursion: a program may nest groups deeper than the stack is
+    while left:  # not by recursion: a program may nest groups deeper than the stack
         part = left.pop()
         if id(part) in seen:
             continue
@@ -62,9 +62,9 @@ def failures_in(error: BaseException) -> list[BaseException]:
 
 
 def class_name(error: BaseException) -> str:
-    """The name of an exception's class, whatever its metaclass makes of names.
+    """The name of an exception's class, for any metaclass.
 
-    A plain group of nothing but exceptions of one class has the name of that class.
+    A plain group whose exceptions are all of one class has the name of that class.
     """
     kind: type[BaseException] = type(error)
     if kind in (ExceptionGroup, BaseExceptionGroup):
@@ -75,11 +75,11 @@ def class_name(error: BaseException) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """What an exception says; the name of its class where it says nothing.
+    """The text of an exception; the name of its class where the text is empty.
 
-    The exception may be of a user's class, whose ``__str__`` raises, exits, or returns anything:
+    The exception may be of a user's class whose ``__str__`` raises, exits, or returns anything:
     then the text says so.  This is the one place that asks a foreign exception for its text.
-    A group says what its exceptions say.
+    The text of a group has the texts of its exceptions.
     """
     try:
         if type(error).__str__ is BaseExceptionGroup.__str__:
@@ -91,7 +91,7 @@ def text_of(error: BaseException) -> str:
 
 
 def _text_of_group(group: BaseException) -> str:
-    """The texts of the exceptions in a group, behind its own where that says something."""
+    """The texts of the exceptions in a group, after its own where that is informative."""
     leaves = failures_in(group) or leaves_of(group)
     is_mixed = len(set(map(type, leaves))) > 1
     counts = dict[str, int]()
@@ -100,22 +100,22 @@ def _text_of_group(group: BaseException) -> str:
         if is_mixed and not text.startswith(kind):
             text = f"{kind}: {text}"
         counts[text] = counts.get(text, 0) + 1
-    told = [text if count == 1 else f"{text} ({count} times)" for text, count in counts.items()]
-    if len(told) > MAX_TOLD:
-        told[MAX_TOLD:] = [f"and {len(told) - MAX_TOLD} more"]
+    texts = [text if count == 1 else f"{text} ({count} times)" for text, count in counts.items()]
+    if len(texts) > MAX_TEXTS:
+        texts[MAX_TEXTS:] = [f"and {len(texts) - MAX_TEXTS} more"]
     message = str.__str__(_MESSAGE.__get__(group))
     head = "" if message in NURSERY_MESSAGES else f"{message}: "
-    return head + "; ".join(told)
+    return head + "; ".join(texts)
 
 
 class TrioCkptError(Exception):
-    """The root: ``except TrioCkptError`` catches whatever this library raises.
+    """The root: ``except TrioCkptError`` catches all errors of this library.
 
     Attributes:
-        run_id: The run it happened in, if it happened in one.
-        stream: The parts of the stream's key; ``()`` where no stream is meant.
-        batch_index: The batch, if it happened to one.
-        details: What is stored beside its text with the attempt that it ended; JSON-like.
+        run_id: The run in which it happened; None: none.
+        stream: The parts of the stream's key; ``()``: none.
+        batch_index: The batch to which it happened; None: none.
+        details: JSON-like values that are saved beside its text with the attempt that it ended.
     """
 
     details: Mapping[str, Any] = MappingProxyType({})
@@ -135,7 +135,7 @@ class TrioCkptError(Exception):
 
 
 def describe_batch(run_id: str | None, stream: tuple[str, ...], batch_index: int | None) -> str:
-    """Name a batch the way every message does: ``batch 3 of 'run' ('repo', 'pulls')``."""
+    """A batch as every message names it: ``batch 3 of run 'r', stream 'repo/pulls'``."""
     where = f"run {run_id!r}" if run_id is not None else "no run"
     if stream:
         where = f"{where}, stream {'/'.join(stream)!r}"
@@ -151,8 +151,7 @@ class CheckpointFailedError(TrioCkptError):
     """`CheckpointToken.wait` raises this when the checkpoint will never be confirmed.
 
     Attributes:
-        reason: The text of the failure.  The exception that caused it, if there was
-            one, is ``__cause__``.
+        reason: The text of the failure.  The exception that caused it, if any, is ``__cause__``.
     """
 
     def __init__(
@@ -178,11 +177,11 @@ class BatchCancelledError(CheckpointFailedError):
 
 
 class BatchWithdrawnError(CheckpointFailedError):
-    """There was no such batch after all: its loop took it back with ``withdraw()``."""
+    """The batch does not exist: its loop has withdrawn it with ``withdraw()``."""
 
 
 class BatchFailedError(CheckpointFailedError):
-    """The batch failed for good: nothing in the retry table lets it run again.
+    """The batch failed for good: no rule of the retry table lets it run again.
 
     Attributes:
         retryable: Whether a plain resume tries it again.
@@ -238,15 +237,15 @@ class RunLockedError(TrioCkptError):
 
 
 class RunStoppedError(TrioCkptError, SystemExit):
-    """The run was asked to stop and did so; start it again to go on.
+    """The run was stopped on request; start it again to resume it.
 
-    It is a `SystemExit`, too: where the program catches it nowhere, the process ends with
+    It is a `SystemExit`, too: where the program does not catch it, the process ends with
     `exit_code` and without a traceback.  ``except Exception`` catches it as any error.
 
     Attributes:
-        exit_code: What a command should exit with: 75 when every open batch was
-            saved or the run is poisoned, 130 or 143 when the stop was forced.
-        resume_command: A shell line that goes on, or None where it is not known.
+        exit_code: The exit code for a command: 75 when every open batch was saved or the run is
+            poisoned, 130 or 143 when the stop was forced.
+        resume_command: A shell line that resumes the run; None: it is not known.
     """
 
     def __init__(
@@ -278,15 +277,15 @@ class StreamsStillOpenError(TrioCkptError, RuntimeError):
 
 
 class StreamBusyError(TrioCkptError, RuntimeError):
-    """A stream was used by another task than its owner's, opened twice, or by an old loop."""
+    """A stream was used by a task that does not own it, by an old loop, or opened twice."""
 
 
 class StreamFailedError(TrioCkptError):
     """The stream failed, now or in an earlier session.
 
     Attributes:
-        reason: Why, in words.
-        retryable: Whether a plain resume takes it up again.
+        reason: Why, as text.
+        retryable: Whether a plain resume retries it.
     """
 
     def __init__(
@@ -309,23 +308,23 @@ class StreamFailedError(TrioCkptError):
 
 
 class UnknownRunError(TrioCkptError, LookupError):
-    """There is no such run in the store."""
+    """The store has no such run."""
 
 
 class UnknownStreamError(TrioCkptError, LookupError):
-    """There is no such stream in the run."""
+    """The run has no such stream."""
 
 
 class StreamEndedError(TrioCkptError):
-    """A stream ended without the batches that somebody waits for."""
+    """A stream ended without the batches that a task waits for."""
 
 
 class SourceChangedError(TrioCkptError, ValueError):
-    """The batch source changed under what is confirmed, or ends before what is left.
+    """The items of confirmed batches have changed, or the source ends before batches left to do.
 
     Attributes:
-        was: What the record of the batch says of its item.
-        now: What the source gives at that index today.
+        was: The item in the record of the batch.
+        now: The item that the source gives at that index now.
     """
 
     def __init__(
@@ -357,7 +356,7 @@ class ConfigChangedError(TrioCkptError, ValueError):
     """The configuration differs from the one the run was begun with.
 
     Attributes:
-        changes: One ``(field, was, now)`` per difference, sorted by field.
+        changes: ``(field, was, now)`` for each difference, sorted by field.
     """
 
     def __init__(self, run_id: str, changes: tuple[tuple[str, str, str], ...]) -> None:
@@ -380,9 +379,9 @@ class NotEncodableError(TrioCkptError, ValueError):
     """A value cannot be stored.
 
     Attributes:
-        path: Where in the value the offending leaf is, ``metadata.loss[3]``; whole, where the
-            message has its two ends.
-        problem: What is wrong with that leaf, in words.
+        path: The path of the bad leaf in the value, ``metadata.loss[3]``; the message shortens a
+            long one.
+        problem: What is wrong with that leaf, as text.
     """
 
     def __init__(self, path: str, problem: str) -> None:
@@ -398,7 +397,7 @@ class OutputError(TrioCkptError):
     """Something is wrong with an output file.
 
     Attributes:
-        path: The output, relative to the run's output folder; empty where none is meant.
+        path: The output, relative to the run's output folder; empty: none.
     """
 
     def __init__(
@@ -424,14 +423,14 @@ class OutputClaimedError(OutputError, ValueError):
 
 
 class OutputExistsError(OutputError):
-    """A file that is older than the run has the name of an output: it is not written over."""
+    """A file that is older than the run has the name of an output: it is not overwritten."""
 
 
 class OutputInvalidError(OutputError, ValueError):
-    """An output is not what the stream's ``validate=`` asks for.
+    """An output does not pass the stream's ``validate=``.
 
     Attributes:
-        field: Where in it, ``lines[3].text``; empty: the whole.
+        field: The place in the output, ``lines[3].text``; empty: the whole output.
         reason: What is wrong there.
     """
 
@@ -452,7 +451,7 @@ class OutputInvalidError(OutputError, ValueError):
 
 
 class OutputsMissingError(OutputError):
-    """So many confirmed outputs are gone that the folder itself is in doubt."""
+    """So many confirmed outputs are missing that the folder may be the wrong one."""
 
 
 class CannotRedoError(OutputError):
@@ -460,7 +459,7 @@ class CannotRedoError(OutputError):
 
 
 class SinkClosedError(OutputError):
-    """An append sink failed to reach the disk; it takes nothing more in this session."""
+    """An append file could not be written; it takes no more lines in this session."""
 
 
 # ---------------------------------------------------------------------------------------
@@ -481,36 +480,36 @@ class StoreDamagedError(StoreError):
 
 
 class StoreVersionError(StoreError):
-    """The store was written by another version of the library, or is not one of ours."""
+    """The store was written by another version of the library, or by another program."""
 
 
 class ForkedProcessError(TrioCkptError, RuntimeError):
-    """A forked child used a run, a store or a thread of its parent, of which it has nothing."""
+    """A forked child used a run, a store or a thread, which belong to its parent."""
 
     def __init__(self) -> None:
         super().__init__(
-            "this process was forked from the one that opened the run or the store, and has "
-            "nothing of it: no lock, no thread, no connection; open a store of its own here, or "
-            "end the child with os._exit()"
+            "this process was forked from the one that opened the run or the store, and has none "
+            "of its locks, threads and connections; open another store here, or end the child "
+            "with os._exit()"
         )
 
 
 class NoThreadError(TrioCkptError, RuntimeError):
-    """The system starts no more threads for this process; what needed one was not begun."""
+    """The system starts no more threads for this process; the call that needs one did not begin."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(
             f"no thread can be started ({error}), so nothing was begun: raise the limit on threads "
-            "(ulimit -u, or that of the container), free memory, or do less at once"
+            "(ulimit -u, or that of the container), free memory, or run less at once"
         )
 
 
 class ArchiveError(TrioCkptError, RuntimeError):
-    """A run cannot be written into an archive, or taken out of one; the message says why."""
+    """A run cannot be exported to an archive, or imported from one; the message says why."""
 
 
 class SaveOutcomeUnknownError(StoreError):
-    """A save has neither ended nor failed: nobody knows whether it landed.
+    """A save has neither ended nor failed, so that its outcome is unknown.
 
     The run is poisoned: this process saves nothing more.  The next start reads the
     store and learns what landed.

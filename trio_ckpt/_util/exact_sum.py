@@ -4,9 +4,9 @@ Totals must equal those of a run that was never interrupted, whatever the order 
 batches were confirmed, so sums are exact: every finite float is an integer over a power
 of two (IEEE 754), and integers add without rounding.  They are rounded when shown.
 
-Whatever is accepted can be added: an amount is at most `MAX_AMOUNT`, and so many batches as there
-can be, each with the greatest, add up to less than the greatest float.  What is above that was
-never written here; it is refused before it takes memory.
+Every accepted amount can be added: an amount is at most `MAX_AMOUNT`, and the greatest number of
+batches, each with the greatest amount, adds up to less than the greatest float.  A stored sum
+above that was not written by this library; it is refused before it takes memory.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Mapping
 import attrs
 
 Number = int | float
-StoredSum = tuple[str, int]  # the numerator in hexadecimal, which may be of any length; the shift
-Amount = Number | StoredSum  # of a record: a number, or the sum where no number is exactly that
+StoredSum = tuple[str, int]  # the numerator in hexadecimal, of any length; the shift
+Amount = Number | StoredSum  # in a record: a number, or the sum where no number equals it exactly
 
 
 @attrs.frozen
@@ -29,7 +29,7 @@ class ExactSum:
     shift: int = 0
 
     def plus(self, amount: Number, sign: int = 1) -> ExactSum:
-        """This sum with `amount` added (``sign=-1``: taken away).
+        """This sum with `amount` added (``sign=-1``: subtracted).
 
         Raises:
             ValueError: `amount` is not finite.
@@ -40,10 +40,10 @@ class ExactSum:
         return self.with_sum(ExactSum(top, bottom.bit_length() - 1), sign)
 
     def with_sum(self, other: ExactSum, sign: int = 1) -> ExactSum:
-        """This sum with another one added (``sign=-1``: taken away).
+        """This sum with another one added (``sign=-1``: subtracted).
 
         Raises:
-            ValueError: the sum is beyond what amounts can add up to.
+            ValueError: the sum is greater than amounts can add up to.
         """
         shift = max(self.shift, other.shift)
         top = (self.numerator << (shift - self.shift)) + sign * (
@@ -56,13 +56,13 @@ class ExactSum:
 
     @property
     def value(self) -> Number:
-        """An int where the sum is whole and has at most 64 bits, else the nearest float."""
+        """An int where the sum is integral and fits into 64 bits, else the nearest float."""
         if self.shift == 0 and self.numerator in _INT_RANGE:
             return self.numerator
         return self.numerator / (1 << self.shift)
 
 
-_INT_RANGE = range(-(2**63), 2**64)  # what MessagePack holds
+_INT_RANGE = range(-(2**63), 2**64)  # the ints of MessagePack
 MAX_AMOUNT = 2.0**900  # of a batch, positive or negative: some 8e270
 MAX_BITS = 1_023  # before the point, fewer than a float has: 2**63 batches add up to less
 MAX_SHIFT = 1_074  # of the smallest float, 2**-1074 (IEEE 754)
@@ -80,14 +80,14 @@ def sum_of(amount: Amount) -> ExactSum:
 
 
 def add_to_amount(amount: Amount, more: Number) -> Amount:
-    """An amount with another one added, exactly: a number wherever one holds it."""
+    """An amount with another one added, exactly; a number wherever one equals the sum."""
     total = sum_of(amount).plus(more)
     value = total.value
     return value if ZERO.plus(value) == total else _encode(total)
 
 
 def check_amounts(amounts: Mapping[str, Amount]) -> None:
-    """See that amounts can be added.
+    """Check that amounts can be added.
 
     Raises:
         ValueError: one is not finite, or not a sum of finite floats.
@@ -135,10 +135,10 @@ def encode_sums(sums: Mapping[str, ExactSum]) -> dict[str, StoredSum]:
 
 
 def decode_sums(stored: Mapping[str, StoredSum]) -> dict[str, ExactSum]:
-    """The inverse of `encode_sums`.
+    """Decode stored sums, the inverse of `encode_sums`.
 
     Raises:
-        ValueError: one is no sum of finite floats; adding to it would shift by as much.
+        ValueError: one is not a sum of finite floats.
     """
     return {name: _decode(one) for name, one in stored.items()}
 
@@ -150,7 +150,7 @@ def _encode(total: ExactSum) -> StoredSum:
 def _decode(stored: StoredSum) -> ExactSum:
     top, shift = stored
     if not 0 <= shift <= MAX_SHIFT:
-        raise ValueError(f"a sum over 2**{shift} is none of finite floats")
+        raise ValueError(f"a sum over 2**{shift} is not a sum of finite floats")
     if len(top) > MAX_DIGITS:
         raise ValueError(f"a sum has {len(top):,} digits, more than amounts add up to")
     return ZERO.with_sum(ExactSum(int(top, 16), shift))

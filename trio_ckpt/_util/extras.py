@@ -1,4 +1,4 @@
-"""Imports of what only extras of the package need, and what is said where it is missing."""
+"""Imports of libraries that extras of the package bring, and the error where one is missing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .errors import TrioCkptError
 
 
 class MissingExtraError(TrioCkptError, ModuleNotFoundError):
-    """A library is needed that an extra of this package brings, and it is not installed.
+    """A library that an extra of this package brings is needed, and is not installed.
 
     Attributes:
-        name: The module that is not there.
+        name: The module that is missing.
         extra: The extra that brings it.
     """
 
@@ -23,17 +23,17 @@ class MissingExtraError(TrioCkptError, ModuleNotFoundError):
 
 
 def pip_command(extra: str) -> str:
-    """What installs an extra."""
+    """The command that installs an extra."""
     return f"pip install 'trio-ckpt[{extra}]'"
 
 
 @contextmanager
 def needs_extra(extra: str, what: str) -> Generator[None]:
-    """Import in the block what an extra brings.
+    """Open a block that imports the libraries of an extra.
 
     Args:
-        extra: Its name.
-        what: What needs it, as the beginning of a sentence: ``the monitor``.
+        extra: The name of the extra.
+        what: The feature that needs it, as the beginning of a sentence: ``the monitor``.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -46,5 +46,5 @@ def needs_extra(extra: str, what: str) -> Generator[None]:
             isinstance(error, MissingExtraError)
             or name.partition(".")[0] == __name__.partition(".")[0]
         ):
-            raise  # it is said already; or a fault of this package
+            raise  # the error names the extra already, or is a bug of this package
         raise MissingExtraError(what, name.partition(".")[0], extra) from error

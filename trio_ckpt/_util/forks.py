@@ -4,26 +4,25 @@ Theory of operation.  fork(2) copies every descriptor, and close-on-exec does no
 that never calls exec: the workers of a ``ProcessPoolExecutor`` are such children.  A lock of
 flock(2), or of ``F_OFD_SETLK``, belongs to the open file, so a child that outlives its killed
 parent would keep the run locked, the port of a monitor taken and the connection of a worker open.
-So whatever is held for longer than a call is noted here, and the child replaces each descriptor
-with one of ``/dev/null``.  Its number stays taken: an object of the parent that the child still
+So each descriptor that stays open after a call is registered here, and the child replaces it by
+one of ``/dev/null``.  Its number stays in use: an object of the parent that the child still
 reaches can neither write to nor close a file that the child has opened since.
 
-A descriptor is opened and noted, and closed and struck off, under one lock that a fork takes as
-well.  Without it a fork between the two would copy a descriptor that is not noted, and the lock
-that is put on the open file later would be the child's, too.  A child that is killed before it
-has come here holds nothing.
+A descriptor is opened and registered, and closed and removed, under one lock that a fork takes as
+well.  Without it a fork between the two would copy a descriptor that is not registered, and the
+child would share a lock that is put on the open file later.
 
 A connection of SQLite may not even be closed in the child
 (https://www.sqlite.org/howtocorrupt.html, 2.6): closing one that was forked inside a transaction
 rolls it back in memory that is shared with the parent.  So the child never closes one: it leaks a
 reference to each.  Their descriptors hold no lock: those of POSIX are the parent's alone.
 
-Threads do not go over a fork either, so what waits for one would wait for ever.  Each trio run
-and each worker thread remembers the process that it began in (see `trio_ckpt._util.threads`), and
+Threads do not survive a fork either, so a wait for one would last for ever.  Each trio run and
+each worker thread stores the process that it began in (see `trio_ckpt._util.threads`), and
 `need_process` refuses it in any other.
 
-Forks are seen that Python makes (`os.fork`, `multiprocessing`, ``preexec_fn``).  A library in C
-that calls fork(2) itself, and never exec, is not.
+Forks that Python makes are noticed (`os.fork`, `multiprocessing`, ``preexec_fn``).  Those of a
+library in C that calls fork(2) itself, and never exec, are not.
 """
 
 from __future__ import annotations
@@ -50,15 +49,15 @@ _generation = 0  # forks between the first process and this one
 
 
 def this_process() -> int:
-    """What tells this process from its forked parents and children."""
+    """A number that differs between this process and its forked parents and children."""
     return _generation
 
 
 def need_process(process: int) -> None:
-    """See that this is the process that `this_process` was asked in.
+    """Check that this is the process in which `this_process` returned a number.
 
     Raises:
-        ForkedProcessError: it is a forked child of it.
+        ForkedProcessError: this is a forked child of that process.
     """
     if process != _generation:
         raise ForkedProcessError
@@ -68,13 +67,13 @@ def open_unshared(func: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> 
     """Open a descriptor that no forked child keeps; `close_unshared` closes it."""
     with _guard:
         fd = func(*args, **kwargs)
-        if fd >= 0:  # else it is an error that a call of C returns
+        if fd >= 0:  # a function in C returns an error as a negative number
             _descriptors.add(fd)
     return fd
 
 
 def close_unshared(fd: int, close: Callable[[int], None] = os.close) -> None:
-    """Close what `open_unshared` has opened."""
+    """Close a descriptor that `open_unshared` has opened."""
     with _guard:
         _descriptors.discard(fd)
         close(fd)
@@ -84,7 +83,7 @@ class HasDescriptor(Protocol):
     """A socket or a pipe; its descriptor is negative once it is closed."""
 
     def fileno(self) -> int:
-        """Its descriptor."""
+        """The number of its descriptor."""
         ...
 
 
@@ -102,13 +101,13 @@ def make_unshared(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def leave_open(connection: object) -> None:
-    """Have an object never be finalized, also not when the process ends."""
+    """Keep an object from ever being finalized, also when the process ends."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 @contextmanager
 def in_children(action: Callable[[], object]) -> Generator[None]:
-    """Have each child that is forked in the block call a function first."""
+    """Let each child that is forked in the block call a function first."""
     _actions.append(action)
     try:
         yield

@@ -1,9 +1,9 @@
-"""What it means that a file system refuses fsync(2): it cannot keep what it is given.
+"""File systems without fsync(2): they cannot make a file or a name durable.
 
-EINVAL and its like are no failed write: the file system, or the part of it that talks to a server
-or to another program (CIFS, vboxsf, some of FUSE), has no fsync for such a file.  A folder is the
-usual case, and without it the name of a new file may be lost with the power, which nothing here
-may promise away.
+EINVAL and similar numbers do not mean a failed write: the file system, or its part that talks to a
+server or to another program (CIFS, vboxsf, some of FUSE), has no fsync for such a file.  It is
+usually a folder, and without its fsync the name of a new file may be lost in a power cut, so the
+error must not be ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def naming_unsynced(path: str | os.PathLike[str]) -> Generator[None]:
     """Name the file or folder in the error of an fsync that its file system does not have.
 
     Raises:
-        OSError: whatever fsync(2) raises, with its number; such a one in words.
+        OSError: the error of fsync(2), with its number, and with a message that names the path
+            where the file system has no fsync.
     """
     try:
         yield

@@ -1,8 +1,8 @@
 """Sets of batch indexes, kept as intervals.
 
-A run that confirms in order is one interval however long it is; one that confirms
-in any order stays as small as its gaps.  Lookups are a bisection, so a stream of a
-million batches costs what one of ten costs.
+A stream that confirms in order is one interval, however long it is; the size of any other
+is that of its gaps.  Lookups are bisections, so a stream of a million batches costs as
+much as one of ten.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from sys import maxsize
 
-_BEYOND = maxsize  # every batch index is less: there are no more than `len` can tell
-MAX_LISTED = 10_000_000  # indexes in memory, one by one: some 400 MB
+_BEYOND = maxsize  # every batch index is less, so that `len` can count them
+MAX_LISTED = 10_000_000  # indexes in a list, which takes some 400 MB
 MAX_SPANS_SHOWN = 20  # in one line
 
 
@@ -56,7 +56,7 @@ class IndexSet:
         return f"IndexSet({self})"
 
     def __str__(self) -> str:
-        """As people write them: ``1, 3-5``; of very many only the first."""
+        """The indexes as text, ``1, 3-5``; of very many intervals only the first."""
         spans = [f"{a}" if b - a == 1 else f"{a}-{b - 1}" for a, b in self.intervals()]
         more = len(spans) - MAX_SPANS_SHOWN
         shown = spans[:MAX_SPANS_SHOWN] + ([f"and {more:,} more spans"] if more > 0 else [])
@@ -68,7 +68,7 @@ class IndexSet:
 
     @property
     def stop(self) -> int:
-        """One more than the greatest index; 0 where there is none."""
+        """One more than the greatest index; 0 for an empty set."""
         return self._stops[-1] if self._stops else 0
 
     def first_missing(self, start: int) -> int:
@@ -93,7 +93,7 @@ class IndexSet:
         """The indexes of ``range(start, stop)`` that are not in the set, ascending.
 
         Raises:
-            ValueError: they are more than `MAX_LISTED`.
+            ValueError: there are more than `MAX_LISTED`.
         """
         missing = max(0, stop - start) - self.count(start, stop)
         if missing > MAX_LISTED:
@@ -109,13 +109,13 @@ class IndexSet:
     # -- changing -------------------------------------------------------------------
 
     def add(self, index: int) -> bool:
-        """Put `index` into the set.
+        """Add `index` to the set.
 
         Returns:
-            False if it was in it.
+            False if the set had it already.
 
         Raises:
-            ValueError: it is negative, or greater than any can be.
+            ValueError: it is negative, or greater than the greatest index.
         """
         if not 0 <= index < _BEYOND:
             raise ValueError(f"a batch index is >= 0 and below 2**63 - 1, not {index}")
@@ -139,7 +139,7 @@ class IndexSet:
         return True
 
     def discard(self, index: int) -> bool:
-        """Take `index` out of the set; False if it was not in it."""
+        """Remove `index` from the set; returns False if the set does not have it."""
         starts, stops = self._starts, self._stops
         at = bisect_right(starts, index) - 1
         if at < 0 or index >= stops[at]:
@@ -152,7 +152,7 @@ class IndexSet:
         return True
 
     def union(self, other: IndexSet) -> IndexSet:
-        """Those of both."""
+        """A new set with the indexes of both."""
         both = IndexSet()
         for start, stop in sorted([*self.intervals(), *other.intervals()]):
             if both._stops and start <= both._stops[-1]:
@@ -164,13 +164,13 @@ class IndexSet:
         return both
 
     def after(self, index: int) -> IndexSet:
-        """Those that are greater than `index`."""
+        """A new set with the indexes that are greater than `index`."""
         later = self.copy()
         later.subtract(IndexSet.from_steps([0, index + 1]) if index >= 0 else IndexSet())
         return later
 
     def subtract(self, other: IndexSet) -> None:
-        """Take all indexes of `other` out of the set."""
+        """Remove all indexes of `other` from the set."""
         kept = IndexSet()
         gone = iter([*other.intervals(), (_BEYOND, _BEYOND)])
         start_gone, stop_gone = next(gone)
@@ -186,7 +186,7 @@ class IndexSet:
         self._starts, self._stops, self._count = kept._starts, kept._stops, kept._count
 
     def copy(self) -> IndexSet:
-        """A set of its own with the same indexes."""
+        """A new set with the same indexes."""
         twin = IndexSet()
         twin._starts, twin._stops = self._starts.copy(), self._stops.copy()
         twin._count = self._count
@@ -201,7 +201,7 @@ class IndexSet:
 
     @classmethod
     def from_steps(cls, steps: Iterable[int]) -> IndexSet:
-        """The inverse of `to_steps`.
+        """Make a set from its steps, the inverse of `to_steps`.
 
         Raises:
             ValueError: the steps do not describe a set (odd in number, not ascending, or

@@ -1,12 +1,12 @@
-"""What the library writes to its loggers: one line each, printable, whatever is in it.
+"""Log records of the library: each is one printable line.
 
-Ids, names of files, what peers say and what exceptions say comes from outside, and a line end or
-an escape in it would forge a line of the log or move the cursor of whoever reads it.  So it is
-seen to in one place: a filter on each of the library's loggers, before any handler has the record.
+Ids, names of files, and texts of peers and exceptions come from outside, and a line end or an
+escape in them would forge a line of the log or move the cursor of a reader's terminal.  One place
+prevents that: a filter on each of the library's loggers, which runs before any handler.
 
-The same filter gives each record the fields `FIELDS`, so that a formatter may name them.  What a
-record is about travels to it under a key of its own: a field that a program's own factory of
-records has set already makes `logging` raise, and would end the run.
+The same filter gives each record the fields `FIELDS`, so that a formatter can use them.  They come
+to the filter under one private key: with a field that the program's own record factory has set
+already, `logging` would raise and end the run.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ NAMES = (
     *("trio_ckpt.stores", "trio_ckpt.stores.json", "trio_ckpt.stores.sqlite", "trio_ckpt.stream"),
     *("trio_ckpt", "trio_ckpt.verify"),
 )
-"""Every logger of the library; a test looks for others."""
+"""Every logger of the library; a test finds loggers that are missing here."""
 
 FIELDS = ("run_id", "stream", "batch")
-"""What each record has, None where it is about none."""
+"""The fields of each record; None where the record is not about a run, a stream or a batch."""
 
-_PLACE = "trio_ckpt_place"  # of a record, until the filter has made fields of it
+_PLACE = "trio_ckpt_place"  # the key under which the filter gets the fields
 
 _formatter = logging.Formatter()
 
@@ -66,19 +66,19 @@ NOWHERE = (None, None, None)
 
 
 def at(run_id: str | None, stream: StreamKey = (), batch: int | None = None) -> Place:
-    """What a record is about, as ``extra=`` of a call of a logger."""
+    """The run, stream and batch of a log record, for the argument ``extra=`` of a logger."""
     return {_PLACE: (run_id, stream_name(stream) if stream else None, batch)}
 
 
 def at_error(error: BaseException) -> Place:
-    """The same, of what an error of the library happened to."""
+    """The run, stream and batch of an error of the library, for the argument ``extra=``."""
     if not isinstance(error, TrioCkptError):
         return {}
     return at(error.run_id, error.stream, error.batch_index)
 
 
 class _OneLine(logging.Filter):
-    """Writes out what is not printed; of a traceback, no line begins where a record does."""
+    """Escapes unprintable text, and indents tracebacks so that no line looks like a record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         fields = vars(record)
@@ -95,7 +95,7 @@ class _OneLine(logging.Filter):
 
 
 def _message_of(record: logging.LogRecord) -> str | None:
-    """The message; None: an argument of it, which is a user's object, cannot be shown."""
+    """The message; None: one of its arguments, a user's object, cannot be converted to text."""
     try:
         return record.getMessage()
     except BaseException:
@@ -103,7 +103,7 @@ def _message_of(record: logging.LogRecord) -> str | None:
 
 
 def _traceback_of(info: SysExcInfo) -> str:
-    """The traceback; what the exception says where a traceback cannot be made of it."""
+    """The traceback; the text of the exception where the traceback cannot be made."""
     try:
         return _formatter.formatException(info)
     except BaseException:
@@ -114,6 +114,6 @@ _one_line = _OneLine()
 
 
 def guard_loggers() -> None:
-    """See that no record of the library is more than one line; twice is once."""
+    """Add the filter to every logger of the library; a second call has no effect."""
     for logger in map(logging.getLogger, NAMES):
         logger.addFilter(_one_line)

@@ -1,14 +1,14 @@
 """Time limits that count only while this process runs.
 
 A laptop that sleeps, a container that is paused and a process that gets SIGSTOP wake with all
-deadlines passed, and what they waited for was stopped with them, or is there and not read yet.  So
-a limit is in two parts: a wait that is not over after the first is looked at once more,
-`LOOK_AGAIN_S` later, and given up only then.  Whatever stopped the process took one of the two
-parts, and left the other.  A second part that ends much later than it should have says nothing
-either, and begins again, at most `MAX_LATE` times: a program that is always late is not stopped.
+deadlines passed, while the events that they wait for were stopped with them, or have not been
+read yet.  So a limit has two parts: a wait that is not over after the first is checked again
+`LOOK_AGAIN_S` later, and cancelled only then.  This ensures that a stop of the process can use up
+only one of the two parts.  A second part that ends much too late does not count either, and starts
+again, at most `MAX_LATE` times: a program that is always late was not stopped.
 
-One task in each trio run sees to all limits, and sleeps until the next one is over.  So a limit
-costs no timer of its own, and a wait that ends in time wakes nothing.
+One task in each trio run handles all limits, and sleeps until the next one is over.  So a limit
+costs no timer of its own, and a wait that ends in time wakes no task.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from types import TracebackType
 import attrs
 import trio
 
-LOOK_AGAIN_S = 5.0  # a disk that was stopped within a write ends it in this time
-LATE_S = 0.5  # so much too late: the process was stopped, or the machine is very busy
+LOOK_AGAIN_S = 5.0  # enough for a disk to end a write that was stopped halfway
+LATE_S = 0.5  # if a wait ends later than this, the process was stopped or the machine is very busy
 MAX_LATE = 20
 
 
@@ -31,10 +31,10 @@ def give_up_after(
     """A block that is cancelled when it takes longer than a limit, and only then.
 
     Args:
-        limit_s: In seconds of trio's clock.
-        again_s: How much of it begins only when this process runs, in seconds; default:
-            `LOOK_AGAIN_S`, of a short limit the second half.  Where it is the limit, a stop that
-            lasts longer than that does not count at all.
+        limit_s: The limit, in seconds on trio's clock.
+        again_s: The length of its second part, in seconds; default: `LOOK_AGAIN_S`, but for a
+            short limit at most half of it.  Where it equals the limit, the time of a stopped
+            process does not count at all.
         is_shielded: Whether the block is shielded from cancellation from outside.
     """
     again_s = min(LOOK_AGAIN_S, limit_s / 2) if again_s is None else min(again_s, limit_s)
@@ -42,7 +42,7 @@ def give_up_after(
 
 
 async def wait_awake(event: trio.Event, seconds: float) -> bool:
-    """Wait for an event; False: it was not set in so many seconds in which this process ran.
+    """Wait for an event; False: it was not set while this process ran for so many seconds.
 
     Cancellation: a cancellation point.
     """
@@ -52,7 +52,7 @@ async def wait_awake(event: trio.Event, seconds: float) -> bool:
 
 
 async def sleep_awake(seconds: float) -> None:
-    """Sleep for so many seconds in which this process runs.
+    """Sleep until this process has run for so many seconds.
 
     Cancellation: a cancellation point.
     """
@@ -60,16 +60,16 @@ async def sleep_awake(seconds: float) -> None:
 
 
 async def end_awake(func: Callable[[], Awaitable[None]], seconds: float) -> bool:
-    """Run something, for so many seconds in which this process runs at most.
+    """Run a function with a limit that counts only while this process runs.
 
     Args:
-        func: It is cancelled after that; it raises nothing.
-        seconds: How long it may take.
+        func: The function, which is cancelled after that and must not raise.
+        seconds: How long it may take, in seconds.
 
     Returns:
         Whether it has ended by itself.
 
-    Cancellation: shielded; it ends in bounded time.
+    Cancellation: none; it ends in bounded time.
     """
     with give_up_after(seconds, again_s=seconds):
         await func()
@@ -79,13 +79,13 @@ async def end_awake(func: Callable[[], Awaitable[None]], seconds: float) -> bool
 
 @attrs.define(eq=False)
 class Limit:
-    """What `give_up_after` gives; entered, it is a `trio.CancelScope`.
+    """A limit made by `give_up_after`; entering it gives a `trio.CancelScope`.
 
     Attributes:
-        again_s: How long its second part is, in seconds.
-        scope: That.
-        deadline: When the part that is under way is over.
-        is_second: Whether that is the second.
+        again_s: The length of its second part, in seconds.
+        scope: The cancel scope of the block.
+        deadline: When the current part is over, on trio's clock.
+        is_second: Whether the current part is the second.
     """
 
     _watch: _Watch
@@ -113,7 +113,7 @@ class Limit:
         return self.scope.__exit__(kind, error, traceback)
 
     def is_over(self, now: float) -> bool:
-        """Whether the time is up, now that a part is; else the second part begins."""
+        """Whether the limit is over at the end of a part; else the second part begins."""
         is_late = now - self.deadline >= LATE_S and self._late < MAX_LATE
         self._late += is_late
         if self.is_second and not is_late:
@@ -127,7 +127,7 @@ class _Watch:
     """The limits of one trio run.
 
     Attributes:
-        out: Those that are under way.
+        out: The limits that are entered.
     """
 
     out: set[Limit] = attrs.field(factory=set[Limit])
@@ -138,7 +138,7 @@ class _Watch:
         self._nap.deadline = min(self._nap.deadline, limit.deadline)
 
     async def run(self) -> None:
-        """See to the limits until trio ends.
+        """Cancel the blocks whose limits are over, until trio ends.
 
         Cancellation: ends it.
         """

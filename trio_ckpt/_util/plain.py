@@ -1,4 +1,4 @@
-"""Names, and plain values: what may come from outside, and in what form it is kept."""
+"""Names and plain values: which values are accepted, and in which form they are stored."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ MAX_RUN_ID_CHARS = 200  # fits every file system and column with room for a suff
 MAX_LABEL_CHARS = 200  # of a snapshot or a pin; a line of the history has room for it
 MAX_KEY_CHARS = 1_000  # a stream's key is read with every resume
 RUN_STREAM: StreamKey = ()  # the run's own stream: sessions, config, overrides
-PHASE = "@phase"  # the first of the two parts of the streams that phases are
-JOB_STREAM: StreamKey = ("@job",)  # of a run that is a job: what it is to do, which is no work
+PHASE = "@phase"  # the first of the two parts of a phase's stream key
+JOB_STREAM: StreamKey = ("@job",)  # of a run that is a job: its submission, not work
 
 
 def check_run_id(run_id: str) -> str:
-    """Return `run_id` if it is a good one.
+    """Check a run id, and return it.
 
     Raises:
         ValueError: it is empty, longer than `MAX_RUN_ID_CHARS`, ``.`` or ``..``, or has a
@@ -47,11 +47,11 @@ def check_run_id(run_id: str) -> str:
 
 
 def check_stream_key(parts: StreamKey) -> StreamKey:
-    """Return `parts` if they are a good key for a user's stream.
+    """Check the key of a user's stream, and return it.
 
     Raises:
-        ValueError: there are none, one is empty, has a control character, or the first
-            begins with ``@`` (those are the library's); or they are too long together.
+        ValueError: it has no parts, a part is empty or has a control character, the first part
+            begins with ``@`` (reserved for the library), or the key is too long.
     """
     if not parts:
         raise ValueError("a stream has at least one part; the run's own stream cannot be opened")
@@ -65,7 +65,7 @@ def check_stream_key(parts: StreamKey) -> StreamKey:
 
 
 def check_label(label: str) -> str:
-    """Return `label` if it is a good name of a saved state.
+    """Check the label of a saved state, and return it.
 
     Raises:
         ValueError: it is empty, longer than `MAX_LABEL_CHARS`, or has a control character.
@@ -75,10 +75,10 @@ def check_label(label: str) -> str:
 
 
 def check_point_label(label: str) -> str:
-    """Return `label` if it can be saved as the place of a point; it may be empty.
+    """Check the label of a point, which may be empty, and return it.
 
     Raises:
-        TypeError: it is no str.
+        TypeError: it is not a str.
         ValueError: it is longer than `MAX_LABEL_CHARS`, or has a lone surrogate.
     """
     if len(text_of("label", label, is_empty_allowed=True)) > MAX_LABEL_CHARS:
@@ -95,21 +95,21 @@ def _check_text(what: str, text: object, max_chars: int) -> None:
     if len(text) > max_chars:
         raise ValueError(f"{what} has {len(text)} characters, over {max_chars}")
     if text.isascii() and text.isprintable():
-        return  # nearly every name, and a token's creation passes here
+        return  # the usual case, on the hot path
     if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
         raise ValueError(f"{what} has a control character in it: {text!r}")
 
 
 def encode_key(parts: StreamKey) -> str:
-    """A stream's key as stores know it: the JSON array of its parts."""
+    """A stream's key as stores spell it: the JSON array of its parts."""
     return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
 
 
 def decode_key(text: str) -> StreamKey:
-    """The inverse of `encode_key`.
+    """Decode a stream's key, the inverse of `encode_key`.
 
     Raises:
-        StoreDamagedError: it is no key, neither of a user's stream nor of the library's own.
+        StoreDamagedError: it is not the key of a user's stream or of the library's own.
     """
     try:
         parts = msgspec.json.decode(text, type=tuple[str, ...])
@@ -121,22 +121,22 @@ def decode_key(text: str) -> StreamKey:
 
 
 # ---------------------------------------------------------------------------------------
-# Plain values: what metadata, cursors, items and plain state are made of
+# Plain values: metadata, cursors, items and plain state consist of them
 # ---------------------------------------------------------------------------------------
 
-ITEM_DIGEST_BYTES = 8  # of the items in one list; a chance hit shows one change less
-MAX_DEPTH = 100  # deeper than any sane document, shallower than the interpreter's stack
-_INT_RANGE = range(-(2**63), 2**64)  # what MessagePack holds
-_INT_DIGITS = 20  # no int of 64 bits has more
+ITEM_DIGEST_BYTES = 8  # only the items of one list are compared; a collision hides one change
+MAX_DEPTH = 100  # deeper than usual documents, shallower than the interpreter's stack
+_INT_RANGE = range(-(2**63), 2**64)  # the ints of MessagePack
+_INT_DIGITS = 20  # an int of 64 bits has at most so many
 
 
 def kind_of(value: object) -> Any:
-    """The exact type of a value, to compare: no checker narrows the value by it."""
+    """The exact type of a value, for comparison; type checkers do not narrow the value by it."""
     return type(value)
 
 
 class _NotPlainError(Exception):
-    """What `as_plain` says of a leaf, before the place of it is known."""
+    """The problem of a leaf in `as_plain`, before the path of the leaf is known."""
 
     def __init__(self, problem: str) -> None:
         self.problem = problem
@@ -144,22 +144,21 @@ class _NotPlainError(Exception):
 
 
 def as_plain(value: Any, path: str, *, allow_nan: bool = False, depth: int = 0) -> Any:
-    """A JSON-like value as it is kept: a copy that shares nothing with what was given.
+    """A JSON-like value as it is stored: a copy that shares nothing with the given value.
 
-    It is at once what a store gives back: a tuple becomes a list, as in JSON, and a number of
-    another type (a NumPy scalar, a Decimal, a member of an IntEnum) the int or float that it is
-    worth.
+    The copy equals what a store gives back: a tuple becomes a list, as in JSON, and a number of
+    another type (a NumPy scalar, a Decimal, a member of an IntEnum) the int or float of its value.
 
     Args:
-        value: None, a bool, a number, a str, or a list, tuple or dict of such.
-        path: What it is called in messages.
-        allow_nan: Whether it may have NaN and infinity in it.
-        depth: How deep it will be in what is stored.
+        value: None, a bool, a number, a str, or a list, tuple or dict of such values.
+        path: The name of the value in messages.
+        allow_nan: Whether NaN and infinity are allowed.
+        depth: How deep the value is nested in what is stored.
 
     Raises:
-        NotEncodableError: naming the path of the first leaf that cannot be stored: NaN or
-            infinity, an int over 64 bits, a str with a lone surrogate, a key that is not a str,
-            any other type, nesting deeper than `MAX_DEPTH`.
+        NotEncodableError: a leaf cannot be stored: NaN or infinity, an int over 64 bits, a str
+            with a lone surrogate, a key that is not a str, any other type, nesting deeper than
+            `MAX_DEPTH`; the error names the path of the first such leaf.
     """
     try:
         return _plain(value, depth, allow_nan)
@@ -221,8 +220,8 @@ def _check_unicode(text: str) -> None:
 
 
 def _leaf_of(value: Any) -> bool | int | float | str:
-    """The plain leaf that a value of another type is worth."""
-    numpy: Any = sys.modules.get("numpy")  # without it there is none of its scalars
+    """The plain leaf with the value of an object of another type."""
+    numpy: Any = sys.modules.get("numpy")  # if it is not imported, no value is of its types
     if numpy is not None and isinstance(value, numpy.generic):
         leaf: Any = float(value) if isinstance(value, numpy.longdouble) else value.item()
         if isinstance(leaf, bool | int | float | str):
@@ -237,7 +236,7 @@ def _leaf_of(value: Any) -> bool | int | float | str:
 
 
 def _number_of(value: Decimal) -> int | float:
-    """The int that a decimal number is, or the float that is nearest to it."""
+    """The int that equals a decimal number, else the nearest float."""
     if value.is_finite() and value.adjusted() < _INT_DIGITS and value == int(value):
         return int(value)
     number = float(value)
@@ -247,7 +246,7 @@ def _number_of(value: Decimal) -> int | float:
 
 
 def copy_plain(value: Any) -> Any:
-    """A copy of the lists, tuples and dicts in a value; what else is in it is taken as it is."""
+    """A copy of the lists, tuples and dicts in a value; other objects are shared."""
     kind = kind_of(value)
     if kind is dict:
         return {key: copy_plain(item) for key, item in value.items()}
@@ -259,7 +258,7 @@ def copy_plain(value: Any) -> Any:
 
 
 def nan_as_null(value: Any) -> Any:
-    """A copy of a plain value with None where it has NaN or infinity, as JSON needs it."""
+    """A copy of a plain value with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         pairs = cast("dict[str, Any]", value)
         return {key: nan_as_null(item) for key, item in pairs.items()}
@@ -269,11 +268,11 @@ def nan_as_null(value: Any) -> Any:
 
 
 def as_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What is remembered of a batch or a stream, as it is kept; it may have NaN in it.
+    """Metadata of a batch or a stream as it is stored; NaN is allowed.
 
     Raises:
         NotEncodableError: a value is not JSON-like.
-        TypeError: `metadata` is no mapping.
+        TypeError: `metadata` is not a mapping.
     """
     plain: dict[str, Any] = as_plain(mapping("metadata", metadata), "metadata", allow_nan=True)
     return plain
@@ -282,14 +281,14 @@ def as_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def as_amounts(
     amounts: Mapping[str, Number], path: str, *, least: float = -math.inf
 ) -> dict[str, Number]:
-    """`amounts` as they are kept, if every one is a finite number under a name.
+    """Amounts as they are stored: each is a finite number under a name.
 
-    A NumPy scalar or a Decimal counts as the int or float that it is worth.
+    A NumPy scalar or a Decimal counts as the int or float of its value.
 
     Raises:
-        NotEncodableError: naming the first that is not, that is below `least`, or that is
-            beyond `MAX_AMOUNT`.
-        TypeError: `amounts` is no mapping.
+        NotEncodableError: an amount is not such a number, is below `least`, or is greater than
+            `MAX_AMOUNT`; the error names the first.
+        TypeError: `amounts` is not a mapping.
     """
     plain: dict[str, Number] = as_plain(mapping(path, amounts), path)
     for name, amount in plain.items():
@@ -311,25 +310,25 @@ _canonical = json.JSONEncoder(
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a plain value: sorted keys, no spaces."""
+    """The canonical JSON text of a plain value: sorted keys, no spaces."""
     return _canonical(value)
 
 
 def item_digest(key: str) -> bytes:
-    """What a record remembers of its item, to notice a source that changed."""
-    # A key that the program makes may be the name of a file that is not UTF-8.
+    """The digest of an item's key, which a record stores to notice a source that changed."""
+    # A key of the program may be the name of a file that is not UTF-8.
     return hashlib.blake2b(
         key.encode(errors="surrogatepass"), digest_size=ITEM_DIGEST_BYTES
     ).digest()
 
 
 def call_key(key: Callable[[T], str], item: T, path: str) -> str:
-    """The name that the program's own function gives to an item.
+    """Call the program's key function for an item.
 
-    What it raises leaves as the same object, with a note of which item it was called with.
+    An exception of the function leaves as the same object, with a note that shows the item.
 
     Raises:
-        TypeError: it is not a str.
+        TypeError: the function does not return a str.
     """
     try:
         name: Any = key(item)

@@ -1,9 +1,9 @@
-"""The trio run that an object belongs to, and the way into it from other threads.
+"""Portals: calls from other threads into the trio run that an object belongs to.
 
 Tokens, batches and runs change only in the thread of their trio run, so their state machines
-need no locks and whoever waits is woken where it sleeps.  A call from another thread is carried
-into that thread and waits for its answer; so of two threads that settle one batch, the first
-wins.  In trio's own thread it costs one comparison.
+need no locks, and waiting tasks wake in their own thread.  A call from another thread is executed
+in that thread and waits for its result; so of two threads that settle one batch, the first wins.
+In trio's own thread it costs one comparison.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def _call(wake: Callable[[], None]) -> None:
 
 @attrs.define(eq=False)
 class Portal:
-    """The way into one trio run, from any thread.
+    """A portal into one trio run, from any thread.
 
     Attributes:
-        thread: The number of the thread that trio runs in.
-        trio_token: The run.
-        clock: Its clock.
-        wake: Called with what wakes the thread that made a call; for `trio_ckpt.testing`.
+        thread: The id of the thread that trio runs in.
+        trio_token: The token of the trio run.
+        clock: The clock of the trio run.
+        wake: Called with a function that wakes the calling thread; for `trio_ckpt.testing`.
     """
 
     thread: int
@@ -52,7 +52,7 @@ class Portal:
         """The portal of the trio run that the caller is in.
 
         Raises:
-            RuntimeError: the caller is in none; the message says what to do.
+            RuntimeError: the caller is not in a trio run; the message says what to do.
         """
         try:
             return _portal.get()
@@ -62,7 +62,7 @@ class Portal:
             )
             _portal.set(portal)
             return portal
-        except RuntimeError:  # trio's own says neither what is missing nor what to do
+        except RuntimeError:  # trio's own message does not say what to do
             raise RuntimeError(_no_trio()) from None
 
     def run(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -105,7 +105,7 @@ def _no_trio() -> str:
 
 
 def check_trio() -> None:
-    """See that the caller is in a trio program.
+    """Check that the caller is in a trio program.
 
     Raises:
         RuntimeError: the caller is not; the message says what to do.
@@ -122,7 +122,7 @@ S = TypeVar("S", bound=_HasPortal)
 
 
 def from_any_thread(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
-    """Carry calls of a method into the trio run that its object belongs to."""
+    """Make a method run in the trio run that its object belongs to, from any thread."""
 
     @functools.wraps(method)
     def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:

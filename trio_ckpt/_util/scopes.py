@@ -1,14 +1,14 @@
-"""Whether what stood around a task was cancelled and has ended since.
+"""Whether a cancel scope around a task was cancelled and has been left since.
 
 ``with trio.move_on_after(60): async for batch in stream.batches(): ...`` ends the loop
-without a word to it: the body is cancelled, the scope catches that, and the program goes
-on behind the loop.  A loop holds no scope open itself, so it looks at those that were
-open when it handed out the batch.
+without notice: the body is cancelled, the scope catches that, and the program continues
+after the loop.  A loop does not keep a scope open itself, so it checks those that were open
+when it handed out the batch.
 
-trio has no public way to the scopes around a task: it tells the nearest deadline, and the
-nurseries of a task with their scopes, and no ``with`` block.  So they are read from its private
-chain.  On a trio that has another chain the nurseries are what is left: a loop in a cancelled
-``with`` block then ends with `TokenNeverSettledError`, which says what to do, and nothing is lost.
+trio has no public API for the scopes around a task: it gives the nearest deadline, and the
+nurseries of a task with their scopes, but no ``with`` block.  So they are read from its private
+chain.  On a trio with another chain only the nurseries are checked: a loop in a cancelled ``with``
+block then ends with `TokenNeverSettledError`, which says what to do, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import trio
 
 @attrs.define(eq=False)
 class Surroundings:
-    """The cancel scopes around a task, as they were when it was last looked at."""
+    """The cancel scopes around a task, as they were at the last call of `look`."""
 
     _innermost: object = attrs.field(default=None, init=False)
     _scopes: list[trio.CancelScope] = attrs.field(factory=list[trio.CancelScope], init=False)
 
     def look(self, task: trio.lowlevel.Task) -> None:
-        """Remember the scopes that are open around a task now."""
+        """Store the scopes that are open around a task now."""
         status: object = getattr(task, "_cancel_status", None)
         if status is None or status is not self._innermost:
             self._innermost, self._scopes = status, _scopes_of(status) or _of_nurseries(task)
@@ -36,7 +36,7 @@ class Surroundings:
 
 
 def _scopes_of(status: object) -> list[trio.CancelScope]:
-    """The scopes of a chain, from the innermost one out; none of one that is not as expected."""
+    """The scopes of a chain, the innermost first; empty if the chain is not as expected."""
     found = list[trio.CancelScope]()
     while status is not None:
         scope: object = getattr(status, "_scope", None)

@@ -1,4 +1,4 @@
-"""A text stream for people: what cannot be shown is dropped, and is never an error."""
+"""A text stream for people that drops what it cannot show instead of raising."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any, TextIO
 class Screen(io.TextIOWrapper):
     """A text stream for people, such as standard error: it drops what it cannot show.
 
-    A terminal that has gone, a pipe without a reader, a closed descriptor and a full disk are
-    no reason to end the work.  ``sys.stderr = Screen(sys.stderr)`` says so for all that a program
+    A terminal that was closed, a pipe without a reader, a closed descriptor and a full disk must
+    not end the program.  ``sys.stderr = Screen(sys.stderr)`` ensures that for all that the program
     prints there, its logging included, if that is set up afterwards.
 
-    What could not be written does not stay in a buffer: Python would try it once more at its
-    end, fail, and turn a good exit code into 120.
+    Text that could not be written does not stay in a buffer: Python would write it again when it
+    ends, fail, and turn a good exit code into 120.
 
     Args:
-        file: Where to; None, as `sys.stderr` is where there is none: nowhere.
+        file: The stream to write to; None, as `sys.stderr` may be: all text is dropped.
     """
 
     def __init__(self, file: TextIO | None) -> None:
@@ -28,7 +28,7 @@ class Screen(io.TextIOWrapper):
             encoding=getattr(file, "encoding", None) or "utf-8",
             errors="backslashreplace",
             newline="\n",
-            line_buffering=True,  # a line is one write, which no other process cuts in two
+            line_buffering=True,  # a line is one write, which other processes cannot split
         )
 
     def close(self) -> None:
@@ -36,7 +36,7 @@ class Screen(io.TextIOWrapper):
 
 
 class _ScreenSink(io.RawIOBase):
-    """Where the bytes of a screen go."""
+    """The raw stream below a screen."""
 
     name = "<screen>"
 
@@ -49,7 +49,7 @@ class _ScreenSink(io.RawIOBase):
 
     def write(self, data: Any, /) -> int:
         if self._file is not None:
-            # Exception, not OSError: the file may be any object that has these methods
+            # Exception, not OSError: the file may be any object with these methods
             with suppress(Exception):
                 _write(self._file, bytes(data))
         return len(data)
@@ -78,7 +78,7 @@ def _write(file: TextIO, data: bytes) -> None:
 
 
 def _descriptor(file: TextIO) -> int | None:
-    """What bytes are written to; None where text goes through the file: a console of Windows."""
+    """The descriptor for bytes; None where text goes through the file, as on Windows."""
     if os.name != "posix":
         return None
     with suppress(OSError, AttributeError):

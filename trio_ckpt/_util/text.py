@@ -1,8 +1,8 @@
-"""How people read numbers, times and names: pure functions, used wherever text is shown.
+"""Numbers, times and names as users read them: pure functions, used wherever text is shown.
 
-What comes out of a store may have been written by anybody: a stream's name or an error's
-message must not move the cursor of a terminal or turn its text around.  `printable` is the
-one place that sees to it.
+Text in a store may come from any process: a stream's name or an error's message must not
+move the cursor of a terminal or reverse its text.  `printable` is the one place that prevents
+it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from datetime import UTC, datetime
 from .exact_sum import Number
 from .plain import StreamKey
 
-MAX_MESSAGE_CHARS = 200  # of an error, in a line for people; all of it is in the JSON
+MAX_MESSAGE_CHARS = 200  # of an error, in a line for users; the JSON has all of it
 MAX_SPANS = 8  # intervals of batch indexes in one line
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
-_TENTHS_BELOW_S = 9.95  # from here on it would read 10.0
-_TINY = 1e-3  # below it four decimals would show next to nothing
+_TENTHS_BELOW_S = 9.95  # from here on it would be shown as 10.0
+_TINY = 1e-3  # below it four decimals would show hardly any digits
 _HUGE = 1e15  # above it a float has no decimals
 
 
 def printable(text: str) -> str:
-    r"""The text with everything that is not printed written out, ``\x1b`` for an escape.
+    r"""The text with every character that is not printable escaped, as ``\x1b``.
 
-    That is control characters, line ends, marks that change the direction of text, and the
-    like: `str.isprintable`.
+    Those are control characters, line ends, marks that change the direction of text, and others,
+    see `str.isprintable`.
     """
     if text.isprintable():
         return text
@@ -42,7 +42,7 @@ def _escape(char: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text of several lines on one, with semicolons between them, printable."""
+    """A text of several lines as one printable line, with semicolons between them."""
     if text.isprintable():
         return text
     lines = (line.strip().rstrip(";") for line in text.splitlines())
@@ -65,10 +65,10 @@ def stream_name(key: StreamKey) -> str:
 
 
 def stream_names(keys: Iterable[StreamKey]) -> dict[StreamKey, str]:
-    """Streams as a list names them, so that each is another one.
+    """The names of streams in a list, each of them unique.
 
-    One whose name is blank, or that of another, is the JSON array of its parts, which
-    ``--stream`` takes, too.
+    A stream whose name is blank, or equals that of another, is named by the JSON array of its
+    parts, which ``--stream`` accepts, too.
     """
     names = {key: stream_name(key) for key in keys}
     counts = Counter(names.values())
@@ -124,7 +124,7 @@ def batch_names(count: int, first: Sequence[tuple[StreamKey, int]]) -> str:
 
 
 def stopping_text(count: int, first: Sequence[tuple[StreamKey, int]], left_s: float) -> str:
-    """What a stop waits for, and for how long still."""
+    """What a stop waits for, and for how long it still waits at most."""
     if not count:
         return "every open batch is saved"
     if left_s == 0:
@@ -134,7 +134,7 @@ def stopping_text(count: int, first: Sequence[tuple[StreamKey, int]], left_s: fl
 
 
 def number(value: Number) -> str:
-    """A number as it is read, rounded to four decimals at most."""
+    """A number as users read it, rounded to four decimals."""
     if isinstance(value, int):
         return f"{value:,}"
     if value and not _TINY <= abs(value) < _HUGE:

@@ -3,19 +3,19 @@
 Every blocking call of the library goes through here, and so does a function of the caller that the
 library runs in a thread (`Aside`).  Two things happen at the seam:
 
-* While a call is out, an autojump mock clock must not jump: trio counts a task that
-  waits for a thread as idle (trio issue 456), so a call of 0.2 s would move virtual
-  time by hours and fire every timeout there is.  The seam holds such a clock at the
-  first call out and lets it go at the last.  It knows the clock by its attribute and
-  never imports `trio.testing`.
-* Under such a clock nothing else can notice a call that never ends, so the seam does,
-  after `STUCK_AFTER_S` of real time.
+* During a call, an autojump mock clock must not jump: trio counts a task that waits for a
+  thread as idle (trio issue 456), so a call of 0.2 s would move virtual time by hours and
+  fire every timeout.  The seam holds such a clock from the first of concurrent calls to
+  the end of the last.  It recognizes the clock by its attribute and never imports
+  `trio.testing`.
+* Under such a clock no timeout can notice a call that never ends, so the seam does, after
+  `STUCK_AFTER_S` of real time.
 
-Nothing crosses the seam in a forked child: threads and descriptors of the parent are not there, and
-what the child did would be done to files of the parent (see `trio_ckpt._util.forks`).
+In a forked child the seam refuses calls: the child does not have the threads and descriptors of
+the parent, and would change the parent's files (see `trio_ckpt._util.forks`).
 
-Where nothing behind the seam blocks, because store and files are in memory, threads would
-only make a program slow and its order a matter of luck: `runs_inline` leaves them out.
+Where no call blocks, because store and files are in memory, threads would only make a program
+slow and its order random: `runs_inline` makes the calls without threads.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 STUCK_AFTER_S = 60.0  # real seconds that one call may take under a mock clock
-LOOK_AGAIN_S = 1.0  # more of them, in case this process was stopped for all of that time
+LOOK_AGAIN_S = 1.0  # more real seconds, in case this process was stopped for all of that time
 
 
 NOT_BEGUN = (ForkedProcessError, NoThreadError)
-"""What a call raises that was never made, so that nothing came of it."""
+"""The errors of a call that did not begin, and so had no effect."""
 
 
 class _JumpingClock(Protocol):
@@ -53,7 +53,7 @@ class _JumpingClock(Protocol):
 
 @attrs.define
 class _HeldClock:
-    """How many calls are out in this trio run, and what to restore after the last."""
+    """How many calls are running in this trio run, and the threshold to restore after the last."""
 
     calls_out: int = 0
     threshold: float = math.inf
@@ -88,14 +88,14 @@ def hold_clock() -> Generator[bool, None, None]:
 
 
 runs_inline: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_ckpt inline", False)
-"""Whether calls are made right here, without threads, in this trio run: for `trio_ckpt.testing`."""
+"""Whether this trio run makes calls in its own thread: for `trio_ckpt.testing`."""
 
 
 _begun_in: trio.lowlevel.RunVar[int | None] = trio.lowlevel.RunVar("trio_ckpt process", None)
 
 
 def _need_own_run() -> None:
-    """Refuse the trio run of a forked child, which is its parent's."""
+    """Raise ForkedProcessError if this trio run was begun by a parent process."""
     process = _begun_in.get()
     if process is None:
         _begun_in.set(this_process())
@@ -124,7 +124,7 @@ async def run_blocking(func: Callable[[*Ts], T], *args: *Ts) -> T:
             return await trio.to_thread.run_sync(_note_and_call, begun, func, *args)
         except RuntimeError as error:
             if begun:
-                raise  # of the function itself
+                raise  # the function itself raised it
             raise NoThreadError(error) from error
 
 
@@ -142,23 +142,23 @@ async def _call_inline(func: Callable[[*Ts], T], *args: *Ts) -> T:
 
 @attrs.define(eq=False)
 class Aside:
-    """One function of the caller's, run beside trio: in a thread or in a process.
+    """A function of the caller that runs beside trio, in a thread or in a process.
 
-    Such a function may ask trio for something while it runs, and it is abandoned when it is
-    cancelled.  It holds an autojump clock like any other call, except while trio does what the
-    function has asked for, which may be to wait.
+    Such a function may make calls into trio while it runs, and it is abandoned when it is
+    cancelled.  It holds an autojump clock like any other call, except during such a call into
+    trio, which may be a wait.
     """
 
     _hold: AbstractContextManager[bool] | None = attrs.field(default=None, init=False)
     _is_out: bool = attrs.field(default=False, init=False)
 
     async def run(self, start: Callable[[], Awaitable[T]]) -> T:
-        """Wait for a function that is run beside trio.
+        """Run a function beside trio, and wait for it.
 
         Args:
-            start: Starts it, and waits for it.
+            start: Starts the function, and waits for it.
 
-        Cancellation: that of `start`.
+        Cancellation: as that of `start`.
         """
         self._is_out = True
         self._take()
@@ -170,12 +170,12 @@ class Aside:
 
     @contextmanager
     def asking(self) -> Generator[None]:
-        """Do in the block what the function asks trio for: the clock may jump."""
+        """Open a block for a call of the function into trio, in which the clock may jump."""
         self._release()
         try:
             yield
         finally:
-            if self._is_out:  # else it was cancelled, and is not waited for
+            if self._is_out:  # else it was cancelled, and no task waits for it
                 self._take()
 
     def _take(self) -> None:
@@ -189,7 +189,7 @@ class Aside:
 
 
 class CallStuckError(TrioCkptError):
-    """A blocking call has been out for `STUCK_AFTER_S` of real time under a mock clock."""
+    """Under a mock clock a blocking call has not returned after `STUCK_AFTER_S` of real time."""
 
 
 @attrs.define(eq=False)
@@ -200,7 +200,7 @@ class _ThreadCall:
     is_over: bool = False  # decided on trio's side only
 
     def finish(self, result: outcome.Outcome[Any]) -> None:
-        """Give the caller its result, unless it went away (trio's side)."""
+        """Give the caller its result, unless it was cancelled; called on trio's side."""
         if not self.is_over:
             self.is_over = True
             trio.lowlevel.reschedule(self.task, result)
@@ -210,9 +210,9 @@ class _ThreadCall:
 class WorkerThread:
     """One long-lived daemon thread that runs blocking calls in the order they came.
 
-    Cheaper than a hop into trio's pool (by half) and bound to one thread, as a database
-    connection likes it.  It is a daemon because a call that hangs in the kernel must not
-    keep the process from ending.
+    It costs half of a call in trio's pool and is bound to one thread, as a database connection
+    needs it.  It is a daemon because a call that hangs in the kernel must not keep the process
+    from ending.
     """
 
     def __init__(self, name: str) -> None:
@@ -224,18 +224,18 @@ class WorkerThread:
     async def run(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run ``func(*args)`` in the thread and return what it returns.
 
-        Cancellation: gives up waiting at once; the call itself goes on, and its result is
+        Cancellation: the wait ends at once; the call itself continues, and its result is
         dropped.  Callers that must know the outcome shield this.
 
         Raises:
-            CallStuckError: under a mock clock, when the call takes forever.
+            CallStuckError: under a mock clock, the call takes longer than `STUCK_AFTER_S`.
             ForkedProcessError: this is a forked child of the process that made the thread.
             NoThreadError: the system starts no more threads.
         """
         need_process(self._process)
         if runs_inline.get():
             await trio.lowlevel.checkpoint_if_cancelled()
-            return await _call_inline(func, *args)  # at once: calls keep the order they came in
+            return await _call_inline(func, *args)  # at once, so that calls keep their order
         call = _ThreadCall(
             functools.partial(func, *args),
             trio.lowlevel.current_task(),
@@ -259,14 +259,14 @@ class WorkerThread:
                     alarm.cancel()
 
     def stop(self, last: Callable[[], object] = int) -> None:
-        """Let the thread end when it has done what was asked of it, and `last` after that.
+        """Let the thread end after its queued calls, and after a final call of `last`.
 
-        The caller does not wait for `last`, so it may stand behind a call that hangs.
+        The caller does not wait for `last`, so that it may be queued behind a call that hangs.
         """
         if self._thread is not None:
             self._calls.put(last)
             self._thread = None
-        else:  # no call was ever made in it, or all are made inline
+        else:  # no call was made in it, or all were made inline
             last()
 
     def _set_alarm(self, call: _ThreadCall) -> threading.Timer:
@@ -287,7 +287,7 @@ class WorkerThread:
     def _work(self) -> None:
         while isinstance(call := self._calls.get(), _ThreadCall):
             _deliver(call, outcome.capture(call.func))
-            del call  # or the thread keeps the last call's data alive while it waits
+            del call  # else the thread keeps the last call's data alive while it waits
         call()
 
 
@@ -310,5 +310,5 @@ def _start(thread: threading.Thread) -> None:
 
 
 def _deliver(call: _ThreadCall, result: outcome.Outcome[Any]) -> None:
-    with suppress(trio.RunFinishedError):  # the program ended; nobody is left to tell
+    with suppress(trio.RunFinishedError):  # the program has ended: no task waits
         call.trio_token.run_sync_soon(call.finish, result)

@@ -1,12 +1,12 @@
-"""Ctrl-C never comes in the middle of what the library does.
+"""Protection from Ctrl-C: KeyboardInterrupt is not raised inside code of the library.
 
-Trio raises KeyboardInterrupt wherever the main thread is, unless the code that runs there is
-marked: then it is raised in the main task, where that waits next.  So a mark makes each piece of
-the library between two waits happen as a whole, and costs nothing when it runs.  What is called
-from a marked function is marked with it, a program's own functions too, until they wait.
+Trio raises KeyboardInterrupt at the current line of the main thread, unless the code there is
+marked: then it is raised in the main task, at its next wait.  So a mark makes each piece of the
+library between two waits atomic, at no cost.  Functions called from a marked function are
+protected with it, also those of the program, until they wait.
 
-No cancel scope keeps it from the waits themselves.  What may not be left half way, such as taking
-or giving back a lock, waits in a task of its own (`shielded`), where it never comes.
+Cancel scopes do not protect the waits themselves.  Operations that must not be left halfway, such
+as acquiring or releasing a lock, run in a separate task (`shielded`), where it is never raised.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Ts = TypeVarTuple("Ts")
 
 
 def uninterrupted(thing: T) -> T:
-    """Mark a function, or all functions of a class."""
+    """Protect a function, or all functions of a class, from KeyboardInterrupt."""
     members = vars(thing).values() if isinstance(thing, type) else (thing,)
     for member in members:
         for function in _functions_of(member):
@@ -33,7 +33,7 @@ def uninterrupted(thing: T) -> T:
 
 
 def _functions_of(member: Any) -> Iterator[Any]:
-    """The functions behind a member of a class: decorators around them belong to others, too."""
+    """The functions below the decorators of a class member; other code shares the decorators."""
     parts = (member.fget, member.fset) if isinstance(member, property) else (member,)
     for part in parts:
         inner = inspect.unwrap(getattr(part, "__func__", part)) if callable(part) else None
@@ -43,9 +43,9 @@ def _functions_of(member: Any) -> Iterator[Any]:
 
 @uninterrupted
 async def shielded(func: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-    """Wait for something that is not to be given up on.
+    """Call an async function that must not be abandoned, and wait for it.
 
-    Cancellation: none; Ctrl-C comes when the caller waits the next time.
+    Cancellation: none; KeyboardInterrupt is raised at the next wait of the caller.
     """
     outcomes: list[outcome.Outcome[T]] = []
 

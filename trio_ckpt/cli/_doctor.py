@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from .._journal.history import read_pages
-from .._journal.run_status import read_look
+from .._journal.run_status import read_run_status
 from .._journal.store import Store
 from .._maintenance.doctor import MachineFinding, Verdict, examine
 from .._maintenance.explain import lost_file, lost_folder, lost_state
@@ -154,7 +154,7 @@ async def _run(store: Store, run_id: str) -> MachineFinding:
     """Whether every record of a run that a start needs is what was saved, and who has it."""
     name = f"run {run_id}"
     try:
-        look = await read_look(store, run_id)
+        look = await read_run_status(store, run_id)
     except StoreDamagedError as error:
         advice = "restore the store from a copy; the other runs are not affected"
         return MachineFinding(name, Verdict.BAD, one_line(str(error)), advice)
@@ -175,7 +175,7 @@ async def _run(store: Store, run_id: str) -> MachineFinding:
 async def _losses(store: Store, run_id: str) -> AsyncGenerator[MachineFinding]:
     """What a start of a run needs and would not find; nothing of a run that is damaged."""
     with suppress(StoreDamagedError):
-        look = await read_look(store, run_id)
+        look = await read_run_status(store, run_id)
         if look is None:
             return
         losses = await find_losses(store, look.view, look.facts.get("output_dir"))

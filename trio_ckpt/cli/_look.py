@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from .._journal.record import ErrorInfo, Status
-from .._journal.run_status import RunStatus as RunStatus, read_look
+from .._journal.run_status import RunStatus as RunStatus, read_run_status
 from .._journal.store import Owner, Store
 from .._journal.summary import Summary
 from .._util.errors import StoreDamagedError
@@ -50,7 +50,7 @@ async def look_at(store: Store, run_id: str | None) -> RunStatus:
     """
     if run_id is None:
         run_id = await _only_run(store)
-    look = await read_look(store, run_id)
+    look = await read_run_status(store, run_id)
     if look is None:
         raise CommandError(await no_such_run(store, run_id), EXIT_NOT_FOUND)
     return look

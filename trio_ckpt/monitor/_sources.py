@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from .._journal.history import run_facts
-from .._journal.run_status import look_from
+from .._journal.run_status import run_status_from
 from .._journal.store import Owner, RunSummary, RunView, Store
 from .._runs.live_view import LiveView, live_tokens, live_view, read_live
 from .._runs.run import Run
@@ -92,7 +92,7 @@ class RunSource(WatchedSource):
         view = run.peek()
         facts = run_facts(view)
         owner = Owner(facts["host"], facts["pid"], datetime.fromtimestamp(facts["began"], UTC))
-        look = attrs.evolve(look_from(run.store, view, owner), open_streams=run.open_streams)
+        look = attrs.evolve(run_status_from(run.store, view, owner), open_streams=run.open_streams)
         return RunSnapshot(look, live_view(run), "inside", time.time(), self.stuck_after_s)
 
     async def wait_changed(self) -> None:
@@ -130,7 +130,7 @@ class CoordinatorSource(WatchedSource):
             raise UnknownRunError(f"no token of run {run_id!r} is pending", run_id=run_id)
         now = time.time()
         owner = Owner(socket.gethostname(), os.getpid(), datetime.fromtimestamp(self._began, UTC))
-        look = look_from(self.store, RunView(run_id, 0, 0, {}), owner)
+        look = run_status_from(self.store, RunView(run_id, 0, 0, {}), owner)
         tokens = self.coordinator.get_pending_checkpoints(run_id)
         live = LiveView(
             at=now,
@@ -180,7 +180,7 @@ class StoreSource(WatchedSource):
         view = await self._view(run_id)
         live = await read_live(self.store, run_id, view.owner)
         seen: Seen = "published" if live is not None and owner is not None else "stored"
-        look = look_from(self.store, view, owner)
+        look = run_status_from(self.store, view, owner)
         return RunSnapshot(look, live, seen, time.time(), self.stuck_after_s)
 
     async def _view(self, run_id: str) -> RunView:

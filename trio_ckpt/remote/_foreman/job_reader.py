@@ -22,7 +22,7 @@ import attrs
 from ..._journal.history import read_pages
 from ..._journal.progress import Progress
 from ..._journal.record import Record, RecordKind, Status
-from ..._journal.run_status import RunStatus, read_look
+from ..._journal.run_status import RunStatus, read_run_status
 from ..._journal.store import RunView, Store
 from ..._util.plain import JOB_STREAM
 from ..._util.text import plural
@@ -154,7 +154,7 @@ class JobReader:
             check_job_id(job_id)
         except ValueError as error:
             raise UnknownJobError(str(error)) from error
-        look = await read_look(self.store, job_id)
+        look = await read_run_status(self.store, job_id)
         head = None if look is None else head_of(look.view)
         if look is None or head is None:
             raise UnknownJobError(f"there is no job {job_id!r} in {self.store.url}", run_id=job_id)
