@@ -63,14 +63,8 @@ def is_old_decision(path: Path) -> bool:
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """Name and text of everything that has to be clean in the end."""
-    paths = [
-        ROOT / "README.md",
-        ROOT / "CHANGELOG.md",
-        ROOT / "SECURITY.md",
-        ROOT / "CONTRIBUTING.md",
-    ]
-    paths.append(ROOT / "trio_ckpt_pytest.py")
+    """Name and text of everything that a reader meets."""
+    paths = [*sorted(ROOT.glob("*.md")), ROOT / "trio_ckpt_pytest.py"]
     for folder in ("trio_ckpt", "docs", "examples"):
         paths += sorted((ROOT / folder).rglob("*"))
     for path in paths:
