@@ -315,7 +315,7 @@ def test_members_that_lie_on_each_other_are_refused(archive: Path, tmp_path: Pat
     size = struct.unpack_from("<I", data, place + 20)[0]
     struct.pack_into("<I", data, place + 20, size + len(data))
     bad.write_bytes(reseal(bytes(data)))
-    with pytest.raises(ArchiveError, match="overlap"):
+    with pytest.raises(ArchiveError, match=r"[Oo]verlap"):
         Archive.open(bad)
 
 
