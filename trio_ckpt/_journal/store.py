@@ -185,6 +185,8 @@ class Store(ABC):
 
         Raises:
             StoreError: it cannot be read.
+
+        Cancellation: a cancellation point; a read that has begun may be waited for.
         """
 
     @abstractmethod
@@ -206,11 +208,16 @@ class Store(ABC):
             StoreDamagedError: a record or a blob is missing.
             StoreError: the cursor was not given for this stream.
             ValueError: `limit` is not positive.
+
+        Cancellation: a cancellation point; a read that has begun may be waited for.
         """
 
     @abstractmethod
     async def list_runs(self) -> tuple[RunSummary, ...]:
-        """All runs, sorted by id; never touches payloads."""
+        """All runs, sorted by id; never touches payloads.
+
+        Cancellation: a cancellation point; a read that has begun may be waited for.
+        """
 
     @abstractmethod
     async def put_blob(self, payload: BlobPayload) -> str:
@@ -259,6 +266,8 @@ class Store(ABC):
             StoreDamagedError: it is missing, or too short.
             StoreError: it cannot be read, or `digest` is not the name of a blob.
             ValueError: `offset` or `size` is negative.
+
+        Cancellation: a cancellation point; a read that has begun may be waited for.
         """
 
     @abstractmethod
@@ -303,6 +312,8 @@ class Store(ABC):
 
         Raises:
             StoreError: the owner cannot be determined.
+
+        Cancellation: a cancellation point; a read that has begun may be waited for.
         """
 
     async def publish(self, run_id: str, payload: bytes) -> None:
@@ -323,6 +334,8 @@ class Store(ABC):
 
         Raises:
             StoreError: it cannot be read.
+
+        Cancellation: a cancellation point; a read that has begun may be waited for.
         """
         await trio.lowlevel.checkpoint()
         return b""
@@ -374,7 +387,10 @@ class Store(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Close the store; a second call has no effect."""
+        """Close the store; a second call has no effect.
+
+        Cancellation: shielded; it ends in bounded time.
+        """
 
     def seal(self, run_id: str, generation: int, stream: StreamKey) -> Seal:
         """The seal that binds the records of a stream to their places."""
@@ -385,6 +401,8 @@ class Store(ABC):
 
         Raises:
             StoreDamagedError: a record is not what was saved.
+
+        Cancellation: a cancellation point; a read that has begun may be waited for.
         """
         stored = await self.read_run(run_id, generation)
         if stored is None:

@@ -75,6 +75,7 @@ class Maintenance:
             CannotRedoError: later batches build on what was skipped; nothing is changed.
 
         Durability: when this returns it is saved.
+        Cancellation: as for `Stream.redo`.
         """
         parts = {key: entry.progress for key, entry in self.view.streams.items()}
         wanted = in_order(parts) if keys is None else self._known(keys)
@@ -87,13 +88,19 @@ class Maintenance:
         return len(found)
 
     async def redo(self, key: StreamKey, indexes: Iterable[int], reason: str) -> None:
-        """Re-queue single batches; see `Stream.redo`."""
+        """Re-queue single batches; see `Stream.redo`.
+
+        Cancellation: as for `Stream.redo`.
+        """
         redo = self._redo(key)
         wanted = whole_numbers("indexes", indexes)
         await redo.redo(wanted, text("reason", reason))
 
     async def rewind(self, key: StreamKey, *, to: int, reason: str) -> IndexSet:
-        """Re-queue all batches after one; see `Run.rewind`."""
+        """Re-queue all batches after one; see `Run.rewind`.
+
+        Cancellation: as for `Stream.redo`.
+        """
         redo = self._redo(key)
         to = whole_number("to", to, least=-MAX_INDEX)
         return await redo.rewind(to, text("reason", reason))
@@ -110,6 +117,7 @@ class Maintenance:
             StoreDamagedError: none is; `verify --repair --accept-loss` starts the stream again.
 
         Durability: as for `Stream.redo`.
+        Cancellation: as for `Stream.redo`.
         """
         redo = self._redo(key)
         pages = partial(read_pages, self.store, self.view.run_id, self._run_key.generation, key)
@@ -131,16 +139,23 @@ class Maintenance:
         """Re-queue all batches of a stream, from its first state on; return their indexes.
 
         Durability: as for `Stream.redo`.
+        Cancellation: as for `Stream.redo`.
         """
         return await self._redo(key).rewind_before(1, reason)
 
     async def drop_states(self, key: StreamKey, sequences: Sequence[int]) -> None:
-        """Drop the arrays of old states, because they are damaged."""
+        """Drop the arrays of old states, because they are damaged.
+
+        Cancellation: as for `Store.drop_blobs`.
+        """
         self._stream_log(key)
         await self.store.drop_blobs(self._run_key, encode_key(key), sequences)
 
     async def cut_tail(self, key: StreamKey, path: str) -> None:
-        """Cut an append file at its confirmed end; a copy of the rest stays in the archive."""
+        """Cut an append file at its confirmed end; a copy of the rest stays in the archive.
+
+        Cancellation: a cancellation point before each step; a step that has begun is waited for.
+        """
         size = self._stream_log(key).progress.sinks[path]
         if self.outputs is not None:
             label = f"{self.view.run_id}-{self._run_key.generation}-tail"
@@ -155,6 +170,8 @@ class Maintenance:
             False if the run is not complete, or its folder is gone.
 
         Durability: when this returns the manifest survives power loss.
+        Cancellation: a cancellation point before each step; the old manifest may be in the
+            archive already, and the next call writes the new one.
         """
         parts = {key: entry.progress for key, entry in self.view.streams.items()}
         if self.outputs is None or not is_complete(parts):
@@ -179,6 +196,7 @@ class Maintenance:
             StoreDamagedError: a state is damaged.
 
         Durability: when this returns it is saved.
+        Cancellation: a cancellation point between parts; what is merged by then is saved.
         """
         parts = {key: entry.progress for key, entry in self.view.streams.items()}
         wanted = in_order(parts) if keys is None else self._known(keys)
@@ -209,6 +227,8 @@ class Maintenance:
         Durability: when this returns the reset is saved, and the outputs are in the archive.
             They are moved after the save; the next start finishes what a crash interrupts, and
             moves them if their folder was missing here.
+        Cancellation: a cancellation point until the reset is being saved; the next start finishes
+            what is left of it.
         """
         text("reason", reason)
         key = attrs.evolve(self._run_key, generation=self._run_key.generation + 1)
@@ -238,7 +258,10 @@ class Maintenance:
         self._stream_logs.clear()
 
     async def prune(self, *, keep: int) -> Pruned:
-        """Remove all generations of the run but the newest `keep`; see `Store.prune`."""
+        """Remove all generations of the run but the newest `keep`; see `Store.prune`.
+
+        Cancellation: as for `Store.prune`.
+        """
         return await self.store.prune(self._run_key, keep=whole_number("keep", keep))
 
     async def _begin_change(self) -> None:

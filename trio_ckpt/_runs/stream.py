@@ -538,6 +538,8 @@ class Stream(Generic[S]):
 
         Args:
             error: The exception that leaves the block; None: the block ends normally.
+
+        Cancellation: as for the block that is left: a batch that is being saved is waited for.
         """
         try:
             await leave_stream(self._loop_cursor, error)

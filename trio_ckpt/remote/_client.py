@@ -277,6 +277,8 @@ class Client:
 
         Raises:
             ConnectionLostError: there is no connection.
+
+        Cancellation: a cancellation point; the action may or may not be carried out.
         """
         call = next(self._calls)
         self._replies[call] = None

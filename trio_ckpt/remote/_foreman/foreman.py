@@ -75,6 +75,8 @@ class Foreman:
 
         Raises:
             StoreError: the store cannot be read.
+
+        Cancellation: a cancellation point; the jobs that have started go on in the nursery.
         """
         self._nursery = nursery
         nursery.start_soon(self.pool.run)
@@ -127,6 +129,7 @@ class Foreman:
             JobRefusedError: another job has this name, or the job cannot be stored.
 
         Durability: when this returns the job is durable, whatever happens to this process.
+        Cancellation: a cancellation point; the job may or may not be durable then.
         """
         check_job_id(job_id)
         while True:
@@ -258,6 +261,8 @@ class Foreman:
         Returns:
             202: requested; 404: there is no such item; 409: not possible in the item's status.
             With it the reason, as text.
+
+        Cancellation: a cancellation point; the action may or may not be carried out.
         """
         lease = self.pool.leases.get(task_id)
         if action == "cleanup":

@@ -52,7 +52,10 @@ WITH_CHECKPOINTS = "tasks_with_checkpoints"
 
 
 async def list_jobs(store: Store) -> tuple[str, ...]:
-    """Return the ids of all jobs of a store, sorted."""
+    """Return the ids of all jobs of a store, sorted.
+
+    Cancellation: as for `Store.list_runs`.
+    """
     return tuple(run.run_id for run in await store.list_runs() if is_job_id(run.run_id))
 
 
