@@ -742,7 +742,7 @@ async def test_an_output_is_what_it_was_when_it_was_given(
     found = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
     del found["manifest.json"]
     assert found == {"a": "given", "b": "iv", "c": '{"n":[1]}\n'}
-    with pytest.raises(TypeError, match="bytes-like"):
+    with pytest.raises(TypeError, match="bytes or a buffer"):
         async with begin(store, output_dir=tmp_path) as run, run.open_stream("t") as stream:
             async for batch in stream.batches(range(1)):
                 await batch.write_bytes("d", "text")  # type: ignore[arg-type]

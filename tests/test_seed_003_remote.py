@@ -255,7 +255,7 @@ async def test_edge_case_3_over_the_wire_stale_checkpoints(
     assert found == [trained(1)]
     begun = [entry[1] for entry in seen if entry[0] == 1]
     assert (begun[1] > 0) is goes_on
-    assert any("it begins again" in note for note in said) is not goes_on
+    assert any("it starts from the beginning" in note for note in said) is not goes_on
 
 
 async def test_edge_case_4_over_the_wire_missing_delta_files(
@@ -303,7 +303,7 @@ async def test_edge_case_4_over_the_wire_nothing_is_whole(
         assert found == [trained(1)]
         said = await notes(store)
     assert [entry[1] for entry in seen if entry[0] == 1] == [0, 0]
-    assert any("begins again" in note for note in said)
+    assert any("starts from the beginning" in note for note in said)
 
 
 async def test_edge_case_4_over_the_wire_damaged_records(autojump_clock: MockClock) -> None:
@@ -411,14 +411,14 @@ async def test_edge_case_10_over_the_wire_out_of_memory_checkpoints(
     """A capture that fails for want of memory is logged and left out; the function goes on."""
     whole, calls = state_manager.StateManager.capture, 0
 
-    async def hold(self: Any) -> Any:
+    async def capture(self: Any) -> Any:
         nonlocal calls
         calls += 1
         if 2 <= calls <= 4:
             raise MemoryError
         return await whole(self)
 
-    monkeypatch.setattr(state_manager.StateManager, "hold", hold)
+    monkeypatch.setattr(state_manager.StateManager, "capture", capture)
     async with open_site(MemoryStore()) as site:
         await site.start_worker("a")
         async with mapping(site, "train", [1]) as found:
