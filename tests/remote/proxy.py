@@ -21,7 +21,8 @@ class Proxy:
         port: Where it listens.
         delay_s: Each piece waits for so long.
         bytes_per_s: No faster than that; 0: as fast as may be.
-        is_silent: Nothing passes any more, and neither side learns of it: half-open.
+        is_silent: Nothing passes any more, and neither side learns of it: half-open.  A connection
+            that has lost a piece stays so: TCP delivers nothing after what it has lost.
         corrupt_next: One bit of one of the next pieces is turned.
         is_closed: New connections are refused.
     """
@@ -63,13 +64,15 @@ class Proxy:
     async def _carry(
         self, source: trio.SocketStream, goal: trio.SocketStream, scope: trio.CancelScope
     ) -> None:
+        has_lost = False
         try:
             while data := await source.receive_some(CHUNK_BYTES):
                 if self.delay_s:
                     await trio.sleep(self.delay_s)
                 if self.bytes_per_s:
                     await trio.sleep(len(data) / self.bytes_per_s)
-                if self.is_silent:
+                if self.is_silent or has_lost:
+                    has_lost = True
                     continue
                 await goal.send_all(self._maybe_corrupted(bytes(data)))
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
