@@ -132,7 +132,7 @@ async def measure(workers: int, seconds: float, every_s: float) -> dict[str, Any
                 start_swarm(foreman.url, min(share, workers - first), first)
                 for first in range(0, workers, share)
             ]
-            while len(foreman.pool.workers) < workers:  # noqa: ASYNC110  # nobody tells of that
+            while len(foreman.pool.workers) < workers:  # noqa: ASYNC110  # no event reports it
                 await trio.sleep(0.1)
             began = time.time()
             warm = began + 0.15 * workers / 10 + 5  # each item begins with commits of its own
