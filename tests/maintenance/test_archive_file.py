@@ -277,10 +277,11 @@ def fill_record(files: dict[str, bytes], manifest: dict[str, Any]) -> None:
 
 
 def fill_chunk(files: dict[str, bytes], manifest: dict[str, Any]) -> None:
-    """Records without end, each of them small."""
+    """Small records, together a little over 8 MiB, which may deflate to anything."""
     payload = encode_record(Record(at=1.0, index=7, state=bytes(1_000)))
-    files[CHUNK] = b"".join(FRAME.pack(n, len(payload)) + payload for n in range(1, 20_000))
-    manifest["streams"][1].update(records=19_999, chunks=[1], blobs={})
+    count = 2**23 // (FRAME.size + len(payload)) + 1
+    files[CHUNK] = b"".join(FRAME.pack(n, len(payload)) + payload for n in range(1, count + 1))
+    manifest["streams"][1].update(records=count, chunks=[1], blobs={})
 
 
 @pytest.mark.parametrize(
