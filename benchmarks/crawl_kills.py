@@ -31,7 +31,7 @@ from benchmarks.site import page_path
 
 KILLS = (1 / 3, 2 / 3)
 # A poll costs the site and us about 2 ms each at 3,000 pages, so some 4 % of a core in the crawl;
-# while a crawler starts and nobody fetches, finer polls cost nothing and time its first fetch.
+# while a crawler starts and fetches no page, finer polls cost nothing and time its first fetch.
 POLL_S = 0.05
 STARTING_POLL_S = 0.01
 # After a kill, requests may still lie in the site's sockets; it answers them within its latency.
@@ -53,7 +53,7 @@ class CrawlFigures:
         first_fetch_s: Per life, the seconds from its start to its first fetch; None where it made
             none. The second and later ones are the restarts: start-up and resume together.
         cpu_s: User and system CPU of all lives.
-        never_fetched: Pages that nobody requested.
+        never_fetched: Pages that no crawler requested.
         extra_fetches: Requests beyond the first of each page.
         lost_records: Pages that were fetched and have no record.
         duplicate_records: Records beyond the first of each page.

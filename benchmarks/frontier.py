@@ -90,7 +90,7 @@ async def work(folder: Path, items: int, batches: int) -> tuple[float, float, fl
 
 
 def new_items(numbers: Iterator[int]) -> list[str]:
-    """What a page links to and nobody has seen."""
+    """Links of a page that no other page has."""
     return [item(next(numbers)) for _ in range(ITEMS_PER_BATCH)]
 
 

@@ -49,7 +49,7 @@ class Pages:
     Attributes:
         first_us: The mean of the first saves, all that they cost included.
         last_us: Of the last.
-        worst_ms: The longest of all: where the run was written anew, or the log taken in.
+        worst_ms: The longest of all: where the run was rewritten, or the log taken in.
         seconds: All saves together.
         load_ms: Of a start, the median.
         bytes_each: On the disk at the end.

@@ -31,7 +31,7 @@ LINKS_PER_PAGE = 20
 # Children in the tree that makes every page reachable; 8 keeps 3,000 pages within 4 hops.
 TREE_FANOUT = 8
 PAGE_BYTES = 4096
-# A GET of our own crawlers is far smaller; beyond this somebody is not speaking HTTP.
+# A GET of our own crawlers is far smaller; beyond this the client does not speak HTTP.
 MAX_HEAD_BYTES = 64 * 1024
 RETRY_AFTER_S = 1
 ROBOTS = b"User-agent: *\nDisallow: /private/\n"

@@ -260,7 +260,7 @@ async def build_chain(folder: Path, mib: int, deltas: int) -> dict[str, object]:
         statistics = stream.statistics().state
     (folder / PLAIN).write_bytes(weights.tobytes())
     assert statistics is not None, "there is no state"
-    assert statistics.chain == deltas + 1, "the chain began anew"
+    assert statistics.chain == deltas + 1, "the chain began again"
     return {"digest": xxhash.xxh3_128_hexdigest(weights), "mib": statistics.saved_bytes / MIB}
 
 

@@ -54,7 +54,7 @@ class Host:
         """Never called."""
 
     def moved(self, token: CheckpointToken[Any]) -> None:
-        """Nobody watches."""
+        """Do nothing: no task watches."""
 
 
 def make_slotted(indexes: list[int]) -> None:

@@ -3,7 +3,7 @@
 There is one exception.  A test that is marked `privileged` needs what only root has on some
 machines, such as mounting a file system.  It tries, and where the machine does not let it, it is
 skipped with a reason that begins with `NO_PRIVILEGE`, in CI as well: a container without loop
-devices cannot be given any, and tests as root are not asked of anybody.  For every other reason,
+devices cannot be given any, and no developer has to run tests as root.  For every other reason,
 a program that is not installed say, its skip is a failure like any.
 """
 

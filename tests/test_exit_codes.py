@@ -134,7 +134,7 @@ async def from_outside(store: MemoryStore) -> int:
 
 
 @pytest.mark.parametrize(("programs", "code"), CASES, ids=name_of)
-async def test_the_run_and_whoever_looks_at_it_say_one_code(
+async def test_the_run_and_its_readers_outside_say_one_code(
     programs: list[Program], code: int
 ) -> None:
     store = MemoryStore()

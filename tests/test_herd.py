@@ -130,7 +130,7 @@ async def test_an_item_costs_the_same_steps_however_many_there_are(
     assert many < 30
 
 
-# -- and whoever is concerned is woken -----------------------------------------------------
+# -- and each task that is concerned wakes -----------------------------------------------------
 
 
 async def test_workers_that_are_idle_take_what_comes_to_the_frontier() -> None:

@@ -102,7 +102,7 @@ def check_crawled(world: World) -> None:
 
 
 async def change(world: World) -> None:
-    """Phases, and batches that go back to work."""
+    """Phases, and batches that are re-queued."""
     async with begin(world) as run:
         async with run.phase("first"):
             await trio.sleep(1)

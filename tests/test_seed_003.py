@@ -258,7 +258,7 @@ async def test_edge_case_5_what_is_no_data_is_refused_by_its_path() -> None:
 
 
 async def test_edge_case_6_delta_compaction() -> None:
-    """After 50 differences a chain begins anew; the program sees nothing of it."""
+    """After 50 differences a chain begins again; the program sees nothing of it."""
     expected = await train(MemoryStore(), 130)
     store, lengths = MemoryStore(), list[int]()
     for batches in (40, 49, 50, 51, 52, 101, 130):
@@ -294,8 +294,8 @@ async def test_edge_case_6_after_how_many_differences_is_a_setting(most: int) ->
 async def test_edge_case_9_concurrent_checkpoint_calls(
     floats: int, autojump_clock: MockClock
 ) -> None:
-    """One at a time, whoever asks; while one is on its way others are not begun, and the next
-    takes the newest state.  Arrays are copied in a thread, while others come to their points."""
+    """One at a time, whichever task asks; while one is on its way others are not begun, and the
+    next takes the newest state.  Arrays are copied in a thread, while other tasks go on."""
     new: dict[str, Any] = {"asked": 0, **({"a": np.zeros(floats)} if floats else {})}
     inner = MemoryStore()
     store = FaultyStore(inner, dict.fromkeys(range(1, 1_000), Delay(1.0)))
@@ -501,7 +501,7 @@ async def test_example_2_long_running_ml_training(autojump_clock: MockClock) -> 
     assert found.weights.tobytes() == expected.weights.tobytes()
 
 
-async def test_example_2_in_a_store_that_somebody_else_reads(
+async def test_example_2_in_a_store_that_another_process_reads(
     tmp_path: Path, autojump_clock: Any
 ) -> None:
     """The same with the default store; its history has the snapshots (the seed's example 3)."""

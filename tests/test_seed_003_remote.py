@@ -337,7 +337,7 @@ async def test_edge_case_5_over_the_wire_states_of_any_type(autojump_clock: Mock
 async def test_edge_case_6_over_the_wire_delta_compaction(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A chain begins anew by itself, here after five; nobody on the way has to know."""
+    """A chain begins again by itself, here after five; no peer on the way has to know."""
     monkeypatch.setattr(state_manager.StateManager, "max_deltas", 5)
     async with open_site(MemoryStore()) as site:
         await site.start_worker("a")

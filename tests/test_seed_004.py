@@ -96,7 +96,7 @@ async def progress_of(store: MemoryStore, *key: str) -> trio_ckpt.Progress:
 
 
 async def test_create_new() -> None:
-    """A run that nobody has begun is begun by opening it."""
+    """A run that no process has begun is begun by opening it."""
     store = MemoryStore()
     async with begin(store, config=CONFIG) as run:
         assert run.found.sessions == 0
@@ -229,7 +229,7 @@ async def test_get_repos_to_process() -> None:
 
 
 async def test_is_repo_endpoint_complete() -> None:
-    """Nobody needs to ask: a complete stream hands out nothing.  Who asks is told."""
+    """No caller needs to ask: a complete stream hands out nothing.  `status` says so."""
     store = MemoryStore()
     async with begin(store) as run:
         assert await collect(run, STREAMS[0]) == [1, 2, 3, 4]

@@ -76,7 +76,7 @@ def test_it(): pytest.skip({reason!r})
 @pytest.mark.parametrize(
     ("reason", "is_allowed"), [("no privilege: only root may", True), ("no server", False)]
 )
-def test_ci_may_skip_what_the_machine_does_not_let_anybody_try(
+def test_ci_may_skip_what_the_machine_does_not_allow(
     tmp_path: Path, reason: str, is_allowed: bool
 ) -> None:
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)

@@ -56,7 +56,7 @@ Typing = Callable[[str], FakeTerminal]
 
 @pytest.fixture
 def typing(monkeypatch: pytest.MonkeyPatch) -> Typing:
-    """Somebody at a terminal types an answer; returns what they see on it."""
+    """A user at a terminal types an answer; returns what the terminal shows."""
 
     def type_(answer: str) -> FakeTerminal:
         screen = FakeTerminal()

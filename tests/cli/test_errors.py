@@ -87,7 +87,7 @@ def test_an_error_of_several_lines_is_put_on_one() -> None:
     )
 
 
-def test_an_error_that_nobody_foresaw_keeps_its_traceback(
+def test_an_unforeseen_error_keeps_its_traceback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*_: object, **__: object) -> None:

@@ -101,7 +101,7 @@ def test_every_command_that_opens_a_store_takes_it_and_none_takes_the_key_itself
 
 
 def test_a_sealed_store_is_repaired_with_its_key(run: Terminal, sealed: Path) -> None:
-    """Its records are believed by that key, and what is written anew is sealed with it."""
+    """Its records are believed by that key, and what is rewritten is sealed with it."""
     alter(sealed, '["a"]', 2)
     option = ["--mac-key-file", key_file(sealed.parent)]
     assert run("verify", sealed, "--full", *option).code == 1

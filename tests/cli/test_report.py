@@ -178,7 +178,7 @@ def test_at_80_columns_no_word_is_broken(
 
 
 def test_a_document_says_what_json_cannot_say_as_python_writes_it() -> None:
-    """Metadata that somebody else wrote may hold bytes, numbers that are none, or a deep nest."""
+    """Metadata that another program wrote may hold bytes, numbers that are none, or a deep nest."""
     deep: list[object] = []
     for _ in range(900):
         deep = [deep]

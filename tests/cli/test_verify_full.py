@@ -138,7 +138,7 @@ def test_a_store_that_cannot_be_opened_is_a_finding(run: Terminal, made: Path) -
     assert (made / "state.db").read_bytes() == bytes(100) + content[100:]
 
 
-def test_a_repair_is_refused_while_somebody_owns_a_run(run: Terminal, made: Path) -> None:
+def test_a_repair_is_refused_while_a_process_owns_a_run(run: Terminal, made: Path) -> None:
     alter(made, '["pages"]', 3)
     lock = lock_run(made, "r")
     try:

@@ -132,7 +132,7 @@ async def test_on_a_terminal_it_draws_in_place(
         assert text in last
 
 
-async def test_a_run_that_nobody_runs_is_shown_once(autojump_clock: MockClock) -> None:
+async def test_a_run_that_no_process_runs_is_shown_once(autojump_clock: MockClock) -> None:
     store = MemoryStore()
     await collect(store, pages=3)
     out = io.StringIO()

@@ -19,7 +19,7 @@ Node = File | Folder
 
 
 class UnknownFileError(Exception):
-    """The log tells of a file that nobody made: an operation escaped the recorder."""
+    """The log names a file that no operation made: an operation escaped the recorder."""
 
 
 @attrs.define(eq=False)
@@ -98,7 +98,7 @@ class Disk:
     def _opened(self, operation: Operation) -> Node:
         node = self._by_inode.get(operation.inode) if operation.path else self.root
         if node is None:
-            raise UnknownFileError(f"{operation}: nobody made this file")
+            raise UnknownFileError(f"{operation}: no operation made this file")
         return node
 
     def _place(self, path: str) -> tuple[Folder, str]:

@@ -32,9 +32,9 @@ class Evidence:
     Attributes:
         confirmed: Batches that progress says are confirmed.
         records: The record that confirmed a batch, by the batch's index; the newest one.
-        times: How often a batch was confirmed without having been put back to work.
+        times: How often a batch was confirmed without having been re-queued.
         is_complete: Whether the stream is.
-        redos: How often batches were put back to work.
+        redos: How often batches were re-queued.
         problems: What is not as it should be.
     """
 
@@ -47,7 +47,7 @@ class Evidence:
 
 
 def look(url: str, out: Path) -> Evidence:
-    """Read a run that nobody is changing, and compare all that there is of it."""
+    """Read a run that no process is changing, and compare all that there is of it."""
     try:
         return trio.run(_look, url, out)
     except StoreDamagedError as error:
@@ -102,7 +102,7 @@ def _problems_of_records(found: list[tuple[int, Record]], times: Counter[int]) -
     total = 0
     for _, record in found:
         if record.kind is RecordKind.REDO:
-            return problems  # sums begin anew somewhere: outputs are compared all the same
+            return problems  # sums begin again somewhere: outputs are compared all the same
         if record.kind is RecordKind.BATCH:
             total += record.index or 0
             if record.metadata["sum"] != total:
@@ -148,11 +148,11 @@ def problems_at_end(found: Evidence, out: Path, batches: int) -> list[str]:
 
 
 def litter(url: str, out: Path, batches: int, *, is_archive_allowed: bool) -> list[str]:
-    """Files that nobody needs, after a run that is whole."""
+    """Files that no reader needs, after a run that is whole."""
     wanted = {page_name(index) for index in range(batches)} | LEFT_BESIDE
     there = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     extra = there - wanted
-    if is_archive_allowed:  # lines that no record knew: they may have been somebody's only copy
+    if is_archive_allowed:  # lines that no record knew: they may have been the user's only copy
         extra = {name for name in extra if not name.startswith(f".archive/{RUN}-unconfirmed/")}
     return sorted(extra | trio.run(_litter_of_store, url))
 
@@ -168,4 +168,4 @@ async def _litter_of_store(url: str) -> set[str]:
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     journals = {name for name in files if JOURNAL.fullmatch(name)}
     known = {name for name in files if KNOWN.fullmatch(name)} | set(sorted(journals)[:1])
-    return (files - known) | ({f"{orphans} blobs that nobody names"} if orphans else set())
+    return (files - known) | ({f"{orphans} blobs that no record names"} if orphans else set())

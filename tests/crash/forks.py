@@ -114,7 +114,7 @@ class Process:
         return self.code
 
     def close(self) -> None:
-        """Kill it if it lives, and let go of it."""
+        """Kill it if it lives, and release it."""
         self.send(signal.SIGKILL)
         self.wait()
         self.read_all()
@@ -165,7 +165,7 @@ class Zygote:
 
 
 def serve(number: int) -> None:
-    """What a zygote does: fork for each order, until nobody has orders any more."""
+    """What a zygote does: fork for each order, until no order is left."""
     logging.disable()  # a sweep makes trouble by the thousand
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those that watch are reaped by the kernel
     with socket.socket(fileno=number) as orders:

@@ -38,7 +38,7 @@ from trio_ckpt.testing._inodes import Folder
 
 MANIFEST = "manifest.json"
 OF_THIS_RUN = ("completed_at", "checkpoints", "runtime_s")  # in it: how it came about
-# Lines that no checkpoint knows may be somebody's only copy, so the library keeps them.
+# Lines that no checkpoint knows may be the user's only copy, so the library keeps them.
 KEPT = "out/.archive"
 LIVE = f"{STORE}/live"
 KILLS = (Action.KILL_BEFORE, Action.KILL_AFTER, Action.KILL_HALF)

@@ -6,8 +6,8 @@
 whose it is; the one that has it is killed at random moments, while the other tries again.
 
 *Zombies* are owners that SIGSTOP has stopped, anywhere in a batch.  While one lives the kernel
-keeps its lock, so first the run is refused.  Then somebody does what the documentation says that
-nobody may do, and removes the lock: another process takes the run over, and the zombie wakes.
+keeps its lock, so first the run is refused.  Then the sweep does what the documentation
+forbids, and removes the lock: another process takes the run over, and the zombie wakes.
 Whatever it does then, it confirms nothing, and nothing of what its successor has confirmed is
 lost: that is read from the records, the outputs and the lines, each of which says who made it.
 """
@@ -239,7 +239,7 @@ class Zombie:
         self.figures["refused"] += 1
 
     def _break_lock(self) -> None:
-        """What nobody may do."""
+        """Remove the lock of a run, which the documentation forbids."""
         how = self.chance.choice(BREAKS)
         locks = self.place.folder / "store" / "lock"
         for path in locks.iterdir():
@@ -262,7 +262,7 @@ class Zombie:
         self.figures[f"woken one exits {code}"] += 1
 
     def _finish(self, stack: ExitStack, heir: Process) -> None:
-        """Whoever comes now works to the end; an heir may have been refused or disturbed."""
+        """The owner that comes now works to the end; an heir may have been refused or disturbed."""
         heir.read_all()
         code = heir.wait()
         self.figures[f"heir exits {code}"] += 1

@@ -2,7 +2,7 @@
 
 The machine lives on when a file system is shut down, so an fdatasync that meets the shutdown may
 come back without an error, and what it was for is gone.  How often it does is counted here, with
-the same disk: it is no loss that a store could prevent, and in a real power cut nobody hears it.
+the same disk: it is no loss that a store could prevent, and in a real power cut no process sees it.
 
 As a program it appends blocks to a file, and says of each when it began and ended.
 """

@@ -4,9 +4,9 @@
 
 Needs root and loop devices.  A file system in a file is mounted, `tests.crash.steady` works on
 it, and at a random moment ``FS_IOC_SHUTDOWN`` shuts it down without flushing its journal
-(``EXT4_GOING_FLAGS_NOLOGFLUSH``, see ext4's ioctl.c): what was not durable is gone, and whoever
-goes on gets EIO.  Then it is mounted again, which replays the journal as after a power cut, and
-the laws are looked at, as a reader finds them and after the run was resumed to its end.
+(``EXT4_GOING_FLAGS_NOLOGFLUSH``, see ext4's ioctl.c): what was not durable is gone, and a process
+that goes on gets EIO.  Then it is mounted again, which replays the journal as after a power cut,
+and the laws are looked at, as a reader finds them and after the run was resumed to its end.
 """
 
 from __future__ import annotations
@@ -130,11 +130,11 @@ class Machine:
     def _take_stock(self, process: Process, is_cut: bool) -> None:
         """Sort what was said to be confirmed by when that was.
 
-        Before the cut: it must survive.  Of a batch that was begun after the cut: nobody may say
-        so.  In between: an fsync was on its way, or had just come back.  On a machine whose power
-        is cut nobody would live to say it; this kernel lives on, and now and then an fsync that
-        meets the cut comes back without an error, and nothing of it is on the disk.  Those are
-        counted, and prove nothing either way.
+        Before the cut: it must survive.  Of a batch that was begun after the cut: no process may
+        say so.  In between: an fsync was on its way, or had just come back.  On a machine whose
+        power is cut no process would live to say it; this kernel lives on, and now and then an
+        fsync that meets the cut comes back without an error, and nothing of it is on the disk.
+        Those are counted, and prove nothing either way.
         """
         self.raced = frozenset()
         said = process.times("confirmed")
@@ -149,7 +149,7 @@ class Machine:
         self.raced = frozenset(said) - self.confirmed
 
     def _look(self) -> None:
-        """What must hold before anybody mends anything."""
+        """What must hold before anything is repaired."""
         found = look(self.url, self.out)
         need(not found.problems, f"after the cut: {found.problems}")
         lost = self.confirmed - found.confirmed

@@ -16,7 +16,7 @@
  * here.  There was none, and of each as many as the log had.  What is left out, and why: owners
  * of files (fchown, by SQLite) are no part of what is promised; locks die with their process; and
  * SQLite's "-shm" file is mapped into memory and changed there: it is an index of the "-wal"
- * file, and who opens a database first after a crash throws it away and makes it anew.  A mapping
+ * file, and who opens a database first after a crash throws it away and makes a new one.  A mapping
  * for writing of any other file ends the process.
  *
  * Linux only.  System calls are made as such, so nothing has to be looked up in libc.

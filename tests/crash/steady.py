@@ -35,7 +35,7 @@ STREAM = ("pages",)
 LINES = "lines.jsonl"
 INLINE_LIMIT_BYTES = 4_096  # so that the state is a blob
 EXIT_ERROR = 1
-OWNER_AGE_S = 0.02  # in place of the library's, so that a sweep need not let anybody sleep long
+OWNER_AGE_S = 0.02  # in place of the library's, so that a sweep need not let an owner sleep long
 
 KINDS = {"sqlite": SqliteStore, "json": JsonStore}
 
@@ -93,7 +93,7 @@ def padding(index: int) -> str:
 
 
 def say(text: str) -> None:
-    """One line for whoever has started this process, with the time; it is the same for all."""
+    """One line for the parent of this process, with the time; it is the same for all."""
     os.write(1, f"{text} {time.monotonic_ns()}\n".encode())
 
 
@@ -145,7 +145,7 @@ OF_SAVES = ("save", "commit", "saved")
 
 @attrs.define
 class Points:
-    """Where the process stops itself, once, as if somebody had sent SIGSTOP just then."""
+    """Where the process stops itself, once, as if another process had sent SIGSTOP."""
 
     stop_at: str
     stop_index: int
@@ -200,7 +200,7 @@ def run_program(orders: Orders) -> int:
             setattr(_system.System, name, lambda _system, _fd: None)
     if orders.flaw == OWNERS_FLAW:
         _system.System.lock = lambda _system, _fd: None  # type: ignore[method-assign]
-        group_commit.GroupCommitter.check_owner = _ask_nobody  # type: ignore[method-assign]
+        group_commit.GroupCommitter.check_owner = _check_no_owner  # type: ignore[method-assign]
     if orders.waits:
         os.read(0, 1)
     try:
@@ -216,5 +216,5 @@ def run_program(orders: Orders) -> int:
         return EXIT_ERROR
 
 
-async def _ask_nobody(_committer: object, _max_age_s: float = 0.0) -> None:
+async def _check_no_owner(_committer: object, _max_age_s: float = 0.0) -> None:
     """In place of `GroupCommitter.check_owner`."""

@@ -33,7 +33,7 @@ from tests.crash.schedules import Schedule, read_schedule
 from tests.crash.zygote import Ended, Zygote
 
 STORES = ("sqlite", "json")
-MAX_VIOLATIONS = 20  # of one sweep: after so many nobody reads on
+MAX_VIOLATIONS = 20  # of one sweep: no reader needs more
 MOST_KILLS = 5  # of one random schedule
 RANDOM_SCHEDULES = 150  # of a full sweep
 # What is left of one power cut is left to chance so often.  The JSON store does less with files,
@@ -113,7 +113,7 @@ class Sweep:
         return Schedule(self.name, self.lab.store, plans, cut, seed, self.lab.program)
 
     def guard(self, schedule: Schedule, play: Callable[[], None]) -> bool:
-        """Play; what is broken is noted.  False: nobody need go on."""
+        """Play; what is broken is noted.  False: the sweep may end."""
         try:
             play()
         except ViolationError as problem:

@@ -73,7 +73,7 @@ async def read_stages(folder: Path) -> dict[str, Stage]:
 
 
 def exact(stage: Stage, kind: str) -> dict[str, Fraction]:
-    """Its sums of "totals" or "spent", as they are before anybody rounds them."""
+    """Its sums of "totals" or "spent", before they are rounded."""
     sums = getattr(stage.progress, kind)
     return {name: Fraction(value.numerator, 1 << value.shift) for name, value in sums.items()}
 

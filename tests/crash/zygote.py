@@ -35,7 +35,7 @@ SESSION_LIMIT_S = 30.0  # one takes less than a tenth of a second; more is a han
 NOTHING_ELSE = 1  # the exit code of Python after an exception
 
 # What only large runs do, small ones do as well here: arrays in blobs of their own, and a run
-# that is written anew.
+# that is rewritten.
 ARRAY_BLOB_BYTES = 2**14
 REWRITE_BYTES = 2_000
 

@@ -21,7 +21,7 @@ import attrs
 import trio
 
 
-class ConnectionEnded(Exception):  # noqa: N818 - ends the connection's loop; nobody's error
+class ConnectionEnded(Exception):  # noqa: N818 - ends the connection's loop; not an error
     """Raised by a handler that has closed the connection."""
 
 

@@ -116,7 +116,7 @@ async def test_a_limit_is_of_one_endpoint(tmp_path: Path, autojump_clock: MockCl
 async def test_trouble_backs_off_and_goes_on(
     fault: str, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    """5xx, resets and timeouts: again, each time later, and nobody else waits."""
+    """5xx, resets and timeouts: again, each time later, and no other work waits."""
     held = f"{HIRAGANA}/characters?page=2"
     client = Direct(api(f"{fault}*3 {held}"))
     assert await collect(client, tmp_path) == 0

@@ -117,7 +117,7 @@ async def test_a_strange_answer_fails_its_stream_and_no_other(
 
 
 @pytest.mark.parametrize("status", [204, 301, 304, 400, 409, 418, 422])
-async def test_an_answer_that_nobody_foresaw_fails_its_stream_for_good(
+async def test_an_unforeseen_answer_fails_its_stream_for_good(
     tmp_path: Path, autojump_clock: MockClock, status: int
 ) -> None:
     client = odd_api(characters=Answer(status, b""))

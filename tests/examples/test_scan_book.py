@@ -80,7 +80,7 @@ async def test_both_stages_leave_a_checked_file_for_every_page(book: Path, tmp_p
     assert sorted(listed) == sorted(pages(tmp_path))
 
 
-async def test_the_pages_are_the_same_bytes_whoever_works_on_them(
+async def test_the_pages_are_the_same_bytes_with_any_number_of_workers(
     book: Path, tmp_path: Path
 ) -> None:
     for workers in ("1", "4", "16"):

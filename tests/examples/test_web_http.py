@@ -551,7 +551,7 @@ async def test_https(nursery: trio.Nursery, certificates: Certificates) -> None:
         assert (await client.get(url)).body == b"secret"
 
 
-async def test_a_certificate_that_nobody_trusts(
+async def test_a_certificate_of_an_unknown_issuer_is_refused(
     nursery: trio.Nursery, certificates: Certificates
 ) -> None:
     url = await serve_over_tls(nursery, certificates.server)

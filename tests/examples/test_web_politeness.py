@@ -1,4 +1,4 @@
-"""The gate: so many at once, so far apart, nobody during a pause."""
+"""The gate: so many at once, so far apart, none during a pause."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ async def test_a_format_that_is_not_read_is_refused_as_such(name: str, tmp_path:
 
 
 def test_there_is_a_fixture_of_every_format() -> None:
-    """Whoever raises a version runs `tests.formats.write`, and keeps the older fixtures."""
+    """A change that raises a version runs `tests.formats.write`, and keeps the older fixtures."""
     known = {path.stem for path in STORES.iterdir()}
     assert known == {*READ, *REFUSED, "archive-1"}
     assert set(CURRENT.values()) <= known - set(REFUSED)

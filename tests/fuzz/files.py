@@ -104,7 +104,7 @@ def open_journal() -> Reader:
         law(holds=end.size + end.torn == len(content), broken="bytes are not accounted for")
         _read_all(state)
         again = fmt.parse_checkpoint(FILE, fmt.render_checkpoint(state), "run")
-        law(holds=again.streams == state.streams, broken="it cannot be written anew")
+        law(holds=again.streams == state.streams, broken="it cannot be written again")
         return "read"
 
     entries = [msgspec.Raw(encode_entry(one)) for one in _checkpoints()]

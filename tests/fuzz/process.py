@@ -31,7 +31,7 @@ def main() -> None:
 
     logging.disable(logging.CRITICAL)
     folder, name = Path(os.environ["FUZZ_FOLDER"]), sys.argv.pop(1)
-    tempfile.tempdir = str(folder)  # libFuzzer ends the process, and nobody cleans up after it
+    tempfile.tempdir = str(folder)  # libFuzzer ends the process, and no code cleans up after it
     target = TARGETS[name]
     reader = target.open()
     corpus = folder / "corpus"

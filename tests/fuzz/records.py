@@ -1,4 +1,4 @@
-"""What a store gives back, before anybody believes it: seals, records, folds, names, config."""
+"""What a store gives back, before it is trusted: seals, records, folds, names, config."""
 
 from __future__ import annotations
 

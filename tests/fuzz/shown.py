@@ -1,4 +1,4 @@
-"""A run whose records somebody else wrote, shown by every command that reads."""
+"""A run whose records another program wrote, shown by every command that reads."""
 
 from __future__ import annotations
 

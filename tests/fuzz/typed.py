@@ -42,7 +42,7 @@ def open_arguments() -> Reader:
             said = error.format_message() if isinstance(error, click.ClickException) else str(error)
             line = one_line(said)
             law(holds=line.isprintable() and "\n" not in line, broken="a forged line")
-            law(holds=exit_code_of(error) is not None, broken="an error that nobody foresaw")
+            law(holds=exit_code_of(error) is not None, broken="an error without an exit code")
             return type(error).__name__
         return "read"
 

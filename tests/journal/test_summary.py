@@ -268,8 +268,8 @@ async def test_the_groups_of_a_run(is_restarted: bool) -> None:
         assert (run.group("a").confirmed, run.group("a").records) == (4, 4)
         assert (run.group("a").totals, run.group("a").spent) == ({"words": 40}, {"cost": 2})
         assert run.group("b", "x").status is C
-        with pytest.raises(UnknownStreamError, match="has no stream 'nobody'"):
-            run.group("nobody")
+        with pytest.raises(UnknownStreamError, match="has no stream 'unknown'"):
+            run.group("unknown")
         assert run.group("b").left == 2
         assert run.group().confirmed == 7
         assert run.group().left is None  # the length of c is not known

@@ -56,7 +56,7 @@ def code(verdict: AccessRole | AccessDenied) -> str:
 # -- the judgement -------------------------------------------------------------------------------
 
 
-def test_whoever_has_the_secret_may_look_and_no_more() -> None:
+def test_each_secret_gives_its_role() -> None:
     assert ACCESS.judge(scope()) is AccessRole.VIEWER
     assert ACCESS.judge(scope(authorization=f"Bearer {ACTION_SECRET}")) is AccessRole.ACTOR
 
@@ -93,8 +93,8 @@ def test_without_actions_their_secret_is_no_secret() -> None:
     access = Access.of(SECRET, None, ACCESS.hosts)
     assert not access.has_actions
     assert code(access.judge(scope(authorization=f"Bearer {ACTION_SECRET}"))) == "secret_needed"
-    nobodys = "Bearer " + "\0" * 32
-    assert code(access.judge(scope(authorization=nobodys))) == "secret_needed"
+    zeros = "Bearer " + "\0" * 32
+    assert code(access.judge(scope(authorization=zeros))) == "secret_needed"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_our_own_names_are_known(host: str) -> None:
     ["evil.example", "127.0.0.1", "127.0.0.1:8001", "localhost.evil.example:8000", "", " "],
 )
 def test_a_name_that_is_not_ours_is_refused_whatever_else_is_right(host: str) -> None:
-    """DNS rebinding: somebody points a name of theirs at this machine."""
+    """DNS rebinding: an attacker points a name of theirs at this machine."""
     for path in ("/api/runs", "/", "/metrics"):
         assert code(ACCESS.judge(scope(path=path, host=host))) == "wrong_host"
 
@@ -188,14 +188,14 @@ def routes() -> list[tuple[str, str]]:
 async def attack(client: Client, method: str, target: str) -> list[tuple[str, int]]:
     """What a route answers to each kind of hostile request."""
     own = f"127.0.0.1:{client.port}"
-    nobody = Client(client.port, None)
+    stranger = Client(client.port, None)
     viewer = Client(client.port, SECRET)
     asked = {
         "rebinding": await viewer.ask(method, target, host="evil.example"),
-        "no secret": await nobody.ask(method, target),
+        "no secret": await stranger.ask(method, target),
         "wrong secret": await Client(client.port, "w" * 32).ask(method, target),
-        "secret in the query": await nobody.ask(method, f"{target}?secret={SECRET}"),
-        "cookie": await nobody.ask(method, target, [("Cookie", f"secret={SECRET}")]),
+        "secret in the query": await stranger.ask(method, f"{target}?secret={SECRET}"),
+        "cookie": await stranger.ask(method, target, [("Cookie", f"secret={SECRET}")]),
         "foreign origin": await viewer.ask(method, target, [("Origin", "https://evil.example")]),
         "cross site": await viewer.ask(method, target, [("Sec-Fetch-Site", "cross-site")]),
         "method": await viewer.ask("DELETE", target),

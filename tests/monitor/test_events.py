@@ -67,7 +67,7 @@ async def broadcast(scene: Scene) -> AsyncGenerator[Broadcast]:
         nursery.cancel_scope.cancel()
 
 
-async def test_nothing_is_made_while_nobody_watches(
+async def test_nothing_is_made_while_no_viewer_watches(
     scene: Scene, broadcast: Broadcast, autojump_clock: MockClock
 ) -> None:
     for _ in range(5):

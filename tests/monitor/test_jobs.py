@@ -152,7 +152,7 @@ async def test_a_job_is_cancelled_by_its_foreman_and_once(autojump_clock: MockCl
     assert caught.group_contains(JobCancelledError)
 
 
-async def test_without_the_foreman_nobody_can_be_asked(autojump_clock: MockClock) -> None:
+async def test_without_the_foreman_its_actions_are_refused(autojump_clock: MockClock) -> None:
     async with training(1) as (site, jobs):
         await saved(jobs, "job-t.000000")
         beside = Jobs(site.store)

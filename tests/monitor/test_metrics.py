@@ -67,7 +67,7 @@ async def test_what_was_done_is_counted(autojump_clock: MockClock) -> None:
     assert found["ckpt_bytes_total['r']"] > 100
 
 
-async def test_what_is_pending_is_looked_up_when_somebody_asks() -> None:
+async def test_what_is_pending_is_looked_up_when_a_scrape_asks() -> None:
     async with begin(Metrics()) as run:
         async with serving(run) as (client, _):
             reply = await client.get("/metrics")
@@ -102,7 +102,7 @@ async def test_a_run_id_cannot_break_the_text(autojump_clock: MockClock) -> None
     assert {sample.labels["run"] for sample in found} == {name}
 
 
-def test_attempts_that_began_before_somebody_observed_are_no_trouble() -> None:
+def test_attempts_that_began_before_observing_are_no_trouble() -> None:
     async def main() -> None:
         metrics, attempt = Metrics(), Attempt("r", ("s",), 0, 1)
         metrics.attempt_settled(attempt)
@@ -129,7 +129,7 @@ def test_pace_is_the_rate_between_samples() -> None:
     assert [(point.at, point.per_s) for point in pace.points()] == [
         (5.0, 2.0),
         (10.0, 6.0),
-        (20.0, 0.0),  # batches went back to work: that is no negative pace
+        (20.0, 0.0),  # batches were re-queued: that is not a negative pace
     ]
     for step in range(2 * MAX_SAMPLES):
         pace.sample(100 + step * SAMPLE_EVERY_S, step)

@@ -1,4 +1,4 @@
-"""The page in a real browser: what people see, what is never sent, and that anybody can use it.
+"""The page in a real browser: what people see, what is never sent, and that everyone can use it.
 
 It needs Debian's chromium (or another, named by CHROMIUM) and is skipped without one.
 """
@@ -429,7 +429,7 @@ def test_a_stream_is_a_link_to_its_checkpoints(tab: Tab, stage: Stage) -> None:
     expect(page.locator("#history-scroll")).to_be_focused()
     address = page.url
     page.goto("about:blank")
-    page.goto(address)  # a link that was sent to somebody else
+    page.goto(address)  # a link that was sent to another user
     expect(page.locator("#history tbody tr")).to_have_count(4)
     page.locator("#streams a", has_text="org/repo1/pulls").click()
     expect(page.locator("#history tbody tr")).to_have_count(5)
@@ -553,7 +553,7 @@ SIGHTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("tab", "name"), [(o, n) for n, o in SIGHTS.items()], indirect=["tab"])
-def test_anybody_can_read_it_and_nothing_is_cut(tab: Tab, name: str, stage: Stage) -> None:
+def test_it_can_be_read_at_every_size_and_nothing_is_cut(tab: Tab, name: str, stage: Stage) -> None:
     """No fault that axe calls serious, no sideways scrolling; a picture is kept."""
     page = look(tab, stage)
     expect(page.locator("#pending tr.stuck").first).to_be_visible()

@@ -246,7 +246,7 @@ async def test_with_tls() -> None:
             assert not (await client.raw(b"GET / HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200")
 
 
-async def test_an_error_of_the_monitor_itself_tells_nobody_how(
+async def test_an_error_of_the_monitor_itself_shows_no_details(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with begin() as run:

@@ -3,7 +3,7 @@
 A program is some streams of different kinds, worked on by sessions of which most end badly: killed,
 stopped, cancelled, by an exception, with saves that fail.  Between them batches are put back to
 work, by the program or by commands, and outputs are damaged.  After each session `reader` reads
-the store and the output folder without a line of the library, adds everything up anew, and
+the store and the output folder without a line of the library, adds everything up again, and
 `judge` compares: the records with each other, with the files, with what the sessions said that
 they did, and with what the library makes of them.
 

@@ -122,7 +122,7 @@ class Judge:
         return ledger
 
     def _is_justified(self, ledger: Ledger, entry: Entry) -> None:
-        """Batches go back to work because somebody asked, or because their files were damaged."""
+        """Batches are re-queued because the program asked, or because their files were damaged."""
         reason = str(entry.metadata["reason"])
         if reason in self.reasons:
             return

@@ -32,7 +32,7 @@ class RandomProgram:
         seed: Makes all of it, but for what threads and kills make of it.
         root: An empty folder.
         server: Carries out what it does.
-        story: What happened, for whoever looks into a violation.
+        story: What happened, for the reader of a violation.
     """
 
     seed: int

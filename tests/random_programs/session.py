@@ -220,7 +220,7 @@ async def work(program: Program, run: Run, plan: StreamPlan) -> None:
 
 
 async def put_back(program: Program, stream: Stream[Any], shares: Sequence[float]) -> None:
-    """Put some of what is done back to work."""
+    """Re-queue some of what is done."""
     progress = stream.progress
     done = sorted({*progress.confirmed, *progress.skipped})
     if done and shares:
@@ -239,7 +239,7 @@ async def produce(
 ) -> str:
     """One attempt at a batch: files that say what it produces; returns its name.
 
-    How much it produces is drawn anew for every attempt, so that amounts of one that is taken
+    How much it produces is drawn again for every attempt, so that amounts of one that is taken
     back are not those of the next.
     """
     name = name or program.attempt(key, batch)

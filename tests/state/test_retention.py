@@ -110,7 +110,7 @@ def test_the_account_by_chains_says_what_one_of_all_states_would() -> None:
 
 def test_the_account_does_not_grow_with_the_number_of_states() -> None:
     found = Versions(Retention(last=2))
-    for sequence in range(1, 10_000):  # small states: each a chain of its own, nothing to let go
+    for sequence in range(1, 10_000):  # small states: each a chain of its own, nothing to drop
         found.add(Version(sequence, float(sequence), b"%d" % sequence, 0))
     assert len(found) == 0
     for sequence in range(10_000, 20_000):  # chains of 50 large ones, pruned when one begins
