@@ -86,19 +86,19 @@ def test_what_stands_is_the_newest_of_each_batch_that_is_done(seed: int) -> None
         apply(progress, sequence, record)
         log.append((sequence, record))
     for kind, done in ((RecordKind.BATCH, progress.confirmed), (RecordKind.SKIP, progress.skipped)):
-        standing = LiveRecords(progress)
+        live = LiveRecords(progress)
         size = rng.randrange(1, 10)
         newest = log[::-1]
         found = [
             entry
             for at in range(0, len(newest), size)
-            for entry in standing.of(newest[at : at + size], kind)  # type: ignore[arg-type]
+            for entry in live.of(newest[at : at + size], (kind,))  # type: ignore[arg-type]
         ]
         assert {entry.index: entry.sequence for entry in found} == {n: stands[n] for n in done}
         assert all(entry.record.kind is kind for entry in found)
 
 
-def test_what_stands_is_of_the_moment_when_the_reading_began() -> None:
+def test_what_is_live_is_of_the_moment_when_the_reading_began() -> None:
     log = [
         *((n + 1, Record(at=0.0, index=n)) for n in range(3)),
         (4, Record(kind=RecordKind.REDO, at=0.0, steps=(1, 1))),
@@ -110,11 +110,11 @@ def test_what_stands_is_of_the_moment_when_the_reading_began() -> None:
         progress = Progress()
         for sequence, record in log[:moment]:
             apply(progress, sequence, record)
-        standing = LiveRecords(progress)
+        live = LiveRecords(progress)
         for sequence, record in log[moment:]:  # what is saved meanwhile changes nothing
             apply(progress, sequence, record)
-        assert [e.index for e in standing.of(log[::-1])] == indexes
-        assert [e.index for e in standing.of(log[::-1], RecordKind.SKIP)] == [3] * (moment == 6)
+        assert [e.index for e in live.of(log[::-1])] == indexes
+        assert [e.index for e in live.of(log[::-1], (RecordKind.SKIP,))] == [3] * (moment == 6)
 
 
 # ---------------------------------------------------------------------------------------

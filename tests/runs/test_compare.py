@@ -14,7 +14,7 @@ import trio
 from trio_ckpt import Batch, SourceChangedError, Status, StoreError, Stream, open_run, run_batches
 from trio_ckpt._journal.history import PAGE, LiveRecords, read_pages
 from trio_ckpt._journal.progress import Progress, apply, item_mark
-from trio_ckpt._journal.record import Record, RecordKind
+from trio_ckpt._journal.record import Record
 from trio_ckpt._runs.compare import ITEMS_PER_STEP, check_source
 from trio_ckpt._runs.source import Source, default_key
 from trio_ckpt._util.plain import item_digest
@@ -254,9 +254,9 @@ async def test_the_sum_of_items_is_that_of_what_stands() -> None:
     async with begin(store) as run, run.open_stream("s") as stream:
         await several(stream, range(12), [])
         progress = stream.progress
-    standing = LiveRecords(progress)
+    live = LiveRecords(progress)
     async for records in read_pages(store, "r", 0, ("s",)):
-        for entry in standing.of(records, RecordKind.BATCH):
+        for entry in live.of(records):
             progress.items -= item_mark(entry.index, entry.record.item)
     assert progress.items % 2**128 == 0
 

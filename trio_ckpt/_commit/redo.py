@@ -24,7 +24,7 @@ import attrs
 import msgspec
 import trio
 
-from .._journal.history import LiveRecords, StandingRecord, read_pages
+from .._journal.history import DONE_KINDS, LiveRecord, LiveRecords, live_records, read_pages
 from .._journal.progress import Progress, add_marks, encode_marks, item_mark
 from .._journal.record import Output, Record, RecordKind, SinkLines, Status, Taken
 from .._journal.store import Store
@@ -139,7 +139,7 @@ class Redo:
                 batch_index=first,
             )
         reversal = Reversal()
-        async with aclosing(self._standing()) as pages:
+        async with aclosing(self._live_records()) as pages:
             async for records in pages:
                 for entry in records:
                     if entry.index in wanted:
@@ -167,7 +167,7 @@ class Redo:
         if not wanted:
             return wanted
         reversal, oldest = Reversal(), 0
-        async with aclosing(self._standing()) as pages:
+        async with aclosing(self._live_records()) as pages:
             async for records in pages:
                 for entry in records:
                     if entry.index in wanted:
@@ -193,13 +193,10 @@ class Redo:
         reversal, state, cursor = Reversal(), b"", None
         is_found = {"state": not progress.has_state, "cursor": not progress.has_cursor}
         resets = progress.has_state
-        key = self.committer.run_key
-        standing = LiveRecords(progress)
-        async with aclosing(
-            read_pages(self.store, key.run_id, key.generation, self.stream_log.key)
-        ) as pages:
+        live = LiveRecords(progress)
+        async with aclosing(self._pages()) as pages:
             async for records in pages:
-                for entry in _both(standing, records):
+                for entry in live.of(records, DONE_KINDS):
                     if entry.sequence >= cut:
                         reversal.add(entry.index, entry.record)
                 for sequence, record in records:
@@ -228,11 +225,9 @@ class Redo:
 
     async def _check_restorable(self, cut: int, first: int) -> None:
         """Raise CannotRedoError unless the store still has the whole state before a sequence."""
-        key = self.committer.run_key
 
         async def older() -> AsyncGenerator[list[tuple[int, Record]]]:
-            pages = read_pages(self.store, key.run_id, key.generation, self.stream_log.key)
-            async with aclosing(pages):
+            async with aclosing(self._pages()) as pages:
                 async for records in pages:
                     yield [entry for entry in records if entry[0] < cut]
 
@@ -246,7 +241,7 @@ class Redo:
                 None,
                 f"the state before batch {first} is not kept any more ({error}): retention= limits "
                 "how many states are; start from the beginning with fresh=True",
-                run_id=key.run_id,
+                run_id=self.committer.run_key.run_id,
                 stream=self.stream_log.key,
                 batch_index=first,
             ) from error
@@ -257,7 +252,7 @@ class Redo:
         Durability: when this returns the record is durable, and their outputs are in the archive.
         """
         end, cut = self.stream_log.progress.sinks[path], 0
-        async with aclosing(self._standing()) as pages:
+        async with aclosing(self._live_records()) as pages:
             async for records in pages:
                 for entry in records:
                     for lines in entry.record.lines:
@@ -272,7 +267,7 @@ class Redo:
         )
         return await self.rewind_before(cut, reason)
 
-    async def take_damaged(self, entry: StandingRecord, path: str, reason: str) -> None:
+    async def take_damaged(self, entry: LiveRecord, path: str, reason: str) -> None:
         """Re-queue one batch whose outputs are damaged, unless it is re-queued already.
 
         The outputs are moved first: another task may be waiting to write them.
@@ -291,14 +286,13 @@ class Redo:
 
     # -- how ----------------------------------------------------------------------------------
 
-    async def _standing(self) -> AsyncGenerator[list[StandingRecord]]:
+    def _pages(self) -> AsyncGenerator[list[tuple[int, Record]]]:
+        """Read the records of the stream, newest first."""
         key = self.committer.run_key
-        standing = LiveRecords(self.stream_log.progress)
-        async with aclosing(
-            read_pages(self.store, key.run_id, key.generation, self.stream_log.key)
-        ) as pages:
-            async for records in pages:
-                yield _both(standing, records)
+        return read_pages(self.store, key.run_id, key.generation, self.stream_log.key)
+
+    def _live_records(self) -> AsyncGenerator[list[LiveRecord]]:
+        return live_records(self.stream_log.progress, self._pages)
 
     async def _revert(self, reversal: Reversal, reason: str, **fields: Any) -> None:
         where = describe_batch(self.committer.run_key.run_id, self.stream_log.key, None)
@@ -355,14 +349,11 @@ class Redo:
         """Move the outputs of re-queued batches into the archive."""
         if self.outputs is None or self.stream_log.progress.outputs == 0:
             return
-        key = self.committer.run_key
-        standing = LiveRecords(attrs.evolve(self.stream_log.progress, confirmed=taken))
+        live = LiveRecords(attrs.evolve(self.stream_log.progress, confirmed=taken))
         left = len(taken)
-        async with aclosing(
-            read_pages(self.store, key.run_id, key.generation, self.stream_log.key)
-        ) as pages:
+        async with aclosing(self._pages()) as pages:
             async for records in pages:
-                entries = standing.of(records)
+                entries = live.of(records)
                 left -= len(entries)
                 for entry in entries:
                     await self._set_aside(entry.index, entry.record.outputs)
@@ -414,12 +405,6 @@ def retry_record(run_id: str, key: StreamKey, progress: Progress) -> Record | No
         )
     indexes = progress.skipped.union(IndexSet(progress.failures))
     return Record(kind=RecordKind.RETRY, at=time.time(), steps=tuple(indexes.to_steps()))
-
-
-def _both(standing: LiveRecords, records: list[tuple[int, Record]]) -> list[StandingRecord]:
-    """The live records of confirmed and of skipped batches, newest first."""
-    found = [*standing.of(records, RecordKind.BATCH), *standing.of(records, RecordKind.SKIP)]
-    return sorted(found, key=lambda entry: -entry.sequence)
 
 
 def _says_state(record: Record) -> bool:

@@ -175,8 +175,13 @@ def _session(facts: dict[str, Any], end: dict[str, Any] | None, *, goes_on: bool
     )
 
 
+DoneKind = Literal[RecordKind.BATCH, RecordKind.SKIP]
+DONE_KINDS: tuple[DoneKind, ...] = (RecordKind.BATCH, RecordKind.SKIP)
+"""The kinds of records after which a batch is done."""
+
+
 @attrs.frozen
-class StandingRecord:
+class LiveRecord:
     """A record that defines the status of its batch: no later record has reverted it."""
 
     sequence: int
@@ -206,28 +211,31 @@ class LiveRecords:
     def of(
         self,
         records: list[tuple[int, Record]],
-        kind: Literal[RecordKind.BATCH, RecordKind.SKIP] = RecordKind.BATCH,
-    ) -> list[StandingRecord]:
-        """The live records of one kind in a page."""
-        done = self._confirmed if kind is RecordKind.BATCH else self._skipped
-        standing: list[StandingRecord] = []
+        kinds: tuple[DoneKind, ...] = (RecordKind.BATCH,),
+    ) -> list[LiveRecord]:
+        """The live records of some kinds in a page, newest first."""
+        done: dict[RecordKind, IndexSet] = {
+            RecordKind.BATCH: self._confirmed,
+            RecordKind.SKIP: self._skipped,
+        }
+        found: list[LiveRecord] = []
         for sequence, record in records:
             index = record.index
-            if record.kind is not kind or index is None or index not in done:
+            if record.kind not in kinds or index is None or index not in done[record.kind]:
                 continue
             if sequence > self._through:
                 continue
             if self._seen.add(index):  # newest first: older ones of this batch were reverted
-                standing.append(StandingRecord(sequence, index, record))
-        return standing
+                found.append(LiveRecord(sequence, index, record))
+        return found
 
 
 ReadPages = Callable[[], AsyncGenerator[list[tuple[int, Record]]]]
 
 
-async def standing_records(
-    progress: Progress, read: ReadPages, *kinds: Literal[RecordKind.BATCH, RecordKind.SKIP]
-) -> AsyncGenerator[list[StandingRecord]]:
+async def live_records(
+    progress: Progress, read: ReadPages, kinds: tuple[DoneKind, ...] = DONE_KINDS
+) -> AsyncGenerator[list[LiveRecord]]:
     """The live records of some kinds, newest first, a page at a time.
 
     Args:
@@ -235,11 +243,10 @@ async def standing_records(
         read: Reads its records, newest first.
         kinds: The kinds of records.
     """
-    standing = LiveRecords(progress)
+    live = LiveRecords(progress)
     async with aclosing(read()) as pages:
         async for records in pages:
-            found = [entry for kind in kinds for entry in standing.of(records, kind)]
-            yield sorted(found, key=lambda entry: -entry.sequence)
+            yield live.of(records, kinds)
 
 
 @attrs.frozen

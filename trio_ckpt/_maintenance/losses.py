@@ -12,7 +12,7 @@ from contextlib import aclosing, closing
 
 import attrs
 
-from .._journal.history import LiveRecords, StandingRecord, read_pages
+from .._journal.history import LiveRecord, LiveRecords, read_pages
 from .._journal.record import Status
 from .._journal.store import RunView, Store
 from .._journal.summary import in_order
@@ -128,7 +128,7 @@ async def _lost_state(store: Store, view: RunView, key: StreamKey) -> list[LostS
     return []
 
 
-async def _newest(store: Store, view: RunView, key: StreamKey, left: int) -> list[StandingRecord]:
+async def _newest(store: Store, view: RunView, key: StreamKey, left: int) -> list[LiveRecord]:
     """The newest confirmed batches of a stream with outputs, of one page of records."""
     limit = min(left, MAX_FILES)
     pages = read_pages(store, view.run_id, view.generation, key, limit=limit)
@@ -140,7 +140,7 @@ async def _newest(store: Store, view: RunView, key: StreamKey, left: int) -> lis
 
 
 def _lost_files(
-    outputs: OutputDir, key: StreamKey, entries: Sequence[StandingRecord]
+    outputs: OutputDir, key: StreamKey, entries: Sequence[LiveRecord]
 ) -> list[DriftProblem]:
     return [
         DriftProblem(key, entry.index, output.path, MISSING)

@@ -14,22 +14,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any
 
 import trio
 
-from .._journal.history import ReadPages, standing_records
+from .._journal.history import ReadPages, live_records
 from .._journal.progress import Progress, add_marks, item_mark
-from .._journal.record import RecordKind
 from .._util.errors import SourceChangedError
 from .._util.index_set import IndexSet
 from .._util.plain import ITEM_DIGEST_BYTES, StreamKey
 from .source import ITEMS_PER_STEP, Source
 
-_DONE: tuple[Literal[RecordKind.BATCH], Literal[RecordKind.SKIP]] = (
-    RecordKind.BATCH,
-    RecordKind.SKIP,
-)
 _SHORTER = "nothing: it is shorter now"
 
 
@@ -62,7 +57,7 @@ async def check_source(
         raise _changed(last, was, _SHORTER, where)
     if digests.marks == wanted:
         return
-    async with aclosing(standing_records(progress, read, *_DONE)) as pages:
+    async with aclosing(live_records(progress, read)) as pages:
         async for entries in pages:
             items = [e for e in entries if e.record.item]  # a batch of an open end has none
             changed = [e for e in items if e.record.item != digests.of(e.index)]
@@ -114,7 +109,7 @@ async def _read(source: Source[Any], indexes: IndexSet) -> _Digests | None:
 
 async def _item_of(index: int, progress: Progress, read: ReadPages) -> bytes:
     """The digest of its item in the record of a batch; empty: there is none."""
-    async with aclosing(standing_records(progress, read, *_DONE)) as pages:
+    async with aclosing(live_records(progress, read)) as pages:
         async for entries in pages:
             for entry in entries:
                 if entry.index == index:

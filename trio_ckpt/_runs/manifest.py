@@ -198,12 +198,12 @@ async def _outputs(
     store: Store, run_key: RunKey, key: StreamKey, progress: Progress
 ) -> AsyncGenerator[list[str]]:
     """The outputs of a stream as JSON, newest first, a page at a time."""
-    standing = LiveRecords(progress)
+    live = LiveRecords(progress)
     async with aclosing(read_pages(store, run_key.run_id, run_key.generation, key)) as pages:
         async for records in pages:
             lines = [
                 _dump(_entry(entry.index, output))
-                for entry in standing.of(records)
+                for entry in live.of(records)
                 for output in entry.record.outputs
             ]
             if lines:

@@ -23,7 +23,7 @@ from .._commit.gate import Gate
 from .._commit.pins import pin_state, unpin_state
 from .._commit.redo import Redo
 from .._commit.snapshots import Snapshots
-from .._journal.history import standing_records
+from .._journal.history import live_records
 from .._journal.progress import FailedAttempt, Progress
 from .._journal.record import ErrorInfo, Record, RecordKind, Status, describe_error
 from .._journal.statistics import StreamStatistics
@@ -151,9 +151,8 @@ class Stream(Generic[S]):
         Cancellation: a cancellation point for each page.
         """
         frontier, progress = self._open_stream.frontier, self._progress
-        async with aclosing(
-            standing_records(progress, self._loop_cursor.read, RecordKind.SKIP)
-        ) as pages:
+        records = live_records(progress, self._loop_cursor.read, (RecordKind.SKIP,))
+        async with aclosing(records) as pages:
             async for entries in pages:
                 for index, record in ((entry.index, entry.record) for entry in entries):
                     item = None if frontier is None else frontier.item(index - self.first_index)

@@ -19,7 +19,7 @@ import trio
 
 from .._commit.open_stream import OpenStream
 from .._commit.redo import Redo
-from .._journal.history import LiveRecords, StandingRecord
+from .._journal.history import LiveRecord, LiveRecords
 from .._journal.record import Record
 from .._util.errors import CannotRedoError, OutputInvalidError, OutputsMissingError, describe_batch
 from .._util.index_set import IndexSet
@@ -42,7 +42,7 @@ MISSING = "missing"
 class Damage:
     """A confirmed batch with an output that differs from its record."""
 
-    entry: StandingRecord
+    entry: LiveRecord
     path: str
     reason: str
 
@@ -62,7 +62,7 @@ class Verifier:
     redo: Redo
     mode: Verify
     redo_missing: bool
-    _standing: LiveRecords = attrs.field(init=False)
+    _live: LiveRecords = attrs.field(init=False)
     _was_ordered: bool = attrs.field(init=False)
     _ends: dict[str, int] = attrs.field(init=False)
     _validator: Validator | None = attrs.field(init=False)
@@ -73,10 +73,8 @@ class Verifier:
     def __attrs_post_init__(self) -> None:
         stream_log = self.open_stream.stream_log
         stream_log.tools.redone = IndexSet()  # batches re-queued earlier have no live record now
-        self._standing, self._was_ordered = (
-            LiveRecords(stream_log.progress),
-            stream_log.progress.is_ordered,
-        )
+        self._live = LiveRecords(stream_log.progress)
+        self._was_ordered = stream_log.progress.is_ordered
         self._ends = dict(stream_log.progress.sinks)
         self._validator = self.open_stream.files.validator  # a loop may have another
 
@@ -90,24 +88,24 @@ class Verifier:
             OutputClaimedError: two batches have confirmed one file.
             CannotRedoError: an output is damaged, and open batches build on its batch.
         """
-        standing = self._standing.of(records)
-        entries = [entry for entry in standing if entry.record.outputs]
+        live = self._live.of(records)
+        entries = [entry for entry in live if entry.record.outputs]
         files, damages = self.open_stream.files, list[Damage]()
         if self.mode != "off" and files.root is not None:
             damages = await find_damages(files.root, entries, self.mode, self._validator)
             if self._ends and self.mode == "sha256":  # their length is checked elsewhere
-                damages += await run_blocking(find_lines_damages, files.root, standing, self._ends)
+                damages += await run_blocking(find_lines_damages, files.root, live, self._ends)
         self._checked += len(entries)
-        damages = [damage for damage in damages if self._stands(damage.entry)]
+        damages = [damage for damage in damages if self._is_live(damage.entry)]
         self._refuse_many(damages)
         damaged = {damage.entry.index for damage in damages}
         for entry in entries:
-            if entry.index not in damaged and self._stands(entry):
+            if entry.index not in damaged and self._is_live(entry):
                 files.claim_confirmed(entry.index, entry.record.outputs)
         for damage in damages:
             await self._take(damage)
 
-    def _stands(self, entry: StandingRecord) -> bool:
+    def _is_live(self, entry: LiveRecord) -> bool:
         """Whether a record that was live when the verification began still is.
 
         A batch that was re-queued since and is confirmed again has a newer record.
@@ -127,7 +125,7 @@ class Verifier:
 
     async def _take(self, damage: Damage) -> None:
         entry = damage.entry
-        if not self._stands(entry):  # it may have changed while others were saved
+        if not self._is_live(entry):  # it may have changed while others were saved
             return
         # Without the claim the file of another batch could be moved.
         self.open_stream.files.claim_confirmed(entry.index, entry.record.outputs)
@@ -173,7 +171,7 @@ class Verifier:
 
 async def find_damages(
     outputs: OutputDir,
-    entries: Sequence[StandingRecord],
+    entries: Sequence[LiveRecord],
     mode: Literal["size", "sha256"],
     validator: Validator | None = None,
 ) -> list[Damage]:
@@ -202,7 +200,7 @@ async def find_damages(
 
 def find_lines_damages(
     outputs: OutputDir,
-    entries: Sequence[StandingRecord],
+    entries: Sequence[LiveRecord],
     ends: dict[str, int],
     *,
     by_digest: bool = True,
@@ -229,7 +227,7 @@ def find_lines_damages(
 
 def _find_damages(
     outputs: OutputDir,
-    entries: Sequence[StandingRecord],
+    entries: Sequence[LiveRecord],
     mode: Literal["size", "sha256"],
     validator: Validator | None,
 ) -> list[Damage]:
