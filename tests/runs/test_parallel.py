@@ -24,6 +24,7 @@ from trio_ckpt import (
     open_run,
     run_batches,
 )
+from trio_ckpt._util.errors import leaves_of
 from trio_ckpt.stores import MemoryStore
 
 
@@ -256,6 +257,36 @@ async def test_of_several_exceptions_the_one_that_failed_for_good_leaves(
     assert stream.error is not None
     assert (stream.error.message, stream.error.retryable) == ("second", False)
     assert caplog.text.count("one of several") == 3
+
+
+class EqualError(BodyError):
+    """An exception without a hash, as that of a dataclass has none."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EqualError)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("completes", [False, True])
+async def test_of_several_exceptions_without_a_hash_one_leaves(
+    completes: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    errors = [EqualError(index) for index in range(3)]
+
+    async def handle(batch: Batch[int]) -> None:
+        with trio.CancelScope(shield=True):  # all have failed before the first one ends the others
+            await trio.sleep(1)
+        if completes:
+            batch.complete()
+        raise errors[batch.index]
+
+    with pytest.raises((EqualError, BaseExceptionGroup)) as info:
+        async with begin("memory:") as run, run.open_stream("s") as stream:
+            await run_batches(stream, range(3), handle, concurrency=3)
+    leaves = leaves_of(info.value)
+    assert len(leaves) == (3 if completes else 1)
+    assert all(any(leaf is error for error in errors) for leaf in leaves)
 
 
 async def test_a_batch_that_is_failed_by_a_word_raises_our_own_error() -> None:

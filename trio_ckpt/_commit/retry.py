@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable, Iterable
 
 import attrs
-import trio
 
 from .._util.arguments import (
     checked_by,
@@ -23,7 +22,7 @@ from .._util.arguments import (
     several,
     whole_number,
 )
-from .._util.errors import leaves_of
+from .._util.errors import failures_in
 
 
 class Then(enum.Enum):
@@ -161,14 +160,8 @@ class RetryTable:
         """
         instance("error", error, BaseException, "an exception")
         attempts = whole_number("attempts", attempts, least=1)
-        parts = leaves_of(error, lambda part: self._rule_for(part) is not None)
-        return _gravest(
-            [
-                self._verdict_on(part, attempts)
-                for part in parts
-                if not isinstance(part, trio.Cancelled)
-            ]
-        )
+        parts = failures_in(error, lambda part: self._rule_for(part) is not None)
+        return _gravest([self._verdict_on(part, attempts) for part in parts])
 
     def _rule_for(self, error: BaseException) -> RetryRule | None:
         return next((rule for rule in self.rules if rule.matches(error)), None)

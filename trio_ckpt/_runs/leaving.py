@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import cast
 
 import trio
 
@@ -17,6 +16,7 @@ from .._util.errors import (
     SourceChangedError,
     StreamFailedError,
     TrioCkptError,
+    leaves_of,
     text_of,
 )
 from .._util.log import at
@@ -48,9 +48,8 @@ async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> 
             way = loop_cursor.way_out(Exit.EXIT) if error is None else exit_of(error)
             await open_stream.pass_gate(batch, way, error)
         if open_stream.failure is not None and loop_cursor.progress.status is not Status.FAILED:
-            await save_failure(
-                loop_cursor, open_stream.failure
-            )  # a later record had opened it again
+            # A later record had opened it again.
+            await save_failure(loop_cursor, open_stream.failure)
         elif error is None and open_stream.failure is None:
             if loop_cursor.progress.left == 0:  # the verification may re-queue batches
                 await loop_cursor.wait_verified()
@@ -67,19 +66,15 @@ async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> 
 
 
 def is_own_failure(error: BaseException, key: StreamKey) -> bool:
-    """Whether an exception reports only that the stream has failed."""
-    if isinstance(error, BaseExceptionGroup):
-        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        return all(is_own_failure(part, key) for part in parts)
-    return isinstance(error, StreamFailedError) and error.stream == key
+    """Whether an exception, or a group of them, reports only that the stream has failed."""
+    return all(
+        isinstance(leaf, StreamFailedError) and leaf.stream == key for leaf in leaves_of(error)
+    )
 
 
 def is_only_stopped(error: BaseException, poison: Exception | None) -> bool:
     """Whether an exception, or a group of them, reports only that the run was stopped."""
-    if isinstance(error, BaseExceptionGroup):
-        parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        return all(is_only_stopped(part, poison) for part in parts)
-    return error is poison or isinstance(error, RunStoppedError)
+    return all(leaf is poison or isinstance(leaf, RunStoppedError) for leaf in leaves_of(error))
 
 
 async def save_failure(loop_cursor: LoopCursor, info: ErrorInfo) -> None:

@@ -104,16 +104,16 @@ async def run_batches(
         else open_stream.first_index + len(open_stream.frontier or ())
     )
     await loop_cursor.begin_range(stop, start, end, estimate)
-    feed: WorkQueue[T] = WorkQueue(loop_cursor, source, start, end)
+    queue: WorkQueue[T] = WorkQueue(loop_cursor, source, start, end)
     open_stream.is_parallel = concurrency > 1
     table, open_stream.retry = open_stream.retry, open_stream.retry if retry is None else retry
     checks = open_stream.files.validator
     if validator is not None:
         open_stream.files.validator = validator
-    open_stream.changed, open_stream.put_back = feed.wake, feed.put_back
+    open_stream.changed, open_stream.put_back = queue.wake, queue.put_back
     try:
-        await _run_workers(feed, handler, concurrency)
-        await feed.finish()
+        await _run_workers(queue, handler, concurrency)
+        await queue.finish()
     finally:
         open_stream.retry, open_stream.is_parallel = table, False
         open_stream.files.validator = checks
@@ -130,7 +130,7 @@ def _ignore_index(_index: int) -> None:
 
 @uninterrupted
 async def _run_workers(
-    feed: WorkQueue[T], handler: Callable[[Batch[T]], Awaitable[None]], concurrency: int
+    queue: WorkQueue[T], handler: Callable[[Batch[T]], Awaitable[None]], concurrency: int
 ) -> None:
     """Run the workers; failures leave unchanged, and a single one is not in a group.
 
@@ -140,12 +140,12 @@ async def _run_workers(
     try:
         async with trio.open_nursery() as nursery:
             for _ in range(concurrency):
-                nursery.start_soon(_work, feed, handler, failures, nursery.cancel_scope)
+                nursery.start_soon(_work, queue, handler, failures, nursery.cancel_scope)
     except BaseException as error:
         if not failures or not is_cancellation(error):
             raise
     if failures:
-        raise _one_of(failures, feed.loop_cursor.open_stream)
+        raise _one_of(failures, queue.loop_cursor.open_stream)
 
 
 def _one_of(failures: list[BaseException], open_stream: Gate) -> BaseException:
@@ -157,32 +157,35 @@ def _one_of(failures: list[BaseException], open_stream: Gate) -> BaseException:
     distinct = list({id(error): error for error in failures}.values())
     if len(distinct) == 1:
         return distinct[0]
-    verdicts = {open_stream.verdict_on(error): error for error in distinct}
+    verdicts = [open_stream.verdict_on(error) for error in distinct]
     if not all(isinstance(verdict, BatchFailedError | StreamFailedError) for verdict in verdicts):
         return BaseExceptionGroup("several workers of run_batches failed", distinct)
     for verdict in verdicts:
         log.error(
             "one of several failures: %s", one_line(text_of(verdict)), extra=at_error(verdict)
         )
-    return verdicts[decisive(list(verdicts))]
+    first = decisive(verdicts)
+    return next(
+        error for error, verdict in zip(distinct, verdicts, strict=True) if verdict is first
+    )
 
 
 async def _work(
-    feed: WorkQueue[T],
+    queue: WorkQueue[T],
     handler: Callable[[Batch[T]], Awaitable[None]],
     failures: list[BaseException],
     workers: trio.CancelScope,
 ) -> None:
     """Run batches until none is left; a failure is kept, and cancels the other workers."""
-    task, of_caller = trio.lowlevel.current_task(), feed.loop_cursor.open_stream.stop.workers
+    task, of_caller = trio.lowlevel.current_task(), queue.loop_cursor.open_stream.stop.workers
     of_caller.add(task)
     try:
-        while (batch := await feed.next()) is not None:
+        while (batch := await queue.next()) is not None:
             passed: Passed | Again = Passed.GO_ON
             try:
-                passed = await _work_on(feed.loop_cursor.open_stream, batch, handler)
+                passed = await _work_on(queue.loop_cursor.open_stream, batch, handler)
             finally:
-                feed.leave(batch, passed)
+                queue.leave(batch, passed)
     except BaseException as error:
         if is_cancellation(error):
             raise
@@ -244,10 +247,7 @@ class WorkQueue(Generic[T]):
         self._idle = trio.lowlevel.ParkingLot()  # workers that wait for work
         self._timer: trio.CancelScope | None = None  # of the idle worker that wakes for a retry
         if self._open_stream.frontier is not None:
-            progress, first = (
-                self._open_stream.stream_log.progress,
-                loop_cursor.open_stream.first_index,
-            )
+            progress, first = self._open_stream.stream_log.progress, self._open_stream.first_index
             self._open_stream.frontier.make_ready(
                 lambda position: progress.is_done(first + position)
             )

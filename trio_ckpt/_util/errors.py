@@ -1,4 +1,4 @@
-"""Every error of the library, under one root.
+"""The root of every error of the library, and most of the errors.
 
 An error says what happened, to which batch, and what to do.  Leaves also inherit the
 builtin that fits: `RuntimeError` for a caller's bug, `ValueError` for bad input.  None
@@ -55,9 +55,11 @@ def leaves_of(
     return found
 
 
-def failures_in(error: BaseException) -> list[BaseException]:
-    """The exceptions of a group that are not trio's cancellation of a task."""
-    leaves = leaves_of(error)
+def failures_in(
+    error: BaseException, is_leaf: Callable[[BaseException], bool] | None = None
+) -> list[BaseException]:
+    """The exceptions of a group that are not trio's cancellation of a task; see `leaves_of`."""
+    leaves = leaves_of(error, is_leaf)
     return [leaf for leaf in leaves if not issubclass(type(leaf), trio.Cancelled)]
 
 
@@ -268,7 +270,6 @@ EXIT_COMPLETE = 0
 EXIT_SKIPPED = 3
 EXIT_FAILED = 69  # EX_UNAVAILABLE of sysexits.h: trying again changes nothing
 EXIT_DRAINED = 75  # EX_TEMPFAIL of sysexits.h: try again later
-EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
 
 
@@ -512,5 +513,5 @@ class SaveOutcomeUnknownError(StoreError):
     """A save has neither ended nor failed, so that its outcome is unknown.
 
     The run is poisoned: this process saves nothing more.  The next start reads the
-    store and learns what landed.
+    store and learns what is durable.
     """
