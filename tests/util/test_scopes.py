@@ -211,12 +211,12 @@ async def test_on_a_trio_that_keeps_scopes_otherwise_nothing_is_lost(
     """A nursery is seen; a scope alone is a forgotten token, which says so."""
     shown = SimpleNamespace(_cancel_status=status)
 
-    def look(self: Surroundings, task: trio.lowlevel.Task) -> None:
+    def remember(self: Surroundings, task: trio.lowlevel.Task) -> None:
         shown.child_nurseries = list(task.child_nurseries)
-        real_look(self, cast("trio.lowlevel.Task", shown))
+        real_remember(self, cast("trio.lowlevel.Task", shown))
 
-    real_look = Surroundings.look
-    monkeypatch.setattr(Surroundings, "look", look)
+    real_remember = Surroundings.remember
+    monkeypatch.setattr(Surroundings, "remember", remember)
     store, is_seen = MemoryStore(), around is nursery_that_is_cancelled
     with nullcontext() if is_seen else pytest.raises(TokenNeverSettledError):
         async with begin(store) as run, run.open_stream("s") as stream:

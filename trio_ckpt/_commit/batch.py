@@ -21,7 +21,7 @@ import attrs
 import msgspec
 import trio
 
-from .._journal.record import CheckpointResult, Output, Status as Status
+from .._journal.record import CheckpointResult, Output
 from .._tokens.token import CheckpointToken, TokenEvent, may, move
 from .._util.arguments import (
     flag,

@@ -336,9 +336,8 @@ class Gate(OpenStream):
         )
         self.stream_log.confirmed += 1
         self.close_attempt(batch, AttemptEnd.CONFIRMED)
-        if may(
-            batch.token, TokenEvent.CONFIRM
-        ):  # not if the coordinator was closed during the save
+        # It may not where the coordinator was closed during the save.
+        if may(batch.token, TokenEvent.CONFIRM):
             move(batch.token, TokenEvent.CONFIRM, result)
 
     async def _decide(self, batch: Batch[Any], *, may_retry: bool) -> Passed | Again:

@@ -321,7 +321,7 @@ class GroupCommitter:
         if self.poison is not None:
             self._end_all(taken, self.poison)
             return
-        group = await self._append_lines(taken) if any(s.lines for s in taken) else taken
+        group = await self._append_lines(taken) if any(p.lines for p in taken) else taken
         if not group:
             return
         folds = self._due_folds()

@@ -1,7 +1,7 @@
 """Session metadata in the run's own stream: its shape, checked where it is read.
 
-To the store, facts are metadata of any shape.  The code that shows them relies on their shape,
-and the store may come from another party, so they are checked here, once.
+To the store, it is metadata of any shape.  The code that shows it relies on its shape, and the
+store may come from another party, so it is checked here, once.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ MAX_RUNTIME_S = 1e11  # three thousand years
 
 
 def check_facts(facts: dict[str, Any], *, is_end: bool = False) -> dict[str, Any]:
-    """Check the facts of a session, and return them.
+    """Check session metadata, and return it.
 
     Args:
         facts: The metadata of the record.
         is_end: Whether the record is the end of a session.
 
     Raises:
-        StoreDamagedError: they have another shape.
+        StoreDamagedError: it has another shape.
     """
     try:
         found = msgspec.convert(facts, _Facts)

@@ -120,7 +120,7 @@ class LoopCursor:
     def hold(self, batch: Batch[Any]) -> None:
         """Set the batch of the loop or block of the owner."""
         self.batch = batch
-        self.around.look(self.task)
+        self.around.remember(self.task)
 
     def way_out(self, way: Exit) -> Exit:
         """The exit of the batch of the loop: `way`, or CANCEL.
@@ -160,9 +160,7 @@ class LoopCursor:
 
         Cancellation: the only way out of a stop.
         """
-        open_stream = (
-            self.open_stream
-        )  # this is passed once a batch: nothing is awaited without need
+        open_stream = self.open_stream  # hot path: nothing is awaited without need
         if open_stream.pause is not None:
             with open_stream.stop.at_gate():
                 await open_stream.wait_paused()

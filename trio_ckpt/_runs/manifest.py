@@ -46,7 +46,7 @@ _HEAD = re.compile(
     r'\{"format":\d+,"run":"(?:[^"\\]|\\.)*","generation":(\d{1,18}),"checkpoints":(\d{1,18}),'
     r'"config_digest":"([0-9a-f]{0,64})",'
 )
-WRITTEN = "manifest"  # in the facts of a session: how many checkpoints its manifest was made from
+WRITTEN = "manifest"  # in session metadata: how many checkpoints its manifest was made from
 MAX_MANIFEST_HEAD_BYTES = 2**16  # enough to find the run that a manifest belongs to
 
 

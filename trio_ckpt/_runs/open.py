@@ -227,9 +227,8 @@ async def open_run(
             finally:
                 await session.end(body_error)
             if isinstance(body_error, RunStoppedError):
-                stop_log.warning(
-                    "%s", body_error, extra=at(run_id)
-                )  # once, wherever the program catches it
+                # Here it is logged once, wherever the program catches it.
+                stop_log.warning("%s", body_error, extra=at(run_id))
             if body_error is not None:
                 raise body_error
 

@@ -150,10 +150,8 @@ def _remove(waiters: dict[_K, list[_ConfirmationWait]], key: _K, waiter: _Confir
 
 
 def _raise_failure(stream_table: StreamTable, key: StreamKey, wanted: set[int]) -> None:
-    failed, progress = (
-        stream_table.failures.get(key, {}),
-        stream_table.progress.get(key, Progress()),
-    )
+    failed = stream_table.failures.get(key, {})
+    progress = stream_table.progress.get(key, Progress())
     skipped = {index for index in wanted if index in progress.skipped}
     for index in sorted(skipped | (wanted & failed.keys())):
         failure = failed.get(index) or _skip_failure(progress, index)

@@ -19,12 +19,12 @@ import trio
 
 @attrs.define(eq=False)
 class Surroundings:
-    """The cancel scopes around a task, as they were at the last call of `look`."""
+    """The cancel scopes around a task, as they were at the last call of `remember`."""
 
     _innermost: object = attrs.field(default=None, init=False)
     _scopes: list[trio.CancelScope] = attrs.field(factory=list[trio.CancelScope], init=False)
 
-    def look(self, task: trio.lowlevel.Task) -> None:
+    def remember(self, task: trio.lowlevel.Task) -> None:
         """Store the scopes that are open around a task now."""
         status: object = getattr(task, "_cancel_status", None)
         if status is None or status is not self._innermost:

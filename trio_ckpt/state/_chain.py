@@ -24,9 +24,8 @@ from ._retention import Version
 if TYPE_CHECKING:
     from ._arrays.engine import Assembly, Compressor, Read
 
-READERS = (
-    2  # parts of a state that are read and unpacked concurrently; more would slow each other down
-)
+# Parts of a state that are read and unpacked concurrently; more would slow each other down.
+READERS = 2
 
 CHECK_BYTES = 8 * 2**20  # the part of a blob that is hashed at a time
 

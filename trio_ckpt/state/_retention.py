@@ -101,10 +101,8 @@ class Versions:
         self._newest_at = 0.0
         self._chains: dict[bytes, _StateChain] = {}
         self._nbytes = 0  # the size of all chains
-        self._open: tuple[bytes, _StateChain] = (
-            b"",
-            _StateChain(),
-        )  # it may have nothing to drop yet
+        # The open chain, which may have nothing to drop yet.
+        self._open: tuple[bytes, _StateChain] = (b"", _StateChain())
 
     def __len__(self) -> int:
         """Return the number of chains that have something to drop."""

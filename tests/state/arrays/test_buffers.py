@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from trio_ckpt._util.errors import NotEncodableError, StoreDamagedError, StoreError
-from trio_ckpt.state._arrays.buffers import Collected, View, collect, is_array, rebuild
+from trio_ckpt.state._arrays.buffers import Collected, View, collect, rebuild
 from trio_ckpt.state._arrays.dtypes import describe_dtype, restore_dtype
 from trio_ckpt.state._arrays.memory import (
     PAGE_BYTES,
@@ -228,13 +228,6 @@ def test_only_memory_that_can_never_change_has_a_root() -> None:
 def test_what_cannot_be_stored_is_named(value: object, complaint: str) -> None:
     with pytest.raises(NotEncodableError, match=rf"state\.w.*{complaint}"):
         collect([value], ["state.w"])
-
-
-def test_is_array() -> None:
-    assert is_array(np.zeros(1))
-    assert not is_array(np.array([None]))
-    assert not is_array([1])
-    assert not is_array("torch")
 
 
 VIEW = View("numpy", 0, "<f8", (3, 2), (16, 8), 0, writeable=True)

@@ -132,11 +132,6 @@ class DigestTable:
     hot_for: int = 0
     dense_for: int = 0
 
-    @property
-    def memory_bytes(self) -> int:
-        """Return its size in memory: 0.4 % of the buffer."""
-        return sum(part.rows.nbytes + part.known.nbytes for part in (self.spans, self.blocks))
-
 
 def empty_table(nbytes: int) -> DigestTable:
     """Return a table with unknown digests: everything counts as changed."""

@@ -43,7 +43,6 @@ from .memory import Bytes, address_of, allocate, memory_at, owner_of
 
 MAX_SIDES = 64  # NumPy's own limit
 MAX_BYTES = 2**47  # more than any process can address on today's machines
-MAX_VIEWS = 2**20
 _MAX_TEXT = 100
 
 _KINDS = frozenset(get_args(Kind))
@@ -215,19 +214,11 @@ class _Leaf:
         )
 
 
-def is_array(value: Any) -> bool:
-    """Return whether `collect` accepts a value: an array or a tensor, not of objects."""
-    if not isinstance(value, np.ndarray):
-        return kind_of(value) is not None
-    array = cast("np.ndarray[tuple[int, ...], Any]", value)
-    return not array.dtype.hasobject
-
-
 def collect(arrays: Sequence[object], paths: Sequence[str] | None = None) -> Collected:
     """Return the buffers that arrays are in, and the arrays' views.
 
     Args:
-        arrays: Values for which `is_array` is true.
+        arrays: Arrays and tensors, not of objects.
         paths: The place of each one in the state, for messages.
 
     Raises:
