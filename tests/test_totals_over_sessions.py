@@ -16,7 +16,7 @@ import trio.testing
 from trio_ckpt import RetryRule, RetryTable, RunStatistics, Status, StreamStatistics, open_run
 from trio_ckpt._commit.gate import Gate
 from trio_ckpt._journal.progress import Progress
-from trio_ckpt._journal.statistics import format_amount, resume_line
+from trio_ckpt._journal.statistics import resume_line
 from trio_ckpt._util.exact_sum import add_amounts
 from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.stores import MemoryStore
@@ -255,9 +255,12 @@ async def test_the_resume_line_is_logged_when_a_loop_goes_on(
     ]
 
 
-@pytest.mark.parametrize(
-    ("amount", "text"),
-    [(0, "0"), (1_234_567, "1,234,567"), (0.5, "0.5"), (1_234.56789, "1,234.5679"), (2.0, "2")],
-)
-def test_amounts_are_rounded_when_they_are_shown(amount: float, text: str) -> None:
-    assert format_amount(amount) == text
+async def test_a_tiny_amount_is_not_shown_as_zero() -> None:
+    store = MemoryStore()
+    for text in ("nothing saved yet", "1 record, 2e-06 cost spent in all"):
+        async with begin(store) as run, run.open_stream("s") as stream:
+            assert text in str(run.found)
+            async for batch in stream.batches(range(2)):
+                batch.spend(cost=2e-6)
+                batch.complete(records=1)
+                break

@@ -17,7 +17,6 @@ import trio
 from .._journal.record import Output, Record, RecordKind
 from .._util.arguments import several
 from .._util.errors import OutputError, describe_batch
-from .._util.log import at
 from .._util.text import plural
 from .open_stream import OpenStream
 from .stream_outputs import AnyPath
@@ -52,7 +51,7 @@ async def find_outputs(open_stream: OpenStream, left: Iterable[int], path_of: Pa
                     "%s: %s",
                     open_stream.where(index),
                     error,
-                    extra=at(open_stream.run_id, open_stream.stream_log.key, index),
+                    extra=open_stream.place(index),
                 )
                 refused[index] = str(error) if len(refused) < MAX_SHOWN else ""
         else:
@@ -62,7 +61,7 @@ async def find_outputs(open_stream: OpenStream, left: Iterable[int], path_of: Pa
         "%s: found outputs of %s that no record names",
         open_stream.where(),
         count,
-        extra=at(open_stream.run_id, open_stream.stream_log.key),
+        extra=open_stream.place(),
     )
     if refused:
         _warn_refused(open_stream, refused)
@@ -88,7 +87,7 @@ def _warn_refused(open_stream: OpenStream, refused: Mapping[int, str]) -> None:
         open_stream.where(),
         plural(len(refused), "batch"),
         "; ".join(shown),
-        extra=at(open_stream.run_id, open_stream.stream_log.key),
+        extra=open_stream.place(),
     )
 
 
@@ -133,5 +132,5 @@ async def adopt_outputs(open_stream: OpenStream, found: Found) -> None:
         "%s: adopted %s by their outputs",
         where,
         plural(len(found), "batch"),
-        extra=at(open_stream.run_id, open_stream.stream_log.key),
+        extra=open_stream.place(),
     )

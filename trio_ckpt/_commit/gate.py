@@ -59,11 +59,9 @@ from .._util.errors import (
     TokenNeverSettledError,
     TrioCkptError,
     class_name,
-    describe_batch,
     failures_in,
     text_of,
 )
-from .._util.log import at
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
 from ..outputs import AppendFile, lines_digest
@@ -193,12 +191,11 @@ class Gate(OpenStream):
             self.drop(batch, failure_of(problem))
             if way not in _LEAVING:
                 raise
-            where = describe_batch(self.run_id, self.stream_log.key, batch.index)
             log.error(
                 "while an exception left %s, saving failed: %s",
-                where,
+                self.where(batch.index),
                 one_line(text_of(problem)),
-                extra=at(self.run_id, self.stream_log.key, batch.index),
+                extra=self.place(batch.index),
             )
             return Passed.GO_ON
         except BaseException:  # KeyboardInterrupt, say, before anything was submitted
@@ -264,9 +261,8 @@ class Gate(OpenStream):
         await self.pass_gate(batch, Exit.CONFIRM)
 
     def _forgotten(self, batch: Batch[Any]) -> TokenNeverSettledError:
-        where = describe_batch(self.run_id, self.stream_log.key, batch.index)
         return TokenNeverSettledError(
-            f"{where} was left without complete(), fail(), skip() or withdraw()",
+            f"{self.where(batch.index)} was left without complete(), fail(), skip() or withdraw()",
             run_id=self.run_id,
             stream=self.stream_log.key,
             batch_index=batch.index,
@@ -352,7 +348,7 @@ class Gate(OpenStream):
                 log.exception(
                     "the retry table failed for %s",
                     class_name(problem),
-                    extra=at(self.run_id, self.stream_log.key, batch.index),
+                    extra=self.place(batch.index),
                 )
         if isinstance(verdict, Again):
             await self._save_attempt(batch, error, is_final=False)

@@ -32,7 +32,7 @@ from .._util.errors import (
     describe_batch,
     leaves_of,
 )
-from .._util.log import at
+from .._util.log import Place, at
 from .._util.plain import copy_plain
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
@@ -137,9 +137,9 @@ class OpenStream(ABC):
         """
         whole_number("the index of a batch", index)
         if index in self.open:
-            where = describe_batch(self.run_id, self.stream_log.key, index)
             raise StreamBusyError(
-                f"{where} is open already: settle it, or use run_batches for several at once",
+                f"{self.where(index)} is open already: settle it, or use run_batches for several "
+                "at once",
                 run_id=self.run_id,
                 stream=self.stream_log.key,
                 batch_index=index,
@@ -177,7 +177,7 @@ class OpenStream(ABC):
                 self.where(),
                 for_s,
                 one_line(reason),
-                extra=at(self.run_id, self.stream_log.key),
+                extra=self.place(),
             )
 
     async def wait_paused(self) -> None:
@@ -245,6 +245,10 @@ class OpenStream(ABC):
     def where(self, index: int | None = None) -> str:
         """The stream, or a batch of it, as messages name it."""
         return describe_batch(self.run_id, self.stream_log.key, index)
+
+    def place(self, index: int | None = None) -> Place:
+        """The stream, or a batch of it, as records of the log have it; see `at`."""
+        return at(self.run_id, self.stream_log.key, index)
 
     def verdict_on(self, error: BaseException) -> BaseException:
         """The verdict of the retry table on an exception of a handler, else the exception."""
@@ -355,7 +359,7 @@ class OpenStream(ABC):
                         "old states of %s are not archived and stay in the store: %s",
                         self.where(),
                         error,
-                        extra=at(self.run_id, self.stream_log.key),
+                        extra=self.place(),
                     )
                     return
                 if moved and self.committer.poison is None:
@@ -372,7 +376,7 @@ class OpenStream(ABC):
                     "old states of %s are not deleted and stay in the store: %s",
                     self.where(),
                     error,
-                    extra=at(self.run_id, self.stream_log.key),
+                    extra=self.place(),
                 )
 
     # -- the ends of tokens -------------------------------------------------------------------

@@ -17,7 +17,6 @@ import trio
 from .._journal.record import Record, RecordKind, describe_error, trouble
 from .._util.arguments import checked_by, seconds
 from .._util.errors import NotEncodableError, text_of
-from .._util.log import at
 from .._util.plain import as_metadata, check_point_label
 from .._util.text import printable
 from .._util.uninterrupted import uninterrupted
@@ -213,7 +212,7 @@ class Snapshots:
             "a snapshot of %s is left out: %s",
             self._where,
             printable(problem),
-            extra=at(self._open_stream.run_id, self._open_stream.stream_log.key, self._batch.index),
+            extra=self._open_stream.place(self._batch.index),
         )
         if problem not in self._noted and len(self._noted) < MAX_NOTES:
             self._noted.add(problem)
@@ -230,11 +229,7 @@ class Snapshots:
                     "a note of %s is not saved: %s",
                     self._where,
                     text_of(error),
-                    extra=at(
-                        self._open_stream.run_id,
-                        self._open_stream.stream_log.key,
-                        self._batch.index,
-                    ),
+                    extra=self._open_stream.place(self._batch.index),
                 )
 
 

@@ -20,6 +20,7 @@ from .progress import Progress
 from .record import TROUBLE, ErrorInfo, Output, Record, RecordKind, decode_record
 from .session_record import check_facts
 from .store import RunView, Store
+from .stored import StoredRun
 
 PAGE = 1_000  # records in memory at a time
 
@@ -121,6 +122,18 @@ def ended_at(view: RunView) -> float | None:
     return max((time for time in times if time is not None), default=None)
 
 
+async def read_known_run(store: Store, run_id: str, generation: int | None = None) -> StoredRun:
+    """A run as the store has it, by default its newest generation; see `Store.read_run`.
+
+    Raises:
+        UnknownRunError: the store has no such run.
+    """
+    stored = await store.read_run(run_id, generation)
+    if stored is None:
+        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    return stored
+
+
 async def read_sessions(
     store: Store, run_id: str, *, generation: int | None = None, is_running: bool = False
 ) -> list[SessionView]:
@@ -138,9 +151,7 @@ async def read_sessions(
 
     Cancellation: a cancellation point.
     """
-    stored = await store.read_run(run_id, generation)
-    if stored is None:
-        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    stored = await read_known_run(store, run_id, generation)
     sessions: list[SessionView] = []
     ends: dict[int, dict[str, Any]] = {}
     async with aclosing(read_pages(store, run_id, stored.generation, RUN_STREAM)) as pages:
@@ -300,9 +311,7 @@ async def read_history(
     Cancellation: a cancellation point for each page.
     """
     key = stream_key("key", key)
-    stored = await store.read_run(run_id, generation)
-    if stored is None:
-        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    stored = await read_known_run(store, run_id, generation)
     async with aclosing(read_pages(store, run_id, stored.generation, key)) as pages:
         async for records in pages:
             for sequence, record in records:
@@ -345,9 +354,7 @@ async def read_history_page(
         StoreDamagedError: a record is not what was saved.
         StoreError: the cursor was not given for this stream.
     """
-    stored = await store.read_run(run_id)
-    if stored is None:
-        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    stored = await read_known_run(store, run_id)
     seal = store.seal(run_id, stored.generation, key)
     page = await store.history(
         run_id, encode_key(key), generation=stored.generation, cursor=cursor, limit=limit

@@ -8,7 +8,7 @@ import attrs
 
 from .._util.exact_sum import Number, shown
 from .._util.plain import StreamKey
-from .._util.text import plural
+from .._util.text import number, plural
 from .progress import Progress
 from .record import Status
 
@@ -250,7 +250,7 @@ def resume_line(
     count = len(progress.confirmed)
     about = "" if confirmed in (0, count) else "about "
     parts += [
-        f"{about}{format_amount(_share(total, confirmed, count))} {name} saved"
+        f"{about}{number(_share(total, confirmed, count))} {name} saved"
         for name, total in shown(progress.spent_confirmed).items()
         if confirmed and total
     ]
@@ -262,11 +262,6 @@ def resume_line(
 def _share(total: Number, part: int, count: int) -> Number:
     """The part of a total; an int may be too large for a float."""
     return total * part // count if isinstance(total, int) else total * (part / count)
-
-
-def format_amount(amount: Number) -> str:
-    """A total as users read it, rounded to four decimals."""
-    return f"{amount:,}" if isinstance(amount, int) else f"{amount:,.4f}".rstrip("0").rstrip(".")
 
 
 def eta_s(left: int | None, ahead: int | None, rate: float | None) -> float | None:

@@ -13,7 +13,7 @@ import attrs
 from .._commit.group_commit import GroupCommitter, open_committer
 from .._commit.redo import Redo, retry_record
 from .._commit.stream_log import StreamLog
-from .._journal.history import read_pages, run_facts
+from .._journal.history import read_known_run, read_pages, run_facts
 from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind
 from .._journal.store import Pruned, RunKey, RunView, Store
@@ -312,8 +312,7 @@ async def open_maintenance(
     Durability: see the methods.
     Cancellation: waits for a save in progress.
     """
-    if await store.read_run(run_id) is None:  # locking a run would create it
-        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    await read_known_run(store, run_id)  # before the lock, which would create the run
     async with store.lock_run(run_id) as owner, AsyncExitStack() as stack:
         view = await store.load_run(run_id)
         if view is None:

@@ -6,11 +6,10 @@ from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from typing import Any
 
-from .._journal.history import read_pages
+from .._journal.history import read_known_run, read_pages
 from .._journal.record import Record, RecordKind
 from .._journal.store import Store
 from .._util.arguments import several, stream_key, whole_number
-from .._util.errors import UnknownRunError
 from .._util.plain import StreamKey
 from ..state._chain import layout_of, read_chain, read_named
 
@@ -50,9 +49,7 @@ async def read_arrays(
         names = several("names", names, "names of arrays")
     if batch is not None:
         batch = whole_number("batch", batch)
-    stored = await store.read_run(run_id)
-    if stored is None:
-        raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
+    stored = await read_known_run(store, run_id)
     pages = read_pages(store, run_id, stored.generation, key)
     if batch is not None:
         pages = _up_to(pages, batch)

@@ -19,7 +19,6 @@ from .._util.errors import (
     leaves_of,
     text_of,
 )
-from .._util.log import at
 from .._util.plain import StreamKey
 from .._util.text import one_line
 from .loop import LoopCursor
@@ -94,14 +93,14 @@ async def _record_exit(
             log.info(
                 "%s was left before its end: INTERRUPTED",
                 where,
-                extra=at(open_stream.run_id, open_stream.stream_log.key),
+                extra=open_stream.place(),
             )
             await _record_beginning(loop_cursor)
     elif is_complete and not isinstance(error, SourceChangedError):
         log.info(
             "%s is complete; the exception after that does not change it",
             where,
-            extra=at(open_stream.run_id, open_stream.stream_log.key),
+            extra=open_stream.place(),
         )
     elif open_stream.committer.poison is None and open_stream.failure is None:
         info = describe_end(_what_ended(open_stream, error), open_stream.stream_log.key, index)
@@ -114,7 +113,7 @@ async def _record_exit(
                     "%s failed, and saving that failed: %s",
                     where,
                     text,
-                    extra=at(open_stream.run_id, open_stream.stream_log.key),
+                    extra=open_stream.place(),
                 )
 
 
@@ -140,5 +139,5 @@ async def _record_beginning(loop_cursor: LoopCursor) -> None:
                 "the beginning of %s is not saved: %s",
                 loop_cursor.open_stream.where(),
                 error,
-                extra=at(loop_cursor.open_stream.run_id, loop_cursor.open_stream.stream_log.key),
+                extra=loop_cursor.open_stream.place(),
             )

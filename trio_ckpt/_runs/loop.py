@@ -25,7 +25,6 @@ from .._journal.record import Record, RecordKind, Status
 from .._journal.statistics import resume_line
 from .._util.arguments import shown, whole_number
 from .._util.errors import SourceChangedError, StreamBusyError, StreamFailedError
-from .._util.log import at
 from .._util.scopes import Surroundings
 from .._util.uninterrupted import uninterrupted
 from .compare import check_source
@@ -273,7 +272,7 @@ class LoopCursor:
                 "%s: %s",
                 open_stream.where(),
                 line,
-                extra=at(open_stream.run_id, open_stream.stream_log.key),
+                extra=open_stream.place(),
             )
         if start is not None or end is not None:
             note = {"range": [start, end]}

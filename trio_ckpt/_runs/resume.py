@@ -20,7 +20,6 @@ from .._journal.record import Record, RecordKind, Status
 from .._journal.store import Store
 from .._util.arguments import checked_by, flag, instance, one_of
 from .._util.errors import OutputsMissingError, StoreDamagedError, StreamFailedError
-from .._util.log import at
 from .._util.uninterrupted import uninterrupted
 from ..outputs import SinkTooShortError
 from ..state import Frontier, FrontierItems, Plan, StateChangedError
@@ -218,7 +217,7 @@ class Resume:
             log.warning(
                 "the outputs of %s are not verified: there is no output_dir",
                 open_stream.where(),
-                extra=at(open_stream.run_id, open_stream.stream_log.key),
+                extra=open_stream.place(),
             )
         if not (progress.outputs or progress.sinks) or not has_folder:
             return
@@ -268,7 +267,7 @@ class Resume:
                 "%s: %s",
                 self.open_stream.where(),
                 error,
-                extra=at(self.open_stream.run_id, self.open_stream.stream_log.key),
+                extra=self.open_stream.place(),
             )
             await self._recover(state_manager)
 
@@ -299,7 +298,7 @@ class Resume:
                             "%s goes on from sequence %d",
                             self.open_stream.where(),
                             sequence,
-                            extra=at(self.open_stream.run_id, self.open_stream.stream_log.key),
+                            extra=self.open_stream.place(),
                         )
                         return
                     reason = f"the states after sequence {sequence} cannot be restored"

@@ -24,14 +24,13 @@ from .._journal.history import KILLED, ended_at, run_facts, run_runtime_s
 from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind
 from .._journal.session_record import ENDED, STOPPED
-from .._journal.statistics import format_amount
 from .._journal.store import RunView
 from .._journal.summary import in_order, summarize
 from .._util.errors import ConfigChangedError, RunStoppedError, class_name
 from .._util.exact_sum import Number, shown
 from .._util.log import at
 from .._util.plain import PHASE, RUN_STREAM
-from .._util.text import plural
+from .._util.text import number, plural
 from .config import config_digest, diff_config, has_field, without_fields
 
 log = logging.getLogger("trio_ckpt.session")
@@ -82,8 +81,8 @@ class ResumeReport:
     def __str__(self) -> str:
         if self.last_end is None:
             return "nothing saved yet"
-        sums = [f"{format_amount(total)} {name}" for name, total in self.totals.items()]
-        sums += [f"{format_amount(total)} {name} spent" for name, total in self.spent.items()]
+        sums = [f"{number(total)} {name}" for name, total in self.totals.items()]
+        sums += [f"{number(total)} {name} spent" for name, total in self.spent.items()]
         when = ""
         if self.ended_at is not None:
             at = datetime.fromtimestamp(self.ended_at, UTC)

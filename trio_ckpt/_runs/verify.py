@@ -23,7 +23,6 @@ from .._journal.history import LiveRecord, LiveRecords
 from .._journal.record import Record
 from .._util.errors import CannotRedoError, OutputInvalidError, OutputsMissingError, describe_batch
 from .._util.index_set import IndexSet
-from .._util.log import at
 from .._util.text import printable
 from .._util.threads import run_blocking
 from ..outputs import OutputDir, Validator, check_outputs, find_lines_damage
@@ -138,7 +137,7 @@ class Verifier:
             where,
             damage.path,
             reason,
-            extra=at(self.open_stream.run_id, self.open_stream.stream_log.key, entry.index),
+            extra=self.open_stream.place(entry.index),
         )
         if self._was_ordered:
             if self._first_bad is None or entry.sequence < self._first_bad.entry.sequence:
