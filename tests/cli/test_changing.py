@@ -238,7 +238,7 @@ def test_spans_are_never_counted_out(run: Terminal, gh: Path, monkeypatch: Any) 
     ask = ("retry", gh, "gh-2025", "--stream", "org/repo1/pulls", "--yes", "--batches")
     said = run(*ask, "0-9999999")
     assert said.code == 2
-    assert "batches 4-9999999 of stream 'org/repo1/pulls' are neither" in said.err
+    assert "stream 'org/repo1/pulls': batches 4-9999999 are neither" in said.err
     said = run(*ask, "0-4999999,5000000-9999999,10000000")  # all of them together
     assert (said.code, said.err) == (
         2,
@@ -247,14 +247,19 @@ def test_spans_are_never_counted_out(run: Terminal, gh: Path, monkeypatch: Any) 
     assert len(asked_for) < 100  # of those that failed, when the run is read
 
 
-def test_batches_that_are_not_done_are_refused(run: Terminal, gh: Path) -> None:
+@pytest.mark.parametrize(
+    ("batches", "refused"), [("2-4,7", "batches 3-4, 7 are"), ("2-3", "batch 3 is")]
+)
+def test_batches_that_are_not_done_are_refused(
+    run: Terminal, gh: Path, batches: str, refused: str
+) -> None:
     said = run(
-        "retry", gh, "gh-2025", "--stream", "org/repo1/issues", "--batches", "2-4,7", "--yes"
+        "retry", gh, "gh-2025", "--stream", "org/repo1/issues", "--batches", batches, "--yes"
     )
     assert said.code == 2
     assert said.err == (
-        "trio-ckpt: batches 3-4, 7 of stream 'org/repo1/issues' are neither confirmed nor "
-        "skipped: there is nothing to re-queue\n"
+        f"trio-ckpt: stream 'org/repo1/issues': {refused} neither confirmed nor skipped: "
+        "there is nothing to re-queue\n"
     )
 
 

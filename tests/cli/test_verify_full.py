@@ -172,7 +172,7 @@ def test_outputs_and_manifest_are_looked_at_and_put_right(
     assert "output 3.txt" in run("verify", made, "--full").out
     said = run("verify", made, "--repair", "--yes")
     assert said.code == 0
-    assert "outputs were damaged: batches 3 are re-queued" in said.out
+    assert "outputs were damaged: batch 3 is re-queued" in said.out
     assert confirmed(made, "pages") == [0, 1, 2, 4]
     make(made, out)
     manifest = (out / "manifest.json").read_text()

@@ -221,7 +221,7 @@ async def test_the_history_keeps_the_reason(caplog: pytest.LogCaptureFixture) ->
         await run.rewind(("s",), to=0, reason="the source was corrected")
     notes = [r.metadata["reason"] for r in await read_records(store) if r.kind is RecordKind.REDO]
     assert notes == ["the schema changed", "the source was corrected"]
-    assert "run 'r', stream 's': batches 1 are re-queued: the schema changed" in caplog.text
+    assert "run 'r', stream 's': batch 1 is re-queued: the schema changed" in caplog.text
 
 
 AMOUNTS = st.floats(-MAX_AMOUNT, MAX_AMOUNT) | st.integers(-(2**63), 2**63 - 1)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trio_ckpt._util import text as _words
+from trio_ckpt._util.index_set import IndexSet
 
 
 @given(st.text())
@@ -108,6 +109,8 @@ def test_counts_amounts_and_spans() -> None:
     assert _words.plural(84_200, "batch") == "84,200 batches"
     assert _words.plural(0, "stream") == "0 streams"
     assert _words.amounts({"b\n": 1, "a": 0.5}) == r"a 0.5, b\n 1"
+    assert _words.batches_are(IndexSet([3])) == "batch 3 is"
+    assert _words.batches_are(IndexSet([1, 3, 4, 5])) == "batches 1, 3-5 are"
     assert _words.spans([(17, 18), (203, 211)]) == "17, 203-210"
     many = [(n, n + 1) for n in range(0, 22, 2)]
     assert _words.spans(many) == "0, 2, 4, 6, 8, 10, 12, 14, … (3 more)"

@@ -33,7 +33,7 @@ from .._util.exact_sum import ExactSum, add_amounts, encode_sums
 from .._util.index_set import IndexSet
 from .._util.log import at
 from .._util.plain import StreamKey
-from .._util.text import one_line, plural
+from .._util.text import batches_are, one_line, plural
 from .._util.threads import run_blocking
 from ..outputs import OutputDir, keep_tail
 from ..state._chain import blobs_of, read_chain
@@ -297,9 +297,9 @@ class Redo:
     async def _revert(self, reversal: Reversal, reason: str, **fields: Any) -> None:
         where = describe_batch(self.committer.run_key.run_id, self.stream_log.key, None)
         log.info(
-            "%s: batches %s are re-queued: %s",
+            "%s: %s re-queued: %s",
             where,
-            reversal.indexes,
+            batches_are(reversal.indexes),
             one_line(reason),
             extra=at(self.committer.run_key.run_id, self.stream_log.key),
         )

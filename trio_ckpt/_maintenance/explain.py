@@ -15,13 +15,21 @@ from .._journal.progress import Progress
 from .._journal.record import Status
 from .._journal.summary import in_order, is_to_process, phase_statuses
 from .._util.plain import StreamKey
-from .._util.text import duration, message_of, moment, plural, printable, quoted_name, stream_name
+from .._util.text import (
+    are,
+    duration,
+    message_of,
+    moment,
+    plural,
+    printable,
+    quoted_name,
+    stream_name,
+)
 from .drift import DriftProblem
 from .explain_streams import (
     MAX_NAMED,
     Facts,
     Sentence,
-    are,
     explain_streams,
     left_words,
     saved_words,

@@ -15,7 +15,16 @@ from .._journal.store import Owner
 from .._journal.summary import failing, in_order
 from .._util.exact_sum import ExactSum, add_sums, shown
 from .._util.plain import StreamKey
-from .._util.text import amounts, message_of, plural, printable, quoted_name, spans, stream_names
+from .._util.text import (
+    amounts,
+    are,
+    message_of,
+    plural,
+    printable,
+    quoted_name,
+    spans,
+    stream_names,
+)
 from .losses import Losses
 
 MAX_ALIKE = 5  # streams of one kind with a sentence each; more share one sentence
@@ -295,11 +304,6 @@ def left_words(parts: Sequence[Progress]) -> str:
     if left:
         return f"at least {plural(left, 'batch')} {are(left)} left ({of} it is not known how many)"
     return f"how many are left is not known {of}"
-
-
-def are(count: int) -> str:
-    """The verb for a count."""
-    return "is" if count == 1 else "are"
 
 
 def saved_words(parts: Sequence[Progress]) -> str:

@@ -29,7 +29,7 @@ from .._util.errors import StoreDamagedError, StoreError, TrioCkptError
 from .._util.index_set import IndexSet
 from .._util.log import at
 from .._util.plain import StreamKey, decode_key
-from .._util.text import plural, printable, stream_name
+from .._util.text import batches_are, plural, printable, stream_name
 from .._util.threads import run_blocking
 from ..outputs import AnyPath
 from ..stores import open_store
@@ -224,4 +224,4 @@ class _Mender:
 
 
 def _back(taken: IndexSet) -> str:
-    return f": batches {taken} are re-queued" if taken else ""
+    return f": {batches_are(taken)} re-queued" if taken else ""

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from .exact_sum import Number
+from .index_set import IndexSet
 from .plain import StreamKey
 
 MAX_MESSAGE_CHARS = 200  # of an error, in a line for users; the JSON has all of it
@@ -113,6 +114,17 @@ def plural(count: int, noun: str) -> str:
     """``1 batch``, ``84,200 batches``."""
     ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
     return f"{count:,} {noun}{ending}"
+
+
+def are(count: int) -> str:
+    """The verb for a count."""
+    return "is" if count == 1 else "are"
+
+
+def batches_are(indexes: IndexSet) -> str:
+    """``batch 3 is``, ``batches 1, 3-5 are``: which ones, and the verb."""
+    count = len(indexes)
+    return f"{'batch' if count == 1 else 'batches'} {indexes} {are(count)}"
 
 
 def batch_names(count: int, first: Sequence[tuple[StreamKey, int]]) -> str:

@@ -25,7 +25,7 @@ from .._maintenance.offline import open_maintenance
 from .._util.errors import RunLockedError
 from .._util.index_set import IndexSet
 from .._util.plain import StreamKey
-from .._util.text import number, plural, printable, spans, stream_name
+from .._util.text import batches_are, number, plural, printable, stream_name
 from .._util.threads import run_blocking
 from ..outputs import OutputDir
 from ..state._retention import Retention
@@ -207,9 +207,8 @@ async def redo(
     undone = indexes.copy()
     undone.subtract(look.parts[key].done)
     if undone:
-        names = spans(undone.intervals())
         raise CommandError(
-            f"batches {names} of stream {stream_name(key)!r} are neither confirmed nor skipped: "
+            f"stream {stream_name(key)!r}: {batches_are(undone)} neither confirmed nor skipped: "
             "there is nothing to re-queue",
             EXIT_USAGE,
         )
