@@ -349,11 +349,10 @@ class Redo:
         """Move the outputs of re-queued batches into the archive."""
         if self.outputs is None or self.stream_log.progress.outputs == 0:
             return
-        live = LiveRecords(attrs.evolve(self.stream_log.progress, confirmed=taken))
-        left = len(taken)
-        async with aclosing(self._pages()) as pages:
-            async for records in pages:
-                entries = live.of(records)
+        progress, left = attrs.evolve(self.stream_log.progress, confirmed=taken), len(taken)
+        records = live_records(progress, self._pages, (RecordKind.BATCH,))
+        async with aclosing(records) as pages:
+            async for entries in pages:
                 left -= len(entries)
                 for entry in entries:
                     await self._set_aside(entry.index, entry.record.outputs)

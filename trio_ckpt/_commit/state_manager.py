@@ -498,11 +498,6 @@ class StateCapture:
             ),
         )
 
-    def release(self) -> None:
-        """Release the copies of a capture that is not saved."""
-        if self.held is not None:
-            self.held.release()
-
 
 def _take_first(pieces: Iterator[Piece], limit: int) -> list[Piece]:
     """Take pieces until their size is over `limit`, or none is left."""

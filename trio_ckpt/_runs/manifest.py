@@ -25,9 +25,9 @@ import trio
 
 from .._commit.group_commit import GroupCommitter
 from .._commit.stream_outputs import OWNER_AGE_S
-from .._journal.history import LiveRecords, read_pages
+from .._journal.history import live_records, read_pages
 from .._journal.progress import Progress
-from .._journal.record import Output, Status
+from .._journal.record import Output, RecordKind, Status
 from .._journal.store import RunKey, RunView, Store
 from .._journal.summary import in_order, phase_statuses, summarize
 from .._util.errors import OutputError, StoreConflictError, StoreError, TrioCkptError
@@ -36,7 +36,7 @@ from .._util.index_set import MAX_LISTED, IndexSet
 from .._util.log import at
 from .._util.plain import RUN_STREAM, StreamKey, encode_key, nan_as_null
 from .._util.threads import run_blocking
-from ..outputs import NewFile, OutputDir
+from ..outputs import OutputDir
 
 log = logging.getLogger("trio_ckpt.run")
 
@@ -119,12 +119,8 @@ async def write_manifest(
         async with aclosing(manifest_pieces(store, run_key, parts, outputs, facts)) as pieces:
             async for piece in pieces:
                 await run_blocking(file.write, piece.encode())
-        await run_blocking(_commit, file)
+        await run_blocking(file.commit)
     return True
-
-
-def _commit(file: NewFile) -> None:
-    file.commit()
 
 
 async def manifest_pieces(
@@ -198,12 +194,12 @@ async def _outputs(
     store: Store, run_key: RunKey, key: StreamKey, progress: Progress
 ) -> AsyncGenerator[list[str]]:
     """The outputs of a stream as JSON, newest first, a page at a time."""
-    live = LiveRecords(progress)
-    async with aclosing(read_pages(store, run_key.run_id, run_key.generation, key)) as pages:
-        async for records in pages:
+    read = partial(read_pages, store, run_key.run_id, run_key.generation, key)
+    async with aclosing(live_records(progress, read, (RecordKind.BATCH,))) as pages:
+        async for entries in pages:
             lines = [
                 _dump(_entry(entry.index, output))
-                for entry in live.of(records)
+                for entry in entries
                 for output in entry.record.outputs
             ]
             if lines:

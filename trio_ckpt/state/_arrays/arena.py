@@ -2,10 +2,10 @@
 
 Capturing copies what changed, so that the live arrays may change again while the copy is
 compressed and written.  A copy into fresh memory takes three times as long as one into memory
-that was touched before (page faults), so the arena is one mapping, touched in advance
-and reused.  It is divided into slabs of one size, and the lowest free slab is reserved
-first: so only a small part of the arena is ever touched, and successive slabs are mostly
-neighbours, which one large copy fills in half the time of many small ones.
+that was touched before (page faults), so the arena is one mapping, which is reused.  It is
+divided into slabs of one size, and the lowest free slab is reserved first: so only a small part
+of the arena is ever touched, and successive slabs are mostly neighbours, which one large copy
+fills in half the time of many small ones.
 
 When all slabs are reserved, saves are faster than the disk: `Arena.reserve` waits for a slab to
 be released, and `Arena.reserve_nowait` returns None.
@@ -41,7 +41,6 @@ class ArenaStatistics:
 
     Attributes:
         limit_bytes: The maximum that it holds.
-        touched_bytes: The part that is in memory.
         used_bytes: The part that is reserved.
         peak_bytes: The most that was ever reserved.
         waits: How often a thread had to wait for a slab.
@@ -49,7 +48,6 @@ class ArenaStatistics:
     """
 
     limit_bytes: int
-    touched_bytes: int
     used_bytes: int
     peak_bytes: int
     waits: int
@@ -89,7 +87,6 @@ class Arena:
         self._memory: Bytes | None = map_pages(slabs * SLAB_BYTES)
         self._free = list(range(slabs))  # a heap
         self._slabs = slabs
-        self._warm = 0  # slabs below this were touched
         self._returned = threading.Condition(threading.Lock())
         self._peak = 0
         self._waits = 0
@@ -99,26 +96,6 @@ class Arena:
     def limit_bytes(self) -> int:
         """The maximum that it holds, in whole slabs."""
         return self._slabs * SLAB_BYTES
-
-    def warm(self, nbytes: int) -> None:
-        """Touch the first `nbytes` (at most the limit), slab by slab.
-
-        It blocks: a GiB takes some 200 ms, during which the GIL is released.
-        """
-        wanted = min(-(-nbytes // SLAB_BYTES), self._slabs)
-        while True:
-            with self._returned:
-                if self._memory is None or self._warm >= wanted:
-                    return
-                index = self._warm
-                if index not in self._free:  # it is reserved, so its user touches it
-                    self._warm += 1
-                    continue
-                self._free.remove(index)
-                heapq.heapify(self._free)
-                slab = self._slab(index)
-            slab.memory.fill(0)
-            slab.release()
 
     def reserve(self, *, timeout_s: float | None = None) -> Slab:
         """Reserve a slab; blocks until one is free.
@@ -168,7 +145,6 @@ class Arena:
         with self._returned:
             return ArenaStatistics(
                 limit_bytes=self.limit_bytes,
-                touched_bytes=self._warm * SLAB_BYTES,
                 used_bytes=(self._slabs - len(self._free)) * SLAB_BYTES,
                 peak_bytes=self._peak * SLAB_BYTES,
                 waits=self._waits,
@@ -192,11 +168,6 @@ class Arena:
             return None
         index = heapq.heappop(self._free)
         self._peak = max(self._peak, self._slabs - len(self._free))
-        return self._slab(index)
-
-    def _slab(self, index: int) -> Slab:
-        assert self._memory is not None
-        self._warm = max(self._warm, index + 1)
         memory = self._memory[index * SLAB_BYTES : (index + 1) * SLAB_BYTES]
         return Slab(memory, index, self._give_back)
 
