@@ -5,25 +5,25 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from trio_ckpt._util import text as _words
+from trio_ckpt._util import text as text_module
 from trio_ckpt._util.index_set import IndexSet
 
 
 @given(st.text())
 def test_whatever_the_text_what_is_shown_is_printable_and_printable_text_is_kept(text: str) -> None:
-    shown = _words.printable(text)
+    shown = text_module.printable(text)
     assert shown.isprintable()
     assert (shown == text) == text.isprintable()
 
 
 def test_what_is_not_printed_is_written_out() -> None:
-    assert _words.printable("a\x1b[1m\n\u202e\x9bé€") == r"a\x1b[1m\n\u202e\x9bé€"
-    assert _words.printable("\ud800") == r"\ud800"
+    assert text_module.printable("a\x1b[1m\n\u202e\x9bé€") == r"a\x1b[1m\n\u202e\x9bé€"
+    assert text_module.printable("\ud800") == r"\ud800"
 
 
 def test_names_in_a_list_are_all_different() -> None:
     keys = [("a/b", "c"), ("a", "b/c"), (" ",), ("é", "x"), ("[",)]
-    assert list(_words.stream_names(keys).values()) == [
+    assert list(text_module.stream_names(keys).values()) == [
         '["a/b", "c"]',
         '["a", "b/c"]',
         '[" "]',
@@ -34,19 +34,19 @@ def test_names_in_a_list_are_all_different() -> None:
 
 @given(st.text(), st.integers(1, 20))
 def test_what_is_cut_takes_at_most_so_many_columns(text: str, limit: int) -> None:
-    shown = _words.cut(text, limit)
-    assert _words.cells(shown) <= limit
+    shown = text_module.truncate(text, limit)
+    assert text_module.display_width(shown) <= limit
     assert shown == text or (shown.endswith("…") and text.startswith(shown[:-1]))
 
 
 def test_a_wide_character_takes_two_columns_a_combining_one_none() -> None:
-    assert [_words.cells(text) for text in ("abc", "日本", "e\u0301")] == [3, 4, 1]
-    assert _words.cut("日本語", 5) == "日本…"
+    assert [text_module.display_width(text) for text in ("abc", "日本", "e\u0301")] == [3, 4, 1]
+    assert text_module.truncate("日本語", 5) == "日本…"
 
 
 def test_a_long_message_is_cut() -> None:
-    assert _words.message_of("x" * 200) == "x" * 200
-    assert _words.message_of("x" * 201) == "x" * 199 + "…"
+    assert text_module.message_of("x" * 200) == "x" * 200
+    assert text_module.message_of("x" * 201) == "x" * 199 + "…"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_long_message_is_cut() -> None:
     ],
 )
 def test_of_a_message_of_many_lines_the_first_is_shown(text: str, shown: str) -> None:
-    assert _words.message_of(text) == shown
+    assert text_module.message_of(text) == shown
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_of_a_message_of_many_lines_the_first_is_shown(text: str, shown: str) ->
     ],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert _words.duration(seconds) == text
+    assert text_module.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -101,22 +101,22 @@ def test_durations(seconds: float, text: str) -> None:
     ],
 )
 def test_numbers(value: float, text: str) -> None:
-    assert _words.number(value) == text
+    assert text_module.number(value) == text
 
 
 def test_counts_amounts_and_spans() -> None:
-    assert _words.plural(1, "batch") == "1 batch"
-    assert _words.plural(84_200, "batch") == "84,200 batches"
-    assert _words.plural(0, "stream") == "0 streams"
-    assert _words.amounts({"b\n": 1, "a": 0.5}) == r"a 0.5, b\n 1"
-    assert _words.batches_are(IndexSet([3])) == "batch 3 is"
-    assert _words.batches_are(IndexSet([1, 3, 4, 5])) == "batches 1, 3-5 are"
-    assert _words.spans([(17, 18), (203, 211)]) == "17, 203-210"
+    assert text_module.plural(1, "batch") == "1 batch"
+    assert text_module.plural(84_200, "batch") == "84,200 batches"
+    assert text_module.plural(0, "stream") == "0 streams"
+    assert text_module.amounts({"b\n": 1, "a": 0.5}) == r"a 0.5, b\n 1"
+    assert text_module.batches_are(IndexSet([3])) == "batch 3 is"
+    assert text_module.batches_are(IndexSet([1, 3, 4, 5])) == "batches 1, 3-5 are"
+    assert text_module.spans([(17, 18), (203, 211)]) == "17, 203-210"
     many = [(n, n + 1) for n in range(0, 22, 2)]
-    assert _words.spans(many) == "0, 2, 4, 6, 8, 10, 12, 14, … (3 more)"
+    assert text_module.spans(many) == "0, 2, 4, 6, 8, 10, 12, 14, … (3 more)"
 
 
 def test_times_are_utc() -> None:
-    assert _words.moment(0.0) == "1970-01-01 00:00:00 UTC"
-    assert _words.iso_moment(0.0) == "1970-01-01T00:00:00+00:00"
-    assert _words.iso_moment(None) is None
+    assert text_module.moment(0.0) == "1970-01-01 00:00:00 UTC"
+    assert text_module.iso_moment(0.0) == "1970-01-01T00:00:00+00:00"
+    assert text_module.iso_moment(None) is None

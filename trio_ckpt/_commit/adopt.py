@@ -16,7 +16,7 @@ import trio
 
 from .._journal.record import Output, Record, RecordKind
 from .._util.arguments import several
-from .._util.errors import OutputError, describe_batch
+from .._util.errors import OutputError
 from .._util.text import plural
 from .open_stream import OpenStream
 from .stream_outputs import AnyPath
@@ -127,10 +127,9 @@ async def adopt_outputs(open_stream: OpenStream, found: Found) -> None:
         await open_stream.committer.save_all(entries[start : start + RECORDS_PER_SAVE])
     for index in found:
         open_stream.settled(index)
-    where = describe_batch(open_stream.run_id, open_stream.stream_log.key, None)
     log.info(
         "%s: adopted %s by their outputs",
-        where,
+        open_stream.where(),
         plural(len(found), "batch"),
         extra=open_stream.place(),
     )

@@ -84,26 +84,26 @@ def quoted_name(name: str) -> str:
     return name if name.startswith("[") else repr(name)
 
 
-def cells(text: str) -> int:
+def display_width(text: str) -> int:
     """How many columns of a terminal a printable text takes."""
     if text.isascii():
         return len(text)
-    return sum(_cells_of(char) for char in text)
+    return sum(_width_of(char) for char in text)
 
 
-def _cells_of(char: str) -> int:
+def _width_of(char: str) -> int:
     if unicodedata.combining(char):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-def cut(text: str, limit: int) -> str:
+def truncate(text: str, limit: int) -> str:
     """The text in at most `limit` columns of a terminal, with an ellipsis if it is longer."""
-    if cells(text) <= limit:
+    if display_width(text) <= limit:
         return text
     shown, left = "", limit - 1
     for char in text:
-        left -= _cells_of(char)
+        left -= _width_of(char)
         if left < 0:
             break
         shown += char

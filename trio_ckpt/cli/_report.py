@@ -16,7 +16,7 @@ from typing import Any, TextIO, TypeVar, cast
 import attrs
 
 from .._util.plain import MAX_DEPTH
-from .._util.text import cells, cut, printable
+from .._util.text import display_width, printable, truncate
 
 GAP = "  "  # between columns
 INDENT = "    "  # of what is set below its row
@@ -139,14 +139,14 @@ def _texts(table: Table) -> list[list[str]]:
 
 def _width(rows: Sequence[Sequence[str]], at: int, limit: int | None = None) -> int:
     """Of a column; cells that are wider than the limit do not count."""
-    widths = [cells(row[at]) for row in rows]
+    widths = [display_width(row[at]) for row in rows]
     return max(width for width in widths if limit is None or width <= limit)
 
 
 def _row_line(table: Table, row: Sequence[str], widths: Sequence[int]) -> str:
     texts = list[str]()
     for at, width in enumerate(widths):
-        padding = " " * max(0, width - cells(row[at]))
+        padding = " " * max(0, width - display_width(row[at]))
         is_number = table.columns[at].startswith(">")
         texts.append(padding + row[at] if is_number else row[at] + padding)
     return GAP.join(texts).rstrip()
@@ -167,7 +167,7 @@ def fitted_lines(table: Table, width: int) -> list[str] | None:
         return None
     widths.pop()
     elastic = [at for at in range(last) if not table.columns[at].startswith((">", "="))]
-    floors = {at: max(MIN_CUT_CELLS, cells(rows[0][at])) for at in elastic}
+    floors = {at: max(MIN_CUT_CELLS, display_width(rows[0][at])) for at in elastic}
     while (over := _sum(widths) - width) > 0:
         wide = [at for at in elastic if widths[at] > floors[at]]
         if not wide:
@@ -178,7 +178,7 @@ def fitted_lines(table: Table, width: int) -> list[str] | None:
         widths[widest] = min(goal, widths[widest] - 1)
     lines: list[str] = []
     for number, row in enumerate(rows):
-        shown = [cut(row[at], widths[at]) for at in range(last)]
+        shown = [truncate(row[at], widths[at]) for at in range(last)]
         lines.append(_row_line(table, shown, widths))
         if number and row[last]:
             text = f"{rows[0][last]}: {row[last]}"
