@@ -176,7 +176,7 @@ class Crawler:
         if left_out:
             log.warning("%s: links left out: %d (too long, or too many)", url, left_out)
         if batch.index == 0 and not page.links:
-            log.warning("%s is no page with links: there is nothing to go on to", url)
+            log.warning("%s is not a page with links: there is nothing more to crawl", url)
         self._add(batch, short)
         batch.append_json(
             "pages.jsonl",

@@ -262,7 +262,7 @@ async def scan(options: argparse.Namespace, read_page: ReadPage | None = None) -
 
     Args:
         options: As `parse_options` gives them.
-        read_page: Reads a page, where `options.out` is no folder of this machine.
+        read_page: Reads a page, where `options.out` is not a folder of this machine.
     """
     text = read_book(options.text)
     pages = split_pages(text, options.lines_per_page)

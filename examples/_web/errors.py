@@ -33,7 +33,7 @@ class TruncatedBody(FetchError):
 
 
 class BodyTooLarge(FetchError):
-    """The body, as sent or decoded, is larger than allowed. Another attempt is no use."""
+    """The body, as sent or decoded, is larger than allowed. Another attempt does not help."""
 
 
 class BadResponse(FetchError):

@@ -8,7 +8,7 @@ import protego
 from . import urls
 from .http import Client, FetchError, Response
 
-# RFC 9309, section 2.5 asks to read at least this much; more is no robots.txt.
+# RFC 9309, section 2.5 asks to read at least this much; more is not a robots.txt.
 MAX_ROBOTS_BYTES = 500 * 1024
 # RFC 9309, section 2.3.1.2: "at least five consecutive redirects".
 MAX_ROBOTS_REDIRECTS = 5

@@ -17,7 +17,9 @@ COUNTED = (
     "batches|blobs|bytes|checkpoints|connections|files|generations|items|jobs|lines|names|"
     "outputs|pages|problems|records|runs|sessions|snapshots|states|streams|tokens|workers"
 )
-ONE_OF_MANY = re.compile(rf"\b1 ({COUNTED})\b|\b0 \w+ is\b|\b1 \w+ are\b")
+ONE_OF_MANY = re.compile(
+    rf"\b1 ({COUNTED})\b|\b0 \w+ is\b|\b1 \w+ are\b|\b({COUNTED}) \d+ (are|were)\b"
+)
 
 
 def check_counts(text: str) -> None:

@@ -451,7 +451,7 @@ def test_history_tells_the_sessions(run: Terminal, store: Path) -> None:
         f"run 'run' in sqlite:{store}",
         "",
         "session  began  took  how it ended  process  config  what it did",
-        "2  2025-11-20 13:00:00 UTC  was killed  4711 on box  b28c63274a85  not told",
+        "2  2025-11-20 13:00:00 UTC  was killed  4711 on box  b28c63274a85  unknown",
         "1  2025-11-20 12:00:00 UTC  1 min 00 s  was stopped  4711 on box  8b7ca09a1e75  "
         "3 batches confirmed, 0 skipped; produced pages 3, records 30; spent cost_usd 0.5",
         'session 2: config model: "small" -> "large"',

@@ -144,7 +144,7 @@ async def test_a_start_that_is_no_html_is_said(
 ) -> None:
     site.pages["/"] = page(b"\x89PNG", headers={"Content-Type": "image/png"})
     assert await crawler.crawl(options(site, tmp_path)) == 0
-    assert "no page with links" in caplog.text
+    assert "is not a page with links" in caplog.text
 
 
 async def test_max_pages_stops_with_work_left_and_goes_on(site: Site, tmp_path: Path) -> None:

@@ -232,10 +232,10 @@ def _salvaged(path: Path, salvage: Salvage) -> RunState | None:
     if generations:
         state.generation = max(generations)
         state.first = min(state.first, min(generations))
-    salvage.told[run_id] += found.garbled
+    salvage.reported[run_id] += found.garbled
     records = sum(len(stream.entries) for stream in state.streams.values())
-    is_told = salvage.is_told(run_id, state.generation, records)
-    if (len(salvage.left) > left or not is_told) and not salvage.may_cut:
+    is_reported = salvage.is_reported(run_id, state.generation, records)
+    if (len(salvage.left) > left or not is_reported) and not salvage.may_cut:
         del salvage.done[done:]  # the run stays as it is: nothing of it is lost
         return None
     if found.garbled:

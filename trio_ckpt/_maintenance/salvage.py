@@ -170,7 +170,7 @@ class Salvage:
         done: What was repaired.
         left: What was not repaired, and why.
         opened: How many records could be opened.
-        told: How many lost records of each run were reported.
+        reported: How many lost records of each run were reported.
     """
 
     folder: Path
@@ -179,7 +179,7 @@ class Salvage:
     done: list[Repaired] = attrs.field(factory=list[Repaired], init=False)
     left: list[Repaired] = attrs.field(factory=list[Repaired], init=False)
     opened: int = attrs.field(default=0, init=False)
-    told: Counter[str] = attrs.field(factory=Counter[str], init=False)
+    reported: Counter[str] = attrs.field(factory=Counter[str], init=False)
     _losses: Path | None = attrs.field(default=None, init=False)
 
     def is_cut(self, place: Place, sound: ValidPrefix, head: int) -> bool:
@@ -199,7 +199,7 @@ class Salvage:
             return False
         what = f"{lost} lost: it goes on after {sound.through}"
         self.done.append(Repaired(where, what, is_loss=True))
-        self.told[run_id] += end - sound.through
+        self.reported[run_id] += end - sound.through
         return True
 
     def bridged(self, place: Place, seal: Seal, records: Records, head: int) -> GapFill | None:
@@ -214,7 +214,7 @@ class Salvage:
             self.opened += found.progress.sequence - len(found.notes)
         return found
 
-    def is_told(self, run_id: str, generation: int, records: int) -> bool:
+    def is_reported(self, run_id: str, generation: int, records: int) -> bool:
         """Whether every acknowledged record of a run exists, or is reported as lost.
 
         Otherwise an older copy took its place, or a part of it is gone without a trace: the run
@@ -223,8 +223,8 @@ class Salvage:
         before = self._seen(run_id)
         if before is None or not before.is_ahead_of(generation, records) or self.may_cut:
             return True
-        told = self.told[run_id]
-        if before.generation == generation and before.records - records <= told and records:
+        reported = self.reported[run_id]
+        if before.generation == generation and before.records - records <= reported and records:
             return True
         there = plural(records, "checkpoint")
         what = f"{plural(before.records, 'checkpoint')} acknowledged, {there} to be read: "
@@ -328,7 +328,7 @@ class Salvage:
         path, before = watermark_path(self.folder, seen.run_id), self._seen(seen.run_id)
         if before is None or before == seen:
             return
-        if not self.is_told(seen.run_id, seen.generation, seen.records):
+        if not self.is_reported(seen.run_id, seen.generation, seen.records):
             return
         self.keep(path)
         temporary = path.with_suffix(".tmp")

@@ -169,7 +169,7 @@ def _session_row(session: SessionView) -> tuple[str, ...]:
         session.how,
         f"{session.pid} on {session.host}",
         session.config_digest[:12] if session.config else "none",
-        counts_text(session.counts) if session.counts else "not told",
+        counts_text(session.counts) if session.counts else "unknown",
     )
 
 

@@ -65,7 +65,7 @@ def check_secret(secret: str) -> str:
     """Return a secret that is good enough.
 
     Raises:
-        TypeError: it is no str.
+        TypeError: it is not a str.
         ValueError: it is too short, or has characters that no header carries.
     """
     if len(text("secret", secret, is_empty_allowed=True)) < MIN_SECRET_CHARS:

@@ -128,7 +128,7 @@ const pill = (status) => {
   return node;
 };
 
-// A stop is no status of its own, but it is what one wants to know first.
+// A stop is not a status of its own, but the page shows it in place of one.
 const statusOf = (run) => (run.stopping ? "stopping" : run.status);
 
 function stopText(stop) {
