@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import ssl
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from .._runs.run import Run
 from .._tokens.coordinator import CheckpointCoordinator
 from .._util.arguments import flag, instance, port as check_port, seconds, several, text
 from .._util.forks import unshare
+from .._util.hosts import is_loopback
 from .._util.portal import check_trio
 from ._access import Access, allowed_hosts, check_secret, new_secret
 from ._guard import guarded
@@ -158,18 +158,9 @@ def _check_binding(host: str, ssl_context: ssl.SSLContext | None, *, allow_plain
     Raises:
         ValueError: it could be read.
     """
-    if ssl_context is not None or allow_plain or _is_loopback(host):
+    if ssl_context is not None or allow_plain or is_loopback(host):
         return
     raise ValueError(
         f"host={host!r} is reached from other machines, and without TLS the secret can be read on "
         "its way: give ssl_context=, or allow_plain=True if something else protects it"
     )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

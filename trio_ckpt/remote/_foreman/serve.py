@@ -34,6 +34,7 @@ from ..._util.arguments import (
     whole_number,
 )
 from ..._util.forks import unshare
+from ..._util.hosts import is_loopback
 from ..._util.portal import check_trio
 from ..._util.text import one_line
 from .._wire.errors import ConnectionLostError, UnsafeBindingError
@@ -148,21 +149,11 @@ def check_binding(host: str, ssl_context: ssl.SSLContext | None, *, allow_plain:
     Raises:
         UnsafeBindingError: the foreman would.
     """
-    if ssl_context is None and not allow_plain and not is_local(host):
+    if ssl_context is None and not allow_plain and not is_loopback(host):
         raise UnsafeBindingError(
             f"{host!r} is beyond this machine, and without TLS other machines on the way can read "
             "the secret: give ssl_context=, or allow_plain=True if you trust the network",
         )
-
-
-def is_local(host: str) -> bool:
-    """Whether an address belongs only to this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _url_host(host: str) -> str:
