@@ -12,10 +12,10 @@ and a schedule plays the same way each time.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import logging
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -148,7 +148,11 @@ def is_passed_only_by_chance(cell: Transition) -> bool:
 
 
 def main() -> None:
-    count, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    parser = argparse.ArgumentParser(prog="python -m tests.remote.aims", description=__doc__)
+    parser.add_argument("schedules", type=int)
+    parser.add_argument("seed", type=int, nargs="?", default=1)
+    options = parser.parse_args()
+    count, seed = options.schedules, options.seed
     logging.disable(logging.WARNING)
     rng, started = random.Random(seed), time.monotonic()
     struck: set[Transition] = set()
