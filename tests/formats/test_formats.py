@@ -1,4 +1,4 @@
-"""What earlier versions left behind is read, and gone on with, or refused in plain words."""
+"""What earlier versions left behind is read and continued, or refused in plain words."""
 
 # ruff: noqa: ASYNC240  # a test may block its own loop
 

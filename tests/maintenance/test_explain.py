@@ -85,7 +85,7 @@ def test_troubleshooting_checkpoint_exists_but_collection_is_not_resuming() -> N
     ]
     assert said(facts_of(parts, generation=2), "archive") == [
         "The run was begun afresh 2 times (fresh=True, on_config_change='restart', or reset): what "
-        "was confirmed before that is in the archive and is not gone on with."
+        "was confirmed before that is in the archive and is not continued."
     ]
 
 

@@ -228,7 +228,7 @@ def _archive(facts: Facts) -> Iterator[Sentence]:
             "archive",
             f"The run was begun afresh {plural(facts.generation, 'time')} (fresh=True, "
             "on_config_change='restart', or reset): what was confirmed before that is in the "
-            "archive and is not gone on with.",
+            "archive and is not continued.",
         )
 
 

@@ -192,9 +192,7 @@ class Salvage:
             return False
         lost = plural(end - sound.through, "checkpoint") + f" from {sound.through + 1} on"
         if sound.later and not self.may_cut:
-            what = (
-                f"{lost} cannot be gone on with, though {number(sound.later)} of them can be read: "
-            )
+            what = f"{lost} cannot be continued, though {number(sound.later)} of them can be read: "
             self.left.append(Repaired(where, what + ACCEPT))
             return False
         what = f"{lost} lost: it goes on after {sound.through}"

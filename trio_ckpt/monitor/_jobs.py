@@ -51,7 +51,7 @@ class JobTask(ApiRecord, frozen=True):
     Attributes:
         checkpoint_count: How often its state was saved; null: it was done so long ago that its
             record was not read for this page, see the item itself.
-        problem: Why its state could not be saved, which was gone on with; null: it could.
+        problem: Why its state could not be saved, although the item continued; null: it could.
     """
 
     task_id: str
