@@ -504,7 +504,7 @@ async def test_example_2_long_running_ml_training(autojump_clock: MockClock) -> 
 async def test_example_2_in_a_store_that_another_process_reads(
     tmp_path: Path, autojump_clock: Any
 ) -> None:
-    """The same with the default store; its history has the snapshots (the seed's example 3)."""
+    """The history of the default store has the snapshots (the seed's example 3)."""
     with pytest.raises(KeyboardInterrupt):
         async with begin(tmp_path / "ml.ckpt") as run:
             await train_model(run, die_at=9)

@@ -80,7 +80,7 @@ def records_of(index: int) -> list[dict[str, Any]]:
 
 @cache
 def lines_of(index: int) -> bytes:
-    """The same as bytes."""
+    """The lines of a batch as they stand in the file."""
     return b"".join(
         json.dumps(record, sort_keys=True, separators=(",", ":")).encode() + b"\n"
         for record in records_of(index)

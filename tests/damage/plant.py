@@ -157,7 +157,7 @@ def _rename(sample: Sample, name: str, _rng: random.Random) -> Files | None:
 
 
 def _duplicate(sample: Sample, name: str, _rng: random.Random) -> Files | None:
-    """The same under another name, one in another place included."""
+    """Add a copy of a file under another name, next to it."""
     folder, _, last = name.rpartition("/")
     return {**sample.files, f"{folder}/x{last}": sample.files[name]}
 

@@ -47,7 +47,7 @@ async def train(
 
 
 async def train_killed(new: Callable[[], Any], step: Callable[[Any], None]) -> Any:
-    """The same, dying at every other step; what comes back of each session was saved."""
+    """Take the nine steps in sessions that die at every other step; returns the last state."""
     store = MemoryStore()
     for die_at in (1, 3, 5, 7):
         with pytest.raises(KeyboardInterrupt):

@@ -25,7 +25,7 @@ _CHECKED = HEADER.size - 4
 
 
 def mend(frame: bytes) -> bytes:
-    """The same frame with the right checksum."""
+    """Put the right checksum into a frame."""
     if len(frame) < HEADER.size:
         return frame
     head, payload = frame[:_CHECKED], frame[HEADER.size :]

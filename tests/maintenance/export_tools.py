@@ -144,7 +144,7 @@ async def everything(
 
 
 def reseal(data: bytes) -> bytes:
-    """The same bytes under a seal that fits them."""
+    """Replace the seal of an archive by one that fits its bytes."""
     body = data[:-SEAL_BYTES]
     return body + SEAL_WORDS + hashlib.sha256(body).hexdigest().encode()
 

@@ -132,7 +132,7 @@ def describe(value: Any, arrays: list[Any]) -> Any:
 
 
 def facts(state: Any) -> Any:
-    """The same, and which arrays share memory."""
+    """Return what distinguishes two states, and which of their arrays share memory."""
     arrays: list[Any] = []
     found = describe(state, arrays)
     pairs = itertools.combinations(range(len(arrays)), 2)

@@ -121,7 +121,7 @@ OFTEN = ["open", "open", "mkdir", "rename", "pwrite", *CALLS_WITH]
 
 @pytest.mark.parametrize("first", range(0, SEQUENCES, 45))
 def test_it_answers_as_the_operating_system_does(first: int, tmp_path: Path) -> None:
-    """The same calls have the same results, and the same error numbers."""
+    """Equal calls have equal results and equal error numbers."""
     seen: set[tuple[str, bool]] = set()
     for seed in range(first, first + 45):
         chance = random.Random(seed)
@@ -196,7 +196,7 @@ def left(files: MemoryFiles, path: str) -> set[bytes | None]:
 
 
 def left_by(files: MemoryFiles, path: str, cuts: int) -> set[bytes | None]:
-    """The same of so many power cuts."""
+    """What so many power cuts may leave of a file; None: nothing."""
     found: set[bytes | None] = set()
     for seed in range(cuts):
         node = files.after_crash("power", random.Random(seed)).find(path)

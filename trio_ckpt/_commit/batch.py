@@ -366,6 +366,8 @@ class Batch(Generic[T]):
         Raises:
             NotEncodableError: a record is not JSON-like.
             OutputError: the path is bad, or another stream appends to the file.
+
+        Durability: none yet; the lines are durable when the batch is confirmed.
         """
         self._check_staging()
         name = self._host.output_name(path)

@@ -79,6 +79,7 @@ class Snapshots:
             ValueError: the label is too long.
             RuntimeError: the caller is not in the body of the batch of this block.
 
+        Durability: none yet; `wait` returns when the snapshot is durable or could not be saved.
         Cancellation: always a cancellation and a schedule point; a copy that has begun is
             finished.  During a stop it is cancelled when all other batches are saved.
         """
@@ -143,6 +144,8 @@ class Snapshots:
             RuntimeError: the batch of this block is not open any more.
             trio.RunFinishedError: the program has ended; after a stop also in a thread that trio
                 has not started.
+
+        Durability: as for `point`.
         """
         if _is_of_trio():
             return trio.from_thread.run(self.point, label)
@@ -170,6 +173,7 @@ class Snapshots:
     async def wait(self) -> None:
         """Wait until no snapshot is being saved.
 
+        Durability: when this returns the snapshots that `saved` counts are durable.
         Cancellation: none; a save ends in bounded time.
         """
         await self._state_manager.wait_saved()

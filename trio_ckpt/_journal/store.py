@@ -132,8 +132,8 @@ class Store(ABC):
     def lock_run(self, run_id: str) -> AbstractAsyncContextManager[int]:
         """Own a run while the block runs; yields the owner number, greater than any before.
 
-        The number is durable when the block begins.  On one host the lock is the kernel's
-        and ends with the process.  A run exists from its first lock on.
+        On one host the lock is the kernel's and ends with the process.  A run exists from its
+        first lock on.
 
         Leaving the block releases the run, with one exception: when a save of it was
         abandoned (cancelled, or `SaveOutcomeUnknownError`), the lock is kept until the
@@ -143,6 +143,7 @@ class Store(ABC):
             RunLockedError: another live owner has it; the error names its host, pid and start.
             StoreError: the store cannot be used.
 
+        Durability: the owner number is durable when the block begins.
         Cancellation: no lock is held when entering is cancelled; leaving is shielded.
         """
 
@@ -325,6 +326,7 @@ class Store(ABC):
         Raises:
             StoreError: it cannot be written.
 
+        Durability: none; the view is no longer valid when its owner has ended.
         Cancellation: not once it has begun.
         """
         await trio.lowlevel.checkpoint()

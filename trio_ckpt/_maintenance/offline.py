@@ -90,6 +90,7 @@ class Maintenance:
     async def redo(self, key: StreamKey, indexes: Iterable[int], reason: str) -> None:
         """Re-queue single batches; see `Stream.redo`.
 
+        Durability: when this returns the record is durable, and their outputs are in the archive.
         Cancellation: as for `Stream.redo`.
         """
         redo = self._redo(key)
@@ -99,6 +100,7 @@ class Maintenance:
     async def rewind(self, key: StreamKey, *, to: int, reason: str) -> IndexSet:
         """Re-queue all batches after one; see `Run.rewind`.
 
+        Durability: when this returns the record is durable, and their outputs are in the archive.
         Cancellation: as for `Stream.redo`.
         """
         redo = self._redo(key)
@@ -146,6 +148,7 @@ class Maintenance:
     async def drop_states(self, key: StreamKey, sequences: Sequence[int]) -> None:
         """Drop the arrays of old states, because they are damaged.
 
+        Durability: dropped arrays are not named again after power loss.
         Cancellation: as for `Store.drop_blobs`.
         """
         self._stream_log(key)
@@ -154,6 +157,7 @@ class Maintenance:
     async def cut_tail(self, key: StreamKey, path: str) -> None:
         """Cut an append file at its confirmed end; a copy of the rest stays in the archive.
 
+        Durability: when this returns the copy and the length of the file survive power loss.
         Cancellation: a cancellation point before each step; a step that has begun is waited for.
         """
         size = self._stream_log(key).progress.sinks[path]
@@ -260,6 +264,7 @@ class Maintenance:
     async def prune(self, *, keep: int) -> Pruned:
         """Remove all generations of the run but the newest `keep`; see `Store.prune`.
 
+        Durability: removed generations do not come back after power loss.
         Cancellation: as for `Store.prune`.
         """
         return await self.store.prune(self._run_key, keep=whole_number("keep", keep))

@@ -75,6 +75,7 @@ async def run_batches(
         ValueError: `concurrency` > 1 with a state or a cursor that has an order; no items
             and no frontier, or both; a range of a frontier, whose items have no order.
 
+    Durability: when this returns all batches that were confirmed are durable.
     Cancellation: batches in flight are cancelled, completed ones are saved.
     """
     instance("stream", stream, Stream, "an open stream")

@@ -224,6 +224,7 @@ class Run:
             OutputsMissingError, CannotRedoError, OutputError: confirmed outputs are damaged.
             ValueError: a bad key, or another `first_index` than before.
 
+        Durability: when the block has ended, completed batches are durable.
         Cancellation: entering and leaving are schedule points; completed batches are saved.
         """
         key = check_stream_key(parts)

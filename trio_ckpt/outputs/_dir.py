@@ -153,6 +153,8 @@ class OutputDir:
     def create(self, path: AnyPath) -> NewFile:
         """Begin a file that is too large for memory: written piece by piece, then committed.
 
+        Durability: none yet; the file is durable when `NewFile.commit` has returned.
+
         Raises:
             OutputError: it cannot be made, or something that is not a file has its name.
         """

@@ -56,6 +56,8 @@ class NewFile:
     def write(self, data: bytes) -> None:
         """Write `data` at the end.
 
+        Durability: none yet; `commit` makes the whole file durable.
+
         Raises:
             OutputError: it cannot be written.
         """

@@ -243,6 +243,7 @@ class Client:
         Args:
             function, items, options: As for `map`.  Each result has its index.
 
+        Durability: when this returns the job is durable at the foreman.
         Cancellation: the job continues; `cancel` ends it.
         """
         return self.results(await self.submit(function, items, **options))
@@ -264,6 +265,7 @@ class Client:
 
         If the connection is lost, the request is sent again on the next one.
 
+        Durability: none yet; the job is over when the foreman has recorded its end.
         Cancellation: the request was sent all the same.
         """
         self._unwanted.add(check_job_id(job_id))

@@ -57,6 +57,7 @@ async def open_store(
             arrays of a state, these from 256 KiB on at the latest.
         create: Whether to create a store that does not exist.
 
+    Durability: when this returns a store that was created survives power loss, but for ``memory:``.
     Cancellation: not once it has begun; opening is short.
 
     Raises:

@@ -47,7 +47,10 @@ class WorldFiles:
         self._with(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, lambda fd: self._put(fd, data, 0))
 
     def append(self, path: str, data: bytes) -> None:
-        """Append to a file; creates it as `write` does."""
+        """Append to a file; creates it as `write` does.
+
+        Durability: none, see `fsync`.
+        """
         self.mkdir(posixpath.dirname(_absolute(path)))
 
         def put(fd: int) -> None:
@@ -60,7 +63,10 @@ class WorldFiles:
         self._with(path, os.O_RDONLY, self._files.fsync)
 
     def rename(self, path: str, goal: str) -> None:
-        """Rename a file, replacing the file that has the new name."""
+        """Rename a file, replacing the file that has the new name.
+
+        Durability: none; a power cut may leave either name.
+        """
         root = self._files.open("/", os.O_RDONLY)
         try:
             names = (_absolute(path)[1:], _absolute(goal)[1:])

@@ -175,7 +175,10 @@ class Foreman:
         return has_failed and is_other and not is_cancelled(items), True
 
     def cancel(self, job_id: str) -> None:
-        """End a job, and its functions; does nothing if the job is over."""
+        """End a job, and its functions; does nothing if the job is over.
+
+        Durability: none yet; the job records its end when its functions have ended.
+        """
         job = self.jobs.get(job_id)
         if job is not None:
             job.cancel()
