@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from trio_ckpt._journal import record as _records
+from trio_ckpt._journal import folds, record as _records
 from trio_ckpt._journal.folds import MAX_ERRORS, decode_progress, encode_progress
 from trio_ckpt._journal.progress import MAX_SKIPS, FailedAttempt, Progress, apply
 from trio_ckpt._journal.record import (
@@ -394,6 +395,13 @@ def test_a_fold_and_its_tail_are_the_whole(records: list[Record], data: st.DataO
         apply(folded, sequence, record)
     assert folded == progress_of(*records)
     assert encode_progress(folded) == encode_progress(progress_of(*records))
+
+
+def test_a_fold_has_every_field_of_progress() -> None:
+    stored = {*folds._Fold.__struct_fields__} - {"times"}
+    elsewhere = {"skips", *folds._TIMES}  # among the failures, and in the times
+    fields = {field.name for field in attrs.fields(Progress) if field.init}
+    assert fields == stored | elsewhere
 
 
 def test_every_kind_is_applied() -> None:

@@ -1,18 +1,21 @@
 """Folds: progress as it is stored.
 
 A fold is derived: it is the sum of the records up to one of them, stored so that a resume need
-not read all of them.
+not read all of them.  `_Fold` defines the stored form, in the order of its places.  Most fields
+of `Progress` are stored as they are; `_CODECS` converts the others, and only the failed attempts
+and the times are arranged in another way.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 
 from .._util.errors import StoreDamagedError
 from .._util.exact_sum import StoredSum, decode_sums, encode_sums
 from .._util.index_set import IndexSet
+from .._util.plain import Plain
 from .progress import MAX_SKIPS, FailedAttempt, Pin, Progress, decode_marks, encode_marks
 from .record import ErrorInfo, Status, check_times
 
@@ -29,7 +32,7 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     spent: dict[str, StoredSum]
     spent_confirmed: dict[str, StoredSum]
     adopted: list[int]
-    cursor: Any
+    cursor: Plain
     has_cursor: bool
     has_state: bool
     first_index: int
@@ -40,7 +43,7 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     error: ErrorInfo | None
     outputs: int
     sinks: dict[str, int]
-    metadata: dict[str, Any]
+    metadata: dict[str, Plain]
     times: tuple[float | None, float | None, float | None, float | None]
     opens: int
     opened_at: float | None
@@ -56,48 +59,29 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
 
 MAX_ERRORS = 1_000  # of batches that wait for their next attempt, after an outage perhaps all
 
+_TIMES = ("started_at", "updated_at", "completed_at", "failed_at")
+_ARRANGED = ("failures", "times")
+
+_CODECS: dict[str, tuple[Callable[..., object], Callable[..., object]]] = {
+    **dict.fromkeys(("confirmed", "skipped", "adopted"), (IndexSet.to_steps, IndexSet.from_steps)),
+    **dict.fromkeys(("totals", "spent", "spent_confirmed"), (encode_sums, decode_sums)),
+    **dict.fromkeys(("items", "skipped_items"), (encode_marks, decode_marks)),
+}
+"""How a field is encoded and decoded."""
+
+_AS_IT_IS = [name for name in _Fold.__struct_fields__ if name not in (*_CODECS, *_ARRANGED)]
+
 _encoder = msgspec.msgpack.Encoder()
 _fold_decoder = msgspec.msgpack.Decoder(_Fold)
 
 
 def encode_progress(progress: Progress) -> bytes:
     """The bytes of a fold, not yet sealed."""
-    return _encoder.encode(
-        _Fold(
-            progress.sequence,
-            progress.confirmed.to_steps(),
-            progress.skipped.to_steps(),
-            {**_with_few_errors(progress.failures), **progress.skips},
-            progress.records,
-            encode_sums(progress.totals),
-            encode_sums(progress.spent),
-            encode_sums(progress.spent_confirmed),
-            progress.adopted.to_steps(),
-            progress.cursor,
-            progress.has_cursor,
-            progress.has_state,
-            progress.first_index,
-            progress.last_index,
-            progress.expected,
-            progress.position,
-            progress.status,
-            progress.error,
-            progress.outputs,
-            progress.sinks,
-            progress.metadata,
-            (progress.started_at, progress.updated_at, progress.completed_at, progress.failed_at),
-            progress.opens,
-            progress.opened_at,
-            progress.worked_at,
-            progress.earlier_s,
-            progress.pins,
-            progress.has_frontier,
-            encode_marks(progress.items),
-            encode_marks(progress.skipped_items),
-            progress.phase,
-            progress.estimate,
-        )
-    )
+    values = {name: getattr(progress, name) for name in _AS_IT_IS}
+    values |= {name: encode(getattr(progress, name)) for name, (encode, _) in _CODECS.items()}
+    values["failures"] = {**_with_few_errors(progress.failures), **progress.skips}
+    values["times"] = tuple(getattr(progress, name) for name in _TIMES)
+    return _encoder.encode(_Fold(**values))
 
 
 def _with_few_errors(failures: dict[int, FailedAttempt]) -> dict[int, FailedAttempt]:
@@ -119,47 +103,14 @@ def decode_progress(payload: bytes) -> Progress:
     """
     try:
         fold = _fold_decoder.decode(payload)
-        started_at, updated_at, completed_at, failed_at = fold.times
-        skipped = IndexSet.from_steps(fold.skipped)
         check_times(*fold.times, fold.opened_at, fold.worked_at)
         check_times(*(pin.at for pin in fold.pins.values()))
-        return Progress(
-            sequence=fold.sequence,
-            confirmed=IndexSet.from_steps(fold.confirmed),
-            skipped=skipped,
-            failures={i: failed for i, failed in fold.failures.items() if i not in skipped},
-            skips=dict([(i, f) for i, f in fold.failures.items() if i in skipped][-MAX_SKIPS:]),
-            records=fold.records,
-            totals=decode_sums(fold.totals),
-            spent=decode_sums(fold.spent),
-            spent_confirmed=decode_sums(fold.spent_confirmed),
-            adopted=IndexSet.from_steps(fold.adopted),
-            cursor=fold.cursor,
-            has_cursor=fold.has_cursor,
-            has_state=fold.has_state,
-            first_index=fold.first_index,
-            last_index=fold.last_index,
-            expected=fold.expected,
-            position=fold.position,
-            status=fold.status,
-            error=fold.error,
-            outputs=fold.outputs,
-            sinks=fold.sinks,
-            metadata=fold.metadata,
-            started_at=started_at,
-            updated_at=updated_at,
-            completed_at=completed_at,
-            failed_at=failed_at,
-            opens=fold.opens,
-            opened_at=fold.opened_at,
-            worked_at=fold.worked_at,
-            earlier_s=fold.earlier_s,
-            pins=fold.pins,
-            has_frontier=fold.has_frontier,
-            items=decode_marks(fold.items),
-            skipped_items=decode_marks(fold.skipped_items),
-            phase=fold.phase,
-            estimate=fold.estimate,
-        )
+        values = {name: getattr(fold, name) for name in _AS_IT_IS}
+        values |= {name: decode(getattr(fold, name)) for name, (_, decode) in _CODECS.items()}
+        values |= zip(_TIMES, fold.times, strict=True)
+        skipped, failed = values["skipped"], fold.failures.items()
+        values["failures"] = {index: one for index, one in failed if index not in skipped}
+        values["skips"] = dict([pair for pair in failed if pair[0] in skipped][-MAX_SKIPS:])
+        return Progress(**values)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreDamagedError(f"saved progress cannot be read: {error}") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from typing import Any
 
 import attrs
 import msgspec
@@ -17,7 +16,7 @@ import msgspec
 from .._util.errors import StoreDamagedError
 from .._util.exact_sum import ExactSum, add_amounts, add_sums, decode_sums
 from .._util.index_set import IndexSet
-from .._util.plain import copy_plain
+from .._util.plain import Plain, copy_plain
 from .record import ErrorInfo, Record, RecordKind, Status
 
 MAX_SUM = 2**63  # for counts of records and bytes of a file: the limit of a fold
@@ -123,7 +122,7 @@ class Progress:
     spent: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
     spent_confirmed: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
     adopted: IndexSet = attrs.field(factory=IndexSet)
-    cursor: Any = None
+    cursor: Plain = None
     has_cursor: bool = False
     has_state: bool = False
     first_index: int = 0
@@ -135,7 +134,7 @@ class Progress:
     error: ErrorInfo | None = None
     outputs: int = 0
     sinks: dict[str, int] = attrs.field(factory=dict[str, int])
-    metadata: dict[str, Any] = attrs.field(factory=dict[str, Any])
+    metadata: dict[str, Plain] = attrs.field(factory=dict[str, Plain])
     started_at: float | None = None
     updated_at: float | None = None
     completed_at: float | None = None
@@ -226,10 +225,11 @@ class Progress:
         return self.first_left(start) >= stop
 
 
-_SETS_AND_DICTS = (
-    *("confirmed", "skipped", "adopted", "done"),
-    *("failures", "skips", "totals", "spent", "spent_confirmed", "sinks", "pins"),
-)
+_SETS_AND_DICTS = [
+    field.name
+    for field in attrs.fields(Progress)
+    if isinstance(getattr(Progress(), field.name), IndexSet | dict)
+]
 
 
 def apply(progress: Progress, sequence: int, record: Record) -> None:

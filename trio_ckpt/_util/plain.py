@@ -9,7 +9,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import msgspec
 
@@ -20,6 +20,12 @@ from .exact_sum import MAX_AMOUNT, Number
 T = TypeVar("T")
 
 StreamKey = tuple[str, ...]
+
+Plain: TypeAlias = Any
+"""A JSON-like value: None, a bool, a number, a str, or a list, tuple or dict of such values.
+
+It is checked where it comes in (`as_plain`), and a program that gets one back indexes it without
+a cast, so it is no union."""
 
 # ---------------------------------------------------------------------------------------
 # Names
