@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from trio_ckpt import RetryRule, RetryTable, RunStatistics, Status, StreamStatistics, open_run
-from trio_ckpt._commit.gate import Gate
+from trio_ckpt._commit.open_stream import OpenStream
 from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.statistics import resume_line
 from trio_ckpt._util.exact_sum import add_amounts
@@ -36,11 +36,13 @@ def downtime(
     def now() -> float:
         return sum(lost) + autojump_clock.current_time()
 
-    def make_gate(*args: Any, **options: Any) -> Gate:
-        return Gate(*args, **options, opened_at=now())  # its default was bound to the real clock
+    def open_now(*args: Any, **options: Any) -> OpenStream:
+        return OpenStream(
+            *args, **options, opened_at=now()
+        )  # its default was bound to the real clock
 
     monkeypatch.setattr(time, "time", now)
-    monkeypatch.setattr("trio_ckpt._runs.run.Gate", make_gate)
+    monkeypatch.setattr("trio_ckpt._runs.run.OpenStream", open_now)
     return lost
 
 

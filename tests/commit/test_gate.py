@@ -183,9 +183,9 @@ async def test_every_cell(
         run.open_stream("s", state=initial) as stream,
         trio.open_nursery() as nursery,
     ):
-        open_stream = stream.open_stream
-        open_stream.extent.is_open_ended = True
-        batch = open_stream.hand_out(0, None, b"")
+        gate, open_stream = stream.loop_cursor.gate, stream.open_stream
+        open_stream.extent.begin_source(None, is_open_ended=True)
+        batch = gate.hand_out(0, None, b"")
         nursery.start_soon(wait, batch)
         await trio.testing.wait_all_tasks_blocked()
         await reach(batch, stream, state)
@@ -196,7 +196,7 @@ async def test_every_cell(
         raised: BaseException | None = None
         passed: object = None
         try:
-            passed = await open_stream.pass_gate(batch, way, error)
+            passed = await gate.pass_gate(batch, way, error)
         except (TokenNeverSettledError, BatchFailedError, RuntimeError) as problem:
             raised = problem
         assert type(raised) is (cell.raises or type(None))
@@ -238,16 +238,16 @@ async def test_a_failed_attempt_runs_again_under_the_same_token_if_the_table_say
         open_run("r", store=store, handle_signals=False) as run,
         run.open_stream("s", retry=RETRY) as stream,
     ):
-        open_stream = stream.open_stream
-        batch = open_stream.hand_out(0, None, b"")
+        gate = stream.loop_cursor.gate
+        batch = gate.hand_out(0, None, b"")
         batch.fail(BodyError("once"))
-        assert await open_stream.pass_gate(batch, NEXT) == Again(5.0)
+        assert await gate.pass_gate(batch, NEXT) == Again(5.0)
         assert batch.token.state is PENDING
         assert not batch.complete()  # that attempt is over
-        again = open_stream.hand_out(0, None, b"")
+        again = gate.hand_out(0, None, b"")
         assert (again.attempt, again.token) == (2, batch.token)
         again.complete()
-        await open_stream.pass_gate(again, NEXT)
+        await gate.pass_gate(again, NEXT)
         assert batch.token.state is CONFIRMED
         assert [record.kind for record in await records_of(store)] == [
             RecordKind.ATTEMPT,
@@ -261,11 +261,11 @@ async def test_a_final_failure_through_the_token_asks_no_table() -> None:
         open_run("r", store=store, handle_signals=False) as run,
         run.open_stream("s", retry=RETRY, on_fail="record") as stream,
     ):
-        batch = stream.open_stream.hand_out(0, None, b"")
+        batch = stream.loop_cursor.gate.hand_out(0, None, b"")
         assert batch.token.fail(BodyError("no"))
         assert not batch.token.fail(BodyError("twice"))
         with pytest.raises(BatchFailedError) as info:
-            await stream.open_stream.pass_gate(batch, NEXT)
+            await stream.loop_cursor.gate.pass_gate(batch, NEXT)
         assert isinstance(info.value.__cause__, BodyError)
         assert (info.value.run_id, info.value.stream, info.value.batch_index) == ("r", ("s",), 0)
 
@@ -280,13 +280,13 @@ async def test_a_completed_batch_that_fails_its_checks_is_a_failed_attempt(
         open_run("r", store=store, output_dir=tmp_path, handle_signals=False) as run,
         run.open_stream("s") as stream,
     ):
-        batch = stream.open_stream.hand_out(0, None, b"")
+        batch = stream.loop_cursor.gate.hand_out(0, None, b"")
         batch.complete(outputs=["never-written.json"])
         if way is CANCEL:
-            assert await stream.open_stream.pass_gate(batch, way, None) is Passed.GO_ON
+            assert await stream.loop_cursor.gate.pass_gate(batch, way, None) is Passed.GO_ON
         else:
             with pytest.raises(BatchFailedError, match="never-written"):
-                await stream.open_stream.pass_gate(batch, way)
+                await stream.loop_cursor.gate.pass_gate(batch, way)
         assert batch.token.state is FAILED
         assert [record.kind for record in await records_of(store)] == [RecordKind.ATTEMPT]
     assert await left_on_restart(store, None) == 0
@@ -307,14 +307,14 @@ async def test_a_save_that_fails_leaves_no_token_pending(
             open_run("r", store=store, handle_signals=False) as run,
             run.open_stream("s") as stream,
         ):
-            batch = stream.open_stream.hand_out(0, None, b"")
+            batch = stream.loop_cursor.gate.hand_out(0, None, b"")
             SETTLE[state](batch)
             if way in (ERROR, CANCEL):
-                await stream.open_stream.pass_gate(batch, way, BodyError("body"))
+                await stream.loop_cursor.gate.pass_gate(batch, way, BodyError("body"))
                 assert "save 2 fails as planned" in caplog.text
             else:
                 with pytest.raises(Exception, match="save 2 fails as planned"):
-                    await stream.open_stream.pass_gate(batch, way)
+                    await stream.loop_cursor.gate.pass_gate(batch, way)
             assert batch.token.state is FAILED
             assert stream.progress.sequence == 0
             assert stream.open_stream.stop.busy == 0
@@ -336,7 +336,7 @@ async def test_who_waits_for_a_submitted_batch_gets_its_outcome() -> None:
         open_run("r", store=store, handle_signals=False) as run,
         run.open_stream("s") as stream,
     ):
-        batch = stream.open_stream.hand_out(0, None, b"")
+        batch = stream.loop_cursor.gate.hand_out(0, None, b"")
         batch.complete()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(confirm, batch)
@@ -355,7 +355,7 @@ async def test_cancelling_who_waits_for_a_submitted_batch_abandons_nothing(
         run.open_stream("s") as stream,
         trio.open_nursery() as nursery,
     ):
-        batch = stream.open_stream.hand_out(0, None, b"")
+        batch = stream.loop_cursor.gate.hand_out(0, None, b"")
         batch.complete()
         nursery.start_soon(batch.confirm)
         while batch.state is not S.SUBMITTED:
@@ -373,11 +373,11 @@ async def test_what_a_cancelled_attempt_has_cost_is_kept() -> None:
         run.open_stream("s") as stream,
     ):
         for way, error in [(CANCEL, None), (ERROR, BodyError("late"))]:
-            batch = stream.open_stream.hand_out(0, None, b"")
+            batch = stream.loop_cursor.gate.hand_out(0, None, b"")
             batch.spend(usd=0.25)
             if way is ERROR:
                 batch.complete(totals={"pages": 1})
-            await stream.open_stream.pass_gate(batch, way, error)
+            await stream.loop_cursor.gate.pass_gate(batch, way, error)
         assert stream.progress.spent["usd"].value == 0.5
         assert stream.progress.totals == {}
         assert stream.progress.failures == {}
@@ -388,7 +388,7 @@ async def test_nothing_is_staged_for_an_attempt_that_is_over(tmp_path: Any) -> N
         open_run("r", store="memory:", output_dir=tmp_path, handle_signals=False) as run,
         run.open_stream("s") as stream,
     ):
-        batch = stream.open_stream.hand_out(0, None, b"")
+        batch = stream.loop_cursor.gate.hand_out(0, None, b"")
         batch.complete()
         await batch.confirm()
         with pytest.raises(RuntimeError, match="is over"):
@@ -404,7 +404,7 @@ async def test_a_refused_complete_stages_nothing() -> None:
         open_run("r", store="memory:", handle_signals=False) as run,
         run.open_stream("s") as stream,
     ):
-        batch = stream.open_stream.hand_out(0, None, b"")
+        batch = stream.loop_cursor.gate.hand_out(0, None, b"")
         with pytest.raises(ValueError, match="records must be an int"):
             batch.complete(cursor=7, records=-1)
         assert batch.complete()
@@ -437,10 +437,10 @@ async def test_what_an_unconfirmed_attempt_did_to_the_state_is_undone() -> None:
         run.open_stream("s", state={"n": 0}) as stream,
     ):
         for way, settle in [(CANCEL, S.OPEN), (ERROR, S.COMPLETED), (ERROR, S.FAILED)]:
-            batch = stream.open_stream.hand_out(0, None, b"")
+            batch = stream.loop_cursor.gate.hand_out(0, None, b"")
             stream.state["n"] += 1
             SETTLE[settle](batch)
-            await stream.open_stream.pass_gate(batch, way, BodyError())
+            await stream.loop_cursor.gate.pass_gate(batch, way, BodyError())
             assert stream.state == {"n": 0}
 
 

@@ -100,7 +100,7 @@ async def rescan(
     """
     found = await find_outputs(open_stream, left, path_of)
     if is_adopted:
-        open_stream.files.since = 0.0  # the user has decided: files left over may be replaced
+        open_stream.files.allow_replacing()
         if found:
             await adopt_outputs(open_stream, found)
     else:

@@ -15,7 +15,7 @@ import enum
 import os
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import attrs
 import msgspec
@@ -84,7 +84,7 @@ class BatchHost(Protocol):
         """The name under which an output is kept; RuntimeError if the run has no folder."""
         ...
 
-    async def write(self, batch: Batch[Any], path: AnyPath, data: bytes) -> tuple[Output, str]:
+    async def write(self, batch: AnyBatch, path: AnyPath, data: bytes) -> tuple[Output, str]:
         """Write an output; returns it, and its path as users name it."""
         ...
 
@@ -92,11 +92,11 @@ class BatchHost(Protocol):
         """Reserve an append file's name; OutputClaimedError if another stream has it."""
         ...
 
-    def check_withdraw(self, batch: Batch[Any]) -> None:
+    def check_withdraw(self, batch: AnyBatch) -> None:
         """Raise RuntimeError where the batch cannot be withdrawn."""
         ...
 
-    def check_last(self, batch: Batch[Any]) -> None:
+    def check_last(self, batch: AnyBatch) -> None:
         """Raise ValueError where the source defines the last batch."""
         ...
 
@@ -108,12 +108,16 @@ class BatchHost(Protocol):
         """Copy items for the frontier, by their keys; TypeError if the stream has no frontier."""
         ...
 
-    async def confirm(self, batch: Batch[Any]) -> None:
-        """Pass the gate now."""
+    def aside(self, batch: AnyBatch) -> AbstractAsyncContextManager[None]:
+        """A block that a stop does not wait for."""
         ...
 
-    def aside(self, batch: Batch[Any]) -> AbstractAsyncContextManager[None]:
-        """A block that a stop does not wait for."""
+
+class BatchGate(Protocol):
+    """What every exit of a batch passes."""
+
+    async def confirm(self, batch: AnyBatch) -> None:
+        """Pass the gate now, before the batch is left."""
         ...
 
 
@@ -139,6 +143,7 @@ class Batch(Generic[T]):
     attempt: int
     token: CheckpointToken[CheckpointResult]
     _host: BatchHost
+    _gate: BatchGate
     _given: T  # the item itself: attempts can change only their copies
     digest: bytes = b""
     task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
@@ -278,7 +283,7 @@ class Batch(Generic[T]):
         Durability: when this returns the checkpoint is durable.
         Cancellation: a save that has begun is waited for.
         """
-        await self._host.confirm(self)
+        await self._gate.confirm(self)
 
     # -- waiting ------------------------------------------------------------------------
 
@@ -447,12 +452,15 @@ def _bytes_of(data: bytearray | memoryview) -> bytes:
         raise TypeError(f"data must be bytes or a buffer of them, not {shown(data)}") from error
 
 
-def staged_of(batch: Batch[Any]) -> Staged:
+AnyBatch: TypeAlias = Batch[Any]
+
+
+def staged_of(batch: AnyBatch) -> Staged:
     """What will be saved with an attempt: for the gate, out of reach of the body."""
     return batch._staged
 
 
-def check_awaited(batch: Batch[Any], *, is_left: bool = False) -> None:
+def check_awaited(batch: AnyBatch, *, is_left: bool = False) -> None:
     """Check that no method of the batch was called without await.
 
     Args:

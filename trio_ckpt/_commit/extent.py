@@ -33,6 +33,29 @@ class Extent:
     start: int | None = None
     end: int | None = None
 
+    def begin_source(self, expected: int | None, *, is_open_ended: bool) -> None:
+        """Take over what the source of a loop says.
+
+        Args:
+            expected: How many batches it has; None: it does not say, so what is known stays.
+            is_open_ended: Only the loop can know where it ends.
+        """
+        if expected is not None:
+            self.expected = expected
+        self.is_open_ended = is_open_ended
+
+    def narrow(self, start: int | None, end: int | None) -> None:
+        """Set the part that the newest loop works on; None: there is no limit."""
+        self.start, self.end = start, end
+
+    def set_expected(self, count: int) -> None:
+        """Set how many batches there are in all."""
+        self.expected = count
+
+    def set_estimate(self, count: int | None) -> None:
+        """Set about how many batches there are; None: no estimate."""
+        self.estimate = count
+
     def total(self, progress: Progress, items: int | None) -> int | None:
         """How many batches there are in all; None where that is not certain.
 

@@ -41,6 +41,7 @@ from .._journal.record import (
     encode_record,
 )
 from .._journal.store import AttemptEnd
+from .._tokens.registry import AnyToken
 from .._tokens.token import (
     CANCELLED,
     WITHDRAWN,
@@ -51,10 +52,12 @@ from .._tokens.token import (
     may,
     move,
 )
+from .._util.arguments import whole_number
 from .._util.errors import (
     BatchFailedError,
     NotEncodableError,
     OutputError,
+    StreamBusyError,
     StreamFailedError,
     TokenNeverSettledError,
     TrioCkptError,
@@ -62,11 +65,12 @@ from .._util.errors import (
     failures_in,
     text_of,
 )
+from .._util.plain import copy_plain
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
 from ..outputs import AppendFile, lines_digest
 from .awaits import NeverAwaitedError
-from .batch import AttemptState, Batch, check_awaited, staged_of
+from .batch import AnyBatch, AttemptState, Batch, check_awaited, staged_of
 from .exits import Exit, is_ended_from_outside
 from .open_stream import OpenStream
 from .pending_commit import PendingCommit
@@ -74,6 +78,16 @@ from .retry import Again, GiveUp, Then
 from .stored_state import EncodedState
 
 log = logging.getLogger("trio_ckpt.gate")
+
+
+def _ignore(_token: AnyToken) -> None:
+    """Do nothing: no test watches."""
+
+
+watch_handed_out: trio.lowlevel.RunVar[Callable[[AnyToken], None]] = trio.lowlevel.RunVar(
+    "trio_ckpt handed out", _ignore
+)
+"""Called, in this trio run, with the token of each attempt: for `trio_ckpt.testing`."""
 
 
 class GateAction(enum.Enum):
@@ -142,11 +156,52 @@ class Passed(enum.Enum):
 
 @uninterrupted
 @attrs.define(eq=False)
-class Gate(OpenStream):
-    """An open stream that also decides, by the table `GATE`, what every exit of a batch does."""
+class Gate:
+    """Hands out the batches of an open stream, and decides what each exit of a batch does.
+
+    Attributes:
+        open_stream: The stream.
+    """
+
+    open_stream: OpenStream
+
+    def hand_out(self, index: int, item: Any, digest: bytes) -> AnyBatch:
+        """Make the next attempt at a batch.
+
+        Raises:
+            StreamBusyError: an attempt at it is open.
+            ValueError: the index is above `MAX_INDEX`.
+        """
+        whole_number("the index of a batch", index)
+        stream = self.open_stream
+        if index in stream.open:
+            raise StreamBusyError(
+                f"{stream.where(index)} is open already: settle it, or use run_batches for several "
+                "at once",
+                run_id=stream.run_id,
+                stream=stream.stream_log.key,
+                batch_index=index,
+            )
+        token = stream.tokens.get(index)
+        if token is None:
+            token = stream.coordinator.adopt(stream.run_id, stream.stream_log.key, index, stream)
+            stream.tokens[index] = token
+            stream.failed.pop(index, None)
+        before = stream.stream_log.progress.failures.get(index)
+        attempt = 1 if before is None else before.attempts + 1
+        batch: AnyBatch = Batch(index, copy_plain(item), attempt, token, stream, self, item, digest)
+        if stream.state_manager is not None:
+            batch.resumed_from = stream.state_manager.begin_batch(index)
+        stream.open[index] = batch
+        stream.handed_at = trio.current_time()
+        stream.stop.enter_batch(token)
+        if stream.committer.observers:
+            stream.committer.observers.began(stream.attempt_of(batch))
+        watch_handed_out.get()(token)
+        return batch
 
     async def pass_gate(
-        self, batch: Batch[Any], way: Exit, error: BaseException | None = None
+        self, batch: AnyBatch, way: Exit, error: BaseException | None = None
     ) -> Passed | Again:
         """Leave a batch, as the table `GATE` defines.
 
@@ -160,15 +215,17 @@ class Gate(OpenStream):
         try:
             return await self._pass(batch, way, error)
         finally:
-            if self.committer.observers and batch.state is AttemptState.OVER:
-                self.committer.observers.left(self.attempt_of(batch))
+            if self.open_stream.committer.observers and batch.state is AttemptState.OVER:
+                self.open_stream.committer.observers.left(self.open_stream.attempt_of(batch))
 
     async def _pass(
-        self, batch: Batch[Any], way: Exit, error: BaseException | None
+        self, batch: AnyBatch, way: Exit, error: BaseException | None
     ) -> Passed | Again:
         if batch.state is AttemptState.SUBMITTED:
             await self._wait_submitted(batch, way)
-        if (way is Exit.CANCEL or self.stop.is_parking) and is_ended_from_outside(batch):
+        if (way is Exit.CANCEL or self.open_stream.stop.is_parking) and is_ended_from_outside(
+            batch
+        ):
             batch.state = AttemptState.OPEN
             await self._pass(batch, Exit.CANCEL, None)
         action = GATE[batch.state][way]
@@ -188,42 +245,45 @@ class Gate(OpenStream):
             raise
         except Exception as problem:
             batch.problem = problem
-            self.drop(batch, failure_of(problem))
+            self.open_stream.drop(batch, failure_of(problem))
             if way not in _LEAVING:
                 raise
             log.error(
                 "while an exception left %s, saving failed: %s",
-                self.where(batch.index),
+                self.open_stream.where(batch.index),
                 one_line(text_of(problem)),
-                extra=self.place(batch.index),
+                extra=self.open_stream.place(batch.index),
             )
             return Passed.GO_ON
         except BaseException:  # KeyboardInterrupt, say, before anything was submitted
-            if self.open.get(batch.index) is batch:
-                self.drop(batch, CANCELLED)  # else a task that waits for it waits for ever
+            if self.open_stream.open.get(batch.index) is batch:
+                self.open_stream.drop(
+                    batch, CANCELLED
+                )  # else a task that waits for it waits for ever
             raise
 
-    def _check_confirmed(self, batch: Batch[Any]) -> None:
+    def _check_confirmed(self, batch: AnyBatch) -> None:
         """Raise if an attempt that is over did not end in a saved batch."""
-        if batch.token.state is TokenState.CONFIRMED or self.stream_log.progress.is_done(
-            batch.index
+        if (
+            batch.token.state is TokenState.CONFIRMED
+            or self.open_stream.stream_log.progress.is_done(batch.index)
         ):
             return
-        failure = self.failed.get(batch.index, Failure("this attempt is over"))
+        failure = self.open_stream.failed.get(batch.index, Failure("this attempt is over"))
         raise batch.problem or BatchFailedError(
             failure.reason,
-            run_id=self.run_id,
-            stream=self.stream_log.key,
+            run_id=self.open_stream.run_id,
+            stream=self.open_stream.stream_log.key,
             batch_index=batch.index,
         ) from failure.cause
 
     async def _act(
-        self, action: GateAction, batch: Batch[Any], way: Exit, error: BaseException | None
+        self, action: GateAction, batch: AnyBatch, way: Exit, error: BaseException | None
     ) -> Passed | Again:
         match action:
             case GateAction.SAVE:
                 return await self._save_batch(batch, way)
-            case GateAction.SAVE_OR_REJECT if self.state_manager is None:
+            case GateAction.SAVE_OR_REJECT if self.open_stream.state_manager is None:
                 return await self._save_batch(batch, way)
             case GateAction.DECIDE | GateAction.GIVE_UP:
                 return await self._decide(batch, may_retry=action is GateAction.DECIDE)
@@ -238,51 +298,60 @@ class Gate(OpenStream):
                 await self._save_attempt(batch, forgotten, is_final=True)
                 raise forgotten
             case GateAction.CANCEL | GateAction.SAVE_OR_REJECT:
-                self.drop(batch, CANCELLED)
+                self.open_stream.drop(batch, CANCELLED)
                 await self._keep_spent(batch)
             case GateAction.REJECT:
-                self.drop(batch, failure_of(error) if error is not None else CANCELLED)
+                self.open_stream.drop(batch, failure_of(error) if error is not None else CANCELLED)
                 await self._keep_spent(batch)
             case GateAction.END:
                 await self._save_end(batch)
                 return Passed.ENDED
             case GateAction.FORGET:
-                self.drop(batch, WITHDRAWN)
+                self.open_stream.drop(batch, WITHDRAWN)
                 await self._keep_spent(batch)
             case _:
                 raise RuntimeError(f"the gate cannot {action.value}")
         return Passed.GO_ON
 
-    async def confirm(self, batch: Batch[Any]) -> None:
+    async def confirm(self, batch: AnyBatch) -> None:
         """Pass the gate now, before the batch is left.
 
         Cancellation: none once something is being saved.
         """
         await self.pass_gate(batch, Exit.CONFIRM)
 
-    def _forgotten(self, batch: Batch[Any]) -> TokenNeverSettledError:
+    def _forgotten(self, batch: AnyBatch) -> TokenNeverSettledError:
         return TokenNeverSettledError(
-            f"{self.where(batch.index)} was left without complete(), fail(), skip() or withdraw()",
-            run_id=self.run_id,
-            stream=self.stream_log.key,
+            f"{self.open_stream.where(batch.index)} was left without complete(), fail(), skip() "
+            "or withdraw()",
+            run_id=self.open_stream.run_id,
+            stream=self.open_stream.stream_log.key,
             batch_index=batch.index,
         )
 
     # -- saving -----------------------------------------------------------------------------
 
-    async def _save_batch(self, batch: Batch[Any], way: Exit) -> Passed | Again:
+    async def _save_batch(self, batch: AnyBatch, way: Exit) -> Passed | Again:
         staged = staged_of(batch)
         batch.state = AttemptState.SUBMITTED
         try:
             check_awaited(batch, is_left=True)
             if staged.adopted:
-                await self.files.adopt(staged.adopted, batch.index, staged.outputs)
+                await self.open_stream.files.adopt(staged.adopted, batch.index, staged.outputs)
                 staged.adopted.clear()
-            if self.files.validator is not None:
-                await self.files.check(staged.outputs)
-            lines = await self.files.open_sinks(staged.lines) if staged.lines else ()
-            adds = self.encode_adds(batch) if self.frontier is not None else b""
-            saved = None if self.state_manager is None else await self.state_manager.save()
+            if (validator := self.open_stream.policy.validator) is not None:
+                await self.open_stream.files.check(staged.outputs, validator)
+            lines = await self.open_stream.files.open_sinks(staged.lines) if staged.lines else ()
+            adds = (
+                self.open_stream.encode_adds(batch)
+                if self.open_stream.frontier is not None
+                else b""
+            )
+            saved = (
+                None
+                if self.open_stream.state_manager is None
+                else await self.open_stream.state_manager.save()
+            )
             record = Record(
                 at=time.time(),
                 index=batch.index,
@@ -298,10 +367,10 @@ class Gate(OpenStream):
                 state=b"" if saved is None else saved.payload,
                 adds=adds,
                 last_index=batch.index if staged.is_last else None,
-                expected=self.new_expected(),
-                estimate=self.new_estimate(),
-                opened=self.new_opening(),
-                phase=self.new_phase(),
+                expected=self.open_stream.new_expected(),
+                estimate=self.open_stream.new_estimate(),
+                opened=self.open_stream.new_opening(),
+                phase=self.open_stream.new_phase(),
             )
             payload = encode_record(record)
         except (OutputError, NotEncodableError, NeverAwaitedError, MemoryError) as problem:
@@ -310,51 +379,57 @@ class Gate(OpenStream):
             return await self._act(GATE[batch.state][way], batch, way, problem)
         blobs = () if saved is None else saved.kept.blobs
         await self._save(batch, record, payload, lines, partial(self._confirmed, saved), blobs)
-        if self.state_manager is not None:
-            await self.prune_state()
+        if self.open_stream.state_manager is not None:
+            await self.open_stream.prune_state()
         return Passed.GO_ON
 
-    def _confirmed(self, saved: EncodedState | None, batch: Batch[Any], record: Record) -> None:
-        if self.frontier is not None:
-            self.frontier.number(staged_of(batch).adds)
-            self.frontier.finish(batch.index - self.first_index)
-            if self.frontier.is_ready:
-                self.changed()
-        elif self.state_manager is not None:
-            sequence = self.stream_log.progress.sequence  # that of this record: it was just applied
-            self.state_manager.mark_durable(saved, sequence, record.at, is_confirmed=True)
-        self.files.release(batch.index, {output.path for output in record.outputs})
+    def _confirmed(self, saved: EncodedState | None, batch: AnyBatch, record: Record) -> None:
+        if self.open_stream.frontier is not None:
+            self.open_stream.frontier.number(staged_of(batch).adds)
+            self.open_stream.frontier.finish(batch.index - self.open_stream.first_index)
+            if self.open_stream.listener is not None and self.open_stream.frontier.is_ready:
+                self.open_stream.listener.frontier_grew()
+        elif self.open_stream.state_manager is not None:
+            sequence = (
+                self.open_stream.stream_log.progress.sequence
+            )  # that of this record: it was just applied
+            self.open_stream.state_manager.mark_durable(
+                saved, sequence, record.at, is_confirmed=True
+            )
+        self.open_stream.files.release(batch.index, {output.path for output in record.outputs})
         result = CheckpointResult(
             record.outputs,
             record.metadata,
             record.records,
             datetime.fromtimestamp(record.at, UTC),
         )
-        self.stream_log.confirmed += 1
-        self.close_attempt(batch, AttemptEnd.CONFIRMED)
+        self.open_stream.stream_log.confirmed += 1
+        self.open_stream.close_attempt(batch, AttemptEnd.CONFIRMED)
         # It may not where the coordinator was closed during the save.
         if may(batch.token, TokenEvent.CONFIRM):
             move(batch.token, TokenEvent.CONFIRM, result)
 
-    async def _decide(self, batch: Batch[Any], *, may_retry: bool) -> Passed | Again:
+    async def _decide(self, batch: AnyBatch, *, may_retry: bool) -> Passed | Again:
         """Save a failed attempt, and decide what happens to the batch."""
         error = staged_of(batch).error or "it failed"
         verdict: Again | GiveUp = GiveUp(Then.FAIL)
         if may_retry and not staged_of(batch).is_final:
             problem = error if isinstance(error, BaseException) else Exception(error)
             try:
-                verdict = self.retry.decide(problem, batch.attempt)
+                verdict = self.open_stream.policy.retry.decide(problem, batch.attempt)
             except BaseException:  # raised by a rule; it must not replace the batch's own error
                 log.exception(
                     "the retry table failed for %s",
                     class_name(problem),
-                    extra=self.place(batch.index),
+                    extra=self.open_stream.place(batch.index),
                 )
         if isinstance(verdict, Again):
             await self._save_attempt(batch, error, is_final=False)
-            self.stream_log.retries += 1
+            self.open_stream.stream_log.retries += 1
             if verdict.pauses:
-                self.pause_for(verdict.after_s, f"asked to wait: {failure_of(error).reason}")
+                self.open_stream.pause_for(
+                    verdict.after_s, f"asked to wait: {failure_of(error).reason}"
+                )
             return verdict
         if verdict.then is Then.SKIP:
             await self._save_skip(batch, error)
@@ -362,21 +437,21 @@ class Gate(OpenStream):
         await self._save_attempt(batch, error, is_final=True, retryable=verdict.retryable)
         failure = failure_of(error)
         if verdict.then is Then.FAIL_STREAM:  # also if the caller catches the error raised below
-            self.failure = describe_error(
+            self.open_stream.failure = describe_error(
                 error, retryable=verdict.retryable, batch_index=batch.index
             )
         kind = StreamFailedError if verdict.then is Then.FAIL_STREAM else BatchFailedError
         raise kind(
             failure.reason,
-            run_id=self.run_id,
-            stream=self.stream_log.key,
+            run_id=self.open_stream.run_id,
+            stream=self.open_stream.stream_log.key,
             batch_index=batch.index,
             retryable=verdict.retryable,
         ) from failure.cause
 
     async def _save_attempt(
         self,
-        batch: Batch[Any],
+        batch: AnyBatch,
         error: BaseException | str | None,
         *,
         is_final: bool,
@@ -384,48 +459,50 @@ class Gate(OpenStream):
     ) -> None:
         error = error or "it failed"
 
-        def on_durable(batch: Batch[Any], _record: Record) -> None:
+        def on_durable(batch: AnyBatch, _record: Record) -> None:
             end = AttemptEnd.FAILED if is_final else AttemptEnd.RETRIED
-            self.close_attempt(batch, end, error)
-            self.mark_state_dirty()
+            self.open_stream.close_attempt(batch, end, error)
+            self.open_stream.mark_state_dirty()
             if is_final:
-                self.files.release(batch.index)
-                self.fail_token(batch.token, failure_of(error))
+                self.open_stream.files.release(batch.index)
+                self.open_stream.fail_token(batch.token, failure_of(error))
             elif may(batch.token, TokenEvent.RETRY):
                 move(batch.token, TokenEvent.RETRY)
             else:  # the token stays PENDING, but monitors count attempts
-                self.coordinator.registry.touch()
+                self.open_stream.coordinator.registry.touch()
 
         await self._wait_for_snapshot()
         record = self._record(RecordKind.ATTEMPT, batch, error, retryable=retryable)
         await self._save(batch, record, encode_record(record), (), on_durable)
-        await self.restore_state()
+        await self.open_stream.restore_state()
 
-    async def _save_skip(self, batch: Batch[Any], error: BaseException | str | None) -> None:
+    async def _save_skip(self, batch: AnyBatch, error: BaseException | str | None) -> None:
         error = error or "it was skipped"
 
-        def on_durable(batch: Batch[Any], _record: Record) -> None:
-            self.close_attempt(batch, AttemptEnd.SKIPPED, error)
-            self.mark_state_dirty()
-            self.files.release(batch.index)
-            self.stream_log.skipped += 1
-            self.fail_token(batch.token, failure_of(error), is_kept=False)  # progress has it
+        def on_durable(batch: AnyBatch, _record: Record) -> None:
+            self.open_stream.close_attempt(batch, AttemptEnd.SKIPPED, error)
+            self.open_stream.mark_state_dirty()
+            self.open_stream.files.release(batch.index)
+            self.open_stream.stream_log.skipped += 1
+            self.open_stream.fail_token(
+                batch.token, failure_of(error), is_kept=False
+            )  # progress has it
 
         await self._wait_for_snapshot()
         record = self._record(RecordKind.SKIP, batch, error)
         await self._save(batch, record, encode_record(record), (), on_durable)
-        await self.restore_state()
+        await self.open_stream.restore_state()
 
     async def _wait_for_snapshot(self) -> None:
         """Wait for a snapshot of the attempt: it must precede the record that ends the attempt."""
-        if self.state_manager is not None:
-            await self.state_manager.wait_saved()
+        if self.open_stream.state_manager is not None:
+            await self.open_stream.state_manager.wait_saved()
 
-    async def _save_end(self, batch: Batch[Any]) -> None:
-        def on_durable(batch: Batch[Any], _record: Record) -> None:
-            self.close_attempt(batch, AttemptEnd.WITHDRAWN)
-            self.mark_state_dirty()
-            self.files.release(batch.index)
+    async def _save_end(self, batch: AnyBatch) -> None:
+        def on_durable(batch: AnyBatch, _record: Record) -> None:
+            self.open_stream.close_attempt(batch, AttemptEnd.WITHDRAWN)
+            self.open_stream.mark_state_dirty()
+            self.open_stream.files.release(batch.index)
             move(batch.token, TokenEvent.WITHDRAW, WITHDRAWN)
 
         record = Record(
@@ -433,16 +510,16 @@ class Gate(OpenStream):
             at=time.time(),
             spent=staged_of(batch).spent,
             last_index=batch.index - 1,
-            opened=self.new_opening(),
-            phase=self.new_phase(),
+            opened=self.open_stream.new_opening(),
+            phase=self.open_stream.new_phase(),
         )
         await self._save(batch, record, encode_record(record), (), on_durable)
-        await self.restore_state()
+        await self.open_stream.restore_state()
 
     def _record(
         self,
         kind: RecordKind,
-        batch: Batch[Any],
+        batch: AnyBatch,
         error: BaseException | str,
         *,
         retryable: bool = True,
@@ -456,17 +533,17 @@ class Gate(OpenStream):
             spent=staged_of(batch).spent,
             error=describe_error(error, retryable=retryable, batch_index=batch.index),
             metadata=_details_of(error),
-            opened=self.new_opening(),
-            phase=self.new_phase(),
+            opened=self.open_stream.new_opening(),
+            phase=self.open_stream.new_phase(),
         )
 
     async def _save(
         self,
-        batch: Batch[Any],
+        batch: AnyBatch,
         record: Record,
         payload: bytes,
         lines: tuple[tuple[AppendFile, bytes], ...],
-        on_durable: Callable[[Batch[Any], Record], None],
+        on_durable: Callable[[AnyBatch, Record], None],
         blobs: tuple[str, ...] = (),
     ) -> None:
         """Submit a record of a batch, and wait for the outcome."""
@@ -479,29 +556,31 @@ class Gate(OpenStream):
             except BaseException as problem:
                 if isinstance(problem, Exception):
                     batch.problem = problem
-                self.drop(batch, failure_of(problem))
+                self.open_stream.drop(batch, failure_of(problem))
                 if problem is not error:  # e.g. a user's key function: the run ends with it
                     raise
 
         batch.state = AttemptState.SUBMITTED
-        if self.committer.observers:
-            self.committer.observers.settled(self.attempt_of(batch))
-        checkpoint = await self.committer.encode(self.stream_log, payload, blobs)
-        pending = PendingCommit(self.stream_log, record, checkpoint, lines, settle)
-        self.committer.submit(pending)
+        if self.open_stream.committer.observers:
+            self.open_stream.committer.observers.settled(self.open_stream.attempt_of(batch))
+        checkpoint = await self.open_stream.committer.encode(
+            self.open_stream.stream_log, payload, blobs
+        )
+        pending = PendingCommit(self.open_stream.stream_log, record, checkpoint, lines, settle)
+        self.open_stream.committer.submit(pending)
         await pending.wait()
 
-    async def _keep_spent(self, batch: Batch[Any]) -> None:
+    async def _keep_spent(self, batch: AnyBatch) -> None:
         """Save the costs of an attempt that leaves no record of its own."""
-        if staged_of(batch).spent and self.committer.poison is None:
+        if staged_of(batch).spent and self.open_stream.committer.poison is None:
             record = Record(kind=RecordKind.SAVE, at=time.time(), spent=staged_of(batch).spent)
-            await self.save_plain(record)
+            await self.open_stream.save_plain(record)
 
-    async def _wait_submitted(self, batch: Batch[Any], way: Exit) -> None:
+    async def _wait_submitted(self, batch: AnyBatch, way: Exit) -> None:
         """Wait for the outcome of a batch with which another task passes the gate."""
         with trio.CancelScope(shield=True):
             while batch.state is AttemptState.SUBMITTED:
-                await self.awaited.setdefault(batch.index, trio.Event()).wait()
+                await self.open_stream.awaited.setdefault(batch.index, trio.Event()).wait()
         if batch.problem is not None and way not in _LEAVING:
             raise batch.problem
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager
-from typing import Any
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any, Protocol
 
 import attrs
 import msgspec
@@ -27,18 +26,17 @@ from .._util.arguments import several, whole_number
 from .._util.errors import (
     BatchFailedError,
     StoreError,
-    StreamBusyError,
     TrioCkptError,
     describe_batch,
     leaves_of,
 )
 from .._util.log import Place, at
-from .._util.plain import copy_plain
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
+from ..outputs import Validator
 from ..state import FrontierItems, keyed_items
 from .archive_states import archive_chains
-from .batch import AttemptState, Batch, staged_of
+from .batch import AnyBatch, AttemptState, staged_of
 from .extent import Extent
 from .group_commit import GroupCommitter
 from .retry import RetryTable
@@ -50,19 +48,36 @@ from .stream_outputs import AnyPath, StreamFiles
 log = logging.getLogger("trio_ckpt.stream")
 
 
-def _ignore(_token: AnyToken) -> None:
-    """Do nothing: no test watches."""
+@attrs.frozen
+class LoopPolicy:
+    """What a loop does with its batches.
+
+    Attributes:
+        retry: What happens after a failed attempt.
+        validator: The check that the outputs of a batch must pass; None: there is no check.
+        is_parallel: Whether several batches may be open at once.
+    """
+
+    retry: RetryTable
+    validator: Validator | None = None
+    is_parallel: bool = False
 
 
-watch_handed_out: trio.lowlevel.RunVar[Callable[[AnyToken], None]] = trio.lowlevel.RunVar(
-    "trio_ckpt handed out", _ignore
-)
-"""Called, in this trio run, with the token of each attempt: for `trio_ckpt.testing`."""
+class LoopListener(Protocol):
+    """What the stream tells the loop that works on several of its batches."""
+
+    def frontier_grew(self) -> None:
+        """The frontier has items that can be handed out; called before any other task runs."""
+        ...
+
+    def requeued(self, index: int) -> None:
+        """A batch can be handed out again; called as soon as progress says so."""
+        ...
 
 
 @uninterrupted
 @attrs.define(eq=False)
-class OpenStream(ABC):
+class OpenStream:
     """One open stream: its attempts, its tokens, what goes into their records.
 
     Batches and tokens call it as their host; the gate decides what happens when an attempt is
@@ -74,6 +89,7 @@ class OpenStream(ABC):
         open: The attempts handed out, by batch index.
         tokens: The tokens of batches handed out or waiting to run again.
         failed: Batches that failed for good in this session.
+        policy: What the newest loop does with its batches.
         files: Its outputs.
         nursery: The nursery of the run, for tasks that run beside the loop.
         state_manager: Manages the state that is captured with every batch; None: no state.
@@ -85,10 +101,9 @@ class OpenStream(ABC):
         failure: The error with which the stream was failed; None: it was not.
         verdicts: The BatchFailedErrors that belong to exceptions of handlers, which leave
             unchanged.
-        changed: Called when the frontier has new items.
+        listener: The loop that several batches are worked on by; None: there is no such loop.
         settled: Called with the index of a batch that is durable, or has failed.
         awaited: Events that are set when an attempt that another task waits for is over, by batch.
-        put_back: Called with the index of a confirmed batch that is re-queued.
     """
 
     run_id: str
@@ -96,16 +111,15 @@ class OpenStream(ABC):
     committer: GroupCommitter
     coordinator: CheckpointCoordinator
     stop: Stop
-    retry: RetryTable
+    policy: LoopPolicy
     files: StreamFiles
     nursery: trio.Nursery
     state_manager: StateManager[Any] | None = None
     frontier: FrontierItems[Any] | None = None
     first_index: int = 0
-    open: dict[int, Batch[Any]] = attrs.field(factory=dict[int, Batch[Any]])
+    open: dict[int, AnyBatch] = attrs.field(factory=dict[int, AnyBatch])
     tokens: dict[int, AnyToken] = attrs.field(factory=dict[int, AnyToken])
     failed: dict[int, Failure] = attrs.field(factory=dict[int, Failure])
-    is_parallel: bool = False
     extent: Extent = attrs.field(
         default=attrs.Factory(lambda self: Extent(self.first_index), takes_self=True)
     )
@@ -115,10 +129,9 @@ class OpenStream(ABC):
     pause: tuple[float, str] | None = None
     failure: ErrorInfo | None = None
     verdicts: list[BatchFailedError] = attrs.field(factory=list[BatchFailedError])
-    changed: Callable[[], None] = lambda: None
+    listener: LoopListener | None = None
     settled: Callable[[int], None] = lambda _index: None
     awaited: dict[int, trio.Event] = attrs.field(factory=dict[int, trio.Event])
-    put_back: Callable[[int], None] = lambda _index: None
 
     @property
     def has_failed(self) -> bool:
@@ -128,43 +141,41 @@ class OpenStream(ABC):
 
     # -- handing out ----------------------------------------------------------------------
 
-    def hand_out(self, index: int, item: Any, digest: bytes) -> Batch[Any]:
-        """Make the next attempt at a batch.
-
-        Raises:
-            StreamBusyError: an attempt at it is open.
-            ValueError: the index is above `MAX_INDEX`.
-        """
-        whole_number("the index of a batch", index)
-        if index in self.open:
-            raise StreamBusyError(
-                f"{self.where(index)} is open already: settle it, or use run_batches for several "
-                "at once",
-                run_id=self.run_id,
-                stream=self.stream_log.key,
-                batch_index=index,
-            )
-        token = self.tokens.get(index)
-        if token is None:
-            token = self.coordinator.adopt(self.run_id, self.stream_log.key, index, self)
-            self.tokens[index] = token
-            self.failed.pop(index, None)
-        before = self.stream_log.progress.failures.get(index)
-        attempt = 1 if before is None else before.attempts + 1
-        batch: Batch[Any] = Batch(index, copy_plain(item), attempt, token, self, item, digest)
-        if self.state_manager is not None:
-            batch.resumed_from = self.state_manager.begin_batch(index)
-        self.open[index] = batch
-        self.handed_at = trio.current_time()
-        self.stop.enter_batch(token)
-        if self.committer.observers:
-            self.committer.observers.began(self.attempt_of(batch))
-        watch_handed_out.get()(token)
-        return batch
-
-    def attempt_of(self, batch: Batch[Any]) -> Attempt:
+    def attempt_of(self, batch: AnyBatch) -> Attempt:
         """An attempt as observers get it."""
         return Attempt(self.run_id, self.stream_log.key, batch.index, batch.attempt)
+
+    # -- what its loop and its owner set ------------------------------------------------------
+
+    @contextmanager
+    def run_loop(self, policy: LoopPolicy, listener: LoopListener) -> Generator[None]:
+        """Apply the policy of a loop, and tell it what it can hand out, while the block runs."""
+        own, self.policy, self.listener = self.policy, policy, listener
+        try:
+            yield
+        finally:
+            self.policy, self.listener = own, None
+
+    def change_retry(self, retry: RetryTable) -> None:
+        """Use another retry table, from the next failure of the loop on."""
+        self.policy = attrs.evolve(self.policy, retry=retry)
+
+    def requeued(self, index: int) -> None:
+        """Tell the loop that a batch can be handed out again."""
+        if self.listener is not None:
+            self.listener.requeued(index)
+
+    def set_failure(self, failure: ErrorInfo) -> None:
+        """Mark the stream as failed: nothing is handed out any more."""
+        self.failure = failure
+
+    def set_frontier(self, frontier: FrontierItems[Any]) -> None:
+        """Make the loaded items those that the stream works on."""
+        self.frontier = frontier
+
+    def set_state_manager(self, state_manager: StateManager[Any]) -> None:
+        """Save the state that was restored with every batch from now on."""
+        self.state_manager = state_manager
 
     # -- waiting --------------------------------------------------------------------------
 
@@ -221,7 +232,7 @@ class OpenStream(ABC):
             raise TypeError(
                 "expected_batches is only for an open end: the length of this source is known"
             )
-        self.extent.estimate = None if count is None else whole_number("expected_batches", count)
+        self.extent.set_estimate(None if count is None else whole_number("expected_batches", count))
 
     def left(self) -> int | None:
         """How many batches are known to be left; None where that is not known."""
@@ -249,6 +260,10 @@ class OpenStream(ABC):
     def place(self, index: int | None = None) -> Place:
         """The stream, or a batch of it, as records of the log have it; see `at`."""
         return at(self.run_id, self.stream_log.key, index)
+
+    def add_verdict(self, verdict: BatchFailedError) -> None:
+        """Remember the verdict on an exception of a handler, which leaves unchanged."""
+        self.verdicts.append(verdict)
 
     def verdict_on(self, error: BaseException) -> BaseException:
         """The verdict of the retry table on an exception of a handler, else the exception."""
@@ -303,7 +318,7 @@ class OpenStream(ABC):
             await self.files.cut_tails()
         await self.save_plain(record)
 
-    def encode_adds(self, batch: Batch[Any]) -> bytes:
+    def encode_adds(self, batch: AnyBatch) -> bytes:
         frontier = self.frontier
         return b"" if frontier is None else frontier.encode(frontier.news(staged_of(batch).adds))
 
@@ -382,7 +397,7 @@ class OpenStream(ABC):
     # -- the ends of tokens -------------------------------------------------------------------
 
     def close_attempt(
-        self, batch: Batch[Any], end: AttemptEnd, error: BaseException | str | None = None
+        self, batch: AnyBatch, end: AttemptEnd, error: BaseException | str | None = None
     ) -> None:
         """Mark an attempt as over, and wake the tasks that wait for it.
 
@@ -401,7 +416,7 @@ class OpenStream(ABC):
             reason = None if error is None else failure_of(error).reason
             self.committer.observers.ended(self.attempt_of(batch), end, reason)
 
-    def drop(self, batch: Batch[Any], failure: Failure) -> None:
+    def drop(self, batch: AnyBatch, failure: Failure) -> None:
         """End an attempt without a record, so that the batch runs again."""
         if batch.index in self.open:
             self.mark_state_dirty()
@@ -477,20 +492,20 @@ class OpenStream(ABC):
         """Reserve an append file's name for this stream."""
         self.files.claim_sink(name)
 
-    async def write(self, batch: Batch[Any], path: AnyPath, data: bytes) -> tuple[Output, str]:
+    async def write(self, batch: AnyBatch, path: AnyPath, data: bytes) -> tuple[Output, str]:
         """Write an output; returns it, and its path as users name it."""
         output = await self.files.write(path, data, batch.index)
         return output, self.files.path(output.path)
 
-    def check_withdraw(self, batch: Batch[Any]) -> None:
+    def check_withdraw(self, batch: AnyBatch) -> None:
         """Raise RuntimeError unless the end is open and batches run one at a time."""
-        if not self.extent.is_open_ended or self.is_parallel:
+        if not self.extent.is_open_ended or self.policy.is_parallel:
             raise RuntimeError(
                 "withdraw() is for batches() without a source, one at a time; "
                 f"batch {batch.index} comes from a source: skip() it instead"
             )
 
-    def check_last(self, batch: Batch[Any]) -> None:
+    def check_last(self, batch: AnyBatch) -> None:
         """Raise ValueError where the source defines the last batch."""
         if not self.extent.is_open_ended:
             raise ValueError(
@@ -499,10 +514,10 @@ class OpenStream(ABC):
 
     def check_cursor(self) -> None:
         """Raise ValueError where batches run side by side: a cursor needs their order."""
-        if self.is_parallel:
+        if self.policy.is_parallel:
             raise ValueError("a cursor needs batches in order: concurrency=1")
 
-    def aside(self, batch: Batch[Any]) -> AbstractAsyncContextManager[None]:
+    def aside(self, batch: AnyBatch) -> AbstractAsyncContextManager[None]:
         """A block that a stop does not wait for."""
         return self.stop.aside(batch.token)
 
@@ -511,13 +526,6 @@ class OpenStream(ABC):
         if self.frontier is None:
             raise TypeError("batch.add() needs a stream whose state is a Frontier")
         return keyed_items(several("items", items, "items"), self.frontier.key)
-
-    @abstractmethod
-    async def confirm(self, batch: Batch[Any]) -> None:
-        """Pass the gate now, before the batch is left.
-
-        Cancellation: none once something is being saved.
-        """
 
 
 def _end_of(failure: Failure) -> AttemptEnd:

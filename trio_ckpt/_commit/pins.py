@@ -38,7 +38,7 @@ async def pin_state(open_stream: OpenStream, label: str) -> None:
     has_moved = label in pins
     await open_stream.save_plain(record)
     if has_moved:
-        open_stream.state_manager.needs_pruning = True
+        open_stream.state_manager.prune_soon()
         await open_stream.prune_state()
 
 
@@ -55,5 +55,5 @@ async def unpin_state(open_stream: OpenStream, label: str) -> None:
         Record(kind=RecordKind.UNPIN, at=time.time(), metadata={"label": label})
     )
     if open_stream.state_manager is not None:
-        open_stream.state_manager.needs_pruning = True
+        open_stream.state_manager.prune_soon()
     await open_stream.prune_state()

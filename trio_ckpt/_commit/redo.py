@@ -91,7 +91,7 @@ class Redo:
         stream_log: The log of the stream.
         outputs: The folder of its outputs; None: outputs are not moved.
         path_owners: The batch that owns each output name, where the run is open.
-        put_back: Called with the index of each batch as soon as progress says that it is
+        on_requeued: Called with the index of each batch as soon as progress says that it is
             re-queued: the batch may be handed out from then on.
         begin_change: Called after all checks have passed, before anything is saved.
     """
@@ -101,7 +101,7 @@ class Redo:
     stream_log: StreamLog
     outputs: OutputDir | None
     path_owners: PathOwners = attrs.field(factory=dict[str, tuple[str, int]])
-    put_back: Callable[[int], None] = lambda _index: None
+    on_requeued: Callable[[int], None] = lambda _index: None
     begin_change: Callable[[], Awaitable[None]] = trio.lowlevel.cancel_shielded_checkpoint
 
     async def redo(self, indexes: Collection[int], reason: str) -> None:
@@ -337,7 +337,7 @@ class Redo:
         def on_durable() -> None:
             for index in reversal.indexes:
                 stream_log.tools.redone.add(index)
-                self.put_back(index)
+                self.on_requeued(index)
             stream_log.tools.cut_back.update(reversal.lines)
 
         await self.committer.save(stream_log, record, blobs_of(state), on_durable=on_durable)

@@ -22,7 +22,7 @@ from .._util.text import printable
 from .._util.uninterrupted import uninterrupted
 from .awaits import Calls, awaits_noted
 from .batch import Batch
-from .gate import Gate
+from .open_stream import OpenStream
 from .state_manager import StateCapture, StateManager
 
 log = logging.getLogger("trio_ckpt.snapshots")
@@ -47,7 +47,7 @@ class Snapshots:
     """
 
     every_s: float = attrs.field(validator=checked_by(seconds, is_endless_allowed=True))
-    _open_stream: Gate
+    _open_stream: OpenStream
     _state_manager: StateManager[object]
     _batch: Batch[object]
     _nursery: trio.Nursery

@@ -251,6 +251,10 @@ class StateManager(Generic[S]):
         if is_confirmed:
             self.confirmed = self.head
 
+    def prune_soon(self) -> None:
+        """Let the next `take_dropped` look for states that are not needed, as after an unpin."""
+        self.needs_pruning = True
+
     def take_dropped(
         self, pinned: Collection[bytes], *, is_complete: bool
     ) -> dict[bytes, list[int]]:

@@ -107,8 +107,13 @@ class StreamLog:
         """The append files that are open, by path."""
         return {} if self._tools is None else self._tools.sinks
 
-    def rest(self) -> None:
-        """Mark the stream as left, and drop its tools unless they are still needed."""
+    def rest(self, open_s: float) -> None:
+        """Mark the stream as left, and drop its tools unless they are still needed.
+
+        Args:
+            open_s: For how long it was open, in seconds.
+        """
+        self.open_s += open_s
         self.is_left = True
         is_saved = self.submitted == self.progress.sequence
         if self._tools is not None and is_saved and self._tools.is_idle:

@@ -46,7 +46,7 @@ class StreamFiles:
             age, in seconds, is enough.
         root: The run's folder; None: it has none.
         folder: The stream's folder, relative to `root`; empty: it is `root`.
-        validator: The check that its outputs must pass.
+        validator: The check of the stream; a loop may have another, see `LoopPolicy`.
         since: Files that are older do not belong to the run; Unix time, s.
     """
 
@@ -60,6 +60,10 @@ class StreamFiles:
     since: float = 0.0
     _claimed: dict[int, set[str]] = attrs.field(factory=dict[int, set[str]], init=False)
     _sink_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+
+    def allow_replacing(self) -> None:
+        """Allow batches to replace files that are older than the run: the user has decided."""
+        self.since = 0.0
 
     @property
     def dir(self) -> OutputDir:
@@ -167,16 +171,15 @@ class StreamFiles:
                 with trio.CancelScope(shield=True):
                     known[name] = await run_blocking(self.dir.adopt, name)
 
-    async def check(self, known: Mapping[str, Output]) -> None:
-        """Run the validator on the outputs of a batch.
+    async def check(self, known: Mapping[str, Output], validator: Validator) -> None:
+        """Run a validator on the outputs of a batch.
 
         Raises:
             OutputInvalidError: it refuses an output, or there is none.
         """
-        if self.validator is not None:
-            outputs = tuple(known.values())
-            with trio.CancelScope(shield=True):
-                await run_blocking(check_outputs, self.dir, outputs, self.validator)
+        outputs = tuple(known.values())
+        with trio.CancelScope(shield=True):
+            await run_blocking(check_outputs, self.dir, outputs, validator)
 
     async def check_found(self, known: Mapping[str, Output]) -> None:
         """Check outputs of a batch that no record names yet.

@@ -8,7 +8,7 @@ import time
 import trio
 
 from .._commit.exits import Exit, decisive, exit_of
-from .._commit.gate import Gate
+from .._commit.open_stream import OpenStream
 from .._journal.record import ErrorInfo, Record, RecordKind, Status, describe_end
 from .._util.errors import (
     BatchFailedError,
@@ -45,7 +45,7 @@ async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> 
     try:
         if batch is not None:
             way = loop_cursor.way_out(Exit.EXIT) if error is None else exit_of(error)
-            await open_stream.pass_gate(batch, way, error)
+            await loop_cursor.gate.pass_gate(batch, way, error)
         if open_stream.failure is not None and loop_cursor.progress.status is not Status.FAILED:
             # A later record had opened it again.
             await save_failure(loop_cursor, open_stream.failure)
@@ -117,7 +117,7 @@ async def _record_exit(
                 )
 
 
-def _what_ended(open_stream: Gate, error: BaseException) -> BaseException:
+def _what_ended(open_stream: OpenStream, error: BaseException) -> BaseException:
     """The verdict in a group that decides what a resume may do; else the whole group."""
     first = decisive(open_stream.verdicts_in(error))
     return first if isinstance(first, BatchFailedError | StreamFailedError) else error

@@ -18,6 +18,7 @@ from .._commit.awaits import Calls
 from .._commit.batch import AttemptState, Batch
 from .._commit.exits import Exit
 from .._commit.gate import Gate, Passed
+from .._commit.open_stream import OpenStream
 from .._commit.retry import Again
 from .._journal.history import ReadPages
 from .._journal.progress import Progress
@@ -43,7 +44,8 @@ class LoopCursor:
     """The position of the owner in a stream.
 
     Attributes:
-        open_stream: The stream.
+        gate: What every exit of a batch passes.
+        open_stream: The stream of the gate.
         read: Reads the records of the stream, newest first.
         wait_verified: Waits for the verification beside the run; see `Resume`.
         task: The task that owns the stream.
@@ -56,9 +58,10 @@ class LoopCursor:
         calls: The calls of the stream's async methods.
     """
 
-    open_stream: Gate
+    gate: Gate
     read: ReadPages
     wait_verified: Callable[[], Awaitable[bool]]
+    open_stream: OpenStream = attrs.field(init=False)
     task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task, init=False)
     batch: Batch[Any] | None = attrs.field(default=None, init=False)
     loop: object = attrs.field(default=None, init=False)
@@ -67,6 +70,9 @@ class LoopCursor:
     around: Surroundings = attrs.field(factory=Surroundings, init=False)
     is_closed: bool = attrs.field(default=False, init=False)
     calls: Calls = attrs.field(factory=Calls, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.open_stream = self.gate.open_stream
 
     @property
     def progress(self) -> Progress:
@@ -133,7 +139,7 @@ class LoopCursor:
         batch, self.batch = self.batch, None
         if batch is None:
             return Passed.GO_ON
-        passed = await self.open_stream.pass_gate(batch, self.way_out(way))
+        passed = await self.gate.pass_gate(batch, self.way_out(way))
         if isinstance(passed, Again):
             with self.open_stream.stop.at_gate():
                 await trio.sleep(passed.after_s)
@@ -147,7 +153,7 @@ class LoopCursor:
             return
         batch.fail(error)  # unless it is settled
         is_failed = batch.state is AttemptState.FAILED
-        await self.open_stream.pass_gate(batch, Exit.ERROR if is_failed else Exit.EXIT)
+        await self.gate.pass_gate(batch, Exit.ERROR if is_failed else Exit.EXIT)
 
     async def wait_for_turn(self, index: int) -> None:
         """Wait until a batch may begin, and restore the state that it begins with.
@@ -188,10 +194,11 @@ class LoopCursor:
         await check_source(
             source, self.progress, self.read, (open_stream.run_id, open_stream.stream_log.key)
         )
+        expected = None
         if source.stop is not None:
             self.check_end(source.stop)
-            open_stream.extent.expected = source.stop - open_stream.first_index
-        open_stream.extent.is_open_ended = source.is_open_ended
+            expected = source.stop - open_stream.first_index
+        open_stream.extent.begin_source(expected, is_open_ended=source.is_open_ended)
         self.source = source
         return source
 
@@ -263,7 +270,7 @@ class LoopCursor:
             raise ValueError(f"a range from {start} to {end} has no batch in it")
         if estimate is not None:
             open_stream.set_estimate(estimate)
-        open_stream.extent.start, open_stream.extent.end = start, end
+        open_stream.extent.narrow(start, end)
         stop = stop if end is None or stop is None else min(end + 1, stop)
         if progress.sequence and (
             line := resume_line(progress, open_stream.first_index, start, stop)
@@ -379,7 +386,7 @@ class Batches(Generic[T]):
             raise StopAsyncIteration
         await loop_cursor.wait_for_turn(found[0])
         await trio.lowlevel.checkpoint_if_cancelled()
-        batch: Batch[T] = loop_cursor.open_stream.hand_out(*found)
+        batch: Batch[T] = loop_cursor.gate.hand_out(*found)
         loop_cursor.hold(batch)
         return batch
 

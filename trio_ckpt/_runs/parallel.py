@@ -12,6 +12,7 @@ import trio
 from .._commit.batch import AttemptState, Batch, given_of
 from .._commit.exits import Exit, decisive, exit_of
 from .._commit.gate import Gate, Passed
+from .._commit.open_stream import LoopPolicy, OpenStream
 from .._commit.retry import Again, RetryTable
 from .._tokens.token import is_cancellation
 from .._util.arguments import function, index_range, instance, shown, whole_number
@@ -106,27 +107,14 @@ async def run_batches(
     )
     await loop_cursor.begin_range(stop, start, end, estimate)
     queue: WorkQueue[T] = WorkQueue(loop_cursor, source, start, end)
-    open_stream.is_parallel = concurrency > 1
-    table, open_stream.retry = open_stream.retry, open_stream.retry if retry is None else retry
-    checks = open_stream.files.validator
-    if validator is not None:
-        open_stream.files.validator = validator
-    open_stream.changed, open_stream.put_back = queue.wake, queue.put_back
-    try:
+    policy = LoopPolicy(
+        retry or open_stream.policy.retry,
+        validator or open_stream.policy.validator,
+        is_parallel=concurrency > 1,
+    )
+    with open_stream.run_loop(policy, queue):
         await _run_workers(queue, handler, concurrency)
         await queue.finish()
-    finally:
-        open_stream.retry, open_stream.is_parallel = table, False
-        open_stream.files.validator = checks
-        open_stream.changed, open_stream.put_back = _ignore, _ignore_index
-
-
-def _ignore() -> None:
-    """Do nothing: no worker waits for work."""
-
-
-def _ignore_index(_index: int) -> None:
-    """Do nothing: a sequential loop looks for the first batch left at each step."""
 
 
 @uninterrupted
@@ -149,7 +137,7 @@ async def _run_workers(
         raise _one_of(failures, queue.loop_cursor.open_stream)
 
 
-def _one_of(failures: list[BaseException], open_stream: Gate) -> BaseException:
+def _one_of(failures: list[BaseException], open_stream: OpenStream) -> BaseException:
     """The failure to raise for several workers, or a group of them.
 
     One save that fails many workers is one failure, and a stream fails once, however many of
@@ -184,7 +172,7 @@ async def _work(
         while (batch := await queue.next()) is not None:
             passed: Passed | Again = Passed.GO_ON
             try:
-                passed = await _work_on(queue.loop_cursor.open_stream, batch, handler)
+                passed = await _work_on(queue.loop_cursor.gate, batch, handler)
             finally:
                 queue.leave(batch, passed)
     except BaseException as error:
@@ -197,7 +185,7 @@ async def _work(
 
 
 async def _work_on(
-    open_stream: Gate, batch: Batch[T], handler: Callable[[Batch[T]], Awaitable[None]]
+    gate: Gate, batch: Batch[T], handler: Callable[[Batch[T]], Awaitable[None]]
 ) -> Passed | Again:
     raised: Exception | None = None
     try:
@@ -209,17 +197,19 @@ async def _work_on(
         way = exit_of(error)
         is_attempt = way is Exit.ERROR and isinstance(error, Exception)
         if not is_attempt or batch.state not in (AttemptState.OPEN, AttemptState.FAILED):
-            await open_stream.pass_gate(batch, way, error)
+            await gate.pass_gate(batch, way, error)
             raise
         raised = cast("Exception", error)
         batch.fail(raised)
     try:
-        return await open_stream.pass_gate(batch, Exit.NEXT)
+        return await gate.pass_gate(batch, Exit.NEXT)
     except BatchFailedError as verdict:
         if raised is None or verdict.__cause__ is not raised:
             raise
-        open_stream.verdicts.append(verdict)
-    if (note := f"in {open_stream.where(batch.index)}") not in getattr(raised, "__notes__", ()):
+        gate.open_stream.add_verdict(verdict)
+    if (note := f"in {gate.open_stream.where(batch.index)}") not in getattr(
+        raised, "__notes__", ()
+    ):
         raised.add_note(note)
     raise raised
 
@@ -268,7 +258,7 @@ class WorkQueue(Generic[T]):
                 self._pass_on()
                 await trio.lowlevel.checkpoint()
                 await self.loop_cursor.wait_for_turn(found[0])
-                return self._open_stream.hand_out(*found)
+                return self.loop_cursor.gate.hand_out(*found)
             if not self._delayed and not self._working:
                 if await self.loop_cursor.wait_verified():
                     continue  # the verification may have re-queued batches
@@ -303,13 +293,17 @@ class WorkQueue(Generic[T]):
             if self._timer is not None:
                 self._timer.deadline = min(self._timer.deadline, due)
 
-    def put_back(self, index: int) -> None:
+    def requeued(self, index: int) -> None:
         """Hand out again a batch whose outputs are damaged."""
         if self._source is not None and index >= self._start:
             self._taken.discard(index)
             self._next = min(self._next, index)
             self._is_exhausted = False
             self.wake()
+
+    def frontier_grew(self) -> None:
+        """Let an idle worker take one of the new items."""
+        self.wake()
 
     def wake(self) -> None:
         """Wake one idle worker, which wakes the next if there is more work."""
@@ -322,7 +316,7 @@ class WorkQueue(Generic[T]):
             self._open_stream.state_manager is not None
             or self._open_stream.stream_log.progress.has_order
         )
-        return has_order and not self._open_stream.is_parallel
+        return has_order and not self._open_stream.policy.is_parallel
 
     def _due(self) -> tuple[int, T | None, bytes] | None:
         if self._delayed and self._delayed[0][0] <= trio.current_time():

@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from .._commit.gate import Gate
+from .._commit.open_stream import OpenStream
 from .._commit.redo import Redo, retry_record
 from .._commit.state_manager import StateManager
 from .._journal.history import read_pages
@@ -53,7 +54,7 @@ class Resume:
     """Opens one stream: verifies its outputs and restores its state."""
 
     store: Store
-    open_stream: Gate
+    open_stream: OpenStream
     settings: Settings
     tools: ArrayTools
     _redo: Redo = attrs.field(init=False)
@@ -68,7 +69,7 @@ class Resume:
             open_stream.stream_log,
             open_stream.files.root,
             open_stream.files.path_owners,
-            put_back=lambda index: open_stream.put_back(index),
+            on_requeued=open_stream.requeued,
         )
 
     async def open(self, state: S | None, nursery: trio.Nursery) -> Stream[S]:
@@ -95,7 +96,9 @@ class Resume:
             if state is not None:
                 await self._restore(state)
         return Stream(
-            LoopCursor(self.open_stream, self._pages, self._wait_verified), self._redo, nursery
+            LoopCursor(Gate(self.open_stream), self._pages, self._wait_verified),
+            self._redo,
+            nursery,
         )
 
     def _check_kind(self, state: object) -> None:
@@ -198,7 +201,7 @@ class Resume:
             frontier.fold(payload)
         progress, first = open_stream.stream_log.progress, open_stream.first_index
         frontier.settle_loaded(lambda position: first + position in progress.confirmed)
-        open_stream.frontier = frontier
+        open_stream.set_frontier(frontier)
         if seeds := frontier.news(frontier.seeds):
             payload = frontier.encode(seeds)
             await open_stream.save_plain(Record(kind=RecordKind.SAVE, at=time.time(), adds=payload))
@@ -251,7 +254,7 @@ class Resume:
                 record = Record(kind=RecordKind.SAVE, at=time.time(), state=saved.payload)
                 sequence = await self.open_stream.save_plain(record, saved.kept.blobs)
                 state_manager.mark_durable(saved, sequence, record.at, is_confirmed=True)
-        self.open_stream.state_manager = state_manager
+        self.open_stream.set_state_manager(state_manager)
 
     async def _load(self, state_manager: StateManager[object]) -> None:
         """Restore the saved state; where it is damaged, the newest intact one if `recover`."""

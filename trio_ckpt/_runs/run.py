@@ -17,8 +17,8 @@ import attrs
 import trio
 
 from .._commit.awaits import Calls, awaits_noted
-from .._commit.gate import Gate
 from .._commit.group_commit import GroupCommitter
+from .._commit.open_stream import LoopPolicy, OpenStream
 from .._commit.redo import Redo
 from .._commit.retry import NO_RETRIES, RetryTable
 from .._commit.shutdown import Stop
@@ -241,7 +241,7 @@ class Run:
         checked = self._files_for(validate, output_dir)
         self._check_free(key)
         self._check_first_index(key, first_index)
-        open_stream = self._make_gate(key, first_index, retry, checked)
+        open_stream = self._make_open_stream(key, first_index, retry, checked)
         resume = Resume(self._store, open_stream, settings, self._tools)
         scope = trio.CancelScope()
         self._stop.scopes.add(scope)
@@ -285,13 +285,13 @@ class Run:
         name = os.path.normpath(path_text("output_dir", folder))
         return "" if name == "." else self._outputs.relative(name), validator
 
-    def _make_gate(
+    def _make_open_stream(
         self,
         key: StreamKey,
         first_index: int,
         retry: RetryTable | None,
         checked: tuple[str, Validator | None],
-    ) -> Gate:
+    ) -> OpenStream:
         stream_log = self._stream_table.stream_log(key)
         files = StreamFiles(
             self.run_id,
@@ -302,13 +302,13 @@ class Run:
             *checked,
             self._settings.outputs_since,
         )
-        self._opened[key] = open_stream = Gate(
+        self._opened[key] = open_stream = OpenStream(
             self.run_id,
             stream_log,
             self._committer,
             self.coordinator,
             self._stop,
-            retry or NO_RETRIES,
+            LoopPolicy(retry or NO_RETRIES, files.validator),
             files,
             self._nursery,
             first_index=first_index,

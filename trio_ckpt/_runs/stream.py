@@ -19,7 +19,7 @@ from .._commit.adopt import PathOf, rescan
 from .._commit.awaits import awaits_noted
 from .._commit.batch import UNSET, Batch
 from .._commit.exits import Exit, exit_of
-from .._commit.gate import Gate
+from .._commit.open_stream import OpenStream
 from .._commit.pins import pin_state, unpin_state
 from .._commit.redo import Redo
 from .._commit.snapshots import Snapshots
@@ -195,7 +195,7 @@ class Stream(Generic[S]):
         if total is not None:
             total = whole_number("total", total)
         if extent.expected is None and total is not None:
-            extent.expected = max(total, self._progress.expected or 0)
+            extent.set_expected(max(total, self._progress.expected or 0))
         return self._left(total, start, end)
 
     def _left(self, total: int | None, start: int | None, end: int | None) -> list[int]:
@@ -283,17 +283,17 @@ class Stream(Generic[S]):
                 run_id=self._open_stream.run_id,
                 stream=self.key,
             )
-        self._open_stream.extent.is_open_ended = True
-        batch: Batch[None] = self._open_stream.hand_out(index, None, b"")
+        self._open_stream.extent.begin_source(None, is_open_ended=True)
+        batch: Batch[None] = self._loop_cursor.gate.hand_out(index, None, b"")
         self._loop_cursor.hold(batch)  # so that finish(), save() and fail() pass the gate for it
         try:
             yield batch
         except BaseException as error:
-            await self._open_stream.pass_gate(batch, exit_of(error), error)
+            await self._loop_cursor.gate.pass_gate(batch, exit_of(error), error)
             raise
         finally:
             self._loop_cursor.batch = None
-        await self._open_stream.pass_gate(batch, Exit.EXIT)
+        await self._loop_cursor.gate.pass_gate(batch, Exit.EXIT)
         await self._loop_cursor.complete_if_last()
 
     # -- the stream as a whole ----------------------------------------------------------------
@@ -411,8 +411,9 @@ class Stream(Generic[S]):
         error = reason("error", error)
         flag("retryable", retryable)
         await self._loop_cursor.settle_failed(error)
-        self._open_stream.failure = describe_error(error, retryable=retryable)
-        await save_failure(self._loop_cursor, self._open_stream.failure)
+        failure = describe_error(error, retryable=retryable)
+        self._open_stream.set_failure(failure)
+        await save_failure(self._loop_cursor, failure)
 
     @asynccontextmanager
     async def snapshots(self, *, every_s: float = 10.0) -> AsyncGenerator[Snapshots]:
@@ -523,7 +524,7 @@ class Stream(Generic[S]):
     # -- ownership ------------------------------------------------------------------------------
 
     @property
-    def open_stream(self) -> Gate:
+    def open_stream(self) -> OpenStream:
         """The open stream below this one; for the library's own loops."""
         return self._open_stream
 
@@ -543,6 +544,4 @@ class Stream(Generic[S]):
         try:
             await leave_stream(self._loop_cursor, error)
         finally:
-            stream_log = self._open_stream.stream_log
-            stream_log.open_s += trio.current_time() - self._opened
-            stream_log.rest()
+            self._open_stream.stream_log.rest(trio.current_time() - self._opened)

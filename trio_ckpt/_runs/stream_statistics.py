@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import trio
 
-from .._commit.gate import Gate
+from .._commit.open_stream import OpenStream
 from .._commit.stream_log import Added
 from .._journal.statistics import StreamStatistics, eta_s, rate_per_s
 from .._util.exact_sum import shown
 
 
 def stream_statistics(
-    open_stream: Gate, *, open_s: float, runtime_before_s: float, is_closed: bool
+    open_stream: OpenStream, *, open_s: float, runtime_before_s: float, is_closed: bool
 ) -> StreamStatistics:
     """Counts, sums, rate and ETA of a stream, at this moment.
 

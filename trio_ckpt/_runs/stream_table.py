@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import attrs
 import trio
 
-from .._commit.gate import Gate
 from .._commit.group_commit import GroupCommitter
+from .._commit.open_stream import OpenStream
 from .._commit.stream_log import Added, StreamLog
 from .._journal.progress import Progress
 from .._journal.record import Status
@@ -38,7 +38,7 @@ class StreamTable:
     Attributes:
         progress: What is durable of each stream.
         stream_logs: The logs of the streams that this session has touched.
-        opened: The gates of the streams that are open.
+        opened: The streams that are open.
         phases: The phases that are open, in the order of opening.
         failures: Batches that failed for good in this session, by stream.
         is_closed: The block of the run has ended.
@@ -52,7 +52,9 @@ class StreamTable:
     stream_logs: dict[StreamKey, StreamLog] = attrs.field(
         factory=dict[StreamKey, StreamLog], init=False
     )
-    opened: dict[StreamKey, Gate] = attrs.field(factory=dict[StreamKey, Gate], init=False)
+    opened: dict[StreamKey, OpenStream] = attrs.field(
+        factory=dict[StreamKey, OpenStream], init=False
+    )
     phases: list[StreamKey] = attrs.field(factory=list[StreamKey], init=False)
     failures: dict[StreamKey, dict[int, Failure]] = attrs.field(
         factory=dict[StreamKey, dict[int, Failure]], init=False

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import trio
 
-from .._commit.open_stream import watch_handed_out
+from .._commit.gate import watch_handed_out
 from .._commit.shutdown import take_signals
 from .._util.errors import RunStoppedError
 from .._util.threads import runs_inline

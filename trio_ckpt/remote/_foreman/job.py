@@ -158,7 +158,8 @@ class Job:
             raise
         except TrioCkptError:  # the run is closed
             return False
-        self.submission, stream.open_stream.retry = changed, retries(options)
+        self.submission = changed
+        stream.open_stream.change_retry(retries(options))
         return True
 
     def note_waiting(self, reason: str) -> None:
