@@ -9,6 +9,8 @@ import json
 import subprocess
 import sys
 import threading
+import tracemalloc
+from collections import Counter, deque
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -67,6 +69,8 @@ class Page:
     corner: tuple[int, int] = (0, 0)
     many: tuple[int, ...] = ()
     tags: set[str] = attrs.Factory(set)
+    queue: deque[str] = attrs.Factory(deque)
+    counts: Counter[str] = attrs.Factory(Counter)
     anything: Any = None
     inner: list[Page] = attrs.Factory(list)
     box: Box[int] | None = None
@@ -107,6 +111,8 @@ GOOD: dict[str, Any] = {
     "corner": [[1, 2]],
     "many": [[], [1, 2, 3]],
     "tags": [["a", "b"]],
+    "queue": [["a", "b"]],
+    "counts": [{"a": 1}],
     "anything": [None, {"x": [1, "a"]}],
     "inner": [[{"lines": [], "inner": [{"lines": []}]}]],
     "box": [{"content": 1}],
@@ -167,6 +173,11 @@ BAD: dict[str, list[tuple[Any, str, str]]] = {
     ],
     "many": [([1, None], "many[1]", "null is not an int")],
     "tags": [("ab", "tags", '"ab" is not an array')],
+    "queue": [
+        ("ab", "queue", '"ab" is not an array'),
+        (["a", 1], "queue[1]", "1 is not a str"),
+    ],
+    "counts": [({"a": 1, "b": "2"}, "counts.b", '"2" is not an int')],
     "inner": [([{"lines": [], "even": 1}], "inner[0].even", "is odd")],
     "box": [({"content": "1"}, "box.content", '"1" is not an int')],
     "word": [({"text": "a", "score": "1"}, "word.score", '"1" is not a float')],
@@ -199,6 +210,22 @@ def test_of_several_problems_the_first_is_named_and_the_others_counted() -> None
     error = refuse(Page, {"lines": lines, "a_bool": 1})
     assert (error.field, error.reason) == ("lines[1].text", "required, but missing (and 3 more)")
     assert refuse(list_of_ints(), {"content": ["x"] * 5_000}).reason.endswith("(and 4,999 more)")
+    scores = {"a": 1, "b": "x", "c": [], "d": True}
+    error = refuse(Page, {"lines": [], "scores": scores})
+    assert (error.field, error.reason) == ("scores.b", '"x" is not a float (and 2 more)')
+
+
+def test_the_problems_of_a_large_document_take_no_memory() -> None:
+    check = Validator.of(list_of_ints()).check
+    data = json.dumps({"content": ["x"] * 20_000}).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(OutputInvalidError, match="and 19,999 more"):
+            check("page.json", data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 30 * len(data)
 
 
 def list_of_ints() -> Any:

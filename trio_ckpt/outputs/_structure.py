@@ -1,9 +1,9 @@
-"""Converts JSON values to instances of attrs classes, without any coercion.
+"""Converts JSON values to instances of attrs classes and dataclasses, without any coercion.
 
-cattrs knows classes, generics and annotations; by itself it would accept ``int("12")`` for a
-string, and a list of characters for a word.  So every leaf and every container has a hook
-here, which accepts only the JSON type that fits.  If several members of
-a union fit, the first is taken (an int before a float).
+cattrs resolves annotations and generics and makes the instances.  Its own hooks coerce: they
+would accept ``int("12")`` for a number, and a list of characters for a word.  The hooks here
+accept only the JSON type that fits.  They also keep no more than the first problem of an array
+and the number of the others, because a document may have millions of them.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import json
 import traceback
 import types
 import typing
+from collections import deque
 from collections.abc import (
     Callable,
+    Iterable,
     Mapping,
     MutableMapping,
     MutableSequence,
     MutableSet,
-    Sequence as AbstractSequence,
+    Sequence,
     Set as AbstractSet,
 )
 from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
@@ -34,10 +36,14 @@ from .._util.errors import class_name, text_of
 from .._util.extras import needs_extra
 from .._util.text import plural
 
+if TYPE_CHECKING:
+    from cattrs import Converter
+
 MAX_SHOWN_CHARS = 40  # per value in a message
 
-Structure = Callable[[Any], Any]
-_Hook = Callable[[Any, Any], Any]
+Hint: TypeAlias = Any  # an annotation: a class, a generic alias, a union …
+Json: TypeAlias = Any  # a parsed document, or what a hook made of it
+Hook = Callable[[Json, Hint], Json]
 
 
 class MisfitError(ValueError):
@@ -56,13 +62,13 @@ class MisfitError(ValueError):
         self.more = more
 
 
-def is_class(kind: Any) -> bool:
+def is_class(kind: Hint) -> bool:
     """Return whether `kind` is an attrs class or a dataclass, or a parametrised one."""
     origin = _origin(kind)
     return isinstance(origin, type) and (attrs.has(origin) or dataclasses.is_dataclass(origin))
 
 
-def make_structure(kind: Any) -> Structure:
+def make_structure(kind: Hint) -> Callable[[object], Json]:
     """Return a function that makes instances of `kind`; it raises `MisfitError`.
 
     Raises:
@@ -72,17 +78,18 @@ def make_structure(kind: Any) -> Structure:
     with needs_extra("validate", "validation by an attrs class"):
         import cattrs
     converter = cattrs.Converter(detailed_validation=True)
-    for leaf in (str, int, float, bool, bytes, type(None), Path, datetime, date, time):
+    for leaf in _LEAVES:
         converter.register_structure_hook(leaf, _structure_leaf)
-    converter.register_structure_hook_func(_is_enum, _structure_leaf)
+    converter.register_structure_hook_func(_is_enum, _structure_member)
+    converter.register_structure_hook_func(_is_literal, _structure_literal)
     for predicate, factory in _FACTORIES:
-        converter.register_structure_hook_factory(predicate, _bind(factory, converter))
+        converter.register_structure_hook_factory(predicate)(factory)
     try:
-        hook = converter.get_structure_hook(kind)
+        hook: Hook = converter.get_structure_hook(kind)
     except (cattrs.StructureHandlerNotFoundError, NameError) as error:
         raise TypeError(f"{shown(kind)} cannot validate JSON: {text_of(error)}") from error
 
-    def structure(value: Any) -> Any:
+    def structure(value: object) -> Json:
         try:
             return hook(value, kind)
         except Exception as error:
@@ -91,8 +98,8 @@ def make_structure(kind: Any) -> Structure:
     return structure
 
 
-def _bind(factory: Callable[[Any, Any], _Hook], converter: Any) -> Callable[[Any], _Hook]:
-    return lambda kind: factory(kind, converter)
+def _origin(kind: object) -> Hint:
+    return typing.get_origin(kind) or kind
 
 
 # ---------------------------------------------------------------------------------------
@@ -107,21 +114,25 @@ def misfit_of(error: BaseException) -> MisfitError:
     group = getattr(error, "group_exceptions", None)
     if group is None:
         return MisfitError(_attribute_in(error), words_of(error))
-    located, others = group()
-    misfits = [
-        _missing(note.name) if _is_missing(cause, note.name) else below(note.name, cause)
-        for cause, note in located
-    ]
-    misfits += [misfit_of(cause) for cause in others]
-    first = misfits[0]
-    more = sum(1 + misfit.more for misfit in misfits) - 1
-    return MisfitError(first.field, first.reason, more)
+    located, others = group()  # by the fields of a class, or the items of a collection
+    first, *rest = (
+        *(_below(getattr(note, "name", None) or _step(note.index), e) for e, note in located),
+        *map(misfit_of, others),
+    )
+    return MisfitError(first.field, first.reason, first.more + sum(1 + m.more for m in rest))
 
 
-def below(step: str, error: BaseException) -> MisfitError:
+def _below(step: str, error: BaseException) -> MisfitError:
     """Return the problem with its path extended outwards by ``text`` or ``[3]``."""
+    if type(error) is KeyError and error.args == (step,):
+        return MisfitError(step, "required, but missing")
     inner = misfit_of(error)
     return MisfitError(join(step, inner.field), inner.reason, inner.more)
+
+
+def _step(at: object) -> str:
+    """Return the path of an item by its position, or by its key."""
+    return at if isinstance(at, str) and at.isidentifier() else f"[{json.dumps(at)}]"
 
 
 def join(step: str, field: str) -> str:
@@ -138,7 +149,20 @@ def words_of(error: BaseException) -> str:
     return f"{class_name(error)}: {text_of(error)}"
 
 
-def show(value: Any) -> str:
+def _attribute_in(error: BaseException) -> str:
+    """Return the attribute whose validator raised: the first in a frame below ``__init__``."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [frame.f_code.co_name for frame in frames]
+    inside = frames[names.index("__init__") + 1 :] if "__init__" in names else []
+    found = [value for frame in inside for value in frame.f_locals.values()]
+    return next((str(value.name) for value in found if isinstance(value, attrs.Attribute)), "")
+
+
+def _refusal(value: Json, name: str) -> MisfitError:
+    return MisfitError("", f"{_shown(value)} is not {name}")
+
+
+def _shown(value: Json) -> str:
     """Return a short form of a JSON value for a message."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "an array"
@@ -146,178 +170,136 @@ def show(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[: MAX_SHOWN_CHARS - 1]}…"
 
 
-def _missing(name: str) -> MisfitError:
-    return MisfitError(name, "required, but missing")
-
-
-def _is_missing(error: BaseException, name: str) -> bool:
-    return type(error) is KeyError and error.args == (name,)
-
-
-def _attribute_in(error: BaseException) -> str:
-    """Return the attribute whose validator raised: the first in a frame below ``__init__``."""
-    is_inside = False
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if is_inside:
-            for value in frame.f_locals.values():
-                if isinstance(value, attrs.Attribute):
-                    return str(value.name)
-        is_inside = is_inside or frame.f_code.co_name == "__init__"
-    return ""
-
-
 # ---------------------------------------------------------------------------------------
-# Leaves
+# Single values: JSON's own, texts with a meaning, enumerations, literals, unions
 # ---------------------------------------------------------------------------------------
 
+_LEAVES: dict[type, tuple[tuple[type, ...], Callable[[Json], Json], str]] = {
+    str: ((str,), str, "a str"),
+    int: ((int,), int, "an int"),
+    float: ((float, int), float, "a float"),
+    bool: ((bool,), bool, "a bool"),
+    bytes: ((), bytes, "a bytes"),
+    type(None): ((type(None),), lambda value: value, "null"),
+    datetime: ((str,), datetime.fromisoformat, "an ISO 8601 datetime"),
+    date: ((str,), date.fromisoformat, "an ISO 8601 date"),
+    time: ((str,), time.fromisoformat, "an ISO 8601 time"),
+    Path: ((str,), Path, "a path"),
+}
+"""For each type: the JSON types that it accepts, how it is read, and its name."""
 
-def _is_enum(kind: Any) -> bool:
+
+def _structure_leaf(value: Json, kind: Hint) -> Json:
+    if _is_enum(kind):  # cattrs finds the hook of int for an enumeration of ints
+        return _structure_member(value, kind)
+    accepted, read, name = _LEAVES.get(kind, ((), kind, f"a {kind.__name__}"))
+    if type(value) not in accepted:  # exactly: true is no int
+        raise _refusal(value, name)
+    try:
+        return read(value)
+    except OverflowError:
+        raise MisfitError("", f"{_shown(value)} exceeds the range of {name}") from None
+    except ValueError as error:
+        raise _refusal(value, name) from error
+
+
+def _is_enum(kind: Hint) -> bool:
     return isinstance(kind, type) and issubclass(kind, enum.Enum)
 
 
-def _structure_leaf(value: Any, kind: Any) -> Any:
-    if _is_enum(kind):  # also an enum that derives from str or int
-        for member in cast("type[enum.Enum]", kind):
-            if type(member.value) is type(value) and member.value == value:
-                return member
-        raise MisfitError("", f"{show(value)} is not a value of {kind.__name__}")
-    if kind is float and type(value) is int:
-        try:
-            return float(value)
-        except OverflowError:
-            raise MisfitError("", f"{show(value)} exceeds the range of a float") from None
-    if kind in _FROM_TEXT:
-        return _structure_text(value, kind)
-    if kind is bytes or type(value) is not kind:
-        name = "null" if kind is type(None) else kind.__name__
-        raise MisfitError("", f"{show(value)} is not {_article(name)}")
-    return value
+def _is_literal(kind: Hint) -> bool:
+    return _origin(kind) is typing.Literal
 
 
-_FROM_TEXT: dict[Any, tuple[Callable[[str], Any], str]] = {
-    datetime: (datetime.fromisoformat, "an ISO 8601 datetime"),
-    date: (date.fromisoformat, "an ISO 8601 date"),
-    time: (time.fromisoformat, "an ISO 8601 time"),
-    Path: (Path, "a path"),
-}
+def _structure_member(value: Json, kind: Hint) -> Json:
+    return _chosen(value, kind, f"a value of {kind.__name__}")
 
 
-def _structure_text(value: Any, kind: Any) -> Any:
-    read, name = _FROM_TEXT[kind]
-    if type(value) is not str:
-        raise MisfitError("", f"{show(value)} is not {name}")
-    try:
-        return read(value)
-    except ValueError as error:
-        raise MisfitError("", f"{show(value)} is not {name}") from error
+def _structure_literal(value: Json, kind: Hint) -> Json:
+    choices = typing.get_args(kind)
+    return _chosen(value, choices, f"one of {', '.join(map(repr, choices))}")
 
 
-def _article(name: str) -> str:
-    if name == "null":
-        return name
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+def _chosen(value: Json, choices: Iterable[object], name: str) -> Json:
+    for choice in choices:
+        plain = choice.value if isinstance(choice, enum.Enum) else choice
+        if type(plain) is type(value) and plain == value:
+            return choice
+    raise _refusal(value, name)
 
 
-# ---------------------------------------------------------------------------------------
-# Literals and unions
-# ---------------------------------------------------------------------------------------
+def _is_union(kind: Hint) -> bool:
+    return _origin(kind) in (typing.Union, types.UnionType)
 
 
-def _is_literal(kind: Any) -> bool:
-    return typing.get_origin(kind) is typing.Literal
+def _union(kind: Hint, converter: Converter) -> Hook:
+    """Make the hook of a union: the first member that fits is taken, an int before a float."""
+    members = typing.get_args(kind)
+    in_order = sorted(members, key=lambda member: member is float)
+    hooks: list[tuple[Hint, Hook]] = [(m, converter.get_structure_hook(m)) for m in in_order]
+    is_optional = len(members) == 2 and type(None) in members
+    names = " | ".join(map(_name, members))
 
-
-def _literal(kind: Any, converter: Any) -> _Hook:
-    allowed = typing.get_args(kind)
-
-    def structure(value: Any, _: Any) -> Any:
-        for choice in allowed:
-            plain = choice.value if isinstance(choice, enum.Enum) else choice
-            if type(plain) is type(value) and plain == value:
-                return choice
-        raise MisfitError("", f"{show(value)} is not one of {', '.join(map(repr, allowed))}")
-
-    return structure
-
-
-def _is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) in (typing.Union, types.UnionType)
-
-
-def _union(kind: Any, converter: Any) -> _Hook:
-    members = sorted(typing.get_args(kind), key=lambda member: member is float)
-    hooks: list[tuple[Any, _Hook]] = [
-        (member, converter.get_structure_hook(member)) for member in members
-    ]
-    is_optional = len(hooks) == 2 and type(None) in members
-    names = " | ".join(_name(member) for member in typing.get_args(kind))
-
-    def structure(value: Any, _: Any) -> Any:
+    def structure(value: Json, _: Hint) -> Json:
         likely: list[MisfitError] = []
         for member, hook in hooks:
             try:
                 return hook(value, member)
             except Exception as error:
-                if member is not type(None) and (isinstance(value, dict) == is_class(member)):
+                if member is not type(None) and isinstance(value, dict) == is_class(member):
                     likely.append(misfit_of(error))
         if len(likely) == 1 and (likely[0].field or is_optional):
             raise likely[0]
-        raise MisfitError("", f"{show(value)} fits none of {names}")
+        raise MisfitError("", f"{_shown(value)} fits none of {names}")
 
     return structure
 
 
-def _name(kind: Any) -> str:
+def _name(kind: Hint) -> str:
     if kind is type(None):
         return "None"
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
 
 
 # ---------------------------------------------------------------------------------------
-# Containers
+# Objects and arrays
 # ---------------------------------------------------------------------------------------
 
-_SEQUENCES: dict[Any, Callable[[list[Any]], Any]] = {
+_ARRAYS: dict[type, Callable[[list[Json]], Json]] = {
     list: list,
-    AbstractSequence: list,
+    Sequence: list,
     MutableSequence: list,
     set: set,
     AbstractSet: set,
     MutableSet: set,
     frozenset: frozenset,
+    tuple: tuple,
+    deque: deque,
 }
-_MAPPINGS = (dict, Mapping, MutableMapping)
 
 
-def _origin(kind: Any) -> Any:
-    return typing.get_origin(kind) or kind
+def _class(kind: Hint, converter: Converter) -> Hook:
+    inner: Hook = converter.gen_structure_attrs_fromdict(kind)
+    return lambda value, _: inner(_need(dict, value), kind)
 
 
-def _each(values: list[Any], hooks: list[tuple[_Hook, Any]]) -> list[Any]:
-    """Structure item by item; the first problem is raised with the number of the others."""
-    made: list[Any] = []
-    first: MisfitError | None = None
-    more = 0
-    for position, (value, (hook, kind)) in enumerate(zip(values, hooks, strict=True)):
-        try:
-            made.append(hook(value, kind))
-        except Exception as error:
-            misfit = below(f"[{position}]", error)
-            more += misfit.more + (first is not None)
-            first = first or misfit
-    if first is not None:
-        raise MisfitError(first.field, first.reason, more)
-    return made
+def _array(kind: Hint, converter: Converter) -> Hook:
+    make = _ARRAYS[_origin(kind)]
+    items = typing.get_args(kind) or (Any, ...)
+    is_open = make is not tuple or items[-1] is Ellipsis
+    hooks: list[tuple[Hook, Hint]] = [
+        (converter.get_structure_hook(item), item) for item in (items[:1] if is_open else items)
+    ]
 
-
-def _sequence(kind: Any, converter: Any) -> _Hook:
-    make = _SEQUENCES[_origin(kind)]
-    item = (typing.get_args(kind) or (Any,))[0]
-    hook: _Hook = converter.get_structure_hook(item)
-
-    def structure(value: Any, _: Any) -> Any:
-        _need_array(value)
-        made = _each(value, [(hook, item)] * len(value))
+    def structure(value: Json, _: Hint) -> Json:
+        _need(list, value)
+        if not is_open and len(value) != len(hooks):
+            raise MisfitError("", f"has {plural(len(value), 'item')}, not {len(hooks)}")
+        each = hooks * len(value) if is_open else hooks
+        made = _all(
+            (at, hook, item, of)
+            for at, (item, (hook, of)) in enumerate(zip(value, each, strict=True))
+        )
         try:
             return make(made)
         except TypeError as error:  # an item that cannot be in a set
@@ -326,63 +308,46 @@ def _sequence(kind: Any, converter: Any) -> _Hook:
     return structure
 
 
-def _tuple(kind: Any, converter: Any) -> _Hook:
-    items = typing.get_args(kind) or (Any, ...)
-    is_open = items[-1] is Ellipsis
-    fixed = items[:1] if is_open else items
-    hooks: list[tuple[_Hook, Any]] = [(converter.get_structure_hook(i), i) for i in fixed]
+def _mapping(kind: Hint, converter: Converter) -> Hook:
+    key_kind, item_kind = typing.get_args(kind) or (Any, Any)
+    key_hook: Hook = converter.get_structure_hook(key_kind)
+    item_hook: Hook = converter.get_structure_hook(item_kind)
 
-    def structure(value: Any, _: Any) -> Any:
-        _need_array(value)
-        if not is_open and len(value) != len(hooks):
-            raise MisfitError("", f"has {plural(len(value), 'item')}, not {len(hooks)}")
-        return tuple(_each(value, hooks * len(value) if is_open else hooks))
-
-    return structure
-
-
-def _mapping(kind: Any, converter: Any) -> _Hook:
-    wanted, item = typing.get_args(kind) or (Any, Any)
-    key_hook: _Hook = converter.get_structure_hook(wanted)
-    hook: _Hook = converter.get_structure_hook(item)
-
-    def structure(value: Any, _: Any) -> Any:
-        if type(value) is not dict:
-            raise MisfitError("", f"{show(value)} is not an object")
-        found = cast("dict[str, Any]", value)
-        made: dict[Any, Any] = {}
-        for key, inner in found.items():
-            step = key if key.isidentifier() else f"[{show(key)}]"
-            try:
-                made[key_hook(key, wanted)] = hook(inner, item)
-            except Exception as error:
-                raise below(step, error) from error
-        return made
+    def structure(value: Json, _: Hint) -> Json:
+        _need(dict, value)
+        keys = _all((key, key_hook, key, key_kind) for key in value)
+        items = _all((key, item_hook, item, item_kind) for key, item in value.items())
+        return dict(zip(keys, items, strict=True))
 
     return structure
 
 
-def _class(kind: Any, converter: Any) -> _Hook:
-    inner: _Hook = converter.gen_structure_attrs_fromdict(kind)
-
-    def structure(value: Any, _: Any) -> Any:
-        if type(value) is not dict:
-            raise MisfitError("", f"{show(value)} is not an object")
-        return inner(value, kind)
-
-    return structure
+def _need(kind: type[dict[Json, Json]] | type[list[Json]], value: Json) -> Json:
+    if type(value) is not kind:
+        raise _refusal(value, "an object" if kind is dict else "an array")
+    return value
 
 
-def _need_array(value: Any) -> None:
-    if type(value) is not list:
-        raise MisfitError("", f"{show(value)} is not an array")
+def _all(parts: Iterable[tuple[int | str, Hook, Json, Hint]]) -> list[Json]:
+    """Convert item by item; the first problem is raised with the number of the others."""
+    made: list[Json] = []
+    first: MisfitError | None = None
+    more = 0
+    for at, hook, value, kind in parts:
+        try:
+            made.append(hook(value, kind))
+        except Exception as error:
+            misfit = _below(_step(at), error)
+            more += misfit.more + (first is not None)
+            first = first or misfit
+    if first is not None:
+        raise MisfitError(first.field, first.reason, more)
+    return made
 
 
-_FACTORIES: tuple[tuple[Callable[[Any], bool], Callable[[Any, Any], _Hook]], ...] = (
+_FACTORIES: tuple[tuple[Callable[[Hint], bool], Callable[[Hint, Converter], Hook]], ...] = (
     (is_class, _class),
-    (_is_literal, _literal),
     (_is_union, _union),
-    (lambda kind: _origin(kind) in _SEQUENCES, _sequence),
-    (lambda kind: _origin(kind) is tuple, _tuple),
-    (lambda kind: _origin(kind) in _MAPPINGS, _mapping),
+    (lambda kind: _origin(kind) in _ARRAYS, _array),
+    (lambda kind: _origin(kind) in (dict, Mapping, MutableMapping), _mapping),
 )
