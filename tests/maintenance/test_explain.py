@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,9 +13,17 @@ from trio_ckpt._journal.history import KILLED, RUNNING, SessionView
 from trio_ckpt._journal.progress import FailedAttempt, Progress
 from trio_ckpt._journal.record import ErrorInfo, Status
 from trio_ckpt._maintenance.drift import DriftProblem
-from trio_ckpt._maintenance.explain import explain_run
-from trio_ckpt._maintenance.explain_streams import Facts, Sentence, StartAction, action_of, holes
+from trio_ckpt._maintenance.explain import (
+    Facts,
+    Sentence,
+    StartAction,
+    Trouble,
+    action_of,
+    explain_run,
+    holes,
+)
 from trio_ckpt._maintenance.losses import Losses, LostState
+from trio_ckpt._maintenance.reasons import Reason, render
 from trio_ckpt._util.exact_sum import ExactSum
 from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt._util.plain import StreamKey
@@ -415,7 +424,7 @@ def test_what_needs_a_word_comes_first_and_every_stream_is_in_one_sentence() -> 
         ("slow",): some(status=Status.FAILED, error=SLOW_DOWN),
         ("gone",): some(status=Status.FAILED, error=FORBIDDEN),
     }
-    sentences: tuple[Sentence, ...] = explain_run(facts_of(parts))
+    sentences: Iterator[Sentence] = explain_run(facts_of(parts))
     found = [(s.action, s.streams) for s in sentences if s.about == "streams"]
     assert found == [
         (StartAction.REFUSE, (("gone",),)),
@@ -437,3 +446,55 @@ def test_holes_are_what_is_neither_confirmed_nor_skipped_below_the_last() -> Non
     assert holes(progress) == [(3, 5), (8, 9)]
     assert holes(some(range(3))) == []
     assert holes(some()) == []
+
+
+# -- the reasons ----------------------------------------------------------------------------------
+
+
+def test_every_reason_has_the_fields_that_its_template_names() -> None:
+    owner = Owner("box", 1, datetime(2025, 11, 20, 11, 0, tzinfo=UTC))
+    done, failure = some(range(3), status=Status.COMPLETE), FailedAttempt(1, None)
+    gone = some(status=Status.FAILED, error=FORBIDDEN)
+    key = ("a",)
+    one_each = {
+        ("done",): attrs.evolve(done, skipped=IndexSet([3])),
+        ("built",): some([0, 1, 3], skipped=IndexSet([2]), has_state=True, position=0),
+        ("new",): Progress(),
+        ("first",): some(last_index=9),
+        ("second",): some(range(1), spent=1),
+        ("rest",): some(range(2), failures=dict.fromkeys(range(2, 7), failure)),
+        ("hole",): some([0, 2]),
+        ("end",): some(range(5), expected=5),
+        ("slow",): some(status=Status.FAILED, error=SLOW_DOWN),
+        ("gone",): gone,
+        ("@phase", "early"): done,
+    }
+    lost = Losses(
+        states=(LostState(key, 2, "gone"),) * 9,
+        files=tuple(DriftProblem(key, index, "p", "gone") for index in (None, *range(8))),
+        folder="/data",
+    )
+    changes = (("started", "1", "2"),)
+    changed = [session(n, config={"started": n}, changes=changes) for n in (1, 2)]
+    every: list[Facts] = [
+        facts_of(one_each, generation=2, sessions=changed),
+        facts_of({**one_each, ("@phase", "late"): some()}, sessions=[session(1, KILLED)]),
+        facts_of({key: attrs.evolve(done, outputs=1)}, sessions=[session(output_dir="/data")]),
+        facts_of({key: done}, losses=lost, owner=owner, pending_total=0),
+        facts_of(
+            {key: some(updated_at=THEN)}, owner=owner, pending_total=1, pending=[(key, 1, 1.0)]
+        ),
+        facts_of({key: some()}, troubles=[Trouble(key, NOW, "odd")] * 9, sessions=()),
+        facts_of({}),
+        many(attrs.evolve(done, skipped=IndexSet([3]))),
+        many(some([0, 2], last_index=9, failures={1: failure})),
+    ]
+    sentences = [sentence for facts in every for sentence in explain_run(facts)]
+    assert all(sentence.text.isprintable() for sentence in sentences)
+    found = {reason for sentence in sentences for reason, _ in sentence.clauses}
+    assert set(Reason) - found == set()
+
+
+def test_a_field_that_cannot_be_said_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'x' cannot be said as 'moment'"):
+        render((Reason.TROUBLE, {"name": "s", "at": "x", "text": ""}))

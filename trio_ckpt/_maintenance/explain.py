@@ -7,279 +7,470 @@ a crash (nothing has).
 
 from __future__ import annotations
 
+import enum
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from .._journal.history import KILLED
+import attrs
+
+from .._journal.history import KILLED, SessionView
 from .._journal.progress import Progress
-from .._journal.record import Status
-from .._journal.summary import in_order, is_to_process, phase_statuses
+from .._journal.record import ErrorInfo, Status
+from .._journal.store import Owner
+from .._journal.summary import failing, in_order, is_to_process, phase_statuses
+from .._util.exact_sum import ExactSum, add_sums, shown
 from .._util.plain import StreamKey
 from .._util.text import (
+    amounts,
     are,
     duration,
     message_of,
     moment,
+    number,
     plural,
     printable,
     quoted_name,
+    spans,
     stream_name,
+    stream_names,
 )
 from .drift import DriftProblem
-from .explain_streams import (
-    MAX_NAMED,
-    Facts,
-    Sentence,
-    explain_streams,
-    left_words,
-    saved_words,
-)
-from .losses import LostState
+from .losses import Losses, LostState
+from .reasons import Clause, Reason, render
 
-MAX_TROUBLES = 5  # notes that get a sentence each
+MAX_ALIKE = 5  # streams of one kind with a sentence each; more share one sentence
+MAX_NAMED = 3  # streams named in a shared sentence
+MAX_TROUBLES = 5  # losses and notes that get a sentence each
 STUCK_AFTER_S = 600.0  # a live owner that has saved nothing for this long is reported
 
 
-def explain_run(facts: Facts, *, every: bool = False) -> tuple[Sentence, ...]:
+class StartAction(enum.Enum):
+    """What a start would do with a stream, what needs a decision first."""
+
+    REFUSE = "refuse"
+    TRY_AGAIN = "try again"
+    GO_ON = "go on"
+    BEGIN = "begin"
+    SKIP = "skip"
+
+
+@attrs.frozen
+class Sentence:
+    """One sentence of an explanation.
+
+    Attributes:
+        about: "run", "owner", "lost", "session", "archive", "config", "phase", "outputs",
+            "trouble" or "streams".
+        clauses: What it says.
+        action: What a start would do with `streams`, if it is about streams.
+        streams: Which streams.
+    """
+
+    about: str
+    clauses: Sequence[Clause]
+    action: StartAction | None = None
+    streams: tuple[StreamKey, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The sentence, for people."""
+        return render(*self.clauses)
+
+
+@attrs.frozen
+class Trouble:
+    """Something that went wrong in a stream that went on.
+
+    Attributes:
+        stream: The key of the stream.
+        at: When it happened; Unix time, s.
+        text: What happened.
+    """
+
+    stream: StreamKey
+    at: float
+    text: str
+
+
+def _names_of_parts(facts: Facts) -> Mapping[StreamKey, str]:
+    return stream_names(facts.parts)
+
+
+@attrs.frozen
+class Facts:
+    """What is known of a run.
+
+    Attributes:
+        run_id: The run's name.
+        generation: How often it was started from the beginning.
+        parts: The progress of its streams.
+        sessions: The sessions, the oldest first.
+        owner: The live process that owns the run, if there is one.
+        now: Unix time, s.
+        retry_command: The command that re-queues failed work, without the stream.
+        verify_command: The command that compares everything with what was saved.
+        losses: What a start needs and would not find.
+        pending: The tokens that the owner has pending, as published: the stream, the batch,
+            and for how many seconds; oldest first.
+        pending_total: How many tokens are pending; None: not known.
+        troubles: What went wrong in streams that went on, the newest first.
+        names: The name of each stream; default: names that are unique among `parts`.
+    """
+
+    run_id: str
+    generation: int
+    parts: Mapping[StreamKey, Progress]
+    sessions: Sequence[SessionView]
+    owner: Owner | None
+    now: float
+    retry_command: str = "trio-ckpt retry"
+    verify_command: str = "trio-ckpt verify"
+    losses: Losses = attrs.field(factory=Losses)
+    pending: Sequence[tuple[StreamKey, int, float]] = ()
+    pending_total: int | None = None
+    troubles: Sequence[Trouble] = ()
+    names: Mapping[StreamKey, str] = attrs.field(
+        default=attrs.Factory(_names_of_parts, takes_self=True)
+    )
+
+    def name(self, key: StreamKey) -> str:
+        """The name of a stream, as a sentence has it."""
+        return quoted_name(self.names.get(key, stream_name(key)))
+
+
+def explain_run(facts: Facts, *, every: bool = False) -> Iterator[Sentence]:
     """Say what a start would do, the most important first.
 
     Args:
         facts: What is known of the run.
         every: Whether each stream gets its own sentence, however many there are.
     """
-    return (
-        _headline(facts),
-        _owner_or_session(facts),
-        *_pending(facts),
-        *_lost(facts),
-        *_troubles(facts),
-        *_archive(facts),
-        *_config(facts),
-        *_phases(facts),
-        *explain_streams(facts, every=every),
-        *_outputs(facts),
-    )
+    yield Sentence("run", list(_headline(facts)))
+    if facts.owner is None:
+        yield Sentence("session", [_last_session(facts)])
+    else:
+        yield Sentence("owner", list(_owner(facts, facts.owner)))
+        yield from (Sentence("owner", [one]) for one in _pending(facts))
+    yield from (Sentence("lost", [one]) for one in _lost(facts))
+    yield from (Sentence("trouble", [one]) for one in _troubles(facts))
+    if facts.generation:
+        yield Sentence("archive", [(Reason.BEGUN_AFRESH, {"times": facts.generation})])
+    if facts.sessions:
+        yield Sentence("config", list(_config(facts.sessions)))
+    yield from (Sentence("phase", clauses) for clauses in _phases(facts))
+    yield from _streams(facts, every=every)
+    files = sum(p.outputs + len(p.sinks) for p in facts.parts.values())
+    if files and facts.sessions and facts.sessions[-1].output_dir:
+        fields = {"files": files, "last": facts.sessions[-1]}
+        yield Sentence("outputs", [(Reason.OUTPUTS_COMPARED, fields)])
 
 
-def _headline(facts: Facts) -> Sentence:
-    name, keys = repr(printable(facts.run_id)), in_order(facts.parts)
-    parts = [facts.parts[key] for key in keys]
-    if not parts:
-        return Sentence("run", f"Run {name} has saved no batch yet: a start begins it.")
+# ---------------------------------------------------------------------------------------
+# The run
+# ---------------------------------------------------------------------------------------
+
+
+def _headline(facts: Facts) -> Iterator[Clause]:
+    parts = [facts.parts[key] for key in in_order(facts.parts)]
     complete = sum(progress.status is Status.COMPLETE for progress in parts)
-    done = sum(len(progress.confirmed) for progress in parts)
-    saves = saved_words(parts)
-    if complete == len(parts):
-        what = "its stream is" if complete == 1 else f"all {plural(complete, 'stream')} are"
-        return Sentence(
-            "run",
-            f"Run {name} is complete: {what}. A start skips {plural(done, 'batch')}{saves}; by "
-            f"the store nothing is left to do. {_unseen(parts)}",
-        )
-    return Sentence(
-        "run",
-        f"Run {name}: {complete:,} of {plural(len(parts), 'stream')} complete. A start skips "
-        f"{plural(done, 'batch')} that are confirmed{saves}; {left_words(parts)}.",
-    )
+    fields: dict[str, object] = {
+        "run": facts.run_id,
+        "complete": complete,
+        "streams": len(parts),
+        "which": "its stream is" if complete == 1 else f"all {plural(complete, 'stream')} are",
+        "done": sum(len(progress.confirmed) for progress in parts),
+        "saves": _saves(parts),
+        "left": _left(parts),
+    }
+    if not parts:
+        yield Reason.NOTHING_SAVED, fields
+    elif complete < len(parts):
+        yield Reason.RUN_INCOMPLETE, fields
+    else:
+        has_files = any(progress.outputs or progress.sinks for progress in parts)
+        yield Reason.RUN_COMPLETE, fields
+        yield Reason.FILES_UNSEEN if has_files else Reason.SOURCE_UNSEEN, fields
 
 
-def _unseen(parts: Sequence[Progress]) -> str:
-    """Say what was not checked, and what a start may therefore still find."""
-    if any(progress.outputs or progress.sinks for progress in parts):
-        return (
-            "Whether the files are what was confirmed was not looked at (`trio-ckpt verify` does), "
-            "nor whether a source has grown."
-        )
-    return "Whether a source has grown was not looked at."
-
-
-def _owner_or_session(facts: Facts) -> Sentence:
-    owner = facts.owner
-    if owner is None:
-        return _last_session(facts)
-    text = (
-        f"Process {owner.pid} on {printable(owner.host)} has it open since "
-        f"{moment(owner.since.timestamp())}: a second start is refused (RunLockedError) until "
-        "that process ends or is stopped. What is said below holds for the start after that."
-    )
+def _owner(facts: Facts, owner: Owner) -> Iterator[Clause]:
+    yield Reason.OWNED, {"owner": owner, "since": owner.since.timestamp()}
     newest = max((p.updated_at or 0.0 for p in facts.parts.values()), default=0.0)
-    idle_s = facts.now - newest
-    if newest and idle_s > STUCK_AFTER_S:
-        text += (
-            f" It has saved nothing for {duration(idle_s)}, but it is alive: its log, or "
-            "show_progress in the program, says what it waits for. Nothing in the store needs "
-            "repair; stop it and start it again if it hangs."
-        )
-    elif newest:
-        text += f" It saved last {duration(idle_s)} ago."
-    return Sentence("owner", text)
+    if newest:
+        idle_s = facts.now - newest
+        is_silent = idle_s > STUCK_AFTER_S
+        yield Reason.OWNER_SILENT if is_silent else Reason.OWNER_ACTIVE, {"idle_s": idle_s}
 
 
-def _pending(facts: Facts) -> Iterator[Sentence]:
-    """Say which batches the live owner has open."""
-    if facts.owner is None or facts.pending_total is None:
-        return
-    if not facts.pending:
-        yield Sentence("owner", "It has no batch open at this moment.")
+def _last_session(facts: Facts) -> Clause:
+    if not facts.sessions:
+        return Reason.NO_SESSION, {}
+    last = facts.sessions[-1]
+    at = "" if last.ended is None else f" at {moment(last.ended)}"
+    reason = Reason.SESSION_KILLED if last.how == KILLED else Reason.SESSION_ENDED
+    return reason, {"last": last, "at": at}
+
+
+def _pending(facts: Facts) -> Iterator[Clause]:
+    """Which batches the live owner has open."""
+    if facts.pending_total is None:
         return
     texts = [
-        f"{_name_of(facts, key)} batch {index:,} for {duration(age_s)}"
+        f"{facts.name(key)} batch {number(index)} for {duration(age_s)}"
         for key, index, age_s in facts.pending[:MAX_NAMED]
     ]
-    more = facts.pending_total - len(texts)
-    if more > 0:
-        texts.append(f"{more:,} more")
-    yield Sentence(
-        "owner",
-        f"{plural(facts.pending_total, 'batch')} {are(facts.pending_total)} open at this moment, "
-        f"the oldest first: {', '.join(texts)}.",
-    )
+    if (more := facts.pending_total - len(texts)) > 0:
+        texts.append(f"{number(more)} more")
+    reason = Reason.BATCHES_OPEN if facts.pending else Reason.NO_BATCH_OPEN
+    yield reason, {"open": facts.pending_total, "batches": ", ".join(texts)}
 
 
-def _name_of(facts: Facts, key: StreamKey) -> str:
-    return quoted_name(facts.names.get(key, stream_name(key)))
-
-
-def _lost(facts: Facts) -> Iterator[Sentence]:
-    """Say what a start needs and would not find."""
-    losses = facts.losses
+def _lost(facts: Facts) -> Iterator[Clause]:
+    losses, verify = facts.losses, facts.verify_command
     for lost in losses.states[:MAX_TROUBLES]:
-        yield Sentence("lost", lost_state(_name_of(facts, lost.stream), lost, facts.verify_command))
+        yield state_lost(facts.name(lost.stream), lost, verify)
     if (more := len(losses.states) - MAX_TROUBLES) > 0:
-        yield Sentence("lost", f"The states of {plural(more, 'more stream')} are lost.")
+        yield Reason.MORE_STATES_LOST, {"more": more}
     if losses.folder:
-        yield Sentence("lost", lost_folder(losses.folder))
+        yield Reason.FOLDER_LOST, {"folder": losses.folder}
     for file in losses.files[:MAX_TROUBLES]:
-        yield Sentence("lost", lost_file(_name_of(facts, file.stream), file))
+        yield file_lost(facts.name(file.stream), file)
     if (more := len(losses.files) - MAX_TROUBLES) > 0:
-        text = (
-            f"{plural(more, 'more file')} {are(more)} missing: `{facts.verify_command}` lists them."
-        )
-        yield Sentence("lost", text)
+        yield Reason.MORE_FILES_LOST, {"more": more, "verify": verify}
 
 
-def lost_state(name: str, lost: LostState, verify_command: str) -> str:
-    """Say that a stream cannot go on, and what to do."""
-    after = "" if lost.batch_index is None else f" after batch {lost.batch_index:,}"
-    return (
-        f"Stream {name} cannot go on, because its state{after} is not whole: "
-        f"{message_of(lost.reason)}. A start refuses it (StoreDamagedError). Restore the store "
-        "from a copy; or open the stream with recover=True, which goes back to the newest state "
-        f"that is whole, as `{verify_command} --full --repair` does."
-    )
+def state_lost(name: str, lost: LostState, verify_command: str) -> Clause:
+    """Why a stream cannot go on."""
+    after = "" if lost.batch_index is None else f" after batch {number(lost.batch_index)}"
+    fields = {"name": name, "after": after, "why": lost.reason, "verify": verify_command}
+    return Reason.STATE_LOST, fields
 
 
-def lost_folder(folder: str) -> str:
-    """Say that the output folder is gone, and what to do."""
-    return (
-        f"The output folder {printable(folder)} is not there; if it was moved, give output_dir= "
-        "its new place."
-    )
+def file_lost(name: str, lost: DriftProblem) -> Clause:
+    """Why a start goes back to before an output that is gone."""
+    reason = Reason.LINES_LOST if lost.batch_index is None else Reason.FILE_LOST
+    fields = {"name": name, "index": lost.batch_index, "path": lost.path, "why": lost.reason}
+    return reason, fields
 
 
-def lost_file(name: str, lost: DriftProblem) -> str:
-    """Say that an output is gone, and what a start would do."""
-    if lost.batch_index is None:
-        return (
-            f"Stream {name}, append file {printable(lost.path)}: {lost.reason}. A start goes back "
-            "to before the lines that are missing, or refuses if all are."
-        )
-    return (
-        f"Stream {name}, batch {lost.batch_index:,}, file {printable(lost.path)}: {lost.reason}. A "
-        "start re-queues the batch."
-    )
-
-
-def _troubles(facts: Facts) -> Iterator[Sentence]:
-    """Say what went wrong while the run went on."""
+def _troubles(facts: Facts) -> Iterator[Clause]:
+    """What went wrong while the run went on."""
     for one in facts.troubles[:MAX_TROUBLES]:
-        name = _name_of(facts, one.stream)
-        yield Sentence(
-            "trouble", f"Stream {name}, {moment(one.at)}: {message_of(one.text)}. Work went on."
-        )
-    more = len(facts.troubles) - MAX_TROUBLES
-    if more > 0:
-        yield Sentence("trouble", f"{plural(more, 'more such note')} of late: see the history.")
+        yield Reason.TROUBLE, {"name": facts.name(one.stream), "at": one.at, "text": one.text}
+    if (more := len(facts.troubles) - MAX_TROUBLES) > 0:
+        yield Reason.MORE_TROUBLES, {"more": more}
 
 
-def _last_session(facts: Facts) -> Sentence:
-    if not facts.sessions:
-        return Sentence("session", "It has had no session, and no process has it open.")
-    last = facts.sessions[-1]
-    which = f"Session {last.number} (process {last.pid} on {printable(last.host)}, "
-    which += f"begun {moment(last.began)})"
-    if last.how == KILLED:
-        return Sentence(
-            "session",
-            f"{which} was killed: it left no word of its end. Nothing is to be done first: its "
-            "lock went with the process, and no file has to be deleted. What was confirmed "
-            "stands; the batches that were open then run again.",
-        )
-    ended = f" at {moment(last.ended)}" if last.ended is not None else ""
-    return Sentence(
-        "session",
-        f"{which} {printable(last.how)}{ended}. No process has the run open: a start is free to.",
-    )
-
-
-def _archive(facts: Facts) -> Iterator[Sentence]:
-    if facts.generation:
-        yield Sentence(
-            "archive",
-            f"The run was begun afresh {plural(facts.generation, 'time')} (fresh=True, "
-            "on_config_change='restart', or reset): what was confirmed before that is in the "
-            "archive and is not continued.",
-        )
-
-
-def _config(facts: Facts) -> Iterator[Sentence]:
-    if not facts.sessions:
-        return
-    last = facts.sessions[-1]
+def _config(sessions: Sequence[SessionView]) -> Iterator[Clause]:
+    last = sessions[-1]
     if not last.config:
-        yield Sentence("config", "No config was given, so a start compares none.")
+        yield Reason.NO_CONFIG, {}
         return
-    text = (
-        f"A start compares its config with that of session {last.number} (digest "
-        f"{last.config_digest[:12]}), value by value: white space and the order of keys never "
-        "count."
-    )
-    counts = Counter(field for session in facts.sessions for field, _, _ in session.changes)
+    yield Reason.CONFIG, {"last": last, "digest": last.config_digest[:12]}
+    counts = Counter(field for session in sessions for field, _, _ in session.changes)
     for field, count in sorted(counts.items()):
-        text += f" {printable(field)!r} was changed by {plural(count, 'session')}."
+        yield Reason.CONFIG_CHANGED, {"field": field, "sessions": count}
     if any(count > 1 for count in counts.values()):
-        text += (
-            " A field that is another one on every start (a date, a host) is named in exclude=, "
-            "or in tunable= if its changes are to be logged."
-        )
-    yield Sentence("config", text)
+        yield Reason.CONFIG_CHANGES_OFTEN, {}
 
 
-def _phases(facts: Facts) -> Iterator[Sentence]:
+def _phases(facts: Facts) -> Iterator[list[Clause]]:
     phases = phase_statuses(facts.parts)
     is_over = all(status is Status.COMPLETE for status in phases.values())
     has_work = any(is_to_process(facts.parts[key]) for key in in_order(facts.parts))
     for at, (name, status) in enumerate(phases.items(), 1):
-        if status is Status.COMPLETE:
-            text = f"Phase {printable(name)!r} is complete: phase.complete is true on a start."
-            if is_over and has_work and at == len(phases):
-                text += (
-                    " But there are streams with work left: a start passes them over where they "
-                    "are in a block with `if not phase.complete`."
-                )
-        else:
-            text = f"Phase {printable(name)!r} is not complete: a start goes through it again."
-        yield Sentence("phase", text)
+        is_complete = status is Status.COMPLETE
+        reason = Reason.PHASE_COMPLETE if is_complete else Reason.PHASE_INCOMPLETE
+        passes_over = is_over and has_work and at == len(phases)
+        yield [(reason, {"phase": name}), *[(Reason.PHASE_PASSES_OVER, {})] * passes_over]
 
 
-def _outputs(facts: Facts) -> Iterator[Sentence]:
-    files = sum(p.outputs + len(p.sinks) for p in facts.parts.values())
-    if files and facts.sessions and facts.sessions[-1].output_dir:
-        folder = printable(facts.sessions[-1].output_dir)
-        yield Sentence(
-            "outputs",
-            f"A start looks at the {plural(files, 'confirmed file')} below {folder} first; what "
-            "is missing or altered is re-queued. Where very many or a whole append file are "
-            "missing it refuses (OutputsMissingError), unless redo_missing=True. "
-            "`trio-ckpt verify` says what is wrong.",
-        )
+# ---------------------------------------------------------------------------------------
+# Streams
+# ---------------------------------------------------------------------------------------
+
+
+def _streams(facts: Facts, *, every: bool) -> Iterator[Sentence]:
+    """What a start would do with each stream; many similar ones share a sentence."""
+    alike: dict[tuple[StartAction, bool], list[StreamKey]] = {}
+    has_list = any(progress.position is not None for progress in facts.parts.values())
+    for key in in_order(facts.parts):
+        is_unlisted = has_list and facts.parts[key].position is None
+        alike.setdefault((action_of(facts.parts[key]), is_unlisted), []).append(key)
+    actions = list(StartAction)
+    for action, is_unlisted in sorted(alike, key=lambda kind: (actions.index(kind[0]), kind[1])):
+        keys = alike[action, is_unlisted]
+        unlisted: list[Clause] = [(Reason.UNLISTED, {})] * is_unlisted
+        if len(keys) > MAX_ALIKE and not every:
+            clauses = _of_many(facts, action, keys) + unlisted
+            yield Sentence("streams", clauses, action, tuple(keys))
+            continue
+        for key in keys:
+            yield Sentence("streams", _of_one(facts, action, key) + unlisted, action, (key,))
+
+
+def action_of(progress: Progress) -> StartAction:
+    """Say what a start would do with a stream."""
+    if progress.status is Status.FAILED:
+        return StartAction.REFUSE if progress.has_failed_for_good else StartAction.TRY_AGAIN
+    known = {Status.COMPLETE: StartAction.SKIP, Status.PENDING: StartAction.BEGIN}
+    return known.get(progress.status, StartAction.GO_ON)
+
+
+_REASONS = {
+    StartAction.REFUSE: [Reason.FAILED_FOR_GOOD],
+    StartAction.TRY_AGAIN: [Reason.FAILED],
+    StartAction.BEGIN: [Reason.NOT_BEGUN],
+    StartAction.SKIP: [Reason.COMPLETE],
+}
+
+
+def _of_one(facts: Facts, action: StartAction, key: StreamKey) -> list[Clause]:
+    """What a start would do with one stream."""
+    progress, fields = facts.parts[key], _fields_of_one(facts, key)
+    reasons = _REASONS.get(action) or list(_goes_on(progress, saves=bool(fields["saves"])))
+    clauses: list[Clause] = [(reason, fields) for reason in reasons]
+    if action is StartAction.REFUSE:
+        clauses.append((Reason.CONFIRMED_STAY, fields))
+    if action is StartAction.GO_ON:
+        clauses += _failing(progress)
+    if progress.skipped and action in (StartAction.GO_ON, StartAction.SKIP):
+        reason = Reason.GIVEN_UP if progress.built_over is None else Reason.BUILT_OVER
+        clauses.append((reason, fields))
+    return clauses
+
+
+def _of_many(facts: Facts, action: StartAction, keys: Sequence[StreamKey]) -> list[Clause]:
+    """What a start would do with many streams alike."""
+    fields = _fields_of_many(facts, keys)
+    clauses: list[Clause] = [(r, fields) for r in _REASONS.get(action, [Reason.MANY_GO_ON])]
+    if action is StartAction.SKIP and fields["skipped"]:
+        clauses.append((Reason.GIVEN_UP, fields))
+    if action is StartAction.GO_ON and fields["with_holes"]:
+        clauses.append((Reason.MANY_HAVE_HOLES, fields))
+    if action is StartAction.GO_ON and fields["failing"]:
+        clauses.append((Reason.MANY_BATCHES_FAILED, fields))
+    return clauses
+
+
+def _fields_of_one(facts: Facts, key: StreamKey) -> dict[str, object]:
+    progress, name = facts.parts[key], facts.names[key]
+    at = progress.first_left(progress.first_index)
+    saved = {"state": progress.has_state, "cursor": progress.cursor is not None}
+    has = " and ".join(what for what, is_there in saved.items() if is_there)
+    quoted = name if name.replace("/", "").isalnum() else "'" + name.replace("'", "'\"'\"'") + "'"
+    return {
+        **_sums([progress]),
+        "subject": f"Stream {facts.name(key)}",
+        "named": "",
+        "at": at,
+        "where": f"at batch {number(at)}",
+        "has": has and f"; it has its saved {has}",
+        "holes": spans(holes(progress)),
+        "left": progress.left,
+        "error": _error(progress.error),
+        "which": "",
+        "spans": f" ({spans(progress.skipped.intervals())})",
+        "retry": f"{facts.retry_command} --stream {quoted}",
+        "before": (progress.built_over or 0) - 1,
+    }
+
+
+def _fields_of_many(facts: Facts, keys: Sequence[StreamKey]) -> dict[str, object]:
+    parts = [facts.parts[key] for key in keys]
+    names = [facts.name(key) for key in keys[:MAX_NAMED]]
+    places = [
+        f"{name} at batch {number(progress.first_left(progress.first_index))}"
+        for name, progress in zip(names, parts, strict=False)
+    ]
+    more = f"{number(len(keys) - MAX_NAMED)} more"
+    errors = Counter(p.error.type if p.error else _error(None) for p in parts)
+    return {
+        **_sums(parts),
+        "subject": plural(len(keys), "stream"),
+        "named": f" ({', '.join(names)} and {more})",
+        "places": f"{', '.join(places)} and {more}",
+        "where": "with them",
+        "left": _left(parts),
+        "with_holes": sum(bool(holes(progress)) for progress in parts),
+        "failing": sum(map(failing, parts)),
+        "error": ", ".join(f"{name} {number(count)}" for name, count in errors.most_common()),
+        "which": " of them",
+        "spans": "",
+        "retry": facts.retry_command,
+    }
+
+
+def _sums(parts: Sequence[Progress]) -> dict[str, object]:
+    return {
+        "n": len(parts),
+        "done": sum(len(progress.confirmed) for progress in parts),
+        "skipped": sum(len(progress.skipped) for progress in parts),
+        "saves": _saves(parts),
+    }
+
+
+def _goes_on(progress: Progress, *, saves: bool) -> Iterator[Reason]:
+    """Why a stream goes on where it does, and what is left of it."""
+    done = len(progress.confirmed)
+    if progress.left == 0:
+        yield Reason.ONLY_END_OPEN
+    elif not done and not progress.skipped:
+        yield Reason.FIRST_OPEN
+    elif holes(progress):
+        yield Reason.HOLE_OPEN
+    else:
+        yield Reason.REST_OPEN if done > 1 else Reason.SECOND_OPEN
+    if progress.left != 0:
+        yield Reason.LEFT_UNKNOWN if progress.left is None else Reason.LEFT
+    if saves:
+        yield Reason.SAVES
+
+
+def holes(progress: Progress) -> list[tuple[int, int]]:
+    """Intervals that are left below the last batch that is confirmed or skipped."""
+    done = sorted([*progress.confirmed.intervals(), *progress.skipped.intervals()])
+    found, border = list[tuple[int, int]](), progress.first_index
+    for start, stop in done:
+        if start > border:
+            found.append((border, start))
+        border = max(border, stop)
+    return found
+
+
+def _failing(progress: Progress) -> Iterator[Clause]:
+    """Which batches failed and may run again."""
+    failures = sorted(progress.failures.items()) if failing(progress) else []
+    for index, failure in failures[:MAX_NAMED]:
+        error = _error(failure.error)
+        yield Reason.BATCH_FAILED, {"index": index, "attempts": failure.attempts, "error": error}
+    if (more := len(failures) - MAX_NAMED) > 0:
+        yield Reason.MORE_BATCHES_FAILED, {"more": more}
+
+
+def _error(error: ErrorInfo | None) -> str:
+    if error is None:
+        return "no error kept"
+    return f"{printable(error.type)}: {message_of(error.message)}"
+
+
+def _left(parts: Sequence[Progress]) -> str:
+    """How many batches are left, as far as that is known."""
+    known = [progress.left for progress in parts if progress.left is not None]
+    unknown, left = len(parts) - len(known), sum(known)
+    if not unknown:
+        return f"{plural(left, 'batch')} {are(left)} left"
+    of = f"of {plural(unknown, 'stream')}"
+    if left:
+        return f"at least {plural(left, 'batch')} {are(left)} left ({of} it is not known how many)"
+    return f"how many are left is not known {of}"
+
+
+def _saves(parts: Sequence[Progress]) -> str:
+    """What was spent on the confirmed batches: a start does not spend it again."""
+    sums = dict[str, ExactSum]()
+    for progress in parts:
+        add_sums(sums, progress.spent_confirmed)
+    spent = amounts(shown(sums))
+    adopted = sum(len(progress.adopted) for progress in parts)
+    without = f", without that of {plural(adopted, 'adopted batch')}" if adopted else ""
+    return f" (saves {spent}{without})" if spent else ""

@@ -15,8 +15,9 @@ from .._journal.history import read_pages
 from .._journal.run_status import read_run_status
 from .._journal.store import Store
 from .._maintenance.doctor import MachineFinding, Verdict, examine
-from .._maintenance.explain import lost_file, lost_folder, lost_state
+from .._maintenance.explain import file_lost, state_lost
 from .._maintenance.losses import find_losses
+from .._maintenance.reasons import Reason, render
 from .._util.errors import StoreDamagedError, StoreError
 from .._util.plain import StreamKey
 from .._util.text import (
@@ -182,12 +183,13 @@ async def _losses(store: Store, run_id: str) -> AsyncGenerator[MachineFinding]:
         name, names = f"run {run_id}", stream_names(look.keys)
         command = shlex.join(["trio-ckpt", "verify", store.url, run_id])
         for lost in losses.states[:MAX_LOSSES]:
-            text = lost_state(quoted_name(names[lost.stream]), lost, command)
+            text = render(state_lost(quoted_name(names[lost.stream]), lost, command))
             yield MachineFinding(name, Verdict.BAD, one_line(text))
         if losses.folder:
-            yield MachineFinding(name, Verdict.DOUBT, lost_folder(losses.folder))
+            text = render((Reason.FOLDER_LOST, {"folder": losses.folder}))
+            yield MachineFinding(name, Verdict.DOUBT, text)
         for file in losses.files[:MAX_LOSSES]:
-            text = lost_file(quoted_name(names[file.stream]), file)
+            text = render(file_lost(quoted_name(names[file.stream]), file))
             yield MachineFinding(name, Verdict.DOUBT, one_line(text))
         more = sum(max(0, len(lost) - MAX_LOSSES) for lost in (losses.states, losses.files))
         if more:

@@ -12,8 +12,7 @@ from .._journal.history import SessionView, read_pages, read_sessions, read_trou
 from .._journal.record import TROUBLE, Record, RecordKind
 from .._journal.store import Store
 from .._journal.summary import is_over
-from .._maintenance.explain import explain_run
-from .._maintenance.explain_streams import Facts, Sentence, Trouble
+from .._maintenance.explain import Facts, Sentence, Trouble, explain_run
 from .._maintenance.losses import find_losses
 from .._util.plain import StreamKey
 from .._util.text import duration, iso_moment, moment, plural, quoted_name, stream_names
@@ -56,7 +55,7 @@ async def explain(
         troubles=await _troubles(look, keys),
         names=stream_names(look.keys),
     )
-    sentences = explain_run(facts, every=every)
+    sentences = list(explain_run(facts, every=every))
     document = {
         "store": store.url,
         "run": look.run_id,
