@@ -12,12 +12,12 @@ import trio
 from trio.testing import MockClock
 
 import trio_ckpt
+from tests.loggers import LOGGERS
 from tests.remote.misbehaving import RAISED
 from trio_ckpt import CheckpointCoordinator, CheckpointFailedError, RetryRule, RetryTable, Then
 from trio_ckpt._journal.record import describe_error
 from trio_ckpt._util.arguments import shown
 from trio_ckpt._util.errors import NotEncodableError, class_name, text_of
-from trio_ckpt._util.log import NAMES
 from trio_ckpt._util.plain import as_plain
 from trio_ckpt.monitor._routes import refusal_of
 from trio_ckpt.outputs import Validator
@@ -52,12 +52,12 @@ def test_a_text_is_there_whatever_the_exception(
     assert (info.type, text_in(what) in info.message) == (class_name(error), True)
 
 
-@pytest.mark.parametrize("name", ["trio_ckpt", "trio_ckpt.gate", "trio_ckpt.remote.worker"])
+@pytest.mark.parametrize("name", ["trio_ckpt._commit.gate", "trio_ckpt.remote._worker.worker"])
 @each_error
 def test_a_log_record_is_made_whatever_is_in_it(
     what: str, make: Callable[[], Exception], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert name in NAMES
+    assert name in LOGGERS
     log = logging.getLogger(name)
     log.warning("an item failed: %s", make())
     try:

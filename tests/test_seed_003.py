@@ -367,7 +367,7 @@ async def test_edge_case_10_out_of_memory_checkpoints(
         assert (snapshot.saved, snapshot.skipped) == (4, 3)
 
     await die_in_body(store, new, work)
-    said = [record for record in caplog.records if record.name == "trio_ckpt.snapshots"]
+    said = [record for record in caplog.records if record.name == "trio_ckpt._commit.snapshots"]
     assert [record.levelno for record in said] == [logging.WARNING] * 3
     assert all("memory" in record.getMessage().lower() for record in said)
     found = await resumed(store.after_crash(), {"n": 0, "a": np.zeros(50_000)})

@@ -115,11 +115,8 @@ from ._util.errors import (
     UnknownStreamError as UnknownStreamError,
 )
 from ._util.extras import MissingExtraError as MissingExtraError
-from ._util.log import guard_loggers as _guard_loggers
 from .state import Frontier as Frontier, StateChangedError as StateChangedError
 from .state._retention import Retention as Retention
-
-_guard_loggers()
 
 __version__: str
 

@@ -8,7 +8,6 @@ from its own trio task: there are no threads, and an idle run draws nothing.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from ._runs.run import Run
 from ._util.arguments import function, instance, seconds
 from ._util.errors import text_of
 from ._util.extras import needs_extra
-from ._util.log import at
+from ._util.log import at, get_logger
 from ._util.screen import Screen as Screen
 from ._util.text import (
     amounts,
@@ -35,7 +34,7 @@ from ._util.text import (
     stream_name,
 )
 
-log = logging.getLogger("trio_ckpt.progress")
+log = get_logger(__name__)
 
 TERMINAL_EVERY_S = 0.5
 LINES_EVERY_S = 10.0

@@ -302,7 +302,7 @@ async def test_a_save_that_fails_leaves_no_token_pending(
         return
     inner = MemoryStore()
     store = FaultyStore(inner, {2: Fail()})
-    with caplog.at_level(logging.ERROR, "trio_ckpt.gate"):
+    with caplog.at_level(logging.ERROR, "trio_ckpt._commit.gate"):
         async with (
             open_run("r", store=store, handle_signals=False) as run,
             run.open_stream("s") as stream,

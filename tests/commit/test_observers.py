@@ -179,7 +179,7 @@ async def test_one_that_fails_is_logged_and_the_others_are_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     notes = Notes()
-    with caplog.at_level(logging.ERROR, "trio_ckpt.observe"):
+    with caplog.at_level(logging.ERROR, "trio_ckpt._commit.observers"):
         async with begin(Broken(), notes) as run:
             await work(run, 1)
     assert [line.split()[0] for line in notes.told] == ["began", "settled", "confirmed", "left"]

@@ -32,6 +32,7 @@ from trio_ckpt._util.text import stopping_text
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Delay, FaultyStore
 
+LOGGER = "trio_ckpt._commit.shutdown"
 HOUR_S = 3_600
 
 
@@ -413,7 +414,10 @@ async def test_a_stop_that_waits_says_for_what(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[Any] = []
-    with caplog.at_level(logging.WARNING, "trio_ckpt.stop"), pytest.raises(RunStoppedError):
+    with (
+        caplog.at_level(logging.WARNING, "trio_ckpt._commit.shutdown"),
+        pytest.raises(RunStoppedError),
+    ):
         async with begin(MemoryStore()) as run:
             await drain(run, seen)
     names = tuple((("org/repo", "pulls"), index) for index in range(3))
@@ -432,7 +436,10 @@ async def test_a_stop_that_gives_up_says_on_what(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = MemoryStore()
-    with caplog.at_level(logging.WARNING, "trio_ckpt.stop"), pytest.raises(RunStoppedError):
+    with (
+        caplog.at_level(logging.WARNING, "trio_ckpt._commit.shutdown"),
+        pytest.raises(RunStoppedError),
+    ):
         async with open_run("r", store=store, handle_signals=False, grace_s=3) as run:
             await drain(run, [], takes_s=HOUR_S)
     assert len(caplog.messages) == 3
@@ -443,7 +450,10 @@ async def test_a_stop_that_gives_up_says_on_what(
 async def test_without_a_stop_or_an_open_batch_nothing_is_said(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, "trio_ckpt.stop"), pytest.raises(RunStoppedError):
+    with (
+        caplog.at_level(logging.WARNING, "trio_ckpt._commit.shutdown"),
+        pytest.raises(RunStoppedError),
+    ):
         async with begin(MemoryStore()) as run, run.open_stream("s") as stream:
             assert run.statistics().stopping is None
             async for batch in stream.batches(range(3)):

@@ -78,12 +78,12 @@ async def test_a_store_that_refuses_it_breaks_no_run(
 ) -> None:
     store = WindowStore()
     store.is_full = True
-    with caplog.at_level(logging.WARNING, "trio_ckpt.live"):
+    with caplog.at_level(logging.WARNING, "trio_ckpt._runs.live_view"):
         await work(store, 5, 2)
     view = await store.load_run("r")
     assert view is not None
     assert len(view.streams["s",].progress.confirmed) == 5
-    assert [r.message for r in caplog.records if r.name == "trio_ckpt.live"] == [
+    assert [r.message for r in caplog.records if r.name == "trio_ckpt._runs.live_view"] == [
         "the live view of run 'r' is not published any more: no space left on device"
     ]
 

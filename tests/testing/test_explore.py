@@ -269,13 +269,13 @@ def test_a_program_that_cannot_even_be_cancelled_is_caught() -> None:
 
 def test_the_log_of_the_library_is_kept_for_the_error(caplog: pytest.LogCaptureFixture) -> None:
     async def program(world: World) -> None:
-        logging.getLogger("trio_ckpt.run").warning("a word about it")
+        logging.getLogger("trio_ckpt.one").warning("a word about it")
         await good(world)
 
     def check(world: World) -> None:
         assert not world.crashes
 
-    with pytest.raises(CrashFoundError, match=r"the log: trio_ckpt\.run: a word"):
+    with pytest.raises(CrashFoundError, match=r"the log: trio_ckpt\.one: a word"):
         explore_crashes(program, check, points=("store",))
     assert not caplog.records
 
@@ -283,7 +283,7 @@ def test_the_log_of_the_library_is_kept_for_the_error(caplog: pytest.LogCaptureF
 def test_the_lines_of_each_session_crowd_no_warning_out_of_the_error() -> None:
     async def program(world: World) -> None:
         await good(world)
-        logging.getLogger("trio_ckpt.run").warning("a word about it")
+        logging.getLogger("trio_ckpt.one").warning("a word about it")
 
     def check(world: World) -> None:
         assert not world.crashes

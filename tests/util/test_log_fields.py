@@ -15,8 +15,9 @@ import pytest
 import trio
 
 import trio_ckpt
+from tests.loggers import LOGGERS
 from trio_ckpt import RetryRule, RetryTable, Run, RunStoppedError, open_run
-from trio_ckpt._util.log import FIELDS, NAMES, at
+from trio_ckpt._util.log import FIELDS, at
 from trio_ckpt.abc import Attempt, Observer
 from trio_ckpt.stores import MemoryStore
 
@@ -40,7 +41,7 @@ def of_loggers(caplog: pytest.LogCaptureFixture, *names: str) -> list[tuple[Any,
     return [fields_of(r) for r in caplog.records if r.name.removeprefix("trio_ckpt.") in names]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LOGGERS)
 def test_a_formatter_may_name_the_fields_for_every_logger(name: str) -> None:
     log, out = logging.getLogger(name), io.StringIO()
     handler = logging.StreamHandler(out)
@@ -92,8 +93,10 @@ async def test_a_run_says_which_one_it_is(caplog: pytest.LogCaptureFixture) -> N
         async with begin(store, config={"a": 2}, tunable=["a"]) as run:
             run.request_stop()
             await work(run)
-    assert set(of_loggers(caplog, "start", "stop", "session")) == {("r", None, None)}
-    assert len(of_loggers(caplog, "session")) == 1
+    assert set(of_loggers(caplog, "_runs.announce", "_commit.shutdown", "_runs.session")) == {
+        ("r", None, None)
+    }
+    assert len(of_loggers(caplog, "_runs.session")) == 1
 
 
 async def work(run: Run, count: int = 2) -> None:
@@ -107,7 +110,7 @@ async def test_a_stream_says_which_one_it_is(caplog: pytest.LogCaptureFixture) -
     for count in (2, 3):
         async with begin(store) as run:
             await work(run, count)
-    found = of_loggers(caplog, "stream")
+    found = of_loggers(caplog, "_runs.loop", "_runs.leaving")
     assert found
     assert set(found) == {("r", "org/repo/pulls", None)}
 
@@ -126,7 +129,7 @@ async def test_a_batch_that_waits_says_of_which_stream(
                 batch.fail(SlowDownError())
             else:
                 batch.complete()
-    assert of_loggers(caplog, "stream") == [("r", "s", None)]
+    assert of_loggers(caplog, "_commit.open_stream") == [("r", "s", None)]
 
 
 class BadObserver(Observer):
@@ -145,7 +148,7 @@ async def test_an_observer_that_fails_says_at_which_batch(
     async with begin(MemoryStore(), observe=[BadObserver(error)]) as run:
         await work(run)
         assert run.exit_code == 0
-    assert of_loggers(caplog, "observe") == [("r", "org/repo/pulls", n) for n in range(2)]
+    assert of_loggers(caplog, "_commit.observers") == [("r", "org/repo/pulls", n) for n in range(2)]
 
 
 KNOW_NO_RUN = {
@@ -174,7 +177,7 @@ def calls_of_log(function: ast.AST) -> list[ast.Call]:
         for call in calls
         if isinstance(call.func, ast.Attribute)
         and isinstance(call.func.value, ast.Name)
-        and call.func.value.id in ("log", "start_log", "stop_log")
+        and call.func.value.id == "log"
     ]
 
 

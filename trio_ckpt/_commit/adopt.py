@@ -7,7 +7,6 @@ totals do not include it.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,11 +16,12 @@ import trio
 from .._journal.record import Output, Record, RecordKind
 from .._util.arguments import several
 from .._util.errors import OutputError
+from .._util.log import get_logger
 from .._util.text import plural
 from .open_stream import OpenStream
 from .stream_outputs import AnyPath
 
-log = logging.getLogger("trio_ckpt.rescan")
+log = get_logger(__name__)
 
 RECORDS_PER_SAVE = 1_000
 MAX_SHOWN = 3  # refused outputs in one line of the log

@@ -14,7 +14,6 @@ leaves it in both.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
@@ -25,14 +24,14 @@ from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind
 from .._journal.store import RunKey, Store
 from .._util.errors import StoreDamagedError, describe_batch
-from .._util.log import at
+from .._util.log import at, get_logger
 from ..state import decode_frame
 from ..state._chain import blobs_of
 from ..stores import open_store
 from .group_commit import GroupCommitter, open_committer
 from .stream_log import StreamLog
 
-log = logging.getLogger("trio_ckpt.stream")
+log = get_logger(__name__)
 
 PAGE = 100  # records in memory at a time: each may have a state of its own
 READ_BYTES = 2**23  # how much of a blob is read at a time

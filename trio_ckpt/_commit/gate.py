@@ -21,7 +21,6 @@ it must not replace the exception that leaves.
 from __future__ import annotations
 
 import enum
-import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -65,6 +64,7 @@ from .._util.errors import (
     failures_in,
     text_of,
 )
+from .._util.log import get_logger
 from .._util.plain import copy_plain
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
@@ -77,7 +77,7 @@ from .pending_commit import PendingCommit
 from .retry import Again, GiveUp, Then
 from .stored_state import EncodedState
 
-log = logging.getLogger("trio_ckpt.gate")
+log = get_logger(__name__)
 
 
 def _ignore(_token: AnyToken) -> None:

@@ -24,7 +24,6 @@ this process saves nothing more, and only the next start can find out what is du
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager
@@ -44,7 +43,7 @@ from .._util.errors import (
     describe_batch,
     text_of,
 )
-from .._util.log import at
+from .._util.log import at, get_logger
 from .._util.patience import give_up_after
 from .._util.plain import StreamKey, encode_key
 from .._util.text import plural
@@ -55,7 +54,7 @@ from .observers import Observers
 from .pending_commit import PendingCommit, refuse_to_abort
 from .stream_log import StreamLog
 
-log = logging.getLogger("trio_ckpt.saver")
+log = get_logger(__name__)
 
 RECORDS_PER_FOLD = 500  # bounds what a resume reads; the cost of a fold is spread over them
 MAX_GROUP = 4_096  # bounds the memory and the time of one transaction

@@ -6,14 +6,13 @@ observers pays for one truth value.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 from .._journal.store import Attempt, AttemptEnd, Observer
-from .._util.log import Place, at
+from .._util.log import Place, at, get_logger
 
-log = logging.getLogger("trio_ckpt.observe")
+log = get_logger(__name__)
 
 
 class Observers:

@@ -5,7 +5,6 @@ The gate decides what happens when an attempt is left, see `trio_ckpt._commit.ga
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -30,7 +29,7 @@ from .._util.errors import (
     describe_batch,
     leaves_of,
 )
-from .._util.log import Place, at
+from .._util.log import Place, at, get_logger
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validator
@@ -45,7 +44,7 @@ from .state_manager import StateManager
 from .stream_log import StreamLog
 from .stream_outputs import AnyPath, StreamFiles
 
-log = logging.getLogger("trio_ckpt.stream")
+log = get_logger(__name__)
 
 
 @attrs.frozen

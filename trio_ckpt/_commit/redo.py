@@ -14,7 +14,6 @@ restored to their values before it, which older records still contain.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
@@ -31,7 +30,7 @@ from .._journal.store import Store
 from .._util.errors import CannotRedoError, StoreDamagedError, describe_batch
 from .._util.exact_sum import ExactSum, add_amounts, encode_sums
 from .._util.index_set import IndexSet
-from .._util.log import at
+from .._util.log import at, get_logger
 from .._util.plain import StreamKey
 from .._util.text import batches_are, one_line, plural
 from .._util.threads import run_blocking
@@ -41,7 +40,7 @@ from .group_commit import GroupCommitter
 from .stream_log import StreamLog
 from .stream_outputs import PathOwners
 
-log = logging.getLogger("trio_ckpt.redo")
+log = get_logger(__name__)
 
 
 @attrs.define(eq=False)

@@ -6,7 +6,6 @@ or the grace period is over, the scopes of the open streams are cancelled.
 
 from __future__ import annotations
 
-import logging
 import math
 import signal
 import threading
@@ -21,13 +20,13 @@ from .._journal.statistics import Stopping
 from .._tokens.registry import AnyToken
 from .._util.errors import EXIT_DRAINED, EXIT_SIGTERM
 from .._util.forks import in_children
-from .._util.log import at
+from .._util.log import at, get_logger
 from .._util.patience import give_up_after
 from .._util.portal import Portal
 from .._util.text import duration, stopping_text
 from .._util.uninterrupted import uninterrupted
 
-log = logging.getLogger("trio_ckpt.stop")
+log = get_logger(__name__)
 
 MAX_NAMED = 3  # open batches that a message names
 SAID_AFTER_S = 0.5  # when the log names them: most stops are over before

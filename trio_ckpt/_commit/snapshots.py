@@ -6,7 +6,6 @@ the body, the next session runs the body with the state of the newest snapshot.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from typing import Any
@@ -17,6 +16,7 @@ import trio
 from .._journal.record import Record, RecordKind, describe_error, trouble
 from .._util.arguments import checked_by, seconds
 from .._util.errors import NotEncodableError, text_of
+from .._util.log import get_logger
 from .._util.plain import as_metadata, check_point_label
 from .._util.text import printable
 from .._util.uninterrupted import uninterrupted
@@ -25,7 +25,7 @@ from .batch import Batch
 from .open_stream import OpenStream
 from .state_manager import StateCapture, StateManager
 
-log = logging.getLogger("trio_ckpt.snapshots")
+log = get_logger(__name__)
 
 MAX_NOTES = 10  # different problems of one body that are saved in the history
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 
 import attrs
@@ -15,12 +14,12 @@ from .._journal.store import Fold
 from .._util.errors import NotEncodableError
 from .._util.exact_sum import ExactSum, add_sums
 from .._util.index_set import IndexSet
-from .._util.log import at
+from .._util.log import at, get_logger
 from .._util.plain import StreamKey
 from .._util.text import plural
 from ..outputs import AppendFile
 
-log = logging.getLogger("trio_ckpt.saver")
+log = get_logger(__name__)
 
 MAX_FOLD_BYTES = 2**28  # fits into a row of a database
 FOLD_BYTES_PER_RECORD = 50  # a quarter of the size of a small record

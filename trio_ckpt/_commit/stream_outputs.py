@@ -7,7 +7,6 @@ which is the run's folder or one below it.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
@@ -17,14 +16,14 @@ import trio
 from .._journal.record import Output
 from .._util.arguments import any_path
 from .._util.errors import OutputClaimedError, OutputExistsError
-from .._util.log import at
+from .._util.log import at, get_logger
 from .._util.text import plural, printable
 from .._util.threads import run_blocking
 from .._util.uninterrupted import shielded
 from ..outputs import AppendFile, OutputDir, Validator, check_found, check_outputs
 from .stream_log import StreamLog
 
-log = logging.getLogger("trio_ckpt.outputs")
+log = get_logger(__name__)
 
 AnyPath = str | os.PathLike[str]
 PathOwners = dict[str, tuple[str, int]]  # a name -> the stream as text, and the batch

@@ -14,7 +14,6 @@ outputs in the archive of their folder.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -27,7 +26,7 @@ from .._runs.manifest import MANIFEST
 from .._runs.verify import MISSING, MISSING_MANY
 from .._util.errors import StoreDamagedError, StoreError, TrioCkptError
 from .._util.index_set import IndexSet
-from .._util.log import at
+from .._util.log import at, get_logger
 from .._util.plain import StreamKey, decode_key
 from .._util.text import batches_are, plural, printable, stream_name
 from .._util.threads import run_blocking
@@ -37,7 +36,7 @@ from .offline import Maintenance, open_maintenance
 from .repair_folder import kind_of, repair_folder
 from .verify_store import check_all
 
-log = logging.getLogger("trio_ckpt.repair")
+log = get_logger(__name__)
 
 REASON = "put back by a repair: its output is damaged"
 

@@ -14,7 +14,6 @@ The outputs of a generation that was pruned in between, or cannot be read, stay 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import aclosing
 
@@ -22,7 +21,7 @@ from .._journal.history import read_pages
 from .._journal.record import Record, RecordKind
 from .._journal.store import RunKey, RunView, Store
 from .._util.errors import StoreDamagedError
-from .._util.log import at
+from .._util.log import at, get_logger
 from .._util.plain import RUN_STREAM, StreamKey
 from .._util.text import plural
 from .._util.threads import run_blocking
@@ -30,7 +29,7 @@ from ..outputs import ARCHIVE, OutputDir
 from .manifest import MANIFEST, manifest_owner, set_outdated_aside
 from .session import SessionRecorder
 
-log = logging.getLogger("trio_ckpt.resume")
+log = get_logger(__name__)
 
 MAX_SHOWN = 10  # names in one line of the log
 ARCHIVING = "archiving"  # in a record of the run's own stream: the generations still to archive

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 import trio
@@ -19,11 +18,12 @@ from .._util.errors import (
     leaves_of,
     text_of,
 )
+from .._util.log import get_logger
 from .._util.plain import StreamKey
 from .._util.text import one_line
 from .loop import LoopCursor
 
-log = logging.getLogger("trio_ckpt.stream")
+log = get_logger(__name__)
 
 
 async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> None:

@@ -6,7 +6,6 @@ not a record: nothing is resumed from it, and a reader has to check whether the 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 
@@ -17,12 +16,12 @@ from .._journal.statistics import Stopping
 from .._journal.store import Store
 from .._tokens.registry import AnyToken
 from .._util.errors import text_of
-from .._util.log import at
+from .._util.log import at, get_logger
 from .._util.plain import StreamKey
 from .._util.uninterrupted import uninterrupted
 from .run import Run
 
-log = logging.getLogger("trio_ckpt.live")
+log = get_logger(__name__)
 
 PUBLISH_EVERY_S = 1.0
 MAX_COST_FRACTION = 0.01  # of the program's time, where many streams make it expensive

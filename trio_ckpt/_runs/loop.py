@@ -6,7 +6,6 @@ it, and hands out the first one that is left.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
@@ -26,12 +25,13 @@ from .._journal.record import Record, RecordKind, Status
 from .._journal.statistics import resume_line
 from .._util.arguments import shown, whole_number
 from .._util.errors import SourceChangedError, StreamBusyError, StreamFailedError
+from .._util.log import get_logger
 from .._util.scopes import Surroundings
 from .._util.uninterrupted import uninterrupted
 from .compare import check_source
 from .source import Source
 
-log = logging.getLogger("trio_ckpt.stream")
+log = get_logger(__name__)
 
 T = TypeVar("T")
 

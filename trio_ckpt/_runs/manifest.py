@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import re
 from collections.abc import AsyncGenerator, Mapping
@@ -33,12 +32,12 @@ from .._journal.summary import in_order, phase_statuses, summarize
 from .._util.errors import OutputError, StoreConflictError, StoreError, TrioCkptError
 from .._util.exact_sum import shown
 from .._util.index_set import MAX_LISTED, IndexSet
-from .._util.log import at
+from .._util.log import at, get_logger
 from .._util.plain import RUN_STREAM, StreamKey, encode_key, nan_as_null
 from .._util.threads import run_blocking
 from ..outputs import OutputDir
 
-log = logging.getLogger("trio_ckpt.run")
+log = get_logger(__name__)
 
 MANIFEST = "manifest.json"
 FORMAT = 1

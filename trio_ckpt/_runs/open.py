@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import sys
@@ -20,7 +19,7 @@ from .._journal.store import Observer, RunKey, Store
 from .._tokens.coordinator import CheckpointCoordinator
 from .._util.arguments import any_path, flag, instance, one_of, path_text, seconds, several, text
 from .._util.errors import EXIT_DRAINED, RunStoppedError
-from .._util.log import at
+from .._util.log import at, get_logger
 from .._util.plain import check_run_id
 from .._util.portal import check_trio
 from .._util.text import plural, printable
@@ -29,18 +28,17 @@ from .._util.uninterrupted import uninterrupted
 from ..outputs import ARCHIVE, OutputDir, SystemPath
 from ..state._shared_capture import ArrayTools
 from ..stores import open_store
+from .announce import announce_start, announce_stop
 from .config import canonical_config
 from .generations import ARCHIVING, clear_outputs, left_to_archive, replaced_by_next
 from .live_view import publish_live
 from .manifest import WRITTEN, count_checkpoints, is_current, leave_manifest
 from .resume import Settings
 from .run import Run
-from .session import OnConfigChange, ResumeReport, SessionRecorder, compare_config, report_of
+from .session import OnConfigChange, SessionRecorder, compare_config, report_of
 from .verify import Verify
 
-log = logging.getLogger("trio_ckpt.run")
-start_log = logging.getLogger("trio_ckpt.start")
-stop_log = logging.getLogger("trio_ckpt.stop")
+log = get_logger(__name__)
 
 DEFAULT_GRACE_S = 30.0
 
@@ -164,7 +162,7 @@ async def open_run(
             observers=observers,
         )
         found = report_of(view)
-        _say_what_was_found(run_id, found, is_of_program=handle_signals is not False)
+        announce_start(run_id, found, is_of_program=handle_signals is not False)
         is_begun_again = generation > 0 and found.sessions == 0
         if (found.may_have_left_files or is_begun_again) and outputs is not None:
             await _remove_orphans(run_id, outputs)
@@ -227,8 +225,7 @@ async def open_run(
             finally:
                 await session.end(body_error)
             if isinstance(body_error, RunStoppedError):
-                # Here it is logged once, wherever the program catches it.
-                stop_log.warning("%s", body_error, extra=at(run_id))
+                announce_stop(run_id, body_error)
             if body_error is not None:
                 raise body_error
 
@@ -281,15 +278,6 @@ def _background_failure(
     if failures is None:
         return group if body_error is None else None
     return failures.exceptions[0] if len(failures.exceptions) == 1 else failures
-
-
-def _say_what_was_found(run_id: str, found: ResumeReport, *, is_of_program: bool) -> None:
-    """Log how a run resumes: as WARNING, unless the program handles signals itself."""
-    if not found.sessions:
-        start_log.info("run %r begins: %s", run_id, found, extra=at(run_id))
-        return
-    level = logging.WARNING if is_of_program else logging.INFO
-    start_log.log(level, "run %r resumes: %s", run_id, found, extra=at(run_id))
 
 
 async def _close_store(store: Store) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar, cast
 
@@ -18,7 +17,7 @@ from .._tokens.token import is_cancellation
 from .._util.arguments import function, index_range, instance, shown, whole_number
 from .._util.errors import BatchFailedError, StreamFailedError, text_of
 from .._util.index_set import IndexSet
-from .._util.log import at_error
+from .._util.log import at_error, get_logger
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validate, Validator
@@ -26,7 +25,7 @@ from .loop import Items, LoopCursor, estimated
 from .source import Source
 from .stream import Stream
 
-log = logging.getLogger("trio_ckpt.stream")
+log = get_logger(__name__)
 
 T = TypeVar("T")
 

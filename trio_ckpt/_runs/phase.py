@@ -6,7 +6,6 @@ begun, has failed or is complete.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -21,11 +20,11 @@ from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Opened, Record, RecordKind, Status, describe_error
 from .._journal.summary import left_in_phase
 from .._util.errors import text_of
-from .._util.log import at
+from .._util.log import at, get_logger
 from .._util.plain import StreamKey
 from .._util.text import one_line, plural, printable, stream_name
 
-log = logging.getLogger("trio_ckpt.run")
+log = get_logger(__name__)
 
 
 MAX_NAMED = 5  # streams in one line of the log

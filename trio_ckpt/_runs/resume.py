@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
@@ -21,6 +20,7 @@ from .._journal.record import Record, RecordKind, Status
 from .._journal.store import Store
 from .._util.arguments import checked_by, flag, instance, one_of
 from .._util.errors import OutputsMissingError, StoreDamagedError, StreamFailedError
+from .._util.log import get_logger
 from .._util.uninterrupted import uninterrupted
 from ..outputs import SinkTooShortError
 from ..state import Frontier, FrontierItems, Plan, StateChangedError
@@ -30,7 +30,7 @@ from .loop import LoopCursor
 from .stream import Stream
 from .verify import Verifier, Verify
 
-log = logging.getLogger("trio_ckpt.resume")
+log = get_logger(__name__)
 
 S = TypeVar("S")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import (
@@ -65,8 +64,6 @@ from .stream import Stream
 from .stream_list import Listed, add_to_list
 from .stream_table import StreamTable
 from .waits import Waits
-
-log = logging.getLogger("trio_ckpt.run")
 
 S = TypeVar("S")
 

@@ -5,7 +5,6 @@ Sessions are records of the run's own stream.  A session without an END record w
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import time
@@ -28,12 +27,12 @@ from .._journal.store import RunView
 from .._journal.summary import in_order, summarize
 from .._util.errors import ConfigChangedError, RunStoppedError, class_name
 from .._util.exact_sum import Number, shown
-from .._util.log import at
+from .._util.log import at, get_logger
 from .._util.plain import PHASE, RUN_STREAM
 from .._util.text import number, plural
 from .config import config_digest, diff_config, has_field, without_fields
 
-log = logging.getLogger("trio_ckpt.session")
+log = get_logger(__name__)
 
 CLOCK_STEP_S = 2.0  # FAT rounds times down to 2 s; kernels stamp files by a coarser clock
 

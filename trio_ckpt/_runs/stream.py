@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -40,8 +39,6 @@ from ..state import Frontier
 from .leaving import leave_stream, save_failure
 from .loop import Batches, Items, LoopCursor, estimated
 from .stream_statistics import stream_statistics
-
-log = logging.getLogger("trio_ckpt.stream")
 
 S = TypeVar("S")
 T = TypeVar("T")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 
@@ -10,12 +9,12 @@ import attrs
 
 from .._commit.group_commit import GroupCommitter
 from .._journal.record import Record, RecordKind
-from .._util.log import at
+from .._util.log import at, get_logger
 from .._util.plain import StreamKey
 from .._util.text import plural
 from .stream_table import StreamTable
 
-log = logging.getLogger("trio_ckpt.run")
+log = get_logger(__name__)
 
 MAX_SHOWN = 10  # names in one line of the log
 

@@ -10,7 +10,6 @@ runs.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -23,11 +22,12 @@ from .._journal.history import LiveRecord, LiveRecords
 from .._journal.record import Record
 from .._util.errors import CannotRedoError, OutputInvalidError, OutputsMissingError, describe_batch
 from .._util.index_set import IndexSet
+from .._util.log import get_logger
 from .._util.text import printable
 from .._util.threads import run_blocking
 from ..outputs import OutputDir, Validator, check_outputs, find_lines_damage
 
-log = logging.getLogger("trio_ckpt.verify")
+log = get_logger(__name__)
 
 Verify = Literal["off", "size", "sha256"]
 

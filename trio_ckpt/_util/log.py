@@ -2,7 +2,7 @@
 
 Ids, names of files, and texts of peers and exceptions come from outside, and a line end or an
 escape in them would forge a line of the log or move the cursor of a reader's terminal.  One place
-prevents that: a filter on each of the library's loggers, which runs before any handler.
+prevents that: `get_logger`, whose filter runs before any handler.
 
 The same filter gives each record the fields `FIELDS`, so that a formatter can use them.  They come
 to the filter under one private key: with a field that the program's own record factory has set
@@ -18,41 +18,6 @@ from typing import Any, TypeAlias
 from .errors import TrioCkptError, class_name, text_of
 from .plain import StreamKey
 from .text import one_line, printable, stream_name
-
-NAMES = (
-    "trio_ckpt",
-    "trio_ckpt.engines",
-    "trio_ckpt.gate",
-    "trio_ckpt.live",
-    "trio_ckpt.monitor",
-    "trio_ckpt.monitor.http",
-    "trio_ckpt.observe",
-    "trio_ckpt.outputs",
-    "trio_ckpt.outputs._dir",
-    "trio_ckpt.progress",
-    "trio_ckpt.redo",
-    "trio_ckpt.remote",
-    "trio_ckpt.remote.client",
-    "trio_ckpt.remote.foreman",
-    "trio_ckpt.remote.session",
-    "trio_ckpt.remote.sockets",
-    "trio_ckpt.remote.worker",
-    "trio_ckpt.repair",
-    "trio_ckpt.rescan",
-    "trio_ckpt.resume",
-    "trio_ckpt.run",
-    "trio_ckpt.saver",
-    "trio_ckpt.session",
-    "trio_ckpt.snapshots",
-    "trio_ckpt.start",
-    "trio_ckpt.stop",
-    "trio_ckpt.stores",
-    "trio_ckpt.stores.json",
-    "trio_ckpt.stores.sqlite",
-    "trio_ckpt.stream",
-    "trio_ckpt.verify",
-)
-"""Every logger of the library; a test finds loggers that are missing here."""
 
 FIELDS = ("run_id", "stream", "batch")
 """The fields of each record; None where the record is not about a run, a stream or a batch."""
@@ -118,7 +83,12 @@ def _traceback_of(info: SysExcInfo) -> str:
 _one_line = _OneLine()
 
 
-def guard_loggers() -> None:
-    """Add the filter to every logger of the library; a second call has no effect."""
-    for logger in map(logging.getLogger, NAMES):
-        logger.addFilter(_one_line)
+def get_logger(name: str) -> logging.Logger:
+    """Return the logger of a module, with the filter that keeps its records to one line each.
+
+    Args:
+        name: The name of the module, ``__name__``.
+    """
+    logger = logging.getLogger(name)
+    logger.addFilter(_one_line)
+    return logger

@@ -9,7 +9,6 @@ no worker outlives this process, however it dies.
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import trio
 from .._journal.store import Store
 from .._util.arguments import any_path, one_of, whole_number
 from .._util.forks import unshare
+from .._util.log import get_logger
 from .._util.patience import give_up_after
 from ..remote import NotAllowedError, TaskFailedError, connect, new_secret, serve_foreman
 from ..remote._wire.messages import MAX_SLOTS
@@ -33,7 +33,7 @@ from ..stores import open_store
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # Python has it from 3.12 on
 
-log = logging.getLogger("trio_ckpt.engines")
+log = get_logger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")

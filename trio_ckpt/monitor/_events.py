@@ -18,7 +18,6 @@ so that both sides notice when the other is gone.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
@@ -27,10 +26,11 @@ import attrs
 import trio
 
 from .._util.errors import StoreError, TrioCkptError, UnknownRunError
+from .._util.log import get_logger
 from ._access import AccessDenied
 from ._guard import Receive, Scope, Send, refusal_body
 
-log = logging.getLogger("trio_ckpt.monitor")
+log = get_logger(__name__)
 
 EVERY_S = 0.5
 IDLE_EVERY_S = 5.0  # rates and what is stuck change while nothing else does

@@ -6,7 +6,6 @@ unexpected exception.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -14,10 +13,11 @@ from typing import Any
 import msgspec
 import trio
 
+from .._util.log import get_logger
 from ._access import Access, AccessDenied, AccessRole
 from ._records import Problem, Refusal
 
-log = logging.getLogger("trio_ckpt.monitor")
+log = get_logger(__name__)
 
 REQUEST_TIMEOUT_S = 15.0  # a store on a slow disk has some thousand records to read
 EVENTS_PATH = "/api/events"  # answers until the client disconnects

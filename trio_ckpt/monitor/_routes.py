@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,6 @@ from ._metrics import CONTENT_TYPE as METRICS_TYPE
 from ._openapi import document
 from ._parameters import BadRequestError, Parameter
 from ._window import MonitorApi
-
-log = logging.getLogger("trio_ckpt.monitor")
 
 STATIC = Path(__file__).parent / "static"
 JSON = "application/json"

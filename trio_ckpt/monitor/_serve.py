@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import ssl
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from .._tokens.coordinator import CheckpointCoordinator
 from .._util.arguments import flag, instance, port as check_port, seconds, several, text
 from .._util.forks import unshare
 from .._util.hosts import is_loopback
+from .._util.log import get_logger
 from .._util.portal import check_trio
 from ._access import Access, allowed_hosts, check_secret, new_secret
 from ._guard import guarded
@@ -25,7 +25,7 @@ from ._server import serve_connections
 from ._sources import CoordinatorSource, RunSource, StoreSource, WatchedSource
 from ._window import MonitorApi
 
-log = logging.getLogger("trio_ckpt.monitor")
+log = get_logger(__name__)
 
 BACKLOG = 128
 

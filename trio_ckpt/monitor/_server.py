@@ -9,7 +9,6 @@ all of them, at once, whatever they are doing.
 
 from __future__ import annotations
 
-import logging
 import ssl
 from contextlib import suppress
 from typing import Any, cast
@@ -23,9 +22,10 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from .._util.forks import unshare
+from .._util.log import get_logger
 from ._guard import App
 
-log = logging.getLogger("trio_ckpt.monitor")
+log = get_logger(__name__)
 
 MAX_CONNECTIONS = 1_000  # open files are few on many machines
 SEND_TIMEOUT_S = 20.0  # for one piece: a phone on a train gets it, one in a tunnel is cut off
@@ -86,7 +86,7 @@ def hypercorn_config() -> Config:
     """The configuration of hypercorn for one connection."""
     config = Config()
     config.accesslog = None
-    config.errorlog = logging.getLogger("trio_ckpt.monitor.http")
+    config.errorlog = log
     config.h11_max_incomplete_size = MAX_HEADER_BYTES
     config.h2_max_concurrent_streams = 1  # HTTP/2 is refused, but hypercorn reads until then
     config.h2_max_header_list_size = MAX_HEADER_BYTES

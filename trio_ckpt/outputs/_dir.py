@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
-import logging
 import os
 import stat
 from collections.abc import Generator, Iterable
@@ -17,6 +16,7 @@ import attrs
 from .._journal.record import Output
 from .._util.arguments import NOT_EXPANDED, names_home
 from .._util.errors import OutputError
+from .._util.log import get_logger
 from .._util.text import plural
 from ._names import (
     ARCHIVE,
@@ -35,7 +35,7 @@ Verify = Literal["size", "sha256"]
 
 HASH_CHUNK_BYTES = 2**20  # the memory for hashing a file
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 @attrs.frozen

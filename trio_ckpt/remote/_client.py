@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import secrets
 import ssl
 import weakref
@@ -16,7 +15,7 @@ import attrs
 import trio
 
 from .._util.arguments import text
-from .._util.log import at
+from .._util.log import at, get_logger
 from .._util.patience import give_up_after
 from .._util.portal import check_trio
 from .._util.text import printable
@@ -48,7 +47,7 @@ from ._wire.secrets import check_secret
 from ._wire.submission import checked_submission, job_options, parts_of
 from ._worker.worker import checked_name
 
-log = logging.getLogger("trio_ckpt.remote.client")
+log = get_logger(__name__)
 
 CONNECT_S = 5.0  # for the first connection: a wrong address fails soon; later ones are waited for
 UNKNOWN = "unknown"  # refuses an ATTACH_JOB; every other code refuses a submission

@@ -11,7 +11,8 @@ from types import TracebackType
 
 EVERY_S = 0.2  # often enough to look alive
 MAX_SAID = 10  # lines of the log that an error repeats
-EXPECTED = ("trio_ckpt.start", "trio_ckpt.stop")  # each session of an exploration says so
+# Each session of an exploration logs that it resumes, or stops.
+EXPECTED = ("trio_ckpt._runs.announce", "trio_ckpt._commit.shutdown")
 
 
 class _Listener(logging.Handler):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ import trio
 from ..._journal.store import RunKey, Store
 from ..._maintenance.offline import open_maintenance
 from ..._util.errors import StoreDamagedError
+from ..._util.log import get_logger
 from ..._util.text import duration, plural, printable
 from .._wire.errors import TaskFailedError, TaskLostError
 from .._wire.messages import (
@@ -32,7 +32,7 @@ from .pool import PendingItem, Pool
 from .store_proxy import StoreProxy
 from .task_checkpoints import TaskFacts, read_facts
 
-log = logging.getLogger("trio_ckpt.remote.foreman")
+log = get_logger(__name__)
 
 RECLAIM_S = 5.0  # after a start: items that were running wait for their former workers
 SUSPECT_AFTER = 2  # losses: then the item may be what kills workers, and is tried alone

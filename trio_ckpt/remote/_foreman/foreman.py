@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,7 +15,7 @@ from ..._journal.record import Status
 from ..._journal.store import Store
 from ..._journal.summary import is_over
 from ..._util.errors import RunLockedError, StoreDamagedError, StoreError
-from ..._util.log import at
+from ..._util.log import at, get_logger
 from ..._util.patience import sleep_awake
 from ..._util.text import one_line, plural, printable
 from .._wire.errors import JobRefusedError, UnknownJobError
@@ -33,7 +32,7 @@ from .live import ForemanWindow
 from .pool import Pool
 from .worker_handle import WorkerHandle
 
-log = logging.getLogger("trio_ckpt.remote.foreman")
+log = get_logger(__name__)
 
 DEFAULT_GRACE_S = 2.0  # a live worker is back 0.1 s after its connection was closed
 WATCH_EVERY_S = 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
@@ -22,7 +21,7 @@ from ..._runs.run import Run
 from ..._runs.stream import Stream
 from ..._tokens.registry import TokenRegistry
 from ..._util.errors import RunLockedError, StoreError, TrioCkptError, text_of
-from ..._util.log import at
+from ..._util.log import at, get_logger
 from ..._util.plain import JOB_STREAM
 from ..._util.text import one_line
 from .._wire.errors import (
@@ -39,7 +38,7 @@ from .job_reader import has_submission, sums_of
 from .pool import PendingItem
 from .task_checkpoints import TaskFacts
 
-log = logging.getLogger("trio_ckpt.remote.foreman")
+log = get_logger(__name__)
 
 MAX_IN_FLIGHT = 2_000  # items of one job that wait for a worker or have one
 LONELY_AFTER_S = 3.0  # workers that start together with the client are connected by then

@@ -14,7 +14,6 @@ again until its answer arrives.  None of this is durable, and a store without li
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Mapping
 from functools import partial
@@ -26,13 +25,14 @@ import trio
 
 from ..._journal.store import Store
 from ..._util.errors import StoreError, text_of
+from ..._util.log import get_logger
 from ..._util.patience import give_up_after
 from ..._util.text import one_line
 from .._wire.message import MAX_TEXT_CHARS, Id, Name, Text
 from .._wire.names import task_id_of
 from .job_views import Live, LiveTask
 
-log = logging.getLogger("trio_ckpt.remote.foreman")
+log = get_logger(__name__)
 
 EVERY_S = 0.5  # how often a foreman reads requests, and publishes what has changed
 MAX_COST_FRACTION = 0.02  # of the foreman's time

@@ -6,7 +6,6 @@ error of the foreman while handling its messages.
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ import trio
 
 from ..._journal.record import describe_error
 from ..._util.errors import StoreError, TrioCkptError
+from ..._util.log import get_logger
 from ..._util.text import one_line
 from .._wire.errors import (
     ConnectionLostError,
@@ -57,7 +57,7 @@ from .pool import Pool
 from .results import feed_results
 from .worker_handle import WorkerHandle
 
-log = logging.getLogger("trio_ckpt.remote.foreman")
+log = get_logger(__name__)
 
 
 @attrs.frozen

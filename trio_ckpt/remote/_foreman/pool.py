@@ -23,7 +23,6 @@ items wait, and the item would wait for the end of all jobs.
 from __future__ import annotations
 
 import enum
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -38,8 +37,6 @@ from .._wire.names import ITEMS_STREAM
 from .._wire.protocol import TaskPhase
 from .lease import Lease, Lost
 from .worker_handle import WorkerHandle
-
-log = logging.getLogger("trio_ckpt.remote.foreman")
 
 MAX_NAMED = 5  # modules in one line
 NOT_WANTED = "its result is not wanted any more"

@@ -13,7 +13,6 @@ exception leaves it.
 from __future__ import annotations
 
 import ipaddress
-import logging
 import socket
 import ssl
 from collections.abc import Callable, Collection
@@ -35,6 +34,7 @@ from ..._util.arguments import (
 )
 from ..._util.forks import unshare
 from ..._util.hosts import is_loopback
+from ..._util.log import get_logger
 from ..._util.portal import check_trio
 from ..._util.text import one_line
 from .._wire.errors import ConnectionLostError, UnsafeBindingError
@@ -46,7 +46,7 @@ from .peers import Terms, serve_peer
 if TYPE_CHECKING:
     from .._wire.sockets import Request, WebSocket
 
-log = logging.getLogger("trio_ckpt.remote.foreman")
+log = get_logger(__name__)
 
 DEFAULT_PORT = 9_000
 DEFAULT_CONNECTIONS = 1_000

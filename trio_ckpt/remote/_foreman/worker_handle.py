@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 import attrs
 
+from ..._util.log import get_logger
 from .._wire.errors import LocalProtocolError
 from .._wire.link import Link
 from .._wire.messages import AssignTask, HeldItem, Hello, NewLease, TaskAck, TaskMessage
@@ -14,7 +14,7 @@ from .._wire.names import is_allowed
 from .._wire.protocol import TaskPhase
 from .lease import Lease
 
-log = logging.getLogger("trio_ckpt.remote.foreman")
+log = get_logger(__name__)
 
 _NO_TASKS: Mapping[str, TaskPhase] = {}
 

@@ -12,13 +12,14 @@ import attrs
 import trio
 
 from ..._util.errors import text_of
+from ..._util.log import get_logger
 from ..._util.text import one_line, printable
 from .errors import ConnectionLostError, HandshakeRefusedError, ProtocolError
 from .link import HANDSHAKE_S, Link, Socket, open_link
 from .messages import Goodbye, Hello, Message, Refused, Welcome
 from .protocol import Connection, PeerRole
 
-log = logging.getLogger("trio_ckpt.remote.session")
+log = get_logger(__name__)
 
 Dial = Callable[[], AbstractAsyncContextManager[Socket]]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ import trio
 from ..._util.errors import leaves_of
 from ..._util.extras import needs_extra
 from ..._util.forks import unshare
+from ..._util.log import get_logger
 from .errors import ConnectionLostError, HandshakeRefusedError, RemoteProtocolError
 from .frames import MAX_FRAME_BYTES
 from .link import HANDSHAKE_S
@@ -22,7 +22,7 @@ with needs_extra("remote", "a connection"):
     import trio_websocket
     import wsproto.events
 
-log = logging.getLogger("trio_ckpt.remote.sockets")
+log = get_logger(__name__)
 
 CLOSE_S = 1.0  # for the closing handshake: a peer that does not answer is left
 CLOSE_UNHEARD_S = 0.05  # to send the close frame without waiting for an answer

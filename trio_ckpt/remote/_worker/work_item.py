@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import traceback
 from collections.abc import Callable, Generator
@@ -22,7 +21,7 @@ from ..._util.errors import (
     leaves_of,
     text_of,
 )
-from ..._util.log import at
+from ..._util.log import at, get_logger
 from ..._util.text import message_of, one_line, printable
 from .._wire.errors import TaskFailedError
 from .._wire.messages import (
@@ -43,7 +42,7 @@ from .calls import RpcClient
 from .remote_store import RemoteStore
 from .work import Work, call, find_function, settings_of
 
-log = logging.getLogger("trio_ckpt.remote.worker")
+log = get_logger(__name__)
 
 MAX_TOLD = 10  # different reasons, per item, why its state could not be saved
 

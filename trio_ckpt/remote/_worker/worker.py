@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import secrets
 import signal
@@ -20,6 +19,7 @@ from ..._commit.shutdown import stop_signals
 from ..._runs.tracing import TaskTracer
 from ..._util.arguments import flag, seconds, several, text, whole_number
 from ..._util.errors import leaves_of
+from ..._util.log import get_logger
 from ..._util.patience import give_up_after
 from ..._util.portal import check_trio
 from ..._util.text import plural
@@ -52,7 +52,7 @@ from .calls import PATIENCE_S, RpcClient
 from .work import Work, check_module
 from .work_item import Item
 
-log = logging.getLogger("trio_ckpt.remote.worker")
+log = get_logger(__name__)
 
 REPORT_EVERY_S = 0.5  # progress is for people, who do not need it more often
 DEFAULT_GRACE_S = 30.0

@@ -13,7 +13,6 @@ removed last.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -44,8 +43,6 @@ from .format import (
     render_checkpoint,
     replay,
 )
-
-logger = logging.getLogger("trio_ckpt.stores.json")
 
 FORMAT_VERSION = 2  # format 1 was used during development, and never released
 FILES = ("store.json", "store.json.tmp")

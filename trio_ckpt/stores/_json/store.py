@@ -15,7 +15,6 @@ One long-lived thread saves (`_local`); reads, which take no lock, use trio's th
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +30,6 @@ from .writer import JsonWriter
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-logger = logging.getLogger("trio_ckpt.stores.json")
 
 
 class JsonStore(LocalStore):
@@ -60,7 +57,6 @@ class JsonStore(LocalStore):
     ) -> None:
         super().__init__(
             "json",
-            logger,
             folder,
             writer,
             JsonReader(folder),

@@ -21,7 +21,6 @@ unknown, and nothing more is written to the run.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -34,7 +33,7 @@ import msgspec
 from ..._journal.store import Checkpoint, Fold, Pruned, RunKey
 from ..._util.errors import RunLockedError, SaveOutcomeUnknownError, StoreConflictError, StoreError
 from ..._util.forks import close_unshared, open_unshared
-from ..._util.log import at
+from ..._util.log import at, get_logger
 from ..._util.text import plural
 from .._local.blob_pins import BlobPins, names_of
 from .._local.blobs import Blobs
@@ -59,7 +58,7 @@ from .files import (
 from .format import JournalLine, RunState, StreamState, encode_line, frame
 from .records import decode_entry, encode_entry, encode_fold
 
-logger = logging.getLogger("trio_ckpt.stores.json")
+logger = get_logger(__name__)
 
 MIN_REWRITE_BYTES = 256 * 2**10  # a few hundred saves; rewriting a smaller run saves little
 REWRITE_SHARE = 1.0  # the part of checkpoint.json's size beyond which the journal is too long
@@ -479,7 +478,7 @@ class JsonWriter:
             return blob in named[0]
 
         try:
-            self._blobs.remove_orphans(is_named, logger)
+            self._blobs.remove_orphans(is_named)
         except (OSError, StoreError) as error:
             logger.warning("%s: orphans are left: %s", self._folder, error)
 

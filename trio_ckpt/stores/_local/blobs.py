@@ -13,7 +13,6 @@ process keeps running.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 import stat
@@ -28,8 +27,11 @@ from pathlib import Path
 
 from ..._journal.store import BlobPayload
 from ..._util.errors import StoreDamagedError, StoreError
+from ..._util.log import get_logger
 from .files import explain, make_member, need_folder, open_file, sync_data, sync_folder
 from .pipeline import Beside
+
+logger = get_logger(__name__)
 
 OVERLAP_BYTES = 4 * 2**20  # from this size on, hashing takes longer than a thread to start
 WRITE_BYTES = 2 * 2**20  # per write: longer calls of the kernel keep an event loop waiting
@@ -214,7 +216,7 @@ class Blobs:
             with explain(path, "removing the blob"):
                 path.unlink(missing_ok=True)
 
-    def remove_orphans(self, is_named: Callable[[str], bool], logger: logging.Logger) -> None:
+    def remove_orphans(self, is_named: Callable[[str], bool]) -> None:
         """Remove what crashes left: temporary files, and blobs that no record references.
 
         Only valid while no process owns a run of the store: a blob is put before its record.

@@ -14,7 +14,6 @@ Blocking functions.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 import sys
@@ -24,11 +23,12 @@ from pathlib import Path
 
 from ..._util.errors import StoreDamagedError, StoreError, StoreVersionError
 from ..._util.fsync import naming_unsynced
+from ..._util.log import get_logger
 
 if sys.platform == "darwin":
     import fcntl
 
-logger = logging.getLogger("trio_ckpt.stores")
+logger = get_logger(__name__)
 
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _WRITES = os.O_WRONLY | os.O_RDWR

@@ -15,7 +15,6 @@ each is removed at once unless a handle pins it (`trio_ckpt.stores._local.blob_p
 
 from __future__ import annotations
 
-import logging
 import os
 from abc import abstractmethod
 from collections.abc import (
@@ -49,6 +48,7 @@ from ..._journal.store import (
 from ..._util.arguments import NOT_EXPANDED, flag, names_home, one_of, whole_number
 from ..._util.errors import NoThreadError, SaveOutcomeUnknownError, StoreDamagedError, StoreError
 from ..._util.forks import need_process, this_process
+from ..._util.log import get_logger
 from ..._util.threads import NOT_BEGUN, WorkerThread, run_blocking
 from ..._util.uninterrupted import shielded
 from .blob_pins import BlobPins
@@ -57,6 +57,8 @@ from .check import Step
 from .live import read_live, write_live
 from .locks import RunLock, lock_run, read_owner
 from .watermark import Watermark, WatermarkWriter
+
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -143,7 +145,6 @@ class LocalStore(Store):
     def __init__(
         self,
         scheme: str,
-        logger: logging.Logger,
         folder: Path,
         writer: LocalWriter,
         reader: LocalReader,
@@ -163,11 +164,10 @@ class LocalStore(Store):
         self._writer = writer
         self._reader = reader
         self._pins = writer.pins
-        self._watermarks = WatermarkWriter(folder, logger)
+        self._watermarks = WatermarkWriter(folder)
         self._check_steps = check_steps
         self._writing = thread
         self._removing = WorkerThread(f"trio_ckpt removes in {folder.name}")
-        self._logger = logger
         self._in_doubt: set[str] = set()  # runs with a save whose outcome is unknown
         self._owned = 0  # runs that this handle owns
         self._leaving: set[str] = set()  # runs that may have blobs without a reference
@@ -191,7 +191,7 @@ class LocalStore(Store):
             has_failed = False
         finally:
             if run_id in self._in_doubt:
-                self._logger.error("run %r stays locked: a save may still land", run_id)
+                logger.error("run %r stays locked: a save may still land", run_id)
             else:
                 await self._give_back_after(lock, run_id, has_failed=has_failed)
 
@@ -202,7 +202,7 @@ class LocalStore(Store):
         except StoreError as error:
             if not has_failed:
                 raise
-            self._logger.error("releasing run %r failed: %s", run_id, error)
+            logger.error("releasing run %r failed: %s", run_id, error)
 
     def _lock(self, run_id: str) -> RunLock:
         lock = lock_run(self._folder, run_id)
@@ -340,7 +340,7 @@ class LocalStore(Store):
             free = self._writer.unnamed(dropped)  # after the doom: no new pins can come
             return sum(map(self._blobs.size, free)), [name for name in doomed if name in free]
         except StoreError as error:  # the drop itself is done
-            self._logger.warning("dropped blobs were not removed: %s", error)
+            logger.warning("dropped blobs were not removed: %s", error)
             return 0, []
         finally:
             self._pins.spare(name for name in doomed if name not in free)
@@ -349,7 +349,7 @@ class LocalStore(Store):
         try:
             self._blobs.remove(doomed)
         except StoreError as error:
-            self._logger.warning("dropped blobs were not removed: %s", error)
+            logger.warning("dropped blobs were not removed: %s", error)
         finally:
             self._pins.spare(doomed)
 
@@ -444,7 +444,7 @@ class LocalStore(Store):
         try:
             self._writer.close()
         except Exception as error:
-            self._logger.error("closing the store %s failed: %s", self.url, error)
+            logger.error("closing the store %s failed: %s", self.url, error)
 
     async def _read(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
         """Return the result of a read, repeated once if the first found damage.
@@ -456,7 +456,7 @@ class LocalStore(Store):
         try:
             return await self._run_reader(func, *args)
         except StoreDamagedError as error:
-            self._logger.debug("reading again, after: %s", error)
+            logger.debug("reading again, after: %s", error)
             return await self._run_reader(func, *args)
 
     @abstractmethod

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -29,8 +28,11 @@ import attrs
 
 from ..._util.errors import StoreConflictError, StoreError
 from ..._util.forks import close_unshared, open_unshared
+from ..._util.log import get_logger
 from ..._util.text import plural
 from .files import open_file
+
+logger = get_logger(__name__)
 
 SUFFIX = ".seen"
 MAX_WATERMARK_BYTES = 4_096  # a run's name in JSON and three numbers take less
@@ -125,9 +127,8 @@ def all_watermarks(folder: Path) -> Iterator[tuple[Path, Watermark | None]]:
 class WatermarkWriter:
     """Writes the watermarks of the runs that a handle owns, in one thread."""
 
-    def __init__(self, folder: Path, logger: logging.Logger) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._logger = logger
         self._open: dict[str, int] = {}
         self._written: dict[str, bytes] = {}
         self._seen: dict[str, Watermark] = {}
@@ -138,7 +139,7 @@ class WatermarkWriter:
         with suppress(OSError, StoreError, ValueError):
             before = read_watermark(path)
             if before is not None and before.is_ahead_of(seen.generation, seen.records):
-                self._logger.error(
+                logger.error(
                     "run %r has lost checkpoints that were acknowledged: there were %d in %s, "
                     "there are %d in %d; an older copy was put in its place, or its newest part "
                     "is damaged",
@@ -151,7 +152,7 @@ class WatermarkWriter:
         try:
             self._open[seen.run_id] = open_unshared(open_file, path, os.O_RDWR | os.O_CREAT)
         except (OSError, StoreError) as error:
-            self._logger.debug("%s: %s", path, error)
+            logger.debug("%s: %s", path, error)
             return
         self._write(seen)
         with suppress(OSError):  # a foreign file there may have been longer
@@ -208,4 +209,4 @@ class WatermarkWriter:
             if os.pwrite(self._open[seen.run_id], content, 0) == len(content):
                 self._written[seen.run_id] = content
         except OSError as error:
-            self._logger.debug("run %r: its watermark was not written: %s", seen.run_id, error)
+            logger.debug("run %r: its watermark was not written: %s", seen.run_id, error)

@@ -18,7 +18,6 @@ are common to all local stores: `_local`.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -34,9 +33,6 @@ from .writer import SqliteWriter
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-
-logger = logging.getLogger("trio_ckpt.stores.sqlite")
 
 
 class SqliteStore(LocalStore):
@@ -61,7 +57,6 @@ class SqliteStore(LocalStore):
     ) -> None:
         super().__init__(
             "sqlite",
-            logger,
             folder,
             writer,
             reader := SqliteReader(folder),

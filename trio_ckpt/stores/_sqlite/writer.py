@@ -32,7 +32,6 @@ would assume that it is the last one and remove the log of the store that stands
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -48,6 +47,7 @@ from ..._util.errors import (
     StoreError,
 )
 from ..._util.forks import leave_open
+from ..._util.log import get_logger
 from .._local.blob_pins import BlobPins, names_of
 from .._local.blobs import Blobs
 from .._local.fence import (
@@ -71,7 +71,7 @@ from .schema import (
     store_error,
 )
 
-logger = logging.getLogger("trio_ckpt.stores.sqlite")
+logger = get_logger(__name__)
 
 # Errors that values can cause; SQLite's own trouble (disk, locks, damage) is not among them.
 _BAD_VALUE = (
@@ -216,7 +216,7 @@ class SqliteWriter:
     def remove_orphans(self) -> None:
         """Remove blobs that no record names; errors are logged."""
         try:
-            self._blobs.remove_orphans(self._is_named, logger)
+            self._blobs.remove_orphans(self._is_named)
         except (OSError, sqlite3.Error) as error:
             logger.warning("%s: orphans are left: %s", self._database, error)
 
