@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = 400
 CONCURRENCY = 8
 KILLS = 20
-RUN_LIMIT_S = 90
+RUN_LIMIT_S = 300
 
 
 @attrs.frozen

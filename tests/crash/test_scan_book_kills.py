@@ -32,7 +32,7 @@ PAGES = 40
 WORKERS = 4
 LATENCY_S = 0.01  # of the pretended model, so that kills meet pages at work
 LONGEST_S = 0.6  # from the start of a process to a kill that nothing announces
-RUN_LIMIT_S = 60
+RUN_LIMIT_S = 300
 
 Attempt = tuple[str, int, int]  # stage, page, attempt
 

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 KILLS = 5
 EPOCHS = 150
 LONGEST_S = 0.03  # from a save to the kill: more than an epoch takes, so it hits any moment of one
-RUN_LIMIT_S = 30
+RUN_LIMIT_S = 300
 
 
 def start(out: Path) -> subprocess.Popen[str]:
