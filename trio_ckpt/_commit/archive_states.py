@@ -19,7 +19,7 @@ from contextlib import aclosing
 
 import trio
 
-from .._journal.history import read_pages
+from .._journal.history import iter_records
 from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind
 from .._journal.store import RunKey, Store
@@ -111,17 +111,16 @@ async def _chains(
     """
     waiting: dict[bytes, Entries] = {}
     oldest = min(sequence for sequences in dropped.values() for sequence in sequences)
-    pages = read_pages(store, run_key.run_id, run_key.generation, stream_log.key, limit=PAGE)
-    async with aclosing(pages):
-        async for records in pages:
-            for sequence, record in records:
-                frame = decode_frame(record.state) if record.state else None
-                if frame is not None and frame.lineage in dropped:
-                    waiting.setdefault(frame.lineage, []).append((sequence, record))
-                    if frame.is_full:  # a rewind may have started from it again: read on
-                        yield frame.lineage, waiting.pop(frame.lineage)[::-1]
-                if sequence <= oldest and not waiting:
-                    return
+    records = iter_records(store, run_key.run_id, run_key.generation, stream_log.key, limit=PAGE)
+    async with aclosing(records):
+        async for sequence, record in records:
+            frame = decode_frame(record.state) if record.state else None
+            if frame is not None and frame.lineage in dropped:
+                waiting.setdefault(frame.lineage, []).append((sequence, record))
+                if frame.is_full:  # a rewind may have started from it again: read on
+                    yield frame.lineage, waiting.pop(frame.lineage)[::-1]
+            if sequence <= oldest and not waiting:
+                return
 
 
 def _parts(store: Store, digest: str, size: int) -> Iterator[bytes]:

@@ -138,11 +138,10 @@ class Redo:
                 batch_index=first,
             )
         reversal = Reversal()
-        async with aclosing(self._live_records()) as pages:
-            async for records in pages:
-                for entry in records:
-                    if entry.index in wanted:
-                        reversal.add(entry.index, entry.record)
+        async with aclosing(self._live_records()) as entries:
+            async for entry in entries:
+                if entry.index in wanted:
+                    reversal.add(entry.index, entry.record)
                 if len(reversal.indexes) == len(wanted):
                     break
         await self._revert(reversal, reason)
@@ -166,12 +165,11 @@ class Redo:
         if not wanted:
             return wanted
         reversal, oldest = Reversal(), 0
-        async with aclosing(self._live_records()) as pages:
-            async for records in pages:
-                for entry in records:
-                    if entry.index in wanted:
-                        reversal.add(entry.index, entry.record)
-                        oldest = entry.sequence
+        async with aclosing(self._live_records()) as entries:
+            async for entry in entries:
+                if entry.index in wanted:
+                    reversal.add(entry.index, entry.record)
+                    oldest = entry.sequence
                 if len(reversal.indexes) == len(wanted):
                     break
         if progress.is_ordered:
@@ -251,12 +249,11 @@ class Redo:
         Durability: when this returns the record is durable, and their outputs are in the archive.
         """
         end, cut = self.stream_log.progress.sinks[path], 0
-        async with aclosing(self._live_records()) as pages:
-            async for records in pages:
-                for entry in records:
-                    for lines in entry.record.lines:
-                        if lines.path == path and end > size:
-                            cut, end = entry.sequence, end - lines.size
+        async with aclosing(self._live_records()) as entries:
+            async for entry in entries:
+                for lines in entry.record.lines:
+                    if lines.path == path and end > size:
+                        cut, end = entry.sequence, end - lines.size
                 if end <= size:
                     break
         reason = f"{path} was shortened to {plural(size, 'byte')}"
@@ -290,7 +287,7 @@ class Redo:
         key = self.committer.run_key
         return read_pages(self.store, key.run_id, key.generation, self.stream_log.key)
 
-    def _live_records(self) -> AsyncGenerator[list[LiveRecord]]:
+    def _live_records(self) -> AsyncGenerator[LiveRecord]:
         return live_records(self.stream_log.progress, self._pages)
 
     async def _revert(self, reversal: Reversal, reason: str, **fields: Any) -> None:
@@ -350,11 +347,10 @@ class Redo:
             return
         progress, left = attrs.evolve(self.stream_log.progress, confirmed=taken), len(taken)
         records = live_records(progress, self._pages, (RecordKind.BATCH,))
-        async with aclosing(records) as pages:
-            async for entries in pages:
-                left -= len(entries)
-                for entry in entries:
-                    await self._set_aside(entry.index, entry.record.outputs)
+        async with aclosing(records):
+            async for entry in records:
+                await self._set_aside(entry.index, entry.record.outputs)
+                left -= 1
                 if left <= 0:
                     break
 

@@ -20,12 +20,34 @@ from .progress import Progress
 from .record import TROUBLE, ErrorInfo, Output, Record, RecordKind, decode_record
 from .session_record import check_facts
 from .store import RunView, Store
-from .stored import StoredRun
+from .stored import StoredRecord, StoredRun
 
 PAGE = 1_000  # records in memory at a time
 
 KILLED = "was killed"
 RUNNING = "is running"
+
+
+async def stored_pages(
+    store: Store, run_id: str, generation: int, stream: str, *, limit: int = PAGE
+) -> AsyncGenerator[tuple[StoredRecord, ...]]:
+    """The records of a stream as a store has them, newest first, a page at a time.
+
+    Args:
+        store: The store of the run.
+        run_id: The run.
+        generation: Its generation.
+        stream: The key of the stream as text.
+        limit: How many records a page has at most.
+    """
+    cursor, is_last = None, False
+    while not is_last:
+        page = await store.history(
+            run_id, stream, generation=generation, cursor=cursor, limit=limit
+        )
+        yield page.records
+        cursor = page.cursor
+        is_last = cursor is None
 
 
 async def read_pages(
@@ -39,6 +61,8 @@ async def read_pages(
 ) -> AsyncGenerator[list[tuple[int, Record]]]:
     """The records of a stream with their sequence numbers, newest first, a page at a time.
 
+    It is for work that takes many records at once; `iter_records` gives them one by one.
+
     Args:
         store: The store of the run.
         run_id: The run.
@@ -51,15 +75,28 @@ async def read_pages(
         StoreDamagedError: a record is not what was saved.
     """
     seal, text = store.seal(run_id, generation, key), encode_key(key)
-    cursor = None
-    while True:
-        page = await store.history(run_id, text, generation=generation, cursor=cursor, limit=limit)
-        if named is not None:
-            named.update(stored.sequence for stored in page.records if stored.blobs)
-        yield [(s.sequence, decode_record(seal.open(s.sequence, s.payload))) for s in page.records]
-        cursor = page.cursor
-        if cursor is None:
-            return
+    async with aclosing(stored_pages(store, run_id, generation, text, limit=limit)) as pages:
+        async for page in pages:
+            if named is not None:
+                named.update(stored.sequence for stored in page if stored.blobs)
+            yield [(s.sequence, decode_record(seal.open(s.sequence, s.payload))) for s in page]
+
+
+async def iter_records(
+    store: Store,
+    run_id: str,
+    generation: int,
+    key: StreamKey,
+    *,
+    limit: int = PAGE,
+    named: set[int] | None = None,
+) -> AsyncGenerator[tuple[int, Record]]:
+    """The records of a stream with their sequence numbers, newest first; see `read_pages`."""
+    pages = read_pages(store, run_id, generation, key, limit=limit, named=named)
+    async with aclosing(pages):
+        async for records in pages:
+            for entry in records:
+                yield entry
 
 
 @attrs.frozen
@@ -154,17 +191,14 @@ async def read_sessions(
     stored = await read_known_run(store, run_id, generation)
     sessions: list[SessionView] = []
     ends: dict[int, dict[str, Any]] = {}
-    async with aclosing(read_pages(store, run_id, stored.generation, RUN_STREAM)) as pages:
-        async for records in pages:
-            for _, record in records:
-                if record.kind not in (RecordKind.SESSION, RecordKind.END):
-                    continue
-                facts = check_facts(record.metadata, is_end=record.kind is RecordKind.END)
-                if record.kind is RecordKind.END:
-                    ends[facts["session"]] = facts
-                else:
-                    goes_on = is_running and not sessions
-                    sessions.append(_session(facts, ends.get(facts["session"]), goes_on=goes_on))
+    async with aclosing(iter_records(store, run_id, stored.generation, RUN_STREAM)) as records:
+        async for _, record in records:
+            if record.kind is RecordKind.END:
+                facts = check_facts(record.metadata, is_end=True)
+                ends[facts["session"]] = facts
+            elif record.kind is RecordKind.SESSION:
+                facts, goes_on = check_facts(record.metadata), is_running and not sessions
+                sessions.append(_session(facts, ends.get(facts["session"]), goes_on=goes_on))
     return sessions[::-1]
 
 
@@ -246,8 +280,8 @@ ReadPages = Callable[[], AsyncGenerator[list[tuple[int, Record]]]]
 
 async def live_records(
     progress: Progress, read: ReadPages, kinds: tuple[DoneKind, ...] = DONE_KINDS
-) -> AsyncGenerator[list[LiveRecord]]:
-    """The live records of some kinds, newest first, a page at a time.
+) -> AsyncGenerator[LiveRecord]:
+    """The live records of some kinds, newest first.
 
     Args:
         progress: The progress of the stream.
@@ -257,7 +291,8 @@ async def live_records(
     live = LiveRecords(progress)
     async with aclosing(read()) as pages:
         async for records in pages:
-            yield live.of(records, kinds)
+            for entry in live.of(records, kinds):
+                yield entry
 
 
 @attrs.frozen
@@ -312,10 +347,9 @@ async def read_history(
     """
     key = stream_key("key", key)
     stored = await read_known_run(store, run_id, generation)
-    async with aclosing(read_pages(store, run_id, stored.generation, key)) as pages:
-        async for records in pages:
-            for sequence, record in records:
-                yield _checkpoint(sequence, record)
+    async with aclosing(iter_records(store, run_id, stored.generation, key)) as records:
+        async for sequence, record in records:
+            yield _checkpoint(sequence, record)
 
 
 TROUBLES_OF = 50  # how many of the newest records of a stream are searched for troubles
@@ -329,16 +363,10 @@ async def read_troubles(
     Raises:
         StoreDamagedError: a record is not what was saved.
     """
-    found: list[tuple[float, str]] = []
-    pages = read_pages(store, run_id, generation, key, limit=TROUBLES_OF)
-    async with aclosing(pages):
-        async for records in pages:
-            for _, record in records:
-                text = record.metadata.get(TROUBLE) if record.kind is RecordKind.NOTE else None
-                if isinstance(text, str):
-                    found.append((record.at, text))
-            break
-    return found
+    async with aclosing(read_pages(store, run_id, generation, key, limit=TROUBLES_OF)) as pages:
+        newest = [record for _, record in await anext(pages) if record.kind is RecordKind.NOTE]
+    texts = [(record.at, record.metadata.get(TROUBLE)) for record in newest]
+    return [(at, text) for at, text in texts if isinstance(text, str)]
 
 
 async def read_history_page(

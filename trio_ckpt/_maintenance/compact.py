@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 
 import attrs
 
@@ -24,8 +25,8 @@ from .._commit.group_commit import GroupCommitter
 from .._commit.state_manager import StateCapture, StateManager
 from .._commit.stored_state import EncodedState
 from .._commit.stream_log import StreamLog
-from .._journal.history import read_pages
-from .._journal.record import Record, RecordKind, Status, decode_record
+from .._journal.history import iter_records, read_pages
+from .._journal.record import Record, RecordKind, Status
 from .._journal.store import Store
 from .._util.threads import run_blocking
 from ..state import Plan, StateFrame, tree_of
@@ -150,24 +151,15 @@ class Compaction:
         for with_snapshots in (True, False):
             chain, _ = await read_chain(self._pages(), with_snapshots=with_snapshots)
             needed.update(frame.lineage for _, frame in chain[:1])
-        key, seal, cursor = self.committer.run_key, self.stream_log.tools.seal, None
-        while True:
-            page = await self.store.history(
-                key.run_id,
-                self.stream_log.text,
-                generation=key.generation,
-                cursor=cursor,
-                limit=PAGE,
-            )
-            for stored in page.records:
-                record = decode_record(seal.open(stored.sequence, stored.payload))
+        key, stream, named = self.committer.run_key, self.stream_log.key, set[int]()
+        async with aclosing(
+            iter_records(self.store, key.run_id, key.generation, stream, limit=PAGE, named=named)
+        ) as records:
+            async for sequence, record in records:
                 if record.state:
-                    version = version_of(stored.sequence, record)
-                    is_kept = bool(stored.blobs)  # otherwise it was dropped before
+                    version = version_of(sequence, record)
+                    is_kept = sequence in named  # otherwise it was dropped before
                     versions.add_older(version if is_kept else attrs.evolve(version, blob_bytes=0))
-            cursor = page.cursor
-            if cursor is None:
-                break
         is_complete = progress.status is Status.COMPLETE
         dropped = versions.take_dropped(needed, is_complete=is_complete)
         if not dropped:

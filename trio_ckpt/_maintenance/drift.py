@@ -12,7 +12,7 @@ from typing import Literal
 
 import attrs
 
-from .._journal.history import LiveRecords, read_pages
+from .._journal.history import LiveRecords, iter_records, read_pages
 from .._journal.record import RecordKind
 from .._journal.store import RunView, Store
 from .._journal.summary import in_order
@@ -119,14 +119,10 @@ async def taken_back_since(store: Store, view: RunView, key: StreamKey) -> Index
     now = await store.read_run(view.run_id)
     if now is None or now.generation != view.generation:
         return progress.done  # the stream started again, and its outputs are in the archive
-    async with aclosing(read_pages(store, view.run_id, view.generation, key)) as pages:
-        async for records in pages:
-            for sequence, record in records:
-                if sequence > progress.sequence and record.kind in (
-                    RecordKind.REDO,
-                    RecordKind.RETRY,
-                ):
-                    back = back.union(IndexSet.from_steps(record.steps))
-            if records and records[-1][0] <= progress.sequence:
+    async with aclosing(iter_records(store, view.run_id, view.generation, key)) as records:
+        async for sequence, record in records:
+            if sequence <= progress.sequence:
                 break
+            if record.kind in (RecordKind.REDO, RecordKind.RETRY):
+                back = back.union(IndexSet.from_steps(record.steps))
     return back

@@ -18,14 +18,14 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import aclosing, closing, suppress
 from itertools import chain
 from typing import IO
 
 import attrs
 import msgspec
 
-from .._journal.history import LiveRecords
+from .._journal.history import LiveRecords, stored_pages
 from .._journal.record import Output, Record, Seal, decode_record, utc_now
 from .._journal.store import Store, StoredRecord, StreamView
 from .._util.arguments import path_text
@@ -191,26 +191,26 @@ class _Exporter:
         text, number = encode_key(stream.key), len(self.parts)
         seal = self.store.seal(self.run_id, self.generation, stream.key)
         standing, named = LiveRecords(stream.progress), dict[int, tuple[str, ...]]()
-        left, cursor, chunks = stream.progress.sequence, None, list[int]()
-        while left:
-            page = await self.store.history(
-                self.run_id, text, generation=self.generation, cursor=cursor, limit=PAGE
-            )
-            wanted = [stored for stored in page.records if stored.sequence <= left]
-            if [stored.sequence for stored in wanted] != list(range(left, left - len(wanted), -1)):
-                raise StoreDamagedError(f"a record of {text} is missing before record {left}")
-            if wanted:
-                sizes = await run_blocking(self._add_chunk, number, seal, wanted, standing)
-                named.update({s.sequence: s.blobs for s in wanted if s.blobs})
-                for digest in dict.fromkeys(digest for s in wanted for digest in s.blobs):
-                    if digest not in self._blobs:
-                        self._blobs.add(digest)
-                        await self._add_blob(digest, sizes.get(digest))
-                chunks.append(wanted[-1].sequence)
-                left -= len(wanted)
-            cursor = page.cursor
-            if left and cursor is None:
-                raise StoreDamagedError(f"record {left} of {text} is missing")
+        left, chunks = stream.progress.sequence, list[int]()
+        pages = stored_pages(self.store, self.run_id, self.generation, text, limit=PAGE)
+        async with aclosing(pages):
+            while left:
+                page = await anext(pages, None)
+                if page is None:
+                    raise StoreDamagedError(f"record {left} of {text} is missing")
+                wanted = [stored for stored in page if stored.sequence <= left]
+                expected = list(range(left, left - len(wanted), -1))
+                if [stored.sequence for stored in wanted] != expected:
+                    raise StoreDamagedError(f"a record of {text} is missing before record {left}")
+                if wanted:
+                    sizes = await run_blocking(self._add_chunk, number, seal, wanted, standing)
+                    named.update({s.sequence: s.blobs for s in wanted if s.blobs})
+                    for digest in dict.fromkeys(digest for s in wanted for digest in s.blobs):
+                        if digest not in self._blobs:
+                            self._blobs.add(digest)
+                            await self._add_blob(digest, sizes.get(digest))
+                    chunks.append(wanted[-1].sequence)
+                    left -= len(wanted)
         self._sinks.update(stream.progress.sinks)
         part = StreamPart(stream.key, stream.progress.sequence, tuple(reversed(chunks)), named)
         self.parts.append(part)

@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 import attrs
 
-from .._journal.history import read_pages
+from .._journal.history import read_pages, stored_pages
 from .._journal.record import Record, Seal, decode_record
 from .._journal.store import RunView, Store, StoredRecord
 from .._journal.summary import in_order
@@ -177,17 +177,13 @@ class _Check:
         return problems
 
     async def _stored(self, key: StreamKey) -> AsyncGenerator[tuple[StoredRecord, Record]]:
-        view, text, cursor = self.view, encode_key(key), None
-        seal: Seal = self.store.seal(view.run_id, view.generation, key)
-        while True:
-            page = await self.store.history(
-                view.run_id, text, generation=view.generation, cursor=cursor, limit=PAGE
-            )
-            for stored in page.records:
-                yield stored, decode_record(seal.open(stored.sequence, stored.payload))
-            cursor = page.cursor
-            if cursor is None:
-                return
+        run_id, generation, text = self.view.run_id, self.view.generation, encode_key(key)
+        seal: Seal = self.store.seal(run_id, generation, key)
+        pages = stored_pages(self.store, run_id, generation, text, limit=PAGE)
+        async with aclosing(pages):
+            async for page in pages:
+                for stored in page:
+                    yield stored, decode_record(seal.open(stored.sequence, stored.payload))
 
     async def _look_at_state(self, record: Record, named: Collection[str]) -> None:
         frame = decode_frame(record.state)

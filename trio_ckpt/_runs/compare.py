@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from .._journal.history import ReadPages, live_records
+from .._journal.history import DONE_KINDS, LiveRecords, ReadPages, live_records
 from .._journal.progress import Progress, add_marks, item_mark
 from .._util.errors import SourceChangedError
 from .._util.index_set import IndexSet
@@ -57,8 +57,10 @@ async def check_source(
         raise _changed(last, was, _SHORTER, where)
     if digests.marks == wanted:
         return
-    async with aclosing(live_records(progress, read)) as pages:
-        async for entries in pages:
+    live = LiveRecords(progress)
+    async with aclosing(read()) as pages:
+        async for records in pages:
+            entries = live.of(records, DONE_KINDS)
             items = [e for e in entries if e.record.item]  # a batch of an open end has none
             changed = [e for e in items if e.record.item != digests.of(e.index)]
             if changed:
@@ -109,11 +111,10 @@ async def _read(source: Source[Any], indexes: IndexSet) -> _Digests | None:
 
 async def _item_of(index: int, progress: Progress, read: ReadPages) -> bytes:
     """The digest of its item in the record of a batch; empty: there is none."""
-    async with aclosing(live_records(progress, read)) as pages:
-        async for entries in pages:
-            for entry in entries:
-                if entry.index == index:
-                    return entry.record.item
+    async with aclosing(live_records(progress, read)) as entries:
+        async for entry in entries:
+            if entry.index == index:
+                return entry.record.item
     return b""
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from .._journal.history import read_pages
+from .._journal.history import iter_records
 from .._journal.record import Record, RecordKind
 from .._journal.store import RunKey, RunView, Store
 from .._util.errors import StoreDamagedError
@@ -53,13 +53,12 @@ def archived_note(at: float) -> Record:
 async def left_to_archive(store: Store, view: RunView) -> list[int]:
     """The generations whose outputs a start, or a reset, has still to archive."""
     if view.generation and RUN_STREAM in view.streams:
-        pages = read_pages(store, view.run_id, view.generation, RUN_STREAM, limit=MAX_SHOWN)
-        async with aclosing(pages):
-            async for records in pages:
-                for _, record in records:
-                    word = is_archiving(record)
-                    if word is not None:
-                        return list(record.metadata[ARCHIVING]) if word else []
+        newest = iter_records(store, view.run_id, view.generation, RUN_STREAM, limit=MAX_SHOWN)
+        async with aclosing(newest) as records:
+            async for _, record in records:
+                word = is_archiving(record)
+                if word is not None:
+                    return list(record.metadata[ARCHIVING]) if word else []
     return []
 
 
@@ -144,7 +143,7 @@ async def archive_outputs(store: Store, view: RunView, outputs: OutputDir) -> No
 
 async def _recorded_paths(store: Store, view: RunView, key: StreamKey) -> set[str]:
     paths: set[str] = set()
-    async with aclosing(read_pages(store, view.run_id, view.generation, key)) as pages:
-        async for records in pages:
-            paths.update(output.path for _, record in records for output in record.outputs)
+    async with aclosing(iter_records(store, view.run_id, view.generation, key)) as records:
+        async for _, record in records:
+            paths.update(output.path for output in record.outputs)
     return paths

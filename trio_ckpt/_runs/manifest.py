@@ -24,9 +24,9 @@ import trio
 
 from .._commit.group_commit import GroupCommitter
 from .._commit.stream_outputs import OWNER_AGE_S
-from .._journal.history import live_records, read_pages
+from .._journal.history import LiveRecords, read_pages
 from .._journal.progress import Progress
-from .._journal.record import Output, RecordKind, Status
+from .._journal.record import Output, Status
 from .._journal.store import RunKey, RunView, Store
 from .._journal.summary import in_order, phase_statuses, summarize
 from .._util.errors import OutputError, StoreConflictError, StoreError, TrioCkptError
@@ -193,12 +193,12 @@ async def _outputs(
     store: Store, run_key: RunKey, key: StreamKey, progress: Progress
 ) -> AsyncGenerator[list[str]]:
     """The outputs of a stream as JSON, newest first, a page at a time."""
-    read = partial(read_pages, store, run_key.run_id, run_key.generation, key)
-    async with aclosing(live_records(progress, read, (RecordKind.BATCH,))) as pages:
-        async for entries in pages:
+    live = LiveRecords(progress)
+    async with aclosing(read_pages(store, run_key.run_id, run_key.generation, key)) as pages:
+        async for records in pages:
             lines = [
                 _dump(_entry(entry.index, output))
-                for entry in entries
+                for entry in live.of(records)
                 for output in entry.record.outputs
             ]
             if lines:

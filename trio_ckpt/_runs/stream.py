@@ -149,11 +149,11 @@ class Stream(Generic[S]):
         """
         frontier, progress = self._open_stream.frontier, self._progress
         records = live_records(progress, self._loop_cursor.read, (RecordKind.SKIP,))
-        async with aclosing(records) as pages:
-            async for entries in pages:
-                for index, record in ((entry.index, entry.record) for entry in entries):
-                    item = None if frontier is None else frontier.item(index - self.first_index)
-                    yield index, copy_plain(item), FailedAttempt(record.attempts, record.error)
+        async with aclosing(records):
+            async for entry in records:
+                item = None if frontier is None else frontier.item(entry.index - self.first_index)
+                failed = FailedAttempt(entry.record.attempts, entry.record.error)
+                yield entry.index, copy_plain(item), failed
 
     @property
     def resume_index(self) -> int:

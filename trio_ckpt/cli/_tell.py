@@ -8,7 +8,7 @@ from contextlib import aclosing
 from itertools import groupby
 from typing import Any
 
-from .._journal.history import SessionView, read_pages, read_sessions, read_troubles
+from .._journal.history import SessionView, iter_records, read_sessions, read_troubles
 from .._journal.record import TROUBLE, Record, RecordKind
 from .._journal.store import Store
 from .._journal.summary import is_over
@@ -199,11 +199,11 @@ async def tell_checkpoints(
     key = choose_stream(look.keys, stream)
     found: list[tuple[int, Record]] = []
     generation = look.view.generation
-    pages = read_pages(store, look.run_id, generation, key, limit=min(limit, 1_000))
-    async with aclosing(pages):
-        async for page in pages:
-            found += page[: limit - len(found)]
-            if len(found) >= limit:
+    records = iter_records(store, look.run_id, generation, key, limit=min(limit, 1_000))
+    async with aclosing(records):
+        async for entry in records:
+            found.append(entry)
+            if len(found) == limit:
                 break
     more = max(0, look.parts[key].sequence - len(found))
     document = {

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
-from ..._journal.history import read_pages
+from ..._journal.history import iter_records
 from ..._journal.progress import Progress
 from ..._journal.record import ErrorInfo, Record, RecordKind, Status, describe_error
 from ..._journal.store import Store
@@ -124,24 +124,22 @@ async def _send_new(
     missing = len(progress.done) - len(sent)
     if missing <= 0:
         return
-    pages = read_pages(
+    records = iter_records(
         foreman.store, attach.job_id, generation, ITEMS_STREAM, limit=min(1_000, missing + EXTRA)
     )
-    async with aclosing(pages):
-        async for records in pages:
-            for _, record in records:
-                index = record.index
-                is_last_word = record.kind in (RecordKind.BATCH, RecordKind.SKIP)
-                if index is None or not is_last_word or not progress.is_done(index):
-                    continue
-                if sent.add(index):
-                    link.send(_result(attach, index, record))
-                    missing -= 1
-                    await link.drain()
-            if missing <= 0:
-                return
-    if missing > 0:
-        raise StoreDamagedError(f"{missing} results of {attach.job_id} are not in its history")
+    async with aclosing(records):
+        async for _, record in records:
+            index = record.index
+            is_last_word = record.kind in (RecordKind.BATCH, RecordKind.SKIP)
+            if index is None or not is_last_word or not progress.is_done(index):
+                continue
+            if sent.add(index):
+                link.send(_result(attach, index, record))
+                missing -= 1
+                await link.drain()
+                if missing <= 0:
+                    return
+    raise StoreDamagedError(f"{missing} results of {attach.job_id} are not in its history")
 
 
 def _result(attach: AttachJob, index: int, record: Record) -> JobResult:
@@ -173,11 +171,10 @@ async def _details_of(
     """Read what was stored with the newest failed attempt at an item."""
     if index is None:
         return NO_DETAILS
-    async with aclosing(read_pages(store, job_id, generation, ITEMS_STREAM)) as pages:
-        async for records in pages:
-            for _, record in records:
-                if record.kind in (RecordKind.ATTEMPT, RecordKind.SKIP) and record.index == index:
-                    return record.metadata
+    async with aclosing(iter_records(store, job_id, generation, ITEMS_STREAM)) as records:
+        async for _, record in records:
+            if record.kind in (RecordKind.ATTEMPT, RecordKind.SKIP) and record.index == index:
+                return record.metadata
     return NO_DETAILS
 
 

@@ -17,11 +17,13 @@ import hashlib
 import mmap
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import aclosing
 from typing import IO, Any
 
 import attrs
 import msgspec
 
+from ..._journal.history import stored_pages
 from ..._journal.record import Seal
 from ..._journal.store import Checkpoint, Fold, HistoryPage, RunKey, Store, StoredRecord, StoredRun
 from ..._util.errors import SaveOutcomeUnknownError, StoreError
@@ -183,15 +185,14 @@ class StoreProxy:
     async def _newest(self, run: RunKey, stream: str, first: int) -> list[StoredRecord]:
         """The records of a stream from a sequence on, newest first."""
         found: list[StoredRecord] = []
-        cursor = None
-        while True:
-            page = await self.store.history(
-                self.run_id, stream, generation=run.generation, cursor=cursor, limit=100
-            )
-            found += [record for record in page.records if record.sequence >= first]
-            cursor = page.cursor
-            if cursor is None or page.records[-1].sequence <= first:
-                return found
+        async with aclosing(
+            stored_pages(self.store, self.run_id, run.generation, stream, limit=100)
+        ) as pages:
+            async for page in pages:
+                found += [record for record in page if record.sequence >= first]
+                if page and page[-1].sequence <= first:
+                    break
+        return found
 
     # -- reads --------------------------------------------------------------------------------
 

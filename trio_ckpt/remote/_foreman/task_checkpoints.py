@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import msgspec
 
-from ..._journal.history import read_pages
+from ..._journal.history import iter_records
 from ..._journal.record import TROUBLE, Record, RecordKind
 from ..._journal.store import Store
 from ...state import decode_frame, frame_digest
@@ -156,9 +156,8 @@ async def read_facts(store: Store, task_id: str) -> TaskFacts:
     stored = await store.read_run(task_id)
     reading = _Reading()
     if stored is not None:
-        pages = read_pages(store, task_id, stored.generation, TASK_STREAM)
-        async with aclosing(pages):
-            async for records in pages:
-                for sequence, record in records:
-                    reading.add(sequence, record)
+        records = iter_records(store, task_id, stored.generation, TASK_STREAM)
+        async with aclosing(records):
+            async for sequence, record in records:
+                reading.add(sequence, record)
     return reading.facts()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import attrs
 import msgspec
 
-from ..._journal.history import read_pages
+from ..._journal.history import iter_records
 from ..._journal.record import Record, RecordKind, Status
 from ..._journal.store import RunView, Store
 from ..._util.arguments import flag, mapping, one_of, seconds, several, shown, text, whole_number
@@ -250,11 +250,10 @@ async def read_submission(store: Store, job_id: str) -> JobSubmission | None:
     if stored is None:
         return None
     newest: dict[str, Any] = {}
-    async with aclosing(read_pages(store, job_id, stored.generation, JOB_STREAM)) as pages:
-        async for records in pages:
-            for _, record in records:
-                if record.kind is RecordKind.FINISH:
-                    newest = newest or record.metadata
-                if record.kind is RecordKind.BATCH:
-                    return JobSubmission.from_plain({**record.metadata, **newest})
+    async with aclosing(iter_records(store, job_id, stored.generation, JOB_STREAM)) as records:
+        async for _, record in records:
+            if record.kind is RecordKind.FINISH:
+                newest = newest or record.metadata
+            if record.kind is RecordKind.BATCH:
+                return JobSubmission.from_plain({**record.metadata, **newest})
     return None
