@@ -13,15 +13,12 @@ from typing import Any
 import pytest
 import trio
 
+from tests.opening import begin
 from trio_ckpt import Batch, Frontier, Run, monitor, open_run, run_batches
 from trio_ckpt.engines import map_tasks
 from trio_ckpt.stores import MemoryStore, open_store
 
 NO_PATH = (5, None, b"a.json", ["a.json"])
-
-
-def begin(tmp_path: Path) -> Any:
-    return open_run("r", store=MemoryStore(), output_dir=tmp_path, handle_signals=False)
 
 
 OUTPUTS: dict[str, Callable[[Batch[Any], Any], Any]] = {
@@ -34,7 +31,7 @@ OUTPUTS: dict[str, Callable[[Batch[Any], Any], Any]] = {
 @pytest.mark.parametrize("name", OUTPUTS)
 @pytest.mark.parametrize("path", NO_PATH, ids=repr)
 async def test_what_is_not_a_path_is_not_written(name: str, path: Any, tmp_path: Path) -> None:
-    async with begin(tmp_path) as run, run.open_stream("s") as stream:
+    async with begin(output_dir=tmp_path) as run, run.open_stream("s") as stream:
         async for batch in stream.batches(range(1)):
             with pytest.raises(TypeError, match=r"^path must be a path, a str or a pathlib.Path, "):
                 await OUTPUTS[name](batch, path)
@@ -47,7 +44,7 @@ async def test_what_is_not_a_path_is_not_written(name: str, path: Any, tmp_path:
 
 @pytest.mark.parametrize("data", ["a", 5, None, ["a"]], ids=repr)
 async def test_what_is_not_bytes_is_not_written_as_bytes(data: Any, tmp_path: Path) -> None:
-    async with begin(tmp_path) as run, run.open_stream("s") as stream:
+    async with begin(output_dir=tmp_path) as run, run.open_stream("s") as stream:
         async for batch in stream.batches(range(1)):
             with pytest.raises(TypeError, match=r"^data must be bytes or a buffer of them, not "):
                 await batch.write_bytes("a", data)
@@ -74,14 +71,14 @@ async def test_only_a_bool_says_whether_a_store_is_made(create: Any, tmp_path: P
 
 @pytest.mark.parametrize("parts", [(("a",),), (5,), ("a", None)], ids=repr)
 async def test_parts_of_a_group_are_text(parts: Any, tmp_path: Path) -> None:
-    async with begin(tmp_path) as run:
+    async with begin(output_dir=tmp_path) as run:
         with pytest.raises(TypeError, match=r"^a part of parts must be a str, not "):
             run.group(*parts)
 
 
 @pytest.mark.parametrize("indexes", [5, "0", ["x"], [1.5], [-1], [True]], ids=repr)
 async def test_what_are_no_indexes_is_not_waited_for(indexes: Any, tmp_path: Path) -> None:
-    async with begin(tmp_path) as run, run.open_stream("s"):
+    async with begin(output_dir=tmp_path) as run, run.open_stream("s"):
         with trio.fail_after(5), pytest.raises((TypeError, ValueError), match="indexes must be"):
             await run.wait_confirmed(("s",), indexes)
 
@@ -98,14 +95,14 @@ async def point_of(run: Run, label: Any) -> None:
 
 @pytest.mark.parametrize("label", [5, None, b"a", "x" * 201, "\ud800"], ids=repr)
 async def test_a_label_that_cannot_be_kept_is_refused(label: Any, tmp_path: Path) -> None:
-    async with begin(tmp_path) as run:
+    async with begin(output_dir=tmp_path) as run:
         await point_of(run, label)
         assert run.exit_code == 0
 
 
 @pytest.mark.parametrize("path_of", [5, "a.json", None])
 async def test_paths_come_of_a_function(path_of: Any, tmp_path: Path) -> None:
-    async with begin(tmp_path) as run, run.open_stream("s") as stream:
+    async with begin(output_dir=tmp_path) as run, run.open_stream("s") as stream:
         with pytest.raises(TypeError, match=r"^path_of must be a function, not "):
             await stream.rescan(path_of, total=3)
 
@@ -120,7 +117,7 @@ async def test_a_handler_that_is_not_async_is_named(tmp_path: Path) -> None:
     def handle(batch: Batch[int]) -> None:
         batch.complete()
 
-    async with begin(tmp_path) as run, run.open_stream("s", on_fail="record") as stream:
+    async with begin(output_dir=tmp_path) as run, run.open_stream("s", on_fail="record") as stream:
         with pytest.raises(TypeError, match=r"^handler must be an async function: it returned N"):
             await run_batches(stream, range(1), handle)  # type: ignore[arg-type]
 

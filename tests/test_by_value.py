@@ -20,6 +20,7 @@ import trio.testing
 from hypothesis import given, settings, strategies as st
 
 from tests.journal.test_record import TEXT
+from tests.opening import begin
 from tests.util.test_plain import VALUES, spoil, told
 from trio_ckpt import (
     Batch,
@@ -31,7 +32,6 @@ from trio_ckpt import (
     RunStoppedError,
     Status,
     Stream,
-    open_run,
     read_history,
     run_batches,
 )
@@ -41,10 +41,6 @@ from trio_ckpt.stores import MemoryStore
 
 AGAIN = RetryTable((RetryRule((OSError,), attempts=3, backoff_s=0),))
 PAGES = {None: ("a", 1), 1: ("b", 2), 2: ("c", 3), 3: ("d", None)}
-
-
-def begin(store: Any, **settings: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | settings)
 
 
 async def is_sound(store: MemoryStore) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import trio
 
-from trio_ckpt import Run, RunStoppedError, StreamFailedError, open_run
+from tests.opening import begin
+from trio_ckpt import Run, RunStoppedError, StreamFailedError
 from trio_ckpt._journal.run_status import read_run_status
 from trio_ckpt.stores import MemoryStore
 
@@ -116,7 +117,7 @@ async def play(store: MemoryStore, programs: list[Program]) -> int:
     """What a command would exit with."""
     run: Any = None
     try:
-        async with open_run("r", store=store, handle_signals=False) as run:
+        async with begin(store) as run:
             for program in programs:
                 await program(run)
     except RunStoppedError as stopped:
@@ -144,7 +145,7 @@ async def test_the_run_and_its_readers_outside_say_one_code(
 
 async def test_a_run_that_was_killed_before_its_first_batch_is_not_done() -> None:
     store = MemoryStore()
-    async with open_run("r", store=store, handle_signals=False):
+    async with begin(store):
         assert await from_outside(store) == 75
         crashed = store.after_crash()
     assert await from_outside(crashed) == 75
@@ -173,7 +174,7 @@ async def test_a_service_that_restarts_on_75_comes_to_an_end() -> None:
         code = await play(store, [collect])
         starts += 1
     assert (starts, code) == (4, 69)
-    async with open_run("r", store=store, retry_failed=True, handle_signals=False) as run:
+    async with begin(store, retry_failed=True) as run:
         assert run.exit_code == 69
         await complete(run, "s1")
         assert run.exit_code == 0
@@ -182,7 +183,7 @@ async def test_a_service_that_restarts_on_75_comes_to_an_end() -> None:
 async def test_a_stream_that_failed_for_good_is_refused_and_the_code_is_69() -> None:
     store = MemoryStore()
     assert await play(store, [fail_for_good]) == 69
-    async with open_run("r", store=store, handle_signals=False) as run:
+    async with begin(store) as run:
         with pytest.raises(StreamFailedError, match="retry_failed"):
             await complete(run, "gone")
     assert run.exit_code == await from_outside(store) == 69

@@ -14,7 +14,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trio_ckpt import Batch, Frontier, RetryRule, RetryTable, Run, open_run, run_batches
+from tests.opening import begin
+from trio_ckpt import Batch, Frontier, RetryRule, RetryTable, Run, run_batches
 
 
 class Steps(trio.abc.Instrument):
@@ -24,10 +25,6 @@ class Steps(trio.abc.Instrument):
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self.taken += 1
-
-
-def begin() -> Any:
-    return open_run("r", store="memory:", handle_signals=False)
 
 
 Program = Callable[[Run, int], Awaitable[None]]
@@ -190,7 +187,7 @@ async def test_a_retry_that_is_due_earlier_than_others_is_not_late(
 
 async def test_a_waiter_is_told_of_batches_that_were_adopted(tmp_path: Any) -> None:
     (tmp_path / "0").write_text("found")
-    async with open_run("r", store="memory:", output_dir=tmp_path, handle_signals=False) as run:
+    async with begin(output_dir=tmp_path) as run:
         async with run.open_stream("s") as stream, trio.open_nursery() as nursery:
             nursery.start_soon(run.wait_confirmed, stream, [0])
             await trio.testing.wait_all_tasks_blocked()

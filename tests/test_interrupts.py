@@ -23,6 +23,7 @@ from tests.interrupts import (
     interrupt_at,
     no_memory,
 )
+from tests.opening import begin
 from trio_ckpt._commit.group_commit import GroupCommitter
 from trio_ckpt.testing import World, make_clock
 
@@ -37,15 +38,12 @@ async def waits(token: Any) -> None:
         await token.wait()
 
 
-def begin(world: Any) -> Any:
-    return trio_ckpt.open_run(
-        "run", store=world.store, output_dir=world.output_dir, handle_signals=False
-    )
-
-
 async def collect(world: World) -> None:
     """A loop with a state, outputs, lines and snapshots, and others who wait for it."""
-    async with trio.open_nursery() as outside, begin(world) as run:
+    async with (
+        trio.open_nursery() as outside,
+        begin(world.store, "run", output_dir=world.output_dir) as run,
+    ):
         await run.add_streams([("pages",), ("more",)])
         async with trio.open_nursery() as inside:
             inside.start_soon(run.wait_confirmed, ("pages",), range(PAGES))
@@ -77,7 +75,7 @@ async def crawl(world: World) -> None:
     frontier = trio_ckpt.Frontier(["a", "b"])
     async with (
         trio.open_nursery() as outside,
-        begin(world) as run,
+        begin(world.store, "run", output_dir=world.output_dir) as run,
         run.open_stream("crawl", state=frontier, retry=table) as stream,
     ):
 
@@ -103,7 +101,7 @@ def check_crawled(world: World) -> None:
 
 async def change(world: World) -> None:
     """Phases, and batches that are re-queued."""
-    async with begin(world) as run:
+    async with begin(world.store, "run", output_dir=world.output_dir) as run:
         async with run.phase("first"):
             await trio.sleep(1)
         for _ in range(2):

@@ -22,6 +22,7 @@ import trio
 from trio.testing import MockClock
 
 import trio_ckpt
+from tests.opening import begin
 from trio_ckpt import Batch, RetryRule, RetryTable, Status, open_run, run_batches
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import MemoryStore
@@ -81,7 +82,7 @@ async def run_stage(
         begun.append(batch.index)
         await work(batch)
 
-    async with open_run("book", store=store, output_dir=folder, handle_signals=False) as run:
+    async with begin(store, "book", output_dir=folder) as run:
         async with run.open_stream("stage", first_index=1, **settings) as stream:
             await run_batches(stream, range(1, PAGES + 1), handle, end=end)
     return begun
@@ -166,9 +167,7 @@ async def test_summary_02_finds_outputs_that_no_record_names(tmp_path: Path) -> 
     """The store was lost, the files are there: valid ones are found, adopted only if asked."""
     await run_stage(MemoryStore(), tmp_path, validate=Page)
     (tmp_path / name_of(3)).write_text('{"page": 3}')
-    async with open_run(
-        "book", store=MemoryStore(), output_dir=tmp_path, handle_signals=False
-    ) as run:
+    async with begin(MemoryStore(), "book", output_dir=tmp_path) as run:
         async with run.open_stream("stage", first_index=1, validate=Page) as stream:
             assert await stream.rescan(name_of, total=PAGES) == [1, 2, 4, 5, 6]
             assert stream.remaining(total=PAGES) == [1, 2, 3, 4, 5, 6]
@@ -183,7 +182,7 @@ async def test_summary_03_accumulates_costs_across_runs(tmp_path: Path) -> None:
     sessions = [(2, 4.25), (4, 0.60), (6, 0.25)]
     shown = []
     for end, price in sessions:
-        async with open_run("book", store=store, output_dir=tmp_path, handle_signals=False) as run:
+        async with begin(store, "book", output_dir=tmp_path) as run:
             async with run.open_stream("stage", first_index=1) as stream:
 
                 async def handle(batch: Batch[int], price: float = price) -> None:
@@ -215,7 +214,7 @@ async def test_summary_03_what_failed_was_spent_too(tmp_path: Path) -> None:
     assert progress.spent["cost_usd"].value == 7
     assert progress.totals["cost_usd"].value == 6
 
-    async with open_run("book", store=store, output_dir=tmp_path, handle_signals=False) as run:
+    async with begin(store, "book", output_dir=tmp_path) as run:
         async with run.open_stream("stage", first_index=1) as stream:
             await stream.redo([2, 5], reason="they look odd")
             await run_batches(stream, range(1, PAGES + 1), work)
@@ -260,7 +259,7 @@ async def test_summary_05_thread_safe_for_parallel_workers(tmp_path: Path) -> No
     async def handle(batch: Batch[int]) -> None:
         await trio.to_thread.run_sync(work_in_thread, batch)
 
-    async with open_run("book", store=store, output_dir=tmp_path, handle_signals=False) as run:
+    async with begin(store, "book", output_dir=tmp_path) as run:
         async with run.open_stream("stage", first_index=1, validate=Page) as stream:
             await run_batches(stream, range(1, pages + 1), handle, concurrency=8)
     progress = await progress_of(store)
@@ -292,7 +291,7 @@ async def test_summary_07_preserves_partial_progress_on_failures(tmp_path: Path)
 
     async def stage() -> list[int]:
         begun = []
-        async with open_run("book", store=store, output_dir=tmp_path, handle_signals=False) as run:
+        async with begin(store, "book", output_dir=tmp_path) as run:
             async with run.open_stream("stage", first_index=1) as stream:
                 async for batch in stream.batches(range(1, PAGES + 1)):
                     begun.append(batch.index)
@@ -338,7 +337,7 @@ async def test_summary_08_uses_atomic_updates(tmp_path: Path) -> None:
     assert seen == [f'{{"page":{page},"text":"draft"}}\n' for page in (1, 1, 2, 2)]
     assert pages_in(tmp_path) == [name_of(1), name_of(2)]
 
-    async with open_run("book", store=store, output_dir=tmp_path, handle_signals=False):
+    async with begin(store, "book", output_dir=tmp_path):
         killed = store.after_crash()
     orphan = tmp_path / f".{name_of(3)}.ckpt-tmp-0123456789abcdef"
     orphan.write_bytes(b'{"page": 3, "te')
@@ -370,7 +369,7 @@ async def test_summary_10_records_metadata(tmp_path: Path, autojump_clock: MockC
     """What the stage says of itself, and what is added: duration, counts, when."""
     store = MemoryStore()
     for end, minutes in ((2, 5), (None, 10)):
-        async with open_run("book", store=store, output_dir=tmp_path, handle_signals=False) as run:
+        async with begin(store, "book", output_dir=tmp_path) as run:
             async with run.open_stream("stage", first_index=1) as stream:
 
                 async def handle(batch: Batch[int], minutes: int = minutes) -> None:
@@ -400,9 +399,7 @@ async def test_a_fresh_start_begins_again_and_keeps_the_old(tmp_path: Path) -> N
     """The seed's `reset()` when a resume is not wanted; nothing is deleted."""
     store = MemoryStore()
     await run_stage(store, tmp_path)
-    async with open_run(
-        "book", store=store, output_dir=tmp_path, fresh=True, handle_signals=False
-    ) as run:
+    async with begin(store, "book", output_dir=tmp_path, fresh=True) as run:
         async with run.open_stream("stage", first_index=1) as stream:
             assert stream.remaining(total=PAGES) == [1, 2, 3, 4, 5, 6]
     assert len(list((tmp_path / ".archive").rglob("page-*.json"))) == PAGES
@@ -412,7 +409,7 @@ async def test_remaining_pages_of_a_range(tmp_path: Path) -> None:
     """The seed's `get_remaining_pages(total_pages, start_page, end_page)`."""
     store = MemoryStore()
     assert await run_stage(store, tmp_path, end=2) == [1, 2]
-    async with open_run("book", store=store, output_dir=tmp_path, handle_signals=False) as run:
+    async with begin(store, "book", output_dir=tmp_path) as run:
         async with run.open_stream("stage", first_index=1) as stream:
             assert stream.remaining(total=PAGES) == [3, 4, 5, 6]
             assert stream.remaining(total=PAGES, start=2, end=4) == [3, 4]

@@ -23,17 +23,14 @@ import trio.testing
 from trio.testing import MockClock
 
 import trio_ckpt
-from trio_ckpt import NotEncodableError, Run, StoreDamagedError, open_run
+from tests.opening import begin
+from trio_ckpt import NotEncodableError, Run, StoreDamagedError
 from trio_ckpt.abc import INLINE_LIMIT_BYTES
 from trio_ckpt.state._arrays import compress, engine as _arrays
 from trio_ckpt.state._arrays.dirty_pages import Untracked
 from trio_ckpt.state._tree.identity import ArrayLeaf
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Delay, FaultyStore
-
-
-def begin(store: Any, **settings: Any) -> Any:
-    return open_run("task", store=store, **{"handle_signals": False, **settings})
 
 
 async def die_in_body(
@@ -140,7 +137,7 @@ async def test_edge_case_3_stale_checkpoints(monkeypatch: pytest.MonkeyPatch) ->
                 batch.complete(last=batch.index == 2)
     assert await resumed(store, {"done": 0}) == {"done": 3}
 
-    view = await store.load_run("task")
+    view = await store.load_run("r")
     assert view is not None
     updated_at = view.streams["s",].progress.updated_at
     assert updated_at is not None
@@ -149,7 +146,7 @@ async def test_edge_case_3_stale_checkpoints(monkeypatch: pytest.MonkeyPatch) ->
     async with begin(store, fresh=is_stale) as run:
         async with run.open_stream("s", state={"done": 0}) as stream:
             assert stream.state == {"done": 0}
-    assert await store.load_run("task", generation=0) is not None
+    assert await store.load_run("r", generation=0) is not None
 
 
 def grow(state: Any) -> None:
@@ -193,7 +190,7 @@ async def test_edge_case_4_missing_delta_files(
     folder = tmp_path / "task.ckpt"
     await work_large(folder, 5)
     store = await open_store(folder)
-    history = await store.history("task", '["s"]')
+    history = await store.history("r", '["s"]')
     await store.aclose()
     names = [record.blobs[0] for record in history.records if record.blobs]
     assert len(names) >= 5
@@ -417,7 +414,7 @@ async def test_edge_case_10_at_the_gate_the_batch_fails(monkeypatch: pytest.Monk
     assert isinstance(failed.value.__cause__, MemoryError)
     monkeypatch.undo()
     assert len(told) == 1
-    view = await store.load_run("task")
+    view = await store.load_run("r")
     assert view is not None
     assert list(view.streams["s",].progress.confirmed) == [0]
     found = await resumed(store, {"n": 0, "a": np.zeros(50_000)})
@@ -442,7 +439,7 @@ async def test_example_1_simple_stateless_function() -> None:
             await trio_ckpt.run_batches(stream, [1, 2, 3, 4, 5], process, concurrency=2)
             assert stream.statistics().state is None
     assert sorted(results.values()) == [1, 4, 9, 16, 25]
-    pages = trio_ckpt.read_history(store, "task", ("square",))
+    pages = trio_ckpt.read_history(store, "r", ("square",))
     history = [checkpoint async for checkpoint in pages]
     assert {c.kind for c in history} <= {"batch", "finish"}
     assert sum(c.state_bytes for c in history) == 0
@@ -509,7 +506,7 @@ async def test_example_2_in_a_store_that_another_process_reads(
         async with begin(tmp_path / "ml.ckpt") as run:
             await train_model(run, die_at=9)
     store = await open_store(tmp_path / "ml.ckpt")
-    history = [c async for c in trio_ckpt.read_history(store, "task", ("train",))]
+    history = [c async for c in trio_ckpt.read_history(store, "r", ("train",))]
     await store.aclose()
     labels = [c.metadata["label"] for c in history if c.kind == "snapshot"]
     assert labels

@@ -23,6 +23,7 @@ import trio
 from trio.testing import MockClock
 
 import trio_ckpt
+from tests.opening import begin
 from trio_ckpt import (
     ConfigChangedError,
     RetryRule,
@@ -34,7 +35,6 @@ from trio_ckpt import (
     StreamFailedError,
     Then,
     UnknownStreamError,
-    open_run,
 )
 from trio_ckpt.stores import MemoryStore, open_store
 
@@ -50,10 +50,6 @@ class ForbiddenError(Exception):
 
 class RateLimitError(Exception):
     """429."""
-
-
-def begin(store: Any, **settings: Any) -> Any:
-    return open_run("github", store=store, **{"handle_signals": False, **settings})
 
 
 def fetch_page(page: int) -> list[dict[str, int]]:
@@ -87,7 +83,7 @@ async def collect_all(run: Run, keys: Iterable[tuple[str, ...]] = STREAMS) -> No
 
 
 async def progress_of(store: MemoryStore, *key: str) -> trio_ckpt.Progress:
-    view = await store.load_run("github")
+    view = await store.load_run("r")
     assert view is not None
     return view.streams[key].progress
 
@@ -120,10 +116,10 @@ async def test_load() -> None:
 async def test_exists() -> None:
     """Whether there is something to resume: before opening from the store, then from the run."""
     store = MemoryStore()
-    assert await store.load_run("github") is None
+    assert await store.load_run("r") is None
     async with begin(store) as run:
         assert run.found.sessions == 0
-    assert await store.load_run("github") is not None
+    assert await store.load_run("r") is not None
     async with begin(store) as run:
         assert run.found.sessions == 1
 
@@ -301,7 +297,7 @@ async def test_update_progress(tmp_path: Path) -> None:
     async with begin(store, output_dir=tmp_path) as run:
         async with run.open_stream(*STREAMS[0], first_index=1) as stream:
             async for batch in stream.batches():
-                crashed = await store.after_crash().load_run("github")
+                crashed = await store.after_crash().load_run("r")
                 saved = crashed.streams.get(STREAMS[0]) if crashed is not None else None
                 lines = tmp_path / "pulls.jsonl"
                 written = lines.read_text().count("\n") if lines.exists() else 0
@@ -337,7 +333,7 @@ async def test_mark_repo_endpoint_complete() -> None:
         async with run.open_stream("by nothing") as stream:
             async with stream.open_batch() as batch:
                 batch.complete()
-    view = await store.load_run("github")
+    view = await store.load_run("r")
     assert view is not None
     ends = {"/".join(key): entry.progress.status for key, entry in view.streams.items() if key}
     assert ends.pop("by nothing") is Status.INTERRUPTED
@@ -502,7 +498,7 @@ async def test_install_signal_handlers(number: int, autojump_clock: MockClock) -
 OWNER = """
 import sys, trio, trio_ckpt
 async def main():
-    async with trio_ckpt.open_run("github", store=sys.argv[1]):
+    async with trio_ckpt.open_run("r", store=sys.argv[1]):
         print("owns it", flush=True)
         await trio.sleep_forever()
 trio.run(main)
@@ -519,7 +515,7 @@ def test_context_manager_and_locking(tmp_path: Path) -> None:
 
     async def read() -> bool:
         store = await open_store(path)
-        is_there = await store.load_run("github") is not None
+        is_there = await store.load_run("r") is not None
         await store.aclose()
         return is_there
 

@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.opening import begin
 from trio_ckpt import (
     Batch,
     BatchCancelledError,
@@ -21,17 +22,12 @@ from trio_ckpt import (
     RunStoppedError,
     Status,
     Then,
-    open_run,
     run_batches,
 )
 from trio_ckpt.stores import MemoryStore
 
 SKIPS = RetryTable([RetryRule((Exception,), attempts=1, then=Then.SKIP)])
 GRACE_S = 5
-
-
-def begin(store: MemoryStore) -> Any:
-    return open_run("r", store=store, handle_signals=False, grace_s=GRACE_S)
 
 
 Settle = Callable[[Batch[Any], BaseException], bool]
@@ -54,7 +50,7 @@ async def wait_for_another(run: Run) -> None:
 
 async def check_left(store: MemoryStore) -> None:
     """The batch was neither failed nor skipped, and its next attempt is its first."""
-    async with begin(store) as run:
+    async with begin(store, grace_s=GRACE_S) as run:
         assert run.found.skipped == run.found.to_retry == 0
         async with run.open_stream("outer") as stream:
             async for batch in stream.batches(range(2)):
@@ -69,7 +65,7 @@ async def test_a_stop_that_a_body_fails_its_batch_with_is_left_out(
 ) -> None:
     store = MemoryStore()
     with pytest.raises(RunStoppedError):
-        async with begin(store) as run:
+        async with begin(store, grace_s=GRACE_S) as run:
             async with run.open_stream("outer", retry=SKIPS) as stream:
                 async for batch in stream.batches(range(2)):
                     try:
@@ -84,7 +80,7 @@ async def test_a_cancellation_that_a_body_fails_its_batch_with_is_left_out(
     settle: Settle, autojump_clock: trio.testing.MockClock
 ) -> None:
     store = MemoryStore()
-    async with begin(store) as run:
+    async with begin(store, grace_s=GRACE_S) as run:
         async with run.open_stream("outer", retry=SKIPS) as stream:
             with trio.move_on_after(1):
                 async for batch in stream.batches(range(2)):
@@ -102,7 +98,7 @@ async def test_a_handler_that_fails_its_batch_with_a_stop_leaves_it(
 ) -> None:
     store = MemoryStore()
     with pytest.raises(RunStoppedError):
-        async with begin(store) as run:
+        async with begin(store, grace_s=GRACE_S) as run:
 
             async def handle(batch: Batch[int]) -> None:
                 try:
@@ -126,7 +122,7 @@ async def test_who_waits_for_such_a_batch_learns_that_it_was_cancelled(
         told.append("token")
 
     with pytest.raises(RunStoppedError):
-        async with begin(MemoryStore()) as run, trio.open_nursery() as nursery:
+        async with begin(MemoryStore(), grace_s=GRACE_S) as run, trio.open_nursery() as nursery:
             async with run.open_stream("outer") as stream:
                 async for batch in stream.batches(range(1)):
                     nursery.start_soon(wait, batch)
@@ -153,11 +149,11 @@ async def test_what_is_no_stop_fails_the_batch(error: BaseException) -> None:
     """Also what ends a program, where a body catches it and calls it a failure."""
     store = MemoryStore()
     with pytest.raises(BatchFailedError):
-        async with begin(store) as run:
+        async with begin(store, grace_s=GRACE_S) as run:
             async with run.open_stream("outer") as stream:
                 async for batch in stream.batches(range(2)):
                     batch.fail(error)
-    async with begin(store) as run:
+    async with begin(store, grace_s=GRACE_S) as run:
         assert run.found.to_retry == 1
 
 
@@ -165,7 +161,7 @@ async def test_a_wait_that_a_body_gives_up_on_may_fail_the_batch(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     with pytest.raises(BatchFailedError):
-        async with begin(MemoryStore()) as run:
+        async with begin(MemoryStore(), grace_s=GRACE_S) as run:
             async with run.open_stream("outer") as stream:
                 async for batch in stream.batches(range(2)):
                     with trio.move_on_after(1):
@@ -186,8 +182,11 @@ async def test_a_rule_that_raises_fails_its_batch_alone(error: BaseException) ->
     table = RetryTable([RetryRule((ValueError,), when=when)])
     store = MemoryStore()
     with pytest.raises(BatchFailedError, match="of the batch"):
-        async with begin(store) as run, run.open_stream("outer", retry=table) as stream:
+        async with (
+            begin(store, grace_s=GRACE_S) as run,
+            run.open_stream("outer", retry=table) as stream,
+        ):
             async for batch in stream.batches(range(2)):
                 batch.fail(ValueError("of the batch"))
-    async with begin(store) as run:
+    async with begin(store, grace_s=GRACE_S) as run:
         assert run.found.to_retry == 1

@@ -13,17 +13,14 @@ import pytest
 import trio
 import trio.testing
 
-from trio_ckpt import RetryRule, RetryTable, RunStatistics, Status, StreamStatistics, open_run
+from tests.opening import begin
+from trio_ckpt import RetryRule, RetryTable, RunStatistics, Status, StreamStatistics
 from trio_ckpt._commit.open_stream import OpenStream
 from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.statistics import resume_line
 from trio_ckpt._util.exact_sum import add_amounts
 from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.stores import MemoryStore
-
-
-def begin(store: Any, **options: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | options)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from tests.cli.tools import Terminal, make_damaged, make_gh, make_run
+from tests.opening import begin
 from tests.remote.site import F, open_site
-from trio_ckpt import open_run
 from trio_ckpt._maintenance import doctor
 from trio_ckpt._maintenance.doctor import Verdict, examine, file_system_of, judge_fsync
 from trio_ckpt.cli._doctor import _store_findings
@@ -140,7 +140,7 @@ def test_a_long_chain_of_states_is_told_with_what_merges_it(run: Terminal, tmp_p
     async def save(count: int) -> None:
         state = {"table": dict.fromkeys(map(str, range(20_000)), 0)}  # large: a chain
         async with (
-            open_run("r", store=tmp_path / "s", handle_signals=False) as opened,
+            begin(tmp_path / "s") as opened,
             opened.open_stream("s", state=state) as stream,
         ):
             for number in range(count):

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from tests.cli.tools import Terminal
+from tests.opening import begin
 from trio_ckpt import open_run
 from trio_ckpt._maintenance.losses import MAX_FILES, find_losses
 from trio_ckpt.stores import MemoryStore, open_store
@@ -17,7 +18,7 @@ from trio_ckpt.stores import MemoryStore, open_store
 
 async def work(store: Any, folder: Path, count: int = 4, end: int = 2) -> None:
     """A stream with a state, one with outputs, and one with an append file; work is left."""
-    async with open_run("r", store=store, output_dir=folder, handle_signals=False) as run:
+    async with begin(store, output_dir=folder) as run:
         numbers = np.random.default_rng(5)
         async with run.open_stream("train", state={"w": np.zeros(50_000)}) as stream:
             async for batch in stream.batches(range(count), end=end):

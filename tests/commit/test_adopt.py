@@ -13,7 +13,8 @@ from typing import Any
 import attrs
 import pytest
 
-from trio_ckpt import Frontier, Output, OutputClaimedError, Status, open_run
+from tests.opening import begin
+from trio_ckpt import Frontier, Output, OutputClaimedError, Status
 from trio_ckpt._commit.adopt import RECORDS_PER_SAVE, adopt_outputs
 from trio_ckpt.outputs import RawCheck
 from trio_ckpt.stores import MemoryStore
@@ -25,10 +26,6 @@ class Page:
     """What an output must hold."""
 
     page: int
-
-
-def begin(store: Any, **options: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | options)
 
 
 def path_of(index: int) -> str:

@@ -11,17 +11,14 @@ import pytest
 import trio
 
 import trio_ckpt
-from trio_ckpt import Retention, open_maintenance, open_run, read_arrays
+from tests.opening import begin
+from trio_ckpt import Retention, open_maintenance, read_arrays
 from trio_ckpt._maintenance.verify_states import check_states
 from trio_ckpt.abc import Store
 from trio_ckpt.cli import main
 from trio_ckpt.stores import MemoryStore, open_store
 
 KEY = ("s", "t/u")
-
-
-def begin(store: Any, **settings: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | settings)
 
 
 def new() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.opening import begin
 from trio_ckpt import (
     Batch,
     BatchFailedError,
@@ -22,7 +23,6 @@ from trio_ckpt import (
     Run,
     Snapshots,
     Stream,
-    open_run,
     run_batches,
 )
 from trio_ckpt._commit.awaits import PRUNED_OVER
@@ -41,10 +41,6 @@ FORGOTTEN: dict[str, Callable[[Batch[Any]], Any]] = {
 }
 
 
-def begin(tmp_path: Path | SystemPath, store: Any = "memory:") -> Any:
-    return open_run("r", store=store, output_dir=tmp_path, handle_signals=False)
-
-
 @pytest.mark.parametrize("name", FORGOTTEN)
 @pytest.mark.parametrize("is_kept", [False, True])
 async def test_a_batch_is_not_complete_where_an_await_was_forgotten(
@@ -52,7 +48,7 @@ async def test_a_batch_is_not_complete_where_an_await_was_forgotten(
 ) -> None:
     store, kept = MemoryStore(), list[Any]()
     with pytest.raises(NeverAwaitedError) as caught:
-        async with begin(tmp_path, store) as run, run.open_stream("s") as stream:
+        async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
             async for batch in stream.batches(range(2)):
                 call = FORGOTTEN[name](batch)
                 if is_kept:
@@ -61,13 +57,13 @@ async def test_a_batch_is_not_complete_where_an_await_was_forgotten(
                 batch.complete()
     assert f"{name}() was called without await in test_awaits.py, line " in str(caught.value)
     assert "batch 0 of run 'r', stream 's'" in str(caught.value)
-    async with begin(tmp_path, store) as run, run.open_stream("s") as stream:
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
         assert stream.remaining(total=2) == [0, 1]
     gc.collect()  # Python has nothing to warn of besides
 
 
 async def test_the_line_is_that_of_the_call(tmp_path: Path) -> None:
-    async with begin(tmp_path) as run, run.open_stream("s") as stream:
+    async with begin(output_dir=tmp_path) as run, run.open_stream("s") as stream:
         async for batch in stream.batches(range(1)):
             batch.write_text("a.txt", "a")
             line = test_the_line_is_that_of_the_call.__code__.co_firstlineno + 3
@@ -80,11 +76,11 @@ async def test_the_line_is_that_of_the_call(tmp_path: Path) -> None:
 async def test_an_await_forgotten_after_complete_fails_the_batch(name: str, tmp_path: Path) -> None:
     store = MemoryStore()
     with pytest.raises(BatchFailedError, match=rf"{name}\(\) was called without await"):
-        async with begin(tmp_path, store) as run, run.open_stream("s") as stream:
+        async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
             async for batch in stream.batches(range(1)):
                 batch.complete()
                 FORGOTTEN[name](batch)
-    async with begin(tmp_path, store) as run, run.open_stream("s") as stream:
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
         assert not stream.progress.confirmed
 
 
@@ -109,7 +105,8 @@ async def test_a_write_that_another_task_is_at_fails_the_batch(tmp_path: Path) -
         is_over.set()
 
     async with trio.open_nursery() as nursery:
-        async with begin(SystemPath(str(tmp_path), disk)) as run, run.open_stream("s") as stream:
+        place = SystemPath(str(tmp_path), disk)
+        async with begin(output_dir=place) as run, run.open_stream("s") as stream:
             with pytest.raises(BatchFailedError, match=r"write_text\(\) of another task has not"):
                 async for batch in stream.batches(range(1)):
                     nursery.start_soon(write, batch)
@@ -121,7 +118,7 @@ async def test_a_write_that_another_task_is_at_fails_the_batch(tmp_path: Path) -
 
 
 async def test_writes_of_a_nursery_in_the_body_are_waited_for(tmp_path: Path) -> None:
-    async with begin(tmp_path) as run, run.open_stream("s") as stream:
+    async with begin(output_dir=tmp_path) as run, run.open_stream("s") as stream:
         async for batch in stream.batches(range(2)):
             async with trio.open_nursery() as nursery:
                 for name in ("a", "b"):
@@ -134,7 +131,7 @@ async def test_writes_of_a_nursery_in_the_body_are_waited_for(tmp_path: Path) ->
 
 async def test_a_confirm_of_another_task_is_no_error(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
-        async with begin(tmp_path) as run, run.open_stream("s") as stream:
+        async with begin(output_dir=tmp_path) as run, run.open_stream("s") as stream:
             async for batch in stream.batches(range(3)):
                 batch.complete()
                 nursery.start_soon(batch.confirm)
@@ -146,7 +143,7 @@ async def test_a_handler_that_forgets_is_told_so(tmp_path: Path) -> None:
         batch.write_json("a.json", 1)
         batch.complete()
 
-    async with begin(tmp_path) as run, run.open_stream("s") as stream:
+    async with begin(output_dir=tmp_path) as run, run.open_stream("s") as stream:
         with pytest.raises(NeverAwaitedError, match=r"write_json\(\)"):
             await run_batches(stream, range(1), handler)
 
@@ -164,7 +161,7 @@ OF_STREAMS: dict[str, Callable[[Stream[Any]], Any]] = {
 @pytest.mark.parametrize("name", OF_STREAMS)
 async def test_a_stream_is_not_left_where_an_await_was_forgotten(name: str, tmp_path: Path) -> None:
     with pytest.raises(NeverAwaitedError, match=rf"{name}\(\) was called .* \(run 'r', stream 's'"):
-        async with begin(tmp_path) as run, run.open_stream("s") as stream:
+        async with begin(output_dir=tmp_path) as run, run.open_stream("s") as stream:
             OF_STREAMS[name](stream)
 
 
@@ -178,13 +175,16 @@ OF_RUNS: dict[str, Callable[[Run], Any]] = {
 @pytest.mark.parametrize("name", OF_RUNS)
 async def test_a_run_is_not_left_where_an_await_was_forgotten(name: str, tmp_path: Path) -> None:
     with pytest.raises(NeverAwaitedError, match=rf"{name}\(\) was called without await"):
-        async with begin(tmp_path) as run:
+        async with begin(output_dir=tmp_path) as run:
             OF_RUNS[name](run)
 
 
 async def test_a_forgotten_point_of_a_snapshot_is_told(tmp_path: Path) -> None:
     with pytest.raises(NeverAwaitedError, match=r"point\(\) was called without await"):
-        async with begin(tmp_path) as run, run.open_stream("s", state={"n": 0}) as stream:
+        async with (
+            begin(output_dir=tmp_path) as run,
+            run.open_stream("s", state={"n": 0}) as stream,
+        ):
             async for batch in stream.batches(range(1)):
                 async with stream.snapshots() as snapshots:
                     assert isinstance(snapshots, Snapshots)
@@ -195,14 +195,14 @@ async def test_a_forgotten_point_of_a_snapshot_is_told(tmp_path: Path) -> None:
 async def test_the_own_error_of_a_body_is_not_hidden(tmp_path: Path) -> None:
     calls = []
     with pytest.raises(ZeroDivisionError):
-        async with begin(tmp_path) as run, run.open_stream("s") as stream:
+        async with begin(output_dir=tmp_path) as run, run.open_stream("s") as stream:
             calls.append(stream.save())
             raise ZeroDivisionError
     calls.pop().close()
 
 
 async def test_many_calls_are_not_kept(tmp_path: Path) -> None:
-    async with begin(tmp_path) as run, run.open_stream("s") as stream:
+    async with begin(output_dir=tmp_path) as run, run.open_stream("s") as stream:
         for _ in range(5 * PRUNED_OVER):
             await stream.save()
         assert len(stream.loop_cursor.calls._calls) <= PRUNED_OVER
@@ -211,7 +211,7 @@ async def test_many_calls_are_not_kept(tmp_path: Path) -> None:
 async def test_a_loop_that_forgets_is_told_before_its_end(tmp_path: Path) -> None:
     calls = 0
     with pytest.raises(NeverAwaitedError, match=r"save\(\)"):
-        async with begin(tmp_path) as run, run.open_stream("s") as stream:
+        async with begin(output_dir=tmp_path) as run, run.open_stream("s") as stream:
             for _ in range(10 * PRUNED_OVER):
                 calls += 1
                 stream.save()
@@ -219,7 +219,7 @@ async def test_a_loop_that_forgets_is_told_before_its_end(tmp_path: Path) -> Non
 
 
 async def test_a_cancelled_write_is_no_forgotten_one(tmp_path: Path) -> None:
-    async with begin(tmp_path) as run, run.open_stream("s") as stream:
+    async with begin(output_dir=tmp_path) as run, run.open_stream("s") as stream:
         async for batch in stream.batches(range(1)):
             with trio.CancelScope() as scope:
                 scope.cancel()

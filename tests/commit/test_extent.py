@@ -8,13 +8,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.opening import begin
 from trio_ckpt import (
     Batch,
     Frontier,
     Run,
     Status,
     Stream,
-    open_run,
     run_batches,
 )
 from trio_ckpt._commit.extent import Extent
@@ -23,10 +23,6 @@ from trio_ckpt._journal.record import ErrorInfo
 from trio_ckpt._journal.statistics import MIN_STUCK_AFTER_S, STUCK_AFTER_S, stuck_after_s
 from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.stores import MemoryStore
-
-
-def begin(store: Any = "memory:") -> Any:
-    return open_run("r", store=store, handle_signals=False)
 
 
 async def warm(stream: Stream[Any], items: Any = None, *, count: int = 25, **part: int) -> None:

@@ -19,6 +19,7 @@ import trio
 import trio.testing
 
 import trio_ckpt
+from tests.opening import begin
 from trio_ckpt import (
     BatchCancelledError,
     BatchFailedError,
@@ -28,7 +29,6 @@ from trio_ckpt import (
     RetryTable,
     TokenNeverSettledError,
     TokenState,
-    open_run,
 )
 from trio_ckpt._commit.batch import AttemptState, Batch
 from trio_ckpt._commit.exits import Exit, exit_of
@@ -134,7 +134,7 @@ async def records_of(store: MemoryStore, stream: str = "s") -> list[Record]:
 async def left_on_restart(store: MemoryStore, state: Any) -> int | None:
     """The batch that the next start hands out; None: the loop has nothing to do."""
     async with (
-        open_run("r", store=store.after_crash(), handle_signals=False) as run,
+        begin(store.after_crash()) as run,
         run.open_stream("s", state=state) as stream,
     ):
         async for batch in stream.batches():
@@ -179,7 +179,7 @@ async def test_every_cell(
 
     slow = FaultyStore(store, {2: Delay(1.0)} if state is S.SUBMITTED else {})
     async with (
-        open_run("r", store=slow, handle_signals=False) as run,
+        begin(slow) as run,
         run.open_stream("s", state=initial) as stream,
         trio.open_nursery() as nursery,
     ):
@@ -235,7 +235,7 @@ async def test_a_failed_attempt_runs_again_under_the_same_token_if_the_table_say
 ) -> None:
     store = MemoryStore()
     async with (
-        open_run("r", store=store, handle_signals=False) as run,
+        begin(store) as run,
         run.open_stream("s", retry=RETRY) as stream,
     ):
         gate = stream.loop_cursor.gate
@@ -258,7 +258,7 @@ async def test_a_failed_attempt_runs_again_under_the_same_token_if_the_table_say
 async def test_a_final_failure_through_the_token_asks_no_table() -> None:
     store = MemoryStore()
     async with (
-        open_run("r", store=store, handle_signals=False) as run,
+        begin(store) as run,
         run.open_stream("s", retry=RETRY, on_fail="record") as stream,
     ):
         batch = stream.loop_cursor.gate.hand_out(0, None, b"")
@@ -277,7 +277,7 @@ async def test_a_completed_batch_that_fails_its_checks_is_a_failed_attempt(
     """Its row is that of FAILED: what leaves when cancelled is the cancellation."""
     store = MemoryStore()
     async with (
-        open_run("r", store=store, output_dir=tmp_path, handle_signals=False) as run,
+        begin(store, output_dir=tmp_path) as run,
         run.open_stream("s") as stream,
     ):
         batch = stream.loop_cursor.gate.hand_out(0, None, b"")
@@ -304,7 +304,7 @@ async def test_a_save_that_fails_leaves_no_token_pending(
     store = FaultyStore(inner, {2: Fail()})
     with caplog.at_level(logging.ERROR, "trio_ckpt._commit.gate"):
         async with (
-            open_run("r", store=store, handle_signals=False) as run,
+            begin(store) as run,
             run.open_stream("s") as stream,
         ):
             batch = stream.loop_cursor.gate.hand_out(0, None, b"")
@@ -333,7 +333,7 @@ async def test_who_waits_for_a_submitted_batch_gets_its_outcome() -> None:
             problems.append(problem)
 
     async with (
-        open_run("r", store=store, handle_signals=False) as run,
+        begin(store) as run,
         run.open_stream("s") as stream,
     ):
         batch = stream.loop_cursor.gate.hand_out(0, None, b"")
@@ -351,7 +351,7 @@ async def test_cancelling_who_waits_for_a_submitted_batch_abandons_nothing(
 ) -> None:
     store = FaultyStore(MemoryStore(), {2: Delay(1.0)})
     async with (
-        open_run("r", store=store, handle_signals=False) as run,
+        begin(store) as run,
         run.open_stream("s") as stream,
         trio.open_nursery() as nursery,
     ):
@@ -369,7 +369,7 @@ async def test_cancelling_who_waits_for_a_submitted_batch_abandons_nothing(
 async def test_what_a_cancelled_attempt_has_cost_is_kept() -> None:
     store = MemoryStore()
     async with (
-        open_run("r", store=store, handle_signals=False) as run,
+        begin(store) as run,
         run.open_stream("s") as stream,
     ):
         for way, error in [(CANCEL, None), (ERROR, BodyError("late"))]:
@@ -385,7 +385,7 @@ async def test_what_a_cancelled_attempt_has_cost_is_kept() -> None:
 
 async def test_nothing_is_staged_for_an_attempt_that_is_over(tmp_path: Any) -> None:
     async with (
-        open_run("r", store="memory:", output_dir=tmp_path, handle_signals=False) as run,
+        begin(output_dir=tmp_path) as run,
         run.open_stream("s") as stream,
     ):
         batch = stream.loop_cursor.gate.hand_out(0, None, b"")
@@ -401,7 +401,7 @@ async def test_nothing_is_staged_for_an_attempt_that_is_over(tmp_path: Any) -> N
 
 async def test_a_refused_complete_stages_nothing() -> None:
     async with (
-        open_run("r", store="memory:", handle_signals=False) as run,
+        begin() as run,
         run.open_stream("s") as stream,
     ):
         batch = stream.loop_cursor.gate.hand_out(0, None, b"")
@@ -433,7 +433,7 @@ async def test_the_way_of_an_exception() -> None:
 
 async def test_what_an_unconfirmed_attempt_did_to_the_state_is_undone() -> None:
     async with (
-        open_run("r", store="memory:", handle_signals=False) as run,
+        begin() as run,
         run.open_stream("s", state={"n": 0}) as stream,
     ):
         for way, settle in [(CANCEL, S.OPEN), (ERROR, S.COMPLETED), (ERROR, S.FAILED)]:

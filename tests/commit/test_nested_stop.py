@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.opening import begin
 from trio_ckpt import (
     Batch,
     RetryRule,
@@ -16,7 +17,6 @@ from trio_ckpt import (
     Run,
     RunStoppedError,
     Status,
-    open_run,
     run_batches,
 )
 from trio_ckpt.stores import MemoryStore
@@ -63,7 +63,7 @@ async def paused(run: Run, number: int) -> None:
 
 
 async def outer(store: MemoryStore, inner: Inner, stop_after_s: float | None) -> int:
-    async with open_run("r", store=store, grace_s=HOUR_S, handle_signals=False) as run:
+    async with begin(store, grace_s=HOUR_S) as run:
         async with trio.open_nursery() as nursery:
             if stop_after_s is not None:
                 nursery.start_soon(stop_after, run, stop_after_s)

@@ -13,13 +13,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.opening import begin
 from trio_ckpt import (
     BatchFailedError,
     RetryRule,
     RetryTable,
     Run,
     Then,
-    open_run,
     run_batches,
     trace_batches,
 )
@@ -77,10 +77,6 @@ class Broken(Observer):
         raise RuntimeError("no")
 
 
-def begin(*observers: Observer, store: MemoryStore | None = None) -> Any:
-    return open_run("r", store=store or MemoryStore(), handle_signals=False, observe=observers)
-
-
 async def work(run: Run, count: int = 2) -> None:
     async with run.open_stream("a", "b") as stream:
         async for batch in stream.batches(range(count)):
@@ -89,7 +85,7 @@ async def work(run: Run, count: int = 2) -> None:
 
 async def test_an_attempt_is_told_from_its_beginning_to_its_end() -> None:
     notes = Notes()
-    async with begin(notes) as run:
+    async with begin(observe=[notes]) as run:
         await work(run)
     assert notes.told == [
         f"{what} a/b {index}.1"
@@ -100,7 +96,7 @@ async def test_an_attempt_is_told_from_its_beginning_to_its_end() -> None:
 
 async def test_it_begins_and_is_left_in_the_task_that_works_on_it() -> None:
     notes = Notes()
-    async with begin(notes) as run:
+    async with begin(observe=[notes]) as run:
         await work(run)
     here = trio.lowlevel.current_task()
     assert notes.tasks["began"] is notes.tasks["settled"] is notes.tasks["left"] is here
@@ -116,7 +112,7 @@ async def test_an_end_is_told_when_it_is_durable_and_not_before() -> None:
             log = memory.generations[0]['["a","b"]'].log
             seen.append(len(log) > attempt.batch_index)
 
-    async with begin(Looks(), store=store) as run:
+    async with begin(store, observe=[Looks()]) as run:
         await work(run, 3)
     assert seen == [True] * 3
 
@@ -124,7 +120,7 @@ async def test_an_end_is_told_when_it_is_durable_and_not_before() -> None:
 async def test_every_end_has_its_name(autojump_clock: MockClock) -> None:
     notes = Notes()
     table = RetryTable([RetryRule((KeyError,), attempts=2)])
-    async with begin(notes) as run:
+    async with begin(observe=[notes]) as run:
         async with run.open_stream("s", retry=table) as stream:
             async for batch in stream.batches():
                 if batch.index == 0 and batch.attempt == 1:
@@ -153,7 +149,7 @@ async def test_every_end_has_its_name(autojump_clock: MockClock) -> None:
 
 async def test_bytes_are_those_that_the_store_took() -> None:
     notes, store = Notes(), MemoryStore(inline_limit_bytes=2_000)
-    async with begin(notes, store=store) as run:
+    async with begin(store, observe=[notes]) as run:
         before = notes.size
         async with run.open_stream("s") as stream:
             async for batch in stream.batches(range(2)):
@@ -169,7 +165,7 @@ async def test_workers_are_told_apart(autojump_clock: MockClock) -> None:
         await trio.sleep(1)
         batch.complete()
 
-    async with begin(notes) as run, run.open_stream("s") as stream:
+    async with begin(observe=[notes]) as run, run.open_stream("s") as stream:
         await run_batches(stream, range(3), handle, concurrency=3)
     assert sorted(notes.told[:3]) == ["began s 0.1", "began s 1.1", "began s 2.1"]
     assert sorted(notes.told[-3:]) == ["left s 0.1", "left s 1.1", "left s 2.1"]
@@ -180,7 +176,7 @@ async def test_one_that_fails_is_logged_and_the_others_are_told(
 ) -> None:
     notes = Notes()
     with caplog.at_level(logging.ERROR, "trio_ckpt._commit.observers"):
-        async with begin(Broken(), notes) as run:
+        async with begin(observe=[Broken(), notes]) as run:
             await work(run, 1)
     assert [line.split()[0] for line in notes.told] == ["began", "settled", "confirmed", "left"]
     assert {record.message for record in caplog.records} == {"an observer failed: Broken"}
@@ -213,7 +209,7 @@ def tracing() -> tuple[Observer, Any, Any]:
 
 async def test_a_span_per_attempt_names_run_stream_batch_and_end() -> None:
     observer, exporter, _ = tracing()
-    async with begin(observer) as run, run.open_stream("a", "b") as stream:
+    async with begin(observe=[observer]) as run, run.open_stream("a", "b") as stream:
         async for batch in stream.batches(range(2)):
             batch.skip("bad page") if batch.index else batch.complete()
     first, second = exporter.get_finished_spans()
@@ -231,7 +227,7 @@ async def test_a_span_per_attempt_names_run_stream_batch_and_end() -> None:
 
 async def test_a_failed_attempt_has_the_status_error() -> None:
     observer, exporter, _ = tracing()
-    async with begin(observer) as run:
+    async with begin(observe=[observer]) as run:
         table = RetryTable([RetryRule((ValueError,), then=Then.SKIP)])
         with pytest.raises(BatchFailedError):
             async with run.open_stream("a", retry=table) as stream:
@@ -244,7 +240,7 @@ async def test_a_failed_attempt_has_the_status_error() -> None:
 
 async def test_what_the_body_calls_is_traced_below_its_batch_and_nothing_later_is() -> None:
     observer, exporter, tracer = tracing()
-    async with begin(observer) as run:
+    async with begin(observe=[observer]) as run:
         with tracer.start_as_current_span("program"):
             async with run.open_stream("a") as stream:
                 async for batch in stream.batches(range(2)):

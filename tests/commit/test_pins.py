@@ -11,7 +11,8 @@ import trio
 import trio.lowlevel
 
 import trio_ckpt
-from trio_ckpt import CannotRedoError, Stream, open_run
+from tests.opening import begin
+from trio_ckpt import CannotRedoError, Stream
 from trio_ckpt._commit import stored_state
 from trio_ckpt._commit.pins import MAX_PINS
 from trio_ckpt.stores import MemoryStore, open_store
@@ -24,10 +25,6 @@ KEY = ("s",)
 def every_state_is_a_chain_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what is kept can be counted."""
     monkeypatch.setattr(stored_state, "SHARE_OF_DEAD", -1.0)
-
-
-def begin(store: Any) -> Any:
-    return open_run("r", store=store, handle_signals=False)
 
 
 def new() -> dict[str, Any]:

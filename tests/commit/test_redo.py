@@ -20,6 +20,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings, strategies as st
 
+from tests.opening import begin
 from trio_ckpt import (
     Batch,
     CannotRedoError,
@@ -31,7 +32,6 @@ from trio_ckpt import (
     StreamBusyError,
     TrioCkptError,
     UnknownStreamError,
-    open_run,
     run_batches,
 )
 from trio_ckpt._journal.history import read_pages
@@ -41,10 +41,6 @@ from trio_ckpt._util.exact_sum import MAX_AMOUNT
 from trio_ckpt.abc import Checkpoint, Fold, HistoryPage, RunKey
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import CommitThenError, Fail, FaultyStore, Hang
-
-
-def begin(store: Any, **options: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | options)
 
 
 async def read_records(store: MemoryStore) -> list[Record]:

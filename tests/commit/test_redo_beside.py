@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,12 @@ import pytest
 import trio
 import trio.testing
 
-from trio_ckpt import Batch, CannotRedoError, Run, Status, Stream, open_run, run_batches
+from tests.opening import begin
+from trio_ckpt import Batch, CannotRedoError, Run, Status, Stream, run_batches
 from trio_ckpt._maintenance.offline import open_maintenance
 from trio_ckpt._runs import verify
 from trio_ckpt.abc import HistoryPage, Store
 from trio_ckpt.stores import MemoryStore
-
-
-def begin(store: Store | str, **settings: Any) -> AbstractAsyncContextManager[Run]:
-    return open_run("r", **{"store": store, "handle_signals": False} | settings)
 
 
 async def test_reopened_after_a_rewind_in_one_session(tmp_path: Path) -> None:

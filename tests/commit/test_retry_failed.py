@@ -10,17 +10,14 @@ from typing import Any
 
 import pytest
 
-from trio_ckpt import CannotRedoError, Run, Status, open_run
+from tests.opening import begin
+from trio_ckpt import CannotRedoError, Run, Status
 from trio_ckpt._commit.redo import retry_record
 from trio_ckpt._journal.progress import Progress
 from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.stores import MemoryStore
 
 PAGES: dict[Any, tuple[str, Any]] = {None: ("A", 1), 1: ("B", 2), 2: ("C", 3), 3: ("D", None)}
-
-
-def begin(store: Any, **settings: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | settings)
 
 
 async def by_cursor(run: Run, skip: Iterable[int] = (), **settings: Any) -> list[tuple[int, str]]:

@@ -16,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.opening import begin
 from trio_ckpt import (
     Batch,
     RetryRule,
@@ -25,7 +26,6 @@ from trio_ckpt import (
     Snapshots,
     Status,
     Stopping,
-    open_run,
     run_batches,
 )
 from trio_ckpt._util.text import stopping_text
@@ -34,10 +34,6 @@ from trio_ckpt.testing import Delay, FaultyStore
 
 LOGGER = "trio_ckpt._commit.shutdown"
 HOUR_S = 3_600
-
-
-def begin(store: MemoryStore) -> Any:
-    return open_run("r", store=store, handle_signals=False)
 
 
 async def stop_after(run: Run, seconds: float) -> None:
@@ -285,7 +281,7 @@ async def test_a_stop_during_a_snapshot_saves_the_newest_state(
     store, seen = MemoryStore(), list[object]()
     slow = FaultyStore(store, {number: Delay(1.5) for number in range(2, 20)})
     with pytest.raises(RunStoppedError) as caught:
-        async with open_run("r", store=slow, handle_signals=False) as run:
+        async with begin(slow) as run:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stop_after, run, 4.5)
                 await count(run, 100, seen, every_s=0)
@@ -440,7 +436,7 @@ async def test_a_stop_that_gives_up_says_on_what(
         caplog.at_level(logging.WARNING, "trio_ckpt._commit.shutdown"),
         pytest.raises(RunStoppedError),
     ):
-        async with open_run("r", store=store, handle_signals=False, grace_s=3) as run:
+        async with begin(store, grace_s=3) as run:
             await drain(run, [], takes_s=HOUR_S)
     assert len(caplog.messages) == 3
     assert caplog.messages[1].startswith("run 'r': the stop is over, and cancels 5 batches (org/r")

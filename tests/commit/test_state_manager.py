@@ -18,7 +18,8 @@ import pytest
 import trio
 
 import trio_ckpt
-from trio_ckpt import Batch, NotEncodableError, Run, open_run
+from tests.opening import begin
+from trio_ckpt import Batch, NotEncodableError, Run
 from trio_ckpt._commit import state_manager
 from trio_ckpt._commit.exits import Exit
 from trio_ckpt.abc import Store
@@ -69,10 +70,6 @@ def bits(model: Model) -> tuple[bytes, list[bytes]]:
         leaf.value.tobytes() + repr((leaf.value.dtype, leaf.value.shape)).encode()
         for leaf in flat.arrays
     ]
-
-
-def begin(store: Store, **settings: Any) -> Any:
-    return open_run("r", store=store, handle_signals=False, **settings)
 
 
 EPOCHS = 25

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from trio_ckpt import Batch, open_run, run_batches
+from tests.opening import begin
+from trio_ckpt import Batch, run_batches
 from trio_ckpt._commit.group_commit import RECORDS_PER_FOLD
 from trio_ckpt._commit.stream_log import FOLD_BYTES_PER_RECORD
 from trio_ckpt.stores import MemoryStore
@@ -35,7 +36,7 @@ async def work(store: MemoryStore, count: int, *, has_gaps: bool) -> None:
             batch.complete()
 
     async with (
-        open_run("r", store=store, handle_signals=False) as run,
+        begin(store) as run,
         run.open_stream("s") as stream,
     ):
         await run_batches(stream, range(count), handle, concurrency=32)
@@ -57,7 +58,7 @@ async def test_the_bytes_of_folds_follow_the_number_of_records(has_gaps: bool) -
 async def test_a_fold_that_was_put_off_is_saved_at_the_end() -> None:
     store = Counting()
     await work(store, 3_000, has_gaps=True)
-    async with open_run("r", store=store, handle_signals=False) as run:
+    async with begin(store) as run:
         progress = run.view().streams["s",].progress
         assert (len(progress.confirmed), len(progress.skipped)) == (1_500, 1_500)
 
@@ -71,7 +72,7 @@ def count_objects() -> Counter[str]:
 
 async def test_a_stream_that_was_left_keeps_its_progress_and_little_more(tmp_path: Path) -> None:
     """No locks, no hasher, no batch, no task: a run may have had 10,000 streams."""
-    async with open_run("r", store=tmp_path / "s", handle_signals=False) as run:
+    async with begin(tmp_path / "s") as run:
 
         async def work_on(number: int) -> None:
             async with run.open_stream(f"s{number}") as stream:
@@ -96,7 +97,7 @@ async def test_a_stream_that_was_left_keeps_its_progress_and_little_more(tmp_pat
 async def test_a_stream_that_was_left_is_opened_again_as_it_was(tmp_path: Path) -> None:
     """What it was worked on with is made again: append files, the seal, what was put back."""
     store = tmp_path / "s"
-    async with open_run("r", store=store, output_dir=tmp_path / "o", handle_signals=False) as run:
+    async with begin(store, output_dir=tmp_path / "o") as run:
         for count, done in ((2, 2), (4, 5), (6, 8)):  # one is done twice each time
             async with run.open_stream("s") as stream:
                 async for batch in stream.batches(range(6), end=count - 1):
@@ -109,5 +110,5 @@ async def test_a_stream_that_was_left_is_opened_again_as_it_was(tmp_path: Path) 
                     batch.append_json("lines.jsonl", batch.index)
                     batch.complete(records=1)
     assert (tmp_path / "o" / "lines.jsonl").read_text().split() == list("012345")
-    async with open_run("r", store=store, output_dir=tmp_path / "o", handle_signals=False) as run:
+    async with begin(store, output_dir=tmp_path / "o") as run:
         assert run.view().streams["s",].progress.records == 6

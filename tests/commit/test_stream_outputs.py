@@ -16,6 +16,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.opening import begin
 from trio_ckpt import (
     Batch,
     BatchFailedError,
@@ -60,10 +61,6 @@ def refuse_placeholders(page: Any) -> None:
 
 
 GOOD = {"page": 1, "lines": ["a"]}
-
-
-def begin(store: Any, **options: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | options)
 
 
 # ---------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from tests.frameworks.tools import restore, train, train_killed
-from trio_ckpt import open_run
+from tests.opening import begin
 from trio_ckpt.state._arrays.buffers import collect
 from trio_ckpt.stores import MemoryStore
 
@@ -46,7 +46,7 @@ async def test_a_killed_training_ends_with_the_same_arrays() -> None:
 async def test_an_array_that_is_kept_is_saved_once() -> None:
     state: dict[str, Any] = {"w": jax.numpy.ones(100_000), "n": 0}
     async with (
-        open_run("r", store=MemoryStore(), handle_signals=False) as run,
+        begin(MemoryStore()) as run,
         run.open_stream("s", state=state) as stream,
     ):
         async for batch in stream.batches(range(3)):

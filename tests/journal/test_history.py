@@ -8,16 +8,13 @@ from typing import Any
 
 import pytest
 
-from trio_ckpt import Batch, Status, StoreDamagedError, Stream, open_run, run_batches
+from tests.opening import begin
+from trio_ckpt import Batch, Status, StoreDamagedError, Stream, run_batches
 from trio_ckpt._journal.history import LiveRecords, read_pages, run_facts, run_runtime_s
 from trio_ckpt._journal.progress import Progress, apply
 from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt.abc import Checkpoint, RunKey, RunView
 from trio_ckpt.stores import MemoryStore, open_store
-
-
-def begin(store: Any, **options: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | options)
 
 
 async def work(stream: Stream[Any], count: int, **part: int) -> list[int]:

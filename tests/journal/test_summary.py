@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from trio_ckpt import Progress, Run, Status, UnknownStreamError, open_run
+from tests.opening import begin
+from trio_ckpt import Progress, Run, Status, UnknownStreamError
 from trio_ckpt._journal.progress import FailedAttempt, apply
 from trio_ckpt._journal.record import ErrorInfo, Record, RecordKind
 from trio_ckpt._journal.summary import (
@@ -33,10 +34,6 @@ P, I, C, F, X = (  # noqa: E741  # a table is read by its shape
     Status.FAILED,
     Status.INTERRUPTED,
 )
-
-
-def begin(store: Any, **options: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | options)
 
 
 def progress(status: Status = X, **changes: Any) -> Progress:

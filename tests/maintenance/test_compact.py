@@ -11,7 +11,8 @@ import pytest
 import trio
 
 import trio_ckpt
-from trio_ckpt import Retention, Status, UnknownStreamError, open_maintenance, open_run
+from tests.opening import begin
+from trio_ckpt import Retention, Status, UnknownStreamError, open_maintenance
 from trio_ckpt._journal.history import read_pages
 from trio_ckpt._maintenance.verify_states import check_states
 from trio_ckpt.abc import Store
@@ -21,10 +22,6 @@ from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Fail, FaultyStore
 
 KEY = ("s",)
-
-
-def begin(store: Any, **settings: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | settings)
 
 
 def new() -> dict[str, Any]:

@@ -11,17 +11,14 @@ from typing import Any
 import pytest
 import trio
 
-from trio_ckpt import Drift, Run, find_drift, open_run
+from tests.opening import begin
+from trio_ckpt import Drift, Run, find_drift
 from trio_ckpt._util.plain import StreamKey
 from trio_ckpt.abc import RunView
 from trio_ckpt.outputs import OutputDir
 from trio_ckpt.stores import MemoryStore, open_store
 
 PAGES = 30
-
-
-def begin(store: Any, **options: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | options)
 
 
 async def write_pages(

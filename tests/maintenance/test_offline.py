@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.opening import begin
 from trio_ckpt import (
     CannotRedoError,
     Run,
@@ -20,7 +20,6 @@ from trio_ckpt import (
     UnknownRunError,
     UnknownStreamError,
     open_maintenance,
-    open_run,
 )
 from trio_ckpt._journal.history import read_pages
 from trio_ckpt._journal.record import RecordKind
@@ -28,10 +27,6 @@ from trio_ckpt._util.plain import RUN_STREAM
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Fail, FaultyStore
-
-
-def begin(store: Any, **options: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | options)
 
 
 @asynccontextmanager

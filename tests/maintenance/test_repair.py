@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trio_ckpt import open_run
+from tests.opening import begin
 from trio_ckpt._maintenance import repair_sqlite
 from trio_ckpt._maintenance.repair import RepairReport, repair_all
 from trio_ckpt._maintenance.repair_folder import repair_folder
@@ -36,7 +36,7 @@ async def train(url: str, count: int = 3) -> None:
 
 
 async def _train(url: str, count: int) -> None:
-    async with open_run("r", store=url, handle_signals=False) as run:
+    async with begin(url) as run:
         async with run.open_stream("free") as free:
             async for batch in free.batches(range(5)):
                 batch.complete(records=1)
@@ -208,7 +208,7 @@ async def test_a_store_with_another_key_is_not_touched(tmp_path: Path) -> None:
     """All its records look damaged, and none is."""
     folder = tmp_path / "s"
     store = await open_store(folder, mac_key=b"a key")
-    async with open_run("r", store=store, handle_signals=False) as run, run.open_stream("s") as s:
+    async with begin(store) as run, run.open_stream("s") as s:
         async for batch in s.batches(range(2)):
             batch.complete()
     await store.aclose()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.maintenance.export_tools import save_records
-from trio_ckpt import open_run
+from tests.opening import begin
 from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._maintenance.verify_states import StateCheck, check_states
 from trio_ckpt.abc import Store, StoredRecord
@@ -18,7 +18,7 @@ from trio_ckpt.stores import MemoryStore
 async def train(store: Store, size: int) -> None:
     state = {"weights": np.zeros(size)}
     async with (
-        open_run("r", store=store, handle_signals=False) as run,
+        begin(store) as run,
         run.open_stream("s", state=state) as stream,
     ):
         async for batch in stream.batches(range(3)):

@@ -11,16 +11,13 @@ import numpy as np
 import pytest
 import trio
 
-from trio_ckpt import Run, StoreError, open_maintenance, open_run
+from tests.opening import begin
+from trio_ckpt import Run, StoreError, open_maintenance
 from trio_ckpt._maintenance.offline import Maintenance
 from trio_ckpt._maintenance.verify_store import check_all
 from trio_ckpt.abc import Finding, HistoryPage, StoredRun
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Fail, FaultyStore
-
-
-def begin(store: MemoryStore, folder: Path, **options: Any) -> Any:
-    return open_run("r", store=store, output_dir=folder, handle_signals=False, **options)
 
 
 async def damages(store: MemoryStore) -> list[Finding]:
@@ -112,12 +109,12 @@ async def test_what_a_run_does_meanwhile_is_no_damage(
     """Whatever it is, and whichever read it comes before."""
     for moves_at in itertools.count(1):
         store, folder = MovesOn(), tmp_path / f"{moves_at}"
-        async with begin(store, folder) as run:
+        async with begin(store, output_dir=folder) as run:
             await work(run, count=5)
             await train(run, count=3)
 
         async def step(store: MemoryStore = store, folder: Path = folder) -> None:
-            async with begin(store, folder, fresh=is_fresh) as run:
+            async with begin(store, output_dir=folder, fresh=is_fresh) as run:
                 if is_fresh:
                     await work(run, count=5)
                     await train(run, count=3)
@@ -135,12 +132,15 @@ async def test_pages_that_move_while_they_are_read_are_added_up_once(tmp_path: P
     """More records than a page has; those that come meanwhile push the older ones down."""
     for moves_at in itertools.count(1):
         store = MovesOn()
-        async with begin(store, tmp_path / f"{moves_at}") as run, run.open_stream("s") as stream:
+        async with (
+            begin(store, output_dir=tmp_path / f"{moves_at}") as run,
+            run.open_stream("s") as stream,
+        ):
             async for batch in stream.batches(range(520)):
                 batch.complete(records=1)
 
         async def step(store: MemoryStore = store, folder: Path = tmp_path / "again") -> None:
-            async with begin(store, folder) as run, run.open_stream("s") as stream:
+            async with begin(store, output_dir=folder) as run, run.open_stream("s") as stream:
                 async for batch in stream.batches(range(560)):
                     batch.complete(records=1)
 
@@ -153,13 +153,13 @@ async def test_pages_that_move_while_they_are_read_are_added_up_once(tmp_path: P
 
 async def test_damage_is_found_while_the_run_goes_on(tmp_path: Path) -> None:
     store = MovesOn()
-    async with begin(store, tmp_path) as run:
+    async with begin(store, output_dir=tmp_path) as run:
         await work(run, count=5)
     (tmp_path / "s" / "2").write_text("damaged")
     (tmp_path / "s" / "3").unlink()
 
     async def step() -> None:
-        async with begin(store, tmp_path, verify="off") as run:
+        async with begin(store, output_dir=tmp_path, verify="off") as run:
             await redone(run)
             await work(run, count=6)
 
@@ -179,7 +179,7 @@ async def test_the_order_in_which_streams_and_phases_begin_is_no_damage(
     order: tuple[str, ...], tmp_path: Path
 ) -> None:
     store = MemoryStore()
-    async with begin(store, tmp_path) as run:
+    async with begin(store, output_dir=tmp_path) as run:
         for key in order:
             async with run.phase(key), run.open_stream(key) as stream:
                 async for batch in stream.batches(range(2)):
@@ -193,7 +193,7 @@ async def test_the_order_in_which_streams_and_phases_begin_is_no_damage(
 
 async def test_streams_that_begin_side_by_side_are_no_damage(tmp_path: Path) -> None:
     store = MemoryStore()
-    async with begin(store, tmp_path) as run, trio.open_nursery() as nursery:
+    async with begin(store, output_dir=tmp_path) as run, trio.open_nursery() as nursery:
         for key in "hgfedcba":
             nursery.start_soon(lambda key=key: work(run, count=2, key=key))
     assert await damages(store) == []
@@ -202,7 +202,7 @@ async def test_streams_that_begin_side_by_side_are_no_damage(tmp_path: Path) -> 
 async def test_a_manifest_of_another_config_is_written_again(tmp_path: Path) -> None:
     store = MemoryStore()
     for n in (1, 2):
-        async with begin(store, tmp_path, config={"n": n}, tunable=["n"]) as run:
+        async with begin(store, output_dir=tmp_path, config={"n": n}, tunable=["n"]) as run:
             await work(run, count=2)
         assert f'"config":{{"n":{n}}}' in (tmp_path / "manifest.json").read_text()
         assert await damages(store) == []
@@ -210,13 +210,13 @@ async def test_a_manifest_of_another_config_is_written_again(tmp_path: Path) -> 
 
 async def test_a_manifest_that_was_written_and_is_missing_is_damage(tmp_path: Path) -> None:
     store = MemoryStore()
-    async with begin(store, tmp_path) as run:
+    async with begin(store, output_dir=tmp_path) as run:
         await work(run, count=2)
         assert await damages(store) == []  # the session has not written it yet
     (tmp_path / "manifest.json").unlink()
     (finding,) = await damages(store)
     assert (finding.path, finding.what) == ("manifest.json", "it was written, and is missing")
-    async with begin(store, tmp_path):
+    async with begin(store, output_dir=tmp_path):
         assert await damages(store) == []  # this session has found it gone
     assert await damages(store) == []
     assert (tmp_path / "manifest.json").exists()
@@ -227,17 +227,17 @@ async def test_a_manifest_that_no_session_has_written_is_not_missed(
     moved: bool, tmp_path: Path
 ) -> None:
     store = MemoryStore()
-    async with begin(store, tmp_path) as run:
+    async with begin(store, output_dir=tmp_path) as run:
         await work(run, count=2)
     if moved:  # what a command has put back is done again by a session that is killed
         async with open_maintenance(store, "r") as maintenance:
             await maintenance.redo(("s",), [1], "x")
-        async with begin(store, tmp_path) as run:
+        async with begin(store, output_dir=tmp_path) as run:
             await work(run, count=2)
             store = store.after_crash()
     else:
         (tmp_path / "manifest.json").write_text("of another run")
-        async with begin(store, tmp_path):
+        async with begin(store, output_dir=tmp_path):
             pass
         assert await damages(store) == []
     (tmp_path / "manifest.json").unlink()
@@ -264,7 +264,7 @@ async def test_a_change_that_is_killed_at_its_beginning_is_no_damage(
     """A command moves the manifest first, so that none is outdated; here nothing follows."""
     store, manifest = MemoryStore(), tmp_path / "manifest.json"
     for number in range(times):
-        async with begin(store, tmp_path, config={"n": number}, tunable=["n"]) as run:
+        async with begin(store, output_dir=tmp_path, config={"n": number}, tunable=["n"]) as run:
             async with run.open_stream("s") as stream:
                 if number:
                     await stream.redo([0], reason="x")
@@ -277,7 +277,7 @@ async def test_a_change_that_is_killed_at_its_beginning_is_no_damage(
         (finding,) = [finding async for finding in check_all(store)]
         assert not finding.is_damage
         assert finding.what.endswith("is in the archive: a change of the run was interrupted")
-    async with begin(store, tmp_path, config={"n": number}, tunable=["n"]):
+    async with begin(store, output_dir=tmp_path, config={"n": number}, tunable=["n"]):
         pass
     assert manifest.exists()
     assert await damages(store) == []
@@ -289,9 +289,9 @@ async def test_a_manifest_of_before_a_redo_is_outdated_and_no_damage(
 ) -> None:
     """All was done again, and then the session was killed, before it could write another."""
     store = MemoryStore()
-    async with begin(store, tmp_path) as run:
+    async with begin(store, output_dir=tmp_path) as run:
         await work(run, count=5)
-    async with begin(store, tmp_path) as run:
+    async with begin(store, output_dir=tmp_path) as run:
         async with run.open_stream("s") as stream:
             await stream.redo([batch], reason="x")
         await work(run, count=5)
@@ -301,7 +301,7 @@ async def test_a_manifest_of_before_a_redo_is_outdated_and_no_damage(
 @pytest.mark.parametrize("place", range(12, 160, 7))
 async def test_a_manifest_that_is_altered_anywhere_is_damage(place: int, tmp_path: Path) -> None:
     store = MemoryStore()
-    async with begin(store, tmp_path) as run:
+    async with begin(store, output_dir=tmp_path) as run:
         await work(run, count=2)
     manifest = tmp_path / "manifest.json"
     content = bytearray(manifest.read_bytes())
@@ -312,7 +312,7 @@ async def test_a_manifest_that_is_altered_anywhere_is_damage(place: int, tmp_pat
 
 async def test_what_is_refused_moves_no_manifest(tmp_path: Path) -> None:
     store = MemoryStore()
-    async with begin(store, tmp_path) as run:
+    async with begin(store, output_dir=tmp_path) as run:
         await work(run, count=2)
     async with open_maintenance(store, "r") as maintenance:
         with pytest.raises(ValueError, match="neither confirmed nor skipped"):

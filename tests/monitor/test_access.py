@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.monitor.client import ACTION_SECRET, SECRET, Client, serving
-from trio_ckpt import open_run
+from tests.opening import begin
 from trio_ckpt.monitor._access import (
     MAX_TARGET_BYTES,
     OPEN_PATHS,
@@ -227,7 +227,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize(("method", "target"), routes())
 async def test_hostile_requests_are_refused_on_every_route(method: str, target: str) -> None:
-    async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+    async with begin(MemoryStore()) as run:
         async with serving(run, allow_actions=True) as (client, _):
             answers = await attack(client, method, target)
     is_open = target in OPEN_PATHS
@@ -244,7 +244,7 @@ async def test_hostile_requests_are_refused_on_every_route(method: str, target: 
 async def test_the_secret_of_viewers_allows_no_action() -> None:
     actions = [(m, t) for m, t in routes() if m == "POST"]
     assert len(actions) >= 5
-    async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+    async with begin(MemoryStore()) as run:
         async with serving(run, allow_actions=True) as (client, found):
             assert found.action_secret == ACTION_SECRET
             for method, target in actions:
@@ -261,7 +261,7 @@ async def test_the_secret_of_viewers_allows_no_action() -> None:
 
 
 async def test_every_answer_carries_what_keeps_a_browser_safe() -> None:
-    async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+    async with begin(MemoryStore()) as run:
         async with serving(run) as (client, _):
             for target in ("/", "/monitor.js", "/api/runs", "/nothing", "/metrics"):
                 for asker in (client, Client(client.port, None)):
@@ -297,7 +297,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE.keys())
 async def test_garbage_ends_its_connection_and_nothing_else(data: bytes) -> None:
-    async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+    async with begin(MemoryStore()) as run:
         async with serving(run) as (client, _):
             answer = await client.raw(data)
             assert not answer.startswith(b"HTTP/1.1 200")
@@ -312,7 +312,7 @@ async def test_a_websocket_is_refused() -> None:
         ("Sec-WebSocket-Version", "13"),
         ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
     ]
-    async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+    async with begin(MemoryStore()) as run:
         async with serving(run) as (client, _):
             for target in ("/", "/api/events"):
                 reply = await client.get(target, upgrade)
@@ -321,7 +321,7 @@ async def test_a_websocket_is_refused() -> None:
 
 
 async def test_http_2_is_refused_though_hypercorn_speaks_it() -> None:
-    async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+    async with begin(MemoryStore()) as run:
         async with serving(run) as (client, _):
             connection = h2.connection.H2Connection(
                 h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
@@ -350,7 +350,7 @@ async def test_http_2_is_refused_though_hypercorn_speaks_it() -> None:
 
 
 async def test_one_listens_beyond_this_machine_only_with_protection() -> None:
-    async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+    async with begin(MemoryStore()) as run:
         for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
             with pytest.raises(ExceptionGroup) as caught:
                 async with serving(run, host=host):
@@ -373,7 +373,7 @@ async def test_no_secret_is_in_what_is_logged_of_a_server_that_was_given_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(0)
-    async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+    async with begin(MemoryStore()) as run:
         async with serving(run, allow_actions=True) as (client, found):
             assert (await client.get("/api/runs")).status == 200
             assert (await client.get(f"/x?secret={SECRET}")).status == 404

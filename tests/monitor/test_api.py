@@ -14,6 +14,7 @@ import trio
 
 from tests.cli.tools import make_damaged, make_gh
 from tests.monitor.client import ACTION_SECRET, Client, serving
+from tests.opening import begin
 from trio_ckpt import (
     BatchFailedError,
     CheckpointCoordinator,
@@ -22,7 +23,6 @@ from trio_ckpt import (
     RunStoppedError,
     Status,
     monitor,
-    open_run,
 )
 from trio_ckpt._journal.run_status import read_run_status
 from trio_ckpt._journal.statistics import MIN_STUCK_AFTER_S, STUCK_AFTER_S
@@ -36,10 +36,6 @@ from trio_ckpt.monitor._views import (
 )
 from trio_ckpt.monitor._window import MAX_LISTED_RUNS
 from trio_ckpt.stores import MemoryStore, open_store
-
-
-def begin(store: Any = None, run_id: str = "r", **options: Any) -> Any:
-    return open_run(run_id, store=store or MemoryStore(), handle_signals=False, **options)
 
 
 async def collect(run: Any, *key: str, count: int = 3) -> None:

@@ -13,7 +13,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.monitor.client import events, serving
-from trio_ckpt import StoreError, UnknownRunError, open_run
+from tests.opening import begin
+from trio_ckpt import StoreError, UnknownRunError
 from trio_ckpt.monitor import _events
 from trio_ckpt.monitor._events import (
     COMMENT_EVERY_S,
@@ -294,7 +295,7 @@ async def next_run(found: AsyncIterator[tuple[str, Any]]) -> Any:
 
 
 async def test_progress_and_pending_tokens_are_seen_as_they_change() -> None:
-    async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+    async with begin(MemoryStore()) as run:
         async with serving(run) as (client, _):
             async with client.open("GET", "/api/events?run=r") as (_, _, pieces):
                 found = events(pieces)
@@ -317,7 +318,7 @@ async def test_progress_and_pending_tokens_are_seen_as_they_change() -> None:
 
 async def test_there_is_a_limit_on_viewers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trio_ckpt.monitor._routes.MAX_VIEWERS", 2)
-    async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+    async with begin(MemoryStore()) as run:
         async with serving(run) as (client, _):
             async with client.open("GET", "/api/events") as (_, _, one):
                 async with client.open("GET", "/api/events") as (_, _, two):
@@ -334,7 +335,7 @@ async def test_there_is_a_limit_on_viewers(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_a_run_that_is_not_there_is_not_watched() -> None:
-    async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+    async with begin(MemoryStore()) as run:
         async with serving(run) as (client, _):
             reply = await client.get("/api/events?run=other")
             assert (reply.status, reply.code) == (404, "not_found")

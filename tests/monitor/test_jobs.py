@@ -14,10 +14,11 @@ import trio
 from trio.testing import MockClock
 
 from tests.monitor.client import ACTION_SECRET, Client, serving
+from tests.opening import begin
 from tests.remote import functions
 from tests.remote.functions import STEPS
 from tests.remote.site import F, Site, open_site, until
-from trio_ckpt import UnknownRunError, open_run
+from trio_ckpt import UnknownRunError
 from trio_ckpt.monitor._jobs import Jobs, NotPossibleError
 from trio_ckpt.monitor._sources import StoreSource
 from trio_ckpt.remote import JobCancelledError, TaskStatus, UnknownJobError
@@ -226,7 +227,7 @@ async def test_over_http_with_the_foreman_in_this_process() -> None:
 
 async def test_a_run_is_no_job() -> None:
     store = MemoryStore()
-    async with open_run("plain", store=store, handle_signals=False):
+    async with begin(store, "plain"):
         pass
     with pytest.raises(UnknownJobError):
         await Jobs(store).job("plain", after=0, limit=1)

@@ -6,19 +6,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock
 
 from tests.monitor.client import serving
-from trio_ckpt import RetryRule, RetryTable, open_run
+from tests.opening import begin
+from trio_ckpt import RetryRule, RetryTable
 from trio_ckpt.abc import Attempt
 from trio_ckpt.monitor import Metrics
 from trio_ckpt.monitor._metrics import PendingGauge
 from trio_ckpt.monitor._pace import MAX_SAMPLES, SAMPLE_EVERY_S, Pace
-from trio_ckpt.stores import MemoryStore
 
 NAMES = {
     "ckpt_pending_tokens",
@@ -40,14 +39,10 @@ def read(text: bytes) -> dict[str, float]:
     }
 
 
-def begin(metrics: Metrics, run_id: str = "r") -> Any:
-    return open_run(run_id, store=MemoryStore(), handle_signals=False, observe=[metrics])
-
-
 async def test_what_was_done_is_counted(autojump_clock: MockClock) -> None:
     metrics = Metrics()
     table = RetryTable([RetryRule((KeyError,), attempts=2)])
-    async with begin(metrics) as run:
+    async with begin(observe=[metrics]) as run:
         async with run.open_stream("s", retry=table) as stream:
             async for batch in stream.batches(range(4)):
                 await trio.sleep(2)
@@ -68,7 +63,7 @@ async def test_what_was_done_is_counted(autojump_clock: MockClock) -> None:
 
 
 async def test_what_is_pending_is_looked_up_when_a_scrape_asks() -> None:
-    async with begin(Metrics()) as run:
+    async with begin(observe=[Metrics()]) as run:
         async with serving(run) as (client, _):
             reply = await client.get("/metrics")
             assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -90,7 +85,7 @@ async def test_what_is_pending_is_looked_up_when_a_scrape_asks() -> None:
 async def test_a_run_id_cannot_break_the_text(autojump_clock: MockClock) -> None:
     metrics = Metrics()
     name = 'a"b} 1 # {x="\u20ac'
-    async with begin(metrics, name) as run, run.open_stream("s") as stream:
+    async with begin(run_id=name, observe=[metrics]) as run, run.open_stream("s") as stream:
         async for batch in stream.batches(range(1)):
             batch.complete()
     text = metrics.text([PendingGauge(name, 7, 1.5)])

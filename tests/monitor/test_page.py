@@ -24,8 +24,9 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.monitor.background import Background, background
 from tests.monitor.client import ACTION_SECRET, SECRET
+from tests.opening import begin
 from tests.remote.site import F, open_site
-from trio_ckpt import BatchFailedError, RetryRule, RetryTable, Run, RunStoppedError, open_run
+from trio_ckpt import BatchFailedError, RetryRule, RetryTable, Run, RunStoppedError
 from trio_ckpt.stores import MemoryStore
 
 ROOT = Path(__file__).parents[2]
@@ -143,7 +144,7 @@ async def perform(stage: Stage) -> None:
 
 
 async def perform_until_stopped(stage: Stage) -> None:
-    async with open_run("github-2025", store=MemoryStore(), handle_signals=False) as run:
+    async with begin(MemoryStore(), "github-2025") as run:
         stage.run = run
         send, receive = trio.open_memory_channel[None](100)
         stage.go_on = lambda: send.send_nowait(None)
@@ -238,7 +239,7 @@ def test_a_stuck_token_stands_out(tab: Tab, stage: Stage) -> None:
 
 def test_an_ordinary_token_does_not(tab: Tab) -> None:
     async def program(found: Background) -> None:
-        async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+        async with begin(MemoryStore()) as run:
             async with run.open_stream("s") as stream, stream.open_batch() as batch:
                 await found.show(run, stuck_after_s=1_000.0)
                 batch.complete()
@@ -268,7 +269,7 @@ def test_names_and_messages_are_text_and_never_markup(tab: Tab, stage: Stage) ->
 
 def test_so_is_the_name_of_a_run(tab: Tab) -> None:
     async def program(found: Background) -> None:
-        async with open_run(HOSTILE, store=MemoryStore(), handle_signals=False) as run:
+        async with begin(MemoryStore(), HOSTILE) as run:
             await found.show(run)
 
     with background(program) as found:
@@ -312,7 +313,7 @@ def test_when_it_is_cut_off_it_says_so_and_comes_back_by_itself(tab: Tab) -> Non
     store = MemoryStore()
 
     async def serve(found: Background, port: int) -> None:
-        async with open_run("r", store=store, handle_signals=False) as run:
+        async with begin(store) as run:
             async with run.open_stream("s") as stream:
                 async for batch in stream.batches(range(3)):
                     batch.complete()
@@ -380,7 +381,7 @@ def test_several_runs_and_a_job_are_chosen_from_a_list(tab: Tab) -> None:
             await site.start_worker("box", slots=4)
             async with site.client() as client:
                 await client.map(F + "square", range(5), job_id="job-squares")
-            async with open_run("plain", store=site.store, handle_signals=False) as run:
+            async with begin(site.store, "plain") as run:
                 async with run.open_stream("s") as stream:
                     async for batch in stream.batches(range(3)):
                         batch.complete()
@@ -449,7 +450,7 @@ def test_a_link_to_no_stream_shows_the_run(tab: Tab, stage: Stage, written: str)
 
 def test_a_stream_that_failed_for_good_does_not_run_again(tab: Tab) -> None:
     async def program(found: Background) -> None:
-        async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+        async with begin(MemoryStore()) as run:
             table = RetryTable([RetryRule([ValueError], attempts=1, retryable=False)])
             with contextlib.suppress(BatchFailedError):
                 async with run.open_stream("s", retry=table) as stream:
@@ -468,7 +469,7 @@ def test_streams_and_runs_are_found_by_their_names(tab: Tab) -> None:
     async def program(found: Background) -> None:
         store = MemoryStore()
         for name in range(20):
-            async with open_run(f"crawl-{name:02}", store=store, handle_signals=False) as run:
+            async with begin(store, f"crawl-{name:02}") as run:
                 if name == 7:
                     await run.add_streams([(f"org/repo{n}", "pulls") for n in range(80)])
                     async with run.open_stream("org/repo42", "pulls") as stream:
@@ -501,7 +502,7 @@ def test_the_answer_to_an_action_is_where_one_looks(tab: Tab) -> None:
 
     async def program(found: Background) -> None:
         with contextlib.suppress(RunStoppedError):
-            async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+            async with begin(MemoryStore()) as run:
                 await found.show(run)
 
     page = tab.page
@@ -525,7 +526,7 @@ def test_an_action_needs_its_own_secret(tab: Tab) -> None:
 
     async def program(found: Background) -> None:
         try:
-            async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+            async with begin(MemoryStore()) as run:
                 await found.show(run)
                 stopped.append(run.is_stopping)
         except RunStoppedError:

@@ -15,16 +15,13 @@ import trio.testing
 import trustme
 
 from tests.monitor.client import SECRET, Client, events, serving
-from trio_ckpt import Run, open_run
+from tests.opening import begin
+from trio_ckpt import Run
 from trio_ckpt.monitor import _server
 from trio_ckpt.monitor._guard import REQUEST_TIMEOUT_S
 from trio_ckpt.stores import MemoryStore
 
 END_S = 2.0  # what the house promises
-
-
-def begin(**options: Any) -> Any:
-    return open_run("r", store=MemoryStore(), handle_signals=False, **options)
 
 
 async def first_picture(client: Client, seen: trio.Event, **options: Any) -> None:

@@ -6,12 +6,12 @@ import errno
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.opening import begin
 from tests.outputs.faulty import files_in
-from trio_ckpt import Run, open_maintenance, open_run
+from trio_ckpt import Run, open_maintenance
 from trio_ckpt._maintenance.verify_store import check_all
 from trio_ckpt.outputs import OutputDir
 from trio_ckpt.outputs._system import System, SystemPath
@@ -40,11 +40,6 @@ class TwoDisks(System):
 def _is_images(fd: int) -> bool:
     parts = Path(os.readlink(f"/proc/self/fd/{fd}")).parts
     return "images" in parts and ".archive" not in parts
-
-
-def begin(store: MemoryStore, folder: Path, system: System, **options: Any) -> Any:
-    place = SystemPath(str(folder), system)
-    return open_run("r", store=store, output_dir=place, handle_signals=False, **options)
 
 
 async def collect(run: Run, text: str) -> list[int]:
@@ -79,12 +74,13 @@ async def test_old_outputs_on_another_disk_are_copied_into_the_archive(
     change: Callable[[Run], Awaitable[None]], is_fresh: bool, again: list[int], tmp_path: Path
 ) -> None:
     store, system = MemoryStore(), TwoDisks()
-    async with begin(store, tmp_path, system) as run:
+    place = SystemPath(str(tmp_path), system)
+    async with begin(store, output_dir=place) as run:
         await collect(run, "old")
-    async with begin(store, tmp_path, system, fresh=is_fresh) as run:
+    async with begin(store, output_dir=place, fresh=is_fresh) as run:
         await change(run)
         assert await collect(run, "new") == again
-    async with begin(store, tmp_path, system) as run:
+    async with begin(store, output_dir=place) as run:
         assert await collect(run, "never") == []
     for index in again:
         assert (tmp_path / f"images/{index}").read_text() == "newnew"
@@ -95,10 +91,11 @@ async def test_old_outputs_on_another_disk_are_copied_into_the_archive(
 
 async def test_damage_on_another_disk_is_kept_aside(tmp_path: Path) -> None:
     store, system = MemoryStore(), TwoDisks()
-    async with begin(store, tmp_path, system) as run:
+    place = SystemPath(str(tmp_path), system)
+    async with begin(store, output_dir=place) as run:
         await collect(run, "old")
     (tmp_path / "images/1").write_text("damaged")
-    async with begin(store, tmp_path, system) as run:
+    async with begin(store, output_dir=place) as run:
         assert await collect(run, "new") == [1]
     (kept,) = (tmp_path / ".archive").glob("*/images/1")
     assert kept.read_text() == "damaged"
@@ -106,14 +103,15 @@ async def test_damage_on_another_disk_is_kept_aside(tmp_path: Path) -> None:
 
 async def test_a_fresh_start_that_failed_leaves_a_run_that_starts(tmp_path: Path) -> None:
     store, system = MemoryStore(), TwoDisks()
-    async with begin(store, tmp_path, system) as run:
+    place = SystemPath(str(tmp_path), system)
+    async with begin(store, output_dir=place) as run:
         await collect(run, "old")
     system.fails_after = 2
     with pytest.raises(Exception, match="Input/output error"):
-        async with begin(store, tmp_path, system, fresh=True) as run:
+        async with begin(store, output_dir=place, fresh=True) as run:
             await collect(run, "never")
     system.fails_after = -1
-    async with begin(store, tmp_path, system) as run:
+    async with begin(store, output_dir=place) as run:
         assert await collect(run, "new") == [0, 1, 2, 3]
     kept = {path.read_text() for path in (tmp_path / ".archive").glob("*/images/*")}
     assert kept == {"oldold"}
@@ -121,9 +119,9 @@ async def test_a_fresh_start_that_failed_leaves_a_run_that_starts(tmp_path: Path
 
 async def test_a_command_begins_again_over_two_disks(tmp_path: Path) -> None:
     store, system = MemoryStore(), TwoDisks()
-    async with begin(store, tmp_path, system) as run:
-        await collect(run, "old")
     place = SystemPath(str(tmp_path), system)
+    async with begin(store, output_dir=place) as run:
+        await collect(run, "old")
     async with open_maintenance(store, "r", output_dir=place) as maintenance:
         await maintenance.reset("x")
     assert not list((tmp_path / "images").iterdir())

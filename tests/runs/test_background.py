@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.opening import begin
 from trio_ckpt import (
     CheckpointFailedError,
     CheckpointToken,
@@ -19,7 +20,6 @@ from trio_ckpt import (
     RunStoppedError,
     SaveOutcomeUnknownError,
     TrioCkptError,
-    open_run,
 )
 from trio_ckpt.abc import BlobPayload, Checkpoint, Fold, HistoryPage, RunKey
 from trio_ckpt.stores import MemoryStore
@@ -52,10 +52,6 @@ class BuggyStore(MemoryStore):
         if is_bad:
             raise self.error("a bug")
         return outcomes
-
-
-def begin(store: Any, **settings: Any) -> Any:
-    return open_run("r", store=store, handle_signals=False, **settings)
 
 
 async def waits(token: CheckpointToken[Any], told: list[object]) -> None:

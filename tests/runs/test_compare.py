@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import trio
 
-from trio_ckpt import Batch, SourceChangedError, Status, StoreError, Stream, open_run, run_batches
+from tests.opening import begin
+from trio_ckpt import Batch, SourceChangedError, Status, StoreError, Stream, run_batches
 from trio_ckpt._journal.history import PAGE, LiveRecords, read_pages
 from trio_ckpt._journal.progress import Progress, apply, item_mark
 from trio_ckpt._journal.record import Record
@@ -32,10 +33,6 @@ def as_factory(items: Any) -> Any:
 
 
 BOTH = pytest.mark.parametrize("form", [as_list, as_factory])
-
-
-def begin(store: Any, **settings: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | settings)
 
 
 async def loop(stream: Stream[Any], items: Any, done: list[Any], **part: int) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.opening import begin
 from tests.outputs.faulty import files_in
-from trio_ckpt import StoreDamagedError, StoreError, TrioCkptError, open_maintenance, open_run
+from trio_ckpt import StoreDamagedError, StoreError, TrioCkptError, open_maintenance
 from trio_ckpt.abc import RunKey, RunView, Store
 from trio_ckpt.outputs import OutputDir
 from trio_ckpt.outputs._names import temp_name
@@ -22,15 +23,13 @@ COUNT = 3
 FAULTS = [Fail(), CommitThenError(), Hang()]
 
 
-def begin(store: Store, folder: Path | None, **options: Any) -> Any:
-    settings = {"save_timeout_s": 5.0, "handle_signals": False, "output_dir": folder}
-    return open_run("r", store=store, **settings | options)
-
-
 async def work(store: Store, folder: Path | None, text: str, **options: Any) -> list[int]:
     """Write what is left to write; which batches these were."""
     done: list[int] = []
-    async with begin(store, folder, **options) as run, run.open_stream("s") as stream:
+    async with (
+        begin(store, output_dir=folder, save_timeout_s=5.0, **options) as run,
+        run.open_stream("s") as stream,
+    ):
         async for batch in stream.batches(range(COUNT)):
             if folder is not None:
                 await batch.write_text(f"{batch.index}.txt", f"{text} {batch.index}")
@@ -128,7 +127,7 @@ async def test_a_move_that_was_interrupted_is_finished_by_the_next_start(
             await work(store, tmp_path, "new", fresh=True)
     assert len(standing(tmp_path)) == 2
     with pytest.raises(KeyError):  # also a session that has no folder leaves it to the next
-        async with begin(store, None):
+        async with begin(store, save_timeout_s=5.0):
             raise KeyError
     assert await work(store.after_crash(), tmp_path, "new") == [0, 1, 2]
     assert standing(tmp_path) == made("new")
@@ -153,14 +152,17 @@ async def test_what_is_archived_once_is_not_moved_again(tmp_path: Path) -> None:
     """The names are those of the new run by then."""
     store = MemoryStore()
     await work(store, tmp_path, "old")
-    async with begin(store, tmp_path, fresh=True) as run, run.open_stream("s") as stream:
+    async with (
+        begin(store, output_dir=tmp_path, fresh=True) as run,
+        run.open_stream("s") as stream,
+    ):
         async for batch in stream.batches(range(1)):
             await batch.write_text("0.txt", "new 0")
             batch.complete()
             await batch.confirm()
         killed = store.after_crash()
     for _ in range(2):
-        async with begin(killed, tmp_path):
+        async with begin(killed, output_dir=tmp_path, save_timeout_s=5.0):
             assert (tmp_path / "0.txt").read_text() == "new 0"
 
 
@@ -206,7 +208,10 @@ async def test_a_reset_without_its_folder_leaves_the_move_to_the_next_start(
 async def test_what_a_killed_session_left_half_written_goes(way: str, tmp_path: Path) -> None:
     store, folder = MemoryStore(), tmp_path / "out"
     half = folder / "a" / temp_name("x.json")
-    async with begin(store, folder, config={"n": 1}) as run, run.open_stream("s") as stream:
+    async with (
+        begin(store, output_dir=folder, config={"n": 1}) as run,
+        run.open_stream("s") as stream,
+    ):
         async for batch in stream.batches(range(1)):
             await batch.write_text("a/0.txt", "x")
             killed = store.after_crash()
@@ -216,7 +221,13 @@ async def test_what_a_killed_session_left_half_written_goes(way: str, tmp_path: 
         async with open_maintenance(killed, "r") as maintenance:
             await maintenance.reset("x")
     options = {"fresh": way == "fresh", "on_config_change": "restart"}
-    async with begin(killed, folder, config={"n": 2 if way == "restart" else 1}, **options):
+    async with begin(
+        killed,
+        output_dir=folder,
+        save_timeout_s=5.0,
+        config={"n": 2 if way == "restart" else 1},
+        **options,
+    ):
         assert not half.exists()
 
 

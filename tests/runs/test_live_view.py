@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.opening import begin
 from trio_ckpt import StoreError, open_run
 from trio_ckpt._runs.live_view import MAX_TOKENS, decode_live, live_view, read_live
 from trio_ckpt.abc import Store
@@ -122,7 +123,7 @@ async def test_what_the_contract_does_by_itself_is_nothing() -> None:
 async def test_another_process_sees_the_pending_tokens(tmp_path: Path, scheme: str) -> None:
     """Another handle onto the store stands for it: it shares nothing but the folder."""
     url = f"{scheme}:{tmp_path / 's'}"
-    async with open_run("r", store=url, handle_signals=False) as run:
+    async with begin(url) as run:
         async with run.open_stream("a", "b") as stream, stream.open_batch() as batch:
             batch.complete()
             await run.store.publish("r", b"")  # whatever the run itself has published
@@ -150,7 +151,7 @@ async def test_what_cannot_be_read_is_nothing(tmp_path: Path) -> None:
 
 
 async def test_very_many_tokens_are_cut_to_the_oldest() -> None:
-    async with open_run("r", store=MemoryStore(), handle_signals=False) as run:
+    async with begin(MemoryStore()) as run:
         tokens = [
             run.coordinator.create_checkpoint("r", index, stream=("s",))
             for index in range(MAX_TOKENS + 5)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.opening import begin
 from trio_ckpt import (
     Batch,
     Frontier,
@@ -17,14 +18,9 @@ from trio_ckpt import (
     SourceChangedError,
     Status,
     Stream,
-    open_run,
     run_batches,
 )
 from trio_ckpt.stores import MemoryStore
-
-
-def begin(store: Any, **settings: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | settings)
 
 
 async def complete(batch: Batch[Any]) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from trio_ckpt import OutputClaimedError, Run, StoreError, open_maintenance, open_run
+from tests.opening import begin
+from trio_ckpt import OutputClaimedError, Run, StoreError, open_maintenance
 from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import Status
 from trio_ckpt._maintenance.verify_store import check_all
@@ -22,10 +23,6 @@ from trio_ckpt.outputs import OutputDir
 from trio_ckpt.outputs._names import temp_name
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Fail, FaultyStore
-
-
-def begin(store: Any, run_id: str = "r", **options: Any) -> Any:
-    return open_run(run_id, **{"store": store, "handle_signals": False} | options)
 
 
 async def work(run: Run, *key: str, count: int = 2, text: str = "x") -> None:

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.opening import begin
 from trio_ckpt import (
     Batch,
     BatchFailedError,
@@ -21,7 +22,6 @@ from trio_ckpt import (
     StreamFailedError,
     Then,
     TokenNeverSettledError,
-    open_run,
     run_batches,
 )
 from trio_ckpt._util.errors import leaves_of
@@ -30,10 +30,6 @@ from trio_ckpt.stores import MemoryStore
 
 class BodyError(Exception):
     """What a handler raises."""
-
-
-def begin(store: Any, **settings: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | settings)
 
 
 async def test_known_items_with_gaps() -> None:

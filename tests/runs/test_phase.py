@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 
-from trio_ckpt import RunStoppedError, Status, open_run
+from tests.opening import begin
+from trio_ckpt import RunStoppedError, Status
 from trio_ckpt._journal.run_status import read_run_status
 from trio_ckpt._journal.summary import phase_statuses
 from trio_ckpt.stores import MemoryStore
-
-
-def begin(store: Any, **settings: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | settings)
 
 
 async def collect(

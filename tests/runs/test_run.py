@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.opening import begin
 from trio_ckpt import (
     BatchFailedError,
     CheckpointFailedError,
@@ -41,10 +42,6 @@ from trio_ckpt.testing import CommitThenError, Delay, Fail, FaultyStore, Hang, R
 
 class BodyError(Exception):
     """What a body raises."""
-
-
-def begin(store: Any, **settings: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | settings)
 
 
 async def work(run: Run, name: str = "s", count: int = 3) -> list[int]:

@@ -8,13 +8,13 @@ import logging
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
 import trio
 import trio.testing
 
+from tests.opening import begin
 from trio_ckpt import (
     ConfigChangedError,
     RetryRule,
@@ -25,7 +25,6 @@ from trio_ckpt import (
     StoreError,
     Then,
     UnknownRunError,
-    open_run,
     read_sessions,
 )
 from trio_ckpt._journal.record import Record, RecordKind
@@ -36,10 +35,6 @@ from trio_ckpt.testing import Fail, FaultyStore
 
 class BodyError(Exception):
     """What a body raises."""
-
-
-def begin(store: Any, **options: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | options)
 
 
 async def work(run: Run, count: int = 3, name: str = "s") -> None:

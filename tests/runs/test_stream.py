@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.opening import begin
 from trio_ckpt import (
     BatchCancelledError,
     BatchFailedError,
@@ -26,7 +27,6 @@ from trio_ckpt import (
     Then,
     TokenNeverSettledError,
     TokenState,
-    open_run,
 )
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Fail, FaultyStore
@@ -73,7 +73,7 @@ async def test_cancelled_at_every_point_only_the_work_that_is_left_runs_again(
         async def program(store: MemoryStore, tokens: list[Any], bodies: list[int]) -> None:
             state = {"sum": 0} if has_state else None
             async with (
-                open_run("r", store=store, handle_signals=False) as run,
+                begin(store) as run,
                 run.open_stream("s", state=state) as stream,
             ):
                 async for batch in stream.batches(range(3)):
@@ -107,7 +107,7 @@ async def test_cancelled_at_every_point_only_the_work_that_is_left_runs_again(
 async def left(store: MemoryStore, count: int = 3) -> list[int]:
     """What another start works on."""
     indexes = []
-    async with open_run("r", store=store.after_crash(), handle_signals=False) as run:
+    async with begin(store.after_crash()) as run:
         async with run.open_stream("s") as stream:
             async for batch in stream.batches(range(count)):
                 indexes.append(batch.index)
@@ -130,7 +130,7 @@ async def test_leaving_the_loop_after_complete_saves(how: str, first: int) -> No
                     return
                 continue
 
-    async with open_run("r", store=store, handle_signals=False) as run:
+    async with begin(store) as run:
         await body(run)
     assert await left(store) == list(range(first, 3))
 
@@ -142,7 +142,7 @@ async def test_an_exception_leaves_as_the_same_object_and_the_batch_runs_again(
     store, error = MemoryStore(), BodyError("late" if is_completed else "early")
     with pytest.raises(BodyError) as info:
         async with (
-            open_run("r", store=store, handle_signals=False) as run,
+            begin(store) as run,
             run.open_stream("s") as stream,
         ):
             async for batch in stream.batches(range(3)):
@@ -160,7 +160,7 @@ async def test_a_forgotten_batch_is_an_error_at_the_next_step_and_at_the_end() -
     store = MemoryStore()
     for _ in range(2):
         with pytest.raises(TokenNeverSettledError):
-            async with open_run("r", store=store, handle_signals=False) as run:
+            async with begin(store) as run:
                 async with run.open_stream("s") as stream:
                     async for _batch in stream.batches(range(3)):
                         if stream.progress.failures:
@@ -170,7 +170,7 @@ async def test_a_forgotten_batch_is_an_error_at_the_next_step_and_at_the_end() -
 
 async def test_an_exception_caught_around_the_loop_is_invisible_to_the_gate() -> None:
     async with (
-        open_run("r", store="memory:", handle_signals=False) as run,
+        begin() as run,
         run.open_stream("s") as stream,
     ):
         try:
@@ -192,7 +192,7 @@ async def test_an_exception_caught_around_the_loop_is_invisible_to_the_gate() ->
 
 async def test_a_batch_is_settled_by_another_task_and_from_a_thread() -> None:
     async with (
-        open_run("r", store="memory:", handle_signals=False) as run,
+        begin() as run,
         run.open_stream("s") as stream,
     ):
         async for batch in stream.batches(range(2)):
@@ -221,7 +221,7 @@ async def test_attempts_wait_and_survive_restarts(autojump_clock: trio.testing.M
     async def go(store: MemoryStore, limit: float) -> None:
         start = trio.current_time()
         with trio.move_on_after(limit):
-            async with open_run("r", store=store, handle_signals=False) as run:
+            async with begin(store) as run:
                 async with run.open_stream("s", retry=RetryTable((rule,))) as stream:
                     async for batch in stream.batches(range(1)):
                         attempts.append((batch.attempt, trio.current_time() - start))
@@ -240,7 +240,7 @@ async def test_attempts_wait_and_survive_restarts(autojump_clock: trio.testing.M
 async def test_state_is_restored_after_a_failure_and_on_resume() -> None:
     store = MemoryStore()
     retry = RetryTable((RetryRule((BodyError,), attempts=2, backoff_s=0.0),))
-    async with open_run("r", store=store, handle_signals=False) as run:
+    async with begin(store) as run:
         async with run.open_stream("s", state={"n": 0}, retry=retry) as stream:
             async for batch in stream.batches(range(3)):
                 stream.state["n"] += 1
@@ -251,7 +251,7 @@ async def test_state_is_restored_after_a_failure_and_on_resume() -> None:
                 else:
                     batch.complete()
             assert stream.state == {"n": 2}
-    async with open_run("r", store=store.after_crash(), handle_signals=False) as run:
+    async with begin(store.after_crash()) as run:
         async with run.open_stream("s", state={"n": 100}) as stream:
             assert stream.state == {"n": 2}
 
@@ -259,7 +259,7 @@ async def test_state_is_restored_after_a_failure_and_on_resume() -> None:
 async def test_the_first_state_is_that_of_the_first_session() -> None:
     store = MemoryStore()
     for initial in (0, 100):
-        async with open_run("r", store=store, handle_signals=False) as run:
+        async with begin(store) as run:
             async with run.open_stream("s", state={"n": initial}) as stream:
                 assert stream.state == {"n": 0}
                 async for batch in stream.batches(range(3)):
@@ -289,11 +289,11 @@ async def test_an_open_end_ends_by_withdraw_last_or_finish_and_stays_ended() -> 
 
     store = MemoryStore()
     for end in (withdraw, last, finish, one):
-        async with open_run("r", store=store, handle_signals=False) as run:
+        async with begin(store) as run:
             async with run.open_stream(end.__name__) as stream:
                 await end(stream)
             assert stream.status is Status.COMPLETE, end
-        async with open_run("r", store=store, handle_signals=False) as run:
+        async with begin(store) as run:
             async with run.open_stream(end.__name__) as stream:
                 assert [b async for b in stream.batches()] == []
             assert stream.status is Status.COMPLETE, end
@@ -301,14 +301,14 @@ async def test_an_open_end_ends_by_withdraw_last_or_finish_and_stays_ended() -> 
 
 async def test_a_failed_stream_raises_at_its_exit_and_stays_failed() -> None:
     store = MemoryStore()
-    async with open_run("r", store=store, handle_signals=False) as run:
+    async with begin(store) as run:
         with pytest.raises(StreamFailedError):
             async with run.open_stream("s") as stream:
                 await stream.fail("no", retryable=False)
         with pytest.raises(StreamFailedError, match="retry_failed"):
             async with run.open_stream("s"):
                 pass
-    async with open_run("r", store=store, retry_failed=True, handle_signals=False) as run:
+    async with begin(store, retry_failed=True) as run:
         async with run.open_stream("s") as stream:
             pass
 
@@ -317,7 +317,7 @@ async def test_sources() -> None:
     store = MemoryStore()
 
     async def go(items: Any) -> list[int]:
-        async with open_run("r", store=store, handle_signals=False) as run:
+        async with begin(store) as run:
             async with run.open_stream("s") as stream:
                 return [b.index async for b in stream.batches(items) if b.complete()]
 
@@ -343,7 +343,7 @@ def _raising() -> Any:
 
 async def test_an_empty_source_is_complete() -> None:
     store = MemoryStore()
-    async with open_run("r", store=store, handle_signals=False) as run:
+    async with begin(store) as run:
         async with run.open_stream("s") as stream:
             assert [b async for b in stream.batches([])] == []
         assert stream.status is Status.COMPLETE
@@ -354,7 +354,7 @@ async def test_a_stream_belongs_to_its_task() -> None:
         with pytest.raises(StreamBusyError):
             await anext(stream.batches([1]))
 
-    async with open_run("r", store="memory:", handle_signals=False) as run:
+    async with begin() as run:
         async with run.open_stream("s") as stream, trio.open_nursery() as nursery:
             nursery.start_soon(intrude, stream)
             with pytest.raises(StreamBusyError, match="open already"):
@@ -369,7 +369,7 @@ async def test_totals_are_exact_over_a_crash_at_every_save() -> None:
         for plan in ({k: Fail()}, {}):
             faulty = FaultyStore(store, plan)
             try:
-                async with open_run("r", store=faulty, handle_signals=False) as run:
+                async with begin(faulty) as run:
                     async with run.open_stream("s") as stream:
                         async for batch in stream.batches(range(4)):
                             batch.complete(records=1, totals={"x": 0.1})
@@ -387,7 +387,7 @@ async def test_leaving_while_a_retry_waits_fails_its_token(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     retry = RetryTable((RetryRule((BodyError,), backoff_s=100.0),))
-    async with open_run("r", store="memory:", handle_signals=False) as run:
+    async with begin() as run:
         with trio.move_on_after(1):
             async with run.open_stream("s", retry=retry) as stream:
                 async for batch in stream.batches(range(1)):
@@ -400,7 +400,7 @@ async def test_leaving_while_a_retry_waits_fails_its_token(
 
 async def test_a_final_failure_raises_at_the_next_step() -> None:
     with pytest.raises(BatchFailedError) as info:
-        async with open_run("r", store="memory:", handle_signals=False) as run:
+        async with begin() as run:
             async with run.open_stream("s") as stream:
                 async for batch in stream.batches(range(2)):
                     batch.fail(BodyError("bad"))

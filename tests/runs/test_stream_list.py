@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.opening import begin
 from trio_ckpt import (
     RetryRule,
     RetryTable,
@@ -24,7 +25,6 @@ from trio_ckpt import (
     StreamFailedError,
     Then,
     UnknownStreamError,
-    open_run,
 )
 from trio_ckpt._journal.history import read_pages
 from trio_ckpt._journal.record import RecordKind
@@ -36,10 +36,6 @@ KEYS = [("c", "x"), ("a", "x"), ("a", "y"), ("b", "x")]
 
 class BodyError(Exception):
     """What a body raises."""
-
-
-def begin(store: Any, **options: Any) -> Any:
-    return open_run("r", **{"store": store, "handle_signals": False} | options)
 
 
 async def work(run: Run, *key: str, count: int = 2, **options: Any) -> None:

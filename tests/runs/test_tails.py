@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.opening import begin
 from trio_ckpt import (
     RetryRule,
     RetryTable,
@@ -18,7 +19,6 @@ from trio_ckpt import (
     StoreError,
     Stream,
     Then,
-    open_run,
 )
 from trio_ckpt._maintenance.verify_store import check_all
 from trio_ckpt.stores import MemoryStore
@@ -26,10 +26,6 @@ from trio_ckpt.testing import Fail, FaultyStore
 
 SKIPS = RetryTable([RetryRule([StoreError, OSError], attempts=1, then=Then.SKIP)])
 SAVES_BEFORE = 2  # the beginning of the session, and the first batch
-
-
-def begin(store: Any, folder: Path, **options: Any) -> Any:
-    return open_run("r", store=store, output_dir=folder, handle_signals=False, **options)
 
 
 async def append(
@@ -54,7 +50,7 @@ async def take_all(stream: Stream[None], **part: int) -> None:
 
 async def check_ends(store: Any, folder: Path, lines: str, name: str = "lines") -> None:
     assert (folder / name).read_text() == lines
-    async with begin(store, folder):
+    async with begin(store, output_dir=folder):
         pass
     assert (folder / name).read_text() == lines
     assert [finding async for finding in check_all(store) if finding.is_damage] == []
@@ -66,7 +62,7 @@ async def test_lines_of_batches_that_were_rewound_and_then_skipped(
     to: int, in_between: str, tmp_path: Path
 ) -> None:
     store = MemoryStore()
-    async with begin(store, tmp_path) as run:
+    async with begin(store, output_dir=tmp_path) as run:
         await append(run)
         await run.rewind(("s",), to=to, reason="x")
         if in_between == "nothing":
@@ -74,7 +70,7 @@ async def test_lines_of_batches_that_were_rewound_and_then_skipped(
         if in_between == "a kill":
             store = store.after_crash()
     if in_between != "nothing":
-        async with begin(store, tmp_path) as run:
+        async with begin(store, output_dir=tmp_path) as run:
             assert await append(run, skipped=lambda index: index > to) is Status.COMPLETE
     kept = "".join(f"{index}\n" for index in range(to + 1))
     if kept or in_between == "nothing":
@@ -85,7 +81,7 @@ async def test_lines_of_batches_that_were_rewound_and_then_skipped(
 
 async def test_lines_of_batches_that_go_into_another_file_now(tmp_path: Path) -> None:
     store = MemoryStore()
-    async with begin(store, tmp_path) as run:
+    async with begin(store, output_dir=tmp_path) as run:
         await append(run)
         await run.rewind(("s",), to=0, reason="x")
         await append(run, name="other")
@@ -99,7 +95,7 @@ async def test_lines_of_a_batch_whose_save_failed_and_that_is_skipped_then(
     batch: int, has_end: bool, tmp_path: Path
 ) -> None:
     store = FaultyStore(MemoryStore(), {SAVES_BEFORE + batch: Fail()})
-    async with begin(store, tmp_path) as run, run.open_stream("s") as stream:
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
         with suppress(StoreError):
             await take_all(stream)
         async for again in stream.batches(range(3) if has_end else None):
@@ -124,7 +120,7 @@ async def test_a_file_that_could_not_be_written_completes_no_stream(
     def run_full(fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    async with begin(store, tmp_path) as run:
+    async with begin(store, output_dir=tmp_path) as run:
         async with run.open_stream("s", retry=SKIPS) as stream:
             await take_all(stream, end=0)
             monkeypatch.setattr("os.fdatasync", run_full)
@@ -132,6 +128,6 @@ async def test_a_file_that_could_not_be_written_completes_no_stream(
                 await take_all(stream)
         assert stream.status is not Status.COMPLETE
     monkeypatch.undo()
-    async with begin(store, tmp_path, retry_failed=True) as run:
+    async with begin(store, output_dir=tmp_path, retry_failed=True) as run:
         assert await append(run) is Status.COMPLETE
     await check_ends(store, tmp_path, "0\n1\n2\n")

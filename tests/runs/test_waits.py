@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.opening import begin
 from trio_ckpt import (
     Batch,
     BatchFailedError,
@@ -20,14 +21,9 @@ from trio_ckpt import (
     RunStoppedError,
     StreamEndedError,
     UnknownStreamError,
-    open_run,
 )
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import seeded_scheduler
-
-
-def begin(store: Any) -> Any:
-    return open_run("r", store=store, handle_signals=False)
 
 
 async def work(run: Run, name: str = "s", count: int = 3) -> None:

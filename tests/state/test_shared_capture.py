@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pytest
 import trio
 
-from trio_ckpt import Run, open_run
+from tests.opening import begin
+from trio_ckpt import Run
 from trio_ckpt.state import zeros
 from trio_ckpt.state._arrays import engine
 from trio_ckpt.state._arrays.arena import SLAB_BYTES, Arena, ArenaClosedError
@@ -54,10 +55,6 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     monkeypatch.setattr(engine, "open_tracker", lambda: Tracker(kernel))
     yield kernel
     assert kernel.is_closed
-
-
-def begin(store: Any = "memory:") -> Any:
-    return open_run("r", store=store, handle_signals=False)
 
 
 def descriptors() -> int:

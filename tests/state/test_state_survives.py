@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import trio
 
+from tests.opening import begin
 from tests.state.arrays.test_capture import open_simulated
-from trio_ckpt import open_run
 from trio_ckpt._journal.history import read_pages
 from trio_ckpt.abc import BlobPayload, Checkpoint, Fold, RunKey
 from trio_ckpt.state import empty
@@ -207,10 +207,6 @@ async def work(store: Dying, seed: int) -> None:
             batch.complete()
             await batch.confirm()
             told.acknowledged = len(told.captured)
-
-
-def begin(store: MemoryStore) -> Any:
-    return open_run("r", store=store, handle_signals=False)
 
 
 async def restored(store: MemoryStore, seed: int) -> Any:

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from trio_ckpt import NotEncodableError, open_run, read_history
+from tests.opening import begin
+from trio_ckpt import NotEncodableError, read_history
 from trio_ckpt._maintenance.verify_store import check_all
 from trio_ckpt._util.exact_sum import (
     MAX_AMOUNT,
@@ -89,7 +90,7 @@ def test_an_amount_stays_a_number_where_one_holds_it() -> None:
 @pytest.mark.parametrize("amounts", [[0.1] * 10, [1e16, 1.0, 1.0], [2**60, 0.1, 0.2, 1e-300]])
 async def test_spending_in_one_batch_counts_as_in_many(amounts: list[float]) -> None:
     store = MemoryStore()
-    async with open_run("r", store=store, handle_signals=False) as run:
+    async with begin(store) as run:
         async with run.open_stream("one") as stream:
             async for batch in stream.batches(range(1)):
                 for amount in amounts:
@@ -104,7 +105,7 @@ async def test_spending_in_one_batch_counts_as_in_many(amounts: list[float]) -> 
             assert run.group(name).spent == {"usd": wanted}
     (entry,) = [e async for e in read_history(store, "r", ("one",)) if e.kind == "batch"]
     assert entry.spent == {"usd": wanted}
-    async with open_run("r", store=store.after_crash(), handle_signals=False) as run:
+    async with begin(store.after_crash()) as run:
         assert run.found.spent == {"usd": 2 * wanted}
         async with run.open_stream("one") as stream:
             await stream.redo([0], reason="once more")
@@ -115,7 +116,7 @@ async def test_spending_in_one_batch_counts_as_in_many(amounts: list[float]) -> 
 async def test_amounts_of_decimal_count_as_the_numbers_that_they_are_worth() -> None:
     store = MemoryStore()
     async with (
-        open_run("r", store=store, handle_signals=False) as run,
+        begin(store) as run,
         run.open_stream("s") as stream,
     ):
         async for batch in stream.batches(range(4)):
@@ -124,7 +125,7 @@ async def test_amounts_of_decimal_count_as_the_numbers_that_they_are_worth() -> 
                 with pytest.raises(NotEncodableError, match=r"^spend\.usd cannot be stored"):
                     batch.spend(usd=Decimal(wrong))
             batch.complete(totals={"weight": Decimal("-0.5")})
-    async with open_run("r", store=store.after_crash(), handle_signals=False) as run:
+    async with begin(store.after_crash()) as run:
         assert run.found.spent == {"usd": 1.0, "tokens": 12}
         assert type(run.found.spent["tokens"]) is int
         assert run.group("s").totals == {"weight": -2.0}

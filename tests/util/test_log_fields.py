@@ -16,7 +16,8 @@ import trio
 
 import trio_ckpt
 from tests.loggers import LOGGERS
-from trio_ckpt import RetryRule, RetryTable, Run, RunStoppedError, open_run
+from tests.opening import begin
+from trio_ckpt import RetryRule, RetryTable, Run, RunStoppedError
 from trio_ckpt._util.log import FIELDS, at
 from trio_ckpt.abc import Attempt, Observer
 from trio_ckpt.stores import MemoryStore
@@ -26,10 +27,6 @@ FORMAT = "%(run_id)s|%(stream)s|%(batch)s|%(message)s"
 
 def fields_of(record: Any) -> tuple[Any, ...]:
     return tuple(getattr(record, name) for name in FIELDS)
-
-
-def begin(store: MemoryStore, **options: Any) -> Any:
-    return open_run("r", store=store, handle_signals=False, **options)
 
 
 @pytest.fixture(autouse=True)

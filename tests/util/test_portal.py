@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.opening import begin
 from trio_ckpt import (
     Batch,
     BatchCancelledError,
@@ -26,7 +27,6 @@ from trio_ckpt import (
     Run,
     RunStoppedError,
     TokenState,
-    open_run,
     run_batches,
 )
 from trio_ckpt.stores import MemoryStore, open_store
@@ -68,10 +68,6 @@ async def in_another_trio(func: Callable[[], Any]) -> Any:
 
 WHERE = [in_a_thread_of_trio, in_a_foreign_thread, in_another_trio]
 everywhere = pytest.mark.parametrize("there", WHERE, ids=lambda func: func.__name__)
-
-
-def begin(**settings: Any) -> Any:
-    return open_run("r", **{"store": "memory:", "handle_signals": False} | settings)
 
 
 async def watch(run: Run) -> None:

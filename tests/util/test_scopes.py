@@ -14,21 +14,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.opening import begin
 from trio_ckpt import (
     Batch,
     BatchCancelledError,
     Status,
     Stream,
     TokenNeverSettledError,
-    open_run,
     run_batches,
 )
 from trio_ckpt._util.scopes import Surroundings
 from trio_ckpt.stores import MemoryStore
-
-
-def begin(store: Any) -> Any:
-    return open_run("r", store=store, handle_signals=False)
 
 
 @asynccontextmanager

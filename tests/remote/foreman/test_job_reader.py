@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from trio.testing import MockClock
 
+from tests.opening import begin
 from tests.remote import functions
 from tests.remote.site import F, open_site
-from trio_ckpt import Progress, open_run, remote
+from trio_ckpt import Progress, remote
 from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._util.plain import JOB_STREAM
 from trio_ckpt.abc import HistoryPage, Owner, StoredRun
@@ -61,7 +62,7 @@ async def job_of(total: int, done: int = 0) -> AsyncGenerator[Counting]:
     """A job with so many items, of which the first are done; no foreman has it."""
     store = Counting()
     async with (
-        open_run(JOB, store=store, handle_signals=False) as run,
+        begin(store, JOB) as run,
         run.open_stream(*ITEMS_STREAM) as stream,
     ):
         head = stream.open_stream.committer.add_stream_log(JOB_STREAM, Progress())

@@ -10,8 +10,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.opening import begin
 from tests.remote.far_store import Far, far_maker, open_far
-from trio_ckpt import RunStoppedError, open_run
+from trio_ckpt import RunStoppedError
 from trio_ckpt._util.errors import StoreConflictError, StoreError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.remote._foreman import store_proxy
@@ -72,7 +73,7 @@ async def work(store: Store, run_id: str, stop_after: int | None) -> dict[str, o
     """Batches with arrays and lists in their state; may end early, as a stop does."""
     state = {"w": np.zeros(100_000), "losses": list[int]()}
     async with (
-        open_run(run_id, store=store, handle_signals=False) as run,
+        begin(store, run_id) as run,
         run.open_stream("a", state=state) as stream,
     ):
         async for batch in stream.batches(range(6)):
