@@ -44,6 +44,7 @@ from .._util.errors import (
     text_of,
 )
 from .._util.log import at, get_logger
+from .._util.nursery import open_service_nursery
 from .._util.patience import give_up_after
 from .._util.plain import StreamKey, encode_key
 from .._util.text import plural
@@ -492,17 +493,12 @@ async def open_committer(store: Store, run_key: RunKey) -> AsyncGenerator[GroupC
     committer = GroupCommitter(
         store, run_key, save_timeout_s=DEFAULT_SAVE_TIMEOUT_S, on_poison=lambda: None
     )
-    body_error: BaseException | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_service_nursery() as nursery:
         nursery.start_soon(committer.run)
         try:
             yield committer
-        except BaseException as error:
-            body_error = error
         finally:
             committer.close()
-    if body_error is not None:
-        raise body_error
 
 
 def _append_all(chunks: dict[AppendFile, list[bytes]]) -> dict[AppendFile, Exception]:

@@ -20,6 +20,7 @@ from .._tokens.coordinator import CheckpointCoordinator
 from .._util.arguments import any_path, flag, instance, one_of, path_text, seconds, several, text
 from .._util.errors import EXIT_DRAINED, RunStoppedError
 from .._util.log import at, get_logger
+from .._util.nursery import open_service_nursery
 from .._util.plain import check_run_id
 from .._util.portal import check_trio
 from .._util.text import plural, printable
@@ -236,48 +237,24 @@ async def _background_tasks(
 ) -> AsyncGenerator[trio.Nursery]:
     """Run the group committer and the signal handler while the block runs.
 
-    The block's exception leaves as the same object, not in a group.  A failure of a
-    background task cancels the block and is raised alone, with the block's as its context.
+    A failure of a background task cancels the block; see `open_service_nursery`.
     """
-    body_error: BaseException | None = None
-    failure: BaseException | None = None
     has_signals = take_signals(handle_signals)
     try:
-        async with trio.open_nursery() as nursery:
+        async with open_service_nursery() as nursery:
             try:
                 nursery.start_soon(committer.run)
                 nursery.start_soon(stop.see_through)
                 if has_signals:
                     await nursery.start(receive_signals, stop)
                 yield nursery
-            except BaseException as error:
-                body_error = error
             finally:
                 committer.close()
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        failure = _background_failure(group, body_error)
     finally:
         if has_signals:
             release_signals()
         if not committer.is_appending:  # else a thread may still be writing to them
             committer.close_sinks()
-    if failure is not None:
-        if not isinstance(body_error, trio.Cancelled):
-            failure.__context__ = body_error
-        raise failure
-    if body_error is not None:
-        raise body_error
-
-
-def _background_failure(
-    group: BaseExceptionGroup[BaseException], body_error: BaseException | None
-) -> BaseException | None:
-    """The failure of background tasks: a single one alone, several as a group; None: none."""
-    _, failures = group.split(trio.Cancelled)
-    if failures is None:
-        return group if body_error is None else None
-    return failures.exceptions[0] if len(failures.exceptions) == 1 else failures
 
 
 async def _close_store(store: Store) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import trio
 
+from .._util.nursery import open_service_nursery
 from .._util.screen import Screen
 from ._exits import (
     EXIT_OK,
@@ -86,23 +87,19 @@ def monitor_command(
 async def _show(url: str, options: dict[str, Any], as_json: bool) -> int:
     from .. import monitor
 
-    problem: Exception | None = None
     async with reading(url) as store:
 
         async def begin(*, task_status: trio.TaskStatus[Any]) -> None:
             await monitor.serve(store, task_status=task_status, **options)
 
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with trio.open_nursery() as nursery:
+            async with open_service_nursery() as nursery:
                 try:
-                    _say(url, await nursery.start(begin), as_json=as_json)
-                except (OSError, ValueError) as error:  # raised below, or the nursery groups it
-                    problem = error
-                else:
-                    await anext(signals)
-                    nursery.cancel_scope.cancel()
-    if problem is not None:
-        raise _cannot_serve(problem, options) from problem
+                    serving = await nursery.start(begin)
+                except (OSError, ValueError) as error:
+                    raise _cannot_serve(error, options) from error
+                _say(url, serving, as_json=as_json)
+                await anext(signals)
     return EXIT_OK
 
 

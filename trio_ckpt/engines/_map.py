@@ -23,6 +23,7 @@ from .._journal.store import Store
 from .._util.arguments import any_path, one_of, whole_number
 from .._util.forks import unshare
 from .._util.log import get_logger
+from .._util.nursery import open_service_nursery
 from .._util.patience import give_up_after
 from ..remote import NotAllowedError, TaskFailedError, connect, new_secret, serve_foreman
 from ..remote._wire.messages import MAX_SLOTS
@@ -213,7 +214,7 @@ async def _foreman(store: Store, secret: str) -> AsyncGenerator[str]:
             store, secret=secret, port=0, grace_s=DEFAULT_GRACE_S, task_status=task_status
         )
 
-    async with _background() as nursery:
+    async with open_service_nursery() as nursery:
         yield (await nursery.start(serve)).url
 
 
@@ -235,34 +236,10 @@ async def open_workers(
     told = msgspec.json.encode(
         {"url": url, "secret": secret, "allow": [allow], "slots": slots, "path": sys.path}
     )
-    async with _background() as nursery:
+    async with open_service_nursery() as nursery:
         for _ in range(count):
             nursery.start_soon(_keep_running, told + b"\n")
         yield
-
-
-@asynccontextmanager
-async def _background() -> AsyncGenerator[trio.Nursery]:
-    """A nursery that is cancelled when the block ends; the block's exception leaves unwrapped."""
-    body_error: BaseException | None = None
-    failure: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            try:
-                yield nursery
-            except BaseException as error:
-                body_error = error
-            nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        _, failures = group.split(trio.Cancelled)
-        if failures is None:
-            raise
-        failure = failures.exceptions[0] if len(failures.exceptions) == 1 else failures
-    if failure is not None:
-        failure.__context__ = body_error
-        raise failure
-    if body_error is not None:
-        raise body_error
 
 
 async def _keep_running(told: bytes) -> None:

@@ -16,6 +16,7 @@ import trio
 
 from .._util.arguments import text
 from .._util.log import at, get_logger
+from .._util.nursery import open_service_nursery
 from .._util.patience import give_up_after
 from .._util.portal import check_trio
 from .._util.text import printable
@@ -380,35 +381,20 @@ def _nothing() -> None:
 @asynccontextmanager
 async def open_client(dial: Dial, secret: bytes, name: str) -> AsyncGenerator[Client]:
     """Connect over sockets of any kind; see `connect`."""
-    body_error: BaseException | None = None
-    failure: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            client = Client(secret, name, nursery)
-            session = client.start(dial)
-            with give_up_after(CONNECT_S, is_shielded=False) as connecting:
-                await nursery.start(session.run)
-            if connecting.cancelled_caught:
-                raise ConnectionLostError(
-                    f"no foreman answered within {CONNECT_S:g} s: {session.problem}; start it, "
-                    "or check its address",
-                )
-            try:
-                yield client
-            except BaseException as error:
-                body_error = error
+    async with open_service_nursery() as nursery:
+        client = Client(secret, name, nursery)
+        session = client.start(dial)
+        with give_up_after(CONNECT_S, is_shielded=False) as connecting:
+            await nursery.start(session.run)
+        if connecting.cancelled_caught:
+            raise ConnectionLostError(
+                f"no foreman answered within {CONNECT_S:g} s: {session.problem}; start it, "
+                "or check its address",
+            )
+        try:
+            yield client
+        finally:
             await session.leave("done")
-            nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        _, failures = group.split(trio.Cancelled)
-        if failures is None:
-            raise
-        failure = failures.exceptions[0] if len(failures.exceptions) == 1 else failures
-    if failure is not None:
-        failure.__context__ = body_error
-        raise failure
-    if body_error is not None:
-        raise body_error
 
 
 @asynccontextmanager

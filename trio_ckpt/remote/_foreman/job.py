@@ -20,7 +20,7 @@ from ..._runs.parallel import run_batches
 from ..._runs.run import Run
 from ..._runs.stream import Stream
 from ..._tokens.registry import TokenRegistry
-from ..._util.errors import RunLockedError, StoreError, TrioCkptError, text_of
+from ..._util.errors import RunLockedError, StoreError, TrioCkptError, failures_in, text_of
 from ..._util.log import at, get_logger
 from ..._util.plain import JOB_STREAM
 from ..._util.text import one_line
@@ -203,15 +203,11 @@ class Job:
                 await self._work(run, stream, self.submission)
             if not self.submission.options.keep_checkpoints:
                 await self._sweep(store)
-        except Exception as error:
+        except (Exception, BaseExceptionGroup) as error:
+            if not failures_in(error):  # it was cancelled
+                raise
             self.problem = describe_error(error)
             log.error("%s: %s", self.job_id, one_line(text_of(error)), extra=at(self.job_id))
-        except BaseExceptionGroup as group:
-            _, failures = group.split(trio.Cancelled)
-            if failures is None:
-                raise
-            self.problem = describe_error(failures)
-            log.error("%s: %s", self.job_id, one_line(text_of(failures)), extra=at(self.job_id))
         finally:
             for event in (self.accepted, self.ready, self.over):
                 event.set()

@@ -15,6 +15,7 @@ import trio
 from ..._journal.record import describe_error
 from ..._util.errors import StoreError, TrioCkptError
 from ..._util.log import get_logger
+from ..._util.nursery import open_service_nursery
 from ..._util.text import one_line
 from .._wire.errors import (
     ConnectionLostError,
@@ -191,16 +192,8 @@ class _IncomingJob:
 
 async def _serve_client(foreman: Foreman, link: Link) -> None:
     client = _Client(foreman, link)
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            await client.listen(nursery)
-        except BaseException as error:
-            failure = error
-        finally:
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async with open_service_nursery() as nursery:
+        await client.listen(nursery)
 
 
 @attrs.define(eq=False)

@@ -14,6 +14,7 @@ from typing import Protocol
 import attrs
 import trio
 
+from ..._util.nursery import open_service_nursery
 from ..._util.patience import give_up_after
 from .errors import ConnectionLostError, ProtocolError
 from .messages import MIB, Credit, Goodbye, Heartbeat, Message
@@ -210,14 +211,9 @@ async def open_link(socket: Socket, connection: Connection) -> AsyncGenerator[Li
     Cancellation: queued messages may be lost; see `Link.say_goodbye`.
     """
     link = Link(socket, connection)
-    body_error: BaseException | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_service_nursery() as nursery:
         nursery.start_soon(link.write)
         try:
             yield link
-        except BaseException as error:
-            body_error = error
         finally:
             link.stop_writing()
-    if body_error is not None:
-        raise body_error

@@ -14,6 +14,7 @@ from ..._util.errors import leaves_of
 from ..._util.extras import needs_extra
 from ..._util.forks import unshare
 from ..._util.log import get_logger
+from ..._util.nursery import open_service_nursery
 from .errors import ConnectionLostError, HandshakeRefusedError, RemoteProtocolError
 from .frames import MAX_FRAME_BYTES
 from .link import HANDSHAKE_S
@@ -144,30 +145,28 @@ async def _close(connection: trio_websocket.WebSocketConnection) -> None:
 @asynccontextmanager
 async def _talking(stream: trio.abc.Stream) -> AsyncGenerator[trio.Nursery]:
     """A nursery for the tasks of a WebSocket; its failures are lost connections."""
-    body_error: BaseException | None = None
-    failure: BaseException | None = None
+    body_error: Exception | None = None
     try:
-        async with trio.open_nursery() as nursery:
+        async with open_service_nursery() as nursery:
             try:
                 yield nursery
-            except BaseException as error:
+            except Exception as error:  # it says more than a lost connection does
                 body_error = error
-            nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        _, failure = group.split(trio.Cancelled)
+    except Exception as failure:
+        if body_error is None:
+            raise _lost_by(leaves_of(failure)[0]) from failure
     finally:
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(stream)
-    if failure is not None and (body_error is None or isinstance(body_error, trio.Cancelled)):
-        first = leaves_of(failure)[0]
-        if isinstance(first, trio_websocket.ConnectionRejected):
-            body = (first.body or b"").decode("utf-8", "replace")
-            raise HandshakeRefusedError("request", body or f"HTTP {first.status_code}") from first
-        if not isinstance(first, Exception):
-            raise first
-        raise ConnectionLostError(f"the connection was refused or broken: {first!r}") from first
     if body_error is not None:
         raise body_error
+
+
+def _lost_by(failure: BaseException) -> Exception:
+    if isinstance(failure, trio_websocket.ConnectionRejected):
+        body = (failure.body or b"").decode("utf-8", "replace")
+        return HandshakeRefusedError("request", body or f"HTTP {failure.status_code}")
+    return ConnectionLostError(f"the connection was refused or broken: {failure!r}")
 
 
 def _nothing() -> None:

@@ -18,8 +18,8 @@ import trio
 from ..._commit.shutdown import stop_signals
 from ..._runs.tracing import TaskTracer
 from ..._util.arguments import flag, seconds, several, text, whole_number
-from ..._util.errors import leaves_of
 from ..._util.log import get_logger
+from ..._util.nursery import open_service_nursery
 from ..._util.patience import give_up_after
 from ..._util.portal import check_trio
 from ..._util.text import plural
@@ -117,7 +117,7 @@ class Worker:
         self._session = ReconnectingSession(
             dial, PeerRole.WORKER, self._hello, self._opened, self._received, self._closed
         )
-        async with trio.open_nursery() as nursery:
+        async with open_service_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._report)
             try:
@@ -126,7 +126,6 @@ class Worker:
                 for item in self.items.values():
                     item.line.lose("the worker ends")
                     item.work.scope.cancel()
-                nursery.cancel_scope.cancel()
 
     async def stop(self, reason: str, grace_s: float) -> None:
         """Save and hand back the running items, then leave.
@@ -367,28 +366,19 @@ async def run_worker(
     )
     for module in modules:
         check_module(module)
-    failure: BaseException | None = None
-    is_let_in = False
-    try:
-        async with trio.open_nursery() as nursery:
+    is_let_in, has_ended = False, trio.Event()
+    async with open_service_nursery() as nursery:
 
-            async def work(*, task_status: trio.TaskStatus[None]) -> None:
-                await worker.run(partial(dial, url, ssl_context), task_status=task_status)
-                nursery.cancel_scope.cancel()
+        async def work(*, task_status: trio.TaskStatus[None]) -> None:
+            await worker.run(partial(dial, url, ssl_context), task_status=task_status)
+            has_ended.set()
 
-            if handle_signals:
-                nursery.start_soon(_stop_on_signals, worker, grace_s, nursery.cancel_scope)
-            await nursery.start(work)
-            is_let_in = True
-            task_status.started(True)
-    except BaseExceptionGroup as group:
-        _, failures = group.split(trio.Cancelled)
-        if failures is None:
-            raise
-        leaves = leaves_of(failures)
-        failure = leaves[0] if len(leaves) == 1 else failures
-    if failure is not None:
-        raise failure
+        if handle_signals:
+            nursery.start_soon(_stop_on_signals, worker, grace_s, nursery.cancel_scope)
+        await nursery.start(work)
+        is_let_in = True
+        task_status.started(True)
+        await has_ended.wait()
     if not is_let_in:
         task_status.started(False)
 
