@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import trio
 
+from tests.hangs import HANG_S
 from trio_ckpt import (
     Batch,
     CheckpointCoordinator,
@@ -540,7 +541,7 @@ MONITOR = rows(
 @pytest.mark.parametrize(("call", "value"), MONITOR, ids=ids)
 async def test_a_monitor_with_a_wrong_argument_does_not_start(call: Call, value: object) -> None:
     arguments: dict[str, Any] = {"run_or_store": MemoryStore()}
-    with trio.fail_after(10), pytest.raises((TypeError, ValueError)) as caught:
+    with trio.fail_after(HANG_S), pytest.raises((TypeError, ValueError)) as caught:
         await call.call(**{**arguments, call.argument: value})
     assert is_named(call.argument, caught.value), caught.value
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from tests.opening import begin
+from tests.hangs import HANG_S
 from trio_ckpt import Batch, Frontier, Run, monitor, open_run, run_batches
 from trio_ckpt.engines import map_tasks
 from trio_ckpt.stores import MemoryStore, open_store
@@ -80,6 +81,11 @@ async def test_parts_of_a_group_are_text(parts: Any, tmp_path: Path) -> None:
 async def test_what_are_no_indexes_is_not_waited_for(indexes: Any, tmp_path: Path) -> None:
     async with begin(output_dir=tmp_path) as run, run.open_stream("s"):
         with trio.fail_after(5), pytest.raises((TypeError, ValueError), match="indexes must be"):
+    async with begin(tmp_path) as run, run.open_stream("s"):
+        with (
+            trio.fail_after(HANG_S),
+            pytest.raises((TypeError, ValueError), match="indexes must be"),
+        ):
             await run.wait_confirmed(("s",), indexes)
 
 
@@ -124,5 +130,5 @@ async def test_a_handler_that_is_not_async_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("secret", [5, b"a secret of 16 bytes"], ids=repr)
 async def test_a_secret_of_a_monitor_is_text(secret: Any) -> None:
-    with trio.fail_after(5), pytest.raises(TypeError, match=r"^secret must be a str, not "):
+    with trio.fail_after(HANG_S), pytest.raises(TypeError, match=r"^secret must be a str, not "):
         await monitor.serve(MemoryStore(), port=0, secret=secret)

@@ -14,6 +14,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.hangs import HANG_S
 from tests.opening import begin
 from trio_ckpt import Batch, Frontier, RetryRule, RetryTable, Run, run_batches
 
@@ -150,7 +151,7 @@ async def test_workers_that_are_idle_take_what_comes_to_the_frontier() -> None:
         now -= 1
 
     reached = trio.Event()
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_S):
         async with begin() as run, run.open_stream("s", state=Frontier([0])) as stream:
             await run_batches(stream, None, handle, concurrency=8)
     assert (most, len(stream.progress.confirmed)) == (8, 9)
@@ -191,7 +192,7 @@ async def test_a_waiter_is_told_of_batches_that_were_adopted(tmp_path: Any) -> N
         async with run.open_stream("s") as stream, trio.open_nursery() as nursery:
             nursery.start_soon(run.wait_confirmed, stream, [0])
             await trio.testing.wait_all_tasks_blocked()
-            with trio.fail_after(5):
+            with trio.fail_after(HANG_S):
                 await stream.rescan(str, total=1, adopt_outputs=True)
                 while nursery.child_tasks:
                     await trio.lowlevel.checkpoint()

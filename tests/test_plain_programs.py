@@ -11,8 +11,9 @@ from textwrap import dedent
 
 import pytest
 
+from tests.hangs import PROGRAM_S
+
 README = Path(__file__).parents[1] / "README.md"
-LIMIT_S = 60
 
 STOPPABLE = """
 import os, signal, sys
@@ -37,7 +38,7 @@ def run_program(code: str, folder: Path, *words: str) -> subprocess.CompletedPro
     program.write_text(dedent(code), encoding="utf-8")
     command = [sys.executable, str(program), *words]
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        command, cwd=folder, capture_output=True, text=True, timeout=PROGRAM_S, check=False
     )
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 
 import trio_ckpt
+from tests.hangs import PROGRAM_S
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,7 +88,7 @@ def test_ci_may_skip_what_the_machine_does_not_allow(
         env={**os.environ, "CI": "true"},
         cwd=tmp_path,
         capture_output=True,
-        timeout=60,
+        timeout=PROGRAM_S,
         check=False,
     )
     assert (done.returncode == pytest.ExitCode.OK) is is_allowed
@@ -106,7 +107,7 @@ def test_skips_fail_in_ci_only_and_give_their_reason(tmp_path: Path, source: str
             cwd=tmp_path,
             text=True,
             capture_output=True,
-            timeout=60,
+            timeout=PROGRAM_S,
             check=False,
         )
 

@@ -19,6 +19,7 @@ import pytest
 import trio
 
 from tests.cli.tools import Terminal
+from tests.hangs import HANG_S, PROGRAM_S
 from trio_ckpt import remote
 from trio_ckpt.cli._remote import read_secret
 from trio_ckpt.stores import open_store
@@ -69,7 +70,7 @@ async def test_a_foreman_that_cannot_say_anything_works(tmp_path: Path, redirect
         port = free.getsockname()[1]
     typed = ["foreman", str(tmp_path / "s"), "--port", str(port), "--secret-file", str(secret_file)]
     words = ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-m", "trio_ckpt", *typed]
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_S):
         process = await trio.lowlevel.open_process(words, cwd=ROOT)
         try:
             await wait_listening(port)
@@ -98,7 +99,7 @@ async def test_three_terminals(tmp_path: Path) -> None:
                 job_id = await client.submit(
                     f"{ALLOW}:count_slowly", [str(marks)], checkpoint_interval_s=60.0
                 )
-                deadline = time.monotonic() + 30
+                deadline = time.monotonic() + PROGRAM_S
                 while not list(marks.glob("0-*")) and time.monotonic() < deadline:  # noqa: ASYNC110
                     await trio.sleep(0.05)
                 await trio.sleep(1)
@@ -182,7 +183,7 @@ def test_a_worker_that_is_not_let_in_says_so(tmp_path: Path) -> None:
             cwd=ROOT,
             text=True,
             capture_output=True,
-            timeout=30,
+            timeout=PROGRAM_S,
             check=False,
         )
     assert done.returncode == 7
@@ -199,7 +200,7 @@ def test_a_worker_without_a_foreman_is_stopped_well() -> None:
         try:
             assert "no connection to the foreman" in process.stderr.readline()
             process.send_signal(signal.SIGTERM)
-            said, told = process.communicate(timeout=20)
+            said, told = process.communicate(timeout=PROGRAM_S)
         finally:
             process.kill()
     assert (process.returncode, said) == (0, "")

@@ -19,6 +19,7 @@ import trio
 import trio.testing
 
 import trio_ckpt
+from tests.hangs import HANG_S
 from tests.opening import begin
 from trio_ckpt import (
     BatchCancelledError,
@@ -469,7 +470,7 @@ async def test_an_interrupt_in_the_gate_leaves_no_token_pending(
                 nursery.start_soon(wait, batch.token)
                 batch.complete(outputs=["f"])
 
-    with trio.fail_after(5):
+    with trio.fail_after(HANG_S):
         async with trio.open_nursery() as nursery:
             with pytest.raises(KeyboardInterrupt):
                 await work(nursery)

@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.hangs import PROGRAM_S
 from tests.opening import begin
 from trio_ckpt import (
     BatchFailedError,
@@ -265,6 +266,6 @@ async def test_what_the_body_calls_is_traced_below_its_batch_and_nothing_later_i
 def test_nothing_of_it_is_imported_before_it_is_asked_for() -> None:
     code = "import sys, trio_ckpt; print([m for m in sys.modules if m.startswith('opentelemetry')])"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PROGRAM_S
     )
     assert done.stdout.strip() == "[]"

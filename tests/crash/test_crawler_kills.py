@@ -18,11 +18,12 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.hangs import PROGRAM_S
+
 ROOT = Path(__file__).parents[2]
 PAGES = 400
 CONCURRENCY = 8
 KILLS = 20
-RUN_LIMIT_S = 300
 
 
 @attrs.frozen
@@ -67,21 +68,21 @@ def start_crawler(site: Site, out: Path, *flags: str) -> subprocess.Popen[bytes]
 def finish(crawler: subprocess.Popen[bytes]) -> int:
     """Wait for its exit code, not for ever."""
     try:
-        return crawler.wait(RUN_LIMIT_S)
+        return crawler.wait(PROGRAM_S)
     finally:
         crawler.kill()
 
 
 def wait_for_hits(site: Site, crawler: subprocess.Popen[bytes], goal: int) -> bool:
     """Wait until the site has had so many requests; False: the crawler ended before."""
-    deadline = time.monotonic() + RUN_LIMIT_S
+    deadline = time.monotonic() + PROGRAM_S
     while time.monotonic() < deadline:
         if site.hits().total() >= goal:
             return crawler.poll() is None
         if crawler.poll() is not None:
             return False
         time.sleep(0.002)
-    pytest.fail(f"the crawler has not made {goal} requests within {RUN_LIMIT_S} s")
+    pytest.fail(f"the crawler has not made {goal} requests within {PROGRAM_S} s")
 
 
 def written(out: Path) -> Counter[str]:

@@ -17,6 +17,7 @@ import pytest
 
 from tests.crash.disk import replay, write_tree
 from tests.crash.recorder import NO_COMPILER, Kind, Operation, build, has_compiler, read_log
+from tests.hangs import PROGRAM_S
 from trio_ckpt.testing._inodes import File, Write
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ def run(
         env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PROGRAM_S,
         check=False,
     )
 

@@ -22,6 +22,7 @@ import attrs
 import pytest
 import trio
 
+from tests.hangs import PROGRAM_S
 from trio_ckpt import Progress, Status
 from trio_ckpt._journal.history import read_pages
 from trio_ckpt.stores import open_store
@@ -32,7 +33,6 @@ PAGES = 40
 WORKERS = 4
 LATENCY_S = 0.01  # of the pretended model, so that kills meet pages at work
 LONGEST_S = 0.6  # from the start of a process to a kill that nothing announces
-RUN_LIMIT_S = 300
 
 Attempt = tuple[str, int, int]  # stage, page, attempt
 
@@ -119,7 +119,7 @@ class Scan:
         try:
             if chance is not None and self._wait_for_moment(process, chance):
                 os.kill(process.pid, signal.SIGKILL)
-            code = process.wait(RUN_LIMIT_S)
+            code = process.wait(PROGRAM_S)
         finally:
             process.kill()
             process.wait()
@@ -130,12 +130,12 @@ class Scan:
         """Wait for some pages to begin, or some time from the start; False: it ended before."""
         pages = chance.choice([0, chance.randint(1, 12)])
         pause_s = chance.random() * (0.01 if pages else LONGEST_S)
-        goal, deadline = len(self.read_log()) + pages, time.monotonic() + RUN_LIMIT_S
+        goal, deadline = len(self.read_log()) + pages, time.monotonic() + PROGRAM_S
         while len(self.read_log()) < goal:
             if process.poll() is not None:
                 return False
             if time.monotonic() > deadline:
-                pytest.fail(f"{pages} pages were not begun within {RUN_LIMIT_S} s")
+                pytest.fail(f"{pages} pages were not begun within {PROGRAM_S} s")
             time.sleep(0.001)
         time.sleep(pause_s)
         return process.poll() is None

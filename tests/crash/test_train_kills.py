@@ -22,6 +22,7 @@ import trio
 import trio_ckpt
 from examples.train import resume_points
 from tests.examples.test_train import marks
+from tests.hangs import PROGRAM_S
 from trio_ckpt import StoreError
 from trio_ckpt.stores import open_store
 
@@ -29,7 +30,6 @@ ROOT = Path(__file__).parents[2]
 KILLS = 5
 EPOCHS = 150
 LONGEST_S = 0.03  # from a save to the kill: more than an epoch takes, so it hits any moment of one
-RUN_LIMIT_S = 300
 
 
 def start(out: Path) -> subprocess.Popen[str]:
@@ -44,7 +44,7 @@ def start(out: Path) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Let a process end by itself; returns the digest that it prints."""
-    said, _ = process.communicate(timeout=RUN_LIMIT_S)
+    said, _ = process.communicate(timeout=PROGRAM_S)
     assert process.returncode == 0
     return str(re.findall(r"^digest (\w{64})$", said, re.MULTILINE)[0])
 
@@ -66,10 +66,10 @@ async def read_epochs(out: Path) -> int:
 
 def wait_for(process: subprocess.Popen[str], out: Path, epochs: int) -> None:
     """Wait until so many epochs are saved."""
-    deadline = time.monotonic() + RUN_LIMIT_S
+    deadline = time.monotonic() + PROGRAM_S
     while not (out / "train.ckpt").exists() or trio.run(read_epochs, out) < epochs:
         if process.poll() is not None or time.monotonic() > deadline:
-            pytest.fail(f"{epochs} epochs were not saved before the end, or in {RUN_LIMIT_S} s")
+            pytest.fail(f"{epochs} epochs were not saved before the end, or in {PROGRAM_S} s")
         time.sleep(0.005)
 
 

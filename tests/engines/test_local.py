@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from tests.engines import jobs
+from tests.hangs import HANG_S, PROGRAM_S
 from trio_ckpt.engines import map_tasks
 from trio_ckpt.remote import NotAllowedError, RemoteError, TaskFailedError
 
@@ -53,18 +54,18 @@ async def test_an_error_is_raised_and_nothing_is_left() -> None:
     assert children() == before
 
 
-async def test_cancelling_ends_the_processes_soon() -> None:
+async def test_cancelling_ends_processes_whose_function_goes_on() -> None:
     before = children()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(map_tasks, jobs.hang, [1, 2])
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_S):
             while len(children()) < len(before) + 1:  # noqa: ASYNC110  # no event reports it
                 await trio.sleep(0.05)
         await trio.sleep(1)
         started = time.monotonic()
         nursery.cancel_scope.cancel()
     assert children() == before
-    assert time.monotonic() - started < 6  # a bound for busy machines; on an idle one it is 1 to 2
+    assert time.monotonic() - started < HANG_S  # the function takes longer
 
 
 async def test_a_worker_that_is_killed_is_replaced_and_its_item_goes_on(tmp_path: Path) -> None:
@@ -117,18 +118,18 @@ def test_a_program_that_is_killed_leaves_no_process_and_goes_on_the_next_time(
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "s")]
     env = {**os.environ, "MARKS": str(marks), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE) as program:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PROGRAM_S
         while len(list(marks.iterdir())) < 3 and time.monotonic() < deadline:
             time.sleep(0.05)
         workers = {int(path.name.partition("-")[2]) for path in marks.iterdir()}
         program.send_signal(signal.SIGKILL)
         program.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_S
     while any(map(is_running, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_running, workers)), "a worker has outlived its parent"
     done = subprocess.run(
-        command, env=env, cwd=ROOT, text=True, capture_output=True, timeout=90, check=True
+        command, env=env, cwd=ROOT, text=True, capture_output=True, timeout=PROGRAM_S, check=True
     )
     assert done.stdout.splitlines()[1] == "[0, 1, 4, 9, 16, 25]"
     ran = [int(path.name.partition("-")[0]) for path in marks.iterdir()]
@@ -165,5 +166,5 @@ async def test_job_whose_store_is_removed_ends_with_an_error(tmp_path: Path, sch
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(remove)
-        with trio.fail_after(60), pytest.raises(RemoteError):
+        with trio.fail_after(HANG_S), pytest.raises(RemoteError):
             await work()

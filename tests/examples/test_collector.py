@@ -37,6 +37,7 @@ from tests.examples.collecting import (
     pages,
     read_progress,
 )
+from tests.hangs import PROGRAM_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -375,7 +376,7 @@ def run_command(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PROGRAM_S,
         check=False,
     )
 

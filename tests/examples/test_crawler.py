@@ -35,6 +35,7 @@ from tests.examples.site import (
     reset,
     truncated,
 )
+from tests.hangs import HANG_S, PROGRAM_S
 
 
 def options(site: Site, out: Path, *words: str) -> argparse.Namespace:
@@ -346,7 +347,7 @@ async def test_a_stop_does_not_wait_for_a_delay(
 ) -> None:
     site.pages |= {"/": links("/a", "/b"), "/a": busy("3000"), "/b": html("")}
     nursery.start_soon(terminate_after, site, last)
-    with trio.fail_after(20), pytest.raises(trio_ckpt.RunStoppedError) as caught:
+    with trio.fail_after(HANG_S), pytest.raises(trio_ckpt.RunStoppedError) as caught:
         await crawler.crawl(options(site, tmp_path, *words))
     assert caught.value.exit_code == 75
     assert paths(tmp_path, "failed.jsonl") == []
@@ -356,7 +357,7 @@ async def test_a_site_that_asks_for_a_long_pause_is_left(
     site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     site.pages |= {"/": links("/a", "/b"), "/a": busy("86400", 503), "/b": busy("86400", 403)}
-    with trio.fail_after(20), pytest.raises(trio_ckpt.RunStoppedError) as caught:
+    with trio.fail_after(HANG_S), pytest.raises(trio_ckpt.RunStoppedError) as caught:
         await crawler.crawl(options(site, tmp_path))
     assert caught.value.exit_code == 75
     assert "asks for a pause of 86400 s: stopping" in caplog.text
@@ -380,7 +381,7 @@ async def test_a_site_that_goes_away_fails_no_page(
         site.pages["/"] = answer_and_go
         with (
             trio.CancelScope(shield=True),
-            trio.fail_after(20),
+            trio.fail_after(HANG_S),
             pytest.raises(trio_ckpt.RunStoppedError) as caught,
         ):
             await crawler.crawl(options(site, tmp_path, "--concurrency", "1"))
@@ -425,7 +426,7 @@ def test_broken_links_and_a_dead_terminal_end_no_crawl(
     out = tmp_path / "out"
     command = [sys.executable, "-m", "examples.crawler", served, "--out", str(out)]
     words = ["sh", "-c", f'exec "$@" {redirected}', "sh", *command]
-    assert subprocess.run(words, check=False, timeout=60).returncode == 3
+    assert subprocess.run(words, check=False, timeout=PROGRAM_S).returncode == 3
     assert len(lines(out)) == 31
     assert len(lines(out, "failed.jsonl")) == 30
 

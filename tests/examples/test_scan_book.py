@@ -16,6 +16,7 @@ import pytest
 
 import trio_ckpt
 from examples import scan_book
+from tests.hangs import PROGRAM_S
 from trio_ckpt.stores import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -265,7 +266,7 @@ def run_command(*words: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONWARNINGS": "error"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PROGRAM_S,
         check=False,
     )
 

@@ -15,6 +15,7 @@ import pytest
 from matplotlib.image import imread
 
 from examples import train
+from tests.hangs import PROGRAM_S
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 6
@@ -126,7 +127,7 @@ def run_command(*words: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONWARNINGS": "error"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PROGRAM_S,
         check=False,
     )
 

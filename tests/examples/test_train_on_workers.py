@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from examples import train_on_workers
+from tests.hangs import PROGRAM_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,13 +46,13 @@ def test_killed_workers_change_no_weight(
     with subprocess.Popen(
         command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as program:
-        killed, deadline = 0, time.monotonic() + 60
+        killed, deadline = 0, time.monotonic() + PROGRAM_S
         while program.poll() is None and time.monotonic() < deadline:
             time.sleep(1.2)
             for worker in workers_of(program.pid)[:1] if killed < 2 else []:
                 os.kill(worker, signal.SIGKILL)
                 killed += 1
-        output, _ = program.communicate(timeout=60)
+        output, _ = program.communicate(timeout=PROGRAM_S)
     assert program.returncode == 0
     assert killed > 0
     assert output == whole

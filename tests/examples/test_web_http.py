@@ -40,6 +40,7 @@ from tests.examples.site import (
     truncated,
     truncated_chunked,
 )
+from tests.hangs import HANG_S
 
 LIMIT = 100_000
 
@@ -498,7 +499,7 @@ async def test_leaving_the_block_closes_the_connections(site: Site, nursery: tri
 
     async with open_client(user_agent="bot") as client:
         await get(client, site, watch)
-    with trio.fail_after(5):
+    with trio.fail_after(HANG_S):
         await closed.wait()
 
 

@@ -11,6 +11,7 @@ import attrs
 import h11
 import trio
 
+from tests.hangs import HANG_S
 from trio_ckpt import Run, monitor
 from trio_ckpt.abc import Store
 from trio_ckpt.monitor import Serving
@@ -100,7 +101,7 @@ class Client:
 
     async def ask(self, method: str, target: str, *args: Any, **options: Any) -> Reply:
         """Ask, and read all of the answer."""
-        with trio.fail_after(10):
+        with trio.fail_after(HANG_S):
             async with self.open(method, target, *args, **options) as (status, headers, pieces):
                 body = b"".join([piece async for piece in pieces])
         return Reply(status, headers, body)
@@ -117,7 +118,7 @@ class Client:
         async with stream:
             answer = b""
             try:
-                with trio.fail_after(10):
+                with trio.fail_after(HANG_S):
                     await stream.send_all(data)
                     await stream.send_eof()
                     while piece := await stream.receive_some():

@@ -12,6 +12,7 @@ import h2.events
 import pytest
 import trio
 
+from tests.hangs import HANG_S
 from tests.monitor.client import ACTION_SECRET, SECRET, Client, serving
 from tests.opening import begin
 from trio_ckpt.monitor._access import (
@@ -341,7 +342,7 @@ async def test_http_2_is_refused_though_hypercorn_speaks_it() -> None:
             status = None
             async with await trio.open_tcp_stream("127.0.0.1", client.port) as stream:
                 await stream.send_all(connection.data_to_send())
-                with trio.fail_after(10):
+                with trio.fail_after(HANG_S):
                     while status is None:
                         for found in connection.receive_data(await stream.receive_some()):
                             if isinstance(found, h2.events.ResponseReceived):

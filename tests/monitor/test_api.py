@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from tests.cli.tools import make_damaged, make_gh
+from tests.hangs import HANG_S
 from tests.monitor.client import ACTION_SECRET, Client, serving
 from tests.opening import begin
 from trio_ckpt import (
@@ -146,7 +147,7 @@ async def test_a_run_of_another_process_is_seen_with_its_pending_tokens(tmp_path
     async with begin(tmp_path / "s") as run:
         async with run.open_stream("a") as stream, stream.open_batch() as batch:
             async with serving(other, stuck_after_s=0.0) as (client, _):
-                with trio.fail_after(10):
+                with trio.fail_after(HANG_S):
                     while (found := (await client.get("/api/runs/r/pending")).json)["total"] == 0:
                         await trio.sleep(0.1)
                         run.coordinator.registry.touch()
@@ -175,7 +176,7 @@ async def test_what_is_saved_meanwhile_is_seen(tmp_path: Path) -> None:
         async with begin(tmp_path / "s") as run:
             for count in (3, 7):
                 await collect(run, f"s{count}", count=count)
-                with trio.fail_after(10):
+                with trio.fail_after(HANG_S):
                     while True:
                         runs = (await client.get("/api/runs")).json["runs"]
                         if runs and runs[0]["batches"]["confirmed"] == sum({3, count}):
@@ -258,7 +259,7 @@ async def test_runs_that_have_not_changed_are_not_read_again() -> None:
         assert len(reads) == 100
         async with begin(store, "run-007") as run:
             await collect(run, "s")
-        with trio.fail_after(10):
+        with trio.fail_after(HANG_S):
             while True:
                 if (await client.get("/api/runs/run-007")).json["streams_total"]:
                     break

@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests.hangs import HANG_S
 from tests.monitor.client import events, serving
 from tests.opening import begin
 from trio_ckpt import StoreError, UnknownRunError
@@ -287,7 +288,7 @@ async def test_head_has_no_body(
 
 
 async def next_run(found: AsyncIterator[tuple[str, Any]]) -> Any:
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_S):
         async for name, data in found:
             if name == "run":
                 return data
@@ -322,12 +323,12 @@ async def test_there_is_a_limit_on_viewers(monkeypatch: pytest.MonkeyPatch) -> N
         async with serving(run) as (client, _):
             async with client.open("GET", "/api/events") as (_, _, one):
                 async with client.open("GET", "/api/events") as (_, _, two):
-                    with trio.fail_after(10):
+                    with trio.fail_after(HANG_S):
                         await anext(one)
                         await anext(two)
                     reply = await client.get("/api/events")
                     assert (reply.status, reply.code) == (503, "too_many")
-            with trio.fail_after(10):
+            with trio.fail_after(HANG_S):
                 while True:
                     async with client.open("GET", "/api/events") as (status, _, _):
                         if status == 200:

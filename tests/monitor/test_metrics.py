@@ -11,6 +11,7 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock
 
+from tests.hangs import HANG_S
 from tests.monitor.client import serving
 from tests.opening import begin
 from trio_ckpt import RetryRule, RetryTable
@@ -69,7 +70,7 @@ async def test_what_is_pending_is_looked_up_when_a_scrape_asks() -> None:
             assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
             assert read(reply.body)["ckpt_pending_tokens['r']"] == 0
             async with run.open_stream("s") as stream, stream.open_batch() as batch:
-                with trio.fail_after(10):
+                with trio.fail_after(HANG_S):
                     while True:
                         found = read((await client.get("/metrics")).body)
                         assert found["ckpt_pending_tokens['r']"] == 1

@@ -14,14 +14,13 @@ import trio
 import trio.testing
 import trustme
 
+from tests.hangs import HANG_S
 from tests.monitor.client import SECRET, Client, events, serving
 from tests.opening import begin
 from trio_ckpt import Run
 from trio_ckpt.monitor import _server
 from trio_ckpt.monitor._guard import REQUEST_TIMEOUT_S
 from trio_ckpt.stores import MemoryStore
-
-END_S = 2.0  # what the house promises
 
 
 async def first_picture(client: Client, seen: trio.Event, **options: Any) -> None:
@@ -43,11 +42,11 @@ async def test_leaving_the_nursery_ends_everything_though_many_watch() -> None:
                 watching = [trio.Event() for _ in range(50)]
                 for seen in watching:
                     viewers.start_soon(first_picture, client, seen)
-                with trio.fail_after(20):
+                with trio.fail_after(HANG_S):
                     for seen in watching:
                         await seen.wait()
                 began = time.perf_counter()
-            assert time.perf_counter() - began < END_S
+            assert time.perf_counter() - began < HANG_S
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -85,7 +84,7 @@ async def test_a_viewer_who_takes_nothing_does_not_hold_the_nursery_open(
                 await trio.testing.wait_all_tasks_blocked(0.5)  # the server waits to send
                 assert sending == 1
                 began = time.perf_counter()
-            assert time.perf_counter() - began < END_S
+            assert time.perf_counter() - began < HANG_S
             assert sending == 0
 
 
@@ -103,7 +102,7 @@ async def test_a_viewer_who_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyP
                 with trio.move_on_after(5):
                     await stream.send_all(asked)
                 await trio.sleep(1.0)
-                with trio.fail_after(10):
+                with trio.fail_after(HANG_S):
                     try:
                         while await stream.receive_some():
                             pass
@@ -121,11 +120,11 @@ async def test_there_is_a_limit_on_connections(monkeypatch: pytest.MonkeyPatch) 
             held = [await trio.open_tcp_stream("127.0.0.1", client.port) for _ in range(3)]
             await trio.testing.wait_all_tasks_blocked(0.05)
             refused = await trio.open_tcp_stream("127.0.0.1", client.port)
-            with trio.fail_after(5):
+            with trio.fail_after(HANG_S):
                 assert await ended(refused)
             for stream in [*held, refused]:
                 await stream.aclose()
-            with trio.fail_after(5):
+            with trio.fail_after(HANG_S):
                 while True:
                     try:
                         assert (await client.get("/api/runs")).status == 200
@@ -165,7 +164,7 @@ async def test_connection_close_does_not_end_a_stream_of_events(version: str) ->
             ):
                 assert (status, headers["content-type"]) == (200, "text/event-stream")
                 seen = 0
-                with trio.fail_after(20):
+                with trio.fail_after(HANG_S):
                     async for name, _ in events(pieces):
                         seen += name == "run"
                         run.coordinator.registry.touch()
@@ -182,7 +181,7 @@ async def test_one_connection_may_ask_many_times() -> None:
             )
             async with await trio.open_tcp_stream("127.0.0.1", client.port) as stream:
                 answer = b""
-                with trio.fail_after(10):
+                with trio.fail_after(HANG_S):
                     await stream.send_all(ask * 5)
                     while answer.count(b"HTTP/1.1 200") < 5:
                         answer += await stream.receive_some()
@@ -234,7 +233,7 @@ async def test_with_tls() -> None:
                 b"Connection: close\r\n\r\n" % (client.port, SECRET.encode())
             )
             answer = b""
-            with trio.fail_after(10):
+            with trio.fail_after(HANG_S):
                 await stream.send_all(ask)
                 while piece := await stream.receive_some():
                     answer += piece

@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.hangs import HANG_S
 from tests.remote.site import F, open_site
 from tests.test_border import (
     NO_COUNT,
@@ -223,7 +224,7 @@ async def test_a_service_with_a_wrong_argument_does_not_start(call: Call, value:
         "run_worker": {"url": "ws://127.0.0.1:1", "secret": b"s" * 32, "allow": ["tests"]},
         "map_tasks": {"func": "examples.squares:square", "items": [1]},
     }[call.name]
-    with trio.fail_after(10), pytest.raises((TypeError, ValueError)) as caught:
+    with trio.fail_after(HANG_S), pytest.raises((TypeError, ValueError)) as caught:
         await call.call(**{**arguments, call.argument: value})
     assert is_named(call.argument, caught.value), caught.value
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.hangs import HANG_S
 from tests.remote import functions
 from tests.remote.functions import STEPS, seen, trained
 from tests.remote.proxy import Proxy, open_proxy
@@ -44,7 +45,7 @@ async def working(**settings: Any) -> AsyncGenerator[tuple[Proxy, list[Any]]]:
                 found.extend(await client.map(F + "train_slowly", ITEMS, checkpoint_interval_s=0.0))
             nursery.cancel_scope.cancel()
 
-        with trio.fail_after(60):
+        with trio.fail_after(HANG_S):
             async with trio.open_nursery() as nursery:
                 work = partial(remote.run_worker, url, secret=SECRET, allow=ALLOW, slots=2)
                 nursery.start_soon(partial(work, handle_signals=False))

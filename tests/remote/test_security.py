@@ -17,6 +17,7 @@ import pytest
 import trio
 import trio_websocket
 
+from tests.hangs import HANG_S
 from tests.remote.samples import SAMPLES, frames_of, hello
 from tests.remote.site import ALLOW, F
 from tests.remote.wire.test_sockets import SECRET, serving
@@ -39,7 +40,7 @@ async def still_works(foreman: Foreman) -> bool:
         work = partial(remote.run_worker, foreman.url, secret=SECRET, allow=ALLOW)
         await nursery.start(work)
         async with remote.connect(foreman.url, secret=SECRET) as client:
-            with trio.fail_after(20):
+            with trio.fail_after(HANG_S):
                 found = await client.map(F + "square", [2, 3])
         nursery.cancel_scope.cancel()
     return found == [4, 9]
@@ -160,7 +161,7 @@ async def test_who_breaks_the_rules_loses_the_connection_and_nothing_else(
 
 
 async def send_for_ever(stream: trio.SocketStream, data: bytes) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_S):
         while True:
             await stream.send_all(data)
 
@@ -193,7 +194,7 @@ async def test_who_says_nothing_is_not_waited_for(
     async with serving() as foreman, await raw(foreman) as stream:
         if start:
             await stream.send_all(start)
-        with trio.fail_after(5):
+        with trio.fail_after(HANG_S):
             while await stream.receive_some():
                 pass
 
@@ -211,7 +212,7 @@ async def test_more_connections_than_allowed_are_closed() -> None:
         streams = [await raw(foreman) for _ in range(3)]
         await trio.sleep(0.1)
         async with await raw(foreman) as one_more:
-            with trio.fail_after(5):
+            with trio.fail_after(HANG_S):
                 assert await one_more.receive_some() == b""
         for stream in streams:
             await stream.aclose()
@@ -267,7 +268,7 @@ async def test_a_peer_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyP
             greeting = m.Hello(m.VERSIONS, "client", SECRET.encode(), "slow", "slow")
             await connection.send_message(frames_of(greeting)[0])
             await connection.send_message(frames_of(m.AttachJob("job-big", 1))[0])
-            with trio.fail_after(10):
+            with trio.fail_after(HANG_S):
                 while True:  # it says that it is there, and takes nothing
                     try:
                         await connection.send_message(frames_of(m.Heartbeat())[0])

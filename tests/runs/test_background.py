@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import HANG_S
 from tests.opening import begin
 from trio_ckpt import (
     CheckpointFailedError,
@@ -90,7 +91,7 @@ async def test_a_bug_of_a_store_wakes_everyone_and_loses_nothing(
     """Whether it was saved is not known then: the next start reads it."""
     store, told = BuggyStore(error, bad_save=bad_save, lands=lands), list[object]()
     began = 0
-    with trio.fail_after(5):
+    with trio.fail_after(HANG_S):
         async with trio.open_nursery() as nursery:
             with pytest.raises(error, match="a bug"):
                 async with begin(store) as run:
@@ -123,7 +124,7 @@ async def test_what_a_verification_beside_the_run_raises_ends_the_run(tmp_path: 
     async with begin(store, output_dir=tmp_path) as run:
         await write(run)
     store.is_bad = True
-    with trio.fail_after(20), pytest.raises(BugError):
+    with trio.fail_after(HANG_S), pytest.raises(BugError):
         async with begin(store, output_dir=tmp_path) as run:
             await write(run)
 

@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import HANG_S
 from tests.opening import begin
 from trio_ckpt import (
     BatchFailedError,
@@ -511,12 +512,12 @@ async def test_opening_fails_where_signals_cannot_be_had() -> None:
 
         trio.run(main)
 
-    with trio.fail_after(30), pytest.raises(RuntimeError):
+    with trio.fail_after(HANG_S), pytest.raises(RuntimeError):
         await trio.to_thread.run_sync(elsewhere)
 
 
 async def test_a_coordinator_closed_under_a_batch_hangs_no_task() -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_S):
         async with begin("memory:") as run, run.open_stream("s") as stream:
             with pytest.raises(trio.ClosedResourceError):
                 async for batch in stream.batches(range(2)):
@@ -541,7 +542,7 @@ async def test_a_frontier_key_that_raises_is_called_in_the_body_alone() -> None:
             batch.add(["b"])
         batch.complete()
 
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_S):
         async with begin("memory:") as run:
             async with run.open_stream("f", state=Frontier(["a"], key=key)) as stream:
                 await run_batches(stream, None, handle)

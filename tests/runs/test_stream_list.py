@@ -146,9 +146,9 @@ async def test_a_list_of_thousands_is_compared_at_once() -> None:
     keys = [(f"{n}", "x") for n in range(5_000)]
     async with begin("memory:") as run:
         await run.add_streams(keys)
-        began = time.perf_counter()
+        began = time.process_time()
         listed = await run.add_streams(keys[1:])
-        assert time.perf_counter() - began < 1  # comparing each with each takes seconds
+        assert time.process_time() - began < 2  # s of CPU; comparing each with each takes seconds
         assert (listed.new, listed.unlisted) == ((), (keys[0],))
 
 

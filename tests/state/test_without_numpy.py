@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.hangs import PROGRAM_S
+
 ROOT = Path(__file__).parents[2]
 
 BLOCK = """
@@ -38,6 +40,8 @@ from pathlib import Path
 import attrs
 import trio
 
+from tests.hangs import PROGRAM_S
+from tests.hangs import PROGRAM_S
 import trio_ckpt
 
 
@@ -118,7 +122,7 @@ def run_program(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PROGRAM_S,
         check=False,
     )
 

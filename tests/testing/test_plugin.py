@@ -16,6 +16,7 @@ import trio
 from trio.testing import MockClock
 
 import trio_ckpt
+from tests.hangs import PROGRAM_S
 from tests.testing.programs import PAGES, check_good, good
 from trio_ckpt.abc import Store
 from trio_ckpt.testing import seeded_scheduler
@@ -58,7 +59,7 @@ def run_pytest(folder: Path, source: str, *words: str) -> subprocess.CompletedPr
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PROGRAM_S,
         check=False,
     )
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings, strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trio_ckpt
+from tests.hangs import HANG_S
 from trio_ckpt import (
     BatchCancelledError,
     CheckpointCoordinator,
@@ -177,7 +178,7 @@ async def test_should_coordinate_checkpoint_completion(coordinator: CheckpointCo
     """As the guide shows it: completed first, so waiting is over at once."""
     token = coordinator.create_checkpoint(RUN, 0)
     token.complete(PATHS)
-    with trio.fail_after(1):
+    with trio.fail_after(HANG_S):
         assert (await token.wait()).batch_hash == "abc123"
 
 
@@ -338,7 +339,7 @@ async def test_cancellation_closes_too() -> None:
 
 
 async def failure_of_block(token: CheckpointToken[Any]) -> CheckpointFailedError:
-    with trio.fail_after(1), pytest.raises(CheckpointFailedError) as caught:
+    with trio.fail_after(HANG_S), pytest.raises(CheckpointFailedError) as caught:
         await token.wait()
     return caught.value
 
@@ -518,7 +519,7 @@ def test_no_order_leaves_a_waiter_asleep_or_a_token_pending(
             except (TokenNeverSettledError, trio.ClosedResourceError, OSError):
                 pass
 
-        with trio.fail_after(1):
+        with trio.fail_after(HANG_S):
             async with trio.open_nursery() as watchers, trio.open_nursery() as workers:
                 async with CheckpointCoordinator() as coordinator:
                     for index, action in enumerate(actions):

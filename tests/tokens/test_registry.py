@@ -10,6 +10,7 @@ import trio
 from hypothesis import given, settings, strategies as st
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
+from tests.hangs import HANG_S
 from trio_ckpt import CheckpointCoordinator, DuplicateCheckpointError, TokenRegistry
 
 
@@ -69,7 +70,7 @@ async def test_wait_changed_returns_at_once_where_it_has_moved(
     registry = coordinator.registry
     known = registry.version
     coordinator.create_checkpoint("run", 0).complete()
-    with assert_checkpoints(), trio.fail_after(5):
+    with assert_checkpoints(), trio.fail_after(HANG_S):
         assert await registry.wait_changed(known) == registry.version
     assert registry.version > known
 
@@ -83,7 +84,7 @@ async def test_who_is_behind_does_not_sleep_with_who_is_not(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(registry.wait_changed, registry.version)
         await wait_all_tasks_blocked()
-        with trio.fail_after(5):
+        with trio.fail_after(HANG_S):
             assert await registry.wait_changed(behind) == registry.version
         registry.touch()
 
@@ -201,7 +202,7 @@ def test_no_wake_up_is_lost_whatever_the_order(seed: int, monitors: int, batches
             settled += 1
             token.complete() if order.random() < 0.5 else token.fail("no")
 
-        with trio.fail_after(1):
+        with trio.fail_after(HANG_S):
             async with trio.open_nursery() as nursery:
                 for _ in range(monitors):
                     nursery.start_soon(watch)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hangs import PROGRAM_S
 from trio_ckpt import MissingExtraError, TrioCkptError
 from trio_ckpt._util.extras import needs_extra
 
@@ -91,7 +92,7 @@ PROGRAMS: dict[str, tuple[str, str, str]] = {
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=PROGRAM_S
     )
 
 

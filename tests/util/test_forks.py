@@ -17,11 +17,11 @@ import pytest
 import trio
 
 import trio_ckpt
+from tests.hangs import PROGRAM_S
 from trio_ckpt.stores import open_store
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 
-TIMEOUT_S = 60  # of a program: one that hangs is found, one on a busy machine is not
 
 FORK = """
     import multiprocessing, os, subprocess, sys
@@ -81,7 +81,7 @@ def killed(code: str, *arguments: object) -> Iterator[list[int]]:
     )
     assert process.stdout is not None
     numbers = [int(word) for word in process.stdout.readline().split()]
-    assert process.wait(TIMEOUT_S) == -signal.SIGKILL
+    assert process.wait(PROGRAM_S) == -signal.SIGKILL
     process.stdout.close()
     try:
         yield numbers
@@ -95,7 +95,7 @@ def run_to_its_end(code: str, *arguments: object) -> subprocess.CompletedProcess
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=PROGRAM_S,
         check=False,
     )
 
@@ -174,7 +174,7 @@ MAP = """
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 async def test_workers_end_with_a_killed_parent_that_forked(tmp_path: Path) -> None:
-    with killed(MAP, tmp_path) as (_, worker), trio.fail_after(TIMEOUT_S):
+    with killed(MAP, tmp_path) as (_, worker), trio.fail_after(PROGRAM_S):
         while _is_running(worker):  # noqa: ASYNC110  # another process tells nothing
             await trio.sleep(0.01)
 
@@ -421,4 +421,4 @@ def test_descriptor_that_is_being_opened_goes_over_no_fork(tmp_path: Path) -> No
         assert codes == [0] and is_it(fd), codes
     """
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "locked")]
-    assert subprocess.run(command, timeout=TIMEOUT_S).returncode == 0
+    assert subprocess.run(command, timeout=PROGRAM_S).returncode == 0

@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import HANG_S
 from tests.opening import begin
 from trio_ckpt import (
     Batch,
@@ -30,8 +31,6 @@ from trio_ckpt import (
     run_batches,
 )
 from trio_ckpt.stores import MemoryStore, open_store
-
-WITHIN_S = 10  # real seconds, for what must not hang
 
 
 def in_a_thread_of_trio(func: Callable[[], Any]) -> Any:
@@ -89,7 +88,7 @@ async def waits(token: CheckpointToken[Any], told: list[Any]) -> None:
 @pytest.mark.parametrize("verb", ["complete", "fail"])
 async def test_a_token_is_settled_from_any_thread(there: Any, verb: str) -> None:
     told: list[Any] = []
-    with trio.fail_after(WITHIN_S):
+    with trio.fail_after(HANG_S):
         async with CheckpointCoordinator() as coordinator, trio.open_nursery() as nursery:
             token = coordinator.create_checkpoint("r", 0)
             for _ in range(3):
@@ -127,7 +126,7 @@ async def test_a_batch_is_settled_from_any_thread(there: Any, verb: str) -> None
                     answers.append(await there(partial(SETTLE[verb], batch)))
                 break
 
-    with trio.fail_after(WITHIN_S):
+    with trio.fail_after(HANG_S):
         async with begin() as run, trio.open_nursery() as nursery:
             nursery.start_soon(watch, run)
             if verb in FAILS:
@@ -148,7 +147,7 @@ async def test_of_two_threads_that_settle_the_first_wins() -> None:
     barrier = threading.Barrier(4)
 
     def settle(batch: Batch[Any], number: int) -> bool:
-        barrier.wait(WITHIN_S)
+        barrier.wait(HANG_S)
         return batch.complete(records=number)
 
     async def all_at_once(batch: Batch[Any]) -> list[int]:
@@ -178,7 +177,7 @@ async def test_handlers_in_threads_settle_their_own_batches() -> None:
     async def handle(batch: Batch[int]) -> None:
         await trio.to_thread.run_sync(work, batch)
 
-    with trio.fail_after(WITHIN_S):
+    with trio.fail_after(HANG_S):
         async with begin() as run, run.open_stream("s") as stream:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(run.wait_confirmed, stream, range(50))
@@ -224,7 +223,7 @@ async def test_what_a_call_raises_is_raised_where_it_was_made(there: Any) -> Non
 async def test_a_coordinator_is_closed_from_any_thread(there: Any) -> None:
     told: list[Any] = []
     coordinator = CheckpointCoordinator()
-    with trio.fail_after(WITHIN_S):
+    with trio.fail_after(HANG_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(waits, coordinator.create_checkpoint("r", 0), told)
             await trio.testing.wait_all_tasks_blocked()
@@ -236,7 +235,7 @@ async def test_a_coordinator_is_closed_from_any_thread(there: Any) -> None:
 
 @everywhere
 async def test_a_run_is_stopped_from_any_thread(there: Any) -> None:
-    with trio.fail_after(WITHIN_S), pytest.raises(RunStoppedError) as caught:
+    with trio.fail_after(HANG_S), pytest.raises(RunStoppedError) as caught:
         async with begin() as run, trio.open_nursery() as nursery:
             nursery.start_soon(watch, run)
             async with run.open_stream("s") as stream:
@@ -252,7 +251,7 @@ async def test_a_signal_handler_stops_a_run() -> None:
     """A handler of the program's own runs between any two instructions of trio's thread."""
     before = signal.getsignal(signal.SIGUSR1)
     try:
-        with trio.fail_after(WITHIN_S), pytest.raises(RunStoppedError):
+        with trio.fail_after(HANG_S), pytest.raises(RunStoppedError):
             async with begin() as run:
                 signal.signal(signal.SIGUSR1, lambda *_: run.request_stop())
                 async with run.open_stream("s") as stream, trio.open_nursery() as nursery:

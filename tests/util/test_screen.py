@@ -16,6 +16,7 @@ import pytest
 from trio.testing import MockClock
 
 import trio_ckpt
+from tests.hangs import PROGRAM_S
 from tests.test_progress_display import FakeTerminal, collect, display
 from trio_ckpt.progress import Screen
 
@@ -161,7 +162,7 @@ sys.exit(3)
 def test_the_exit_code_is_that_of_the_program(redirected: str) -> None:
     """Python flushes standard error at its end; a flush that fails would make it 120."""
     words = ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-c", PROGRAM]
-    assert subprocess.run(words, check=False, timeout=60).returncode == 3
+    assert subprocess.run(words, check=False, timeout=PROGRAM_S).returncode == 3
 
 
 def test_it_is_public() -> None:

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trustme
 
+from tests.hangs import HANG_S
 from tests.remote import functions
 from tests.remote.site import ALLOW, F
 from trio_ckpt import remote
@@ -101,7 +102,7 @@ async def test_what_is_no_url_is_refused(url: str) -> None:
 
 async def test_leaving_ends_soon() -> None:
     """Also while a function runs that does not listen."""
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_S):
         async with serving() as foreman, trio.open_nursery() as nursery:
             work = partial(remote.run_worker, foreman.url, secret=SECRET, allow=ALLOW)
             await nursery.start(work)

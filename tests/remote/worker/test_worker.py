@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.hangs import HANG_S
 from tests.remote.site import SECRET, open_site
 from trio_ckpt import remote
 from trio_ckpt.remote import ConnectionLostError, NotAllowedError
@@ -31,7 +32,7 @@ async def free_url() -> str:
 
 
 async def until_said(caplog: pytest.LogCaptureFixture, text: str) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_S):
         while text not in caplog.text:  # noqa: ASYNC110  # a log tells no one
             await trio.sleep(0.01)
 
@@ -47,7 +48,7 @@ async def test_a_worker_stopped_before_it_is_let_in_ends_well(
         await until_said(caplog, "no connection to the foreman")
         os.kill(os.getpid(), number)
 
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop)
             assert await nursery.start(work) is False

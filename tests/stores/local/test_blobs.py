@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.hangs import HANG_S
 from tests.stores.tools import A, B, chain, failing_commit, make
 from trio_ckpt._util.errors import SaveOutcomeUnknownError, StoreDamagedError, StoreError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
@@ -490,7 +491,7 @@ async def test_removing_needs_none_of_the_threads_that_wait_for_it(
         await store.save(run, [naming(A, 1, BIG)])
         monkeypatch.setattr(blob_pins.BlobPins, "doom", doom)
         monkeypatch.setattr(threading.Condition, "wait_for", wait_for)
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_S):
             async with trio.open_nursery() as nursery:
                 assert await store.drop_blobs(run, A, [1]) == len(BIG)
         assert await store.read_blob(BIG_DIGEST) == BIG

@@ -19,6 +19,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import PROGRAM_S
 from tests.stores.tools import A, B, chain, heads
 from trio_ckpt._util.errors import RunLockedError, StoreError
 from trio_ckpt.abc import Checkpoint, Pruned, RunKey
@@ -65,7 +66,7 @@ async def test_disk_takes_no_more(folder: Path, scheme: str, file: str) -> None:
         [sys.executable, "-c", textwrap.dedent(_NO_ROOM), f"{scheme}:{folder}"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PROGRAM_S,
         check=True,
     )
     saving, blob, last = done.stdout.splitlines()

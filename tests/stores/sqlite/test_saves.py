@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import HANG_S
 from tests.stores.tools import A, B, chain, failing_commit, heads
 from trio_ckpt._util.errors import (
     RunLockedError,
@@ -163,7 +164,7 @@ async def test_save_that_was_given_up_on_keeps_the_lock(folder: Path) -> None:
     writing, reading = store._writing._thread, store._reading._thread
     assert writing is not None
     assert reading is not None
-    with trio.fail_after(10):  # it does not wait for the save
+    with trio.fail_after(HANG_S):  # it does not wait for the save
         await store.aclose()
     assert writing.is_alive()
     await trio.to_thread.run_sync(reading.join)
