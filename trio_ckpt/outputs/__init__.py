@@ -24,8 +24,14 @@ system go through `System`, so that a test can inject faults below it.
 from __future__ import annotations
 
 from .._journal.record import Output as Output
-from ._append import AppendFile as AppendFile, SinkTooShortError as SinkTooShortError
+from ._append import (
+    AppendFile as AppendFile,
+    SinkTooShortError as SinkTooShortError,
+    find_lines_damage as find_lines_damage,
+    keep_tail as keep_tail,
+)
 from ._dir import Archived as Archived, OutputDir as OutputDir, Verify as Verify
+from ._files import NewFile as NewFile
 from ._names import (
     ARCHIVE as ARCHIVE,
     LINES_DIGEST_BYTES as LINES_DIGEST_BYTES,
@@ -35,9 +41,7 @@ from ._names import (
     lines_digest as lines_digest,
     relative_path as relative_path,
 )
-from ._new import NewFile as NewFile
 from ._system import System as System, SystemPath as SystemPath
-from ._tail import find_lines_damage as find_lines_damage, keep_tail as keep_tail
 from ._validate import (
     RawCheck as RawCheck,
     Validate as Validate,

@@ -1,4 +1,7 @@
-"""Append files: they grow at their end, and are cut to what was confirmed."""
+"""Append files: they grow at their end, and are cut to what was confirmed.
+
+`keep_tail` archives lines before they are cut off, `find_lines_damage` compares them with records.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ import attrs
 from .._util.errors import CannotRedoError, OutputError, SinkClosedError, text_of
 from .._util.text import plural
 from ._dir import OutputDir
-from ._names import AnyPath, above
+from ._files import numbered, pieces, write_pieces
+from ._names import ARCHIVE, AnyPath, above, lines_digest
 from ._system import APPEND, output_errors, words, write_all
 from ._tree import Sync, Tree
 
@@ -242,3 +246,62 @@ class AppendFile:
         self._problem = f"an append failed ({why}), so it is closed until the next session"
         with suppress(OSError):
             self.close()
+
+
+def keep_tail(outdir: OutputDir, path: AnyPath, offset: int, label: str) -> str | None:
+    """Copy an append file from `offset` on into ``.archive/<label>/``.
+
+    Durability: the copy survives a power cut once this has returned.
+
+    Returns:
+        The path of the copy, relative to the root; None: there is nothing to copy.
+
+    Raises:
+        OutputError: it cannot be read or copied.
+    """
+    name = outdir.relative(path)
+    tree = outdir.tree
+    goals = numbered(f"{ARCHIVE}/{label}/{name}~{offset}")
+    with output_errors(name):
+        try:
+            with tree.reading(name) as (fd, found):
+                if found.st_size <= offset:
+                    return None
+                goal = next(goal for goal in goals if not tree.mode_of(goal))
+                write_pieces(tree, goal, pieces(tree.system, fd, offset=offset))
+                return goal
+        except FileNotFoundError:
+            return None
+
+
+def find_lines_damage(
+    outdir: OutputDir, path: AnyPath, offset: int, size: int, digest: bytes | None
+) -> str | None:
+    """Compare the lines that a batch has appended with the existing file.
+
+    Args:
+        outdir: The output folder.
+        path: The name of the append file.
+        offset: Where the lines begin, in bytes.
+        size: The number of bytes that they have.
+        digest: Their digest, see `lines_digest`; None: only their presence is checked.
+
+    Returns:
+        None if they are good, else a text that says what is wrong with them.
+
+    Raises:
+        OutputError: this is unknown, because the file cannot be read.
+    """
+    name = outdir.relative(path)
+    with output_errors(name):
+        try:
+            with outdir.tree.reading(name) as (fd, found):
+                if found.st_size < offset + size:
+                    missing = min(size, offset + size - found.st_size)
+                    return f"truncated: {missing:,} missing of {plural(size, 'byte')} at {offset}"
+                if digest is None:
+                    return None
+                data = b"".join(pieces(outdir.tree.system, fd, offset + size, offset))
+        except FileNotFoundError:
+            return "missing"
+    return None if lines_digest(data) == digest else f"altered: {plural(size, 'byte')} at {offset}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import os
 import stat
 from collections.abc import Generator, Iterable
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from typing import Literal
 
 import attrs
@@ -18,6 +17,7 @@ from .._util.arguments import NOT_EXPANDED, names_home
 from .._util.errors import OutputError
 from .._util.log import get_logger
 from .._util.text import plural
+from ._files import NewFile, content_of, numbered, open_regular, pieces, write_pieces
 from ._names import (
     ARCHIVE,
     TEMP_NAME,
@@ -27,13 +27,10 @@ from ._names import (
     below,
     relative_path,
 )
-from ._new import NewFile
 from ._system import READ, TROUBLE, System, SystemPath, output_errors, words
 from ._tree import Sync, Tree
 
 Verify = Literal["size", "sha256"]
-
-HASH_CHUNK_BYTES = 2**20  # the memory for hashing a file
 
 _log = get_logger(__name__)
 
@@ -146,9 +143,7 @@ class OutputDir:
         Raises:
             OutputError: it cannot be written, or something that is not a file has its name.
         """
-        with closing(self.create(path)) as file:
-            file.write(data)
-            return file.commit()
+        return write_pieces(self.tree, self.relative(path), (data,))
 
     def create(self, path: AnyPath) -> NewFile:
         """Begin a file that is too large for memory: written piece by piece, then committed.
@@ -168,10 +163,10 @@ class OutputDir:
                 `limit_bytes`, which is checked before it is read.
         """
         name = self.relative(path)
-        with output_errors(name), self._regular(name) as (fd, found):
+        with output_errors(name), open_regular(self.tree, name) as (fd, found):
             if found.st_size > limit_bytes:
                 raise OutputError(name, f"has {found.st_size:,} bytes, over {limit_bytes:,}")
-            data = b"".join(self._pieces(fd, limit_bytes + 1))
+            data = b"".join(pieces(self._system, fd, limit_bytes + 1))
         if len(data) > limit_bytes:
             raise OutputError(name, f"has grown over {limit_bytes:,} bytes while it was read")
         return data
@@ -183,8 +178,8 @@ class OutputDir:
             OutputError: it is missing, not a regular file, or behind a link.
         """
         name = self.relative(path)
-        with output_errors(name), self._regular(name) as (fd, _):
-            yield from self._pieces(fd, limit_bytes)
+        with output_errors(name), open_regular(self.tree, name) as (fd, _):
+            yield from pieces(self._system, fd, limit_bytes)
 
     def adopt(self, path: AnyPath) -> Output:
         """Adopt a file that the user wrote as an output.
@@ -202,7 +197,7 @@ class OutputDir:
         ):
             if not stat.S_ISREG(before.st_mode):
                 raise OutputError(name, "is not a regular file")
-            size, sha256 = self._hash(fd)
+            size, sha256 = content_of(self._system, fd)
             self.tree.sync(fd, name)
             after = self._system.fstat(fd)
             if size != after.st_size or before.st_mtime_ns != after.st_mtime_ns:
@@ -226,10 +221,7 @@ class OutputDir:
         """
         try:
             name = self.relative(output.path)
-            with (
-                self.tree.folder(name, Sync.NONE) as (folder, last),
-                self.tree.opened(folder, last) as (fd, found),
-            ):
+            with self.tree.reading(name) as (fd, found):
                 return self._compare(fd, found, output, verify)
         except FileNotFoundError:
             return "missing"
@@ -315,15 +307,13 @@ class OutputDir:
             OutputError: it cannot be read.
         """
         name = self.relative(path)
-        newest, copy = None, f"{ARCHIVE}/{label}/{name}"
-        numbers = itertools.count(2)
         with output_errors(name):
-            while self._has_file(copy):
-                newest, copy = copy, f"{ARCHIVE}/{label}/{name}~{next(numbers)}"
-            if newest is None:
+            places = numbered(f"{ARCHIVE}/{label}/{name}")
+            copies = list(itertools.takewhile(self._has_file, places))
+            if not copies:
                 return None
-            with self._regular(newest) as (fd, _):
-                return b"".join(self._pieces(fd, limit_bytes))
+            with open_regular(self.tree, copies[-1]) as (fd, _):
+                return b"".join(pieces(self._system, fd, limit_bytes))
 
     def length(self, path: AnyPath) -> int | None:
         """Return the size of a file in bytes; None: there is no such file.
@@ -365,37 +355,6 @@ class OutputDir:
                         left.append(where)
         return min(count, limit)
 
-    # -- one file -------------------------------------------------------------------
-
-    @contextmanager
-    def _regular(self, name: str) -> Generator[tuple[int, os.stat_result]]:
-        """Open a regular file for reading."""
-        with (
-            self.tree.folder(name, Sync.NONE) as (folder, last),
-            self.tree.opened(folder, last) as (fd, found),
-        ):
-            if not stat.S_ISREG(found.st_mode):
-                raise OutputError(name, "is not a regular file")
-            yield fd, found
-
-    def _pieces(self, fd: int, limit_bytes: int) -> Generator[bytes]:
-        """Yield the content of a file, up to a limit."""
-        offset = 0
-        while size := min(limit_bytes - offset, HASH_CHUNK_BYTES):
-            piece = self._system.pread(fd, size, offset)
-            if not piece:
-                return
-            yield piece
-            offset += len(piece)
-
-    def _hash(self, fd: int) -> tuple[int, str]:
-        """Return size and SHA-256 of the content."""
-        hasher, size = hashlib.sha256(), 0
-        while chunk := self._system.pread(fd, HASH_CHUNK_BYTES, size):
-            hasher.update(chunk)
-            size += len(chunk)
-        return size, hasher.hexdigest()
-
     def _compare(
         self, fd: int, found: os.stat_result, output: Output, verify: Verify
     ) -> str | None:
@@ -407,7 +366,7 @@ class OutputDir:
             return f"altered: {plural(found.st_size, 'byte')} instead of {output.size:,}"
         if verify == "size" and found.st_mtime_ns == output.mtime_ns:
             return None
-        _, sha256 = self._hash(fd)
+        _, sha256 = content_of(self._system, fd)
         if sha256 == output.sha256:
             return None
         return f"altered: sha256 {sha256} instead of {output.sha256}"
@@ -437,30 +396,17 @@ class OutputDir:
             self.tree.folder(name, Sync.MOVE) as (source, last),
             self.tree.folder(goal, Sync.MAKE) as (target, wanted),
         ):
-            free, copy = wanted, 1
-            while self.tree.mode(target, free):
-                copy += 1
-                free = f"{wanted}~{copy}"
+            free = next(n for n in numbered(wanted) if not self.tree.mode(target, n))
             goal = below(above(goal), free)
             try:
                 self._system.rename(last, free, src_dir_fd=source, dst_dir_fd=target)
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                self._copy(name, goal)  # the archive is on another disk, or mount
+                with open_regular(self.tree, name) as (fd, found):  # on another disk, or mount
+                    write_pieces(self.tree, goal, pieces(self._system, fd, found.st_size))
                 self._system.unlink(last, dir_fd=source)
         return goal
 
-    def _copy(self, name: str, goal: str) -> None:
-        """Copy a file, durably."""
-        with self._regular(name) as (fd, found), closing(NewFile.open(self.tree, goal)) as copy:
-            for piece in self._pieces(fd, found.st_size):
-                copy.write(piece)
-            copy.commit()
-
     def _has_file(self, name: str) -> bool:
-        try:
-            with self.tree.folder(name, Sync.NONE) as (folder, last):
-                return stat.S_IFMT(self.tree.mode(folder, last)) not in (0, stat.S_IFDIR)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        return stat.S_IFMT(self.tree.mode_of(name)) not in (0, stat.S_IFDIR)

@@ -11,9 +11,11 @@ import itertools
 import json
 import math
 import re
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from .._util.plain import MAX_DEPTH
+
+Json: TypeAlias = Any  # a parsed document: dict, list, str, int, float, bool or None
 
 MAX_JSON_BYTES = 64 * 2**20  # parsed, a document takes some ten times as much memory
 MAX_NUMBER_CHARS = 1_000  # longer than any float; the time to parse an int grows as the square
@@ -29,8 +31,8 @@ class JsonError(ValueError):
     """The bytes are not a valid JSON document, or exceed a limit; the text says why."""
 
 
-def parse_json(data: bytes) -> Any:
-    """Parse a JSON document: dict, list, str, int, float, bool or None.
+def parse_json(data: bytes) -> Json:
+    """Parse a JSON document.
 
     Raises:
         JsonError: it is empty, too large, not UTF-8, not JSON, nested deeper than
@@ -77,7 +79,7 @@ def _depth(data: bytes) -> int:
     return max(itertools.accumulate(map(_STEPS.__getitem__, brackets)), default=0)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -109,7 +111,7 @@ def _short(text: str) -> str:
     return text
 
 
-def _refuse_lone_surrogates(value: Any) -> None:
+def _refuse_lone_surrogates(value: Json) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

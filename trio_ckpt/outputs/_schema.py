@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from .._util.extras import needs_extra
+from ._json import Json
 from ._structure import MisfitError, join
 
 MAX_REASON_CHARS = 300  # jsonschema quotes the value, which may be the whole document
 
 _LIBRARIES = ("jsonschema", "jsonschema_specifications", "referencing")
 
-Check = Callable[[Any], None]
+Check = Callable[[Json], None]
+Untyped: TypeAlias = Any  # of the libraries, whose types are partly unknown
 
 
-def make_schema_check(schema: Mapping[str, Any]) -> Check:
+def make_schema_check(schema: Mapping[str, object]) -> Check:
     """Return a function that raises `MisfitError` for a value that the schema does not allow.
 
     The draft is the one that ``$schema`` names, else 2020-12.  Formats are annotations.
@@ -48,7 +50,7 @@ def make_schema_check(schema: Mapping[str, Any]) -> Check:
         raise ValueError(f"the schema refers to {error.ref!r}, which is not in it") from error
     validator = kind(plain, registry=registry)
 
-    def check(value: Any) -> None:
+    def check(value: Json) -> None:
         try:
             _refuse_first(validator.iter_errors(value))
         except RecursionError as error:
@@ -57,23 +59,23 @@ def make_schema_check(schema: Mapping[str, Any]) -> Check:
     return check
 
 
-def _load(name: str) -> Any:
-    return import_module(name)  # untyped: the library's types are partly unknown
+def _load(name: str) -> Untyped:
+    return import_module(name)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Json:
     """Return a private copy in dicts and lists."""
     if isinstance(value, Mapping):
-        items = cast("Mapping[str, Any]", value).items()
+        items = cast("Mapping[str, object]", value).items()
         return {key: _plain(item) for key, item in items}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in cast("list[Any]", value)]
+        return [_plain(item) for item in cast("list[object]", value)]
     return value
 
 
-def _resolve_all(resolver: Any, resource: Any) -> None:
+def _resolve_all(resolver: Untyped, resource: Untyped) -> None:
     """Check that every reference in a schema resolves."""
-    contents: Any = resource.contents
+    contents: Untyped = resource.contents
     if not isinstance(contents, bool):
         for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
             reference = contents.get(keyword)
@@ -83,7 +85,7 @@ def _resolve_all(resolver: Any, resource: Any) -> None:
         _resolve_all(resolver.in_subresource(inner), inner)
 
 
-def _refuse_first(errors: Iterable[Any]) -> None:
+def _refuse_first(errors: Iterable[Untyped]) -> None:
     first, more = None, -1
     for error in errors:
         first = first or error

@@ -35,6 +35,7 @@ from .._util.arguments import shown
 from .._util.errors import class_name, text_of
 from .._util.extras import needs_extra
 from .._util.text import plural
+from ._json import Json
 
 if TYPE_CHECKING:
     from cattrs import Converter
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 MAX_SHOWN_CHARS = 40  # per value in a message
 
 Hint: TypeAlias = Any  # an annotation: a class, a generic alias, a union …
-Json: TypeAlias = Any  # a parsed document, or what a hook made of it
 Hook = Callable[[Json, Hint], Json]
 
 

@@ -117,6 +117,20 @@ class Tree:
         finally:
             self.system.close(fd)
 
+    @contextmanager
+    def reading(self, name: str) -> Generator[tuple[int, os.stat_result]]:
+        """Open a file for reading as `opened` does, and the folders on the way to it."""
+        with self.folder(name, Sync.NONE) as (folder, last), self.opened(folder, last) as found:
+            yield found
+
+    def mode_of(self, name: str) -> int:
+        """Return the file mode of a file, see `mode`; its folder may be missing, too."""
+        try:
+            with self.folder(name, Sync.NONE) as (folder, last):
+                return self.mode(folder, last)
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+
     def mode(self, folder: int, name: str) -> int:
         """Return the file mode of a name, links not followed; 0: it does not exist."""
         try:

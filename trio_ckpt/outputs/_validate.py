@@ -19,7 +19,7 @@ from .._journal.record import Output
 from .._util.arguments import checked_by, whole_number
 from .._util.errors import OutputInvalidError, class_name
 from ._dir import OutputDir
-from ._json import MAX_JSON_BYTES, JsonError, parse_json
+from ._json import MAX_JSON_BYTES, Json, JsonError, parse_json
 from ._schema import make_schema_check
 from ._structure import MisfitError, is_class, make_structure, misfit_of
 
@@ -28,8 +28,8 @@ from ._structure import MisfitError, is_class, make_structure, misfit_of
 class _Document:
     """A document and what the checks have made of it so far."""
 
-    parsed: Any
-    made: Any  # the instance of the newest class, or the parsed document
+    parsed: Json
+    made: Json  # the instance of the newest class, or the parsed document
 
 
 _Check = Callable[[_Document], _Document]
@@ -51,7 +51,7 @@ class RawCheck:
         limit_bytes: Larger outputs are refused unread, because the content is held in memory.
     """
 
-    accept: Callable[[str, bytes], Any] = attrs.field(validator=_is_plain_function)
+    accept: Callable[[str, bytes], object] = attrs.field(validator=_is_plain_function)
     limit_bytes: int = attrs.field(
         default=MAX_JSON_BYTES, kw_only=True, validator=checked_by(whole_number, least=1)
     )
@@ -163,9 +163,9 @@ class Validator:
 
 
 Validate: TypeAlias = (
-    type[Any]
-    | Mapping[str, Any]
-    | Callable[[Any], Any]
+    type[object]
+    | Mapping[str, object]
+    | Callable[[Json], object]
     | RawCheck
     | Sequence["Validate"]
     | Validator
@@ -234,12 +234,12 @@ def _check_one(outputs: OutputDir, output: Output, validator: Validator) -> None
     validator.check(output.path, data)
 
 
-def _make_check(validate: Any) -> _Check:
+def _make_check(validate: object) -> _Check:
     if is_class(validate):
         structure = make_structure(validate)
         return lambda document: _Document(document.parsed, structure(document.parsed))
     if isinstance(validate, Mapping):
-        check = make_schema_check(cast("Mapping[str, Any]", validate))
+        check = make_schema_check(cast("Mapping[str, object]", validate))
 
         def conform(document: _Document) -> _Document:
             check(document.parsed)
@@ -254,7 +254,7 @@ def _make_check(validate: Any) -> _Check:
             f"sequence of them, not by {validate!r}"
         )
     _refuse_async(validate)
-    return _call(cast("Callable[[Any], Any]", validate))
+    return _call(cast("Callable[[Json], object]", validate))
 
 
 def _refuse_async(accept: object) -> None:
@@ -264,7 +264,7 @@ def _refuse_async(accept: object) -> None:
         raise TypeError(f"{accept!r} is async; a validator runs in a thread")
 
 
-def _call(accept: Callable[[Any], Any]) -> _Check:
+def _call(accept: Callable[[Json], object]) -> _Check:
     def check(document: _Document) -> _Document:
         _ask(accept, document.made)
         return document
@@ -272,7 +272,7 @@ def _call(accept: Callable[[Any], Any]) -> _Check:
     return check
 
 
-def _ask(accept: Callable[..., Any], *values: Any) -> None:
+def _ask(accept: Callable[..., object], *values: object) -> None:
     """Call a function of the user's, which refuses by raising or by returning False."""
     try:
         answer = accept(*values)

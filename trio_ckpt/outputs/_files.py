@@ -1,10 +1,13 @@
-"""A file that is written under a temporary name."""
+"""One file below the root: written whole, read in pieces, hashed."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import stat
-from contextlib import ExitStack, suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import attrs
@@ -13,8 +16,10 @@ from .._journal.record import Output
 from .._util.errors import OutputError
 from .._util.fsync import naming_unsynced
 from ._names import above, below, temp_name
-from ._system import NEW, output_errors, write_all
+from ._system import NEW, System, output_errors, write_all
 from ._tree import Sync, Tree
+
+HASH_CHUNK_BYTES = 2**20  # the memory for hashing a file
 
 
 @attrs.define(eq=False)
@@ -69,8 +74,10 @@ class NewFile:
     def commit(self) -> Output:
         """Give the file its name, in place of the one that has it.
 
-        Durability: file and name survive a power cut once this has returned.  An error
-        before the rename leaves the old file whole; after it, the new one.
+        Durability: file and name survive a power cut once this has returned.  The file is
+        synced before the rename, since a file system may keep a new name before the content;
+        the folder is synced after it, since the name is in the folder.  An error before the
+        rename leaves the old file whole; after it, the new one.
 
         Raises:
             OutputError: it could not be made durable, or was not renamed.
@@ -102,3 +109,52 @@ class NewFile:
         fd, self._fd = self._fd, -1
         if fd != -1:
             self._tree.system.close(fd)
+
+
+def write_pieces(tree: Tree, name: str, data: Iterable[bytes]) -> Output:
+    """Write a file whole, in place of the one that has its name.
+
+    Durability: as for `NewFile.commit`; the names of the folders on the way survive, too.
+
+    Raises:
+        OutputError: it cannot be written, or something that is not a file has its name.
+    """
+    with closing(NewFile.open(tree, name)) as file:
+        for piece in data:
+            file.write(piece)
+        return file.commit()
+
+
+@contextmanager
+def open_regular(tree: Tree, name: str) -> Generator[tuple[int, os.stat_result]]:
+    """Open a regular file for reading."""
+    with tree.reading(name) as (fd, found):
+        if not stat.S_ISREG(found.st_mode):
+            raise OutputError(name, "is not a regular file")
+        yield fd, found
+
+
+def pieces(system: System, fd: int, end: int | None = None, offset: int = 0) -> Iterator[bytes]:
+    """Yield the content of a file from `offset` on, up to `end`."""
+    size = HASH_CHUNK_BYTES
+    while end is None or (size := min(end - offset, HASH_CHUNK_BYTES)) > 0:
+        piece = system.pread(fd, size, offset)
+        if not piece:
+            return
+        yield piece
+        offset += len(piece)
+
+
+def content_of(system: System, fd: int) -> tuple[int, str]:
+    """Return size and SHA-256 of the content."""
+    hasher, size = hashlib.sha256(), 0
+    for piece in pieces(system, fd):
+        hasher.update(piece)
+        size += len(piece)
+    return size, hasher.hexdigest()
+
+
+def numbered(name: str) -> Iterator[str]:
+    """Yield a name and those of its further copies: ``f``, ``f~2``, ``f~3`` …"""
+    yield name
+    yield from (f"{name}~{copy}" for copy in itertools.count(2))
